@@ -1,0 +1,11 @@
+//! The decisions of Mainstay, without IO: bytes and time go in, bytes and events come out.
+//!
+//! - [`ws`]: RFC 6455 frames and messages, RFC 7692 compression, the rules of the opening handshake.
+//! - [`session`]: `mainstay.v1`, the session that outlives connections.
+//! - [`heartbeat`]: when to probe a peer and when to call it dead.
+//! - [`backoff`]: how long to wait before the next attempt.
+//! - [`connect`]: the client's life: dialling, attached, waiting, ended.
+//!
+//! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of
+//! randomness: `now` and every seed are arguments. The same machines run under tokio, in the
+//! simulator and as the reference for the TypeScript client.
