@@ -9,3 +9,8 @@
 //! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of
 //! randomness: `now` and every seed are arguments. The same machines run under tokio, in the
 //! simulator and as the reference for the TypeScript client.
+
+pub mod backoff;
+pub mod heartbeat;
+pub mod session;
+pub mod ws;

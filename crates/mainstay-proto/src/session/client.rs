@@ -1,0 +1,711 @@
+//! The client's end of one session, over one connection after the other.
+//!
+//! At most two connections matter at a time: the *current* one, and a *pending* one that has sent
+//! HELLO and waits for WELCOME. From the pending HELLO on, the current one is only read (make before
+//! break); WELCOME ends it, and if the pending one is refused or lost, it is written again.
+//!
+//! When to dial, what to do after a loss and how long to wait is not decided here
+//! ([`connect`](crate::connect)).
+//!
+//! Source: `docs/PROTOCOL.md` "Attaching", "Closing".
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::error::SessionError;
+use super::flow::{Flow, FlowConfig, Lane};
+use super::inbox::Delivery;
+use super::message::{
+    Account, Cause, ClientKey, Control, Delay, Frame, Hello, Instance, Message, Resume, ResumeToken,
+    SessionId, Welcome, Window,
+};
+use super::names::Secrets;
+use super::transmit::{ConnectionId, Transmit};
+use crate::ws::CloseCode;
+
+/// Connections in a row that may end after WELCOME without progress before the session is given up.
+const BARREN_LIMIT: u32 = 5;
+
+/// What a client session is made of. Every field has the default of `docs/DEFAULTS.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClientConfig {
+    /// Buffers and windows.
+    pub flow: FlowConfig,
+    /// Sent in HELLO, where the opening handshake cannot carry them.
+    pub credentials: Option<Bytes>,
+    /// The resume window asked for; the server decides. Default: the server's.
+    pub resume_window: Option<Duration>,
+    /// Send again in the next session what a lost one certainly did not deliver. Default: true.
+    pub resend_undelivered: bool,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            flow: FlowConfig { keep: Window::CLIENT, accept: Window::CLIENT, manual_confirm: false },
+            credentials: None,
+            resume_window: None,
+            resend_undelivered: true,
+        }
+    }
+}
+
+/// What became of everything that was sent in a session that is over: every number is in one class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fate {
+    /// Delivered: 1 up to here.
+    pub delivered: u64,
+    /// Unknown: above `delivered` up to here. Not delivered: above this.
+    pub unknown: u64,
+    /// The last number that was given.
+    pub last: u64,
+    /// What was not delivered is sent again in the next session, `unknown + 1` as its number 1.
+    pub resent: bool,
+    /// The peer's messages that will never come: the first, and how many (`None`: not known).
+    pub lost: Option<(u64, u64)>,
+    /// Why, as far as the peer told.
+    pub cause: Cause,
+}
+
+/// What happens to a client session.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ClientEvent {
+    /// Bound to a connection.
+    Attached {
+        /// The public name.
+        id: SessionId,
+        /// Counts the attaches of this session.
+        epoch: u64,
+        /// The session continues: nothing was lost.
+        resumed: bool,
+        /// How often the server sends PING.
+        heartbeat_interval: Duration,
+        /// How long the server keeps the session without a connection.
+        resume_window: Duration,
+    },
+    /// The session is lost, and a new one follows. The one event about it: see [`Fate`].
+    Gap(Fate),
+    /// The attempt was refused; the session, if there is one, is as it was.
+    Refused {
+        /// From the table of codes.
+        code: u64,
+        /// Whether trying again makes sense.
+        retryable: bool,
+        /// When.
+        delay: Delay,
+    },
+    /// Leave the connection after the delay; nothing is lost.
+    GoAway {
+        /// The connection that said so.
+        connection: ConnectionId,
+        /// When to leave.
+        delay: Delay,
+        /// Where to, if the server said.
+        endpoint: Option<String>,
+    },
+    /// A message outside the stream.
+    Volatile(Message),
+    /// Over, on purpose or because another instance took the session; nothing follows.
+    Ended {
+        /// The code of END or of the close.
+        code: u64,
+        /// The reason given.
+        reason: String,
+        /// What became of what was sent.
+        fate: Fate,
+    },
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct ClientSession {
+    config: ClientConfig,
+    secrets: Secrets,
+    instance: Instance,
+    attempt: u64,
+    flow: Flow,
+    /// Names the session that the next HELLO may create.
+    key: ClientKey,
+    /// When the key was first sent.
+    key_sent: Option<Instant>,
+    token: Option<ResumeToken>,
+    current: Option<Current>,
+    pending: Option<Pending>,
+    /// Where the client and the server stood when the current connection was attached.
+    mark: (u64, u64),
+    barren: u32,
+    life: Life,
+    events: VecDeque<ClientEvent>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Current {
+    connection: ConnectionId,
+    lane: Lane,
+    ping: Option<u64>,
+    queue: VecDeque<Transmit>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Pending {
+    connection: ConnectionId,
+    hello: Option<Box<Hello>>,
+    /// Set while this HELLO asks for a new session: messages follow it at once.
+    opening: Option<Lane>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Life {
+    Open,
+    /// END leaves once everything before it is acknowledged.
+    Closing { code: u64, reason: String },
+    EndSent { code: u64, reason: String },
+    /// The peer's END came, with its final counts; what came before it is still being handed over.
+    EndReceived { code: u64, reason: String, received: u64, handed: u64 },
+    Over,
+}
+
+impl ClientSession {
+    /// A session of a new instance. `seed`: 32 bytes of the operating system's randomness.
+    #[must_use]
+    pub fn new(config: ClientConfig, seed: [u8; 32]) -> Self {
+        let mut secrets = Secrets::new(seed);
+        let (instance, key) = (secrets.instance(), secrets.client_key());
+        Self {
+            flow: Flow::new(&config.flow, Window::BEFORE_WELCOME),
+            config,
+            secrets,
+            instance,
+            attempt: 0,
+            key,
+            key_sent: None,
+            token: None,
+            current: None,
+            pending: None,
+            mark: (0, 0),
+            barren: 0,
+            life: Life::Open,
+            events: VecDeque::new(),
+        }
+    }
+
+    // ---- connections ----------------------------------------------------------------------------
+
+    /// `connection` is open and speaks `mainstay.v1`: ask for the session on it. An attempt that was
+    /// pending before is ignored from here on; close its connection.
+    pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId) {
+        if matches!(self.life, Life::Over) {
+            return;
+        }
+        self.attempt += 1;
+        let resume = self.token.clone().map(|token| Resume {
+            token,
+            received: self.flow.inbox.received(),
+            sent: self.flow.outbox.last(),
+            first_held: self.flow.outbox.acknowledged() + 1,
+        });
+        // Age 0 says "never sent before"; a second HELLO in the same millisecond must not say it.
+        let key_age = match self.key_sent {
+            None => Duration::ZERO,
+            Some(sent) => now.saturating_duration_since(sent).max(Duration::from_millis(1)),
+        };
+        self.key_sent.get_or_insert(now);
+        let opening = resume.is_none().then(Lane::default);
+        if opening.is_some() {
+            self.flow.outbox.set_peer_window(Window::BEFORE_WELCOME);
+        }
+        let hello = Hello {
+            window: self.flow.inbox.window(),
+            key: self.key,
+            key_age,
+            instance: self.instance,
+            attempt: self.attempt,
+            resume,
+            credentials: self.config.credentials.clone(),
+            resume_window: self.config.resume_window,
+        };
+        self.pending = Some(Pending { connection, hello: Some(Box::new(hello)), opening });
+    }
+
+    /// The connection is gone, however that came about.
+    pub fn handle_lost(&mut self, connection: ConnectionId) {
+        if self.pending.as_ref().is_some_and(|p| p.connection == connection) {
+            self.pending = None;
+        }
+        if self.current.as_ref().is_some_and(|c| c.connection == connection) {
+            self.drop_current();
+        }
+    }
+
+    /// The server closed `connection` with SUPERSEDED and this reason (the winner's instance, and
+    /// what the server received).
+    pub fn handle_superseded(&mut self, connection: ConnectionId, reason: &str) {
+        let mut words = reason.split_ascii_whitespace();
+        let by_us = words.next() == Some(self.instance.to_string().as_str());
+        let is_current = self.current.as_ref().is_some_and(|c| c.connection == connection);
+        if by_us || !is_current || words.next().is_none() {
+            return self.handle_lost(connection);
+        }
+        let received = reason.rsplit(' ').next().and_then(|count| count.parse().ok());
+        let account = received.map(|received| Account {
+            received,
+            handed: u64::MAX,
+            first_lost: self.flow.inbox.taken() + 1,
+            count: 0,
+            cause: Cause::Unknown,
+        });
+        let fate = self.fate(account, false);
+        self.end(CloseCode::SUPERSEDED.into(), "another instance took the session".into(), fate);
+    }
+
+    fn drop_current(&mut self) {
+        if self.current.take().is_none() {
+            return;
+        }
+        self.flow.forget_owed();
+        let mark = (self.flow.outbox.acknowledged(), self.flow.inbox.taken());
+        self.barren = if mark == self.mark { self.barren + 1 } else { 0 };
+        self.flow.outbox.trim(u64::MAX);
+        match std::mem::replace(&mut self.life, Life::Open) {
+            // Nobody answers END any more.
+            Life::EndSent { code, reason } => {
+                let fate = self.fate(None, false);
+                self.end(code, reason, fate);
+            }
+            life => self.life = life,
+        }
+        if self.barren >= BARREN_LIMIT {
+            self.barren = 0;
+            self.start_over(None);
+        }
+    }
+
+    // ---- what connections bring -----------------------------------------------------------------
+
+    /// Takes one message that `connection` brought. One from a connection that matters no more is dropped.
+    ///
+    /// # Errors
+    /// The peer broke the protocol: fail this connection; the session goes on over the next one.
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        frame: Frame,
+    ) -> Result<(), SessionError> {
+        if self.pending.as_ref().is_some_and(|p| p.connection == connection) {
+            return self.handle_answer(now, frame);
+        }
+        let Some(current) = self.current.as_mut().filter(|c| c.connection == connection) else {
+            return Ok(());
+        };
+        match frame {
+            Frame::Reserved => return Ok(()),
+            Frame::Message(message) => {
+                if matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over) {
+                    current.lane.read += 1;
+                    return Ok(());
+                }
+                return self.flow.read_message(&mut current.lane, message);
+            }
+            Frame::Control(control) => self.handle_control(control)?,
+        }
+        self.trim();
+        self.queue_end_if_flushed();
+        Ok(())
+    }
+
+    fn handle_control(&mut self, control: Control) -> Result<(), SessionError> {
+        let Some(current) = self.current.as_mut() else { return Ok(()) };
+        let outcome = match control {
+            Control::Ack { received, window } => self.flow.read_acknowledgement(received, window),
+            Control::Ping(beat) => self.flow.read_ping(&current.lane, beat),
+            Control::Pong(beat) => self.flow.read_pong(&current.lane, beat),
+            Control::Gap { first, count, cause } => {
+                self.flow.read_gap(&mut current.lane, first, count, cause)
+            }
+            Control::GoAway { delay, endpoint, .. } => {
+                let connection = current.connection;
+                self.events.push_back(ClientEvent::GoAway { connection, delay, endpoint });
+                Ok(())
+            }
+            Control::Volatile(message) => {
+                self.events.push_back(ClientEvent::Volatile(message));
+                Ok(())
+            }
+            Control::AuthResult { .. } => Ok(()),
+            Control::End { code, reason, received, handed } => {
+                self.handle_end(code, reason, received, handed)
+            }
+            Control::Hello(_) | Control::Welcome(_) | Control::Auth { .. } | Control::Refuse { .. } => {
+                Err(SessionError::Unexpected(control.name()))
+            }
+        };
+        if let Err(SessionError::PositionMismatch { .. }) = outcome {
+            let fate = self.fate(None, false);
+            self.end_now(CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into());
+            self.end(CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into(), fate);
+        }
+        outcome
+    }
+
+    fn handle_end(&mut self, code: u64, reason: String, received: u64, handed: u64) -> Result<(), SessionError> {
+        self.flow.outbox.acknowledge(received)?;
+        match std::mem::replace(&mut self.life, Life::Over) {
+            // The answer to ours: the code and the reason are what we said.
+            Life::EndSent { code, reason } => {
+                let fate = self.fate(Some(self.final_account(received, handed)), false);
+                self.close_current();
+                self.end(code, reason, fate);
+            }
+            Life::Over => {}
+            _ => {
+                self.life = Life::EndReceived { code, reason, received, handed };
+                self.answer_end_if_handed();
+            }
+        }
+        Ok(())
+    }
+
+    /// WELCOME or REFUSE on the pending connection; nothing else may come there.
+    fn handle_answer(&mut self, now: Instant, frame: Frame) -> Result<(), SessionError> {
+        match frame {
+            Frame::Control(Control::Welcome(welcome)) => self.handle_welcome(now, *welcome),
+            Frame::Control(Control::Refuse { code, retryable, delay, account }) => {
+                self.handle_refuse(code, retryable, delay, account);
+                Ok(())
+            }
+            Frame::Reserved => Ok(()),
+            Frame::Control(control) => Err(SessionError::Unexpected(control.name())),
+            Frame::Message(_) => Err(SessionError::Unexpected("a message before WELCOME")),
+        }
+    }
+
+    fn handle_welcome(&mut self, now: Instant, welcome: Welcome) -> Result<(), SessionError> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        if pending.hello.is_some() {
+            return Err(SessionError::Unexpected("WELCOME before HELLO"));
+        }
+        // The server has fenced the old connection; whatever it still brings is a repetition.
+        self.drop_old_connection();
+        let lane = match (&pending.opening, welcome.resumed) {
+            (Some(lane), false) => {
+                self.flow.outbox.acknowledge(welcome.received)?;
+                Lane { wrote: lane.wrote, read: welcome.first - 1 }
+            }
+            (None, true) => {
+                if !self.is_continued_by(&welcome) {
+                    self.start_over(None);
+                    return Err(SessionError::Unexpected("WELCOME with impossible counts"));
+                }
+                self.flow.outbox.acknowledge(welcome.received)?;
+                Lane { wrote: welcome.received, read: welcome.first - 1 }
+            }
+            (None, false) => {
+                self.start_over(welcome.account);
+                Lane { wrote: welcome.received, read: welcome.first - 1 }
+            }
+            (Some(_), true) => return Err(SessionError::Unexpected("resumed without being asked")),
+        };
+        self.flow.outbox.set_peer_window(welcome.window);
+        self.flow.outbox.trim(lane.wrote);
+        self.token = Some(welcome.token);
+        // The key has served; the next session, if this one is lost, gets another.
+        if !welcome.resumed {
+            self.renew_key();
+        }
+        self.mark = (self.flow.outbox.acknowledged(), self.flow.inbox.taken());
+        // ACK comes before anything else on this connection: it confirms the epoch.
+        let queue = VecDeque::from([self.flow.write_acknowledgement()]);
+        self.current = Some(Current { connection: pending.connection, lane, ping: None, queue });
+        self.events.push_back(ClientEvent::Attached {
+            id: welcome.id,
+            epoch: welcome.epoch,
+            resumed: welcome.resumed,
+            heartbeat_interval: welcome.heartbeat_interval,
+            resume_window: welcome.resume_window,
+        });
+        let _ = now;
+        self.queue_end_if_flushed();
+        Ok(())
+    }
+
+    /// Whether the counts in WELCOME can be those of the session we know.
+    fn is_continued_by(&self, welcome: &Welcome) -> bool {
+        let outbox = &self.flow.outbox;
+        welcome.received >= outbox.acknowledged()
+            && welcome.received <= outbox.written()
+            && welcome.first - 1 <= self.flow.inbox.taken()
+    }
+
+    fn handle_refuse(&mut self, code: u64, retryable: bool, delay: Delay, account: Option<Account>) {
+        let asked_to_resume = self.pending.take().is_some_and(|pending| pending.opening.is_none());
+        if retryable {
+            self.events.push_back(ClientEvent::Refused { code, retryable, delay });
+            return;
+        }
+        if code == u64::from(CloseCode::KEY_REFUSED) {
+            // The key may have named a session. With a token in hand only the key is at fault.
+            if !asked_to_resume {
+                self.start_over(account);
+            }
+            self.renew_key();
+            self.events.push_back(ClientEvent::Refused { code, retryable: true, delay });
+            return;
+        }
+        let fate = self.fate(account, false);
+        self.end(code, "refused".into(), fate);
+    }
+
+    // ---- what the application does --------------------------------------------------------------
+
+    /// Accepts a message and returns its number; it is kept until acknowledged.
+    ///
+    /// # Errors
+    /// Gives the message back when the buffer is full or the session is ending.
+    pub fn send(&mut self, message: Message) -> Result<u64, Message> {
+        if self.life == Life::Open { self.flow.outbox.push(message) } else { Err(message) }
+    }
+
+    /// Whether `send` would accept a message of this many bytes.
+    #[must_use]
+    pub fn has_room(&self, length: usize) -> bool {
+        self.flow.outbox.has_room(length)
+    }
+
+    /// Writes a message that is not numbered, kept or replayed. Dropped while detached.
+    pub fn send_volatile(&mut self, message: Message) {
+        if let (Some(current), true) = (&mut self.current, self.pending.is_none()) {
+            current.queue.push_back(Transmit::control(&Control::Volatile(message)));
+        }
+    }
+
+    /// The next message or gap for the application, in order.
+    pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
+        if matches!(self.life, Life::EndSent { .. } | Life::Over) {
+            return None;
+        }
+        let delivery = self.flow.hand_over(now);
+        self.answer_end_if_handed();
+        delivery
+    }
+
+    /// In manual mode: everything up to and including `number` is handled.
+    pub fn confirm(&mut self, now: Instant, number: u64) {
+        self.flow.inbox.confirm(now, number);
+    }
+
+    /// Sends a PING on the current connection, to see whether it lives.
+    pub fn probe(&mut self, nonce: u64) {
+        if let Some(current) = &mut self.current {
+            current.ping = Some(nonce);
+        }
+    }
+
+    /// Ends the session in order: what was accepted before is delivered first, then END.
+    pub fn close(&mut self, code: CloseCode, reason: &str) {
+        if self.life == Life::Open {
+            self.life = Life::Closing { code: code.into(), reason: reason.to_owned() };
+            self.queue_end_if_flushed();
+        }
+    }
+
+    /// Gives up waiting for an orderly end: the fate of what is unacknowledged is unknown.
+    pub fn abandon(&mut self) {
+        let (code, reason) = match std::mem::replace(&mut self.life, Life::Open) {
+            Life::Over => {
+                self.life = Life::Over;
+                return;
+            }
+            Life::Closing { code, reason } | Life::EndSent { code, reason } => (code, reason),
+            Life::EndReceived { code, reason, .. } => (code, reason),
+            Life::Open => (CloseCode::GOING_AWAY.into(), "abandoned".into()),
+        };
+        let fate = self.fate(None, false);
+        self.end(code, reason, fate);
+    }
+
+    fn queue_end_if_flushed(&mut self) {
+        if !matches!(self.life, Life::Closing { .. }) || self.current.is_none() || !self.flow.is_flushed() {
+            return;
+        }
+        if let Life::Closing { code, reason } = std::mem::replace(&mut self.life, Life::Open) {
+            self.end_now(code, reason);
+        }
+    }
+
+    fn end_now(&mut self, code: u64, reason: String) {
+        self.flow.inbox.discard_queue();
+        let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
+        if let Some(current) = &mut self.current {
+            let end = Control::End { code, reason: reason.clone(), received, handed };
+            current.queue.push_back(Transmit::control(&end));
+        }
+        self.life = Life::EndSent { code, reason };
+    }
+
+    fn answer_end_if_handed(&mut self) {
+        if !matches!(self.life, Life::EndReceived { .. }) || !self.flow.inbox.is_empty() {
+            return;
+        }
+        let Life::EndReceived { code, reason, received, handed } =
+            std::mem::replace(&mut self.life, Life::Over)
+        else {
+            return;
+        };
+        let (ours, our_handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
+        if let Some(current) = &mut self.current {
+            let end = Control::End { code, reason: String::new(), received: ours, handed: our_handed };
+            current.queue.push_back(Transmit::control(&end));
+        }
+        self.close_current();
+        let fate = self.fate(Some(self.final_account(received, handed)), false);
+        self.end(code, reason, fate);
+    }
+
+    fn close_current(&mut self) {
+        if let Some(current) = &mut self.current {
+            current.queue.push_back(Transmit::Close { code: CloseCode::NORMAL, reason: String::new() });
+        }
+    }
+
+    fn final_account(&self, received: u64, handed: u64) -> Account {
+        let first_lost = self.flow.inbox.taken() + 1;
+        Account { received, handed, first_lost, count: 0, cause: Cause::Ended }
+    }
+
+    // ---- losing a session -----------------------------------------------------------------------
+
+    /// The session is lost: one gap event, and a new session takes over what was certainly not delivered.
+    fn start_over(&mut self, account: Option<Account>) {
+        let fate = self.fate(account, self.config.resend_undelivered);
+        let fresh = Flow::new(&self.config.flow, Window::BEFORE_WELCOME);
+        let lost = std::mem::replace(&mut self.flow, fresh);
+        if fate.resent {
+            for message in lost.outbox.into_messages_after(fate.unknown) {
+                // It fitted the old buffer, so it fits the new one.
+                let _ = self.flow.outbox.push(message);
+            }
+        }
+        self.token = None;
+        self.events.push_back(ClientEvent::Gap(fate));
+    }
+
+    fn fate(&self, account: Option<Account>, resend: bool) -> Fate {
+        let (last, acknowledged) = (self.flow.outbox.last(), self.flow.outbox.acknowledged());
+        let (received, handed) = account.map_or((0, last), |a| (a.received.min(last), a.handed.min(last)));
+        let delivered = received.max(acknowledged);
+        let unknown = handed.max(delivered);
+        Fate {
+            delivered,
+            unknown,
+            last,
+            resent: resend && unknown < last,
+            lost: account.filter(|a| a.count > 0).map(|a| (a.first_lost, a.count)),
+            cause: account.map_or(Cause::Unknown, |a| a.cause),
+        }
+    }
+
+    fn end(&mut self, code: u64, reason: String, fate: Fate) {
+        self.life = Life::Over;
+        self.flow.inbox.discard_queue();
+        self.pending = None;
+        self.events.push_back(ClientEvent::Ended { code, reason, fate });
+    }
+
+    fn renew_key(&mut self) {
+        self.key = self.secrets.client_key();
+        self.key_sent = None;
+    }
+
+    fn drop_old_connection(&mut self) {
+        self.current = None;
+        self.flow.forget_owed();
+        self.barren = 0;
+    }
+
+    // ---- output ---------------------------------------------------------------------------------
+
+    /// The next thing to do to some connection.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<(ConnectionId, Transmit)> {
+        if let Some(pending) = &mut self.pending {
+            let connection = pending.connection;
+            if let Some(hello) = pending.hello.take() {
+                return Some((connection, Transmit::control(&Control::Hello(hello))));
+            }
+            // Nothing is written to the current connection from here on.
+            let transmit = self.flow.write_message(pending.opening.as_mut()?)?;
+            return Some((connection, transmit));
+        }
+        let current = self.current.as_mut()?;
+        let connection = current.connection;
+        if let Some(transmit) = current.queue.pop_front() {
+            return Some((connection, transmit));
+        }
+        if matches!(self.life, Life::EndSent { .. } | Life::Over) {
+            return None;
+        }
+        if let Some(nonce) = current.ping.take() {
+            return Some((connection, self.flow.write_ping(nonce, &current.lane)));
+        }
+        let owed = self.flow.write_owed(now, &current.lane);
+        owed.or_else(|| self.flow.write_message(&mut current.lane)).map(|transmit| (connection, transmit))
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+        self.events.pop_front()
+    }
+
+    /// When an acknowledgement is due even if nothing more comes.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.current.as_ref().and_then(|_| self.flow.inbox.acknowledge_by())
+    }
+
+    fn trim(&mut self) {
+        let current = self.current.as_ref().map_or(u64::MAX, |c| c.lane.wrote);
+        let pending = self.pending.as_ref().and_then(|p| p.opening).map_or(u64::MAX, |lane| lane.wrote);
+        self.flow.outbox.trim(current.min(pending));
+    }
+
+    // ---- facts ----------------------------------------------------------------------------------
+
+    /// The connection that the session is bound to.
+    #[must_use]
+    pub fn current(&self) -> Option<ConnectionId> {
+        self.current.as_ref().map(|c| c.connection)
+    }
+
+    /// The connection that waits for WELCOME.
+    #[must_use]
+    pub fn pending(&self) -> Option<ConnectionId> {
+        self.pending.as_ref().map(|p| p.connection)
+    }
+
+    /// The highest number that the server acknowledged.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.flow.outbox.acknowledged()
+    }
+
+    /// The last number given.
+    #[must_use]
+    pub fn last_sent(&self) -> u64 {
+        self.flow.outbox.last()
+    }
+
+    /// The session is over and has nothing more to write.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.life == Life::Over
+    }
+
+    /// Which running client this is.
+    #[must_use]
+    pub fn instance(&self) -> Instance {
+        self.instance
+    }
+}
+

@@ -1,0 +1,149 @@
+//! What both ends of a session do alike: number and keep what goes out, count and hand over what
+//! comes in, acknowledge, and check that both ends counted the same.
+//!
+//! A [`Lane`] is one connection's place in the two streams. No number travels with a message, so the
+//! place is all there is: it starts where HELLO and WELCOME say and moves by one with every message
+//! written or read. The flow outlives its lanes.
+//!
+//! Not here: who may attach ([`registry`](super::registry)), what an attach does to either end
+//! ([`server`](super::server), [`client`](super::client)).
+
+use std::time::Instant;
+
+use super::error::SessionError;
+use super::inbox::{Delivery, Inbox};
+use super::message::{Beat, Control, GapCause, Message, Window};
+use super::outbox::Outbox;
+use super::transmit::Transmit;
+
+/// One connection's position in each direction: the number last written and last read there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Lane {
+    pub(super) wrote: u64,
+    pub(super) read: u64,
+}
+
+/// Bounds of one end. Every field has the default of `docs/DEFAULTS.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowConfig {
+    /// What this end keeps until it is acknowledged. A full buffer makes the sender wait.
+    pub keep: Window,
+    /// What this end lets the peer write above what it acknowledged.
+    pub accept: Window,
+    /// Whether the application confirms what it has handled (`true`), or being handed a message
+    /// counts as received (`false`, the default).
+    pub manual_confirm: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Flow {
+    pub(super) outbox: Outbox,
+    pub(super) inbox: Inbox,
+    /// PONGs owed, by nonce; only the newest is answered.
+    pong: Option<u64>,
+}
+
+impl Flow {
+    pub(super) fn new(config: &FlowConfig, peer: Window) -> Self {
+        Self {
+            outbox: Outbox::new(config.keep, peer),
+            inbox: Inbox::new(config.accept, config.manual_confirm),
+            pong: None,
+        }
+    }
+
+    /// Reads a numbered message. What was taken before moves the position and is dropped.
+    pub(super) fn read_message(&mut self, lane: &mut Lane, message: Message) -> Result<(), SessionError> {
+        if lane.read + 1 > self.inbox.taken() {
+            self.inbox.take(message)?;
+        }
+        lane.read += 1;
+        Ok(())
+    }
+
+    pub(super) fn read_gap(
+        &mut self,
+        lane: &mut Lane,
+        first: u64,
+        count: u64,
+        cause: GapCause,
+    ) -> Result<(), SessionError> {
+        if first != lane.read + 1 {
+            return Err(SessionError::PositionMismatch { sent: first.saturating_sub(1), read: lane.read });
+        }
+        lane.read += count;
+        self.inbox.take_gap(lane.read, cause);
+        Ok(())
+    }
+
+    pub(super) fn read_acknowledgement(
+        &mut self,
+        received: u64,
+        window: Option<Window>,
+    ) -> Result<(), SessionError> {
+        self.outbox.acknowledge(received)?;
+        if let Some(window) = window {
+            self.outbox.set_peer_window(window);
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_ping(&mut self, lane: &Lane, beat: Beat) -> Result<(), SessionError> {
+        self.read_pong(lane, beat)?;
+        self.pong = Some(beat.nonce);
+        Ok(())
+    }
+
+    /// Compares positions, then takes the acknowledgement.
+    pub(super) fn read_pong(&mut self, lane: &Lane, beat: Beat) -> Result<(), SessionError> {
+        if beat.sent != lane.read {
+            return Err(SessionError::PositionMismatch { sent: beat.sent, read: lane.read });
+        }
+        self.outbox.acknowledge(beat.received)
+    }
+
+    /// The control message that is owed now, if any: a PONG, or an acknowledgement.
+    pub(super) fn write_owed(&mut self, now: Instant, lane: &Lane) -> Option<Transmit> {
+        if let Some(nonce) = self.pong.take() {
+            return Some(Transmit::control(&Control::Pong(self.beat(nonce, lane))));
+        }
+        if self.inbox.acknowledgement_due(now) {
+            return Some(self.write_acknowledgement());
+        }
+        None
+    }
+
+    pub(super) fn write_acknowledgement(&mut self) -> Transmit {
+        Transmit::control(&Control::Ack { received: self.inbox.tell(), window: None })
+    }
+
+    pub(super) fn write_ping(&mut self, nonce: u64, lane: &Lane) -> Transmit {
+        Transmit::control(&Control::Ping(self.beat(nonce, lane)))
+    }
+
+    fn beat(&mut self, nonce: u64, lane: &Lane) -> Beat {
+        Beat { nonce, sent: lane.wrote, received: self.inbox.tell() }
+    }
+
+    /// The next numbered message for this lane, if the peer's window has room.
+    pub(super) fn write_message(&mut self, lane: &mut Lane) -> Option<Transmit> {
+        let message = self.outbox.next(lane.wrote)?.clone();
+        lane.wrote += 1;
+        self.outbox.note_written(lane.wrote);
+        Some(Transmit::Message(message))
+    }
+
+    pub(super) fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
+        self.inbox.hand_over(now)
+    }
+
+    /// A connection is gone: what it owed goes with it.
+    pub(super) fn forget_owed(&mut self) {
+        self.pong = None;
+    }
+
+    /// Everything sent was acknowledged.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.outbox.acknowledged() == self.outbox.last()
+    }
+}

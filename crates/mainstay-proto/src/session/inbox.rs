@@ -1,0 +1,261 @@
+//! Messages read but not yet handed to the application, and what the peer may be told about them.
+//!
+//! Three counts, each at most the one before: `taken` (read from a connection), `handed` (the
+//! application's receive call returned it), `received` (acknowledged: equal to `handed`, or what the
+//! application confirmed in manual mode). The queue between `taken` and `handed` outlives
+//! connections. When to acknowledge is decided here, in the receive path; the deadline only backs it up.
+//!
+//! Source: `docs/PROTOCOL.md` "Sequence rules" 2 and 5.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::error::SessionError;
+use super::message::{GapCause, Message, Window};
+
+/// Acknowledge at the latest after this many messages.
+const ACK_MESSAGES: u64 = 32;
+/// Acknowledge at the latest this long after something was received.
+const ACK_DELAY: Duration = Duration::from_millis(250);
+
+/// What the application gets from a session's stream, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// A message.
+    Message(Message),
+    /// The peer's policy dropped `count` messages here.
+    Gap {
+        /// The number of the first.
+        first: u64,
+        /// How many.
+        count: u64,
+        /// Why.
+        cause: GapCause,
+    },
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Inbox {
+    queue: VecDeque<Queued>,
+    taken: u64,
+    handed: u64,
+    received: u64,
+    /// Payload bytes of what was taken and is not received.
+    open_bytes: u64,
+    /// Sizes of what was handed and is not received (manual mode only).
+    unconfirmed: VecDeque<u64>,
+    window: Window,
+    manual: bool,
+    /// What the peer was told on the current connection.
+    told: u64,
+    /// Payload bytes received since then.
+    untold_bytes: u64,
+    untold_since: Option<Instant>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Queued {
+    delivery: Delivery,
+    /// The last number that it covers.
+    number: u64,
+}
+
+impl Inbox {
+    pub(super) fn new(window: Window, manual: bool) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            taken: 0,
+            handed: 0,
+            received: 0,
+            open_bytes: 0,
+            unconfirmed: VecDeque::new(),
+            window,
+            manual,
+            told: 0,
+            untold_bytes: 0,
+            untold_since: None,
+        }
+    }
+
+    /// Takes the message numbered `taken + 1`.
+    pub(super) fn take(&mut self, message: Message) -> Result<(), SessionError> {
+        let length = message.payload.len() as u64;
+        let open = self.taken - self.received;
+        if open > 0 && (open >= self.window.messages || self.open_bytes + length > self.window.bytes) {
+            return Err(SessionError::WindowExceeded);
+        }
+        self.open_bytes += length;
+        self.taken += 1;
+        self.queue.push_back(Queued { delivery: Delivery::Message(message), number: self.taken });
+        Ok(())
+    }
+
+    /// Takes a gap that ends at `last`; what was taken before is left out of it.
+    pub(super) fn take_gap(&mut self, last: u64, cause: GapCause) {
+        if last <= self.taken {
+            return;
+        }
+        let (first, count) = (self.taken + 1, last - self.taken);
+        self.taken = last;
+        self.queue.push_back(Queued { delivery: Delivery::Gap { first, count, cause }, number: last });
+    }
+
+    /// Hands over the next in order. From here on it counts as handed, whatever becomes of it.
+    pub(super) fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
+        let Queued { delivery, number } = self.queue.pop_front()?;
+        if self.queue.is_empty() && self.queue.capacity() > 64 {
+            self.queue = VecDeque::new();
+        }
+        self.handed = number;
+        let length = match &delivery {
+            Delivery::Message(message) => message.payload.len() as u64,
+            Delivery::Gap { .. } => 0,
+        };
+        if self.manual {
+            self.unconfirmed.push_back(length);
+        } else {
+            self.note_received(now, number, length);
+        }
+        Some(delivery)
+    }
+
+    /// The application confirms everything up to and including `number` (manual mode).
+    pub(super) fn confirm(&mut self, now: Instant, number: u64) {
+        let number = number.min(self.handed);
+        while self.manual && self.received < number {
+            let length = self.unconfirmed.pop_front().unwrap_or(0);
+            self.note_received(now, self.received + 1, length);
+        }
+    }
+
+    fn note_received(&mut self, now: Instant, number: u64, length: u64) {
+        self.received = number;
+        self.open_bytes = self.open_bytes.saturating_sub(length);
+        self.untold_bytes += length;
+        self.untold_since.get_or_insert(now);
+    }
+
+    pub(super) fn acknowledgement_due(&self, now: Instant) -> bool {
+        let untold = self.received - self.told;
+        let quarter = (self.window.messages / 4).clamp(1, ACK_MESSAGES);
+        untold > 0
+            && (untold >= quarter
+                || self.untold_bytes >= self.window.bytes / 4
+                || self.acknowledge_by().is_some_and(|by| by <= now))
+    }
+
+    /// When an acknowledgement is due even if nothing more comes.
+    pub(super) fn acknowledge_by(&self) -> Option<Instant> {
+        self.untold_since.map(|since| since + ACK_DELAY)
+    }
+
+    /// The peer is being told `received`.
+    pub(super) fn tell(&mut self) -> u64 {
+        self.told = self.received;
+        self.untold_bytes = 0;
+        self.untold_since = None;
+        self.received
+    }
+
+    /// Forgets what was taken and not handed over: the session is over.
+    pub(super) fn discard_queue(&mut self) {
+        self.queue = VecDeque::new();
+    }
+
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    pub(super) fn handed(&self) -> u64 {
+        self.handed
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub(super) fn window(&self) -> Window {
+        self.window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::tests::start;
+
+    fn window(messages: u64, bytes: u64) -> Window {
+        Window { messages, bytes }
+    }
+
+    #[test]
+    fn what_is_handed_over_is_received_unless_the_application_confirms() {
+        let now = start();
+        let mut inbox = Inbox::new(Window::SERVER, false);
+        inbox.take(Message::text("a")).unwrap();
+        assert_eq!((inbox.taken(), inbox.handed(), inbox.received()), (1, 0, 0));
+        inbox.hand_over(now).unwrap();
+        assert_eq!((inbox.taken(), inbox.handed(), inbox.received()), (1, 1, 1));
+
+        let mut manual = Inbox::new(Window::SERVER, true);
+        manual.take(Message::text("a")).unwrap();
+        manual.hand_over(now).unwrap();
+        assert_eq!(manual.received(), 0);
+        manual.confirm(now, 7);
+        assert_eq!(manual.received(), 1, "no more than was handed over");
+    }
+
+    #[test]
+    fn acknowledges_after_32_messages_a_quarter_of_the_bytes_or_250_ms() {
+        let now = start();
+        let mut inbox = Inbox::new(window(1024, 4000), false);
+        for n in 1..=32 {
+            inbox.take(Message::text("x")).unwrap();
+            inbox.hand_over(now);
+            assert_eq!(inbox.acknowledgement_due(now), n == 32);
+        }
+        assert_eq!(inbox.tell(), 32);
+        inbox.take(Message::text("x".repeat(1000))).unwrap();
+        inbox.hand_over(now);
+        assert!(inbox.acknowledgement_due(now));
+        inbox.tell();
+        inbox.take(Message::text("x")).unwrap();
+        inbox.hand_over(now);
+        assert!(!inbox.acknowledgement_due(now + Duration::from_millis(249)));
+        assert!(inbox.acknowledgement_due(now + Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn a_small_window_is_acknowledged_message_by_message() {
+        let now = start();
+        let mut inbox = Inbox::new(window(2, 100), false);
+        inbox.take(Message::text("x")).unwrap();
+        inbox.hand_over(now);
+        assert!(inbox.acknowledgement_due(now));
+    }
+
+    #[test]
+    fn more_than_the_window_is_refused() {
+        let mut inbox = Inbox::new(window(2, 10), false);
+        inbox.take(Message::text("longer than the window")).unwrap();
+        assert_eq!(inbox.take(Message::text("x")), Err(SessionError::WindowExceeded));
+    }
+
+    #[test]
+    fn a_gap_leaves_out_what_was_taken_before() {
+        let now = start();
+        let mut inbox = Inbox::new(Window::SERVER, false);
+        inbox.take(Message::text("a")).unwrap();
+        inbox.take_gap(3, GapCause::Overflow);
+        inbox.take_gap(2, GapCause::Overflow);
+        inbox.hand_over(now);
+        assert_eq!(inbox.hand_over(now), Some(Delivery::Gap { first: 2, count: 2, cause: GapCause::Overflow }));
+        assert_eq!(inbox.hand_over(now), None);
+        assert_eq!(inbox.received(), 3);
+    }
+}

@@ -1,0 +1,43 @@
+//! `mainstay.v1`: a session that outlives its connections, exactly once and in order both ways.
+//!
+//! - [`message`]: the messages and their bytes.
+//! - [`client`] and [`server`]: the two ends, as machines.
+//! - [`registry`]: which session a HELLO may have, and what became of those that are gone.
+//!
+//! The order for whoever drives a machine: any mutation, then `poll_transmit` until `None`, then
+//! `hand_over` and `poll_event` until `None`, then wait until `poll_timeout`.
+//!
+//! Source: `docs/PROTOCOL.md`.
+
+pub mod client;
+mod error;
+mod flow;
+mod inbox;
+pub mod message;
+mod names;
+mod outbox;
+pub mod registry;
+pub mod server;
+mod transmit;
+mod wire;
+
+pub use client::{ClientConfig, ClientEvent, ClientSession, Fate};
+pub use error::{Malformed, SessionError};
+pub use flow::FlowConfig;
+pub use inbox::Delivery;
+pub use message::{Control, Frame, Message, Window};
+pub use registry::{Answer, Refusal, Registry, RegistryConfig, Sessions};
+pub use server::{Over, ServerConfig, ServerSession};
+pub use transmit::{ConnectionId, Transmit};
+pub use wire::MAX_INTEGER;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Instant;
+
+    /// Some instant, for tests that only ever add to it.
+    #[allow(clippy::disallowed_methods, reason = "virtual time needs a start")]
+    pub(crate) fn start() -> Instant {
+        Instant::now()
+    }
+}

@@ -1,0 +1,368 @@
+//! The server's directory: which session a HELLO may have, and what became of those that are gone.
+//!
+//! Attach, END and expiry of a session happen one at a time: each is one call here, made while the
+//! caller holds the registry. Live sessions are the caller's ([`Sessions`]); the registry keeps names
+//! and, for sessions that ended, *tombstones*: what was received, for a day, in bounded number.
+//!
+//! Source: `docs/PROTOCOL.md` "Attaching".
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::message::{Account, Cause, Control, Delay, Hello};
+use super::names::{Name, Secrets};
+use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
+use super::transmit::ConnectionId;
+use crate::ws::CloseCode;
+
+/// Where live sessions are kept, and how one is borrowed.
+pub trait Sessions {
+    /// Names a session cheaply: an index, an `Arc`.
+    type Handle: Clone;
+    /// Calls `f` with the session, alone.
+    fn with<R>(&mut self, handle: &Self::Handle, f: impl FnOnce(&mut ServerSession) -> R) -> R;
+    /// Keeps a new session.
+    fn create(&mut self, session: ServerSession) -> Self::Handle;
+}
+
+/// Bounds of the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RegistryConfig {
+    /// How long a tombstone is kept. Default: 24 hours.
+    pub tombstone_life: Duration,
+    /// How many are kept; the oldest go first. Default: 100,000 (about 128 bytes each).
+    pub tombstones: usize,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self { tombstone_life: Duration::from_secs(24 * 60 * 60), tombstones: 100_000 }
+    }
+}
+
+/// The longest that a HELLO is on its way: the client gives an attempt up after this.
+const HELLO_TRANSIT: Duration = Duration::from_secs(10);
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Registry<H> {
+    config: RegistryConfig,
+    sessions: Arc<ServerConfig>,
+    secrets: Secrets,
+    names: BTreeMap<Name, Entry<H>>,
+    tombstones: VecDeque<Tombstone>,
+    /// Number of the first tombstone in the queue.
+    first_tombstone: u64,
+    /// A key older than this may have named a session that is forgotten by now.
+    remembers_since: Instant,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Entry<H> {
+    Live(H),
+    Tombstone(u64),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Tombstone {
+    names: Vec<Name>,
+    remains: Remains,
+    buried: Instant,
+}
+
+/// What a HELLO came to.
+#[derive(Debug, Clone)]
+pub enum Answer<H> {
+    /// The connection is bound to a session; WELCOME is its first transmit.
+    Attached {
+        /// The session.
+        session: H,
+        /// Whether it was made for this HELLO: its handler is to be started.
+        created: bool,
+        /// Whether the client asked for a session and got another one.
+        lost: bool,
+        /// The connection that this one replaces.
+        fenced: Option<Fenced>,
+    },
+    /// Nothing was taken, no session changed: send this and close.
+    Refused {
+        /// A REFUSE.
+        refuse: Control,
+        /// Why, for logs and metrics.
+        why: Refusal,
+    },
+}
+
+/// Why a HELLO was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// A later attempt of the same client was there first.
+    Stale,
+    /// The key is only a name by now, another instance's, or a dead session's.
+    KeyUsed,
+    /// The key is older than the server's memory: it may have lived.
+    KeyTooOld,
+    /// The session was ended on purpose.
+    Ended,
+}
+
+impl Refusal {
+    /// The code in REFUSE, from the table in `docs/PROTOCOL.md` "Closing".
+    #[must_use]
+    pub fn code(self) -> CloseCode {
+        match self {
+            Self::Stale => CloseCode::STALE_ATTEMPT,
+            Self::KeyUsed | Self::KeyTooOld => CloseCode::KEY_REFUSED,
+            Self::Ended => CloseCode::SESSION_ENDED,
+        }
+    }
+}
+
+impl<H: Clone> Registry<H> {
+    /// An empty registry. `seed` is where all secrets come from: 32 bytes of the operating system's randomness.
+    #[must_use]
+    pub fn new(now: Instant, config: RegistryConfig, sessions: Arc<ServerConfig>, seed: [u8; 32]) -> Self {
+        Self {
+            config,
+            sessions,
+            secrets: Secrets::new(seed),
+            names: BTreeMap::new(),
+            tombstones: VecDeque::new(),
+            first_tombstone: 0,
+            remembers_since: now,
+        }
+    }
+
+    /// Answers a HELLO that `principal` (empty: nobody in particular) sent on `connection`.
+    ///
+    /// Unknown, wrong and foreign tokens get the same answer: a fresh session.
+    pub fn hello<S: Sessions<Handle = H>>(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        principal: &Bytes,
+        hello: &Hello,
+        sessions: &mut S,
+    ) -> Answer<H> {
+        self.forget_old(now);
+        let account = match &hello.resume {
+            None => None,
+            Some(resume) => {
+                let presented = Name::of(principal, &resume.token.0);
+                match self.resume(now, connection, principal, hello, presented, sessions) {
+                    Resumed::Answer(answer) => return answer,
+                    Resumed::Lost(account) => account,
+                }
+            }
+        };
+        self.open(now, connection, principal, hello, account, sessions)
+    }
+
+    /// The session that the token names, or what became of it.
+    fn resume<S: Sessions<Handle = H>>(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        principal: &Bytes,
+        hello: &Hello,
+        presented: Name,
+        sessions: &mut S,
+    ) -> Resumed<H> {
+        let received = hello.resume.as_ref().map_or(0, |resume| resume.received);
+        match self.names.get(&presented).cloned() {
+            None => Resumed::Lost(None),
+            Some(Entry::Tombstone(number)) => match self.tombstone(number).map(|t| t.remains) {
+                Some(remains) if remains.ended.is_some() => Resumed::Answer(refuse_ended(remains, received)),
+                Some(remains) => Resumed::Lost(Some(account_of(remains, received))),
+                None => Resumed::Lost(None),
+            },
+            Some(Entry::Live(handle)) => {
+                let (token, name) = self.new_token(principal);
+                let seed = Self::connection_seed(connection);
+                let attach = sessions.with(&handle, |session| {
+                    session.attach_by_token(now, connection, hello, presented, (token, name), seed)
+                });
+                match attach {
+                    Attach::Done { fenced, dropped } => {
+                        self.rename(&handle, name, dropped);
+                        Resumed::Answer(Answer::Attached { session: handle, created: false, lost: false, fenced })
+                    }
+                    Attach::Stale => Resumed::Answer(refuse(Refusal::Stale, None)),
+                    Attach::Ending { .. } => {
+                        let remains = sessions.with(&handle, |session| session.remains());
+                        Resumed::Answer(refuse_ended(remains, received))
+                    }
+                    Attach::NotYours | Attach::Contradiction => Resumed::Lost(None),
+                }
+            }
+        }
+    }
+
+    /// The session that the client's key names, or a new one under that key.
+    fn open<S: Sessions<Handle = H>>(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        principal: &Bytes,
+        hello: &Hello,
+        account: Option<Account>,
+        sessions: &mut S,
+    ) -> Answer<H> {
+        let key = Name::of(principal, &hello.key.0);
+        let lost = hello.resume.is_some();
+        let (handle, created) = match self.names.get(&key).cloned() {
+            Some(Entry::Tombstone(number)) => {
+                let account = self.tombstone(number).map(|t| account_of(t.remains, 0));
+                return refuse(Refusal::KeyUsed, account);
+            }
+            Some(Entry::Live(handle)) => (handle, false),
+            None if !lost && self.may_have_lived(now, hello.key_age) => {
+                return refuse(Refusal::KeyTooOld, None);
+            }
+            None => {
+                let identity = Identity { id: self.secrets.session_id(), key, account };
+                let session = ServerSession::new(Arc::clone(&self.sessions), now, identity, hello);
+                let handle = sessions.create(session);
+                self.names.insert(key, Entry::Live(handle.clone()));
+                (handle, true)
+            }
+        };
+        let (token, name) = self.new_token(principal);
+        let seed = Self::connection_seed(connection);
+        let attach = sessions
+            .with(&handle, |session| session.attach_by_key(now, connection, hello, (token, name), seed));
+        match attach {
+            Attach::Done { fenced, dropped } => {
+                self.rename(&handle, name, dropped);
+                Answer::Attached { session: handle, created, lost, fenced }
+            }
+            Attach::Stale => refuse(Refusal::Stale, None),
+            Attach::Ending { .. } => {
+                refuse_ended(sessions.with(&handle, |session| session.remains()), 0)
+            }
+            Attach::NotYours | Attach::Contradiction => {
+                let remains = sessions.with(&handle, |session| session.remains());
+                refuse(Refusal::KeyUsed, Some(account_of(remains, 0)))
+            }
+        }
+    }
+
+    /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every
+    /// session whose [`is_over`](ServerSession::is_over) is set, before dropping it. Does nothing else.
+    pub fn bury(&mut self, now: Instant, session: &ServerSession) {
+        if session.is_over().is_none() {
+            return;
+        }
+        self.forget_old(now);
+        if let Some(spent) = session.spent() {
+            self.names.remove(&spent);
+        }
+        let names: Vec<Name> = session.names().collect();
+        let number = self.first_tombstone + self.tombstones.len() as u64;
+        for name in &names {
+            self.names.insert(*name, Entry::Tombstone(number));
+        }
+        self.tombstones.push_back(Tombstone { names, remains: session.remains(), buried: now });
+        while self.tombstones.len() > self.config.tombstones {
+            self.forget_first();
+        }
+    }
+
+    /// How many names and tombstones are held: both are zero when all is at rest.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        (self.names.len(), self.tombstones.len())
+    }
+
+    fn rename(&mut self, handle: &H, issued: Name, dropped: [Option<Name>; 2]) {
+        for name in dropped.into_iter().flatten() {
+            self.names.remove(&name);
+        }
+        self.names.insert(issued, Entry::Live(handle.clone()));
+    }
+
+    /// Whether a key that a client has presented before may have named a session that is forgotten.
+    /// Its age is counted by the client and says nothing of the time on the way, so the limit has a
+    /// margin: a HELLO that is not the first (age 0) and is nearly as old as our memory is too old.
+    fn may_have_lived(&self, now: Instant, key_age: Duration) -> bool {
+        !key_age.is_zero()
+            && now.checked_sub(key_age).is_none_or(|made| made < self.remembers_since + HELLO_TRANSIT)
+    }
+
+    fn tombstone(&self, number: u64) -> Option<&Tombstone> {
+        let index = usize::try_from(number.checked_sub(self.first_tombstone)?).ok()?;
+        self.tombstones.get(index)
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        while self
+            .tombstones
+            .front()
+            .is_some_and(|t| now.saturating_duration_since(t.buried) >= self.config.tombstone_life)
+        {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        let Some(tombstone) = self.tombstones.pop_front() else { return };
+        for name in &tombstone.names {
+            if self.names.get(name).is_some_and(|e| matches!(e, Entry::Tombstone(n) if *n == self.first_tombstone)) {
+                self.names.remove(name);
+            }
+        }
+        self.first_tombstone += 1;
+        self.remembers_since = self.remembers_since.max(tombstone.buried);
+    }
+
+    fn new_token(&mut self, principal: &Bytes) -> (super::message::ResumeToken, Name) {
+        let token = self.secrets.token();
+        let name = Name::of(principal, &token.0);
+        (token, name)
+    }
+
+    /// Seeds the phase of a connection's heartbeat: connections must differ, no more.
+    fn connection_seed(connection: ConnectionId) -> u64 {
+        connection.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+enum Resumed<H> {
+    Answer(Answer<H>),
+    /// No session; an account of it if it left one.
+    Lost(Option<Account>),
+}
+
+fn refuse<H>(why: Refusal, account: Option<Account>) -> Answer<H> {
+    let refuse = Control::Refuse {
+        code: why.code().into(),
+        retryable: why == Refusal::Stale,
+        delay: Delay::default(),
+        account,
+    };
+    Answer::Refused { refuse, why }
+}
+
+fn refuse_ended<H>(remains: Remains, received: u64) -> Answer<H> {
+    let refuse = Control::Refuse {
+        code: remains.ended.unwrap_or_else(|| CloseCode::SESSION_ENDED.into()),
+        retryable: false,
+        delay: Delay::default(),
+        account: Some(account_of(remains, received)),
+    };
+    Answer::Refused { refuse, why: Refusal::Ended }
+}
+
+/// `received`: what the client says it received, so that what it lacks can be counted.
+fn account_of(remains: Remains, received: u64) -> Account {
+    Account {
+        received: remains.received,
+        handed: remains.handed,
+        first_lost: received + 1,
+        count: remains.sent.saturating_sub(received),
+        cause: if remains.ended.is_some() { Cause::Ended } else { remains.cause },
+    }
+}

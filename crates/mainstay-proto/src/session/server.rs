@@ -1,0 +1,680 @@
+//! The server's end of one session.
+//!
+//! A session is *attached* (bound to a connection) or *parked* (waiting for its client to come
+//! back). Messages go in and out all the same; while parked they are kept. An attach bumps the
+//! epoch and fences the connection before it: from then on nothing that the old one still brings is
+//! looked at. [`Registry`](super::registry::Registry) decides which session a HELLO belongs to; this
+//! machine decides whether that HELLO may have it.
+//!
+//! ```text
+//! any mutation -> poll_transmit until None -> hand_over until None -> poll_timeout
+//! ```
+//!
+//! Source: `docs/PROTOCOL.md` "Attaching", "Closing".
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::error::SessionError;
+use super::flow::{Flow, FlowConfig, Lane};
+use super::inbox::Delivery;
+use super::message::{
+    Account, Cause, Control, Delay, Frame, Hello, Instance, Message, ResumeToken, SessionId, Welcome,
+    Window,
+};
+use super::names::Name;
+use super::transmit::{ConnectionId, Transmit};
+use crate::heartbeat::{self, Heartbeat, HeartbeatConfig};
+use crate::ws::CloseCode;
+
+/// What all sessions of a server share.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Buffers and windows.
+    pub flow: FlowConfig,
+    /// How long a parked session is kept. Default: 2 minutes.
+    pub resume_window: Duration,
+    /// When to probe and when to call a client dead.
+    pub heartbeat: HeartbeatConfig,
+    /// Volatile messages waiting for a slow connection; the oldest are dropped. Default: 64.
+    pub volatile_queue: usize,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            flow: FlowConfig { keep: Window::SERVER, accept: Window::SERVER, manual_confirm: false },
+            resume_window: Duration::from_secs(120),
+            heartbeat: HeartbeatConfig::default(),
+            volatile_queue: 64,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct ServerSession {
+    config: Arc<ServerConfig>,
+    id: SessionId,
+    flow: Flow,
+    /// Where the client's key leads; a secret until the first epoch is confirmed, then only a name.
+    pub(super) key: Name,
+    /// The token that was presented to attach, valid until the epoch is confirmed.
+    presented: Option<Name>,
+    /// The token issued with the newest WELCOME.
+    issued: Option<Name>,
+    /// A token that is valid no longer but still stands in the registry, until the next attach.
+    spent: Option<Name>,
+    epoch: u64,
+    confirmed: bool,
+    instance: Instance,
+    attempt: u64,
+    /// The fate of the session that this one replaces; rides in WELCOME until the epoch is confirmed.
+    account: Option<Account>,
+    life: Life,
+    attached: Option<Attached>,
+}
+
+/// The connection that a session is bound to.
+#[derive(Debug, Clone)]
+struct Attached {
+    connection: ConnectionId,
+    lane: Lane,
+    welcome: Option<Box<Welcome>>,
+    heartbeat: Heartbeat,
+    ping: Option<u64>,
+    /// Control messages in order: GOAWAY, AUTH_RESULT, VOLATILE, END and what follows it.
+    queue: VecDeque<Transmit>,
+}
+
+/// How far a session is from its end.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Life {
+    Parked { since: Instant },
+    Attached,
+    /// Ended by us: END leaves once everything before it is acknowledged. A parked one waits for its client.
+    Closing { code: u64, reason: String, parked_since: Option<Instant> },
+    /// END is written; only the peer's END is awaited.
+    EndSent { code: u64 },
+    /// The peer's END came; what was taken before it is still being handed over.
+    EndReceived { code: u64 },
+    Over(Over),
+}
+
+/// Why a session is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Over {
+    /// END passed, with this code.
+    Ended {
+        /// The code of the END.
+        code: u64,
+        /// Whether we sent it first.
+        by_us: bool,
+    },
+    /// The resume window passed.
+    Expired,
+    /// The server needed the memory, or was told to forget it.
+    Evicted,
+}
+
+/// What an attempt to attach came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Attach {
+    /// The session has a new connection. The one before it, if any, is fenced; the names in `dropped`
+    /// lead here no longer.
+    Done { fenced: Option<Fenced>, dropped: [Option<Name>; 2] },
+    /// A later attempt of the same instance holds it already.
+    Stale,
+    /// The name is only a name by now, or belongs to another instance.
+    NotYours,
+    /// The counts are those of another copy of this client.
+    Contradiction,
+    /// END was sent: nobody attaches to this session again.
+    Ending { code: u64 },
+}
+
+/// A connection that lost its session to a later attach. Close it with this, best effort.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fenced {
+    /// Which connection.
+    pub connection: ConnectionId,
+    /// The reason of the SUPERSEDED close: the winner's instance, and what was received.
+    pub reason: String,
+}
+
+/// What a dead session leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Remains {
+    pub(super) received: u64,
+    pub(super) handed: u64,
+    pub(super) sent: u64,
+    pub(super) cause: Cause,
+    /// The code of an END that we sent.
+    pub(super) ended: Option<u64>,
+}
+
+/// The identity of a new session.
+pub(super) struct Identity {
+    pub(super) id: SessionId,
+    pub(super) key: Name,
+    pub(super) account: Option<Account>,
+}
+
+impl ServerSession {
+    pub(super) fn new(config: Arc<ServerConfig>, now: Instant, identity: Identity, hello: &Hello) -> Self {
+        Self {
+            id: identity.id,
+            flow: Flow::new(&config.flow, hello.window),
+            config,
+            key: identity.key,
+            presented: None,
+            issued: None,
+            spent: None,
+            epoch: 0,
+            confirmed: false,
+            instance: hello.instance,
+            attempt: 0,
+            account: identity.account,
+            life: Life::Parked { since: now },
+            attached: None,
+        }
+    }
+
+    // ---- attaching ------------------------------------------------------------------------------
+
+    /// A HELLO without `resume`, or whose token led nowhere: it names this session by its key.
+    pub(super) fn attach_by_key(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        hello: &Hello,
+        token: (ResumeToken, Name),
+        seed: u64,
+    ) -> Attach {
+        if let Some(refusal) = self.refusal(hello) {
+            return refusal;
+        }
+        if self.confirmed || hello.instance != self.instance {
+            return Attach::NotYours;
+        }
+        // A client that sent `resume` has written nothing and starts where WELCOME says; one that did
+        // not is already writing from 1.
+        let read = if hello.resume.is_some() { self.flow.inbox.received() } else { 0 };
+        self.take_over(now, connection, hello, Lane { wrote: 0, read }, None, token, seed)
+    }
+
+    /// A HELLO that presents a token of this session.
+    pub(super) fn attach_by_token(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        hello: &Hello,
+        presented: Name,
+        token: (ResumeToken, Name),
+        seed: u64,
+    ) -> Attach {
+        let Some(resume) = &hello.resume else { return Attach::NotYours };
+        if self.presented != Some(presented) && self.issued != Some(presented) {
+            return Attach::NotYours;
+        }
+        if let Some(refusal) = self.refusal(hello) {
+            return refusal;
+        }
+        let contradiction = resume.received > self.flow.outbox.written()
+            || resume.received < self.flow.outbox.acknowledged()
+            || resume.sent < self.flow.inbox.taken()
+            || resume.first_held > self.flow.inbox.received() + 1;
+        if contradiction {
+            return Attach::Contradiction;
+        }
+        let lane = Lane { wrote: resume.received, read: self.flow.inbox.received() };
+        // `received` was checked against `written` above.
+        let _ = self.flow.outbox.acknowledge(resume.received);
+        self.take_over(now, connection, hello, lane, Some(presented), token, seed)
+    }
+
+    fn refusal(&self, hello: &Hello) -> Option<Attach> {
+        match self.life {
+            Life::EndSent { code } | Life::EndReceived { code } => return Some(Attach::Ending { code }),
+            Life::Over(_) => return Some(Attach::NotYours),
+            Life::Parked { .. } | Life::Attached | Life::Closing { .. } => {}
+        }
+        (hello.instance == self.instance && hello.attempt <= self.attempt).then_some(Attach::Stale)
+    }
+
+    /// The one step in which a session changes hands: fence first, then look at our own `received`.
+    #[allow(clippy::too_many_arguments, reason = "one step, one call")]
+    fn take_over(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        hello: &Hello,
+        lane: Lane,
+        presented: Option<Name>,
+        token: (ResumeToken, Name),
+        seed: u64,
+    ) -> Attach {
+        let fenced = self.attached.take().map(|old| Fenced {
+            connection: old.connection,
+            reason: format!("{} {}", hello.instance, self.flow.inbox.received()),
+        });
+        self.flow.forget_owed();
+        self.epoch += 1;
+        self.confirmed = false;
+        // Of the two that were valid, only the one that was presented stays so.
+        let other = [self.presented, self.issued].into_iter().flatten().find(|name| Some(*name) != presented);
+        let dropped = [self.spent.take(), other];
+        self.presented = presented;
+        self.issued = Some(token.1);
+        self.instance = hello.instance;
+        self.attempt = hello.attempt;
+        self.flow.outbox.set_peer_window(hello.window);
+        self.flow.outbox.trim(lane.wrote);
+        let welcome = Welcome {
+            id: self.id,
+            token: token.0,
+            epoch: self.epoch,
+            resumed: presented.is_some(),
+            received: self.flow.inbox.tell(),
+            first: lane.wrote + 1,
+            resume_window: self.config.resume_window,
+            heartbeat_interval: self.config.heartbeat.interval(),
+            window: self.flow.inbox.window(),
+            account: self.account,
+            resume_at: None,
+        };
+        self.attached = Some(Attached {
+            connection,
+            lane,
+            welcome: Some(Box::new(welcome)),
+            heartbeat: Heartbeat::new(now, &self.config.heartbeat, seed),
+            ping: None,
+            queue: VecDeque::new(),
+        });
+        self.life = match std::mem::replace(&mut self.life, Life::Attached) {
+            Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: None },
+            _ => Life::Attached,
+        };
+        self.queue_end_if_flushed();
+        Attach::Done { fenced, dropped }
+    }
+
+    /// The client's first control message after WELCOME: the token it presented is spent.
+    fn confirm_epoch(&mut self) {
+        self.confirmed = true;
+        self.spent = self.presented.take();
+        self.account = None;
+    }
+
+    /// The names under which this session may be attached now, its key included.
+    pub(super) fn names(&self) -> impl Iterator<Item = Name> + '_ {
+        [Some(self.key), self.presented, self.issued].into_iter().flatten()
+    }
+
+    pub(super) fn spent(&self) -> Option<Name> {
+        self.spent
+    }
+
+    // ---- what connections bring -----------------------------------------------------------------
+
+    /// Takes one message that `connection` brought. One from a fenced connection is dropped.
+    ///
+    /// # Errors
+    /// The peer broke the protocol: fail this connection with
+    /// [`close_code`](SessionError::close_code). The session is kept, except after a
+    /// [`PositionMismatch`](SessionError::PositionMismatch), which ends it: the counts of both ends
+    /// differ, so nothing more can be promised.
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        frame: Frame,
+    ) -> Result<(), SessionError> {
+        let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else {
+            return Ok(());
+        };
+        attached.heartbeat.handle_bytes(now);
+        let lane = &mut attached.lane;
+        match frame {
+            Frame::Reserved => return Ok(()),
+            Frame::Message(message) => {
+                // After END nothing is handed over any more, but the position moves.
+                if matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over(_)) {
+                    lane.read += 1;
+                    return Ok(());
+                }
+                return self.flow.read_message(lane, message);
+            }
+            Frame::Control(control) => {
+                if !self.confirmed {
+                    self.confirm_epoch();
+                }
+                self.handle_control(now, control)?;
+            }
+        }
+        self.trim();
+        self.queue_end_if_flushed();
+        Ok(())
+    }
+
+    fn handle_control(&mut self, now: Instant, control: Control) -> Result<(), SessionError> {
+        let Some(attached) = self.attached.as_mut() else { return Ok(()) };
+        let outcome = match control {
+            Control::Ack { received, window } => self.flow.read_acknowledgement(received, window),
+            Control::Ping(beat) => self.flow.read_ping(&attached.lane, beat),
+            Control::Pong(beat) => {
+                attached.heartbeat.handle_pong(now, beat.nonce);
+                self.flow.read_pong(&attached.lane, beat)
+            }
+            Control::Gap { first, count, cause } => {
+                self.flow.read_gap(&mut attached.lane, first, count, cause)
+            }
+            Control::End { code, received, .. } => {
+                let outcome = self.flow.outbox.acknowledge(received);
+                self.handle_end(code);
+                outcome
+            }
+            // Credentials are the application's business; nothing here can judge them yet.
+            Control::Auth { .. } | Control::Volatile(_) => Ok(()),
+            Control::Hello(_)
+            | Control::Welcome(_)
+            | Control::GoAway { .. }
+            | Control::AuthResult { .. }
+            | Control::Refuse { .. } => Err(SessionError::Unexpected(control.name())),
+        };
+        if let Err(SessionError::PositionMismatch { .. }) = outcome {
+            self.end_now(CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into());
+        }
+        outcome
+    }
+
+    fn handle_end(&mut self, code: u64) {
+        match self.life {
+            Life::EndSent { code } => self.over(Over::Ended { code, by_us: true }),
+            Life::Over(_) => {}
+            _ => {
+                self.life = Life::EndReceived { code };
+                self.answer_end_if_handed();
+            }
+        }
+    }
+
+    /// Any bytes arrived on the attached connection, for example an RFC 6455 Pong.
+    pub fn handle_bytes(&mut self, now: Instant, connection: ConnectionId) {
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
+            attached.heartbeat.handle_bytes(now);
+        }
+    }
+
+    /// Everything transmitted so far has left the process: probes count from here.
+    pub fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
+            attached.heartbeat.handle_flushed(now);
+        }
+    }
+
+    /// The connection is gone, however that came about. The session parks.
+    pub fn handle_lost(&mut self, now: Instant, connection: ConnectionId) {
+        if self.attached.as_ref().is_none_or(|a| a.connection != connection) {
+            return;
+        }
+        self.attached = None;
+        self.flow.forget_owed();
+        self.flow.outbox.trim(u64::MAX);
+        self.life = match std::mem::replace(&mut self.life, Life::Attached) {
+            Life::Attached | Life::Parked { .. } => Life::Parked { since: now },
+            Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: Some(now) },
+            // Our END may or may not have arrived; the tombstone tells a client that asks.
+            Life::EndSent { code } => Life::Over(Over::Ended { code, by_us: true }),
+            Life::EndReceived { code } => Life::Over(Over::Ended { code, by_us: false }),
+            over @ Life::Over(_) => over,
+        };
+    }
+
+    // ---- what the application does --------------------------------------------------------------
+
+    /// Accepts a message for the peer and returns its number; it is kept until acknowledged.
+    ///
+    /// # Errors
+    /// Gives the message back when the buffer is full or the session is ending.
+    pub fn send(&mut self, message: Message) -> Result<u64, Message> {
+        match self.life {
+            Life::Parked { .. } | Life::Attached => self.flow.outbox.push(message),
+            _ => Err(message),
+        }
+    }
+
+    /// Whether `send` would accept a message of this many bytes.
+    #[must_use]
+    pub fn has_room(&self, length: usize) -> bool {
+        self.flow.outbox.has_room(length)
+    }
+
+    /// Writes a message that is not numbered, kept or replayed. Dropped while nobody is attached.
+    pub fn send_volatile(&mut self, message: Message) {
+        let limit = self.config.volatile_queue;
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.queue.len() < limit) {
+            attached.queue.push_back(Transmit::control(&Control::Volatile(message)));
+        }
+    }
+
+    /// The next message or gap for the application, in order. Handed over means received, unless the
+    /// application confirms by itself.
+    pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
+        if matches!(self.life, Life::EndSent { .. } | Life::Over(_)) {
+            return None;
+        }
+        let delivery = self.flow.hand_over(now);
+        self.answer_end_if_handed();
+        delivery
+    }
+
+    /// In manual mode: everything up to and including `number` is handled.
+    pub fn confirm(&mut self, now: Instant, number: u64) {
+        self.flow.inbox.confirm(now, number);
+    }
+
+    /// Ends the session in order: what was accepted before is delivered first, then END.
+    pub fn close(&mut self, code: CloseCode, reason: &str) {
+        let parked_since = match self.life {
+            Life::Parked { since } => Some(since),
+            Life::Attached => None,
+            _ => return,
+        };
+        self.life = Life::Closing { code: code.into(), reason: reason.to_owned(), parked_since };
+        self.queue_end_if_flushed();
+    }
+
+    /// Asks the client to leave this connection after a delay; nothing is lost.
+    pub fn go_away(&mut self, reason: &str, delay: Delay, close_in: Duration) {
+        if let Some(attached) = &mut self.attached {
+            let control =
+                Control::GoAway { reason: reason.to_owned(), delay, close_in, endpoint: None };
+            attached.queue.push_back(Transmit::control(&control));
+        }
+    }
+
+    /// Gives the session up without END, as if its resume window had passed.
+    pub fn evict(&mut self) {
+        if !matches!(self.life, Life::Over(_)) {
+            self.over(Over::Evicted);
+        }
+    }
+
+    fn queue_end_if_flushed(&mut self) {
+        let (Life::Closing { .. }, Some(_), true) = (&self.life, &self.attached, self.flow.is_flushed()) else {
+            return;
+        };
+        if let Life::Closing { code, reason, .. } = std::mem::replace(&mut self.life, Life::Attached) {
+            self.end_now(code, reason);
+        }
+    }
+
+    /// Final: nothing more is written or handed over.
+    fn end_now(&mut self, code: u64, reason: String) {
+        self.flow.inbox.discard_queue();
+        let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
+        self.life = Life::EndSent { code };
+        if let Some(attached) = &mut self.attached {
+            let end = Control::End { code, reason, received, handed };
+            attached.queue.push_back(Transmit::control(&end));
+        }
+    }
+
+    fn answer_end_if_handed(&mut self) {
+        let Life::EndReceived { code } = self.life else { return };
+        if !self.flow.inbox.is_empty() {
+            return;
+        }
+        let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
+        if let Some(attached) = &mut self.attached {
+            let end = Control::End { code, reason: String::new(), received, handed };
+            attached.queue.push_back(Transmit::control(&end));
+        }
+        self.over(Over::Ended { code, by_us: false });
+    }
+
+    fn over(&mut self, over: Over) {
+        self.flow.inbox.discard_queue();
+        self.life = Life::Over(over);
+        if let Some(attached) = &mut self.attached {
+            attached.queue.push_back(match over {
+                Over::Ended { .. } => Transmit::Close { code: CloseCode::NORMAL, reason: String::new() },
+                Over::Expired | Over::Evicted => Transmit::Abort,
+            });
+        }
+    }
+
+    // ---- output and time ------------------------------------------------------------------------
+
+    /// The next thing to do to `connection`. A fenced connection gets nothing.
+    pub fn poll_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
+        let attached = self.attached.as_mut().filter(|a| a.connection == connection)?;
+        if let Some(welcome) = attached.welcome.take() {
+            return Some(Transmit::control(&Control::Welcome(welcome)));
+        }
+        if let Some(nonce) = attached.ping.take() {
+            // The RFC Ping goes first: a peer that answers only that is alive, if not listening.
+            attached.queue.push_front(self.flow.write_ping(nonce, &attached.lane));
+            return Some(Transmit::Ping(nonce));
+        }
+        if let Some(transmit) = attached.queue.pop_front() {
+            return Some(transmit);
+        }
+        if matches!(self.life, Life::EndSent { .. } | Life::Over(_)) {
+            return None;
+        }
+        if let Some(transmit) = self.flow.write_owed(now, &attached.lane) {
+            return Some(transmit);
+        }
+        self.flow.write_message(&mut attached.lane)
+    }
+
+    /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed; earlier does nothing.
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<heartbeat::Action> {
+        if self.expires_at().is_some_and(|at| at <= now) {
+            self.over(Over::Expired);
+        }
+        let attached = self.attached.as_mut()?;
+        let action = attached.heartbeat.handle_timeout(now, &self.config.heartbeat);
+        match &action {
+            Some(heartbeat::Action::Probe { nonce }) => attached.ping = Some(*nonce),
+            Some(heartbeat::Action::Dead(_)) => attached.queue.push_front(Transmit::Abort),
+            _ => {}
+        }
+        action
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let beat = self.attached.as_ref().map(|a| a.heartbeat.poll_timeout());
+        let acknowledge = self.attached.as_ref().and_then(|_| self.flow.inbox.acknowledge_by());
+        [beat, acknowledge, self.expires_at()].into_iter().flatten().min()
+    }
+
+    fn expires_at(&self) -> Option<Instant> {
+        match self.life {
+            Life::Parked { since } | Life::Closing { parked_since: Some(since), .. } => {
+                Some(since + self.config.resume_window)
+            }
+            _ => None,
+        }
+    }
+
+    fn trim(&mut self) {
+        self.flow.outbox.trim(self.attached.as_ref().map_or(u64::MAX, |a| a.lane.wrote));
+    }
+
+    // ---- facts ----------------------------------------------------------------------------------
+
+    /// The public name.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// How often a connection was attached.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The connection it is bound to, `None` while parked.
+    #[must_use]
+    pub fn connection(&self) -> Option<ConnectionId> {
+        self.attached.as_ref().map(|a| a.connection)
+    }
+
+    /// Set once the session is over.
+    #[must_use]
+    pub fn is_over(&self) -> Option<Over> {
+        match self.life {
+            Life::Over(over) => Some(over),
+            _ => None,
+        }
+    }
+
+    /// Whether new messages are accepted.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.life, Life::Parked { .. } | Life::Attached)
+    }
+
+    /// The highest number of ours that the client acknowledged.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.flow.outbox.acknowledged()
+    }
+
+    /// The smoothed round-trip time of the current connection's heartbeats.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.attached.as_ref().and_then(|a| a.heartbeat.rtt())
+    }
+
+    /// Payload bytes kept for the client.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.flow.outbox.bytes()
+    }
+
+    pub(super) fn remains(&self) -> Remains {
+        let (cause, ended) = match self.life {
+            Life::Over(Over::Expired) => (Cause::Expired, None),
+            Life::Over(Over::Evicted) => (Cause::Evicted, None),
+            Life::Over(Over::Ended { code, by_us }) => (Cause::Ended, by_us.then_some(code)),
+            Life::EndSent { code } => (Cause::Ended, Some(code)),
+            _ => (Cause::Unknown, None),
+        };
+        Remains {
+            received: self.flow.inbox.received(),
+            handed: self.flow.inbox.handed(),
+            sent: self.flow.outbox.last(),
+            cause,
+            ended,
+        }
+    }
+}
+

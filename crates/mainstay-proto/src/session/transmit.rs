@@ -1,0 +1,50 @@
+//! What a machine wants written to a connection.
+
+use bytes::Bytes;
+
+use super::message::{APPLICATION_BINARY, Control, Message};
+use crate::ws::{CloseCode, Kind};
+
+/// A connection, named by whoever opened or accepted it. Unique for the life of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// One thing to do to a connection, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Transmit {
+    /// A numbered application message.
+    Message(Message),
+    /// A control message, encoded.
+    Control(Bytes),
+    /// An RFC 6455 Ping with these eight bytes.
+    Ping(u64),
+    /// Start the closing handshake.
+    Close {
+        /// The code.
+        code: CloseCode,
+        /// The reason.
+        reason: String,
+    },
+    /// Drop the transport at once: the peer is dead or not worth a closing handshake.
+    Abort,
+}
+
+impl Transmit {
+    pub(crate) fn control(control: &Control) -> Self {
+        Self::Control(control.encode())
+    }
+
+    /// The WebSocket message that carries this in `mainstay.v1`: its kind, the byte in front, the
+    /// body. `None` for what is not a message.
+    #[must_use]
+    pub fn as_message(&self) -> Option<(Kind, &'static [u8], &Bytes)> {
+        match self {
+            Self::Message(Message { kind: Kind::Text, payload }) => Some((Kind::Text, &[], payload)),
+            Self::Message(Message { kind: Kind::Binary, payload }) => {
+                Some((Kind::Binary, &[APPLICATION_BINARY], payload))
+            }
+            Self::Control(body) => Some((Kind::Binary, &[], body)),
+            Self::Ping(_) | Self::Close { .. } | Self::Abort => None,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The primitive encodings of `mainstay.v1`: QUIC varints, byte strings and optional fields.
+//!
+//! A reader never allocates and never trusts a length: every byte string is a slice of the message
+//! it came in, and a length that reaches past the end is an error before anything is done with it.
+//!
+//! Source: `docs/PROTOCOL.md` "Framing", RFC 9000 section 16.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::error::Malformed;
+
+/// The largest number on the wire, 2^53 - 1: a JavaScript number holds it exactly.
+pub const MAX_INTEGER: u64 = (1 << 53) - 1;
+
+/// Reads the fields of one control message, front to back.
+pub(super) struct Reader {
+    rest: Bytes,
+}
+
+impl Reader {
+    pub(super) fn new(body: Bytes) -> Self {
+        Self { rest: body }
+    }
+
+    pub(super) fn integer(&mut self) -> Result<u64, Malformed> {
+        let first = *self.rest.first().ok_or(Malformed::Truncated)?;
+        let length = 1_usize << (first >> 6);
+        if self.rest.len() < length {
+            return Err(Malformed::Truncated);
+        }
+        let mut value = u64::from(first & 0x3f);
+        self.rest.advance(1);
+        for _ in 1..length {
+            value = value << 8 | u64::from(self.rest.get_u8());
+        }
+        if value > MAX_INTEGER { Err(Malformed::IntegerTooLarge) } else { Ok(value) }
+    }
+
+    pub(super) fn flag(&mut self) -> Result<bool, Malformed> {
+        match self.integer()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Malformed::BadValue),
+        }
+    }
+
+    pub(super) fn bytes(&mut self) -> Result<Bytes, Malformed> {
+        let length = usize::try_from(self.integer()?).map_err(|_| Malformed::Truncated)?;
+        if self.rest.len() < length {
+            return Err(Malformed::Truncated);
+        }
+        Ok(self.rest.split_to(length))
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        self.bytes()?.as_ref().try_into().map_err(|_| Malformed::BadValue)
+    }
+
+    pub(super) fn text(&mut self) -> Result<String, Malformed> {
+        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| Malformed::BadValue)
+    }
+
+    pub(super) fn rest(self) -> Bytes {
+        self.rest
+    }
+
+    /// Reads the optional fields that end a message. `field` is called once for each; it ignores the
+    /// types it does not know. A type below 64 that comes twice is an error: no two senders may
+    /// disagree on which one counts. (Types are one-byte varints; a larger one is unknown and skipped.)
+    pub(super) fn optional_fields(
+        mut self,
+        mut field: impl FnMut(u64, Reader) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
+        let mut seen = Vec::new();
+        while !self.rest.is_empty() {
+            let kind = self.integer()?;
+            let value = self.bytes()?;
+            if seen.contains(&kind) {
+                return Err(Malformed::RepeatedField);
+            }
+            if seen.len() == MAX_FIELDS {
+                return Err(Malformed::TooManyFields);
+            }
+            seen.push(kind);
+            field(kind, Reader::new(value))?;
+        }
+        Ok(())
+    }
+}
+
+/// More optional fields than any message will ever have; bounds the check for repeated ones.
+const MAX_FIELDS: usize = 32;
+
+/// Writes the fields of one control message.
+pub(super) struct Writer {
+    out: BytesMut,
+}
+
+impl Writer {
+    pub(super) fn new(kind: u8) -> Self {
+        let mut out = BytesMut::with_capacity(64);
+        out.put_u8(kind);
+        Self { out }
+    }
+
+    pub(super) fn integer(mut self, value: u64) -> Self {
+        put_integer(&mut self.out, value);
+        self
+    }
+
+    pub(super) fn flag(self, value: bool) -> Self {
+        self.integer(u64::from(value))
+    }
+
+    pub(super) fn bytes(mut self, value: &[u8]) -> Self {
+        put_integer(&mut self.out, value.len() as u64);
+        self.out.put_slice(value);
+        self
+    }
+
+    /// Bytes up to the end of the message, without a length.
+    pub(super) fn rest(mut self, value: &[u8]) -> Self {
+        self.out.put_slice(value);
+        self
+    }
+
+    /// An optional field whose value is written by `fields`.
+    pub(super) fn field(self, kind: u64, fields: impl FnOnce(Writer) -> Writer) -> Self {
+        let value = fields(Writer { out: BytesMut::new() });
+        self.integer(kind).bytes(&value.out)
+    }
+
+    pub(super) fn finish(self) -> Bytes {
+        self.out.freeze()
+    }
+}
+
+/// Writes the shortest form. Every value of ours is at most [`MAX_INTEGER`]: counts stay below it by
+/// construction, durations and sizes are checked where they are configured.
+fn put_integer(out: &mut BytesMut, value: u64) {
+    let value = value.min(MAX_INTEGER);
+    match value {
+        0..0x40 => out.put_u8(value as u8),
+        0x40..0x4000 => out.put_u16(value as u16 | 0x4000),
+        0x4000..0x4000_0000 => out.put_u32(value as u32 | 0x8000_0000),
+        _ => out.put_u64(value | 0xc000_0000_0000_0000),
+    }
+}

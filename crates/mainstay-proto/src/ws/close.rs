@@ -1,0 +1,121 @@
+//! Close codes: the RFC's, ours, and what a client does about each.
+//!
+//! Ours live in 4000-4999 (private use). The range carries the advice, so that old clients handle
+//! new codes: 4000-4499 come back, 4500-4999 do not. The meaning of a session's end is in END, GOAWAY
+//! and REFUSE; a close code only repeats it, SUPERSEDED excepted.
+//!
+//! Source: RFC 6455 section 7.4, `docs/PROTOCOL.md` "Closing".
+
+use std::fmt;
+
+/// A close code as it stands in a Close frame.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CloseCode(u16);
+
+#[allow(missing_docs, reason = "names of RFC 6455 section 7.4.1")]
+impl CloseCode {
+    pub const NORMAL: Self = Self(1000);
+    pub const GOING_AWAY: Self = Self(1001);
+    pub const PROTOCOL: Self = Self(1002);
+    pub const UNSUPPORTED: Self = Self(1003);
+    pub const INVALID_DATA: Self = Self(1007);
+    pub const POLICY: Self = Self(1008);
+    pub const TOO_BIG: Self = Self(1009);
+    pub const INTERNAL: Self = Self(1011);
+    pub const RESTART: Self = Self(1012);
+    pub const TRY_AGAIN: Self = Self(1013);
+    /// A message that `mainstay.v1` does not allow. The session is kept: come back.
+    pub const PROTOCOL_VIOLATION: Self = Self(4400);
+    /// The peer was silent for too long.
+    pub const HEARTBEAT_TIMEOUT: Self = Self(4408);
+    /// A later attach has the session.
+    pub const SUPERSEDED: Self = Self(4409);
+    /// A later attempt of the same client was there first.
+    pub const STALE_ATTEMPT: Self = Self(4410);
+    /// The client key cannot name a new session: take another.
+    pub const KEY_REFUSED: Self = Self(4411);
+    /// No HELLO within the opening deadline.
+    pub const OPENING_TIMEOUT: Self = Self(4412);
+    /// The server has no room now.
+    pub const OVERLOADED: Self = Self(4413);
+    /// What stands behind the server cannot be reached now.
+    pub const UPSTREAM_UNAVAILABLE: Self = Self(4414);
+    /// The session was ended on purpose.
+    pub const SESSION_ENDED: Self = Self(4500);
+    /// The credentials were refused.
+    pub const UNAUTHORIZED: Self = Self(4501);
+}
+
+/// What a client does after a close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Reconnect; other clients are probably doing the same.
+    Reconnect,
+    /// Reconnect; this connection alone is concerned.
+    ReconnectAlone,
+    /// Stay away: the same would happen again.
+    Stop,
+}
+
+impl CloseCode {
+    /// The code, if it may stand in a Close frame: 1000-1003, 1007-1014, 3000-4999.
+    #[must_use]
+    pub const fn new(code: u16) -> Option<Self> {
+        match code {
+            1000..=1003 | 1007..=1014 | 3000..=4999 => Some(Self(code)),
+            _ => None,
+        }
+    }
+
+    /// What a client does about a connection that ended with `code`; `None` is a connection that was
+    /// lost without a Close frame (1006).
+    #[must_use]
+    pub const fn action(code: Option<Self>) -> Action {
+        let Some(Self(code)) = code else { return Action::Reconnect };
+        match code {
+            // Ended by a server that may just be restarting: 1000 is what developer tools produce, and
+            // only END says that a session is over.
+            1000 | 1001 | 1005 | 1006 | 1011..=1014 => Action::Reconnect,
+            // The same bytes would be refused again.
+            1002 | 1003 | 1007 | 1008 | 1009 | 1010 => Action::ReconnectAlone,
+            3000 | 3003 => Action::Stop,
+            3008 => Action::ReconnectAlone,
+            4408..=4411 => Action::ReconnectAlone,
+            4500..=4999 => Action::Stop,
+            _ => Action::Reconnect,
+        }
+    }
+}
+
+impl From<CloseCode> for u16 {
+    fn from(code: CloseCode) -> Self {
+        code.0
+    }
+}
+
+impl From<CloseCode> for u64 {
+    fn from(code: CloseCode) -> Self {
+        code.0.into()
+    }
+}
+
+impl fmt::Debug for CloseCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CloseCode({})", self.0)
+    }
+}
+
+impl fmt::Display for CloseCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The body of a Close frame.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CloseFrame {
+    /// Why.
+    pub code: CloseCode,
+    /// In words, at most 123 bytes.
+    pub reason: String,
+}
