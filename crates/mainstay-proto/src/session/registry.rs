@@ -277,6 +277,12 @@ impl<H: Clone> Registry<H> {
         (self.names.len(), self.tombstones.len())
     }
 
+    /// How many of the names lead to tombstones.
+    #[must_use]
+    pub fn tombstoned_names(&self) -> usize {
+        self.names.values().filter(|entry| matches!(entry, Entry::Tombstone(_))).count()
+    }
+
     fn rename(&mut self, handle: &H, issued: Name, dropped: [Option<Name>; 2]) {
         for name in dropped.into_iter().flatten() {
             self.names.remove(&name);
