@@ -477,26 +477,36 @@ impl Client {
         [dial, pulse, replace, owed, closing].into_iter().flatten().min()
     }
 
-    /// The next thing to do to a connection.
-    pub fn poll_command(&mut self, now: Instant) -> Option<Command> {
-        if let Some(command) = self.commands.pop_front() {
-            return Some(command);
-        }
+    /// The next connection to open, close or drop, and what an ended session still has to say.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// The next thing to write to `connection`; `None` if it is not the one to be written.
+    pub fn poll_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
         let Some(plain) = &mut self.plain else {
-            return self.session.poll_transmit(now).map(|(id, transmit)| Command::Transmit(id, transmit));
+            let writes = self.session.writer() == Some(connection);
+            return writes.then(|| self.session.poll_transmit(now)).flatten().map(|(_, transmit)| transmit);
         };
-        let attached = self.attached.as_mut()?;
-        let connection = attached.connection;
+        let attached = self.attached.as_mut().filter(|attached| attached.connection == connection)?;
         if let Pulse::Driven(_, ping) = &mut attached.pulse
             && let Some(ping) = ping.take()
         {
-            return Some(Command::Transmit(connection, Transmit::Ping(ping)));
+            return Some(Transmit::Ping(ping));
         }
-        let transmit = match plain.confirmer.poll_transmit(now)? {
+        Some(match plain.confirmer.poll_transmit(now)? {
             Write::Message(message) => Transmit::Message(message),
             Write::Ping(position) => Transmit::Ping(position),
-        };
-        Some(Command::Transmit(connection, transmit))
+        })
+    }
+
+    /// The connection that may be written now.
+    #[must_use]
+    pub fn writer(&self) -> Option<ConnectionId> {
+        match &self.plain {
+            Some(_) => self.attached.as_ref().map(|attached| attached.connection),
+            None => self.session.writer(),
+        }
     }
 
     /// The next event.
@@ -514,6 +524,19 @@ impl Client {
     #[must_use]
     pub fn is_attached(&self) -> bool {
         self.attached.is_some()
+    }
+
+    /// Whether the application asked to end; nothing more is accepted.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.is_some() || self.ended
+    }
+
+    /// Whether more should be read now: the application is not too far behind. (A session's server is
+    /// held back by its window.)
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        self.plain.as_ref().is_none_or(|plain| (plain.inbox.len() as u64) < self.config.session.flow.accept.messages)
     }
 
     /// Nothing follows.
@@ -558,7 +581,11 @@ impl Client {
         });
         if first {
             // What was sent before it was known what the peer speaks.
-            for message in self.session.take_unsent() {
+            let (fate, unsent) = self.session.take_unsent();
+            if fate.unknown > 0 {
+                self.events.push_back(Event::Gap(fate));
+            }
+            for message in unsent {
                 let _ = plain.confirmer.send(message);
             }
         }

@@ -526,7 +526,7 @@ impl World {
 
     fn settle_client(&mut self, index: usize) -> Result<(), String> {
         let now = self.now;
-        while let Some(command) = self.clients[index].machine.poll_command(now) {
+        while let Some(command) = self.next_command(index) {
             self.note(|| format!("client {index} -> {command:?}"));
             match command {
                 Command::Dial(id) => {
@@ -572,14 +572,23 @@ impl World {
             client.got.received(session as usize, number)?;
         }
         // Handing over may have filled a threshold.
-        if let Some(command) = self.clients[index].machine.poll_command(now)
-            && let Command::Transmit(id, transmit) = command
+        let writer = self.clients[index].machine.writer();
+        if let Some(id) = writer
+            && let Some(transmit) = self.clients[index].machine.poll_transmit(now, id)
             && let Some(packet) = packet_of(&transmit)
         {
             self.push((index, id), true, packet);
             return self.settle_client(index);
         }
         Ok(())
+    }
+
+    fn next_command(&mut self, index: usize) -> Option<Command> {
+        let (now, machine) = (self.now, &mut self.clients[index].machine);
+        machine.poll_command().or_else(|| {
+            let writer = machine.writer()?;
+            machine.poll_transmit(now, writer).map(|transmit| Command::Transmit(writer, transmit))
+        })
     }
 
     fn client_events(&mut self, index: usize) -> Result<(), String> {
