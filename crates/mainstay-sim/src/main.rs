@@ -38,7 +38,9 @@ fn main() -> ExitCode {
         }
         if let Some(failure) = outcome.failure {
             failed += 1;
-            println!("seed {seed}: {failure}\n  replay: cargo run --release -p mainstay-sim -- --seeds 1 --from {seed} --trace");
+            println!(
+                "seed {seed}: {failure}\n  replay: cargo run --release -p mainstay-sim -- --seeds 1 --from {seed} --trace"
+            );
         }
     }
     println!("{} seeds, {messages} messages, {resumed} resumes, {gaps} gaps told", arguments.seeds);

@@ -160,10 +160,21 @@ struct Pending {
 enum Life {
     Open,
     /// END leaves once everything before it is acknowledged.
-    Closing { code: u64, reason: String },
-    EndSent { code: u64, reason: String },
+    Closing {
+        code: u64,
+        reason: String,
+    },
+    EndSent {
+        code: u64,
+        reason: String,
+    },
     /// The peer's END came, with its final counts; what came before it is still being handed over.
-    EndReceived { code: u64, reason: String, received: u64, handed: u64 },
+    EndReceived {
+        code: u64,
+        reason: String,
+        received: u64,
+        handed: u64,
+    },
     Over,
 }
 
@@ -350,7 +361,13 @@ impl ClientSession {
         outcome
     }
 
-    fn handle_end(&mut self, code: u64, reason: String, received: u64, handed: u64) -> Result<(), SessionError> {
+    fn handle_end(
+        &mut self,
+        code: u64,
+        reason: String,
+        received: u64,
+        handed: u64,
+    ) -> Result<(), SessionError> {
         self.flow.outbox.acknowledge(received)?;
         match std::mem::replace(&mut self.life, Life::Over) {
             // The answer to ours: the code and the reason are what we said.
@@ -531,8 +548,14 @@ impl ClientSession {
     pub fn take_unsent(&mut self) -> (Fate, Vec<Message>) {
         let (written, last) = (self.flow.outbox.written(), self.flow.outbox.last());
         let delivered = self.flow.outbox.acknowledged();
-        let fate =
-            Fate { delivered, unknown: written, last, resent: written < last, lost: None, cause: Cause::Unknown };
+        let fate = Fate {
+            delivered,
+            unknown: written,
+            last,
+            resent: written < last,
+            lost: None,
+            cause: Cause::Unknown,
+        };
         let fresh = Flow::new(&self.config.flow, Window::BEFORE_WELCOME);
         let unsent = std::mem::replace(&mut self.flow, fresh).outbox.into_messages_after(written);
         (fate, unsent.collect())
@@ -734,4 +757,3 @@ impl ClientSession {
         self.instance
     }
 }
-

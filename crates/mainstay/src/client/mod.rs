@@ -77,7 +77,8 @@ pub struct Builder {
     factory: Option<Factory>,
 }
 
-/// A connection that stays. Dropping it ends the session at once; [`close`](Self::close) does it in order.
+/// A connection that stays. [`close`](Self::close) ends it in order and waits for that; dropping it does
+/// the same in the background.
 pub struct Client {
     core: Arc<Core>,
     /// Taken by `start_send`, given to the machine when there is room.
@@ -157,7 +158,7 @@ impl Client {
         Poll::Pending
     }
 
-    /// Sends a message; waits while the window is full. It is kept until the peer acknowledges it.
+    /// As [`Sender::send`].
     ///
     /// # Errors
     /// The client has ended: the message comes back.
@@ -168,7 +169,7 @@ impl Client {
         self.send_tracked(message).await.map(drop)
     }
 
-    /// Sends a message and returns a future that settles when it is known what became of it.
+    /// As [`Sender::send_tracked`].
     ///
     /// # Errors
     /// The client has ended: the message comes back.
@@ -176,21 +177,7 @@ impl Client {
     /// # Cancel safety
     /// Safe.
     pub async fn send_tracked(&self, message: Message) -> Result<Tracked, SendError> {
-        let mut waiting = Some(message);
-        poll_fn(|cx| {
-            let Some(message) = waiting.take() else { return Poll::Pending };
-            let mut inner = self.core.lock();
-            match inner.send(message) {
-                Ok(tracked) => Poll::Ready(Ok(tracked)),
-                Err(SendError::Full(message)) => {
-                    waiting = Some(message);
-                    inner.wait_for_room(cx.waker());
-                    Poll::Pending
-                }
-                Err(over) => Poll::Ready(Err(over)),
-            }
-        })
-        .await
+        self.sender().send_tracked(message).await
     }
 
     /// Sends a message, or gives it back at once.
@@ -201,24 +188,24 @@ impl Client {
         self.core.lock().send(message).map(drop)
     }
 
-    /// The next event; `None` after [`Event::Ended`]. Nobody has to listen: at most 1,024 are kept,
-    /// then the oldest go.
+    /// A handle that sends from elsewhere.
+    #[must_use]
+    pub fn sender(&self) -> Sender {
+        Sender { core: Arc::clone(&self.core) }
+    }
+
+    /// The next event; `None` after [`Event::Ended`]. See [`Events::next`].
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn event(&self) -> Option<Event> {
-        poll_fn(|cx| {
-            let mut inner = self.core.lock();
-            match inner.events.pop_front() {
-                Some(event) => Poll::Ready(Some(event)),
-                None if inner.is_finished() => Poll::Ready(None),
-                None => {
-                    inner.listener = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        self.events().next().await
+    }
+
+    /// A handle on the events, to be awaited beside [`recv`](Self::recv).
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events { core: Arc::clone(&self.core) }
     }
 
     /// Something suggests that the network changed: dials at once if waiting, probes if attached.
@@ -268,6 +255,89 @@ impl Client {
     #[must_use]
     pub fn subprotocol(&self) -> Option<String> {
         self.core.lock().subprotocol.clone()
+    }
+}
+
+/// What happens to a client.
+pub struct Events {
+    core: Arc<Core>,
+}
+
+impl Events {
+    /// The next event; `None` after [`Event::Ended`]. Nobody has to listen: at most 1,024 are kept,
+    /// then the oldest go. Each event is returned once, whoever asks.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn next(&self) -> Option<Event> {
+        poll_fn(|cx| {
+            let mut inner = self.core.lock();
+            match inner.events.pop_front() {
+                Some(event) => Poll::Ready(Some(event)),
+                None if inner.is_finished() => Poll::Ready(None),
+                None => {
+                    inner.listener = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Events(..)")
+    }
+}
+
+/// Sends through a client from elsewhere. Cheap to clone; does not keep the client open.
+#[derive(Clone)]
+pub struct Sender {
+    core: Arc<Core>,
+}
+
+impl Sender {
+    /// Sends a message; waits while the window is full. It is kept until the peer acknowledges it.
+    ///
+    /// # Errors
+    /// The client has ended: the message comes back.
+    ///
+    /// # Cancel safety
+    /// Safe: a message is accepted only when this returns.
+    pub async fn send(&self, message: Message) -> Result<(), SendError> {
+        self.send_tracked(message).await.map(drop)
+    }
+
+    /// Sends a message and returns a future that settles when it is known what became of it.
+    ///
+    /// # Errors
+    /// The client has ended: the message comes back.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn send_tracked(&self, message: Message) -> Result<Tracked, SendError> {
+        let mut waiting = Some(message);
+        poll_fn(|cx| {
+            let Some(message) = waiting.take() else { return Poll::Pending };
+            let mut inner = self.core.lock();
+            match inner.send(message) {
+                Ok(tracked) => Poll::Ready(Ok(tracked)),
+                Err(SendError::Full(message)) => {
+                    waiting = Some(message);
+                    inner.wait_for_room(cx.waker());
+                    Poll::Pending
+                }
+                Err(over) => Poll::Ready(Err(over)),
+            }
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sender(..)")
     }
 }
 
@@ -407,6 +477,14 @@ impl Builder {
     #[must_use]
     pub fn backoff(mut self, backoff: BackoffConfig) -> Self {
         self.config.backoff = backoff;
+        self
+    }
+
+    /// Ends when the peer closes with 1000 or an application's code (3000-4999), instead of dialling
+    /// again: the peer meant it. For links that pass a backend's close on. Default: no.
+    #[must_use]
+    pub fn ends_with_peer(mut self, ends: bool) -> Self {
+        self.config.ends_with_peer = ends;
         self
     }
 

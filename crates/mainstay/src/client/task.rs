@@ -348,7 +348,9 @@ impl Task {
                     }
                 }
                 Ok(false) => {}
-                Err(Abort) => lost.push((connection, Some(Lost::Broken("connection broken while writing".into())))),
+                Err(Abort) => {
+                    lost.push((connection, Some(Lost::Broken("connection broken while writing".into()))))
+                }
             }
         }
         for (connection, why) in lost {

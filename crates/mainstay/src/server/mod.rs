@@ -157,7 +157,10 @@ impl Mainstay {
         self.shared.tracker.close();
         let all = self.shared.tracker.wait();
         if tokio::time::timeout(spread + Duration::from_secs(5), all).await.is_err() {
-            tracing::warn!(tasks = self.shared.tracker.len(), "drain is over; the remaining connections are dropped");
+            tracing::warn!(
+                tasks = self.shared.tracker.len(),
+                "drain is over; the remaining connections are dropped"
+            );
         }
     }
 }

@@ -102,7 +102,10 @@ async fn connection(stream: TcpStream, address: SocketAddr, app: Router, mainsta
         tower_call(app.clone(), request)
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(deadline).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(deadline)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS);
     let served = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
     let silent = async {
         tokio::time::sleep(deadline).await;

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::{Action, Evidence};
-use mainstay_proto::session::{Control, ConnectionId, Frame, Over, SessionError, Transmit};
+use mainstay_proto::session::{ConnectionId, Control, Frame, Over, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
 use tokio::sync::watch;
 use tokio::time::Sleep;

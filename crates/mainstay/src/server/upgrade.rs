@@ -308,7 +308,9 @@ async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
             match first.take() {
                 Some(Ok(Frame::Control(Control::Hello(hello)))) => return std::task::Poll::Ready(Ok(*hello)),
                 Some(Ok(_)) => {
-                    return std::task::Poll::Ready(Err(Some(SessionError::Unexpected("a message before HELLO"))));
+                    return std::task::Poll::Ready(Err(Some(SessionError::Unexpected(
+                        "a message before HELLO",
+                    ))));
                 }
                 Some(Err(error)) => return std::task::Poll::Ready(Err(Some(error))),
                 None => {}

@@ -70,6 +70,7 @@ async fn requests_that_are_no_upgrade_are_answered_with_one_line() {
     let text = String::from_utf8_lossy(&plain).into_owned();
     assert!(text.starts_with("HTTP/1.1 426 "), "{text}");
     assert!(text.contains("sec-websocket-version: 13"), "{text}");
-    let large = [b"GET /echo HTTP/1.1\r\nHost: x\r\nX: ".to_vec(), vec![b'x'; 20_000], b"\r\n\r\n".to_vec()].concat();
+    let large =
+        [b"GET /echo HTTP/1.1\r\nHost: x\r\nX: ".to_vec(), vec![b'x'; 20_000], b"\r\n\r\n".to_vec()].concat();
     assert!(answer(address, &large).await.starts_with(b"HTTP/1.1 431 "));
 }

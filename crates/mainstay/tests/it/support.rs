@@ -74,4 +74,3 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     };
     tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("{what}"));
 }
-
