@@ -70,7 +70,7 @@ fn runs(path: &str) -> bool {
 
 fn run_document(path: &str, blocks: &[Block]) -> Result<()> {
     let scratch = Scratch::new(path)?;
-    let mut background = Vec::new(); // ended when the document is done
+    let mut background = Vec::new(); // dropped, and so ended, before the folder
     for block in blocks {
         let place = format!("{path}:{}", block.line);
         let failed = |error| format!("{place}: {error}");
@@ -99,8 +99,9 @@ fn run_document(path: &str, blocks: &[Block]) -> Result<()> {
     Ok(())
 }
 
-/// The empty folder one document's blocks run in, and the logs beside it.
+/// The empty folder one document's blocks run in, outside of any workspace, and the logs beside it.
 struct Scratch {
+    home: PathBuf,
     folder: PathBuf,
     logs: PathBuf,
     path: OsString,
@@ -108,21 +109,27 @@ struct Scratch {
 
 impl Scratch {
     fn new(document: &str) -> Result<Self> {
-        let root = env::current_dir()?.join("target");
-        let home = root.join("xtask/docs").join(document);
-        let _ = fs::remove_dir_all(&home);
+        let name = format!("mainstay-docs-{}-{}", std::process::id(), document.replace('/', "-"));
+        let home = env::temp_dir().join(name);
         let (folder, logs) = (home.join("work"), home.join("logs"));
         fs::create_dir_all(&folder)?;
         fs::create_dir_all(&logs)?;
         let inherited = env::var_os("PATH").unwrap_or_default();
-        let path = env::join_paths([root.join("release")].into_iter().chain(env::split_paths(&inherited)))?;
-        Ok(Self { folder, logs, path })
+        let ours = env::current_dir()?.join("target/release");
+        let path = env::join_paths([ours].into_iter().chain(env::split_paths(&inherited)))?;
+        Ok(Self { home, folder, logs, path })
     }
 
     fn shell(&self, text: &str) -> Command {
         let mut shell = Command::new("sh");
         shell.args(["-euc", text]).current_dir(&self.folder).env("PATH", &self.path);
         shell
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.home);
     }
 }
 

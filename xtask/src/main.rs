@@ -128,7 +128,7 @@ impl Summary {
         *count += 1;
         let line = format!("{:9} {seconds:7.1} s  {word}", step.name);
         println!("--- {line}");
-        self.lines.push(line);
+        self.lines.extend(line.lines().next().map(str::to_owned));
     }
 
     /// The last line is the one machines read: `N passed, N failed`, and `, N skipped` if any were.

@@ -38,9 +38,11 @@ impl Document {
         document
     }
 
-    /// The directive that the prose so far ends with.
+    /// The directive that the prose since the last block ends with.
     fn directive(&self) -> Option<String> {
-        let (_, last) = self.prose.iter().rev().find(|(_, line)| !line.trim().is_empty())?;
+        let since = self.blocks.last().map_or(0, |block| block.line);
+        let mut prose = self.prose.iter().rev().take_while(|(number, _)| *number > since);
+        let (_, last) = prose.find(|(_, line)| !line.trim().is_empty())?;
         let inner = last.trim().strip_prefix("<!-- run:")?.strip_suffix("-->")?;
         Some(inner.trim().to_owned())
     }
@@ -109,7 +111,8 @@ cat [x](y.md)
         let blocks = Document::parse(PAGE).blocks;
         let found: Vec<_> = blocks.iter().map(|b| (b.line, b.tag.as_str(), b.text.as_str())).collect();
         assert_eq!(found, [(7, "sh", "cat [x](y.md)\n"), (10, "text", "```\n")]);
-        assert_eq!(blocks[0].directive.as_deref(), Some("skip, because"));
+        let directives: Vec<_> = blocks.iter().map(|block| block.directive.as_deref()).collect();
+        assert_eq!(directives, [Some("skip, because"), None], "a directive is for one block");
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Background {
     /// Starts `command` with both its outputs going to `log`.
     pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let name = shown(command);
-        println!("$ {name} &");
+        println!("$ {name}");
         let log = File::create(log)?;
         let child = command
             .stdin(Stdio::null())
@@ -129,7 +129,12 @@ impl Drop for Background {
     }
 }
 
+/// A command as a person would type it; of a shell, the script alone.
 fn shown(command: &Command) -> String {
     let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).collect();
-    words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    match words.as_slice() {
+        [shell, _, script] if shell == "sh" => script.trim().to_owned(),
+        words => words.join(" "),
+    }
 }

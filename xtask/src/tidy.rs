@@ -10,8 +10,8 @@ use crate::markdown::Document;
 use crate::run::output;
 use crate::{Outcome, Result, docs};
 
-/// Tags of code blocks in the README, CONTRIBUTING and `docs/`. Each is checked somewhere: `sh` by `docs`, `rust` as
-/// a documentation test; a block that is nothing of the kind is `text`.
+/// Tags of code blocks in the README, CONTRIBUTING and `docs/`. `sh` is run by `docs`, `rust` is a documentation
+/// test, `json` is parsed here; a block that is none of these languages is `text`.
 const TAGS: [&str; 6] = ["sh", "toml", "rust", "json", "text", "ts"];
 
 /// Package registries: a lock file or a document that names one binds its reader to it. Written in halves, so that
@@ -132,6 +132,9 @@ fn markdown(path: &str, text: &str, files: &[String], complain: &mut Complain) {
             }
             if let Err(error) = docs::Mode::of(block) {
                 complain(block.line, &error);
+            }
+            if block.tag == "json" && serde_json::from_str::<serde_json::Value>(&block.text).is_err() {
+                complain(block.line, "no valid JSON");
             }
         }
     }
