@@ -73,27 +73,23 @@ fn run_document(path: &str, blocks: &[Block]) -> Result<()> {
     let mut background = Vec::new(); // dropped, and so ended, before the folder
     for block in blocks {
         let place = format!("{path}:{}", block.line);
-        let failed = |error| format!("{place}: {error}");
-        let log = scratch.logs.join(format!("{}.log", block.line));
-        let mut shell = scratch.shell(&block.text);
         println!("--- {place}");
-        match Mode::of(block).map_err(failed)? {
-            Mode::Skip { reason } => println!("skipped: {reason}"),
-            Mode::ToItsEnd => {
-                let status = Background::start(&mut shell, &log)?.wait_end(LIMIT)?;
-                if !status.success() {
-                    return Err(failed(format!("{status}\n{}", fs::read_to_string(&log)?)).into());
-                }
-            }
-            Mode::Background { until } => {
-                let mut running = Background::start(&mut shell, &log)?;
-                let said = || fs::read_to_string(&log).is_ok_and(|text| text.contains(&until));
-                let ready = running.wait_until(LIMIT, said);
-                ready.map_err(|error| {
-                    failed(format!("{error}\n{}", fs::read_to_string(&log).unwrap_or_default()))
-                })?;
-                background.push(running);
-            }
+        run_block(block, &scratch, &mut background).map_err(|error| format!("{place}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn run_block(block: &Block, scratch: &Scratch, background: &mut Vec<Background>) -> Result<()> {
+    let start =
+        || Background::start(&mut scratch.shell(&block.text), scratch.logs.join(block.line.to_string()));
+    match Mode::of(block)? {
+        Mode::Skip { reason } => println!("skipped: {reason}"),
+        Mode::ToItsEnd => start()?.wait_success(LIMIT)?,
+        Mode::Background { until } => {
+            let mut running = start()?;
+            running
+                .wait_until(LIMIT, |log| fs::read_to_string(log).is_ok_and(|text| text.contains(&until)))?;
+            background.push(running);
         }
     }
     Ok(())

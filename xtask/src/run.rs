@@ -1,16 +1,22 @@
 //! Other programs: run to their end, or kept running beside us and always ended by process id.
 
 use std::env;
-use std::fs::File;
-use std::io;
+use std::error::Error;
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::{Outcome, Result};
+
+/// How often a program beside us is looked after.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Lines of a program's log that its errors quote.
+const TAIL: usize = 12;
 
 /// Makes the workspace's folder the current one: every path in this crate is relative to it.
 pub(crate) fn enter_workspace() -> Result<()> {
@@ -65,59 +71,66 @@ pub(crate) fn free_address() -> Result<SocketAddr> {
 }
 
 /// A program beside us, leader of its own process group; the group is ended when this is dropped.
+///
+/// Its errors end with the last lines of its log.
 pub(crate) struct Background {
     child: Child,
     name: String,
+    log: PathBuf,
 }
 
 impl Background {
     /// Starts `command` with both its outputs going to `log`.
-    pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command, log: PathBuf) -> Result<Self> {
         let name = shown(command);
         println!("$ {name}");
-        let log = File::create(log)?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .map_err(|error| format!("`{name}`: {error}"))?;
-        Ok(Self { child, name })
+        let file = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+        let child = command.spawn().map_err(|error| format!("`{name}`: {error}"))?;
+        Ok(Self { child, name, log })
     }
 
     /// Waits until `ready` is true: an error if the program ends before, or `limit` passes.
-    pub(crate) fn wait_until(&mut self, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
+    pub(crate) fn wait_until(&mut self, limit: Duration, mut ready: impl FnMut(&Path) -> bool) -> Result<()> {
         let started = Instant::now();
-        while !ready() {
+        while !ready(&self.log) {
             if let Some(status) = self.child.try_wait()? {
-                return Err(format!("`{}` ended early: {status}", self.name).into());
+                return Err(self.error(&format!("ended early, {status}")));
             }
             if started.elapsed() > limit {
-                return Err(format!("`{}` was not ready after {limit:?}", self.name).into());
+                return Err(self.error(&format!("was not ready after {limit:?}")));
             }
-            sleep(Duration::from_millis(50));
+            sleep(POLL);
         }
         Ok(())
     }
 
     /// Waits until something accepts connections at `address`.
     pub(crate) fn wait_listening(&mut self, limit: Duration, address: SocketAddr) -> Result<()> {
-        self.wait_until(limit, || TcpStream::connect(address).is_ok())
+        self.wait_until(limit, |_| TcpStream::connect(address).is_ok())
     }
 
-    /// Waits for the program's own end, at most `limit`.
-    pub(crate) fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+    /// Waits for the program's own end: an error if it is no success, or `limit` passes.
+    pub(crate) fn wait_success(&mut self, limit: Duration) -> Result<()> {
         let started = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(self.error(&status.to_string())),
+                None if started.elapsed() > limit => {
+                    return Err(self.error(&format!("still ran after {limit:?}")));
+                }
+                None => sleep(POLL),
             }
-            if started.elapsed() > limit {
-                return Err(format!("`{}` was still running after {limit:?}", self.name).into());
-            }
-            sleep(Duration::from_millis(50));
         }
+    }
+
+    fn error(&self, what: &str) -> Box<dyn Error> {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+        format!("`{}`: {what}\n{tail}", self.name).into()
     }
 }
 
@@ -125,7 +138,7 @@ impl Drop for Background {
     fn drop(&mut self) {
         let group = format!("-{}", self.child.id());
         let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
-        let _: io::Result<ExitStatus> = self.child.wait();
+        let _ = self.child.wait();
     }
 }
 
