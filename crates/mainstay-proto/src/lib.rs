@@ -4,6 +4,7 @@
 //! - [`session`]: `mainstay.v1`, the session that outlives connections.
 //! - [`heartbeat`]: when to probe a peer and when to call it dead.
 //! - [`backoff`]: how long to wait before the next attempt.
+//! - [`confirm`]: sending to a plain peer, whose Pong is the acknowledgement.
 //! - [`connect`]: the client's life: dialling, attached, waiting, ended.
 //!
 //! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of
@@ -11,6 +12,8 @@
 //! simulator and as the reference for the TypeScript client.
 
 pub mod backoff;
+pub mod confirm;
+pub mod connect;
 pub mod heartbeat;
 pub mod session;
 pub mod ws;

@@ -1,1 +1,14 @@
-//! Placeholder.
+//! Mainstay's machines in virtual time, on a network that does its worst.
+//!
+//! One seed is one world: a server, a few clients, and a plan of faults drawn from the seed. The
+//! [`world`] moves messages and time, the [`oracle`] watches what the applications see and knows
+//! nothing of how it came about. The same seed gives the same run, to the byte.
+//!
+//! - [`run`] plays one seed and says what broke, if anything.
+
+pub mod oracle;
+pub mod plan;
+pub mod world;
+
+pub use plan::Plan;
+pub use world::{Outcome, run};

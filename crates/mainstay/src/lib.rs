@@ -1,1 +1,60 @@
-//! Placeholder.
+//! WebSocket connections that stay.
+//!
+//! - [`server`]: an axum extractor whose handler belongs to the *session*: it keeps running while the
+//!   client's connection is lost, replaced and resumed, and loses, repeats and reorders nothing.
+//! - [`client`]: a client that reconnects and resumes; towards servers that speak plain WebSocket it
+//!   reconnects and says what that could not keep.
+//!
+//! What is decided is decided in [`mainstay_proto`], without IO; here are the sockets and the tasks.
+
+mod driver;
+mod transport;
+
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "server")]
+pub mod server;
+
+#[cfg(feature = "server")]
+pub use server::{Mainstay, Session, SessionUpgrade, serve};
+
+#[cfg(feature = "client")]
+pub use client::Client;
+
+pub use mainstay_proto::backoff::BackoffConfig;
+pub use mainstay_proto::confirm::{Confirm, Guarantee, Report};
+pub use mainstay_proto::heartbeat::HeartbeatConfig;
+pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
+pub use mainstay_proto::session::{Fate, Message, Window};
+pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits};
+
+/// A message that was not accepted, and why. It comes back with the error.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// What may be kept for the peer is kept already; it fits again once the peer acknowledges.
+    #[error("the window is full")]
+    Full(Message),
+    /// The session is ending or over.
+    #[error("the session is over")]
+    Over(Message),
+}
+
+impl SendError {
+    /// The message that was not accepted.
+    #[must_use]
+    pub fn into_message(self) -> Message {
+        match self {
+            Self::Full(message) | Self::Over(message) => message,
+        }
+    }
+}
+
+/// 32 bytes of the operating system's randomness.
+pub(crate) fn random_seed() -> [u8; 32] {
+    let mut seed = [0; 32];
+    // Without randomness no secret can be made. The call fails only where the system offers none.
+    #[allow(clippy::expect_used, reason = "nothing can be served without secrets")]
+    getrandom::fill(&mut seed).expect("the operating system gives no randomness");
+    seed
+}

@@ -526,6 +526,19 @@ impl ClientSession {
         self.end(code, reason, fate);
     }
 
+    /// Takes back everything that was never written: the peer turned out not to speak `mainstay.v1`.
+    pub fn take_unsent(&mut self) -> impl Iterator<Item = Message> + use<> {
+        let written = self.flow.outbox.written();
+        let fresh = Flow::new(&self.config.flow, Window::BEFORE_WELCOME);
+        std::mem::replace(&mut self.flow, fresh).outbox.into_messages_after(written)
+    }
+
+    /// What would become of what was sent if the session were lost now, without an account.
+    #[must_use]
+    pub fn fate_if_lost(&self) -> Fate {
+        self.fate(None, false)
+    }
+
     fn queue_end_if_flushed(&mut self) {
         if !matches!(self.life, Life::Closing { .. }) || self.current.is_none() || !self.flow.is_flushed() {
             return;
@@ -661,7 +674,9 @@ impl ClientSession {
     /// When an acknowledgement is due even if nothing more comes.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.current.as_ref().and_then(|_| self.flow.inbox.acknowledge_by())
+        // While an attempt is pending nothing is written, so nothing is due.
+        let writable = self.current.is_some() && self.pending.is_none();
+        writable.then(|| self.flow.inbox.acknowledge_by()).flatten()
     }
 
     fn trim(&mut self) {

@@ -172,6 +172,7 @@ impl<H: Clone> Registry<H> {
         sessions: &mut S,
     ) -> Resumed<H> {
         let received = hello.resume.as_ref().map_or(0, |resume| resume.received);
+        self.bury_if_over(now, presented, sessions);
         match self.names.get(&presented).cloned() {
             None => Resumed::Lost(None),
             Some(Entry::Tombstone(number)) => match self.tombstone(number).map(|t| t.remains) {
@@ -213,6 +214,7 @@ impl<H: Clone> Registry<H> {
     ) -> Answer<H> {
         let key = Name::of(principal, &hello.key.0);
         let lost = hello.resume.is_some();
+        self.bury_if_over(now, key, sessions);
         let (handle, created) = match self.names.get(&key).cloned() {
             Some(Entry::Tombstone(number)) => {
                 let account = self.tombstone(number).map(|t| account_of(t.remains, 0));
@@ -253,7 +255,8 @@ impl<H: Clone> Registry<H> {
     /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every
     /// session whose [`is_over`](ServerSession::is_over) is set, before dropping it. Does nothing else.
     pub fn bury(&mut self, now: Instant, session: &ServerSession) {
-        if session.is_over().is_none() {
+        let buried = matches!(self.names.get(&session.key), Some(Entry::Tombstone(_)));
+        if session.is_over().is_none() || buried {
             return;
         }
         self.forget_old(now);
@@ -271,10 +274,23 @@ impl<H: Clone> Registry<H> {
         }
     }
 
+    /// A session that is over, but whose owner has not buried it yet, is answered from its tombstone.
+    fn bury_if_over<S: Sessions<Handle = H>>(&mut self, now: Instant, name: Name, sessions: &mut S) {
+        if let Some(Entry::Live(handle)) = self.names.get(&name).cloned() {
+            sessions.with(&handle, |session| self.bury(now, session));
+        }
+    }
+
     /// How many names and tombstones are held: both are zero when all is at rest.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
         (self.names.len(), self.tombstones.len())
+    }
+
+    /// How many of the names lead to tombstones.
+    #[must_use]
+    pub fn tombstoned_names(&self) -> usize {
+        self.names.values().filter(|entry| matches!(entry, Entry::Tombstone(_))).count()
     }
 
     fn rename(&mut self, handle: &H, issued: Name, dropped: [Option<Name>; 2]) {

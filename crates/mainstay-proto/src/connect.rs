@@ -1,0 +1,717 @@
+//! The client's life: dialling, attached, probing, waiting, ended.
+//!
+//! One machine for both kinds of peer. Towards `mainstay.v1` it drives a
+//! [`ClientSession`]; towards a plain peer it reconnects, beats, confirms by Ping and reports every
+//! re-attach as fresh. It decides when to dial and how long to wait; a driver opens connections when
+//! told to, moves bytes, and reports what happened.
+//!
+//! At most two connections live at a time: the attached one, and one being opened, which replaces it
+//! (after GOAWAY, or when a probe stays unanswered) or follows it.
+//!
+//! Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::backoff::{Backoff, BackoffConfig, Shared};
+use crate::confirm::{ConfirmConfig, Confirmer, Report, Write};
+use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
+use crate::session::message::Delay;
+use crate::session::{
+    ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message, SessionError, Transmit,
+};
+use crate::ws::close::Action as CloseAction;
+use crate::ws::CloseCode;
+
+/// What a connection turned out to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// `mainstay.v1`.
+    Session,
+    /// WebSocket without more.
+    Plain,
+}
+
+/// How a client behaves.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectConfig {
+    /// Towards peers that speak `mainstay.v1`.
+    pub session: ClientConfig,
+    /// Towards plain peers.
+    pub confirm: ConfirmConfig,
+    /// Towards plain peers, which we must probe ourselves; a session's server announces its own.
+    pub heartbeat: HeartbeatConfig,
+    /// When to try again.
+    pub backoff: BackoffConfig,
+    /// Give up after the first connection is lost or refused. Default: false.
+    pub once: bool,
+}
+
+/// From dialling to WELCOME.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an orderly end may take before the rest is given up as unknown.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A replacement is opened when a probe is unanswered for this long.
+const REPLACE_AFTER: Duration = Duration::from_secs(1);
+/// Marks the payload of a heartbeat's Ping, so that it is never read as a position.
+const HEARTBEAT_PING: u64 = 1 << 63;
+
+/// Why a connection ended, as the driver saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
+    /// It could not be opened, but may be another time.
+    Unreachable(String),
+    /// It could not be opened, and never will be (a refusal that another attempt would get again).
+    Refused(String),
+    /// The transport ended without a Close frame.
+    Broken(String),
+    /// The peer closed it.
+    Closed {
+        /// The code; `None` when the Close frame had none.
+        code: Option<CloseCode>,
+        /// The reason.
+        reason: String,
+    },
+}
+
+/// What to do to connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Open a connection and report with `handle_opened` or `handle_lost`.
+    Dial(ConnectionId),
+    /// Write to one, close it or drop it. After [`Transmit::Close`] and [`Transmit::Abort`] nothing
+    /// about it need be reported any more.
+    Transmit(ConnectionId, Transmit),
+}
+
+/// What the application learns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Messages flow.
+    Attached {
+        /// What the peer speaks.
+        mode: Mode,
+        /// The session continues: nothing was lost.
+        resumed: bool,
+        /// Counts the attaches, from 1.
+        epoch: u64,
+    },
+    /// The connection was lost; the next attempt is under way or waits.
+    Detached {
+        /// Why.
+        why: Lost,
+        /// How long until the next attempt.
+        retry_in: Duration,
+    },
+    /// An attempt failed.
+    AttemptFailed {
+        /// Why.
+        why: Lost,
+        /// How long until the next attempt.
+        retry_in: Duration,
+    },
+    /// A session was lost: what became of what was sent, and what will never come.
+    Gap(Fate),
+    /// A plain peer was re-attached: what it sent meanwhile is lost, how much is not known.
+    FreshPeer,
+    /// What became of messages to a plain peer.
+    Report(Report),
+    /// A message outside the stream.
+    Volatile(Message),
+    /// Nothing follows.
+    Ended {
+        /// The code of END, of the close, or of the refusal.
+        code: Option<u64>,
+        /// In words.
+        reason: String,
+        /// What became of what was sent, where a session was lost with it.
+        fate: Option<Fate>,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Client {
+    config: ConnectConfig,
+    rng: StdRng,
+    backoff: Backoff,
+    session: ClientSession,
+    plain: Option<Plain>,
+    attached: Option<Attached>,
+    dial: Dial,
+    next_connection: u64,
+    epoch: u64,
+    closing: Option<Closing>,
+    ended: bool,
+    commands: VecDeque<Command>,
+    events: VecDeque<Event>,
+}
+
+/// What is known of a peer without sessions.
+#[derive(Debug)]
+struct Plain {
+    confirmer: Confirmer,
+    inbox: VecDeque<Message>,
+}
+
+#[derive(Debug)]
+struct Attached {
+    connection: ConnectionId,
+    pulse: Pulse,
+    /// Set by a probe; a replacement is opened then.
+    replace_at: Option<Instant>,
+}
+
+/// Who drives the heartbeat: the server of a session, or we.
+#[derive(Debug)]
+enum Pulse {
+    Watched(Watch),
+    Driven(Heartbeat, Option<u64>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dial {
+    /// Nothing to open.
+    Rest,
+    Waiting { until: Instant },
+    Connecting { connection: ConnectionId, until: Instant },
+    /// HELLO is out.
+    Attaching { connection: ConnectionId, until: Instant },
+}
+
+#[derive(Debug)]
+struct Closing {
+    code: CloseCode,
+    reason: String,
+    until: Instant,
+}
+
+impl Client {
+    /// A client that dials at once. `seed`: 32 bytes of the operating system's randomness.
+    #[must_use]
+    pub fn new(now: Instant, config: ConnectConfig, seed: [u8; 32]) -> Self {
+        let mut rng = StdRng::from_seed(seed);
+        let session = ClientSession::new(config.session.clone(), rng.random());
+        Self {
+            backoff: Backoff::new(config.backoff),
+            config,
+            rng,
+            session,
+            plain: None,
+            attached: None,
+            dial: Dial::Waiting { until: now },
+            next_connection: 1,
+            epoch: 0,
+            closing: None,
+            ended: false,
+            commands: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    // ---- what happened to connections -----------------------------------------------------------
+
+    /// A dialled connection finished its opening handshake.
+    pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId, mode: Mode) {
+        let Dial::Connecting { connection: dialled, until } = self.dial else {
+            return self.abort(connection);
+        };
+        if dialled != connection {
+            return self.abort(connection);
+        }
+        match (mode, &self.plain) {
+            (Mode::Session, None) => {
+                self.dial = Dial::Attaching { connection, until };
+                self.session.handle_opened(now, connection);
+            }
+            (Mode::Plain, _) if self.epoch == 0 || self.plain.is_some() => self.attach_plain(now, connection),
+            // A server that spoke sessions before does not any more, or the other way round: what
+            // was promised under the one cannot be kept under the other.
+            _ => {
+                self.abort(connection);
+                let why = Lost::Unreachable("the server changed the protocol it speaks".into());
+                self.dial_failed(now, why, None);
+            }
+        }
+        self.collect(now);
+    }
+
+    /// A connection is gone, or could not be opened.
+    pub fn handle_lost(&mut self, now: Instant, connection: ConnectionId, why: Lost) {
+        if let Lost::Closed { code: Some(CloseCode::SUPERSEDED), reason } = &why {
+            self.session.handle_superseded(connection, reason);
+        } else {
+            self.session.handle_lost(connection);
+        }
+        self.collect(now);
+        if self.is_dialled(connection) {
+            self.dial_failed(now, why, None);
+        } else if self.attached.as_ref().is_some_and(|a| a.connection == connection) {
+            self.lose_attached(now, why);
+        }
+        self.collect(now);
+    }
+
+    /// Any bytes arrived.
+    pub fn handle_bytes(&mut self, now: Instant, connection: ConnectionId) {
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
+            attached.replace_at = None;
+            match &mut attached.pulse {
+                Pulse::Watched(watch) => watch.handle_bytes(now),
+                Pulse::Driven(beat, _) => beat.handle_bytes(now),
+            }
+        }
+    }
+
+    /// Everything written so far has left the process.
+    pub fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
+        if let Some(Attached { pulse: Pulse::Driven(beat, _), .. }) =
+            self.attached.as_mut().filter(|a| a.connection == connection)
+        {
+            beat.handle_flushed(now);
+        }
+    }
+
+    /// A message arrived.
+    ///
+    /// # Errors
+    /// The peer broke `mainstay.v1`: fail that connection and report it lost.
+    pub fn handle_message(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        message: Message,
+    ) -> Result<(), SessionError> {
+        self.handle_bytes(now, connection);
+        if let Some(plain) = &mut self.plain {
+            if self.attached.as_ref().is_some_and(|a| a.connection == connection) {
+                plain.inbox.push_back(message);
+            }
+            return Ok(());
+        }
+        let frame = Frame::decode(message.kind, message.payload)?;
+        if let (Frame::Control(crate::session::Control::Pong(beat)), Some(attached)) = (&frame, &mut self.attached)
+            && attached.connection == connection
+            && let Pulse::Watched(watch) = &mut attached.pulse
+        {
+            watch.handle_pong(now, beat.nonce);
+        }
+        let outcome = self.session.handle_frame(now, connection, frame);
+        self.collect(now);
+        outcome
+    }
+
+    /// An RFC 6455 Pong arrived.
+    pub fn handle_pong(&mut self, now: Instant, connection: ConnectionId, payload: &[u8]) {
+        self.handle_bytes(now, connection);
+        let Ok(payload) = payload.try_into().map(u64::from_be_bytes) else { return };
+        let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else { return };
+        if let Pulse::Driven(beat, _) = &mut attached.pulse {
+            if payload & HEARTBEAT_PING != 0 {
+                beat.handle_pong(now, payload & !HEARTBEAT_PING);
+            } else if let Some(plain) = &mut self.plain {
+                plain.confirmer.handle_pong(now, payload);
+            }
+        }
+    }
+
+    /// The peer began the closing handshake: Pongs prove nothing any more.
+    pub fn handle_peer_close(&mut self, connection: ConnectionId) {
+        if let (Some(plain), true) =
+            (&mut self.plain, self.attached.as_ref().is_some_and(|a| a.connection == connection))
+        {
+            plain.confirmer.handle_lost();
+        }
+    }
+
+    // ---- what the application does --------------------------------------------------------------
+
+    /// Accepts a message and returns its number.
+    ///
+    /// # Errors
+    /// Gives the message back when what may be kept is kept already, or nothing more is sent.
+    pub fn send(&mut self, message: Message) -> Result<u64, Message> {
+        match &mut self.plain {
+            _ if self.ended || self.closing.is_some() => Err(message),
+            Some(plain) => plain.confirmer.send(message),
+            None => self.session.send(message),
+        }
+    }
+
+    /// Whether `send` would accept a message of this many bytes.
+    #[must_use]
+    pub fn has_room(&self, length: usize) -> bool {
+        match &self.plain {
+            Some(plain) => plain.confirmer.has_room(length),
+            None => self.session.has_room(length),
+        }
+    }
+
+    /// The next message or gap, in order.
+    pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
+        let delivery = match &mut self.plain {
+            Some(plain) => plain.inbox.pop_front().map(Delivery::Message),
+            None => self.session.hand_over(now),
+        };
+        self.collect(now);
+        delivery
+    }
+
+    /// The application answered the oldest unanswered message (plain peers with `confirm = reply`).
+    pub fn handle_reply(&mut self) {
+        if let Some(plain) = &mut self.plain {
+            plain.confirmer.handle_reply();
+        }
+    }
+
+    /// Something suggests that the network changed: dial now if waiting, probe if attached.
+    pub fn retry_now(&mut self, now: Instant) {
+        if let Dial::Waiting { until } = &mut self.dial {
+            *until = now;
+        }
+        if let Some(attached) = &mut self.attached {
+            attached.replace_at = Some(now + REPLACE_AFTER);
+            if let Pulse::Watched(watch) = &mut attached.pulse
+                && let Action::Probe { nonce } = watch.probe(now)
+            {
+                self.session.probe(nonce);
+            }
+        }
+    }
+
+    /// Ends in order: what was accepted is delivered first. What is not within 10 s is unknown.
+    pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        if self.ended || self.closing.is_some() {
+            return;
+        }
+        self.closing = Some(Closing { code, reason: reason.to_owned(), until: now + CLOSE_TIMEOUT });
+        self.session.close(code, reason);
+        if self.epoch == 0 && self.plain.is_none() && self.session.last_sent() == 0 {
+            self.give_up(None, reason.to_owned());
+        }
+        self.collect(now);
+        self.close_plain_if_done();
+    }
+
+    // ---- time and output ------------------------------------------------------------------------
+
+    /// Does what is due. `true`: this process was paused; read what is readable and call it again.
+    pub fn handle_timeout(&mut self, now: Instant) -> bool {
+        if self.ended {
+            return false;
+        }
+        if self.closing.as_ref().is_some_and(|closing| closing.until <= now) {
+            self.session.abandon();
+            self.collect(now);
+            if let Some(closing) = self.closing.take() {
+                self.give_up(Some(closing.code.into()), closing.reason);
+            }
+            return false;
+        }
+        match self.dial {
+            Dial::Waiting { until } if until <= now => self.dial(now),
+            Dial::Connecting { connection, until } | Dial::Attaching { connection, until } if until <= now => {
+                self.session.handle_lost(connection);
+                self.abort(connection);
+                self.dial_failed(now, Lost::Unreachable("no answer within 10 s".into()), None);
+            }
+            _ => {}
+        }
+        let drain = self.beat(now);
+        self.collect(now);
+        drain
+    }
+
+    fn beat(&mut self, now: Instant) -> bool {
+        let Some(attached) = &mut self.attached else { return false };
+        if attached.replace_at.is_some_and(|at| at <= now) {
+            attached.replace_at = None;
+            if self.dial == Dial::Rest {
+                self.dial = Dial::Waiting { until: now };
+            }
+        }
+        let action = match &mut attached.pulse {
+            Pulse::Watched(watch) => watch.handle_timeout(now),
+            Pulse::Driven(beat, _) => beat.handle_timeout(now, &self.config.heartbeat),
+        };
+        match (action, &mut attached.pulse) {
+            (None, _) => return false,
+            (Some(Action::Drain), _) => return true,
+            (Some(Action::Probe { nonce }), Pulse::Driven(_, ping)) => *ping = Some(nonce | HEARTBEAT_PING),
+            (Some(Action::Probe { nonce }), Pulse::Watched(_)) => {
+                attached.replace_at = Some(now + REPLACE_AFTER);
+                self.session.probe(nonce);
+            }
+            (Some(Action::Dead(evidence)), _) => {
+                let connection = attached.connection;
+                self.abort(connection);
+                self.handle_lost(now, connection, Lost::Broken(format!("dead: {evidence:?}").to_lowercase()));
+            }
+        }
+        false
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.ended {
+            return None;
+        }
+        let dial = match self.dial {
+            Dial::Rest => None,
+            Dial::Waiting { until } | Dial::Connecting { until, .. } | Dial::Attaching { until, .. } => Some(until),
+        };
+        let pulse = self.attached.as_ref().map(|attached| match &attached.pulse {
+            Pulse::Watched(watch) => watch.poll_timeout(),
+            Pulse::Driven(beat, _) => beat.poll_timeout(),
+        });
+        let replace = self.attached.as_ref().and_then(|attached| attached.replace_at);
+        let owed = match &self.plain {
+            Some(plain) => plain.confirmer.poll_timeout(),
+            None => self.session.poll_timeout(),
+        };
+        let closing = self.closing.as_ref().map(|closing| closing.until);
+        [dial, pulse, replace, owed, closing].into_iter().flatten().min()
+    }
+
+    /// The next thing to do to a connection.
+    pub fn poll_command(&mut self, now: Instant) -> Option<Command> {
+        if let Some(command) = self.commands.pop_front() {
+            return Some(command);
+        }
+        let Some(plain) = &mut self.plain else {
+            return self.session.poll_transmit(now).map(|(id, transmit)| Command::Transmit(id, transmit));
+        };
+        let attached = self.attached.as_mut()?;
+        let connection = attached.connection;
+        if let Pulse::Driven(_, ping) = &mut attached.pulse
+            && let Some(ping) = ping.take()
+        {
+            return Some(Command::Transmit(connection, Transmit::Ping(ping)));
+        }
+        let transmit = match plain.confirmer.poll_transmit(now)? {
+            Write::Message(message) => Transmit::Message(message),
+            Write::Ping(position) => Transmit::Ping(position),
+        };
+        Some(Command::Transmit(connection, transmit))
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// How a message of the application is written: `mainstay.v1` puts a byte in front of binary ones.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        if self.plain.is_some() { Mode::Plain } else { Mode::Session }
+    }
+
+    /// Whether a connection is attached.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.attached.is_some()
+    }
+
+    /// Nothing follows.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Everything up to this number is delivered (sessions) or confirmed (plain peers).
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        match &self.plain {
+            Some(plain) => plain.confirmer.settled(),
+            None => self.session.acknowledged(),
+        }
+    }
+
+    /// The smoothed round-trip time, where this end drives the heartbeat.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        match &self.attached.as_ref()?.pulse {
+            Pulse::Driven(beat, _) => beat.rtt(),
+            Pulse::Watched(_) => None,
+        }
+    }
+
+    // ---- helpers --------------------------------------------------------------------------------
+
+    fn dial(&mut self, now: Instant) {
+        let connection = ConnectionId(self.next_connection);
+        self.next_connection += 1;
+        self.dial = Dial::Connecting { connection, until: now + CONNECT_TIMEOUT };
+        self.commands.push_back(Command::Dial(connection));
+    }
+
+    fn attach_plain(&mut self, now: Instant, connection: ConnectionId) {
+        let first = self.plain.is_none();
+        let config = self.config.confirm;
+        let plain = self.plain.get_or_insert_with(|| Plain {
+            confirmer: Confirmer::new(config),
+            inbox: VecDeque::new(),
+        });
+        if first {
+            // What was sent before it was known what the peer speaks.
+            for message in self.session.take_unsent() {
+                let _ = plain.confirmer.send(message);
+            }
+        }
+        plain.confirmer.handle_attached();
+        let beat = Heartbeat::new(now, &self.config.heartbeat, self.rng.random());
+        self.set_attached(now, connection, Pulse::Driven(beat, None));
+        self.epoch += 1;
+        self.events.push_back(Event::Attached { mode: Mode::Plain, resumed: false, epoch: self.epoch });
+        if !first {
+            self.events.push_back(Event::FreshPeer);
+        }
+    }
+
+    fn set_attached(&mut self, now: Instant, connection: ConnectionId, pulse: Pulse) {
+        if let Some(old) = self.attached.replace(Attached { connection, pulse, replace_at: None }) {
+            self.abort(old.connection);
+            self.backoff.handle_lost(now);
+        }
+        self.dial = Dial::Rest;
+        self.backoff.handle_connected(now);
+    }
+
+    /// Takes what the session machine has to say.
+    fn collect(&mut self, now: Instant) {
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                ClientEvent::Attached { epoch, resumed, heartbeat_interval, .. } => {
+                    if let Some(connection) = self.session.current() {
+                        let pulse = Pulse::Watched(Watch::new(now, heartbeat_interval));
+                        self.set_attached(now, connection, pulse);
+                        self.epoch = epoch;
+                        self.events.push_back(Event::Attached { mode: Mode::Session, resumed, epoch });
+                    }
+                }
+                ClientEvent::Gap(fate) => self.events.push_back(Event::Gap(fate)),
+                ClientEvent::Refused { code, delay, .. } => {
+                    if let Dial::Attaching { connection, .. } = self.dial {
+                        self.abort(connection);
+                        self.dial_failed(now, Lost::Unreachable(format!("refused with code {code}")), Some(delay));
+                    }
+                }
+                ClientEvent::GoAway { delay, .. } => {
+                    let wait = self.backoff.next_delay(Shared::Yes, Some((delay.min, delay.max)), &mut self.rng);
+                    if self.dial == Dial::Rest {
+                        self.dial = Dial::Waiting { until: now + wait };
+                    }
+                }
+                ClientEvent::Volatile(message) => self.events.push_back(Event::Volatile(message)),
+                ClientEvent::Ended { code, reason, fate } => {
+                    // What is still owed (the answer to END, the Close) leaves before the end.
+                    while let Some((id, transmit)) = self.session.poll_transmit(now) {
+                        self.commands.push_back(Command::Transmit(id, transmit));
+                    }
+                    self.ended = true;
+                    (self.attached, self.dial, self.closing) = (None, Dial::Rest, None);
+                    self.events.push_back(Event::Ended { code: Some(code), reason, fate: Some(fate) });
+                }
+            }
+        }
+        if let Some(plain) = &mut self.plain {
+            while let Some(report) = plain.confirmer.poll_report() {
+                self.events.push_back(Event::Report(report));
+            }
+        }
+        self.close_plain_if_done();
+    }
+
+    fn lose_attached(&mut self, now: Instant, why: Lost) {
+        self.attached = None;
+        self.backoff.handle_lost(now);
+        if let Some(plain) = &mut self.plain {
+            plain.confirmer.handle_lost();
+        }
+        if self.ends_here(&why) {
+            return;
+        }
+        if self.dial != Dial::Rest {
+            // A replacement is on its way already.
+            self.events.push_back(Event::Detached { why, retry_in: Duration::ZERO });
+            return;
+        }
+        let retry_in = self.schedule(now, &why, None);
+        self.events.push_back(Event::Detached { why, retry_in });
+    }
+
+    fn dial_failed(&mut self, now: Instant, why: Lost, advice: Option<Delay>) {
+        self.dial = Dial::Rest;
+        if self.ended || (self.attached.is_none() && self.ends_here(&why)) {
+            return;
+        }
+        let retry_in = self.schedule(now, &why, advice);
+        self.events.push_back(Event::AttemptFailed { why, retry_in });
+    }
+
+    fn schedule(&mut self, now: Instant, why: &Lost, advice: Option<Delay>) -> Duration {
+        let shared = match why {
+            Lost::Closed { code, .. } if CloseCode::action(*code) == CloseAction::ReconnectAlone => Shared::No,
+            _ => Shared::Yes,
+        };
+        let advice = advice.filter(|delay| !delay.max.is_zero()).map(|delay| (delay.min, delay.max));
+        let wait = self.backoff.next_delay(shared, advice, &mut self.rng);
+        self.dial = Dial::Waiting { until: now + wait };
+        wait
+    }
+
+    /// Whether this loss is the end: the peer said so, or one connection was all that was wanted.
+    fn ends_here(&mut self, why: &Lost) -> bool {
+        let (code, reason) = match why {
+            Lost::Refused(reason) => (None, reason.clone()),
+            Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => (*code, reason.clone()),
+            Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
+            Lost::Unreachable(reason) | Lost::Broken(reason) if self.config.once => (None, reason.clone()),
+            _ => return false,
+        };
+        self.give_up(code.map(u64::from), reason);
+        true
+    }
+
+    fn close_plain_if_done(&mut self) {
+        let (Some(plain), Some(closing), false) = (&self.plain, &self.closing, self.ended) else { return };
+        if plain.confirmer.settled() == plain.confirmer.last() {
+            let (code, reason) = (closing.code, closing.reason.clone());
+            if let Some(attached) = &self.attached {
+                let close = Transmit::Close { code, reason: reason.clone() };
+                self.commands.push_back(Command::Transmit(attached.connection, close));
+                self.attached = None;
+            }
+            self.give_up(Some(code.into()), reason);
+        }
+    }
+
+    fn give_up(&mut self, code: Option<u64>, reason: String) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } = self.dial {
+            self.abort(connection);
+        }
+        if let Some(attached) = self.attached.take() {
+            self.abort(attached.connection);
+        }
+        self.dial = Dial::Rest;
+        let fate = self.plain.is_none().then(|| self.session.fate_if_lost());
+        self.events.push_back(Event::Ended { code, reason, fate });
+    }
+
+    fn abort(&mut self, connection: ConnectionId) {
+        self.commands.push_back(Command::Transmit(connection, Transmit::Abort));
+    }
+
+    fn is_dialled(&self, connection: ConnectionId) -> bool {
+        matches!(self.dial,
+            Dial::Connecting { connection: dialled, .. } | Dial::Attaching { connection: dialled, .. }
+            if dialled == connection)
+    }
+}

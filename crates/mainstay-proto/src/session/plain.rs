@@ -1,0 +1,194 @@
+//! The server's end towards a peer that speaks plain WebSocket: one connection, nothing resumed.
+//!
+//! It has the heartbeat and the bounds of a session, and the same shape, so that an application
+//! serves both kinds of peer with one handler.
+//!
+//! Source: `docs/PROTOCOL.md` "Plain peers".
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::message::Message;
+use super::server::ServerConfig;
+use super::transmit::Transmit;
+use crate::heartbeat::{Action, Heartbeat};
+use crate::ws::CloseCode;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct PlainSession {
+    config: Arc<ServerConfig>,
+    outbox: VecDeque<Message>,
+    outbox_bytes: u64,
+    inbox: VecDeque<Message>,
+    inbox_bytes: u64,
+    heartbeat: Heartbeat,
+    ping: Option<u64>,
+    end: End,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    Open,
+    /// What was accepted leaves first.
+    Closing(Box<(CloseCode, String)>),
+    /// The transport is to be dropped.
+    Dead,
+    Over,
+}
+
+impl PlainSession {
+    /// A session on a connection that just opened. `seed`: sets the phase of the heartbeat.
+    #[must_use]
+    pub fn new(now: Instant, config: Arc<ServerConfig>, seed: u64) -> Self {
+        Self {
+            heartbeat: Heartbeat::new(now, &config.heartbeat, seed),
+            config,
+            outbox: VecDeque::new(),
+            outbox_bytes: 0,
+            inbox: VecDeque::new(),
+            inbox_bytes: 0,
+            ping: None,
+            end: End::Open,
+        }
+    }
+
+    /// A message arrived.
+    pub fn handle_message(&mut self, now: Instant, message: Message) {
+        self.heartbeat.handle_bytes(now);
+        if self.end == End::Open {
+            self.inbox_bytes += message.payload.len() as u64;
+            self.inbox.push_back(message);
+        }
+    }
+
+    /// Whether more should be read now: the application is not too far behind.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        let window = self.config.flow.accept;
+        (self.inbox.len() as u64) < window.messages && self.inbox_bytes < window.bytes
+    }
+
+    /// Any bytes arrived.
+    pub fn handle_bytes(&mut self, now: Instant) {
+        self.heartbeat.handle_bytes(now);
+    }
+
+    /// A Pong arrived.
+    pub fn handle_pong(&mut self, now: Instant, payload: &[u8]) -> Option<Duration> {
+        let nonce = payload.try_into().map(u64::from_be_bytes).ok()?;
+        self.heartbeat.handle_pong(now, nonce)
+    }
+
+    /// Everything transmitted has left the process.
+    pub fn handle_flushed(&mut self, now: Instant) {
+        self.heartbeat.handle_flushed(now);
+    }
+
+    /// The connection is gone, and the session with it.
+    pub fn handle_lost(&mut self) {
+        self.end = End::Over;
+        (self.outbox, self.outbox_bytes) = (VecDeque::new(), 0);
+    }
+
+    /// Accepts a message for the peer.
+    ///
+    /// # Errors
+    /// Gives it back when the buffer is full or the session is ending.
+    pub fn send(&mut self, message: Message) -> Result<(), Message> {
+        if self.end != End::Open || !self.has_room(message.payload.len()) {
+            return Err(message);
+        }
+        self.outbox_bytes += message.payload.len() as u64;
+        self.outbox.push_back(message);
+        Ok(())
+    }
+
+    /// Whether `send` would accept a message of this many bytes.
+    #[must_use]
+    pub fn has_room(&self, length: usize) -> bool {
+        let window = self.config.flow.keep;
+        self.outbox.is_empty()
+            || ((self.outbox.len() as u64) < window.messages && self.outbox_bytes + length as u64 <= window.bytes)
+    }
+
+    /// The next message for the application.
+    pub fn hand_over(&mut self) -> Option<Message> {
+        let message = self.inbox.pop_front()?;
+        self.inbox_bytes -= message.payload.len() as u64;
+        if self.inbox.is_empty() {
+            self.inbox = VecDeque::new();
+        }
+        Some(message)
+    }
+
+    /// Ends in order: what was accepted is written first.
+    pub fn close(&mut self, code: CloseCode, reason: &str) {
+        if self.end == End::Open {
+            self.end = End::Closing(Box::new((code, reason.to_owned())));
+        }
+    }
+
+    /// The next thing to write.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        if self.end == End::Dead {
+            self.end = End::Over;
+            return Some(Transmit::Abort);
+        }
+        if let Some(nonce) = self.ping.take() {
+            return Some(Transmit::Ping(nonce));
+        }
+        if let Some(message) = self.outbox.pop_front() {
+            self.outbox_bytes -= message.payload.len() as u64;
+            if self.outbox.is_empty() {
+                self.outbox = VecDeque::new();
+            }
+            return Some(Transmit::Message(message));
+        }
+        if let End::Closing(why) = &mut self.end {
+            let (code, reason) = (why.0, std::mem::take(&mut why.1));
+            self.end = End::Over;
+            return Some(Transmit::Close { code, reason });
+        }
+        None
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
+        if self.end == End::Over {
+            return None;
+        }
+        let action = self.heartbeat.handle_timeout(now, &self.config.heartbeat);
+        match action {
+            Some(Action::Probe { nonce }) => self.ping = Some(nonce),
+            Some(Action::Dead(_)) => self.end = End::Dead,
+            _ => {}
+        }
+        action
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (self.end != End::Over).then(|| self.heartbeat.poll_timeout())
+    }
+
+    /// Whether new messages are accepted.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.end == End::Open
+    }
+
+    /// Nothing more is read or written.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.end == End::Over
+    }
+
+    /// The smoothed round-trip time.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.heartbeat.rtt()
+    }
+}

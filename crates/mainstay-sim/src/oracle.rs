@@ -1,0 +1,138 @@
+//! What must hold, judged from outside: only what applications send, receive and are told.
+//!
+//! A client's messages carry an index that counts on over session after session; a server's carry
+//! the session and a number within it. From these follow the invariants:
+//!
+//! 1. *Prefix* and 2. *no duplicate*: what an application gets is what the other sent, in order, once.
+//! 3. *Explicit gap*: an index may be missing only if a gap event put it among the unknown or the not
+//!    delivered; and what was reported delivered or not delivered was so.
+//! 4. *Convergence*: after healing nothing that was accepted is outstanding.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mainstay_proto::session::Fate;
+
+/// One client's account of what it sent and what became of it.
+#[derive(Debug, Default)]
+pub struct Sent {
+    next: u64,
+    /// Index of each message of the current session, by number - 1.
+    numbers: Vec<u64>,
+    /// Indices that may be missing: unknown, or reported as not delivered and not sent again.
+    excused: BTreeSet<u64>,
+    /// Indices that were reported as not delivered and not sent again.
+    undelivered: BTreeSet<u64>,
+    /// What the server's application got.
+    got: BTreeSet<u64>,
+    /// The last index that each of the server's sessions got. (A HELLO that was long under way may open
+    /// a session that its client has given up: what it brings was reported unknown.)
+    last: BTreeMap<usize, u64>,
+}
+
+impl Sent {
+    /// The index of the next message.
+    pub fn next_index(&self) -> u64 {
+        self.next
+    }
+
+    /// The client accepted the message with the next index as this number.
+    pub fn accepted(&mut self, number: u64) -> Result<(), String> {
+        if number != self.numbers.len() as u64 + 1 {
+            return Err(format!("message accepted as {number}, expected {}", self.numbers.len() + 1));
+        }
+        self.numbers.push(self.next);
+        self.next += 1;
+        Ok(())
+    }
+
+    /// The server's application got this index.
+    pub fn received(&mut self, session: usize, index: u64) -> Result<(), String> {
+        if !self.got.insert(index) {
+            return Err(format!("duplicate: client message {index} handed over twice"));
+        }
+        if let Some(last) = self.last.insert(session, index).filter(|last| *last > index) {
+            return Err(format!("order: client message {index} after {last}"));
+        }
+        if self.undelivered.contains(&index) {
+            return Err(format!("client message {index} arrived after it was reported not delivered"));
+        }
+        Ok(())
+    }
+
+    /// The client was told what became of its session.
+    pub fn lost(&mut self, fate: &Fate) -> Result<(), String> {
+        if fate.last != self.numbers.len() as u64 {
+            return Err(format!("fate speaks of {} messages, {} were sent", fate.last, self.numbers.len()));
+        }
+        for (number, index) in (1..).zip(&self.numbers) {
+            let arrived = self.got.contains(index);
+            if number <= fate.delivered {
+                if !arrived {
+                    return Err(format!("client message {index} was reported delivered and is not"));
+                }
+            } else if number <= fate.unknown {
+                self.excused.insert(*index);
+            } else if arrived {
+                return Err(format!("client message {index} was reported not delivered and is"));
+            } else if !fate.resent {
+                self.excused.insert(*index);
+                self.undelivered.insert(*index);
+            }
+        }
+        let keep = if fate.resent { fate.unknown as usize } else { self.numbers.len() };
+        self.numbers.drain(..keep.min(self.numbers.len()));
+        Ok(())
+    }
+
+    /// After healing: everything arrived, or its loss was told.
+    pub fn settled(&self) -> Result<(), String> {
+        match (0..self.next).find(|index| !self.got.contains(index) && !self.excused.contains(index)) {
+            Some(index) => Err(format!("silent loss: client message {index} of {}", self.next)),
+            None => Ok(()),
+        }
+    }
+
+    /// How many messages were accepted, and how many arrived.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.next, self.got.len() as u64)
+    }
+}
+
+/// What one client's application got from the server: per session 1, 2, 3, ...
+#[derive(Debug, Default)]
+pub struct Got {
+    session: Option<usize>,
+    last: u64,
+    gaps: u64,
+    gaps_used: u64,
+}
+
+impl Got {
+    /// A message of this session with this number was handed over.
+    pub fn received(&mut self, session: usize, number: u64) -> Result<(), String> {
+        if self.session != Some(session) {
+            if self.session.is_some() {
+                if self.gaps == self.gaps_used {
+                    return Err(format!("session {session} follows {:?} without a gap event", self.session));
+                }
+                self.gaps_used = self.gaps;
+            }
+            (self.session, self.last) = (Some(session), 0);
+        }
+        if number != self.last + 1 {
+            return Err(format!("server message {number} of session {session} after {}", self.last));
+        }
+        self.last = number;
+        Ok(())
+    }
+
+    /// The client was told that its session is lost.
+    pub fn gap(&mut self) {
+        self.gaps += 1;
+    }
+
+    /// The session that the client is in, and the last number it got.
+    pub fn position(&self) -> (Option<usize>, u64) {
+        (self.session, self.last)
+    }
+}

@@ -1,0 +1,247 @@
+//! One connection's bytes: read, parsed, encoded and written. What they mean is the machines' affair.
+//!
+//! A [`Wire`] holds no buffer while idle. Reads go into a scratch buffer of the worker, after
+//! readiness; everything that a turn produced is encoded into a queue of the worker and leaves in one
+//! vectored write; only what the socket does not take is moved into the connection. While it waits,
+//! nothing more is encoded, so what is kept is bounded by one turn.
+
+use std::cell::RefCell;
+use std::io;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use mainstay_proto::connect::Lost;
+use mainstay_proto::session::{Message, Transmit};
+use mainstay_proto::ws::{CloseFrame, Connection, Incoming, ProtocolError, SendQueue, State};
+
+use crate::transport::Transport;
+
+/// Bytes read per turn: a connection's share before the others have theirs.
+const READ: usize = 64 * 1024;
+/// Encoded bytes per turn, at which the rest waits for the next.
+const WRITE: usize = 256 * 1024;
+
+struct Scratch {
+    read: Vec<u8>,
+    write: SendQueue,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { read: vec![0; READ], write: SendQueue::new() });
+}
+
+/// A WebSocket connection on its transport.
+pub(crate) struct Wire {
+    transport: Transport,
+    codec: Connection,
+    /// Bytes that came with the opening handshake.
+    early: Option<Bytes>,
+    unsent: Option<Box<SendQueue>>,
+    /// Set when a Close is on its way out and only the end of the stream is awaited.
+    closing: bool,
+}
+
+/// What the peer sent, in order.
+pub(crate) enum Arrived {
+    Message(Message),
+    Pong([u8; 8]),
+    /// Something else that shows life.
+    Bytes,
+    Close(Option<CloseFrame>),
+}
+
+/// How messages of the application are framed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// `mainstay.v1`: a type byte in front of binary messages.
+    Session,
+    Plain,
+}
+
+/// What a turn of reading came to.
+pub(crate) enum Reading {
+    /// The socket has no more for now.
+    Idle,
+    /// There may be more, or the handler of what was read asked to stop here.
+    More,
+    /// Nothing will come any more.
+    Ended(Lost),
+}
+
+impl Wire {
+    pub(crate) fn new(transport: Transport, codec: Connection, early: Bytes) -> Self {
+        let early = Some(early).filter(|early| !early.is_empty());
+        Self { transport, codec, early, unsent: None, closing: false }
+    }
+
+    /// Reads once and hands over what is complete, until `take` says stop.
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, mut take: impl FnMut(Arrived) -> bool) -> Reading {
+        if let Some(early) = self.early.take() {
+            let mut early = early.to_vec();
+            return self.parse(&mut early, take).unwrap_or(Reading::More);
+        }
+        SCRATCH.with_borrow_mut(|scratch| match self.transport.poll_read(cx, &mut scratch.read) {
+            Poll::Pending => Reading::Idle,
+            Poll::Ready(Ok(0)) => Reading::Ended(self.lost(None)),
+            Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(&error))),
+            Poll::Ready(Ok(count)) => {
+                let input = scratch.read.get_mut(..count).unwrap_or_default();
+                self.parse(input, &mut take).unwrap_or(Reading::More)
+            }
+        })
+    }
+
+    fn parse(&mut self, mut input: &mut [u8], mut take: impl FnMut(Arrived) -> bool) -> Option<Reading> {
+        loop {
+            let arrived = match self.codec.receive(&mut input) {
+                Ok(None) => return None,
+                Ok(Some(Incoming::Message { kind, payload })) => {
+                    Arrived::Message(Message { kind, payload: payload.into_bytes() })
+                }
+                Ok(Some(Incoming::Ping(_))) => Arrived::Bytes,
+                Ok(Some(Incoming::Pong(payload))) => {
+                    payload.as_ref().try_into().map_or(Arrived::Bytes, Arrived::Pong)
+                }
+                Ok(Some(Incoming::Close(frame))) => Arrived::Close(frame),
+                Err(error) => {
+                    self.fail(&error);
+                    return Some(Reading::Ended(Lost::Broken(error.to_string())));
+                }
+            };
+            if !take(arrived) {
+                // Rare: the receiver changed hands in the middle. The rest is read again later.
+                self.early = Some(Bytes::copy_from_slice(input)).filter(|rest| !rest.is_empty());
+                return Some(Reading::More);
+            }
+        }
+    }
+
+    fn lost(&self, error: Option<&io::Error>) -> Lost {
+        Lost::Broken(error.map_or_else(|| "connection ended without a close".to_owned(), ToString::to_string))
+    }
+
+    /// Encodes what `next` gives and writes it, in one go. `Ready(Ok(true))`: everything has left.
+    pub(crate) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        framing: Framing,
+        mut next: impl FnMut() -> Option<Transmit>,
+    ) -> Result<bool, Abort> {
+        if let Some(unsent) = &mut self.unsent {
+            match self.transport.poll_write_all(cx, unsent.as_mut()) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Err(_)) => return Err(Abort),
+                Poll::Ready(Ok(())) => self.unsent = None,
+            }
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let out = &mut scratch.write;
+            self.codec.flush_replies(out);
+            while out.len() < WRITE {
+                match next() {
+                    None => break,
+                    Some(Transmit::Abort) => {
+                        drop(out.take_rest());
+                        return Err(Abort);
+                    }
+                    Some(transmit) => self.encode(framing, transmit, out),
+                }
+            }
+            if out.is_empty() {
+                return Ok(true);
+            }
+            match self.transport.poll_write_all(cx, out) {
+                Poll::Ready(Ok(())) => Ok(true),
+                Poll::Ready(Err(_)) => {
+                    drop(out.take_rest());
+                    Err(Abort)
+                }
+                Poll::Pending => {
+                    self.unsent = Some(Box::new(out.take_rest()));
+                    Ok(false)
+                }
+            }
+        })
+    }
+
+    fn encode(&mut self, framing: Framing, transmit: Transmit, out: &mut SendQueue) {
+        match (&transmit, framing) {
+            (Transmit::Ping(nonce), _) => self.codec.ping(&nonce.to_be_bytes(), out),
+            (Transmit::Close { code, reason }, _) => {
+                self.codec.close(*code, reason, out);
+                self.closing = true;
+            }
+            (Transmit::Message(message), Framing::Plain) => {
+                self.codec.send(message.kind, &[], &message.payload, out);
+            }
+            _ => {
+                if let Some((kind, head, body)) = transmit.as_message() {
+                    self.codec.send(kind, head, body, out);
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &ProtocolError) {
+        let mut out = SendQueue::new();
+        self.codec.fail(error, &mut out);
+        self.queue(out);
+        self.closing = true;
+    }
+
+    /// Closes with this code, best effort.
+    pub(crate) fn close(&mut self, frame: &CloseFrame) {
+        let mut out = SendQueue::new();
+        self.codec.close(frame.code, &frame.reason, &mut out);
+        self.queue(out);
+        self.closing = true;
+    }
+
+    fn queue(&mut self, out: SendQueue) {
+        if self.unsent.is_none() {
+            self.unsent = Some(Box::new(out));
+        }
+    }
+
+    /// A Close was written, or the peer's was answered: only the end of the stream is awaited.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing || self.codec.state() != State::Open
+    }
+
+    /// Sees a closing connection to its end: what is queued leaves, then both sides shut down. Bounded,
+    /// so that a peer that does neither holds nothing.
+    pub(crate) async fn finish(mut self) {
+        const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+        let linger = std::future::poll_fn(|cx| {
+            match self.poll_write(cx, Framing::Plain, || None) {
+                Err(Abort) => return Poll::Ready(()),
+                Ok(false) => return Poll::Pending,
+                Ok(true) => {}
+            }
+            if self.codec.state() == State::Closed && self.transport.poll_shutdown(cx).is_pending() {
+                return Poll::Pending;
+            }
+            loop {
+                match self.poll_read(cx, |_| true) {
+                    Reading::Idle => return Poll::Pending,
+                    Reading::More => {
+                        // The peer's Close may have come: answer it.
+                        if matches!(self.poll_write(cx, Framing::Plain, || None), Err(Abort)) {
+                            return Poll::Ready(());
+                        }
+                    }
+                    Reading::Ended(_) => return Poll::Ready(()),
+                }
+            }
+        });
+        let _ = tokio::time::timeout(LIMIT, linger).await;
+    }
+
+    /// Drops the connection at once.
+    pub(crate) fn abort(self) {
+        self.transport.abort();
+    }
+}
+
+/// The transport failed or is to be dropped.
+pub(crate) struct Abort;
