@@ -27,7 +27,7 @@ const STEPS: &[Step] = &[
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| missing("its driver")),
     Step::new("compare", "the same outages through @fastify/http-proxy (nightly only)", compare),
-    Step::new("sim", "sessions under every fault, by seed", |_| missing("the simulator")),
+    Step::new("sim", "sessions under every fault, by seed", simulate),
 ];
 
 struct Step {
@@ -152,6 +152,11 @@ fn compare(depth: Depth) -> Result<Outcome> {
     }
     install::node_packages("proof")?;
     shell("node proof/outage/compare.mjs")
+}
+
+fn simulate(depth: Depth) -> Result<Outcome> {
+    let seeds = if depth == Depth::Nightly { 100_000 } else { 2_000 };
+    cargo(&format!("run --release --package mainstay-sim -- --seeds {seeds}"))
 }
 
 fn missing(what: &str) -> Result<Outcome> {
