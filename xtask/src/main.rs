@@ -26,14 +26,15 @@ const STEPS: &[Step] = &[
     Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| missing("its driver")),
-    Step::new("compare", "the same outages through @fastify/http-proxy (nightly only)", compare),
     Step::new("sim", "sessions under every fault, by seed", simulate),
+    Step::new("compare", "the outages once more, through @fastify/http-proxy", |_| compare()).only_nightly(),
 ];
 
 struct Step {
     name: &'static str,
     about: &'static str,
     run: fn(Depth) -> Result<Outcome>,
+    only_nightly: bool,
 }
 
 /// How much a step does: `Test` minutes in all, `Nightly` whatever it takes.
@@ -90,14 +91,12 @@ fn main() -> ExitCode {
 
 /// Runs the selected steps; false if one failed.
 fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
-    if selection.list {
-        STEPS.iter().for_each(|step| println!("{:9} {}", step.name, step.about));
-        return Ok(true);
-    }
-    let selected =
-        |step: &&Step| selection.steps.is_empty() || selection.steps.iter().any(|s| s == step.name);
     let mut summary = Summary::default();
-    for step in STEPS.iter().filter(selected) {
+    for step in STEPS.iter().filter(|step| selection.holds(step, depth)) {
+        if selection.list {
+            println!("{:9} {}", step.name, step.about);
+            continue;
+        }
         println!("\n=== {}: {}", step.name, step.about);
         let started = Instant::now();
         let outcome = (step.run)(depth);
@@ -106,8 +105,19 @@ fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
             break;
         }
     }
-    summary.print();
+    if !selection.list {
+        summary.print();
+    }
     Ok(summary.failed == 0)
+}
+
+impl Selection {
+    fn holds(&self, step: &Step, depth: Depth) -> bool {
+        if self.steps.is_empty() {
+            return depth == Depth::Nightly || !step.only_nightly;
+        }
+        self.steps.iter().any(|name| name == step.name)
+    }
 }
 
 #[derive(Default)]
@@ -142,14 +152,15 @@ impl Summary {
 
 impl Step {
     const fn new(name: &'static str, about: &'static str, run: fn(Depth) -> Result<Outcome>) -> Self {
-        Self { name, about, run }
+        Self { name, about, run, only_nightly: false }
+    }
+
+    const fn only_nightly(self) -> Self {
+        Self { only_nightly: true, ..self }
     }
 }
 
-fn compare(depth: Depth) -> Result<Outcome> {
-    if depth == Depth::Test {
-        return Ok(Outcome::Skipped("nightly only".into()));
-    }
+fn compare() -> Result<Outcome> {
     install::node_packages("proof")?;
     shell("node proof/outage/compare.mjs")
 }
