@@ -8,7 +8,7 @@
 //! send no Ping: the suite answers one inside its own half-sent frame and then fails 6.4.3 and 6.4.4. The client
 //! asks `/getCaseCount`, echoes on `/runCase?case=N&agent=A` for each case, then calls `/updateReports?agent=A`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,12 +23,14 @@ use crate::{Depth, Outcome, Result, install};
 /// Cases we mean to fail, each with its reason. One that passes again fails the run until its entry is gone.
 const ALLOWED: &[(&str, &str)] = &[];
 
-const SERVER: &str = r#"exec cargo run --quiet --release --package mainstay-proto --example autobahn -- \
-    server "$AUTOBAHN_ADDR""#;
-const CLIENT: &str = r#"exec cargo run --quiet --release --package mainstay-proto --example autobahn -- \
-    client "$AUTOBAHN_URL" "$AUTOBAHN_AGENT""#;
+const SERVER: &str = r#"exec cargo run -qr -p mainstay-proto --example autobahn -- server "$AUTOBAHN_ADDR""#;
+const CLIENT: &str =
+    r#"exec cargo run -qr -p mainstay-proto --example autobahn -- client "$AUTOBAHN_URL" "$AUTOBAHN_AGENT""#;
 
 const AGENT: &str = "mainstay";
+
+/// Failures printed one by one.
+const LISTED: usize = 30;
 
 /// Until a side listens; the commands may build before they do.
 const START_LIMIT: Duration = Duration::from_secs(600);
@@ -93,8 +95,10 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
         };
         let verdict = trial.verdict();
         println!("{role:?}, {:.0} s, reports in {}", started.elapsed().as_secs_f64(), trial.folder.display());
-        verdict.print();
-        ran?; // after the verdict: it says how far a side that died had come
+        if verdict.passed > 0 || ran.is_ok() {
+            verdict.print(); // even if a side died: it says how far that came
+        }
+        ran?;
         if verdict.passed == 0 || !verdict.failures.is_empty() {
             failed.push(format!("{} cases as {role:?}", verdict.failures.len()));
         }
@@ -214,14 +218,10 @@ impl Verdict {
         for (remark, cases) in &self.remarks {
             println!("{remark}: {}", cases.join(" "));
         }
-        let groups: BTreeSet<_> = self.failures.iter().filter_map(|line| line.split('.').next()).collect();
-        if self.failures.len() > 40 {
-            println!(
-                "failures in groups {}; the first 40:",
-                groups.into_iter().collect::<Vec<_>>().join(" ")
-            );
+        self.failures.iter().take(LISTED).for_each(|failure| println!("FAILED {failure}"));
+        if self.failures.len() > LISTED {
+            println!("FAILED ... and {} more", self.failures.len() - LISTED);
         }
-        self.failures.iter().take(40).for_each(|failure| println!("FAILED {failure}"));
     }
 }
 
