@@ -285,18 +285,17 @@ impl World {
     fn deliver(&mut self) -> Result<(), String> {
         let keys: Vec<_> = self.wires.keys().copied().collect();
         for key in keys {
-            loop {
-                let Some(wire) = self.wires.get_mut(&key) else { break };
+            while let Some(wire) = self.wires.get_mut(&key) {
                 let client_awake = self.clients[key.0].paused_until <= self.now;
                 let server_awake = self.server.paused_until <= self.now;
                 let due = |lane: &Lane| lane.packets.front().is_some_and(|(at, _)| *at <= self.now);
                 if client_awake && due(&wire.down) {
                     if let Some((_, packet)) = wire.down.packets.pop_front() {
-                        self.to_client(key, packet)?;
+                        self.arrive_at_client(key, packet)?;
                     }
                 } else if server_awake && due(&wire.up) {
                     if let Some((_, packet)) = wire.up.packets.pop_front() {
-                        self.to_server(key, packet)?;
+                        self.arrive_at_server(key, packet)?;
                     }
                 } else {
                     break;
@@ -324,7 +323,7 @@ impl World {
         lane.packets.push_back(((self.now + latency).max(earliest), packet));
     }
 
-    fn to_client(&mut self, key: (usize, ConnectionId), packet: Packet) -> Result<(), String> {
+    fn arrive_at_client(&mut self, key: (usize, ConnectionId), packet: Packet) -> Result<(), String> {
         self.note(|| format!("client {} conn {} <- {packet:?}", key.0, key.1.0));
         let (now, machine) = (self.now, &mut self.clients[key.0].machine);
         if !self.wires.get(&key).is_some_and(|wire| wire.client_open) {
@@ -355,7 +354,7 @@ impl World {
         Ok(())
     }
 
-    fn to_server(&mut self, key: (usize, ConnectionId), packet: Packet) -> Result<(), String> {
+    fn arrive_at_server(&mut self, key: (usize, ConnectionId), packet: Packet) -> Result<(), String> {
         self.note(|| format!("server client {} conn {} <- {packet:?}", key.0, key.1.0));
         let now = self.now;
         let Some(wire) = self.wires.get(&key) else { return Ok(()) };
@@ -656,15 +655,13 @@ impl World {
         }
         let over =
             self.server.sessions.0[session].as_ref().is_some_and(|machine| machine.is_over().is_some());
-        if over {
-            if let Some(machine) = self.server.sessions.0[session].take() {
-                self.note(|| format!("session {session} is over: {:?}", machine.is_over()));
-                self.server.registry.bury(now, &machine);
-                let bound = |wire: &Wire| matches!(wire.server, ServerEnd::Bound(bound) if bound == session);
-                let keys: Vec<_> =
-                    self.wires.iter().filter(|(_, wire)| bound(wire)).map(|(key, _)| *key).collect();
-                keys.into_iter().for_each(|key| self.set_server_end(key, ServerEnd::Closed));
-            }
+        if over && let Some(machine) = self.server.sessions.0[session].take() {
+            self.note(|| format!("session {session} is over: {:?}", machine.is_over()));
+            self.server.registry.bury(now, &machine);
+            let bound = |wire: &Wire| matches!(wire.server, ServerEnd::Bound(bound) if bound == session);
+            let keys: Vec<_> =
+                self.wires.iter().filter(|(_, wire)| bound(wire)).map(|(key, _)| *key).collect();
+            keys.into_iter().for_each(|key| self.set_server_end(key, ServerEnd::Closed));
         }
         Ok(())
     }

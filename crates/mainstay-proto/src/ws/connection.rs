@@ -457,7 +457,7 @@ impl Connection {
         }
         self.reply = None;
         let mut body = u16::from(code).to_be_bytes().to_vec();
-        body.extend_from_slice(reason[..reason.floor_char_boundary(123)].as_bytes());
+        body.extend_from_slice(&reason.as_bytes()[..reason.floor_char_boundary(123)]);
         self.send_control(frame::CLOSE, &body, out);
     }
 

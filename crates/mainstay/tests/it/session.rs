@@ -46,7 +46,6 @@ async fn nothing_is_lost_repeated_or_reordered_over_ten_cuts() {
     let stats = mainstay.stats();
     assert_eq!((stats.attached_new, stats.attached_lost), (1, 0));
     assert!(stats.attached_resumed >= 1, "{stats:?}");
-    assert_eq!(stats.messages_in - stats.attached_resumed.min(0), stats.messages_in);
 }
 
 #[tokio::test]
