@@ -8,6 +8,8 @@
 
 use std::fmt;
 
+use super::ProtocolError;
+
 /// A close code as it stands in a Close frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CloseCode(u16);
@@ -16,12 +18,12 @@ pub struct CloseCode(u16);
 impl CloseCode {
     pub const NORMAL: Self = Self(1000);
     pub const GOING_AWAY: Self = Self(1001);
-    pub const PROTOCOL: Self = Self(1002);
+    pub const PROTOCOL_ERROR: Self = Self(1002);
     pub const UNSUPPORTED: Self = Self(1003);
     pub const INVALID_DATA: Self = Self(1007);
     pub const POLICY: Self = Self(1008);
     pub const TOO_BIG: Self = Self(1009);
-    pub const INTERNAL: Self = Self(1011);
+    pub const INTERNAL_ERROR: Self = Self(1011);
     pub const RESTART: Self = Self(1012);
     pub const TRY_AGAIN: Self = Self(1013);
     /// A message that `mainstay.v1` does not allow. The session is kept: come back.
@@ -72,6 +74,12 @@ impl CloseCode {
     #[must_use]
     pub const fn is_deliberate(self) -> bool {
         matches!(self.0, 1000 | 3000..=4999)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
     }
 
     /// What a client does about a connection that ended with `code`; `None` is a connection that was
@@ -125,4 +133,40 @@ pub struct CloseFrame {
     pub code: CloseCode,
     /// In words, at most 123 bytes.
     pub reason: String,
+}
+
+impl CloseFrame {
+    /// Reads the body of a Close frame; an empty one says nothing.
+    ///
+    /// Source: RFC 6455 section 5.5.1.
+    pub(super) fn parse(body: &[u8]) -> Result<Option<Self>, ProtocolError> {
+        let Some((code, reason)) = body.split_first_chunk() else {
+            return if body.is_empty() { Ok(None) } else { Err(ProtocolError::CloseTooShort) };
+        };
+        let code = u16::from_be_bytes(*code);
+        let code = CloseCode::new(code).ok_or(ProtocolError::CloseCodeNotAllowed(code))?;
+        let reason = simdutf8::basic::from_utf8(reason).map_err(|_| ProtocolError::InvalidUtf8)?.to_owned();
+        Ok(Some(Self { code, reason }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_range_of_our_codes_says_whether_to_come_back() {
+        for code in 4000..=4999 {
+            let stop = CloseCode::action(CloseCode::new(code)) == Action::Stop;
+            assert_eq!(stop, code >= 4500, "{code}");
+        }
+        assert_eq!(CloseCode::action(None), Action::Reconnect);
+    }
+
+    #[test]
+    fn codes_that_only_describe_what_happened_locally_are_no_close_codes() {
+        for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000] {
+            assert_eq!(CloseCode::new(code), None, "{code}");
+        }
+    }
 }

@@ -1,29 +1,27 @@
-//! One WebSocket connection after its opening handshake.
+//! One WebSocket after its opening handshake.
 
-use std::ops::Deref;
+use std::fmt;
 
-use bytes::{Bytes, BytesMut};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use bytes::Bytes;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::close::{CloseCode, CloseFrame};
-use super::deflate::{Deflate, DeflateParams};
-use super::error::ProtocolError;
-use super::frame::{self, Header, LONGEST_HEADER, apply_mask};
-use super::send_queue::SendQueue;
-use super::{Kind, Role};
+use super::{
+    CloseCode, CloseFrame, DeflateParams, Incoming, Kind, Payload, ProtocolError, Role, SendQueue,
+    deflate::Deflate,
+    frame::{Header, MAX_CONTROL, Opcode, apply_mask},
+    partial::{Message, Partial, advance},
+    queue::Head,
+};
 
-/// Outgoing messages are cut at this size, so that a control frame is never further away than this.
+/// Longer messages go out in fragments of this size, so that a control frame never waits for more.
 const FRAGMENT: usize = 16 * 1024;
-/// Bodies from this size on are shared with the send queue instead of copied into it.
-const SHARE: usize = 4 * 1024;
 
 /// What a peer may make this end keep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of one message, after inflating. Default: 64 KiB.
+    /// Longest message in bytes, after decompression. Default: 64 KiB.
     pub max_message: usize,
-    /// Fragments of one message, empty ones too. Default: 1,024.
+    /// Most frames of one message, empty ones too. Default: 1,024. Range: from 1.
     pub max_fragments: u32,
 }
 
@@ -33,356 +31,326 @@ impl Default for Limits {
     }
 }
 
-/// Something that arrived whole.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Incoming<'a> {
-    /// A message; text is UTF-8.
-    Message {
-        /// Text or binary.
-        kind: Kind,
-        /// Its payload.
-        payload: Payload<'a>,
-    },
-    /// Will be answered by [`Connection::flush_replies`].
-    Ping(Payload<'a>),
-    /// An answer to a ping of ours, or unasked.
-    Pong(Payload<'a>),
-    /// The peer's Close; it is the last thing that comes.
-    Close(Option<CloseFrame>),
-}
-
-/// A payload, where it lies in the input if it arrived whole.
-#[derive(Debug)]
-pub enum Payload<'a> {
-    /// In the input.
-    Borrowed(&'a [u8]),
-    /// Put together from several frames or reads.
-    Owned(Bytes),
-}
-
-impl Payload<'_> {
-    /// The bytes to keep; copies what is borrowed.
-    #[must_use]
-    pub fn into_bytes(self) -> Bytes {
-        match self {
-            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
-            Self::Owned(bytes) => bytes,
-        }
-    }
-}
-
-impl Deref for Payload<'_> {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Borrowed(bytes) => bytes,
-            Self::Owned(bytes) => bytes,
-        }
-    }
-}
-
-impl PartialEq for Payload<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
-    }
-}
-
-impl Eq for Payload<'_> {}
-
 /// How far the closing handshake is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Messages flow.
+    /// No Close was sent or received.
     Open,
-    /// Our Close was sent.
-    CloseSent,
-    /// The peer's Close came; ours goes out with the next [`Connection::flush_replies`].
-    CloseReceived,
-    /// Both were sent, or the connection failed: the server closes TCP first.
+    /// One Close was sent or received, the other is outstanding.
+    Closing,
+    /// Both were, or the connection was failed. Once the queue is written the server closes TCP; a
+    /// client waits for that.
     Closed,
 }
 
-/// See the module. At rest it is a few words: everything else is boxed and freed.
-#[derive(Debug)]
+/// One WebSocket after its opening handshake, for either role.
+///
+/// ```
+/// use bytes::{Buf, Bytes};
+/// use mainstay_proto::ws::{Connection, Incoming, Kind, Limits, Role, SendQueue};
+///
+/// let mut client = Connection::new(Role::Client, Limits::default(), None, [7; 32]);
+/// let mut server = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
+///
+/// let mut queue = SendQueue::new();
+/// client.send(Kind::Text, b"", &Bytes::from("hello"), &mut queue);
+/// let mut wire = queue.copy_to_bytes(queue.remaining()).to_vec();
+///
+/// let mut input = wire.as_mut_slice();
+/// while let Some(item) = server.receive(&mut input)? {
+///     let Incoming::Message { kind: Kind::Text, payload } = item else { panic!("{item:?}") };
+///     assert_eq!(&*payload, b"hello");
+/// }
+/// # Ok::<(), mainstay_proto::ws::ProtocolError>(())
+/// ```
 pub struct Connection {
     role: Role,
-    state: State,
+    close_sent: bool,
+    inbound: Inbound,
     limits: Limits,
-    /// What is incomplete: a header, a frame, a message.
     partial: Option<Box<Partial>>,
-    /// The body of the last unanswered Ping, or of the Close to answer with.
-    reply: Option<Box<Reply>>,
+    /// Payload of the last Ping. Older ones need no answer (RFC 6455 section 5.5.3).
+    owed_pong: Option<Box<[u8]>>,
     deflate: Option<Box<Deflate>>,
-    /// Masking keys must not be foreseeable (RFC 6455 section 10.3); servers mask nothing.
+    /// A client's source of masking keys.
     masks: Option<Box<StdRng>>,
 }
 
-#[derive(Debug, Default)]
-struct Partial {
-    head: [u8; LONGEST_HEADER],
-    head_length: usize,
-    frame: Option<OpenFrame>,
-    control: Vec<u8>,
-    message: Option<Assembly>,
-}
-
-/// A frame whose header was read and whose payload is on its way.
-#[derive(Debug, Clone, Copy)]
-struct OpenFrame {
-    header: Header,
-    read: u64,
-}
-
-/// A message whose last frame has not come.
-#[derive(Debug)]
-struct Assembly {
-    kind: Kind,
-    compressed: bool,
-    fragments: u32,
-    bytes: BytesMut,
-    /// How far the text is known to be UTF-8.
-    checked: usize,
-}
-
-#[derive(Debug, Default)]
-struct Reply {
-    pong: Option<Bytes>,
-    close: Option<Option<CloseCode>>,
+/// The receiving half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inbound {
+    Open,
+    /// The peer sent its Close with this code and ours is outstanding.
+    CloseOwed(Option<CloseCode>),
+    /// Nothing more is read.
+    Done,
 }
 
 impl Connection {
-    /// A connection whose opening handshake is done.
+    /// A connection that has just finished its opening handshake.
     ///
-    /// `mask_seed`: 32 bytes of the operating system's randomness; used by clients only.
-    #[must_use]
+    /// `deflate` is what the handshake agreed on. `mask_seed` must be unpredictable and new for each
+    /// connection (RFC 6455 section 5.3); only a client uses and keeps it.
     pub fn new(role: Role, limits: Limits, deflate: Option<DeflateParams>, mask_seed: [u8; 32]) -> Self {
         Self {
             role,
-            state: State::Open,
+            close_sent: false,
+            inbound: Inbound::Open,
             limits,
             partial: None,
-            reply: None,
+            owed_pong: None,
             deflate: deflate.map(|params| Box::new(Deflate::new(role, params))),
             masks: (role == Role::Client).then(|| Box::new(StdRng::from_seed(mask_seed))),
         }
     }
 
     /// How far the closing handshake is.
-    #[must_use]
     pub fn state(&self) -> State {
-        self.state
+        match (self.close_sent, self.inbound) {
+            (false, Inbound::Open) => State::Open,
+            (true, Inbound::Done) => State::Closed,
+            _ => State::Closing,
+        }
     }
 
-    // ---- reading --------------------------------------------------------------------------------
-
-    /// Takes bytes from the front of `input`, unmasking them where they lie, until something is
-    /// complete; advances `input` past them. `None`: everything was taken and more is needed.
+    /// Takes bytes from the front of `input`, unmasking them in place, until one item is complete, and
+    /// moves `input` past what was taken.
+    ///
+    /// `Ok(None)`: all input was taken and more is needed. The item borrows from the input, not from
+    /// the connection, so that a caller may answer while it holds the item. Messages still arrive after our own
+    /// Close was sent; after the peer's Close all input is ignored.
     ///
     /// # Errors
-    /// The peer broke the protocol or a limit. Call [`fail`](Self::fail); nothing more can be read.
     ///
-    /// Source: RFC 6455 sections 5 and 7.
+    /// The peer broke the protocol or a limit: call [`fail`](Self::fail) and write what it queued. All
+    /// further input is ignored.
     pub fn receive<'a>(&mut self, input: &mut &'a mut [u8]) -> Result<Option<Incoming<'a>>, ProtocolError> {
-        loop {
-            if matches!(self.state, State::CloseReceived | State::Closed) {
-                *input = &mut [];
-                return Ok(None);
-            }
-            if self.partial.as_ref().is_none_or(|p| p.frame.is_none() && p.head_length == 0) {
-                // The common case: a whole frame lies in the input.
-                let Some((header, size)) = self.parse_header(input)? else {
-                    return Ok(None);
-                };
-                self.check_frame(&header)?;
-                let rest = &mut std::mem::take(input)[size..];
-                if header.length <= rest.len() as u64 {
-                    let (payload, rest) = rest.split_at_mut(header.length as usize);
-                    *input = rest;
-                    if let Some(mask) = header.mask {
-                        apply_mask(payload, mask, 0);
-                    }
-                    if header.opcode >= frame::CLOSE {
-                        return self.control(header.opcode, Payload::Borrowed(payload)).map(Some);
-                    }
-                    let alone = header.fin && header.opcode != frame::CONTINUATION && !header.compressed;
-                    if alone {
-                        return whole_message(header.opcode, payload).map(Some);
-                    }
-                    self.append(&header, payload)?;
-                    if header.fin {
-                        return self.complete_message().map(Some);
-                    }
-                    continue;
-                }
-                *input = rest;
-                self.partial_mut().frame = Some(OpenFrame { header, read: 0 });
-            } else if self.partial.as_ref().is_some_and(|p| p.frame.is_none())
-                && !self.complete_header(input)?
-            {
-                return Ok(None);
-            }
-            match self.continue_frame(input)? {
-                Progress::NeedMore => return Ok(None),
-                Progress::FrameDone => {}
-                Progress::Control(opcode, bytes) => {
-                    return self.control(opcode, Payload::Owned(bytes)).map(Some);
-                }
-                Progress::MessageDone => return self.complete_message().map(Some),
-            }
-        }
-    }
-
-    /// Reads a header from the input, or keeps what there is of it.
-    fn parse_header(&mut self, input: &mut &mut [u8]) -> Result<Option<(Header, usize)>, ProtocolError> {
-        let parsed = Header::parse(input, self.role, self.deflate.is_some())?;
-        if parsed.is_none() {
-            if !input.is_empty() {
-                let partial = self.partial_mut();
-                partial.head_length = input.len();
-                partial.head[..input.len()].copy_from_slice(input);
-            }
+        if self.inbound != Inbound::Open {
             *input = &mut [];
+            return Ok(None);
         }
-        Ok(parsed)
+        let item = self.receive_item(input);
+        if item.is_err() {
+            self.stop_reading();
+        } else {
+            self.partial.take_if(|partial| partial.is_done());
+        }
+        item
     }
 
-    /// Completes a header that began in an earlier read. A few bytes at most, so one at a time.
-    fn complete_header(&mut self, input: &mut &mut [u8]) -> Result<bool, ProtocolError> {
-        let (role, may_compress) = (self.role, self.deflate.is_some());
+    /// Encodes one message whose payload is `head` followed by `body`. Does nothing once a Close was sent.
+    ///
+    /// A large `body` is shared, if it need not be masked, and copied otherwise. A message above 16 KiB is
+    /// fragmented. If compression was agreed on and does not make the message smaller, it goes out as it is.
+    pub fn send(&mut self, kind: Kind, head: &[u8], body: &Bytes, out: &mut SendQueue) {
+        if self.close_sent {
+            return;
+        }
+        match self.deflate.as_mut().and_then(|deflate| deflate.compress(head, body)) {
+            Some(packed) => self.send_frames(kind, true, &[], &packed, out),
+            None => self.send_frames(kind, false, head, body, out),
+        }
+    }
+
+    /// Encodes a Ping, whose payload is cut to 125 bytes. Does nothing once a Close was sent.
+    ///
+    /// It follows what was encoded before it, so that its Pong proves that all of that was read.
+    pub fn ping(&mut self, payload: &[u8], out: &mut SendQueue) {
+        if !self.close_sent {
+            self.send_control(Opcode::Ping, &[&payload[..payload.len().min(MAX_CONTROL)]], out);
+        }
+    }
+
+    /// Starts the closing handshake, or answers the peer's Close with another code than its own. Does
+    /// nothing if a Close was sent before.
+    ///
+    /// A reason of more than 123 bytes is cut, at the end of a character.
+    pub fn close(&mut self, code: CloseCode, reason: &str, out: &mut SendQueue) {
+        self.send_close(Some(code), cut(reason, MAX_CONTROL - 2), out);
+    }
+
+    /// Encodes the answers owed to the peer: the Pong for its last Ping, and the echo of its Close.
+    ///
+    /// Called once per turn, after reading, it answers a burst of Pings with one Pong.
+    ///
+    /// Source: RFC 6455 sections 5.5.1 to 5.5.3.
+    pub fn flush_replies(&mut self, out: &mut SendQueue) {
+        if let Some(payload) = self.owed_pong.take() {
+            self.send_control(Opcode::Pong, &[&payload], out);
+        }
+        if let Inbound::CloseOwed(code) = self.inbound {
+            self.send_close(code, "", out);
+        }
+    }
+
+    /// Fails the connection: queues the Close that `error` names, unless one was sent, and ignores all
+    /// further input. TCP can be closed once that is written.
+    ///
+    /// Source: RFC 6455 section 7.1.7.
+    pub fn fail(&mut self, error: &ProtocolError, out: &mut SendQueue) {
+        self.stop_reading();
+        self.close(error.close_code(), &error.to_string(), out);
+    }
+}
+
+/// Receiving.
+impl Connection {
+    fn receive_item<'a>(&mut self, input: &mut &'a mut [u8]) -> Result<Option<Incoming<'a>>, ProtocolError> {
         while !input.is_empty() {
-            let (first, rest) = std::mem::take(input).split_at_mut(1);
-            *input = rest;
-            let partial = self.partial_mut();
-            if let (Some(slot), Some(byte)) = (partial.head.get_mut(partial.head_length), first.first()) {
-                *slot = *byte;
-                partial.head_length += 1;
-            }
-            let parsed = Header::parse(&partial.head[..partial.head_length], role, may_compress)?;
-            if let Some((header, _)) = parsed {
-                partial.head_length = 0;
-                partial.frame = Some(OpenFrame { header, read: 0 });
-                self.check_frame(&header)?;
-                return Ok(true);
+            let Some(header) = self.next_header(input)? else {
+                break;
+            };
+            let count = usize::try_from(header.len).map_or(input.len(), |len| len.min(input.len()));
+            let payload = advance(input, count);
+            apply_mask(payload, header.mask);
+            let item = match header.opcode {
+                Opcode::Text => self.receive_data(Kind::Text, header, payload)?,
+                Opcode::Binary => self.receive_data(Kind::Binary, header, payload)?,
+                // The kind is that of the message which is continued.
+                Opcode::Continuation => self.receive_data(Kind::Binary, header, payload)?,
+                Opcode::Close | Opcode::Ping | Opcode::Pong => self.receive_control(header, payload)?,
+            };
+            if item.is_some() {
+                return Ok(item);
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
-    /// Everything that can be refused before a byte of the payload is there.
-    fn check_frame(&self, header: &Header) -> Result<(), ProtocolError> {
-        if header.opcode >= frame::CLOSE {
+    /// The frame that is being read, or the next one, once its header is complete and acceptable.
+    fn next_header(&mut self, input: &mut &mut [u8]) -> Result<Option<Header>, ProtocolError> {
+        let (sender, deflate) = (self.role.peer(), self.deflate.is_some());
+        let partial = self.partial.as_deref_mut();
+        if let Some(header) = partial.and_then(|partial| partial.frame.take()) {
+            return Ok(Some(header));
+        }
+        let in_header = self.partial.as_ref().is_some_and(|partial| partial.in_header());
+        if !in_header && let Some((header, used)) = Header::parse(input, sender, deflate)? {
+            advance(input, used);
+            self.admit(&header)?;
+            return Ok(Some(header));
+        }
+        let header = self.partial_mut().read_header(input, sender, deflate)?;
+        if let Some(header) = &header {
+            self.admit(header)?;
+        }
+        Ok(header)
+    }
+
+    /// Whether a frame may follow the ones before it, decided before any of its payload is kept.
+    fn admit(&mut self, header: &Header) -> Result<(), ProtocolError> {
+        if header.opcode.is_control() {
             return Ok(());
         }
-        let open = self.partial.as_ref().and_then(|p| p.message.as_ref());
-        if (header.opcode == frame::CONTINUATION) != open.is_some() {
-            return Err(ProtocolError::Fragment);
-        }
-        let (held, fragments, compressed) =
-            open.map_or((0, 0, header.compressed), |m| (m.bytes.len(), m.fragments, m.compressed));
-        if fragments >= self.limits.max_fragments {
-            return Err(ProtocolError::TooManyFragments { limit: self.limits.max_fragments });
-        }
-        // What deflate cannot make smaller it makes a little larger.
+        let message = self.partial.as_deref_mut().and_then(|partial| partial.message.as_mut());
+        let (so_far, compressed) = match (message, header.opcode) {
+            (None, Opcode::Continuation) => return Err(ProtocolError::UnexpectedContinuation),
+            (None, _) => (0, header.compressed),
+            (Some(message), Opcode::Continuation) => {
+                if message.fragments >= self.limits.max_fragments {
+                    let limit = self.limits.max_fragments;
+                    return Err(ProtocolError::TooManyFragments { limit });
+                }
+                message.fragments += 1;
+                (message.bytes.len(), message.compressed)
+            }
+            (Some(_), _) => return Err(ProtocolError::UnfinishedMessage),
+        };
         let limit = self.limits.max_message;
-        let allowed = if compressed { limit.saturating_add(limit / 64 + 64) } else { limit };
-        if header.length > allowed.saturating_sub(held) as u64 {
+        // What cannot be compressed grows a little by the attempt.
+        let limit_here = if compressed { limit.saturating_add(limit / 256 + 64) } else { limit };
+        if header.len > limit_here.saturating_sub(so_far) as u64 {
             return Err(ProtocolError::MessageTooBig { limit });
         }
         Ok(())
     }
 
-    /// Takes what the input has of the open frame's payload.
-    fn continue_frame(&mut self, input: &mut &mut [u8]) -> Result<Progress, ProtocolError> {
-        let Some(OpenFrame { header, read }) = self.partial.as_ref().and_then(|p| p.frame) else {
-            return Ok(Progress::FrameDone);
-        };
-        let missing = usize::try_from(header.length - read).unwrap_or(usize::MAX);
-        let count = missing.min(input.len());
-        let (payload, rest) = std::mem::take(input).split_at_mut(count);
-        *input = rest;
-        if let Some(mask) = header.mask {
-            apply_mask(payload, mask, read);
-        }
-        if header.opcode >= frame::CLOSE {
-            self.partial_mut().control.extend_from_slice(payload);
-        } else {
-            // Only the first piece of a frame counts as a fragment.
-            let header = if read == 0 { header } else { Header { opcode: frame::CONTINUATION, ..header } };
-            self.append_piece(&header, payload, read == 0)?;
+    fn receive_data<'a>(
+        &mut self,
+        kind: Kind,
+        header: Header,
+        payload: &'a [u8],
+    ) -> Result<Option<Incoming<'a>>, ProtocolError> {
+        let frame_ends = payload.len() as u64 == header.len;
+        let in_message = self.partial.as_ref().is_some_and(|partial| partial.message.is_some());
+        if frame_ends && header.fin && !in_message {
+            let payload = match header.compressed {
+                true => Payload::Owned(self.inflate(payload)?),
+                false => Payload::Borrowed(payload),
+            };
+            return finish_message(kind, payload, false).map(Some);
         }
         let partial = self.partial_mut();
-        if count < missing {
-            partial.frame = Some(OpenFrame { header, read: read + count as u64 });
-            return Ok(Progress::NeedMore);
+        let message = partial.message.get_or_insert_with(|| Message::new(kind, header.compressed));
+        message.append(payload, header.len)?;
+        if !frame_ends {
+            partial.frame = Some(header.after(payload.len()));
+            return Ok(None);
         }
-        partial.frame = None;
-        if header.opcode >= frame::CLOSE {
-            let body = Bytes::from(std::mem::take(&mut partial.control));
-            self.free_partial();
-            return Ok(Progress::Control(header.opcode, body));
+        if !header.fin {
+            return Ok(None);
         }
-        Ok(if header.fin { Progress::MessageDone } else { Progress::FrameDone })
-    }
-
-    fn append(&mut self, header: &Header, payload: &[u8]) -> Result<(), ProtocolError> {
-        self.append_piece(header, payload, true)
-    }
-
-    /// Adds to the message under way, or begins it.
-    fn append_piece(&mut self, header: &Header, payload: &[u8], first: bool) -> Result<(), ProtocolError> {
-        let message = self.partial_mut().message.get_or_insert_with(|| Assembly {
-            kind: if header.opcode == frame::TEXT { Kind::Text } else { Kind::Binary },
-            compressed: header.compressed,
-            fragments: 0,
-            bytes: BytesMut::new(),
-            checked: 0,
-        });
-        message.fragments += u32::from(first);
-        message.bytes.extend_from_slice(payload);
-        if message.kind == Kind::Text && !message.compressed {
-            message.check_text()?;
-        }
-        Ok(())
-    }
-
-    fn complete_message(&mut self) -> Result<Incoming<'static>, ProtocolError> {
-        let message = self.partial_mut().message.take();
-        self.free_partial();
-        let Some(Assembly { kind, compressed, mut bytes, checked, .. }) = message else {
-            return Err(ProtocolError::Fragment);
+        let Some(mut message) = partial.message.take() else {
+            return Ok(None);
         };
-        if compressed {
-            let deflate = self.deflate.as_mut().ok_or(ProtocolError::ReservedBit)?;
-            bytes = deflate.inflate(&bytes, self.limits.max_message)?;
-            if kind == Kind::Text && simdutf8::basic::from_utf8(&bytes).is_err() {
-                return Err(ProtocolError::Utf8);
+        let checked = !message.compressed && message.is_valid_text();
+        let payload = match message.compressed {
+            true => self.inflate(&message.bytes)?,
+            false => {
+                message.bytes.shrink_to_fit();
+                Bytes::from(message.bytes)
             }
-        } else if kind == Kind::Text && checked < bytes.len() {
-            return Err(ProtocolError::Utf8);
-        }
-        Ok(Incoming::Message { kind, payload: Payload::Owned(bytes.freeze()) })
+        };
+        finish_message(message.kind, Payload::Owned(payload), checked).map(Some)
     }
 
-    fn control<'a>(&mut self, opcode: u8, body: Payload<'a>) -> Result<Incoming<'a>, ProtocolError> {
+    fn receive_control<'a>(
+        &mut self,
+        header: Header,
+        payload: &'a [u8],
+    ) -> Result<Option<Incoming<'a>>, ProtocolError> {
+        let frame_ends = payload.len() as u64 == header.len;
+        let begun = self.partial.as_ref().is_some_and(|partial| !partial.control.is_empty());
+        if frame_ends && !begun {
+            return self.finish_control(header.opcode, Payload::Borrowed(payload)).map(Some);
+        }
+        let partial = self.partial_mut();
+        partial.control.extend_from_slice(payload);
+        if !frame_ends {
+            partial.frame = Some(header.after(payload.len()));
+            return Ok(None);
+        }
+        let payload = Bytes::from(std::mem::take(&mut partial.control));
+        self.finish_control(header.opcode, Payload::Owned(payload)).map(Some)
+    }
+
+    fn finish_control<'a>(
+        &mut self,
+        opcode: Opcode,
+        payload: Payload<'a>,
+    ) -> Result<Incoming<'a>, ProtocolError> {
         match opcode {
-            frame::PING => {
-                let pong = Some(Bytes::copy_from_slice(&body));
-                self.reply.get_or_insert_default().pong = pong;
-                Ok(Incoming::Ping(body))
+            Opcode::Ping => {
+                self.owed_pong = Some(Box::from(&*payload));
+                Ok(Incoming::Ping(payload))
             }
-            frame::PONG => Ok(Incoming::Pong(body)),
-            _ => {
-                let close = parse_close(&body)?;
-                if self.state == State::CloseSent {
-                    self.state = State::Closed;
-                } else {
-                    self.state = State::CloseReceived;
-                    self.reply.get_or_insert_default().close = Some(close.as_ref().map(|close| close.code));
-                }
+            Opcode::Close => {
+                let close = CloseFrame::parse(&payload)?;
                 self.partial = None;
+                self.inbound = match self.close_sent {
+                    true => Inbound::Done,
+                    false => Inbound::CloseOwed(close.as_ref().map(|close| close.code)),
+                };
                 Ok(Incoming::Close(close))
             }
+            _ => Ok(Incoming::Pong(payload)),
+        }
+    }
+
+    fn inflate(&mut self, packed: &[u8]) -> Result<Bytes, ProtocolError> {
+        match &mut self.deflate {
+            Some(deflate) => deflate.inflate(packed, self.limits.max_message).map(Bytes::from),
+            None => Err(ProtocolError::ReservedBit),
         }
     }
 
@@ -390,193 +358,91 @@ impl Connection {
         self.partial.get_or_insert_default()
     }
 
-    fn free_partial(&mut self) {
-        let at_rest = |p: &Partial| p.head_length == 0 && p.frame.is_none() && p.message.is_none();
-        if self.partial.as_deref().is_some_and(at_rest) {
-            self.partial = None;
-        }
+    fn stop_reading(&mut self) {
+        self.inbound = Inbound::Done;
+        self.partial = None;
+        self.owed_pong = None;
     }
+}
 
-    // ---- writing --------------------------------------------------------------------------------
-
-    /// Encodes one message, whose payload is `head` followed by `body`. Nothing is encoded once a
-    /// Close was sent or received.
-    pub fn send(&mut self, kind: Kind, head: &[u8], body: &Bytes, out: &mut SendQueue) {
-        if self.state != State::Open {
-            return;
-        }
-        let opcode = if kind == Kind::Text { frame::TEXT } else { frame::BINARY };
-        match self.deflate.as_mut().and_then(|deflate| deflate.deflate(head, body)) {
-            Some(compressed) => self.send_fragments(opcode, true, &[], &compressed, out),
-            None => self.send_fragments(opcode, false, head, body, out),
-        }
-    }
-
-    fn send_fragments(
+/// Sending.
+impl Connection {
+    fn send_frames(
         &mut self,
-        opcode: u8,
-        compressed: bool,
-        head: &[u8],
+        kind: Kind,
+        mut compressed: bool,
+        mut head: &[u8],
         body: &Bytes,
         out: &mut SendQueue,
     ) {
-        let mut at = 0;
+        let mut opcode = match kind {
+            Kind::Text => Opcode::Text,
+            Kind::Binary => Opcode::Binary,
+        };
+        let mut sent = 0;
         loop {
-            let first = at == 0;
-            let head = if first { head } else { &[] };
-            let count = (body.len() - at).min(FRAGMENT - head.len().min(FRAGMENT));
-            let fin = at + count == body.len();
-            let header = Header {
-                fin,
-                compressed: compressed && first,
-                opcode: if first { opcode } else { frame::CONTINUATION },
-                length: (head.len() + count) as u64,
-                mask: self.next_mask(),
-            };
-            encode_frame(&header, head, body, at..at + count, out);
-            at += count;
+            let end = body.len().min(sent + FRAGMENT.saturating_sub(head.len()));
+            let fin = end == body.len();
+            let mask = self.next_mask();
+            out.push(Head { opcode, fin, compressed, mask }, head, body, sent..end);
             if fin {
                 return;
             }
+            (opcode, compressed, head, sent) = (Opcode::Continuation, false, &[], end);
         }
     }
 
-    /// Encodes a Ping; at most 125 bytes of `payload` are sent.
-    pub fn ping(&mut self, payload: &[u8], out: &mut SendQueue) {
-        if self.state == State::Open {
-            self.send_control(frame::PING, payload, out);
-        }
+    fn send_control(&mut self, opcode: Opcode, payload: &[&[u8]], out: &mut SendQueue) {
+        let mask = self.next_mask();
+        out.push_copied(Head { opcode, fin: true, compressed: false, mask }, payload);
     }
 
-    /// Starts the closing handshake; only the peer's Close is awaited from here on.
-    pub fn close(&mut self, code: CloseCode, reason: &str, out: &mut SendQueue) {
-        match self.state {
-            State::Open => self.state = State::CloseSent,
-            State::CloseReceived => self.state = State::Closed,
-            State::CloseSent | State::Closed => return,
+    fn send_close(&mut self, code: Option<CloseCode>, reason: &str, out: &mut SendQueue) {
+        if self.close_sent {
+            return;
         }
-        self.reply = None;
-        let mut body = u16::from(code).to_be_bytes().to_vec();
-        body.extend_from_slice(&reason.as_bytes()[..reason.floor_char_boundary(123)]);
-        self.send_control(frame::CLOSE, &body, out);
-    }
-
-    /// Fails the connection: queues the Close frame that the error asks for. Nothing is read any more.
-    ///
-    /// Source: RFC 6455 section 7.1.7.
-    pub fn fail(&mut self, error: &ProtocolError, out: &mut SendQueue) {
-        self.close(error.close_code(), &error.to_string(), out);
-        self.state = State::Closed;
-        self.partial = None;
-    }
-
-    /// Encodes the answers owed to the peer: a Pong for its last Ping, and the Close for its Close.
-    /// Call it once per turn, after reading.
-    pub fn flush_replies(&mut self, out: &mut SendQueue) {
-        let Some(reply) = self.reply.take() else { return };
-        if let (Some(body), State::Open | State::CloseReceived) = (&reply.pong, self.state) {
-            self.send_control(frame::PONG, body, out);
+        match code {
+            Some(code) => {
+                let code = code.get().to_be_bytes();
+                self.send_control(Opcode::Close, &[&code, reason.as_bytes()], out);
+            }
+            None => self.send_control(Opcode::Close, &[], out),
         }
-        if let (Some(code), State::CloseReceived) = (reply.close, self.state) {
-            let body = code.map(|code| u16::from(code).to_be_bytes());
-            self.send_control(frame::CLOSE, body.as_ref().map_or(&[], |body| body.as_slice()), out);
-            self.state = State::Closed;
+        self.close_sent = true;
+        if let Inbound::CloseOwed(_) = self.inbound {
+            self.inbound = Inbound::Done;
         }
-    }
-
-    fn send_control(&mut self, opcode: u8, body: &[u8], out: &mut SendQueue) {
-        let body = &body[..body.len().min(125)];
-        let header = Header {
-            fin: true,
-            compressed: false,
-            opcode,
-            length: body.len() as u64,
-            mask: self.next_mask(),
-        };
-        encode_frame(&header, body, &Bytes::new(), 0..0, out);
     }
 
     fn next_mask(&mut self) -> Option<[u8; 4]> {
-        self.masks.as_mut().map(|rng| rng.next_u32().to_ne_bytes())
+        self.masks.as_mut().map(|masks| masks.next_u32().to_ne_bytes())
     }
 }
 
-enum Progress {
-    NeedMore,
-    FrameDone,
-    Control(u8, Bytes),
-    MessageDone,
+fn finish_message(kind: Kind, payload: Payload<'_>, checked: bool) -> Result<Incoming<'_>, ProtocolError> {
+    if kind == Kind::Text && !checked && simdutf8::basic::from_utf8(&payload).is_err() {
+        return Err(ProtocolError::InvalidUtf8);
+    }
+    Ok(Incoming::Message { kind, payload })
 }
 
-impl Assembly {
-    /// Checks what was added; a character that is cut off is looked at again when more is there.
-    fn check_text(&mut self) -> Result<(), ProtocolError> {
-        let unchecked = self.bytes.get(self.checked..).unwrap_or_default();
-        match simdutf8::compat::from_utf8(unchecked) {
-            Ok(_) => self.checked = self.bytes.len(),
-            Err(error) if error.error_len().is_none() => self.checked += error.valid_up_to(),
-            Err(_) => return Err(ProtocolError::Utf8),
-        }
-        // A character cut off so that no continuation could save it is told at once.
-        match self.bytes.get(self.checked..) {
-            Some(&[first, second, ..]) if !may_follow(first, second) => Err(ProtocolError::Utf8),
-            _ => Ok(()),
-        }
+/// The start of `text`: at most `max` bytes, and whole characters.
+fn cut(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("role", &self.role)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 
-/// Whether `second` may follow `first` in UTF-8 (Unicode table 3-7). The standard library calls some
-/// such pairs merely incomplete.
-const fn may_follow(first: u8, second: u8) -> bool {
-    match first {
-        0xe0 => second >= 0xa0 && second <= 0xbf,
-        0xed => second >= 0x80 && second <= 0x9f,
-        0xf0 => second >= 0x90 && second <= 0xbf,
-        0xf4 => second >= 0x80 && second <= 0x8f,
-        _ => second >= 0x80 && second <= 0xbf,
-    }
-}
-
-fn whole_message(opcode: u8, payload: &[u8]) -> Result<Incoming<'_>, ProtocolError> {
-    let kind = if opcode == frame::TEXT { Kind::Text } else { Kind::Binary };
-    if kind == Kind::Text && simdutf8::basic::from_utf8(payload).is_err() {
-        return Err(ProtocolError::Utf8);
-    }
-    Ok(Incoming::Message { kind, payload: Payload::Borrowed(payload) })
-}
-
-fn parse_close(body: &[u8]) -> Result<Option<CloseFrame>, ProtocolError> {
-    match body {
-        [] => Ok(None),
-        [_] => Err(ProtocolError::CloseBody),
-        &[a, b, ref reason @ ..] => {
-            let code = CloseCode::new(u16::from_be_bytes([a, b])).ok_or(ProtocolError::CloseBody)?;
-            let reason = simdutf8::basic::from_utf8(reason).map_err(|_| ProtocolError::Utf8)?;
-            Ok(Some(CloseFrame { code, reason: reason.to_owned() }))
-        }
-    }
-}
-
-fn encode_frame(
-    header: &Header,
-    head: &[u8],
-    body: &Bytes,
-    range: std::ops::Range<usize>,
-    out: &mut SendQueue,
-) {
-    let share = header.mask.is_none() && range.len() >= SHARE;
-    out.append(|out| {
-        header.encode(out);
-        let start = out.len();
-        out.extend_from_slice(head);
-        if !share {
-            out.extend_from_slice(&body[range.clone()]);
-        }
-        if let Some(mask) = header.mask {
-            apply_mask(&mut out[start..], mask, 0);
-        }
-    });
-    if share {
-        out.share(body.slice(range));
-    }
-}
+#[cfg(test)]
+mod tests;

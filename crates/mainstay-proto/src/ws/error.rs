@@ -1,49 +1,63 @@
-//! What can be wrong with the bytes of a WebSocket connection.
+//! What a peer can do wrong, and the close code each wrong is answered with.
 
-use super::close::CloseCode;
+use super::CloseCode;
 
-/// The peer broke RFC 6455 or a limit: the connection is failed with [`close_code`](Self::close_code).
+/// The peer broke the protocol or a limit: the connection has to be failed ([`Connection::fail`](super::Connection::fail)).
+///
+/// A normal close is no error, but [`Incoming::Close`](super::Incoming::Close).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
-    /// Section 5.2: a reserved bit is set without an extension that gives it a meaning.
-    #[error("reserved bit set")]
-    ReservedBit,
-    /// Section 5.2: opcode 3-7 or 11-15.
-    #[error("reserved opcode {0}")]
-    ReservedOpcode(u8),
-    /// Section 5.1: a client must mask.
+    /// A client sent an unmasked frame.
     #[error("unmasked frame from a client")]
     Unmasked,
-    /// Section 5.1: a server must not mask.
+    /// A server sent a masked frame.
     #[error("masked frame from a server")]
     Masked,
-    /// Section 5.5: a control frame is at most 125 bytes and never fragmented.
-    #[error("control frame fragmented or longer than 125 bytes")]
-    ControlFrame,
-    /// Section 5.2: the shortest form of the length is required, and its top bit is 0.
-    #[error("length not in its shortest form, or above 2^63")]
-    Length,
-    /// Section 5.4: a continuation without a beginning, or a beginning within a message.
-    #[error("fragment out of order")]
-    Fragment,
-    /// Section 5.5.1: a close body of one byte, or a code that may not be sent.
-    #[error("close frame with an invalid body")]
-    CloseBody,
-    /// Section 8.1: text, or a close reason, that is not UTF-8.
-    #[error("text is not UTF-8")]
-    Utf8,
-    /// RFC 7692: the compressed data of a message is broken.
-    #[error("compressed message is broken")]
-    Deflate,
-    /// A message above the limit.
-    #[error("message is larger than {limit} bytes")]
+    /// A reserved bit is set that no agreed extension gives a meaning, or RSV1 where compression may not mark it.
+    #[error("reserved bit set")]
+    ReservedBit,
+    /// Opcodes 3-7 and 11-15 are reserved.
+    #[error("reserved opcode {0}")]
+    ReservedOpcode(u8),
+    /// A control frame carries more than 125 bytes.
+    #[error("control frame longer than 125 bytes")]
+    ControlTooLong,
+    /// A control frame is not final.
+    #[error("fragmented control frame")]
+    ControlFragmented,
+    /// A length does not use the shortest form.
+    #[error("length not in its shortest form")]
+    LengthNotMinimal,
+    /// A 64-bit length has its top bit set.
+    #[error("length above 2^63")]
+    LengthOverflow,
+    /// A continuation frame without a message to continue.
+    #[error("continuation without a message")]
+    UnexpectedContinuation,
+    /// A new message began inside a fragmented one.
+    #[error("message inside a fragmented message")]
+    UnfinishedMessage,
+    /// A Close frame with a body of one byte.
+    #[error("close frame with half a code")]
+    CloseTooShort,
+    /// A Close frame with a code that may not travel.
+    #[error("close code {0} may not be sent")]
+    CloseCodeNotAllowed(u16),
+    /// Text, or the reason of a Close frame, is not UTF-8.
+    #[error("invalid UTF-8")]
+    InvalidUtf8,
+    /// A compressed message does not inflate.
+    #[error("invalid compressed data")]
+    InvalidDeflate,
+    /// A message is longer than [`Limits::max_message`](super::Limits::max_message) bytes.
+    #[error("message longer than {limit} bytes")]
     MessageTooBig {
         /// The limit.
         limit: usize,
     },
-    /// A message in more fragments than the limit.
-    #[error("message has more than {limit} fragments")]
+    /// A message consists of more than [`Limits::max_fragments`](super::Limits::max_fragments) frames.
+    #[error("message of more than {limit} fragments")]
     TooManyFragments {
         /// The limit.
         limit: u32,
@@ -51,14 +65,15 @@ pub enum ProtocolError {
 }
 
 impl ProtocolError {
-    /// The close code that RFC 6455 section 7.4.1 names for it.
-    #[must_use]
-    pub const fn close_code(&self) -> CloseCode {
+    /// The code to fail the connection with: 1002, 1007, 1008 or 1009.
+    ///
+    /// Source: RFC 6455 section 7.4.1.
+    pub const fn close_code(self) -> CloseCode {
         match self {
-            Self::Utf8 | Self::Deflate => CloseCode::INVALID_DATA,
+            Self::InvalidUtf8 | Self::InvalidDeflate => CloseCode::INVALID_DATA,
             Self::MessageTooBig { .. } => CloseCode::TOO_BIG,
             Self::TooManyFragments { .. } => CloseCode::POLICY,
-            _ => CloseCode::PROTOCOL,
+            _ => CloseCode::PROTOCOL_ERROR,
         }
     }
 }

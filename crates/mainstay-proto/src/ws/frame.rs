@@ -1,163 +1,236 @@
-//! The frame header and the mask.
+//! One frame: its header, and its mask.
 //!
-//! Source: RFC 6455 section 5.2, 5.3.
+//! Everything a header can get wrong by itself is refused here; what depends on the frames before it is
+//! the connection's business.
 
-use super::Role;
-use super::error::ProtocolError;
+use super::{ProtocolError, Role};
 
-/// A header is at most 2 + 8 + 4 bytes.
-pub(super) const LONGEST_HEADER: usize = 14;
+/// The longest header: 2 bytes, a 64-bit length, a masking key.
+pub(super) const MAX_HEADER: usize = 14;
+/// The longest payload of a control frame.
+pub(super) const MAX_CONTROL: usize = 125;
 
-pub(super) const CONTINUATION: u8 = 0;
-pub(super) const TEXT: u8 = 1;
-pub(super) const BINARY: u8 = 2;
-pub(super) const CLOSE: u8 = 8;
-pub(super) const PING: u8 = 9;
-pub(super) const PONG: u8 = 10;
+const FIN: u8 = 0x80;
+const RSV1: u8 = 0x40;
+const RSV2_RSV3: u8 = 0x30;
+const MASKED: u8 = 0x80;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opcode {
+    Continuation = 0,
+    Text = 1,
+    Binary = 2,
+    Close = 8,
+    Ping = 9,
+    Pong = 10,
+}
+
+impl Opcode {
+    pub(super) fn is_control(self) -> bool {
+        matches!(self, Self::Close | Self::Ping | Self::Pong)
+    }
+}
+
+/// A frame's header; while its payload is read, the header of what is still to come.
+///
+/// ```text
+/// FIN RSV1 RSV2 RSV3 opcode(4) | MASK length(7) | length(16 or 64, big endian) | masking key(32)
+/// ```
+///
+/// Source: RFC 6455 section 5.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
+    pub(super) opcode: Opcode,
     pub(super) fin: bool,
+    /// RSV1: the message that starts here is compressed (RFC 7692 section 6).
     pub(super) compressed: bool,
-    pub(super) opcode: u8,
-    pub(super) length: u64,
-    pub(super) mask: Option<[u8; 4]>,
+    /// The masking key; zeros change nothing and stand for "not masked".
+    pub(super) mask: [u8; 4],
+    pub(super) len: u64,
 }
 
 impl Header {
-    /// Reads a header from the front of `bytes` and says how long it is; `None` if bytes are missing.
-    /// What is wrong in the first two bytes is told before the rest is there.
+    /// The header at the start of `bytes` and its length, or `None` if more bytes are needed.
     pub(super) fn parse(
         bytes: &[u8],
-        role: Role,
-        may_compress: bool,
+        sender: Role,
+        deflate: bool,
     ) -> Result<Option<(Self, usize)>, ProtocolError> {
-        let &[first, second, ref rest @ ..] = bytes else { return Ok(None) };
-        let (fin, opcode, short) = (first & 0x80 != 0, first & 0x0f, second & 0x7f);
-        let (compressed, masked) = (first & 0x40 != 0, second & 0x80 != 0);
-        let is_control = opcode >= CLOSE;
-        if first & 0x30 != 0 || (compressed && (!may_compress || is_control || opcode == CONTINUATION)) {
+        let [first, second, rest @ ..] = bytes else {
+            return Ok(None);
+        };
+        let opcode = match first & 0x0f {
+            0 => Opcode::Continuation,
+            1 => Opcode::Text,
+            2 => Opcode::Binary,
+            8 => Opcode::Close,
+            9 => Opcode::Ping,
+            10 => Opcode::Pong,
+            reserved => return Err(ProtocolError::ReservedOpcode(reserved)),
+        };
+        let fin = first & FIN != 0;
+        let compressed = first & RSV1 != 0;
+        let starts_message = matches!(opcode, Opcode::Text | Opcode::Binary);
+        if first & RSV2_RSV3 != 0 || compressed && !(deflate && starts_message) {
             return Err(ProtocolError::ReservedBit);
         }
-        if matches!(opcode, 3..=7 | 11..) {
-            return Err(ProtocolError::ReservedOpcode(opcode));
-        }
-        if is_control && (!fin || short > 125) {
-            return Err(ProtocolError::ControlFrame);
-        }
-        match role {
-            Role::Server if !masked => return Err(ProtocolError::Unmasked),
-            Role::Client if masked => return Err(ProtocolError::Masked),
+        match (sender, second & MASKED != 0) {
+            (Role::Client, false) => return Err(ProtocolError::Unmasked),
+            (Role::Server, true) => return Err(ProtocolError::Masked),
             _ => {}
         }
-        let (length, rest, width) = match (short, rest) {
-            (126, &[a, b, ref rest @ ..]) => (u64::from(u16::from_be_bytes([a, b])), rest, 2),
-            (127, &[a, b, c, d, e, f, g, h, ref rest @ ..]) => {
-                (u64::from_be_bytes([a, b, c, d, e, f, g, h]), rest, 8)
+        let short = second & 0x7f;
+        if opcode.is_control() {
+            if !fin {
+                return Err(ProtocolError::ControlFragmented);
             }
-            (126 | 127, _) => return Ok(None),
-            (short, rest) => (u64::from(short), rest, 0),
-        };
-        let shortest = match width {
-            0 => true,
-            2 => length > 125,
-            _ => length > 0xffff && length >> 63 == 0,
-        };
-        if !shortest {
-            return Err(ProtocolError::Length);
+            if usize::from(short) > MAX_CONTROL {
+                return Err(ProtocolError::ControlTooLong);
+            }
         }
-        let mask = match (masked, rest) {
-            (false, _) => None,
-            (true, &[a, b, c, d, ..]) => Some([a, b, c, d]),
-            (true, _) => return Ok(None),
+        let Some((len, rest)) = parse_len(short, rest)? else {
+            return Ok(None);
         };
-        let size = 2 + width + if masked { 4 } else { 0 };
-        Ok(Some((Self { fin, compressed, opcode, length, mask }, size)))
+        let (mask, rest) = match sender {
+            Role::Server => ([0; 4], rest),
+            Role::Client => match rest.split_first_chunk() {
+                Some((mask, rest)) => (*mask, rest),
+                None => return Ok(None),
+            },
+        };
+        let header = Self { opcode, fin, compressed, mask, len };
+        Ok(Some((header, bytes.len() - rest.len())))
     }
 
-    /// Writes the header into the front of `out` and returns its size.
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        let first = u8::from(self.fin) << 7 | u8::from(self.compressed) << 6 | self.opcode;
-        let mask_bit = if self.mask.is_some() { 0x80 } else { 0 };
-        match self.length {
-            0..=125 => out.extend([first, mask_bit | self.length as u8]),
-            126..=0xffff => {
-                out.extend([first, mask_bit | 126]);
-                out.extend((self.length as u16).to_be_bytes());
-            }
-            _ => {
-                out.extend([first, mask_bit | 127]);
-                out.extend(self.length.to_be_bytes());
-            }
-        }
-        if let Some(mask) = self.mask {
-            out.extend(mask);
-        }
+    /// The header of what remains after `count` bytes of the payload: shorter, and with the key rotated.
+    pub(super) fn after(mut self, count: usize) -> Self {
+        self.len -= count as u64;
+        self.mask.rotate_left(count % 4);
+        self
     }
 }
 
-/// Masks or unmasks `data`, which starts `offset` bytes into the frame's payload.
-pub(super) fn apply_mask(data: &mut [u8], mask: [u8; 4], offset: u64) {
-    let mut key = mask;
-    key.rotate_left((offset % 4) as usize);
-    let word = u64::from_ne_bytes([key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3]]);
-    let mut words = data.chunks_exact_mut(8);
-    for chunk in &mut words {
-        if let Ok(bytes) = <[u8; 8]>::try_from(&*chunk) {
-            chunk.copy_from_slice(&(u64::from_ne_bytes(bytes) ^ word).to_ne_bytes());
+/// The payload length, and what follows it. Refuses every form but the shortest.
+fn parse_len(short: u8, rest: &[u8]) -> Result<Option<(u64, &[u8])>, ProtocolError> {
+    let (len, smallest, rest) = match short {
+        126 => match rest.split_first_chunk() {
+            Some((len, rest)) => (u16::from_be_bytes(*len).into(), 126, rest),
+            None => return Ok(None),
+        },
+        127 => match rest.split_first_chunk() {
+            Some((len, rest)) => (u64::from_be_bytes(*len), 1 << 16, rest),
+            None => return Ok(None),
+        },
+        len => (len.into(), 0, rest),
+    };
+    if len >> 63 != 0 {
+        return Err(ProtocolError::LengthOverflow);
+    }
+    if len < smallest {
+        return Err(ProtocolError::LengthNotMinimal);
+    }
+    Ok(Some((len, rest)))
+}
+
+/// Writes a header. The caller writes the payload and masks it.
+pub(super) fn put_header(
+    out: &mut Vec<u8>,
+    opcode: Opcode,
+    fin: bool,
+    compressed: bool,
+    mask: Option<[u8; 4]>,
+    len: usize,
+) {
+    let first = opcode as u8 | if fin { FIN } else { 0 } | if compressed { RSV1 } else { 0 };
+    let masked = if mask.is_some() { MASKED } else { 0 };
+    match len {
+        0..=125 => out.extend_from_slice(&[first, masked | len as u8]),
+        126..=0xffff => {
+            let [high, low] = (len as u16).to_be_bytes();
+            out.extend_from_slice(&[first, masked | 126, high, low]);
+        }
+        _ => {
+            out.extend_from_slice(&[first, masked | 127]);
+            out.extend_from_slice(&(len as u64).to_be_bytes());
         }
     }
-    for (byte, key) in words.into_remainder().iter_mut().zip(key.iter().cycle()) {
-        *byte ^= key;
+    if let Some(mask) = mask {
+        out.extend_from_slice(&mask);
+    }
+}
+
+/// Masks or unmasks `bytes` in place.
+///
+/// Blocks of constant size let the compiler use whatever vector registers there are.
+///
+/// Source: RFC 6455 section 5.3.
+pub(super) fn apply_mask(bytes: &mut [u8], mask: [u8; 4]) {
+    if mask == [0; 4] {
+        return;
+    }
+    let block: [u8; 32] = std::array::from_fn(|i| mask[i % 4]);
+    let (blocks, tail) = bytes.as_chunks_mut::<32>();
+    for bytes in blocks {
+        xor(bytes, &block);
+    }
+    let (words, tail) = tail.as_chunks_mut::<4>();
+    for bytes in words {
+        xor(bytes, &mask);
+    }
+    xor(tail, &mask);
+}
+
+#[inline]
+fn xor(bytes: &mut [u8], mask: &[u8]) {
+    for (byte, mask) in bytes.iter_mut().zip(mask) {
+        *byte ^= mask;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn check(bytes: &[u8], expected: Result<Option<(u64, usize)>, ProtocolError>) {
-        let got = Header::parse(bytes, Role::Server, false).map(|h| h.map(|(h, size)| (h.length, size)));
-        assert_eq!(got, expected, "{bytes:02x?}");
-    }
-
     #[test]
-    fn headers_are_read_only_in_their_shortest_form() {
-        check(&[0x81, 0x85, 1, 2, 3, 4], Ok(Some((5, 6))));
-        check(&[0x81, 0xfe, 0, 126, 1, 2, 3, 4], Ok(Some((126, 8))));
-        check(&[0x81, 0xfe, 0, 125, 1, 2, 3, 4], Err(ProtocolError::Length));
-        check(&[0x81, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3, 4], Ok(Some((65536, 14))));
-        check(&[0x81, 0xff, 0, 0, 0, 0, 0, 0, 255, 255, 1, 2, 3, 4], Err(ProtocolError::Length));
-        check(&[0x81, 0xff, 128, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4], Err(ProtocolError::Length));
-    }
-
-    #[test]
-    fn what_is_wrong_is_told_from_the_first_two_bytes() {
-        check(&[0x81], Ok(None));
-        check(&[0x81, 5], Err(ProtocolError::Unmasked));
-        check(&[0xc1, 0x85], Err(ProtocolError::ReservedBit));
-        check(&[0x91, 0x85], Err(ProtocolError::ReservedBit));
-        for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15] {
-            check(&[0x80 | opcode, 0x80], Err(ProtocolError::ReservedOpcode(opcode)));
+    fn every_length_is_written_in_its_shortest_form_and_read_back() {
+        for len in [0, 125, 126, 0xffff, 0x1_0000, usize::MAX >> 1] {
+            for mask in [None, Some([1, 2, 3, 4])] {
+                let mut bytes = Vec::new();
+                put_header(&mut bytes, Opcode::Text, false, true, mask, len);
+                let sender = if mask.is_some() { Role::Client } else { Role::Server };
+                let header = Header {
+                    opcode: Opcode::Text,
+                    fin: false,
+                    compressed: true,
+                    mask: mask.unwrap_or_default(),
+                    len: len as u64,
+                };
+                assert_eq!(Header::parse(&bytes, sender, true), Ok(Some((header, bytes.len()))));
+                for cut in 0..bytes.len() {
+                    assert_eq!(Header::parse(&bytes[..cut], sender, true), Ok(None));
+                }
+            }
         }
-        for opcode in [CLOSE, PING, PONG] {
-            check(&[opcode, 0x80], Err(ProtocolError::ControlFrame));
-            check(&[0x80 | opcode, 0xfe], Err(ProtocolError::ControlFrame));
-        }
-        let from_server = Header::parse(&[0x81, 0x80], Role::Client, false);
-        assert_eq!(from_server, Err(ProtocolError::Masked));
     }
 
-    #[test]
-    fn masking_in_pieces_equals_masking_at_once() {
-        let mask = [1, 2, 3, 4];
-        let mut whole: Vec<u8> = (0..=255).collect();
-        let mut pieces = whole.clone();
-        apply_mask(&mut whole, mask, 0);
-        let (a, b) = pieces.split_at_mut(101);
-        apply_mask(a, mask, 0);
-        apply_mask(b, mask, 101);
-        assert_eq!(whole, pieces);
-        assert_eq!(whole[5], 5 ^ 2);
+    proptest! {
+        #[test]
+        fn masking_in_pieces_is_masking_byte_by_byte(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            mask in any::<[u8; 4]>(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let expected: Vec<u8> = bytes.iter().enumerate().map(|(i, b)| b ^ mask[i % 4]).collect();
+            let mut masked = bytes.clone();
+            let (first, second) = masked.split_at_mut(cut.index(bytes.len() + 1));
+            let header = Header {
+                opcode: Opcode::Text, fin: true, compressed: false, mask, len: bytes.len() as u64,
+            };
+            apply_mask(first, mask);
+            apply_mask(second, header.after(first.len()).mask);
+            prop_assert_eq!(masked, expected);
+        }
     }
 }

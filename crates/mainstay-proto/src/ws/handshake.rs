@@ -1,340 +1,395 @@
-//! The rules of the opening handshake, for both roles.
+//! The opening handshake as rules over HTTP headers: whoever owns the socket parses and writes the HTTP.
 //!
-//! Reading and writing HTTP is somebody else's work (hyper's on a server); what the headers must say
-//! is decided here.
+//! A server gives a request's head to [`check_request`] and gets either an [`Accept`], which makes the
+//! headers of its 101 response, or a [`HandshakeError`], which says how to refuse. A client makes an
+//! [`Offer`], sends its headers, and gives it the response.
 //!
-//! Source: RFC 6455 sections 1.3, 4.1 and 4.2.
+//! Not here: limits on the head's size (the HTTP parser), origins and credentials (the server's hooks).
+//!
+//! Source: RFC 6455 section 4.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, StatusCode, Version};
+use std::time::Duration;
+
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
+    header::{
+        ALLOW, CONNECTION, CONTENT_LENGTH, HOST, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
+        SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
+    },
+};
 use sha1::{Digest, Sha1};
 
-use super::deflate::{self, DeflateParams};
+use super::DeflateParams;
 
-const PROTOCOL_VERSION: &str = "13";
+/// What both ends agreed on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// The subprotocol.
+    pub protocol: Option<String>,
+    /// Compression, for [`Connection::new`](super::Connection::new).
+    pub deflate: Option<DeflateParams>,
+}
 
-/// An upgrade request that a server may accept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+// ---------------------------------------------------------------------------------------- server
+
+/// A valid opening request, ready to be accepted.
+#[derive(Debug, Clone)]
+pub struct Accept {
     accept: HeaderValue,
-    /// The subprotocols that the client offers, in its order.
-    pub subprotocols: Vec<String>,
-    extensions: String,
+    protocols: Vec<HeaderValue>,
+    extensions: Vec<HeaderValue>,
 }
 
-/// Why an upgrade request is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// Section 4.1: GET only.
-    #[error("a WebSocket opens with GET")]
-    Method,
-    /// Section 4.1: HTTP/1.1 or later.
-    #[error("a WebSocket needs HTTP/1.1")]
-    HttpVersion,
-    /// No `Upgrade: websocket` with `Connection: Upgrade`: an ordinary request.
-    #[error("this address speaks WebSocket: send Upgrade: websocket and Connection: Upgrade")]
-    NoUpgrade,
-    /// Section 4.4: only version 13.
-    #[error("Sec-WebSocket-Version must be 13")]
-    Version,
-    /// Section 4.1: exactly one key, 16 bytes in base64.
-    #[error("Sec-WebSocket-Key must be one base64 value of 16 bytes")]
-    Key,
-    /// An upgrade request has no body: what follows it would be read as frames by one and as a
-    /// request by another.
-    #[error("an upgrade request must have no body")]
-    Body,
-    /// RFC 9112 section 3.2: exactly one.
-    #[error("exactly one Host header is needed")]
-    Host,
-}
-
-impl RequestError {
-    /// The status to answer with. 426 is answered together with `Sec-WebSocket-Version: 13`.
-    #[must_use]
-    pub const fn status(self) -> StatusCode {
-        match self {
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NoUpgrade | Self::Version => StatusCode::UPGRADE_REQUIRED,
-            _ => StatusCode::BAD_REQUEST,
-        }
-    }
-}
-
-/// Checks an upgrade request.
+/// Checks an opening request.
 ///
 /// # Errors
-/// Says what is wrong with it; see [`RequestError::status`].
+///
+/// The request opens no WebSocket; the error says how to answer it.
+///
+/// Source: RFC 6455 sections 4.1 and 4.2.1.
 pub fn check_request(
     method: &Method,
     version: Version,
     headers: &HeaderMap,
-) -> Result<Request, RequestError> {
-    if *method != Method::GET {
-        return Err(RequestError::Method);
+) -> Result<Accept, HandshakeError> {
+    if method != Method::GET {
+        return Err(HandshakeError::Method);
     }
-    if version < Version::HTTP_11 {
-        return Err(RequestError::HttpVersion);
+    if version != Version::HTTP_11 {
+        return Err(HandshakeError::HttpVersion);
     }
-    let upgrade = has_token(headers, &header::UPGRADE, "websocket");
-    if !upgrade || !has_token(headers, &header::CONNECTION, "upgrade") {
-        return Err(RequestError::NoUpgrade);
+    if single(headers, &HOST).is_none() {
+        return Err(HandshakeError::Host);
     }
-    if headers.get_all(header::HOST).iter().count() != 1 {
-        return Err(RequestError::Host);
+    // A body could smuggle a second request past a proxy, or pass for frames.
+    let no_body = headers.get_all(CONTENT_LENGTH).iter().all(|length| length == "0");
+    if !no_body || headers.contains_key(TRANSFER_ENCODING) {
+        return Err(HandshakeError::Body);
     }
-    let length = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-    if length || headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(RequestError::Body);
+    if !has_token(headers, &UPGRADE, "websocket") {
+        return Err(HandshakeError::Upgrade);
     }
-    if only(headers, &header::SEC_WEBSOCKET_VERSION).is_none_or(|value| value != PROTOCOL_VERSION) {
-        return Err(RequestError::Version);
+    if !has_token(headers, &CONNECTION, "upgrade") {
+        return Err(HandshakeError::Connection);
     }
-    let key = only(headers, &header::SEC_WEBSOCKET_KEY).ok_or(RequestError::Key)?;
-    let decoded = BASE64.decode(key.as_bytes()).map_err(|_| RequestError::Key)?;
-    if decoded.len() != 16 {
-        return Err(RequestError::Key);
+    if single(headers, &SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(HandshakeError::WebSocketVersion);
     }
-    Ok(Request {
-        accept: accept_value(key.as_bytes()),
-        subprotocols: list(headers, &header::SEC_WEBSOCKET_PROTOCOL),
-        extensions: list(headers, &header::SEC_WEBSOCKET_EXTENSIONS).join(","),
-    })
+    let accept = single(headers, &SEC_WEBSOCKET_KEY)
+        .filter(|key| is_key(key.as_bytes()))
+        .and_then(|key| HeaderValue::try_from(accept_key(key.as_bytes())).ok())
+        .ok_or(HandshakeError::Key)?;
+    let all = |name: HeaderName| headers.get_all(name).iter().cloned().collect();
+    Ok(Accept { accept, protocols: all(SEC_WEBSOCKET_PROTOCOL), extensions: all(SEC_WEBSOCKET_EXTENSIONS) })
 }
 
-impl Request {
-    /// The headers of the 101 response, and what was agreed on about compression.
+impl Accept {
+    /// The offered subprotocols, the client's favourite first. Values that are not ASCII are left out.
+    pub fn protocols(&self) -> impl Iterator<Item = &str> {
+        elements(&self.protocols)
+    }
+
+    /// The headers of the 101 response, and what they agree on.
     ///
-    /// `subprotocol`: the chosen one, if any. `deflate`: whether compression may be agreed on.
-    #[must_use]
-    pub fn response(&self, subprotocol: Option<&str>, deflate: bool) -> (HeaderMap, Option<DeflateParams>) {
-        let mut headers = HeaderMap::with_capacity(5);
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, self.accept.clone());
-        if let Some(value) = subprotocol.and_then(|name| HeaderValue::from_str(name).ok()) {
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+    /// `protocol` is left out unless it was offered, as a client has to refuse one that was not.
+    /// `deflate` is what the server would like; `None` declines compression.
+    pub fn response(&self, protocol: Option<&str>, deflate: Option<DeflateParams>) -> (HeaderMap, Agreed) {
+        let mut headers = HeaderMap::from_iter([
+            (CONNECTION, HeaderValue::from_static("Upgrade")),
+            (UPGRADE, HeaderValue::from_static("websocket")),
+            (SEC_WEBSOCKET_ACCEPT, self.accept.clone()),
+        ]);
+        let mut agreed = Agreed::default();
+        if let Some(protocol) = protocol.filter(|wanted| self.protocols().any(|p| p == *wanted))
+            && let Ok(value) = HeaderValue::from_str(protocol)
+        {
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, value);
+            agreed.protocol = Some(protocol.to_owned());
         }
-        let agreed = deflate.then(|| DeflateParams::choose(&self.extensions)).flatten();
-        let params = agreed.and_then(|(params, answer)| {
-            headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_str(&answer).ok()?);
-            Some(params)
-        });
-        (headers, params)
+        if let Some((params, answer)) = deflate.and_then(|wish| wish.accept(elements(&self.extensions)))
+            && let Ok(value) = HeaderValue::try_from(answer)
+        {
+            headers.insert(SEC_WEBSOCKET_EXTENSIONS, value);
+            agreed.deflate = Some(params);
+        }
+        (headers, agreed)
     }
 }
 
-/// What a client sends and what it then accepts.
+/// A request that opens no WebSocket. Displays as one line that helps whoever sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// Another method than GET.
+    #[error("a WebSocket is opened with GET")]
+    Method,
+    /// Another version than HTTP/1.1.
+    #[error("a WebSocket is opened over HTTP/1.1")]
+    HttpVersion,
+    /// No Host header, or several.
+    #[error("the request needs exactly one Host header")]
+    Host,
+    /// A request with a body.
+    #[error("the request may not have a body")]
+    Body,
+    /// Not a request for a WebSocket.
+    #[error("this address speaks WebSocket: the request needs the header Upgrade: websocket")]
+    Upgrade,
+    /// No `Connection: Upgrade`.
+    #[error("the request needs the header Connection: Upgrade; a proxy may have removed it")]
+    Connection,
+    /// Another version of WebSocket than 13.
+    #[error("the request needs the header Sec-WebSocket-Version: 13")]
+    WebSocketVersion,
+    /// No valid key.
+    #[error("the request needs exactly one Sec-WebSocket-Key header: 16 bytes in base64")]
+    Key,
+}
+
+impl HandshakeError {
+    /// The status to answer with: 400, 405 or 426.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Upgrade | Self::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// The headers to answer with.
+    ///
+    /// `Connection: close` is one of them: what follows a failed upgrade may be frames that a proxy let
+    /// through, and must not be read as requests.
+    pub fn headers(self) -> HeaderMap {
+        let mut headers = HeaderMap::from_iter([(CONNECTION, HeaderValue::from_static("close"))]);
+        match self.status() {
+            StatusCode::METHOD_NOT_ALLOWED => {
+                headers.insert(ALLOW, HeaderValue::from_static("GET"));
+            }
+            StatusCode::UPGRADE_REQUIRED => {
+                headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+                headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            }
+            _ => {}
+        }
+        headers
+    }
+}
+
+/// The value of `Sec-WebSocket-Accept` that answers this `Sec-WebSocket-Key`.
+///
+/// Source: RFC 6455 section 4.2.2, item 5.
+pub fn accept_key(key: &[u8]) -> String {
+    let hash = Sha1::new().chain_update(key).chain_update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    BASE64.encode(hash.finalize())
+}
+
+// ---------------------------------------------------------------------------------------- client
+
+/// A client's opening handshake.
 #[derive(Debug, Clone)]
 pub struct Offer {
-    key: HeaderValue,
-    subprotocols: Vec<String>,
-    deflate: bool,
+    key: String,
+    protocols: Vec<String>,
+    deflate: Option<DeflateParams>,
 }
 
-/// Why a response does not open a WebSocket.
+impl Offer {
+    /// Offers these subprotocols, the favourite first, and compression as the client would like it.
+    ///
+    /// `key` has to be random.
+    ///
+    /// # Errors
+    ///
+    /// A subprotocol is not a token of HTTP.
+    pub fn new(
+        key: [u8; 16],
+        protocols: &[&str],
+        deflate: Option<DeflateParams>,
+    ) -> Result<Self, InvalidProtocol> {
+        if let Some(invalid) = protocols.iter().find(|protocol| !is_token(protocol)) {
+            return Err(InvalidProtocol(invalid.to_string()));
+        }
+        let protocols = protocols.iter().map(|protocol| protocol.to_string()).collect();
+        Ok(Self { key: BASE64.encode(key), protocols, deflate })
+    }
+
+    /// The request's headers, apart from `Host` and what the application adds.
+    pub fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::from_iter([
+            (CONNECTION, HeaderValue::from_static("Upgrade")),
+            (UPGRADE, HeaderValue::from_static("websocket")),
+            (SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
+        ]);
+        let own = [
+            (SEC_WEBSOCKET_KEY, Some(self.key.clone())),
+            (SEC_WEBSOCKET_PROTOCOL, Some(self.protocols.join(", ")).filter(|p| !p.is_empty())),
+            (SEC_WEBSOCKET_EXTENSIONS, self.deflate.map(DeflateParams::offer)),
+        ];
+        for (name, value) in own {
+            // Tokens, base64 and our own words: always valid.
+            if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+                headers.insert(name, value);
+            }
+        }
+        headers
+    }
+
+    /// Checks the server's response.
+    ///
+    /// # Errors
+    ///
+    /// The server refused, or its answer does not fit the offer: TCP has to be closed.
+    ///
+    /// Source: RFC 6455 section 4.1, after the second list.
+    pub fn check_response(&self, status: StatusCode, headers: &HeaderMap) -> Result<Agreed, ResponseError> {
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(ResponseError::Refused { status, retry_after: retry_after(headers) });
+        }
+        if !has_token(headers, &UPGRADE, "websocket") || !has_token(headers, &CONNECTION, "upgrade") {
+            return Err(ResponseError::Upgrade);
+        }
+        let accept = single(headers, &SEC_WEBSOCKET_ACCEPT).ok_or(ResponseError::Accept)?;
+        if accept.as_bytes().trim_ascii() != accept_key(self.key.as_bytes()).as_bytes() {
+            return Err(ResponseError::Accept);
+        }
+        Ok(Agreed { protocol: self.agreed_protocol(headers)?, deflate: self.agreed_deflate(headers)? })
+    }
+
+    fn agreed_protocol(&self, headers: &HeaderMap) -> Result<Option<String>, ResponseError> {
+        if !headers.contains_key(SEC_WEBSOCKET_PROTOCOL) {
+            return Ok(None);
+        }
+        let chosen = single(headers, &SEC_WEBSOCKET_PROTOCOL).map(|chosen| chosen.as_bytes());
+        let offered = |offer: &&String| Some(offer.as_bytes()) == chosen.map(<[u8]>::trim_ascii);
+        match self.protocols.iter().find(offered) {
+            Some(protocol) => Ok(Some(protocol.clone())),
+            None => Err(ResponseError::Protocol),
+        }
+    }
+
+    fn agreed_deflate(&self, headers: &HeaderMap) -> Result<Option<DeflateParams>, ResponseError> {
+        let values: Vec<_> = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().cloned().collect();
+        if values.iter().any(|value| value.to_str().is_err()) {
+            return Err(ResponseError::Extension);
+        }
+        let mut extensions = elements(&values);
+        match (extensions.next(), extensions.next()) {
+            (None, _) => Ok(None),
+            (Some(answer), None) => self
+                .deflate
+                .and_then(|wish| wish.check_answer(answer))
+                .map(Some)
+                .ok_or(ResponseError::Extension),
+            (Some(_), Some(_)) => Err(ResponseError::Extension),
+        }
+    }
+}
+
+/// A subprotocol that cannot be offered: it is not a token of HTTP.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no name for a subprotocol: letters, digits and !#$%&'*+-.^_`|~ are allowed")]
+pub struct InvalidProtocol(String);
+
+/// A response that opens no WebSocket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResponseError {
-    /// Not 101.
-    #[error("the server answered {0} instead of 101")]
-    Status(StatusCode),
-    /// A header that must be there is missing or wrong.
-    #[error("the server's {0} header is missing or wrong")]
-    Header(&'static str),
-    /// A subprotocol that was not offered.
+    /// Another status than 101.
+    #[error("the server answered {status}")]
+    Refused {
+        /// The status.
+        status: StatusCode,
+        /// `Retry-After`, if it was given in seconds.
+        retry_after: Option<Duration>,
+    },
+    /// Not an upgrade to WebSocket.
+    #[error("the server switched to another protocol than WebSocket")]
+    Upgrade,
+    /// `Sec-WebSocket-Accept` does not answer our key.
+    #[error("the server's Sec-WebSocket-Accept does not answer our key")]
+    Accept,
+    /// A subprotocol that was not offered, or several.
     #[error("the server chose a subprotocol that was not offered")]
-    Subprotocol,
-    /// An extension that was not offered.
+    Protocol,
+    /// An extension that was not offered, or parameters that do not fit the offer.
     #[error("the server chose an extension that was not offered")]
     Extension,
 }
 
 impl ResponseError {
-    /// Whether another attempt may end otherwise: a server that is down or overloaded, or one that
-    /// wants to be asked later. 4xx apart from 408, 425 and 429 would be answered the same again.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
+    /// Whether the same attempt may succeed later: 408, 425, 429 and 5xx apart from 501 and 505.
+    pub fn is_retryable(self) -> bool {
         match self {
-            Self::Status(status) => status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429),
+            Self::Refused { status, .. } => match status.as_u16() {
+                408 | 425 | 429 => true,
+                501 | 505 => false,
+                status => status >= 500,
+            },
             _ => false,
         }
     }
 }
 
-/// What a 101 response agreed on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Agreed {
-    /// The server's choice.
-    pub subprotocol: Option<String>,
-    /// Compression, if agreed on.
-    pub deflate: Option<DeflateParams>,
+// --------------------------------------------------------------------------------------- headers
+
+/// Some clients draw 22 base64 digits instead of 16 bytes: the surplus bits are theirs to set.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::RequireCanonical),
+);
+
+fn is_key(key: &[u8]) -> bool {
+    let mut bytes = [0; 18];
+    key.len() == 24 && BASE64.decode_slice(key, &mut bytes) == Ok(16)
 }
 
-impl Offer {
-    /// An offer of these subprotocols, in order of preference. `nonce`: 16 random bytes.
-    #[must_use]
-    pub fn new(subprotocols: Vec<String>, deflate: bool, nonce: [u8; 16]) -> Self {
-        let key = HeaderValue::from_str(&BASE64.encode(nonce)).unwrap_or(HeaderValue::from_static(""));
-        Self { key, subprotocols, deflate }
-    }
-
-    /// Adds the headers of the request; Host is the caller's.
-    pub fn write(&self, headers: &mut HeaderMap) {
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static(PROTOCOL_VERSION));
-        headers.insert(header::SEC_WEBSOCKET_KEY, self.key.clone());
-        if let (false, Ok(list)) =
-            (self.subprotocols.is_empty(), HeaderValue::from_str(&self.subprotocols.join(", ")))
-        {
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, list);
-        }
-        if self.deflate {
-            let offer = HeaderValue::from_static(deflate::CLIENT_OFFER);
-            headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, offer);
-        }
-    }
-
-    /// Checks the response.
-    ///
-    /// # Errors
-    /// Says why it does not open a WebSocket.
-    pub fn check(&self, status: StatusCode, headers: &HeaderMap) -> Result<Agreed, ResponseError> {
-        if status != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(ResponseError::Status(status));
-        }
-        if !has_token(headers, &header::UPGRADE, "websocket") {
-            return Err(ResponseError::Header("Upgrade"));
-        }
-        if !has_token(headers, &header::CONNECTION, "upgrade") {
-            return Err(ResponseError::Header("Connection"));
-        }
-        let accept = only(headers, &header::SEC_WEBSOCKET_ACCEPT);
-        if accept != Some(&accept_value(self.key.as_bytes())) {
-            return Err(ResponseError::Header("Sec-WebSocket-Accept"));
-        }
-        let subprotocol = match list(headers, &header::SEC_WEBSOCKET_PROTOCOL).as_slice() {
-            [] => None,
-            [one] if self.subprotocols.contains(one) => Some(one.clone()),
-            _ => return Err(ResponseError::Subprotocol),
-        };
-        let extensions = list(headers, &header::SEC_WEBSOCKET_EXTENSIONS).join(",");
-        let deflate = match (extensions.as_str(), self.deflate) {
-            ("", _) => None,
-            (answer, true) => Some(DeflateParams::from_answer(answer).ok_or(ResponseError::Extension)?),
-            (_, false) => return Err(ResponseError::Extension),
-        };
-        Ok(Agreed { subprotocol, deflate })
-    }
-}
-
-/// Section 1.3: proves that the request was read as a WebSocket's.
-fn accept_value(key: &[u8]) -> HeaderValue {
-    const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-    let digest = Sha1::new().chain_update(key).chain_update(GUID).finalize();
-    HeaderValue::from_str(&BASE64.encode(digest)).unwrap_or(HeaderValue::from_static(""))
-}
-
-/// The value of a header that must come once.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+/// The value of a header that may come once only.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
-    let first = values.next()?;
-    values.next().is_none().then_some(first)
-}
-
-/// The items of a comma-separated header, over all its lines. Values that are not ASCII are skipped.
-fn list(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
-    let lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    lines
-        .flat_map(|line| line.split(','))
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
-        .map(str::to_owned)
-        .collect()
+    values.next().filter(|_| values.next().is_none())
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    lines.flat_map(|line| line.split(',')).any(|item| item.trim().eq_ignore_ascii_case(token))
+    headers
+        .get_all(name)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// The elements of comma-separated lists; a comma inside quotes separates nothing.
+fn elements(values: &[HeaderValue]) -> impl Iterator<Item = &str> {
+    values
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| {
+            let mut quoted = false;
+            value.split(move |c| {
+                quoted ^= c == '"';
+                c == ',' && !quoted
+            })
+        })
+        .map(str::trim)
+        .filter(|element| !element.is_empty())
+}
+
+fn is_token(text: &str) -> bool {
+    let special = b"!#$%&'*+-.^_`|~";
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || special.contains(&b))
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = single(headers, &RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn upgrade() -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, HeaderValue::from_static("example.com"));
-        Offer::new(vec!["mainstay.v1+chat".into(), "chat".into()], true, [7; 16]).write(&mut headers);
-        headers
-    }
-
-    fn check(change: impl FnOnce(&mut HeaderMap)) -> Result<Request, RequestError> {
-        let mut headers = upgrade();
-        change(&mut headers);
-        check_request(&Method::GET, Version::HTTP_11, &headers)
-    }
-
-    #[test]
-    fn both_ends_agree_with_each_other() {
-        let request = check(|_| {}).unwrap();
-        assert_eq!(request.subprotocols, ["mainstay.v1+chat", "chat"]);
-        let (headers, deflate) = request.response(Some("chat"), true);
-        let offer = Offer::new(vec!["mainstay.v1+chat".into(), "chat".into()], true, [7; 16]);
-        let agreed = offer.check(StatusCode::SWITCHING_PROTOCOLS, &headers).unwrap();
-        assert_eq!(agreed, Agreed { subprotocol: Some("chat".into()), deflate });
-        assert!(deflate.is_some());
-    }
-
-    #[test]
-    fn the_accept_value_is_that_of_the_rfc() {
-        assert_eq!(accept_value(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-    }
-
-    #[test]
-    fn requests_that_are_no_upgrade_are_refused_with_the_right_status() {
-        let status =
-            |result: Result<Request, RequestError>| result.map(|_| ()).map_err(|e| e.status().as_u16());
-        let remove = |name: HeaderName| status(check(|headers| drop(headers.remove(name))));
-        assert_eq!(status(check_request(&Method::POST, Version::HTTP_11, &upgrade())), Err(405));
-        assert_eq!(status(check_request(&Method::GET, Version::HTTP_10, &upgrade())), Err(400));
-        assert_eq!(remove(header::UPGRADE), Err(426));
-        assert_eq!(remove(header::CONNECTION), Err(426));
-        assert_eq!(remove(header::HOST), Err(400));
-        assert_eq!(remove(header::SEC_WEBSOCKET_KEY), Err(400));
-        assert_eq!(remove(header::SEC_WEBSOCKET_VERSION), Err(426));
-        let set = |name: HeaderName, value: &'static [u8]| {
-            status(check(|headers| drop(headers.insert(name, HeaderValue::from_bytes(value).unwrap()))))
-        };
-        assert_eq!(set(header::SEC_WEBSOCKET_VERSION, b"12"), Err(426));
-        assert_eq!(set(header::SEC_WEBSOCKET_KEY, b"c2hvcnQ="), Err(400));
-        assert_eq!(set(header::SEC_WEBSOCKET_KEY, b"not base64 at all!!"), Err(400));
-        assert_eq!(set(header::CONTENT_LENGTH, b"5"), Err(400));
-        assert_eq!(set(header::TRANSFER_ENCODING, b"chunked"), Err(400));
-        assert_eq!(set(header::SEC_WEBSOCKET_PROTOCOL, b"caf\xe9"), Ok(()));
-        let twice = check(|headers| {
-            headers.append(header::SEC_WEBSOCKET_KEY, HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="));
-        });
-        assert_eq!(status(twice), Err(400));
-    }
-
-    #[test]
-    fn an_answer_to_something_that_was_not_asked_is_refused() {
-        let (headers, _) = check(|_| {}).unwrap().response(Some("chat"), true);
-        let offer = |protocols: &[&str], deflate| {
-            let protocols = protocols.iter().map(|&name| name.to_owned()).collect();
-            Offer::new(protocols, deflate, [7; 16]).check(StatusCode::SWITCHING_PROTOCOLS, &headers)
-        };
-        assert_eq!(offer(&[], true), Err(ResponseError::Subprotocol));
-        assert_eq!(offer(&["chat"], false), Err(ResponseError::Extension));
-        let other_key = Offer::new(vec!["chat".into()], true, [8; 16]);
-        let checked = other_key.check(StatusCode::SWITCHING_PROTOCOLS, &headers);
-        assert_eq!(checked, Err(ResponseError::Header("Sec-WebSocket-Accept")));
-        let busy = offer(&["chat"], true).and(other_key.check(StatusCode::SERVICE_UNAVAILABLE, &headers));
-        assert!(busy.is_err_and(|error| error.is_retryable()));
-    }
-}
+mod tests;

@@ -1,41 +1,62 @@
-//! RFC 6455 and RFC 7692 without IO: one WebSocket connection, as bytes.
+//! RFC 6455 and RFC 7692 without IO: bytes from the peer go in, messages come out, and the other way round.
 //!
-//! [`Connection`] takes bytes as they arrive and gives messages, pings, pongs and the close; what is
-//! sent is encoded into a [`SendQueue`]. A frame that arrived whole is unmasked where it lies and
-//! handed out borrowed; only an incomplete tail is kept, and freed when it completes. An idle
-//! connection holds no buffer. Nothing is ever allocated because a length was declared.
+//! A [`handshake`] turns HTTP headers into an agreement. From then on a [`Connection`] is the whole
+//! WebSocket, for either [`Role`]:
 //!
-//! - [`frame`]: the header, and masking.
-//! - [`close`]: close codes, ours among them, and what a client does about each.
-//! - [`deflate`][]: permessage-deflate.
-//! - [`handshake`]: the rules of the opening handshake.
+//! ```text
+//! bytes read ──> receive() ──> Incoming (messages, Ping, Pong, Close)
+//! send(), ping(), close(), flush_replies() ──> SendQueue ──> bytes to write
+//! ```
+//!
+//! A message that arrives whole is handed out where it lies in the caller's read buffer, unmasked in
+//! place, never copied. Only an incomplete item is kept between two reads, in memory that grows with the bytes
+//! that came, not with the length a peer declared, and is freed when the item completes. An idle
+//! connection holds no buffer at all.
+//!
+//! Not here: when to ping, when a peer is dead, how long a closing handshake may take (the driver), and
+//! what messages mean ([`session`](crate::session)).
 
 pub mod close;
 mod connection;
-pub mod deflate;
+mod deflate;
 mod error;
 mod frame;
 pub mod handshake;
-mod send_queue;
+mod incoming;
+mod partial;
+mod queue;
 
-pub use close::{CloseCode, CloseFrame};
-pub use connection::{Connection, Incoming, Limits, Payload, State};
+pub use close::{Action, CloseCode, CloseFrame};
+pub use connection::{Connection, Limits, State};
+pub use deflate::DeflateParams;
 pub use error::ProtocolError;
-pub use send_queue::SendQueue;
+pub use incoming::{Incoming, Payload};
+pub use queue::SendQueue;
 
-/// Which end of the connection this is.
+/// Which end of the connection this is: clients mask what they send, servers do not.
+///
+/// Source: RFC 6455 section 5.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Masks what it sends.
+    /// The end that dialled.
     Client,
-    /// Requires what it reads to be masked.
+    /// The end that accepted.
     Server,
 }
 
-/// What a message's payload is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+impl Role {
+    fn peer(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+/// The two kinds of message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// UTF-8.
+    /// UTF-8 text; the codec has checked it.
     Text,
     /// Any bytes.
     Binary,

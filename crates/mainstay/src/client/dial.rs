@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::ws::handshake::Offer;
-use mainstay_proto::ws::{Connection, Limits, Role};
+use mainstay_proto::ws::{Connection, DeflateParams, Limits, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -59,21 +59,23 @@ async fn open(
 ) -> Result<(Wire, Mode, Option<String>), Lost> {
     let seed = crate::random_seed();
     let (nonce, mask_seed) = (first_16(&seed), crate::random_seed());
-    let offer = Offer::new(attempt.subprotocols, attempt.deflate, nonce);
+    let protocols: Vec<&str> = attempt.subprotocols.iter().map(String::as_str).collect();
+    let offer = Offer::new(nonce, &protocols, attempt.deflate.then(DeflateParams::default))
+        .map_err(|error| Lost::Refused(error.to_string()))?;
     let mut headers = attempt.headers;
-    offer.write(&mut headers);
+    headers.extend(offer.headers());
     let request = request_head(&attempt.url, &headers);
     let broken = |error: io::Error| Lost::Unreachable(format!("opening handshake: {error}"));
     stream.write_all(&request).await.map_err(broken)?;
     let (status, headers, early) = read_response(&mut stream).await?;
-    let agreed = offer.check(status, &headers).map_err(|error| {
+    let agreed = offer.check_response(status, &headers).map_err(|error| {
         let what = error.to_string();
         if error.is_retryable() { Lost::Unreachable(what) } else { Lost::Refused(what) }
     })?;
-    let ours = agreed.subprotocol.as_deref().is_some_and(|name| name.starts_with(super::SUBPROTOCOL));
+    let ours = agreed.protocol.as_deref().is_some_and(|name| name.starts_with(super::SUBPROTOCOL));
     let codec = Connection::new(Role::Client, attempt.limits, agreed.deflate, mask_seed);
     let wire = Wire::new(stream.into_transport(), codec, early);
-    Ok((wire, if ours { Mode::Session } else { Mode::Plain }, agreed.subprotocol))
+    Ok((wire, if ours { Mode::Session } else { Mode::Plain }, agreed.protocol))
 }
 
 fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {

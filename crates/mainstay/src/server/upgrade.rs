@@ -15,9 +15,8 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{Answer, ConnectionId, Control, Frame, PlainSession, SessionError};
-use mainstay_proto::ws::deflate::DeflateParams;
-use mainstay_proto::ws::handshake::{self, RequestError};
-use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, Role};
+use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
+use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Role};
 use tokio::net::TcpStream;
 
 use super::core::{Core, Cores, Peer};
@@ -36,7 +35,7 @@ pub(crate) const SUBPROTOCOL: &str = "mainstay.v1";
 /// The router's state must give a [`Mainstay`] (it is one, or has `FromRef` for it).
 pub struct SessionUpgrade {
     mainstay: Mainstay,
-    request: handshake::Request,
+    request: Accept,
     on_upgrade: OnUpgrade,
     facts: PeerFacts,
     principal: Bytes,
@@ -63,7 +62,7 @@ pub struct PeerFacts {
 #[non_exhaustive]
 pub enum UpgradeRejection {
     /// It is not a valid upgrade request.
-    Request(RequestError),
+    Request(HandshakeError),
     /// The server is draining.
     Draining,
     /// The HTTP server in use cannot upgrade connections.
@@ -137,9 +136,11 @@ impl SessionUpgrade {
     {
         let chosen = self.choose();
         let shared = &self.mainstay.shared;
-        let (headers, deflate) = self.request.response(chosen.as_deref(), shared.config.deflate);
+        let deflate = shared.config.deflate.then(DeflateParams::default);
+        let (headers, agreed) = self.request.response(chosen.as_deref(), deflate);
         self.facts.resumable = chosen.as_deref().is_some_and(is_ours);
         self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(str::to_owned));
+        let deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
         tracker.spawn(open(self.mainstay, self.on_upgrade, self.facts, self.principal, deflate, handler));
         let mut response = Response::new(Body::empty());
@@ -154,13 +155,10 @@ impl SessionUpgrade {
             Some(names) => names.iter().map(String::as_str).collect(),
             None => self.offered().collect(),
         };
-        let list = &self.request.subprotocols;
-        let ours = list.iter().filter(|name| is_ours(name));
-        let with_name = |ours: &&String| application_name(ours).is_none_or(|name| wanted.contains(&name));
-        if let Some(ours) = ours.clone().find(with_name) {
-            return Some(ours.clone());
-        }
-        wanted.iter().find(|name| list.iter().any(|offered| offered == *name)).map(|name| (*name).to_owned())
+        let list: Vec<&str> = self.request.protocols().collect();
+        let with_name = |ours: &&&str| application_name(ours).is_none_or(|name| wanted.contains(&name));
+        let ours = list.iter().filter(|name| is_ours(name)).find(with_name);
+        ours.or_else(|| wanted.iter().find(|name| list.contains(name))).map(|name| (*name).to_owned())
     }
 }
 
@@ -175,8 +173,8 @@ fn application_name(name: &str) -> Option<&str> {
     name.strip_prefix(SUBPROTOCOL)?.strip_prefix('+')
 }
 
-fn offered(request: &handshake::Request) -> impl Iterator<Item = &str> {
-    request.subprotocols.iter().filter_map(|name| application_name(name))
+fn offered(request: &Accept) -> impl Iterator<Item = &str> {
+    request.protocols().filter_map(application_name)
 }
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
@@ -350,24 +348,21 @@ impl Wire {
 
 impl IntoResponse for UpgradeRejection {
     fn into_response(self) -> Response {
-        let (status, line) = match &self {
-            Self::Request(error) => (error.status(), error.to_string()),
-            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the server is going away, come back".into()),
+        let (status, line, headers) = match self {
+            Self::Request(error) => (error.status(), error.to_string(), error.headers()),
+            Self::Draining => {
+                let headers = [
+                    (header::RETRY_AFTER, HeaderValue::from_static("1")),
+                    (header::CONNECTION, HeaderValue::from_static("close")),
+                ];
+                let line = "the server is going away, come back".to_owned();
+                (StatusCode::SERVICE_UNAVAILABLE, line, HeaderMap::from_iter(headers))
+            }
             Self::NotUpgradable => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "this HTTP server cannot upgrade connections".into())
+                let line = "this HTTP server cannot upgrade connections".to_owned();
+                (StatusCode::INTERNAL_SERVER_ERROR, line, HeaderMap::new())
             }
         };
-        let mut response = (status, line + "\n").into_response();
-        let headers = response.headers_mut();
-        if status == StatusCode::UPGRADE_REQUIRED {
-            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        // What follows a failed upgrade on the same connection is not read as another request.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        response
+        (status, headers, line + "\n").into_response()
     }
 }
