@@ -233,6 +233,7 @@ impl ClientSession {
     pub fn handle_lost(&mut self, connection: ConnectionId) {
         if self.pending.as_ref().is_some_and(|p| p.connection == connection) {
             self.pending = None;
+            self.queue_end_if_flushed();
         }
         if self.current.as_ref().is_some_and(|c| c.connection == connection) {
             self.drop_current();
@@ -442,6 +443,7 @@ impl ClientSession {
     fn handle_refuse(&mut self, code: u64, retryable: bool, delay: Delay, account: Option<Account>) {
         let asked_to_resume = self.pending.take().is_some_and(|pending| pending.opening.is_none());
         if retryable {
+            self.queue_end_if_flushed();
             self.events.push_back(ClientEvent::Refused { code, retryable, delay });
             return;
         }
@@ -451,6 +453,7 @@ impl ClientSession {
                 self.start_over(account);
             }
             self.renew_key();
+            self.queue_end_if_flushed();
             self.events.push_back(ClientEvent::Refused { code, retryable: true, delay });
             return;
         }
@@ -540,7 +543,9 @@ impl ClientSession {
     }
 
     fn queue_end_if_flushed(&mut self) {
-        if !matches!(self.life, Life::Closing { .. }) || self.current.is_none() || !self.flow.is_flushed() {
+        // Nothing is written while an attempt is pending, and WELCOME drops what the old connection had queued.
+        let writable = self.current.is_some() && self.pending.is_none();
+        if !matches!(self.life, Life::Closing { .. }) || !writable || !self.flow.is_flushed() {
             return;
         }
         if let Life::Closing { code, reason } = std::mem::replace(&mut self.life, Life::Open) {
@@ -633,9 +638,11 @@ impl ClientSession {
     }
 
     fn drop_old_connection(&mut self) {
-        self.current = None;
+        // One that was replaced while it lived was not barren; one that was lost before was counted then.
+        if self.current.take().is_some() {
+            self.barren = 0;
+        }
         self.flow.forget_owed();
-        self.barren = 0;
     }
 
     // ---- output ---------------------------------------------------------------------------------
