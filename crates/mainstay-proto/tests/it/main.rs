@@ -1,6 +1,11 @@
 //! Behaviour of the machines, in virtual time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+mod close;
 mod codec;
+mod conformance;
+mod connect;
+mod json;
+mod limits;
 mod pair;
 mod resume;
