@@ -196,7 +196,8 @@ impl ClientSession {
     /// `connection` is open and speaks `mainstay.v1`: ask for the session on it. An attempt that was
     /// pending before is ignored from here on; close its connection.
     pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId) {
-        if matches!(self.life, Life::Over) {
+        // END is final: nobody attaches to a session that sent it.
+        if matches!(self.life, Life::EndSent { .. } | Life::Over) {
             return;
         }
         self.attempt += 1;

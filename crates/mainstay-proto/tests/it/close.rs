@@ -77,6 +77,18 @@ fn an_end_while_a_replacement_is_opened_is_not_lost_with_the_old_connection() {
 }
 
 #[test]
+fn a_client_that_sent_end_asks_for_no_other_session() {
+    let mut pair = Pair::attached();
+    pair.client.close(CloseCode::NORMAL, "done");
+    pair.write();
+    let replacement = pair.open();
+    assert_eq!(pair.under_way_up(replacement), []);
+    pair.run();
+    assert_eq!(pair.ended().map(|(code, _)| code), Some(1000));
+    assert_eq!(pair.server.sessions.len(), 1);
+}
+
+#[test]
 fn an_end_while_a_replacement_fails_leaves_on_the_old_connection() {
     let mut pair = Pair::attached();
     let replacement = pair.open();

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mainstay_proto::confirm::{ConfirmConfig, Guarantee, Report};
+use mainstay_proto::confirm::{Confirm, ConfirmConfig, Guarantee, Report};
 use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode};
 use mainstay_proto::session::message::{Delay, Hello, ResumeToken, SessionId, Welcome};
 use mainstay_proto::session::{ConnectionId, Control, Frame, Message, Transmit, Window};
@@ -452,6 +452,23 @@ fn at_most_once_reports_what_is_unknown_and_sends_nothing_again() {
     assert_eq!(node.event(), Event::Report(Report::Unknown(2, 3)));
     node.send("d");
     assert_eq!(node.command(), text(second, "d"));
+}
+
+#[test]
+fn what_the_application_answered_is_not_unknown() {
+    let confirm = ConfirmConfig {
+        confirm: Confirm::Reply,
+        guarantee: Guarantee::AtMostOnce,
+        ..ConfirmConfig::default()
+    };
+    let mut node = Node::new(ConnectConfig { confirm, ..ConnectConfig::default() });
+    let first = node.dialled();
+    ["a", "b", "c"].into_iter().for_each(|text| node.send(text));
+    node.open(first, Mode::Plain);
+    node.client.handle_reply();
+    node.commands.clear();
+    reattach(&mut node, first);
+    assert!(node.events.contains(&Event::Report(Report::Unknown(2, 3))));
 }
 
 #[test]
