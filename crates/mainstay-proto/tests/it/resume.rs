@@ -1,6 +1,8 @@
 //! Sessions outlive connections: what a lost connection, HELLO or WELCOME, a stolen token or an
 //! expired session come to.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use mainstay_proto::session::message::{Cause, ClientKey, Hello, Instance, ResumeToken, SessionId, Welcome};
 use mainstay_proto::session::{
@@ -228,7 +230,7 @@ pub(crate) fn stranger(number: u8) -> Hello {
     Hello {
         window: Window::CLIENT,
         key: ClientKey([number; 16]),
-        key_age: SECOND * 0,
+        key_age: Duration::ZERO,
         instance: Instance([number; 8]),
         attempt: 1,
         resume: None,
