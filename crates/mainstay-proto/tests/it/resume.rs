@@ -189,8 +189,9 @@ fn wrong_foreign_and_unknown_tokens_get_the_same_answer_and_leave_the_session_al
 
     let mut hello = stranger(3);
     hello.resume = Some(resume_with(token.clone()));
+    hello.resume.as_mut().unwrap().sent = 1;
     let foreign = pair.wire();
-    pair.server.principal = Bytes::from_static(b"mallory");
+    pair.server.principal = Bytes::from_static(b"carol");
     assert_fresh(&mut pair, foreign, &hello, "foreign");
     pair.server.principal = Bytes::from_static(b"alice");
 
