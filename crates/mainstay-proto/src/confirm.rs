@@ -160,6 +160,8 @@ impl Confirmer {
         if !std::mem::take(&mut self.attached) {
             return;
         }
+        // With `reply`, the application may have answered what no Pong confirmed yet.
+        self.confirmed = self.confirmed.max(self.base);
         match self.config.guarantee {
             Guarantee::AtMostOnce => {
                 if self.written > self.confirmed {
@@ -169,7 +171,7 @@ impl Confirmer {
             }
             Guarantee::AtLeastOnce => {
                 // The first that is not confirmed may be what ends the connection each time.
-                let first = self.confirmed.max(self.base) - self.base;
+                let first = self.confirmed - self.base;
                 let was_written = self.written > self.confirmed;
                 let Some(kept) = self.kept.get_mut(first as usize).filter(|_| was_written) else { return };
                 kept.tries += 1;

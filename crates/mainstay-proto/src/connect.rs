@@ -417,8 +417,12 @@ impl Client {
             return false;
         }
         if self.closing.as_ref().is_some_and(|closing| closing.until <= now) {
-            self.session.abandon();
-            self.collect(now);
+            if self.plain.is_none() {
+                let attached = self.attached.as_ref().map(|attached| attached.connection);
+                self.session.abandon();
+                self.collect(now);
+                attached.into_iter().for_each(|connection| self.abort(connection));
+            }
             if let Some(closing) = self.closing.take() {
                 self.give_up(Some(closing.code.into()), closing.reason);
             }
@@ -662,6 +666,11 @@ impl Client {
                     while let Some((id, transmit)) = self.session.poll_transmit(now) {
                         self.commands.push_back(Command::Transmit(id, transmit));
                     }
+                    if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } =
+                        self.dial
+                    {
+                        self.abort(connection);
+                    }
                     self.ended = true;
                     (self.attached, self.dial, self.closing) = (None, Dial::Rest, None);
                     self.events.push_back(Event::Ended { code: Some(code), reason, fate: Some(fate) });
@@ -687,7 +696,11 @@ impl Client {
         }
         if self.dial != Dial::Rest {
             // A replacement is on its way already.
-            self.events.push_back(Event::Detached { why, retry_in: Duration::ZERO });
+            let retry_in = match self.dial {
+                Dial::Waiting { until } => until.saturating_duration_since(now),
+                _ => Duration::ZERO,
+            };
+            self.events.push_back(Event::Detached { why, retry_in });
             return;
         }
         let retry_in = self.schedule(now, &why, None);

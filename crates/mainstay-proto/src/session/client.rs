@@ -207,7 +207,8 @@ impl ClientSession {
     /// `connection` is open and speaks `mainstay.v1`: ask for the session on it. An attempt that was
     /// pending before is ignored from here on; close its connection.
     pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId) {
-        if matches!(self.life, Life::Over) {
+        // END is final: nobody attaches to a session that sent it.
+        if matches!(self.life, Life::EndSent { .. } | Life::Over) {
             return;
         }
         self.attempt += 1;
@@ -244,6 +245,7 @@ impl ClientSession {
     pub fn handle_lost(&mut self, connection: ConnectionId) {
         if self.pending.as_ref().is_some_and(|p| p.connection == connection) {
             self.pending = None;
+            self.queue_end_if_flushed();
         }
         if self.current.as_ref().is_some_and(|c| c.connection == connection) {
             self.drop_current();
@@ -459,6 +461,7 @@ impl ClientSession {
     fn handle_refuse(&mut self, code: u64, retryable: bool, delay: Delay, account: Option<Account>) {
         let asked_to_resume = self.pending.take().is_some_and(|pending| pending.opening.is_none());
         if retryable {
+            self.queue_end_if_flushed();
             self.events.push_back(ClientEvent::Refused { code, retryable, delay });
             return;
         }
@@ -468,6 +471,7 @@ impl ClientSession {
                 self.start_over(account);
             }
             self.renew_key();
+            self.queue_end_if_flushed();
             self.events.push_back(ClientEvent::Refused { code, retryable: true, delay });
             return;
         }
@@ -574,7 +578,9 @@ impl ClientSession {
     }
 
     fn queue_end_if_flushed(&mut self) {
-        if !matches!(self.life, Life::Closing { .. }) || self.current.is_none() || !self.flow.is_flushed() {
+        // Nothing is written while an attempt is pending, and WELCOME drops what the old connection had queued.
+        let writable = self.current.is_some() && self.pending.is_none();
+        if !matches!(self.life, Life::Closing { .. }) || !writable || !self.flow.is_flushed() {
             return;
         }
         if let Life::Closing { code, reason } = std::mem::replace(&mut self.life, Life::Open) {
@@ -667,9 +673,11 @@ impl ClientSession {
     }
 
     fn drop_old_connection(&mut self) {
-        self.current = None;
+        // One that was replaced while it lived was not barren; one that was lost before was counted then.
+        if self.current.take().is_some() {
+            self.barren = 0;
+        }
         self.flow.forget_owed();
-        self.barren = 0;
     }
 
     // ---- output ---------------------------------------------------------------------------------

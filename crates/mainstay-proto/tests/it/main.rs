@@ -1,5 +1,10 @@
 //! Behaviour of the machines, in virtual time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+mod close;
+mod conformance;
+mod connect;
+mod json;
+mod limits;
 mod pair;
 mod resume;

@@ -1,0 +1,498 @@
+//! The client's life: when it dials, how long it waits, and when it gives up.
+//!
+//! The peer is the test itself: it answers HELLO by hand, or speaks plain WebSocket.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mainstay_proto::confirm::{Confirm, ConfirmConfig, Guarantee, Report};
+use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode};
+use mainstay_proto::session::message::{Delay, Hello, ResumeToken, SessionId, Welcome};
+use mainstay_proto::session::{ConnectionId, Control, Frame, Message, Transmit, Window};
+use mainstay_proto::ws::{CloseCode, Kind};
+
+use super::pair::{SECOND, start};
+
+struct Node {
+    now: Instant,
+    client: Client,
+    commands: VecDeque<Command>,
+    events: VecDeque<Event>,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self::new(ConnectConfig::default())
+    }
+}
+
+impl Node {
+    fn new(config: ConnectConfig) -> Self {
+        let client = Client::new(start(), config, [5; 32]);
+        let mut node = Self { now: start(), client, commands: VecDeque::new(), events: VecDeque::new() };
+        node.wait(Duration::ZERO);
+        node
+    }
+
+    /// Attached to a session, the application told so.
+    fn attached() -> (Self, ConnectionId) {
+        let mut node = Self::default();
+        let connection = node.dialled();
+        node.open(connection, Mode::Session);
+        node.hello(connection);
+        node.welcome(connection, 1, 0);
+        assert_eq!(node.event(), Event::Attached { mode: Mode::Session, resumed: false, epoch: 1 });
+        assert_eq!(node.control(connection).name(), "ACK");
+        (node, connection)
+    }
+
+    /// Time passes; what is due is done when it is due.
+    fn wait(&mut self, time: Duration) {
+        let until = self.now + time;
+        while let Some(due) = self.client.poll_timeout().filter(|due| *due <= until) {
+            self.now = due.max(self.now);
+            assert!(!self.client.handle_timeout(self.now), "nothing here pauses");
+            self.drain();
+        }
+        self.now = until;
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(command) = self.client.poll_command() {
+            self.commands.push_back(command);
+        }
+        if let Some(writer) = self.client.writer() {
+            while let Some(transmit) = self.client.poll_transmit(self.now, writer) {
+                self.commands.push_back(Command::Transmit(writer, transmit));
+            }
+        }
+        while let Some(event) = self.client.poll_event() {
+            self.events.push_back(event);
+        }
+    }
+
+    fn open(&mut self, connection: ConnectionId, mode: Mode) {
+        self.client.handle_opened(self.now, connection, mode);
+        self.drain();
+    }
+
+    fn lose(&mut self, connection: ConnectionId, why: Lost) {
+        self.client.handle_lost(self.now, connection, why);
+        self.drain();
+    }
+
+    fn send(&mut self, text: &str) {
+        self.client.send(Message::text(text)).unwrap();
+        self.drain();
+    }
+
+    /// The server writes this.
+    fn read(&mut self, connection: ConnectionId, control: &Control) {
+        let message = Message { kind: Kind::Binary, payload: control.encode() };
+        self.client.handle_message(self.now, connection, message).unwrap();
+        self.drain();
+    }
+
+    fn welcome(&mut self, connection: ConnectionId, epoch: u64, received: u64) {
+        let welcome = Welcome {
+            id: SessionId([1; 8]),
+            token: ResumeToken(Bytes::from(vec![epoch as u8; 24])),
+            epoch,
+            resumed: epoch > 1,
+            received,
+            first: 1,
+            resume_window: 120 * SECOND,
+            heartbeat_interval: 25 * SECOND,
+            window: Window::SERVER,
+            account: None,
+            resume_at: None,
+        };
+        self.read(connection, &Control::Welcome(Box::new(welcome)));
+    }
+
+    // ---- what the client wants --------------------------------------------------------------------
+
+    fn command(&mut self) -> Command {
+        self.commands.pop_front().expect("a command")
+    }
+
+    fn dialled(&mut self) -> ConnectionId {
+        match self.command() {
+            Command::Dial(connection) => connection,
+            other => panic!("{other:?} is no dial"),
+        }
+    }
+
+    fn control(&mut self, on: ConnectionId) -> Control {
+        let Command::Transmit(connection, Transmit::Control(bytes)) = self.command() else {
+            panic!("no control")
+        };
+        assert_eq!(connection, on);
+        match Frame::decode(Kind::Binary, bytes).unwrap() {
+            Frame::Control(control) => control,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn hello(&mut self, on: ConnectionId) -> Hello {
+        match self.control(on) {
+            Control::Hello(hello) => *hello,
+            other => panic!("{other:?} is no HELLO"),
+        }
+    }
+
+    fn event(&mut self) -> Event {
+        self.events.pop_front().expect("an event")
+    }
+
+    fn quiet(&mut self) {
+        assert_eq!(
+            (self.commands.make_contiguous(), self.events.make_contiguous()),
+            (&mut [][..], &mut [][..])
+        );
+    }
+}
+
+fn text(on: ConnectionId, text: &str) -> Command {
+    Command::Transmit(on, Transmit::Message(Message::text(text)))
+}
+
+fn abort(connection: ConnectionId) -> Command {
+    Command::Transmit(connection, Transmit::Abort)
+}
+
+fn unreachable() -> Lost {
+    Lost::Unreachable("no route".into())
+}
+
+fn retry_in(event: &Event) -> Duration {
+    match event {
+        Event::AttemptFailed { retry_in, .. } | Event::Detached { retry_in, .. } => *retry_in,
+        other => panic!("{other:?} says nothing of a retry"),
+    }
+}
+
+#[test]
+fn an_attempt_is_given_up_after_ten_seconds_however_far_it_got() {
+    for opened in [false, true] {
+        let mut node = Node::default();
+        let first = node.dialled();
+        node.wait(5 * SECOND);
+        if opened {
+            node.open(first, Mode::Session);
+            node.hello(first);
+        }
+        node.wait(5 * SECOND - SECOND / 1000);
+        node.quiet();
+        node.wait(SECOND / 1000);
+        assert_eq!(node.command(), abort(first));
+        let wait = retry_in(&node.event());
+        node.wait(wait);
+        let second = node.dialled();
+        node.open(first, Mode::Session);
+        assert_eq!(node.command(), abort(first), "too late");
+        node.open(second, Mode::Session);
+        node.hello(second);
+    }
+}
+
+#[test]
+fn waits_grow_from_one_failure_to_the_next_up_to_the_cap() {
+    let mut node = Node::default();
+    let mut longest = SECOND / 2;
+    for attempt in 0..12 {
+        let connection = node.dialled();
+        node.lose(connection, unreachable());
+        let wait = retry_in(&node.event());
+        let range = if attempt == 0 { Duration::ZERO..=SECOND } else { longest / 2..=longest };
+        assert!(range.contains(&wait), "attempt {attempt}: {wait:?} is not within {range:?}");
+        if attempt > 0 {
+            longest = (longest * 2).min(30 * SECOND);
+        }
+        node.wait(wait);
+    }
+}
+
+#[test]
+fn the_servers_advice_wins_over_the_backoff() {
+    let mut node = Node::default();
+    let first = node.dialled();
+    node.open(first, Mode::Session);
+    node.hello(first);
+    let delay = Delay { min: 70 * SECOND, max: 90 * SECOND };
+    node.read(first, &Control::Refuse { code: 4413, retryable: true, delay, account: None });
+    assert_eq!(node.command(), abort(first));
+    let wait = retry_in(&node.event());
+    assert!((70 * SECOND..=90 * SECOND).contains(&wait), "{wait:?}");
+    node.wait(wait - SECOND / 1000);
+    node.quiet();
+    node.wait(SECOND / 1000);
+    let second = node.dialled();
+    node.open(second, Mode::Session);
+    assert_eq!(node.hello(second).attempt, 2);
+}
+
+#[test]
+fn an_answer_that_will_not_change_ends_it() {
+    let refused = Lost::Refused("401".into());
+    let stop = Lost::Closed { code: CloseCode::new(4501), reason: "no".into() };
+    for (why, expected) in [(refused, None), (stop, Some(4501))] {
+        let mut node = Node::default();
+        let connection = node.dialled();
+        node.lose(connection, why);
+        assert!(matches!(node.event(), Event::Ended { code, .. } if code == expected));
+        assert!(node.client.is_ended());
+        node.wait(3600 * SECOND);
+        node.quiet();
+    }
+}
+
+#[test]
+fn a_normal_close_without_end_is_only_a_lost_connection() {
+    let (mut node, first) = Node::attached();
+    node.lose(first, Lost::Closed { code: Some(CloseCode::NORMAL), reason: String::new() });
+    assert!(matches!(node.event(), Event::Detached { .. }));
+    node.wait(SECOND);
+    let second = node.dialled();
+    node.open(second, Mode::Session);
+    assert!(node.hello(second).resume.is_some());
+}
+
+#[test]
+fn a_client_that_wants_one_connection_does_not_come_back() {
+    let mut node = Node::new(ConnectConfig { once: true, ..ConnectConfig::default() });
+    let connection = node.dialled();
+    node.lose(connection, unreachable());
+    assert!(matches!(node.event(), Event::Ended { code: None, .. }));
+}
+
+#[test]
+fn go_away_replaces_the_connection_without_loss() {
+    let (mut node, first) = Node::attached();
+    let delay = Delay { min: SECOND, max: 2 * SECOND };
+    node.read(
+        first,
+        &Control::GoAway { reason: "restart".into(), delay, close_in: 30 * SECOND, endpoint: None },
+    );
+    node.send("a");
+    assert_eq!(node.command(), text(first, "a"));
+    node.wait(SECOND - SECOND / 1000);
+    node.quiet();
+    node.wait(SECOND + SECOND / 1000);
+    let second = node.dialled();
+    node.send("b");
+    assert_eq!(node.command(), text(first, "b"), "the old one is used until HELLO");
+    node.open(second, Mode::Session);
+    assert_eq!(node.hello(second).resume.unwrap().sent, 2);
+    node.send("c");
+    node.quiet();
+    node.welcome(second, 2, 1);
+    assert_eq!(node.command(), abort(first));
+    assert_eq!(node.control(second).name(), "ACK");
+    assert_eq!([node.command(), node.command()], [text(second, "b"), text(second, "c")]);
+    assert_eq!(node.event(), Event::Attached { mode: Mode::Session, resumed: true, epoch: 2 });
+    node.quiet();
+}
+
+#[test]
+fn a_connection_that_ends_before_its_replacement_is_due_says_when_that_is() {
+    let (mut node, first) = Node::attached();
+    let delay = Delay { min: 60 * SECOND, max: 60 * SECOND };
+    node.read(
+        first,
+        &Control::GoAway { reason: String::new(), delay, close_in: 30 * SECOND, endpoint: None },
+    );
+    node.wait(30 * SECOND);
+    node.lose(first, Lost::Closed { code: Some(CloseCode::GOING_AWAY), reason: String::new() });
+    assert_eq!(retry_in(&node.event()), 30 * SECOND);
+    node.wait(30 * SECOND);
+    node.dialled();
+}
+
+#[test]
+fn a_probe_without_answer_opens_a_replacement_and_a_late_answer_calls_it_off() {
+    for answered in [false, true] {
+        let (mut node, first) = Node::attached();
+        node.client.retry_now(node.now);
+        node.drain();
+        let Control::Ping(beat) = node.control(first) else { panic!() };
+        assert_eq!(node.commands.len(), 0);
+        if answered {
+            node.read(first, &Control::Pong(beat));
+        }
+        node.wait(SECOND);
+        assert_eq!(node.commands.iter().any(|command| matches!(command, Command::Dial(_))), !answered);
+    }
+}
+
+#[test]
+fn a_silent_server_is_dead_after_two_intervals_and_five_seconds() {
+    let (mut node, first) = Node::attached();
+    node.wait(55 * SECOND - SECOND / 1000);
+    node.quiet();
+    node.wait(SECOND / 1000);
+    assert_eq!(node.command(), abort(first));
+    assert!(matches!(node.event(), Event::Detached { why: Lost::Broken(_), .. }));
+}
+
+#[test]
+fn superseded_by_another_instance_ends_and_is_not_fought_over() {
+    let (mut node, first) = Node::attached();
+    let reason = "0909090909090909 0".to_owned();
+    node.lose(first, Lost::Closed { code: Some(CloseCode::SUPERSEDED), reason });
+    assert!(matches!(node.event(), Event::Ended { code: Some(4409), .. }));
+    node.wait(3600 * SECOND);
+    node.quiet();
+}
+
+// ---- ending -------------------------------------------------------------------------------------
+
+#[test]
+fn closing_waits_for_the_end_of_what_was_sent_but_not_longer_than_ten_seconds() {
+    let (mut node, first) = Node::attached();
+    node.send("a");
+    node.command();
+    node.client.close(node.now, CloseCode::NORMAL, "done");
+    node.wait(10 * SECOND - SECOND / 1000);
+    node.quiet();
+    node.wait(SECOND / 1000);
+    let Event::Ended { code: Some(1000), fate: Some(fate), .. } = node.event() else { panic!() };
+    assert_eq!((fate.delivered, fate.unknown, fate.last), (0, 1, 1));
+    assert_eq!(node.command(), abort(first), "nobody keeps the connection");
+    node.quiet();
+}
+
+#[test]
+fn an_end_drops_the_replacement_that_was_being_opened() {
+    for opened in [false, true] {
+        let (mut node, first) = Node::attached();
+        let delay = Delay { min: SECOND, max: SECOND };
+        node.read(first, &Control::GoAway { reason: String::new(), delay, close_in: SECOND, endpoint: None });
+        node.wait(SECOND);
+        let second = node.dialled();
+        if opened {
+            node.open(second, Mode::Session);
+            node.hello(second);
+        }
+        node.read(first, &Control::End { code: 4500, reason: "over".into(), received: 0, handed: 0 });
+        assert_eq!(node.control(first).name(), "END");
+        let close = Transmit::Close { code: CloseCode::NORMAL, reason: String::new() };
+        assert_eq!(node.command(), Command::Transmit(first, close));
+        assert_eq!(node.command(), abort(second));
+        assert!(matches!(node.event(), Event::Ended { code: Some(4500), .. }));
+        node.quiet();
+    }
+}
+
+#[test]
+fn closing_before_anything_was_sent_ends_at_once() {
+    let mut node = Node::default();
+    let connection = node.dialled();
+    node.client.close(node.now, CloseCode::NORMAL, "");
+    node.drain();
+    assert_eq!(node.command(), abort(connection));
+    assert!(matches!(node.event(), Event::Ended { .. }));
+}
+
+// ---- plain peers --------------------------------------------------------------------------------
+
+/// Attached to a plain peer with these messages written to it.
+fn plain(guarantee: Guarantee, texts: &[&str]) -> (Node, ConnectionId) {
+    let confirm = ConfirmConfig { guarantee, ..ConfirmConfig::default() };
+    let mut node = Node::new(ConnectConfig { confirm, ..ConnectConfig::default() });
+    let connection = node.dialled();
+    texts.iter().for_each(|text| node.send(text));
+    node.open(connection, Mode::Plain);
+    assert_eq!(node.event(), Event::Attached { mode: Mode::Plain, resumed: false, epoch: 1 });
+    for sent in texts {
+        assert_eq!(node.command(), text(connection, sent));
+    }
+    (node, connection)
+}
+
+fn reattach(node: &mut Node, lost: ConnectionId) -> ConnectionId {
+    node.lose(lost, Lost::Broken("reset".into()));
+    while !matches!(node.events.front(), Some(Event::Detached { .. })) {
+        node.events.rotate_left(1);
+    }
+    let wait = retry_in(&node.event());
+    node.wait(wait);
+    let connection = node.dialled();
+    node.open(connection, Mode::Plain);
+    connection
+}
+
+#[test]
+fn plain_peers_report_every_reattach_as_fresh() {
+    let (mut node, mut connection) = plain(Guarantee::AtLeastOnce, &[]);
+    for epoch in 2..5 {
+        connection = reattach(&mut node, connection);
+        assert_eq!(node.event(), Event::Attached { mode: Mode::Plain, resumed: false, epoch });
+        assert_eq!(node.event(), Event::FreshPeer);
+        node.quiet();
+    }
+}
+
+#[test]
+fn what_a_pong_confirmed_is_not_sent_again_and_the_rest_is() {
+    let (mut node, first) = plain(Guarantee::AtLeastOnce, &["a", "b"]);
+    node.wait(Duration::from_millis(250));
+    assert_eq!(node.command(), Command::Transmit(first, Transmit::Ping(2)));
+    node.client.handle_pong(node.now, first, &2_u64.to_be_bytes());
+    assert_eq!(node.client.settled(), 2);
+    node.send("c");
+    assert_eq!(node.command(), text(first, "c"));
+    let second = reattach(&mut node, first);
+    assert_eq!(node.command(), text(second, "c"));
+    assert!(!node.events.iter().any(|event| matches!(event, Event::Report(_))));
+}
+
+#[test]
+fn at_most_once_reports_what_is_unknown_and_sends_nothing_again() {
+    let (mut node, first) = plain(Guarantee::AtMostOnce, &["a", "b", "c"]);
+    node.client.handle_pong(node.now, first, &1_u64.to_be_bytes());
+    let second = reattach(&mut node, first);
+    assert_eq!(node.event(), Event::Report(Report::Unknown(2, 3)));
+    node.send("d");
+    assert_eq!(node.command(), text(second, "d"));
+}
+
+#[test]
+fn what_the_application_answered_is_not_unknown() {
+    let confirm = ConfirmConfig {
+        confirm: Confirm::Reply,
+        guarantee: Guarantee::AtMostOnce,
+        ..ConfirmConfig::default()
+    };
+    let mut node = Node::new(ConnectConfig { confirm, ..ConnectConfig::default() });
+    let first = node.dialled();
+    ["a", "b", "c"].into_iter().for_each(|text| node.send(text));
+    node.open(first, Mode::Plain);
+    node.client.handle_reply();
+    node.commands.clear();
+    reattach(&mut node, first);
+    assert!(node.events.contains(&Event::Report(Report::Unknown(2, 3))));
+}
+
+#[test]
+fn a_pong_after_the_peers_close_confirms_nothing() {
+    let (mut node, first) = plain(Guarantee::AtMostOnce, &["a"]);
+    node.client.handle_peer_close(first);
+    node.client.handle_pong(node.now, first, &1_u64.to_be_bytes());
+    reattach(&mut node, first);
+    assert_eq!(node.event(), Event::Report(Report::Unknown(1, 1)));
+}
+
+#[test]
+fn a_server_that_changes_its_protocol_is_not_believed() {
+    let (mut node, first) = Node::attached();
+    node.lose(first, Lost::Broken("reset".into()));
+    let wait = retry_in(&node.event());
+    node.wait(wait);
+    let second = node.dialled();
+    node.open(second, Mode::Plain);
+    assert_eq!(node.command(), abort(second));
+    assert!(matches!(node.event(), Event::AttemptFailed { .. }));
+}

@@ -1,0 +1,294 @@
+//! Messages of `mainstay.v1` as JSON, the way `conformance/` writes them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_proto::session::message::{
+    Account, Beat, Cause, ClientKey, Delay, GapCause, Hello, Instance, Resume, ResumeToken, SessionId,
+    Welcome,
+};
+use mainstay_proto::session::{Control, Frame, Message, Window};
+use mainstay_proto::ws::Kind;
+use serde_json::{Map, Value, json};
+
+pub(crate) fn to_json(frame: &Frame) -> Value {
+    match frame {
+        Frame::Message(message) => message_to_json(message),
+        Frame::Reserved => json!({"reserved": true}),
+        Frame::Control(control) => {
+            let fields = control_to_json(control);
+            let present = fields.as_object().unwrap().iter().filter(|(_, value)| !value.is_null());
+            let present: Map<_, _> = present.map(|(name, value)| (name.clone(), value.clone())).collect();
+            json!({control.name(): present})
+        }
+    }
+}
+
+pub(crate) fn from_json(value: &Value) -> Frame {
+    let (name, fields) = value.as_object().unwrap().iter().next().unwrap();
+    match name.as_str() {
+        "reserved" => Frame::Reserved,
+        "text" | "binary" => Frame::Message(message_from_json(value)),
+        name => Frame::Control(control_from_json(name, &Fields(fields))),
+    }
+}
+
+pub(crate) fn message_to_json(message: &Message) -> Value {
+    match message.as_text() {
+        Some(text) => json!({"text": text}),
+        None => json!({"binary": hex(&message.payload)}),
+    }
+}
+
+pub(crate) fn cause_to_json(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Unknown => "unknown",
+        Cause::Expired => "expired",
+        Cause::Ended => "ended",
+        Cause::Evicted => "evicted",
+        Cause::Restarted => "restarted",
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn unhex(text: &str) -> Bytes {
+    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b' ').collect();
+    assert!(digits.len().is_multiple_of(2), "{text}");
+    let pairs = digits.chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
+}
+
+fn control_to_json(control: &Control) -> Value {
+    match control {
+        Control::Hello(hello) => json!({
+            "window": window_to_json(hello.window),
+            "key": hex(&hello.key.0),
+            "key_age_ms": millis(hello.key_age),
+            "instance": hex(&hello.instance.0),
+            "attempt": hello.attempt,
+            "resume": hello.resume.as_ref().map(|resume| json!({
+                "token": hex(&resume.token.0),
+                "received": resume.received,
+                "sent": resume.sent,
+                "first_held": resume.first_held,
+            })),
+            "credentials": hello.credentials.as_ref().map(|bytes| hex(bytes)),
+            "resume_window_ms": hello.resume_window.map(millis),
+        }),
+        Control::Welcome(welcome) => json!({
+            "id": hex(&welcome.id.0),
+            "token": hex(&welcome.token.0),
+            "epoch": welcome.epoch,
+            "resumed": welcome.resumed,
+            "received": welcome.received,
+            "first": welcome.first,
+            "resume_window_ms": millis(welcome.resume_window),
+            "heartbeat_interval_ms": millis(welcome.heartbeat_interval),
+            "window": window_to_json(welcome.window),
+            "account": welcome.account.map(account_to_json),
+            "resume_at": welcome.resume_at,
+        }),
+        Control::Ack { received, window } => {
+            json!({"received": received, "window": window.map(window_to_json)})
+        }
+        Control::Ping(beat) | Control::Pong(beat) => {
+            json!({"nonce": beat.nonce, "sent": beat.sent, "received": beat.received})
+        }
+        Control::GoAway { reason, delay, close_in, endpoint } => json!({
+            "reason": reason,
+            "delay_ms": delay_to_json(*delay),
+            "close_in_ms": millis(*close_in),
+            "endpoint": endpoint,
+        }),
+        Control::Gap { first, count, cause } => {
+            let cause = if *cause == GapCause::Overflow { "overflow" } else { "coalesced" };
+            json!({"first": first, "count": count, "cause": cause})
+        }
+        Control::End { code, reason, received, handed } => {
+            json!({"code": code, "reason": reason, "received": received, "handed": handed})
+        }
+        Control::Auth { credentials } => json!({"credentials": hex(credentials)}),
+        Control::AuthResult { accepted, expires_in } => {
+            json!({"accepted": accepted, "expires_in_ms": millis(*expires_in)})
+        }
+        Control::Volatile(message) => message_to_json(message),
+        Control::Refuse { code, retryable, delay, account } => json!({
+            "code": code,
+            "retryable": retryable,
+            "delay_ms": delay_to_json(*delay),
+            "account": account.map(account_to_json),
+        }),
+    }
+}
+
+fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
+    let beat = || Beat {
+        nonce: fields.integer("nonce"),
+        sent: fields.integer("sent"),
+        received: fields.integer("received"),
+    };
+    match name {
+        "HELLO" => Control::Hello(Box::new(Hello {
+            window: fields.window().unwrap(),
+            key: ClientKey(fields.array("key")),
+            key_age: fields.duration("key_age_ms"),
+            instance: Instance(fields.array("instance")),
+            attempt: fields.integer("attempt"),
+            resume: fields.object("resume").map(|resume| Resume {
+                token: ResumeToken(resume.bytes("token")),
+                received: resume.integer("received"),
+                sent: resume.integer("sent"),
+                first_held: resume.integer("first_held"),
+            }),
+            credentials: fields.has("credentials").then(|| fields.bytes("credentials")),
+            resume_window: fields.has("resume_window_ms").then(|| fields.duration("resume_window_ms")),
+        })),
+        "WELCOME" => Control::Welcome(Box::new(Welcome {
+            id: SessionId(fields.array("id")),
+            token: ResumeToken(fields.bytes("token")),
+            epoch: fields.integer("epoch"),
+            resumed: fields.flag("resumed"),
+            received: fields.integer("received"),
+            first: fields.integer("first"),
+            resume_window: fields.duration("resume_window_ms"),
+            heartbeat_interval: fields.duration("heartbeat_interval_ms"),
+            window: fields.window().unwrap(),
+            account: fields.account(),
+            resume_at: fields.has("resume_at").then(|| fields.text("resume_at")),
+        })),
+        "ACK" => Control::Ack { received: fields.integer("received"), window: fields.window() },
+        "PING" => Control::Ping(beat()),
+        "PONG" => Control::Pong(beat()),
+        "GOAWAY" => Control::GoAway {
+            reason: fields.text("reason"),
+            delay: fields.delay(),
+            close_in: fields.duration("close_in_ms"),
+            endpoint: fields.has("endpoint").then(|| fields.text("endpoint")),
+        },
+        "GAP" => Control::Gap {
+            first: fields.integer("first"),
+            count: fields.integer("count"),
+            cause: match fields.text("cause").as_str() {
+                "overflow" => GapCause::Overflow,
+                "coalesced" => GapCause::Coalesced,
+                other => panic!("{other}"),
+            },
+        },
+        "END" => Control::End {
+            code: fields.integer("code"),
+            reason: fields.text("reason"),
+            received: fields.integer("received"),
+            handed: fields.integer("handed"),
+        },
+        "AUTH" => Control::Auth { credentials: fields.bytes("credentials") },
+        "AUTH_RESULT" => Control::AuthResult {
+            accepted: fields.flag("accepted"),
+            expires_in: fields.duration("expires_in_ms"),
+        },
+        "VOLATILE" => Control::Volatile(message_from_json(fields.0)),
+        "REFUSE" => Control::Refuse {
+            code: fields.integer("code"),
+            retryable: fields.flag("retryable"),
+            delay: fields.delay(),
+            account: fields.account(),
+        },
+        other => panic!("no message is called {other}"),
+    }
+}
+
+fn message_from_json(value: &Value) -> Message {
+    match value.get("text") {
+        Some(text) => Message::text(text.as_str().unwrap()),
+        None => Message { kind: Kind::Binary, payload: Fields(value).bytes("binary") },
+    }
+}
+
+/// The fields of one message, which are all there.
+pub(crate) struct Fields<'a>(pub(crate) &'a Value);
+
+impl Fields<'_> {
+    pub(crate) fn integer(&self, name: &str) -> u64 {
+        self.0[name].as_u64().unwrap_or_else(|| panic!("{name} in {}", self.0))
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        self.0[name].as_str().unwrap_or_else(|| panic!("{name} in {}", self.0)).to_owned()
+    }
+
+    pub(crate) fn duration(&self, name: &str) -> Duration {
+        Duration::from_millis(self.integer(name))
+    }
+
+    pub(crate) fn delay(&self) -> Delay {
+        let ends = &self.0["delay_ms"];
+        let end = |index: usize| Duration::from_millis(ends[index].as_u64().unwrap());
+        Delay { min: end(0), max: end(1) }
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        self.0[name].as_bool().unwrap_or_else(|| panic!("{name} in {}", self.0))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some()
+    }
+
+    fn bytes(&self, name: &str) -> Bytes {
+        unhex(&self.text(name))
+    }
+
+    fn array<const N: usize>(&self, name: &str) -> [u8; N] {
+        self.bytes(name).as_ref().try_into().unwrap()
+    }
+
+    fn object(&self, name: &str) -> Option<Fields<'_>> {
+        self.0.get(name).map(Fields)
+    }
+
+    fn window(&self) -> Option<Window> {
+        let window = self.0.get("window")?;
+        Some(Window { messages: window[0].as_u64()?, bytes: window[1].as_u64()? })
+    }
+
+    fn account(&self) -> Option<Account> {
+        self.object("account").map(|account| Account {
+            received: account.integer("received"),
+            handed: account.integer("handed"),
+            first_lost: account.integer("first_lost"),
+            count: account.integer("count"),
+            cause: match account.text("cause").as_str() {
+                "unknown" => Cause::Unknown,
+                "expired" => Cause::Expired,
+                "ended" => Cause::Ended,
+                "evicted" => Cause::Evicted,
+                "restarted" => Cause::Restarted,
+                other => panic!("{other}"),
+            },
+        })
+    }
+}
+
+fn account_to_json(account: Account) -> Value {
+    json!({
+        "received": account.received,
+        "handed": account.handed,
+        "first_lost": account.first_lost,
+        "count": account.count,
+        "cause": cause_to_json(account.cause),
+    })
+}
+
+fn window_to_json(window: Window) -> Value {
+    json!([window.messages, window.bytes])
+}
+
+pub(crate) fn delay_to_json(delay: Delay) -> Value {
+    json!([millis(delay.min), millis(delay.max)])
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap()
+}

@@ -1,0 +1,267 @@
+//! Everything is bounded: what may be written, what is kept, what is remembered.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_proto::session::message::Cause;
+use mainstay_proto::session::{
+    Answer, ClientConfig, ClientEvent, Message, Over, Refusal, RegistryConfig, ServerConfig, SessionError,
+    Window,
+};
+use mainstay_proto::ws::Kind;
+
+use super::pair::{Pair, RESUME_WINDOW, SECOND, server_config};
+use super::resume::stranger;
+
+fn pair_accepting(messages: u64, bytes: u64, manual_confirm: bool) -> Pair {
+    let mut config: ServerConfig = server_config();
+    config.flow.accept = Window { messages, bytes };
+    config.flow.manual_confirm = manual_confirm;
+    Pair::new(ClientConfig::default(), config, RegistryConfig::default())
+}
+
+#[test]
+fn the_window_holds_the_sender_back() {
+    let mut pair = pair_accepting(4, 1000, false);
+    pair.server.takes = false;
+    let connection = pair.connect();
+    pair.client_sends_numbers(1..=10);
+    pair.run();
+    assert_eq!(pair.texts(connection), ["1", "2", "3", "4"]);
+    pair.server.takes = true;
+    pair.run();
+    assert_eq!(pair.server_got().len(), 10);
+    assert_eq!(pair.server.errors, []);
+}
+
+#[test]
+fn the_window_counts_bytes_and_lets_a_single_large_message_through() {
+    let mut pair = pair_accepting(100, 10, false);
+    pair.server.takes = false;
+    let connection = pair.connect();
+    let large = "larger than the window";
+    for text in [large, "12345678", "123"] {
+        pair.client_sends(text);
+    }
+    pair.run();
+    assert_eq!(pair.texts(connection), [large]);
+    pair.server.takes = true;
+    pair.run();
+    pair.wait(SECOND);
+    pair.wait(SECOND);
+    assert_eq!(pair.server_got(), [large, "12345678", "123"]);
+    assert_eq!(pair.server.errors, []);
+}
+
+#[test]
+fn the_window_holds_a_replay_back_too() {
+    let mut pair = pair_accepting(4, 1000, false);
+    let first = pair.connect();
+    pair.cut(first);
+    pair.client_sends_numbers(1..=10);
+    pair.server.takes = false;
+    let second = pair.connect();
+    assert_eq!(pair.texts(second).len(), 4);
+}
+
+#[test]
+fn no_more_than_16_messages_are_written_before_welcome() {
+    let mut pair = Pair::default();
+    pair.client_sends_numbers(1..=20);
+    let connection = pair.open();
+    assert_eq!(pair.under_way_up(connection).len(), 1 + 16, "HELLO and the window");
+    pair.run();
+    assert_eq!(pair.server_got().len(), 20);
+}
+
+#[test]
+fn a_peer_that_ignores_the_window_loses_its_connection_and_keeps_its_session() {
+    let mut pair = pair_accepting(2, 1000, false);
+    pair.server.takes = false;
+    let first = pair.connect();
+    for _ in 0..3 {
+        pair.at_server(first, Kind::Text, Bytes::from_static(b"x"));
+    }
+    assert_eq!(pair.server.errors, [SessionError::WindowExceeded]);
+    assert_eq!(pair.over(), None);
+}
+
+#[test]
+fn a_full_buffer_gives_the_message_back_at_both_ends() {
+    let mut client = ClientConfig::default();
+    client.flow.keep = Window { messages: 2, bytes: 1000 };
+    let mut server = server_config();
+    server.flow.keep = Window { messages: 2, bytes: 1000 };
+    let mut pair = Pair::new(client, server, RegistryConfig::default());
+    let connection = pair.connect();
+    pair.cut(connection);
+    for _ in 0..2 {
+        pair.client_sends("a");
+        pair.server_sends("x");
+    }
+    let message = Message::text("one too many");
+    assert_eq!(pair.client.send(message.clone()), Err(message.clone()));
+    assert_eq!(pair.session().send(message.clone()), Err(message));
+    assert!(!pair.client.has_room(1) && !pair.session().has_room(1));
+    pair.connect();
+    pair.wait(SECOND);
+    assert!(pair.client.has_room(1) && pair.session().has_room(1));
+}
+
+#[test]
+fn what_was_acknowledged_but_is_behind_the_position_is_still_written() {
+    let mut pair = pair_accepting(2, 1000, true);
+    let first = pair.connect();
+    for text in ["a", "b", "c", "d"] {
+        pair.client_sends(text);
+    }
+    pair.run();
+    assert_eq!(pair.server_got(), ["a", "b"], "nothing is confirmed, the window is full");
+    pair.cut(first);
+    let second = pair.open();
+    // WELCOME tells the client to begin at 1; the acknowledgement of 2 overtakes its first message.
+    pair.deliver_up(second);
+    pair.write();
+    let now = pair.now;
+    pair.session().confirm(now, 2);
+    pair.write();
+    assert!(pair.deliver_down(second));
+    assert!(pair.deliver_down(second));
+    assert_eq!(pair.client.acknowledged(), 2);
+    pair.run();
+    assert_eq!(pair.texts(second), ["a", "b", "c", "d"], "positions are all there is");
+    assert_eq!(pair.server_got(), ["a", "b", "c", "d"]);
+    pair.client.probe(1);
+    pair.run();
+    assert_eq!(pair.server.errors, [], "and they agree");
+}
+
+#[test]
+fn only_what_the_application_confirmed_is_acknowledged_in_manual_mode() {
+    let mut pair = pair_accepting(100, 1000, true);
+    pair.connect();
+    for text in ["a", "b", "c"] {
+        pair.client_sends(text);
+    }
+    pair.run();
+    pair.wait(SECOND);
+    assert_eq!((pair.server_got().len(), pair.client.acknowledged()), (3, 0));
+    let now = pair.now;
+    pair.session().confirm(now, 2);
+    pair.wait(SECOND);
+    assert_eq!(pair.client.acknowledged(), 2);
+}
+
+#[test]
+fn volatile_messages_wait_for_nobody() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.session().send_volatile(Message::text("now"));
+    pair.client.send_volatile(Message::text("whatever"));
+    pair.run();
+    let volatile = ClientEvent::Volatile(Message::text("now"));
+    assert_eq!(pair.events.iter().filter(|event| **event == volatile).count(), 1);
+    pair.cut(first);
+    pair.session().send_volatile(Message::text("now"));
+    pair.connect();
+    pair.session().send_volatile(Message::text("later"));
+    pair.run();
+    assert_eq!(pair.events.iter().filter(|event| **event == volatile).count(), 1, "the second was dropped");
+    assert_eq!(pair.server.errors, []);
+}
+
+// ---- what the server remembers ------------------------------------------------------------------
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Sessions of strangers that came, left and expired, one after the other.
+fn bury_strangers(pair: &mut Pair, numbers: std::ops::RangeInclusive<u8>) {
+    for number in numbers {
+        let connection = pair.wire();
+        assert!(matches!(pair.hello(connection, &stranger(number)), Answer::Attached { created: true, .. }));
+        pair.cut_at_server(connection);
+        pair.wait(RESUME_WINDOW);
+        assert_eq!(pair.over(), Some(Over::Expired));
+    }
+}
+
+#[test]
+fn tombstones_are_bounded_and_the_oldest_go_first() {
+    let registry = RegistryConfig { tombstones: 3, ..RegistryConfig::default() };
+    let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);
+    bury_strangers(&mut pair, 1..=5);
+    let (names, tombstones) = pair.server.registry.size();
+    assert_eq!((tombstones, names), (3, pair.server.registry.tombstoned_names()));
+
+    // A key with a tombstone is refused; one whose tombstone was dropped is older than the memory.
+    for (number, why) in [(5, Refusal::KeyUsed), (1, Refusal::KeyTooOld)] {
+        let connection = pair.wire();
+        let mut hello = stranger(number);
+        hello.key_age = RESUME_WINDOW * 5;
+        assert!(matches!(pair.hello(connection, &hello), Answer::Refused { why: got, .. } if got == why));
+    }
+}
+
+#[test]
+fn tombstones_are_forgotten_after_a_day() {
+    let mut pair = Pair::default();
+    bury_strangers(&mut pair, 1..=3);
+    assert_eq!(pair.server.registry.size().1, 3);
+    pair.now += DAY;
+    let connection = pair.wire();
+    pair.hello(connection, &stranger(9));
+    assert_eq!(pair.server.registry.size().1, 0);
+    assert_eq!(pair.server.registry.tombstoned_names(), 0);
+}
+
+#[test]
+fn a_forgotten_session_has_no_account_and_everything_unacknowledged_is_unknown() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.client_sends("a");
+    pair.lose_written(first);
+    pair.cut(first);
+    pair.wait(RESUME_WINDOW);
+    pair.now += DAY;
+    pair.connect();
+    let fate = pair.gaps()[0];
+    assert_eq!((fate.delivered, fate.unknown, fate.last), (0, 1, 1));
+    assert_eq!((fate.resent, fate.lost, fate.cause), (false, None, Cause::Unknown));
+}
+
+#[test]
+fn reading_an_account_does_not_use_it_up() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.server_sends("x");
+    pair.lose_written(first);
+    pair.cut(first);
+    pair.wait(RESUME_WINDOW);
+    for _ in 0..3 {
+        let lost = pair.open();
+        pair.deliver_up(lost);
+        pair.lose_written(lost);
+        pair.cut(lost);
+        pair.wait(RESUME_WINDOW + SECOND);
+    }
+    // The session that the first of these HELLOs made is gone, too, and its key with it: another key
+    // is needed, but the account of what was asked for is still there.
+    pair.server.refusals.clear();
+    pair.connect();
+    assert_eq!((pair.server.refusals.as_slice(), pair.gaps().len()), ([Refusal::KeyUsed].as_slice(), 0));
+    pair.connect();
+    assert_eq!(pair.gaps().first().map(|fate| (fate.lost, fate.cause)), Some((Some((1, 1)), Cause::Expired)));
+}
+
+#[test]
+fn an_evicted_session_is_accounted_for() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.client_sends("a");
+    pair.run();
+    pair.cut(first);
+    pair.session().evict();
+    pair.connect();
+    let fate = pair.gaps()[0];
+    assert_eq!((fate.delivered, fate.last, fate.cause), (1, 1, Cause::Evicted));
+}
