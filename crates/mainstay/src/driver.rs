@@ -81,8 +81,10 @@ impl Wire {
         mut take: impl FnMut(Arrived) -> bool,
     ) -> Reading {
         if let Some(early) = self.early.take() {
-            let mut early = early.to_vec();
-            return self.parse(&mut early, take).unwrap_or(Reading::More);
+            let (mut early, mut replies) = (early.to_vec(), SendQueue::new());
+            let reading = self.parse(&mut early, &mut replies, take);
+            self.queue(replies);
+            return reading.unwrap_or(Reading::More);
         }
         SCRATCH.with_borrow_mut(|scratch| match self.transport.poll_read(cx, &mut scratch.read) {
             Poll::Pending => Reading::Idle,
@@ -90,19 +92,33 @@ impl Wire {
             Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(&error))),
             Poll::Ready(Ok(count)) => {
                 let input = scratch.read.get_mut(..count).unwrap_or_default();
-                self.parse(input, &mut take).unwrap_or(Reading::More)
+                let reading = self.parse(input, &mut scratch.write, &mut take);
+                self.queue(scratch.write.take_rest());
+                reading.unwrap_or(Reading::More)
             }
         })
     }
 
-    fn parse(&mut self, mut input: &mut [u8], mut take: impl FnMut(Arrived) -> bool) -> Option<Reading> {
+    /// Pings are answered one by one while the socket takes what is written; behind a full socket only
+    /// the last one is.
+    fn parse(
+        &mut self,
+        mut input: &mut [u8],
+        replies: &mut SendQueue,
+        mut take: impl FnMut(Arrived) -> bool,
+    ) -> Option<Reading> {
         loop {
             let arrived = match self.codec.receive(&mut input) {
                 Ok(None) => return None,
                 Ok(Some(Incoming::Message { kind, payload })) => {
                     Arrived::Message(Message { kind, payload: payload.into_bytes() })
                 }
-                Ok(Some(Incoming::Ping(_))) => Arrived::Bytes,
+                Ok(Some(Incoming::Ping(_))) => {
+                    if self.unsent.is_none() {
+                        self.codec.flush_replies(replies);
+                    }
+                    Arrived::Bytes
+                }
                 Ok(Some(Incoming::Pong(payload))) => {
                     payload.as_ref().try_into().map_or(Arrived::Bytes, Arrived::Pong)
                 }
@@ -201,8 +217,9 @@ impl Wire {
         self.closing = true;
     }
 
+    /// What is queued behind bytes that wait is lost with the connection: these are last words.
     fn queue(&mut self, out: SendQueue) {
-        if self.unsent.is_none() {
+        if self.unsent.is_none() && !out.is_empty() {
             self.unsent = Some(Box::new(out));
         }
     }

@@ -119,10 +119,11 @@ async fn connection(stream: TcpStream, address: SocketAddr, app: Router, mainsta
                 tracing::debug!(%error, %address, "HTTP connection ended");
             }
         }
-        () = silent => {
-            Stats::add(&mainstay.shared.stats.openings_failed, 1);
-            tracing::debug!(%address, "no request within the opening deadline");
-        }
+        () = silent => {}
+    }
+    if !spoke.load(Ordering::Relaxed) {
+        Stats::add(&mainstay.shared.stats.openings_failed, 1);
+        tracing::debug!(%address, "no request within the opening deadline");
     }
 }
 
