@@ -119,7 +119,7 @@ pub enum ClientEvent {
 }
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClientSession {
     config: ClientConfig,
     secrets: Secrets,
@@ -136,6 +136,8 @@ pub struct ClientSession {
     /// Where the client and the server stood when the current connection was attached.
     mark: (u64, u64),
     barren: u32,
+    /// Started from the stored state of another instance, and not attached yet: it numbers nothing new.
+    restored: bool,
     life: Life,
     events: VecDeque<ClientEvent>,
 }
@@ -186,9 +188,25 @@ impl ClientSession {
             pending: None,
             mark: (0, 0),
             barren: 0,
+            restored: false,
             life: Life::Open,
             events: VecDeque::new(),
         }
+    }
+
+    /// A new instance that goes on from the state of this one: a second tab, a restored process.
+    /// Token, counts and buffer go over together, instance and key do not. `None` before the first WELCOME,
+    /// when there is nothing to go on from. It accepts no message until its own WELCOME.
+    /// `seed` as in [`new`](Self::new).
+    ///
+    /// Source: `docs/PROTOCOL.md` "Attaching".
+    #[must_use]
+    pub fn restored(&self, seed: [u8; 32]) -> Option<Self> {
+        let mut copy = Self { token: Some(self.token.clone()?), ..Self::new(self.config.clone(), seed) };
+        copy.flow = self.flow.clone();
+        copy.flow.forget_owed();
+        copy.restored = true;
+        Some(copy)
     }
 
     // ---- connections ----------------------------------------------------------------------------
@@ -411,6 +429,7 @@ impl ClientSession {
         self.flow.outbox.set_peer_window(welcome.window);
         self.flow.outbox.trim(lane.wrote);
         self.token = Some(welcome.token);
+        self.restored = false;
         // The key has served; the next session, if this one is lost, gets another.
         if !welcome.resumed {
             self.renew_key();
@@ -465,7 +484,7 @@ impl ClientSession {
     /// # Errors
     /// Gives the message back when the buffer is full or the session is ending.
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
-        if self.life == Life::Open { self.flow.outbox.push(message) } else { Err(message) }
+        if self.life == Life::Open && !self.restored { self.flow.outbox.push(message) } else { Err(message) }
     }
 
     /// Whether `send` would accept a message of this many bytes.

@@ -47,7 +47,7 @@ impl Default for RegistryConfig {
 const HELLO_TRANSIT: Duration = Duration::from_secs(10);
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Registry<H> {
     config: RegistryConfig,
     sessions: Arc<ServerConfig>,

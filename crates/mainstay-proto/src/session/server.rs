@@ -29,7 +29,7 @@ use crate::heartbeat::{self, Heartbeat, HeartbeatConfig};
 use crate::ws::CloseCode;
 
 /// What all sessions of a server share.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerConfig {
     /// Buffers and windows.
     pub flow: FlowConfig,
@@ -53,7 +53,7 @@ impl Default for ServerConfig {
 }
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerSession {
     config: Arc<ServerConfig>,
     id: SessionId,
@@ -77,7 +77,7 @@ pub struct ServerSession {
 }
 
 /// The connection that a session is bound to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Attached {
     connection: ConnectionId,
     lane: Lane,
@@ -646,6 +646,12 @@ impl ServerSession {
     #[must_use]
     pub fn acknowledged(&self) -> u64 {
         self.flow.outbox.acknowledged()
+    }
+
+    /// The highest number of the client's that counts as received.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.flow.inbox.received()
     }
 
     /// The smoothed round-trip time of the current connection's heartbeats.
