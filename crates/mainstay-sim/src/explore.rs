@@ -248,42 +248,85 @@ impl Search {
     }
 }
 
-/// What `cargo test` plays.
+impl Scenario {
+    fn new(name: &'static str, client_messages: u64, server_messages: u64, faults: Budget) -> Self {
+        Self { name, client_messages, server_messages, faults, ..Self::CALM }
+    }
+
+    /// Everything is written at once: fewer orders, so more messages and faults fit.
+    fn at_once(self) -> Self {
+        Self { lazy: false, ..self }
+    }
+
+    fn slow(self) -> Self {
+        Self { slow: true, ..self }
+    }
+
+    fn manual(self) -> Self {
+        Self { manual: true, ..self }
+    }
+}
+
+/// What `cargo test` plays. The two numbers are the messages of client and server.
 #[must_use]
 pub fn small() -> Vec<Scenario> {
-    let base = Scenario::CALM;
-    let with = |name, client_messages, server_messages, faults| Scenario {
-        name,
-        client_messages,
-        server_messages,
-        faults,
-        ..base
-    };
+    let new = Scenario::new;
     vec![
-        with("cut, 1+1", 1, 1, Budget { cuts: 1, ..NONE }),
-        Scenario { window: 1, ..with("cut, window 1, 2+1", 2, 1, Budget { cuts: 1, ..NONE }) },
-        with("two cuts, 1+0", 1, 0, Budget { cuts: 2, ..NONE }),
-        with("cut, ping, 1+1", 1, 1, Budget { cuts: 1, pings: 1, ..NONE }),
-        with("abandon, cut, 1+0", 1, 0, Budget { cuts: 1, abandons: 1, ..NONE }),
-        with("replace, 1+1", 1, 1, Budget { replacements: 1, ..NONE }),
-        with("replace, abandon, 1+0", 1, 0, Budget { replacements: 1, abandons: 1, ..NONE }),
-        with("replace, two pings, 1+1", 1, 1, Budget { replacements: 1, pings: 2, ..NONE }),
-        with("restart, cut, 1+0", 1, 0, Budget { restarts: 1, cuts: 1, ..NONE }),
-        with("restart, abandon, 1+0", 1, 0, Budget { restarts: 1, abandons: 1, ..NONE }),
-        with("expiry, cut, 1+1", 1, 1, Budget { expiries: 1, cuts: 1, ..NONE }),
-        with("end, cut, 1+0", 1, 0, Budget { ends: 1, cuts: 1, ..NONE }),
-        with("two ends, 1+1", 1, 1, Budget { ends: 2, ..NONE }),
-        with("end, replace, 1+0", 1, 0, Budget { ends: 1, replacements: 1, ..NONE }),
-        Scenario { manual: true, ..with("manual, expiry, cut, 1+0", 1, 0, Budget { expiries: 1, cuts: 1, ..NONE }) },
-        Scenario { manual: true, ..with("manual, replace, ping, 1+0", 1, 0, Budget { replacements: 1, pings: 1, ..NONE }) },
-        Scenario { slow: true, ..with("slow, end, 1+1", 1, 1, Budget { ends: 1, ..NONE }) },
-        with("tab, 2+0", 2, 0, Budget { tabs: 1, ..NONE }),
-        Scenario { lazy: false, ..with("at once: two cuts, 2+2", 2, 2, Budget { cuts: 2, ..NONE }) },
+        new("cut, 1+1", 1, 1, Budget { cuts: 1, ..NONE }),
+        Scenario { window: 1, ..new("cut, window of 1, 2+1", 2, 1, Budget { cuts: 1, ..NONE }) },
+        new("two cuts, 1+0", 1, 0, Budget { cuts: 2, ..NONE }),
+        new("cut, ping, 1+1", 1, 1, Budget { cuts: 1, pings: 1, ..NONE }),
+        new("abandon, cut, 1+0", 1, 0, Budget { cuts: 1, abandons: 1, ..NONE }),
+        new("replace, 1+1", 1, 1, Budget { replacements: 1, ..NONE }),
+        new("replace, abandon, cut, 0+1", 0, 1, Budget { cuts: 1, replacements: 1, abandons: 1, ..NONE }),
+        new("replace, ping, 2+1", 2, 1, Budget { replacements: 1, pings: 1, ..NONE }),
+        new("replace, two pings, 1+1", 1, 1, Budget { replacements: 1, pings: 2, ..NONE }).at_once(),
+        new("two replace, abandon, 1+1", 1, 1, Budget { replacements: 2, abandons: 1, ..NONE }),
+        new("restart, cut, 1+0", 1, 0, Budget { restarts: 1, cuts: 1, ..NONE }),
+        new("restart, abandon, 1+0", 1, 0, Budget { restarts: 1, abandons: 1, ..NONE }),
+        new("expiry, cut, 1+1", 1, 1, Budget { expiries: 1, cuts: 1, ..NONE }),
+        new("expiry, replace, cut, 1+0", 1, 0, Budget { expiries: 1, replacements: 1, cuts: 1, ..NONE }).at_once(),
+        new("end, cut, 1+0", 1, 0, Budget { ends: 1, cuts: 1, ..NONE }),
+        new("two ends, 1+1", 1, 1, Budget { ends: 2, ..NONE }),
+        new("end, replace, 1+1", 1, 1, Budget { ends: 1, replacements: 1, ..NONE }),
+        new("end, replace, cut, 1+0", 1, 0, Budget { ends: 1, replacements: 1, cuts: 1, ..NONE }).at_once(),
+        new("manual, expiry, cut, 1+0", 1, 0, Budget { expiries: 1, cuts: 1, ..NONE }).manual(),
+        new("manual, end, cut, 1+0", 1, 0, Budget { ends: 1, cuts: 1, ..NONE }).manual(),
+        new("manual, replace, ping, 1+0", 1, 0, Budget { replacements: 1, pings: 1, ..NONE }).manual(),
+        new("slow, replace, 2+0", 2, 0, Budget { replacements: 1, ..NONE }).slow(),
+        new("slow, end, 1+1", 1, 1, Budget { ends: 1, ..NONE }).slow(),
+        new("slow, end, cut, 1+0", 1, 0, Budget { ends: 1, cuts: 1, ..NONE }).slow(),
+        new("tab, 2+0", 2, 0, Budget { tabs: 1, ..NONE }),
+        new("tab, cut, 1+0", 1, 0, Budget { tabs: 1, cuts: 1, ..NONE }).at_once(),
+        new("tab, replace, 1+0", 1, 0, Budget { tabs: 1, replacements: 1, ..NONE }),
+        new("tab, expiry, 1+0", 1, 0, Budget { tabs: 1, expiries: 1, cuts: 1, ..NONE }).at_once(),
+        new("two cuts, 2+1", 2, 1, Budget { cuts: 2, ..NONE }).at_once(),
     ]
 }
 
 /// What `mainstay-sim explore --large` plays besides.
 #[must_use]
 pub fn large() -> Vec<Scenario> {
-    vec![]
+    let new = Scenario::new;
+    let mut scenarios = vec![
+        new("two cuts, 2+2", 2, 2, Budget { cuts: 2, ..NONE }).at_once(),
+        new("two cuts, 1+1", 1, 1, Budget { cuts: 2, ..NONE }),
+        new("cut, 2+2", 2, 2, Budget { cuts: 1, ..NONE }),
+        new("replace, abandon, cut, ping, 1+1", 1, 1, Budget { cuts: 1, replacements: 1, abandons: 1, pings: 1, ..NONE })
+            .at_once(),
+        new("two replace, ping, 1+1", 1, 1, Budget { replacements: 2, pings: 1, ..NONE }),
+        new("restart, abandon, cut, 1+1", 1, 1, Budget { restarts: 1, abandons: 1, cuts: 1, ..NONE }).at_once(),
+        new("two restarts, cut, 2+0", 2, 0, Budget { restarts: 2, cuts: 1, ..NONE }).at_once(),
+        new("expiry, abandon, cut, 2+1", 2, 1, Budget { expiries: 1, abandons: 1, cuts: 1, ..NONE }).at_once(),
+        new("end, replace, cut, 1+1", 1, 1, Budget { ends: 1, replacements: 1, cuts: 1, ..NONE }).at_once(),
+        new("two ends, cut, 1+1", 1, 1, Budget { ends: 2, cuts: 1, ..NONE }).at_once(),
+        new("slow, end, cut, 1+1", 1, 1, Budget { ends: 1, cuts: 1, ..NONE }).slow(),
+        new("slow, replace, cut, ping, 1+1", 1, 1, Budget { replacements: 1, cuts: 1, pings: 1, ..NONE }).slow().at_once(),
+        new("manual, expiry, end, cut, 2+0", 2, 0, Budget { expiries: 1, ends: 1, cuts: 1, ..NONE }).manual().at_once(),
+        new("tab, cut, 2+1", 2, 1, Budget { tabs: 1, cuts: 1, ..NONE }).at_once(),
+        new("tab, two cuts, 1+1", 1, 1, Budget { tabs: 1, cuts: 2, ..NONE }).at_once(),
+        new("tab, abandon, cut, 1+0", 1, 0, Budget { tabs: 1, abandons: 1, cuts: 1, ..NONE }).at_once(),
+    ];
+    scenarios.iter_mut().for_each(|scenario| scenario.most_states = 4_000_000);
+    scenarios
 }

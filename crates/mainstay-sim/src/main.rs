@@ -56,6 +56,8 @@ fn play_everything(large: bool, only: &str) -> ExitCode {
 }
 
 fn holds(scenario: &Scenario) -> bool {
+    #[allow(clippy::disallowed_methods, reason = "a report for people")]
+    let start = std::time::Instant::now();
     let outcome = explore::explore(scenario);
     let verdict = match &outcome.counterexample {
         Some(broken) => broken.what.as_str(),
@@ -64,8 +66,8 @@ fn holds(scenario: &Scenario) -> bool {
         None => "exhausted, safe",
     };
     println!(
-        "{:40} states {:>8} transitions {:>9} depth {:>3}  {verdict}",
-        scenario.name, outcome.states, outcome.transitions, outcome.depth
+        "{:40} states {:>8} transitions {:>9} depth {:>3} {:>5.1} s  {verdict}",
+        scenario.name, outcome.states, outcome.transitions, outcome.depth, start.elapsed().as_secs_f32()
     );
     let Some(broken) = outcome.counterexample else { return true };
     broken.trace.iter().enumerate().for_each(|(step, event)| println!("    {:2} {event}", step + 1));

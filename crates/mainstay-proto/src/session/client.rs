@@ -23,6 +23,7 @@ use super::message::{
 };
 use super::names::Secrets;
 use super::transmit::{ConnectionId, Transmit};
+use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
 /// Connections in a row that may end after WELCOME without progress before the session is given up.
@@ -202,9 +203,16 @@ impl ClientSession {
     /// Source: `docs/PROTOCOL.md` "Attaching".
     #[must_use]
     pub fn restored(&self, seed: [u8; 32]) -> Option<Self> {
-        let mut copy = Self { token: Some(self.token.clone()?), ..Self::new(self.config.clone(), seed) };
+        let mut copy = Self { token: self.token.clone(), ..Self::new(self.config.clone(), seed) };
+        if turned_back(Rule::KeyIsNotCopied) {
+            (copy.key, copy.key_sent) = (self.key, self.key_sent);
+        } else if self.token.is_none() {
+            return None;
+        }
         copy.flow = self.flow.clone();
         copy.flow.forget_owed();
+        // The other instance may have written since what it had only numbered.
+        copy.flow.outbox.note_written(copy.flow.outbox.last());
         copy.restored = true;
         Some(copy)
     }
@@ -212,9 +220,11 @@ impl ClientSession {
     // ---- connections ----------------------------------------------------------------------------
 
     /// `connection` is open and speaks `mainstay.v1`: ask for the session on it. An attempt that was
-    /// pending before is ignored from here on; close its connection.
+    /// pending before is ignored from here on; close its connection. Ignored itself once END has passed:
+    /// close every connection that is neither [`current`](Self::current) nor [`pending`](Self::pending).
     pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId) {
-        if matches!(self.life, Life::Over) {
+        // A session that sent or got END is not attached again.
+        if !matches!(self.life, Life::Open | Life::Closing { .. }) {
             return;
         }
         self.attempt += 1;
@@ -251,6 +261,7 @@ impl ClientSession {
     pub fn handle_lost(&mut self, connection: ConnectionId) {
         if self.pending.as_ref().is_some_and(|p| p.connection == connection) {
             self.pending = None;
+            self.queue_end_if_flushed();
         }
         if self.current.as_ref().is_some_and(|c| c.connection == connection) {
             self.drop_current();
@@ -261,7 +272,8 @@ impl ClientSession {
     /// what the server received).
     pub fn handle_superseded(&mut self, connection: ConnectionId, reason: &str) {
         let mut words = reason.split_ascii_whitespace();
-        let by_us = words.next() == Some(self.instance.to_string().as_str());
+        let by_us = !turned_back(Rule::SupersededNamesTheWinner)
+            && words.next() == Some(self.instance.to_string().as_str());
         let is_current = self.current.as_ref().is_some_and(|c| c.connection == connection);
         if by_us || !is_current || words.next().is_none() {
             return self.handle_lost(connection);
@@ -410,7 +422,8 @@ impl ClientSession {
         let lane = match (&pending.opening, welcome.resumed) {
             (Some(lane), false) => {
                 self.flow.outbox.acknowledge(welcome.received)?;
-                Lane { wrote: lane.wrote, read: welcome.first - 1 }
+                let again = turned_back(Rule::NewSessionIsNotReplayed);
+                Lane { wrote: if again { welcome.received } else { lane.wrote }, read: welcome.first - 1 }
             }
             (None, true) => {
                 if !self.is_continued_by(&welcome) {
@@ -462,6 +475,7 @@ impl ClientSession {
         let asked_to_resume = self.pending.take().is_some_and(|pending| pending.opening.is_none());
         if retryable {
             self.events.push_back(ClientEvent::Refused { code, retryable, delay });
+            self.queue_end_if_flushed();
             return;
         }
         if code == u64::from(CloseCode::KEY_REFUSED) {
@@ -484,7 +498,8 @@ impl ClientSession {
     /// # Errors
     /// Gives the message back when the buffer is full or the session is ending.
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
-        if self.life == Life::Open && !self.restored { self.flow.outbox.push(message) } else { Err(message) }
+        let numbers = !self.restored || turned_back(Rule::CopyNumbersNothing);
+        if self.life == Life::Open && numbers { self.flow.outbox.push(message) } else { Err(message) }
     }
 
     /// Whether `send` would accept a message of this many bytes.
@@ -559,7 +574,10 @@ impl ClientSession {
     }
 
     fn queue_end_if_flushed(&mut self) {
-        if !matches!(self.life, Life::Closing { .. }) || self.current.is_none() || !self.flow.is_flushed() {
+        // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
+        let writable = self.current.is_some()
+            && (self.pending.is_none() || turned_back(Rule::EndWaitsForTheAttempt));
+        if !matches!(self.life, Life::Closing { .. }) || !writable || !self.flow.is_flushed() {
             return;
         }
         if let Life::Closing { code, reason } = std::mem::replace(&mut self.life, Life::Open) {
@@ -666,9 +684,11 @@ impl ClientSession {
             if let Some(hello) = pending.hello.take() {
                 return Some((connection, Transmit::control(&Control::Hello(hello))));
             }
-            // Nothing is written to the current connection from here on.
-            let transmit = self.flow.write_message(pending.opening.as_mut()?)?;
-            return Some((connection, transmit));
+            if pending.opening.is_some() || !turned_back(Rule::OldConnectionIsOnlyRead) {
+                // Nothing is written to the current connection from here on.
+                let transmit = self.flow.write_message(pending.opening.as_mut()?)?;
+                return Some((connection, transmit));
+            }
         }
         let current = self.current.as_mut()?;
         let connection = current.connection;

@@ -16,6 +16,7 @@ use super::message::{Account, Cause, Control, Delay, Hello};
 use super::names::{Name, Secrets};
 use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
+use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
 /// Where live sessions are kept, and how one is borrowed.
@@ -215,7 +216,8 @@ impl<H: Clone> Registry<H> {
         let key = Name::of(principal, &hello.key.0);
         let lost = hello.resume.is_some();
         self.bury_if_over(now, key, sessions);
-        let (handle, created) = match self.names.get(&key).cloned() {
+        let found = self.names.get(&key).filter(|_| !turned_back(Rule::OneKeyOneSession));
+        let (handle, created) = match found.cloned() {
             Some(Entry::Tombstone(number)) => {
                 let account = self.tombstone(number).map(|t| account_of(t.remains, 0));
                 return refuse(Refusal::KeyUsed, account);
@@ -268,6 +270,9 @@ impl<H: Clone> Registry<H> {
         for name in &names {
             self.names.insert(*name, Entry::Tombstone(number));
         }
+        if turned_back(Rule::TombstoneHasAllNames) {
+            names.iter().rev().skip(1).for_each(|name| drop(self.names.remove(name)));
+        }
         self.tombstones.push_back(Tombstone { names, remains: session.remains(), buried: now });
         while self.tombstones.len() > self.config.tombstones {
             self.forget_first();
@@ -304,6 +309,10 @@ impl<H: Clone> Registry<H> {
     /// Its age is counted by the client and says nothing of the time on the way, so the limit has a
     /// margin: a HELLO that is not the first (age 0) and is nearly as old as our memory is too old.
     fn may_have_lived(&self, now: Instant, key_age: Duration) -> bool {
+        let known = turned_back(Rule::OldKeyIsRefused);
+        if known || turned_back(Rule::YoungKeyIsNotRefused) {
+            return !known && !key_age.is_zero();
+        }
         !key_age.is_zero()
             && now.checked_sub(key_age).is_none_or(|made| made < self.remembers_since + HELLO_TRANSIT)
     }

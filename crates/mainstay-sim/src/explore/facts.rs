@@ -41,6 +41,8 @@ struct SessionFacts {
     last: Option<u64>,
     /// The highest number of the server's that some copy of the client handed over.
     heard: u64,
+    /// Its application ended it.
+    closed: bool,
     /// The client's END said that it handed over no more than this.
     closed_at: Option<u64>,
 }
@@ -121,6 +123,12 @@ impl Facts {
         self.check_closed(session)
     }
 
+    /// The server's application ends a session.
+    pub(super) fn server_closes(&mut self, session: usize) {
+        self.sessions[session].closed = true;
+        self.excused = true;
+    }
+
     /// A client's END reached the session, with its final count.
     pub(super) fn client_ended(&mut self, session: usize, received: u64) -> Result<(), String> {
         self.sessions[session].closed_at = Some(received);
@@ -173,13 +181,16 @@ impl Facts {
         }
     }
 
-    /// What a session counts as acknowledged was handed over.
-    pub(super) fn check_session(&self, session: usize, acknowledged: u64) -> Result<(), String> {
-        let heard = self.sessions[session].heard;
-        if acknowledged <= heard {
-            return Ok(());
+    /// What a session counts as acknowledged was handed over, and no session outlives its end.
+    pub(super) fn check_session(&self, session: usize, acknowledged: u64, open: bool) -> Result<(), String> {
+        let facts = &self.sessions[session];
+        if acknowledged > facts.heard {
+            return Err(format!("session {session}: {acknowledged} acknowledged, {} handed over", facts.heard));
         }
-        Err(format!("session {session}: {acknowledged} acknowledged, {heard} handed over"))
+        if facts.closed && open {
+            return Err(format!("session {session} was ended and goes on"));
+        }
+        Ok(())
     }
 }
 

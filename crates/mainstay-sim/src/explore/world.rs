@@ -410,7 +410,7 @@ impl World {
             }
             Event::ServerEnds(session) => {
                 self.left.ends -= 1;
-                self.facts().excuse();
+                self.facts().server_closes(session);
                 self.session(session).close(CloseCode::NORMAL, "");
                 self.settle_session(session)?;
             }
@@ -637,8 +637,10 @@ impl World {
         if !self.setting.scenario.lazy {
             while self.server_writes(index, now)? {}
         }
-        let acknowledged = self.sessions.0[index].as_ref().map_or(0, |session| session.acknowledged());
-        self.facts.check_session(index, acknowledged)
+        match &self.sessions.0[index] {
+            Some(session) => self.facts.check_session(index, session.acknowledged(), session.is_open()),
+            None => Ok(()),
+        }
     }
 
     fn client_takes(&mut self, index: usize) -> Step {
