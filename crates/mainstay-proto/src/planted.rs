@@ -29,6 +29,8 @@ pub enum Rule {
     RepetitionIsJudgedByTaken,
     AcknowledgedIsKeptUntilWritten,
     EndWaitsForTheAttempt,
+    SupersededIsFinalBeforeWelcome,
+    AccountIsForOneInstance,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -171,7 +171,12 @@ impl Search {
     }
 
     /// Plays every event of a state.
-    fn expand(&mut self, from: u32, world: &World, next: &mut Vec<(u32, World)>) -> Result<(), Counterexample> {
+    fn expand(
+        &mut self,
+        from: u32,
+        world: &World,
+        next: &mut Vec<(u32, World)>,
+    ) -> Result<(), Counterexample> {
         for (index, (event, is_progress)) in world.events().into_iter().enumerate() {
             let after = world.after(event).map_err(|what| {
                 let mut trace = self.trace(from);
@@ -211,7 +216,8 @@ impl Search {
     fn locked_out(&mut self) -> Option<u32> {
         self.progress.sort_unstable();
         let mut reached = self.good.clone();
-        let mut open: Vec<u32> = (0..).zip(&self.good).filter(|(_, good)| **good).map(|(state, _)| state).collect();
+        let mut open: Vec<u32> =
+            (0..).zip(&self.good).filter(|(_, good)| **good).map(|(state, _)| state).collect();
         while let Some(state) = open.pop() {
             let first = self.progress.partition_point(|(to, _)| *to < state);
             for (_, from) in self.progress[first..].iter().take_while(|(to, _)| *to == state) {
@@ -285,7 +291,8 @@ pub fn small() -> Vec<Scenario> {
         new("restart, cut, 1+0", 1, 0, Budget { restarts: 1, cuts: 1, ..NONE }),
         new("restart, abandon, 1+0", 1, 0, Budget { restarts: 1, abandons: 1, ..NONE }),
         new("expiry, cut, 1+1", 1, 1, Budget { expiries: 1, cuts: 1, ..NONE }),
-        new("expiry, replace, cut, 1+0", 1, 0, Budget { expiries: 1, replacements: 1, cuts: 1, ..NONE }).at_once(),
+        new("expiry, replace, cut, 1+0", 1, 0, Budget { expiries: 1, replacements: 1, cuts: 1, ..NONE })
+            .at_once(),
         new("end, cut, 1+0", 1, 0, Budget { ends: 1, cuts: 1, ..NONE }),
         new("two ends, 1+1", 1, 1, Budget { ends: 2, ..NONE }),
         new("end, replace, 1+1", 1, 1, Budget { ends: 1, replacements: 1, ..NONE }),
@@ -312,17 +319,28 @@ pub fn large() -> Vec<Scenario> {
         new("two cuts, 2+2", 2, 2, Budget { cuts: 2, ..NONE }).at_once(),
         new("two cuts, 1+1", 1, 1, Budget { cuts: 2, ..NONE }),
         new("cut, 2+2", 2, 2, Budget { cuts: 1, ..NONE }),
-        new("replace, abandon, cut, ping, 1+1", 1, 1, Budget { cuts: 1, replacements: 1, abandons: 1, pings: 1, ..NONE })
-            .at_once(),
+        new(
+            "replace, abandon, cut, ping, 1+1",
+            1,
+            1,
+            Budget { cuts: 1, replacements: 1, abandons: 1, pings: 1, ..NONE },
+        )
+        .at_once(),
         new("two replace, ping, 1+1", 1, 1, Budget { replacements: 2, pings: 1, ..NONE }),
-        new("restart, abandon, cut, 1+1", 1, 1, Budget { restarts: 1, abandons: 1, cuts: 1, ..NONE }).at_once(),
+        new("restart, abandon, cut, 1+1", 1, 1, Budget { restarts: 1, abandons: 1, cuts: 1, ..NONE })
+            .at_once(),
         new("two restarts, cut, 2+0", 2, 0, Budget { restarts: 2, cuts: 1, ..NONE }).at_once(),
-        new("expiry, abandon, cut, 2+1", 2, 1, Budget { expiries: 1, abandons: 1, cuts: 1, ..NONE }).at_once(),
+        new("expiry, abandon, cut, 2+1", 2, 1, Budget { expiries: 1, abandons: 1, cuts: 1, ..NONE })
+            .at_once(),
         new("end, replace, cut, 1+1", 1, 1, Budget { ends: 1, replacements: 1, cuts: 1, ..NONE }).at_once(),
         new("two ends, cut, 1+1", 1, 1, Budget { ends: 2, cuts: 1, ..NONE }).at_once(),
         new("slow, end, cut, 1+1", 1, 1, Budget { ends: 1, cuts: 1, ..NONE }).slow(),
-        new("slow, replace, cut, ping, 1+1", 1, 1, Budget { replacements: 1, cuts: 1, pings: 1, ..NONE }).slow().at_once(),
-        new("manual, expiry, end, cut, 2+0", 2, 0, Budget { expiries: 1, ends: 1, cuts: 1, ..NONE }).manual().at_once(),
+        new("slow, replace, cut, ping, 1+1", 1, 1, Budget { replacements: 1, cuts: 1, pings: 1, ..NONE })
+            .slow()
+            .at_once(),
+        new("manual, expiry, end, cut, 2+0", 2, 0, Budget { expiries: 1, ends: 1, cuts: 1, ..NONE })
+            .manual()
+            .at_once(),
         new("tab, cut, 2+1", 2, 1, Budget { tabs: 1, cuts: 1, ..NONE }).at_once(),
         new("tab, two cuts, 1+1", 1, 1, Budget { tabs: 1, cuts: 2, ..NONE }).at_once(),
         new("tab, abandon, cut, 1+0", 1, 0, Budget { tabs: 1, abandons: 1, cuts: 1, ..NONE }).at_once(),

@@ -67,7 +67,11 @@ fn holds(scenario: &Scenario) -> bool {
     };
     println!(
         "{:40} states {:>8} transitions {:>9} depth {:>3} {:>5.1} s  {verdict}",
-        scenario.name, outcome.states, outcome.transitions, outcome.depth, start.elapsed().as_secs_f32()
+        scenario.name,
+        outcome.states,
+        outcome.transitions,
+        outcome.depth,
+        start.elapsed().as_secs_f32()
     );
     let Some(broken) = outcome.counterexample else { return true };
     broken.trace.iter().enumerate().for_each(|(step, event)| println!("    {:2} {event}", step + 1));
@@ -91,7 +95,9 @@ fn play_seeds(arguments: &Arguments) -> ExitCode {
         }
         if let Some(failure) = outcome.failure {
             failed += 1;
-            println!("seed {seed}: {failure}\n  replay: cargo run --release -p mainstay-sim -- --seeds 1 --from {seed} --trace");
+            println!(
+                "seed {seed}: {failure}\n  replay: cargo run --release -p mainstay-sim -- --seeds 1 --from {seed} --trace"
+            );
         }
     }
     println!("{} seeds, {messages} messages, {resumed} resumes, {gaps} gaps told", arguments.seeds);

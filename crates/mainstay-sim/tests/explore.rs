@@ -23,7 +23,12 @@ fn without(rule: Rule, scenario: &Scenario) -> Outcome {
 #[test]
 fn every_rule_that_is_turned_back_is_noticed() {
     let base = Scenario { most_states: 300_000, ..Scenario::CALM };
-    let with = |client_messages, server_messages, faults| Scenario { client_messages, server_messages, faults, ..base };
+    let with = |client_messages, server_messages, faults| Scenario {
+        client_messages,
+        server_messages,
+        faults,
+        ..base
+    };
     let slow = |scenario| Scenario { slow: true, ..scenario };
     let manual = |faults| Scenario { manual: true, ..with(1, 0, faults) };
     let cut = Budget { cuts: 1, ..NONE };
@@ -40,7 +45,11 @@ fn every_rule_that_is_turned_back_is_noticed() {
         (Rule::OldConnectionIsOnlyRead, with(1, 0, replace), ""),
         (Rule::SupersededNamesTheWinner, with(0, 0, replace), "without an excuse"),
         (Rule::StaleAttemptIsRefused, with(0, 1, Budget { abandons: 2, ..replace }), ""),
-        (Rule::ContradictionChangesNothing, with(0, 1, Budget { abandons: 1, ..replace }), "without an excuse"),
+        (
+            Rule::ContradictionChangesNothing,
+            with(0, 1, Budget { abandons: 1, ..replace }),
+            "without an excuse",
+        ),
         (Rule::SentInHelloIsCompared, with(2, 0, tab), ""),
         (Rule::SentInPingIsThePosition, with(1, 0, Budget { pings: 1, ..NONE }), "integrity check"),
         (Rule::PingIsComparedWithThePosition, with(0, 2, Budget { pings: 1, ..replace }), "integrity check"),
@@ -54,6 +63,8 @@ fn every_rule_that_is_turned_back_is_noticed() {
         (Rule::RepetitionIsJudgedByTaken, manual(cut), "duplicate"),
         (Rule::AcknowledgedIsKeptUntilWritten, slow(with(2, 0, replace)), "lock-out"),
         (Rule::EndWaitsForTheAttempt, with(0, 0, Budget { ends: 1, ..replace }), "lock-out"),
+        (Rule::SupersededIsFinalBeforeWelcome, with(0, 0, Budget { tabs: 1, ..replace }), "for ever"),
+        (Rule::AccountIsForOneInstance, with(1, 0, Budget { tabs: 1, expiries: 1, ..cut }), "untrue"),
     ];
     let mut unnoticed = Vec::new();
     for (rule, scenario, expected) in table {

@@ -274,8 +274,11 @@ impl ClientSession {
         let mut words = reason.split_ascii_whitespace();
         let by_us = !turned_back(Rule::SupersededNamesTheWinner)
             && words.next() == Some(self.instance.to_string().as_str());
-        let is_current = self.current.as_ref().is_some_and(|c| c.connection == connection);
-        if by_us || !is_current || words.next().is_none() {
+        // A pending one counts too: its HELLO was taken, though WELCOME never got here. Coming back would
+        // take the session from the winner, who would come back as well, for ever.
+        let pending = self.pending().filter(|_| !turned_back(Rule::SupersededIsFinalBeforeWelcome));
+        let ours = [self.current(), pending].contains(&Some(connection));
+        if by_us || !ours || words.next().is_none() {
             return self.handle_lost(connection);
         }
         let received = reason.rsplit(' ').next().and_then(|count| count.parse().ok());
@@ -575,8 +578,8 @@ impl ClientSession {
 
     fn queue_end_if_flushed(&mut self) {
         // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
-        let writable = self.current.is_some()
-            && (self.pending.is_none() || turned_back(Rule::EndWaitsForTheAttempt));
+        let waits = self.pending.is_some() && !turned_back(Rule::EndWaitsForTheAttempt);
+        let writable = self.current.is_some() && !waits;
         if !matches!(self.life, Life::Closing { .. }) || !writable || !self.flow.is_flushed() {
             return;
         }

@@ -55,7 +55,8 @@ impl Flow {
 
     /// Reads a numbered message. What was taken before moves the position and is dropped.
     pub(super) fn read_message(&mut self, lane: &mut Lane, message: Message) -> Result<(), SessionError> {
-        let known = if turned_back(Rule::RepetitionIsJudgedByTaken) { self.inbox.received() } else { self.inbox.taken() };
+        let by_received = turned_back(Rule::RepetitionIsJudgedByTaken);
+        let known = if by_received { self.inbox.received() } else { self.inbox.taken() };
         if lane.read + 1 > known {
             self.inbox.take(message)?;
         }

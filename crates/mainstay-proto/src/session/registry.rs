@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::message::{Account, Cause, Control, Delay, Hello};
+use super::message::{Account, Cause, Control, Delay, Hello, Instance};
 use super::names::{Name, Secrets};
 use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
@@ -72,6 +72,9 @@ struct Tombstone {
     names: Vec<Name>,
     remains: Remains,
     buried: Instant,
+    /// Who got the account: it may send again what was not delivered. A copy of it, which holds the
+    /// same messages, gets none.
+    told: Option<Instance>,
 }
 
 /// What a HELLO came to.
@@ -178,7 +181,10 @@ impl<H: Clone> Registry<H> {
             None => Resumed::Lost(None),
             Some(Entry::Tombstone(number)) => match self.tombstone(number).map(|t| t.remains) {
                 Some(remains) if remains.ended.is_some() => Resumed::Answer(refuse_ended(remains, received)),
-                Some(remains) => Resumed::Lost(Some(account_of(remains, received))),
+                Some(remains) => {
+                    let first = self.tells(number, hello.instance);
+                    Resumed::Lost(first.then(|| account_of(remains, received)))
+                }
                 None => Resumed::Lost(None),
             },
             Some(Entry::Live(handle)) => {
@@ -273,7 +279,7 @@ impl<H: Clone> Registry<H> {
         if turned_back(Rule::TombstoneHasAllNames) {
             names.iter().rev().skip(1).for_each(|name| drop(self.names.remove(name)));
         }
-        self.tombstones.push_back(Tombstone { names, remains: session.remains(), buried: now });
+        self.tombstones.push_back(Tombstone { names, remains: session.remains(), buried: now, told: None });
         while self.tombstones.len() > self.config.tombstones {
             self.forget_first();
         }
@@ -320,6 +326,13 @@ impl<H: Clone> Registry<H> {
     fn tombstone(&self, number: u64) -> Option<&Tombstone> {
         let index = usize::try_from(number.checked_sub(self.first_tombstone)?).ok()?;
         self.tombstones.get(index)
+    }
+
+    /// Whether `instance` may have the account: it is the first to ask, or the same again.
+    fn tells(&mut self, number: u64, instance: Instance) -> bool {
+        let index = usize::try_from(number - self.first_tombstone).ok();
+        let Some(tombstone) = index.and_then(|index| self.tombstones.get_mut(index)) else { return false };
+        *tombstone.told.get_or_insert(instance) == instance || turned_back(Rule::AccountIsForOneInstance)
     }
 
     fn forget_old(&mut self, now: Instant) {

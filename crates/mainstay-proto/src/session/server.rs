@@ -348,7 +348,8 @@ impl ServerSession {
             Frame::Reserved => return Ok(()),
             Frame::Message(message) => {
                 // After END nothing is handed over any more, but the position moves.
-                let ended = matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over(_));
+                let ended =
+                    matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over(_));
                 if ended && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
                     lane.read += 1;
                     return Ok(());
@@ -688,9 +689,10 @@ impl ServerSession {
             Life::EndSent { code } => (Cause::Ended, Some(code)),
             _ => (Cause::Unknown, None),
         };
+        let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
         Remains {
-            received: self.flow.inbox.received(),
-            handed: if turned_back(Rule::AccountTellsHanded) { self.flow.inbox.received() } else { self.flow.inbox.handed() },
+            received,
+            handed: if turned_back(Rule::AccountTellsHanded) { received } else { handed },
             sent: self.flow.outbox.last(),
             cause,
             ended,

@@ -86,7 +86,11 @@ impl Facts {
     pub(super) fn accepted(&mut self, client: usize, mark: Mark, number: u64) -> Result<(), String> {
         let numbers = &mut self.clients[client].numbers;
         numbers.push(mark);
-        if numbers.len() as u64 == number { Ok(()) } else { Err(format!("message accepted as number {number}")) }
+        if numbers.len() as u64 == number {
+            Ok(())
+        } else {
+            Err(format!("message accepted as number {number}"))
+        }
     }
 
     /// The server's application got a client's message.
@@ -185,7 +189,10 @@ impl Facts {
     pub(super) fn check_session(&self, session: usize, acknowledged: u64, open: bool) -> Result<(), String> {
         let facts = &self.sessions[session];
         if acknowledged > facts.heard {
-            return Err(format!("session {session}: {acknowledged} acknowledged, {} handed over", facts.heard));
+            return Err(format!(
+                "session {session}: {acknowledged} acknowledged, {} handed over",
+                facts.heard
+            ));
         }
         if facts.closed && open {
             return Err(format!("session {session} was ended and goes on"));

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use mainstay_proto::heartbeat::{Action, HeartbeatConfig};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
-    Answer, ClientConfig, ClientEvent, ClientSession, ConnectionId, Control, Delivery, FlowConfig, Frame, Registry,
-    RegistryConfig, ServerConfig, ServerSession, SessionError, Sessions, Transmit, Window,
+    Answer, ClientConfig, ClientEvent, ClientSession, ConnectionId, Control, Delivery, FlowConfig, Frame,
+    Registry, RegistryConfig, ServerConfig, ServerSession, SessionError, Sessions, Transmit, Window,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -50,7 +50,11 @@ pub(super) enum Event {
     ReachesServer(usize),
     ReachesClient(usize),
     /// What is written from now on vanishes.
-    Cut { link: usize, up: bool, down: bool },
+    Cut {
+        link: usize,
+        up: bool,
+        down: bool,
+    },
     /// What was in flight on a cut connection vanishes too.
     DropUp(usize),
     DropDown(usize),
@@ -180,13 +184,18 @@ impl World {
             heartbeat: HeartbeatConfig::every(HOUR).unwrap_or_default(),
             ..ServerConfig::default()
         });
-        let client = ClientConfig { flow: FlowConfig { manual_confirm: false, ..flow }, ..ClientConfig::default() };
+        let client =
+            ClientConfig { flow: FlowConfig { manual_confirm: false, ..flow }, ..ClientConfig::default() };
         let registry = Registry::new(now - HOUR, RegistryConfig::default(), Arc::clone(&config), [1; 32]);
         let mut facts = Facts::default();
         facts.add_client();
         Self {
             setting: Rc::new(Setting { scenario: *scenario, now, config }),
-            clients: vec![Rc::new(Client { machine: ClientSession::new(client, [100; 32]), count: 0, ending: false })],
+            clients: vec![Rc::new(Client {
+                machine: ClientSession::new(client, [100; 32]),
+                count: 0,
+                ending: false,
+            })],
             registry: Rc::new(registry),
             sessions: Arena::default(),
             links: Vec::new(),
@@ -539,7 +548,8 @@ impl World {
     }
 
     fn reaches_client(&mut self, index: usize) -> Result<(), String> {
-        let (now, client, connection) = (self.setting.now, self.links[index].client, ConnectionId(index as u64));
+        let (now, client, connection) =
+            (self.setting.now, self.links[index].client, ConnectionId(index as u64));
         let Some(packet) = self.link(index).down.packets.pop_front() else { return Ok(()) };
         match packet {
             Packet::Message(kind, payload) => {
@@ -665,7 +675,9 @@ impl World {
     }
 
     fn client_writes(&mut self, index: usize, at: Instant) -> Step {
-        let Some((connection, transmit)) = self.client(index).machine.poll_transmit(at) else { return Ok(false) };
+        let Some((connection, transmit)) = self.client(index).machine.poll_transmit(at) else {
+            return Ok(false);
+        };
         let link = connection.0 as usize;
         match transmit {
             Transmit::Close { .. } | Transmit::Abort => {
@@ -684,7 +696,8 @@ impl World {
 
     fn server_writes(&mut self, index: usize, at: Instant) -> Step {
         let now = self.setting.now;
-        let Some(connection) = self.sessions.0[index].as_ref().and_then(|session| session.connection()) else {
+        let Some(connection) = self.sessions.0[index].as_ref().and_then(|session| session.connection())
+        else {
             return Ok(false);
         };
         let Some(transmit) = self.session(index).poll_transmit(at, connection) else { return Ok(false) };
@@ -714,7 +727,8 @@ impl World {
             if machine.is_over() {
                 return true;
             }
-            let (Some(connection), None, false) = (machine.current(), machine.pending(), client.ending) else {
+            let (Some(connection), None, false) = (machine.current(), machine.pending(), client.ending)
+            else {
                 return false;
             };
             let link = &self.links[connection.0 as usize];
@@ -738,7 +752,9 @@ impl World {
         };
         match packet {
             Some(Packet::Message(kind, payload)) => match Frame::decode(*kind, payload.clone()) {
-                Ok(Frame::Message(message)) => format!("{event:?} {:?}", message.as_text().unwrap_or_default()),
+                Ok(Frame::Message(message)) => {
+                    format!("{event:?} {:?}", message.as_text().unwrap_or_default())
+                }
                 Ok(Frame::Control(control)) => format!("{event:?} {control:?}"),
                 other => format!("{event:?} {other:?}"),
             },
