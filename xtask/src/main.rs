@@ -1,2 +1,175 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks. `cargo xtask test` is the whole proof of a change, on a fresh machine too; `cargo xtask
+//! nightly` is its long form.
+//!
+//! [`STEPS`] is what they run, in this order, until the first failure: one line a step. What a step needs and the
+//! machine lacks is installed by the ordinary package managers, after saying so (`install`).
+
+mod autobahn;
+mod docs;
+mod install;
+mod markdown;
+mod run;
+mod tidy;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args, Parser};
+use run::{cargo, shell};
+
+const STEPS: &[Step] = &[
+    Step::new("fmt", "formatting", |_| cargo("fmt --all --check")),
+    Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings")),
+    Step::new("test", "unit, documentation and integration tests", |_| cargo("test --workspace")),
+    Step::new("tidy", "rules over all files", |_| tidy::check()),
+    Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
+    Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
+    Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| missing("its driver")),
+    Step::new("sim", "sessions under every fault, by seed", simulate),
+    Step::new("compare", "the outages once more, through @fastify/http-proxy", |_| compare()).only_nightly(),
+];
+
+struct Step {
+    name: &'static str,
+    about: &'static str,
+    run: fn(Depth) -> Result<Outcome>,
+    only_nightly: bool,
+}
+
+/// How much a step does: `Test` minutes in all, `Nightly` whatever it takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    Test,
+    Nightly,
+}
+
+enum Outcome {
+    Passed,
+    /// Could not run here, and why; not a failure, but said loudly.
+    Skipped(String),
+}
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of Mainstay")]
+enum Task {
+    /// Prove a change: every step, stopping at the first failure
+    Test(Selection),
+    /// The same steps at full length
+    Nightly(Selection),
+    /// Judge our WebSocket server and client by the Autobahn test suite alone
+    Autobahn(autobahn::Options),
+}
+
+#[derive(Args)]
+struct Selection {
+    /// Print the steps, run nothing
+    #[arg(long)]
+    list: bool,
+    /// Run only these steps, in the usual order
+    #[arg(value_name = "STEP", value_parser = STEPS.iter().map(|step| step.name).collect::<Vec<_>>())]
+    steps: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let done = run::enter_workspace().and_then(|()| match Task::parse() {
+        Task::Test(selection) => run_steps(&selection, Depth::Test),
+        Task::Nightly(selection) => run_steps(&selection, Depth::Nightly),
+        Task::Autobahn(options) => autobahn::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the selected steps; false if one failed.
+fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
+    let mut summary = Summary::default();
+    for step in STEPS.iter().filter(|step| selection.holds(step, depth)) {
+        if selection.list {
+            println!("{:9} {}", step.name, step.about);
+            continue;
+        }
+        println!("\n=== {}: {}", step.name, step.about);
+        let started = Instant::now();
+        let outcome = (step.run)(depth);
+        summary.add(step, &outcome, started.elapsed().as_secs_f64());
+        if outcome.is_err() {
+            break;
+        }
+    }
+    if !selection.list {
+        summary.print();
+    }
+    Ok(summary.failed == 0)
+}
+
+impl Selection {
+    fn holds(&self, step: &Step, depth: Depth) -> bool {
+        if self.steps.is_empty() {
+            return depth == Depth::Nightly || !step.only_nightly;
+        }
+        self.steps.iter().any(|name| name == step.name)
+    }
+}
+
+#[derive(Default)]
+struct Summary {
+    lines: Vec<String>,
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Summary {
+    fn add(&mut self, step: &Step, outcome: &Result<Outcome>, seconds: f64) {
+        let (count, word) = match outcome {
+            Ok(Outcome::Passed) => (&mut self.passed, "passed".to_owned()),
+            Ok(Outcome::Skipped(why)) => (&mut self.skipped, format!("SKIPPED: {why}")),
+            Err(error) => (&mut self.failed, format!("FAILED: {error}")),
+        };
+        *count += 1;
+        let line = format!("{:9} {seconds:7.1} s  {word}", step.name);
+        println!("--- {line}");
+        self.lines.extend(line.lines().next().map(str::to_owned));
+    }
+
+    /// The last line is the one machines read: `N passed, N failed`, and `, N skipped` if any were.
+    fn print(&self) {
+        println!("\n=== summary");
+        self.lines.iter().for_each(|line| println!("{line}"));
+        let skipped = if self.skipped > 0 { format!(", {} skipped", self.skipped) } else { String::new() };
+        println!("{} passed, {} failed{skipped}", self.passed, self.failed);
+    }
+}
+
+impl Step {
+    const fn new(name: &'static str, about: &'static str, run: fn(Depth) -> Result<Outcome>) -> Self {
+        Self { name, about, run, only_nightly: false }
+    }
+
+    const fn only_nightly(self) -> Self {
+        Self { only_nightly: true, ..self }
+    }
+}
+
+fn compare() -> Result<Outcome> {
+    install::node_packages("proof")?;
+    shell("node proof/outage/compare.mjs")
+}
+
+fn simulate(depth: Depth) -> Result<Outcome> {
+    let seeds = if depth == Depth::Nightly { 100_000 } else { 2_000 };
+    cargo(&format!("run --release --package mainstay-sim -- --seeds {seeds}"))
+}
+
+fn missing(what: &str) -> Result<Outcome> {
+    Ok(Outcome::Skipped(format!("{what} is not written yet")))
+}

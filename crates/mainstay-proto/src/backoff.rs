@@ -164,7 +164,10 @@ mod tests {
     fn check_spread(draws: &[Duration], from: Duration, to: Duration) {
         let mut tenths = [0_u32; 10];
         for draw in draws {
-            assert!(*draw >= from.max(Duration::from_millis(1)) && *draw <= to, "{draw:?} outside {from:?}..{to:?}");
+            assert!(
+                *draw >= from.max(Duration::from_millis(1)) && *draw <= to,
+                "{draw:?} outside {from:?}..{to:?}"
+            );
             let tenth = (*draw - from).as_secs_f64() / (to - from).as_secs_f64() * 10.0;
             tenths[(tenth as usize).min(9)] += 1;
         }
@@ -211,7 +214,9 @@ mod tests {
         assert!(delay >= seconds(40) && delay <= seconds(60));
         let delay = backoff.next_delay(Shared::Yes, Some((Duration::MAX, Duration::ZERO)), &mut rng);
         assert_eq!(delay, LONGEST_ADVICE);
-        assert!(backoff.next_delay(Shared::No, Some((Duration::ZERO, Duration::ZERO)), &mut rng) > Duration::ZERO);
+        assert!(
+            backoff.next_delay(Shared::No, Some((Duration::ZERO, Duration::ZERO)), &mut rng) > Duration::ZERO
+        );
     }
 
     #[test]

@@ -288,7 +288,9 @@ mod tests {
 
     fn confirmer(confirm: Confirm, guarantee: Guarantee, messages: u32) -> Confirmer {
         let mut confirmer = Confirmer::new(ConfirmConfig { confirm, guarantee, ..ConfirmConfig::default() });
-        (0..messages).for_each(|n| drop(confirmer.send(Message::text(n.to_string())).unwrap()));
+        for n in 0..messages {
+            confirmer.send(Message::text(n.to_string())).unwrap();
+        }
         confirmer.handle_attached();
         confirmer
     }

@@ -21,10 +21,11 @@ use crate::confirm::{ConfirmConfig, Confirmer, Report, Write};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
 use crate::session::message::Delay;
 use crate::session::{
-    ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message, SessionError, Transmit,
+    ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message, SessionError,
+    Transmit,
 };
-use crate::ws::close::Action as CloseAction;
 use crate::ws::CloseCode;
+use crate::ws::close::Action as CloseAction;
 
 /// What a connection turned out to speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +49,9 @@ pub struct ConnectConfig {
     pub backoff: BackoffConfig,
     /// Give up after the first connection is lost or refused. Default: false.
     pub once: bool,
+    /// End when a plain peer closes with 1000 or an application's code (3000-4999): it meant it.
+    /// Default: false.
+    pub ends_with_peer: bool,
 }
 
 /// From dialling to WELCOME.
@@ -176,10 +180,18 @@ enum Pulse {
 enum Dial {
     /// Nothing to open.
     Rest,
-    Waiting { until: Instant },
-    Connecting { connection: ConnectionId, until: Instant },
+    Waiting {
+        until: Instant,
+    },
+    Connecting {
+        connection: ConnectionId,
+        until: Instant,
+    },
     /// HELLO is out.
-    Attaching { connection: ConnectionId, until: Instant },
+    Attaching {
+        connection: ConnectionId,
+        until: Instant,
+    },
 }
 
 #[derive(Debug)]
@@ -298,7 +310,8 @@ impl Client {
             return Ok(());
         }
         let frame = Frame::decode(message.kind, message.payload)?;
-        if let (Frame::Control(crate::session::Control::Pong(beat)), Some(attached)) = (&frame, &mut self.attached)
+        if let (Frame::Control(crate::session::Control::Pong(beat)), Some(attached)) =
+            (&frame, &mut self.attached)
             && attached.connection == connection
             && let Pulse::Watched(watch) = &mut attached.pulse
         {
@@ -418,7 +431,9 @@ impl Client {
         }
         match self.dial {
             Dial::Waiting { until } if until <= now => self.dial(now),
-            Dial::Connecting { connection, until } | Dial::Attaching { connection, until } if until <= now => {
+            Dial::Connecting { connection, until } | Dial::Attaching { connection, until }
+                if until <= now =>
+            {
                 self.session.handle_lost(connection);
                 self.abort(connection);
                 self.dial_failed(now, Lost::Unreachable("no answer within 10 s".into()), None);
@@ -467,7 +482,9 @@ impl Client {
         }
         let dial = match self.dial {
             Dial::Rest => None,
-            Dial::Waiting { until } | Dial::Connecting { until, .. } | Dial::Attaching { until, .. } => Some(until),
+            Dial::Waiting { until } | Dial::Connecting { until, .. } | Dial::Attaching { until, .. } => {
+                Some(until)
+            }
         };
         let pulse = self.attached.as_ref().map(|attached| match &attached.pulse {
             Pulse::Watched(watch) => watch.poll_timeout(),
@@ -482,26 +499,36 @@ impl Client {
         [dial, pulse, replace, owed, closing].into_iter().flatten().min()
     }
 
-    /// The next thing to do to a connection.
-    pub fn poll_command(&mut self, now: Instant) -> Option<Command> {
-        if let Some(command) = self.commands.pop_front() {
-            return Some(command);
-        }
+    /// The next connection to open, close or drop, and what an ended session still has to say.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// The next thing to write to `connection`; `None` if it is not the one to be written.
+    pub fn poll_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
         let Some(plain) = &mut self.plain else {
-            return self.session.poll_transmit(now).map(|(id, transmit)| Command::Transmit(id, transmit));
+            let writes = self.session.writer() == Some(connection);
+            return writes.then(|| self.session.poll_transmit(now)).flatten().map(|(_, transmit)| transmit);
         };
-        let attached = self.attached.as_mut()?;
-        let connection = attached.connection;
+        let attached = self.attached.as_mut().filter(|attached| attached.connection == connection)?;
         if let Pulse::Driven(_, ping) = &mut attached.pulse
             && let Some(ping) = ping.take()
         {
-            return Some(Command::Transmit(connection, Transmit::Ping(ping)));
+            return Some(Transmit::Ping(ping));
         }
-        let transmit = match plain.confirmer.poll_transmit(now)? {
+        Some(match plain.confirmer.poll_transmit(now)? {
             Write::Message(message) => Transmit::Message(message),
             Write::Ping(position) => Transmit::Ping(position),
-        };
-        Some(Command::Transmit(connection, transmit))
+        })
+    }
+
+    /// The connection that may be written now.
+    #[must_use]
+    pub fn writer(&self) -> Option<ConnectionId> {
+        match &self.plain {
+            Some(_) => self.attached.as_ref().map(|attached| attached.connection),
+            None => self.session.writer(),
+        }
     }
 
     /// The next event.
@@ -519,6 +546,21 @@ impl Client {
     #[must_use]
     pub fn is_attached(&self) -> bool {
         self.attached.is_some()
+    }
+
+    /// Whether the application asked to end; nothing more is accepted.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.is_some() || self.ended
+    }
+
+    /// Whether more should be read now: the application is not too far behind. (A session's server is
+    /// held back by its window.)
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        self.plain
+            .as_ref()
+            .is_none_or(|plain| (plain.inbox.len() as u64) < self.config.session.flow.accept.messages)
     }
 
     /// Nothing follows.
@@ -557,13 +599,16 @@ impl Client {
     fn attach_plain(&mut self, now: Instant, connection: ConnectionId) {
         let first = self.plain.is_none();
         let config = self.config.confirm;
-        let plain = self.plain.get_or_insert_with(|| Plain {
-            confirmer: Confirmer::new(config),
-            inbox: VecDeque::new(),
-        });
+        let plain = self
+            .plain
+            .get_or_insert_with(|| Plain { confirmer: Confirmer::new(config), inbox: VecDeque::new() });
         if first {
             // What was sent before it was known what the peer speaks.
-            for message in self.session.take_unsent() {
+            let (fate, unsent) = self.session.take_unsent();
+            if fate.unknown > 0 {
+                self.events.push_back(Event::Gap(fate));
+            }
+            for message in unsent {
                 let _ = plain.confirmer.send(message);
             }
         }
@@ -602,11 +647,16 @@ impl Client {
                 ClientEvent::Refused { code, delay, .. } => {
                     if let Dial::Attaching { connection, .. } = self.dial {
                         self.abort(connection);
-                        self.dial_failed(now, Lost::Unreachable(format!("refused with code {code}")), Some(delay));
+                        self.dial_failed(
+                            now,
+                            Lost::Unreachable(format!("refused with code {code}")),
+                            Some(delay),
+                        );
                     }
                 }
                 ClientEvent::GoAway { delay, .. } => {
-                    let wait = self.backoff.next_delay(Shared::Yes, Some((delay.min, delay.max)), &mut self.rng);
+                    let wait =
+                        self.backoff.next_delay(Shared::Yes, Some((delay.min, delay.max)), &mut self.rng);
                     if self.dial == Dial::Rest {
                         self.dial = Dial::Waiting { until: now + wait };
                     }
@@ -660,7 +710,9 @@ impl Client {
 
     fn schedule(&mut self, now: Instant, why: &Lost, advice: Option<Delay>) -> Duration {
         let shared = match why {
-            Lost::Closed { code, .. } if CloseCode::action(*code) == CloseAction::ReconnectAlone => Shared::No,
+            Lost::Closed { code, .. } if CloseCode::action(*code) == CloseAction::ReconnectAlone => {
+                Shared::No
+            }
             _ => Shared::Yes,
         };
         let advice = advice.filter(|delay| !delay.max.is_zero()).map(|delay| (delay.min, delay.max));
@@ -673,7 +725,14 @@ impl Client {
     fn ends_here(&mut self, why: &Lost) -> bool {
         let (code, reason) = match why {
             Lost::Refused(reason) => (None, reason.clone()),
-            Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => (*code, reason.clone()),
+            Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => {
+                (*code, reason.clone())
+            }
+            Lost::Closed { code: Some(code), reason }
+                if self.config.ends_with_peer && code.is_deliberate() =>
+            {
+                (Some(*code), reason.clone())
+            }
             Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
             Lost::Unreachable(reason) | Lost::Broken(reason) if self.config.once => (None, reason.clone()),
             _ => return false,

@@ -144,7 +144,9 @@ impl Heartbeat {
         if now < due {
             return None;
         }
-        if now.saturating_duration_since(due) > config.interval / 4 && !std::mem::replace(&mut self.drained, true) {
+        if now.saturating_duration_since(due) > config.interval / 4
+            && !std::mem::replace(&mut self.drained, true)
+        {
             return Some(Action::Drain);
         }
         if std::mem::take(&mut self.drained) {
@@ -257,7 +259,8 @@ impl Watch {
         if now < due {
             return None;
         }
-        if now.saturating_duration_since(due) > self.limit / 8 && !std::mem::replace(&mut self.drained, true) {
+        if now.saturating_duration_since(due) > self.limit / 8 && !std::mem::replace(&mut self.drained, true)
+        {
             return Some(Action::Drain);
         }
         if std::mem::take(&mut self.drained) {
@@ -362,7 +365,10 @@ mod tests {
             assert_eq!(beat.handle_pong(now + SECOND, nonce), Some(SECOND));
             if let Some(last) = last.replace(now) {
                 let gap = now - last;
-                assert!(gap >= config.interval.mul_f64(0.9) && gap <= config.interval.mul_f64(1.1), "{gap:?}");
+                assert!(
+                    gap >= config.interval.mul_f64(0.9) && gap <= config.interval.mul_f64(1.1),
+                    "{gap:?}"
+                );
             }
         }
     }
@@ -373,7 +379,9 @@ mod tests {
         let mut beat = Heartbeat::new(t0, &config, 1);
         let (_, first) = next(&mut beat, &config);
         let (now, second) = next(&mut beat, &config);
-        let (Action::Probe { nonce: first }, Action::Probe { nonce: second }) = (first, second) else { panic!() };
+        let (Action::Probe { nonce: first }, Action::Probe { nonce: second }) = (first, second) else {
+            panic!()
+        };
         assert_eq!(beat.handle_pong(now, first), None);
         assert!(beat.handle_pong(now, second).is_some());
     }

@@ -11,8 +11,8 @@ use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode}
 use mainstay_proto::heartbeat::{Action, HeartbeatConfig};
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::{
-    Answer, ConnectionId, Control, Delivery, Frame, Message, Registry, RegistryConfig, ServerConfig, ServerSession,
-    Sessions, Transmit,
+    Answer, ConnectionId, Control, Delivery, Frame, Message, Registry, RegistryConfig, ServerConfig,
+    ServerSession, Sessions, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 use rand::rngs::SmallRng;
@@ -159,9 +159,13 @@ impl World {
         #[allow(clippy::disallowed_methods, reason = "virtual time needs a start")]
         let start = Instant::now() + Duration::from_secs(100_000);
         let mut rng = SmallRng::seed_from_u64(plan.seed ^ 0x5eed);
-        let heartbeat = HeartbeatConfig::every(plan.heartbeat.max(Duration::from_secs(1))).unwrap_or_default();
-        let config =
-            Arc::new(ServerConfig { heartbeat, resume_window: plan.resume_window, ..ServerConfig::default() });
+        let heartbeat =
+            HeartbeatConfig::every(plan.heartbeat.max(Duration::from_secs(1))).unwrap_or_default();
+        let config = Arc::new(ServerConfig {
+            heartbeat,
+            resume_window: plan.resume_window,
+            ..ServerConfig::default()
+        });
         let clients = (0..plan.clients)
             .map(|_| ClientNode {
                 machine: Client::new(start, ConnectConfig::default(), rng.random()),
@@ -242,7 +246,8 @@ impl World {
         let far = self.now + Duration::from_secs(1_000_000);
         let faults = self.faults.iter().map(|(at, ..)| *at);
         let clients = self.clients.iter().flat_map(|client| {
-            let take = (self.plan.handling > Duration::ZERO).then_some(client.next_take).filter(|at| *at > self.now);
+            let take =
+                (self.plan.handling > Duration::ZERO).then_some(client.next_take).filter(|at| *at > self.now);
             let send = (!self.healing).then_some(client.next_send);
             [client.machine.poll_timeout(), send, take]
                 .into_iter()
@@ -280,18 +285,17 @@ impl World {
     fn deliver(&mut self) -> Result<(), String> {
         let keys: Vec<_> = self.wires.keys().copied().collect();
         for key in keys {
-            loop {
-                let Some(wire) = self.wires.get_mut(&key) else { break };
+            while let Some(wire) = self.wires.get_mut(&key) {
                 let client_awake = self.clients[key.0].paused_until <= self.now;
                 let server_awake = self.server.paused_until <= self.now;
                 let due = |lane: &Lane| lane.packets.front().is_some_and(|(at, _)| *at <= self.now);
                 if client_awake && due(&wire.down) {
                     if let Some((_, packet)) = wire.down.packets.pop_front() {
-                        self.to_client(key, packet)?;
+                        self.arrive_at_client(key, packet)?;
                     }
                 } else if server_awake && due(&wire.up) {
                     if let Some((_, packet)) = wire.up.packets.pop_front() {
-                        self.to_server(key, packet)?;
+                        self.arrive_at_server(key, packet)?;
                     }
                 } else {
                     break;
@@ -314,11 +318,12 @@ impl World {
         if lane.black_hole {
             return;
         }
-        let earliest = lane.packets.back().map_or(self.now, |(at, _)| *at).max(lane.stalled_until.unwrap_or(self.now));
+        let earliest =
+            lane.packets.back().map_or(self.now, |(at, _)| *at).max(lane.stalled_until.unwrap_or(self.now));
         lane.packets.push_back(((self.now + latency).max(earliest), packet));
     }
 
-    fn to_client(&mut self, key: (usize, ConnectionId), packet: Packet) -> Result<(), String> {
+    fn arrive_at_client(&mut self, key: (usize, ConnectionId), packet: Packet) -> Result<(), String> {
         self.note(|| format!("client {} conn {} <- {packet:?}", key.0, key.1.0));
         let (now, machine) = (self.now, &mut self.clients[key.0].machine);
         if !self.wires.get(&key).is_some_and(|wire| wire.client_open) {
@@ -349,7 +354,7 @@ impl World {
         Ok(())
     }
 
-    fn to_server(&mut self, key: (usize, ConnectionId), packet: Packet) -> Result<(), String> {
+    fn arrive_at_server(&mut self, key: (usize, ConnectionId), packet: Packet) -> Result<(), String> {
         self.note(|| format!("server client {} conn {} <- {packet:?}", key.0, key.1.0));
         let now = self.now;
         let Some(wire) = self.wires.get(&key) else { return Ok(()) };
@@ -373,7 +378,8 @@ impl World {
                 let Some(machine) = self.server.sessions.0[session].as_mut() else { return Ok(()) };
                 match packet {
                     Packet::Message(kind, payload) => {
-                        let outcome = Frame::decode(kind, payload).and_then(|f| machine.handle_frame(now, id, f));
+                        let outcome =
+                            Frame::decode(kind, payload).and_then(|f| machine.handle_frame(now, id, f));
                         if let Err(error) = outcome {
                             return Err(format!("server says client {} broke the protocol: {error}", key.0));
                         }
@@ -499,8 +505,10 @@ impl World {
             if let (Some(Action::Dead(evidence)), Some(connection)) = (action, connection) {
                 self.note(|| format!("server calls {connection:?} dead: {evidence:?}"));
                 // A client that waits for WELCOME on a broken connection may not write on this one.
-                let client = self.wires.iter().find(|(_, wire)| wire.server_id == connection).map(|(key, _)| key.0);
-                let faulty = |(key, wire): (&(usize, ConnectionId), &Wire)| wire.faulty && Some(key.0) == client;
+                let client =
+                    self.wires.iter().find(|(_, wire)| wire.server_id == connection).map(|(key, _)| key.0);
+                let faulty =
+                    |(key, wire): (&(usize, ConnectionId), &Wire)| wire.faulty && Some(key.0) == client;
                 if client.is_some() && !self.wires.iter().any(faulty) {
                     return Err(format!("false verdict: {evidence:?} on a connection without a fault"));
                 }
@@ -526,7 +534,7 @@ impl World {
 
     fn settle_client(&mut self, index: usize) -> Result<(), String> {
         let now = self.now;
-        while let Some(command) = self.clients[index].machine.poll_command(now) {
+        while let Some(command) = self.next_command(index) {
             self.note(|| format!("client {index} -> {command:?}"));
             match command {
                 Command::Dial(id) => {
@@ -572,14 +580,23 @@ impl World {
             client.got.received(session as usize, number)?;
         }
         // Handing over may have filled a threshold.
-        if let Some(command) = self.clients[index].machine.poll_command(now)
-            && let Command::Transmit(id, transmit) = command
+        let writer = self.clients[index].machine.writer();
+        if let Some(id) = writer
+            && let Some(transmit) = self.clients[index].machine.poll_transmit(now, id)
             && let Some(packet) = packet_of(&transmit)
         {
             self.push((index, id), true, packet);
             return self.settle_client(index);
         }
         Ok(())
+    }
+
+    fn next_command(&mut self, index: usize) -> Option<Command> {
+        let (now, machine) = (self.now, &mut self.clients[index].machine);
+        machine.poll_command().or_else(|| {
+            let writer = machine.writer()?;
+            machine.poll_transmit(now, writer).map(|transmit| Command::Transmit(writer, transmit))
+        })
     }
 
     fn client_events(&mut self, index: usize) -> Result<(), String> {
@@ -636,15 +653,15 @@ impl World {
                 }
             }
         }
-        let over = self.server.sessions.0[session].as_ref().is_some_and(|machine| machine.is_over().is_some());
-        if over {
-            if let Some(machine) = self.server.sessions.0[session].take() {
-                self.note(|| format!("session {session} is over: {:?}", machine.is_over()));
-                self.server.registry.bury(now, &machine);
-                let bound = |wire: &Wire| matches!(wire.server, ServerEnd::Bound(bound) if bound == session);
-                let keys: Vec<_> = self.wires.iter().filter(|(_, wire)| bound(wire)).map(|(key, _)| *key).collect();
-                keys.into_iter().for_each(|key| self.set_server_end(key, ServerEnd::Closed));
-            }
+        let over =
+            self.server.sessions.0[session].as_ref().is_some_and(|machine| machine.is_over().is_some());
+        if over && let Some(machine) = self.server.sessions.0[session].take() {
+            self.note(|| format!("session {session} is over: {:?}", machine.is_over()));
+            self.server.registry.bury(now, &machine);
+            let bound = |wire: &Wire| matches!(wire.server, ServerEnd::Bound(bound) if bound == session);
+            let keys: Vec<_> =
+                self.wires.iter().filter(|(_, wire)| bound(wire)).map(|(key, _)| *key).collect();
+            keys.into_iter().for_each(|key| self.set_server_end(key, ServerEnd::Closed));
         }
         Ok(())
     }
@@ -676,7 +693,8 @@ impl World {
         let now = self.now;
         let pause = Duration::from_millis(self.rng.random_range(1..40_000));
         let client = self.rng.random_range(0..self.clients.len());
-        let keys: Vec<_> = self.wires.iter().filter(|(_, wire)| wire.client_open).map(|(key, _)| *key).collect();
+        let keys: Vec<_> =
+            self.wires.iter().filter(|(_, wire)| wire.client_open).map(|(key, _)| *key).collect();
         let key = if keys.is_empty() { None } else { Some(keys[self.rng.random_range(0..keys.len())]) };
         match (fault, key) {
             (Fault::Reset, Some(key)) => self.reset(key),
@@ -694,7 +712,10 @@ impl World {
             }
             (Fault::PauseClient, _) => {
                 self.clients[client].paused_until = now + pause;
-                self.wires.iter_mut().filter(|(key, _)| key.0 == client).for_each(|(_, wire)| wire.faulty = true);
+                self.wires
+                    .iter_mut()
+                    .filter(|(key, _)| key.0 == client)
+                    .for_each(|(_, wire)| wire.faulty = true);
             }
             (Fault::PauseServer, _) => {
                 self.server.paused_until = now + pause;
@@ -777,11 +798,15 @@ impl World {
     /// A connection that is silent both ways is found by both ends in bounded time.
     fn check_detection(&self) -> Result<(), String> {
         let interval = self.server.config.heartbeat.interval();
-        let bound = (interval * 2 + Duration::from_secs(5)).max(interval.mul_f64(1.1) + Duration::from_secs(20));
+        let bound =
+            (interval * 2 + Duration::from_secs(5)).max(interval.mul_f64(1.1) + Duration::from_secs(20));
         // Pauses of up to 40 s delay either end, and one fresh probe follows each.
-        let slack = if self.plan.faults.iter().any(|(fault, _)| {
-            matches!(fault, Fault::PauseClient | Fault::PauseServer)
-        }) {
+        let slack = if self
+            .plan
+            .faults
+            .iter()
+            .any(|(fault, _)| matches!(fault, Fault::PauseClient | Fault::PauseServer))
+        {
             Duration::from_secs(400)
         } else {
             Duration::from_secs(1)
@@ -797,7 +822,9 @@ impl World {
             if attached && self.now > since + bound + slack {
                 return Err(format!("server still holds {key:?}, silent for {:?}", self.now - since));
             }
-            if wire.client_open && self.now > since.max(wire.dialled) + bound + slack + Duration::from_secs(10) {
+            if wire.client_open
+                && self.now > since.max(wire.dialled) + bound + slack + Duration::from_secs(10)
+            {
                 return Err(format!("client still holds {key:?}, silent for {:?}", self.now - since));
             }
         }

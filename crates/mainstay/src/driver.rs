@@ -75,7 +75,11 @@ impl Wire {
     }
 
     /// Reads once and hands over what is complete, until `take` says stop.
-    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, mut take: impl FnMut(Arrived) -> bool) -> Reading {
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut(Arrived) -> bool,
+    ) -> Reading {
         if let Some(early) = self.early.take() {
             let mut early = early.to_vec();
             return self.parse(&mut early, take).unwrap_or(Reading::More);

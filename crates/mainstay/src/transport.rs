@@ -31,7 +31,11 @@ impl Transport {
     }
 
     /// Writes from the front of `queue` in as few calls as it takes; `Ready` when all has left.
-    pub(crate) fn poll_write_all(&mut self, cx: &mut Context<'_>, queue: &mut impl Buf) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_write_all(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &mut impl Buf,
+    ) -> Poll<io::Result<()>> {
         while queue.has_remaining() {
             let mut slices = [io::IoSlice::new(&[]); 32];
             let count = queue.chunks_vectored(&mut slices);

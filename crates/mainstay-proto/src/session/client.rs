@@ -163,10 +163,21 @@ struct Pending {
 enum Life {
     Open,
     /// END leaves once everything before it is acknowledged.
-    Closing { code: u64, reason: String },
-    EndSent { code: u64, reason: String },
+    Closing {
+        code: u64,
+        reason: String,
+    },
+    EndSent {
+        code: u64,
+        reason: String,
+    },
     /// The peer's END came, with its final counts; what came before it is still being handed over.
-    EndReceived { code: u64, reason: String, received: u64, handed: u64 },
+    EndReceived {
+        code: u64,
+        reason: String,
+        received: u64,
+        handed: u64,
+    },
     Over,
 }
 
@@ -383,7 +394,13 @@ impl ClientSession {
         outcome
     }
 
-    fn handle_end(&mut self, code: u64, reason: String, received: u64, handed: u64) -> Result<(), SessionError> {
+    fn handle_end(
+        &mut self,
+        code: u64,
+        reason: String,
+        received: u64,
+        handed: u64,
+    ) -> Result<(), SessionError> {
         self.flow.outbox.acknowledge(received)?;
         match std::mem::replace(&mut self.life, Life::Over) {
             // The answer to ours: the code and the reason are what we said.
@@ -563,11 +580,28 @@ impl ClientSession {
         self.end(code, reason, fate);
     }
 
-    /// Takes back everything that was never written: the peer turned out not to speak `mainstay.v1`.
-    pub fn take_unsent(&mut self) -> impl Iterator<Item = Message> + use<> {
-        let written = self.flow.outbox.written();
+    /// The peer turned out not to speak `mainstay.v1`: takes back what was never written, and says
+    /// what became of the rest (messages may have left on an attempt that got no WELCOME).
+    pub fn take_unsent(&mut self) -> (Fate, Vec<Message>) {
+        let (written, last) = (self.flow.outbox.written(), self.flow.outbox.last());
+        let delivered = self.flow.outbox.acknowledged();
+        let fate = Fate {
+            delivered,
+            unknown: written,
+            last,
+            resent: written < last,
+            lost: None,
+            cause: Cause::Unknown,
+        };
         let fresh = Flow::new(&self.config.flow, Window::BEFORE_WELCOME);
-        std::mem::replace(&mut self.flow, fresh).outbox.into_messages_after(written)
+        let unsent = std::mem::replace(&mut self.flow, fresh).outbox.into_messages_after(written);
+        (fate, unsent.collect())
+    }
+
+    /// The connection that may be written now.
+    #[must_use]
+    pub fn writer(&self) -> Option<ConnectionId> {
+        self.pending().or_else(|| self.current())
     }
 
     /// What would become of what was sent if the session were lost now, without an account.
@@ -765,4 +799,3 @@ impl ClientSession {
         self.instance
     }
 }
-

@@ -254,7 +254,10 @@ mod tests {
         inbox.take_gap(3, GapCause::Overflow);
         inbox.take_gap(2, GapCause::Overflow);
         inbox.hand_over(now);
-        assert_eq!(inbox.hand_over(now), Some(Delivery::Gap { first: 2, count: 2, cause: GapCause::Overflow }));
+        assert_eq!(
+            inbox.hand_over(now),
+            Some(Delivery::Gap { first: 2, count: 2, cause: GapCause::Overflow })
+        );
         assert_eq!(inbox.hand_over(now), None);
         assert_eq!(inbox.received(), 3);
     }

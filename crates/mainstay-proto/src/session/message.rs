@@ -201,23 +201,50 @@ pub enum Control {
     Hello(Box<Hello>),
     Welcome(Box<Welcome>),
     /// Everything up to and including `received` was handed to the application.
-    Ack { received: u64, window: Option<Window> },
+    Ack {
+        received: u64,
+        window: Option<Window>,
+    },
     Ping(Beat),
     Pong(Beat),
     /// Leave this connection after the delay; nothing is lost.
-    GoAway { reason: String, delay: Delay, close_in: Duration, endpoint: Option<String> },
+    GoAway {
+        reason: String,
+        delay: Delay,
+        close_in: Duration,
+        endpoint: Option<String>,
+    },
     /// Stands in the stream for `count` messages that policy dropped.
-    Gap { first: u64, count: u64, cause: GapCause },
+    Gap {
+        first: u64,
+        count: u64,
+        cause: GapCause,
+    },
     /// The session is over on purpose; `received` and `handed` are final.
-    End { code: u64, reason: String, received: u64, handed: u64 },
+    End {
+        code: u64,
+        reason: String,
+        received: u64,
+        handed: u64,
+    },
     /// New credentials for the live session.
-    Auth { credentials: Bytes },
+    Auth {
+        credentials: Bytes,
+    },
     /// Whether they were accepted, and for how long (0: no limit known).
-    AuthResult { accepted: bool, expires_in: Duration },
+    AuthResult {
+        accepted: bool,
+        expires_in: Duration,
+    },
     /// Unnumbered, never kept.
     Volatile(Message),
     /// Nothing was taken here, no session changed.
-    Refuse { code: u64, retryable: bool, delay: Delay, account: Option<Account> },
+    Refuse {
+        code: u64,
+        retryable: bool,
+        delay: Delay,
+        account: Option<Account>,
+    },
 }
 
 /// Why a sender dropped messages of its own.
@@ -382,7 +409,10 @@ impl Control {
                     2 => GapCause::Coalesced,
                     _ => return Err(Malformed::BadValue.into()),
                 };
-                if first == 0 || count == 0 || first.checked_add(count).is_none_or(|end| end > super::wire::MAX_INTEGER) {
+                if first == 0
+                    || count == 0
+                    || first.checked_add(count).is_none_or(|end| end > super::wire::MAX_INTEGER)
+                {
                     return Err(Malformed::BadValue.into());
                 }
                 r.optional_fields(|_, _| Ok(()))?;
@@ -460,7 +490,10 @@ impl Hello {
             .integer(self.attempt);
         if let Some(resume) = &self.resume {
             w = w.field(field::HELLO_RESUME, |w| {
-                w.bytes(&resume.token.0).integer(resume.received).integer(resume.sent).integer(resume.first_held)
+                w.bytes(&resume.token.0)
+                    .integer(resume.received)
+                    .integer(resume.sent)
+                    .integer(resume.first_held)
             });
         }
         if let Some(credentials) = &self.credentials {

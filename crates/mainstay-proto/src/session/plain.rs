@@ -110,7 +110,8 @@ impl PlainSession {
     pub fn has_room(&self, length: usize) -> bool {
         let window = self.config.flow.keep;
         self.outbox.is_empty()
-            || ((self.outbox.len() as u64) < window.messages && self.outbox_bytes + length as u64 <= window.bytes)
+            || ((self.outbox.len() as u64) < window.messages
+                && self.outbox_bytes + length as u64 <= window.bytes)
     }
 
     /// The next message for the application.

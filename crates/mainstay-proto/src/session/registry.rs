@@ -196,7 +196,12 @@ impl<H: Clone> Registry<H> {
                 match attach {
                     Attach::Done { fenced, dropped } => {
                         self.rename(&handle, name, dropped);
-                        Resumed::Answer(Answer::Attached { session: handle, created: false, lost: false, fenced })
+                        Resumed::Answer(Answer::Attached {
+                            session: handle,
+                            created: false,
+                            lost: false,
+                            fenced,
+                        })
                     }
                     Attach::Stale => Resumed::Answer(refuse(Refusal::Stale, None)),
                     Attach::Ending { .. } => {
@@ -250,9 +255,7 @@ impl<H: Clone> Registry<H> {
                 Answer::Attached { session: handle, created, lost, fenced }
             }
             Attach::Stale => refuse(Refusal::Stale, None),
-            Attach::Ending { .. } => {
-                refuse_ended(sessions.with(&handle, |session| session.remains()), 0)
-            }
+            Attach::Ending { .. } => refuse_ended(sessions.with(&handle, |session| session.remains()), 0),
             Attach::NotYours | Attach::Contradiction => {
                 let remains = sessions.with(&handle, |session| session.remains());
                 refuse(Refusal::KeyUsed, Some(account_of(remains, 0)))
@@ -348,7 +351,11 @@ impl<H: Clone> Registry<H> {
     fn forget_first(&mut self) {
         let Some(tombstone) = self.tombstones.pop_front() else { return };
         for name in &tombstone.names {
-            if self.names.get(name).is_some_and(|e| matches!(e, Entry::Tombstone(n) if *n == self.first_tombstone)) {
+            if self
+                .names
+                .get(name)
+                .is_some_and(|e| matches!(e, Entry::Tombstone(n) if *n == self.first_tombstone))
+            {
                 self.names.remove(name);
             }
         }

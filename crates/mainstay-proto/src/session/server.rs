@@ -20,8 +20,7 @@ use super::error::SessionError;
 use super::flow::{Flow, FlowConfig, Lane};
 use super::inbox::Delivery;
 use super::message::{
-    Account, Cause, Control, Delay, Frame, Hello, Instance, Message, ResumeToken, SessionId, Welcome,
-    Window,
+    Account, Cause, Control, Delay, Frame, Hello, Instance, Message, ResumeToken, SessionId, Welcome, Window,
 };
 use super::names::Name;
 use super::transmit::{ConnectionId, Transmit};
@@ -92,14 +91,24 @@ struct Attached {
 /// How far a session is from its end.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Life {
-    Parked { since: Instant },
+    Parked {
+        since: Instant,
+    },
     Attached,
     /// Ended by us: END leaves once everything before it is acknowledged. A parked one waits for its client.
-    Closing { code: u64, reason: String, parked_since: Option<Instant> },
+    Closing {
+        code: u64,
+        reason: String,
+        parked_since: Option<Instant>,
+    },
     /// END is written; only the peer's END is awaited.
-    EndSent { code: u64 },
+    EndSent {
+        code: u64,
+    },
     /// The peer's END came; what was taken before it is still being handed over.
-    EndReceived { code: u64 },
+    EndReceived {
+        code: u64,
+    },
     Over(Over),
 }
 
@@ -504,8 +513,7 @@ impl ServerSession {
     /// Asks the client to leave this connection after a delay; nothing is lost.
     pub fn go_away(&mut self, reason: &str, delay: Delay, close_in: Duration) {
         if let Some(attached) = &mut self.attached {
-            let control =
-                Control::GoAway { reason: reason.to_owned(), delay, close_in, endpoint: None };
+            let control = Control::GoAway { reason: reason.to_owned(), delay, close_in, endpoint: None };
             attached.queue.push_back(Transmit::control(&control));
         }
     }
@@ -518,7 +526,8 @@ impl ServerSession {
     }
 
     fn queue_end_if_flushed(&mut self) {
-        let (Life::Closing { .. }, Some(_), true) = (&self.life, &self.attached, self.flow.is_flushed()) else {
+        let (Life::Closing { .. }, Some(_), true) = (&self.life, &self.attached, self.flow.is_flushed())
+        else {
             return;
         };
         if let Life::Closing { code, reason, .. } = std::mem::replace(&mut self.life, Life::Attached) {
@@ -699,4 +708,3 @@ impl ServerSession {
         }
     }
 }
-

@@ -67,6 +67,13 @@ impl CloseCode {
         }
     }
 
+    /// Whether the application at the other end chose it: 1000 and 3000-4999. All others are said by
+    /// stacks and servers, a restart among them.
+    #[must_use]
+    pub const fn is_deliberate(self) -> bool {
+        matches!(self.0, 1000 | 3000..=4999)
+    }
+
     /// What a client does about a connection that ended with `code`; `None` is a connection that was
     /// lost without a Close frame (1006).
     #[must_use]

@@ -217,7 +217,9 @@ impl Connection {
                 }
                 *input = rest;
                 self.partial_mut().frame = Some(OpenFrame { header, read: 0 });
-            } else if self.partial.as_ref().is_some_and(|p| p.frame.is_none()) && !self.complete_header(input)? {
+            } else if self.partial.as_ref().is_some_and(|p| p.frame.is_none())
+                && !self.complete_header(input)?
+            {
                 return Ok(None);
             }
             match self.continue_frame(input)? {
@@ -410,7 +412,14 @@ impl Connection {
         }
     }
 
-    fn send_fragments(&mut self, opcode: u8, compressed: bool, head: &[u8], body: &Bytes, out: &mut SendQueue) {
+    fn send_fragments(
+        &mut self,
+        opcode: u8,
+        compressed: bool,
+        head: &[u8],
+        body: &Bytes,
+        out: &mut SendQueue,
+    ) {
         let mut at = 0;
         loop {
             let first = at == 0;
@@ -448,7 +457,7 @@ impl Connection {
         }
         self.reply = None;
         let mut body = u16::from(code).to_be_bytes().to_vec();
-        body.extend_from_slice(reason[..reason.floor_char_boundary(123)].as_bytes());
+        body.extend_from_slice(&reason.as_bytes()[..reason.floor_char_boundary(123)]);
         self.send_control(frame::CLOSE, &body, out);
     }
 
@@ -477,8 +486,13 @@ impl Connection {
 
     fn send_control(&mut self, opcode: u8, body: &[u8], out: &mut SendQueue) {
         let body = &body[..body.len().min(125)];
-        let header =
-            Header { fin: true, compressed: false, opcode, length: body.len() as u64, mask: self.next_mask() };
+        let header = Header {
+            fin: true,
+            compressed: false,
+            opcode,
+            length: body.len() as u64,
+            mask: self.next_mask(),
+        };
         encode_frame(&header, body, &Bytes::new(), 0..0, out);
     }
 
@@ -543,7 +557,13 @@ fn parse_close(body: &[u8]) -> Result<Option<CloseFrame>, ProtocolError> {
     }
 }
 
-fn encode_frame(header: &Header, head: &[u8], body: &Bytes, range: std::ops::Range<usize>, out: &mut SendQueue) {
+fn encode_frame(
+    header: &Header,
+    head: &[u8],
+    body: &Bytes,
+    range: std::ops::Range<usize>,
+    out: &mut SendQueue,
+) {
     let share = header.mask.is_none() && range.len() >= SHARE;
     out.append(|out| {
         header.encode(out);

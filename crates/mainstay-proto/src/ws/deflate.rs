@@ -45,7 +45,8 @@ impl DeflateParams {
     fn accept(offer: &str) -> Option<(Self, String)> {
         let params = parse(offer, true)?;
         // We compress without context whether asked or not, and ask the client to do so as well.
-        let chosen = Self { server_no_context_takeover: true, client_no_context_takeover: true, ..params.values };
+        let chosen =
+            Self { server_no_context_takeover: true, client_no_context_takeover: true, ..params.values };
         let mut answer = format!("{EXTENSION}; server_no_context_takeover; client_no_context_takeover");
         if params.server_bits {
             answer += &format!("; server_max_window_bits={}", chosen.server_max_window_bits);
@@ -155,10 +156,9 @@ impl Deflate {
         if length < WORTHWHILE {
             return None;
         }
-        let mut compressor = self
-            .compressor
-            .take()
-            .unwrap_or_else(|| Compress::new_with_window_bits(Compression::fast(), false, self.compress_bits));
+        let mut compressor = self.compressor.take().unwrap_or_else(|| {
+            Compress::new_with_window_bits(Compression::fast(), false, self.compress_bits)
+        });
         let mut out = Vec::with_capacity(length / 2 + 64);
         let ok = run(&mut compressor, head, FlushCompress::None, &mut out)
             .and_then(|()| run(&mut compressor, body, FlushCompress::Sync, &mut out))
@@ -263,9 +263,14 @@ mod tests {
             assert_eq!(choose(&format!("permessage-deflate; server_max_window_bits={bits}")), None, "{bits}");
         }
         assert_eq!(choose("permessage-deflate; surprise"), None);
-        assert_eq!(choose("permessage-deflate; server_no_context_takeover; server_no_context_takeover"), None);
+        assert_eq!(
+            choose("permessage-deflate; server_no_context_takeover; server_no_context_takeover"),
+            None
+        );
         assert_eq!(choose("x-webkit-deflate-frame"), None);
-        let second = choose("permessage-deflate; server_max_window_bits=8, permessage-deflate; server_max_window_bits=\"10\"");
+        let second = choose(
+            "permessage-deflate; server_max_window_bits=8, permessage-deflate; server_max_window_bits=\"10\"",
+        );
         assert_eq!(second, Some(format!("{plain}; server_max_window_bits=10")));
     }
 

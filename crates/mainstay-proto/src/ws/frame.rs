@@ -2,8 +2,8 @@
 //!
 //! Source: RFC 6455 section 5.2, 5.3.
 
-use super::error::ProtocolError;
 use super::Role;
+use super::error::ProtocolError;
 
 /// A header is at most 2 + 8 + 4 bytes.
 pub(super) const LONGEST_HEADER: usize = 14;

@@ -68,7 +68,11 @@ impl RequestError {
 ///
 /// # Errors
 /// Says what is wrong with it; see [`RequestError::status`].
-pub fn check_request(method: &Method, version: Version, headers: &HeaderMap) -> Result<Request, RequestError> {
+pub fn check_request(
+    method: &Method,
+    version: Version,
+    headers: &HeaderMap,
+) -> Result<Request, RequestError> {
     if *method != Method::GET {
         return Err(RequestError::Method);
     }
@@ -245,7 +249,12 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue
 /// The items of a comma-separated header, over all its lines. Values that are not ASCII are skipped.
 fn list(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     let lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    lines
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
@@ -288,7 +297,8 @@ mod tests {
 
     #[test]
     fn requests_that_are_no_upgrade_are_refused_with_the_right_status() {
-        let status = |result: Result<Request, RequestError>| result.map(|_| ()).map_err(|e| e.status().as_u16());
+        let status =
+            |result: Result<Request, RequestError>| result.map(|_| ()).map_err(|e| e.status().as_u16());
         let remove = |name: HeaderName| status(check(|headers| drop(headers.remove(name))));
         assert_eq!(status(check_request(&Method::POST, Version::HTTP_11, &upgrade())), Err(405));
         assert_eq!(status(check_request(&Method::GET, Version::HTTP_10, &upgrade())), Err(400));

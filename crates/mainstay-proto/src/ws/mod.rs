@@ -7,7 +7,7 @@
 //!
 //! - [`frame`]: the header, and masking.
 //! - [`close`]: close codes, ours among them, and what a client does about each.
-//! - [`deflate`]: permessage-deflate.
+//! - [`deflate`][]: permessage-deflate.
 //! - [`handshake`]: the rules of the opening handshake.
 
 pub mod close;

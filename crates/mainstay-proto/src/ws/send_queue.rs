@@ -42,7 +42,8 @@ impl SendQueue {
     /// Moves what waits into a queue of its own, and leaves this one empty with its buffer.
     #[must_use]
     pub fn take_rest(&mut self) -> Self {
-        let mut rest = Self { length: self.length, ready: std::mem::take(&mut self.ready), ..Self::default() };
+        let mut rest =
+            Self { length: self.length, ready: std::mem::take(&mut self.ready), ..Self::default() };
         rest.tail.extend_from_slice(&self.tail[self.taken..]);
         self.tail.clear();
         (self.taken, self.length) = (0, 0);
@@ -81,7 +82,8 @@ impl Buf for SendQueue {
 
     fn chunks_vectored<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
         let tail = &self.tail[self.taken..];
-        let chunks = self.ready.iter().map(AsRef::as_ref).chain([tail]).filter(|chunk: &&[u8]| !chunk.is_empty());
+        let chunks =
+            self.ready.iter().map(AsRef::as_ref).chain([tail]).filter(|chunk: &&[u8]| !chunk.is_empty());
         out.iter_mut().zip(chunks).map(|(slot, chunk)| *slot = IoSlice::new(chunk)).count()
     }
 

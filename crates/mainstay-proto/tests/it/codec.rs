@@ -2,7 +2,9 @@
 
 use bytes::{Buf, Bytes};
 use mainstay_proto::ws::deflate::DeflateParams;
-use mainstay_proto::ws::{CloseCode, Connection, Incoming, Kind, Limits, ProtocolError, Role, SendQueue, State};
+use mainstay_proto::ws::{
+    CloseCode, Connection, Incoming, Kind, Limits, ProtocolError, Role, SendQueue, State,
+};
 use proptest::prelude::*;
 
 fn connection(role: Role, deflate: bool) -> Connection {

@@ -119,7 +119,7 @@ pub(super) struct World {
 #[derive(Clone, Hash)]
 struct Client {
     machine: ClientSession,
-    /// Who it is to the facts: a copy goes on with the count of its original.
+    /// Messages that its application sent; a copy goes on with the count of its original.
     count: u64,
     ending: bool,
 }

@@ -1,0 +1,99 @@
+//! `/healthz`, `/readyz` and `/metrics`, on a listener of their own.
+
+use std::fmt::Write as _;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use mainstay::Mainstay;
+use mainstay::server::{RTT_BUCKETS, Snapshot};
+use tokio::net::TcpListener;
+
+pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay) {
+    let app = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(|State(mainstay): State<Mainstay>| async move { render(&mainstay.stats()) }))
+        .with_state(mainstay.clone());
+    // It has no session of its own, and ends with the process.
+    let admin = Mainstay::default();
+    if let Err(error) = mainstay::serve(listener, app, &admin).await {
+        tracing::error!(%error, "admin listener ended");
+    }
+}
+
+async fn ready(State(mainstay): State<Mainstay>) -> (StatusCode, &'static str) {
+    if mainstay.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    }
+}
+
+/// Prometheus text format, version 0.0.4.
+fn render(s: &Snapshot) -> String {
+    let mut out = String::new();
+    let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
+        let _ = writeln!(out, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(out, "mainstay_{name}{labels} {value}");
+        }
+    };
+    family("connections", "gauge", "Connections open now.", &[("", s.connections)]);
+    family("sessions", "gauge", "Sessions alive now, attached or parked.", &[("", s.sessions)]);
+    family("connections_opened_total", "counter", "Connections opened.", &[("", s.connections_opened)]);
+    family(
+        "openings_failed_total",
+        "counter",
+        "Openings refused or not finished in time.",
+        &[("", s.openings_failed)],
+    );
+    let attaches = [
+        ("{outcome=\"new\"}", s.attached_new),
+        ("{outcome=\"resumed\"}", s.attached_resumed),
+        ("{outcome=\"lost\"}", s.attached_lost),
+        ("{outcome=\"refused\"}", s.attach_refused),
+    ];
+    family("attaches_total", "counter", "HELLOs by outcome.", &attaches);
+    let dead = [("{evidence=\"silence\"}", s.dead_silent), ("{evidence=\"no_answer\"}", s.dead_unanswered)];
+    family("dead_peers_total", "counter", "Peers called dead, by evidence.", &dead);
+    let errors = [("{layer=\"websocket\"}", s.protocol_errors), ("{layer=\"session\"}", s.session_errors)];
+    family("protocol_errors_total", "counter", "Connections ended over broken input.", &errors);
+    let messages = [("{direction=\"in\"}", s.messages_in), ("{direction=\"out\"}", s.messages_out)];
+    family("messages_total", "counter", "Application messages, replayed ones included.", &messages);
+    let bytes = [("{direction=\"in\"}", s.bytes_in), ("{direction=\"out\"}", s.bytes_out)];
+    family("message_bytes_total", "counter", "Payload bytes of application messages.", &bytes);
+    family("replayed_total", "counter", "Messages written again after a resume.", &[("", s.replayed)]);
+    family("gaps_total", "counter", "Gaps that handlers were told of.", &[("", s.gaps)]);
+    family("sessions_expired_total", "counter", "Sessions whose resume window passed.", &[("", s.expired)]);
+    render_rtt(&mut out, s);
+    out
+}
+
+fn render_rtt(out: &mut String, s: &Snapshot) {
+    let name = "mainstay_heartbeat_rtt_seconds";
+    let _ = writeln!(out, "# HELP {name} Round-trip time of heartbeats.\n# TYPE {name} histogram");
+    let mut cumulated = 0;
+    for (bound, count) in RTT_BUCKETS.iter().zip(s.rtt_buckets) {
+        cumulated += count;
+        let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {cumulated}");
+    }
+    let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {}", s.rtt_count);
+    let _ = writeln!(out, "{name}_sum {}\n{name}_count {}", s.rtt_sum.as_secs_f64(), s.rtt_count);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_prometheus_text_with_help_and_type_for_each_family() {
+        let text = render(&Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() });
+        assert!(text.contains("mainstay_attaches_total{outcome=\"resumed\"} 7\n"));
+        assert!(text.contains("mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n"));
+        let families = text.lines().filter(|line| line.starts_with("# TYPE")).count();
+        assert_eq!(families, text.lines().filter(|line| line.starts_with("# HELP")).count());
+        assert!(text.lines().all(|line| line.starts_with("# ") || line.starts_with("mainstay_")));
+    }
+}

@@ -1,0 +1,207 @@
+//! `mainstay serve`: visitors in front, the backend behind.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{FromRef, State};
+use axum::response::Response;
+use axum::routing::any;
+use clap::ValueEnum;
+use http::Uri;
+use mainstay::server::Config;
+use mainstay::{Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
+use tokio::net::TcpListener;
+
+use crate::{admin, builtin, join, values};
+
+/// Flags of `mainstay serve`.
+#[derive(clap::Args, Clone)]
+pub(crate) struct Arguments {
+    /// Where visitors connect.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
+    listen: SocketAddr,
+    /// The backend to front, for example ws://127.0.0.1:3000. Its path, if any, goes in front of the
+    /// visitor's. Without it a built-in backend answers at /echo and /broadcast.
+    #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
+    upstream: Option<Uri>,
+    /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "25s")]
+    heartbeat: Duration,
+    /// The largest message, in either direction.
+    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "64KiB")]
+    max_message: usize,
+    /// The most fragments in one message.
+    #[arg(long, value_name = "COUNT", default_value_t = 1024)]
+    max_fragments: u32,
+    /// Agree on permessage-deflate with visitors that offer it.
+    #[arg(long)]
+    deflate: bool,
+    /// How long a visitor that speaks mainstay.v1 may be away.
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "2m")]
+    resume_window: Duration,
+    /// What becomes of messages that the backend did not confirm when its connection is lost.
+    #[arg(long, value_enum, default_value = "at-least-once")]
+    delivery: Delivery,
+    /// What confirms a message to the backend.
+    #[arg(long, value_enum, default_value = "pong")]
+    confirm: ConfirmBy,
+    /// Where /healthz, /readyz and /metrics are served. Keep it private.
+    #[arg(long, value_name = "ADDRESS", env = "MAINSTAY_ADMIN")]
+    admin: Option<SocketAddr>,
+    /// Over how long visitors are sent away at SIGTERM.
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "30s")]
+    drain: Duration,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Delivery {
+    /// Sent again: the backend may see a message twice.
+    AtLeastOnce,
+    /// Given up: the backend may miss a message.
+    AtMostOnce,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ConfirmBy {
+    /// Its WebSocket stack's Pong.
+    Pong,
+    /// The Pong, and 64 later messages: for stacks that read ahead.
+    #[value(name = "pong+window")]
+    PongWindow,
+    /// The application's answer: one for each message, in order.
+    Reply,
+}
+
+/// What a visitor's handler needs.
+#[derive(Clone)]
+struct Gateway {
+    mainstay: Mainstay,
+    link: join::LinkConfig,
+}
+
+impl FromRef<Gateway> for Mainstay {
+    fn from_ref(gateway: &Gateway) -> Self {
+        gateway.mainstay.clone()
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments) -> ExitCode {
+    match serve(arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(line)) => {
+            eprintln!("mainstay: {line}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Runtime(line)) => {
+            eprintln!("mainstay: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+enum Failure {
+    Usage(String),
+    Runtime(String),
+}
+
+async fn serve(arguments: Arguments) -> Result<(), Failure> {
+    let heartbeat = HeartbeatConfig::every(arguments.heartbeat)
+        .map_err(|error| Failure::Usage(format!("--heartbeat: {error}")))?;
+    if arguments.resume_window > Duration::from_secs(3600) {
+        return Err(Failure::Usage("--resume-window: must be at most 1h".into()));
+    }
+    let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments.max(1) };
+    let mainstay = Mainstay::new(Config {
+        heartbeat,
+        limits,
+        resume_window: arguments.resume_window,
+        deflate: arguments.deflate,
+        ..Config::default()
+    });
+    let app = match &arguments.upstream {
+        None => builtin::router(mainstay.clone()),
+        Some(upstream) => {
+            let link = join::LinkConfig {
+                upstream: upstream.clone(),
+                heartbeat,
+                limits,
+                confirm: match arguments.confirm {
+                    ConfirmBy::Pong => Confirm::Pong,
+                    ConfirmBy::PongWindow => Confirm::PongWindow,
+                    ConfirmBy::Reply => Confirm::Reply,
+                },
+                guarantee: match arguments.delivery {
+                    Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
+                    Delivery::AtMostOnce => Guarantee::AtMostOnce,
+                },
+                stats: join::LinkStats::default(),
+            };
+            Router::new().fallback(any(visit)).with_state(Gateway { mainstay: mainstay.clone(), link })
+        }
+    };
+    let listener = bind(arguments.listen, "--listen").await?;
+    let admin = match arguments.admin {
+        Some(address) => Some(bind(address, "--admin").await?),
+        None => None,
+    };
+    announce(&arguments, &listener, admin.as_ref());
+    if let Some(admin) = admin {
+        tokio::spawn(admin::serve(admin, mainstay.clone()));
+    }
+    mainstay::serve(listener, app, &mainstay)
+        .with_graceful_shutdown(termination(), arguments.drain)
+        .await
+        .map_err(|error| Failure::Runtime(error.to_string()))
+}
+
+async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Response {
+    upgrade.on_session(move |session| join::join(session, gateway.link))
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Failure::Runtime(format!("{flag} {address}: {error}; choose another address")))
+}
+
+/// What it listens on, what it fronts, and what to try next.
+fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpListener>) {
+    let address = listener.local_addr().map_or_else(|_| arguments.listen.to_string(), |a| a.to_string());
+    println!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"));
+    match &arguments.upstream {
+        Some(upstream) => println!("  fronting {upstream}"),
+        None => println!(
+            "  fronting nothing: built-in backend at /echo and /broadcast (try --upstream ws://host:port)"
+        ),
+    }
+    if let Some(admin) = admin.and_then(|admin| admin.local_addr().ok()) {
+        println!("  admin on http://{admin}: /healthz /readyz /metrics");
+    }
+    let path = if arguments.upstream.is_some() { "/" } else { "/echo" };
+    println!("  try: mainstay connect ws://{address}{path}");
+}
+
+/// The first SIGTERM or SIGINT drains, the second ends at once.
+async fn termination() {
+    signalled().await;
+    eprintln!("mainstay: draining; once more to end at once");
+    tokio::spawn(async {
+        signalled().await;
+        std::process::exit(130);
+    });
+}
+
+async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,58 @@
+//! The values of flags: durations, sizes, and the backend's URL.
+
+use std::time::Duration;
+
+use http::Uri;
+
+/// A duration such as `25s`, `2m` or `500ms`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 25s, 2m or 500ms"))
+}
+
+/// A size such as `64KiB`, `1MiB` or `4096`.
+pub(crate) fn size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..).unwrap_or_default() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        unit => return Err(format!("unknown unit {unit}; write for example 64KiB, 1MiB or 4096")),
+    };
+    let number: usize = digits.parse().map_err(|_| "write for example 64KiB, 1MiB or 4096".to_owned())?;
+    number
+        .checked_mul(unit)
+        .filter(|size| (1..=1 << 30).contains(size))
+        .ok_or_else(|| "must be between 1 B and 1 GiB".to_owned())
+}
+
+/// The backend: `ws://host:port[/path]`, or `wss://`.
+pub(crate) fn upstream(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text.parse().map_err(|error| format!("{error}; write ws://host:port"))?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("ws" | "wss"), Some(host)) if !host.is_empty() => Ok(uri),
+        _ => Err("must start with ws:// or wss:// and name a host, for example ws://127.0.0.1:3000".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units_and_bounds() {
+        assert_eq!(size("64KiB"), Ok(65_536));
+        assert_eq!(size("4096"), Ok(4096));
+        assert!(size("0").is_err_and(|error| error.contains("1 GiB")));
+        assert!(size("64KB").is_err_and(|error| error.contains("unknown unit KB")));
+        assert!(size("99999999999999999999GiB").is_err());
+    }
+
+    #[test]
+    fn a_backend_is_a_websocket_url() {
+        assert!(upstream("ws://127.0.0.1:3000/app").is_ok());
+        for wrong in ["http://x", "127.0.0.1:3000", "ws://", "", "ws:///path"] {
+            assert!(upstream(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Opening one connection: TCP, TLS, the opening handshake.
+
+use std::io;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use mainstay_proto::connect::{Lost, Mode};
+use mainstay_proto::ws::handshake::Offer;
+use mainstay_proto::ws::{Connection, Limits, Role};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::driver::Wire;
+use crate::transport::{Stream, Transport};
+
+/// The largest head of a response, and the most headers in it.
+const MAX_HEAD: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+
+/// What one attempt asks for.
+#[derive(Debug, Clone)]
+pub(super) struct Attempt {
+    pub(super) url: Uri,
+    pub(super) headers: HeaderMap,
+    pub(super) subprotocols: Vec<String>,
+    pub(super) deflate: bool,
+    pub(super) limits: Limits,
+}
+
+/// Opens a connection and says what it speaks and which subprotocol was agreed on.
+pub(super) async fn dial(attempt: Attempt) -> Result<(Wire, Mode, Option<String>), Lost> {
+    let (host, port, secure) = target(&attempt.url)?;
+    let tcp = TcpStream::connect((host.as_str(), port))
+        .await
+        .map_err(|error| Lost::Unreachable(format!("{host}:{port}: {error}")))?;
+    let _ = tcp.set_nodelay(true);
+    if secure { open(secure_stream(tcp, &host).await?, attempt).await } else { open(tcp, attempt).await }
+}
+
+/// Checks a URL before anything is dialled.
+pub(super) fn check_url(url: &Uri) -> Result<(), Lost> {
+    target(url).map(|_| ())
+}
+
+fn target(url: &Uri) -> Result<(String, u16, bool), Lost> {
+    let secure = match url.scheme_str() {
+        Some("ws" | "http") => false,
+        Some("wss" | "https") => true,
+        _ => return Err(Lost::Refused(format!("{url}: the URL must start with ws:// or wss://"))),
+    };
+    let host = url.host().ok_or_else(|| Lost::Refused(format!("{url}: the URL names no host")))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok((host.to_owned(), url.port_u16().unwrap_or(if secure { 443 } else { 80 }), secure))
+}
+
+async fn open(
+    mut stream: impl IntoTransport,
+    attempt: Attempt,
+) -> Result<(Wire, Mode, Option<String>), Lost> {
+    let seed = crate::random_seed();
+    let (nonce, mask_seed) = (first_16(&seed), crate::random_seed());
+    let offer = Offer::new(attempt.subprotocols, attempt.deflate, nonce);
+    let mut headers = attempt.headers;
+    offer.write(&mut headers);
+    let request = request_head(&attempt.url, &headers);
+    let broken = |error: io::Error| Lost::Unreachable(format!("opening handshake: {error}"));
+    stream.write_all(&request).await.map_err(broken)?;
+    let (status, headers, early) = read_response(&mut stream).await?;
+    let agreed = offer.check(status, &headers).map_err(|error| {
+        let what = error.to_string();
+        if error.is_retryable() { Lost::Unreachable(what) } else { Lost::Refused(what) }
+    })?;
+    let ours = agreed.subprotocol.as_deref().is_some_and(|name| name.starts_with(super::SUBPROTOCOL));
+    let codec = Connection::new(Role::Client, attempt.limits, agreed.deflate, mask_seed);
+    let wire = Wire::new(stream.into_transport(), codec, early);
+    Ok((wire, if ours { Mode::Session } else { Mode::Plain }, agreed.subprotocol))
+}
+
+fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
+    let path = url.path_and_query().map_or("/", |path| path.as_str());
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let mut head = format!("GET {path} HTTP/1.1\r\n").into_bytes();
+    if !headers.contains_key(http::header::HOST) {
+        let host = url.authority().map_or("", |authority| authority.as_str());
+        // Credentials in the URL are nobody's business but the server's, and not in this header.
+        let host = host.rsplit('@').next().unwrap_or(host);
+        head.extend_from_slice(format!("Host: {host}\r\n").as_bytes());
+    }
+    for (name, value) in headers {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+/// Reads the response's head, and whatever came after it.
+async fn read_response(stream: &mut impl IntoTransport) -> Result<(StatusCode, HeaderMap, Bytes), Lost> {
+    let broken = |what: String| Lost::Unreachable(format!("opening handshake: {what}"));
+    let mut head = Vec::with_capacity(1024);
+    loop {
+        if head.len() >= MAX_HEAD {
+            return Err(broken("the response's head is larger than 16 KiB".into()));
+        }
+        if stream.read_buf(&mut head).await.map_err(|error| broken(error.to_string()))? == 0 {
+            return Err(broken("the server closed the connection".into()));
+        }
+        let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut slots);
+        let parsed = response.parse(&head).map_err(|error| broken(error.to_string()))?;
+        let httparse::Status::Complete(size) = parsed else { continue };
+        let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
+        let status = status.ok_or_else(|| broken("the response has no status".into()))?;
+        let mut headers = HeaderMap::new();
+        for header in response.headers.iter() {
+            let name = HeaderName::from_bytes(header.name.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(header.value)) {
+                headers.append(name, value);
+            }
+        }
+        let early = Bytes::copy_from_slice(head.get(size..).unwrap_or_default());
+        return Ok((status, headers, early));
+    }
+}
+
+fn first_16(seed: &[u8; 32]) -> [u8; 16] {
+    let mut out = [0; 16];
+    out.iter_mut().zip(seed).for_each(|(to, from)| *to = *from);
+    out
+}
+
+trait IntoTransport: Stream {
+    fn into_transport(self) -> Transport;
+}
+
+impl IntoTransport for TcpStream {
+    fn into_transport(self) -> Transport {
+        Transport::Tcp(self)
+    }
+}
+
+#[cfg(feature = "tls")]
+type Secure = tokio_rustls::client::TlsStream<TcpStream>;
+
+#[cfg(feature = "tls")]
+impl IntoTransport for Secure {
+    fn into_transport(self) -> Transport {
+        Transport::Other(Box::new(self))
+    }
+}
+
+#[cfg(feature = "tls")]
+async fn secure_stream(tcp: TcpStream, host: &str) -> Result<Secure, Lost> {
+    use std::sync::{Arc, OnceLock};
+    static CONFIG: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
+    let config = CONFIG.get_or_init(|| {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+    });
+    let name = rustls::pki_types::ServerName::try_from(host.to_owned())
+        .map_err(|_| Lost::Refused(format!("{host} is not a name that TLS can check")))?;
+    tokio_rustls::TlsConnector::from(Arc::clone(config))
+        .connect(name, tcp)
+        .await
+        .map_err(|error| Lost::Unreachable(format!("TLS: {error}")))
+}
+
+#[cfg(not(feature = "tls"))]
+async fn secure_stream(_: TcpStream, _: &str) -> Result<TcpStream, Lost> {
+    Err(Lost::Refused("wss:// needs the feature `tls` of the crate `mainstay`".into()))
+}

@@ -1,0 +1,206 @@
+//! The server: an axum extractor, a handler per session, and a shutdown that waits for both.
+//!
+//! [`Mainstay`] is the application's handle on all of it: every connection and session is counted
+//! there and can be drained. It is part of the router's state; [`SessionUpgrade`] takes it from there.
+//!
+//! ```no_run
+//! use axum::{Router, routing::any};
+//! use mainstay::{Mainstay, SessionUpgrade};
+//!
+//! async fn echo(upgrade: SessionUpgrade) -> axum::response::Response {
+//!     upgrade.on_session(|mut session| async move {
+//!         while let Some(message) = session.recv().await {
+//!             if session.send(message).await.is_err() {
+//!                 break;
+//!             }
+//!         }
+//!     })
+//! }
+//!
+//! # async fn run() -> std::io::Result<()> {
+//! let mainstay = Mainstay::default();
+//! let app = Router::new().route("/echo", any(echo)).with_state(mainstay.clone());
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+//! mainstay::serve(listener, app, &mainstay).await
+//! # }
+//! ```
+
+mod core;
+mod serve;
+mod session;
+mod stats;
+mod task;
+mod upgrade;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mainstay_proto::heartbeat::HeartbeatConfig;
+use mainstay_proto::session::message::Delay;
+use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
+use mainstay_proto::ws::{CloseCode, Limits};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use self::core::{Core, CoreRef};
+pub use self::serve::{Serve, serve};
+pub use self::session::{Received, Sender, Session, SessionState};
+pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
+pub use self::upgrade::{PeerFacts, SessionUpgrade, UpgradeRejection};
+
+/// How a server behaves. `docs/DEFAULTS.md` has the reasons.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// When to probe and when to call a client dead. Default: every 25 s.
+    pub heartbeat: HeartbeatConfig,
+    /// How long a session is kept without a connection. Default: 2 minutes.
+    pub resume_window: Duration,
+    /// What a peer may make this end keep per message. Default: 64 KiB, 1,024 fragments.
+    pub limits: Limits,
+    /// What is kept for a client until it acknowledges; a full window makes `send` wait.
+    /// Default: 1,024 messages, 1 MiB.
+    pub keep: Window,
+    /// What a client may send above what the handler has taken. Default: 1,024 messages, 1 MiB.
+    pub accept: Window,
+    /// From accept to HELLO. Default: 5 s.
+    pub opening_deadline: Duration,
+    /// Whether permessage-deflate may be agreed on. Default: no; it costs memory per connection.
+    pub deflate: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            heartbeat: HeartbeatConfig::default(),
+            resume_window: Duration::from_secs(120),
+            limits: Limits::default(),
+            keep: Window::SERVER,
+            accept: Window::SERVER,
+            opening_deadline: Duration::from_secs(5),
+            deflate: false,
+        }
+    }
+}
+
+/// The owner of all sessions. Cheap to clone; every clone is the same.
+#[derive(Clone)]
+pub struct Mainstay {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) sessions: Arc<ServerConfig>,
+    registry: Mutex<Registry<CoreRef>>,
+    pub(crate) tracker: TaskTracker,
+    draining: watch::Sender<Option<Drain>>,
+    pub(crate) stats: Stats,
+}
+
+/// What every connection is told when the server goes away.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Drain {
+    /// Clients come back, spread over this time.
+    pub(crate) spread: Duration,
+}
+
+impl Mainstay {
+    /// A server without sessions.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let flow = FlowConfig { keep: config.keep, accept: config.accept, manual_confirm: false };
+        let sessions = Arc::new(ServerConfig {
+            flow,
+            resume_window: config.resume_window,
+            heartbeat: config.heartbeat,
+            ..ServerConfig::default()
+        });
+        let (now, seed) = (task::now(), crate::random_seed());
+        let registry = Registry::new(now, RegistryConfig::default(), Arc::clone(&sessions), seed);
+        let shared = Shared {
+            config,
+            sessions,
+            registry: Mutex::new(registry),
+            tracker: TaskTracker::new(),
+            draining: watch::Sender::new(None),
+            stats: Stats::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Figures since the start.
+    #[must_use]
+    pub fn stats(&self) -> Snapshot {
+        self.shared.stats.snapshot()
+    }
+
+    /// Whether new connections are accepted; `false` once draining began.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.shared.is_draining()
+    }
+
+    /// Sends everyone away in order and waits until all sessions ended, at most `spread` plus 5 s.
+    ///
+    /// New connections are refused with 503. Clients that speak `mainstay.v1` are told to come back
+    /// within `spread`; plain ones are closed with 1012, spread over the same time. Whoever is still
+    /// there afterwards is dropped. Calling it again changes nothing.
+    ///
+    /// # Cancel safety
+    /// Safe: draining goes on, only the waiting ends.
+    pub async fn drain(&self, spread: Duration) {
+        self.shared.draining.send_if_modified(|draining| {
+            let first = draining.is_none();
+            draining.get_or_insert(Drain { spread });
+            first
+        });
+        self.shared.tracker.close();
+        let all = self.shared.tracker.wait();
+        if tokio::time::timeout(spread + Duration::from_secs(5), all).await.is_err() {
+            tracing::warn!(
+                tasks = self.shared.tracker.len(),
+                "drain is over; the remaining connections are dropped"
+            );
+        }
+    }
+}
+
+impl Default for Mainstay {
+    fn default() -> Self {
+        Self::new(Config::default())
+    }
+}
+
+impl std::fmt::Debug for Mainstay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mainstay").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry<CoreRef>> {
+        // A panic while it was held left no broken promise that a later call could make worse.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.borrow().is_some()
+    }
+
+    pub(crate) fn draining(&self) -> watch::Receiver<Option<Drain>> {
+        self.draining.subscribe()
+    }
+
+    /// The session is over: its names lead to a tombstone from here on.
+    pub(crate) fn bury(&self, core: &Core) {
+        let mut registry = self.registry();
+        core.with_session(|session| registry.bury(task::now(), session));
+    }
+}
+
+/// The code and reason for a plain client when the server drains.
+const RESTART: (CloseCode, &str) = (CloseCode::RESTART, "server is going away, come back");
+
+fn go_away(spread: Duration) -> (Delay, Duration) {
+    (Delay { min: Duration::ZERO, max: spread }, spread + Duration::from_secs(5))
+}

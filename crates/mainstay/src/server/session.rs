@@ -1,0 +1,317 @@
+//! The application's handle on one session.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use mainstay_proto::session::message::{GapCause, SessionId};
+use mainstay_proto::session::{Delivery, Message};
+use mainstay_proto::ws::CloseCode;
+
+use super::core::{CoreRef, Inner, Peer};
+use super::stats::Stats;
+use super::task::now;
+use super::upgrade::PeerFacts;
+use super::{Mainstay, Shared};
+use crate::SendError;
+
+/// One session, in the hands of its handler.
+///
+/// It outlives connections: while the client is away, [`recv`](Self::recv) waits and
+/// [`send`](Self::send) keeps. Dropping it (when the handler returns) ends the session in order.
+pub struct Session {
+    core: CoreRef,
+    shared: Arc<Shared>,
+    peer: Arc<PeerFacts>,
+    seen: SessionState,
+}
+
+/// Sends into a session from elsewhere. Cheap to clone; does not keep the session open.
+#[derive(Clone)]
+pub struct Sender {
+    core: CoreRef,
+}
+
+/// Something from the client's stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// A message.
+    Message(Message),
+    /// The client's policy dropped messages here.
+    Gap {
+        /// The number of the first.
+        first: u64,
+        /// How many.
+        count: u64,
+        /// Why.
+        cause: GapCause,
+    },
+}
+
+/// Whether a connection is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionState {
+    /// The client is there; `epoch` counts how often it came.
+    Attached {
+        /// From 1.
+        epoch: u64,
+    },
+    /// The client is away, and its session is kept.
+    Parked,
+    /// Nothing follows.
+    Over,
+}
+
+impl Session {
+    pub(super) fn new(core: CoreRef, mainstay: &Mainstay, peer: Arc<PeerFacts>) -> Self {
+        let seen = core.lock().state();
+        Self { core, shared: Arc::clone(&mainstay.shared), peer, seen }
+    }
+
+    /// The next message of the client, in order; `None` once the session is over.
+    ///
+    /// Being returned counts as received: the client may forget the message. A gap that the client's
+    /// own policy made is logged and skipped; [`recv_any`](Self::recv_any) returns it.
+    ///
+    /// # Cancel safety
+    /// Safe: a message is taken only when it is returned.
+    pub async fn recv(&mut self) -> Option<Message> {
+        loop {
+            match self.recv_any().await? {
+                Received::Message(message) => return Some(message),
+                Received::Gap { first, count, .. } => {
+                    tracing::warn!(session = ?self.id(), first, count, "the client dropped messages of its own");
+                }
+            }
+        }
+    }
+
+    /// The next message or gap, in order; `None` once the session is over.
+    ///
+    /// # Cancel safety
+    /// Safe, as [`recv`](Self::recv).
+    pub async fn recv_any(&mut self) -> Option<Received> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
+        let mut inner = self.core.lock();
+        let received = match &mut inner.peer {
+            Peer::Session(session) => session.hand_over(now()).map(|delivery| match delivery {
+                Delivery::Message(message) => Received::Message(message),
+                Delivery::Gap { first, count, cause } => {
+                    Stats::add(&self.shared.stats.gaps, 1);
+                    Received::Gap { first, count, cause }
+                }
+            }),
+            Peer::Plain(plain) => plain.hand_over().map(Received::Message),
+        };
+        if received.is_some() {
+            // An acknowledgement may be due now, or a full inbox may have room again.
+            inner.wake_driver();
+            return Poll::Ready(received);
+        }
+        if inner.state() == SessionState::Over {
+            return Poll::Ready(None);
+        }
+        inner.receiver = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Sends a message; waits while the window is full. It is kept until the client acknowledges it,
+    /// over as many connections as that takes. Towards a plain peer it is kept until it is written.
+    ///
+    /// # Errors
+    /// The session is over: the message comes back.
+    ///
+    /// # Cancel safety
+    /// Safe: a message is accepted only when this returns.
+    pub async fn send(&self, message: Message) -> Result<(), SendError> {
+        send(&self.core, message).await
+    }
+
+    /// Sends a message, or gives it back at once.
+    ///
+    /// # Errors
+    /// The window is full, or the session is over.
+    pub fn try_send(&self, message: Message) -> Result<(), SendError> {
+        self.core.lock().try_send(message)
+    }
+
+    /// Sends a message that is not kept: lost if the client is away, never replayed. For what the
+    /// next one makes worthless: cursors, prices.
+    pub fn send_volatile(&self, message: Message) {
+        let mut inner = self.core.lock();
+        match &mut inner.peer {
+            Peer::Session(session) => session.send_volatile(message),
+            Peer::Plain(plain) => drop(plain.send(message)),
+        }
+        inner.wake_driver();
+    }
+
+    /// Ends the session in order: what was accepted before is delivered first.
+    pub fn close(&self, code: CloseCode, reason: &str) {
+        self.core.lock().close(code, reason);
+    }
+
+    /// A handle that sends from elsewhere.
+    #[must_use]
+    pub fn sender(&self) -> Sender {
+        Sender { core: Arc::clone(&self.core) }
+    }
+
+    /// Waits until the state differs from what was returned (or first seen) before, and returns it.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn changed(&mut self) -> SessionState {
+        let state = poll_fn(|cx| {
+            let mut inner = self.core.lock();
+            let state = inner.state();
+            if state != self.seen {
+                return Poll::Ready(state);
+            }
+            inner.watcher = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        self.seen = state;
+        state
+    }
+
+    /// Whether a connection is attached.
+    #[must_use]
+    pub fn state(&self) -> SessionState {
+        self.core.lock().state()
+    }
+
+    /// What the client's first connection said of itself.
+    #[must_use]
+    pub fn peer(&self) -> &PeerFacts {
+        &self.peer
+    }
+
+    /// The public name; `None` for a plain peer.
+    #[must_use]
+    pub fn id(&self) -> Option<SessionId> {
+        self.core.with_session(|session| session.id())
+    }
+
+    /// The smoothed round-trip time of the heartbeats on the current connection.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        match &self.core.lock().peer {
+            Peer::Session(session) => session.rtt(),
+            Peer::Plain(plain) => plain.rtt(),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.close(CloseCode::NORMAL, "");
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("id", &self.id())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sender {
+    /// As [`Session::send`].
+    ///
+    /// # Errors
+    /// The session is over.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn send(&self, message: Message) -> Result<(), SendError> {
+        send(&self.core, message).await
+    }
+
+    /// As [`Session::try_send`].
+    ///
+    /// # Errors
+    /// The window is full, or the session is over.
+    pub fn try_send(&self, message: Message) -> Result<(), SendError> {
+        self.core.lock().try_send(message)
+    }
+
+    /// As [`Session::close`].
+    pub fn close(&self, code: CloseCode, reason: &str) {
+        self.core.lock().close(code, reason);
+    }
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sender(..)")
+    }
+}
+
+async fn send(core: &CoreRef, message: Message) -> Result<(), SendError> {
+    let mut waiting = Some(message);
+    poll_fn(|cx| {
+        let Some(message) = waiting.take() else { return Poll::Ready(Ok(())) };
+        let mut inner = core.lock();
+        match inner.try_send(message) {
+            Err(SendError::Full(message)) => {
+                waiting = Some(message);
+                wait(&mut inner.senders, cx.waker());
+                Poll::Pending
+            }
+            done => Poll::Ready(done),
+        }
+    })
+    .await
+}
+
+/// A future that is polled again without having been woken must not be listed twice.
+fn wait(wakers: &mut Vec<Waker>, waker: &Waker) {
+    if !wakers.iter().any(|listed| listed.will_wake(waker)) {
+        wakers.push(waker.clone());
+    }
+}
+
+impl Inner {
+    pub(super) fn state(&self) -> SessionState {
+        match &self.peer {
+            Peer::Session(session) if session.is_over().is_some() => SessionState::Over,
+            Peer::Session(session) if session.connection().is_some() => {
+                SessionState::Attached { epoch: session.epoch() }
+            }
+            Peer::Session(_) => SessionState::Parked,
+            Peer::Plain(plain) if plain.is_over() => SessionState::Over,
+            Peer::Plain(_) => SessionState::Attached { epoch: 1 },
+        }
+    }
+
+    fn try_send(&mut self, message: Message) -> Result<(), SendError> {
+        let (open, sent) = match &mut self.peer {
+            Peer::Session(session) => (session.is_open(), session.send(message).map(|_| ())),
+            Peer::Plain(plain) => (plain.is_open(), plain.send(message)),
+        };
+        match sent {
+            Ok(()) => {
+                self.wake_driver();
+                Ok(())
+            }
+            Err(message) if open => Err(SendError::Full(message)),
+            Err(message) => Err(SendError::Over(message)),
+        }
+    }
+
+    fn close(&mut self, code: CloseCode, reason: &str) {
+        match &mut self.peer {
+            Peer::Session(session) => session.close(code, reason),
+            Peer::Plain(plain) => plain.close(code, reason),
+        }
+        self.wake_driver();
+    }
+}

@@ -1,0 +1,105 @@
+//! Figures of a server, kept in atomics and read as one snapshot.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Upper bounds of the buckets of the heartbeat's round-trip times, in seconds.
+pub const RTT_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+macro_rules! figures {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters that every connection adds to.
+        #[derive(Debug, Default)]
+        pub struct Stats {
+            $(pub(crate) $name: AtomicU64,)*
+            rtt_buckets: [AtomicU64; RTT_BUCKETS.len()],
+            rtt_micros: AtomicU64,
+            rtt_count: AtomicU64,
+        }
+
+        /// The figures at one moment.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Snapshot {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Heartbeat answers at or below each of [`RTT_BUCKETS`], not cumulated.
+            pub rtt_buckets: [u64; RTT_BUCKETS.len()],
+            /// Sum of all round-trip times.
+            pub rtt_sum: Duration,
+            /// Number of them.
+            pub rtt_count: u64,
+        }
+
+        impl Stats {
+            /// Reads all figures.
+            #[must_use]
+            pub fn snapshot(&self) -> Snapshot {
+                Snapshot {
+                    $($name: self.$name.load(Relaxed),)*
+                    rtt_buckets: std::array::from_fn(|n| self.rtt_buckets[n].load(Relaxed)),
+                    rtt_sum: Duration::from_micros(self.rtt_micros.load(Relaxed)),
+                    rtt_count: self.rtt_count.load(Relaxed),
+                }
+            }
+        }
+    };
+}
+
+figures! {
+    /// Connections open now.
+    connections,
+    /// Connections ever opened.
+    connections_opened,
+    /// Sessions alive now, attached or parked.
+    sessions,
+    /// HELLOs that made a new session.
+    attached_new,
+    /// HELLOs that found their session.
+    attached_resumed,
+    /// HELLOs that asked for a session and got a fresh one.
+    attached_lost,
+    /// HELLOs that were refused.
+    attach_refused,
+    /// Openings that were refused or not finished in time.
+    openings_failed,
+    /// Peers that were called dead because nothing came.
+    dead_silent,
+    /// Peers that were called dead because bytes came but no answer.
+    dead_unanswered,
+    /// Connections that ended over broken frames.
+    protocol_errors,
+    /// Connections that ended over broken session messages.
+    session_errors,
+    /// Application messages read.
+    messages_in,
+    /// Application messages written, replayed ones included.
+    messages_out,
+    /// Payload bytes of application messages read.
+    bytes_in,
+    /// Payload bytes of application messages written.
+    bytes_out,
+    /// Application messages written again after a resume.
+    replayed,
+    /// Gaps in the stream that a handler was told of.
+    gaps,
+    /// Sessions that expired.
+    expired,
+}
+
+impl Stats {
+    pub(crate) fn add(counter: &AtomicU64, amount: u64) {
+        counter.fetch_add(amount, Relaxed);
+    }
+
+    pub(crate) fn subtract(counter: &AtomicU64, amount: u64) {
+        counter.fetch_sub(amount, Relaxed);
+    }
+
+    pub(crate) fn rtt(&self, sample: Duration) {
+        let seconds = sample.as_secs_f64();
+        if let Some(bucket) = RTT_BUCKETS.iter().position(|bound| seconds <= *bound) {
+            Self::add(&self.rtt_buckets[bucket], 1);
+        }
+        Self::add(&self.rtt_micros, u64::try_from(sample.as_micros()).unwrap_or(u64::MAX));
+        Self::add(&self.rtt_count, 1);
+    }
+}

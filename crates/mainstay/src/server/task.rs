@@ -1,0 +1,445 @@
+//! A session's task: its connection, its timer and its handler, polled together.
+//!
+//! One turn asks four questions in one order: what arrived, what is due, what does the handler do
+//! about it, what is to be written. Work per turn is bounded; then the others have theirs. The handler
+//! never runs inside the read path, so a handler that waits does not look like a dead peer.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use mainstay_proto::connect::Lost;
+use mainstay_proto::heartbeat::{Action, Evidence};
+use mainstay_proto::session::{ConnectionId, Control, Frame, Over, SessionError, Transmit};
+use mainstay_proto::ws::CloseFrame;
+use tokio::sync::watch;
+use tokio::time::Sleep;
+
+use super::core::{CoreRef, Inner, Peer};
+use super::stats::Stats;
+use super::{Drain, RESTART, Shared, go_away};
+use crate::driver::{Abort, Arrived, Framing, Reading, Wire};
+
+/// Reads per turn.
+const ROUNDS: usize = 4;
+
+/// The clock that machines are told of; follows tokio's when that is paused.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// See the module.
+pub(super) struct SessionTask<F> {
+    core: CoreRef,
+    shared: Arc<Shared>,
+    connection: ConnectionId,
+    wire: Option<Wire>,
+    handler: Option<Pin<Box<F>>>,
+    timer: Option<Pin<Box<Sleep>>>,
+    draining: Pin<Box<dyn Future<Output = Drain> + Send>>,
+    drained: bool,
+}
+
+impl<F: Future<Output = ()>> SessionTask<F> {
+    pub(super) fn new(
+        core: CoreRef,
+        shared: Arc<Shared>,
+        connection: ConnectionId,
+        wire: Wire,
+        handler: F,
+    ) -> Self {
+        let draining = Box::pin(drained(shared.draining()));
+        Stats::add(&shared.stats.sessions, 1);
+        Self {
+            core,
+            shared,
+            connection,
+            wire: Some(wire),
+            handler: Some(Box::pin(handler)),
+            timer: None,
+            draining,
+            drained: false,
+        }
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.register(cx);
+        self.take_over();
+        self.poll_drain(cx);
+        for _ in 0..ROUNDS {
+            let more = self.read(cx);
+            if self.keep_time() {
+                // This process was paused. Let the reactor say what became readable, then judge.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.poll_handler(cx);
+            self.write(cx);
+            if self.is_done() {
+                return Poll::Ready(());
+            }
+            if !more {
+                self.arm_timer(cx);
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn register(&mut self, cx: &Context<'_>) {
+        let mut inner = self.core.lock();
+        if inner.driver.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            inner.driver = Some(cx.waker().clone());
+        }
+    }
+
+    /// Takes a connection that another task attached. The one before it was fenced then.
+    fn take_over(&mut self) {
+        let (incoming, fenced) = {
+            let mut inner = self.core.lock();
+            (inner.incoming.take(), inner.fenced.take())
+        };
+        let Some((connection, wire)) = incoming.map(|incoming| *incoming) else { return };
+        self.connection = connection;
+        if let Some(mut old) = self.wire.replace(wire) {
+            if let Some(fenced) = fenced {
+                old.close(&fenced);
+            }
+            self.shared.tracker.spawn(old.finish());
+            Stats::subtract(&self.shared.stats.connections, 1);
+        }
+    }
+
+    /// Reads once. `true`: there may be more.
+    fn read(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(wire) = &mut self.wire else { return false };
+        let (now, connection, stats) = (now(), self.connection, &self.shared.stats);
+        let mut inner = self.core.lock();
+        if !inner.wants_input() {
+            return false;
+        }
+        let mut closed = None;
+        let mut broken = None;
+        let reading = wire.poll_read(cx, |arrived| {
+            match arrived {
+                Arrived::Message(message) => {
+                    Stats::add(&stats.messages_in, 1);
+                    Stats::add(&stats.bytes_in, message.payload.len() as u64);
+                    if let Err(error) = inner.handle_message(now, connection, message, stats) {
+                        broken = Some(error);
+                        return false;
+                    }
+                }
+                Arrived::Pong(payload) => inner.handle_pong(now, connection, payload, stats),
+                Arrived::Bytes => inner.handle_bytes(now, connection),
+                Arrived::Close(frame) => {
+                    closed = Some(Lost::Closed {
+                        code: frame.as_ref().map(|frame| frame.code),
+                        reason: frame.map(|frame| frame.reason).unwrap_or_default(),
+                    });
+                }
+            }
+            true
+        });
+        let lost = match (reading, closed, broken) {
+            (_, _, Some(error)) => {
+                tracing::debug!(%error, "client broke the session protocol");
+                Stats::add(&stats.session_errors, 1);
+                wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
+                Some(Lost::Broken(error.to_string()))
+            }
+            (_, Some(closed), None) => Some(closed),
+            (Reading::Ended(lost), None, None) => {
+                if wire.is_closing() {
+                    Stats::add(&stats.protocol_errors, 1);
+                }
+                Some(lost)
+            }
+            (Reading::Idle, ..) => return false,
+            (Reading::More, ..) => {
+                inner.wake_application();
+                return true;
+            }
+        };
+        drop(inner);
+        if let Some(lost) = lost {
+            self.lose(&lost);
+        }
+        false
+    }
+
+    /// The connection is gone for the session; what is queued on it still leaves, best effort.
+    fn lose(&mut self, why: &Lost) {
+        tracing::debug!(connection = self.connection.0, ?why, "connection lost");
+        let Some(wire) = self.wire.take() else { return };
+        Stats::subtract(&self.shared.stats.connections, 1);
+        if wire.is_closing() {
+            self.shared.tracker.spawn(wire.finish());
+        }
+        let mut inner = self.core.lock();
+        inner.handle_lost(now(), self.connection);
+        inner.wake_application();
+    }
+
+    /// Does what is due. `true`: read what is readable first.
+    fn keep_time(&mut self) -> bool {
+        let now = now();
+        let mut inner = self.core.lock();
+        if inner.poll_timeout().is_none_or(|at| at > now) {
+            return false;
+        }
+        let action = inner.handle_timeout(now);
+        let stats = &self.shared.stats;
+        match action {
+            Some(Action::Drain) => return true,
+            Some(Action::Dead(Evidence::Silence)) => Stats::add(&stats.dead_silent, 1),
+            Some(Action::Dead(Evidence::NoAnswer)) => Stats::add(&stats.dead_unanswered, 1),
+            _ => {}
+        }
+        if inner.is_over() {
+            inner.wake_application();
+        }
+        false
+    }
+
+    fn poll_handler(&mut self, cx: &mut Context<'_>) {
+        if let Some(handler) = &mut self.handler
+            && handler.as_mut().poll(cx).is_ready()
+        {
+            // Its `Session` went with it, and that ends the session in order.
+            self.handler = None;
+        }
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) {
+        let Some(wire) = &mut self.wire else { return };
+        let (now, connection, stats) = (now(), self.connection, &self.shared.stats);
+        let mut inner = self.core.lock();
+        let framing = inner.framing();
+        let mut wrote = false;
+        let outcome = wire.poll_write(cx, framing, || {
+            let transmit = inner.poll_transmit(now, connection)?;
+            wrote = true;
+            if let Transmit::Message(message) = &transmit {
+                Stats::add(&stats.messages_out, 1);
+                Stats::add(&stats.bytes_out, message.payload.len() as u64);
+            }
+            Some(transmit)
+        });
+        let lost = match outcome {
+            Ok(true) => {
+                inner.handle_flushed(now, connection);
+                wire.is_closing().then(|| Lost::Broken("closed by us".into()))
+            }
+            Ok(false) => None,
+            Err(Abort) => Some(Lost::Broken("dropped".into())),
+        };
+        if wrote {
+            // Room in the buffers of a plain peer.
+            inner.senders.drain(..).for_each(std::task::Waker::wake);
+        }
+        drop(inner);
+        match lost {
+            Some(lost) if self.wire.as_ref().is_some_and(|wire| !wire.is_closing()) => {
+                if let Some(wire) = self.wire.take() {
+                    wire.abort();
+                    Stats::subtract(&self.shared.stats.connections, 1);
+                }
+                let mut inner = self.core.lock();
+                inner.handle_lost(now, self.connection);
+                inner.wake_application();
+                tracing::debug!(connection = self.connection.0, ?lost, "connection dropped");
+            }
+            Some(lost) => self.lose(&lost),
+            None => {}
+        }
+    }
+
+    /// Arms the timer if it would fire too late. One that fires early finds nothing due.
+    fn arm_timer(&mut self, cx: &mut Context<'_>) {
+        let Some(at) = self.core.lock().poll_timeout() else {
+            self.timer = None;
+            return;
+        };
+        let at = tokio::time::Instant::from_std(at);
+        match &mut self.timer {
+            Some(timer) if timer.is_elapsed() || timer.deadline() > at => timer.as_mut().reset(at),
+            Some(_) => {}
+            None => self.timer = Some(Box::pin(tokio::time::sleep_until(at))),
+        }
+        if let Some(timer) = &mut self.timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) {
+        if self.drained {
+            return;
+        }
+        let Poll::Ready(drain) = self.draining.as_mut().poll(cx) else { return };
+        self.drained = true;
+        let mut inner = self.core.lock();
+        match &mut inner.peer {
+            Peer::Session(session) => {
+                let (delay, close_in) = go_away(drain.spread);
+                session.go_away("server is going away", delay, close_in);
+            }
+            Peer::Plain(plain) => plain.close(RESTART.0, RESTART.1),
+        }
+    }
+
+    /// The session is over, its handler done, and what was to be said is said.
+    fn is_done(&mut self) -> bool {
+        let over = self.core.lock().is_over();
+        if over && self.wire.as_ref().is_none_or(Wire::is_closing) && self.handler.is_some() {
+            // The handler may still be at work on what it received; it ends when it asks for more.
+            return false;
+        }
+        over && self.wire.is_none() && self.handler.is_none()
+    }
+}
+
+impl<F: Future<Output = ()>> Future for SessionTask<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.turn(cx)
+    }
+}
+
+impl<F> Drop for SessionTask<F> {
+    fn drop(&mut self) {
+        let stats = &self.shared.stats;
+        if self.wire.take().is_some() {
+            Stats::subtract(&stats.connections, 1);
+        }
+        Stats::subtract(&stats.sessions, 1);
+        let expired = self.core.with_session(|session| {
+            // A task that is dropped before its time (a runtime that shuts down) leaves no live name.
+            session.evict();
+            session.is_over() == Some(Over::Expired)
+        });
+        if expired == Some(true) {
+            Stats::add(&stats.expired, 1);
+        }
+        self.shared.bury(&self.core);
+    }
+}
+
+async fn drained(mut draining: watch::Receiver<Option<Drain>>) -> Drain {
+    loop {
+        if let Some(drain) = *draining.borrow_and_update() {
+            return drain;
+        }
+        if draining.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The two machines behind one set of verbs.
+impl Inner {
+    fn framing(&self) -> Framing {
+        match &self.peer {
+            Peer::Session(_) => Framing::Session,
+            Peer::Plain(_) => Framing::Plain,
+        }
+    }
+
+    fn wants_input(&self) -> bool {
+        match &self.peer {
+            // A session's peer is held back by its window.
+            Peer::Session(_) => true,
+            Peer::Plain(plain) => plain.wants_input(),
+        }
+    }
+
+    fn handle_message(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        message: mainstay_proto::session::Message,
+        stats: &Stats,
+    ) -> Result<(), SessionError> {
+        match &mut self.peer {
+            Peer::Plain(plain) => {
+                plain.handle_message(now, message);
+                Ok(())
+            }
+            Peer::Session(session) => {
+                let frame = Frame::decode(message.kind, message.payload)?;
+                let is_pong = matches!(frame, Frame::Control(Control::Pong(_)));
+                session.handle_frame(now, connection, frame)?;
+                if let (true, Some(rtt)) = (is_pong, session.rtt()) {
+                    stats.rtt(rtt);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn handle_pong(&mut self, now: Instant, connection: ConnectionId, payload: [u8; 8], stats: &Stats) {
+        match &mut self.peer {
+            Peer::Session(session) => session.handle_bytes(now, connection),
+            Peer::Plain(plain) => {
+                if let Some(rtt) = plain.handle_pong(now, &payload) {
+                    stats.rtt(rtt);
+                }
+            }
+        }
+    }
+
+    fn handle_bytes(&mut self, now: Instant, connection: ConnectionId) {
+        match &mut self.peer {
+            Peer::Session(session) => session.handle_bytes(now, connection),
+            Peer::Plain(plain) => plain.handle_bytes(now),
+        }
+    }
+
+    fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
+        match &mut self.peer {
+            Peer::Session(session) => session.handle_flushed(now, connection),
+            Peer::Plain(plain) => plain.handle_flushed(now),
+        }
+    }
+
+    fn handle_lost(&mut self, now: Instant, connection: ConnectionId) {
+        match &mut self.peer {
+            Peer::Session(session) => session.handle_lost(now, connection),
+            Peer::Plain(plain) => plain.handle_lost(),
+        }
+    }
+
+    fn poll_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
+        match &mut self.peer {
+            Peer::Session(session) => session.poll_transmit(now, connection),
+            Peer::Plain(plain) => plain.poll_transmit(),
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
+        match &mut self.peer {
+            Peer::Session(session) => session.handle_timeout(now),
+            Peer::Plain(plain) => plain.handle_timeout(now),
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        match &self.peer {
+            Peer::Session(session) => session.poll_timeout(),
+            Peer::Plain(plain) => plain.poll_timeout(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match &self.peer {
+            Peer::Session(session) => session.is_over().is_some(),
+            Peer::Plain(plain) => plain.is_over(),
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The extractor: from an upgrade request to a session's task.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use mainstay_proto::session::message::Hello;
+use mainstay_proto::session::{Answer, ConnectionId, Control, Frame, PlainSession, SessionError};
+use mainstay_proto::ws::deflate::DeflateParams;
+use mainstay_proto::ws::handshake::{self, RequestError};
+use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, Role};
+use tokio::net::TcpStream;
+
+use super::core::{Core, Cores, Peer};
+use super::session::Session;
+use super::stats::Stats;
+use super::task::{SessionTask, now};
+use super::{Mainstay, Shared};
+use crate::driver::{Arrived, Framing, Reading, Wire};
+use crate::transport::Transport;
+
+/// The subprotocol of `mainstay.v1`; `mainstay.v1+name` carries an application's own name.
+pub(crate) const SUBPROTOCOL: &str = "mainstay.v1";
+
+/// Extracts an upgrade request. Answers anything else with the status and one line that says why.
+///
+/// The router's state must give a [`Mainstay`] (it is one, or has `FromRef` for it).
+pub struct SessionUpgrade {
+    mainstay: Mainstay,
+    request: handshake::Request,
+    on_upgrade: OnUpgrade,
+    facts: PeerFacts,
+    principal: Bytes,
+    subprotocols: Option<Vec<String>>,
+}
+
+/// What the request of a session's first connection said.
+#[derive(Debug, Clone)]
+pub struct PeerFacts {
+    /// Path and query.
+    pub uri: Uri,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// Where it came from, as far as the server loop told.
+    pub address: Option<SocketAddr>,
+    /// The application's subprotocol, if one was agreed on.
+    pub subprotocol: Option<String>,
+    /// Whether it speaks `mainstay.v1`.
+    pub resumable: bool,
+}
+
+/// Why a request did not become a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UpgradeRejection {
+    /// It is not a valid upgrade request.
+    Request(RequestError),
+    /// The server is draining.
+    Draining,
+    /// The HTTP server in use cannot upgrade connections.
+    NotUpgradable,
+}
+
+impl<S> FromRequestParts<S> for SessionUpgrade
+where
+    Mainstay: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = UpgradeRejection;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, UpgradeRejection> {
+        let mainstay = Mainstay::from_ref(state);
+        let stats = &mainstay.shared.stats;
+        let request = handshake::check_request(&parts.method, parts.version, &parts.headers)
+            .inspect_err(|_| Stats::add(&stats.openings_failed, 1))
+            .map_err(UpgradeRejection::Request)?;
+        if mainstay.shared.is_draining() {
+            Stats::add(&stats.openings_failed, 1);
+            return Err(UpgradeRejection::Draining);
+        }
+        let on_upgrade = parts.extensions.remove::<OnUpgrade>().ok_or(UpgradeRejection::NotUpgradable)?;
+        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+        let facts = PeerFacts {
+            uri: parts.uri.clone(),
+            headers: parts.headers.clone(),
+            address,
+            subprotocol: None,
+            resumable: false,
+        };
+        Ok(Self { mainstay, request, on_upgrade, facts, principal: Bytes::new(), subprotocols: None })
+    }
+}
+
+impl SessionUpgrade {
+    /// Binds the session to whoever this request authenticated as: a resume token presented by
+    /// another principal is answered like one that was never issued.
+    #[must_use]
+    pub fn principal(mut self, principal: impl Into<Bytes>) -> Self {
+        self.principal = principal.into();
+        self
+    }
+
+    /// The application's subprotocols, in order of preference. Without this call the first that the
+    /// client offers is agreed on.
+    #[must_use]
+    pub fn subprotocols<I: IntoIterator<Item: Into<String>>>(mut self, names: I) -> Self {
+        self.subprotocols = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// What the request said.
+    #[must_use]
+    pub fn peer(&self) -> &PeerFacts {
+        &self.facts
+    }
+
+    /// The application's subprotocols that the client offers.
+    pub fn offered(&self) -> impl Iterator<Item = &str> {
+        offered(&self.request)
+    }
+
+    /// Accepts. `handler` runs once per session, not per connection: it goes on while the client is
+    /// away and comes back. It need not be a tokio task of its own.
+    pub fn on_session<H, F>(mut self, handler: H) -> Response
+    where
+        H: FnOnce(Session) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let chosen = self.choose();
+        let shared = &self.mainstay.shared;
+        let (headers, deflate) = self.request.response(chosen.as_deref(), shared.config.deflate);
+        self.facts.resumable = chosen.as_deref().is_some_and(is_ours);
+        self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(str::to_owned));
+        let tracker = shared.tracker.clone();
+        tracker.spawn(open(self.mainstay, self.on_upgrade, self.facts, self.principal, deflate, handler));
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.headers_mut() = headers;
+        response
+    }
+
+    /// `mainstay.v1` wins over plain, then the application's order.
+    fn choose(&self) -> Option<String> {
+        let wanted: Vec<&str> = match &self.subprotocols {
+            Some(names) => names.iter().map(String::as_str).collect(),
+            None => self.offered().collect(),
+        };
+        let list = &self.request.subprotocols;
+        let ours = list.iter().filter(|name| is_ours(name));
+        let with_name = |ours: &&String| application_name(ours).is_none_or(|name| wanted.contains(&name));
+        if let Some(ours) = ours.clone().find(with_name) {
+            return Some(ours.clone());
+        }
+        wanted.iter().find(|name| list.iter().any(|offered| offered == *name)).map(|name| (*name).to_owned())
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    name.strip_prefix(SUBPROTOCOL).is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
+}
+
+fn application_name(name: &str) -> Option<&str> {
+    if !is_ours(name) {
+        return Some(name);
+    }
+    name.strip_prefix(SUBPROTOCOL)?.strip_prefix('+')
+}
+
+fn offered(request: &handshake::Request) -> impl Iterator<Item = &str> {
+    request.subprotocols.iter().filter_map(|name| application_name(name))
+}
+
+static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
+
+/// From 101 to the end of the session, if this connection is the one that makes it.
+async fn open<H, F>(
+    mainstay: Mainstay,
+    on_upgrade: OnUpgrade,
+    facts: PeerFacts,
+    principal: Bytes,
+    deflate: Option<DeflateParams>,
+    handler: H,
+) where
+    H: FnOnce(Session) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    // Cold state, boxed: it is freed before the session begins.
+    let opened = Box::pin(bind(&mainstay.shared, on_upgrade, facts.resumable, principal, deflate)).await;
+    let Some((connection, core, wire)) = opened else { return };
+    let session = Session::new(Arc::clone(&core), &mainstay, Arc::new(facts));
+    let handler = handler(session);
+    SessionTask::new(core, mainstay.shared, connection, wire, handler).await;
+}
+
+/// Binds a new connection to a session. `None`: to one that has its task already, or to none.
+async fn bind(
+    shared: &Arc<Shared>,
+    on_upgrade: OnUpgrade,
+    resumable: bool,
+    principal: Bytes,
+    deflate: Option<DeflateParams>,
+) -> Option<(ConnectionId, Arc<Core>, Wire)> {
+    let stats = &shared.stats;
+    let upgraded = match on_upgrade.await {
+        Ok(upgraded) => upgraded,
+        Err(error) => {
+            tracing::debug!(%error, "upgrade failed");
+            Stats::add(&stats.openings_failed, 1);
+            return None;
+        }
+    };
+    let (transport, early) = raw(upgraded);
+    let codec = Connection::new(Role::Server, shared.config.limits, deflate, [0; 32]);
+    let mut wire = Wire::new(transport, codec, early);
+    let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
+    Stats::add(&stats.connections_opened, 1);
+    if !resumable {
+        Stats::add(&stats.connections, 1);
+        let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0);
+        return Some((connection, Core::new(Peer::Plain(Box::new(plain))), wire));
+    }
+    let hello = match tokio::time::timeout(shared.config.opening_deadline, read_hello(&mut wire)).await {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(Some(error))) => {
+            Stats::add(&stats.session_errors, 1);
+            wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
+            wire.finish().await;
+            return None;
+        }
+        Ok(Err(None)) => {
+            Stats::add(&stats.openings_failed, 1);
+            wire.finish().await;
+            return None;
+        }
+        Err(_) => {
+            Stats::add(&stats.openings_failed, 1);
+            wire.close(&CloseFrame { code: CloseCode::OPENING_TIMEOUT, reason: "no HELLO in time".into() });
+            wire.finish().await;
+            return None;
+        }
+    };
+    attach(shared, connection, &principal, &hello, wire).await
+}
+
+async fn attach(
+    shared: &Arc<Shared>,
+    connection: ConnectionId,
+    principal: &Bytes,
+    hello: &Hello,
+    mut wire: Wire,
+) -> Option<(ConnectionId, Arc<Core>, Wire)> {
+    let stats = &shared.stats;
+    let answer = shared.registry().hello(now(), connection, principal, hello, &mut Cores);
+    match answer {
+        Answer::Refused { refuse, why } => {
+            tracing::debug!(?why, "HELLO refused");
+            Stats::add(&stats.attach_refused, 1);
+            wire.say(&refuse).await;
+            wire.close(&CloseFrame { code: why.code(), reason: String::new() });
+            wire.finish().await;
+            None
+        }
+        Answer::Attached { session: core, created, lost, fenced } => {
+            Stats::add(&stats.connections, 1);
+            let counter = match (created, lost) {
+                (true, false) => &stats.attached_new,
+                (_, true) => &stats.attached_lost,
+                (false, false) => &stats.attached_resumed,
+            };
+            Stats::add(counter, 1);
+            if created {
+                return Some((connection, core, wire));
+            }
+            let mut inner = core.lock();
+            inner.supersede(fenced, (connection, wire));
+            inner.wake_driver();
+            inner.wake_application();
+            None
+        }
+    }
+}
+
+/// The first message, which must be HELLO. `None`: the connection ended first.
+async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
+    std::future::poll_fn(|cx| {
+        let mut first = None;
+        loop {
+            let reading = wire.poll_read(cx, |arrived| match arrived {
+                Arrived::Message(message) => {
+                    first = Some(Frame::decode(message.kind, message.payload));
+                    false
+                }
+                Arrived::Pong(_) | Arrived::Bytes => true,
+                Arrived::Close(_) => {
+                    first = Some(Err(SessionError::Unexpected("a close before HELLO")));
+                    false
+                }
+            });
+            match first.take() {
+                Some(Ok(Frame::Control(Control::Hello(hello)))) => return std::task::Poll::Ready(Ok(*hello)),
+                Some(Ok(_)) => {
+                    return std::task::Poll::Ready(Err(Some(SessionError::Unexpected(
+                        "a message before HELLO",
+                    ))));
+                }
+                Some(Err(error)) => return std::task::Poll::Ready(Err(Some(error))),
+                None => {}
+            }
+            match reading {
+                Reading::Idle => return std::task::Poll::Pending,
+                Reading::More => {}
+                Reading::Ended(_) => return std::task::Poll::Ready(Err(None)),
+            }
+        }
+    })
+    .await
+}
+
+/// The stream under an upgraded connection, without hyper's state around it where that is possible.
+fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => {
+            let stream = parts.io.into_inner();
+            let _ = stream.set_nodelay(true);
+            (Transport::Tcp(stream), parts.read_buf)
+        }
+        Err(upgraded) => (Transport::Other(Box::new(TokioIo::new(upgraded))), Bytes::new()),
+    }
+}
+
+impl Wire {
+    /// Writes one control message, best effort.
+    async fn say(&mut self, control: &Control) {
+        let mut message = Some(mainstay_proto::session::Transmit::Control(control.encode()));
+        let _ = std::future::poll_fn(|cx| {
+            std::task::Poll::Ready(self.poll_write(cx, Framing::Session, || message.take()))
+        })
+        .await;
+    }
+}
+
+impl IntoResponse for UpgradeRejection {
+    fn into_response(self) -> Response {
+        let (status, line) = match &self {
+            Self::Request(error) => (error.status(), error.to_string()),
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the server is going away, come back".into()),
+            Self::NotUpgradable => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "this HTTP server cannot upgrade connections".into())
+            }
+        };
+        let mut response = (status, line + "\n").into_response();
+        let headers = response.headers_mut();
+        if status == StatusCode::UPGRADE_REQUIRED {
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        // What follows a failed upgrade on the same connection is not read as another request.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+    }
+}

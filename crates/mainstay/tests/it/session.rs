@@ -1,0 +1,131 @@
+//! What a session keeps, over real sockets.
+
+use std::time::Duration;
+
+use mainstay::client::{Event, Mode, Outcome};
+use mainstay::server::Config;
+use mainstay::{Client, CloseCode, Message};
+
+use crate::support::{Proxy, echo_server, until};
+
+#[tokio::test]
+async fn a_message_comes_back_and_the_session_ends_in_order() {
+    let (address, mainstay) = echo_server(Config::default()).await;
+    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    client.send(Message::text("hello")).await.unwrap();
+    client.send(Message::binary(vec![0, 1, 2])).await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::text("hello")));
+    assert_eq!(client.recv().await, Some(Message::binary(vec![0, 1, 2])));
+    assert_eq!(client.mode(), Some(Mode::Session));
+    client.close(CloseCode::NORMAL, "done").await;
+    assert_eq!(client.recv().await, None);
+    until("no session is left", || mainstay.stats().sessions == 0 && mainstay.stats().connections == 0).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_repeated_or_reordered_over_ten_cuts() {
+    let (address, mainstay) = echo_server(Config::default()).await;
+    let proxy = Proxy::to(address).await;
+    let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    let mut expected = 0;
+    for n in 0..500 {
+        client.send(Message::text(n.to_string())).await.unwrap();
+        if n % 50 == 25 {
+            proxy.cut();
+        }
+        // Half of the answers are read on the way, so that both directions have something to replay.
+        if n % 2 == 0 {
+            assert_eq!(client.recv().await, Some(Message::text(expected.to_string())));
+            expected += 1;
+        }
+    }
+    while expected < 500 {
+        assert_eq!(client.recv().await, Some(Message::text(expected.to_string())));
+        expected += 1;
+    }
+    let stats = mainstay.stats();
+    assert_eq!((stats.attached_new, stats.attached_lost), (1, 0));
+    assert!(stats.attached_resumed >= 1, "{stats:?}");
+}
+
+#[tokio::test]
+async fn each_cut_is_noticed_and_reported() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let proxy = Proxy::to(address).await;
+    let client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    let attached = |epoch, resumed| Event::Attached { mode: Mode::Session, resumed, epoch };
+    assert_eq!(client.event().await, Some(attached(1, false)));
+    for epoch in 2..5 {
+        proxy.cut();
+        assert!(matches!(client.event().await, Some(Event::Detached { .. })));
+        loop {
+            match client.event().await {
+                Some(Event::AttemptFailed { .. }) => {}
+                other => break assert_eq!(other, Some(attached(epoch, true))),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tracked_message_settles_when_the_server_has_it() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    let tracked = client.send_tracked(Message::text("x")).await.unwrap();
+    assert_eq!(tracked.await, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn a_plain_peer_is_served_by_the_same_handler_and_says_when_it_is_fresh() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let proxy = Proxy::to(address).await;
+    let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().plain().connect();
+    client.send(Message::text("one")).await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::text("one")));
+    assert_eq!(client.mode(), Some(Mode::Plain));
+    proxy.cut();
+    let mut fresh = false;
+    while !fresh {
+        fresh = client.event().await.unwrap() == Event::FreshPeer;
+    }
+    client.close(CloseCode::NORMAL, "").await;
+}
+
+#[tokio::test]
+async fn an_expired_session_is_one_gap_and_a_new_session() {
+    let config = Config { resume_window: Duration::from_millis(1), ..Config::default() };
+    let (address, mainstay) = echo_server(config).await;
+    let proxy = Proxy::to(address).await;
+    let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    client.send(Message::text("before")).await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::text("before")));
+    proxy.cut();
+    let fate = loop {
+        if let Event::Gap(fate) = client.event().await.unwrap() {
+            break fate;
+        }
+    };
+    assert_eq!((fate.delivered, fate.unknown, fate.last), (1, 1, 1));
+    client.send(Message::text("after")).await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::text("after")));
+    assert_eq!(mainstay.stats().attached_lost, 1);
+}
+
+#[tokio::test]
+async fn a_draining_server_refuses_newcomers_and_tells_the_others() {
+    let (address, mainstay) = echo_server(Config::default()).await;
+    let mut plain =
+        Client::builder(&format!("ws://{address}/echo")).unwrap().plain().connect_once().await.unwrap();
+    let draining = mainstay.clone();
+    tokio::spawn(async move { draining.drain(Duration::from_millis(100)).await });
+    assert_eq!(plain.recv().await, None, "closed with 1012");
+    let refused = Client::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await;
+    assert!(refused.is_err_and(|error| error.to_string().contains("503")));
+}
+
+#[tokio::test]
+async fn a_url_that_cannot_work_is_refused_before_anything_is_dialled() {
+    for url in ["http//x", "ftp://x/", "", "ws://"] {
+        assert!(Client::builder(url).is_err(), "{url}");
+    }
+}

@@ -1,0 +1,153 @@
+//! Runs every `sh` block of the README and of `docs/`, as written, so that no command there can go stale.
+//!
+//! The blocks of one document run in order in one empty folder, each by `sh -eu`, with our release programs on the
+//! path; what a block writes, the next one finds. A comment in the line before a block changes that:
+//!
+//! ```text
+//! <!-- run: background until "listening" -->    keep it running until the document ends; go on at that output
+//! <!-- run: skip, it needs a certificate -->    do not run it; the reason is required
+//! ```
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::markdown::{Block, Document};
+use crate::run::{Background, cargo};
+use crate::{Outcome, Result, tidy};
+
+/// For a block to end, or for a block in the background to print what it is waited for.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What the comment before a block asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    ToItsEnd,
+    Background { until: String },
+    Skip { reason: String },
+}
+
+impl Mode {
+    pub(crate) fn of(block: &Block) -> std::result::Result<Self, String> {
+        let Some(directive) = &block.directive else { return Ok(Self::ToItsEnd) };
+        if let Some(until) = directive.strip_prefix("background until ") {
+            let until = until.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+            return until
+                .map(|until| Self::Background { until: until.to_owned() })
+                .ok_or("no text in quotes".into());
+        }
+        match directive.strip_prefix("skip,").map(str::trim) {
+            Some(reason) if !reason.is_empty() => Ok(Self::Skip { reason: reason.to_owned() }),
+            _ => Err(format!("`run: {directive}` is neither `background until \"text\"` nor `skip, reason`")),
+        }
+    }
+}
+
+/// Runs the blocks of all documents; the first that fails is the error.
+pub(crate) fn run_all() -> Result<Outcome> {
+    let mut documents = Vec::new();
+    for path in tidy::tracked_files()?.into_iter().filter(|path| runs(path)) {
+        let blocks = Document::parse(&fs::read_to_string(&path)?).blocks;
+        documents.push((path, blocks.into_iter().filter(|block| block.tag == "sh").collect::<Vec<_>>()));
+    }
+    let count: usize = documents.iter().map(|(_, blocks)| blocks.len()).sum();
+    if count == 0 {
+        return Ok(Outcome::Skipped("no document has a command".into()));
+    }
+    cargo("build --release --package mainstay-gateway")?;
+    for (path, blocks) in &documents {
+        run_document(path, blocks)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn runs(path: &str) -> bool {
+    path == "README.md" || (path.starts_with("docs/") && path.ends_with(".md"))
+}
+
+fn run_document(path: &str, blocks: &[Block]) -> Result<()> {
+    let scratch = Scratch::new(path)?;
+    let mut background = Vec::new(); // dropped, and so ended, before the folder
+    for block in blocks {
+        let place = format!("{path}:{}", block.line);
+        println!("--- {place}");
+        run_block(block, &scratch, &mut background).map_err(|error| format!("{place}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn run_block(block: &Block, scratch: &Scratch, background: &mut Vec<Background>) -> Result<()> {
+    let start =
+        || Background::start(&mut scratch.shell(&block.text), scratch.logs.join(block.line.to_string()));
+    match Mode::of(block)? {
+        Mode::Skip { reason } => println!("skipped: {reason}"),
+        Mode::ToItsEnd => start()?.wait_success(LIMIT)?,
+        Mode::Background { until } => {
+            let mut running = start()?;
+            running
+                .wait_until(LIMIT, |log| fs::read_to_string(log).is_ok_and(|text| text.contains(&until)))?;
+            background.push(running);
+        }
+    }
+    Ok(())
+}
+
+/// The empty folder one document's blocks run in, outside of any workspace, and the logs beside it.
+struct Scratch {
+    home: PathBuf,
+    folder: PathBuf,
+    logs: PathBuf,
+    path: OsString,
+}
+
+impl Scratch {
+    fn new(document: &str) -> Result<Self> {
+        let name = format!("mainstay-docs-{}-{}", std::process::id(), document.replace('/', "-"));
+        let home = env::temp_dir().join(name);
+        let (folder, logs) = (home.join("work"), home.join("logs"));
+        fs::create_dir_all(&folder)?;
+        fs::create_dir_all(&logs)?;
+        let inherited = env::var_os("PATH").unwrap_or_default();
+        let ours = env::current_dir()?.join("target/release");
+        let path = env::join_paths([ours].into_iter().chain(env::split_paths(&inherited)))?;
+        Ok(Self { home, folder, logs, path })
+    }
+
+    fn shell(&self, text: &str) -> Command {
+        let mut shell = Command::new("sh");
+        shell.args(["-euc", text]).current_dir(&self.folder).env("PATH", &self.path);
+        shell
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.home);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(directive: Option<&str>) -> std::result::Result<Mode, String> {
+        let directive = directive.map(str::to_owned);
+        Mode::of(&Block { line: 1, tag: "sh".into(), text: String::new(), directive })
+    }
+
+    #[test]
+    fn a_block_runs_to_its_end_unless_told_otherwise() {
+        assert_eq!(mode(None), Ok(Mode::ToItsEnd));
+        assert_eq!(mode(Some("background until \"up\"")), Ok(Mode::Background { until: "up".into() }));
+        assert_eq!(mode(Some("skip, slow")), Ok(Mode::Skip { reason: "slow".into() }));
+    }
+
+    #[test]
+    fn a_skip_without_a_reason_is_refused() {
+        assert!(mode(Some("skip")).is_err());
+        assert!(mode(Some("skip, ")).is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! What the proofs need beyond a Rust toolchain, installed by the ordinary package managers after saying so.
+//!
+//! Nothing is installed twice: npm packages stay in their folder's `node_modules`, the Autobahn test suite in
+//! `target/xtask`. Only `apt-get` touches the system, and only where we are root.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Result;
+use crate::run::{check, output, succeeds};
+
+const AUTOBAHN: &str = "autobahntestsuite==25.10.1";
+
+/// Masking and UTF-8 in C: without it the cases with large messages take minutes more under CPython.
+const WSACCEL: &str = "wsaccel==0.6.2";
+
+/// The last line of virtualenv that can make environments for Python 2.7.
+const VIRTUALENV: &str = "virtualenv<20.22";
+
+/// Makes sure that Node.js is here and the locked packages of `folder` are installed.
+pub(crate) fn node_packages(folder: &str) -> Result<()> {
+    if !(succeeds(Command::new("node").arg("--version")) && succeeds(Command::new("npm").arg("--version"))) {
+        apt("nodejs npm", "Node.js 20 or newer with npm is needed")?;
+    }
+    let modified = |path: &str| fs::metadata(Path::new(folder).join(path)).and_then(|file| file.modified());
+    let lock = modified("package-lock.json")?;
+    if modified("node_modules/.package-lock.json").is_ok_and(|installed| installed >= lock) {
+        return Ok(());
+    }
+    announce(&format!("the npm packages locked in {folder}/package-lock.json"));
+    check(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(folder))?;
+    Ok(())
+}
+
+/// The Autobahn test suite's folder of programs (`wstest`, `python`), or `None` where no Python 2.7 is to be had:
+/// the suite has never been ported from it.
+pub(crate) fn autobahn() -> Result<Option<PathBuf>> {
+    let home = env::current_dir()?.join("target/xtask/autobahn-suite");
+    let (programs, stamp) = (home.join("bin"), home.join(format!("{AUTOBAHN}.installed")));
+    if stamp.exists() {
+        return Ok(Some(programs));
+    }
+    let Some(python) = python27() else { return Ok(None) };
+    announce(&format!("{AUTOBAHN} from PyPI into {} (with {})", home.display(), python.display()));
+    let tool = home.with_extension("tool");
+    if !succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&tool)) {
+        apt("python3-venv", "Python 3 with its venv module is needed")?;
+        check(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&tool))?;
+    }
+    check(Command::new(tool.join("bin/pip")).args(["install", "--quiet", VIRTUALENV]))?;
+    check(
+        Command::new(tool.join("bin/virtualenv")).args(["--quiet", "--clear", "-p"]).arg(python).arg(&home),
+    )?;
+    let pip = || {
+        let mut pip = Command::new(programs.join("pip"));
+        pip.args(["install", "--quiet", "--no-python-version-warning"]);
+        pip
+    };
+    check(pip().arg(AUTOBAHN))?;
+    if let Err(error) = check(pip().arg(WSACCEL)) {
+        println!("{error}: going on without, only slower");
+    }
+    check(Command::new(programs.join("wstest")).arg("-a"))?;
+    fs::write(stamp, "")?;
+    Ok(Some(programs))
+}
+
+/// `$AUTOBAHN_PYTHON`, `python2.7` or `pypy2.7` on the path, or pyenv's newest 2.7.
+fn python27() -> Option<PathBuf> {
+    let pyenv = env::var_os("PYENV_ROOT")
+        .map(PathBuf::from)
+        .or_else(|| env::home_dir().map(|home| home.join(".pyenv")))
+        .and_then(|root| fs::read_dir(root.join("versions")).ok())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|version| version.file_name().to_string_lossy().starts_with("2.7"))
+        .map(|version| version.path().join("bin/python"))
+        .max();
+    let named = env::var_os("AUTOBAHN_PYTHON").map(PathBuf::from);
+    let found = named.into_iter().chain(["python2.7".into(), "pypy2.7".into()]).chain(pyenv);
+    let is_27 = "import sys; sys.exit(sys.version_info[:2] != (2, 7))";
+    found.into_iter().find(|python| succeeds(Command::new(python).args(["-c", is_27])))
+}
+
+/// Installs Debian packages where we are root and `apt-get` exists; elsewhere says what is missing.
+fn apt(packages: &str, need: &str) -> Result<()> {
+    let root = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
+    if !root || !succeeds(Command::new("apt-get").arg("--version")) {
+        return Err(format!("{need}: please install it, then run this again").into());
+    }
+    announce(&format!("Debian packages {packages}"));
+    check(Command::new("apt-get").args(["update", "--quiet"]))?;
+    check(Command::new("apt-get").args(["install", "--yes", "--quiet"]).args(packages.split(' ')))?;
+    Ok(())
+}
+
+fn announce(what: &str) {
+    println!(">>> installing: {what}");
+}

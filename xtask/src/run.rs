@@ -1,0 +1,153 @@
+//! Other programs: run to their end, or kept running beside us and always ended by process id.
+
+use std::env;
+use std::error::Error;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::{Outcome, Result};
+
+/// How often a program beside us is looked after.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Lines of a program's log that its errors quote.
+const TAIL: usize = 12;
+
+/// Makes the workspace's folder the current one: every path in this crate is relative to it.
+pub(crate) fn enter_workspace() -> Result<()> {
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").ok_or("run me as `cargo xtask`")?;
+    let root = Path::new(&manifest).parent().ok_or("xtask is not inside a workspace")?;
+    Ok(env::set_current_dir(root)?)
+}
+
+/// Runs cargo with arguments separated by spaces.
+pub(crate) fn cargo(arguments: &str) -> Result<Outcome> {
+    check(Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(arguments.split(' ')))
+}
+
+/// Runs a shell command line.
+pub(crate) fn shell(line: &str) -> Result<Outcome> {
+    check(Command::new("sh").args(["-c", line]))
+}
+
+/// Runs a command to its end, its output passed on. Anything but success is an error that names the command.
+pub(crate) fn check(command: &mut Command) -> Result<Outcome> {
+    let line = shown(command);
+    println!("$ {line}");
+    let status = command.stdin(Stdio::null()).status().map_err(|error| format!("`{line}`: {error}"))?;
+    if status.success() { Ok(Outcome::Passed) } else { Err(format!("`{line}`: {status}").into()) }
+}
+
+/// What a command prints on its standard output, if it ends well.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let line = shown(command);
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("`{line}`: {error}"))?;
+    if !output.status.success() {
+        return Err(
+            format!("`{line}`: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)).into()
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Whether a command can be started and ends well, its output thrown away.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+}
+
+/// A loopback address nobody listened on a moment ago.
+pub(crate) fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// A program beside us, leader of its own process group; the group is ended when this is dropped.
+///
+/// Its errors end with the last lines of its log.
+pub(crate) struct Background {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Background {
+    /// Starts `command` with both its outputs going to `log`.
+    pub(crate) fn start(command: &mut Command, log: PathBuf) -> Result<Self> {
+        let name = shown(command);
+        println!("$ {name}");
+        let file = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+        let child = command.spawn().map_err(|error| format!("`{name}`: {error}"))?;
+        Ok(Self { child, name, log })
+    }
+
+    /// Waits until `ready` is true: an error if the program ends before, or `limit` passes.
+    pub(crate) fn wait_until(&mut self, limit: Duration, mut ready: impl FnMut(&Path) -> bool) -> Result<()> {
+        let started = Instant::now();
+        while !ready(&self.log) {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(self.error(&format!("ended early, {status}")));
+            }
+            if started.elapsed() > limit {
+                return Err(self.error(&format!("was not ready after {limit:?}")));
+            }
+            sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Waits until something accepts connections at `address`.
+    pub(crate) fn wait_listening(&mut self, limit: Duration, address: SocketAddr) -> Result<()> {
+        self.wait_until(limit, |_| TcpStream::connect(address).is_ok())
+    }
+
+    /// Waits for the program's own end: an error if it is no success, or `limit` passes.
+    pub(crate) fn wait_success(&mut self, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(self.error(&status.to_string())),
+                None if started.elapsed() > limit => {
+                    return Err(self.error(&format!("still ran after {limit:?}")));
+                }
+                None => sleep(POLL),
+            }
+        }
+    }
+
+    fn error(&self, what: &str) -> Box<dyn Error> {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+        format!("`{}`: {what}\n{tail}", self.name).into()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.child.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+        let _ = self.child.wait();
+    }
+}
+
+/// A command as a person would type it; of a shell, the script alone.
+fn shown(command: &Command) -> String {
+    let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).collect();
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    match words.as_slice() {
+        [shell, _, script] if shell == "sh" => script.trim().to_owned(),
+        words => words.join(" "),
+    }
+}

@@ -1,0 +1,229 @@
+//! Rules that no compiler checks, over every file git knows. A complaint names file and line.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+use crate::markdown::Document;
+use crate::run::output;
+use crate::{Outcome, Result, docs};
+
+/// Tags of code blocks in the README, CONTRIBUTING and `docs/`. `sh` is run by `docs`, `rust` is a documentation
+/// test, `json` is parsed here; a block that is none of these languages is `text`.
+const TAGS: [&str; 6] = ["sh", "toml", "rust", "json", "text", "ts"];
+
+/// Package registries: a lock file or a document that names one binds its reader to it. Written in halves, so that
+/// this file may be searched too.
+const REGISTRIES: [&str; 6] = [
+    concat!("npm", "js.org"),
+    concat!("py", "pi.org"),
+    concat!("python", "hosted.org"),
+    concat!("crates", ".io"),
+    concat!("deb.", "debian.org"),
+    concat!("yarn", "pkg.com"),
+];
+
+/// Words that mark unfinished work; see [`unfinished`] for the one with a ticket.
+const UNFINISHED: [&str; 3] = [concat!("FIX", "ME"), concat!("to", "do!("), concat!("db", "g!(")];
+
+pub(crate) fn check() -> Result<Outcome> {
+    let mut complaints = Vec::new();
+    let local = local_paths()?;
+    let files = tracked_files()?;
+    for path in &files {
+        let Ok(text) = String::from_utf8(fs::read(path)?) else { continue }; // a picture, a font
+        let mut complain = |line: usize, what: &str| complaints.push(format!("{path}:{line}: {what}"));
+        ends_with_newline(&text, &mut complain);
+        names_no_place(path, &text, &local, &mut complain);
+        unfinished(&text, &mut complain);
+        if path.ends_with(".rs") {
+            sides_stay_apart(path, &text, &mut complain);
+        }
+        if path.ends_with(".md") {
+            markdown(path, &text, &files, &mut complain);
+        }
+    }
+    complaints.extend(proto_without_runtime()?);
+    if complaints.is_empty() {
+        println!("{} files are tidy", files.len());
+        return Ok(Outcome::Passed);
+    }
+    Err(format!("{} complaints\n{}", complaints.len(), complaints.join("\n")).into())
+}
+
+/// Files git tracks or would track, that exist.
+pub(crate) fn tracked_files() -> Result<Vec<String>> {
+    let listed =
+        output(Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]))?;
+    let files: BTreeSet<_> = listed.lines().filter(|path| Path::new(path).is_file()).collect();
+    Ok(files.into_iter().map(str::to_owned).collect())
+}
+
+type Complain<'a> = dyn FnMut(usize, &str) + 'a;
+
+fn ends_with_newline(text: &str, complain: &mut Complain) {
+    if !text.is_empty() && !text.ends_with('\n') {
+        complain(text.lines().count(), "no newline at the end");
+    }
+}
+
+/// Neither a path of the machine the work was done on nor a registry's host.
+fn names_no_place(path: &str, text: &str, local: &[String], complain: &mut Complain) {
+    let cargo_lock = path == "Cargo.lock"; // cargo names its own index there
+    for (number, line) in numbered(text) {
+        local.iter().filter(|place| line.contains(*place)).for_each(|place| {
+            complain(number, &format!("`{place}` is a path of this machine"));
+        });
+        REGISTRIES.iter().filter(|host| !cargo_lock && line.contains(*host)).for_each(|host| {
+            complain(number, &format!("`{host}` is a registry's host"));
+        });
+    }
+}
+
+/// The folders that this checkout and this user live in, each ending in a slash.
+fn local_paths() -> Result<Vec<String>> {
+    let root = env::current_dir()?;
+    let beside = root.parent().filter(|parent| *parent != env::temp_dir()).map(Path::to_path_buf);
+    let folders: BTreeSet<PathBuf> = [Some(root), beside, env::home_dir()].into_iter().flatten().collect();
+    let named = folders.into_iter().filter(|folder| folder.components().count() > 1);
+    Ok(named.map(|folder| format!("{}/", folder.display())).collect())
+}
+
+/// Work left to do needs an issue behind it, as in `(#12)`; the other marks are for one's own desk.
+fn unfinished(text: &str, complain: &mut Complain) {
+    let later = concat!("TO", "DO");
+    for (number, line) in numbered(text) {
+        UNFINISHED.iter().filter(|word| line.contains(*word)).for_each(|word| {
+            complain(number, &format!("`{word}` may not be committed"));
+        });
+        if line.split(later).skip(1).any(|rest| !rest.starts_with("(#")) {
+            complain(number, &format!("`{later}` without an issue, as in `{later}(#12)`"));
+        }
+    }
+}
+
+/// Server and client share machines and the driver, never each other's modules.
+fn sides_stay_apart(path: &str, text: &str, complain: &mut Complain) {
+    let Some(module) = path.strip_prefix("crates/mainstay/src/") else { return };
+    for (side, other) in [("server", "client"), ("client", "server")] {
+        if !(module.starts_with(&format!("{side}/")) || module == format!("{side}.rs")) {
+            continue;
+        }
+        for (number, line) in numbered(text).filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            if line.contains(&format!("crate::{other}")) || line.contains(&format!("super::{other}")) {
+                complain(number, &format!("the {side} may not use the {other}"));
+            }
+        }
+    }
+}
+
+/// Code blocks are tagged with what is checked, and links lead somewhere.
+fn markdown(path: &str, text: &str, files: &[String], complain: &mut Complain) {
+    let document = Document::parse(text);
+    if path == "README.md" || path == "CONTRIBUTING.md" || path.starts_with("docs/") {
+        for block in &document.blocks {
+            if !TAGS.contains(&block.tag.as_str()) {
+                complain(
+                    block.line,
+                    &format!("code block tagged `{}`, not one of {}", block.tag, TAGS.join(", ")),
+                );
+            }
+            if let Err(error) = docs::Mode::of(block) {
+                complain(block.line, &error);
+            }
+            if block.tag == "json" && serde_json::from_str::<serde_json::Value>(&block.text).is_err() {
+                complain(block.line, "no valid JSON");
+            }
+        }
+    }
+    for (line, target) in document.links().into_iter().filter(|(_, target)| !target.contains(':')) {
+        let (file, anchor) = target.split_once('#').unwrap_or((&target, ""));
+        let resolved = if file.is_empty() { path.to_owned() } else { beside(path, file) };
+        let folder = format!("{}/", resolved.trim_end_matches('/'));
+        if !files.iter().any(|known| *known == resolved || known.starts_with(&folder)) {
+            complain(line, &format!("`{target}` leads to no file of ours"));
+        } else if !anchor.is_empty() && resolved.ends_with(".md") && !has_anchor(&resolved, anchor) {
+            complain(line, &format!("`{target}`: no heading makes that anchor"));
+        }
+    }
+}
+
+fn has_anchor(path: &str, anchor: &str) -> bool {
+    fs::read_to_string(path)
+        .is_ok_and(|text| Document::parse(&text).anchors().iter().any(|known| known == anchor))
+}
+
+/// A link's target as a path from the workspace's folder.
+fn beside(path: &str, target: &str) -> String {
+    let mut resolved = PathBuf::new();
+    for part in Path::new(path).with_file_name(target).components() {
+        match part {
+            Component::ParentDir if !resolved.pop() => return target.to_owned(), // out of the repository
+            Component::ParentDir | Component::CurDir => {}
+            part => resolved.push(part),
+        }
+    }
+    resolved.display().to_string()
+}
+
+/// `mainstay-proto` runs in virtual time under the simulator, so nothing beneath it may bring a runtime.
+fn proto_without_runtime() -> Result<Option<String>> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments =
+        ["tree", "--package", "mainstay-proto", "--edges", "normal", "--prefix", "none", "--all-features"];
+    let tree = output(Command::new(cargo).args(arguments))?;
+    let runtime = tree.lines().find(|line| line.starts_with("tokio"));
+    Ok(runtime.map(|line| format!("mainstay-proto depends on {line}")))
+}
+
+fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    (1..).zip(text.lines())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complaints(rule: impl FnOnce(&mut Complain)) -> Vec<String> {
+        let mut all = Vec::new();
+        rule(&mut |line, what| all.push(format!("{line}: {what}")));
+        all
+    }
+
+    #[test]
+    fn a_missing_last_newline_is_found() {
+        assert_eq!(complaints(|c| ends_with_newline("a\nb", c)), ["2: no newline at the end"]);
+        assert!(complaints(|c| ends_with_newline("a\n", c)).is_empty());
+    }
+
+    #[test]
+    fn work_left_to_do_needs_an_issue() {
+        let text = concat!("// TO", "DO later\n// TO", "DO(#12): now\n// FIX", "ME\n");
+        assert_eq!(complaints(|c| unfinished(text, c)).len(), 2);
+    }
+
+    #[test]
+    fn local_paths_and_registries_are_found() {
+        let text = format!("/home/ann/x\nhttps://{}/y\n", REGISTRIES[0]);
+        let local = ["/home/ann/".to_owned()];
+        assert_eq!(complaints(|c| names_no_place("README.md", &text, &local, c)).len(), 2);
+        assert_eq!(complaints(|c| names_no_place("Cargo.lock", &text, &local, c)).len(), 1);
+    }
+
+    #[test]
+    fn server_and_client_may_not_use_each_other() {
+        let text = "use crate::client::Dial;\nuse crate::driver;\n// crate::client in words\n";
+        assert_eq!(complaints(|c| sides_stay_apart("crates/mainstay/src/server/mod.rs", text, c)).len(), 1);
+        assert!(complaints(|c| sides_stay_apart("crates/mainstay/src/link.rs", text, c)).is_empty());
+    }
+
+    #[test]
+    fn dead_links_and_unknown_tags_are_found() {
+        let files = ["docs/A.md".to_owned(), "README.md".to_owned()];
+        let links = "[a](A.md) [up](../README.md) [no](B.md) [out](../../x.md) [web](https://example.org)";
+        let text = format!("{links}\n```bash\n```\n");
+        assert_eq!(complaints(|c| markdown("docs/A.md", &text, &files, c)).len(), 3);
+    }
+}
