@@ -135,7 +135,9 @@ impl<'a> Trial<'a> {
             "exclude-cases": excluded,
             "exclude-agent-cases": {},
         });
-        let url = format!("ws://{address}");
+        // Our server echoes at /echo; the suite's server wants the bare address.
+        let path = if matches!(role, Role::Server) { "/echo" } else { "" };
+        let url = format!("ws://{address}{path}");
         match role {
             Role::Server => {
                 spec["servers"] = json!([{ "agent": AGENT, "url": url, "options": { "version": 18 } }])

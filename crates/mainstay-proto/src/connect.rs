@@ -238,6 +238,11 @@ impl Client {
             (Mode::Session, None) => {
                 self.dial = Dial::Attaching { connection, until };
                 self.session.handle_opened(now, connection);
+                if self.session.pending() != Some(connection) {
+                    // END has passed: nothing is attached any more.
+                    self.abort(connection);
+                    self.dial = Dial::Rest;
+                }
             }
             (Mode::Plain, _) if self.epoch == 0 || self.plain.is_some() => self.attach_plain(now, connection),
             // A server that spoke sessions before does not any more, or the other way round: what

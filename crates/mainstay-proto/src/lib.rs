@@ -15,5 +15,7 @@ pub mod backoff;
 pub mod confirm;
 pub mod connect;
 pub mod heartbeat;
+#[doc(hidden)]
+pub mod planted;
 pub mod session;
 pub mod ws;

@@ -5,7 +5,9 @@
 //! nothing of how it came about. The same seed gives the same run, to the byte.
 //!
 //! - [`run`] plays one seed and says what broke, if anything.
+//! - [`explore`] plays every run of a very small world.
 
+pub mod explore;
 pub mod oracle;
 pub mod plan;
 pub mod world;

@@ -1,14 +1,17 @@
-//! `mainstay-sim`: plays seeds of the simulator and says which ones break.
+//! `mainstay-sim`: plays seeds of the simulator, or every run of a small world, and says what breaks.
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use mainstay_sim::explore::{self, Scenario};
 use mainstay_sim::{Plan, run};
 
 /// Plays seeds of Mainstay's simulator.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// How many seeds to play.
     #[arg(long, default_value_t = 2_000)]
     seeds: u64,
@@ -20,8 +23,62 @@ struct Arguments {
     trace: bool,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Plays every run of small worlds, within budgets of faults.
+    Explore {
+        /// The large ones too: minutes, and gigabytes.
+        #[arg(long)]
+        large: bool,
+        /// Only scenarios whose name contains this.
+        #[arg(long, default_value = "")]
+        only: String,
+    },
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    match arguments.command {
+        Some(Command::Explore { large, only }) => play_everything(large, &only),
+        None => play_seeds(&arguments),
+    }
+}
+
+fn play_everything(large: bool, only: &str) -> ExitCode {
+    let mut scenarios = explore::small();
+    if large {
+        scenarios.extend(explore::large());
+    }
+    scenarios.retain(|scenario| scenario.name.contains(only));
+    let broken = scenarios.iter().filter(|scenario| !holds(scenario)).count();
+    println!("{} scenarios, {broken} broken", scenarios.len());
+    if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn holds(scenario: &Scenario) -> bool {
+    #[allow(clippy::disallowed_methods, reason = "a report for people")]
+    let start = std::time::Instant::now();
+    let outcome = explore::explore(scenario);
+    let verdict = match &outcome.counterexample {
+        Some(broken) => broken.what.as_str(),
+        None if !outcome.exhausted => "bound reached, nothing found",
+        None if scenario.live => "exhausted, safe and live",
+        None => "exhausted, safe",
+    };
+    println!(
+        "{:40} states {:>8} transitions {:>9} depth {:>3} {:>5.1} s  {verdict}",
+        scenario.name,
+        outcome.states,
+        outcome.transitions,
+        outcome.depth,
+        start.elapsed().as_secs_f32()
+    );
+    let Some(broken) = outcome.counterexample else { return true };
+    broken.trace.iter().enumerate().for_each(|(step, event)| println!("    {:2} {event}", step + 1));
+    false
+}
+
+fn play_seeds(arguments: &Arguments) -> ExitCode {
     let (mut failed, mut messages, mut resumed, mut gaps) = (0_u64, 0, 0, 0);
     for seed in arguments.from..arguments.from.saturating_add(arguments.seeds) {
         let plan = Plan::draw(seed);

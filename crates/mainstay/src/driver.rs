@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use mainstay_proto::connect::Lost;
 use mainstay_proto::session::{Message, Transmit};
-use mainstay_proto::ws::{CloseFrame, Connection, Incoming, ProtocolError, SendQueue, State};
+use mainstay_proto::ws::{CloseFrame, Connection, Incoming, SendQueue, State};
 
 use crate::transport::Transport;
 
@@ -124,7 +124,8 @@ impl Wire {
                 }
                 Ok(Some(Incoming::Close(frame))) => Arrived::Close(frame),
                 Err(error) => {
-                    self.fail(&error);
+                    self.codec.fail(&error, replies);
+                    self.closing = true;
                     return Some(Reading::Ended(Lost::Broken(error.to_string())));
                 }
             };
@@ -200,13 +201,6 @@ impl Wire {
                 }
             }
         }
-    }
-
-    fn fail(&mut self, error: &ProtocolError) {
-        let mut out = SendQueue::new();
-        self.codec.fail(error, &mut out);
-        self.queue(out);
-        self.closing = true;
     }
 
     /// Closes with this code, best effort.

@@ -23,6 +23,7 @@ use super::message::{
 };
 use super::names::Secrets;
 use super::transmit::{ConnectionId, Transmit};
+use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
 /// Connections in a row that may end after WELCOME without progress before the session is given up.
@@ -119,7 +120,7 @@ pub enum ClientEvent {
 }
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClientSession {
     config: ClientConfig,
     secrets: Secrets,
@@ -136,6 +137,8 @@ pub struct ClientSession {
     /// Where the client and the server stood when the current connection was attached.
     mark: (u64, u64),
     barren: u32,
+    /// Started from the stored state of another instance, and not attached yet: it numbers nothing new.
+    restored: bool,
     life: Life,
     events: VecDeque<ClientEvent>,
 }
@@ -197,18 +200,42 @@ impl ClientSession {
             pending: None,
             mark: (0, 0),
             barren: 0,
+            restored: false,
             life: Life::Open,
             events: VecDeque::new(),
         }
     }
 
+    /// A new instance that goes on from the state of this one: a second tab, a restored process.
+    /// Token, counts and buffer go over together, instance and key do not. `None` before the first WELCOME,
+    /// when there is nothing to go on from. It accepts no message until its own WELCOME.
+    /// `seed` as in [`new`](Self::new).
+    ///
+    /// Source: `docs/PROTOCOL.md` "Attaching".
+    #[must_use]
+    pub fn restored(&self, seed: [u8; 32]) -> Option<Self> {
+        let mut copy = Self { token: self.token.clone(), ..Self::new(self.config.clone(), seed) };
+        if turned_back(Rule::KeyIsNotCopied) {
+            (copy.key, copy.key_sent) = (self.key, self.key_sent);
+        } else if self.token.is_none() {
+            return None;
+        }
+        copy.flow = self.flow.clone();
+        copy.flow.forget_owed();
+        // The other instance may have written since what it had only numbered.
+        copy.flow.outbox.note_written(copy.flow.outbox.last());
+        copy.restored = true;
+        Some(copy)
+    }
+
     // ---- connections ----------------------------------------------------------------------------
 
     /// `connection` is open and speaks `mainstay.v1`: ask for the session on it. An attempt that was
-    /// pending before is ignored from here on; close its connection.
+    /// pending before is ignored from here on; close its connection. Ignored itself once END has passed:
+    /// close every connection that is neither [`current`](Self::current) nor [`pending`](Self::pending).
     pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId) {
-        // END is final: nobody attaches to a session that sent it.
-        if matches!(self.life, Life::EndSent { .. } | Life::Over) {
+        // A session that sent or got END is not attached again.
+        if !matches!(self.life, Life::Open | Life::Closing { .. }) {
             return;
         }
         self.attempt += 1;
@@ -256,9 +283,13 @@ impl ClientSession {
     /// what the server received).
     pub fn handle_superseded(&mut self, connection: ConnectionId, reason: &str) {
         let mut words = reason.split_ascii_whitespace();
-        let by_us = words.next() == Some(self.instance.to_string().as_str());
-        let is_current = self.current.as_ref().is_some_and(|c| c.connection == connection);
-        if by_us || !is_current || words.next().is_none() {
+        let by_us = !turned_back(Rule::SupersededNamesTheWinner)
+            && words.next() == Some(self.instance.to_string().as_str());
+        // A pending one counts too: its HELLO was taken, though WELCOME never got here. Coming back would
+        // take the session from the winner, who would come back as well, for ever.
+        let pending = self.pending().filter(|_| !turned_back(Rule::SupersededIsFinalBeforeWelcome));
+        let ours = [self.current(), pending].contains(&Some(connection));
+        if by_us || !ours || words.next().is_none() {
             return self.handle_lost(connection);
         }
         let received = reason.rsplit(' ').next().and_then(|count| count.parse().ok());
@@ -411,7 +442,8 @@ impl ClientSession {
         let lane = match (&pending.opening, welcome.resumed) {
             (Some(lane), false) => {
                 self.flow.outbox.acknowledge(welcome.received)?;
-                Lane { wrote: lane.wrote, read: welcome.first - 1 }
+                let again = turned_back(Rule::NewSessionIsNotReplayed);
+                Lane { wrote: if again { welcome.received } else { lane.wrote }, read: welcome.first - 1 }
             }
             (None, true) => {
                 if !self.is_continued_by(&welcome) {
@@ -430,6 +462,7 @@ impl ClientSession {
         self.flow.outbox.set_peer_window(welcome.window);
         self.flow.outbox.trim(lane.wrote);
         self.token = Some(welcome.token);
+        self.restored = false;
         // The key has served; the next session, if this one is lost, gets another.
         if !welcome.resumed {
             self.renew_key();
@@ -461,8 +494,8 @@ impl ClientSession {
     fn handle_refuse(&mut self, code: u64, retryable: bool, delay: Delay, account: Option<Account>) {
         let asked_to_resume = self.pending.take().is_some_and(|pending| pending.opening.is_none());
         if retryable {
-            self.queue_end_if_flushed();
             self.events.push_back(ClientEvent::Refused { code, retryable, delay });
+            self.queue_end_if_flushed();
             return;
         }
         if code == u64::from(CloseCode::KEY_REFUSED) {
@@ -486,7 +519,8 @@ impl ClientSession {
     /// # Errors
     /// Gives the message back when the buffer is full or the session is ending.
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
-        if self.life == Life::Open { self.flow.outbox.push(message) } else { Err(message) }
+        let numbers = !self.restored || turned_back(Rule::CopyNumbersNothing);
+        if self.life == Life::Open && numbers { self.flow.outbox.push(message) } else { Err(message) }
     }
 
     /// Whether `send` would accept a message of this many bytes.
@@ -578,8 +612,9 @@ impl ClientSession {
     }
 
     fn queue_end_if_flushed(&mut self) {
-        // Nothing is written while an attempt is pending, and WELCOME drops what the old connection had queued.
-        let writable = self.current.is_some() && self.pending.is_none();
+        // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
+        let waits = self.pending.is_some() && !turned_back(Rule::EndWaitsForTheAttempt);
+        let writable = self.current.is_some() && !waits;
         if !matches!(self.life, Life::Closing { .. }) || !writable || !self.flow.is_flushed() {
             return;
         }
@@ -689,9 +724,11 @@ impl ClientSession {
             if let Some(hello) = pending.hello.take() {
                 return Some((connection, Transmit::control(&Control::Hello(hello))));
             }
-            // Nothing is written to the current connection from here on.
-            let transmit = self.flow.write_message(pending.opening.as_mut()?)?;
-            return Some((connection, transmit));
+            if pending.opening.is_some() || !turned_back(Rule::OldConnectionIsOnlyRead) {
+                // Nothing is written to the current connection from here on.
+                let transmit = self.flow.write_message(pending.opening.as_mut()?)?;
+                return Some((connection, transmit));
+            }
         }
         let current = self.current.as_mut()?;
         let connection = current.connection;

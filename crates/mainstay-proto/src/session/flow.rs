@@ -15,6 +15,7 @@ use super::inbox::{Delivery, Inbox};
 use super::message::{Beat, Control, GapCause, Message, Window};
 use super::outbox::Outbox;
 use super::transmit::Transmit;
+use crate::planted::{Rule, turned_back};
 
 /// One connection's position in each direction: the number last written and last read there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -54,7 +55,9 @@ impl Flow {
 
     /// Reads a numbered message. What was taken before moves the position and is dropped.
     pub(super) fn read_message(&mut self, lane: &mut Lane, message: Message) -> Result<(), SessionError> {
-        if lane.read + 1 > self.inbox.taken() {
+        let by_received = turned_back(Rule::RepetitionIsJudgedByTaken);
+        let known = if by_received { self.inbox.received() } else { self.inbox.taken() };
+        if lane.read + 1 > known {
             self.inbox.take(message)?;
         }
         lane.read += 1;
@@ -96,8 +99,10 @@ impl Flow {
 
     /// Compares positions, then takes the acknowledgement.
     pub(super) fn read_pong(&mut self, lane: &Lane, beat: Beat) -> Result<(), SessionError> {
-        if beat.sent != lane.read {
-            return Err(SessionError::PositionMismatch { sent: beat.sent, read: lane.read });
+        let by_session = turned_back(Rule::PingIsComparedWithThePosition);
+        let read = if by_session { self.inbox.received() } else { lane.read };
+        if beat.sent != read {
+            return Err(SessionError::PositionMismatch { sent: beat.sent, read });
         }
         self.outbox.acknowledge(beat.received)
     }
@@ -122,7 +127,8 @@ impl Flow {
     }
 
     fn beat(&mut self, nonce: u64, lane: &Lane) -> Beat {
-        Beat { nonce, sent: lane.wrote, received: self.inbox.tell() }
+        let sent = if turned_back(Rule::SentInPingIsThePosition) { self.outbox.last() } else { lane.wrote };
+        Beat { nonce, sent, received: self.inbox.tell() }
     }
 
     /// The next numbered message for this lane, if the peer's window has room.

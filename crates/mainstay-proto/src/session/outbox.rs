@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 
 use super::error::SessionError;
 use super::message::{Message, Window};
+use crate::planted::{Rule, turned_back};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -92,7 +93,8 @@ impl Outbox {
 
     /// Frees what is acknowledged and behind every position in use.
     pub(super) fn trim(&mut self, lowest_position: u64) {
-        let floor = self.acknowledged.min(lowest_position);
+        let early = turned_back(Rule::AcknowledgedIsKeptUntilWritten);
+        let floor = if early { self.acknowledged } else { self.acknowledged.min(lowest_position) };
         while self.base < floor {
             let Some(item) = self.items.pop_front() else { break };
             self.base += 1;

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::message::{Account, Cause, Control, Delay, Hello};
+use super::message::{Account, Cause, Control, Delay, Hello, Instance};
 use super::names::{Name, Secrets};
 use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
+use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
 /// Where live sessions are kept, and how one is borrowed.
@@ -47,7 +48,7 @@ impl Default for RegistryConfig {
 const HELLO_TRANSIT: Duration = Duration::from_secs(10);
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Registry<H> {
     config: RegistryConfig,
     sessions: Arc<ServerConfig>,
@@ -71,6 +72,9 @@ struct Tombstone {
     names: Vec<Name>,
     remains: Remains,
     buried: Instant,
+    /// Who got the account: it may send again what was not delivered. A copy of it, which holds the
+    /// same messages, gets none.
+    told: Option<Instance>,
 }
 
 /// What a HELLO came to.
@@ -177,7 +181,10 @@ impl<H: Clone> Registry<H> {
             None => Resumed::Lost(None),
             Some(Entry::Tombstone(number)) => match self.tombstone(number).map(|t| t.remains) {
                 Some(remains) if remains.ended.is_some() => Resumed::Answer(refuse_ended(remains, received)),
-                Some(remains) => Resumed::Lost(Some(account_of(remains, received))),
+                Some(remains) => {
+                    let first = self.tells(number, hello.instance);
+                    Resumed::Lost(first.then(|| account_of(remains, received)))
+                }
                 None => Resumed::Lost(None),
             },
             Some(Entry::Live(handle)) => {
@@ -220,7 +227,8 @@ impl<H: Clone> Registry<H> {
         let key = Name::of(principal, &hello.key.0);
         let lost = hello.resume.is_some();
         self.bury_if_over(now, key, sessions);
-        let (handle, created) = match self.names.get(&key).cloned() {
+        let found = self.names.get(&key).filter(|_| !turned_back(Rule::OneKeyOneSession));
+        let (handle, created) = match found.cloned() {
             Some(Entry::Tombstone(number)) => {
                 let account = self.tombstone(number).map(|t| account_of(t.remains, 0));
                 return refuse(Refusal::KeyUsed, account);
@@ -271,7 +279,10 @@ impl<H: Clone> Registry<H> {
         for name in &names {
             self.names.insert(*name, Entry::Tombstone(number));
         }
-        self.tombstones.push_back(Tombstone { names, remains: session.remains(), buried: now });
+        if turned_back(Rule::TombstoneHasAllNames) {
+            names.iter().rev().skip(1).for_each(|name| drop(self.names.remove(name)));
+        }
+        self.tombstones.push_back(Tombstone { names, remains: session.remains(), buried: now, told: None });
         while self.tombstones.len() > self.config.tombstones {
             self.forget_first();
         }
@@ -307,6 +318,10 @@ impl<H: Clone> Registry<H> {
     /// Its age is counted by the client and says nothing of the time on the way, so the limit has a
     /// margin: a HELLO that is not the first (age 0) and is nearly as old as our memory is too old.
     fn may_have_lived(&self, now: Instant, key_age: Duration) -> bool {
+        let known = turned_back(Rule::OldKeyIsRefused);
+        if known || turned_back(Rule::YoungKeyIsNotRefused) {
+            return !known && !key_age.is_zero();
+        }
         !key_age.is_zero()
             && now.checked_sub(key_age).is_none_or(|made| made < self.remembers_since + HELLO_TRANSIT)
     }
@@ -314,6 +329,13 @@ impl<H: Clone> Registry<H> {
     fn tombstone(&self, number: u64) -> Option<&Tombstone> {
         let index = usize::try_from(number.checked_sub(self.first_tombstone)?).ok()?;
         self.tombstones.get(index)
+    }
+
+    /// Whether `instance` may have the account: it is the first to ask, or the same again.
+    fn tells(&mut self, number: u64, instance: Instance) -> bool {
+        let index = usize::try_from(number - self.first_tombstone).ok();
+        let Some(tombstone) = index.and_then(|index| self.tombstones.get_mut(index)) else { return false };
+        *tombstone.told.get_or_insert(instance) == instance || turned_back(Rule::AccountIsForOneInstance)
     }
 
     fn forget_old(&mut self, now: Instant) {

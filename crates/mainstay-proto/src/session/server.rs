@@ -25,10 +25,11 @@ use super::message::{
 use super::names::Name;
 use super::transmit::{ConnectionId, Transmit};
 use crate::heartbeat::{self, Heartbeat, HeartbeatConfig};
+use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
 /// What all sessions of a server share.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerConfig {
     /// Buffers and windows.
     pub flow: FlowConfig,
@@ -52,7 +53,7 @@ impl Default for ServerConfig {
 }
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerSession {
     config: Arc<ServerConfig>,
     id: SessionId,
@@ -76,7 +77,7 @@ pub struct ServerSession {
 }
 
 /// The connection that a session is bound to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Attached {
     connection: ConnectionId,
     lane: Lane,
@@ -232,9 +233,12 @@ impl ServerSession {
         }
         let contradiction = resume.received > self.flow.outbox.written()
             || resume.received < self.flow.outbox.acknowledged()
-            || resume.sent < self.flow.inbox.taken()
+            || (resume.sent < self.flow.inbox.taken() && !turned_back(Rule::SentInHelloIsCompared))
             || resume.first_held > self.flow.inbox.received() + 1;
         if contradiction {
+            if turned_back(Rule::ContradictionChangesNothing) {
+                self.over(Over::Evicted);
+            }
             return Attach::Contradiction;
         }
         let lane = Lane { wrote: resume.received, read: self.flow.inbox.received() };
@@ -245,11 +249,14 @@ impl ServerSession {
 
     fn refusal(&self, hello: &Hello) -> Option<Attach> {
         match self.life {
-            Life::EndSent { code } | Life::EndReceived { code } => return Some(Attach::Ending { code }),
+            Life::EndSent { code } | Life::EndReceived { code } if !turned_back(Rule::EndedIsNotAttached) => {
+                return Some(Attach::Ending { code });
+            }
             Life::Over(_) => return Some(Attach::NotYours),
-            Life::Parked { .. } | Life::Attached | Life::Closing { .. } => {}
+            _ => {}
         }
-        (hello.instance == self.instance && hello.attempt <= self.attempt).then_some(Attach::Stale)
+        let stale = hello.instance == self.instance && hello.attempt <= self.attempt;
+        (stale && !turned_back(Rule::StaleAttemptIsRefused)).then_some(Attach::Stale)
     }
 
     /// The one step in which a session changes hands: fence first, then look at our own `received`.
@@ -272,9 +279,10 @@ impl ServerSession {
         self.epoch += 1;
         self.confirmed = false;
         // Of the two that were valid, only the one that was presented stays so.
-        let other = [self.presented, self.issued].into_iter().flatten().find(|name| Some(*name) != presented);
+        let kept = if turned_back(Rule::PresentedTokenStaysValid) { self.issued } else { presented };
+        let other = [self.presented, self.issued].into_iter().flatten().find(|name| Some(*name) != kept);
         let dropped = [self.spent.take(), other];
-        self.presented = presented;
+        self.presented = kept;
         self.issued = Some(token.1);
         self.instance = hello.instance;
         self.attempt = hello.attempt;
@@ -349,9 +357,15 @@ impl ServerSession {
             Frame::Reserved => return Ok(()),
             Frame::Message(message) => {
                 // After END nothing is handed over any more, but the position moves.
-                if matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over(_)) {
+                let ended =
+                    matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over(_));
+                if ended && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
                     lane.read += 1;
                     return Ok(());
+                }
+                if turned_back(Rule::DataConfirmsNothing) && !self.confirmed {
+                    self.confirmed = true;
+                    self.spent = self.presented.take();
                 }
                 return self.flow.read_message(lane, message);
             }
@@ -471,7 +485,8 @@ impl ServerSession {
     /// The next message or gap for the application, in order. Handed over means received, unless the
     /// application confirms by itself.
     pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
-        if matches!(self.life, Life::EndSent { .. } | Life::Over(_)) {
+        let ended = matches!(self.life, Life::EndSent { .. } | Life::Over(_));
+        if ended && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
             return None;
         }
         let delivery = self.flow.hand_over(now);
@@ -657,6 +672,12 @@ impl ServerSession {
         self.flow.outbox.acknowledged()
     }
 
+    /// The highest number of the client's that counts as received.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.flow.inbox.received()
+    }
+
     /// The smoothed round-trip time of the current connection's heartbeats.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
@@ -677,9 +698,10 @@ impl ServerSession {
             Life::EndSent { code } => (Cause::Ended, Some(code)),
             _ => (Cause::Unknown, None),
         };
+        let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
         Remains {
-            received: self.flow.inbox.received(),
-            handed: self.flow.inbox.handed(),
+            received,
+            handed: if turned_back(Rule::AccountTellsHanded) { received } else { handed },
             sent: self.flow.outbox.last(),
             cause,
             ended,

@@ -1,0 +1,808 @@
+//! One state of a small world, the events that may happen in it, and what each event does.
+//!
+//! Parts are shared between states until one changes (`Rc`), so that a state costs little more than
+//! what sets it apart from the one before.
+
+use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mainstay_proto::heartbeat::{Action, HeartbeatConfig};
+use mainstay_proto::session::message::Hello;
+use mainstay_proto::session::{
+    Answer, ClientConfig, ClientEvent, ClientSession, ConnectionId, Control, Delivery, FlowConfig, Frame,
+    Registry, RegistryConfig, ServerConfig, ServerSession, SessionError, Sessions, Transmit, Window,
+};
+use mainstay_proto::ws::{CloseCode, Kind};
+
+use super::facts::Facts;
+use super::{Budget, Scenario};
+
+/// Longer than any attempt in a run that gets anywhere.
+const MOST_CONNECTIONS: usize = 12;
+const HOUR: Duration = Duration::from_secs(3600);
+const RESUME_WINDOW: Duration = Duration::from_secs(120);
+
+/// One thing that may happen next. Clients, sessions and connections are named by index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    ClientSends(usize),
+    ServerSends(usize),
+    /// One message leaves.
+    ClientWrites(usize),
+    ServerWrites(usize),
+    /// One message leaves, the delay of acknowledgements having passed.
+    ClientWritesLate(usize),
+    ServerWritesLate(usize),
+    /// The application takes one message.
+    ClientTakes(usize),
+    ServerTakes(usize),
+    ServerConfirms(usize),
+    Opens(usize),
+    /// Make before break.
+    Replaces(usize),
+    /// The pending connection takes too long; what was written on it may still arrive.
+    Abandons(usize),
+    /// The oldest message of a connection arrives.
+    ReachesServer(usize),
+    ReachesClient(usize),
+    /// What is written from now on vanishes.
+    Cut {
+        link: usize,
+        up: bool,
+        down: bool,
+    },
+    /// What was in flight on a cut connection vanishes too.
+    DropUp(usize),
+    DropDown(usize),
+    ClientDetects(usize),
+    ServerDetects(usize),
+    ClientPings(usize),
+    ServerPings(usize),
+    ClientEnds(usize),
+    ServerEnds(usize),
+    Expires(usize),
+    Buries(usize),
+    Restarts,
+    SecondTab,
+}
+
+impl Event {
+    /// What a fault-free continuation is made of.
+    fn is_progress(self) -> bool {
+        use Event::*;
+        matches!(
+            self,
+            ClientWrites(_)
+                | ServerWrites(_)
+                | ClientWritesLate(_)
+                | ServerWritesLate(_)
+                | ClientTakes(_)
+                | ServerTakes(_)
+                | ServerConfirms(_)
+                | Opens(_)
+                | ReachesServer(_)
+                | ReachesClient(_)
+                | Buries(_)
+        )
+    }
+}
+
+/// What all states of a run share.
+pub(super) struct Setting {
+    scenario: Scenario,
+    now: Instant,
+    config: Arc<ServerConfig>,
+}
+
+impl Hash for Setting {
+    /// The same everywhere, so it tells no two states apart.
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+/// See the module.
+#[derive(Clone, Hash)]
+pub(super) struct World {
+    setting: Rc<Setting>,
+    clients: Vec<Rc<Client>>,
+    registry: Rc<Registry<usize>>,
+    sessions: Arena,
+    links: Vec<Rc<Link>>,
+    facts: Rc<Facts>,
+    left: Budget,
+    incarnation: u8,
+}
+
+#[derive(Clone, Hash)]
+struct Client {
+    machine: ClientSession,
+    /// Messages that its application sent; a copy goes on with the count of its original.
+    count: u64,
+    ending: bool,
+}
+
+#[derive(Clone, Hash, Default)]
+struct Arena(Vec<Option<Rc<ServerSession>>>);
+
+impl Sessions for Arena {
+    type Handle = usize;
+
+    fn with<R>(&mut self, handle: &usize, f: impl FnOnce(&mut ServerSession) -> R) -> R {
+        #[allow(clippy::expect_used, reason = "a dangling name is a bug that the run must stop at")]
+        f(Rc::make_mut(self.0[*handle].as_mut().expect("the registry names a session that is gone")))
+    }
+
+    fn create(&mut self, session: ServerSession) -> usize {
+        self.0.push(Some(Rc::new(session)));
+        self.0.len() - 1
+    }
+}
+
+/// One connection.
+#[derive(Clone, Hash)]
+struct Link {
+    client: usize,
+    client_open: bool,
+    server: ServerEnd,
+    up: Lane,
+    down: Lane,
+}
+
+#[derive(Clone, Copy, Hash, PartialEq, Eq)]
+enum ServerEnd {
+    AwaitHello,
+    Bound(usize),
+    Closed,
+}
+
+#[derive(Clone, Hash, Default)]
+struct Lane {
+    cut: bool,
+    packets: VecDeque<Packet>,
+}
+
+#[derive(Clone, Hash, Debug)]
+enum Packet {
+    Message(Kind, Bytes),
+    Close { superseded: bool, reason: String },
+}
+
+type Step = Result<bool, String>;
+
+impl World {
+    pub(super) fn new(scenario: &Scenario) -> Self {
+        #[allow(clippy::disallowed_methods, reason = "virtual time needs a start")]
+        let now = Instant::now() + 100 * HOUR;
+        let window = Window { messages: scenario.window, bytes: 1 << 20 };
+        let flow = FlowConfig { keep: Window::SERVER, accept: window, manual_confirm: scenario.manual };
+        let config = Arc::new(ServerConfig {
+            flow,
+            resume_window: RESUME_WINDOW,
+            heartbeat: HeartbeatConfig::every(HOUR).unwrap_or_default(),
+            ..ServerConfig::default()
+        });
+        let client =
+            ClientConfig { flow: FlowConfig { manual_confirm: false, ..flow }, ..ClientConfig::default() };
+        let registry = Registry::new(now - HOUR, RegistryConfig::default(), Arc::clone(&config), [1; 32]);
+        let mut facts = Facts::default();
+        facts.add_client();
+        Self {
+            setting: Rc::new(Setting { scenario: *scenario, now, config }),
+            clients: vec![Rc::new(Client {
+                machine: ClientSession::new(client, [100; 32]),
+                count: 0,
+                ending: false,
+            })],
+            registry: Rc::new(registry),
+            sessions: Arena::default(),
+            links: Vec::new(),
+            facts: Rc::new(facts),
+            left: scenario.faults,
+            incarnation: 1,
+        }
+    }
+
+    // ---- which events may happen ----------------------------------------------------------------
+
+    /// Everything that may happen, and whether it belongs to a fault-free continuation. Some of it turns
+    /// out to do nothing.
+    pub(super) fn events(&self) -> Vec<(Event, bool)> {
+        let mut events = Vec::with_capacity(32);
+        (0..self.clients.len()).for_each(|client| self.client_events(client, &mut events));
+        (0..self.sessions.0.len()).for_each(|session| self.session_events(session, &mut events));
+        (0..self.links.len()).for_each(|link| self.link_events(link, &mut events));
+        if self.left.restarts > 0 {
+            events.push(Event::Restarts);
+        }
+        if self.left.tabs > 0 {
+            events.push(Event::SecondTab);
+        }
+        let mut events: Vec<_> = events.into_iter().map(|event| (event, event.is_progress())).collect();
+        (0..self.links.len()).for_each(|link| self.detections(link, &mut events));
+        events
+    }
+
+    fn client_events(&self, index: usize, events: &mut Vec<Event>) {
+        let (client, left, scenario) = (&self.clients[index], &self.left, &self.setting.scenario);
+        if scenario.lazy {
+            events.push(Event::ClientWrites(index));
+        }
+        if client.machine.poll_timeout().is_some() {
+            events.push(Event::ClientWritesLate(index));
+        }
+        if scenario.slow {
+            events.push(Event::ClientTakes(index));
+        }
+        if client.machine.is_over() {
+            return;
+        }
+        if client.count < scenario.client_messages && !client.ending {
+            events.push(Event::ClientSends(index));
+        }
+        match (client.machine.current(), client.machine.pending()) {
+            (_, Some(_)) if left.abandons > 0 => events.push(Event::Abandons(index)),
+            (None, None) => events.push(Event::Opens(index)),
+            (Some(_), None) if left.replacements > 0 => events.push(Event::Replaces(index)),
+            _ => {}
+        }
+        if client.machine.current().is_some() && left.pings > 0 {
+            events.push(Event::ClientPings(index));
+        }
+        if left.ends > 0 && !client.ending && client.machine.current().is_some() {
+            events.push(Event::ClientEnds(index));
+        }
+    }
+
+    fn session_events(&self, index: usize, events: &mut Vec<Event>) {
+        let Some(session) = &self.sessions.0[index] else { return };
+        let (left, scenario) = (&self.left, &self.setting.scenario);
+        if session.connection().is_some() {
+            if scenario.lazy {
+                events.push(Event::ServerWrites(index));
+            }
+            events.push(Event::ServerWritesLate(index));
+        }
+        if scenario.slow {
+            events.push(Event::ServerTakes(index));
+        }
+        if scenario.manual {
+            events.push(Event::ServerConfirms(index));
+        }
+        if session.is_over().is_some() {
+            if session.connection().is_none() {
+                events.push(Event::Buries(index));
+            }
+            return;
+        }
+        if session.is_open() && self.facts.sent(index) < scenario.server_messages {
+            events.push(Event::ServerSends(index));
+        }
+        if session.connection().is_some() && left.pings > 0 {
+            events.push(Event::ServerPings(index));
+        }
+        if session.is_open() && left.ends > 0 {
+            events.push(Event::ServerEnds(index));
+        }
+        if session.connection().is_none() && left.expiries > 0 {
+            events.push(Event::Expires(index));
+        }
+    }
+
+    fn link_events(&self, index: usize, events: &mut Vec<Event>) {
+        let link = &self.links[index];
+        if link.is_dead() {
+            return;
+        }
+        if !link.up.packets.is_empty() {
+            events.push(Event::ReachesServer(index));
+            if link.up.cut {
+                events.push(Event::DropUp(index));
+            }
+        }
+        if !link.down.packets.is_empty() {
+            events.push(Event::ReachesClient(index));
+            if link.down.cut {
+                events.push(Event::DropDown(index));
+            }
+        }
+        if self.left.cuts > 0 && !link.down.cut {
+            events.push(Event::Cut { link: index, up: true, down: true });
+            if !link.up.cut {
+                events.push(Event::Cut { link: index, up: true, down: false });
+                events.push(Event::Cut { link: index, up: false, down: true });
+            }
+        }
+    }
+
+    /// An end notices what the other end or the network did: after everything else has arrived, or, as
+    /// a fault, before.
+    fn detections(&self, index: usize, events: &mut Vec<(Event, bool)>) {
+        let link = &self.links[index];
+        let cut = link.up.cut || link.down.cut;
+        if link.client_open && (cut || link.server == ServerEnd::Closed) {
+            let quiet = link.down.packets.is_empty();
+            if quiet || (link.server == ServerEnd::Closed && self.left.cuts > 0) {
+                events.push((Event::ClientDetects(index), quiet));
+            }
+        }
+        if link.server != ServerEnd::Closed && (cut || !link.client_open) {
+            events.push((Event::ServerDetects(index), link.up.packets.is_empty()));
+        }
+    }
+
+    // ---- what an event does ---------------------------------------------------------------------
+
+    /// The state after `event`; `None` if it does nothing.
+    pub(super) fn after(&self, event: Event) -> Result<Option<Self>, String> {
+        let mut world = self.clone();
+        Ok(world.apply(event)?.then_some(world))
+    }
+
+    fn apply(&mut self, event: Event) -> Step {
+        let now = self.setting.now;
+        let late = now + Duration::from_millis(250);
+        match event {
+            Event::ClientSends(client) => return self.client_sends(client),
+            Event::ServerSends(session) => {
+                let message = self.facts().server_sends(session);
+                if self.session(session).send(message).is_err() {
+                    return Ok(false);
+                }
+                self.settle_session(session)?;
+            }
+            Event::ClientWrites(client) => return self.client_writes(client, now),
+            Event::ServerWrites(session) => return self.server_writes(session, now),
+            Event::ClientWritesLate(client) => return self.client_writes(client, late),
+            Event::ServerWritesLate(session) => return self.server_writes(session, late),
+            Event::ClientTakes(client) => {
+                let taken = self.client_takes(client)?;
+                self.settle_client(client)?;
+                return Ok(taken);
+            }
+            Event::ServerTakes(session) => {
+                let taken = self.server_takes(session)?;
+                self.settle_session(session)?;
+                return Ok(taken);
+            }
+            Event::ServerConfirms(session) => {
+                let before = self.sessions.0[session].clone();
+                let received = before.as_ref().map_or(0, |session| session.received());
+                self.session(session).confirm(now, received + 1);
+                self.settle_session(session)?;
+                return Ok(before != self.sessions.0[session]);
+            }
+            Event::Opens(client) => self.opens(client)?,
+            Event::Replaces(client) => {
+                self.left.replacements -= 1;
+                self.opens(client)?;
+            }
+            Event::Abandons(client) => {
+                self.left.abandons -= 1;
+                if let Some(connection) = self.clients[client].machine.pending() {
+                    self.client_lost(connection.0 as usize)?;
+                }
+            }
+            Event::ReachesServer(link) => self.reaches_server(link)?,
+            Event::ReachesClient(link) => self.reaches_client(link)?,
+            Event::Cut { link, up, down } => {
+                self.left.cuts -= 1;
+                let link = self.link(link);
+                link.up.cut |= up;
+                link.down.cut |= down;
+            }
+            Event::DropUp(link) => self.link(link).up.packets.clear(),
+            Event::DropDown(link) => self.link(link).down.packets.clear(),
+            Event::ClientDetects(link) => {
+                if !self.links[link].down.packets.is_empty() {
+                    self.left.cuts -= 1;
+                }
+                self.client_lost(link)?;
+            }
+            Event::ServerDetects(link) => self.server_lost(link)?,
+            Event::ClientPings(client) => {
+                let nonce = u64::from(self.left.pings);
+                self.left.pings -= 1;
+                self.client(client).machine.probe(nonce);
+                self.settle_client(client)?;
+            }
+            Event::ServerPings(session) => return self.server_pings(session),
+            Event::ClientEnds(client) => {
+                self.left.ends -= 1;
+                self.facts().excuse();
+                let node = self.client(client);
+                node.ending = true;
+                node.machine.close(CloseCode::NORMAL, "");
+                self.settle_client(client)?;
+            }
+            Event::ServerEnds(session) => {
+                self.left.ends -= 1;
+                self.facts().server_closes(session);
+                self.session(session).close(CloseCode::NORMAL, "");
+                self.settle_session(session)?;
+            }
+            Event::Expires(session) => {
+                self.left.expiries -= 1;
+                self.facts().excuse();
+                self.session(session).handle_timeout(now + RESUME_WINDOW);
+            }
+            Event::Buries(session) => {
+                if let Some(session) = self.sessions.0[session].take() {
+                    Rc::make_mut(&mut self.registry).bury(now, &session);
+                }
+            }
+            Event::Restarts => self.restarts(),
+            Event::SecondTab => return Ok(self.opens_second_tab()),
+        }
+        Ok(true)
+    }
+
+    fn client_sends(&mut self, index: usize) -> Step {
+        let node = self.client(index);
+        let mark = (index, node.count + 1);
+        let Ok(number) = node.machine.send(Facts::client_message(mark)) else { return Ok(false) };
+        node.count += 1;
+        self.facts().accepted(index, mark, number)?;
+        self.settle_client(index)?;
+        Ok(true)
+    }
+
+    fn opens(&mut self, client: usize) -> Result<(), String> {
+        let connection = ConnectionId(self.links.len() as u64);
+        if self.links.len() == MOST_CONNECTIONS {
+            return Err("a client that dials for ever".into());
+        }
+        let (up, down) = (Lane::default(), Lane::default());
+        self.links.push(Rc::new(Link { client, client_open: true, server: ServerEnd::AwaitHello, up, down }));
+        let now = self.setting.now;
+        self.client(client).machine.handle_opened(now, connection);
+        self.client_writes(client, now)?;
+        self.settle_client(client)
+    }
+
+    /// The heartbeat of an attached session fires, after as long a pause as it takes.
+    fn server_pings(&mut self, index: usize) -> Step {
+        let hours = 3 * u32::from(self.setting.scenario.faults.pings - self.left.pings + 1);
+        self.left.pings -= 1;
+        let at = self.setting.now + HOUR * hours;
+        let session = self.session(index);
+        let mut action = session.handle_timeout(at);
+        if action == Some(Action::Drain) {
+            action = session.handle_timeout(at);
+        }
+        self.settle_session(index)?;
+        Ok(matches!(action, Some(Action::Probe { .. })))
+    }
+
+    fn restarts(&mut self) {
+        self.left.restarts -= 1;
+        self.incarnation += 1;
+        self.facts().excuse();
+        let Setting { now, config, .. } = &*self.setting;
+        let seed = [self.incarnation; 32];
+        self.registry = Rc::new(Registry::new(*now, RegistryConfig::default(), Arc::clone(config), seed));
+        self.sessions.0.fill(None);
+        (0..self.links.len()).for_each(|link| self.close_server_end(link));
+    }
+
+    fn opens_second_tab(&mut self) -> bool {
+        let original = &self.clients[0];
+        let Some(machine) = original.machine.restored([101; 32]) else { return false };
+        if original.machine.is_over() {
+            return false;
+        }
+        let copy = Client { machine, count: original.count, ending: false };
+        self.clients.push(Rc::new(copy));
+        self.left.tabs -= 1;
+        self.facts().add_copy();
+        true
+    }
+
+    // ---- connections ----------------------------------------------------------------------------
+
+    fn reaches_server(&mut self, index: usize) -> Result<(), String> {
+        let now = self.setting.now;
+        let Some(packet) = self.link(index).up.packets.pop_front() else { return Ok(()) };
+        let Packet::Message(kind, payload) = packet else { return self.server_lost(index) };
+        let frame = Frame::decode(kind, payload).map_err(broke)?;
+        match self.links[index].server {
+            ServerEnd::Closed => Ok(()),
+            ServerEnd::AwaitHello => match frame {
+                Frame::Control(Control::Hello(hello)) => self.hello(index, &hello),
+                other => Err(format!("server expected HELLO, got {other:?}")),
+            },
+            ServerEnd::Bound(session) => {
+                if let Frame::Control(Control::End { received, .. }) = &frame {
+                    self.facts().client_ended(session, *received)?;
+                }
+                self.session(session).handle_frame(now, ConnectionId(index as u64), frame).map_err(broke)?;
+                self.settle_session(session)
+            }
+        }
+    }
+
+    fn hello(&mut self, index: usize, hello: &Hello) -> Result<(), String> {
+        let (now, connection) = (self.setting.now, ConnectionId(index as u64));
+        let registry = Rc::make_mut(&mut self.registry);
+        match registry.hello(now, connection, &Bytes::new(), hello, &mut self.sessions) {
+            Answer::Attached { session, created, fenced, .. } => {
+                if created {
+                    self.facts().add_session();
+                }
+                if let Some(fenced) = fenced {
+                    let old = fenced.connection.0 as usize;
+                    self.push_down(old, Packet::Close { superseded: true, reason: fenced.reason });
+                    self.close_server_end(old);
+                }
+                self.link(index).server = ServerEnd::Bound(session);
+                self.settle_session(session)
+            }
+            Answer::Refused { refuse, .. } => {
+                self.push_down(index, Packet::Message(Kind::Binary, refuse.encode()));
+                self.close_server_end(index);
+                Ok(())
+            }
+        }
+    }
+
+    fn reaches_client(&mut self, index: usize) -> Result<(), String> {
+        let (now, client, connection) =
+            (self.setting.now, self.links[index].client, ConnectionId(index as u64));
+        let Some(packet) = self.link(index).down.packets.pop_front() else { return Ok(()) };
+        match packet {
+            Packet::Message(kind, payload) => {
+                let frame = Frame::decode(kind, payload).map_err(broke)?;
+                self.client(client).machine.handle_frame(now, connection, frame).map_err(broke)?;
+            }
+            Packet::Close { superseded: true, reason } => {
+                self.client(client).machine.handle_superseded(connection, &reason);
+                self.close_client_end(index);
+            }
+            Packet::Close { superseded: false, .. } => {
+                self.client(client).machine.handle_lost(connection);
+                self.close_client_end(index);
+            }
+        }
+        self.settle_client(client)
+    }
+
+    fn client_lost(&mut self, index: usize) -> Result<(), String> {
+        let client = self.links[index].client;
+        self.close_client_end(index);
+        self.client(client).machine.handle_lost(ConnectionId(index as u64));
+        self.settle_client(client)
+    }
+
+    fn server_lost(&mut self, index: usize) -> Result<(), String> {
+        let (end, now) = (self.links[index].server, self.setting.now);
+        self.close_server_end(index);
+        let ServerEnd::Bound(session) = end else { return Ok(()) };
+        self.session(session).handle_lost(now, ConnectionId(index as u64));
+        self.settle_session(session)
+    }
+
+    fn close_client_end(&mut self, index: usize) {
+        let link = self.link(index);
+        link.client_open = false;
+        link.down.packets.clear();
+        link.forget_if_dead();
+    }
+
+    fn close_server_end(&mut self, index: usize) {
+        let link = self.link(index);
+        link.server = ServerEnd::Closed;
+        link.up.packets.clear();
+        link.forget_if_dead();
+    }
+
+    fn push_up(&mut self, index: usize, packet: Packet) {
+        let link = self.link(index);
+        if link.client_open && link.server != ServerEnd::Closed && !link.up.cut {
+            link.up.packets.push_back(packet);
+        }
+    }
+
+    fn push_down(&mut self, index: usize, packet: Packet) {
+        let link = self.link(index);
+        if link.client_open && link.server != ServerEnd::Closed && !link.down.cut {
+            link.down.packets.push_back(packet);
+        }
+    }
+
+    // ---- what drivers and applications do after an event ----------------------------------------
+
+    fn settle_client(&mut self, index: usize) -> Result<(), String> {
+        let now = self.setting.now;
+        if !self.setting.scenario.slow {
+            while self.client_takes(index)? {}
+        }
+        if !self.setting.scenario.lazy {
+            while self.client_writes(index, now)? {}
+        }
+        while let Some(event) = self.client(index).machine.poll_event() {
+            if let ClientEvent::Gap(fate) | ClientEvent::Ended { fate, .. } = event {
+                self.facts().told(index, &fate)?;
+            }
+        }
+        // A connection that the machine is done with is closed.
+        let machine = &self.clients[index].machine;
+        let kept = [machine.current(), machine.pending()];
+        self.facts.check_client(index, machine.acknowledged())?;
+        for link in 0..self.links.len() {
+            let open = self.links[link].client == index && self.links[link].client_open;
+            if open && !kept.contains(&Some(ConnectionId(link as u64))) {
+                self.close_client_end(link);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_session(&mut self, index: usize) -> Result<(), String> {
+        let now = self.setting.now;
+        if !self.setting.scenario.slow {
+            while self.server_takes(index)? {}
+        }
+        if !self.setting.scenario.lazy {
+            while self.server_writes(index, now)? {}
+        }
+        match &self.sessions.0[index] {
+            Some(session) => self.facts.check_session(index, session.acknowledged(), session.is_open()),
+            None => Ok(()),
+        }
+    }
+
+    fn client_takes(&mut self, index: usize) -> Step {
+        let now = self.setting.now;
+        match self.client(index).machine.hand_over(now) {
+            Some(Delivery::Message(message)) => self.facts().client_got(index, &message).map(|()| true),
+            Some(Delivery::Gap { .. }) => Err("a gap in the stream that nobody made".into()),
+            None => Ok(false),
+        }
+    }
+
+    fn server_takes(&mut self, index: usize) -> Step {
+        let now = self.setting.now;
+        if self.sessions.0[index].is_none() {
+            return Ok(false);
+        }
+        match self.session(index).hand_over(now) {
+            Some(Delivery::Message(message)) => self.facts().server_got(index, &message).map(|()| true),
+            Some(Delivery::Gap { .. }) => Err("a gap in the stream that nobody made".into()),
+            None => Ok(false),
+        }
+    }
+
+    fn client_writes(&mut self, index: usize, at: Instant) -> Step {
+        let Some((connection, transmit)) = self.client(index).machine.poll_transmit(at) else {
+            return Ok(false);
+        };
+        let link = connection.0 as usize;
+        match transmit {
+            Transmit::Close { .. } | Transmit::Abort => {
+                self.push_up(link, Packet::Close { superseded: false, reason: String::new() });
+                self.close_client_end(link);
+                self.client(index).machine.handle_lost(connection);
+            }
+            other => {
+                if let Some(packet) = message(&other) {
+                    self.push_up(link, packet);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn server_writes(&mut self, index: usize, at: Instant) -> Step {
+        let now = self.setting.now;
+        let Some(connection) = self.sessions.0[index].as_ref().and_then(|session| session.connection())
+        else {
+            return Ok(false);
+        };
+        let Some(transmit) = self.session(index).poll_transmit(at, connection) else { return Ok(false) };
+        let link = connection.0 as usize;
+        match transmit {
+            Transmit::Close { .. } | Transmit::Abort => {
+                self.push_down(link, Packet::Close { superseded: false, reason: String::new() });
+                self.close_server_end(link);
+                self.session(index).handle_lost(now, connection);
+            }
+            other => {
+                if let Some(packet) = message(&other) {
+                    self.push_down(link, packet);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    // ---- facts ----------------------------------------------------------------------------------
+
+    /// Every client that goes on is attached to a living session over a sound connection, and everything
+    /// sent was handed over and acknowledged, both ways.
+    pub(super) fn is_good(&self) -> bool {
+        self.clients.iter().all(|client| {
+            let machine = &client.machine;
+            if machine.is_over() {
+                return true;
+            }
+            let (Some(connection), None, false) = (machine.current(), machine.pending(), client.ending)
+            else {
+                return false;
+            };
+            let link = &self.links[connection.0 as usize];
+            let ServerEnd::Bound(index) = link.server else { return false };
+            let Some(session) = &self.sessions.0[index] else { return false };
+            !link.up.cut
+                && !link.down.cut
+                && session.is_open()
+                && session.connection() == Some(connection)
+                && machine.acknowledged() == machine.last_sent()
+                && session.acknowledged() == self.facts.sent(index)
+        })
+    }
+
+    /// What `event` is about, for a trace.
+    pub(super) fn describe(&self, event: Event) -> String {
+        let packet = match event {
+            Event::ReachesServer(link) => self.links[link].up.packets.front(),
+            Event::ReachesClient(link) => self.links[link].down.packets.front(),
+            _ => None,
+        };
+        match packet {
+            Some(Packet::Message(kind, payload)) => match Frame::decode(*kind, payload.clone()) {
+                Ok(Frame::Message(message)) => {
+                    format!("{event:?} {:?}", message.as_text().unwrap_or_default())
+                }
+                Ok(Frame::Control(control)) => format!("{event:?} {control:?}"),
+                other => format!("{event:?} {other:?}"),
+            },
+            Some(close) => format!("{event:?} {close:?}"),
+            None => format!("{event:?}"),
+        }
+    }
+
+    fn client(&mut self, index: usize) -> &mut Client {
+        Rc::make_mut(&mut self.clients[index])
+    }
+
+    fn session(&mut self, index: usize) -> &mut ServerSession {
+        #[allow(clippy::expect_used, reason = "events name living sessions")]
+        Rc::make_mut(self.sessions.0[index].as_mut().expect("a session that is gone"))
+    }
+
+    fn link(&mut self, index: usize) -> &mut Link {
+        Rc::make_mut(&mut self.links[index])
+    }
+
+    fn facts(&mut self) -> &mut Facts {
+        Rc::make_mut(&mut self.facts)
+    }
+}
+
+impl Link {
+    fn is_dead(&self) -> bool {
+        !self.client_open && self.server == ServerEnd::Closed
+    }
+
+    /// Two states that differ in how a dead connection died are one.
+    fn forget_if_dead(&mut self) {
+        if self.is_dead() {
+            (self.up, self.down) = (Lane::default(), Lane::default());
+        }
+    }
+}
+
+fn message(transmit: &Transmit) -> Option<Packet> {
+    let (kind, prefix, body) = transmit.as_message()?;
+    let payload = if prefix.is_empty() { body.clone() } else { [prefix, body].concat().into() };
+    Some(Packet::Message(kind, payload))
+}
+
+fn broke(error: SessionError) -> String {
+    match error {
+        SessionError::PositionMismatch { .. } => format!("integrity check fired on a correct run: {error}"),
+        _ => format!("protocol error on a correct run: {error}"),
+    }
+}
