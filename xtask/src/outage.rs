@@ -386,9 +386,7 @@ fn print(rows: &[Row], comparison: &Value) -> Vec<String> {
         let mark = if row.failure().is_some() { "  FAILED" } else { "" };
         println!("{:40} {:>8} {compared:>20}{mark}", row.name, row.count);
     }
-    println!(
-        "(@fastify/http-proxy: a run of ten seconds with the kills alone; its client gets no answers counted)"
-    );
+    println!("(@fastify/http-proxy with wsReconnect: ten seconds, and the kills alone)");
     rows.iter().filter_map(Row::failure).collect()
 }
 
