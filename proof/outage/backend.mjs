@@ -2,9 +2,9 @@
 //
 //   node backend.mjs PORT RECORD [RATE]
 //
-// Every message that reaches the application (`{"id": ...}`) is recorded, then answered with `{"re": id}`. Every
-// connection is also sent `{"n": 1}`, `{"n": 2}`, ... RATE times a second; the count goes on where the record ends,
-// so a number is never used twice, over connections and restarts. `GET /ws?visitor=NAME` counts by visitor.
+// Every message that reaches the application (`{"id": ...}`) is recorded, then answered with `{"re": id, "gen"}`. Every
+// connection is also sent `{"n": 1, "gen"}`, `{"n": 2, "gen"}`, ... RATE times a second; the count goes on where the
+// record ends, so a number is never used twice, over connections and restarts. `GET /ws?visitor=NAME` counts by visitor.
 //
 // RECORD gets one JSON line per message, before anything else happens with it: `{"gen", "visitor", "id"}` for a
 // message received, `{"gen", "visitor", "n"}` for one sent. Lines are written synchronously, so that a process killed
@@ -24,13 +24,13 @@ app.get('/ws', { websocket: true }, (socket, request) => {
   socket.on('message', (data) => {
     const { id } = JSON.parse(data);
     record.append({ visitor, id });
-    socket.send(JSON.stringify({ re: id }));
+    socket.send(JSON.stringify({ re: id, gen: record.gen }));
   });
   const timer = setInterval(() => {
     if (socket.readyState !== socket.OPEN) return;
     const n = record.next(visitor);
     record.append({ visitor, n });
-    socket.send(JSON.stringify({ n }));
+    socket.send(JSON.stringify({ n, gen: record.gen }));
   }, 1000 / Number(rate));
   socket.on('close', () => clearInterval(timer));
 });
@@ -45,6 +45,7 @@ function openRecord(path) {
   const last = new Map(lines.filter((line) => line.n).map((line) => [line.visitor, line.n]));
   const file = openSync(path, 'a');
   return {
+    gen,
     append: (entry) => writeSync(file, `${JSON.stringify({ gen, ...entry })}\n`),
     next(visitor) {
       const n = (last.get(visitor) ?? 0) + 1;

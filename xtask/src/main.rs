@@ -5,9 +5,11 @@
 //! machine lacks is installed by the ordinary package managers, after saying so (`install`).
 
 mod autobahn;
+mod cable;
 mod docs;
 mod install;
 mod markdown;
+mod outage;
 mod run;
 mod tidy;
 
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, Parser};
-use run::{cargo, shell};
+use run::cargo;
 
 const STEPS: &[Step] = &[
     Step::new("fmt", "formatting", |_| cargo("fmt --all --check")),
@@ -25,16 +27,14 @@ const STEPS: &[Step] = &[
     Step::new("tidy", "rules over all files", |_| tidy::check()),
     Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
-    Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| missing("its driver")),
+    Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new("sim", "sessions under every fault, by seed", simulate),
-    Step::new("compare", "the outages once more, through @fastify/http-proxy", |_| compare()).only_nightly(),
 ];
 
 struct Step {
     name: &'static str,
     about: &'static str,
     run: fn(Depth) -> Result<Outcome>,
-    only_nightly: bool,
 }
 
 /// How much a step does: `Test` minutes in all, `Nightly` whatever it takes.
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
 /// Runs the selected steps; false if one failed.
 fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
     let mut summary = Summary::default();
-    for step in STEPS.iter().filter(|step| selection.holds(step, depth)) {
+    for step in STEPS.iter().filter(|step| selection.holds(step)) {
         if selection.list {
             println!("{:9} {}", step.name, step.about);
             continue;
@@ -112,11 +112,8 @@ fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
 }
 
 impl Selection {
-    fn holds(&self, step: &Step, depth: Depth) -> bool {
-        if self.steps.is_empty() {
-            return depth == Depth::Nightly || !step.only_nightly;
-        }
-        self.steps.iter().any(|name| name == step.name)
+    fn holds(&self, step: &Step) -> bool {
+        self.steps.is_empty() || self.steps.iter().any(|name| name == step.name)
     }
 }
 
@@ -152,24 +149,11 @@ impl Summary {
 
 impl Step {
     const fn new(name: &'static str, about: &'static str, run: fn(Depth) -> Result<Outcome>) -> Self {
-        Self { name, about, run, only_nightly: false }
+        Self { name, about, run }
     }
-
-    const fn only_nightly(self) -> Self {
-        Self { only_nightly: true, ..self }
-    }
-}
-
-fn compare() -> Result<Outcome> {
-    install::node_packages("proof")?;
-    shell("node proof/outage/compare.mjs")
 }
 
 fn simulate(depth: Depth) -> Result<Outcome> {
     let seeds = if depth == Depth::Nightly { 100_000 } else { 2_000 };
     cargo(&format!("run --release --package mainstay-sim -- --seeds {seeds}"))
-}
-
-fn missing(what: &str) -> Result<Outcome> {
-    Ok(Outcome::Skipped(format!("{what} is not written yet")))
 }

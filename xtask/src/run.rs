@@ -30,11 +30,6 @@ pub(crate) fn cargo(arguments: &str) -> Result<Outcome> {
     check(Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(arguments.split(' ')))
 }
 
-/// Runs a shell command line.
-pub(crate) fn shell(line: &str) -> Result<Outcome> {
-    check(Command::new("sh").args(["-c", line]))
-}
-
 /// Runs a command to its end, its output passed on. Anything but success is an error that names the command.
 pub(crate) fn check(command: &mut Command) -> Result<Outcome> {
     let line = shown(command);
@@ -123,6 +118,12 @@ impl Background {
                 None => sleep(POLL),
             }
         }
+    }
+
+    /// Sends the program itself a signal, for example `STOP`.
+    pub(crate) fn signal(&self, signal: &str) -> Result<()> {
+        let id = self.child.id().to_string();
+        output(Command::new("kill").args(["-s", signal, &id])).map(drop)
     }
 
     fn error(&self, what: &str) -> Box<dyn Error> {

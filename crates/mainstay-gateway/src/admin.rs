@@ -10,11 +10,14 @@ use mainstay::Mainstay;
 use mainstay::server::{RTT_BUCKETS, Snapshot};
 use tokio::net::TcpListener;
 
-pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay) {
+use crate::join::LinkStats;
+
+pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay, links: LinkStats) {
+    let metrics = |State(mainstay): State<Mainstay>| async move { render(&mainstay.stats(), links.lost()) };
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(|State(mainstay): State<Mainstay>| async move { render(&mainstay.stats()) }))
+        .route("/metrics", get(metrics))
         .with_state(mainstay.clone());
     // It has no session of its own, and ends with the process.
     let admin = Mainstay::default();
@@ -32,7 +35,7 @@ async fn ready(State(mainstay): State<Mainstay>) -> (StatusCode, &'static str) {
 }
 
 /// Prometheus text format, version 0.0.4.
-fn render(s: &Snapshot) -> String {
+fn render(s: &Snapshot, links_lost: u64) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
         let _ = writeln!(out, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
@@ -67,6 +70,7 @@ fn render(s: &Snapshot) -> String {
     family("replayed_total", "counter", "Messages written again after a resume.", &[("", s.replayed)]);
     family("gaps_total", "counter", "Gaps that handlers were told of.", &[("", s.gaps)]);
     family("sessions_expired_total", "counter", "Sessions whose resume window passed.", &[("", s.expired)]);
+    family("links_lost_total", "counter", "Connections to the backend that were lost.", &[("", links_lost)]);
     render_rtt(&mut out, s);
     out
 }
@@ -89,7 +93,8 @@ mod tests {
 
     #[test]
     fn metrics_are_prometheus_text_with_help_and_type_for_each_family() {
-        let text = render(&Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() });
+        let text = render(&Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() }, 3);
+        assert!(text.contains("mainstay_links_lost_total 3\n"));
         assert!(text.contains("mainstay_attaches_total{outcome=\"resumed\"} 7\n"));
         assert!(text.contains("mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n"));
         let families = text.lines().filter(|line| line.starts_with("# TYPE")).count();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
-use mainstay::client::{Builder, Event};
+use mainstay::client::{Builder, Event, Events};
 use mainstay::server::{PeerFacts, Session};
 use mainstay::{Client, CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits};
 
@@ -30,6 +30,13 @@ pub(crate) struct LinkStats {
     lost: Arc<AtomicU64>,
 }
 
+impl LinkStats {
+    /// Connections to the backend that were lost.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Relaxed)
+    }
+}
+
 /// Runs until the visitor or the backend ends it.
 pub(crate) async fn join(session: Session, config: LinkConfig) {
     let link = match link(session.peer(), &config) {
@@ -37,6 +44,7 @@ pub(crate) async fn join(session: Session, config: LinkConfig) {
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
     let (to_visitor, to_backend) = (session.sender(), link.sender());
+    let end = watch(link.events(), &config.stats);
     let mut session = session;
     let mut link = link;
     let replies = config.confirm == Confirm::Reply;
@@ -59,18 +67,15 @@ pub(crate) async fn join(session: Session, config: LinkConfig) {
     };
     tokio::select! {
         () = up => link.close(CloseCode::NORMAL, "").await,
-        () = down => {
-            // The backend ended it: the visitor is told with the backend's own words.
-            let (code, reason) = last_words(&link, &config.stats).await;
-            session.close(code, &reason);
-        }
+        // The backend ended it: the visitor is told with the backend's own words.
+        ((), (code, reason)) = async { tokio::join!(down, end) } => session.close(code, &reason),
     }
 }
 
-/// What the link ended with.
-async fn last_words(link: &Client, stats: &LinkStats) -> (CloseCode, String) {
+/// Counts what the link loses, as it happens; returns what it ended with.
+async fn watch(events: Events, stats: &LinkStats) -> (CloseCode, String) {
     let mut end = (CloseCode::NORMAL, String::new());
-    while let Some(event) = link.event().await {
+    while let Some(event) = events.next().await {
         match event {
             Event::Detached { why, .. } => {
                 stats.lost.fetch_add(1, Relaxed);

@@ -120,6 +120,7 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
         deflate: arguments.deflate,
         ..Config::default()
     });
+    let links = join::LinkStats::default();
     let app = match &arguments.upstream {
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
@@ -136,7 +137,7 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
                     Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
                     Delivery::AtMostOnce => Guarantee::AtMostOnce,
                 },
-                stats: join::LinkStats::default(),
+                stats: links.clone(),
             };
             Router::new().fallback(any(visit)).with_state(Gateway { mainstay: mainstay.clone(), link })
         }
@@ -148,7 +149,7 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
     };
     announce(&arguments, &listener, admin.as_ref());
     if let Some(admin) = admin {
-        tokio::spawn(admin::serve(admin, mainstay.clone()));
+        tokio::spawn(admin::serve(admin, mainstay.clone(), links));
     }
     mainstay::serve(listener, app, &mainstay)
         .with_graceful_shutdown(termination(), arguments.drain)
