@@ -58,3 +58,10 @@ pub(crate) fn random_seed() -> [u8; 32] {
     getrandom::fill(&mut seed).expect("the operating system gives no randomness");
     seed
 }
+
+/// The Rust blocks of the documents, compiled as tests.
+#[cfg(all(doctest, feature = "server", feature = "client"))]
+mod documents {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+}
