@@ -9,6 +9,7 @@ mod cable;
 mod docs;
 mod install;
 mod markdown;
+mod memory;
 mod outage;
 mod run;
 mod tidy;
@@ -28,6 +29,7 @@ const STEPS: &[Step] = &[
     Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
+    Step::new("memory", "what an idle connection costs", |_| memory::step()),
     Step::new("sim", "sessions under every fault, by seed", simulate),
 ];
 

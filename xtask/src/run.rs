@@ -75,6 +75,11 @@ pub(crate) struct Background {
 }
 
 impl Background {
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Starts `command` with both its outputs going to `log`.
     pub(crate) fn start(command: &mut Command, log: PathBuf) -> Result<Self> {
         let name = shown(command);
