@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::session::{Message, Transmit};
 use mainstay_proto::ws::{CloseFrame, Connection, Incoming, ProtocolError, SendQueue, State};
@@ -45,7 +45,7 @@ pub(crate) struct Wire {
 pub(crate) enum Arrived {
     Message(Message),
     Pong([u8; 8]),
-    /// Something else that shows life.
+    /// Bytes, whatever they are part of: comes first in every read.
     Bytes,
     Close(Option<CloseFrame>),
 }
@@ -81,6 +81,7 @@ impl Wire {
         mut take: impl FnMut(Arrived) -> bool,
     ) -> Reading {
         if let Some(early) = self.early.take() {
+            take(Arrived::Bytes);
             let mut early = early.to_vec();
             return self.parse(&mut early, take).unwrap_or(Reading::More);
         }
@@ -89,6 +90,7 @@ impl Wire {
             Poll::Ready(Ok(0)) => Reading::Ended(self.lost(None)),
             Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(&error))),
             Poll::Ready(Ok(count)) => {
+                take(Arrived::Bytes);
                 let input = scratch.read.get_mut(..count).unwrap_or_default();
                 self.parse(input, &mut take).unwrap_or(Reading::More)
             }
@@ -102,10 +104,11 @@ impl Wire {
                 Ok(Some(Incoming::Message { kind, payload })) => {
                     Arrived::Message(Message { kind, payload: payload.into_bytes() })
                 }
-                Ok(Some(Incoming::Ping(_))) => Arrived::Bytes,
-                Ok(Some(Incoming::Pong(payload))) => {
-                    payload.as_ref().try_into().map_or(Arrived::Bytes, Arrived::Pong)
-                }
+                Ok(Some(Incoming::Ping(_))) => continue,
+                Ok(Some(Incoming::Pong(payload))) => match payload.as_ref().try_into() {
+                    Ok(payload) => Arrived::Pong(payload),
+                    Err(_) => continue,
+                },
                 Ok(Some(Incoming::Close(frame))) => Arrived::Close(frame),
                 Err(error) => {
                     self.fail(&error);
@@ -124,18 +127,20 @@ impl Wire {
         Lost::Broken(error.map_or_else(|| "connection ended without a close".to_owned(), ToString::to_string))
     }
 
-    /// Encodes what `next` gives and writes it, in one go. `Ready(Ok(true))`: everything has left.
+    /// Encodes what `next` gives and writes it, in one go.
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         framing: Framing,
         mut next: impl FnMut() -> Option<Transmit>,
-    ) -> Result<bool, Abort> {
+    ) -> Result<Written, Abort> {
+        let mut progress = false;
         if let Some(unsent) = &mut self.unsent {
+            let before = unsent.remaining();
             match self.transport.poll_write_all(cx, unsent.as_mut()) {
-                Poll::Pending => return Ok(false),
+                Poll::Pending => return Ok(Written::waiting(unsent.remaining() < before)),
                 Poll::Ready(Err(_)) => return Err(Abort),
-                Poll::Ready(Ok(())) => self.unsent = None,
+                Poll::Ready(Ok(())) => (self.unsent, progress) = (None, true),
             }
         }
         SCRATCH.with_borrow_mut(|scratch| {
@@ -152,17 +157,19 @@ impl Wire {
                 }
             }
             if out.is_empty() {
-                return Ok(true);
+                return Ok(Written::All);
             }
+            let before = out.remaining();
             match self.transport.poll_write_all(cx, out) {
-                Poll::Ready(Ok(())) => Ok(true),
+                Poll::Ready(Ok(())) => Ok(Written::All),
                 Poll::Ready(Err(_)) => {
                     drop(out.take_rest());
                     Err(Abort)
                 }
                 Poll::Pending => {
+                    progress |= out.remaining() < before;
                     self.unsent = Some(Box::new(out.take_rest()));
-                    Ok(false)
+                    Ok(Written::waiting(progress))
                 }
             }
         })
@@ -207,6 +214,11 @@ impl Wire {
         }
     }
 
+    /// The peer is in the middle of a frame, where it cannot answer.
+    pub(crate) fn is_mid_frame(&self) -> bool {
+        self.codec.is_mid_frame()
+    }
+
     /// A Close was written, or the peer's was answered: only the end of the stream is awaited.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing || self.codec.state() != State::Open
@@ -219,8 +231,8 @@ impl Wire {
         let linger = std::future::poll_fn(|cx| {
             match self.poll_write(cx, Framing::Plain, || None) {
                 Err(Abort) => return Poll::Ready(()),
-                Ok(false) => return Poll::Pending,
-                Ok(true) => {}
+                Ok(Written::Some | Written::None) => return Poll::Pending,
+                Ok(Written::All) => {}
             }
             if self.codec.state() == State::Closed && self.transport.poll_shutdown(cx).is_pending() {
                 return Poll::Pending;
@@ -244,6 +256,22 @@ impl Wire {
     /// Drops the connection at once.
     pub(crate) fn abort(self) {
         self.transport.abort();
+    }
+}
+
+/// What a turn of writing came to.
+pub(crate) enum Written {
+    /// Everything has left.
+    All,
+    /// The socket took some of it.
+    Some,
+    /// The socket takes nothing.
+    None,
+}
+
+impl Written {
+    fn waiting(progress: bool) -> Self {
+        if progress { Self::Some } else { Self::None }
     }
 }
 

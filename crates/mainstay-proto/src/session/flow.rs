@@ -8,6 +8,7 @@
 //! Not here: who may attach ([`registry`](super::registry)), what an attach does to either end
 //! ([`server`](super::server), [`client`](super::client)).
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::error::SessionError;
@@ -21,6 +22,24 @@ use super::transmit::Transmit;
 pub(super) struct Lane {
     pub(super) wrote: u64,
     pub(super) read: u64,
+}
+
+/// Messages outside the stream that wait for a slow connection. The newest are worth most.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Volatiles(VecDeque<Message>);
+
+impl Volatiles {
+    /// Appends; of more than `limit` the oldest go.
+    pub(super) fn push(&mut self, message: Message, limit: usize) {
+        self.0.push_back(message);
+        while self.0.len() > limit {
+            self.0.pop_front();
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Transmit> {
+        self.0.pop_front().map(|message| Transmit::control(&Control::Volatile(message)))
+    }
 }
 
 /// Bounds of one end. Every field has the default of `docs/DEFAULTS.md`.

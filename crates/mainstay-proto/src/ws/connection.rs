@@ -174,6 +174,12 @@ impl Connection {
         self.state
     }
 
+    /// Whether the peer is in the middle of a frame, where it can send nothing else: no answer, no Close.
+    #[must_use]
+    pub fn is_mid_frame(&self) -> bool {
+        self.partial.as_ref().is_some_and(|partial| partial.frame.is_some())
+    }
+
     // ---- reading --------------------------------------------------------------------------------
 
     /// Takes bytes from the front of `input`, unmasking them where they lie, until something is
