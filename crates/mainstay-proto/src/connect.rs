@@ -677,8 +677,7 @@ impl Client {
                     }
                 }
                 ClientEvent::GoAway { delay, .. } => {
-                    let wait =
-                        self.backoff.next_delay(Cause::Shared, Some(advice(delay)), &mut self.rng);
+                    let wait = self.backoff.next_delay(Cause::Shared, Some(advice(delay)), &mut self.rng);
                     if self.dial == Dial::Rest {
                         self.dial = Dial::Waiting { until: now + wait };
                     }

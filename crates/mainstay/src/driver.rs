@@ -277,3 +277,51 @@ impl Written {
 
 /// The transport failed or is to be dropped.
 pub(crate) struct Abort;
+
+#[cfg(test)]
+mod tests {
+    use mainstay_proto::ws::{Limits, Role};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    fn wire(capacity: usize) -> (Wire, DuplexStream) {
+        let (ours, theirs) = duplex(capacity);
+        let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
+        (Wire::new(Transport::Other(Box::new(ours)), codec, Bytes::new()), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_piece_of_a_frame_is_a_sign_of_life() {
+        let (mut wire, mut peer) = wire(1024);
+        // A masked binary frame of 200 bytes, of which 3 have come.
+        peer.write_all(&[0x82, 0x80 | 126, 0, 200, 1, 2, 3, 4, 9, 9, 9]).await.unwrap();
+        let mut arrived = Vec::new();
+        std::future::poll_fn(|cx| {
+            wire.poll_read(cx, |what| {
+                arrived.push(matches!(what, Arrived::Bytes));
+                true
+            });
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(arrived, [true]);
+        assert!(wire.is_mid_frame());
+    }
+
+    #[tokio::test]
+    async fn a_write_says_whether_the_socket_took_anything() {
+        let (mut wire, mut peer) = wire(16);
+        let mut messages = vec![Transmit::Message(Message::text("x".repeat(40)))];
+        let mut write = async |wire: &mut Wire| {
+            std::future::poll_fn(|cx| Poll::Ready(wire.poll_write(cx, Framing::Plain, || messages.pop())))
+                .await
+        };
+        assert!(matches!(write(&mut wire).await, Ok(Written::Some)));
+        assert!(matches!(write(&mut wire).await, Ok(Written::None)));
+        peer.read_exact(&mut [0; 16]).await.unwrap();
+        assert!(matches!(write(&mut wire).await, Ok(Written::Some)));
+        peer.read_exact(&mut [0; 16]).await.unwrap();
+        assert!(matches!(write(&mut wire).await, Ok(Written::All)));
+    }
+}

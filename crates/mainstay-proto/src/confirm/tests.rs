@@ -355,7 +355,7 @@ fn a_probe_sends_a_ping_on_a_quiet_connection_and_never_a_second_one() {
 
 #[test]
 fn a_setting_out_of_range_is_named() {
-    let check = |config| Confirmer::<()>::new(config).map_err(|error| error.field).err();
+    let check = |config: ConfirmConfig| config.checked().map_err(|error| error.field).err();
     let good = ConfirmConfig::default();
     assert_eq!(check(good), None);
     assert_eq!(check(ConfirmConfig { queue_messages: 0, ..good }), Some("confirm.queue_messages"));

@@ -166,3 +166,22 @@ impl Flow {
         self.outbox.acknowledged() == self.outbox.last()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_volatile_messages_the_oldest_go() {
+        let mut volatiles = Volatiles::default();
+        for text in ["old", "newer", "newest"] {
+            volatiles.push(Message::text(text), 2);
+        }
+        let left: Vec<_> = std::iter::from_fn(|| volatiles.pop()).collect();
+        let expected =
+            ["newer", "newest"].map(|text| Transmit::control(&Control::Volatile(Message::text(text))));
+        assert_eq!(left, expected);
+        volatiles.push(Message::text("none"), 0);
+        assert_eq!(volatiles.pop(), None);
+    }
+}

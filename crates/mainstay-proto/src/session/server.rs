@@ -587,8 +587,7 @@ impl ServerSession {
         if matches!(self.life, Life::EndSent { .. } | Life::Over(_)) {
             return None;
         }
-        if let Some(transmit) =
-            attached.volatiles.pop().or_else(|| self.flow.write_owed(now, &attached.lane))
+        if let Some(transmit) = attached.volatiles.pop().or_else(|| self.flow.write_owed(now, &attached.lane))
         {
             return Some(transmit);
         }
