@@ -97,6 +97,7 @@ fn a_link_that_is_asked_and_hears_nothing_is_replaced_after_a_second_and_dead_af
     ping(&link.turn());
     link.now += SECOND;
     link.turn();
+    link.turn();
     assert!(matches!(link.client.poll_command(), Some(Command::Dial(_))));
     link.now += SECOND;
     while link.client.handle_timeout(link.now) {}
