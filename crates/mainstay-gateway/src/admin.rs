@@ -59,8 +59,14 @@ fn render(s: &Snapshot, links_lost: u64) -> String {
         ("{outcome=\"refused\"}", s.attach_refused),
     ];
     family("attaches_total", "counter", "HELLOs by outcome.", &attaches);
-    let dead = [("{evidence=\"silence\"}", s.dead_silent), ("{evidence=\"no_answer\"}", s.dead_unanswered)];
+    let dead = [
+        ("{evidence=\"silent\"}", s.dead_silent),
+        ("{evidence=\"frozen\"}", s.dead_frozen),
+        ("{evidence=\"stalled\"}", s.dead_stalled),
+    ];
     family("dead_peers_total", "counter", "Peers called dead, by evidence.", &dead);
+    let not_listening = "Times that a peer sent bytes and answered nothing for 5 minutes.";
+    family("peers_not_listening_total", "counter", not_listening, &[("", s.not_listening)]);
     let errors = [("{layer=\"websocket\"}", s.protocol_errors), ("{layer=\"session\"}", s.session_errors)];
     family("protocol_errors_total", "counter", "Connections ended over broken input.", &errors);
     let messages = [("{direction=\"in\"}", s.messages_in), ("{direction=\"out\"}", s.messages_out)];

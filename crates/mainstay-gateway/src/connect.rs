@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use mainstay::client::{Event, Lost};
+use mainstay::client::{Event, Lost, Report};
 use mainstay::{Client, CloseCode, Kind, Limits, Message};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -171,7 +171,12 @@ fn describe(event: &Event) -> (&'static str, String) {
             ),
         ),
         Event::FreshPeer => ("fresh", "a plain server: what it sent meanwhile is lost".to_owned()),
-        Event::Report(report) => ("report", format!("{report:?}")),
+        Event::Report(Report::Unknown(first, last)) => {
+            ("report", format!("messages {first} to {last} may or may not have arrived"))
+        }
+        Event::Report(Report::Undeliverable(number, _)) => {
+            ("report", format!("message {number} ended three connections and is given up"))
+        }
         Event::Volatile(message) => ("volatile", message.as_text().unwrap_or("(binary)").to_owned()),
         Event::Ended { code, reason, .. } => {
             ("ended", code.map_or_else(|| reason.clone(), |code| format!("code {code} {reason}")))

@@ -108,7 +108,7 @@ enum Failure {
 
 async fn serve(arguments: Arguments) -> Result<(), Failure> {
     let heartbeat = HeartbeatConfig::every(arguments.heartbeat)
-        .map_err(|error| Failure::Usage(format!("--heartbeat: {error}")))?;
+        .map_err(|error| Failure::Usage(format!("--heartbeat: must be {}", error.bound)))?;
     if arguments.resume_window > Duration::from_secs(3600) {
         return Err(Failure::Usage("--resume-window: must be at most 1h".into()));
     }

@@ -1,10 +1,15 @@
 //! How long to wait before the next attempt to connect.
 //!
-//! The first attempt after a loss comes soon, spread according to its cause: a cause of this client
-//! alone (it woke up, came online, probed in vain) is spread over 0.2 s, a cause that others share
-//! (the server restarted) over a second. After that each wait is drawn from (d/2, d) with
-//! d = min(cap, base x 2^n): capped first, jittered after, so that the jitter survives the cap.
-//! Advice of the server wins over both. A life resets the count only if it lasted.
+//! The first attempt after a loss comes soon, spread by its [`Cause`]: over 0.2 s when only this client
+//! lost its connection, over a second when others did too. Every later wait has a ceiling
+//! d = min(cap, base x 2^n) and is drawn below it: capped first, jittered after, so that a crowd at the
+//! cap stays spread. A lone client draws from (d/2, d); one of a crowd draws from all of (0, d), because
+//! the width of the draw is what thins a crowd out. The server's [`Advice`] wins over all of this.
+//!
+//! A connection that lived clears the count, one that was merely accepted does not: a server that
+//! accepts and drops must not be hammered.
+//!
+//! Nothing here gives up: who wants a budget of attempts compares [`Backoff::attempts`] with it.
 //!
 //! Source: `docs/DEFAULTS.md`.
 
@@ -12,44 +17,75 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, RngExt};
 
-/// Bounds of the backoff.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+use crate::ConfigError;
+
+/// The longest that advice may send a client away for; more is cut to this.
+pub const LONGEST_ADVICE: Duration = Duration::from_secs(600);
+
+/// No wait is shorter: zero would be a loop without a pause.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// Bounds of the waits, checked where they are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackoffConfig {
     base: Duration,
     cap: Duration,
+    first_individual: Duration,
+    first_shared: Duration,
     reset_after: Duration,
 }
 
-/// A backoff that cannot work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BackoffConfigError {
-    /// A base of zero would retry without a pause.
-    #[error("backoff base must be at least 1 ms")]
-    BaseTooSmall,
-    /// The cap lies below the base.
-    #[error("backoff cap must be at least the base, and at most 1 hour")]
-    CapOutOfRange,
-}
-
 impl BackoffConfig {
-    /// Checks and makes a backoff.
-    ///
-    /// `base`: the first wait. Default: 0.5 s. Range: 1 ms to `cap`.
-    /// `cap`: the longest. Default: 30 s. Range: `base` to 1 hour.
-    /// `reset_after`: how long a connection must live for the count to start again. Default: 50 s
-    /// (two heartbeat intervals); at least 10 s is sensible, or servers that accept and drop are hammered.
+    /// Ceilings that double from `base`, the second wait's, up to `cap`, which holds for every wait.
+    /// Default: 0.5 s and 30 s. Range: 1 ms to `cap`, and `base` to 1 hour.
     ///
     /// # Errors
-    /// Names the field that is out of range.
-    pub fn new(base: Duration, cap: Duration, reset_after: Duration) -> Result<Self, BackoffConfigError> {
-        if base < Duration::from_millis(1) {
-            return Err(BackoffConfigError::BaseTooSmall);
+    /// One of them is out of range.
+    pub fn new(base: Duration, cap: Duration) -> Result<Self, ConfigError> {
+        let Self { first_individual, first_shared, reset_after, .. } = Self::default();
+        let (first_individual, first_shared) = (first_individual.min(cap), first_shared.min(cap));
+        Self { base, cap, first_individual, first_shared, reset_after }.checked()
+    }
+
+    /// Ceilings of the first wait after [`Cause::Individual`] and after [`Cause::Shared`].
+    /// Default: 0.2 s and 1 s. Range: 1 ms to the cap.
+    ///
+    /// # Errors
+    /// One of them is out of range.
+    pub fn first(self, individual: Duration, shared: Duration) -> Result<Self, ConfigError> {
+        Self { first_individual: individual, first_shared: shared, ..self }.checked()
+    }
+
+    /// How long a connection must live to clear the count. Default: 50 s, two of the default beats.
+    /// Range: at least 10 s.
+    ///
+    /// # Errors
+    /// It is out of range.
+    pub fn reset_after(self, life: Duration) -> Result<Self, ConfigError> {
+        Self { reset_after: life, ..self }.checked()
+    }
+
+    fn checked(self) -> Result<Self, ConfigError> {
+        let upto_cap = SHORTEST..=self.cap;
+        if !(SHORTEST..=Duration::from_secs(3600)).contains(&self.cap) {
+            return Err(ConfigError { field: "backoff.cap", bound: "between 1 ms and 1 hour" });
         }
-        if cap < base || cap > Duration::from_secs(3600) {
-            return Err(BackoffConfigError::CapOutOfRange);
+        if !upto_cap.contains(&self.base) {
+            return Err(ConfigError { field: "backoff.base", bound: "between 1 ms and backoff.cap" });
         }
-        Ok(Self { base, cap, reset_after })
+        if !upto_cap.contains(&self.first_individual) {
+            return Err(ConfigError {
+                field: "backoff.first_individual",
+                bound: "between 1 ms and backoff.cap",
+            });
+        }
+        if !upto_cap.contains(&self.first_shared) {
+            return Err(ConfigError { field: "backoff.first_shared", bound: "between 1 ms and backoff.cap" });
+        }
+        if self.reset_after < Duration::from_secs(10) {
+            return Err(ConfigError { field: "backoff.reset_after", bound: "at least 10 s" });
+        }
+        Ok(self)
     }
 }
 
@@ -58,28 +94,34 @@ impl Default for BackoffConfig {
         Self {
             base: Duration::from_millis(500),
             cap: Duration::from_secs(30),
+            first_individual: Duration::from_millis(200),
+            first_shared: Duration::from_secs(1),
             reset_after: Duration::from_secs(50),
         }
     }
 }
 
-/// Who else is likely to reconnect at this moment.
+/// Who else lost a connection at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Shared {
-    /// Nobody: this client woke up, changed its network, or found its own connection dead.
-    No,
-    /// Every client of that server: it went away, restarted, is overloaded, or cannot be reached.
-    Yes,
+pub enum Cause {
+    /// Nobody: this client woke up, came online, or probed its own connection in vain.
+    Individual,
+    /// Perhaps everybody: close codes 1001, 1006, 1012 and 1013, a 5xx answer, whatever else a
+    /// restart of the server explains.
+    Shared,
 }
 
-/// The longest that a server may send a client away for.
-pub const LONGEST_ADVICE: Duration = Duration::from_secs(600);
-
-const FIRST_ALONE: Duration = Duration::from_millis(200);
-const FIRST_SHARED: Duration = Duration::from_secs(1);
-
-/// Counts attempts and draws delays.
+/// When the server wants the client back: GOAWAY, REFUSE, `Retry-After`, or 1013 with a delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Advice {
+    /// Not before.
+    pub min: Duration,
+    /// Not after, if that leaves room to spread.
+    pub max: Duration,
+}
+
+/// Counts the attempts of one client and draws the wait before each.
+#[derive(Debug, Clone)]
 pub struct Backoff {
     config: BackoffConfig,
     attempts: u32,
@@ -93,41 +135,36 @@ impl Backoff {
         Self { config, attempts: 0, connected: None }
     }
 
-    /// How long to wait before the next attempt. Never zero.
+    /// Draws the wait before the next attempt and counts that attempt.
     ///
-    /// `advice`: the earliest and latest that the server asked for; it wins, up to [`LONGEST_ADVICE`].
-    pub fn next_delay(
-        &mut self,
-        shared: Shared,
-        advice: Option<(Duration, Duration)>,
-        rng: &mut impl Rng,
-    ) -> Duration {
+    /// Never zero, never the same for all, and never above the cap, or above [`LONGEST_ADVICE`] with
+    /// advice. Advice too narrow to spread a crowd (`Retry-After` names one moment) is widened by
+    /// `first_shared` or a tenth of its own length, whichever is longer.
+    pub fn next_delay(&mut self, cause: Cause, advice: Option<Advice>, rng: &mut impl Rng) -> Duration {
         let attempt = self.attempts;
-        self.attempts = self.attempts.saturating_add(1);
-        let (from, to) = match (advice, attempt, shared) {
-            (Some((min, max)), _, _) => (min.min(LONGEST_ADVICE), max.min(LONGEST_ADVICE)),
-            (None, 0, Shared::No) => (Duration::ZERO, FIRST_ALONE),
-            (None, 0, Shared::Yes) => (Duration::ZERO, FIRST_SHARED),
-            (None, n, _) => {
-                let longest = self.longest(n - 1);
-                (longest / 2, longest)
-            }
+        self.attempts = attempt.saturating_add(1);
+        let (from, to) = match (advice, attempt, cause) {
+            (Some(advice), _, _) => self.spread(advice),
+            (None, 0, Cause::Individual) => (SHORTEST, self.config.first_individual),
+            (None, 0, Cause::Shared) => (SHORTEST, self.config.first_shared),
+            (None, n, Cause::Individual) => (self.ceiling(n - 1) / 2, self.ceiling(n - 1)),
+            (None, n, Cause::Shared) => (SHORTEST, self.ceiling(n - 1)),
         };
-        uniform(from, to.max(from), rng).max(Duration::from_millis(1))
+        uniform(from.max(SHORTEST), to.max(SHORTEST), rng)
     }
 
-    /// min(cap, base x 2^n), without overflow for any n.
-    fn longest(&self, doublings: u32) -> Duration {
-        let factor = 1_u32.checked_shl(doublings).filter(|factor| *factor != 0).unwrap_or(u32::MAX);
-        self.config.base.saturating_mul(factor).min(self.config.cap)
+    /// Attempts since the count was last cleared.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.attempts
     }
 
-    /// A connection works.
+    /// A connection is up (its whole opening, WELCOME included). This alone clears nothing.
     pub fn handle_connected(&mut self, now: Instant) {
         self.connected = Some(now);
     }
 
-    /// It is gone. The count starts again only if it lived long enough.
+    /// The connection is gone; the count is cleared if it lived for `reset_after`.
     pub fn handle_lost(&mut self, now: Instant) {
         let lived = self.connected.take().map(|since| now.saturating_duration_since(since));
         if lived.is_some_and(|lived| lived >= self.config.reset_after) {
@@ -135,94 +172,174 @@ impl Backoff {
         }
     }
 
-    /// Attempts since the last reset.
-    #[must_use]
-    pub fn attempts(&self) -> u32 {
-        self.attempts
+    /// min(cap, base x 2^n) in integers, for any n.
+    fn ceiling(&self, n: u32) -> Duration {
+        let factor = 1_u32.checked_shl(n).unwrap_or(u32::MAX);
+        self.config.base.saturating_mul(factor).min(self.config.cap)
+    }
+
+    fn spread(&self, advice: Advice) -> (Duration, Duration) {
+        let min = advice.min.min(LONGEST_ADVICE);
+        let width = self.config.first_shared.max(min / 10).min(LONGEST_ADVICE);
+        let to = advice.max.max(min + width).min(LONGEST_ADVICE);
+        (min.min(to - width), to)
     }
 }
 
 fn uniform(from: Duration, to: Duration, rng: &mut impl Rng) -> Duration {
-    let spread = u64::try_from((to - from).as_micros()).unwrap_or(u64::MAX);
-    from + Duration::from_micros(rng.random_range(0..=spread))
+    // Both are at most an hour, so the nanoseconds fit.
+    let width = u64::try_from(to.saturating_sub(from).as_nanos()).unwrap_or(u64::MAX);
+    from + Duration::from_nanos(rng.random_range(0..=width))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
 
-    /// 4,000 draws of the delay that follows `before` earlier attempts.
-    fn draws(before: u32, shared: Shared) -> Vec<Duration> {
-        let mut rng = SmallRng::seed_from_u64(1);
-        let backoff = Backoff { attempts: before, ..Backoff::new(BackoffConfig::default()) };
-        (0..4000).map(|_| { backoff }.next_delay(shared, None, &mut rng)).collect()
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn backoff() -> Backoff {
+        Backoff::new(BackoffConfig::default())
     }
 
-    /// Every tenth of the range gets its share: the draws are spread, at any attempt.
+    /// The wait after `before` attempts, drawn by 4,000 clients with a seed each.
+    fn crowd(before: u32, cause: Cause, advice: Option<Advice>) -> Vec<Duration> {
+        let draw = |seed| {
+            let mut client = Backoff { attempts: before, ..backoff() };
+            client.next_delay(cause, advice, &mut SmallRng::seed_from_u64(seed))
+        };
+        (0..4000).map(draw).collect()
+    }
+
+    /// All draws lie in the range, and every tenth of the range gets its share of them.
+    #[track_caller]
     fn check_spread(draws: &[Duration], from: Duration, to: Duration) {
         let mut tenths = [0_u32; 10];
         for draw in draws {
-            assert!(
-                *draw >= from.max(Duration::from_millis(1)) && *draw <= to,
-                "{draw:?} outside {from:?}..{to:?}"
-            );
-            let tenth = (*draw - from).as_secs_f64() / (to - from).as_secs_f64() * 10.0;
-            tenths[(tenth as usize).min(9)] += 1;
+            assert!(!draw.is_zero() && *draw >= from && *draw <= to, "{draw:?} outside {from:?}..{to:?}");
+            let place = (*draw - from).as_secs_f64() / (to - from).as_secs_f64();
+            tenths[((place * 10.0) as usize).min(9)] += 1;
         }
-        assert!(tenths.iter().all(|n| (280..=520).contains(n)), "{tenths:?}");
+        assert!(tenths.iter().all(|n| (300..=500).contains(n)), "{tenths:?}");
     }
 
     #[test]
     fn the_first_retry_is_spread_over_a_fifth_of_a_second_or_a_whole_one() {
-        check_spread(&draws(0, Shared::No), Duration::ZERO, Duration::from_millis(200));
-        check_spread(&draws(0, Shared::Yes), Duration::ZERO, Duration::from_secs(1));
+        check_spread(&crowd(0, Cause::Individual, None), Duration::ZERO, SECOND / 5);
+        check_spread(&crowd(0, Cause::Shared, None), Duration::ZERO, SECOND);
     }
 
     #[test]
-    fn every_later_attempt_is_spread_below_its_cap_and_never_overflows() {
-        let seconds = Duration::from_secs_f64;
-        check_spread(&draws(1, Shared::Yes), seconds(0.25), seconds(0.5));
-        check_spread(&draws(5, Shared::Yes), seconds(4.0), seconds(8.0));
-        for before in [50, 63, 64, 2_000, u32::MAX - 1, u32::MAX] {
-            check_spread(&draws(before, Shared::Yes), seconds(15.0), seconds(30.0));
+    fn later_retries_are_spread_below_a_ceiling_that_doubles_up_to_the_cap() {
+        let attempts = [(1, SECOND / 2), (2, SECOND), (5, 8 * SECOND), (6, 16 * SECOND), (7, 30 * SECOND)];
+        for (before, ceiling) in attempts {
+            check_spread(&crowd(before, Cause::Individual, None), ceiling / 2, ceiling);
+            check_spread(&crowd(before, Cause::Shared, None), Duration::ZERO, ceiling);
+        }
+    }
+
+    /// Others' doublings overflowed into no delay, a panic, or the same delay for all.
+    #[test]
+    fn an_outage_of_days_neither_overflows_nor_loses_its_jitter() {
+        for before in [31, 32, 33, 50, 62, 63, 64, 65, 1_015, 2_000, u32::MAX - 1, u32::MAX] {
+            check_spread(&crowd(before, Cause::Individual, None), 15 * SECOND, 30 * SECOND);
+            check_spread(&crowd(before, Cause::Shared, None), Duration::ZERO, 30 * SECOND);
         }
     }
 
     #[test]
-    fn a_server_that_accepts_and_drops_is_not_hammered() {
-        let (now, mut rng) = (crate::session::tests::start(), SmallRng::seed_from_u64(2));
-        let mut backoff = Backoff::new(BackoffConfig::default());
-        for _ in 0..5 {
-            backoff.next_delay(Shared::Yes, None, &mut rng);
-            backoff.handle_connected(now);
-            backoff.handle_lost(now + Duration::from_secs(49));
+    fn a_client_never_stops_waiting_between_attempts() {
+        let (mut client, mut rng) = (backoff(), SmallRng::seed_from_u64(1));
+        let total: Duration = (0..2000).map(|_| client.next_delay(Cause::Shared, None, &mut rng)).sum();
+        assert_eq!(client.attempts(), 2000);
+        assert!(total > 2000 * 14 * SECOND && total < 2000 * 16 * SECOND, "{total:?}");
+        client.attempts = u32::MAX;
+        client.next_delay(Cause::Shared, None, &mut rng);
+        assert_eq!(client.attempts(), u32::MAX, "the count must not start again by wrapping");
+    }
+
+    #[test]
+    fn only_a_life_clears_the_count() {
+        let (mut client, mut rng) = (backoff(), SmallRng::seed_from_u64(2));
+        let mut now = crate::origin();
+        for attempt in 1..=5 {
+            client.next_delay(Cause::Shared, None, &mut rng);
+            client.handle_connected(now);
+            now += 50 * SECOND - Duration::from_millis(1);
+            client.handle_lost(now);
+            assert_eq!(client.attempts(), attempt, "the server accepts and drops");
         }
-        assert_eq!(backoff.attempts(), 5);
-        backoff.handle_connected(now);
-        backoff.handle_lost(now + Duration::from_secs(50));
-        assert_eq!(backoff.attempts(), 0);
+        client.handle_lost(now + 3600 * SECOND);
+        assert_eq!(client.attempts(), 5, "a failed attempt is no life");
+        client.handle_connected(now);
+        client.handle_lost(now + 50 * SECOND);
+        assert_eq!(client.attempts(), 0);
     }
 
     #[test]
-    fn the_servers_advice_wins_but_cannot_park_a_client_for_ever() {
-        let mut rng = SmallRng::seed_from_u64(3);
-        let mut backoff = Backoff::new(BackoffConfig::default());
-        let seconds = Duration::from_secs;
-        let delay = backoff.next_delay(Shared::Yes, Some((seconds(40), seconds(60))), &mut rng);
-        assert!(delay >= seconds(40) && delay <= seconds(60));
-        let delay = backoff.next_delay(Shared::Yes, Some((Duration::MAX, Duration::ZERO)), &mut rng);
-        assert_eq!(delay, LONGEST_ADVICE);
-        assert!(
-            backoff.next_delay(Shared::No, Some((Duration::ZERO, Duration::ZERO)), &mut rng) > Duration::ZERO
-        );
+    fn the_life_that_clears_the_count_follows_the_heartbeat() {
+        assert_eq!(BackoffConfig::default().reset_after, 50 * SECOND);
     }
 
     #[test]
-    fn a_backoff_that_cannot_work_is_refused() {
-        let ms = Duration::from_millis;
-        assert_eq!(BackoffConfig::new(ms(0), ms(5), ms(5)), Err(BackoffConfigError::BaseTooSmall));
-        assert_eq!(BackoffConfig::new(ms(9), ms(5), ms(5)), Err(BackoffConfigError::CapOutOfRange));
+    fn the_servers_advice_wins_over_the_own_delay() {
+        for before in [0, 5, u32::MAX] {
+            let advice = Some(Advice { min: 40 * SECOND, max: 60 * SECOND });
+            check_spread(&crowd(before, Cause::Individual, advice), 40 * SECOND, 60 * SECOND);
+        }
+    }
+
+    #[test]
+    fn advice_that_names_one_moment_does_not_gather_the_crowd_there() {
+        let at = |seconds| Some(Advice { min: seconds * SECOND, max: seconds * SECOND });
+        check_spread(&crowd(0, Cause::Shared, at(0)), Duration::ZERO, SECOND);
+        check_spread(&crowd(0, Cause::Shared, at(5)), 5 * SECOND, 6 * SECOND);
+        check_spread(&crowd(0, Cause::Shared, at(120)), 120 * SECOND, 132 * SECOND);
+    }
+
+    #[test]
+    fn a_hostile_server_parks_nobody_for_longer_than_ten_minutes() {
+        let for_ever = Some(Advice { min: Duration::MAX, max: Duration::MAX });
+        check_spread(&crowd(0, Cause::Shared, for_ever), 540 * SECOND, LONGEST_ADVICE);
+        let upside_down = Some(Advice { min: Duration::MAX, max: Duration::ZERO });
+        check_spread(&crowd(0, Cause::Shared, upside_down), 540 * SECOND, LONGEST_ADVICE);
+        let wide = Some(Advice { min: Duration::ZERO, max: Duration::MAX });
+        check_spread(&crowd(0, Cause::Shared, wide), Duration::ZERO, LONGEST_ADVICE);
+    }
+
+    #[test]
+    fn a_setting_out_of_range_is_named() {
+        let check = |config: BackoffConfig| config.checked().map_err(|error| error.field).err();
+        let good = BackoffConfig::default();
+        assert_eq!(check(good), None);
+        assert_eq!(check(BackoffConfig { base: Duration::ZERO, ..good }), Some("backoff.base"));
+        assert_eq!(check(BackoffConfig { base: 31 * SECOND, ..good }), Some("backoff.base"));
+        assert_eq!(check(BackoffConfig { cap: Duration::MAX, ..good }), Some("backoff.cap"));
+        let first_individual = Duration::ZERO;
+        assert_eq!(check(BackoffConfig { first_individual, ..good }), Some("backoff.first_individual"));
+        assert_eq!(check(BackoffConfig { first_shared: 31 * SECOND, ..good }), Some("backoff.first_shared"));
+        assert_eq!(check(BackoffConfig { reset_after: SECOND, ..good }), Some("backoff.reset_after"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_wait_is_zero_or_above_its_bound(
+            base in 1_u64..3_600_000, cap in 1_u64..=3_600_000, before: u32, seed: u64, shared: bool,
+            advice in proptest::option::of((any::<u64>(), any::<u64>())),
+        ) {
+            let ms = Duration::from_millis;
+            let (base, cap) = (ms(base.min(cap)), ms(cap));
+            let config = BackoffConfig { base, cap, first_individual: base, first_shared: cap, ..Default::default() };
+            let mut client = Backoff { attempts: before, ..Backoff::new(config) };
+            let advice = advice.map(|(min, max)| Advice { min: ms(min), max: ms(max) });
+            let cause = if shared { Cause::Shared } else { Cause::Individual };
+            let wait = client.next_delay(cause, advice, &mut SmallRng::seed_from_u64(seed));
+            prop_assert!(wait >= SHORTEST);
+            let bound = advice.map_or(cap, |_| LONGEST_ADVICE);
+            prop_assert!(wait <= bound, "{wait:?}");
+        }
     }
 }

@@ -1,403 +1,456 @@
 //! Sending to a peer that speaks plain WebSocket: the Ping is the acknowledgement.
 //!
-//! An unmodified endpoint answers a Ping after it has read every frame before it, so its Pong proves
-//! that its WebSocket stack has *taken in* those messages; not that the application has seen them. A
-//! Ping names the position of the last whole message before it, Pongs confirm cumulatively, and no
-//! more than a small window goes unconfirmed. What is unconfirmed when the connection is lost is
-//! sent again (`at-least-once`) or reported as unknown (`at-most-once`).
+//! An unmodified endpoint answers a Ping after it has read every frame before it. Its Pong proves that
+//! its WebSocket stack has *taken in* those messages, not that the application has seen them; what a
+//! message's keeping ends with is therefore a choice, [`Confirm`].
 //!
-//! One confirming Ping is open at a time: some stacks end a connection over many of them.
+//! Messages are numbered from 1 for the life of the link and kept in order. `push` appends,
+//! `poll_transmit` writes within the window and puts a Ping in between, which names the last whole
+//! message before it. One Ping is open at a time: some stacks end a connection over a few dozen.
+//! When the connection is lost, what is kept is written again or reported, by [`Guarantee`].
 //!
-//! Source: `docs/PROTOCOL.md` "Plain peers".
+//! Every number meets one fate: the [`Event`] that covers it first.
+//!
+//! **A message that ends the connection** (too large, not what the peer expects) would be sent for
+//! ever, so whoever is first in line when three connections end is given up. The first in line need not
+//! be the guilty one, only the first of a window; before the third try the suspects therefore go out
+//! one by one, each with its own Ping. That clears the innocent and leaves the guilty one in front.
+//!
+//! Not here: when a peer is dead (`heartbeat`). A late Pong means a slow peer.
+//!
+//! Source: `docs/PROTOCOL.md` "Plain peers: the ping is the acknowledgement".
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::session::{Message, Window};
+use crate::ConfigError;
+
+/// What may be written and not confirmed.
+const WINDOW_MESSAGES: usize = 64;
+const WINDOW_BYTES: usize = 256 * 1024;
+/// What makes a Ping due; fewer messages wait `PING_DELAY`.
+const PING_BYTES: usize = 64 * 1024;
+const PING_DELAY: Duration = Duration::from_millis(250);
+/// What `pong+window` keeps of the confirmed; in bytes too, or large messages would fill the memory.
+const KEPT_BACK_MESSAGES: u64 = 64;
+const KEPT_BACK_BYTES: usize = WINDOW_BYTES;
+/// Connections that may end with the same message first in line.
+const TRIES: u8 = 3;
 
 /// What ends a message's keeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Confirm {
-    /// The Pong: for stacks that hand a message over before they read the next.
+    /// The Pong: for stacks that hand over a message before they read the next.
     #[default]
     Pong,
-    /// The Pong, and 64 later messages confirmed: covers stacks that read ahead by no more.
+    /// The Pong, and then 64 more messages or 256 KiB confirmed: for stacks that read ahead by no more.
     PongWindow,
-    /// The application's answer, counted by [`Confirmer::handle_reply`].
+    /// The application's matching answer. Nothing but this shows that the application has handled it.
     Reply,
 }
 
-/// What becomes of unconfirmed messages when the connection is lost.
+/// What becomes of a message that is kept when the connection is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Guarantee {
-    /// They are sent again; the peer may see them twice.
+    /// It is written again; the peer may see it twice.
     #[default]
     AtLeastOnce,
-    /// They are reported as unknown.
+    /// It is reported as [`Event::Unknown`].
     AtMostOnce,
 }
 
-/// How to send to a plain peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// How to send to a plain peer, checked where it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConfirmConfig {
+    confirm: Confirm,
+    guarantee: Guarantee,
+    queue_messages: usize,
+    queue_bytes: usize,
+    min_interval: Duration,
+}
+
+impl ConfirmConfig {
     /// What ends a message's keeping. Default: the Pong.
-    pub confirm: Confirm,
-    /// What becomes of unconfirmed messages. Default: at least once.
-    pub guarantee: Guarantee,
-    /// What is kept while waiting to be sent. Default: 1,024 messages, 4 MiB.
-    pub keep: Window,
+    #[must_use]
+    pub fn confirm(self, confirm: Confirm) -> Self {
+        Self { confirm, ..self }
+    }
+
+    /// What becomes of what is kept when the connection is lost. Default: it is written again.
+    #[must_use]
+    pub fn guarantee(self, guarantee: Guarantee) -> Self {
+        Self { guarantee, ..self }
+    }
+
+    /// Messages that may wait for confirmation, written or not, and their bytes; one larger message
+    /// alone is accepted. Default: 1,024 and 4 MiB. Range: at least 1 each.
+    ///
+    /// # Errors
+    /// One of them is 0.
+    pub fn queue(self, messages: usize, bytes: usize) -> Result<Self, ConfigError> {
+        Self { queue_messages: messages, queue_bytes: bytes, ..self }.checked()
+    }
+
+    /// Shortest time between two Pings; longer where the peer counts frames. Default: 20 ms.
+    /// Range: 20 ms to 1 minute.
+    ///
+    /// # Errors
+    /// It is out of range.
+    pub fn min_interval(self, min_interval: Duration) -> Result<Self, ConfigError> {
+        Self { min_interval, ..self }.checked()
+    }
+
+    fn checked(self) -> Result<Self, ConfigError> {
+        if self.queue_messages == 0 {
+            return Err(ConfigError { field: "confirm.queue_messages", bound: "at least 1" });
+        }
+        if self.queue_bytes == 0 {
+            return Err(ConfigError { field: "confirm.queue_bytes", bound: "at least 1 byte" });
+        }
+        if !(Duration::from_millis(20)..=Duration::from_secs(60)).contains(&self.min_interval) {
+            return Err(ConfigError { field: "confirm.min_interval", bound: "between 20 ms and 1 minute" });
+        }
+        Ok(self)
+    }
 }
 
 impl Default for ConfirmConfig {
     fn default() -> Self {
-        Self { confirm: Confirm::Pong, guarantee: Guarantee::AtLeastOnce, keep: Window::CLIENT }
+        Self {
+            confirm: Confirm::default(),
+            guarantee: Guarantee::default(),
+            queue_messages: 1024,
+            queue_bytes: 4 * 1024 * 1024,
+            min_interval: Duration::from_millis(20),
+        }
     }
 }
 
-/// What to write to the connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Write {
-    /// A message.
-    Message(Message),
-    /// A Ping with this position as its eight bytes.
-    Ping(u64),
+/// What to write to the connection, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Transmit<'a, M> {
+    /// A message and its number.
+    Message(u64, &'a M),
+    /// A Ping with this payload. It must leave after the last frame of the message before it; one that
+    /// overtakes a fragment would confirm what is not written.
+    Ping([u8; 8]),
 }
 
-/// What the owner of the messages should know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Report {
-    /// From the first to the second: they may or may not have arrived, and are not sent again.
+/// What became of messages. No call brings more than one.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<M> {
+    /// All up to this number are kept no longer, except those reported otherwise before.
+    Confirmed(u64),
+    /// From the first to the second number: they may or may not have been taken in, and are not written again.
     Unknown(u64, u64),
-    /// This message was first in line when the connection ended three times; it is given up.
-    Undeliverable(u64),
+    /// The connection ended three times with this message first in line. It is given up.
+    Undeliverable(u64, M),
 }
 
-const WINDOW: Window = Window { messages: 64, bytes: 256 * 1024 };
-const PING_AFTER: Window = Window { messages: 64, bytes: 64 * 1024 };
-const PING_DELAY: Duration = Duration::from_millis(250);
-const PING_PAUSE: Duration = Duration::from_millis(20);
-/// How many confirmed messages `pong+window` keeps.
-const KEEP_BACK: u64 = 64;
-/// Connections that a message may be first in line for.
-const TRIES: u8 = 3;
+/// The queue is full; gives the message back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the queue to the peer is full")]
+pub struct Full<M>(pub M);
 
-/// See the module. Messages are numbered from 1 for the life of the link.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Confirmer {
+/// The outgoing side of a link to a plain peer; outlives its connections. See the module.
+#[derive(Debug)]
+pub struct Confirmer<M> {
     config: ConfirmConfig,
-    kept: VecDeque<Kept>,
-    /// The number before the first kept one.
-    base: u64,
-    kept_bytes: u64,
-    /// Position on the current connection.
-    written: u64,
-    /// What Pongs of the current connection confirmed, or what was kept back before it.
+    /// The messages after `released`.
+    kept: VecDeque<Kept<M>>,
+    /// Up to here nothing is kept.
+    released: u64,
+    /// Up to here confirmed on some connection: what is after it is the queue.
     confirmed: u64,
-    unconfirmed_bytes: u64,
-    attached: bool,
+    queue: Load,
+    line: Line,
+    /// First in line when the last connection ended, and for how many connections.
+    suspect: (u64, u8),
+    /// Up to here messages go out one by one.
+    careful_until: u64,
+}
+
+/// A message stays in its place when it is done, without its content.
+#[derive(Debug)]
+struct Kept<M> {
+    message: Option<M>,
+    bytes: usize,
+}
+
+/// What is known of the current connection.
+#[derive(Debug, Default)]
+struct Line {
+    /// Attached, and the peer has sent no Close.
+    open: bool,
+    /// Up to here written.
+    written: u64,
+    /// Up to here confirmed.
+    confirmed: u64,
+    /// Written and not confirmed.
+    in_flight: Load,
+    /// Bytes confirmed and kept back.
+    kept_back: usize,
+    /// The position that the open Ping names.
     ping: Option<u64>,
-    pinged: Option<Instant>,
-    unconfirmed_since: Option<Instant>,
-    reports: VecDeque<Report>,
+    last_ping: Option<Instant>,
+    /// When the oldest message after the last Ping was written.
+    unpinged: Option<Instant>,
+    /// When `probe` was called.
+    asked: Option<Instant>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Kept {
-    message: Message,
-    tries: u8,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Load {
+    messages: usize,
+    bytes: usize,
 }
 
-impl Confirmer {
-    /// Nothing sent yet, no connection.
+impl Load {
+    fn add(&mut self, bytes: usize) {
+        self.messages += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.messages -= 1;
+        self.bytes -= bytes;
+    }
+}
+
+impl<M> Confirmer<M> {
+    /// Nothing pushed, no connection.
     #[must_use]
     pub fn new(config: ConfirmConfig) -> Self {
         Self {
             config,
             kept: VecDeque::new(),
-            base: 0,
-            kept_bytes: 0,
-            written: 0,
+            released: 0,
             confirmed: 0,
-            unconfirmed_bytes: 0,
-            attached: false,
-            ping: None,
-            pinged: None,
-            unconfirmed_since: None,
-            reports: VecDeque::new(),
+            queue: Load::default(),
+            line: Line::default(),
+            suspect: (0, 0),
+            careful_until: 0,
         }
     }
 
-    /// Numbers a message and keeps it.
+    /// Numbers a message of `bytes` bytes and keeps it, attached or not.
     ///
     /// # Errors
-    /// Gives it back when the queue is full.
-    pub fn send(&mut self, message: Message) -> Result<u64, Message> {
-        if !self.has_room(message.payload.len()) {
-            return Err(message);
+    /// The queue is full; the message comes back.
+    pub fn push(&mut self, message: M, bytes: usize) -> Result<u64, Full<M>> {
+        let Load { messages, bytes: queued } = self.queue;
+        let fits =
+            messages < self.config.queue_messages && queued.saturating_add(bytes) <= self.config.queue_bytes;
+        if messages > 0 && !fits {
+            return Err(Full(message));
         }
-        self.kept_bytes += message.payload.len() as u64;
-        self.kept.push_back(Kept { message, tries: 0 });
+        self.kept.push_back(Kept { message: Some(message), bytes });
+        self.queue.add(bytes);
         Ok(self.last())
     }
 
-    /// Whether `send` would accept a message of this many bytes.
-    #[must_use]
-    pub fn has_room(&self, length: usize) -> bool {
-        let Window { messages, bytes } = self.config.keep;
-        self.kept.is_empty()
-            || ((self.kept.len() as u64) < messages && self.kept_bytes + length as u64 <= bytes)
-    }
-
-    /// A connection is up: everything kept is written to it, in order.
+    /// A connection is up: all that is kept is written to it, oldest first.
     pub fn handle_attached(&mut self) {
-        self.attached = true;
-        (self.written, self.confirmed, self.unconfirmed_bytes) = (self.base, self.base, 0);
-        (self.ping, self.pinged, self.unconfirmed_since) = (None, None, None);
+        debug_assert!(!self.line.open, "the connection before was not reported lost");
+        self.line = Line { open: true, written: self.released, confirmed: self.released, ..Line::default() };
     }
 
-    /// The connection is gone, or the peer sent its Close: no Pong counts any more.
-    pub fn handle_lost(&mut self) {
-        if !std::mem::take(&mut self.attached) {
-            return;
+    /// The next thing to write; `None` until something is pushed or confirmed, or time passes.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_, M>> {
+        if self.poll_timeout().is_some_and(|due| due <= now) {
+            self.line.ping = Some(self.line.written);
+            self.line.last_ping = Some(now);
+            (self.line.unpinged, self.line.asked) = (None, None);
+            return Some(Transmit::Ping(self.line.written.to_be_bytes()));
         }
-        // With `reply`, the application may have answered what no Pong confirmed yet.
-        self.confirmed = self.confirmed.max(self.base);
-        match self.config.guarantee {
-            Guarantee::AtMostOnce => {
-                if self.written > self.confirmed {
-                    self.reports.push_back(Report::Unknown(self.confirmed + 1, self.written));
-                }
-                self.drop_until(self.written);
-            }
-            Guarantee::AtLeastOnce => {
-                // The first that is not confirmed may be what ends the connection each time.
-                let first = self.confirmed - self.base;
-                let was_written = self.written > self.confirmed;
-                let Some(kept) = self.kept.get_mut(first as usize).filter(|_| was_written) else { return };
-                kept.tries += 1;
-                if kept.tries >= TRIES {
-                    self.reports.push_back(Report::Undeliverable(self.confirmed + 1));
-                    self.drop_until(self.confirmed + 1);
-                }
-            }
-        }
+        let (number, bytes) = self.next().filter(|(_, bytes)| self.has_window(*bytes))?;
+        self.line.written = number;
+        self.line.in_flight.add(bytes);
+        self.line.unpinged.get_or_insert(now);
+        self.get(number).map(|message| Transmit::Message(number, message))
     }
 
-    /// A Pong with this position. Unknown positions are ignored.
-    pub fn handle_pong(&mut self, now: Instant, position: u64) {
-        if !self.attached || position <= self.confirmed || position > self.written {
-            return;
-        }
-        self.unconfirmed_bytes = self.bytes_between(position, self.written);
-        self.confirmed = position;
-        if self.ping.is_some_and(|open| open <= position) {
-            self.ping = None;
-        }
-        self.unconfirmed_since = (self.written > position).then_some(now);
-        match self.config.confirm {
-            Confirm::Pong => self.drop_until(position),
-            Confirm::PongWindow => self.drop_until(position.saturating_sub(KEEP_BACK)),
-            Confirm::Reply => {}
-        }
-    }
-
-    /// The application answered the oldest unanswered message (with `confirm = reply`).
-    pub fn handle_reply(&mut self) {
-        if self.config.confirm == Confirm::Reply && self.base < self.written {
-            self.drop_until(self.base + 1);
-        }
-    }
-
-    /// The next thing to write, if the window has room for it.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<Write> {
-        if !self.attached {
-            return None;
-        }
-        if self.ping_due().is_some_and(|due| due <= now) {
-            self.ping = Some(self.written);
-            self.pinged = Some(now);
-            return Some(Write::Ping(self.written));
-        }
-        let next = self.kept.get((self.written - self.base) as usize)?;
-        let length = next.message.payload.len() as u64;
-        // With `reply`, what the application has not answered counts, not what its stack took in.
-        let open = match self.config.confirm {
-            Confirm::Reply => self.written - self.base,
-            _ => self.written - self.confirmed,
-        };
-        if open >= WINDOW.messages || (open > 0 && self.unconfirmed_bytes + length > WINDOW.bytes) {
-            return None;
-        }
-        self.written += 1;
-        self.unconfirmed_bytes += length;
-        self.unconfirmed_since.get_or_insert(now);
-        Some(Write::Message(next.message.clone()))
-    }
-
-    /// When a Ping becomes due without anything else happening.
+    /// When a Ping is due; `poll_transmit` then returns it.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.ping_due()
+        let Line { open: true, ping: None, last_ping, asked, .. } = self.line else { return None };
+        let due = [asked, self.unpinged_due()].into_iter().flatten().min()?;
+        Some(last_ping.map_or(due, |last| due.max(last + self.config.min_interval)))
     }
 
-    fn ping_due(&self) -> Option<Instant> {
-        if !self.attached || self.ping.is_some() || self.written == self.confirmed {
+    /// A Pong. Any that does not answer the open Ping is ignored, and so is one after the peer's Close.
+    pub fn handle_pong(&mut self, payload: &[u8]) -> Option<Event<M>> {
+        let answered = |position: &mut u64| payload == position.to_be_bytes();
+        let position = self.line.ping.take_if(answered)?;
+        if self.config.confirm == Confirm::Reply {
             return None;
         }
-        let since = self.unconfirmed_since?;
-        let enough = self.written - self.confirmed >= PING_AFTER.messages
-            || self.unconfirmed_bytes >= PING_AFTER.bytes;
-        let due = if enough { since } else { since + PING_DELAY };
-        Some(self.pinged.map_or(due, |last| due.max(last + PING_PAUSE)))
+        for number in self.line.confirmed + 1..=position {
+            let Some(bytes) = self.bytes(number) else { continue };
+            self.line.in_flight.remove(bytes);
+            self.line.kept_back += bytes;
+            if number > self.confirmed {
+                self.queue.remove(bytes);
+            }
+        }
+        self.line.confirmed = position;
+        self.confirmed = self.confirmed.max(position);
+        self.release()
     }
 
-    /// The next report.
-    pub fn poll_report(&mut self) -> Option<Report> {
-        self.reports.pop_front()
+    /// With [`Confirm::Reply`]: the application answered the message `number`, or the oldest one written
+    /// that it has not answered yet. An answer that matches nothing, or comes in another mode, is ignored.
+    pub fn handle_reply(&mut self, number: Option<u64>) -> Option<Event<M>> {
+        if self.config.confirm != Confirm::Reply || !self.line.open {
+            return None;
+        }
+        self.finish(number.or_else(|| self.first_in_line())?)?;
+        self.release()
     }
 
-    /// The last number given.
-    #[must_use]
-    pub fn last(&self) -> u64 {
-        self.base + self.kept.len() as u64
+    /// The peer sent its Close: nothing more is written, and Pongs prove nothing any more.
+    pub fn handle_peer_close(&mut self) {
+        self.line.open = false;
+        self.line.ping = None;
     }
 
-    /// Everything up to here needs no keeping any more.
-    #[must_use]
-    pub fn settled(&self) -> u64 {
-        self.base
+    /// The connection is gone, however that came about.
+    pub fn handle_lost(&mut self) -> Option<Event<M>> {
+        let event = match self.config.guarantee {
+            Guarantee::AtMostOnce => self.forget_written(),
+            Guarantee::AtLeastOnce => self.blame_first_in_line(),
+        };
+        self.line = Line { written: self.released, confirmed: self.released, ..Line::default() };
+        event
     }
 
-    fn drop_until(&mut self, number: u64) {
-        while self.base < number {
-            let Some(kept) = self.kept.pop_front() else { return };
-            self.base += 1;
-            self.kept_bytes -= kept.message.payload.len() as u64;
+    /// Asks for a Ping although nothing may be unconfirmed: the heartbeat's. While one is open no other
+    /// leaves, and the open one serves.
+    pub fn probe(&mut self, now: Instant) {
+        if self.line.open && self.line.ping.is_none() {
+            self.line.asked.get_or_insert(now);
         }
     }
 
-    fn bytes_between(&self, after: u64, until: u64) -> u64 {
-        let skip = after.saturating_sub(self.base) as usize;
-        let take = until.saturating_sub(after) as usize;
-        self.kept.iter().skip(skip).take(take).map(|kept| kept.message.payload.len() as u64).sum()
+    /// The number given last; 0 before the first.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.released + self.kept.len() as u64
+    }
+
+    /// Up to here nothing is kept any more: every message met its fate.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.released
+    }
+
+    /// Messages that wait for their confirmation, written or not. A drain waits for 0.
+    #[must_use]
+    pub fn unconfirmed(&self) -> usize {
+        self.queue.messages
+    }
+
+    /// When the messages after the last Ping want one.
+    fn unpinged_due(&self) -> Option<Instant> {
+        let since = self.line.unpinged.filter(|_| self.config.confirm != Confirm::Reply)?;
+        let Load { messages, bytes } = self.line.in_flight;
+        let enough = messages >= WINDOW_MESSAGES || bytes >= PING_BYTES;
+        let blocked = || self.next().is_some_and(|(_, bytes)| !self.has_window(bytes));
+        Some(if enough || blocked() { since } else { since + PING_DELAY })
+    }
+
+    /// Number and bytes of the next message to write.
+    fn next(&self) -> Option<(u64, usize)> {
+        (self.line.written + 1..=self.last()).find_map(|number| Some((number, self.bytes(number)?)))
+    }
+
+    /// The oldest message that is written and not confirmed.
+    fn first_in_line(&self) -> Option<u64> {
+        (self.line.confirmed + 1..=self.line.written).find(|number| self.get(*number).is_some())
+    }
+
+    fn has_window(&self, more: usize) -> bool {
+        let Load { messages, bytes } = self.line.in_flight;
+        let fits = messages < WINDOW_MESSAGES && bytes.saturating_add(more) <= WINDOW_BYTES;
+        self.line.open && (messages == 0 || (fits && !self.is_careful()))
+    }
+
+    fn is_careful(&self) -> bool {
+        self.line.confirmed < self.careful_until
+    }
+
+    /// Ends the keeping of the oldest messages, as far as `confirm` allows.
+    fn release(&mut self) -> Option<Event<M>> {
+        let before = self.released;
+        while let Some(oldest) = self.kept.front() {
+            let confirmed = self.line.confirmed.saturating_sub(self.released);
+            let keep_back = self.config.confirm == Confirm::PongWindow
+                && confirmed <= KEPT_BACK_MESSAGES
+                && self.line.kept_back <= KEPT_BACK_BYTES;
+            if oldest.message.is_some() {
+                if confirmed == 0 || keep_back {
+                    break;
+                }
+                self.line.kept_back -= oldest.bytes;
+            }
+            self.kept.pop_front();
+            self.released += 1;
+        }
+        self.confirmed = self.confirmed.max(self.released);
+        self.line.confirmed = self.line.confirmed.max(self.released);
+        self.line.written = self.line.written.max(self.released);
+        (self.released > before).then_some(Event::Confirmed(self.released))
+    }
+
+    /// Takes a written message out of the line.
+    fn finish(&mut self, number: u64) -> Option<M> {
+        let bytes = self.bytes(number).filter(|_| number <= self.line.written)?;
+        if number > self.line.confirmed {
+            self.line.in_flight.remove(bytes);
+        }
+        if number > self.confirmed {
+            self.queue.remove(bytes);
+        }
+        let index = self.index(number)?;
+        self.kept.get_mut(index)?.message.take()
+    }
+
+    fn forget_written(&mut self) -> Option<Event<M>> {
+        let (first, last) = (self.released + 1, self.line.written);
+        for number in first..=last {
+            self.finish(number);
+        }
+        self.release().map(|_| Event::Unknown(first, last))
+    }
+
+    fn blame_first_in_line(&mut self) -> Option<Event<M>> {
+        let first = self.first_in_line()?;
+        let (suspect, tries) = self.suspect;
+        let tries = if suspect == first { tries + 1 } else { 1 };
+        self.suspect = (first, tries);
+        if tries == TRIES - 1 {
+            self.careful_until = self.careful_until.max(self.line.written);
+        }
+        if tries < TRIES {
+            return None;
+        }
+        let message = self.finish(first)?;
+        self.release();
+        Some(Event::Undeliverable(first, message))
+    }
+
+    fn bytes(&self, number: u64) -> Option<usize> {
+        self.kept.get(self.index(number)?).filter(|kept| kept.message.is_some()).map(|kept| kept.bytes)
+    }
+
+    fn get(&self, number: u64) -> Option<&M> {
+        self.kept.get(self.index(number)?)?.message.as_ref()
+    }
+
+    fn index(&self, number: u64) -> Option<usize> {
+        usize::try_from(number.checked_sub(self.released + 1)?).ok()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::session::tests::start;
-
-    fn confirmer(confirm: Confirm, guarantee: Guarantee, messages: u32) -> Confirmer {
-        let mut confirmer = Confirmer::new(ConfirmConfig { confirm, guarantee, ..ConfirmConfig::default() });
-        for n in 0..messages {
-            confirmer.send(Message::text(n.to_string())).unwrap();
-        }
-        confirmer.handle_attached();
-        confirmer
-    }
-
-    /// Writes all it may; the numbers of the messages and the pings.
-    fn drain(confirmer: &mut Confirmer, now: Instant) -> (Vec<String>, Vec<u64>) {
-        let (mut texts, mut pings) = (Vec::new(), Vec::new());
-        while let Some(write) = confirmer.poll_transmit(now) {
-            match write {
-                Write::Message(message) => texts.push(message.as_text().unwrap().to_owned()),
-                Write::Ping(position) => pings.push(position),
-            }
-        }
-        (texts, pings)
-    }
-
-    #[test]
-    fn at_most_64_go_unconfirmed_and_one_ping_is_open() {
-        let now = start();
-        let mut link = confirmer(Confirm::Pong, Guarantee::AtLeastOnce, 200);
-        let (texts, pings) = drain(&mut link, now);
-        assert_eq!((texts.len(), pings), (64, vec![64]));
-        link.handle_pong(now, 99);
-        assert_eq!(drain(&mut link, now).0.len(), 0, "an unknown position confirms nothing");
-        link.handle_pong(now, 64);
-        let (texts, pings) = drain(&mut link, now);
-        assert_eq!((texts.len(), pings), (64, vec![]), "the next ping waits 20 ms");
-        assert_eq!(drain(&mut link, now + PING_PAUSE).1, [128]);
-    }
-
-    #[test]
-    fn few_messages_are_confirmed_after_a_quarter_of_a_second() {
-        let now = start();
-        let mut link = confirmer(Confirm::Pong, Guarantee::AtLeastOnce, 2);
-        assert_eq!(drain(&mut link, now).1, []);
-        assert_eq!(link.poll_timeout(), Some(now + PING_DELAY));
-        assert_eq!(drain(&mut link, now + PING_DELAY).1, [2]);
-        link.handle_pong(now, 2);
-        assert_eq!((link.settled(), link.poll_timeout()), (2, None));
-    }
-
-    #[test]
-    fn what_is_unconfirmed_is_sent_again_or_reported() {
-        let now = start();
-        let mut again = confirmer(Confirm::Pong, Guarantee::AtLeastOnce, 3);
-        drain(&mut again, now);
-        again.handle_pong(now, 1);
-        again.handle_lost();
-        again.handle_attached();
-        assert_eq!(drain(&mut again, now).0, ["1", "2"]);
-
-        let mut once = confirmer(Confirm::Pong, Guarantee::AtMostOnce, 3);
-        drain(&mut once, now);
-        once.handle_pong(now, 1);
-        once.handle_lost();
-        assert_eq!(once.poll_report(), Some(Report::Unknown(2, 3)));
-        once.handle_attached();
-        assert_eq!(drain(&mut once, now).0, [""; 0]);
-    }
-
-    #[test]
-    fn the_window_is_kept_back_where_stacks_read_ahead() {
-        let now = start();
-        let mut link = confirmer(Confirm::PongWindow, Guarantee::AtLeastOnce, 100);
-        drain(&mut link, now);
-        link.handle_pong(now, 64);
-        drain(&mut link, now + PING_PAUSE + PING_DELAY);
-        link.handle_pong(now, 100);
-        assert_eq!(link.settled(), 36);
-        link.handle_lost();
-        link.handle_attached();
-        assert_eq!(drain(&mut link, now).0.len(), 64);
-    }
-
-    #[test]
-    fn replies_end_the_keeping_and_open_the_window() {
-        let now = start();
-        let mut link = confirmer(Confirm::Reply, Guarantee::AtLeastOnce, 100);
-        assert_eq!(drain(&mut link, now).0.len(), 64);
-        link.handle_pong(now, 64);
-        assert_eq!(drain(&mut link, now).0.len(), 0);
-        link.handle_reply();
-        assert_eq!((drain(&mut link, now).0.len(), link.settled()), (1, 1));
-    }
-
-    #[test]
-    fn a_message_that_ends_three_connections_is_given_up() {
-        let now = start();
-        let mut link = confirmer(Confirm::Pong, Guarantee::AtLeastOnce, 2);
-        for _ in 0..3 {
-            drain(&mut link, now);
-            link.handle_lost();
-            link.handle_attached();
-        }
-        assert_eq!(link.poll_report(), Some(Report::Undeliverable(1)));
-        assert_eq!(drain(&mut link, now).0, ["1"]);
-    }
-
-    #[test]
-    fn a_pong_after_the_connection_is_gone_confirms_nothing() {
-        let now = start();
-        let mut link = confirmer(Confirm::Pong, Guarantee::AtLeastOnce, 1);
-        drain(&mut link, now);
-        link.handle_lost();
-        link.handle_pong(now, 1);
-        assert_eq!(link.settled(), 0);
-    }
-}
+mod tests;

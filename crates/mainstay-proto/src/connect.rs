@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::backoff::{Backoff, BackoffConfig, Shared};
-use crate::confirm::{ConfirmConfig, Confirmer, Report, Write};
+use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
+use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
 use crate::session::message::Delay;
 use crate::session::{
@@ -91,6 +91,15 @@ pub enum Command {
     Transmit(ConnectionId, Transmit),
 }
 
+/// What became of messages to a plain peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// From the first to the second number: they may or may not have arrived, and are not sent again.
+    Unknown(u64, u64),
+    /// The connection ended three times with this message first in line; it is given up and comes back.
+    Undeliverable(u64, Message),
+}
+
 /// What the application learns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -157,7 +166,7 @@ pub struct Client {
 /// What is known of a peer without sessions.
 #[derive(Debug)]
 struct Plain {
-    confirmer: Confirmer,
+    confirmer: Confirmer<Message>,
     inbox: VecDeque<Message>,
 }
 
@@ -285,10 +294,21 @@ impl Client {
 
     /// Everything written so far has left the process.
     pub fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
+        let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else { return };
+        // A probe that was not even polled has not left.
+        match &mut attached.pulse {
+            Pulse::Watched(watch) if !self.session.owes_probe() => watch.handle_flushed(now),
+            Pulse::Driven(beat, None) => beat.handle_flushed(now),
+            _ => {}
+        }
+    }
+
+    /// The socket took some of what was to be written, but not all.
+    pub fn handle_write_progress(&mut self, now: Instant, connection: ConnectionId) {
         if let Some(Attached { pulse: Pulse::Driven(beat, _), .. }) =
             self.attached.as_mut().filter(|a| a.connection == connection)
         {
-            beat.handle_flushed(now);
+            beat.handle_write_progress(now);
         }
     }
 
@@ -325,13 +345,14 @@ impl Client {
     /// An RFC 6455 Pong arrived.
     pub fn handle_pong(&mut self, now: Instant, connection: ConnectionId, payload: &[u8]) {
         self.handle_bytes(now, connection);
-        let Ok(payload) = payload.try_into().map(u64::from_be_bytes) else { return };
+        let Ok(nonce) = payload.try_into().map(u64::from_be_bytes) else { return };
         let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else { return };
         if let Pulse::Driven(beat, _) = &mut attached.pulse {
-            if payload & HEARTBEAT_PING != 0 {
-                beat.handle_pong(now, payload & !HEARTBEAT_PING);
+            if nonce & HEARTBEAT_PING != 0 {
+                beat.handle_pong(now, nonce & !HEARTBEAT_PING);
             } else if let Some(plain) = &mut self.plain {
-                plain.confirmer.handle_pong(now, payload);
+                let outcome = plain.confirmer.handle_pong(payload);
+                self.report(outcome);
             }
         }
     }
@@ -341,7 +362,7 @@ impl Client {
         if let (Some(plain), true) =
             (&mut self.plain, self.attached.as_ref().is_some_and(|a| a.connection == connection))
         {
-            plain.confirmer.handle_lost();
+            plain.confirmer.handle_peer_close();
         }
     }
 
@@ -354,17 +375,11 @@ impl Client {
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
         match &mut self.plain {
             _ if self.ended || self.closing.is_some() => Err(message),
-            Some(plain) => plain.confirmer.send(message),
+            Some(plain) => {
+                let length = message.payload.len();
+                plain.confirmer.push(message, length).map_err(|confirm::Full(message)| message)
+            }
             None => self.session.send(message),
-        }
-    }
-
-    /// Whether `send` would accept a message of this many bytes.
-    #[must_use]
-    pub fn has_room(&self, length: usize) -> bool {
-        match &self.plain {
-            Some(plain) => plain.confirmer.has_room(length),
-            None => self.session.has_room(length),
         }
     }
 
@@ -381,7 +396,8 @@ impl Client {
     /// The application answered the oldest unanswered message (plain peers with `confirm = reply`).
     pub fn handle_reply(&mut self) {
         if let Some(plain) = &mut self.plain {
-            plain.confirmer.handle_reply();
+            let outcome = plain.confirmer.handle_reply(None);
+            self.report(outcome);
         }
     }
 
@@ -391,11 +407,10 @@ impl Client {
             *until = now;
         }
         if let Some(attached) = &mut self.attached {
-            attached.replace_at = Some(now + REPLACE_AFTER);
-            if let Pulse::Watched(watch) = &mut attached.pulse
-                && let Action::Probe { nonce } = watch.probe(now)
-            {
-                self.session.probe(nonce);
+            attached.replace_at.get_or_insert(now + REPLACE_AFTER);
+            match &mut attached.pulse {
+                Pulse::Watched(watch) => watch.probe(),
+                Pulse::Driven(beat, _) => beat.probe(now),
             }
         }
     }
@@ -457,25 +472,32 @@ impl Client {
                 self.dial = Dial::Waiting { until: now };
             }
         }
-        let action = match &mut attached.pulse {
-            Pulse::Watched(watch) => watch.handle_timeout(now),
-            Pulse::Driven(beat, _) => beat.handle_timeout(now, &self.config.heartbeat),
-        };
-        match (action, &mut attached.pulse) {
-            (None, _) => return false,
-            (Some(Action::Drain), _) => return true,
-            (Some(Action::Probe { nonce }), Pulse::Driven(_, ping)) => *ping = Some(nonce | HEARTBEAT_PING),
-            (Some(Action::Probe { nonce }), Pulse::Watched(_)) => {
-                attached.replace_at = Some(now + REPLACE_AFTER);
-                self.session.probe(nonce);
-            }
-            (Some(Action::Dead(evidence)), _) => {
-                let connection = attached.connection;
-                self.abort(connection);
-                self.handle_lost(now, connection, Lost::Broken(format!("dead: {evidence:?}").to_lowercase()));
+        loop {
+            let action = match &mut attached.pulse {
+                Pulse::Watched(watch) => watch.handle_timeout(now),
+                Pulse::Driven(beat, _) => beat.handle_timeout(now, &self.config.heartbeat),
+            };
+            match (action, &mut attached.pulse) {
+                (None, _) => return false,
+                (Some(Action::Drain), _) => return true,
+                (Some(Action::Probe { nonce }), Pulse::Driven(_, ping)) => {
+                    *ping = Some(nonce | HEARTBEAT_PING);
+                }
+                (Some(Action::Probe { nonce }), Pulse::Watched(_)) => {
+                    attached.replace_at = Some(now + REPLACE_AFTER);
+                    self.session.probe(nonce);
+                }
+                // No verdict: a plain peer that answers no Ping is kept for what it sends.
+                (Some(Action::NotListening), _) => {}
+                (Some(Action::Dead(evidence)), _) => {
+                    let connection = attached.connection;
+                    self.abort(connection);
+                    let why = Lost::Broken(format!("dead: {evidence:?}").to_lowercase());
+                    self.handle_lost(now, connection, why);
+                    return false;
+                }
             }
         }
-        false
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
@@ -521,8 +543,8 @@ impl Client {
             return Some(Transmit::Ping(ping));
         }
         Some(match plain.confirmer.poll_transmit(now)? {
-            Write::Message(message) => Transmit::Message(message),
-            Write::Ping(position) => Transmit::Ping(position),
+            confirm::Transmit::Message(_, message) => Transmit::Message(message.clone()),
+            confirm::Transmit::Ping(position) => Transmit::Ping(u64::from_be_bytes(position)),
         })
     }
 
@@ -559,7 +581,8 @@ impl Client {
     }
 
     /// Whether more should be read now: the application is not too far behind. (A session's server is
-    /// held back by its window.)
+    /// held back by its window.) What is left unread counts as bytes that arrived: report it with
+    /// [`handle_bytes`](Self::handle_bytes).
     #[must_use]
     pub fn wants_input(&self) -> bool {
         self.plain
@@ -582,12 +605,12 @@ impl Client {
         }
     }
 
-    /// The smoothed round-trip time, where this end drives the heartbeat.
+    /// The smoothed round-trip time of this end's probes.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         match &self.attached.as_ref()?.pulse {
             Pulse::Driven(beat, _) => beat.rtt(),
-            Pulse::Watched(_) => None,
+            Pulse::Watched(watch) => watch.rtt(),
         }
     }
 
@@ -613,11 +636,15 @@ impl Client {
                 self.events.push_back(Event::Gap(fate));
             }
             for message in unsent {
-                let _ = plain.confirmer.send(message);
+                let length = message.payload.len();
+                let _ = plain.confirmer.push(message, length);
             }
         }
+        // A replacement: what the old connection was told and did not confirm is told again.
+        let outcome = self.attached.is_some().then(|| plain.confirmer.handle_lost()).flatten();
         plain.confirmer.handle_attached();
-        let beat = Heartbeat::new(now, &self.config.heartbeat, self.rng.random());
+        self.report(outcome);
+        let beat = Heartbeat::new(now, &self.config.heartbeat, &mut self.rng);
         self.set_attached(now, connection, Pulse::Driven(beat, None));
         self.epoch += 1;
         self.events.push_back(Event::Attached { mode: Mode::Plain, resumed: false, epoch: self.epoch });
@@ -659,8 +686,7 @@ impl Client {
                     }
                 }
                 ClientEvent::GoAway { delay, .. } => {
-                    let wait =
-                        self.backoff.next_delay(Shared::Yes, Some((delay.min, delay.max)), &mut self.rng);
+                    let wait = self.backoff.next_delay(Cause::Shared, Some(advice(delay)), &mut self.rng);
                     if self.dial == Dial::Rest {
                         self.dial = Dial::Waiting { until: now + wait };
                     }
@@ -682,20 +708,26 @@ impl Client {
                 }
             }
         }
-        if let Some(plain) = &mut self.plain {
-            while let Some(report) = plain.confirmer.poll_report() {
-                self.events.push_back(Event::Report(report));
-            }
-        }
         self.close_plain_if_done();
+    }
+
+    /// Takes what the confirmer has to say.
+    fn report(&mut self, outcome: Option<confirm::Event<Message>>) {
+        let report = match outcome {
+            None => return,
+            // `settled` tells.
+            Some(confirm::Event::Confirmed(_)) => return self.close_plain_if_done(),
+            Some(confirm::Event::Unknown(first, last)) => Report::Unknown(first, last),
+            Some(confirm::Event::Undeliverable(number, message)) => Report::Undeliverable(number, message),
+        };
+        self.events.push_back(Event::Report(report));
     }
 
     fn lose_attached(&mut self, now: Instant, why: Lost) {
         self.attached = None;
         self.backoff.handle_lost(now);
-        if let Some(plain) = &mut self.plain {
-            plain.confirmer.handle_lost();
-        }
+        let outcome = self.plain.as_mut().and_then(|plain| plain.confirmer.handle_lost());
+        self.report(outcome);
         if self.ends_here(&why) {
             return;
         }
@@ -721,15 +753,15 @@ impl Client {
         self.events.push_back(Event::AttemptFailed { why, retry_in });
     }
 
-    fn schedule(&mut self, now: Instant, why: &Lost, advice: Option<Delay>) -> Duration {
-        let shared = match why {
+    fn schedule(&mut self, now: Instant, why: &Lost, delay: Option<Delay>) -> Duration {
+        let cause = match why {
             Lost::Closed { code, .. } if CloseCode::action(*code) == CloseAction::ReconnectAlone => {
-                Shared::No
+                Cause::Individual
             }
-            _ => Shared::Yes,
+            _ => Cause::Shared,
         };
-        let advice = advice.filter(|delay| !delay.max.is_zero()).map(|delay| (delay.min, delay.max));
-        let wait = self.backoff.next_delay(shared, advice, &mut self.rng);
+        let advice = delay.filter(|delay| !delay.max.is_zero()).map(advice);
+        let wait = self.backoff.next_delay(cause, advice, &mut self.rng);
         self.dial = Dial::Waiting { until: now + wait };
         wait
     }
@@ -756,7 +788,7 @@ impl Client {
 
     fn close_plain_if_done(&mut self) {
         let (Some(plain), Some(closing), false) = (&self.plain, &self.closing, self.ended) else { return };
-        if plain.confirmer.settled() == plain.confirmer.last() {
+        if plain.confirmer.unconfirmed() == 0 {
             let (code, reason) = (closing.code, closing.reason.clone());
             if let Some(attached) = &self.attached {
                 let close = Transmit::Close { code, reason: reason.clone() };
@@ -791,4 +823,8 @@ impl Client {
             Dial::Connecting { connection: dialled, .. } | Dial::Attaching { connection: dialled, .. }
             if dialled == connection)
     }
+}
+
+fn advice(delay: Delay) -> Advice {
+    Advice { min: delay.min, max: delay.max }
 }

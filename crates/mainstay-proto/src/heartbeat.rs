@@ -1,41 +1,69 @@
 //! When to probe a peer, and when to call it dead.
 //!
-//! [`Heartbeat`] is the side that drives: it probes every interval, busy or not. A probe that left the
-//! process opens a deadline of clamp(4 x srtt + 1 s, 5 s, 20 s); any byte that arrives is life and
-//! moves the deadline on, up to four times its length for a peer that sends bytes but no answer.
-//! [`Watch`] is the side that is probed: it expects something within twice the announced interval
-//! plus 5 s.
+//! [`Heartbeat`] is the side that drives. It probes every interval, busy or not. Once the probe has left
+//! the process the peer has clamp(4 x srtt + 1 s, 5 s, 20 s) to show a sign of life:
 //!
-//! A timer that fires late says something about us, not about the peer: this process was paused.
-//! Then [`Action::Drain`] asks the driver to read what is readable first, and a fresh probe follows;
-//! only that one is judged.
+//! - any byte that arrives is one, and starts that time anew;
+//! - progress of our own writes is a weaker one: it shows the peer's kernel, not the peer, so it
+//!   stretches the time to four times its length at most;
+//! - a probe that cannot even leave, behind bytes that do not move, counts against the peer after four
+//!   times the length.
 //!
-//! No timer is touched per message: bytes only store when they came, and the deadline is looked at
-//! when the timer fires anyway.
+//! A peer that sends bytes but answers no probe for long is alive and not listening: that is reported,
+//! and is no verdict. [`Watch`] is the side that is probed: it expects a byte within twice the announced
+//! interval plus 5 s, and probes only when asked to.
+//!
+//! **Our own pause is no evidence about the peer.** A timer that fires late by more than a quarter
+//! interval asks for [`Action::Drain`], then for a fresh probe, and only that one is judged. Even in
+//! time, nobody is called dead before what was readable has been read.
+//!
+//! **No timer is touched per message.** Bytes only note when they came. A driver asks
+//! [`Heartbeat::poll_timeout`] after `handle_timeout`, `handle_flushed` and `probe`; everything else
+//! can only move the moment later, and coming early costs one comparison.
 //!
 //! Source: `docs/PROTOCOL.md` "Heartbeat".
 
 use std::time::{Duration, Instant};
 
-/// Bounds of the heartbeat.
+use rand::{Rng, RngExt};
+
+use crate::ConfigError;
+
+const SHORTEST_DEADLINE: Duration = Duration::from_secs(5);
+const LONGEST_DEADLINE: Duration = Duration::from_secs(20);
+const SHORTEST_PROBE_DEADLINE: Duration = Duration::from_secs(2);
+/// How many deadlines pass at most while only our own writes make progress.
+const HARD_CAP: u32 = 4;
+
+/// How often to probe; one value for all connections of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HeartbeatConfig {
     interval: Duration,
+    answer_limit: Duration,
 }
 
-/// A heartbeat that cannot work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("heartbeat interval must be between 100 ms and 1 hour")]
-pub struct HeartbeatConfigError;
-
 impl HeartbeatConfig {
-    /// A heartbeat every `interval`. Default: 25 s. Range: 100 ms to 1 hour.
+    /// A probe every `interval`, +-10 %. Default: 25 s. Range: 100 ms to 1 hour.
     ///
     /// # Errors
     /// The interval is out of range.
-    pub fn every(interval: Duration) -> Result<Self, HeartbeatConfigError> {
-        let range = Duration::from_millis(100)..=Duration::from_secs(3600);
-        if range.contains(&interval) { Ok(Self { interval }) } else { Err(HeartbeatConfigError) }
+    pub fn every(interval: Duration) -> Result<Self, ConfigError> {
+        if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval) {
+            return Err(ConfigError { field: "heartbeat.interval", bound: "between 100 ms and 1 hour" });
+        }
+        Ok(Self { interval, ..Self::default() })
+    }
+
+    /// How long a peer may send bytes without an answer before [`Action::NotListening`].
+    /// Default: 5 minutes. Range: 1 minute to 1 day.
+    ///
+    /// # Errors
+    /// The limit is out of range.
+    pub fn answer_limit(self, answer_limit: Duration) -> Result<Self, ConfigError> {
+        if !(Duration::from_secs(60)..=Duration::from_secs(86_400)).contains(&answer_limit) {
+            return Err(ConfigError { field: "heartbeat.answer_limit", bound: "between 1 minute and 1 day" });
+        }
+        Ok(Self { answer_limit, ..self })
     }
 
     /// The time between two probes.
@@ -47,244 +75,367 @@ impl HeartbeatConfig {
 
 impl Default for HeartbeatConfig {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(25) }
+        Self { interval: Duration::from_secs(25), answer_limit: Duration::from_secs(300) }
     }
 }
 
-/// What is to be done now.
+/// What the driver is to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Send a probe that carries `nonce`, and report when it has left.
+    /// Send a probe that carries `nonce`, and call `handle_flushed` when it has left the process.
     Probe {
-        /// Comes back in the answer.
+        /// Comes back in the answer. Below 2^32.
         nonce: u64,
     },
-    /// This process was paused: read what is readable, yield once, then ask again.
+    /// Read what is readable, yield once, and call `handle_timeout` again at once.
     Drain,
-    /// Drop the transport: the peer is dead.
+    /// The peer sends bytes and answers nothing: its page hangs, its reader is stuck, or it is in the
+    /// middle of one very large frame, which only the driver knows. Reported again after each limit.
+    NotListening,
+    /// Abort the transport, without a closing handshake.
     Dead(Evidence),
 }
 
 /// Why a peer was called dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Evidence {
-    /// Nothing at all arrived after a probe.
-    Silence,
-    /// Bytes arrived, but no answer within four deadlines.
-    NoAnswer,
+    /// Nothing came back after a probe.
+    Silent,
+    /// Its kernel took bytes, but none came back.
+    Frozen,
+    /// The probe could not leave: nothing was taken off our hands, and none came back.
+    Stalled,
 }
 
-const SHORTEST_DEADLINE: Duration = Duration::from_secs(5);
-const LONGEST_DEADLINE: Duration = Duration::from_secs(20);
-/// How many deadlines a peer may send bytes without answering.
-const HARD_CAP: u32 = 4;
-
-/// The driving side. See the module.
+/// What the call before asked the driver for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Drained {
+    No,
+    /// Before a verdict.
+    InTime,
+    /// After a pause of our own.
+    Late,
+}
+
+/// The driving side, one per connection; see the module.
+///
+/// It is 48 bytes: the configuration is shared, and the times are milliseconds after the only `Instant`.
+/// While no probe is open the two signs of life are noted and not looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Heartbeat {
-    next_probe: Instant,
-    last_bytes: Instant,
-    probe: Option<Probe>,
+    /// What the times below count from: when the oldest open probe was made and, once it left, when it left.
+    since: Instant,
+    next_beat: u32,
+    /// When the last byte came; 0 is "none since".
+    bytes: u32,
+    /// When a write last made progress; 0 is "none since".
+    progress: u32,
     srtt: Srtt,
-    /// The nonce of the newest probe; probes are numbered.
-    nonce: u64,
-    drained: bool,
-}
-
-/// A probe that is not answered yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Probe {
-    nonce: u64,
-    /// When it left the process; the deadline counts from here.
-    left: Option<Instant>,
+    /// The probes after `answered` up to `newest` are open.
+    newest: u32,
+    answered: u32,
+    drained: Drained,
+    /// The oldest open probe has left.
+    left: bool,
+    /// The newest one has not.
+    queued: bool,
+    /// `since` belongs to the probe after `answered`, so its answer measures the round trip.
+    timed: bool,
+    /// `probe` was called.
+    asked: bool,
+    /// The open probe was asked for: the short deadline holds.
+    urgent: bool,
 }
 
 impl Heartbeat {
-    /// Starts with the first beat uniform in (0, interval): connections made together beat apart.
-    /// `seed` sets the phase and the jitter of +-10 %.
+    /// Starts with the first beat uniform in (0, interval), so that connections made together beat apart.
     #[must_use]
-    pub fn new(now: Instant, config: &HeartbeatConfig, seed: u64) -> Self {
-        let phase = config.interval.mul_f64(unit(seed)).max(Duration::from_millis(1));
+    pub fn new(now: Instant, config: &HeartbeatConfig, rng: &mut impl Rng) -> Self {
+        let nonce = rng.random();
         Self {
-            next_probe: now + phase,
-            last_bytes: now,
-            probe: None,
+            since: now,
+            next_beat: rng.random_range(1..=millis(config.interval)),
+            bytes: 0,
+            progress: 0,
             srtt: Srtt::default(),
-            nonce: seed & 0xffff_ffff,
-            drained: false,
+            newest: nonce,
+            answered: nonce,
+            drained: Drained::No,
+            left: false,
+            queued: false,
+            timed: false,
+            asked: false,
+            urgent: false,
         }
     }
 
-    /// Something arrived. Cheap: called for every read.
+    /// Bytes arrived, of whatever kind. Cheap: one call per read.
+    ///
+    /// A driver that leaves readable bytes unread on purpose reports those as well.
     pub fn handle_bytes(&mut self, now: Instant) {
-        self.last_bytes = now;
+        self.bytes = self.elapsed(now);
     }
 
-    /// Everything written so far has left the process.
+    /// Everything written so far has left the process: an open deadline counts from here.
     pub fn handle_flushed(&mut self, now: Instant) {
-        if let Some(probe) = &mut self.probe {
-            probe.left.get_or_insert(now);
+        if std::mem::take(&mut self.queued) && !self.left {
+            self.restart(now);
+            self.left = true;
         }
     }
 
-    /// The answer to the probe with this nonce. Older and unknown ones are only bytes. Returns the
-    /// round-trip time.
+    /// Bytes of ours were taken by the socket, or acknowledged by the peer's kernel.
+    pub fn handle_write_progress(&mut self, now: Instant) {
+        self.progress = self.elapsed(now);
+    }
+
+    /// An answer: confirms the probe with this nonce and the ones before it, never a newer one. An
+    /// unknown nonce is only bytes. Returns the round trip where it can be told.
     pub fn handle_pong(&mut self, now: Instant, nonce: u64) -> Option<Duration> {
         self.handle_bytes(now);
-        let probe = self.probe.filter(|probe| probe.nonce == nonce)?;
-        self.probe = None;
-        let sample = now.saturating_duration_since(probe.left?);
-        self.srtt.add(sample);
-        Some(sample)
-    }
-
-    /// Does what is due at `now`; `None` when called early.
-    pub fn handle_timeout(&mut self, now: Instant, config: &HeartbeatConfig) -> Option<Action> {
-        let due = self.poll_timeout();
-        if now < due {
+        let open = self.newest.wrapping_sub(self.answered);
+        let answered = u32::try_from(nonce).ok()?.wrapping_sub(self.answered);
+        if answered == 0 || answered > open {
             return None;
         }
-        if now.saturating_duration_since(due) > config.interval / 4
-            && !std::mem::replace(&mut self.drained, true)
-        {
-            return Some(Action::Drain);
+        let measured = self.timed && self.left && answered == 1;
+        let round_trip = measured.then(|| now.saturating_duration_since(self.since));
+        round_trip.inspect(|sample| self.srtt.add(*sample));
+        self.answered = self.answered.wrapping_add(answered);
+        (self.timed, self.urgent) = (false, false);
+        if self.is_open() {
+            // It answers, only late: the newer probes get their time from here.
+            self.restart(now);
+            self.left = !self.queued;
         }
-        if std::mem::take(&mut self.drained) {
-            // What was readable has been read. A probe still open was cut short by our own pause.
-            self.probe = None;
-            return Some(self.send_probe(now, config));
+        round_trip
+    }
+
+    /// Asks for a probe at once, judged by max(2 s, 4 x srtt), at most 20 s: after wake, when the page
+    /// becomes visible or the network comes back, when the application wants to know. Asking again
+    /// while such a probe is open changes nothing.
+    pub fn probe(&mut self, now: Instant) {
+        if !(self.is_open() && self.urgent) {
+            self.asked = true;
+            self.next_beat = self.elapsed(now);
+        }
+    }
+
+    /// Does what is due at `now`, and nothing when called early. Call it until it returns `None`.
+    pub fn handle_timeout(&mut self, now: Instant, config: &HeartbeatConfig) -> Option<Action> {
+        let due = self.due();
+        match std::mem::replace(&mut self.drained, Drained::No) {
+            Drained::Late => return Some(self.beat(now, config, true)),
+            Drained::InTime => {}
+            Drained::No if now < due => return None,
+            Drained::No if now.duration_since(due) > config.interval / 4 => {
+                return Some(self.drain(Drained::Late));
+            }
+            Drained::No if self.verdict(now).is_some() => return Some(self.drain(Drained::InTime)),
+            Drained::No => {}
         }
         if let Some(evidence) = self.verdict(now) {
             return Some(Action::Dead(evidence));
         }
-        (now >= self.next_probe).then(|| self.send_probe(now, config))
-    }
-
-    fn send_probe(&mut self, now: Instant, config: &HeartbeatConfig) -> Action {
-        self.nonce += 1;
-        let jitter = 0.9 + 0.2 * unit(self.nonce);
-        self.next_probe = now + config.interval.mul_f64(jitter);
-        // An unanswered probe keeps its own deadline: a newer one must not grant a dead peer more time.
-        let left = self.probe.and_then(|probe| probe.left).filter(|left| self.last_bytes < *left);
-        self.probe = Some(Probe { nonce: self.nonce, left });
-        Action::Probe { nonce: self.nonce }
-    }
-
-    fn verdict(&self, now: Instant) -> Option<Evidence> {
-        let left = self.probe?.left?;
-        if now < self.dead_at(left) {
-            return None;
+        if self.is_open() && self.left && self.elapsed(now) >= millis(config.answer_limit) {
+            self.restart(now);
+            self.timed = false;
+            return Some(Action::NotListening);
         }
-        Some(if self.last_bytes > left { Evidence::NoAnswer } else { Evidence::Silence })
+        (self.elapsed(now) >= self.next_beat).then(|| self.beat(now, config, false))
     }
 
-    /// The deadline, counted from the last sign of life after the probe left, at most four of them.
-    fn dead_at(&self, left: Instant) -> Instant {
-        let deadline = self.srtt.deadline();
-        (self.last_bytes.max(left) + deadline).min(left + deadline * HARD_CAP)
-    }
-
-    /// When to call [`handle_timeout`](Self::handle_timeout). May come early after bytes arrived.
+    /// When to call [`handle_timeout`](Self::handle_timeout); after [`Action::Drain`], at once.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
-        match self.probe.and_then(|probe| probe.left) {
-            Some(left) => self.next_probe.min(self.dead_at(left)),
-            None => self.next_probe,
+        if self.drained != Drained::No {
+            return self.since;
         }
+        self.due()
     }
 
-    /// The smoothed round-trip time.
+    fn due(&self) -> Instant {
+        let due = self.dead_at().map_or(self.next_beat, |dead_at| dead_at.min(self.next_beat));
+        self.since + Duration::from_millis(due.into())
+    }
+
+    /// The smoothed round-trip time (RFC 6298: each sample weighs an eighth).
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         self.srtt.get()
     }
+
+    /// Makes the next probe. It shares the deadline of an open one, or a dead peer would be given more
+    /// time with every beat; a `fresh` one, or one that was asked for, starts its own.
+    fn beat(&mut self, now: Instant, config: &HeartbeatConfig, fresh: bool) -> Action {
+        let asked = std::mem::take(&mut self.asked);
+        if fresh || asked || !self.is_open() {
+            self.restart(now);
+            self.answered = self.newest;
+            (self.left, self.timed, self.urgent) = (false, true, asked);
+        }
+        self.newest = self.newest.wrapping_add(1);
+        self.queued = true;
+        self.next_beat = self.elapsed(now).saturating_add(jittered(config.interval, self.newest));
+        Action::Probe { nonce: self.newest.into() }
+    }
+
+    fn drain(&mut self, why: Drained) -> Action {
+        self.drained = why;
+        Action::Drain
+    }
+
+    fn verdict(&self, now: Instant) -> Option<Evidence> {
+        let overdue = self.dead_at().is_some_and(|dead_at| self.elapsed(now) >= dead_at);
+        overdue.then_some(match (self.left, self.progress > self.bytes) {
+            (false, _) => Evidence::Stalled,
+            (true, true) => Evidence::Frozen,
+            (true, false) => Evidence::Silent,
+        })
+    }
+
+    /// When the open probes count as unanswered, if nothing else happens.
+    fn dead_at(&self) -> Option<u32> {
+        let deadline = millis(if self.urgent { self.srtt.probe_deadline() } else { self.srtt.deadline() });
+        let sign_of_life = self.bytes.max(self.progress);
+        self.is_open().then(|| {
+            if self.left {
+                let cap = self.bytes.saturating_add(deadline * HARD_CAP);
+                sign_of_life.saturating_add(deadline).min(cap)
+            } else {
+                sign_of_life.saturating_add(deadline * HARD_CAP)
+            }
+        })
+    }
+
+    fn is_open(&self) -> bool {
+        self.newest != self.answered
+    }
+
+    /// Counts the times from `now`: the open probes get their whole deadline.
+    fn restart(&mut self, now: Instant) {
+        self.next_beat = self.next_beat.saturating_sub(self.elapsed(now));
+        (self.since, self.bytes, self.progress) = (now, 0, 0);
+    }
+
+    fn elapsed(&self, now: Instant) -> u32 {
+        millis(now.saturating_duration_since(self.since))
+    }
 }
 
-/// The watching side: the peer drives, and says how often.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The watching side: the peer drives and has announced how often; see the module.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Watch {
-    limit: Duration,
-    last_bytes: Instant,
-    /// Set while a probe of ours is out.
-    probed: Option<Probed>,
+    announced: Duration,
+    heard: Instant,
+    /// When the open probe left; cleared by any byte after it.
+    left: Option<Instant>,
+    /// When the probe to measure left.
+    timed: Option<Instant>,
     srtt: Srtt,
-    nonce: u64,
-    drained: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Probed {
-    nonce: u64,
-    at: Instant,
+    nonce: u32,
+    drained: Drained,
+    asked: bool,
+    queued: bool,
 }
 
 impl Watch {
-    /// Expects something at least every 2 x `announced` + 5 s.
+    /// Expects a byte at least every 2 x `announced` + 5 s. What a peer announces is taken as
+    /// between 100 ms and 1 hour.
     #[must_use]
     pub fn new(now: Instant, announced: Duration) -> Self {
         Self {
-            limit: announced * 2 + Duration::from_secs(5),
-            last_bytes: now,
-            probed: None,
+            announced: announced.clamp(Duration::from_millis(100), Duration::from_secs(3600)),
+            heard: now,
+            left: None,
+            timed: None,
             srtt: Srtt::default(),
             nonce: 0,
-            drained: false,
+            drained: Drained::No,
+            asked: false,
+            queued: false,
         }
     }
 
-    /// Something arrived.
+    /// Bytes arrived, of whatever kind. Cheap: one call per read.
     pub fn handle_bytes(&mut self, now: Instant) {
-        self.last_bytes = now;
+        self.heard = now;
+        self.left = None;
     }
 
-    /// The answer to a probe of ours.
-    pub fn handle_pong(&mut self, now: Instant, nonce: u64) {
+    /// Everything written so far has left the process: the deadline of a probe counts from here.
+    pub fn handle_flushed(&mut self, now: Instant) {
+        if std::mem::take(&mut self.queued) {
+            (self.left, self.timed) = (Some(now), Some(now));
+        }
+    }
+
+    /// The answer to the newest probe; another nonce is only bytes. Returns the round trip.
+    pub fn handle_pong(&mut self, now: Instant, nonce: u64) -> Option<Duration> {
         self.handle_bytes(now);
-        if let Some(probed) = self.probed.take_if(|probed| probed.nonce == nonce) {
-            self.srtt.add(now.saturating_duration_since(probed.at));
-        }
+        let left = self.timed.take_if(|_| nonce == u64::from(self.nonce))?;
+        let round_trip = now.saturating_duration_since(left);
+        self.srtt.add(round_trip);
+        Some(round_trip)
     }
 
-    /// Asks the peer for a sign of life now: after wake, when the network changed, when the
-    /// application wants to know. Answered within max(2 s, 4 x srtt), or dead.
-    pub fn probe(&mut self, now: Instant) -> Action {
-        self.nonce += 1;
-        self.probed = Some(Probed { nonce: self.nonce, at: now });
-        Action::Probe { nonce: self.nonce }
+    /// Asks for a probe at once, judged by max(2 s, 4 x srtt), at most 20 s. Asking again while one is
+    /// open changes nothing.
+    pub fn probe(&mut self) {
+        self.asked = !self.queued && self.left.is_none();
     }
 
-    /// Does what is due at `now`.
+    /// Does what is due at `now`, and nothing when called early. Call it until it returns `None`.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
-        let due = self.poll_timeout();
-        if now < due {
-            return None;
+        let overdue = now.checked_duration_since(self.silent_at());
+        match std::mem::replace(&mut self.drained, Drained::No) {
+            Drained::Late => {
+                // One fresh limit, in case the probe cannot leave.
+                self.heard = now;
+                return Some(self.make_probe());
+            }
+            Drained::InTime if overdue.is_some() => return Some(Action::Dead(Evidence::Silent)),
+            Drained::No if overdue.is_some_and(|late| late > self.announced / 4) => {
+                return Some(self.drain(Drained::Late));
+            }
+            Drained::No if overdue.is_some() => return Some(self.drain(Drained::InTime)),
+            Drained::InTime | Drained::No => {}
         }
-        if now.saturating_duration_since(due) > self.limit / 8 && !std::mem::replace(&mut self.drained, true)
-        {
-            return Some(Action::Drain);
-        }
-        if std::mem::take(&mut self.drained) {
-            return Some(self.probe(now));
-        }
-        Some(Action::Dead(Evidence::Silence))
+        self.asked.then(|| self.make_probe())
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout).
+    /// When to call [`handle_timeout`](Self::handle_timeout); after [`probe`](Self::probe) and
+    /// [`Action::Drain`], at once.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
-        let silent = self.last_bytes + self.limit;
-        match self.probed {
-            Some(Probed { at, .. }) if self.last_bytes <= at => {
-                let deadline = self.srtt.get().map_or(Duration::ZERO, |rtt| rtt * 4);
-                at + deadline.max(Duration::from_secs(2))
-            }
-            _ => silent,
-        }
+        if self.asked || self.drained != Drained::No { self.heard } else { self.silent_at() }
+    }
+
+    /// The smoothed round-trip time of the probes.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.srtt.get()
+    }
+
+    fn make_probe(&mut self) -> Action {
+        self.nonce = self.nonce.wrapping_add(1);
+        (self.asked, self.queued, self.left, self.timed) = (false, true, None, None);
+        Action::Probe { nonce: self.nonce.into() }
+    }
+
+    fn drain(&mut self, why: Drained) -> Action {
+        self.drained = why;
+        Action::Drain
+    }
+
+    fn silent_at(&self) -> Instant {
+        let limit = self.heard + self.announced * 2 + Duration::from_secs(5);
+        self.left.map_or(limit, |left| limit.min(left + self.srtt.probe_deadline()))
     }
 }
 
-/// RFC 6298's smoothing, in microseconds; 0 is "no sample yet".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+/// A smoothed round-trip time in microseconds; 0 is "no sample yet".
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct Srtt(u32);
 
 impl Srtt {
@@ -301,158 +452,28 @@ impl Srtt {
     }
 
     fn deadline(self) -> Duration {
-        let wanted = self.get().unwrap_or_default() * 4 + Duration::from_secs(1);
-        wanted.clamp(SHORTEST_DEADLINE, LONGEST_DEADLINE)
+        (self.four_times() + Duration::from_secs(1)).clamp(SHORTEST_DEADLINE, LONGEST_DEADLINE)
+    }
+
+    fn probe_deadline(self) -> Duration {
+        self.four_times().clamp(SHORTEST_PROBE_DEADLINE, LONGEST_DEADLINE)
+    }
+
+    fn four_times(self) -> Duration {
+        self.get().unwrap_or_default() * 4
     }
 }
 
-/// A number in [0, 1) from a counter or an id: neighbours come out far apart.
-fn unit(seed: u64) -> f64 {
-    let mut x = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+/// The interval +-10 %. Multiplying by 2^32 over the golden ratio throws consecutive nonces far apart;
+/// their random start keeps connections out of step.
+fn jittered(interval: Duration, nonce: u32) -> u32 {
+    let thousandths = (u64::from(nonce.wrapping_mul(0x9e37_79b1)) * 201) >> 32;
+    millis(interval * (900 + thousandths as u32) / 1000)
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::session::tests::start;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    /// Runs until something happens, answering nothing.
-    fn next(beat: &mut Heartbeat, config: &HeartbeatConfig) -> (Instant, Action) {
-        loop {
-            let now = beat.poll_timeout();
-            if let Some(action) = beat.handle_timeout(now, config) {
-                beat.handle_flushed(now);
-                return (now, action);
-            }
-        }
-    }
-
-    #[test]
-    fn a_frozen_peer_is_found_within_interval_plus_deadline() {
-        let (t0, config) = (start(), HeartbeatConfig::default());
-        let mut beat = Heartbeat::new(t0, &config, 7);
-        let (probed, action) = next(&mut beat, &config);
-        assert!(matches!(action, Action::Probe { .. }) && probed <= t0 + config.interval);
-        let (dead, action) = next(&mut beat, &config);
-        assert_eq!(action, Action::Dead(Evidence::Silence));
-        assert_eq!(dead, probed + SHORTEST_DEADLINE);
-    }
-
-    #[test]
-    fn beats_of_ten_thousand_connections_are_spread_evenly() {
-        let (t0, config) = (start(), HeartbeatConfig::default());
-        let mut tenths = [0_u32; 10];
-        for seed in 0..10_000 {
-            let phase = Heartbeat::new(t0, &config, seed).poll_timeout() - t0;
-            tenths[(phase.as_secs_f64() / 2.5) as usize] += 1;
-        }
-        assert!(tenths.iter().all(|n| (900..=1100).contains(n)), "{tenths:?}");
-    }
-
-    #[test]
-    fn a_peer_that_answers_is_probed_every_interval_and_never_judged() {
-        let (t0, config) = (start(), HeartbeatConfig::default());
-        let mut beat = Heartbeat::new(t0, &config, 1);
-        let mut last = None;
-        for _ in 0..100 {
-            let (now, action) = next(&mut beat, &config);
-            let Action::Probe { nonce } = action else { panic!("{action:?}") };
-            assert_eq!(beat.handle_pong(now + SECOND, nonce), Some(SECOND));
-            if let Some(last) = last.replace(now) {
-                let gap = now - last;
-                assert!(
-                    gap >= config.interval.mul_f64(0.9) && gap <= config.interval.mul_f64(1.1),
-                    "{gap:?}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_stale_pong_clears_nothing_newer() {
-        let (t0, config) = (start(), HeartbeatConfig::every(SECOND).unwrap());
-        let mut beat = Heartbeat::new(t0, &config, 1);
-        let (_, first) = next(&mut beat, &config);
-        let (now, second) = next(&mut beat, &config);
-        let (Action::Probe { nonce: first }, Action::Probe { nonce: second }) = (first, second) else {
-            panic!()
-        };
-        assert_eq!(beat.handle_pong(now, first), None);
-        assert!(beat.handle_pong(now, second).is_some());
-    }
-
-    #[test]
-    fn bytes_without_an_answer_extend_the_deadline_four_times() {
-        let (t0, config) = (start(), HeartbeatConfig::every(Duration::from_secs(3600)).unwrap());
-        let mut beat = Heartbeat::new(t0, &config, 1);
-        let (probed, _) = next(&mut beat, &config);
-        let mut now = probed;
-        let action = loop {
-            now += SECOND;
-            beat.handle_bytes(now);
-            if let Some(action) = beat.handle_timeout(now + SECOND / 2, &config) {
-                break action;
-            }
-        };
-        assert_eq!(action, Action::Dead(Evidence::NoAnswer));
-        assert_eq!(now, probed + SHORTEST_DEADLINE * HARD_CAP);
-    }
-
-    #[test]
-    fn the_deadline_counts_from_when_the_probe_left() {
-        let (t0, config) = (start(), HeartbeatConfig::every(Duration::from_secs(3600)).unwrap());
-        let mut beat = Heartbeat::new(t0, &config, 1);
-        let at = beat.poll_timeout();
-        assert!(matches!(beat.handle_timeout(at, &config), Some(Action::Probe { .. })));
-        // Two minutes behind a large message in our own buffers: no verdict.
-        assert_eq!(beat.handle_timeout(at + 120 * SECOND, &config), None);
-        beat.handle_flushed(at + 120 * SECOND);
-        assert_eq!(beat.poll_timeout(), at + 125 * SECOND);
-    }
-
-    #[test]
-    fn our_own_pause_is_no_evidence_about_the_peer() {
-        let (t0, config) = (start(), HeartbeatConfig::default());
-        let mut beat = Heartbeat::new(t0, &config, 1);
-        let (probed, _) = next(&mut beat, &config);
-        let awake = probed + 600 * SECOND;
-        assert_eq!(beat.handle_timeout(awake, &config), Some(Action::Drain));
-        assert!(matches!(beat.handle_timeout(awake, &config), Some(Action::Probe { .. })));
-        beat.handle_flushed(awake);
-        assert_eq!(beat.handle_timeout(awake + 4 * SECOND, &config), None, "one fresh deadline first");
-        assert_eq!(beat.handle_timeout(awake + 5 * SECOND, &config), Some(Action::Dead(Evidence::Silence)));
-    }
-
-    #[test]
-    fn a_client_waits_two_announced_intervals_and_five_seconds() {
-        let t0 = start();
-        let mut watch = Watch::new(t0, 25 * SECOND);
-        watch.handle_bytes(t0 + 10 * SECOND);
-        assert_eq!(watch.handle_timeout(t0 + 64 * SECOND), None);
-        assert_eq!(watch.handle_timeout(t0 + 65 * SECOND), Some(Action::Dead(Evidence::Silence)));
-    }
-
-    #[test]
-    fn a_client_that_slept_probes_before_it_judges() {
-        let t0 = start();
-        let mut watch = Watch::new(t0, 25 * SECOND);
-        let awake = t0 + 600 * SECOND;
-        assert_eq!(watch.handle_timeout(awake), Some(Action::Drain));
-        assert_eq!(watch.handle_timeout(awake), Some(Action::Probe { nonce: 1 }));
-        assert_eq!(watch.handle_timeout(awake + SECOND), None);
-        let mut answered = watch;
-        answered.handle_pong(awake + SECOND, 1);
-        assert_eq!(answered.poll_timeout(), awake + SECOND + 55 * SECOND);
-        assert_eq!(watch.handle_timeout(awake + 2 * SECOND), Some(Action::Dead(Evidence::Silence)));
-    }
-
-    #[test]
-    fn a_heartbeat_is_small() {
-        assert!(size_of::<Heartbeat>() <= 88, "{}", size_of::<Heartbeat>());
-    }
-}
+mod tests;

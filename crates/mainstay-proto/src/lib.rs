@@ -19,3 +19,21 @@ pub mod heartbeat;
 pub mod planted;
 pub mod session;
 pub mod ws;
+
+/// A setting outside its range; names both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{field} must be {bound}")]
+#[non_exhaustive]
+pub struct ConfigError {
+    /// The setting, as a configuration file spells it.
+    pub field: &'static str,
+    /// What it may be.
+    pub bound: &'static str,
+}
+
+/// The moment tests start from; any does.
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "only the differences count")]
+fn origin() -> std::time::Instant {
+    std::time::Instant::now()
+}

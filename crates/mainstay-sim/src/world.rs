@@ -498,11 +498,17 @@ impl World {
                 continue;
             }
             let connection = machine.connection();
-            let mut action = machine.handle_timeout(now);
-            if action == Some(Action::Drain) {
-                action = machine.handle_timeout(now);
+            let mut verdict = None;
+            while verdict.is_none()
+                && let Some(action) = machine.handle_timeout(now)
+            {
+                // What was readable was delivered before this turn, so a drain is done.
+                verdict = matches!(action, Action::NotListening | Action::Dead(_)).then_some(action);
             }
-            if let (Some(Action::Dead(evidence)), Some(connection)) = (action, connection) {
+            if let (Some(Action::NotListening), Some(connection)) = (verdict, connection) {
+                self.park(session, connection);
+            }
+            if let (Some(Action::Dead(evidence)), Some(connection)) = (verdict, connection) {
                 self.note(|| format!("server calls {connection:?} dead: {evidence:?}"));
                 // A client that waits for WELCOME on a broken connection may not write on this one.
                 let client =
@@ -515,6 +521,20 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The driver's part of "bytes, but no answer": drops the transport, the session stays.
+    fn park(&mut self, session: usize, connection: ConnectionId) {
+        self.note(|| format!("server parks session {session}: not listening"));
+        let now = self.now;
+        if let Some(machine) = self.server.sessions.0[session].as_mut() {
+            machine.handle_lost(now, connection);
+        }
+        let key = self.wires.iter().find(|(_, wire)| wire.server_id == connection).map(|(key, _)| *key);
+        if let Some(key) = key {
+            self.push(key, false, Packet::Reset);
+            self.set_server_end(key, ServerEnd::Closed);
+        }
     }
 
     /// Lets every machine that is awake say what it has to say.
@@ -586,6 +606,7 @@ impl World {
             && let Some(packet) = packet_of(&transmit)
         {
             self.push((index, id), true, packet);
+            self.clients[index].machine.handle_flushed(now, id);
             return self.settle_client(index);
         }
         Ok(())

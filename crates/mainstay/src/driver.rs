@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::session::{Message, Transmit};
 use mainstay_proto::ws::{CloseFrame, Connection, Incoming, SendQueue, State};
@@ -45,7 +45,7 @@ pub(crate) struct Wire {
 pub(crate) enum Arrived {
     Message(Message),
     Pong([u8; 8]),
-    /// Something else that shows life.
+    /// Bytes, whatever they are part of: comes first in every read.
     Bytes,
     Close(Option<CloseFrame>),
 }
@@ -81,6 +81,7 @@ impl Wire {
         mut take: impl FnMut(Arrived) -> bool,
     ) -> Reading {
         if let Some(early) = self.early.take() {
+            take(Arrived::Bytes);
             let (mut early, mut replies) = (early.to_vec(), SendQueue::new());
             let reading = self.parse(&mut early, &mut replies, take);
             self.queue(replies);
@@ -91,6 +92,7 @@ impl Wire {
             Poll::Ready(Ok(0)) => Reading::Ended(self.lost(None)),
             Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(&error))),
             Poll::Ready(Ok(count)) => {
+                take(Arrived::Bytes);
                 let input = scratch.read.get_mut(..count).unwrap_or_default();
                 let reading = self.parse(input, &mut scratch.write, &mut take);
                 self.queue(scratch.write.take_rest());
@@ -117,11 +119,12 @@ impl Wire {
                     if self.unsent.is_none() {
                         self.codec.flush_replies(replies);
                     }
-                    Arrived::Bytes
+                    continue;
                 }
-                Ok(Some(Incoming::Pong(payload))) => {
-                    payload.as_ref().try_into().map_or(Arrived::Bytes, Arrived::Pong)
-                }
+                Ok(Some(Incoming::Pong(payload))) => match payload.as_ref().try_into() {
+                    Ok(payload) => Arrived::Pong(payload),
+                    Err(_) => continue,
+                },
                 Ok(Some(Incoming::Close(frame))) => Arrived::Close(frame),
                 Err(error) => {
                     self.codec.fail(&error, replies);
@@ -141,18 +144,20 @@ impl Wire {
         Lost::Broken(error.map_or_else(|| "connection ended without a close".to_owned(), ToString::to_string))
     }
 
-    /// Encodes what `next` gives and writes it, in one go. `Ready(Ok(true))`: everything has left.
+    /// Encodes what `next` gives and writes it, in one go.
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         framing: Framing,
         mut next: impl FnMut() -> Option<Transmit>,
-    ) -> Result<bool, Abort> {
+    ) -> Result<Written, Abort> {
+        let mut progress = false;
         if let Some(unsent) = &mut self.unsent {
+            let before = unsent.remaining();
             match self.transport.poll_write_all(cx, unsent.as_mut()) {
-                Poll::Pending => return Ok(false),
+                Poll::Pending => return Ok(Written::waiting(unsent.remaining() < before)),
                 Poll::Ready(Err(_)) => return Err(Abort),
-                Poll::Ready(Ok(())) => self.unsent = None,
+                Poll::Ready(Ok(())) => (self.unsent, progress) = (None, true),
             }
         }
         SCRATCH.with_borrow_mut(|scratch| {
@@ -169,17 +174,19 @@ impl Wire {
                 }
             }
             if out.is_empty() {
-                return Ok(true);
+                return Ok(Written::All);
             }
+            let before = out.remaining();
             match self.transport.poll_write_all(cx, out) {
-                Poll::Ready(Ok(())) => Ok(true),
+                Poll::Ready(Ok(())) => Ok(Written::All),
                 Poll::Ready(Err(_)) => {
                     drop(out.take_rest());
                     Err(Abort)
                 }
                 Poll::Pending => {
+                    progress |= out.remaining() < before;
                     self.unsent = Some(Box::new(out.take_rest()));
-                    Ok(false)
+                    Ok(Written::waiting(progress))
                 }
             }
         })
@@ -218,6 +225,11 @@ impl Wire {
         }
     }
 
+    /// The peer is in the middle of a frame, where it cannot answer.
+    pub(crate) fn is_mid_frame(&self) -> bool {
+        self.codec.is_mid_frame()
+    }
+
     /// A Close was written, or the peer's was answered: only the end of the stream is awaited.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing || self.codec.state() != State::Open
@@ -230,8 +242,8 @@ impl Wire {
         let linger = std::future::poll_fn(|cx| {
             match self.poll_write(cx, Framing::Plain, || None) {
                 Err(Abort) => return Poll::Ready(()),
-                Ok(false) => return Poll::Pending,
-                Ok(true) => {}
+                Ok(Written::Some | Written::None) => return Poll::Pending,
+                Ok(Written::All) => {}
             }
             if self.codec.state() == State::Closed && self.transport.poll_shutdown(cx).is_pending() {
                 return Poll::Pending;
@@ -258,5 +270,69 @@ impl Wire {
     }
 }
 
+/// What a turn of writing came to.
+pub(crate) enum Written {
+    /// Everything has left.
+    All,
+    /// The socket took some of it.
+    Some,
+    /// The socket takes nothing.
+    None,
+}
+
+impl Written {
+    fn waiting(progress: bool) -> Self {
+        if progress { Self::Some } else { Self::None }
+    }
+}
+
 /// The transport failed or is to be dropped.
 pub(crate) struct Abort;
+
+#[cfg(test)]
+mod tests {
+    use mainstay_proto::ws::{Limits, Role};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    fn wire(capacity: usize) -> (Wire, DuplexStream) {
+        let (ours, theirs) = duplex(capacity);
+        let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
+        (Wire::new(Transport::Other(Box::new(ours)), codec, Bytes::new()), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_piece_of_a_frame_is_a_sign_of_life() {
+        let (mut wire, mut peer) = wire(1024);
+        // A masked binary frame of 200 bytes, of which 3 have come.
+        peer.write_all(&[0x82, 0x80 | 126, 0, 200, 1, 2, 3, 4, 9, 9, 9]).await.unwrap();
+        let mut arrived = Vec::new();
+        std::future::poll_fn(|cx| {
+            wire.poll_read(cx, |what| {
+                arrived.push(matches!(what, Arrived::Bytes));
+                true
+            });
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(arrived, [true]);
+        assert!(wire.is_mid_frame());
+    }
+
+    #[tokio::test]
+    async fn a_write_says_whether_the_socket_took_anything() {
+        let (mut wire, mut peer) = wire(16);
+        let mut messages = vec![Transmit::Message(Message::text("x".repeat(40)))];
+        let mut write = async |wire: &mut Wire| {
+            std::future::poll_fn(|cx| Poll::Ready(wire.poll_write(cx, Framing::Plain, || messages.pop())))
+                .await
+        };
+        assert!(matches!(write(&mut wire).await, Ok(Written::Some)));
+        assert!(matches!(write(&mut wire).await, Ok(Written::None)));
+        peer.read_exact(&mut [0; 16]).await.unwrap();
+        assert!(matches!(write(&mut wire).await, Ok(Written::Some)));
+        peer.read_exact(&mut [0; 16]).await.unwrap();
+        assert!(matches!(write(&mut wire).await, Ok(Written::All)));
+    }
+}

@@ -21,8 +21,10 @@ pub use server::{Mainstay, Session, SessionUpgrade, serve};
 #[cfg(feature = "client")]
 pub use client::Client;
 
+pub use mainstay_proto::ConfigError;
 pub use mainstay_proto::backoff::BackoffConfig;
-pub use mainstay_proto::confirm::{Confirm, Guarantee, Report};
+pub use mainstay_proto::confirm::{Confirm, Guarantee};
+pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::HeartbeatConfig;
 pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
 pub use mainstay_proto::session::{Fate, Message, Window};

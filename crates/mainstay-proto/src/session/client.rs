@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::error::SessionError;
-use super::flow::{Flow, FlowConfig, Lane};
+use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
 use super::message::{
     Account, Cause, ClientKey, Control, Delay, Frame, Hello, Instance, Message, Resume, ResumeToken,
@@ -40,6 +40,8 @@ pub struct ClientConfig {
     pub resume_window: Option<Duration>,
     /// Send again in the next session what a lost one certainly did not deliver. Default: true.
     pub resend_undelivered: bool,
+    /// Volatile messages waiting for a slow connection; the oldest are dropped. Default: 64.
+    pub volatile_queue: usize,
 }
 
 impl Default for ClientConfig {
@@ -49,6 +51,7 @@ impl Default for ClientConfig {
             credentials: None,
             resume_window: None,
             resend_undelivered: true,
+            volatile_queue: 64,
         }
     }
 }
@@ -149,6 +152,7 @@ struct Current {
     lane: Lane,
     ping: Option<u64>,
     queue: VecDeque<Transmit>,
+    volatiles: Volatiles,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -470,7 +474,8 @@ impl ClientSession {
         self.mark = (self.flow.outbox.acknowledged(), self.flow.inbox.taken());
         // ACK comes before anything else on this connection: it confirms the epoch.
         let queue = VecDeque::from([self.flow.write_acknowledgement()]);
-        self.current = Some(Current { connection: pending.connection, lane, ping: None, queue });
+        let volatiles = Volatiles::default();
+        self.current = Some(Current { connection: pending.connection, lane, ping: None, queue, volatiles });
         self.events.push_back(ClientEvent::Attached {
             id: welcome.id,
             epoch: welcome.epoch,
@@ -532,7 +537,7 @@ impl ClientSession {
     /// Writes a message that is not numbered, kept or replayed. Dropped while detached.
     pub fn send_volatile(&mut self, message: Message) {
         if let (Some(current), true) = (&mut self.current, self.pending.is_none()) {
-            current.queue.push_back(Transmit::control(&Control::Volatile(message)));
+            current.volatiles.push(message, self.config.volatile_queue);
         }
     }
 
@@ -556,6 +561,12 @@ impl ClientSession {
         if let Some(current) = &mut self.current {
             current.ping = Some(nonce);
         }
+    }
+
+    /// A probe was asked for and is not transmitted yet.
+    #[must_use]
+    pub fn owes_probe(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.ping.is_some())
     }
 
     /// Ends the session in order: what was accepted before is delivered first, then END.
@@ -741,7 +752,7 @@ impl ClientSession {
         if let Some(nonce) = current.ping.take() {
             return Some((connection, self.flow.write_ping(nonce, &current.lane)));
         }
-        let owed = self.flow.write_owed(now, &current.lane);
+        let owed = current.volatiles.pop().or_else(|| self.flow.write_owed(now, &current.lane));
         owed.or_else(|| self.flow.write_message(&mut current.lane)).map(|transmit| (connection, transmit))
     }
 

@@ -8,6 +8,7 @@
 //! Not here: who may attach ([`registry`](super::registry)), what an attach does to either end
 //! ([`server`](super::server), [`client`](super::client)).
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::error::SessionError;
@@ -22,6 +23,24 @@ use crate::planted::{Rule, turned_back};
 pub(super) struct Lane {
     pub(super) wrote: u64,
     pub(super) read: u64,
+}
+
+/// Messages outside the stream that wait for a slow connection. The newest are worth most.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Volatiles(VecDeque<Message>);
+
+impl Volatiles {
+    /// Appends; of more than `limit` the oldest go.
+    pub(super) fn push(&mut self, message: Message, limit: usize) {
+        self.0.push_back(message);
+        while self.0.len() > limit {
+            self.0.pop_front();
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Transmit> {
+        self.0.pop_front().map(|message| Transmit::control(&Control::Volatile(message)))
+    }
 }
 
 /// Bounds of one end. Every field has the default of `docs/DEFAULTS.md`.
@@ -151,5 +170,24 @@ impl Flow {
     /// Everything sent was acknowledged.
     pub(super) fn is_flushed(&self) -> bool {
         self.outbox.acknowledged() == self.outbox.last()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_volatile_messages_the_oldest_go() {
+        let mut volatiles = Volatiles::default();
+        for text in ["old", "newer", "newest"] {
+            volatiles.push(Message::text(text), 2);
+        }
+        let left: Vec<_> = std::iter::from_fn(|| volatiles.pop()).collect();
+        let expected =
+            ["newer", "newest"].map(|text| Transmit::control(&Control::Volatile(Message::text(text))));
+        assert_eq!(left, expected);
+        volatiles.push(Message::text("none"), 0);
+        assert_eq!(volatiles.pop(), None);
     }
 }

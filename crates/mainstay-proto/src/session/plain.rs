@@ -9,6 +9,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
 use super::message::Message;
 use super::server::ServerConfig;
 use super::transmit::Transmit;
@@ -43,7 +46,7 @@ impl PlainSession {
     #[must_use]
     pub fn new(now: Instant, config: Arc<ServerConfig>, seed: u64) -> Self {
         Self {
-            heartbeat: Heartbeat::new(now, &config.heartbeat, seed),
+            heartbeat: Heartbeat::new(now, &config.heartbeat, &mut StdRng::seed_from_u64(seed)),
             config,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
@@ -63,7 +66,8 @@ impl PlainSession {
         }
     }
 
-    /// Whether more should be read now: the application is not too far behind.
+    /// Whether more should be read now: the application is not too far behind. What is left unread
+    /// counts as bytes that arrived: report it with [`handle_bytes`](Self::handle_bytes).
     #[must_use]
     pub fn wants_input(&self) -> bool {
         let window = self.config.flow.accept;
@@ -83,7 +87,15 @@ impl PlainSession {
 
     /// Everything transmitted has left the process.
     pub fn handle_flushed(&mut self, now: Instant) {
-        self.heartbeat.handle_flushed(now);
+        // A probe that was not even polled has not left.
+        if self.ping.is_none() {
+            self.heartbeat.handle_flushed(now);
+        }
+    }
+
+    /// The socket took some of what was transmitted, but not all.
+    pub fn handle_write_progress(&mut self, now: Instant) {
+        self.heartbeat.handle_write_progress(now);
     }
 
     /// The connection is gone, and the session with it.
@@ -155,9 +167,10 @@ impl PlainSession {
         None
     }
 
-    /// Does what is due.
+    /// Does what is due. Call it until it returns `None`. [`Action::NotListening`] asks for nothing: a
+    /// connection that is dropped cannot be resumed, and a peer that sends bytes is alive.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
-        if self.end == End::Over {
+        if matches!(self.end, End::Dead | End::Over) {
             return None;
         }
         let action = self.heartbeat.handle_timeout(now, &self.config.heartbeat);

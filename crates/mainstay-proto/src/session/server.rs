@@ -16,15 +16,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
 use super::error::SessionError;
-use super::flow::{Flow, FlowConfig, Lane};
+use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
 use super::message::{
     Account, Cause, Control, Delay, Frame, Hello, Instance, Message, ResumeToken, SessionId, Welcome, Window,
 };
 use super::names::Name;
 use super::transmit::{ConnectionId, Transmit};
-use crate::heartbeat::{self, Heartbeat, HeartbeatConfig};
+use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig};
 use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
@@ -84,8 +87,9 @@ struct Attached {
     welcome: Option<Box<Welcome>>,
     heartbeat: Heartbeat,
     ping: Option<u64>,
-    /// Control messages in order: GOAWAY, AUTH_RESULT, VOLATILE, END and what follows it.
+    /// Control messages in order: GOAWAY, AUTH_RESULT, END and what follows it.
     queue: VecDeque<Transmit>,
+    volatiles: Volatiles,
 }
 
 /// How far a session is from its end.
@@ -305,9 +309,10 @@ impl ServerSession {
             connection,
             lane,
             welcome: Some(Box::new(welcome)),
-            heartbeat: Heartbeat::new(now, &self.config.heartbeat, seed),
+            heartbeat: Heartbeat::new(now, &self.config.heartbeat, &mut StdRng::seed_from_u64(seed)),
             ping: None,
             queue: VecDeque::new(),
+            volatiles: Volatiles::default(),
         });
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
             Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: None },
@@ -432,8 +437,17 @@ impl ServerSession {
 
     /// Everything transmitted so far has left the process: probes count from here.
     pub fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
-        if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
+        let attached = self.attached.as_mut().filter(|a| a.connection == connection);
+        // A probe that was not even polled has not left.
+        if let Some(attached) = attached.filter(|a| a.ping.is_none()) {
             attached.heartbeat.handle_flushed(now);
+        }
+    }
+
+    /// The socket took some of what was transmitted, but not all.
+    pub fn handle_write_progress(&mut self, now: Instant, connection: ConnectionId) {
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
+            attached.heartbeat.handle_write_progress(now);
         }
     }
 
@@ -476,9 +490,8 @@ impl ServerSession {
 
     /// Writes a message that is not numbered, kept or replayed. Dropped while nobody is attached.
     pub fn send_volatile(&mut self, message: Message) {
-        let limit = self.config.volatile_queue;
-        if let Some(attached) = self.attached.as_mut().filter(|a| a.queue.len() < limit) {
-            attached.queue.push_back(Transmit::control(&Control::Volatile(message)));
+        if let Some(attached) = &mut self.attached {
+            attached.volatiles.push(message, self.config.volatile_queue);
         }
     }
 
@@ -589,22 +602,26 @@ impl ServerSession {
         if matches!(self.life, Life::EndSent { .. } | Life::Over(_)) {
             return None;
         }
-        if let Some(transmit) = self.flow.write_owed(now, &attached.lane) {
+        if let Some(transmit) = attached.volatiles.pop().or_else(|| self.flow.write_owed(now, &attached.lane))
+        {
             return Some(transmit);
         }
         self.flow.write_message(&mut attached.lane)
     }
 
-    /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed; earlier does nothing.
-    pub fn handle_timeout(&mut self, now: Instant) -> Option<heartbeat::Action> {
+    /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed, until it returns `None`
+    /// or [`Action::Dead`]; earlier does nothing. After [`Action::NotListening`] drop the transport and
+    /// call [`handle_lost`](Self::handle_lost), unless the client is in the middle of a frame: the session
+    /// parks, and a client that lives resumes it.
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
         if self.expires_at().is_some_and(|at| at <= now) {
             self.over(Over::Expired);
         }
         let attached = self.attached.as_mut()?;
         let action = attached.heartbeat.handle_timeout(now, &self.config.heartbeat);
         match &action {
-            Some(heartbeat::Action::Probe { nonce }) => attached.ping = Some(*nonce),
-            Some(heartbeat::Action::Dead(_)) => attached.queue.push_front(Transmit::Abort),
+            Some(Action::Probe { nonce }) => attached.ping = Some(*nonce),
+            Some(Action::Dead(_)) => attached.queue.push_front(Transmit::Abort),
             _ => {}
         }
         action

@@ -113,6 +113,12 @@ impl Connection {
         }
     }
 
+    /// Whether the peer is in the middle of a frame, where it can send nothing else: no answer, no Close.
+    #[must_use]
+    pub fn is_mid_frame(&self) -> bool {
+        self.partial.as_ref().is_some_and(|partial| partial.frame.is_some())
+    }
+
     /// Takes bytes from the front of `input`, unmasking them in place, until one item is complete, and
     /// moves `input` past what was taken.
     ///

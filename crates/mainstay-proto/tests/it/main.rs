@@ -6,5 +6,6 @@ mod conformance;
 mod connect;
 mod json;
 mod limits;
+mod link;
 mod pair;
 mod resume;

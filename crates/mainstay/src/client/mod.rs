@@ -39,7 +39,7 @@ use mainstay_proto::session::{Delivery, Message};
 use mainstay_proto::ws::{CloseCode, Limits};
 use tokio::sync::oneshot;
 
-pub use mainstay_proto::connect::{Event, Lost, Mode};
+pub use mainstay_proto::connect::{Event, Lost, Mode, Report};
 
 use self::dial::Attempt;
 use self::task::{Core, Task, now};
@@ -455,14 +455,14 @@ impl Builder {
     /// Towards plain peers: what ends a message's keeping. Default: the Pong.
     #[must_use]
     pub fn confirm(mut self, confirm: Confirm) -> Self {
-        self.config.confirm.confirm = confirm;
+        self.config.confirm = self.config.confirm.confirm(confirm);
         self
     }
 
     /// Towards plain peers: what becomes of unconfirmed messages. Default: sent again.
     #[must_use]
     pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
-        self.config.confirm.guarantee = guarantee;
+        self.config.confirm = self.config.confirm.guarantee(guarantee);
         self
     }
 

@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use mainstay_proto::confirm::Report;
-use mainstay_proto::connect::{Client as Machine, Command, Event, Lost, Mode};
+use mainstay_proto::connect::{Client as Machine, Command, Event, Lost, Mode, Report};
 use mainstay_proto::session::{ConnectionId, Fate, Message, Transmit};
 use mainstay_proto::ws::CloseFrame;
 use tokio::sync::oneshot;
@@ -17,7 +16,7 @@ use tokio::time::Sleep;
 use super::dial::dial;
 use super::{Builder, Outcome, Request, Tracked};
 use crate::SendError;
-use crate::driver::{Abort, Arrived, Framing, Reading, Wire};
+use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
 
 /// Turns before others have theirs.
 const ROUNDS: usize = 4;
@@ -117,7 +116,7 @@ impl Inner {
                 Event::Report(Report::Unknown(first, last)) => {
                     self.settle_range(*first, *last, Outcome::Unknown);
                 }
-                Event::Report(Report::Undeliverable(number)) => {
+                Event::Report(Report::Undeliverable(number, _)) => {
                     self.settle_range(*number, *number, Outcome::Unknown);
                 }
                 _ => {}
@@ -245,6 +244,8 @@ impl Task {
             let connection = open.connection;
             let mut inner = self.core.lock();
             if !inner.machine.wants_input() {
+                // What stands unread is our doing, and no evidence against the peer.
+                inner.machine.handle_bytes(now, connection);
                 continue;
             }
             let (mut closed, mut broken) = (None, None);
@@ -341,13 +342,14 @@ impl Task {
                 last_words.pop_front().or_else(|| inner.machine.poll_transmit(now, connection))
             });
             match outcome {
-                Ok(true) => {
+                Ok(Written::All) => {
                     inner.machine.handle_flushed(now, connection);
                     if open.wire.is_closing() {
                         lost.push((connection, None));
                     }
                 }
-                Ok(false) => {}
+                Ok(Written::Some) => inner.machine.handle_write_progress(now, connection),
+                Ok(Written::None) => {}
                 Err(Abort) => {
                     lost.push((connection, Some(Lost::Broken("connection broken while writing".into()))))
                 }

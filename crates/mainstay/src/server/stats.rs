@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use mainstay_proto::heartbeat::Evidence;
+
 /// Upper bounds of the buckets of the heartbeat's round-trip times, in seconds.
 pub const RTT_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
@@ -63,8 +65,12 @@ figures! {
     openings_failed,
     /// Peers that were called dead because nothing came.
     dead_silent,
-    /// Peers that were called dead because bytes came but no answer.
-    dead_unanswered,
+    /// Peers that were called dead because their kernel took bytes and none came back.
+    dead_frozen,
+    /// Peers that were called dead because nothing was taken off our hands.
+    dead_stalled,
+    /// Peers that sent bytes and answered nothing for the answer limit. Not dead.
+    not_listening,
     /// Connections that ended over broken frames.
     protocol_errors,
     /// Connections that ended over broken session messages.
@@ -92,6 +98,14 @@ impl Stats {
 
     pub(crate) fn subtract(counter: &AtomicU64, amount: u64) {
         counter.fetch_sub(amount, Relaxed);
+    }
+
+    pub(crate) fn dead(&self, evidence: Evidence) -> &AtomicU64 {
+        match evidence {
+            Evidence::Silent => &self.dead_silent,
+            Evidence::Frozen => &self.dead_frozen,
+            Evidence::Stalled => &self.dead_stalled,
+        }
     }
 
     pub(crate) fn rtt(&self, sample: Duration) {

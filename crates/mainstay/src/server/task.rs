@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use mainstay_proto::connect::Lost;
-use mainstay_proto::heartbeat::{Action, Evidence};
+use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{ConnectionId, Control, Frame, Over, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ use tokio::time::Sleep;
 use super::core::{CoreRef, Inner, Peer};
 use super::stats::Stats;
 use super::{Drain, RESTART, Shared, go_away};
-use crate::driver::{Abort, Arrived, Framing, Reading, Wire};
+use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
 
 /// Reads per turn.
 const ROUNDS: usize = 4;
@@ -119,6 +119,8 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         let (now, connection, stats) = (now(), self.connection, &self.shared.stats);
         let mut inner = self.core.lock();
         if !inner.wants_input() {
+            // What stands unread is our doing, and no evidence against the peer.
+            inner.handle_bytes(now, connection);
             return false;
         }
         let mut closed = None;
@@ -191,16 +193,30 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         if inner.poll_timeout().is_none_or(|at| at > now) {
             return false;
         }
-        let action = inner.handle_timeout(now);
-        let stats = &self.shared.stats;
-        match action {
-            Some(Action::Drain) => return true,
-            Some(Action::Dead(Evidence::Silence)) => Stats::add(&stats.dead_silent, 1),
-            Some(Action::Dead(Evidence::NoAnswer)) => Stats::add(&stats.dead_unanswered, 1),
-            _ => {}
+        let (stats, mut park) = (&self.shared.stats, false);
+        while let Some(action) = inner.handle_timeout(now) {
+            match action {
+                Action::Probe { .. } => {}
+                Action::Drain => return true,
+                Action::NotListening => {
+                    // A session loses nothing by a new connection; a plain peer would, and so would
+                    // a large frame that is on its way.
+                    park = matches!(inner.peer, Peer::Session(_))
+                        && self.wire.as_ref().is_some_and(|wire| !wire.is_mid_frame());
+                    Stats::add(&stats.not_listening, 1);
+                }
+                Action::Dead(evidence) => {
+                    Stats::add(stats.dead(evidence), 1);
+                    break;
+                }
+            }
         }
         if inner.is_over() {
             inner.wake_application();
+        }
+        drop(inner);
+        if park {
+            self.drop_wire("bytes, but no answer");
         }
         false
     }
@@ -230,11 +246,15 @@ impl<F: Future<Output = ()>> SessionTask<F> {
             Some(transmit)
         });
         let lost = match outcome {
-            Ok(true) => {
+            Ok(Written::All) => {
                 inner.handle_flushed(now, connection);
                 wire.is_closing().then(|| Lost::Broken("closed by us".into()))
             }
-            Ok(false) => None,
+            Ok(Written::Some) => {
+                inner.handle_write_progress(now, connection);
+                None
+            }
+            Ok(Written::None) => None,
             Err(Abort) => Some(Lost::Broken("dropped".into())),
         };
         if wrote {
@@ -243,19 +263,24 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         }
         drop(inner);
         match lost {
-            Some(lost) if self.wire.as_ref().is_some_and(|wire| !wire.is_closing()) => {
-                if let Some(wire) = self.wire.take() {
-                    wire.abort();
-                    Stats::subtract(&self.shared.stats.connections, 1);
-                }
-                let mut inner = self.core.lock();
-                inner.handle_lost(now, self.connection);
-                inner.wake_application();
-                tracing::debug!(connection = self.connection.0, ?lost, "connection dropped");
+            Some(_) if self.wire.as_ref().is_some_and(|wire| !wire.is_closing()) => {
+                self.drop_wire("dead, or broken while writing");
             }
             Some(lost) => self.lose(&lost),
             None => {}
         }
+    }
+
+    /// Drops the connection without a closing handshake. The session parks.
+    fn drop_wire(&mut self, why: &str) {
+        tracing::debug!(connection = self.connection.0, why, "connection dropped");
+        if let Some(wire) = self.wire.take() {
+            wire.abort();
+            Stats::subtract(&self.shared.stats.connections, 1);
+        }
+        let mut inner = self.core.lock();
+        inner.handle_lost(now(), self.connection);
+        inner.wake_application();
     }
 
     /// Arms the timer if it would fire too late. One that fires early finds nothing due.
@@ -405,6 +430,13 @@ impl Inner {
         match &mut self.peer {
             Peer::Session(session) => session.handle_flushed(now, connection),
             Peer::Plain(plain) => plain.handle_flushed(now),
+        }
+    }
+
+    fn handle_write_progress(&mut self, now: Instant, connection: ConnectionId) {
+        match &mut self.peer {
+            Peer::Session(session) => session.handle_write_progress(now, connection),
+            Peer::Plain(plain) => plain.handle_write_progress(now),
         }
     }
 

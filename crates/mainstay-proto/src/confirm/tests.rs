@@ -1,0 +1,581 @@
+use super::*;
+use crate::origin;
+use proptest::prelude::*;
+
+const MIN_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A link whose messages are their own numbers, on a virtual clock.
+struct Rig {
+    link: Confirmer<u64>,
+    now: Instant,
+}
+
+impl Rig {
+    /// Attached, with `messages` of 64 bytes pushed.
+    fn new(confirm: Confirm, guarantee: Guarantee, messages: u64) -> Self {
+        let config = ConfirmConfig { confirm, guarantee, ..ConfirmConfig::default() };
+        let mut rig = Self { link: Confirmer::new(config), now: origin() };
+        rig.link.handle_attached();
+        (0..messages).for_each(|_| rig.push(64));
+        rig
+    }
+
+    fn push(&mut self, bytes: usize) {
+        let number = self.link.last() + 1;
+        assert_eq!(self.link.push(number, bytes), Ok(number));
+    }
+
+    /// Writes all that may be written now: the messages and the positions of the Pings.
+    fn write(&mut self) -> (Vec<u64>, Vec<u64>) {
+        let (mut messages, mut pings) = (Vec::new(), Vec::new());
+        while let Some(transmit) = self.link.poll_transmit(self.now) {
+            match transmit {
+                Transmit::Message(number, message) => {
+                    assert_eq!(number, *message);
+                    messages.push(number);
+                }
+                Transmit::Ping(position) => pings.push(u64::from_be_bytes(position)),
+            }
+        }
+        (messages, pings)
+    }
+
+    fn pong(&mut self, position: u64) -> Option<Event<u64>> {
+        self.link.handle_pong(&position.to_be_bytes())
+    }
+
+    /// Writes and answers every Ping until nothing moves; the messages written.
+    fn settle(&mut self) -> Vec<u64> {
+        let mut all = Vec::new();
+        loop {
+            let (messages, pings) = self.write();
+            all.extend(messages);
+            if let Some(position) = pings.last() {
+                self.pong(*position);
+            } else if let Some(due) = self.link.poll_timeout() {
+                self.now = self.now.max(due);
+            } else {
+                return all;
+            }
+        }
+    }
+
+    fn reconnect(&mut self) -> Option<Event<u64>> {
+        let event = self.link.handle_lost();
+        self.link.handle_attached();
+        event
+    }
+}
+
+#[test]
+fn at_most_64_messages_go_unconfirmed_and_one_ping_is_open() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 200);
+    assert_eq!(rig.write(), ((1..=64).collect(), vec![64]));
+    rig.now += Duration::from_secs(60);
+    assert_eq!((rig.write(), rig.link.poll_timeout()), ((vec![], vec![]), None), "a late Pong is waited for");
+    assert_eq!(rig.pong(64), Some(Event::Confirmed(64)));
+    assert_eq!(rig.write(), ((65..=128).collect(), vec![128]));
+}
+
+#[test]
+fn at_most_256_kib_go_unconfirmed_unless_it_is_one_message() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 0);
+    [100, 100, 56, 1, 300, 1].into_iter().for_each(|kib| rig.push(kib * 1024));
+    assert_eq!(rig.write(), (vec![1, 2, 3], vec![1]), "64 KiB want a Ping, 256 KiB wait for its Pong");
+    rig.pong(1);
+    rig.now += MIN_INTERVAL;
+    assert_eq!(rig.write(), (vec![4], vec![3]));
+    rig.pong(3);
+    rig.now += MIN_INTERVAL;
+    assert_eq!(rig.write(), (vec![], vec![4]));
+    rig.pong(4);
+    rig.now += MIN_INTERVAL;
+    assert_eq!(rig.write(), (vec![5], vec![5]), "300 KiB go alone");
+    rig.now += PING_DELAY;
+    assert_eq!(rig.write(), (vec![], vec![]));
+    rig.pong(5);
+    assert_eq!(rig.write().0, [6]);
+}
+
+#[test]
+fn pings_keep_their_distance_and_few_messages_wait_a_quarter_of_a_second() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 65);
+    let start = rig.now;
+    assert_eq!(rig.write().1, [64]);
+    rig.pong(64);
+    assert_eq!(rig.write(), (vec![65], vec![]));
+    assert_eq!(rig.link.poll_timeout(), Some(start + PING_DELAY));
+    (66..=200).for_each(|_| rig.push(64));
+    assert_eq!(rig.write(), ((66..=128).collect(), vec![]), "the window is full, but 20 ms are not over");
+    assert_eq!(rig.link.poll_timeout(), Some(start + MIN_INTERVAL));
+    rig.now += MIN_INTERVAL;
+    assert_eq!(rig.write(), (vec![], vec![128]));
+}
+
+#[test]
+fn the_quarter_of_a_second_counts_from_the_oldest_unconfirmed_message() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 1);
+    let start = rig.now;
+    rig.write();
+    rig.now += PING_DELAY;
+    assert_eq!(rig.write().1, [1]);
+    rig.push(64);
+    rig.now += Duration::from_millis(100);
+    assert_eq!(rig.write(), (vec![2], vec![]));
+    rig.now += Duration::from_millis(100);
+    assert_eq!(rig.pong(1), Some(Event::Confirmed(1)));
+    assert_eq!(rig.link.poll_timeout(), Some(start + PING_DELAY + Duration::from_millis(350)));
+}
+
+#[test]
+fn a_message_that_does_not_fit_the_window_brings_the_ping_forward() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 1);
+    rig.push(WINDOW_BYTES);
+    assert_eq!(rig.write(), (vec![1], vec![1]));
+    rig.pong(1);
+    rig.now += MIN_INTERVAL;
+    assert_eq!(rig.write(), (vec![2], vec![2]));
+}
+
+#[test]
+fn only_the_answer_to_the_open_ping_confirms() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 100);
+    assert_eq!(rig.pong(0), None, "no Ping is open");
+    rig.write();
+    for position in [0, 1, 63, 65, u64::MAX] {
+        assert_eq!(rig.pong(position), None);
+    }
+    assert_eq!(rig.link.handle_pong(b""), None);
+    assert_eq!(rig.link.handle_pong(&[0; 125]), None);
+    assert_eq!(rig.pong(64), Some(Event::Confirmed(64)));
+    assert_eq!(rig.pong(64), None, "a Pong sent twice");
+    assert_eq!(rig.link.unconfirmed(), 36);
+}
+
+#[test]
+fn pongs_after_the_peers_close_prove_nothing() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 100);
+    rig.write();
+    rig.link.handle_peer_close();
+    assert_eq!(rig.pong(64), None);
+    rig.now += PING_DELAY;
+    assert_eq!((rig.write(), rig.link.poll_timeout()), ((vec![], vec![]), None));
+    rig.reconnect();
+    assert_eq!(rig.write().0, (1..=64).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_pong_of_the_connection_before_confirms_nothing() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 64);
+    rig.write();
+    rig.reconnect();
+    assert_eq!(rig.pong(64), None);
+    assert_eq!(rig.link.unconfirmed(), 64);
+}
+
+#[test]
+fn at_least_once_writes_again_what_is_not_confirmed() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 100);
+    rig.write();
+    rig.pong(64);
+    rig.write();
+    assert_eq!(rig.reconnect(), None);
+    assert_eq!(rig.settle(), (65..=100).collect::<Vec<_>>());
+    assert_eq!(rig.link.unconfirmed(), 0);
+}
+
+#[test]
+fn at_most_once_reports_what_was_written_and_keeps_what_was_not() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtMostOnce, 200);
+    rig.write();
+    rig.pong(64);
+    rig.write();
+    assert_eq!(rig.reconnect(), Some(Event::Unknown(65, 128)));
+    assert_eq!(rig.settle(), (129..=200).collect::<Vec<_>>());
+    assert_eq!(rig.reconnect(), None);
+}
+
+#[test]
+fn what_is_pushed_while_detached_waits_for_the_connection() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtMostOnce, 0);
+    rig.link.handle_lost();
+    rig.push(64);
+    assert_eq!((rig.write(), rig.link.poll_timeout()), ((vec![], vec![]), None));
+    assert_eq!(rig.reconnect(), None);
+    assert_eq!(rig.settle(), [1]);
+}
+
+#[test]
+fn pong_window_keeps_the_last_64_confirmed_and_writes_them_again() {
+    let mut rig = Rig::new(Confirm::PongWindow, Guarantee::AtLeastOnce, 100);
+    rig.write();
+    assert_eq!(rig.pong(64), None, "all 64 are kept back");
+    rig.now += PING_DELAY;
+    rig.write();
+    rig.now += PING_DELAY;
+    assert_eq!(rig.write().1, [100]);
+    assert_eq!(rig.pong(100), Some(Event::Confirmed(36)));
+    assert_eq!(rig.link.unconfirmed(), 0);
+    rig.reconnect();
+    assert_eq!(rig.settle(), (37..=100).collect::<Vec<_>>());
+    assert_eq!(rig.link.unconfirmed(), 0);
+}
+
+#[test]
+fn what_pong_window_keeps_back_never_fills_the_queue() {
+    let config = ConfirmConfig { confirm: Confirm::PongWindow, queue_messages: 2, ..Default::default() };
+    let mut rig = Rig::new(Confirm::PongWindow, Guarantee::AtLeastOnce, 0);
+    rig.link = Confirmer::new(config);
+    rig.link.handle_attached();
+    for _ in 0..100 {
+        rig.push(1024 * 1024);
+        rig.settle();
+        assert!(rig.link.kept.len() <= 1, "large messages are kept back by bytes");
+    }
+}
+
+#[test]
+fn a_reply_ends_the_keeping_and_a_pong_does_not() {
+    let mut rig = Rig::new(Confirm::Reply, Guarantee::AtLeastOnce, 100);
+    rig.now += PING_DELAY;
+    assert_eq!(rig.write(), ((1..=64).collect(), vec![]), "64 beyond the last reply, no confirming Pings");
+    rig.link.probe(rig.now);
+    assert_eq!(rig.write().1, [64]);
+    assert_eq!(rig.pong(64), None);
+    assert_eq!(rig.write().0, []);
+    assert_eq!(rig.link.handle_reply(Some(65)), None, "not even written");
+    assert_eq!(rig.link.unconfirmed(), 100);
+    assert_eq!(rig.link.handle_reply(None), Some(Event::Confirmed(1)));
+    assert_eq!(rig.write().0, [65]);
+}
+
+#[test]
+fn replies_may_come_in_any_order_and_each_counts_once() {
+    let mut rig = Rig::new(Confirm::Reply, Guarantee::AtLeastOnce, 5);
+    rig.write();
+    assert_eq!(rig.link.handle_reply(Some(3)), None);
+    assert_eq!(rig.link.handle_reply(Some(3)), None);
+    assert_eq!(rig.link.handle_reply(Some(2)), None);
+    assert_eq!((rig.link.handle_reply(Some(0)), rig.link.handle_reply(Some(6))), (None, None));
+    assert_eq!(rig.link.unconfirmed(), 3);
+    assert_eq!(rig.link.handle_reply(None), Some(Event::Confirmed(3)), "the oldest open one was 1");
+    assert_eq!(rig.link.handle_reply(Some(5)), None);
+    rig.reconnect();
+    assert_eq!(rig.write().0, [4], "what was answered is not written again");
+    assert_eq!(rig.link.handle_reply(None), Some(Event::Confirmed(5)));
+    assert_eq!(rig.link.handle_reply(None), None);
+}
+
+#[test]
+fn a_full_queue_gives_the_message_back() {
+    let config = ConfirmConfig { queue_messages: 2, queue_bytes: 100, ..Default::default() };
+    let mut link = Confirmer::new(config);
+    assert_eq!(link.push('a', 200), Ok(1), "one larger message alone");
+    assert_eq!(link.push('b', 0), Err(Full('b')));
+    let mut link = Confirmer::new(config);
+    assert_eq!((link.push('a', 60), link.push('b', 41)), (Ok(1), Err(Full('b'))));
+    assert_eq!((link.push('c', 40), link.push('d', 0)), (Ok(2), Err(Full('d'))));
+}
+
+/// The peer ends the connection whenever it meets the message `poison`, before any later Pong.
+/// Returns the number of connections it took until the link reported one undeliverable.
+fn connections_until_undeliverable(rig: &mut Rig, poison: u64) -> (u32, Event<u64>) {
+    for connections in 1..100 {
+        loop {
+            let (messages, pings) = rig.write();
+            if messages.contains(&poison) {
+                break;
+            }
+            match pings.last() {
+                Some(position) => drop(rig.pong(*position)),
+                None => rig.now = rig.link.poll_timeout().unwrap(),
+            }
+        }
+        if let Some(event) = rig.reconnect() {
+            return (connections, event);
+        }
+    }
+    panic!("resent for ever")
+}
+
+#[test]
+fn a_message_that_ends_three_connections_is_given_up_and_the_next_goes_on() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 2);
+    assert_eq!(connections_until_undeliverable(&mut rig, 1), (3, Event::Undeliverable(1, 1)));
+    assert_eq!(rig.settle(), [2]);
+    assert_eq!(rig.link.unconfirmed(), 0);
+}
+
+#[test]
+fn the_innocent_in_front_of_a_poisonous_message_are_not_given_up() {
+    for confirm in [Confirm::Pong, Confirm::PongWindow] {
+        let mut rig = Rig::new(confirm, Guarantee::AtLeastOnce, 300);
+        let (connections, event) = connections_until_undeliverable(&mut rig, 164);
+        assert_eq!((connections, event), (5, Event::Undeliverable(164, 164)), "{confirm:?}");
+        assert!(!rig.settle().contains(&164));
+        assert_eq!(rig.link.unconfirmed(), 0);
+    }
+}
+
+#[test]
+fn two_lost_connections_are_no_blame_once_the_third_makes_progress() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 3);
+    for _ in 0..2 {
+        rig.write();
+        assert_eq!(rig.reconnect(), None);
+    }
+    assert_eq!(rig.write(), (vec![1], vec![1]), "one by one");
+    rig.now += MIN_INTERVAL;
+    assert_eq!(rig.pong(1), Some(Event::Confirmed(1)));
+    assert_eq!(rig.write(), (vec![2], vec![2]));
+    assert_eq!(rig.reconnect(), None);
+    assert_eq!(rig.settle(), [2, 3]);
+}
+
+#[test]
+fn a_connection_that_wrote_nothing_is_nobodys_fault() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 1);
+    for _ in 0..10 {
+        assert_eq!(rig.reconnect(), None);
+    }
+    assert_eq!(rig.settle(), [1]);
+}
+
+#[test]
+fn a_probe_sends_a_ping_on_a_quiet_connection_and_never_a_second_one() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 0);
+    rig.link.probe(rig.now);
+    assert_eq!(rig.link.poll_timeout(), Some(rig.now));
+    assert_eq!(rig.write().1, [0]);
+    rig.link.probe(rig.now);
+    rig.now += PING_DELAY;
+    assert_eq!(rig.write().1, []);
+    assert_eq!((rig.pong(0), rig.link.poll_timeout()), (None, None));
+}
+
+#[test]
+fn a_setting_out_of_range_is_named() {
+    let check = |config: ConfirmConfig| config.checked().map_err(|error| error.field).err();
+    let good = ConfirmConfig::default();
+    assert_eq!(check(good), None);
+    assert_eq!(check(ConfirmConfig { queue_messages: 0, ..good }), Some("confirm.queue_messages"));
+    assert_eq!(check(ConfirmConfig { queue_bytes: 0, ..good }), Some("confirm.queue_bytes"));
+    assert_eq!(check(ConfirmConfig { min_interval: Duration::ZERO, ..good }), Some("confirm.min_interval"));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Push(usize),
+    /// The link writes this many things.
+    Write(usize),
+    /// The peer reads this many things.
+    Read(usize),
+    Reply,
+    ReplyTo(u64),
+    Garbage(u64),
+    Wait(u64),
+    PeerClose,
+    Cut,
+    Attach,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => prop_oneof![9 => 0_usize..2_000, 1 => 0_usize..400_000].prop_map(Step::Push),
+        8 => (1_usize..80).prop_map(Step::Write),
+        8 => (1_usize..80).prop_map(Step::Read),
+        4 => Just(Step::Reply),
+        1 => (0_u64..300).prop_map(Step::ReplyTo),
+        1 => any::<u64>().prop_map(Step::Garbage),
+        4 => (0_u64..400).prop_map(Step::Wait),
+        1 => Just(Step::PeerClose),
+        1 => Just(Step::Cut),
+        2 => Just(Step::Attach),
+    ]
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Sent {
+    Message(u64),
+    Ping([u8; 8]),
+}
+
+/// A link and its peer, with a wire between them that a cut empties.
+struct World {
+    rig: Rig,
+    confirm: Confirm,
+    attached: bool,
+    closed: bool,
+    wire: VecDeque<Sent>,
+    /// Read on this connection, not yet answered by the application.
+    read: Vec<u64>,
+    /// Ever read by the peer.
+    taken: std::collections::BTreeSet<u64>,
+    /// Reported as unknown or undeliverable.
+    reported: std::collections::BTreeSet<u64>,
+    settled: u64,
+    last_written: u64,
+    last_ping: Option<Instant>,
+}
+
+impl World {
+    fn new(confirm: Confirm, guarantee: Guarantee) -> Self {
+        let mut rig = Rig::new(confirm, guarantee, 0);
+        rig.link.handle_lost();
+        Self {
+            rig,
+            confirm,
+            attached: false,
+            closed: false,
+            wire: VecDeque::new(),
+            read: Vec::new(),
+            taken: Default::default(),
+            reported: Default::default(),
+            settled: 0,
+            last_written: 0,
+            last_ping: None,
+        }
+    }
+
+    fn apply(&mut self, step: Step) {
+        match step {
+            Step::Push(bytes) => {
+                let number = self.rig.link.last() + 1;
+                let refused = self.rig.link.push(number, bytes).is_err();
+                assert!(!refused || self.rig.link.unconfirmed() > 0);
+            }
+            Step::Write(things) => (0..things).for_each(|_| self.write()),
+            Step::Read(things) => (0..things).for_each(|_| self.read()),
+            Step::Reply if !self.read.is_empty() => {
+                self.read.remove(0);
+                let event = self.rig.link.handle_reply(None);
+                self.note(event);
+            }
+            Step::ReplyTo(number) if self.read.contains(&number) => {
+                self.read.retain(|read| *read != number);
+                let event = self.rig.link.handle_reply(Some(number));
+                self.note(event);
+            }
+            Step::Garbage(position) if self.wire.is_empty() => {
+                let open = self.rig.link.line.ping;
+                let event = self.rig.pong(position);
+                assert!(event.is_none() || open == Some(position));
+                self.note(event);
+            }
+            Step::Wait(ms) => self.rig.now += Duration::from_millis(ms),
+            Step::PeerClose => {
+                self.closed = true;
+                self.rig.link.handle_peer_close();
+            }
+            Step::Cut => self.cut(),
+            Step::Attach => {
+                self.cut();
+                self.rig.link.handle_attached();
+                (self.attached, self.closed, self.last_written, self.last_ping) = (true, false, 0, None);
+            }
+            Step::Reply | Step::ReplyTo(_) | Step::Garbage(_) => {}
+        }
+    }
+
+    fn write(&mut self) {
+        let now = self.rig.now;
+        let Some(transmit) = self.rig.link.poll_transmit(now) else { return };
+        match transmit {
+            Transmit::Message(number, _) => {
+                assert!(number > self.last_written, "in order on each connection");
+                self.last_written = number;
+                self.wire.push_back(Sent::Message(number));
+                assert!(!self.reported.contains(&number), "reported and written again");
+            }
+            Transmit::Ping(position) => {
+                let apart = self.last_ping.replace(now).is_none_or(|last| now >= last + MIN_INTERVAL);
+                assert!(apart, "Pings keep their distance");
+                assert!(!self.wire.iter().any(|sent| matches!(sent, Sent::Ping(_))), "one Ping is open");
+                self.wire.push_back(Sent::Ping(position));
+            }
+        }
+        assert!(self.attached && !self.closed);
+        let Load { messages, bytes } = self.rig.link.line.in_flight;
+        assert!(messages <= WINDOW_MESSAGES && (messages == 1 || bytes <= WINDOW_BYTES));
+    }
+
+    fn read(&mut self) {
+        match self.wire.pop_front() {
+            Some(Sent::Message(number)) => {
+                self.taken.insert(number);
+                self.read.push(number);
+            }
+            Some(Sent::Ping(position)) => {
+                let event = self.rig.link.handle_pong(&position);
+                self.note(event);
+            }
+            None => {}
+        }
+    }
+
+    fn cut(&mut self) {
+        let event = self.rig.link.handle_lost();
+        self.note(event);
+        self.wire.clear();
+        self.read.clear();
+        self.attached = false;
+    }
+
+    fn note(&mut self, event: Option<Event<u64>>) {
+        match event {
+            Some(Event::Confirmed(upto)) => {
+                assert!(upto > self.settled, "confirmations only grow");
+                for number in self.settled + 1..=upto {
+                    assert!(self.taken.contains(&number) || self.reported.contains(&number), "{number}");
+                }
+                self.settled = upto;
+            }
+            Some(Event::Unknown(first, last)) => {
+                assert!(first > self.settled && last >= first);
+                self.reported.extend(first..=last);
+            }
+            Some(Event::Undeliverable(number, message)) => {
+                assert!(number == message && number > self.settled);
+                assert!(self.reported.insert(number), "given up once");
+            }
+            None => {}
+        }
+        let kept = &self.rig.link.kept;
+        let held: usize = kept.iter().filter(|kept| kept.message.is_some()).count();
+        assert!(held <= self.rig.link.unconfirmed() + KEPT_BACK_MESSAGES as usize);
+    }
+
+    /// The faults end: everything gets through.
+    fn heal(&mut self) {
+        self.apply(Step::Attach);
+        let mut rounds = 0;
+        while self.rig.link.unconfirmed() > 0 {
+            self.apply(Step::Write(100));
+            self.apply(Step::Read(100));
+            if self.confirm == Confirm::Reply {
+                (0..100).for_each(|_| self.apply(Step::Reply));
+            }
+            self.rig.now = self.rig.link.poll_timeout().unwrap_or(self.rig.now).max(self.rig.now);
+            rounds += 1;
+            assert!(rounds < 2_000, "stuck");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_every_message_is_taken_in_or_reported(
+        confirm in prop_oneof![Just(Confirm::Pong), Just(Confirm::PongWindow), Just(Confirm::Reply)],
+        guarantee in prop_oneof![Just(Guarantee::AtLeastOnce), Just(Guarantee::AtMostOnce)],
+        steps in proptest::collection::vec(step(), 1..300),
+    ) {
+        let mut world = World::new(confirm, guarantee);
+        steps.into_iter().for_each(|step| world.apply(step));
+        world.heal();
+        for number in 1..=world.rig.link.last() {
+            prop_assert!(world.taken.contains(&number) || world.reported.contains(&number), "{number} is lost");
+        }
+        let Load { messages, bytes } = world.rig.link.queue;
+        prop_assert_eq!((messages, bytes), (0, 0));
+    }
+}

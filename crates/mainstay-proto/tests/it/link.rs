@@ -1,0 +1,153 @@
+//! The client towards a plain peer.
+
+use std::time::{Duration, Instant};
+
+use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode, Report};
+use mainstay_proto::session::{ConnectionId, Message, Transmit};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct Link {
+    client: Client,
+    now: Instant,
+}
+
+impl Link {
+    /// Attached to its first connection.
+    fn new() -> Self {
+        let now = Instant::now();
+        let mut link = Self { client: Client::new(now, ConnectConfig::default(), [7; 32]), now };
+        link.attach();
+        link
+    }
+
+    /// Dials when that is due, and opens the connection.
+    fn attach(&mut self) -> ConnectionId {
+        loop {
+            self.client.handle_timeout(self.now);
+            match self.client.poll_command() {
+                Some(Command::Dial(connection)) => {
+                    self.client.handle_opened(self.now, connection, Mode::Plain);
+                    return connection;
+                }
+                Some(_) => {}
+                None => self.now = self.now.max(self.client.poll_timeout().unwrap()),
+            }
+        }
+    }
+
+    fn connection(&self) -> ConnectionId {
+        self.client.writer().unwrap()
+    }
+
+    /// Does what is due and writes everything.
+    fn turn(&mut self) -> Vec<Transmit> {
+        while self.client.handle_timeout(self.now) {}
+        let connection = self.connection();
+        let written: Vec<_> =
+            std::iter::from_fn(|| self.client.poll_transmit(self.now, connection)).collect();
+        self.client.handle_flushed(self.now, connection);
+        written
+    }
+
+    fn pong(&mut self, nonce: u64) {
+        self.client.handle_pong(self.now, self.connection(), &nonce.to_be_bytes());
+    }
+
+    fn lose(&mut self) {
+        self.client.handle_lost(self.now, self.connection(), Lost::Broken("cut".into()));
+    }
+
+    fn reports(&mut self) -> Vec<Report> {
+        let events = std::iter::from_fn(|| self.client.poll_event());
+        events
+            .filter_map(|event| if let Event::Report(report) = event { Some(report) } else { None })
+            .collect()
+    }
+}
+
+fn ping(written: &[Transmit]) -> u64 {
+    let pings = written.iter().filter_map(|transmit| match transmit {
+        Transmit::Ping(nonce) => Some(*nonce),
+        _ => None,
+    });
+    let pings: Vec<_> = pings.collect();
+    assert_eq!(pings.len(), 1, "{written:?}");
+    pings[0]
+}
+
+#[test]
+fn a_healthy_link_that_is_asked_answers_a_ping_and_stays() {
+    let mut link = Link::new();
+    link.client.retry_now(link.now);
+    let nonce = ping(&link.turn());
+    link.now += SECOND / 2;
+    link.pong(nonce);
+    link.now += 2 * SECOND;
+    link.turn();
+    assert_eq!(link.client.poll_command(), None);
+    assert_eq!(link.client.rtt(), Some(SECOND / 2));
+}
+
+#[test]
+fn a_link_that_is_asked_and_hears_nothing_is_replaced_after_a_second_and_dead_after_two() {
+    let mut link = Link::new();
+    let first = link.connection();
+    link.client.retry_now(link.now);
+    ping(&link.turn());
+    link.now += SECOND;
+    link.turn();
+    link.turn();
+    assert!(matches!(link.client.poll_command(), Some(Command::Dial(_))));
+    link.now += SECOND;
+    while link.client.handle_timeout(link.now) {}
+    assert_eq!(link.client.poll_command(), Some(Command::Transmit(first, Transmit::Abort)));
+    assert!(!link.client.is_attached());
+}
+
+#[test]
+fn what_a_replaced_link_did_not_confirm_is_written_on_the_new_one() {
+    let mut link = Link::new();
+    assert_eq!(link.client.send(Message::text("a")), Ok(1));
+    assert_eq!(link.turn(), [Transmit::Message(Message::text("a"))]);
+    link.client.retry_now(link.now);
+    link.turn();
+    link.now += SECOND;
+    let first = link.connection();
+    let second = link.attach();
+    assert_eq!(
+        (link.connection(), link.client.poll_command()),
+        (second, Some(Command::Transmit(first, Transmit::Abort)))
+    );
+    assert_eq!(link.turn(), [Transmit::Message(Message::text("a"))]);
+    link.now += SECOND / 4;
+    let position = ping(&link.turn());
+    link.pong(position);
+    assert_eq!(link.client.settled(), 1);
+}
+
+#[test]
+fn a_message_that_ends_three_connections_comes_back() {
+    let mut link = Link::new();
+    link.client.send(Message::text("poison")).unwrap();
+    for _ in 0..3 {
+        link.turn();
+        link.lose();
+        link.attach();
+    }
+    assert_eq!(link.reports(), [Report::Undeliverable(1, Message::text("poison"))]);
+    assert_eq!(link.client.settled(), 1);
+}
+
+#[test]
+fn a_peer_that_sends_but_answers_no_ping_is_kept() {
+    let mut link = Link::new();
+    let first = link.connection();
+    for _ in 0..900 {
+        link.now += SECOND;
+        link.client.handle_message(link.now, first, Message::text("news")).unwrap();
+        link.turn();
+        link.client.hand_over(link.now);
+    }
+    assert_eq!((link.connection(), link.client.poll_command()), (first, None));
+}
