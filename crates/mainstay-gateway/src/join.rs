@@ -4,13 +4,15 @@
 //! is kept within the session's window; while the backend is away the visitor stays, and what it
 //! sends is kept in the link's queue. Full means waiting, on either leg, never dropping.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
+use mainstay::SessionUpgrade;
 use mainstay::client::{Builder, Event, Events};
-use mainstay::server::{PeerFacts, Session};
+use mainstay::server::Session;
 use mainstay::{Client, CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits};
 
 /// How links are made.
@@ -37,9 +39,21 @@ impl LinkStats {
     }
 }
 
+/// What a visitor's request asks for, as it is passed on.
+pub(crate) struct Visit {
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Visit {
+    pub(crate) fn of(upgrade: &SessionUpgrade) -> Self {
+        Self { uri: upgrade.uri().clone(), headers: forwarded(upgrade.headers(), upgrade.address()) }
+    }
+}
+
 /// Runs until the visitor or the backend ends it.
-pub(crate) async fn join(session: Session, config: LinkConfig) {
-    let link = match link(session.peer(), &config) {
+pub(crate) async fn join(session: Session, visit: Visit, config: LinkConfig) {
+    let link = match link(visit, session.peer().subprotocol.as_deref(), &config) {
         Ok(link) => link,
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
@@ -93,8 +107,8 @@ async fn watch(events: Events, stats: &LinkStats) -> (CloseCode, String) {
 }
 
 /// A link for this visitor: its path, query, cookies, headers and subprotocol.
-fn link(peer: &PeerFacts, config: &LinkConfig) -> Result<Client, String> {
-    let url = url(&config.upstream, &peer.uri)?;
+fn link(visit: Visit, subprotocol: Option<&str>, config: &LinkConfig) -> Result<Client, String> {
+    let url = url(&config.upstream, &visit.uri)?;
     let builder: Builder = Client::builder(&url.to_string()).map_err(|error| error.to_string())?;
     let mut builder = builder
         .plain()
@@ -103,10 +117,10 @@ fn link(peer: &PeerFacts, config: &LinkConfig) -> Result<Client, String> {
         .limits(config.limits)
         .confirm(config.confirm)
         .guarantee(config.guarantee);
-    if let Some(name) = &peer.subprotocol {
+    if let Some(name) = subprotocol {
         builder = builder.subprotocol(name);
     }
-    for (name, value) in &forwarded(peer) {
+    for (name, value) in &visit.headers {
         builder = builder.header(name.clone(), value.clone());
     }
     Ok(builder.connect())
@@ -124,15 +138,15 @@ fn url(upstream: &Uri, visited: &Uri) -> Result<Uri, String> {
 
 /// The visitor's headers, without those that speak of its own connection, and with those that tell
 /// the backend who is behind it.
-fn forwarded(peer: &PeerFacts) -> HeaderMap {
+fn forwarded(asked: &HeaderMap, address: Option<SocketAddr>) -> HeaderMap {
     let named = |value: &HeaderValue| -> Vec<String> {
         value.to_str().unwrap_or_default().split(',').map(|name| name.trim().to_ascii_lowercase()).collect()
     };
-    let listed: Vec<String> = peer.headers.get_all(header::CONNECTION).iter().flat_map(named).collect();
+    let listed: Vec<String> = asked.get_all(header::CONNECTION).iter().flat_map(named).collect();
     let mut headers = HeaderMap::new();
-    for (name, value) in &peer.headers {
+    for (name, value) in asked {
         if !is_hop_by_hop(name) && !listed.iter().any(|listed| listed == name.as_str()) {
-            headers.append(name.clone(), value.clone());
+            headers.append(name.clone(), copied(value));
         }
     }
     let mut add = |name: &'static str, value: Option<HeaderValue>| {
@@ -140,11 +154,16 @@ fn forwarded(peer: &PeerFacts) -> HeaderMap {
             headers.append(HeaderName::from_static(name), value);
         }
     };
-    let address = peer.address.map(|address| address.ip().to_string());
+    let address = address.map(|address| address.ip().to_string());
     add("x-forwarded-for", address.and_then(|address| address.parse().ok()));
-    add("x-forwarded-host", peer.headers.get(header::HOST).cloned());
+    add("x-forwarded-host", asked.get(header::HOST).map(copied));
     add("x-forwarded-proto", Some(HeaderValue::from_static("ws")));
     headers
+}
+
+/// A value as it came shares the buffer of its whole request, which would live as long as the link.
+fn copied(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }
 
 /// RFC 9110 section 7.6.1, and the opening handshake's own (RFC 6455 section 4.1).
@@ -169,7 +188,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 mod tests {
     use super::*;
 
-    fn peer() -> PeerFacts {
+    fn asked() -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("host", "example.com"),
@@ -183,18 +202,12 @@ mod tests {
         ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        PeerFacts {
-            uri: Uri::from_static("/room/7?user=x"),
-            headers,
-            address: Some(([127, 0, 0, 1], 5000).into()),
-            subprotocol: None,
-            resumable: false,
-        }
+        headers
     }
 
     #[test]
     fn what_speaks_of_the_visitors_connection_is_not_forwarded() {
-        let headers = forwarded(&peer());
+        let headers = forwarded(&asked(), Some(([127, 0, 0, 1], 5000).into()));
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         let expected =
@@ -206,8 +219,9 @@ mod tests {
 
     #[test]
     fn the_visitors_path_goes_behind_the_backends() {
-        let join =
-            |upstream: &'static str| url(&Uri::from_static(upstream), &peer().uri).unwrap().to_string();
+        let join = |upstream: &'static str| {
+            url(&Uri::from_static(upstream), &Uri::from_static("/room/7?user=x")).unwrap().to_string()
+        };
         assert_eq!(join("ws://backend:3000"), "ws://backend:3000/room/7?user=x");
         assert_eq!(join("ws://backend:3000/app/"), "ws://backend:3000/app/room/7?user=x");
     }

@@ -158,7 +158,8 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Response {
-    upgrade.on_session(move |session| join::join(session, gateway.link))
+    let visit = join::Visit::of(&upgrade);
+    upgrade.on_session(move |session| join::join(session, visit, gateway.link))
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Failure> {

@@ -32,14 +32,15 @@ mod stats;
 mod task;
 mod upgrade;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
 use mainstay_proto::ws::{CloseCode, Limits};
-use tokio::sync::watch;
+use slab::Slab;
 use tokio_util::task::TaskTracker;
 
 use self::core::{Core, CoreRef};
@@ -93,15 +94,10 @@ pub(crate) struct Shared {
     pub(crate) sessions: Arc<ServerConfig>,
     registry: Mutex<Registry<CoreRef>>,
     pub(crate) tracker: TaskTracker,
-    draining: watch::Sender<Option<Drain>>,
+    /// Every session that has a task, so that all can be told when the server goes away.
+    cores: Mutex<Slab<Weak<Core>>>,
+    draining: AtomicBool,
     pub(crate) stats: Stats,
-}
-
-/// What every connection is told when the server goes away.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Drain {
-    /// Clients come back, spread over this time.
-    pub(crate) spread: Duration,
 }
 
 impl Mainstay {
@@ -122,7 +118,8 @@ impl Mainstay {
             sessions,
             registry: Mutex::new(registry),
             tracker: TaskTracker::new(),
-            draining: watch::Sender::new(None),
+            cores: Mutex::new(Slab::new()),
+            draining: AtomicBool::new(false),
             stats: Stats::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -149,11 +146,9 @@ impl Mainstay {
     /// # Cancel safety
     /// Safe: draining goes on, only the waiting ends.
     pub async fn drain(&self, spread: Duration) {
-        self.shared.draining.send_if_modified(|draining| {
-            let first = draining.is_none();
-            draining.get_or_insert(Drain { spread });
-            first
-        });
+        if !self.shared.draining.swap(true, Ordering::Relaxed) {
+            tokio::spawn(send_away(self.shared.cores(), spread));
+        }
         self.shared.tracker.close();
         let all = self.shared.tracker.wait();
         if tokio::time::timeout(spread + Duration::from_secs(5), all).await.is_err() {
@@ -184,11 +179,21 @@ impl Shared {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.borrow().is_some()
+        self.draining.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn draining(&self) -> watch::Receiver<Option<Drain>> {
-        self.draining.subscribe()
+    /// Lists a session until [`unlist`](Self::unlist) is called with the slot that this returns.
+    pub(crate) fn list(&self, core: &CoreRef) -> usize {
+        self.cores.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::downgrade(core))
+    }
+
+    pub(crate) fn unlist(&self, slot: usize) {
+        self.cores.lock().unwrap_or_else(PoisonError::into_inner).try_remove(slot);
+    }
+
+    fn cores(&self) -> Vec<Weak<Core>> {
+        let cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
+        cores.iter().map(|(_, core)| Weak::clone(core)).collect()
     }
 
     /// The session is over: its names lead to a tombstone from here on.
@@ -198,9 +203,22 @@ impl Shared {
     }
 }
 
-/// The code and reason for a plain client when the server drains.
-const RESTART: (CloseCode, &str) = (CloseCode::RESTART, "server is going away, come back");
-
-fn go_away(spread: Duration) -> (Delay, Duration) {
-    (Delay { min: Duration::ZERO, max: spread }, spread + Duration::from_secs(5))
+/// Clients that speak `mainstay.v1` are told at once and spread themselves; plain ones cannot be told,
+/// so their closing is what is spread.
+async fn send_away(cores: Vec<Weak<Core>>, spread: Duration) {
+    let delay = Delay { min: Duration::ZERO, max: spread };
+    let is_plain = |core: &Weak<Core>| {
+        core.upgrade().is_some_and(|core| core.with_session(|s| s.go_away(REASON, delay, spread)).is_none())
+    };
+    let (plain, sessions): (Vec<_>, Vec<_>) = cores.into_iter().partition(is_plain);
+    sessions.iter().filter_map(Weak::upgrade).for_each(|core| core.lock().wake_driver());
+    let pause = spread / u32::try_from(plain.len()).unwrap_or(u32::MAX).max(1);
+    for core in plain {
+        if let Some(core) = core.upgrade() {
+            core.lock().close(CloseCode::RESTART, REASON);
+        }
+        tokio::time::sleep(pause).await;
+    }
 }
+
+const REASON: &str = "the server is going away, come back";

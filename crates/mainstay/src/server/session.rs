@@ -23,7 +23,7 @@ use crate::SendError;
 pub struct Session {
     core: CoreRef,
     shared: Arc<Shared>,
-    peer: Arc<PeerFacts>,
+    peer: PeerFacts,
     seen: SessionState,
 }
 
@@ -64,7 +64,7 @@ pub enum SessionState {
 }
 
 impl Session {
-    pub(super) fn new(core: CoreRef, mainstay: &Mainstay, peer: Arc<PeerFacts>) -> Self {
+    pub(super) fn new(core: CoreRef, mainstay: &Mainstay, peer: PeerFacts) -> Self {
         let seen = core.lock().state();
         Self { core, shared: Arc::clone(&mainstay.shared), peer, seen }
     }
@@ -186,7 +186,7 @@ impl Session {
         self.core.lock().state()
     }
 
-    /// What the client's first connection said of itself.
+    /// What is known of the client.
     #[must_use]
     pub fn peer(&self) -> &PeerFacts {
         &self.peer
@@ -307,7 +307,7 @@ impl Inner {
         }
     }
 
-    fn close(&mut self, code: CloseCode, reason: &str) {
+    pub(super) fn close(&mut self, code: CloseCode, reason: &str) {
         match &mut self.peer {
             Peer::Session(session) => session.close(code, reason),
             Peer::Plain(plain) => plain.close(code, reason),

@@ -14,12 +14,11 @@ use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{ConnectionId, Control, Frame, Over, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
-use tokio::sync::watch;
 use tokio::time::Sleep;
 
+use super::Shared;
 use super::core::{CoreRef, Inner, Peer};
 use super::stats::Stats;
-use super::{Drain, RESTART, Shared, go_away};
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
 
 /// Reads per turn.
@@ -38,8 +37,8 @@ pub(super) struct SessionTask<F> {
     wire: Option<Wire>,
     handler: Option<Pin<Box<F>>>,
     timer: Option<Pin<Box<Sleep>>>,
-    draining: Pin<Box<dyn Future<Output = Drain> + Send>>,
-    drained: bool,
+    /// In the list of all sessions.
+    slot: usize,
 }
 
 impl<F: Future<Output = ()>> SessionTask<F> {
@@ -50,8 +49,8 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         wire: Wire,
         handler: F,
     ) -> Self {
-        let draining = Box::pin(drained(shared.draining()));
         Stats::add(&shared.stats.sessions, 1);
+        let slot = shared.list(&core);
         Self {
             core,
             shared,
@@ -59,15 +58,13 @@ impl<F: Future<Output = ()>> SessionTask<F> {
             wire: Some(wire),
             handler: Some(Box::pin(handler)),
             timer: None,
-            draining,
-            drained: false,
+            slot,
         }
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.register(cx);
         self.take_over();
-        self.poll_drain(cx);
         for _ in 0..ROUNDS {
             let more = self.read(cx);
             if self.keep_time() {
@@ -302,22 +299,6 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         }
     }
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>) {
-        if self.drained {
-            return;
-        }
-        let Poll::Ready(drain) = self.draining.as_mut().poll(cx) else { return };
-        self.drained = true;
-        let mut inner = self.core.lock();
-        match &mut inner.peer {
-            Peer::Session(session) => {
-                let (delay, close_in) = go_away(drain.spread);
-                session.go_away("server is going away", delay, close_in);
-            }
-            Peer::Plain(plain) => plain.close(RESTART.0, RESTART.1),
-        }
-    }
-
     /// The session is over, its handler done, and what was to be said is said.
     fn is_done(&mut self) -> bool {
         let over = self.core.lock().is_over();
@@ -344,6 +325,7 @@ impl<F> Drop for SessionTask<F> {
             Stats::subtract(&stats.connections, 1);
         }
         Stats::subtract(&stats.sessions, 1);
+        self.shared.unlist(self.slot);
         let expired = self.core.with_session(|session| {
             // A task that is dropped before its time (a runtime that shuts down) leaves no live name.
             session.evict();
@@ -353,17 +335,6 @@ impl<F> Drop for SessionTask<F> {
             Stats::add(&stats.expired, 1);
         }
         self.shared.bury(&self.core);
-    }
-}
-
-async fn drained(mut draining: watch::Receiver<Option<Drain>>) -> Drain {
-    loop {
-        if let Some(drain) = *draining.borrow_and_update() {
-            return drain;
-        }
-        if draining.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
     }
 }
 

@@ -37,22 +37,21 @@ pub struct SessionUpgrade {
     mainstay: Mainstay,
     request: Accept,
     on_upgrade: OnUpgrade,
+    uri: Uri,
+    headers: HeaderMap,
     facts: PeerFacts,
     principal: Bytes,
     subprotocols: Option<Vec<String>>,
 }
 
-/// What the request of a session's first connection said.
+/// What is known of a session's client. Small, because every session holds it; the request's headers are
+/// the upgrade's ([`SessionUpgrade::headers`]).
 #[derive(Debug, Clone)]
 pub struct PeerFacts {
-    /// Path and query.
-    pub uri: Uri,
-    /// All headers.
-    pub headers: HeaderMap,
-    /// Where it came from, as far as the server loop told.
+    /// Where its first connection came from, as far as the server loop told.
     pub address: Option<SocketAddr>,
     /// The application's subprotocol, if one was agreed on.
-    pub subprotocol: Option<String>,
+    pub subprotocol: Option<Box<str>>,
     /// Whether it speaks `mainstay.v1`.
     pub resumable: bool,
 }
@@ -88,14 +87,16 @@ where
         }
         let on_upgrade = parts.extensions.remove::<OnUpgrade>().ok_or(UpgradeRejection::NotUpgradable)?;
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-        let facts = PeerFacts {
+        Ok(Self {
+            mainstay,
+            request,
+            on_upgrade,
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
-            address,
-            subprotocol: None,
-            resumable: false,
-        };
-        Ok(Self { mainstay, request, on_upgrade, facts, principal: Bytes::new(), subprotocols: None })
+            facts: PeerFacts { address, subprotocol: None, resumable: false },
+            principal: Bytes::new(),
+            subprotocols: None,
+        })
     }
 }
 
@@ -116,10 +117,23 @@ impl SessionUpgrade {
         self
     }
 
-    /// What the request said.
+    /// The request's path and query.
     #[must_use]
-    pub fn peer(&self) -> &PeerFacts {
-        &self.facts
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// The request's headers. They share one buffer with each other: copy what you keep for the life of
+    /// the session.
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// Where the request came from, as far as the server loop told.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.facts.address
     }
 
     /// The application's subprotocols that the client offers.
@@ -139,10 +153,17 @@ impl SessionUpgrade {
         let deflate = shared.config.deflate.then(DeflateParams::default);
         let (headers, agreed) = self.request.response(chosen.as_deref(), deflate);
         self.facts.resumable = chosen.as_deref().is_some_and(is_ours);
-        self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(str::to_owned));
+        self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
         let deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
-        tracker.spawn(open(self.mainstay, self.on_upgrade, self.facts, self.principal, deflate, handler));
+        // Cold state, boxed: it is freed before the session begins, and what stays is the session's task.
+        let opening =
+            Box::pin(open(self.mainstay, self.on_upgrade, self.facts, self.principal, deflate, handler));
+        tracker.spawn(async move {
+            if let Some(task) = opening.await {
+                task.await;
+            }
+        });
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = headers;
@@ -179,7 +200,7 @@ fn offered(request: &Accept) -> impl Iterator<Item = &str> {
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
-/// From 101 to the end of the session, if this connection is the one that makes it.
+/// From 101 to a session's task, if this connection is the one that makes it.
 async fn open<H, F>(
     mainstay: Mainstay,
     on_upgrade: OnUpgrade,
@@ -187,16 +208,15 @@ async fn open<H, F>(
     principal: Bytes,
     deflate: Option<DeflateParams>,
     handler: H,
-) where
+) -> Option<SessionTask<F>>
+where
     H: FnOnce(Session) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    // Cold state, boxed: it is freed before the session begins.
-    let opened = Box::pin(bind(&mainstay.shared, on_upgrade, facts.resumable, principal, deflate)).await;
-    let Some((connection, core, wire)) = opened else { return };
-    let session = Session::new(Arc::clone(&core), &mainstay, Arc::new(facts));
-    let handler = handler(session);
-    SessionTask::new(core, mainstay.shared, connection, wire, handler).await;
+    let (connection, core, wire) =
+        bind(&mainstay.shared, on_upgrade, facts.resumable, principal, deflate).await?;
+    let handler = handler(Session::new(Arc::clone(&core), &mainstay, facts));
+    Some(SessionTask::new(core, mainstay.shared, connection, wire, handler))
 }
 
 /// Binds a new connection to a session. `None`: to one that has its task already, or to none.
