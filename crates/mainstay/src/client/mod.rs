@@ -42,8 +42,9 @@ use tokio::sync::oneshot;
 pub use mainstay_proto::connect::{Event, Lost, Mode, Report};
 
 use self::dial::Attempt;
-use self::task::{Core, Task, now};
+use self::task::{Core, Task};
 use crate::SendError;
+use crate::driver::now;
 
 /// The subprotocol of `mainstay.v1`.
 const SUBPROTOCOL: &str = "mainstay.v1";

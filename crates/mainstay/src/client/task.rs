@@ -5,27 +5,21 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use mainstay_proto::connect::{Client as Machine, Command, Event, Lost, Mode, Report};
 use mainstay_proto::session::{ConnectionId, Fate, Message, Transmit};
 use mainstay_proto::ws::CloseFrame;
 use tokio::sync::oneshot;
-use tokio::time::Sleep;
 
 use super::dial::dial;
 use super::{Builder, Outcome, Request, Tracked};
 use crate::SendError;
-use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
+use crate::driver::{Abort, Arrived, Framing, Reading, Timer, Wire, Written, now};
 
 /// Turns before others have theirs.
 const ROUNDS: usize = 4;
 /// Events kept for a listener that is slow, or for none.
 const EVENTS: usize = 1024;
-
-pub(super) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
 
 /// What the task and the handle share.
 pub(super) struct Core {
@@ -175,7 +169,7 @@ pub(super) struct Task {
     builder: Builder,
     wires: Vec<Open>,
     dials: Vec<(ConnectionId, Dialling)>,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
 }
 
 struct Open {
@@ -188,7 +182,7 @@ struct Open {
 
 impl Task {
     pub(super) fn new(core: Arc<Core>, builder: Builder) -> Self {
-        Self { core, builder, wires: Vec::new(), dials: Vec::new(), timer: None }
+        Self { core, builder, wires: Vec::new(), dials: Vec::new(), timer: Timer::default() }
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -206,7 +200,7 @@ impl Task {
                 return Poll::Ready(());
             }
             if !more {
-                self.arm_timer(cx);
+                self.timer.arm(cx, self.core.lock().machine.poll_timeout());
                 return Poll::Pending;
             }
         }
@@ -388,24 +382,6 @@ impl Task {
         }
         inner.wake_application();
         inner.finished
-    }
-
-    fn arm_timer(&mut self, cx: &mut Context<'_>) {
-        let Some(at) = self.core.lock().machine.poll_timeout() else {
-            self.timer = None;
-            return;
-        };
-        let at = tokio::time::Instant::from_std(at);
-        match &mut self.timer {
-            Some(timer) if timer.is_elapsed() || timer.deadline() > at => timer.as_mut().reset(at),
-            Some(_) => {}
-            None => self.timer = Some(Box::pin(tokio::time::sleep_until(at))),
-        }
-        if let Some(timer) = &mut self.timer
-            && timer.as_mut().poll(cx).is_ready()
-        {
-            cx.waker().wake_by_ref();
-        }
     }
 }
 

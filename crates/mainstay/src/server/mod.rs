@@ -111,7 +111,7 @@ impl Mainstay {
             heartbeat: config.heartbeat,
             ..ServerConfig::default()
         });
-        let (now, seed) = (task::now(), crate::random_seed());
+        let (now, seed) = (crate::driver::now(), crate::random_seed());
         let registry = Registry::new(now, RegistryConfig::default(), Arc::clone(&sessions), seed);
         let shared = Shared {
             config,
@@ -199,7 +199,7 @@ impl Shared {
     /// The session is over: its names lead to a tombstone from here on.
     pub(crate) fn bury(&self, core: &Core) {
         let mut registry = self.registry();
-        core.with_session(|session| registry.bury(task::now(), session));
+        core.with_session(|session| registry.bury(crate::driver::now(), session));
     }
 }
 

@@ -11,10 +11,10 @@ use mainstay_proto::ws::CloseCode;
 
 use super::core::{CoreRef, Inner, Peer};
 use super::stats::Stats;
-use super::task::now;
 use super::upgrade::PeerFacts;
 use super::{Mainstay, Shared};
 use crate::SendError;
+use crate::driver::now;
 
 /// One session, in the hands of its handler.
 ///

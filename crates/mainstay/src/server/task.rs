@@ -14,20 +14,14 @@ use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{ConnectionId, Control, Frame, Over, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
-use tokio::time::Sleep;
 
 use super::Shared;
 use super::core::{CoreRef, Inner, Peer};
 use super::stats::Stats;
-use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
+use crate::driver::{Abort, Arrived, Framing, Reading, Timer, Wire, Written, now};
 
 /// Reads per turn.
 const ROUNDS: usize = 4;
-
-/// The clock that machines are told of; follows tokio's when that is paused.
-pub(super) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
 
 /// See the module.
 pub(super) struct SessionTask<F> {
@@ -36,7 +30,7 @@ pub(super) struct SessionTask<F> {
     connection: ConnectionId,
     wire: Option<Wire>,
     handler: Option<Pin<Box<F>>>,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
     /// In the list of all sessions.
     slot: usize,
 }
@@ -57,7 +51,7 @@ impl<F: Future<Output = ()>> SessionTask<F> {
             connection,
             wire: Some(wire),
             handler: Some(Box::pin(handler)),
-            timer: None,
+            timer: Timer::default(),
             slot,
         }
     }
@@ -78,7 +72,7 @@ impl<F: Future<Output = ()>> SessionTask<F> {
                 return Poll::Ready(());
             }
             if !more {
-                self.arm_timer(cx);
+                self.timer.arm(cx, self.core.lock().poll_timeout());
                 return Poll::Pending;
             }
         }
@@ -278,25 +272,6 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         let mut inner = self.core.lock();
         inner.handle_lost(now(), self.connection);
         inner.wake_application();
-    }
-
-    /// Arms the timer if it would fire too late. One that fires early finds nothing due.
-    fn arm_timer(&mut self, cx: &mut Context<'_>) {
-        let Some(at) = self.core.lock().poll_timeout() else {
-            self.timer = None;
-            return;
-        };
-        let at = tokio::time::Instant::from_std(at);
-        match &mut self.timer {
-            Some(timer) if timer.is_elapsed() || timer.deadline() > at => timer.as_mut().reset(at),
-            Some(_) => {}
-            None => self.timer = Some(Box::pin(tokio::time::sleep_until(at))),
-        }
-        if let Some(timer) = &mut self.timer
-            && timer.as_mut().poll(cx).is_ready()
-        {
-            cx.waker().wake_by_ref();
-        }
     }
 
     /// The session is over, its handler done, and what was to be said is said.

@@ -22,8 +22,9 @@ use tokio::net::TcpStream;
 use super::core::{Core, Cores, Peer};
 use super::session::Session;
 use super::stats::Stats;
-use super::task::{SessionTask, now};
+use super::task::SessionTask;
 use super::{Mainstay, Shared};
+use crate::driver::now;
 use crate::driver::{Arrived, Framing, Reading, Wire};
 use crate::transport::Transport;
 
