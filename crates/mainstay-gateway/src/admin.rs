@@ -13,7 +13,10 @@ use tokio::net::TcpListener;
 use crate::join::LinkStats;
 
 pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay, links: LinkStats) {
-    let metrics = |State(mainstay): State<Mainstay>| async move { render(&mainstay.stats(), links.lost()) };
+    let metrics = |State(mainstay): State<Mainstay>| async move {
+        let gauges = Gauges { links_lost: links.lost(), queue_bytes: mainstay.kept_bytes() };
+        render(&mainstay.stats(), &gauges)
+    };
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -34,8 +37,15 @@ async fn ready(State(mainstay): State<Mainstay>) -> (StatusCode, &'static str) {
     }
 }
 
+/// What the snapshot of the server's counters does not hold.
+#[derive(Default)]
+struct Gauges {
+    links_lost: u64,
+    queue_bytes: u64,
+}
+
 /// Prometheus text format, version 0.0.4.
-fn render(s: &Snapshot, links_lost: u64) -> String {
+fn render(s: &Snapshot, gauges: &Gauges) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
         let _ = writeln!(out, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
@@ -45,6 +55,7 @@ fn render(s: &Snapshot, links_lost: u64) -> String {
     };
     family("connections", "gauge", "Connections open now.", &[("", s.connections)]);
     family("sessions", "gauge", "Sessions alive now, attached or parked.", &[("", s.sessions)]);
+    family("queue_bytes", "gauge", "Payload bytes kept for visitors.", &[("", gauges.queue_bytes)]);
     family("connections_opened_total", "counter", "Connections opened.", &[("", s.connections_opened)]);
     family(
         "openings_failed_total",
@@ -76,7 +87,12 @@ fn render(s: &Snapshot, links_lost: u64) -> String {
     family("replayed_total", "counter", "Messages written again after a resume.", &[("", s.replayed)]);
     family("gaps_total", "counter", "Gaps that handlers were told of.", &[("", s.gaps)]);
     family("sessions_expired_total", "counter", "Sessions whose resume window passed.", &[("", s.expired)]);
-    family("links_lost_total", "counter", "Connections to the backend that were lost.", &[("", links_lost)]);
+    family(
+        "links_lost_total",
+        "counter",
+        "Connections to the backend that were lost.",
+        &[("", gauges.links_lost)],
+    );
     render_rtt(&mut out, s);
     out
 }
@@ -99,7 +115,10 @@ mod tests {
 
     #[test]
     fn metrics_are_prometheus_text_with_help_and_type_for_each_family() {
-        let text = render(&Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() }, 3);
+        let text = render(
+            &Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() },
+            &Gauges { links_lost: 3, ..Gauges::default() },
+        );
         assert!(text.contains("mainstay_links_lost_total 3\n"));
         assert!(text.contains("mainstay_attaches_total{outcome=\"resumed\"} 7\n"));
         assert!(text.contains("mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n"));

@@ -136,6 +136,12 @@ impl PlainSession {
         Some(message)
     }
 
+    /// Payload bytes that wait to be written.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.outbox_bytes
+    }
+
     /// Ends in order: what was accepted is written first.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
         if self.end == End::Open {

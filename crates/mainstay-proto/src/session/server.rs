@@ -701,6 +701,13 @@ impl ServerSession {
         self.attached.as_ref().and_then(|a| a.heartbeat.rtt())
     }
 
+    /// How many messages the current connection has to write again: an earlier one wrote them, and the
+    /// client did not say that it received them.
+    #[must_use]
+    pub fn to_replay(&self) -> u64 {
+        self.attached.as_ref().map_or(0, |a| self.flow.outbox.written().saturating_sub(a.lane.wrote))
+    }
+
     /// Payload bytes kept for the client.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {

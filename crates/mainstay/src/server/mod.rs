@@ -43,7 +43,7 @@ use mainstay_proto::ws::{CloseCode, Limits};
 use slab::Slab;
 use tokio_util::task::TaskTracker;
 
-use self::core::{Core, CoreRef};
+use self::core::{Core, CoreRef, Peer};
 pub use self::serve::{Serve, serve};
 pub use self::session::{Received, Sender, Session, SessionState};
 pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
@@ -129,6 +129,16 @@ impl Mainstay {
     #[must_use]
     pub fn stats(&self) -> Snapshot {
         self.shared.stats.snapshot()
+    }
+
+    /// Payload bytes that are kept for clients now, over all sessions. Walks the list of sessions.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        let kept = |core: Arc<Core>| match &core.lock().peer {
+            Peer::Session(session) => session.kept_bytes(),
+            Peer::Plain(plain) => plain.kept_bytes(),
+        };
+        self.shared.cores().iter().filter_map(Weak::upgrade).map(kept).sum()
     }
 
     /// Whether new connections are accepted; `false` once draining began.

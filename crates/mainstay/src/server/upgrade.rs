@@ -299,6 +299,8 @@ async fn attach(
             if created {
                 return Some((connection, core, wire));
             }
+            let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
+            Stats::add(&stats.replayed, replayed);
             let mut inner = core.lock();
             inner.supersede(fenced, (connection, wire));
             inner.wake_driver();
