@@ -33,6 +33,22 @@ fn resume_replays_exactly_what_was_not_acknowledged() {
 }
 
 #[test]
+fn only_what_was_written_before_counts_as_replayed() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.server_sends("written and lost");
+    pair.lose_written(first);
+    pair.cut(first);
+    pair.server_sends("not written yet");
+    let second = pair.open();
+    while pair.write() {}
+    pair.deliver_up(second);
+    assert_eq!(pair.session().to_replay(), 1);
+    pair.run();
+    assert_eq!(pair.session().to_replay(), 0);
+}
+
+#[test]
 fn every_cut_between_two_messages_delivers_all_of_them_once() {
     for arrived in 0..=6 {
         let mut pair = Pair::default();
