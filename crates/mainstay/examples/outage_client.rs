@@ -20,8 +20,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (mut stop_sending, mut end) =
         (signal(SignalKind::user_defined1())?, signal(SignalKind::terminate())?);
     // Far quicker than the default, which would wait longer at each of a dozen outages in a minute.
-    let backoff = BackoffConfig::new(Duration::from_millis(50), Duration::from_millis(500))?
-        .reset_after(Duration::from_secs(1))?;
+    let backoff = BackoffConfig::new(Duration::from_millis(50), Duration::from_millis(500))?;
     let mut client = Client::builder(&url)?.backoff(backoff).connect();
     let (sender, events) = (client.sender(), client.events());
 
