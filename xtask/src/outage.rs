@@ -309,7 +309,9 @@ impl Verdict {
             line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
         };
         let resumed = metric("mainstay_attaches_total{outcome=\"resumed\"}");
-        let silent = metric("mainstay_dead_peers_total{evidence=\"silence\"}");
+        let dead = |evidence| metric(&format!("mainstay_dead_peers_total{{evidence=\"{evidence}\"}}"));
+        // A frozen client's kernel goes on taking bytes until its buffers are full: which it is depends on that.
+        let silent = dead("silent") + dead("frozen") + dead("stalled");
         let links_lost = metric("mainstay_links_lost_total");
         vec![
             row("up: sent", self.sent, AtLeast(1)).beside("sent"),
