@@ -19,6 +19,7 @@ use mainstay_proto::ws::{CloseFrame, Connection, Incoming, SendQueue, State};
 use tokio::time::Sleep;
 
 use crate::transport::Transport;
+use crate::worker::Here;
 
 /// Bytes read per turn: a connection's share before the others have theirs.
 const READ: usize = 64 * 1024;
@@ -76,6 +77,13 @@ impl Wire {
     pub(crate) fn new(transport: Transport, codec: Connection, early: Bytes) -> Self {
         let early = Some(early).filter(|early| !early.is_empty());
         Self { transport, codec, early, unsent: None, closing: false }
+    }
+
+    /// A turn begins at the worker that this connection lives with, or comes to live with.
+    pub(crate) fn arrive(&mut self, here: &Here<'_>) -> io::Result<()> {
+        self.transport.settle(here)?;
+        self.transport.note(here.readiness);
+        Ok(())
     }
 
     /// Reads once and hands over what is complete, until `take` says stop.
@@ -242,6 +250,9 @@ impl Wire {
     /// Sees a closing connection to its end: what is queued leaves, then both sides shut down. Bounded,
     /// so that a peer that does neither holds nothing.
     pub(crate) async fn finish(mut self) {
+        if self.transport.leave().is_err() {
+            return;
+        }
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
         let linger = std::future::poll_fn(|cx| {
             match self.poll_write(cx, Framing::Plain, || None) {
