@@ -40,7 +40,7 @@ pub(crate) struct Wire {
     transport: Transport,
     codec: Connection,
     /// Bytes that came with the opening handshake.
-    early: Option<Bytes>,
+    early: Option<Box<Bytes>>,
     unsent: Option<Box<SendQueue>>,
     /// Set when a Close is on its way out and only the end of the stream is awaited.
     closing: bool,
@@ -75,7 +75,7 @@ pub(crate) enum Reading {
 
 impl Wire {
     pub(crate) fn new(transport: Transport, codec: Connection, early: Bytes) -> Self {
-        let early = Some(early).filter(|early| !early.is_empty());
+        let early = (!early.is_empty()).then(|| Box::new(early));
         Self { transport, codec, early, unsent: None, closing: false }
     }
 
@@ -146,7 +146,7 @@ impl Wire {
             };
             if !take(arrived) {
                 // Rare: the receiver changed hands in the middle. The rest is read again later.
-                self.early = Some(Bytes::copy_from_slice(input)).filter(|rest| !rest.is_empty());
+                self.early = (!input.is_empty()).then(|| Box::new(Bytes::copy_from_slice(input)));
                 return Some(Reading::More);
             }
         }
@@ -314,7 +314,7 @@ mod tests {
     fn wire(capacity: usize) -> (Wire, DuplexStream) {
         let (ours, theirs) = duplex(capacity);
         let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
-        (Wire::new(Transport::Other(Box::new(ours)), codec, Bytes::new()), theirs)
+        (Wire::new(Transport::other(ours), codec, Bytes::new()), theirs)
     }
 
     #[tokio::test]

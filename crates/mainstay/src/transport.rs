@@ -18,12 +18,12 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// The byte stream of one connection. The common cases need no box and no virtual call.
+/// The byte stream of one connection. The common case needs no box and no virtual call, and is 16 bytes.
 pub(crate) enum Transport {
-    Tcp(TcpStream),
     /// Watched by a worker, which says what it is ready for.
     Own(mio::net::TcpStream, Readiness),
-    Other(Box<dyn Stream>),
+    Tcp(Box<TcpStream>),
+    Other(Box<Box<dyn Stream>>),
     /// Nothing moves any more.
     Closed,
 }
@@ -54,6 +54,14 @@ impl Readiness {
 }
 
 impl Transport {
+    pub(crate) fn tcp(stream: TcpStream) -> Self {
+        Self::Tcp(Box::new(stream))
+    }
+
+    pub(crate) fn other(stream: impl Stream + 'static) -> Self {
+        Self::Other(Box::new(Box::new(stream)))
+    }
+
     /// Has the worker watch the socket from here on, if this is one.
     pub(crate) fn settle(&mut self, here: &Here<'_>) -> io::Result<()> {
         match std::mem::replace(self, Self::Closed) {
@@ -71,7 +79,7 @@ impl Transport {
     /// Has tokio watch the socket again, so that any task may poll it.
     pub(crate) fn leave(&mut self) -> io::Result<()> {
         match std::mem::replace(self, Self::Closed) {
-            Self::Own(stream, _) => *self = Self::Tcp(TcpStream::from_std(stream.into())?),
+            Self::Own(stream, _) => *self = Self::tcp(TcpStream::from_std(stream.into())?),
             other => *self = other,
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use mainstay_proto::session::message::{GapCause, SessionId};
@@ -21,7 +21,8 @@ use crate::driver::now;
 /// [`send`](Self::send) keeps. Dropping it (when the handler returns) ends the session in order.
 pub struct Session {
     core: CoreRef,
-    seen: SessionState,
+    /// The state that `changed` returned last.
+    seen: Seen,
 }
 
 /// Sends into a session from elsewhere. Cheap to clone; does not keep the session open.
@@ -62,7 +63,7 @@ pub enum SessionState {
 
 impl Session {
     pub(super) fn new(core: CoreRef) -> Self {
-        let seen = core.lock().state();
+        let seen = Seen::of(core.lock().state());
         Self { core, seen }
     }
 
@@ -73,23 +74,27 @@ impl Session {
     ///
     /// # Cancel safety
     /// Safe: a message is taken only when it is returned.
-    pub async fn recv(&mut self) -> Option<Message> {
-        loop {
-            match self.recv_any().await? {
-                Received::Message(message) => return Some(message),
-                Received::Gap { first, count, .. } => {
-                    tracing::warn!(session = ?self.id(), first, count, "the client dropped messages of its own");
+    pub fn recv(&mut self) -> impl Future<Output = Option<Message>> + Send + '_ {
+        // A handler's future is held for as long as its connection: no state machine where a closure will do.
+        poll_fn(|cx| {
+            loop {
+                match ready!(self.poll_recv(cx)) {
+                    None => return Poll::Ready(None),
+                    Some(Received::Message(message)) => return Poll::Ready(Some(message)),
+                    Some(Received::Gap { first, count, .. }) => {
+                        tracing::warn!(session = ?self.id(), first, count, "the client dropped messages of its own");
+                    }
                 }
             }
-        }
+        })
     }
 
     /// The next message or gap, in order; `None` once the session is over.
     ///
     /// # Cancel safety
     /// Safe, as [`recv`](Self::recv).
-    pub async fn recv_any(&mut self) -> Option<Received> {
-        poll_fn(|cx| self.poll_recv(cx)).await
+    pub fn recv_any(&mut self) -> impl Future<Output = Option<Received>> + Send + '_ {
+        poll_fn(|cx| self.poll_recv(cx))
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
@@ -125,8 +130,8 @@ impl Session {
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
-    pub async fn send(&self, message: Message) -> Result<(), SendError> {
-        send(&self.core, message).await
+    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message)
     }
 
     /// Sends a message, or gives it back at once.
@@ -166,14 +171,14 @@ impl Session {
         let state = poll_fn(|cx| {
             let mut inner = self.core.lock();
             let state = inner.state();
-            if state != self.seen {
+            if Seen::of(state) != self.seen {
                 return Poll::Ready(state);
             }
             inner.wait_for_change(cx.waker());
             Poll::Pending
         })
         .await;
-        self.seen = state;
+        self.seen = Seen::of(state);
         state
     }
 
@@ -205,6 +210,20 @@ impl Session {
     }
 }
 
+/// A [`SessionState`] in half of its size.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Seen(u64);
+
+impl Seen {
+    fn of(state: SessionState) -> Self {
+        match state {
+            SessionState::Attached { epoch } => Self(epoch),
+            SessionState::Parked => Self(0),
+            SessionState::Over => Self(u64::MAX),
+        }
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
         self.close(CloseCode::NORMAL, "");
@@ -228,8 +247,8 @@ impl Sender {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn send(&self, message: Message) -> Result<(), SendError> {
-        send(&self.core, message).await
+    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message)
     }
 
     /// As [`Session::try_send`].
@@ -252,9 +271,9 @@ impl std::fmt::Debug for Sender {
     }
 }
 
-async fn send(core: &CoreRef, message: Message) -> Result<(), SendError> {
+fn send(core: &CoreRef, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
     let mut waiting = Some(message);
-    poll_fn(|cx| {
+    poll_fn(move |cx| {
         let Some(message) = waiting.take() else { return Poll::Ready(Ok(())) };
         let mut inner = core.lock();
         match inner.try_send(message) {
@@ -270,7 +289,6 @@ async fn send(core: &CoreRef, message: Message) -> Result<(), SendError> {
             }
         }
     })
-    .await
 }
 
 impl Core {

@@ -425,3 +425,31 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn echo(mut session: crate::Session) {
+        while let Some(message) = session.recv().await {
+            if session.send(message).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn size_of_task<F: Future>(_: impl Fn(crate::Session) -> F) -> usize {
+        size_of::<SessionTask<F>>()
+    }
+
+    #[test]
+    fn a_connection_at_rest_is_a_few_hundred_bytes() {
+        // What a connection that waits holds: its task with the handler inside, the core, the machine.
+        assert!(size_of_task(echo) <= 272, "{}", size_of_task(echo));
+        assert!(size_of::<Connected>() <= 136, "{}", size_of::<Connected>());
+        let core = size_of::<super::super::core::Core>();
+        assert!(core <= 136, "{core}");
+        let plain = size_of::<mainstay_proto::session::PlainSession>();
+        assert!(plain <= 168, "{plain}");
+    }
+}

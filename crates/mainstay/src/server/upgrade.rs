@@ -360,9 +360,9 @@ fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
         Ok(parts) => {
             let stream = parts.io.into_inner();
             let _ = stream.set_nodelay(true);
-            (Transport::Tcp(stream), parts.read_buf)
+            (Transport::tcp(stream), parts.read_buf)
         }
-        Err(upgraded) => (Transport::Other(Box::new(TokioIo::new(upgraded))), Bytes::new()),
+        Err(upgraded) => (Transport::other(TokioIo::new(upgraded)), Bytes::new()),
     }
 }
 
