@@ -142,13 +142,13 @@ impl Connected {
             inner.handle_bytes(now, connection);
             return false;
         }
-        let mut closed = None;
-        let mut broken = None;
+        let (mut closed, mut broken) = (None, None);
+        let (mut messages, mut bytes) = (0, 0);
         let reading = wire.poll_read(cx, |arrived| {
             match arrived {
                 Arrived::Message(message) => {
-                    Stats::add(&stats.messages_in, 1);
-                    Stats::add(&stats.bytes_in, message.payload.len() as u64);
+                    messages += 1;
+                    bytes += message.payload.len() as u64;
                     if let Err(error) = inner.handle_message(now, connection, message, stats) {
                         broken = Some(error);
                         return false;
@@ -165,6 +165,8 @@ impl Connected {
             }
             true
         });
+        Stats::add(&stats.messages_in, messages);
+        Stats::add(&stats.bytes_in, bytes);
         let lost = match (reading, closed, broken) {
             (_, _, Some(error)) => {
                 tracing::debug!(%error, "client broke the session protocol");
@@ -245,16 +247,18 @@ impl Connected {
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
         let framing = inner.framing();
-        let mut wrote = false;
+        let (mut wrote, mut messages, mut bytes) = (false, 0, 0);
         let outcome = wire.poll_write(cx, framing, || {
             let transmit = inner.poll_transmit(now, connection)?;
             wrote = true;
             if let Transmit::Message(message) = &transmit {
-                Stats::add(&stats.messages_out, 1);
-                Stats::add(&stats.bytes_out, message.payload.len() as u64);
+                messages += 1;
+                bytes += message.payload.len() as u64;
             }
             Some(transmit)
         });
+        Stats::add(&stats.messages_out, messages);
+        Stats::add(&stats.bytes_out, bytes);
         let lost = match outcome {
             Ok(Written::All) => {
                 inner.handle_flushed(now, connection);
@@ -343,7 +347,7 @@ impl Inner {
     ) -> Result<(), SessionError> {
         match &mut self.peer {
             Peer::Plain(plain) => {
-                plain.handle_message(now, message);
+                plain.handle_message(message);
                 Ok(())
             }
             Peer::Session(session) => {

@@ -97,9 +97,12 @@ impl Signal {
         Self { home, key: AtomicU32::new(NOWHERE), flags: AtomicU8::new(POLL) }
     }
 
-    /// Asks for a turn.
+    /// Asks for a turn, after a change behind a lock that the turn takes after [`end_turn`](Self::end_turn):
+    /// that lock is what makes it enough to look whether one is coming.
     pub(crate) fn ask(&self) {
-        self.raise(QUEUED);
+        if self.flags.load(Ordering::Acquire) & QUEUED == 0 {
+            self.raise(QUEUED);
+        }
     }
 
     /// Asks for a turn in which the future is polled.
