@@ -202,7 +202,11 @@ impl Shared {
     }
 
     pub(crate) fn unlist(&self, slot: usize) {
-        self.cores.lock().unwrap_or_else(PoisonError::into_inner).try_remove(slot);
+        let mut cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
+        cores.try_remove(slot);
+        if cores.is_empty() {
+            *cores = Slab::new();
+        }
     }
 
     fn cores(&self) -> Vec<Weak<Core>> {

@@ -409,10 +409,17 @@ impl Worker {
                 let entry = self.residents.remove(key as usize);
                 // Dropping what an application wrote may panic as well.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(entry)));
-                if self.residents.is_empty() {
-                    self.residents = Slab::new();
-                }
             }
+        }
+    }
+
+    /// Nobody lives here: what their number made grow is given back.
+    fn shrink(&mut self) {
+        if self.residents.capacity() > 0 {
+            self.residents = Slab::new();
+            self.wheel.shrink();
+            self.queue = Vec::new();
+            self.home.letters().woken = Vec::new();
         }
     }
 
@@ -438,8 +445,11 @@ impl Future for Worker {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let worked = self.pass(cx);
-        if self.residents.is_empty() && self.home.letters().closed {
-            return Poll::Ready(());
+        if self.residents.is_empty() {
+            self.shrink();
+            if self.home.letters().closed {
+                return Poll::Ready(());
+            }
         }
         if worked || !self.rest(cx) {
             // Look again once the other tasks had their turn.

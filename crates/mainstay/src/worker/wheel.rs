@@ -119,6 +119,11 @@ impl Wheel {
         self.next_occupied().map(|tick| self.start + Duration::from_micros(tick * SLOT_MICROS))
     }
 
+    /// Nothing is armed: gives memory back.
+    pub(super) fn shrink(&mut self) {
+        self.links = Vec::new();
+    }
+
     fn link(&mut self, key: u32, tick: u64) {
         let at = slot(tick);
         let first = std::mem::replace(&mut self.slots[at].first, key);
