@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::Action;
-use mainstay_proto::session::{ConnectionId, Control, Frame, Over, SessionError, Transmit};
+use mainstay_proto::session::{ConnectionId, Control, Frame, Leave, Over, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
 
 use super::Shared;
@@ -201,6 +201,9 @@ impl<F: Future<Output = ()>> SessionTask<F> {
                     break;
                 }
             }
+        }
+        if let Some(leave) = inner.poll_leave() {
+            Stats::add(stats.left(leave), 1);
         }
         if inner.is_over() {
             inner.wake_application();
@@ -404,6 +407,13 @@ impl Inner {
         match &mut self.peer {
             Peer::Session(session) => session.handle_timeout(now),
             Peer::Plain(plain) => plain.handle_timeout(now),
+        }
+    }
+
+    fn poll_leave(&mut self) -> Option<Leave> {
+        match &mut self.peer {
+            Peer::Session(session) => session.poll_leave(),
+            Peer::Plain(plain) => plain.poll_leave(),
         }
     }
 

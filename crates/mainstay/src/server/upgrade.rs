@@ -20,6 +20,7 @@ use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Role}
 use tokio::net::TcpStream;
 
 use super::core::{Core, Cores, Peer};
+use super::limits::Permit;
 use super::session::Session;
 use super::stats::Stats;
 use super::task::SessionTask;
@@ -41,6 +42,7 @@ pub struct SessionUpgrade {
     uri: Uri,
     headers: HeaderMap,
     facts: PeerFacts,
+    permit: Option<Arc<Permit>>,
     principal: Bytes,
     subprotocols: Option<Vec<String>>,
 }
@@ -82,6 +84,13 @@ where
         let request = handshake::check_request(&parts.method, parts.version, &parts.headers)
             .inspect_err(|_| Stats::add(&stats.openings_failed, 1))
             .map_err(UpgradeRejection::Request)?;
+        mainstay
+            .shared
+            .config
+            .origins
+            .check(&parts.headers)
+            .inspect_err(|_| Stats::add(&stats.refused_origin, 1))
+            .map_err(UpgradeRejection::Request)?;
         if mainstay.shared.is_draining() {
             Stats::add(&stats.openings_failed, 1);
             return Err(UpgradeRejection::Draining);
@@ -95,6 +104,7 @@ where
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
             facts: PeerFacts { address, subprotocol: None, resumable: false },
+            permit: parts.extensions.remove::<Arc<Permit>>(),
             principal: Bytes::new(),
             subprotocols: None,
         })
@@ -158,8 +168,14 @@ impl SessionUpgrade {
         let deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
         // Cold state, boxed: it is freed before the session begins, and what stays is the session's task.
-        let opening =
-            Box::pin(open(self.mainstay, self.on_upgrade, self.facts, self.principal, deflate, handler));
+        let handshake = Handshake {
+            on_upgrade: self.on_upgrade,
+            permit: self.permit,
+            resumable: self.facts.resumable,
+            principal: self.principal,
+            deflate,
+        };
+        let opening = Box::pin(open(self.mainstay, handshake, self.facts, handler));
         tracker.spawn(async move {
             if let Some(task) = opening.await {
                 task.await;
@@ -201,33 +217,35 @@ fn offered(request: &Accept) -> impl Iterator<Item = &str> {
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
+/// What the opening handshake came to.
+struct Handshake {
+    on_upgrade: OnUpgrade,
+    permit: Option<Arc<Permit>>,
+    /// Whether the peer speaks `mainstay.v1`.
+    resumable: bool,
+    principal: Bytes,
+    deflate: Option<DeflateParams>,
+}
+
 /// From 101 to a session's task, if this connection is the one that makes it.
 async fn open<H, F>(
     mainstay: Mainstay,
-    on_upgrade: OnUpgrade,
+    handshake: Handshake,
     facts: PeerFacts,
-    principal: Bytes,
-    deflate: Option<DeflateParams>,
     handler: H,
 ) -> Option<SessionTask<F>>
 where
     H: FnOnce(Session) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let (connection, core, wire) =
-        bind(&mainstay.shared, on_upgrade, facts.resumable, principal, deflate).await?;
+    let (connection, core, wire) = bind(&mainstay.shared, handshake).await?;
     let handler = handler(Session::new(Arc::clone(&core), &mainstay, facts));
     Some(SessionTask::new(core, mainstay.shared, connection, wire, handler))
 }
 
 /// Binds a new connection to a session. `None`: to one that has its task already, or to none.
-async fn bind(
-    shared: &Arc<Shared>,
-    on_upgrade: OnUpgrade,
-    resumable: bool,
-    principal: Bytes,
-    deflate: Option<DeflateParams>,
-) -> Option<(ConnectionId, Arc<Core>, Wire)> {
+async fn bind(shared: &Arc<Shared>, handshake: Handshake) -> Option<(ConnectionId, Arc<Core>, Wire)> {
+    let Handshake { on_upgrade, permit, resumable, principal, deflate } = handshake;
     let stats = &shared.stats;
     let upgraded = match on_upgrade.await {
         Ok(upgraded) => upgraded,
@@ -240,6 +258,7 @@ async fn bind(
     let (transport, early) = raw(upgraded);
     let codec = Connection::new(Role::Server, shared.config.limits, deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
+    wire.permit = permit.map(|permit| permit as _);
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     Stats::add(&stats.connections_opened, 1);
     if !resumable {
