@@ -171,9 +171,17 @@ impl Heartbeat {
 
     /// Bytes arrived, of whatever kind. Cheap: one call per read.
     ///
-    /// A driver that leaves readable bytes unread on purpose reports those as well.
+    /// A driver that leaves readable bytes unread on purpose reports [`handle_unread`](Self::handle_unread).
     pub fn handle_bytes(&mut self, now: Instant) {
         self.bytes = self.elapsed(now);
+    }
+
+    /// Readable bytes were left unread on purpose. That is our doing, and no evidence against the peer, unless a
+    /// probe of ours cannot leave: then the peer does not read either.
+    pub fn handle_unread(&mut self, now: Instant) {
+        if !self.queued {
+            self.handle_bytes(now);
+        }
     }
 
     /// Everything written so far has left the process: an open deadline counts from here.

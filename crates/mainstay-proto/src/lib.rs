@@ -3,6 +3,7 @@
 //! - [`ws`]: RFC 6455 frames and messages, RFC 7692 compression, the rules of the opening handshake.
 //! - [`session`]: `mainstay.v1`, the session that outlives connections.
 //! - [`heartbeat`]: when to probe a peer and when to call it dead.
+//! - [`admission`]: who may connect.
 //! - [`backoff`]: how long to wait before the next attempt.
 //! - [`confirm`]: sending to a plain peer, whose Pong is the acknowledgement.
 //! - [`connect`]: the client's life: dialling, attached, waiting, ended.
@@ -11,6 +12,7 @@
 //! randomness: `now` and every seed are arguments. The same machines run under tokio, in the
 //! simulator and as the reference for the TypeScript client.
 
+pub mod admission;
 pub mod backoff;
 pub mod confirm;
 pub mod connect;

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ pub(crate) struct Wire {
     /// Bytes that came with the opening handshake.
     early: Option<Box<Bytes>>,
     unsent: Option<Box<SendQueue>>,
+    /// Whatever counts this connection, for as long as there is one.
+    pub(crate) permit: Option<Arc<dyn Send + Sync>>,
     /// Set when a Close is on its way out and only the end of the stream is awaited.
     closing: bool,
 }
@@ -76,7 +79,7 @@ pub(crate) enum Reading {
 impl Wire {
     pub(crate) fn new(transport: Transport, codec: Connection, early: Bytes) -> Self {
         let early = (!early.is_empty()).then(|| Box::new(early));
-        Self { transport, codec, early, unsent: None, closing: false }
+        Self { transport, codec, early, unsent: None, permit: None, closing: false }
     }
 
     /// A turn begins at the worker that this connection lives with, or comes to live with.
@@ -105,6 +108,9 @@ impl Wire {
             Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(&error))),
             Poll::Ready(Ok(count)) => {
                 take(Arrived::Bytes);
+                if self.codec.wants_time() {
+                    self.codec.pass_time(now());
+                }
                 let input = scratch.read.get_mut(..count).unwrap_or_default();
                 let reading = self.parse(input, &mut scratch.write, &mut take);
                 self.queue(scratch.write.take_rest());

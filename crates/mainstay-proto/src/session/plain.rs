@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::lifetime::{self, Leave, Lifetime};
 use super::message::Message;
 use super::server::ServerConfig;
 use super::transmit::Transmit;
@@ -27,6 +28,9 @@ pub struct PlainSession {
     inbox: VecDeque<Message>,
     inbox_bytes: u64,
     heartbeat: Heartbeat,
+    lifetime: Option<Box<Lifetime>>,
+    /// Messages were given out to be written since the last report.
+    wrote: bool,
     ping: Option<u64>,
     end: End,
 }
@@ -45,8 +49,11 @@ impl PlainSession {
     /// A session on a connection that just opened. `seed`: sets the phase of the heartbeat.
     #[must_use]
     pub fn new(now: Instant, config: Arc<ServerConfig>, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
         Self {
-            heartbeat: Heartbeat::new(now, &config.heartbeat, &mut StdRng::seed_from_u64(seed)),
+            heartbeat: Heartbeat::new(now, &config.heartbeat, &mut rng),
+            lifetime: Lifetime::new(now, &config.lifetime, &mut rng),
+            wrote: false,
             config,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
@@ -58,7 +65,8 @@ impl PlainSession {
     }
 
     /// A message arrived, in bytes that [`handle_bytes`](Self::handle_bytes) was told of.
-    pub fn handle_message(&mut self, message: Message) {
+    pub fn handle_message(&mut self, now: Instant, message: Message) {
+        self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
         if self.end == End::Open {
             self.inbox_bytes += message.payload.len() as u64;
             self.inbox.push_back(message);
@@ -73,9 +81,13 @@ impl PlainSession {
         (self.inbox.len() as u64) < window.messages && self.inbox_bytes < window.bytes
     }
 
-    /// Any bytes arrived.
+    /// Any bytes arrived, or were left unread because [`wants_input`](Self::wants_input) says so.
     pub fn handle_bytes(&mut self, now: Instant) {
-        self.heartbeat.handle_bytes(now);
+        if self.wants_input() {
+            self.heartbeat.handle_bytes(now);
+        } else {
+            self.heartbeat.handle_unread(now);
+        }
     }
 
     /// A Pong arrived.
@@ -90,11 +102,21 @@ impl PlainSession {
         if self.ping.is_none() {
             self.heartbeat.handle_flushed(now);
         }
+        self.note_written(now);
     }
 
     /// The socket took some of what was transmitted, but not all.
     pub fn handle_write_progress(&mut self, now: Instant) {
         self.heartbeat.handle_write_progress(now);
+        self.note_written(now);
+    }
+
+    fn note_written(&mut self, now: Instant) {
+        if std::mem::take(&mut self.wrote)
+            && let Some(lifetime) = &mut self.lifetime
+        {
+            lifetime.handle_message(now);
+        }
     }
 
     /// The connection is gone, and the session with it.
@@ -162,6 +184,7 @@ impl PlainSession {
             if self.outbox.is_empty() {
                 self.outbox = VecDeque::new();
             }
+            self.wrote = true;
             return Some(Transmit::Message(message));
         }
         if let End::Closing(why) = &mut self.end {
@@ -178,6 +201,12 @@ impl PlainSession {
         if matches!(self.end, End::Dead | End::Over) {
             return None;
         }
+        if let Some(leave) = self.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now)) {
+            match leave {
+                Leave::Idle => self.close(CloseCode::SESSION_ENDED, lifetime::IDLE),
+                Leave::Old => self.close(CloseCode::RESTART, lifetime::OLD),
+            }
+        }
         let action = self.heartbeat.handle_timeout(now, &self.config.heartbeat);
         match action {
             Some(Action::Probe { nonce }) => self.ping = Some(nonce),
@@ -187,10 +216,17 @@ impl PlainSession {
         action
     }
 
+    /// Why the connection is being sent away, once it is. Told once, for metrics.
+    pub fn poll_leave(&mut self) -> Option<Leave> {
+        self.lifetime.as_mut().and_then(|lifetime| lifetime.poll_leave())
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (self.end != End::Over).then(|| self.heartbeat.poll_timeout())
+        let leave = self.lifetime.as_ref().and_then(|lifetime| lifetime.poll_timeout());
+        let due = self.heartbeat.poll_timeout();
+        (self.end != End::Over).then(|| leave.map_or(due, |leave| leave.min(due)))
     }
 
     /// Whether new messages are accepted.

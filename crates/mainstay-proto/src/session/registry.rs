@@ -32,6 +32,9 @@ pub trait Sessions {
 /// Bounds of the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RegistryConfig {
+    /// How many sessions live at a time, parked ones included; more are refused until others are buried.
+    /// Default: 1,000,000.
+    pub sessions: usize,
     /// How long a tombstone is kept. Default: 24 hours.
     pub tombstone_life: Duration,
     /// How many are kept; the oldest go first. Default: 100,000 (about 128 bytes each).
@@ -40,12 +43,15 @@ pub struct RegistryConfig {
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self { tombstone_life: Duration::from_secs(24 * 60 * 60), tombstones: 100_000 }
+        Self { sessions: 1_000_000, tombstone_life: Duration::from_secs(24 * 60 * 60), tombstones: 100_000 }
     }
 }
 
 /// The longest that a HELLO is on its way: the client gives an attempt up after this.
 const HELLO_TRANSIT: Duration = Duration::from_secs(10);
+
+/// When a client that found no room asks again.
+const ROOM_WITHIN: Delay = Delay { min: Duration::from_secs(1), max: Duration::from_secs(10) };
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,6 +60,8 @@ pub struct Registry<H> {
     sessions: Arc<ServerConfig>,
     secrets: Secrets,
     names: BTreeMap<Name, Entry<H>>,
+    /// Sessions made and not buried.
+    live: usize,
     tombstones: VecDeque<Tombstone>,
     /// Number of the first tombstone in the queue.
     first_tombstone: u64,
@@ -111,6 +119,8 @@ pub enum Refusal {
     KeyTooOld,
     /// The session was ended on purpose.
     Ended,
+    /// There are as many sessions as there may be.
+    Full,
 }
 
 impl Refusal {
@@ -121,6 +131,7 @@ impl Refusal {
             Self::Stale => CloseCode::STALE_ATTEMPT,
             Self::KeyUsed | Self::KeyTooOld => CloseCode::KEY_REFUSED,
             Self::Ended => CloseCode::SESSION_ENDED,
+            Self::Full => CloseCode::OVERLOADED,
         }
     }
 }
@@ -134,6 +145,7 @@ impl<H: Clone> Registry<H> {
             sessions,
             secrets: Secrets::new(seed),
             names: BTreeMap::new(),
+            live: 0,
             tombstones: VecDeque::new(),
             first_tombstone: 0,
             remembers_since: now,
@@ -237,7 +249,12 @@ impl<H: Clone> Registry<H> {
             None if !lost && self.may_have_lived(now, hello.key_age) => {
                 return refuse(Refusal::KeyTooOld, None);
             }
+            None if self.live >= self.config.sessions => {
+                // The account waits for the HELLO that gets a session.
+                return refuse(Refusal::Full, None);
+            }
             None => {
+                self.live += 1;
                 let identity = Identity { id: self.secrets.session_id(), key, account };
                 let session = ServerSession::new(Arc::clone(&self.sessions), now, identity, hello);
                 let handle = sessions.create(session);
@@ -271,6 +288,7 @@ impl<H: Clone> Registry<H> {
             return;
         }
         self.forget_old(now);
+        self.live = self.live.saturating_sub(1);
         if let Some(spent) = session.spent() {
             self.names.remove(&spent);
         }
@@ -384,8 +402,8 @@ enum Resumed<H> {
 fn refuse<H>(why: Refusal, account: Option<Account>) -> Answer<H> {
     let refuse = Control::Refuse {
         code: why.code().into(),
-        retryable: why == Refusal::Stale,
-        delay: Delay::default(),
+        retryable: matches!(why, Refusal::Stale | Refusal::Full),
+        delay: if why == Refusal::Full { ROOM_WITHIN } else { Delay::default() },
         account,
     };
     Answer::Refused { refuse, why }

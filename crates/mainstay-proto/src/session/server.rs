@@ -22,6 +22,7 @@ use rand::rngs::StdRng;
 use super::error::SessionError;
 use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
+use super::lifetime::{self, Leave, Lifetime, LifetimeConfig};
 use super::message::{
     Account, Cause, Control, Delay, Frame, Hello, Instance, Message, ResumeToken, SessionId, Welcome, Window,
 };
@@ -40,6 +41,8 @@ pub struct ServerConfig {
     pub resume_window: Duration,
     /// When to probe and when to call a client dead.
     pub heartbeat: HeartbeatConfig,
+    /// For how long connections may be idle, and for how long they may live. Default: no limits.
+    pub lifetime: LifetimeConfig,
     /// Volatile messages waiting for a slow connection; the oldest are dropped. Default: 64.
     pub volatile_queue: usize,
 }
@@ -50,6 +53,7 @@ impl Default for ServerConfig {
             flow: FlowConfig { keep: Window::SERVER, accept: Window::SERVER, manual_confirm: false },
             resume_window: Duration::from_secs(120),
             heartbeat: HeartbeatConfig::default(),
+            lifetime: LifetimeConfig::default(),
             volatile_queue: 64,
         }
     }
@@ -86,6 +90,9 @@ struct Attached {
     lane: Lane,
     welcome: Option<Box<Welcome>>,
     heartbeat: Heartbeat,
+    lifetime: Option<Box<Lifetime>>,
+    /// It was asked to leave, and is closed then.
+    gone_by: Option<Instant>,
     ping: Option<u64>,
     /// Control messages in order: GOAWAY, AUTH_RESULT, END and what follows it.
     queue: VecDeque<Transmit>,
@@ -305,11 +312,14 @@ impl ServerSession {
             account: self.account,
             resume_at: None,
         };
+        let mut rng = StdRng::seed_from_u64(seed);
         self.attached = Some(Attached {
             connection,
             lane,
             welcome: Some(Box::new(welcome)),
-            heartbeat: Heartbeat::new(now, &self.config.heartbeat, &mut StdRng::seed_from_u64(seed)),
+            heartbeat: Heartbeat::new(now, &self.config.heartbeat, &mut rng),
+            lifetime: Lifetime::new(now, &self.config.lifetime, &mut rng),
+            gone_by: None,
             ping: None,
             queue: VecDeque::new(),
             volatiles: Volatiles::default(),
@@ -361,6 +371,7 @@ impl ServerSession {
         match frame {
             Frame::Reserved => return Ok(()),
             Frame::Message(message) => {
+                attached.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
                 // After END nothing is handed over any more, but the position moves.
                 let ended =
                     matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over(_));
@@ -606,7 +617,9 @@ impl ServerSession {
         {
             return Some(transmit);
         }
-        self.flow.write_message(&mut attached.lane)
+        let message = self.flow.write_message(&mut attached.lane)?;
+        attached.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
+        Some(message)
     }
 
     /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed, until it returns `None`
@@ -617,6 +630,7 @@ impl ServerSession {
         if self.expires_at().is_some_and(|at| at <= now) {
             self.over(Over::Expired);
         }
+        self.send_away(now);
         let attached = self.attached.as_mut()?;
         let action = attached.heartbeat.handle_timeout(now, &self.config.heartbeat);
         match &action {
@@ -627,12 +641,38 @@ impl ServerSession {
         action
     }
 
+    /// Begins to send the connection away if it has been there, or idle, for too long.
+    fn send_away(&mut self, now: Instant) {
+        let Some(attached) = &mut self.attached else { return };
+        if attached.gone_by.take_if(|at| *at <= now).is_some() {
+            let code = CloseCode::RESTART;
+            attached.queue.push_back(Transmit::Close { code, reason: lifetime::OLD.to_owned() });
+        }
+        match attached.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now)) {
+            None => {}
+            Some(Leave::Idle) => self.close(CloseCode::SESSION_ENDED, lifetime::IDLE),
+            Some(Leave::Old) => {
+                attached.gone_by = Some(now + lifetime::GONE_BY);
+                self.go_away(lifetime::OLD, lifetime::GO_AWAY_WITHIN, lifetime::GONE_BY);
+            }
+        }
+    }
+
+    /// Why the connection is being sent away, once it is. Told once, for metrics.
+    pub fn poll_leave(&mut self) -> Option<Leave> {
+        self.attached.as_mut()?.lifetime.as_mut()?.poll_leave()
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
+        let leave = self.attached.as_ref().and_then(|attached| {
+            let due = attached.lifetime.as_ref().and_then(|lifetime| lifetime.poll_timeout());
+            [due, attached.gone_by].into_iter().flatten().min()
+        });
         let beat = self.attached.as_ref().map(|a| a.heartbeat.poll_timeout());
         let acknowledge = self.attached.as_ref().and_then(|_| self.flow.inbox.acknowledge_by());
-        [beat, acknowledge, self.expires_at()].into_iter().flatten().min()
+        [leave, beat, acknowledge, self.expires_at()].into_iter().flatten().min()
     }
 
     fn expires_at(&self) -> Option<Instant> {

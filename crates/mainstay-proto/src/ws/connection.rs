@@ -1,6 +1,6 @@
 //! One WebSocket after its opening handshake.
 
-use std::fmt;
+use std::{fmt, time::Instant};
 
 use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use super::{
     CloseCode, CloseFrame, DeflateParams, Incoming, Kind, Payload, ProtocolError, Role, SendQueue,
     deflate::Deflate,
+    flood::Flood,
     frame::{Header, MAX_CONTROL, Opcode, apply_mask},
     partial::{Message, Partial, advance},
     queue::Head,
@@ -71,6 +72,7 @@ pub struct Connection {
     partial: Option<Box<Partial>>,
     /// Payload of the last Ping. Older ones need no answer (RFC 6455 section 5.5.3).
     owed_pong: Option<Box<Owed>>,
+    flood: Flood,
     deflate: Option<Box<Deflate>>,
     /// A client's source of masking keys.
     masks: Option<Box<StdRng>>,
@@ -120,6 +122,7 @@ impl Connection {
             limits,
             partial: None,
             owed_pong: None,
+            flood: Flood::default(),
             deflate: deflate.map(|params| Box::new(Deflate::new(role, params))),
             masks: (role == Role::Client).then(|| Box::new(StdRng::from_seed(mask_seed))),
         }
@@ -138,6 +141,18 @@ impl Connection {
     #[must_use]
     pub fn is_mid_frame(&self) -> bool {
         self.partial.as_ref().is_some_and(|partial| partial.frame.is_some())
+    }
+
+    /// Whether [`pass_time`](Self::pass_time) has something to do: the peer sends much that carries nothing.
+    /// Look before each read; an honest peer never makes it true.
+    #[must_use]
+    pub fn wants_time(&self) -> bool {
+        self.flood.wants_time()
+    }
+
+    /// Time passed: control frames and empty fragments are allowed again, 10 for each second.
+    pub fn pass_time(&mut self, now: Instant) {
+        self.flood.pass_time(now);
     }
 
     /// Takes bytes from the front of `input`, unmasking them in place, until one item is complete, and
@@ -266,8 +281,12 @@ impl Connection {
 
     /// Whether a frame may follow the ones before it, decided before any of its payload is kept.
     fn admit(&mut self, header: &Header) -> Result<(), ProtocolError> {
-        if header.opcode.is_control() {
-            return Ok(());
+        match header.opcode {
+            Opcode::Close => return Ok(()),
+            Opcode::Ping | Opcode::Pong => return self.flood.spend(),
+            _ if header.len > 0 => self.flood.earn(),
+            _ if !header.fin => self.flood.spend()?,
+            _ => {}
         }
         let message = self.partial.as_deref_mut().and_then(|partial| partial.message.as_mut());
         let (so_far, compressed) = match (message, header.opcode) {

@@ -56,6 +56,9 @@ pub enum ProtocolError {
         /// The limit.
         limit: usize,
     },
+    /// Control frames and empty fragments without end, and nothing that carries anything between them.
+    #[error("a flood of control frames or empty fragments: more than 2,000 at once and 10 a second")]
+    Flood,
     /// A message consists of more than [`Limits::max_fragments`](super::Limits::max_fragments) frames.
     #[error("message of more than {limit} fragments")]
     TooManyFragments {
@@ -72,7 +75,7 @@ impl ProtocolError {
         match self {
             Self::InvalidUtf8 | Self::InvalidDeflate => CloseCode::INVALID_DATA,
             Self::MessageTooBig { .. } => CloseCode::TOO_BIG,
-            Self::TooManyFragments { .. } => CloseCode::POLICY,
+            Self::TooManyFragments { .. } | Self::Flood => CloseCode::POLICY,
             _ => CloseCode::PROTOCOL_ERROR,
         }
     }

@@ -4,7 +4,8 @@
 //! headers of its 101 response, or a [`HandshakeError`], which says how to refuse. A client makes an
 //! [`Offer`], sends its headers, and gives it the response.
 //!
-//! Not here: limits on the head's size (the HTTP parser), origins and credentials (the server's hooks).
+//! Not here: limits on the head's size (the HTTP parser), origins ([`Origins`](super::Origins)), credentials (the
+//! server's hooks).
 //!
 //! Source: RFC 6455 section 4.
 
@@ -146,16 +147,20 @@ pub enum HandshakeError {
     /// Another version of WebSocket than 13.
     #[error("the request needs the header Sec-WebSocket-Version: 13")]
     WebSocketVersion,
+    /// From a page that may not open a WebSocket here; see [`Origins`](super::Origins).
+    #[error("pages of this origin may not open a WebSocket here; the server's allowed origins say which may")]
+    Origin,
     /// No valid key.
     #[error("the request needs exactly one Sec-WebSocket-Key header: 16 bytes in base64")]
     Key,
 }
 
 impl HandshakeError {
-    /// The status to answer with: 400, 405 or 426.
+    /// The status to answer with: 400, 403, 405 or 426.
     pub fn status(self) -> StatusCode {
         match self {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Origin => StatusCode::FORBIDDEN,
             Self::Upgrade | Self::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
             _ => StatusCode::BAD_REQUEST,
         }

@@ -20,9 +20,11 @@ pub mod close;
 mod connection;
 mod deflate;
 mod error;
+mod flood;
 mod frame;
 pub mod handshake;
 mod incoming;
+pub mod origin;
 mod partial;
 mod queue;
 
@@ -31,6 +33,7 @@ pub use connection::{Connection, Limits, State};
 pub use deflate::DeflateParams;
 pub use error::ProtocolError;
 pub use incoming::{Incoming, Payload};
+pub use origin::Origins;
 pub use queue::SendQueue;
 
 /// Which end of the connection this is: clients mask what they send, servers do not.

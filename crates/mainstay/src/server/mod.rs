@@ -26,6 +26,7 @@
 //! ```
 
 mod core;
+mod limits;
 mod serve;
 mod session;
 mod stats;
@@ -36,14 +37,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+pub use mainstay_proto::admission::AdmissionConfig;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Delay;
+pub use mainstay_proto::session::LifetimeConfig;
 use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
+pub use mainstay_proto::ws::Origins;
 use mainstay_proto::ws::{CloseCode, Limits};
 use slab::Slab;
 use tokio_util::task::TaskTracker;
 
 use self::core::{Core, CoreRef, Peer};
+use self::limits::Gate;
 pub use self::serve::{Serve, serve};
 pub use self::session::{Received, Sender, Session, SessionState};
 pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
@@ -66,6 +71,16 @@ pub struct Config {
     pub accept: Window,
     /// From accept to HELLO. Default: 5 s.
     pub opening_deadline: Duration,
+    /// How many may be connected at a time, altogether and from one address (one /64 of IPv6). Whoever is one
+    /// too many gets 503 and a time to wait. Only [`serve`] counts. Default: no limits.
+    pub admission: AdmissionConfig,
+    /// For how long a connection may be without a message, and for how long it may live. Default: no limits.
+    pub lifetime: LifetimeConfig,
+    /// Sessions at a time, parked ones included; above that, a new one is refused with 4413.
+    /// Default: 1,000,000.
+    pub max_sessions: usize,
+    /// Whose pages may open a WebSocket. Default: with cookies or other credentials, those of the same host.
+    pub origins: Origins,
     /// Whether permessage-deflate may be agreed on. Default: no; it costs memory per connection.
     pub deflate: bool,
 }
@@ -79,6 +94,10 @@ impl Default for Config {
             keep: Window::SERVER,
             accept: Window::SERVER,
             opening_deadline: Duration::from_secs(5),
+            admission: AdmissionConfig::default(),
+            lifetime: LifetimeConfig::default(),
+            max_sessions: RegistryConfig::default().sessions,
+            origins: Origins::default(),
             deflate: false,
         }
     }
@@ -95,6 +114,7 @@ pub(crate) struct Shared {
     pub(crate) sessions: Arc<ServerConfig>,
     registry: Mutex<Registry<CoreRef>>,
     pub(crate) tracker: TaskTracker,
+    gate: Arc<Gate>,
     /// Every session that has a task, so that all can be told when the server goes away.
     cores: Mutex<Slab<Weak<Core>>>,
     draining: AtomicBool,
@@ -112,15 +132,20 @@ impl Mainstay {
             flow,
             resume_window: config.resume_window,
             heartbeat: config.heartbeat,
+            lifetime: config.lifetime,
             ..ServerConfig::default()
         });
         let (now, seed) = (crate::driver::now(), crate::random_seed());
-        let registry = Registry::new(now, RegistryConfig::default(), Arc::clone(&sessions), seed);
+        let names = RegistryConfig { sessions: config.max_sessions, ..RegistryConfig::default() };
+        let registry = Registry::new(now, names, Arc::clone(&sessions), seed);
+        // The waits of those who are refused are no secret.
+        let gate = Gate::new(config.admission, u64::from(std::process::id()));
         let shared = Shared {
             config,
             sessions,
             registry: Mutex::new(registry),
             tracker: TaskTracker::new(),
+            gate,
             cores: Mutex::new(Slab::new()),
             draining: AtomicBool::new(false),
             stats: Stats::default(),

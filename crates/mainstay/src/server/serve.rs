@@ -14,6 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -21,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Mainstay;
+use super::limits::Permit;
 use super::stats::Stats;
 
 /// The head of a request may be this large, in this many headers.
@@ -60,17 +62,24 @@ impl Serve {
     async fn run(self) -> io::Result<()> {
         let Self { listener, app, mainstay, shutdown, spread } = self;
         let mut shutdown = shutdown.unwrap_or_else(|| Box::pin(std::future::pending()));
+        let mut failing = false;
         loop {
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, address)) => {
-                        tokio::spawn(connection(stream, address, app.clone(), mainstay.clone()));
+                        failing = false;
+                        if let Ok(permit) = mainstay.shared.gate.arrive(address, &mainstay.shared.stats) {
+                            tokio::spawn(connection(stream, address, permit, app.clone(), mainstay.clone()));
+                        }
                     }
-                    // Out of descriptors, or the peer is gone already: neither ends the server.
+                    Err(error) if is_the_peers(&error) => {}
+                    // Out of descriptors, for example: that passes when connections end. Logged once.
                     Err(error) => {
-                        tracing::warn!(%error, "accept failed");
+                        if !std::mem::replace(&mut failing, true) {
+                            tracing::warn!(%error, "accept fails; retrying every 50 ms");
+                        }
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
@@ -91,15 +100,33 @@ impl IntoFuture for Serve {
     }
 }
 
-async fn connection(stream: TcpStream, address: SocketAddr, app: Router, mainstay: Mainstay) {
+async fn connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    permit: Option<Permit>,
+    app: Router,
+    mainstay: Mainstay,
+) {
     let deadline = mainstay.shared.config.opening_deadline;
     let spoke = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&spoke);
+    let permit = permit.map(Arc::new);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         seen.store(true, Ordering::Relaxed);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(address));
-        tower_call(app.clone(), request)
+        let refused = permit.as_ref().and_then(|permit| permit.refused());
+        if let Some(permit) = &permit {
+            // It goes with the connection, if that is upgraded.
+            request.extensions_mut().insert(Arc::clone(permit));
+        }
+        let app = app.clone();
+        async move {
+            match refused {
+                Some(refused) => Ok(refused.into_response()),
+                None => tower_call(app, request).await,
+            }
+        }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -125,6 +152,12 @@ async fn connection(stream: TcpStream, address: SocketAddr, app: Router, mainsta
         Stats::add(&mainstay.shared.stats.openings_failed, 1);
         tracing::debug!(%address, "no request within the opening deadline");
     }
+}
+
+/// The peer was gone before it was accepted: no reason to wait.
+fn is_the_peers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 async fn tower_call(

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use mainstay_proto::admission::Refused;
 use mainstay_proto::heartbeat::Evidence;
+use mainstay_proto::session::Leave;
 
 /// Upper bounds of the buckets of the heartbeat's round-trip times, in seconds.
 pub const RTT_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
@@ -63,6 +65,16 @@ figures! {
     attach_refused,
     /// Openings that were refused or not finished in time.
     openings_failed,
+    /// Connections that were refused because the server has as many as it may have.
+    refused_full,
+    /// Connections that were refused because their address has as many as it may have.
+    refused_address,
+    /// Upgrades that were refused because pages of their origin may not open a WebSocket here.
+    refused_origin,
+    /// Connections that were ended because no message passed for the idle timeout.
+    left_idle,
+    /// Connections that were sent away because their lifetime was up.
+    left_old,
     /// Peers that were called dead because nothing came.
     dead_silent,
     /// Peers that were called dead because their kernel took bytes and none came back.
@@ -107,6 +119,20 @@ impl Stats {
             Evidence::Silent => &self.dead_silent,
             Evidence::Frozen => &self.dead_frozen,
             Evidence::Stalled => &self.dead_stalled,
+        }
+    }
+
+    pub(crate) fn refused(&self, why: Refused) -> &AtomicU64 {
+        match why {
+            Refused::Full => &self.refused_full,
+            Refused::Address => &self.refused_address,
+        }
+    }
+
+    pub(crate) fn left(&self, why: Leave) -> &AtomicU64 {
+        match why {
+            Leave::Idle => &self.left_idle,
+            Leave::Old => &self.left_old,
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::Action;
-use mainstay_proto::session::{ConnectionId, Control, Frame, Over, SessionError, Transmit};
+use mainstay_proto::session::{ConnectionId, Control, Frame, Leave, Over, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
 
 use pin_project_lite::pin_project;
@@ -232,6 +232,9 @@ impl Connected {
                 }
             }
         }
+        if let Some(leave) = inner.poll_leave() {
+            Stats::add(stats.left(leave), 1);
+        }
         if inner.is_over() {
             inner.wake_application();
         }
@@ -347,7 +350,7 @@ impl Inner {
     ) -> Result<(), SessionError> {
         match &mut self.peer {
             Peer::Plain(plain) => {
-                plain.handle_message(message);
+                plain.handle_message(now, message);
                 Ok(())
             }
             Peer::Session(session) => {
@@ -412,6 +415,13 @@ impl Inner {
         match &mut self.peer {
             Peer::Session(session) => session.handle_timeout(now),
             Peer::Plain(plain) => plain.handle_timeout(now),
+        }
+    }
+
+    fn poll_leave(&mut self) -> Option<Leave> {
+        match &mut self.peer {
+            Peer::Session(session) => session.poll_leave(),
+            Peer::Plain(plain) => plain.poll_leave(),
         }
     }
 

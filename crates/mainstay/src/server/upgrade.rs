@@ -20,6 +20,7 @@ use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Role}
 use tokio::net::TcpStream;
 
 use super::core::{Core, Cores, Peer};
+use super::limits::Permit;
 use super::session::Session;
 use super::stats::Stats;
 use super::task::SessionTask;
@@ -41,6 +42,7 @@ pub struct SessionUpgrade {
     uri: Uri,
     headers: HeaderMap,
     facts: PeerFacts,
+    permit: Option<Arc<Permit>>,
     principal: Bytes,
     subprotocols: Option<Vec<String>>,
 }
@@ -82,6 +84,13 @@ where
         let request = handshake::check_request(&parts.method, parts.version, &parts.headers)
             .inspect_err(|_| Stats::add(&stats.openings_failed, 1))
             .map_err(UpgradeRejection::Request)?;
+        mainstay
+            .shared
+            .config
+            .origins
+            .check(&parts.headers)
+            .inspect_err(|_| Stats::add(&stats.refused_origin, 1))
+            .map_err(UpgradeRejection::Request)?;
         if mainstay.shared.is_draining() {
             Stats::add(&stats.openings_failed, 1);
             return Err(UpgradeRejection::Draining);
@@ -95,6 +104,7 @@ where
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
             facts: PeerFacts { address, subprotocol: None, resumable: false },
+            permit: parts.extensions.remove::<Arc<Permit>>(),
             principal: Bytes::new(),
             subprotocols: None,
         })
@@ -157,15 +167,14 @@ impl SessionUpgrade {
         self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
         let deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
-        // A task for the opening alone: once it is over, the session lives with a worker.
-        tracker.spawn(open(
-            self.mainstay.shared,
-            self.on_upgrade,
-            self.facts,
-            self.principal,
+        let handshake = Handshake {
+            on_upgrade: self.on_upgrade,
+            permit: self.permit,
+            principal: self.principal,
             deflate,
-            handler,
-        ));
+        };
+        // A task for the opening alone: once it is over, the session lives with a worker.
+        tracker.spawn(open(self.mainstay.shared, handshake, self.facts, handler));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = headers;
@@ -202,19 +211,25 @@ fn offered(request: &Accept) -> impl Iterator<Item = &str> {
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
+/// What the opening handshake came to.
+struct Handshake {
+    on_upgrade: OnUpgrade,
+    permit: Option<Arc<Permit>>,
+    principal: Bytes,
+    deflate: Option<DeflateParams>,
+}
+
 /// From 101 to a session's task, if this connection is the one that makes it.
 async fn open<H, F>(
     shared: Arc<Shared>,
-    on_upgrade: OnUpgrade,
+    handshake: Handshake,
     facts: PeerFacts,
-    principal: Bytes,
-    deflate: Option<DeflateParams>,
     handler: H,
 ) where
     H: FnOnce(Session) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    if let Some((connection, core, wire)) = bind(&shared, on_upgrade, facts, principal, deflate).await {
+    if let Some((connection, core, wire)) = bind(&shared, handshake, facts).await {
         let handler = handler(Session::new(Arc::clone(&core)));
         SessionTask::begin(core, connection, wire, handler);
     }
@@ -223,11 +238,10 @@ async fn open<H, F>(
 /// Binds a new connection to a session. `None`: to one that has its task already, or to none.
 async fn bind(
     shared: &Arc<Shared>,
-    on_upgrade: OnUpgrade,
+    handshake: Handshake,
     facts: PeerFacts,
-    principal: Bytes,
-    deflate: Option<DeflateParams>,
 ) -> Option<(ConnectionId, Arc<Core>, Wire)> {
+    let Handshake { on_upgrade, permit, principal, deflate } = handshake;
     let stats = &shared.stats;
     let upgraded = match on_upgrade.await {
         Ok(upgraded) => upgraded,
@@ -248,6 +262,7 @@ async fn bind(
     let (transport, early) = raw(upgraded);
     let codec = Connection::new(Role::Server, shared.config.limits, deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
+    wire.permit = permit.map(|permit| permit as _);
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     Stats::add(&stats.connections_opened, 1);
     if !facts.resumable {

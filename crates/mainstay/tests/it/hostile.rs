@@ -1,76 +1,174 @@
-//! What bad input gets: that connection closed, and nothing else.
+//! What a hostile peer gets: its own connection closed, at most, and nothing else. One file for each kind of input;
+//! `docs/GUARANTEES.md` "Hostile peers" has the outcomes.
+//!
+//! Every case goes over a real socket to a server that has an honest client as well, and ends by looking at that one.
 
+mod compression;
+mod frames;
+mod limits;
+mod opening;
+mod session;
+mod slow;
+
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use mainstay::server::Config;
-use mainstay::{Client, Message};
+use mainstay::{Client, Mainstay, Message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::{echo_server, until};
 
-/// Sends `bytes` and returns all that comes back until the server closes.
-async fn answer(address: std::net::SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(bytes).await.unwrap();
-    let mut out = Vec::new();
-    let all = stream.read_to_end(&mut out);
-    let _ = tokio::time::timeout(Duration::from_secs(10), all).await.expect("the server closes");
+/// Far longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// An echo server, and an honest client of it.
+struct Stage {
+    address: SocketAddr,
+    mainstay: Mainstay,
+    honest: Client,
+}
+
+impl Stage {
+    async fn set(config: Config) -> Self {
+        let (address, mainstay) = echo_server(config).await;
+        let honest = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+        let mut stage = Self { address, mainstay, honest };
+        stage.honest_client_is_served("at first").await;
+        stage
+    }
+
+    async fn honest_client_is_served(&mut self, after: &str) {
+        self.honest.send(Message::text(after)).await.unwrap();
+        assert_eq!(self.honest.recv().await, Some(Message::text(after)));
+    }
+
+    /// Nothing is left of the hostile peers, and the honest one never lost its connection.
+    async fn is_unharmed(mut self) {
+        self.honest_client_is_served("afterwards").await;
+        until("only the honest client is left", || {
+            let stats = self.mainstay.stats();
+            (stats.connections, stats.sessions) == (1, 1)
+        })
+        .await;
+        let stats = self.mainstay.stats();
+        assert_eq!(stats.attached_resumed, 0, "{stats:?}");
+    }
+
+    /// Sends `bytes` on a fresh connection, then returns all that comes back until the server closes it.
+    async fn answer(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        // The server may close before it has read all of it.
+        let _ = stream.write_all(bytes).await;
+        let mut out = Vec::new();
+        let all = stream.read_to_end(&mut out);
+        let _ = tokio::time::timeout(LIMIT, all).await.expect("the server closes");
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
+    async fn open(&self) -> Raw {
+        Raw::open(self.address, "").await
+    }
+}
+
+/// The head of a good opening request, with further headers (each with its line's end).
+fn upgrade(headers: &str) -> String {
+    format!(
+        "GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
+    )
+}
+
+/// A WebSocket whose client writes whatever it likes.
+struct Raw {
+    stream: TcpStream,
+    /// Of the response.
+    head: String,
+}
+
+impl Raw {
+    async fn open(address: SocketAddr, headers: &str) -> Self {
+        Self::over(TcpStream::connect(address).await.unwrap(), upgrade(headers).as_bytes()).await
+    }
+
+    /// Writes `request` and takes the head of the response.
+    async fn over(mut stream: TcpStream, request: &[u8]) -> Self {
+        stream.set_nodelay(true).unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        Self { stream, head }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) {
+        // The server may have closed already, and that is what the test looks at next.
+        let _ = self.stream.write_all(bytes).await;
+    }
+
+    /// The next frame: its first byte, and its payload.
+    async fn frame(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
+        let first = self.stream.read_u8().await?;
+        let length = match self.stream.read_u8().await? {
+            126 => u64::from(self.stream.read_u16().await?),
+            127 => self.stream.read_u64().await?,
+            length => length.into(),
+        };
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        self.stream.read_exact(&mut payload).await?;
+        Ok((first, payload))
+    }
+
+    /// The code of the Close that comes, sooner or later, and after which the server ends the connection.
+    /// `None`: it just ended it.
+    async fn close_code(&mut self) -> Option<u16> {
+        let close = async {
+            loop {
+                match self.frame().await {
+                    Ok((0x88, payload)) => {
+                        let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+                        let _ = self.stream.read_to_end(&mut Vec::new()).await;
+                        return code;
+                    }
+                    Ok(_) => {}
+                    Err(_) => return None,
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, close).await.expect("the server closes")
+    }
+
+    async fn echoes(&mut self, text: &str) {
+        self.write(&frame(0x81, text.as_bytes())).await;
+        assert_eq!(self.frame().await.unwrap(), (0x81, text.as_bytes().to_vec()));
+    }
+}
+
+/// A masked frame with this first byte.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut out = header(first, payload.len() as u64);
+    out.extend([0; 4]);
+    out.extend(payload);
     out
 }
 
-fn upgrade(protocol: &str) -> Vec<u8> {
-    format!(
-        "GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{protocol}\r\n"
-    )
-    .into_bytes()
-}
-
-#[tokio::test]
-async fn a_connection_that_says_nothing_is_dropped_at_the_opening_deadline() {
-    let config = Config { opening_deadline: Duration::from_millis(100), ..Config::default() };
-    let (address, mainstay) = echo_server(config).await;
-    assert_eq!(answer(address, b"").await, b"");
-    assert_eq!(mainstay.stats().openings_failed, 1);
-    // One that says half a head is dropped as well.
-    answer(address, b"GET /echo HTTP/1.1\r\nHost").await;
-}
-
-#[tokio::test]
-async fn a_client_that_sends_no_hello_is_closed_and_another_goes_on() {
-    let config = Config { opening_deadline: Duration::from_millis(100), ..Config::default() };
-    let (address, _mainstay) = echo_server(config).await;
-    let mut neighbour = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
-    neighbour.send(Message::text("a")).await.unwrap();
-    assert_eq!(neighbour.recv().await, Some(Message::text("a")));
-    let out = answer(address, &upgrade("Sec-WebSocket-Protocol: mainstay.v1\r\n")).await;
-    let end = out.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
-    assert_eq!(out[end..end + 1], [0x88], "a Close frame: {:?}", &out[end..]);
-    assert_eq!(out[end + 2..end + 4], 4412_u16.to_be_bytes());
-    neighbour.send(Message::text("b")).await.unwrap();
-    assert_eq!(neighbour.recv().await, Some(Message::text("b")));
-}
-
-#[tokio::test]
-async fn a_broken_frame_closes_its_own_connection_with_the_code_of_the_rfc() {
-    let (address, mainstay) = echo_server(Config::default()).await;
-    // Unmasked text.
-    let out = answer(address, &[upgrade(""), vec![0x81, 1, b'x']].concat()).await;
-    let end = out.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
-    assert_eq!(out[end + 2..end + 4], 1002_u16.to_be_bytes());
-    until("the failure is counted", || mainstay.stats().protocol_errors == 1).await;
-    until("nothing is left", || mainstay.stats().connections == 0).await;
-}
-
-#[tokio::test]
-async fn requests_that_are_no_upgrade_are_answered_with_one_line() {
-    let (address, _mainstay) = echo_server(Config::default()).await;
-    let plain = answer(address, b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n").await;
-    let text = String::from_utf8_lossy(&plain).into_owned();
-    assert!(text.starts_with("HTTP/1.1 426 "), "{text}");
-    assert!(text.contains("sec-websocket-version: 13"), "{text}");
-    let large =
-        [b"GET /echo HTTP/1.1\r\nHost: x\r\nX: ".to_vec(), vec![b'x'; 20_000], b"\r\n\r\n".to_vec()].concat();
-    assert!(answer(address, &large).await.starts_with(b"HTTP/1.1 431 "));
+/// The header of a masked frame, without the key, in its shortest form.
+fn header(first: u8, length: u64) -> Vec<u8> {
+    let mut out = vec![first];
+    match (u8::try_from(length), u16::try_from(length)) {
+        (Ok(length @ ..=125), _) => out.push(0x80 | length),
+        (_, Ok(length)) => {
+            out.push(0x80 | 126);
+            out.extend(length.to_be_bytes());
+        }
+        _ => {
+            out.push(0x80 | 127);
+            out.extend(length.to_be_bytes());
+        }
+    }
+    out
 }

@@ -6,14 +6,23 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::any;
 use mainstay::server::Config;
-use mainstay::{Mainstay, SessionUpgrade};
+use mainstay::{Mainstay, Session, SessionUpgrade};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 
 /// An echo server at `/echo`.
 pub(crate) async fn echo_server(config: Config) -> (SocketAddr, Mainstay) {
-    let mainstay = Mainstay::new(config);
-    let app = Router::new().route("/echo", any(echo)).with_state(mainstay.clone());
+    server(Mainstay::new(config), echo).await
+}
+
+/// A server whose sessions at `/echo` are handled by `handler`.
+pub(crate) async fn server<H, F>(mainstay: Mainstay, handler: H) -> (SocketAddr, Mainstay)
+where
+    H: Fn(Session) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let upgrade = |upgrade: SessionUpgrade| async move { upgrade.on_session(handler) };
+    let app = Router::new().route("/echo", any(upgrade)).with_state(mainstay.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = mainstay::serve(listener, app, &mainstay);
@@ -21,14 +30,12 @@ pub(crate) async fn echo_server(config: Config) -> (SocketAddr, Mainstay) {
     (address, mainstay)
 }
 
-async fn echo(upgrade: SessionUpgrade) -> axum::response::Response {
-    upgrade.on_session(|mut session| async move {
-        while let Some(message) = session.recv().await {
-            if session.send(message).await.is_err() {
-                break;
-            }
+async fn echo(mut session: Session) {
+    while let Some(message) = session.recv().await {
+        if session.send(message).await.is_err() {
+            break;
         }
-    })
+    }
 }
 
 /// Forwards TCP to `to` until told to cut: then every connection is dropped, without a word of HTTP
@@ -73,4 +80,15 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+/// As [`until`], where time is paused and leaps: looks again and again for an hour of it.
+pub(crate) async fn until_quiet(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..36_000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{what}");
 }

@@ -109,7 +109,7 @@ fn client_refuses(bytes: &[u8], error: ProtocolError, close_code: u16) {
 
 #[test]
 fn an_idle_connection_is_small_and_owns_nothing() {
-    assert!(size_of::<Connection>() <= 64, "{}", size_of::<Connection>());
+    assert!(size_of::<Connection>() <= 80, "{}", size_of::<Connection>());
     assert!(size_of::<ProtocolError>() <= 32, "{}", size_of::<ProtocolError>());
 
     let mut connection = server();

@@ -1,0 +1,160 @@
+//! When a connection has been there long enough: nothing was said on it for the idle timeout, or its lifetime is up.
+//!
+//! Both are off by default. A session that is idle ends, as nobody is there who would resume it. A connection that
+//! is old leaves and its session stays: GOAWAY sends a client of `mainstay.v1` to a new connection, a plain peer
+//! gets 1012. Lifetimes are jittered, so that connections made together do not leave together.
+
+use std::time::{Duration, Instant};
+
+use rand::{Rng, RngExt};
+
+use super::message::Delay;
+use crate::ConfigError;
+
+/// For how long a connection may be idle, and for how long it may live.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct LifetimeConfig {
+    idle: Option<Duration>,
+    lifetime: Option<Duration>,
+}
+
+/// Why a connection has to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Leave {
+    /// No application message passed for the idle timeout, in either direction.
+    Idle,
+    /// Its lifetime is up.
+    Old,
+}
+
+/// A client that was asked to leave spreads itself over this.
+pub(super) const GO_AWAY_WITHIN: Delay = Delay { min: Duration::ZERO, max: Duration::from_secs(5) };
+/// One that has not left by then is closed.
+pub(super) const GONE_BY: Duration = Duration::from_secs(15);
+pub(super) const IDLE: &str = "idle: no message for too long";
+pub(super) const OLD: &str = "this connection is old, come back with a new one";
+
+impl LifetimeConfig {
+    /// Ends what carried no application message for this long. Default: off. Range: 1 second to 1 week.
+    ///
+    /// # Errors
+    /// The time is out of range.
+    pub fn idle_timeout(self, idle: Duration) -> Result<Self, ConfigError> {
+        in_range("idle_timeout", idle).map(|idle| Self { idle: Some(idle), ..self })
+    }
+
+    /// Sends a connection away after this long, +-20 %. Default: off. Range: 1 second to 1 week.
+    ///
+    /// # Errors
+    /// The time is out of range.
+    pub fn max_lifetime(self, lifetime: Duration) -> Result<Self, ConfigError> {
+        in_range("max_lifetime", lifetime).map(|lifetime| Self { lifetime: Some(lifetime), ..self })
+    }
+}
+
+fn in_range(field: &'static str, time: Duration) -> Result<Duration, ConfigError> {
+    let range = Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+    let bound = "between 1 second and 1 week";
+    if range.contains(&time) { Ok(time) } else { Err(ConfigError { field, bound }) }
+}
+
+/// One connection's two times. See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Lifetime {
+    /// When the last message passed.
+    spoke: Instant,
+    idle: Option<Duration>,
+    old_at: Option<Instant>,
+    /// What was due, for whoever counts.
+    left: Option<Leave>,
+}
+
+impl Lifetime {
+    /// `None` where neither is limited: such a connection keeps no times.
+    pub(super) fn new(now: Instant, config: &LifetimeConfig, rng: &mut impl Rng) -> Option<Box<Self>> {
+        if *config == LifetimeConfig::default() {
+            return None;
+        }
+        let old_at = config.lifetime.map(|lifetime| now + lifetime.mul_f64(rng.random_range(0.8..=1.2)));
+        Some(Box::new(Self { spoke: now, idle: config.idle, old_at, left: None }))
+    }
+
+    /// An application message passed, in either direction.
+    pub(super) fn handle_message(&mut self, now: Instant) {
+        self.spoke = now;
+    }
+
+    /// What is due at `now`. Each is said once.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Option<Leave> {
+        let leave = if self.idle_at().is_some_and(|at| at <= now) {
+            self.idle = None;
+            Leave::Idle
+        } else {
+            self.old_at.take_if(|at| *at <= now).map(|_| Leave::Old)?
+        };
+        self.left = Some(leave);
+        Some(leave)
+    }
+
+    /// What was due since the last call.
+    pub(super) fn poll_leave(&mut self) -> Option<Leave> {
+        self.left.take()
+    }
+
+    /// When something is due next.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        [self.idle_at(), self.old_at].into_iter().flatten().min()
+    }
+
+    fn idle_at(&self) -> Option<Instant> {
+        self.idle.map(|idle| self.spoke + idle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::origin;
+
+    fn lifetime(config: LifetimeConfig, seed: u64) -> Option<Box<Lifetime>> {
+        Lifetime::new(origin(), &config, &mut StdRng::seed_from_u64(seed))
+    }
+
+    #[test]
+    fn without_limits_nothing_is_kept() {
+        assert_eq!(lifetime(LifetimeConfig::default(), 1), None);
+    }
+
+    #[test]
+    fn every_message_moves_the_idle_timeout() {
+        let config = LifetimeConfig::default().idle_timeout(Duration::from_secs(10)).unwrap();
+        let mut lifetime = lifetime(config, 1).unwrap();
+        let start = lifetime.spoke;
+        lifetime.handle_message(start + Duration::from_secs(7));
+        assert_eq!(lifetime.handle_timeout(start + Duration::from_secs(16)), None);
+        assert_eq!(lifetime.handle_timeout(start + Duration::from_secs(17)), Some(Leave::Idle));
+        assert_eq!(lifetime.poll_timeout(), None, "it is said once");
+    }
+
+    #[test]
+    fn lifetimes_of_connections_made_together_are_spread_by_a_fifth_each_way() {
+        let config = LifetimeConfig::default().max_lifetime(Duration::from_secs(100)).unwrap();
+        let ages: Vec<_> = (0..1000)
+            .map(|seed| lifetime(config, seed).unwrap())
+            .map(|lifetime| lifetime.poll_timeout().unwrap() - lifetime.spoke)
+            .collect();
+        let (first, last) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
+        assert!((Duration::from_secs(80)..Duration::from_secs(82)).contains(first), "{first:?}");
+        assert!((Duration::from_secs(118)..=Duration::from_secs(120)).contains(last), "{last:?}");
+    }
+
+    #[test]
+    fn times_out_of_range_are_refused() {
+        let config = LifetimeConfig::default();
+        assert!(config.idle_timeout(Duration::from_millis(999)).is_err());
+        assert!(config.max_lifetime(Duration::from_secs(8 * 24 * 3600)).is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! Who may connect, over real connections: the machine is [`Admission`], the permits are values that are dropped.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use mainstay_proto::admission::{Admission, AdmissionConfig, Admitted, Refused};
+
+use super::stats::Stats;
+
+/// The limits on connections of one server.
+pub(super) struct Gate {
+    /// `None` without limits: then nobody is counted.
+    admission: Option<Mutex<Admission>>,
+}
+
+/// A connection that counts, until this is dropped.
+pub(super) struct Permit {
+    gate: Arc<Gate>,
+    address: IpAddr,
+    refused: Option<Refusal>,
+}
+
+/// What a connection that is one too many is told.
+#[derive(Clone, Copy)]
+pub(super) struct Refusal {
+    why: Refused,
+    wait: Duration,
+}
+
+impl Gate {
+    pub(super) fn new(config: AdmissionConfig, seed: u64) -> Arc<Self> {
+        let is_limited = config != AdmissionConfig::default();
+        Arc::new(Self { admission: is_limited.then(|| Mutex::new(Admission::new(config, seed))) })
+    }
+
+    /// Counts a connection that was accepted. An error: drop it.
+    pub(super) fn arrive(self: &Arc<Self>, address: SocketAddr, stats: &Stats) -> Result<Option<Permit>, ()> {
+        let Some(mut admission) = self.admission() else { return Ok(None) };
+        let (refused, dropped) = match admission.arrive(address.ip()) {
+            Admitted::Yes => (None, None),
+            Admitted::No(why, wait) => (Some(Refusal { why, wait }), None),
+            Admitted::Dropped(why) => (None, Some(why)),
+        };
+        drop(admission);
+        if let Some(why) = dropped.or(refused.map(|refused| refused.why)) {
+            Stats::add(stats.refused(why), 1);
+            tracing::debug!(%address, ?why, "connection refused");
+        }
+        match dropped {
+            Some(_) => Err(()),
+            None => Ok(Some(Permit { gate: Arc::clone(self), address: address.ip(), refused })),
+        }
+    }
+
+    fn admission(&self) -> Option<MutexGuard<'_, Admission>> {
+        Some(self.admission.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Permit {
+    /// Set if the connection may only be told so.
+    pub(super) fn refused(&self) -> Option<Refusal> {
+        self.refused
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let Some(mut admission) = self.gate.admission() else { return };
+        match self.refused {
+            None => admission.leave(self.address),
+            Some(_) => admission.refused(),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let line = match self.why {
+            Refused::Full => "the server has as many connections as it may have, come back\n",
+            Refused::Address => "your address has as many connections as it may have, come back\n",
+        };
+        let headers = [
+            (header::RETRY_AFTER, HeaderValue::from(self.wait.as_secs())),
+            (header::CONNECTION, HeaderValue::from_static("close")),
+        ];
+        (StatusCode::SERVICE_UNAVAILABLE, headers, line).into_response()
+    }
+}

@@ -1,0 +1,196 @@
+//! Openings that are none: slow, large, broken or from the wrong page.
+
+use std::time::Duration;
+
+use mainstay::server::{Config, Origins};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Raw, Stage, frame, upgrade};
+
+fn impatient() -> Config {
+    Config { opening_deadline: Duration::from_millis(100), ..Config::default() }
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_dropped_at_the_opening_deadline() {
+    let stage = Stage::set(impatient()).await;
+    assert_eq!(stage.answer(b"").await, "");
+    assert_eq!(stage.mainstay.stats().openings_failed, 1);
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_head_that_comes_byte_by_byte_is_given_up_at_the_opening_deadline() {
+    let stage = Stage::set(impatient()).await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let head = upgrade("");
+    let mut bytes = head.bytes().cycle();
+    let trickle = async {
+        while stream.write_all(&[bytes.next().unwrap()]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(super::LIMIT, trickle).await.expect("the server closes");
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_kept_alive_is_not_kept_for_ever() {
+    let stage = Stage::set(impatient()).await;
+    let answer = stage.answer(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    // The second request never ends.
+    let answer = stage.answer(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\nGET / HT").await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_head_out_of_bounds_is_refused_unread() {
+    let stage = Stage::set(Config::default()).await;
+    let long = stage.answer(upgrade(&format!("X: {}\r\n", "x".repeat(20_000))).as_bytes()).await;
+    assert!(long.starts_with("HTTP/1.1 431 "), "{long}");
+    let many: String = (0..65).map(|n| format!("X-{n}: x\r\n")).collect();
+    let many = stage.answer(upgrade(&many).as_bytes()).await;
+    assert!(many.starts_with("HTTP/1.1 431 "), "{many}");
+    stage.is_unharmed().await;
+}
+
+/// Each is answered once with its status, and the connection is closed: what follows is not read as a request.
+#[tokio::test]
+async fn a_request_that_opens_no_websocket_is_answered_with_its_status_and_closed() {
+    let stage = Stage::set(Config::default()).await;
+    let good = upgrade("");
+    let cases = [
+        ("no Host", good.replace("Host: x\r\n", ""), "400"),
+        ("two Hosts", good.replace("Host: x", "Host: x\r\nHost: y"), "400"),
+        ("HTTP/1.0", good.replace("HTTP/1.1", "HTTP/1.0"), "400"),
+        ("POST", good.replace("GET", "POST"), "405"),
+        ("no version", good.replace("Sec-WebSocket-Version: 13\r\n", ""), "426"),
+        ("version 12", good.replace(": 13", ": 12"), "426"),
+        ("no key", good.replace("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""), "400"),
+        ("a short key", good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZQ=="), "400"),
+        ("a key that is no base64", good.replace("dGhlIHNhbXBsZSBub25jZQ==", "????????????????????????"), "400"),
+        ("two keys", upgrade("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"), "400"),
+        ("no Connection: Upgrade", good.replace("Connection: Upgrade", "Connection: keep-alive"), "400"),
+        ("no Upgrade", good.replace("Upgrade: websocket\r\n", ""), "426"),
+        ("another Upgrade", good.replace("Upgrade: websocket", "Upgrade: h2c"), "426"),
+        ("a body", upgrade("Content-Length: 5\r\n") + "hello", "400"),
+        ("a chunked body", upgrade("Transfer-Encoding: chunked\r\n") + "0\r\n\r\n", "400"),
+        ("both", upgrade("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n", "400"),
+        ("CR in a value", upgrade("X: a\rb\r\n"), "400"),
+        ("NUL in a value", upgrade("X: a\0b\r\n"), "400"),
+        ("a folded value", upgrade("X: a\r\n b\r\n"), "400"),
+        ("garbage", "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\r\n\r\n".to_owned(), "400"),
+        ("no path", good.replace("/echo", "echo"), "400"),
+    ];
+    for (what, request, status) in cases {
+        // A second request in the same breath: it may have been meant for somebody else.
+        let answer = stage.answer((request + "GET /echo HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
+        let line = answer.lines().next().unwrap_or_default();
+        assert!(line.contains(&format!(" {status} ")), "{what}: {line:?} for {status}");
+        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{what}: {answer}");
+        if status == "426" {
+            assert!(answer.contains("sec-websocket-version: 13"), "{what}: {answer}");
+        }
+    }
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn paths_are_routed_once_or_not_at_all() {
+    let stage = Stage::set(Config::default()).await;
+    for path in ["http://x/echo", "/%65cho", "/./echo", "//echo", "/echo/../echo", "/echo%00", "*"] {
+        let request = upgrade("").replace("/echo", path) + "\u{88}";
+        let answer = tokio::time::timeout(Duration::from_secs(10), async {
+            let mut stream = TcpStream::connect(stage.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut line = [0; 12];
+            stream.read_exact(&mut line).await.unwrap();
+            String::from_utf8(line.to_vec()).unwrap()
+        });
+        let answer = answer.await.unwrap();
+        assert!(
+            ["HTTP/1.1 101", "HTTP/1.1 400", "HTTP/1.1 404"].contains(&answer.as_str()),
+            "{path}: {answer}"
+        );
+    }
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn subprotocols_that_cannot_be_read_are_as_good_as_none() {
+    let stage = Stage::set(Config::default()).await;
+    let spaces = " ".repeat(10_000);
+    let commas = ", ,".repeat(3_000);
+    for list in ["\u{e4}\u{f6}\u{fc}", spaces.as_str(), commas.as_str()] {
+        let mut raw = Raw::open(stage.address, &format!("Sec-WebSocket-Protocol: {list}\r\n")).await;
+        assert!(!raw.head.contains("sec-websocket-protocol"), "{}", raw.head);
+        raw.echoes("x").await;
+    }
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn extensions_that_are_unknown_or_contradict_themselves_are_declined() {
+    for deflate in [false, true] {
+        let stage = Stage::set(Config { deflate, ..Config::default() }).await;
+        for offer in [
+            "x-webkit-deflate-frame",
+            "permessage-deflate; server_max_window_bits=7",
+            "permessage-deflate; server_max_window_bits=16",
+            "permessage-deflate; client_max_window_bits=99",
+            "permessage-deflate; server_max_window_bits",
+            "permessage-deflate; server_max_window_bits=08",
+            "permessage-deflate; server_no_context_takeover; server_no_context_takeover",
+            "permessage-deflate; server_no_context_takeover=1",
+            "permessage-deflate; unknown",
+            ";;;=,",
+            "\u{e4}",
+        ] {
+            let mut raw = Raw::open(stage.address, &format!("Sec-WebSocket-Extensions: {offer}\r\n")).await;
+            assert!(!raw.head.contains("sec-websocket-extensions"), "{offer}: {}", raw.head);
+            raw.echoes("x").await;
+        }
+        stage.is_unharmed().await;
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_host_may_not_use_the_visitors_cookies() {
+    let stage = Stage::set(Config::default()).await;
+    for origin in ["https://evil.org", "https://evil-x", "http://x.evil.org", "null"] {
+        let answer = stage.answer(upgrade(&format!("Origin: {origin}\r\nCookie: a=b\r\n")).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{origin}: {answer}");
+    }
+    assert_eq!(stage.mainstay.stats().refused_origin, 4);
+    for fine in ["Origin: http://x\r\nCookie: a=b\r\n", "Origin: https://evil.org\r\n", "Cookie: a=b\r\n"] {
+        Raw::open(stage.address, fine).await.echoes("x").await;
+    }
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn only_pages_of_the_list_may_open_a_websocket() {
+    let origins = Origins::Only(vec!["https://example.com".to_owned()]);
+    let stage = Stage::set(Config { origins, ..Config::default() }).await;
+    let answer = stage.answer(upgrade("Origin: http://x\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    Raw::open(stage.address, "Origin: https://example.com\r\n").await.echoes("x").await;
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn frames_sent_before_the_answer_are_read_after_it() {
+    let stage = Stage::set(Config::default()).await;
+    let stream = TcpStream::connect(stage.address).await.unwrap();
+    let mut raw = Raw::over(stream, &[upgrade("").as_bytes(), &frame(0x81, b"early")].concat()).await;
+    assert_eq!(raw.frame().await.unwrap(), (0x81, b"early".to_vec()));
+    // Bad ones as well.
+    let stream = TcpStream::connect(stage.address).await.unwrap();
+    let mut bad = Raw::over(stream, &[upgrade("").as_bytes(), &[0x81, 1, b'x']].concat()).await;
+    assert_eq!(bad.close_code().await, Some(1002));
+    drop(raw);
+    stage.is_unharmed().await;
+}

@@ -1,0 +1,160 @@
+//! Peers that speak `mainstay.v1`, wrongly.
+
+use std::time::Duration;
+
+use mainstay::server::Config;
+use mainstay_proto::session::message::{Beat, ClientKey, Hello, Instance, Resume, ResumeToken};
+use mainstay_proto::session::{Control, Frame, Window};
+use mainstay_proto::ws::Kind;
+
+use super::{Raw, Stage, frame};
+
+const OFFER: &str = "Sec-WebSocket-Protocol: mainstay.v1\r\n";
+
+fn hello(key: u64) -> Hello {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&key.to_be_bytes());
+    Hello {
+        window: Window { messages: 1024, bytes: 1 << 20 },
+        key: ClientKey(bytes),
+        key_age: Duration::ZERO,
+        instance: Instance(key.to_be_bytes()),
+        attempt: 1,
+        resume: None,
+        credentials: None,
+        resume_window: None,
+    }
+}
+
+fn control(control: &Control) -> Vec<u8> {
+    frame(0x82, &control.encode())
+}
+
+/// The control message in the next frame.
+async fn received(raw: &mut Raw) -> Control {
+    loop {
+        let (first, payload) = raw.frame().await.unwrap();
+        match (first, Frame::decode(Kind::Binary, payload.into())) {
+            (0x82, Ok(Frame::Control(control))) => return control,
+            (0x89, _) => {}
+            (_, other) => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A connection that said `hello`, and the answer.
+async fn opened(stage: &Stage, hello: Hello) -> (Raw, Control) {
+    let mut raw = Raw::open(stage.address, OFFER).await;
+    raw.write(&control(&Control::Hello(Box::new(hello)))).await;
+    let answer = received(&mut raw).await;
+    (raw, answer)
+}
+
+#[tokio::test]
+async fn whatever_is_no_hello_ends_the_opening() {
+    let config = Config { opening_deadline: Duration::from_millis(200), ..Config::default() };
+    let stage = Stage::set(config).await;
+    for (what, bytes, code) in [
+        ("nothing", vec![], 4412),
+        ("text", frame(0x81, b"{\"a\":{\"a\":{\"a\":NaN}},\"a\":1e999}"), 4400),
+        ("no bytes", frame(0x82, b""), 4400),
+        ("an unknown type", frame(0x82, &[0x7f]), 4400),
+        ("half a HELLO", frame(0x82, &[1, 1]), 4400),
+        ("an ACK", control(&Control::Ack { received: 0, window: None }), 4400),
+        ("a broken frame", vec![0x82, 0], 1002),
+    ] {
+        let mut raw = Raw::open(stage.address, OFFER).await;
+        raw.write(&bytes).await;
+        assert_eq!(raw.close_code().await, Some(code), "{what}");
+    }
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn what_an_attached_client_may_not_say_costs_its_connection_and_the_session_is_kept() {
+    let config = Config { resume_window: Duration::from_millis(200), ..Config::default() };
+    let stage = Stage::set(config).await;
+    for (what, bytes) in [
+        ("a second HELLO", control(&Control::Hello(Box::new(hello(99))))),
+        ("an ACK of what was never written", control(&Control::Ack { received: 1, window: None })),
+        ("an ACK of 2^53", frame(0x82, &[3, 0xc0, 0x20, 0, 0, 0, 0, 0, 0])),
+        ("a jump in positions", control(&Control::Ping(Beat { nonce: 1, sent: 7, received: 0 }))),
+        ("a field that ends early", frame(0x82, &[4, 1])),
+        ("more than the window", frame(0x82, &[0; 60_000]).repeat(600)),
+    ] {
+        let (mut raw, answer) = opened(&stage, hello(what.len() as u64)).await;
+        assert!(matches!(answer, Control::Welcome(_)), "{what}: {answer:?}");
+        raw.write(&control(&Control::Ack { received: 0, window: None })).await;
+        if what == "more than the window" {
+            // The handler echoes, and the client takes nothing: in the end it has nowhere to write to.
+            let closed = async {
+                while tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &bytes).await.is_ok() {}
+            };
+            let _ = tokio::time::timeout(super::LIMIT, closed).await.expect("the server closes");
+            continue;
+        }
+        raw.write(&bytes).await;
+        assert_eq!(raw.close_code().await, Some(4400), "{what}");
+    }
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_goes_back_is_ignored() {
+    let stage = Stage::set(Config { resume_window: Duration::from_millis(50), ..Config::default() }).await;
+    let (mut raw, _) = opened(&stage, hello(5)).await;
+    raw.write(&frame(0x81, b"a")).await;
+    loop {
+        let (first, payload) = raw.frame().await.unwrap();
+        if first == 0x81 {
+            break assert_eq!(payload, b"a");
+        }
+    }
+    for received in [1, 0, 1] {
+        raw.write(&control(&Control::Ack { received, window: None })).await;
+    }
+    raw.write(&frame(0x81, b"b")).await;
+    loop {
+        let (first, payload) = raw.frame().await.unwrap();
+        if first == 0x81 {
+            break assert_eq!(payload, b"b");
+        }
+    }
+    drop(raw);
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_guessed_token_gets_a_fresh_session_and_disturbs_nobody() {
+    let stage = Stage::set(Config { resume_window: Duration::from_millis(50), ..Config::default() }).await;
+    for guess in 0..300_u64 {
+        let token = ResumeToken(guess.to_be_bytes().repeat(3).into());
+        let resume = Some(Resume { token, received: 0, sent: 0, first_held: 1 });
+        let (raw, answer) = opened(&stage, Hello { resume, ..hello(guess) }).await;
+        let Control::Welcome(welcome) = answer else { panic!("{answer:?}") };
+        assert!(!welcome.resumed && welcome.received == 0, "{welcome:?}");
+        drop(raw);
+    }
+    assert_eq!(stage.mainstay.stats().attached_lost, 300);
+    stage.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn sessions_that_are_opened_and_abandoned_are_bounded_in_number() {
+    let config =
+        Config { max_sessions: 11, resume_window: Duration::from_millis(1500), ..Config::default() };
+    let stage = Stage::set(config).await;
+    let mut refused = 0;
+    for key in 0..100 {
+        let (mut raw, answer) = opened(&stage, hello(key)).await;
+        if let Control::Refuse { code, retryable, .. } = answer {
+            assert_eq!((code, retryable), (4413, true));
+            assert_eq!(raw.close_code().await, Some(4413));
+            refused += 1;
+        }
+        assert!(stage.mainstay.stats().sessions <= 11);
+    }
+    assert!(refused >= 50, "{refused}");
+    assert_eq!(stage.mainstay.stats().attach_refused, refused);
+    stage.is_unharmed().await;
+}
