@@ -22,7 +22,7 @@ use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
 use crate::session::message::Delay;
 use crate::session::{
     ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message, SessionError,
-    Transmit,
+    Transmit, Volatiles,
 };
 use crate::ws::CloseCode;
 use crate::ws::close::Action as CloseAction;
@@ -168,6 +168,8 @@ pub struct Client {
 struct Plain {
     confirmer: Confirmer<Message>,
     inbox: VecDeque<Message>,
+    /// Written once, and neither confirmed nor written again.
+    volatiles: Volatiles,
 }
 
 #[derive(Debug)]
@@ -383,6 +385,18 @@ impl Client {
         }
     }
 
+    /// Writes a message that is not numbered, kept or sent again. Dropped while nobody is attached.
+    pub fn send_volatile(&mut self, message: Message) {
+        match &mut self.plain {
+            _ if self.ended || self.closing.is_some() => {}
+            Some(plain) if self.attached.is_some() => {
+                plain.volatiles.push(message, self.config.session.volatile_queue);
+            }
+            Some(_) => {}
+            None => self.session.send_volatile(message),
+        }
+    }
+
     /// The next message or gap, in order.
     pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
         let delivery = match &mut self.plain {
@@ -542,6 +556,9 @@ impl Client {
         {
             return Some(Transmit::Ping(ping));
         }
+        if let Some(message) = plain.volatiles.pop() {
+            return Some(Transmit::Message(message));
+        }
         Some(match plain.confirmer.poll_transmit(now)? {
             confirm::Transmit::Message(_, message) => Transmit::Message(message.clone()),
             confirm::Transmit::Ping(position) => Transmit::Ping(u64::from_be_bytes(position)),
@@ -628,7 +645,12 @@ impl Client {
         let config = self.config.confirm;
         let plain = self
             .plain
-            .get_or_insert_with(|| Plain { confirmer: Confirmer::new(config), inbox: VecDeque::new() });
+            .get_or_insert_with(|| Plain {
+                confirmer: Confirmer::new(config),
+                inbox: VecDeque::new(),
+                volatiles: Volatiles::default(),
+            });
+        plain.volatiles = Volatiles::default();
         if first {
             // What was sent before it was known what the peer speaks.
             let (fate, unsent) = self.session.take_unsent();
@@ -726,7 +748,10 @@ impl Client {
     fn lose_attached(&mut self, now: Instant, why: Lost) {
         self.attached = None;
         self.backoff.handle_lost(now);
-        let outcome = self.plain.as_mut().and_then(|plain| plain.confirmer.handle_lost());
+        let outcome = self.plain.as_mut().and_then(|plain| {
+            plain.volatiles = Volatiles::default();
+            plain.confirmer.handle_lost()
+        });
         self.report(outcome);
         if self.ends_here(&why) {
             return;

@@ -40,8 +40,8 @@ pub struct ClientConfig {
     pub resume_window: Option<Duration>,
     /// Send again in the next session what a lost one certainly did not deliver. Default: true.
     pub resend_undelivered: bool,
-    /// Volatile messages waiting for a slow connection; the oldest are dropped. Default: 64.
-    pub volatile_queue: usize,
+    /// Volatile messages that wait for a slow connection; of more the oldest are dropped. Default: 64, 256 KiB.
+    pub volatile_queue: Window,
 }
 
 impl Default for ClientConfig {
@@ -51,7 +51,7 @@ impl Default for ClientConfig {
             credentials: None,
             resume_window: None,
             resend_undelivered: true,
-            volatile_queue: 64,
+            volatile_queue: Window::VOLATILE,
         }
     }
 }
@@ -752,7 +752,7 @@ impl ClientSession {
         if let Some(nonce) = current.ping.take() {
             return Some((connection, self.flow.write_ping(nonce, &current.lane)));
         }
-        let owed = current.volatiles.pop().or_else(|| self.flow.write_owed(now, &current.lane));
+        let owed = current.volatiles.transmit().or_else(|| self.flow.write_owed(now, &current.lane));
         owed.or_else(|| self.flow.write_message(&mut current.lane)).map(|transmit| (connection, transmit))
     }
 

@@ -25,21 +25,36 @@ pub(super) struct Lane {
     pub(super) read: u64,
 }
 
-/// Messages outside the stream that wait for a slow connection. The newest are worth most.
+/// Messages outside the stream that wait for a slow connection, or for a slow application. The newest
+/// are worth most.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(super) struct Volatiles(VecDeque<Message>);
+pub(crate) struct Volatiles {
+    queue: VecDeque<Message>,
+    bytes: u64,
+}
 
 impl Volatiles {
     /// Appends; of more than `limit` the oldest go.
-    pub(super) fn push(&mut self, message: Message, limit: usize) {
-        self.0.push_back(message);
-        while self.0.len() > limit {
-            self.0.pop_front();
+    pub(crate) fn push(&mut self, message: Message, limit: Window) {
+        self.bytes += message.payload.len() as u64;
+        self.queue.push_back(message);
+        while self.queue.len() as u64 > limit.messages || (self.queue.len() > 1 && self.bytes > limit.bytes) {
+            self.pop();
         }
     }
 
-    pub(super) fn pop(&mut self) -> Option<Transmit> {
-        self.0.pop_front().map(|message| Transmit::control(&Control::Volatile(message)))
+    pub(crate) fn pop(&mut self) -> Option<Message> {
+        let message = self.queue.pop_front()?;
+        self.bytes -= message.payload.len() as u64;
+        if self.queue.is_empty() {
+            // A queue at rest holds nothing.
+            self.queue = VecDeque::new();
+        }
+        Some(message)
+    }
+
+    pub(super) fn transmit(&mut self) -> Option<Transmit> {
+        self.pop().map(|message| Transmit::control(&Control::Volatile(message)))
     }
 }
 
@@ -181,13 +196,15 @@ mod tests {
     fn of_too_many_volatile_messages_the_oldest_go() {
         let mut volatiles = Volatiles::default();
         for text in ["old", "newer", "newest"] {
-            volatiles.push(Message::text(text), 2);
+            volatiles.push(Message::text(text), Window { messages: 2, bytes: 100 });
         }
         let left: Vec<_> = std::iter::from_fn(|| volatiles.pop()).collect();
-        let expected =
-            ["newer", "newest"].map(|text| Transmit::control(&Control::Volatile(Message::text(text))));
-        assert_eq!(left, expected);
-        volatiles.push(Message::text("none"), 0);
+        assert_eq!(left, ["newer", "newest"].map(Message::text));
+        for text in ["old", "newer", "larger than ten bytes"] {
+            volatiles.push(Message::text(text), Window { messages: 8, bytes: 10 });
+        }
+        assert_eq!(volatiles.pop(), Some(Message::text("larger than ten bytes")), "one always fits");
+        volatiles.push(Message::text("none"), Window { messages: 0, bytes: 10 });
         assert_eq!(volatiles.pop(), None);
     }
 }

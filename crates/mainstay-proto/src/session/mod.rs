@@ -25,6 +25,7 @@ mod wire;
 pub use client::{ClientConfig, ClientEvent, ClientSession, Fate};
 pub use error::{Malformed, SessionError};
 pub use flow::FlowConfig;
+pub(crate) use flow::Volatiles;
 pub use inbox::Delivery;
 pub use message::{Control, Frame, Message, Window};
 pub use plain::PlainSession;

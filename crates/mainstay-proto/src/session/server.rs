@@ -40,8 +40,9 @@ pub struct ServerConfig {
     pub resume_window: Duration,
     /// When to probe and when to call a client dead.
     pub heartbeat: HeartbeatConfig,
-    /// Volatile messages waiting for a slow connection; the oldest are dropped. Default: 64.
-    pub volatile_queue: usize,
+    /// Volatile messages that wait for a slow connection, and as many that wait for a slow application;
+    /// of more the oldest are dropped. Default: 64, 256 KiB.
+    pub volatile_queue: Window,
 }
 
 impl Default for ServerConfig {
@@ -50,7 +51,7 @@ impl Default for ServerConfig {
             flow: FlowConfig { keep: Window::SERVER, accept: Window::SERVER, manual_confirm: false },
             resume_window: Duration::from_secs(120),
             heartbeat: HeartbeatConfig::default(),
-            volatile_queue: 64,
+            volatile_queue: Window::VOLATILE,
         }
     }
 }
@@ -77,6 +78,8 @@ pub struct ServerSession {
     account: Option<Account>,
     life: Life,
     attached: Option<Attached>,
+    /// What came outside the stream and waits for the application.
+    volatiles: Volatiles,
 }
 
 /// The connection that a session is bound to.
@@ -192,6 +195,7 @@ impl ServerSession {
             account: identity.account,
             life: Life::Parked { since: now },
             attached: None,
+            volatiles: Volatiles::default(),
         }
     }
 
@@ -404,7 +408,13 @@ impl ServerSession {
                 outcome
             }
             // Credentials are the application's business; nothing here can judge them yet.
-            Control::Auth { .. } | Control::Volatile(_) => Ok(()),
+            Control::Auth { .. } => Ok(()),
+            Control::Volatile(message) => {
+                if self.hands_over() {
+                    self.volatiles.push(message, self.config.volatile_queue);
+                }
+                Ok(())
+            }
             Control::Hello(_)
             | Control::Welcome(_)
             | Control::GoAway { .. }
@@ -498,13 +508,23 @@ impl ServerSession {
     /// The next message or gap for the application, in order. Handed over means received, unless the
     /// application confirms by itself.
     pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
-        let ended = matches!(self.life, Life::EndSent { .. } | Life::Over(_));
-        if ended && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
+        if !self.hands_over() && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
             return None;
         }
         let delivery = self.flow.hand_over(now);
         self.answer_end_if_handed();
         delivery
+    }
+
+    /// The next message from outside the stream. It was never counted: whoever asks for those of the
+    /// stream first misses nothing that is kept.
+    pub fn hand_over_volatile(&mut self) -> Option<Message> {
+        self.hands_over().then(|| self.volatiles.pop()).flatten()
+    }
+
+    /// The sender of END hands over nothing more.
+    fn hands_over(&self) -> bool {
+        !matches!(self.life, Life::EndSent { .. } | Life::Over(_))
     }
 
     /// In manual mode: everything up to and including `number` is handled.
@@ -574,6 +594,7 @@ impl ServerSession {
 
     fn over(&mut self, over: Over) {
         self.flow.inbox.discard_queue();
+        self.volatiles = Volatiles::default();
         self.life = Life::Over(over);
         if let Some(attached) = &mut self.attached {
             attached.queue.push_back(match over {
@@ -602,7 +623,7 @@ impl ServerSession {
         if matches!(self.life, Life::EndSent { .. } | Life::Over(_)) {
             return None;
         }
-        if let Some(transmit) = attached.volatiles.pop().or_else(|| self.flow.write_owed(now, &attached.lane))
+        if let Some(transmit) = attached.volatiles.transmit().or_else(|| self.flow.write_owed(now, &attached.lane))
         {
             return Some(transmit);
         }

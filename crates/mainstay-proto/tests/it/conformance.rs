@@ -152,6 +152,10 @@ trait End {
     /// What the application does. `false`: this end does not know the step.
     fn act(&mut self, now: Instant, step: &Value) -> bool;
     fn receive(&mut self, now: Instant) -> Option<Message>;
+    /// The application's next message from outside the stream. A client gets it as an event.
+    fn receive_volatile(&mut self) -> Option<Message> {
+        None
+    }
     fn event(&mut self) -> Option<Value>;
     fn write(&mut self, now: Instant) -> Vec<(ConnectionId, Output)>;
     fn restart(&mut self) {}
@@ -191,6 +195,7 @@ fn play(exchange: &Value, end: impl End) {
     let end = player.name();
     assert!(player.written.values().all(VecDeque::is_empty), "{end}: {}: wrote more", exchange["name"]);
     assert_eq!(player.end.receive(player.now), None, "{end}: {}", exchange["name"]);
+    assert_eq!(player.end.receive_volatile(), None, "{end}: {}", exchange["name"]);
     assert_eq!(player.end.event(), None, "{end}: {}", exchange["name"]);
 }
 
@@ -275,6 +280,10 @@ impl<E: End> Player<'_, E> {
     fn application(&mut self, step: &Value) -> Result<(), String> {
         if let Some(text) = step.get("receives") {
             let message = self.end.receive(self.now).ok_or("nothing to receive")?;
+            return self.names.unify(&json!({"text": text}), &json::message_to_json(&message));
+        }
+        if let Some(text) = step.get("receives_volatile") {
+            let message = self.end.receive_volatile().ok_or("nothing to receive")?;
             return self.names.unify(&json!({"text": text}), &json::message_to_json(&message));
         }
         if let Some(expected) = step.get("event") {
@@ -608,6 +617,10 @@ impl End for ServerEnd {
 
     fn receive(&mut self, now: Instant) -> Option<Message> {
         self.sessions.get(self.served?).hand_over(now).map(only_messages)
+    }
+
+    fn receive_volatile(&mut self) -> Option<Message> {
+        self.sessions.get(self.served?).hand_over_volatile()
     }
 
     fn event(&mut self) -> Option<Value> {

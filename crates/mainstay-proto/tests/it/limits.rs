@@ -159,6 +159,9 @@ fn volatile_messages_wait_for_nobody() {
     pair.session().send_volatile(Message::text("now"));
     pair.client.send_volatile(Message::text("whatever"));
     pair.run();
+    assert_eq!(pair.session().hand_over_volatile(), Some(Message::text("whatever")));
+    assert_eq!(pair.session().hand_over_volatile(), None);
+    assert_eq!((pair.client.last_sent(), pair.session().received()), (0, 0), "it has no number");
     let volatile = ClientEvent::Volatile(Message::text("now"));
     assert_eq!(pair.events.iter().filter(|event| **event == volatile).count(), 1);
     pair.cut(first);
@@ -168,6 +171,24 @@ fn volatile_messages_wait_for_nobody() {
     pair.run();
     assert_eq!(pair.events.iter().filter(|event| **event == volatile).count(), 1, "the second was dropped");
     assert_eq!(pair.server.errors, []);
+}
+
+#[test]
+fn of_the_volatile_messages_that_wait_for_the_application_the_newest_are_kept() {
+    let queue = Window { messages: 2, bytes: 100 };
+    let config = ServerConfig { volatile_queue: queue, ..server_config() };
+    let mut pair = Pair::new(ClientConfig::default(), config, RegistryConfig::default());
+    pair.connect();
+    for text in ["old", "newer", "newest"] {
+        pair.client.send_volatile(Message::text(text));
+        pair.run();
+    }
+    let waiting: Vec<_> = std::iter::from_fn(|| pair.session().hand_over_volatile()).collect();
+    assert_eq!(waiting, ["newer", "newest"].map(Message::text));
+    pair.client.send_volatile(Message::text("late"));
+    pair.run();
+    pair.session().evict();
+    assert_eq!(pair.session().hand_over_volatile(), None, "the session is over");
 }
 
 // ---- what the server remembers ------------------------------------------------------------------

@@ -189,6 +189,11 @@ impl Client {
         self.core.lock().send(message).map(drop)
     }
 
+    /// As [`Sender::send_volatile`].
+    pub fn send_volatile(&self, message: Message) {
+        self.core.lock().send_volatile(message);
+    }
+
     /// A handle that sends from elsewhere.
     #[must_use]
     pub fn sender(&self) -> Sender {
@@ -333,6 +338,15 @@ impl Sender {
             }
         })
         .await
+    }
+
+    /// Sends a message that is not kept: lost if no connection is attached, never sent again. For what the
+    /// next one makes worthless: cursors, positions. Of more than 64 (256 KiB) that wait for a slow
+    /// connection the oldest are dropped.
+    ///
+    /// With [`Confirm::Reply`] do not use it: the peer's answer to it would be taken for another's.
+    pub fn send_volatile(&self, message: Message) {
+        self.core.lock().send_volatile(message);
     }
 }
 

@@ -84,6 +84,11 @@ impl Inner {
         }
     }
 
+    pub(super) fn send_volatile(&mut self, message: Message) {
+        self.machine.send_volatile(message);
+        self.wake_driver();
+    }
+
     pub(super) fn wake_driver(&self) {
         if let Some(driver) = &self.driver {
             driver.wake_by_ref();

@@ -47,6 +47,8 @@ pub enum Received {
         /// Why.
         cause: GapCause,
     },
+    /// A message from outside the stream: the client sent it with `send_volatile`.
+    Volatile(Message),
 }
 
 /// Whether a connection is attached.
@@ -72,7 +74,8 @@ impl Session {
     /// The next message of the client, in order; `None` once the session is over.
     ///
     /// Being returned counts as received: the client may forget the message. A gap that the client's
-    /// own policy made is logged and skipped; [`recv_any`](Self::recv_any) returns it.
+    /// own policy made is logged and skipped, and what came outside the stream is dropped;
+    /// [`recv_any`](Self::recv_any) returns both.
     ///
     /// # Cancel safety
     /// Safe: a message is taken only when it is returned.
@@ -83,11 +86,13 @@ impl Session {
                 Received::Gap { first, count, .. } => {
                     tracing::warn!(session = ?self.id(), first, count, "the client dropped messages of its own");
                 }
+                Received::Volatile(_) => {}
             }
         }
     }
 
-    /// The next message or gap, in order; `None` once the session is over.
+    /// The next message or gap, in order; when there is none, the next volatile message, of which the
+    /// newest 64 (256 KiB) wait; `None` once the session is over.
     ///
     /// # Cancel safety
     /// Safe, as [`recv`](Self::recv).
@@ -98,13 +103,14 @@ impl Session {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         let mut inner = self.core.lock();
         let received = match &mut inner.peer {
-            Peer::Session(session) => session.hand_over(now()).map(|delivery| match delivery {
-                Delivery::Message(message) => Received::Message(message),
-                Delivery::Gap { first, count, cause } => {
+            Peer::Session(session) => match session.hand_over(now()) {
+                Some(Delivery::Message(message)) => Some(Received::Message(message)),
+                Some(Delivery::Gap { first, count, cause }) => {
                     Stats::add(&self.shared.stats.gaps, 1);
-                    Received::Gap { first, count, cause }
+                    Some(Received::Gap { first, count, cause })
                 }
-            }),
+                None => session.hand_over_volatile().map(Received::Volatile),
+            },
             Peer::Plain(plain) => plain.hand_over().map(Received::Message),
         };
         if received.is_some() {
@@ -142,12 +148,7 @@ impl Session {
     /// Sends a message that is not kept: lost if the client is away, never replayed. For what the
     /// next one makes worthless: cursors, prices.
     pub fn send_volatile(&self, message: Message) {
-        let mut inner = self.core.lock();
-        match &mut inner.peer {
-            Peer::Session(session) => session.send_volatile(message),
-            Peer::Plain(plain) => drop(plain.send(message)),
-        }
-        inner.wake_driver();
+        self.core.lock().send_volatile(message);
     }
 
     /// Ends the session in order: what was accepted before is delivered first.
@@ -243,6 +244,11 @@ impl Sender {
         self.core.lock().try_send(message)
     }
 
+    /// As [`Session::send_volatile`].
+    pub fn send_volatile(&self, message: Message) {
+        self.core.lock().send_volatile(message);
+    }
+
     /// As [`Session::close`].
     pub fn close(&self, code: CloseCode, reason: &str) {
         self.core.lock().close(code, reason);
@@ -305,6 +311,14 @@ impl Inner {
             Err(message) if open => Err(SendError::Full(message)),
             Err(message) => Err(SendError::Over(message)),
         }
+    }
+
+    fn send_volatile(&mut self, message: Message) {
+        match &mut self.peer {
+            Peer::Session(session) => session.send_volatile(message),
+            Peer::Plain(plain) => drop(plain.send(message)),
+        }
+        self.wake_driver();
     }
 
     pub(super) fn close(&mut self, code: CloseCode, reason: &str) {
