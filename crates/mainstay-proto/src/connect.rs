@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -21,8 +22,8 @@ use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
 use crate::session::message::Delay;
 use crate::session::{
-    ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message, SessionError,
-    Transmit, Volatiles,
+    CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
+    SessionError, Transmit, Volatiles,
 };
 use crate::ws::CloseCode;
 use crate::ws::close::Action as CloseAction;
@@ -56,8 +57,6 @@ pub struct ConnectConfig {
 
 /// From dialling to WELCOME.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an orderly end may take before the rest is given up as unknown.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A replacement is opened when a probe is unanswered for this long.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// Marks the payload of a heartbeat's Ping, so that it is never read as a position.
@@ -134,6 +133,11 @@ pub enum Event {
     Report(Report),
     /// A message outside the stream.
     Volatile(Message),
+    /// The server judged the credentials that [`Client::authenticate`] presented.
+    Authenticated {
+        /// Whether it accepted them; otherwise those before them go on.
+        accepted: bool,
+    },
     /// Nothing follows.
     Ended {
         /// The code of END, of the close, or of the refusal.
@@ -407,6 +411,18 @@ impl Client {
         delivery
     }
 
+    /// In manual mode: everything that was handed over is handled. Nothing to a plain peer.
+    pub fn confirm(&mut self, now: Instant) {
+        self.session.confirm(now, u64::MAX);
+    }
+
+    /// Presents new credentials: at once where a connection is attached, else in the next HELLO. See
+    /// [`Event::Authenticated`]. Nothing to a plain peer.
+    pub fn authenticate(&mut self, now: Instant, credentials: Bytes) {
+        self.session.authenticate(credentials);
+        self.collect(now);
+    }
+
     /// The application answered the oldest unanswered message (plain peers with `confirm = reply`).
     pub fn handle_reply(&mut self) {
         if let Some(plain) = &mut self.plain {
@@ -643,13 +659,11 @@ impl Client {
     fn attach_plain(&mut self, now: Instant, connection: ConnectionId) {
         let first = self.plain.is_none();
         let config = self.config.confirm;
-        let plain = self
-            .plain
-            .get_or_insert_with(|| Plain {
-                confirmer: Confirmer::new(config),
-                inbox: VecDeque::new(),
-                volatiles: Volatiles::default(),
-            });
+        let plain = self.plain.get_or_insert_with(|| Plain {
+            confirmer: Confirmer::new(config),
+            inbox: VecDeque::new(),
+            volatiles: Volatiles::default(),
+        });
         plain.volatiles = Volatiles::default();
         if first {
             // What was sent before it was known what the peer speaks.
@@ -714,6 +728,9 @@ impl Client {
                     }
                 }
                 ClientEvent::Volatile(message) => self.events.push_back(Event::Volatile(message)),
+                ClientEvent::Authenticated { accepted } => {
+                    self.events.push_back(Event::Authenticated { accepted });
+                }
                 ClientEvent::Ended { code, reason, fate } => {
                     // What is still owed (the answer to END, the Close) leaves before the end.
                     while let Some((id, transmit)) = self.session.poll_transmit(now) {

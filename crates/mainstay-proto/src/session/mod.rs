@@ -34,6 +34,9 @@ pub use server::{Over, ServerConfig, ServerSession};
 pub use transmit::{ConnectionId, Transmit};
 pub use wire::MAX_INTEGER;
 
+/// How long either end waits for an orderly end; then the rest is given up.
+pub(crate) const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::time::Instant;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::CLOSE_TIMEOUT;
 use super::message::Message;
 use super::server::ServerConfig;
 use super::transmit::Transmit;
@@ -34,11 +35,18 @@ pub struct PlainSession {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum End {
     Open,
-    /// What was accepted leaves first.
-    Closing(Box<(CloseCode, String)>),
+    /// What was accepted leaves first, if the peer takes it.
+    Closing(Box<Closing>),
     /// The transport is to be dropped.
     Dead,
     Over,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Closing {
+    code: CloseCode,
+    reason: String,
+    until: Instant,
 }
 
 impl PlainSession {
@@ -142,10 +150,12 @@ impl PlainSession {
         self.outbox_bytes
     }
 
-    /// Ends in order: what was accepted is written first.
-    pub fn close(&mut self, code: CloseCode, reason: &str) {
+    /// Ends in order: what was accepted is written first. What has not left within 10 s is dropped with the
+    /// connection.
+    pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         if self.end == End::Open {
-            self.end = End::Closing(Box::new((code, reason.to_owned())));
+            let until = now + CLOSE_TIMEOUT;
+            self.end = End::Closing(Box::new(Closing { code, reason: reason.to_owned(), until }));
         }
     }
 
@@ -166,7 +176,7 @@ impl PlainSession {
             return Some(Transmit::Message(message));
         }
         if let End::Closing(why) = &mut self.end {
-            let (code, reason) = (why.0, std::mem::take(&mut why.1));
+            let (code, reason) = (why.code, std::mem::take(&mut why.reason));
             self.end = End::Over;
             return Some(Transmit::Close { code, reason });
         }
@@ -177,6 +187,10 @@ impl PlainSession {
     /// connection that is dropped cannot be resumed, and a peer that sends bytes is alive.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
         if matches!(self.end, End::Dead | End::Over) {
+            return None;
+        }
+        if self.closes_at().is_some_and(|at| at <= now) {
+            self.end = End::Dead;
             return None;
         }
         let action = self.heartbeat.handle_timeout(now, &self.config.heartbeat);
@@ -191,7 +205,15 @@ impl PlainSession {
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (self.end != End::Over).then(|| self.heartbeat.poll_timeout())
+        let beat = (self.end != End::Over).then(|| self.heartbeat.poll_timeout());
+        [beat, self.closes_at()].into_iter().flatten().min()
+    }
+
+    fn closes_at(&self) -> Option<Instant> {
+        match &self.end {
+            End::Closing(closing) => Some(closing.until),
+            _ => None,
+        }
     }
 
     /// Whether new messages are accepted.

@@ -25,6 +25,10 @@ pub trait Sessions {
     type Handle: Clone;
     /// Calls `f` with the session, alone.
     fn with<R>(&mut self, handle: &Self::Handle, f: impl FnOnce(&mut ServerSession) -> R) -> R;
+    /// Whether another session may be made. Those that live are found again in any case.
+    fn has_room(&self) -> bool {
+        true
+    }
     /// Keeps a new session.
     fn create(&mut self, session: ServerSession) -> Self::Handle;
 }
@@ -46,6 +50,9 @@ impl Default for RegistryConfig {
 
 /// The longest that a HELLO is on its way: the client gives an attempt up after this.
 const HELLO_TRANSIT: Duration = Duration::from_secs(10);
+/// When to ask again of a server that has no room: so long that asking costs little, so spread that not
+/// everybody asks at once.
+const NO_ROOM: Delay = Delay { min: Duration::from_secs(1), max: Duration::from_secs(30) };
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -111,6 +118,12 @@ pub enum Refusal {
     KeyTooOld,
     /// The session was ended on purpose.
     Ended,
+    /// The server holds as many sessions as it may.
+    NoRoom,
+    /// The credentials were refused.
+    Unauthorized,
+    /// The credentials could not be judged now.
+    NotJudged,
 }
 
 impl Refusal {
@@ -121,6 +134,24 @@ impl Refusal {
             Self::Stale => CloseCode::STALE_ATTEMPT,
             Self::KeyUsed | Self::KeyTooOld => CloseCode::KEY_REFUSED,
             Self::Ended => CloseCode::SESSION_ENDED,
+            Self::NoRoom => CloseCode::OVERLOADED,
+            Self::Unauthorized => CloseCode::UNAUTHORIZED,
+            Self::NotJudged => CloseCode::UPSTREAM_UNAVAILABLE,
+        }
+    }
+
+    /// The REFUSE of a HELLO that never reached the registry.
+    #[must_use]
+    pub fn refuse(self) -> Control {
+        self.with_account(None)
+    }
+
+    fn with_account(self, account: Option<Account>) -> Control {
+        Control::Refuse {
+            code: self.code().into(),
+            retryable: matches!(self, Self::Stale | Self::NoRoom | Self::NotJudged),
+            delay: if self == Self::NoRoom { NO_ROOM } else { Delay::default() },
+            account,
         }
     }
 }
@@ -237,8 +268,10 @@ impl<H: Clone> Registry<H> {
             None if !lost && self.may_have_lived(now, hello.key_age) => {
                 return refuse(Refusal::KeyTooOld, None);
             }
+            None if !sessions.has_room() => return refuse(Refusal::NoRoom, None),
             None => {
-                let identity = Identity { id: self.secrets.session_id(), key, account };
+                let id = self.secrets.session_id();
+                let identity = Identity { id, principal: Name::of(principal, b""), key, account };
                 let session = ServerSession::new(Arc::clone(&self.sessions), now, identity, hello);
                 let handle = sessions.create(session);
                 self.names.insert(key, Entry::Live(handle.clone()));
@@ -382,13 +415,7 @@ enum Resumed<H> {
 }
 
 fn refuse<H>(why: Refusal, account: Option<Account>) -> Answer<H> {
-    let refuse = Control::Refuse {
-        code: why.code().into(),
-        retryable: why == Refusal::Stale,
-        delay: Delay::default(),
-        account,
-    };
-    Answer::Refused { refuse, why }
+    Answer::Refused { refuse: why.with_account(account), why }
 }
 
 fn refuse_ended<H>(remains: Remains, received: u64) -> Answer<H> {

@@ -16,9 +16,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::CLOSE_TIMEOUT;
 use super::error::SessionError;
 use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
@@ -36,7 +38,7 @@ use crate::ws::CloseCode;
 pub struct ServerConfig {
     /// Buffers and windows.
     pub flow: FlowConfig,
-    /// How long a parked session is kept. Default: 2 minutes.
+    /// How long a parked session is kept, unless its client asks for less. Default: 2 minutes.
     pub resume_window: Duration,
     /// When to probe and when to call a client dead.
     pub heartbeat: HeartbeatConfig,
@@ -62,6 +64,10 @@ pub struct ServerSession {
     config: Arc<ServerConfig>,
     id: SessionId,
     flow: Flow,
+    /// Whose it is: a hash of the principal.
+    principal: Name,
+    /// How long it is kept without a connection: what its client asked for, or the server's, if that is less.
+    resume_window: Duration,
     /// Where the client's key leads; a secret until the first epoch is confirmed, then only a name.
     pub(super) key: Name,
     /// The token that was presented to attach, valid until the epoch is confirmed.
@@ -93,6 +99,14 @@ struct Attached {
     /// Control messages in order: GOAWAY, AUTH_RESULT, END and what follows it.
     queue: VecDeque<Transmit>,
     volatiles: Volatiles,
+    auth: Option<Auth>,
+}
+
+/// New credentials, until AUTH_RESULT.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Auth {
+    Asked(Bytes),
+    Judging,
 }
 
 /// How far a session is from its end.
@@ -108,9 +122,10 @@ enum Life {
         reason: String,
         parked_since: Option<Instant>,
     },
-    /// END is written; only the peer's END is awaited.
+    /// END is written; only the peer's END is awaited, and not for ever.
     EndSent {
         code: u64,
+        until: Instant,
     },
     /// The peer's END came; what was taken before it is still being handed over.
     EndReceived {
@@ -174,6 +189,7 @@ pub(super) struct Remains {
 /// The identity of a new session.
 pub(super) struct Identity {
     pub(super) id: SessionId,
+    pub(super) principal: Name,
     pub(super) key: Name,
     pub(super) account: Option<Account>,
 }
@@ -182,6 +198,8 @@ impl ServerSession {
     pub(super) fn new(config: Arc<ServerConfig>, now: Instant, identity: Identity, hello: &Hello) -> Self {
         Self {
             id: identity.id,
+            principal: identity.principal,
+            resume_window: config.resume_window,
             flow: Flow::new(&config.flow, hello.window),
             config,
             key: identity.key,
@@ -257,7 +275,9 @@ impl ServerSession {
 
     fn refusal(&self, hello: &Hello) -> Option<Attach> {
         match self.life {
-            Life::EndSent { code } | Life::EndReceived { code } if !turned_back(Rule::EndedIsNotAttached) => {
+            Life::EndSent { code, .. } | Life::EndReceived { code }
+                if !turned_back(Rule::EndedIsNotAttached) =>
+            {
                 return Some(Attach::Ending { code });
             }
             Life::Over(_) => return Some(Attach::NotYours),
@@ -296,6 +316,8 @@ impl ServerSession {
         self.attempt = hello.attempt;
         self.flow.outbox.set_peer_window(hello.window);
         self.flow.outbox.trim(lane.wrote);
+        let most = self.config.resume_window;
+        self.resume_window = hello.resume_window.map_or(most, |asked| asked.min(most));
         let welcome = Welcome {
             id: self.id,
             token: token.0,
@@ -303,7 +325,7 @@ impl ServerSession {
             resumed: presented.is_some(),
             received: self.flow.inbox.tell(),
             first: lane.wrote + 1,
-            resume_window: self.config.resume_window,
+            resume_window: self.resume_window,
             heartbeat_interval: self.config.heartbeat.interval(),
             window: self.flow.inbox.window(),
             account: self.account,
@@ -317,12 +339,13 @@ impl ServerSession {
             ping: None,
             queue: VecDeque::new(),
             volatiles: Volatiles::default(),
+            auth: None,
         });
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
             Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: None },
             _ => Life::Attached,
         };
-        self.queue_end_if_flushed();
+        self.queue_end_if_flushed(now);
         Attach::Done { fenced, dropped }
     }
 
@@ -386,7 +409,7 @@ impl ServerSession {
             }
         }
         self.trim();
-        self.queue_end_if_flushed();
+        self.queue_end_if_flushed(now);
         Ok(())
     }
 
@@ -407,8 +430,13 @@ impl ServerSession {
                 self.handle_end(code);
                 outcome
             }
-            // Credentials are the application's business; nothing here can judge them yet.
-            Control::Auth { .. } => Ok(()),
+            Control::Auth { .. } if attached.auth.is_some() => {
+                Err(SessionError::Unexpected("AUTH before AUTH_RESULT"))
+            }
+            Control::Auth { credentials } => {
+                attached.auth = Some(Auth::Asked(credentials));
+                Ok(())
+            }
             Control::Volatile(message) => {
                 if self.hands_over() {
                     self.volatiles.push(message, self.config.volatile_queue);
@@ -422,14 +450,14 @@ impl ServerSession {
             | Control::Refuse { .. } => Err(SessionError::Unexpected(control.name())),
         };
         if let Err(SessionError::PositionMismatch { .. }) = outcome {
-            self.end_now(CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into());
+            self.end_now(now, CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into());
         }
         outcome
     }
 
     fn handle_end(&mut self, code: u64) {
         match self.life {
-            Life::EndSent { code } => self.over(Over::Ended { code, by_us: true }),
+            Life::EndSent { code, .. } => self.over(Over::Ended { code, by_us: true }),
             Life::Over(_) => {}
             _ => {
                 self.life = Life::EndReceived { code };
@@ -473,7 +501,7 @@ impl ServerSession {
             Life::Attached | Life::Parked { .. } => Life::Parked { since: now },
             Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: Some(now) },
             // Our END may or may not have arrived; the tombstone tells a client that asks.
-            Life::EndSent { code } => Life::Over(Over::Ended { code, by_us: true }),
+            Life::EndSent { code, .. } => Life::Over(Over::Ended { code, by_us: true }),
             Life::EndReceived { code } => Life::Over(Over::Ended { code, by_us: false }),
             over @ Life::Over(_) => over,
         };
@@ -527,20 +555,55 @@ impl ServerSession {
         !matches!(self.life, Life::EndSent { .. } | Life::Over(_))
     }
 
-    /// In manual mode: everything up to and including `number` is handled.
+    /// Credentials that the client sent for the live session, once each: the application judges them, and
+    /// [`handle_verdict`](Self::handle_verdict) takes what it said.
+    pub fn poll_auth(&mut self) -> Option<(ConnectionId, Bytes)> {
+        let attached = self.attached.as_mut()?;
+        match attached.auth.replace(Auth::Judging) {
+            Some(Auth::Asked(credentials)) => Some((attached.connection, credentials)),
+            other => {
+                attached.auth = other;
+                None
+            }
+        }
+    }
+
+    /// Who the credentials from `connection` prove that the client is; `None`: they were refused. Another
+    /// principal than the session's is refused too. Tells the client, and returns whether they were
+    /// accepted; either way the session goes on.
+    pub fn handle_verdict(&mut self, connection: ConnectionId, principal: Option<&[u8]>) -> bool {
+        let accepted = principal.is_some_and(|principal| Name::of(principal, b"") == self.principal);
+        let attached = self.attached.as_mut().filter(|a| a.connection == connection);
+        // A verdict that comes after its connection was lost tells nobody: the next HELLO has credentials.
+        if let Some(attached) = attached.filter(|a| a.auth == Some(Auth::Judging)) {
+            attached.auth = None;
+            let result = Control::AuthResult { accepted, expires_in: Duration::ZERO };
+            attached.queue.push_back(Transmit::control(&result));
+        }
+        accepted
+    }
+
+    /// From now on the application confirms what it has handled, with [`confirm`](Self::confirm). Call it
+    /// before anything is handed over.
+    pub fn confirm_manually(&mut self) {
+        self.flow.inbox.confirm_manually();
+    }
+
+    /// In manual mode: everything up to and including `number` is handled, as far as it was handed over.
     pub fn confirm(&mut self, now: Instant, number: u64) {
         self.flow.inbox.confirm(now, number);
     }
 
-    /// Ends the session in order: what was accepted before is delivered first, then END.
-    pub fn close(&mut self, code: CloseCode, reason: &str) {
+    /// Ends the session in order: what was accepted before is delivered first, then END. An END that is not
+    /// answered within 10 s ends the connection too.
+    pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         let parked_since = match self.life {
             Life::Parked { since } => Some(since),
             Life::Attached => None,
             _ => return,
         };
         self.life = Life::Closing { code: code.into(), reason: reason.to_owned(), parked_since };
-        self.queue_end_if_flushed();
+        self.queue_end_if_flushed(now);
     }
 
     /// Asks the client to leave this connection after a delay; nothing is lost.
@@ -558,21 +621,21 @@ impl ServerSession {
         }
     }
 
-    fn queue_end_if_flushed(&mut self) {
+    fn queue_end_if_flushed(&mut self, now: Instant) {
         let (Life::Closing { .. }, Some(_), true) = (&self.life, &self.attached, self.flow.is_flushed())
         else {
             return;
         };
         if let Life::Closing { code, reason, .. } = std::mem::replace(&mut self.life, Life::Attached) {
-            self.end_now(code, reason);
+            self.end_now(now, code, reason);
         }
     }
 
     /// Final: nothing more is written or handed over.
-    fn end_now(&mut self, code: u64, reason: String) {
+    fn end_now(&mut self, now: Instant, code: u64, reason: String) {
         self.flow.inbox.discard_queue();
         let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
-        self.life = Life::EndSent { code };
+        self.life = Life::EndSent { code, until: now + CLOSE_TIMEOUT };
         if let Some(attached) = &mut self.attached {
             let end = Control::End { code, reason, received, handed };
             attached.queue.push_back(Transmit::control(&end));
@@ -623,7 +686,8 @@ impl ServerSession {
         if matches!(self.life, Life::EndSent { .. } | Life::Over(_)) {
             return None;
         }
-        if let Some(transmit) = attached.volatiles.transmit().or_else(|| self.flow.write_owed(now, &attached.lane))
+        if let Some(transmit) =
+            attached.volatiles.transmit().or_else(|| self.flow.write_owed(now, &attached.lane))
         {
             return Some(transmit);
         }
@@ -637,6 +701,14 @@ impl ServerSession {
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
         if self.expires_at().is_some_and(|at| at <= now) {
             self.over(Over::Expired);
+        }
+        if let Life::EndSent { code, until } = self.life
+            && until <= now
+        {
+            self.over(Over::Ended { code, by_us: true });
+            let attached = self.attached.as_mut()?;
+            (attached.ping, attached.queue) = (None, VecDeque::from([Transmit::Abort]));
+            return None;
         }
         let attached = self.attached.as_mut()?;
         let action = attached.heartbeat.handle_timeout(now, &self.config.heartbeat);
@@ -653,13 +725,17 @@ impl ServerSession {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let beat = self.attached.as_ref().map(|a| a.heartbeat.poll_timeout());
         let acknowledge = self.attached.as_ref().and_then(|_| self.flow.inbox.acknowledge_by());
-        [beat, acknowledge, self.expires_at()].into_iter().flatten().min()
+        let end = match self.life {
+            Life::EndSent { until, .. } => Some(until),
+            _ => self.expires_at(),
+        };
+        [beat, acknowledge, end].into_iter().flatten().min()
     }
 
     fn expires_at(&self) -> Option<Instant> {
         match self.life {
             Life::Parked { since } | Life::Closing { parked_since: Some(since), .. } => {
-                Some(since + self.config.resume_window)
+                Some(since + self.resume_window)
             }
             _ => None,
         }
@@ -740,7 +816,7 @@ impl ServerSession {
             Life::Over(Over::Expired) => (Cause::Expired, None),
             Life::Over(Over::Evicted) => (Cause::Evicted, None),
             Life::Over(Over::Ended { code, by_us }) => (Cause::Ended, by_us.then_some(code)),
-            Life::EndSent { code } => (Cause::Ended, Some(code)),
+            Life::EndSent { code, .. } => (Cause::Ended, Some(code)),
             _ => (Cause::Unknown, None),
         };
         let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());

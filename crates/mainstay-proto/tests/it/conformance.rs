@@ -483,6 +483,7 @@ impl End for ClientEnd {
                 json!({"refused": {"code": code, "retryable": retryable}})
             }
             ClientEvent::GoAway { delay, .. } => json!({"go_away": {"delay_ms": json::delay_to_json(delay)}}),
+            ClientEvent::Authenticated { accepted } => json!({"authenticated": accepted}),
             ClientEvent::Volatile(message) => json!({"volatile": json::message_to_json(&message)}),
             ClientEvent::Ended { code, fate, .. } => json!({"ended": {
                 "code": code, "delivered": fate.delivered, "unknown": fate.unknown, "last": fate.last,
@@ -598,7 +599,7 @@ impl End for ServerEnd {
             session.send_volatile(message);
         } else if step.get("closes").is_some() {
             let (code, reason) = close_of(step);
-            session.close(code, &reason);
+            session.close(now, code, &reason);
         } else if let Some(fields) = step.get("goes_away") {
             let fields = Fields(fields);
             session.go_away(&fields.text("reason"), fields.delay(), fields.duration("close_in_ms"));

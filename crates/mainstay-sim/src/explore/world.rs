@@ -420,7 +420,7 @@ impl World {
             Event::ServerEnds(session) => {
                 self.left.ends -= 1;
                 self.facts().server_closes(session);
-                self.session(session).close(CloseCode::NORMAL, "");
+                self.session(session).close(now, CloseCode::NORMAL, "");
                 self.settle_session(session)?;
             }
             Event::Expires(session) => {

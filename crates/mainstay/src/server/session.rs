@@ -323,8 +323,8 @@ impl Inner {
 
     pub(super) fn close(&mut self, code: CloseCode, reason: &str) {
         match &mut self.peer {
-            Peer::Session(session) => session.close(code, reason),
-            Peer::Plain(plain) => plain.close(code, reason),
+            Peer::Session(session) => session.close(now(), code, reason),
+            Peer::Plain(plain) => plain.close(now(), code, reason),
         }
         self.wake_driver();
     }
