@@ -177,6 +177,7 @@ fn describe(event: &Event) -> (&'static str, String) {
         Event::Report(Report::Undeliverable(number, _)) => {
             ("report", format!("message {number} ended three connections and is given up"))
         }
+        Event::Authenticated { accepted } => ("authenticated", format!("accepted={accepted}")),
         Event::Volatile(message) => ("volatile", message.as_text().unwrap_or("(binary)").to_owned()),
         Event::Ended { code, reason, .. } => {
             ("ended", code.map_or_else(|| reason.clone(), |code| format!("code {code} {reason}")))

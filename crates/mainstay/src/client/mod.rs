@@ -54,6 +54,24 @@ const SUBPROTOCOL: &str = "mainstay.v1";
 #[error("{0}")]
 pub struct UrlError(String);
 
+/// Why new credentials did not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthenticateError {
+    /// The server refused them. On a live session it goes on with those before; in HELLO that ends the client.
+    #[error("the server refused the credentials")]
+    Refused,
+    /// Others were presented before these were judged.
+    #[error("newer credentials took their place")]
+    Replaced,
+    /// The peer speaks plain WebSocket, where only the request carries credentials: see [`Builder::request`].
+    #[error("a plain peer takes no credentials after its request")]
+    Plain,
+    /// The client has ended.
+    #[error("the client has ended")]
+    Over,
+}
+
 /// What an attempt is made with. Made anew before each by [`Builder::request`].
 #[derive(Debug, Clone, Default)]
 pub struct Request {
@@ -226,6 +244,28 @@ impl Client {
         let mut inner = self.core.lock();
         inner.machine.handle_reply();
         inner.wake_driver();
+    }
+
+    /// With [`Builder::confirm_manually`]: everything that [`recv`](Self::recv) has returned so far is
+    /// handled. See `server::Session::confirm`.
+    pub fn confirm(&self) {
+        let mut inner = self.core.lock();
+        inner.machine.confirm(now());
+        inner.wake_driver();
+    }
+
+    /// Presents new credentials in place of [`Builder::credentials`], and waits for the verdict: on the live
+    /// connection, or in the next HELLO while there is none. A server that speaks `mainstay.v1` asks the
+    /// function that its application gave.
+    ///
+    /// # Errors
+    /// See [`AuthenticateError`].
+    ///
+    /// # Cancel safety
+    /// They are presented all the same, only the waiting ends.
+    pub async fn authenticate(&self, credentials: impl Into<Bytes>) -> Result<(), AuthenticateError> {
+        let verdict = self.core.lock().authenticate(credentials.into())?;
+        verdict.await.unwrap_or(Err(AuthenticateError::Replaced))
     }
 
     /// Ends in order: what was accepted is delivered first, for at most 10 s. Then
@@ -453,7 +493,8 @@ impl Builder {
         self
     }
 
-    /// Credentials sent inside the session's HELLO, where the request cannot carry them.
+    /// Credentials sent inside the session's HELLO, where the request cannot carry them. They are renewed with
+    /// [`Client::authenticate`].
     #[must_use]
     pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
         self.config.session.credentials = Some(credentials.into());
@@ -517,7 +558,16 @@ impl Builder {
         self
     }
 
-    /// The resume window to ask the server for. Default: the server's own.
+    /// The application confirms what it has handled, with [`Client::confirm`]. Default: being returned by
+    /// [`Client::recv`] counts as received.
+    #[must_use]
+    pub fn confirm_manually(mut self) -> Self {
+        self.config.session.flow.manual_confirm = true;
+        self
+    }
+
+    /// The resume window to ask the server for, in whole milliseconds. It gives no more than its own.
+    /// Default: the server's own.
     #[must_use]
     pub fn resume_window(mut self, window: Duration) -> Self {
         self.config.session.resume_window = Some(window);

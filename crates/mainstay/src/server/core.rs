@@ -8,6 +8,8 @@ use mainstay_proto::session::{ConnectionId, PlainSession, ServerSession, Session
 
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 
+use super::Shared;
+use super::auth::Authenticate;
 use crate::driver::Wire;
 
 /// One session. All state is behind one lock, held only for calls into the machine.
@@ -31,6 +33,8 @@ pub(crate) struct Inner {
     pub(crate) incoming: Option<Box<(ConnectionId, Wire)>>,
     /// What the connection before it is closed with.
     pub(crate) fenced: Option<CloseFrame>,
+    /// Judges credentials that come on the current connection.
+    pub(crate) authenticate: Option<Authenticate>,
 }
 
 /// The machine, by what the peer speaks.
@@ -50,6 +54,7 @@ impl Core {
                 watcher: None,
                 incoming: None,
                 fenced: None,
+                authenticate: None,
             }),
         })
     }
@@ -90,10 +95,14 @@ impl Inner {
 }
 
 /// The registry's view of the cores: only sessions have names.
-pub(crate) struct Cores;
+pub(crate) struct Cores<'a>(pub(crate) &'a Shared);
 
-impl Sessions for Cores {
+impl Sessions for Cores<'_> {
     type Handle = CoreRef;
+
+    fn has_room(&self) -> bool {
+        self.0.has_room()
+    }
 
     fn with<R>(&mut self, handle: &CoreRef, f: impl FnOnce(&mut ServerSession) -> R) -> R {
         match &mut handle.lock().peer {

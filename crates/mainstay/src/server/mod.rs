@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+mod auth;
 mod core;
 mod serve;
 mod session;
@@ -43,6 +44,7 @@ use mainstay_proto::ws::{CloseCode, Limits};
 use slab::Slab;
 use tokio_util::task::TaskTracker;
 
+pub use self::auth::Denied;
 use self::core::{Core, CoreRef, Peer};
 pub use self::serve::{Serve, serve};
 pub use self::session::{Received, Sender, Session, SessionState};
@@ -54,7 +56,8 @@ pub use self::upgrade::{PeerFacts, SessionUpgrade, UpgradeRejection};
 pub struct Config {
     /// When to probe and when to call a client dead. Default: every 25 s.
     pub heartbeat: HeartbeatConfig,
-    /// How long a session is kept without a connection. Default: 2 minutes.
+    /// How long a session is kept without a connection, unless its client asks for less.
+    /// Default: 2 minutes.
     pub resume_window: Duration,
     /// What a peer may make this end keep per message. Default: 64 KiB, 1,024 fragments.
     pub limits: Limits,
@@ -63,10 +66,13 @@ pub struct Config {
     pub keep: Window,
     /// What a client may send above what the handler has taken. Default: 1,024 messages, 1 MiB.
     pub accept: Window,
-    /// From accept to HELLO. Default: 5 s.
+    /// From accept to HELLO, and until credentials are judged. Default: 5 s.
     pub opening_deadline: Duration,
     /// Whether permessage-deflate may be agreed on. Default: no; it costs memory per connection.
     pub deflate: bool,
+    /// How many sessions are held, parked and plain ones too. A newcomer above it is told to come back in
+    /// 1 to 30 s (4413; a plain one is closed with 1013); who has a session resumes it. Default: no limit.
+    pub max_sessions: Option<usize>,
 }
 
 impl Default for Config {
@@ -79,6 +85,7 @@ impl Default for Config {
             accept: Window::SERVER,
             opening_deadline: Duration::from_secs(5),
             deflate: false,
+            max_sessions: None,
         }
     }
 }
@@ -190,6 +197,12 @@ impl Shared {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether another session may begin.
+    pub(crate) fn has_room(&self) -> bool {
+        let sessions = usize::try_from(self.stats.sessions.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        self.config.max_sessions.is_none_or(|most| sessions < most)
     }
 
     /// Lists a session until [`unlist`](Self::unlist) is called with the slot that this returns.

@@ -73,7 +73,8 @@ impl Session {
 
     /// The next message of the client, in order; `None` once the session is over.
     ///
-    /// Being returned counts as received: the client may forget the message. A gap that the client's
+    /// Being returned counts as received: the client may forget the message. Not so where the application
+    /// [confirms](Self::confirm) by itself. A gap that the client's
     /// own policy made is logged and skipped, and what came outside the stream is dropped;
     /// [`recv_any`](Self::recv_any) returns both.
     ///
@@ -123,6 +124,22 @@ impl Session {
         }
         inner.receiver = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// Everything that [`recv`](Self::recv) has returned so far is handled: from here on the client may
+    /// forget it. Only for a session that
+    /// [`confirm_manually`](super::SessionUpgrade::confirm_manually) was called for; otherwise, and towards a
+    /// plain peer, it does nothing.
+    ///
+    /// Whether confirmed or not, a message is returned once. What differs is what a client learns that loses
+    /// its session: what was returned and not confirmed is *unknown* to it. Confirm before a quarter of
+    /// [`Config::accept`](super::Config::accept) lies unconfirmed: when all of it does, nothing more comes.
+    pub fn confirm(&self) {
+        let mut inner = self.core.lock();
+        if let Peer::Session(session) = &mut inner.peer {
+            session.confirm(now(), u64::MAX);
+        }
+        inner.wake_driver();
     }
 
     /// Sends a message; waits while the window is full. It is kept until the client acknowledges it,

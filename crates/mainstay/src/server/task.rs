@@ -16,6 +16,7 @@ use mainstay_proto::session::{ConnectionId, Control, Frame, Over, SessionError, 
 use mainstay_proto::ws::CloseFrame;
 
 use super::Shared;
+use super::auth::{Asked, judge_anew};
 use super::core::{CoreRef, Inner, Peer};
 use super::stats::Stats;
 use crate::driver::{Abort, Arrived, Framing, Reading, Timer, Wire, Written, now};
@@ -137,6 +138,9 @@ impl<F: Future<Output = ()>> SessionTask<F> {
             }
             true
         });
+        if let Some(asked) = inner.poll_auth() {
+            judge_anew(&self.shared, &self.core, asked);
+        }
         let lost = match (reading, closed, broken) {
             (_, _, Some(error)) => {
                 tracing::debug!(%error, "client broke the session protocol");
@@ -352,6 +356,17 @@ impl Inner {
                 Ok(())
             }
         }
+    }
+
+    /// New credentials, and who judges them. Where nobody does they are refused.
+    fn poll_auth(&mut self) -> Option<Asked> {
+        let Peer::Session(session) = &mut self.peer else { return None };
+        let (connection, credentials) = session.poll_auth()?;
+        let Some(authenticate) = self.authenticate.clone() else {
+            session.handle_verdict(connection, None);
+            return None;
+        };
+        Some(Asked { connection, credentials, authenticate })
     }
 
     fn handle_pong(&mut self, now: Instant, connection: ConnectionId, payload: [u8; 8], stats: &Stats) {

@@ -14,11 +14,12 @@ use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use mainstay_proto::session::message::Hello;
-use mainstay_proto::session::{Answer, ConnectionId, Control, Frame, PlainSession, SessionError};
+use mainstay_proto::session::{Answer, ConnectionId, Control, Frame, PlainSession, Refusal, SessionError};
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
 use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Role};
 use tokio::net::TcpStream;
 
+use super::auth::{Authenticate, Denied, judge};
 use super::core::{Core, Cores, Peer};
 use super::session::Session;
 use super::stats::Stats;
@@ -41,8 +42,16 @@ pub struct SessionUpgrade {
     uri: Uri,
     headers: HeaderMap,
     facts: PeerFacts,
-    principal: Bytes,
+    terms: Terms,
     subprotocols: Option<Vec<String>>,
+}
+
+/// What the application said about the session before it begins.
+struct Terms {
+    principal: Bytes,
+    authenticate: Option<Authenticate>,
+    manual: bool,
+    deflate: Option<DeflateParams>,
 }
 
 /// What is known of a session's client. Small, because every session holds it; the request's headers are
@@ -55,6 +64,9 @@ pub struct PeerFacts {
     pub subprotocol: Option<Box<str>>,
     /// Whether it speaks `mainstay.v1`.
     pub resumable: bool,
+    /// Who it is: what [`SessionUpgrade::principal`] was told or [`SessionUpgrade::authenticate`] found.
+    /// Empty: nobody in particular.
+    pub principal: Bytes,
 }
 
 /// Why a request did not become a session.
@@ -94,8 +106,8 @@ where
             on_upgrade,
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
-            facts: PeerFacts { address, subprotocol: None, resumable: false },
-            principal: Bytes::new(),
+            facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Bytes::new() },
+            terms: Terms { principal: Bytes::new(), authenticate: None, manual: false, deflate: None },
             subprotocols: None,
         })
     }
@@ -106,7 +118,50 @@ impl SessionUpgrade {
     /// another principal is answered like one that was never issued.
     #[must_use]
     pub fn principal(mut self, principal: impl Into<Bytes>) -> Self {
-        self.principal = principal.into();
+        self.terms.principal = principal.into();
+        self
+    }
+
+    /// Asks `judge` who the client is, by the credentials in its HELLO (`None` if it sent none, and for a
+    /// plain peer, which cannot send any). What it returns is the [principal](Self::principal); what it
+    /// denies gets no session.
+    ///
+    /// It is asked at every attach, and again when the client presents new credentials on a live session.
+    /// There a refusal, or another principal, is told to the client and changes nothing: end the session
+    /// with [`Session::close`] if it is to end. An answer that takes longer than
+    /// [`Config::opening_deadline`](super::Config::opening_deadline) is [`Denied::Unavailable`].
+    ///
+    /// ```no_run
+    /// # use mainstay::{SessionUpgrade, server::Denied};
+    /// async fn chat(upgrade: SessionUpgrade) -> axum::response::Response {
+    ///     let upgrade = upgrade.authenticate(|credentials| async move {
+    ///         match credentials.as_deref() {
+    ///             Some(b"open sesame") => Ok("ali baba"),
+    ///             _ => Err(Denied::Refused),
+    ///         }
+    ///     });
+    ///     upgrade.on_session(|session| async move { println!("{:?}", session.peer().principal) })
+    /// }
+    /// ```
+    #[must_use]
+    pub fn authenticate<A, F, P>(mut self, judge: A) -> Self
+    where
+        A: Fn(Option<Bytes>) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<P, Denied>> + Send + 'static,
+        P: Into<Bytes>,
+    {
+        self.terms.authenticate = Some(Arc::new(move |credentials| {
+            let judging = judge(credentials);
+            Box::pin(async move { judging.await.map(Into::into) })
+        }));
+        self
+    }
+
+    /// The handler confirms what it has handled, with [`Session::confirm`]. Default: being returned by
+    /// [`Session::recv`] counts as received.
+    #[must_use]
+    pub fn confirm_manually(mut self) -> Self {
+        self.terms.manual = true;
         self
     }
 
@@ -155,11 +210,10 @@ impl SessionUpgrade {
         let (headers, agreed) = self.request.response(chosen.as_deref(), deflate);
         self.facts.resumable = chosen.as_deref().is_some_and(is_ours);
         self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
-        let deflate = agreed.deflate;
+        self.terms.deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
         // Cold state, boxed: it is freed before the session begins, and what stays is the session's task.
-        let opening =
-            Box::pin(open(self.mainstay, self.on_upgrade, self.facts, self.principal, deflate, handler));
+        let opening = Box::pin(open(self.mainstay, self.on_upgrade, self.facts, self.terms, handler));
         tracker.spawn(async move {
             if let Some(task) = opening.await {
                 task.await;
@@ -205,29 +259,31 @@ static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 async fn open<H, F>(
     mainstay: Mainstay,
     on_upgrade: OnUpgrade,
-    facts: PeerFacts,
-    principal: Bytes,
-    deflate: Option<DeflateParams>,
+    mut facts: PeerFacts,
+    terms: Terms,
     handler: H,
 ) -> Option<SessionTask<F>>
 where
     H: FnOnce(Session) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let (connection, core, wire) =
-        bind(&mainstay.shared, on_upgrade, facts.resumable, principal, deflate).await?;
+    let Bound { connection, core, wire, principal } =
+        bind(&mainstay.shared, on_upgrade, facts.resumable, terms).await?;
+    facts.principal = principal;
     let handler = handler(Session::new(Arc::clone(&core), &mainstay, facts));
     Some(SessionTask::new(core, mainstay.shared, connection, wire, handler))
 }
 
-/// Binds a new connection to a session. `None`: to one that has its task already, or to none.
-async fn bind(
-    shared: &Arc<Shared>,
-    on_upgrade: OnUpgrade,
-    resumable: bool,
+/// A connection that has a new session.
+struct Bound {
+    connection: ConnectionId,
+    core: Arc<Core>,
+    wire: Wire,
     principal: Bytes,
-    deflate: Option<DeflateParams>,
-) -> Option<(ConnectionId, Arc<Core>, Wire)> {
+}
+
+/// Binds a new connection to a session. `None`: to one that has its task already, or to none.
+async fn bind(shared: &Arc<Shared>, on_upgrade: OnUpgrade, resumable: bool, terms: Terms) -> Option<Bound> {
     let stats = &shared.stats;
     let upgraded = match on_upgrade.await {
         Ok(upgraded) => upgraded,
@@ -238,16 +294,15 @@ async fn bind(
         }
     };
     let (transport, early) = raw(upgraded);
-    let codec = Connection::new(Role::Server, shared.config.limits, deflate, [0; 32]);
+    let codec = Connection::new(Role::Server, shared.config.limits, terms.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     Stats::add(&stats.connections_opened, 1);
+    let deadline = tokio::time::Instant::now() + shared.config.opening_deadline;
     if !resumable {
-        Stats::add(&stats.connections, 1);
-        let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0);
-        return Some((connection, Core::new(Peer::Plain(Box::new(plain))), wire));
+        return bind_plain(shared, connection, terms, wire, deadline).await;
     }
-    let hello = match tokio::time::timeout(shared.config.opening_deadline, read_hello(&mut wire)).await {
+    let hello = match tokio::time::timeout_at(deadline, read_hello(&mut wire)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(Some(error))) => {
             Stats::add(&stats.session_errors, 1);
@@ -267,25 +322,74 @@ async fn bind(
             return None;
         }
     };
-    attach(shared, connection, &principal, &hello, wire).await
+    match terms.principal(hello.credentials.clone(), deadline).await {
+        Ok(principal) => attach(shared, connection, terms, principal, &hello, wire).await,
+        Err(why) => {
+            refuse(stats, wire, &why.refuse(), why).await;
+            None
+        }
+    }
+}
+
+/// A plain peer has nothing to present but its request, and nothing is said to it but a Close.
+async fn bind_plain(
+    shared: &Arc<Shared>,
+    connection: ConnectionId,
+    terms: Terms,
+    mut wire: Wire,
+    deadline: tokio::time::Instant,
+) -> Option<Bound> {
+    let stats = &shared.stats;
+    let refused = match terms.principal(None, deadline).await {
+        Ok(principal) if shared.has_room() => {
+            Stats::add(&stats.connections, 1);
+            let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0);
+            let core = Core::new(Peer::Plain(Box::new(plain)));
+            return Some(Bound { connection, core, wire, principal });
+        }
+        Ok(_) => CloseCode::TRY_AGAIN,
+        Err(why) => why.code(),
+    };
+    Stats::add(&stats.openings_failed, 1);
+    wire.close(&CloseFrame { code: refused, reason: String::new() });
+    wire.finish().await;
+    None
+}
+
+async fn refuse(stats: &Stats, mut wire: Wire, refuse: &Control, why: Refusal) {
+    tracing::debug!(?why, "HELLO refused");
+    Stats::add(&stats.attach_refused, 1);
+    wire.say(refuse).await;
+    wire.close(&CloseFrame { code: why.code(), reason: String::new() });
+    wire.finish().await;
+}
+
+impl Terms {
+    async fn principal(
+        &self,
+        credentials: Option<Bytes>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Bytes, Refusal> {
+        match &self.authenticate {
+            Some(authenticate) => judge(authenticate, credentials, deadline).await,
+            None => Ok(self.principal.clone()),
+        }
+    }
 }
 
 async fn attach(
     shared: &Arc<Shared>,
     connection: ConnectionId,
-    principal: &Bytes,
+    terms: Terms,
+    principal: Bytes,
     hello: &Hello,
-    mut wire: Wire,
-) -> Option<(ConnectionId, Arc<Core>, Wire)> {
+    wire: Wire,
+) -> Option<Bound> {
     let stats = &shared.stats;
-    let answer = shared.registry().hello(now(), connection, principal, hello, &mut Cores);
+    let answer = shared.registry().hello(now(), connection, &principal, hello, &mut Cores(shared));
     match answer {
-        Answer::Refused { refuse, why } => {
-            tracing::debug!(?why, "HELLO refused");
-            Stats::add(&stats.attach_refused, 1);
-            wire.say(&refuse).await;
-            wire.close(&CloseFrame { code: why.code(), reason: String::new() });
-            wire.finish().await;
+        Answer::Refused { refuse: answer, why } => {
+            refuse(stats, wire, &answer, why).await;
             None
         }
         Answer::Attached { session: core, created, lost, fenced } => {
@@ -296,8 +400,12 @@ async fn attach(
                 (false, false) => &stats.attached_resumed,
             };
             Stats::add(counter, 1);
+            core.lock().authenticate = terms.authenticate;
             if created {
-                return Some((connection, core, wire));
+                if terms.manual {
+                    core.with_session(|session| session.confirm_manually());
+                }
+                return Some(Bound { connection, core, wire, principal });
             }
             let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
             Stats::add(&stats.replayed, replayed);

@@ -1,34 +1,29 @@
 //! A server to test against, and a proxy that breaks connections on command.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::any;
 use mainstay::server::Config;
-use mainstay::{Mainstay, SessionUpgrade};
+use mainstay::{Mainstay, Session, SessionUpgrade};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 
 /// An echo server at `/echo`.
 pub(crate) async fn echo_server(config: Config) -> (SocketAddr, Mainstay) {
-    let mainstay = Mainstay::new(config);
-    let app = Router::new().route("/echo", any(echo)).with_state(mainstay.clone());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = mainstay::serve(listener, app, &mainstay);
-    tokio::spawn(async move { server.await.unwrap() });
-    (address, mainstay)
+    server(config, |upgrade| upgrade.on_session(echo)).await
 }
 
-async fn echo(upgrade: SessionUpgrade) -> axum::response::Response {
-    upgrade.on_session(|mut session| async move {
-        while let Some(message) = session.recv().await {
-            if session.send(message).await.is_err() {
-                break;
-            }
+/// Sends back what comes.
+pub(crate) async fn echo(mut session: Session) {
+    while let Some(message) = session.recv().await {
+        if session.send(message).await.is_err() {
+            break;
         }
-    })
+    }
 }
 
 /// Forwards TCP to `to` until told to cut: then every connection is dropped, without a word of HTTP
@@ -36,6 +31,7 @@ async fn echo(upgrade: SessionUpgrade) -> axum::response::Response {
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     cut: broadcast::Sender<()>,
+    is_open: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -44,9 +40,14 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (cut, _) = broadcast::channel(1);
         let cuts = cut.clone();
+        let is_open = Arc::new(AtomicBool::new(true));
+        let open = Arc::clone(&is_open);
         tokio::spawn(async move {
             loop {
                 let (mut down, _) = listener.accept().await.unwrap();
+                if !open.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let mut cut = cuts.subscribe();
                 tokio::spawn(async move {
                     let Ok(mut up) = TcpStream::connect(to).await else { return };
@@ -57,11 +58,21 @@ impl Proxy {
                 });
             }
         });
-        Self { address, cut }
+        Self { address, cut, is_open }
     }
 
     pub(crate) fn cut(&self) {
         let _ = self.cut.send(());
+    }
+
+    /// Cuts, and drops every later connection until it is opened again.
+    pub(crate) fn close(&self) {
+        self.is_open.store(false, Ordering::Relaxed);
+        self.cut();
+    }
+
+    pub(crate) fn open(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
     }
 }
 
@@ -73,4 +84,19 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+/// A server at `/echo` whose sessions are made as `on_upgrade` says.
+pub(crate) async fn server<F>(config: Config, on_upgrade: F) -> (SocketAddr, Mainstay)
+where
+    F: Fn(SessionUpgrade) -> axum::response::Response + Clone + Send + Sync + 'static,
+{
+    let mainstay = Mainstay::new(config);
+    let route = any(move |upgrade: SessionUpgrade| std::future::ready(on_upgrade(upgrade)));
+    let app = Router::new().route("/echo", route).with_state(mainstay.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = mainstay::serve(listener, app, &mainstay);
+    tokio::spawn(async move { server.await.unwrap() });
+    (address, mainstay)
 }
