@@ -32,7 +32,7 @@ pub struct Budget {
     pub abandons: u8,
     /// The server forgets everything.
     pub restarts: u8,
-    /// A parked session expires.
+    /// A parked session expires, or nobody answers an END.
     pub expiries: u8,
     /// Either application ends the session.
     pub ends: u8,
@@ -297,6 +297,7 @@ pub fn small() -> Vec<Scenario> {
         new("two ends, 1+1", 1, 1, Budget { ends: 2, ..NONE }),
         new("end, replace, 1+1", 1, 1, Budget { ends: 1, replacements: 1, ..NONE }),
         new("end, replace, cut, 1+0", 1, 0, Budget { ends: 1, replacements: 1, cuts: 1, ..NONE }).at_once(),
+        new("end, expiry, 1+1", 1, 1, Budget { ends: 1, expiries: 1, ..NONE }),
         new("manual, expiry, cut, 1+0", 1, 0, Budget { expiries: 1, cuts: 1, ..NONE }).manual(),
         new("manual, end, cut, 1+0", 1, 0, Budget { ends: 1, cuts: 1, ..NONE }).manual(),
         new("manual, replace, ping, 1+0", 1, 0, Budget { replacements: 1, pings: 1, ..NONE }).manual(),

@@ -123,7 +123,7 @@ fn close_codes_tell_a_client_what_to_do() {
 #[test]
 fn a_client_takes_its_part_in_every_exchange() {
     for exchange in list(&vectors("exchanges")) {
-        play(exchange, ClientEnd::new());
+        play(exchange, ClientEnd::new(exchange));
     }
 }
 
@@ -397,6 +397,8 @@ fn output(transmit: &Transmit) -> Option<Output> {
     match transmit {
         Transmit::Close { code, reason } => Some(Output::Close((*code).into(), reason.clone())),
         Transmit::Ping(_) => None,
+        // The transport is dropped: nothing is said.
+        Transmit::Abort => None,
         other => panic!("{other:?} in an exchange"),
     }
 }
@@ -422,8 +424,9 @@ fn only_messages(delivery: Delivery) -> Message {
 struct ClientEnd(ClientSession);
 
 impl ClientEnd {
-    fn new() -> Self {
-        Self(ClientSession::new(ClientConfig::default(), [1; 32]))
+    fn new(exchange: &Value) -> Self {
+        let resume_window = exchange["client_resume_window_ms"].as_u64().map(Duration::from_millis);
+        Self(ClientSession::new(ClientConfig { resume_window, ..ClientConfig::default() }, [1; 32]))
     }
 }
 
@@ -453,6 +456,8 @@ impl End for ClientEnd {
             self.0.send(message).unwrap();
         } else if let Some(message) = text_of(step, "sends_volatile") {
             self.0.send_volatile(message);
+        } else if let Some(credentials) = step["authenticates"].as_str() {
+            self.0.authenticate(unhex(credentials));
         } else if step.get("closes").is_some() {
             let (code, reason) = close_of(step);
             self.0.close(code, &reason);
@@ -597,6 +602,11 @@ impl End for ServerEnd {
             session.send(message).unwrap();
         } else if let Some(message) = text_of(step, "sends_volatile") {
             session.send_volatile(message);
+        } else if let Some(expected) = step["judges"].as_str() {
+            let (connection, credentials) = session.poll_auth().expect("nothing to judge");
+            assert_eq!(credentials, unhex(expected));
+            let nobody: &[u8] = b"";
+            session.handle_verdict(connection, (step["accepted"] == true).then_some(nobody));
         } else if step.get("closes").is_some() {
             let (code, reason) = close_of(step);
             session.close(now, code, &reason);

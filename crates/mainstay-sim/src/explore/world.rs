@@ -25,6 +25,7 @@ use super::{Budget, Scenario};
 const MOST_CONNECTIONS: usize = 12;
 const HOUR: Duration = Duration::from_secs(3600);
 const RESUME_WINDOW: Duration = Duration::from_secs(120);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One thing that may happen next. Clients, sessions and connections are named by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub(super) enum Event {
     ClientEnds(usize),
     ServerEnds(usize),
     Expires(usize),
+    /// Nobody answers its END.
+    EndRunsOut(usize),
     Buries(usize),
     Restarts,
     SecondTab,
@@ -289,6 +292,9 @@ impl World {
         if session.connection().is_none() && left.expiries > 0 {
             events.push(Event::Expires(index));
         }
+        if session.connection().is_some() && !session.is_open() && left.expiries > 0 {
+            events.push(Event::EndRunsOut(index));
+        }
     }
 
     fn link_events(&self, index: usize, events: &mut Vec<Event>) {
@@ -427,6 +433,13 @@ impl World {
                 self.left.expiries -= 1;
                 self.facts().excuse();
                 self.session(session).handle_timeout(now + RESUME_WINDOW);
+            }
+            Event::EndRunsOut(session) => {
+                self.left.expiries -= 1;
+                let before = self.sessions.0[session].clone();
+                self.session(session).handle_timeout(now + CLOSE_TIMEOUT);
+                self.settle_session(session)?;
+                return Ok(before != self.sessions.0[session]);
             }
             Event::Buries(session) => {
                 if let Some(session) = self.sessions.0[session].take() {
