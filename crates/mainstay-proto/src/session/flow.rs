@@ -14,7 +14,7 @@ use std::time::Instant;
 use super::error::SessionError;
 use super::inbox::{Delivery, Inbox};
 use super::message::{Beat, Control, GapCause, Message, Window};
-use super::outbox::Outbox;
+use super::outbox::{Next, Outbox};
 use super::transmit::Transmit;
 use crate::planted::{Rule, turned_back};
 
@@ -108,8 +108,8 @@ impl Flow {
         if first != lane.read + 1 {
             return Err(SessionError::PositionMismatch { sent: first.saturating_sub(1), read: lane.read });
         }
+        self.inbox.take_gap(lane.read + count, cause)?;
         lane.read += count;
-        self.inbox.take_gap(lane.read, cause);
         Ok(())
     }
 
@@ -167,10 +167,17 @@ impl Flow {
 
     /// The next numbered message for this lane, if the peer's window has room.
     pub(super) fn write_message(&mut self, lane: &mut Lane) -> Option<Transmit> {
-        let message = self.outbox.next(lane.wrote)?.clone();
-        lane.wrote += 1;
+        let (transmit, last) = match self.outbox.next(lane.wrote)? {
+            Next::Message(message) => (Transmit::Message(message.clone()), lane.wrote + 1),
+            Next::Gap { last } => {
+                let (first, count) = (lane.wrote + 1, last - lane.wrote);
+                let gap = Control::Gap { first, count, cause: GapCause::Overflow };
+                (Transmit::control(&gap), last)
+            }
+        };
+        lane.wrote = if turned_back(Rule::GapTakesOverNumbers) { lane.wrote + 1 } else { last };
         self.outbox.note_written(lane.wrote);
-        Some(Transmit::Message(message))
+        Some(transmit)
     }
 
     pub(super) fn hand_over(&mut self, now: Instant) -> Option<Delivery> {

@@ -92,13 +92,19 @@ impl Inbox {
     }
 
     /// Takes a gap that ends at `last`; what was taken before is left out of it.
-    pub(super) fn take_gap(&mut self, last: u64, cause: GapCause) {
+    pub(super) fn take_gap(&mut self, last: u64, cause: GapCause) -> Result<(), SessionError> {
         if last <= self.taken {
-            return;
+            return Ok(());
+        }
+        // It may reach past the window, but not begin behind it: else gaps could fill the queue.
+        let open = self.taken - self.received;
+        if open > 0 && open >= self.window.messages {
+            return Err(SessionError::WindowExceeded);
         }
         let (first, count) = (self.taken + 1, last - self.taken);
         self.taken = last;
         self.queue.push_back(Queued { delivery: Delivery::Gap { first, count, cause }, number: last });
+        Ok(())
     }
 
     /// Hands over the next in order. From here on it counts as handed, whatever becomes of it.
@@ -216,7 +222,7 @@ mod tests {
         manual.confirm(now, 7);
         assert_eq!(manual.received(), 1, "no more than was handed over");
 
-        manual.take_gap(4, GapCause::Overflow);
+        manual.take_gap(4, GapCause::Overflow).unwrap();
         manual.take(Message::text("b")).unwrap();
         while manual.hand_over(now).is_some() {}
         manual.confirm(now, 3);
@@ -261,6 +267,9 @@ mod tests {
         let mut inbox = Inbox::new(window(2, 10), false);
         inbox.take(Message::text("longer than the window")).unwrap();
         assert_eq!(inbox.take(Message::text("x")), Err(SessionError::WindowExceeded));
+        let mut inbox = Inbox::new(window(2, 10), false);
+        inbox.take_gap(5, GapCause::Overflow).unwrap();
+        assert_eq!(inbox.take_gap(6, GapCause::Overflow), Err(SessionError::WindowExceeded));
     }
 
     #[test]
@@ -268,8 +277,8 @@ mod tests {
         let now = start();
         let mut inbox = Inbox::new(Window::SERVER, false);
         inbox.take(Message::text("a")).unwrap();
-        inbox.take_gap(3, GapCause::Overflow);
-        inbox.take_gap(2, GapCause::Overflow);
+        inbox.take_gap(3, GapCause::Overflow).unwrap();
+        inbox.take_gap(2, GapCause::Overflow).unwrap();
         inbox.hand_over(now);
         assert_eq!(
             inbox.hand_over(now),

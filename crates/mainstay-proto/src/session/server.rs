@@ -589,6 +589,18 @@ impl ServerSession {
         self.flow.inbox.confirm_manually();
     }
 
+    /// From now on a full buffer drops the oldest message that was never written, which may be the new one,
+    /// and the client is told of a gap; [`send`](Self::send) refuses nothing while the session is open.
+    pub fn drop_oldest_when_full(&mut self) {
+        self.flow.outbox.drop_oldest_when_full();
+    }
+
+    /// How many messages were dropped to make room.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.flow.outbox.dropped()
+    }
+
     /// In manual mode: everything up to and including `number` is handled, as far as it was handed over.
     pub fn confirm(&mut self, now: Instant, number: u64) {
         self.flow.inbox.confirm(now, number);

@@ -180,15 +180,21 @@ impl World {
         #[allow(clippy::disallowed_methods, reason = "virtual time needs a start")]
         let now = Instant::now() + 100 * HOUR;
         let window = Window { messages: scenario.window, bytes: 1 << 20 };
-        let flow = FlowConfig { keep: Window::SERVER, accept: window, manual_confirm: scenario.manual };
+        let keep = match scenario.drops_above {
+            0 => Window::SERVER,
+            messages => Window { messages, bytes: 1 << 20 },
+        };
+        let flow = FlowConfig { keep, accept: window, manual_confirm: scenario.manual };
         let config = Arc::new(ServerConfig {
             flow,
             resume_window: RESUME_WINDOW,
             heartbeat: HeartbeatConfig::every(HOUR).unwrap_or_default(),
             ..ServerConfig::default()
         });
-        let client =
-            ClientConfig { flow: FlowConfig { manual_confirm: false, ..flow }, ..ClientConfig::default() };
+        let client = ClientConfig {
+            flow: FlowConfig { manual_confirm: false, keep: Window::CLIENT, ..flow },
+            ..ClientConfig::default()
+        };
         let registry = Registry::new(now - HOUR, RegistryConfig::default(), Arc::clone(&config), [1; 32]);
         let mut facts = Facts::default();
         facts.add_client();
@@ -543,6 +549,9 @@ impl World {
             Answer::Attached { session, created, fenced, .. } => {
                 if created {
                     self.facts().add_session();
+                    if self.setting.scenario.drops_above > 0 {
+                        self.session(session).drop_oldest_when_full();
+                    }
                 }
                 if let Some(fenced) = fenced {
                     let old = fenced.connection.0 as usize;
@@ -670,7 +679,10 @@ impl World {
         let now = self.setting.now;
         match self.client(index).machine.hand_over(now) {
             Some(Delivery::Message(message)) => self.facts().client_got(index, &message).map(|()| true),
-            Some(Delivery::Gap { .. }) => Err("a gap in the stream that nobody made".into()),
+            Some(Delivery::Gap { first, count, .. }) => {
+                let dropped = self.sessions.0.iter().map(|session| Some(session.as_ref()?.dropped())).sum();
+                self.facts().client_got_gap(index, first, count, dropped).map(|()| true)
+            }
             None => Ok(false),
         }
     }
