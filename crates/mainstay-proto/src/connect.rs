@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng};
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
-use crate::session::message::Delay;
+use crate::session::message::{Delay, GapCause};
 use crate::session::{
     CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
     SessionError, Transmit, Volatiles,
@@ -133,6 +133,16 @@ pub enum Event {
     Report(Report),
     /// A message outside the stream.
     Volatile(Message),
+    /// The server's policy dropped messages of its own before they were ever written. The messages that were
+    /// handed over before and after this event stand before and after the gap.
+    Dropped {
+        /// The number of the first.
+        first: u64,
+        /// How many.
+        count: u64,
+        /// Why.
+        cause: GapCause,
+    },
     /// The server judged the credentials that [`Client::authenticate`] presented.
     Authenticated {
         /// Whether it accepted them; otherwise those before them go on.
@@ -407,6 +417,9 @@ impl Client {
             Some(plain) => plain.inbox.pop_front().map(Delivery::Message),
             None => self.session.hand_over(now),
         };
+        if let Some(Delivery::Gap { first, count, cause }) = delivery {
+            self.events.push_back(Event::Dropped { first, count, cause });
+        }
         self.collect(now);
         delivery
     }

@@ -151,7 +151,7 @@ trait End {
     fn wait_until(&mut self, until: Instant);
     /// What the application does. `false`: this end does not know the step.
     fn act(&mut self, now: Instant, step: &Value) -> bool;
-    fn receive(&mut self, now: Instant) -> Option<Message>;
+    fn receive(&mut self, now: Instant) -> Option<Delivery>;
     /// The application's next message from outside the stream. A client gets it as an event.
     fn receive_volatile(&mut self) -> Option<Message> {
         None
@@ -279,8 +279,18 @@ impl<E: End> Player<'_, E> {
 
     fn application(&mut self, step: &Value) -> Result<(), String> {
         if let Some(text) = step.get("receives") {
-            let message = self.end.receive(self.now).ok_or("nothing to receive")?;
-            return self.names.unify(&json!({"text": text}), &json::message_to_json(&message));
+            return match self.end.receive(self.now).ok_or("nothing to receive")? {
+                Delivery::Message(message) => {
+                    self.names.unify(&json!({"text": text}), &json::message_to_json(&message))
+                }
+                gap @ Delivery::Gap { .. } => Err(format!("{gap:?}")),
+            };
+        }
+        if let Some(expected) = step.get("receives_gap") {
+            return match self.end.receive(self.now) {
+                Some(Delivery::Gap { first, count, .. }) if json!([first, count]) == *expected => Ok(()),
+                other => Err(format!("{other:?} is not that gap")),
+            };
         }
         if let Some(text) = step.get("receives_volatile") {
             let message = self.end.receive_volatile().ok_or("nothing to receive")?;
@@ -412,13 +422,6 @@ fn text_of(step: &Value, field: &str) -> Option<Message> {
     step.get(field).map(|text| Message::text(text.as_str().unwrap()))
 }
 
-fn only_messages(delivery: Delivery) -> Message {
-    match delivery {
-        Delivery::Message(message) => message,
-        gap @ Delivery::Gap { .. } => panic!("{gap:?}"),
-    }
-}
-
 // ---- the client ---------------------------------------------------------------------------------
 
 struct ClientEnd(ClientSession);
@@ -467,8 +470,8 @@ impl End for ClientEnd {
         true
     }
 
-    fn receive(&mut self, now: Instant) -> Option<Message> {
-        self.0.hand_over(now).map(only_messages)
+    fn receive(&mut self, now: Instant) -> Option<Delivery> {
+        self.0.hand_over(now)
     }
 
     fn event(&mut self) -> Option<Value> {
@@ -510,6 +513,8 @@ impl End for ClientEnd {
 struct ServerEnd {
     registry: Registry<usize>,
     config: Arc<ServerConfig>,
+    /// Its sessions drop the oldest when they are full.
+    drops: bool,
     sessions: Arena,
     now: Instant,
     bound: BTreeMap<ConnectionId, Option<usize>>,
@@ -521,11 +526,17 @@ struct ServerEnd {
 impl ServerEnd {
     fn new(exchange: &Value) -> Self {
         let heartbeat = HeartbeatConfig::every(Duration::from_millis(heartbeat_ms(exchange))).unwrap();
-        let config = Arc::new(ServerConfig { heartbeat, ..ServerConfig::default() });
+        let mut config = ServerConfig { heartbeat, ..ServerConfig::default() };
+        let drops_above = exchange["server_drops_above"].as_u64();
+        if let Some(messages) = drops_above {
+            config.flow.keep.messages = messages;
+        }
+        let config = Arc::new(config);
         let age = Duration::from_millis(exchange["server_age_ms"].as_u64().unwrap_or(3_600_000));
         Self {
             registry: Registry::new(start() - age, RegistryConfig::default(), Arc::clone(&config), [2; 32]),
             config,
+            drops: drops_above.is_some(),
             sessions: Arena::default(),
             now: start(),
             bound: BTreeMap::new(),
@@ -542,6 +553,9 @@ impl ServerEnd {
             Answer::Attached { session, fenced, .. } => {
                 self.bound.insert(connection, Some(session));
                 self.served = Some(session);
+                if self.drops {
+                    self.sessions.get(session).drop_oldest_when_full();
+                }
                 if let Some(fenced) = fenced {
                     let close = Output::Close(CloseCode::SUPERSEDED.into(), fenced.reason);
                     self.written.push((fenced.connection, close));
@@ -626,8 +640,8 @@ impl End for ServerEnd {
         true
     }
 
-    fn receive(&mut self, now: Instant) -> Option<Message> {
-        self.sessions.get(self.served?).hand_over(now).map(only_messages)
+    fn receive(&mut self, now: Instant) -> Option<Delivery> {
+        self.sessions.get(self.served?).hand_over(now)
     }
 
     fn receive_volatile(&mut self) -> Option<Message> {

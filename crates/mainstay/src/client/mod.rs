@@ -151,7 +151,8 @@ impl Client {
         })
     }
 
-    /// The next message, in order; `None` once nothing follows. What was lost is an [`Event::Gap`].
+    /// The next message, in order; `None` once nothing follows. What was lost with a session is an
+    /// [`Event::Gap`], what the server dropped by its own policy an [`Event::Dropped`].
     ///
     /// # Cancel safety
     /// Safe: a message is taken only when it is returned.
@@ -163,11 +164,9 @@ impl Client {
         let mut inner = self.core.lock();
         while let Some(delivery) = inner.machine.hand_over(now()) {
             inner.wake_driver();
-            match delivery {
-                Delivery::Message(message) => return Poll::Ready(Some(message)),
-                Delivery::Gap { first, count, .. } => {
-                    tracing::warn!(first, count, "the server dropped messages of its own");
-                }
+            // A gap is an event.
+            if let Delivery::Message(message) = delivery {
+                return Poll::Ready(Some(message));
             }
         }
         if inner.is_finished() {

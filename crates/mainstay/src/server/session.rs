@@ -216,6 +216,13 @@ impl Session {
         self.core.with_session(|session| session.id())
     }
 
+    /// How many messages were dropped because the client did not keep up; see
+    /// [`drop_oldest`](super::SessionUpgrade::drop_oldest).
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.core.with_session(|session| session.dropped()).unwrap_or(0)
+    }
+
     /// The smoothed round-trip time of the heartbeats on the current connection.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {

@@ -51,6 +51,7 @@ struct Terms {
     principal: Bytes,
     authenticate: Option<Authenticate>,
     manual: bool,
+    drops_oldest: bool,
     deflate: Option<DeflateParams>,
 }
 
@@ -107,7 +108,13 @@ where
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
             facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Bytes::new() },
-            terms: Terms { principal: Bytes::new(), authenticate: None, manual: false, deflate: None },
+            terms: Terms {
+                principal: Bytes::new(),
+                authenticate: None,
+                manual: false,
+                drops_oldest: false,
+                deflate: None,
+            },
             subprotocols: None,
         })
     }
@@ -170,6 +177,19 @@ impl SessionUpgrade {
     #[must_use]
     pub fn subprotocols<I: IntoIterator<Item: Into<String>>>(mut self, names: I) -> Self {
         self.subprotocols = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// A client that does not keep up loses messages instead of making [`Session::send`] wait: when what is
+    /// kept for it is full ([`Config::keep`](super::Config::keep)), the oldest message that was never written
+    /// is dropped, which may be the new one. The client is told of the gap, at its place in the order. For
+    /// what one client's slowness must not hold up: a room, a feed. Default: `send` waits, and
+    /// [`Session::try_send`] gives the message back.
+    ///
+    /// Towards a plain peer, which cannot be told of a gap, it changes nothing.
+    #[must_use]
+    pub fn drop_oldest(mut self) -> Self {
+        self.terms.drops_oldest = true;
         self
     }
 
@@ -402,9 +422,14 @@ async fn attach(
             Stats::add(counter, 1);
             core.lock().authenticate = terms.authenticate;
             if created {
-                if terms.manual {
-                    core.with_session(|session| session.confirm_manually());
-                }
+                core.with_session(|session| {
+                    if terms.manual {
+                        session.confirm_manually();
+                    }
+                    if terms.drops_oldest {
+                        session.drop_oldest_when_full();
+                    }
+                });
                 return Some(Bound { connection, core, wire, principal });
             }
             let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);

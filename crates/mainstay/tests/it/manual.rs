@@ -135,3 +135,34 @@ async fn a_client_asks_for_a_shorter_resume_window() {
     proxy.close();
     until("the session is expired", || mainstay.stats().expired == 1).await;
 }
+
+#[tokio::test]
+async fn a_session_that_drops_the_oldest_never_waits_and_the_client_is_told_what_is_missing() {
+    let config = Config { keep: mainstay::Window { messages: 3, bytes: 1 << 20 }, ..Config::default() };
+    let (dropped, mut told) = mpsc::unbounded_channel();
+    let (address, _mainstay) = server(config, move |upgrade| {
+        let dropped = dropped.clone();
+        upgrade.drop_oldest().on_session(|mut session| async move {
+            session.recv().await;
+            // All at once: nothing leaves before the handler waits.
+            for n in 1..=6 {
+                session.try_send(Message::text(n.to_string())).unwrap();
+            }
+            let _ = dropped.send(session.dropped());
+            session.recv().await;
+        })
+    })
+    .await;
+    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    client.send(Message::text("go")).await.unwrap();
+    for expected in ["5", "6"] {
+        assert_eq!(client.recv().await, Some(Message::text(expected)));
+    }
+    assert_eq!(told.recv().await, Some(4));
+    let gap = loop {
+        if let Event::Dropped { first, count, .. } = client.event().await.unwrap() {
+            break (first, count);
+        }
+    };
+    assert_eq!(gap, (1, 4));
+}
