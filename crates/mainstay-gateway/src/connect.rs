@@ -177,6 +177,10 @@ fn describe(event: &Event) -> (&'static str, String) {
         Event::Report(Report::Undeliverable(number, _)) => {
             ("report", format!("message {number} ended three connections and is given up"))
         }
+        Event::Dropped { first, count, .. } => {
+            ("dropped", format!("{count} messages from number {first} on, by the server: it was full"))
+        }
+        Event::Authenticated { accepted } => ("authenticated", format!("accepted={accepted}")),
         Event::Volatile(message) => ("volatile", message.as_text().unwrap_or("(binary)").to_owned()),
         Event::Ended { code, reason, .. } => {
             ("ended", code.map_or_else(|| reason.clone(), |code| format!("code {code} {reason}")))

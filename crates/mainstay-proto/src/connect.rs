@@ -13,16 +13,17 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
-use crate::session::message::Delay;
+use crate::session::message::{Delay, GapCause};
 use crate::session::{
-    ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message, SessionError,
-    Transmit,
+    CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
+    SessionError, Transmit, Volatiles,
 };
 use crate::ws::CloseCode;
 use crate::ws::close::Action as CloseAction;
@@ -56,8 +57,6 @@ pub struct ConnectConfig {
 
 /// From dialling to WELCOME.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an orderly end may take before the rest is given up as unknown.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A replacement is opened when a probe is unanswered for this long.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// Marks the payload of a heartbeat's Ping, so that it is never read as a position.
@@ -134,6 +133,21 @@ pub enum Event {
     Report(Report),
     /// A message outside the stream.
     Volatile(Message),
+    /// The server's policy dropped messages of its own before they were ever written. The messages that were
+    /// handed over before and after this event stand before and after the gap.
+    Dropped {
+        /// The number of the first.
+        first: u64,
+        /// How many.
+        count: u64,
+        /// Why.
+        cause: GapCause,
+    },
+    /// The server judged the credentials that [`Client::authenticate`] presented.
+    Authenticated {
+        /// Whether it accepted them; otherwise those before them go on.
+        accepted: bool,
+    },
     /// Nothing follows.
     Ended {
         /// The code of END, of the close, or of the refusal.
@@ -168,6 +182,8 @@ pub struct Client {
 struct Plain {
     confirmer: Confirmer<Message>,
     inbox: VecDeque<Message>,
+    /// Written once, and neither confirmed nor written again.
+    volatiles: Volatiles,
 }
 
 #[derive(Debug)]
@@ -383,14 +399,41 @@ impl Client {
         }
     }
 
+    /// Writes a message that is not numbered, kept or sent again. Dropped while nobody is attached.
+    pub fn send_volatile(&mut self, message: Message) {
+        match &mut self.plain {
+            _ if self.ended || self.closing.is_some() => {}
+            Some(plain) if self.attached.is_some() => {
+                plain.volatiles.push(message, self.config.session.volatile_queue);
+            }
+            Some(_) => {}
+            None => self.session.send_volatile(message),
+        }
+    }
+
     /// The next message or gap, in order.
     pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
         let delivery = match &mut self.plain {
             Some(plain) => plain.inbox.pop_front().map(Delivery::Message),
             None => self.session.hand_over(now),
         };
+        if let Some(Delivery::Gap { first, count, cause }) = delivery {
+            self.events.push_back(Event::Dropped { first, count, cause });
+        }
         self.collect(now);
         delivery
+    }
+
+    /// In manual mode: everything that was handed over is handled. Nothing to a plain peer.
+    pub fn confirm(&mut self, now: Instant) {
+        self.session.confirm(now, u64::MAX);
+    }
+
+    /// Presents new credentials: at once where a connection is attached, else in the next HELLO. See
+    /// [`Event::Authenticated`]. Nothing to a plain peer.
+    pub fn authenticate(&mut self, now: Instant, credentials: Bytes) {
+        self.session.authenticate(credentials);
+        self.collect(now);
     }
 
     /// The application answered the oldest unanswered message (plain peers with `confirm = reply`).
@@ -542,6 +585,9 @@ impl Client {
         {
             return Some(Transmit::Ping(ping));
         }
+        if let Some(message) = plain.volatiles.pop() {
+            return Some(Transmit::Message(message));
+        }
         Some(match plain.confirmer.poll_transmit(now)? {
             confirm::Transmit::Message(_, message) => Transmit::Message(message.clone()),
             confirm::Transmit::Ping(position) => Transmit::Ping(u64::from_be_bytes(position)),
@@ -626,9 +672,12 @@ impl Client {
     fn attach_plain(&mut self, now: Instant, connection: ConnectionId) {
         let first = self.plain.is_none();
         let config = self.config.confirm;
-        let plain = self
-            .plain
-            .get_or_insert_with(|| Plain { confirmer: Confirmer::new(config), inbox: VecDeque::new() });
+        let plain = self.plain.get_or_insert_with(|| Plain {
+            confirmer: Confirmer::new(config),
+            inbox: VecDeque::new(),
+            volatiles: Volatiles::default(),
+        });
+        plain.volatiles = Volatiles::default();
         if first {
             // What was sent before it was known what the peer speaks.
             let (fate, unsent) = self.session.take_unsent();
@@ -692,6 +741,9 @@ impl Client {
                     }
                 }
                 ClientEvent::Volatile(message) => self.events.push_back(Event::Volatile(message)),
+                ClientEvent::Authenticated { accepted } => {
+                    self.events.push_back(Event::Authenticated { accepted });
+                }
                 ClientEvent::Ended { code, reason, fate } => {
                     // What is still owed (the answer to END, the Close) leaves before the end.
                     while let Some((id, transmit)) = self.session.poll_transmit(now) {
@@ -726,7 +778,10 @@ impl Client {
     fn lose_attached(&mut self, now: Instant, why: Lost) {
         self.attached = None;
         self.backoff.handle_lost(now);
-        let outcome = self.plain.as_mut().and_then(|plain| plain.confirmer.handle_lost());
+        let outcome = self.plain.as_mut().and_then(|plain| {
+            plain.volatiles = Volatiles::default();
+            plain.confirmer.handle_lost()
+        });
         self.report(outcome);
         if self.ends_here(&why) {
             return;

@@ -31,6 +31,7 @@ pub enum Rule {
     EndWaitsForTheAttempt,
     SupersededIsFinalBeforeWelcome,
     AccountIsForOneInstance,
+    GapTakesOverNumbers,
 }
 
 #[cfg(feature = "planted-bugs")]

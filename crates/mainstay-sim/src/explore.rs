@@ -9,7 +9,7 @@
 //! lost without an excuse; every [`Fate`](mainstay_proto::session::Fate) true. And from every state some
 //! continuation without faults leads to a good one: nobody is locked out.
 //!
-//! Not here: byte windows, GAP in the stream, VOLATILE, GOAWAY, credentials, real time. Those are the
+//! Not here: byte windows, VOLATILE, GOAWAY, credentials, real time. Those are the
 //! simulator's.
 
 mod facts;
@@ -32,7 +32,7 @@ pub struct Budget {
     pub abandons: u8,
     /// The server forgets everything.
     pub restarts: u8,
-    /// A parked session expires.
+    /// A parked session expires, or nobody answers an END.
     pub expiries: u8,
     /// Either application ends the session.
     pub ends: u8,
@@ -53,6 +53,8 @@ pub struct Scenario {
     pub server_messages: u64,
     /// The window of both ends, in messages.
     pub window: u64,
+    /// The server keeps so many and drops the oldest that were never written; 0: it keeps all.
+    pub drops_above: u64,
     /// Faults.
     pub faults: Budget,
     /// The server's application confirms what it has handled.
@@ -74,6 +76,7 @@ impl Scenario {
         client_messages: 1,
         server_messages: 1,
         window: 16,
+        drops_above: 0,
         faults: NONE,
         manual: false,
         lazy: true,
@@ -297,6 +300,24 @@ pub fn small() -> Vec<Scenario> {
         new("two ends, 1+1", 1, 1, Budget { ends: 2, ..NONE }),
         new("end, replace, 1+1", 1, 1, Budget { ends: 1, replacements: 1, ..NONE }),
         new("end, replace, cut, 1+0", 1, 0, Budget { ends: 1, replacements: 1, cuts: 1, ..NONE }).at_once(),
+        new("end, expiry, 1+1", 1, 1, Budget { ends: 1, expiries: 1, ..NONE }),
+        Scenario { drops_above: 1, ..new("dropping above 1, cut, 0+3", 0, 3, Budget { cuts: 1, ..NONE }) },
+        Scenario {
+            drops_above: 2,
+            ..new("dropping above 2, replace, ping, 0+3", 0, 3, Budget { replacements: 1, pings: 1, ..NONE })
+        }
+        .at_once(),
+        Scenario {
+            drops_above: 1,
+            window: 1,
+            ..new("dropping above 1, window of 1, cut, 0+3", 0, 3, Budget { cuts: 1, ..NONE })
+        }
+        .slow(),
+        Scenario {
+            drops_above: 1,
+            ..new("dropping above 1, end, cut, 0+3", 0, 3, Budget { ends: 1, cuts: 1, ..NONE })
+        }
+        .at_once(),
         new("manual, expiry, cut, 1+0", 1, 0, Budget { expiries: 1, cuts: 1, ..NONE }).manual(),
         new("manual, end, cut, 1+0", 1, 0, Budget { ends: 1, cuts: 1, ..NONE }).manual(),
         new("manual, replace, ping, 1+0", 1, 0, Budget { replacements: 1, pings: 1, ..NONE }).manual(),

@@ -105,6 +105,8 @@ pub struct Got {
     last: u64,
     gaps: u64,
     gaps_used: u64,
+    /// Dropped at the beginning of a session that nothing was heard of yet.
+    skipped: u64,
 }
 
 impl Got {
@@ -117,7 +119,7 @@ impl Got {
                 }
                 self.gaps_used = self.gaps;
             }
-            (self.session, self.last) = (Some(session), 0);
+            (self.session, self.last) = (Some(session), std::mem::take(&mut self.skipped));
         }
         if number != self.last + 1 {
             return Err(format!("server message {number} of session {session} after {}", self.last));
@@ -126,9 +128,21 @@ impl Got {
         Ok(())
     }
 
+    /// The client was told that the server dropped these. A gap from 1 begins a session of which nothing
+    /// else says which one it is.
+    pub fn dropped(&mut self, first: u64, count: u64) -> Result<(), String> {
+        let last = if first == 1 || self.skipped > 0 { &mut self.skipped } else { &mut self.last };
+        if first != *last + 1 {
+            return Err(format!("a gap of server messages from {first} after {last}"));
+        }
+        *last += count;
+        Ok(())
+    }
+
     /// The client was told that its session is lost.
     pub fn gap(&mut self) {
         self.gaps += 1;
+        self.skipped = 0;
     }
 
     /// The session that the client is in, and the last number it got.

@@ -24,6 +24,8 @@ pub struct Plan {
     pub resume_window: Duration,
     /// How long the application takes over a message, at most.
     pub handling: Duration,
+    /// The server keeps so many messages per session and drops the oldest that were never written.
+    pub drops_above: Option<u64>,
     /// Mean time between two faults, per kind; `None` switches the kind off.
     pub faults: Vec<(Fault, Duration)>,
 }
@@ -96,6 +98,8 @@ impl Plan {
             resume_window: seconds(&mut rng, 5.0..120.0),
             handling: if rng.random_bool(0.3) { seconds(&mut rng, 0.0..0.5) } else { Duration::ZERO },
             faults,
+            // Drawn last, so that the rest of a seed is what it was before.
+            drops_above: rng.random_bool(0.2).then(|| rng.random_range(1..=8)),
         }
     }
 }

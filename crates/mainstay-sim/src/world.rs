@@ -161,11 +161,12 @@ impl World {
         let mut rng = SmallRng::seed_from_u64(plan.seed ^ 0x5eed);
         let heartbeat =
             HeartbeatConfig::every(plan.heartbeat.max(Duration::from_secs(1))).unwrap_or_default();
-        let config = Arc::new(ServerConfig {
-            heartbeat,
-            resume_window: plan.resume_window,
-            ..ServerConfig::default()
-        });
+        let mut config =
+            ServerConfig { heartbeat, resume_window: plan.resume_window, ..ServerConfig::default() };
+        if let Some(messages) = plan.drops_above {
+            config.flow.keep.messages = messages;
+        }
+        let config = Arc::new(config);
         let clients = (0..plan.clients)
             .map(|_| ClientNode {
                 machine: Client::new(start, ConnectConfig::default(), rng.random()),
@@ -418,6 +419,11 @@ impl World {
                     self.server.sent.push(0);
                     self.server.owner.push(key.0);
                     self.server.next_take.push(self.now);
+                    if let (Some(_), Some(machine)) =
+                        (self.plan.drops_above, &mut self.server.sessions.0[session])
+                    {
+                        machine.drop_oldest_when_full();
+                    }
                 } else {
                     self.resumed += 1;
                 }
@@ -596,6 +602,10 @@ impl World {
             let pause = self.handling();
             let client = &mut self.clients[index];
             client.next_take = now + pause;
+            if let Delivery::Gap { first, count, .. } = delivery {
+                client.got.dropped(first, count)?;
+                continue;
+            }
             let (session, number) = read(&delivery, "s")?;
             client.got.received(session as usize, number)?;
         }

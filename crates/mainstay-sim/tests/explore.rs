@@ -64,6 +64,7 @@ fn every_rule_that_is_turned_back_is_noticed() {
         (Rule::AcknowledgedIsKeptUntilWritten, slow(with(2, 0, replace)), "lock-out"),
         (Rule::EndWaitsForTheAttempt, with(0, 0, Budget { ends: 1, ..replace }), "lock-out"),
         (Rule::SupersededIsFinalBeforeWelcome, with(0, 0, Budget { tabs: 1, ..replace }), "for ever"),
+        (Rule::GapTakesOverNumbers, Scenario { drops_above: 1, ..with(0, 3, NONE) }, ""),
         (Rule::AccountIsForOneInstance, with(1, 0, Budget { tabs: 1, expiries: 1, ..cut }), "untrue"),
     ];
     let mut unnoticed = Vec::new();

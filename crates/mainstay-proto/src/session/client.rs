@@ -40,8 +40,8 @@ pub struct ClientConfig {
     pub resume_window: Option<Duration>,
     /// Send again in the next session what a lost one certainly did not deliver. Default: true.
     pub resend_undelivered: bool,
-    /// Volatile messages waiting for a slow connection; the oldest are dropped. Default: 64.
-    pub volatile_queue: usize,
+    /// Volatile messages that wait for a slow connection; of more the oldest are dropped. Default: 64, 256 KiB.
+    pub volatile_queue: Window,
 }
 
 impl Default for ClientConfig {
@@ -51,7 +51,7 @@ impl Default for ClientConfig {
             credentials: None,
             resume_window: None,
             resend_undelivered: true,
-            volatile_queue: 64,
+            volatile_queue: Window::VOLATILE,
         }
     }
 }
@@ -111,6 +111,11 @@ pub enum ClientEvent {
     },
     /// A message outside the stream.
     Volatile(Message),
+    /// What became of the credentials that [`authenticate`](ClientSession::authenticate) presented.
+    Authenticated {
+        /// They are the ones that every later HELLO presents. Otherwise those before them go on.
+        accepted: bool,
+    },
     /// Over, on purpose or because another instance took the session; nothing follows.
     Ended {
         /// The code of END or of the close.
@@ -135,6 +140,7 @@ pub struct ClientSession {
     /// When the key was first sent.
     key_sent: Option<Instant>,
     token: Option<ResumeToken>,
+    fresh: Option<Fresh>,
     current: Option<Current>,
     pending: Option<Pending>,
     /// Where the client and the server stood when the current connection was attached.
@@ -153,6 +159,16 @@ struct Current {
     ping: Option<u64>,
     queue: VecDeque<Transmit>,
     volatiles: Volatiles,
+    /// An AUTH waits for its AUTH_RESULT here.
+    judging: bool,
+}
+
+/// Credentials that the server has not judged yet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Fresh {
+    credentials: Bytes,
+    /// Where they were presented, in HELLO or in AUTH.
+    on: Option<ConnectionId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -200,6 +216,7 @@ impl ClientSession {
             key,
             key_sent: None,
             token: None,
+            fresh: None,
             current: None,
             pending: None,
             mark: (0, 0),
@@ -259,6 +276,13 @@ impl ClientSession {
         if opening.is_some() {
             self.flow.outbox.set_peer_window(Window::BEFORE_WELCOME);
         }
+        let credentials = match &mut self.fresh {
+            Some(fresh) => {
+                fresh.on = Some(connection);
+                Some(fresh.credentials.clone())
+            }
+            None => self.config.credentials.clone(),
+        };
         let hello = Hello {
             window: self.flow.inbox.window(),
             key: self.key,
@@ -266,7 +290,7 @@ impl ClientSession {
             instance: self.instance,
             attempt: self.attempt,
             resume,
-            credentials: self.config.credentials.clone(),
+            credentials,
             resume_window: self.config.resume_window,
         };
         self.pending = Some(Pending { connection, hello: Some(Box::new(hello)), opening });
@@ -276,6 +300,7 @@ impl ClientSession {
     pub fn handle_lost(&mut self, connection: ConnectionId) {
         if self.pending.as_ref().is_some_and(|p| p.connection == connection) {
             self.pending = None;
+            self.present_again(connection);
             self.queue_end_if_flushed();
         }
         if self.current.as_ref().is_some_and(|c| c.connection == connection) {
@@ -382,13 +407,20 @@ impl ClientSession {
                 self.events.push_back(ClientEvent::Volatile(message));
                 Ok(())
             }
-            Control::AuthResult { .. } => Ok(()),
+            Control::AuthResult { accepted, .. } if current.judging => {
+                current.judging = false;
+                let connection = current.connection;
+                self.judged(connection, accepted);
+                Ok(())
+            }
             Control::End { code, reason, received, handed } => {
                 self.handle_end(code, reason, received, handed)
             }
-            Control::Hello(_) | Control::Welcome(_) | Control::Auth { .. } | Control::Refuse { .. } => {
-                Err(SessionError::Unexpected(control.name()))
-            }
+            Control::Hello(_)
+            | Control::Welcome(_)
+            | Control::Auth { .. }
+            | Control::AuthResult { .. }
+            | Control::Refuse { .. } => Err(SessionError::Unexpected(control.name())),
         };
         if let Err(SessionError::PositionMismatch { .. }) = outcome {
             let fate = self.fate(None, false);
@@ -475,7 +507,8 @@ impl ClientSession {
         // ACK comes before anything else on this connection: it confirms the epoch.
         let queue = VecDeque::from([self.flow.write_acknowledgement()]);
         let volatiles = Volatiles::default();
-        self.current = Some(Current { connection: pending.connection, lane, ping: None, queue, volatiles });
+        let connection = pending.connection;
+        self.current = Some(Current { connection, lane, ping: None, queue, volatiles, judging: false });
         self.events.push_back(ClientEvent::Attached {
             id: welcome.id,
             epoch: welcome.epoch,
@@ -484,6 +517,7 @@ impl ClientSession {
             resume_window: welcome.resume_window,
         });
         let _ = now;
+        self.judged(connection, true);
         self.queue_end_if_flushed();
         Ok(())
     }
@@ -497,8 +531,10 @@ impl ClientSession {
     }
 
     fn handle_refuse(&mut self, code: u64, retryable: bool, delay: Delay, account: Option<Account>) {
-        let asked_to_resume = self.pending.take().is_some_and(|pending| pending.opening.is_none());
+        let Some(pending) = self.pending.take() else { return };
+        let asked_to_resume = pending.opening.is_none();
         if retryable {
+            self.present_again(pending.connection);
             self.events.push_back(ClientEvent::Refused { code, retryable, delay });
             self.queue_end_if_flushed();
             return;
@@ -509,6 +545,7 @@ impl ClientSession {
                 self.start_over(account);
             }
             self.renew_key();
+            self.present_again(pending.connection);
             self.queue_end_if_flushed();
             self.events.push_back(ClientEvent::Refused { code, retryable: true, delay });
             return;
@@ -539,6 +576,45 @@ impl ClientSession {
         if let (Some(current), true) = (&mut self.current, self.pending.is_none()) {
             current.volatiles.push(message, self.config.volatile_queue);
         }
+    }
+
+    /// Presents new credentials: on the live connection, or in the next HELLO where there is none. What
+    /// became of them is a [`ClientEvent::Authenticated`]; a HELLO that is refused ends the session. Of
+    /// credentials that wait for a verdict the newest count, and only they get an event.
+    pub fn authenticate(&mut self, credentials: Bytes) {
+        self.fresh = Some(Fresh { credentials, on: None });
+        self.present();
+    }
+
+    /// Writes AUTH, unless a HELLO has presented them, or another AUTH still waits for its result.
+    fn present(&mut self) {
+        let (Some(fresh), Some(current), None) = (&mut self.fresh, &mut self.current, &self.pending) else {
+            return;
+        };
+        if fresh.on.is_none() && !current.judging && matches!(self.life, Life::Open | Life::Closing { .. }) {
+            (fresh.on, current.judging) = (Some(current.connection), true);
+            let auth = Control::Auth { credentials: fresh.credentials.clone() };
+            current.queue.push_back(Transmit::control(&auth));
+        }
+    }
+
+    /// The connection that they were presented on got no answer.
+    fn present_again(&mut self, connection: ConnectionId) {
+        if let Some(fresh) = self.fresh.as_mut().filter(|fresh| fresh.on == Some(connection)) {
+            fresh.on = None;
+        }
+        self.present();
+    }
+
+    /// What was presented on this connection is accepted or refused; newer credentials have their turn.
+    fn judged(&mut self, connection: ConnectionId, accepted: bool) {
+        if let Some(fresh) = self.fresh.take_if(|fresh| fresh.on == Some(connection)) {
+            if accepted {
+                self.config.credentials = Some(fresh.credentials);
+            }
+            self.events.push_back(ClientEvent::Authenticated { accepted });
+        }
+        self.present();
     }
 
     /// The next message or gap for the application, in order.
@@ -752,7 +828,7 @@ impl ClientSession {
         if let Some(nonce) = current.ping.take() {
             return Some((connection, self.flow.write_ping(nonce, &current.lane)));
         }
-        let owed = current.volatiles.pop().or_else(|| self.flow.write_owed(now, &current.lane));
+        let owed = current.volatiles.transmit().or_else(|| self.flow.write_owed(now, &current.lane));
         owed.or_else(|| self.flow.write_message(&mut current.lane)).map(|transmit| (connection, transmit))
     }
 

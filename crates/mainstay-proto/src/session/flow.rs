@@ -14,7 +14,7 @@ use std::time::Instant;
 use super::error::SessionError;
 use super::inbox::{Delivery, Inbox};
 use super::message::{Beat, Control, GapCause, Message, Window};
-use super::outbox::Outbox;
+use super::outbox::{Next, Outbox};
 use super::transmit::Transmit;
 use crate::planted::{Rule, turned_back};
 
@@ -25,21 +25,36 @@ pub(super) struct Lane {
     pub(super) read: u64,
 }
 
-/// Messages outside the stream that wait for a slow connection. The newest are worth most.
+/// Messages outside the stream that wait for a slow connection, or for a slow application. The newest
+/// are worth most.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(super) struct Volatiles(VecDeque<Message>);
+pub(crate) struct Volatiles {
+    queue: VecDeque<Message>,
+    bytes: u64,
+}
 
 impl Volatiles {
     /// Appends; of more than `limit` the oldest go.
-    pub(super) fn push(&mut self, message: Message, limit: usize) {
-        self.0.push_back(message);
-        while self.0.len() > limit {
-            self.0.pop_front();
+    pub(crate) fn push(&mut self, message: Message, limit: Window) {
+        self.bytes += message.payload.len() as u64;
+        self.queue.push_back(message);
+        while self.queue.len() as u64 > limit.messages || (self.queue.len() > 1 && self.bytes > limit.bytes) {
+            self.pop();
         }
     }
 
-    pub(super) fn pop(&mut self) -> Option<Transmit> {
-        self.0.pop_front().map(|message| Transmit::control(&Control::Volatile(message)))
+    pub(crate) fn pop(&mut self) -> Option<Message> {
+        let message = self.queue.pop_front()?;
+        self.bytes -= message.payload.len() as u64;
+        if self.queue.is_empty() {
+            // A queue at rest holds nothing.
+            self.queue = VecDeque::new();
+        }
+        Some(message)
+    }
+
+    pub(super) fn transmit(&mut self) -> Option<Transmit> {
+        self.pop().map(|message| Transmit::control(&Control::Volatile(message)))
     }
 }
 
@@ -93,8 +108,8 @@ impl Flow {
         if first != lane.read + 1 {
             return Err(SessionError::PositionMismatch { sent: first.saturating_sub(1), read: lane.read });
         }
+        self.inbox.take_gap(lane.read + count, cause)?;
         lane.read += count;
-        self.inbox.take_gap(lane.read, cause);
         Ok(())
     }
 
@@ -152,10 +167,17 @@ impl Flow {
 
     /// The next numbered message for this lane, if the peer's window has room.
     pub(super) fn write_message(&mut self, lane: &mut Lane) -> Option<Transmit> {
-        let message = self.outbox.next(lane.wrote)?.clone();
-        lane.wrote += 1;
+        let (transmit, last) = match self.outbox.next(lane.wrote)? {
+            Next::Message(message) => (Transmit::Message(message.clone()), lane.wrote + 1),
+            Next::Gap { last } => {
+                let (first, count) = (lane.wrote + 1, last - lane.wrote);
+                let gap = Control::Gap { first, count, cause: GapCause::Overflow };
+                (Transmit::control(&gap), last)
+            }
+        };
+        lane.wrote = if turned_back(Rule::GapTakesOverNumbers) { lane.wrote + 1 } else { last };
         self.outbox.note_written(lane.wrote);
-        Some(Transmit::Message(message))
+        Some(transmit)
     }
 
     pub(super) fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
@@ -181,13 +203,15 @@ mod tests {
     fn of_too_many_volatile_messages_the_oldest_go() {
         let mut volatiles = Volatiles::default();
         for text in ["old", "newer", "newest"] {
-            volatiles.push(Message::text(text), 2);
+            volatiles.push(Message::text(text), Window { messages: 2, bytes: 100 });
         }
         let left: Vec<_> = std::iter::from_fn(|| volatiles.pop()).collect();
-        let expected =
-            ["newer", "newest"].map(|text| Transmit::control(&Control::Volatile(Message::text(text))));
-        assert_eq!(left, expected);
-        volatiles.push(Message::text("none"), 0);
+        assert_eq!(left, ["newer", "newest"].map(Message::text));
+        for text in ["old", "newer", "larger than ten bytes"] {
+            volatiles.push(Message::text(text), Window { messages: 8, bytes: 10 });
+        }
+        assert_eq!(volatiles.pop(), Some(Message::text("larger than ten bytes")), "one always fits");
+        volatiles.push(Message::text("none"), Window { messages: 0, bytes: 10 });
         assert_eq!(volatiles.pop(), None);
     }
 }

@@ -43,8 +43,8 @@ pub(super) struct Inbox {
     received: u64,
     /// Payload bytes of what was taken and is not received.
     open_bytes: u64,
-    /// Sizes of what was handed and is not received (manual mode only).
-    unconfirmed: VecDeque<u64>,
+    /// Last number and size of what was handed and is not received (manual mode only).
+    unconfirmed: VecDeque<(u64, u64)>,
     window: Window,
     manual: bool,
     /// What the peer was told on the current connection.
@@ -92,13 +92,19 @@ impl Inbox {
     }
 
     /// Takes a gap that ends at `last`; what was taken before is left out of it.
-    pub(super) fn take_gap(&mut self, last: u64, cause: GapCause) {
+    pub(super) fn take_gap(&mut self, last: u64, cause: GapCause) -> Result<(), SessionError> {
         if last <= self.taken {
-            return;
+            return Ok(());
+        }
+        // It may reach past the window, but not begin behind it: else gaps could fill the queue.
+        let open = self.taken - self.received;
+        if open > 0 && open >= self.window.messages {
+            return Err(SessionError::WindowExceeded);
         }
         let (first, count) = (self.taken + 1, last - self.taken);
         self.taken = last;
         self.queue.push_back(Queued { delivery: Delivery::Gap { first, count, cause }, number: last });
+        Ok(())
     }
 
     /// Hands over the next in order. From here on it counts as handed, whatever becomes of it.
@@ -113,7 +119,7 @@ impl Inbox {
             Delivery::Gap { .. } => 0,
         };
         if self.manual {
-            self.unconfirmed.push_back(length);
+            self.unconfirmed.push_back((number, length));
         } else {
             self.note_received(now, number, length);
         }
@@ -122,11 +128,18 @@ impl Inbox {
 
     /// The application confirms everything up to and including `number` (manual mode).
     pub(super) fn confirm(&mut self, now: Instant, number: u64) {
-        let number = number.min(self.handed);
-        while self.manual && self.received < number {
-            let length = self.unconfirmed.pop_front().unwrap_or(0);
-            self.note_received(now, self.received + 1, length);
+        while let Some((last, length)) = self.unconfirmed.front().copied().filter(|(last, _)| *last <= number)
+        {
+            self.unconfirmed.pop_front();
+            self.note_received(now, last, length);
         }
+        if self.unconfirmed.is_empty() {
+            self.unconfirmed = VecDeque::new();
+        }
+    }
+
+    pub(super) fn confirm_manually(&mut self) {
+        self.manual = true;
     }
 
     fn note_received(&mut self, now: Instant, number: u64, length: u64) {
@@ -208,6 +221,16 @@ mod tests {
         assert_eq!(manual.received(), 0);
         manual.confirm(now, 7);
         assert_eq!(manual.received(), 1, "no more than was handed over");
+
+        manual.take_gap(4, GapCause::Overflow).unwrap();
+        manual.take(Message::text("b")).unwrap();
+        while manual.hand_over(now).is_some() {}
+        manual.confirm(now, 3);
+        assert_eq!(manual.received(), 1, "a gap is confirmed whole");
+        manual.confirm(now, 4);
+        assert_eq!(manual.received(), 4);
+        manual.confirm(now, 5);
+        assert_eq!((manual.received(), manual.open_bytes), (5, 0));
     }
 
     #[test]
@@ -244,6 +267,9 @@ mod tests {
         let mut inbox = Inbox::new(window(2, 10), false);
         inbox.take(Message::text("longer than the window")).unwrap();
         assert_eq!(inbox.take(Message::text("x")), Err(SessionError::WindowExceeded));
+        let mut inbox = Inbox::new(window(2, 10), false);
+        inbox.take_gap(5, GapCause::Overflow).unwrap();
+        assert_eq!(inbox.take_gap(6, GapCause::Overflow), Err(SessionError::WindowExceeded));
     }
 
     #[test]
@@ -251,8 +277,8 @@ mod tests {
         let now = start();
         let mut inbox = Inbox::new(Window::SERVER, false);
         inbox.take(Message::text("a")).unwrap();
-        inbox.take_gap(3, GapCause::Overflow);
-        inbox.take_gap(2, GapCause::Overflow);
+        inbox.take_gap(3, GapCause::Overflow).unwrap();
+        inbox.take_gap(2, GapCause::Overflow).unwrap();
         inbox.hand_over(now);
         assert_eq!(
             inbox.hand_over(now),

@@ -63,6 +63,8 @@ impl Window {
     pub const BEFORE_WELCOME: Self = Self { messages: 16, bytes: 64 * 1024 };
     /// What a server announces by default: 1,024 messages, 1 MiB.
     pub const SERVER: Self = Self { messages: 1024, bytes: 1024 * 1024 };
+    /// What waits outside the stream by default: 64 messages, 256 KiB.
+    pub const VOLATILE: Self = Self { messages: 64, bytes: 256 * 1024 };
     /// What a client announces by default: 1,024 messages, 4 MiB.
     pub const CLIENT: Self = Self { messages: 1024, bytes: 4 * 1024 * 1024 };
 }

@@ -26,6 +26,7 @@ mod wire;
 pub use client::{ClientConfig, ClientEvent, ClientSession, Fate};
 pub use error::{Malformed, SessionError};
 pub use flow::FlowConfig;
+pub(crate) use flow::Volatiles;
 pub use inbox::Delivery;
 pub use lifetime::{Leave, LifetimeConfig};
 pub use message::{Control, Frame, Message, Window};
@@ -34,6 +35,9 @@ pub use registry::{Answer, Refusal, Registry, RegistryConfig, Sessions};
 pub use server::{Over, ServerConfig, ServerSession};
 pub use transmit::{ConnectionId, Transmit};
 pub use wire::MAX_INTEGER;
+
+/// How long either end waits for an orderly end; then the rest is given up.
+pub(crate) const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -1,9 +1,9 @@
 //! Messages accepted but not yet acknowledged, kept so that an attach can write them again.
 //!
 //! `push` numbers and appends, `acknowledge` notes how far the peer got, `next` gives what follows a
-//! position. Numbers in the buffer are contiguous, so a look-up is a subtraction and no message
-//! stores its own. A full buffer refuses the push: dropping the oldest would turn "lossless" into
-//! "usually".
+//! position. Numbers in the buffer are contiguous. A full buffer refuses the push, unless the
+//! application chose to lose what is oldest: then the oldest message that was never written makes room,
+//! and a gap stands in its place, is replayed like a message, and is acknowledged like one.
 //!
 //! A message may be acknowledged and still be needed: no number travels, so a connection that was
 //! told to begin at 4 must write 4 and 5 even when the peer acknowledges 5 in between. `trim` is
@@ -32,50 +32,120 @@ pub(super) struct Outbox {
     limit: Window,
     /// What the peer lets us write above `acknowledged`.
     peer: Window,
+    /// A full buffer drops the oldest that was never written, instead of refusing.
+    drops_oldest: bool,
+    dropped: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Item {
-    message: Message,
+    kept: Kept,
+    /// The number of the message, or the last number of the gap.
+    last: u64,
     /// Payload bytes of all messages up to and including this one: a difference of two tells what
     /// lies between them.
     bytes: u64,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Kept {
+    Message(Message),
+    /// What stood here was dropped before any byte of it was written.
+    Gap,
+}
+
+/// What follows a position.
+pub(super) enum Next<'a> {
+    Message(&'a Message),
+    /// Everything up to and including this number was dropped.
+    Gap {
+        last: u64,
+    },
+}
+
 impl Outbox {
     pub(super) fn new(limit: Window, peer: Window) -> Self {
-        Self { items: VecDeque::new(), base: 0, base_bytes: 0, acknowledged: 0, written: 0, limit, peer }
+        Self {
+            items: VecDeque::new(),
+            base: 0,
+            base_bytes: 0,
+            acknowledged: 0,
+            written: 0,
+            limit,
+            peer,
+            drops_oldest: false,
+            dropped: 0,
+        }
+    }
+
+    pub(super) fn drop_oldest_when_full(&mut self) {
+        self.drops_oldest = true;
     }
 
     /// Numbers a message, or gives it back when the buffer holds all it may. A single message always
     /// fits an empty buffer, whatever its size.
     pub(super) fn push(&mut self, message: Message) -> Result<u64, Message> {
-        let length = message.payload.len() as u64;
-        let kept = self.last() - self.acknowledged;
-        let kept_bytes = self.bytes_upto(self.last()) - self.bytes_upto(self.acknowledged);
-        if kept > 0 && (kept >= self.limit.messages || kept_bytes + length > self.limit.bytes) {
+        let length = message.payload.len();
+        if !self.has_room(length) && !self.drops_oldest {
             return Err(message);
         }
-        let bytes = self.bytes_upto(self.last()) + length;
-        self.items.push_back(Item { message, bytes });
-        Ok(self.last())
+        let (last, bytes) = (self.last() + 1, self.bytes_upto(self.last()) + length as u64);
+        self.items.push_back(Item { kept: Kept::Message(message), last, bytes });
+        while self.is_over_full() && self.drop_oldest() {}
+        Ok(last)
     }
 
-    /// Whether a message of `length` bytes would be accepted.
+    /// Whether a message of `length` bytes would be accepted without dropping another.
     pub(super) fn has_room(&self, length: usize) -> bool {
-        let kept = self.last() - self.acknowledged;
-        let kept_bytes = self.bytes_upto(self.last()) - self.bytes_upto(self.acknowledged);
-        kept == 0 || (kept < self.limit.messages && kept_bytes + length as u64 <= self.limit.bytes)
+        let (kept, bytes) = self.kept();
+        kept == 0 || (kept < self.limit.messages && bytes + length as u64 <= self.limit.bytes)
     }
 
-    /// The message after `position`, if the peer's window lets it be written.
-    pub(super) fn next(&self, position: u64) -> Option<&Message> {
+    fn is_over_full(&self) -> bool {
+        let (kept, bytes) = self.kept();
+        kept > 1 && (kept > self.limit.messages || bytes > self.limit.bytes)
+    }
+
+    /// Messages and gaps above `acknowledged`, and their payload bytes.
+    fn kept(&self) -> (u64, u64) {
+        let kept = self.items.len() - self.index(self.acknowledged + 1);
+        (kept as u64, self.bytes_upto(self.last()) - self.bytes_upto(self.acknowledged))
+    }
+
+    /// Puts the oldest message that was never written into the gap before it, or makes a gap of it.
+    /// `false`: there is none.
+    fn drop_oldest(&mut self) -> bool {
+        let first = self.index(self.written + 1);
+        let gap_before = self.items.get(first).is_some_and(|item| item.kept == Kept::Gap);
+        let oldest = first + usize::from(gap_before);
+        let Some(Kept::Message(message)) = self.items.get(oldest).map(|item| &item.kept) else {
+            return false;
+        };
+        let length = message.payload.len() as u64;
+        self.items.range_mut(oldest..).for_each(|item| item.bytes -= length);
+        if gap_before {
+            let dropped = self.items.remove(oldest);
+            if let (Some(gap), Some(dropped)) = (self.items.get_mut(first), dropped) {
+                gap.last = dropped.last;
+            }
+        } else if let Some(item) = self.items.get_mut(oldest) {
+            item.kept = Kept::Gap;
+        }
+        self.dropped += 1;
+        true
+    }
+
+    /// What follows `position`, if the peer's window lets it be written.
+    pub(super) fn next(&self, position: u64) -> Option<Next<'_>> {
         let item = self.item(position + 1)?;
         let ahead = (position + 1).saturating_sub(self.acknowledged);
         let fits = ahead <= 1
             || (ahead <= self.peer.messages
                 && item.bytes - self.bytes_upto(self.acknowledged) <= self.peer.bytes);
-        fits.then_some(&item.message)
+        fits.then_some(match &item.kept {
+            Kept::Message(message) => Next::Message(message),
+            Kept::Gap => Next::Gap { last: item.last },
+        })
     }
 
     pub(super) fn note_written(&mut self, number: u64) {
@@ -95,10 +165,9 @@ impl Outbox {
     pub(super) fn trim(&mut self, lowest_position: u64) {
         let early = turned_back(Rule::AcknowledgedIsKeptUntilWritten);
         let floor = if early { self.acknowledged } else { self.acknowledged.min(lowest_position) };
-        while self.base < floor {
-            let Some(item) = self.items.pop_front() else { break };
-            self.base += 1;
-            self.base_bytes = item.bytes;
+        while let Some(first) = self.items.front().filter(|item| item.last <= floor) {
+            (self.base, self.base_bytes) = (first.last, first.bytes);
+            self.items.pop_front();
         }
         if self.items.is_empty() {
             self.items = VecDeque::new();
@@ -107,8 +176,10 @@ impl Outbox {
 
     /// Gives up everything after `number` that is still kept, in order.
     pub(super) fn into_messages_after(self, number: u64) -> impl Iterator<Item = Message> {
-        let skip = usize::try_from(number.saturating_sub(self.base)).unwrap_or(usize::MAX);
-        self.items.into_iter().skip(skip).map(|item| item.message)
+        self.items.into_iter().filter(move |item| item.last > number).filter_map(|item| match item.kept {
+            Kept::Message(message) => Some(message),
+            Kept::Gap => None,
+        })
     }
 
     pub(super) fn set_peer_window(&mut self, window: Window) {
@@ -125,7 +196,12 @@ impl Outbox {
 
     /// The last number given.
     pub(super) fn last(&self) -> u64 {
-        self.base + self.items.len() as u64
+        self.items.back().map_or(self.base, |item| item.last)
+    }
+
+    /// How many messages were dropped to make room.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// Payload bytes held.
@@ -134,8 +210,17 @@ impl Outbox {
     }
 
     fn item(&self, number: u64) -> Option<&Item> {
-        let index = usize::try_from(number.checked_sub(self.base + 1)?).ok()?;
-        self.items.get(index)
+        if number <= self.base { None } else { self.items.get(self.index(number)) }
+    }
+
+    /// Where the first item stands whose last number is `number` or above. Without a gap before it that is
+    /// a subtraction.
+    fn index(&self, number: u64) -> usize {
+        let guess = usize::try_from(number.saturating_sub(self.base + 1)).unwrap_or(usize::MAX);
+        match self.items.get(guess) {
+            Some(item) if item.last == number => guess,
+            _ => self.items.partition_point(|item| item.last < number),
+        }
     }
 
     fn bytes_upto(&self, number: u64) -> u64 {
@@ -190,7 +275,7 @@ mod tests {
         outbox.note_written(3);
         outbox.acknowledge(3).unwrap();
         outbox.trim(1);
-        assert_eq!(outbox.next(1), Some(&Message::text("b")));
+        assert!(matches!(outbox.next(1), Some(Next::Message(message)) if message.as_text() == Some("b")));
         outbox.trim(u64::MAX);
         assert_eq!(outbox.last(), 3);
         assert_eq!(outbox.bytes(), 0);
@@ -207,5 +292,56 @@ mod tests {
         outbox.note_written(2);
         outbox.acknowledge(1).unwrap();
         assert!(outbox.next(2).is_some());
+    }
+
+    /// What is written after `position`, up to the end: texts, and the numbers of gaps.
+    fn rest(outbox: &mut Outbox, mut position: u64) -> Vec<String> {
+        let mut rest = Vec::new();
+        while let Some(next) = outbox.next(position) {
+            let (line, last) = match next {
+                Next::Message(message) => (message.as_text().unwrap().to_owned(), position + 1),
+                Next::Gap { last } => (format!("gap {}-{last}", position + 1), last),
+            };
+            rest.push(line);
+            outbox.note_written(last);
+            position = last;
+        }
+        rest
+    }
+
+    #[test]
+    fn the_oldest_that_was_never_written_makes_room_and_a_gap_takes_its_numbers() {
+        let (limit, peer) = (Window { messages: 3, bytes: 100 }, Window { messages: 8, bytes: 100 });
+        let mut outbox = Outbox::new(limit, peer);
+        outbox.drop_oldest_when_full();
+        outbox.push(Message::text("1")).unwrap();
+        outbox.note_written(1);
+        for number in 2..=6 {
+            assert_eq!(outbox.push(Message::text(number.to_string())), Ok(number));
+        }
+        assert_eq!((outbox.dropped(), outbox.last(), outbox.bytes()), (4, 6, 2));
+        assert_eq!(rest(&mut outbox, 0), ["1", "gap 2-5", "6"]);
+        // Written as it is now, so it is replayed as it is; a later gap is another one.
+        outbox.push(Message::text("7")).unwrap();
+        assert_eq!(rest(&mut outbox, 1), ["gap 2-5", "6", "gap 7-7"]);
+        outbox.acknowledge(6).unwrap();
+        outbox.trim(u64::MAX);
+        outbox.push(Message::text("8")).unwrap();
+        assert_eq!(rest(&mut outbox, 6), ["gap 7-7", "8"]);
+        outbox.acknowledge(8).unwrap();
+        outbox.trim(u64::MAX);
+        assert_eq!((outbox.last(), outbox.bytes(), outbox.kept()), (8, 0, (0, 0)));
+    }
+
+    #[test]
+    fn bytes_make_room_too_and_one_large_message_stays() {
+        let mut outbox = outbox(8, 10);
+        outbox.drop_oldest_when_full();
+        for text in ["aaaa", "bbbb", "cc", "larger than all of it"] {
+            outbox.push(Message::text(text)).unwrap();
+        }
+        outbox.push(Message::text("d")).unwrap();
+        assert_eq!(rest(&mut outbox, 0), ["gap 1-4", "d"]);
+        assert_eq!(outbox.bytes(), 1);
     }
 }

@@ -13,6 +13,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::lifetime::{self, Leave, Lifetime};
+use super::CLOSE_TIMEOUT;
 use super::message::Message;
 use super::server::ServerConfig;
 use super::transmit::Transmit;
@@ -38,11 +39,18 @@ pub struct PlainSession {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum End {
     Open,
-    /// What was accepted leaves first.
-    Closing(Box<(CloseCode, String)>),
+    /// What was accepted leaves first, if the peer takes it.
+    Closing(Box<Closing>),
     /// The transport is to be dropped.
     Dead,
     Over,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Closing {
+    code: CloseCode,
+    reason: String,
+    until: Instant,
 }
 
 impl PlainSession {
@@ -163,10 +171,12 @@ impl PlainSession {
         self.outbox_bytes
     }
 
-    /// Ends in order: what was accepted is written first.
-    pub fn close(&mut self, code: CloseCode, reason: &str) {
+    /// Ends in order: what was accepted is written first. What has not left within 10 s is dropped with the
+    /// connection.
+    pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         if self.end == End::Open {
-            self.end = End::Closing(Box::new((code, reason.to_owned())));
+            let until = now + CLOSE_TIMEOUT;
+            self.end = End::Closing(Box::new(Closing { code, reason: reason.to_owned(), until }));
         }
     }
 
@@ -188,7 +198,7 @@ impl PlainSession {
             return Some(Transmit::Message(message));
         }
         if let End::Closing(why) = &mut self.end {
-            let (code, reason) = (why.0, std::mem::take(&mut why.1));
+            let (code, reason) = (why.code, std::mem::take(&mut why.reason));
             self.end = End::Over;
             return Some(Transmit::Close { code, reason });
         }
@@ -203,9 +213,13 @@ impl PlainSession {
         }
         if let Some(leave) = self.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now)) {
             match leave {
-                Leave::Idle => self.close(CloseCode::SESSION_ENDED, lifetime::IDLE),
-                Leave::Old => self.close(CloseCode::RESTART, lifetime::OLD),
+                Leave::Idle => self.close(now, CloseCode::SESSION_ENDED, lifetime::IDLE),
+                Leave::Old => self.close(now, CloseCode::RESTART, lifetime::OLD),
             }
+        }
+        if self.closes_at().is_some_and(|at| at <= now) {
+            self.end = End::Dead;
+            return None;
         }
         let action = self.heartbeat.handle_timeout(now, &self.config.heartbeat);
         match action {
@@ -225,8 +239,15 @@ impl PlainSession {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let leave = self.lifetime.as_ref().and_then(|lifetime| lifetime.poll_timeout());
-        let due = self.heartbeat.poll_timeout();
-        (self.end != End::Over).then(|| leave.map_or(due, |leave| leave.min(due)))
+        let beat = (self.end != End::Over).then(|| self.heartbeat.poll_timeout());
+        [leave.filter(|_| beat.is_some()), beat, self.closes_at()].into_iter().flatten().min()
+    }
+
+    fn closes_at(&self) -> Option<Instant> {
+        match &self.end {
+            End::Closing(closing) => Some(closing.until),
+            _ => None,
+        }
     }
 
     /// Whether new messages are accepted.

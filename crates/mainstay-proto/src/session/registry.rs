@@ -49,9 +49,9 @@ impl Default for RegistryConfig {
 
 /// The longest that a HELLO is on its way: the client gives an attempt up after this.
 const HELLO_TRANSIT: Duration = Duration::from_secs(10);
-
-/// When a client that found no room asks again.
-const ROOM_WITHIN: Delay = Delay { min: Duration::from_secs(1), max: Duration::from_secs(10) };
+/// When to ask again of a server that has no room: so long that asking costs little, so spread that not
+/// everybody asks at once.
+const NO_ROOM: Delay = Delay { min: Duration::from_secs(1), max: Duration::from_secs(30) };
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -120,7 +120,11 @@ pub enum Refusal {
     /// The session was ended on purpose.
     Ended,
     /// There are as many sessions as there may be.
-    Full,
+    NoRoom,
+    /// The credentials were refused.
+    Unauthorized,
+    /// The credentials could not be judged now.
+    NotJudged,
 }
 
 impl Refusal {
@@ -131,7 +135,24 @@ impl Refusal {
             Self::Stale => CloseCode::STALE_ATTEMPT,
             Self::KeyUsed | Self::KeyTooOld => CloseCode::KEY_REFUSED,
             Self::Ended => CloseCode::SESSION_ENDED,
-            Self::Full => CloseCode::OVERLOADED,
+            Self::NoRoom => CloseCode::OVERLOADED,
+            Self::Unauthorized => CloseCode::UNAUTHORIZED,
+            Self::NotJudged => CloseCode::UPSTREAM_UNAVAILABLE,
+        }
+    }
+
+    /// The REFUSE of a HELLO that never reached the registry.
+    #[must_use]
+    pub fn refuse(self) -> Control {
+        self.with_account(None)
+    }
+
+    fn with_account(self, account: Option<Account>) -> Control {
+        Control::Refuse {
+            code: self.code().into(),
+            retryable: matches!(self, Self::Stale | Self::NoRoom | Self::NotJudged),
+            delay: if self == Self::NoRoom { NO_ROOM } else { Delay::default() },
+            account,
         }
     }
 }
@@ -251,11 +272,12 @@ impl<H: Clone> Registry<H> {
             }
             None if self.live >= self.config.sessions => {
                 // The account waits for the HELLO that gets a session.
-                return refuse(Refusal::Full, None);
+                return refuse(Refusal::NoRoom, None);
             }
             None => {
                 self.live += 1;
-                let identity = Identity { id: self.secrets.session_id(), key, account };
+                let id = self.secrets.session_id();
+                let identity = Identity { id, principal: Name::of(principal, b""), key, account };
                 let session = ServerSession::new(Arc::clone(&self.sessions), now, identity, hello);
                 let handle = sessions.create(session);
                 self.names.insert(key, Entry::Live(handle.clone()));
@@ -400,13 +422,7 @@ enum Resumed<H> {
 }
 
 fn refuse<H>(why: Refusal, account: Option<Account>) -> Answer<H> {
-    let refuse = Control::Refuse {
-        code: why.code().into(),
-        retryable: matches!(why, Refusal::Stale | Refusal::Full),
-        delay: if why == Refusal::Full { ROOM_WITHIN } else { Delay::default() },
-        account,
-    };
-    Answer::Refused { refuse, why }
+    Answer::Refused { refuse: why.with_account(account), why }
 }
 
 fn refuse_ended<H>(remains: Remains, received: u64) -> Answer<H> {

@@ -16,9 +16,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::CLOSE_TIMEOUT;
 use super::error::SessionError;
 use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
@@ -37,14 +39,15 @@ use crate::ws::CloseCode;
 pub struct ServerConfig {
     /// Buffers and windows.
     pub flow: FlowConfig,
-    /// How long a parked session is kept. Default: 2 minutes.
+    /// How long a parked session is kept, unless its client asks for less. Default: 2 minutes.
     pub resume_window: Duration,
     /// When to probe and when to call a client dead.
     pub heartbeat: HeartbeatConfig,
     /// For how long connections may be idle, and for how long they may live. Default: no limits.
     pub lifetime: LifetimeConfig,
-    /// Volatile messages waiting for a slow connection; the oldest are dropped. Default: 64.
-    pub volatile_queue: usize,
+    /// Volatile messages that wait for a slow connection, and as many that wait for a slow application;
+    /// of more the oldest are dropped. Default: 64, 256 KiB.
+    pub volatile_queue: Window,
 }
 
 impl Default for ServerConfig {
@@ -54,7 +57,7 @@ impl Default for ServerConfig {
             resume_window: Duration::from_secs(120),
             heartbeat: HeartbeatConfig::default(),
             lifetime: LifetimeConfig::default(),
-            volatile_queue: 64,
+            volatile_queue: Window::VOLATILE,
         }
     }
 }
@@ -65,6 +68,10 @@ pub struct ServerSession {
     config: Arc<ServerConfig>,
     id: SessionId,
     flow: Flow,
+    /// Whose it is: a hash of the principal.
+    principal: Name,
+    /// How long it is kept without a connection: what its client asked for, or the server's, if that is less.
+    resume_window: Duration,
     /// Where the client's key leads; a secret until the first epoch is confirmed, then only a name.
     pub(super) key: Name,
     /// The token that was presented to attach, valid until the epoch is confirmed.
@@ -81,6 +88,8 @@ pub struct ServerSession {
     account: Option<Account>,
     life: Life,
     attached: Option<Attached>,
+    /// What came outside the stream and waits for the application.
+    volatiles: Volatiles,
 }
 
 /// The connection that a session is bound to.
@@ -97,6 +106,14 @@ struct Attached {
     /// Control messages in order: GOAWAY, AUTH_RESULT, END and what follows it.
     queue: VecDeque<Transmit>,
     volatiles: Volatiles,
+    auth: Option<Auth>,
+}
+
+/// New credentials, until AUTH_RESULT.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Auth {
+    Asked(Bytes),
+    Judging,
 }
 
 /// How far a session is from its end.
@@ -112,9 +129,10 @@ enum Life {
         reason: String,
         parked_since: Option<Instant>,
     },
-    /// END is written; only the peer's END is awaited.
+    /// END is written; only the peer's END is awaited, and not for ever.
     EndSent {
         code: u64,
+        until: Instant,
     },
     /// The peer's END came; what was taken before it is still being handed over.
     EndReceived {
@@ -178,6 +196,7 @@ pub(super) struct Remains {
 /// The identity of a new session.
 pub(super) struct Identity {
     pub(super) id: SessionId,
+    pub(super) principal: Name,
     pub(super) key: Name,
     pub(super) account: Option<Account>,
 }
@@ -186,6 +205,8 @@ impl ServerSession {
     pub(super) fn new(config: Arc<ServerConfig>, now: Instant, identity: Identity, hello: &Hello) -> Self {
         Self {
             id: identity.id,
+            principal: identity.principal,
+            resume_window: config.resume_window,
             flow: Flow::new(&config.flow, hello.window),
             config,
             key: identity.key,
@@ -199,6 +220,7 @@ impl ServerSession {
             account: identity.account,
             life: Life::Parked { since: now },
             attached: None,
+            volatiles: Volatiles::default(),
         }
     }
 
@@ -260,7 +282,9 @@ impl ServerSession {
 
     fn refusal(&self, hello: &Hello) -> Option<Attach> {
         match self.life {
-            Life::EndSent { code } | Life::EndReceived { code } if !turned_back(Rule::EndedIsNotAttached) => {
+            Life::EndSent { code, .. } | Life::EndReceived { code }
+                if !turned_back(Rule::EndedIsNotAttached) =>
+            {
                 return Some(Attach::Ending { code });
             }
             Life::Over(_) => return Some(Attach::NotYours),
@@ -299,6 +323,8 @@ impl ServerSession {
         self.attempt = hello.attempt;
         self.flow.outbox.set_peer_window(hello.window);
         self.flow.outbox.trim(lane.wrote);
+        let most = self.config.resume_window;
+        self.resume_window = hello.resume_window.map_or(most, |asked| asked.min(most));
         let welcome = Welcome {
             id: self.id,
             token: token.0,
@@ -306,7 +332,7 @@ impl ServerSession {
             resumed: presented.is_some(),
             received: self.flow.inbox.tell(),
             first: lane.wrote + 1,
-            resume_window: self.config.resume_window,
+            resume_window: self.resume_window,
             heartbeat_interval: self.config.heartbeat.interval(),
             window: self.flow.inbox.window(),
             account: self.account,
@@ -323,12 +349,13 @@ impl ServerSession {
             ping: None,
             queue: VecDeque::new(),
             volatiles: Volatiles::default(),
+            auth: None,
         });
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
             Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: None },
             _ => Life::Attached,
         };
-        self.queue_end_if_flushed();
+        self.queue_end_if_flushed(now);
         Attach::Done { fenced, dropped }
     }
 
@@ -393,7 +420,7 @@ impl ServerSession {
             }
         }
         self.trim();
-        self.queue_end_if_flushed();
+        self.queue_end_if_flushed(now);
         Ok(())
     }
 
@@ -414,8 +441,19 @@ impl ServerSession {
                 self.handle_end(code);
                 outcome
             }
-            // Credentials are the application's business; nothing here can judge them yet.
-            Control::Auth { .. } | Control::Volatile(_) => Ok(()),
+            Control::Auth { .. } if attached.auth.is_some() => {
+                Err(SessionError::Unexpected("AUTH before AUTH_RESULT"))
+            }
+            Control::Auth { credentials } => {
+                attached.auth = Some(Auth::Asked(credentials));
+                Ok(())
+            }
+            Control::Volatile(message) => {
+                if self.hands_over() {
+                    self.volatiles.push(message, self.config.volatile_queue);
+                }
+                Ok(())
+            }
             Control::Hello(_)
             | Control::Welcome(_)
             | Control::GoAway { .. }
@@ -423,14 +461,14 @@ impl ServerSession {
             | Control::Refuse { .. } => Err(SessionError::Unexpected(control.name())),
         };
         if let Err(SessionError::PositionMismatch { .. }) = outcome {
-            self.end_now(CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into());
+            self.end_now(now, CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into());
         }
         outcome
     }
 
     fn handle_end(&mut self, code: u64) {
         match self.life {
-            Life::EndSent { code } => self.over(Over::Ended { code, by_us: true }),
+            Life::EndSent { code, .. } => self.over(Over::Ended { code, by_us: true }),
             Life::Over(_) => {}
             _ => {
                 self.life = Life::EndReceived { code };
@@ -474,7 +512,7 @@ impl ServerSession {
             Life::Attached | Life::Parked { .. } => Life::Parked { since: now },
             Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: Some(now) },
             // Our END may or may not have arrived; the tombstone tells a client that asks.
-            Life::EndSent { code } => Life::Over(Over::Ended { code, by_us: true }),
+            Life::EndSent { code, .. } => Life::Over(Over::Ended { code, by_us: true }),
             Life::EndReceived { code } => Life::Over(Over::Ended { code, by_us: false }),
             over @ Life::Over(_) => over,
         };
@@ -509,8 +547,7 @@ impl ServerSession {
     /// The next message or gap for the application, in order. Handed over means received, unless the
     /// application confirms by itself.
     pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
-        let ended = matches!(self.life, Life::EndSent { .. } | Life::Over(_));
-        if ended && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
+        if !self.hands_over() && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
             return None;
         }
         let delivery = self.flow.hand_over(now);
@@ -518,20 +555,78 @@ impl ServerSession {
         delivery
     }
 
-    /// In manual mode: everything up to and including `number` is handled.
+    /// The next message from outside the stream. It was never counted: whoever asks for those of the
+    /// stream first misses nothing that is kept.
+    pub fn hand_over_volatile(&mut self) -> Option<Message> {
+        self.hands_over().then(|| self.volatiles.pop()).flatten()
+    }
+
+    /// The sender of END hands over nothing more.
+    fn hands_over(&self) -> bool {
+        !matches!(self.life, Life::EndSent { .. } | Life::Over(_))
+    }
+
+    /// Credentials that the client sent for the live session, once each: the application judges them, and
+    /// [`handle_verdict`](Self::handle_verdict) takes what it said.
+    pub fn poll_auth(&mut self) -> Option<(ConnectionId, Bytes)> {
+        let attached = self.attached.as_mut()?;
+        match attached.auth.replace(Auth::Judging) {
+            Some(Auth::Asked(credentials)) => Some((attached.connection, credentials)),
+            other => {
+                attached.auth = other;
+                None
+            }
+        }
+    }
+
+    /// Who the credentials from `connection` prove that the client is; `None`: they were refused. Another
+    /// principal than the session's is refused too. Tells the client, and returns whether they were
+    /// accepted; either way the session goes on.
+    pub fn handle_verdict(&mut self, connection: ConnectionId, principal: Option<&[u8]>) -> bool {
+        let accepted = principal.is_some_and(|principal| Name::of(principal, b"") == self.principal);
+        let attached = self.attached.as_mut().filter(|a| a.connection == connection);
+        // A verdict that comes after its connection was lost tells nobody: the next HELLO has credentials.
+        if let Some(attached) = attached.filter(|a| a.auth == Some(Auth::Judging)) {
+            attached.auth = None;
+            let result = Control::AuthResult { accepted, expires_in: Duration::ZERO };
+            attached.queue.push_back(Transmit::control(&result));
+        }
+        accepted
+    }
+
+    /// From now on the application confirms what it has handled, with [`confirm`](Self::confirm). Call it
+    /// before anything is handed over.
+    pub fn confirm_manually(&mut self) {
+        self.flow.inbox.confirm_manually();
+    }
+
+    /// From now on a full buffer drops the oldest message that was never written, which may be the new one,
+    /// and the client is told of a gap; [`send`](Self::send) refuses nothing while the session is open.
+    pub fn drop_oldest_when_full(&mut self) {
+        self.flow.outbox.drop_oldest_when_full();
+    }
+
+    /// How many messages were dropped to make room.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.flow.outbox.dropped()
+    }
+
+    /// In manual mode: everything up to and including `number` is handled, as far as it was handed over.
     pub fn confirm(&mut self, now: Instant, number: u64) {
         self.flow.inbox.confirm(now, number);
     }
 
-    /// Ends the session in order: what was accepted before is delivered first, then END.
-    pub fn close(&mut self, code: CloseCode, reason: &str) {
+    /// Ends the session in order: what was accepted before is delivered first, then END. An END that is not
+    /// answered within 10 s ends the connection too.
+    pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         let parked_since = match self.life {
             Life::Parked { since } => Some(since),
             Life::Attached => None,
             _ => return,
         };
         self.life = Life::Closing { code: code.into(), reason: reason.to_owned(), parked_since };
-        self.queue_end_if_flushed();
+        self.queue_end_if_flushed(now);
     }
 
     /// Asks the client to leave this connection after a delay; nothing is lost.
@@ -549,21 +644,21 @@ impl ServerSession {
         }
     }
 
-    fn queue_end_if_flushed(&mut self) {
+    fn queue_end_if_flushed(&mut self, now: Instant) {
         let (Life::Closing { .. }, Some(_), true) = (&self.life, &self.attached, self.flow.is_flushed())
         else {
             return;
         };
         if let Life::Closing { code, reason, .. } = std::mem::replace(&mut self.life, Life::Attached) {
-            self.end_now(code, reason);
+            self.end_now(now, code, reason);
         }
     }
 
     /// Final: nothing more is written or handed over.
-    fn end_now(&mut self, code: u64, reason: String) {
+    fn end_now(&mut self, now: Instant, code: u64, reason: String) {
         self.flow.inbox.discard_queue();
         let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
-        self.life = Life::EndSent { code };
+        self.life = Life::EndSent { code, until: now + CLOSE_TIMEOUT };
         if let Some(attached) = &mut self.attached {
             let end = Control::End { code, reason, received, handed };
             attached.queue.push_back(Transmit::control(&end));
@@ -585,6 +680,7 @@ impl ServerSession {
 
     fn over(&mut self, over: Over) {
         self.flow.inbox.discard_queue();
+        self.volatiles = Volatiles::default();
         self.life = Life::Over(over);
         if let Some(attached) = &mut self.attached {
             attached.queue.push_back(match over {
@@ -613,7 +709,8 @@ impl ServerSession {
         if matches!(self.life, Life::EndSent { .. } | Life::Over(_)) {
             return None;
         }
-        if let Some(transmit) = attached.volatiles.pop().or_else(|| self.flow.write_owed(now, &attached.lane))
+        if let Some(transmit) =
+            attached.volatiles.transmit().or_else(|| self.flow.write_owed(now, &attached.lane))
         {
             return Some(transmit);
         }
@@ -629,6 +726,14 @@ impl ServerSession {
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
         if self.expires_at().is_some_and(|at| at <= now) {
             self.over(Over::Expired);
+        }
+        if let Life::EndSent { code, until } = self.life
+            && until <= now
+        {
+            self.over(Over::Ended { code, by_us: true });
+            let attached = self.attached.as_mut()?;
+            (attached.ping, attached.queue) = (None, VecDeque::from([Transmit::Abort]));
+            return None;
         }
         self.send_away(now);
         let attached = self.attached.as_mut()?;
@@ -650,7 +755,7 @@ impl ServerSession {
         }
         match attached.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now)) {
             None => {}
-            Some(Leave::Idle) => self.close(CloseCode::SESSION_ENDED, lifetime::IDLE),
+            Some(Leave::Idle) => self.close(now, CloseCode::SESSION_ENDED, lifetime::IDLE),
             Some(Leave::Old) => {
                 attached.gone_by = Some(now + lifetime::GONE_BY);
                 self.go_away(lifetime::OLD, lifetime::GO_AWAY_WITHIN, lifetime::GONE_BY);
@@ -672,13 +777,17 @@ impl ServerSession {
         });
         let beat = self.attached.as_ref().map(|a| a.heartbeat.poll_timeout());
         let acknowledge = self.attached.as_ref().and_then(|_| self.flow.inbox.acknowledge_by());
-        [leave, beat, acknowledge, self.expires_at()].into_iter().flatten().min()
+        let end = match self.life {
+            Life::EndSent { until, .. } => Some(until),
+            _ => self.expires_at(),
+        };
+        [leave, beat, acknowledge, end].into_iter().flatten().min()
     }
 
     fn expires_at(&self) -> Option<Instant> {
         match self.life {
             Life::Parked { since } | Life::Closing { parked_since: Some(since), .. } => {
-                Some(since + self.config.resume_window)
+                Some(since + self.resume_window)
             }
             _ => None,
         }
@@ -759,7 +868,7 @@ impl ServerSession {
             Life::Over(Over::Expired) => (Cause::Expired, None),
             Life::Over(Over::Evicted) => (Cause::Evicted, None),
             Life::Over(Over::Ended { code, by_us }) => (Cause::Ended, by_us.then_some(code)),
-            Life::EndSent { code } => (Cause::Ended, Some(code)),
+            Life::EndSent { code, .. } => (Cause::Ended, Some(code)),
             _ => (Cause::Unknown, None),
         };
         let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());

@@ -1,11 +1,15 @@
 //! How sessions end on purpose, and what ends only a connection.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use mainstay_proto::session::message::Beat;
-use mainstay_proto::session::{Control, Frame, Malformed, Message, Over, Refusal, SessionError};
+use mainstay_proto::session::{
+    Control, Frame, Malformed, Message, Over, PlainSession, Refusal, SessionError, Transmit,
+};
 use mainstay_proto::ws::{CloseCode, Kind};
 
-use super::pair::{Pair, SECOND};
+use super::pair::{Pair, SECOND, server_config, start};
 
 #[test]
 fn what_the_client_sent_is_delivered_before_its_end() {
@@ -26,7 +30,7 @@ fn what_the_client_sent_is_delivered_before_its_end() {
 fn what_the_server_sent_is_delivered_before_its_end() {
     let mut pair = Pair::attached();
     pair.server_sends("x");
-    pair.session().close(CloseCode::SESSION_ENDED, "over");
+    pair.server_closes(CloseCode::SESSION_ENDED, "over");
     assert!(pair.session().send(Message::text("late")).is_err());
     pair.run();
     assert_eq!(pair.ended(), None, "END waits for the acknowledgement");
@@ -123,7 +127,7 @@ fn a_session_that_sent_end_is_refused_with_its_code_and_account() {
         pair.run();
         pair.client_sends("b");
         pair.lose_written(first);
-        pair.session().close(CloseCode::UNAUTHORIZED, "revoked");
+        pair.server_closes(CloseCode::UNAUTHORIZED, "revoked");
         pair.lose_written(first);
         pair.cut_at_client(first);
         if known {
@@ -143,7 +147,7 @@ fn an_end_that_waits_for_its_client_is_given_to_it() {
     let first = pair.connect();
     pair.cut(first);
     pair.server_sends("x");
-    pair.session().close(CloseCode::SESSION_ENDED, "over");
+    pair.server_closes(CloseCode::SESSION_ENDED, "over");
     pair.connect();
     pair.wait(SECOND);
     assert_eq!(pair.client_got, ["x"]);
@@ -161,6 +165,36 @@ fn an_end_nobody_answers_leaves_the_rest_unknown() {
     pair.write();
     let (code, fate) = pair.ended().unwrap();
     assert_eq!((code, fate.delivered, fate.unknown, fate.last), (1000, 0, 1, 1));
+}
+
+#[test]
+fn a_servers_end_that_nobody_answers_is_over_after_ten_seconds() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.server_closes(CloseCode::SESSION_ENDED, "over");
+    pair.lose_written(first);
+    pair.wait(9 * SECOND);
+    assert_eq!(pair.over(), None);
+    let due = pair.now + SECOND;
+    assert_eq!(pair.session().poll_timeout(), Some(due));
+    assert_eq!(pair.session().handle_timeout(due), None);
+    assert_eq!(pair.over(), Some(Over::Ended { code: 4500, by_us: true }));
+    assert_eq!(pair.session().poll_transmit(due, first), Some(Transmit::Abort));
+    assert_eq!(pair.session().poll_transmit(due, first), None);
+}
+
+#[test]
+fn what_a_plain_peer_does_not_take_within_ten_seconds_of_the_close_is_dropped() {
+    let now = start();
+    let mut plain = PlainSession::new(now, Arc::new(server_config()), 1);
+    plain.send(Message::text("a")).unwrap();
+    plain.close(now, CloseCode::NORMAL, "done");
+    assert_eq!(plain.poll_timeout(), Some(now + 10 * SECOND));
+    assert_eq!(plain.handle_timeout(now + 9 * SECOND), None);
+    assert!(!plain.is_over());
+    assert_eq!(plain.handle_timeout(now + 10 * SECOND), None);
+    assert_eq!(plain.poll_transmit(), Some(Transmit::Abort));
+    assert!(plain.is_over());
 }
 
 // ---- what a peer does wrong ---------------------------------------------------------------------

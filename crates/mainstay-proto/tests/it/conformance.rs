@@ -123,7 +123,7 @@ fn close_codes_tell_a_client_what_to_do() {
 #[test]
 fn a_client_takes_its_part_in_every_exchange() {
     for exchange in list(&vectors("exchanges")) {
-        play(exchange, ClientEnd::new());
+        play(exchange, ClientEnd::new(exchange));
     }
 }
 
@@ -151,7 +151,11 @@ trait End {
     fn wait_until(&mut self, until: Instant);
     /// What the application does. `false`: this end does not know the step.
     fn act(&mut self, now: Instant, step: &Value) -> bool;
-    fn receive(&mut self, now: Instant) -> Option<Message>;
+    fn receive(&mut self, now: Instant) -> Option<Delivery>;
+    /// The application's next message from outside the stream. A client gets it as an event.
+    fn receive_volatile(&mut self) -> Option<Message> {
+        None
+    }
     fn event(&mut self) -> Option<Value>;
     fn write(&mut self, now: Instant) -> Vec<(ConnectionId, Output)>;
     fn restart(&mut self) {}
@@ -191,6 +195,7 @@ fn play(exchange: &Value, end: impl End) {
     let end = player.name();
     assert!(player.written.values().all(VecDeque::is_empty), "{end}: {}: wrote more", exchange["name"]);
     assert_eq!(player.end.receive(player.now), None, "{end}: {}", exchange["name"]);
+    assert_eq!(player.end.receive_volatile(), None, "{end}: {}", exchange["name"]);
     assert_eq!(player.end.event(), None, "{end}: {}", exchange["name"]);
 }
 
@@ -274,7 +279,21 @@ impl<E: End> Player<'_, E> {
 
     fn application(&mut self, step: &Value) -> Result<(), String> {
         if let Some(text) = step.get("receives") {
-            let message = self.end.receive(self.now).ok_or("nothing to receive")?;
+            return match self.end.receive(self.now).ok_or("nothing to receive")? {
+                Delivery::Message(message) => {
+                    self.names.unify(&json!({"text": text}), &json::message_to_json(&message))
+                }
+                gap @ Delivery::Gap { .. } => Err(format!("{gap:?}")),
+            };
+        }
+        if let Some(expected) = step.get("receives_gap") {
+            return match self.end.receive(self.now) {
+                Some(Delivery::Gap { first, count, .. }) if json!([first, count]) == *expected => Ok(()),
+                other => Err(format!("{other:?} is not that gap")),
+            };
+        }
+        if let Some(text) = step.get("receives_volatile") {
+            let message = self.end.receive_volatile().ok_or("nothing to receive")?;
             return self.names.unify(&json!({"text": text}), &json::message_to_json(&message));
         }
         if let Some(expected) = step.get("event") {
@@ -388,6 +407,8 @@ fn output(transmit: &Transmit) -> Option<Output> {
     match transmit {
         Transmit::Close { code, reason } => Some(Output::Close((*code).into(), reason.clone())),
         Transmit::Ping(_) => None,
+        // The transport is dropped: nothing is said.
+        Transmit::Abort => None,
         other => panic!("{other:?} in an exchange"),
     }
 }
@@ -401,20 +422,14 @@ fn text_of(step: &Value, field: &str) -> Option<Message> {
     step.get(field).map(|text| Message::text(text.as_str().unwrap()))
 }
 
-fn only_messages(delivery: Delivery) -> Message {
-    match delivery {
-        Delivery::Message(message) => message,
-        gap @ Delivery::Gap { .. } => panic!("{gap:?}"),
-    }
-}
-
 // ---- the client ---------------------------------------------------------------------------------
 
 struct ClientEnd(ClientSession);
 
 impl ClientEnd {
-    fn new() -> Self {
-        Self(ClientSession::new(ClientConfig::default(), [1; 32]))
+    fn new(exchange: &Value) -> Self {
+        let resume_window = exchange["client_resume_window_ms"].as_u64().map(Duration::from_millis);
+        Self(ClientSession::new(ClientConfig { resume_window, ..ClientConfig::default() }, [1; 32]))
     }
 }
 
@@ -444,6 +459,8 @@ impl End for ClientEnd {
             self.0.send(message).unwrap();
         } else if let Some(message) = text_of(step, "sends_volatile") {
             self.0.send_volatile(message);
+        } else if let Some(credentials) = step["authenticates"].as_str() {
+            self.0.authenticate(unhex(credentials));
         } else if step.get("closes").is_some() {
             let (code, reason) = close_of(step);
             self.0.close(code, &reason);
@@ -453,8 +470,8 @@ impl End for ClientEnd {
         true
     }
 
-    fn receive(&mut self, now: Instant) -> Option<Message> {
-        self.0.hand_over(now).map(only_messages)
+    fn receive(&mut self, now: Instant) -> Option<Delivery> {
+        self.0.hand_over(now)
     }
 
     fn event(&mut self) -> Option<Value> {
@@ -474,6 +491,7 @@ impl End for ClientEnd {
                 json!({"refused": {"code": code, "retryable": retryable}})
             }
             ClientEvent::GoAway { delay, .. } => json!({"go_away": {"delay_ms": json::delay_to_json(delay)}}),
+            ClientEvent::Authenticated { accepted } => json!({"authenticated": accepted}),
             ClientEvent::Volatile(message) => json!({"volatile": json::message_to_json(&message)}),
             ClientEvent::Ended { code, fate, .. } => json!({"ended": {
                 "code": code, "delivered": fate.delivered, "unknown": fate.unknown, "last": fate.last,
@@ -495,6 +513,8 @@ impl End for ClientEnd {
 struct ServerEnd {
     registry: Registry<usize>,
     config: Arc<ServerConfig>,
+    /// Its sessions drop the oldest when they are full.
+    drops: bool,
     sessions: Arena,
     now: Instant,
     bound: BTreeMap<ConnectionId, Option<usize>>,
@@ -506,11 +526,17 @@ struct ServerEnd {
 impl ServerEnd {
     fn new(exchange: &Value) -> Self {
         let heartbeat = HeartbeatConfig::every(Duration::from_millis(heartbeat_ms(exchange))).unwrap();
-        let config = Arc::new(ServerConfig { heartbeat, ..ServerConfig::default() });
+        let mut config = ServerConfig { heartbeat, ..ServerConfig::default() };
+        let drops_above = exchange["server_drops_above"].as_u64();
+        if let Some(messages) = drops_above {
+            config.flow.keep.messages = messages;
+        }
+        let config = Arc::new(config);
         let age = Duration::from_millis(exchange["server_age_ms"].as_u64().unwrap_or(3_600_000));
         Self {
             registry: Registry::new(start() - age, RegistryConfig::default(), Arc::clone(&config), [2; 32]),
             config,
+            drops: drops_above.is_some(),
             sessions: Arena::default(),
             now: start(),
             bound: BTreeMap::new(),
@@ -527,6 +553,9 @@ impl ServerEnd {
             Answer::Attached { session, fenced, .. } => {
                 self.bound.insert(connection, Some(session));
                 self.served = Some(session);
+                if self.drops {
+                    self.sessions.get(session).drop_oldest_when_full();
+                }
                 if let Some(fenced) = fenced {
                     let close = Output::Close(CloseCode::SUPERSEDED.into(), fenced.reason);
                     self.written.push((fenced.connection, close));
@@ -587,9 +616,14 @@ impl End for ServerEnd {
             session.send(message).unwrap();
         } else if let Some(message) = text_of(step, "sends_volatile") {
             session.send_volatile(message);
+        } else if let Some(expected) = step["judges"].as_str() {
+            let (connection, credentials) = session.poll_auth().expect("nothing to judge");
+            assert_eq!(credentials, unhex(expected));
+            let nobody: &[u8] = b"";
+            session.handle_verdict(connection, (step["accepted"] == true).then_some(nobody));
         } else if step.get("closes").is_some() {
             let (code, reason) = close_of(step);
-            session.close(code, &reason);
+            session.close(now, code, &reason);
         } else if let Some(fields) = step.get("goes_away") {
             let fields = Fields(fields);
             session.go_away(&fields.text("reason"), fields.delay(), fields.duration("close_in_ms"));
@@ -606,8 +640,12 @@ impl End for ServerEnd {
         true
     }
 
-    fn receive(&mut self, now: Instant) -> Option<Message> {
-        self.sessions.get(self.served?).hand_over(now).map(only_messages)
+    fn receive(&mut self, now: Instant) -> Option<Delivery> {
+        self.sessions.get(self.served?).hand_over(now)
+    }
+
+    fn receive_volatile(&mut self) -> Option<Message> {
+        self.sessions.get(self.served?).hand_over_volatile()
     }
 
     fn event(&mut self) -> Option<Value> {

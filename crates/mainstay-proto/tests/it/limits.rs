@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use mainstay_proto::session::message::Cause;
+use mainstay_proto::session::message::{Cause, Delay};
 use mainstay_proto::session::{
-    Answer, ClientConfig, ClientEvent, Message, Over, Refusal, RegistryConfig, ServerConfig, SessionError,
-    Window,
+    Answer, ClientConfig, ClientEvent, Control, Message, Over, Refusal, RegistryConfig, ServerConfig,
+    SessionError, Window,
 };
 use mainstay_proto::ws::Kind;
 
@@ -159,6 +159,9 @@ fn volatile_messages_wait_for_nobody() {
     pair.session().send_volatile(Message::text("now"));
     pair.client.send_volatile(Message::text("whatever"));
     pair.run();
+    assert_eq!(pair.session().hand_over_volatile(), Some(Message::text("whatever")));
+    assert_eq!(pair.session().hand_over_volatile(), None);
+    assert_eq!((pair.client.last_sent(), pair.session().received()), (0, 0), "it has no number");
     let volatile = ClientEvent::Volatile(Message::text("now"));
     assert_eq!(pair.events.iter().filter(|event| **event == volatile).count(), 1);
     pair.cut(first);
@@ -168,6 +171,89 @@ fn volatile_messages_wait_for_nobody() {
     pair.run();
     assert_eq!(pair.events.iter().filter(|event| **event == volatile).count(), 1, "the second was dropped");
     assert_eq!(pair.server.errors, []);
+}
+
+#[test]
+fn of_the_volatile_messages_that_wait_for_the_application_the_newest_are_kept() {
+    let queue = Window { messages: 2, bytes: 100 };
+    let config = ServerConfig { volatile_queue: queue, ..server_config() };
+    let mut pair = Pair::new(ClientConfig::default(), config, RegistryConfig::default());
+    pair.connect();
+    for text in ["old", "newer", "newest"] {
+        pair.client.send_volatile(Message::text(text));
+        pair.run();
+    }
+    let waiting: Vec<_> = std::iter::from_fn(|| pair.session().hand_over_volatile()).collect();
+    assert_eq!(waiting, ["newer", "newest"].map(Message::text));
+    pair.client.send_volatile(Message::text("late"));
+    pair.run();
+    pair.session().evict();
+    assert_eq!(pair.session().hand_over_volatile(), None, "the session is over");
+}
+
+// ---- how long, how many -------------------------------------------------------------------------
+
+#[test]
+fn a_client_may_ask_for_a_shorter_resume_window_and_gets_no_longer_one() {
+    for (asked, granted) in [(5, 5), (600, 120), (0, 0)] {
+        let config = ClientConfig { resume_window: Some(asked * SECOND), ..ClientConfig::default() };
+        let mut pair = Pair::new(config, server_config(), RegistryConfig::default());
+        let first = pair.connect();
+        let told = pair.events.iter().find_map(|event| match event {
+            ClientEvent::Attached { resume_window, .. } => Some(*resume_window),
+            _ => None,
+        });
+        assert_eq!(told, Some(granted * SECOND));
+        pair.cut(first);
+        let expires = pair.now + granted * SECOND;
+        assert_eq!(pair.session().poll_timeout(), Some(expires));
+        if granted > 0 {
+            pair.wait((granted - 1) * SECOND);
+            assert_eq!(pair.over(), None, "{asked} s asked for");
+        }
+        pair.wait(SECOND);
+        assert_eq!(pair.over(), Some(Over::Expired), "{asked} s asked for");
+    }
+}
+
+#[test]
+fn a_server_without_room_puts_newcomers_off_and_lets_its_own_come_back() {
+    let mut pair = Pair::with_room_for_one();
+    let first = pair.client.current().unwrap();
+    pair.cut(first);
+    pair.connect();
+    assert_eq!(pair.attaches(), [(1, false), (2, true)]);
+    let newcomer = pair.wire();
+    let Answer::Refused { refuse, why } = pair.hello(newcomer, &stranger(1)) else { panic!("no room") };
+    let delay = Delay { min: SECOND, max: 30 * SECOND };
+    assert_eq!(refuse, Control::Refuse { code: 4413, retryable: true, delay, account: None });
+    assert_eq!((why, pair.server.sessions.len()), (Refusal::NoRoom, 1));
+    // The same HELLO has success when there is room.
+    pair.cut(pair.client.current().unwrap());
+    pair.wait(RESUME_WINDOW);
+    let again = pair.wire();
+    assert!(matches!(pair.hello(again, &stranger(1)), Answer::Attached { created: true, .. }));
+}
+
+#[test]
+fn a_lost_session_waits_for_room_and_is_told_then_what_became_of_it() {
+    let mut pair = Pair::with_room_for_one();
+    pair.client_sends("a");
+    pair.run();
+    let first = pair.client.current().unwrap();
+    pair.cut(first);
+    pair.wait(RESUME_WINDOW);
+    let other = pair.wire();
+    assert!(matches!(pair.hello(other, &stranger(1)), Answer::Attached { created: true, .. }));
+    pair.connect();
+    assert_eq!((pair.server.refusals.as_slice(), pair.gaps()), ([Refusal::NoRoom].as_slice(), vec![]));
+    pair.cut(other);
+    pair.wait(RESUME_WINDOW);
+    pair.connect();
+    assert_eq!(
+        pair.gaps().iter().map(|fate| (fate.delivered, fate.cause)).collect::<Vec<_>>(),
+        [(1, Cause::Expired)]
+    );
 }
 
 // ---- what the server remembers ------------------------------------------------------------------

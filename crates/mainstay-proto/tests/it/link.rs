@@ -151,3 +151,15 @@ fn a_peer_that_sends_but_answers_no_ping_is_kept() {
     }
     assert_eq!((link.connection(), link.client.poll_command()), (first, None));
 }
+
+#[test]
+fn a_volatile_message_is_written_once_and_neither_kept_nor_confirmed() {
+    let mut link = Link::new();
+    link.client.send_volatile(Message::text("now"));
+    assert_eq!(link.turn(), [Transmit::Message(Message::text("now"))]);
+    link.client.send_volatile(Message::text("under way"));
+    link.lose();
+    link.client.send_volatile(Message::text("away"));
+    link.attach();
+    assert_eq!(link.turn(), []);
+}

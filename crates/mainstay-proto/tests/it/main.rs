@@ -1,6 +1,7 @@
 //! Behaviour of the machines, in virtual time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+mod auth;
 mod close;
 mod conformance;
 mod connect;

@@ -28,15 +28,17 @@ pub(crate) fn start() -> Instant {
 
 /// The server's sessions; one that is dropped leaves its place empty.
 #[derive(Default)]
-pub(crate) struct Arena(Vec<ServerSession>);
+pub(crate) struct Arena {
+    sessions: Vec<ServerSession>,
+}
 
 impl Arena {
     pub(crate) fn get(&mut self, index: usize) -> &mut ServerSession {
-        &mut self.0[index]
+        &mut self.sessions[index]
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.sessions.len()
     }
 }
 
@@ -44,12 +46,12 @@ impl Sessions for Arena {
     type Handle = usize;
 
     fn with<R>(&mut self, handle: &usize, f: impl FnOnce(&mut ServerSession) -> R) -> R {
-        f(&mut self.0[*handle])
+        f(&mut self.sessions[*handle])
     }
 
     fn create(&mut self, session: ServerSession) -> usize {
-        self.0.push(session);
-        self.0.len() - 1
+        self.sessions.push(session);
+        self.sessions.len() - 1
     }
 }
 
@@ -74,6 +76,8 @@ pub(crate) struct Server {
     pub(crate) got: BTreeMap<usize, Vec<String>>,
     /// Whether the applications take what has come.
     pub(crate) takes: bool,
+    /// Whether credentials that a client sends for its live session are judged when they come.
+    pub(crate) judges: bool,
     /// Errors that ended a connection, and refusals.
     pub(crate) errors: Vec<SessionError>,
     pub(crate) refusals: Vec<Refusal>,
@@ -118,6 +122,7 @@ impl Pair {
                 principal: Bytes::from_static(b"alice"),
                 got: BTreeMap::new(),
                 takes: true,
+                judges: true,
                 errors: Vec::new(),
                 refusals: Vec::new(),
             },
@@ -127,6 +132,14 @@ impl Pair {
             events: Vec::new(),
             written: Vec::new(),
         }
+    }
+
+    /// Attached to the one session that the server has room for.
+    pub(crate) fn with_room_for_one() -> Self {
+        let registry = RegistryConfig { sessions: 1, ..RegistryConfig::default() };
+        let mut pair = Self::new(ClientConfig::default(), server_config(), registry);
+        pair.connect();
+        pair
     }
 
     /// Attached, and the epoch confirmed.
@@ -191,6 +204,12 @@ impl Pair {
 
     pub(crate) fn server_sends(&mut self, text: &str) -> u64 {
         self.session().send(Message::text(text)).unwrap()
+    }
+
+    /// The application of the newest session ends it.
+    pub(crate) fn server_closes(&mut self, code: CloseCode, reason: &str) {
+        let now = self.now;
+        self.session().close(now, code, reason);
     }
 
     /// The newest session.
@@ -285,6 +304,9 @@ impl Pair {
             (Ok(_), None) => Err(SessionError::Unexpected("a message before HELLO")),
             (Err(error), _) => Err(error),
         };
+        if let (Some(session), true) = (wire_bound(&self.wires, connection), self.server.judges) {
+            self.judge(session);
+        }
         if let Err(error) = outcome {
             self.server.errors.push(error);
             // END, if there is one, leaves before the Close.
@@ -296,8 +318,15 @@ impl Pair {
 
     /// HELLO from whoever; the answer goes down this connection.
     pub(crate) fn hello(&mut self, connection: ConnectionId, hello: &Hello) -> Answer<usize> {
-        let Server { registry, sessions, principal, refusals, .. } = &mut self.server;
-        let answer = registry.hello(self.now, connection, principal, hello, sessions);
+        let Server { registry, sessions, principal: usual, refusals, .. } = &mut self.server;
+        let principal = match &hello.credentials {
+            Some(credentials) => principal_of(credentials),
+            None => Some(usual.clone()),
+        };
+        let answer = match principal {
+            Some(principal) => registry.hello(self.now, connection, &principal, hello, sessions),
+            None => Answer::Refused { refuse: Refusal::Unauthorized.refuse(), why: Refusal::Unauthorized },
+        };
         match &answer {
             Answer::Attached { session, fenced, .. } => {
                 if let Some(wire) = self.wires.get_mut(&connection) {
@@ -316,6 +345,14 @@ impl Pair {
             }
         }
         answer
+    }
+
+    /// The application judges what the client of a session sent.
+    pub(crate) fn judge(&mut self, session: usize) {
+        let session = self.server.sessions.get(session);
+        if let Some((connection, credentials)) = session.poll_auth() {
+            session.handle_verdict(connection, principal_of(&credentials).as_deref());
+        }
     }
 
     fn close(&mut self, connection: ConnectionId, code: CloseCode, reason: String) {
@@ -365,7 +402,7 @@ impl Pair {
 
     fn bury(&mut self) {
         let Server { registry, sessions, .. } = &mut self.server;
-        sessions.0.iter().for_each(|session| registry.bury(self.now, session));
+        sessions.sessions.iter().for_each(|session| registry.bury(self.now, session));
     }
 
     fn take_events(&mut self) {
@@ -432,6 +469,16 @@ impl Pair {
             other => panic!("{other:?} is no HELLO"),
         }
     }
+}
+
+/// Who these credentials prove that one is: the word before the slash. `wrong` proves nothing.
+fn principal_of(credentials: &Bytes) -> Option<Bytes> {
+    let name = credentials.split(|byte| *byte == b'/').next()?;
+    (name != b"wrong").then(|| Bytes::copy_from_slice(name))
+}
+
+fn wire_bound(wires: &BTreeMap<ConnectionId, Wire>, connection: ConnectionId) -> Option<usize> {
+    wires.get(&connection)?.bound
 }
 
 fn packet_of(transmit: &Transmit) -> Option<Packet> {

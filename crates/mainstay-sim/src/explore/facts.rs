@@ -31,6 +31,8 @@ struct ClientFacts {
     heard: Option<(usize, u64)>,
     /// A session was reported lost since then.
     told: bool,
+    /// How many of the server's messages it was told were dropped.
+    dropped: u64,
 }
 
 #[derive(Clone, Hash, Default)]
@@ -124,6 +126,34 @@ impl Facts {
         }
         let of_session = &mut self.sessions[session];
         of_session.heard = of_session.heard.max(number);
+        self.check_closed(session)
+    }
+
+    /// A client's application was told that the server dropped messages. All sessions together dropped so
+    /// many, as far as they still live; no more can be told than that. A gap from 1 begins the newest session.
+    pub(super) fn client_got_gap(
+        &mut self,
+        client: usize,
+        first: u64,
+        count: u64,
+        dropped: Option<u64>,
+    ) -> Result<(), String> {
+        let facts = &mut self.clients[client];
+        let newest = (self.sessions.len() - 1, 0);
+        let (session, last) = facts.heard.filter(|_| first > 1).unwrap_or(newest);
+        if facts.heard.is_some_and(|(heard, _)| heard != session) && !std::mem::take(&mut facts.told) {
+            return Err("another session's gap without a gap event".into());
+        }
+        if first != last + 1 {
+            return Err(format!("duplicate, hole or reorder: a gap from {first} after {last}"));
+        }
+        facts.heard = Some((session, last + count));
+        facts.dropped += count;
+        if dropped.is_some_and(|dropped| facts.dropped > dropped) {
+            return Err(format!("untrue: {} were reported dropped, {dropped:?} were", facts.dropped));
+        }
+        let of_session = &mut self.sessions[session];
+        of_session.heard = of_session.heard.max(last + count);
         self.check_closed(session)
     }
 

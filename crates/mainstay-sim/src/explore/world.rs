@@ -25,6 +25,7 @@ use super::{Budget, Scenario};
 const MOST_CONNECTIONS: usize = 12;
 const HOUR: Duration = Duration::from_secs(3600);
 const RESUME_WINDOW: Duration = Duration::from_secs(120);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One thing that may happen next. Clients, sessions and connections are named by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub(super) enum Event {
     ClientEnds(usize),
     ServerEnds(usize),
     Expires(usize),
+    /// Nobody answers its END.
+    EndRunsOut(usize),
     Buries(usize),
     Restarts,
     SecondTab,
@@ -177,15 +180,21 @@ impl World {
         #[allow(clippy::disallowed_methods, reason = "virtual time needs a start")]
         let now = Instant::now() + 100 * HOUR;
         let window = Window { messages: scenario.window, bytes: 1 << 20 };
-        let flow = FlowConfig { keep: Window::SERVER, accept: window, manual_confirm: scenario.manual };
+        let keep = match scenario.drops_above {
+            0 => Window::SERVER,
+            messages => Window { messages, bytes: 1 << 20 },
+        };
+        let flow = FlowConfig { keep, accept: window, manual_confirm: scenario.manual };
         let config = Arc::new(ServerConfig {
             flow,
             resume_window: RESUME_WINDOW,
             heartbeat: HeartbeatConfig::every(HOUR).unwrap_or_default(),
             ..ServerConfig::default()
         });
-        let client =
-            ClientConfig { flow: FlowConfig { manual_confirm: false, ..flow }, ..ClientConfig::default() };
+        let client = ClientConfig {
+            flow: FlowConfig { manual_confirm: false, keep: Window::CLIENT, ..flow },
+            ..ClientConfig::default()
+        };
         let registry = Registry::new(now - HOUR, RegistryConfig::default(), Arc::clone(&config), [1; 32]);
         let mut facts = Facts::default();
         facts.add_client();
@@ -288,6 +297,9 @@ impl World {
         }
         if session.connection().is_none() && left.expiries > 0 {
             events.push(Event::Expires(index));
+        }
+        if session.connection().is_some() && !session.is_open() && left.expiries > 0 {
+            events.push(Event::EndRunsOut(index));
         }
     }
 
@@ -420,13 +432,20 @@ impl World {
             Event::ServerEnds(session) => {
                 self.left.ends -= 1;
                 self.facts().server_closes(session);
-                self.session(session).close(CloseCode::NORMAL, "");
+                self.session(session).close(now, CloseCode::NORMAL, "");
                 self.settle_session(session)?;
             }
             Event::Expires(session) => {
                 self.left.expiries -= 1;
                 self.facts().excuse();
                 self.session(session).handle_timeout(now + RESUME_WINDOW);
+            }
+            Event::EndRunsOut(session) => {
+                self.left.expiries -= 1;
+                let before = self.sessions.0[session].clone();
+                self.session(session).handle_timeout(now + CLOSE_TIMEOUT);
+                self.settle_session(session)?;
+                return Ok(before != self.sessions.0[session]);
             }
             Event::Buries(session) => {
                 if let Some(session) = self.sessions.0[session].take() {
@@ -530,6 +549,9 @@ impl World {
             Answer::Attached { session, created, fenced, .. } => {
                 if created {
                     self.facts().add_session();
+                    if self.setting.scenario.drops_above > 0 {
+                        self.session(session).drop_oldest_when_full();
+                    }
                 }
                 if let Some(fenced) = fenced {
                     let old = fenced.connection.0 as usize;
@@ -657,7 +679,10 @@ impl World {
         let now = self.setting.now;
         match self.client(index).machine.hand_over(now) {
             Some(Delivery::Message(message)) => self.facts().client_got(index, &message).map(|()| true),
-            Some(Delivery::Gap { .. }) => Err("a gap in the stream that nobody made".into()),
+            Some(Delivery::Gap { first, count, .. }) => {
+                let dropped = self.sessions.0.iter().map(|session| Some(session.as_ref()?.dropped())).sum();
+                self.facts().client_got_gap(index, first, count, dropped).map(|()| true)
+            }
             None => Ok(false),
         }
     }

@@ -54,6 +54,24 @@ const SUBPROTOCOL: &str = "mainstay.v1";
 #[error("{0}")]
 pub struct UrlError(String);
 
+/// Why new credentials did not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthenticateError {
+    /// The server refused them. On a live session it goes on with those before; in HELLO that ends the client.
+    #[error("the server refused the credentials")]
+    Refused,
+    /// Others were presented before these were judged.
+    #[error("newer credentials took their place")]
+    Replaced,
+    /// The peer speaks plain WebSocket, where only the request carries credentials: see [`Builder::request`].
+    #[error("a plain peer takes no credentials after its request")]
+    Plain,
+    /// The client has ended.
+    #[error("the client has ended")]
+    Over,
+}
+
 /// What an attempt is made with. Made anew before each by [`Builder::request`].
 #[derive(Debug, Clone, Default)]
 pub struct Request {
@@ -133,7 +151,8 @@ impl Client {
         })
     }
 
-    /// The next message, in order; `None` once nothing follows. What was lost is an [`Event::Gap`].
+    /// The next message, in order; `None` once nothing follows. What was lost with a session is an
+    /// [`Event::Gap`], what the server dropped by its own policy an [`Event::Dropped`].
     ///
     /// # Cancel safety
     /// Safe: a message is taken only when it is returned.
@@ -145,11 +164,9 @@ impl Client {
         let mut inner = self.core.lock();
         while let Some(delivery) = inner.machine.hand_over(now()) {
             inner.wake_driver();
-            match delivery {
-                Delivery::Message(message) => return Poll::Ready(Some(message)),
-                Delivery::Gap { first, count, .. } => {
-                    tracing::warn!(first, count, "the server dropped messages of its own");
-                }
+            // A gap is an event.
+            if let Delivery::Message(message) = delivery {
+                return Poll::Ready(Some(message));
             }
         }
         if inner.is_finished() {
@@ -189,6 +206,11 @@ impl Client {
         self.core.lock().send(message).map(drop)
     }
 
+    /// As [`Sender::send_volatile`].
+    pub fn send_volatile(&self, message: Message) {
+        self.core.lock().send_volatile(message);
+    }
+
     /// A handle that sends from elsewhere.
     #[must_use]
     pub fn sender(&self) -> Sender {
@@ -221,6 +243,28 @@ impl Client {
         let mut inner = self.core.lock();
         inner.machine.handle_reply();
         inner.wake_driver();
+    }
+
+    /// With [`Builder::confirm_manually`]: everything that [`recv`](Self::recv) has returned so far is
+    /// handled. See `server::Session::confirm`.
+    pub fn confirm(&self) {
+        let mut inner = self.core.lock();
+        inner.machine.confirm(now());
+        inner.wake_driver();
+    }
+
+    /// Presents new credentials in place of [`Builder::credentials`], and waits for the verdict: on the live
+    /// connection, or in the next HELLO while there is none. A server that speaks `mainstay.v1` asks the
+    /// function that its application gave.
+    ///
+    /// # Errors
+    /// See [`AuthenticateError`].
+    ///
+    /// # Cancel safety
+    /// They are presented all the same, only the waiting ends.
+    pub async fn authenticate(&self, credentials: impl Into<Bytes>) -> Result<(), AuthenticateError> {
+        let verdict = self.core.lock().authenticate(credentials.into())?;
+        verdict.await.unwrap_or(Err(AuthenticateError::Replaced))
     }
 
     /// Ends in order: what was accepted is delivered first, for at most 10 s. Then
@@ -334,6 +378,15 @@ impl Sender {
         })
         .await
     }
+
+    /// Sends a message that is not kept: lost if no connection is attached, never sent again. For what the
+    /// next one makes worthless: cursors, positions. Of more than 64 (256 KiB) that wait for a slow
+    /// connection the oldest are dropped.
+    ///
+    /// With [`Confirm::Reply`] do not use it: the peer's answer to it would be taken for another's.
+    pub fn send_volatile(&self, message: Message) {
+        self.core.lock().send_volatile(message);
+    }
 }
 
 impl std::fmt::Debug for Sender {
@@ -439,7 +492,8 @@ impl Builder {
         self
     }
 
-    /// Credentials sent inside the session's HELLO, where the request cannot carry them.
+    /// Credentials sent inside the session's HELLO, where the request cannot carry them. They are renewed with
+    /// [`Client::authenticate`].
     #[must_use]
     pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
         self.config.session.credentials = Some(credentials.into());
@@ -503,7 +557,16 @@ impl Builder {
         self
     }
 
-    /// The resume window to ask the server for. Default: the server's own.
+    /// The application confirms what it has handled, with [`Client::confirm`]. Default: being returned by
+    /// [`Client::recv`] counts as received.
+    #[must_use]
+    pub fn confirm_manually(mut self) -> Self {
+        self.config.session.flow.manual_confirm = true;
+        self
+    }
+
+    /// The resume window to ask the server for, in whole milliseconds. It gives no more than its own.
+    /// Default: the server's own.
     #[must_use]
     pub fn resume_window(mut self, window: Duration) -> Self {
         self.config.session.resume_window = Some(window);

@@ -6,13 +6,14 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use mainstay_proto::connect::{Client as Machine, Command, Event, Lost, Mode, Report};
 use mainstay_proto::session::{ConnectionId, Fate, Message, Transmit};
-use mainstay_proto::ws::CloseFrame;
+use mainstay_proto::ws::{CloseCode, CloseFrame};
 use tokio::sync::oneshot;
 
 use super::dial::dial;
-use super::{Builder, Outcome, Request, Tracked};
+use super::{AuthenticateError, Builder, Outcome, Request, Tracked};
 use crate::SendError;
 use crate::driver::{Abort, Arrived, Framing, Reading, Timer, Wire, Written, now};
 
@@ -34,6 +35,7 @@ pub(super) struct Inner {
     pub(super) abandoned: bool,
     finished: bool,
     tracked: VecDeque<(u64, oneshot::Sender<Outcome>)>,
+    authenticating: Option<oneshot::Sender<Verdict>>,
     driver: Option<Waker>,
     pub(super) receiver: Option<Waker>,
     pub(super) listener: Option<Waker>,
@@ -51,6 +53,7 @@ impl Core {
                 abandoned: false,
                 finished: false,
                 tracked: VecDeque::new(),
+                authenticating: None,
                 driver: None,
                 receiver: None,
                 listener: None,
@@ -84,6 +87,30 @@ impl Inner {
         }
     }
 
+    pub(super) fn authenticate(
+        &mut self,
+        credentials: Bytes,
+    ) -> Result<oneshot::Receiver<Verdict>, AuthenticateError> {
+        // A verdict that is known by now belongs to the credentials before these.
+        self.settle();
+        if self.machine.is_closing() {
+            return Err(AuthenticateError::Over);
+        }
+        if self.machine.mode() == Mode::Plain {
+            return Err(AuthenticateError::Plain);
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.authenticating = Some(sender);
+        self.machine.authenticate(now(), credentials);
+        self.wake_driver();
+        Ok(receiver)
+    }
+
+    pub(super) fn send_volatile(&mut self, message: Message) {
+        self.machine.send_volatile(message);
+        self.wake_driver();
+    }
+
     pub(super) fn wake_driver(&self) {
         if let Some(driver) = &self.driver {
             driver.wake_by_ref();
@@ -104,6 +131,11 @@ impl Inner {
     /// Takes what the machine has to say; settles what is known of tracked messages.
     fn settle(&mut self) {
         while let Some(event) = self.machine.poll_event() {
+            if let Some(verdict) = verdict(&event)
+                && let Some(waiting) = self.authenticating.take()
+            {
+                let _ = waiting.send(verdict);
+            }
             match &event {
                 Event::Gap(fate) => self.settle_by(fate),
                 Event::Ended { fate: Some(fate), .. } => self.settle_by(fate),
@@ -158,6 +190,22 @@ impl Inner {
     fn wake_application(&mut self) {
         let wakers = [self.receiver.take(), self.listener.take(), self.closer.take()];
         wakers.into_iter().flatten().chain(self.senders.drain(..)).for_each(Waker::wake);
+    }
+}
+
+type Verdict = Result<(), AuthenticateError>;
+
+/// What an event says of credentials that wait for their verdict.
+fn verdict(event: &Event) -> Option<Verdict> {
+    match event {
+        Event::Authenticated { accepted: true } => Some(Ok(())),
+        Event::Authenticated { accepted: false } => Some(Err(AuthenticateError::Refused)),
+        Event::Ended { code: Some(code), .. } if *code == u64::from(CloseCode::UNAUTHORIZED) => {
+            Some(Err(AuthenticateError::Refused))
+        }
+        Event::Ended { .. } => Some(Err(AuthenticateError::Over)),
+        Event::Attached { mode: Mode::Plain, .. } => Some(Err(AuthenticateError::Plain)),
+        _ => None,
     }
 }
 

@@ -8,6 +8,7 @@ use mainstay_proto::session::{ConnectionId, PlainSession, ServerSession, Session
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 
 use super::Shared;
+use super::auth::Authenticate;
 use super::upgrade::PeerFacts;
 use crate::driver::Wire;
 use crate::worker::{Home, Signal};
@@ -31,6 +32,8 @@ pub(crate) struct Inner {
     waiting: Option<Box<Waiting>>,
     /// A connection that was attached by another task and waits to be taken over.
     pub(super) incoming: Option<Box<Incoming>>,
+    /// Judges credentials that come on the current connection.
+    pub(super) authenticate: Option<Authenticate>,
 }
 
 /// The machine, by what the peer speaks.
@@ -56,8 +59,8 @@ pub(super) struct Incoming {
 
 impl Core {
     pub(super) fn new(shared: Arc<Shared>, home: Arc<Home>, facts: PeerFacts, peer: Peer) -> CoreRef {
-        let inner = Mutex::new(Inner { peer, receiver: None, waiting: None, incoming: None });
-        Arc::new(Self { signal: Signal::new(home), shared, facts, inner })
+        let inner = Inner { peer, receiver: None, waiting: None, incoming: None, authenticate: None };
+        Arc::new(Self { signal: Signal::new(home), shared, facts, inner: Mutex::new(inner) })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -25,8 +25,10 @@
 //! # }
 //! ```
 
+mod auth;
 mod core;
 mod limits;
+mod open;
 mod serve;
 mod session;
 mod stats;
@@ -47,6 +49,7 @@ use mainstay_proto::ws::{CloseCode, Limits};
 use slab::Slab;
 use tokio_util::task::TaskTracker;
 
+pub use self::auth::Denied;
 use self::core::{Core, CoreRef, Peer};
 use self::limits::Gate;
 pub use self::serve::{Serve, serve};
@@ -60,7 +63,8 @@ use crate::worker::Workers;
 pub struct Config {
     /// When to probe and when to call a client dead. Default: every 25 s.
     pub heartbeat: HeartbeatConfig,
-    /// How long a session is kept without a connection. Default: 2 minutes.
+    /// How long a session is kept without a connection, unless its client asks for less.
+    /// Default: 2 minutes.
     pub resume_window: Duration,
     /// What a peer may make this end keep per message. Default: 64 KiB, 1,024 fragments.
     pub limits: Limits,
@@ -69,15 +73,15 @@ pub struct Config {
     pub keep: Window,
     /// What a client may send above what the handler has taken. Default: 1,024 messages, 1 MiB.
     pub accept: Window,
-    /// From accept to HELLO. Default: 5 s.
+    /// From accept to HELLO, and until credentials are judged. Default: 5 s.
     pub opening_deadline: Duration,
     /// How many may be connected at a time, altogether and from one address (one /64 of IPv6). Whoever is one
     /// too many gets 503 and a time to wait. Only [`serve`] counts. Default: no limits.
     pub admission: AdmissionConfig,
     /// For how long a connection may be without a message, and for how long it may live. Default: no limits.
     pub lifetime: LifetimeConfig,
-    /// Sessions at a time, parked ones included; above that, a new one is refused with 4413.
-    /// Default: 1,000,000.
+    /// Sessions at a time, parked ones included, plain ones not. A newcomer above it is told to come back in
+    /// 1 to 30 s (4413); who has a session resumes it. Default: 1,000,000.
     pub max_sessions: usize,
     /// Whose pages may open a WebSocket. Default: with cookies or other credentials, those of the same host.
     pub origins: Origins,

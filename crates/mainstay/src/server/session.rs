@@ -45,6 +45,8 @@ pub enum Received {
         /// Why.
         cause: GapCause,
     },
+    /// A message from outside the stream: the client sent it with `send_volatile`.
+    Volatile(Message),
 }
 
 /// Whether a connection is attached.
@@ -69,8 +71,10 @@ impl Session {
 
     /// The next message of the client, in order; `None` once the session is over.
     ///
-    /// Being returned counts as received: the client may forget the message. A gap that the client's
-    /// own policy made is logged and skipped; [`recv_any`](Self::recv_any) returns it.
+    /// Being returned counts as received: the client may forget the message. Not so where the application
+    /// [confirms](Self::confirm) by itself. A gap that the client's
+    /// own policy made is logged and skipped, and what came outside the stream is dropped;
+    /// [`recv_any`](Self::recv_any) returns both.
     ///
     /// # Cancel safety
     /// Safe: a message is taken only when it is returned.
@@ -84,12 +88,14 @@ impl Session {
                     Some(Received::Gap { first, count, .. }) => {
                         tracing::warn!(session = ?self.id(), first, count, "the client dropped messages of its own");
                     }
+                    Some(Received::Volatile(_)) => {}
                 }
             }
         })
     }
 
-    /// The next message or gap, in order; `None` once the session is over.
+    /// The next message or gap, in order; when there is none, the next volatile message, of which the
+    /// newest 64 (256 KiB) wait; `None` once the session is over.
     ///
     /// # Cancel safety
     /// Safe, as [`recv`](Self::recv).
@@ -100,13 +106,14 @@ impl Session {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         let mut inner = self.core.lock();
         let received = match &mut inner.peer {
-            Peer::Session(session) => session.hand_over(now()).map(|delivery| match delivery {
-                Delivery::Message(message) => Received::Message(message),
-                Delivery::Gap { first, count, cause } => {
+            Peer::Session(session) => match session.hand_over(now()) {
+                Some(Delivery::Message(message)) => Some(Received::Message(message)),
+                Some(Delivery::Gap { first, count, cause }) => {
                     Stats::add(&self.core.shared.stats.gaps, 1);
-                    Received::Gap { first, count, cause }
+                    Some(Received::Gap { first, count, cause })
                 }
-            }),
+                None => session.hand_over_volatile().map(Received::Volatile),
+            },
             Peer::Plain(plain) => plain.hand_over().map(Received::Message),
         };
         if received.is_some() {
@@ -120,6 +127,23 @@ impl Session {
         }
         inner.wait_for_message(cx.waker());
         Poll::Pending
+    }
+
+    /// Everything that [`recv`](Self::recv) has returned so far is handled: from here on the client may
+    /// forget it. Only for a session that
+    /// [`confirm_manually`](super::SessionUpgrade::confirm_manually) was called for; otherwise, and towards a
+    /// plain peer, it does nothing.
+    ///
+    /// Whether confirmed or not, a message is returned once. What differs is what a client learns that loses
+    /// its session: what was returned and not confirmed is *unknown* to it. Confirm before a quarter of
+    /// [`Config::accept`](super::Config::accept) lies unconfirmed: when all of it does, nothing more comes.
+    pub fn confirm(&self) {
+        let mut inner = self.core.lock();
+        if let Peer::Session(session) = &mut inner.peer {
+            session.confirm(now(), u64::MAX);
+        }
+        drop(inner);
+        self.core.signal.ask();
     }
 
     /// Sends a message; waits while the window is full. It is kept until the client acknowledges it,
@@ -145,11 +169,7 @@ impl Session {
     /// Sends a message that is not kept: lost if the client is away, never replayed. For what the
     /// next one makes worthless: cursors, prices.
     pub fn send_volatile(&self, message: Message) {
-        match &mut self.core.lock().peer {
-            Peer::Session(session) => session.send_volatile(message),
-            Peer::Plain(plain) => drop(plain.send(message)),
-        }
-        self.core.signal.ask();
+        self.core.send_volatile(message);
     }
 
     /// Ends the session in order: what was accepted before is delivered first.
@@ -198,6 +218,13 @@ impl Session {
     #[must_use]
     pub fn id(&self) -> Option<SessionId> {
         self.core.with_session(|session| session.id())
+    }
+
+    /// How many messages were dropped because the client did not keep up; see
+    /// [`drop_oldest`](super::SessionUpgrade::drop_oldest).
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.core.with_session(|session| session.dropped()).unwrap_or(0)
     }
 
     /// The smoothed round-trip time of the heartbeats on the current connection.
@@ -259,6 +286,11 @@ impl Sender {
         self.core.try_send(message)
     }
 
+    /// As [`Session::send_volatile`].
+    pub fn send_volatile(&self, message: Message) {
+        self.core.send_volatile(message);
+    }
+
     /// As [`Session::close`].
     pub fn close(&self, code: CloseCode, reason: &str) {
         self.core.close(code, reason);
@@ -298,10 +330,18 @@ impl Core {
         sent
     }
 
+    fn send_volatile(&self, message: Message) {
+        match &mut self.lock().peer {
+            Peer::Session(session) => session.send_volatile(message),
+            Peer::Plain(plain) => drop(plain.send(message)),
+        }
+        self.signal.ask();
+    }
+
     pub(super) fn close(&self, code: CloseCode, reason: &str) {
         match &mut self.lock().peer {
-            Peer::Session(session) => session.close(code, reason),
-            Peer::Plain(plain) => plain.close(code, reason),
+            Peer::Session(session) => session.close(now(), code, reason),
+            Peer::Plain(plain) => plain.close(now(), code, reason),
         }
         self.signal.ask();
     }

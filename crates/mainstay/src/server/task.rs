@@ -19,6 +19,7 @@ use mainstay_proto::ws::CloseFrame;
 use pin_project_lite::pin_project;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::auth::{Asked, judge_anew};
 use super::core::{CoreRef, Incoming, Inner, Peer};
 use super::stats::Stats;
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written, now};
@@ -167,6 +168,9 @@ impl Connected {
         });
         Stats::add(&stats.messages_in, messages);
         Stats::add(&stats.bytes_in, bytes);
+        if let Some(asked) = inner.poll_auth() {
+            judge_anew(&self.core, asked);
+        }
         let lost = match (reading, closed, broken) {
             (_, _, Some(error)) => {
                 tracing::debug!(%error, "client broke the session protocol");
@@ -363,6 +367,17 @@ impl Inner {
                 Ok(())
             }
         }
+    }
+
+    /// New credentials, and who judges them. Where nobody does they are refused.
+    fn poll_auth(&mut self) -> Option<Asked> {
+        let Peer::Session(session) = &mut self.peer else { return None };
+        let (connection, credentials) = session.poll_auth()?;
+        let Some(authenticate) = self.authenticate.clone() else {
+            session.handle_verdict(connection, None);
+            return None;
+        };
+        Some(Asked { connection, credentials, authenticate })
     }
 
     fn handle_pong(&mut self, now: Instant, connection: ConnectionId, payload: [u8; 8], stats: &Stats) {

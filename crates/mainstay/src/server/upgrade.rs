@@ -1,9 +1,8 @@
-//! The extractor: from an upgrade request to a session's task.
+//! The extractor: an upgrade request, and what the application says of the session that it asks for.
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
@@ -11,23 +10,16 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
-use mainstay_proto::session::message::Hello;
-use mainstay_proto::session::{Answer, ConnectionId, Control, Frame, PlainSession, SessionError};
+use hyper::upgrade::OnUpgrade;
+use mainstay_proto::ws::DeflateParams;
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
-use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Role};
-use tokio::net::TcpStream;
 
-use super::core::{Core, Cores, Peer};
+use super::Mainstay;
+use super::auth::Denied;
 use super::limits::Permit;
+use super::open::{Opening, Terms, open};
 use super::session::Session;
 use super::stats::Stats;
-use super::task::SessionTask;
-use super::{Mainstay, Shared};
-use crate::driver::now;
-use crate::driver::{Arrived, Framing, Reading, Wire};
-use crate::transport::Transport;
 
 /// The subprotocol of `mainstay.v1`; `mainstay.v1+name` carries an application's own name.
 pub(crate) const SUBPROTOCOL: &str = "mainstay.v1";
@@ -43,7 +35,7 @@ pub struct SessionUpgrade {
     headers: HeaderMap,
     facts: PeerFacts,
     permit: Option<Arc<Permit>>,
-    principal: Bytes,
+    terms: Terms,
     subprotocols: Option<Vec<String>>,
 }
 
@@ -57,6 +49,9 @@ pub struct PeerFacts {
     pub subprotocol: Option<Box<str>>,
     /// Whether it speaks `mainstay.v1`.
     pub resumable: bool,
+    /// Who it is: what [`SessionUpgrade::principal`] was told or [`SessionUpgrade::authenticate`] found.
+    /// Empty: nobody in particular.
+    pub principal: Bytes,
 }
 
 /// Why a request did not become a session.
@@ -103,9 +98,15 @@ where
             on_upgrade,
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
-            facts: PeerFacts { address, subprotocol: None, resumable: false },
+            facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Bytes::new() },
             permit: parts.extensions.remove::<Arc<Permit>>(),
-            principal: Bytes::new(),
+            terms: Terms {
+                principal: Bytes::new(),
+                authenticate: None,
+                manual: false,
+                drops_oldest: false,
+                deflate: None,
+            },
             subprotocols: None,
         })
     }
@@ -116,7 +117,50 @@ impl SessionUpgrade {
     /// another principal is answered like one that was never issued.
     #[must_use]
     pub fn principal(mut self, principal: impl Into<Bytes>) -> Self {
-        self.principal = principal.into();
+        self.terms.principal = principal.into();
+        self
+    }
+
+    /// Asks `judge` who the client is, by the credentials in its HELLO (`None` if it sent none, and for a
+    /// plain peer, which cannot send any). What it returns is the [principal](Self::principal); what it
+    /// denies gets no session.
+    ///
+    /// It is asked at every attach, and again when the client presents new credentials on a live session.
+    /// There a refusal, or another principal, is told to the client and changes nothing: end the session
+    /// with [`Session::close`] if it is to end. An answer that takes longer than
+    /// [`Config::opening_deadline`](super::Config::opening_deadline) is [`Denied::Unavailable`].
+    ///
+    /// ```no_run
+    /// # use mainstay::{SessionUpgrade, server::Denied};
+    /// async fn chat(upgrade: SessionUpgrade) -> axum::response::Response {
+    ///     let upgrade = upgrade.authenticate(|credentials| async move {
+    ///         match credentials.as_deref() {
+    ///             Some(b"open sesame") => Ok("ali baba"),
+    ///             _ => Err(Denied::Refused),
+    ///         }
+    ///     });
+    ///     upgrade.on_session(|session| async move { println!("{:?}", session.peer().principal) })
+    /// }
+    /// ```
+    #[must_use]
+    pub fn authenticate<A, F, P>(mut self, judge: A) -> Self
+    where
+        A: Fn(Option<Bytes>) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<P, Denied>> + Send + 'static,
+        P: Into<Bytes>,
+    {
+        self.terms.authenticate = Some(Arc::new(move |credentials| {
+            let judging = judge(credentials);
+            Box::pin(async move { judging.await.map(Into::into) })
+        }));
+        self
+    }
+
+    /// The handler confirms what it has handled, with [`Session::confirm`]. Default: being returned by
+    /// [`Session::recv`] counts as received.
+    #[must_use]
+    pub fn confirm_manually(mut self) -> Self {
+        self.terms.manual = true;
         self
     }
 
@@ -125,6 +169,19 @@ impl SessionUpgrade {
     #[must_use]
     pub fn subprotocols<I: IntoIterator<Item: Into<String>>>(mut self, names: I) -> Self {
         self.subprotocols = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// A client that does not keep up loses messages instead of making [`Session::send`] wait: when what is
+    /// kept for it is full ([`Config::keep`](super::Config::keep)), the oldest message that was never written
+    /// is dropped, which may be the new one. The client is told of the gap, at its place in the order. For
+    /// what one client's slowness must not hold up: a room, a feed. Default: `send` waits, and
+    /// [`Session::try_send`] gives the message back.
+    ///
+    /// Towards a plain peer, which cannot be told of a gap, it changes nothing.
+    #[must_use]
+    pub fn drop_oldest(mut self) -> Self {
+        self.terms.drops_oldest = true;
         self
     }
 
@@ -165,16 +222,11 @@ impl SessionUpgrade {
         let (headers, agreed) = self.request.response(chosen.as_deref(), deflate);
         self.facts.resumable = chosen.as_deref().is_some_and(is_ours);
         self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
-        let deflate = agreed.deflate;
+        self.terms.deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
-        let handshake = Handshake {
-            on_upgrade: self.on_upgrade,
-            permit: self.permit,
-            principal: self.principal,
-            deflate,
-        };
+        let Self { on_upgrade, permit, facts, terms, .. } = self;
         // A task for the opening alone: once it is over, the session lives with a worker.
-        tracker.spawn(open(self.mainstay.shared, handshake, self.facts, handler));
+        tracker.spawn(open(self.mainstay.shared, Opening { on_upgrade, permit, facts, terms }, handler));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = headers;
@@ -207,189 +259,6 @@ fn application_name(name: &str) -> Option<&str> {
 
 fn offered(request: &Accept) -> impl Iterator<Item = &str> {
     request.protocols().filter_map(application_name)
-}
-
-static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
-
-/// What the opening handshake came to.
-struct Handshake {
-    on_upgrade: OnUpgrade,
-    permit: Option<Arc<Permit>>,
-    principal: Bytes,
-    deflate: Option<DeflateParams>,
-}
-
-/// From 101 to a session's task, if this connection is the one that makes it.
-async fn open<H, F>(
-    shared: Arc<Shared>,
-    handshake: Handshake,
-    facts: PeerFacts,
-    handler: H,
-) where
-    H: FnOnce(Session) -> F + Send + 'static,
-    F: Future<Output = ()> + Send + 'static,
-{
-    if let Some((connection, core, wire)) = bind(&shared, handshake, facts).await {
-        let handler = handler(Session::new(Arc::clone(&core)));
-        SessionTask::begin(core, connection, wire, handler);
-    }
-}
-
-/// Binds a new connection to a session. `None`: to one that has its task already, or to none.
-async fn bind(
-    shared: &Arc<Shared>,
-    handshake: Handshake,
-    facts: PeerFacts,
-) -> Option<(ConnectionId, Arc<Core>, Wire)> {
-    let Handshake { on_upgrade, permit, principal, deflate } = handshake;
-    let stats = &shared.stats;
-    let upgraded = match on_upgrade.await {
-        Ok(upgraded) => upgraded,
-        Err(error) => {
-            tracing::debug!(%error, "upgrade failed");
-            Stats::add(&stats.openings_failed, 1);
-            return None;
-        }
-    };
-    let home = match shared.workers.home() {
-        Ok(home) => home,
-        Err(error) => {
-            tracing::error!(%error, "no worker; the connection is dropped");
-            Stats::add(&stats.openings_failed, 1);
-            return None;
-        }
-    };
-    let (transport, early) = raw(upgraded);
-    let codec = Connection::new(Role::Server, shared.config.limits, deflate, [0; 32]);
-    let mut wire = Wire::new(transport, codec, early);
-    wire.permit = permit.map(|permit| permit as _);
-    let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
-    Stats::add(&stats.connections_opened, 1);
-    if !facts.resumable {
-        Stats::add(&stats.connections, 1);
-        let plain = Box::new(PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0));
-        let core = Core::new(Arc::clone(shared), home, facts, Peer::Plain(plain));
-        return Some((connection, core, wire));
-    }
-    let hello = match tokio::time::timeout(shared.config.opening_deadline, read_hello(&mut wire)).await {
-        Ok(Ok(hello)) => hello,
-        Ok(Err(Some(error))) => {
-            Stats::add(&stats.session_errors, 1);
-            wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
-            wire.finish().await;
-            return None;
-        }
-        Ok(Err(None)) => {
-            Stats::add(&stats.openings_failed, 1);
-            wire.finish().await;
-            return None;
-        }
-        Err(_) => {
-            Stats::add(&stats.openings_failed, 1);
-            wire.close(&CloseFrame { code: CloseCode::OPENING_TIMEOUT, reason: "no HELLO in time".into() });
-            wire.finish().await;
-            return None;
-        }
-    };
-    let cores = Cores { shared: Arc::clone(shared), home, facts };
-    attach(cores, connection, &principal, &hello, wire).await
-}
-
-async fn attach(
-    mut cores: Cores,
-    connection: ConnectionId,
-    principal: &Bytes,
-    hello: &Hello,
-    mut wire: Wire,
-) -> Option<(ConnectionId, Arc<Core>, Wire)> {
-    let shared = Arc::clone(&cores.shared);
-    let stats = &shared.stats;
-    let answer = shared.registry().hello(now(), connection, principal, hello, &mut cores);
-    match answer {
-        Answer::Refused { refuse, why } => {
-            tracing::debug!(?why, "HELLO refused");
-            Stats::add(&stats.attach_refused, 1);
-            wire.say(&refuse).await;
-            wire.close(&CloseFrame { code: why.code(), reason: String::new() });
-            wire.finish().await;
-            None
-        }
-        Answer::Attached { session: core, created, lost, fenced } => {
-            Stats::add(&stats.connections, 1);
-            let counter = match (created, lost) {
-                (true, false) => &stats.attached_new,
-                (_, true) => &stats.attached_lost,
-                (false, false) => &stats.attached_resumed,
-            };
-            Stats::add(counter, 1);
-            if created {
-                return Some((connection, core, wire));
-            }
-            let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
-            Stats::add(&stats.replayed, replayed);
-            core.supersede(fenced, connection, wire);
-            None
-        }
-    }
-}
-
-/// The first message, which must be HELLO. `None`: the connection ended first.
-async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
-    std::future::poll_fn(|cx| {
-        let mut first = None;
-        loop {
-            let reading = wire.poll_read(cx, |arrived| match arrived {
-                Arrived::Message(message) => {
-                    first = Some(Frame::decode(message.kind, message.payload));
-                    false
-                }
-                Arrived::Pong(_) | Arrived::Bytes => true,
-                Arrived::Close(_) => {
-                    first = Some(Err(SessionError::Unexpected("a close before HELLO")));
-                    false
-                }
-            });
-            match first.take() {
-                Some(Ok(Frame::Control(Control::Hello(hello)))) => return std::task::Poll::Ready(Ok(*hello)),
-                Some(Ok(_)) => {
-                    return std::task::Poll::Ready(Err(Some(SessionError::Unexpected(
-                        "a message before HELLO",
-                    ))));
-                }
-                Some(Err(error)) => return std::task::Poll::Ready(Err(Some(error))),
-                None => {}
-            }
-            match reading {
-                Reading::Idle => return std::task::Poll::Pending,
-                Reading::More => {}
-                Reading::Ended(_) => return std::task::Poll::Ready(Err(None)),
-            }
-        }
-    })
-    .await
-}
-
-/// The stream under an upgraded connection, without hyper's state around it where that is possible.
-fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
-    match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => {
-            let stream = parts.io.into_inner();
-            let _ = stream.set_nodelay(true);
-            (Transport::tcp(stream), parts.read_buf)
-        }
-        Err(upgraded) => (Transport::other(TokioIo::new(upgraded)), Bytes::new()),
-    }
-}
-
-impl Wire {
-    /// Writes one control message, best effort.
-    async fn say(&mut self, control: &Control) {
-        let mut message = Some(mainstay_proto::session::Transmit::Control(control.encode()));
-        let _ = std::future::poll_fn(|cx| {
-            std::task::Poll::Ready(self.poll_write(cx, Framing::Session, || message.take()))
-        })
-        .await;
-    }
 }
 
 impl IntoResponse for UpgradeRejection {

@@ -1,6 +1,8 @@
 //! Server and client over loopback, with a proxy between them that can cut.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod credentials;
 mod hostile;
+mod manual;
 mod session;
 mod support;

@@ -1,6 +1,8 @@
 //! A server to test against, and a proxy that breaks connections on command.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,17 +14,32 @@ use tokio::sync::broadcast;
 
 /// An echo server at `/echo`.
 pub(crate) async fn echo_server(config: Config) -> (SocketAddr, Mainstay) {
-    server(Mainstay::new(config), echo).await
+    handled(Mainstay::new(config), echo).await
 }
 
 /// A server whose sessions at `/echo` are handled by `handler`.
-pub(crate) async fn server<H, F>(mainstay: Mainstay, handler: H) -> (SocketAddr, Mainstay)
+pub(crate) async fn handled<H, F>(mainstay: Mainstay, handler: H) -> (SocketAddr, Mainstay)
 where
     H: Fn(Session) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let upgrade = |upgrade: SessionUpgrade| async move { upgrade.on_session(handler) };
-    let app = Router::new().route("/echo", any(upgrade)).with_state(mainstay.clone());
+    serve(mainstay, move |upgrade| upgrade.on_session(handler.clone())).await
+}
+
+/// A server at `/echo` whose sessions are made as `on_upgrade` says.
+pub(crate) async fn server<F>(config: Config, on_upgrade: F) -> (SocketAddr, Mainstay)
+where
+    F: Fn(SessionUpgrade) -> axum::response::Response + Clone + Send + Sync + 'static,
+{
+    serve(Mainstay::new(config), on_upgrade).await
+}
+
+async fn serve<F>(mainstay: Mainstay, on_upgrade: F) -> (SocketAddr, Mainstay)
+where
+    F: Fn(SessionUpgrade) -> axum::response::Response + Clone + Send + Sync + 'static,
+{
+    let route = any(move |upgrade: SessionUpgrade| std::future::ready(on_upgrade(upgrade)));
+    let app = Router::new().route("/echo", route).with_state(mainstay.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = mainstay::serve(listener, app, &mainstay);
@@ -30,7 +47,8 @@ where
     (address, mainstay)
 }
 
-async fn echo(mut session: Session) {
+/// Sends back what comes.
+pub(crate) async fn echo(mut session: Session) {
     while let Some(message) = session.recv().await {
         if session.send(message).await.is_err() {
             break;
@@ -43,6 +61,7 @@ async fn echo(mut session: Session) {
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     cut: broadcast::Sender<()>,
+    is_open: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -51,9 +70,14 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (cut, _) = broadcast::channel(1);
         let cuts = cut.clone();
+        let is_open = Arc::new(AtomicBool::new(true));
+        let open = Arc::clone(&is_open);
         tokio::spawn(async move {
             loop {
                 let (mut down, _) = listener.accept().await.unwrap();
+                if !open.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let mut cut = cuts.subscribe();
                 tokio::spawn(async move {
                     let Ok(mut up) = TcpStream::connect(to).await else { return };
@@ -64,11 +88,21 @@ impl Proxy {
                 });
             }
         });
-        Self { address, cut }
+        Self { address, cut, is_open }
     }
 
     pub(crate) fn cut(&self) {
         let _ = self.cut.send(());
+    }
+
+    /// Cuts, and drops every later connection until it is opened again.
+    pub(crate) fn close(&self) {
+        self.is_open.store(false, Ordering::Relaxed);
+        self.cut();
+    }
+
+    pub(crate) fn open(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
     }
 }
 

@@ -128,7 +128,7 @@ async fn a_connection_at_work_is_not_idle() {
 #[tokio::test]
 async fn a_handler_that_panics_takes_nobody_with_it() {
     let mainstay = Mainstay::default();
-    let (address, mainstay) = crate::support::server(mainstay, |mut session| async move {
+    let (address, mainstay) = crate::support::handled(mainstay, |mut session| async move {
         while let Some(message) = session.recv().await {
             assert_ne!(message, Message::text("panic"), "as the test asks for");
             if session.send(message).await.is_err() {
@@ -150,7 +150,7 @@ async fn a_handler_that_panics_takes_nobody_with_it() {
         raw.close_code().await;
     }
     // A session of `mainstay.v1` ends as well, and its client gets another one.
-    let mut client = Client::builder(&url).unwrap().connect();
+    let client = Client::builder(&url).unwrap().connect();
     client.send(Message::text("panic")).await.unwrap();
     until("the session is lost", || mainstay.stats().attached_new >= 1 && mainstay.stats().sessions <= 9).await;
     for raw in &mut neighbours {

@@ -1,0 +1,261 @@
+//! From 101 to a session: HELLO, who the client is, and which session it may have.
+//!
+//! An opening has a task of its own and the opening deadline; what comes out of it lives with a worker.
+//!
+//! Source: `docs/PROTOCOL.md` "Attaching", "Credentials".
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+
+use bytes::Bytes;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use mainstay_proto::session::message::Hello;
+use mainstay_proto::session::{
+    Answer, ConnectionId, Control, Frame, PlainSession, Refusal, SessionError, Transmit,
+};
+use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Role};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::Shared;
+use super::auth::{Authenticate, judge};
+use super::core::{Core, CoreRef, Cores, Peer};
+use super::limits::Permit;
+use super::session::Session;
+use super::stats::Stats;
+use super::task::SessionTask;
+use super::upgrade::PeerFacts;
+use crate::driver::{Arrived, Framing, Reading, Wire, now};
+use crate::transport::Transport;
+
+/// What the opening handshake came to.
+pub(super) struct Opening {
+    pub(super) on_upgrade: OnUpgrade,
+    pub(super) permit: Option<Arc<Permit>>,
+    pub(super) facts: PeerFacts,
+    pub(super) terms: Terms,
+}
+
+/// What the application said about the session before it begins.
+pub(super) struct Terms {
+    pub(super) principal: Bytes,
+    pub(super) authenticate: Option<Authenticate>,
+    pub(super) manual: bool,
+    pub(super) drops_oldest: bool,
+    pub(super) deflate: Option<DeflateParams>,
+}
+
+/// A new session and its first connection.
+type Bound = (ConnectionId, CoreRef, Wire);
+
+static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
+
+/// Begins a session with the handler, if this connection is the one that makes it.
+pub(super) async fn open<H, F>(shared: Arc<Shared>, opening: Opening, handler: H)
+where
+    H: FnOnce(Session) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    if let Some((connection, core, wire)) = bind(&shared, opening).await {
+        let handler = handler(Session::new(Arc::clone(&core)));
+        SessionTask::begin(core, connection, wire, handler);
+    }
+}
+
+/// Binds a new connection to a session. `None`: to one that has its handler already, or to none.
+async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
+    let Opening { on_upgrade, permit, mut facts, terms } = opening;
+    let stats = &shared.stats;
+    let upgraded = on_upgrade.await.map_err(|error| tracing::debug!(%error, "upgrade failed"));
+    let home = shared.workers.home().map_err(|error| tracing::error!(%error, "no worker"));
+    let (Ok(upgraded), Ok(home)) = (upgraded, home) else {
+        Stats::add(&stats.openings_failed, 1);
+        return None;
+    };
+    let (transport, early) = raw(upgraded);
+    let codec = Connection::new(Role::Server, shared.config.limits, terms.deflate, [0; 32]);
+    let mut wire = Wire::new(transport, codec, early);
+    wire.permit = permit.map(|permit| permit as _);
+    let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
+    Stats::add(&stats.connections_opened, 1);
+    let deadline = Instant::now() + shared.config.opening_deadline;
+    if !facts.resumable {
+        return match terms.principal(None, deadline).await {
+            Ok(principal) => {
+                Stats::add(&stats.connections, 1);
+                facts.principal = principal;
+                let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0);
+                let core = Core::new(Arc::clone(shared), home, facts, Peer::Plain(Box::new(plain)));
+                Some((connection, core, wire))
+            }
+            Err(why) => {
+                // It had nothing to present but its request, and nothing is said to it but a Close.
+                Stats::add(&stats.openings_failed, 1);
+                wire.leave(why.code(), "").await;
+                None
+            }
+        };
+    }
+    let hello = wait_for_hello(stats, &mut wire, deadline).await;
+    let Ok(hello) = hello else {
+        wire.finish().await;
+        return None;
+    };
+    match terms.principal(hello.credentials.clone(), deadline).await {
+        Ok(principal) => {
+            facts.principal = principal;
+            let cores = Cores { shared: Arc::clone(shared), home, facts };
+            attach(cores, connection, terms, &hello, wire).await
+        }
+        Err(why) => {
+            refuse(stats, wire, &why.refuse(), why).await;
+            None
+        }
+    }
+}
+
+async fn attach(
+    mut cores: Cores,
+    connection: ConnectionId,
+    terms: Terms,
+    hello: &Hello,
+    wire: Wire,
+) -> Option<Bound> {
+    let (shared, principal) = (Arc::clone(&cores.shared), cores.facts.principal.clone());
+    let stats = &shared.stats;
+    let answer = shared.registry().hello(now(), connection, &principal, hello, &mut cores);
+    match answer {
+        Answer::Refused { refuse: answer, why } => {
+            refuse(stats, wire, &answer, why).await;
+            None
+        }
+        Answer::Attached { session: core, created, lost, fenced } => {
+            Stats::add(&stats.connections, 1);
+            let counter = match (created, lost) {
+                (true, false) => &stats.attached_new,
+                (_, true) => &stats.attached_lost,
+                (false, false) => &stats.attached_resumed,
+            };
+            Stats::add(counter, 1);
+            core.lock().authenticate = terms.authenticate;
+            if created {
+                core.with_session(|session| {
+                    if terms.manual {
+                        session.confirm_manually();
+                    }
+                    if terms.drops_oldest {
+                        session.drop_oldest_when_full();
+                    }
+                });
+                return Some((connection, core, wire));
+            }
+            let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
+            Stats::add(&stats.replayed, replayed);
+            core.supersede(fenced, connection, wire);
+            None
+        }
+    }
+}
+
+async fn refuse(stats: &Stats, mut wire: Wire, refuse: &Control, why: Refusal) {
+    tracing::debug!(?why, "HELLO refused");
+    Stats::add(&stats.attach_refused, 1);
+    wire.say(refuse).await;
+    wire.leave(why.code(), "").await;
+}
+
+impl Terms {
+    async fn principal(&self, credentials: Option<Bytes>, deadline: Instant) -> Result<Bytes, Refusal> {
+        match &self.authenticate {
+            Some(authenticate) => judge(authenticate, credentials, deadline).await,
+            None => Ok(self.principal.clone()),
+        }
+    }
+}
+
+/// HELLO, in time. An error was counted, and what is to be said about it is queued.
+async fn wait_for_hello(stats: &Stats, wire: &mut Wire, deadline: Instant) -> Result<Hello, ()> {
+    let (counter, frame) = match timeout_at(deadline, read_hello(wire)).await {
+        Ok(Ok(hello)) => return Ok(hello),
+        Ok(Err(None)) => (&stats.openings_failed, None),
+        Ok(Err(Some(error))) => {
+            let frame = CloseFrame { code: error.close_code(), reason: error.to_string() };
+            (&stats.session_errors, Some(frame))
+        }
+        Err(_) => {
+            let frame = CloseFrame { code: CloseCode::OPENING_TIMEOUT, reason: "no HELLO in time".into() };
+            (&stats.openings_failed, Some(frame))
+        }
+    };
+    Stats::add(counter, 1);
+    frame.into_iter().for_each(|frame| wire.close(&frame));
+    Err(())
+}
+
+/// The first message, which must be HELLO. `None`: the connection ended first.
+async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
+    poll_fn(|cx| {
+        let mut first = None;
+        loop {
+            let reading = wire.poll_read(cx, |arrived| match arrived {
+                Arrived::Message(message) => {
+                    first = Some(Frame::decode(message.kind, message.payload));
+                    false
+                }
+                Arrived::Pong(_) | Arrived::Bytes => true,
+                Arrived::Close(_) => {
+                    first = Some(Err(SessionError::Unexpected("a close before HELLO")));
+                    false
+                }
+            });
+            match first.take() {
+                Some(Ok(Frame::Control(Control::Hello(hello)))) => return Poll::Ready(Ok(*hello)),
+                Some(Ok(_)) => {
+                    return Poll::Ready(Err(Some(SessionError::Unexpected(
+                        "a message before HELLO",
+                    ))));
+                }
+                Some(Err(error)) => return Poll::Ready(Err(Some(error))),
+                None => {}
+            }
+            match reading {
+                Reading::Idle => return Poll::Pending,
+                Reading::More => {}
+                Reading::Ended(_) => return Poll::Ready(Err(None)),
+            }
+        }
+    })
+    .await
+}
+
+/// The stream under an upgraded connection, without hyper's state around it where that is possible.
+fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => {
+            let stream = parts.io.into_inner();
+            let _ = stream.set_nodelay(true);
+            (Transport::tcp(stream), parts.read_buf)
+        }
+        Err(upgraded) => (Transport::other(TokioIo::new(upgraded)), Bytes::new()),
+    }
+}
+
+impl Wire {
+    /// Writes one control message, best effort.
+    async fn say(&mut self, control: &Control) {
+        let mut message = Some(Transmit::Control(control.encode()));
+        let _ = poll_fn(|cx| {
+            Poll::Ready(self.poll_write(cx, Framing::Session, || message.take()))
+        })
+        .await;
+    }
+
+    /// Closes and sees to the end of it.
+    async fn leave(mut self, code: CloseCode, reason: &str) {
+        self.close(&CloseFrame { code, reason: reason.to_owned() });
+        self.finish().await;
+    }
+}

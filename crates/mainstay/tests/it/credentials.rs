@@ -1,0 +1,189 @@
+//! Who may have a session.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay::client::{AuthenticateError, Event};
+use mainstay::server::{Config, Denied};
+use mainstay::{Client, CloseCode, Mainstay, Message};
+
+use crate::support::{Proxy, echo, server, until};
+
+/// An echo server that knows `alice:...` and `bob:...`, and the credentials that it was asked about.
+async fn guarded() -> (std::net::SocketAddr, Mainstay, Arc<Mutex<Vec<Option<Bytes>>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let (address, mainstay) = server(Config::default(), move |upgrade| {
+        let seen = Arc::clone(&seen);
+        let upgrade = upgrade.authenticate(move |credentials| {
+            seen.lock().unwrap().push(credentials.clone());
+            async move {
+                let credentials = credentials.ok_or(Denied::Refused)?;
+                let (name, _) =
+                    std::str::from_utf8(&credentials).unwrap().split_once(':').ok_or(Denied::Refused)?;
+                Ok(name.to_owned())
+            }
+        });
+        upgrade.on_session(|session| async move {
+            session.send(Message::binary(session.peer().principal.clone())).await.unwrap();
+            echo(session).await;
+        })
+    })
+    .await;
+    (address, mainstay, asked)
+}
+
+fn client(address: std::net::SocketAddr, credentials: &'static str) -> Client {
+    Client::builder(&format!("ws://{address}/echo")).unwrap().credentials(credentials).connect()
+}
+
+async fn end_of(client: &Client) -> Option<u64> {
+    loop {
+        match client.event().await {
+            Some(Event::Ended { code, .. }) => return code,
+            Some(_) => {}
+            None => panic!("an end without an event"),
+        }
+    }
+}
+
+async fn attached(client: &Client) -> bool {
+    loop {
+        if let Some(Event::Attached { resumed, .. }) = client.event().await {
+            return resumed;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_belongs_to_whom_its_credentials_prove() {
+    let (address, _mainstay, asked) = guarded().await;
+    let mut alice = client(address, "alice:1");
+    assert_eq!(alice.recv().await, Some(Message::binary("alice")));
+    alice.send(Message::text("a")).await.unwrap();
+    assert_eq!(alice.recv().await, Some(Message::text("a")));
+    assert_eq!(*asked.lock().unwrap(), [Some(Bytes::from("alice:1"))]);
+}
+
+#[tokio::test]
+async fn wrong_or_missing_credentials_end_a_client_with_4501() {
+    let (address, mainstay, asked) = guarded().await;
+    assert_eq!(end_of(&client(address, "mallory")).await, Some(4501));
+    let silent = Client::builder(&format!("ws://{address}/echo")).unwrap();
+    assert_eq!(end_of(&silent.clone().connect()).await, Some(4501));
+    assert_eq!(end_of(&silent.plain().connect()).await, Some(4501), "a plain peer can present nothing");
+    assert_eq!(*asked.lock().unwrap(), [Some(Bytes::from("mallory")), None, None]);
+    until("nothing is left", || mainstay.stats().sessions == 0 && mainstay.stats().connections == 0).await;
+    assert_eq!((mainstay.stats().attach_refused, mainstay.stats().attached_new), (2, 0));
+}
+
+#[tokio::test]
+async fn new_credentials_are_judged_on_the_live_session_and_go_with_every_later_hello() {
+    let (address, _mainstay, asked) = guarded().await;
+    let proxy = Proxy::to(address).await;
+    let client = client(proxy.address, "alice:1");
+    assert!(!attached(&client).await);
+    client.authenticate("alice:2").await.unwrap();
+    assert_eq!(client.authenticate("expired").await, Err(AuthenticateError::Refused));
+    assert_eq!(client.authenticate("bob:1").await, Err(AuthenticateError::Refused), "another principal");
+    proxy.cut();
+    assert!(attached(&client).await, "the session went on");
+    let expected =
+        ["alice:1", "alice:2", "expired", "bob:1", "alice:2"].map(|asked| Some(Bytes::from(asked)));
+    assert_eq!(*asked.lock().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn new_credentials_of_a_client_that_is_away_are_judged_when_it_comes_back() {
+    let (address, _mainstay, asked) = guarded().await;
+    let proxy = Proxy::to(address).await;
+    let client = client(proxy.address, "alice:1");
+    attached(&client).await;
+    proxy.close();
+    while !matches!(client.event().await, Some(Event::Detached { .. })) {}
+    let (verdict, ()) = tokio::join!(client.authenticate("alice:2"), async { proxy.open() });
+    assert_eq!(verdict, Ok(()));
+    assert_eq!(asked.lock().unwrap().last(), Some(&Some(Bytes::from("alice:2"))));
+    proxy.close();
+    while !matches!(client.event().await, Some(Event::Detached { .. })) {}
+    let (verdict, ()) = tokio::join!(client.authenticate("expired"), async { proxy.open() });
+    assert_eq!(verdict, Err(AuthenticateError::Refused));
+    assert_eq!(end_of(&client).await, Some(4501));
+    assert_eq!(client.authenticate("alice:3").await, Err(AuthenticateError::Over));
+}
+
+#[tokio::test]
+async fn a_judge_that_cannot_tell_or_does_not_answer_puts_the_client_off() {
+    let config = Config { opening_deadline: Duration::from_millis(50), ..Config::default() };
+    for answers in [true, false] {
+        let recovered = Arc::new(AtomicBool::new(false));
+        let known = Arc::clone(&recovered);
+        let (address, mainstay) = server(config.clone(), move |upgrade| {
+            let known = Arc::clone(&known);
+            let upgrade = upgrade.authenticate(move |_| {
+                let known = Arc::clone(&known);
+                async move {
+                    match known.load(Ordering::Relaxed) {
+                        true => Ok("alice"),
+                        false if answers => Err(Denied::Unavailable),
+                        false => std::future::pending().await,
+                    }
+                }
+            });
+            upgrade.on_session(echo)
+        })
+        .await;
+        let client = client(address, "alice:1");
+        until("the first is refused", || mainstay.stats().attach_refused > 0).await;
+        recovered.store(true, Ordering::Relaxed);
+        assert!(!attached(&client).await);
+    }
+}
+
+#[tokio::test]
+async fn a_judge_that_panics_on_a_live_session_refuses_and_the_session_goes_on() {
+    let (address, _mainstay) = server(Config::default(), |upgrade| {
+        let upgrade = upgrade.authenticate(|credentials| async move {
+            assert_ne!(credentials.as_deref(), Some(b"bad".as_slice()));
+            Ok::<_, Denied>("alice")
+        });
+        upgrade.on_session(echo)
+    })
+    .await;
+    let mut client = client(address, "good");
+    attached(&client).await;
+    assert_eq!(client.authenticate("bad").await, Err(AuthenticateError::Refused));
+    client.send(Message::text("a")).await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::text("a")));
+}
+
+#[tokio::test]
+async fn a_server_that_judges_nothing_accepts_any_hello_and_no_renewal() {
+    let (address, _mainstay) = crate::support::echo_server(Config::default()).await;
+    let client = client(address, "whatever");
+    attached(&client).await;
+    assert_eq!(client.authenticate("more").await, Err(AuthenticateError::Refused));
+    let plain =
+        Client::builder(&format!("ws://{address}/echo")).unwrap().plain().connect_once().await.unwrap();
+    assert_eq!(plain.authenticate("x").await, Err(AuthenticateError::Plain));
+}
+
+#[tokio::test]
+async fn a_full_server_puts_newcomers_off_until_somebody_leaves() {
+    let config = Config { max_sessions: 1, ..Config::default() };
+    let (address, mainstay) = crate::support::echo_server(config).await;
+    let proxy = Proxy::to(address).await;
+    let first = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    attached(&first).await;
+    let url = format!("ws://{address}/echo");
+    let second = Client::builder(&url).unwrap().connect();
+    while !matches!(second.event().await, Some(Event::AttemptFailed { .. })) {}
+    proxy.cut();
+    assert!(attached(&first).await, "who has a session resumes it");
+    first.close(CloseCode::NORMAL, "").await;
+    until("the first is gone", || mainstay.stats().sessions == 0).await;
+    second.retry_now();
+    attached(&second).await;
+}

@@ -1,0 +1,168 @@
+//! What the application handles, and what stands outside the stream.
+
+use std::time::Duration;
+
+use mainstay::client::{Event, Outcome};
+use mainstay::server::{Config, Received};
+use mainstay::{Client, CloseCode, Message};
+use tokio::sync::mpsc;
+
+use crate::support::{Proxy, server, until};
+
+#[tokio::test]
+async fn what_the_handler_confirmed_is_delivered_and_what_it_only_took_is_unknown() {
+    let config = Config { resume_window: Duration::from_millis(1), ..Config::default() };
+    let (took, mut taken) = mpsc::unbounded_channel();
+    let (address, _mainstay) = server(config, move |upgrade| {
+        let took = took.clone();
+        upgrade.confirm_manually().on_session(|mut session| async move {
+            while let Some(message) = session.recv().await {
+                if message.as_text() == Some("2") {
+                    session.confirm();
+                }
+                let _ = took.send(message);
+            }
+        })
+    })
+    .await;
+    let proxy = Proxy::to(address).await;
+    let client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    let mut tracked = Vec::new();
+    for n in 1..=3 {
+        tracked.push(client.send_tracked(Message::text(n.to_string())).await.unwrap());
+    }
+    for n in 1..=3 {
+        assert_eq!(taken.recv().await, Some(Message::text(n.to_string())));
+    }
+    proxy.cut();
+    let fate = loop {
+        if let Event::Gap(fate) = client.event().await.unwrap() {
+            break fate;
+        }
+    };
+    assert_eq!((fate.delivered, fate.unknown, fate.last), (2, 3, 3));
+    let mut outcomes = Vec::new();
+    for tracked in tracked {
+        outcomes.push(tracked.await);
+    }
+    assert_eq!(outcomes, [Outcome::Delivered, Outcome::Delivered, Outcome::Unknown]);
+}
+
+#[tokio::test]
+async fn nothing_comes_twice_over_a_cut_whether_it_was_confirmed_or_not() {
+    let (took, mut taken) = mpsc::unbounded_channel();
+    let (address, mainstay) = server(Config::default(), move |upgrade| {
+        let took = took.clone();
+        upgrade.confirm_manually().on_session(|mut session| async move {
+            let mut count = 0;
+            while let Some(message) = session.recv().await {
+                count += 1;
+                if count == 2 {
+                    session.confirm();
+                }
+                let _ = took.send(message);
+            }
+        })
+    })
+    .await;
+    let proxy = Proxy::to(address).await;
+    let client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    for n in 1..=4 {
+        client.send(Message::text(n.to_string())).await.unwrap();
+        assert_eq!(taken.recv().await, Some(Message::text(n.to_string())));
+    }
+    proxy.cut();
+    until("the client is back", || mainstay.stats().attached_resumed > 0).await;
+    client.send(Message::text("5")).await.unwrap();
+    assert_eq!(taken.recv().await, Some(Message::text("5")));
+}
+
+#[tokio::test]
+async fn a_client_that_confirms_holds_the_server_back_until_it_does() {
+    let config = Config { keep: mainstay::Window { messages: 2, bytes: 1 << 20 }, ..Config::default() };
+    let (address, _mainstay) = server(config, |upgrade| {
+        upgrade.on_session(|session| async move {
+            for n in 1..=3 {
+                session.send(Message::text(n.to_string())).await.unwrap();
+            }
+            session.close(CloseCode::SESSION_ENDED, "all sent");
+        })
+    })
+    .await;
+    let builder = Client::builder(&format!("ws://{address}/echo")).unwrap();
+    let mut client = builder.confirm_manually().connect();
+    for n in 1..=2 {
+        assert_eq!(client.recv().await, Some(Message::text(n.to_string())));
+    }
+    let third = tokio::time::timeout(Duration::from_millis(500), client.recv()).await;
+    assert!(third.is_err(), "two are unconfirmed: {third:?}");
+    client.confirm();
+    assert_eq!(client.recv().await, Some(Message::text("3")));
+    client.confirm();
+    assert_eq!(client.recv().await, None);
+}
+
+#[tokio::test]
+async fn a_volatile_message_reaches_a_handler_that_asks_for_any() {
+    let (took, mut taken) = mpsc::unbounded_channel();
+    let (address, _mainstay) = server(Config::default(), move |upgrade| {
+        let took = took.clone();
+        upgrade.on_session(|mut session| async move {
+            while let Some(received) = session.recv_any().await {
+                let _ = took.send(received);
+            }
+        })
+    })
+    .await;
+    let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    while !matches!(client.event().await, Some(Event::Attached { .. })) {}
+    client.send_volatile(Message::text("here"));
+    assert_eq!(taken.recv().await, Some(Received::Volatile(Message::text("here"))));
+    client.sender().send_volatile(Message::text("there"));
+    client.send(Message::text("kept")).await.unwrap();
+    let rest = [taken.recv().await, taken.recv().await];
+    assert!(rest.contains(&Some(Received::Volatile(Message::text("there")))), "{rest:?}");
+    assert!(rest.contains(&Some(Received::Message(Message::text("kept")))), "{rest:?}");
+}
+
+#[tokio::test]
+async fn a_client_asks_for_a_shorter_resume_window() {
+    let (address, mainstay) = crate::support::echo_server(Config::default()).await;
+    let proxy = Proxy::to(address).await;
+    let builder = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap();
+    let client = builder.resume_window(Duration::from_millis(1)).connect();
+    while !matches!(client.event().await, Some(Event::Attached { .. })) {}
+    proxy.close();
+    until("the session is expired", || mainstay.stats().expired == 1).await;
+}
+
+#[tokio::test]
+async fn a_session_that_drops_the_oldest_never_waits_and_the_client_is_told_what_is_missing() {
+    let config = Config { keep: mainstay::Window { messages: 3, bytes: 1 << 20 }, ..Config::default() };
+    let (dropped, mut told) = mpsc::unbounded_channel();
+    let (address, _mainstay) = server(config, move |upgrade| {
+        let dropped = dropped.clone();
+        upgrade.drop_oldest().on_session(|mut session| async move {
+            session.recv().await;
+            // All at once: nothing leaves before the handler waits.
+            for n in 1..=6 {
+                session.try_send(Message::text(n.to_string())).unwrap();
+            }
+            let _ = dropped.send(session.dropped());
+            session.recv().await;
+        })
+    })
+    .await;
+    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    client.send(Message::text("go")).await.unwrap();
+    for expected in ["5", "6"] {
+        assert_eq!(client.recv().await, Some(Message::text(expected)));
+    }
+    assert_eq!(told.recv().await, Some(4));
+    let gap = loop {
+        if let Event::Dropped { first, count, .. } = client.event().await.unwrap() {
+            break (first, count);
+        }
+    };
+    assert_eq!(gap, (1, 4));
+}
