@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 use mainstay::SessionUpgrade;
-use mainstay::client::{Builder, Event, Events};
+use mainstay::client::{Event, Events};
 use mainstay::server::Session;
-use mainstay::{Client, CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits};
+use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits, Link};
 
 /// How links are made.
 #[derive(Clone)]
@@ -107,11 +107,10 @@ async fn watch(events: Events, stats: &LinkStats) -> (CloseCode, String) {
 }
 
 /// A link for this visitor: its path, query, cookies, headers and subprotocol.
-fn link(visit: Visit, subprotocol: Option<&str>, config: &LinkConfig) -> Result<Client, String> {
+fn link(visit: Visit, subprotocol: Option<&str>, config: &LinkConfig) -> Result<Link, String> {
     let url = url(&config.upstream, &visit.uri)?;
-    let builder: Builder = Client::builder(&url.to_string()).map_err(|error| error.to_string())?;
-    let mut builder = builder
-        .plain()
+    let mut builder = Link::to(&url.to_string())
+        .map_err(|error| error.to_string())?
         .ends_with_peer(true)
         .heartbeat(config.heartbeat)
         .limits(config.limits)

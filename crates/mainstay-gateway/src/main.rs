@@ -12,6 +12,7 @@ mod values;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// WebSocket connections that stay: notices in seconds when one has died, brings it back, and loses,
@@ -28,6 +29,7 @@ enum Command {
     /// Accept WebSockets, and front a backend with them (or answer with a built-in one).
     Serve(serve::Arguments),
     /// Talk to a WebSocket: lines in, messages out.
+    #[command(after_help = connect::EXAMPLES)]
     Connect(connect::Arguments),
     /// Print a completion script for a shell.
     Completions {
@@ -37,7 +39,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("MAINSTAY_LOG").unwrap_or_else(|_| "warn".into()),
@@ -51,6 +56,34 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "mainstay", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+    }
+}
+
+/// Help and version as they are; a mistake in one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+    }
+    let text = error.to_string();
+    let told = text.split("\n\n").filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more"));
+    let words: Vec<&str> = told.flat_map(str::split_whitespace).collect();
+    let line = words.join(" ");
+    eprintln!("mainstay: {}; see --help", line.trim_start_matches("error: "));
+    ExitCode::from(2)
+}
+
+/// The next SIGINT or SIGTERM.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 

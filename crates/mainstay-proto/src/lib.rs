@@ -5,7 +5,7 @@
 //! - [`heartbeat`]: when to probe a peer and when to call it dead.
 //! - [`backoff`]: how long to wait before the next attempt.
 //! - [`confirm`]: sending to a plain peer, whose Pong is the acknowledgement.
-//! - [`connect`]: the client's life: dialling, attached, waiting, ended.
+//! - [`connect`]: the client's life: dialling, attached, waiting, ended. [`endpoint`]: where it may be sent.
 //!
 //! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of
 //! randomness: `now` and every seed are arguments. The same machines run under tokio, in the
@@ -14,6 +14,7 @@
 pub mod backoff;
 pub mod confirm;
 pub mod connect;
+pub mod endpoint;
 pub mod heartbeat;
 #[doc(hidden)]
 pub mod planted;

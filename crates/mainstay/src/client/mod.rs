@@ -2,8 +2,9 @@
 //!
 //! It dials, detects a dead connection, dials again with a jittered backoff, and resumes its session:
 //! what was sent is delivered once and in order, what the server sent meanwhile is replayed. Where
-//! that cannot be kept there is one [`Event::Gap`]. Towards a server that speaks plain WebSocket it
-//! reconnects, confirms what was taken in by Ping, and says what that could not keep.
+//! that cannot be kept there is one [`Event::Gap`]. Towards a server that turns out to speak plain
+//! WebSocket it reconnects, confirms what was taken in by Ping, and says what that could not keep. Where
+//! that is known beforehand, use a [`Link`](crate::Link), which can be told how.
 //!
 //! ```no_run
 //! use mainstay::{Client, Message};
@@ -22,6 +23,7 @@ mod dial;
 mod task;
 
 use std::future::{Future, poll_fn};
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -32,14 +34,14 @@ use futures_core::Stream;
 use futures_sink::Sink;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use mainstay_proto::backoff::BackoffConfig;
-use mainstay_proto::confirm::{Confirm, Guarantee};
 use mainstay_proto::connect::{Client as Machine, ConnectConfig};
-use mainstay_proto::heartbeat::HeartbeatConfig;
+use mainstay_proto::session::message::SessionId;
 use mainstay_proto::session::{Delivery, Message};
 use mainstay_proto::ws::{CloseCode, Limits};
 use tokio::sync::oneshot;
 
-pub use mainstay_proto::connect::{Event, Lost, Mode, Report};
+pub use mainstay_proto::connect::{Event, Lost, Mode, Report, State};
+pub use mainstay_proto::endpoint::Follow;
 
 use self::dial::Attempt;
 use self::task::{Core, Task};
@@ -65,25 +67,42 @@ pub struct Request {
 
 type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, String>> + Send>> + Send + Sync>;
 
-/// A client that is not connecting yet.
+/// What a [`Client`] expects of its peer: `mainstay.v1`, or plain WebSocket if it does not speak that.
+#[derive(Debug)]
+pub enum Sessions {}
+
+/// A client that is not connecting yet. `P` as in [`Client`].
+pub struct Builder<P = Sessions> {
+    target: Target,
+    pub(crate) config: ConnectConfig,
+    peer: PhantomData<fn() -> P>,
+}
+
+/// What every attempt is made from.
 #[derive(Clone)]
-pub struct Builder {
+struct Target {
     url: Uri,
     headers: HeaderMap,
     subprotocols: Vec<String>,
+    /// Whether `mainstay.v1` is offered.
     resumable: bool,
     deflate: bool,
     limits: Limits,
-    config: ConnectConfig,
+    follow: Follow,
     factory: Option<Factory>,
 }
 
 /// A connection that stays. [`close`](Self::close) ends it in order and waits for that; dropping it does
 /// the same in the background.
-pub struct Client {
-    core: Arc<Core>,
+///
+/// `P` is what is expected of the peer. Leave it away; [`Link`](crate::Link) is the other kind.
+pub struct Client<P = Sessions> {
+    pub(crate) core: Arc<Core>,
     /// Taken by `start_send`, given to the machine when there is room.
     sending: Option<Message>,
+    /// What [`changed`](Self::changed) returned last.
+    seen: State,
+    peer: PhantomData<fn() -> P>,
 }
 
 /// What became of one message.
@@ -116,23 +135,17 @@ impl Client {
     /// # Errors
     /// The URL cannot be used.
     pub fn builder(url: &str) -> Result<Builder, UrlError> {
-        let url: Uri = url.parse().map_err(|error| UrlError(format!("{url}: {error}")))?;
-        dial::check_url(&url).map_err(|lost| match lost {
-            Lost::Refused(why) | Lost::Unreachable(why) | Lost::Broken(why) => UrlError(why),
-            Lost::Closed { reason, .. } => UrlError(reason),
-        })?;
-        Ok(Builder {
-            url,
-            headers: HeaderMap::new(),
-            subprotocols: Vec::new(),
-            resumable: true,
-            deflate: false,
-            limits: Limits::default(),
-            config: ConnectConfig::default(),
-            factory: None,
-        })
+        Builder::new(url, ConnectConfig::default())
     }
 
+    /// The public name of the session, for logs; `None` before the first attach and towards a plain peer.
+    #[must_use]
+    pub fn id(&self) -> Option<SessionId> {
+        self.core.lock().machine.id()
+    }
+}
+
+impl<P> Client<P> {
     /// The next message, in order; `None` once nothing follows. What was lost is an [`Event::Gap`].
     ///
     /// # Cancel safety
@@ -162,7 +175,7 @@ impl Client {
     /// As [`Sender::send`].
     ///
     /// # Errors
-    /// The client has ended: the message comes back.
+    /// The client has ended, or its link's policy is to fail: the message comes back.
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
@@ -173,7 +186,7 @@ impl Client {
     /// As [`Sender::send_tracked`].
     ///
     /// # Errors
-    /// The client has ended: the message comes back.
+    /// The client has ended, or its link's policy is to fail: the message comes back.
     ///
     /// # Cancel safety
     /// Safe.
@@ -216,13 +229,6 @@ impl Client {
         inner.wake_driver();
     }
 
-    /// With [`Confirm::Reply`]: the application's answer to the oldest unanswered message came.
-    pub fn confirm_reply(&self) {
-        let mut inner = self.core.lock();
-        inner.machine.handle_reply();
-        inner.wake_driver();
-    }
-
     /// Ends in order: what was accepted is delivered first, for at most 10 s. Then
     /// [`recv`](Self::recv) returns `None`.
     ///
@@ -245,11 +251,36 @@ impl Client {
         .await;
     }
 
-    /// What the peer speaks, while attached.
+    /// What the client is doing.
     #[must_use]
-    pub fn mode(&self) -> Option<Mode> {
-        let inner = self.core.lock();
-        inner.machine.is_attached().then(|| inner.machine.mode())
+    pub fn state(&self) -> State {
+        self.core.lock().machine.state()
+    }
+
+    /// Waits until the state differs from what was returned (or first seen) before, and returns it. A
+    /// state that passed meanwhile is not returned; the [`events`](Self::events) tell of every one.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn changed(&mut self) -> State {
+        self.seen = poll_fn(|cx| {
+            let mut inner = self.core.lock();
+            let state = inner.machine.state();
+            if state != self.seen {
+                return Poll::Ready(state);
+            }
+            inner.watcher = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        self.seen
+    }
+
+    /// The smoothed round-trip time of this end's probes on the current connection. A session's server
+    /// drives the heartbeat, so its client knows one only after a probe of its own.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.core.lock().machine.rtt()
     }
 
     /// The application's subprotocol that was agreed on with the newest connection.
@@ -302,7 +333,7 @@ impl Sender {
     /// Sends a message; waits while the window is full. It is kept until the peer acknowledges it.
     ///
     /// # Errors
-    /// The client has ended: the message comes back.
+    /// The client has ended, or its link's policy is to fail: the message comes back.
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
@@ -313,7 +344,7 @@ impl Sender {
     /// Sends a message and returns a future that settles when it is known what became of it.
     ///
     /// # Errors
-    /// The client has ended: the message comes back.
+    /// The client has ended, or its link's policy is to fail: the message comes back.
     ///
     /// # Cancel safety
     /// Safe.
@@ -324,12 +355,12 @@ impl Sender {
             let mut inner = self.core.lock();
             match inner.send(message) {
                 Ok(tracked) => Poll::Ready(Ok(tracked)),
-                Err(SendError::Full(message)) => {
+                Err(SendError::Full(message)) if inner.machine.waits_when_full() => {
                     waiting = Some(message);
                     inner.wait_for_room(cx.waker());
                     Poll::Pending
                 }
-                Err(over) => Poll::Ready(Err(over)),
+                Err(refused) => Poll::Ready(Err(refused)),
             }
         })
         .await
@@ -342,7 +373,7 @@ impl std::fmt::Debug for Sender {
     }
 }
 
-impl Drop for Client {
+impl<P> Drop for Client<P> {
     fn drop(&mut self) {
         let mut inner = self.core.lock();
         inner.abandoned = true;
@@ -351,13 +382,13 @@ impl Drop for Client {
     }
 }
 
-impl std::fmt::Debug for Client {
+impl<P> std::fmt::Debug for Client<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("mode", &self.mode()).finish_non_exhaustive()
+        f.debug_struct("Client").field("state", &self.state()).finish_non_exhaustive()
     }
 }
 
-impl Stream for Client {
+impl<P> Stream for Client<P> {
     type Item = Message;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
@@ -365,7 +396,7 @@ impl Stream for Client {
     }
 }
 
-impl Sink<Message> for Client {
+impl<P> Sink<Message> for Client<P> {
     type Error = SendError;
 
     fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -374,24 +405,25 @@ impl Sink<Message> for Client {
         let mut inner = core.lock();
         match inner.send(message) {
             Ok(_) => Poll::Ready(Ok(())),
-            Err(SendError::Full(message)) => {
+            Err(SendError::Full(message)) if inner.machine.waits_when_full() => {
                 self.sending = Some(message);
                 inner.wait_for_room(cx.waker());
                 Poll::Pending
             }
-            Err(over) => Poll::Ready(Err(over)),
+            Err(refused) => Poll::Ready(Err(refused)),
         }
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), SendError> {
-        let sent = self.core.lock().send(message);
-        match sent {
+        let core = Arc::clone(&self.core);
+        let mut inner = core.lock();
+        match inner.send(message) {
             Ok(_) => Ok(()),
-            Err(SendError::Full(message)) => {
+            Err(SendError::Full(message)) if inner.machine.waits_when_full() => {
                 self.sending = Some(message);
                 Ok(())
             }
-            Err(over) => Err(over),
+            Err(refused) => Err(refused),
         }
     }
 
@@ -413,17 +445,49 @@ impl Sink<Message> for Client {
 }
 
 impl Builder {
+    /// Credentials sent inside the session's HELLO, where the request cannot carry them.
+    #[must_use]
+    pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
+        self.config.session.credentials = Some(credentials.into());
+        self
+    }
+
+    /// The resume window to ask the server for. Default: the server's own.
+    #[must_use]
+    pub fn resume_window(mut self, window: Duration) -> Self {
+        self.config.session.resume_window = Some(window);
+        self
+    }
+}
+
+impl<P> Builder<P> {
+    pub(crate) fn new(url: &str, config: ConnectConfig) -> Result<Self, UrlError> {
+        let url: Uri = url.parse().map_err(|error| UrlError(format!("{url}: {error}")))?;
+        dial::check_url(&url).map_err(UrlError)?;
+        let target = Target {
+            url,
+            headers: HeaderMap::new(),
+            subprotocols: Vec::new(),
+            resumable: !config.link,
+            deflate: false,
+            limits: Limits::default(),
+            follow: Follow::default(),
+            factory: None,
+        };
+        Ok(Self { target, config, peer: PhantomData })
+    }
+
     /// An application subprotocol to offer; call it again for more, in order of preference.
     #[must_use]
     pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
-        self.subprotocols.push(name.into());
+        self.target.subprotocols.push(name.into());
         self
     }
 
     /// A header for every attempt's request.
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.append(name, value);
+        self.target.headers.append(name, value);
         self
     }
 
@@ -435,42 +499,7 @@ impl Builder {
         F: Fn() -> R + Send + Sync + 'static,
         R: Future<Output = Result<Request, String>> + Send + 'static,
     {
-        self.factory = Some(Arc::new(move || Box::pin(make())));
-        self
-    }
-
-    /// Credentials sent inside the session's HELLO, where the request cannot carry them.
-    #[must_use]
-    pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
-        self.config.session.credentials = Some(credentials.into());
-        self
-    }
-
-    /// Does not offer `mainstay.v1`: the peer is known to speak plain WebSocket. This is a *link*.
-    #[must_use]
-    pub fn plain(mut self) -> Self {
-        self.resumable = false;
-        self
-    }
-
-    /// Towards plain peers: what ends a message's keeping. Default: the Pong.
-    #[must_use]
-    pub fn confirm(mut self, confirm: Confirm) -> Self {
-        self.config.confirm = self.config.confirm.confirm(confirm);
-        self
-    }
-
-    /// Towards plain peers: what becomes of unconfirmed messages. Default: sent again.
-    #[must_use]
-    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
-        self.config.confirm = self.config.confirm.guarantee(guarantee);
-        self
-    }
-
-    /// Towards plain peers: how often to probe. Default: every 25 s. A session's server says itself.
-    #[must_use]
-    pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {
-        self.config.heartbeat = heartbeat;
+        self.target.factory = Some(Arc::new(move || Box::pin(make())));
         self
     }
 
@@ -481,43 +510,37 @@ impl Builder {
         self
     }
 
-    /// Ends when the peer closes with 1000 or an application's code (3000-4999), instead of dialling
-    /// again: the peer meant it. For links that pass a backend's close on. Default: no.
-    #[must_use]
-    pub fn ends_with_peer(mut self, ends: bool) -> Self {
-        self.config.ends_with_peer = ends;
-        self
-    }
-
     /// What the peer may make this end keep per message. Default: 64 KiB, 1,024 fragments.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
+        self.target.limits = limits;
         self
     }
 
     /// Offers permessage-deflate. Default: no.
     #[must_use]
     pub fn deflate(mut self, deflate: bool) -> Self {
-        self.deflate = deflate;
+        self.target.deflate = deflate;
         self
     }
 
-    /// The resume window to ask the server for. Default: the server's own.
+    /// Which of the endpoints that the server names are dialled instead of the URL. Default: those on the
+    /// URL's host. Never one that has TLS where the URL has none, or the other way round.
     #[must_use]
-    pub fn resume_window(mut self, window: Duration) -> Self {
-        self.config.session.resume_window = Some(window);
+    pub fn follow(mut self, follow: Follow) -> Self {
+        self.target.follow = follow;
         self
     }
 
     /// Connects in the background; the first connect follows the same policy as every later one.
     /// Needs a tokio runtime.
     #[must_use]
-    pub fn connect(self) -> Client {
-        let machine = Machine::new(now(), self.config.clone(), crate::random_seed());
+    pub fn connect(self) -> Client<P> {
+        let machine = Machine::new(now(), self.config, crate::random_seed());
+        let seen = machine.state();
         let core = Core::new(machine);
-        tokio::spawn(Task::new(Arc::clone(&core), self));
-        Client { core, sending: None }
+        tokio::spawn(Task::new(Arc::clone(&core), self.target));
+        Client { core, sending: None, seen, peer: PhantomData }
     }
 
     /// Connects, and ends with the first connection that is lost or cannot be opened.
@@ -527,7 +550,7 @@ impl Builder {
     ///
     /// # Cancel safety
     /// Safe: nothing stays behind.
-    pub async fn connect_once(mut self) -> Result<Client, UrlError> {
+    pub async fn connect_once(mut self) -> Result<Client<P>, UrlError> {
         self.config.once = true;
         let client = self.connect();
         loop {
@@ -539,8 +562,11 @@ impl Builder {
             }
         }
     }
+}
 
-    fn attempt(&self, request: Request) -> Attempt {
+impl Target {
+    /// What to ask for at `endpoint`, where the server named one and it may be followed.
+    fn attempt(&self, request: Request, endpoint: Option<&str>) -> Attempt {
         let mut headers = self.headers.clone();
         headers.extend(request.headers);
         let ours = self.resumable.then(|| match self.subprotocols.as_slice() {
@@ -548,8 +574,16 @@ impl Builder {
             names => names.iter().map(|name| format!("{SUBPROTOCOL}+{name}")).collect(),
         });
         let subprotocols = ours.into_iter().flatten().chain(self.subprotocols.iter().cloned()).collect();
+        let own = request.url.unwrap_or_else(|| self.url.clone());
+        let named = endpoint.and_then(|endpoint| {
+            let named = self.follow.allows(&own, endpoint);
+            if named.is_none() {
+                tracing::warn!(endpoint, "the server names an endpoint that is not followed");
+            }
+            named
+        });
         Attempt {
-            url: request.url.unwrap_or_else(|| self.url.clone()),
+            url: named.unwrap_or(own),
             headers,
             subprotocols,
             deflate: self.deflate,
@@ -558,8 +592,14 @@ impl Builder {
     }
 }
 
-impl std::fmt::Debug for Builder {
+impl<P> Clone for Builder<P> {
+    fn clone(&self) -> Self {
+        Self { target: self.target.clone(), config: self.config.clone(), peer: PhantomData }
+    }
+}
+
+impl<P> std::fmt::Debug for Builder<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Builder").field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("Builder").field("url", &self.target.url).finish_non_exhaustive()
     }
 }

@@ -12,7 +12,7 @@ use mainstay_proto::ws::CloseFrame;
 use tokio::sync::oneshot;
 
 use super::dial::dial;
-use super::{Builder, Outcome, Request, Tracked};
+use super::{Outcome, Request, Target, Tracked};
 use crate::SendError;
 use crate::driver::{Abort, Arrived, Framing, Reading, Timer, Wire, Written, now};
 
@@ -22,12 +22,12 @@ const ROUNDS: usize = 4;
 const EVENTS: usize = 1024;
 
 /// What the task and the handle share.
-pub(super) struct Core {
+pub(crate) struct Core {
     inner: Mutex<Inner>,
 }
 
-pub(super) struct Inner {
-    pub(super) machine: Machine,
+pub(crate) struct Inner {
+    pub(crate) machine: Machine,
     pub(super) events: VecDeque<Event>,
     pub(super) subprotocol: Option<String>,
     /// Nobody holds the handle any more.
@@ -38,6 +38,7 @@ pub(super) struct Inner {
     pub(super) receiver: Option<Waker>,
     pub(super) listener: Option<Waker>,
     pub(super) closer: Option<Waker>,
+    pub(super) watcher: Option<Waker>,
     senders: Vec<Waker>,
 }
 
@@ -55,12 +56,13 @@ impl Core {
                 receiver: None,
                 listener: None,
                 closer: None,
+                watcher: None,
                 senders: Vec::new(),
             }),
         })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -84,7 +86,7 @@ impl Inner {
         }
     }
 
-    pub(super) fn wake_driver(&self) {
+    pub(crate) fn wake_driver(&self) {
         if let Some(driver) = &self.driver {
             driver.wake_by_ref();
         }
@@ -110,15 +112,15 @@ impl Inner {
                 Event::Report(Report::Unknown(first, last)) => {
                     self.settle_range(*first, *last, Outcome::Unknown);
                 }
+                Event::Report(Report::NotDelivered(first, last)) => {
+                    self.settle_range(*first, *last, Outcome::Lost);
+                }
                 Event::Report(Report::Undeliverable(number, _)) => {
                     self.settle_range(*number, *number, Outcome::Unknown);
                 }
                 _ => {}
             }
-            if self.events.len() == EVENTS {
-                self.events.pop_front();
-            }
-            self.events.push_back(event);
+            self.list(event);
         }
         let settled = self.machine.settled();
         while self.tracked.front().is_some_and(|(number, _)| *number <= settled) {
@@ -126,6 +128,24 @@ impl Inner {
                 let _ = sender.send(Outcome::Delivered);
             }
         }
+    }
+
+    /// Keeps an event for its listener. A queue that drops its oldest does so for each message that
+    /// comes: ranges that touch are one report, or they would push everything else out.
+    fn list(&mut self, event: Event) {
+        if let (
+            Some(Event::Report(Report::NotDelivered(_, before))),
+            Event::Report(Report::NotDelivered(first, last)),
+        ) = (self.events.back_mut(), &event)
+            && *before + 1 == *first
+        {
+            *before = *last;
+            return;
+        }
+        if self.events.len() == EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
     }
 
     fn settle_by(&mut self, fate: &Fate) {
@@ -144,19 +164,17 @@ impl Inner {
         }
     }
 
+    /// What is before the range may still be under way.
     fn settle_range(&mut self, first: u64, last: u64, outcome: Outcome) {
-        let tracked = std::mem::take(&mut self.tracked);
-        for (number, sender) in tracked {
-            match number {
-                n if n < first => drop(sender.send(Outcome::Delivered)),
-                n if n <= last => drop(sender.send(outcome)),
-                n => self.tracked.push_back((n, sender)),
-            }
+        let from = self.tracked.partition_point(|(number, _)| *number < first);
+        let to = self.tracked.partition_point(|(number, _)| *number <= last);
+        for (_, sender) in self.tracked.drain(from..to) {
+            let _ = sender.send(outcome);
         }
     }
 
     fn wake_application(&mut self) {
-        let wakers = [self.receiver.take(), self.listener.take(), self.closer.take()];
+        let wakers = [self.receiver.take(), self.listener.take(), self.closer.take(), self.watcher.take()];
         wakers.into_iter().flatten().chain(self.senders.drain(..)).for_each(Waker::wake);
     }
 }
@@ -166,7 +184,7 @@ type Dialling = Pin<Box<dyn Future<Output = Result<(Wire, Mode, Option<String>),
 /// See the module.
 pub(super) struct Task {
     core: Arc<Core>,
-    builder: Builder,
+    target: Target,
     wires: Vec<Open>,
     dials: Vec<(ConnectionId, Dialling)>,
     timer: Timer,
@@ -181,8 +199,8 @@ struct Open {
 }
 
 impl Task {
-    pub(super) fn new(core: Arc<Core>, builder: Builder) -> Self {
-        Self { core, builder, wires: Vec::new(), dials: Vec::new(), timer: Timer::default() }
+    pub(super) fn new(core: Arc<Core>, target: Target) -> Self {
+        Self { core, target, wires: Vec::new(), dials: Vec::new(), timer: Timer::default() }
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -316,13 +334,14 @@ impl Task {
     }
 
     fn dial(&self) -> Dialling {
-        let builder = self.builder.clone();
+        let target = self.target.clone();
+        let endpoint = self.core.lock().machine.endpoint().map(str::to_owned);
         Box::pin(async move {
-            let request = match &builder.factory {
+            let request = match &target.factory {
                 Some(make) => make().await.map_err(Lost::Unreachable)?,
                 None => Request::default(),
             };
-            dial(builder.attempt(request)).await
+            dial(target.attempt(request, endpoint.as_deref())).await
         })
     }
 
@@ -375,10 +394,6 @@ impl Task {
         let said = self.wires.iter().all(|open| open.last_words.is_empty());
         if ended && (said || inner.abandoned) {
             inner.finished = true;
-            // What is still tracked has no event of its own: the connection to a plain peer is gone.
-            while let Some((_, sender)) = inner.tracked.pop_front() {
-                let _ = sender.send(Outcome::Unknown);
-            }
         }
         inner.wake_application();
         inner.finished
