@@ -13,7 +13,7 @@ use mainstay::{Client, CloseCode, Fate, Kind, Limits, Link, Message, Report};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::{interrupted, values};
+use crate::{Interrupts, values};
 
 /// What `--help` ends with.
 pub(crate) const EXAMPLES: &str = "\
@@ -94,21 +94,15 @@ async fn connect<P>(
     } else {
         builder.connect()
     };
-    let told = tokio::select! {
-        told = talk(client, arguments.linger, &output) => told,
-        () = second_interrupt() => return ExitCode::from(130),
-    };
-    told.map_or(ExitCode::SUCCESS, Told::exit_code)
+    match Interrupts::listen() {
+        Ok(interrupts) => ExitCode::from(talk(client, arguments.linger, &output, interrupts).await),
+        Err(error) => complain(&error, 1),
+    }
 }
 
 fn complain(error: &impl std::fmt::Display, code: u8) -> ExitCode {
     eprintln!("mainstay: {error}");
     ExitCode::from(code)
-}
-
-async fn second_interrupt() {
-    interrupted().await;
-    interrupted().await;
 }
 
 /// What the exit code is made of.
@@ -121,12 +115,12 @@ struct Told {
 }
 
 impl Told {
-    fn exit_code(self) -> ExitCode {
-        ExitCode::from(match self {
+    fn exit_code(&self) -> u8 {
+        match self {
             Self { refused: true, .. } => 1,
             Self { missing: true, .. } => 3,
             _ => 0,
-        })
+        }
     }
 
     fn note(&mut self, event: &Event, closing: bool) {
@@ -143,49 +137,67 @@ impl Told {
     }
 }
 
-/// Pairs the three streams until the input has ended and nothing more comes, the user interrupts, or the
-/// client has ended. `None`: whoever read the output is gone.
-async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output) -> Option<Told> {
+/// Pairs the three streams until the input has ended and nothing more comes, the user interrupts, whoever
+/// read the output is gone, or the client has ended. Returns the exit code.
+async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output, mut interrupts: Interrupts) -> u8 {
     let (sender, events) = (client.sender(), client.events());
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut input_open = true;
+    // A line that waits for room. What the server says meanwhile is read, or both would wait for ever.
+    let mut waiting: Option<Message> = None;
     let mut told = Told::default();
     loop {
+        let sending = async {
+            match &waiting {
+                Some(message) => sender.send(message.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
         let leaving = async {
-            if input_open { std::future::pending().await } else { tokio::time::sleep(linger).await }
+            let more = input_open || waiting.is_some();
+            if more { std::future::pending().await } else { tokio::time::sleep(linger).await }
         };
         tokio::select! {
             event = events.next() => match event {
                 Some(event) => {
                     told.note(&event, false);
-                    output.event(&event).ok()?;
+                    if output.event(&event).is_err() {
+                        break;
+                    }
                 }
-                None => return Some(told),
+                None => return told.exit_code(),
             },
             Some(message) = client.recv() => {
                 if output.message(&message).is_err() {
-                    client.close(CloseCode::NORMAL, "").await;
-                    return None;
+                    break;
                 }
             }
-            line = lines.next_line(), if input_open => match line {
-                Ok(Some(line)) => input_open = sender.send(Message::text(line)).await.is_ok(),
+            line = lines.next_line(), if input_open && waiting.is_none() => match line {
+                Ok(Some(line)) => waiting = Some(Message::text(line)),
                 Ok(None) | Err(_) => input_open = false,
             },
-            () = interrupted() => break,
+            sent = sending => {
+                input_open &= sent.is_ok();
+                waiting = None;
+            }
+            () = interrupts.next() => break,
             () = leaving => break,
         }
     }
+    told.missing |= waiting.is_some();
     // What was accepted is still delivered, and what happens to it told.
-    let close = client.close(CloseCode::NORMAL, "");
-    let listen = async {
+    let end = async {
+        client.close(CloseCode::NORMAL, "").await;
         while let Some(event) = events.next().await {
             told.note(&event, true);
-            output.event(&event).ok()?;
+            let _ = output.event(&event);
         }
-        Some(())
+        told.exit_code()
     };
-    tokio::join!(close, listen).1.map(|()| told)
+    tokio::select! {
+        code = end => code,
+        () = interrupts.next() => 130,
+    }
 }
 
 struct Output {
@@ -255,9 +267,7 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             );
             ("gap", detail, json!({"sent": sent(fate), "lost": lost}))
         }
-        Event::FreshPeer => {
-            ("fresh", "a plain server: what it sent meanwhile is lost".to_owned(), json!({}))
-        }
+        Event::FreshPeer => ("fresh", "a plain server: what it sent meanwhile is lost".to_owned(), json!({})),
         Event::Report(Report::Unknown(first, last)) => {
             report("unknown", *first, *last, "may or may not have arrived")
         }
@@ -297,7 +307,10 @@ fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str,
         }
         Lost::Closed { code, reason } => {
             let words = code.map_or_else(|| "no code".to_owned(), |code| code.to_string());
-            (format!("closed by the server: {words} {reason}").trim_end().to_owned(), code.map(CloseCode::get))
+            (
+                format!("closed by the server: {words} {reason}").trim_end().to_owned(),
+                code.map(CloseCode::get),
+            )
         }
     };
     let facts = json!({"why": why, "code": code, "retry_in_ms": retry_in.as_millis()});
@@ -311,4 +324,31 @@ fn report(fate: &str, first: u64, last: u64, words: &str) -> (&'static str, Stri
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fate(delivered: u64, unknown: u64, last: u64, resent: bool) -> Fate {
+        Fate { delivered, unknown, last, resent, lost: None, cause: mainstay::Cause::Unknown }
+    }
+
+    #[test]
+    fn the_exit_code_says_whether_everything_was_delivered() {
+        let check = |events: &[Event], closing, expected| {
+            let mut told = Told::default();
+            events.iter().for_each(|event| told.note(event, closing));
+            assert_eq!(told.exit_code(), expected, "{events:?}");
+        };
+        let ended = |code, fate| Event::Ended { code, reason: String::new(), fate };
+        check(&[ended(Some(1000), Some(fate(2, 2, 2, false)))], true, 0);
+        check(&[ended(Some(1000), Some(fate(1, 2, 2, false)))], true, 3);
+        check(&[ended(Some(1000), Some(fate(1, 1, 2, false)))], true, 3);
+        check(&[ended(Some(4501), None)], false, 1);
+        check(&[ended(Some(1000), None)], false, 0);
+        check(&[Event::Gap(fate(1, 1, 2, true)), ended(Some(1000), None)], true, 0);
+        check(&[Event::Gap(fate(0, 1, 2, true)), ended(Some(1000), None)], true, 3);
+        check(&[Event::Report(Report::NotDelivered(1, 1)), ended(Some(1000), None)], true, 3);
+    }
 }

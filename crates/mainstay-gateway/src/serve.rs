@@ -14,7 +14,7 @@ use mainstay::server::Config;
 use mainstay::{Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
 use tokio::net::TcpListener;
 
-use crate::{admin, builtin, interrupted, join, values};
+use crate::{Interrupts, admin, builtin, join, values};
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
@@ -26,6 +26,10 @@ pub(crate) struct Arguments {
     /// visitor's. Without it a built-in backend answers at /echo and /broadcast.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
     upstream: Option<Uri>,
+    /// How long a plain visitor is kept while the backend cannot be reached. One that speaks mainstay.v1
+    /// is kept for as long as it stays.
+    #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "30s")]
+    upstream_wait: Duration,
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
     heartbeat: HeartbeatConfig,
@@ -113,6 +117,7 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
         Some(upstream) => {
             let link = join::LinkConfig {
                 upstream: upstream.clone(),
+                upstream_wait: arguments.upstream_wait,
                 heartbeat,
                 limits,
                 confirm: match arguments.confirm {
@@ -134,19 +139,19 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
         Some(address) => Some(bind(address, "--admin").await?),
         None => None,
     };
+    let interrupts = Interrupts::listen().map_err(|error| format!("no signals: {error}"))?;
     announce(&arguments, &listener, admin.as_ref());
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links));
     }
     mainstay::serve(listener, app, &mainstay)
-        .with_graceful_shutdown(termination(), arguments.drain)
+        .with_graceful_shutdown(termination(interrupts), arguments.drain)
         .await
         .map_err(|error| error.to_string())
 }
 
 async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Response {
-    let visit = join::Visit::of(&upgrade);
-    upgrade.on_session(move |session| join::join(session, visit, gateway.link))
+    join::visit(upgrade, gateway.link).await
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
@@ -173,11 +178,11 @@ fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpLis
 }
 
 /// The first SIGTERM or SIGINT drains, the second ends at once.
-async fn termination() {
-    interrupted().await;
+async fn termination(mut interrupts: Interrupts) {
+    interrupts.next().await;
     eprintln!("mainstay: draining; once more to end at once");
-    tokio::spawn(async {
-        interrupted().await;
+    tokio::spawn(async move {
+        interrupts.next().await;
         std::process::exit(130);
     });
 }

@@ -41,7 +41,8 @@ pub(crate) fn at_most_an_hour(text: &str) -> Result<Duration, String> {
 
 /// An address to listen on.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write an IP address and a port, for example 127.0.0.1:8080 or [::1]:8080".into())
+    text.parse()
+        .map_err(|_| "write an IP address and a port, for example 127.0.0.1:8080 or [::1]:8080".into())
 }
 
 /// A header, as `Name: value`.
@@ -56,7 +57,9 @@ pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
 pub(crate) fn token(text: &str) -> Result<String, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let token = !text.is_empty() && text.bytes().all(allowed);
-    token.then(|| text.to_owned()).ok_or_else(|| "must be letters, digits and !#$%&'*+-.^_`|~ only".to_owned())
+    token
+        .then(|| text.to_owned())
+        .ok_or_else(|| "must be letters, digits and !#$%&'*+-.^_`|~ only".to_owned())
 }
 
 /// Where to connect.

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use mainstay::{Link, CloseCode, Limits};
+use mainstay::{CloseCode, Limits, Link};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {

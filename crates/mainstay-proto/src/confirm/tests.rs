@@ -286,7 +286,11 @@ fn a_full_queue_that_drops_the_oldest_keeps_the_newest_and_reports_what_went() {
     assert_eq!(rig.link.push(4, 64), Ok((4, Some(Event::NotDelivered(1, 1)))));
     rig.link.handle_attached();
     assert_eq!(rig.write().0, [2, 3, 4]);
-    assert_eq!(rig.link.push(5, 64), Ok((5, Some(Event::NotDelivered(5, 5)))), "what is written is not dropped");
+    assert_eq!(
+        rig.link.push(5, 64),
+        Ok((5, Some(Event::NotDelivered(5, 5)))),
+        "what is written is not dropped"
+    );
     assert_eq!(rig.reconnect(), None);
     assert_eq!(rig.settle(), [2, 3, 4]);
     assert_eq!((rig.link.settled(), rig.link.is_flushed()), (5, true));

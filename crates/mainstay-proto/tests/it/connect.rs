@@ -381,10 +381,7 @@ fn a_servers_endpoint_is_named_until_an_attempt_fails_there() {
     assert_eq!(node.client.endpoint(), None);
     let delay = Delay { min: SECOND, max: SECOND };
     let endpoint = Some("ws://other/".to_owned());
-    node.read(
-        first,
-        &Control::GoAway { reason: String::new(), delay, close_in: Duration::ZERO, endpoint },
-    );
+    node.read(first, &Control::GoAway { reason: String::new(), delay, close_in: Duration::ZERO, endpoint });
     node.wait(3 * SECOND);
     let second = node.dialled();
     assert_eq!(node.client.endpoint(), Some("ws://other/"));
@@ -553,8 +550,7 @@ fn a_plain_close_that_times_out_tells_what_is_unknown_and_what_was_never_written
     assert_eq!(node.client.state(), State::Closing);
     node.wait(10 * SECOND);
     let reports: Vec<_> = node.events.iter().filter(|event| matches!(event, Event::Report(_))).collect();
-    let expected =
-        [&Event::Report(Report::Unknown(1, 2)), &Event::Report(Report::NotDelivered(3, 3))];
+    let expected = [&Event::Report(Report::Unknown(1, 2)), &Event::Report(Report::NotDelivered(3, 3))];
     assert_eq!(reports, expected);
     assert!(matches!(node.events.back(), Some(Event::Ended { code: Some(1000), fate: None, .. })));
     assert_eq!(node.client.state(), State::Ended);
@@ -588,7 +584,7 @@ fn a_link_uses_its_queue_before_its_first_connection_is_up() {
     let confirm = ConfirmConfig::default().queue(2, 100).unwrap();
     let config = ConnectConfig { confirm, link: true, ..ConnectConfig::default() };
     let mut node = Node::new(config.clone());
-    (node.send("a"), node.send("b"));
+    ["a", "b"].into_iter().for_each(|text| node.send(text));
     assert_eq!(node.client.send(Message::text("c")), Err(Message::text("c")));
     assert!(node.client.waits_when_full());
     let confirm = confirm.when_full(WhenFull::DropOldest);
@@ -607,7 +603,10 @@ fn what_a_client_accepted_before_it_met_a_plain_peer_is_all_taken_over() {
     let first = node.dialled();
     ["a", "b", "c"].into_iter().for_each(|text| node.send(text));
     node.open(first, Mode::Plain);
-    assert_eq!([node.command(), node.command(), node.command()], ["a", "b", "c"].map(|sent| text(first, sent)));
+    assert_eq!(
+        [node.command(), node.command(), node.command()],
+        ["a", "b", "c"].map(|sent| text(first, sent))
+    );
 }
 
 #[test]

@@ -603,3 +603,26 @@ impl<P> std::fmt::Debug for Builder<P> {
         f.debug_struct("Builder").field("url", &self.target.url).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_goes_where_the_server_says_if_that_may_be_followed() {
+        let dialled = |builder: Builder, endpoint: Option<&str>, request: Request| {
+            builder.target.attempt(request, endpoint).url.to_string()
+        };
+        let own = || Client::builder("ws://example.com/a").unwrap();
+        let (near, far) = (Some("ws://example.com:81/b"), Some("ws://other.example/b"));
+        assert_eq!(dialled(own(), None, Request::default()), "ws://example.com/a");
+        assert_eq!(dialled(own(), near, Request::default()), "ws://example.com:81/b");
+        assert_eq!(dialled(own(), far, Request::default()), "ws://example.com/a");
+        assert_eq!(dialled(own().follow(Follow::Anywhere), far, Request::default()), "ws://other.example/b");
+        assert_eq!(dialled(own().follow(Follow::Never), near, Request::default()), "ws://example.com/a");
+        // What counts is the URL of this attempt.
+        let moved = Request { url: Some(Uri::from_static("ws://other.example/")), ..Request::default() };
+        assert_eq!(dialled(own(), near, moved.clone()), "ws://other.example/");
+        assert_eq!(dialled(own(), far, moved), "ws://other.example/b");
+    }
+}

@@ -137,8 +137,7 @@ async fn an_expired_session_is_one_gap_and_a_new_session() {
 #[tokio::test]
 async fn a_draining_server_refuses_newcomers_and_tells_the_others() {
     let (address, mainstay) = echo_server(Config::default()).await;
-    let mut plain =
-        Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
+    let mut plain = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
     let draining = mainstay.clone();
     tokio::spawn(async move { draining.drain(Duration::from_millis(100)).await });
     assert_eq!(plain.recv().await, None, "closed with 1012");
