@@ -19,6 +19,7 @@ use mainstay_proto::ws::{CloseFrame, Connection, Incoming, SendQueue, State};
 use tokio::time::Sleep;
 
 use crate::transport::Transport;
+use crate::worker::Here;
 
 /// Bytes read per turn: a connection's share before the others have theirs.
 const READ: usize = 64 * 1024;
@@ -39,7 +40,7 @@ pub(crate) struct Wire {
     transport: Transport,
     codec: Connection,
     /// Bytes that came with the opening handshake.
-    early: Option<Bytes>,
+    early: Option<Box<Bytes>>,
     unsent: Option<Box<SendQueue>>,
     /// Set when a Close is on its way out and only the end of the stream is awaited.
     closing: bool,
@@ -74,8 +75,15 @@ pub(crate) enum Reading {
 
 impl Wire {
     pub(crate) fn new(transport: Transport, codec: Connection, early: Bytes) -> Self {
-        let early = Some(early).filter(|early| !early.is_empty());
+        let early = (!early.is_empty()).then(|| Box::new(early));
         Self { transport, codec, early, unsent: None, closing: false }
+    }
+
+    /// A turn begins at the worker that this connection lives with, or comes to live with.
+    pub(crate) fn arrive(&mut self, here: &Here<'_>) -> io::Result<()> {
+        self.transport.settle(here)?;
+        self.transport.note(here.readiness);
+        Ok(())
     }
 
     /// Reads once and hands over what is complete, until `take` says stop.
@@ -138,7 +146,7 @@ impl Wire {
             };
             if !take(arrived) {
                 // Rare: the receiver changed hands in the middle. The rest is read again later.
-                self.early = Some(Bytes::copy_from_slice(input)).filter(|rest| !rest.is_empty());
+                self.early = (!input.is_empty()).then(|| Box::new(Bytes::copy_from_slice(input)));
                 return Some(Reading::More);
             }
         }
@@ -242,6 +250,9 @@ impl Wire {
     /// Sees a closing connection to its end: what is queued leaves, then both sides shut down. Bounded,
     /// so that a peer that does neither holds nothing.
     pub(crate) async fn finish(mut self) {
+        if self.transport.leave().is_err() {
+            return;
+        }
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
         let linger = std::future::poll_fn(|cx| {
             match self.poll_write(cx, Framing::Plain, || None) {
@@ -303,7 +314,7 @@ mod tests {
     fn wire(capacity: usize) -> (Wire, DuplexStream) {
         let (ours, theirs) = duplex(capacity);
         let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
-        (Wire::new(Transport::Other(Box::new(ours)), codec, Bytes::new()), theirs)
+        (Wire::new(Transport::other(ours), codec, Bytes::new()), theirs)
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 
 mod driver;
 mod transport;
+mod worker;
 
 #[cfg(feature = "client")]
 pub mod client;

@@ -57,9 +57,8 @@ impl PlainSession {
         }
     }
 
-    /// A message arrived.
-    pub fn handle_message(&mut self, now: Instant, message: Message) {
-        self.heartbeat.handle_bytes(now);
+    /// A message arrived, in bytes that [`handle_bytes`](Self::handle_bytes) was told of.
+    pub fn handle_message(&mut self, message: Message) {
         if self.end == End::Open {
             self.inbox_bytes += message.payload.len() as u64;
             self.inbox.push_back(message);

@@ -70,10 +70,31 @@ pub struct Connection {
     limits: Limits,
     partial: Option<Box<Partial>>,
     /// Payload of the last Ping. Older ones need no answer (RFC 6455 section 5.5.3).
-    owed_pong: Option<Box<[u8]>>,
+    owed_pong: Option<Box<Owed>>,
     deflate: Option<Box<Deflate>>,
     /// A client's source of masking keys.
     masks: Option<Box<StdRng>>,
+}
+
+/// The payload of a Ping, in one thin box: the connection holds a word for it.
+struct Owed {
+    len: u8,
+    bytes: [u8; MAX_CONTROL],
+}
+
+impl Owed {
+    fn new(payload: &[u8]) -> Self {
+        let mut owed = Self { len: 0, bytes: [0; MAX_CONTROL] };
+        for (to, from) in owed.bytes.iter_mut().zip(payload) {
+            *to = *from;
+            owed.len += 1;
+        }
+        owed
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.bytes.get(..self.len.into()).unwrap_or_default()
+    }
 }
 
 /// The receiving half.
@@ -182,7 +203,7 @@ impl Connection {
     /// Source: RFC 6455 sections 5.5.1 to 5.5.3.
     pub fn flush_replies(&mut self, out: &mut SendQueue) {
         if let Some(payload) = self.owed_pong.take() {
-            self.send_control(Opcode::Pong, &[&payload], out);
+            self.send_control(Opcode::Pong, &[payload.payload()], out);
         }
         if let Inbound::CloseOwed(code) = self.inbound {
             self.send_close(code, "", out);
@@ -337,7 +358,7 @@ impl Connection {
     ) -> Result<Incoming<'a>, ProtocolError> {
         match opcode {
             Opcode::Ping => {
-                self.owed_pong = Some(Box::from(&*payload));
+                self.owed_pong = Some(Box::new(Owed::new(&payload)));
                 Ok(Incoming::Ping(payload))
             }
             Opcode::Close => {

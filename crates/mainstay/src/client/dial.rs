@@ -149,7 +149,7 @@ trait IntoTransport: Stream {
 
 impl IntoTransport for TcpStream {
     fn into_transport(self) -> Transport {
-        Transport::Tcp(self)
+        Transport::tcp(self)
     }
 }
 
@@ -159,7 +159,7 @@ type Secure = tokio_rustls::client::TlsStream<TcpStream>;
 #[cfg(feature = "tls")]
 impl IntoTransport for Secure {
     fn into_transport(self) -> Transport {
-        Transport::Other(Box::new(self))
+        Transport::other(self)
     }
 }
 

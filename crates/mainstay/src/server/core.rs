@@ -1,17 +1,23 @@
 //! What a session's task and the application's handles share: the machine, and who waits for what.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Wake, Waker};
 
 use mainstay_proto::session::server::Fenced;
 use mainstay_proto::session::{ConnectionId, PlainSession, ServerSession, Sessions};
-
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 
+use super::Shared;
+use super::upgrade::PeerFacts;
 use crate::driver::Wire;
+use crate::worker::{Home, Signal};
 
-/// One session. All state is behind one lock, held only for calls into the machine.
+/// One session. What changes is behind one lock, held only for calls into the machine.
 pub(crate) struct Core {
+    /// Wakes the session's task. The handler's waker is the core itself.
+    pub(super) signal: Signal,
+    pub(super) shared: Arc<Shared>,
+    pub(super) facts: PeerFacts,
     inner: Mutex<Inner>,
 }
 
@@ -19,18 +25,12 @@ pub(crate) type CoreRef = Arc<Core>;
 
 pub(crate) struct Inner {
     pub(crate) peer: Peer,
-    /// The session's task.
-    pub(crate) driver: Option<Waker>,
     /// Waits for a message.
-    pub(crate) receiver: Option<Waker>,
-    /// Wait for room in the window.
-    pub(crate) senders: Vec<Waker>,
-    /// Waits for a change of state.
-    pub(crate) watcher: Option<Waker>,
+    pub(super) receiver: Option<Waker>,
+    /// Those that wait for something rarer.
+    waiting: Option<Box<Waiting>>,
     /// A connection that was attached by another task and waits to be taken over.
-    pub(crate) incoming: Option<Box<(ConnectionId, Wire)>>,
-    /// What the connection before it is closed with.
-    pub(crate) fenced: Option<CloseFrame>,
+    pub(super) incoming: Option<Box<Incoming>>,
 }
 
 /// The machine, by what the peer speaks.
@@ -39,19 +39,25 @@ pub(crate) enum Peer {
     Plain(Box<PlainSession>),
 }
 
+#[derive(Default)]
+struct Waiting {
+    /// For room in the window.
+    senders: Vec<Waker>,
+    /// For a change of state.
+    watcher: Option<Waker>,
+}
+
+pub(super) struct Incoming {
+    pub(super) connection: ConnectionId,
+    pub(super) wire: Wire,
+    /// What the connection before it is closed with.
+    pub(super) fenced: Option<CloseFrame>,
+}
+
 impl Core {
-    pub(crate) fn new(peer: Peer) -> CoreRef {
-        Arc::new(Self {
-            inner: Mutex::new(Inner {
-                peer,
-                driver: None,
-                receiver: None,
-                senders: Vec::new(),
-                watcher: None,
-                incoming: None,
-                fenced: None,
-            }),
-        })
+    pub(super) fn new(shared: Arc<Shared>, home: Arc<Home>, facts: PeerFacts, peer: Peer) -> CoreRef {
+        let inner = Mutex::new(Inner { peer, receiver: None, waiting: None, incoming: None });
+        Arc::new(Self { signal: Signal::new(home), shared, facts, inner })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -65,32 +71,75 @@ impl Core {
             Peer::Plain(_) => None,
         }
     }
+
+    /// A later attach has the session: its connection replaces the one before, which is told so.
+    pub(super) fn supersede(&self, fenced: Option<Fenced>, connection: ConnectionId, wire: Wire) {
+        let fenced = fenced.map(|fenced| CloseFrame { code: CloseCode::SUPERSEDED, reason: fenced.reason });
+        let mut inner = self.lock();
+        inner.incoming = Some(Box::new(Incoming { connection, wire, fenced }));
+        inner.wake_application();
+        drop(inner);
+        self.signal.ask();
+    }
+}
+
+/// The handler is polled with this as its waker, so a session needs no task of its own to be woken.
+impl Wake for Core {
+    fn wake(self: Arc<Self>) {
+        self.signal.wake();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.signal.wake();
+    }
 }
 
 impl Inner {
-    /// A later attach has the session: its connection replaces the one before, which is told so.
-    pub(crate) fn supersede(&mut self, fenced: Option<Fenced>, incoming: (ConnectionId, Wire)) {
-        self.fenced = fenced.map(|fenced| CloseFrame { code: CloseCode::SUPERSEDED, reason: fenced.reason });
-        self.incoming = Some(Box::new(incoming));
+    /// Wakes the caller once a message may have come.
+    pub(super) fn wait_for_message(&mut self, waker: &Waker) {
+        match &mut self.receiver {
+            Some(receiver) => receiver.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
     }
 
-    /// The task has something to do.
-    pub(crate) fn wake_driver(&self) {
-        if let Some(driver) = &self.driver {
-            driver.wake_by_ref();
+    /// Wakes the caller once there may be room.
+    pub(super) fn wait_for_room(&mut self, waker: &Waker) {
+        let senders = &mut self.waiting.get_or_insert_default().senders;
+        // A future that is polled again without having been woken must not be listed twice.
+        if !senders.iter().any(|listed| listed.will_wake(waker)) {
+            senders.push(waker.clone());
+        }
+    }
+
+    /// Wakes the caller once the state may have changed.
+    pub(super) fn wait_for_change(&mut self, waker: &Waker) {
+        self.waiting.get_or_insert_default().watcher = Some(waker.clone());
+    }
+
+    /// There may be room again.
+    pub(super) fn wake_senders(&mut self) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.senders.drain(..).for_each(Waker::wake);
         }
     }
 
     /// Something arrived, left, or changed: whoever waits looks again.
-    pub(crate) fn wake_application(&mut self) {
+    pub(super) fn wake_application(&mut self) {
         self.receiver.take().into_iter().for_each(Waker::wake);
-        self.watcher.take().into_iter().for_each(Waker::wake);
-        self.senders.drain(..).for_each(Waker::wake);
+        if let Some(waiting) = self.waiting.take() {
+            waiting.watcher.into_iter().chain(waiting.senders).for_each(Waker::wake);
+        }
     }
 }
 
-/// The registry's view of the cores: only sessions have names.
-pub(crate) struct Cores;
+/// The registry's view of the cores: only sessions have names. One value per HELLO, since a session that it
+/// makes is told of the one who asked.
+pub(super) struct Cores {
+    pub(super) shared: Arc<Shared>,
+    pub(super) home: Arc<Home>,
+    pub(super) facts: PeerFacts,
+}
 
 impl Sessions for Cores {
     type Handle = CoreRef;
@@ -103,6 +152,7 @@ impl Sessions for Cores {
     }
 
     fn create(&mut self, session: ServerSession) -> CoreRef {
-        Core::new(Peer::Session(Box::new(session)))
+        let (shared, home) = (Arc::clone(&self.shared), Arc::clone(&self.home));
+        Core::new(shared, home, self.facts.clone(), Peer::Session(Box::new(session)))
     }
 }

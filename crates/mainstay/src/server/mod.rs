@@ -48,6 +48,7 @@ pub use self::serve::{Serve, serve};
 pub use self::session::{Received, Sender, Session, SessionState};
 pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
 pub use self::upgrade::{PeerFacts, SessionUpgrade, UpgradeRejection};
+use crate::worker::Workers;
 
 /// How a server behaves. `docs/DEFAULTS.md` has the reasons.
 #[derive(Debug, Clone)]
@@ -98,6 +99,8 @@ pub(crate) struct Shared {
     cores: Mutex<Slab<Weak<Core>>>,
     draining: AtomicBool,
     pub(crate) stats: Stats,
+    /// Where sessions live.
+    pub(crate) workers: Workers,
 }
 
 impl Mainstay {
@@ -121,6 +124,7 @@ impl Mainstay {
             cores: Mutex::new(Slab::new()),
             draining: AtomicBool::new(false),
             stats: Stats::default(),
+            workers: Workers::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -221,11 +225,11 @@ async fn send_away(cores: Vec<Weak<Core>>, spread: Duration) {
         core.upgrade().is_some_and(|core| core.with_session(|s| s.go_away(REASON, delay, spread)).is_none())
     };
     let (plain, sessions): (Vec<_>, Vec<_>) = cores.into_iter().partition(is_plain);
-    sessions.iter().filter_map(Weak::upgrade).for_each(|core| core.lock().wake_driver());
+    sessions.iter().filter_map(Weak::upgrade).for_each(|core| core.signal.ask());
     let pause = spread / u32::try_from(plain.len()).unwrap_or(u32::MAX).max(1);
     for core in plain {
         if let Some(core) = core.upgrade() {
-            core.lock().close(CloseCode::RESTART, REASON);
+            core.close(CloseCode::RESTART, REASON);
         }
         tokio::time::sleep(pause).await;
     }

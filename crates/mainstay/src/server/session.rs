@@ -2,17 +2,16 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use mainstay_proto::session::message::{GapCause, SessionId};
 use mainstay_proto::session::{Delivery, Message};
 use mainstay_proto::ws::CloseCode;
 
-use super::core::{CoreRef, Inner, Peer};
+use super::core::{Core, CoreRef, Inner, Peer};
 use super::stats::Stats;
 use super::upgrade::PeerFacts;
-use super::{Mainstay, Shared};
 use crate::SendError;
 use crate::driver::now;
 
@@ -22,9 +21,8 @@ use crate::driver::now;
 /// [`send`](Self::send) keeps. Dropping it (when the handler returns) ends the session in order.
 pub struct Session {
     core: CoreRef,
-    shared: Arc<Shared>,
-    peer: PeerFacts,
-    seen: SessionState,
+    /// The state that `changed` returned last.
+    seen: Seen,
 }
 
 /// Sends into a session from elsewhere. Cheap to clone; does not keep the session open.
@@ -64,9 +62,9 @@ pub enum SessionState {
 }
 
 impl Session {
-    pub(super) fn new(core: CoreRef, mainstay: &Mainstay, peer: PeerFacts) -> Self {
-        let seen = core.lock().state();
-        Self { core, shared: Arc::clone(&mainstay.shared), peer, seen }
+    pub(super) fn new(core: CoreRef) -> Self {
+        let seen = Seen::of(core.lock().state());
+        Self { core, seen }
     }
 
     /// The next message of the client, in order; `None` once the session is over.
@@ -76,23 +74,27 @@ impl Session {
     ///
     /// # Cancel safety
     /// Safe: a message is taken only when it is returned.
-    pub async fn recv(&mut self) -> Option<Message> {
-        loop {
-            match self.recv_any().await? {
-                Received::Message(message) => return Some(message),
-                Received::Gap { first, count, .. } => {
-                    tracing::warn!(session = ?self.id(), first, count, "the client dropped messages of its own");
+    pub fn recv(&mut self) -> impl Future<Output = Option<Message>> + Send + '_ {
+        // A handler's future is held for as long as its connection: no state machine where a closure will do.
+        poll_fn(|cx| {
+            loop {
+                match ready!(self.poll_recv(cx)) {
+                    None => return Poll::Ready(None),
+                    Some(Received::Message(message)) => return Poll::Ready(Some(message)),
+                    Some(Received::Gap { first, count, .. }) => {
+                        tracing::warn!(session = ?self.id(), first, count, "the client dropped messages of its own");
+                    }
                 }
             }
-        }
+        })
     }
 
     /// The next message or gap, in order; `None` once the session is over.
     ///
     /// # Cancel safety
     /// Safe, as [`recv`](Self::recv).
-    pub async fn recv_any(&mut self) -> Option<Received> {
-        poll_fn(|cx| self.poll_recv(cx)).await
+    pub fn recv_any(&mut self) -> impl Future<Output = Option<Received>> + Send + '_ {
+        poll_fn(|cx| self.poll_recv(cx))
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
@@ -101,21 +103,22 @@ impl Session {
             Peer::Session(session) => session.hand_over(now()).map(|delivery| match delivery {
                 Delivery::Message(message) => Received::Message(message),
                 Delivery::Gap { first, count, cause } => {
-                    Stats::add(&self.shared.stats.gaps, 1);
+                    Stats::add(&self.core.shared.stats.gaps, 1);
                     Received::Gap { first, count, cause }
                 }
             }),
             Peer::Plain(plain) => plain.hand_over().map(Received::Message),
         };
         if received.is_some() {
+            drop(inner);
             // An acknowledgement may be due now, or a full inbox may have room again.
-            inner.wake_driver();
+            self.core.signal.ask();
             return Poll::Ready(received);
         }
         if inner.state() == SessionState::Over {
             return Poll::Ready(None);
         }
-        inner.receiver = Some(cx.waker().clone());
+        inner.wait_for_message(cx.waker());
         Poll::Pending
     }
 
@@ -127,8 +130,8 @@ impl Session {
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
-    pub async fn send(&self, message: Message) -> Result<(), SendError> {
-        send(&self.core, message).await
+    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message)
     }
 
     /// Sends a message, or gives it back at once.
@@ -136,23 +139,22 @@ impl Session {
     /// # Errors
     /// The window is full, or the session is over.
     pub fn try_send(&self, message: Message) -> Result<(), SendError> {
-        self.core.lock().try_send(message)
+        self.core.try_send(message)
     }
 
     /// Sends a message that is not kept: lost if the client is away, never replayed. For what the
     /// next one makes worthless: cursors, prices.
     pub fn send_volatile(&self, message: Message) {
-        let mut inner = self.core.lock();
-        match &mut inner.peer {
+        match &mut self.core.lock().peer {
             Peer::Session(session) => session.send_volatile(message),
             Peer::Plain(plain) => drop(plain.send(message)),
         }
-        inner.wake_driver();
+        self.core.signal.ask();
     }
 
     /// Ends the session in order: what was accepted before is delivered first.
     pub fn close(&self, code: CloseCode, reason: &str) {
-        self.core.lock().close(code, reason);
+        self.core.close(code, reason);
     }
 
     /// A handle that sends from elsewhere.
@@ -169,14 +171,14 @@ impl Session {
         let state = poll_fn(|cx| {
             let mut inner = self.core.lock();
             let state = inner.state();
-            if state != self.seen {
+            if Seen::of(state) != self.seen {
                 return Poll::Ready(state);
             }
-            inner.watcher = Some(cx.waker().clone());
+            inner.wait_for_change(cx.waker());
             Poll::Pending
         })
         .await;
-        self.seen = state;
+        self.seen = Seen::of(state);
         state
     }
 
@@ -189,7 +191,7 @@ impl Session {
     /// What is known of the client.
     #[must_use]
     pub fn peer(&self) -> &PeerFacts {
-        &self.peer
+        &self.core.facts
     }
 
     /// The public name; `None` for a plain peer.
@@ -204,6 +206,20 @@ impl Session {
         match &self.core.lock().peer {
             Peer::Session(session) => session.rtt(),
             Peer::Plain(plain) => plain.rtt(),
+        }
+    }
+}
+
+/// A [`SessionState`] in half of its size.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Seen(u64);
+
+impl Seen {
+    fn of(state: SessionState) -> Self {
+        match state {
+            SessionState::Attached { epoch } => Self(epoch),
+            SessionState::Parked => Self(0),
+            SessionState::Over => Self(u64::MAX),
         }
     }
 }
@@ -231,8 +247,8 @@ impl Sender {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn send(&self, message: Message) -> Result<(), SendError> {
-        send(&self.core, message).await
+    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message)
     }
 
     /// As [`Session::try_send`].
@@ -240,12 +256,12 @@ impl Sender {
     /// # Errors
     /// The window is full, or the session is over.
     pub fn try_send(&self, message: Message) -> Result<(), SendError> {
-        self.core.lock().try_send(message)
+        self.core.try_send(message)
     }
 
     /// As [`Session::close`].
     pub fn close(&self, code: CloseCode, reason: &str) {
-        self.core.lock().close(code, reason);
+        self.core.close(code, reason);
     }
 }
 
@@ -255,27 +271,39 @@ impl std::fmt::Debug for Sender {
     }
 }
 
-async fn send(core: &CoreRef, message: Message) -> Result<(), SendError> {
+fn send(core: &CoreRef, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
     let mut waiting = Some(message);
-    poll_fn(|cx| {
+    poll_fn(move |cx| {
         let Some(message) = waiting.take() else { return Poll::Ready(Ok(())) };
         let mut inner = core.lock();
         match inner.try_send(message) {
             Err(SendError::Full(message)) => {
                 waiting = Some(message);
-                wait(&mut inner.senders, cx.waker());
+                inner.wait_for_room(cx.waker());
                 Poll::Pending
             }
-            done => Poll::Ready(done),
+            done => {
+                drop(inner);
+                core.signal.ask();
+                Poll::Ready(done)
+            }
         }
     })
-    .await
 }
 
-/// A future that is polled again without having been woken must not be listed twice.
-fn wait(wakers: &mut Vec<Waker>, waker: &Waker) {
-    if !wakers.iter().any(|listed| listed.will_wake(waker)) {
-        wakers.push(waker.clone());
+impl Core {
+    fn try_send(&self, message: Message) -> Result<(), SendError> {
+        let sent = self.lock().try_send(message);
+        self.signal.ask();
+        sent
+    }
+
+    pub(super) fn close(&self, code: CloseCode, reason: &str) {
+        match &mut self.lock().peer {
+            Peer::Session(session) => session.close(code, reason),
+            Peer::Plain(plain) => plain.close(code, reason),
+        }
+        self.signal.ask();
     }
 }
 
@@ -298,20 +326,9 @@ impl Inner {
             Peer::Plain(plain) => (plain.is_open(), plain.send(message)),
         };
         match sent {
-            Ok(()) => {
-                self.wake_driver();
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(message) if open => Err(SendError::Full(message)),
             Err(message) => Err(SendError::Over(message)),
         }
-    }
-
-    pub(super) fn close(&mut self, code: CloseCode, reason: &str) {
-        match &mut self.peer {
-            Peer::Session(session) => session.close(code, reason),
-            Peer::Plain(plain) => plain.close(code, reason),
-        }
-        self.wake_driver();
     }
 }

@@ -93,7 +93,9 @@ figures! {
 
 impl Stats {
     pub(crate) fn add(counter: &AtomicU64, amount: u64) {
-        counter.fetch_add(amount, Relaxed);
+        if amount > 0 {
+            counter.fetch_add(amount, Relaxed);
+        }
     }
 
     pub(crate) fn subtract(counter: &AtomicU64, amount: u64) {

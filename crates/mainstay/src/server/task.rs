@@ -1,4 +1,5 @@
-//! A session's task: its connection, its timer and its handler, polled together.
+//! A session's task: its connection, its deadline and its handler, which have their turn together at the
+//! [`worker`](crate::worker) that the session lives with.
 //!
 //! One turn asks four questions in one order: what arrived, what is due, what does the handler do
 //! about it, what is to be written. Work per turn is bounded; then the others have theirs. The handler
@@ -7,7 +8,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Waker};
 use std::time::Instant;
 
 use mainstay_proto::connect::Lost;
@@ -15,112 +16,139 @@ use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{ConnectionId, Control, Frame, Over, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
 
-use super::Shared;
-use super::core::{CoreRef, Inner, Peer};
+use pin_project_lite::pin_project;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::core::{CoreRef, Incoming, Inner, Peer};
 use super::stats::Stats;
-use crate::driver::{Abort, Arrived, Framing, Reading, Timer, Wire, Written, now};
+use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written, now};
+use crate::worker::{Here, Resident, Signal, Turn};
 
 /// Reads per turn.
 const ROUNDS: usize = 4;
 
-/// See the module.
-pub(super) struct SessionTask<F> {
-    core: CoreRef,
-    shared: Arc<Shared>,
-    connection: ConnectionId,
-    wire: Option<Wire>,
-    handler: Option<Pin<Box<F>>>,
-    timer: Timer,
-    /// In the list of all sessions.
-    slot: usize,
+pin_project! {
+    /// See the module.
+    pub(super) struct SessionTask<F> {
+        #[pin]
+        handler: Option<F>,
+        connected: Connected,
+    }
+
+    impl<F> PinnedDrop for SessionTask<F> {
+        fn drop(this: Pin<&mut Self>) {
+            this.project().connected.bury();
+        }
+    }
 }
 
-impl<F: Future<Output = ()>> SessionTask<F> {
-    pub(super) fn new(
-        core: CoreRef,
-        shared: Arc<Shared>,
-        connection: ConnectionId,
-        wire: Wire,
-        handler: F,
-    ) -> Self {
-        Stats::add(&shared.stats.sessions, 1);
-        let slot = shared.list(&core);
-        Self {
-            core,
-            shared,
+/// A session and the connection it has, if any.
+struct Connected {
+    core: CoreRef,
+    connection: ConnectionId,
+    wire: Option<Wire>,
+    /// In the list of all sessions.
+    slot: usize,
+    _token: TaskTrackerToken,
+}
+
+impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
+    /// From here on the session lives with its worker.
+    pub(super) fn begin(core: CoreRef, connection: ConnectionId, wire: Wire, handler: F) {
+        Stats::add(&core.shared.stats.sessions, 1);
+        let connected = Connected {
             connection,
             wire: Some(wire),
-            handler: Some(Box::pin(handler)),
-            timer: Timer::default(),
-            slot,
-        }
+            slot: core.shared.list(&core),
+            _token: core.shared.tracker.token(),
+            core: Arc::clone(&core),
+        };
+        core.signal.move_in(Box::pin(Self { handler: Some(handler), connected }));
+    }
+}
+
+impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
+    fn signal(&self) -> &Signal {
+        &self.connected.core.signal
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.register(cx);
-        self.take_over();
+    fn turn(self: Pin<&mut Self>, here: &Here<'_>) -> Turn {
+        let this = self.project();
+        let (mut handler, connected) = (this.handler, this.connected);
+        let waker = Waker::from(Arc::clone(&connected.core));
+        let cx = &mut Context::from_waker(&waker);
+        connected.arrive(here);
         for _ in 0..ROUNDS {
-            let more = self.read(cx);
-            if self.keep_time() {
-                // This process was paused. Let the reactor say what became readable, then judge.
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            let more = connected.read(cx);
+            if connected.keep_time() {
+                // This process was paused. The worker says what became readable, then we judge.
+                return Turn::Again;
             }
-            self.poll_handler(cx);
-            self.write(cx);
-            if self.is_done() {
-                return Poll::Ready(());
+            if connected.core.signal.take_poll()
+                && handler.as_mut().as_pin_mut().is_some_and(|handler| handler.poll(cx).is_ready())
+            {
+                // Its `Session` goes with it, and that ends the session in order.
+                handler.set(None);
+            }
+            connected.core.signal.end_turn();
+            connected.write(cx);
+            if handler.is_none() && connected.is_done() {
+                return Turn::Done;
             }
             if !more {
-                self.timer.arm(cx, self.core.lock().poll_timeout());
-                return Poll::Pending;
+                return connected.rest();
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        Turn::Again
     }
+}
 
-    fn register(&mut self, cx: &Context<'_>) {
-        let mut inner = self.core.lock();
-        if inner.driver.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            inner.driver = Some(cx.waker().clone());
-        }
-    }
-
-    /// Takes a connection that another task attached. The one before it was fenced then.
-    fn take_over(&mut self) {
-        let (incoming, fenced) = {
-            let mut inner = self.core.lock();
-            (inner.incoming.take(), inner.fenced.take())
-        };
-        let Some((connection, wire)) = incoming.map(|incoming| *incoming) else { return };
-        self.connection = connection;
-        if let Some(mut old) = self.wire.replace(wire) {
-            if let Some(fenced) = fenced {
-                old.close(&fenced);
+impl Connected {
+    /// Takes a connection that another task attached; the one before it was fenced then. Hears what the
+    /// worker says of either.
+    fn arrive(&mut self, here: &Here<'_>) {
+        let incoming = self.core.lock().incoming.take();
+        if let Some(incoming) = incoming {
+            let Incoming { connection, wire, fenced } = *incoming;
+            self.connection = connection;
+            if let Some(mut old) = self.wire.replace(wire) {
+                if let Some(fenced) = fenced {
+                    old.close(&fenced);
+                }
+                self.core.shared.tracker.spawn(old.finish());
+                Stats::subtract(&self.core.shared.stats.connections, 1);
             }
-            self.shared.tracker.spawn(old.finish());
-            Stats::subtract(&self.shared.stats.connections, 1);
         }
+        if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(here)) {
+            self.lose(&Lost::Broken(error.to_string()));
+        }
+    }
+
+    /// When there is something to do again.
+    fn rest(&self) -> Turn {
+        if self.core.signal.wants_poll() {
+            return Turn::Again;
+        }
+        Turn::Until(self.core.lock().poll_timeout())
     }
 
     /// Reads once. `true`: there may be more.
     fn read(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(wire) = &mut self.wire else { return false };
-        let (now, connection, stats) = (now(), self.connection, &self.shared.stats);
+        let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
         if !inner.wants_input() {
             // What stands unread is our doing, and no evidence against the peer.
             inner.handle_bytes(now, connection);
             return false;
         }
-        let mut closed = None;
-        let mut broken = None;
+        let (mut closed, mut broken) = (None, None);
+        let (mut messages, mut bytes) = (0, 0);
         let reading = wire.poll_read(cx, |arrived| {
             match arrived {
                 Arrived::Message(message) => {
-                    Stats::add(&stats.messages_in, 1);
-                    Stats::add(&stats.bytes_in, message.payload.len() as u64);
+                    messages += 1;
+                    bytes += message.payload.len() as u64;
                     if let Err(error) = inner.handle_message(now, connection, message, stats) {
                         broken = Some(error);
                         return false;
@@ -137,6 +165,8 @@ impl<F: Future<Output = ()>> SessionTask<F> {
             }
             true
         });
+        Stats::add(&stats.messages_in, messages);
+        Stats::add(&stats.bytes_in, bytes);
         let lost = match (reading, closed, broken) {
             (_, _, Some(error)) => {
                 tracing::debug!(%error, "client broke the session protocol");
@@ -168,9 +198,9 @@ impl<F: Future<Output = ()>> SessionTask<F> {
     fn lose(&mut self, why: &Lost) {
         tracing::debug!(connection = self.connection.0, ?why, "connection lost");
         let Some(wire) = self.wire.take() else { return };
-        Stats::subtract(&self.shared.stats.connections, 1);
+        Stats::subtract(&self.core.shared.stats.connections, 1);
         if wire.is_closing() {
-            self.shared.tracker.spawn(wire.finish());
+            self.core.shared.tracker.spawn(wire.finish());
         }
         let mut inner = self.core.lock();
         inner.handle_lost(now(), self.connection);
@@ -184,7 +214,7 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         if inner.poll_timeout().is_none_or(|at| at > now) {
             return false;
         }
-        let (stats, mut park) = (&self.shared.stats, false);
+        let (stats, mut park) = (&self.core.shared.stats, false);
         while let Some(action) = inner.handle_timeout(now) {
             match action {
                 Action::Probe { .. } => {}
@@ -212,30 +242,23 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         false
     }
 
-    fn poll_handler(&mut self, cx: &mut Context<'_>) {
-        if let Some(handler) = &mut self.handler
-            && handler.as_mut().poll(cx).is_ready()
-        {
-            // Its `Session` went with it, and that ends the session in order.
-            self.handler = None;
-        }
-    }
-
     fn write(&mut self, cx: &mut Context<'_>) {
         let Some(wire) = &mut self.wire else { return };
-        let (now, connection, stats) = (now(), self.connection, &self.shared.stats);
+        let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
         let framing = inner.framing();
-        let mut wrote = false;
+        let (mut wrote, mut messages, mut bytes) = (false, 0, 0);
         let outcome = wire.poll_write(cx, framing, || {
             let transmit = inner.poll_transmit(now, connection)?;
             wrote = true;
             if let Transmit::Message(message) = &transmit {
-                Stats::add(&stats.messages_out, 1);
-                Stats::add(&stats.bytes_out, message.payload.len() as u64);
+                messages += 1;
+                bytes += message.payload.len() as u64;
             }
             Some(transmit)
         });
+        Stats::add(&stats.messages_out, messages);
+        Stats::add(&stats.bytes_out, bytes);
         let lost = match outcome {
             Ok(Written::All) => {
                 inner.handle_flushed(now, connection);
@@ -250,7 +273,7 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         };
         if wrote {
             // Room in the buffers of a plain peer.
-            inner.senders.drain(..).for_each(std::task::Waker::wake);
+            inner.wake_senders();
         }
         drop(inner);
         match lost {
@@ -267,40 +290,25 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         tracing::debug!(connection = self.connection.0, why, "connection dropped");
         if let Some(wire) = self.wire.take() {
             wire.abort();
-            Stats::subtract(&self.shared.stats.connections, 1);
+            Stats::subtract(&self.core.shared.stats.connections, 1);
         }
         let mut inner = self.core.lock();
         inner.handle_lost(now(), self.connection);
         inner.wake_application();
     }
 
-    /// The session is over, its handler done, and what was to be said is said.
-    fn is_done(&mut self) -> bool {
-        let over = self.core.lock().is_over();
-        if over && self.wire.as_ref().is_none_or(Wire::is_closing) && self.handler.is_some() {
-            // The handler may still be at work on what it received; it ends when it asks for more.
-            return false;
-        }
-        over && self.wire.is_none() && self.handler.is_none()
+    /// The session is over, and what was to be said is said.
+    fn is_done(&self) -> bool {
+        self.wire.is_none() && self.core.lock().is_over()
     }
-}
 
-impl<F: Future<Output = ()>> Future for SessionTask<F> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.turn(cx)
-    }
-}
-
-impl<F> Drop for SessionTask<F> {
-    fn drop(&mut self) {
-        let stats = &self.shared.stats;
+    fn bury(&mut self) {
+        let stats = &self.core.shared.stats;
         if self.wire.take().is_some() {
             Stats::subtract(&stats.connections, 1);
         }
         Stats::subtract(&stats.sessions, 1);
-        self.shared.unlist(self.slot);
+        self.core.shared.unlist(self.slot);
         let expired = self.core.with_session(|session| {
             // A task that is dropped before its time (a runtime that shuts down) leaves no live name.
             session.evict();
@@ -309,7 +317,7 @@ impl<F> Drop for SessionTask<F> {
         if expired == Some(true) {
             Stats::add(&stats.expired, 1);
         }
-        self.shared.bury(&self.core);
+        self.core.shared.bury(&self.core);
     }
 }
 
@@ -339,7 +347,7 @@ impl Inner {
     ) -> Result<(), SessionError> {
         match &mut self.peer {
             Peer::Plain(plain) => {
-                plain.handle_message(now, message);
+                plain.handle_message(message);
                 Ok(())
             }
             Peer::Session(session) => {
@@ -419,5 +427,33 @@ impl Inner {
             Peer::Session(session) => session.is_over().is_some(),
             Peer::Plain(plain) => plain.is_over(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn echo(mut session: crate::Session) {
+        while let Some(message) = session.recv().await {
+            if session.send(message).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn size_of_task<F: Future>(_: impl Fn(crate::Session) -> F) -> usize {
+        size_of::<SessionTask<F>>()
+    }
+
+    #[test]
+    fn a_connection_at_rest_is_a_few_hundred_bytes() {
+        // What a connection that waits holds: its task with the handler inside, the core, the machine.
+        assert!(size_of_task(echo) <= 272, "{}", size_of_task(echo));
+        assert!(size_of::<Connected>() <= 136, "{}", size_of::<Connected>());
+        let core = size_of::<super::super::core::Core>();
+        assert!(core <= 136, "{core}");
+        let plain = size_of::<mainstay_proto::session::PlainSession>();
+        assert!(plain <= 168, "{plain}");
     }
 }

@@ -163,14 +163,15 @@ impl SessionUpgrade {
         self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
         let deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
-        // Cold state, boxed: it is freed before the session begins, and what stays is the session's task.
-        let opening =
-            Box::pin(open(self.mainstay, self.on_upgrade, self.facts, self.principal, deflate, handler));
-        tracker.spawn(async move {
-            if let Some(task) = opening.await {
-                task.await;
-            }
-        });
+        // A task for the opening alone: once it is over, the session lives with a worker.
+        tracker.spawn(open(
+            self.mainstay.shared,
+            self.on_upgrade,
+            self.facts,
+            self.principal,
+            deflate,
+            handler,
+        ));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = headers;
@@ -209,28 +210,27 @@ static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
 /// From 101 to a session's task, if this connection is the one that makes it.
 async fn open<H, F>(
-    mainstay: Mainstay,
+    shared: Arc<Shared>,
     on_upgrade: OnUpgrade,
     facts: PeerFacts,
     principal: Bytes,
     deflate: Option<DeflateParams>,
     handler: H,
-) -> Option<SessionTask<F>>
-where
+) where
     H: FnOnce(Session) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let (connection, core, wire) =
-        bind(&mainstay.shared, on_upgrade, facts.resumable, principal, deflate).await?;
-    let handler = handler(Session::new(Arc::clone(&core), &mainstay, facts));
-    Some(SessionTask::new(core, mainstay.shared, connection, wire, handler))
+    if let Some((connection, core, wire)) = bind(&shared, on_upgrade, facts, principal, deflate).await {
+        let handler = handler(Session::new(Arc::clone(&core)));
+        SessionTask::begin(core, connection, wire, handler);
+    }
 }
 
 /// Binds a new connection to a session. `None`: to one that has its task already, or to none.
 async fn bind(
     shared: &Arc<Shared>,
     on_upgrade: OnUpgrade,
-    resumable: bool,
+    facts: PeerFacts,
     principal: Bytes,
     deflate: Option<DeflateParams>,
 ) -> Option<(ConnectionId, Arc<Core>, Wire)> {
@@ -243,15 +243,24 @@ async fn bind(
             return None;
         }
     };
+    let home = match shared.workers.home() {
+        Ok(home) => home,
+        Err(error) => {
+            tracing::error!(%error, "no worker; the connection is dropped");
+            Stats::add(&stats.openings_failed, 1);
+            return None;
+        }
+    };
     let (transport, early) = raw(upgraded);
     let codec = Connection::new(Role::Server, shared.config.limits, deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     Stats::add(&stats.connections_opened, 1);
-    if !resumable {
+    if !facts.resumable {
         Stats::add(&stats.connections, 1);
-        let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0);
-        return Some((connection, Core::new(Peer::Plain(Box::new(plain))), wire));
+        let plain = Box::new(PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0));
+        let core = Core::new(Arc::clone(shared), home, facts, Peer::Plain(plain));
+        return Some((connection, core, wire));
     }
     let hello = match tokio::time::timeout(shared.config.opening_deadline, read_hello(&mut wire)).await {
         Ok(Ok(hello)) => hello,
@@ -273,18 +282,20 @@ async fn bind(
             return None;
         }
     };
-    attach(shared, connection, &principal, &hello, wire).await
+    let cores = Cores { shared: Arc::clone(shared), home, facts };
+    attach(cores, connection, &principal, &hello, wire).await
 }
 
 async fn attach(
-    shared: &Arc<Shared>,
+    mut cores: Cores,
     connection: ConnectionId,
     principal: &Bytes,
     hello: &Hello,
     mut wire: Wire,
 ) -> Option<(ConnectionId, Arc<Core>, Wire)> {
+    let shared = Arc::clone(&cores.shared);
     let stats = &shared.stats;
-    let answer = shared.registry().hello(now(), connection, principal, hello, &mut Cores);
+    let answer = shared.registry().hello(now(), connection, principal, hello, &mut cores);
     match answer {
         Answer::Refused { refuse, why } => {
             tracing::debug!(?why, "HELLO refused");
@@ -307,10 +318,7 @@ async fn attach(
             }
             let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
             Stats::add(&stats.replayed, replayed);
-            let mut inner = core.lock();
-            inner.supersede(fenced, (connection, wire));
-            inner.wake_driver();
-            inner.wake_application();
+            core.supersede(fenced, connection, wire);
             None
         }
     }
@@ -358,9 +366,9 @@ fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
         Ok(parts) => {
             let stream = parts.io.into_inner();
             let _ = stream.set_nodelay(true);
-            (Transport::Tcp(stream), parts.read_buf)
+            (Transport::tcp(stream), parts.read_buf)
         }
-        Err(upgraded) => (Transport::Other(Box::new(TokioIo::new(upgraded))), Bytes::new()),
+        Err(upgraded) => (Transport::other(TokioIo::new(upgraded)), Bytes::new()),
     }
 }
 

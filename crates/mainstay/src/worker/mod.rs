@@ -1,0 +1,461 @@
+//! Workers: each polls the connections that live with it, from one tokio task.
+//!
+//! A task, a timer and an entry in tokio's reactor for every connection cost a kilobyte and a few
+//! microseconds per heartbeat. A worker has one of each for all its *residents*: an epoll of its own
+//! behind one [`AsyncFd`], a wheel of deadlines behind one `Sleep`, and a list of who has something to do.
+//!
+//! ```text
+//! a pass:  who arrived, who was woken -> whose socket is ready -> whose time has come -> a turn for each
+//! ```
+//!
+//! A pass gives every resident at most one turn, a turn is bounded, and after a pass the other tasks of
+//! the runtime have theirs. That is what bounds the wait of a ready connection when thousands are busy.
+//!
+//! A resident stays with its worker for life. It is woken from anywhere through its [`Signal`], and its
+//! future need not know: the [`Waker`] that it is polled with leads to the same signal.
+//!
+//! Not here: what a turn does ([`server`](crate::server)), and what a machine decides.
+
+mod wheel;
+
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Interest, Registry, Token};
+use slab::Slab;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
+use tokio::task::coop;
+use tokio::time::Sleep;
+
+use self::wheel::Wheel;
+use crate::driver::now;
+use crate::transport::Readiness;
+
+/// Sockets that one look at the epoll reports.
+const EVENTS: usize = 1024;
+
+/// Whatever lives with a worker: something that does a bounded amount of work when it is its turn.
+pub(crate) trait Resident: Send {
+    /// Where it is woken.
+    fn signal(&self) -> &Signal;
+
+    /// One turn. What is ready stays ready until it was used up: a turn that leaves some says
+    /// [`Turn::Again`].
+    fn turn(self: Pin<&mut Self>, here: &Here<'_>) -> Turn;
+}
+
+/// What a turn is told.
+pub(crate) struct Here<'a> {
+    registry: &'a Registry,
+    token: Token,
+    /// What its sockets became ready for since the last turn.
+    pub(crate) readiness: Readiness,
+}
+
+impl Here<'_> {
+    /// From here on this worker says when `socket` is ready.
+    pub(crate) fn register(&self, socket: &mut mio::net::TcpStream) -> io::Result<()> {
+        self.registry.register(socket, self.token, Interest::READABLE | Interest::WRITABLE)
+    }
+}
+
+/// What a turn came to.
+pub(crate) enum Turn {
+    /// Nothing until it is woken, a socket is ready, or this moment comes.
+    Until(Option<Instant>),
+    /// There is more to do; the others have their turn first.
+    Again,
+    /// It lives no more.
+    Done,
+}
+
+// ---- waking -----------------------------------------------------------------------------------------
+
+/// The bell of one resident.
+pub(crate) struct Signal {
+    home: Arc<Home>,
+    /// Its place with the worker; [`NOWHERE`] before it arrived.
+    key: AtomicU32,
+    flags: AtomicU8,
+}
+
+const NOWHERE: u32 = u32::MAX;
+/// A turn will come: nobody need ask for one.
+const QUEUED: u8 = 1;
+/// Its future was woken.
+const POLL: u8 = 2;
+
+impl Signal {
+    pub(crate) fn new(home: Arc<Home>) -> Self {
+        Self { home, key: AtomicU32::new(NOWHERE), flags: AtomicU8::new(POLL) }
+    }
+
+    /// Asks for a turn, after a change behind a lock that the turn takes after [`end_turn`](Self::end_turn):
+    /// that lock is what makes it enough to look whether one is coming.
+    pub(crate) fn ask(&self) {
+        if self.flags.load(Ordering::Acquire) & QUEUED == 0 {
+            self.raise(QUEUED);
+        }
+    }
+
+    /// Asks for a turn in which the future is polled.
+    pub(crate) fn wake(&self) {
+        self.raise(QUEUED | POLL);
+    }
+
+    fn raise(&self, flags: u8) {
+        // Most often the resident itself is at work and looks again before its turn ends.
+        let before = self.flags.fetch_or(flags, Ordering::AcqRel);
+        let key = self.key.load(Ordering::Acquire);
+        if before & QUEUED == 0 && key != NOWHERE {
+            self.home.queue(key);
+        }
+    }
+
+    /// Whether the future was woken since the last call.
+    pub(crate) fn take_poll(&self) -> bool {
+        self.flags.fetch_and(!POLL, Ordering::AcqRel) & POLL != 0
+    }
+
+    /// A turn begins. Until [`end_turn`](Self::end_turn) asking is free of charge.
+    fn begin_turn(&self) {
+        self.flags.fetch_or(QUEUED, Ordering::AcqRel);
+    }
+
+    /// From here on whoever asks gets another turn. Comes before the last look at what there is to do.
+    pub(crate) fn end_turn(&self) {
+        self.flags.fetch_and(!QUEUED, Ordering::AcqRel);
+    }
+
+    /// Whether the future was woken and not polled since.
+    pub(crate) fn wants_poll(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & POLL != 0
+    }
+
+    /// Brings the resident that this belongs to home.
+    pub(crate) fn move_in(&self, resident: Pin<Box<dyn Resident>>) {
+        self.home.receive(resident);
+    }
+}
+
+/// The letter box of a worker: the part of it that others reach.
+pub(crate) struct Home {
+    letters: Mutex<Letters>,
+}
+
+#[derive(Default)]
+struct Letters {
+    arrived: Vec<Pin<Box<dyn Resident>>>,
+    woken: Vec<u32>,
+    /// The worker's task, while it waits.
+    worker: Option<Waker>,
+    /// Nobody will write any more.
+    closed: bool,
+    /// The worker is gone, with its runtime.
+    abandoned: bool,
+}
+
+impl Home {
+    fn letters(&self) -> MutexGuard<'_, Letters> {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self, key: u32) {
+        self.write(|letters| letters.woken.push(key));
+    }
+
+    fn receive(&self, resident: Pin<Box<dyn Resident>>) {
+        let mut resident = Some(resident);
+        self.write(|letters| {
+            if !letters.abandoned {
+                letters.arrived.extend(resident.take());
+            }
+        });
+        // One that comes too late is dropped here, where no lock is held.
+        drop(resident);
+    }
+
+    fn write(&self, write: impl FnOnce(&mut Letters)) {
+        let worker = {
+            let mut letters = self.letters();
+            write(&mut letters);
+            letters.worker.take()
+        };
+        if let Some(worker) = worker {
+            worker.wake();
+        }
+    }
+}
+
+/// All workers of a server, one for each of the runtime's threads. They begin when the first is needed, in
+/// the runtime that asks, and end with this value.
+#[derive(Default)]
+pub(crate) struct Workers {
+    homes: OnceLock<Box<[Arc<Home>]>>,
+    next: AtomicUsize,
+}
+
+impl Workers {
+    /// Where the next resident is to live.
+    ///
+    /// # Errors
+    /// The system has no descriptor left for a worker's epoll.
+    pub(crate) fn home(&self) -> io::Result<Arc<Home>> {
+        let homes = match self.homes.get() {
+            Some(homes) => homes,
+            None => {
+                let threads = Handle::current().metrics().num_workers();
+                let begun = (0..threads).map(|_| Worker::begin()).collect::<io::Result<_>>()?;
+                if let Err(second) = self.homes.set(begun) {
+                    close(&second); // somebody else was faster
+                }
+                self.homes.wait()
+            }
+        };
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % homes.len();
+        Ok(Arc::clone(&homes[next]))
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.homes.get().into_iter().for_each(|homes| close(homes));
+    }
+}
+
+fn close(homes: &[Arc<Home>]) {
+    homes.iter().for_each(|home| home.write(|letters| letters.closed = true));
+}
+
+// ---- the worker itself ------------------------------------------------------------------------------
+
+/// See the module.
+struct Worker {
+    home: Arc<Home>,
+    reactor: AsyncFd<Reactor>,
+    residents: Slab<Entry>,
+    /// Whose turn it is, in this order.
+    queue: Vec<u32>,
+    wheel: Wheel,
+    alarm: Pin<Box<Sleep>>,
+}
+
+struct Reactor {
+    poll: mio::Poll,
+    events: Events,
+}
+
+impl Reactor {
+    /// Queues everyone whose socket became ready; returns how many did.
+    fn collect(&mut self, residents: &mut Slab<Entry>, queue: &mut Vec<u32>) -> usize {
+        if let Err(error) = self.poll.poll(&mut self.events, Some(Duration::ZERO)) {
+            tracing::error!(%error, "epoll failed");
+            return 0;
+        }
+        let mut count = 0;
+        for event in &self.events {
+            count += 1;
+            let key = event.token().0;
+            if let Some(entry) = residents.get_mut(key) {
+                entry.readiness.add(event);
+                entry.enqueue(key as u32, queue);
+            }
+        }
+        count
+    }
+}
+
+struct Entry {
+    resident: Pin<Box<dyn Resident>>,
+    readiness: Readiness,
+    queued: bool,
+}
+
+impl Entry {
+    fn enqueue(&mut self, key: u32, queue: &mut Vec<u32>) {
+        if !std::mem::replace(&mut self.queued, true) {
+            queue.push(key);
+        }
+    }
+}
+
+impl std::os::fd::AsRawFd for Reactor {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.poll.as_raw_fd()
+    }
+}
+
+impl Worker {
+    fn begin() -> io::Result<Arc<Home>> {
+        let home = Arc::new(Home { letters: Mutex::default() });
+        let reactor = Reactor { poll: mio::Poll::new()?, events: Events::with_capacity(EVENTS) };
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe because a type may change or close its descriptor; an epoll does not"
+        )]
+        let reactor = AsyncFd::with_interest(reactor, tokio::io::Interest::READABLE)?;
+        let worker = Self {
+            home: Arc::clone(&home),
+            reactor,
+            residents: Slab::new(),
+            queue: Vec::new(),
+            wheel: Wheel::new(now()),
+            alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        };
+        tokio::spawn(worker);
+        Ok(home)
+    }
+
+    /// One pass. `false`: there is nothing to do until something wakes this task.
+    fn pass(&mut self, cx: &mut Context<'_>) -> bool {
+        self.open_letters();
+        self.look_at_sockets(cx);
+        self.keep_time();
+        let queue = std::mem::take(&mut self.queue);
+        let worked = !queue.is_empty();
+        let mut turns = queue.iter();
+        for key in turns.by_ref() {
+            self.give_turn(*key);
+            // Handlers that use tokio's own sockets and channels spend this task's budget.
+            if !coop::has_budget_remaining() {
+                break;
+            }
+        }
+        let rest = turns.as_slice();
+        self.queue.splice(0..0, rest.iter().copied());
+        if self.queue.is_empty() {
+            // Nothing came up meanwhile: keep the memory.
+            self.queue = queue;
+            self.queue.clear();
+        }
+        worked
+    }
+
+    fn open_letters(&mut self) {
+        let (arrived, mut woken) = {
+            let mut letters = self.home.letters();
+            (std::mem::take(&mut letters.arrived), std::mem::take(&mut letters.woken))
+        };
+        for resident in arrived {
+            let entry = self.residents.vacant_entry();
+            let key = u32::try_from(entry.key()).unwrap_or(NOWHERE);
+            let signal = resident.signal();
+            signal.begin_turn();
+            signal.key.store(key, Ordering::Release);
+            entry.insert(Entry { resident, readiness: Readiness::default(), queued: true });
+            self.queue.push(key);
+        }
+        woken.drain(..).for_each(|key| self.enqueue(key));
+        let mut letters = self.home.letters();
+        if letters.woken.is_empty() {
+            letters.woken = woken;
+        }
+    }
+
+    /// Whoever was woken may have left since; a newcomer in its place does not mind.
+    fn enqueue(&mut self, key: u32) {
+        if let Some(entry) = self.residents.get_mut(key as usize) {
+            entry.enqueue(key, &mut self.queue);
+        }
+    }
+
+    fn look_at_sockets(&mut self, cx: &mut Context<'_>) {
+        let Self { reactor, residents, queue, .. } = self;
+        while let Poll::Ready(Ok(mut guard)) = reactor.poll_read_ready_mut(cx) {
+            if guard.get_inner_mut().collect(residents, queue) < EVENTS {
+                // That was all. What becomes ready from here on makes the epoll itself ready once more.
+                guard.clear_ready();
+            }
+        }
+        if !queue.is_empty() {
+            // While there is work the runtime looks at its own reactor, and so at ours, only now and then.
+            reactor.get_mut().collect(residents, queue);
+        }
+    }
+
+    fn keep_time(&mut self) {
+        let Self { wheel, residents, queue, .. } = self;
+        wheel.advance(now(), |key| {
+            if let Some(entry) = residents.get_mut(key as usize) {
+                entry.enqueue(key, queue);
+            }
+        });
+    }
+
+    fn give_turn(&mut self, key: u32) {
+        let Some(entry) = self.residents.get_mut(key as usize) else { return };
+        entry.queued = false;
+        let here = Here {
+            registry: self.reactor.get_ref().poll.registry(),
+            token: Token(key as usize),
+            readiness: std::mem::take(&mut entry.readiness),
+        };
+        entry.resident.signal().begin_turn();
+        // A handler that panics ends its own session and no other.
+        let turn = catch_unwind(AssertUnwindSafe(|| entry.resident.as_mut().turn(&here)));
+        match turn {
+            Ok(Turn::Until(None)) => self.wheel.disarm(key),
+            Ok(Turn::Until(Some(at))) => self.wheel.arm(key, at),
+            Ok(Turn::Again) => self.enqueue(key),
+            Ok(Turn::Done) | Err(_) => {
+                self.wheel.disarm(key);
+                let entry = self.residents.remove(key as usize);
+                // Dropping what an application wrote may panic as well.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(entry)));
+                if self.residents.is_empty() {
+                    self.residents = Slab::new();
+                }
+            }
+        }
+    }
+
+    /// Says when to be woken. `false`: something came up already.
+    fn rest(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(at) = self.wheel.next() {
+            let at = tokio::time::Instant::from_std(at);
+            if self.alarm.deadline() != at {
+                self.alarm.as_mut().reset(at);
+            }
+            if self.alarm.as_mut().poll(cx).is_ready() {
+                return false;
+            }
+        }
+        let mut letters = self.home.letters();
+        letters.worker = Some(cx.waker().clone());
+        letters.woken.is_empty() && letters.arrived.is_empty()
+    }
+}
+
+impl Future for Worker {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let worked = self.pass(cx);
+        if self.residents.is_empty() && self.home.letters().closed {
+            return Poll::Ready(());
+        }
+        if worked || !self.rest(cx) {
+            // Look again once the other tasks had their turn.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let arrived = {
+            let mut letters = self.home.letters();
+            letters.abandoned = true;
+            std::mem::take(&mut letters.arrived)
+        };
+        drop(arrived);
+    }
+}
