@@ -407,3 +407,37 @@ impl Future for Task {
         self.turn(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mainstay_proto::confirm::{ConfirmConfig, WhenFull};
+    use mainstay_proto::connect::ConnectConfig;
+
+    use super::*;
+
+    #[test]
+    fn what_was_dropped_says_nothing_of_what_is_under_way() {
+        let confirm = ConfirmConfig::default().queue(2, 1024).unwrap().when_full(WhenFull::DropOldest);
+        let config = ConnectConfig { confirm, link: true, ..ConnectConfig::default() };
+        let start = now();
+        let core = Core::new(Machine::new(start, config, [1; 32]));
+        let mut inner = core.lock();
+        inner.machine.handle_timeout(start);
+        let Some(Command::Dial(connection)) = inner.machine.poll_command() else { panic!("no dial") };
+        inner.machine.handle_opened(start, connection, Mode::Plain);
+        let mut under_way = inner.send(Message::text("a")).unwrap();
+        assert!(inner.machine.poll_transmit(start, connection).is_some());
+        let mut dropped = inner.send(Message::text("b")).unwrap();
+        let mut waiting = inner.send(Message::text("c")).unwrap();
+        inner.settle();
+        assert!(under_way.0.try_recv().is_err() && waiting.0.try_recv().is_err());
+        assert_eq!(dropped.0.try_recv(), Ok(Outcome::Lost));
+
+        let later = start + std::time::Duration::from_secs(1);
+        while inner.machine.poll_transmit(later, connection).is_some() {}
+        inner.machine.handle_pong(later, connection, &1_u64.to_be_bytes());
+        inner.settle();
+        assert_eq!(under_way.0.try_recv(), Ok(Outcome::Delivered));
+        assert!(waiting.0.try_recv().is_err(), "its Ping is still to come");
+    }
+}
