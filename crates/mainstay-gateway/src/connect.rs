@@ -302,9 +302,10 @@ fn sent(fate: &Fate) -> Value {
 
 fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str, String, Value) {
     let (why, code) = match why {
-        Lost::Unreachable(what) | Lost::Refused { reason: what, .. } | Lost::Broken(what) => {
-            (what.clone(), None)
-        }
+        Lost::Unreachable(what)
+        | Lost::Unavailable { reason: what, .. }
+        | Lost::Refused { reason: what, .. }
+        | Lost::Broken(what) => (what.clone(), None),
         Lost::Closed { code, reason } => {
             let words = code.map_or_else(|| "no code".to_owned(), |code| code.to_string());
             (

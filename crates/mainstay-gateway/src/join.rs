@@ -6,8 +6,9 @@
 //!
 //! A plain visitor gets the backend's own answer: its request is answered after the backend's was. That
 //! cannot be done for one that speaks `mainstay.v1`. Its request does not say whether it opens a session or
-//! resumes one, and a backend asked for every resume would see connections that come and go. Such a visitor
-//! is accepted first, and told in band what the backend says.
+//! resumes one, and a backend asked for every resume would see connections that come and go. Nor can WELCOME
+//! wait for the backend: a HELLO is answered in one step, or two attempts of one client could make two
+//! sessions. Such a visitor is accepted first, and told by END what the backend says.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;

@@ -93,6 +93,13 @@ const HEARTBEAT_PING: u64 = 1 << 63;
 pub enum Lost {
     /// It could not be opened, but may be another time.
     Unreachable(String),
+    /// It could not be opened, and the server says when it may be (`Retry-After`).
+    Unavailable {
+        /// Not before.
+        retry_after: Duration,
+        /// In words.
+        reason: String,
+    },
     /// It could not be opened, and never will be: another attempt would get the same refusal.
     Refused {
         /// The status of the HTTP response, if it was one.
@@ -856,7 +863,11 @@ impl Client {
             }
             _ => Cause::Shared,
         };
-        let advice = delay.filter(|delay| !delay.max.is_zero()).map(advice);
+        let delay = match why {
+            Lost::Unavailable { retry_after: at, .. } => Some(Delay { min: *at, max: *at }),
+            _ => delay.filter(|delay| !delay.max.is_zero()),
+        };
+        let advice = delay.map(advice);
         let wait = self.backoff.next_delay(cause, advice, &mut self.rng);
         self.dial = Dial::Waiting { until: now + wait };
         wait
@@ -878,7 +889,11 @@ impl Client {
                 (Some(*code), reason.clone())
             }
             Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
-            Lost::Unreachable(reason) | Lost::Broken(reason) if self.config.once => (None, reason.clone()),
+            Lost::Unreachable(reason) | Lost::Broken(reason) | Lost::Unavailable { reason, .. }
+                if self.config.once =>
+            {
+                (None, reason.clone())
+            }
             _ => return false,
         };
         self.give_up(code.map(u64::from), reason);

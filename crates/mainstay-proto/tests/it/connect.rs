@@ -240,6 +240,17 @@ fn the_servers_advice_wins_over_the_backoff() {
 }
 
 #[test]
+fn a_server_that_says_when_to_come_back_is_obeyed_and_its_crowd_spread() {
+    let mut node = Node::default();
+    let connection = node.dialled();
+    node.lose(connection, Lost::Unavailable { retry_after: 20 * SECOND, reason: "503".into() });
+    let wait = retry_in(&node.event());
+    assert!((20 * SECOND..=22 * SECOND).contains(&wait), "{wait:?}");
+    node.wait(wait);
+    node.dialled();
+}
+
+#[test]
 fn an_answer_that_will_not_change_ends_it() {
     let refused = Lost::Refused { status: Some(401), reason: "401".into() };
     let stop = Lost::Closed { code: CloseCode::new(4501), reason: "no".into() };

@@ -1,6 +1,7 @@
 //! Opening one connection: TCP, TLS, the opening handshake.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
@@ -75,7 +76,9 @@ async fn open(
     let (status, headers, early) = read_response(&mut stream).await?;
     let agreed = offer.check_response(status, &headers).map_err(|error| {
         let reason = error.to_string();
-        if error.is_retryable() {
+        if let (true, Some(retry_after)) = (error.is_retryable(), retry_after(&headers)) {
+            Lost::Unavailable { retry_after, reason }
+        } else if error.is_retryable() {
             Lost::Unreachable(reason)
         } else {
             let answered = status != StatusCode::SWITCHING_PROTOCOLS;
@@ -86,6 +89,12 @@ async fn open(
     let codec = Connection::new(Role::Client, attempt.limits, agreed.deflate, mask_seed);
     let wire = Wire::new(stream.into_transport(), codec, early);
     Ok((wire, if ours { Mode::Session } else { Mode::Plain }, agreed.protocol))
+}
+
+/// Seconds; a date is not understood, as it would need a clock that both ends agree on.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
