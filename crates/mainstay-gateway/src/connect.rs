@@ -1,32 +1,51 @@
 //! `mainstay connect`: lines in, messages out; what happens to the connection goes to standard error.
 //!
-//! Exit codes: 0 ended in order, 1 the server ended or refused it, 2 the arguments are wrong.
+//! What is said and how it ends is for people and scripts alike: the exit codes are in [`EXAMPLES`], which
+//! `--help` prints.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use mainstay::client::{Event, Lost, Report};
-use mainstay::{Client, CloseCode, Kind, Limits, Message};
-use serde_json::json;
+use mainstay::client::{Builder, Event, Lost, Mode};
+use mainstay::{Client, CloseCode, Fate, Kind, Limits, Link, Message, Report};
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::values;
+use crate::{Interrupts, values};
+
+/// What `--help` ends with.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  mainstay connect ws://127.0.0.1:8080/echo
+      talk to a server; Ctrl-C or the end of the input ends in order
+  printf 'a\\nb\\n' | mainstay connect wss://example.com/feed --linger 5s
+      send two messages, and leave when nothing has come for 5 s
+  mainstay connect wss://example.com/feed --json --plain | jq -r .message
+      watch a server that speaks plain WebSocket
+
+Exit codes:
+  0  ended in order, and everything sent was delivered
+  1  the server refused the connection or ended it
+  2  the arguments are wrong
+  3  ended, but not everything sent was delivered, as far as is known
+  130  interrupted twice: nothing was waited for";
 
 /// Flags of `mainstay connect`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Where to, for example ws://127.0.0.1:8080/echo.
+    #[arg(value_parser = values::url)]
     url: String,
     /// Print messages and events as one JSON object a line, all on standard output.
     #[arg(long)]
     json: bool,
     /// A header for the request, as "Name: value". May be repeated.
-    #[arg(long = "header", short = 'H', value_name = "HEADER", value_parser = header)]
+    #[arg(long = "header", short = 'H', value_name = "HEADER", value_parser = values::header)]
     headers: Vec<(HeaderName, HeaderValue)>,
     /// An application subprotocol to offer. May be repeated.
-    #[arg(long = "subprotocol", value_name = "NAME")]
+    #[arg(long = "subprotocol", value_name = "NAME", value_parser = values::token)]
     subprotocols: Vec<String>,
     /// Do not offer mainstay.v1.
     #[arg(long)]
@@ -42,21 +61,21 @@ pub(crate) struct Arguments {
     max_message: usize,
 }
 
-fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let (name, value) = text.split_once(':').ok_or("write it as \"Name: value\"")?;
-    let name = name.trim().parse().map_err(|_| format!("{name:?} is not a header name"))?;
-    let value = value.trim().parse().map_err(|_| format!("{value:?} is not a header value"))?;
-    Ok((name, value))
+pub(crate) async fn run(arguments: Arguments) -> ExitCode {
+    if arguments.plain {
+        connect(Link::to(&arguments.url), &arguments).await
+    } else {
+        connect(Client::builder(&arguments.url), &arguments).await
+    }
 }
 
-pub(crate) async fn run(arguments: Arguments) -> ExitCode {
-    let mut builder = match Client::builder(&arguments.url) {
-        Ok(builder) if arguments.plain => builder.plain(),
+async fn connect<P>(
+    builder: Result<Builder<P>, mainstay::client::UrlError>,
+    arguments: &Arguments,
+) -> ExitCode {
+    let mut builder = match builder {
         Ok(builder) => builder,
-        Err(error) => {
-            eprintln!("mainstay: {error}");
-            return ExitCode::from(2);
-        }
+        Err(error) => return complain(&error, 2),
     };
     for (name, value) in &arguments.headers {
         builder = builder.header(name.clone(), value.clone());
@@ -65,139 +84,280 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         builder = builder.subprotocol(name);
     }
     builder = builder.limits(Limits { max_message: arguments.max_message, ..Limits::default() });
+    let output = Output { json: arguments.json, interactive: std::io::stdin().is_terminal() };
+    output.greet(&arguments.url);
     let client = if arguments.once {
         match builder.connect_once().await {
             Ok(client) => client,
-            Err(error) => {
-                eprintln!("mainstay: {error}");
-                return ExitCode::FAILURE;
-            }
+            Err(error) => return complain(&error, 1),
         }
     } else {
         builder.connect()
     };
-    talk(client, &arguments).await
+    match Interrupts::listen() {
+        Ok(interrupts) => ExitCode::from(talk(client, arguments.linger, &output, interrupts).await),
+        Err(error) => complain(&error, 1),
+    }
 }
 
-/// Pairs the three streams until the input has ended and nothing more comes, or the client has ended.
-async fn talk(mut client: Client, arguments: &Arguments) -> ExitCode {
+fn complain(error: &impl std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("mainstay: {error}");
+    ExitCode::from(code)
+}
+
+/// What the exit code is made of.
+#[derive(Default)]
+struct Told {
+    /// The server ended it otherwise than with 1000.
+    refused: bool,
+    /// Something was reported unknown or not delivered.
+    missing: bool,
+}
+
+impl Told {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self { refused: true, .. } => 1,
+            Self { missing: true, .. } => 3,
+            _ => 0,
+        }
+    }
+
+    fn note(&mut self, event: &Event, closing: bool) {
+        let undelivered = |fate: &Fate| fate.delivered < if fate.resent { fate.unknown } else { fate.last };
+        match event {
+            Event::Report(_) => self.missing = true,
+            Event::Gap(fate) => self.missing |= undelivered(fate),
+            Event::Ended { code, fate, .. } => {
+                self.missing |= fate.as_ref().is_some_and(undelivered);
+                self.refused = !closing && *code != Some(u64::from(CloseCode::NORMAL));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Pairs the three streams until the input has ended and nothing more comes, the user interrupts, whoever
+/// read the output is gone, or the client has ended. Returns the exit code.
+async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output, mut interrupts: Interrupts) -> u8 {
     let (sender, events) = (client.sender(), client.events());
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut input_open = true;
-    let output = Output { json: arguments.json };
+    // A line that waits for room. What the server says meanwhile is read, or both would wait for ever.
+    let mut waiting: Option<Message> = None;
+    let mut told = Told::default();
     loop {
+        let sending = async {
+            match &waiting {
+                Some(message) => sender.send(message.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
         let leaving = async {
-            if input_open { std::future::pending().await } else { tokio::time::sleep(arguments.linger).await }
+            let more = input_open || waiting.is_some();
+            if more { std::future::pending().await } else { tokio::time::sleep(linger).await }
         };
         tokio::select! {
             event = events.next() => match event {
-                Some(Event::Ended { code, reason, .. }) => {
-                    output.event(&Event::Ended { code, reason, fate: None });
-                    return if code == Some(1000) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+                Some(event) => {
+                    told.note(&event, false);
+                    if output.event(&event).is_err() {
+                        break;
+                    }
                 }
-                Some(event) => output.event(&event),
-                None => return ExitCode::SUCCESS,
+                None => return told.exit_code(),
             },
             Some(message) = client.recv() => {
                 if output.message(&message).is_err() {
-                    // Whoever read our output is gone.
-                    return ExitCode::SUCCESS;
+                    break;
                 }
             }
-            line = lines.next_line(), if input_open => match line {
-                Ok(Some(line)) => {
-                    if sender.send(Message::text(line)).await.is_err() {
-                        input_open = false;
-                    }
-                }
+            line = lines.next_line(), if input_open && waiting.is_none() => match line {
+                Ok(Some(line)) => waiting = Some(Message::text(line)),
                 Ok(None) | Err(_) => input_open = false,
             },
-            () = leaving => {
-                client.close(CloseCode::NORMAL, "").await;
-                return ExitCode::SUCCESS;
+            sent = sending => {
+                input_open &= sent.is_ok();
+                waiting = None;
             }
+            () = interrupts.next() => break,
+            () = leaving => break,
         }
+    }
+    told.missing |= waiting.is_some();
+    // What was accepted is still delivered, and what happens to it told.
+    let end = async {
+        client.close(CloseCode::NORMAL, "").await;
+        while let Some(event) = events.next().await {
+            told.note(&event, true);
+            let _ = output.event(&event);
+        }
+        told.exit_code()
+    };
+    tokio::select! {
+        code = end => code,
+        () = interrupts.next() => 130,
     }
 }
 
 struct Output {
     json: bool,
+    /// A person types the input.
+    interactive: bool,
 }
 
 impl Output {
-    fn message(&self, message: &Message) -> std::io::Result<()> {
-        let mut out = std::io::stdout().lock();
-        match (self.json, message.kind, message.as_text()) {
-            (true, Kind::Text, Some(text)) => writeln!(out, "{}", json!({"message": text}))?,
-            (true, ..) => writeln!(out, "{}", json!({"binary": hex(&message.payload)}))?,
-            (false, Kind::Text, Some(text)) => writeln!(out, "{text}")?,
-            (false, ..) => writeln!(out, "{}", hex(&message.payload))?,
+    fn greet(&self, url: &str) {
+        if self.interactive && !self.json {
+            eprintln!("mainstay: connecting to {url}; each line is a message, Ctrl-D or Ctrl-C ends");
         }
-        out.flush()
     }
 
-    fn event(&self, event: &Event) {
-        let (name, detail) = describe(event);
-        if self.json {
-            println!("{}", json!({"event": name, "detail": detail}));
-        } else {
-            eprintln!("mainstay: {name}: {detail}");
+    fn message(&self, message: &Message) -> std::io::Result<()> {
+        match (self.json, message.kind, message.as_text()) {
+            (true, Kind::Text, Some(text)) => line(&json!({"message": text})),
+            (true, ..) => line(&json!({"binary": hex(&message.payload)})),
+            (false, Kind::Text, Some(text)) => line(&text),
+            (false, ..) => line(&hex(&message.payload)),
         }
+    }
+
+    fn event(&self, event: &Event) -> std::io::Result<()> {
+        let (name, detail, mut facts) = describe(event);
+        if self.json {
+            facts["event"] = json!(name);
+            facts["detail"] = json!(detail);
+            return line(&facts);
+        }
+        eprintln!("mainstay: {name}: {detail}");
+        Ok(())
     }
 }
 
-fn describe(event: &Event) -> (&'static str, String) {
+fn line(what: &impl std::fmt::Display) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{what}")?;
+    out.flush()
+}
+
+/// An event's name, in words, and as fields.
+fn describe(event: &Event) -> (&'static str, String, Value) {
     match event {
         Event::Attached { mode, resumed, epoch } => {
-            let how = if *resumed { "nothing was lost" } else { "new session" };
-            ("attached", format!("{mode:?}, {how}, epoch {epoch}").to_lowercase())
+            let (mode, how) = match mode {
+                Mode::Session if *resumed => ("session", "session resumed, nothing was lost"),
+                Mode::Session => ("session", "new session"),
+                Mode::Plain => ("plain", "plain WebSocket, nothing is resumed"),
+            };
+            let facts = json!({"mode": mode, "resumed": resumed, "epoch": epoch});
+            ("attached", format!("{how}; epoch {epoch}"), facts)
         }
-        Event::Detached { why, retry_in } => {
-            ("detached", format!("{}; next attempt in {retry_in:.1?}", cause(why)))
-        }
-        Event::AttemptFailed { why, retry_in } => {
-            ("waiting", format!("{}; next attempt in {retry_in:.1?}", cause(why)))
-        }
-        Event::Gap(fate) => (
-            "gap",
-            format!(
+        Event::Detached { why, retry_in } => waiting("detached", why, *retry_in),
+        Event::AttemptFailed { why, retry_in } => waiting("waiting", why, *retry_in),
+        Event::Gap(fate) => {
+            let lost = fate.lost.map(|(_, count)| count);
+            let detail = format!(
                 "sent {}: delivered {}, unknown {}, {} {}; lost from the server: {}",
                 fate.last,
                 fate.delivered,
                 fate.unknown - fate.delivered,
                 fate.last - fate.unknown,
                 if fate.resent { "sent again" } else { "not delivered" },
-                fate.lost.map_or_else(|| "unknown".to_owned(), |(_, count)| count.to_string()),
-            ),
-        ),
-        Event::FreshPeer => ("fresh", "a plain server: what it sent meanwhile is lost".to_owned()),
+                lost.map_or_else(|| "unknown".to_owned(), |count| count.to_string()),
+            );
+            ("gap", detail, json!({"sent": sent(fate), "lost": lost}))
+        }
+        Event::FreshPeer => ("fresh", "a plain server: what it sent meanwhile is lost".to_owned(), json!({})),
         Event::Report(Report::Unknown(first, last)) => {
-            ("report", format!("messages {first} to {last} may or may not have arrived"))
+            report("unknown", *first, *last, "may or may not have arrived")
+        }
+        Event::Report(Report::NotDelivered(first, last)) => {
+            report("not delivered", *first, *last, "were not delivered")
         }
         Event::Report(Report::Undeliverable(number, _)) => {
-            ("report", format!("message {number} ended three connections and is given up"))
+            report("undeliverable", *number, *number, "ended three connections and are given up")
         }
-        Event::Dropped { first, count, .. } => {
-            ("dropped", format!("{count} messages from number {first} on, by the server: it was full"))
+        Event::Dropped { first, count, .. } => (
+            "dropped",
+            format!("{count} messages from number {first} on, by the server: it was full"),
+            json!({"first": first, "count": count}),
+        ),
+        Event::Authenticated { accepted } => {
+            ("authenticated", format!("accepted={accepted}"), json!({"accepted": accepted}))
         }
-        Event::Authenticated { accepted } => ("authenticated", format!("accepted={accepted}")),
-        Event::Volatile(message) => ("volatile", message.as_text().unwrap_or("(binary)").to_owned()),
-        Event::Ended { code, reason, .. } => {
-            ("ended", code.map_or_else(|| reason.clone(), |code| format!("code {code} {reason}")))
+        Event::Volatile(message) => {
+            let text = message.as_text().map_or_else(|| hex(&message.payload), str::to_owned);
+            ("volatile", text.clone(), json!({"message": text}))
+        }
+        Event::Ended { code, reason, fate } => {
+            let code_words = code.map(|code| format!("code {code}"));
+            let words: Vec<_> =
+                code_words.into_iter().chain((!reason.is_empty()).then(|| reason.clone())).collect();
+            let facts = json!({"code": code, "reason": reason, "sent": fate.as_ref().map(sent)});
+            ("ended", words.join(", "), facts)
         }
     }
 }
 
-fn cause(why: &Lost) -> String {
-    match why {
-        Lost::Unreachable(what) | Lost::Refused(what) | Lost::Broken(what) => what.clone(),
+fn sent(fate: &Fate) -> Value {
+    json!({
+        "delivered": fate.delivered,
+        "unknown": fate.unknown - fate.delivered,
+        "not_delivered": fate.last - fate.unknown,
+        "sent_again": fate.resent,
+    })
+}
+
+fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str, String, Value) {
+    let (why, code) = match why {
+        Lost::Unreachable(what)
+        | Lost::Unavailable { reason: what, .. }
+        | Lost::Refused { reason: what, .. }
+        | Lost::Broken(what) => (what.clone(), None),
         Lost::Closed { code, reason } => {
-            let code = code.map_or_else(|| "no code".to_owned(), |code| code.to_string());
-            format!("closed by the server: {code} {reason}")
+            let words = code.map_or_else(|| "no code".to_owned(), |code| code.to_string());
+            (
+                format!("closed by the server: {words} {reason}").trim_end().to_owned(),
+                code.map(CloseCode::get),
+            )
         }
-    }
+    };
+    let facts = json!({"why": why, "code": code, "retry_in_ms": retry_in.as_millis()});
+    (name, format!("{why}; next attempt in {retry_in:.1?}"), facts)
+}
+
+fn report(fate: &str, first: u64, last: u64, words: &str) -> (&'static str, String, Value) {
+    let facts = json!({"fate": fate, "first": first, "last": last});
+    ("report", format!("messages {first} to {last} {words}"), facts)
 }
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fate(delivered: u64, unknown: u64, last: u64, resent: bool) -> Fate {
+        Fate { delivered, unknown, last, resent, lost: None, cause: mainstay::Cause::Unknown }
+    }
+
+    #[test]
+    fn the_exit_code_says_whether_everything_was_delivered() {
+        let check = |events: &[Event], closing, expected| {
+            let mut told = Told::default();
+            events.iter().for_each(|event| told.note(event, closing));
+            assert_eq!(told.exit_code(), expected, "{events:?}");
+        };
+        let ended = |code, fate| Event::Ended { code, reason: String::new(), fate };
+        check(&[ended(Some(1000), Some(fate(2, 2, 2, false)))], true, 0);
+        check(&[ended(Some(1000), Some(fate(1, 2, 2, false)))], true, 3);
+        check(&[ended(Some(1000), Some(fate(1, 1, 2, false)))], true, 3);
+        check(&[ended(Some(4501), None)], false, 1);
+        check(&[ended(Some(1000), None)], false, 0);
+        check(&[Event::Gap(fate(1, 1, 2, true)), ended(Some(1000), None)], true, 0);
+        check(&[Event::Gap(fate(0, 1, 2, true)), ended(Some(1000), None)], true, 3);
+        check(&[Event::Report(Report::NotDelivered(1, 1)), ended(Some(1000), None)], true, 3);
+    }
 }

@@ -12,7 +12,9 @@ mod values;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// WebSocket connections that stay: notices in seconds when one has died, brings it back, and loses,
 /// repeats or reorders nothing on the way.
@@ -28,6 +30,7 @@ enum Command {
     /// Accept WebSockets, and front a backend with them (or answer with a built-in one).
     Serve(serve::Arguments),
     /// Talk to a WebSocket: lines in, messages out.
+    #[command(after_help = connect::EXAMPLES)]
     Connect(connect::Arguments),
     /// Print a completion script for a shell.
     Completions {
@@ -37,7 +40,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("MAINSTAY_LOG").unwrap_or_else(|_| "warn".into()),
@@ -50,6 +56,40 @@ fn main() -> ExitCode {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "mainstay", &mut std::io::stdout());
             ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Help and version as they are; a mistake in one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+    }
+    let text = error.to_string();
+    let told = text.split("\n\n").filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more"));
+    let in_one_line = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = told.map(in_one_line).collect::<Vec<_>>().join("; ");
+    eprintln!("mainstay: {}; see --help", line.trim_start_matches("error: "));
+    ExitCode::from(2)
+}
+
+/// SIGINT and SIGTERM from now on.
+struct Interrupts {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Interrupts {
+    fn listen() -> std::io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }

@@ -14,32 +14,36 @@ use mainstay::server::Config;
 use mainstay::{Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
 use tokio::net::TcpListener;
 
-use crate::{admin, builtin, join, values};
+use crate::{Interrupts, admin, builtin, join, values};
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Arguments {
     /// Where visitors connect.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: SocketAddr,
     /// The backend to front, for example ws://127.0.0.1:3000. Its path, if any, goes in front of the
     /// visitor's. Without it a built-in backend answers at /echo and /broadcast.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
     upstream: Option<Uri>,
+    /// How long a plain visitor is kept while the backend cannot be reached. One that speaks mainstay.v1
+    /// is kept for as long as it stays.
+    #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "30s")]
+    upstream_wait: Duration,
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
-    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "25s")]
-    heartbeat: Duration,
+    #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
+    heartbeat: HeartbeatConfig,
     /// The largest message, in either direction.
     #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "64KiB")]
     max_message: usize,
     /// The most fragments in one message.
-    #[arg(long, value_name = "COUNT", default_value_t = 1024)]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 1024)]
     max_fragments: u32,
     /// Agree on permessage-deflate with visitors that offer it.
     #[arg(long)]
     deflate: bool,
     /// How long a visitor that speaks mainstay.v1 may be away.
-    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "2m")]
+    #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "2m")]
     resume_window: Duration,
     /// What becomes of messages that the backend did not confirm when its connection is lost.
     #[arg(long, value_enum, default_value = "at-least-once")]
@@ -48,10 +52,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value = "pong")]
     confirm: ConfirmBy,
     /// Where /healthz, /readyz and /metrics are served. Keep it private.
-    #[arg(long, value_name = "ADDRESS", env = "MAINSTAY_ADMIN")]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address, env = "MAINSTAY_ADMIN")]
     admin: Option<SocketAddr>,
     /// Over how long visitors are sent away at SIGTERM.
-    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "30s")]
+    #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "30s")]
     drain: Duration,
 }
 
@@ -90,29 +94,16 @@ impl FromRef<Gateway> for Mainstay {
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     match serve(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Usage(line)) => {
-            eprintln!("mainstay: {line}");
-            ExitCode::from(2)
-        }
-        Err(Failure::Runtime(line)) => {
+        Err(line) => {
             eprintln!("mainstay: {line}");
             ExitCode::FAILURE
         }
     }
 }
 
-enum Failure {
-    Usage(String),
-    Runtime(String),
-}
-
-async fn serve(arguments: Arguments) -> Result<(), Failure> {
-    let heartbeat = HeartbeatConfig::every(arguments.heartbeat)
-        .map_err(|error| Failure::Usage(format!("--heartbeat: must be {}", error.bound)))?;
-    if arguments.resume_window > Duration::from_secs(3600) {
-        return Err(Failure::Usage("--resume-window: must be at most 1h".into()));
-    }
-    let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments.max(1) };
+async fn serve(arguments: Arguments) -> Result<(), String> {
+    let heartbeat = arguments.heartbeat;
+    let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
     let mainstay = Mainstay::new(Config {
         heartbeat,
         limits,
@@ -126,6 +117,7 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
         Some(upstream) => {
             let link = join::LinkConfig {
                 upstream: upstream.clone(),
+                upstream_wait: arguments.upstream_wait,
                 heartbeat,
                 limits,
                 confirm: match arguments.confirm {
@@ -147,25 +139,25 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
         Some(address) => Some(bind(address, "--admin").await?),
         None => None,
     };
+    let interrupts = Interrupts::listen().map_err(|error| format!("no signals: {error}"))?;
     announce(&arguments, &listener, admin.as_ref());
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links));
     }
     mainstay::serve(listener, app, &mainstay)
-        .with_graceful_shutdown(termination(), arguments.drain)
+        .with_graceful_shutdown(termination(interrupts), arguments.drain)
         .await
-        .map_err(|error| Failure::Runtime(error.to_string()))
+        .map_err(|error| error.to_string())
 }
 
 async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Response {
-    let visit = join::Visit::of(&upgrade);
-    upgrade.on_session(move |session| join::join(session, visit, gateway.link))
+    join::visit(upgrade, gateway.link).await
 }
 
-async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Failure> {
+async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
     TcpListener::bind(address)
         .await
-        .map_err(|error| Failure::Runtime(format!("{flag} {address}: {error}; choose another address")))
+        .map_err(|error| format!("{flag} {address}: {error}; choose another address"))
 }
 
 /// What it listens on, what it fronts, and what to try next.
@@ -186,24 +178,11 @@ fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpLis
 }
 
 /// The first SIGTERM or SIGINT drains, the second ends at once.
-async fn termination() {
-    signalled().await;
+async fn termination(mut interrupts: Interrupts) {
+    interrupts.next().await;
     eprintln!("mainstay: draining; once more to end at once");
-    tokio::spawn(async {
-        signalled().await;
+    tokio::spawn(async move {
+        interrupts.next().await;
         std::process::exit(130);
     });
-}
-
-async fn signalled() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }

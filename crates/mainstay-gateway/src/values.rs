@@ -1,8 +1,10 @@
-//! The values of flags: durations, sizes, and the backend's URL.
+//! The values of flags. Each error says what may be written instead, in one line.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::Uri;
+use http::{HeaderName, HeaderValue, Uri};
+use mainstay::HeartbeatConfig;
 
 /// A duration such as `25s`, `2m` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -24,6 +26,45 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
         .checked_mul(unit)
         .filter(|size| (1..=1 << 30).contains(size))
         .ok_or_else(|| "must be between 1 B and 1 GiB".to_owned())
+}
+
+/// A heartbeat's interval.
+pub(crate) fn heartbeat(text: &str) -> Result<HeartbeatConfig, String> {
+    HeartbeatConfig::every(duration(text)?).map_err(|error| format!("must be {}", error.bound))
+}
+
+/// A duration of at most an hour.
+pub(crate) fn at_most_an_hour(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration > Duration::from_secs(3600) { Err("must be at most 1h".to_owned()) } else { Ok(duration) }
+}
+
+/// An address to listen on.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an IP address and a port, for example 127.0.0.1:8080 or [::1]:8080".into())
+}
+
+/// A header, as `Name: value`.
+pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("write it as \"Name: value\"")?;
+    let name = name.trim().parse().map_err(|_| format!("{name:?} is not a header name"))?;
+    let value = value.trim().parse().map_err(|_| format!("{value:?} is not a header value"))?;
+    Ok((name, value))
+}
+
+/// The name of a subprotocol (RFC 6455 section 4.1: a token of RFC 9110).
+pub(crate) fn token(text: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let token = !text.is_empty() && text.bytes().all(allowed);
+    token
+        .then(|| text.to_owned())
+        .ok_or_else(|| "must be letters, digits and !#$%&'*+-.^_`|~ only".to_owned())
+}
+
+/// Where to connect.
+pub(crate) fn url(text: &str) -> Result<String, String> {
+    upstream(text).map(|_| text.to_owned())
 }
 
 /// The backend: `ws://host:port[/path]`, or `wss://`.

@@ -11,6 +11,10 @@
 //!
 //! Every number meets one fate: the [`Event`] that covers it first.
 //!
+//! The queue is bounded, and [`WhenFull`] says what happens to a message that does not fit. Only what was
+//! never written on any connection can be dropped: of that, and of nothing else, it is certain that the
+//! peer does not have it.
+//!
 //! **A message that ends the connection** (too large, not what the peer expects) would be sent for
 //! ever, so whoever is first in line when three connections end is given up. The first in line need not
 //! be the guilty one, only the first of a window; before the third try the suspects therefore go out
@@ -32,7 +36,7 @@ const WINDOW_BYTES: usize = 256 * 1024;
 const PING_BYTES: usize = 64 * 1024;
 const PING_DELAY: Duration = Duration::from_millis(250);
 /// What `pong+window` keeps of the confirmed; in bytes too, or large messages would fill the memory.
-const KEPT_BACK_MESSAGES: u64 = 64;
+const KEPT_BACK_MESSAGES: usize = 64;
 const KEPT_BACK_BYTES: usize = WINDOW_BYTES;
 /// Connections that may end with the same message first in line.
 const TRIES: u8 = 3;
@@ -59,11 +63,25 @@ pub enum Guarantee {
     AtMostOnce,
 }
 
+/// What happens to a message that does not fit the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum WhenFull {
+    /// Its sender waits for room.
+    #[default]
+    Wait,
+    /// It is given back.
+    Fail,
+    /// The oldest messages that were never written make room for it, and are reported as
+    /// [`Event::NotDelivered`]. Where there are none it is itself the oldest. Nobody waits.
+    DropOldest,
+}
+
 /// How to send to a plain peer, checked where it is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConfirmConfig {
     confirm: Confirm,
     guarantee: Guarantee,
+    when_full: WhenFull,
     queue_messages: usize,
     queue_bytes: usize,
     min_interval: Duration,
@@ -80,6 +98,12 @@ impl ConfirmConfig {
     #[must_use]
     pub fn guarantee(self, guarantee: Guarantee) -> Self {
         Self { guarantee, ..self }
+    }
+
+    /// What happens to a message that does not fit the queue. Default: its sender waits.
+    #[must_use]
+    pub fn when_full(self, when_full: WhenFull) -> Self {
+        Self { when_full, ..self }
     }
 
     /// Messages that may wait for confirmation, written or not, and their bytes; one larger message
@@ -119,6 +143,7 @@ impl Default for ConfirmConfig {
         Self {
             confirm: Confirm::default(),
             guarantee: Guarantee::default(),
+            when_full: WhenFull::default(),
             queue_messages: 1024,
             queue_bytes: 4 * 1024 * 1024,
             min_interval: Duration::from_millis(20),
@@ -136,13 +161,15 @@ pub enum Transmit<'a, M> {
     Ping([u8; 8]),
 }
 
-/// What became of messages. No call brings more than one.
+/// What became of messages. A number that was reported before keeps its first fate.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<M> {
-    /// All up to this number are kept no longer, except those reported otherwise before.
+    /// All up to this number are kept no longer.
     Confirmed(u64),
     /// From the first to the second number: they may or may not have been taken in, and are not written again.
     Unknown(u64, u64),
+    /// From the first to the second number: they were never written and never will be.
+    NotDelivered(u64, u64),
     /// The connection ended three times with this message first in line. It is given up.
     Undeliverable(u64, M),
 }
@@ -156,10 +183,12 @@ pub struct Full<M>(pub M);
 #[derive(Debug)]
 pub struct Confirmer<M> {
     config: ConfirmConfig,
-    /// The messages after `released`.
+    /// In the order of their numbers.
     kept: VecDeque<Kept<M>>,
-    /// Up to here nothing is kept.
-    released: u64,
+    /// The number given last.
+    last: u64,
+    /// The highest number ever written, on whatever connection.
+    reached: u64,
     /// Up to here confirmed on some connection: what is after it is the queue.
     confirmed: u64,
     queue: Load,
@@ -170,11 +199,11 @@ pub struct Confirmer<M> {
     careful_until: u64,
 }
 
-/// A message stays in its place when it is done, without its content.
 #[derive(Debug)]
 struct Kept<M> {
-    message: Option<M>,
+    number: u64,
     bytes: usize,
+    message: M,
 }
 
 /// What is known of the current connection.
@@ -188,8 +217,8 @@ struct Line {
     confirmed: u64,
     /// Written and not confirmed.
     in_flight: Load,
-    /// Bytes confirmed and kept back.
-    kept_back: usize,
+    /// Confirmed and kept back.
+    kept_back: Load,
     /// The position that the open Ping names.
     ping: Option<u64>,
     last_ping: Option<Instant>,
@@ -224,7 +253,8 @@ impl<M> Confirmer<M> {
         Self {
             config,
             kept: VecDeque::new(),
-            released: 0,
+            last: 0,
+            reached: 0,
             confirmed: 0,
             queue: Load::default(),
             line: Line::default(),
@@ -233,26 +263,44 @@ impl<M> Confirmer<M> {
         }
     }
 
-    /// Numbers a message of `bytes` bytes and keeps it, attached or not.
+    /// Numbers a message of `bytes` bytes and keeps it, attached or not. The event is about messages that
+    /// had to make room for it, or about itself.
     ///
     /// # Errors
     /// The queue is full; the message comes back.
-    pub fn push(&mut self, message: M, bytes: usize) -> Result<u64, Full<M>> {
-        let Load { messages, bytes: queued } = self.queue;
-        let fits =
-            messages < self.config.queue_messages && queued.saturating_add(bytes) <= self.config.queue_bytes;
-        if messages > 0 && !fits {
+    pub fn push(&mut self, message: M, bytes: usize) -> Result<(u64, Option<Event<M>>), Full<M>> {
+        if self.has_room(bytes) {
+            return Ok((self.adopt(message, bytes), None));
+        }
+        if self.config.when_full != WhenFull::DropOldest {
             return Err(Full(message));
         }
-        self.kept.push_back(Kept { message: Some(message), bytes });
+        let oldest = self.index_after(self.reached);
+        let first = self.kept.get(oldest).map_or(self.last + 1, |kept| kept.number);
+        let mut dropped = first;
+        while !self.has_room(bytes) {
+            let Some(gone) = self.kept.remove(oldest) else {
+                self.last += 1;
+                return Ok((self.last, Some(Event::NotDelivered(first, self.last))));
+            };
+            self.queue.remove(gone.bytes);
+            dropped = gone.number;
+        }
+        Ok((self.adopt(message, bytes), Some(Event::NotDelivered(first, dropped))))
+    }
+
+    /// As [`push`](Self::push), whatever the queue holds: for what another machine had accepted.
+    pub(crate) fn adopt(&mut self, message: M, bytes: usize) -> u64 {
+        self.last += 1;
+        self.kept.push_back(Kept { number: self.last, bytes, message });
         self.queue.add(bytes);
-        Ok(self.last())
+        self.last
     }
 
     /// A connection is up: all that is kept is written to it, oldest first.
     pub fn handle_attached(&mut self) {
         debug_assert!(!self.line.open, "the connection before was not reported lost");
-        self.line = Line { open: true, written: self.released, confirmed: self.released, ..Line::default() };
+        self.line = Line { open: true, ..self.rewound() };
     }
 
     /// The next thing to write; `None` until something is pushed or confirmed, or time passes.
@@ -263,11 +311,14 @@ impl<M> Confirmer<M> {
             (self.line.unpinged, self.line.asked) = (None, None);
             return Some(Transmit::Ping(self.line.written.to_be_bytes()));
         }
-        let (number, bytes) = self.next().filter(|(_, bytes)| self.has_window(*bytes))?;
-        self.line.written = number;
-        self.line.in_flight.add(bytes);
+        let index = self.index_after(self.line.written);
+        let Kept { number, bytes, message } =
+            self.kept.get(index).filter(|next| self.has_window(next.bytes))?;
+        self.line.written = *number;
+        self.reached = self.reached.max(*number);
+        self.line.in_flight.add(*bytes);
         self.line.unpinged.get_or_insert(now);
-        self.get(number).map(|message| Transmit::Message(number, message))
+        Some(Transmit::Message(*number, message))
     }
 
     /// When a Ping is due; `poll_transmit` then returns it.
@@ -285,12 +336,12 @@ impl<M> Confirmer<M> {
         if self.config.confirm == Confirm::Reply {
             return None;
         }
-        for number in self.line.confirmed + 1..=position {
-            let Some(bytes) = self.bytes(number) else { continue };
-            self.line.in_flight.remove(bytes);
-            self.line.kept_back += bytes;
-            if number > self.confirmed {
-                self.queue.remove(bytes);
+        let covered = self.index_after(self.line.confirmed)..self.index_after(position);
+        for Kept { number, bytes, .. } in self.kept.range(covered) {
+            self.line.in_flight.remove(*bytes);
+            self.line.kept_back.add(*bytes);
+            if *number > self.confirmed {
+                self.queue.remove(*bytes);
             }
         }
         self.line.confirmed = position;
@@ -304,8 +355,9 @@ impl<M> Confirmer<M> {
         if self.config.confirm != Confirm::Reply || !self.line.open {
             return None;
         }
-        self.finish(number.or_else(|| self.first_in_line())?)?;
-        self.release()
+        let before = self.settled();
+        self.take_written(number.or_else(|| self.first_in_line())?)?;
+        self.catch_up(before)
     }
 
     /// The peer sent its Close: nothing more is written, and Pongs prove nothing any more.
@@ -320,8 +372,26 @@ impl<M> Confirmer<M> {
             Guarantee::AtMostOnce => self.forget_written(),
             Guarantee::AtLeastOnce => self.blame_first_in_line(),
         };
-        self.line = Line { written: self.released, confirmed: self.released, ..Line::default() };
+        self.line = self.rewound();
         event
+    }
+
+    /// Nothing more is sent. What is written and not confirmed is unknown, what was never written is not
+    /// delivered; both are told, in this order, and nothing is kept any more.
+    pub fn abandon(&mut self) -> [Option<Event<M>>; 2] {
+        let (from, fresh) = (self.index_after(self.line.confirmed), self.index_after(self.reached));
+        let span = |mut kept: std::collections::vec_deque::Iter<'_, Kept<M>>| {
+            let first = kept.next()?.number;
+            Some((first, kept.next_back().map_or(first, |last| last.number)))
+        };
+        let unknown = span(self.kept.range(from..fresh.max(from)));
+        let not_delivered = span(self.kept.range(fresh.max(from)..));
+        (self.kept, self.queue, self.line) = (VecDeque::new(), Load::default(), Line::default());
+        (self.confirmed, self.line.confirmed, self.line.written) = (self.last, self.last, self.last);
+        [
+            unknown.map(|(first, last)| Event::Unknown(first, last)),
+            not_delivered.map(|(first, last)| Event::NotDelivered(first, last)),
+        ]
     }
 
     /// Asks for a Ping although nothing may be unconfirmed: the heartbeat's. While one is open no other
@@ -335,19 +405,32 @@ impl<M> Confirmer<M> {
     /// The number given last; 0 before the first.
     #[must_use]
     pub fn last(&self) -> u64 {
-        self.released + self.kept.len() as u64
+        self.last
     }
 
     /// Up to here nothing is kept any more: every message met its fate.
     #[must_use]
     pub fn settled(&self) -> u64 {
-        self.released
+        self.kept.front().map_or(self.last, |oldest| oldest.number - 1)
     }
 
-    /// Messages that wait for their confirmation, written or not. A drain waits for 0.
+    /// Messages that wait for their confirmation, written or not.
     #[must_use]
     pub fn unconfirmed(&self) -> usize {
         self.queue.messages
+    }
+
+    /// Whether everything is confirmed, on this connection where it has to be written again. An orderly
+    /// end waits for this.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.kept.back().is_none_or(|newest| newest.number <= self.line.confirmed)
+    }
+
+    /// Whether a sender that found the queue full is to wait for room.
+    #[must_use]
+    pub fn waits_when_full(&self) -> bool {
+        self.config.when_full == WhenFull::Wait
     }
 
     /// When the messages after the last Ping want one.
@@ -355,18 +438,22 @@ impl<M> Confirmer<M> {
         let since = self.line.unpinged.filter(|_| self.config.confirm != Confirm::Reply)?;
         let Load { messages, bytes } = self.line.in_flight;
         let enough = messages >= WINDOW_MESSAGES || bytes >= PING_BYTES;
-        let blocked = || self.next().is_some_and(|(_, bytes)| !self.has_window(bytes));
+        let next = || self.kept.get(self.index_after(self.line.written));
+        let blocked = || next().is_some_and(|next| !self.has_window(next.bytes));
         Some(if enough || blocked() { since } else { since + PING_DELAY })
-    }
-
-    /// Number and bytes of the next message to write.
-    fn next(&self) -> Option<(u64, usize)> {
-        (self.line.written + 1..=self.last()).find_map(|number| Some((number, self.bytes(number)?)))
     }
 
     /// The oldest message that is written and not confirmed.
     fn first_in_line(&self) -> Option<u64> {
-        (self.line.confirmed + 1..=self.line.written).find(|number| self.get(*number).is_some())
+        let oldest = self.kept.get(self.index_after(self.line.confirmed))?;
+        (oldest.number <= self.line.written).then_some(oldest.number)
+    }
+
+    fn has_room(&self, more: usize) -> bool {
+        let Load { messages, bytes } = self.queue;
+        let fits =
+            messages < self.config.queue_messages && bytes.saturating_add(more) <= self.config.queue_bytes;
+        messages == 0 || fits
     }
 
     fn has_window(&self, more: usize) -> bool {
@@ -381,46 +468,53 @@ impl<M> Confirmer<M> {
 
     /// Ends the keeping of the oldest messages, as far as `confirm` allows.
     fn release(&mut self) -> Option<Event<M>> {
-        let before = self.released;
-        while let Some(oldest) = self.kept.front() {
-            let confirmed = self.line.confirmed.saturating_sub(self.released);
-            let keep_back = self.config.confirm == Confirm::PongWindow
-                && confirmed <= KEPT_BACK_MESSAGES
-                && self.line.kept_back <= KEPT_BACK_BYTES;
-            if oldest.message.is_some() {
-                if confirmed == 0 || keep_back {
-                    break;
-                }
-                self.line.kept_back -= oldest.bytes;
+        let before = self.settled();
+        while let Some(oldest) = self.kept.front().filter(|oldest| oldest.number <= self.line.confirmed) {
+            let Load { messages, bytes } = self.line.kept_back;
+            let fits = messages <= KEPT_BACK_MESSAGES && bytes <= KEPT_BACK_BYTES;
+            if self.config.confirm == Confirm::PongWindow && fits {
+                break;
             }
+            self.line.kept_back.remove(oldest.bytes);
             self.kept.pop_front();
-            self.released += 1;
         }
-        self.confirmed = self.confirmed.max(self.released);
-        self.line.confirmed = self.line.confirmed.max(self.released);
-        self.line.written = self.line.written.max(self.released);
-        (self.released > before).then_some(Event::Confirmed(self.released))
+        self.catch_up(before)
+    }
+
+    /// After messages were taken out: nothing stands before what is still kept.
+    fn catch_up(&mut self, before: u64) -> Option<Event<M>> {
+        let settled = self.settled();
+        self.confirmed = self.confirmed.max(settled);
+        self.line.confirmed = self.line.confirmed.max(settled);
+        self.line.written = self.line.written.max(settled);
+        (settled > before).then_some(Event::Confirmed(settled))
     }
 
     /// Takes a written message out of the line.
-    fn finish(&mut self, number: u64) -> Option<M> {
-        let bytes = self.bytes(number).filter(|_| number <= self.line.written)?;
+    fn take_written(&mut self, number: u64) -> Option<M> {
+        let index = self.index_after(number.checked_sub(1)?);
+        self.kept.get(index).filter(|kept| kept.number == number && number <= self.line.written)?;
+        let Kept { bytes, message, .. } = self.kept.remove(index)?;
         if number > self.line.confirmed {
             self.line.in_flight.remove(bytes);
+        } else {
+            self.line.kept_back.remove(bytes);
         }
         if number > self.confirmed {
             self.queue.remove(bytes);
         }
-        let index = self.index(number)?;
-        self.kept.get_mut(index)?.message.take()
+        Some(message)
     }
 
     fn forget_written(&mut self) -> Option<Event<M>> {
-        let (first, last) = (self.released + 1, self.line.written);
-        for number in first..=last {
-            self.finish(number);
+        let before = self.settled();
+        while let Some(first) = self.kept.front().map(|oldest| oldest.number) {
+            if self.take_written(first).is_none() {
+                break;
+            }
         }
-        self.release().map(|_| Event::Unknown(first, last))
+        let last = self.line.written;
+        self.catch_up(before).map(|_| Event::Unknown(before + 1, last))
     }
 
     fn blame_first_in_line(&mut self) -> Option<Event<M>> {
@@ -434,21 +528,20 @@ impl<M> Confirmer<M> {
         if tries < TRIES {
             return None;
         }
-        let message = self.finish(first)?;
-        self.release();
+        let before = self.settled();
+        let message = self.take_written(first)?;
+        self.catch_up(before);
         Some(Event::Undeliverable(first, message))
     }
 
-    fn bytes(&self, number: u64) -> Option<usize> {
-        self.kept.get(self.index(number)?).filter(|kept| kept.message.is_some()).map(|kept| kept.bytes)
+    /// A connection on which nothing has happened yet.
+    fn rewound(&self) -> Line {
+        Line { written: self.settled(), confirmed: self.settled(), ..Line::default() }
     }
 
-    fn get(&self, number: u64) -> Option<&M> {
-        self.kept.get(self.index(number)?)?.message.as_ref()
-    }
-
-    fn index(&self, number: u64) -> Option<usize> {
-        usize::try_from(number.checked_sub(self.released + 1)?).ok()
+    /// Where the first message with a higher number is kept.
+    fn index_after(&self, number: u64) -> usize {
+        self.kept.partition_point(|kept| kept.number <= number)
     }
 }
 

@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng};
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
-use crate::session::message::{Delay, GapCause};
+use crate::session::message::{Delay, GapCause, SessionId};
 use crate::session::{
     CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
     SessionError, Transmit, Volatiles,
@@ -37,9 +37,34 @@ pub enum Mode {
     Plain,
 }
 
+/// What a client is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// A connection is being opened.
+    Connecting,
+    /// Messages flow.
+    Attached {
+        /// What the peer speaks.
+        mode: Mode,
+        /// Counts the attaches, from 1.
+        epoch: u64,
+    },
+    /// No connection; the next attempt is made then.
+    Waiting {
+        /// When.
+        until: Instant,
+    },
+    /// Ending in order: what was accepted is still delivered, nothing more is accepted.
+    Closing,
+    /// Nothing follows.
+    Ended,
+}
+
 /// How a client behaves.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectConfig {
+    /// The peer is known to speak plain WebSocket: no session is begun. Default: false.
+    pub link: bool,
     /// Towards peers that speak `mainstay.v1`.
     pub session: ClientConfig,
     /// Towards plain peers.
@@ -67,8 +92,20 @@ const HEARTBEAT_PING: u64 = 1 << 63;
 pub enum Lost {
     /// It could not be opened, but may be another time.
     Unreachable(String),
-    /// It could not be opened, and never will be (a refusal that another attempt would get again).
-    Refused(String),
+    /// It could not be opened, and the server says when it may be (`Retry-After`).
+    Unavailable {
+        /// Not before.
+        retry_after: Duration,
+        /// In words.
+        reason: String,
+    },
+    /// It could not be opened, and never will be: another attempt would get the same refusal.
+    Refused {
+        /// The status of the HTTP response, if it was one.
+        status: Option<u16>,
+        /// In words.
+        reason: String,
+    },
     /// The transport ended without a Close frame.
     Broken(String),
     /// The peer closed it.
@@ -90,11 +127,14 @@ pub enum Command {
     Transmit(ConnectionId, Transmit),
 }
 
-/// What became of messages to a plain peer.
+/// What became of messages to a plain peer. A number that was reported before keeps its first fate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     /// From the first to the second number: they may or may not have arrived, and are not sent again.
     Unknown(u64, u64),
+    /// From the first to the second number: they were never written and never will be. Either the queue
+    /// was full and they made room for newer ones, or this is the end.
+    NotDelivered(u64, u64),
     /// The connection ended three times with this message first in line; it is given up and comes back.
     Undeliverable(u64, Message),
 }
@@ -150,11 +190,13 @@ pub enum Event {
     },
     /// Nothing follows.
     Ended {
-        /// The code of END, of the close, or of the refusal.
+        /// The code of END, of the close, or of the refusal; below 1000: the status of the HTTP response
+        /// that refused the opening handshake.
         code: Option<u64>,
         /// In words.
         reason: String,
-        /// What became of what was sent, where a session was lost with it.
+        /// What became of what was sent, where a session was lost with it. Towards a plain peer
+        /// [`Event::Report`]s said it before.
         fate: Option<Fate>,
     },
 }
@@ -171,6 +213,10 @@ pub struct Client {
     dial: Dial,
     next_connection: u64,
     epoch: u64,
+    /// The public name of the session, as the newest WELCOME said it.
+    id: Option<SessionId>,
+    /// Where the server wants the next connection. Forgotten when an attempt fails there.
+    endpoint: Option<String>,
     closing: Option<Closing>,
     ended: bool,
     commands: VecDeque<Command>,
@@ -182,8 +228,20 @@ pub struct Client {
 struct Plain {
     confirmer: Confirmer<Message>,
     inbox: VecDeque<Message>,
+    inbox_bytes: u64,
     /// Written once, and neither confirmed nor written again.
     volatiles: Volatiles,
+}
+
+impl Plain {
+    fn new(config: ConfirmConfig) -> Self {
+        Self {
+            confirmer: Confirmer::new(config),
+            inbox: VecDeque::new(),
+            inbox_bytes: 0,
+            volatiles: Volatiles::default(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -234,14 +292,16 @@ impl Client {
         let session = ClientSession::new(config.session.clone(), rng.random());
         Self {
             backoff: Backoff::new(config.backoff),
+            plain: config.link.then(|| Plain::new(config.confirm)),
             config,
             rng,
             session,
-            plain: None,
             attached: None,
             dial: Dial::Waiting { until: now },
             next_connection: 1,
             epoch: 0,
+            id: None,
+            endpoint: None,
             closing: None,
             ended: false,
             commands: VecDeque::new(),
@@ -341,6 +401,7 @@ impl Client {
         self.handle_bytes(now, connection);
         if let Some(plain) = &mut self.plain {
             if self.attached.as_ref().is_some_and(|a| a.connection == connection) {
+                plain.inbox_bytes += message.payload.len() as u64;
                 plain.inbox.push_back(message);
             }
             return Ok(());
@@ -369,6 +430,7 @@ impl Client {
             } else if let Some(plain) = &mut self.plain {
                 let outcome = plain.confirmer.handle_pong(payload);
                 self.report(outcome);
+                self.close_plain_if_done();
             }
         }
     }
@@ -387,13 +449,19 @@ impl Client {
     /// Accepts a message and returns its number.
     ///
     /// # Errors
-    /// Gives the message back when what may be kept is kept already, or nothing more is sent.
+    /// Gives the message back when what may be kept is kept already ([`waits_when_full`] says whether to
+    /// wait for room), or nothing more is sent.
+    ///
+    /// [`waits_when_full`]: Self::waits_when_full
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
         match &mut self.plain {
             _ if self.ended || self.closing.is_some() => Err(message),
             Some(plain) => {
                 let length = message.payload.len();
-                plain.confirmer.push(message, length).map_err(|confirm::Full(message)| message)
+                let (number, dropped) =
+                    plain.confirmer.push(message, length).map_err(|confirm::Full(message)| message)?;
+                self.report(dropped);
+                Ok(number)
             }
             None => self.session.send(message),
         }
@@ -414,7 +482,10 @@ impl Client {
     /// The next message or gap, in order.
     pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
         let delivery = match &mut self.plain {
-            Some(plain) => plain.inbox.pop_front().map(Delivery::Message),
+            Some(plain) => plain.inbox.pop_front().map(|message| {
+                plain.inbox_bytes -= message.payload.len() as u64;
+                Delivery::Message(message)
+            }),
             None => self.session.hand_over(now),
         };
         if let Some(Delivery::Gap { first, count, cause }) = delivery {
@@ -441,6 +512,7 @@ impl Client {
         if let Some(plain) = &mut self.plain {
             let outcome = plain.confirmer.handle_reply(None);
             self.report(outcome);
+            self.close_plain_if_done();
         }
     }
 
@@ -614,6 +686,38 @@ impl Client {
         if self.plain.is_some() { Mode::Plain } else { Mode::Session }
     }
 
+    /// What it is doing.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match self.dial {
+            _ if self.ended => State::Ended,
+            _ if self.closing.is_some() => State::Closing,
+            _ if self.attached.is_some() => State::Attached { mode: self.mode(), epoch: self.epoch },
+            // The first attempt is merely due.
+            Dial::Waiting { until } if self.next_connection > 1 => State::Waiting { until },
+            _ => State::Connecting,
+        }
+    }
+
+    /// The public name of the session; `None` before the first attach and towards plain peers.
+    #[must_use]
+    pub fn id(&self) -> Option<SessionId> {
+        self.id
+    }
+
+    /// Where the server wants the next connection, if it said so. Whether to follow is
+    /// [`Follow`](crate::endpoint::Follow)'s to decide.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_deref()
+    }
+
+    /// Whether a sender that got its message back is to wait for room.
+    #[must_use]
+    pub fn waits_when_full(&self) -> bool {
+        self.plain.as_ref().is_none_or(|plain| plain.confirmer.waits_when_full())
+    }
+
     /// Whether a connection is attached.
     #[must_use]
     pub fn is_attached(&self) -> bool {
@@ -631,9 +735,10 @@ impl Client {
     /// [`handle_bytes`](Self::handle_bytes).
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        self.plain
-            .as_ref()
-            .is_none_or(|plain| (plain.inbox.len() as u64) < self.config.session.flow.accept.messages)
+        let bound = self.config.session.flow.accept;
+        self.plain.as_ref().is_none_or(|plain| {
+            (plain.inbox.len() as u64) < bound.messages && plain.inbox_bytes < bound.bytes
+        })
     }
 
     /// Nothing follows.
@@ -670,25 +775,22 @@ impl Client {
     }
 
     fn attach_plain(&mut self, now: Instant, connection: ConnectionId) {
-        let first = self.plain.is_none();
+        let first = self.epoch == 0;
         let config = self.config.confirm;
-        let plain = self.plain.get_or_insert_with(|| Plain {
-            confirmer: Confirmer::new(config),
-            inbox: VecDeque::new(),
-            volatiles: Volatiles::default(),
-        });
-        plain.volatiles = Volatiles::default();
-        if first {
+        let plain = self.plain.get_or_insert_with(|| {
             // What was sent before it was known what the peer speaks.
             let (fate, unsent) = self.session.take_unsent();
             if fate.unknown > 0 {
                 self.events.push_back(Event::Gap(fate));
             }
+            let mut plain = Plain::new(config);
             for message in unsent {
                 let length = message.payload.len();
-                let _ = plain.confirmer.push(message, length);
+                plain.confirmer.adopt(message, length);
             }
-        }
+            plain
+        });
+        plain.volatiles = Volatiles::default();
         // A replacement: what the old connection was told and did not confirm is told again.
         let outcome = self.attached.is_some().then(|| plain.confirmer.handle_lost()).flatten();
         plain.confirmer.handle_attached();
@@ -715,7 +817,8 @@ impl Client {
     fn collect(&mut self, now: Instant) {
         while let Some(event) = self.session.poll_event() {
             match event {
-                ClientEvent::Attached { epoch, resumed, heartbeat_interval, .. } => {
+                ClientEvent::Attached { id, epoch, resumed, heartbeat_interval, resume_at, .. } => {
+                    (self.id, self.endpoint) = (Some(id), resume_at);
                     if let Some(connection) = self.session.current() {
                         let pulse = Pulse::Watched(Watch::new(now, heartbeat_interval));
                         self.set_attached(now, connection, pulse);
@@ -734,8 +837,10 @@ impl Client {
                         );
                     }
                 }
-                ClientEvent::GoAway { delay, .. } => {
-                    let wait = self.backoff.next_delay(Cause::Shared, Some(advice(delay)), &mut self.rng);
+                ClientEvent::GoAway { delay, close_in, endpoint, .. } => {
+                    self.endpoint = endpoint.or(self.endpoint.take());
+                    let leave = Some(advice(before(delay, close_in)));
+                    let wait = self.backoff.next_delay(Cause::Shared, leave, &mut self.rng);
                     if self.dial == Dial::Rest {
                         self.dial = Dial::Waiting { until: now + wait };
                     }
@@ -766,10 +871,10 @@ impl Client {
     /// Takes what the confirmer has to say.
     fn report(&mut self, outcome: Option<confirm::Event<Message>>) {
         let report = match outcome {
-            None => return,
             // `settled` tells.
-            Some(confirm::Event::Confirmed(_)) => return self.close_plain_if_done(),
+            None | Some(confirm::Event::Confirmed(_)) => return,
             Some(confirm::Event::Unknown(first, last)) => Report::Unknown(first, last),
+            Some(confirm::Event::NotDelivered(first, last)) => Report::NotDelivered(first, last),
             Some(confirm::Event::Undeliverable(number, message)) => Report::Undeliverable(number, message),
         };
         self.events.push_back(Event::Report(report));
@@ -801,6 +906,7 @@ impl Client {
 
     fn dial_failed(&mut self, now: Instant, why: Lost, advice: Option<Delay>) {
         self.dial = Dial::Rest;
+        self.endpoint = None;
         if self.ended || (self.attached.is_none() && self.ends_here(&why)) {
             return;
         }
@@ -815,7 +921,11 @@ impl Client {
             }
             _ => Cause::Shared,
         };
-        let advice = delay.filter(|delay| !delay.max.is_zero()).map(advice);
+        let delay = match why {
+            Lost::Unavailable { retry_after: at, .. } => Some(Delay { min: *at, max: *at }),
+            _ => delay.filter(|delay| !delay.max.is_zero()),
+        };
+        let advice = delay.map(advice);
         let wait = self.backoff.next_delay(cause, advice, &mut self.rng);
         self.dial = Dial::Waiting { until: now + wait };
         wait
@@ -824,7 +934,10 @@ impl Client {
     /// Whether this loss is the end: the peer said so, or one connection was all that was wanted.
     fn ends_here(&mut self, why: &Lost) -> bool {
         let (code, reason) = match why {
-            Lost::Refused(reason) => (None, reason.clone()),
+            Lost::Refused { status, reason } => {
+                self.give_up(status.map(u64::from), reason.clone());
+                return true;
+            }
             Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => {
                 (*code, reason.clone())
             }
@@ -834,7 +947,11 @@ impl Client {
                 (Some(*code), reason.clone())
             }
             Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
-            Lost::Unreachable(reason) | Lost::Broken(reason) if self.config.once => (None, reason.clone()),
+            Lost::Unreachable(reason) | Lost::Broken(reason) | Lost::Unavailable { reason, .. }
+                if self.config.once =>
+            {
+                (None, reason.clone())
+            }
             _ => return false,
         };
         self.give_up(code.map(u64::from), reason);
@@ -843,7 +960,7 @@ impl Client {
 
     fn close_plain_if_done(&mut self) {
         let (Some(plain), Some(closing), false) = (&self.plain, &self.closing, self.ended) else { return };
-        if plain.confirmer.unconfirmed() == 0 {
+        if plain.confirmer.is_flushed() {
             let (code, reason) = (closing.code, closing.reason.clone());
             if let Some(attached) = &self.attached {
                 let close = Transmit::Close { code, reason: reason.clone() };
@@ -865,6 +982,8 @@ impl Client {
             self.abort(attached.connection);
         }
         self.dial = Dial::Rest;
+        let told = self.plain.as_mut().map(|plain| plain.confirmer.abandon());
+        told.into_iter().flatten().for_each(|outcome| self.report(outcome));
         let fate = self.plain.is_none().then(|| self.session.fate_if_lost());
         self.events.push_back(Event::Ended { code, reason, fate });
     }
@@ -878,6 +997,12 @@ impl Client {
             Dial::Connecting { connection: dialled, .. } | Dial::Attaching { connection: dialled, .. }
             if dialled == connection)
     }
+}
+
+/// The part of a delay that is over before the server closes the connection, if there is one. (0 says
+/// nothing of when that will be; an earliest moment after it is one before which nobody is wanted.)
+fn before(delay: Delay, close_in: Duration) -> Delay {
+    if delay.min < close_in { Delay { max: delay.max.min(close_in), ..delay } } else { delay }
 }
 
 fn advice(delay: Delay) -> Advice {

@@ -6,7 +6,7 @@
 //! - [`admission`]: who may connect.
 //! - [`backoff`]: how long to wait before the next attempt.
 //! - [`confirm`]: sending to a plain peer, whose Pong is the acknowledgement.
-//! - [`connect`]: the client's life: dialling, attached, waiting, ended.
+//! - [`connect`]: the client's life: dialling, attached, waiting, ended. [`endpoint`]: where it may be sent.
 //!
 //! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of
 //! randomness: `now` and every seed are arguments. The same machines run under tokio, in the
@@ -16,6 +16,7 @@ pub mod admission;
 pub mod backoff;
 pub mod confirm;
 pub mod connect;
+pub mod endpoint;
 pub mod heartbeat;
 #[doc(hidden)]
 pub mod planted;

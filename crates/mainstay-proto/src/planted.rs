@@ -26,6 +26,7 @@ pub enum Rule {
     NothingIsHandedOverAfterEnd,
     CopyNumbersNothing,
     KeyIsNotCopied,
+    CopyingCountsAsWriting,
     RepetitionIsJudgedByTaken,
     AcknowledgedIsKeptUntilWritten,
     EndWaitsForTheAttempt,

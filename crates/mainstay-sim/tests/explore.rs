@@ -60,6 +60,7 @@ fn every_rule_that_is_turned_back_is_noticed() {
         (Rule::NothingIsHandedOverAfterEnd, with(1, 0, end), "untrue"),
         (Rule::CopyNumbersNothing, with(1, 0, Budget { tabs: 1, ..cut }), ""),
         (Rule::KeyIsNotCopied, with(1, 0, Budget { tabs: 1, ..cut }), ""),
+        (Rule::CopyingCountsAsWriting, with(1, 0, Budget { tabs: 1, expiries: 1, ..cut }), "untrue"),
         (Rule::RepetitionIsJudgedByTaken, manual(cut), "duplicate"),
         (Rule::AcknowledgedIsKeptUntilWritten, slow(with(2, 0, replace)), "lock-out"),
         (Rule::EndWaitsForTheAttempt, with(0, 0, Budget { ends: 1, ..replace }), "lock-out"),

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use mainstay::{Client, CloseCode, Limits};
+use mainstay::{CloseCode, Limits, Link};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -24,8 +24,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn open(url: &str) -> Result<Client, Box<dyn Error>> {
+async fn open(url: &str) -> Result<Link, Box<dyn Error>> {
     // The largest message of the suite, and the one in the most fragments.
     let limits = Limits { max_message: 16 << 20, max_fragments: 100_000 };
-    Ok(Client::builder(url)?.plain().deflate(true).limits(limits).connect_once().await?)
+    Ok(Link::to(url)?.deflate(true).limits(limits).connect_once().await?)
 }

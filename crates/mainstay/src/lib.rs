@@ -2,8 +2,8 @@
 //!
 //! - [`server`]: an axum extractor whose handler belongs to the *session*: it keeps running while the
 //!   client's connection is lost, replaced and resumed, and loses, repeats and reorders nothing.
-//! - [`client`]: a client that reconnects and resumes; towards servers that speak plain WebSocket it
-//!   reconnects and says what that could not keep.
+//! - [`client`]: a client that reconnects and resumes. [`link`]: one towards peers that speak plain
+//!   WebSocket; it reconnects, confirms by Ping, and says what that could not keep.
 //!
 //! What is decided is decided in [`mainstay_proto`], without IO; here are the sockets and the tasks.
 
@@ -13,6 +13,8 @@ mod worker;
 
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "client")]
+pub mod link;
 #[cfg(feature = "server")]
 pub mod server;
 
@@ -21,10 +23,12 @@ pub use server::{Mainstay, Session, SessionUpgrade, serve};
 
 #[cfg(feature = "client")]
 pub use client::Client;
+#[cfg(feature = "client")]
+pub use link::Link;
 
 pub use mainstay_proto::ConfigError;
 pub use mainstay_proto::backoff::BackoffConfig;
-pub use mainstay_proto::confirm::{Confirm, Guarantee};
+pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::HeartbeatConfig;
 pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
@@ -35,7 +39,7 @@ pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// What may be kept for the peer is kept already; it fits again once the peer acknowledges.
+    /// What may be kept for the peer is kept already; it fits again once the peer confirms.
     #[error("the window is full")]
     Full(Message),
     /// The session is ending or over.

@@ -22,7 +22,7 @@ impl Rig {
 
     fn push(&mut self, bytes: usize) {
         let number = self.link.last() + 1;
-        assert_eq!(self.link.push(number, bytes), Ok(number));
+        assert_eq!(self.link.push(number, bytes), Ok((number, None)));
     }
 
     /// Writes all that may be written now: the messages and the positions of the Pings.
@@ -270,11 +270,76 @@ fn replies_may_come_in_any_order_and_each_counts_once() {
 fn a_full_queue_gives_the_message_back() {
     let config = ConfirmConfig { queue_messages: 2, queue_bytes: 100, ..Default::default() };
     let mut link = Confirmer::new(config);
-    assert_eq!(link.push('a', 200), Ok(1), "one larger message alone");
+    assert_eq!(link.push('a', 200), Ok((1, None)), "one larger message alone");
     assert_eq!(link.push('b', 0), Err(Full('b')));
     let mut link = Confirmer::new(config);
-    assert_eq!((link.push('a', 60), link.push('b', 41)), (Ok(1), Err(Full('b'))));
-    assert_eq!((link.push('c', 40), link.push('d', 0)), (Ok(2), Err(Full('d'))));
+    assert_eq!((link.push('a', 60), link.push('b', 41)), (Ok((1, None)), Err(Full('b'))));
+    assert_eq!((link.push('c', 40), link.push('d', 0)), (Ok((2, None)), Err(Full('d'))));
+}
+
+#[test]
+fn a_full_queue_that_drops_the_oldest_keeps_the_newest_and_reports_what_went() {
+    let config = ConfirmConfig { queue_messages: 3, when_full: WhenFull::DropOldest, ..Default::default() };
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 0);
+    rig.link = Confirmer::new(config);
+    (1..=3).for_each(|_| rig.push(64));
+    assert_eq!(rig.link.push(4, 64), Ok((4, Some(Event::NotDelivered(1, 1)))));
+    rig.link.handle_attached();
+    assert_eq!(rig.write().0, [2, 3, 4]);
+    assert_eq!(
+        rig.link.push(5, 64),
+        Ok((5, Some(Event::NotDelivered(5, 5)))),
+        "what is written is not dropped"
+    );
+    assert_eq!(rig.reconnect(), None);
+    assert_eq!(rig.settle(), [2, 3, 4]);
+    assert_eq!((rig.link.settled(), rig.link.is_flushed()), (5, true));
+    rig.push(64);
+    rig.push(64);
+    assert_eq!(rig.settle(), [6, 7]);
+}
+
+#[test]
+fn messages_that_were_dropped_leave_nothing_behind() {
+    let config = ConfirmConfig { queue_messages: 100, when_full: WhenFull::DropOldest, ..Default::default() };
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 0);
+    rig.link = Confirmer::new(config);
+    rig.link.handle_attached();
+    (0..50).for_each(|_| rig.push(64));
+    rig.write();
+    rig.link.handle_lost();
+    for _ in 0..10_000 {
+        rig.link.push(rig.link.last() + 1, 64).unwrap();
+    }
+    assert_eq!(rig.link.kept.len(), 100);
+    rig.link.handle_attached();
+    assert_eq!(rig.settle(), (1..=50).chain(10_001..=10_050).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_end_tells_what_is_unknown_and_what_was_never_written() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 150);
+    rig.write();
+    rig.pong(64);
+    rig.write();
+    assert_eq!(rig.link.abandon(), [Some(Event::Unknown(65, 128)), Some(Event::NotDelivered(129, 150))]);
+    assert_eq!((rig.link.settled(), rig.link.abandon()), (150, [None, None]));
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 10);
+    rig.write();
+    rig.link.handle_lost();
+    rig.push(64);
+    assert_eq!(rig.link.abandon(), [Some(Event::Unknown(1, 10)), Some(Event::NotDelivered(11, 11))]);
+}
+
+#[test]
+fn what_has_to_be_written_again_is_not_flushed() {
+    let mut rig = Rig::new(Confirm::PongWindow, Guarantee::AtLeastOnce, 10);
+    rig.settle();
+    assert!(rig.link.is_flushed(), "kept back, and confirmed");
+    rig.reconnect();
+    assert!(!rig.link.is_flushed());
+    rig.settle();
+    assert!(rig.link.is_flushed());
 }
 
 /// The peer ends the connection whenever it meets the message `poison`, before any later Pong.
@@ -411,7 +476,8 @@ struct World {
     read: Vec<u64>,
     /// Ever read by the peer.
     taken: std::collections::BTreeSet<u64>,
-    /// Reported as unknown or undeliverable.
+    ever_written: std::collections::BTreeSet<u64>,
+    /// Reported as unknown, not delivered or undeliverable.
     reported: std::collections::BTreeSet<u64>,
     settled: u64,
     last_written: u64,
@@ -419,9 +485,10 @@ struct World {
 }
 
 impl World {
-    fn new(confirm: Confirm, guarantee: Guarantee) -> Self {
-        let mut rig = Rig::new(confirm, guarantee, 0);
-        rig.link.handle_lost();
+    fn new(config: ConfirmConfig) -> Self {
+        let confirm = config.confirm;
+        let mut rig = Rig::new(confirm, config.guarantee, 0);
+        rig.link = Confirmer::new(config);
         Self {
             rig,
             confirm,
@@ -430,6 +497,7 @@ impl World {
             wire: VecDeque::new(),
             read: Vec::new(),
             taken: Default::default(),
+            ever_written: Default::default(),
             reported: Default::default(),
             settled: 0,
             last_written: 0,
@@ -441,8 +509,13 @@ impl World {
         match step {
             Step::Push(bytes) => {
                 let number = self.rig.link.last() + 1;
-                let refused = self.rig.link.push(number, bytes).is_err();
-                assert!(!refused || self.rig.link.unconfirmed() > 0);
+                match self.rig.link.push(number, bytes) {
+                    Ok((given, event)) => {
+                        assert_eq!(given, number);
+                        self.note(event);
+                    }
+                    Err(_) => assert!(self.rig.link.waits_when_full() && self.rig.link.unconfirmed() > 0),
+                }
             }
             Step::Write(things) => (0..things).for_each(|_| self.write()),
             Step::Read(things) => (0..things).for_each(|_| self.read()),
@@ -484,6 +557,7 @@ impl World {
             Transmit::Message(number, _) => {
                 assert!(number > self.last_written, "in order on each connection");
                 self.last_written = number;
+                self.ever_written.insert(number);
                 self.wire.push_back(Sent::Message(number));
                 assert!(!self.reported.contains(&number), "reported and written again");
             }
@@ -534,15 +608,19 @@ impl World {
                 assert!(first > self.settled && last >= first);
                 self.reported.extend(first..=last);
             }
+            Some(Event::NotDelivered(first, last)) => {
+                assert!(last >= first);
+                let written = |number: &u64| self.ever_written.contains(number);
+                assert!(!(first..=last).any(|number| written(&number)), "written, and dropped all the same");
+                self.reported.extend(first..=last);
+            }
             Some(Event::Undeliverable(number, message)) => {
                 assert!(number == message && number > self.settled);
                 assert!(self.reported.insert(number), "given up once");
             }
             None => {}
         }
-        let kept = &self.rig.link.kept;
-        let held: usize = kept.iter().filter(|kept| kept.message.is_some()).count();
-        assert!(held <= self.rig.link.unconfirmed() + KEPT_BACK_MESSAGES as usize);
+        assert!(self.rig.link.kept.len() <= self.rig.link.unconfirmed() + KEPT_BACK_MESSAGES);
     }
 
     /// The faults end: everything gets through.
@@ -567,11 +645,21 @@ proptest! {
     fn whatever_happens_every_message_is_taken_in_or_reported(
         confirm in prop_oneof![Just(Confirm::Pong), Just(Confirm::PongWindow), Just(Confirm::Reply)],
         guarantee in prop_oneof![Just(Guarantee::AtLeastOnce), Just(Guarantee::AtMostOnce)],
+        when_full in prop_oneof![Just(WhenFull::Wait), Just(WhenFull::DropOldest)],
+        queue_messages in prop_oneof![Just(5_usize), Just(100), Just(1024)],
+        ends in any::<bool>(),
         steps in proptest::collection::vec(step(), 1..300),
     ) {
-        let mut world = World::new(confirm, guarantee);
+        let config = ConfirmConfig { confirm, guarantee, when_full, queue_messages, ..Default::default() };
+        let mut world = World::new(config);
         steps.into_iter().for_each(|step| world.apply(step));
-        world.heal();
+        if ends {
+            let told = world.rig.link.abandon();
+            told.into_iter().for_each(|event| world.note(event));
+            prop_assert!(world.rig.link.settled() == world.rig.link.last() && world.rig.link.is_flushed());
+        } else {
+            world.heal();
+        }
         for number in 1..=world.rig.link.last() {
             prop_assert!(world.taken.contains(&number) || world.reported.contains(&number), "{number} is lost");
         }

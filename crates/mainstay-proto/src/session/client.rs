@@ -88,6 +88,8 @@ pub enum ClientEvent {
         heartbeat_interval: Duration,
         /// How long the server keeps the session without a connection.
         resume_window: Duration,
+        /// Where to resume, if the server said.
+        resume_at: Option<String>,
     },
     /// The session is lost, and a new one follows. The one event about it: see [`Fate`].
     Gap(Fate),
@@ -106,6 +108,8 @@ pub enum ClientEvent {
         connection: ConnectionId,
         /// When to leave.
         delay: Delay,
+        /// When the server will close it; 0: it did not say.
+        close_in: Duration,
         /// Where to, if the server said.
         endpoint: Option<String>,
     },
@@ -230,20 +234,23 @@ impl ClientSession {
     /// A new instance that goes on from the state of this one: a second tab, a restored process.
     /// Token, counts and buffer go over together, instance and key do not. `None` before the first WELCOME,
     /// when there is nothing to go on from. It accepts no message until its own WELCOME.
-    /// `seed` as in [`new`](Self::new).
+    /// From then on everything in the buffer counts as written, here as in the copy: either may write it
+    /// without the other's knowledge. `seed` as in [`new`](Self::new).
     ///
-    /// Source: `docs/PROTOCOL.md` "Attaching".
+    /// Source: `docs/PROTOCOL.md` "Attaching", "What was never written".
     #[must_use]
-    pub fn restored(&self, seed: [u8; 32]) -> Option<Self> {
+    pub fn restored(&mut self, seed: [u8; 32]) -> Option<Self> {
         let mut copy = Self { token: self.token.clone(), ..Self::new(self.config.clone(), seed) };
         if turned_back(Rule::KeyIsNotCopied) {
             (copy.key, copy.key_sent) = (self.key, self.key_sent);
         } else if self.token.is_none() {
             return None;
         }
+        if !turned_back(Rule::CopyingCountsAsWriting) {
+            self.flow.outbox.note_written(self.flow.outbox.last());
+        }
         copy.flow = self.flow.clone();
         copy.flow.forget_owed();
-        // The other instance may have written since what it had only numbered.
         copy.flow.outbox.note_written(copy.flow.outbox.last());
         copy.restored = true;
         Some(copy)
@@ -398,9 +405,9 @@ impl ClientSession {
             Control::Gap { first, count, cause } => {
                 self.flow.read_gap(&mut current.lane, first, count, cause)
             }
-            Control::GoAway { delay, endpoint, .. } => {
+            Control::GoAway { delay, close_in, endpoint, .. } => {
                 let connection = current.connection;
-                self.events.push_back(ClientEvent::GoAway { connection, delay, endpoint });
+                self.events.push_back(ClientEvent::GoAway { connection, delay, close_in, endpoint });
                 Ok(())
             }
             Control::Volatile(message) => {
@@ -515,6 +522,7 @@ impl ClientSession {
             resumed: welcome.resumed,
             heartbeat_interval: welcome.heartbeat_interval,
             resume_window: welcome.resume_window,
+            resume_at: welcome.resume_at,
         });
         let _ = now;
         self.judged(connection, true);
@@ -769,7 +777,10 @@ impl ClientSession {
 
     fn fate(&self, account: Option<Account>, resend: bool) -> Fate {
         let (last, acknowledged) = (self.flow.outbox.last(), self.flow.outbox.acknowledged());
-        let (received, handed) = account.map_or((0, last), |a| (a.received.min(last), a.handed.min(last)));
+        // What was never written is nowhere but here, whatever the account says or leaves unsaid.
+        let written = self.flow.outbox.written();
+        let (received, handed) =
+            account.map_or((0, written), |a| (a.received.min(written), a.handed.min(written)));
         let delivered = received.max(acknowledged);
         let unknown = handed.max(delivered);
         Fate {

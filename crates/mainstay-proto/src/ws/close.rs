@@ -95,7 +95,8 @@ impl CloseCode {
             1002 | 1003 | 1007 | 1008 | 1009 | 1010 => Action::ReconnectAlone,
             3000 | 3003 => Action::Stop,
             3008 => Action::ReconnectAlone,
-            4408..=4411 => Action::ReconnectAlone,
+            // This client's own message was at fault, or this connection's.
+            4400 | 4408..=4411 => Action::ReconnectAlone,
             4500..=4999 => Action::Stop,
             _ => Action::Reconnect,
         }

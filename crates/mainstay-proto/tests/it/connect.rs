@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mainstay_proto::confirm::{Confirm, ConfirmConfig, Guarantee};
-use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode, Report};
+use mainstay_proto::confirm::{Confirm, ConfirmConfig, Guarantee, WhenFull};
+use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode, Report, State};
 use mainstay_proto::session::message::{Delay, Hello, ResumeToken, SessionId, Welcome};
 use mainstay_proto::session::{ConnectionId, Control, Frame, Message, Transmit, Window};
 use mainstay_proto::ws::{CloseCode, Kind};
@@ -240,10 +240,21 @@ fn the_servers_advice_wins_over_the_backoff() {
 }
 
 #[test]
+fn a_server_that_says_when_to_come_back_is_obeyed_and_its_crowd_spread() {
+    let mut node = Node::default();
+    let connection = node.dialled();
+    node.lose(connection, Lost::Unavailable { retry_after: 20 * SECOND, reason: "503".into() });
+    let wait = retry_in(&node.event());
+    assert!((20 * SECOND..=22 * SECOND).contains(&wait), "{wait:?}");
+    node.wait(wait);
+    node.dialled();
+}
+
+#[test]
 fn an_answer_that_will_not_change_ends_it() {
-    let refused = Lost::Refused("401".into());
+    let refused = Lost::Refused { status: Some(401), reason: "401".into() };
     let stop = Lost::Closed { code: CloseCode::new(4501), reason: "no".into() };
-    for (why, expected) in [(refused, None), (stop, Some(4501))] {
+    for (why, expected) in [(refused, Some(401)), (stop, Some(4501))] {
         let mut node = Node::default();
         let connection = node.dialled();
         node.lose(connection, why);
@@ -352,6 +363,52 @@ fn superseded_by_another_instance_ends_and_is_not_fought_over() {
     assert!(matches!(node.event(), Event::Ended { code: Some(4409), .. }));
     node.wait(3600 * SECOND);
     node.quiet();
+}
+
+#[test]
+fn the_state_says_what_the_client_is_doing() {
+    let mut node = Node::default();
+    assert_eq!(node.client.state(), State::Connecting);
+    let first = node.dialled();
+    node.open(first, Mode::Session);
+    assert_eq!((node.client.state(), node.client.id()), (State::Connecting, None));
+    node.welcome(first, 1, 0);
+    assert_eq!(node.client.state(), State::Attached { mode: Mode::Session, epoch: 1 });
+    assert_eq!(node.client.id(), Some(SessionId([1; 8])));
+    node.events.clear();
+    node.lose(first, Lost::Broken("reset".into()));
+    let until = node.now + retry_in(&node.event());
+    assert_eq!(node.client.state(), State::Waiting { until });
+    node.client.retry_now(node.now);
+    node.wait(Duration::ZERO);
+    assert_eq!(node.client.state(), State::Connecting);
+}
+
+// ---- where to go --------------------------------------------------------------------------------
+
+#[test]
+fn a_servers_endpoint_is_named_until_an_attempt_fails_there() {
+    let (mut node, first) = Node::attached();
+    assert_eq!(node.client.endpoint(), None);
+    let delay = Delay { min: SECOND, max: SECOND };
+    let endpoint = Some("ws://other/".to_owned());
+    node.read(first, &Control::GoAway { reason: String::new(), delay, close_in: Duration::ZERO, endpoint });
+    node.wait(3 * SECOND);
+    let second = node.dialled();
+    assert_eq!(node.client.endpoint(), Some("ws://other/"));
+    node.lose(second, Lost::Unreachable("nobody there".into()));
+    assert_eq!(node.client.endpoint(), None);
+}
+
+#[test]
+fn a_client_leaves_before_the_server_closes() {
+    for close_in in [4 * SECOND, 60 * SECOND] {
+        let (mut node, first) = Node::attached();
+        let delay = Delay { min: 2 * SECOND, max: 600 * SECOND };
+        node.read(first, &Control::GoAway { reason: String::new(), delay, close_in, endpoint: None });
+        node.wait(close_in);
+        node.dialled();
+    }
 }
 
 // ---- ending -------------------------------------------------------------------------------------
@@ -492,6 +549,88 @@ fn a_pong_after_the_peers_close_confirms_nothing() {
     node.client.handle_pong(node.now, first, &1_u64.to_be_bytes());
     reattach(&mut node, first);
     assert_eq!(node.event(), Event::Report(Report::Unknown(1, 1)));
+}
+
+#[test]
+fn a_plain_close_that_times_out_tells_what_is_unknown_and_what_was_never_written() {
+    let (mut node, first) = plain(Guarantee::AtLeastOnce, &["a", "b"]);
+    node.lose(first, Lost::Broken("reset".into()));
+    node.event();
+    node.send("c");
+    node.client.close(node.now, CloseCode::NORMAL, "done");
+    assert_eq!(node.client.state(), State::Closing);
+    node.wait(10 * SECOND);
+    let reports: Vec<_> = node.events.iter().filter(|event| matches!(event, Event::Report(_))).collect();
+    let expected = [&Event::Report(Report::Unknown(1, 2)), &Event::Report(Report::NotDelivered(3, 3))];
+    assert_eq!(reports, expected);
+    assert!(matches!(node.events.back(), Some(Event::Ended { code: Some(1000), fate: None, .. })));
+    assert_eq!(node.client.state(), State::Ended);
+}
+
+#[test]
+fn a_plain_close_waits_for_what_has_to_be_written_again() {
+    let confirm = ConfirmConfig::default().confirm(Confirm::PongWindow);
+    let mut node = Node::new(ConnectConfig { confirm, link: true, ..ConnectConfig::default() });
+    node.send("a");
+    let first = node.dialled();
+    node.open(first, Mode::Plain);
+    node.wait(Duration::from_millis(250));
+    node.client.handle_pong(node.now, first, &1_u64.to_be_bytes());
+    node.commands.clear();
+    node.lose(first, Lost::Broken("reset".into()));
+    node.client.close(node.now, CloseCode::NORMAL, "");
+    assert_eq!(node.client.state(), State::Closing, "the peer may have lost what it had read ahead");
+    node.wait(SECOND);
+    let second = node.dialled();
+    node.open(second, Mode::Plain);
+    assert_eq!(node.command(), text(second, "a"));
+    node.wait(Duration::from_millis(250));
+    node.client.handle_pong(node.now, second, &1_u64.to_be_bytes());
+    assert_eq!(node.client.state(), State::Ended);
+    assert!(!node.events.iter().any(|event| matches!(event, Event::Report(_))));
+}
+
+#[test]
+fn a_link_uses_its_queue_before_its_first_connection_is_up() {
+    let confirm = ConfirmConfig::default().queue(2, 100).unwrap();
+    let config = ConnectConfig { confirm, link: true, ..ConnectConfig::default() };
+    let mut node = Node::new(config.clone());
+    ["a", "b"].into_iter().for_each(|text| node.send(text));
+    assert_eq!(node.client.send(Message::text("c")), Err(Message::text("c")));
+    assert!(node.client.waits_when_full());
+    let confirm = confirm.when_full(WhenFull::DropOldest);
+    let mut node = Node::new(ConnectConfig { confirm, ..config });
+    ["a", "b", "c"].into_iter().for_each(|text| node.send(text));
+    assert_eq!(node.event(), Event::Report(Report::NotDelivered(1, 1)));
+    let first = node.dialled();
+    node.open(first, Mode::Plain);
+    assert_eq!([node.command(), node.command()], [text(first, "b"), text(first, "c")]);
+}
+
+#[test]
+fn what_a_client_accepted_before_it_met_a_plain_peer_is_all_taken_over() {
+    let confirm = ConfirmConfig::default().queue(1, 1).unwrap();
+    let mut node = Node::new(ConnectConfig { confirm, ..ConnectConfig::default() });
+    let first = node.dialled();
+    ["a", "b", "c"].into_iter().for_each(|text| node.send(text));
+    node.open(first, Mode::Plain);
+    assert_eq!(
+        [node.command(), node.command(), node.command()],
+        ["a", "b", "c"].map(|sent| text(first, sent))
+    );
+}
+
+#[test]
+fn a_plain_peer_is_read_until_too_many_bytes_wait_for_the_application() {
+    let (mut node, first) = plain(Guarantee::AtLeastOnce, &[]);
+    for _ in 0..4 {
+        assert!(node.client.wants_input());
+        let message = Message::binary(vec![0; 1024 * 1024]);
+        node.client.handle_message(node.now, first, message).unwrap();
+    }
+    assert!(!node.client.wants_input(), "4 MiB wait");
+    node.client.hand_over(node.now);
+    assert!(node.client.wants_input());
 }
 
 #[test]

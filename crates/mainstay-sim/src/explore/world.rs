@@ -507,11 +507,11 @@ impl World {
     }
 
     fn opens_second_tab(&mut self) -> bool {
-        let original = &self.clients[0];
-        let Some(machine) = original.machine.restored([101; 32]) else { return false };
+        let original = Rc::make_mut(&mut self.clients[0]);
         if original.machine.is_over() {
             return false;
         }
+        let Some(machine) = original.machine.restored([101; 32]) else { return false };
         let copy = Client { machine, count: original.count, ending: false };
         self.clients.push(Rc::new(copy));
         self.left.tabs -= 1;

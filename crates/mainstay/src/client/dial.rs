@@ -1,6 +1,7 @@
 //! Opening one connection: TCP, TLS, the opening handshake.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
@@ -29,7 +30,7 @@ pub(super) struct Attempt {
 
 /// Opens a connection and says what it speaks and which subprotocol was agreed on.
 pub(super) async fn dial(attempt: Attempt) -> Result<(Wire, Mode, Option<String>), Lost> {
-    let (host, port, secure) = target(&attempt.url)?;
+    let (host, port, secure) = target(&attempt.url).map_err(refused)?;
     let tcp = TcpStream::connect((host.as_str(), port))
         .await
         .map_err(|error| Lost::Unreachable(format!("{host}:{port}: {error}")))?;
@@ -38,19 +39,24 @@ pub(super) async fn dial(attempt: Attempt) -> Result<(Wire, Mode, Option<String>
 }
 
 /// Checks a URL before anything is dialled.
-pub(super) fn check_url(url: &Uri) -> Result<(), Lost> {
+pub(super) fn check_url(url: &Uri) -> Result<(), String> {
     target(url).map(|_| ())
 }
 
-fn target(url: &Uri) -> Result<(String, u16, bool), Lost> {
+fn target(url: &Uri) -> Result<(String, u16, bool), String> {
     let secure = match url.scheme_str() {
         Some("ws" | "http") => false,
         Some("wss" | "https") => true,
-        _ => return Err(Lost::Refused(format!("{url}: the URL must start with ws:// or wss://"))),
+        _ => return Err(format!("{url}: the URL must start with ws:// or wss://")),
     };
-    let host = url.host().ok_or_else(|| Lost::Refused(format!("{url}: the URL names no host")))?;
+    let host = url.host().ok_or_else(|| format!("{url}: the URL names no host"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     Ok((host.to_owned(), url.port_u16().unwrap_or(if secure { 443 } else { 80 }), secure))
+}
+
+/// No attempt can succeed.
+fn refused(reason: String) -> Lost {
+    Lost::Refused { status: None, reason }
 }
 
 async fn open(
@@ -61,7 +67,7 @@ async fn open(
     let (nonce, mask_seed) = (first_16(&seed), crate::random_seed());
     let protocols: Vec<&str> = attempt.subprotocols.iter().map(String::as_str).collect();
     let offer = Offer::new(nonce, &protocols, attempt.deflate.then(DeflateParams::default))
-        .map_err(|error| Lost::Refused(error.to_string()))?;
+        .map_err(|error| refused(error.to_string()))?;
     let mut headers = attempt.headers;
     headers.extend(offer.headers());
     let request = request_head(&attempt.url, &headers);
@@ -69,13 +75,26 @@ async fn open(
     stream.write_all(&request).await.map_err(broken)?;
     let (status, headers, early) = read_response(&mut stream).await?;
     let agreed = offer.check_response(status, &headers).map_err(|error| {
-        let what = error.to_string();
-        if error.is_retryable() { Lost::Unreachable(what) } else { Lost::Refused(what) }
+        let reason = error.to_string();
+        if let (true, Some(retry_after)) = (error.is_retryable(), retry_after(&headers)) {
+            Lost::Unavailable { retry_after, reason }
+        } else if error.is_retryable() {
+            Lost::Unreachable(reason)
+        } else {
+            let answered = status != StatusCode::SWITCHING_PROTOCOLS;
+            Lost::Refused { status: answered.then(|| status.as_u16()), reason }
+        }
     })?;
     let ours = agreed.protocol.as_deref().is_some_and(|name| name.starts_with(super::SUBPROTOCOL));
     let codec = Connection::new(Role::Client, attempt.limits, agreed.deflate, mask_seed);
     let wire = Wire::new(stream.into_transport(), codec, early);
     Ok((wire, if ours { Mode::Session } else { Mode::Plain }, agreed.protocol))
+}
+
+/// Seconds; a date is not understood, as it would need a clock that both ends agree on.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
@@ -163,7 +182,7 @@ async fn secure_stream(tcp: TcpStream, host: &str) -> Result<Secure, Lost> {
         Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
     });
     let name = rustls::pki_types::ServerName::try_from(host.to_owned())
-        .map_err(|_| Lost::Refused(format!("{host} is not a name that TLS can check")))?;
+        .map_err(|_| refused(format!("{host} is not a name that TLS can check")))?;
     tokio_rustls::TlsConnector::from(Arc::clone(config))
         .connect(name, tcp)
         .await
@@ -172,5 +191,5 @@ async fn secure_stream(tcp: TcpStream, host: &str) -> Result<Secure, Lost> {
 
 #[cfg(not(feature = "tls"))]
 async fn secure_stream(_: TcpStream, _: &str) -> Result<TcpStream, Lost> {
-    Err(Lost::Refused("wss:// needs the feature `tls` of the crate `mainstay`".into()))
+    Err(refused("wss:// needs the feature `tls` of the crate `mainstay`".into()))
 }

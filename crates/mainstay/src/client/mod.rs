@@ -2,8 +2,9 @@
 //!
 //! It dials, detects a dead connection, dials again with a jittered backoff, and resumes its session:
 //! what was sent is delivered once and in order, what the server sent meanwhile is replayed. Where
-//! that cannot be kept there is one [`Event::Gap`]. Towards a server that speaks plain WebSocket it
-//! reconnects, confirms what was taken in by Ping, and says what that could not keep.
+//! that cannot be kept there is one [`Event::Gap`]. Towards a server that turns out to speak plain
+//! WebSocket it reconnects, confirms what was taken in by Ping, and says what that could not keep. Where
+//! that is known beforehand, use a [`Link`](crate::Link), which can be told how.
 //!
 //! ```no_run
 //! use mainstay::{Client, Message};
@@ -22,6 +23,7 @@ mod dial;
 mod task;
 
 use std::future::{Future, poll_fn};
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -32,14 +34,14 @@ use futures_core::Stream;
 use futures_sink::Sink;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use mainstay_proto::backoff::BackoffConfig;
-use mainstay_proto::confirm::{Confirm, Guarantee};
 use mainstay_proto::connect::{Client as Machine, ConnectConfig};
-use mainstay_proto::heartbeat::HeartbeatConfig;
+use mainstay_proto::session::message::SessionId;
 use mainstay_proto::session::{Delivery, Message};
 use mainstay_proto::ws::{CloseCode, Limits};
 use tokio::sync::oneshot;
 
-pub use mainstay_proto::connect::{Event, Lost, Mode, Report};
+pub use mainstay_proto::connect::{Event, Lost, Mode, Report, State};
+pub use mainstay_proto::endpoint::Follow;
 
 use self::dial::Attempt;
 use self::task::{Core, Task};
@@ -83,25 +85,42 @@ pub struct Request {
 
 type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, String>> + Send>> + Send + Sync>;
 
-/// A client that is not connecting yet.
+/// What a [`Client`] expects of its peer: `mainstay.v1`, or plain WebSocket if it does not speak that.
+#[derive(Debug)]
+pub enum Sessions {}
+
+/// A client that is not connecting yet. `P` as in [`Client`].
+pub struct Builder<P = Sessions> {
+    target: Target,
+    pub(crate) config: ConnectConfig,
+    peer: PhantomData<fn() -> P>,
+}
+
+/// What every attempt is made from.
 #[derive(Clone)]
-pub struct Builder {
+struct Target {
     url: Uri,
     headers: HeaderMap,
     subprotocols: Vec<String>,
+    /// Whether `mainstay.v1` is offered.
     resumable: bool,
     deflate: bool,
     limits: Limits,
-    config: ConnectConfig,
+    follow: Follow,
     factory: Option<Factory>,
 }
 
 /// A connection that stays. [`close`](Self::close) ends it in order and waits for that; dropping it does
 /// the same in the background.
-pub struct Client {
-    core: Arc<Core>,
+///
+/// `P` is what is expected of the peer. Leave it away; [`Link`](crate::Link) is the other kind.
+pub struct Client<P = Sessions> {
+    pub(crate) core: Arc<Core>,
     /// Taken by `start_send`, given to the machine when there is room.
     sending: Option<Message>,
+    /// What [`changed`](Self::changed) returned last.
+    seen: State,
+    peer: PhantomData<fn() -> P>,
 }
 
 /// What became of one message.
@@ -134,23 +153,39 @@ impl Client {
     /// # Errors
     /// The URL cannot be used.
     pub fn builder(url: &str) -> Result<Builder, UrlError> {
-        let url: Uri = url.parse().map_err(|error| UrlError(format!("{url}: {error}")))?;
-        dial::check_url(&url).map_err(|lost| match lost {
-            Lost::Refused(why) | Lost::Unreachable(why) | Lost::Broken(why) => UrlError(why),
-            Lost::Closed { reason, .. } => UrlError(reason),
-        })?;
-        Ok(Builder {
-            url,
-            headers: HeaderMap::new(),
-            subprotocols: Vec::new(),
-            resumable: true,
-            deflate: false,
-            limits: Limits::default(),
-            config: ConnectConfig::default(),
-            factory: None,
-        })
+        Builder::new(url, ConnectConfig::default())
     }
 
+    /// The public name of the session, for logs; `None` before the first attach and towards a plain peer.
+    #[must_use]
+    pub fn id(&self) -> Option<SessionId> {
+        self.core.lock().machine.id()
+    }
+
+    /// With [`Builder::confirm_manually`]: everything that [`recv`](Self::recv) has returned so far is
+    /// handled. See `server::Session::confirm`.
+    pub fn confirm(&self) {
+        let mut inner = self.core.lock();
+        inner.machine.confirm(now());
+        inner.wake_driver();
+    }
+
+    /// Presents new credentials in place of [`Builder::credentials`], and waits for the verdict: on the live
+    /// connection, or in the next HELLO while there is none. A server that speaks `mainstay.v1` asks the
+    /// function that its application gave.
+    ///
+    /// # Errors
+    /// See [`AuthenticateError`].
+    ///
+    /// # Cancel safety
+    /// They are presented all the same, only the waiting ends.
+    pub async fn authenticate(&self, credentials: impl Into<Bytes>) -> Result<(), AuthenticateError> {
+        let verdict = self.core.lock().authenticate(credentials.into())?;
+        verdict.await.unwrap_or(Err(AuthenticateError::Replaced))
+    }
+}
+
+impl<P> Client<P> {
     /// The next message, in order; `None` once nothing follows. What was lost with a session is an
     /// [`Event::Gap`], what the server dropped by its own policy an [`Event::Dropped`].
     ///
@@ -179,7 +214,7 @@ impl Client {
     /// As [`Sender::send`].
     ///
     /// # Errors
-    /// The client has ended: the message comes back.
+    /// The client has ended, or its link's policy is to fail: the message comes back.
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
@@ -190,7 +225,7 @@ impl Client {
     /// As [`Sender::send_tracked`].
     ///
     /// # Errors
-    /// The client has ended: the message comes back.
+    /// The client has ended, or its link's policy is to fail: the message comes back.
     ///
     /// # Cancel safety
     /// Safe.
@@ -238,35 +273,6 @@ impl Client {
         inner.wake_driver();
     }
 
-    /// With [`Confirm::Reply`]: the application's answer to the oldest unanswered message came.
-    pub fn confirm_reply(&self) {
-        let mut inner = self.core.lock();
-        inner.machine.handle_reply();
-        inner.wake_driver();
-    }
-
-    /// With [`Builder::confirm_manually`]: everything that [`recv`](Self::recv) has returned so far is
-    /// handled. See `server::Session::confirm`.
-    pub fn confirm(&self) {
-        let mut inner = self.core.lock();
-        inner.machine.confirm(now());
-        inner.wake_driver();
-    }
-
-    /// Presents new credentials in place of [`Builder::credentials`], and waits for the verdict: on the live
-    /// connection, or in the next HELLO while there is none. A server that speaks `mainstay.v1` asks the
-    /// function that its application gave.
-    ///
-    /// # Errors
-    /// See [`AuthenticateError`].
-    ///
-    /// # Cancel safety
-    /// They are presented all the same, only the waiting ends.
-    pub async fn authenticate(&self, credentials: impl Into<Bytes>) -> Result<(), AuthenticateError> {
-        let verdict = self.core.lock().authenticate(credentials.into())?;
-        verdict.await.unwrap_or(Err(AuthenticateError::Replaced))
-    }
-
     /// Ends in order: what was accepted is delivered first, for at most 10 s. Then
     /// [`recv`](Self::recv) returns `None`.
     ///
@@ -289,11 +295,36 @@ impl Client {
         .await;
     }
 
-    /// What the peer speaks, while attached.
+    /// What the client is doing.
     #[must_use]
-    pub fn mode(&self) -> Option<Mode> {
-        let inner = self.core.lock();
-        inner.machine.is_attached().then(|| inner.machine.mode())
+    pub fn state(&self) -> State {
+        self.core.lock().machine.state()
+    }
+
+    /// Waits until the state differs from what was returned (or first seen) before, and returns it. A
+    /// state that passed meanwhile is not returned; the [`events`](Self::events) tell of every one.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn changed(&mut self) -> State {
+        self.seen = poll_fn(|cx| {
+            let mut inner = self.core.lock();
+            let state = inner.machine.state();
+            if state != self.seen {
+                return Poll::Ready(state);
+            }
+            inner.watcher = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        self.seen
+    }
+
+    /// The smoothed round-trip time of this end's probes on the current connection. A session's server
+    /// drives the heartbeat, so its client knows one only after a probe of its own.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.core.lock().machine.rtt()
     }
 
     /// The application's subprotocol that was agreed on with the newest connection.
@@ -346,7 +377,7 @@ impl Sender {
     /// Sends a message; waits while the window is full. It is kept until the peer acknowledges it.
     ///
     /// # Errors
-    /// The client has ended: the message comes back.
+    /// The client has ended, or its link's policy is to fail: the message comes back.
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
@@ -357,7 +388,7 @@ impl Sender {
     /// Sends a message and returns a future that settles when it is known what became of it.
     ///
     /// # Errors
-    /// The client has ended: the message comes back.
+    /// The client has ended, or its link's policy is to fail: the message comes back.
     ///
     /// # Cancel safety
     /// Safe.
@@ -368,12 +399,12 @@ impl Sender {
             let mut inner = self.core.lock();
             match inner.send(message) {
                 Ok(tracked) => Poll::Ready(Ok(tracked)),
-                Err(SendError::Full(message)) => {
+                Err(SendError::Full(message)) if inner.machine.waits_when_full() => {
                     waiting = Some(message);
                     inner.wait_for_room(cx.waker());
                     Poll::Pending
                 }
-                Err(over) => Poll::Ready(Err(over)),
+                Err(refused) => Poll::Ready(Err(refused)),
             }
         })
         .await
@@ -395,7 +426,7 @@ impl std::fmt::Debug for Sender {
     }
 }
 
-impl Drop for Client {
+impl<P> Drop for Client<P> {
     fn drop(&mut self) {
         let mut inner = self.core.lock();
         inner.abandoned = true;
@@ -404,13 +435,13 @@ impl Drop for Client {
     }
 }
 
-impl std::fmt::Debug for Client {
+impl<P> std::fmt::Debug for Client<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("mode", &self.mode()).finish_non_exhaustive()
+        f.debug_struct("Client").field("state", &self.state()).finish_non_exhaustive()
     }
 }
 
-impl Stream for Client {
+impl<P> Stream for Client<P> {
     type Item = Message;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
@@ -418,7 +449,7 @@ impl Stream for Client {
     }
 }
 
-impl Sink<Message> for Client {
+impl<P> Sink<Message> for Client<P> {
     type Error = SendError;
 
     fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -427,24 +458,25 @@ impl Sink<Message> for Client {
         let mut inner = core.lock();
         match inner.send(message) {
             Ok(_) => Poll::Ready(Ok(())),
-            Err(SendError::Full(message)) => {
+            Err(SendError::Full(message)) if inner.machine.waits_when_full() => {
                 self.sending = Some(message);
                 inner.wait_for_room(cx.waker());
                 Poll::Pending
             }
-            Err(over) => Poll::Ready(Err(over)),
+            Err(refused) => Poll::Ready(Err(refused)),
         }
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), SendError> {
-        let sent = self.core.lock().send(message);
-        match sent {
+        let core = Arc::clone(&self.core);
+        let mut inner = core.lock();
+        match inner.send(message) {
             Ok(_) => Ok(()),
-            Err(SendError::Full(message)) => {
+            Err(SendError::Full(message)) if inner.machine.waits_when_full() => {
                 self.sending = Some(message);
                 Ok(())
             }
-            Err(over) => Err(over),
+            Err(refused) => Err(refused),
         }
     }
 
@@ -466,94 +498,11 @@ impl Sink<Message> for Client {
 }
 
 impl Builder {
-    /// An application subprotocol to offer; call it again for more, in order of preference.
-    #[must_use]
-    pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
-        self.subprotocols.push(name.into());
-        self
-    }
-
-    /// A header for every attempt's request.
-    #[must_use]
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.append(name, value);
-        self
-    }
-
-    /// Makes each attempt's request anew: another URL, a fresh token. An `Err` is an attempt that
-    /// failed, and is tried again after the backoff.
-    #[must_use]
-    pub fn request<F, R>(mut self, make: F) -> Self
-    where
-        F: Fn() -> R + Send + Sync + 'static,
-        R: Future<Output = Result<Request, String>> + Send + 'static,
-    {
-        self.factory = Some(Arc::new(move || Box::pin(make())));
-        self
-    }
-
     /// Credentials sent inside the session's HELLO, where the request cannot carry them. They are renewed with
     /// [`Client::authenticate`].
     #[must_use]
     pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
         self.config.session.credentials = Some(credentials.into());
-        self
-    }
-
-    /// Does not offer `mainstay.v1`: the peer is known to speak plain WebSocket. This is a *link*.
-    #[must_use]
-    pub fn plain(mut self) -> Self {
-        self.resumable = false;
-        self
-    }
-
-    /// Towards plain peers: what ends a message's keeping. Default: the Pong.
-    #[must_use]
-    pub fn confirm(mut self, confirm: Confirm) -> Self {
-        self.config.confirm = self.config.confirm.confirm(confirm);
-        self
-    }
-
-    /// Towards plain peers: what becomes of unconfirmed messages. Default: sent again.
-    #[must_use]
-    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
-        self.config.confirm = self.config.confirm.guarantee(guarantee);
-        self
-    }
-
-    /// Towards plain peers: how often to probe. Default: every 25 s. A session's server says itself.
-    #[must_use]
-    pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {
-        self.config.heartbeat = heartbeat;
-        self
-    }
-
-    /// When to try again. Default: 0.5 s doubling to 30 s, jittered.
-    #[must_use]
-    pub fn backoff(mut self, backoff: BackoffConfig) -> Self {
-        self.config.backoff = backoff;
-        self
-    }
-
-    /// Ends when the peer closes with 1000 or an application's code (3000-4999), instead of dialling
-    /// again: the peer meant it. For links that pass a backend's close on. Default: no.
-    #[must_use]
-    pub fn ends_with_peer(mut self, ends: bool) -> Self {
-        self.config.ends_with_peer = ends;
-        self
-    }
-
-    /// What the peer may make this end keep per message. Default: 64 KiB, 1,024 fragments.
-    #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    /// Offers permessage-deflate. Default: no.
-    #[must_use]
-    pub fn deflate(mut self, deflate: bool) -> Self {
-        self.deflate = deflate;
         self
     }
 
@@ -572,15 +521,89 @@ impl Builder {
         self.config.session.resume_window = Some(window);
         self
     }
+}
+
+impl<P> Builder<P> {
+    pub(crate) fn new(url: &str, config: ConnectConfig) -> Result<Self, UrlError> {
+        let url: Uri = url.parse().map_err(|error| UrlError(format!("{url}: {error}")))?;
+        dial::check_url(&url).map_err(UrlError)?;
+        let target = Target {
+            url,
+            headers: HeaderMap::new(),
+            subprotocols: Vec::new(),
+            resumable: !config.link,
+            deflate: false,
+            limits: Limits::default(),
+            follow: Follow::default(),
+            factory: None,
+        };
+        Ok(Self { target, config, peer: PhantomData })
+    }
+
+    /// An application subprotocol to offer; call it again for more, in order of preference.
+    #[must_use]
+    pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
+        self.target.subprotocols.push(name.into());
+        self
+    }
+
+    /// A header for every attempt's request.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.target.headers.append(name, value);
+        self
+    }
+
+    /// Makes each attempt's request anew: another URL, a fresh token. An `Err` is an attempt that
+    /// failed, and is tried again after the backoff.
+    #[must_use]
+    pub fn request<F, R>(mut self, make: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Request, String>> + Send + 'static,
+    {
+        self.target.factory = Some(Arc::new(move || Box::pin(make())));
+        self
+    }
+
+    /// When to try again. Default: 0.5 s doubling to 30 s, jittered.
+    #[must_use]
+    pub fn backoff(mut self, backoff: BackoffConfig) -> Self {
+        self.config.backoff = backoff;
+        self
+    }
+
+    /// What the peer may make this end keep per message. Default: 64 KiB, 1,024 fragments.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.target.limits = limits;
+        self
+    }
+
+    /// Offers permessage-deflate. Default: no.
+    #[must_use]
+    pub fn deflate(mut self, deflate: bool) -> Self {
+        self.target.deflate = deflate;
+        self
+    }
+
+    /// Which of the endpoints that the server names are dialled instead of the URL. Default: those on the
+    /// URL's host. Never one that has TLS where the URL has none, or the other way round.
+    #[must_use]
+    pub fn follow(mut self, follow: Follow) -> Self {
+        self.target.follow = follow;
+        self
+    }
 
     /// Connects in the background; the first connect follows the same policy as every later one.
     /// Needs a tokio runtime.
     #[must_use]
-    pub fn connect(self) -> Client {
-        let machine = Machine::new(now(), self.config.clone(), crate::random_seed());
+    pub fn connect(self) -> Client<P> {
+        let machine = Machine::new(now(), self.config, crate::random_seed());
+        let seen = machine.state();
         let core = Core::new(machine);
-        tokio::spawn(Task::new(Arc::clone(&core), self));
-        Client { core, sending: None }
+        tokio::spawn(Task::new(Arc::clone(&core), self.target));
+        Client { core, sending: None, seen, peer: PhantomData }
     }
 
     /// Connects, and ends with the first connection that is lost or cannot be opened.
@@ -590,7 +613,7 @@ impl Builder {
     ///
     /// # Cancel safety
     /// Safe: nothing stays behind.
-    pub async fn connect_once(mut self) -> Result<Client, UrlError> {
+    pub async fn connect_once(mut self) -> Result<Client<P>, UrlError> {
         self.config.once = true;
         let client = self.connect();
         loop {
@@ -602,8 +625,11 @@ impl Builder {
             }
         }
     }
+}
 
-    fn attempt(&self, request: Request) -> Attempt {
+impl Target {
+    /// What to ask for at `endpoint`, where the server named one and it may be followed.
+    fn attempt(&self, request: Request, endpoint: Option<&str>) -> Attempt {
         let mut headers = self.headers.clone();
         headers.extend(request.headers);
         let ours = self.resumable.then(|| match self.subprotocols.as_slice() {
@@ -611,8 +637,16 @@ impl Builder {
             names => names.iter().map(|name| format!("{SUBPROTOCOL}+{name}")).collect(),
         });
         let subprotocols = ours.into_iter().flatten().chain(self.subprotocols.iter().cloned()).collect();
+        let own = request.url.unwrap_or_else(|| self.url.clone());
+        let named = endpoint.and_then(|endpoint| {
+            let named = self.follow.allows(&own, endpoint);
+            if named.is_none() {
+                tracing::warn!(endpoint, "the server names an endpoint that is not followed");
+            }
+            named
+        });
         Attempt {
-            url: request.url.unwrap_or_else(|| self.url.clone()),
+            url: named.unwrap_or(own),
             headers,
             subprotocols,
             deflate: self.deflate,
@@ -621,8 +655,37 @@ impl Builder {
     }
 }
 
-impl std::fmt::Debug for Builder {
+impl<P> Clone for Builder<P> {
+    fn clone(&self) -> Self {
+        Self { target: self.target.clone(), config: self.config.clone(), peer: PhantomData }
+    }
+}
+
+impl<P> std::fmt::Debug for Builder<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Builder").field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("Builder").field("url", &self.target.url).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_goes_where_the_server_says_if_that_may_be_followed() {
+        let dialled = |builder: Builder, endpoint: Option<&str>, request: Request| {
+            builder.target.attempt(request, endpoint).url.to_string()
+        };
+        let own = || Client::builder("ws://example.com/a").unwrap();
+        let (near, far) = (Some("ws://example.com:81/b"), Some("ws://other.example/b"));
+        assert_eq!(dialled(own(), None, Request::default()), "ws://example.com/a");
+        assert_eq!(dialled(own(), near, Request::default()), "ws://example.com:81/b");
+        assert_eq!(dialled(own(), far, Request::default()), "ws://example.com/a");
+        assert_eq!(dialled(own().follow(Follow::Anywhere), far, Request::default()), "ws://other.example/b");
+        assert_eq!(dialled(own().follow(Follow::Never), near, Request::default()), "ws://example.com/a");
+        // What counts is the URL of this attempt.
+        let moved = Request { url: Some(Uri::from_static("ws://other.example/")), ..Request::default() };
+        assert_eq!(dialled(own(), near, moved.clone()), "ws://other.example/");
+        assert_eq!(dialled(own(), far, moved), "ws://other.example/b");
     }
 }

@@ -13,7 +13,7 @@ use mainstay_proto::ws::{CloseCode, CloseFrame};
 use tokio::sync::oneshot;
 
 use super::dial::dial;
-use super::{AuthenticateError, Builder, Outcome, Request, Tracked};
+use super::{AuthenticateError, Outcome, Request, Target, Tracked};
 use crate::SendError;
 use crate::driver::{Abort, Arrived, Framing, Reading, Timer, Wire, Written, now};
 
@@ -23,12 +23,12 @@ const ROUNDS: usize = 4;
 const EVENTS: usize = 1024;
 
 /// What the task and the handle share.
-pub(super) struct Core {
+pub(crate) struct Core {
     inner: Mutex<Inner>,
 }
 
-pub(super) struct Inner {
-    pub(super) machine: Machine,
+pub(crate) struct Inner {
+    pub(crate) machine: Machine,
     pub(super) events: VecDeque<Event>,
     pub(super) subprotocol: Option<String>,
     /// Nobody holds the handle any more.
@@ -40,6 +40,7 @@ pub(super) struct Inner {
     pub(super) receiver: Option<Waker>,
     pub(super) listener: Option<Waker>,
     pub(super) closer: Option<Waker>,
+    pub(super) watcher: Option<Waker>,
     senders: Vec<Waker>,
 }
 
@@ -58,12 +59,13 @@ impl Core {
                 receiver: None,
                 listener: None,
                 closer: None,
+                watcher: None,
                 senders: Vec::new(),
             }),
         })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -111,7 +113,7 @@ impl Inner {
         self.wake_driver();
     }
 
-    pub(super) fn wake_driver(&self) {
+    pub(crate) fn wake_driver(&self) {
         if let Some(driver) = &self.driver {
             driver.wake_by_ref();
         }
@@ -142,15 +144,15 @@ impl Inner {
                 Event::Report(Report::Unknown(first, last)) => {
                     self.settle_range(*first, *last, Outcome::Unknown);
                 }
+                Event::Report(Report::NotDelivered(first, last)) => {
+                    self.settle_range(*first, *last, Outcome::Lost);
+                }
                 Event::Report(Report::Undeliverable(number, _)) => {
                     self.settle_range(*number, *number, Outcome::Unknown);
                 }
                 _ => {}
             }
-            if self.events.len() == EVENTS {
-                self.events.pop_front();
-            }
-            self.events.push_back(event);
+            self.list(event);
         }
         let settled = self.machine.settled();
         while self.tracked.front().is_some_and(|(number, _)| *number <= settled) {
@@ -158,6 +160,24 @@ impl Inner {
                 let _ = sender.send(Outcome::Delivered);
             }
         }
+    }
+
+    /// Keeps an event for its listener. A queue that drops its oldest does so for each message that
+    /// comes: ranges that touch are one report, or they would push everything else out.
+    fn list(&mut self, event: Event) {
+        if let (
+            Some(Event::Report(Report::NotDelivered(_, before))),
+            Event::Report(Report::NotDelivered(first, last)),
+        ) = (self.events.back_mut(), &event)
+            && *before + 1 == *first
+        {
+            *before = *last;
+            return;
+        }
+        if self.events.len() == EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
     }
 
     fn settle_by(&mut self, fate: &Fate) {
@@ -176,19 +196,17 @@ impl Inner {
         }
     }
 
+    /// What is before the range may still be under way.
     fn settle_range(&mut self, first: u64, last: u64, outcome: Outcome) {
-        let tracked = std::mem::take(&mut self.tracked);
-        for (number, sender) in tracked {
-            match number {
-                n if n < first => drop(sender.send(Outcome::Delivered)),
-                n if n <= last => drop(sender.send(outcome)),
-                n => self.tracked.push_back((n, sender)),
-            }
+        let from = self.tracked.partition_point(|(number, _)| *number < first);
+        let to = self.tracked.partition_point(|(number, _)| *number <= last);
+        for (_, sender) in self.tracked.drain(from..to) {
+            let _ = sender.send(outcome);
         }
     }
 
     fn wake_application(&mut self) {
-        let wakers = [self.receiver.take(), self.listener.take(), self.closer.take()];
+        let wakers = [self.receiver.take(), self.listener.take(), self.closer.take(), self.watcher.take()];
         wakers.into_iter().flatten().chain(self.senders.drain(..)).for_each(Waker::wake);
     }
 }
@@ -214,7 +232,7 @@ type Dialling = Pin<Box<dyn Future<Output = Result<(Wire, Mode, Option<String>),
 /// See the module.
 pub(super) struct Task {
     core: Arc<Core>,
-    builder: Builder,
+    target: Target,
     wires: Vec<Open>,
     dials: Vec<(ConnectionId, Dialling)>,
     timer: Timer,
@@ -229,8 +247,8 @@ struct Open {
 }
 
 impl Task {
-    pub(super) fn new(core: Arc<Core>, builder: Builder) -> Self {
-        Self { core, builder, wires: Vec::new(), dials: Vec::new(), timer: Timer::default() }
+    pub(super) fn new(core: Arc<Core>, target: Target) -> Self {
+        Self { core, target, wires: Vec::new(), dials: Vec::new(), timer: Timer::default() }
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -364,13 +382,14 @@ impl Task {
     }
 
     fn dial(&self) -> Dialling {
-        let builder = self.builder.clone();
+        let target = self.target.clone();
+        let endpoint = self.core.lock().machine.endpoint().map(str::to_owned);
         Box::pin(async move {
-            let request = match &builder.factory {
+            let request = match &target.factory {
                 Some(make) => make().await.map_err(Lost::Unreachable)?,
                 None => Request::default(),
             };
-            dial(builder.attempt(request)).await
+            dial(target.attempt(request, endpoint.as_deref())).await
         })
     }
 
@@ -423,10 +442,6 @@ impl Task {
         let said = self.wires.iter().all(|open| open.last_words.is_empty());
         if ended && (said || inner.abandoned) {
             inner.finished = true;
-            // What is still tracked has no event of its own: the connection to a plain peer is gone.
-            while let Some((_, sender)) = inner.tracked.pop_front() {
-                let _ = sender.send(Outcome::Unknown);
-            }
         }
         inner.wake_application();
         inner.finished
@@ -438,5 +453,39 @@ impl Future for Task {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.turn(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_proto::confirm::{ConfirmConfig, WhenFull};
+    use mainstay_proto::connect::ConnectConfig;
+
+    use super::*;
+
+    #[test]
+    fn what_was_dropped_says_nothing_of_what_is_under_way() {
+        let confirm = ConfirmConfig::default().queue(2, 1024).unwrap().when_full(WhenFull::DropOldest);
+        let config = ConnectConfig { confirm, link: true, ..ConnectConfig::default() };
+        let start = now();
+        let core = Core::new(Machine::new(start, config, [1; 32]));
+        let mut inner = core.lock();
+        inner.machine.handle_timeout(start);
+        let Some(Command::Dial(connection)) = inner.machine.poll_command() else { panic!("no dial") };
+        inner.machine.handle_opened(start, connection, Mode::Plain);
+        let mut under_way = inner.send(Message::text("a")).unwrap();
+        assert!(inner.machine.poll_transmit(start, connection).is_some());
+        let mut dropped = inner.send(Message::text("b")).unwrap();
+        let mut waiting = inner.send(Message::text("c")).unwrap();
+        inner.settle();
+        assert!(under_way.0.try_recv().is_err() && waiting.0.try_recv().is_err());
+        assert_eq!(dropped.0.try_recv(), Ok(Outcome::Lost));
+
+        let later = start + std::time::Duration::from_secs(1);
+        while inner.machine.poll_transmit(later, connection).is_some() {}
+        inner.machine.handle_pong(later, connection, &1_u64.to_be_bytes());
+        inner.settle();
+        assert_eq!(under_way.0.try_recv(), Ok(Outcome::Delivered));
+        assert!(waiting.0.try_recv().is_err(), "its Ping is still to come");
     }
 }

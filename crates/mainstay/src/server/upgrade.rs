@@ -209,6 +209,12 @@ impl SessionUpgrade {
         offered(&self.request)
     }
 
+    /// Whether the client will speak `mainstay.v1` once this is accepted.
+    #[must_use]
+    pub fn is_resumable(&self) -> bool {
+        self.choose().as_deref().is_some_and(is_ours)
+    }
+
     /// Accepts. `handler` runs once per session, not per connection: it goes on while the client is
     /// away and comes back. It need not be a tokio task of its own.
     pub fn on_session<H, F>(mut self, handler: H) -> Response

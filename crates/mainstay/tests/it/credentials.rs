@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mainstay::client::{AuthenticateError, Event};
 use mainstay::server::{Config, Denied};
-use mainstay::{Client, CloseCode, Mainstay, Message};
+use mainstay::{Client, CloseCode, Link, Mainstay, Message};
 
 use crate::support::{Proxy, echo, server, until};
 
@@ -39,7 +39,7 @@ fn client(address: std::net::SocketAddr, credentials: &'static str) -> Client {
     Client::builder(&format!("ws://{address}/echo")).unwrap().credentials(credentials).connect()
 }
 
-async fn end_of(client: &Client) -> Option<u64> {
+async fn end_of<P>(client: &Client<P>) -> Option<u64> {
     loop {
         match client.event().await {
             Some(Event::Ended { code, .. }) => return code,
@@ -73,7 +73,8 @@ async fn wrong_or_missing_credentials_end_a_client_with_4501() {
     assert_eq!(end_of(&client(address, "mallory")).await, Some(4501));
     let silent = Client::builder(&format!("ws://{address}/echo")).unwrap();
     assert_eq!(end_of(&silent.clone().connect()).await, Some(4501));
-    assert_eq!(end_of(&silent.plain().connect()).await, Some(4501), "a plain peer can present nothing");
+    let plain = Link::to(&format!("ws://{address}/echo")).unwrap();
+    assert_eq!(end_of(&plain.connect()).await, Some(4501), "a plain peer can present nothing");
     assert_eq!(*asked.lock().unwrap(), [Some(Bytes::from("mallory")), None, None]);
     until("nothing is left", || mainstay.stats().sessions == 0 && mainstay.stats().connections == 0).await;
     assert_eq!((mainstay.stats().attach_refused, mainstay.stats().attached_new), (2, 0));
@@ -165,9 +166,6 @@ async fn a_server_that_judges_nothing_accepts_any_hello_and_no_renewal() {
     let client = client(address, "whatever");
     attached(&client).await;
     assert_eq!(client.authenticate("more").await, Err(AuthenticateError::Refused));
-    let plain =
-        Client::builder(&format!("ws://{address}/echo")).unwrap().plain().connect_once().await.unwrap();
-    assert_eq!(plain.authenticate("x").await, Err(AuthenticateError::Plain));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 mod credentials;
 mod hostile;
+mod link;
 mod manual;
 mod session;
 mod support;

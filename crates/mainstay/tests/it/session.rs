@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay::client::{Event, Mode, Outcome};
+use mainstay::client::{Event, Mode, Outcome, State};
 use mainstay::server::Config;
-use mainstay::{Client, CloseCode, Message};
+use mainstay::{Client, CloseCode, Link, Message};
 
 use crate::support::{Proxy, echo_server, until};
 
@@ -16,7 +16,7 @@ async fn a_message_comes_back_and_the_session_ends_in_order() {
     client.send(Message::binary(vec![0, 1, 2])).await.unwrap();
     assert_eq!(client.recv().await, Some(Message::text("hello")));
     assert_eq!(client.recv().await, Some(Message::binary(vec![0, 1, 2])));
-    assert_eq!(client.mode(), Some(Mode::Session));
+    assert_eq!(client.state(), State::Attached { mode: Mode::Session, epoch: 1 });
     client.close(CloseCode::NORMAL, "done").await;
     assert_eq!(client.recv().await, None);
     until("no session is left", || mainstay.stats().sessions == 0 && mainstay.stats().connections == 0).await;
@@ -68,6 +68,29 @@ async fn each_cut_is_noticed_and_reported() {
 }
 
 #[tokio::test]
+async fn a_client_watches_its_own_state() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let proxy = Proxy::to(address).await;
+    let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    assert_eq!((client.state(), client.id()), (State::Connecting, None));
+    assert_eq!(client.changed().await, State::Attached { mode: Mode::Session, epoch: 1 });
+    let id = client.id();
+    assert!(id.is_some());
+    proxy.cut();
+    let mut epoch = 1;
+    while epoch == 1 {
+        match client.changed().await {
+            State::Attached { epoch: now, .. } => epoch = now,
+            State::Waiting { .. } | State::Connecting => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((epoch, client.id()), (2, id), "the same session");
+    client.close(CloseCode::NORMAL, "").await;
+    assert_eq!(client.changed().await, State::Ended);
+}
+
+#[tokio::test]
 async fn a_tracked_message_settles_when_the_server_has_it() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
@@ -79,10 +102,10 @@ async fn a_tracked_message_settles_when_the_server_has_it() {
 async fn a_plain_peer_is_served_by_the_same_handler_and_says_when_it_is_fresh() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let proxy = Proxy::to(address).await;
-    let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().plain().connect();
+    let mut client = Link::to(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
     client.send(Message::text("one")).await.unwrap();
     assert_eq!(client.recv().await, Some(Message::text("one")));
-    assert_eq!(client.mode(), Some(Mode::Plain));
+    assert_eq!(client.state(), State::Attached { mode: Mode::Plain, epoch: 1 });
     proxy.cut();
     let mut fresh = false;
     while !fresh {
@@ -114,8 +137,7 @@ async fn an_expired_session_is_one_gap_and_a_new_session() {
 #[tokio::test]
 async fn a_draining_server_refuses_newcomers_and_tells_the_others() {
     let (address, mainstay) = echo_server(Config::default()).await;
-    let mut plain =
-        Client::builder(&format!("ws://{address}/echo")).unwrap().plain().connect_once().await.unwrap();
+    let mut plain = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
     let draining = mainstay.clone();
     tokio::spawn(async move { draining.drain(Duration::from_millis(100)).await });
     assert_eq!(plain.recv().await, None, "closed with 1012");

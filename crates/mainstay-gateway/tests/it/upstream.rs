@@ -1,0 +1,207 @@
+//! What a visitor learns of the backend: its choice, its refusal, its absence.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::any;
+use mainstay::client::Event;
+use mainstay::{Client, Link, Mainstay, Message, SessionUpgrade};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+use crate::support::{Gateway, backend};
+
+/// `/echo` speaks `b`, then `c`, `/silent` no subprotocol; `/401`, `/403` and `/404` refuse.
+fn app() -> Router<Mainstay> {
+    let refuse = |status: StatusCode| any(async move || status);
+    Router::new()
+        .route("/echo", any(|upgrade: SessionUpgrade| echo(upgrade.subprotocols(["b", "c"]))))
+        .route("/silent", any(|upgrade: SessionUpgrade| echo(upgrade.subprotocols(["none of yours"]))))
+        .route("/401", refuse(StatusCode::UNAUTHORIZED))
+        .route("/403", refuse(StatusCode::FORBIDDEN))
+        .route("/404", refuse(StatusCode::NOT_FOUND))
+        .route("/302", refuse(StatusCode::FOUND))
+}
+
+async fn echo(upgrade: SessionUpgrade) -> axum::response::Response {
+    upgrade.on_session(|mut session| async move {
+        while let Some(message) = session.recv().await {
+            if session.send(message).await.is_err() {
+                break;
+            }
+        }
+    })
+}
+
+async fn gateway(arguments: &[&str]) -> Gateway {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    backend(listener, app()).await;
+    Gateway::in_front_of(address, arguments)
+}
+
+async fn end<P>(client: &Client<P>) -> (Option<u64>, String) {
+    loop {
+        match client.event().await {
+            Some(Event::Ended { code, reason, .. }) => return (code, reason),
+            Some(_) => {}
+            None => panic!("ended without a word"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_plain_visitor_gets_the_subprotocol_that_the_backend_chose() {
+    let gateway = gateway(&[]).await;
+    for (path, offered, agreed) in [
+        ("/echo", &["a", "c", "b"][..], Some("b")),
+        ("/echo", &["c"], Some("c")),
+        ("/echo", &["a"], None),
+        ("/echo", &[], None),
+        ("/silent", &["a"], None),
+    ] {
+        let mut builder = Link::to(&format!("{}{path}", gateway.url)).unwrap();
+        for name in offered {
+            builder = builder.subprotocol(*name);
+        }
+        let mut visitor = builder.connect_once().await.unwrap();
+        assert_eq!(visitor.subprotocol().as_deref(), agreed, "{path} {offered:?}");
+        visitor.send(Message::text("hello")).await.unwrap();
+        assert_eq!(visitor.recv().await, Some(Message::text("hello")));
+    }
+}
+
+#[tokio::test]
+async fn a_plain_visitor_gets_the_status_that_the_backend_refuses_with() {
+    let gateway = gateway(&[]).await;
+    for (path, status) in [("/401", 401), ("/403", 403), ("/404", 404), ("/nowhere", 404)] {
+        let visitor = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect();
+        assert_eq!(end(&visitor).await.0, Some(status), "{path}");
+    }
+    // A redirect is nothing that a visitor can follow: to it the backend is broken.
+    let visitor = Link::to(&format!("{}/302", gateway.url)).unwrap().connect_once().await;
+    assert!(visitor.unwrap_err().to_string().contains("502"));
+}
+
+#[tokio::test]
+async fn a_session_is_told_in_band_what_the_backend_refuses() {
+    let gateway = gateway(&[]).await;
+    for (path, code) in [("/401", 4501), ("/403", 4501), ("/404", 1008)] {
+        let visitor = Client::builder(&format!("{}{path}", gateway.url)).unwrap().connect();
+        let (ended, reason) = end(&visitor).await;
+        assert_eq!(ended, Some(code), "{path}");
+        assert!(reason.contains(&path[1..]), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_whose_subprotocol_the_backend_does_not_speak_is_ended() {
+    let gateway = gateway(&[]).await;
+    let visit = |name| Client::builder(&format!("{}/echo", gateway.url)).unwrap().subprotocol(name).connect();
+    let mut understood = visit("b");
+    understood.send(Message::text("hello")).await.unwrap();
+    assert_eq!(understood.recv().await, Some(Message::text("hello")));
+    assert_eq!(understood.subprotocol().as_deref(), Some("mainstay.v1+b"));
+    let (code, reason) = end(&visit("a")).await;
+    assert_eq!((code, reason.contains("subprotocol a")), (Some(1008), true), "{reason}");
+}
+
+/// An address where nobody listens.
+async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn sessions_wait_for_a_backend_that_appears_later() {
+    let address = nobody().await;
+    let mut gateway = Gateway::in_front_of(address, &[]);
+    let mut visitor = Client::builder(&format!("{}/echo", gateway.url)).unwrap().connect();
+    for number in 0..100 {
+        visitor.send(Message::text(number.to_string())).await.unwrap();
+    }
+    while !matches!(visitor.event().await.unwrap(), Event::Attached { .. }) {}
+    assert!(gateway.is_up());
+    backend(TcpListener::bind(address).await.unwrap(), app()).await;
+    for number in 0..100 {
+        assert_eq!(visitor.recv().await, Some(Message::text(number.to_string())));
+    }
+}
+
+#[tokio::test]
+async fn plain_visitors_of_a_backend_that_is_away_are_asked_to_come_back_and_find_it_later() {
+    let address = nobody().await;
+    let mut gateway = Gateway::in_front_of(address, &["--upstream-wait", "50ms"]);
+    let url = format!("{}/echo", gateway.url);
+    let refused = Link::to(&url).unwrap().connect_once().await;
+    assert!(refused.unwrap_err().to_string().contains("503"));
+    let mut visitor = Link::to(&url).unwrap().connect();
+    visitor.send(Message::text("hello")).await.unwrap();
+    assert!(matches!(visitor.event().await, Some(Event::AttemptFailed { .. })));
+    assert!(gateway.is_up());
+    backend(TcpListener::bind(address).await.unwrap(), app()).await;
+    assert_eq!(visitor.recv().await, Some(Message::text("hello")));
+}
+
+/// A way to the backend that can be shut: connections are dropped, and new ones as well.
+struct Door {
+    address: SocketAddr,
+    open: Arc<AtomicBool>,
+    shut: Arc<Notify>,
+}
+
+impl Door {
+    async fn to(backend: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (open, shut) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
+        let door = Self { address, open: Arc::clone(&open), shut: Arc::clone(&shut) };
+        tokio::spawn(async move {
+            loop {
+                let (mut down, _) = listener.accept().await.unwrap();
+                if !open.load(Relaxed) {
+                    continue;
+                }
+                let shut = Arc::clone(&shut);
+                tokio::spawn(async move {
+                    let mut up = TcpStream::connect(backend).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut down, &mut up) => {}
+                        () = shut.notified() => {}
+                    }
+                });
+            }
+        });
+        door
+    }
+
+    fn shut(&self) {
+        self.open.store(false, Relaxed);
+        self.shut.notify_waiters();
+    }
+}
+
+#[tokio::test]
+async fn a_plain_visitor_whose_backend_stays_away_is_closed_with_1013_and_a_session_is_kept() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let door = Door::to(listener.local_addr().unwrap()).await;
+    backend(listener, app()).await;
+    let gateway =
+        Gateway::in_front_of(door.address, &["--upstream-wait", "100ms", "--delivery", "at-most-once"]);
+    let url = format!("{}/echo", gateway.url);
+    let mut plain = Link::to(&url).unwrap().connect_once().await.unwrap();
+    let mut session = Client::builder(&url).unwrap().connect();
+    for message in [Message::text("1"), Message::text("2")] {
+        plain.send(message.clone()).await.unwrap();
+        session.send(message.clone()).await.unwrap();
+        assert_eq!((plain.recv().await, session.recv().await), (Some(message.clone()), Some(message)));
+    }
+    door.shut();
+    let (code, reason) = end(&plain).await;
+    assert_eq!((code, reason.as_str()), (Some(1013), "the backend cannot be reached"));
+    session.send(Message::text("kept")).await.unwrap();
+    door.open.store(true, Relaxed);
+    assert_eq!(session.recv().await, Some(Message::text("kept")));
+}

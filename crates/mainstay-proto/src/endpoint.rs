@@ -1,0 +1,88 @@
+//! Whether to dial where a server sends its client: WELCOME's `resume at`, GOAWAY's `endpoint`.
+//!
+//! The next HELLO carries the resume token and the request its headers and cookies, so whoever names an
+//! endpoint is handed all of them. What is dialled is therefore never less protected than the connection
+//! that named it, and by default on the same host.
+//!
+//! Source: `docs/PROTOCOL.md` "Closing".
+
+use http::Uri;
+
+/// Which of a server's endpoints are dialled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Follow {
+    /// None: every attempt goes to the application's own URL.
+    Never,
+    /// Those on the host of the application's own URL, on whatever port.
+    #[default]
+    SameHost,
+    /// All: the server is trusted to choose who gets the token, the headers and the cookies.
+    Anywhere,
+}
+
+impl Follow {
+    /// Where to dial instead of `own`; `None`: there. The endpoint must be an absolute URL of the same
+    /// scheme (`ws` never follows `wss`, nor the other way round), without credentials in it.
+    #[must_use]
+    pub fn allows(self, own: &Uri, endpoint: &str) -> Option<Uri> {
+        let named: Uri = endpoint.parse().ok()?;
+        let same_scheme = is_secure(own).is_some_and(|secure| is_secure(&named) == Some(secure));
+        let clean = named.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+        let (ours, theirs) = (own.host()?, named.host().filter(|host| !host.is_empty())?);
+        let near = match self {
+            Self::Never => false,
+            Self::SameHost => ours.eq_ignore_ascii_case(theirs),
+            Self::Anywhere => true,
+        };
+        (same_scheme && clean && near).then_some(named)
+    }
+}
+
+fn is_secure(url: &Uri) -> Option<bool> {
+    match url.scheme_str()? {
+        "ws" | "http" => Some(false),
+        "wss" | "https" => Some(true),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(follow: Follow, own: &'static str, endpoint: &str, followed: bool) {
+        let outcome = follow.allows(&Uri::from_static(own), endpoint);
+        assert_eq!(outcome.is_some(), followed, "{follow:?}: {own} -> {endpoint}");
+        assert!(outcome.is_none_or(|url| url == *endpoint), "dialled as it was named");
+    }
+
+    #[test]
+    fn an_endpoint_is_followed_to_the_same_host_unless_told_otherwise() {
+        let own = "wss://example.com/chat";
+        check(Follow::default(), own, "wss://example.com:8443/chat?node=7", true);
+        check(Follow::SameHost, own, "wss://EXAMPLE.com/other", true);
+        check(Follow::SameHost, own, "wss://node7.example.com/chat", false);
+        check(Follow::Anywhere, own, "wss://node7.example.com/chat", true);
+        check(Follow::Never, own, "wss://example.com/chat", false);
+    }
+
+    #[test]
+    fn no_endpoint_takes_tls_away_or_is_anything_but_a_websocket_url() {
+        for endpoint in [
+            "ws://example.com/",
+            "http://example.com/",
+            "ftp://example.com/",
+            "//example.com/",
+            "/chat",
+            "wss://",
+            "wss://user:secret@example.com/",
+            "wss://example.com@evil.example/",
+            "",
+            "not a url",
+            "wss://\u{1F608}/",
+        ] {
+            check(Follow::Anywhere, "wss://example.com/", endpoint, false);
+        }
+        check(Follow::Anywhere, "ws://example.com/", "wss://example.com/", false);
+    }
+}

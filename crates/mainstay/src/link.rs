@@ -1,0 +1,106 @@
+//! The link: a client towards a peer that speaks plain WebSocket.
+//!
+//! It dials, detects a dead connection and dials again, as every [`Client`]. Nothing is resumed, because
+//! the peer has nothing to resume: what it sent meanwhile is lost, and every new connection is an
+//! [`Event::FreshPeer`](crate::client::Event::FreshPeer). What the link sends is numbered, kept and
+//! confirmed by the peer's Pongs, and every message meets one fate: confirmed, or told in a [`Report`].
+//!
+//! ```no_run
+//! use mainstay::{Guarantee, Link, Message, WhenFull};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut link = Link::to("wss://exchange.example/orders")?
+//!     .guarantee(Guarantee::AtMostOnce)
+//!     .queue(256, 1024 * 1024)?
+//!     .when_full(WhenFull::Fail)
+//!     .connect();
+//! link.send(Message::text(r#"{"buy": 1}"#)).await?;
+//! while let Some(message) = link.recv().await {
+//!     println!("{:?}", message.as_text());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Source: `docs/PROTOCOL.md` "Plain peers".
+//!
+//! [`Report`]: crate::Report
+
+use mainstay_proto::ConfigError;
+use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
+use mainstay_proto::connect::ConnectConfig;
+use mainstay_proto::heartbeat::HeartbeatConfig;
+
+use crate::client::{Builder, Client, UrlError};
+
+/// What a [`Link`] expects of its peer: WebSocket without more.
+#[derive(Debug)]
+pub enum Plain {}
+
+/// A client towards a peer that speaks plain WebSocket. See the [module](self).
+pub type Link = Client<Plain>;
+
+impl Client<Plain> {
+    /// A link to `url` (`ws://` or `wss://`).
+    ///
+    /// # Errors
+    /// The URL cannot be used.
+    pub fn to(url: &str) -> Result<Builder<Plain>, UrlError> {
+        Builder::new(url, ConnectConfig { link: true, ..ConnectConfig::default() })
+    }
+
+    /// With [`Confirm::Reply`]: the application's answer to the oldest unanswered message came.
+    pub fn confirm_reply(&self) {
+        let mut inner = self.core.lock();
+        inner.machine.handle_reply();
+        inner.wake_driver();
+    }
+}
+
+impl Builder<Plain> {
+    /// What ends a message's keeping. Default: the Pong.
+    #[must_use]
+    pub fn confirm(mut self, confirm: Confirm) -> Self {
+        self.config.confirm = self.config.confirm.confirm(confirm);
+        self
+    }
+
+    /// What becomes of unconfirmed messages when the connection is lost. Default: they are sent again.
+    #[must_use]
+    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
+        self.config.confirm = self.config.confirm.guarantee(guarantee);
+        self
+    }
+
+    /// How many messages, and how many bytes of them, may wait for confirmation, written or not; one
+    /// larger message alone is accepted. Default: 1,024 and 4 MiB. Range: at least 1 each.
+    ///
+    /// # Errors
+    /// One of them is 0.
+    pub fn queue(mut self, messages: usize, bytes: usize) -> Result<Self, ConfigError> {
+        self.config.confirm = self.config.confirm.queue(messages, bytes)?;
+        Ok(self)
+    }
+
+    /// What happens to a message that does not fit the queue. Default: its sender waits.
+    #[must_use]
+    pub fn when_full(mut self, when_full: WhenFull) -> Self {
+        self.config.confirm = self.config.confirm.when_full(when_full);
+        self
+    }
+
+    /// How often to probe. Default: every 25 s.
+    #[must_use]
+    pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {
+        self.config.heartbeat = heartbeat;
+        self
+    }
+
+    /// Ends when the peer closes with 1000 or an application's code (3000-4999), instead of dialling
+    /// again: the peer meant it. For links that pass a backend's close on. Default: no.
+    #[must_use]
+    pub fn ends_with_peer(mut self, ends: bool) -> Self {
+        self.config.ends_with_peer = ends;
+        self
+    }
+}

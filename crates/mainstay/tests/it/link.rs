@@ -1,0 +1,72 @@
+//! A link to a plain server, over real sockets.
+
+use mainstay::client::{Event, Outcome, State};
+use mainstay::server::Config;
+use mainstay::{CloseCode, Link, Message, Report, SendError, WhenFull};
+use tokio::net::TcpListener;
+
+use crate::support::echo_server;
+
+/// An address that accepts connections and says nothing.
+async fn silence() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+async fn reports(link: &Link) -> Vec<Report> {
+    let mut reports = Vec::new();
+    while let Some(event) = link.event().await {
+        if let Event::Report(report) = event {
+            reports.push(report);
+        }
+    }
+    reports
+}
+
+#[tokio::test]
+async fn a_tracked_message_settles_when_the_peers_stack_has_it() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let link = Link::to(&format!("ws://{address}/echo")).unwrap().connect();
+    let tracked = link.send_tracked(Message::text("x")).await.unwrap();
+    assert_eq!(tracked.await, Outcome::Delivered);
+    assert!(link.rtt().is_none(), "only a heartbeat measures it");
+    link.close(CloseCode::NORMAL, "").await;
+    assert_eq!(reports(&link).await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_could_not_wait_settles_every_message_as_not_delivered() {
+    let (_listener, url) = silence().await;
+    let link = Link::to(&url).unwrap().connect();
+    let first = link.send_tracked(Message::text("a")).await.unwrap();
+    let second = link.send_tracked(Message::text("b")).await.unwrap();
+    link.close(CloseCode::NORMAL, "").await;
+    assert_eq!((first.await, second.await), (Outcome::Lost, Outcome::Lost));
+    assert_eq!(link.state(), State::Ended);
+    assert_eq!(reports(&link).await, [Report::NotDelivered(1, 2)]);
+}
+
+#[tokio::test]
+async fn a_full_queue_waits_fails_or_drops_the_oldest_as_it_was_told() {
+    let (_listener, url) = silence().await;
+    let link = |when_full| Link::to(&url).unwrap().queue(2, 1024).unwrap().when_full(when_full).connect();
+    let waiting = link(WhenFull::Wait);
+    let failing = link(WhenFull::Fail);
+    let dropping = link(WhenFull::DropOldest);
+    for link in [&waiting, &failing, &dropping] {
+        link.send(Message::text("a")).await.unwrap();
+        link.send(Message::text("b")).await.unwrap();
+    }
+    let third = Message::text("c");
+    let sending = waiting.send(third.clone());
+    let waited = tokio::time::timeout(std::time::Duration::from_millis(50), sending).await;
+    assert!(waited.is_err(), "there is no room");
+    assert_eq!(failing.send(third.clone()).await, Err(SendError::Full(third.clone())));
+    let mut tracked = Vec::new();
+    for _ in 0..3 {
+        tracked.push(dropping.send_tracked(third.clone()).await.unwrap());
+    }
+    assert_eq!(tracked.remove(0).await, Outcome::Lost);
+    assert_eq!(dropping.event().await, Some(Event::Report(Report::NotDelivered(1, 3))), "one report");
+}
