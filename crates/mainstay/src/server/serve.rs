@@ -15,6 +15,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::IntoResponse;
+use http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -122,10 +123,16 @@ async fn connection(
         }
         let app = app.clone();
         async move {
-            match refused {
-                Some(refused) => Ok(refused.into_response()),
-                None => tower_call(app, request).await,
+            if let Some(refused) = refused {
+                return Ok(refused.into_response());
             }
+            let is_upgrade = request.headers().contains_key(header::UPGRADE);
+            let mut response = tower_call(app, request).await?;
+            if is_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                // What follows may be frames that a proxy let through; it must not be read as requests.
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
         }
     });
     let mut http = http1::Builder::new();

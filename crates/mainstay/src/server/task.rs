@@ -184,7 +184,7 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         if inner.poll_timeout().is_none_or(|at| at > now) {
             return false;
         }
-        let (stats, mut park) = (&self.shared.stats, false);
+        let (stats, mut park, mut dead) = (&self.shared.stats, false, false);
         while let Some(action) = inner.handle_timeout(now) {
             match action {
                 Action::Probe { .. } => {}
@@ -198,6 +198,7 @@ impl<F: Future<Output = ()>> SessionTask<F> {
                 }
                 Action::Dead(evidence) => {
                     Stats::add(stats.dead(evidence), 1);
+                    dead = true;
                     break;
                 }
             }
@@ -211,6 +212,10 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         drop(inner);
         if park {
             self.drop_wire("bytes, but no answer");
+        }
+        if dead {
+            // At once: an order to drop it would wait behind the bytes that it does not take.
+            self.drop_wire("dead");
         }
         false
     }
