@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::Uri;
+use mainstay::server::Origins;
 
 /// A duration such as `25s`, `2m` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -35,9 +36,26 @@ pub(crate) fn upstream(text: &str) -> Result<Uri, String> {
     }
 }
 
+/// A page's origin: scheme and host, and a port where it is not the scheme's own.
+pub(crate) fn origin(text: &str) -> Result<String, String> {
+    if Origins::is_origin(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("write scheme and host without a path, for example https://example.com".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_origin_is_a_scheme_and_a_host() {
+        assert!(origin("https://example.com").is_ok() && origin("http://localhost:3000").is_ok());
+        for wrong in ["example.com", "https://example.com/", "null", "https://", "*"] {
+            assert!(origin(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_with_their_units_and_bounds() {

@@ -3,6 +3,7 @@
 //! A connection that says nothing, or too slowly, is dropped at the opening deadline. Shutdown waits
 //! for sessions, not only for HTTP responses.
 
+use std::convert::Infallible;
 use std::future::{Future, IntoFuture};
 use std::io;
 use std::net::SocketAddr;
@@ -124,7 +125,7 @@ async fn connection(
         let app = app.clone();
         async move {
             if let Some(refused) = refused {
-                return Ok(refused.into_response());
+                return Ok::<_, Infallible>(refused.into_response());
             }
             let is_upgrade = request.headers().contains_key(header::UPGRADE);
             let mut response = tower_call(app, request).await?;
@@ -170,7 +171,7 @@ fn is_the_peers(error: &io::Error) -> bool {
 async fn tower_call(
     mut app: Router,
     request: hyper::Request<Body>,
-) -> Result<axum::response::Response, std::convert::Infallible> {
+) -> Result<axum::response::Response, Infallible> {
     use axum::extract::Request;
     use tower_service::Service;
     Service::<Request>::call(&mut app, request).await

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use mainstay::server::Config;
+use mainstay::server::{Config, LifetimeConfig};
 use mainstay_proto::session::message::{Beat, ClientKey, Hello, Instance, Resume, ResumeToken};
 use mainstay_proto::session::{Control, Frame, Window};
 use mainstay_proto::ws::Kind;
 
 use super::{Raw, Stage, frame};
+use crate::support::{echo_server, until_quiet};
 
 const OFFER: &str = "Sec-WebSocket-Protocol: mainstay.v1\r\n";
 
@@ -156,4 +157,26 @@ async fn sessions_that_are_opened_and_abandoned_are_bounded_in_number() {
     // The honest client has one, and ten were there for the others.
     assert_eq!((refused, stage.mainstay.stats().attach_refused), (90, 90));
     stage.honest_client_is_served("afterwards").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_leave_when_asked_to_is_closed() {
+    let lifetime = LifetimeConfig::default().max_lifetime(Duration::from_secs(60)).unwrap();
+    let (address, mainstay) = echo_server(Config { lifetime, ..Config::default() }).await;
+    let mut raw = Raw::open(address, OFFER).await;
+    raw.write(&control(&Control::Hello(Box::new(hello(1))))).await;
+    let mut asked = 0;
+    let code = loop {
+        let (first, payload) = raw.frame().await.unwrap();
+        match (first, Frame::decode(Kind::Binary, payload.clone().into())) {
+            (0x88, _) => break u16::from_be_bytes(*payload.first_chunk().unwrap()),
+            (0x89, _) => raw.write(&frame(0x8a, &payload)).await,
+            (_, Ok(Frame::Control(Control::Ping(beat)))) => raw.write(&control(&Control::Pong(beat))).await,
+            (_, Ok(Frame::Control(Control::GoAway { .. }))) => asked += 1,
+            _ => {}
+        }
+    };
+    assert_eq!((asked, code), (1, 1012));
+    until_quiet("its session is parked", || mainstay.stats().connections == 0).await;
+    assert_eq!((mainstay.stats().sessions, mainstay.stats().left_old), (1, 1));
 }
