@@ -140,7 +140,8 @@ impl Stage {
     /// the gateway bears for its opening deadline of 5 s.
     fn fill_gateway(&mut self) -> Result<Vec<TcpStream>> {
         self.wait_for_metric("mainstay_connections", 0)?;
-        let taken = (0..MAX_CONNECTIONS).map(|_| TcpStream::connect(self.listening)).collect::<io::Result<_>>()?;
+        let taken =
+            (0..MAX_CONNECTIONS).map(|_| TcpStream::connect(self.listening)).collect::<io::Result<_>>()?;
         let _one_too_many = TcpStream::connect(self.listening)?;
         self.wait_for_metric(REFUSED, OURS_REFUSED)?;
         Ok(taken)
@@ -149,7 +150,9 @@ impl Stage {
     fn wait_for_metric(&mut self, name: &str, value: u64) -> Result<()> {
         let admin = self.admin;
         let is_there = |_: &Path| http_get(admin, "/metrics").is_ok_and(|text| metric(&text, name) == value);
-        self.gateway.wait_until(LIMIT, is_there).map_err(|error| format!("{name} is not {value}: {error}").into())
+        self.gateway
+            .wait_until(LIMIT, is_there)
+            .map_err(|error| format!("{name} is not {value}: {error}").into())
     }
 
     /// Lets everything arrive that is under way, then ends all in order.

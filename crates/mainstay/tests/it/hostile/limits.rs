@@ -152,7 +152,8 @@ async fn a_handler_that_panics_takes_nobody_with_it() {
     // A session of `mainstay.v1` ends as well, and its client gets another one.
     let client = Client::builder(&url).unwrap().connect();
     client.send(Message::text("panic")).await.unwrap();
-    until("the session is lost", || mainstay.stats().attached_new >= 1 && mainstay.stats().sessions <= 9).await;
+    until("the session is lost", || mainstay.stats().attached_new >= 1 && mainstay.stats().sessions <= 9)
+        .await;
     for raw in &mut neighbours {
         raw.echoes("x").await;
     }

@@ -71,7 +71,11 @@ async fn a_request_that_opens_no_websocket_is_answered_with_its_status_and_close
         ("version 12", good.replace(": 13", ": 12"), "426"),
         ("no key", good.replace("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""), "400"),
         ("a short key", good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZQ=="), "400"),
-        ("a key that is no base64", good.replace("dGhlIHNhbXBsZSBub25jZQ==", "????????????????????????"), "400"),
+        (
+            "a key that is no base64",
+            good.replace("dGhlIHNhbXBsZSBub25jZQ==", "????????????????????????"),
+            "400",
+        ),
         ("two keys", upgrade("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"), "400"),
         ("no Connection: Upgrade", good.replace("Connection: Upgrade", "Connection: keep-alive"), "400"),
         ("no Upgrade", good.replace("Upgrade: websocket\r\n", ""), "426"),

@@ -89,9 +89,8 @@ async fn what_an_attached_client_may_not_say_costs_its_connection_and_the_sessio
         raw.write(&control(&Control::Ack { received: 0, window: None })).await;
         if what == "more than the window" {
             // The handler echoes, and the client takes nothing: in the end it has nowhere to write to.
-            let closed = async {
-                while tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &bytes).await.is_ok() {}
-            };
+            let closed =
+                async { while tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &bytes).await.is_ok() {} };
             let _ = tokio::time::timeout(super::LIMIT, closed).await.expect("the server closes");
             continue;
         }
