@@ -1,9 +1,9 @@
 //! The outage proof: an unmodified Fastify application behind `mainstay serve`, with our client in front, while the
-//! backend is killed, the network is cut, the client is frozen, and nobody listens.
+//! backend is killed, the network is cut, the client is frozen, and the gateway is full.
 //!
 //! ```text
-//! outage_client <-> Cable (cut, refused) <-> mainstay serve <-> backend.mjs (killed)
-//!  (frozen)
+//! outage_client <-> Cable (cut) <-> mainstay serve <-> backend.mjs (killed)
+//!  (frozen)                            (full)
 //! ```
 //!
 //! Every part is a process of its own; two of them write down what they saw: the backend each message it received
@@ -12,7 +12,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,6 +43,11 @@ const BETWEEN_CUTS: Duration = Duration::from_millis(300);
 /// Longer than the gateway's heartbeat of 1 s, its jitter and the shortest deadline of 5 s.
 const FREEZE: Duration = Duration::from_secs(8);
 const REFUSAL: Duration = Duration::from_secs(3);
+/// Of which the client needs one.
+const MAX_CONNECTIONS: usize = 4;
+const REFUSED: &str = "mainstay_refused_total{reason=\"full\"}";
+/// One connection of our own, to see that the gateway is full.
+const OURS_REFUSED: u64 = 1;
 
 /// For anything that must happen sooner or later: a link's third backoff in a row takes up to 8 s.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -66,6 +71,7 @@ struct Stage {
     folder: PathBuf,
     client: Background,
     cable: Cable,
+    listening: SocketAddr,
     gateway: Background,
     backend: Option<Background>,
     backend_port: String,
@@ -81,6 +87,7 @@ impl Stage {
         let mut gateway = Background::start(
             Command::new("target/release/mainstay")
                 .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--heartbeat", "1s"])
+                .args(["--max-connections", &MAX_CONNECTIONS.to_string()])
                 .args(["--upstream", &format!("ws://127.0.0.1:{backend_port}")])
                 .env("MAINSTAY_LOG", "info"),
             folder.join("gateway.log"),
@@ -92,7 +99,7 @@ impl Stage {
             Command::new("target/release/examples/outage_client").arg(format!("ws://{}/ws", cable.address)),
             client_log(&folder),
         )?;
-        Ok(Self { folder, client, cable, gateway, backend: Some(backend), backend_port, admin })
+        Ok(Self { folder, client, cable, listening, gateway, backend: Some(backend), backend_port, admin })
     }
 
     /// One kind of outage after the other, each only once the one before is overcome.
@@ -118,13 +125,34 @@ impl Stage {
         sleep(FREEZE);
         self.client.signal("CONT")?;
         self.wait_for("\"resumed\"", CUTS + 1)?;
-        println!("gateway unreachable for {REFUSAL:?}");
+        println!("gateway full for {REFUSAL:?}");
         self.cable.refuse();
-        sleep(REFUSAL);
+        let others = self.fill_gateway()?;
         self.cable.accept()?;
+        sleep(REFUSAL);
+        drop(others);
         self.wait_for("\"resumed\"", CUTS + 2)?;
         sleep(CALM);
         Ok(())
+    }
+
+    /// Takes every place that the gateway has, while the client is cut off: with connections that say nothing, which
+    /// the gateway bears for its opening deadline of 5 s.
+    fn fill_gateway(&mut self) -> Result<Vec<TcpStream>> {
+        self.wait_for_metric("mainstay_connections", 0)?;
+        let taken =
+            (0..MAX_CONNECTIONS).map(|_| TcpStream::connect(self.listening)).collect::<io::Result<_>>()?;
+        let _one_too_many = TcpStream::connect(self.listening)?;
+        self.wait_for_metric(REFUSED, OURS_REFUSED)?;
+        Ok(taken)
+    }
+
+    fn wait_for_metric(&mut self, name: &str, value: u64) -> Result<()> {
+        let admin = self.admin;
+        let is_there = |_: &Path| http_get(admin, "/metrics").is_ok_and(|text| metric(&text, name) == value);
+        self.gateway
+            .wait_until(LIMIT, is_there)
+            .map_err(|error| format!("{name} is not {value}: {error}").into())
     }
 
     /// Lets everything arrive that is under way, then ends all in order.
@@ -304,11 +332,9 @@ impl Verdict {
     fn rows(&self, metrics: &str) -> Vec<Row> {
         use Expected::{Anything, AtLeast, Exactly};
         let row = |name, count, expected| Row { name, count, expected, compared: "" };
-        let metric = |name: &str| {
-            let line = metrics.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
-        };
+        let metric = |name: &str| metric(metrics, name);
         let resumed = metric("mainstay_attaches_total{outcome=\"resumed\"}");
+        let refused = metric(REFUSED).saturating_sub(OURS_REFUSED);
         let dead = |evidence| metric(&format!("mainstay_dead_peers_total{{evidence=\"{evidence}\"}}"));
         // A frozen client's kernel goes on taking bytes until its buffers are full: which it is depends on that.
         let silent = dead("silent") + dead("frozen") + dead("stalled");
@@ -330,10 +356,17 @@ impl Verdict {
             row("client: resumed", self.resumed, AtLeast(CLIENT_LOSSES)),
             row("client: gaps reported", self.gaps, Exactly(0)),
             row("gateway: resumed attaches", resumed, AtLeast(CLIENT_LOSSES)),
+            row("gateway: refused its client for lack of room", refused, AtLeast(1)),
             row("gateway: silent clients found", silent, AtLeast(1)),
             row("gateway: lost backend connections", links_lost, AtLeast(KILLS as u64)),
         ]
     }
+}
+
+/// A sample of the metrics, 0 if it is not there.
+fn metric(metrics: &str, name: &str) -> u64 {
+    let mut lines = metrics.lines().filter_map(|line| line.strip_prefix(name));
+    lines.find_map(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
 fn json_lines(text: &str) -> Result<Vec<Value>> {

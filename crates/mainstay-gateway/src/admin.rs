@@ -63,6 +63,14 @@ fn render(s: &Snapshot, gauges: &Gauges) -> String {
         "Openings refused or not finished in time.",
         &[("", s.openings_failed)],
     );
+    let refused = [
+        ("{reason=\"full\"}", s.refused_full),
+        ("{reason=\"address\"}", s.refused_address),
+        ("{reason=\"origin\"}", s.refused_origin),
+    ];
+    family("refused_total", "counter", "Connections refused, by the limit that they were above.", &refused);
+    let left = [("{reason=\"idle\"}", s.left_idle), ("{reason=\"lifetime\"}", s.left_old)];
+    family("sent_away_total", "counter", "Connections sent away because of their age or silence.", &left);
     let attaches = [
         ("{outcome=\"new\"}", s.attached_new),
         ("{outcome=\"resumed\"}", s.attached_resumed),

@@ -10,8 +10,8 @@ use axum::response::Response;
 use axum::routing::any;
 use clap::ValueEnum;
 use http::Uri;
-use mainstay::server::Config;
-use mainstay::{Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
+use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
+use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
 use tokio::net::TcpListener;
 
 use crate::{Interrupts, admin, builtin, join, values};
@@ -51,6 +51,26 @@ pub(crate) struct Arguments {
     /// What confirms a message to the backend.
     #[arg(long, value_enum, default_value = "pong")]
     confirm: ConfirmBy,
+    /// The most connections at a time. One too many gets 503 and a time to wait.
+    #[arg(long, value_name = "COUNT")]
+    max_connections: Option<usize>,
+    /// The most connections at a time from one address (one /64 of IPv6). Not behind a proxy: all
+    /// visitors have its address.
+    #[arg(long, value_name = "COUNT")]
+    max_per_ip: Option<usize>,
+    /// The most sessions at a time, those of absent visitors included.
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000_000)]
+    max_sessions: usize,
+    /// End what carried no message for this long, in either direction.
+    #[arg(long, value_name = "DURATION", value_parser = values::idle_timeout)]
+    idle_timeout: Option<Duration>,
+    /// Send a connection away after this long, +-20 %. Sessions go on over a new one.
+    #[arg(long, value_name = "DURATION", value_parser = values::max_lifetime)]
+    max_lifetime: Option<Duration>,
+    /// Only pages of this origin may connect, for example https://example.com. May be repeated. Without
+    /// it the backend decides, which sees each visitor's Origin.
+    #[arg(long, value_name = "ORIGIN", value_parser = values::origin)]
+    allow_origin: Vec<String>,
     /// Where /healthz, /readyz and /metrics are served. Keep it private.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, env = "MAINSTAY_ADMIN")]
     admin: Option<SocketAddr>,
@@ -109,6 +129,16 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
         limits,
         resume_window: arguments.resume_window,
         deflate: arguments.deflate,
+        admission: AdmissionConfig {
+            connections: arguments.max_connections,
+            per_address: arguments.max_per_ip,
+        },
+        lifetime: lifetime(&arguments)?,
+        max_sessions: arguments.max_sessions,
+        origins: match arguments.allow_origin.as_slice() {
+            [] => Origins::Any,
+            allowed => Origins::Only(allowed.to_vec()),
+        },
         ..Config::default()
     });
     let links = join::LinkStats::default();
@@ -148,6 +178,19 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
         .with_graceful_shutdown(termination(interrupts), arguments.drain)
         .await
         .map_err(|error| error.to_string())
+}
+
+/// Each bound was checked where the flag was read.
+fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
+    let wrong = |error: ConfigError| error.to_string();
+    let mut config = LifetimeConfig::default();
+    if let Some(idle) = arguments.idle_timeout {
+        config = config.idle_timeout(idle).map_err(wrong)?;
+    }
+    if let Some(lifetime) = arguments.max_lifetime {
+        config = config.max_lifetime(lifetime).map_err(wrong)?;
+    }
+    Ok(config)
 }
 
 async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Response {

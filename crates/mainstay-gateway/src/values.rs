@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
 use mainstay::HeartbeatConfig;
+use mainstay::server::{LifetimeConfig, Origins};
 
 /// A duration such as `25s`, `2m` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -31,6 +32,20 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
 /// A heartbeat's interval.
 pub(crate) fn heartbeat(text: &str) -> Result<HeartbeatConfig, String> {
     HeartbeatConfig::every(duration(text)?).map_err(|error| format!("must be {}", error.bound))
+}
+
+/// How long a connection may be without a message.
+pub(crate) fn idle_timeout(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    let checked = LifetimeConfig::default().idle_timeout(duration);
+    checked.map(|_| duration).map_err(|error| format!("must be {}", error.bound))
+}
+
+/// How long a connection may live.
+pub(crate) fn max_lifetime(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    let checked = LifetimeConfig::default().max_lifetime(duration);
+    checked.map(|_| duration).map_err(|error| format!("must be {}", error.bound))
 }
 
 /// A duration of at most an hour.
@@ -76,9 +91,26 @@ pub(crate) fn upstream(text: &str) -> Result<Uri, String> {
     }
 }
 
+/// A page's origin: scheme and host, and a port where it is not the scheme's own.
+pub(crate) fn origin(text: &str) -> Result<String, String> {
+    if Origins::is_origin(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("write scheme and host without a path, for example https://example.com".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_origin_is_a_scheme_and_a_host() {
+        assert!(origin("https://example.com").is_ok() && origin("http://localhost:3000").is_ok());
+        for wrong in ["example.com", "https://example.com/", "null", "https://", "*"] {
+            assert!(origin(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_with_their_units_and_bounds() {

@@ -261,23 +261,19 @@ impl Wire {
         }
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
         let linger = std::future::poll_fn(|cx| {
-            match self.poll_write(cx, Framing::Plain, || None) {
-                Err(Abort) => return Poll::Ready(()),
-                Ok(Written::Some | Written::None) => return Poll::Pending,
-                Ok(Written::All) => {}
-            }
-            if self.codec.state() == State::Closed && self.transport.poll_shutdown(cx).is_pending() {
-                return Poll::Pending;
-            }
             loop {
+                match self.poll_write(cx, Framing::Plain, || None) {
+                    Err(Abort) => return Poll::Ready(()),
+                    Ok(Written::Some | Written::None) => return Poll::Pending,
+                    Ok(Written::All) => {}
+                }
+                if self.codec.state() == State::Closed && self.transport.poll_shutdown(cx).is_pending() {
+                    return Poll::Pending;
+                }
                 match self.poll_read(cx, |_| true) {
                     Reading::Idle => return Poll::Pending,
-                    Reading::More => {
-                        // The peer's Close may have come: answer it.
-                        if matches!(self.poll_write(cx, Framing::Plain, || None), Err(Abort)) {
-                            return Poll::Ready(());
-                        }
-                    }
+                    // The peer's Close may have come: it is answered, and a server ends the stream first.
+                    Reading::More => {}
                     Reading::Ended(_) => return Poll::Ready(()),
                 }
             }

@@ -145,7 +145,10 @@ mod tests {
         let foreign = ("origin", "https://evil.org");
         assert!(check(&Origins::SameHost, &[("host", "example.com"), foreign]));
         assert!(check(&Origins::SameHost, &[("host", "example.com"), ("cookie", "a=b")]));
-        assert!(!check(&Origins::SameHost, &[("host", "example.com"), ("authorization", "Basic x"), foreign]));
+        assert!(!check(
+            &Origins::SameHost,
+            &[("host", "example.com"), ("authorization", "Basic x"), foreign]
+        ));
     }
 
     #[test]

@@ -351,3 +351,22 @@ fn an_evicted_session_is_accounted_for() {
     let fate = pair.gaps()[0];
     assert_eq!((fate.delivered, fate.last, fate.cause), (1, 1, Cause::Evicted));
 }
+
+#[test]
+fn a_full_registry_refuses_new_sessions_and_still_resumes_the_others() {
+    let registry = RegistryConfig { sessions: 1, ..RegistryConfig::default() };
+    let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);
+    let first = pair.connect();
+    pair.cut(first);
+    let connection = pair.wire();
+    let answer = pair.hello(connection, &stranger(1));
+    assert!(matches!(answer, Answer::Refused { why: Refusal::Full, .. }), "{answer:?}");
+    pair.connect();
+    assert_eq!(pair.attaches(), [(1, false), (2, true)]);
+    // Once it is buried, its place is another's.
+    pair.session().evict();
+    let buried = pair.server.sessions.get(0).clone();
+    pair.server.registry.bury(pair.now, &buried);
+    let connection = pair.wire();
+    assert!(matches!(pair.hello(connection, &stranger(1)), Answer::Attached { created: true, .. }));
+}

@@ -41,8 +41,8 @@ use std::time::Duration;
 
 pub use mainstay_proto::admission::AdmissionConfig;
 use mainstay_proto::heartbeat::HeartbeatConfig;
-use mainstay_proto::session::message::Delay;
 pub use mainstay_proto::session::LifetimeConfig;
+use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
 pub use mainstay_proto::ws::Origins;
 use mainstay_proto::ws::{CloseCode, Limits};

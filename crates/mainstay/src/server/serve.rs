@@ -3,6 +3,7 @@
 //! A connection that says nothing, or too slowly, is dropped at the opening deadline. Shutdown waits
 //! for sessions, not only for HTTP responses.
 
+use std::convert::Infallible;
 use std::future::{Future, IntoFuture};
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::IntoResponse;
+use http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -122,10 +124,16 @@ async fn connection(
         }
         let app = app.clone();
         async move {
-            match refused {
-                Some(refused) => Ok(refused.into_response()),
-                None => tower_call(app, request).await,
+            if let Some(refused) = refused {
+                return Ok::<_, Infallible>(refused.into_response());
             }
+            let is_upgrade = request.headers().contains_key(header::UPGRADE);
+            let mut response = tower_call(app, request).await?;
+            if is_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                // What follows may be frames that a proxy let through; it must not be read as requests.
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
         }
     });
     let mut http = http1::Builder::new();
@@ -163,7 +171,7 @@ fn is_the_peers(error: &io::Error) -> bool {
 async fn tower_call(
     mut app: Router,
     request: hyper::Request<Body>,
-) -> Result<axum::response::Response, std::convert::Infallible> {
+) -> Result<axum::response::Response, Infallible> {
     use axum::extract::Request;
     use tower_service::Service;
     Service::<Request>::call(&mut app, request).await

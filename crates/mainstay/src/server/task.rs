@@ -218,7 +218,7 @@ impl Connected {
         if inner.poll_timeout().is_none_or(|at| at > now) {
             return false;
         }
-        let (stats, mut park) = (&self.core.shared.stats, false);
+        let (stats, mut park, mut dead) = (&self.core.shared.stats, false, false);
         while let Some(action) = inner.handle_timeout(now) {
             match action {
                 Action::Probe { .. } => {}
@@ -232,6 +232,7 @@ impl Connected {
                 }
                 Action::Dead(evidence) => {
                     Stats::add(stats.dead(evidence), 1);
+                    dead = true;
                     break;
                 }
             }
@@ -245,6 +246,10 @@ impl Connected {
         drop(inner);
         if park {
             self.drop_wire("bytes, but no answer");
+        }
+        if dead {
+            // At once: an order to drop it would wait behind the bytes that it does not take.
+            self.drop_wire("dead");
         }
         false
     }

@@ -21,7 +21,8 @@ async fn check(stage: &Stage, what: &str, bytes: &[u8], code: u16) {
 
 /// `body`, as an honest client compresses it.
 fn compressed(body: Bytes) -> Vec<u8> {
-    let mut client = Connection::new(Role::Client, Limits::default(), Some(DeflateParams::default()), [7; 32]);
+    let mut client =
+        Connection::new(Role::Client, Limits::default(), Some(DeflateParams::default()), [7; 32]);
     let mut out = SendQueue::new();
     client.send(Kind::Binary, b"", &body, &mut out);
     out.copy_to_bytes(out.remaining()).to_vec()

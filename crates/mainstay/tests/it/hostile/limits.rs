@@ -113,11 +113,11 @@ async fn an_old_connection_leaves_and_its_session_stays() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_at_work_is_not_idle() {
-    let config = lifetime(|config| config.idle_timeout(Duration::from_secs(60)));
+    let config = lifetime(|config| config.idle_timeout(Duration::from_secs(4)));
     let (address, mainstay) = echo_server(config).await;
     let mut raw = Raw::open(address, "").await;
-    for _ in 0..5 {
-        tokio::time::sleep(Duration::from_secs(20)).await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(3)).await;
         raw.echoes("x").await;
     }
     assert_eq!(mainstay.stats().left_idle, 0);
@@ -152,7 +152,8 @@ async fn a_handler_that_panics_takes_nobody_with_it() {
     // A session of `mainstay.v1` ends as well, and its client gets another one.
     let client = Client::builder(&url).unwrap().connect();
     client.send(Message::text("panic")).await.unwrap();
-    until("the session is lost", || mainstay.stats().attached_new >= 1 && mainstay.stats().sessions <= 9).await;
+    until("the session is lost", || mainstay.stats().attached_new >= 1 && mainstay.stats().sessions <= 9)
+        .await;
     for raw in &mut neighbours {
         raw.echoes("x").await;
     }

@@ -71,7 +71,11 @@ async fn a_request_that_opens_no_websocket_is_answered_with_its_status_and_close
         ("version 12", good.replace(": 13", ": 12"), "426"),
         ("no key", good.replace("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""), "400"),
         ("a short key", good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZQ=="), "400"),
-        ("a key that is no base64", good.replace("dGhlIHNhbXBsZSBub25jZQ==", "????????????????????????"), "400"),
+        (
+            "a key that is no base64",
+            good.replace("dGhlIHNhbXBsZSBub25jZQ==", "????????????????????????"),
+            "400",
+        ),
         ("two keys", upgrade("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"), "400"),
         ("no Connection: Upgrade", good.replace("Connection: Upgrade", "Connection: keep-alive"), "400"),
         ("no Upgrade", good.replace("Upgrade: websocket\r\n", ""), "426"),
@@ -83,14 +87,14 @@ async fn a_request_that_opens_no_websocket_is_answered_with_its_status_and_close
         ("NUL in a value", upgrade("X: a\0b\r\n"), "400"),
         ("a folded value", upgrade("X: a\r\n b\r\n"), "400"),
         ("garbage", "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\r\n\r\n".to_owned(), "400"),
-        ("no path", good.replace("/echo", "echo"), "400"),
+        ("no path", good.replace("/echo", "echo"), "404"),
     ];
     for (what, request, status) in cases {
         // A second request in the same breath: it may have been meant for somebody else.
         let answer = stage.answer((request + "GET /echo HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
         let line = answer.lines().next().unwrap_or_default();
         assert!(line.contains(&format!(" {status} ")), "{what}: {line:?} for {status}");
-        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{what}: {answer}");
+        assert_eq!(answer.lines().filter(|line| line.starts_with("HTTP/")).count(), 1, "{what}: {answer}");
         if status == "426" {
             assert!(answer.contains("sec-websocket-version: 13"), "{what}: {answer}");
         }
