@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::lifetime::{self, Leave, Lifetime};
 use super::CLOSE_TIMEOUT;
+use super::lifetime::{self, Leave, Lifetime};
 use super::message::Message;
 use super::server::ServerConfig;
 use super::transmit::Transmit;
@@ -32,7 +32,8 @@ pub struct PlainSession {
     lifetime: Option<Box<Lifetime>>,
     /// Messages were given out to be written since the last report.
     wrote: bool,
-    ping: Option<u64>,
+    /// The nonce of a probe that waits to be polled; they stay below 2^32.
+    ping: Option<u32>,
     end: End,
 }
 
@@ -187,7 +188,7 @@ impl PlainSession {
             return Some(Transmit::Abort);
         }
         if let Some(nonce) = self.ping.take() {
-            return Some(Transmit::Ping(nonce));
+            return Some(Transmit::Ping(nonce.into()));
         }
         if let Some(message) = self.outbox.pop_front() {
             self.outbox_bytes -= message.payload.len() as u64;
@@ -223,7 +224,7 @@ impl PlainSession {
         }
         let action = self.heartbeat.handle_timeout(now, &self.config.heartbeat);
         match action {
-            Some(Action::Probe { nonce }) => self.ping = Some(nonce),
+            Some(Action::Probe { nonce }) => self.ping = u32::try_from(nonce).ok(),
             Some(Action::Dead(_)) => self.end = End::Dead,
             _ => {}
         }

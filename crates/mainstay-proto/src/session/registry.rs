@@ -10,8 +10,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::message::{Account, Cause, Control, Delay, Hello, Instance};
 use super::names::{Name, Secrets};
 use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
@@ -180,7 +178,7 @@ impl<H: Clone> Registry<H> {
         &mut self,
         now: Instant,
         connection: ConnectionId,
-        principal: &Bytes,
+        principal: &[u8],
         hello: &Hello,
         sessions: &mut S,
     ) -> Answer<H> {
@@ -203,7 +201,7 @@ impl<H: Clone> Registry<H> {
         &mut self,
         now: Instant,
         connection: ConnectionId,
-        principal: &Bytes,
+        principal: &[u8],
         hello: &Hello,
         presented: Name,
         sessions: &mut S,
@@ -252,7 +250,7 @@ impl<H: Clone> Registry<H> {
         &mut self,
         now: Instant,
         connection: ConnectionId,
-        principal: &Bytes,
+        principal: &[u8],
         hello: &Hello,
         account: Option<Account>,
         sessions: &mut S,
@@ -403,7 +401,7 @@ impl<H: Clone> Registry<H> {
         self.remembers_since = self.remembers_since.max(tombstone.buried);
     }
 
-    fn new_token(&mut self, principal: &Bytes) -> (super::message::ResumeToken, Name) {
+    fn new_token(&mut self, principal: &[u8]) -> (super::message::ResumeToken, Name) {
         let token = self.secrets.token();
         let name = Name::of(principal, &token.0);
         (token, name)

@@ -360,7 +360,7 @@ fn a_full_registry_refuses_new_sessions_and_still_resumes_the_others() {
     pair.cut(first);
     let connection = pair.wire();
     let answer = pair.hello(connection, &stranger(1));
-    assert!(matches!(answer, Answer::Refused { why: Refusal::Full, .. }), "{answer:?}");
+    assert!(matches!(answer, Answer::Refused { why: Refusal::NoRoom, .. }), "{answer:?}");
     pair.connect();
     assert_eq!(pair.attaches(), [(1, false), (2, true)]);
     // Once it is buried, its place is another's.

@@ -33,7 +33,7 @@ pub(crate) struct Inner {
     /// A connection that was attached by another task and waits to be taken over.
     pub(super) incoming: Option<Box<Incoming>>,
     /// Judges credentials that come on the current connection.
-    pub(super) authenticate: Option<Authenticate>,
+    pub(super) authenticate: Option<Box<Authenticate>>,
 }
 
 /// The machine, by what the peer speaks.

@@ -86,7 +86,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         return match terms.principal(None, deadline).await {
             Ok(principal) => {
                 Stats::add(&stats.connections, 1);
-                facts.principal = principal;
+                facts.principal = principal.as_ref().into();
                 let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0);
                 let core = Core::new(Arc::clone(shared), home, facts, Peer::Plain(Box::new(plain)));
                 Some((connection, core, wire))
@@ -106,7 +106,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     };
     match terms.principal(hello.credentials.clone(), deadline).await {
         Ok(principal) => {
-            facts.principal = principal;
+            facts.principal = principal.as_ref().into();
             let cores = Cores { shared: Arc::clone(shared), home, facts };
             attach(cores, connection, terms, &hello, wire).await
         }
@@ -140,7 +140,7 @@ async fn attach(
                 (false, false) => &stats.attached_resumed,
             };
             Stats::add(counter, 1);
-            core.lock().authenticate = terms.authenticate;
+            core.lock().authenticate = terms.authenticate.map(Box::new);
             if created {
                 core.with_session(|session| {
                     if terms.manual {
@@ -214,9 +214,7 @@ async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
             match first.take() {
                 Some(Ok(Frame::Control(Control::Hello(hello)))) => return Poll::Ready(Ok(*hello)),
                 Some(Ok(_)) => {
-                    return Poll::Ready(Err(Some(SessionError::Unexpected(
-                        "a message before HELLO",
-                    ))));
+                    return Poll::Ready(Err(Some(SessionError::Unexpected("a message before HELLO"))));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(Some(error))),
                 None => {}
@@ -247,10 +245,7 @@ impl Wire {
     /// Writes one control message, best effort.
     async fn say(&mut self, control: &Control) {
         let mut message = Some(Transmit::Control(control.encode()));
-        let _ = poll_fn(|cx| {
-            Poll::Ready(self.poll_write(cx, Framing::Session, || message.take()))
-        })
-        .await;
+        let _ = poll_fn(|cx| Poll::Ready(self.poll_write(cx, Framing::Session, || message.take()))).await;
     }
 
     /// Closes and sees to the end of it.

@@ -51,7 +51,7 @@ pub struct PeerFacts {
     pub resumable: bool,
     /// Who it is: what [`SessionUpgrade::principal`] was told or [`SessionUpgrade::authenticate`] found.
     /// Empty: nobody in particular.
-    pub principal: Bytes,
+    pub principal: Box<[u8]>,
 }
 
 /// Why a request did not become a session.
@@ -98,7 +98,7 @@ where
             on_upgrade,
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
-            facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Bytes::new() },
+            facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Box::default() },
             permit: parts.extensions.remove::<Arc<Permit>>(),
             terms: Terms {
                 principal: Bytes::new(),
