@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     upstream: Option<Uri>,
     /// How long a plain visitor is kept while the backend cannot be reached. One that speaks mainstay.v1
     /// is kept for as long as it stays.
-    #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "30s")]
+    #[arg(long, value_name = "DURATION", value_parser = values::wait, default_value = "30s")]
     upstream_wait: Duration,
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]

@@ -54,6 +54,13 @@ pub(crate) fn at_most_an_hour(text: &str) -> Result<Duration, String> {
     if duration > Duration::from_secs(3600) { Err("must be at most 1h".to_owned()) } else { Ok(duration) }
 }
 
+/// How long to wait for something; no time at all would be a refusal.
+pub(crate) fn wait(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    let bounds = Duration::from_millis(10)..=Duration::from_secs(3600);
+    if bounds.contains(&duration) { Ok(duration) } else { Err("must be between 10ms and 1h".to_owned()) }
+}
+
 /// An address to listen on.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()

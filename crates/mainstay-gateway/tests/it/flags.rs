@@ -29,6 +29,7 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     check(&["serve", "--max-fragments", "many"], &["--max-fragments", "invalid digit"]);
     check(&["serve", "--resume-window", "2h"], &["--resume-window", "at most 1h"]);
     check(&["serve", "--upstream-wait", "soon"], &["--upstream-wait", "500ms"]);
+    check(&["serve", "--upstream-wait", "0s"], &["--upstream-wait", "between 10ms and 1h"]);
     check(&["serve", "--drain", "1day"], &["--drain", "at most 1h"]);
     check(&["serve", "--delivery", "once"], &["--delivery", "at-least-once", "at-most-once"]);
     check(&["serve", "--confirm", "ack"], &["--confirm", "pong+window", "reply"]);

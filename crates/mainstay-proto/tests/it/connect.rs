@@ -100,6 +100,10 @@ impl Node {
     }
 
     fn welcome(&mut self, connection: ConnectionId, epoch: u64, received: u64) {
+        self.welcome_to(connection, epoch, received, None);
+    }
+
+    fn welcome_to(&mut self, connection: ConnectionId, epoch: u64, received: u64, resume_at: Option<String>) {
         let welcome = Welcome {
             id: SessionId([1; 8]),
             token: ResumeToken(Bytes::from(vec![epoch as u8; 24])),
@@ -111,7 +115,7 @@ impl Node {
             heartbeat_interval: 25 * SECOND,
             window: Window::SERVER,
             account: None,
-            resume_at: None,
+            resume_at,
         };
         self.read(connection, &Control::Welcome(Box::new(welcome)));
     }
@@ -397,6 +401,24 @@ fn a_servers_endpoint_is_named_until_an_attempt_fails_there() {
     let second = node.dialled();
     assert_eq!(node.client.endpoint(), Some("ws://other/"));
     node.lose(second, Lost::Unreachable("nobody there".into()));
+    assert_eq!(node.client.endpoint(), None);
+}
+
+#[test]
+fn each_welcome_says_anew_where_to_resume() {
+    let mut node = Node::default();
+    let first = node.dialled();
+    node.open(first, Mode::Session);
+    node.welcome_to(first, 1, 0, Some("ws://home/".into()));
+    assert_eq!(node.client.endpoint(), Some("ws://home/"));
+    (node.commands, node.events) = Default::default();
+    node.lose(first, Lost::Broken("reset".into()));
+    assert_eq!(node.client.endpoint(), Some("ws://home/"), "a lost connection is no failed attempt");
+    let wait = retry_in(&node.event());
+    node.wait(wait);
+    let second = node.dialled();
+    node.open(second, Mode::Session);
+    node.welcome(second, 2, 0);
     assert_eq!(node.client.endpoint(), None);
 }
 
