@@ -438,9 +438,7 @@ impl ServerSession {
                 Ok(())
             }
             Control::Volatile(message) => {
-                if self.hands_over() {
-                    self.volatiles.push(message, self.config.volatile_queue);
-                }
+                self.volatiles.push(message, self.config.volatile_queue);
                 Ok(())
             }
             Control::Hello(_)
