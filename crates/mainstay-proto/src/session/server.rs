@@ -704,6 +704,13 @@ impl ServerSession {
         self.flow.write_message(&mut attached.lane)
     }
 
+    /// The transport is to be dropped, whatever still waits to be written: a socket that takes nothing must
+    /// not keep the [`Transmit::Abort`] from being polled.
+    #[must_use]
+    pub fn wants_abort(&self) -> bool {
+        self.attached.as_ref().is_some_and(|attached| attached.queue.contains(&Transmit::Abort))
+    }
+
     /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed, until it returns `None`
     /// or [`Action::Dead`]; earlier does nothing. After [`Action::NotListening`] drop the transport and
     /// call [`handle_lost`](Self::handle_lost), unless the client is in the middle of a frame: the session

@@ -209,9 +209,12 @@ impl<F: Future<Output = ()>> SessionTask<F> {
         if inner.is_over() {
             inner.wake_application();
         }
+        let abort = inner.wants_abort();
         drop(inner);
         if park {
             self.drop_wire("bytes, but no answer");
+        } else if abort {
+            self.drop_wire("dead, or an end that nobody answers");
         }
         false
     }
@@ -429,10 +432,59 @@ impl Inner {
         }
     }
 
+    fn wants_abort(&self) -> bool {
+        match &self.peer {
+            Peer::Session(session) => session.wants_abort(),
+            Peer::Plain(plain) => plain.wants_abort(),
+        }
+    }
+
     fn is_over(&self) -> bool {
         match &self.peer {
             Peer::Session(session) => session.is_over().is_some(),
             Peer::Plain(plain) => plain.is_over(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use mainstay_proto::session::{Message, PlainSession};
+    use mainstay_proto::ws::{CloseCode, Connection, Limits, Role};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::server::Mainstay;
+    use crate::server::core::Core;
+    use crate::transport::Transport;
+
+    /// How long the task of a plain connection whose peer reads nothing goes on after the handler is done.
+    async fn lives_for(closes: bool) -> Duration {
+        let shared = Arc::clone(&Mainstay::default().shared);
+        let (ours, _theirs) = tokio::io::duplex(16);
+        let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
+        let wire = Wire::new(Transport::Other(Box::new(ours)), codec, Bytes::new());
+        let mut plain = PlainSession::new(now(), Arc::clone(&shared.sessions), 1);
+        plain.send(Message::text("x".repeat(1000))).unwrap();
+        if closes {
+            plain.close(now(), CloseCode::NORMAL, "");
+        }
+        let (core, start) = (Core::new(Peer::Plain(Box::new(plain))), Instant::now());
+        SessionTask::new(core, shared, ConnectionId(1), wire, async {}).await;
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_dropped_ten_seconds_after_the_close() {
+        assert_eq!(lives_for(true).await.as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_dropped_at_the_verdict() {
+        // Up to an interval until the first probe, and four deadlines of 5 s in which it cannot leave.
+        assert!(lives_for(false).await < Duration::from_secs(60));
     }
 }
