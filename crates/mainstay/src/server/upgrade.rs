@@ -67,7 +67,7 @@ pub struct PeerFacts {
     pub resumable: bool,
     /// Who it is: what [`SessionUpgrade::principal`] was told or [`SessionUpgrade::authenticate`] found.
     /// Empty: nobody in particular.
-    pub principal: Bytes,
+    pub principal: Box<[u8]>,
 }
 
 /// Why a request did not become a session.
@@ -107,7 +107,7 @@ where
             on_upgrade,
             uri: parts.uri.clone(),
             headers: parts.headers.clone(),
-            facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Bytes::new() },
+            facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Box::default() },
             terms: Terms {
                 principal: Bytes::new(),
                 authenticate: None,
@@ -289,7 +289,7 @@ where
 {
     let Bound { connection, core, wire, principal } =
         bind(&mainstay.shared, on_upgrade, facts.resumable, terms).await?;
-    facts.principal = principal;
+    facts.principal = principal.as_ref().into();
     let handler = handler(Session::new(Arc::clone(&core), &mainstay, facts));
     Some(SessionTask::new(core, mainstay.shared, connection, wire, handler))
 }

@@ -27,7 +27,7 @@ async fn guarded() -> (std::net::SocketAddr, Mainstay, Arc<Mutex<Vec<Option<Byte
             }
         });
         upgrade.on_session(|session| async move {
-            session.send(Message::binary(session.peer().principal.clone())).await.unwrap();
+            session.send(Message::binary(session.peer().principal.to_vec())).await.unwrap();
             echo(session).await;
         })
     })
