@@ -883,10 +883,7 @@ impl Client {
     fn lose_attached(&mut self, now: Instant, why: Lost) {
         self.attached = None;
         self.backoff.handle_lost(now);
-        let outcome = self.plain.as_mut().and_then(|plain| {
-            plain.volatiles = Volatiles::default();
-            plain.confirmer.handle_lost()
-        });
+        let outcome = self.plain.as_mut().and_then(|plain| plain.confirmer.handle_lost());
         self.report(outcome);
         if self.ends_here(&why) {
             return;

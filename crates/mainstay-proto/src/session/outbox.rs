@@ -54,6 +54,12 @@ enum Kept {
     Gap,
 }
 
+impl Item {
+    fn is_gap(&self) -> bool {
+        self.kept == Kept::Gap
+    }
+}
+
 /// What follows a position.
 pub(super) enum Next<'a> {
     Message(&'a Message),
@@ -86,7 +92,7 @@ impl Outbox {
     /// fits an empty buffer, whatever its size.
     pub(super) fn push(&mut self, message: Message) -> Result<u64, Message> {
         let length = message.payload.len();
-        if !self.has_room(length) && !self.drops_oldest {
+        if !self.has_room(length) {
             return Err(message);
         }
         let (last, bytes) = (self.last() + 1, self.bytes_upto(self.last()) + length as u64);
@@ -95,10 +101,12 @@ impl Outbox {
         Ok(last)
     }
 
-    /// Whether a message of `length` bytes would be accepted without dropping another.
+    /// Whether a message of `length` bytes would be accepted.
     pub(super) fn has_room(&self, length: usize) -> bool {
         let (kept, bytes) = self.kept();
-        kept == 0 || (kept < self.limit.messages && bytes + length as u64 <= self.limit.bytes)
+        self.drops_oldest
+            || kept == 0
+            || (kept < self.limit.messages && bytes + length as u64 <= self.limit.bytes)
     }
 
     fn is_over_full(&self) -> bool {
@@ -106,9 +114,12 @@ impl Outbox {
         kept > 1 && (kept > self.limit.messages || bytes > self.limit.bytes)
     }
 
-    /// Messages and gaps above `acknowledged`, and their payload bytes.
+    /// Messages and gaps above `acknowledged`, and their payload bytes. A gap that was not written does not
+    /// count: there is one at most, and it must leave room for the newest message.
     fn kept(&self) -> (u64, u64) {
-        let kept = self.items.len() - self.index(self.acknowledged + 1);
+        let unwritten_gap =
+            usize::from(self.items.get(self.index(self.written + 1)).is_some_and(Item::is_gap));
+        let kept = self.items.len() - self.index(self.acknowledged + 1) - unwritten_gap;
         (kept as u64, self.bytes_upto(self.last()) - self.bytes_upto(self.acknowledged))
     }
 
@@ -116,7 +127,7 @@ impl Outbox {
     /// `false`: there is none.
     fn drop_oldest(&mut self) -> bool {
         let first = self.index(self.written + 1);
-        let gap_before = self.items.get(first).is_some_and(|item| item.kept == Kept::Gap);
+        let gap_before = self.items.get(first).is_some_and(Item::is_gap);
         let oldest = first + usize::from(gap_before);
         let Some(Kept::Message(message)) = self.items.get(oldest).map(|item| &item.kept) else {
             return false;
@@ -319,11 +330,11 @@ mod tests {
         for number in 2..=6 {
             assert_eq!(outbox.push(Message::text(number.to_string())), Ok(number));
         }
-        assert_eq!((outbox.dropped(), outbox.last(), outbox.bytes()), (4, 6, 2));
-        assert_eq!(rest(&mut outbox, 0), ["1", "gap 2-5", "6"]);
+        assert_eq!((outbox.dropped(), outbox.last(), outbox.bytes()), (3, 6, 3));
+        assert_eq!(rest(&mut outbox, 0), ["1", "gap 2-4", "5", "6"]);
         // Written as it is now, so it is replayed as it is; a later gap is another one.
         outbox.push(Message::text("7")).unwrap();
-        assert_eq!(rest(&mut outbox, 1), ["gap 2-5", "6", "gap 7-7"]);
+        assert_eq!(rest(&mut outbox, 1), ["gap 2-4", "5", "6", "gap 7-7"]);
         outbox.acknowledge(6).unwrap();
         outbox.trim(u64::MAX);
         outbox.push(Message::text("8")).unwrap();
@@ -340,6 +351,7 @@ mod tests {
         for text in ["aaaa", "bbbb", "cc", "larger than all of it"] {
             outbox.push(Message::text(text)).unwrap();
         }
+        assert_eq!((outbox.bytes(), outbox.dropped()), (21, 3));
         outbox.push(Message::text("d")).unwrap();
         assert_eq!(rest(&mut outbox, 0), ["gap 1-4", "d"]);
         assert_eq!(outbox.bytes(), 1);

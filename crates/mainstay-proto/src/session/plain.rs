@@ -40,7 +40,7 @@ pub struct PlainSession {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum End {
     Open,
-    /// What was accepted leaves first, if the peer takes it.
+    /// What was accepted leaves first, if the peer takes it; then the Close. Over once the connection is.
     Closing(Box<Closing>),
     /// The transport is to be dropped.
     Dead,
@@ -52,6 +52,8 @@ struct Closing {
     code: CloseCode,
     reason: String,
     until: Instant,
+    /// The Close is polled.
+    said: bool,
 }
 
 impl PlainSession {
@@ -177,7 +179,8 @@ impl PlainSession {
     pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         if self.end == End::Open {
             let until = now + CLOSE_TIMEOUT;
-            self.end = End::Closing(Box::new(Closing { code, reason: reason.to_owned(), until }));
+            self.end =
+                End::Closing(Box::new(Closing { code, reason: reason.to_owned(), until, said: false }));
         }
     }
 
@@ -186,6 +189,9 @@ impl PlainSession {
         if self.end == End::Dead {
             self.end = End::Over;
             return Some(Transmit::Abort);
+        }
+        if matches!(&self.end, End::Closing(closing) if closing.said) {
+            return None;
         }
         if let Some(nonce) = self.ping.take() {
             return Some(Transmit::Ping(nonce.into()));
@@ -199,11 +205,16 @@ impl PlainSession {
             return Some(Transmit::Message(message));
         }
         if let End::Closing(why) = &mut self.end {
-            let (code, reason) = (why.code, std::mem::take(&mut why.reason));
-            self.end = End::Over;
-            return Some(Transmit::Close { code, reason });
+            why.said = true;
+            return Some(Transmit::Close { code: why.code, reason: std::mem::take(&mut why.reason) });
         }
         None
+    }
+
+    /// As [`ServerSession::wants_abort`](super::ServerSession::wants_abort).
+    #[must_use]
+    pub fn wants_abort(&self) -> bool {
+        self.end == End::Dead
     }
 
     /// Does what is due. Call it until it returns `None`. [`Action::NotListening`] asks for nothing: a

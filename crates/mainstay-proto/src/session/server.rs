@@ -449,9 +449,7 @@ impl ServerSession {
                 Ok(())
             }
             Control::Volatile(message) => {
-                if self.hands_over() {
-                    self.volatiles.push(message, self.config.volatile_queue);
-                }
+                self.volatiles.push(message, self.config.volatile_queue);
                 Ok(())
             }
             Control::Hello(_)
@@ -717,6 +715,13 @@ impl ServerSession {
         let message = self.flow.write_message(&mut attached.lane)?;
         attached.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
         Some(message)
+    }
+
+    /// The transport is to be dropped, whatever still waits to be written: a socket that takes nothing must
+    /// not keep the [`Transmit::Abort`] from being polled.
+    #[must_use]
+    pub fn wants_abort(&self) -> bool {
+        self.attached.as_ref().is_some_and(|attached| attached.queue.contains(&Transmit::Abort))
     }
 
     /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed, until it returns `None`

@@ -179,6 +179,7 @@ fn a_servers_end_that_nobody_answers_is_over_after_ten_seconds() {
     assert_eq!(pair.session().poll_timeout(), Some(due));
     assert_eq!(pair.session().handle_timeout(due), None);
     assert_eq!(pair.over(), Some(Over::Ended { code: 4500, by_us: true }));
+    assert!(pair.session().wants_abort());
     assert_eq!(pair.session().poll_transmit(due, first), Some(Transmit::Abort));
     assert_eq!(pair.session().poll_transmit(due, first), None);
 }
@@ -190,9 +191,14 @@ fn what_a_plain_peer_does_not_take_within_ten_seconds_of_the_close_is_dropped() 
     plain.send(Message::text("a")).unwrap();
     plain.close(now, CloseCode::NORMAL, "done");
     assert_eq!(plain.poll_timeout(), Some(now + 10 * SECOND));
+    // It is on its way, but the socket takes none of it.
+    assert_eq!(plain.poll_transmit(), Some(Transmit::Message(Message::text("a"))));
+    let close = Transmit::Close { code: CloseCode::NORMAL, reason: "done".into() };
+    assert_eq!((plain.poll_transmit(), plain.poll_transmit()), (Some(close), None));
     assert_eq!(plain.handle_timeout(now + 9 * SECOND), None);
-    assert!(!plain.is_over());
+    assert!(!plain.is_over() && !plain.wants_abort());
     assert_eq!(plain.handle_timeout(now + 10 * SECOND), None);
+    assert!(plain.wants_abort());
     assert_eq!(plain.poll_transmit(), Some(Transmit::Abort));
     assert!(plain.is_over());
 }

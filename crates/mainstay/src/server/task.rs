@@ -218,7 +218,7 @@ impl Connected {
         if inner.poll_timeout().is_none_or(|at| at > now) {
             return false;
         }
-        let (stats, mut park, mut dead) = (&self.core.shared.stats, false, false);
+        let (stats, mut park) = (&self.core.shared.stats, false);
         while let Some(action) = inner.handle_timeout(now) {
             match action {
                 Action::Probe { .. } => {}
@@ -232,7 +232,6 @@ impl Connected {
                 }
                 Action::Dead(evidence) => {
                     Stats::add(stats.dead(evidence), 1);
-                    dead = true;
                     break;
                 }
             }
@@ -243,13 +242,13 @@ impl Connected {
         if inner.is_over() {
             inner.wake_application();
         }
+        let abort = inner.wants_abort();
         drop(inner);
         if park {
             self.drop_wire("bytes, but no answer");
-        }
-        if dead {
+        } else if abort {
             // At once: an order to drop it would wait behind the bytes that it does not take.
-            self.drop_wire("dead");
+            self.drop_wire("dead, or an end that nobody answers");
         }
         false
     }
@@ -452,6 +451,13 @@ impl Inner {
         }
     }
 
+    fn wants_abort(&self) -> bool {
+        match &self.peer {
+            Peer::Session(session) => session.wants_abort(),
+            Peer::Plain(plain) => plain.wants_abort(),
+        }
+    }
+
     fn is_over(&self) -> bool {
         match &self.peer {
             Peer::Session(session) => session.is_over().is_some(),
@@ -462,7 +468,17 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use mainstay_proto::session::{Message, PlainSession};
+    use mainstay_proto::ws::{CloseCode, Connection, Limits, Role};
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::server::core::Core;
+    use crate::server::{Mainstay, PeerFacts};
+    use crate::transport::Transport;
 
     async fn echo(mut session: crate::Session) {
         while let Some(message) = session.recv().await {
@@ -480,9 +496,42 @@ mod tests {
     fn a_connection_at_rest_is_a_few_hundred_bytes() {
         // All that a plain connection holds while it waits: its task with the handler inside, what handles
         // share, the machine. Worker, list and allocator add some 80 bytes.
-        let (task, core) = (size_of_task(echo), size_of::<super::super::core::Core>());
-        let machine = size_of::<mainstay_proto::session::PlainSession>();
+        let (task, core) = (size_of_task(echo), size_of::<Core>());
+        let machine = size_of::<PlainSession>();
         assert!(task + core + machine <= 640, "{task} + {core} + {machine}");
         assert!(size_of::<Connected>() <= 168, "{}", size_of::<Connected>());
+    }
+
+    /// How long the task of a plain connection whose peer reads nothing goes on after the handler is done.
+    async fn lives_for(closes: bool) -> Duration {
+        let shared = Arc::clone(&Mainstay::default().shared);
+        let (ours, _theirs) = tokio::io::duplex(16);
+        let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
+        let wire = Wire::new(Transport::other(ours), codec, Bytes::new());
+        let mut plain = PlainSession::new(now(), Arc::clone(&shared.sessions), 1);
+        plain.send(Message::text("x".repeat(1000))).unwrap();
+        if closes {
+            plain.close(now(), CloseCode::NORMAL, "");
+        }
+        let facts =
+            PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
+        let home = shared.workers.home().unwrap();
+        let core = Core::new(Arc::clone(&shared), home, facts, Peer::Plain(Box::new(plain)));
+        let start = Instant::now();
+        SessionTask::begin(core, ConnectionId(1), wire, async {});
+        shared.tracker.close();
+        shared.tracker.wait().await;
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_dropped_ten_seconds_after_the_close() {
+        assert_eq!(lives_for(true).await.as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_dropped_at_the_verdict() {
+        // Up to an interval until the first probe, and four deadlines of 5 s in which it cannot leave.
+        assert!(lives_for(false).await < Duration::from_secs(60));
     }
 }
