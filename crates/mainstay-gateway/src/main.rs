@@ -26,7 +26,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Accept WebSockets, and front a backend with them (or answer with a built-in one).
-    Serve(serve::Arguments),
+    Serve(Box<serve::Arguments>),
     /// Talk to a WebSocket: lines in, messages out.
     Connect(connect::Arguments),
     /// Print a completion script for a shell.
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     match arguments.command {
-        Command::Serve(arguments) => in_runtime(serve::run(arguments)),
+        Command::Serve(arguments) => in_runtime(serve::run(*arguments)),
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "mainstay", &mut std::io::stdout());

@@ -68,7 +68,7 @@ async fn whatever_is_no_hello_ends_the_opening() {
         raw.write(&bytes).await;
         assert_eq!(raw.close_code().await, Some(code), "{what}");
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -91,13 +91,13 @@ async fn what_an_attached_client_may_not_say_costs_its_connection_and_the_sessio
             // The handler echoes, and the client takes nothing: in the end it has nowhere to write to.
             let closed =
                 async { while tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &bytes).await.is_ok() {} };
-            let _ = tokio::time::timeout(super::LIMIT, closed).await.expect("the server closes");
+            tokio::time::timeout(super::LIMIT, closed).await.expect("the server closes");
             continue;
         }
         raw.write(&bytes).await;
         assert_eq!(raw.close_code().await, Some(4400), "{what}");
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn an_acknowledgement_that_goes_back_is_ignored() {
         }
     }
     drop(raw);
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -137,7 +137,7 @@ async fn a_guessed_token_gets_a_fresh_session_and_disturbs_nobody() {
         drop(raw);
     }
     assert_eq!(stage.mainstay.stats().attached_lost, 300);
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
