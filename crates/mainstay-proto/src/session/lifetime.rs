@@ -32,6 +32,7 @@ pub(super) const GO_AWAY_WITHIN: Delay = Delay { min: Duration::ZERO, max: Durat
 /// One that has not left by then is closed.
 pub(super) const GONE_BY: Duration = Duration::from_secs(15);
 pub(super) const IDLE: &str = "idle: no message for too long";
+pub(super) const STILL_THERE: &str = "asked to leave, and still there";
 pub(super) const OLD: &str = "this connection is old, come back with a new one";
 
 impl LifetimeConfig {
