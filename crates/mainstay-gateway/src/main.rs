@@ -33,7 +33,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Accept WebSockets, and front a backend with them (or answer with a built-in one).
-    Serve(serve::Arguments),
+    Serve(Box<serve::Arguments>),
     /// Talk to a WebSocket: lines in, messages out.
     #[command(after_help = connect::EXAMPLES)]
     Connect(connect::Arguments),
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     match arguments.command {
-        Command::Serve(arguments) => in_runtime(serve::run(arguments)),
+        Command::Serve(arguments) => in_runtime(serve::run(*arguments)),
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "mainstay", &mut std::io::stdout());

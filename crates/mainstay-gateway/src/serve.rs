@@ -1,5 +1,6 @@
 //! `mainstay serve`: visitors in front, the backend behind.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -203,21 +204,23 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
         .map_err(|error| format!("{flag} {address}: {error}; choose another address"))
 }
 
-/// What it listens on, what it fronts, and what to try next.
+/// What it listens on, what it fronts, and what to try next. Nobody need be there to read it.
 fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpListener>) {
     let address = listener.local_addr().map_or_else(|_| arguments.listen.to_string(), |a| a.to_string());
-    println!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"));
-    match &arguments.upstream {
-        Some(upstream) => println!("  fronting {upstream}"),
-        None => println!(
+    let mut lines = vec![format!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"))];
+    lines.push(match &arguments.upstream {
+        Some(upstream) => format!("  fronting {upstream}"),
+        None => {
             "  fronting nothing: built-in backend at /echo and /broadcast (try --upstream ws://host:port)"
-        ),
-    }
+                .into()
+        }
+    });
     if let Some(admin) = admin.and_then(|admin| admin.local_addr().ok()) {
-        println!("  admin on http://{admin}: /healthz /readyz /metrics");
+        lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
     }
     let path = if arguments.upstream.is_some() { "/" } else { "/echo" };
-    println!("  try: mainstay connect ws://{address}{path}");
+    lines.push(format!("  try: mainstay connect ws://{address}{path}"));
+    let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
 }
 
 /// The first SIGTERM or SIGINT drains, the second ends at once.

@@ -43,8 +43,8 @@ pub(crate) struct Wire {
     /// Bytes that came with the opening handshake.
     early: Option<Box<Bytes>>,
     unsent: Option<Box<SendQueue>>,
-    /// Whatever counts this connection, for as long as there is one.
-    pub(crate) permit: Option<Arc<dyn Send + Sync>>,
+    /// Whatever counts this connection, for as long as there is one. Boxed: most have none.
+    pub(crate) permit: Option<Box<Arc<dyn Send + Sync>>>,
     /// Set when a Close is on its way out and only the end of the stream is awaited.
     closing: bool,
 }

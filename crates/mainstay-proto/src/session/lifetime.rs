@@ -32,6 +32,7 @@ pub(super) const GO_AWAY_WITHIN: Delay = Delay { min: Duration::ZERO, max: Durat
 /// One that has not left by then is closed.
 pub(super) const GONE_BY: Duration = Duration::from_secs(15);
 pub(super) const IDLE: &str = "idle: no message for too long";
+pub(super) const STILL_THERE: &str = "asked to leave, and still there";
 pub(super) const OLD: &str = "this connection is old, come back with a new one";
 
 impl LifetimeConfig {
@@ -65,6 +66,8 @@ pub(super) struct Lifetime {
     spoke: Instant,
     idle: Option<Duration>,
     old_at: Option<Instant>,
+    /// A message is being written.
+    writing: bool,
     /// What was due, for whoever counts.
     left: Option<Leave>,
 }
@@ -76,12 +79,24 @@ impl Lifetime {
             return None;
         }
         let old_at = config.lifetime.map(|lifetime| now + lifetime.mul_f64(rng.random_range(0.8..=1.2)));
-        Some(Box::new(Self { spoke: now, idle: config.idle, old_at, left: None }))
+        Some(Box::new(Self { spoke: now, idle: config.idle, old_at, writing: false, left: None }))
     }
 
     /// An application message passed, in either direction.
     pub(super) fn handle_message(&mut self, now: Instant) {
         self.spoke = now;
+    }
+
+    /// A message is given out to be written, by who does not know the time.
+    pub(super) fn handle_writing(&mut self) {
+        self.writing = true;
+    }
+
+    /// What was given out made progress.
+    pub(super) fn handle_progress(&mut self, now: Instant) {
+        if std::mem::take(&mut self.writing) {
+            self.handle_message(now);
+        }
     }
 
     /// What is due at `now`. Each is said once.

@@ -30,8 +30,6 @@ pub struct PlainSession {
     inbox_bytes: u64,
     heartbeat: Heartbeat,
     lifetime: Option<Box<Lifetime>>,
-    /// Messages were given out to be written since the last report.
-    wrote: bool,
     /// The nonce of a probe that waits to be polled; they stay below 2^32.
     ping: Option<u32>,
     end: End,
@@ -64,7 +62,6 @@ impl PlainSession {
         Self {
             heartbeat: Heartbeat::new(now, &config.heartbeat, &mut rng),
             lifetime: Lifetime::new(now, &config.lifetime, &mut rng),
-            wrote: false,
             config,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
@@ -113,21 +110,13 @@ impl PlainSession {
         if self.ping.is_none() {
             self.heartbeat.handle_flushed(now);
         }
-        self.note_written(now);
+        self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_progress(now));
     }
 
     /// The socket took some of what was transmitted, but not all.
     pub fn handle_write_progress(&mut self, now: Instant) {
         self.heartbeat.handle_write_progress(now);
-        self.note_written(now);
-    }
-
-    fn note_written(&mut self, now: Instant) {
-        if std::mem::take(&mut self.wrote)
-            && let Some(lifetime) = &mut self.lifetime
-        {
-            lifetime.handle_message(now);
-        }
+        self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_progress(now));
     }
 
     /// The connection is gone, and the session with it.
@@ -201,7 +190,7 @@ impl PlainSession {
             if self.outbox.is_empty() {
                 self.outbox = VecDeque::new();
             }
-            self.wrote = true;
+            self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_writing());
             return Some(Transmit::Message(message));
         }
         if let End::Closing(why) = &mut self.end {

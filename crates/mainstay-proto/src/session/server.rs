@@ -756,13 +756,17 @@ impl ServerSession {
         let Some(attached) = &mut self.attached else { return };
         if attached.gone_by.take_if(|at| *at <= now).is_some() {
             let code = CloseCode::RESTART;
-            attached.queue.push_back(Transmit::Close { code, reason: lifetime::OLD.to_owned() });
+            attached.queue.push_back(Transmit::Close { code, reason: lifetime::STILL_THERE.to_owned() });
         }
-        match attached.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now)) {
+        let leave = attached.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now));
+        if leave.is_some() {
+            attached.gone_by = Some(now + lifetime::GONE_BY);
+        }
+        match leave {
             None => {}
+            // A client that acknowledges nothing never gets END; its connection goes all the same.
             Some(Leave::Idle) => self.close(now, CloseCode::SESSION_ENDED, lifetime::IDLE),
             Some(Leave::Old) => {
-                attached.gone_by = Some(now + lifetime::GONE_BY);
                 self.go_away(lifetime::OLD, lifetime::GO_AWAY_WITHIN, lifetime::GONE_BY);
             }
         }

@@ -90,3 +90,27 @@ impl IntoResponse for Refusal {
         (StatusCode::SERVICE_UNAVAILABLE, headers, line).into_response()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_a_panic_poisoned_goes_on_counting() {
+        let gate = Gate::new(AdmissionConfig { connections: Some(1), per_address: None }, 1);
+        let held = Arc::clone(&gate);
+        let panicked = std::thread::spawn(move || {
+            let _guard = held.admission();
+            panic!("as the test asks for");
+        });
+        assert!(panicked.join().is_err());
+        let (stats, address) = (Stats::default(), ([127, 0, 0, 1], 1).into());
+        let refused =
+            |permit: &Option<Permit>| permit.as_ref().is_some_and(|permit| permit.refused().is_some());
+        let first = gate.arrive(address, &stats).unwrap();
+        assert!(!refused(&first) && refused(&gate.arrive(address, &stats).unwrap()));
+        drop(first);
+        assert!(!refused(&gate.arrive(address, &stats).unwrap()));
+        assert_eq!(stats.snapshot().refused_full, 1);
+    }
+}

@@ -45,7 +45,7 @@ impl Stage {
     }
 
     /// Nothing is left of the hostile peers, and the honest one never lost its connection.
-    async fn is_unharmed(mut self) {
+    async fn ends_unharmed(mut self) {
         self.honest_client_is_served("afterwards").await;
         until("only the honest client is left", || {
             let stats = self.mainstay.stats();

@@ -34,7 +34,7 @@ async fn a_bomb_is_stopped_at_the_limit() {
     let bomb = compressed(Bytes::from(vec![0; 10 << 20]));
     assert!(bomb.len() < 20_000, "10 MiB in {} bytes", bomb.len());
     check(&stage, "10 MiB of zeros", &bomb, 1009).await;
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn broken_compression_is_refused() {
     ] {
         check(&stage, what, &bytes, code).await;
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn no_context_is_kept_between_messages_whatever_is_offered() {
     assert!(raw.head.contains("client_no_context_takeover"), "{}", raw.head);
     raw.echoes("x").await;
     drop(raw);
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -82,5 +82,5 @@ async fn random_bytes_never_do_more_than_close_their_connection() {
         raw.write(&[frame(0xc1, &bytes), bytes, frame(0x88, &[])].concat()).await;
         drop(raw);
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }

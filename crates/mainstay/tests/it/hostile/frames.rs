@@ -51,7 +51,7 @@ async fn a_broken_frame_closes_its_own_connection_with_the_code_of_the_rfc() {
         check(&stage, what, bytes, *code).await;
     }
     assert_eq!(stage.mainstay.stats().protocol_errors, cases.len() as u64);
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -62,7 +62,7 @@ async fn text_that_is_no_utf_8_is_refused_wherever_it_is_cut() {
         let bytes = [frame(0x01, &bad[..cut]), frame(0x80, &bad[cut..])].concat();
         check(&stage, &format!("cut at {cut}"), &bytes, 1007).await;
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn what_the_rfc_allows_is_served_however_odd_it_is() {
     frames.sort();
     assert_eq!(frames, [(0x81, b"ab".to_vec()), (0x8a, b"?".to_vec())]);
     drop(raw);
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn nothing_after_a_close_is_looked_at() {
     raw.write(&[frame(0x88, &1000_u16.to_be_bytes()), frame(0x81, b"late"), vec![0xff; 100]].concat()).await;
     assert_eq!(raw.frame().await.unwrap(), (0x88, 1000_u16.to_be_bytes().to_vec()), "and no echo before");
     assert!(raw.frame().await.is_err());
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn a_flood_of_frames_that_carry_nothing_is_ended() {
     ] {
         check(&stage, what, &bytes.repeat(2_100), 1008).await;
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -136,5 +136,5 @@ async fn small_messages_at_full_speed_are_no_flood() {
     };
     tokio::join!(write, read);
     drop((reading, writing));
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }

@@ -37,7 +37,7 @@ async fn whoever_is_one_too_many_gets_503_and_a_time_to_wait() {
         }
     };
     tokio::time::timeout(super::LIMIT, opened).await.expect("there is room again");
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 async fn answer_is_101(mut stream: TcpStream) -> bool {
@@ -60,7 +60,7 @@ async fn one_address_that_opens_all_it_can_keeps_nobody_out() {
     let mut other = Raw::over(connect_from("127.0.0.3:0", &stage).await, upgrade("").as_bytes()).await;
     other.echoes("x").await;
     drop((idle, other));
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]

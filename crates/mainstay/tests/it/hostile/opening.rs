@@ -17,7 +17,7 @@ async fn a_connection_that_says_nothing_is_dropped_at_the_opening_deadline() {
     let stage = Stage::set(impatient()).await;
     assert_eq!(stage.answer(b"").await, "");
     assert_eq!(stage.mainstay.stats().openings_failed, 1);
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -32,7 +32,7 @@ async fn a_head_that_comes_byte_by_byte_is_given_up_at_the_opening_deadline() {
         }
     };
     tokio::time::timeout(super::LIMIT, trickle).await.expect("the server closes");
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -43,7 +43,7 @@ async fn a_connection_that_is_kept_alive_is_not_kept_for_ever() {
     // The second request never ends.
     let answer = stage.answer(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\nGET / HT").await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn a_head_out_of_bounds_is_refused_unread() {
     let many: String = (0..65).map(|n| format!("X-{n}: x\r\n")).collect();
     let many = stage.answer(upgrade(&many).as_bytes()).await;
     assert!(many.starts_with("HTTP/1.1 431 "), "{many}");
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 /// Each is answered once with its status, and the connection is closed: what follows is not read as a request.
@@ -99,7 +99,7 @@ async fn a_request_that_opens_no_websocket_is_answered_with_its_status_and_close
             assert!(answer.contains("sec-websocket-version: 13"), "{what}: {answer}");
         }
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn paths_are_routed_once_or_not_at_all() {
             "{path}: {answer}"
         );
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn subprotocols_that_cannot_be_read_are_as_good_as_none() {
         assert!(!raw.head.contains("sec-websocket-protocol"), "{}", raw.head);
         raw.echoes("x").await;
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -157,7 +157,7 @@ async fn extensions_that_are_unknown_or_contradict_themselves_are_declined() {
             assert!(!raw.head.contains("sec-websocket-extensions"), "{offer}: {}", raw.head);
             raw.echoes("x").await;
         }
-        stage.is_unharmed().await;
+        stage.ends_unharmed().await;
     }
 }
 
@@ -172,7 +172,7 @@ async fn a_page_of_another_host_may_not_use_the_visitors_cookies() {
     for fine in ["Origin: http://x\r\nCookie: a=b\r\n", "Origin: https://evil.org\r\n", "Cookie: a=b\r\n"] {
         Raw::open(stage.address, fine).await.echoes("x").await;
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn only_pages_of_the_list_may_open_a_websocket() {
     let answer = stage.answer(upgrade("Origin: http://x\r\n").as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     Raw::open(stage.address, "Origin: https://example.com\r\n").await.echoes("x").await;
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -196,5 +196,5 @@ async fn frames_sent_before_the_answer_are_read_after_it() {
     let mut bad = Raw::over(stream, &[upgrade("").as_bytes(), &[0x81, 1, b'x']].concat()).await;
     assert_eq!(bad.close_code().await, Some(1002));
     drop(raw);
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }

@@ -68,7 +68,7 @@ async fn whatever_is_no_hello_ends_the_opening() {
         raw.write(&bytes).await;
         assert_eq!(raw.close_code().await, Some(code), "{what}");
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -91,13 +91,14 @@ async fn what_an_attached_client_may_not_say_costs_its_connection_and_the_sessio
             // The handler echoes, and the client takes nothing: in the end it has nowhere to write to.
             let closed =
                 async { while tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &bytes).await.is_ok() {} };
-            let _ = tokio::time::timeout(super::LIMIT, closed).await.expect("the server closes");
+            assert!(stage.mainstay.kept_bytes() <= (1 << 20) + 60_000);
+            tokio::time::timeout(super::LIMIT, closed).await.expect("the server closes");
             continue;
         }
         raw.write(&bytes).await;
         assert_eq!(raw.close_code().await, Some(4400), "{what}");
     }
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -122,7 +123,7 @@ async fn an_acknowledgement_that_goes_back_is_ignored() {
         }
     }
     drop(raw);
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -137,7 +138,7 @@ async fn a_guessed_token_gets_a_fresh_session_and_disturbs_nobody() {
         drop(raw);
     }
     assert_eq!(stage.mainstay.stats().attached_lost, 300);
-    stage.is_unharmed().await;
+    stage.ends_unharmed().await;
 }
 
 #[tokio::test]
@@ -178,4 +179,27 @@ async fn a_client_that_does_not_leave_when_asked_to_is_closed() {
     assert_eq!((asked, code), (1, 1012));
     until_quiet("its session is parked", || mainstay.stats().connections == 0).await;
     assert_eq!((mainstay.stats().sessions, mainstay.stats().left_old), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_client_that_acknowledges_nothing_is_closed_all_the_same() {
+    let lifetime = LifetimeConfig::default().idle_timeout(Duration::from_secs(60)).unwrap();
+    let (address, mainstay) = echo_server(Config { lifetime, ..Config::default() }).await;
+    let mut raw = Raw::open(address, OFFER).await;
+    raw.write(&control(&Control::Hello(Box::new(hello(1))))).await;
+    raw.write(&frame(0x81, b"echo me")).await;
+    let code = loop {
+        let (first, payload) = raw.frame().await.unwrap();
+        match (first, Frame::decode(Kind::Binary, payload.clone().into())) {
+            (0x88, _) => break u16::from_be_bytes(*payload.first_chunk().unwrap()),
+            (_, Ok(Frame::Control(Control::Ping(beat)))) => {
+                let beat = Beat { sent: 1, received: 0, ..beat };
+                raw.write(&control(&Control::Pong(beat))).await;
+            }
+            _ => {}
+        }
+    };
+    assert_eq!(code, 1012);
+    until_quiet("the session expires", || mainstay.stats().sessions == 0).await;
+    assert_eq!(mainstay.stats().left_idle, 1);
 }
