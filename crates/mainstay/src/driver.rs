@@ -7,7 +7,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -16,8 +15,6 @@ use bytes::{Buf, Bytes};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::session::{Message, Transmit};
 use mainstay_proto::ws::{CloseFrame, Connection, Incoming, SendQueue, State};
-
-use tokio::time::Sleep;
 
 use crate::transport::Transport;
 use crate::worker::Here;
@@ -306,6 +303,11 @@ impl Written {
 /// The transport failed or is to be dropped.
 pub(crate) struct Abort;
 
+/// The clock that machines are told of; follows tokio's when that is paused.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 #[cfg(test)]
 mod tests {
     use mainstay_proto::ws::{Limits, Role};
@@ -351,32 +353,5 @@ mod tests {
         assert!(matches!(write(&mut wire).await, Ok(Written::Some)));
         peer.read_exact(&mut [0; 16]).await.unwrap();
         assert!(matches!(write(&mut wire).await, Ok(Written::All)));
-    }
-}
-
-/// The clock that machines are told of; follows tokio's when that is paused.
-pub(crate) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-/// A task's one timer. Armed lazily: one that fires early finds nothing due and is armed again, so
-/// that a deadline that only ever moves away costs nothing.
-#[derive(Default)]
-pub(crate) struct Timer(Option<Pin<Box<Sleep>>>);
-
-impl Timer {
-    /// Sees to it that the task is woken at `at`, or earlier.
-    pub(crate) fn arm(&mut self, cx: &mut Context<'_>, at: Option<Instant>) {
-        let Some(at) = at.map(tokio::time::Instant::from_std) else {
-            self.0 = None;
-            return;
-        };
-        let timer = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        if timer.is_elapsed() || timer.deadline() > at {
-            timer.as_mut().reset(at);
-        }
-        if timer.as_mut().poll(cx).is_ready() {
-            cx.waker().wake_by_ref();
-        }
     }
 }

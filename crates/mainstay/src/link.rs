@@ -51,9 +51,7 @@ impl Client<Plain> {
 
     /// With [`Confirm::Reply`]: the application's answer to the oldest unanswered message came.
     pub fn confirm_reply(&self) {
-        let mut inner = self.core.lock();
-        inner.machine.handle_reply();
-        inner.wake_driver();
+        self.core.change(|inner| inner.machine.handle_reply());
     }
 }
 

@@ -165,9 +165,7 @@ impl Client {
     /// With [`Builder::confirm_manually`]: everything that [`recv`](Self::recv) has returned so far is
     /// handled. See `server::Session::confirm`.
     pub fn confirm(&self) {
-        let mut inner = self.core.lock();
-        inner.machine.confirm(now());
-        inner.wake_driver();
+        self.core.change(|inner| inner.machine.confirm(now()));
     }
 
     /// Presents new credentials in place of [`Builder::credentials`], and waits for the verdict: on the live
@@ -180,7 +178,7 @@ impl Client {
     /// # Cancel safety
     /// They are presented all the same, only the waiting ends.
     pub async fn authenticate(&self, credentials: impl Into<Bytes>) -> Result<(), AuthenticateError> {
-        let verdict = self.core.lock().authenticate(credentials.into())?;
+        let verdict = self.core.change(|inner| inner.authenticate(credentials.into()))?;
         verdict.await.unwrap_or(Err(AuthenticateError::Replaced))
     }
 }
@@ -198,7 +196,7 @@ impl<P> Client<P> {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
         let mut inner = self.core.lock();
         while let Some(delivery) = inner.machine.hand_over(now()) {
-            inner.wake_driver();
+            self.core.signal.ask();
             // A gap is an event.
             if let Delivery::Message(message) = delivery {
                 return Poll::Ready(Some(message));
@@ -218,8 +216,8 @@ impl<P> Client<P> {
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
-    pub async fn send(&self, message: Message) -> Result<(), SendError> {
-        self.send_tracked(message).await.map(drop)
+    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message)
     }
 
     /// As [`Sender::send_tracked`].
@@ -238,12 +236,12 @@ impl<P> Client<P> {
     /// # Errors
     /// The window is full, or the client has ended.
     pub fn try_send(&self, message: Message) -> Result<(), SendError> {
-        self.core.lock().send(message).map(drop)
+        self.core.change(|inner| inner.send(message)).map(drop)
     }
 
     /// As [`Sender::send_volatile`].
     pub fn send_volatile(&self, message: Message) {
-        self.core.lock().send_volatile(message);
+        self.core.change(|inner| inner.machine.send_volatile(message));
     }
 
     /// A handle that sends from elsewhere.
@@ -268,9 +266,7 @@ impl<P> Client<P> {
 
     /// Something suggests that the network changed: dials at once if waiting, probes if attached.
     pub fn retry_now(&self) {
-        let mut inner = self.core.lock();
-        inner.machine.retry_now(now());
-        inner.wake_driver();
+        self.core.change(|inner| inner.machine.retry_now(now()));
     }
 
     /// Ends in order: what was accepted is delivered first, for at most 10 s. Then
@@ -279,11 +275,7 @@ impl<P> Client<P> {
     /// # Cancel safety
     /// Safe: the closing goes on, only the waiting ends.
     pub async fn close(&self, code: CloseCode, reason: &str) {
-        {
-            let mut inner = self.core.lock();
-            inner.machine.close(now(), code, reason);
-            inner.wake_driver();
-        }
+        self.core.change(|inner| inner.machine.close(now(), code, reason));
         poll_fn(|cx| {
             let mut inner = self.core.lock();
             if inner.is_finished() {
@@ -373,6 +365,11 @@ pub struct Sender {
     core: Arc<Core>,
 }
 
+fn send(core: &Core, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+    let mut sending = Some(message);
+    poll_fn(move |cx| core.change(|inner| inner.poll_send(&mut sending, cx.waker())).map_ok(drop))
+}
+
 impl Sender {
     /// Sends a message; waits while the window is full. It is kept until the peer acknowledges it.
     ///
@@ -381,8 +378,8 @@ impl Sender {
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
-    pub async fn send(&self, message: Message) -> Result<(), SendError> {
-        self.send_tracked(message).await.map(drop)
+    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message)
     }
 
     /// Sends a message and returns a future that settles when it is known what became of it.
@@ -393,19 +390,13 @@ impl Sender {
     /// # Cancel safety
     /// Safe.
     pub async fn send_tracked(&self, message: Message) -> Result<Tracked, SendError> {
-        let mut waiting = Some(message);
+        let mut sending = Some(message);
         poll_fn(|cx| {
-            let Some(message) = waiting.take() else { return Poll::Pending };
-            let mut inner = self.core.lock();
-            match inner.send(message) {
-                Ok(tracked) => Poll::Ready(Ok(tracked)),
-                Err(SendError::Full(message)) if inner.machine.waits_when_full() => {
-                    waiting = Some(message);
-                    inner.wait_for_room(cx.waker());
-                    Poll::Pending
-                }
+            self.core.change(|inner| match std::task::ready!(inner.poll_send(&mut sending, cx.waker())) {
+                Ok(Some(number)) => Poll::Ready(Ok(inner.track(number))),
+                Ok(None) => Poll::Pending,
                 Err(refused) => Poll::Ready(Err(refused)),
-            }
+            })
         })
         .await
     }
@@ -416,7 +407,7 @@ impl Sender {
     ///
     /// With [`Confirm::Reply`] do not use it: the peer's answer to it would be taken for another's.
     pub fn send_volatile(&self, message: Message) {
-        self.core.lock().send_volatile(message);
+        self.core.change(|inner| inner.machine.send_volatile(message));
     }
 }
 
@@ -428,10 +419,10 @@ impl std::fmt::Debug for Sender {
 
 impl<P> Drop for Client<P> {
     fn drop(&mut self) {
-        let mut inner = self.core.lock();
-        inner.abandoned = true;
-        inner.machine.close(now(), CloseCode::GOING_AWAY, "");
-        inner.wake_driver();
+        self.core.change(|inner| {
+            inner.abandoned = true;
+            inner.machine.close(now(), CloseCode::GOING_AWAY, "");
+        });
     }
 }
 
@@ -453,31 +444,19 @@ impl<P> Sink<Message> for Client<P> {
     type Error = SendError;
 
     fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        let Some(message) = self.sending.take() else { return Poll::Ready(Ok(())) };
-        let core = Arc::clone(&self.core);
-        let mut inner = core.lock();
-        match inner.send(message) {
-            Ok(_) => Poll::Ready(Ok(())),
-            Err(SendError::Full(message)) if inner.machine.waits_when_full() => {
-                self.sending = Some(message);
-                inner.wait_for_room(cx.waker());
-                Poll::Pending
-            }
-            Err(refused) => Poll::Ready(Err(refused)),
-        }
+        let Self { core, sending, .. } = &mut *self;
+        core.change(|inner| inner.poll_send(sending, cx.waker())).map_ok(drop)
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), SendError> {
-        let core = Arc::clone(&self.core);
-        let mut inner = core.lock();
-        match inner.send(message) {
-            Ok(_) => Ok(()),
+        let Self { core, sending, .. } = &mut *self;
+        core.change(|inner| match inner.send(message) {
             Err(SendError::Full(message)) if inner.machine.waits_when_full() => {
-                self.sending = Some(message);
+                *sending = Some(message);
                 Ok(())
             }
-            Err(refused) => Err(refused),
-        }
+            sent => sent.map(drop),
+        })
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -486,14 +465,14 @@ impl<P> Sink<Message> for Client<P> {
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         std::task::ready!(self.as_mut().poll_ready(cx))?;
-        let mut inner = self.core.lock();
-        inner.machine.close(now(), CloseCode::NORMAL, "");
-        inner.wake_driver();
-        if inner.is_finished() {
-            return Poll::Ready(Ok(()));
-        }
-        inner.closer = Some(cx.waker().clone());
-        Poll::Pending
+        self.core.change(|inner| {
+            inner.machine.close(now(), CloseCode::NORMAL, "");
+            if inner.is_finished() {
+                return Poll::Ready(Ok(()));
+            }
+            inner.closer = Some(cx.waker().clone());
+            Poll::Pending
+        })
     }
 }
 
@@ -602,7 +581,7 @@ impl<P> Builder<P> {
         let machine = Machine::new(now(), self.config, crate::random_seed());
         let seen = machine.state();
         let core = Core::new(machine);
-        tokio::spawn(Task::new(Arc::clone(&core), self.target));
+        Task::begin(Arc::clone(&core), self.target);
         Client { core, sending: None, seen, peer: PhantomData }
     }
 

@@ -1,10 +1,10 @@
-//! The client's task: dials, reads, keeps time and writes, as its machine says.
+//! The client's task: dials, reads, keeps time and writes, as its machine says. It has its turn at the
+//! [`worker`](crate::worker) that the client lives with.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use mainstay_proto::connect::{Client as Machine, Command, Event, Lost, Mode, Report};
@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use super::dial::dial;
 use super::{AuthenticateError, Outcome, Request, Target, Tracked};
 use crate::SendError;
-use crate::driver::{Abort, Arrived, Framing, Reading, Timer, Wire, Written, now};
+use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written, now};
+use crate::worker::{self, Here, Resident, Signal, Turn};
 
 /// Turns before others have theirs.
 const ROUNDS: usize = 4;
@@ -24,6 +25,8 @@ const EVENTS: usize = 1024;
 
 /// What the task and the handle share.
 pub(crate) struct Core {
+    /// Wakes the client's task. Dials are polled with the core itself as their waker.
+    pub(crate) signal: Signal,
     inner: Mutex<Inner>,
 }
 
@@ -36,7 +39,6 @@ pub(crate) struct Inner {
     finished: bool,
     tracked: VecDeque<(u64, oneshot::Sender<Outcome>)>,
     authenticating: Option<oneshot::Sender<Verdict>>,
-    driver: Option<Waker>,
     pub(super) receiver: Option<Waker>,
     pub(super) listener: Option<Waker>,
     pub(super) closer: Option<Waker>,
@@ -47,6 +49,7 @@ pub(crate) struct Inner {
 impl Core {
     pub(super) fn new(machine: Machine) -> Arc<Self> {
         Arc::new(Self {
+            signal: Signal::new(worker::home()),
             inner: Mutex::new(Inner {
                 machine,
                 events: VecDeque::new(),
@@ -55,7 +58,6 @@ impl Core {
                 finished: false,
                 tracked: VecDeque::new(),
                 authenticating: None,
-                driver: None,
                 receiver: None,
                 listener: None,
                 closer: None,
@@ -68,24 +70,61 @@ impl Core {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Changes what the task will look at, and asks it to.
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
+        let done = change(&mut self.lock());
+        self.signal.ask();
+        done
+    }
+}
+
+impl Wake for Core {
+    fn wake(self: Arc<Self>) {
+        self.signal.wake();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.signal.wake();
+    }
 }
 
 impl Inner {
-    pub(super) fn send(&mut self, message: Message) -> Result<Tracked, SendError> {
+    /// Accepts a message and returns its number.
+    pub(super) fn send(&mut self, message: Message) -> Result<u64, SendError> {
         // Numbers belong to a session: what is known of the last one comes first.
         self.settle();
         if self.machine.is_ended() {
             return Err(SendError::Over(message));
         }
-        match self.machine.send(message) {
-            Ok(number) => {
-                let (sender, receiver) = oneshot::channel();
-                self.tracked.push_back((number, sender));
-                self.wake_driver();
-                Ok(Tracked(receiver))
+        self.machine.send(message).map_err(|message| match self.machine.is_closing() {
+            true => SendError::Over(message),
+            false => SendError::Full(message),
+        })
+    }
+
+    /// Settles when it is known what became of the message that was just given this number.
+    pub(super) fn track(&mut self, number: u64) -> Tracked {
+        let (sender, receiver) = oneshot::channel();
+        self.tracked.push_back((number, sender));
+        Tracked(receiver)
+    }
+
+    /// Accepts the message in `sending`, or leaves it there and wakes the caller once there may be room.
+    pub(super) fn poll_send(
+        &mut self,
+        sending: &mut Option<Message>,
+        waker: &Waker,
+    ) -> Poll<Result<Option<u64>, SendError>> {
+        let Some(message) = sending.take() else { return Poll::Ready(Ok(None)) };
+        match self.send(message) {
+            Ok(number) => Poll::Ready(Ok(Some(number))),
+            Err(SendError::Full(message)) if self.machine.waits_when_full() => {
+                *sending = Some(message);
+                self.wait_for_room(waker);
+                Poll::Pending
             }
-            Err(message) if self.machine.is_closing() => Err(SendError::Over(message)),
-            Err(message) => Err(SendError::Full(message)),
+            Err(refused) => Poll::Ready(Err(refused)),
         }
     }
 
@@ -104,22 +143,10 @@ impl Inner {
         let (sender, receiver) = oneshot::channel();
         self.authenticating = Some(sender);
         self.machine.authenticate(now(), credentials);
-        self.wake_driver();
         Ok(receiver)
     }
 
-    pub(super) fn send_volatile(&mut self, message: Message) {
-        self.machine.send_volatile(message);
-        self.wake_driver();
-    }
-
-    pub(crate) fn wake_driver(&self) {
-        if let Some(driver) = &self.driver {
-            driver.wake_by_ref();
-        }
-    }
-
-    pub(super) fn wait_for_room(&mut self, waker: &Waker) {
+    fn wait_for_room(&mut self, waker: &Waker) {
         if !self.senders.iter().any(|listed| listed.will_wake(waker)) {
             self.senders.push(waker.clone());
         }
@@ -235,7 +262,6 @@ pub(super) struct Task {
     target: Target,
     wires: Vec<Open>,
     dials: Vec<(ConnectionId, Dialling)>,
-    timer: Timer,
 }
 
 struct Open {
@@ -247,34 +273,79 @@ struct Open {
 }
 
 impl Task {
-    pub(super) fn new(core: Arc<Core>, target: Target) -> Self {
-        Self { core, target, wires: Vec::new(), dials: Vec::new(), timer: Timer::default() }
+    /// From here on the client lives with its worker.
+    pub(super) fn begin(core: Arc<Core>, target: Target) {
+        let task = Self { core: Arc::clone(&core), target, wires: Vec::new(), dials: Vec::new() };
+        core.signal.move_in(Box::pin(task));
+    }
+}
+
+impl Resident for Task {
+    fn signal(&self) -> &Signal {
+        &self.core.signal
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.core.lock().driver = Some(cx.waker().clone());
+    fn turn(self: Pin<&mut Self>, here: &Here<'_>) -> Turn {
+        let this = self.get_mut();
+        let waker = Waker::from(Arc::clone(&this.core));
+        let cx = &mut Context::from_waker(&waker);
+        let (mut stirred, mut dialled) = (this.arrive(here), false);
         for _ in 0..ROUNDS {
-            self.poll_dials(cx);
-            let mut more = self.read(cx);
-            if self.keep_time() {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            if this.core.signal.take_poll() || dialled {
+                stirred |= this.poll_dials(cx, here);
             }
-            more |= self.obey();
-            self.write(cx);
-            if self.finish() {
-                return Poll::Ready(());
+            let mut more = this.read(cx);
+            match this.keep_time() {
+                Some(true) => return Turn::Again,
+                acted => stirred |= acted.is_some(),
+            }
+            dialled = this.obey();
+            more |= dialled;
+            stirred |= more;
+            this.core.signal.end_turn();
+            this.write(cx);
+            if this.finish(stirred) {
+                return Turn::Done;
             }
             if !more {
-                self.timer.arm(cx, self.core.lock().machine.poll_timeout());
-                return Poll::Pending;
+                return this.rest();
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        Turn::Again
+    }
+}
+
+impl Task {
+    /// Hears what the worker says of the connections. `true`: one is lost by that.
+    fn arrive(&mut self, here: &Here<'_>) -> bool {
+        let mut lost = Vec::new();
+        for open in &mut self.wires {
+            if let Err(error) = open.wire.arrive(here) {
+                lost.push((open.connection, Lost::Broken(error.to_string())));
+            }
+        }
+        self.lose(lost)
     }
 
-    fn poll_dials(&mut self, cx: &mut Context<'_>) {
+    fn lose(&mut self, lost: Vec<(ConnectionId, Lost)>) -> bool {
+        let any = !lost.is_empty();
+        for (connection, why) in lost {
+            self.let_go(connection);
+            self.core.lock().machine.handle_lost(now(), connection, why);
+        }
+        any
+    }
+
+    /// When there is something to do again.
+    fn rest(&self) -> Turn {
+        if self.core.signal.wants_poll() {
+            return Turn::Again;
+        }
+        Turn::Until(self.core.lock().machine.poll_timeout())
+    }
+
+    /// `true`: one came to something.
+    fn poll_dials(&mut self, cx: &mut Context<'_>, here: &Here<'_>) -> bool {
         let mut done = Vec::new();
         self.dials.retain_mut(|(connection, dialling)| match dialling.as_mut().poll(cx) {
             Poll::Pending => true,
@@ -283,9 +354,14 @@ impl Task {
                 false
             }
         });
+        let any = !done.is_empty();
         for (connection, result) in done {
+            let arrived = result.and_then(|(mut wire, mode, subprotocol)| {
+                wire.arrive(here).map_err(|error| Lost::Broken(error.to_string()))?;
+                Ok((wire, mode, subprotocol))
+            });
             let mut inner = self.core.lock();
-            match result {
+            match arrived {
                 Ok((wire, mode, subprotocol)) => {
                     let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
                     inner.subprotocol = subprotocol;
@@ -295,6 +371,7 @@ impl Task {
                 Err(lost) => inner.machine.handle_lost(now(), connection, lost),
             }
         }
+        any
     }
 
     /// Reads every connection once. `true`: there may be more.
@@ -342,17 +419,15 @@ impl Task {
                 (Reading::Idle, None) => {}
             }
         }
-        for (connection, why) in lost {
-            self.let_go(connection);
-            self.core.lock().machine.handle_lost(now, connection, why);
-        }
-        more
+        self.lose(lost) || more
     }
 
-    fn keep_time(&mut self) -> bool {
+    /// Does what is due, if anything is. `true`: this process was paused, read what is readable first.
+    fn keep_time(&mut self) -> Option<bool> {
         let now = now();
         let mut inner = self.core.lock();
-        inner.machine.poll_timeout().is_some_and(|at| at <= now) && inner.machine.handle_timeout(now)
+        let is_due = inner.machine.poll_timeout().is_some_and(|at| at <= now);
+        is_due.then(|| inner.machine.handle_timeout(now))
     }
 
     /// Does what the machine says to connections. `true`: a dial began and is to be polled.
@@ -434,8 +509,9 @@ impl Task {
         }
     }
 
-    /// Wakes the application; `true` when the client has ended and said all it had to.
-    fn finish(&mut self) -> bool {
+    /// Wakes the application, if there is anything to wake it for; `true` when the client has ended and said
+    /// all it had to.
+    fn finish(&mut self, stirred: bool) -> bool {
         let mut inner = self.core.lock();
         inner.settle();
         let ended = inner.machine.is_ended();
@@ -443,16 +519,19 @@ impl Task {
         if ended && (said || inner.abandoned) {
             inner.finished = true;
         }
-        inner.wake_application();
+        if stirred || ended {
+            inner.wake_application();
+        }
         inner.finished
     }
 }
 
-impl Future for Task {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.turn(cx)
+impl Drop for Task {
+    /// However it ends, with its runtime too: whoever waits is told.
+    fn drop(&mut self) {
+        let mut inner = self.core.lock();
+        inner.finished = true;
+        inner.wake_application();
     }
 }
 
@@ -473,10 +552,14 @@ mod tests {
         inner.machine.handle_timeout(start);
         let Some(Command::Dial(connection)) = inner.machine.poll_command() else { panic!("no dial") };
         inner.machine.handle_opened(start, connection, Mode::Plain);
-        let mut under_way = inner.send(Message::text("a")).unwrap();
+        let send = |inner: &mut Inner, text: &'static str| {
+            let number = inner.send(Message::text(text)).unwrap();
+            inner.track(number)
+        };
+        let mut under_way = send(&mut inner, "a");
         assert!(inner.machine.poll_transmit(start, connection).is_some());
-        let mut dropped = inner.send(Message::text("b")).unwrap();
-        let mut waiting = inner.send(Message::text("c")).unwrap();
+        let mut dropped = send(&mut inner, "b");
+        let mut waiting = send(&mut inner, "c");
         inner.settle();
         assert!(under_way.0.try_recv().is_err() && waiting.0.try_recv().is_err());
         assert_eq!(dropped.0.try_recv(), Ok(Outcome::Lost));

@@ -56,7 +56,6 @@ pub use self::serve::{Serve, serve};
 pub use self::session::{Received, Sender, Session, SessionState};
 pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
 pub use self::upgrade::{PeerFacts, SessionUpgrade, UpgradeRejection};
-use crate::worker::Workers;
 
 /// How a server behaves. `docs/DEFAULTS.md` has the reasons.
 #[derive(Debug, Clone)]
@@ -123,8 +122,6 @@ pub(crate) struct Shared {
     cores: Mutex<Slab<Weak<Core>>>,
     draining: AtomicBool,
     pub(crate) stats: Stats,
-    /// Where sessions live.
-    pub(crate) workers: Workers,
 }
 
 impl Mainstay {
@@ -153,7 +150,6 @@ impl Mainstay {
             cores: Mutex::new(Slab::new()),
             draining: AtomicBool::new(false),
             stats: Stats::default(),
-            workers: Workers::default(),
         };
         Self { shared: Arc::new(shared) }
     }

@@ -30,6 +30,7 @@ use super::task::SessionTask;
 use super::upgrade::PeerFacts;
 use crate::driver::{Arrived, Framing, Reading, Wire, now};
 use crate::transport::Transport;
+use crate::worker;
 
 /// What the opening handshake came to.
 pub(super) struct Opening {
@@ -69,12 +70,15 @@ where
 async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     let Opening { on_upgrade, permit, mut facts, terms } = opening;
     let stats = &shared.stats;
-    let upgraded = on_upgrade.await.map_err(|error| tracing::debug!(%error, "upgrade failed"));
-    let home = shared.workers.home().map_err(|error| tracing::error!(%error, "no worker"));
-    let (Ok(upgraded), Ok(home)) = (upgraded, home) else {
-        Stats::add(&stats.openings_failed, 1);
-        return None;
+    let upgraded = match on_upgrade.await {
+        Ok(upgraded) => upgraded,
+        Err(error) => {
+            tracing::debug!(%error, "upgrade failed");
+            Stats::add(&stats.openings_failed, 1);
+            return None;
+        }
     };
+    let home = worker::home();
     let (transport, early) = raw(upgraded);
     let codec = Connection::new(Role::Server, shared.config.limits, terms.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);

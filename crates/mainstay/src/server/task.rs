@@ -515,7 +515,7 @@ mod tests {
         }
         let facts =
             PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
-        let home = shared.workers.home().unwrap();
+        let home = crate::worker::home();
         let core = Core::new(Arc::clone(&shared), home, facts, Peer::Plain(Box::new(plain)));
         let start = Instant::now();
         SessionTask::begin(core, ConnectionId(1), wire, async {});

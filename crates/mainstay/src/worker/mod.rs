@@ -14,16 +14,17 @@
 //! A resident stays with its worker for life. It is woken from anywhere through its [`Signal`], and its
 //! future need not know: the [`Waker`] that it is polled with leads to the same signal.
 //!
-//! Not here: what a turn does ([`server`](crate::server)), and what a machine decides.
+//! Not here: what a turn does ([`server`](crate::server), [`client`](crate::client)), and what a machine decides.
 
 mod wheel;
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -156,8 +157,6 @@ struct Letters {
     woken: Vec<u32>,
     /// The worker's task, while it waits.
     worker: Option<Waker>,
-    /// Nobody will write any more.
-    closed: bool,
     /// The worker is gone, with its runtime.
     abandoned: bool,
 }
@@ -194,44 +193,53 @@ impl Home {
     }
 }
 
-/// All workers of a server, one for each of the runtime's threads. They begin when the first is needed, in
-/// the runtime that asks, and end with this value.
-#[derive(Default)]
-pub(crate) struct Workers {
-    homes: OnceLock<Box<[Arc<Home>]>>,
-    next: AtomicUsize,
+/// Where the next resident of this runtime is to live: beside whoever has its turn now, so that a link lives
+/// with the session that it serves, and otherwise with one worker after the other. A runtime has as many as
+/// threads, each begun when it is first needed and ended with the runtime.
+///
+/// Without a descriptor for a worker's epoll it is a home where nobody lives: whoever moves in is dropped.
+pub(crate) fn home() -> Arc<Home> {
+    if let Some(here) = CURRENT.with_borrow(Clone::clone) {
+        return here;
+    }
+    static RUNTIMES: Mutex<Vec<Runtime>> = Mutex::new(Vec::new());
+    let mut runtimes = RUNTIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let handle = Handle::current();
+    let at = runtimes.iter().position(|runtime| runtime.id == handle.id()).unwrap_or_else(|| {
+        runtimes.retain(|runtime| runtime.homes.iter().all(|home| !home.letters().abandoned));
+        runtimes.push(Runtime { id: handle.id(), homes: Vec::new(), next: 0 });
+        runtimes.len() - 1
+    });
+    runtimes[at].home(handle.metrics().num_workers())
 }
 
-impl Workers {
-    /// Where the next resident is to live.
-    ///
-    /// # Errors
-    /// The system has no descriptor left for a worker's epoll.
-    pub(crate) fn home(&self) -> io::Result<Arc<Home>> {
-        let homes = match self.homes.get() {
-            Some(homes) => homes,
-            None => {
-                let threads = Handle::current().metrics().num_workers();
-                let begun = (0..threads).map(|_| Worker::begin()).collect::<io::Result<_>>()?;
-                if let Err(second) = self.homes.set(begun) {
-                    close(&second); // somebody else was faster
+thread_local! {
+    /// The worker that is at work on this thread.
+    static CURRENT: RefCell<Option<Arc<Home>>> = const { RefCell::new(None) };
+}
+
+struct Runtime {
+    id: tokio::runtime::Id,
+    homes: Vec<Arc<Home>>,
+    next: usize,
+}
+
+impl Runtime {
+    fn home(&mut self, threads: usize) -> Arc<Home> {
+        if self.homes.len() < threads {
+            match Worker::begin() {
+                Ok(home) => self.homes.push(home),
+                Err(error) if self.homes.is_empty() => {
+                    tracing::error!(%error, "no worker; the connection is dropped");
+                    let letters = Letters { abandoned: true, ..Letters::default() };
+                    return Arc::new(Home { letters: Mutex::new(letters) });
                 }
-                self.homes.wait()
+                Err(error) => tracing::debug!(%error, "no further worker"),
             }
-        };
-        let next = self.next.fetch_add(1, Ordering::Relaxed) % homes.len();
-        Ok(Arc::clone(&homes[next]))
+        }
+        self.next = (self.next + 1) % self.homes.len();
+        Arc::clone(&self.homes[self.next])
     }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.homes.get().into_iter().for_each(|homes| close(homes));
-    }
-}
-
-fn close(homes: &[Arc<Home>]) {
-    homes.iter().for_each(|home| home.write(|letters| letters.closed = true));
 }
 
 // ---- the worker itself ------------------------------------------------------------------------------
@@ -315,6 +323,13 @@ impl Worker {
 
     /// One pass. `false`: there is nothing to do until something wakes this task.
     fn pass(&mut self, cx: &mut Context<'_>) -> bool {
+        let outer = CURRENT.replace(Some(Arc::clone(&self.home)));
+        let worked = self.give_turns(cx);
+        CURRENT.set(outer);
+        worked
+    }
+
+    fn give_turns(&mut self, cx: &mut Context<'_>) -> bool {
         self.open_letters();
         self.look_at_sockets(cx);
         self.keep_time();
@@ -447,9 +462,6 @@ impl Future for Worker {
         let worked = self.pass(cx);
         if self.residents.is_empty() {
             self.shrink();
-            if self.home.letters().closed {
-                return Poll::Ready(());
-            }
         }
         if worked || !self.rest(cx) {
             // Look again once the other tasks had their turn.
