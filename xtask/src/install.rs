@@ -1,6 +1,6 @@
 //! What the proofs need beyond a Rust toolchain, installed by the ordinary package managers after saying so.
 //!
-//! Nothing is installed twice: npm packages stay in their folder's `node_modules`, the Autobahn test suite in
+//! Nothing is installed twice: npm packages stay in their folder's `node_modules`, Python packages in
 //! `target/xtask`. Only `apt-get` touches the system, and only where we are root.
 
 use std::env;
@@ -12,6 +12,9 @@ use crate::Result;
 use crate::run::{check, output, succeeds};
 
 const AUTOBAHN: &str = "autobahntestsuite==25.10.1";
+
+/// uWebSockets behind a Python interface, as a wheel.
+pub(crate) const SOCKETIFY: &str = "socketify==0.0.31";
 
 /// Masking and UTF-8 in C: without it the cases with large messages take minutes more under CPython.
 const WSACCEL: &str = "wsaccel==0.6.2";
@@ -45,10 +48,7 @@ pub(crate) fn autobahn() -> Result<Option<PathBuf>> {
     let Some(python) = python27() else { return Ok(None) };
     announce(&format!("{AUTOBAHN} from PyPI into {} (with {})", home.display(), python.display()));
     let tool = home.with_extension("tool");
-    if !succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&tool)) {
-        apt("python3-venv", "Python 3 with its venv module is needed")?;
-        check(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&tool))?;
-    }
+    environment(&tool)?;
     check(Command::new(tool.join("bin/pip")).args(["install", "--quiet", VIRTUALENV]))?;
     check(
         Command::new(tool.join("bin/virtualenv")).args(["--quiet", "--clear", "-p"]).arg(python).arg(&home),
@@ -65,6 +65,37 @@ pub(crate) fn autobahn() -> Result<Option<PathBuf>> {
     check(Command::new(programs.join("wstest")).arg("-a"))?;
     fs::write(stamp, "")?;
     Ok(Some(programs))
+}
+
+/// The Python of an environment that has socketify.
+pub(crate) fn socketify() -> Result<PathBuf> {
+    let home = env::current_dir()?.join("target/xtask/socketify");
+    let (python, stamp) = (home.join("bin/python"), home.join(format!("{SOCKETIFY}.installed")));
+    if stamp.exists() {
+        return Ok(python);
+    }
+    announce(&format!("{SOCKETIFY} from PyPI into {}", home.display()));
+    environment(&home)?;
+    check(Command::new(home.join("bin/pip")).args(["install", "--quiet", SOCKETIFY]))?;
+    // Its library is linked against libuv, which the wheel does not bring.
+    let imports = || succeeds(Command::new(&python).args(["-c", "import socketify"]));
+    if !imports() {
+        apt("libuv1", "libuv is needed by socketify")?;
+    }
+    if !imports() {
+        return Err(format!("{SOCKETIFY} does not start here").into());
+    }
+    fs::write(stamp, "")?;
+    Ok(python)
+}
+
+/// An empty environment of Python 3.
+fn environment(home: &Path) -> Result<()> {
+    if !succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(home)) {
+        apt("python3-venv", "Python 3 with its venv module is needed")?;
+        check(Command::new("python3").args(["-m", "venv", "--clear"]).arg(home))?;
+    }
+    Ok(())
 }
 
 /// `$AUTOBAHN_PYTHON`, `python2.7` or `pypy2.7` on the path, or pyenv's newest 2.7.

@@ -5,6 +5,7 @@
 //! machine lacks is installed by the ordinary package managers, after saying so (`install`).
 
 mod autobahn;
+mod bench;
 mod cable;
 mod docs;
 mod install;
@@ -30,6 +31,7 @@ const STEPS: &[Step] = &[
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new("memory", "what an idle connection costs", |_| memory::step()),
+    Step::new("bench", "the generator and the servers it measures, counts only", |_| bench::step()),
     Step::new("sim", "sessions under every fault, by seed", simulate),
 ];
 
@@ -63,6 +65,8 @@ enum Task {
     Nightly(Selection),
     /// Judge our WebSocket server and client by the Autobahn test suite alone
     Autobahn(autobahn::Options),
+    /// Measure our servers and their peers side by side, and write docs/PERFORMANCE.md
+    Bench(bench::Options),
 }
 
 #[derive(Args)]
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Task::Test(selection) => run_steps(&selection, Depth::Test),
         Task::Nightly(selection) => run_steps(&selection, Depth::Nightly),
         Task::Autobahn(options) => autobahn::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Bench(options) => bench::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

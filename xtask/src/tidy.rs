@@ -71,7 +71,7 @@ fn ends_with_newline(text: &str, complain: &mut Complain) {
 
 /// Neither a path of the machine the work was done on nor a registry's host.
 fn names_no_place(path: &str, text: &str, local: &[String], complain: &mut Complain) {
-    let cargo_lock = path == "Cargo.lock"; // cargo names its own index there
+    let cargo_lock = path.ends_with("Cargo.lock"); // cargo names its own index there
     for (number, line) in numbered(text) {
         local.iter().filter(|place| line.contains(*place)).for_each(|place| {
             complain(number, &format!("`{place}` is a path of this machine"));

@@ -2,8 +2,10 @@
 //!
 //! - [`serve`]: the gateway; visitors in front, one link per visitor behind.
 //! - [`connect`]: a client for people and pipes.
+//! - [`bench`]: what a server costs, ours or any other.
 
 mod admin;
+mod bench;
 mod builtin;
 mod connect;
 mod join;
@@ -37,6 +39,8 @@ enum Command {
     /// Talk to a WebSocket: lines in, messages out.
     #[command(after_help = connect::EXAMPLES)]
     Connect(connect::Arguments),
+    /// Measure what a WebSocket server costs: any server, by its URL.
+    Bench(bench::Arguments),
     /// Print a completion script for a shell.
     Completions {
         /// For which shell.
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Serve(arguments) => in_runtime(serve::run(*arguments)),
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "mainstay", &mut std::io::stdout());
             ExitCode::SUCCESS

@@ -1,6 +1,7 @@
 //! The real binary, as people, scripts and backends meet it.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod bench;
 mod connect;
 mod flags;
 mod support;

@@ -542,8 +542,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn what_was_dropped_says_nothing_of_what_is_under_way() {
+    #[tokio::test]
+    async fn what_was_dropped_says_nothing_of_what_is_under_way() {
         let confirm = ConfirmConfig::default().queue(2, 1024).unwrap().when_full(WhenFull::DropOldest);
         let config = ConnectConfig { confirm, link: true, ..ConnectConfig::default() };
         let start = now();

@@ -1,0 +1,152 @@
+//! `docs/PERFORMANCE.md`: a table per figure, the machine, the commands.
+
+use std::fmt::Write;
+use std::fs;
+use std::process::Command;
+
+use super::field::{self, Server};
+use super::figures::{FIGURES, Figure, SCENARIOS, shown};
+use super::{Results, Scale};
+use crate::Result;
+use crate::run::output;
+
+/// The whole page.
+pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds: u32) -> Result<String> {
+    let mut page = String::new();
+    writeln!(page, "# Performance\n\nWritten by `cargo xtask bench`; do not edit.\n")?;
+    if scale.quick {
+        writeln!(page, "**A smoke test (`--quick`): these figures say nothing.**\n")?;
+    }
+    writeln!(page, "![Every figure as bars, one for each server](performance.svg)\n")?;
+    write!(
+        page,
+        "## How\n\n\
+         Every server answers at `/echo` and `/broadcast`, pings each connection every 4 s and ends one that did not\n\
+         answer. Release builds, `TCP_NODELAY`, no compression. {}\n\
+         Every server has its turn in every scenario, in a fresh process, before the next round begins; tables show\n\
+         the median of the rounds ({rounds}) and, behind ±, half their range. CPU is the scheduler's run time of the whole\n\
+         server, the kernel's share of its sockets included; memory is resident memory. Where the generator is busy\n\
+         throughout, messages per second say what it could ask for, so CPU is the figure to trust. Figures of\n\
+         different machines do not compare; below 15 % a difference is noise.\n\n",
+        if scale.pinned {
+            "The server has one core, the generator\nanother (`taskset`), over loopback."
+        } else {
+            "Server and generator share\nthe cores, over loopback."
+        },
+    )?;
+    writeln!(page, "| | |\n|---|---|")?;
+    for (what, value) in machine() {
+        writeln!(page, "| {what} | {value} |")?;
+    }
+    writeln!(page, "\n| server | what it is |\n|---|---|")?;
+    for server in servers {
+        writeln!(page, "| {} | {} |", server.name, server.about)?;
+    }
+    writeln!(page, "\n## Figures")?;
+    for figure in FIGURES {
+        table(&mut page, figure, servers, results, rounds)?;
+    }
+    commands(&mut page, servers, scale)?;
+    for (title, lines) in [("Not measured here", &results.missing), ("Came to nothing", &results.failures)] {
+        if !lines.is_empty() {
+            writeln!(page, "\n## {title}\n")?;
+            lines.iter().try_for_each(|line| writeln!(page, "- {line}"))?;
+        }
+    }
+    Ok(page)
+}
+
+/// One figure of all servers, the best first; the last column says how ours does against each.
+fn table(
+    page: &mut String,
+    figure: &Figure,
+    servers: &[Server],
+    results: &Results,
+    rounds: u32,
+) -> Result<()> {
+    let mut rows: Vec<_> = servers
+        .iter()
+        .filter_map(|server| results.value(figure, server).map(|(median, spread)| (server, median, spread)))
+        .collect();
+    rows.sort_by(|a, b| a.1.total_cmp(&b.1));
+    if figure.more_is_better {
+        rows.reverse();
+    }
+    let ours = rows.iter().find(|(server, ..)| server.name == "mainstay").map(|(_, median, _)| *median);
+    let better = if figure.more_is_better { "more is better" } else { "less is better" };
+    writeln!(page, "\n### {}\n\n{} ({better}), from `{}`\n", figure.title, figure.unit, figure.scenario)?;
+    writeln!(page, "| server | {} | ± | of mainstay's |\n|---|---:|---:|---:|", figure.unit)?;
+    for (server, median, spread) in rows {
+        let name =
+            if field::is_ours(server.name) { format!("**{}**", server.name) } else { server.name.to_owned() };
+        let ratio =
+            ours.filter(|ours| *ours > 0.0).map_or("-".to_owned(), |ours| format!("{:.2} x", median / ours));
+        // One round has no spread.
+        let percent = 100.0 * spread / median;
+        let spread = if rounds > 1 && median > 0.0 { format!("{percent:.0} %") } else { "-".to_owned() };
+        writeln!(page, "| {name} | {} | {spread} | {ratio} |", shown(median / figure.per))?;
+    }
+    Ok(())
+}
+
+fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> {
+    writeln!(
+        page,
+        "\n## Commands\n\nAll of it again: `cargo xtask bench`. The servers, `ADDRESS` being free ones:\n"
+    )?;
+    writeln!(page, "```text")?;
+    let pin = |core: &str| if scale.pinned { format!("taskset -c {core} ") } else { String::new() };
+    let address = "127.0.0.1:9000".parse()?;
+    let mut shown: Vec<String> = Vec::new();
+    for server in servers {
+        let words =
+            server.command(address, SCENARIOS.first().map_or(4, |scenario| scenario.interval(scale.quick)));
+        let line = words.join(" ").replace("127.0.0.1:9000", "ADDRESS");
+        // A path of this machine is nobody's business: everything lies in the workspace.
+        let line = line.replace(&format!("{}/", std::env::current_dir()?.display()), "");
+        if !shown.contains(&line) {
+            writeln!(page, "{}{line}", pin("0"))?;
+            shown.push(line);
+        }
+    }
+    writeln!(
+        page,
+        "```\n\nThe generator, `URL` being `ws://ADDRESS` and `PID` the server; `--session` where it says session:\n"
+    )?;
+    writeln!(page, "```text")?;
+    for scenario in SCENARIOS {
+        writeln!(page, "{}{} --pid PID --json", pin("1"), scenario.shown(scale))?;
+    }
+    writeln!(page, "```")?;
+    Ok(())
+}
+
+/// What this ran on.
+fn machine() -> Vec<(&'static str, String)> {
+    let first = |program: &str, arguments: &[&str]| {
+        let text = output(Command::new(program).args(arguments)).unwrap_or_default();
+        text.lines().next().unwrap_or("not here").to_owned()
+    };
+    let field = |file: &str, name: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().strip_prefix(':').map(str::to_owned));
+        line.unwrap_or_default().trim().to_owned()
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory: f64 = field("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0.0);
+    vec![
+        ("processor", format!("{cores} x {}", field("/proc/cpuinfo", "model name"))),
+        ("memory", format!("{:.1} GiB", memory / 1048576.0)),
+        ("kernel", first("uname", &["-sr"])),
+        ("Rust", first("rustc", &["--version"])),
+        ("Node.js", first("node", &["--version"])),
+        ("Python", first("python3", &["--version"])),
+        ("mainstay", first("git", &["describe", "--always", "--dirty"])),
+        (
+            "others at work",
+            format!("load average {}", first("cut", &["-d", " ", "-f", "1-3", "/proc/loadavg"])),
+        ),
+    ]
+}
