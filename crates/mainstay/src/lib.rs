@@ -5,6 +5,8 @@
 //! - [`client`]: a client that reconnects and resumes. [`link`]: one towards peers that speak plain
 //!   WebSocket; it reconnects, confirms by Ping, and says what that could not keep.
 //!
+//! Unix only: connections live with workers that have an epoll of their own (or what the system has in its place).
+//!
 //! What is decided is decided in [`mainstay_proto`], without IO; here are the sockets and the tasks.
 
 mod driver;
