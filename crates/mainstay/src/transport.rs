@@ -66,6 +66,7 @@ impl Transport {
     pub(crate) fn settle(&mut self, here: &Here<'_>) -> io::Result<()> {
         match std::mem::replace(self, Self::Closed) {
             Self::Tcp(stream) => {
+                keep_little_unsent(&stream);
                 let mut stream = mio::net::TcpStream::from_std(stream.into_std()?);
                 here.register(&mut stream)?;
                 // A new socket takes bytes; whether it has some the worker will say.
@@ -177,6 +178,19 @@ impl Transport {
     }
 }
 
+/// Bytes that the kernel may hold without having sent them.
+const UNSENT: u32 = 128 * 1024;
+
+/// Has the socket refuse bytes while the kernel has many left to send. Otherwise it takes megabytes, a probe
+/// waits behind them, and a slow peer that reads all the time looks dead: what is left to write would no longer
+/// tell how fast it reads. Best effort, and Linux only.
+fn keep_little_unsent(stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, UNSENT);
+}
+
 fn poll_read(
     stream: Pin<&mut impl AsyncRead>,
     cx: &mut Context<'_>,
@@ -194,5 +208,35 @@ fn without_waiting(mut call: impl FnMut() -> io::Result<usize>) -> Poll<io::Resu
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             done => return Poll::Ready(done),
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// How much a socket takes for a peer that reads nothing and has little room itself.
+    async fn taken(prepare: impl FnOnce(&TcpStream)) -> usize {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = TcpSocket::new_v4().unwrap();
+        peer.set_recv_buffer_size(8 * 1024).unwrap();
+        let _peer = peer.connect(listener.local_addr().unwrap()).await.unwrap();
+        let (ours, _) = listener.accept().await.unwrap();
+        prepare(&ours);
+        ours.writable().await.unwrap();
+        let mut sum = 0;
+        while let Ok(count) = ours.try_write(&[0; 16 * 1024]) {
+            sum += count;
+        }
+        sum
+    }
+
+    #[tokio::test]
+    async fn a_probe_never_waits_behind_megabytes_in_the_kernel() {
+        let unbounded = taken(|_| {}).await;
+        let bounded = taken(keep_little_unsent).await;
+        assert!(bounded < 400 * 1024 && bounded < unbounded / 2, "{bounded} of {unbounded}");
     }
 }
