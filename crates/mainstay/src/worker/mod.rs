@@ -481,3 +481,123 @@ impl Drop for Worker {
         drop(arrived);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes its name down at every turn, and does what `act` says.
+    struct Probe<F> {
+        signal: Arc<Signal>,
+        name: char,
+        turns: Arc<Mutex<String>>,
+        act: F,
+    }
+
+    impl<F: FnMut(&Signal, usize) -> Turn + Send + Unpin> Resident for Probe<F> {
+        fn signal(&self) -> &Signal {
+            &self.signal
+        }
+
+        fn turn(self: Pin<&mut Self>, _: &Here<'_>) -> Turn {
+            let this = self.get_mut();
+            let turn = {
+                let mut turns = this.turns.lock().unwrap();
+                turns.push(this.name);
+                turns.matches(this.name).count()
+            };
+            this.signal.take_poll();
+            (this.act)(&this.signal, turn)
+        }
+    }
+
+    /// Moves a probe into `home`; the signal is what wakes it.
+    fn settle(
+        home: &Arc<Home>,
+        name: char,
+        turns: &Arc<Mutex<String>>,
+        act: impl FnMut(&Signal, usize) -> Turn + Send + Unpin + 'static,
+    ) -> Arc<Signal> {
+        let signal = Arc::new(Signal::new(Arc::clone(home)));
+        let probe = Probe { signal: Arc::clone(&signal), name, turns: Arc::clone(turns), act };
+        signal.move_in(Box::pin(probe));
+        signal
+    }
+
+    /// Lets the worker do all there is to do now.
+    async fn quiet() {
+        for _ in 0..32 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn rest(signal: &Signal) -> Turn {
+        signal.end_turn();
+        if signal.wants_poll() { Turn::Again } else { Turn::Until(None) }
+    }
+
+    #[tokio::test]
+    async fn everybody_has_a_turn_before_anybody_has_another() {
+        let (home, turns) = (Worker::begin().unwrap(), Arc::default());
+        for name in ['a', 'b', 'c'] {
+            settle(&home, name, &turns, |_, turn| if turn < 3 { Turn::Again } else { Turn::Until(None) });
+        }
+        quiet().await;
+        assert_eq!(*turns.lock().unwrap(), "abcabcabc");
+    }
+
+    #[tokio::test]
+    async fn asking_again_and_again_brings_one_turn() {
+        let (home, turns) = (Worker::begin().unwrap(), Arc::default());
+        let signal = settle(&home, 'a', &turns, |signal, _| rest(signal));
+        quiet().await;
+        (0..10).for_each(|_| signal.ask());
+        quiet().await;
+        assert_eq!(*turns.lock().unwrap(), "aa");
+    }
+
+    #[tokio::test]
+    async fn who_is_woken_in_the_middle_of_a_turn_gets_another() {
+        let (home, turns) = (Worker::begin().unwrap(), Arc::default());
+        settle(&home, 'a', &turns, |signal, turn| {
+            if turn == 1 {
+                signal.wake();
+            }
+            rest(signal)
+        });
+        quiet().await;
+        assert_eq!(*turns.lock().unwrap(), "aa");
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_own_resident_and_nobody_else() {
+        let (home, turns) = (Worker::begin().unwrap(), Arc::default());
+        settle(&home, 'a', &turns, |_, _| panic!("on purpose"));
+        let other = settle(&home, 'b', &turns, |signal, _| rest(signal));
+        quiet().await;
+        other.ask();
+        quiet().await;
+        assert_eq!(*turns.lock().unwrap(), "abb");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_brings_a_turn() {
+        let (home, turns) = (Worker::begin().unwrap(), Arc::<Mutex<String>>::default());
+        let start = now();
+        settle(&home, 'a', &turns, move |_, _| Turn::Until(Some(start + Duration::from_secs(1))));
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        assert_eq!(*turns.lock().unwrap(), "a");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(turns.lock().unwrap().len() > 1);
+    }
+
+    #[test]
+    fn who_comes_after_the_runtime_has_ended_is_dropped() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let home = runtime.block_on(async { Worker::begin().unwrap() });
+        drop(runtime);
+        let turns = Arc::default();
+        let signal = settle(&home, 'a', &turns, |_, _| Turn::Until(None));
+        assert_eq!(Arc::strong_count(&signal), 1);
+    }
+}
