@@ -211,7 +211,8 @@ fn without_waiting(mut call: impl FnMut() -> io::Result<usize>) -> Poll<io::Resu
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use tokio::net::{TcpListener, TcpSocket};
 
