@@ -9,13 +9,13 @@ use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::session::{Message, Transmit};
 use mainstay_proto::ws::{CloseFrame, Connection, Incoming, SendQueue, State};
 
+use crate::clock::now;
 use crate::transport::Transport;
 use crate::worker::Here;
 
@@ -84,6 +84,11 @@ impl Wire {
         self.transport.settle(here)?;
         self.transport.note(here.readiness);
         Ok(())
+    }
+
+    /// Whether there may be something to read.
+    pub(crate) fn may_read(&self) -> bool {
+        self.early.is_some() || self.transport.may_read()
     }
 
     /// Reads once and hands over what is complete, until `take` says stop.
@@ -250,6 +255,16 @@ impl Wire {
         self.closing || self.codec.state() != State::Open
     }
 
+    /// Ends a closing connection at once, if nothing is missing: both Closes are said, and the socket took ours and
+    /// has nothing unread, so that its end is no reset. Gives back one that needs [`finish`](Self::finish).
+    ///
+    /// Source: RFC 6455 section 7.1.1.
+    pub(crate) fn end(mut self, cx: &mut Context<'_>) -> Option<Self> {
+        let said = matches!(self.poll_write(cx, Framing::Plain, || None), Ok(Written::All));
+        let is_over = said && self.codec.ends_in_order() && !self.may_read();
+        (!is_over).then_some(self)
+    }
+
     /// Sees a closing connection to its end: what is queued leaves, then both sides shut down. Bounded,
     /// so that a peer that does neither holds nothing.
     pub(crate) async fn finish(mut self) {
@@ -302,11 +317,6 @@ impl Written {
 
 /// The transport failed or is to be dropped.
 pub(crate) struct Abort;
-
-/// The clock that machines are told of; follows tokio's when that is paused.
-pub(crate) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
 
 #[cfg(test)]
 mod tests {

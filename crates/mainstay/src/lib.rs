@@ -9,6 +9,7 @@
 //!
 //! What is decided is decided in [`mainstay_proto`], without IO; here are the sockets and the tasks.
 
+mod clock;
 mod driver;
 mod transport;
 mod worker;

@@ -93,6 +93,14 @@ impl Transport {
         }
     }
 
+    /// Whether there may be something to read: for sure not, if the worker that watches the socket has not said so.
+    pub(crate) fn may_read(&self) -> bool {
+        match self {
+            Self::Own(_, readiness) => readiness.readable,
+            _ => true,
+        }
+    }
+
     /// Reads into the front of `buffer`; 0 is the end of the stream.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {

@@ -20,6 +20,9 @@ use super::transmit::Transmit;
 use crate::heartbeat::{Action, Heartbeat};
 use crate::ws::CloseCode;
 
+/// Messages that a queue has room for once it has one.
+const HANDFUL: usize = 16;
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct PlainSession {
@@ -77,7 +80,7 @@ impl PlainSession {
         self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
         if self.end == End::Open {
             self.inbox_bytes += message.payload.len() as u64;
-            self.inbox.push_back(message);
+            append(&mut self.inbox, message);
         }
     }
 
@@ -134,7 +137,7 @@ impl PlainSession {
             return Err(message);
         }
         self.outbox_bytes += message.payload.len() as u64;
-        self.outbox.push_back(message);
+        append(&mut self.outbox, message);
         Ok(())
     }
 
@@ -268,4 +271,12 @@ impl PlainSession {
     pub fn rtt(&self) -> Option<Duration> {
         self.heartbeat.rtt()
     }
+}
+
+/// Queues are without memory while they are empty. One that fills grows once for a handful, not three times.
+fn append(queue: &mut VecDeque<Message>, message: Message) {
+    if queue.capacity() == 0 {
+        queue.reserve(HANDFUL);
+    }
+    queue.push_back(message);
 }

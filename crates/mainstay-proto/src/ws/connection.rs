@@ -105,8 +105,10 @@ enum Inbound {
     Open,
     /// The peer sent its Close with this code and ours is outstanding.
     CloseOwed(Option<CloseCode>),
-    /// Nothing more is read.
-    Done,
+    /// The peer sent its Close, and ours was sent.
+    Closed,
+    /// The peer broke the protocol: nothing more is read.
+    Failed,
 }
 
 impl Connection {
@@ -132,9 +134,18 @@ impl Connection {
     pub fn state(&self) -> State {
         match (self.close_sent, self.inbound) {
             (false, Inbound::Open) => State::Open,
-            (true, Inbound::Done) => State::Closed,
+            (true, Inbound::Closed | Inbound::Failed) => State::Closed,
             _ => State::Closing,
         }
+    }
+
+    /// Whether this is a server whose closing handshake is done: once what it said is written it may end TCP at
+    /// once. A client waits for the server to do that, and a connection that was failed may have bytes under way.
+    ///
+    /// Source: RFC 6455 section 7.1.1.
+    #[must_use]
+    pub fn ends_in_order(&self) -> bool {
+        self.role == Role::Server && self.close_sent && self.inbound == Inbound::Closed
     }
 
     /// Whether the peer is in the middle of a frame, where it can send nothing else: no answer, no Close.
@@ -199,7 +210,7 @@ impl Connection {
     /// It follows what was encoded before it, so that its Pong proves that all of that was read.
     pub fn ping(&mut self, payload: &[u8], out: &mut SendQueue) {
         if !self.close_sent {
-            self.send_control(Opcode::Ping, &[&payload[..payload.len().min(MAX_CONTROL)]], out);
+            self.send_control(Opcode::Ping, &[], &payload[..payload.len().min(MAX_CONTROL)], out);
         }
     }
 
@@ -218,7 +229,7 @@ impl Connection {
     /// Source: RFC 6455 sections 5.5.1 to 5.5.3.
     pub fn flush_replies(&mut self, out: &mut SendQueue) {
         if let Some(payload) = self.owed_pong.take() {
-            self.send_control(Opcode::Pong, &[payload.payload()], out);
+            self.send_control(Opcode::Pong, &[], payload.payload(), out);
         }
         if let Inbound::CloseOwed(code) = self.inbound {
             self.send_close(code, "", out);
@@ -384,7 +395,7 @@ impl Connection {
                 let close = CloseFrame::parse(&payload)?;
                 self.partial = None;
                 self.inbound = match self.close_sent {
-                    true => Inbound::Done,
+                    true => Inbound::Closed,
                     false => Inbound::CloseOwed(close.as_ref().map(|close| close.code)),
                 };
                 Ok(Incoming::Close(close))
@@ -405,7 +416,7 @@ impl Connection {
     }
 
     fn stop_reading(&mut self) {
-        self.inbound = Inbound::Done;
+        self.inbound = Inbound::Failed;
         self.partial = None;
         self.owed_pong = None;
     }
@@ -438,9 +449,9 @@ impl Connection {
         }
     }
 
-    fn send_control(&mut self, opcode: Opcode, payload: &[&[u8]], out: &mut SendQueue) {
+    fn send_control(&mut self, opcode: Opcode, head: &[u8], body: &[u8], out: &mut SendQueue) {
         let mask = self.next_mask();
-        out.push_copied(Head { opcode, fin: true, compressed: false, mask }, payload);
+        out.push_copied(Head { opcode, fin: true, compressed: false, mask }, head, body);
     }
 
     fn send_close(&mut self, code: Option<CloseCode>, reason: &str, out: &mut SendQueue) {
@@ -450,13 +461,13 @@ impl Connection {
         match code {
             Some(code) => {
                 let code = code.get().to_be_bytes();
-                self.send_control(Opcode::Close, &[&code, reason.as_bytes()], out);
+                self.send_control(Opcode::Close, &code, reason.as_bytes(), out);
             }
-            None => self.send_control(Opcode::Close, &[], out),
+            None => self.send_control(Opcode::Close, &[], &[], out),
         }
         self.close_sent = true;
         if let Inbound::CloseOwed(_) = self.inbound {
-            self.inbound = Inbound::Done;
+            self.inbound = Inbound::Closed;
         }
     }
 

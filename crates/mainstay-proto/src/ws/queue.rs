@@ -77,14 +77,13 @@ impl SendQueue {
     }
 
     /// Appends a frame whose payload is copied.
-    pub(super) fn push_copied(&mut self, head: Head, payload: &[&[u8]]) {
-        let len = payload.iter().map(|part| part.len()).sum();
+    pub(super) fn push_copied(&mut self, head: Head, prefix: &[u8], body: &[u8]) {
+        let len = prefix.len() + body.len();
         self.copied.reserve(frame::MAX_HEADER + len);
         frame::put_header(&mut self.copied, head.opcode, head.fin, head.compressed, head.mask, len);
         let start = self.copied.len();
-        for part in payload {
-            self.copied.extend_from_slice(part);
-        }
+        self.copied.extend_from_slice(prefix);
+        self.copied.extend_from_slice(body);
         if let (Some(mask), Some(payload)) = (head.mask, self.copied.get_mut(start..)) {
             frame::apply_mask(payload, mask);
         }
@@ -93,7 +92,7 @@ impl SendQueue {
     /// Appends a frame whose payload is `prefix` and a part of `body`, which is shared if that pays.
     pub(super) fn push(&mut self, head: Head, prefix: &[u8], body: &Bytes, part: Range<usize>) {
         if head.mask.is_some() || part.len() < SHARE_FROM {
-            return self.push_copied(head, &[prefix, &body[part]]);
+            return self.push_copied(head, prefix, &body[part]);
         }
         let len = prefix.len() + part.len();
         self.copied.reserve(frame::MAX_HEADER + prefix.len());

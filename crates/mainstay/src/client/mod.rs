@@ -46,7 +46,7 @@ pub use mainstay_proto::endpoint::Follow;
 use self::dial::Attempt;
 use self::task::{Core, Task};
 use crate::SendError;
-use crate::driver::now;
+use crate::clock::now;
 
 /// The subprotocol of `mainstay.v1`.
 const SUBPROTOCOL: &str = "mainstay.v1";

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use super::dial::dial;
 use super::{AuthenticateError, Outcome, Request, Target, Tracked};
 use crate::SendError;
-use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written, now};
+use crate::clock::now;
+use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
 use crate::worker::{self, Here, Resident, Signal, Turn};
 
 /// Turns before others have theirs.
@@ -377,7 +378,7 @@ impl Task {
     /// Reads every connection once. `true`: there may be more.
     fn read(&mut self, cx: &mut Context<'_>) -> bool {
         let (now, mut more, mut lost) = (now(), false, Vec::new());
-        for open in &mut self.wires {
+        for open in self.wires.iter_mut().filter(|open| open.wire.may_read()) {
             let connection = open.connection;
             let mut inner = self.core.lock();
             if !inner.machine.wants_input() {

@@ -136,7 +136,7 @@ impl Mainstay {
             lifetime: config.lifetime,
             ..ServerConfig::default()
         });
-        let (now, seed) = (crate::driver::now(), crate::random_seed());
+        let (now, seed) = (crate::clock::now(), crate::random_seed());
         let names = RegistryConfig { sessions: config.max_sessions, ..RegistryConfig::default() };
         let registry = Registry::new(now, names, Arc::clone(&sessions), seed);
         // The waits of those who are refused are no secret.
@@ -242,7 +242,7 @@ impl Shared {
     /// The session is over: its names lead to a tombstone from here on.
     pub(crate) fn bury(&self, core: &Core) {
         let mut registry = self.registry();
-        core.with_session(|session| registry.bury(crate::driver::now(), session));
+        core.with_session(|session| registry.bury(crate::clock::now(), session));
     }
 }
 

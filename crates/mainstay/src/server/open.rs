@@ -28,7 +28,8 @@ use super::session::Session;
 use super::stats::Stats;
 use super::task::SessionTask;
 use super::upgrade::PeerFacts;
-use crate::driver::{Arrived, Framing, Reading, Wire, now};
+use crate::clock::now;
+use crate::driver::{Arrived, Framing, Reading, Wire};
 use crate::transport::Transport;
 use crate::worker;
 

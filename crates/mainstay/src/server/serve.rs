@@ -73,7 +73,9 @@ impl Serve {
                     Ok((stream, address)) => {
                         failing = false;
                         if let Ok(permit) = mainstay.shared.gate.arrive(address, &mainstay.shared.stats) {
-                            tokio::spawn(connection(stream, address, permit, app.clone(), mainstay.clone()));
+                            let served = connection(stream, address, permit, app.clone(), mainstay.clone());
+                            // In a box, as tokio copies a task's future several times.
+                            tokio::spawn(Box::pin(served));
                         }
                     }
                     Err(error) if is_the_peers(&error) => {}

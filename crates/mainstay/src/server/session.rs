@@ -13,7 +13,7 @@ use super::core::{Core, CoreRef, Inner, Peer};
 use super::stats::Stats;
 use super::upgrade::PeerFacts;
 use crate::SendError;
-use crate::driver::now;
+use crate::clock::now;
 
 /// One session, in the hands of its handler.
 ///

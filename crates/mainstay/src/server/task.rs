@@ -22,7 +22,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::auth::{Asked, judge_anew};
 use super::core::{CoreRef, Incoming, Inner, Peer};
 use super::stats::Stats;
-use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written, now};
+use crate::clock::{self, now};
+use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
 use crate::worker::{Here, Resident, Signal, Turn};
 
 /// Reads per turn.
@@ -78,18 +79,20 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
         let (mut handler, connected) = (this.handler, this.connected);
         let waker = Waker::from(Arc::clone(&connected.core));
         let cx = &mut Context::from_waker(&waker);
-        connected.arrive(here);
+        connected.arrive(here, cx);
         for _ in 0..ROUNDS {
             let more = connected.read(cx);
             if connected.keep_time() {
                 // This process was paused. The worker says what became readable, then we judge.
                 return Turn::Again;
             }
-            if connected.core.signal.take_poll()
-                && handler.as_mut().as_pin_mut().is_some_and(|handler| handler.poll(cx).is_ready())
-            {
-                // Its `Session` goes with it, and that ends the session in order.
-                handler.set(None);
+            if connected.core.signal.take_poll() {
+                if handler.as_mut().as_pin_mut().is_some_and(|handler| handler.poll(cx).is_ready()) {
+                    // Its `Session` goes with it, and that ends the session in order.
+                    handler.set(None);
+                }
+                // It may have taken its time.
+                clock::begin_turn();
             }
             connected.core.signal.end_turn();
             connected.write(cx);
@@ -107,7 +110,7 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
 impl Connected {
     /// Takes a connection that another task attached; the one before it was fenced then. Hears what the
     /// worker says of either.
-    fn arrive(&mut self, here: &Here<'_>) {
+    fn arrive(&mut self, here: &Here<'_>, cx: &mut Context<'_>) {
         let incoming = self.core.lock().incoming.take();
         if let Some(incoming) = incoming {
             let Incoming { connection, wire, fenced } = *incoming;
@@ -121,7 +124,7 @@ impl Connected {
             }
         }
         if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(here)) {
-            self.lose(&Lost::Broken(error.to_string()));
+            self.lose(&Lost::Broken(error.to_string()), cx);
         }
     }
 
@@ -135,7 +138,7 @@ impl Connected {
 
     /// Reads once. `true`: there may be more.
     fn read(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(wire) = &mut self.wire else { return false };
+        let Some(wire) = self.wire.as_mut().filter(|wire| wire.may_read()) else { return false };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
         if !inner.wants_input() {
@@ -193,17 +196,19 @@ impl Connected {
         };
         drop(inner);
         if let Some(lost) = lost {
-            self.lose(&lost);
+            self.lose(&lost, cx);
         }
         false
     }
 
     /// The connection is gone for the session; what is queued on it still leaves, best effort.
-    fn lose(&mut self, why: &Lost) {
+    fn lose(&mut self, why: &Lost, cx: &mut Context<'_>) {
         tracing::debug!(connection = self.connection.0, ?why, "connection lost");
         let Some(wire) = self.wire.take() else { return };
         Stats::subtract(&self.core.shared.stats.connections, 1);
-        if wire.is_closing() {
+        if wire.is_closing()
+            && let Some(wire) = wire.end(cx)
+        {
             self.core.shared.tracker.spawn(wire.finish());
         }
         let mut inner = self.core.lock();
@@ -291,7 +296,7 @@ impl Connected {
             Some(_) if self.wire.as_ref().is_some_and(|wire| !wire.is_closing()) => {
                 self.drop_wire("dead, or broken while writing");
             }
-            Some(lost) => self.lose(&lost),
+            Some(lost) => self.lose(&lost, cx),
             None => {}
         }
     }

@@ -232,7 +232,8 @@ impl SessionUpgrade {
         let tracker = shared.tracker.clone();
         let Self { on_upgrade, permit, facts, terms, .. } = self;
         // A task for the opening alone: once it is over, the session lives with a worker.
-        tracker.spawn(open(self.mainstay.shared, Opening { on_upgrade, permit, facts, terms }, handler));
+        let opened = open(self.mainstay.shared, Opening { on_upgrade, permit, facts, terms }, handler);
+        tracker.spawn(Box::pin(opened));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = headers;

@@ -36,7 +36,7 @@ use tokio::task::coop;
 use tokio::time::Sleep;
 
 use self::wheel::Wheel;
-use crate::driver::now;
+use crate::clock::{self, now};
 use crate::transport::Readiness;
 
 /// Sockets that one look at the epoll reports.
@@ -413,8 +413,10 @@ impl Worker {
             readiness: std::mem::take(&mut entry.readiness),
         };
         entry.resident.signal().begin_turn();
+        clock::begin_turn();
         // A handler that panics ends its own session and no other.
         let turn = catch_unwind(AssertUnwindSafe(|| entry.resident.as_mut().turn(&here)));
+        clock::end_turn();
         match turn {
             Ok(Turn::Until(None)) => self.wheel.disarm(key),
             Ok(Turn::Until(Some(at))) => self.wheel.arm(key, at),

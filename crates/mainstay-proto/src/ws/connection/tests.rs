@@ -410,6 +410,43 @@ fn the_peers_close_is_answered_with_its_code() {
 }
 
 #[test]
+fn only_a_server_whose_closing_handshake_is_done_ends_at_once() {
+    let close = |role| {
+        let (mut peer, mut queue) = (client(), SendQueue::new());
+        if role == Role::Client {
+            peer = server();
+        }
+        peer.close(CloseCode::NORMAL, "", &mut queue);
+        drain(&mut queue)
+    };
+    // The peer closes first, or we do.
+    let (mut connection, mut queue) = (server(), SendQueue::new());
+    receive(&mut connection, &close(Role::Server), 100).1.unwrap();
+    assert!(!connection.ends_in_order(), "our Close is owed");
+    connection.flush_replies(&mut queue);
+    assert!(connection.ends_in_order());
+    let mut connection = server();
+    connection.close(CloseCode::NORMAL, "", &mut queue);
+    assert!(!connection.ends_in_order(), "the peer's Close is awaited");
+    receive(&mut connection, &close(Role::Server), 100).1.unwrap();
+    assert!(connection.ends_in_order());
+
+    let mut connection = client();
+    receive(&mut connection, &close(Role::Client), 100).1.unwrap();
+    connection.flush_replies(&mut queue);
+    assert_eq!((connection.state(), connection.ends_in_order()), (State::Closed, false), "a client waits");
+
+    let mut connection = server();
+    let error = receive(&mut connection, &[0xff; 40], 100).1.unwrap_err();
+    connection.fail(&error, &mut queue);
+    assert_eq!(
+        (connection.state(), connection.ends_in_order()),
+        (State::Closed, false),
+        "more may be under way"
+    );
+}
+
+#[test]
 fn after_our_close_no_message_leaves_but_messages_still_arrive() {
     let (mut connection, mut queue) = (client(), SendQueue::new());
     connection.close(CloseCode::NORMAL, "", &mut queue);
