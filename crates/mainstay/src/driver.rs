@@ -115,7 +115,9 @@ impl Wire {
                 }
                 let input = scratch.read.get_mut(..count).unwrap_or_default();
                 let reading = self.parse(input, &mut scratch.write, &mut take);
-                self.queue(scratch.write.take_rest());
+                if !scratch.write.is_empty() {
+                    self.queue(scratch.write.take_rest());
+                }
                 reading.unwrap_or(Reading::More)
             }
         })

@@ -15,6 +15,7 @@ use super::error::SessionError;
 use super::inbox::{Delivery, Inbox};
 use super::message::{Beat, Control, GapCause, Message, Window};
 use super::outbox::{Next, Outbox};
+use super::queue::take_first;
 use super::transmit::Transmit;
 use crate::planted::{Rule, turned_back};
 
@@ -44,12 +45,8 @@ impl Volatiles {
     }
 
     pub(crate) fn pop(&mut self) -> Option<Message> {
-        let message = self.queue.pop_front()?;
+        let message = take_first(&mut self.queue)?;
         self.bytes -= message.payload.len() as u64;
-        if self.queue.is_empty() {
-            // A queue at rest holds nothing.
-            self.queue = VecDeque::new();
-        }
         Some(message)
     }
 

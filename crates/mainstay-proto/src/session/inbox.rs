@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::error::SessionError;
 use super::message::{GapCause, Message, Window};
+use super::queue::{append, take_first};
 
 /// Acknowledge at the latest after this many messages.
 const ACK_MESSAGES: u64 = 32;
@@ -87,7 +88,7 @@ impl Inbox {
         }
         self.open_bytes += length;
         self.taken += 1;
-        self.queue.push_back(Queued { delivery: Delivery::Message(message), number: self.taken });
+        append(&mut self.queue, Queued { delivery: Delivery::Message(message), number: self.taken });
         Ok(())
     }
 
@@ -109,10 +110,7 @@ impl Inbox {
 
     /// Hands over the next in order. From here on it counts as handed, whatever becomes of it.
     pub(super) fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
-        let Queued { delivery, number } = self.queue.pop_front()?;
-        if self.queue.is_empty() && self.queue.capacity() > 64 {
-            self.queue = VecDeque::new();
-        }
+        let Queued { delivery, number } = take_first(&mut self.queue)?;
         self.handed = number;
         let length = match &delivery {
             Delivery::Message(message) => message.payload.len() as u64,

@@ -18,6 +18,7 @@ pub mod message;
 mod names;
 mod outbox;
 pub mod plain;
+mod queue;
 pub mod registry;
 pub mod server;
 mod transmit;

@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 
 use super::error::SessionError;
 use super::message::{Message, Window};
+use super::queue::{append, take_first};
 use crate::planted::{Rule, turned_back};
 
 /// See the module.
@@ -95,18 +96,19 @@ impl Outbox {
         if !self.has_room(length) {
             return Err(message);
         }
-        let (last, bytes) = (self.last() + 1, self.bytes_upto(self.last()) + length as u64);
-        self.items.push_back(Item { kept: Kept::Message(message), last, bytes });
-        while self.is_over_full() && self.drop_oldest() {}
+        let (last, bytes) = (self.last() + 1, self.all_bytes() + length as u64);
+        append(&mut self.items, Item { kept: Kept::Message(message), last, bytes });
+        while self.drops_oldest && self.is_over_full() && self.drop_oldest() {}
         Ok(last)
     }
 
     /// Whether a message of `length` bytes would be accepted.
     pub(super) fn has_room(&self, length: usize) -> bool {
+        if self.drops_oldest {
+            return true;
+        }
         let (kept, bytes) = self.kept();
-        self.drops_oldest
-            || kept == 0
-            || (kept < self.limit.messages && bytes + length as u64 <= self.limit.bytes)
+        kept == 0 || (kept < self.limit.messages && bytes + length as u64 <= self.limit.bytes)
     }
 
     fn is_over_full(&self) -> bool {
@@ -118,9 +120,10 @@ impl Outbox {
     /// count: there is one at most, and it must leave room for the newest message.
     fn kept(&self) -> (u64, u64) {
         let unwritten_gap =
-            usize::from(self.items.get(self.index(self.written + 1)).is_some_and(Item::is_gap));
-        let kept = self.items.len() - self.index(self.acknowledged + 1) - unwritten_gap;
-        (kept as u64, self.bytes_upto(self.last()) - self.bytes_upto(self.acknowledged))
+            self.drops_oldest && self.items.get(self.index(self.written + 1)).is_some_and(Item::is_gap);
+        let first = self.index(self.acknowledged + 1);
+        let kept = self.items.len() - first - usize::from(unwritten_gap);
+        (kept as u64, self.all_bytes() - self.bytes_upto(self.acknowledged))
     }
 
     /// Puts the oldest message that was never written into the gap before it, or makes a gap of it.
@@ -178,10 +181,7 @@ impl Outbox {
         let floor = if early { self.acknowledged } else { self.acknowledged.min(lowest_position) };
         while let Some(first) = self.items.front().filter(|item| item.last <= floor) {
             (self.base, self.base_bytes) = (first.last, first.bytes);
-            self.items.pop_front();
-        }
-        if self.items.is_empty() {
-            self.items = VecDeque::new();
+            take_first(&mut self.items);
         }
     }
 
@@ -217,7 +217,12 @@ impl Outbox {
 
     /// Payload bytes held.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes_upto(self.last()) - self.base_bytes
+        self.all_bytes() - self.base_bytes
+    }
+
+    /// Payload bytes of all messages that were ever accepted.
+    fn all_bytes(&self) -> u64 {
+        self.items.back().map_or(self.base_bytes, |item| item.bytes)
     }
 
     fn item(&self, number: u64) -> Option<&Item> {

@@ -15,13 +15,11 @@ use rand::rngs::StdRng;
 use super::CLOSE_TIMEOUT;
 use super::lifetime::{self, Leave, Lifetime};
 use super::message::Message;
+use super::queue::{append, take_first};
 use super::server::ServerConfig;
 use super::transmit::Transmit;
 use crate::heartbeat::{Action, Heartbeat};
 use crate::ws::CloseCode;
-
-/// Messages that a queue has room for once it has one.
-const HANDFUL: usize = 16;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -152,11 +150,8 @@ impl PlainSession {
 
     /// The next message for the application.
     pub fn hand_over(&mut self) -> Option<Message> {
-        let message = self.inbox.pop_front()?;
+        let message = take_first(&mut self.inbox)?;
         self.inbox_bytes -= message.payload.len() as u64;
-        if self.inbox.is_empty() {
-            self.inbox = VecDeque::new();
-        }
         Some(message)
     }
 
@@ -188,11 +183,8 @@ impl PlainSession {
         if let Some(nonce) = self.ping.take() {
             return Some(Transmit::Ping(nonce.into()));
         }
-        if let Some(message) = self.outbox.pop_front() {
+        if let Some(message) = take_first(&mut self.outbox) {
             self.outbox_bytes -= message.payload.len() as u64;
-            if self.outbox.is_empty() {
-                self.outbox = VecDeque::new();
-            }
             self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_writing());
             return Some(Transmit::Message(message));
         }
@@ -271,12 +263,4 @@ impl PlainSession {
     pub fn rtt(&self) -> Option<Duration> {
         self.heartbeat.rtt()
     }
-}
-
-/// Queues are without memory while they are empty. One that fills grows once for a handful, not three times.
-fn append(queue: &mut VecDeque<Message>, message: Message) {
-    if queue.capacity() == 0 {
-        queue.reserve(HANDFUL);
-    }
-    queue.push_back(message);
 }

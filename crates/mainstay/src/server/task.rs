@@ -191,7 +191,7 @@ impl Connected {
             (Reading::Idle, ..) => return false,
             (Reading::More, ..) => {
                 inner.wake_application();
-                return true;
+                return wire.may_read();
             }
         };
         drop(inner);
