@@ -89,6 +89,14 @@ pub(crate) fn socketify() -> Result<PathBuf> {
     Ok(python)
 }
 
+/// Makes sure that valgrind is here, which counts instructions.
+pub(crate) fn valgrind() -> Result<()> {
+    if !succeeds(Command::new("valgrind").arg("--version")) {
+        apt("valgrind", "valgrind is needed")?;
+    }
+    Ok(())
+}
+
 /// An empty environment of Python 3.
 fn environment(home: &Path) -> Result<()> {
     if !succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(home)) {

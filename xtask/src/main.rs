@@ -4,11 +4,13 @@
 //! [`STEPS`] is what they run, in this order, until the first failure: one line a step. What a step needs and the
 //! machine lacks is installed by the ordinary package managers, after saying so (`install`).
 
+mod admin;
 mod autobahn;
 mod bench;
 mod cable;
 mod docs;
 mod install;
+mod instructions;
 mod markdown;
 mod memory;
 mod outage;
@@ -30,8 +32,9 @@ const STEPS: &[Step] = &[
     Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
-    Step::new("memory", "what an idle connection costs", |_| memory::step()),
+    Step::new("memory", "what idle connections and parked sessions cost", |_| memory::step()),
     Step::new("bench", "the generator and the servers it measures, counts only", |_| bench::step()),
+    Step::new("instructions", "what a message costs, counted by callgrind", |_| instructions::step()),
     Step::new("sim", "sessions under every fault, by seed", simulate),
 ];
 
@@ -101,7 +104,7 @@ fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
     let mut summary = Summary::default();
     for step in STEPS.iter().filter(|step| selection.holds(step)) {
         if selection.list {
-            println!("{:9} {}", step.name, step.about);
+            println!("{:12} {}", step.name, step.about);
             continue;
         }
         println!("\n=== {}: {}", step.name, step.about);
@@ -140,7 +143,7 @@ impl Summary {
             Err(error) => (&mut self.failed, format!("FAILED: {error}")),
         };
         *count += 1;
-        let line = format!("{:9} {seconds:7.1} s  {word}", step.name);
+        let line = format!("{:12} {seconds:7.1} s  {word}", step.name);
         println!("--- {line}");
         self.lines.extend(line.lines().next().map(str::to_owned));
     }

@@ -12,7 +12,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::admin::{self, metric};
 use crate::cable::Cable;
 use crate::run::{Background, cargo, output};
 use crate::{Outcome, Result, install};
@@ -149,7 +150,7 @@ impl Stage {
 
     fn wait_for_metric(&mut self, name: &str, value: u64) -> Result<()> {
         let admin = self.admin;
-        let is_there = |_: &Path| http_get(admin, "/metrics").is_ok_and(|text| metric(&text, name) == value);
+        let is_there = |_: &Path| admin::metrics(admin).is_ok_and(|text| metric(&text, name) == value);
         self.gateway
             .wait_until(LIMIT, is_there)
             .map_err(|error| format!("{name} is not {value}: {error}").into())
@@ -169,7 +170,7 @@ impl Stage {
         let record = fs::read_to_string(record(&self.folder))?;
         let last = record.lines().rev().find_map(|line| line.split_once("\"n\":")).map_or("", |(_, n)| n);
         self.wait_for(&format!("{{\"received\":{{\"n\":{},", last.trim_end_matches('}')), 1)?;
-        let metrics = http_get(self.admin, "/metrics")?;
+        let metrics = admin::metrics(self.admin)?;
         self.client.signal("TERM")?;
         self.client.wait_success(LIMIT)?;
         self.gateway.signal("TERM")?;
@@ -216,14 +217,6 @@ fn announced(program: &mut Background, label: &str) -> Result<String> {
         found.is_some()
     })?;
     found.ok_or_else(|| format!("no {label:?} in its log").into())
-}
-
-fn http_get(address: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
 
 /// A message of one generation of the backend, that is of one process between two kills.
@@ -364,11 +357,6 @@ impl Verdict {
 }
 
 /// A sample of the metrics, 0 if it is not there.
-fn metric(metrics: &str, name: &str) -> u64 {
-    let mut lines = metrics.lines().filter_map(|line| line.strip_prefix(name));
-    lines.find_map(|value| value.trim().parse().ok()).unwrap_or(0)
-}
-
 fn json_lines(text: &str) -> Result<Vec<Value>> {
     let parse = |line| serde_json::from_str(line).map_err(|error| format!("{line}: {error}").into());
     text.lines().map(parse).collect()

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -112,11 +112,16 @@ impl Background {
 
     /// Waits for the program's own end: an error if it is no success, or `limit` passes.
     pub(crate) fn wait_success(&mut self, limit: Duration) -> Result<()> {
+        let status = self.wait_end(limit)?;
+        if status.success() { Ok(()) } else { Err(self.error(&status.to_string())) }
+    }
+
+    /// Waits for the program's own end, whatever it ends with: an error if `limit` passes.
+    pub(crate) fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let started = Instant::now();
         loop {
             match self.child.try_wait()? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => return Err(self.error(&status.to_string())),
+                Some(status) => return Ok(status),
                 None if started.elapsed() > limit => {
                     return Err(self.error(&format!("still ran after {limit:?}")));
                 }

@@ -120,6 +120,8 @@ impl Report {
 
     fn work(&mut self, (key, label): (&'static str, &'static str), counts: &Counts, seconds: f64) {
         self.put(key, label, counts.done as f64 / seconds, "/s");
+        let counted = key.trim_end_matches("_per_second");
+        self.head.insert(counted.to_owned(), json!(counts.done));
         // A message of a fan-out is as many deliveries as there are connections.
         if counts.done == 0 || key == DELIVERIES && counts.done < self.connections {
             self.troubles.push(

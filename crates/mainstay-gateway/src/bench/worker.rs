@@ -319,6 +319,10 @@ impl Worker {
     }
 
     fn enter(&mut self, phase: Phase) {
+        // A short warm-up can be over before this worker looks; the load begins all the same.
+        if phase == Phase::Measure && self.turn.phase < Phase::WarmUp {
+            self.enter(Phase::WarmUp);
+        }
         self.turn.phase = phase;
         match phase {
             Phase::WarmUp => self.start_load(),

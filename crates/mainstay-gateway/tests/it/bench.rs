@@ -17,8 +17,16 @@ fn every_message_comes_back_and_is_counted() {
         let server = if max == "1MiB" { &Server::start(&["--max-message", max]) } else { &server };
         let found = server.measure("echo", "/echo", extra);
         assert!(number(&found, "messages_per_second") > 0.0, "{found}");
+        assert!(number(&found, "messages") > 0.0, "{found}");
         assert_eq!((number(&found, "lost"), number(&found, "foreign")), (0.0, 0.0), "{found}");
     }
+}
+
+#[test]
+fn without_a_warm_up_the_load_begins_with_the_measurement() {
+    let server = Server::start(&[]);
+    let found = server.measure("echo", "/echo", &["--warm-up", "0s"]);
+    assert!(number(&found, "messages") > 0.0, "{found}");
 }
 
 #[test]
@@ -27,6 +35,7 @@ fn each_message_of_a_fan_out_comes_to_all() {
     for extra in [&[][..], &["--session"], &["--threads", "2"], &["--rate", "500"]] {
         let found = server.measure("fanout", "/broadcast", extra);
         assert!(number(&found, "deliveries_per_second") > 0.0, "{found}");
+        assert!(number(&found, "deliveries") > 0.0, "{found}");
         assert_eq!((number(&found, "lost"), number(&found, "foreign")), (0.0, 0.0), "{found}");
     }
 }

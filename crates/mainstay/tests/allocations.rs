@@ -1,0 +1,250 @@
+//! What the server allocates: for a message in steady state, for an idle connection, for a parked session.
+//!
+//! Counts and bytes that were asked for, not what an allocator makes of them: the same on every machine, and so
+//! limits with little slack. The server of a test runs on the test's thread, which alone is counted; its clients
+//! are our own, on a thread of theirs. Resident memory is measured by `cargo xtask test memory`.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::future::ready;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use allocation_counter::{AllocationInfo, measure};
+use axum::Router;
+use axum::routing::any;
+use bytes::Bytes;
+use mainstay::client::{Builder, UrlError};
+use mainstay::server::Sender;
+use mainstay::{Client, Link, Mainstay, Message, Session, SessionUpgrade};
+use tokio::net::TcpListener;
+use tokio::runtime::{self, Runtime};
+
+/// A kind of work, and the most allocations that one message (a delivery in the fan-out) may cost: of a plain
+/// client, and of one that speaks mainstay.v1. A plain client's Pings and lists that still grow are in it: the slack
+/// leaves room for them, but not for one allocation more.
+const WORK: [(Work, f64, f64); 4] = [
+    (Work::echo("echo of 64 bytes, one at a time", 1, 64), 3.3, 2.3),
+    (Work::echo("echo of 64 bytes, 16 in flight", 16, 64), 1.6, 2.3),
+    (Work::echo("echo of 16 KiB, one at a time", 1, 16 * 1024), 4.8, 5.4),
+    (Work { about: "delivery of 64 bytes to 64", connections: 64, in_flight: 1, size: 64 }, 1.1, 0.2),
+];
+
+/// The most that one may hold while nothing happens: a connection, a session, and one whose client is away.
+const IDLE_PLAIN: Held = (3.1, 720.0);
+const IDLE_SESSION: Held = (3.6, 1_500.0);
+const PARKED_SESSION: Held = (3.6, 1_500.0);
+
+/// Allocations, and the bytes that were asked for.
+type Held = (f64, f64);
+
+/// Connections that are open before counting begins. With those counted they are a power of two, so that lists
+/// which double are full; half of what they grew by would be nobody's.
+const BEFORE: usize = 8;
+const COUNTED: usize = 248;
+
+/// For everything that is waited for.
+const LIMIT: Duration = Duration::from_secs(20);
+
+struct Work {
+    about: &'static str,
+    connections: usize,
+    in_flight: usize,
+    size: usize,
+}
+
+impl Work {
+    const fn echo(about: &'static str, in_flight: usize, size: usize) -> Self {
+        Self { about, connections: 1, in_flight, size }
+    }
+}
+
+#[test]
+fn a_message_costs_no_more_allocations_than_it_did() {
+    let mut verdict = Verdict::default();
+    for (work, plain, session) in &WORK {
+        verdict.judge(&format!("{}, plain", work.about), per_message(work, Link::to), *plain);
+        verdict.judge(&format!("{}, session", work.about), per_message(work, Client::builder), *session);
+    }
+    verdict.give();
+}
+
+#[test]
+fn an_idle_connection_holds_no_more_than_it_did() {
+    let mut verdict = Verdict::default();
+    let (idle, _) = held(Link::to);
+    verdict.judge_held("idle plain connection", idle, IDLE_PLAIN);
+    verdict.give();
+}
+
+#[test]
+fn a_session_holds_no_more_than_it_did_whether_its_client_is_there_or_not() {
+    let mut verdict = Verdict::default();
+    let (idle, parked) = held(Client::builder);
+    verdict.judge_held("idle session", idle, IDLE_SESSION);
+    verdict.judge_held("parked session", parked, PARKED_SESSION);
+    verdict.give();
+}
+
+/// Allocations of a message once everything that grows has grown.
+fn per_message<P: 'static>(work: &'static Work, to: fn(&str) -> Result<Builder<P>, UrlError>) -> f64 {
+    let bench = Bench::new();
+    let path = if work.connections == 1 { "echo" } else { "broadcast" };
+    let clients = bench.counted(open(bench.url(path), to, work.connections)).0;
+    let in_a_round = work.in_flight * work.connections;
+    let rounds = (1_024 / in_a_round).max(128);
+    let clients = bench.counted(exchange(clients, work, rounds)).0;
+    let (_clients, counted) = bench.counted(exchange(clients, work, rounds));
+    counted.count_total as f64 / (rounds * in_a_round) as f64
+}
+
+/// What a connection holds while it is idle, and what remains when its client is gone without a word.
+fn held<P: 'static>(to: fn(&str) -> Result<Builder<P>, UrlError>) -> (Held, Held) {
+    let mut bench = Bench::new();
+    let before = bench.counted(open(bench.url("echo"), to, BEFORE)).0;
+    let (clients, opened) = bench.counted(open(bench.url("echo"), to, COUNTED));
+    let settled = bench.settle(BEFORE + COUNTED);
+    bench.kill_clients();
+    let left = bench.settle(0);
+    drop((before, clients));
+    let each = |parts: &[AllocationInfo]| {
+        let sum = |of: fn(&AllocationInfo) -> i64| parts.iter().map(of).sum::<i64>() as f64 / COUNTED as f64;
+        (sum(|part| part.count_current), sum(|part| part.bytes_current))
+    };
+    (each(&[opened, settled]), each(&[opened, settled, left]))
+}
+
+/// A server on the thread that is counted, and a thread for clients.
+struct Bench {
+    server: Runtime,
+    clients: Option<Runtime>,
+    address: SocketAddr,
+    mainstay: Mainstay,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let server = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let clients = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let mainstay = Mainstay::default();
+        let listener = server.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = mainstay.clone();
+        server.spawn(async move {
+            let room = Room::default();
+            let routes = Router::new()
+                .route("/echo", any(|upgrade: SessionUpgrade| ready(upgrade.on_session(echo))))
+                .route(
+                    "/broadcast",
+                    any(move |upgrade: SessionUpgrade| {
+                        let room = Arc::clone(&room);
+                        ready(upgrade.on_session(|session| broadcast(session, room)))
+                    }),
+                )
+                .with_state(serving.clone());
+            mainstay::serve(listener, routes, &serving).await.unwrap();
+        });
+        Self { server, clients: Some(clients), address, mainstay }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("ws://{}/{path}", self.address)
+    }
+
+    /// Lets the clients do something, and counts what the server allocates until they are done.
+    fn counted<T: Send + 'static>(
+        &self,
+        clients: impl Future<Output = T> + Send + 'static,
+    ) -> (T, AllocationInfo) {
+        let mut running = self.clients.as_ref().unwrap().spawn(clients);
+        let mut done = None;
+        let info = measure(|| done = Some(self.server.block_on(&mut running)));
+        (done.unwrap().unwrap(), info)
+    }
+}
+
+impl Bench {
+    /// Counts until the server has this many connections and nothing is under way any more.
+    fn settle(&self, connections: usize) -> AllocationInfo {
+        let settling = async {
+            while self.mainstay.stats().connections != connections as u64 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        measure(|| self.server.block_on(async { tokio::time::timeout(LIMIT, settling).await.unwrap() }))
+    }
+
+    /// Their connections end as those of a process that is killed.
+    fn kill_clients(&mut self) {
+        drop(self.clients.take());
+    }
+}
+
+async fn open<P>(url: String, to: fn(&str) -> Result<Builder<P>, UrlError>, count: usize) -> Vec<Client<P>> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(to(&url).unwrap().connect_once().await.unwrap());
+    }
+    clients
+}
+
+/// The first client sends, everyone receives.
+async fn exchange<P>(mut clients: Vec<Client<P>>, work: &'static Work, rounds: usize) -> Vec<Client<P>> {
+    let payload = Bytes::from(vec![b'x'; work.size]);
+    for _ in 0..rounds {
+        for _ in 0..work.in_flight {
+            clients[0].send(Message::binary(payload.clone())).await.unwrap();
+        }
+        for client in &mut clients {
+            for _ in 0..work.in_flight {
+                client.recv().await.unwrap();
+            }
+        }
+    }
+    clients
+}
+
+async fn echo(mut session: Session) {
+    while let Some(message) = session.recv().await {
+        if session.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+type Room = Arc<Mutex<Vec<Sender>>>;
+
+async fn broadcast(mut session: Session, room: Room) {
+    room.lock().unwrap().push(session.sender());
+    while let Some(message) = session.recv().await {
+        for sender in room.lock().unwrap().iter() {
+            sender.try_send(message.clone()).unwrap();
+        }
+    }
+}
+
+/// What is above its limit.
+#[derive(Default)]
+struct Verdict {
+    above: Vec<String>,
+}
+
+impl Verdict {
+    fn judge(&mut self, what: &str, found: f64, limit: f64) {
+        let line = format!("{what:45} {found:10.3}, at most {limit}");
+        println!("{line}");
+        if found > limit {
+            self.above.push(line);
+        }
+    }
+
+    fn judge_held(&mut self, what: &str, found: Held, limit: Held) {
+        self.judge(&format!("{what}, allocations"), found.0, limit.0);
+        self.judge(&format!("{what}, bytes"), found.1, limit.1);
+    }
+
+    fn give(self) {
+        assert!(self.above.is_empty(), "above the limit:\n{}", self.above.join("\n"));
+    }
+}
