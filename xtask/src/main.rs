@@ -11,8 +11,10 @@ mod docs;
 mod install;
 mod markdown;
 mod memory;
+mod metrics;
 mod outage;
 mod run;
+mod scale;
 mod tidy;
 
 use std::error::Error;
@@ -31,7 +33,9 @@ const STEPS: &[Step] = &[
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new("memory", "what an idle connection costs", |_| memory::step()),
-    Step::new("bench", "the generator and the servers it measures, counts only", |_| bench::step()),
+    Step::new("bench", "the generator and the servers it measures, counts only", |_| {
+        bench::step().and_then(|_| scale::step())
+    }),
     Step::new("sim", "sessions under every fault, by seed", simulate),
 ];
 
@@ -67,6 +71,8 @@ enum Task {
     Autobahn(autobahn::Options),
     /// Measure our servers and their peers side by side, and write docs/PERFORMANCE.md
     Bench(bench::Options),
+    /// Hold very many idle connections, and bring thousands of clients back; writes docs/SCALE.md
+    Scale(scale::Options),
 }
 
 #[derive(Args)]
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
         Task::Nightly(selection) => run_steps(&selection, Depth::Nightly),
         Task::Autobahn(options) => autobahn::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Bench(options) => bench::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Scale(options) => scale::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

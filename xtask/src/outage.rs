@@ -12,7 +12,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +22,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::cable::Cable;
+use crate::metrics::{self, metric};
 use crate::run::{Background, cargo, output};
 use crate::{Outcome, Result, install};
 
@@ -92,8 +93,8 @@ impl Stage {
                 .env("MAINSTAY_LOG", "info"),
             folder.join("gateway.log"),
         )?;
-        let listening = announced(&mut gateway, "listening on ws://")?.parse()?;
-        let admin = announced(&mut gateway, "admin on http://")?.trim_end_matches(':').parse()?;
+        let listening = gateway.announced(LIMIT, "listening on ws://")?.parse()?;
+        let admin = gateway.announced(LIMIT, "admin on http://")?.trim_end_matches(':').parse()?;
         let cable = Cable::to(listening)?;
         let client = Background::start(
             Command::new("target/release/examples/outage_client").arg(format!("ws://{}/ws", cable.address)),
@@ -149,7 +150,7 @@ impl Stage {
 
     fn wait_for_metric(&mut self, name: &str, value: u64) -> Result<()> {
         let admin = self.admin;
-        let is_there = |_: &Path| http_get(admin, "/metrics").is_ok_and(|text| metric(&text, name) == value);
+        let is_there = |_: &Path| metrics::read(admin).is_ok_and(|text| metric(&text, name) == value);
         self.gateway
             .wait_until(LIMIT, is_there)
             .map_err(|error| format!("{name} is not {value}: {error}").into())
@@ -169,7 +170,7 @@ impl Stage {
         let record = fs::read_to_string(record(&self.folder))?;
         let last = record.lines().rev().find_map(|line| line.split_once("\"n\":")).map_or("", |(_, n)| n);
         self.wait_for(&format!("{{\"received\":{{\"n\":{},", last.trim_end_matches('}')), 1)?;
-        let metrics = http_get(self.admin, "/metrics")?;
+        let metrics = metrics::read(self.admin)?;
         self.client.signal("TERM")?;
         self.client.wait_success(LIMIT)?;
         self.gateway.signal("TERM")?;
@@ -202,28 +203,8 @@ fn start_backend(folder: &Path, port: &str) -> Result<(Background, String)> {
     let mut node = Command::new("node");
     node.args(["proof/outage/backend.mjs", port]).arg(record(folder)).arg(BACKEND_RATE);
     let mut backend = Background::start(&mut node, folder.join("backend.log"))?;
-    let port = announced(&mut backend, "listening ")?;
+    let port = backend.announced(LIMIT, "listening ")?;
     Ok((backend, port))
-}
-
-/// The word that follows `label` in a program's log, once it is there.
-fn announced(program: &mut Background, label: &str) -> Result<String> {
-    let mut found = None;
-    program.wait_until(LIMIT, |log| {
-        let log = fs::read_to_string(log).unwrap_or_default();
-        let line = log.split_once(label).and_then(|(_, rest)| rest.split_once('\n'));
-        found = line.and_then(|(line, _)| line.split_whitespace().next()).map(str::to_owned);
-        found.is_some()
-    })?;
-    found.ok_or_else(|| format!("no {label:?} in its log").into())
-}
-
-fn http_get(address: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
 
 /// A message of one generation of the backend, that is of one process between two kills.
@@ -361,12 +342,6 @@ impl Verdict {
             row("gateway: lost backend connections", links_lost, AtLeast(KILLS as u64)),
         ]
     }
-}
-
-/// A sample of the metrics, 0 if it is not there.
-fn metric(metrics: &str, name: &str) -> u64 {
-    let mut lines = metrics.lines().filter_map(|line| line.strip_prefix(name));
-    lines.find_map(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
 fn json_lines(text: &str) -> Result<Vec<Value>> {

@@ -122,7 +122,7 @@ fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> 
 }
 
 /// What this ran on.
-fn machine() -> Vec<(&'static str, String)> {
+pub(crate) fn machine() -> Vec<(&'static str, String)> {
     let first = |program: &str, arguments: &[&str]| {
         let text = output(Command::new(program).args(arguments)).unwrap_or_default();
         text.lines().next().unwrap_or("not here").to_owned()
