@@ -1,14 +1,15 @@
-//! What does not fit into `bench`: a million idle connections, and ten thousand clients that come back at once.
+//! What does not fit into `bench`: a million idle connections, and ten thousand clients that come back at
+//! once.
 //!
 //! ```text
 //! many x mainstay serve (127.0.1.1, ...)  <-- loopback -->  as many x mainstay bench idle
 //! storm_server (cut off, or killed)       <-- loopback -->  storm_client: thousands of library clients
 //! ```
 //!
-//! One process holds as many connections as it may open files, so larger numbers are spread over processes, each
-//! server at a loopback address of its own. [`idle`] and [`storm`] measure, [`machine`] reads what the kernel counts and
-//! raises its limits while we run, [`page`] writes `docs/SCALE.md`. No time and no size is judged here; a lost
-//! connection, and a message that is lost without a word, are errors.
+//! One process holds as many connections as it may open files, so larger numbers are spread over processes,
+//! each server at a loopback address of its own. [`idle`] and [`storm`] measure, [`machine`] reads what the
+//! kernel counts and raises its limits while we run, [`page`] writes `docs/SCALE.md`. No time and no size is
+//! judged here; a lost connection, and a message that is lost without a word, are errors.
 
 mod idle;
 mod machine;

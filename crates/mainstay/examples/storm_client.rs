@@ -4,10 +4,11 @@
 //! storm_client --url ws://127.0.0.1:9000/echo --clients 10000 --every 5 [--fates FILE]
 //! ```
 //!
-//! The server must return each message to its sender. Every client sends a numbered one each `--every` seconds, with
-//! the library's defaults throughout. Cut the network meanwhile, or kill the server and start it again: whenever all
-//! clients are attached, one JSON line says how that went. SIGTERM or ctrl-c ends the sending; when everything is
-//! settled, the last line says what became of all messages, and `--fates` has a line for each: client, number, fate.
+//! The server must return each message to its sender. Every client sends a numbered one each `--every`
+//! seconds, with the library's defaults throughout. Cut the network meanwhile, or kill the server and start
+//! it again: whenever all clients are attached, one JSON line says how that went. SIGTERM or ctrl-c ends the
+//! sending; when everything is settled, the last line says what became of all messages, and `--fates` has a
+//! line for each: client, number, fate.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -199,6 +200,8 @@ impl Tally {
         json!({
             "attached": self.attached,
             "seconds": took,
+            "seconds_until_half": self.until(self.attached / 2),
+            "seconds_until_99_percent": self.until(self.attached - self.attached / 100),
             "lost": self.lost,
             "resumed": self.resumed,
             "fresh": self.fresh,
@@ -207,6 +210,16 @@ impl Tally {
             "back_in_worst_100ms": most(1, |(_, back)| *back),
             "back_in_worst_second": most(10, |(_, back)| *back),
         })
+    }
+
+    /// Until so many were back, in windows.
+    fn until(&self, count: u32) -> f64 {
+        let mut back = 0;
+        let windows = self.windows.iter().take_while(|(_, now)| {
+            back += now;
+            back < count
+        });
+        (windows.count() + 1) as f64 * WINDOW as f64 / 1000.0
     }
 }
 

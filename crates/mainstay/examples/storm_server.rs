@@ -1,11 +1,12 @@
-//! The server of the storm proof (`cargo xtask scale`): echoes every message and leaves a record that outlives it.
+//! The server of the storm proof (`cargo xtask scale`): echoes every message and leaves a record that
+//! outlives it.
 //!
 //! ```text
 //! storm_server --listen 127.0.0.1:9000 --record FILE
 //! ```
 //!
-//! A message is appended to the record, then confirmed, then sent back: whatever a client was told of a message can be
-//! held against what every process that served it had in its hands.
+//! A message is appended to the record, then confirmed, then sent back: whatever a client was told of a
+//! message can be held against what every process that served it had in its hands.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -16,12 +17,20 @@ use axum::Router;
 use axum::routing::any;
 use mainstay::server::Session;
 use mainstay::{CloseCode, Mainstay, SessionUpgrade};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
+
+/// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: u32 = 65_535;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let record = Arc::new(OpenOptions::new().create(true).append(true).open(flag("--record")?)?);
-    let listener = TcpListener::bind(flag("--listen")?).await?;
+    // Everybody comes at once: who finds the queue full is not heard until TCP asks again, a second later or
+    // more.
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(flag("--listen")?.parse()?)?;
+    let listener = socket.listen(BACKLOG)?;
     println!("listening on ws://{}", listener.local_addr()?);
     let mainstay = Mainstay::default();
     let storm = any(async move |upgrade: SessionUpgrade| {

@@ -86,7 +86,8 @@ pub(super) fn server_words(listen: &str, load: &Load) -> Vec<String> {
     ["serve", "--listen", listen, "--admin", listen, "--heartbeat", &interval].map(str::to_owned).to_vec()
 }
 
-/// The command of a generator. It holds its connections until it is ended: the servers say whether one was lost.
+/// The command of a generator. It holds its connections until it is ended: the servers say whether one was
+/// lost.
 pub(super) fn generator_words(url: &str, connections: &str, rate: &str) -> Vec<String> {
     let words = ["bench", "idle", url, "--connections", connections, "--rate", rate, "--duration", "1h"];
     words.map(str::to_owned).to_vec()

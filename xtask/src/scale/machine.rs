@@ -143,8 +143,8 @@ fn raise(path: &str, least: u64) -> Result<String> {
     set(path, &old.to_string(), &least.to_string())
 }
 
-/// The kernel looks for a free port among every other one first, and one by one: where nearly all of those are taken
-/// by connections to one server, each connect costs milliseconds.
+/// The kernel looks for a free port among every other one first, and one by one: where nearly all of those
+/// are taken by connections to one server, each connect costs milliseconds.
 fn widen_ports() -> Result<String> {
     let path = "/proc/sys/net/ipv4/ip_local_port_range";
     let text = fs::read_to_string(path)?;

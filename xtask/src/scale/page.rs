@@ -89,6 +89,10 @@ fn one_storm(page: &mut String, storm: &storm::Found) -> Result<()> {
     writeln!(page, "| clients | {} |", back("attached"))?;
     let seconds = storm.back["seconds"].as_f64().unwrap_or(0.0);
     writeln!(page, "| from the first loss until all were back | {seconds:.2} s |")?;
+    for (what, name) in [("half of them", "seconds_until_half"), ("99 % of them", "seconds_until_99_percent")]
+    {
+        writeln!(page, "| until {what} were back | {:.1} s |", storm.back[name].as_f64().unwrap_or(0.0))?;
+    }
     for (what, name) in [
         ("attempts", "attempts"),
         ("attempts in the worst 100 ms", "attempts_in_worst_100ms"),
@@ -97,8 +101,11 @@ fn one_storm(page: &mut String, storm: &storm::Found) -> Result<()> {
     ] {
         writeln!(page, "| {what} | {} |", back(name))?;
     }
-    let (cpu, took) = (storm.cpu.as_secs_f64(), storm.took.as_secs_f64());
-    writeln!(page, "| server CPU meanwhile | {cpu:.2} s, {:.0} % of a core |", 100.0 * cpu / took)?;
+    let took = storm.cost.took.as_secs_f64();
+    for (whose, cpu) in [("the server", storm.cost.server), ("all clients", storm.cost.clients)] {
+        let cpu = cpu.as_secs_f64();
+        writeln!(page, "| CPU of {whose} meanwhile | {cpu:.2} s, {:.0} % of a core |", 100.0 * cpu / took)?;
+    }
     for row in &storm.rows {
         let must = row.must.map_or(String::new(), |must| format!(" (must be {})", grouped(must)));
         writeln!(page, "| {}{must} | {} |", row.name, grouped(row.count))?;

@@ -1,8 +1,9 @@
 //! Thousands of clients that lose their connections at once, in two ways.
 //!
-//! The network fails: `ss -K` ends every connection of the server, which lives. All sessions resume. Or the server is
-//! killed and started again: its memory is gone, and so are the sessions, and every client is told what became of
-//! each of its messages. The server's record and the clients' list of fates are held against each other.
+//! The network fails: `ss -K` resets every connection of the server, which lives. All sessions resume. Or the
+//! server is killed and started again: its memory is gone, and so are the sessions, and every client is told
+//! what became of each of its messages. The server's record and the clients' list of fates are held against
+//! each other.
 
 use std::collections::HashMap;
 use std::fs;
@@ -37,9 +38,7 @@ pub(super) struct Found {
     pub(super) title: &'static str,
     /// What the clients say of their return.
     pub(super) back: Value,
-    /// CPU of the server from the loss (or its start) until all were back, and how long that was.
-    pub(super) cpu: Duration,
-    pub(super) took: Duration,
+    pub(super) cost: Cost,
     pub(super) rows: Vec<Row>,
 }
 
@@ -52,11 +51,18 @@ impl Found {
             _ => format!("SIGKILL; the server is started again after {AWAY:?}, with nothing in its memory."),
         };
         format!(
-            "{what} Clients are `mainstay::Client` with its defaults, all in one process,\nand send a numbered message \
-             every few seconds, which the server must return. The server appends to a file\nwhat is handed to it; that \
-             record, over both processes, is held against what the clients were told."
+            "{what} Clients are `mainstay::Client` with its defaults, all in one process,\n\
+             and send a numbered message every few seconds, which the server must return. The server appends to a file\n\
+             what is handed to it; that record, over both processes, is held against what the clients were told."
         )
     }
+}
+
+/// CPU of both ends from the loss (or the server's new start) until all were back, and how long that was.
+pub(super) struct Cost {
+    pub(super) took: Duration,
+    pub(super) server: Duration,
+    pub(super) clients: Duration,
 }
 
 /// A count, and what it must be, if anything.
@@ -73,18 +79,16 @@ impl Stage {
         install::socket_statistics()?;
         let mut running = Running::start(self)?;
         running.let_messages_pass(self);
-        let (started, before) = (Instant::now(), machine::cpu(&[running.server.id()])?);
         running.cut()?;
-        let back = running.wait_attached(2)?;
-        let (took, cpu) = (started.elapsed(), machine::cpu(&[running.server.id()])?.saturating_sub(before));
+        let (back, cost) = running.wait_back()?;
         running.let_messages_pass(self);
-        let clients = Some(u64::from(self.clients));
-        let rows =
-            running.end(&[("sessions resumed", field(&back, "resumed"), clients)], |name| match name {
-                "gaps" | "lost" | "unknown" => Some(0),
-                _ => None,
-            })?;
-        found(NETWORK, back, (cpu, took), rows)
+        let resumed = ("sessions resumed", field(&back, "resumed"), Some(field(&back, "lost")));
+        let fresh = ("sessions begun anew", field(&back, "fresh"), Some(0));
+        let rows = running.end(&[resumed, fresh], |name| match name {
+            "gaps" | "lost" | "unknown" => Some(0),
+            _ => None,
+        })?;
+        found(NETWORK, back, cost, rows)
     }
 
     /// The server is killed, and started again at the same address.
@@ -95,30 +99,22 @@ impl Stage {
         running.server.signal("KILL")?;
         sleep(AWAY);
         running.server = start_server(&running.folder, &running.address)?.0;
-        let started = Instant::now();
-        let back = running.wait_attached(2)?;
-        let (took, cpu) = (started.elapsed(), machine::cpu(&[running.server.id()])?);
+        let (back, cost) = running.wait_back()?;
         running.let_messages_pass(self);
         let clients = Some(u64::from(self.clients));
-        let rows =
-            running.end(&[("sessions resumed", field(&back, "resumed"), Some(0))], |name| match name {
-                "gaps" | "clients_told_of_a_gap" => clients,
-                _ => None,
-            })?;
-        found(SERVER_DIES, back, (cpu, took), rows)
+        let fresh = ("sessions begun anew", field(&back, "fresh"), clients);
+        let rows = running.end(&[fresh], |name| match name {
+            "gaps" | "clients_told_of_a_gap" => clients,
+            _ => None,
+        })?;
+        found(SERVER_DIES, back, cost, rows)
     }
 }
 
-fn found(
-    title: &'static str,
-    back: Value,
-    (cpu, took): (Duration, Duration),
-    rows: Vec<Row>,
-) -> Result<Found> {
+fn found(title: &'static str, back: Value, cost: Cost, rows: Vec<Row>) -> Result<Found> {
+    let [server, clients, took] = [cost.server, cost.clients, cost.took].map(|time| time.as_secs_f64());
     println!(
-        "    back: {back}\n    {:.2} s of the server's CPU in {:.2} s",
-        cpu.as_secs_f64(),
-        took.as_secs_f64()
+        "    back: {back}\n    in {took:.2} s, CPU of the server {server:.2} s, of the clients {clients:.2} s"
     );
     rows.iter().for_each(|row| println!("    {:44} {:>9}", row.name, row.count));
     let wrong = rows.iter().filter_map(|row| {
@@ -126,7 +122,7 @@ fn found(
         Some(format!("{}: {}, not {must}", row.name, row.count))
     });
     let wrong: Vec<_> = wrong.collect();
-    if wrong.is_empty() { Ok(Found { title, back, cpu, took, rows }) } else { Err(wrong.join("; ").into()) }
+    if wrong.is_empty() { Ok(Found { title, back, cost, rows }) } else { Err(wrong.join("; ").into()) }
 }
 
 /// The server and its clients.
@@ -172,11 +168,29 @@ impl Running {
         Ok(serde_json::from_str(&line.unwrap_or_default())?)
     }
 
+    /// Waits until all are back after the storm.
+    fn wait_back(&mut self) -> Result<(Value, Cost)> {
+        let (server, client) = ([self.server.id()], [self.client.id()]);
+        let (started, from) = (Instant::now(), (machine::cpu(&server)?, machine::cpu(&client)?));
+        let back = self.wait_attached(2)?;
+        let cost = Cost {
+            took: started.elapsed(),
+            server: machine::cpu(&server)?.saturating_sub(from.0),
+            clients: machine::cpu(&client)?.saturating_sub(from.1),
+        };
+        Ok((back, cost))
+    }
+
+    /// Ends every connection, at one moment for both ends: they stand still while `ss` goes through them.
     fn cut(&self) -> Result<()> {
         let port = self.address.rsplit(':').next().unwrap_or_default();
         let mut cut = Command::new("ss");
         cut.args(["-K", "--tcp", "--numeric", "state", "established", "sport", "=", &format!(":{port}")]);
-        let status = cut.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+        let ends = [&self.server, &self.client];
+        ends.iter().try_for_each(|end| end.signal("STOP"))?;
+        let status = cut.stdin(Stdio::null()).stdout(Stdio::null()).status();
+        ends.iter().try_for_each(|end| end.signal("CONT"))?;
+        let status = status?;
         if status.success() { Ok(()) } else { Err(format!("`ss -K`: {status}; it needs root").into()) }
     }
 
@@ -292,7 +306,8 @@ mod tests {
     #[test]
     fn fates_that_the_record_contradicts_are_found() {
         let record = "1 1\n1 2\n2 1\n1 2\n1 4\n1 3\n9 9\n";
-        let fates = "1 1 delivered\n1 2 unknown\n1 3 lost\n1 4 delivered\n1 5 delivered\n2 1 delivered\n2 2 unknown\n";
+        let fates = "1 1 delivered\n1 2 unknown\n1 3 lost\n1 4 delivered\n1 5 delivered\n2 1 delivered\n\
+                     2 2 unknown\n";
         let expected = Verdict {
             told: 7,
             unknown_seen: 1,
