@@ -34,11 +34,11 @@ pub(crate) struct Options {
     /// Idle connections. May be repeated [default: 10000 and 100000]
     #[arg(long = "connections", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
     connections: Vec<u32>,
-    /// A million as well: 10 minutes and about 8 GiB
+    /// A million as well: 10 minutes and about 10 GiB
     #[arg(long)]
     million: bool,
     /// Connections opened in a second, all processes together
-    #[arg(long, value_name = "COUNT", default_value_t = 4_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "COUNT", default_value_t = 2_500, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
     /// Clients of the storms; 0: no storm
     #[arg(long, value_name = "COUNT", default_value_t = 10_000)]

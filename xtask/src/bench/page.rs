@@ -18,7 +18,7 @@ pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds
         writeln!(page, "**A smoke test (`--quick`): these figures say nothing.**\n")?;
     }
     writeln!(page, "![Every figure as bars, one for each server](performance.svg)\n")?;
-    writeln!(page, "A million idle connections, and ten thousand clients at once: [SCALE.md](SCALE.md).\n")?;
+    writeln!(page, "Very many idle connections, and ten thousand clients at once: [SCALE.md](SCALE.md).\n")?;
     write!(
         page,
         "## How\n\n\
