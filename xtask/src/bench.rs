@@ -27,6 +27,7 @@ use crate::run::{Background, cargo, free_address, output};
 use crate::{Outcome, Result};
 use field::Server;
 use figures::{FIGURES, SCENARIOS, Scenario, shown};
+pub(crate) use page::machine;
 
 /// How long a server may take to listen.
 const START: Duration = Duration::from_secs(20);

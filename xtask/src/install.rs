@@ -97,6 +97,14 @@ pub(crate) fn valgrind() -> Result<()> {
     Ok(())
 }
 
+/// Makes sure that `ss` is here.
+pub(crate) fn socket_statistics() -> Result<()> {
+    if !succeeds(Command::new("ss").arg("--version")) {
+        apt("iproute2", "`ss` of iproute2 is needed")?;
+    }
+    Ok(())
+}
+
 /// An empty environment of Python 3.
 fn environment(home: &Path) -> Result<()> {
     if !succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(home)) {

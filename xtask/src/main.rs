@@ -4,7 +4,6 @@
 //! [`STEPS`] is what they run, in this order, until the first failure: one line a step. What a step needs and the
 //! machine lacks is installed by the ordinary package managers, after saying so (`install`).
 
-mod admin;
 mod autobahn;
 mod bench;
 mod cable;
@@ -13,8 +12,10 @@ mod install;
 mod instructions;
 mod markdown;
 mod memory;
+mod metrics;
 mod outage;
 mod run;
+mod scale;
 mod tidy;
 
 use std::error::Error;
@@ -33,7 +34,9 @@ const STEPS: &[Step] = &[
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new("memory", "what idle connections and parked sessions cost", |_| memory::step()),
-    Step::new("bench", "the generator and the servers it measures, counts only", |_| bench::step()),
+    Step::new("bench", "the generator and the servers it measures, counts only", |_| {
+        bench::step().and_then(|_| scale::step())
+    }),
     Step::new("instructions", "what a message costs, counted by callgrind", |_| instructions::step()),
     Step::new("sim", "sessions under every fault, by seed", simulate),
 ];
@@ -70,6 +73,8 @@ enum Task {
     Autobahn(autobahn::Options),
     /// Measure our servers and their peers side by side, and write docs/PERFORMANCE.md
     Bench(bench::Options),
+    /// Hold very many idle connections, and bring thousands of clients back; writes docs/SCALE.md
+    Scale(scale::Options),
 }
 
 #[derive(Args)]
@@ -88,6 +93,7 @@ fn main() -> ExitCode {
         Task::Nightly(selection) => run_steps(&selection, Depth::Nightly),
         Task::Autobahn(options) => autobahn::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Bench(options) => bench::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Scale(options) => scale::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

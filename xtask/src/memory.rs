@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::admin::{metric, metrics};
+use crate::metrics::{self, metric};
 use crate::run::{Background, cargo, free_address, output};
 use crate::{Outcome, Result};
 
@@ -104,7 +104,7 @@ impl Server {
 
     fn wait_for(&mut self, name: &str, value: u64) -> Result<()> {
         let admin = self.admin;
-        let is_there = |_: &Path| metrics(admin).is_ok_and(|text| metric(&text, name) == value);
+        let is_there = |_: &Path| metrics::read(admin).is_ok_and(|text| metric(&text, name) == value);
         self.process
             .wait_until(LIMIT, is_there)
             .map_err(|error| format!("{name} is not {value}: {error}").into())

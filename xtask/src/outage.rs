@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::admin::{self, metric};
 use crate::cable::Cable;
+use crate::metrics::{self, metric};
 use crate::run::{Background, cargo, output};
 use crate::{Outcome, Result, install};
 
@@ -93,8 +93,8 @@ impl Stage {
                 .env("MAINSTAY_LOG", "info"),
             folder.join("gateway.log"),
         )?;
-        let listening = announced(&mut gateway, "listening on ws://")?.parse()?;
-        let admin = announced(&mut gateway, "admin on http://")?.trim_end_matches(':').parse()?;
+        let listening = gateway.announced(LIMIT, "listening on ws://")?.parse()?;
+        let admin = gateway.announced(LIMIT, "admin on http://")?.trim_end_matches(':').parse()?;
         let cable = Cable::to(listening)?;
         let client = Background::start(
             Command::new("target/release/examples/outage_client").arg(format!("ws://{}/ws", cable.address)),
@@ -150,7 +150,7 @@ impl Stage {
 
     fn wait_for_metric(&mut self, name: &str, value: u64) -> Result<()> {
         let admin = self.admin;
-        let is_there = |_: &Path| admin::metrics(admin).is_ok_and(|text| metric(&text, name) == value);
+        let is_there = |_: &Path| metrics::read(admin).is_ok_and(|text| metric(&text, name) == value);
         self.gateway
             .wait_until(LIMIT, is_there)
             .map_err(|error| format!("{name} is not {value}: {error}").into())
@@ -170,7 +170,7 @@ impl Stage {
         let record = fs::read_to_string(record(&self.folder))?;
         let last = record.lines().rev().find_map(|line| line.split_once("\"n\":")).map_or("", |(_, n)| n);
         self.wait_for(&format!("{{\"received\":{{\"n\":{},", last.trim_end_matches('}')), 1)?;
-        let metrics = admin::metrics(self.admin)?;
+        let metrics = metrics::read(self.admin)?;
         self.client.signal("TERM")?;
         self.client.wait_success(LIMIT)?;
         self.gateway.signal("TERM")?;
@@ -203,20 +203,8 @@ fn start_backend(folder: &Path, port: &str) -> Result<(Background, String)> {
     let mut node = Command::new("node");
     node.args(["proof/outage/backend.mjs", port]).arg(record(folder)).arg(BACKEND_RATE);
     let mut backend = Background::start(&mut node, folder.join("backend.log"))?;
-    let port = announced(&mut backend, "listening ")?;
+    let port = backend.announced(LIMIT, "listening ")?;
     Ok((backend, port))
-}
-
-/// The word that follows `label` in a program's log, once it is there.
-fn announced(program: &mut Background, label: &str) -> Result<String> {
-    let mut found = None;
-    program.wait_until(LIMIT, |log| {
-        let log = fs::read_to_string(log).unwrap_or_default();
-        let line = log.split_once(label).and_then(|(_, rest)| rest.split_once('\n'));
-        found = line.and_then(|(line, _)| line.split_whitespace().next()).map(str::to_owned);
-        found.is_some()
-    })?;
-    found.ok_or_else(|| format!("no {label:?} in its log").into())
 }
 
 /// A message of one generation of the backend, that is of one process between two kills.
@@ -356,7 +344,6 @@ impl Verdict {
     }
 }
 
-/// A sample of the metrics, 0 if it is not there.
 fn json_lines(text: &str) -> Result<Vec<Value>> {
     let parse = |line| serde_json::from_str(line).map_err(|error| format!("{line}: {error}").into());
     text.lines().map(parse).collect()

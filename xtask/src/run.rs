@@ -82,8 +82,13 @@ impl Background {
 
     /// Starts `command` with both its outputs going to `log`.
     pub(crate) fn start(command: &mut Command, log: PathBuf) -> Result<Self> {
+        println!("$ {}", shown(command));
+        Self::start_quietly(command, log)
+    }
+
+    /// The same, without a word about it.
+    pub(crate) fn start_quietly(command: &mut Command, log: PathBuf) -> Result<Self> {
         let name = shown(command);
-        println!("$ {name}");
         let file = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
         let child = command.spawn().map_err(|error| format!("`{name}`: {error}"))?;
@@ -94,15 +99,33 @@ impl Background {
     pub(crate) fn wait_until(&mut self, limit: Duration, mut ready: impl FnMut(&Path) -> bool) -> Result<()> {
         let started = Instant::now();
         while !ready(&self.log) {
-            if let Some(status) = self.child.try_wait()? {
-                return Err(self.error(&format!("ended early, {status}")));
-            }
+            self.check_running()?;
             if started.elapsed() > limit {
                 return Err(self.error(&format!("was not ready after {limit:?}")));
             }
             sleep(POLL);
         }
         Ok(())
+    }
+
+    /// An error if the program has ended.
+    pub(crate) fn check_running(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => Err(self.error(&format!("ended early, {status}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for `label` in the program's log, and returns the word behind it.
+    pub(crate) fn announced(&mut self, limit: Duration, label: &str) -> Result<String> {
+        let mut found = None;
+        self.wait_until(limit, |log| {
+            let log = fs::read_to_string(log).unwrap_or_default();
+            let line = log.split_once(label).and_then(|(_, rest)| rest.split_once('\n'));
+            found = line.and_then(|(line, _)| line.split_whitespace().next()).map(str::to_owned);
+            found.is_some()
+        })?;
+        found.ok_or_else(|| format!("no {label:?} in its log").into())
     }
 
     /// Waits until something accepts connections at `address`.

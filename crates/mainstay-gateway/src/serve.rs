@@ -13,9 +13,13 @@ use clap::ValueEnum;
 use http::Uri;
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::{Interrupts, admin, builtin, join, values};
+
+/// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
+/// who finds the queue full is not heard until TCP asks again, a second later or more.
+const BACKLOG: u32 = 65_535;
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
@@ -165,9 +169,9 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
             Router::new().fallback(any(visit)).with_state(Gateway { mainstay: mainstay.clone(), link })
         }
     };
-    let listener = bind(arguments.listen, "--listen").await?;
+    let listener = bind(arguments.listen, "--listen")?;
     let admin = match arguments.admin {
-        Some(address) => Some(bind(address, "--admin").await?),
+        Some(address) => Some(bind(address, "--admin")?),
         None => None,
     };
     let interrupts = Interrupts::listen().map_err(|error| format!("no signals: {error}"))?;
@@ -198,10 +202,14 @@ async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Respo
     join::visit(upgrade, gateway.link).await
 }
 
-async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| format!("{flag} {address}: {error}; choose another address"))
+fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error| format!("{flag} {address}: {error}; choose another address"))
 }
 
 /// What it listens on, what it fronts, and what to try next. Nobody need be there to read it.

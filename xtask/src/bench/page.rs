@@ -18,6 +18,7 @@ pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds
         writeln!(page, "**A smoke test (`--quick`): these figures say nothing.**\n")?;
     }
     writeln!(page, "![Every figure as bars, one for each server](performance.svg)\n")?;
+    writeln!(page, "Very many idle connections, and ten thousand clients at once: [SCALE.md](SCALE.md).\n")?;
     write!(
         page,
         "## How\n\n\
@@ -122,7 +123,7 @@ fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> 
 }
 
 /// What this ran on.
-fn machine() -> Vec<(&'static str, String)> {
+pub(crate) fn machine() -> Vec<(&'static str, String)> {
     let first = |program: &str, arguments: &[&str]| {
         let text = output(Command::new(program).args(arguments)).unwrap_or_default();
         text.lines().next().unwrap_or("not here").to_owned()

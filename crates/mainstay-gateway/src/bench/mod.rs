@@ -34,6 +34,8 @@ use worker::Worker;
 
 /// How often the main thread looks at what the workers did.
 const LOOK: Duration = Duration::from_millis(5);
+/// The same for connections that only have to be held.
+const LONG_LOOK: Duration = Duration::from_millis(50);
 /// How long connections may take to open, without any progress.
 const STALLED: Duration = Duration::from_secs(10);
 /// How long the server may take to give memory back before it is read a last time.
@@ -144,7 +146,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
 fn measure(plan: &Arc<Plan>, pids: &[u32]) -> Result<Report, String> {
     let mut report = Report::new(plan);
     let shared = Arc::new(Shared::new());
-    let progress = Progress::new();
+    let progress = Progress::new(plan);
     let before = Usage::of(pids)?;
     let workers = (0..plan.threads)
         .map(|index| {
@@ -226,12 +228,14 @@ fn join(workers: Vec<thread::JoinHandle<Counts>>) -> Counts {
 /// One line on a terminal, rewritten; nothing anywhere else.
 struct Progress {
     on_terminal: bool,
+    look: Duration,
     shown: std::cell::Cell<Option<Instant>>,
 }
 
 impl Progress {
-    fn new() -> Self {
-        Self { on_terminal: std::io::stderr().is_terminal(), shown: std::cell::Cell::default() }
+    fn new(plan: &Plan) -> Self {
+        let look = if plan.load == plan::Load::Idle { LONG_LOOK } else { LOOK };
+        Self { on_terminal: std::io::stderr().is_terminal(), look, shown: std::cell::Cell::default() }
     }
 
     /// Waits, showing a bar, until the time is over or `done` says so.
@@ -244,7 +248,7 @@ impl Progress {
             let (bar, rest) = ("=".repeat(filled), " ".repeat(WIDTH.saturating_sub(filled)));
             let counted = shared.counted.load(Relaxed);
             self.show(&format!("{what:10} [{bar}{rest}] {counted}"));
-            thread::sleep(LOOK.min(time.saturating_sub(started.elapsed())));
+            thread::sleep(self.look.min(time.saturating_sub(started.elapsed())));
         }
     }
 

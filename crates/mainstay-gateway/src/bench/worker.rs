@@ -21,6 +21,8 @@ use super::plan::{Load, Phase, Plan, Shared, explain};
 const SCRATCH: usize = 256 * 1024;
 /// The longest sleep: phases change and acknowledgements come due.
 const NAP: u64 = 5_000_000;
+/// The same where nothing is sent: fifty generators beside each other must not use up a core by looking around.
+const LONG_NAP: u64 = 50_000_000;
 /// A sleep is rounded up to this by epoll.
 const MILLISECOND: u64 = 1_000_000;
 /// Pause before an opening that failed in a storm is tried again.
@@ -186,7 +188,7 @@ impl Worker {
 
     /// How long nothing has to be done unless a socket is ready, in nanoseconds.
     fn nap(&self) -> u64 {
-        let mut until = self.turn.now + NAP;
+        let mut until = self.turn.now + if self.turn.plan.load == Load::Idle { LONG_NAP } else { NAP };
         if self.may_open() {
             until = until.min(self.openings.next());
         }

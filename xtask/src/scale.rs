@@ -1,0 +1,124 @@
+//! What does not fit into `bench`: a million idle connections, and ten thousand clients that come back at
+//! once.
+//!
+//! ```text
+//! many x mainstay serve (127.0.1.1, ...)  <-- loopback -->  as many x mainstay bench idle
+//! storm_server (cut off, or killed)       <-- loopback -->  storm_client: thousands of library clients
+//! ```
+//!
+//! One process holds as many connections as it may open files, so larger numbers are spread over processes,
+//! each server at a loopback address of its own. [`idle`] and [`storm`] measure, [`machine`] reads what the
+//! kernel counts and raises its limits while we run, [`page`] writes `docs/SCALE.md`. No time and no size is
+//! judged here; a lost connection, and a message that is lost without a word, are errors.
+
+mod idle;
+mod machine;
+mod page;
+mod storm;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+
+use crate::run::{cargo, output};
+use crate::{Outcome, Result};
+
+/// Logs, records, and the page of a smoke test.
+const SCRATCH: &str = "target/xtask/scale";
+const MILLION: u32 = 1_000_000;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Idle connections. May be repeated [default: 10000 and 100000]
+    #[arg(long = "connections", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
+    connections: Vec<u32>,
+    /// A million as well: 10 minutes and about 10 GiB
+    #[arg(long)]
+    million: bool,
+    /// Connections opened in a second, all processes together
+    #[arg(long, value_name = "COUNT", default_value_t = 2_500, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+    /// Clients of the storms; 0: no storm
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
+    clients: u32,
+    /// Few of everything: whether it works
+    #[arg(long)]
+    quick: bool,
+    /// Where SCALE.md goes [default: docs; with --quick target/xtask/scale]
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+}
+
+/// Whether the whole path works.
+pub(crate) fn step() -> Result<Outcome> {
+    if output(Command::new("id").arg("-u"))?.trim() != "0" {
+        return Ok(Outcome::Skipped("only root may cut connections, as `cargo xtask scale` does".into()));
+    }
+    run(&Options {
+        connections: vec![400],
+        million: false,
+        rate: 400,
+        clients: 100,
+        quick: true,
+        output: None,
+    })
+}
+
+/// Measures, and writes the page.
+pub(crate) fn run(options: &Options) -> Result<Outcome> {
+    let folder = options.output.as_deref().unwrap_or(Path::new(if options.quick { SCRATCH } else { "docs" }));
+    fs::create_dir_all(SCRATCH)?;
+    fs::create_dir_all(folder)?;
+    cargo("build --release --package mainstay-gateway")?;
+    cargo("build --release --package mainstay --example storm_server --example storm_client")?;
+    let per_process = if options.quick { 200 } else { most_of_a_process()? };
+    let load = idle::Load { per_process, rate: options.rate, interval: if options.quick { 2 } else { 25 } };
+    let sizes = options.sizes();
+    let most = sizes.iter().copied().max().unwrap_or(0);
+    let _raised = if options.quick { None } else { Some(machine::Raised::for_connections(most)?) };
+    let (page, mut idle, mut storms) = (folder.join("SCALE.md"), Vec::new(), Vec::new());
+    // Written anew after each part: the last one may be more than the machine has memory for.
+    let write = |idle: &[_], storms: &[_]| -> Result<()> {
+        Ok(fs::write(&page, page::write(idle, &load, storms, options.quick)?)?)
+    };
+    if options.clients > 0 {
+        let every = if options.quick { 0.5 } else { 5.0 };
+        let stage = storm::Stage { clients: options.clients.min(per_process), every };
+        storms.push(stage.network_fails()?);
+        storms.push(stage.server_dies()?);
+        write(&idle, &storms)?;
+    }
+    for connections in sizes {
+        println!("--- {connections} idle connections");
+        let found = idle::measure(connections, &load)?;
+        println!("{found}");
+        idle.push(found);
+        write(&idle, &storms)?;
+    }
+    println!("{} is written", page.display());
+    Ok(Outcome::Passed)
+}
+
+impl Options {
+    fn sizes(&self) -> Vec<u32> {
+        let default =
+            if self.connections.is_empty() { vec![10_000, 100_000] } else { self.connections.clone() };
+        default.into_iter().chain(self.million.then_some(MILLION)).collect()
+    }
+}
+
+/// What a process may hold, a few files of its own apart.
+fn most_of_a_process() -> Result<u32> {
+    let files = output(Command::new("sh").args(["-c", "ulimit -n"]))?;
+    let files: u32 = files.trim().parse().unwrap_or(u32::MAX);
+    Ok(files.saturating_sub(500).clamp(1, 19_500))
+}
+
+/// A command that ends when we do, however we do.
+fn tied(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
+    command
+}

@@ -1,0 +1,168 @@
+//! `docs/SCALE.md`.
+
+use std::fmt::Write;
+
+use super::idle::{self, Found, Load, generator_words, server_words};
+use super::storm;
+use crate::Result;
+use crate::bench::machine;
+
+type Column = (&'static str, fn(&Found) -> String);
+
+const TOTALS: &[Column] = &[
+    ("connections", |f| grouped(f.connections.into())),
+    ("servers, as many generators", |f| f.processes.to_string()),
+    ("servers, user memory", |f| mib(f.servers)),
+    ("before the first connection", |f| mib(f.servers_empty)),
+    ("generators, user memory", |f| mib(f.generators)),
+    ("kernel: slab, both ends", |f| mib(f.slab)),
+    ("kernel: TCP buffers, both ends", |f| mib(f.buffers)),
+    ("all that is no longer available", |f| mib(f.all)),
+    ("opened a second", |f| grouped((f64::from(f.connections) / f.opening.as_secs_f64()) as u64)),
+    ("heartbeats in one interval", |f| grouped(f.heartbeats)),
+    ("servers, of one core", |f| format!("{:.1} %", f.percent(f.servers_cpu))),
+    ("generators, of one core", |f| format!("{:.1} %", f.percent(f.generators_cpu))),
+    ("connections lost", |_| "0".to_owned()), // otherwise there is no page
+];
+
+const EACH: &[Column] = &[
+    ("connections", |f| grouped(f.connections.into())),
+    ("server, user memory, B", |f| whole(f.each(f.servers.saturating_sub(f.servers_empty)))),
+    ("generator, user memory, B", |f| whole(f.each(f.generators))),
+    ("kernel's slab, both ends, B", |f| whole(f.each(f.slab))),
+    ("all that is no longer available, B", |f| whole(f.each(f.all))),
+    ("server CPU per heartbeat, us", |f| format!("{:.1}", f.us_per_heartbeat(f.servers_cpu))),
+    ("generator CPU per heartbeat, us", |f| format!("{:.1}", f.us_per_heartbeat(f.generators_cpu))),
+];
+
+/// The whole page.
+pub(super) fn write(idle: &[Found], load: &Load, storms: &[storm::Found], quick: bool) -> Result<String> {
+    let mut page = String::from("# Scale and storms\n\nWritten by `cargo xtask scale`; do not edit.\n\n");
+    if quick {
+        page += "**A smoke test (`--quick`): these figures say nothing.**\n\n";
+    }
+    page += "| | |\n|---|---|\n";
+    for (what, value) in machine().iter().filter(|(what, _)| !matches!(*what, "Node.js" | "Python")) {
+        writeln!(page, "| {what} | {value} |")?;
+    }
+    if !idle.is_empty() {
+        idle_connections(&mut page, idle, load)?;
+    }
+    storms.iter().try_for_each(|storm| one_storm(&mut page, storm))?;
+    commands(&mut page, load)?;
+    Ok(page)
+}
+
+fn idle_connections(page: &mut String, idle: &[Found], load: &Load) -> Result<()> {
+    write!(
+        page,
+        "\n## Idle connections\n\n\
+         Plain connections to `mainstay serve`, a heartbeat every {} s, both ends on this machine. A process holds at\n\
+         most {} of them, so there are several servers, each at a loopback address of its own. When all are open one\n\
+         interval passes; CPU and heartbeats are those of the next. CPU includes the kernel's share, which on loopback\n\
+         carries a packet to its receiver at the sender's expense. User memory is the proportional set size of all\n\
+         processes. The kernel's figures and what is no longer available are differences of the whole machine since\n\
+         before the first process was started. A connection lost on the way is an error.\n\n",
+        load.interval,
+        grouped(load.per_process.into()),
+    )?;
+    table(page, TOTALS, idle)?;
+    page.push_str("\nOf one connection, or one heartbeat:\n\n");
+    table(page, EACH, idle)
+}
+
+/// A row for each name, a column for each number of connections.
+fn table(page: &mut String, columns: &[Column], idle: &[Found]) -> Result<()> {
+    for (number, (name, value)) in columns.iter().enumerate() {
+        let values: Vec<String> = idle.iter().map(value).collect();
+        writeln!(page, "| {name} | {} |", values.join(" | "))?;
+        if number == 0 {
+            writeln!(page, "|---|{}", "---:|".repeat(idle.len()))?;
+        }
+    }
+    Ok(())
+}
+
+fn one_storm(page: &mut String, storm: &storm::Found) -> Result<()> {
+    writeln!(page, "\n## {}\n\n{}\n\n| | |\n|---|---:|", storm.title, storm.about())?;
+    let back = |name: &str| storm.back[name].as_u64().map_or("-".to_owned(), grouped);
+    writeln!(page, "| clients | {} |", back("attached"))?;
+    let seconds = storm.back["seconds"].as_f64().unwrap_or(0.0);
+    writeln!(page, "| from the first loss until all were back | {seconds:.2} s |")?;
+    for (what, name) in [("half of them", "seconds_until_half"), ("99 % of them", "seconds_until_99_percent")]
+    {
+        writeln!(page, "| until {what} were back | {:.1} s |", storm.back[name].as_f64().unwrap_or(0.0))?;
+    }
+    for (what, name) in [
+        ("attempts", "attempts"),
+        ("attempts in the worst 100 ms", "attempts_in_worst_100ms"),
+        ("clients back in the worst 100 ms", "back_in_worst_100ms"),
+        ("clients back in the worst second", "back_in_worst_second"),
+    ] {
+        writeln!(page, "| {what} | {} |", back(name))?;
+    }
+    let took = storm.cost.took.as_secs_f64();
+    for (whose, cpu) in [("the server", storm.cost.server), ("all clients", storm.cost.clients)] {
+        let cpu = cpu.as_secs_f64();
+        writeln!(page, "| CPU of {whose} meanwhile | {cpu:.2} s, {:.0} % of a core |", 100.0 * cpu / took)?;
+    }
+    for row in &storm.rows {
+        let must = row.must.map_or(String::new(), |must| format!(" (must be {})", grouped(must)));
+        writeln!(page, "| {}{must} | {} |", row.name, grouped(row.count))?;
+    }
+    Ok(())
+}
+
+fn commands(page: &mut String, load: &Load) -> Result<()> {
+    let (serve, bench) =
+        (server_words("127.0.1.N:0", load), generator_words("URL", "SHARE", "SHARE-OF-RATE"));
+    write!(
+        page,
+        "\n## Commands\n\nAll of it again: `cargo xtask scale --million`. Each server and each generator, {} connections a\n\
+         second being opened altogether:\n\n\
+         ```text\n{} {}\n{} {}\n```\n\nThe storms:\n\n\
+         ```text\n{} --listen ADDRESS --record FILE\n{} --url ws://ADDRESS/ --clients COUNT --every SECONDS --fates FILE\n\
+         ss -K --tcp --numeric state established sport = :PORT\n```\n",
+        grouped(load.rate.into()),
+        idle::MAINSTAY,
+        serve.join(" "),
+        idle::MAINSTAY,
+        bench.join(" "),
+        storm::SERVER,
+        storm::CLIENT,
+    )?;
+    Ok(())
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
+}
+
+fn whole(value: f64) -> String {
+    grouped(value.round() as u64)
+}
+
+/// With a comma before each three digits.
+fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_come_in_threes() {
+        for (value, expected) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(value), expected);
+        }
+    }
+}
