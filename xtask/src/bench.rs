@@ -132,7 +132,7 @@ fn measure(server: &Server, servers: &[Server], scenario: &Scenario, scale: &Sca
     let mut bench = scenario.command(MAINSTAY, &format!("ws://{}", running.address), server.session, scale);
     // What the upstream costs is its own affair.
     if server.place != Place::Upstream {
-        bench.extend(["--pid".to_owned(), running.worker().to_string()]);
+        bench.extend(["--pid".to_owned(), running.worker.to_string()]);
     }
     bench.push("--json".to_owned());
     let found: Value = serde_json::from_str(&output(&mut scale.command(1, &bench))?)?;
@@ -147,8 +147,10 @@ fn measure(server: &Server, servers: &[Server], scenario: &Scenario, scale: &Sca
 
 /// A server that listens, until this is dropped.
 struct Running {
-    process: Background,
+    _process: Background,
     address: SocketAddr,
+    /// The process that does the work.
+    worker: u32,
 }
 
 impl Running {
@@ -157,19 +159,20 @@ impl Running {
         let upstream = upstream.map_or(String::new(), |upstream| upstream.address.to_string());
         let command = server.command(&address.to_string(), &upstream, scenario.interval(scale.quick));
         let file = server.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-") + ".log";
-        let core = scenario.core(server);
-        let mut process =
-            Background::start(&mut scale.command(core, &command), Path::new(SCRATCH).join(file))?;
+        let mut command = scale.command(scenario.core(server), &command);
+        let mut process = Background::start(&mut command, Path::new(SCRATCH).join(file))?;
         process.wait_listening(START, address)?;
-        Ok(Self { process, address })
+        let mut worker = process.id();
+        if server.forks {
+            process.wait_until(START, |_| child(worker).map(|child| worker = child).is_some())?;
+        }
+        Ok(Self { _process: process, address, worker })
     }
+}
 
-    /// The process that does the work: of nginx a child.
-    fn worker(&self) -> u32 {
-        let id = self.process.id();
-        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-        children.split(' ').next().and_then(|child| child.parse().ok()).unwrap_or(id)
-    }
+fn child(of: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).ok()?;
+    children.split(' ').next()?.parse().ok()
 }
 
 /// Everything that was found, and why something was not.

@@ -85,12 +85,15 @@ pub(super) struct Server {
     pub(super) place: Place,
     /// Whether the generator speaks mainstay.v1 to it.
     pub(super) session: bool,
+    /// Whether the work is done by a child of the process that is started.
+    pub(super) forks: bool,
 }
 
 impl Server {
     fn new(name: &'static str, about: impl Into<String>, program: impl Into<String>) -> Self {
         let session = name.ends_with(", session");
-        Self { name, about: about.into(), program: program.into(), place: Place::Server, session }
+        let (about, program) = (about.into(), program.into());
+        Self { name, about, program, place: Place::Server, session, forks: false }
     }
 
     /// One with the flags that all peers have.
@@ -235,13 +238,15 @@ fn nginx(wanted: &Wanted) -> Result<Vec<Server>> {
     let nginx = install::nginx()?;
     let version = output(Command::new("sh").args(["-c", &format!("{} -v 2>&1", nginx.display())]))?;
     let version = version.trim().trim_start_matches("nginx version: nginx/").to_owned();
-    let program = |buffer: &str| {
+    let gateway = |name, about: &str, buffer: &str| {
+        let program = format!("sh {PEERS}/nginx/start.sh {}", nginx.display());
         let flags = format!("--listen LISTEN --upstream UPSTREAM --buffer {buffer}");
-        format!("sh {PEERS}/nginx/start.sh {} {flags}", nginx.display())
+        let about = format!("{version}, one worker, {about}");
+        Server { forks: true, ..Server::gateway(name, about, format!("{program} {flags}")) }
     };
     Ok(wanted.of([
-        Server::gateway(names[0], format!("{version}, one worker, buffers as they come"), program("4k")),
-        Server::gateway(names[1], format!("{version}, one worker, `proxy_buffer_size 32k`"), program("32k")),
+        gateway(names[0], "buffers as they come", "4k"),
+        gateway(names[1], "`proxy_buffer_size 32k`", "32k"),
     ]))
 }
 

@@ -209,6 +209,9 @@ impl Figure {
 
 /// Three digits, thousands apart.
 pub(super) fn shown(value: f64) -> String {
+    if value < 0.0 {
+        return format!("-{}", shown(-value));
+    }
     let decimals = if value >= 100.0 { 0 } else { usize::from(value < 10.0) + 1 };
     let text = format!("{value:.decimals$}");
     let (digits, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
@@ -231,7 +234,7 @@ mod tests {
     #[test]
     fn figures_have_three_digits() {
         for (value, expected) in
-            [(0.271, "0.27"), (4.5, "4.50"), (45.04, "45.0"), (137384.0, "137,384"), (1e6, "1,000,000")]
+            [(0.271, "0.27"), (4.5, "4.50"), (45.04, "45.0"), (137384.0, "137,384"), (-940.03, "-940")]
         {
             assert_eq!(shown(value), expected);
         }

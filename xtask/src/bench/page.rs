@@ -63,20 +63,21 @@ pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds
 /// How gateways are measured.
 fn gateways(scale: &Scale) -> String {
     let cores = if scale.pinned {
-        "The gateway has the first core, generator and server behind it share the second, so where a gateway is slower\n\
-         than these two together, messages per second are its own; CPU of a message always is. With a rate the\n\
-         generator is never idle, and the server behind shares the gateway's core, which has time for both.\n"
+        "\n\nThe gateway has the first core; generator and upstream share the second. Where a gateway is slower than these\n\
+         two together, messages per second are its own. At a rate the generator is never idle, so there the upstream\n\
+         shares the gateway's core, which has time for both."
     } else {
         ""
     };
     format!(
-        "Each message goes through a gateway to the same server, which sends it back the same way: one message here is\n\
-         two passes. That server is none of ours: an echo by tokio-websockets that writes once for all that came at\n\
-         once. One in flight costs it about half of what it costs nginx; of 16 in flight nginx costs least of all, and\n\
-         CPU is the figure to trust. Asked directly it is the row `{DIRECT}`. {cores}\
-         Ours is `mainstay serve --upstream` as it comes: heartbeats on both legs, and each message confirmed by the\n\
-         server behind before it is forgotten. nginx passes bytes on without looking at them, in buffers of 4 KiB as it\n\
-         comes; it has one worker. What a gateway adds is the latency through it less that without one."
+        "Each message goes through a gateway to one upstream, the same for all, which sends it back the same way: one\n\
+         message here is two passes. The upstream is none of ours, an echo by tokio-websockets that writes once for all\n\
+         that came at once. With many in flight a gateway that only copies bytes waits for it all the same, and CPU is\n\
+         the figure to trust. `{DIRECT}` is the upstream asked directly; what a gateway adds is its latency less\n\
+         that.{cores}\n\n\
+         Ours is `mainstay serve --upstream` as it comes: heartbeats on both legs, and no message forgotten before the\n\
+         upstream has confirmed it. nginx has one worker and passes bytes on without looking at them, 4 KiB at a time\n\
+         as it comes."
     )
 }
 
@@ -161,7 +162,7 @@ fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> 
         "```\n\nThe generator, `URL` being `ws://ADDRESS` and `PID` the server; `--session` where it says session:\n"
     )?;
     writeln!(page, "```text")?;
-    for scenario in SCENARIOS {
+    for scenario in SCENARIOS.iter().filter(|scenario| servers.iter().any(|server| scenario.has(server))) {
         writeln!(page, "{}{} --pid PID --json", pin("1"), scenario.shown(scale))?;
     }
     writeln!(page, "```")?;
