@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! server (first core) <-- loopback --> mainstay bench (second core)
+//! gateway (first core) <-- loopback --> mainstay bench and the upstream (second core)
 //! ```
 //!
 //! Round by round, scenario by scenario, every server has its turn, in a fresh process each time, so that what
@@ -16,6 +17,7 @@ mod page;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -25,8 +27,8 @@ use serde_json::Value;
 
 use crate::run::{Background, cargo, free_address, output};
 use crate::{Outcome, Result};
-use field::Server;
-use figures::{FIGURES, SCENARIOS, Scenario, shown};
+use field::{DIRECT, Place, Server, Wanted};
+use figures::{FIGURES, Figure, SCENARIOS, Scenario, shown};
 pub(crate) use page::machine;
 
 /// How long a server may take to listen.
@@ -38,7 +40,7 @@ const SCRATCH: &str = "target/xtask/bench";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Few connections, one round, a fraction of a second, ours alone: whether everything works
+    /// Few connections, one round, a fraction of a second, hardly any but ours: whether everything works
     #[arg(long)]
     quick: bool,
     /// Only these servers
@@ -52,7 +54,7 @@ pub(crate) struct Options {
     output: Option<PathBuf>,
 }
 
-/// Whether the whole path works, for ours alone.
+/// Whether the whole path works.
 pub(crate) fn step() -> Result<Outcome> {
     run(&Options { quick: true, servers: Vec::new(), rounds: 1, output: None })
 }
@@ -64,11 +66,8 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     fs::create_dir_all(folder)?;
     cargo("build --release --package mainstay-gateway")?;
     cargo("build --release --package mainstay --example bench_server")?;
-    let wanted = |name: &str| match options.servers.as_slice() {
-        [] => !options.quick || field::is_ours(name),
-        named => named.iter().any(|one| one == name),
-    };
-    let (servers, missing) = field::prepare(wanted)?;
+    let wanted = Wanted { quick: options.quick, named: &options.servers };
+    let (servers, missing) = field::prepare(&wanted)?;
     let scale = Scale::of_this_machine(options.quick)?;
     let mut results = Results { missing, ..Results::default() };
     let rounds = if options.quick { 1 } else { options.rounds };
@@ -76,7 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
         for scenario in SCENARIOS {
             for server in servers.iter().filter(|server| scenario.has(server)) {
                 println!("--- round {round} of {rounds}: {}, {}", scenario.name, server.name);
-                match measure(server, scenario, &scale) {
+                match measure(server, &servers, scenario, &scale) {
                     Ok(found) => results.add(scenario, server, found),
                     Err(error) if options.quick => return Err(error),
                     Err(error) => results.failed(scenario, server, &error.to_string()),
@@ -123,24 +122,58 @@ impl Scale {
     }
 }
 
-/// One server's turn: what `mainstay bench` found.
-fn measure(server: &Server, scenario: &Scenario, scale: &Scale) -> Result<Value> {
-    let address = free_address()?;
-    let log =
-        Path::new(SCRATCH).join(server.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-") + ".log");
-    let command = server.command(address, scenario.interval(scale.quick));
-    let mut running = Background::start(&mut scale.command(0, &command), log)?;
-    running.wait_listening(START, address)?;
-    let mut bench = scenario.command(MAINSTAY, &format!("ws://{address}"), server.session, scale);
-    bench.extend(["--pid".to_owned(), running.id().to_string(), "--json".to_owned()]);
-    let mut bench = scale.command(1, &bench);
-    let found: Value = serde_json::from_str(&output(&mut bench)?)?;
+/// One server's turn: what `mainstay bench` found. Behind a gateway the upstream is started first.
+fn measure(server: &Server, servers: &[Server], scenario: &Scenario, scale: &Scale) -> Result<Value> {
+    let behind = match server.place {
+        Place::Gateway => servers.iter().find(|other| other.place == Place::Upstream),
+        Place::Server | Place::Upstream => None,
+    };
+    let behind = behind.map(|upstream| Running::start(upstream, None, scenario, scale)).transpose()?;
+    let running = Running::start(server, behind.as_ref(), scenario, scale)?;
+    let mut bench = scenario.command(MAINSTAY, &format!("ws://{}", running.address), server.session, scale);
+    // What the upstream costs is its own affair.
+    if server.place != Place::Upstream {
+        bench.extend(["--pid".to_owned(), running.worker.to_string()]);
+    }
+    bench.push("--json".to_owned());
+    let found: Value = serde_json::from_str(&output(&mut scale.command(1, &bench))?)?;
     for figure in FIGURES.iter().filter(|figure| figure.scenario == scenario.name) {
         let value =
             found.get(figure.key).and_then(Value::as_f64).map_or("-".to_owned(), |v| shown(v / figure.per));
-        println!("    {}: {value} {}", figure.title, figure.unit);
+        let note = if figure.added { ", what there is without a gateway not taken off" } else { "" };
+        println!("    {}: {value} {}{note}", figure.title, figure.unit);
     }
     Ok(found)
+}
+
+/// A server that listens, until this is dropped.
+struct Running {
+    _process: Background,
+    address: SocketAddr,
+    /// The process that does the work.
+    worker: u32,
+}
+
+impl Running {
+    fn start(server: &Server, upstream: Option<&Self>, scenario: &Scenario, scale: &Scale) -> Result<Self> {
+        let address = free_address()?;
+        let upstream = upstream.map_or(String::new(), |upstream| upstream.address.to_string());
+        let command = server.command(&address.to_string(), &upstream, scenario.interval(scale.quick));
+        let file = server.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-") + ".log";
+        let mut command = scale.command(scenario.core(server), &command);
+        let mut process = Background::start(&mut command, Path::new(SCRATCH).join(file))?;
+        process.wait_listening(START, address)?;
+        let mut worker = process.id();
+        if server.forks {
+            process.wait_until(START, |_| child(worker).map(|child| worker = child).is_some())?;
+        }
+        Ok(Self { _process: process, address, worker })
+    }
+}
+
+fn child(of: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).ok()?;
+    children.split(' ').next()?.parse().ok()
 }
 
 /// Everything that was found, and why something was not.
@@ -164,9 +197,18 @@ impl Results {
         self.failures.push(format!("{}, {}: {line}", server.name, scenario.name));
     }
 
-    /// The median of the rounds and half their range.
-    fn value(&self, figure: &figures::Figure, server: &Server) -> Option<(f64, f64)> {
-        let rounds = self.found.get(&(figure.scenario, server.name))?;
+    /// The median of the rounds and half their range. Of an added figure it is the median above [`DIRECT`]'s.
+    fn value(&self, figure: &Figure, server: &Server) -> Option<(f64, f64)> {
+        let (median, spread) = self.measured(figure, server.name)?;
+        match figure.added {
+            false => Some((median, spread)),
+            true if server.place == Place::Upstream => None,
+            true => Some((median - self.measured(figure, DIRECT)?.0, spread)),
+        }
+    }
+
+    fn measured(&self, figure: &Figure, name: &'static str) -> Option<(f64, f64)> {
+        let rounds = self.found.get(&(figure.scenario, name))?;
         let mut values: Vec<f64> =
             rounds.iter().filter_map(|round| round.get(figure.key)?.as_f64()).collect();
         values.sort_by(f64::total_cmp);
@@ -185,7 +227,8 @@ impl Results {
 fn all_there(servers: &[Server], results: &Results) -> Result<()> {
     for figure in FIGURES {
         let scenario = SCENARIOS.iter().find(|scenario| scenario.name == figure.scenario);
-        for server in servers.iter().filter(|server| scenario.is_some_and(|scenario| scenario.has(server))) {
+        let has = |server: &&Server| scenario.is_some_and(|scenario| scenario.has(server));
+        for server in servers.iter().filter(has).filter(|server| field::is_ours(server.name)) {
             if results.value(figure, server).is_none() {
                 return Err(format!("{}: {} gave no `{}`", server.name, figure.scenario, figure.key).into());
             }
@@ -212,5 +255,23 @@ mod tests {
             results.add(scenario, &server, found);
         }
         assert_eq!(results.value(figure, &server), Some((2.0, 1.0)));
+    }
+
+    #[test]
+    fn what_a_gateway_adds_is_what_the_upstream_alone_does_not_take() {
+        let gateway = field::ours().into_iter().find(|server| server.place == Place::Gateway).unwrap();
+        let mut upstream = field::ours().remove(0);
+        (upstream.name, upstream.place) = (DIRECT, Place::Upstream);
+        let figure = FIGURES.iter().find(|figure| figure.added).unwrap();
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == figure.scenario).unwrap();
+        let mut results = Results::default();
+        for (server, value) in [(&gateway, 90.0), (&upstream, 50.0)] {
+            assert!(results.value(figure, &gateway).is_none());
+            let mut found = json!({});
+            found[figure.key] = json!(value);
+            results.add(scenario, server, found);
+        }
+        assert_eq!(results.value(figure, &gateway), Some((40.0, 0.0)));
+        assert_eq!(results.value(figure, &upstream), None);
     }
 }

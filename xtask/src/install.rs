@@ -105,6 +105,27 @@ pub(crate) fn socket_statistics() -> Result<()> {
     Ok(())
 }
 
+/// nginx: the one that is here, or Debian's package unpacked into `target`. Installed, it would start.
+pub(crate) fn nginx() -> Result<PathBuf> {
+    let home = Path::new("target/xtask/nginx");
+    let places = ["nginx".into(), "/usr/sbin/nginx".into(), home.join("usr/sbin/nginx")];
+    let found = || places.iter().find(|place| succeeds(Command::new(place).arg("-v"))).cloned();
+    if let Some(nginx) = found() {
+        return Ok(nginx);
+    }
+    announce(&format!(
+        "the Debian package nginx, unpacked into {}, its service not installed",
+        home.display()
+    ));
+    fs::create_dir_all(home)?;
+    if is_root() {
+        check(Command::new("apt-get").args(["update", "--quiet"]))?;
+    }
+    check(Command::new("apt-get").args(["download", "nginx"]).current_dir(home))?;
+    check(Command::new("sh").args(["-c", "dpkg-deb --extract nginx_*.deb ."]).current_dir(home))?;
+    found().ok_or_else(|| "nginx does not start here: please install it, then run this again".into())
+}
+
 /// An empty environment of Python 3.
 fn environment(home: &Path) -> Result<()> {
     if !succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(home)) {
@@ -134,14 +155,17 @@ fn python27() -> Option<PathBuf> {
 
 /// Installs Debian packages where we are root and `apt-get` exists; elsewhere says what is missing.
 fn apt(packages: &str, need: &str) -> Result<()> {
-    let root = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
-    if !root || !succeeds(Command::new("apt-get").arg("--version")) {
+    if !is_root() || !succeeds(Command::new("apt-get").arg("--version")) {
         return Err(format!("{need}: please install it, then run this again").into());
     }
     announce(&format!("Debian packages {packages}"));
     check(Command::new("apt-get").args(["update", "--quiet"]))?;
     check(Command::new("apt-get").args(["install", "--yes", "--quiet"]).args(packages.split(' ')))?;
     Ok(())
+}
+
+fn is_root() -> bool {
+    output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
 }
 
 fn announce(what: &str) {

@@ -1,8 +1,8 @@
-// --listen HOST:PORT --interval SECONDS
+// --listen HOST:PORT, and --interval SECONDS of a server or --upstream URL of a gateway
 export function flags() {
   const value = (name) => process.argv[process.argv.indexOf(name) + 1];
   const [host, port] = value("--listen").split(":");
-  return { host, port: Number(port), interval: Number(value("--interval")) * 1000 };
+  return { host, port: Number(port), interval: Number(value("--interval")) * 1000, upstream: value("--upstream") };
 }
 
 // Pings everybody every interval, and ends whoever did not answer the Ping before.

@@ -190,6 +190,7 @@ async fn join(mut session: Session, mut link: Link, config: LinkConfig, wait: Op
         }
     };
     tokio::select! {
+        biased; // all three are polled on every message: no dice are thrown for who is first
         () = up => link.close(CloseCode::NORMAL, "").await,
         // The backend ended it: the visitor is told with the backend's own words.
         ((), (code, reason)) = async { tokio::join!(down, end) } => session.close(code, &reason),
@@ -214,6 +215,7 @@ async fn watch(
             }
         };
         let event = tokio::select! {
+            biased;
             event = events.next() => event,
             () = too_long => {
                 away.notify_one();

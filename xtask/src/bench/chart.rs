@@ -19,14 +19,16 @@ text{font:12px system-ui,sans-serif;fill:#1f2328}.title{font-weight:600;font-siz
 
 /// The whole picture.
 pub(super) fn draw(servers: &[Server], results: &Results) -> String {
-    let height = HEAD + ROW * servers.len() as f64 + 16.0;
-    let rows = FIGURES.len().div_ceil(2);
+    let bars = |figure: &Figure| servers.iter().filter(|one| results.value(figure, one).is_some()).count();
+    let figures: Vec<_> = FIGURES.iter().filter(|figure| bars(figure) > 0).collect();
+    let height = HEAD + ROW * figures.iter().map(|figure| bars(figure)).max().unwrap_or(0) as f64 + 16.0;
+    let rows = figures.len().div_ceil(2);
     let (width, total) = (2.0 * PANEL, height * rows as f64 + 8.0);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {total}\" width=\"{width}\" \
          height=\"{total}\" role=\"img\" aria-label=\"Figures of mainstay and its peers\">\n<style>{STYLE}</style>\n"
     );
-    for (i, figure) in FIGURES.iter().enumerate() {
+    for (i, figure) in figures.into_iter().enumerate() {
         let (x, y) = ((i % 2) as f64 * PANEL, (i / 2) as f64 * height);
         svg += &format!("<g transform=\"translate({x},{y})\">\n{}</g>\n", panel(figure, servers, results));
     }

@@ -1,7 +1,7 @@
 //! What is measured, and the figures that are read from it.
 
 use super::Scale;
-use super::field::Server;
+use super::field::{Place, Server};
 
 /// One run of `mainstay bench`.
 pub(super) struct Scenario {
@@ -12,6 +12,8 @@ pub(super) struct Scenario {
     quick: &'static str,
     /// Whether clients that speak mainstay.v1 take part: a session's end is no matter of the closing handshake.
     sessions: bool,
+    /// For gateways, and the core of the server behind them; for servers otherwise.
+    behind: Option<u32>,
 }
 
 /// In the order they are run.
@@ -21,55 +23,101 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: "idle URL/echo --connections MOST --rate 6500 --warm-up 0s --duration 8200ms",
         quick: "idle URL/echo --connections 40 --warm-up 0s --duration 2200ms",
         sessions: true,
+        behind: None,
     },
     Scenario {
         name: "echo",
         full: "echo URL/echo --connections 100 --warm-up 300ms --duration 1500ms",
         quick: "echo URL/echo --connections 10 --warm-up 50ms --duration 500ms",
         sessions: true,
+        behind: None,
     },
     Scenario {
         name: "echo-16",
         full: "echo URL/echo --connections 100 --in-flight 16 --warm-up 300ms --duration 1500ms",
         quick: "echo URL/echo --connections 10 --in-flight 16 --warm-up 50ms --duration 500ms",
         sessions: true,
+        behind: None,
     },
     Scenario {
         name: "echo-1000",
         full: "echo URL/echo --connections 1000 --warm-up 300ms --duration 1500ms",
         quick: "echo URL/echo --connections 50 --warm-up 50ms --duration 500ms",
         sessions: true,
+        behind: None,
     },
     Scenario {
         name: "echo-16KiB",
         full: "echo URL/echo --connections 100 --size 16KiB --warm-up 300ms --duration 1500ms",
         quick: "echo URL/echo --connections 5 --size 16KiB --warm-up 50ms --duration 500ms",
         sessions: true,
+        behind: None,
     },
     Scenario {
         name: "fanout",
         full: "fanout URL/broadcast --connections 1000 --warm-up 300ms --duration 1500ms",
         quick: "fanout URL/broadcast --connections 50 --warm-up 50ms --duration 500ms",
         sessions: true,
+        behind: None,
     },
     Scenario {
         name: "fanout-4",
         full: "fanout URL/broadcast --connections 1000 --in-flight 4 --warm-up 300ms --duration 1500ms",
         quick: "fanout URL/broadcast --connections 50 --in-flight 4 --warm-up 50ms --duration 500ms",
         sessions: true,
+        behind: None,
     },
     Scenario {
         name: "handshake",
         full: "handshake URL/echo --connections 64 --warm-up 300ms --duration 1500ms",
         quick: "handshake URL/echo --connections 8 --warm-up 50ms --duration 500ms",
         sessions: false,
+        behind: None,
+    },
+    Scenario {
+        name: "gateway",
+        full: "echo URL/echo --connections 100 --warm-up 1s --duration 2s",
+        quick: "echo URL/echo --connections 10 --warm-up 50ms --duration 500ms",
+        sessions: true,
+        behind: Some(1),
+    },
+    Scenario {
+        name: "gateway-16",
+        full: "echo URL/echo --connections 100 --in-flight 16 --warm-up 1s --duration 2s",
+        quick: "echo URL/echo --connections 10 --in-flight 16 --warm-up 50ms --duration 500ms",
+        sessions: true,
+        behind: Some(1),
+    },
+    Scenario {
+        name: "gateway-16KiB",
+        full: "echo URL/echo --connections 100 --size 16KiB --warm-up 1s --duration 2s",
+        quick: "echo URL/echo --connections 5 --size 16KiB --warm-up 50ms --duration 500ms",
+        sessions: true,
+        behind: Some(1),
+    },
+    // With a rate the generator stays awake: nobody else can have its core.
+    Scenario {
+        name: "gateway-rate",
+        full: "echo URL/echo --connections 100 --rate 2000 --warm-up 1s --duration 3s",
+        quick: "echo URL/echo --connections 10 --rate 500 --warm-up 50ms --duration 500ms",
+        sessions: true,
+        behind: Some(0),
     },
 ];
 
 impl Scenario {
     /// Whether this server takes part.
     pub(super) fn has(&self, server: &Server) -> bool {
-        self.sessions || !server.session
+        self.is_of_gateways() == (server.place != Place::Server) && (self.sessions || !server.session)
+    }
+
+    pub(super) fn is_of_gateways(&self) -> bool {
+        self.behind.is_some()
+    }
+
+    /// Where this server runs; the generator has core 1.
+    pub(super) fn core(&self, server: &Server) -> u32 {
+        self.behind.filter(|_| server.place == Place::Upstream).unwrap_or(0)
     }
 
     /// Seconds between a server's heartbeats.
@@ -100,10 +148,20 @@ pub(super) struct Figure {
     /// What the number that `mainstay bench` prints is divided by.
     pub(super) per: f64,
     pub(super) more_is_better: bool,
+    /// Whether what it is without a gateway is taken off.
+    pub(super) added: bool,
 }
 
 const fn less(title: &'static str, scenario: &'static str, key: &'static str, unit: &'static str) -> Figure {
-    Figure { title, scenario, key, unit, per: 1.0, more_is_better: false }
+    Figure { title, scenario, key, unit, per: 1.0, more_is_better: false, added: false }
+}
+
+const fn through(title: &'static str, scenario: &'static str) -> Figure {
+    Figure { more_is_better: true, ..less(title, scenario, "messages_per_second", "messages/s") }
+}
+
+const fn added(title: &'static str, key: &'static str) -> Figure {
+    Figure { added: true, ..less(title, "gateway-rate", key, "us") }
 }
 
 /// In the order of the page.
@@ -133,10 +191,27 @@ pub(super) const FIGURES: &[Figure] = &[
         per: 1048576.0,
         ..less("Memory left when all idle connections closed", "idle", "resident_bytes_after_close", "MiB")
     },
+    through("Through a gateway, 64 bytes, 1 in flight on each of 100", "gateway"),
+    less("Gateway, 64 bytes, 1 in flight: CPU of a message", "gateway", "cpu_us_per_message", "us"),
+    through("Through a gateway, 64 bytes, 16 in flight on each of 100", "gateway-16"),
+    less("Gateway, 64 bytes, 16 in flight: CPU of a message", "gateway-16", "cpu_us_per_message", "us"),
+    through("Through a gateway, 16 KiB, 1 in flight on each of 100", "gateway-16KiB"),
+    less("Gateway, 16 KiB: CPU of a message", "gateway-16KiB", "cpu_us_per_message", "us"),
+    added("Added by a gateway at 2,000 messages/s: median", "latency_p50_us"),
+    added("Added by a gateway at 2,000 messages/s: 99th percentile", "latency_p99_us"),
 ];
+
+impl Figure {
+    pub(super) fn is_of_gateways(&self) -> bool {
+        SCENARIOS.iter().any(|scenario| scenario.name == self.scenario && scenario.is_of_gateways())
+    }
+}
 
 /// Three digits, thousands apart.
 pub(super) fn shown(value: f64) -> String {
+    if value < 0.0 {
+        return format!("-{}", shown(-value));
+    }
     let decimals = if value >= 100.0 { 0 } else { usize::from(value < 10.0) + 1 };
     let text = format!("{value:.decimals$}");
     let (digits, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
@@ -159,7 +234,7 @@ mod tests {
     #[test]
     fn figures_have_three_digits() {
         for (value, expected) in
-            [(0.271, "0.27"), (4.5, "4.50"), (45.04, "45.0"), (137384.0, "137,384"), (1e6, "1,000,000")]
+            [(0.271, "0.27"), (4.5, "4.50"), (45.04, "45.0"), (137384.0, "137,384"), (-940.03, "-940")]
         {
             assert_eq!(shown(value), expected);
         }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::fs;
 use std::process::Command;
 
-use super::field::{self, Server};
+use super::field::{self, DIRECT, Place, Server};
 use super::figures::{FIGURES, Figure, SCENARIOS, shown};
 use super::{Results, Scale};
 use crate::Result;
@@ -43,9 +43,13 @@ pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds
     for server in servers {
         writeln!(page, "| {} | {} |", server.name, server.about)?;
     }
-    writeln!(page, "\n## Figures")?;
-    for figure in FIGURES {
-        table(&mut page, figure, servers, results, rounds)?;
+    if servers.iter().any(|server| server.place == Place::Server) {
+        writeln!(page, "\n## Figures")?;
+        tables(&mut page, false, servers, results, rounds)?;
+    }
+    if servers.iter().any(|server| server.place != Place::Server) {
+        writeln!(page, "\n## Through a gateway\n\n{}", gateways(scale))?;
+        tables(&mut page, true, servers, results, rounds)?;
     }
     commands(&mut page, servers, scale)?;
     for (title, lines) in [("Not measured here", &results.missing), ("Came to nothing", &results.failures)] {
@@ -55,6 +59,38 @@ pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds
         }
     }
     Ok(page)
+}
+
+/// How gateways are measured.
+fn gateways(scale: &Scale) -> String {
+    let cores = if scale.pinned {
+        "\n\nThe gateway has the first core; generator and upstream share the second. Where a gateway is slower than these\n\
+         two together, messages per second are its own. At a rate the generator is never idle, so there the upstream\n\
+         shares the gateway's core, which has time for both."
+    } else {
+        ""
+    };
+    format!(
+        "Each message goes through a gateway to one upstream, the same for all, which sends it back the same way: one\n\
+         message here is two passes. The upstream is none of ours, an echo by tokio-websockets that writes once for all\n\
+         that came at once. With many in flight a gateway that only copies bytes waits for it all the same, and CPU is\n\
+         the figure to trust. `{DIRECT}` is the upstream asked directly; what a gateway adds is its latency less\n\
+         that.{cores}\n\n\
+         Ours is `mainstay serve --upstream` as it comes: heartbeats on both legs, and no message forgotten before the\n\
+         upstream has confirmed it. nginx has one worker and passes bytes on without looking at them, 4 KiB at a time\n\
+         as it comes."
+    )
+}
+
+fn tables(
+    page: &mut String,
+    of_gateways: bool,
+    servers: &[Server],
+    results: &Results,
+    rounds: u32,
+) -> Result<()> {
+    let mut figures = FIGURES.iter().filter(|figure| figure.is_of_gateways() == of_gateways);
+    figures.try_for_each(|figure| table(page, figure, servers, results, rounds))
 }
 
 /// One figure of all servers, the best first; the last column says how ours does against each.
@@ -69,13 +105,25 @@ fn table(
         .iter()
         .filter_map(|server| results.value(figure, server).map(|(median, spread)| (server, median, spread)))
         .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    // The first of ours is the plain one.
+    let ours = rows.iter().find(|(server, ..)| field::is_ours(server.name)).map(|(_, median, _)| *median);
     rows.sort_by(|a, b| a.1.total_cmp(&b.1));
     if figure.more_is_better {
         rows.reverse();
     }
-    let ours = rows.iter().find(|(server, ..)| server.name == "mainstay").map(|(_, median, _)| *median);
     let better = if figure.more_is_better { "more is better" } else { "less is better" };
-    writeln!(page, "\n### {}\n\n{} ({better}), from `{}`\n", figure.title, figure.unit, figure.scenario)?;
+    let above =
+        results.measured(figure, DIRECT).filter(|_| figure.added).map_or(String::new(), |(base, _)| {
+            format!(", above the {} that it takes without a gateway", shown(base / figure.per))
+        });
+    writeln!(
+        page,
+        "\n### {}\n\n{} ({better}){above}, from `{}`\n",
+        figure.title, figure.unit, figure.scenario
+    )?;
     writeln!(page, "| server | {} | ± | of mainstay's |\n|---|---:|---:|---:|", figure.unit)?;
     for (server, median, spread) in rows {
         let name =
@@ -93,20 +141,20 @@ fn table(
 fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> {
     writeln!(
         page,
-        "\n## Commands\n\nAll of it again: `cargo xtask bench`. The servers, `ADDRESS` being free ones:\n"
+        "\n## Commands\n\nAll of it again: `cargo xtask bench`. The servers, `ADDRESS` being free ones\n\
+         and `UPSTREAM` that of what the gateways stand before (core 0 in `gateway-rate`):\n"
     )?;
     writeln!(page, "```text")?;
     let pin = |core: &str| if scale.pinned { format!("taskset -c {core} ") } else { String::new() };
-    let address = "127.0.0.1:9000".parse()?;
     let mut shown: Vec<String> = Vec::new();
+    let interval = SCENARIOS.first().map_or(4, |scenario| scenario.interval(scale.quick));
     for server in servers {
-        let words =
-            server.command(address, SCENARIOS.first().map_or(4, |scenario| scenario.interval(scale.quick)));
-        let line = words.join(" ").replace("127.0.0.1:9000", "ADDRESS");
+        let line = server.command("ADDRESS", "UPSTREAM", interval).join(" ");
         // A path of this machine is nobody's business: everything lies in the workspace.
         let line = line.replace(&format!("{}/", std::env::current_dir()?.display()), "");
+        let line = pin(if server.place == Place::Upstream { "1" } else { "0" }) + &line;
         if !shown.contains(&line) {
-            writeln!(page, "{}{line}", pin("0"))?;
+            writeln!(page, "{line}")?;
             shown.push(line);
         }
     }
@@ -115,7 +163,7 @@ fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> 
         "```\n\nThe generator, `URL` being `ws://ADDRESS` and `PID` the server; `--session` where it says session:\n"
     )?;
     writeln!(page, "```text")?;
-    for scenario in SCENARIOS {
+    for scenario in SCENARIOS.iter().filter(|scenario| servers.iter().any(|server| scenario.has(server))) {
         writeln!(page, "{}{} --pid PID --json", pin("1"), scenario.shown(scale))?;
     }
     writeln!(page, "```")?;
