@@ -115,8 +115,9 @@ impl ConfirmConfig {
         Self { queue_messages: messages, queue_bytes: bytes, ..self }.checked()
     }
 
-    /// Shortest time between two Pings; longer where the peer counts frames. Default: 20 ms.
-    /// Range: 20 ms to 1 minute.
+    /// Shortest time between two Pings; longer where the peer counts frames. It bounds what a link carries to 64
+    /// messages or 256 KiB in that time. Default: none, so that one Ping follows 64 messages, 64 KiB or 250 ms.
+    /// Range: up to 1 minute.
     ///
     /// # Errors
     /// It is out of range.
@@ -131,8 +132,8 @@ impl ConfirmConfig {
         if self.queue_bytes == 0 {
             return Err(ConfigError { field: "confirm.queue_bytes", bound: "at least 1 byte" });
         }
-        if !(Duration::from_millis(20)..=Duration::from_secs(60)).contains(&self.min_interval) {
-            return Err(ConfigError { field: "confirm.min_interval", bound: "between 20 ms and 1 minute" });
+        if self.min_interval > Duration::from_secs(60) {
+            return Err(ConfigError { field: "confirm.min_interval", bound: "at most 1 minute" });
         }
         Ok(self)
     }
@@ -146,7 +147,7 @@ impl Default for ConfirmConfig {
             when_full: WhenFull::default(),
             queue_messages: 1024,
             queue_bytes: 4 * 1024 * 1024,
-            min_interval: Duration::from_millis(20),
+            min_interval: Duration::ZERO,
         }
     }
 }
@@ -311,6 +312,9 @@ impl<M> Confirmer<M> {
             (self.line.unpinged, self.line.asked) = (None, None);
             return Some(Transmit::Ping(self.line.written.to_be_bytes()));
         }
+        if self.line.written == self.last {
+            return None;
+        }
         let index = self.index_after(self.line.written);
         let Kept { number, bytes, message } =
             self.kept.get(index).filter(|next| self.has_window(next.bytes))?;
@@ -325,6 +329,9 @@ impl<M> Confirmer<M> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let Line { open: true, ping: None, last_ping, asked, .. } = self.line else { return None };
+        if asked.is_none() && self.line.unpinged.is_none() {
+            return None;
+        }
         let due = [asked, self.unpinged_due()].into_iter().flatten().min()?;
         Some(last_ping.map_or(due, |last| due.max(last + self.config.min_interval)))
     }

@@ -13,7 +13,8 @@ struct Rig {
 impl Rig {
     /// Attached, with `messages` of 64 bytes pushed.
     fn new(confirm: Confirm, guarantee: Guarantee, messages: u64) -> Self {
-        let config = ConfirmConfig { confirm, guarantee, ..ConfirmConfig::default() };
+        let config =
+            ConfirmConfig { confirm, guarantee, min_interval: MIN_INTERVAL, ..ConfirmConfig::default() };
         let mut rig = Self { link: Confirmer::new(config), now: origin() };
         rig.link.handle_attached();
         (0..messages).for_each(|_| rig.push(64));
@@ -110,6 +111,19 @@ fn pings_keep_their_distance_and_few_messages_wait_a_quarter_of_a_second() {
     assert_eq!(rig.link.poll_timeout(), Some(start + MIN_INTERVAL));
     rig.now += MIN_INTERVAL;
     assert_eq!(rig.write(), (vec![], vec![128]));
+}
+
+#[test]
+fn without_a_pause_a_full_window_waits_for_nothing_but_its_pong() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 0);
+    rig.link = Confirmer::new(ConfirmConfig::default());
+    rig.link.handle_attached();
+    (1..=640).for_each(|_| rig.push(64));
+    for window in 1..=10 {
+        let (written, pings) = rig.write();
+        assert_eq!((written.len(), pings), (64, vec![window * 64]));
+        rig.pong(window * 64);
+    }
 }
 
 #[test]
@@ -425,7 +439,10 @@ fn a_setting_out_of_range_is_named() {
     assert_eq!(check(good), None);
     assert_eq!(check(ConfirmConfig { queue_messages: 0, ..good }), Some("confirm.queue_messages"));
     assert_eq!(check(ConfirmConfig { queue_bytes: 0, ..good }), Some("confirm.queue_bytes"));
-    assert_eq!(check(ConfirmConfig { min_interval: Duration::ZERO, ..good }), Some("confirm.min_interval"));
+    assert_eq!(
+        check(ConfirmConfig { min_interval: Duration::from_secs(61), ..good }),
+        Some("confirm.min_interval")
+    );
 }
 
 #[derive(Debug, Clone)]

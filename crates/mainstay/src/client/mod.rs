@@ -195,8 +195,12 @@ impl<P> Client<P> {
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
         let mut inner = self.core.lock();
+        // A session may owe an acknowledgement now, and a peer that was not read may be read again.
+        let matters = inner.machine.mode() != Mode::Plain || !inner.machine.wants_input();
         while let Some(delivery) = inner.machine.hand_over(now()) {
-            self.core.signal.ask();
+            if matters {
+                self.core.signal.ask();
+            }
             // A gap is an event.
             if let Delivery::Message(message) = delivery {
                 return Poll::Ready(Some(message));
