@@ -568,7 +568,7 @@ impl World {
     }
 
     fn write(&mut self) {
-        let now = self.rig.now;
+        let (now, pause) = (self.rig.now, self.rig.link.config.min_interval);
         let Some(transmit) = self.rig.link.poll_transmit(now) else { return };
         match transmit {
             Transmit::Message(number, _) => {
@@ -579,7 +579,7 @@ impl World {
                 assert!(!self.reported.contains(&number), "reported and written again");
             }
             Transmit::Ping(position) => {
-                let apart = self.last_ping.replace(now).is_none_or(|last| now >= last + MIN_INTERVAL);
+                let apart = self.last_ping.replace(now).is_none_or(|last| now >= last + pause);
                 assert!(apart, "Pings keep their distance");
                 assert!(!self.wire.iter().any(|sent| matches!(sent, Sent::Ping(_))), "one Ping is open");
                 self.wire.push_back(Sent::Ping(position));
@@ -664,10 +664,12 @@ proptest! {
         guarantee in prop_oneof![Just(Guarantee::AtLeastOnce), Just(Guarantee::AtMostOnce)],
         when_full in prop_oneof![Just(WhenFull::Wait), Just(WhenFull::DropOldest)],
         queue_messages in prop_oneof![Just(5_usize), Just(100), Just(1024)],
+        min_interval in prop_oneof![Just(Duration::ZERO), Just(MIN_INTERVAL)],
         ends in any::<bool>(),
         steps in proptest::collection::vec(step(), 1..300),
     ) {
-        let config = ConfirmConfig { confirm, guarantee, when_full, queue_messages, ..Default::default() };
+        let defaults = ConfirmConfig::default();
+        let config = ConfirmConfig { confirm, guarantee, when_full, queue_messages, min_interval, ..defaults };
         let mut world = World::new(config);
         steps.into_iter().for_each(|step| world.apply(step));
         if ends {
