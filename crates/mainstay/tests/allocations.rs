@@ -32,8 +32,8 @@ const WORK: [(Work, f64, f64); 4] = [
 
 /// The most that one may hold while nothing happens: a connection, a session, and one whose client is away.
 const IDLE_PLAIN: Held = (3.1, 720.0);
-const IDLE_SESSION: Held = (3.6, 1_500.0);
-const PARKED_SESSION: Held = (3.6, 1_500.0);
+const IDLE_SESSION: Held = (4.6, 1_400.0);
+const PARKED_SESSION: Held = (3.6, 1_190.0);
 
 /// Allocations, and the bytes that were asked for.
 type Held = (f64, f64);

@@ -15,7 +15,6 @@ use super::error::SessionError;
 use super::inbox::{Delivery, Inbox};
 use super::message::{Beat, Control, GapCause, Message, Window};
 use super::outbox::{Next, Outbox};
-use super::queue::take_first;
 use super::transmit::Transmit;
 use crate::planted::{Rule, turned_back};
 
@@ -27,9 +26,12 @@ pub(super) struct Lane {
 }
 
 /// Messages outside the stream that wait for a slow connection, or for a slow application. The newest
-/// are worth most.
+/// are worth most. One word while there are none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(crate) struct Volatiles {
+pub(crate) struct Volatiles(Option<Box<Waiting>>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+struct Waiting {
     queue: VecDeque<Message>,
     bytes: u64,
 }
@@ -37,17 +39,22 @@ pub(crate) struct Volatiles {
 impl Volatiles {
     /// Appends; of more than `limit` the oldest go.
     pub(crate) fn push(&mut self, message: Message, limit: Window) {
-        self.bytes += message.payload.len() as u64;
-        self.queue.push_back(message);
-        while self.queue.len() as u64 > limit.messages || (self.queue.len() > 1 && self.bytes > limit.bytes) {
-            self.pop();
+        let Waiting { queue, bytes } = &mut **self.0.get_or_insert_default();
+        *bytes += message.payload.len() as u64;
+        queue.push_back(message);
+        while queue.len() as u64 > limit.messages || (queue.len() > 1 && *bytes > limit.bytes) {
+            *bytes -= queue.pop_front().map_or(0, |oldest| oldest.payload.len() as u64);
         }
     }
 
     pub(crate) fn pop(&mut self) -> Option<Message> {
-        let message = take_first(&mut self.queue)?;
-        self.bytes -= message.payload.len() as u64;
-        Some(message)
+        let Waiting { queue, bytes } = &mut **self.0.as_mut()?;
+        let message = queue.pop_front();
+        *bytes -= message.as_ref().map_or(0, |message| message.payload.len() as u64);
+        if queue.is_empty() {
+            self.0 = None;
+        }
+        message
     }
 
     pub(super) fn transmit(&mut self) -> Option<Transmit> {

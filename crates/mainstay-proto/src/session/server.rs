@@ -85,9 +85,10 @@ pub struct ServerSession {
     instance: Instance,
     attempt: u64,
     /// The fate of the session that this one replaces; rides in WELCOME until the epoch is confirmed.
-    account: Option<Account>,
+    account: Option<Box<Account>>,
     life: Life,
-    attached: Option<Attached>,
+    /// In a box, as a parked session has none.
+    attached: Option<Box<Attached>>,
     /// What came outside the stream and waits for the application.
     volatiles: Volatiles,
 }
@@ -217,7 +218,7 @@ impl ServerSession {
             confirmed: false,
             instance: hello.instance,
             attempt: 0,
-            account: identity.account,
+            account: identity.account.map(Box::new),
             life: Life::Parked { since: now },
             attached: None,
             volatiles: Volatiles::default(),
@@ -335,11 +336,11 @@ impl ServerSession {
             resume_window: self.resume_window,
             heartbeat_interval: self.config.heartbeat.interval(),
             window: self.flow.inbox.window(),
-            account: self.account,
+            account: self.account.as_deref().copied(),
             resume_at: None,
         };
         let mut rng = StdRng::seed_from_u64(seed);
-        self.attached = Some(Attached {
+        self.attached = Some(Box::new(Attached {
             connection,
             lane,
             welcome: Some(Box::new(welcome)),
@@ -350,7 +351,7 @@ impl ServerSession {
             queue: VecDeque::new(),
             volatiles: Volatiles::default(),
             auth: None,
-        });
+        }));
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
             Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: None },
             _ => Life::Attached,
@@ -888,5 +889,16 @@ impl ServerSession {
             cause,
             ended,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parked_session_is_small_and_an_attached_one_little_larger() {
+        assert!(size_of::<ServerSession>() <= 496, "{}", size_of::<ServerSession>());
+        assert!(size_of::<Attached>() <= 200, "{}", size_of::<Attached>());
     }
 }
