@@ -86,7 +86,9 @@ fn a_second_interrupt_waits_for_nothing() {
     let silence = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/", silence.local_addr().unwrap());
     let mut process = mainstay(&["connect", &url, "--linger", "1ms"]).spawn().unwrap();
-    std::io::Write::write_all(process.stdin.as_mut().unwrap(), b"kept\n").unwrap();
+    // More than a pipe holds: once all is written, lines have been read and accepted.
+    let lines = [vec![b'x'; 999], vec![b'\n']].concat().repeat(150);
+    std::io::Write::write_all(process.stdin.as_mut().unwrap(), &lines).unwrap();
     let connection = silence.accept().unwrap();
     // Both signals may arrive before the first is looked at, and count as one.
     while process.try_wait().unwrap().is_none() {
