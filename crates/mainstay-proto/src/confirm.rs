@@ -446,7 +446,8 @@ impl<M> Confirmer<M> {
         let Load { messages, bytes } = self.line.in_flight;
         let enough = messages >= WINDOW_MESSAGES || bytes >= PING_BYTES;
         let next = || self.kept.get(self.index_after(self.line.written));
-        let blocked = || next().is_some_and(|next| !self.has_window(next.bytes));
+        let blocked =
+            || self.line.written < self.last && next().is_some_and(|next| !self.has_window(next.bytes));
         Some(if enough || blocked() { since } else { since + PING_DELAY })
     }
 
