@@ -16,6 +16,9 @@ use super::queue::{append, take_first};
 
 /// Acknowledge at the latest after this many messages.
 const ACK_MESSAGES: u64 = 32;
+/// Acknowledge at the latest after this many payload bytes: the peer keeps them all, and memory that it uses again soon
+/// is still near its processor.
+const ACK_BYTES: u64 = 64 * 1024;
 /// Acknowledge at the latest this long after something was received.
 const ACK_DELAY: Duration = Duration::from_millis(250);
 
@@ -152,7 +155,7 @@ impl Inbox {
         let quarter = (self.window.messages / 4).clamp(1, ACK_MESSAGES);
         untold > 0
             && (untold >= quarter
-                || self.untold_bytes >= self.window.bytes / 4
+                || self.untold_bytes >= (self.window.bytes / 4).min(ACK_BYTES)
                 || self.acknowledge_by().is_some_and(|by| by <= now))
     }
 
@@ -249,6 +252,17 @@ mod tests {
         inbox.hand_over(now);
         assert!(!inbox.acknowledgement_due(now + Duration::from_millis(249)));
         assert!(inbox.acknowledgement_due(now + Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn large_messages_are_acknowledged_every_64_kib() {
+        let now = start();
+        let mut inbox = Inbox::new(Window::CLIENT, false);
+        for n in 1..=4 {
+            inbox.take(Message::text("x".repeat(16 * 1024))).unwrap();
+            inbox.hand_over(now);
+            assert_eq!(inbox.acknowledgement_due(now), n == 4);
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! A link to a plain server, over real sockets.
 
+use std::time::Duration;
+
 use mainstay::client::{Event, Outcome, State};
 use mainstay::server::Config;
-use mainstay::{CloseCode, Link, Message, Report, SendError, WhenFull};
+use mainstay::{CloseCode, HeartbeatConfig, Link, Message, Report, SendError, WhenFull};
 use tokio::net::TcpListener;
 
 use crate::support::echo_server;
@@ -27,7 +29,9 @@ async fn reports(link: &Link) -> Vec<Report> {
 #[tokio::test]
 async fn a_tracked_message_settles_when_the_peers_stack_has_it() {
     let (address, _mainstay) = echo_server(Config::default()).await;
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().connect();
+    // The first heartbeat comes at random within its interval: with 25 s, once in a hundred runs in this test.
+    let heartbeat = HeartbeatConfig::every(Duration::from_secs(3600)).unwrap();
+    let link = Link::to(&format!("ws://{address}/echo")).unwrap().heartbeat(heartbeat).connect();
     let tracked = link.send_tracked(Message::text("x")).await.unwrap();
     assert_eq!(tracked.await, Outcome::Delivered);
     assert!(link.rtt().is_none(), "only a heartbeat measures it");
