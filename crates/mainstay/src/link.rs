@@ -26,6 +26,8 @@
 //!
 //! [`Report`]: crate::Report
 
+use std::time::Duration;
+
 use mainstay_proto::ConfigError;
 use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 use mainstay_proto::connect::ConnectConfig;
@@ -85,6 +87,16 @@ impl Builder<Plain> {
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.config.confirm = self.config.confirm.when_full(when_full);
         self
+    }
+
+    /// Shortest time between two confirming Pings, for services that count them. It bounds what the link carries to
+    /// 64 messages or 256 KiB in that time. Default: none. Range: up to 1 minute.
+    ///
+    /// # Errors
+    /// It is out of range.
+    pub fn min_interval(mut self, min_interval: Duration) -> Result<Self, ConfigError> {
+        self.config.confirm = self.config.confirm.min_interval(min_interval)?;
+        Ok(self)
     }
 
     /// How often to probe. Default: every 25 s.

@@ -39,6 +39,13 @@ async fn a_tracked_message_settles_when_the_peers_stack_has_it() {
     assert_eq!(reports(&link).await, []);
 }
 
+#[test]
+fn a_pause_between_pings_is_at_most_a_minute() {
+    let link = |pause| Link::to("ws://127.0.0.1:1/").unwrap().min_interval(Duration::from_secs(pause));
+    assert!(link(60).is_ok());
+    assert_eq!(link(61).err().map(|error| error.field), Some("confirm.min_interval"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_end_that_could_not_wait_settles_every_message_as_not_delivered() {
     let (_listener, url) = silence().await;
@@ -64,7 +71,7 @@ async fn a_full_queue_waits_fails_or_drops_the_oldest_as_it_was_told() {
     }
     let third = Message::text("c");
     let sending = waiting.send(third.clone());
-    let waited = tokio::time::timeout(std::time::Duration::from_millis(50), sending).await;
+    let waited = tokio::time::timeout(Duration::from_millis(50), sending).await;
     assert!(waited.is_err(), "there is no room");
     assert_eq!(failing.send(third.clone()).await, Err(SendError::Full(third.clone())));
     let mut tracked = Vec::new();
