@@ -1,0 +1,109 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { ClientSession, closeAction, type Data, decode, type Fate, ProtocolError, type SessionHooks, toHex } from "@mainstay/client/protocol";
+import { type End, play, type Written } from "../../conformance/player.js";
+import { dataToJson, fromJson, onTheWire, toJson, unhex, vectors } from "../../conformance/vectors.js";
+
+test("messages decode to their fields and encode to their bytes", () => {
+  for (const { name, message, kind, hex, only } of vectors("messages")) {
+    const bytes = unhex(hex);
+    const onWire: Data = kind === "text" ? new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes) : bytes;
+    assert.deepEqual(toJson(decode(onWire)), message, name);
+    if (only === "decode") continue;
+    const encoded = onTheWire(fromJson(message));
+    assert.equal(typeof encoded === "string" ? Buffer.from(encoded).toString("hex") : toHex(encoded), toHex(bytes), name);
+  }
+});
+
+test("malformed messages are refused for what is wrong with them", () => {
+  const { errors, truncated } = vectors("malformed");
+  const refusal = (bytes: Uint8Array<ArrayBuffer>) => {
+    try {
+      return toJson(decode(bytes));
+    } catch (error) {
+      assert.ok(error instanceof ProtocolError);
+      return error.message;
+    }
+  };
+  for (const { name, hex, error } of errors) assert.equal(refusal(unhex(hex)), error, name);
+  for (const hex of truncated) {
+    const whole = unhex(hex);
+    decode(whole);
+    for (let length = 1; length < whole.length; length++) assert.equal(refusal(whole.subarray(0, length)), "Truncated", `${hex} cut to ${length}`);
+  }
+});
+
+test("close codes tell a client what to do", () => {
+  for (const { code, action } of vectors("close-codes")) assert.equal(closeAction(code), action, String(code));
+});
+
+for (const exchange of vectors("exchanges")) {
+  test(`a client takes its part: ${exchange.name}`, () => play(exchange, new ClientEnd(exchange)));
+}
+
+class ClientEnd implements End, SessionHooks {
+  readonly name = "client";
+  private session: ClientSession;
+  private events: object[] = [];
+  private drawn = 0;
+
+  constructor(exchange: any) {
+    const random = (length: number) => new Uint8Array(length).fill(++this.drawn);
+    this.session = new ClientSession({ resumeWindow: exchange.client_resume_window_ms }, random);
+    this.session.hooks = this;
+  }
+
+  open(now: number, id: number): void {
+    this.session.opened(now, id);
+  }
+  read(_now: number, id: number, frame: any): void {
+    this.session.receive(id, frame);
+  }
+  lose(_now: number, id: number, close?: { code: number; reason: string }): void {
+    if (close?.code === 4409) this.session.superseded(id, close.reason);
+    else this.session.lost(id);
+  }
+  // What is due is an acknowledgement, and those are looked for whenever something may be written.
+  waitUntil(): void {}
+  act(_now: number, step: any): boolean {
+    if ("sends" in step) assert.ok(this.session.send(step.sends));
+    else if ("sends_volatile" in step) this.session.sendVolatile(step.sends_volatile);
+    else if (step.authenticates) this.session.authenticate(unhex(step.authenticates));
+    else if (step.closes) this.session.close(step.closes, step.reason);
+    else return false;
+    return true;
+  }
+  receive(now: number) {
+    return this.session.handOver(now);
+  }
+  event() {
+    return this.events.shift();
+  }
+  write(now: number): Written[] {
+    const written: Written[] = [];
+    for (let output; (output = this.session.transmit(now)) !== undefined; ) written.push([this.session.writer!.id, output]);
+    return written;
+  }
+
+  onAttached(_id: number, [, , , epoch, resumed]: any): void {
+    this.events.push({ attached: { epoch, resumed } });
+  }
+  onGap({ lost, ...fate }: Fate): void {
+    this.events.push({ gap: { ...fate, lost: lost ? [lost.first, lost.count] : null } });
+  }
+  onRefused(code: number): void {
+    this.events.push({ refused: { code, retryable: true } });
+  }
+  onGoAway(delay: readonly number[]): void {
+    this.events.push({ go_away: { delay_ms: delay } });
+  }
+  onVolatile(data: Data): void {
+    this.events.push({ volatile: dataToJson(data) });
+  }
+  onAuthenticated(accepted: boolean): void {
+    this.events.push({ authenticated: accepted });
+  }
+  onEnded(code: number, _reason: string, { delivered, unknown, last }: Fate): void {
+    this.events.push({ ended: { code, delivered, unknown, last } });
+  }
+}
