@@ -1,0 +1,94 @@
+/** A cable between a client and a server that can be cut, silenced and narrowed: what a network does to TCP, in one process. */
+
+import net from "node:net";
+
+export class Cable {
+  private server = net.createServer((near) => this.join(near));
+  private pairs = new Set<[net.Socket, net.Socket]>();
+  private isSilent = false;
+  private isRefusing = false;
+  private bytesPerSecond = Infinity;
+  /** Connections so far. */
+  count = 0;
+  port = 0;
+
+  constructor(private target: () => number) {}
+
+  async open(): Promise<this> {
+    await new Promise<void>((done) => this.server.listen(0, "127.0.0.1", done));
+    this.port = (this.server.address() as net.AddressInfo).port;
+    return this;
+  }
+
+  get url(): string {
+    return `ws://127.0.0.1:${this.port}`;
+  }
+
+  /** Resets every connection. */
+  cut(): void {
+    for (const [near, far] of this.pairs) {
+      near.resetAndDestroy();
+      far.resetAndDestroy();
+    }
+  }
+
+  /** Nothing passes any more, in either direction, and nobody is told. New connections pass. */
+  silence(): void {
+    for (const pair of this.pairs) for (const end of pair) end.removeAllListeners("data").on("data", () => {});
+  }
+
+  /** Nobody gets in. */
+  refuse(isRefusing: boolean): void {
+    this.isRefusing = isRefusing;
+  }
+
+  /** Nothing gets in either, without a word: connections are accepted and nothing follows. */
+  swallow(isSilent: boolean): void {
+    this.isSilent = isSilent;
+  }
+
+  /** So many bytes a second pass in each direction. */
+  narrow(bytesPerSecond: number): void {
+    this.bytesPerSecond = bytesPerSecond;
+  }
+
+  async close(): Promise<void> {
+    this.cut();
+    await new Promise<void>((done) => this.server.close(() => done()));
+  }
+
+  private join(near: net.Socket): void {
+    this.count++;
+    if (this.isRefusing) return void near.resetAndDestroy();
+    if (this.isSilent) return void near.on("error", () => {});
+    const far = net.connect(this.target(), "127.0.0.1");
+    const pair: [net.Socket, net.Socket] = [near, far];
+    this.pairs.add(pair);
+    for (const [from, to] of [[near, far], [far, near]] as const) {
+      from.setNoDelay();
+      from.on("data", (chunk) => this.pass(from, to, chunk));
+      from.on("end", () => to.end());
+      from.on("error", () => to.destroy());
+      from.on("close", () => {
+        to.destroy();
+        this.pairs.delete(pair);
+      });
+    }
+  }
+
+  private pass(from: net.Socket, to: net.Socket, chunk: Buffer): void {
+    if (this.bytesPerSecond === Infinity) {
+      if (!to.write(chunk)) {
+        from.pause();
+        to.once("drain", () => from.resume());
+      }
+      return;
+    }
+    // One chunk at a time, and none before the time that the last one takes on this cable.
+    from.pause();
+    const slice = chunk.subarray(0, 4096);
+    if (slice.length < chunk.length) from.unshift(chunk.subarray(slice.length));
+    to.write(slice);
+    setTimeout(() => from.resume(), (1000 * slice.length) / this.bytesPerSecond);
+  }
+}
