@@ -19,6 +19,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const STALLED: Duration = Duration::from_secs(30);
 const SHOWN_EVERY: u32 = 10;
 
+#[derive(Clone, Copy)]
 pub(super) struct Load {
     pub(super) per_process: u32,
     pub(super) rate: u32,
@@ -29,6 +30,7 @@ pub(super) struct Load {
 /// Memory in bytes; whatever grew counts from before the first process was started.
 pub(super) struct Found {
     pub(super) connections: u32,
+    pub(super) interval: u32,
     pub(super) processes: u32,
     /// User memory of the servers before the first connection.
     pub(super) servers_empty: u64,
@@ -65,6 +67,7 @@ pub(super) fn measure(connections: u32, load: &Load) -> Result<Found> {
     }
     Ok(Found {
         connections,
+        interval: load.interval,
         processes: connections.div_ceil(load.per_process),
         servers_empty,
         servers: stage.servers_memory()?,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::idle::{self, Found, Load, generator_words, server_words};
-use super::storm;
+use super::{MILLIONS_INTERVAL, storm};
 use crate::Result;
 use crate::bench::machine;
 
@@ -11,6 +11,7 @@ type Column = (&'static str, fn(&Found) -> String);
 
 const TOTALS: &[Column] = &[
     ("connections", |f| grouped(f.connections.into())),
+    ("a heartbeat every", |f| format!("{} s", f.interval)),
     ("servers, as many generators", |f| f.processes.to_string()),
     ("servers, user memory", |f| mib(f.servers)),
     ("before the first connection", |f| mib(f.servers_empty)),
@@ -57,8 +58,9 @@ fn idle_connections(page: &mut String, idle: &[Found], load: &Load) -> Result<()
     write!(
         page,
         "\n## Idle connections\n\n\
-         Plain connections to `mainstay serve`, a heartbeat every {} s, both ends on this machine. A process holds at\n\
-         most {} of them, so there are several servers, each at a loopback address of its own. When all are open one\n\
+         Plain connections to `mainstay serve`, both ends on this machine, with a heartbeat every {} s; a million\n\
+         gets one every {MILLIONS_INTERVAL} s, as both ends of 40,000 heartbeats a second take more than this machine has. A process holds\n\
+         at most {} connections, so there are several servers, each at a loopback address of its own. When all are open one\n\
          interval passes; CPU and heartbeats are those of the next. CPU includes the kernel's share, which on loopback\n\
          carries a packet to its receiver at the sender's expense. User memory is the proportional set size of all\n\
          processes. The kernel's figures and what is no longer available are differences of the whole machine since\n\
