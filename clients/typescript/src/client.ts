@@ -8,7 +8,7 @@
 
 import type { Io, Machine, MachineConfig, Mode, Status } from "./machine.js";
 import type { Fate } from "./session.js";
-import { type Bytes, bytesOf, type Data } from "./wire.js";
+import type { Bytes, Data } from "./wire.js";
 
 /** A value, or a function that is asked for it before each attempt: tokens expire. */
 export type Fresh<T> = T | (() => T | Promise<T>);
@@ -74,18 +74,18 @@ const PLAIN = "plain";
 const TICK = 5000;
 
 export abstract class BaseSocket extends EventTarget {
-  static readonly CONNECTING = 0;
-  static readonly OPEN = 1;
-  static readonly CLOSING = 2;
-  static readonly CLOSED = 3;
+  declare static readonly CONNECTING: 0;
+  declare static readonly OPEN: 1;
+  declare static readonly CLOSING: 2;
+  declare static readonly CLOSED: 3;
   declare readonly CONNECTING: 0;
   declare readonly OPEN: 1;
   declare readonly CLOSING: 2;
   declare readonly CLOSED: 3;
-  declare onopen: ((event: Event) => void) | null;
-  declare onmessage: ((event: MessageEvent) => void) | null;
-  declare onclose: ((event: SocketEvents["close"]) => void) | null;
-  declare onerror: ((event: SocketEvents["error"]) => void) | null;
+  onopen: ((event: Event) => void) | null = null;
+  onmessage: ((event: MessageEvent) => void) | null = null;
+  onclose: ((event: SocketEvents["close"]) => void) | null = null;
+  onerror: ((event: SocketEvents["error"]) => void) | null = null;
   readonly extensions = "";
   /** What binary messages arrive as. */
   binaryType: "blob" | "arraybuffer" = "blob";
@@ -97,7 +97,7 @@ export abstract class BaseSocket extends EventTarget {
   protected options: BaseOptions;
   protected clock: () => number;
   private connections = new Map<number, InstanceType<WebSocketLike>>();
-  private events: (readonly [type: string, fields?: any])[] = [];
+  private events: [type: string, fields?: any][] = [];
   private isStepping = false;
   /** The status that the application was told last. */
   private told: Status = "connecting";
@@ -113,6 +113,9 @@ export abstract class BaseSocket extends EventTarget {
   ) {
     super();
     this.options = options;
+    for (const type of ["open", "message", "close", "error"] as const) {
+      super.addEventListener(type, (event: any) => this[`on${type}`]?.(event));
+    }
     if (typeof url !== "function") this.url = absolute(url);
     // Milliseconds that never run backwards and go on while the computer sleeps.
     let skew = 0;
@@ -139,7 +142,7 @@ export abstract class BaseSocket extends EventTarget {
         const isEmpty = !connection?.bufferedAmount;
         connection?.send(data);
         // Behind an empty buffer it leaves at once.
-        if (isEmpty) this.machine.flushed(this.clock());
+        if (isEmpty) this.machine.flushed();
       },
       drop: (id, code = 1000, reason = "") => {
         // Whether its closing handshake ever ends concerns nobody. A browser may send 1000 and 3000-4999 only.
@@ -149,7 +152,7 @@ export abstract class BaseSocket extends EventTarget {
     });
     this.listen();
     // The first attempt starts when the caller has set its handlers.
-    queueMicrotask(this.step);
+    queueMicrotask(() => this.step());
   }
 
   /** What it is doing. */
@@ -189,10 +192,8 @@ export abstract class BaseSocket extends EventTarget {
 
   /** Ends in order: what was accepted is delivered first. What is not within 10 s is unknown. */
   close(code = 1000, reason = ""): void {
-    if (code !== 1000 && !(code > 2999 && code < 5000)) throw new RangeError(`close code ${code}: 1000 or 3000-4999`);
-    if (bytesOf(reason).length > 123) throw new RangeError("close reason: at most 123 bytes");
-    this.machine.close(this.clock(), code, reason);
-    this.step();
+    if (code !== 1000 && !(code > 2999 && code < 5000)) throw new RangeError("close code: 1000 or 3000-4999");
+    this.step(() => this.machine.close(code, reason));
   }
 
   /** Listens; returns what ends that. */
@@ -202,53 +203,45 @@ export abstract class BaseSocket extends EventTarget {
   }
 
   /** Dials now if it waits, probes if it is attached. */
-  retryNow = (): void => {
-    this.machine.retryNow(this.clock());
-    this.step();
-  };
+  retryNow(): void {
+    this.step(() => this.machine.retryNow());
+  }
 
   /** Leaves the connection and stays away until {@link retryNow}. A session goes on for as long as the server keeps it. */
-  suspend = (): void => {
-    this.machine.suspend(this.clock());
-    this.step();
-  };
+  suspend(): void {
+    this.step(() => this.machine.suspend());
+  }
 
-  /** Does what is due, dispatches what happened, and sets the next timer. A handler that calls back in is already inside. */
-  protected step = (): void => {
+  /** Acts, does what is due, dispatches what happened, and sets the next timer. A handler that calls back in is already inside. */
+  protected step(act?: () => unknown): void {
+    const { machine, connections } = this;
+    machine.now = this.clock();
+    act?.();
     if (this.isStepping) return;
     this.isStepping = true;
     clearTimeout(this.timer);
-    const { machine, connections } = this;
-    if (machine.isProbeQueued && ![...connections.values()].some((connection) => connection.bufferedAmount)) machine.flushed(this.clock());
+    if (machine.isProbeQueued && ![...connections.values()].some((connection) => connection.bufferedAmount)) machine.flushed();
     // Paused: what has arrived is read first.
-    const delay = machine.timeout(this.clock()) ? 0 : TICK;
-    do {
-      this.pump();
-      machine.write(this.clock());
-      const [type, fields] = this.events.shift() ?? [];
-      if (type) this.dispatch(type, fields);
-    } while (this.events.length || this.pump());
-    machine.write(this.clock());
+    const delay = machine.timeout() ? 0 : TICK;
+    for (let event; this.pump(), machine.write(), (event = this.events.shift()); ) this.dispatch(...event);
     this.isStepping = false;
     if (machine.isEnded) for (const end of this.cleanup.splice(0)) end();
     else this.arm(delay);
-  };
+  }
 
   private arm(delay: number): void {
-    const now = this.clock();
-    const wait = Math.min(delay, Math.max(this.machine.dueAt - now, 0), this.machine.isProbeQueued ? 250 : TICK);
+    const { machine } = this;
+    const wait = Math.min(delay, Math.max(machine.dueAt - machine.now, 0), machine.isProbeQueued ? 250 : TICK);
+    const expected = machine.now + wait;
     this.timer = setTimeout(() => {
       // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
-      const isLate = this.clock() - now - wait > TICK / 2;
-      if (isLate && this.options.page?.sleep !== false && !globalThis.document?.hidden) this.machine.retryNow(this.clock());
-      this.step();
+      const isLate = this.clock() - expected > TICK / 2;
+      this.step(() => isLate && this.options.page?.sleep !== false && !globalThis.document?.hidden && machine.retryNow());
     }, wait);
   }
 
-  /** Hands over what a session has for the application, if that wants it. True: something was. */
-  protected pump(): boolean {
-    return false;
-  }
+  /** Hands over the next that a session has for the application, if that wants it. */
+  protected pump(): void {}
 
   protected emit(type: string, fields?: object): void {
     this.events.push([type, type === "status" ? { status: this.machine.status, ...fields } : fields]);
@@ -283,12 +276,10 @@ export abstract class BaseSocket extends EventTarget {
       const [name, application = ""] = connection.protocol.split("+") as [string, string?];
       const isSession = name === "mainstay.v1";
       this.protocol = isSession ? application : name === PLAIN ? "" : connection.protocol;
-      this.machine.opened(this.clock(), id, isSession ? "session" : "plain");
-      this.step();
+      this.step(() => this.machine.opened(id, isSession ? "session" : "plain"));
     };
     connection.onmessage = ({ data }: MessageEvent) => {
-      this.machine.received(this.clock(), id, typeof data === "string" ? data : new Uint8Array(data));
-      this.step();
+      this.step(() => this.machine.received(id, typeof data === "string" ? data : new Uint8Array(data)));
     };
     connection.onclose = ({ code, reason }: CloseEvent) => this.lose(id, code, reason);
     // The WebSocket of Node 20 fires no `close` after a handshake that failed.
@@ -297,8 +288,7 @@ export abstract class BaseSocket extends EventTarget {
 
   private lose(id: number, code: number, reason: string): void {
     this.forget(id);
-    this.machine.lost(this.clock(), id, code, reason);
-    this.step();
+    this.step(() => this.machine.lost(id, code, reason));
   }
 
   private forget(id: number) {
@@ -319,8 +309,8 @@ export abstract class BaseSocket extends EventTarget {
       this.cleanup.push(() => target.removeEventListener(type, act));
     };
     const { document } = globalThis;
-    listen(globalThis, "online", page.network, this.retryNow);
-    listen(globalThis, "offline", page.network, this.retryNow);
+    listen(globalThis, "online", page.network, () => this.retryNow());
+    listen(globalThis, "offline", page.network, () => this.retryNow());
     listen(document, "visibilitychange", page.visibility, () => document.hidden || this.retryNow());
     listen(document, "freeze", page.lifecycle, () => this.leavePage(false));
     listen(document, "resume", page.lifecycle, () => this.enterPage());
@@ -341,20 +331,7 @@ export abstract class BaseSocket extends EventTarget {
   }
 }
 
-Object.assign(BaseSocket.prototype, { CONNECTING: 0, OPEN: 1, CLOSING: 2, CLOSED: 3 });
-for (const type of ["open", "message", "close", "error"]) {
-  const handler = Symbol();
-  Object.defineProperty(BaseSocket.prototype, `on${type}`, {
-    get() {
-      return this[handler] ?? null;
-    },
-    set(listener) {
-      if (this[handler]) this.removeEventListener(type, this[handler]);
-      this[handler] = typeof listener === "function" ? listener : null;
-      if (this[handler]) this.addEventListener(type, this[handler]);
-    },
-  });
-}
+for (const owner of [BaseSocket, BaseSocket.prototype]) Object.assign(owner, { CONNECTING: 0, OPEN: 1, CLOSING: 2, CLOSED: 3 });
 
 function offer(names: string[], sessions: boolean): string[] {
   if (!sessions) return names;

@@ -56,8 +56,9 @@ export class MainstaySocket extends BaseSocket {
   private wake: (() => void) | undefined;
   private waiting: Message[] = [];
   private watched = new Set<Message>();
-  /** What became of the sessions that were lost, in order. */
+  /** What became of the sessions that were lost, in order; of very many, of the last. */
   private fates: Fate[] = [];
+  private era = 0;
   private counts = { connections: 0, gaps: 0 };
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
@@ -74,6 +75,14 @@ export class MainstaySocket extends BaseSocket {
       },
     );
     this.session = session;
+    let onmessage: MainstaySocket["onmessage"] = null;
+    Object.defineProperty(this, "onmessage", {
+      get: () => onmessage,
+      set: (handler) => {
+        onmessage = handler;
+        if (handler) this.flow();
+      },
+    });
     if (options.resume) {
       this.stored = storedIn(`mainstay ${options.resumeKey ?? this.url.split("?")[0]}`, session);
       this.stored.load();
@@ -144,15 +153,9 @@ export class MainstaySocket extends BaseSocket {
     this.step();
   }
 
-  override close(code?: number, reason?: string): void {
-    super.close(code, reason);
-  }
-
   override addEventListener(type: string, listener: any, options?: any): void {
     super.addEventListener(type, listener, options);
-    if (type !== "message" || this.isFlowing) return;
-    this.isFlowing = true;
-    queueMicrotask(this.step);
+    if (type === "message") this.flow();
   }
 
   /** The messages, one at a time: one is acknowledged when the next is asked for. Ends with the socket. */
@@ -177,21 +180,28 @@ export class MainstaySocket extends BaseSocket {
 
   // ---- messages -----------------------------------------------------------------------------------
 
-  protected override pump(): boolean {
+  /** Somebody listens: from when they have returned, messages are dispatched as they come. */
+  private flow(): void {
+    this.isFlowing = true;
+    queueMicrotask(() => this.step());
+  }
+
+  protected override pump(): void {
     this.admit();
     for (const message of this.watched) this.look(message);
+    if (this.isFlowing) for (const data of this.held.splice(0)) super.dispatch("message", { data });
     const isWanted = this.isFlowing || (this.wake && !this.held.length);
-    const delivery = isWanted ? this.session.handOver(this.clock()) : undefined;
+    const delivery = isWanted ? this.session.handOver(this.machine.now) : undefined;
     if (delivery?.data !== undefined) this.emit("message", { data: delivery.data });
     else if (delivery) this.emit("gap", { dropped: { first: delivery.first, count: delivery.count } });
-    return !!delivery;
   }
 
   protected override dispatch(type: string, fields?: any): void {
     if (type === "session") this.counts.connections++;
     if (type === "gap") this.counts.gaps++;
     if (type === "close" || type === "gap") {
-      if (fields?.fate) this.fates.push(fields.fate);
+      if (fields?.fate && this.fates.push(fields.fate) > 64) this.fates.shift();
+      if (fields?.fate) this.era++;
       if (type === "close") this.waiting = [];
       for (const message of this.watched) this.look(message);
     }
@@ -209,7 +219,7 @@ export class MainstaySocket extends BaseSocket {
       first.number = this.machine.send(first.data);
       if (!first.number) return;
       first.data = undefined;
-      first.era = this.fates.length;
+      first.era = this.era;
       first.accept?.();
     }
   }
@@ -217,8 +227,8 @@ export class MainstaySocket extends BaseSocket {
   /** @internal Settles a message if its fate is known. */
   look(message: Message): void {
     let outcome: Outcome | undefined;
-    for (; message.number && !outcome && message.era < this.fates.length; message.era++) {
-      const { delivered, unknown, resent } = this.fates[message.era]!;
+    for (; message.number && !outcome && message.era < this.era; message.era++) {
+      const { delivered, unknown, resent } = this.fates.at(message.era - this.era) ?? { delivered: 0, unknown: Infinity, resent: false };
       if (message.number <= delivered) outcome = "delivered";
       else if (message.number <= unknown) outcome = "unknown";
       else if (!resent) outcome = "not delivered";

@@ -6,7 +6,7 @@
  * `sessions.ts` adds `mainstay.v1`. At most two connections live at a time: the attached one, and one being opened,
  * which replaces it (after GOAWAY, or when a probe stays unanswered) or follows it.
  *
- * Pure: time and randomness are arguments, and what is to be done goes through {@link Io}. Milliseconds throughout.
+ * Pure: time is what `now` was set to, randomness an argument, and what is to be done goes through {@link Io}. Milliseconds throughout.
  * Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
  */
 
@@ -82,8 +82,8 @@ export class Machine {
   private replaceAt = Infinity;
   private pingAt = Infinity;
 
-  /** Dials at once. `random` is uniform in [0, 1). */
-  constructor(now: number, config: MachineConfig, random: () => number, io: Io) {
+  /** Dials at once. `now` is to be set before every other call; `random` is uniform in [0, 1). */
+  constructor(public now: number, config: MachineConfig, random: () => number, io: Io) {
     this.dialAt = now;
     this.config = config;
     this.random = random;
@@ -93,22 +93,22 @@ export class Machine {
   // ---- what happened to connections -------------------------------------------------------------
 
   /** A dialled connection is open and speaks this. */
-  opened(now: number, id: number, mode: Mode): void {
-    if (this.mode === mode) this.attachPlain(now, id);
+  opened(id: number, mode: Mode): void {
+    if (this.mode === mode) this.attachPlain(id);
     else {
       // What was promised under the one protocol cannot be kept under the other.
       this.io.drop(id);
-      this.lost(now, id, 1006, "the server speaks another protocol now");
+      this.lost(id, 1006, "the server speaks another protocol now");
     }
   }
 
   /** A connection is gone, or could not be opened. `advice`: when to come back. */
-  lost(now: number, id: number, code: number, reason: string, advice?: Delay): void {
+  lost(id: number, code: number, reason: string, advice?: Delay): void {
     const wasAttached = id === this.current;
     if (this.isEnded || !id || (!wasAttached && id !== this.dialled)) return;
     if (wasAttached) {
       this.current = 0;
-      if (now - this.currentAt >= 50_000) this.attempts = 0;
+      if (this.now - this.currentAt >= 50_000) this.attempts = 0;
     } else {
       this.dialled = 0;
       this.dialAt = Infinity;
@@ -117,15 +117,15 @@ export class Machine {
     const isMeant = this.config.endsWithPeer && this.mode === "plain" && !this.isSuspended && (code === 1000 || (code > 2999 && code !== 4408));
     if (!this.current && (isMeant || action === "stop")) return this.end(code, reason);
     // A replacement may be on its way already.
-    if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = now + this.delay(action !== "reconnect", advice);
-    this.io.emit("status", { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - now });
+    if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.now + this.delay(action !== "reconnect", advice);
+    this.io.emit("status", { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.now });
   }
 
   /** A message arrived. */
-  received(now: number, id: number, data: Data): void {
+  received(id: number, data: Data): void {
     if (id !== this.current) return;
-    this.heard(now);
-    if (this.config.ping?.matches(data)) this.answered(now);
+    this.heard();
+    if (this.config.ping?.matches(data)) this.answered();
     else this.io.emit("message", { data });
   }
 
@@ -138,28 +138,28 @@ export class Machine {
   }
 
   /** Something suggests that the network changed: dial now if waiting, probe if attached. */
-  retryNow(now: number): void {
+  retryNow(): void {
     this.isSuspended = false;
-    if (!this.current && !this.dialled) this.dialAt = now;
+    if (!this.current && !this.dialled) this.dialAt = this.now;
     this.wantsProbe = true;
   }
 
   /** Leaves the connection and stays away until {@link retryNow}. */
-  suspend(now: number): void {
+  suspend(): void {
     this.isSuspended = true;
     for (const id of [this.dialled, this.current]) {
       this.io.drop(id);
-      this.lost(now, id, 1000, "suspended");
+      this.lost(id, 1000, "suspended");
     }
     this.dialAt = Infinity;
   }
 
   /** Ends in order: what was accepted is delivered first. What is not within 10 s is unknown. */
-  close(now: number, code: number, reason: string): void {
+  close(code: number, reason: string): void {
     if (this.closing || this.isEnded) return;
-    this.closing = { code, reason, until: now + 10_000 };
+    this.closing = { code, reason, until: this.now + 10_000 };
     if (!this.current && !this.keeps) this.end(code, reason);
-    else this.retryNow(now);
+    else this.retryNow();
     this.io.emit("status");
   }
 
@@ -175,28 +175,28 @@ export class Machine {
   // ---- time and output --------------------------------------------------------------------------
 
   /** Does what is due. True: this process was paused; let it read what has arrived, then call again. */
-  timeout(now: number): boolean {
+  timeout(): boolean {
     if (this.isEnded) return false;
-    if (this.closing && this.closing.until <= now) this.end(this.closing.code, this.closing.reason);
-    else if (this.dialAt <= now) {
+    if (this.closing && this.closing.until <= this.now) this.end(this.closing.code, this.closing.reason);
+    else if (this.dialAt <= this.now) {
       if (this.dialled) {
         this.io.drop(this.dialled);
-        this.lost(now, this.dialled, 1006, "no answer in time");
-      } else this.dial(now);
+        this.lost(this.dialled, 1006, "no answer in time");
+      } else this.dial();
     }
-    return !!this.current && this.watch(now);
+    return !!this.current && this.watch();
   }
 
   /**
    * Our own pause is no evidence about the peer: before any verdict what has arrived is read, and a timer that is
    * late by more than `slack` asks for a fresh probe after that, and only that one is judged.
    */
-  private watch(now: number): boolean {
-    if (this.replaceAt <= now) {
+  private watch(): boolean {
+    if (this.replaceAt <= this.now) {
       this.replaceAt = Infinity;
-      if (this.dialAt === Infinity) this.dial(now);
+      if (this.dialAt === Infinity) this.dial();
     }
-    const late = now - this.silentAt;
+    const late = this.now - this.silentAt;
     const drained = this.drained;
     this.drained = 0;
     if (late >= 0 && !drained) {
@@ -206,30 +206,30 @@ export class Machine {
     if (late >= 0 && drained < 2) {
       const id = this.current;
       this.io.drop(id);
-      this.lost(now, id, 4408, "silent for too long");
-    } else if (late >= 0 || this.wantsProbe || this.pingAt <= now) this.probe(now, late >= 0);
+      this.lost(id, 4408, "silent for too long");
+    } else if (late >= 0 || this.wantsProbe || this.pingAt <= this.now) this.probe(late >= 0);
     return false;
   }
 
-  private probe(now: number, isLate: boolean): void {
+  private probe(isLate: boolean): void {
     const { ping } = this.config;
     const isOpen = this.isProbeQueued || this.probeLeftAt < Infinity;
     this.wantsProbe = false;
     // A fresh limit for the fresh probe; a short one where none can be sent.
-    if (isLate) this.heardAt = this.mode === "session" || ping ? now : now - this.limit + 5000;
-    if (isOpen && !isLate && this.pingAt > now) return;
-    this.pingAt = ping && this.mode === "plain" ? now + ping.intervalMs : Infinity;
+    if (isLate) this.heardAt = this.mode === "session" || ping ? this.now : this.now - this.limit + 5000;
+    if (isOpen && !isLate && this.pingAt > this.now) return;
+    this.pingAt = ping && this.mode === "plain" ? this.now + ping.intervalMs : Infinity;
     if (!this.writeProbe()) return;
     this.isProbeQueued = true;
     this.probeLeftAt = Infinity;
     this.probeSentAt = NaN;
     // A plain peer is not replaced while it may live: it would see a second client.
-    if (this.mode === "session") this.replaceAt = now + 1000;
+    if (this.mode === "session") this.replaceAt = this.now + 1000;
   }
 
   /** Everything written has left: the time of a probe starts. */
-  flushed(now: number): void {
-    if (this.isProbeQueued) this.probeLeftAt = this.probeSentAt = now;
+  flushed(): void {
+    if (this.isProbeQueued) this.probeLeftAt = this.probeSentAt = this.now;
     this.isProbeQueued = false;
   }
 
@@ -256,7 +256,7 @@ export class Machine {
   // ---- what sessions do otherwise ---------------------------------------------------------------
 
   /** Gives the connections what is to be written. */
-  write(_now: number): void {
+  write(): void {
     if (!this.current) return;
     this.given += this.unsent.length;
     for (const data of this.unsent.splice(0)) this.io.write(this.current, data);
@@ -291,42 +291,42 @@ export class Machine {
 
   // ---- helpers ----------------------------------------------------------------------------------
 
-  protected dial(now: number): void {
+  protected dial(): void {
     this.dialled = ++this.lastId;
-    this.dialAt = now + (this.config.connectTimeoutMs ?? 10_000);
+    this.dialAt = this.now + (this.config.connectTimeoutMs ?? 10_000);
     this.io.dial(this.dialled, this.offers);
     this.io.emit("status");
   }
 
-  protected attachPlain(now: number, id: number): void {
+  protected attachPlain(id: number): void {
     const { ping, silenceLimitMs } = this.config;
     const limit = silenceLimitMs ?? (ping ? 2 * ping.intervalMs + 5000 : Infinity);
-    this.attach(now, id, limit, limit / 8);
-    if (ping) this.pingAt = now + ping.intervalMs;
+    this.attach(id, limit, limit / 8);
+    if (ping) this.pingAt = this.now + ping.intervalMs;
     this.epoch++;
     this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
     if (this.epoch > 1) this.io.emit("gap");
   }
 
-  protected attach(now: number, id: number, limit: number, slack: number): void {
+  protected attach(id: number, limit: number, slack: number): void {
     if (this.current) this.io.drop(this.current);
     this.current = id;
     this.dialled = 0;
     this.dialAt = this.replaceAt = this.pingAt = this.probeLeftAt = Infinity;
-    this.currentAt = this.heardAt = now;
+    this.currentAt = this.heardAt = this.now;
     this.limit = limit;
     this.slack = slack;
     this.isProbeQueued = this.wantsProbe = false;
     this.io.emit("status");
   }
 
-  protected heard(now: number): void {
-    this.heardAt = now;
+  protected heard(): void {
+    this.heardAt = this.now;
     this.replaceAt = this.probeLeftAt = Infinity;
   }
 
-  protected answered(now: number): void {
-    const sample = now - this.probeSentAt;
+  protected answered(): void {
+    const sample = this.now - this.probeSentAt;
     this.probeSentAt = NaN;
     if (sample >= 0) this.rtt = this.rtt === undefined ? sample : this.rtt + (sample - this.rtt) / 8;
   }

@@ -14,8 +14,6 @@ export class SessionMachine extends Machine implements SessionHooks {
   name = "";
   private nonce = 0;
   private endedWith: Fate | undefined;
-  /** When what the session speaks of came. */
-  private now = 0;
   /** One that opened without an offer. It waits while the offer is made once more: the server may only have been away. */
   private trial: { id: number; heard: Data[] } | undefined;
 
@@ -26,52 +24,50 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.offers = true;
   }
 
-  override opened(now: number, id: number, mode: Mode): void {
+  override opened(id: number, mode: Mode): void {
     if (!this.mode && !this.offers) {
       this.trial = { id, heard: [] };
       this.offers = true;
       this.dialled = 0;
-      this.dial(now);
+      this.dial();
     } else if (mode === "session" && this.mode !== "plain") {
-      if (!this.session.opened(now, id)) this.io.drop(id);
+      if (!this.session.opened(this.now, id)) this.io.drop(id);
     } else {
       this.mode ??= mode;
       this.offers = this.mode === "session";
-      super.opened(now, id, mode);
+      super.opened(id, mode);
     }
   }
 
-  override lost(now: number, id: number, code: number, reason: string, advice?: Delay): void {
+  override lost(id: number, code: number, reason: string, advice?: Delay): void {
     if (id === this.trial?.id) this.trial = undefined;
-    this.now = now;
     const neverSpoke = !this.mode && id === this.dialled && this.session.pending?.id !== id;
     if (code === 4409) this.session.superseded(id, reason);
     else this.session.lost(id);
     if (neverSpoke && this.trial) {
       this.mode = "plain";
       this.offers = false;
-      return this.attachPlain(now, this.trial.id);
+      return this.attachPlain(this.trial.id);
     }
     // Browsers fail a connection whose server answers an offer with nothing.
     if (neverSpoke) this.offers = !this.offers;
-    super.lost(now, id, code, reason, advice);
+    super.lost(id, code, reason, advice);
   }
 
-  override received(now: number, id: number, data: Data): void {
+  override received(id: number, data: Data): void {
     if (id === this.trial?.id) this.trial.heard.push(data);
-    if (this.mode === "plain") return super.received(now, id, data);
-    if (id === this.current) this.heard(now);
-    this.now = now;
+    if (this.mode === "plain") return super.received(id, data);
+    if (id === this.current) this.heard();
     try {
       const frame = decode(data);
-      if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.nonce) this.answered(now);
+      if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.nonce) this.answered();
       this.session.receive(id, frame);
     } catch (error) {
       const { message } = error as Error;
       this.io.emit("error", { error });
-      this.write(now);
+      this.write();
       this.io.drop(id, 4400, message);
-      this.lost(now, id, 4400, message);
+      this.lost(id, 4400, message);
     }
   }
 
@@ -80,14 +76,14 @@ export class SessionMachine extends Machine implements SessionHooks {
     return this.closing || this.isEnded ? 0 : this.session.send(data);
   }
 
-  override close(now: number, code: number, reason: string): void {
+  override close(code: number, reason: string): void {
     this.session.close(code, reason);
-    super.close(now, code, reason);
+    super.close(code, reason);
   }
 
-  override write(now: number): void {
-    if (this.mode === "plain") return super.write(now);
-    for (let output; (output = this.session.transmit(now)) !== undefined; ) {
+  override write(): void {
+    if (this.mode === "plain") return super.write();
+    for (let output; (output = this.session.transmit(this.now)) !== undefined; ) {
       const { id } = this.session.writer!;
       if (typeof output === "string" || output instanceof Uint8Array) this.io.write(id, output);
       else this.io.drop(id, output.code, output.reason);
@@ -120,15 +116,15 @@ export class SessionMachine extends Machine implements SessionHooks {
     return this.mode === "plain" ? undefined : (this.endedWith ?? this.session.fate());
   }
 
-  protected override attachPlain(now: number, id: number): void {
+  protected override attachPlain(id: number): void {
     if (!this.epoch) {
       // What was sent before it was known what the peer speaks.
       const [fate, unsent] = this.session.takeUnsent();
       if (fate.unknown) this.io.emit("gap", { fate });
       this.unsent = unsent;
     }
-    super.attachPlain(now, id);
-    for (const data of this.trial?.heard ?? []) super.received(now, id, data);
+    super.attachPlain(id);
+    for (const data of this.trial?.heard ?? []) super.received(id, data);
     this.trial = undefined;
   }
 
@@ -141,7 +137,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.trial = undefined;
     this.mode = "session";
     this.epoch = epoch;
-    this.attach(this.now, id, 2 * announced + 5000, announced / 4);
+    this.attach(id, 2 * announced + 5000, announced / 4);
     this.name = toHex(sessionId);
     this.io.emit("session", { mode: "session", resumed, epoch, id: this.name });
   }
@@ -153,7 +149,7 @@ export class SessionMachine extends Machine implements SessionHooks {
   onRefused(code: number, delay: Delay): void {
     const id = this.dialled;
     this.io.drop(id);
-    super.lost(this.now, id, code, `refused with ${code}`, delay);
+    super.lost(id, code, `refused with ${code}`, delay);
   }
 
   onGoAway([earliest, latest]: Delay, closeIn: number): void {
@@ -172,7 +168,7 @@ export class SessionMachine extends Machine implements SessionHooks {
 
   onEnded(code: number, reason: string, fate: Fate): void {
     // What is still owed (END, the answer to one, the Close) leaves before the end.
-    this.write(this.now);
+    this.write();
     this.endedWith = fate;
     this.end(code, reason);
   }

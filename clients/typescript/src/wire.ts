@@ -99,11 +99,11 @@ export const MAX_INTEGER = Number.MAX_SAFE_INTEGER;
 // A letter for each field, by message type; after `|` the optional ones, by their types from 1. v version; i integer;
 // p integer above 0; f flag; b bytes; k 16 bytes; n 8 bytes; t text; w window; d delay; c cause of a GAP; A account;
 // u its cause; R resume; and up to the end: B bytes, T text, D kind and data.
-const SHAPES = " vwkini|RBi nbpfipiiw|AT i|w iii iii tdi|T ppc itii b fi D ifd|A".split(" ");
+const SHAPES = /* @__PURE__ */ " vwkini|RBi nbpfipiiw|AT i|w iii iii tdi|T ppc itii b fi D ifd|A".split(" ");
 const PARTS: Record<string, string> = { w: "pi", d: "ii", A: "iiiiu", R: "biii" };
 
-const ENCODER = new TextEncoder();
-const DECODER = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+const ENCODER = /* @__PURE__ */ new TextEncoder();
+const DECODER = /* @__PURE__ */ new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** A text as UTF-8; bytes as they are. */
 export const bytesOf = (data: Data): Bytes => (typeof data === "string" ? ENCODER.encode(data) : data);

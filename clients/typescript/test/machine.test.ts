@@ -1,0 +1,389 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Machine, type Io, type MachineConfig, type Mode } from "../src/machine.js";
+import { ClientSession } from "../src/session.js";
+import { SessionMachine } from "../src/sessions.js";
+import { type Control, type Data, decode, encode, Type } from "../src/wire.js";
+
+/** A machine, its clock, and all that it did. */
+class Stage {
+  now = 1_000_000;
+  did: string[] = [];
+  events: [string, any][] = [];
+  written: [number, Data][] = [];
+  machine: Machine;
+  random = 0.5;
+
+  constructor(config: MachineConfig = {}, sessions = true) {
+    const io: Io = {
+      dial: (id, offers) => this.did.push(`dial ${id}${offers ? " offering" : ""}`),
+      write: (id, data) => this.written.push([id, data]),
+      drop: (id, code) => id && this.did.push(`drop ${id}${code ? ` ${code}` : ""}`),
+      emit: (type, fields) => this.events.push([type, fields]),
+    };
+    let drawn = 0;
+    const session = new ClientSession({}, (length) => new Uint8Array(length).fill(++drawn));
+    const random = () => this.random;
+    this.machine = sessions ? new SessionMachine(this.now, config, random, io, session) : new Machine(this.now, config, random, io);
+    this.step();
+  }
+
+  /** Time passes, and what is due is done, as if every timer were on time. */
+  pass(ms: number): void {
+    for (const end = this.now + ms; this.now < end; ) {
+      this.now = Math.min(end, Math.max(this.now, Math.min(this.machine.dueAt, end)));
+      this.step();
+      if (this.machine.dueAt <= this.now) this.step();
+      if (this.now < end && this.machine.dueAt <= this.now) this.now++;
+    }
+  }
+
+  /** The machine, told what time it is. */
+  at(later = 0): Machine {
+    this.machine.now = this.now + later;
+    return this.machine;
+  }
+
+  step(): void {
+    while (this.at().timeout());
+    this.at().write();
+    this.at().flushed();
+  }
+
+  open(id: number, mode: Mode = "session"): void {
+    this.at().opened(id, mode);
+    this.step();
+  }
+
+  says(id: number, frame: Control): void {
+    this.at().received(id, encode(frame));
+    this.step();
+  }
+
+  welcome(id: number, epoch = 1, resumed = false, interval = 25_000): void {
+    const bytes = (length: number) => new Uint8Array(length).fill(epoch);
+    this.says(id, [Type.Welcome, bytes(8), bytes(24), epoch, resumed, 0, 1, 120_000, interval, [1024, 1_048_576]]);
+  }
+
+  pings(): number {
+    return this.written.splice(0).filter(([, data]) => decode(data)?.[0] === Type.Ping).length;
+  }
+
+  last(type: string): any {
+    return this.events.findLast(([name]) => name === type)?.[1];
+  }
+}
+
+function attached(config?: MachineConfig): Stage {
+  const stage = new Stage(config);
+  stage.open(1);
+  stage.welcome(1);
+  stage.did.length = 0;
+  return stage;
+}
+
+test("waits between attempts are spread, never zero, never above the cap, at attempts 1, 5, 50 and 2,000", () => {
+  for (const attempt of [1, 5, 50, 2000]) {
+    const waits = [0, 0.25, 0.999999].map((random) => {
+      const stage = new Stage({}, false);
+      stage.random = random;
+      (stage.machine as any).attempts = attempt - 1;
+      stage.at().lost(1, 1006, "");
+      return stage.last("status").retryInMs;
+    });
+    const ceiling = attempt === 1 ? 1000 : Math.min(30_000, 500 * 2 ** (attempt - 2));
+    assert.ok(waits[0]! >= 1 && waits[2]! <= ceiling, `${attempt}: ${waits}`);
+    assert.ok(waits[2]! - waits[0]! > 0.9 * ceiling, `${attempt} is not spread: ${waits}`);
+    assert.ok(waits[0]! < waits[1]! && waits[1]! < waits[2]!);
+  }
+});
+
+test("a client that lost its connection alone comes back sooner, and never in the lower half of later waits", () => {
+  const stage = attached();
+  stage.random = 0.999999;
+  stage.at().lost(1, 4408, "");
+  assert.ok(stage.last("status").retryInMs <= 200);
+  stage.random = 0;
+  (stage.machine as any).attempts = 5;
+  stage.pass(200);
+  stage.at().lost(2, 1002, "");
+  assert.ok(stage.last("status").retryInMs >= 4000);
+});
+
+test("a connection that was merely accepted does not clear the count of attempts, one that lived does", () => {
+  const stage = attached();
+  (stage.machine as any).attempts = 9;
+  stage.at(1000).lost(1, 1006, "");
+  assert.equal((stage.machine as any).attempts, 10);
+  const lived = attached();
+  (lived.machine as any).attempts = 9;
+  lived.at(50_000).lost(1, 1006, "");
+  assert.equal((lived.machine as any).attempts, 1);
+});
+
+test("an attempt without an answer is given up after ten seconds", () => {
+  const stage = new Stage();
+  assert.deepEqual(stage.did, ["dial 1 offering"]);
+  stage.pass(9999);
+  assert.equal(stage.did.length, 1);
+  stage.pass(1);
+  assert.equal(stage.did[1], "drop 1");
+  assert.equal(stage.machine.status, "waiting");
+});
+
+test("a WELCOME that does not come within ten seconds of the dial is given up too", () => {
+  const stage = new Stage();
+  stage.pass(4000);
+  stage.open(1);
+  stage.pass(6000);
+  assert.deepEqual(stage.did.slice(0, 2), ["dial 1 offering", "drop 1"]);
+});
+
+test("a silent server is called dead after two announced intervals and five seconds", () => {
+  const stage = attached();
+  stage.pass(54_999);
+  assert.equal(stage.machine.status, "attached");
+  stage.pass(1);
+  assert.deepEqual([stage.did[0], stage.last("status").code], ["drop 1", 4408]);
+});
+
+test("a timer that fires late drains, then probes, and judges only the probe", () => {
+  const stage = attached();
+  stage.now += 600_000;
+  assert.equal(stage.at().timeout(), true, "drain first");
+  assert.equal(stage.at().timeout(), false);
+  stage.at().write();
+  stage.at().flushed();
+  assert.equal(stage.machine.status, "attached");
+  assert.equal(stage.pings(), 1);
+  stage.pass(1999);
+  assert.equal(stage.machine.status, "attached");
+  stage.pass(1);
+  assert.equal(stage.machine.status, "connecting", "the replacement that the probe asked for is under way");
+});
+
+test("what was readable before a late verdict is life", () => {
+  const stage = attached();
+  stage.now += 600_000;
+  assert.equal(stage.at().timeout(), true);
+  stage.says(1, [Type.Ack, 0]);
+  assert.equal(stage.at().timeout(), false);
+  assert.equal(stage.pings(), 0);
+  assert.equal(stage.machine.status, "attached");
+});
+
+test("a probe without an answer for a second opens a replacement; an answer calls that off", () => {
+  const stage = attached();
+  stage.at().retryNow();
+  stage.step();
+  assert.equal(stage.pings(), 1);
+  stage.pass(999);
+  assert.deepEqual(stage.did, []);
+  stage.pass(1);
+  assert.deepEqual(stage.did, ["dial 2 offering"]);
+  assert.equal(stage.machine.status, "attached", "the old one is used until then");
+
+  const answered = attached();
+  answered.at().retryNow();
+  answered.step();
+  answered.pass(300);
+  answered.says(1, [Type.Pong, 1, 0, 0]);
+  answered.pass(5000);
+  assert.deepEqual([answered.did, answered.machine.rtt], [[], 300]);
+});
+
+test("a replacement that is welcomed takes over without a moment detached", () => {
+  const stage = attached();
+  stage.at().retryNow();
+  stage.pass(1000);
+  stage.open(2);
+  stage.events.length = 0;
+  stage.welcome(2, 2, true);
+  assert.deepEqual(stage.did, ["dial 2 offering", "drop 1"]);
+  assert.deepEqual(stage.events.filter(([type]) => type === "session").map(([, { epoch }]) => epoch), [2]);
+  assert.ok(stage.events.every(([type, fields]) => type !== "status" || fields?.code === undefined));
+});
+
+test("of many requests to look at the peer one probe comes while it is open", () => {
+  const stage = attached();
+  for (let i = 0; i < 20; i++) {
+    stage.at().retryNow();
+    stage.step();
+  }
+  assert.equal(stage.pings(), 1);
+});
+
+test("the silence limit of a plain server is a verdict, and without one there is none", () => {
+  const limited = new Stage({ silenceLimitMs: 8000 }, false);
+  limited.open(1, "plain");
+  limited.pass(7999);
+  assert.equal(limited.machine.status, "attached");
+  limited.pass(1);
+  assert.equal(limited.last("status").code, 4408);
+
+  const patient = new Stage({}, false);
+  patient.open(1, "plain");
+  patient.pass(10 * 3600_000);
+  assert.equal(patient.machine.status, "attached");
+});
+
+test("an application's own ping is sent every interval, its answer is not handed on, and none is a verdict", () => {
+  const stage = new Stage({ ping: { message: "ping", matches: (data) => data === "pong", intervalMs: 10_000 } }, false);
+  stage.open(1, "plain");
+  stage.pass(10_000);
+  assert.deepEqual(stage.written.splice(0), [[1, "ping"]]);
+  stage.at(40).received(1, "pong");
+  stage.at(50).received(1, "news");
+  assert.deepEqual(stage.events.filter(([type]) => type === "message").map(([, { data }]) => data), ["news"]);
+  assert.equal(stage.machine.rtt, 40);
+  stage.pass(10_000);
+  assert.deepEqual(stage.written.splice(0), [[1, "ping"]]);
+  stage.pass(2000);
+  assert.equal(stage.last("status").code, 4408);
+});
+
+test("every re-attach of a plain server is a gap of unknown size", () => {
+  const stage = new Stage({}, false);
+  stage.open(1, "plain");
+  assert.equal(stage.events.filter(([type]) => type === "gap").length, 0);
+  stage.at().lost(1, 1006, "");
+  stage.pass(1000);
+  stage.open(2, "plain");
+  assert.equal(stage.events.filter(([type]) => type === "gap").length, 1);
+});
+
+test("a plain server that closes with a code of its own ends the client only if that is asked for", () => {
+  for (const [endsWithPeer, status] of [[false, "waiting"], [true, "ended"]] as const) {
+    const stage = new Stage({ endsWithPeer }, false);
+    stage.open(1, "plain");
+    stage.at().lost(1, 4000, "enough");
+    assert.equal(stage.machine.status, status);
+  }
+});
+
+test("a server that answers an offer with nothing is asked again without one, and offered once more before it counts as plain", () => {
+  const stage = new Stage();
+  stage.at().lost(1, 1006, "");
+  stage.pass(1000);
+  assert.deepEqual(stage.did, ["dial 1 offering", "dial 2"]);
+  stage.open(2, "plain");
+  assert.deepEqual(stage.did.slice(2), ["dial 3 offering"]);
+  stage.at().received(2, "a greeting");
+  assert.equal(stage.machine.mode, undefined);
+  stage.at().lost(3, 1006, "");
+  assert.deepEqual([stage.machine.mode, stage.machine.status, stage.last("message")], ["plain", "attached", { data: "a greeting" }]);
+  stage.at().lost(2, 1006, "");
+  stage.pass(1000);
+  assert.equal(stage.did.at(-1), "dial 4");
+});
+
+test("a server that was only away when it was offered sessions is not taken for a plain one", () => {
+  const stage = new Stage();
+  stage.at().lost(1, 1006, "");
+  stage.pass(1000);
+  stage.open(2, "plain");
+  stage.open(3, "session");
+  stage.welcome(3);
+  assert.deepEqual([stage.machine.mode, stage.did.at(-1)], ["session", "drop 2"]);
+});
+
+test("GOAWAY is followed within its delay, and before the server closes", () => {
+  const stage = attached();
+  stage.random = 0.999999;
+  stage.says(1, [Type.GoAway, "restart", [2000, 30_000], 6000]);
+  stage.pass(1999);
+  assert.deepEqual(stage.did, []);
+  stage.pass(4001);
+  assert.deepEqual(stage.did, ["dial 2 offering"]);
+});
+
+test("the advice of a REFUSE wins over the client's own delay, and a final one ends it", () => {
+  const stage = new Stage();
+  stage.open(1);
+  stage.says(1, [Type.Refuse, 4413, true, [5000, 9000]]);
+  const { retryInMs } = stage.last("status");
+  assert.ok(retryInMs >= 5000 && retryInMs <= 9000, String(retryInMs));
+  stage.pass(9000);
+  stage.open(2);
+  stage.says(2, [Type.Refuse, 4501, false, [0, 0]]);
+  assert.deepEqual([stage.machine.status, stage.last("close").code], ["ended", 4501]);
+  assert.equal(stage.machine.dueAt, Infinity);
+});
+
+test("a client that is asked to end before it ever had a connection ends at once; one that sent something first delivers it", () => {
+  const stage = new Stage();
+  stage.at().close(1000, "");
+  assert.equal(stage.machine.status, "ended");
+
+  const sender = new Stage();
+  sender.machine.send("last words");
+  sender.at().close(1000, "bye");
+  assert.equal(sender.machine.status, "closing");
+  sender.pass(9999);
+  assert.equal(sender.machine.status, "closing");
+  sender.pass(1);
+  assert.deepEqual([sender.machine.status, sender.last("close").fate.last], ["ended", 1]);
+});
+
+test("a suspended client stays away until it is asked to come back, and its session goes on", () => {
+  const stage = attached();
+  stage.at().suspend();
+  assert.deepEqual([stage.machine.status, stage.did], ["suspended", ["drop 1"]]);
+  stage.pass(3600_000);
+  assert.equal(stage.did.length, 1);
+  stage.at().retryNow();
+  stage.step();
+  stage.open(2);
+  stage.welcome(2, 2, true);
+  assert.deepEqual([stage.machine.status, stage.last("session").resumed], ["attached", true]);
+});
+
+test("what a server sends against the protocol fails the connection with 4400, is one error, and keeps the session", () => {
+  const hostile: [string, Data][] = [
+    ["an unknown type", Uint8Array.of(0x0d)],
+    ["no bytes", new Uint8Array()],
+    ["a second WELCOME", encode([Type.Welcome, new Uint8Array(8), new Uint8Array(24), 2, false, 0, 1, 0, 100, [1, 0]])],
+    ["HELLO", encode([Type.Hello, 1, [1, 0], new Uint8Array(16), 0, new Uint8Array(8), 1])],
+    ["an acknowledgement of what was never written", encode([Type.Ack, 7])],
+    ["AUTH_RESULT without AUTH", encode([Type.AuthResult, true, 0])],
+    ["REFUSE after WELCOME", encode([Type.Refuse, 4413, true, [0, 0]])],
+  ];
+  for (const [name, message] of hostile) {
+    const stage = attached();
+    stage.at().received(1, message);
+    stage.step();
+    assert.deepEqual(stage.did, ["drop 1 4400"], name);
+    assert.equal(stage.events.filter(([type]) => type === "error").length, 1, name);
+    assert.equal(stage.machine.status, "waiting", name);
+    stage.pass(200);
+    stage.open(2);
+    stage.welcome(2, 2, true);
+    assert.equal(stage.last("session").resumed, true, name);
+  }
+});
+
+test("positions that differ end the session, with one error and one end", () => {
+  const stage = attached();
+  stage.at().received(1, encode([Type.Ping, 1, 5, 0]));
+  stage.step();
+  assert.deepEqual([stage.machine.status, stage.last("close").code], ["ended", 4400]);
+  const end = stage.written.map(([, data]) => decode(data)).find((frame) => frame?.[0] === Type.End);
+  assert.equal(end?.[1], 4400);
+});
+
+test("more than the window is refused, and nothing of it is handed over", () => {
+  const stage = attached();
+  for (let i = 0; i < 1024; i++) stage.at().received(1, `${i}`);
+  assert.equal(stage.machine.status, "attached");
+  stage.at().received(1, "one too many");
+  assert.deepEqual(stage.did, ["drop 1 4400"]);
+});
+
+test("nothing but WELCOME and REFUSE may come before WELCOME", () => {
+  for (const message of ["early", encode([Type.Ping, 1, 0, 0])]) {
+    const stage = new Stage();
+    stage.open(1);
+    stage.at().received(1, message);
+    assert.equal(stage.did.at(-1), "drop 1 4400");
+  }
+});

@@ -1,0 +1,300 @@
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import net from "node:net";
+import { after, test } from "node:test";
+import { WebSocket as NodeSocket, WebSocketServer, type ServerOptions } from "ws";
+import { MainstaySocket, type Options, QueueFullError, type SocketEvents } from "../src/index.js";
+import { MainstaySocket as PlainSocket } from "../src/plain.js";
+import { encode, Type } from "../src/wire.js";
+
+const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
+const servers: WebSocketServer[] = [];
+const rejections: unknown[] = [];
+process.on("unhandledRejection", (reason) => rejections.push(reason));
+after(() => {
+  for (const server of servers) {
+    for (const client of server.clients) client.terminate();
+    server.close();
+  }
+  assert.deepEqual(rejections, [], "no rejection goes unhandled");
+});
+
+async function serve(onConnection: (socket: NodeSocket) => void, options: ServerOptions = {}): Promise<string> {
+  const server = new WebSocketServer({ port: 0, host: "127.0.0.1", ...options });
+  servers.push(server);
+  server.on("connection", onConnection);
+  await once(server, "listening");
+  return `ws://127.0.0.1:${(server.address() as net.AddressInfo).port}/`;
+}
+
+const echo = (socket: NodeSocket) => socket.on("message", (data, isBinary) => socket.send(data, { binary: isBinary }));
+
+function next<Name extends keyof SocketEvents>(socket: PlainSocket, type: Name): Promise<SocketEvents[Name]> {
+  return new Promise((resolve) => {
+    const off = socket.on(type, (event) => {
+      off();
+      resolve(event);
+    });
+  });
+}
+
+test("has what WebSocket has", async () => {
+  const url = await serve(echo);
+  const socket = new MainstaySocket(url, [], { WebSocket });
+  assert.deepEqual([MainstaySocket.CONNECTING, MainstaySocket.OPEN, MainstaySocket.CLOSING, MainstaySocket.CLOSED], [0, 1, 2, 3]);
+  assert.deepEqual([socket.CONNECTING, socket.OPEN, socket.CLOSING, socket.CLOSED, socket.readyState], [0, 1, 2, 3, 0]);
+  assert.deepEqual([socket.url, socket.extensions, socket.protocol, socket.binaryType], [url, "", "", "blob"]);
+  const order: string[] = [];
+  socket.onopen = () => order.push("open");
+  socket.addEventListener("open", () => order.push("open listener"));
+  const heard = new Promise<unknown>((resolve) => (socket.onmessage = ({ data }) => resolve(data)));
+  socket.send("before it is open");
+  assert.equal(await heard, "before it is open");
+  assert.deepEqual([order, socket.readyState, socket.mode], [["open", "open listener"], 1, "plain"]);
+  const closed = next(socket, "close");
+  socket.close(4001, "done");
+  assert.equal(socket.readyState, 2 + 1);
+  const { code, reason } = await closed;
+  assert.deepEqual([code, reason, socket.readyState], [4001, "done", 3]);
+  assert.throws(() => socket.close(1001), RangeError);
+});
+
+test("binary arrives as the type that is asked for, whatever it was sent as", async () => {
+  const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
+  const bytes = Uint8Array.of(0, 1, 2, 255);
+  socket.binaryType = "arraybuffer";
+  for (const sent of [bytes, bytes.buffer, new DataView(bytes.buffer, 1, 2), new Blob([bytes])]) {
+    const message = next(socket, "message");
+    socket.send(sent);
+    const { data } = await message;
+    assert.ok(data instanceof ArrayBuffer);
+    const expected = sent instanceof DataView ? bytes.slice(1, 3) : bytes;
+    assert.deepEqual(new Uint8Array(data), expected);
+  }
+  socket.binaryType = "blob";
+  const message = next(socket, "message");
+  socket.send(bytes);
+  const { data } = await message;
+  assert.ok(data instanceof Blob);
+  assert.deepEqual(new Uint8Array(await data.arrayBuffer()), bytes);
+  await socket[Symbol.asyncDispose]();
+});
+
+test("a Blob keeps its place among the messages", async () => {
+  const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
+  socket.binaryType = "arraybuffer";
+  const heard: unknown[] = [];
+  const all = new Promise<void>((resolve) => socket.on("message", ({ data }) => heard.push(typeof data === "string" ? data : "blob") === 3 && resolve()));
+  socket.send("first");
+  socket.send(new Blob(["second"]));
+  socket.send("third");
+  await all;
+  assert.deepEqual(heard, ["first", "blob", "third"]);
+  socket.close();
+});
+
+test("what is sent may be changed afterwards", async () => {
+  const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
+  socket.binaryType = "arraybuffer";
+  const bytes = Uint8Array.of(1, 2, 3);
+  const message = next(socket, "message");
+  socket.send(bytes);
+  bytes.fill(9);
+  assert.deepEqual(new Uint8Array((await message).data), Uint8Array.of(1, 2, 3));
+  socket.close();
+});
+
+test("url, subprotocols and credentials are asked for before each attempt, and one that throws is an error and another attempt", async () => {
+  const offered: string[] = [];
+  const url = await serve((socket) => socket.close(1012), { handleProtocols: (names) => (offered.push([...names].join()), "app") });
+  const asked: number[] = [];
+  const socket = new MainstaySocket(
+    async () => {
+      asked.push(asked.length);
+      if (asked.length === 2) throw new Error("no token now");
+      return `${url}?attempt=${asked.length}`;
+    },
+    () => ["app"],
+    { WebSocket, credentials: () => "secret" },
+  );
+  const failed = next(socket, "error");
+  await next(socket, "open");
+  assert.equal(socket.protocol, "app");
+  assert.match(socket.url, /attempt=1$/);
+  assert.equal((await failed).error?.message, "no token now");
+  socket.retryNow();
+  await next(socket, "open");
+  assert.match(socket.url, /attempt=3$/);
+  assert.equal(offered[0], "app,mainstay.v1+app");
+  socket.close();
+});
+
+test("a full queue throws, or waits, as configured", async () => {
+  const nobody = "ws://127.0.0.1:9/";
+  const throwing = new MainstaySocket(nobody, [], { WebSocket, keep: [2, 1000] });
+  throwing.send("1");
+  throwing.send("2");
+  assert.throws(() => throwing.send("3"), QueueFullError);
+  throwing.close();
+
+  const url = await serve(echo);
+  const waiting = new MainstaySocket(url, [], { WebSocket, keep: [2, 1000], whenFull: "wait" });
+  const heard: unknown[] = [];
+  waiting.on("message", ({ data }) => heard.push(data));
+  const sent = ["1", "2", "3", "4", "5"].map((text) => waiting.send(text));
+  let accepted = false;
+  void sent[4]!.accepted.then(() => (accepted = true));
+  await Promise.resolve();
+  assert.equal(accepted, false);
+  await Promise.all(sent.map((message) => message.accepted));
+  while (heard.length < 5) await next(waiting, "message");
+  assert.deepEqual(heard, ["1", "2", "3", "4", "5"]);
+  waiting.close();
+});
+
+test("delivered of a plain peer is unknown, and after the end not delivered", async () => {
+  const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
+  assert.equal(await socket.send("x").delivered, "unknown");
+  const never = new MainstaySocket("ws://127.0.0.1:9/", [], { WebSocket });
+  const kept = never.send("kept");
+  const { delivered } = kept;
+  (never as any).machine.end(1006, "given up");
+  never.retryNow();
+  assert.equal(await delivered, "not delivered");
+  assert.equal(await never.send("later").delivered, "not delivered");
+  assert.equal(await kept.delivered, "not delivered");
+  socket.close();
+});
+
+test("an abort signal closes in order", async () => {
+  const abort = new AbortController();
+  const socket = new MainstaySocket(await serve(echo), [], { WebSocket, signal: abort.signal });
+  await next(socket, "open");
+  const closed = next(socket, "close");
+  abort.abort();
+  assert.equal((await closed).code, 1000);
+  assert.equal((await next(new MainstaySocket(socket.url, [], { WebSocket, signal: abort.signal }), "close")).code, 1000);
+});
+
+test("a server that never answers the handshake costs ten seconds, or what is configured", async () => {
+  const silent = net.createServer(() => {}).listen(0, "127.0.0.1");
+  await once(silent, "listening");
+  const { port } = silent.address() as net.AddressInfo;
+  const socket = new PlainSocket(`ws://127.0.0.1:${port}`, [], { WebSocket, connectTimeoutMs: 100 });
+  while ((await next(socket, "status")).reason !== "no answer in time");
+  socket.close();
+  silent.close();
+});
+
+test("a handler that throws harms nobody else", async () => {
+  const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
+  const seen: unknown[] = [];
+  const thrown = new Promise<unknown>((resolve) => process.setUncaughtExceptionCaptureCallback(resolve));
+  socket.on("message", ({ data }) => {
+    if (data === "1") throw new Error("a handler's own");
+    seen.push(data);
+  });
+  socket.send("1");
+  socket.send("2");
+  assert.equal(((await thrown) as Error).message, "a handler's own");
+  process.setUncaughtExceptionCaptureCallback(null);
+  while (!seen.length) await next(socket, "message");
+  assert.deepEqual(seen, ["2"]);
+  socket.close();
+});
+
+test("messages that are sent from a handler keep their order", async () => {
+  const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
+  const heard: string[] = [];
+  const all = new Promise<void>((resolve) => {
+    socket.on("message", ({ data }) => {
+      heard.push(data);
+      if (data.length < 3) for (const letter of "ab") socket.send(data + letter);
+      if (heard.length === 7) resolve();
+    });
+  });
+  socket.send("x");
+  await all;
+  assert.deepEqual(heard, ["x", "xa", "xb", "xaa", "xab", "xba", "xbb"]);
+  socket.close();
+});
+
+test("the async iterator gives the messages in order and ends with the socket", async () => {
+  const url = await serve((socket) => {
+    for (let i = 0; i < 5; i++) socket.send(`${i}`);
+    setImmediate(() => socket.close(1000));
+  });
+  const socket = new MainstaySocket(url, [], { WebSocket, endsWithPeer: true });
+  const heard: unknown[] = [];
+  for await (const data of socket) heard.push(data);
+  assert.deepEqual([heard, socket.readyState], [["0", "1", "2", "3", "4"], 3]);
+});
+
+// ---- servers that do as they like ---------------------------------------------------------------
+
+const session = (act: (socket: NodeSocket) => void) => serve(act, { handleProtocols: () => "mainstay.v1" });
+const bytes = (length: number) => new Uint8Array(length).fill(7);
+const WELCOME = encode([Type.Welcome, bytes(8), bytes(24), 1, false, 0, 1, 120_000, 25_000, [1024, 1_048_576]]);
+
+const HOSTILE: [string, (socket: NodeSocket) => void][] = [
+  ["garbage", (socket) => socket.send(Uint8Array.of(0x7f, 1, 2, 3))],
+  ["text before WELCOME", (socket) => socket.send("hello")],
+  ["an empty message", (socket) => socket.send(new Uint8Array())],
+  ["a truncated WELCOME", (socket) => socket.send(WELCOME.subarray(0, 20))],
+  ["two WELCOMEs", (socket) => (socket.send(WELCOME), socket.send(WELCOME))],
+  ["PONG before WELCOME", (socket) => socket.send(encode([Type.Pong, 1, 0, 0]))],
+  ["an acknowledgement of nothing", (socket) => (socket.send(WELCOME), socket.send(encode([Type.Ack, 9])))],
+];
+
+for (const [name, act] of HOSTILE) {
+  test(`a server that sends ${name} is one typed error and another attempt`, async () => {
+    let connections = 0;
+    const url = await session((socket) => {
+      // From the second connection on it behaves, so the client is seen to come back.
+      if (connections++) return socket.once("message", () => socket.send(WELCOME));
+      socket.once("message", () => act(socket));
+    });
+    const socket = new MainstaySocket(url, [], { WebSocket });
+    const errors: unknown[] = [];
+    socket.on("error", ({ error }) => errors.push(error?.name));
+    while (connections < 2 || socket.status !== "attached") await next(socket, "status");
+    assert.deepEqual(errors, ["ProtocolError"]);
+    (socket as any).machine.end(1000, "");
+    socket.retryNow();
+  });
+}
+
+test("a server that chooses what was not offered, or answers with HTTP, is an attempt that failed", async () => {
+  for (const url of [await serve(echo, { handleProtocols: () => "other" }), await serve(echo, { verifyClient: (_, done) => done(false, 403) })]) {
+    const socket = new MainstaySocket(url, ["app"], { WebSocket });
+    const { code, retryInMs } = await next(socket, "status").then((first) => (first.code ? first : next(socket, "status")));
+    assert.deepEqual([code, retryInMs! > 0], [1006, true]);
+    socket.close();
+  }
+});
+
+test("a thousand connections that are lost leave nothing behind", async () => {
+  const collect = globalThis.gc;
+  if (!collect) return;
+  const url = await session((socket) => {
+    socket.once("message", () => {
+      socket.send(WELCOME);
+      setImmediate(() => socket.terminate());
+    });
+  });
+  const heap = () => (collect(), collect(), process.memoryUsage().heapUsed);
+  const socket = new MainstaySocket(url, [], { WebSocket });
+  socket.on("status", ({ status }) => status === "waiting" && queueMicrotask(() => socket.retryNow()));
+  const cycles = async (count: number) => {
+    for (let i = 0; i < count; i++) await next(socket, "session");
+  };
+  await cycles(1000);
+  const before = heap();
+  await cycles(1000);
+  const grown = heap() - before;
+  assert.ok(grown < 400_000, `${grown} bytes more after 1,000 cycles`);
+  assert.ok((socket as any).connections.size <= 2);
+  (socket as any).machine.end(1000, "");
+  socket.retryNow();
+  assert.equal((socket as any).cleanup.length, 0);
+});
