@@ -126,6 +126,18 @@ pub(crate) fn nginx() -> Result<PathBuf> {
     found().ok_or_else(|| "nginx does not start here: please install it, then run this again".into())
 }
 
+/// Chromium: `$CHROMIUM`, the one on the path, or Debian's.
+pub(crate) fn chromium() -> Result<PathBuf> {
+    let named = env::var_os("CHROMIUM").map(PathBuf::from);
+    let places: Vec<PathBuf> = named.into_iter().chain(["chromium".into(), "/usr/bin/chromium".into()]).collect();
+    let found = || places.iter().find(|place| succeeds(Command::new(place).arg("--version"))).cloned();
+    if let Some(chromium) = found() {
+        return Ok(chromium);
+    }
+    apt("chromium", "Chromium is needed")?;
+    found().ok_or_else(|| "Chromium does not start here: please install it, then run this again".into())
+}
+
 /// An empty environment of Python 3.
 fn environment(home: &Path) -> Result<()> {
     if !succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(home)) {

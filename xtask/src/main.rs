@@ -7,6 +7,7 @@
 mod autobahn;
 mod bench;
 mod cable;
+mod clients;
 mod docs;
 mod install;
 mod instructions;
@@ -33,6 +34,7 @@ const STEPS: &[Step] = &[
     Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
+    Step::new("clients", "the npm packages, in Node, in browsers, and against ours", |_| clients::step()),
     Step::new("memory", "what idle connections and parked sessions cost", |_| memory::step()),
     Step::new("bench", "the generator and the servers it measures, counts only", |_| {
         bench::step().and_then(|_| scale::step())
