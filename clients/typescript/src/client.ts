@@ -310,7 +310,7 @@ export abstract class BaseSocket extends EventTarget {
     };
     const { document } = globalThis;
     listen(globalThis, "online", page.network, () => this.retryNow());
-    listen(globalThis, "offline", page.network, () => this.retryNow());
+    listen(globalThis, "offline", page.network, () => this.step(() => this.machine.probe()));
     listen(document, "visibilitychange", page.visibility, () => document.hidden || this.retryNow());
     listen(document, "freeze", page.lifecycle, () => this.leavePage(false));
     listen(document, "resume", page.lifecycle, () => this.enterPage());

@@ -141,6 +141,11 @@ export class Machine {
   retryNow(): void {
     this.isSuspended = false;
     if (!this.current && !this.dialled) this.dialAt = this.now;
+    this.probe();
+  }
+
+  /** Something suggests a look at the peer. Never a verdict by itself. */
+  probe(): void {
     this.wantsProbe = true;
   }
 
@@ -207,11 +212,11 @@ export class Machine {
       const id = this.current;
       this.io.drop(id);
       this.lost(id, 4408, "silent for too long");
-    } else if (late >= 0 || this.wantsProbe || this.pingAt <= this.now) this.probe(late >= 0);
+    } else if (late >= 0 || this.wantsProbe || this.pingAt <= this.now) this.sendProbe(late >= 0);
     return false;
   }
 
-  private probe(isLate: boolean): void {
+  private sendProbe(isLate: boolean): void {
     const { ping } = this.config;
     const isOpen = this.isProbeQueued || this.probeLeftAt < Infinity;
     this.wantsProbe = false;
