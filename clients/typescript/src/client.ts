@@ -222,16 +222,18 @@ export abstract class BaseSocket extends EventTarget {
     clearTimeout(this.timer);
     if (machine.isProbeQueued && ![...connections.values()].some((connection) => connection.bufferedAmount)) machine.flushed();
     // Paused: what has arrived is read first.
-    const delay = machine.timeout() ? 0 : TICK;
+    const isPaused = machine.timeout();
     for (let event; this.pump(), machine.write(), (event = this.events.shift()); ) this.dispatch(...event);
     this.isStepping = false;
     if (machine.isEnded) for (const end of this.cleanup.splice(0)) end();
-    else this.arm(delay);
+    else this.arm(isPaused ? 0 : machine.isProbeQueued ? 250 : machine.current ? TICK : Infinity);
   }
 
-  private arm(delay: number): void {
+  /** Sets the next timer, `longest` away at most; none where nothing is due. */
+  private arm(longest: number): void {
     const { machine } = this;
-    const wait = Math.min(delay, Math.max(machine.dueAt - machine.now, 0), machine.isProbeQueued ? 250 : TICK);
+    const wait = Math.min(longest, Math.max(machine.dueAt - machine.now, 0));
+    if (wait === Infinity) return;
     const expected = machine.now + wait;
     this.timer = setTimeout(() => {
       // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
