@@ -16,8 +16,6 @@ export type Fresh<T> = T | (() => T | Promise<T>);
 export interface BaseOptions extends MachineConfig {
   /** Which events of the page and the network are listened to. @default all */
   page?: { network?: boolean; visibility?: boolean; lifecycle?: boolean; sleep?: boolean };
-  /** End where a gap would be reported, with a `close` event of code 1006: for libraries that recover by themselves. @default false */
-  endOnGap?: boolean;
   /** Closes the socket in order. */
   signal?: AbortSignal;
   /** The class of the connections. @default the global one */
