@@ -155,9 +155,12 @@ export abstract class BaseSocket extends EventTarget {
     return this.machine.status;
   }
 
-  /** CONNECTING while detached, OPEN while attached, CLOSED only when nothing follows. */
+  /**
+   * As `open` and `close` tell it. A session that is detached is OPEN: what is sent is kept, and no `open` follows, so
+   * whoever asks before sending, or waits for `open`, is not misled. Detached from a plain peer is CONNECTING.
+   */
   get readyState(): number {
-    return ["attached", "closing", "ended"].indexOf(this.status) + 1;
+    return ["attached", "closing", "ended"].indexOf(this.status) + 1 || Number(this.mode === "session");
   }
 
   /** Payload that the peer has not acknowledged; of a plain peer, that has not left. */
