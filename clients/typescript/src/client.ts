@@ -265,7 +265,11 @@ export abstract class BaseSocket extends EventTarget {
       "data" in (fields ?? {}) ? new MessageEvent(type, { data: this.present(fields.data) }) : Object.assign(new Event(type), fields),
     );
     if (type === "session" && !fields.resumed) this.dispatch("open");
-    if (type === "gap" && this.options.endOnGap) this.machine.end(1006, "something was lost: start again");
+    if (type === "gap" && this.options.endOnGap) {
+      // What has happened since belongs to what came after the gap.
+      this.events = [];
+      this.machine.end(1006, "something was lost: start again");
+    }
   }
 
   protected present(data: Data): unknown {

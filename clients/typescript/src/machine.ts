@@ -311,9 +311,8 @@ export class Machine {
     const limit = silenceLimitMs ?? (ping ? 2 * ping.intervalMs + 5000 : Infinity);
     this.attach(now, id, limit, limit / 8);
     if (ping) this.pingAt = now + ping.intervalMs;
-    this.epoch++;
+    if (this.epoch++) this.io.emit("gap");
     this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
-    if (this.epoch > 1) this.io.emit("gap");
   }
 
   protected attach(now: number, id: number, limit: number, slack: number): void {
