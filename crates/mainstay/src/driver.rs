@@ -3,7 +3,8 @@
 //! A [`Wire`] holds no buffer while idle. Reads go into a scratch buffer of the worker, after
 //! readiness; everything that a turn produced is encoded into a queue of the worker and leaves in one
 //! vectored write; only what the socket does not take is moved into the connection. While it waits,
-//! nothing more is encoded, so what is kept is bounded by one turn.
+//! nothing more is encoded, so what is kept is bounded by one turn. A message that goes out on many
+//! connections is compressed for the first of them.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,7 +14,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::session::{Message, Transmit};
-use mainstay_proto::ws::{CloseFrame, Connection, Incoming, SendQueue, State};
+use mainstay_proto::ws::{CloseFrame, Connection, Incoming, Packed, SendQueue, State};
 
 use crate::clock::now;
 use crate::transport::Transport;
@@ -27,10 +28,19 @@ const WRITE: usize = 256 * 1024;
 struct Scratch {
     read: Vec<u8>,
     write: SendQueue,
+    /// That of the worker which is at work on this thread.
+    packed: Packed,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { read: vec![0; READ], write: SendQueue::new() });
+    static SCRATCH: RefCell<Scratch> =
+        RefCell::new(Scratch { read: vec![0; READ], write: SendQueue::new(), packed: Packed::new() });
+}
+
+/// Lends a worker's memory of what was compressed to the turns that it is about to give on this thread, and gives it
+/// back: the next pass may be on another.
+pub(crate) fn swap_packed(packed: &mut Packed) {
+    SCRATCH.with_borrow_mut(|scratch| std::mem::swap(&mut scratch.packed, packed));
 }
 
 /// A WebSocket connection on its transport.
@@ -182,8 +192,7 @@ impl Wire {
                 Poll::Ready(Ok(())) => (self.unsent, progress) = (None, true),
             }
         }
-        SCRATCH.with_borrow_mut(|scratch| {
-            let out = &mut scratch.write;
+        SCRATCH.with_borrow_mut(|Scratch { write: out, packed, .. }| {
             self.codec.flush_replies(out);
             while out.len() < WRITE {
                 match next() {
@@ -192,7 +201,7 @@ impl Wire {
                         drop(out.take_rest());
                         return Err(Abort);
                     }
-                    Some(transmit) => self.encode(framing, transmit, out),
+                    Some(transmit) => self.encode(framing, transmit, packed, out),
                 }
             }
             if out.is_empty() {
@@ -214,7 +223,7 @@ impl Wire {
         })
     }
 
-    fn encode(&mut self, framing: Framing, transmit: Transmit, out: &mut SendQueue) {
+    fn encode(&mut self, framing: Framing, transmit: Transmit, packed: &mut Packed, out: &mut SendQueue) {
         match (&transmit, framing) {
             (Transmit::Ping(nonce), _) => self.codec.ping(&nonce.to_be_bytes(), out),
             (Transmit::Close { code, reason }, _) => {
@@ -222,11 +231,11 @@ impl Wire {
                 self.closing = true;
             }
             (Transmit::Message(message), Framing::Plain) => {
-                self.codec.send(message.kind, &[], &message.payload, out);
+                self.codec.send_shared(message.kind, &[], &message.payload, packed, out);
             }
             _ => {
                 if let Some((kind, head, body)) = transmit.as_message() {
-                    self.codec.send(kind, head, body, out);
+                    self.codec.send_shared(kind, head, body, packed, out);
                 }
             }
         }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    CloseCode, CloseFrame, DeflateParams, Incoming, Kind, Payload, ProtocolError, Role, SendQueue,
+    CloseCode, CloseFrame, DeflateParams, Incoming, Kind, Packed, Payload, ProtocolError, Role, SendQueue,
     deflate::Deflate,
     flood::Flood,
     frame::{Header, MAX_CONTROL, Opcode, apply_mask},
@@ -196,10 +196,24 @@ impl Connection {
     /// A large `body` is shared, if it need not be masked, and copied otherwise. A message above 16 KiB is
     /// fragmented. If compression was agreed on and does not make the message smaller, it goes out as it is.
     pub fn send(&mut self, kind: Kind, head: &[u8], body: &Bytes, out: &mut SendQueue) {
+        self.send_shared(kind, head, body, &mut Packed::new(), out);
+    }
+
+    /// As [`send`](Self::send), where other connections send the same: what one of them compressed is what all of
+    /// them put out that agreed on the same, without context takeover. They are told by the same `shared`, and a
+    /// `body` that is a clone of theirs.
+    pub fn send_shared(
+        &mut self,
+        kind: Kind,
+        head: &[u8],
+        body: &Bytes,
+        shared: &mut Packed,
+        out: &mut SendQueue,
+    ) {
         if self.close_sent {
             return;
         }
-        match self.deflate.as_mut().and_then(|deflate| deflate.compress(head, body)) {
+        match self.deflate.as_mut().and_then(|deflate| deflate.compress(head, body, shared)) {
             Some(packed) => self.send_frames(kind, true, &[], &packed, out),
             None => self.send_frames(kind, false, head, body, out),
         }

@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use super::{ProtocolError, Role};
+use super::{Packed, ProtocolError, Role};
 
 /// The name of the extension.
 const NAME: &str = "permessage-deflate";
@@ -234,30 +234,19 @@ impl Deflate {
         self.outbound.context.is_none() && self.inbound.context.is_none()
     }
 
-    /// `head` and `body` compressed as one message; `None` if it should go out as it is.
-    pub(super) fn compress(&mut self, head: &[u8], body: &[u8]) -> Option<Bytes> {
-        let Direction { window_bits, takeover, ref mut context } = self.outbound;
-        let len = head.len() + body.len();
+    /// `head` and `body` compressed as one message, or what `shared` remembers of that; `None` if it should
+    /// go out as it is.
+    pub(super) fn compress(&mut self, head: &[u8], body: &Bytes, shared: &mut Packed) -> Option<Bytes> {
+        let Direction { window_bits, takeover, .. } = self.outbound;
         let smallest = if takeover { 1 } else { WORTH_IT };
-        if window_bits < MIN_COMPRESS_WINDOW || len < smallest {
+        if window_bits < MIN_COMPRESS_WINDOW || head.len() + body.len() < smallest {
             return None;
         }
-        let mut compress = context.take().unwrap_or_else(|| {
-            Box::new(Compress::new_with_window_bits(Compression::default(), false, window_bits))
-        });
-        // Without context whatever does not get smaller is given up. With context it goes out a little
-        // larger, because the window already counts on the peer having seen it.
-        let room = if takeover { len + len / 64 + 64 } else { len + FLUSH_TAIL.len() };
-        let mut packed = Vec::with_capacity(room);
-        compress_into(&mut compress, head, FlushCompress::None, &mut packed)?;
-        compress_into(&mut compress, body, FlushCompress::Sync, &mut packed)?;
-        let end = packed.strip_suffix(&FLUSH_TAIL)?.len();
-        packed.truncate(end);
-        packed.shrink_to_fit();
-        if takeover {
-            *context = Some(compress);
+        match takeover {
+            // What comes out depends on every message before it.
+            true => self.outbound.compress(head, body),
+            false => shared.get_or_compress(window_bits, head, body, || self.outbound.compress(head, body)),
         }
-        Some(Bytes::from(packed))
     }
 
     /// A whole compressed message, inflated to at most `max` bytes.
@@ -291,6 +280,29 @@ impl Deflate {
         }
         out.shrink_to_fit();
         Ok(out)
+    }
+}
+
+impl Direction<Compress> {
+    /// `None` if that does not make it smaller.
+    fn compress(&mut self, head: &[u8], body: &[u8]) -> Option<Bytes> {
+        let mut compress = self.context.take().unwrap_or_else(|| {
+            Box::new(Compress::new_with_window_bits(Compression::default(), false, self.window_bits))
+        });
+        // Without context whatever does not get smaller is given up. With context it goes out a little
+        // larger, because the window already counts on the peer having seen it.
+        let len = head.len() + body.len();
+        let room = if self.takeover { len + len / 64 + 64 } else { len + FLUSH_TAIL.len() };
+        let mut packed = Vec::with_capacity(room);
+        compress_into(&mut compress, head, FlushCompress::None, &mut packed)?;
+        compress_into(&mut compress, body, FlushCompress::Sync, &mut packed)?;
+        let end = packed.strip_suffix(&FLUSH_TAIL)?.len();
+        packed.truncate(end);
+        packed.shrink_to_fit();
+        if self.takeover {
+            self.context = Some(compress);
+        }
+        Some(Bytes::from(packed))
     }
 }
 

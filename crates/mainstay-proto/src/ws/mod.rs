@@ -25,6 +25,7 @@ mod frame;
 pub mod handshake;
 mod incoming;
 pub mod origin;
+mod packed;
 mod partial;
 mod queue;
 
@@ -34,6 +35,7 @@ pub use deflate::DeflateParams;
 pub use error::ProtocolError;
 pub use incoming::{Incoming, Payload};
 pub use origin::Origins;
+pub use packed::Packed;
 pub use queue::SendQueue;
 
 /// Which end of the connection this is: clients mask what they send, servers do not.

@@ -290,19 +290,17 @@ impl Resident for Task {
         let this = self.get_mut();
         let waker = Waker::from(Arc::clone(&this.core));
         let cx = &mut Context::from_waker(&waker);
-        let (mut stirred, mut dialled) = (this.arrive(here), false);
+        let mut stirred = this.arrive(here);
         for _ in 0..ROUNDS {
-            if this.core.signal.take_poll() || dialled {
+            if this.core.signal.take_poll() {
                 stirred |= this.poll_dials(cx, here);
             }
-            let mut more = this.read(cx);
+            let more = this.read(cx, &mut stirred);
             match this.keep_time() {
                 Some(true) => return Turn::Again,
                 acted => stirred |= acted.is_some(),
             }
-            dialled = this.obey();
-            more |= dialled;
-            stirred |= more;
+            stirred |= this.obey();
             this.core.signal.end_turn();
             this.write(cx);
             if this.finish(stirred) {
@@ -375,8 +373,8 @@ impl Task {
         any
     }
 
-    /// Reads every connection once. `true`: there may be more.
-    fn read(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Reads every connection once, and says in `stirred` whether anything came. `true`: there may be more.
+    fn read(&mut self, cx: &mut Context<'_>, stirred: &mut bool) -> bool {
         let (now, mut more, mut lost) = (now(), false, Vec::new());
         for open in self.wires.iter_mut().filter(|open| open.wire.may_read()) {
             let connection = open.connection;
@@ -416,11 +414,16 @@ impl Task {
             match (reading, closed) {
                 (_, Some(closed)) => lost.push((connection, closed)),
                 (Reading::Ended(why), None) => lost.push((connection, why)),
-                (Reading::More, None) => more = true,
+                (Reading::More, None) => {
+                    *stirred = true;
+                    // A short read took all there was, and another round would only find that out.
+                    more |= open.wire.may_read();
+                }
                 (Reading::Idle, None) => {}
             }
         }
-        self.lose(lost) || more
+        *stirred |= self.lose(lost);
+        more
     }
 
     /// Does what is due, if anything is. `true`: this process was paused, read what is readable first.
@@ -431,7 +434,7 @@ impl Task {
         is_due.then(|| inner.machine.handle_timeout(now))
     }
 
-    /// Does what the machine says to connections. `true`: a dial began and is to be polled.
+    /// Does what the machine says to connections. `true`: a dial began.
     fn obey(&mut self) -> bool {
         let mut dialled = false;
         loop {
@@ -440,6 +443,8 @@ impl Task {
                 None => return dialled,
                 Some(Command::Dial(connection)) => {
                     self.dials.push((connection, self.dial()));
+                    // Polled next, in this turn or another.
+                    self.core.signal.wake();
                     dialled = true;
                 }
                 Some(Command::Transmit(connection, Transmit::Abort)) => {

@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use mainstay_proto::ws::Packed;
 use mio::{Events, Interest, Registry, Token};
 use slab::Slab;
 use tokio::io::unix::AsyncFd;
@@ -37,6 +38,7 @@ use tokio::time::Sleep;
 
 use self::wheel::Wheel;
 use crate::clock::{self, now};
+use crate::driver;
 use crate::transport::Readiness;
 
 /// Sockets that one look at the epoll reports.
@@ -253,6 +255,8 @@ struct Worker {
     queue: Vec<u32>,
     wheel: Wheel,
     alarm: Pin<Box<Sleep>>,
+    /// What its residents sent compressed in this pass and the last.
+    packed: Packed,
 }
 
 struct Reactor {
@@ -316,6 +320,7 @@ impl Worker {
             queue: Vec::new(),
             wheel: Wheel::new(now()),
             alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            packed: Packed::new(),
         };
         tokio::spawn(worker);
         Ok(home)
@@ -324,7 +329,11 @@ impl Worker {
     /// One pass. `false`: there is nothing to do until something wakes this task.
     fn pass(&mut self, cx: &mut Context<'_>) -> bool {
         let outer = CURRENT.replace(Some(Arc::clone(&self.home)));
+        driver::swap_packed(&mut self.packed);
         let worked = self.give_turns(cx);
+        driver::swap_packed(&mut self.packed);
+        // Dropping what an application wrote may panic.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.packed.forget_unused()));
         CURRENT.set(outer);
         worked
     }

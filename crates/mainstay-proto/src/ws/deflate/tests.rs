@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use flate2::Compress;
 
 use super::*;
@@ -18,6 +20,11 @@ fn takeover() -> DeflateParams {
         client_no_context_takeover: false,
         ..DeflateParams::default()
     }
+}
+
+/// Compressed for one receiver alone.
+fn compress(deflate: &mut Deflate, head: &[u8], body: &[u8]) -> Option<Bytes> {
+    deflate.compress(head, &Bytes::copy_from_slice(body), &mut Packed::new())
 }
 
 fn inflate(packed: &[u8]) -> Result<Vec<u8>, ProtocolError> {
@@ -198,7 +205,7 @@ fn with_context_takeover_repetition_costs_little() {
     let text: Vec<u8> = (0u32..200).flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_be_bytes()).collect();
     let mut sizes = Vec::new();
     for _ in 0..3 {
-        let packed = server.compress(&text[..10], &text[10..]).unwrap();
+        let packed = compress(&mut server, &text[..10], &text[10..]).unwrap();
         assert_eq!(client.inflate(&packed, MAX).as_ref(), Ok(&text));
         sizes.push(packed.len());
     }
@@ -209,17 +216,66 @@ fn with_context_takeover_repetition_costs_little() {
 fn a_small_message_is_not_worth_a_compressor() {
     let text = [b'a'; WORTH_IT];
     let mut alone = Deflate::new(Role::Server, DeflateParams::default());
-    assert!(alone.compress(b"", &text[1..]).is_none());
-    assert!(alone.compress(b"", &text).is_some());
-    assert!(Deflate::new(Role::Server, takeover()).compress(b"", b"aaaa").is_some());
+    assert!(compress(&mut alone, b"", &text[1..]).is_none());
+    assert!(compress(&mut alone, b"", &text).is_some());
+    assert!(compress(&mut Deflate::new(Role::Server, takeover()), b"", b"aaaa").is_some());
 }
 
 #[test]
 fn a_window_too_small_for_zlib_means_uncompressed() {
     let text = "compress me ".repeat(50);
     let mut server = Deflate::new(Role::Server, params(8, 15));
-    assert_eq!(server.compress(b"", text.as_bytes()), None);
+    assert_eq!(compress(&mut server, b"", text.as_bytes()), None);
     let mut client = Deflate::new(Role::Client, params(8, 15));
-    let packed = client.compress(b"", text.as_bytes()).unwrap();
+    let packed = compress(&mut client, b"", text.as_bytes()).unwrap();
     assert_eq!(server.inflate(&packed, MAX), Ok(text.into_bytes()));
+}
+
+// ------------------------------------------------------------------------------------- one for many
+
+/// What each of these servers makes of one message, and how often it was compressed for that.
+fn fan_out(servers: &[DeflateParams], body: &Bytes) -> (Vec<Bytes>, usize) {
+    let mut shared = Packed::new();
+    let packed: Vec<_> = servers
+        .iter()
+        .map(|params| Deflate::new(Role::Server, *params).compress(b"", body, &mut shared).unwrap())
+        .collect();
+    let different: HashSet<_> = packed.iter().map(|packed| packed.as_ptr()).collect();
+    (packed, different.len())
+}
+
+#[test]
+fn a_message_to_many_is_compressed_once_into_what_each_would_have_made_of_it() {
+    let body = Bytes::from("one for many ".repeat(50));
+    let (packed, times) = fan_out(&[DeflateParams::default(); 100], &body);
+    assert_eq!(times, 1);
+    let alone = compress(&mut Deflate::new(Role::Server, DeflateParams::default()), b"", &body).unwrap();
+    assert!(packed.iter().all(|packed| *packed == alone));
+}
+
+#[test]
+fn who_agreed_on_another_window_gets_what_fits_it() {
+    // What repeats is further back than a window of 512 bytes reaches.
+    let text: String = (0u32..500).map(|n| n.wrapping_mul(2_654_435_761).to_string()).collect();
+    let body = Bytes::from(text.repeat(2));
+    let wishes = [params(15, 15), params(9, 15), params(15, 15), params(9, 15), params(15, 9)];
+    let (packed, times) = fan_out(&wishes, &body);
+    assert_eq!(times, 2, "the client's own window is another matter");
+    for (packed, wish) in packed.iter().zip(wishes) {
+        assert_eq!(Deflate::new(Role::Client, wish).inflate(packed, MAX).as_ref(), Ok(&body.to_vec()));
+    }
+}
+
+#[test]
+fn with_context_takeover_nothing_is_shared() {
+    let (body, mut shared) = (Bytes::from("once more ".repeat(20)), Packed::new());
+    let mut server = Deflate::new(Role::Server, takeover());
+    let mut client = Deflate::new(Role::Client, takeover());
+    let mut sizes = Vec::new();
+    for _ in 0..2 {
+        let packed = server.compress(b"", &body, &mut shared).unwrap();
+        assert_eq!(client.inflate(&packed, MAX).as_ref(), Ok(&body.to_vec()));
+        sizes.push(packed.len());
+    }
+    assert!(sizes[1] < sizes[0], "the second refers to the first: {sizes:?}");
 }

@@ -1,0 +1,171 @@
+//! What was compressed of late, so that one message to many is compressed once.
+//!
+//! Two connections may put out the same compressed bytes where neither keeps context between messages and their
+//! windows are of one size: then what a compressor makes of a message depends on the message alone. A message is
+//! known by where its body lies, not by what it says: a fan-out shares the body, and two pointers are compared
+//! where a hash would read all of it. The body is held meanwhile, so nothing else can come to lie there.
+//!
+//! Not here: how a message is compressed (`deflate`).
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+/// Most messages remembered: more than one receiver gets in a turn. All get the same in the same order, so that with
+/// fewer than that the oldest would be gone whenever the next receiver comes.
+const MOST: usize = 256;
+/// Most bytes of them, compressed and not. The last message is remembered whatever its size.
+const MOST_BYTES: usize = 1024 * 1024;
+
+/// What was compressed of late, for the connections that are to send the same.
+///
+/// A driver that serves many connections passes one to each [`send_shared`](super::Connection::send_shared), and
+/// calls [`forget_unused`](Self::forget_unused) whenever everyone had a turn. It holds up to 256 messages and
+/// 1 MiB of them, or one that is larger.
+#[derive(Debug, Default)]
+pub struct Packed {
+    kept: VecDeque<Kept>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    window_bits: u8,
+    head: Vec<u8>,
+    body: Bytes,
+    /// `None`: it does not get smaller.
+    packed: Option<Bytes>,
+    /// Since unused messages were forgotten.
+    used: bool,
+}
+
+impl Packed {
+    /// Remembers nothing yet, without memory.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Forgets what no connection sent since the last call.
+    pub fn forget_unused(&mut self) {
+        self.kept.retain_mut(|kept| std::mem::take(&mut kept.used));
+        self.bytes = self.kept.iter().map(Kept::bytes).sum();
+    }
+
+    /// What became of this message in a window of this size, if that is remembered; otherwise what `compress`
+    /// makes of it, which is remembered from now on.
+    pub(super) fn get_or_compress(
+        &mut self,
+        window_bits: u8,
+        head: &[u8],
+        body: &Bytes,
+        compress: impl FnOnce() -> Option<Bytes>,
+    ) -> Option<Bytes> {
+        if let Some(kept) = self.kept.iter_mut().find(|kept| kept.is(window_bits, head, body)) {
+            kept.used = true;
+            return kept.packed.clone();
+        }
+        let packed = compress();
+        let (head, body) = (head.to_vec(), body.clone());
+        let kept = Kept { window_bits, head, body, packed: packed.clone(), used: true };
+        self.bytes += kept.bytes();
+        self.kept.push_back(kept);
+        while self.kept.len() > MOST || (self.bytes > MOST_BYTES && self.kept.len() > 1) {
+            self.bytes -= self.kept.pop_front().map_or(0, |kept| kept.bytes());
+        }
+        packed
+    }
+}
+
+impl Kept {
+    fn is(&self, window_bits: u8, head: &[u8], body: &Bytes) -> bool {
+        (self.body.as_ptr(), self.body.len()) == (body.as_ptr(), body.len())
+            && self.window_bits == window_bits
+            && self.head == head
+    }
+
+    fn bytes(&self) -> usize {
+        self.head.len() + self.body.len() + self.packed.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a message has to be compressed, in a window of this size.
+    fn compresses(packed: &mut Packed, window_bits: u8, head: &[u8], body: &Bytes) -> bool {
+        let mut asked = false;
+        packed.get_or_compress(window_bits, head, body, || {
+            asked = true;
+            None
+        });
+        asked
+    }
+
+    #[test]
+    fn a_message_is_compressed_once_for_each_window_and_head() {
+        let (mut packed, body) = (Packed::new(), Bytes::from(vec![0; 100]));
+        for (window_bits, head) in [(15, &b""[..]), (15, b"\0"), (9, b"\0")] {
+            assert!(compresses(&mut packed, window_bits, head, &body));
+            assert!(!compresses(&mut packed, window_bits, head, &body.clone()));
+        }
+        assert!(!compresses(&mut packed, 15, b"", &body), "the others did not push it out");
+    }
+
+    #[test]
+    fn a_body_is_known_by_where_it_lies_and_how_long_it_is() {
+        let (mut packed, body) = (Packed::new(), Bytes::from(vec![0; 100]));
+        assert!(compresses(&mut packed, 15, b"", &body));
+        assert!(compresses(&mut packed, 15, b"", &body.slice(..99)));
+        assert!(compresses(&mut packed, 15, b"", &Bytes::from(vec![0; 100])));
+    }
+
+    #[test]
+    fn where_a_message_lay_no_other_can_lie_while_it_is_remembered() {
+        let mut packed = Packed::new();
+        for _ in 0..100 {
+            assert!(compresses(&mut packed, 15, b"", &Bytes::from(vec![0; 1000])));
+        }
+    }
+
+    #[test]
+    fn messages_that_everyone_gets_in_one_turn_are_all_remembered() {
+        let mut packed = Packed::new();
+        let bodies: Vec<_> = (0..MOST).map(|_| Bytes::from(vec![0; 100])).collect();
+        assert!(bodies.iter().all(|body| compresses(&mut packed, 15, b"", body)));
+        assert!(bodies.iter().all(|body| !compresses(&mut packed, 15, b"", body)));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_in_number_and_bytes() {
+        let mut packed = Packed::new();
+        let body = |len| Bytes::from(vec![0; len]);
+        for _ in 0..2 * MOST {
+            compresses(&mut packed, 15, b"", &body(100));
+            assert!(packed.kept.len() <= MOST);
+        }
+        for _ in 0..2 * MOST {
+            compresses(&mut packed, 15, b"", &body(MOST_BYTES / 10));
+            let bytes = packed.kept.iter().map(|kept| kept.body.len()).sum::<usize>();
+            assert!(bytes == packed.bytes && bytes <= MOST_BYTES, "{bytes}, {}", packed.bytes);
+        }
+        let large = body(2 * MOST_BYTES);
+        assert!(compresses(&mut packed, 15, b"", &large));
+        assert!(!compresses(&mut packed, 15, b"", &large));
+        assert_eq!(packed.kept.len(), 1);
+    }
+
+    #[test]
+    fn a_message_is_forgotten_once_nobody_sent_it_for_a_whole_round() {
+        let (mut packed, body) = (Packed::new(), Bytes::from(vec![0; 100]));
+        assert!(compresses(&mut packed, 15, b"", &body));
+        for _ in 0..3 {
+            packed.forget_unused();
+            assert!(!compresses(&mut packed, 15, b"", &body));
+        }
+        packed.forget_unused();
+        packed.forget_unused();
+        assert!(body.is_unique() && packed.bytes == 0);
+        assert!(compresses(&mut packed, 15, b"", &body));
+    }
+}
