@@ -486,7 +486,8 @@ export class ServerSession {
         attached.ping = undefined;
         attached.queue = [{ abort: true }];
       }
-      return;
+      // Whatever still waits to be written.
+      return { is: "dead", evidence: "silent" };
     }
     const action = attached?.heartbeat.timeout(now);
     if (action?.is === "probe") attached!.ping = action.nonce;

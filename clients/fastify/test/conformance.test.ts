@@ -3,8 +3,8 @@ import { test } from "node:test";
 import { encode, toHex, type Data, type Frame, type Hello } from "@mainstay/client/protocol";
 import { type End, play, START, type Written } from "../../conformance/player.js";
 import { unhex, vectors } from "../../conformance/vectors.js";
-import { Registry } from "../src/registry.js";
-import type { ServerSession, SessionConfig } from "../src/server-session.js";
+import { Registry } from "../dist/registry.js";
+import type { ServerSession, SessionConfig } from "../dist/server-session.js";
 
 for (const exchange of vectors("exchanges")) {
   test(`a server takes its part: ${exchange.name}`, () => play(exchange, new ServerEnd(exchange)));
