@@ -27,6 +27,7 @@ export class Connection {
   /** Writes whose end was not reported. */
   private unsent = 0;
   private isPaused = false;
+  private isCorked = false;
   /** What the TCP socket had read when something whole last came, and what of that is known to the listener. */
   private wholeAt: number;
   private seen: number;
@@ -59,6 +60,7 @@ export class Connection {
 
   /** Does it. A Close, or an end without one, is the last. */
   put(output: Output): void {
+    this.cork();
     if (typeof output === "string" || output instanceof Uint8Array) {
       this.unsent++;
       this.socket.send(output, this.written);
@@ -121,6 +123,18 @@ export class Connection {
   private arrived(nonce: number): void {
     this.wholeAt = this.seen = this.bytesRead;
     this.listener?.pong(this, nonce);
+  }
+
+  /** What is written in one turn leaves in one system call. */
+  private cork(): void {
+    const { socket } = this.request.raw;
+    if (this.isCorked || !socket) return;
+    this.isCorked = true;
+    socket.cork();
+    process.nextTick(() => {
+      this.isCorked = false;
+      socket.uncork();
+    });
   }
 
   private written = (): void => {

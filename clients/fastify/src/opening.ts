@@ -62,8 +62,8 @@ export class Opening implements Listener {
   handOn(): void {
     const { connection, early } = this;
     this.settle();
-    for (const data of early.splice(0)) connection.listener?.message(connection, data);
     connection.resume();
+    for (const data of early.splice(0)) connection.listener?.message(connection, data);
   }
 
   /** Closes it. */

@@ -39,7 +39,7 @@ export interface MainstayOptions {
   dropOldest?: boolean;
   /** The largest message taken, in bytes; a larger one closes its connection (1009). Range: 1 to 1073741824. @default 65536 */
   maxMessage?: number;
-  /** Sessions at a time, parked and plain ones included; one more is told to come back later (4413). Range: 1 to 10000000. @default 1000000 */
+  /** Sessions at a time, parked and plain ones included; one more is told to come back later (4413). Range: 1 to 10000000. @default 100000 */
   maxSessions?: number;
   /** What is remembered of sessions that ended, for clients that come back: so many, for a day. Range: 0 to 10000000. @default 100000 */
   tombstones?: number;
@@ -77,7 +77,7 @@ const NUMBERS = {
   heartbeat: [25_000, 100, 3_600_000, " ms"],
   resumeWindow: [120_000, 0, 86_400_000, " ms"],
   maxMessage: [65_536, 1, 1_073_741_824, " bytes"],
-  maxSessions: [1_000_000, 1, 10_000_000, ""],
+  maxSessions: [100_000, 1, 10_000_000, ""],
   tombstones: [100_000, 0, 10_000_000, ""],
   openingDeadline: [5000, 100, 60_000, " ms"],
   drain: [30_000, 0, 600_000, " ms"],

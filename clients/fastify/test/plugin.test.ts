@@ -334,6 +334,22 @@ test("what a plain client sends waits for a handler that listens late, and its e
   assert.deepEqual(await closed, [{ why: "ended", code: 3001, reason: "bye" }]);
 });
 
+test("a handler's arguments have types, with and without parameters of the route", async () => {
+  const app = Fastify();
+  await app.register(mainstay);
+  app.get<{ Params: { room: string } }>("/:room", { websocket: true }, (session, request) => {
+    const [room, epoch]: [string, number] = [request.params.room, session.epoch];
+    session.on("attached", (again) => again + epoch + room.length);
+    session.on("closed", ({ why }) => why === "expired");
+    // @ts-expect-error: it is not a socket.
+    session.readyState;
+    // @ts-expect-error: there is no such event.
+    session.on("open", () => {});
+  });
+  app.route({ method: "GET", url: "/route", websocket: true, handler: (session) => session.trySend("x") });
+  app.get("/http", async (request) => request.url);
+});
+
 test("options are checked at registration, in one line that names the field and its bound", async () => {
   const cases: [object, RegExp][] = [
     [{ heartbeat: 5 }, /^mainstay: heartbeat must be a whole number between 100 and 3600000 ms, not 5$/],
