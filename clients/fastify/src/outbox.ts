@@ -35,8 +35,9 @@ export class DroppingOutbox extends Outbox {
     return last;
   }
 
+  /** Asked only where no gap follows. */
   override next(position: number): Data | undefined {
-    return this.gapAfter(position) ? undefined : this.fitting(position)?.data;
+    return this.fitting(position)?.data;
   }
 
   /** The last number of the gap that follows this position, if one does and the peer's window holds its first. */

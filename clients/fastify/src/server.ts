@@ -118,7 +118,7 @@ export class Server implements Host {
     const { authenticate, openingDeadline } = this.settings;
     if (!authenticate) return undefined;
     let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<undefined>((settle) => (timer = setTimeout(settle, openingDeadline, undefined)));
+    const late = new Promise<undefined>((settle) => (timer = setTimeout(settle, openingDeadline, undefined).unref()));
     const principal = await Promise.race([this.ask(credentials, request), late]);
     clearTimeout(timer);
     return typeof principal === "string" ? ownerOf(request, principal) : undefined;

@@ -14,9 +14,13 @@ export async function serve(options: MainstayOptions, handler: SessionHandler, f
   return { app, url: url.replace("http", "ws") };
 }
 
-/** Bytes that differ from test to test only in being counted. */
+/** Bytes that no other call gave: a count. */
 let drawn = 0;
-export const bytes = (length: number) => new Uint8Array(length).fill(++drawn % 251);
+export function bytes(length: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(length);
+  new DataView(bytes.buffer).setUint32(0, ++drawn);
+  return bytes;
+}
 
 /** The fields of a HELLO that matter to a test. */
 export interface Hi {

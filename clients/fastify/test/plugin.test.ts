@@ -316,6 +316,42 @@ test("one session more than there may be is told to come back, and who has one r
   assert.equal(again[4], true);
 });
 
+test("plain clients count as sessions, while they are there", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({ maxSessions: 1 }, (session) => void sessions.push(session));
+  t.after(() => app.close());
+  const first = await new Peer(url, [], true).opened();
+  while (!sessions.length) await new Promise((resolve) => setImmediate(resolve));
+  assert.equal((await new Peer(url, [], true).closed).code, 4413);
+  const closed = once(sessions[0]!, "closed");
+  await first.cut();
+  assert.deepEqual(await closed, [{ why: "lost", code: 1006, reason: "" }]);
+  await Peer.attached(url);
+});
+
+test("what comes in one piece with HELLO is handed over, in order", async (t) => {
+  const { app, url } = await serve({ authenticate: async () => "somebody" }, echo);
+  t.after(() => app.close());
+  const peer = await new Peer(url).opened();
+  const { _socket: tcp } = peer.socket as any;
+  tcp.cork();
+  peer.write(hello(), "1", "2");
+  tcp.uncork();
+  assert.deepEqual([await peer.text(), await peer.text()], ["1", "2"]);
+});
+
+test("what came before a handler listens waits for it, and then comes at once", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({}, (session) => void sessions.push(session));
+  t.after(() => app.close());
+  const [peer] = await Peer.attached(url);
+  peer.write([3, 0], "1", "2", [4, 9, 2, 0]);
+  assert.deepEqual(await peer.next(), [5, 9, 0, 0], "taken, and not received");
+  const heard: unknown[] = [];
+  await new Promise<void>((resolve) => sessions[0]!.on("message", (data) => heard.push(data) === 2 && resolve()));
+  assert.deepEqual(heard, ["1", "2"]);
+});
+
 test("what a plain client sends waits for a handler that listens late, and its end is told", async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({ accept: { messages: 2 } }, (session) => void sessions.push(session));
