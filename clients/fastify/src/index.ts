@@ -2,5 +2,5 @@
 
 export type { Authenticate, Bound, MainstayOptions } from "./options.js";
 export { mainstay } from "./plugin.js";
-export { type Closed, type Peer, type Sendable, Session, type SessionEvents } from "./session.js";
+export type { Closed, Peer, Sendable, Session, SessionEvents } from "./session.js";
 export type { SessionHandler } from "./types.js";

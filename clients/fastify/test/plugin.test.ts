@@ -182,6 +182,15 @@ test("credentials: accepted, refused, not judged; only their owner resumes; AUTH
   assert.equal(thief[4], false);
 });
 
+test("a verdict that does not come in time means not now", async (t) => {
+  const { app, url } = await serve({ openingDeadline: 100, authenticate: () => new Promise(() => {}) }, echo);
+  t.after(() => app.close());
+  const peer = await new Peer(url).opened();
+  peer.write(hello());
+  assert.deepEqual((await peer.next()).slice(0, 3), [12, 4414, true]);
+  assert.equal((await new Peer(url, [], true).closed).code, 4414);
+});
+
 test("a session is resumed only at the path where it was opened", async (t) => {
   const app = Fastify();
   t.after(() => app.close());

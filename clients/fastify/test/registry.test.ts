@@ -83,7 +83,14 @@ test("the account of a dead session is for the first instance that asks", () => 
 test("tombstones are bounded in number and in time, and leave no names behind", () => {
   const directory = new Directory({ tombstones: 2 });
   const { registry } = directory;
-  for (let i = 0; i < 5; i++) directory.expire(i, directory.attach(i, {})[0]);
+  for (let i = 0; i < 5; i++) {
+    const instance = bytes(8);
+    const [, welcome] = directory.attach(i, { instance });
+    const [session] = directory.attach(i, { instance, attempt: 2, resume: [welcome[2], 0, 0, 1] });
+    // From here on the first token is spent, and its name only stands there.
+    session.receive(i, session.connection!, [3, 0]);
+    directory.expire(i, session);
+  }
   assert.deepEqual(registry.size, { names: 4, tombstones: 2 });
   assert.equal(registry.live, 0);
   const [session] = directory.attach(2 * DAY, {});
