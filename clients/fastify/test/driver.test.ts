@@ -160,3 +160,17 @@ test("a message is acknowledged within 250 ms, by the one timer", async (t) => {
   stage.driver.step();
   assert.deepEqual(stage.socket.written, [[3, 1]]);
 });
+
+for (const [what, state] of [["nothing", "parked"], ["a message", "attached"]] as const) {
+  test(`at the deadline what is readable is read before the verdict: ${what}`, async (t) => {
+    const stage = new Stage(t);
+    for (const step of ["probe", "deadline"]) {
+      stage.now = stage.driver.machine.dueAt;
+      stage.driver.step();
+      assert.equal(stage.driver.session.state, "attached", step);
+    }
+    if (what !== "nothing") stage.socket.arrive([3, 0]);
+    await new Promise((resolve) => setImmediate(resolve));
+    assert.equal(stage.driver.session.state, state);
+  });
+}
