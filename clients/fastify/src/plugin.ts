@@ -25,7 +25,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
     throw new Error("mainstay: registers @fastify/websocket itself: take yours out, its `options` go into `websocket`");
   }
   const server = new Server(settings);
-  const sockets = watchUpgrades(fastify);
+  const closeUpgrades = watchUpgrades(fastify);
   // Before those of @fastify/websocket, which takes the handler as it finds it.
   fastify.addHook("onRoute", (route) => serveSessions(route, server));
   await fastify.register(websocket, {
@@ -39,7 +39,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
     errorHandler: (error: Error, _socket: WebSocket, request: FastifyRequest) => request.log.debug({ err: error }, "connection failed"),
     preClose: (done: () => void) => {
       server.drain().finally(() => {
-        closeAll(sockets);
+        closeUpgrades();
         done();
       });
     },
@@ -56,17 +56,25 @@ function serveSessions(route: RouteOptions & { websocket?: boolean; wsHandler?: 
   };
 }
 
-/** The HTTP server forgets connections that it upgraded, and yet waits for them when it closes. */
-function watchUpgrades(fastify: FastifyInstance): Set<Duplex> {
+/**
+ * The HTTP server forgets connections that it upgraded, and yet waits for them when it closes. One that was answered
+ * with 503 is not even read, so its end is never seen. Returns what closes them all, those that come later included.
+ */
+function watchUpgrades(fastify: FastifyInstance): () => void {
   const sockets = new Set<Duplex>();
+  let isClosing = false;
+  // A closing handshake, or an answer, gets a moment.
+  const drop = (socket: Duplex) => {
+    const timer = setTimeout(() => socket.destroy(), 1000);
+    socket.once("close", () => clearTimeout(timer));
+  };
   fastify.server.on("upgrade", (_request, socket) => {
     sockets.add(socket);
     socket.once("close", () => sockets.delete(socket));
+    if (isClosing) drop(socket);
   });
-  return sockets;
-}
-
-/** Gives closing handshakes a moment, then drops what is left. */
-function closeAll(sockets: Set<Duplex>): void {
-  setTimeout(() => sockets.forEach((socket) => socket.destroy()), 1000).unref();
+  return () => {
+    isClosing = true;
+    sockets.forEach(drop);
+  };
 }

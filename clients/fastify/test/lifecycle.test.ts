@@ -81,6 +81,34 @@ test("a client that never answers the Close does not keep the server from closin
   peer.socket.terminate();
 });
 
+test("close comes to an end, although a newcomer was answered with 503 and nothing else keeps the process", async () => {
+  const script = `
+    import { mainstay } from "@mainstay/fastify";
+    import Fastify from "fastify";
+    const app = Fastify();
+    await app.register(mainstay, { drain: 200 });
+    app.get("/", { websocket: true }, (session) => {});
+    console.log(await app.listen({ port: 0 }));
+    process.once("SIGTERM", async () => {
+      await app.close();
+      console.log("closed");
+    });`;
+  const child = spawn(process.execPath, ["--input-type=module", "--eval", script], {
+    cwd: fileURLToPath(new URL("..", import.meta.url)),
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
+  const url = `ws://127.0.0.1:${new URL((await lines.next()).value).port}/`;
+  const [peer] = await Peer.attached(url);
+  child.kill("SIGTERM");
+  while ((await peer.next())[0] !== 6);
+  const [, response] = await once(new Peer(url).socket, "unexpected-response");
+  assert.equal(response.statusCode, 503);
+  response.destroy();
+  assert.equal((await peer.closed).code, 1012);
+  assert.equal((await lines.next()).value, "closed");
+});
+
 test("the example echoes, and its process exits by itself when it is told to close", async () => {
   const path = fileURLToPath(new URL("../examples/echo.mjs", import.meta.url));
   const child = spawn(process.execPath, [path], { env: { ...process.env, PORT: "0" }, stdio: ["ignore", "pipe", "inherit"] });
