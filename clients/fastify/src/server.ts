@@ -1,11 +1,11 @@
 /** All sessions of one Fastify instance: who is let in, and how everybody is sent away. */
 
 import { randomBytes } from "node:crypto";
-import { type Bytes, decode, encode, type Frame, type Hello, ProtocolError, Type } from "@mainstay/client/protocol";
+import { type Bytes, type Data, decode, encode, type Frame, type Hello, ProtocolError, type Refuse, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { WebSocket } from "ws";
 import { Connection } from "./connection.js";
-import { Driver, type Host } from "./driver.js";
+import { Driver, GOING_AWAY, type Host } from "./driver.js";
 import { Opening } from "./opening.js";
 import type { Settings } from "./options.js";
 import { PlainSession } from "./plain-session.js";
@@ -91,7 +91,7 @@ export class Server implements Host {
     driver.step();
   }
 
-  private refuse(opening: Opening, answer: Parameters<typeof encode>[0] & { 1: number }): void {
+  private refuse(opening: Opening, answer: Refuse): void {
     opening.connection.put(encode(answer));
     opening.refuse(answer[1], "");
   }
@@ -106,7 +106,10 @@ export class Server implements Host {
     const { authenticate } = this.settings;
     if (!authenticate) return "";
     try {
-      return (await authenticate(credentials && Buffer.from(credentials), request)) ?? { code: 4501 };
+      const principal = await authenticate(credentials && Buffer.from(credentials), request);
+      if (typeof principal === "string") return principal;
+      if (principal === null || principal === undefined) return { code: 4501 };
+      throw new TypeError(`authenticate returned ${typeof principal}, not a string, null or undefined`);
     } catch (error) {
       request.log.error({ err: error }, "authenticate failed: the client is told to come back");
       return { code: 4414 };
@@ -140,23 +143,26 @@ export class Server implements Host {
   async drain(): Promise<void> {
     const { drain } = this.settings;
     this.isDraining = true;
-    const until = this.clock() + drain;
     const drivers = [...this.drivers.values()];
-    const plain = drivers.filter((driver) => driver.mode === "plain");
     for (const driver of drivers) driver.goAway(drain);
-    for (let gone = 0; this.drivers.size && this.clock() < until; ) {
-      const due = plain.length * (1 - (until - this.clock()) / drain);
-      for (; gone <= due && gone < plain.length; gone++) plain[gone]!.close(1012, "the server is going away, come back");
-      await new Promise((wake) => setTimeout(wake, Math.min(50, Math.max(until - this.clock(), 1))));
-    }
+    await this.waitForLeavers(drain, drivers.filter((driver) => driver.mode === "plain"));
     for (const driver of [...this.drivers.values()]) driver.leave();
-    for (const opening of this.openings) opening.refuse(1012, "");
+    for (const opening of this.openings) opening.refuse(1012, GOING_AWAY);
+  }
+
+  /** Until nobody is left, at most for `drain`; meanwhile the plain ones are closed, one after the other. */
+  private async waitForLeavers(drain: number, plain: Driver[]): Promise<void> {
+    const from = this.clock();
+    for (let closed = 0, passed = 0; this.drivers.size && passed < drain; passed = this.clock() - from) {
+      for (; closed < plain.length && closed <= (plain.length * passed) / drain; closed++) plain[closed]!.close(1012, GOING_AWAY);
+      await new Promise((wake) => setTimeout(wake, Math.min(50, drain - passed)));
+    }
   }
 }
 
 type ServerMachine = Driver["machine"];
 
-function helloOf(first: Parameters<typeof decode>[0]): Hello | ProtocolError {
+function helloOf(first: Data): Hello | ProtocolError {
   try {
     const frame: Frame = decode(first);
     return frame?.[0] === Type.Hello ? frame : new ProtocolError("no HELLO");

@@ -154,6 +154,7 @@ test("credentials: accepted, refused, not judged; only their owner resumes; AUTH
     {
       authenticate: async (credentials) => {
         if (String(credentials) === "broken") throw new Error("the database is away");
+        if (String(credentials) === "wrong type") return 7 as any;
         return String(credentials).startsWith("user ") ? String(credentials).slice(5, 8) : null;
       },
     },
