@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { test } from "node:test";
+import { decode } from "@mainstay/client/protocol";
 import Fastify from "fastify";
 import { mainstay, type Session } from "@mainstay/fastify";
 import { bytes, hello, Peer, serve } from "./peer.js";
@@ -360,6 +361,24 @@ test("what came before a handler listens waits for it, and then comes at once", 
   const heard: unknown[] = [];
   await new Promise<void>((resolve) => sessions[0]!.on("message", (data) => heard.push(data) === 2 && resolve()));
   assert.deepEqual(heard, ["1", "2"]);
+});
+
+test("both kinds of client are probed, and their answers are measured", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({ heartbeat: 100 }, (session) => void sessions.push(session));
+  t.after(() => app.close());
+  const peer = new Peer(url);
+  peer.socket.on("message", (data: Buffer<ArrayBuffer>) => {
+    const frame = decode(data);
+    if (frame?.[0] === 4) peer.write([5, frame[1], 0, 0]);
+  });
+  const pings = [once(peer.socket, "ping")];
+  (await peer.opened()).write(hello());
+  const plain = await new Peer(url, [], true).opened();
+  pings.push(once(plain.socket, "ping"));
+  for (const [nonce] of await Promise.all(pings)) assert.equal(nonce.length, 8);
+  while (sessions.length < 2 || sessions.some((session) => session.rtt === undefined)) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.deepEqual(sessions.map((session) => session.mode).sort(), ["plain", "session"]);
 });
 
 test("what a plain client sends waits for a handler that listens late, and its end is told", async (t) => {
