@@ -10,7 +10,7 @@ import { ClientSession, type Data, decode, type SessionHooks } from "@mainstay/c
 import type { FastifyInstance } from "fastify";
 import WebSocket from "ws";
 import type { Session } from "@mainstay/fastify";
-import { bytes, serve } from "./peer.js";
+import { bytes, randomFrom, serve } from "./peer.js";
 
 test("the TypeScript session over connections that break at any moment: nothing is lost, doubled or reordered, both ways", async (t) => {
   const heard: unknown[] = [];
@@ -152,14 +152,4 @@ class Client implements SessionHooks {
   onEnded(...end: unknown[]): void {
     this.gaps.push(end);
   }
-}
-
-/** Numbers in [0, 1), the same in every run (mulberry32). */
-function randomFrom(seed: number): () => number {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
