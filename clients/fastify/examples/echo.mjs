@@ -1,0 +1,12 @@
+import { mainstay } from "@mainstay/fastify";
+import Fastify from "fastify";
+
+const app = Fastify();
+await app.register(mainstay, { heartbeat: 25_000, resumeWindow: 120_000 });
+
+app.get("/echo", { websocket: true }, (session) => {
+  session.on("message", (data) => session.send(data));
+});
+
+console.log(await app.listen({ port: Number(process.env.PORT ?? 8080) }));
+process.once("SIGTERM", () => app.close());

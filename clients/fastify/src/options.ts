@@ -1,0 +1,142 @@
+/** How the plugin behaves: what may be set, its defaults, and what is checked at registration. */
+
+import type { Window } from "@mainstay/client/protocol";
+import type { FastifyRequest } from "fastify";
+import type { ServerOptions } from "ws";
+
+/** A bound on what is kept. */
+export interface Bound {
+  /** @default 1024 */
+  messages?: number;
+  /** Payload bytes. A single larger message still fits. @default 1048576 */
+  bytes?: number;
+}
+
+/**
+ * Says who a client is, by the credentials in its HELLO (undefined: it sent none; a plain client never does) and by its
+ * request. What it returns is the principal; "" is nobody in particular. Null or undefined refuses (4501), throwing or
+ * taking longer than the opening deadline means "not now" (4414: the client comes back).
+ *
+ * It is asked at every attach, and again for credentials that come on a live session. Only the same principal resumes a
+ * session.
+ */
+export type Authenticate = (
+  credentials: Buffer | undefined,
+  request: FastifyRequest,
+) => string | null | undefined | Promise<string | null | undefined>;
+
+/** All times are milliseconds. */
+export interface MainstayOptions {
+  /** The time between two probes of a connection, jittered by 10 %. Range: 100 to 3600000. @default 25000 */
+  heartbeat?: number;
+  /** How long a session is kept without a connection, unless its client asks for less. Range: 0 to 86400000. @default 120000 */
+  resumeWindow?: number;
+  /** What is kept for a client until it acknowledges; when it is full, `send` waits. Range: at least 1 message. */
+  keep?: Bound;
+  /** What a client may send above what the handler has taken. Range: at least 1 message. */
+  accept?: Bound;
+  /** A full `keep` drops the oldest message that was never written, and the client is told of the gap. @default false */
+  dropOldest?: boolean;
+  /** The largest message taken, in bytes; a larger one closes its connection (1009). Range: 1 to 1073741824. @default 65536 */
+  maxMessage?: number;
+  /** Sessions at a time, parked and plain ones included; one more is told to come back later (4413). Range: 1 to 10000000. @default 100000 */
+  maxSessions?: number;
+  /** What is remembered of sessions that ended, for clients that come back: so many, for a day. Range: 0 to 10000000. @default 100000 */
+  tombstones?: number;
+  /** From the upgrade to HELLO and the verdict on its credentials. Range: 100 to 60000. @default 5000 */
+  openingDeadline?: number;
+  /** Over how long `fastify.close()` sends clients away; whoever is there afterwards is closed with 1012. Range: 0 to 600000. @default 30000 */
+  drain?: number;
+  /** Says who a client is. @default nobody in particular */
+  authenticate?: Authenticate;
+  /** The application's subprotocols, in order of preference. @default the first that the client offers */
+  subprotocols?: string[];
+  /** Options of the `ws` server behind it, such as `perMessageDeflate`. `maxPayload` and `handleProtocols` are set here. */
+  websocket?: Omit<ServerOptions, "maxPayload" | "handleProtocols" | "noServer" | "server" | "port" | "path">;
+}
+
+/** The options, checked and complete. */
+export interface Settings {
+  heartbeat: number;
+  resumeWindow: number;
+  keep: Window;
+  accept: Window;
+  dropOldest: boolean;
+  maxMessage: number;
+  maxSessions: number;
+  tombstones: number;
+  openingDeadline: number;
+  drain: number;
+  authenticate: Authenticate | undefined;
+  subprotocols: string[] | undefined;
+  websocket: object;
+}
+
+/** The numbers: default, lowest, highest, unit. */
+const NUMBERS = {
+  heartbeat: [25_000, 100, 3_600_000, " ms"],
+  resumeWindow: [120_000, 0, 86_400_000, " ms"],
+  maxMessage: [65_536, 1, 1_073_741_824, " bytes"],
+  maxSessions: [100_000, 1, 10_000_000, ""],
+  tombstones: [100_000, 0, 10_000_000, ""],
+  openingDeadline: [5000, 100, 60_000, " ms"],
+  drain: [30_000, 0, 600_000, " ms"],
+} as const;
+const OTHERS = ["keep", "accept", "dropOldest", "authenticate", "subprotocols", "websocket"];
+/** What `register` itself takes. */
+const OF_FASTIFY = ["prefix", "logLevel", "logSerializers"];
+
+/** @throws RangeError or TypeError: one line that names the field and its bound. */
+export function settingsOf(options: MainstayOptions): Settings {
+  const known = [...Object.keys(NUMBERS), ...OTHERS, ...OF_FASTIFY];
+  const unknown = Object.keys(options).find((name) => !known.includes(name));
+  if (unknown !== undefined) throw new TypeError(`mainstay: there is no option ${unknown}`);
+  const number = (name: keyof typeof NUMBERS) => {
+    const [standard, lowest, highest, unit] = NUMBERS[name];
+    return inRange(name, options[name] ?? standard, lowest, highest, unit);
+  };
+  const { keep, accept, dropOldest, authenticate, subprotocols, websocket } = options;
+  check("dropOldest", dropOldest, "boolean", "true or false");
+  check("authenticate", authenticate, "function", "a function");
+  check("websocket", websocket, "object", "an object");
+  const areNames = subprotocols === undefined || (Array.isArray(subprotocols) && subprotocols.every(isToken));
+  if (!areNames) throw new TypeError("mainstay: subprotocols must be a list of subprotocol names");
+  return {
+    heartbeat: number("heartbeat"),
+    resumeWindow: number("resumeWindow"),
+    keep: windowOf("keep", keep),
+    accept: windowOf("accept", accept),
+    dropOldest: !!dropOldest,
+    maxMessage: number("maxMessage"),
+    maxSessions: number("maxSessions"),
+    tombstones: number("tombstones"),
+    openingDeadline: number("openingDeadline"),
+    drain: number("drain"),
+    authenticate,
+    subprotocols,
+    websocket: websocket ?? {},
+  };
+}
+
+function windowOf(name: string, bound: Bound | undefined): Window {
+  check(name, bound, "object", "an object { messages, bytes }");
+  const { messages = 1024, bytes = 1_048_576, ...rest } = bound ?? {};
+  const [unknown] = Object.keys(rest);
+  if (unknown !== undefined) throw new TypeError(`mainstay: there is no option ${name}.${unknown}`);
+  return [inRange(`${name}.messages`, messages, 1, 1_000_000, ""), inRange(`${name}.bytes`, bytes, 0, 2 ** 40, " bytes")];
+}
+
+function inRange(name: string, value: unknown, lowest: number, highest: number, unit: string): number {
+  if (typeof value === "number" && Number.isInteger(value) && value >= lowest && value <= highest) return value;
+  throw new RangeError(`mainstay: ${name} must be a whole number between ${lowest} and ${highest}${unit}, not ${String(value)}`);
+}
+
+function check(name: string, value: unknown, type: string, words: string): void {
+  const isRight = value === undefined || (typeof value === type && value !== null);
+  if (!isRight) throw new TypeError(`mainstay: ${name} must be ${words}`);
+}
+
+/** A token of RFC 9110; not one of ours, which the plugin adds itself. */
+function isToken(name: unknown): boolean {
+  return typeof name === "string" && /^[!#$%&'*+.^`|~\w-]+$/.test(name) && !name.startsWith("mainstay.v1");
+}

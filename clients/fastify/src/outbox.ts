@@ -1,0 +1,135 @@
+/**
+ * For an application that would rather lose what is old than wait for a slow client: a full buffer drops the oldest
+ * message that no connection ever wrote. Neighbours that were dropped are one gap, which stands in the stream in
+ * their place, is written as GAP, replayed and acknowledged like a message.
+ *
+ * Source: `docs/PROTOCOL.md` "Sequence rules" 7.
+ */
+
+import { bytesOf, type Bytes, type Data, encode, Flow, type Inbox, type Lane, Outbox, Type, type Window } from "@mainstay/client/protocol";
+
+const OVERFLOW = 1;
+
+interface Kept {
+  data: Data;
+  /** What stood here was dropped. */
+  isGap: boolean;
+  /** The number of the message, or the last number of the gap. */
+  last: number;
+  /** Payload bytes up to and with it. */
+  end: number;
+}
+
+/** An {@link Outbox} whose items may stand for several numbers. */
+export class DroppingOutbox extends Outbox {
+  declare items: Kept[];
+
+  override get last(): number {
+    return this.items.at(-1)?.last ?? this.base;
+  }
+
+  override push(data: Data): number {
+    const last = this.last + 1;
+    this.items.push({ data, isGap: false, last, end: this.endOf(last) + bytesOf(data).length });
+    while (this.isOverFull() && this.dropOldest());
+    return last;
+  }
+
+  /** Asked only where no gap follows. */
+  override next(position: number): Data | undefined {
+    return this.fitting(position)?.data;
+  }
+
+  /** The last number of the gap that follows this position, if one does and the peer's window holds its first. */
+  gapAfter(position: number): number | undefined {
+    const item = this.fitting(position);
+    return item?.isGap ? item.last : undefined;
+  }
+
+  override trim(lowestPosition: number): void {
+    const floor = Math.min(this.acknowledged, lowestPosition);
+    let freed = 0;
+    for (let item; (item = this.items[freed]) && item.last <= floor; freed++) {
+      this.base = item.last;
+      this.baseEnd = item.end;
+    }
+    if (freed) this.items.splice(0, freed);
+  }
+
+  override after(number: number): Data[] {
+    return this.items.filter((item) => item.last > number && !item.isGap).map((item) => item.data);
+  }
+
+  override endOf(number: number): number {
+    if (number <= this.base) return this.baseEnd;
+    return (this.items[this.index(number)] ?? this.items.at(-1))?.end ?? this.baseEnd;
+  }
+
+  private fitting(position: number): Kept | undefined {
+    const item = this.items[this.index(position + 1)];
+    const ahead = position + 1 - this.acknowledged;
+    if (!item || ahead <= 1) return item;
+    return ahead <= this.peer[0] && item.end - this.endOf(this.acknowledged) <= this.peer[1] ? item : undefined;
+  }
+
+  /** A gap that was not written does not count: there is one at most, and it must leave room for the newest message. */
+  private isOverFull(): boolean {
+    const unwrittenGap = +!!this.items[this.index(this.written + 1)]?.isGap;
+    const kept = this.items.length - this.index(this.acknowledged + 1) - unwrittenGap;
+    return kept > 1 && (kept > this.limit[0] || this.bytes > this.limit[1]);
+  }
+
+  /** Puts the oldest message that was never written into the gap before it, or makes a gap of it. False: there is none. */
+  private dropOldest(): boolean {
+    const first = this.index(this.written + 1);
+    const gap = this.items[first]?.isGap ? this.items[first] : undefined;
+    const at = gap ? first + 1 : first;
+    const oldest = this.items[at];
+    if (!oldest) return false;
+    const length = bytesOf(oldest.data).length;
+    for (let i = at; i < this.items.length; i++) this.items[i]!.end -= length;
+    if (gap) {
+      gap.last = oldest.last;
+      this.items.splice(at, 1);
+    } else {
+      oldest.isGap = true;
+      oldest.data = "";
+    }
+    return true;
+  }
+
+  /** Where the first item stands whose last number is `number` or above. Without a gap before it that is a subtraction. */
+  private index(number: number): number {
+    const { items, base } = this;
+    let low = 0;
+    let high = Math.max(Math.min(items.length, number - base - 1), 0);
+    if (items[high]?.last === number) return high;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (items[middle]!.last < number) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+}
+
+/** A flow that writes gaps. */
+export class DroppingFlow extends Flow {
+  declare outbox: DroppingOutbox;
+
+  constructor(keep: Window, inbox: Inbox) {
+    super(new DroppingOutbox(keep), inbox);
+  }
+
+  override writeData(lane: Lane): Data | undefined {
+    const last = this.outbox.gapAfter(lane.wrote);
+    return last ? this.writeGap(lane, last) : super.writeData(lane);
+  }
+
+  private writeGap(lane: Lane, last: number): Bytes {
+    const first = lane.wrote + 1;
+    lane.wrote = last;
+    this.outbox.written = Math.max(this.outbox.written, last);
+    return encode([Type.Gap, first, last - first + 1, OVERFLOW]);
+  }
+}

@@ -1,0 +1,124 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { decode, type Hello, type Welcome } from "@mainstay/client/protocol";
+import { type Answer, Registry } from "../dist/registry.js";
+import type { ServerSession, SessionConfig } from "../dist/server-session.js";
+import { bytes, type Hi, hello } from "./peer.js";
+
+const CONFIG: SessionConfig = { heartbeat: 25_000, resumeWindow: 120_000, keep: [2, 1000], accept: [16, 1000], dropOldest: false };
+const DAY = 86_400_000;
+
+/** A registry, and what it answers. Every HELLO has a connection of its own. */
+class Directory {
+  registry: Registry;
+  private connection = 0;
+
+  constructor(limits: { sessions?: number; tombstones?: number } = {}) {
+    this.registry = new Registry(0, { sessions: 10, tombstones: 10, ...limits }, CONFIG, bytes);
+  }
+
+  ask(now: number, hi: Hi, owner = ""): Answer {
+    return this.registry.hello(now, ++this.connection, owner, hello(hi));
+  }
+
+  /** The session and its WELCOME. */
+  attach(now: number, hi: Hi, owner = ""): [ServerSession, Welcome] {
+    const answer = this.ask(now, hi, owner);
+    assert.ok(!answer.refuse, JSON.stringify(answer));
+    return [answer.session, decode(answer.session.transmit(now, this.connection) as any) as Welcome];
+  }
+
+  expire(now: number, session: ServerSession): void {
+    session.lost(now, session.connection!);
+    session.timeout(now + CONFIG.resumeWindow);
+    this.registry.bury(now + CONFIG.resumeWindow, session);
+  }
+}
+
+test("counts of another copy of the client are answered like an unknown token, and touch nothing", () => {
+  const directory = new Directory();
+  const instance = bytes(8);
+  const [session, welcome] = directory.attach(0, { instance });
+  const connection = session.connection!;
+  session.receive(0, connection, [3, 0]);
+  session.send("1");
+  session.send("2");
+  while (session.transmit(0, connection));
+  session.receive(0, connection, [3, 1]);
+  session.receive(0, connection, [0, "C1"]);
+  const impossible: [string, number, number, number][] = [
+    ["received what was never written", 3, 1, 1],
+    ["received less than it acknowledged", 0, 1, 1],
+    ["gave fewer numbers than were taken", 1, 0, 1],
+    ["holds nothing that is needed next", 1, 3, 2],
+  ];
+  for (const [what, received, sent, firstHeld] of impossible) {
+    const [other, { 4: isResumed }] = directory.attach(0, { resume: [welcome[2], received, sent, firstHeld] });
+    assert.deepEqual([isResumed, other === session, session.connection], [false, false, connection], what);
+  }
+  const [same] = directory.attach(0, { instance, attempt: 2, resume: [welcome[2], 2, 1, 1] });
+  assert.equal(same, session);
+  assert.ok(session.send("3") && session.send("4"), "what HELLO says was received makes room");
+});
+
+test("the token of somebody else names nothing", () => {
+  const directory = new Directory();
+  const [session, welcome] = directory.attach(0, {}, "ann");
+  const [other] = directory.attach(0, { resume: [welcome[2], 0, 0, 1] }, "bob");
+  assert.notEqual(other, session);
+});
+
+test("the account of a dead session is for the first instance that asks", () => {
+  const directory = new Directory();
+  const [session, welcome] = directory.attach(0, {});
+  directory.expire(0, session);
+  const resume: Hello[7] = [welcome[2], 0, 3, 1];
+  const instance = bytes(8);
+  const account = [0, 0, 1, 0, 1];
+  assert.deepEqual(directory.attach(DAY / 2, { instance, resume })[1][10], account);
+  assert.equal(directory.attach(DAY / 2, { resume })[1][10], undefined);
+  assert.deepEqual(directory.attach(DAY / 2, { instance, resume, attempt: 2 })[1][10], account);
+});
+
+test("tombstones are bounded in number and in time, and leave no names behind", () => {
+  const directory = new Directory({ tombstones: 2 });
+  const { registry } = directory;
+  for (let i = 0; i < 5; i++) {
+    const instance = bytes(8);
+    const [, welcome] = directory.attach(i, { instance });
+    const [session] = directory.attach(i, { instance, attempt: 2, resume: [welcome[2], 0, 0, 1] });
+    // From here on the first token is spent, and its name only stands there.
+    session.receive(i, session.connection!, [3, 0]);
+    directory.expire(i, session);
+  }
+  assert.deepEqual(registry.size, { names: 4, tombstones: 2 });
+  assert.equal(registry.live, 0);
+  const [session] = directory.attach(2 * DAY, {});
+  assert.deepEqual(registry.size, { names: 2, tombstones: 0 });
+  session.evict("");
+  registry.bury(2 * DAY, session);
+  registry.bury(2 * DAY, session);
+  assert.deepEqual([registry.live, registry.size.tombstones], [0, 1]);
+});
+
+test("a key that is older than what is remembered may have lived, and is refused", () => {
+  const directory = new Directory({ tombstones: 0 });
+  const old = (now: number, age: number) => directory.registry.hello(now, 99, "", hello().with(4, age) as Hello).refuse?.[1];
+  assert.equal(old(20_000, 10_001), 4411);
+  assert.equal(old(20_000, 9999), undefined);
+  // A tombstone was dropped: memory begins at its burial.
+  directory.expire(20_000, directory.attach(20_000, {})[0]);
+  assert.equal(old(155_000, 9999), 4411);
+});
+
+test("names do not pile up over a thousand attaches", () => {
+  const directory = new Directory();
+  const instance = bytes(8);
+  let [session, welcome] = directory.attach(0, { instance });
+  for (let attempt = 2; attempt < 1000; attempt++) {
+    // Every third epoch is never confirmed: its WELCOME was lost.
+    if (attempt % 3) session.receive(0, session.connection!, [3, 0]);
+    [session, welcome] = directory.attach(0, { instance, attempt, resume: [welcome[2], 0, 0, 1] });
+  }
+  assert.ok(directory.registry.size.names <= 4, String(directory.registry.size.names));
+});
