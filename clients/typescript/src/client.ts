@@ -235,7 +235,6 @@ export abstract class BaseSocket extends EventTarget {
     const { machine } = this;
     const wait = Math.min(longest, Math.max(machine.dueAt - machine.now, 0));
     if (wait === Infinity) return;
-    if ((globalThis as any).process?.env.DBG) console.log("ARM", Date.now() % 1e6, machine.status, machine.mode, wait, this.url);
     const expected = machine.now + wait;
     this.timer = setTimeout(() => {
       // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
