@@ -81,9 +81,13 @@ impl Wire {
 
     /// A turn begins at the worker that this connection lives with, or comes to live with.
     pub(crate) fn arrive(&mut self, here: &Here<'_>) -> io::Result<()> {
-        self.transport.settle(here)?;
-        self.transport.note(here.readiness);
-        Ok(())
+        self.transport.settle(here)
+    }
+
+    /// It leaves the worker, to be [finished](Self::finish) elsewhere.
+    pub(crate) fn depart(mut self, here: &Here<'_>) -> Self {
+        self.transport.depart(here);
+        self
     }
 
     /// Whether there may be something to read.

@@ -81,7 +81,7 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
         let cx = &mut Context::from_waker(&waker);
         connected.arrive(here, cx);
         for _ in 0..ROUNDS {
-            let more = connected.read(cx);
+            let more = connected.read(here, cx);
             if connected.keep_time() {
                 // This process was paused. The worker says what became readable, then we judge.
                 return Turn::Again;
@@ -95,7 +95,7 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
                 clock::begin_turn();
             }
             connected.core.signal.end_turn();
-            connected.write(cx);
+            connected.write(here, cx);
             if handler.is_none() && connected.is_done() {
                 return Turn::Done;
             }
@@ -119,12 +119,12 @@ impl Connected {
                 if let Some(fenced) = fenced {
                     old.close(&fenced);
                 }
-                self.core.shared.tracker.spawn(old.finish());
+                self.core.shared.tracker.spawn(old.depart(here).finish());
                 Stats::subtract(&self.core.shared.stats.connections, 1);
             }
         }
         if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(here)) {
-            self.lose(&Lost::Broken(error.to_string()), cx);
+            self.lose(&Lost::Broken(error.to_string()), here, cx);
         }
     }
 
@@ -137,7 +137,7 @@ impl Connected {
     }
 
     /// Reads once. `true`: there may be more.
-    fn read(&mut self, cx: &mut Context<'_>) -> bool {
+    fn read(&mut self, here: &Here<'_>, cx: &mut Context<'_>) -> bool {
         let Some(wire) = self.wire.as_mut().filter(|wire| wire.may_read()) else { return false };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
@@ -196,20 +196,20 @@ impl Connected {
         };
         drop(inner);
         if let Some(lost) = lost {
-            self.lose(&lost, cx);
+            self.lose(&lost, here, cx);
         }
         false
     }
 
     /// The connection is gone for the session; what is queued on it still leaves, best effort.
-    fn lose(&mut self, why: &Lost, cx: &mut Context<'_>) {
+    fn lose(&mut self, why: &Lost, here: &Here<'_>, cx: &mut Context<'_>) {
         tracing::debug!(connection = self.connection.0, ?why, "connection lost");
         let Some(wire) = self.wire.take() else { return };
         Stats::subtract(&self.core.shared.stats.connections, 1);
         if wire.is_closing()
             && let Some(wire) = wire.end(cx)
         {
-            self.core.shared.tracker.spawn(wire.finish());
+            self.core.shared.tracker.spawn(wire.depart(here).finish());
         }
         let mut inner = self.core.lock();
         inner.handle_lost(now(), self.connection);
@@ -258,7 +258,7 @@ impl Connected {
         false
     }
 
-    fn write(&mut self, cx: &mut Context<'_>) {
+    fn write(&mut self, here: &Here<'_>, cx: &mut Context<'_>) {
         let Some(wire) = &mut self.wire else { return };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
@@ -296,7 +296,7 @@ impl Connected {
             Some(_) if self.wire.as_ref().is_some_and(|wire| !wire.is_closing()) => {
                 self.drop_wire("dead, or broken while writing");
             }
-            Some(lost) => self.lose(&lost, cx),
+            Some(lost) => self.lose(&lost, here, cx),
             None => {}
         }
     }
