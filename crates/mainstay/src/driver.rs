@@ -95,6 +95,11 @@ impl Wire {
         self.early.is_some() || self.transport.may_read()
     }
 
+    /// The peer hung up, as far as that is known without reading.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.transport.has_ended()
+    }
+
     /// Reads once and hands over what is complete, until `take` says stop.
     pub(crate) fn poll_read(
         &mut self,

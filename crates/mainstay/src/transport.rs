@@ -106,6 +106,11 @@ impl Transport {
         }
     }
 
+    /// Whether the end has come, or an error, as far as a worker has said so.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self, Self::Own(_, readiness) if readiness.ended)
+    }
+
     /// Reads into the front of `buffer`; 0 is the end of the stream.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {

@@ -28,6 +28,7 @@
 mod auth;
 mod core;
 mod limits;
+mod meddle;
 mod open;
 mod serve;
 mod session;

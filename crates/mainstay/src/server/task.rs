@@ -21,6 +21,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth::{Asked, judge_anew};
 use super::core::{CoreRef, Incoming, Inner, Peer};
+use super::meddle::Then;
 use super::stats::Stats;
 use crate::clock::{self, now};
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
@@ -111,7 +112,10 @@ impl Connected {
     /// Takes a connection that another task attached; the one before it was fenced then. Hears what the
     /// worker says of either.
     fn arrive(&mut self, here: &Here<'_>, cx: &mut Context<'_>) {
-        let incoming = self.core.lock().incoming.take();
+        let (incoming, meddled) = {
+            let mut inner = self.core.lock();
+            (inner.incoming.take(), inner.act.is_some())
+        };
         if let Some(incoming) = incoming {
             let Incoming { connection, wire, fenced } = *incoming;
             self.connection = connection;
@@ -126,6 +130,18 @@ impl Connected {
         if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(here)) {
             self.lose(&Lost::Broken(error.to_string()), here, cx);
         }
+        if meddled {
+            self.suffer();
+        }
+    }
+
+    /// Has done to the connection what somebody asked for.
+    fn suffer(&mut self) {
+        let hung_up = self.wire.as_ref().is_none_or(Wire::has_ended);
+        let fell_due = self.core.lock().take_act(now(), self.connection, hung_up);
+        if fell_due == Some(Then::Cut) {
+            self.drop_wire("cut on purpose");
+        }
     }
 
     /// When there is something to do again.
@@ -133,7 +149,11 @@ impl Connected {
         if self.core.signal.wants_poll() {
             return Turn::Again;
         }
-        Turn::Until(self.core.lock().poll_timeout())
+        let inner = self.core.lock();
+        if inner.act.as_ref().is_some_and(|act| act.at <= now()) {
+            return Turn::Again;
+        }
+        Turn::Until(inner.poll_timeout())
     }
 
     /// Reads once. `true`: there may be more.
@@ -141,6 +161,9 @@ impl Connected {
         let Some(wire) = self.wire.as_mut().filter(|wire| wire.may_read()) else { return false };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
+        if inner.is_held(connection) {
+            return false;
+        }
         if !inner.wants_input() {
             // What stands unread is our doing, and no evidence against the peer.
             inner.handle_bytes(now, connection);
@@ -262,6 +285,9 @@ impl Connected {
         let Some(wire) = &mut self.wire else { return };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
+        if inner.is_held(connection) {
+            return;
+        }
         let framing = inner.framing();
         let (mut wrote, mut messages, mut bytes) = (false, 0, 0);
         let outcome = wire.poll_write(cx, framing, || {
@@ -422,6 +448,7 @@ impl Inner {
     }
 
     fn handle_lost(&mut self, now: Instant, connection: ConnectionId) {
+        self.act.take_if(|act| act.concerns(connection));
         match &mut self.peer {
             Peer::Session(session) => session.handle_lost(now, connection),
             Peer::Plain(plain) => plain.handle_lost(),
@@ -449,7 +476,11 @@ impl Inner {
         }
     }
 
+    /// Nothing is due on a connection that is held.
     fn poll_timeout(&self) -> Option<Instant> {
+        if let Some(act) = &self.act {
+            return Some(act.at);
+        }
         match &self.peer {
             Peer::Session(session) => session.poll_timeout(),
             Peer::Plain(plain) => plain.poll_timeout(),

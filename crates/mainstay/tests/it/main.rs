@@ -5,5 +5,6 @@ mod credentials;
 mod hostile;
 mod link;
 mod manual;
+mod meddle;
 mod session;
 mod support;
