@@ -16,8 +16,6 @@ export type Fresh<T> = T | (() => T | Promise<T>);
 export interface BaseOptions extends MachineConfig {
   /** Which events of the page and the network are listened to. @default all */
   page?: { network?: boolean; visibility?: boolean; lifecycle?: boolean; sleep?: boolean };
-  /** End where a gap would be reported, with a `close` event of code 1006: for libraries that recover by themselves. @default false */
-  endOnGap?: boolean;
   /** Closes the socket in order. */
   signal?: AbortSignal;
   /** The class of the connections. @default the global one */
@@ -160,9 +158,12 @@ export abstract class BaseSocket extends EventTarget {
     return this.machine.status;
   }
 
-  /** CONNECTING while detached, OPEN while attached, CLOSED only when nothing follows. */
+  /**
+   * As `open` and `close` tell it. A session that is detached is OPEN: what is sent is kept, and no `open` follows, so
+   * whoever asks before sending, or waits for `open`, is not misled. Detached from a plain peer is CONNECTING.
+   */
   get readyState(): number {
-    return ["attached", "closing", "ended"].indexOf(this.status) + 1;
+    return ["attached", "closing", "ended"].indexOf(this.status) + 1 || Number(this.mode === "session");
   }
 
   /** Payload that the peer has not acknowledged; of a plain peer, that has not left. */
@@ -222,16 +223,18 @@ export abstract class BaseSocket extends EventTarget {
     clearTimeout(this.timer);
     if (machine.isProbeQueued && ![...connections.values()].some((connection) => connection.bufferedAmount)) machine.flushed();
     // Paused: what has arrived is read first.
-    const delay = machine.timeout() ? 0 : TICK;
+    const isPaused = machine.timeout();
     for (let event; this.pump(), machine.write(), (event = this.events.shift()); ) this.dispatch(...event);
     this.isStepping = false;
     if (machine.isEnded) for (const end of this.cleanup.splice(0)) end();
-    else this.arm(delay);
+    else this.arm(isPaused ? 0 : machine.isProbeQueued ? 250 : machine.current ? TICK : Infinity);
   }
 
-  private arm(delay: number): void {
+  /** Sets the next timer, `longest` away at most; none where nothing is due. */
+  private arm(longest: number): void {
     const { machine } = this;
-    const wait = Math.min(delay, Math.max(machine.dueAt - machine.now, 0), machine.isProbeQueued ? 250 : TICK);
+    const wait = Math.min(longest, Math.max(machine.dueAt - machine.now, 0));
+    if (wait === Infinity) return;
     const expected = machine.now + wait;
     this.timer = setTimeout(() => {
       // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
@@ -257,7 +260,11 @@ export abstract class BaseSocket extends EventTarget {
       "data" in (fields ?? {}) ? new MessageEvent(type, { data: this.present(fields.data) }) : Object.assign(new Event(type), fields),
     );
     if (type === "session" && !fields.resumed) this.dispatch("open");
-    if (type === "gap" && this.options.endOnGap) this.machine.end(1006, "something was lost: start again");
+    if (type === "gap" && this.options.endOnGap) {
+      // What has happened since belongs to what came after the gap.
+      this.events = [];
+      this.machine.end(1006, "something was lost: start again");
+    }
   }
 
   protected present(data: Data): unknown {

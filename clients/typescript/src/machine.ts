@@ -40,6 +40,11 @@ export interface MachineConfig {
   ping?: { message: Data; matches: (data: unknown) => boolean; intervalMs: number } | undefined;
   /** A plain peer that closes with 1000 or 3000-4999 meant it. @default false */
   endsWithPeer?: boolean | undefined;
+  /**
+   * End with a `close` event where a gap would be reported: for libraries that recover by themselves. Towards plain
+   * peers that is where the first connection is lost, with its code; of a lost session it is 1006. @default false
+   */
+  endOnGap?: boolean | undefined;
   /** What is kept until acknowledged, or until a plain connection is there: messages, bytes. @default [1024, 4194304] */
   keep?: Window | undefined;
 }
@@ -114,8 +119,11 @@ export class Machine {
       this.dialAt = Infinity;
     }
     const action = closeAction(code);
-    const isMeant = this.config.endsWithPeer && this.mode === "plain" && !this.isSuspended && (code === 1000 || (code > 2999 && code !== 4408));
-    if (!this.current && (isMeant || action === "stop")) return this.end(code, reason);
+    const { endsWithPeer, endOnGap } = this.config;
+    const isMeant = endsWithPeer && (code === 1000 || (code > 2999 && code !== 4408));
+    const isOver = this.mode === "plain" && !this.isSuspended && (isMeant || (endOnGap && wasAttached));
+    // Our own verdict would be read as the peer's word.
+    if (!this.current && (isOver || action === "stop")) return this.end(endOnGap && code === 4408 ? 1006 : code, reason);
     // A replacement may be on its way already.
     if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.now + this.delay(action !== "reconnect", advice);
     this.io.emit("status", { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.now });
@@ -308,9 +316,8 @@ export class Machine {
     const limit = silenceLimitMs ?? (ping ? 2 * ping.intervalMs + 5000 : Infinity);
     this.attach(id, limit, limit / 8);
     if (ping) this.pingAt = this.now + ping.intervalMs;
-    this.epoch++;
+    if (this.epoch++) this.io.emit("gap");
     this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
-    if (this.epoch > 1) this.io.emit("gap");
   }
 
   protected attach(id: number, limit: number, slack: number): void {

@@ -1,0 +1,82 @@
+/**
+ * What each client costs a page, ours and others, bundled in one run: esbuild's minified ES2022 module of the whole
+ * entry point, and that by gzip -9. The table in README.md is this one; `UPDATE=1 npm test` writes it.
+ */
+
+import assert from "node:assert/strict";
+import { readFileSync, writeFileSync } from "node:fs";
+import { test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
+import { build } from "esbuild";
+
+/** Of gzip, in bytes: 2 % above what it is now. The goal is 3072 without sessions and 5632 with them. */
+const PLAIN = 4_522;
+const SESSION = 10_914;
+
+const README = new URL("../README.md", import.meta.url);
+const MARKS = ["<!-- sizes: written by size.test.ts -->\n", "<!-- end of sizes -->"] as const;
+
+/** Entry point, and what it does of what this is about. Peers as of their documents and what we saw them do. */
+const clients: [entry: string, reconnects: string, noticesSilence: string, resumes: string][] = [
+  ["@mainstay/client/plain", "yes", "with `ping` or `silenceLimitMs`", "no"],
+  ["@mainstay/client", "yes", "yes", "both ways"],
+  ["partysocket/ws", "yes", "no", "no"],
+  ["reconnecting-websocket", "yes", "no", "no"],
+  ["graphql-ws/client", "yes, 5 times", "no; pings if asked to", "no"],
+  ["partysocket", "yes", "no", "no"],
+  ["phoenix", "yes", "yes", "no"],
+  ["socket.io-client", "yes", "yes", "from the server, if the server allows it"],
+  ["@microsoft/signalr", "if asked to, 4 times", "yes", "both ways, if asked to"],
+  ["centrifuge", "yes", "yes", "from the server, where a channel has history"],
+];
+
+test("a page pays no more than the limits for this client, and README.md says what it pays for others", async () => {
+  const sizes = new Map<string, [minified: number, zipped: number]>();
+  for (const [entry] of clients) sizes.set(entry, await sizeOf(entry));
+  const rows = clients.map(([entry, ...does]) => [`\`${entry}\``, ...sizes.get(entry)!.map((bytes) => bytes.toLocaleString("en")), ...does]);
+  const table = align([["entry point", "minified", "gzip -9", "reconnects", "notices silence", "resumes"], ...rows]);
+  console.log(table);
+  if (process.env.UPDATE) write(table);
+
+  const [plain, session] = [sizes.get("@mainstay/client/plain")![1], sizes.get("@mainstay/client")![1]];
+  assert.ok(plain <= PLAIN, `@mainstay/client/plain: ${plain} bytes, ${PLAIN} are allowed`);
+  assert.ok(session <= SESSION, `@mainstay/client: ${session} bytes, ${SESSION} are allowed`);
+  for (const [entry, measured] of [["@mainstay/client/plain", plain], ["@mainstay/client", session]] as const) {
+    const told = Number(new RegExp(`\`${entry}\` *\\| *[\\d,]+ *\\| *([\\d,]+)`).exec(readFileSync(README, "utf8"))?.[1]!.replaceAll(",", ""));
+    assert.ok(Math.abs(told - measured) <= 0.02 * measured, `README.md says ${told} bytes of ${entry}, it is ${measured}: UPDATE=1 npm test`);
+  }
+});
+
+async function sizeOf(entry: string): Promise<[minified: number, zipped: number]> {
+  const { outputFiles } = await build({
+    entryPoints: [entry],
+    bundle: true,
+    minify: true,
+    format: "esm",
+    target: "es2022",
+    platform: "browser",
+    write: false,
+    absWorkingDir: fileURLToPath(new URL(".", import.meta.url)),
+    external: ["react"],
+  });
+  const { contents } = outputFiles[0]!;
+  return [contents.length, gzipSync(contents, { level: 9 }).length];
+}
+
+/** A Markdown table whose columns stand under one another, numbers to the right. */
+function align(rows: string[][]): string {
+  const isNumber = (column: number) => /^\d/.test(rows[1]![column]!);
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  const pad = (cell: string, column: number) => (isNumber(column) ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!));
+  const lines = rows.map((row) => `| ${row.map(pad).join(" | ")} |`);
+  const rule = `|${widths.map((width, column) => (isNumber(column) ? `${"-".repeat(width + 1)}:` : "-".repeat(width + 2))).join("|")}|`;
+  return `${[lines[0], rule, ...lines.slice(1)].join("\n")}\n`;
+}
+
+function write(table: string): void {
+  const text = readFileSync(README, "utf8");
+  const [begin, end] = MARKS.map((mark) => text.indexOf(mark)) as [number, number];
+  assert.ok(begin >= 0 && end > begin, "README.md has no marks for the sizes");
+  writeFileSync(README, `${text.slice(0, begin)}${MARKS[0]}${table}${text.slice(end)}`);
+}

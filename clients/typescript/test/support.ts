@@ -1,0 +1,50 @@
+/** What tests over real connections share: the gateway as a child process, and a wait for what is to become true. */
+
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { Cable } from "../../proof/cable.js";
+
+const target = fileURLToPath(new URL("../../../target", import.meta.url));
+const program = [process.env.MAINSTAY, `${target}/release/mainstay`, `${target}/debug/mainstay`].find((path) => path && existsSync(path));
+
+/** Runs until `stop`. What it prints beside its address is for people. */
+export async function gateway(upstream: string): Promise<{ port: number; stop(): Promise<void> }> {
+  if (!program) throw new Error("the gateway is not built: cargo build -p mainstay-gateway, or MAINSTAY=its path");
+  const child = spawn(program, ["serve", "--listen", "127.0.0.1:0", "--upstream", upstream], { stdio: ["ignore", "pipe", "inherit"] });
+  const exited = once(child, "exit");
+  const stop = async () => {
+    child.kill("SIGKILL");
+    await exited;
+  };
+  for await (const line of createInterface(child.stdout)) {
+    const port = Number(/listening on ws:\/\/127\.0\.0\.1:(\d+)/.exec(line)?.[1]);
+    if (!port) continue;
+    child.stdout.resume();
+    return { port, stop };
+  }
+  throw new Error(`the gateway ended with ${await exited}`);
+}
+
+/** A cable to a server on this port: to itself, or to a gateway in front of it. `replace`: a new gateway, which knows nobody. */
+export async function cableTo(port: number, isFronted: boolean): Promise<{ cable: Cable; replace(): Promise<void>; close(): Promise<void> }> {
+  const begin = async () => (isFronted ? gateway(`ws://127.0.0.1:${port}`) : undefined);
+  let front = await begin();
+  const cable = await new Cable(() => front?.port ?? port).open();
+  const replace = async () => {
+    await front?.stop();
+    front = await begin();
+  };
+  const close = async () => {
+    await cable.close();
+    await front?.stop();
+  };
+  return { cable, replace, close };
+}
+
+/** Waits for what no event tells. A test that waits for ever is ended by its own limit. */
+export async function until(isSo: () => boolean): Promise<void> {
+  while (!isSo()) await new Promise((done) => setTimeout(done, 5));
+}
