@@ -28,7 +28,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: SocketAddr,
     /// The backend to front, for example ws://127.0.0.1:3000. Its path, if any, goes in front of the
-    /// visitor's. Without it a built-in backend answers at /echo and /broadcast.
+    /// visitor's. Without it a built-in backend answers at /echo and /broadcast, and / is a page that shows a
+    /// live connection and breaks it.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
     upstream: Option<Uri>,
     /// How long a plain visitor is kept while the backend cannot be reached. One that speaks mainstay.v1
@@ -223,6 +224,9 @@ fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpLis
                 .into()
         }
     });
+    if arguments.upstream.is_none() {
+        lines.push(format!("  a live connection to look at and break: http://{address}/"));
+    }
     if let Some(admin) = admin.and_then(|admin| admin.local_addr().ok()) {
         lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
     }

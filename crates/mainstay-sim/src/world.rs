@@ -757,7 +757,7 @@ impl World {
             (Fault::GoAway, _) => {
                 let delay = Delay { min: Duration::ZERO, max: Duration::from_secs(2) };
                 for machine in self.server.sessions.0.iter_mut().flatten() {
-                    machine.go_away("maintenance", delay, Duration::from_secs(5));
+                    machine.go_away(now, "maintenance", delay, Duration::from_secs(5));
                 }
             }
             (Fault::Online, _) if self.clients[client].paused_until <= now => {

@@ -91,14 +91,23 @@ impl Wire {
 
     /// A turn begins at the worker that this connection lives with, or comes to live with.
     pub(crate) fn arrive(&mut self, here: &Here<'_>) -> io::Result<()> {
-        self.transport.settle(here)?;
-        self.transport.note(here.readiness);
-        Ok(())
+        self.transport.settle(here)
+    }
+
+    /// It leaves the worker, to be [finished](Self::finish) elsewhere.
+    pub(crate) fn depart(mut self, here: &Here<'_>) -> Self {
+        self.transport.depart(here);
+        self
     }
 
     /// Whether there may be something to read.
     pub(crate) fn may_read(&self) -> bool {
         self.early.is_some() || self.transport.may_read()
+    }
+
+    /// The peer hung up, as far as that is known without reading.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.transport.has_ended()
     }
 
     /// Reads once and hands over what is complete, until `take` says stop.

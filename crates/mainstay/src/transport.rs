@@ -62,14 +62,19 @@ impl Transport {
         Self::Other(Box::new(Box::new(stream)))
     }
 
-    /// Has the worker watch the socket from here on, if this is one.
+    /// Has the worker watch the socket from here on, if this is one, and hears what it says of it.
     pub(crate) fn settle(&mut self, here: &Here<'_>) -> io::Result<()> {
+        if let Self::Own(_, known) = self {
+            known.merge(here.readiness);
+            return Ok(());
+        }
         match std::mem::replace(self, Self::Closed) {
             Self::Tcp(stream) => {
                 keep_little_unsent(&stream);
                 let mut stream = mio::net::TcpStream::from_std(stream.into_std()?);
                 here.register(&mut stream)?;
-                // A new socket takes bytes; whether it has some the worker will say.
+                // A new socket takes bytes; whether it has some the worker will say. What it has said by now is about
+                // another.
                 *self = Self::Own(stream, Readiness { writable: true, ..Readiness::default() });
             }
             other => *self = other,
@@ -86,10 +91,10 @@ impl Transport {
         Ok(())
     }
 
-    /// What the worker said since the last turn.
-    pub(crate) fn note(&mut self, readiness: Readiness) {
-        if let Self::Own(_, known) = self {
-            known.merge(readiness);
+    /// Before [`leave`](Self::leave), where another socket of the resident stays or comes.
+    pub(crate) fn depart(&mut self, here: &Here<'_>) {
+        if let Self::Own(stream, _) = self {
+            here.deregister(stream);
         }
     }
 
@@ -99,6 +104,11 @@ impl Transport {
             Self::Own(_, readiness) => readiness.readable,
             _ => true,
         }
+    }
+
+    /// Whether the end has come, or an error, as far as a worker has said so.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self, Self::Own(_, readiness) if readiness.ended)
     }
 
     /// Reads into the front of `buffer`; 0 is the end of the stream.

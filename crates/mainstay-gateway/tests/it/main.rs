@@ -4,5 +4,6 @@
 mod bench;
 mod connect;
 mod flags;
+mod page;
 mod support;
 mod upstream;

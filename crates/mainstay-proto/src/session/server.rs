@@ -628,11 +628,13 @@ impl ServerSession {
         self.queue_end_if_flushed(now);
     }
 
-    /// Asks the client to leave this connection after a delay; nothing is lost.
-    pub fn go_away(&mut self, reason: &str, delay: Delay, close_in: Duration) {
+    /// Asks the client to leave this connection after a delay; nothing is lost. A connection that is still there
+    /// after `close_in` is closed; zero: it is not, and the client is not told when. While parked it does nothing.
+    pub fn go_away(&mut self, now: Instant, reason: &str, delay: Delay, close_in: Duration) {
         if let Some(attached) = &mut self.attached {
             let control = Control::GoAway { reason: reason.to_owned(), delay, close_in, endpoint: None };
             attached.queue.push_back(Transmit::control(&control));
+            attached.gone_by = if close_in.is_zero() { None } else { now.checked_add(close_in) };
         }
     }
 
@@ -760,15 +762,15 @@ impl ServerSession {
             attached.queue.push_back(Transmit::Close { code, reason: lifetime::STILL_THERE.to_owned() });
         }
         let leave = attached.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now));
-        if leave.is_some() {
-            attached.gone_by = Some(now + lifetime::GONE_BY);
-        }
         match leave {
             None => {}
-            // A client that acknowledges nothing never gets END; its connection goes all the same.
-            Some(Leave::Idle) => self.close(now, CloseCode::SESSION_ENDED, lifetime::IDLE),
+            Some(Leave::Idle) => {
+                // A client that acknowledges nothing never gets END; its connection goes all the same.
+                attached.gone_by = Some(now + lifetime::GONE_BY);
+                self.close(now, CloseCode::SESSION_ENDED, lifetime::IDLE);
+            }
             Some(Leave::Old) => {
-                self.go_away(lifetime::OLD, lifetime::GO_AWAY_WITHIN, lifetime::GONE_BY);
+                self.go_away(now, lifetime::OLD, lifetime::GO_AWAY_WITHIN, lifetime::GONE_BY);
             }
         }
     }

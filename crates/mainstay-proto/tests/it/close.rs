@@ -1,9 +1,10 @@
 //! How sessions end on purpose, and what ends only a connection.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use mainstay_proto::session::message::Beat;
+use mainstay_proto::session::message::{Beat, Delay};
 use mainstay_proto::session::{
     Control, Frame, Malformed, Message, Over, PlainSession, Refusal, SessionError, Transmit,
 };
@@ -318,4 +319,27 @@ fn anything_but_an_answer_before_welcome_is_an_error() {
     assert!(pair.client.handle_frame(now, first, Frame::Message(Message::text("x"))).is_err());
     let ack = Frame::Control(Control::Ack { received: 0, window: None });
     assert_eq!(pair.client.handle_frame(now, first, ack), Err(SessionError::Unexpected("ACK")));
+}
+
+#[test]
+fn a_connection_that_was_asked_to_leave_and_stays_is_closed_at_the_time_that_was_announced() {
+    let delay = Delay { min: Duration::ZERO, max: SECOND };
+    let is_closed = |close_in, time, comes_back| {
+        let mut pair = Pair::default();
+        let mut connection = pair.connect();
+        let now = pair.now;
+        pair.session().go_away(now, "restart", delay, close_in);
+        pair.run();
+        if comes_back {
+            connection = pair.connect();
+        }
+        pair.session().handle_timeout(now + time);
+        let session = pair.session();
+        std::iter::from_fn(|| session.poll_transmit(now + time, connection))
+            .any(|transmit| matches!(transmit, Transmit::Close { code: CloseCode::RESTART, .. }))
+    };
+    assert!(is_closed(5 * SECOND, 5 * SECOND, false));
+    assert!(!is_closed(5 * SECOND, 5 * SECOND - Duration::from_millis(1), false));
+    assert!(!is_closed(Duration::ZERO, 5 * SECOND, false), "no time was announced");
+    assert!(!is_closed(5 * SECOND, 5 * SECOND, true), "nobody asked its next connection to leave");
 }

@@ -626,7 +626,7 @@ impl End for ServerEnd {
             session.close(now, code, &reason);
         } else if let Some(fields) = step.get("goes_away") {
             let fields = Fields(fields);
-            session.go_away(&fields.text("reason"), fields.delay(), fields.duration("close_in_ms"));
+            session.go_away(now, &fields.text("reason"), fields.delay(), fields.duration("close_in_ms"));
         } else if let Some(over) = step.get("over") {
             match session.is_over() {
                 Some(Over::Ended { .. }) => assert_eq!(over, "ended"),

@@ -9,6 +9,7 @@ use mainstay_proto::ws::{CloseCode, CloseFrame};
 
 use super::Shared;
 use super::auth::Authenticate;
+use super::meddle::Act;
 use super::upgrade::PeerFacts;
 use crate::driver::Wire;
 use crate::worker::{Home, Signal};
@@ -34,6 +35,8 @@ pub(crate) struct Inner {
     pub(super) incoming: Option<Box<Incoming>>,
     /// Judges credentials that come on the current connection.
     pub(super) authenticate: Option<Box<Authenticate>>,
+    /// What somebody wants done to the connection.
+    pub(super) act: Option<Box<Act>>,
 }
 
 /// The machine, by what the peer speaks.
@@ -59,7 +62,8 @@ pub(super) struct Incoming {
 
 impl Core {
     pub(super) fn new(shared: Arc<Shared>, home: Arc<Home>, facts: PeerFacts, peer: Peer) -> CoreRef {
-        let inner = Inner { peer, receiver: None, waiting: None, incoming: None, authenticate: None };
+        let inner =
+            Inner { peer, receiver: None, waiting: None, incoming: None, authenticate: None, act: None };
         Arc::new(Self { signal: Signal::new(home), shared, facts, inner: Mutex::new(inner) })
     }
 

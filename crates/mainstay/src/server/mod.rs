@@ -28,6 +28,7 @@
 mod auth;
 mod core;
 mod limits;
+mod meddle;
 mod open;
 mod serve;
 mod session;
@@ -250,8 +251,10 @@ impl Shared {
 /// so their closing is what is spread.
 async fn send_away(cores: Vec<Weak<Core>>, spread: Duration) {
     let delay = Delay { min: Duration::ZERO, max: spread };
+    let now = crate::clock::now();
     let is_plain = |core: &Weak<Core>| {
-        core.upgrade().is_some_and(|core| core.with_session(|s| s.go_away(REASON, delay, spread)).is_none())
+        core.upgrade()
+            .is_some_and(|core| core.with_session(|s| s.go_away(now, REASON, delay, spread)).is_none())
     };
     let (plain, sessions): (Vec<_>, Vec<_>) = cores.into_iter().partition(is_plain);
     sessions.iter().filter_map(Weak::upgrade).for_each(|core| core.signal.ask());

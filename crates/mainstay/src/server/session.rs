@@ -26,9 +26,12 @@ pub struct Session {
 }
 
 /// Sends into a session from elsewhere. Cheap to clone; does not keep the session open.
+///
+/// Tests and demonstrations also break the session's connection with it: [`cut`](Self::cut), [`hold`](Self::hold),
+/// [`go_away`](Self::go_away).
 #[derive(Clone)]
 pub struct Sender {
-    core: CoreRef,
+    pub(super) core: CoreRef,
 }
 
 /// Something from the client's stream.

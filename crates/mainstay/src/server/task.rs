@@ -21,6 +21,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth::{Asked, judge_anew};
 use super::core::{CoreRef, Incoming, Inner, Peer};
+use super::meddle::Then;
 use super::stats::Stats;
 use crate::clock::{self, now};
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
@@ -81,7 +82,7 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
         let cx = &mut Context::from_waker(&waker);
         connected.arrive(here, cx);
         for _ in 0..ROUNDS {
-            let more = connected.read(cx);
+            let more = connected.read(here, cx);
             if connected.keep_time() {
                 // This process was paused. The worker says what became readable, then we judge.
                 return Turn::Again;
@@ -95,7 +96,7 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
                 clock::begin_turn();
             }
             connected.core.signal.end_turn();
-            connected.write(cx);
+            connected.write(here, cx);
             if handler.is_none() && connected.is_done() {
                 return Turn::Done;
             }
@@ -111,7 +112,10 @@ impl Connected {
     /// Takes a connection that another task attached; the one before it was fenced then. Hears what the
     /// worker says of either.
     fn arrive(&mut self, here: &Here<'_>, cx: &mut Context<'_>) {
-        let incoming = self.core.lock().incoming.take();
+        let (incoming, meddled) = {
+            let mut inner = self.core.lock();
+            (inner.incoming.take(), inner.act.is_some())
+        };
         if let Some(incoming) = incoming {
             let Incoming { connection, wire, fenced } = *incoming;
             self.connection = connection;
@@ -119,12 +123,24 @@ impl Connected {
                 if let Some(fenced) = fenced {
                     old.close(&fenced);
                 }
-                self.core.shared.tracker.spawn(old.finish());
+                self.core.shared.tracker.spawn(old.depart(here).finish());
                 Stats::subtract(&self.core.shared.stats.connections, 1);
             }
         }
         if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(here)) {
-            self.lose(&Lost::Broken(error.to_string()), cx);
+            self.lose(&Lost::Broken(error.to_string()), here, cx);
+        }
+        if meddled {
+            self.suffer();
+        }
+    }
+
+    /// Has done to the connection what somebody asked for.
+    fn suffer(&mut self) {
+        let hung_up = self.wire.as_ref().is_none_or(Wire::has_ended);
+        let fell_due = self.core.lock().take_act(now(), self.connection, hung_up);
+        if fell_due == Some(Then::Cut) {
+            self.drop_wire("cut on purpose");
         }
     }
 
@@ -133,14 +149,21 @@ impl Connected {
         if self.core.signal.wants_poll() {
             return Turn::Again;
         }
-        Turn::Until(self.core.lock().poll_timeout())
+        let inner = self.core.lock();
+        if inner.act.as_ref().is_some_and(|act| act.at <= now()) {
+            return Turn::Again;
+        }
+        Turn::Until(inner.poll_timeout())
     }
 
     /// Reads once. `true`: there may be more.
-    fn read(&mut self, cx: &mut Context<'_>) -> bool {
+    fn read(&mut self, here: &Here<'_>, cx: &mut Context<'_>) -> bool {
         let Some(wire) = self.wire.as_mut().filter(|wire| wire.may_read()) else { return false };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
+        if inner.is_held(connection) {
+            return false;
+        }
         if !inner.wants_input() {
             // What stands unread is our doing, and no evidence against the peer.
             inner.handle_bytes(now, connection);
@@ -196,20 +219,20 @@ impl Connected {
         };
         drop(inner);
         if let Some(lost) = lost {
-            self.lose(&lost, cx);
+            self.lose(&lost, here, cx);
         }
         false
     }
 
     /// The connection is gone for the session; what is queued on it still leaves, best effort.
-    fn lose(&mut self, why: &Lost, cx: &mut Context<'_>) {
+    fn lose(&mut self, why: &Lost, here: &Here<'_>, cx: &mut Context<'_>) {
         tracing::debug!(connection = self.connection.0, ?why, "connection lost");
         let Some(wire) = self.wire.take() else { return };
         Stats::subtract(&self.core.shared.stats.connections, 1);
         if wire.is_closing()
             && let Some(wire) = wire.end(cx)
         {
-            self.core.shared.tracker.spawn(wire.finish());
+            self.core.shared.tracker.spawn(wire.depart(here).finish());
         }
         let mut inner = self.core.lock();
         inner.handle_lost(now(), self.connection);
@@ -258,10 +281,13 @@ impl Connected {
         false
     }
 
-    fn write(&mut self, cx: &mut Context<'_>) {
+    fn write(&mut self, here: &Here<'_>, cx: &mut Context<'_>) {
         let Some(wire) = &mut self.wire else { return };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
+        if inner.is_held(connection) {
+            return;
+        }
         let framing = inner.framing();
         let (mut wrote, mut messages, mut bytes) = (false, 0, 0);
         let outcome = wire.poll_write(cx, framing, || {
@@ -296,7 +322,7 @@ impl Connected {
             Some(_) if self.wire.as_ref().is_some_and(|wire| !wire.is_closing()) => {
                 self.drop_wire("dead, or broken while writing");
             }
-            Some(lost) => self.lose(&lost, cx),
+            Some(lost) => self.lose(&lost, here, cx),
             None => {}
         }
     }
@@ -422,6 +448,7 @@ impl Inner {
     }
 
     fn handle_lost(&mut self, now: Instant, connection: ConnectionId) {
+        self.act.take_if(|act| act.concerns(connection));
         match &mut self.peer {
             Peer::Session(session) => session.handle_lost(now, connection),
             Peer::Plain(plain) => plain.handle_lost(),
@@ -449,7 +476,11 @@ impl Inner {
         }
     }
 
+    /// Nothing is due on a connection that is held.
     fn poll_timeout(&self) -> Option<Instant> {
+        if let Some(act) = &self.act {
+            return Some(act.at);
+        }
         match &self.peer {
             Peer::Session(session) => session.poll_timeout(),
             Peer::Plain(plain) => plain.poll_timeout(),

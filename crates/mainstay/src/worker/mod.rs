@@ -67,6 +67,11 @@ impl Here<'_> {
     pub(crate) fn register(&self, socket: &mut mio::net::TcpStream) -> io::Result<()> {
         self.registry.register(socket, self.token, Interest::READABLE | Interest::WRITABLE)
     }
+
+    /// From here on it does not: what becomes of a socket that leaves is not to be taken for the next one's.
+    pub(crate) fn deregister(&self, socket: &mut mio::net::TcpStream) {
+        let _ = self.registry.deregister(socket);
+    }
 }
 
 /// What a turn came to.
@@ -495,7 +500,10 @@ impl Drop for Worker {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::transport::Transport;
 
     /// Writes its name down at every turn, and does what `act` says.
     struct Probe<F> {
@@ -600,6 +608,54 @@ mod tests {
         assert_eq!(*turns.lock().unwrap(), "a");
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert!(turns.lock().unwrap().len() > 1);
+    }
+
+    /// Has its socket watched from the first turn on, and departs with it at the second if it is to.
+    struct Watcher {
+        signal: Arc<Signal>,
+        socket: Transport,
+        departs: bool,
+        turns: Arc<AtomicU32>,
+    }
+
+    impl Resident for Watcher {
+        fn signal(&self) -> &Signal {
+            &self.signal
+        }
+
+        fn turn(self: Pin<&mut Self>, here: &Here<'_>) -> Turn {
+            let this = self.get_mut();
+            this.socket.settle(here).unwrap();
+            if this.turns.fetch_add(1, Ordering::Relaxed) > 0 && this.departs {
+                this.socket.depart(here);
+            }
+            this.signal.take_poll();
+            rest(&this.signal)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_departed_brings_no_turn_any_more() {
+        let (home, listener) = (Worker::begin().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let (mut peers, mut counts) = (Vec::new(), Vec::new());
+        for departs in [true, false] {
+            peers.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+            let socket = Transport::tcp(listener.accept().await.unwrap().0);
+            let (signal, turns) = (Arc::new(Signal::new(Arc::clone(&home))), Arc::<AtomicU32>::default());
+            let watcher = Watcher { signal: Arc::clone(&signal), socket, departs, turns: Arc::clone(&turns) };
+            signal.move_in(Box::pin(watcher));
+            quiet().await;
+            signal.ask();
+            quiet().await;
+            counts.push(turns);
+        }
+        let counts = || [0, 1].map(|at: usize| counts[at].load(Ordering::Relaxed));
+        let before = counts();
+        drop(peers);
+        while counts()[1] == before[1] {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(counts()[0], before[0]);
     }
 
     #[test]

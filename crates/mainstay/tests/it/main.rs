@@ -6,5 +6,6 @@ mod fanout;
 mod hostile;
 mod link;
 mod manual;
+mod meddle;
 mod session;
 mod support;

@@ -1,0 +1,58 @@
+//! The built-in backend: something to talk to without one, and a page that shows what a connection does.
+
+mod page;
+mod pulse;
+mod room;
+#[cfg(test)]
+mod tests;
+
+use axum::Router;
+use axum::extract::{FromRef, State};
+use axum::response::Response;
+use axum::routing::{any, get};
+use mainstay::{Mainstay, Session, SessionUpgrade};
+
+use self::room::Room;
+
+/// `/` is the page and `/pulse` what it talks to; `/echo` returns each message, `/broadcast` sends each message to
+/// everyone connected to that path.
+pub(crate) fn router(mainstay: Mainstay) -> Router {
+    let backend = Backend { mainstay, room: Room::default() };
+    let page = page::Page::new();
+    Router::new()
+        .route("/", get(move || std::future::ready(page.response())))
+        .route("/pulse", any(|upgrade: SessionUpgrade| async { upgrade.on_session(pulse::run) }))
+        .route("/echo", any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) }))
+        .route("/broadcast", any(broadcast))
+        .with_state(backend)
+}
+
+#[derive(Clone)]
+struct Backend {
+    mainstay: Mainstay,
+    room: Room,
+}
+
+impl FromRef<Backend> for Mainstay {
+    fn from_ref(backend: &Backend) -> Self {
+        backend.mainstay.clone()
+    }
+}
+
+async fn echo(mut session: Session) {
+    while let Some(message) = session.recv().await {
+        if session.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn broadcast(State(backend): State<Backend>, upgrade: SessionUpgrade) -> Response {
+    upgrade.on_session(move |mut session| async move {
+        let id = backend.room.enter(session.sender());
+        while let Some(message) = session.recv().await {
+            backend.room.say(&message);
+        }
+        backend.room.leave(id);
+    })
+}
