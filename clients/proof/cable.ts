@@ -36,7 +36,7 @@ export class Cable {
   silence(): void {
     for (const pair of this.pairs) {
       for (const end of pair) {
-        for (const event of ["data", "end", "close"]) end.removeAllListeners(event);
+        for (const event of ["data", "end", "error", "close"]) end.removeAllListeners(event);
         end.on("data", () => {}).on("error", () => {});
       }
     }

@@ -35,6 +35,7 @@ export class Run {
   record: Record = { sent: 0, log: [], outcomes: {} };
   socket: MainstaySocket;
   private timer: ReturnType<typeof setInterval>;
+  private bearer: string;
   private tickets = 0;
 
   constructor(query: URLSearchParams) {
@@ -42,8 +43,8 @@ export class Run {
     if (found) this.record = JSON.parse(found);
     sessionStorage.removeItem(KEY);
     const options: Options = JSON.parse(query.get("options") ?? "{}");
-    const bearer = query.get("bearer");
-    if (bearer) options.credentials = () => `${bearer}/${++this.tickets}`;
+    this.bearer = query.get("bearer") ?? "";
+    if (this.bearer) options.credentials = () => this.ticket();
     this.watchPage();
     this.socket = new MainstaySocket(query.get("socket")!, [], options);
     this.socket.binaryType = "arraybuffer";
@@ -64,8 +65,13 @@ export class Run {
   }
 
   /** Presents credentials for the live session. */
-  present(credentials: string): void {
+  present(credentials = this.ticket()): void {
     this.socket.authenticate(credentials);
+  }
+
+  /** Credentials that were never used. */
+  private ticket(): string {
+    return `${this.bearer}/${++this.tickets}`;
   }
 
   get last(): number {
