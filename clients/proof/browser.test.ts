@@ -11,7 +11,7 @@ import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Browser, Page } from "puppeteer-core";
 import { Backend } from "./backend.js";
-import { CHROMIUM, type Engine, FIREFOX, frozen, hidden, isThere, launch } from "./browsers.js";
+import { CHROMIUM, crash, type Engine, FIREFOX, freeze, hidden, isThere, launch, thaw } from "./browsers.js";
 import { Cable } from "./cable.js";
 import { CREDENTIALS_SERVER, Server } from "./gateway.js";
 import { type Chapter, judge } from "./judge.js";
@@ -180,6 +180,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     cable.cut();
     await logged(page, "status", ({ status }) => status === "waiting");
     await page.goto(site.elsewhere);
+    await until("the page's state and ours", () => page.evaluate(() => sessionStorage.length === 2));
     cable.refuse(false);
     const heir = await duplicateOf(page, address);
     await advance(heir);
@@ -224,7 +225,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     assert.equal(echoed + (fate.lost?.count ?? 0), handedOver, "each echo came or is counted as lost");
   },
 
-  "a gateway that drains serves the page until it goes, and is told from one that was killed by nothing": async (stage) => {
+  "a gateway that drains serves a page that has nowhere to go until it goes itself": async (stage) => {
     const { page, backend, gateway } = await stage.set(["--drain", "1s"]);
     const drained = gateway.drain();
     await logged(page, "status", ({ status, code }) => status === "attached" && code === 1006);
@@ -278,11 +279,40 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
 
   "a page that was frozen goes on when it thaws": async (stage) => {
     const { page, backend } = await stage.set();
-    await hidden(page, () => frozen(page, () => sleep(VERDICT_MS / 2)));
+    await hidden(page, async () => {
+      await freeze(page);
+      await sleep(VERDICT_MS + 1000);
+      await thaw(page);
+    });
     await advance(page);
     const { chapters, record } = await finish(page, backend.seen);
     assert.ok(events(record).includes("freeze") && events(record).includes("resume"));
     assert.equal(chapters.length, 1);
+  },
+
+  "a page that was frozen and thrown away goes on when it is loaded again": async (stage) => {
+    const { page, backend } = await stage.set([], { resume: "session" });
+    await hidden(page, async () => {
+      await freeze(page);
+      await crash(page);
+      await page.reload();
+    });
+    await advance(page);
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(attaches(record), [false, true]);
+  },
+
+  "a page that comes back after the resume window is told what became of what its predecessor sent": async (stage) => {
+    const { page, backend, gateway } = await stage.set(["--resume-window", "1s"], { resume: "session" });
+    const address = page.url();
+    await page.goto(site.elsewhere);
+    await until("the end of the session", async () => (await gateway.metric("sessions_expired_total")) === 1);
+    await page.goto(address);
+    await advance(page);
+    const { chapters } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 2);
+    assert.equal(chapters[0]!.fate?.cause, "expired");
   },
 
   "a page that was kept for back and forward goes on where it was": async (stage) => {

@@ -48,11 +48,21 @@ export async function hidden(page: Page, during: () => Promise<void>): Promise<v
   await cover.close();
 }
 
-/** Freezes a hidden page, as Chromium does it with background tabs, until `during` is over. */
-export async function frozen(page: Page, during: () => Promise<void>): Promise<void> {
+/** Freezes a hidden page, as Chromium does it with tabs that were long in the background. */
+export const freeze = (page: Page) => command(page, "Page.setWebLifecycleState", { state: "frozen" });
+
+export const thaw = (page: Page) => command(page, "Page.setWebLifecycleState", { state: "active" });
+
+/** Ends the page's process without a word to the page, as Chromium does it with frozen tabs when memory is short. */
+export async function crash(page: Page): Promise<void> {
+  const gone = new Promise((resolve) => page.once("error", resolve));
+  // Nobody is left to answer.
+  void command(page, "Page.crash").catch(() => {});
+  await gone;
+}
+
+async function command(page: Page, method: "Page.crash" | "Page.setWebLifecycleState", parameters?: any): Promise<void> {
   const devtools = await page.createCDPSession();
-  await devtools.send("Page.setWebLifecycleState", { state: "frozen" });
-  await during();
-  await devtools.send("Page.setWebLifecycleState", { state: "active" });
+  await devtools.send(method, parameters);
   await devtools.detach();
 }

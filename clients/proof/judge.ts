@@ -12,8 +12,8 @@ export interface Chapter {
   echoed: number;
   /** How it was lost; undefined: it lives. */
   fate: Fate | undefined;
-  /** What the page had sent when it was told. */
-  sent: number;
+  /** The last message that was accepted in it. */
+  last: number;
 }
 
 /**
@@ -35,23 +35,23 @@ export function judge(record: Record, seen?: number[][]): Chapter[] {
 
 /** In every session messages come back one after the other from its first on: none missing, none twice. */
 function read({ log, sent }: Record): Chapter[] {
-  const chapters: Chapter[] = [{ offset: 0, echoed: 0, fate: undefined, sent }];
+  const chapters: Chapter[] = [{ offset: 0, echoed: 0, fate: undefined, last: sent }];
   for (const entry of log) {
     const chapter = chapters.at(-1)!;
     if (entry.is === "echo") assert.equal(entry.number, ++chapter.echoed, "the next message that came back");
     if (entry.is !== "gap") continue;
     assert.ok(entry.fate, "the gap of a session says what became of what was sent");
-    Object.assign(chapter, { fate: entry.fate, sent: entry.sent });
+    Object.assign(chapter, { fate: entry.fate, last: entry.accepted });
     const offset = chapter.offset + entry.fate.unknown;
-    chapters.push({ offset, echoed: offset, fate: undefined, sent });
+    chapters.push({ offset, echoed: offset, fate: undefined, last: sent });
   }
   return chapters;
 }
 
-function checkFate({ offset, echoed, fate, sent }: Chapter): void {
+function checkFate({ offset, echoed, fate, last }: Chapter): void {
   if (!fate) return;
   assert.ok(fate.delivered <= fate.unknown && fate.unknown <= fate.last, "classes that do not overlap");
-  assert.equal(offset + fate.last, sent, "every message that was sent is in a class");
+  assert.equal(offset + fate.last, last, "every message that was accepted is in a class");
   assert.equal(fate.resent, fate.unknown < fate.last, "what was not delivered is sent again");
   assert.ok(echoed - offset <= fate.unknown, "what came back is not called undelivered");
   if (fate.lost) assert.equal(fate.lost.first, echoed - offset + 1, "what the server lost follows what came");
@@ -68,11 +68,11 @@ function outcomeOf(number: number, chapters: Chapter[]): Outcome {
 /** What is called delivered was handed over, and what is called not delivered was not. */
 function checkSeen(chapters: Chapter[], seen: number[][]): void {
   assert.equal(seen.length, chapters.length, "sessions that the backend saw");
-  for (const [i, { offset, fate, sent }] of chapters.entries()) {
+  for (const [i, { offset, fate, last }] of chapters.entries()) {
     const numbers = seen[i]!;
     assert.deepEqual(numbers, numbers.map((_, index) => offset + index + 1), "the backend was handed each message once, in order");
-    const from = fate ? fate.delivered : sent - offset;
-    const to = fate ? fate.unknown : sent - offset;
+    const from = fate ? fate.delivered : last - offset;
+    const to = fate ? fate.unknown : last - offset;
     assert.ok(from <= numbers.length && numbers.length <= to, `${numbers.length} handed over, said to be ${from} to ${to}`);
   }
 }

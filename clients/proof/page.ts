@@ -11,7 +11,7 @@ import { MainstaySocket, type Options, type Outcome, type SocketEvents } from "@
 export type Entry =
   | { is: "echo"; number: number }
   | { is: "session"; resumed: boolean; epoch: number; id: string }
-  | { is: "gap"; fate: SocketEvents["gap"]["fate"]; sent: number }
+  | { is: "gap"; fate: SocketEvents["gap"]["fate"]; accepted: number }
   | { is: "status"; status: string; code: number | undefined; reason: string | undefined }
   | { is: "close"; code: number; fate: SocketEvents["close"]["fate"] }
   | { is: "authenticated"; accepted: boolean }
@@ -19,8 +19,9 @@ export type Entry =
   | { is: "trouble"; what: string };
 
 export interface Record {
-  /** Messages that were sent. */
+  /** Messages that were sent, and of these the accepted ones: some wait, as for the attach after a reload. */
   sent: number;
+  accepted: number;
   log: Entry[];
   /** What the socket said became of each message, by number. */
   outcomes: { [number: number]: Outcome };
@@ -32,7 +33,7 @@ const EVERY_MS = 20;
 const BIG = 1000;
 
 export class Run {
-  record: Record = { sent: 0, log: [], outcomes: {} };
+  record: Record = { sent: 0, accepted: 0, log: [], outcomes: {} };
   socket: MainstaySocket;
   private timer: ReturnType<typeof setInterval>;
   private bearer: string;
@@ -55,8 +56,9 @@ export class Run {
   /** Sends the next message: text if its number is odd, binary if it is even or big. */
   send(size = 0): void {
     const number = this.record.sent + 1;
-    const { delivered } = this.socket.send(bodyOf(number, size));
+    const { accepted, delivered } = this.socket.send(bodyOf(number, size));
     this.record.sent = number;
+    accepted.then(() => this.record.accepted++);
     delivered.then((outcome) => (this.record.outcomes[number] = outcome));
   }
 
@@ -90,7 +92,7 @@ export class Run {
       else this.note({ is: "trouble", what: "a message that was never sent" });
     });
     socket.on("session", ({ resumed, epoch, id }) => this.note({ is: "session", resumed, epoch, id }));
-    socket.on("gap", ({ fate }) => this.note({ is: "gap", fate, sent: this.record.sent }));
+    socket.on("gap", ({ fate }) => this.note({ is: "gap", fate, accepted: this.record.accepted }));
     socket.on("status", ({ status, code, reason }) => this.note({ is: "status", status, code, reason }));
     socket.on("close", ({ code, fate }) => this.note({ is: "close", code, fate }));
     socket.on("authenticated", ({ accepted }) => this.note({ is: "authenticated", accepted }));
@@ -104,8 +106,12 @@ export class Run {
     };
     for (const type of ["freeze", "resume", "visibilitychange"]) document.addEventListener(type, note);
     for (const type of ["online", "offline", "pagehide", "pageshow"]) addEventListener(type, note);
-    addEventListener("pagehide", () => sessionStorage.setItem(KEY, JSON.stringify(this.record)));
-    addEventListener("pageshow", () => sessionStorage.removeItem(KEY));
+    const leave = () => sessionStorage.setItem(KEY, JSON.stringify(this.record));
+    const enter = () => sessionStorage.removeItem(KEY);
+    addEventListener("pagehide", leave);
+    addEventListener("pageshow", enter);
+    document.addEventListener("freeze", leave);
+    document.addEventListener("resume", enter);
     addEventListener("error", ({ message }) => this.note({ is: "trouble", what: `uncaught: ${message}` }));
     addEventListener("unhandledrejection", ({ reason }) => this.note({ is: "trouble", what: `unhandled: ${reason}` }));
   }
