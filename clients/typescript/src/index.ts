@@ -187,11 +187,16 @@ export class MainstaySocket extends BaseSocket {
     return !!delivery;
   }
 
+  /** A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session. */
+  protected override emit(type: string, fields?: any): void {
+    if (fields?.fate) this.fates.push(fields.fate);
+    super.emit(type, fields);
+  }
+
   protected override dispatch(type: string, fields?: any): void {
     if (type === "session") this.counts.connections++;
     if (type === "gap") this.counts.gaps++;
     if (type === "close" || type === "gap") {
-      if (fields?.fate) this.fates.push(fields.fate);
       if (type === "close") this.waiting = [];
       for (const message of this.watched) this.look(message);
     }
