@@ -1,6 +1,6 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
-import { ask, type BaseOptions, BaseSocket, dataOf, type Fresh, QueueFullError } from "./client.js";
+import { type BaseOptions, BaseSocket, dataOf, type Fresh, QueueFullError } from "./client.js";
 import { storedIn } from "./resume.js";
 import { ClientSession, type Fate } from "./session.js";
 import { SessionMachine } from "./sessions.js";
@@ -18,7 +18,7 @@ export type Outcome = "delivered" | "not delivered" | "unknown";
 export type Sendable = string | ArrayBufferLike | ArrayBufferView | Blob;
 
 export interface Options extends BaseOptions {
-  /** Presented in HELLO, asked for before each attempt. */
+  /** Presented in HELLO. A function is asked before each attempt; a value holds until `authenticate` replaces it. */
   credentials?: Fresh<string | Bytes | undefined>;
   /** What `send` does when as much is kept as may be. `throw`: a {@link QueueFullError}. `wait`: `accepted` of what it returns settles when there is room; who does not await it makes the queue unbounded. @default "throw" */
   whenFull?: "throw" | "wait";
@@ -69,11 +69,13 @@ export class MainstaySocket extends BaseSocket {
       options,
       (now, io) => new SessionMachine(now, options, Math.random, io, session),
       async () => {
-        const asked = await ask(credentials);
+        const asked = typeof credentials === "function" ? await credentials() : undefined;
         if (asked !== undefined) session.credentials = bytesOf(asked);
       },
     );
     this.session = session;
+    // Once: `authenticate` may replace them.
+    if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
     if (options.resume) {
       this.stored = storedIn(`mainstay ${options.resumeKey ?? this.url.split("?")[0]}`, session);
       this.stored.load();
