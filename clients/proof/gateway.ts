@@ -3,6 +3,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
+import net from "node:net";
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 
@@ -56,6 +57,14 @@ export class Server {
   async drain(): Promise<void> {
     this.process.kill("SIGTERM");
     await this.gone();
+  }
+
+  /** Whether it takes connections. */
+  isListening(): Promise<boolean> {
+    return new Promise((resolve) => {
+      const probe = net.connect(this.port, "127.0.0.1", () => resolve(!!probe.destroy()));
+      probe.on("error", () => resolve(false));
+    });
   }
 
   /** The sum of the samples of a metric. */
