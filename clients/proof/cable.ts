@@ -32,9 +32,14 @@ export class Cable {
     }
   }
 
-  /** Nothing passes any more, in either direction, and nobody is told. New connections pass. */
+  /** Nothing passes any more, in either direction, and nobody is told, not even of an end. New connections pass. */
   silence(): void {
-    for (const pair of this.pairs) for (const end of pair) end.removeAllListeners("data").on("data", () => {});
+    for (const pair of this.pairs) {
+      for (const end of pair) {
+        for (const event of ["data", "end", "error", "close"]) end.removeAllListeners(event);
+        end.on("data", () => {}).on("error", () => {});
+      }
+    }
   }
 
   /** Nobody gets in. */

@@ -1,6 +1,6 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
-import { ask, type BaseOptions, BaseSocket, dataOf, type Fresh, QueueFullError } from "./client.js";
+import { type BaseOptions, BaseSocket, dataOf, type Fresh, QueueFullError } from "./client.js";
 import { storedIn } from "./resume.js";
 import { ClientSession, type Fate } from "./session.js";
 import { SessionMachine } from "./sessions.js";
@@ -18,7 +18,7 @@ export type Outcome = "delivered" | "not delivered" | "unknown";
 export type Sendable = string | ArrayBufferLike | ArrayBufferView | Blob;
 
 export interface Options extends BaseOptions {
-  /** Presented in HELLO, asked for before each attempt. */
+  /** Presented in HELLO. A function is asked before each attempt; a value holds until `authenticate` replaces it. */
   credentials?: Fresh<string | Bytes | undefined>;
   /** What `send` does when as much is kept as may be. `throw`: a {@link QueueFullError}. `wait`: `accepted` of what it returns settles when there is room; who does not await it makes the queue unbounded. @default "throw" */
   whenFull?: "throw" | "wait";
@@ -70,7 +70,7 @@ export class MainstaySocket extends BaseSocket {
       options,
       (now, io) => new SessionMachine(now, options, Math.random, io, session),
       async () => {
-        const asked = await ask(credentials);
+        const asked = typeof credentials === "function" ? await credentials() : undefined;
         if (asked !== undefined) session.credentials = bytesOf(asked);
       },
     );
@@ -83,6 +83,8 @@ export class MainstaySocket extends BaseSocket {
         if (handler) this.flow();
       },
     });
+    // Once: `authenticate` may replace them.
+    if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
     if (options.resume) {
       this.stored = storedIn(`mainstay ${options.resumeKey ?? this.url.split("?")[0]}`, session);
       this.stored.load();
@@ -202,6 +204,12 @@ export class MainstaySocket extends BaseSocket {
       this.era++;
       if (this.fates.push(fields.fate) > 64) this.fates.shift();
     }
+    super.emit(type, fields);
+  }
+
+  /** A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session. */
+  protected override emit(type: string, fields?: any): void {
+    if (fields?.fate) this.fates.push(fields.fate);
     super.emit(type, fields);
   }
 

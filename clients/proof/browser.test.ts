@@ -1,0 +1,429 @@
+/**
+ * The client in a real browser, over the real gateway, through what networks, people and operators do to both.
+ *
+ * Every scenario sends numbered messages before, during and after its fault, and is judged by `judge.ts`: each came
+ * back once and in order, or a gap says exactly which may not have. Waits are for conditions; time passes for its own
+ * sake only where a scenario is about time.
+ */
+
+import assert from "node:assert/strict";
+import { after, before, describe, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Browser, Page } from "puppeteer-core";
+import { Backend } from "./backend.js";
+import { CHROMIUM, crash, type Engine, FIREFOX, freeze, hidden, isThere, launch, thaw } from "./browsers.js";
+import { Cable } from "./cable.js";
+import { CREDENTIALS_SERVER, Server } from "./gateway.js";
+import { type Chapter, judge } from "./judge.js";
+import type { Entry, Record, Run } from "./page.js";
+import { Site } from "./site.js";
+
+declare const run: Run;
+
+/** The client calls a connection dead after two heartbeats, of a second here, and 5 s without a message. */
+const VERDICT_MS = 7000;
+/** No wait for a condition takes longer, however slow the machine. */
+const BOUND_MS = 40_000;
+/** A page sends on through its longest wait for a next attempt, and ten megabytes at once. */
+const KEEP = [10_000, 16_000_000];
+
+let site: Site;
+before(async () => void (site = await Site.open()));
+after(() => site.close());
+
+/** A gateway with its backend, a cable to it, and a page at the other end. */
+class Stage {
+  backend!: Backend;
+  gateway!: Server;
+  cable!: Cable;
+  page!: Page;
+
+  constructor(private browser: Browser) {}
+
+  async set(flags: string[] = [], options: object = {}): Promise<this> {
+    this.backend = await Backend.open();
+    await this.startGateway(flags);
+    await this.connect(options);
+    return this;
+  }
+
+  async startGateway(flags: string[] = []): Promise<void> {
+    this.gateway = await Server.gateway(this.gateway?.port ?? 0, this.backend.url, flags);
+  }
+
+  async connect(options: object = {}, bearer = ""): Promise<void> {
+    this.cable = await new Cable(() => this.gateway.port).open();
+    this.page = await this.browser.newPage();
+    await this.page.goto(site.page(this.cable.url, { keep: KEEP, ...options }, bearer));
+    await advance(this.page);
+  }
+
+  async strike(): Promise<void> {
+    await this.page?.close();
+    await this.cable?.close();
+    await this.gateway?.kill();
+    this.backend?.close();
+  }
+}
+
+/** Waits until something is so. */
+async function until(what: string, isSo: () => boolean | Promise<boolean>): Promise<void> {
+  const end = performance.now() + BOUND_MS;
+  while (!(await isSo())) {
+    assert.ok(performance.now() < end, `not within ${BOUND_MS / 1000} s: ${what}`);
+    await sleep(20);
+  }
+}
+
+const recordOf = (page: Page): Promise<Record> => page.evaluate(() => run.record);
+
+/** Waits until twenty more messages came back. In front, as a hidden page sends one a second. */
+async function advance(page: Page): Promise<void> {
+  await page.bringToFront();
+  await until("a page that runs", () => page.evaluate(() => "run" in window));
+  const from = await page.evaluate(() => run.last);
+  await until(`echoes above ${from}`, async () => (await page.evaluate(() => run.last)) >= from + 20);
+}
+
+/** Waits until the log holds an entry. */
+async function logged<Is extends Entry["is"]>(page: Page, is: Is, fits: (entry: Extract<Entry, { is: Is }>) => boolean): Promise<void> {
+  await until(`${is} in the log`, async () => (await recordOf(page)).log.some((entry) => entry.is === is && fits(entry as any)));
+}
+
+/** Stops sending, waits for what is on its way, and judges. */
+async function finish(page: Page, seen?: number[][]): Promise<{ chapters: Chapter[]; record: Record }> {
+  await page.evaluate(() => run.stop());
+  await until("the last message to come back", () => page.evaluate(() => run.last === run.record.sent && run.record.sent in run.record.outcomes));
+  const record = await recordOf(page);
+  return { chapters: judge(record, seen), record };
+}
+
+const codes = ({ log }: Record) => log.flatMap((entry) => (entry.is === "status" && entry.code ? [entry.code] : []));
+const attaches = ({ log }: Record) => log.flatMap((entry) => (entry.is === "session" ? [entry.resumed] : []));
+const events = ({ log }: Record) => log.flatMap((entry) => (entry.is === "page" ? [entry.event] : []));
+
+type Scenario = (stage: Stage) => Promise<void>;
+
+const EVERYWHERE: { [name: string]: Scenario } = {
+  "connections that are reset are resumed, and nothing is lost": async (stage) => {
+    const { cable, page, backend } = await stage.set();
+    for (let i = 0; i < 3; i++) {
+      cable.cut();
+      await advance(page);
+    }
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(attaches(record), [false, true, true, true]);
+  },
+
+  "a connection that goes silent is found, once, and resumed": async (stage) => {
+    const { cable, page, backend, gateway } = await stage.set();
+    cable.silence();
+    await logged(page, "status", ({ code }) => code === 4408);
+    await advance(page);
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(codes(record), [4408]);
+    assert.deepEqual(attaches(record), [false, true]);
+    assert.ok((await gateway.metric("dead_peers_total")) <= 1);
+  },
+
+  "a tab in the background for longer than the deadline keeps its connection": async (stage) => {
+    const { cable, page, backend, gateway } = await stage.set();
+    await hidden(page, () => sleep(VERDICT_MS + 3000));
+    await advance(page);
+    const { record } = await finish(page, backend.seen);
+    assert.deepEqual(events(record).slice(-2), ["visibilitychange", "visibilitychange"]);
+    assert.deepEqual(codes(record), [], "no verdict of the page");
+    assert.equal(await gateway.metric("dead_peers_total"), 0, "no verdict of the gateway");
+    assert.equal(cable.count, 1);
+  },
+
+  "a page that is left and come back to goes on": async (stage) => {
+    const { page, backend } = await stage.set([], { resume: "session" });
+    for (let i = 0; i < 2; i++) {
+      await page.goto(site.elsewhere);
+      await page.goBack();
+      await advance(page);
+    }
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(attaches(record), [false, true, true]);
+  },
+
+  "a page that is reloaded goes on with its session": async (stage) => {
+    const { page, backend } = await stage.set([], { resume: "session" });
+    for (let i = 0; i < 3; i++) {
+      await page.reload();
+      await advance(page);
+    }
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(attaches(record), [false, true, true, true]);
+  },
+
+  "a duplicate of a live tab, reloaded before, has a session of its own": async (stage) => {
+    const { page, backend } = await stage.set([], { resume: "session" });
+    await page.reload();
+    await advance(page);
+    const duplicate = await duplicateOf(page, page.url());
+    await advance(duplicate);
+    await advance(page);
+    const second = await finish(duplicate);
+    const { record } = await finish(page);
+    assert.deepEqual(attaches(record), [false, true]);
+    assert.deepEqual(attaches(second.record), [false]);
+    assert.deepEqual(backend.seen.map((numbers) => numbers.length), [record.sent, second.record.sent]);
+    await duplicate.close();
+  },
+
+  "of two pages that go on from one stored session one has it, and the other is told": (stage) =>
+    inherit(stage, (page, address) => page.goto(address)),
+
+  "a gateway that is killed loses sessions, and every page knows what became of each message": async (stage) => {
+    const { page, backend, gateway } = await stage.set();
+    await gateway.kill();
+    const { sent } = await recordOf(page);
+    await until("messages that were never written", async () => (await recordOf(page)).sent > sent + 20);
+    await stage.startGateway();
+    await advance(page);
+    const { chapters } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 2);
+    assert.equal(chapters[0]!.fate?.cause, "unknown");
+    assert.ok(chapters[0]!.fate?.resent);
+  },
+
+  "a session that waits for longer than the resume window is lost, and its account is exact": async (stage) => {
+    const { page, backend, cable, gateway } = await stage.set(["--resume-window", "1s"]);
+    cable.refuse(true);
+    cable.cut();
+    await until("the end of the session", async () => (await gateway.metric("sessions_expired_total")) === 1);
+    cable.refuse(false);
+    await advance(page);
+    const { chapters } = await finish(page, backend.seen);
+    const [{ fate, echoed }] = chapters as [Chapter];
+    const handedOver = backend.seen[0]!.length;
+    assert.equal(chapters.length, 2);
+    assert.equal(fate?.cause, "expired");
+    assert.deepEqual([fate.delivered, fate.unknown], [handedOver, handedOver]);
+    assert.equal(echoed + (fate.lost?.count ?? 0), handedOver, "each echo came or is counted as lost");
+  },
+
+  "a gateway that drains serves a page that has nowhere to go until it goes itself": async (stage) => {
+    const { page, backend, gateway } = await stage.set(["--drain", "1s"]);
+    const drained = gateway.drain();
+    await logged(page, "status", ({ status, code }) => status === "attached" && code === 1006);
+    await advance(page);
+    await drained;
+    await stage.startGateway();
+    await advance(page);
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 2);
+    assert.deepEqual(attaches(record), [false, false]);
+  },
+
+  "a successor that is there when the gateway drains takes the page over without a pause": async (stage) => {
+    const { page, backend, gateway } = await stage.set(["--drain", "1s"]);
+    const drained = gateway.drain();
+    await until("the port to be free", async () => !(await gateway.isListening()));
+    await stage.startGateway();
+    await logged(page, "gap", () => true);
+    await advance(page);
+    await drained;
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 2);
+    assert.deepEqual(attaches(record), [false, false]);
+    assert.ok(record.log.every((entry) => entry.is !== "status" || entry.status !== "waiting"), "it was attached throughout");
+  },
+
+  "ten megabytes in one message over a slow link are no reason for a verdict": async (stage) => {
+    const { page, backend, gateway, cable } = await stage.set(["--max-message", "16MiB"]);
+    cable.narrow(2_500_000);
+    await page.evaluate(() => run.send(10_000_000));
+    const { record } = await finish(page, backend.seen);
+    assert.deepEqual(codes(record), [], "no verdict of the page");
+    assert.equal(await gateway.metric("dead_peers_total"), 0, "no verdict of the gateway");
+    assert.equal(cable.count, 1);
+  },
+};
+
+const IN_CHROMIUM: { [name: string]: Scenario } = {
+  "what was sent offline arrives once the network is back": async (stage) => {
+    const { page, backend } = await stage.set();
+    await page.setOfflineMode(true);
+    await logged(page, "status", ({ code }) => code === 4408);
+    const { sent } = await recordOf(page);
+    await until("messages that were sent offline", async () => (await recordOf(page)).sent > sent + 20);
+    await page.setOfflineMode(false);
+    await advance(page);
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.deepEqual(events(record).slice(-2), ["offline", "online"]);
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(attaches(record), [false, true]);
+  },
+
+  "a page that was frozen goes on when it thaws": async (stage) => {
+    const { page, backend } = await stage.set();
+    await hidden(page, async () => {
+      await freeze(page);
+      await sleep(VERDICT_MS + 1000);
+      await thaw(page);
+    });
+    await advance(page);
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.ok(events(record).includes("freeze") && events(record).includes("resume"));
+    assert.equal(chapters.length, 1);
+  },
+
+  "a page that was frozen and thrown away goes on when it is loaded again": async (stage) => {
+    const { page, backend } = await stage.set([], { resume: "session" });
+    await hidden(page, async () => {
+      await freeze(page);
+      await crash(page);
+      await page.reload();
+    });
+    await advance(page);
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(attaches(record), [false, true]);
+  },
+
+  "a page that comes back after the resume window is told what became of what its predecessor sent": async (stage) => {
+    const { page, backend, gateway } = await stage.set(["--resume-window", "1s"], { resume: "session" });
+    const address = page.url();
+    await page.goto(site.elsewhere);
+    await until("the end of the session", async () => (await gateway.metric("sessions_expired_total")) === 1);
+    await page.goto(address);
+    await advance(page);
+    const { chapters } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 2);
+    assert.equal(chapters[0]!.fate?.cause, "expired");
+  },
+
+  "a page that was kept for back and forward goes on where it was": async (stage) => {
+    const { page, backend } = await stage.set();
+    for (let i = 0; i < 2; i++) {
+      await page.goto(site.elsewhere);
+      await page.goBack();
+      await advance(page);
+    }
+    const { chapters, record } = await finish(page, backend.seen);
+    const returns = record.log.filter((entry) => entry.is === "page" && entry.event === "pageshow" && entry.persisted);
+    assert.equal(returns.length, 2, "the browser kept the page");
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(attaches(record), [false, true, true]);
+  },
+
+  "a page that was kept while a copy of it went on is told": async (stage) => {
+    await inherit(stage, (page) => page.goBack());
+    const { log } = await recordOf(stage.page);
+    assert.ok(log.some((entry) => entry.is === "page" && entry.event === "pageshow" && entry.persisted), "the browser kept the page");
+  },
+
+  "ten megabytes in many messages may take longer than the deadline": async (stage) => {
+    const { page, backend, gateway, cable } = await stage.set();
+    await page.evaluate(() => run.stop());
+    cable.narrow(1_000_000);
+    await page.evaluate(() => {
+      for (let i = 0; i < 160; i++) run.send(62_500);
+    });
+    const { record } = await finish(page, backend.seen);
+    assert.deepEqual(codes(record), [], "no verdict of the page");
+    assert.equal(await gateway.metric("dead_peers_total"), 0, "no verdict of the gateway");
+    assert.equal(cable.count, 1);
+  },
+
+  "credentials are renewed while the session goes on": async (stage) => {
+    stage.gateway = await Server.start(CREDENTIALS_SERVER, ["--listen", "127.0.0.1:0"]);
+    await stage.connect({}, "alice");
+    const { page, cable } = stage;
+    const present = async (credentials?: string) => {
+      const judged = (record: Record) => record.log.flatMap((entry) => (entry.is === "authenticated" ? [entry.accepted] : []));
+      const { length } = judged(await recordOf(page));
+      await page.evaluate((text) => run.present(text), credentials);
+      await until("a verdict", async () => judged(await recordOf(page)).length > length);
+      return judged(await recordOf(page)).at(-1);
+    };
+    assert.equal(await present("alice/1"), false, "used before");
+    assert.equal(await present(), true);
+    assert.equal(await present("bob/9"), false, "somebody else's");
+    await advance(page);
+    cable.cut();
+    await advance(page);
+    const { chapters, record } = await finish(page);
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(attaches(record), [false, true]);
+  },
+};
+
+const IN_FIREFOX: { [name: string]: Scenario } = {
+  "a network that is said to be gone and is not costs no connection": async (stage) => {
+    const { page, backend, cable } = await stage.set();
+    await page.setOfflineMode(true);
+    await logged(page, "page", ({ event }) => event === "offline");
+    await advance(page);
+    await page.setOfflineMode(false);
+    await logged(page, "page", ({ event }) => event === "online");
+    await advance(page);
+    const { record } = await finish(page, backend.seen);
+    assert.deepEqual(codes(record), []);
+    assert.equal(cable.count, 1);
+  },
+};
+
+/**
+ * A page is left, with messages that were never written; a second one goes on from a copy of what it stored; then
+ * the first one comes back. It cannot know what the second wrote, and that is what it must say.
+ */
+async function inherit(stage: Stage, comeBack: (page: Page, address: string) => Promise<unknown>): Promise<void> {
+  const { page, cable } = await stage.set([], { resume: "session" });
+  const address = page.url();
+  cable.refuse(true);
+  cable.cut();
+  const { sent } = await recordOf(page);
+  await until("messages that were never written", async () => (await recordOf(page)).sent > sent + 5);
+  await page.goto(site.elsewhere);
+  await until("the page's state and ours", () => page.evaluate(() => sessionStorage.length === 2));
+  const stored = await page.evaluate((): Record => JSON.parse(sessionStorage["record"]));
+  cable.refuse(false);
+  const heir = await duplicateOf(page, address);
+  await advance(heir);
+  await comeBack(page, address);
+  await advance(page);
+  const inherited = await finish(heir);
+  const { chapters, record } = await finish(page);
+  assert.deepEqual(attaches(inherited.record), [false, true]);
+  assert.deepEqual(attaches(record), [false, false]);
+  assert.equal(chapters[0]!.fate?.unknown, stored.accepted, "the other may have written all that was stored");
+  await heir.close();
+}
+
+/** What a browser does when its user duplicates a tab: a page with a copy of this one's `sessionStorage`. */
+async function duplicateOf(page: Page, address: string): Promise<Page> {
+  const opened = new Promise<Page | null>((resolve) => page.once("popup", resolve));
+  await page.evaluate((url) => void window.open(url), address);
+  return (await opened) ?? assert.fail("no second tab");
+}
+
+function perform(engine: Engine, scenarios: { [name: string]: Scenario }): void {
+  describe(engine.name, { concurrency: 1, skip: engine === FIREFOX && !isThere(engine) && engine.install }, () => {
+    let browser: Browser;
+    before(async () => void (browser = await launch(engine)));
+    after(() => browser?.close());
+    for (const [name, scenario] of Object.entries(scenarios)) {
+      test(name, async () => {
+        const stage = new Stage(browser);
+        try {
+          await scenario(stage);
+        } finally {
+          await stage.strike();
+        }
+      });
+    }
+  });
+}
+
+describe("the client in", { concurrency: true }, () => {
+  perform(CHROMIUM, { ...EVERYWHERE, ...IN_CHROMIUM });
+  perform(FIREFOX, { ...EVERYWHERE, ...IN_FIREFOX });
+});

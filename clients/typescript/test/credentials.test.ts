@@ -1,0 +1,47 @@
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import net from "node:net";
+import { test } from "node:test";
+import { WebSocket as NodeSocket, WebSocketServer } from "ws";
+import { MainstaySocket, type Options } from "../src/index.js";
+import { decode, encode, Type } from "../src/wire.js";
+
+const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
+const bytes = (length: number) => new Uint8Array(length).fill(7);
+const WELCOME = encode([Type.Welcome, bytes(8), bytes(24), 1, false, 0, 1, 120_000, 25_000, [1024, 1_048_576]]);
+
+/** What two HELLOs present, where `accepted` was presented and accepted between them. */
+async function presented(credentials: Options["credentials"], accepted: string): Promise<string[]> {
+  const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "mainstay.v1" });
+  await once(server, "listening");
+  const hellos: string[] = [];
+  const both = new Promise<void>((resolve) => {
+    server.on("connection", (connection) => {
+      connection.on("message", (data: Buffer) => {
+        const frame = decode(new Uint8Array(data));
+        if (frame?.[0] === Type.Hello && hellos.push(Buffer.from(frame[8]!).toString()) < 2) connection.send(WELCOME);
+        if (frame?.[0] === Type.Auth) connection.send(encode([Type.AuthResult, true, 0]));
+        if (hellos.length === 2) resolve();
+      });
+    });
+  });
+  const url = `ws://127.0.0.1:${(server.address() as net.AddressInfo).port}`;
+  const socket = new MainstaySocket(url, [], { WebSocket, credentials });
+  socket.on("session", () => socket.authenticate(accepted));
+  socket.on("authenticated", () => server.clients.forEach((client) => client.terminate()));
+  socket.on("status", ({ status }) => status === "waiting" && socket.retryNow());
+  await both;
+  socket.suspend();
+  for (const client of server.clients) client.terminate();
+  server.close();
+  return hellos;
+}
+
+test("credentials that were accepted later replace those of the options", async () => {
+  assert.deepEqual(await presented("old", "new"), ["old", "new"]);
+});
+
+test("a function of the options is asked again, and has the last word", async () => {
+  let asked = 0;
+  assert.deepEqual(await presented(() => `asked ${++asked}`, "new"), ["asked 1", "asked 2"]);
+});
