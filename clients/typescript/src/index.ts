@@ -207,12 +207,6 @@ export class MainstaySocket extends BaseSocket {
     super.emit(type, fields);
   }
 
-  /** A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session. */
-  protected override emit(type: string, fields?: any): void {
-    if (fields?.fate) this.fates.push(fields.fate);
-    super.emit(type, fields);
-  }
-
   protected override dispatch(type: string, fields?: any): void {
     if (type === "session") this.counts.connections++;
     if (type === "gap") this.counts.gaps++;

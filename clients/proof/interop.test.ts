@@ -1,0 +1,127 @@
+/** Each client against each server, directly and through the gateway, and the examples of the README as they stand there. */
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import net from "node:net";
+import { dirname, join } from "node:path";
+import { createInterface } from "node:readline";
+import { after, test } from "node:test";
+import { MainstaySocket, type Options } from "@mainstay/client";
+import { WebSocket as NodeSocket } from "ws";
+import { Cable } from "./cable.js";
+import { MAINSTAY, Server } from "./gateway.js";
+
+const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
+const inWorkspace = (path: string) => new URL(`../../${path}`, import.meta.url).pathname;
+const ends: (() => unknown)[] = [];
+after(async () => {
+  for (const end of ends.reverse()) await end();
+});
+
+/** The example of the README for axum, at its fixed port. */
+async function axum(): Promise<number> {
+  return program(join(dirname(MAINSTAY), "examples/echo"), [], 8080);
+}
+
+/** The example of the README for Fastify. */
+async function fastify(port: number): Promise<number> {
+  return program(process.execPath, [inWorkspace("clients/fastify/examples/echo.mjs")], port, { PORT: String(port) });
+}
+
+async function program(command: string, args: string[], port: number, environment = {}): Promise<number> {
+  const child = spawn(command, args, { stdio: "ignore", env: { ...process.env, ...environment } });
+  ends.push(() => child.kill("SIGKILL"));
+  for (let tries = 0; !(await listens(port)); tries++) {
+    assert.ok(child.exitCode === null && tries < 400, `${command} does not listen on ${port}`);
+    await new Promise((done) => setTimeout(done, 50));
+  }
+  return port;
+}
+
+const listens = (port: number) =>
+  new Promise<boolean>((resolve) => {
+    const socket = net.connect(port, "127.0.0.1", () => resolve(!!socket.end()));
+    socket.on("error", () => resolve(false));
+  });
+
+async function freePort(): Promise<number> {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as net.AddressInfo;
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+async function gatewayTo(port: number): Promise<number> {
+  const server = await Server.start(MAINSTAY, ["serve", "--listen", "127.0.0.1:0", "--upstream", `ws://127.0.0.1:${port}`]);
+  ends.push(() => server.kill());
+  return server.port;
+}
+
+/** The TypeScript client sends 60 messages over a cable that is cut twice, and each comes back once and in order. */
+async function typescript(port: number): Promise<void> {
+  const cable = await new Cable(() => port).open();
+  const socket = new MainstaySocket(`${cable.url}/echo`, [], { WebSocket });
+  const heard: unknown[] = [];
+  const gaps: unknown[] = [];
+  socket.on("gap", (gap) => gaps.push(gap.fate));
+  const all = new Promise<void>((resolve) => socket.on("message", ({ data }) => heard.push(data) === 60 && resolve()));
+  for (let n = 0; n < 60; n++) {
+    socket.send(`${n}`);
+    if (n % 20 === 19) await new Promise<void>((resolve) => socket.on("message", ({ data }) => data === `${n - 10}` && resolve()));
+    if (n === 19 || n === 39) cable.cut();
+  }
+  await all;
+  assert.deepEqual(heard, Array.from({ length: 60 }, (_, n) => `${n}`));
+  assert.deepEqual([gaps, socket.mode, socket.stats.connections], [[], "session", 3]);
+  await socket[Symbol.asyncDispose]();
+  await cable.close();
+}
+
+/** The Rust client does the same by `mainstay connect`. */
+async function rust(port: number): Promise<void> {
+  const cable = await new Cable(() => port).open();
+  const child = spawn(MAINSTAY, ["connect", `${cable.url}/echo`], { stdio: ["pipe", "pipe", "ignore"] });
+  const lines: string[] = [];
+  const input = createInterface(child.stdout).on("line", (line) => lines.push(line));
+  const came = async (count: number) => {
+    while (lines.length < count) await once(input, "line");
+  };
+  for (let n = 0; n < 60; n++) {
+    child.stdin.write(`${n}\n`);
+    if (n % 20 === 19) await came(n - 9);
+    if (n === 19 || n === 39) cable.cut();
+  }
+  await came(60);
+  child.stdin.end();
+  const [code] = await once(child, "exit");
+  assert.deepEqual([lines, code], [Array.from({ length: 60 }, (_, n) => `${n}`), 0]);
+  await cable.close();
+}
+
+test("the TypeScript and the Rust client, against the README's axum server and its Fastify server, directly and through the gateway", async (t) => {
+  const servers = { axum: await axum(), fastify: await fastify(await freePort()) };
+  for (const [name, port] of Object.entries(servers)) {
+    const fronted = await gatewayTo(port);
+    await t.test(`TypeScript, ${name}`, () => typescript(port));
+    await t.test(`TypeScript, gateway, ${name}`, () => typescript(fronted));
+    await t.test(`Rust, ${name}`, () => rust(port));
+    await t.test(`Rust, gateway, ${name}`, () => rust(fronted));
+  }
+});
+
+test("the README shows the examples as they are run, in fifteen lines or so", () => {
+  const bare = (code: string) => code.replace(/^\/\/!.*\n/gm, "").replace(/\s+/g, "").replace(/,([)}])/g, "$1");
+  for (const readme of ["README.md", "README.zh-CN.md"]) {
+    const text = readFileSync(inWorkspace(readme), "utf8");
+    for (const [tag, path] of [["rust,no_run", "crates/mainstay/examples/echo.rs"], ["js", "clients/fastify/examples/echo.mjs"]] as const) {
+      const shown = new RegExp(`\`\`\`${tag}\n([^]*?)\`\`\``).exec(text)?.[1] ?? "";
+      assert.equal(bare(shown), bare(readFileSync(inWorkspace(path), "utf8")), `${readme}, ${path}`);
+      const lines = shown.split("\n").filter((line) => line.trim() && !/^(use|import) /.test(line));
+      assert.ok(lines.length <= 15, `${readme}, ${path}: ${lines.length} lines`);
+    }
+  }
+});
