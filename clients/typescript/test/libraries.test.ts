@@ -56,7 +56,7 @@ for (const { peer, isFronted } of both) {
     // Both are in this process: without `disableBc` they would find one another without any server.
     const near = new WebsocketProvider(cable.url, "room", here, { WebSocketPolyfill: Socket as any, disableBc: true });
     const far = new WebsocketProvider(addressOf(server), "room", there, { WebSocketPolyfill: WebSocket as any, disableBc: true });
-    t.after(() => [near, far].forEach((provider) => provider.destroy()));
+    after(t, () => [near, far].forEach(leave));
     await until(() => near.synced && far.synced);
     const statuses: string[] = [];
     near.on("status", ({ status }) => statuses.push(status));
@@ -80,7 +80,7 @@ test("where a session is lost, its socket ends with `close` and no second `open`
   const { cable, replace } = await wire(t, server, true);
   const doc = new Y.Doc();
   const provider = new WebsocketProvider(cable.url, "room", doc, { WebSocketPolyfill: Socket as any, disableBc: true });
-  t.after(() => provider.destroy());
+  after(t, () => leave(provider));
   await until(() => provider.synced);
   const events: string[] = [];
   for (const type of ["open", "close", "message"]) Socket.opened[0]!.addEventListener(type, (event: any) => events.push(`${type} ${event.code ?? ""}`));
@@ -89,6 +89,12 @@ test("where a session is lost, its socket ends with `close` and no second `open`
   await until(() => Socket.opened.length === 2 && provider.synced);
   assert.deepEqual(events, ["close 1006"]);
 });
+
+function leave(provider: WebsocketProvider): void {
+  provider.destroy();
+  // Its timer is the document's.
+  provider.doc.destroy();
+}
 
 /** As much of y-websocket's server as documents need: the state to whoever comes, and each update to all others. */
 function shareDocument(doc: Y.Doc): (socket: WebSocket) => void {
@@ -196,7 +202,7 @@ async function graphql(t: TestContext, isFronted: boolean, isWelcome = true) {
     // Its own wait is 1.3 s and more, before each attempt; the socket waits between attempts by itself.
     retryWait: async () => {},
   });
-  t.after(() => client.dispose());
+  after(t, () => client.dispose());
   const count = (onValue: (value: number, n: number) => void) =>
     new Promise<number[]>((resolve, error) => {
       const values: number[] = [];
@@ -228,7 +234,7 @@ for (const { peer, isFronted } of both) {
     const far = new Connection(new WebSocket(addressOf(server)) as any);
     const failures: unknown[] = [];
     near.on("error", (error: unknown) => failures.push(error));
-    t.after(() => [near, far].forEach((connection) => connection.close()));
+    after(t, () => [near, far].forEach((connection) => connection.close()));
     const [here, there] = [near.get("documents", "one"), far.get("documents", "one")];
     await call((done) => here.create({ sum: 0, list: [] }, done));
     await Promise.all([here, there].map((doc) => call((done) => doc.subscribe(done))));
@@ -272,7 +278,7 @@ async function serve(t: TestContext, accept: (socket: WebSocket) => void, use: (
   server.on("connection", accept);
   use(server);
   await once(server, "listening");
-  t.after(() => {
+  after(t, () => {
     for (const socket of server.clients) socket.terminate();
     server.close();
   });
@@ -281,11 +287,22 @@ async function serve(t: TestContext, accept: (socket: WebSocket) => void, use: (
 
 async function wire(t: TestContext, server: WebSocketServer, isFronted: boolean) {
   const wired = await cableTo((server.address() as AddressInfo).port, isFronted);
-  t.after(async () => {
-    for (const socket of Socket.opened) if (socket.readyState < 2) socket.close();
+  after(t, async () => {
+    await until(() => Socket.opened.every(({ status }) => status === "ended"));
     await wired.close();
   });
   return wired;
 }
 
+/** What was begun last ends first: a library whose server goes before it would begin again. */
+function after(t: TestContext, end: () => unknown): void {
+  const begun = ends.get(t) ?? [];
+  if (!begun.length) t.after(async () => {
+    for (const end of begun.reverse()) await end();
+  });
+  begun.push(end);
+  ends.set(t, begun);
+}
+
+const ends = new WeakMap<TestContext, (() => unknown)[]>();
 const addressOf = (server: WebSocketServer) => `ws://127.0.0.1:${(server.address() as AddressInfo).port}`;

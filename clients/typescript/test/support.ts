@@ -44,7 +44,9 @@ export async function cableTo(port: number, isFronted: boolean): Promise<{ cable
   return { cable, replace, close };
 }
 
-/** Waits for what no event tells. A test that waits for ever is ended by its own limit. */
+/** Waits for what no event tells, and says what never came true. */
 export async function until(isSo: () => boolean): Promise<void> {
-  while (!isSo()) await new Promise((done) => setTimeout(done, 5));
+  for (const end = Date.now() + 25_000; !isSo(); await new Promise((done) => setTimeout(done, 5))) {
+    if (Date.now() > end) throw new Error(`after 25 s this is not so: ${isSo}`);
+  }
 }
