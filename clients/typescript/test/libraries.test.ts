@@ -118,6 +118,14 @@ function shareDocument(doc: Y.Doc): (socket: WebSocket) => void {
   };
 }
 
+test("a plain server that is silent for too long ends a socket with 1006: our own 4408 would be taken for the server's refusal", LIMIT, async (t) => {
+  const server = await serve(t, () => {});
+  const socket = new MainstaySocket(addressOf(server), [], { endOnGap: true, silenceLimitMs: 50, WebSocket });
+  const code = await new Promise((done) => socket.on("close", ({ code }) => done(code)));
+  assert.equal(code, 1006);
+  assert.equal(socket.stats.connections, 1);
+});
+
 // ---- GraphQL ----------------------------------------------------------------------------------------
 
 test("a GraphQL subscription over a gateway yields every value once and in order, over cuts: graphql-ws with webSocketImpl", LIMIT, async (t) => {
