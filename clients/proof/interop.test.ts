@@ -17,8 +17,11 @@ const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
 const inWorkspace = (path: string) => new URL(`../../${path}`, import.meta.url).pathname;
 const ends: (() => unknown)[] = [];
 after(async () => {
-  for (const end of ends.reverse()) await end();
+  for (const end of ends.splice(0).reverse()) await end();
 });
+// Of a run that is given up nothing stays either.
+process.on("SIGTERM", () => process.exit(1));
+process.on("exit", () => ends.forEach((end) => end()));
 
 /** The example of the README for axum, at its fixed port. */
 async function axum(): Promise<number> {

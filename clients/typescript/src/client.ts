@@ -97,6 +97,7 @@ export abstract class BaseSocket extends EventTarget {
   private connections = new Map<number, InstanceType<WebSocketLike>>();
   private events: [type: string, fields?: any][] = [];
   private isStepping = false;
+  private wasOpen = false;
   /** The status that the application was told last. */
   private told: Status = "connecting";
   private timer: any;
@@ -259,7 +260,11 @@ export abstract class BaseSocket extends EventTarget {
     this.dispatchEvent(
       "data" in (fields ?? {}) ? new MessageEvent(type, { data: this.present(fields.data) }) : Object.assign(new Event(type), fields),
     );
-    if (type === "session" && !fields.resumed) this.dispatch("open");
+    // The first of this socket is one too, where it goes on from a page that was reloaded.
+    if (type === "session" && !(fields.resumed && this.wasOpen)) {
+      this.wasOpen = true;
+      this.dispatch("open");
+    }
     if (type === "gap" && this.options.endOnGap) {
       // What has happened since belongs to what came after the gap.
       this.events = [];
