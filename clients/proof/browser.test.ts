@@ -79,8 +79,8 @@ const recordOf = (page: Page): Promise<Record> => page.evaluate(() => run.record
 
 /** Waits until twenty more messages came back. In front, as a hidden page sends one a second. */
 async function advance(page: Page): Promise<void> {
-  await page.bringToFront();
   await until("a page that runs", () => page.evaluate(() => "run" in window));
+  if (await page.evaluate(() => document.hidden)) await page.bringToFront();
   const from = await page.evaluate(() => run.last);
   await until(`echoes above ${from}`, async () => (await page.evaluate(() => run.last)) >= from + 20);
 }
