@@ -10,93 +10,21 @@ import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Browser, Page } from "puppeteer-core";
-import { Backend } from "./backend.js";
 import { CHROMIUM, crash, type Engine, FIREFOX, freeze, hidden, isThere, launch, thaw } from "./browsers.js";
-import { Cable } from "./cable.js";
 import { CREDENTIALS_SERVER, Server } from "./gateway.js";
-import { type Chapter, judge } from "./judge.js";
-import type { Entry, Record, Run } from "./page.js";
+import type { Chapter } from "./judge.js";
+import type { Record, Run } from "./page.js";
 import { Site } from "./site.js";
+import { advance, finish, logged, recordOf, Stage, until } from "./stage.js";
 
 declare const run: Run;
 
 /** The client calls a connection dead after two heartbeats, of a second here, and 5 s without a message. */
 const VERDICT_MS = 7000;
-/** No wait for a condition takes longer, however slow the machine. */
-const BOUND_MS = 40_000;
-/** A page sends on through its longest wait for a next attempt, and ten megabytes at once. */
-const KEEP = [10_000, 16_000_000];
 
 let site: Site;
 before(async () => void (site = await Site.open()));
 after(() => site.close());
-
-/** A gateway with its backend, a cable to it, and a page at the other end. */
-class Stage {
-  backend!: Backend;
-  gateway!: Server;
-  cable!: Cable;
-  page!: Page;
-
-  constructor(private browser: Browser) {}
-
-  async set(flags: string[] = [], options: object = {}): Promise<this> {
-    this.backend = await Backend.open();
-    await this.startGateway(flags);
-    await this.connect(options);
-    return this;
-  }
-
-  async startGateway(flags: string[] = []): Promise<void> {
-    this.gateway = await Server.gateway(this.gateway?.port ?? 0, this.backend.url, flags);
-  }
-
-  async connect(options: object = {}, bearer = ""): Promise<void> {
-    this.cable = await new Cable(() => this.gateway.port).open();
-    this.page = await this.browser.newPage();
-    await this.page.goto(site.page(this.cable.url, { keep: KEEP, ...options }, bearer));
-    await advance(this.page);
-  }
-
-  async strike(): Promise<void> {
-    await this.page?.close();
-    await this.cable?.close();
-    await this.gateway?.kill();
-    this.backend?.close();
-  }
-}
-
-/** Waits until something is so. */
-async function until(what: string, isSo: () => boolean | Promise<boolean>): Promise<void> {
-  const end = performance.now() + BOUND_MS;
-  while (!(await isSo())) {
-    assert.ok(performance.now() < end, `not within ${BOUND_MS / 1000} s: ${what}`);
-    await sleep(20);
-  }
-}
-
-const recordOf = (page: Page): Promise<Record> => page.evaluate(() => run.record);
-
-/** Waits until twenty more messages came back. In front, as a hidden page sends one a second. */
-async function advance(page: Page): Promise<void> {
-  await page.bringToFront();
-  await until("a page that runs", () => page.evaluate(() => "run" in window));
-  const from = await page.evaluate(() => run.last);
-  await until(`echoes above ${from}`, async () => (await page.evaluate(() => run.last)) >= from + 20);
-}
-
-/** Waits until the log holds an entry. */
-async function logged<Is extends Entry["is"]>(page: Page, is: Is, fits: (entry: Extract<Entry, { is: Is }>) => boolean): Promise<void> {
-  await until(`${is} in the log`, async () => (await recordOf(page)).log.some((entry) => entry.is === is && fits(entry as any)));
-}
-
-/** Stops sending, waits for what is on its way, and judges. */
-async function finish(page: Page, seen?: number[][]): Promise<{ chapters: Chapter[]; record: Record }> {
-  await page.evaluate(() => run.stop());
-  await until("the last message to come back", () => page.evaluate(() => run.last === run.record.sent && run.record.sent in run.record.outcomes));
-  const record = await recordOf(page);
-  return { chapters: judge(record, seen), record };
-}
 
 const codes = ({ log }: Record) => log.flatMap((entry) => (entry.is === "status" && entry.code ? [entry.code] : []));
 const attaches = ({ log }: Record) => log.flatMap((entry) => (entry.is === "session" ? [entry.resumed] : []));
@@ -412,7 +340,7 @@ function perform(engine: Engine, scenarios: { [name: string]: Scenario }): void 
     after(() => browser?.close());
     for (const [name, scenario] of Object.entries(scenarios)) {
       test(name, async () => {
-        const stage = new Stage(browser);
+        const stage = new Stage(browser, site);
         try {
           await scenario(stage);
         } finally {
