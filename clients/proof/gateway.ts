@@ -36,7 +36,10 @@ export class Server {
     for await (const line of createInterface(child.stdout)) {
       port ??= /listening on ws:\/\/.*:(\d+)/.exec(line)?.[1];
       const admin = /admin on (\S+):/.exec(line)?.[1];
-      if (port && (admin || !args.includes("--admin"))) return new Server(child, Number(port), admin);
+      if (!port || (!admin && args.includes("--admin"))) continue;
+      // What it says later is read by nobody; a pipe that is left unread keeps Node 20 from ending, now and then.
+      setImmediate(() => child.stdout.resume());
+      return new Server(child, Number(port), admin);
     }
     return fail(`${command} ${args.join(" ")}: ended before it listened`);
   }
@@ -75,7 +78,7 @@ export class Server {
   }
 
   private async gone(): Promise<void> {
-    if (this.process.exitCode === null && this.process.signalCode === null) await once(this.process, "exit");
+    if (this.process.exitCode === null && this.process.signalCode === null) await once(this.process, "close");
   }
 }
 

@@ -45,7 +45,10 @@ async function program(command: string, args: string[], port: number, environmen
 
 const listens = (port: number) =>
   new Promise<boolean>((resolve) => {
-    const socket = net.connect(port, "127.0.0.1", () => resolve(!!socket.end()));
+    const socket = net.connect(port, "127.0.0.1", () => {
+      socket.destroy();
+      resolve(true);
+    });
     socket.on("error", () => resolve(false));
   });
 
@@ -100,7 +103,7 @@ async function rust(port: number): Promise<void> {
   }
   await came(60);
   child.stdin.end();
-  const [code] = await once(child, "exit");
+  const [code] = await once(child, "close");
   assert.deepEqual([lines, code], [Array.from({ length: 60 }, (_, n) => `${n}`), 0]);
   await cable.close();
 }
