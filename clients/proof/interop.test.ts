@@ -123,7 +123,7 @@ test("the README shows the examples as they are run, in fifteen lines or so", ()
   const bare = (code: string) => code.replace(/^\/\/!.*\n/gm, "").replace(/\s+/g, "").replace(/,([)}])/g, "$1");
   for (const readme of ["README.md", "README.zh-CN.md"]) {
     const text = readFileSync(inWorkspace(readme), "utf8");
-    for (const [tag, path] of [["rust,no_run", "crates/mainstay/examples/echo.rs"], ["js", "clients/fastify/examples/echo.mjs"]] as const) {
+    for (const [tag, path] of [["rust,no_run", "crates/mainstay/examples/echo.rs"], ["ts", "clients/fastify/examples/echo.mjs"]] as const) {
       const shown = new RegExp(`\`\`\`${tag}\n([^]*?)\`\`\``).exec(text)?.[1] ?? "";
       assert.equal(bare(shown), bare(readFileSync(inWorkspace(path), "utf8")), `${readme}, ${path}`);
       const lines = shown.split("\n").filter((line) => line.trim() && !/^(use|import) /.test(line));

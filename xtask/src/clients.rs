@@ -1,33 +1,27 @@
 //! The npm packages: their tests, and the proofs in real browsers and against real programs.
 //!
-//! npm runs them (`clients/package.json`); here the programs are built that they run against, and Chromium is found
-//! or installed.
+//! npm runs them (`clients/package.json`); here the programs are built that they run against, and browsers are found or
+//! installed.
 
 use std::env;
-use std::path::Path;
 use std::process::Command;
 
 use crate::run::{cargo, check};
 use crate::{Outcome, Result, install};
 
-/// What the tests talk to: the gateway, and the servers among the examples.
-const PROGRAMS: &str = "build --release --package mainstay-gateway --package mainstay --bin mainstay --example echo";
+/// What the tests talk to: the gateway, and two servers among the examples.
+const PROGRAMS: &str = "build --release --package mainstay-gateway --package mainstay \
+                        --bin mainstay --example echo --example credentials_server";
 
 pub(crate) fn step() -> Result<Outcome> {
     install::node_packages("clients")?;
-    let chromium = install::chromium()?;
+    install::browsers()?;
     cargo(PROGRAMS)?;
     let mainstay = env::current_dir()?.join("target/release/mainstay");
     for script in ["test", "proof"] {
-        npm(script, &mainstay, &chromium)?;
+        let mut npm = Command::new("npm");
+        npm.args(["run", "--silent", script]).current_dir("clients").env("MAINSTAY", &mainstay);
+        check(&mut npm)?;
     }
     Ok(Outcome::Passed)
-}
-
-fn npm(script: &str, mainstay: &Path, chromium: &Path) -> Result<()> {
-    let mut npm = Command::new("npm");
-    npm.args(["run", "--silent", script]).current_dir("clients");
-    npm.env("MAINSTAY", mainstay).env("CHROMIUM", chromium);
-    check(&mut npm)?;
-    Ok(())
 }

@@ -126,16 +126,21 @@ pub(crate) fn nginx() -> Result<PathBuf> {
     found().ok_or_else(|| "nginx does not start here: please install it, then run this again".into())
 }
 
-/// Chromium: `$CHROMIUM`, the one on the path, or Debian's.
-pub(crate) fn chromium() -> Result<PathBuf> {
-    let named = env::var_os("CHROMIUM").map(PathBuf::from);
-    let places: Vec<PathBuf> = named.into_iter().chain(["chromium".into(), "/usr/bin/chromium".into()]).collect();
-    let found = || places.iter().find(|place| succeeds(Command::new(place).arg("--version"))).cloned();
-    if let Some(chromium) = found() {
-        return Ok(chromium);
+/// Makes sure that Chromium is here, and Firefox if it can be had.
+pub(crate) fn browsers() -> Result<()> {
+    let is_here = |name: &str, place: &str| {
+        let named = env::var_os(name).map_or_else(|| PathBuf::from(place), PathBuf::from);
+        succeeds(Command::new(named).arg("--version"))
+    };
+    if !is_here("CHROMIUM", "/usr/bin/chromium") {
+        apt("chromium", "Chromium is needed")?;
     }
-    apt("chromium", "Chromium is needed")?;
-    found().ok_or_else(|| "Chromium does not start here: please install it, then run this again".into())
+    if !is_here("FIREFOX", "/usr/bin/firefox-esr")
+        && let Err(error) = apt("firefox-esr", "Firefox is wanted")
+    {
+        println!("{error}: going on with Chromium alone");
+    }
+    Ok(())
 }
 
 /// An empty environment of Python 3.
