@@ -27,8 +27,8 @@ export class Cable {
   /** Resets every connection. */
   cut(): void {
     for (const [near, far] of this.pairs) {
-      near.resetAndDestroy();
-      far.resetAndDestroy();
+      reset(near);
+      reset(far);
     }
   }
 
@@ -64,7 +64,7 @@ export class Cable {
 
   private join(near: net.Socket): void {
     this.count++;
-    if (this.isRefusing) return void near.resetAndDestroy();
+    if (this.isRefusing) return void reset(near);
     if (this.isSilent) return void near.on("error", () => {});
     const far = net.connect(this.target(), "127.0.0.1");
     const pair: [net.Socket, net.Socket] = [near, far];
@@ -96,4 +96,10 @@ export class Cable {
     to.write(slice);
     setTimeout(() => from.resume(), (1000 * slice.length) / this.bytesPerSecond);
   }
+}
+
+/** One that is being shut down is past resetting: Node 20 would leave it open, and never come to its own end. */
+function reset(socket: net.Socket): void {
+  if (socket.writableEnded) socket.destroy();
+  else socket.resetAndDestroy();
 }
