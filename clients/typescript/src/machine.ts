@@ -80,6 +80,8 @@ export class Machine {
   private heardAt = 0;
   private limit = 0;
   private slack = 0;
+  /** Doubles with every verdict until a message comes: one that takes longer than the limit to arrive looks like silence. */
+  protected patience = 1;
   private probeLeftAt = Infinity;
   private probeSentAt = NaN;
   private wantsProbe = false;
@@ -133,6 +135,7 @@ export class Machine {
   received(id: number, data: Data): void {
     if (id !== this.current) return;
     this.heard();
+    this.patience = 1;
     if (this.config.ping?.matches(data)) this.answered();
     else this.io.emit("message", { data });
   }
@@ -218,6 +221,7 @@ export class Machine {
     }
     if (late >= 0 && drained < 2) {
       const id = this.current;
+      this.patience *= 2;
       this.io.drop(id);
       this.lost(id, 4408, "silent for too long");
     } else if (late >= 0 || this.wantsProbe || this.pingAt <= this.now) this.sendProbe(late >= 0);
@@ -326,7 +330,7 @@ export class Machine {
     this.dialled = 0;
     this.dialAt = this.replaceAt = this.pingAt = this.probeLeftAt = Infinity;
     this.currentAt = this.heardAt = this.now;
-    this.limit = limit;
+    this.limit = limit * this.patience;
     this.slack = slack;
     this.isProbeQueued = this.wantsProbe = false;
     this.io.emit("status");

@@ -61,6 +61,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     try {
       const frame = decode(data);
       if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.nonce) this.answered();
+      if (frame?.[0] === Type.Data) this.patience = 1;
       this.session.receive(id, frame);
     } catch (error) {
       const { message } = error as Error;

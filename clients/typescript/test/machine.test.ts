@@ -147,6 +147,26 @@ test("a silent server is called dead after two announced intervals and five seco
   assert.deepEqual([stage.did[0], stage.last("status").code], ["drop 1", 4408]);
 });
 
+test("a message that takes longer than the limit to arrive is waited for twice as long after every verdict", () => {
+  const stage = attached();
+  for (const [id, limit] of [[1, 55_000], [2, 110_000], [3, 220_000]] as const) {
+    stage.pass(limit - 1);
+    assert.equal(stage.machine.status, "attached", `${id}`);
+    stage.pass(1);
+    assert.equal(stage.last("status").code, 4408);
+    stage.pass(30_000);
+    stage.open(id + 1);
+    stage.welcome(id + 1, id + 1, true);
+  }
+  stage.at().received(4, "it is here");
+  stage.at().lost(4, 1006, "");
+  stage.pass(30_000);
+  stage.open(5);
+  stage.welcome(5, 5, true);
+  stage.pass(55_000);
+  assert.equal(stage.last("status").code, 4408, "and then no longer");
+});
+
 test("a timer that fires late drains, then probes, and judges only the probe", () => {
   const stage = attached();
   stage.now += 600_000;
