@@ -12,6 +12,8 @@ import { choose } from "./subprotocol.js";
 // Without its types: they say that a handler gets a socket.
 const websocket: FastifyPluginCallback<any> = createRequire(import.meta.url)("@fastify/websocket");
 
+const UNAVAILABLE = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
 /**
  * Gives `{ websocket: true }` routes a {@link Session}. Registers `@fastify/websocket` itself, so that hooks run before
  * every upgrade as usual. One instance has one.
@@ -25,7 +27,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
     throw new Error("mainstay: registers @fastify/websocket itself: take yours out, its `options` go into `websocket`");
   }
   const server = new Server(settings);
-  const closeUpgrades = watchUpgrades(fastify);
+  const upgrades = watchUpgrades(fastify);
   // Before those of @fastify/websocket, which takes the handler as it finds it.
   fastify.addHook("onRoute", (route) => serveSessions(route, server));
   await fastify.register(websocket, {
@@ -38,8 +40,9 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
     // `ws` closes the connection itself, and the session waits for its client.
     errorHandler: (error: Error, _socket: WebSocket, request: FastifyRequest) => request.log.debug({ err: error }, "connection failed"),
     preClose: (done: () => void) => {
+      upgrades.refuse();
       server.drain().finally(() => {
-        closeUpgrades();
+        upgrades.close();
         done();
       });
     },
@@ -58,10 +61,12 @@ function serveSessions(route: RouteOptions & { websocket?: boolean; wsHandler?: 
 
 /**
  * The HTTP server forgets connections that it upgraded, and yet waits for them when it closes. One that was answered
- * with 503 is not even read, so its end is never seen. Returns what closes them all, those that come later included.
+ * with 503 is not even read, so its end is never seen. Gives what refuses newcomers, and what closes them all, those
+ * that come later included.
  */
-function watchUpgrades(fastify: FastifyInstance): () => void {
+function watchUpgrades(fastify: FastifyInstance): { refuse(): void; close(): void } {
   const sockets = new Set<Duplex>();
+  let isRefusing = false;
   let isClosing = false;
   // A closing handshake, or an answer, gets a moment.
   const drop = (socket: Duplex) => {
@@ -71,10 +76,15 @@ function watchUpgrades(fastify: FastifyInstance): () => void {
   fastify.server.on("upgrade", (_request, socket) => {
     sockets.add(socket);
     socket.once("close", () => sockets.delete(socket));
+    // @fastify/websocket answers newcomers until it leaves, which depends on its version; then only this one listens.
+    if (isRefusing && fastify.server.listenerCount("upgrade") === 1) socket.end(UNAVAILABLE);
     if (isClosing) drop(socket);
   });
-  return () => {
-    isClosing = true;
-    sockets.forEach(drop);
+  return {
+    refuse: () => void (isRefusing = true),
+    close: () => {
+      isClosing = true;
+      sockets.forEach(drop);
+    },
   };
 }
