@@ -79,6 +79,19 @@ impl Core {
         }
     }
 
+    /// Ends a session that has no connection.
+    pub(super) fn end_if_parked(&self) {
+        let mut inner = self.lock();
+        if let Peer::Session(session) = &mut inner.peer
+            && session.connection().is_none()
+            && session.is_over().is_none()
+        {
+            session.evict();
+            inner.wake_application();
+            self.signal.ask();
+        }
+    }
+
     /// A later attach has the session: its connection replaces the one before, which is told so.
     pub(super) fn supersede(&self, fenced: Option<Fenced>, connection: ConnectionId, wire: Wire) {
         let fenced = fenced.map(|fenced| CloseFrame { code: CloseCode::SUPERSEDED, reason: fenced.reason });

@@ -180,8 +180,9 @@ impl Mainstay {
     /// Sends everyone away in order and waits until all sessions ended, at most `spread` plus 5 s.
     ///
     /// New connections are refused with 503. Clients that speak `mainstay.v1` are told to come back
-    /// within `spread`; plain ones are closed with 1012, spread over the same time. Whoever is still
-    /// there afterwards is dropped. Calling it again changes nothing.
+    /// within `spread`; plain ones are closed with 1012, spread over the same time. A session without a
+    /// connection ends, as nobody can come back for it. Whoever is still there afterwards is dropped. Calling it
+    /// again changes nothing.
     ///
     /// # Cancel safety
     /// Safe: draining goes on, only the waiting ends.
@@ -190,8 +191,13 @@ impl Mainstay {
             tokio::spawn(send_away(self.shared.cores(), spread));
         }
         self.shared.tracker.close();
-        let all = self.shared.tracker.wait();
-        if tokio::time::timeout(spread + Duration::from_secs(5), all).await.is_err() {
+        let leaving = async {
+            tokio::select! {
+                () = self.shared.tracker.wait() => {}
+                () = self.shared.end_the_parked() => {}
+            }
+        };
+        if tokio::time::timeout(spread + Duration::from_secs(5), leaving).await.is_err() {
             tracing::warn!(
                 tasks = self.shared.tracker.len(),
                 "drain is over; the remaining connections are dropped"
@@ -238,6 +244,15 @@ impl Shared {
     fn cores(&self) -> Vec<Weak<Core>> {
         let cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
         cores.iter().map(|(_, core)| Weak::clone(core)).collect()
+    }
+
+    /// Again and again, for as long as it is awaited.
+    async fn end_the_parked(&self) {
+        let mut look = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            look.tick().await;
+            self.cores().iter().filter_map(Weak::upgrade).for_each(|core| core.end_if_parked());
+        }
     }
 
     /// The session is over: its names lead to a tombstone from here on.

@@ -146,6 +146,21 @@ async fn a_draining_server_refuses_newcomers_and_tells_the_others() {
 }
 
 #[tokio::test]
+async fn a_drain_is_over_when_everybody_has_left() {
+    let (address, mainstay) = echo_server(Config::default()).await;
+    let proxy = Proxy::to(address).await;
+    let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    client.send(Message::text("here")).await.unwrap();
+    client.recv().await.unwrap();
+    proxy.close();
+    until("its session is parked", || mainstay.stats().connections == 0).await;
+    assert_eq!(mainstay.stats().sessions, 1);
+    let an_hour = mainstay.drain(Duration::from_secs(3600));
+    tokio::time::timeout(Duration::from_secs(60), an_hour).await.expect("nobody is waited for");
+    assert_eq!(mainstay.stats().sessions, 0);
+}
+
+#[tokio::test]
 async fn a_url_that_cannot_work_is_refused_before_anything_is_dialled() {
     for url in ["http//x", "ftp://x/", "", "ws://"] {
         assert!(Client::builder(url).is_err(), "{url}");
