@@ -111,6 +111,10 @@ export abstract class BaseSocket extends EventTarget {
     private prepare: () => void | Promise<void> = () => {},
   ) {
     super();
+    const { connectTimeoutMs, silenceLimitMs, ping, keep } = options;
+    for (const [name, value] of Object.entries({ connectTimeoutMs, silenceLimitMs, "ping.intervalMs": ping?.intervalMs, "keep[0]": keep?.[0] })) {
+      if (value !== undefined && !(value >= 1)) throw new RangeError(`${name} is ${value}: at least 1 is allowed`);
+    }
     this.options = options;
     for (const type of ["open", "message", "close", "error"] as const) {
       super.addEventListener(type, (event: any) => this[`on${type}`]?.(event));

@@ -11,8 +11,8 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 /** Of gzip, in bytes: 2 % above what it is now. The goal is 3072 without sessions and 5632 with them. */
-const PLAIN = 4_522;
-const SESSION = 10_914;
+const PLAIN = 4_264;
+const SESSION = 11_095;
 
 const README = new URL("../README.md", import.meta.url);
 const MARKS = ["<!-- sizes: written by size.test.ts -->\n", "<!-- end of sizes -->"] as const;

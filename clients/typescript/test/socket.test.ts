@@ -104,6 +104,18 @@ test("what is sent may be changed afterwards", async () => {
   socket.close();
 });
 
+test("an option out of its range is refused, by name and bound", () => {
+  const ping = { message: "ping", matches: () => true, intervalMs: 0 };
+  for (const [options, name] of [
+    [{ connectTimeoutMs: -1 }, "connectTimeoutMs"],
+    [{ silenceLimitMs: NaN }, "silenceLimitMs"],
+    [{ ping }, "ping.intervalMs"],
+    [{ keep: [0, 1000] }, "keep[0]"],
+  ] as [Options, string][]) {
+    assert.throws(() => new MainstaySocket("ws://127.0.0.1:9/", [], options), { name: "RangeError", message: new RegExp(`^${name.replace(/[[\].]/g, "\\$&")} is .*: at least 1`) });
+  }
+});
+
 test("url, subprotocols and credentials are asked for before each attempt, and one that throws is an error and another attempt", async () => {
   const offered: string[] = [];
   const url = await serve((socket) => socket.close(1012), { handleProtocols: (names) => (offered.push([...names].join()), "app") });
