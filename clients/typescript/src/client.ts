@@ -198,7 +198,7 @@ export abstract class BaseSocket extends EventTarget {
 
   /** Ends in order: what was accepted is delivered first. What is not within 10 s is unknown. */
   close(code = 1000, reason = ""): void {
-    if (code !== 1000 && !(code > 2999 && code < 5000)) throw new RangeError("close code: 1000 or 3000-4999");
+    checkCloseCode(code);
     this.step(() => this.machine.close(code, reason));
   }
 
@@ -348,6 +348,10 @@ export abstract class BaseSocket extends EventTarget {
 }
 
 for (const owner of [BaseSocket, BaseSocket.prototype]) Object.assign(owner, { CONNECTING: 0, OPEN: 1, CLOSING: 2, CLOSED: 3 });
+
+export function checkCloseCode(code: number): void {
+  if (code !== 1000 && !(code > 2999 && code < 5000)) throw new RangeError("close code: 1000 or 3000-4999");
+}
 
 function offer(names: string[], sessions: boolean): string[] {
   if (!sessions) return names;

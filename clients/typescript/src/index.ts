@@ -1,6 +1,6 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
-import { type BaseOptions, BaseSocket, dataOf, type Fresh, QueueFullError } from "./client.js";
+import { type BaseOptions, BaseSocket, checkCloseCode, dataOf, type Fresh, QueueFullError } from "./client.js";
 import { storedIn } from "./resume.js";
 import { ClientSession, type Fate } from "./session.js";
 import { SessionMachine } from "./sessions.js";
@@ -34,7 +34,7 @@ export interface Options extends BaseOptions {
 
 /** One message that was sent. */
 export interface Sent {
-  /** Settles when the message is accepted: at once, unless it waits for room. */
+  /** Settles when the message is accepted, at once unless it waits for room, or when it never will be: `delivered` tells. */
   readonly accepted: Promise<void>;
   /** Settles when it is known what became of the message, and never rejects. Costs nothing unless it is asked for. */
   readonly delivered: Promise<Outcome>;
@@ -54,6 +54,8 @@ export class MainstaySocket extends BaseSocket {
   private isFlowing = false;
   private held: Data[] = [];
   private wake: (() => void) | undefined;
+  /** Closes, once nothing waits to be accepted. */
+  private closes: (() => void) | undefined;
   private waiting: Message[] = [];
   private watched = new Set<Message>();
   /** What became of the sessions that were lost, in order; of very many, of the last. */
@@ -86,6 +88,7 @@ export class MainstaySocket extends BaseSocket {
     // Once: `authenticate` may replace them.
     if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
     if (options.resume) {
+      if (typeof url === "function" && !options.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
       this.stored = storedIn(`mainstay ${options.resumeKey ?? this.url.split("?")[0]}`, session);
       this.stored.load();
     }
@@ -118,7 +121,10 @@ export class MainstaySocket extends BaseSocket {
    */
   override send(payload: Sendable): Sent {
     const message = new Message(payload instanceof Blob ? undefined : dataOf(payload), this);
-    if (this.readyState > 1) return message;
+    if (this.readyState > 1) {
+      message.accept();
+      return message;
+    }
     const waits = this.waiting.length || this.session.isRestored || payload instanceof Blob;
     this.waiting.push(message);
     this.admit();
@@ -134,6 +140,7 @@ export class MainstaySocket extends BaseSocket {
         },
         (error) => {
           this.waiting = this.waiting.filter((other) => other !== message);
+          message.accept();
           this.emit("error", { error });
           this.step();
         },
@@ -141,6 +148,23 @@ export class MainstaySocket extends BaseSocket {
     }
     this.step();
     return message;
+  }
+
+  /** As closing tells it, from `close` on, though a message that waits may still be accepted. */
+  override get readyState(): number {
+    return this.closes ? Math.max(super.readyState, 2) : super.readyState;
+  }
+
+  /** Ends in order: what was sent before is delivered first, what waits for room or is read from a Blob included. */
+  override close(code = 1000, reason = ""): void {
+    checkCloseCode(code);
+    if (this.closes) return;
+    const timer = setTimeout(() => this.closes!(), 10_000);
+    this.closes = () => {
+      clearTimeout(timer);
+      super.close(code, reason);
+    };
+    this.step();
   }
 
   /** Sends a message that is not numbered, kept or sent again. Dropped while detached. */
@@ -190,6 +214,7 @@ export class MainstaySocket extends BaseSocket {
 
   protected override pump(): void {
     this.admit();
+    if (!this.waiting.length) this.closes?.();
     for (const message of this.watched) this.look(message);
     if (this.isFlowing) for (const data of this.held.splice(0)) super.dispatch("message", { data });
     const isWanted = this.isFlowing || (this.wake && !this.held.length);
@@ -211,7 +236,7 @@ export class MainstaySocket extends BaseSocket {
     if (type === "session") this.counts.connections++;
     if (type === "gap") this.counts.gaps++;
     if (type === "close" || type === "gap") {
-      if (type === "close") this.waiting = [];
+      if (type === "close") for (const message of this.waiting.splice(0)) message.accept();
       for (const message of this.watched) this.look(message);
     }
     const isHeld = type === "message" && !this.isFlowing;
@@ -229,7 +254,7 @@ export class MainstaySocket extends BaseSocket {
       if (!first.number) return;
       first.data = undefined;
       first.era = this.era;
-      first.accept?.();
+      first.accept();
     }
   }
 
@@ -271,7 +296,8 @@ class Message implements Sent {
   number = 0;
   /** How many sessions were lost before it was accepted. */
   era = 0;
-  accept: (() => void) | undefined;
+  accept!: () => void;
+  readonly accepted = new Promise<void>((resolve) => (this.accept = resolve));
   settle: ((outcome: Outcome) => void) | undefined;
   private promise: Promise<Outcome> | undefined;
 
@@ -280,10 +306,6 @@ class Message implements Sent {
     public data: Data | undefined,
     private socket: MainstaySocket,
   ) {}
-
-  get accepted(): Promise<void> {
-    return this.number ? Promise.resolve() : new Promise((resolve) => (this.accept = resolve));
-  }
 
   get delivered(): Promise<Outcome> {
     return (this.promise ??= new Promise((resolve) => {

@@ -164,6 +164,33 @@ test("a full queue throws, or waits, as configured", async () => {
   waiting.close();
 });
 
+test("what waits is accepted before the socket closes, a Blob too", async () => {
+  const heard: string[] = [];
+  const url = await serve((socket) => socket.on("message", (data) => heard.push(String(data))));
+  const socket = new MainstaySocket(url, [], { WebSocket, keep: [1, 1000], whenFull: "wait" });
+  for (const message of ["1", "2", new Blob(["3"])]) socket.send(message);
+  const closed = next(socket, "close");
+  socket.close();
+  assert.equal(socket.readyState, 2);
+  const late = socket.send("late");
+  await late.accepted;
+  assert.equal(await late.delivered, "not delivered");
+  await closed;
+  while (heard.length < 3) await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(heard, ["1", "2", "3"]);
+});
+
+test("accepted settles for everyone who waits for it, at the end too", async () => {
+  const socket = new MainstaySocket("ws://127.0.0.1:9/", [], { WebSocket, keep: [1, 1000], whenFull: "wait" });
+  socket.send("kept");
+  const waits = socket.send("waits");
+  const both = Promise.all([waits.accepted, waits.accepted]);
+  (socket as any).machine.end(1006, "given up");
+  socket.retryNow();
+  await both;
+  assert.equal(await waits.delivered, "not delivered");
+});
+
 test("delivered of a plain peer is unknown, and after the end not delivered", async () => {
   const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
   assert.equal(await socket.send("x").delivered, "unknown");
