@@ -11,8 +11,8 @@ use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode}
 use mainstay_proto::heartbeat::{Action, HeartbeatConfig};
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::{
-    Answer, ConnectionId, Control, Delivery, Frame, Message, Registry, RegistryConfig, ServerConfig,
-    ServerSession, Sessions, Transmit,
+    Answer, ConnectionId, Control, Delivery, Frame, Message, Presenter, Registry, RegistryConfig,
+    ServerConfig, ServerSession, Sessions, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 use rand::rngs::SmallRng;
@@ -411,7 +411,7 @@ impl World {
         hello: &mainstay_proto::session::message::Hello,
     ) {
         let server = &mut self.server;
-        let answer = server.registry.hello(self.now, id, &Bytes::new(), hello, &mut server.sessions);
+        let answer = server.registry.hello(self.now, id, Presenter::default(), hello, &mut server.sessions);
         self.note(|| format!("answer {answer:?}"));
         match answer {
             Answer::Attached { session, created, fenced, lost: _ } => {

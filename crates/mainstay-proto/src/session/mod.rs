@@ -31,6 +31,7 @@ pub(crate) use flow::Volatiles;
 pub use inbox::Delivery;
 pub use lifetime::{Leave, LifetimeConfig};
 pub use message::{Control, Frame, Message, Window};
+pub use names::Presenter;
 pub use plain::PlainSession;
 pub use registry::{Answer, Refusal, Registry, RegistryConfig, Sessions};
 pub use server::{Over, ServerConfig, ServerSession};

@@ -1,7 +1,7 @@
 //! The secrets of a session, and the names they are looked up by.
 //!
 //! A server never stores a secret: it stores a [`Name`], the SHA-256 of the secret together with the
-//! principal that presents it. A token stolen by another principal therefore names nothing at all,
+//! [`Presenter`] of it. A token stolen by another principal therefore names nothing at all,
 //! with the same answer and the same timing as one that was never issued; and since what is compared
 //! are hashes that the peer cannot choose, the comparison tells nothing about the secret.
 //!
@@ -15,19 +15,45 @@ use sha2::{Digest, Sha256};
 
 use super::message::{ClientKey, Instance, ResumeToken, SessionId};
 
+/// Who presents a secret, and where. A session opens only to the one who opened it, at the path where it
+/// was opened: another path has other rules about who may come in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Presenter<'a> {
+    /// As what it is authenticated; empty: nobody in particular.
+    pub principal: &'a [u8],
+    /// The path of the opening request, without its query, in which tokens change.
+    pub path: &'a str,
+}
+
+impl Presenter<'_> {
+    /// The name of `secret` as presented here.
+    pub(super) fn name(&self, secret: &[u8]) -> Name {
+        Name::of(&[self.principal, self.path.as_bytes(), secret])
+    }
+
+    /// The name of the principal alone.
+    pub(super) fn principal(&self) -> Name {
+        Name::of_principal(self.principal)
+    }
+}
+
 /// What a session or a tombstone is found by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Name([u8; 16]);
 
 impl Name {
-    /// The name of `secret` as presented by `principal` (empty when nobody is authenticated).
-    pub(super) fn of(principal: &[u8], secret: &[u8]) -> Self {
-        let digest = Sha256::new()
-            .chain_update((principal.len() as u64).to_be_bytes())
-            .chain_update(principal)
-            .chain_update(secret)
-            .finalize();
-        Self(prefix(&digest))
+    pub(super) fn of_principal(principal: &[u8]) -> Self {
+        Self::of(&[principal])
+    }
+
+    /// Each part with its length, so that what ends one part cannot begin the next.
+    fn of(parts: &[&[u8]]) -> Self {
+        let mut digest = Sha256::new();
+        for part in parts {
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+        Self(prefix(&digest.finalize()))
     }
 }
 
@@ -82,10 +108,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_principal_gives_another_name() {
-        assert_ne!(Name::of(b"alice", b"token"), Name::of(b"bob", b"token"));
-        assert_ne!(Name::of(b"ab", b"c"), Name::of(b"a", b"bc"), "the boundary counts");
-        assert_eq!(Name::of(b"alice", b"token"), Name::of(b"alice", b"token"));
+    fn another_principal_or_path_gives_another_name() {
+        let name = |principal: &str, path, secret: &str| {
+            Presenter { principal: principal.as_bytes(), path }.name(secret.as_bytes())
+        };
+        assert_eq!(name("alice", "/chat", "token"), name("alice", "/chat", "token"));
+        assert_ne!(name("alice", "/chat", "token"), name("bob", "/chat", "token"));
+        assert_ne!(name("alice", "/chat", "token"), name("alice", "/admin", "token"));
+        assert_ne!(name("ab", "c", "d"), name("a", "bc", "d"), "the boundary counts");
+        assert_ne!(name("a", "bc", "d"), name("a", "b", "cd"), "the boundary counts");
     }
 
     #[test]

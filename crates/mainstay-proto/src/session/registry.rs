@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::message::{Account, Cause, Control, Delay, Hello, Instance};
-use super::names::{Name, Secrets};
+use super::message::{Account, Cause, Control, Delay, Hello, Instance, ResumeToken};
+use super::names::{Name, Presenter, Secrets};
 use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
 use crate::planted::{Rule, turned_back};
@@ -171,14 +171,14 @@ impl<H: Clone> Registry<H> {
         }
     }
 
-    /// Answers a HELLO that `principal` (empty: nobody in particular) sent on `connection`.
+    /// Answers a HELLO that `who` sent on `connection`.
     ///
     /// Unknown, wrong and foreign tokens get the same answer: a fresh session.
     pub fn hello<S: Sessions<Handle = H>>(
         &mut self,
         now: Instant,
         connection: ConnectionId,
-        principal: &[u8],
+        who: Presenter<'_>,
         hello: &Hello,
         sessions: &mut S,
     ) -> Answer<H> {
@@ -186,14 +186,14 @@ impl<H: Clone> Registry<H> {
         let account = match &hello.resume {
             None => None,
             Some(resume) => {
-                let presented = Name::of(principal, &resume.token.0);
-                match self.resume(now, connection, principal, hello, presented, sessions) {
+                let presented = who.name(&resume.token.0);
+                match self.resume(now, connection, who, hello, presented, sessions) {
                     Resumed::Answer(answer) => return answer,
                     Resumed::Lost(account) => account,
                 }
             }
         };
-        self.open(now, connection, principal, hello, account, sessions)
+        self.open(now, connection, who, hello, account, sessions)
     }
 
     /// The session that the token names, or what became of it.
@@ -201,7 +201,7 @@ impl<H: Clone> Registry<H> {
         &mut self,
         now: Instant,
         connection: ConnectionId,
-        principal: &[u8],
+        who: Presenter<'_>,
         hello: &Hello,
         presented: Name,
         sessions: &mut S,
@@ -219,7 +219,7 @@ impl<H: Clone> Registry<H> {
                 None => Resumed::Lost(None),
             },
             Some(Entry::Live(handle)) => {
-                let (token, name) = self.new_token(principal);
+                let (token, name) = self.new_token(who);
                 let seed = Self::connection_seed(connection);
                 let attach = sessions.with(&handle, |session| {
                     session.attach_by_token(now, connection, hello, presented, (token, name), seed)
@@ -250,12 +250,12 @@ impl<H: Clone> Registry<H> {
         &mut self,
         now: Instant,
         connection: ConnectionId,
-        principal: &[u8],
+        who: Presenter<'_>,
         hello: &Hello,
         account: Option<Account>,
         sessions: &mut S,
     ) -> Answer<H> {
-        let key = Name::of(principal, &hello.key.0);
+        let key = who.name(&hello.key.0);
         let lost = hello.resume.is_some();
         self.bury_if_over(now, key, sessions);
         let found = self.names.get(&key).filter(|_| !turned_back(Rule::OneKeyOneSession));
@@ -275,14 +275,14 @@ impl<H: Clone> Registry<H> {
             None => {
                 self.live += 1;
                 let id = self.secrets.session_id();
-                let identity = Identity { id, principal: Name::of(principal, b""), key, account };
+                let identity = Identity { id, principal: who.principal(), key, account };
                 let session = ServerSession::new(Arc::clone(&self.sessions), now, identity, hello);
                 let handle = sessions.create(session);
                 self.names.insert(key, Entry::Live(handle.clone()));
                 (handle, true)
             }
         };
-        let (token, name) = self.new_token(principal);
+        let (token, name) = self.new_token(who);
         let seed = Self::connection_seed(connection);
         let attach = sessions
             .with(&handle, |session| session.attach_by_key(now, connection, hello, (token, name), seed));
@@ -401,9 +401,9 @@ impl<H: Clone> Registry<H> {
         self.remembers_since = self.remembers_since.max(tombstone.buried);
     }
 
-    fn new_token(&mut self, principal: &[u8]) -> (super::message::ResumeToken, Name) {
+    fn new_token(&mut self, who: Presenter<'_>) -> (ResumeToken, Name) {
         let token = self.secrets.token();
-        let name = Name::of(principal, &token.0);
+        let name = who.name(&token.0);
         (token, name)
     }
 

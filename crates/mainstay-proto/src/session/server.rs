@@ -87,6 +87,8 @@ pub struct ServerSession {
     /// The fate of the session that this one replaces; rides in WELCOME until the epoch is confirmed.
     account: Option<Box<Account>>,
     life: Life,
+    /// Nobody can come back for it: the connection it has is its last.
+    is_retired: bool,
     /// In a box, as a parked session has none.
     attached: Option<Box<Attached>>,
     /// What came outside the stream and waits for the application.
@@ -220,6 +222,7 @@ impl ServerSession {
             attempt: 0,
             account: identity.account.map(Box::new),
             life: Life::Parked { since: now },
+            is_retired: false,
             attached: None,
             volatiles: Volatiles::default(),
         }
@@ -515,6 +518,9 @@ impl ServerSession {
             Life::EndReceived { code } => Life::Over(Over::Ended { code, by_us: false }),
             over @ Life::Over(_) => over,
         };
+        if self.is_retired {
+            self.evict();
+        }
     }
 
     // ---- what the application does --------------------------------------------------------------
@@ -582,7 +588,7 @@ impl ServerSession {
     /// principal than the session's is refused too. Tells the client, and returns whether they were
     /// accepted; either way the session goes on.
     pub fn handle_verdict(&mut self, connection: ConnectionId, principal: Option<&[u8]>) -> bool {
-        let accepted = principal.is_some_and(|principal| Name::of(principal, b"") == self.principal);
+        let accepted = principal.is_some_and(|principal| Name::of_principal(principal) == self.principal);
         let attached = self.attached.as_mut().filter(|a| a.connection == connection);
         // A verdict that comes after its connection was lost tells nobody: the next HELLO has credentials.
         if let Some(attached) = attached.filter(|a| a.auth == Some(Auth::Judging)) {
@@ -635,6 +641,15 @@ impl ServerSession {
             let control = Control::GoAway { reason: reason.to_owned(), delay, close_in, endpoint: None };
             attached.queue.push_back(Transmit::control(&control));
             attached.gone_by = if close_in.is_zero() { None } else { now.checked_add(close_in) };
+        }
+    }
+
+    /// The server takes nobody in any more: the session is over once it has no connection, at once if it has
+    /// none now.
+    pub fn retire(&mut self) {
+        self.is_retired = true;
+        if self.attached.is_none() {
+            self.evict();
         }
     }
 

@@ -56,6 +56,18 @@ fn a_token_in_the_hands_of_another_principal_opens_nothing() {
 }
 
 #[test]
+fn a_token_at_another_path_opens_nothing() {
+    let mut pair = presenting("alice/1");
+    let first = pair.connect();
+    pair.cut(first);
+    pair.server.path = "/another";
+    pair.connect();
+    assert_eq!(pair.attaches(), [(1, false), (1, false)]);
+    assert_eq!(pair.gaps().len(), 1);
+    assert_eq!(pair.server.sessions.get(0).connection(), None, "the session at /chat still waits");
+}
+
+#[test]
 fn credentials_are_renewed_on_a_live_session_and_presented_from_then_on() {
     let mut pair = presenting("alice/1");
     let first = pair.connect();

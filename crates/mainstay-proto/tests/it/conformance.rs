@@ -10,7 +10,7 @@ use bytes::Bytes;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::{
     Answer, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Frame, Malformed, Message,
-    Over, Registry, RegistryConfig, ServerConfig, SessionError, Transmit,
+    Over, Presenter, Registry, RegistryConfig, ServerConfig, SessionError, Transmit,
 };
 use mainstay_proto::ws::close::Action;
 use mainstay_proto::ws::{CloseCode, Kind};
@@ -549,7 +549,7 @@ impl ServerEnd {
         let Frame::Control(mainstay_proto::session::Control::Hello(hello)) = frame else {
             panic!("{frame:?} comes before HELLO")
         };
-        match self.registry.hello(now, connection, &Bytes::new(), hello, &mut self.sessions) {
+        match self.registry.hello(now, connection, Presenter::default(), hello, &mut self.sessions) {
             Answer::Attached { session, fenced, .. } => {
                 self.bound.insert(connection, Some(session));
                 self.served = Some(session);

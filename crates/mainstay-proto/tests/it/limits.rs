@@ -353,6 +353,25 @@ fn an_evicted_session_is_accounted_for() {
 }
 
 #[test]
+fn a_retired_session_is_over_once_it_has_no_connection() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.client_sends("a");
+    pair.session().retire();
+    pair.run();
+    assert_eq!(pair.session().is_over(), None, "its connection goes on");
+    assert_eq!(pair.session().received(), 1);
+    pair.cut(first);
+    assert_eq!(pair.session().is_over(), Some(Over::Evicted));
+
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.cut(first);
+    pair.session().retire();
+    assert_eq!(pair.session().is_over(), Some(Over::Evicted), "nobody can come back for it");
+}
+
+#[test]
 fn a_full_registry_refuses_new_sessions_and_still_resumes_the_others() {
     let registry = RegistryConfig { sessions: 1, ..RegistryConfig::default() };
     let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);

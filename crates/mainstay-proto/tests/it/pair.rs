@@ -12,7 +12,8 @@ use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
     Answer, ClientConfig, ClientEvent, ClientSession, ConnectionId, Control, Delivery, Frame, Message, Over,
-    Refusal, Registry, RegistryConfig, ServerConfig, ServerSession, SessionError, Sessions, Transmit,
+    Presenter, Refusal, Registry, RegistryConfig, ServerConfig, ServerSession, SessionError, Sessions,
+    Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -72,6 +73,7 @@ pub(crate) struct Server {
     pub(crate) registry: Registry<usize>,
     pub(crate) sessions: Arena,
     pub(crate) principal: Bytes,
+    pub(crate) path: &'static str,
     /// What the applications got, per session.
     pub(crate) got: BTreeMap<usize, Vec<String>>,
     /// Whether the applications take what has come.
@@ -120,6 +122,7 @@ impl Pair {
                 registry: Registry::new(now - 86_400 * SECOND, registry, Arc::new(server), [2; 32]),
                 sessions: Arena::default(),
                 principal: Bytes::from_static(b"alice"),
+                path: "/chat",
                 got: BTreeMap::new(),
                 takes: true,
                 judges: true,
@@ -318,13 +321,16 @@ impl Pair {
 
     /// HELLO from whoever; the answer goes down this connection.
     pub(crate) fn hello(&mut self, connection: ConnectionId, hello: &Hello) -> Answer<usize> {
-        let Server { registry, sessions, principal: usual, refusals, .. } = &mut self.server;
+        let Server { registry, sessions, principal: usual, path, refusals, .. } = &mut self.server;
         let principal = match &hello.credentials {
             Some(credentials) => principal_of(credentials),
             None => Some(usual.clone()),
         };
         let answer = match principal {
-            Some(principal) => registry.hello(self.now, connection, &principal, hello, sessions),
+            Some(principal) => {
+                let who = Presenter { principal: &principal, path };
+                registry.hello(self.now, connection, who, hello, sessions)
+            }
             None => Answer::Refused { refuse: Refusal::Unauthorized.refuse(), why: Refusal::Unauthorized },
         };
         match &answer {

@@ -14,7 +14,8 @@ use mainstay_proto::heartbeat::{Action, HeartbeatConfig};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
     Answer, ClientConfig, ClientEvent, ClientSession, ConnectionId, Control, Delivery, FlowConfig, Frame,
-    Registry, RegistryConfig, ServerConfig, ServerSession, SessionError, Sessions, Transmit, Window,
+    Presenter, Registry, RegistryConfig, ServerConfig, ServerSession, SessionError, Sessions, Transmit,
+    Window,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -545,7 +546,7 @@ impl World {
     fn hello(&mut self, index: usize, hello: &Hello) -> Result<(), String> {
         let (now, connection) = (self.setting.now, ConnectionId(index as u64));
         let registry = Rc::make_mut(&mut self.registry);
-        match registry.hello(now, connection, &Bytes::new(), hello, &mut self.sessions) {
+        match registry.hello(now, connection, Presenter::default(), hello, &mut self.sessions) {
             Answer::Attached { session, created, fenced, .. } => {
                 if created {
                     self.facts().add_session();

@@ -203,7 +203,9 @@ impl Inner {
             return;
         }
         if self.events.len() == EVENTS {
-            self.events.pop_front();
+            // What is lost is told, however slow the listener.
+            let oldest = self.events.iter().position(|event| !tells_of_loss(event)).unwrap_or(0);
+            self.events.remove(oldest);
         }
         self.events.push_back(event);
     }
@@ -237,6 +239,11 @@ impl Inner {
         let wakers = [self.receiver.take(), self.listener.take(), self.closer.take(), self.watcher.take()];
         wakers.into_iter().flatten().chain(self.senders.drain(..)).for_each(Waker::wake);
     }
+}
+
+fn tells_of_loss(event: &Event) -> bool {
+    use Event::{Dropped, Ended, FreshPeer, Gap, Report};
+    matches!(event, Gap(_) | FreshPeer | Report(_) | Dropped { .. } | Ended { .. })
 }
 
 type Verdict = Result<(), AuthenticateError>;
@@ -302,7 +309,7 @@ impl Resident for Task {
             }
             stirred |= this.obey();
             this.core.signal.end_turn();
-            this.write(cx);
+            stirred |= this.write(cx);
             if this.finish(stirred) {
                 return Turn::Done;
             }
@@ -474,7 +481,8 @@ impl Task {
         })
     }
 
-    fn write(&mut self, cx: &mut Context<'_>) {
+    /// `true`: a connection is lost by that.
+    fn write(&mut self, cx: &mut Context<'_>) -> bool {
         let (now, mut lost) = (now(), Vec::new());
         for open in &mut self.wires {
             let connection = open.connection;
@@ -497,12 +505,14 @@ impl Task {
                 }
             }
         }
+        let any = !lost.is_empty();
         for (connection, why) in lost {
             self.let_go(connection);
             if let Some(why) = why {
                 self.core.lock().machine.handle_lost(now, connection, why);
             }
         }
+        any
     }
 
     /// The connection matters no more; a closing handshake under way is seen to its end.
@@ -547,6 +557,21 @@ mod tests {
     use mainstay_proto::connect::ConnectConfig;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_loss_is_told_to_a_listener_however_slow() {
+        let core = Core::new(Machine::new(now(), ConnectConfig::default(), [1; 32]));
+        let mut inner = core.lock();
+        inner.list(Event::Attached { mode: Mode::Session, resumed: false, epoch: 1 });
+        inner.list(Event::FreshPeer);
+        for number in 0..2 * EVENTS as u64 {
+            inner.list(Event::Volatile(Message::text(number.to_string())));
+        }
+        assert_eq!(inner.events.len(), EVENTS);
+        assert_eq!(inner.events.front(), Some(&Event::FreshPeer));
+        let newest = Event::Volatile(Message::text((2 * EVENTS - 1).to_string()));
+        assert_eq!(inner.events.back(), Some(&newest));
+    }
 
     #[tokio::test]
     async fn what_was_dropped_says_nothing_of_what_is_under_way() {

@@ -2,15 +2,18 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
+use std::time::Duration;
 
+use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::server::Fenced;
 use mainstay_proto::session::{ConnectionId, PlainSession, ServerSession, Sessions};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 
-use super::Shared;
 use super::auth::Authenticate;
 use super::meddle::Act;
 use super::upgrade::PeerFacts;
+use super::{REASON, Shared};
+use crate::clock::now;
 use crate::driver::Wire;
 use crate::worker::{Home, Signal};
 
@@ -79,17 +82,17 @@ impl Core {
         }
     }
 
-    /// Ends a session that has no connection.
-    pub(super) fn end_if_parked(&self) {
+    /// Sends the client away, for good as far as this server goes. Plain peers know no such word: `false`.
+    pub(super) fn dismiss(&self, spread: Duration) -> bool {
         let mut inner = self.lock();
-        if let Peer::Session(session) = &mut inner.peer
-            && session.connection().is_none()
-            && session.is_over().is_none()
-        {
-            session.evict();
-            inner.wake_application();
-            self.signal.ask();
-        }
+        let Peer::Session(session) = &mut inner.peer else { return false };
+        let delay = Delay { min: Duration::ZERO, max: spread };
+        session.go_away(now(), REASON, delay, spread);
+        session.retire();
+        inner.wake_application();
+        drop(inner);
+        self.signal.ask();
+        true
     }
 
     /// A later attach has the session: its connection replaces the one before, which is told so.

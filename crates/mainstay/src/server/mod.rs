@@ -36,14 +36,12 @@ mod stats;
 mod task;
 mod upgrade;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 pub use mainstay_proto::admission::AdmissionConfig;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 pub use mainstay_proto::session::LifetimeConfig;
-use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
 pub use mainstay_proto::ws::Origins;
 use mainstay_proto::ws::{CloseCode, Limits};
@@ -121,7 +119,8 @@ pub(crate) struct Shared {
     gate: Arc<Gate>,
     /// Every session that has a task, so that all can be told when the server goes away.
     cores: Mutex<Slab<Weak<Core>>>,
-    draining: AtomicBool,
+    /// Set once draining began: over what time those who are there are sent away.
+    draining: OnceLock<Duration>,
     pub(crate) stats: Stats,
 }
 
@@ -149,7 +148,7 @@ impl Mainstay {
             tracker: TaskTracker::new(),
             gate,
             cores: Mutex::new(Slab::new()),
-            draining: AtomicBool::new(false),
+            draining: OnceLock::new(),
             stats: Stats::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -187,17 +186,12 @@ impl Mainstay {
     /// # Cancel safety
     /// Safe: draining goes on, only the waiting ends.
     pub async fn drain(&self, spread: Duration) {
-        if !self.shared.draining.swap(true, Ordering::Relaxed) {
+        if self.shared.draining.set(spread).is_ok() {
             tokio::spawn(send_away(self.shared.cores(), spread));
         }
         self.shared.tracker.close();
-        let leaving = async {
-            tokio::select! {
-                () = self.shared.tracker.wait() => {}
-                () = self.shared.end_the_parked() => {}
-            }
-        };
-        if tokio::time::timeout(spread + Duration::from_secs(5), leaving).await.is_err() {
+        let left = self.shared.tracker.wait();
+        if tokio::time::timeout(spread + Duration::from_secs(5), left).await.is_err() {
             tracing::warn!(
                 tasks = self.shared.tracker.len(),
                 "drain is over; the remaining connections are dropped"
@@ -225,7 +219,7 @@ impl Shared {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.get().is_some()
     }
 
     /// Lists a session until [`unlist`](Self::unlist) is called with the slot that this returns.
@@ -246,12 +240,12 @@ impl Shared {
         cores.iter().map(|(_, core)| Weak::clone(core)).collect()
     }
 
-    /// Again and again, for as long as it is awaited.
-    async fn end_the_parked(&self) {
-        let mut look = tokio::time::interval(Duration::from_millis(100));
-        loop {
-            look.tick().await;
-            self.cores().iter().filter_map(Weak::upgrade).for_each(|core| core.end_if_parked());
+    /// Whoever comes in while everybody is sent away, having asked before, is sent after them.
+    pub(crate) fn dismiss_if_draining(&self, core: &Core) {
+        if let Some(spread) = self.draining.get()
+            && !core.dismiss(*spread)
+        {
+            core.close(CloseCode::RESTART, REASON);
         }
     }
 
@@ -265,14 +259,8 @@ impl Shared {
 /// Clients that speak `mainstay.v1` are told at once and spread themselves; plain ones cannot be told,
 /// so their closing is what is spread.
 async fn send_away(cores: Vec<Weak<Core>>, spread: Duration) {
-    let delay = Delay { min: Duration::ZERO, max: spread };
-    let now = crate::clock::now();
-    let is_plain = |core: &Weak<Core>| {
-        core.upgrade()
-            .is_some_and(|core| core.with_session(|s| s.go_away(now, REASON, delay, spread)).is_none())
-    };
-    let (plain, sessions): (Vec<_>, Vec<_>) = cores.into_iter().partition(is_plain);
-    sessions.iter().filter_map(Weak::upgrade).for_each(|core| core.signal.ask());
+    let is_plain = |core: &Weak<Core>| core.upgrade().is_some_and(|core| !core.dismiss(spread));
+    let plain: Vec<_> = cores.into_iter().filter(is_plain).collect();
     let pause = spread / u32::try_from(plain.len()).unwrap_or(u32::MAX).max(1);
     for core in plain {
         if let Some(core) = core.upgrade() {

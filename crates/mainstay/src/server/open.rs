@@ -14,7 +14,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
-    Answer, ConnectionId, Control, Frame, PlainSession, Refusal, SessionError, Transmit,
+    Answer, ConnectionId, Control, Frame, PlainSession, Presenter, Refusal, SessionError, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Role};
 use tokio::net::TcpStream;
@@ -41,8 +41,10 @@ pub(super) struct Opening {
     pub(super) terms: Terms,
 }
 
-/// What the application said about the session before it begins.
+/// What the request and the application said about the session before it begins.
 pub(super) struct Terms {
+    /// Where the session is opened, and may be resumed.
+    pub(super) path: Box<str>,
     pub(super) principal: Bytes,
     pub(super) authenticate: Option<Authenticate>,
     pub(super) manual: bool,
@@ -63,7 +65,8 @@ where
 {
     if let Some((connection, core, wire)) = bind(&shared, opening).await {
         let handler = handler(Session::new(Arc::clone(&core)));
-        SessionTask::begin(core, connection, wire, handler);
+        SessionTask::begin(Arc::clone(&core), connection, wire, handler);
+        shared.dismiss_if_draining(&core);
     }
 }
 
@@ -131,7 +134,8 @@ async fn attach(
 ) -> Option<Bound> {
     let (shared, principal) = (Arc::clone(&cores.shared), cores.facts.principal.clone());
     let stats = &shared.stats;
-    let answer = shared.registry().hello(now(), connection, &principal, hello, &mut cores);
+    let who = Presenter { principal: &principal, path: &terms.path };
+    let answer = shared.registry().hello(now(), connection, who, hello, &mut cores);
     match answer {
         Answer::Refused { refuse: answer, why } => {
             refuse(stats, wire, &answer, why).await;
@@ -160,6 +164,7 @@ async fn attach(
             let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
             Stats::add(&stats.replayed, replayed);
             core.supersede(fenced, connection, wire);
+            shared.dismiss_if_draining(&core);
             None
         }
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OriginalUri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
@@ -91,16 +91,20 @@ where
             return Err(UpgradeRejection::Draining);
         }
         let on_upgrade = parts.extensions.remove::<OnUpgrade>().ok_or(UpgradeRejection::NotUpgradable)?;
+        // A router that is nested in another sees the rest of the path only.
+        let original = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |original| &original.0);
+        let (uri, path) = (parts.uri.clone(), original.path().into());
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
         Ok(Self {
             mainstay,
             request,
             on_upgrade,
-            uri: parts.uri.clone(),
+            uri,
             headers: parts.headers.clone(),
             facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Box::default() },
             permit: parts.extensions.remove::<Arc<Permit>>(),
             terms: Terms {
+                path,
                 principal: Bytes::new(),
                 authenticate: None,
                 manual: false,
@@ -114,7 +118,8 @@ where
 
 impl SessionUpgrade {
     /// Binds the session to whoever this request authenticated as: a resume token presented by
-    /// another principal is answered like one that was never issued.
+    /// another principal is answered like one that was never issued, and so is one that is presented at another
+    /// path than its session's, query aside.
     #[must_use]
     pub fn principal(mut self, principal: impl Into<Bytes>) -> Self {
         self.terms.principal = principal.into();

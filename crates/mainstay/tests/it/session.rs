@@ -161,6 +161,23 @@ async fn a_drain_is_over_when_everybody_has_left() {
 }
 
 #[tokio::test]
+async fn a_drain_does_not_wait_for_whoever_is_cut_off_during_it() {
+    let (address, mainstay) = echo_server(Config::default()).await;
+    let proxy = Proxy::to(address).await;
+    let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    client.send(Message::text("here")).await.unwrap();
+    client.recv().await.unwrap();
+    let draining = tokio::spawn({
+        let mainstay = mainstay.clone();
+        async move { mainstay.drain(Duration::from_secs(3600)).await }
+    });
+    until("nobody is let in", || !mainstay.is_ready()).await;
+    proxy.close();
+    tokio::time::timeout(Duration::from_secs(60), draining).await.expect("nobody is waited for").unwrap();
+    assert_eq!(mainstay.stats().sessions, 0);
+}
+
+#[tokio::test]
 async fn a_url_that_cannot_work_is_refused_before_anything_is_dialled() {
     for url in ["http//x", "ftp://x/", "", "ws://"] {
         assert!(Client::builder(url).is_err(), "{url}");

@@ -26,7 +26,7 @@ where
     serve(mainstay, move |upgrade| upgrade.on_session(handler.clone())).await
 }
 
-/// A server at `/echo` whose sessions are made as `on_upgrade` says.
+/// A server at `/echo`, and at `/nested/echo`, whose sessions are made as `on_upgrade` says.
 pub(crate) async fn server<F>(config: Config, on_upgrade: F) -> (SocketAddr, Mainstay)
 where
     F: Fn(SessionUpgrade) -> axum::response::Response + Clone + Send + Sync + 'static,
@@ -39,7 +39,8 @@ where
     F: Fn(SessionUpgrade) -> axum::response::Response + Clone + Send + Sync + 'static,
 {
     let route = any(move |upgrade: SessionUpgrade| std::future::ready(on_upgrade(upgrade)));
-    let app = Router::new().route("/echo", route).with_state(mainstay.clone());
+    let echo = Router::new().route("/echo", route);
+    let app = echo.clone().nest("/nested", echo).with_state(mainstay.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = mainstay::serve(listener, app, &mainstay);

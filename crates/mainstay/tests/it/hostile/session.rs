@@ -6,8 +6,9 @@ use mainstay::server::{Config, LifetimeConfig};
 use mainstay_proto::session::message::{Beat, ClientKey, Hello, Instance, Resume, ResumeToken};
 use mainstay_proto::session::{Control, Frame, Window};
 use mainstay_proto::ws::Kind;
+use tokio::net::TcpStream;
 
-use super::{Raw, Stage, frame};
+use super::{Raw, Stage, frame, upgrade};
 use crate::support::{echo_server, until_quiet};
 
 const OFFER: &str = "Sec-WebSocket-Protocol: mainstay.v1\r\n";
@@ -41,6 +42,11 @@ async fn received(raw: &mut Raw) -> Control {
             (_, other) => panic!("{other:?}"),
         }
     }
+}
+
+fn token_in(answer: Control) -> ResumeToken {
+    let Control::Welcome(welcome) = answer else { panic!("{answer:?}") };
+    welcome.token
 }
 
 /// A connection that said `hello`, and the answer.
@@ -139,6 +145,29 @@ async fn a_guessed_token_gets_a_fresh_session_and_disturbs_nobody() {
     }
     assert_eq!(stage.mainstay.stats().attached_lost, 300);
     stage.ends_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_token_opens_nothing_at_another_path_though_a_nested_router_sees_the_same_rest_of_it() {
+    let mut stage = Stage::set(Config::default()).await;
+    let (raw, answer) = opened(&stage, hello(1)).await;
+    drop(raw);
+    let mut token = token_in(answer);
+    let attempts = [("/nested/echo", false), ("/echo?and=a+query", true), ("/nested/echo", false)];
+    for (attempt, (path, is_resumed)) in (2..).zip(attempts) {
+        let resume = Some(Resume { token: token.clone(), received: 0, sent: 0, first_held: 1 });
+        let hello = Hello { resume, attempt, key_age: Duration::from_secs(1), ..hello(1) };
+        let stream = TcpStream::connect(stage.address).await.unwrap();
+        let request = upgrade(OFFER).replace("/echo", path);
+        let mut raw = Raw::over(stream, request.as_bytes()).await;
+        raw.write(&control(&Control::Hello(Box::new(hello)))).await;
+        let Control::Welcome(welcome) = received(&mut raw).await else { panic!("no WELCOME at {path}") };
+        assert_eq!(welcome.resumed, is_resumed, "{path}");
+        if is_resumed {
+            token = welcome.token;
+        }
+    }
+    stage.honest_client_is_served("afterwards").await;
 }
 
 #[tokio::test]
