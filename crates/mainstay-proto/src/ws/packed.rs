@@ -1,4 +1,5 @@
-//! What was compressed of late, so that one message to many is compressed once.
+//! What was compressed of late, so that one message to many is compressed once; and the compressor, so that it is
+//! set up once: some 300 KiB, which cost more than most messages.
 //!
 //! Two connections may put out the same compressed bytes where neither keeps context between messages and their
 //! windows are of one size: then what a compressor makes of a message depends on the message alone. A message is
@@ -10,6 +11,9 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use flate2::Compress;
+
+use super::deflate::{compressor, pack_alone};
 
 /// Most messages remembered: more than one receiver gets in a turn. All get the same in the same order, so that with
 /// fewer than that the oldest would be gone whenever the next receiver comes.
@@ -21,11 +25,13 @@ const MOST_BYTES: usize = 1024 * 1024;
 ///
 /// A driver that serves many connections passes one to each [`send_shared`](super::Connection::send_shared), and
 /// calls [`forget_unused`](Self::forget_unused) whenever everyone had a turn. It holds up to 256 messages and
-/// 1 MiB of them, or one that is larger.
+/// 1 MiB of them, or one that is larger; and from the first message on a compressor, some 300 KiB.
 #[derive(Debug, Default)]
 pub struct Packed {
     kept: VecDeque<Kept>,
     bytes: usize,
+    /// For the window that was used last.
+    compressor: Option<(u8, Box<Compress>)>,
 }
 
 #[derive(Debug)]
@@ -51,20 +57,14 @@ impl Packed {
         self.bytes = self.kept.iter().map(Kept::bytes).sum();
     }
 
-    /// What became of this message in a window of this size, if that is remembered; otherwise what `compress`
-    /// makes of it, which is remembered from now on.
-    pub(super) fn get_or_compress(
-        &mut self,
-        window_bits: u8,
-        head: &[u8],
-        body: &Bytes,
-        compress: impl FnOnce() -> Option<Bytes>,
-    ) -> Option<Bytes> {
+    /// This message compressed by itself in a window of this size; `None` if it does not get smaller. Either is
+    /// remembered from now on.
+    pub(super) fn get_or_compress(&mut self, window_bits: u8, head: &[u8], body: &Bytes) -> Option<Bytes> {
         if let Some(kept) = self.kept.iter_mut().find(|kept| kept.is(window_bits, head, body)) {
             kept.used = true;
             return kept.packed.clone();
         }
-        let packed = compress();
+        let packed = pack_alone(self.compressor(window_bits), head, body);
         let (head, body) = (head.to_vec(), body.clone());
         let kept = Kept { window_bits, head, body, packed: packed.clone(), used: true };
         self.bytes += kept.bytes();
@@ -73,6 +73,19 @@ impl Packed {
             self.bytes -= self.kept.pop_front().map_or(0, |kept| kept.bytes());
         }
         packed
+    }
+
+    /// One that knows of no message before.
+    fn compressor(&mut self, window_bits: u8) -> &mut Compress {
+        let fits = self.compressor.take_if(|(bits, _)| *bits == window_bits);
+        let (_, compress) = self.compressor.insert(match fits {
+            Some((bits, mut compress)) => {
+                compress.reset();
+                (bits, compress)
+            }
+            None => (window_bits, Box::new(compressor(window_bits))),
+        });
+        compress
     }
 }
 
@@ -90,16 +103,38 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
     use super::*;
 
     /// Whether a message has to be compressed, in a window of this size.
     fn compresses(packed: &mut Packed, window_bits: u8, head: &[u8], body: &Bytes) -> bool {
-        let mut asked = false;
-        packed.get_or_compress(window_bits, head, body, || {
-            asked = true;
-            None
-        });
-        asked
+        // The compressor is looked for only then.
+        packed.compressor = None;
+        packed.get_or_compress(window_bits, head, body);
+        packed.compressor.is_some()
+    }
+
+    #[test]
+    fn a_compressor_is_set_up_once_and_remembers_no_message() {
+        let (mut packed, text) = (Packed::new(), "as it was said before, ".repeat(10));
+        let bodies = [Bytes::from(text.clone()), Bytes::from(text)];
+        let alone = bodies.clone().map(|body| Packed::new().get_or_compress(15, b"", &body));
+        let first = packed.get_or_compress(15, b"", &bodies[0]);
+        let compressor = std::ptr::from_ref(packed.compressor.as_ref().unwrap().1.as_ref());
+        assert_eq!([first, packed.get_or_compress(15, b"", &bodies[1])], alone);
+        assert_eq!(std::ptr::from_ref(packed.compressor.as_ref().unwrap().1.as_ref()), compressor);
+        // What does not get smaller stops half-way.
+        let mut noise = vec![0; 1000];
+        StdRng::seed_from_u64(1).fill_bytes(&mut noise);
+        assert_eq!(packed.get_or_compress(15, b"", &Bytes::from(noise)), None);
+        assert_eq!(
+            packed.get_or_compress(15, b"", &bodies[0].slice(1..)),
+            Packed::new().get_or_compress(15, b"", &bodies[0].slice(1..))
+        );
+        assert!(packed.get_or_compress(9, b"", &bodies[0]).is_some());
+        assert_eq!(packed.compressor.as_ref().map(|(bits, _)| *bits), Some(9));
     }
 
     #[test]
@@ -146,7 +181,7 @@ mod tests {
         }
         for _ in 0..2 * MOST {
             compresses(&mut packed, 15, b"", &body(MOST_BYTES / 10));
-            let bytes = packed.kept.iter().map(|kept| kept.body.len()).sum::<usize>();
+            let bytes = packed.kept.iter().map(Kept::bytes).sum::<usize>();
             assert!(bytes == packed.bytes && bytes <= MOST_BYTES, "{bytes}, {}", packed.bytes);
         }
         let large = body(2 * MOST_BYTES);
