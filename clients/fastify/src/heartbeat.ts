@@ -3,7 +3,8 @@
  *
  * It probes every interval, busy or not. Once the probe has left the process the client has clamp(4 x srtt + 1 s,
  * 5 s, 20 s) to show a sign of life: any byte is one and starts that time anew; progress of our own writes is a
- * weaker one, which stretches it to four times its length; a probe that cannot even leave counts after as long.
+ * weaker one, which stretches it to four times its length; a probe that cannot even leave counts after as long
+ * without a byte either way, and after 24 times whatever arrives: who takes nothing for so long reads nothing.
  *
  * **Our own pause is no evidence about the client.** A timer that fires late by more than a quarter of the interval
  * asks to read first, then for a fresh probe, and only that one is judged. Even in time, nobody is called dead before
@@ -26,6 +27,8 @@ export type Action =
 const ANSWER_LIMIT = 300_000;
 /** How many deadlines pass at most while only our own writes make progress. */
 const HARD_CAP = 4;
+/** How many deadlines pass at most while the client sends and takes nothing. */
+const TAKES_NOTHING = 24;
 
 export class Heartbeat {
   /** Smoothed round-trip time of the probes (RFC 6298). */
@@ -151,7 +154,7 @@ export class Heartbeat {
     if (!this.open) return Infinity;
     const deadline = Math.min(Math.max(4 * (this.rtt ?? 0) + 1000, 5000), 20_000);
     const signOfLife = Math.max(this.since, this.bytesAt, this.progressAt);
-    if (!this.hasLeft) return signOfLife + deadline * HARD_CAP;
+    if (!this.hasLeft) return Math.min(signOfLife + deadline * HARD_CAP, Math.max(this.since, this.progressAt) + deadline * TAKES_NOTHING);
     return Math.min(signOfLife + deadline, Math.max(this.since, this.bytesAt) + deadline * HARD_CAP);
   }
 

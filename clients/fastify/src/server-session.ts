@@ -62,8 +62,8 @@ export interface Over {
 type Life =
   | { is: "parked"; since: number }
   | { is: "attached" }
-  /** Ended by us: END leaves once everything before it is acknowledged. A parked one waits for its client. */
-  | { is: "closing"; code: number; reason: string; parkedSince: number | undefined }
+  /** Ended by us: END leaves once everything before it is acknowledged, and at the latest `until` then. */
+  | { is: "closing"; code: number; reason: string; until: number }
   /** END is written; only the client's END is awaited, and not for ever. */
   | { is: "end sent"; code: number; reason: string; until: number }
   /** The client's END came; what was taken before it is still being handed over. */
@@ -81,7 +81,7 @@ interface Attached {
   queue: Output[];
   volatiles: Volatiles;
   /** New credentials, until AUTH_RESULT. */
-  auth: Bytes | "judging" | undefined;
+  auth: Bytes | "judging" | { accepted: boolean } | undefined;
 }
 
 /** What an attempt to attach came to. */
@@ -234,8 +234,8 @@ export class ServerSession {
       volatiles: new Volatiles(VOLATILES),
       auth: undefined,
     };
-    this.life = life.is === "closing" ? { ...life, parkedSince: undefined } : { is: "attached" };
-    this.queueEndIfFlushed(now);
+    this.life = life.is === "closing" ? life : { is: "attached" };
+    this.queueEndIfDue(now);
     return { is: "done", fenced, dropped };
   }
 
@@ -278,7 +278,7 @@ export class ServerSession {
       throw error;
     }
     this.trim();
-    this.queueEndIfFlushed(now);
+    this.queueEndIfDue(now);
   }
 
   private receiveControl(now: number, attached: Attached, frame: Control): void {
@@ -348,7 +348,6 @@ export class ServerSession {
     this.flow.pong = undefined;
     this.flow.outbox.trim(Infinity);
     if (life.is === "attached") this.life = { is: "parked", since: now };
-    else if (life.is === "closing") this.life = { ...life, parkedSince: now };
     // Our END may or may not have arrived; the tombstone tells a client that asks.
     else if (life.is === "end sent") this.finish({ why: "ended", code: life.code, reason: life.reason, byUs: true });
     else if (life.is === "end received") this.finish({ why: "ended", code: life.code, reason: life.reason, byUs: false });
@@ -387,7 +386,7 @@ export class ServerSession {
   /** Credentials that the client sent for the live session, once each; {@link verdict} takes what was said of them. */
   takeAuth(): { connection: number; credentials: Bytes } | undefined {
     const { attached } = this;
-    if (!attached?.auth || attached.auth === "judging") return;
+    if (!(attached?.auth instanceof Uint8Array)) return;
     const credentials = attached.auth;
     attached.auth = "judging";
     return { connection: attached.connection, credentials };
@@ -398,16 +397,20 @@ export class ServerSession {
     const { attached } = this;
     // A verdict that comes after its connection was lost tells nobody: the next HELLO has credentials.
     if (attached?.connection !== connection || attached.auth !== "judging") return;
-    attached.auth = undefined;
-    attached.queue.push(encode([Type.AuthResult, owner === this.owner, 0]));
+    // Another AUTH is too early until this is written, or results would pile up for a client that reads nothing.
+    attached.auth = { accepted: owner === this.owner };
   }
 
-  /** Ends the session in order: what was accepted before is delivered first, then END. */
+  /**
+   * Ends the session in order: what was accepted before is delivered first, then END. A client that does not acknowledge
+   * it within the resume window (10 s at least) gets END without: nobody can put off its end.
+   */
   close(now: number, code: number, reason: string): void {
-    const { life } = this;
+    const { life, resumeWindow } = this;
     if (life.is !== "parked" && life.is !== "attached") return;
-    this.life = { is: "closing", code, reason, parkedSince: life.is === "parked" ? life.since : undefined };
-    this.queueEndIfFlushed(now);
+    const until = life.is === "parked" ? life.since + resumeWindow : now + Math.max(resumeWindow, CLOSE_TIMEOUT);
+    this.life = { is: "closing", code, reason, until };
+    this.queueEndIfDue(now);
   }
 
   /** Asks the client to leave this connection after a delay; nothing is lost. */
@@ -420,10 +423,10 @@ export class ServerSession {
     if (this.life.is !== "over") this.finish({ why: "evicted", code: 1006, reason, byUs: true });
   }
 
-  private queueEndIfFlushed(now: number): void {
+  private queueEndIfDue(now: number): void {
     const { life, flow } = this;
     const isFlushed = flow.outbox.acknowledged === flow.outbox.last;
-    if (life.is === "closing" && this.attached && isFlushed) this.endNow(now, life.code, life.reason);
+    if (life.is === "closing" && this.attached && (isFlushed || life.until <= now)) this.endNow(now, life.code, life.reason);
   }
 
   /** Final: nothing more is written or handed over. */
@@ -458,7 +461,7 @@ export class ServerSession {
   transmit(now: number, connection: number): Output | undefined {
     const { attached, flow } = this;
     if (attached?.connection !== connection) return;
-    const { welcome, ping, lane, queue } = attached;
+    const { welcome, ping, lane, queue, auth } = attached;
     if (welcome) {
       attached.welcome = undefined;
       return encode(welcome);
@@ -469,6 +472,10 @@ export class ServerSession {
       queue.unshift(flow.writeBeat(Type.Ping, ping, lane));
       return { ping };
     }
+    if (typeof auth === "object" && "accepted" in auth) {
+      attached.auth = undefined;
+      return encode([Type.AuthResult, auth.accepted, 0]);
+    }
     if (queue.length) return queue.shift();
     if (!this.handsOver) return;
     const volatile = attached.volatiles.shift();
@@ -478,8 +485,9 @@ export class ServerSession {
 
   /** Does what is due. Call it when {@link dueAt} passed, until it returns nothing or `dead`; earlier does nothing. */
   timeout(now: number): Action | undefined {
-    const { life, attached } = this;
     if (this.expiresAt <= now) this.finish({ why: "expired", code: 1006, reason: "the resume window passed", byUs: true });
+    this.queueEndIfDue(now);
+    const { life, attached } = this;
     if (life.is === "end sent" && life.until <= now) {
       this.finish({ why: "ended", code: life.code, reason: life.reason, byUs: true });
       if (attached) {
@@ -497,14 +505,14 @@ export class ServerSession {
   /** When {@link timeout} has something to do, or an acknowledgement is due even if nothing more comes. */
   get dueAt(): number {
     const { life, attached } = this;
-    const end = life.is === "end sent" ? life.until : this.expiresAt;
+    const end = "until" in life ? life.until : this.expiresAt;
     return attached ? Math.min(end, attached.heartbeat.dueAt, this.flow.inbox.dueAt) : end;
   }
 
   private get expiresAt(): number {
     const { life } = this;
-    const since = life.is === "parked" ? life.since : life.is === "closing" ? life.parkedSince : undefined;
-    return since === undefined ? Infinity : since + this.resumeWindow;
+    if (life.is === "parked") return life.since + this.resumeWindow;
+    return life.is === "closing" && !this.attached ? life.until : Infinity;
   }
 
   private trim(): void {

@@ -71,6 +71,20 @@ test("a probe that cannot leave counts after four deadlines", () => {
   assert.deepEqual(judge(beat, 32_500), { is: "dead", evidence: "stalled" });
 });
 
+test("a client that sends and takes nothing is dead after 24 deadlines, one that takes a little now and then is not", () => {
+  for (const takes of [false, true]) {
+    const beat = new Heartbeat(0, INTERVAL, half);
+    beat.timeout(12_500);
+    let verdict: [number, Action] | undefined;
+    for (let now = 13_500; now < 1_000_000 && !verdict; now += 1000) {
+      beat.bytes(now);
+      if (takes && now % 100_000 === 500) beat.progress(now);
+      for (let action; !verdict && (action = beat.timeout(now)); ) if (action.is === "dead") verdict = [now, action];
+    }
+    assert.deepEqual(verdict, takes ? undefined : [132_500, { is: "dead", evidence: "stalled" }]);
+  }
+});
+
 test("a pause of our own asks for a fresh probe, and only that one is judged", () => {
   const { beat } = probed();
   const late = 17_500 + INTERVAL;

@@ -61,6 +61,35 @@ test("counts of another copy of the client are answered like an unknown token, a
   assert.ok(session.send("3") && session.send("4"), "what HELLO says was received makes room");
 });
 
+test("results of AUTH do not pile up for a client that reads nothing", () => {
+  const [session] = new Directory().attach(0, {});
+  const connection = session.connection!;
+  session.receive(0, connection, [3, 0]);
+  for (const round of [1, 2]) {
+    session.receive(0, connection, [9, bytes(8)]);
+    session.verdict(session.takeAuth()!.connection, session.owner);
+    assert.throws(() => session.receive(0, connection, [9, bytes(8)]), /AUTH before AUTH_RESULT/, `round ${round}`);
+    assert.deepEqual(decode(session.transmit(0, connection) as any), [10, true, 0]);
+    assert.equal(session.transmit(0, connection), undefined);
+  }
+});
+
+test("no client puts off its end by acknowledging nothing", () => {
+  const [session] = new Directory().attach(0, {});
+  const connection = session.connection!;
+  session.send("never acknowledged");
+  session.close(0, 4501, "revoked");
+  while (session.transmit(0, connection));
+  for (let now = 1000; now < CONFIG.resumeWindow; now += 1000) {
+    session.receive(now, connection, [3, 0]);
+    while (session.timeout(now));
+    for (let output; (output = session.transmit(now, connection)); ) assert.notEqual((output as any)[0], 8, "END came too early");
+  }
+  session.receive(CONFIG.resumeWindow, connection, [3, 0]);
+  session.timeout(CONFIG.resumeWindow);
+  assert.deepEqual((decode(session.transmit(CONFIG.resumeWindow, connection) as any) as any).slice(0, 3), [8, 4501, "revoked"]);
+});
+
 test("the token of somebody else names nothing", () => {
   const directory = new Directory();
   const [session, welcome] = directory.attach(0, {}, "ann");

@@ -24,6 +24,8 @@ pub const LONGEST_ADVICE: Duration = Duration::from_secs(600);
 
 /// No wait is shorter: zero would be a loop without a pause.
 const SHORTEST: Duration = Duration::from_millis(1);
+/// No connection that lived for less clears the count.
+const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 
 /// Bounds of the waits, checked where they are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub struct BackoffConfig {
     cap: Duration,
     first_individual: Duration,
     first_shared: Duration,
-    reset_after: Duration,
+    reset_after: Option<Duration>,
 }
 
 impl BackoffConfig {
@@ -56,13 +58,13 @@ impl BackoffConfig {
         Self { first_individual: individual, first_shared: shared, ..self }.checked()
     }
 
-    /// How long a connection must live to clear the count. Default: 50 s, two of the default beats.
-    /// Range: at least 10 s.
+    /// How long a connection must live to clear the count. Default: two of its beats, at least 10 s: 50 s with
+    /// the default interval. Range: at least 10 s.
     ///
     /// # Errors
     /// It is out of range.
     pub fn reset_after(self, life: Duration) -> Result<Self, ConfigError> {
-        Self { reset_after: life, ..self }.checked()
+        Self { reset_after: Some(life), ..self }.checked()
     }
 
     fn checked(self) -> Result<Self, ConfigError> {
@@ -82,7 +84,7 @@ impl BackoffConfig {
         if !upto_cap.contains(&self.first_shared) {
             return Err(ConfigError { field: "backoff.first_shared", bound: "between 1 ms and backoff.cap" });
         }
-        if self.reset_after < Duration::from_secs(10) {
+        if self.reset_after.is_some_and(|life| life < SHORTEST_LIFE) {
             return Err(ConfigError { field: "backoff.reset_after", bound: "at least 10 s" });
         }
         Ok(self)
@@ -96,7 +98,7 @@ impl Default for BackoffConfig {
             cap: Duration::from_secs(30),
             first_individual: Duration::from_millis(200),
             first_shared: Duration::from_secs(1),
-            reset_after: Duration::from_secs(50),
+            reset_after: None,
         }
     }
 }
@@ -104,7 +106,7 @@ impl Default for BackoffConfig {
 /// Who else lost a connection at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// Nobody: this client woke up, came online, or probed its own connection in vain.
+    /// Nobody: this client woke up, came online, or found its own connection dead.
     Individual,
     /// Perhaps everybody: close codes 1001, 1006, 1012 and 1013, a 5xx answer, whatever else a
     /// restart of the server explains.
@@ -125,7 +127,8 @@ pub struct Advice {
 pub struct Backoff {
     config: BackoffConfig,
     attempts: u32,
-    connected: Option<Instant>,
+    /// When the connection came up, and how long it must live to clear the count.
+    connected: Option<(Instant, Duration)>,
 }
 
 impl Backoff {
@@ -159,15 +162,17 @@ impl Backoff {
         self.attempts
     }
 
-    /// A connection is up (its whole opening, WELCOME included). This alone clears nothing.
-    pub fn handle_connected(&mut self, now: Instant) {
-        self.connected = Some(now);
+    /// A connection is up (its whole opening, WELCOME included) that beats every `interval`. This alone clears
+    /// nothing.
+    pub fn handle_connected(&mut self, now: Instant, interval: Duration) {
+        let life = self.config.reset_after.unwrap_or((interval * 2).max(SHORTEST_LIFE));
+        self.connected = Some((now, life));
     }
 
-    /// The connection is gone; the count is cleared if it lived for `reset_after`.
+    /// The connection is gone; the count is cleared if it lived for long enough.
     pub fn handle_lost(&mut self, now: Instant) {
-        let lived = self.connected.take().map(|since| now.saturating_duration_since(since));
-        if lived.is_some_and(|lived| lived >= self.config.reset_after) {
+        let lived = |(since, life)| now.saturating_duration_since(since) >= life;
+        if self.connected.take().is_some_and(lived) {
             self.attempts = 0;
         }
     }
@@ -267,21 +272,30 @@ mod tests {
         let mut now = crate::origin();
         for attempt in 1..=5 {
             client.next_delay(Cause::Shared, None, &mut rng);
-            client.handle_connected(now);
+            client.handle_connected(now, 25 * SECOND);
             now += 50 * SECOND - Duration::from_millis(1);
             client.handle_lost(now);
             assert_eq!(client.attempts(), attempt, "the server accepts and drops");
         }
         client.handle_lost(now + 3600 * SECOND);
         assert_eq!(client.attempts(), 5, "a failed attempt is no life");
-        client.handle_connected(now);
+        client.handle_connected(now, 25 * SECOND);
         client.handle_lost(now + 50 * SECOND);
         assert_eq!(client.attempts(), 0);
     }
 
     #[test]
     fn the_life_that_clears_the_count_follows_the_heartbeat() {
-        assert_eq!(BackoffConfig::default().reset_after, 50 * SECOND);
+        let now = crate::session::tests::start();
+        for (interval, life) in [(1, 10), (25, 50), (60, 120)] {
+            let lives = |seconds: u32| {
+                let mut client = Backoff { attempts: 5, ..backoff() };
+                client.handle_connected(now, interval * SECOND);
+                client.handle_lost(now + seconds * SECOND);
+                client.attempts()
+            };
+            assert_eq!((lives(life - 1), lives(life)), (5, 0), "{interval} s");
+        }
     }
 
     #[test]
@@ -321,7 +335,7 @@ mod tests {
         let first_individual = Duration::ZERO;
         assert_eq!(check(BackoffConfig { first_individual, ..good }), Some("backoff.first_individual"));
         assert_eq!(check(BackoffConfig { first_shared: 31 * SECOND, ..good }), Some("backoff.first_shared"));
-        assert_eq!(check(BackoffConfig { reset_after: SECOND, ..good }), Some("backoff.reset_after"));
+        assert_eq!(check(BackoffConfig { reset_after: Some(SECOND), ..good }), Some("backoff.reset_after"));
     }
 
     proptest! {

@@ -19,7 +19,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
-use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
+use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
 use crate::session::message::{Delay, GapCause, SessionId};
 use crate::session::{
     CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
@@ -108,6 +108,8 @@ pub enum Lost {
     },
     /// The transport ended without a Close frame.
     Broken(String),
+    /// It was still there, and the heartbeat found nobody behind it.
+    Dead(Evidence),
     /// The peer closed it.
     Closed {
         /// The code; `None` when the Close frame had none.
@@ -607,8 +609,7 @@ impl Client {
                 (Some(Action::Dead(evidence)), _) => {
                     let connection = attached.connection;
                     self.abort(connection);
-                    let why = Lost::Broken(format!("dead: {evidence:?}").to_lowercase());
-                    self.handle_lost(now, connection, why);
+                    self.handle_lost(now, connection, Lost::Dead(evidence));
                     return false;
                 }
             }
@@ -805,12 +806,16 @@ impl Client {
     }
 
     fn set_attached(&mut self, now: Instant, connection: ConnectionId, pulse: Pulse) {
+        let interval = match &pulse {
+            Pulse::Watched(watch) => watch.announced(),
+            Pulse::Driven(..) => self.config.heartbeat.interval(),
+        };
         if let Some(old) = self.attached.replace(Attached { connection, pulse, replace_at: None }) {
             self.abort(old.connection);
             self.backoff.handle_lost(now);
         }
         self.dial = Dial::Rest;
-        self.backoff.handle_connected(now);
+        self.backoff.handle_connected(now, interval);
     }
 
     /// Takes what the session machine has to say.
@@ -913,15 +918,18 @@ impl Client {
 
     fn schedule(&mut self, now: Instant, why: &Lost, delay: Option<Delay>) -> Duration {
         let cause = match why {
+            Lost::Dead(_) => Cause::Individual,
             Lost::Closed { code, .. } if CloseCode::action(*code) == CloseAction::ReconnectAlone => {
                 Cause::Individual
             }
             _ => Cause::Shared,
         };
-        let delay = match why {
-            Lost::Unavailable { retry_after: at, .. } => Some(Delay { min: *at, max: *at }),
-            _ => delay.filter(|delay| !delay.max.is_zero()),
+        let at = match why {
+            Lost::Unavailable { retry_after, .. } => Some(*retry_after),
+            Lost::Closed { code, reason } => code.and_then(|code| code.retry_after(reason)),
+            _ => None,
         };
+        let delay = at.map(|at| Delay { min: at, max: at }).or(delay.filter(|delay| !delay.max.is_zero()));
         let advice = delay.map(advice);
         let wait = self.backoff.next_delay(cause, advice, &mut self.rng);
         self.dial = Dial::Waiting { until: now + wait };
@@ -949,6 +957,7 @@ impl Client {
             {
                 (None, reason.clone())
             }
+            Lost::Dead(evidence) if self.config.once => (None, evidence.to_string()),
             _ => return false,
         };
         self.give_up(code.map(u64::from), reason);

@@ -7,7 +7,8 @@
 //! - progress of our own writes is a weaker one: it shows the peer's kernel, not the peer, so it
 //!   stretches the time to four times its length at most;
 //! - a probe that cannot even leave, behind bytes that do not move, counts against the peer after four
-//!   times the length.
+//!   times the length without a byte either way, and after 24 times whatever arrives: who takes nothing for
+//!   so long reads nothing.
 //!
 //! A peer that sends bytes but answers no probe for long is alive and not listening: that is reported,
 //! and is no verdict. [`Watch`] is the side that is probed: it expects a byte within twice the announced
@@ -23,6 +24,7 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Heartbeat".
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use rand::{Rng, RngExt};
@@ -34,6 +36,9 @@ const LONGEST_DEADLINE: Duration = Duration::from_secs(20);
 const SHORTEST_PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// How many deadlines pass at most while only our own writes make progress.
 const HARD_CAP: u32 = 4;
+/// How many deadlines pass at most while the peer sends and takes nothing. On a slow link the socket says only now
+/// and then that it took something: it has room for 128 KiB.
+const TAKES_NOTHING: u32 = 24;
 
 /// How often to probe; one value for all connections of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,8 +108,18 @@ pub enum Evidence {
     Silent,
     /// Its kernel took bytes, but none came back.
     Frozen,
-    /// The probe could not leave: nothing was taken off our hands, and none came back.
+    /// The probe could not leave: nothing was taken off our hands.
     Stalled,
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Silent => "dead: no sign of life after a probe",
+            Self::Frozen => "dead: its kernel takes bytes, and nothing comes back",
+            Self::Stalled => "dead: it takes nothing that is sent",
+        })
+    }
 }
 
 /// What the call before asked the driver for.
@@ -311,7 +326,8 @@ impl Heartbeat {
                 let cap = self.bytes.saturating_add(deadline * HARD_CAP);
                 sign_of_life.saturating_add(deadline).min(cap)
             } else {
-                sign_of_life.saturating_add(deadline * HARD_CAP)
+                let cap = self.progress.saturating_add(deadline * TAKES_NOTHING);
+                sign_of_life.saturating_add(deadline * HARD_CAP).min(cap)
             }
         })
     }
@@ -348,6 +364,11 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// How often the peer beats.
+    pub(crate) fn announced(&self) -> Duration {
+        self.announced
+    }
+
     /// Expects a byte at least every 2 x `announced` + 5 s. What a peer announces is taken as
     /// between 100 ms and 1 hour.
     #[must_use]

@@ -229,6 +229,37 @@ fn a_probe_that_cannot_leave_ends_in_a_verdict_too() {
 }
 
 #[test]
+fn a_peer_that_sends_and_takes_nothing_is_dead_after_24_deadlines() {
+    let mut rig = Rig::new(INTERVAL, 1);
+    assert!(matches!(rig.next(), Action::Probe { .. }));
+    let made = rig.now;
+    let verdict = loop {
+        rig.pass(SECOND);
+        rig.beat.handle_bytes(rig.now);
+        let dead = std::iter::from_fn(|| rig.timeout()).find(|action| matches!(action, Action::Dead(_)));
+        if let Some(Action::Dead(evidence)) = dead {
+            break evidence;
+        }
+    };
+    assert_eq!((verdict, rig.now), (Evidence::Stalled, made + SHORTEST_DEADLINE * TAKES_NOTHING));
+}
+
+#[test]
+fn a_peer_that_takes_a_little_now_and_then_is_not_dead_while_it_sends() {
+    let mut rig = Rig::new(INTERVAL, 1);
+    assert!(matches!(rig.next(), Action::Probe { .. }));
+    for second in 1..1000 {
+        rig.pass(SECOND);
+        rig.beat.handle_bytes(rig.now);
+        if second % 100 == 0 {
+            rig.beat.handle_write_progress(rig.now);
+        }
+        let dead = std::iter::from_fn(|| rig.timeout()).find(|action| matches!(action, Action::Dead(_)));
+        assert_eq!(dead, None, "after {second} s");
+    }
+}
+
+#[test]
 fn a_peer_that_sends_one_huge_frame_is_never_dead_and_reported_as_not_listening() {
     let (mut rig, _) = Rig::probed(INTERVAL);
     let (left, mut reports) = (rig.now, Vec::new());

@@ -106,7 +106,7 @@ struct Attached {
     /// It was asked to leave, and is closed then.
     gone_by: Option<Instant>,
     ping: Option<u64>,
-    /// Control messages in order: GOAWAY, AUTH_RESULT, END and what follows it.
+    /// Control messages in order: GOAWAY, END and what follows it.
     queue: VecDeque<Transmit>,
     volatiles: Volatiles,
     auth: Option<Auth>,
@@ -117,6 +117,11 @@ struct Attached {
 enum Auth {
     Asked(Bytes),
     Judging,
+    /// Its result is still to be written; until then another AUTH is too early, or results would pile up for a
+    /// client that reads nothing.
+    Judged {
+        accepted: bool,
+    },
 }
 
 /// How far a session is from its end.
@@ -126,11 +131,12 @@ enum Life {
         since: Instant,
     },
     Attached,
-    /// Ended by us: END leaves once everything before it is acknowledged. A parked one waits for its client.
+    /// Ended by us: END leaves once everything before it is acknowledged, and at the latest `until` then. Until
+    /// then a session without a connection waits for its client.
     Closing {
         code: u64,
         reason: String,
-        parked_since: Option<Instant>,
+        until: Instant,
     },
     /// END is written; only the peer's END is awaited, and not for ever.
     EndSent {
@@ -310,10 +316,7 @@ impl ServerSession {
         token: (ResumeToken, Name),
         seed: u64,
     ) -> Attach {
-        let fenced = self.attached.take().map(|old| Fenced {
-            connection: old.connection,
-            reason: format!("{} {}", hello.instance, self.flow.inbox.received()),
-        });
+        let old = self.attached.take();
         self.flow.forget_owed();
         self.epoch += 1;
         self.confirmed = false;
@@ -325,6 +328,7 @@ impl ServerSession {
         self.issued = Some(token.1);
         self.instance = hello.instance;
         self.attempt = hello.attempt;
+        let fenced = old.map(|old| Fenced { connection: old.connection, reason: self.superseded_reason() });
         self.flow.outbox.set_peer_window(hello.window);
         self.flow.outbox.trim(lane.wrote);
         let most = self.config.resume_window;
@@ -356,11 +360,17 @@ impl ServerSession {
             auth: None,
         }));
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
-            Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: None },
+            closing @ Life::Closing { .. } => closing,
             _ => Life::Attached,
         };
-        self.queue_end_if_flushed(now);
+        self.queue_end_if_due(now);
         Attach::Done { fenced, dropped }
+    }
+
+    /// The reason of a SUPERSEDED close: who has the session now, and what was received.
+    #[must_use]
+    pub fn superseded_reason(&self) -> String {
+        format!("{} {}", self.instance, self.flow.inbox.received())
     }
 
     /// The client's first control message after WELCOME: the token it presented is spent.
@@ -424,7 +434,7 @@ impl ServerSession {
             }
         }
         self.trim();
-        self.queue_end_if_flushed(now);
+        self.queue_end_if_due(now);
         Ok(())
     }
 
@@ -512,7 +522,7 @@ impl ServerSession {
         self.flow.outbox.trim(u64::MAX);
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
             Life::Attached | Life::Parked { .. } => Life::Parked { since: now },
-            Life::Closing { code, reason, .. } => Life::Closing { code, reason, parked_since: Some(now) },
+            closing @ Life::Closing { .. } => closing,
             // Our END may or may not have arrived; the tombstone tells a client that asks.
             Life::EndSent { code, .. } => Life::Over(Over::Ended { code, by_us: true }),
             Life::EndReceived { code } => Life::Over(Over::Ended { code, by_us: false }),
@@ -592,9 +602,7 @@ impl ServerSession {
         let attached = self.attached.as_mut().filter(|a| a.connection == connection);
         // A verdict that comes after its connection was lost tells nobody: the next HELLO has credentials.
         if let Some(attached) = attached.filter(|a| a.auth == Some(Auth::Judging)) {
-            attached.auth = None;
-            let result = Control::AuthResult { accepted, expires_in: Duration::ZERO };
-            attached.queue.push_back(Transmit::control(&result));
+            attached.auth = Some(Auth::Judged { accepted });
         }
         accepted
     }
@@ -622,16 +630,17 @@ impl ServerSession {
         self.flow.inbox.confirm(now, number);
     }
 
-    /// Ends the session in order: what was accepted before is delivered first, then END. An END that is not
-    /// answered within 10 s ends the connection too.
+    /// Ends the session in order: what was accepted before is delivered first, then END. A client that does not
+    /// acknowledge it within the resume window (10 s at least) gets END without: nobody can put off its end. An
+    /// END that is not answered within 10 s ends the connection too.
     pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
-        let parked_since = match self.life {
-            Life::Parked { since } => Some(since),
-            Life::Attached => None,
+        let until = match self.life {
+            Life::Parked { since } => since + self.resume_window,
+            Life::Attached => now + self.resume_window.max(CLOSE_TIMEOUT),
             _ => return,
         };
-        self.life = Life::Closing { code: code.into(), reason: reason.to_owned(), parked_since };
-        self.queue_end_if_flushed(now);
+        self.life = Life::Closing { code: code.into(), reason: reason.to_owned(), until };
+        self.queue_end_if_due(now);
     }
 
     /// Asks the client to leave this connection after a delay; nothing is lost. A connection that is still there
@@ -660,12 +669,11 @@ impl ServerSession {
         }
     }
 
-    fn queue_end_if_flushed(&mut self, now: Instant) {
-        let (Life::Closing { .. }, Some(_), true) = (&self.life, &self.attached, self.flow.is_flushed())
-        else {
-            return;
-        };
-        if let Life::Closing { code, reason, .. } = std::mem::replace(&mut self.life, Life::Attached) {
+    /// END leaves once everything is acknowledged, or when it was waited for long enough.
+    fn queue_end_if_due(&mut self, now: Instant) {
+        let Life::Closing { code, reason, until } = &mut self.life else { return };
+        if self.attached.is_some() && (self.flow.is_flushed() || *until <= now) {
+            let (code, reason) = (*code, std::mem::take(reason));
             self.end_now(now, code, reason);
         }
     }
@@ -719,6 +727,11 @@ impl ServerSession {
             attached.queue.push_front(self.flow.write_ping(nonce, &attached.lane));
             return Some(Transmit::Ping(nonce));
         }
+        if let Some(Auth::Judged { accepted }) = attached.auth {
+            attached.auth = None;
+            let result = Control::AuthResult { accepted, expires_in: Duration::ZERO };
+            return Some(Transmit::control(&result));
+        }
         if let Some(transmit) = attached.queue.pop_front() {
             return Some(transmit);
         }
@@ -750,6 +763,7 @@ impl ServerSession {
         if self.expires_at().is_some_and(|at| at <= now) {
             self.over(Over::Expired);
         }
+        self.queue_end_if_due(now);
         if let Life::EndSent { code, until } = self.life
             && until <= now
         {
@@ -805,7 +819,7 @@ impl ServerSession {
         let beat = self.attached.as_ref().map(|a| a.heartbeat.poll_timeout());
         let acknowledge = self.attached.as_ref().and_then(|_| self.flow.inbox.acknowledge_by());
         let end = match self.life {
-            Life::EndSent { until, .. } => Some(until),
+            Life::EndSent { until, .. } | Life::Closing { until, .. } => Some(until),
             _ => self.expires_at(),
         };
         [leave, beat, acknowledge, end].into_iter().flatten().min()
@@ -813,9 +827,8 @@ impl ServerSession {
 
     fn expires_at(&self) -> Option<Instant> {
         match self.life {
-            Life::Parked { since } | Life::Closing { parked_since: Some(since), .. } => {
-                Some(since + self.resume_window)
-            }
+            Life::Parked { since } => Some(since + self.resume_window),
+            Life::Closing { until, .. } if self.attached.is_none() => Some(until),
             _ => None,
         }
     }

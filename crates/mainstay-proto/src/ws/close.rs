@@ -7,6 +7,7 @@
 //! Source: RFC 6455 section 7.4, `docs/PROTOCOL.md` "Closing".
 
 use std::fmt;
+use std::time::Duration;
 
 use super::ProtocolError;
 
@@ -80,6 +81,15 @@ impl CloseCode {
     #[must_use]
     pub const fn get(self) -> u16 {
         self.0
+    }
+
+    /// When a server wants its client back: 1013 with a reason that begins with `retry_ms=` and a number of
+    /// milliseconds. For clients that cannot read the `Retry-After` of a refused handshake: those in browsers.
+    #[must_use]
+    pub fn retry_after(self, reason: &str) -> Option<Duration> {
+        let number = reason.strip_prefix("retry_ms=").filter(|_| self == Self::TRY_AGAIN)?;
+        let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+        number[..end].parse().ok().map(Duration::from_millis)
     }
 
     /// What a client does about a connection that ended with `code`; `None` is a connection that was
@@ -162,6 +172,17 @@ mod tests {
             assert_eq!(stop, code >= 4500, "{code}");
         }
         assert_eq!(CloseCode::action(None), Action::Reconnect);
+    }
+
+    #[test]
+    fn a_server_that_is_overloaded_may_say_when_to_come_back() {
+        let at = |code: CloseCode, reason| code.retry_after(reason).map(|at| at.as_millis());
+        assert_eq!(at(CloseCode::TRY_AGAIN, "retry_ms=1500"), Some(1500));
+        assert_eq!(at(CloseCode::TRY_AGAIN, "retry_ms=20, the backend is away"), Some(20));
+        for reason in ["", "retry_ms=", "retry_ms=-5", "later", "retry_ms=99999999999999999999999"] {
+            assert_eq!(at(CloseCode::TRY_AGAIN, reason), None, "{reason}");
+        }
+        assert_eq!(at(CloseCode::RESTART, "retry_ms=1500"), None);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Credentials: in HELLO, and anew on a live session.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use mainstay_proto::session::{
-    ClientConfig, ClientEvent, Control, Frame, Refusal, RegistryConfig, SessionError,
+    ClientConfig, ClientEvent, Control, Frame, Refusal, RegistryConfig, SessionError, Transmit,
 };
 use mainstay_proto::ws::Kind;
 
@@ -194,4 +196,25 @@ fn a_second_auth_before_the_result_and_a_result_without_auth_are_errors() {
     pair.at_server(first, Kind::Binary, auth.encode());
     assert_eq!(pair.server.errors, [SessionError::Unexpected("AUTH before AUTH_RESULT")]);
     assert_eq!(pair.over(), None, "the session is kept");
+}
+
+#[test]
+fn results_do_not_pile_up_for_a_client_that_reads_nothing() {
+    let mut pair = presenting("alice/1");
+    let first = pair.connect();
+    let auth = || Frame::Control(Control::Auth { credentials: Bytes::from("alice/2") });
+    let (now, session) = (pair.now, pair.session());
+    for _ in 0..2 {
+        session.handle_frame(now, first, auth()).unwrap();
+        let (connection, _) = session.poll_auth().unwrap();
+        session.handle_verdict(connection, Some(b"alice"));
+        // Judged, and nothing of it is written yet.
+        let early = session.handle_frame(now, first, auth());
+        assert_eq!(early, Err(SessionError::Unexpected("AUTH before AUTH_RESULT")));
+        assert!(session.poll_auth().is_none());
+        let result = Control::AuthResult { accepted: true, expires_in: Duration::ZERO };
+        let result = Transmit::Control(result.encode());
+        assert_eq!(session.poll_transmit(now, first), Some(result));
+        assert_eq!(session.poll_transmit(now, first), None);
+    }
 }

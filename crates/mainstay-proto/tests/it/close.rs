@@ -156,6 +156,32 @@ fn an_end_that_waits_for_its_client_is_given_to_it() {
 }
 
 #[test]
+fn no_client_puts_off_its_end_by_acknowledging_nothing() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.server_sends("x");
+    pair.server_closes(CloseCode::UNAUTHORIZED, "revoked");
+    let (closed, session) = (pair.now, pair.session());
+    let end = (1..).find(|&second| {
+        let now = closed + second * SECOND;
+        let alive = Frame::Control(Control::Ack { received: 0, window: None });
+        session.handle_frame(now, first, alive).unwrap();
+        while session.handle_timeout(now).is_some() {}
+        let written = std::iter::from_fn(|| session.poll_transmit(now, first));
+        written.filter(|transmit| is_end(transmit, 4501)).count() == 1
+    });
+    assert_eq!(end, Some(120), "the resume window");
+    while session.handle_timeout(closed + 130 * SECOND).is_some() {}
+    assert_eq!(session.is_over(), Some(Over::Ended { code: 4501, by_us: true }));
+}
+
+fn is_end(transmit: &Transmit, expected: u64) -> bool {
+    let Transmit::Control(bytes) = transmit else { return false };
+    let frame = Frame::decode(Kind::Binary, bytes.clone());
+    matches!(frame, Ok(Frame::Control(Control::End { code, .. })) if code == expected)
+}
+
+#[test]
 fn an_end_nobody_answers_leaves_the_rest_unknown() {
     let mut pair = Pair::default();
     let first = pair.connect();

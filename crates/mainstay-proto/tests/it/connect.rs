@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mainstay_proto::confirm::{Confirm, ConfirmConfig, Guarantee, WhenFull};
 use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode, Report, State};
+use mainstay_proto::heartbeat::Evidence;
 use mainstay_proto::session::message::{Delay, Hello, ResumeToken, SessionId, Welcome};
 use mainstay_proto::session::{ConnectionId, Control, Frame, Message, Transmit, Window};
 use mainstay_proto::ws::{CloseCode, Kind};
@@ -356,7 +357,18 @@ fn a_silent_server_is_dead_after_two_intervals_and_five_seconds() {
     node.quiet();
     node.wait(SECOND / 1000);
     assert_eq!(node.command(), abort(first));
-    assert!(matches!(node.event(), Event::Detached { why: Lost::Broken(_), .. }));
+    let Event::Detached { why: Lost::Dead(Evidence::Silent), retry_in } = node.event() else { panic!() };
+    // Nobody else lost a connection by that: it need not wait to thin out a crowd.
+    assert!(retry_in <= SECOND / 5, "{retry_in:?}");
+}
+
+#[test]
+fn a_close_that_says_when_to_come_back_is_obeyed() {
+    let (mut node, first) = Node::attached();
+    let reason = "retry_ms=40000, no room".to_owned();
+    node.lose(first, Lost::Closed { code: Some(CloseCode::TRY_AGAIN), reason });
+    let wait = retry_in(&node.event());
+    assert!((40 * SECOND..=44 * SECOND).contains(&wait), "{wait:?}");
 }
 
 #[test]

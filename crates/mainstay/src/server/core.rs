@@ -96,13 +96,31 @@ impl Core {
     }
 
     /// A later attach has the session: its connection replaces the one before, which is told so.
-    pub(super) fn supersede(&self, fenced: Option<Fenced>, connection: ConnectionId, wire: Wire) {
-        let fenced = fenced.map(|fenced| CloseFrame { code: CloseCode::SUPERSEDED, reason: fenced.reason });
+    ///
+    /// Attaches are decided one at a time, under the registry's lock, and come here after it: in any order, and
+    /// perhaps two before the session's task looks. The machine knows which one it is bound to. The other comes
+    /// back, with what to close it with.
+    pub(super) fn supersede(
+        &self,
+        fenced: Option<Fenced>,
+        connection: ConnectionId,
+        wire: Wire,
+    ) -> Option<(Wire, CloseFrame)> {
+        let superseded = |reason| CloseFrame { code: CloseCode::SUPERSEDED, reason };
+        let incoming = Incoming { connection, wire, fenced: fenced.map(|fenced| superseded(fenced.reason)) };
         let mut inner = self.lock();
-        inner.incoming = Some(Box::new(Incoming { connection, wire, fenced }));
+        let Peer::Session(session) = &inner.peer else { return None };
+        let is_bound = session.connection() == Some(connection) && session.is_over().is_none();
+        let reason = session.superseded_reason();
+        let loser = if is_bound {
+            inner.incoming.replace(Box::new(incoming)).map(|earlier| earlier.wire)
+        } else {
+            Some(incoming.wire)
+        };
         inner.wake_application();
         drop(inner);
         self.signal.ask();
+        loser.map(|wire| (wire, superseded(reason)))
     }
 }
 
@@ -177,5 +195,81 @@ impl Sessions for Cores {
     fn create(&mut self, session: ServerSession) -> CoreRef {
         let (shared, home) = (Arc::clone(&self.shared), Arc::clone(&self.home));
         Core::new(shared, home, self.facts.clone(), Peer::Session(Box::new(session)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use mainstay_proto::session::message::{ClientKey, Control, Hello, Instance, Resume, ResumeToken};
+    use mainstay_proto::session::{Answer, Frame, Presenter, Window};
+    use mainstay_proto::ws::{Connection, Kind, Limits, Role};
+
+    use super::*;
+    use crate::server::Mainstay;
+    use crate::transport::Transport;
+
+    fn hello(attempt: u64, token: Option<ResumeToken>) -> Hello {
+        Hello {
+            window: Window { messages: 16, bytes: 1 << 16 },
+            key: ClientKey([1; 16]),
+            key_age: Duration::from_secs(1),
+            instance: Instance([7; 8]),
+            attempt,
+            resume: token.map(|token| Resume { token, received: 0, sent: 0, first_held: 1 }),
+            credentials: None,
+            resume_window: None,
+        }
+    }
+
+    fn wire() -> Wire {
+        let (ours, _) = tokio::io::duplex(16);
+        let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
+        Wire::new(Transport::other(ours), codec, Bytes::new())
+    }
+
+    /// Decides an attach, as `open` does under the registry's lock.
+    fn attach(
+        shared: &Arc<Shared>,
+        connection: u64,
+        hello: &Hello,
+    ) -> (CoreRef, Option<Fenced>, ResumeToken) {
+        let facts =
+            PeerFacts { address: None, subprotocol: None, resumable: true, principal: Box::default() };
+        let mut cores = Cores { shared: Arc::clone(shared), home: crate::worker::home(), facts };
+        let (now, connection, who) = (now(), ConnectionId(connection), Presenter::default());
+        let answer = shared.registry().hello(now, connection, who, hello, &mut cores);
+        let Answer::Attached { session, fenced, .. } = answer else { panic!("{connection:?} was refused") };
+        let welcome = session.with_session(|session| session.poll_transmit(now, connection)).flatten();
+        let (kind, _, bytes) = welcome.as_ref().and_then(|welcome| welcome.as_message()).unwrap();
+        let Ok(Frame::Control(Control::Welcome(welcome))) = Frame::decode(kind, bytes.clone()) else {
+            panic!("{kind:?}: no WELCOME, {}", Kind::Binary == kind)
+        };
+        (session, fenced, welcome.token)
+    }
+
+    #[tokio::test]
+    async fn of_two_attaches_that_race_the_later_one_has_the_session_in_whatever_order_they_come() {
+        // What happens in which order: `d` an attach is decided, `t` it is taken to the session.
+        for schedule in ["d2 d3 t2 t3", "d2 d3 t3 t2", "d2 t2 d3 t3"] {
+            let shared = Arc::clone(&Mainstay::default().shared);
+            let first = Hello { key_age: Duration::ZERO, ..hello(1, None) };
+            let (core, _, mut token) = attach(&shared, 1, &first);
+            let (mut fenced, mut losers) = ([None, None], Vec::new());
+            for step in schedule.split(' ') {
+                let attempt = if step.ends_with('2') { 2 } else { 3 };
+                let decided = &mut fenced[attempt as usize - 2];
+                if step.starts_with('d') {
+                    (_, *decided, token) = attach(&shared, attempt, &hello(attempt, Some(token)));
+                } else {
+                    losers.extend(core.supersede(decided.take(), ConnectionId(attempt), wire()));
+                }
+            }
+            let frames: Vec<_> =
+                losers.iter().map(|(_, frame)| (frame.code, frame.reason.as_str())).collect();
+            assert_eq!(frames, [(CloseCode::SUPERSEDED, "0707070707070707 0")], "{schedule}");
+            let incoming = core.lock().incoming.take().unwrap();
+            assert_eq!(incoming.connection, ConnectionId(3), "{schedule}");
+        }
     }
 }

@@ -163,8 +163,12 @@ async fn attach(
             }
             let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
             Stats::add(&stats.replayed, replayed);
-            core.supersede(fenced, connection, wire);
+            let loser = core.supersede(fenced, connection, wire);
             shared.dismiss_if_draining(&core);
+            if let Some((wire, frame)) = loser {
+                Stats::subtract(&stats.connections, 1);
+                wire.leave(frame.code, &frame.reason).await;
+            }
             None
         }
     }

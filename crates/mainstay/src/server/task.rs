@@ -346,9 +346,9 @@ impl Connected {
 
     fn bury(&mut self) {
         let stats = &self.core.shared.stats;
-        if self.wire.take().is_some() {
-            Stats::subtract(&stats.connections, 1);
-        }
+        let incoming = self.core.lock().incoming.take();
+        let left = u64::from(self.wire.take().is_some()) + u64::from(incoming.is_some());
+        Stats::subtract(&stats.connections, left);
         Stats::subtract(&stats.sessions, 1);
         self.core.shared.unlist(self.slot);
         let expired = self.core.with_session(|session| {
