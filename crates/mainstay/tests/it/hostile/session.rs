@@ -79,32 +79,51 @@ async fn whatever_is_no_hello_ends_the_opening() {
 
 #[tokio::test]
 async fn what_an_attached_client_may_not_say_costs_its_connection_and_the_session_is_kept() {
-    let config = Config { resume_window: Duration::from_millis(200), ..Config::default() };
-    let stage = Stage::set(config).await;
+    let mut stage = Stage::set(Config::default()).await;
     let cases = [
         ("a second HELLO", control(&Control::Hello(Box::new(hello(99))))),
         ("an ACK of what was never written", control(&Control::Ack { received: 1, window: None })),
         ("an ACK of 2^53", frame(0x82, &[3, 0xc0, 0x20, 0, 0, 0, 0, 0, 0])),
-        ("a jump in positions", control(&Control::Ping(Beat { nonce: 1, sent: 7, received: 0 }))),
         ("a field that ends early", frame(0x82, &[4, 1])),
-        ("more than the window", frame(0x82, &[0; 60_000]).repeat(600)),
+        // The counts of both ends differ: nothing more can be promised.
+        ("a jump in positions", control(&Control::Ping(Beat { nonce: 1, sent: 7, received: 0 }))),
     ];
     for (key, (what, bytes)) in (0..).zip(cases) {
         let (mut raw, answer) = opened(&stage, hello(key)).await;
-        assert!(matches!(answer, Control::Welcome(_)), "{what}: {answer:?}");
+        let token = token_in(answer);
         raw.write(&control(&Control::Ack { received: 0, window: None })).await;
-        if what == "more than the window" {
-            // The handler echoes, and the client takes nothing: in the end it has nowhere to write to.
-            let closed =
-                async { while tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &bytes).await.is_ok() {} };
-            assert!(stage.mainstay.kept_bytes() <= (1 << 20) + 60_000);
-            tokio::time::timeout(super::LIMIT, closed).await.expect("the server closes");
-            continue;
-        }
         raw.write(&bytes).await;
         assert_eq!(raw.close_code().await, Some(4400), "{what}");
+        assert_eq!(stage.mainstay.stats().session_errors, key + 1, "{what}");
+        let resume = Some(Resume { token, received: 0, sent: 0, first_held: 1 });
+        let (_, answer) = opened(&stage, Hello { resume, attempt: 2, ..hello(key) }).await;
+        match answer {
+            Control::Welcome(welcome) => assert!(welcome.resumed, "{what}"),
+            Control::Refuse { code, .. } => assert_eq!((what, code), ("a jump in positions", 4400)),
+            other => panic!("{what}: {other:?}"),
+        }
     }
-    stage.ends_unharmed().await;
+    stage.honest_client_is_served("afterwards").await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_kept_no_more_than_the_windows_for() {
+    let mut stage = Stage::set(Config::default()).await;
+    let (mut raw, _) = opened(&stage, hello(1)).await;
+    raw.write(&control(&Control::Ack { received: 0, window: None })).await;
+    // The handler echoes until what it may keep is full; then it takes nothing, and the window is full too.
+    let message = frame(0x82, &[0; 60_000]);
+    let mut written = 0;
+    let flooding = async {
+        while tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &message).await.is_ok() {
+            written += 1;
+            assert!(stage.mainstay.kept_bytes() <= (1 << 20) + 60_000);
+        }
+    };
+    tokio::time::timeout(super::LIMIT, flooding).await.expect("the server closes");
+    assert!(written >= 20, "{written} of 60,000 bytes fit into both windows");
+    assert_eq!(stage.mainstay.stats().session_errors, 1);
+    stage.honest_client_is_served("afterwards").await;
 }
 
 #[tokio::test]
