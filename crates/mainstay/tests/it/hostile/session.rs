@@ -126,6 +126,49 @@ async fn a_client_that_takes_nothing_is_kept_no_more_than_the_windows_for() {
     stage.honest_client_is_served("afterwards").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_attaches_that_race_one_has_the_session_and_the_others_are_told() {
+    const RACERS: u64 = 4;
+    let stage = Stage::set(Config { resume_window: Duration::from_secs(1), ..Config::default() }).await;
+    let (first, answer) = opened(&stage, hello(1)).await;
+    let (mut winner, mut token, mut echoed) = (first, token_in(answer), 0);
+    for round in 0..50 {
+        winner.write(&control(&Control::Ack { received: echoed, window: None })).await;
+        let racing = (0..RACERS).map(|racer| {
+            let resume = Some(Resume { token: token.clone(), received: echoed, sent: echoed, first_held: 1 });
+            let hello = Hello { resume, attempt: 2 + round * RACERS + racer, ..hello(1) };
+            let address = stage.address;
+            tokio::spawn(async move {
+                let mut raw = Raw::open(address, OFFER).await;
+                raw.write(&control(&Control::Hello(Box::new(hello)))).await;
+                let answer =
+                    raw.frame().await.ok().map(|(_, payload)| Frame::decode(Kind::Binary, payload.into()));
+                match answer {
+                    Some(Ok(Frame::Control(Control::Welcome(welcome)))) => Some((raw, welcome)),
+                    // A later attempt was there first: it was refused, or closed before it was welcomed.
+                    _ => None,
+                }
+            })
+        });
+        let mut welcomed = Vec::new();
+        for racer in racing.collect::<Vec<_>>() {
+            welcomed.extend(racer.await.unwrap());
+        }
+        welcomed.sort_by_key(|(_, welcome)| welcome.epoch);
+        let (mut raw, welcome) = welcomed.pop().expect("one of them has the session");
+        assert!(welcome.resumed, "round {round}");
+        assert_eq!(winner.close_code().await, Some(4409), "round {round}");
+        for (mut loser, _) in welcomed {
+            assert_eq!(loser.close_code().await, Some(4409), "round {round}");
+        }
+        raw.write(&control(&Control::Ack { received: echoed, window: None })).await;
+        raw.echoes("it goes on").await;
+        (winner, token, echoed) = (raw, welcome.token, echoed + 1);
+    }
+    drop(winner);
+    stage.ends_alone().await;
+}
+
 #[tokio::test]
 async fn an_acknowledgement_that_goes_back_is_ignored() {
     let stage = Stage::set(Config { resume_window: Duration::from_millis(50), ..Config::default() }).await;
