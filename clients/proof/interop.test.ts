@@ -117,7 +117,22 @@ test("the TypeScript and the Rust client, against the README's axum server and i
     await t.test(`Rust, ${name}`, () => rust(port));
     await t.test(`Rust, gateway, ${name}`, () => rust(fronted));
   }
+  for (const readme of ["README.md", "README.zh-CN.md"]) await t.test(`the client of ${readme}`, () => shownClient(readme));
 });
+
+/** The README's client, as it stands there, against the README's axum server. */
+async function shownClient(readme: string): Promise<void> {
+  const shown = /```ts\n(import { MainstaySocket }[^]*?)```/.exec(readFileSync(inWorkspace(readme), "utf8"))?.[1];
+  assert.ok(shown, readme);
+  // Node 20 has no WebSocket of its own unless it is asked for.
+  const code = `${shown}\nsocket.close();`;
+  const args = ["--experimental-websocket", "--input-type=module", "--eval", code];
+  const child = spawn(process.execPath, args, { cwd: inWorkspace("clients/proof"), stdio: ["ignore", "pipe", "inherit"] });
+  let printed = "";
+  child.stdout.on("data", (chunk) => (printed += chunk));
+  const [status] = await once(child, "close");
+  assert.deepEqual([printed.split("\n").sort(), status], [["", "delivered", "hello"], 0]);
+}
 
 test("the README shows the examples as they are run, in fifteen lines or so", () => {
   const bare = (code: string) => code.replace(/^\/\/!.*\n/gm, "").replace(/\s+/g, "").replace(/,([)}])/g, "$1");
