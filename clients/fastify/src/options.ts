@@ -3,6 +3,7 @@
 import type { Window } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { ServerOptions } from "ws";
+import { isOrigin, type Origins } from "./origin.js";
 
 /** A bound on what is kept. */
 export interface Bound {
@@ -49,6 +50,8 @@ export interface MainstayOptions {
   drain?: number;
   /** Says who a client is. @default nobody in particular */
   authenticate?: Authenticate;
+  /** Whose pages may open a WebSocket; others get 403. @default "same-host": with cookies or `Authorization`, those of the same host */
+  origins?: Origins;
   /** The application's subprotocols, in order of preference. @default the first that the client offers */
   subprotocols?: string[];
   /** Options of the `ws` server behind it, such as `perMessageDeflate`. `maxPayload` and `handleProtocols` are set here. */
@@ -68,6 +71,7 @@ export interface Settings {
   openingDeadline: number;
   drain: number;
   authenticate: Authenticate | undefined;
+  origins: Origins;
   subprotocols: string[] | undefined;
   websocket: object;
 }
@@ -82,7 +86,7 @@ const NUMBERS = {
   openingDeadline: [5000, 100, 60_000, " ms"],
   drain: [30_000, 0, 600_000, " ms"],
 } as const;
-const OTHERS = ["keep", "accept", "dropOldest", "authenticate", "subprotocols", "websocket"];
+const OTHERS = ["keep", "accept", "dropOldest", "authenticate", "origins", "subprotocols", "websocket"];
 /** What `register` itself takes. */
 const OF_FASTIFY = ["prefix", "logLevel", "logSerializers"];
 
@@ -95,10 +99,13 @@ export function settingsOf(options: MainstayOptions): Settings {
     const [standard, lowest, highest, unit] = NUMBERS[name];
     return inRange(name, options[name] ?? standard, lowest, highest, unit);
   };
-  const { keep, accept, dropOldest, authenticate, subprotocols, websocket } = options;
+  const { keep, accept, dropOldest, authenticate, origins = "same-host", subprotocols, websocket } = options;
   check("dropOldest", dropOldest, "boolean", "true or false");
   check("authenticate", authenticate, "function", "a function");
   check("websocket", websocket, "object", "an object");
+  if (origins !== "same-host" && origins !== "any" && !(Array.isArray(origins) && origins.every(isOrigin))) {
+    throw new TypeError('mainstay: origins must be "same-host", "any", or a list such as ["https://example.com"]');
+  }
   const areNames = subprotocols === undefined || (Array.isArray(subprotocols) && subprotocols.every(isToken));
   if (!areNames) throw new TypeError("mainstay: subprotocols must be a list of subprotocol names");
   return {
@@ -113,6 +120,7 @@ export function settingsOf(options: MainstayOptions): Settings {
     openingDeadline: number("openingDeadline"),
     drain: number("drain"),
     authenticate,
+    origins,
     subprotocols,
     websocket: websocket ?? {},
   };

@@ -2,10 +2,11 @@
 
 import { createRequire } from "node:module";
 import type { Duplex } from "node:stream";
-import type { FastifyInstance, FastifyPluginCallback, FastifyRequest, RouteOptions } from "fastify";
+import type { FastifyInstance, FastifyPluginCallback, FastifyReply, FastifyRequest, RouteOptions } from "fastify";
 import fp from "fastify-plugin";
 import type { WebSocket } from "ws";
 import { type MainstayOptions, settingsOf } from "./options.js";
+import { isAllowed, type Origins } from "./origin.js";
 import { Server } from "./server.js";
 import { choose } from "./subprotocol.js";
 
@@ -29,7 +30,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
   const server = new Server(settings);
   const upgrades = watchUpgrades(fastify);
   // Before those of @fastify/websocket, which takes the handler as it finds it.
-  fastify.addHook("onRoute", (route) => serveSessions(route, server));
+  fastify.addHook("onRoute", (route) => serveSessions(route, server, settings.origins));
   await fastify.register(websocket, {
     options: {
       closeTimeout: 5000,
@@ -49,11 +50,17 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
   });
 }
 
-/** Puts sessions between a route and its handler. */
-function serveSessions(route: RouteOptions & { websocket?: boolean; wsHandler?: unknown }, server: Server): void {
+/** Puts sessions between a route and its handler, and the check of origins before its hooks. */
+function serveSessions(route: RouteOptions & { websocket?: boolean; wsHandler?: unknown }, server: Server, origins: Origins): void {
   const name = route.websocket ? "handler" : "wsHandler";
   const handler = route[name];
   if ((!route.websocket && !route.wsHandler) || route.method === "HEAD" || typeof handler !== "function") return;
+  const checkOrigin = async (request: FastifyRequest, reply: FastifyReply) => {
+    const isUpgrade = request.headers.upgrade?.toLowerCase() === "websocket";
+    if (!isUpgrade || isAllowed(origins, request.headers)) return;
+    return reply.code(403).send({ statusCode: 403, error: "Forbidden", message: "pages of this origin may not open a WebSocket here" });
+  };
+  route.onRequest = [checkOrigin, ...[route.onRequest ?? []].flat()];
   route[name] = function (this: FastifyInstance, socket: any, request: any) {
     return server.open(socket, request, (session, first) => Reflect.apply(handler, this, [session, first]));
   };

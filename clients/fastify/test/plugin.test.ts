@@ -65,6 +65,37 @@ test("hooks run before every upgrade, and a refusal is an HTTP answer", async (t
   assert.deepEqual(seen, ["/kitchen", "/kitchen", "to kitchen"]);
 });
 
+test("a page of another host may not use the visitor's cookies, and a list says whose pages may come at all", async (t) => {
+  const cookie = "id=1";
+  const here = "app.example";
+  const cases: [NonNullable<Parameters<typeof mainstay>[1]["origins"]> | undefined, Record<string, string>, boolean][] = [
+    [undefined, { host: here, cookie }, true],
+    [undefined, { host: here, cookie, origin: "https://app.example" }, true],
+    [undefined, { host: `${here}:8443`, cookie, origin: "https://app.example:8443" }, true],
+    [undefined, { host: "10.0.0.1", "x-forwarded-host": here, cookie, origin: "https://app.example" }, true],
+    [undefined, { host: here, origin: "https://evil.example" }, true],
+    [undefined, { host: here, cookie, origin: "https://evil.example" }, false],
+    [undefined, { host: here, authorization: "Basic eDp5", origin: "https://evil.example" }, false],
+    [undefined, { host: here, cookie, origin: "https://app.example:8443" }, false],
+    [undefined, { host: here, cookie, origin: "null" }, false],
+    [undefined, { host: here, cookie, origin: "https://evil.example@app.example" }, false],
+    ["any", { host: here, cookie, origin: "https://evil.example" }, true],
+    [["https://app.example"], { host: here, origin: "https://app.example" }, true],
+    [["https://app.example"], { host: here, origin: "http://app.example" }, false],
+    [["https://app.example"], { host: here }, true],
+  ];
+  for (const [origins, headers, isAllowed] of cases) {
+    const app = Fastify();
+    t.after(() => app.close());
+    await app.register(mainstay, { drain: 0, ...(origins && { origins }) });
+    app.get("/", { websocket: true }, echo);
+    await app.ready();
+    const what = JSON.stringify([origins, headers]);
+    if (isAllowed) (await app.injectWS("/", { headers })).terminate();
+    else await assert.rejects(app.injectWS("/", { headers }), /403/, what);
+  }
+});
+
 test("plain routes, wsHandler and HEAD are served as before", async (t) => {
   const app = Fastify();
   t.after(() => app.close());
@@ -425,6 +456,7 @@ test("options are checked at registration, in one line that names the field and 
     [{ accept: 5 }, /accept must be an object/],
     [{ maxMessage: Infinity }, /maxMessage .* bytes, not Infinity/],
     [{ authenticate: "yes" }, /authenticate must be a function/],
+    [{ origins: ["example.com"] }, /origins must be "same-host", "any", or a list/],
     [{ dropOldest: 1 }, /dropOldest must be true or false/],
     [{ subprotocols: ["a b"] }, /subprotocols must be a list/],
     [{ hartbeat: 1 }, /there is no option hartbeat/],
