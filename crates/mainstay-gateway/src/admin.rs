@@ -94,6 +94,13 @@ fn render(s: &Snapshot, gauges: &Gauges) -> String {
     family("message_bytes_total", "counter", "Payload bytes of application messages.", &bytes);
     family("replayed_total", "counter", "Messages written again after a resume.", &[("", s.replayed)]);
     family("gaps_total", "counter", "Gaps that handlers were told of.", &[("", s.gaps)]);
+    let evicted = [("", s.evicted)];
+    family(
+        "sessions_evicted_total",
+        "counter",
+        "Sessions that gave up their place while their client was away.",
+        &evicted,
+    );
     family("sessions_expired_total", "counter", "Sessions whose resume window passed.", &[("", s.expired)]);
     family(
         "links_lost_total",

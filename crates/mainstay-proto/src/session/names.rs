@@ -85,6 +85,11 @@ impl Secrets {
         SessionId(self.draw())
     }
 
+    /// Where to begin to look around.
+    pub(super) fn name(&mut self) -> Name {
+        Name(self.draw())
+    }
+
     fn draw<const N: usize>(&mut self) -> [u8; N] {
         self.drawn += 1;
         prefix(&Sha256::new().chain_update(self.seed).chain_update(self.drawn.to_be_bytes()).finalize())

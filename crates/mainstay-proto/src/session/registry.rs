@@ -30,8 +30,8 @@ pub trait Sessions {
 /// Bounds of the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RegistryConfig {
-    /// How many sessions live at a time, parked ones included; more are refused until others are buried.
-    /// Default: 1,000,000.
+    /// How many sessions live at a time, parked ones included. One more takes the place of one whose client has
+    /// been away for 10 s or more, or is refused where there is none. Default: 1,000,000.
     pub sessions: usize,
     /// How long a tombstone is kept. Default: 24 hours.
     pub tombstone_life: Duration,
@@ -47,6 +47,12 @@ impl Default for RegistryConfig {
 
 /// The longest that a HELLO is on its way: the client gives an attempt up after this.
 const HELLO_TRANSIT: Duration = Duration::from_secs(10);
+/// Who was cut off a moment ago is on the way back: its place is not given away before.
+const ON_THE_WAY_BACK: Duration = Duration::from_secs(10);
+/// How many live names are compared for the one whose client has been away for the longest; and how many names are
+/// looked at for them, as names of the dead stand among them.
+const COMPARED: usize = 32;
+const LOOKED_AT: usize = 1024;
 /// When to ask again of a server that has no room: so long that asking costs little, so spread that not
 /// everybody asks at once.
 const NO_ROOM: Delay = Delay { min: Duration::from_secs(1), max: Duration::from_secs(30) };
@@ -94,6 +100,8 @@ pub enum Answer<H> {
         created: bool,
         /// Whether the client asked for a session and got another one.
         lost: bool,
+        /// The session that gave up its place: it is over and buried, and its owner is to look.
+        evicted: Option<H>,
         /// The connection that this one replaces.
         fenced: Option<Fenced>,
     },
@@ -231,6 +239,7 @@ impl<H: Clone> Registry<H> {
                             session: handle,
                             created: false,
                             lost: false,
+                            evicted: None,
                             fenced,
                         })
                     }
@@ -258,8 +267,9 @@ impl<H: Clone> Registry<H> {
         let key = who.name(&hello.key.0);
         let lost = hello.resume.is_some();
         self.bury_if_over(now, key, sessions);
-        let found = self.names.get(&key).filter(|_| !turned_back(Rule::OneKeyOneSession));
-        let (handle, created) = match found.cloned() {
+        let found = self.names.get(&key).filter(|_| !turned_back(Rule::OneKeyOneSession)).cloned();
+        let mut evicted = None;
+        let (handle, created) = match found {
             Some(Entry::Tombstone(number)) => {
                 let account = self.tombstone(number).map(|t| account_of(t.remains, 0));
                 return refuse(Refusal::KeyUsed, account);
@@ -268,11 +278,14 @@ impl<H: Clone> Registry<H> {
             None if !lost && self.may_have_lived(now, hello.key_age) => {
                 return refuse(Refusal::KeyTooOld, None);
             }
-            None if self.live >= self.config.sessions => {
-                // The account waits for the HELLO that gets a session.
-                return refuse(Refusal::NoRoom, None);
-            }
             None => {
+                if self.live >= self.config.sessions {
+                    evicted = self.evict(now, sessions);
+                    if evicted.is_none() {
+                        // The account waits for the HELLO that gets a session.
+                        return refuse(Refusal::NoRoom, None);
+                    }
+                }
                 self.live += 1;
                 let id = self.secrets.session_id();
                 let identity = Identity { id, principal: who.principal(), key, account };
@@ -289,7 +302,7 @@ impl<H: Clone> Registry<H> {
         match attach {
             Attach::Done { fenced, dropped } => {
                 self.rename(&handle, name, dropped);
-                Answer::Attached { session: handle, created, lost, fenced }
+                Answer::Attached { session: handle, created, lost, evicted, fenced }
             }
             Attach::Stale => refuse(Refusal::Stale, None),
             Attach::Ending { .. } => refuse_ended(sessions.with(&handle, |session| session.remains()), 0),
@@ -298,6 +311,27 @@ impl<H: Clone> Registry<H> {
                 refuse(Refusal::KeyUsed, Some(account_of(remains, 0)))
             }
         }
+    }
+
+    /// Gives up the session whose client has been away for the longest, or nearly: of all the names some are
+    /// compared, from anywhere on. Who opens sessions and leaves them so keeps nobody out; it loses its own first.
+    fn evict<S: Sessions<Handle = H>>(&mut self, now: Instant, sessions: &mut S) -> Option<H> {
+        let from = self.secrets.name();
+        let around = self.names.range(from..).chain(self.names.range(..from)).take(LOOKED_AT);
+        let live = around.filter_map(|(_, entry)| match entry {
+            Entry::Live(handle) => Some(handle),
+            Entry::Tombstone(_) => None,
+        });
+        let parked = live.take(COMPARED).filter_map(|handle| {
+            let since = sessions.with(handle, |session| session.parked_since())?;
+            (now.saturating_duration_since(since) >= ON_THE_WAY_BACK).then_some((since, handle))
+        });
+        let victim = parked.min_by_key(|(since, _)| *since).map(|(_, handle)| handle.clone())?;
+        sessions.with(&victim, |session| {
+            session.evict();
+            self.bury(now, session);
+        });
+        Some(victim)
     }
 
     /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every

@@ -857,6 +857,14 @@ impl ServerSession {
         self.attached.as_ref().map(|a| a.connection)
     }
 
+    /// Since when nobody is attached.
+    pub(super) fn parked_since(&self) -> Option<Instant> {
+        match self.life {
+            Life::Parked { since } => Some(since),
+            _ => None,
+        }
+    }
+
     /// Set once the session is over.
     #[must_use]
     pub fn is_over(&self) -> Option<Over> {

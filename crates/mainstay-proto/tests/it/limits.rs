@@ -223,6 +223,7 @@ fn a_server_without_room_puts_newcomers_off_and_lets_its_own_come_back() {
     pair.cut(first);
     pair.connect();
     assert_eq!(pair.attaches(), [(1, false), (2, true)]);
+    // It is attached: nobody takes its place.
     let newcomer = pair.wire();
     let Answer::Refused { refuse, why } = pair.hello(newcomer, &stranger(1)) else { panic!("no room") };
     let delay = Delay { min: SECOND, max: 30 * SECOND };
@@ -233,6 +234,49 @@ fn a_server_without_room_puts_newcomers_off_and_lets_its_own_come_back() {
     pair.wait(RESUME_WINDOW);
     let again = pair.wire();
     assert!(matches!(pair.hello(again, &stranger(1)), Answer::Attached { created: true, .. }));
+}
+
+#[test]
+fn a_newcomer_takes_the_place_of_who_has_been_away_for_the_longest() {
+    let registry = RegistryConfig { sessions: 3, ..RegistryConfig::default() };
+    let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);
+    pair.client_sends("a");
+    let first = pair.connect();
+    for number in 1..=2 {
+        let connection = pair.wire();
+        pair.hello(connection, &stranger(number));
+        pair.cut_at_server(connection);
+        pair.wait(9 * SECOND);
+    }
+    for (number, is_left) in [(3, [true, false, true]), (4, [true, false, false])] {
+        if number == 4 {
+            let connection = pair.wire();
+            let answer = pair.hello(connection, &stranger(number));
+            assert!(
+                matches!(answer, Answer::Refused { why: Refusal::NoRoom, .. }),
+                "away for 9 s: {answer:?}"
+            );
+            pair.wait(SECOND);
+        }
+        let connection = pair.wire();
+        let answer = pair.hello(connection, &stranger(number));
+        assert!(matches!(answer, Answer::Attached { created: true, evicted: Some(_), .. }), "{answer:?}");
+        let left = [0, 1, 2].map(|index| pair.server.sessions.get(index).is_over().is_none());
+        assert_eq!(left, is_left, "the one that is attached stays, of the others the older goes first");
+    }
+    // Whoever has lost its session so is told what became of it, and everybody who is there keeps theirs.
+    pair.cut(first);
+    pair.wait(10 * SECOND);
+    let connection = pair.wire();
+    pair.hello(connection, &stranger(5));
+    assert_eq!(pair.server.sessions.get(0).is_over(), Some(Over::Evicted));
+    pair.cut_at_server(connection);
+    pair.wait(10 * SECOND);
+    pair.connect();
+    assert_eq!(
+        pair.gaps().iter().map(|fate| (fate.delivered, fate.cause)).collect::<Vec<_>>(),
+        [(1, Cause::Evicted)]
+    );
 }
 
 #[test]
@@ -376,10 +420,10 @@ fn a_full_registry_refuses_new_sessions_and_still_resumes_the_others() {
     let registry = RegistryConfig { sessions: 1, ..RegistryConfig::default() };
     let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);
     let first = pair.connect();
-    pair.cut(first);
     let connection = pair.wire();
     let answer = pair.hello(connection, &stranger(1));
     assert!(matches!(answer, Answer::Refused { why: Refusal::NoRoom, .. }), "{answer:?}");
+    pair.cut(first);
     pair.connect();
     assert_eq!(pair.attaches(), [(1, false), (2, true)]);
     // Once it is buried, its place is another's.

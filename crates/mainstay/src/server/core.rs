@@ -95,6 +95,12 @@ impl Core {
         true
     }
 
+    /// Something happened to the session behind its task's back.
+    pub(super) fn look(&self) {
+        self.lock().wake_application();
+        self.signal.ask();
+    }
+
     /// A later attach has the session: its connection replaces the one before, which is told so.
     ///
     /// Attaches are decided one at a time, under the registry's lock, and come here after it: in any order, and

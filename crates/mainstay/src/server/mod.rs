@@ -78,8 +78,9 @@ pub struct Config {
     pub admission: AdmissionConfig,
     /// For how long a connection may be without a message, and for how long it may live. Default: no limits.
     pub lifetime: LifetimeConfig,
-    /// Sessions at a time, parked ones included, plain ones not. A newcomer above it is told to come back in
-    /// 1 to 30 s (4413); who has a session resumes it. Default: 1,000,000.
+    /// Sessions at a time, parked ones included, plain ones not. A newcomer above it takes the place of a session
+    /// whose client has been away for 10 s or more; where there is none it is told to come back in 1 to 30 s
+    /// (4413). Who has a session resumes it. Default: 1,000,000.
     pub max_sessions: usize,
     /// Whose pages may open a WebSocket. Default: with cookies or other credentials, those of the same host.
     pub origins: Origins,

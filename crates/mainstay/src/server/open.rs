@@ -141,7 +141,11 @@ async fn attach(
             refuse(stats, wire, &answer, why).await;
             None
         }
-        Answer::Attached { session: core, created, lost, fenced } => {
+        Answer::Attached { session: core, created, lost, evicted, fenced } => {
+            if let Some(evicted) = evicted {
+                Stats::add(&stats.evicted, 1);
+                evicted.look();
+            }
             Stats::add(&stats.connections, 1);
             let counter = match (created, lost) {
                 (true, false) => &stats.attached_new,

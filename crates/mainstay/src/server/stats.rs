@@ -101,6 +101,8 @@ figures! {
     gaps,
     /// Sessions that expired.
     expired,
+    /// Sessions that gave up their place to a newcomer while their client was away.
+    evicted,
 }
 
 impl Stats {
