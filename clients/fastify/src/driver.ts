@@ -17,6 +17,8 @@ export interface Host {
   readonly isDraining: boolean;
   /** Has credentials judged that came on a live session. Undefined: refused. */
   judge(credentials: Uint8Array, request: FastifyRequest): Promise<string | undefined>;
+  /** The session has lost its connection. */
+  parked(driver: Driver): void;
   /** The session is over. */
   forget(driver: Driver): void;
 }
@@ -108,6 +110,7 @@ export class Driver implements Listener {
     // Nobody can come back to a server that takes no connections.
     if (host.isDraining) machine.evict(GOING_AWAY);
     if (!machine.over) this.tell("detached", { code, reason });
+    if (this.mode === "session") host.parked(this);
     this.step();
   }
 
@@ -174,9 +177,9 @@ export class Driver implements Listener {
   }
 
   /** Ends without a word; no timer is left. */
-  stop(): void {
+  stop(reason = GOING_AWAY): void {
     this.connection?.abort();
-    this.machine.evict(GOING_AWAY);
+    this.machine.evict(reason);
     this.step();
   }
 

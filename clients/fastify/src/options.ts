@@ -40,7 +40,7 @@ export interface MainstayOptions {
   dropOldest?: boolean;
   /** The largest message taken, in bytes; a larger one closes its connection (1009). Range: 1 to 1073741824. @default 65536 */
   maxMessage?: number;
-  /** Sessions at a time, parked and plain ones included; one more is told to come back later (4413). Range: 1 to 10000000. @default 100000 */
+  /** Sessions at a time, parked and plain ones included; one more takes the place of one whose client has been away for 10 s, or is told to come back later (4413). Range: 1 to 10000000. @default 100000 */
   maxSessions?: number;
   /** What is remembered of sessions that ended, for clients that come back: so many, for a day. Range: 0 to 10000000. @default 100000 */
   tombstones?: number;

@@ -21,11 +21,16 @@ interface Denial {
   code: 4414 | 4501;
 }
 
+/** Who was cut off a moment ago is on the way back, and keeps its place. */
+const ON_THE_WAY_BACK = 10_000;
+
 export class Server implements Host {
   isDraining = false;
   private registry: Registry;
   private drivers = new Map<ServerMachine, Driver>();
   private openings = new Set<Opening>();
+  /** Those without a connection, and since when: the longest first. */
+  private away = new Map<Driver, number>();
   private connections = 0;
   private settings: Settings;
 
@@ -62,11 +67,20 @@ export class Server implements Host {
     if (opening.isLost) return;
     if (typeof principal !== "string") return this.refuse(opening, refuse(principal.code, principal.code === 4414).refuse);
     if (this.isDraining) return this.refuse(opening, refuse(4413, true).refuse);
-    const answer = this.registry.hello(this.clock(), connection.id, ownerOf(connection.request, principal), hello);
+    const ask = () => this.registry.hello(this.clock(), connection.id, ownerOf(connection.request, principal), hello);
+    let answer = ask();
+    if (answer.refuse?.[1] === 4413 && this.giveUpOldest()) answer = ask();
     if (answer.refuse) return this.refuse(opening, answer.refuse);
     const { session, isNew, fenced } = answer;
     if (isNew) this.begin(session, connection, principal, begin);
-    else this.drivers.get(session)?.attach(connection, peerOf(connection, principal), fenced?.reason ?? "");
+    else this.resume(session, connection, principal, fenced?.reason ?? "");
+  }
+
+  private resume(session: ServerMachine, connection: Connection, principal: string, fenced: string): void {
+    const driver = this.drivers.get(session);
+    if (!driver) return;
+    this.away.delete(driver);
+    driver.attach(connection, peerOf(connection, principal), fenced);
   }
 
   private async openPlain(opening: Opening, begin: Begin): Promise<void> {
@@ -74,7 +88,7 @@ export class Server implements Host {
     const principal = await this.principal(opening, undefined, connection.request);
     if (opening.isLost) return;
     if (typeof principal !== "string") return opening.refuse(principal.code, "");
-    if (this.isDraining || !this.registry.hasRoom) return opening.refuse(4413, "no room now");
+    if (this.isDraining || !(this.registry.hasRoom || this.giveUpOldest())) return opening.refuse(4413, "no room now");
     this.registry.live++;
     this.begin(new PlainSession(this.clock(), this.settings, connection.id, Math.random), connection, principal, begin);
   }
@@ -129,8 +143,21 @@ export class Server implements Host {
 
   // ---- the end ----------------------------------------------------------------------------------
 
+  parked(driver: Driver): void {
+    this.away.set(driver, this.clock());
+  }
+
+  /** Makes room, if somebody has been away for so long that nobody who was just cut off gives up their place. */
+  private giveUpOldest(): boolean {
+    const [oldest] = this.away;
+    if (!oldest || this.clock() - oldest[1] < ON_THE_WAY_BACK) return false;
+    oldest[0].stop("its place was needed");
+    return true;
+  }
+
   forget(driver: Driver): void {
     const { machine } = driver;
+    this.away.delete(driver);
     this.drivers.delete(machine);
     if (machine instanceof PlainSession) this.registry.live--;
     else this.registry.bury(this.clock(), machine);

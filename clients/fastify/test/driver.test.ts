@@ -88,6 +88,7 @@ class Stage implements Host {
     return this.now;
   }
   async judge(): Promise<undefined> {}
+  parked(): void {}
   forget(): void {
     this.forgotten++;
   }

@@ -358,6 +358,28 @@ test("one session more than there may be is told to come back, and who has one r
   assert.equal(again[4], true);
 });
 
+test("in a full server a newcomer takes the place of who has been away for ten seconds", async (t) => {
+  let skew = 0;
+  const now = performance.now.bind(performance);
+  t.mock.method(performance, "now", () => now() + skew);
+  const sessions: Session[] = [];
+  const { app, url } = await serve({ maxSessions: 2 }, (session) => void sessions.push(session));
+  t.after(() => app.close());
+  const [there] = await Peer.attached(url);
+  const [away] = await Peer.attached(url);
+  const closed = once(sessions[1]!, "closed");
+  const detached = once(sessions[1]!, "detached");
+  await away.cut();
+  await detached;
+  assert.equal((await Peer.attached(url))[1][1], 4413, "it is on the way back");
+  skew = 10_000;
+  await Peer.attached(url);
+  assert.deepEqual((await closed)[0], { why: "evicted", code: 1006, reason: "its place was needed" });
+  there.write([4, 1, 0, 0]);
+  assert.deepEqual((await there.next())[0], 5, "who is there keeps its place");
+  assert.equal((await Peer.attached(url))[1][1], 4413, "nobody is away");
+});
+
 test("plain clients count as sessions, while they are there", async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({ maxSessions: 1 }, (session) => void sessions.push(session));

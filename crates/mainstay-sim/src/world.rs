@@ -414,7 +414,7 @@ impl World {
         let answer = server.registry.hello(self.now, id, Presenter::default(), hello, &mut server.sessions);
         self.note(|| format!("answer {answer:?}"));
         match answer {
-            Answer::Attached { session, created, fenced, lost: _ } => {
+            Answer::Attached { session, created, fenced, lost: _, evicted: _ } => {
                 if created {
                     self.server.sent.push(0);
                     self.server.owner.push(key.0);
