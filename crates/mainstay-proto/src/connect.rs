@@ -19,7 +19,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
-use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig, Watch};
+use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
 use crate::session::message::{Delay, GapCause, SessionId};
 use crate::session::{
     CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
@@ -108,6 +108,8 @@ pub enum Lost {
     },
     /// The transport ended without a Close frame.
     Broken(String),
+    /// It was called dead, and dropped.
+    Dead(Evidence),
     /// The peer closed it.
     Closed {
         /// The code; `None` when the Close frame had none.
@@ -607,8 +609,7 @@ impl Client {
                 (Some(Action::Dead(evidence)), _) => {
                     let connection = attached.connection;
                     self.abort(connection);
-                    let why = Lost::Broken(format!("dead: {evidence:?}").to_lowercase());
-                    self.handle_lost(now, connection, why);
+                    self.handle_lost(now, connection, Lost::Dead(evidence));
                     return false;
                 }
             }
@@ -753,6 +754,15 @@ impl Client {
         match &self.plain {
             Some(plain) => plain.confirmer.settled(),
             None => self.session.acknowledged(),
+        }
+    }
+
+    /// Payload bytes that are kept for the peer until it acknowledges or confirms them.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        match &self.plain {
+            Some(plain) => plain.confirmer.kept_bytes(),
+            None => self.session.kept_bytes(),
         }
     }
 
@@ -949,6 +959,7 @@ impl Client {
             {
                 (None, reason.clone())
             }
+            Lost::Dead(evidence) if self.config.once => (None, evidence.to_string()),
             _ => return false,
         };
         self.give_up(code.map(u64::from), reason);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mainstay_proto::confirm::{Confirm, ConfirmConfig, Guarantee, WhenFull};
 use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode, Report, State};
+use mainstay_proto::heartbeat::Evidence;
 use mainstay_proto::session::message::{Delay, Hello, ResumeToken, SessionId, Welcome};
 use mainstay_proto::session::{ConnectionId, Control, Frame, Message, Transmit, Window};
 use mainstay_proto::ws::{CloseCode, Kind};
@@ -356,7 +357,7 @@ fn a_silent_server_is_dead_after_two_intervals_and_five_seconds() {
     node.quiet();
     node.wait(SECOND / 1000);
     assert_eq!(node.command(), abort(first));
-    assert!(matches!(node.event(), Event::Detached { why: Lost::Broken(_), .. }));
+    assert!(matches!(node.event(), Event::Detached { why: Lost::Dead(Evidence::Silent), .. }));
 }
 
 #[test]
