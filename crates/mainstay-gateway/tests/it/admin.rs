@@ -2,9 +2,11 @@
 
 use std::io::Write;
 
-use mainstay::Link;
+use mainstay::{Client, Link};
+use tokio::net::TcpListener;
 
 use crate::flags::check;
+use crate::frames::Frames;
 use crate::support::{Gateway, until};
 
 fn status(answer: &str) -> &str {
@@ -26,6 +28,19 @@ async fn it_is_alive_and_ready_until_it_drains_and_then_alive_only() {
     assert!(gateway.ask("/readyz", "").ends_with("draining\n"));
     assert_eq!(status(&gateway.ask("/healthz", "")), "200");
     drop((first, second));
+}
+
+#[tokio::test]
+async fn a_backend_that_is_called_dead_is_counted_on_its_leg() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0", "--heartbeat", "100ms"]);
+    let _visitor = Client::builder(&gateway.url).unwrap().connect();
+    // Accepted, and never read again.
+    let (_, _silent) = Frames::serve(&listener).await;
+    gateway.reaches("dead_peers_total{leg=\"backend\",evidence=\"silent\"}", 1.0).await;
+    assert_eq!(gateway.metric("dead_peers_total{leg=\"visitor\",evidence=\"silent\"}"), 0.0);
+    assert_eq!(gateway.metric("links_lost_total"), 1.0);
 }
 
 #[test]
