@@ -1,21 +1,27 @@
 //! `/healthz`, `/readyz` and `/metrics`, on a listener of their own.
 
 use std::fmt::Write as _;
+use std::io::Read;
+use std::path::Path;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use mainstay::Mainstay;
 use mainstay::server::{RTT_BUCKETS, Snapshot};
+use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 
-use crate::join::LinkStats;
+use crate::links::{Figures, Links};
 
-pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay, links: LinkStats) {
-    let metrics = |State(mainstay): State<Mainstay>| async move {
-        let gauges = Gauges { links_lost: links.lost(), queue_bytes: mainstay.kept_bytes() };
-        render(&mainstay.stats(), &gauges)
+pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay, links: Links, token: Option<Token>) {
+    let metrics = |State(mainstay): State<Mainstay>, headers: HeaderMap| async move {
+        if token.is_some_and(|token| !token.is_presented(&headers)) {
+            return unauthorized();
+        }
+        render(&mainstay.stats(), mainstay.kept_bytes(), &links.figures()).into_response()
     };
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -29,6 +35,51 @@ pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay, links: Link
     }
 }
 
+/// The secret that `/metrics` asks for. Only its hash is kept.
+#[derive(Clone)]
+pub(crate) struct Token([u8; 32]);
+
+/// Of a token, in bytes: shorter ones can be guessed.
+const TOKEN_LENGTH: std::ops::RangeInclusive<usize> = 16..=1024;
+
+impl Token {
+    /// Reads it from the only line of a file.
+    ///
+    /// # Errors
+    /// The file, and what is wrong with it; never what it holds.
+    pub(crate) fn read(file: &Path) -> Result<Self, String> {
+        let wrong = |what: &str| format!("{}: {what}", file.display());
+        let mut text = String::new();
+        std::fs::File::open(file)
+            .and_then(|file| file.take(*TOKEN_LENGTH.end() as u64 + 2).read_to_string(&mut text))
+            .map_err(|error| wrong(&format!("{error}; give a file that can be read")))?;
+        let token = text.trim_end_matches(['\r', '\n']);
+        if !TOKEN_LENGTH.contains(&token.len()) || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(wrong("must hold one line of 16 to 1024 letters, digits and signs, without spaces"));
+        }
+        Ok(Self::of(token.as_bytes()))
+    }
+
+    fn of(token: &[u8]) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+
+    /// Takes as long for a token that is almost right as for any other.
+    fn is_presented(&self, headers: &HeaderMap) -> bool {
+        let value = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
+        let (scheme, token) = value.split_at_checked(b"Bearer ".len()).unwrap_or_default();
+        let Self(presented) = Self::of(token.trim_ascii());
+        let differs =
+            presented.iter().zip(self.0).fold(0, |differs, (theirs, ours)| differs | (theirs ^ ours));
+        scheme.eq_ignore_ascii_case(b"Bearer ") && differs == 0
+    }
+}
+
+fn unauthorized() -> Response {
+    let headers = [(header::WWW_AUTHENTICATE, "Bearer")];
+    (StatusCode::UNAUTHORIZED, headers, "present the token of --admin-token-file\n").into_response()
+}
+
 async fn ready(State(mainstay): State<Mainstay>) -> (StatusCode, &'static str) {
     if mainstay.is_ready() {
         (StatusCode::OK, "ready\n")
@@ -37,15 +88,8 @@ async fn ready(State(mainstay): State<Mainstay>) -> (StatusCode, &'static str) {
     }
 }
 
-/// What the snapshot of the server's counters does not hold.
-#[derive(Default)]
-struct Gauges {
-    links_lost: u64,
-    queue_bytes: u64,
-}
-
-/// Prometheus text format, version 0.0.4.
-fn render(s: &Snapshot, gauges: &Gauges) -> String {
+/// Prometheus text format, version 0.0.4. `docs/METRICS.md` says what each family is good for.
+fn render(s: &Snapshot, kept_bytes: u64, links: &Figures) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
         let _ = writeln!(out, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
@@ -55,7 +99,8 @@ fn render(s: &Snapshot, gauges: &Gauges) -> String {
     };
     family("connections", "gauge", "Connections open now.", &[("", s.connections)]);
     family("sessions", "gauge", "Sessions alive now, attached or parked.", &[("", s.sessions)]);
-    family("queue_bytes", "gauge", "Payload bytes kept for visitors.", &[("", gauges.queue_bytes)]);
+    let queues = [("{leg=\"visitor\"}", kept_bytes), ("{leg=\"backend\"}", links.kept_bytes)];
+    family("queue_bytes", "gauge", "Payload bytes kept for visitors, and for the backend.", &queues);
     family("connections_opened_total", "counter", "Connections opened.", &[("", s.connections_opened)]);
     family(
         "openings_failed_total",
@@ -79,9 +124,12 @@ fn render(s: &Snapshot, gauges: &Gauges) -> String {
     ];
     family("attaches_total", "counter", "HELLOs by outcome.", &attaches);
     let dead = [
-        ("{evidence=\"silent\"}", s.dead_silent),
-        ("{evidence=\"frozen\"}", s.dead_frozen),
-        ("{evidence=\"stalled\"}", s.dead_stalled),
+        ("{leg=\"visitor\",evidence=\"silent\"}", s.dead_silent),
+        ("{leg=\"visitor\",evidence=\"frozen\"}", s.dead_frozen),
+        ("{leg=\"visitor\",evidence=\"stalled\"}", s.dead_stalled),
+        ("{leg=\"backend\",evidence=\"silent\"}", links.dead_silent),
+        ("{leg=\"backend\",evidence=\"frozen\"}", links.dead_frozen),
+        ("{leg=\"backend\",evidence=\"stalled\"}", links.dead_stalled),
     ];
     family("dead_peers_total", "counter", "Peers called dead, by evidence.", &dead);
     let not_listening = "Times that a peer sent bytes and answered nothing for 5 minutes.";
@@ -93,7 +141,10 @@ fn render(s: &Snapshot, gauges: &Gauges) -> String {
     let bytes = [("{direction=\"in\"}", s.bytes_in), ("{direction=\"out\"}", s.bytes_out)];
     family("message_bytes_total", "counter", "Payload bytes of application messages.", &bytes);
     family("replayed_total", "counter", "Messages written again after a resume.", &[("", s.replayed)]);
-    family("gaps_total", "counter", "Gaps that handlers were told of.", &[("", s.gaps)]);
+    let gaps = [("{cause=\"session\"}", s.attached_lost), ("{cause=\"client\"}", s.gaps)];
+    let told =
+        "Gaps told: to clients whose session was lost, and by clients that dropped messages of their own.";
+    family("gaps_total", "counter", told, &gaps);
     let evicted = [("", s.evicted)];
     family(
         "sessions_evicted_total",
@@ -102,19 +153,22 @@ fn render(s: &Snapshot, gauges: &Gauges) -> String {
         &evicted,
     );
     family("sessions_expired_total", "counter", "Sessions whose resume window passed.", &[("", s.expired)]);
-    family(
-        "links_lost_total",
-        "counter",
-        "Connections to the backend that were lost.",
-        &[("", gauges.links_lost)],
-    );
+    family("links_lost_total", "counter", "Connections to the backend that were lost.", &[("", links.lost)]);
+    let fates = [
+        ("{fate=\"unknown\"}", links.unknown),
+        ("{fate=\"not_delivered\"}", links.not_delivered),
+        ("{fate=\"undeliverable\"}", links.undeliverable),
+    ];
+    let uncertain = "Messages of visitors that the backend did not certainly get, by fate.";
+    family("link_messages_total", "counter", uncertain, &fates);
     render_rtt(&mut out, s);
     out
 }
 
 fn render_rtt(out: &mut String, s: &Snapshot) {
     let name = "mainstay_heartbeat_rtt_seconds";
-    let _ = writeln!(out, "# HELP {name} Round-trip time of heartbeats.\n# TYPE {name} histogram");
+    let _ =
+        writeln!(out, "# HELP {name} Round-trip time of heartbeats to visitors.\n# TYPE {name} histogram");
     let mut cumulated = 0;
     for (bound, count) in RTT_BUCKETS.iter().zip(s.rtt_buckets) {
         cumulated += count;
@@ -128,17 +182,54 @@ fn render_rtt(out: &mut String, s: &Snapshot) {
 mod tests {
     use super::*;
 
+    fn rendered() -> String {
+        let stats = Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() };
+        render(&stats, 5, &Figures { lost: 3, unknown: 2, kept_bytes: 6, ..Figures::default() })
+    }
+
     #[test]
     fn metrics_are_prometheus_text_with_help_and_type_for_each_family() {
-        let text = render(
-            &Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() },
-            &Gauges { links_lost: 3, ..Gauges::default() },
-        );
-        assert!(text.contains("mainstay_links_lost_total 3\n"));
-        assert!(text.contains("mainstay_attaches_total{outcome=\"resumed\"} 7\n"));
-        assert!(text.contains("mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n"));
+        let text = rendered();
+        for sample in [
+            "mainstay_links_lost_total 3\n",
+            "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
+            "mainstay_queue_bytes{leg=\"visitor\"} 5\n",
+            "mainstay_queue_bytes{leg=\"backend\"} 6\n",
+            "mainstay_attaches_total{outcome=\"resumed\"} 7\n",
+            "mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n",
+        ] {
+            assert!(text.contains(sample), "{sample}");
+        }
         let families = text.lines().filter(|line| line.starts_with("# TYPE")).count();
         assert_eq!(families, text.lines().filter(|line| line.starts_with("# HELP")).count());
         assert!(text.lines().all(|line| line.starts_with("# ") || line.starts_with("mainstay_")));
+    }
+
+    #[test]
+    fn every_family_is_documented_and_no_other() {
+        let rendered = rendered();
+        let served: Vec<_> =
+            rendered.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let rows = include_str!("../../../docs/METRICS.md").lines();
+        let documented: Vec<_> =
+            rows.filter_map(|row| row.strip_prefix("| `")?.split(['`', '{']).next()).collect();
+        assert_eq!(documented, served);
+    }
+
+    #[test]
+    fn only_the_token_itself_is_accepted() {
+        let token = Token::of(b"0123456789abcdef");
+        let check = |value: &str, expected| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+            assert_eq!(token.is_presented(&headers), expected, "{value}");
+        };
+        check("Bearer 0123456789abcdef", true);
+        check("bearer 0123456789abcdef", true);
+        for wrong in
+            ["", "Bearer", "Bearer ", "0123456789abcdef", "Basic 0123456789abcdef", "Bearer 0123456789abcde"]
+        {
+            check(wrong, false);
+        }
+        assert!(!token.is_presented(&HeaderMap::new()));
     }
 }

@@ -101,7 +101,7 @@ async fn connect<P>(
 }
 
 fn complain(error: &impl std::fmt::Display, code: u8) -> ExitCode {
-    eprintln!("mainstay: {error}");
+    eprintln!("mainstay: {}", visible(&error.to_string()));
     ExitCode::from(code)
 }
 
@@ -229,7 +229,7 @@ impl Output {
             facts["detail"] = json!(detail);
             return line(&facts);
         }
-        eprintln!("mainstay: {name}: {detail}");
+        eprintln!("mainstay: {name}: {}", visible(&detail));
         Ok(())
     }
 }
@@ -332,6 +332,15 @@ fn report(fate: &str, first: u64, last: u64, words: &str) -> (&'static str, Stri
     ("report", format!("messages {first} to {last} {words}"), facts)
 }
 
+/// What a server says, as it may be shown on a terminal: control characters would move its cursor, or more.
+fn visible(text: &str) -> String {
+    let shown = |character: char| {
+        let escaped = character.is_control().then(|| character.escape_default());
+        escaped.is_none().then_some(character).into_iter().chain(escaped.into_iter().flatten())
+    };
+    text.chars().flat_map(shown).collect()
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -342,6 +351,12 @@ mod tests {
 
     fn fate(delivered: u64, unknown: u64, last: u64, resent: bool) -> Fate {
         Fate { delivered, unknown, last, resent, lost: None, cause: mainstay::Cause::Unknown }
+    }
+
+    #[test]
+    fn control_characters_are_shown_and_not_obeyed() {
+        assert_eq!(visible("bye \u{1b}[31m\r\n\u{9b}2J\u{7f}"), r"bye \u{1b}[31m\r\n\u{9b}2J\u{7f}");
+        assert_eq!(visible("再见, \"tschüß\""), "再见, \"tschüß\"");
     }
 
     #[test]

@@ -8,13 +8,17 @@ mod admin;
 mod bench;
 mod builtin;
 mod connect;
+mod forward;
 mod join;
+mod links;
+mod principal;
 mod serve;
 mod values;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -51,13 +55,14 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(without_passwords(error)),
     };
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("MAINSTAY_LOG").unwrap_or_else(|_| "warn".into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match arguments.command {
         Command::Serve(arguments) => in_runtime(serve::run(*arguments)),
@@ -71,7 +76,7 @@ fn main() -> ExitCode {
 }
 
 /// Help and version as they are; a mistake in one line.
-fn refuse(error: &clap::Error) -> ExitCode {
+fn refuse(error: clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
         return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
@@ -82,6 +87,20 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let line = told.map(in_one_line).collect::<Vec<_>>().join("; ");
     eprintln!("mainstay: {}; see --help", line.trim_start_matches("error: "));
     ExitCode::from(2)
+}
+
+/// What was written is quoted, but nothing before an `@`: it may be the password of a URL.
+fn without_passwords(mut error: clap::Error) -> clap::Error {
+    let before_at = |value: &ContextValue| match value {
+        ContextValue::String(text) => text.rsplit_once('@').map(|(_, rest)| format!("...@{rest}")),
+        _ => None,
+    };
+    let hidden: Vec<_> =
+        error.context().filter_map(|(kind, value)| Some((kind, before_at(value)?))).collect();
+    for (kind, text) in hidden {
+        error.insert(kind, ContextValue::String(text));
+    }
+    error
 }
 
 /// SIGINT and SIGTERM from now on.

@@ -2,7 +2,9 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,6 +17,9 @@ use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
 use tokio::net::{TcpListener, TcpSocket};
 
+use crate::admin::Token;
+use crate::forward::Network;
+use crate::links::Links;
 use crate::{Interrupts, admin, builtin, join, values};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
@@ -43,7 +48,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "64KiB")]
     max_message: usize,
     /// The most fragments in one message.
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 1024)]
+    #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 1024, allow_negative_numbers = true)]
     max_fragments: u32,
     /// Agree on permessage-deflate with visitors that offer it.
     #[arg(long)]
@@ -58,14 +63,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value = "pong")]
     confirm: ConfirmBy,
     /// The most connections at a time. One too many gets 503 and a time to wait.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
     /// The most connections at a time from one address (one /64 of IPv6). Not behind a proxy: all
-    /// visitors have its address.
-    #[arg(long, value_name = "COUNT")]
+    /// visitors have its address, also if it is trusted.
+    #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
     /// The most sessions at a time, those of absent visitors included.
-    #[arg(long, value_name = "COUNT", default_value_t = 1_000_000)]
+    #[arg(long, value_name = "COUNT", value_parser = values::count, default_value_t = 1_000_000, allow_negative_numbers = true)]
     max_sessions: usize,
     /// End what carried no message for this long, in either direction.
     #[arg(long, value_name = "DURATION", value_parser = values::idle_timeout)]
@@ -77,9 +82,21 @@ pub(crate) struct Arguments {
     /// it the backend decides, which sees each visitor's Origin.
     #[arg(long, value_name = "ORIGIN", value_parser = values::origin)]
     allow_origin: Vec<String>,
-    /// Where /healthz, /readyz and /metrics are served. Keep it private.
+    /// A proxy in front, by address or network, whose X-Forwarded-For, Forwarded and X-Real-IP are passed on. May
+    /// be repeated. Without it the backend is told who connected, and nothing that visitors say of themselves.
+    #[arg(long, value_name = "NETWORK", value_parser = values::network)]
+    trusted_proxy: Vec<Network>,
+    /// A cookie by which the backend knows who a visitor is. A session is resumed only with the same value, and with
+    /// the same Authorization header. May be repeated.
+    #[arg(long, value_name = "NAME", value_parser = values::token)]
+    session_cookie: Vec<String>,
+    /// Where /healthz, /readyz and /metrics are served.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, env = "MAINSTAY_ADMIN")]
     admin: Option<SocketAddr>,
+    /// A file with the token that /metrics asks for, as "Authorization: Bearer TOKEN". Needed where --admin is not a
+    /// loopback address.
+    #[arg(long, value_name = "FILE", requires = "admin", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
+    admin_token_file: Option<PathBuf>,
     /// Over how long visitors are sent away at SIGTERM.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "30s")]
     drain: Duration,
@@ -108,7 +125,7 @@ enum ConfirmBy {
 #[derive(Clone)]
 struct Gateway {
     mainstay: Mainstay,
-    link: join::LinkConfig,
+    link: Arc<join::LinkConfig>,
 }
 
 impl FromRef<Gateway> for Mainstay {
@@ -118,7 +135,14 @@ impl FromRef<Gateway> for Mainstay {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
-    match serve(arguments).await {
+    let token = match admin_token(&arguments) {
+        Ok(token) => token,
+        Err(line) => {
+            eprintln!("mainstay: {line}");
+            return ExitCode::from(2);
+        }
+    };
+    match serve(arguments, token).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             eprintln!("mainstay: {line}");
@@ -127,7 +151,20 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-async fn serve(arguments: Arguments) -> Result<(), String> {
+/// What /metrics asks for; who may read it is decided before anything listens.
+fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
+    match (&arguments.admin_token_file, arguments.admin) {
+        (Some(file), _) => Token::read(file).map(Some).map_err(|error| format!("--admin-token-file {error}")),
+        (None, Some(address)) if !address.ip().to_canonical().is_loopback() => Err(format!(
+            "--admin {address}: not a loopback address, and anybody could read /metrics; \
+             choose one, for example 127.0.0.1:{}, or pass --admin-token-file",
+            address.port()
+        )),
+        _ => Ok(None),
+    }
+}
+
+async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
     let mainstay = Mainstay::new(Config {
@@ -147,7 +184,7 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
         },
         ..Config::default()
     });
-    let links = join::LinkStats::default();
+    let links = Links::default();
     let app = match &arguments.upstream {
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
@@ -165,9 +202,12 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
                     Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
                     Delivery::AtMostOnce => Guarantee::AtMostOnce,
                 },
-                stats: links.clone(),
+                trusted_proxies: arguments.trusted_proxy.clone(),
+                session_cookies: arguments.session_cookie.clone(),
+                links: links.clone(),
             };
-            Router::new().fallback(any(visit)).with_state(Gateway { mainstay: mainstay.clone(), link })
+            let gateway = Gateway { mainstay: mainstay.clone(), link: Arc::new(link) };
+            Router::new().fallback(any(visit)).with_state(gateway)
         }
     };
     let listener = bind(arguments.listen, "--listen")?;
@@ -178,12 +218,13 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
     let interrupts = Interrupts::listen().map_err(|error| format!("no signals: {error}"))?;
     announce(&arguments, &listener, admin.as_ref());
     if let Some(admin) = admin {
-        tokio::spawn(admin::serve(admin, mainstay.clone(), links));
+        tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
-    mainstay::serve(listener, app, &mainstay)
-        .with_graceful_shutdown(termination(interrupts), arguments.drain)
-        .await
-        .map_err(|error| error.to_string())
+    let served = mainstay::serve(listener, app, &mainstay)
+        .with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain)
+        .await;
+    tell_what_is_kept(&links);
+    served.map_err(|error| error.to_string())
 }
 
 /// Each bound was checked where the flag was read.
@@ -236,11 +277,20 @@ fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpLis
 }
 
 /// The first SIGTERM or SIGINT drains, the second ends at once.
-async fn termination(mut interrupts: Interrupts) {
+async fn termination(mut interrupts: Interrupts, links: Links) {
     interrupts.next().await;
     eprintln!("mainstay: draining; once more to end at once");
     tokio::spawn(async move {
         interrupts.next().await;
+        tell_what_is_kept(&links);
         std::process::exit(130);
     });
+}
+
+/// The end of the process is the end of what it keeps, and nobody is left to ask.
+fn tell_what_is_kept(links: &Links) {
+    let bytes = links.kept_bytes();
+    if bytes > 0 {
+        tracing::warn!(bytes, "ends with messages of visitors that the backend did not certainly get");
+    }
 }

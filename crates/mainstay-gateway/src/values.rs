@@ -7,6 +7,8 @@ use http::{HeaderName, HeaderValue, Uri};
 use mainstay::HeartbeatConfig;
 use mainstay::server::{LifetimeConfig, Origins};
 
+use crate::forward::Network;
+
 /// A duration such as `25s`, `2m` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 25s, 2m or 500ms"))
@@ -84,18 +86,55 @@ pub(crate) fn token(text: &str) -> Result<String, String> {
         .ok_or_else(|| "must be letters, digits and !#$%&'*+-.^_`|~ only".to_owned())
 }
 
-/// Where to connect.
-pub(crate) fn url(text: &str) -> Result<String, String> {
-    upstream(text).map(|_| text.to_owned())
+/// How many there may be; none at all is possible.
+pub(crate) fn count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "must be a whole number from 0, for example 1000".to_owned())
 }
 
-/// The backend: `ws://host:port[/path]`, or `wss://`.
+/// How many fragments a message may have.
+pub(crate) fn fragments(text: &str) -> Result<u32, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| format!("must be a whole number from 1 to {}, for example 1024", u32::MAX))
+}
+
+/// Addresses, as one of them or with the number of bits that they share.
+pub(crate) fn network(text: &str) -> Result<Network, String> {
+    Network::parse(text)
+        .ok_or_else(|| "write an IP address or a network, for example 10.0.0.7 or 10.0.0.0/8".to_owned())
+}
+
+/// Where to connect: `ws://host[:port][/path][?query]`, or `wss://`.
+pub(crate) fn url(text: &str) -> Result<String, String> {
+    parse_url(text).map(|_| text.to_owned())
+}
+
+/// The backend: as [`url`], without a query.
 pub(crate) fn upstream(text: &str) -> Result<Uri, String> {
-    let uri: Uri = text.parse().map_err(|error| format!("{error}; write ws://host:port"))?;
-    match (uri.scheme_str(), uri.host()) {
-        (Some("ws" | "wss"), Some(host)) if !host.is_empty() => Ok(uri),
-        _ => Err("must start with ws:// or wss:// and name a host, for example ws://127.0.0.1:3000".into()),
+    let uri = parse_url(text)?;
+    match uri.query() {
+        None => Ok(uri),
+        Some(_) => Err("must have no ?query: each visitor's own is passed on; write it without".to_owned()),
     }
+}
+
+/// Says nothing of what it was given: that may hold a password.
+fn parse_url(text: &str) -> Result<Uri, String> {
+    let authority = text.split_once("://").and_then(|(_, rest)| rest.split(['/', '?', '#']).next());
+    if authority.is_some_and(|authority| authority.contains('@')) {
+        return Err("must have no user:password@, which is not sent; use a header, Authorization".to_owned());
+    }
+    let uri: Uri = text.parse().map_err(|error| format!("{error}; write ws://host:port"))?;
+    let host = uri.host().filter(|host| !host.is_empty());
+    let (Some("ws" | "wss"), Some(host)) = (uri.scheme_str(), host) else {
+        return Err(
+            "must start with ws:// or wss:// and name a host, for example ws://127.0.0.1:3000".to_owned()
+        );
+    };
+    let port = uri.authority().and_then(|authority| authority.as_str().strip_prefix(host));
+    if port.is_some_and(|port| !port.is_empty()) && uri.port_u16().is_none_or(|port| port == 0) {
+        return Err("the port must be a number from 1 to 65535, for example ws://127.0.0.1:3000".to_owned());
+    }
+    Ok(uri)
 }
 
 /// A page's origin: scheme and host, and a port where it is not the scheme's own.
@@ -134,5 +173,22 @@ mod tests {
         for wrong in ["http://x", "127.0.0.1:3000", "ws://", "", "ws:///path"] {
             assert!(upstream(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_port_is_a_number_that_one_can_connect_to() {
+        for right in ["ws://h", "ws://h:1", "wss://h:65535/a", "ws://[::1]:80", "ws://[::1]"] {
+            assert!(url(right).is_ok(), "{right}");
+        }
+        for wrong in ["ws://h:", "ws://h:abc", "ws://h:0", "ws://h:65536", "ws://h:99999/a", "ws://[::1]:x"] {
+            assert!(url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_query_is_for_where_one_connects_to_and_not_for_the_backend() {
+        assert!(url("ws://h/a?b=c").is_ok());
+        assert!(upstream("ws://h/a?b=c").is_err_and(|error| error.contains("?query")));
+        assert!(upstream("ws://h/a?").is_err());
     }
 }

@@ -427,6 +427,12 @@ impl<M> Confirmer<M> {
         self.queue.messages
     }
 
+    /// Bytes of the messages that are kept, confirmed ones that are kept back included. Walks them.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept.iter().map(|kept| kept.bytes as u64).sum()
+    }
+
     /// Whether everything is confirmed, on this connection where it has to be written again. An orderly
     /// end waits for this.
     #[must_use]

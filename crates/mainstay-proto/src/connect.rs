@@ -757,6 +757,15 @@ impl Client {
         }
     }
 
+    /// Payload bytes that are kept for the peer until it acknowledges or confirms them.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        match &self.plain {
+            Some(plain) => plain.confirmer.kept_bytes(),
+            None => self.session.kept_bytes(),
+        }
+    }
+
     /// The smoothed round-trip time of this end's probes.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {

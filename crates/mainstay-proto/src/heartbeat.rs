@@ -216,13 +216,8 @@ impl Heartbeat {
     /// unknown nonce is only bytes. Returns the round trip where it can be told.
     pub fn handle_pong(&mut self, now: Instant, nonce: u64) -> Option<Duration> {
         self.handle_bytes(now);
-        let open = self.newest.wrapping_sub(self.answered);
-        let answered = u32::try_from(nonce).ok()?.wrapping_sub(self.answered);
-        if answered == 0 || answered > open {
-            return None;
-        }
-        let measured = self.timed && self.left && answered == 1;
-        let round_trip = measured.then(|| now.saturating_duration_since(self.since));
+        let answered = self.answered_by(nonce)?;
+        let round_trip = self.round_trip(now, nonce);
         round_trip.inspect(|sample| self.srtt.add(*sample));
         self.answered = self.answered.wrapping_add(answered);
         (self.timed, self.urgent) = (false, false);
@@ -232,6 +227,13 @@ impl Heartbeat {
             self.left = !self.queued;
         }
         round_trip
+    }
+
+    /// The round trip that an answer with this nonce measures, if it comes now and that can be told.
+    #[must_use]
+    pub fn round_trip(&self, now: Instant, nonce: u64) -> Option<Duration> {
+        let measured = self.timed && self.left && self.answered_by(nonce)? == 1;
+        measured.then(|| now.saturating_duration_since(self.since))
     }
 
     /// Asks for a probe at once, judged by max(2 s, 4 x srtt), at most 20 s: after wake, when the page
@@ -334,6 +336,13 @@ impl Heartbeat {
 
     fn is_open(&self) -> bool {
         self.newest != self.answered
+    }
+
+    /// How many of the open probes an answer with this nonce confirms; `None`: it answers none of them.
+    fn answered_by(&self, nonce: u64) -> Option<u32> {
+        let open = self.newest.wrapping_sub(self.answered);
+        let answered = u32::try_from(nonce).ok()?.wrapping_sub(self.answered);
+        (1..=open).contains(&answered).then_some(answered)
     }
 
     /// Counts the times from `now`: the open probes get their whole deadline.

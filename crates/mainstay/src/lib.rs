@@ -33,7 +33,7 @@ pub use mainstay_proto::ConfigError;
 pub use mainstay_proto::backoff::BackoffConfig;
 pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 pub use mainstay_proto::connect::Report;
-pub use mainstay_proto::heartbeat::HeartbeatConfig;
+pub use mainstay_proto::heartbeat::{Evidence, HeartbeatConfig};
 pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
 pub use mainstay_proto::session::{Fate, Message, Window};
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits};

@@ -221,7 +221,8 @@ impl Tally {
             sum.opened += metric(&text, "mainstay_connections_opened_total");
             sum.heartbeats += metric(&text, "mainstay_heartbeat_rtt_seconds_count");
             for evidence in ["silent", "frozen", "stalled"] {
-                sum.dead += metric(&text, &format!("mainstay_dead_peers_total{{evidence=\"{evidence}\"}}"));
+                let name = format!("mainstay_dead_peers_total{{leg=\"visitor\",evidence=\"{evidence}\"}}");
+                sum.dead += metric(&text, &name);
             }
         }
         Ok(sum)

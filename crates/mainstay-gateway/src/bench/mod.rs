@@ -66,6 +66,7 @@ enum Scenario {
 #[derive(clap::Args)]
 struct Options {
     /// The server, for example ws://127.0.0.1:8080/echo
+    #[arg(value_parser = crate::values::url)]
     url: String,
     /// Connections; in `handshake`, how many at one time
     #[arg(long, short = 'c', value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

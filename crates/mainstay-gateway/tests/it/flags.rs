@@ -2,7 +2,7 @@
 
 use crate::support::run;
 
-fn check(arguments: &[&str], expected: &[&str]) {
+pub(crate) fn check(arguments: &[&str], expected: &[&str]) {
     let output = run(arguments, b"");
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
@@ -25,8 +25,22 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     check(&["serve", "--heartbeat", "1ms"], &["--heartbeat", "between 100 ms and 1 hour"]);
     check(&["serve", "--max-message", "64KB"], &["--max-message", "64KiB"]);
     check(&["serve", "--max-message", "0"], &["--max-message", "between 1 B and 1 GiB"]);
-    check(&["serve", "--max-fragments", "0"], &["--max-fragments", "1..="]);
-    check(&["serve", "--max-fragments", "many"], &["--max-fragments", "invalid digit"]);
+    for wrong in ["0", "many", "-1", "4294967296"] {
+        check(&["serve", "--max-fragments", wrong], &["--max-fragments", "from 1 to 4294967295"]);
+    }
+    for flag in ["--max-connections", "--max-per-ip", "--max-sessions"] {
+        for wrong in ["many", "-1", "1.5"] {
+            check(&["serve", flag, wrong], &[flag, "whole number from 0"]);
+        }
+    }
+    for wrong in ["ws://127.0.0.1:abc", "ws://127.0.0.1:99999", "ws://127.0.0.1:0"] {
+        check(&["serve", "--upstream", wrong], &["--upstream", "from 1 to 65535"]);
+        check(&["connect", wrong], &["<URL>", "from 1 to 65535"]);
+        check(&["bench", "echo", wrong], &["<URL>", "from 1 to 65535"]);
+    }
+    check(&["serve", "--upstream", "ws://127.0.0.1:1/?a=b"], &["--upstream", "?query"]);
+    check(&["serve", "--trusted-proxy", "proxy.example"], &["--trusted-proxy", "10.0.0.0/8"]);
+    check(&["serve", "--session-cookie", "a=b"], &["--session-cookie", "letters, digits"]);
     check(&["serve", "--resume-window", "2h"], &["--resume-window", "at most 1h"]);
     check(&["serve", "--upstream-wait", "soon"], &["--upstream-wait", "500ms"]);
     check(&["serve", "--upstream-wait", "0s"], &["--upstream-wait", "between 10ms and 1h"]);
@@ -45,6 +59,21 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     check(&["connect", url, "--max-message", "2GiB"], &["--max-message", "1 GiB"]);
     check(&["conect", url], &["conect", "connect"]);
     check(&["completions", "tcsh"], &["tcsh", "bash"]);
+}
+
+#[test]
+fn a_password_in_a_url_is_refused_and_not_repeated() {
+    for url in ["ws://ann:secret@127.0.0.1:1/", "ws://ann:sec/secret@127.0.0.1", "ann:secret@127.0.0.1"] {
+        for words in [&["serve", "--upstream"][..], &["connect"], &["bench", "echo"], &["connect", "ws://x/"]]
+        {
+            let output = run(&[words, &[url]].concat(), b"");
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{words:?} {url}: {said}");
+            assert!(!said.contains("secret") && !said.contains("ann"), "{words:?} {url}: {said}");
+        }
+    }
+    check(&["serve", "--upstream", "ws://ann@127.0.0.1:1/"], &["--upstream", "header", "Authorization"]);
+    check(&["connect", "ws://ann:x@127.0.0.1:1/"], &["<URL>", "header", "Authorization"]);
 }
 
 #[test]

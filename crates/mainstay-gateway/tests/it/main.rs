@@ -1,9 +1,14 @@
 //! The real binary, as people, scripts and backends meet it.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod admin;
 mod bench;
 mod connect;
 mod flags;
+mod frames;
+mod hostile;
+mod losses;
 mod page;
+mod resume;
 mod support;
 mod upstream;

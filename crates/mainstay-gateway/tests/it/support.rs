@@ -1,18 +1,28 @@
 //! The binary as a process, and a backend to put it in front of.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use mainstay::Mainstay;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 /// `mainstay` with these arguments, and nothing from the environment that would change them.
 pub(crate) fn mainstay(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for variable in ["MAINSTAY_LISTEN", "MAINSTAY_UPSTREAM", "MAINSTAY_ADMIN", "MAINSTAY_LOG"] {
+    for variable in [
+        "MAINSTAY_LISTEN",
+        "MAINSTAY_UPSTREAM",
+        "MAINSTAY_ADMIN",
+        "MAINSTAY_ADMIN_TOKEN_FILE",
+        "MAINSTAY_LOG",
+    ] {
         command.env_remove(variable);
     }
     command
@@ -33,6 +43,10 @@ pub(crate) fn run(arguments: &[&str], input: &[u8]) -> Output {
 pub(crate) struct Gateway {
     process: Child,
     pub(crate) url: String,
+    /// Where `--admin` listens.
+    pub(crate) admin: Option<SocketAddr>,
+    /// What it wrote to standard error: read all the time, or a gateway that says much would wait for us.
+    said: Arc<Mutex<String>>,
 }
 
 impl Gateway {
@@ -40,15 +54,31 @@ impl Gateway {
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let arguments = [&["serve", "--listen", "127.0.0.1:0"], arguments].concat();
         let mut process = mainstay(&arguments).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let url = line.split_whitespace().find(|word| word.starts_with("ws://"));
-        let Some(url) = url.map(str::to_owned) else {
+        let (mut url, mut admin) = (None, None);
+        for line in BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap) {
+            let mut words = line.split([' ', ',']);
+            if let Some((_, said)) = line.split_once("listening on ") {
+                url = Some(said.to_owned());
+            } else if let Some((_, said)) = line.split_once("admin on http://") {
+                admin = said.split(": ").next().map(|address| address.parse().unwrap());
+            } else if words.any(|word| word == "try:") {
+                break;
+            }
+        }
+        let mut errors = BufReader::new(process.stderr.take().unwrap());
+        let Some(url) = url else {
             let mut why = String::new();
-            process.stderr.take().unwrap().read_to_string(&mut why).unwrap();
-            panic!("{line}{why}");
+            errors.read_to_string(&mut why).unwrap();
+            panic!("{why}");
         };
-        Self { process, url }
+        let said = Arc::new(Mutex::new(String::new()));
+        let saying = Arc::clone(&said);
+        std::thread::spawn(move || {
+            for line in errors.lines().map_while(Result::ok) {
+                *saying.lock().unwrap() += &format!("{line}\n");
+            }
+        });
+        Self { process, url, admin, said }
     }
 
     pub(crate) fn in_front_of(backend: SocketAddr, arguments: &[&str]) -> Self {
@@ -57,6 +87,40 @@ impl Gateway {
 
     pub(crate) fn is_up(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.url.trim_start_matches("ws://").parse().unwrap()
+    }
+
+    /// All that it wrote to standard error so far.
+    pub(crate) fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        signal(&self.process, name);
+    }
+
+    /// The answer of `--admin`, with further headers: status line, headers and body.
+    pub(crate) fn ask(&self, path: &str, headers: &str) -> String {
+        let mut stream = TcpStream::connect(self.admin.unwrap()).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// A sample of the metrics, by its name and labels.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let metrics = self.ask("/metrics", "");
+        let sample = metrics.lines().find_map(|line| line.strip_prefix("mainstay_")?.strip_prefix(name));
+        sample.unwrap_or_else(|| panic!("no {name} in {metrics}")).trim().parse().unwrap()
+    }
+
+    /// Waits until a metric has this value.
+    pub(crate) async fn reaches(&self, name: &str, value: f64) {
+        until(name, || self.metric(name) == value).await;
     }
 }
 
@@ -67,11 +131,62 @@ impl Drop for Gateway {
     }
 }
 
+/// Waits until `condition` holds; panics after half a minute, far longer than anything here takes.
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
 /// Serves `app`, which needs a [`Mainstay`] as its state, in this process.
 pub(crate) async fn backend(listener: TcpListener, app: Router<Mainstay>) {
     let mainstay = Mainstay::default();
     let app = app.with_state(mainstay.clone());
     tokio::spawn(async move { mainstay::serve(listener, app, &mainstay).await.unwrap() });
+}
+
+/// A way to the backend that can be shut: connections are dropped, and new ones as well.
+pub(crate) struct Door {
+    pub(crate) address: SocketAddr,
+    open: Arc<AtomicBool>,
+    shut: Arc<Notify>,
+}
+
+impl Door {
+    pub(crate) async fn to(backend: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (open, shut) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
+        let door = Self { address, open: Arc::clone(&open), shut: Arc::clone(&shut) };
+        tokio::spawn(async move {
+            loop {
+                let (mut down, _) = listener.accept().await.unwrap();
+                if !open.load(Relaxed) {
+                    continue;
+                }
+                let shut = Arc::clone(&shut);
+                tokio::spawn(async move {
+                    let mut up = tokio::net::TcpStream::connect(backend).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut down, &mut up) => {}
+                        () = shut.notified() => {}
+                    }
+                });
+            }
+        });
+        door
+    }
+
+    pub(crate) fn shut(&self) {
+        self.open.store(false, Relaxed);
+        self.shut.notify_waiters();
+    }
+    pub(crate) fn open(&self) {
+        self.open.store(true, Relaxed);
+    }
 }
 
 /// Sends a signal, by its name.

@@ -1,18 +1,16 @@
 //! What a visitor learns of the backend: its choice, its refusal, its absence.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::any;
 use mainstay::client::Event;
 use mainstay::{Client, Link, Mainstay, Message, SessionUpgrade};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::net::TcpListener;
 
-use crate::support::{Gateway, backend};
+use crate::frames::Frames;
+use crate::support::{Door, Gateway, backend};
 
 /// `/echo` speaks `b`, then `c`, `/silent` no subprotocol; `/401`, `/403` and `/404` refuse.
 fn app() -> Router<Mainstay> {
@@ -145,44 +143,6 @@ async fn plain_visitors_of_a_backend_that_is_away_are_asked_to_come_back_and_fin
     assert_eq!(visitor.recv().await, Some(Message::text("hello")));
 }
 
-/// A way to the backend that can be shut: connections are dropped, and new ones as well.
-struct Door {
-    address: SocketAddr,
-    open: Arc<AtomicBool>,
-    shut: Arc<Notify>,
-}
-
-impl Door {
-    async fn to(backend: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (open, shut) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
-        let door = Self { address, open: Arc::clone(&open), shut: Arc::clone(&shut) };
-        tokio::spawn(async move {
-            loop {
-                let (mut down, _) = listener.accept().await.unwrap();
-                if !open.load(Relaxed) {
-                    continue;
-                }
-                let shut = Arc::clone(&shut);
-                tokio::spawn(async move {
-                    let mut up = TcpStream::connect(backend).await.unwrap();
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut down, &mut up) => {}
-                        () = shut.notified() => {}
-                    }
-                });
-            }
-        });
-        door
-    }
-
-    fn shut(&self) {
-        self.open.store(false, Relaxed);
-        self.shut.notify_waiters();
-    }
-}
-
 #[tokio::test]
 async fn a_plain_visitor_whose_backend_stays_away_is_closed_with_1013_and_a_session_is_kept() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -202,6 +162,58 @@ async fn a_plain_visitor_whose_backend_stays_away_is_closed_with_1013_and_a_sess
     let (code, reason) = end(&plain).await;
     assert_eq!((code, reason.as_str()), (Some(1013), "the backend cannot be reached"));
     session.send(Message::text("kept")).await.unwrap();
-    door.open.store(true, Relaxed);
+    door.open();
     assert_eq!(session.recv().await, Some(Message::text("kept")));
+}
+
+#[tokio::test]
+async fn a_plain_visitor_keeps_its_connection_while_the_link_reconnects() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let door = Door::to(listener.local_addr().unwrap()).await;
+    backend(listener, app()).await;
+    // At most once, or what was not confirmed in time would come back twice.
+    let gateway =
+        Gateway::in_front_of(door.address, &["--admin", "127.0.0.1:0", "--delivery", "at-most-once"]);
+    // It ends with its first connection.
+    let mut visitor = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
+    for round in 1..=3_u32 {
+        door.shut();
+        gateway.reaches("links_lost_total", round.into()).await;
+        let message = Message::text(round.to_string());
+        visitor.send(message.clone()).await.unwrap();
+        door.open();
+        assert_eq!(visitor.recv().await, Some(message));
+    }
+    assert_eq!(gateway.metric("connections_opened_total"), 1.0);
+}
+
+#[tokio::test]
+async fn a_path_that_may_lead_out_of_the_backends_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = format!("ws://{}/nested", listener.local_addr().unwrap());
+    backend(listener, app().nest("/nested", app())).await;
+    let gateway = Gateway::start(&["--upstream", &upstream]);
+    for (path, status) in [("/echo", "101"), ("/../echo", "400"), ("/%2e%2e/echo", "400")] {
+        for offer in ["", "Sec-WebSocket-Protocol: mainstay.v1\r\n"] {
+            let (head, _) = Frames::visit(gateway.address(), path, offer).await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{path} {offer}: {head}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backend_is_told_who_connected_and_a_visitors_own_word_only_by_a_trusted_proxy() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    for (trusted, told) in
+        [(&[][..], "127.0.0.1"), (&["--trusted-proxy", "127.0.0.0/8"], "192.0.2.7, 127.0.0.1")]
+    {
+        let gateway = Gateway::in_front_of(address, trusted);
+        let claim = "X-Forwarded-For: 192.0.2.7\r\n";
+        let (visit, served) =
+            tokio::join!(Frames::visit(gateway.address(), "/", claim), Frames::serve(&listener));
+        assert!(visit.0.starts_with("HTTP/1.1 101"), "{}", visit.0);
+        let lines: Vec<_> = served.0.lines().filter(|line| line.starts_with("x-forwarded-for")).collect();
+        assert_eq!(lines, [format!("x-forwarded-for: {told}")]);
+    }
 }

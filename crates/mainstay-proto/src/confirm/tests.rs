@@ -229,7 +229,7 @@ fn pong_window_keeps_the_last_64_confirmed_and_writes_them_again() {
     rig.now += PING_DELAY;
     assert_eq!(rig.write().1, [100]);
     assert_eq!(rig.pong(100), Some(Event::Confirmed(36)));
-    assert_eq!(rig.link.unconfirmed(), 0);
+    assert_eq!((rig.link.unconfirmed(), rig.link.kept_bytes()), (0, 64 * 64));
     rig.reconnect();
     assert_eq!(rig.settle(), (37..=100).collect::<Vec<_>>());
     assert_eq!(rig.link.unconfirmed(), 0);

@@ -882,6 +882,12 @@ impl ClientSession {
         self.flow.outbox.acknowledged()
     }
 
+    /// Payload bytes kept for the server.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.flow.outbox.bytes()
+    }
+
     /// The last number given.
     #[must_use]
     pub fn last_sent(&self) -> u64 {

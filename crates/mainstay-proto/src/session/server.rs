@@ -496,6 +496,14 @@ impl ServerSession {
         }
     }
 
+    /// The round trip that a PONG with this nonce measures, if `connection` brings it now; `None` if it answers no
+    /// probe. Ask before [`handle_frame`](Self::handle_frame) takes it.
+    #[must_use]
+    pub fn round_trip(&self, now: Instant, connection: ConnectionId, nonce: u64) -> Option<Duration> {
+        let attached = self.attached.as_ref().filter(|a| a.connection == connection)?;
+        attached.heartbeat.round_trip(now, nonce)
+    }
+
     /// Everything transmitted so far has left the process: probes count from here.
     pub fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
         let attached = self.attached.as_mut().filter(|a| a.connection == connection);

@@ -405,6 +405,13 @@ impl Sender {
         .await
     }
 
+    /// Payload bytes that are kept for the peer now: accepted, and neither acknowledged, confirmed nor reported.
+    /// Walks what is kept.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.core.lock().machine.kept_bytes()
+    }
+
     /// Sends a message that is not kept: lost if no connection is attached, never sent again. For what the
     /// next one makes worthless: cursors, positions. Of more than 64 (256 KiB) that wait for a slow
     /// connection the oldest are dropped.

@@ -76,7 +76,7 @@ impl Session {
     ///
     /// Being returned counts as received: the client may forget the message. Not so where the application
     /// [confirms](Self::confirm) by itself. A gap that the client's
-    /// own policy made is logged and skipped, and what came outside the stream is dropped;
+    /// own policy made is counted and skipped, and what came outside the stream is dropped;
     /// [`recv_any`](Self::recv_any) returns both.
     ///
     /// # Cancel safety
@@ -89,7 +89,8 @@ impl Session {
                     None => return Poll::Ready(None),
                     Some(Received::Message(message)) => return Poll::Ready(Some(message)),
                     Some(Received::Gap { first, count, .. }) => {
-                        tracing::warn!(session = ?self.id(), first, count, "the client dropped messages of its own");
+                        // A GAP costs a client a few bytes: above `debug` it would flood the log. It is counted.
+                        tracing::debug!(session = ?self.id(), first, count, "the client dropped messages of its own");
                     }
                     Some(Received::Volatile(_)) => {}
                 }

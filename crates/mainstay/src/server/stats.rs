@@ -25,7 +25,8 @@ macro_rules! figures {
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         pub struct Snapshot {
             $($(#[$doc])* pub $name: u64,)*
-            /// Heartbeat answers at or below each of [`RTT_BUCKETS`], not cumulated.
+            /// Round trips of heartbeats at or below each of [`RTT_BUCKETS`], not cumulated. An answer to no probe
+            /// is none, and so is one to a probe whose time cannot be told.
             pub rtt_buckets: [u64; RTT_BUCKETS.len()],
             /// Sum of all round-trip times.
             pub rtt_sum: Duration,

@@ -173,14 +173,17 @@ impl Connected {
         let (mut messages, mut bytes) = (0, 0);
         let reading = wire.poll_read(cx, |arrived| {
             match arrived {
-                Arrived::Message(message) => {
-                    messages += 1;
-                    bytes += message.payload.len() as u64;
-                    if let Err(error) = inner.handle_message(now, connection, message, stats) {
+                Arrived::Message(message) => match inner.handle_message(now, connection, message, stats) {
+                    Ok(None) => {}
+                    Ok(Some(length)) => {
+                        messages += 1;
+                        bytes += length as u64;
+                    }
+                    Err(error) => {
                         broken = Some(error);
                         return false;
                     }
-                }
+                },
                 Arrived::Pong(payload) => inner.handle_pong(now, connection, payload, stats),
                 Arrived::Bytes => inner.handle_bytes(now, connection),
                 Arrived::Close(frame) => {
@@ -380,26 +383,32 @@ impl Inner {
         }
     }
 
+    /// The length of the payload, if it is the application's.
     fn handle_message(
         &mut self,
         now: Instant,
         connection: ConnectionId,
         message: mainstay_proto::session::Message,
         stats: &Stats,
-    ) -> Result<(), SessionError> {
+    ) -> Result<Option<usize>, SessionError> {
         match &mut self.peer {
             Peer::Plain(plain) => {
+                let length = message.payload.len();
                 plain.handle_message(now, message);
-                Ok(())
+                Ok(Some(length))
             }
             Peer::Session(session) => {
                 let frame = Frame::decode(message.kind, message.payload)?;
-                let is_pong = matches!(frame, Frame::Control(Control::Pong(_)));
+                let (length, round_trip) = match &frame {
+                    Frame::Message(message) => (Some(message.payload.len()), None),
+                    Frame::Control(Control::Pong(beat)) => {
+                        (None, session.round_trip(now, connection, beat.nonce))
+                    }
+                    _ => (None, None),
+                };
                 session.handle_frame(now, connection, frame)?;
-                if let (true, Some(rtt)) = (is_pong, session.rtt()) {
-                    stats.rtt(rtt);
-                }
-                Ok(())
+                round_trip.into_iter().for_each(|sample| stats.rtt(sample));
+                Ok(length)
             }
         }
     }

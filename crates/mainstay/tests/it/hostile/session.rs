@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mainstay::HeartbeatConfig;
 use mainstay::server::{Config, LifetimeConfig};
 use mainstay_proto::session::message::{Beat, ClientKey, Hello, Instance, Resume, ResumeToken};
 use mainstay_proto::session::{Control, Frame, Window};
@@ -167,6 +168,30 @@ async fn of_attaches_that_race_one_has_the_session_and_the_others_are_told() {
     }
     drop(winner);
     stage.ends_alone().await;
+}
+
+#[tokio::test]
+async fn a_pong_that_answers_no_probe_measures_nothing() {
+    let heartbeat = HeartbeatConfig::every(Duration::from_millis(100)).unwrap();
+    let (address, mainstay) = echo_server(Config { heartbeat, ..Config::default() }).await;
+    let mut raw = Raw::open(address, OFFER).await;
+    raw.write(&control(&Control::Hello(Box::new(hello(8))))).await;
+    let pong = |nonce| control(&Control::Pong(Beat { nonce, sent: 0, received: 0 }));
+    let unasked = (0..100).map(pong).collect::<Vec<_>>().concat();
+    raw.write(&unasked).await;
+    let probe = loop {
+        if let Control::Ping(probe) = received(&mut raw).await {
+            break probe.nonce;
+        }
+    };
+    for bytes in [pong(probe), pong(probe), unasked] {
+        raw.write(&bytes).await;
+    }
+    raw.write(&frame(0x81, b"all is read")).await;
+    while raw.frame().await.unwrap() != (0x81, b"all is read".to_vec()) {}
+    let stats = mainstay.stats();
+    assert_eq!((stats.rtt_count, stats.rtt_buckets.iter().sum()), (1, 1_u64), "one probe was answered");
+    assert_eq!((stats.messages_in, stats.bytes_in), (1, 11));
 }
 
 #[tokio::test]

@@ -1,0 +1,191 @@
+//! What is known of all links to the backend together, and what is told of one when it ends.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mainstay::client::{Event, Lost, Sender};
+use mainstay::{Evidence, Report, SessionId};
+use slab::Slab;
+
+/// Figures of all links. Cheap to clone; every clone is the same.
+#[derive(Clone, Default)]
+pub(crate) struct Links(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    lost: AtomicU64,
+    dead_silent: AtomicU64,
+    dead_frozen: AtomicU64,
+    dead_stalled: AtomicU64,
+    unknown: AtomicU64,
+    not_delivered: AtomicU64,
+    undeliverable: AtomicU64,
+    open: Mutex<Slab<Sender>>,
+}
+
+impl Shared {
+    fn dead(&self, evidence: Evidence) -> &AtomicU64 {
+        match evidence {
+            Evidence::Silent => &self.dead_silent,
+            Evidence::Frozen => &self.dead_frozen,
+            Evidence::Stalled => &self.dead_stalled,
+        }
+    }
+}
+
+/// The figures at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Figures {
+    /// Connections to the backend that were lost.
+    pub(crate) lost: u64,
+    /// Of these, called dead, by evidence.
+    pub(crate) dead_silent: u64,
+    pub(crate) dead_frozen: u64,
+    pub(crate) dead_stalled: u64,
+    /// Messages that may or may not have reached it.
+    pub(crate) unknown: u64,
+    /// Messages that were never written to it.
+    pub(crate) not_delivered: u64,
+    /// Messages that ended three of its connections.
+    pub(crate) undeliverable: u64,
+    /// Payload bytes kept for the backend.
+    pub(crate) kept_bytes: u64,
+}
+
+impl Links {
+    /// Counts one more link, from here until the account is dropped.
+    pub(crate) fn open(&self, sender: Sender, session: Option<SessionId>) -> Account {
+        let slot = self.list().insert(sender);
+        Account {
+            links: self.clone(),
+            slot,
+            session,
+            unknown: 0,
+            not_delivered: 0,
+            undeliverable: Vec::new(),
+        }
+    }
+
+    /// Walks the list of links.
+    pub(crate) fn figures(&self) -> Figures {
+        let read = |counter: &AtomicU64| counter.load(Relaxed);
+        Figures {
+            lost: read(&self.0.lost),
+            dead_silent: read(&self.0.dead_silent),
+            dead_frozen: read(&self.0.dead_frozen),
+            dead_stalled: read(&self.0.dead_stalled),
+            unknown: read(&self.0.unknown),
+            not_delivered: read(&self.0.not_delivered),
+            undeliverable: read(&self.0.undeliverable),
+            kept_bytes: self.kept_bytes(),
+        }
+    }
+
+    /// Payload bytes kept for the backend now.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        // Links come and go meanwhile: none of them waits for this.
+        let open: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
+        open.iter().map(Sender::kept_bytes).sum()
+    }
+
+    fn list(&self) -> MutexGuard<'_, Slab<Sender>> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What became of the messages of one link that did not certainly reach the backend. Counted as it is reported, and told
+/// in one line when the account is dropped: a backend that fails must not fill the log as well.
+pub(crate) struct Account {
+    links: Links,
+    slot: usize,
+    session: Option<SessionId>,
+    unknown: u64,
+    not_delivered: u64,
+    /// Their numbers: a later report of what surrounds them covers them once more.
+    undeliverable: Vec<u64>,
+}
+
+impl Account {
+    /// Counts what an event of the link says.
+    pub(crate) fn note(&mut self, event: &Event) {
+        match event {
+            Event::Detached { why, .. } => {
+                self.links.0.lost.fetch_add(1, Relaxed);
+                if let Lost::Dead(evidence) = why {
+                    self.links.0.dead(*evidence).fetch_add(1, Relaxed);
+                }
+            }
+            Event::Report(Report::Unknown(first, last)) => {
+                let count = self.not_told_before(*first, *last);
+                self.unknown += count;
+                self.links.0.unknown.fetch_add(count, Relaxed);
+            }
+            Event::Report(Report::NotDelivered(first, last)) => {
+                self.not_delivered(self.not_told_before(*first, *last));
+            }
+            Event::Report(Report::Undeliverable(number, _)) => {
+                self.undeliverable.push(*number);
+                self.links.0.undeliverable.fetch_add(1, Relaxed);
+            }
+            _ => {}
+        }
+    }
+
+    /// Messages of the visitor that the link did not take any more.
+    pub(crate) fn not_delivered(&mut self, count: u64) {
+        self.not_delivered += count;
+        self.links.0.not_delivered.fetch_add(count, Relaxed);
+    }
+
+    fn not_told_before(&self, first: u64, last: u64) -> u64 {
+        let before = self.undeliverable.iter().filter(|number| (first..=last).contains(number)).count();
+        (last + 1 - first).saturating_sub(before as u64)
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.links.list().try_remove(self.slot);
+        let (unknown, not_delivered) = (self.unknown, self.not_delivered);
+        let undeliverable = self.undeliverable.len();
+        if unknown + not_delivered > 0 || undeliverable > 0 {
+            let session = self.session.map_or_else(|| "plain".to_owned(), |id| id.to_string());
+            tracing::warn!(
+                session,
+                unknown,
+                not_delivered,
+                undeliverable,
+                "messages of a visitor that the backend did not certainly get"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay::{Link, Message};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_message_is_counted_by_its_first_fate_and_links_while_they_are_open() {
+        let links = Links::default();
+        let link = Link::to("ws://127.0.0.1:1/").unwrap().connect();
+        link.send(Message::text("four")).await.unwrap();
+        let mut account = links.open(link.sender(), None);
+        assert_eq!(links.figures().kept_bytes, 4);
+        let report = |report| Event::Report(report);
+        account.note(&report(Report::Undeliverable(3, Message::text("x"))));
+        account.note(&report(Report::Unknown(1, 5)));
+        account.note(&report(Report::NotDelivered(6, 6)));
+        account.not_delivered(1);
+        for why in [Lost::Dead(Evidence::Frozen), Lost::Broken(String::new())] {
+            account.note(&Event::Detached { why, retry_in: std::time::Duration::ZERO });
+        }
+        let found = links.figures();
+        assert_eq!((found.unknown, found.not_delivered, found.undeliverable), (4, 2, 1));
+        assert_eq!((found.lost, found.dead_silent, found.dead_frozen), (2, 0, 1));
+        drop(account);
+        assert_eq!((links.figures().kept_bytes, links.figures().unknown), (0, 4));
+    }
+}

@@ -1,0 +1,79 @@
+//! Who may resume a session: whoever brings what the request that opened it was authenticated by.
+//!
+//! The backend judges a visitor once, by the headers of that request. The session that came of it must not be had with a
+//! stolen token alone, so what the backend may have judged by becomes the session's principal.
+//! `docs/adr/0012-what-a-session-of-the-gateway-is-bound-to.md` says why that is not every cookie.
+
+use http::header::{AUTHORIZATION, COOKIE, HeaderMap};
+use sha2::{Digest, Sha256};
+
+/// A hash of `Authorization` and of the named cookies; empty if the request has none of them.
+pub(crate) fn of(headers: &HeaderMap, cookies: &[String]) -> Vec<u8> {
+    let authorization = headers.get_all(AUTHORIZATION).iter().map(|value| (&b""[..], value.as_bytes()));
+    let named = cookies
+        .iter()
+        .flat_map(|name| values(headers, name.as_bytes()).map(move |value| (name.as_bytes(), value)));
+    let mut found = authorization.chain(named).peekable();
+    if found.peek().is_none() {
+        return Vec::new();
+    }
+    let mut hash = Sha256::new();
+    for part in found.flat_map(|(name, value)| [name, value]) {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().to_vec()
+}
+
+/// The values of the cookie of this name, of which a request may have several (RFC 6265 section 4.2.2).
+fn values<'a>(headers: &'a HeaderMap, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    pairs.filter_map(move |pair| pair.trim_ascii().strip_prefix(name)?.strip_prefix(b"="))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn principal(headers: &[(&'static str, &'static str)], cookies: &[&str]) -> Vec<u8> {
+        let parsed = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let mut headers = HeaderMap::new();
+        for (name, value) in parsed {
+            headers.append(name, value);
+        }
+        of(&headers, &cookies.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn it_is_empty_where_nothing_is_presented_or_nothing_is_named() {
+        assert_eq!(principal(&[], &[]), b"");
+        assert_eq!(principal(&[("cookie", "sid=1")], &[]), b"");
+        assert_eq!(principal(&[("cookie", "side=1; asid=1; sid")], &["sid"]), b"");
+    }
+
+    #[test]
+    fn it_changes_with_authorization_and_with_named_cookies_and_with_nothing_else() {
+        let first = principal(&[("authorization", "Bearer a"), ("cookie", "x=1; sid=1; csrf=1")], &["sid"]);
+        let check =
+            |headers: &[_], same| assert_eq!(principal(headers, &["sid"]) == first, same, "{headers:?}");
+        check(&[("authorization", "Bearer a"), ("cookie", "csrf=2;sid=1"), ("origin", "o")], true);
+        check(&[("authorization", "Bearer a"), ("cookie", "a=b"), ("cookie", "sid=1")], true);
+        check(&[("authorization", "Bearer a"), ("cookie", "sid=2")], false);
+        check(&[("authorization", "Bearer a"), ("cookie", "sid=1; sid=2")], false);
+        check(&[("authorization", "Bearer b"), ("cookie", "sid=1")], false);
+        check(&[("authorization", "Bearer a")], false);
+        check(&[("cookie", "sid=1")], false);
+        check(&[], false);
+    }
+
+    #[test]
+    fn nothing_that_is_presented_passes_for_something_else() {
+        let cookie = principal(&[("cookie", "a=bc")], &["a", "ab"]);
+        assert_ne!(cookie, principal(&[("cookie", "ab=c")], &["a", "ab"]));
+        assert_ne!(cookie, principal(&[("authorization", "bc")], &["a", "ab"]));
+    }
+}

@@ -1,0 +1,104 @@
+//! `--admin`: whether it lives, whether it takes visitors, and who may read its figures.
+
+use std::io::Write;
+
+use mainstay::{Client, Link};
+use tokio::net::TcpListener;
+
+use crate::flags::check;
+use crate::frames::Frames;
+use crate::support::{Gateway, until};
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap()
+}
+
+#[tokio::test]
+async fn it_is_alive_and_ready_until_it_drains_and_then_alive_only() {
+    let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
+    // Two plain visitors: they are sent away over half a minute, so it drains for some seconds at least.
+    let url = format!("{}/echo", gateway.url);
+    let first = Link::to(&url).unwrap().connect_once().await.unwrap();
+    let second = Link::to(&url).unwrap().connect_once().await.unwrap();
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(status(&gateway.ask(path, "")), "200", "{path}");
+    }
+    gateway.signal("TERM");
+    until("no longer ready", || status(&gateway.ask("/readyz", "")) == "503").await;
+    assert!(gateway.ask("/readyz", "").ends_with("draining\n"));
+    assert_eq!(status(&gateway.ask("/healthz", "")), "200");
+    drop((first, second));
+}
+
+#[tokio::test]
+async fn a_backend_that_is_called_dead_is_counted_on_its_leg() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0", "--heartbeat", "100ms"]);
+    let _visitor = Client::builder(&gateway.url).unwrap().connect();
+    // Accepted, and never read again.
+    let (_, _silent) = Frames::serve(&listener).await;
+    gateway.reaches("dead_peers_total{leg=\"backend\",evidence=\"silent\"}", 1.0).await;
+    assert_eq!(gateway.metric("dead_peers_total{leg=\"visitor\",evidence=\"silent\"}"), 0.0);
+    assert_eq!(gateway.metric("links_lost_total"), 1.0);
+}
+
+#[test]
+fn figures_are_given_for_the_token_only_and_health_to_everybody() {
+    let file = TokenFile::holding("0123456789abcdef\n");
+    let mut gateway = Gateway::start(&["--admin", "0.0.0.0:0", "--admin-token-file", file.path()]);
+    gateway.admin = gateway.admin.map(|admin| ([127, 0, 0, 1], admin.port()).into());
+    for (headers, expected) in [
+        ("", "401"),
+        ("Authorization: Bearer 0123456789abcdeX\r\n", "401"),
+        ("Authorization: Bearer 0123456789abcdef\r\n", "200"),
+    ] {
+        let answer = gateway.ask("/metrics", headers);
+        assert_eq!(status(&answer), expected, "{headers}");
+        assert_eq!(answer.contains("mainstay_connections"), expected == "200");
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(status(&gateway.ask(path, "")), "200", "{path}");
+    }
+}
+
+#[test]
+fn figures_are_not_given_to_everybody_by_mistake() {
+    check(
+        &["serve", "--admin", "0.0.0.0:9090"],
+        &["--admin 0.0.0.0:9090", "127.0.0.1:9090", "--admin-token-file"],
+    );
+    check(&["serve", "--admin", "[::]:9090"], &["--admin [::]:9090", "loopback"]);
+    check(&["serve", "--admin-token-file", "x"], &["--admin"]);
+    let with_file = |path: &str, expected: &[&str]| {
+        check(&["serve", "--admin", "127.0.0.1:0", "--admin-token-file", path], expected);
+    };
+    with_file("no/such/file", &["--admin-token-file no/such/file", "No such file"]);
+    for wrong in ["", "short", "two words and more", "0123456789abcdef\n0123456789abcdef", &"x".repeat(2000)]
+    {
+        with_file(TokenFile::holding(wrong).path(), &["--admin-token-file", "one line of 16 to 1024"]);
+    }
+}
+
+struct TokenFile(std::path::PathBuf);
+
+impl TokenFile {
+    fn holding(token: &str) -> Self {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let name = format!("mainstay-token-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::File::create(&path).unwrap().write_all(token.as_bytes()).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for TokenFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,114 @@
+//! A WebSocket frame by frame: a visitor or a backend that does only what the test says.
+
+use std::io;
+use std::net::SocketAddr;
+
+use mainstay_proto::ws::handshake::accept_key;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) const TEXT: u8 = 0x81;
+pub(crate) const BINARY: u8 = 0x82;
+pub(crate) const CLOSE: u8 = 0x88;
+pub(crate) const PING: u8 = 0x89;
+pub(crate) const PONG: u8 = 0x8a;
+
+pub(crate) struct Frames {
+    stream: TcpStream,
+    masks: bool,
+}
+
+impl Frames {
+    /// The head of the answer to a visitor with these further headers (each with its line's end), and what follows.
+    pub(crate) async fn visit(address: SocketAddr, path: &str, headers: &str) -> (String, Self) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        (head(&mut stream).await, Self { stream, masks: true })
+    }
+
+    /// The head of the next request, which is accepted, and what follows.
+    pub(crate) async fn serve(listener: &TcpListener) -> (String, Self) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let request = head(&mut stream).await;
+        let key = request.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
+        let accept = accept_key(key.as_bytes());
+        let answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n\r\n"
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        (request, Self { stream, masks: false })
+    }
+
+    /// The next frame: its first byte, and its payload.
+    pub(crate) async fn read(&mut self) -> io::Result<(u8, Vec<u8>)> {
+        let first = self.stream.read_u8().await?;
+        let second = self.stream.read_u8().await?;
+        let length = match second & 0x7f {
+            126 => u64::from(self.stream.read_u16().await?),
+            127 => self.stream.read_u64().await?,
+            length => length.into(),
+        };
+        let mut key = [0; 4];
+        if second & 0x80 != 0 {
+            self.stream.read_exact(&mut key).await?;
+        }
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        self.stream.read_exact(&mut payload).await?;
+        payload.iter_mut().zip(key.iter().cycle()).for_each(|(byte, key)| *byte ^= key);
+        Ok((first, payload))
+    }
+
+    /// The next text; what comes before it is answered as a WebSocket stack would. `None`: the connection ended first.
+    pub(crate) async fn text(&mut self) -> Option<String> {
+        loop {
+            match self.read().await.ok()? {
+                (TEXT, payload) => return Some(String::from_utf8(payload).unwrap()),
+                (PING, payload) => self.write(PONG, &payload).await,
+                (CLOSE, payload) => {
+                    self.write(CLOSE, &payload).await;
+                    return None;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Best effort: the other end may be gone, and that is what the test looks at next.
+    pub(crate) async fn write(&mut self, first: u8, payload: &[u8]) {
+        let mut bytes = vec![first];
+        let mask = if self.masks { 0x80 } else { 0 };
+        match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+            (Ok(length @ ..=125), _) => bytes.push(mask | length),
+            (_, Ok(length)) => {
+                bytes.push(mask | 126);
+                bytes.extend(length.to_be_bytes());
+            }
+            _ => {
+                bytes.push(mask | 127);
+                bytes.extend((payload.len() as u64).to_be_bytes());
+            }
+        }
+        if self.masks {
+            bytes.extend([0; 4]);
+        }
+        bytes.extend(payload);
+        self.write_bytes(&bytes).await;
+    }
+
+    pub(crate) async fn write_bytes(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes).await;
+    }
+}
+
+async fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}

@@ -1,0 +1,133 @@
+//! Hostile visitors before a backend, and honest ones beside them. What each input gets is shown in the tests of
+//! `mainstay`; here it has a link behind it.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::any;
+use mainstay::client::{Event, Mode};
+use mainstay::{Client, GapCause, Link, Message, SessionUpgrade};
+use mainstay_proto::session::message::{ClientKey, Hello, Instance};
+use mainstay_proto::session::{Control, Window};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::frames::{BINARY, Frames, PING, TEXT};
+use crate::support::{Gateway, backend};
+
+const SESSION: &str = "Sec-WebSocket-Protocol: mainstay.v1\r\n";
+/// As many as the window holds, and the message after them.
+const GAPS: u64 = 1023;
+
+/// What each hostile visitor writes once it is accepted.
+fn inputs() -> Vec<(&'static str, Vec<u8>)> {
+    let masked = |first: u8, payload: &[u8]| {
+        let mut frame = vec![first, 0x80 | u8::try_from(payload.len()).unwrap(), 0, 0, 0, 0];
+        frame.extend(payload);
+        frame
+    };
+    vec![
+        ("", vec![TEXT, 1, b'x']),
+        ("", masked(0x83, b"")),
+        ("", masked(TEXT, b"\xff")),
+        ("", [&[TEXT, 0xff][..], &[0x3f; 8], &[0; 4]].concat()),
+        ("", vec![TEXT, 0x85, 0, 0, 0, 0, b'x']),
+        ("", masked(PING, b"").repeat(5000)),
+        ("", masked(0x01, b"").repeat(5000)),
+        (SESSION, masked(BINARY, b"")),
+        (SESSION, masked(BINARY, &[4, 1])),
+        (SESSION, masked(TEXT, b"no HELLO")),
+    ]
+}
+
+fn hello() -> Vec<u8> {
+    Control::Hello(Box::new(Hello {
+        window: Window { messages: 16, bytes: 1 << 16 },
+        key: ClientKey([7; 16]),
+        key_age: Duration::ZERO,
+        instance: Instance([7; 8]),
+        attempt: 1,
+        resume: None,
+        credentials: None,
+        resume_window: None,
+    }))
+    .encode()
+    .to_vec()
+}
+
+/// Drops messages of its own, and says so each time.
+async fn tells_of_gaps(gateway: &Gateway) -> Frames {
+    let (_, mut visitor) = Frames::visit(gateway.address(), "/", SESSION).await;
+    visitor.write(BINARY, &hello()).await;
+    for first in 1..=GAPS {
+        let gap = Control::Gap { first, count: 1, cause: GapCause::Overflow };
+        visitor.write(BINARY, &gap.encode()).await;
+    }
+    visitor.write(TEXT, b"after the gaps").await;
+    assert_eq!(visitor.text().await.as_deref(), Some("after the gaps"));
+    visitor
+}
+
+/// Writes until nobody takes it any more, and reads nothing.
+async fn never_reads(gateway: &Gateway) -> Frames {
+    let (_, mut visitor) = Frames::visit(gateway.address(), "/", "").await;
+    let write_one = async |visitor: &mut Frames| {
+        tokio::time::timeout(Duration::from_millis(100), visitor.write(TEXT, &[b'x'; 60_000])).await
+    };
+    while write_one(&mut visitor).await.is_ok() {}
+    visitor
+}
+
+async fn begins_a_request(gateway: &Gateway) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn honest_visitors_lose_nothing_beside_hostile_ones() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let echo = any(|upgrade: SessionUpgrade| async {
+        upgrade.on_session(|mut session| async move {
+            while let Some(message) = session.recv().await {
+                session.send(message).await.ok();
+            }
+        })
+    });
+    backend(listener, Router::new().route("/", echo)).await;
+    let mut gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0"]);
+    let mut session = Client::builder(&gateway.url).unwrap().connect();
+    let mut plain = Link::to(&gateway.url).unwrap().connect_once().await.unwrap();
+    let mut hostile = Vec::new();
+    let mut silent = Vec::new();
+    let mut sent = 0..;
+    for (headers, input) in inputs() {
+        let (_, mut visitor) = Frames::visit(gateway.address(), "/", headers).await;
+        visitor.write_bytes(&input).await;
+        hostile.push(visitor);
+        silent.push(begins_a_request(&gateway).await);
+        serve_both(&mut session, &mut plain, sent.next().unwrap()).await;
+    }
+    hostile.push(tells_of_gaps(&gateway).await);
+    serve_both(&mut session, &mut plain, sent.next().unwrap()).await;
+    hostile.push(never_reads(&gateway).await);
+    for number in sent.take(200) {
+        serve_both(&mut session, &mut plain, number).await;
+    }
+    assert_eq!(
+        session.event().await,
+        Some(Event::Attached { mode: Mode::Session, resumed: false, epoch: 1 })
+    );
+    assert_eq!(gateway.metric("attaches_total{outcome=\"resumed\"}"), 0.0, "nobody had to come back");
+    assert_eq!(gateway.metric("gaps_total{cause=\"client\"}"), GAPS as f64);
+    assert!(gateway.is_up());
+    assert_eq!(gateway.said(), "", "no visitor fills the log");
+}
+
+async fn serve_both(session: &mut Client, plain: &mut Link, number: u32) {
+    let message = Message::text(number.to_string());
+    session.send(message.clone()).await.unwrap();
+    plain.send(message.clone()).await.unwrap();
+    assert_eq!((session.recv().await, plain.recv().await), (Some(message.clone()), Some(message)));
+}

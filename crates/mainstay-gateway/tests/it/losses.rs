@@ -1,0 +1,182 @@
+//! What the backend did not certainly get: counted, and told once.
+
+use axum::Router;
+use axum::routing::any;
+use mainstay::{Client, CloseCode, Link, Mainstay, Message, SessionUpgrade};
+use tokio::net::TcpListener;
+
+use crate::frames::Frames;
+use crate::support::{Door, Gateway, backend, until};
+
+const UNKNOWN: &str = "link_messages_total{fate=\"unknown\"}";
+const NOT_DELIVERED: &str = "link_messages_total{fate=\"not_delivered\"}";
+const UNDELIVERABLE: &str = "link_messages_total{fate=\"undeliverable\"}";
+const KEPT: &str = "queue_bytes{leg=\"backend\"}";
+
+async fn bare(arguments: &[&str]) -> (Gateway, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let arguments = [&["--admin", "127.0.0.1:0"], arguments].concat();
+    (Gateway::in_front_of(listener.local_addr().unwrap(), &arguments), listener)
+}
+
+fn lines_that_say(gateway: &Gateway, what: &str) -> usize {
+    gateway.said().lines().filter(|line| line.contains(what)).count()
+}
+
+#[tokio::test]
+async fn at_most_once_what_a_killed_backend_may_have_got_is_counted_and_told() {
+    let (gateway, listener) = bare(&["--delivery", "at-most-once"]).await;
+    let visitor = Client::builder(&gateway.url).unwrap().connect();
+    visitor.send(Message::text("a")).await.unwrap();
+    let (_, mut killed) = Frames::serve(&listener).await;
+    assert_eq!(killed.text().await.as_deref(), Some("a"));
+    drop(killed);
+    gateway.reaches(UNKNOWN, 1.0).await;
+    visitor.send(Message::text("b")).await.unwrap();
+    let (_, mut next) = Frames::serve(&listener).await;
+    assert_eq!(next.text().await.as_deref(), Some("b"), "at most once");
+    tokio::join!(visitor.close(CloseCode::NORMAL, ""), async { while next.text().await.is_some() {} });
+    until("the loss is told", || lines_that_say(&gateway, "unknown=1 not_delivered=0 undeliverable=0") == 1)
+        .await;
+    assert_eq!(gateway.said().lines().count(), 1, "{}", gateway.said());
+    assert_eq!(gateway.metric(UNKNOWN) + gateway.metric(NOT_DELIVERED), 1.0);
+}
+
+#[tokio::test]
+async fn a_message_that_ends_three_connections_is_counted_and_told() {
+    let (gateway, listener) = bare(&[]).await;
+    let visitor = Client::builder(&gateway.url).unwrap().connect();
+    visitor.send(Message::text("poison")).await.unwrap();
+    for _ in 0..3 {
+        let (_, mut poisoned) = Frames::serve(&listener).await;
+        assert_eq!(poisoned.text().await.as_deref(), Some("poison"));
+    }
+    gateway.reaches(UNDELIVERABLE, 1.0).await;
+    visitor.send(Message::text("bread")).await.unwrap();
+    let (_, mut next) = Frames::serve(&listener).await;
+    assert_eq!(next.text().await.as_deref(), Some("bread"));
+    tokio::join!(visitor.close(CloseCode::NORMAL, ""), async { while next.text().await.is_some() {} });
+    until("the loss is told", || lines_that_say(&gateway, "unknown=0 not_delivered=0 undeliverable=1") == 1)
+        .await;
+}
+
+#[tokio::test]
+async fn what_a_visitor_leaves_to_a_backend_that_stays_away_is_counted_and_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let door = Door::to(listener.local_addr().unwrap()).await;
+    let app: Router<Mainstay> = Router::new().route(
+        "/",
+        any(|upgrade: SessionUpgrade| async {
+            upgrade.on_session(|mut session| async move {
+                while let Some(message) = session.recv().await {
+                    session.send(message).await.ok();
+                }
+            })
+        }),
+    );
+    backend(listener, app).await;
+    let gateway = Gateway::in_front_of(door.address, &["--admin", "127.0.0.1:0"]);
+    let mut session = Client::builder(&gateway.url).unwrap().connect();
+    let mut plain = Link::to(&gateway.url).unwrap().connect_once().await.unwrap();
+    session.send(Message::text("delivered")).await.unwrap();
+    plain.send(Message::text("delivered")).await.unwrap();
+    let delivered = Some(Message::text("delivered"));
+    assert_eq!((session.recv().await, plain.recv().await), (delivered.clone(), delivered));
+    gateway.reaches(KEPT, 0.0).await;
+    assert_eq!(gateway.metric("messages_total{direction=\"in\"}"), 2.0, "and no control messages");
+    door.shut();
+    gateway.reaches("links_lost_total", 2.0).await;
+    session.send(Message::text("left")).await.unwrap();
+    plain.send(Message::text("left")).await.unwrap();
+    gateway.reaches(KEPT, 8.0).await;
+    tokio::join!(session.close(CloseCode::NORMAL, ""), plain.close(CloseCode::NORMAL, ""));
+    // The backend is given 10 s to come back.
+    gateway.reaches(NOT_DELIVERED, 2.0).await;
+    until("each loss is told", || lines_that_say(&gateway, "unknown=0 not_delivered=1 undeliverable=0") == 2)
+        .await;
+    assert_eq!((gateway.metric(UNKNOWN), gateway.metric(KEPT)), (0.0, 0.0));
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_ended_says_what_it_had_kept() {
+    let (mut gateway, listener) = bare(&["--confirm", "reply"]).await;
+    let visitor = Client::builder(&gateway.url).unwrap().connect();
+    visitor.send(Message::text("kept")).await.unwrap();
+    let (_, mut served) = Frames::serve(&listener).await;
+    assert_eq!(served.text().await.as_deref(), Some("kept"));
+    assert_eq!(gateway.metric(KEPT), 4.0, "it is not answered");
+    gateway.signal("TERM");
+    until("it drains", || lines_that_say(&gateway, "draining") == 1).await;
+    gateway.signal("TERM");
+    until("what it kept is told", || lines_that_say(&gateway, "bytes=4") == 1).await;
+    while gateway.is_up() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_visitor_that_ends_before_the_backend_answers_loses_nothing() {
+    let (gateway, listener) = bare(&["--confirm", "reply"]).await;
+    let visitor = Client::builder(&gateway.url).unwrap().connect();
+    visitor.send(Message::text("a")).await.unwrap();
+    let (_, mut served) = Frames::serve(&listener).await;
+    assert_eq!(served.text().await.as_deref(), Some("a"));
+    visitor.close(CloseCode::NORMAL, "").await;
+    gateway.reaches("connections", 0.0).await;
+    served.write(crate::frames::TEXT, b"answer").await;
+    assert_eq!(served.text().await, None, "closed in order");
+    gateway.reaches("sessions", 0.0).await;
+    assert_eq!((gateway.metric(UNKNOWN), gateway.metric(NOT_DELIVERED)), (0.0, 0.0));
+    assert_eq!(gateway.said(), "");
+}
+
+#[tokio::test]
+async fn with_reply_a_message_is_kept_until_the_backend_answered_it() {
+    let (gateway, listener) = bare(&["--confirm", "reply", "--heartbeat", "100ms"]).await;
+    let mut visitor = Client::builder(&gateway.url).unwrap().connect();
+    visitor.send(Message::text("a")).await.unwrap();
+    let (_, mut unanswered) = Frames::serve(&listener).await;
+    assert_eq!(unanswered.text().await.as_deref(), Some("a"));
+    // More than enough for a confirming Ping, if there were one.
+    for _ in 0..6 {
+        ping(&mut unanswered).await;
+    }
+    drop(unanswered);
+    let (_, mut answered) = Frames::serve(&listener).await;
+    assert_eq!(answered.text().await.as_deref(), Some("a"), "a Pong confirms nothing");
+    answered.write(crate::frames::TEXT, b"answer").await;
+    assert_eq!(visitor.recv().await, Some(Message::text("answer")));
+    drop(answered);
+    visitor.send(Message::text("b")).await.unwrap();
+    let (_, mut next) = Frames::serve(&listener).await;
+    assert_eq!(next.text().await.as_deref(), Some("b"), "an answer does");
+}
+
+#[tokio::test]
+async fn with_pong_and_window_what_was_confirmed_last_is_sent_again() {
+    for (confirm, again) in [("pong", "b"), ("pong+window", "a")] {
+        let (gateway, listener) = bare(&["--confirm", confirm, "--heartbeat", "100ms"]).await;
+        let visitor = Client::builder(&gateway.url).unwrap().connect();
+        visitor.send(Message::text("a")).await.unwrap();
+        let (_, mut confirmed) = Frames::serve(&listener).await;
+        assert_eq!(confirmed.text().await.as_deref(), Some("a"));
+        while ping(&mut confirmed).await != 1_u64.to_be_bytes() {}
+        // The next one comes after the answer was read.
+        ping(&mut confirmed).await;
+        drop(confirmed);
+        visitor.send(Message::text("b")).await.unwrap();
+        let (_, mut next) = Frames::serve(&listener).await;
+        assert_eq!(next.text().await.as_deref(), Some(again), "{confirm}");
+    }
+}
+
+/// Answers the next Ping and returns what it carried: a position if it is to confirm.
+async fn ping(backend: &mut Frames) -> Vec<u8> {
+    loop {
+        let (first, payload) = backend.read().await.unwrap();
+        if first == crate::frames::PING {
+            backend.write(crate::frames::PONG, &payload).await;
+            return payload;
+        }
+    }
+}
