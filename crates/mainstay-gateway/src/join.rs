@@ -116,6 +116,12 @@ fn unreachable_now() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, headers, "the backend cannot be reached, come back\n").into_response()
 }
 
+/// The reason of a close; `docs/PROTOCOL.md` "Closing" says how it is read.
+fn come_back() -> String {
+    let after = Duration::from_secs(1) + jitter(SPREAD);
+    format!("retry_ms={}, the backend cannot be reached", after.as_millis())
+}
+
 /// Uniform below `spread`. The standard library's hasher is seeded with randomness, and nothing better is
 /// needed to keep visitors apart.
 fn jitter(spread: Duration) -> Duration {
@@ -201,7 +207,7 @@ async fn join(mut session: Session, mut link: Link, config: Arc<LinkConfig>, wai
         () = up => None,
         // The backend ended it: the visitor is told with the backend's own words.
         ((), end) = async { tokio::join!(down, end) } => Some(end),
-        () = away.notified() => Some((CloseCode::TRY_AGAIN, "the backend cannot be reached".to_owned())),
+        () = away.notified() => Some((CloseCode::TRY_AGAIN, come_back())),
     };
     if let Some((code, reason)) = told {
         session.close(code, &reason);

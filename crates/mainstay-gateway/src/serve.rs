@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use crate::admin::Token;
 use crate::forward::Network;
 use crate::links::Links;
-use crate::{Interrupts, admin, builtin, join, values};
+use crate::{Interrupts, admin, builtin, descriptors, join, values};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
 /// who finds the queue full is not heard until TCP asks again, a second later or more.
@@ -69,9 +69,10 @@ pub(crate) struct Arguments {
     /// visitors have its address, also if it is trusted.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
-    /// The most sessions at a time, those of absent visitors included.
-    #[arg(long, value_name = "COUNT", value_parser = values::count, default_value_t = 1_000_000, allow_negative_numbers = true)]
-    max_sessions: usize,
+    /// The most sessions at a time, those of absent visitors included. Default: as many as open files allow, at most
+    /// 1,000,000.
+    #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
+    max_sessions: Option<usize>,
     /// End what carried no message for this long, in either direction.
     #[arg(long, value_name = "DURATION", value_parser = values::idle_timeout)]
     idle_timeout: Option<Duration>,
@@ -166,6 +167,7 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
 
 async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
+    let files = descriptors::take_all();
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
     let mainstay = Mainstay::new(Config {
         heartbeat,
@@ -177,7 +179,9 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
             per_address: arguments.max_per_ip,
         },
         lifetime: lifetime(&arguments)?,
-        max_sessions: arguments.max_sessions,
+        max_sessions: arguments
+            .max_sessions
+            .unwrap_or(descriptors::sessions(files, arguments.upstream.is_some())),
         origins: match arguments.allow_origin.as_slice() {
             [] => Origins::Any,
             allowed => Origins::Only(allowed.to_vec()),
