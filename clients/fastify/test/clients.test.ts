@@ -142,13 +142,11 @@ class Client implements SessionHooks {
   }
 
   onAttached(): void {}
-  onGap(fate: unknown): void {
-    this.gaps.push(fate);
+  onEvent(type: string, fields: object): void {
+    this.gaps.push([type, fields]);
   }
   onRefused(): void {}
   onGoAway(): void {}
-  onVolatile(): void {}
-  onAuthenticated(): void {}
   onEnded(...end: unknown[]): void {
     this.gaps.push(end);
   }

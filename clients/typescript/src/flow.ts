@@ -35,7 +35,7 @@ export class Outbox {
   /** What the peer accepts. */
   peer: Window = [16, 65_536];
   /** What is kept at most. */
-  limit: Window;
+  declare limit: Window;
 
   constructor(limit: Window) {
     this.limit = limit;
@@ -105,7 +105,7 @@ export class Inbox {
   untoldBytes = 0;
   /** When an acknowledgement is due even if nothing more comes. */
   dueAt = Infinity;
-  window: Window;
+  declare window: Window;
 
   constructor(window: Window) {
     this.window = window;
@@ -165,10 +165,10 @@ export class Inbox {
 
 /** The two streams of one session. */
 export class Flow {
-  outbox: Outbox;
-  inbox: Inbox;
+  declare outbox: Outbox;
+  declare inbox: Inbox;
   /** The nonce of the newest PING that waits for its PONG. */
-  pong: number | undefined;
+  declare pong: number | undefined;
   /** Messages written again; messages that came again and were dropped. */
   replayed = 0;
   repeated = 0;

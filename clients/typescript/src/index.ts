@@ -1,6 +1,7 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
-import { type BaseOptions, BaseSocket, checkCloseCode, dataOf, type Fresh, QueueFullError } from "./client.js";
+import { ask, type BaseOptions, BaseSocket, checkCloseCode, dataOf, type Fresh, QueueFullError } from "./client.js";
+import type { Received } from "./machine.js";
 import { storedIn } from "./resume.js";
 import { ClientSession, type Fate } from "./session.js";
 import { SessionMachine } from "./sessions.js";
@@ -36,7 +37,7 @@ export interface Options extends BaseOptions {
 export interface Sent {
   /** Settles when the message is accepted, at once unless it waits for room, or when it never will be: `delivered` tells. */
   readonly accepted: Promise<void>;
-  /** Settles when it is known what became of the message, and never rejects. Costs nothing unless it is asked for. */
+  /** Settles when it is known what became of the message, and never rejects. */
   readonly delivered: Promise<Outcome>;
 }
 
@@ -46,52 +47,53 @@ export interface Sent {
  * other server it reconnects, and every re-attach is reported as a `gap` of unknown size.
  */
 export class MainstaySocket extends BaseSocket {
+  /** @internal */
   declare protected machine: SessionMachine;
+  /** @internal */
   declare protected options: Options;
-  private session: ClientSession;
-  private stored: ReturnType<typeof storedIn> | undefined;
+  declare private session: ClientSession;
   /** Somebody listens: messages are handed over as they come. */
   private isFlowing = false;
-  private held: Data[] = [];
-  private wake: (() => void) | undefined;
+  declare private handler: BaseSocket["onmessage"];
+  /** For the iterator. */
+  private held: Received[] = [];
+  declare private wake: (() => void) | undefined;
   /** Closes, once nothing waits to be accepted. */
-  private closes: (() => void) | undefined;
+  declare private closes: (() => void) | undefined;
+  /** Not accepted yet; accepted, and what became of it is not known yet. */
   private waiting: Message[] = [];
-  private watched = new Set<Message>();
-  /** What became of the sessions that were lost, in order; of very many, of the last. */
-  private fates: Fate[] = [];
-  private era = 0;
+  private open: Message[] = [];
   private counts = { connections: 0, gaps: 0 };
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
-    const { keep, resumeWindowMs: resumeWindow, resend, credentials } = options;
-    const session = new ClientSession({ keep, resumeWindow, resend }, (length) => crypto.getRandomValues(new Uint8Array(length)));
+    const { credentials, resume, resumeKey } = options;
+    const session = new ClientSession(options, (length) => crypto.getRandomValues(new Uint8Array(length)));
     super(
       url,
-      protocols,
       options,
       (now, io) => new SessionMachine(now, options, Math.random, io, session),
       async () => {
-        const asked = typeof credentials === "function" ? await credentials() : undefined;
-        if (asked !== undefined) session.credentials = bytesOf(asked);
+        const [names, fresh] = await Promise.all([ask(protocols), typeof credentials === "function" && credentials()]);
+        if (fresh) session.credentials = bytesOf(fresh);
+        return this.machine.offer([names].flat());
       },
     );
     this.session = session;
-    let onmessage: MainstaySocket["onmessage"] = null;
-    Object.defineProperty(this, "onmessage", {
-      get: () => onmessage,
-      set: (handler) => {
-        onmessage = handler;
-        if (handler) this.flow();
-      },
-    });
     // Once: `authenticate` may replace them.
     if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
-    if (options.resume) {
-      if (typeof url === "function" && !options.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
-      this.stored = storedIn(`mainstay ${options.resumeKey ?? this.url.split("?")[0]}`, session);
-      this.stored.load();
-    }
+    if (!resume) return;
+    if (typeof url === "function" && !resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
+    const stored = storedIn(`mainstay ${resumeKey ?? this.url.split("?")[0]}`, session);
+    const leave = () => {
+      // What comes after the copy was made would be lost with it.
+      stored.store();
+      this.suspend();
+    };
+    this.listen(document, "freeze", "lifecycle", leave);
+    this.listen(globalThis, "pagehide", "lifecycle", leave);
+    this.listen(document, "resume", "lifecycle", stored.unstore);
+    this.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && stored.unstore());
+    stored.load();
   }
 
   /** The session's public name; opens nothing. Empty before the first attach and towards plain peers. */
@@ -119,40 +121,37 @@ export class MainstaySocket extends BaseSocket {
    * and `delivered` says so.
    * @throws {@link QueueFullError} if as much is kept as may be, and `whenFull` is not `wait`.
    */
-  override send(payload: Sendable): Sent {
-    const message = new Message(payload instanceof Blob ? undefined : dataOf(payload), this);
+  send(payload: Sendable): Sent {
+    const blob = payload instanceof Blob && payload;
+    const message = new Message(blob ? undefined : dataOf(payload as Exclude<Sendable, Blob>));
     if (this.readyState > 1) {
-      message.accept();
+      message.end("not delivered");
       return message;
     }
-    const waits = this.waiting.length || this.session.isRestored || payload instanceof Blob;
+    const waits = blob || this.waiting.length || this.session.isRestored || this.options.whenFull === "wait";
     this.waiting.push(message);
     this.admit();
-    if (!message.number && !waits && this.options.whenFull !== "wait") {
+    if (!message.number && !waits) {
       this.waiting.pop();
       throw new QueueFullError("too much is waiting to be acknowledged: await `delivered`, or set whenFull to wait");
     }
-    if (payload instanceof Blob) {
-      payload.arrayBuffer().then(
-        (buffer) => {
-          message.data = new Uint8Array(buffer);
-          this.step();
-        },
-        (error) => {
-          this.waiting = this.waiting.filter((other) => other !== message);
-          message.accept();
-          this.emit("error", { error });
-          this.step();
-        },
-      );
-    }
+    if (blob) void this.read(blob, message);
     this.step();
     return message;
   }
 
-  /** As closing tells it, from `close` on, though a message that waits may still be accepted. */
+  /**
+   * As `open` and `close` tell it. A session that is detached is OPEN: what is sent is kept, and no `open` follows, so
+   * whoever asks before sending, or waits for `open`, is not misled. Detached from a plain peer is CONNECTING. CLOSING
+   * from `close` on, though a message that waits may still be accepted.
+   */
   override get readyState(): number {
-    return this.closes ? Math.max(super.readyState, 2) : super.readyState;
+    return Math.max(super.readyState, this.closes ? 2 : Number(this.mode === "session"));
+  }
+
+  /** Payload that the peer has not acknowledged; of a plain peer, that has not left. */
+  override get bufferedAmount(): number {
+    return this.mode === "session" ? this.machine.bufferedAmount : super.bufferedAmount;
   }
 
   /** Ends in order: what was sent before is delivered first, what waits for room or is read from a Blob included. */
@@ -184,6 +183,15 @@ export class MainstaySocket extends BaseSocket {
     if (type === "message") this.flow();
   }
 
+  override get onmessage(): BaseSocket["onmessage"] {
+    return this.handler;
+  }
+
+  override set onmessage(handler: BaseSocket["onmessage"]) {
+    this.handler = handler;
+    if (handler) this.flow();
+  }
+
   /** The messages, one at a time: one is acknowledged when the next is asked for. Ends with the socket. */
   async *[Symbol.asyncIterator](): AsyncGenerator<any, void, void> {
     for (;;) {
@@ -212,39 +220,48 @@ export class MainstaySocket extends BaseSocket {
     queueMicrotask(() => this.step());
   }
 
+  /** @internal */
   protected override pump(): void {
     this.admit();
     if (!this.waiting.length) this.closes?.();
-    for (const message of this.watched) this.look(message);
+    while (this.open[0] && this.open[0].number <= this.machine.settled) this.open.shift()!.end(this.mode === "plain" ? "unknown" : "delivered");
     if (this.isFlowing) for (const data of this.held.splice(0)) super.dispatch("message", { data });
     const isWanted = this.isFlowing || (this.wake && !this.held.length);
     const delivery = isWanted ? this.session.handOver(this.machine.now) : undefined;
-    if (delivery?.data !== undefined) this.emit("message", { data: delivery.data });
+    if (delivery?.data !== undefined) this.emit("message", delivery);
     else if (delivery) this.emit("gap", { dropped: { first: delivery.first, count: delivery.count } });
   }
 
   /** A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session. */
   protected override emit(type: string, fields?: any): void {
     if (fields?.fate) {
-      this.era++;
-      if (this.fates.push(fields.fate) > 64) this.fates.shift();
+      const { delivered, unknown, resent } = fields.fate as Fate;
+      this.open = this.open.filter((message) => {
+        if (message.number <= delivered) message.end("delivered");
+        else if (message.number <= unknown) message.end("unknown");
+        else if (resent) return (message.number -= unknown);
+        else message.end("not delivered");
+        return;
+      });
     }
+    if (type === "close") for (const message of [...this.open.splice(0), ...this.waiting.splice(0)]) message.end("not delivered");
     super.emit(type, fields);
   }
 
   protected override dispatch(type: string, fields?: any): void {
     if (type === "session") this.counts.connections++;
     if (type === "gap") this.counts.gaps++;
-    if (type === "close" || type === "gap") {
-      if (type === "close") for (const message of this.waiting.splice(0)) message.accept();
-      for (const message of this.watched) this.look(message);
-    }
     const isHeld = type === "message" && !this.isFlowing;
     if (isHeld) this.held.push(fields.data);
     else super.dispatch(type, fields);
     if (isHeld || type === "close") {
       this.wake?.();
       this.wake = undefined;
+    }
+    if (type === "gap" && this.options.endOnGap) {
+      // What has happened since belongs to what came after the gap.
+      this.events = [];
+      this.machine.end(1006, "something was lost: start again");
     }
   }
 
@@ -253,64 +270,39 @@ export class MainstaySocket extends BaseSocket {
       first.number = this.machine.send(first.data);
       if (!first.number) return;
       first.data = undefined;
-      first.era = this.era;
       first.accept();
+      this.open.push(first);
     }
   }
 
-  /** @internal Settles a message if its fate is known. */
-  look(message: Message): void {
-    let outcome: Outcome | undefined;
-    for (; message.number && !outcome && message.era < this.era; message.era++) {
-      const { delivered, unknown, resent } = this.fates.at(message.era - this.era) ?? { delivered: 0, unknown: Infinity, resent: false };
-      if (message.number <= delivered) outcome = "delivered";
-      else if (message.number <= unknown) outcome = "unknown";
-      else if (!resent) outcome = "not delivered";
-      else message.number -= unknown;
+  private async read(blob: Blob, message: Message): Promise<void> {
+    try {
+      message.data = new Uint8Array(await blob.arrayBuffer());
+    } catch (error) {
+      this.waiting = this.waiting.filter((other) => other !== message);
+      message.end("not delivered");
+      this.emit("error", { error });
     }
-    if (message.number && message.number <= this.machine.settled) outcome ??= this.mode === "plain" ? "unknown" : "delivered";
-    if (this.readyState > 2 || (!message.number && !this.waiting.includes(message))) outcome ??= "not delivered";
-    if (!outcome) this.watched.add(message);
-    else {
-      this.watched.delete(message);
-      message.settle?.(outcome);
-    }
-  }
-
-  // ---- the page -----------------------------------------------------------------------------------
-
-  protected override leavePage(isKept: boolean): void {
-    // What comes after the copy was made would be lost with it.
-    this.stored?.store();
-    super.leavePage(isKept || !!this.stored);
-  }
-
-  protected override enterPage(): void {
-    this.stored?.unstore();
-    super.enterPage();
+    this.step();
   }
 }
 
 class Message implements Sent {
   /** Its number in its session; 0 before it is accepted. */
   number = 0;
-  /** How many sessions were lost before it was accepted. */
-  era = 0;
-  accept!: () => void;
+  declare accept: () => void;
+  declare settle: (outcome: Outcome) => void;
   readonly accepted = new Promise<void>((resolve) => (this.accept = resolve));
-  settle: ((outcome: Outcome) => void) | undefined;
-  private promise: Promise<Outcome> | undefined;
+  readonly delivered = new Promise<Outcome>((resolve) => (this.settle = resolve));
+  /** Until it is accepted; undefined while a Blob is being read. */
+  declare data: Data | undefined;
 
-  constructor(
-    /** Until it is accepted; undefined while a Blob is being read. */
-    public data: Data | undefined,
-    private socket: MainstaySocket,
-  ) {}
+  constructor(data: Data | undefined) {
+    this.data = data;
+  }
 
-  get delivered(): Promise<Outcome> {
-    return (this.promise ??= new Promise((resolve) => {
-      this.settle = resolve;
-      this.socket.look(this);
-    }));
+  end(outcome: Outcome): void {
+    this.accept();
+    this.settle(outcome);
   }
 }

@@ -47,15 +47,15 @@ export interface Fate {
 export interface SessionHooks {
   /** Bound to a connection. */
   onAttached(id: number, welcome: Welcome): void;
-  /** The session is lost, and a new one follows. The one word about it. */
-  onGap(fate: Fate): void;
+  /**
+   * For the application, by the names of its events: `gap` where the session is lost and a new one follows, the one word
+   * about it; `volatile`; and `authenticated`, what became of the credentials that `authenticate` presented.
+   */
+  onEvent(type: string, fields: object): void;
   /** An attempt was refused; another may have success, after the delay. */
   onRefused(code: number, delay: Delay): void;
   /** Leave the connection after the delay; nothing is lost. */
   onGoAway(delay: Delay, closeIn: number): void;
-  onVolatile(data: Data): void;
-  /** What became of the credentials that `authenticate` presented. */
-  onAuthenticated(accepted: boolean): void;
   /** Nothing follows. What is still owed to a connection is to be written first. */
   onEnded(code: number, reason: string, fate: Fate): void;
 }
@@ -63,8 +63,8 @@ export interface SessionHooks {
 export interface SessionConfig {
   /** What is kept until acknowledged. Default 1,024 messages, 4 MiB. */
   keep?: Window | undefined;
-  /** The resume window asked for; the server decides. Milliseconds. */
-  resumeWindow?: number | undefined;
+  /** The resume window asked for; the server decides. */
+  resumeWindowMs?: number | undefined;
   /** Send again in the next session what a lost one certainly did not deliver. Default true. */
   resend?: boolean | undefined;
 }
@@ -101,29 +101,29 @@ const ACCEPT: Window = [1024, 4_194_304];
 const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted"] as const;
 
 export class ClientSession {
-  hooks!: SessionHooks;
-  flow: Flow;
+  declare hooks: SessionHooks;
+  declare flow: Flow;
   /** The credentials of every HELLO; new ones go through {@link authenticate}. */
-  credentials: Bytes | undefined;
-  current: Connection | undefined;
-  pending: Connection | undefined;
-  instance: Bytes;
+  declare credentials: Bytes | undefined;
+  declare current: Connection | undefined;
+  declare pending: Connection | undefined;
+  declare instance: Bytes;
   /** Started from stored state and not attached yet: it numbers nothing new. */
   isRestored = false;
   private life = Life.Open;
   private end: End = [Type.End, 0, "", 0, 0];
-  private token: Bytes | undefined;
+  declare private token: Bytes | undefined;
   private attempt = 0;
-  private key: Bytes;
+  declare private key: Bytes;
   private keySentAt = NaN;
   /** Credentials without a verdict, and the connection that they were presented on. */
-  private fresh: { credentials: Bytes; on: number } | undefined;
+  declare private fresh: { credentials: Bytes; on: number } | undefined;
   /** Where both ends stood when the current connection was attached. */
   private mark = "";
   /** Connections in a row that ended after WELCOME without progress. */
   private barren = 0;
-  private config: SessionConfig;
-  private random: (length: number) => Bytes;
+  declare private config: SessionConfig;
+  declare private random: (length: number) => Bytes;
 
   /** A session of a new instance. `random` gives bytes of the platform's cryptographic randomness. */
   constructor(config: SessionConfig, random: (length: number) => Bytes) {
@@ -155,14 +155,14 @@ export class ClientSession {
 
   /** An earlier instance's session could not be stored: something is lost, and how much is not known. */
   reportLoss(): void {
-    this.hooks.onGap(this.fate());
+    this.hooks.onEvent("gap", { fate: this.fate() });
   }
 
   // ---- connections ----------------------------------------------------------------------------
 
-  /** A connection is open and speaks `mainstay.v1`: ask for the session on it. False: the session is ending, let it go. */
-  opened(now: number, id: number): boolean {
-    if (this.life > Life.Closing) return false;
+  /** A connection is open and speaks `mainstay.v1`: ask for the session on it, unless it is ending. */
+  opened(now: number, id: number): void {
+    if (this.life > Life.Closing) return;
     const { token, fresh, flow: { outbox, inbox } } = this;
     if (!token) outbox.peer = [16, 65_536];
     if (fresh) fresh.on = id;
@@ -177,17 +177,26 @@ export class ClientSession {
       ++this.attempt,
       token && [token, inbox.received, outbox.last, outbox.acknowledged + 1],
       fresh ? fresh.credentials : this.credentials,
-      this.config.resumeWindow,
+      this.config.resumeWindowMs,
     ];
     this.keySentAt ||= now;
     this.pending = { id, lane: { wrote: 0, read: 0 }, queue: [encode(hello)], resumes: !!token };
-    return true;
   }
 
-  /** A connection is gone, however that came about. */
-  lost(id: number): void {
-    if (this.pending?.id === id) this.leavePending();
-    if (this.current?.id === id) {
+  /**
+   * A connection is gone, however that came about. The reason of 4409 is the winner's instance and what the server
+   * received; a pending connection counts too: coming back would take the session from the winner, who would come back
+   * as well.
+   */
+  lost(id: number, code?: number, reason = ""): void {
+    const isPending = this.pending?.id === id;
+    const isCurrent = this.current?.id === id;
+    const [winner, received] = reason.split(" ");
+    if (code === 4409 && (isPending || isCurrent) && winner && winner !== toHex(this.instance)) {
+      return this.finish(code, "another instance took the session", this.fate([+received! || 0, Infinity, 0, 0, 0]));
+    }
+    if (isPending) this.leavePending();
+    if (isCurrent) {
       const wasEnding = this.life === Life.EndSent;
       this.barren = this.progress() === this.mark ? this.barren + 1 : 0;
       this.dropCurrent();
@@ -196,15 +205,6 @@ export class ClientSession {
       if (wasEnding) this.finish(this.end[1], this.end[2], this.fate());
       else if (this.barren > 4) this.startOver();
     }
-  }
-
-  /** The server closed a connection with 4409. The reason is the winner's instance and what the server received. */
-  superseded(id: number, reason: string): void {
-    const [winner, received] = reason.split(" ");
-    // A pending one counts too: coming back would take the session from the winner, who would come back as well.
-    const isOurs = id === this.current?.id || id === this.pending?.id;
-    if (!isOurs || !winner || winner === toHex(this.instance)) this.lost(id);
-    else this.finish(4409, "another instance took the session", this.fate([+received! || 0, Infinity, 0, 0, 0]));
   }
 
   // ---- what connections bring -----------------------------------------------------------------
@@ -234,7 +234,7 @@ export class ClientSession {
         outbox.peer = frame[2] ?? outbox.peer;
       } else if (frame[0] === Type.Gap) this.flow.readGap(current.lane, frame[1], frame[2]);
       else if (frame[0] === Type.GoAway) this.hooks.onGoAway(frame[2], frame[3]);
-      else if (frame[0] === Type.Volatile) this.hooks.onVolatile(frame[1]);
+      else if (frame[0] === Type.Volatile) this.hooks.onEvent("volatile", { data: frame[1] });
       else if (frame[0] === Type.AuthResult && current.isJudging) {
         current.isJudging = false;
         this.judged(current.id, frame[1]);
@@ -372,7 +372,7 @@ export class ClientSession {
     if (fresh?.on === id) {
       this.fresh = undefined;
       if (isAccepted) this.credentials = fresh.credentials;
-      this.hooks.onAuthenticated(isAccepted);
+      this.hooks.onEvent("authenticated", { accepted: isAccepted });
     }
     this.present();
   }
@@ -426,7 +426,7 @@ export class ClientSession {
     this.token = undefined;
     this.isRestored = false;
     this.barren = 0;
-    this.hooks.onGap(fate);
+    this.hooks.onEvent("gap", { fate });
   }
 
   private dropCurrent(): void {

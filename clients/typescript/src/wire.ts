@@ -85,7 +85,7 @@ export type Frame = Control | [type: Type.Data, data: Data] | undefined;
 /** A message that is not allowed: its connection is failed with 4400. `isFatal`: the session is over as well. */
 export class ProtocolError extends Error {
   override name = "ProtocolError";
-  isFatal: boolean | undefined;
+  declare isFatal: boolean | undefined;
 
   constructor(message: string, isFatal?: boolean) {
     super(message);

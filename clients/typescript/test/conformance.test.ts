@@ -49,7 +49,7 @@ class ClientEnd implements End, SessionHooks {
 
   constructor(exchange: any) {
     const random = (length: number) => new Uint8Array(length).fill(++this.drawn);
-    this.session = new ClientSession({ resumeWindow: exchange.client_resume_window_ms }, random);
+    this.session = new ClientSession({ resumeWindowMs: exchange.client_resume_window_ms }, random);
     this.session.hooks = this;
   }
 
@@ -60,8 +60,7 @@ class ClientEnd implements End, SessionHooks {
     this.session.receive(id, frame);
   }
   lose(_now: number, id: number, close?: { code: number; reason: string }): void {
-    if (close?.code === 4409) this.session.superseded(id, close.reason);
-    else this.session.lost(id);
+    this.session.lost(id, close?.code, close?.reason);
   }
   // What is due is an acknowledgement, and those are looked for whenever something may be written.
   waitUntil(): void {}
@@ -88,20 +87,16 @@ class ClientEnd implements End, SessionHooks {
   onAttached(_id: number, [, , , epoch, resumed]: any): void {
     this.events.push({ attached: { epoch, resumed } });
   }
-  onGap({ lost, ...fate }: Fate): void {
-    this.events.push({ gap: { ...fate, lost: lost ? [lost.first, lost.count] : null } });
+  onEvent(type: string, { fate, data, accepted }: { fate?: Fate; data?: Data; accepted?: boolean }): void {
+    if (data !== undefined) this.events.push({ volatile: dataToJson(data) });
+    else if (fate) this.events.push({ gap: { ...fate, lost: fate.lost ? [fate.lost.first, fate.lost.count] : null } });
+    else this.events.push({ [type]: accepted });
   }
   onRefused(code: number): void {
     this.events.push({ refused: { code, retryable: true } });
   }
   onGoAway(delay: readonly number[]): void {
     this.events.push({ go_away: { delay_ms: delay } });
-  }
-  onVolatile(data: Data): void {
-    this.events.push({ volatile: dataToJson(data) });
-  }
-  onAuthenticated(accepted: boolean): void {
-    this.events.push({ authenticated: accepted });
   }
   onEnded(code: number, _reason: string, { delivered, unknown, last }: Fate): void {
     this.events.push({ ended: { code, delivered, unknown, last } });
