@@ -6,7 +6,7 @@
  * make the two classes that are exported.
  */
 
-import type { Io, Machine, MachineConfig, Mode, Received, Status } from "./machine.js";
+import type { Io, Machine, MachineConfig, Mode, Status } from "./machine.js";
 import type { Fate } from "./session.js";
 import type { Bytes, Data } from "./wire.js";
 
@@ -266,8 +266,8 @@ export abstract class BaseSocket extends EventTarget {
   }
 
   /** @internal */
-  protected present(data: Received): unknown {
-    return typeof data !== "string" && this.binaryType === "blob" ? new Blob([data]) : data;
+  protected present(data: unknown): unknown {
+    return typeof data !== "string" && this.binaryType === "blob" ? new Blob([data as ArrayBuffer]) : data;
   }
 
   // ---- connections --------------------------------------------------------------------------------

@@ -115,6 +115,11 @@ export class Inbox {
     const bytes = bytesOf(data).length;
     this.checkWindow(bytes);
     this.openBytes += bytes;
+    this.hold(data, bytes);
+  }
+
+  /** Takes what no window bounds, like a plain peer's. */
+  hold(data: Data, bytes = 0): void {
     this.queue.push({ data, first: ++this.taken, count: 1, bytes });
   }
 

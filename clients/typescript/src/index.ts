@@ -1,11 +1,10 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
 import { ask, type BaseOptions, BaseSocket, checkCloseCode, dataOf, type Fresh, QueueFullError } from "./client.js";
-import type { Received } from "./machine.js";
 import { storedIn } from "./resume.js";
 import { ClientSession, type Fate } from "./session.js";
-import { SessionMachine } from "./sessions.js";
-import { type Bytes, bytesOf, type Data } from "./wire.js";
+import { offerFor, SessionMachine } from "./sessions.js";
+import { type Bytes, bytesOf, type Data, viewOf } from "./wire.js";
 
 export { type BaseOptions, type Fresh, QueueFullError, type SocketEvents, type WebSocketLike } from "./client.js";
 export type { Mode, Status } from "./machine.js";
@@ -55,12 +54,11 @@ export class MainstaySocket extends BaseSocket {
   /** Somebody listens: messages are handed over as they come. */
   private isFlowing = false;
   declare private handler: BaseSocket["onmessage"];
-  /** For the iterator. */
-  private held: Received[] = [];
-  declare private wake: (() => void) | undefined;
+  /** The iterator waits for the next message. */
+  declare private wake: ((data?: Data) => void) | undefined;
   /** Closes, once nothing waits to be accepted. */
   declare private closes: (() => void) | undefined;
-  /** Not accepted yet; accepted, and what became of it is not known yet. */
+  /** Not accepted yet; accepted, and not known what became of it. In the order of their numbers. */
   private waiting: Message[] = [];
   private open: Message[] = [];
   private counts = { connections: 0, gaps: 0 };
@@ -75,7 +73,7 @@ export class MainstaySocket extends BaseSocket {
       async () => {
         const [names, fresh] = await Promise.all([ask(protocols), typeof credentials === "function" && credentials()]);
         if (fresh) session.credentials = bytesOf(fresh);
-        return this.machine.offer([names].flat());
+        return this.machine.offers ? offerFor([names].flat()) : names;
       },
     );
     this.session = session;
@@ -131,8 +129,7 @@ export class MainstaySocket extends BaseSocket {
     const waits = blob || this.waiting.length || this.session.isRestored || this.options.whenFull === "wait";
     this.waiting.push(message);
     this.admit();
-    if (!message.number && !waits) {
-      this.waiting.pop();
+    if (!waits && this.waiting.pop()) {
       throw new QueueFullError("too much is waiting to be acknowledged: await `delivered`, or set whenFull to wait");
     }
     if (blob) void this.read(blob, message);
@@ -195,14 +192,12 @@ export class MainstaySocket extends BaseSocket {
   /** The messages, one at a time: one is acknowledged when the next is asked for. Ends with the socket. */
   async *[Symbol.asyncIterator](): AsyncGenerator<any, void, void> {
     for (;;) {
-      if (!this.held.length && this.readyState < 3) {
-        await new Promise<void>((resolve) => {
-          this.wake = resolve;
-          this.step();
-        });
-      }
-      if (!this.held.length) return;
-      yield this.present(this.held.shift()!);
+      const data = await new Promise<Data | undefined>((resolve) => {
+        this.wake = resolve;
+        this.step();
+      });
+      if (data === undefined) return;
+      yield this.present(data);
     }
   }
 
@@ -224,40 +219,44 @@ export class MainstaySocket extends BaseSocket {
   protected override pump(): void {
     this.admit();
     if (!this.waiting.length) this.closes?.();
-    while (this.open[0] && this.open[0].number <= this.machine.settled) this.open.shift()!.end(this.mode === "plain" ? "unknown" : "delivered");
-    if (this.isFlowing) for (const data of this.held.splice(0)) super.dispatch("message", { data });
-    const isWanted = this.isFlowing || (this.wake && !this.held.length);
-    const delivery = isWanted ? this.session.handOver(this.machine.now) : undefined;
-    if (delivery?.data !== undefined) this.emit("message", delivery);
-    else if (delivery) this.emit("gap", { dropped: { first: delivery.first, count: delivery.count } });
+    this.settle();
+    const { data, first, count } = ((this.isFlowing || this.wake) && this.session.handOver(this.machine.now)) || {};
+    if (data === undefined) {
+      if (first) this.emit("gap", { dropped: { first, count } });
+      else if (this.machine.isEnded) this.wake?.();
+    } else if (this.wake) {
+      this.wake(data);
+      this.wake = undefined;
+    } else super.emit("message", { data });
   }
 
-  /** A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session. */
+  /** @internal */
   protected override emit(type: string, fields?: any): void {
+    // A plain peer's messages wait for somebody who listens, like a session's.
+    if (type === "message") return this.session.flow.inbox.hold(viewOf(fields.data));
+    // A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session.
     if (fields?.fate) {
-      const { delivered, unknown, resent } = fields.fate as Fate;
-      this.open = this.open.filter((message) => {
-        if (message.number <= delivered) message.end("delivered");
-        else if (message.number <= unknown) message.end("unknown");
-        else if (resent) return (message.number -= unknown);
-        else message.end("not delivered");
-        return;
+      const { delivered, unknown, resent, last } = fields.fate as Fate;
+      const settled = last - this.open.length;
+      this.open = this.open.filter((message, index) => {
+        const number = settled + index + 1;
+        if (number > unknown && resent) return true;
+        message.end(number <= delivered ? "delivered" : number <= unknown ? "unknown" : "not delivered");
+        return false;
       });
     }
-    if (type === "close") for (const message of [...this.open.splice(0), ...this.waiting.splice(0)]) message.end("not delivered");
+    if (type === "close") {
+      this.settle();
+      for (const message of [...this.open.splice(0), ...this.waiting.splice(0)]) message.end("not delivered");
+    }
     super.emit(type, fields);
   }
 
+  /** @internal */
   protected override dispatch(type: string, fields?: any): void {
     if (type === "session") this.counts.connections++;
     if (type === "gap") this.counts.gaps++;
-    const isHeld = type === "message" && !this.isFlowing;
-    if (isHeld) this.held.push(fields.data);
-    else super.dispatch(type, fields);
-    if (isHeld || type === "close") {
-      this.wake?.();
-      this.wake = undefined;
-    }
+    super.dispatch(type, fields);
     if (type === "gap" && this.options.endOnGap) {
       // What has happened since belongs to what came after the gap.
       this.events = [];
@@ -265,14 +264,25 @@ export class MainstaySocket extends BaseSocket {
     }
   }
 
+  /** @internal */
+  protected override present(data: Data): unknown {
+    return super.present(typeof data === "string" ? data : data.slice().buffer);
+  }
+
   private admit(): void {
     for (let first; (first = this.waiting[0]) && first.data !== undefined; this.waiting.shift()) {
-      first.number = this.machine.send(first.data);
-      if (!first.number) return;
+      if (!this.machine.send(first.data)) return;
       first.data = undefined;
       first.accept();
       this.open.push(first);
     }
+  }
+
+  /** Of the open messages the last are those that are kept. */
+  private settle(): void {
+    const { outbox } = this.session.flow;
+    const kept = outbox.last - outbox.acknowledged + this.machine.unsent.length;
+    while (this.open.length > kept) this.open.shift()!.end(this.mode === "plain" ? "unknown" : "delivered");
   }
 
   private async read(blob: Blob, message: Message): Promise<void> {
@@ -288,8 +298,6 @@ export class MainstaySocket extends BaseSocket {
 }
 
 class Message implements Sent {
-  /** Its number in its session; 0 before it is accepted. */
-  number = 0;
   declare accept: () => void;
   declare settle: (outcome: Outcome) => void;
   readonly accepted = new Promise<void>((resolve) => (this.accept = resolve));

@@ -11,10 +11,7 @@
  */
 
 import { concernsOne, isFinal } from "./close.js";
-import type { Data, Window } from "./wire.js";
-
-/** A message as a connection gives it. */
-export type Received = string | ArrayBuffer;
+import type { Data, Received, Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
 export type Mode = "session" | "plain";
@@ -68,7 +65,7 @@ export class Machine {
   current = 0;
   dialled = 0;
   /** Accepted and never given to a connection. */
-  protected unsent: Data[] = [];
+  unsent: Data[] = [];
   declare protected config: MachineConfig;
   declare protected random: () => number;
   declare protected io: Io;

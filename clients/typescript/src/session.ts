@@ -5,7 +5,7 @@
  * for WELCOME. From the pending HELLO on the current one is only read (make before break); WELCOME ends it, and if
  * the pending one is refused or lost, it is written again. When to dial is not decided here (`machine.ts`).
  *
- * Pure: time and randomness are arguments. Source: `docs/PROTOCOL.md` "Attaching", "Closing".
+ * Pure: time and randomness are arguments, and what is to be done goes through {@link SessionIo}. Source: `docs/PROTOCOL.md` "Attaching", "Closing".
  */
 
 import { type Delivery, Flow, Inbox, type Lane, Outbox } from "./flow.js";
@@ -43,21 +43,28 @@ export interface Fate {
   cause: "unknown" | "expired" | "ended" | "evicted" | "restarted";
 }
 
+/** What a session has done to its connections, and told to the application. None of these calls back before it returns. */
+export interface SessionIo {
+  write(id: number, data: Data): void;
+  /** Closes a connection, in order. */
+  drop(id: number, code: number, reason: string): void;
+  /**
+   * By the names of the application's events: `gap` where the session is lost and a new one follows, the one word about
+   * it; `volatile`; and `authenticated`, what became of the credentials that `authenticate` presented.
+   */
+  emit(type: string, fields: object): void;
+}
+
 /** What happens to a session. */
 export interface SessionHooks {
   /** Bound to a connection. */
   onAttached(id: number, welcome: Welcome): void;
-  /**
-   * For the application, by the names of its events: `gap` where the session is lost and a new one follows, the one word
-   * about it; `volatile`; and `authenticated`, what became of the credentials that `authenticate` presented.
-   */
-  onEvent(type: string, fields: object): void;
   /** An attempt was refused; another may have success, after the delay. */
   onRefused(code: number, delay: Delay): void;
   /** Leave the connection after the delay; nothing is lost. */
   onGoAway(delay: Delay, closeIn: number): void;
-  /** Nothing follows. What is still owed to a connection is to be written first. */
-  onEnded(code: number, reason: string, fate: Fate): void;
+  /** Nothing follows. */
+  end(code: number, reason: string, fate: Fate): void;
 }
 
 export interface SessionConfig {
@@ -72,28 +79,21 @@ export interface SessionConfig {
 /** All that another instance goes on from. The token opens the session: a secret. */
 export type StoredSession = [token: Bytes, received: number, acknowledged: number, kept: Data[]];
 
-/** What is to be put on a connection: a message, or a Close. */
-export type Output = Data | { code: number; reason: string };
-
-interface Connection {
+interface Connection extends Lane {
   id: number;
-  lane: Lane;
-  /** What goes out before any message. */
-  queue: Output[];
-  ping?: number | undefined;
-  /** An AUTH waits for its AUTH_RESULT here. */
-  isJudging?: boolean;
   /** It was asked for an existing session: nothing but HELLO goes out before WELCOME. */
   resumes: boolean;
+  /** An AUTH waits for its AUTH_RESULT here. */
+  isJudging?: boolean;
 }
 
 const enum Life {
   Open,
   /** END leaves once everything before it is acknowledged. */
   Closing,
-  EndSent,
   /** The peer's END came; what came before it is still being handed over. */
   EndReceived,
+  EndSent,
   Over,
 }
 
@@ -101,6 +101,7 @@ const ACCEPT: Window = [1024, 4_194_304];
 const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted"] as const;
 
 export class ClientSession {
+  declare io: SessionIo;
   declare hooks: SessionHooks;
   declare flow: Flow;
   /** The credentials of every HELLO; new ones go through {@link authenticate}. */
@@ -118,8 +119,8 @@ export class ClientSession {
   private keySentAt = NaN;
   /** Credentials without a verdict, and the connection that they were presented on. */
   declare private fresh: { credentials: Bytes; on: number } | undefined;
-  /** Where both ends stood when the current connection was attached. */
-  private mark = "";
+  /** {@link progress} when the current connection was attached. */
+  private mark = 0;
   /** Connections in a row that ended after WELCOME without progress. */
   private barren = 0;
   declare private config: SessionConfig;
@@ -155,7 +156,7 @@ export class ClientSession {
 
   /** An earlier instance's session could not be stored: something is lost, and how much is not known. */
   reportLoss(): void {
-    this.hooks.onEvent("gap", { fate: this.fate() });
+    this.io.emit("gap", { fate: this.fate() });
   }
 
   // ---- connections ----------------------------------------------------------------------------
@@ -180,7 +181,9 @@ export class ClientSession {
       this.config.resumeWindowMs,
     ];
     this.keySentAt ||= now;
-    this.pending = { id, lane: { wrote: 0, read: 0 }, queue: [encode(hello)], resumes: !!token };
+    // One that resumes stands behind everything until WELCOME says where.
+    this.pending = { id, wrote: token ? Infinity : 0, read: 0, resumes: !!token };
+    this.io.write(id, encode(hello));
   }
 
   /**
@@ -198,7 +201,7 @@ export class ClientSession {
     if (isPending) this.leavePending();
     if (isCurrent) {
       const wasEnding = this.life === Life.EndSent;
-      this.barren = this.progress() === this.mark ? this.barren + 1 : 0;
+      this.barren = this.progress === this.mark ? this.barren + 1 : 0;
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
       // Nobody answers END any more.
@@ -219,51 +222,51 @@ export class ClientSession {
       else throw new ProtocolError("no WELCOME");
     } else if (current?.id !== id) return;
     else if (frame[0]) this.receiveControl(current, frame);
-    else if (this.life > Life.Closing) current.lane.read++;
-    else flow.readData(current.lane, frame[1]);
+    else if (this.life > Life.Closing) current.read++;
+    else flow.readData(current, frame[1]);
     this.trim();
     this.settle();
   }
 
   private receiveControl(current: Connection, frame: Control): void {
-    const { outbox } = this.flow;
-    try {
-      if (frame[0] === Type.Ping || frame[0] === Type.Pong) this.flow.readBeat(current.lane, frame);
-      else if (frame[0] === Type.Ack) {
-        outbox.acknowledge(frame[1]);
-        outbox.peer = frame[2] ?? outbox.peer;
-      } else if (frame[0] === Type.Gap) this.flow.readGap(current.lane, frame[1], frame[2]);
-      else if (frame[0] === Type.GoAway) this.hooks.onGoAway(frame[2], frame[3]);
-      else if (frame[0] === Type.Volatile) this.hooks.onEvent("volatile", { data: frame[1] });
-      else if (frame[0] === Type.AuthResult && current.isJudging) {
-        current.isJudging = false;
-        this.judged(current.id, frame[1]);
-      } else if (frame[0] === Type.End) {
-        outbox.acknowledge(frame[3]);
-        if (this.life < Life.EndSent) {
-          this.life = Life.EndReceived;
-          this.end = frame;
-        } else if (this.life === Life.EndSent) {
-          // The answer to ours: code and reason are what we said.
-          current.queue.push({ code: 1000, reason: "" });
-          this.finish(this.end[1], this.end[2], this.finalFate(frame));
-        }
-      } else throw new ProtocolError(`type ${frame[0]} is not allowed here`);
-    } catch (error) {
-      if ((error as ProtocolError).isFatal) {
-        const fate = this.fate();
-        this.sendEnd(4400, "positions differ");
-        this.finish(4400, "positions differ", fate);
+    const { flow, hooks, io } = this;
+    const { outbox } = flow;
+    if (frame[0] === Type.Ping || frame[0] === Type.Pong) flow.readBeat(current, frame);
+    else if (frame[0] === Type.Ack) {
+      outbox.acknowledge(frame[1]);
+      outbox.peer = frame[2] ?? outbox.peer;
+    } else if (frame[0] === Type.Gap) flow.readGap(current, frame[1], frame[2]);
+    else if (frame[0] === Type.GoAway) hooks.onGoAway(frame[2], frame[3]);
+    else if (frame[0] === Type.Volatile) io.emit("volatile", { data: frame[1] });
+    else if (frame[0] === Type.AuthResult && current.isJudging) {
+      current.isJudging = false;
+      this.judged(current.id, frame[1]);
+    } else if (frame[0] === Type.End) {
+      outbox.acknowledge(frame[3]);
+      if (this.life < Life.EndReceived) {
+        this.life = Life.EndReceived;
+        this.end = frame;
+      } else if (this.life === Life.EndSent) {
+        // The answer to ours: code and reason are what we said.
+        io.drop(current.id, 1000, "");
+        this.finish(this.end[1], this.end[2], this.finalFate(frame));
       }
-      throw error;
-    }
+    } else throw new ProtocolError(`type ${frame[0]} is not allowed here`);
   }
 
-  private welcome({ id, queue, lane, resumes }: Connection, frame: Welcome): void {
+  /** The peer broke the session. */
+  abort(reason: string): void {
+    const fate = this.fate();
+    this.sendEnd(4400, reason);
+    this.finish(4400, reason, fate);
+  }
+
+  private welcome(pending: Connection, frame: Welcome): void {
+    const { id, resumes } = pending;
     const [, , token, , isResumed, received, first, , , window, account] = frame;
     const { outbox, inbox } = this.flow;
     this.pending = undefined;
-    if (queue.length || (isResumed && !resumes)) throw new ProtocolError("WELCOME without its HELLO");
+    if (isResumed && !resumes) throw new ProtocolError("WELCOME without its HELLO");
     // The server has fenced the old connection. One that was replaced while it lived was not barren.
     if (this.current) this.barren = 0;
     this.dropCurrent();
@@ -275,14 +278,12 @@ export class ClientSession {
     this.token = token;
     this.isRestored = false;
     if (!isResumed) this.renewKey();
-    this.mark = this.progress();
-    // ACK comes before anything else on this connection: it confirms the epoch.
-    this.current = {
-      id,
-      lane: { wrote: resumes ? received : lane.wrote, read: first - 1 },
-      queue: [encode([Type.Ack, this.flow.inbox.tell()])],
-      resumes,
-    };
+    this.mark = this.progress;
+    this.current = pending;
+    pending.read = first - 1;
+    if (resumes) pending.wrote = received;
+    // Before anything else on this connection: it confirms the epoch.
+    this.io.write(id, encode([Type.Ack, this.flow.inbox.tell()]));
     this.hooks.onAttached(id, frame);
     this.judged(id, true);
   }
@@ -307,7 +308,12 @@ export class ClientSession {
 
   /** Writes a message that is not numbered, kept or replayed. Dropped while detached. */
   sendVolatile(data: Data): void {
-    if (!this.pending) this.current?.queue.push(encode([Type.Volatile, data]));
+    if (this.current && !this.pending) this.io.write(this.current.id, encode([Type.Volatile, data]));
+  }
+
+  /** Asks for a PONG with this nonce. Not while another connection is pending. */
+  ping(nonce: number): void {
+    if (this.current && !this.pending) this.io.write(this.current.id, this.flow.writeBeat(Type.Ping, nonce, this.current));
   }
 
   /** Presents new credentials: on the live connection, or in the next HELLO where there is none. */
@@ -318,7 +324,6 @@ export class ClientSession {
 
   /** The next message or gap for the application, in order. */
   handOver(now: number): Delivery | undefined {
-    if (this.life === Life.EndSent || this.life === Life.Over) return;
     const delivery = this.flow.inbox.handOver(now);
     this.settle();
     return delivery;
@@ -364,7 +369,7 @@ export class ClientSession {
     if (!fresh || fresh.on || !current || current.isJudging || this.pending || this.life > Life.Closing) return;
     fresh.on = current.id;
     current.isJudging = true;
-    current.queue.push(encode([Type.Auth, fresh.credentials]));
+    this.io.write(current.id, encode([Type.Auth, fresh.credentials]));
   }
 
   private judged(id: number, isAccepted: boolean): void {
@@ -372,7 +377,7 @@ export class ClientSession {
     if (fresh?.on === id) {
       this.fresh = undefined;
       if (isAccepted) this.credentials = fresh.credentials;
-      this.hooks.onEvent("authenticated", { accepted: isAccepted });
+      this.io.emit("authenticated", { accepted: isAccepted });
     }
     this.present();
   }
@@ -389,7 +394,7 @@ export class ClientSession {
       const [, code, reason] = this.end;
       const fate = this.finalFate(this.end);
       this.sendEnd(code, "");
-      this.current?.queue.push({ code: 1000, reason: "" });
+      if (this.current) this.io.drop(this.current.id, 1000, "");
       this.finish(code, reason, fate);
     }
   }
@@ -399,7 +404,7 @@ export class ClientSession {
     this.flow.inbox.queue = [];
     this.end = [Type.End, code, reason, received, handed];
     this.life = Life.EndSent;
-    this.current?.queue.push(encode(this.end));
+    if (this.current) this.io.write(this.current.id, encode(this.end));
   }
 
   private finalFate([, , , received, handed]: End): Fate {
@@ -410,7 +415,7 @@ export class ClientSession {
     this.life = Life.Over;
     this.flow.inbox.queue = [];
     this.pending = undefined;
-    this.hooks.onEnded(code, reason, fate);
+    this.hooks.end(code, reason, fate);
   }
 
   // ---- losing a session -----------------------------------------------------------------------
@@ -426,7 +431,7 @@ export class ClientSession {
     this.token = undefined;
     this.isRestored = false;
     this.barren = 0;
-    this.hooks.onEvent("gap", { fate });
+    this.io.emit("gap", { fate });
   }
 
   private dropCurrent(): void {
@@ -447,8 +452,9 @@ export class ClientSession {
     this.keySentAt = NaN;
   }
 
-  private progress(): string {
-    return `${this.flow.outbox.acknowledged} ${this.flow.inbox.taken}`;
+  /** Grows with everything that is acknowledged or received. */
+  private get progress(): number {
+    return this.flow.outbox.acknowledged + this.flow.inbox.taken;
   }
 
   private newFlow(): Flow {
@@ -456,26 +462,18 @@ export class ClientSession {
   }
 
   private trim(): void {
-    const { current, pending } = this;
-    this.flow.outbox.trim(Math.min(current?.lane.wrote ?? Infinity, pending && !pending.resumes ? pending.lane.wrote : Infinity));
+    this.flow.outbox.trim(Math.min(this.current?.wrote ?? Infinity, this.pending?.wrote ?? Infinity));
   }
 
   // ---- output ---------------------------------------------------------------------------------
 
-  /** The connection that may be written now: from its HELLO on only the pending one. */
-  get writer(): Connection | undefined {
-    return this.pending ?? this.current;
-  }
-
-  /** The next thing to put on {@link writer}. */
-  transmit(now: number): Output | undefined {
-    const { pending, flow, writer } = this;
-    const first = writer?.queue.shift();
-    if (!writer || first !== undefined || this.life === Life.EndSent || this.life === Life.Over) return first;
-    const { lane, ping } = writer;
-    if (pending) return pending.resumes ? undefined : flow.writeData(lane);
-    writer.ping = undefined;
-    return ping ? flow.writeBeat(Type.Ping, ping, lane) : (flow.writeOwed(now, lane) ?? flow.writeData(lane));
+  /** Writes what is owed and what the window holds: from the HELLO of a pending connection on, only to that. */
+  flush(now: number): void {
+    const { pending, current, flow } = this;
+    const writer = pending ?? current;
+    if (!writer || this.life >= Life.EndSent) return;
+    const next = () => (pending ? undefined : flow.writeOwed(now, writer)) ?? flow.writeData(writer);
+    for (let data; (data = next()) !== undefined; ) this.io.write(writer.id, data);
   }
 
   /** When an acknowledgement is due even if nothing more comes. */

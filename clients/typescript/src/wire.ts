@@ -108,6 +108,11 @@ const DECODER = /* @__PURE__ */ new TextDecoder("utf-8", { fatal: true, ignoreBO
 /** A text as UTF-8; bytes as they are. */
 export const bytesOf = (data: Data): Bytes => (typeof data === "string" ? ENCODER.encode(data) : data);
 
+/** A message as a connection gives it, which is asked for array buffers. */
+export type Received = string | ArrayBuffer;
+
+export const viewOf = (data: Received): Data => (typeof data === "string" ? data : new Uint8Array(data));
+
 export const toHex = (bytes: Bytes): string => Array.from(bytes, (byte) => (byte | 256).toString(16).slice(1)).join("");
 
 /** What a WebSocket message carries. @throws {@link ProtocolError}, its message as in `conformance/vectors/malformed.json`. */

@@ -20,8 +20,7 @@ class Stage {
     const io: Io = {
       dial: (id) => {
         this.there.add(id);
-        const isOffering = this.machine instanceof SessionMachine && this.machine.offer([]).length;
-        this.did.push(`dial ${id}${isOffering ? " offering" : ""}`);
+        this.did.push(`dial ${id}${(this.machine as SessionMachine).offers ? " offering" : ""}`);
       },
       write: (id, data) => this.written.push([id, data]),
       drop: (id, code) => this.there.delete(id) && this.did.push(`drop ${id}${code ? ` ${code}` : ""}`),
