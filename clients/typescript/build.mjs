@@ -4,7 +4,7 @@
 //   node build.mjs        in clients/typescript, after tsc
 //
 // Which names these are nobody has to say, and nobody can get wrong: all that the code has, without the words of the
-// public declarations and without every word that the platform's declarations use. What is kept needlessly costs bytes
+// public declarations and without every name that the platform declares. What is kept needlessly costs bytes
 // and nothing else. Names with a capital are those of const enums, of which no name is left in any case.
 
 import { build } from "esbuild";
@@ -17,7 +17,7 @@ const words = (text) => text.match(/[\w$]+/g) ?? [];
 /** Everything above and in front of a line that a declaration does not promise to anybody. */
 const promised = (text) => text.replace(/\/\*.*?\*\//gs, "").replace(/^ +(private|protected) .*$/gm, "");
 
-const ENTRIES = ["index", "plain", "react"];
+const ENTRIES = ["index", "plain", "react", "reload"];
 const shared = { absWorkingDir: at("."), outdir: at("dist"), bundle: true, format: "esm", target: "es2022", sourcemap: true, charset: "utf8" };
 const pages = { ...shared, entryPoints: ENTRIES.map((name) => `src/${name}.ts`), minify: true, splitting: true, chunkNames: "shared-[hash]", external: ["react"] };
 
@@ -47,18 +47,19 @@ async function publicWords() {
   return found;
 }
 
-/** The words of the platform's declarations, which come with the compiler. */
-async function platformWords() {
+/** The names of all members and globals in the platform's declarations, which come with the compiler. */
+async function platformNames() {
   const compiler = createRequire(createRequire(import.meta.url).resolve("typescript/package.json"));
   const manifest = compiler.resolve(`@typescript/typescript-${process.platform}-${process.arch}/package.json`);
   const folder = new URL("lib/", `file://${manifest}`);
-  const names = (await readdir(folder)).filter((name) => /^lib\.(es|dom|decorators)/.test(name));
-  const texts = await Promise.all(names.map((name) => readFile(new URL(name, folder), "utf8")));
-  return new Set(texts.flatMap((text) => words(text.replace(/\/\*.*?\*\//gs, ""))));
+  const files = (await readdir(folder)).filter((name) => /^lib\.(es|dom|decorators)/.test(name));
+  const texts = await Promise.all(files.map((name) => readFile(new URL(name, folder), "utf8")));
+  const member = /(?:^|[{;])\s*(?:(?:readonly|get|set|declare|var|let|const|function|class) )*["[]?(?:Symbol\.)?([\w$]+)["\]]?\??[:(<;,]/gm;
+  return new Set(texts.flatMap((text) => Array.from(text.replace(/\/\*.*?\*\//gs, "").matchAll(member), ([, name]) => name)));
 }
 
 const { mangleCache } = await build({ ...pages, mangleProps: /^[a-z]/, mangleCache: {}, write: false });
-const [known, platform] = [await publicWords(), await platformWords()];
+const [known, platform] = [await publicWords(), await platformNames()];
 const own = Object.keys(mangleCache).filter((name) => !known.has(name) && !platform.has(name));
 if (process.env.SHOW) {
   console.log("own", own.join(" "));

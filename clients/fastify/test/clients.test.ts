@@ -122,29 +122,29 @@ class Client implements SessionHooks, SessionIo {
     const id = ++this.connections;
     const socket = (this.socket = new WebSocket(this.url, ["mainstay.v1"]));
     socket.on("open", () => {
-      this.session.opened(performance.now(), id);
+      this.session.handleOpened(performance.now(), id);
       this.flush();
     });
     socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => {
-      this.session.receive(id, decode(isBinary ? data : data.toString()));
+      this.session.handleFrame(id, decode(isBinary ? data : data.toString()));
       for (let delivery; (delivery = this.session.handOver(performance.now())); ) this.heard.push(delivery.data);
       this.flush();
     });
     socket.on("error", () => {});
     socket.on("close", () => {
-      this.session.lost(id);
+      this.session.handleLost(id);
       this.dial();
     });
   }
 
   private flush(): void {
-    if (this.socket.readyState === 1) this.session.flush(performance.now());
+    if (this.socket.readyState === 1) this.session.writeAll(performance.now());
   }
 
-  write(_id: number, data: Data): void {
+  writeTo(_id: number, data: Data): void {
     if (this.socket.readyState === 1) this.socket.send(data);
   }
-  drop(): void {
+  forget(): void {
     this.socket.close();
   }
   emit(...event: unknown[]): void {
@@ -154,7 +154,7 @@ class Client implements SessionHooks, SessionIo {
   onAttached(): void {}
   onRefused(): void {}
   onGoAway(): void {}
-  end(...end: unknown[]): void {
+  endNow(...end: unknown[]): void {
     this.gaps.push(end);
   }
 }

@@ -8,7 +8,7 @@
 
 import type { Io, Machine, MachineConfig, Mode, Status } from "./machine.js";
 import type { Fate } from "./session.js";
-import type { Bytes, Data } from "./wire.js";
+import type { Data } from "./wire.js";
 
 /** A value, or a function that is asked for it before each attempt: tokens expire. */
 export type Fresh<T> = T | (() => Awaitable<T>);
@@ -95,8 +95,8 @@ export abstract class BaseSocket extends EventTarget {
   /** @internal */
   declare protected machine: Machine;
   /** @internal */
-  declare protected options: BaseOptions;
-  private connections: { [id: number]: InstanceType<WebSocketLike> } = {};
+  declare options: BaseOptions;
+  private byId: { [id: number]: InstanceType<WebSocketLike> } = {};
   /** @internal */
   protected events: [type: string, fields?: any][] = [];
   private isStepping = false;
@@ -106,6 +106,7 @@ export abstract class BaseSocket extends EventTarget {
   /** Of what is listened to outside. */
   private listening = new AbortController();
   // The clock: the newest that it showed, and by how much it is ahead of the wall's.
+  declare private prepare: () => Promise<[url: string | URL, protocols: string | string[]]>;
   private newest = 0;
   private skew = 0;
 
@@ -128,30 +129,11 @@ export abstract class BaseSocket extends EventTarget {
       super.addEventListener(type, (event: any) => this[`on${type}`]?.(event));
     }
     if (typeof url !== "function") this.url = absolute(url);
-    this.machine = makeMachine(this.clock(), {
-      dial: async (id) => {
-        try {
-          const [address, names] = await Promise.all([ask(url), prepare()]);
-          this.url = absolute(address);
-          // It may have been given up meanwhile.
-          if (this.machine.dialled === id) this.connect(id, names);
-        } catch (error) {
-          this.emit("error", { error });
-          this.step((machine) => machine.lost(id, 1006, `${error}`));
-        }
-      },
-      write: (id, data) => this.connections[id]?.send(data),
-      drop: (id, code = 1000, reason = "") => {
-        const connection = this.connections[id];
-        delete this.connections[id];
-        // Whether its closing handshake ever ends concerns nobody. A browser may send 1000 and 3000-4999 only.
-        connection?.close(code > 2999 ? code : 1000, reason.slice(0, 40));
-      },
-      emit: (type, fields) => this.emit(type, fields),
-    });
+    this.prepare = () => Promise.all([ask(url), prepare()]);
+    this.machine = makeMachine(this.clock(), this);
     this.listenToPage();
     // The first attempt starts when the caller has set its handlers.
-    queueMicrotask(() => (options.signal?.aborted ? this.close() : this.step()));
+    queueMicrotask(() => (options.signal?.aborted ? this.close() : this.proceed()));
   }
 
   /** The application's subprotocol, if one was agreed on. */
@@ -187,7 +169,7 @@ export abstract class BaseSocket extends EventTarget {
   /** Ends in order: what was accepted is delivered first. What is not within 10 s is unknown. */
   close(code = 1000, reason = ""): void {
     checkCloseCode(code);
-    this.step((machine) => machine.close(code, reason));
+    this.proceed((machine) => machine.close(code, reason));
   }
 
   /** Listens; returns what ends that. */
@@ -198,38 +180,38 @@ export abstract class BaseSocket extends EventTarget {
 
   /** Dials now if it waits, probes if it is attached. */
   retryNow(): void {
-    this.step((machine) => machine.retryNow());
+    this.proceed((machine) => machine.retryNow());
   }
 
   /** Leaves the connection and stays away until {@link retryNow}. A session goes on for as long as the server keeps it. */
   suspend(): void {
-    this.step((machine) => machine.suspend());
+    this.proceed((machine) => machine.suspend());
   }
 
   /**
    * Acts, does what is due, dispatches what happened, and sets the next timer. A handler that calls back in is already inside.
    * @internal
    */
-  protected step(act?: (machine: Machine) => unknown): void {
+  protected proceed(act?: (machine: Machine) => unknown): void {
     const { machine } = this;
-    machine.now = this.clock();
+    machine.nowMs = this.clock();
     machine.isBusy = this.leaving > 0;
     act?.(machine);
     if (this.isStepping) return;
     this.isStepping = true;
     clearTimeout(this.timer);
-    machine.timeout();
-    for (let event; this.pump(), machine.write(), this.tellStatus(), (event = this.events.shift()); ) this.dispatch(...event);
+    machine.handleTimeout();
+    for (let event; this.pump(), machine.writeOut(), this.tellStatus(), (event = this.events.shift()); ) this.dispatch(...event);
     this.isStepping = false;
-    const wait = Math.min(machine.current ? TICK : Infinity, Math.max(machine.dueAt - machine.now, 0));
+    const wait = Math.min(machine.current ? TICK : Infinity, Math.max(machine.dueAt - machine.nowMs, 0));
     if (machine.isEnded) this.listening.abort();
-    else if (wait < Infinity) this.timer = setTimeout(() => this.tick(machine.now + wait), wait);
+    else if (wait < Infinity) this.timer = setTimeout(() => this.tick(machine.nowMs + wait), wait);
   }
 
   private tick(expectedAt: number): void {
     // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
     const wasAsleep = this.clock() - expectedAt > TICK / 2 && this.options.page?.sleep !== false && !globalThis.document?.hidden;
-    this.step((machine) => wasAsleep && machine.retryNow());
+    this.proceed((machine) => wasAsleep && machine.retryNow());
   }
 
   /** Milliseconds that never run backwards and go on while the computer sleeps. */
@@ -243,19 +225,17 @@ export abstract class BaseSocket extends EventTarget {
   protected pump(): void {}
 
   /** @internal */
-  protected emit(type: string, fields?: object): void {
-    if (type === "status") this.tellStatus(fields);
-    else {
-      this.tellStatus();
-      this.events.push([type, fields]);
-    }
+  emit(type: string, fields?: object): void {
+    this.tellStatus();
+    this.events.push([type, fields]);
   }
 
   /** Queues the status, if it changed or there is more to say about it. */
-  private tellStatus(why?: object): void {
-    const { status } = this.machine;
-    if (why || status !== this.told) this.events.push(["status", { status, ...why }]);
+  private tellStatus(): void {
+    const { status, loss } = this.machine;
+    if (loss || status !== this.told) this.events.push(["status", { status, ...loss }]);
     this.told = status;
+    this.machine.loss = undefined;
   }
 
   /** @internal */
@@ -272,23 +252,46 @@ export abstract class BaseSocket extends EventTarget {
 
   // ---- connections --------------------------------------------------------------------------------
 
-  private connect(id: number, protocols: string | string[]): void {
+  /** @internal */
+  async dial(id: number): Promise<void> {
     const { machine } = this;
-    const connection = new (this.options.WebSocket ?? WebSocket)(this.url, protocols);
-    this.connections[id] = connection;
-    connection.binaryType = "arraybuffer";
-    /** Of one that was dropped nothing is heard any more. */
-    const then = (act: (event: any) => void) => (event: any) => this.connections[id] && this.step(() => act(event));
-    connection.onopen = then(() => machine.opened(id, connection.protocol));
-    connection.onmessage = then(({ data }) => machine.received(id, data));
-    connection.onclose = then(({ code, reason }) => machine.lost(id, code, reason));
-    // The WebSocket of Node 20 fires no `close` after a handshake that failed.
-    connection.onerror = then(() => machine.dialled === id && machine.lost(id, 1006, "cannot be opened"));
+    try {
+      const [url, protocols] = await this.prepare();
+      this.url = absolute(url);
+      // It may have been given up meanwhile.
+      if (machine.dialled !== id) return;
+      const connection = new (this.options.WebSocket ?? WebSocket)(this.url, protocols);
+      this.byId[id] = connection;
+      connection.binaryType = "arraybuffer";
+      /** Of one that was forgotten nothing is heard any more. */
+      const then = (act: (event: any) => void) => (event: any) => this.byId[id] && this.proceed(() => act(event));
+      connection.onopen = then(() => machine.handleOpened(id, connection.protocol));
+      connection.onmessage = then(({ data }) => machine.handleMessage(id, data));
+      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, reason));
+      // The WebSocket of Node 20 fires no `close` after a handshake that failed.
+      connection.onerror = then(() => machine.dialled === id && machine.handleLost(id, 1006, "cannot be opened"));
+    } catch (error) {
+      this.emit("error", { error });
+      this.proceed(() => machine.handleLost(id, 1006, `${error}`));
+    }
+  }
+
+  /** @internal */
+  writeTo(id: number, data: Data): void {
+    this.byId[id]?.send(data);
+  }
+
+  /** @internal */
+  forget(id: number, code = 1000, reason = ""): void {
+    const connection = this.byId[id];
+    delete this.byId[id];
+    // Whether its closing handshake ever ends concerns nobody. A browser may send 1000 and 3000-4999 only.
+    connection?.close(code > 2999 ? code : 1000, reason.slice(0, 40));
   }
 
   /** What was written and has not left. */
   private get leaving(): number {
-    return Object.values(this.connections).reduce((sum, connection) => sum + connection.bufferedAmount, 0);
+    return Object.values(this.byId).reduce((sum, connection) => sum + connection.bufferedAmount, 0);
   }
 
   // ---- the page -----------------------------------------------------------------------------------
@@ -296,7 +299,7 @@ export abstract class BaseSocket extends EventTarget {
   private listenToPage(): void {
     const { document } = globalThis;
     this.listen(globalThis, "online", "network", () => this.retryNow());
-    this.listen(globalThis, "offline", "network", () => this.step((machine) => machine.probe()));
+    this.listen(globalThis, "offline", "network", () => this.proceed((machine) => machine.probe()));
     this.listen(document, "visibilitychange", "visibility", () => document.hidden || this.retryNow());
     this.listen(document, "resume", "lifecycle", () => this.retryNow());
     // A page that is kept must not hold a connection.
@@ -306,7 +309,7 @@ export abstract class BaseSocket extends EventTarget {
   }
 
   /** Until the end. Not at all where there is no such target, or it is not wanted. @internal */
-  protected listen(target: EventTarget | undefined, type: string, group: keyof NonNullable<BaseOptions["page"]>, act: (event: any) => void): void {
+  listen(target: EventTarget | undefined, type: string, group: keyof NonNullable<BaseOptions["page"]>, act: (event: any) => void): void {
     if (this.options.page?.[group] !== false) target?.addEventListener?.(type, act, { signal: this.listening.signal });
   }
 }
@@ -314,7 +317,7 @@ export abstract class BaseSocket extends EventTarget {
 for (const owner of [BaseSocket, BaseSocket.prototype]) Object.assign(owner, { CONNECTING: 0, OPEN: 1, CLOSING: 2, CLOSED: 3 });
 
 function checkRange(name: string, value = 1): void {
-  if (!(value >= 1)) throw new RangeError(`${name} is ${value}: at least 1 is allowed`);
+  if (!(value >= 1)) throw new RangeError(`${name} is ${value}: at least 1 is needed`);
 }
 
 export function checkCloseCode(code: number): void {
@@ -326,8 +329,8 @@ export const ask = <T>(value: Fresh<T>): Awaitable<T> => (typeof value === "func
 /** A copy, as what was sent may be changed later. */
 export function dataOf(message: string | ArrayBufferLike | ArrayBufferView): Data {
   if (typeof message === "string") return message;
-  const view = ArrayBuffer.isView(message) ? new Uint8Array(message.buffer, message.byteOffset, message.byteLength) : new Uint8Array(message);
-  return view.slice() as Bytes;
+  const { buffer = message, byteOffset, byteLength } = message as ArrayBufferView;
+  return new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength).slice();
 }
 
 /** As `WebSocket` reads it: relative to the page, http as ws. */

@@ -8,7 +8,7 @@
  * Source: `docs/PROTOCOL.md` "Sequence rules".
  */
 
-import { type Beat, type Bytes, bytesOf, type Data, encode, encodeData, ProtocolError, Type, type Window } from "./wire.js";
+import { type Beat, type Bytes, bytesOf, type Data, encode, encodeData, fail, Type, type Window } from "./wire.js";
 
 /** One connection's position in each direction: the number last written, the number last read. */
 export interface Lane {
@@ -67,7 +67,7 @@ export class Outbox {
   }
 
   acknowledge(received: number): void {
-    if (received > this.written) throw new ProtocolError(`acknowledged ${received} of ${this.written}`);
+    if (received > this.written) fail(`acknowledged ${received} of ${this.written}`);
     this.acknowledged = Math.max(this.acknowledged, received);
   }
 
@@ -133,7 +133,7 @@ export class Inbox {
 
   checkWindow(bytes: number): void {
     const open = this.taken - this.received;
-    if (open > 0 && (open >= this.window[0] || this.openBytes + bytes > this.window[1])) throw new ProtocolError("more than the window");
+    if (open > 0 && (open >= this.window[0] || this.openBytes + bytes > this.window[1])) fail("more than the window");
   }
 
   handOver(now: number): Delivery | undefined {
@@ -190,13 +190,13 @@ export class Flow {
   }
 
   readGap(lane: Lane, first: number, count: number): void {
-    if (first !== lane.read + 1) throw new ProtocolError(`gap at ${first}, ${lane.read} read`, true);
+    if (first !== lane.read + 1) fail(`gap at ${first}, ${lane.read} read`, true);
     this.inbox.takeGap(lane.read + count);
     lane.read += count;
   }
 
   readBeat(lane: Lane, [type, nonce, sent, received]: Beat): void {
-    if (sent !== lane.read) throw new ProtocolError(`${sent} written, ${lane.read} read`, true);
+    if (sent !== lane.read) fail(`${sent} written, ${lane.read} read`, true);
     if (type === Type.Ping) this.pong = nonce;
     this.outbox.acknowledge(received);
   }

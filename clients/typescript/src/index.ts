@@ -1,7 +1,6 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
 import { ask, type BaseOptions, BaseSocket, checkCloseCode, dataOf, type Fresh, QueueFullError } from "./client.js";
-import { storedIn } from "./resume.js";
 import { ClientSession, type Fate } from "./session.js";
 import { offerFor, SessionMachine } from "./sessions.js";
 import { type Bytes, bytesOf, type Data, viewOf } from "./wire.js";
@@ -26,8 +25,8 @@ export interface Options extends BaseOptions {
   resumeWindowMs?: number;
   /** Send again in the next session what a lost one certainly did not deliver. @default true */
   resend?: boolean;
-  /** `session`: keep token, positions and unacknowledged messages in `sessionStorage` while the page is away, so that a reload resumes. @default false */
-  resume?: "session" | false;
+  /** `inSession` of `@mainstay/client/reload`: keep token, positions and unacknowledged messages in `sessionStorage` while the page is away, so that a reload resumes. @default false */
+  resume?: ((socket: MainstaySocket) => void) | false;
   /** Names what is kept there, where one page holds several sockets to one URL. @default the URL without its query */
   resumeKey?: string;
 }
@@ -49,8 +48,9 @@ export class MainstaySocket extends BaseSocket {
   /** @internal */
   declare protected machine: SessionMachine;
   /** @internal */
-  declare protected options: Options;
-  declare private session: ClientSession;
+  declare options: Options;
+  /** @internal */
+  declare session: ClientSession;
   /** Somebody listens: messages are handed over as they come. */
   private isFlowing = false;
   declare private handler: BaseSocket["onmessage"];
@@ -59,12 +59,12 @@ export class MainstaySocket extends BaseSocket {
   /** Closes, once nothing waits to be accepted. */
   declare private closes: (() => void) | undefined;
   /** Not accepted yet; accepted, and not known what became of it. In the order of their numbers. */
-  private waiting: Message[] = [];
-  private open: Message[] = [];
+  private queued: Message[] = [];
+  private unsettled: Message[] = [];
   private counts = { connections: 0, gaps: 0 };
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
-    const { credentials, resume, resumeKey } = options;
+    const { credentials } = options;
     const session = new ClientSession(options, (length) => crypto.getRandomValues(new Uint8Array(length)));
     super(
       url,
@@ -79,19 +79,7 @@ export class MainstaySocket extends BaseSocket {
     this.session = session;
     // Once: `authenticate` may replace them.
     if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
-    if (!resume) return;
-    if (typeof url === "function" && !resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
-    const stored = storedIn(`mainstay ${resumeKey ?? this.url.split("?")[0]}`, session);
-    const leave = () => {
-      // What comes after the copy was made would be lost with it.
-      stored.store();
-      this.suspend();
-    };
-    this.listen(document, "freeze", "lifecycle", leave);
-    this.listen(globalThis, "pagehide", "lifecycle", leave);
-    this.listen(document, "resume", "lifecycle", stored.unstore);
-    this.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && stored.unstore());
-    stored.load();
+    if (options.resume) options.resume(this);
   }
 
   /** The session's public name; opens nothing. Empty before the first attach and towards plain peers. */
@@ -123,17 +111,17 @@ export class MainstaySocket extends BaseSocket {
     const blob = payload instanceof Blob && payload;
     const message = new Message(blob ? undefined : dataOf(payload as Exclude<Sendable, Blob>));
     if (this.readyState > 1) {
-      message.end("not delivered");
+      message.settleAs("not delivered");
       return message;
     }
-    const waits = blob || this.waiting.length || this.session.isRestored || this.options.whenFull === "wait";
-    this.waiting.push(message);
+    const waits = blob || this.queued.length || this.session.isRestored || this.options.whenFull === "wait";
+    this.queued.push(message);
     this.admit();
-    if (!waits && this.waiting.pop()) {
-      throw new QueueFullError("too much is waiting to be acknowledged: await `delivered`, or set whenFull to wait");
+    if (!waits && this.queued.pop()) {
+      throw new QueueFullError("too much waits to be sent: await `delivered`, or set whenFull");
     }
-    if (blob) void this.read(blob, message);
-    this.step();
+    if (blob) void this.readBlob(blob, message);
+    this.proceed();
     return message;
   }
 
@@ -160,19 +148,19 @@ export class MainstaySocket extends BaseSocket {
       clearTimeout(timer);
       super.close(code, reason);
     };
-    this.step();
+    this.proceed();
   }
 
   /** Sends a message that is not numbered, kept or sent again. Dropped while detached. */
   sendVolatile(message: string | ArrayBuffer | ArrayBufferView): void {
     this.session.sendVolatile(dataOf(message));
-    this.step();
+    this.proceed();
   }
 
   /** Presents new credentials: on the live connection, or with the next attempt. See the event `authenticated`. */
   authenticate(credentials: string | Bytes): void {
     this.session.authenticate(bytesOf(credentials));
-    this.step();
+    this.proceed();
   }
 
   override addEventListener(type: string, listener: any, options?: any): void {
@@ -194,7 +182,7 @@ export class MainstaySocket extends BaseSocket {
     for (;;) {
       const data = await new Promise<Data | undefined>((resolve) => {
         this.wake = resolve;
-        this.step();
+        this.proceed();
       });
       if (data === undefined) return;
       yield this.present(data);
@@ -212,15 +200,15 @@ export class MainstaySocket extends BaseSocket {
   /** Somebody listens: from when they have returned, messages are dispatched as they come. */
   private flow(): void {
     this.isFlowing = true;
-    queueMicrotask(() => this.step());
+    queueMicrotask(() => this.proceed());
   }
 
   /** @internal */
   protected override pump(): void {
     this.admit();
-    if (!this.waiting.length) this.closes?.();
+    if (!this.queued.length) this.closes?.();
     this.settle();
-    const { data, first, count } = ((this.isFlowing || this.wake) && this.session.handOver(this.machine.now)) || {};
+    const { data, first, count } = ((this.isFlowing || this.wake) && this.session.handOver(this.machine.nowMs)) || {};
     if (data === undefined) {
       if (first) this.emit("gap", { dropped: { first, count } });
       else if (this.machine.isEnded) this.wake?.();
@@ -231,23 +219,23 @@ export class MainstaySocket extends BaseSocket {
   }
 
   /** @internal */
-  protected override emit(type: string, fields?: any): void {
+  override emit(type: string, fields?: any): void {
     // A plain peer's messages wait for somebody who listens, like a session's.
     if (type === "message") return this.session.flow.inbox.hold(viewOf(fields.data));
     // A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session.
     if (fields?.fate) {
       const { delivered, unknown, resent, last } = fields.fate as Fate;
-      const settled = last - this.open.length;
-      this.open = this.open.filter((message, index) => {
+      const settled = last - this.unsettled.length;
+      this.unsettled = this.unsettled.filter((message, index) => {
         const number = settled + index + 1;
         if (number > unknown && resent) return true;
-        message.end(number <= delivered ? "delivered" : number <= unknown ? "unknown" : "not delivered");
+        message.settleAs(number <= delivered ? "delivered" : number <= unknown ? "unknown" : "not delivered");
         return false;
       });
     }
     if (type === "close") {
       this.settle();
-      for (const message of [...this.open.splice(0), ...this.waiting.splice(0)]) message.end("not delivered");
+      for (const message of [...this.unsettled.splice(0), ...this.queued.splice(0)]) message.settleAs("not delivered");
     }
     super.emit(type, fields);
   }
@@ -260,7 +248,7 @@ export class MainstaySocket extends BaseSocket {
     if (type === "gap" && this.options.endOnGap) {
       // What has happened since belongs to what came after the gap.
       this.events = [];
-      this.machine.end(1006, "something was lost: start again");
+      this.machine.endNow(1006, "something was lost: start again");
     }
   }
 
@@ -270,11 +258,11 @@ export class MainstaySocket extends BaseSocket {
   }
 
   private admit(): void {
-    for (let first; (first = this.waiting[0]) && first.data !== undefined; this.waiting.shift()) {
+    for (let first; (first = this.queued[0]) && first.data !== undefined; this.queued.shift()) {
       if (!this.machine.send(first.data)) return;
       first.data = undefined;
-      first.accept();
-      this.open.push(first);
+      first.tellAccepted();
+      this.unsettled.push(first);
     }
   }
 
@@ -282,25 +270,25 @@ export class MainstaySocket extends BaseSocket {
   private settle(): void {
     const { outbox } = this.session.flow;
     const kept = outbox.last - outbox.acknowledged + this.machine.unsent.length;
-    while (this.open.length > kept) this.open.shift()!.end(this.mode === "plain" ? "unknown" : "delivered");
+    while (this.unsettled.length > kept) this.unsettled.shift()!.settleAs(this.mode === "plain" ? "unknown" : "delivered");
   }
 
-  private async read(blob: Blob, message: Message): Promise<void> {
+  private async readBlob(blob: Blob, message: Message): Promise<void> {
     try {
       message.data = new Uint8Array(await blob.arrayBuffer());
     } catch (error) {
-      this.waiting = this.waiting.filter((other) => other !== message);
-      message.end("not delivered");
+      this.queued = this.queued.filter((other) => other !== message);
+      message.settleAs("not delivered");
       this.emit("error", { error });
     }
-    this.step();
+    this.proceed();
   }
 }
 
 class Message implements Sent {
-  declare accept: () => void;
+  declare tellAccepted: () => void;
   declare settle: (outcome: Outcome) => void;
-  readonly accepted = new Promise<void>((resolve) => (this.accept = resolve));
+  readonly accepted = new Promise<void>((resolve) => (this.tellAccepted = resolve));
   readonly delivered = new Promise<Outcome>((resolve) => (this.settle = resolve));
   /** Until it is accepted; undefined while a Blob is being read. */
   declare data: Data | undefined;
@@ -309,8 +297,8 @@ class Message implements Sent {
     this.data = data;
   }
 
-  end(outcome: Outcome): void {
-    this.accept();
+  settleAs(outcome: Outcome): void {
+    this.tellAccepted();
     this.settle(outcome);
   }
 }

@@ -6,7 +6,7 @@
  * `sessions.ts` adds `mainstay.v1`. At most two connections live at a time: the attached one, and one being opened,
  * which follows it, or with sessions replaces it (after GOAWAY, or when a probe stays unanswered).
  *
- * Pure: time is what `now` was set to, randomness an argument, and what is to be done goes through {@link Io}. Milliseconds throughout.
+ * Pure: time is what `nowMs` was set to, randomness an argument, and what is to be done goes through {@link Io}. Milliseconds throughout.
  * Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
  */
 
@@ -21,12 +21,12 @@ export type Status = "connecting" | "attached" | "waiting" | "suspended" | "clos
 
 /** What the driver does when it is told to. None of these calls back before it returns. */
 export interface Io {
-  /** Opens a connection and reports with `opened` or `lost`. */
+  /** Opens a connection and reports with `handleOpened` or `handleLost`. */
   dial(id: number): void;
-  write(id: number, data: Data): void;
+  writeTo(id: number, data: Data): void;
   /** Closes a connection and forgets it: nothing about it is reported any more. */
-  drop(id: number, code?: number, reason?: string): void;
-  /** Tells the application, later. A status that changed is told without it. */
+  forget(id: number, code?: number, reason?: string): void;
+  /** Tells the application, later, and before it of a status that changed. */
   emit(type: string, fields?: object): void;
 }
 
@@ -50,7 +50,7 @@ export interface MachineConfig {
 }
 
 export class Machine {
-  declare now: number;
+  declare nowMs: number;
   mode: Mode | undefined = "plain";
   /** The application's subprotocol, if one was agreed on. */
   protocol = "";
@@ -59,17 +59,19 @@ export class Machine {
   /** Smoothed round-trip time of probes. */
   declare rtt: number | undefined;
   isEnded = false;
-  /** Set before every call, as `now` is: something that was written has not left yet. */
+  /** What has not been told of the last loss, or of the end. */
+  declare loss: { code: number; reason: string; retryInMs?: number } | undefined;
+  /** Set before every call, as `nowMs` is: something that was written has not left yet. */
   isBusy = false;
   /** The connection in use, and the one that is being opened; 0: none. */
   current = 0;
   dialled = 0;
   /** Accepted and never given to a connection. */
   unsent: Data[] = [];
-  declare protected config: MachineConfig;
-  declare protected random: () => number;
+  declare protected behaviour: MachineConfig;
+  declare protected chance: () => number;
   declare protected io: Io;
-  declare protected closing: { code: number; reason: string } | undefined;
+  declare protected closeWith: { code: number; reason: string } | undefined;
   /** When closing is over, done or not. */
   private closeBy = Infinity;
   /** When to dial; while dialling, when to give up. */
@@ -89,23 +91,23 @@ export class Machine {
   private hasRead = false;
   /** When to probe next, and how often without being asked to. */
   declare private probeAt: number;
-  declare private interval: number;
+  declare private pace: number;
   private probeSentAt = NaN;
 
-  /** Dials at once. `now` is to be set before every other call; `random` is uniform in [0, 1). */
+  /** Dials at once. `nowMs` is to be set before every other call; `random` is uniform in [0, 1). */
   constructor(now: number, config: MachineConfig, random: () => number, io: Io) {
-    this.now = this.dialAt = now;
-    this.config = config;
-    this.random = random;
+    this.nowMs = this.dialAt = now;
+    this.behaviour = config;
+    this.chance = random;
     this.io = io;
   }
 
   // ---- what happened to connections -------------------------------------------------------------
 
   /** A dialled connection is open, and speaks this subprotocol. */
-  opened(id: number, protocol: string): void {
+  handleOpened(id: number, protocol: string): void {
     this.protocol = protocol;
-    const { ping, silenceLimitMs } = this.config;
+    const { ping, silenceLimitMs } = this.behaviour;
     const interval = ping?.intervalMs ?? Infinity;
     const limit = silenceLimitMs ?? 2 * interval + 5000;
     this.attach(id, limit, limit / 8, interval);
@@ -115,14 +117,14 @@ export class Machine {
   }
 
   /** A connection is gone, could not be opened, or is given up. */
-  lost(id: number, code: number, reason: string): void {
-    this.io.drop(id);
-    const { endsWithPeer, endOnGap } = this.config;
+  handleLost(id: number, code: number, reason: string): void {
+    this.io.forget(id);
+    const { endsWithPeer, endOnGap } = this.behaviour;
     const wasAttached = id === this.current;
     if (!id || (!wasAttached && id !== this.dialled)) return;
     if (wasAttached) {
       this.current = 0;
-      if (this.now - this.attachedAt >= 50_000) this.attempts = 0;
+      if (this.nowMs - this.attachedAt >= 50_000) this.attempts = 0;
     } else {
       this.dialled = 0;
       this.dialAt = Infinity;
@@ -130,17 +132,17 @@ export class Machine {
     const isMeant = endsWithPeer && (code === 1000 || (code > 2999 && code !== 4408));
     const isOver = this.mode === "plain" && !this.isSuspended && (isMeant || (endOnGap && wasAttached));
     // Our own verdict would be read as the peer's word.
-    if (!this.current && (isOver || isFinal(code))) return this.end(endOnGap && code === 4408 ? 1006 : code, reason);
+    if (!this.current && (isOver || isFinal(code))) return this.endNow(endOnGap && code === 4408 ? 1006 : code, reason);
     // A replacement may be on its way already.
-    if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.now + this.delay(concernsOne(code));
-    this.io.emit("status", { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.now });
+    if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.nowMs + this.backoff(concernsOne(code));
+    this.loss = { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.nowMs };
   }
 
   /** A message arrived on the current connection. */
-  received(_id: number, data: Received): void {
+  handleMessage(_id: number, data: Received): void {
     this.heard();
     this.patience = 1;
-    if (this.config.ping?.matches(data)) this.answered();
+    if (this.behaviour.ping?.matches(data)) this.answered();
     else this.io.emit("message", { data });
   }
 
@@ -148,59 +150,58 @@ export class Machine {
 
   /** Accepts a message. 0: there is no room, or nothing more is accepted. */
   send(data: Data): number {
-    return this.closing || this.unsent.length >= (this.config.keep?.[0] ?? 1024) ? 0 : this.unsent.push(data);
+    return this.closeWith || this.unsent.length >= (this.behaviour.keep?.[0] ?? 1024) ? 0 : this.unsent.push(data);
   }
 
   /** Something suggests that the network changed: dial now if waiting, probe if attached. */
   retryNow(): void {
     this.isSuspended = false;
-    if (!this.current && !this.dialled) this.dialAt = this.now;
+    if (!this.current && !this.dialled) this.dialAt = this.nowMs;
     this.probe();
   }
 
   /** Something suggests a look at the peer. Never a verdict by itself. */
   probe(): void {
-    this.probeAt = this.now;
+    this.probeAt = this.nowMs;
   }
 
   /** Leaves the connection and stays away until {@link retryNow}. */
   suspend(): void {
     this.isSuspended = true;
-    this.lost(this.dialled, 1000, "suspended");
-    this.lost(this.current, 1000, "suspended");
+    this.handleLost(this.dialled, 1000, "suspended");
+    this.handleLost(this.current, 1000, "suspended");
     this.dialAt = Infinity;
   }
 
   /** Ends in order: what was accepted is delivered first. What is not within 10 s is unknown. */
   close(code: number, reason: string): void {
-    if (this.closing) return;
-    this.closing = { code, reason };
-    this.closeBy = this.now + 10_000;
-    if (!this.current && !this.keeps) this.end(code, reason);
+    if (this.closeWith) return;
+    this.closeWith = { code, reason };
+    this.closeBy = this.nowMs + 10_000;
+    if (!this.current && !this.keeps) this.endNow(code, reason);
     else this.retryNow();
   }
 
   /** Ends now. */
-  end(code: number, reason: string, fate?: object): void {
+  endNow(code: number, reason: string, fate?: object): void {
     if (this.isEnded) return;
     this.isEnded = true;
-    this.closing ??= { code, reason };
+    this.closeWith ??= { code, reason };
     this.dialAt = this.closeBy = Infinity;
-    this.io.drop(this.dialled, code, reason);
-    this.io.drop(this.current, code, reason);
+    this.io.forget(this.dialled, code, reason);
+    this.io.forget(this.current, code, reason);
     this.current = this.dialled = 0;
-    const fields = { code, reason, wasClean: code === 1000, fate };
-    this.io.emit("status", fields);
-    this.io.emit("close", fields);
+    this.loss = { code, reason };
+    this.io.emit("close", { code, reason, wasClean: code === 1000, fate });
   }
 
   // ---- time and output --------------------------------------------------------------------------
 
   /** Does what is due. */
-  timeout(): void {
-    if (this.closeBy <= this.now) this.end(this.closing!.code, this.closing!.reason);
-    else if (this.dialAt > this.now) this.current && this.watch();
-    else if (this.dialled) this.lost(this.dialled, 1006, "no answer in time");
+  handleTimeout(): void {
+    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason);
+    else if (this.dialAt > this.nowMs) this.current && this.watch();
+    else if (this.dialled) this.handleLost(this.dialled, 1006, "no answer in time");
     else this.dial();
   }
 
@@ -209,38 +210,38 @@ export class Machine {
    * late by more than `slack` asks for a fresh probe after that, and only that one is judged.
    */
   private watch(): void {
-    const late = this.now - this.silentAt;
+    const late = this.nowMs - this.silentAt;
     this.hasRead = late >= 0 && !this.hasRead;
     // Due still, and so looked at again when what has arrived has been read.
     if (this.hasRead) return;
-    if (late >= 0 && late <= this.slack) {
-      this.patience *= 2;
-      return this.lost(this.current, 4408, "silent for too long");
-    }
     if (late >= 0) {
+      if (late <= this.slack) {
+        this.patience *= 2;
+        return this.handleLost(this.current, 4408, "silent for too long");
+      }
       this.heard();
       this.probe();
     }
-    if (this.probeAt > this.now) return;
+    if (this.probeAt > this.nowMs) return;
     // It would wait with what has not left yet, and its time counts from when it leaves.
-    this.probeAt = this.now + (this.isBusy ? 250 : this.interval);
+    this.probeAt = this.nowMs + (this.isBusy ? 250 : this.pace);
     if (this.isBusy || this.deadlineAt < Infinity || !this.writeProbe()) return;
-    this.probeSentAt = this.now;
-    this.deadlineAt = this.now + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)), 20_000);
+    this.probeSentAt = this.nowMs;
+    this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)), 20_000);
   }
 
   private get silentAt(): number {
     return Math.min(this.limitAt, this.deadlineAt);
   }
 
-  /** When {@link timeout} has something to do. */
+  /** When {@link handleTimeout} has something to do. */
   get dueAt(): number {
     return Math.min(this.dialAt, this.closeBy, this.current ? Math.min(this.silentAt, this.probeAt) : Infinity);
   }
 
   get status(): Status {
     if (this.isEnded) return "ended";
-    if (this.closing) return "closing";
+    if (this.closeWith) return "closing";
     if (this.current) return "attached";
     if (this.isSuspended) return "suspended";
     return this.dialled || !this.lastId ? "connecting" : "waiting";
@@ -249,16 +250,16 @@ export class Machine {
   // ---- what sessions do otherwise ---------------------------------------------------------------
 
   /** Gives the connections what is to be written. */
-  write(): void {
+  writeOut(): void {
     if (!this.current) return;
-    for (const data of this.unsent.splice(0)) this.io.write(this.current, data);
-    if (this.closing) this.end(this.closing.code, this.closing.reason);
+    for (const data of this.unsent.splice(0)) this.io.writeTo(this.current, data);
+    if (this.closeWith) this.endNow(this.closeWith.code, this.closeWith.reason);
   }
 
   /** Sends a probe, or will. False: this peer cannot be probed. */
   protected writeProbe(): boolean {
-    const { ping } = this.config;
-    if (ping) this.io.write(this.current, ping.message);
+    const { ping } = this.behaviour;
+    if (ping) this.io.writeTo(this.current, ping.message);
     return !!ping;
   }
 
@@ -276,7 +277,7 @@ export class Machine {
 
   protected dial(): void {
     this.dialled = ++this.lastId;
-    this.dialAt = this.now + (this.config.connectTimeoutMs ?? 10_000);
+    this.dialAt = this.nowMs + (this.behaviour.connectTimeoutMs ?? 10_000);
     this.io.dial(this.dialled);
   }
 
@@ -284,21 +285,21 @@ export class Machine {
     this.current = id;
     this.dialled = 0;
     this.dialAt = Infinity;
-    this.interval = interval;
-    this.probeAt = this.now + interval;
-    this.attachedAt = this.now;
+    this.pace = interval;
+    this.probeAt = this.nowMs + interval;
+    this.attachedAt = this.nowMs;
     this.limit = limit * this.patience;
     this.slack = slack;
     this.heard();
   }
 
   protected heard(): void {
-    this.limitAt = this.now + this.limit;
+    this.limitAt = this.nowMs + this.limit;
     this.deadlineAt = Infinity;
   }
 
   protected answered(): void {
-    const sample = this.now - this.probeSentAt;
+    const sample = this.nowMs - this.probeSentAt;
     this.probeSentAt = NaN;
     if (!(sample >= 0)) return;
     this.rtt ??= sample;
@@ -310,10 +311,10 @@ export class Machine {
    * connection, over a second when others did too. Later waits have a ceiling of 0.5 s x 2^n, at most 30 s, and are
    * drawn below it: from its upper half by a lone client, from all of it by one of a crowd.
    */
-  protected delay(isAlone: boolean): number {
+  protected backoff(isAlone: boolean): number {
     const n = this.attempts++;
     const to = n ? Math.min(30_000, 250 * 2 ** n) : isAlone ? 200 : 1000;
     const from = n && isAlone ? to / 2 : 1;
-    return from + (to - from) * this.random();
+    return from + (to - from) * this.chance();
   }
 }

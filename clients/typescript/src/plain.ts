@@ -16,7 +16,7 @@ export class MainstaySocket extends BaseSocket {
   /** Accepts a message, to be sent now or when there is a connection. @throws {@link QueueFullError} */
   send(message: string | ArrayBufferLike | ArrayBufferView): void {
     const isAccepted = this.machine.send(dataOf(message));
-    this.step();
-    if (!isAccepted && this.readyState < 2) throw new QueueFullError("too much is waiting to be sent");
+    this.proceed();
+    if (!isAccepted && this.readyState < 2) throw new QueueFullError("too much waits to be sent");
   }
 }

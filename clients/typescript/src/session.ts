@@ -1,8 +1,8 @@
 /**
  * The client's end of one session, over one connection after the other.
  *
- * At most two connections matter at a time: the *current* one, and a *pending* one that has sent HELLO and waits
- * for WELCOME. From the pending HELLO on the current one is only read (make before break); WELCOME ends it, and if
+ * At most two connections matter at a time: the *current* one, and a *pending* one (`opening`) that has sent HELLO
+ * and waits for WELCOME. From the pending HELLO on the current one is only read (make before break); WELCOME ends it, and if
  * the pending one is refused or lost, it is written again. When to dial is not decided here (`machine.ts`).
  *
  * Pure: time and randomness are arguments, and what is to be done goes through {@link SessionIo}. Source: `docs/PROTOCOL.md` "Attaching", "Closing".
@@ -17,9 +17,9 @@ import {
   type Delay,
   encode,
   type End,
+  fail,
   type Frame,
   type Hello,
-  ProtocolError,
   type Refuse,
   toHex,
   Type,
@@ -45,9 +45,9 @@ export interface Fate {
 
 /** What a session has done to its connections, and told to the application. None of these calls back before it returns. */
 export interface SessionIo {
-  write(id: number, data: Data): void;
+  writeTo(id: number, data: Data): void;
   /** Closes a connection, in order. */
-  drop(id: number, code: number, reason: string): void;
+  forget(id: number, code: number, reason: string): void;
   /**
    * By the names of the application's events: `gap` where the session is lost and a new one follows, the one word about
    * it; `volatile`; and `authenticated`, what became of the credentials that `authenticate` presented.
@@ -64,7 +64,7 @@ export interface SessionHooks {
   /** Leave the connection after the delay; nothing is lost. */
   onGoAway(delay: Delay, closeIn: number): void;
   /** Nothing follows. */
-  end(code: number, reason: string, fate: Fate): void;
+  endNow(code: number, reason: string, fate: Fate): void;
 }
 
 export interface SessionConfig {
@@ -76,18 +76,15 @@ export interface SessionConfig {
   resend?: boolean | undefined;
 }
 
-/** All that another instance goes on from. The token opens the session: a secret. */
-export type StoredSession = [token: Bytes, received: number, acknowledged: number, kept: Data[]];
-
 interface Connection extends Lane {
   id: number;
   /** It was asked for an existing session: nothing but HELLO goes out before WELCOME. */
   resumes: boolean;
-  /** An AUTH waits for its AUTH_RESULT here. */
-  isJudging?: boolean;
+  /** The credentials that were presented here and wait for a verdict. */
+  judging?: Bytes | undefined;
 }
 
-const enum Life {
+export const enum Life {
   Open,
   /** END leaves once everything before it is acknowledged. */
   Closing,
@@ -107,83 +104,58 @@ export class ClientSession {
   /** The credentials of every HELLO; new ones go through {@link authenticate}. */
   declare credentials: Bytes | undefined;
   declare current: Connection | undefined;
-  declare pending: Connection | undefined;
-  declare instance: Bytes;
+  declare opening: Connection | undefined;
+  declare instanceId: Bytes;
   /** Started from stored state and not attached yet: it numbers nothing new. */
   isRestored = false;
-  private life = Life.Open;
+  life = Life.Open;
   private end: End = [Type.End, 0, "", 0, 0];
-  declare private token: Bytes | undefined;
+  declare token: Bytes | undefined;
   private attempt = 0;
-  declare private key: Bytes;
+  declare private clientKey: Bytes;
   private keySentAt = NaN;
-  /** Credentials without a verdict, and the connection that they were presented on. */
-  declare private fresh: { credentials: Bytes; on: number } | undefined;
+  /** The newest credentials, until their verdict. */
+  declare private fresh: Bytes | undefined;
   /** {@link progress} when the current connection was attached. */
   private mark = 0;
   /** Connections in a row that ended after WELCOME without progress. */
   private barren = 0;
   declare private config: SessionConfig;
-  declare private random: (length: number) => Bytes;
+  declare private randomBytes: (length: number) => Bytes;
 
   /** A session of a new instance. `random` gives bytes of the platform's cryptographic randomness. */
   constructor(config: SessionConfig, random: (length: number) => Bytes) {
     this.config = config;
-    this.random = random;
-    this.instance = random(8);
-    this.key = random(16);
+    this.randomBytes = random;
+    this.instanceId = random(8);
+    this.clientKey = random(16);
     this.flow = this.newFlow();
-  }
-
-  /** What a new instance needs to go on from here. From now on everything kept counts as written: either may write it. */
-  store(): StoredSession | undefined {
-    if (!this.token || this.life) return;
-    const { outbox, inbox } = this.flow;
-    outbox.written = outbox.last;
-    return [this.token, inbox.received, outbox.acknowledged, outbox.after(outbox.acknowledged)];
-  }
-
-  /** Goes on from what another instance stored. */
-  restore([token, received, acknowledged, kept]: StoredSession): void {
-    const { outbox, inbox } = this.flow;
-    this.token = token;
-    inbox.taken = inbox.handed = inbox.received = inbox.told = received;
-    outbox.base = outbox.acknowledged = acknowledged;
-    for (const data of kept) outbox.push(data);
-    outbox.written = outbox.last;
-    this.isRestored = true;
-  }
-
-  /** An earlier instance's session could not be stored: something is lost, and how much is not known. */
-  reportLoss(): void {
-    this.io.emit("gap", { fate: this.fate() });
   }
 
   // ---- connections ----------------------------------------------------------------------------
 
   /** A connection is open and speaks `mainstay.v1`: ask for the session on it, unless it is ending. */
-  opened(now: number, id: number): void {
+  handleOpened(now: number, id: number): void {
     if (this.life > Life.Closing) return;
     const { token, fresh, flow: { outbox, inbox } } = this;
     if (!token) outbox.peer = [16, 65_536];
-    if (fresh) fresh.on = id;
     const hello: Hello = [
       Type.Hello,
       1,
       inbox.window,
-      this.key,
+      this.clientKey,
       // Age 0 says "never sent before"; a second HELLO in the same millisecond must not say it.
       this.keySentAt <= now ? Math.max(now - this.keySentAt, 1) : 0,
-      this.instance,
+      this.instanceId,
       ++this.attempt,
       token && [token, inbox.received, outbox.last, outbox.acknowledged + 1],
-      fresh ? fresh.credentials : this.credentials,
+      fresh ?? this.credentials,
       this.config.resumeWindowMs,
     ];
     this.keySentAt ||= now;
     // One that resumes stands behind everything until WELCOME says where.
-    this.pending = { id, wrote: token ? Infinity : 0, read: 0, resumes: !!token };
-    this.io.write(id, encode(hello));
+    this.opening = { id, wrote: token ? Infinity : 0, read: 0, resumes: !!token, judging: fresh };
+    this.io.writeTo(id, encode(hello));
   }
 
   /**
@@ -191,11 +163,11 @@ export class ClientSession {
    * received; a pending connection counts too: coming back would take the session from the winner, who would come back
    * as well.
    */
-  lost(id: number, code?: number, reason = ""): void {
-    const isPending = this.pending?.id === id;
+  handleLost(id: number, code?: number, reason = ""): void {
+    const isPending = this.opening?.id === id;
     const isCurrent = this.current?.id === id;
     const [winner, received] = reason.split(" ");
-    if (code === 4409 && (isPending || isCurrent) && winner && winner !== toHex(this.instance)) {
+    if (code === 4409 && (isPending || isCurrent) && winner && winner !== toHex(this.instanceId)) {
       return this.finish(code, "another instance took the session", this.fate([+received! || 0, Infinity, 0, 0, 0]));
     }
     if (isPending) this.leavePending();
@@ -213,13 +185,13 @@ export class ClientSession {
   // ---- what connections bring -----------------------------------------------------------------
 
   /** Takes what a connection brought. @throws {@link ProtocolError}: fail this connection; the session goes on over the next. */
-  receive(id: number, frame: Frame): void {
-    const { current, pending, flow } = this;
+  handleFrame(id: number, frame: Frame): void {
+    const { current, opening, flow } = this;
     if (!frame) return;
-    if (pending?.id === id) {
-      if (frame[0] === Type.Welcome) this.welcome(pending, frame);
-      else if (frame[0] === Type.Refuse) this.refused(pending, frame);
-      else throw new ProtocolError("no WELCOME");
+    if (opening?.id === id) {
+      if (frame[0] === Type.Welcome) this.welcome(opening, frame);
+      else if (frame[0] === Type.Refuse) this.refused(opening, frame);
+      else fail("no WELCOME");
     } else if (current?.id !== id) return;
     else if (frame[0]) this.receiveControl(current, frame);
     else if (this.life > Life.Closing) current.read++;
@@ -238,54 +210,52 @@ export class ClientSession {
     } else if (frame[0] === Type.Gap) flow.readGap(current, frame[1], frame[2]);
     else if (frame[0] === Type.GoAway) hooks.onGoAway(frame[2], frame[3]);
     else if (frame[0] === Type.Volatile) io.emit("volatile", { data: frame[1] });
-    else if (frame[0] === Type.AuthResult && current.isJudging) {
-      current.isJudging = false;
-      this.judged(current.id, frame[1]);
-    } else if (frame[0] === Type.End) {
+    else if (frame[0] === Type.AuthResult && current.judging) this.judged(current, frame[1]);
+    else if (frame[0] === Type.End) {
       outbox.acknowledge(frame[3]);
       if (this.life < Life.EndReceived) {
         this.life = Life.EndReceived;
         this.end = frame;
       } else if (this.life === Life.EndSent) {
         // The answer to ours: code and reason are what we said.
-        io.drop(current.id, 1000, "");
+        io.forget(current.id, 1000, "");
         this.finish(this.end[1], this.end[2], this.finalFate(frame));
       }
-    } else throw new ProtocolError(`type ${frame[0]} is not allowed here`);
+    } else fail(`type ${frame[0]} is not allowed here`);
   }
 
   /** The peer broke the session. */
-  abort(reason: string): void {
+  abandon(reason: string): void {
     const fate = this.fate();
     this.sendEnd(4400, reason);
     this.finish(4400, reason, fate);
   }
 
-  private welcome(pending: Connection, frame: Welcome): void {
-    const { id, resumes } = pending;
+  private welcome(opening: Connection, frame: Welcome): void {
+    const { id, resumes } = opening;
     const [, , token, , isResumed, received, first, , , window, account] = frame;
     const { outbox, inbox } = this.flow;
-    this.pending = undefined;
-    if (isResumed && !resumes) throw new ProtocolError("WELCOME without its HELLO");
+    this.opening = undefined;
+    if (isResumed && !resumes) fail("resumed without being asked");
     // The server has fenced the old connection. One that was replaced while it lived was not barren.
     if (this.current) this.barren = 0;
     this.dropCurrent();
     const isImpossible = received < outbox.acknowledged || received > outbox.written || first - 1 > inbox.taken;
     if (resumes && (!isResumed || isImpossible)) this.startOver(account);
-    if (isResumed && isImpossible) throw new ProtocolError("WELCOME with impossible counts");
+    if (isResumed && isImpossible) fail("impossible counts");
     this.flow.outbox.acknowledge(resumes && !isResumed ? 0 : received);
     this.flow.outbox.peer = window;
     this.token = token;
     this.isRestored = false;
     if (!isResumed) this.renewKey();
     this.mark = this.progress;
-    this.current = pending;
-    pending.read = first - 1;
-    if (resumes) pending.wrote = received;
+    this.current = opening;
+    opening.read = first - 1;
+    if (resumes) opening.wrote = received;
     // Before anything else on this connection: it confirms the epoch.
-    this.io.write(id, encode([Type.Ack, this.flow.inbox.tell()]));
+    this.io.writeTo(id, encode([Type.Ack, this.flow.inbox.tell()]));
     this.hooks.onAttached(id, frame);
-    this.judged(id, true);
+    this.judged(opening, true);
   }
 
   private refused({ resumes }: Connection, [, code, isRetryable, delay, account]: Refuse): void {
@@ -308,17 +278,17 @@ export class ClientSession {
 
   /** Writes a message that is not numbered, kept or replayed. Dropped while detached. */
   sendVolatile(data: Data): void {
-    if (this.current && !this.pending) this.io.write(this.current.id, encode([Type.Volatile, data]));
+    if (this.current && !this.opening) this.io.writeTo(this.current.id, encode([Type.Volatile, data]));
   }
 
   /** Asks for a PONG with this nonce. Not while another connection is pending. */
   ping(nonce: number): void {
-    if (this.current && !this.pending) this.io.write(this.current.id, this.flow.writeBeat(Type.Ping, nonce, this.current));
+    if (this.current && !this.opening) this.io.writeTo(this.current.id, this.flow.writeBeat(Type.Ping, nonce, this.current));
   }
 
   /** Presents new credentials: on the live connection, or in the next HELLO where there is none. */
   authenticate(credentials: Bytes): void {
-    this.fresh = { credentials, on: 0 };
+    this.fresh = credentials;
     this.present();
   }
 
@@ -363,20 +333,20 @@ export class ClientSession {
 
   // ---- credentials ----------------------------------------------------------------------------
 
-  /** Writes AUTH, unless a HELLO has presented them, or another AUTH still waits for its result. */
+  /** Writes AUTH, unless another waits for its verdict. What a HELLO presents has its verdict with WELCOME. */
   private present(): void {
     const { fresh, current } = this;
-    if (!fresh || fresh.on || !current || current.isJudging || this.pending || this.life > Life.Closing) return;
-    fresh.on = current.id;
-    current.isJudging = true;
-    this.io.write(current.id, encode([Type.Auth, fresh.credentials]));
+    if (!fresh || !current || current.judging || this.opening || this.life > Life.Closing) return;
+    current.judging = fresh;
+    this.io.writeTo(current.id, encode([Type.Auth, fresh]));
   }
 
-  private judged(id: number, isAccepted: boolean): void {
-    const { fresh } = this;
-    if (fresh?.on === id) {
+  private judged(connection: Connection, isAccepted: boolean): void {
+    const { judging } = connection;
+    connection.judging = undefined;
+    if (judging && judging === this.fresh) {
       this.fresh = undefined;
-      if (isAccepted) this.credentials = fresh.credentials;
+      if (isAccepted) this.credentials = judging;
       this.io.emit("authenticated", { accepted: isAccepted });
     }
     this.present();
@@ -388,13 +358,13 @@ export class ClientSession {
   private settle(): void {
     const { outbox, inbox } = this.flow;
     // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
-    if (this.life === Life.Closing && this.current && !this.pending && outbox.acknowledged === outbox.last) {
+    if (this.life === Life.Closing && this.current && !this.opening && outbox.acknowledged === outbox.last) {
       this.sendEnd(this.end[1], this.end[2]);
     } else if (this.life === Life.EndReceived && !inbox.queue.length) {
       const [, code, reason] = this.end;
       const fate = this.finalFate(this.end);
       this.sendEnd(code, "");
-      if (this.current) this.io.drop(this.current.id, 1000, "");
+      if (this.current) this.io.forget(this.current.id, 1000, "");
       this.finish(code, reason, fate);
     }
   }
@@ -404,7 +374,7 @@ export class ClientSession {
     this.flow.inbox.queue = [];
     this.end = [Type.End, code, reason, received, handed];
     this.life = Life.EndSent;
-    if (this.current) this.io.write(this.current.id, encode(this.end));
+    if (this.current) this.io.writeTo(this.current.id, encode(this.end));
   }
 
   private finalFate([, , , received, handed]: End): Fate {
@@ -414,8 +384,8 @@ export class ClientSession {
   private finish(code: number, reason: string, fate: Fate): void {
     this.life = Life.Over;
     this.flow.inbox.queue = [];
-    this.pending = undefined;
-    this.hooks.end(code, reason, fate);
+    this.opening = undefined;
+    this.hooks.endNow(code, reason, fate);
   }
 
   // ---- losing a session -----------------------------------------------------------------------
@@ -439,16 +409,15 @@ export class ClientSession {
     this.flow.pong = undefined;
   }
 
-  /** The current connection is written again; credentials that were presented on the pending one got no answer. */
+  /** The current connection is written again. */
   private leavePending(): void {
-    if (this.fresh && this.fresh.on === this.pending?.id) this.fresh.on = 0;
-    this.pending = undefined;
+    this.opening = undefined;
     this.present();
     this.settle();
   }
 
   private renewKey(): void {
-    this.key = this.random(16);
+    this.clientKey = this.randomBytes(16);
     this.keySentAt = NaN;
   }
 
@@ -462,22 +431,22 @@ export class ClientSession {
   }
 
   private trim(): void {
-    this.flow.outbox.trim(Math.min(this.current?.wrote ?? Infinity, this.pending?.wrote ?? Infinity));
+    this.flow.outbox.trim(Math.min(this.current?.wrote ?? Infinity, this.opening?.wrote ?? Infinity));
   }
 
   // ---- output ---------------------------------------------------------------------------------
 
   /** Writes what is owed and what the window holds: from the HELLO of a pending connection on, only to that. */
-  flush(now: number): void {
-    const { pending, current, flow } = this;
-    const writer = pending ?? current;
+  writeAll(now: number): void {
+    const { opening, current, flow } = this;
+    const writer = opening ?? current;
     if (!writer || this.life >= Life.EndSent) return;
-    const next = () => (pending ? undefined : flow.writeOwed(now, writer)) ?? flow.writeData(writer);
-    for (let data; (data = next()) !== undefined; ) this.io.write(writer.id, data);
+    const next = () => (opening ? undefined : flow.writeOwed(now, writer)) ?? flow.writeData(writer);
+    for (let data; (data = next()) !== undefined; ) this.io.writeTo(writer.id, data);
   }
 
   /** When an acknowledgement is due even if nothing more comes. */
   get dueAt(): number {
-    return this.current && !this.pending ? this.flow.inbox.dueAt : Infinity;
+    return this.current && !this.opening ? this.flow.inbox.dueAt : Infinity;
   }
 }

@@ -36,7 +36,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     session.hooks = this;
   }
 
-  override opened(id: number, protocol: string): void {
+  override handleOpened(id: number, protocol: string): void {
     const [name, application = ""] = protocol.split("+") as [string, string?];
     const isSession = name === SESSION;
     this.protocol = isSession ? application : name === PLAIN ? "" : protocol;
@@ -45,37 +45,37 @@ export class SessionMachine extends Machine implements SessionHooks {
       this.heardOnTrial = [];
       this.offers = true;
       this.dial();
-    } else if (isSession) this.session.opened(this.now, id);
-    else if (this.mode) this.lost(id, 1006, "the server speaks another protocol now");
+    } else if (isSession) this.session.handleOpened(this.nowMs, id);
+    else if (this.mode) this.handleLost(id, 1006, "the server speaks another protocol now");
     else this.becomePlain(id);
   }
 
-  override lost(id: number, code: number, reason: string): void {
-    const neverSpoke = !this.mode && !this.isSuspended && id === this.dialled && this.session.pending?.id !== id;
+  override handleLost(id: number, code: number, reason: string): void {
+    const neverSpoke = !this.mode && !this.isSuspended && id === this.dialled && this.session.opening?.id !== id;
     if (id === this.trial) this.trial = 0;
-    this.session.lost(id, code, reason);
+    this.session.handleLost(id, code, reason);
     // Browsers fail a connection whose server answers an offer with nothing.
     if (neverSpoke) this.offers = !this.offers;
     if (neverSpoke && this.trial) {
-      this.io.drop(id);
+      this.io.forget(id);
       this.becomePlain(this.trial);
-    } else super.lost(id, code, reason);
+    } else super.handleLost(id, code, reason);
   }
 
-  override received(id: number, data: Received): void {
+  override handleMessage(id: number, data: Received): void {
     if (id === this.trial) return void this.heardOnTrial.push(data);
     if (id === this.current) this.heard();
     try {
       const frame = decode(viewOf(data));
       if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.nonce) this.answered();
       if (frame?.[0] === Type.Data) this.patience = 1;
-      this.session.receive(id, frame);
+      this.session.handleFrame(id, frame);
     } catch (error) {
       const { message, isFatal } = error as ProtocolError;
       this.io.emit("error", { error });
-      if (isFatal) return this.session.abort(message);
-      this.io.drop(id, 4400, message);
-      this.lost(id, 4400, message);
+      if (isFatal) return this.session.abandon(message);
+      this.io.forget(id, 4400, message);
+      this.handleLost(id, 4400, message);
     }
   }
 
@@ -88,18 +88,18 @@ export class SessionMachine extends Machine implements SessionHooks {
     super.close(code, reason);
   }
 
-  override end(code: number, reason: string, fate = this.session.fate()): void {
-    this.io.drop(this.trial);
-    super.end(code, reason, fate);
+  override endNow(code: number, reason: string, fate = this.session.fate()): void {
+    this.io.forget(this.trial);
+    super.endNow(code, reason, fate);
   }
 
-  override write(): void {
-    this.session.flush(this.now);
+  override writeOut(): void {
+    this.session.writeAll(this.nowMs);
   }
 
   override probe(): void {
     super.probe();
-    this.replaceAt = Math.min(this.replaceAt, this.now + 1000);
+    this.replaceAt = Math.min(this.replaceAt, this.nowMs + 1000);
   }
 
   protected override writeProbe(): boolean {
@@ -112,12 +112,12 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.replaceAt = Infinity;
   }
 
-  override timeout(): void {
-    if (this.replaceAt <= this.now) {
+  override handleTimeout(): void {
+    if (this.replaceAt <= this.nowMs) {
       this.replaceAt = Infinity;
       if (this.current && this.dialAt === Infinity) this.dial();
     }
-    super.timeout();
+    super.handleTimeout();
   }
 
   override get dueAt(): number {
@@ -141,19 +141,19 @@ export class SessionMachine extends Machine implements SessionHooks {
     if (fate.unknown) this.io.emit("gap", { fate });
     this.unsent = unsent;
     Object.setPrototypeOf(this, Machine.prototype);
-    this.opened(id, this.protocol);
-    for (const data of this.heardOnTrial.splice(0)) this.received(id, data);
+    this.handleOpened(id, this.protocol);
+    for (const data of this.heardOnTrial.splice(0)) this.handleMessage(id, data);
   }
 
   /** Advice wins, up to 10 minutes and widened to 1 s or a tenth of its length. */
-  protected override delay(isAlone: boolean): number {
-    const own = super.delay(isAlone);
+  protected override backoff(isAlone: boolean): number {
+    const own = super.backoff(isAlone);
     const [earliest, latest] = this.advice;
     this.advice = [0, 0];
     if (!latest) return own;
     const from = Math.min(Math.max(earliest, 1), 540_000);
     const to = Math.min(Math.max(latest, from + Math.max(from / 10, 1000)), 600_000);
-    return from + (to - from) * this.random();
+    return from + (to - from) * this.chance();
   }
 
   // ---- what the session says ------------------------------------------------------------------------
@@ -162,8 +162,8 @@ export class SessionMachine extends Machine implements SessionHooks {
     const announced = Math.min(Math.max(interval, 100), 3_600_000);
     // The first of this socket is one too, where it goes on from a page that was reloaded.
     const isOpening = !resumed || !this.epoch;
-    this.io.drop(this.trial);
-    this.io.drop(this.current);
+    this.io.forget(this.trial);
+    this.io.forget(this.current);
     this.trial = 0;
     this.mode = "session";
     this.epoch = epoch;
@@ -175,13 +175,13 @@ export class SessionMachine extends Machine implements SessionHooks {
 
   onRefused(code: number, delay: Delay): void {
     this.advice = delay;
-    super.lost(this.dialled, code, `refused with ${code}`);
+    super.handleLost(this.dialled, code, `refused with ${code}`);
   }
 
   onGoAway([earliest, latest]: Delay, closeIn: number): void {
     // A replacement that is there before the server closes costs no interruption.
     this.advice = [earliest, earliest < closeIn ? Math.min(latest, closeIn) : latest];
-    if (this.dialAt === Infinity) this.dialAt = this.now + this.delay(false);
+    if (this.dialAt === Infinity) this.dialAt = this.nowMs + this.backoff(false);
   }
 }
 

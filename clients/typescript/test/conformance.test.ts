@@ -55,13 +55,13 @@ class ClientEnd implements End, SessionHooks, SessionIo {
   }
 
   open(now: number, id: number): void {
-    this.session.opened(now, id);
+    this.session.handleOpened(now, id);
   }
   read(_now: number, id: number, frame: any): void {
-    this.session.receive(id, frame);
+    this.session.handleFrame(id, frame);
   }
   lose(_now: number, id: number, close?: { code: number; reason: string }): void {
-    this.session.lost(id, close?.code, close?.reason);
+    this.session.handleLost(id, close?.code, close?.reason);
   }
   // What is due is an acknowledgement, and those are looked for whenever something may be written.
   waitUntil(): void {}
@@ -80,14 +80,14 @@ class ClientEnd implements End, SessionHooks, SessionIo {
     return this.events.shift();
   }
   collect(now: number): Written[] {
-    this.session.flush(now);
+    this.session.writeAll(now);
     return this.written.splice(0);
   }
 
-  write(id: number, data: Data): void {
+  writeTo(id: number, data: Data): void {
     this.written.push([id, data]);
   }
-  drop(id: number, code: number, reason: string): void {
+  forget(id: number, code: number, reason: string): void {
     this.written.push([id, { code, reason }]);
   }
   emit(type: string, { fate, data, accepted }: { fate?: Fate; data?: Data; accepted?: boolean }): void {
@@ -105,7 +105,7 @@ class ClientEnd implements End, SessionHooks, SessionIo {
   onGoAway(delay: readonly number[]): void {
     this.events.push({ go_away: { delay_ms: delay } });
   }
-  end(code: number, _reason: string, { delivered, unknown, last }: Fate): void {
+  endNow(code: number, _reason: string, { delivered, unknown, last }: Fate): void {
     this.events.push({ ended: { code, delivered, unknown, last } });
   }
 }

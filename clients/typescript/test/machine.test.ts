@@ -22,8 +22,8 @@ class Stage {
         this.there.add(id);
         this.did.push(`dial ${id}${(this.machine as SessionMachine).offers ? " offering" : ""}`);
       },
-      write: (id, data) => this.written.push([id, data]),
-      drop: (id, code) => this.there.delete(id) && this.did.push(`drop ${id}${code ? ` ${code}` : ""}`),
+      writeTo: (id, data) => this.written.push([id, data]),
+      forget: (id, code) => this.there.delete(id) && this.did.push(`drop ${id}${code ? ` ${code}` : ""}`),
       emit: (type, fields) => this.events.push([type, fields]),
     };
     let drawn = 0;
@@ -45,25 +45,25 @@ class Stage {
 
   /** The machine, told what time it is. */
   at(later = 0): Machine {
-    this.machine.now = this.now + later;
+    this.machine.nowMs = this.now + later;
     return this.machine;
   }
 
   step(): void {
-    this.at().timeout();
+    this.at().handleTimeout();
     // What had arrived is read by now.
-    if (this.machine.dueAt <= this.now) this.at().timeout();
-    this.at().write();
+    if (this.machine.dueAt <= this.now) this.at().handleTimeout();
+    this.at().writeOut();
   }
 
   open(id: number, mode: Mode = "session"): void {
-    this.at().opened(id, mode === "session" ? "mainstay.v1" : "");
+    this.at().handleOpened(id, mode === "session" ? "mainstay.v1" : "");
     this.step();
   }
 
   lose(id: number, code: number, reason: string, later = 0): void {
     this.there.delete(id);
-    this.at(later).lost(id, code, reason);
+    this.at(later).handleLost(id, code, reason);
   }
 
   says(id: number, frame: Control): void {
@@ -72,7 +72,7 @@ class Stage {
   }
 
   arrives(id: number, data: Data, later = 0): void {
-    this.at(later).received(id, typeof data === "string" ? data : data.slice().buffer);
+    this.at(later).handleMessage(id, typeof data === "string" ? data : data.slice().buffer);
   }
 
   welcome(id: number, epoch = 1, resumed = false, interval = 25_000): void {
@@ -85,6 +85,7 @@ class Stage {
   }
 
   last(type: string): any {
+    if (type === "status") return this.machine.loss;
     return this.events.findLast(([name]) => name === type)?.[1];
   }
 }
@@ -185,11 +186,11 @@ test("a message that takes longer than the limit to arrive is waited for twice a
 test("a timer that fires late drains, then probes, and judges only the probe", () => {
   const stage = attached();
   stage.now += 600_000;
-  stage.at().timeout();
-  stage.at().write();
+  stage.at().handleTimeout();
+  stage.at().writeOut();
   assert.deepEqual([stage.pings(), stage.machine.dueAt <= stage.now], [0, true], "what has arrived is read first");
-  stage.at().timeout();
-  stage.at().write();
+  stage.at().handleTimeout();
+  stage.at().writeOut();
   assert.equal(stage.machine.status, "attached");
   assert.equal(stage.pings(), 1);
   stage.pass(1999);
@@ -201,9 +202,9 @@ test("a timer that fires late drains, then probes, and judges only the probe", (
 test("what was readable before a late verdict is life", () => {
   const stage = attached();
   stage.now += 600_000;
-  stage.at().timeout();
+  stage.at().handleTimeout();
   stage.says(1, [Type.Ack, 0]);
-  stage.at().timeout();
+  stage.at().handleTimeout();
   assert.equal(stage.pings(), 0);
   assert.equal(stage.machine.status, "attached");
 });
@@ -237,7 +238,7 @@ test("a replacement that is welcomed takes over without a moment detached", () =
   stage.welcome(2, 2, true);
   assert.deepEqual(stage.did, ["dial 2 offering", "drop 1"]);
   assert.deepEqual(stage.events.filter(([type]) => type === "session").map(([, { epoch }]) => epoch), [2]);
-  assert.ok(stage.events.every(([type, fields]) => type !== "status" || fields?.code === undefined));
+  assert.equal(stage.machine.loss, undefined);
 });
 
 test("of many requests to look at the peer one probe comes while it is open", () => {

@@ -185,7 +185,7 @@ test("accepted settles for everyone who waits for it, at the end too", async () 
   socket.send("kept");
   const waits = socket.send("waits");
   const both = Promise.all([waits.accepted, waits.accepted]);
-  (socket as any).machine.end(1006, "given up");
+  (socket as any).machine.endNow(1006, "given up");
   socket.retryNow();
   await both;
   assert.equal(await waits.delivered, "not delivered");
@@ -197,7 +197,7 @@ test("delivered of a plain peer is unknown, and after the end not delivered", as
   const never = new MainstaySocket("ws://127.0.0.1:9/", [], { WebSocket });
   const kept = never.send("kept");
   const { delivered } = kept;
-  (never as any).machine.end(1006, "given up");
+  (never as any).machine.endNow(1006, "given up");
   never.retryNow();
   assert.equal(await delivered, "not delivered");
   assert.equal(await never.send("later").delivered, "not delivered");
@@ -298,7 +298,7 @@ for (const [name, act] of HOSTILE) {
     socket.on("error", ({ error }) => errors.push(error?.name));
     while (connections < 2 || socket.status !== "attached") await next(socket, "status");
     assert.deepEqual(errors, ["ProtocolError"]);
-    (socket as any).machine.end(1000, "");
+    (socket as any).machine.endNow(1000, "");
     socket.retryNow();
   });
 }
@@ -332,8 +332,8 @@ test("a thousand connections that are lost leave nothing behind", async () => {
   await cycles(1000);
   const grown = heap() - before;
   assert.ok(grown < 400_000, `${grown} bytes more after 1,000 cycles`);
-  assert.ok(Object.keys((socket as any).connections).length <= 2);
-  (socket as any).machine.end(1000, "");
+  assert.ok(Object.keys((socket as any).byId).length <= 2);
+  (socket as any).machine.endNow(1000, "");
   socket.retryNow();
   assert.ok((socket as any).listening.signal.aborted);
 });
