@@ -95,7 +95,7 @@ export abstract class BaseSocket extends EventTarget {
   /** @internal */
   declare protected machine: Machine;
   /** @internal */
-  declare options: BaseOptions;
+  declare chosen: BaseOptions;
   private byId: { [id: number]: InstanceType<WebSocketLike> } = {};
   /** @internal */
   protected events: [type: string, fields?: any][] = [];
@@ -105,9 +105,8 @@ export abstract class BaseSocket extends EventTarget {
   declare private timer: any;
   /** Of what is listened to outside. */
   private listening = new AbortController();
-  // The clock: the newest that it showed, and by how much it is ahead of the wall's.
   declare private prepare: () => Promise<[url: string | URL, protocols: string | string[]]>;
-  private newest = 0;
+  /** By how much the clock is ahead of the wall's. */
   private skew = 0;
 
   /** @internal */
@@ -123,14 +122,14 @@ export abstract class BaseSocket extends EventTarget {
     checkRange("silenceLimitMs", options.silenceLimitMs);
     checkRange("ping.intervalMs", options.ping?.intervalMs);
     checkRange("keep[0]", options.keep?.[0]);
-    this.options = options;
+    this.chosen = options;
     for (const type of ["open", "message", "close", "error"] as const) {
       this[`on${type}`] = null;
       super.addEventListener(type, (event: any) => this[`on${type}`]?.(event));
     }
     if (typeof url !== "function") this.url = absolute(url);
     this.prepare = () => Promise.all([ask(url), prepare()]);
-    this.machine = makeMachine(this.clock(), this);
+    this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
     // The first attempt starts when the caller has set its handlers.
     queueMicrotask(() => (options.signal?.aborted ? this.close() : this.proceed()));
@@ -166,9 +165,9 @@ export abstract class BaseSocket extends EventTarget {
     return this.machine.rtt;
   }
 
-  /** Ends in order: what was accepted is delivered first. What is not within 10 s is unknown. */
+  /** Ends in order: what was sent is delivered first, what waits for room or is read from a Blob included. What is not within 10 s is unknown. */
   close(code = 1000, reason = ""): void {
-    checkCloseCode(code);
+    if (code !== 1000 && !(code > 2999 && code < 5000)) throw new RangeError("close code: 1000 or 3000-4999");
     this.proceed((machine) => machine.close(code, reason));
   }
 
@@ -210,15 +209,15 @@ export abstract class BaseSocket extends EventTarget {
 
   private tick(expectedAt: number): void {
     // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
-    const wasAsleep = this.clock() - expectedAt > TICK / 2 && this.options.page?.sleep !== false && !globalThis.document?.hidden;
+    const wasAsleep = this.clock() - expectedAt > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden;
     this.proceed((machine) => wasAsleep && machine.retryNow());
   }
 
   /** Milliseconds that never run backwards and go on while the computer sleeps. */
   private clock(): number {
     const wall = Date.now();
-    this.skew = Math.max(this.skew, this.newest - wall);
-    return (this.newest = wall + this.skew);
+    this.skew = Math.max(this.skew, this.machine.nowMs - wall);
+    return wall + this.skew;
   }
 
   /** Hands over the next that a session has for the application, if that wants it. @internal */
@@ -260,7 +259,7 @@ export abstract class BaseSocket extends EventTarget {
       this.url = absolute(url);
       // It may have been given up meanwhile.
       if (machine.dialled !== id) return;
-      const connection = new (this.options.WebSocket ?? WebSocket)(this.url, protocols);
+      const connection = new (this.chosen.WebSocket ?? WebSocket)(this.url, protocols);
       this.byId[id] = connection;
       connection.binaryType = "arraybuffer";
       /** Of one that was forgotten nothing is heard any more. */
@@ -305,12 +304,12 @@ export abstract class BaseSocket extends EventTarget {
     // A page that is kept must not hold a connection.
     this.listen(globalThis, "pagehide", "lifecycle", ({ persisted }) => persisted && this.suspend());
     this.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && this.retryNow());
-    this.options.signal?.addEventListener("abort", () => this.close(), { signal: this.listening.signal });
+    this.chosen.signal?.addEventListener("abort", () => this.close(), { signal: this.listening.signal });
   }
 
   /** Until the end. Not at all where there is no such target, or it is not wanted. @internal */
   listen(target: EventTarget | undefined, type: string, group: keyof NonNullable<BaseOptions["page"]>, act: (event: any) => void): void {
-    if (this.options.page?.[group] !== false) target?.addEventListener?.(type, act, { signal: this.listening.signal });
+    if (this.chosen.page?.[group] !== false) target?.addEventListener?.(type, act, { signal: this.listening.signal });
   }
 }
 
@@ -318,10 +317,6 @@ for (const owner of [BaseSocket, BaseSocket.prototype]) Object.assign(owner, { C
 
 function checkRange(name: string, value = 1): void {
   if (!(value >= 1)) throw new RangeError(`${name} is ${value}: at least 1 is needed`);
-}
-
-export function checkCloseCode(code: number): void {
-  if (code !== 1000 && !(code > 2999 && code < 5000)) throw new RangeError("close code: 1000 or 3000-4999");
 }
 
 export const ask = <T>(value: Fresh<T>): Awaitable<T> => (typeof value === "function" ? (value as () => T)() : value);

@@ -1,6 +1,6 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
-import { ask, type BaseOptions, BaseSocket, checkCloseCode, dataOf, type Fresh, QueueFullError } from "./client.js";
+import { ask, type BaseOptions, BaseSocket, dataOf, type Fresh, QueueFullError } from "./client.js";
 import { ClientSession, type Fate } from "./session.js";
 import { offerFor, SessionMachine } from "./sessions.js";
 import { type Bytes, bytesOf, type Data, viewOf } from "./wire.js";
@@ -48,18 +48,15 @@ export class MainstaySocket extends BaseSocket {
   /** @internal */
   declare protected machine: SessionMachine;
   /** @internal */
-  declare options: Options;
+  declare chosen: Options;
   /** @internal */
-  declare session: ClientSession;
+  declare clientSession: ClientSession;
   /** Somebody listens: messages are handed over as they come. */
   private isFlowing = false;
-  declare private handler: BaseSocket["onmessage"];
+  declare private messageHandler: BaseSocket["onmessage"];
   /** The iterator waits for the next message. */
   declare private wake: ((data?: Data) => void) | undefined;
-  /** Closes, once nothing waits to be accepted. */
-  declare private closes: (() => void) | undefined;
-  /** Not accepted yet; accepted, and not known what became of it. In the order of their numbers. */
-  private queued: Message[] = [];
+  /** Accepted, and not known what became of it. In the order of their numbers. */
   private unsettled: Message[] = [];
   private counts = { connections: 0, gaps: 0 };
 
@@ -76,7 +73,7 @@ export class MainstaySocket extends BaseSocket {
         return this.machine.offers ? offerFor([names].flat()) : names;
       },
     );
-    this.session = session;
+    this.clientSession = session;
     // Once: `authenticate` may replace them.
     if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
     if (options.resume) options.resume(this);
@@ -89,7 +86,7 @@ export class MainstaySocket extends BaseSocket {
 
   /** Counts, for people to look at. Numbers are those of the current session. */
   get stats() {
-    const { outbox, inbox, replayed, repeated } = this.session.flow;
+    const { outbox, inbox, replayed, repeated } = this.clientSession.flow;
     return {
       ...this.counts,
       epoch: this.machine.epoch,
@@ -114,10 +111,11 @@ export class MainstaySocket extends BaseSocket {
       message.settleAs("not delivered");
       return message;
     }
-    const waits = blob || this.queued.length || this.session.isRestored || this.options.whenFull === "wait";
-    this.queued.push(message);
+    const queued: Message[] = this.machine.queued;
+    const waits = blob || queued.length || this.clientSession.isRestored || this.chosen.whenFull === "wait";
+    queued.push(message);
     this.admit();
-    if (!waits && this.queued.pop()) {
+    if (!waits && queued.pop()) {
       throw new QueueFullError("too much waits to be sent: await `delivered`, or set whenFull");
     }
     if (blob) void this.readBlob(blob, message);
@@ -127,11 +125,10 @@ export class MainstaySocket extends BaseSocket {
 
   /**
    * As `open` and `close` tell it. A session that is detached is OPEN: what is sent is kept, and no `open` follows, so
-   * whoever asks before sending, or waits for `open`, is not misled. Detached from a plain peer is CONNECTING. CLOSING
-   * from `close` on, though a message that waits may still be accepted.
+   * whoever asks before sending, or waits for `open`, is not misled. Detached from a plain peer is CONNECTING.
    */
   override get readyState(): number {
-    return Math.max(super.readyState, this.closes ? 2 : Number(this.mode === "session"));
+    return Math.max(super.readyState, Number(this.mode === "session"));
   }
 
   /** Payload that the peer has not acknowledged; of a plain peer, that has not left. */
@@ -139,27 +136,15 @@ export class MainstaySocket extends BaseSocket {
     return this.mode === "session" ? this.machine.bufferedAmount : super.bufferedAmount;
   }
 
-  /** Ends in order: what was sent before is delivered first, what waits for room or is read from a Blob included. */
-  override close(code = 1000, reason = ""): void {
-    checkCloseCode(code);
-    if (this.closes) return;
-    const timer = setTimeout(() => this.closes!(), 10_000);
-    this.closes = () => {
-      clearTimeout(timer);
-      super.close(code, reason);
-    };
-    this.proceed();
-  }
-
   /** Sends a message that is not numbered, kept or sent again. Dropped while detached. */
   sendVolatile(message: string | ArrayBuffer | ArrayBufferView): void {
-    this.session.sendVolatile(dataOf(message));
+    this.clientSession.sendVolatile(dataOf(message));
     this.proceed();
   }
 
   /** Presents new credentials: on the live connection, or with the next attempt. See the event `authenticated`. */
   authenticate(credentials: string | Bytes): void {
-    this.session.authenticate(bytesOf(credentials));
+    this.clientSession.authenticate(bytesOf(credentials));
     this.proceed();
   }
 
@@ -169,11 +154,11 @@ export class MainstaySocket extends BaseSocket {
   }
 
   override get onmessage(): BaseSocket["onmessage"] {
-    return this.handler;
+    return this.messageHandler;
   }
 
   override set onmessage(handler: BaseSocket["onmessage"]) {
-    this.handler = handler;
+    this.messageHandler = handler;
     if (handler) this.flow();
   }
 
@@ -206,9 +191,8 @@ export class MainstaySocket extends BaseSocket {
   /** @internal */
   protected override pump(): void {
     this.admit();
-    if (!this.queued.length) this.closes?.();
     this.settle();
-    const { data, first, count } = ((this.isFlowing || this.wake) && this.session.handOver(this.machine.nowMs)) || {};
+    const { data, first, count } = ((this.isFlowing || this.wake) && this.clientSession.handOver(this.machine.nowMs)) || {};
     if (data === undefined) {
       if (first) this.emit("gap", { dropped: { first, count } });
       else if (this.machine.isEnded) this.wake?.();
@@ -221,7 +205,7 @@ export class MainstaySocket extends BaseSocket {
   /** @internal */
   override emit(type: string, fields?: any): void {
     // A plain peer's messages wait for somebody who listens, like a session's.
-    if (type === "message") return this.session.flow.inbox.hold(viewOf(fields.data));
+    if (type === "message") return this.clientSession.flow.inbox.hold(viewOf(fields.data));
     // A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session.
     if (fields?.fate) {
       const { delivered, unknown, resent, last } = fields.fate as Fate;
@@ -235,7 +219,7 @@ export class MainstaySocket extends BaseSocket {
     }
     if (type === "close") {
       this.settle();
-      for (const message of [...this.unsettled.splice(0), ...this.queued.splice(0)]) message.settleAs("not delivered");
+      for (const message of [...this.unsettled.splice(0), ...this.machine.queued.splice(0)]) message.settleAs("not delivered");
     }
     super.emit(type, fields);
   }
@@ -245,7 +229,7 @@ export class MainstaySocket extends BaseSocket {
     if (type === "session") this.counts.connections++;
     if (type === "gap") this.counts.gaps++;
     super.dispatch(type, fields);
-    if (type === "gap" && this.options.endOnGap) {
+    if (type === "gap" && this.chosen.endOnGap) {
       // What has happened since belongs to what came after the gap.
       this.events = [];
       this.machine.endNow(1006, "something was lost: start again");
@@ -258,7 +242,8 @@ export class MainstaySocket extends BaseSocket {
   }
 
   private admit(): void {
-    for (let first; (first = this.queued[0]) && first.data !== undefined; this.queued.shift()) {
+    const queued: Message[] = this.machine.queued;
+    for (let first; (first = queued[0]) && first.data !== undefined; queued.shift()) {
       if (!this.machine.send(first.data)) return;
       first.data = undefined;
       first.tellAccepted();
@@ -268,7 +253,7 @@ export class MainstaySocket extends BaseSocket {
 
   /** Of the open messages the last are those that are kept. */
   private settle(): void {
-    const { outbox } = this.session.flow;
+    const { outbox } = this.clientSession.flow;
     const kept = outbox.last - outbox.acknowledged + this.machine.unsent.length;
     while (this.unsettled.length > kept) this.unsettled.shift()!.settleAs(this.mode === "plain" ? "unknown" : "delivered");
   }
@@ -277,7 +262,8 @@ export class MainstaySocket extends BaseSocket {
     try {
       message.data = new Uint8Array(await blob.arrayBuffer());
     } catch (error) {
-      this.queued = this.queued.filter((other) => other !== message);
+      const queued: Message[] = this.machine.queued;
+      queued.splice(queued.indexOf(message), 1);
       message.settleAs("not delivered");
       this.emit("error", { error });
     }

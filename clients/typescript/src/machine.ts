@@ -66,6 +66,8 @@ export class Machine {
   /** The connection in use, and the one that is being opened; 0: none. */
   current = 0;
   dialled = 0;
+  /** The driver's: what waits to be accepted, and goes out before a close. */
+  queued: any[] = [];
   /** Accepted and never given to a connection. */
   unsent: Data[] = [];
   declare protected behaviour: MachineConfig;
@@ -148,9 +150,9 @@ export class Machine {
 
   // ---- what the application does ----------------------------------------------------------------
 
-  /** Accepts a message. 0: there is no room, or nothing more is accepted. */
+  /** Accepts a message. 0: there is no room. */
   send(data: Data): number {
-    return this.closeWith || this.unsent.length >= (this.behaviour.keep?.[0] ?? 1024) ? 0 : this.unsent.push(data);
+    return this.unsent.length >= (this.behaviour.keep?.[0] ?? 1024) ? 0 : this.unsent.push(data);
   }
 
   /** Something suggests that the network changed: dial now if waiting, probe if attached. */
@@ -186,12 +188,12 @@ export class Machine {
   endNow(code: number, reason: string, fate?: object): void {
     if (this.isEnded) return;
     this.isEnded = true;
-    this.closeWith ??= { code, reason };
+    this.loss = { code, reason };
+    this.closeWith ??= this.loss;
     this.dialAt = this.closeBy = Infinity;
     this.io.forget(this.dialled, code, reason);
     this.io.forget(this.current, code, reason);
     this.current = this.dialled = 0;
-    this.loss = { code, reason };
     this.io.emit("close", { code, reason, wasClean: code === 1000, fate });
   }
 
@@ -253,7 +255,7 @@ export class Machine {
   writeOut(): void {
     if (!this.current) return;
     for (const data of this.unsent.splice(0)) this.io.writeTo(this.current, data);
-    if (this.closeWith) this.endNow(this.closeWith.code, this.closeWith.reason);
+    if (this.closeWith && !this.queued.length) this.endNow(this.closeWith.code, this.closeWith.reason);
   }
 
   /** Sends a probe, or will. False: this peer cannot be probed. */
@@ -265,7 +267,7 @@ export class Machine {
 
   /** Whether something accepted would be lost by an end now. */
   protected get keeps(): number {
-    return this.unsent.length;
+    return this.unsent.length + this.queued.length;
   }
 
   /** Payload that is accepted and not acknowledged, or not given to a connection. */

@@ -15,8 +15,8 @@ export class MainstaySocket extends BaseSocket {
 
   /** Accepts a message, to be sent now or when there is a connection. @throws {@link QueueFullError} */
   send(message: string | ArrayBufferLike | ArrayBufferView): void {
-    const isAccepted = this.machine.send(dataOf(message));
+    if (this.readyState > 1) return;
+    if (!this.machine.send(dataOf(message))) throw new QueueFullError("too much waits to be sent");
     this.proceed();
-    if (!isAccepted && this.readyState < 2) throw new QueueFullError("too much waits to be sent");
   }
 }

@@ -8,7 +8,7 @@
  */
 
 import type { MainstaySocket } from "./index.js";
-import { type ClientSession, Life } from "./session.js";
+import type { ClientSession } from "./session.js";
 import type { Bytes, Data } from "./wire.js";
 
 /** All that another instance goes on from. The token opens the session: a secret. */
@@ -19,9 +19,9 @@ const LOST = "lost";
 
 /** For the option `resume`: what goes on is kept in the tab's `sessionStorage` while the page is away. */
 export function inSession(socket: MainstaySocket): void {
-  const { session, options, url } = socket;
-  if (!url && !options.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
-  const key = `mainstay ${options.resumeKey ?? url.split("?")[0]}`;
+  const { clientSession: session, chosen, url } = socket;
+  if (!url && !chosen.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
+  const key = `mainstay ${chosen.resumeKey ?? url.split("?")[0]}`;
 
   const leave = () => {
     // What comes after the copy was made would be lost with it.
@@ -45,7 +45,7 @@ export function inSession(socket: MainstaySocket): void {
 
 /** What a new instance needs to go on from here. From now on everything kept counts as written: either may write it. */
 function store({ token, life, flow: { outbox, inbox } }: ClientSession): Stored | undefined {
-  if (!token || life > Life.Open) return;
+  if (!token || life) return;
   outbox.written = outbox.last;
   return [token, inbox.received, outbox.acknowledged, outbox.after(outbox.acknowledged)];
 }

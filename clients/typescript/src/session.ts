@@ -84,7 +84,7 @@ interface Connection extends Lane {
   judging?: Bytes | undefined;
 }
 
-export const enum Life {
+const enum Life {
   Open,
   /** END leaves once everything before it is acknowledged. */
   Closing,
@@ -108,24 +108,25 @@ export class ClientSession {
   declare instanceId: Bytes;
   /** Started from stored state and not attached yet: it numbers nothing new. */
   isRestored = false;
+  /** Only of an open session there is something to store. */
   life = Life.Open;
-  private end: End = [Type.End, 0, "", 0, 0];
+  private farewell: End = [Type.End, 0, "", 0, 0];
   declare token: Bytes | undefined;
   private attempt = 0;
   declare private clientKey: Bytes;
   private keySentAt = NaN;
   /** The newest credentials, until their verdict. */
   declare private fresh: Bytes | undefined;
-  /** {@link progress} when the current connection was attached. */
-  private mark = 0;
+  /** {@link standing} when the current connection was attached. */
+  private stoodAt = 0;
   /** Connections in a row that ended after WELCOME without progress. */
   private barren = 0;
-  declare private config: SessionConfig;
+  declare private behaviour: SessionConfig;
   declare private randomBytes: (length: number) => Bytes;
 
   /** A session of a new instance. `random` gives bytes of the platform's cryptographic randomness. */
   constructor(config: SessionConfig, random: (length: number) => Bytes) {
-    this.config = config;
+    this.behaviour = config;
     this.randomBytes = random;
     this.instanceId = random(8);
     this.clientKey = random(16);
@@ -150,7 +151,7 @@ export class ClientSession {
       ++this.attempt,
       token && [token, inbox.received, outbox.last, outbox.acknowledged + 1],
       fresh ?? this.credentials,
-      this.config.resumeWindowMs,
+      this.behaviour.resumeWindowMs,
     ];
     this.keySentAt ||= now;
     // One that resumes stands behind everything until WELCOME says where.
@@ -168,16 +169,16 @@ export class ClientSession {
     const isCurrent = this.current?.id === id;
     const [winner, received] = reason.split(" ");
     if (code === 4409 && (isPending || isCurrent) && winner && winner !== toHex(this.instanceId)) {
-      return this.finish(code, "another instance took the session", this.fate([+received! || 0, Infinity, 0, 0, 0]));
+      return this.conclude(code, "another instance took the session", this.fate([+received! || 0, Infinity, 0, 0, 0]));
     }
     if (isPending) this.leavePending();
     if (isCurrent) {
       const wasEnding = this.life === Life.EndSent;
-      this.barren = this.progress === this.mark ? this.barren + 1 : 0;
+      this.barren = this.standing === this.stoodAt ? this.barren + 1 : 0;
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
       // Nobody answers END any more.
-      if (wasEnding) this.finish(this.end[1], this.end[2], this.fate());
+      if (wasEnding) this.conclude(this.farewell[1], this.farewell[2], this.fate());
       else if (this.barren > 4) this.startOver();
     }
   }
@@ -196,7 +197,7 @@ export class ClientSession {
     else if (frame[0]) this.receiveControl(current, frame);
     else if (this.life > Life.Closing) current.read++;
     else flow.readData(current, frame[1]);
-    this.trim();
+    this.trimOutbox();
     this.settle();
   }
 
@@ -215,11 +216,11 @@ export class ClientSession {
       outbox.acknowledge(frame[3]);
       if (this.life < Life.EndReceived) {
         this.life = Life.EndReceived;
-        this.end = frame;
+        this.farewell = frame;
       } else if (this.life === Life.EndSent) {
         // The answer to ours: code and reason are what we said.
         io.forget(current.id, 1000, "");
-        this.finish(this.end[1], this.end[2], this.finalFate(frame));
+        this.conclude(this.farewell[1], this.farewell[2], this.finalFate(frame));
       }
     } else fail(`type ${frame[0]} is not allowed here`);
   }
@@ -228,7 +229,7 @@ export class ClientSession {
   abandon(reason: string): void {
     const fate = this.fate();
     this.sendEnd(4400, reason);
-    this.finish(4400, reason, fate);
+    this.conclude(4400, reason, fate);
   }
 
   private welcome(opening: Connection, frame: Welcome): void {
@@ -236,19 +237,18 @@ export class ClientSession {
     const [, , token, , isResumed, received, first, , , window, account] = frame;
     const { outbox, inbox } = this.flow;
     this.opening = undefined;
-    if (isResumed && !resumes) fail("resumed without being asked");
     // The server has fenced the old connection. One that was replaced while it lived was not barren.
     if (this.current) this.barren = 0;
     this.dropCurrent();
     const isImpossible = received < outbox.acknowledged || received > outbox.written || first - 1 > inbox.taken;
     if (resumes && (!isResumed || isImpossible)) this.startOver(account);
-    if (isResumed && isImpossible) fail("impossible counts");
+    if (isResumed && (!resumes || isImpossible)) fail("impossible WELCOME");
     this.flow.outbox.acknowledge(resumes && !isResumed ? 0 : received);
     this.flow.outbox.peer = window;
     this.token = token;
     this.isRestored = false;
     if (!isResumed) this.renewKey();
-    this.mark = this.progress;
+    this.stoodAt = this.standing;
     this.current = opening;
     opening.read = first - 1;
     if (resumes) opening.wrote = received;
@@ -260,7 +260,7 @@ export class ClientSession {
 
   private refused({ resumes }: Connection, [, code, isRetryable, delay, account]: Refuse): void {
     if (!isRetryable) {
-      if (code !== 4411) return this.finish(code, "refused", this.fate(account));
+      if (code !== 4411) return this.conclude(code, "refused", this.fate(account));
       // The key may have named a session. With a token in hand only the key is at fault.
       if (!resumes) this.startOver(account);
       this.renewKey();
@@ -303,7 +303,7 @@ export class ClientSession {
   close(code: number, reason: string): void {
     if (this.life) return;
     this.life = Life.Closing;
-    this.end = [Type.End, code, reason, 0, 0];
+    this.farewell = [Type.End, code, reason, 0, 0];
     this.settle();
   }
 
@@ -359,29 +359,29 @@ export class ClientSession {
     const { outbox, inbox } = this.flow;
     // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
     if (this.life === Life.Closing && this.current && !this.opening && outbox.acknowledged === outbox.last) {
-      this.sendEnd(this.end[1], this.end[2]);
+      this.sendEnd(this.farewell[1], this.farewell[2]);
     } else if (this.life === Life.EndReceived && !inbox.queue.length) {
-      const [, code, reason] = this.end;
-      const fate = this.finalFate(this.end);
+      const [, code, reason] = this.farewell;
+      const fate = this.finalFate(this.farewell);
       this.sendEnd(code, "");
       if (this.current) this.io.forget(this.current.id, 1000, "");
-      this.finish(code, reason, fate);
+      this.conclude(code, reason, fate);
     }
   }
 
   private sendEnd(code: number, reason: string): void {
     const { received, handed } = this.flow.inbox;
     this.flow.inbox.queue = [];
-    this.end = [Type.End, code, reason, received, handed];
+    this.farewell = [Type.End, code, reason, received, handed];
     this.life = Life.EndSent;
-    if (this.current) this.io.writeTo(this.current.id, encode(this.end));
+    if (this.current) this.io.writeTo(this.current.id, encode(this.farewell));
   }
 
   private finalFate([, , , received, handed]: End): Fate {
     return this.fate([received, handed, 0, 0, 2]);
   }
 
-  private finish(code: number, reason: string, fate: Fate): void {
+  private conclude(code: number, reason: string, fate: Fate): void {
     this.life = Life.Over;
     this.flow.inbox.queue = [];
     this.opening = undefined;
@@ -394,7 +394,7 @@ export class ClientSession {
   private startOver(account?: Account): void {
     const { outbox } = this.flow;
     const fate = this.fate(account);
-    fate.resent = this.config.resend !== false && fate.unknown < fate.last;
+    fate.resent = this.behaviour.resend !== false && fate.unknown < fate.last;
     this.flow = this.newFlow();
     // It fitted the old buffer, so it fits the new one.
     if (fate.resent) for (const data of outbox.after(fate.unknown)) this.flow.outbox.push(data);
@@ -422,15 +422,15 @@ export class ClientSession {
   }
 
   /** Grows with everything that is acknowledged or received. */
-  private get progress(): number {
+  private get standing(): number {
     return this.flow.outbox.acknowledged + this.flow.inbox.taken;
   }
 
   private newFlow(): Flow {
-    return new Flow(new Outbox(this.config.keep ?? ACCEPT), new Inbox(ACCEPT));
+    return new Flow(new Outbox(this.behaviour.keep ?? ACCEPT), new Inbox(ACCEPT));
   }
 
-  private trim(): void {
+  private trimOutbox(): void {
     this.flow.outbox.trim(Math.min(this.current?.wrote ?? Infinity, this.opening?.wrote ?? Infinity));
   }
 

@@ -15,7 +15,7 @@ const SESSION = "mainstay.v1";
 
 export class SessionMachine extends Machine implements SessionHooks {
   override mode: Mode | undefined = undefined;
-  declare session: ClientSession;
+  declare clientSession: ClientSession;
   /** The session's public name. */
   name = "";
   /** Whether the next attempt offers sessions. */
@@ -25,13 +25,13 @@ export class SessionMachine extends Machine implements SessionHooks {
   private heardOnTrial: Received[] = [];
   /** When to open a replacement, unless something comes. */
   private replaceAt = Infinity;
-  private nonce = 0;
+  private probes = 0;
   /** What the server said about the next attempt. */
   private advice: Delay = [0, 0];
 
   constructor(now: number, config: MachineConfig, random: () => number, io: Io, session: ClientSession) {
     super(now, config, random, io);
-    this.session = session;
+    this.clientSession = session;
     session.io = io;
     session.hooks = this;
   }
@@ -45,15 +45,15 @@ export class SessionMachine extends Machine implements SessionHooks {
       this.heardOnTrial = [];
       this.offers = true;
       this.dial();
-    } else if (isSession) this.session.handleOpened(this.nowMs, id);
+    } else if (isSession) this.clientSession.handleOpened(this.nowMs, id);
     else if (this.mode) this.handleLost(id, 1006, "the server speaks another protocol now");
     else this.becomePlain(id);
   }
 
   override handleLost(id: number, code: number, reason: string): void {
-    const neverSpoke = !this.mode && !this.isSuspended && id === this.dialled && this.session.opening?.id !== id;
+    const neverSpoke = !this.mode && !this.isSuspended && id === this.dialled && this.clientSession.opening?.id !== id;
     if (id === this.trial) this.trial = 0;
-    this.session.handleLost(id, code, reason);
+    this.clientSession.handleLost(id, code, reason);
     // Browsers fail a connection whose server answers an offer with nothing.
     if (neverSpoke) this.offers = !this.offers;
     if (neverSpoke && this.trial) {
@@ -67,34 +67,30 @@ export class SessionMachine extends Machine implements SessionHooks {
     if (id === this.current) this.heard();
     try {
       const frame = decode(viewOf(data));
-      if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.nonce) this.answered();
+      if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.probes) this.answered();
       if (frame?.[0] === Type.Data) this.patience = 1;
-      this.session.handleFrame(id, frame);
+      this.clientSession.handleFrame(id, frame);
     } catch (error) {
       const { message, isFatal } = error as ProtocolError;
       this.io.emit("error", { error });
-      if (isFatal) return this.session.abandon(message);
+      if (isFatal) return this.clientSession.abandon(message);
       this.io.forget(id, 4400, message);
       this.handleLost(id, 4400, message);
     }
   }
 
   override send(data: Data): number {
-    return this.session.send(data);
+    return this.clientSession.send(data);
   }
 
-  override close(code: number, reason: string): void {
-    this.session.close(code, reason);
-    super.close(code, reason);
-  }
-
-  override endNow(code: number, reason: string, fate = this.session.fate()): void {
+  override endNow(code: number, reason: string, fate = this.clientSession.fate()): void {
     this.io.forget(this.trial);
     super.endNow(code, reason, fate);
   }
 
   override writeOut(): void {
-    this.session.writeAll(this.nowMs);
+    if (this.closeWith && !this.queued.length) this.clientSession.close(this.closeWith.code, this.closeWith.reason);
+    this.clientSession.writeAll(this.nowMs);
   }
 
   override probe(): void {
@@ -103,7 +99,7 @@ export class SessionMachine extends Machine implements SessionHooks {
   }
 
   protected override writeProbe(): boolean {
-    this.session.ping(++this.nonce);
+    this.clientSession.ping(++this.probes);
     return true;
   }
 
@@ -121,15 +117,15 @@ export class SessionMachine extends Machine implements SessionHooks {
   }
 
   override get dueAt(): number {
-    return Math.min(super.dueAt, this.session.dueAt, this.current ? this.replaceAt : Infinity);
+    return Math.min(super.dueAt, this.clientSession.dueAt, this.current ? this.replaceAt : Infinity);
   }
 
   protected override get keeps(): number {
-    return this.session.flow.outbox.last + this.epoch;
+    return this.clientSession.flow.outbox.last + this.epoch + this.queued.length;
   }
 
   override get bufferedAmount(): number {
-    return this.session.flow.outbox.bytes;
+    return this.clientSession.flow.outbox.bytes;
   }
 
   /** This server speaks no sessions: from now on this is a {@link Machine} and nothing else. */
@@ -137,7 +133,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.mode = "plain";
     this.offers = false;
     // What was sent before it was known what the peer speaks.
-    const [fate, unsent] = this.session.takeUnsent();
+    const [fate, unsent] = this.clientSession.takeUnsent();
     if (fate.unknown) this.io.emit("gap", { fate });
     this.unsent = unsent;
     Object.setPrototypeOf(this, Machine.prototype);
