@@ -165,7 +165,10 @@ export abstract class BaseSocket extends EventTarget {
     return this.machine.rtt;
   }
 
-  /** Ends in order: what was sent is delivered first, what waits for room or is read from a Blob included. What is not within 10 s is unknown. */
+  /**
+   * Ends in order: what was sent is delivered first, what waits for room or is read from a Blob included. What is not
+   * within 10 s is unknown, or not delivered if it was never written.
+   */
   close(code = 1000, reason = ""): void {
     if (code !== 1000 && !(code > 2999 && code < 5000)) throw new RangeError("close code: 1000 or 3000-4999");
     this.proceed((machine) => machine.close(code, reason));

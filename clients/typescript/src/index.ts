@@ -115,9 +115,7 @@ export class MainstaySocket extends BaseSocket {
     const waits = blob || queued.length || this.clientSession.isRestored || this.chosen.whenFull === "wait";
     queued.push(message);
     this.admit();
-    if (!waits && queued.pop()) {
-      throw new QueueFullError("too much waits to be sent: await `delivered`, or set whenFull");
-    }
+    if (!waits && queued.pop()) throw new QueueFullError("too much waits to be sent: await `delivered`, or set whenFull");
     if (blob) void this.readBlob(blob, message);
     this.proceed();
     return message;
@@ -133,7 +131,7 @@ export class MainstaySocket extends BaseSocket {
 
   /** Payload that the peer has not acknowledged; of a plain peer, that has not left. */
   override get bufferedAmount(): number {
-    return this.mode === "session" ? this.machine.bufferedAmount : super.bufferedAmount;
+    return this.mode === "plain" ? super.bufferedAmount : this.machine.bufferedAmount;
   }
 
   /** Sends a message that is not numbered, kept or sent again. Dropped while detached. */
@@ -251,7 +249,7 @@ export class MainstaySocket extends BaseSocket {
     }
   }
 
-  /** Of the open messages the last are those that are kept. */
+  /** Of the unsettled messages those that are kept are the last. */
   private settle(): void {
     const { outbox } = this.clientSession.flow;
     const kept = outbox.last - outbox.acknowledged + this.machine.unsent.length;

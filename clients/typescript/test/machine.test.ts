@@ -13,6 +13,7 @@ class Stage {
   written: [number, Data][] = [];
   machine: Machine;
   random = 0.5;
+  isBusy = false;
   /** Connections that were opened and are not gone. */
   private there = new Set<number>();
 
@@ -46,6 +47,7 @@ class Stage {
   /** The machine, told what time it is. */
   at(later = 0): Machine {
     this.machine.nowMs = this.now + later;
+    this.machine.isBusy = this.isBusy;
     return this.machine;
   }
 
@@ -250,6 +252,31 @@ test("of many requests to look at the peer one probe comes while it is open", ()
   assert.equal(stage.pings(), 1);
 });
 
+test("a probe leaves when what was written before it has, and its time counts from then", () => {
+  const stage = attached();
+  stage.isBusy = true;
+  stage.at().retryNow();
+  stage.pass(10_000);
+  assert.deepEqual([stage.pings(), stage.machine.status], [0, "attached"]);
+  stage.isBusy = false;
+  stage.pass(250);
+  assert.equal(stage.pings(), 1);
+  stage.pass(1750);
+  assert.equal(stage.machine.status, "attached");
+  stage.pass(250);
+  assert.equal(stage.last("status").code, 4408);
+});
+
+test("a replacement is opened a second after it was asked for, though the probe cannot leave", () => {
+  const stage = attached();
+  stage.isBusy = true;
+  stage.at().retryNow();
+  stage.pass(999);
+  assert.deepEqual(stage.did, []);
+  stage.pass(1);
+  assert.deepEqual(stage.did, ["dial 2 offering"]);
+});
+
 test("the silence limit of a plain server is a verdict, and without one there is none", () => {
   const limited = new Stage({ silenceLimitMs: 8000 }, false);
   limited.open(1, "plain");
@@ -322,6 +349,15 @@ test("a server that was only away when it was offered sessions is not taken for 
   stage.open(3, "session");
   stage.welcome(3);
   assert.deepEqual([stage.machine.mode, stage.did.at(-1)], ["session", "drop 2"]);
+});
+
+test("a client that ends while an offer is made once more leaves neither connection open", () => {
+  const stage = new Stage();
+  stage.lose(1, 1006, "");
+  stage.pass(1000);
+  stage.open(2, "plain");
+  stage.at().close(1000, "");
+  assert.deepEqual([stage.machine.status, stage.did.slice(-2)], ["ended", ["drop 2", "drop 3 1000"]]);
 });
 
 test("GOAWAY is followed within its delay, and before the server closes", () => {
@@ -404,6 +440,7 @@ test("positions that differ end the session, with one error and one end", () => 
   stage.arrives(1, encode([Type.Ping, 1, 5, 0]));
   stage.step();
   assert.deepEqual([stage.machine.status, stage.last("close").code], ["ended", 4400]);
+  assert.deepEqual(stage.events.slice(-2).map(([type]) => type), ["error", "close"]);
   const end = stage.written.map(([, data]) => decode(data)).find((frame) => frame?.[0] === Type.End);
   assert.equal(end?.[1], 4400);
 });
