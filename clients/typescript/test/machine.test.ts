@@ -239,7 +239,7 @@ test("a replacement that is welcomed takes over without a moment detached", () =
   stage.events.length = 0;
   stage.welcome(2, 2, true);
   assert.deepEqual(stage.did, ["dial 2 offering", "drop 1"]);
-  assert.deepEqual(stage.events.filter(([type]) => type === "session").map(([, { epoch }]) => epoch), [2]);
+  assert.deepEqual(stage.events.map(([type, fields]) => [type, fields?.epoch]), [["session", 2]], "it is no opening");
   assert.equal(stage.machine.loss, undefined);
 });
 
@@ -378,7 +378,11 @@ test("the advice of a REFUSE wins over the client's own delay, and a final one e
   assert.ok(retryInMs >= 5000 && retryInMs <= 9000, String(retryInMs));
   stage.pass(9000);
   stage.open(2);
-  stage.says(2, [Type.Refuse, 4501, false, [0, 0]]);
+  stage.lose(2, 1006, "");
+  assert.ok(stage.last("status").retryInMs <= 500, "it was about one attempt");
+  stage.pass(500);
+  stage.open(3);
+  stage.says(3, [Type.Refuse, 4501, false, [0, 0]]);
   assert.deepEqual([stage.machine.status, stage.last("close").code], ["ended", 4501]);
   assert.equal(stage.machine.dueAt, Infinity);
 });
@@ -433,6 +437,19 @@ test("what a server sends against the protocol fails the connection with 4400, i
     stage.welcome(2, 2, true);
     assert.equal(stage.last("session").resumed, true, name);
   }
+});
+
+test("of credentials that wait for a verdict only the newest are reported, and each has its AUTH", () => {
+  const stage = attached();
+  const { clientSession } = stage.machine as SessionMachine;
+  const judged = () => stage.events.filter(([type]) => type === "authenticated").map(([, { accepted }]) => accepted);
+  for (const credentials of [Uint8Array.of(1), Uint8Array.of(2)]) clientSession.authenticate(credentials);
+  stage.says(1, [Type.AuthResult, true, 0]);
+  assert.deepEqual(judged(), []);
+  stage.says(1, [Type.AuthResult, false, 0]);
+  assert.deepEqual(judged(), [false]);
+  const presented = stage.written.map(([, data]) => decode(data)).filter((frame) => frame?.[0] === Type.Auth);
+  assert.deepEqual(presented.map((frame) => frame?.[1]), [Uint8Array.of(1), Uint8Array.of(2)]);
 });
 
 test("positions that differ end the session, with one error and one end", () => {

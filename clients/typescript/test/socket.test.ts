@@ -139,7 +139,7 @@ test("url, subprotocols and credentials are asked for before each attempt, and o
   socket.retryNow();
   await next(socket, "open");
   assert.match(socket.url, /attempt=3$/);
-  assert.equal(offered[0], "app,mainstay.v1+app");
+  assert.deepEqual(offered.slice(0, 2), ["app,mainstay.v1+app", "app"], "a plain server is asked once whether it is one");
   socket.close();
 });
 
@@ -257,6 +257,20 @@ test("a handler that throws harms nobody else", async () => {
   while (!seen.length) await next(socket, "message");
   assert.deepEqual(seen, ["2"]);
   socket.close();
+});
+
+test("of a connection that was left nothing is heard any more", async () => {
+  const url = await serve((peer) => ["1", "2"].forEach((message) => peer.send(message)));
+  const socket = new PlainSocket(url, [], { WebSocket });
+  const heard: unknown[] = [];
+  socket.on("message", ({ data }) => {
+    heard.push(data);
+    socket.suspend();
+  });
+  await next(socket, "message");
+  const server = servers.at(-1)!;
+  while (server.clients.size) await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual([heard, socket.status], [["1"], "suspended"]);
 });
 
 test("messages that are sent from a handler keep their order", async () => {
