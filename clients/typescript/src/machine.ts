@@ -258,7 +258,7 @@ export class Machine {
     if (this.closeWith && !this.queued.length) this.endNow(this.closeWith.code, this.closeWith.reason);
   }
 
-  /** Sends a probe, or will. False: this peer cannot be probed. */
+  /** Sends a probe. False: this peer cannot be probed. */
   protected writeProbe(): boolean {
     const { ping } = this.behaviour;
     if (ping) this.io.writeTo(this.current, ping.message);

@@ -79,6 +79,12 @@ export class SessionMachine extends Machine implements SessionHooks {
     }
   }
 
+  override suspend(): void {
+    this.io.forget(this.trial);
+    this.trial = 0;
+    super.suspend();
+  }
+
   override send(data: Data): number {
     return this.clientSession.send(data);
   }

@@ -351,13 +351,18 @@ test("a server that was only away when it was offered sessions is not taken for 
   assert.deepEqual([stage.machine.mode, stage.did.at(-1)], ["session", "drop 2"]);
 });
 
-test("a client that ends while an offer is made once more leaves neither connection open", () => {
-  const stage = new Stage();
-  stage.lose(1, 1006, "");
-  stage.pass(1000);
-  stage.open(2, "plain");
-  stage.at().close(1000, "");
-  assert.deepEqual([stage.machine.status, stage.did.slice(-2)], ["ended", ["drop 2", "drop 3 1000"]]);
+test("a client that ends, or is suspended, while an offer is made once more leaves neither connection open", () => {
+  for (const [act, status, drops] of [
+    [(machine: Machine) => machine.close(1000, ""), "ended", ["drop 2", "drop 3 1000"]],
+    [(machine: Machine) => machine.suspend(), "suspended", ["drop 2", "drop 3"]],
+  ] as const) {
+    const stage = new Stage();
+    stage.lose(1, 1006, "");
+    stage.pass(1000);
+    stage.open(2, "plain");
+    act(stage.at());
+    assert.deepEqual([stage.machine.status, stage.did.slice(-2)], [status, drops]);
+  }
 });
 
 test("GOAWAY is followed within its delay, and before the server closes", () => {
