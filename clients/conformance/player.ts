@@ -23,7 +23,7 @@ export interface End {
   receive(now: number): Delivery | undefined;
   receiveVolatile?(): Data | undefined;
   event(): object | undefined;
-  write(now: number): Written[];
+  collect(now: number): Written[];
   restart?(now: number): void;
 }
 
@@ -78,7 +78,7 @@ class Player {
   }
 
   collect(): void {
-    for (const [id, output] of this.end.write(this.now)) this.written.set(id, [...(this.written.get(id) ?? []), output]);
+    for (const [id, output] of this.end.collect(this.now)) this.written.set(id, [...(this.written.get(id) ?? []), output]);
   }
 
   finish(): void {

@@ -68,7 +68,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
   },
 
   "a page that is left and come back to goes on": async (stage) => {
-    const { page, backend } = await stage.set([], { resume: "session" });
+    const { page, backend } = await stage.set([], { overReload: true });
     for (let i = 0; i < 2; i++) {
       await page.goto(site.elsewhere);
       await page.goBack();
@@ -80,7 +80,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
   },
 
   "a page that is reloaded goes on with its session": async (stage) => {
-    const { page, backend } = await stage.set([], { resume: "session" });
+    const { page, backend } = await stage.set([], { overReload: true });
     for (let i = 0; i < 3; i++) {
       await page.reload();
       await advance(page);
@@ -91,7 +91,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
   },
 
   "a duplicate of a live tab, reloaded before, has a session of its own": async (stage) => {
-    const { page, backend } = await stage.set([], { resume: "session" });
+    const { page, backend } = await stage.set([], { overReload: true });
     await page.reload();
     await advance(page);
     const duplicate = await duplicateOf(page, page.url());
@@ -204,7 +204,7 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
   },
 
   "a page that was frozen and thrown away goes on when it is loaded again": async (stage) => {
-    const { page, backend } = await stage.set([], { resume: "session" });
+    const { page, backend } = await stage.set([], { overReload: true });
     await hidden(page, async () => {
       await freeze(page);
       await crash(page);
@@ -217,7 +217,7 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
   },
 
   "a page that comes back after the resume window is told what became of what its predecessor sent": async (stage) => {
-    const { page, backend, gateway } = await stage.set(["--resume-window", "1s"], { resume: "session" });
+    const { page, backend, gateway } = await stage.set(["--resume-window", "1s"], { overReload: true });
     const address = page.url();
     await page.goto(site.elsewhere);
     await until("the end of the session", async () => (await gateway.metric("sessions_expired_total")) === 1);
@@ -304,7 +304,7 @@ const IN_FIREFOX: { [name: string]: Scenario } = {
  * the first one comes back. It cannot know what the second wrote, and that is what it must say.
  */
 async function inherit(stage: Stage, comeBack: (page: Page, address: string) => Promise<unknown>): Promise<void> {
-  const { page, cable } = await stage.set([], { resume: "session" });
+  const { page, cable } = await stage.set([], { overReload: true });
   const address = page.url();
   cable.refuse(true);
   cable.cut();

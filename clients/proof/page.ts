@@ -6,6 +6,7 @@
  */
 
 import { MainstaySocket, type Options, type Outcome, type SocketEvents } from "@mainstay/client";
+import { inSession } from "@mainstay/client/reload";
 
 /** One thing that happened, in the order in which the application was told. */
 export type Entry =
@@ -43,7 +44,8 @@ export class Run {
     const found = sessionStorage.getItem(KEY);
     if (found) this.record = JSON.parse(found);
     sessionStorage.removeItem(KEY);
-    const options: Options = JSON.parse(query.get("options") ?? "{}");
+    const { overReload, ...asked } = JSON.parse(query.get("options") ?? "{}");
+    const options: Options = { ...asked, resume: overReload && inSession };
     this.bearer = query.get("bearer") ?? "";
     if (this.bearer) options.credentials = () => this.ticket();
     this.watchPage();

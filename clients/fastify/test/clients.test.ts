@@ -6,7 +6,7 @@ import { once } from "node:events";
 import type { Socket } from "node:net";
 import { createInterface } from "node:readline";
 import { test } from "node:test";
-import { ClientSession, type Data, decode, type SessionHooks } from "@mainstay/client/protocol";
+import { ClientSession, type Data, decode, type SessionHooks, type SessionIo } from "@mainstay/client/protocol";
 import type { FastifyInstance } from "fastify";
 import WebSocket from "ws";
 import type { Session } from "@mainstay/fastify";
@@ -84,23 +84,23 @@ function cutter(app: FastifyInstance): () => void {
 }
 
 /** A client's session on one connection after the other, without any wait. */
-class Client implements SessionHooks {
+class Client implements SessionHooks, SessionIo {
   heard: unknown[] = [];
   gaps: unknown[] = [];
   connections = 0;
   private session = new ClientSession({}, bytes);
   private socket!: WebSocket;
   private isStopped = false;
-  private timer = setInterval(() => this.write(), 50);
+  private timer = setInterval(() => this.flush(), 50);
 
   constructor(private url: string) {
-    this.session.hooks = this;
+    this.session.io = this.session.hooks = this;
     this.dial();
   }
 
   async send(text: string): Promise<void> {
     await this.until(() => this.session.send(text) > 0);
-    this.write();
+    this.flush();
   }
 
   async until(isTrue: () => boolean): Promise<void> {
@@ -122,34 +122,39 @@ class Client implements SessionHooks {
     const id = ++this.connections;
     const socket = (this.socket = new WebSocket(this.url, ["mainstay.v1"]));
     socket.on("open", () => {
-      this.session.opened(performance.now(), id);
-      this.write();
+      this.session.handleOpened(performance.now(), id);
+      this.flush();
     });
     socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => {
-      this.session.receive(id, decode(isBinary ? data : data.toString()));
+      this.session.handleFrame(id, decode(isBinary ? data : data.toString()));
       for (let delivery; (delivery = this.session.handOver(performance.now())); ) this.heard.push(delivery.data);
-      this.write();
+      this.flush();
     });
     socket.on("error", () => {});
     socket.on("close", () => {
-      this.session.lost(id);
+      this.session.handleLost(id);
       this.dial();
     });
   }
 
-  private write(): void {
-    for (let output; this.socket.readyState === 1 && (output = this.session.transmit(performance.now())) !== undefined; ) this.socket.send(output as Data);
+  private flush(): void {
+    if (this.socket.readyState === 1) this.session.writeAll(performance.now());
+  }
+
+  writeTo(_id: number, data: Data): void {
+    if (this.socket.readyState === 1) this.socket.send(data);
+  }
+  forget(): void {
+    this.socket.close();
+  }
+  emit(...event: unknown[]): void {
+    this.gaps.push(event);
   }
 
   onAttached(): void {}
-  onGap(fate: unknown): void {
-    this.gaps.push(fate);
-  }
   onRefused(): void {}
   onGoAway(): void {}
-  onVolatile(): void {}
-  onAuthenticated(): void {}
-  onEnded(...end: unknown[]): void {
+  endNow(...end: unknown[]): void {
     this.gaps.push(end);
   }
 }

@@ -70,7 +70,7 @@ class ServerEnd implements End {
       for (let due; (due = session.dueAt) <= until && !session.over; ) {
         session.timeout(due);
         if (session.over) break;
-        this.written = this.write(due);
+        this.written = this.collect(due);
         if (session.connection) session.flushed(due, session.connection);
       }
     }
@@ -98,7 +98,7 @@ class ServerEnd implements End {
     return this.served?.handOverVolatile();
   }
   event(): undefined {}
-  write(now: number): Written[] {
+  collect(now: number): Written[] {
     const written = this.written;
     this.written = [];
     for (const [id, session] of this.bound) {

@@ -8,7 +8,7 @@
  * Source: `docs/PROTOCOL.md` "Sequence rules".
  */
 
-import { type Beat, type Bytes, bytesOf, type Data, encode, encodeData, ProtocolError, Type, type Window } from "./wire.js";
+import { type Beat, type Bytes, bytesOf, type Data, encode, encodeData, fail, Type, type Window } from "./wire.js";
 
 /** One connection's position in each direction: the number last written, the number last read. */
 export interface Lane {
@@ -35,7 +35,7 @@ export class Outbox {
   /** What the peer accepts. */
   peer: Window = [16, 65_536];
   /** What is kept at most. */
-  limit: Window;
+  declare limit: Window;
 
   constructor(limit: Window) {
     this.limit = limit;
@@ -67,7 +67,7 @@ export class Outbox {
   }
 
   acknowledge(received: number): void {
-    if (received > this.written) throw new ProtocolError(`acknowledged ${received} of ${this.written}`);
+    if (received > this.written) fail(`acknowledged ${received} of ${this.written}`);
     this.acknowledged = Math.max(this.acknowledged, received);
   }
 
@@ -105,7 +105,7 @@ export class Inbox {
   untoldBytes = 0;
   /** When an acknowledgement is due even if nothing more comes. */
   dueAt = Infinity;
-  window: Window;
+  declare window: Window;
 
   constructor(window: Window) {
     this.window = window;
@@ -115,6 +115,11 @@ export class Inbox {
     const bytes = bytesOf(data).length;
     this.checkWindow(bytes);
     this.openBytes += bytes;
+    this.hold(data, bytes);
+  }
+
+  /** Takes what no window bounds, like a plain peer's. */
+  hold(data: Data, bytes = 0): void {
     this.queue.push({ data, first: ++this.taken, count: 1, bytes });
   }
 
@@ -128,7 +133,7 @@ export class Inbox {
 
   checkWindow(bytes: number): void {
     const open = this.taken - this.received;
-    if (open > 0 && (open >= this.window[0] || this.openBytes + bytes > this.window[1])) throw new ProtocolError("more than the window");
+    if (open > 0 && (open >= this.window[0] || this.openBytes + bytes > this.window[1])) fail("more than the window");
   }
 
   handOver(now: number): Delivery | undefined {
@@ -165,10 +170,10 @@ export class Inbox {
 
 /** The two streams of one session. */
 export class Flow {
-  outbox: Outbox;
-  inbox: Inbox;
+  declare outbox: Outbox;
+  declare inbox: Inbox;
   /** The nonce of the newest PING that waits for its PONG. */
-  pong: number | undefined;
+  declare pong: number | undefined;
   /** Messages written again; messages that came again and were dropped. */
   replayed = 0;
   repeated = 0;
@@ -185,13 +190,13 @@ export class Flow {
   }
 
   readGap(lane: Lane, first: number, count: number): void {
-    if (first !== lane.read + 1) throw new ProtocolError(`gap at ${first}, ${lane.read} read`, true);
+    if (first !== lane.read + 1) fail(`gap at ${first}, ${lane.read} read`, true);
     this.inbox.takeGap(lane.read + count);
     lane.read += count;
   }
 
   readBeat(lane: Lane, [type, nonce, sent, received]: Beat): void {
-    if (sent !== lane.read) throw new ProtocolError(`${sent} written, ${lane.read} read`, true);
+    if (sent !== lane.read) fail(`${sent} written, ${lane.read} read`, true);
     if (type === Type.Ping) this.pong = nonce;
     this.outbox.acknowledge(received);
   }

@@ -1,10 +1,9 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
-import { type BaseOptions, BaseSocket, checkCloseCode, dataOf, type Fresh, QueueFullError } from "./client.js";
-import { storedIn } from "./resume.js";
+import { ask, type BaseOptions, BaseSocket, dataOf, type Fresh, QueueFullError } from "./client.js";
 import { ClientSession, type Fate } from "./session.js";
-import { SessionMachine } from "./sessions.js";
-import { type Bytes, bytesOf, type Data } from "./wire.js";
+import { offerFor, SessionMachine } from "./sessions.js";
+import { type Bytes, bytesOf, type Data, viewOf } from "./wire.js";
 
 export { type BaseOptions, type Fresh, QueueFullError, type SocketEvents, type WebSocketLike } from "./client.js";
 export type { Mode, Status } from "./machine.js";
@@ -26,8 +25,8 @@ export interface Options extends BaseOptions {
   resumeWindowMs?: number;
   /** Send again in the next session what a lost one certainly did not deliver. @default true */
   resend?: boolean;
-  /** `session`: keep token, positions and unacknowledged messages in `sessionStorage` while the page is away, so that a reload resumes. @default false */
-  resume?: "session" | false;
+  /** `inSession` of `@mainstay/client/reload`: keep token, positions and unacknowledged messages in `sessionStorage` while the page is away, so that a reload resumes. @default false */
+  resume?: ((socket: MainstaySocket) => void) | false;
   /** Names what is kept there, where one page holds several sockets to one URL. @default the URL without its query */
   resumeKey?: string;
 }
@@ -36,7 +35,7 @@ export interface Options extends BaseOptions {
 export interface Sent {
   /** Settles when the message is accepted, at once unless it waits for room, or when it never will be: `delivered` tells. */
   readonly accepted: Promise<void>;
-  /** Settles when it is known what became of the message, and never rejects. Costs nothing unless it is asked for. */
+  /** Settles when it is known what became of the message, and never rejects. */
   readonly delivered: Promise<Outcome>;
 }
 
@@ -46,52 +45,38 @@ export interface Sent {
  * other server it reconnects, and every re-attach is reported as a `gap` of unknown size.
  */
 export class MainstaySocket extends BaseSocket {
+  /** @internal */
   declare protected machine: SessionMachine;
-  declare protected options: Options;
-  private session: ClientSession;
-  private stored: ReturnType<typeof storedIn> | undefined;
+  /** @internal */
+  declare chosen: Options;
+  /** @internal */
+  declare clientSession: ClientSession;
   /** Somebody listens: messages are handed over as they come. */
   private isFlowing = false;
-  private held: Data[] = [];
-  private wake: (() => void) | undefined;
-  /** Closes, once nothing waits to be accepted. */
-  private closes: (() => void) | undefined;
-  private waiting: Message[] = [];
-  private watched = new Set<Message>();
-  /** What became of the sessions that were lost, in order; of very many, of the last. */
-  private fates: Fate[] = [];
-  private era = 0;
+  declare private messageHandler: BaseSocket["onmessage"];
+  /** The iterator waits for the next message. */
+  declare private wake: ((data?: Data) => void) | undefined;
+  /** Accepted, and not known what became of it. In the order of their numbers. */
+  private unsettled: Message[] = [];
   private counts = { connections: 0, gaps: 0 };
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
-    const { keep, resumeWindowMs: resumeWindow, resend, credentials } = options;
-    const session = new ClientSession({ keep, resumeWindow, resend }, (length) => crypto.getRandomValues(new Uint8Array(length)));
+    const { credentials } = options;
+    const session = new ClientSession(options, (length) => crypto.getRandomValues(new Uint8Array(length)));
     super(
       url,
-      protocols,
       options,
       (now, io) => new SessionMachine(now, options, Math.random, io, session),
       async () => {
-        const asked = typeof credentials === "function" ? await credentials() : undefined;
-        if (asked !== undefined) session.credentials = bytesOf(asked);
+        const [names, fresh] = await Promise.all([ask(protocols), typeof credentials === "function" && credentials()]);
+        if (fresh) session.credentials = bytesOf(fresh);
+        return this.machine.offers ? offerFor([names].flat()) : names;
       },
     );
-    this.session = session;
-    let onmessage: MainstaySocket["onmessage"] = null;
-    Object.defineProperty(this, "onmessage", {
-      get: () => onmessage,
-      set: (handler) => {
-        onmessage = handler;
-        if (handler) this.flow();
-      },
-    });
+    this.clientSession = session;
     // Once: `authenticate` may replace them.
     if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
-    if (options.resume) {
-      if (typeof url === "function" && !options.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
-      this.stored = storedIn(`mainstay ${options.resumeKey ?? this.url.split("?")[0]}`, session);
-      this.stored.load();
-    }
+    if (options.resume) options.resume(this);
   }
 
   /** The session's public name; opens nothing. Empty before the first attach and towards plain peers. */
@@ -101,7 +86,7 @@ export class MainstaySocket extends BaseSocket {
 
   /** Counts, for people to look at. Numbers are those of the current session. */
   get stats() {
-    const { outbox, inbox, replayed, repeated } = this.session.flow;
+    const { outbox, inbox, replayed, repeated } = this.clientSession.flow;
     return {
       ...this.counts,
       epoch: this.machine.epoch,
@@ -119,64 +104,46 @@ export class MainstaySocket extends BaseSocket {
    * and `delivered` says so.
    * @throws {@link QueueFullError} if as much is kept as may be, and `whenFull` is not `wait`.
    */
-  override send(payload: Sendable): Sent {
-    const message = new Message(payload instanceof Blob ? undefined : dataOf(payload), this);
+  send(payload: Sendable): Sent {
+    const blob = payload instanceof Blob && payload;
+    const message = new Message(blob ? undefined : dataOf(payload as Exclude<Sendable, Blob>));
     if (this.readyState > 1) {
-      message.accept();
+      message.settleAs("not delivered");
       return message;
     }
-    const waits = this.waiting.length || this.session.isRestored || payload instanceof Blob;
-    this.waiting.push(message);
+    const queued: Message[] = this.machine.queued;
+    const waits = blob || queued.length || this.clientSession.isRestored || this.chosen.whenFull === "wait";
+    queued.push(message);
     this.admit();
-    if (!message.number && !waits && this.options.whenFull !== "wait") {
-      this.waiting.pop();
-      throw new QueueFullError("too much is waiting to be acknowledged: await `delivered`, or set whenFull to wait");
-    }
-    if (payload instanceof Blob) {
-      payload.arrayBuffer().then(
-        (buffer) => {
-          message.data = new Uint8Array(buffer);
-          this.step();
-        },
-        (error) => {
-          this.waiting = this.waiting.filter((other) => other !== message);
-          message.accept();
-          this.emit("error", { error });
-          this.step();
-        },
-      );
-    }
-    this.step();
+    if (!waits && queued.pop()) throw new QueueFullError("too much waits to be sent: await `delivered`, or set whenFull");
+    if (blob) void this.readBlob(blob, message);
+    this.proceed();
     return message;
   }
 
-  /** As closing tells it, from `close` on, though a message that waits may still be accepted. */
+  /**
+   * As `open` and `close` tell it. A session that is detached is OPEN: what is sent is kept, and no `open` follows, so
+   * whoever asks before sending, or waits for `open`, is not misled. Detached from a plain peer is CONNECTING.
+   */
   override get readyState(): number {
-    return this.closes ? Math.max(super.readyState, 2) : super.readyState;
+    return Math.max(super.readyState, Number(this.mode === "session"));
   }
 
-  /** Ends in order: what was sent before is delivered first, what waits for room or is read from a Blob included. */
-  override close(code = 1000, reason = ""): void {
-    checkCloseCode(code);
-    if (this.closes) return;
-    const timer = setTimeout(() => this.closes!(), 10_000);
-    this.closes = () => {
-      clearTimeout(timer);
-      super.close(code, reason);
-    };
-    this.step();
+  /** Payload that the peer has not acknowledged; of a plain peer, that has not left. */
+  override get bufferedAmount(): number {
+    return this.mode === "plain" ? super.bufferedAmount : this.machine.bufferedAmount;
   }
 
   /** Sends a message that is not numbered, kept or sent again. Dropped while detached. */
   sendVolatile(message: string | ArrayBuffer | ArrayBufferView): void {
-    this.session.sendVolatile(dataOf(message));
-    this.step();
+    this.clientSession.sendVolatile(dataOf(message));
+    this.proceed();
   }
 
   /** Presents new credentials: on the live connection, or with the next attempt. See the event `authenticated`. */
   authenticate(credentials: string | Bytes): void {
-    this.session.authenticate(bytesOf(credentials));
-    this.step();
+    this.clientSession.authenticate(bytesOf(credentials));
+    this.proceed();
   }
 
   override addEventListener(type: string, listener: any, options?: any): void {
@@ -184,17 +151,24 @@ export class MainstaySocket extends BaseSocket {
     if (type === "message") this.flow();
   }
 
+  override get onmessage(): BaseSocket["onmessage"] {
+    return this.messageHandler;
+  }
+
+  override set onmessage(handler: BaseSocket["onmessage"]) {
+    this.messageHandler = handler;
+    if (handler) this.flow();
+  }
+
   /** The messages, one at a time: one is acknowledged when the next is asked for. Ends with the socket. */
   async *[Symbol.asyncIterator](): AsyncGenerator<any, void, void> {
     for (;;) {
-      if (!this.held.length && this.readyState < 3) {
-        await new Promise<void>((resolve) => {
-          this.wake = resolve;
-          this.step();
-        });
-      }
-      if (!this.held.length) return;
-      yield this.present(this.held.shift()!);
+      const data = await new Promise<Data | undefined>((resolve) => {
+        this.wake = resolve;
+        this.proceed();
+      });
+      if (data === undefined) return;
+      yield this.present(data);
     }
   }
 
@@ -209,108 +183,106 @@ export class MainstaySocket extends BaseSocket {
   /** Somebody listens: from when they have returned, messages are dispatched as they come. */
   private flow(): void {
     this.isFlowing = true;
-    queueMicrotask(() => this.step());
+    queueMicrotask(() => this.proceed());
   }
 
+  /** @internal */
   protected override pump(): void {
     this.admit();
-    if (!this.waiting.length) this.closes?.();
-    for (const message of this.watched) this.look(message);
-    if (this.isFlowing) for (const data of this.held.splice(0)) super.dispatch("message", { data });
-    const isWanted = this.isFlowing || (this.wake && !this.held.length);
-    const delivery = isWanted ? this.session.handOver(this.machine.now) : undefined;
-    if (delivery?.data !== undefined) this.emit("message", { data: delivery.data });
-    else if (delivery) this.emit("gap", { dropped: { first: delivery.first, count: delivery.count } });
+    this.settle();
+    const { data, first, count } = ((this.isFlowing || this.wake) && this.clientSession.handOver(this.machine.nowMs)) || {};
+    if (data === undefined) {
+      if (first) this.emit("gap", { dropped: { first, count } });
+      else if (this.machine.isEnded) this.wake?.();
+    } else if (this.wake) {
+      this.wake(data);
+      this.wake = undefined;
+    } else super.emit("message", { data });
   }
 
-  /** A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session. */
-  protected override emit(type: string, fields?: any): void {
+  /** @internal */
+  override emit(type: string, fields?: any): void {
+    // A plain peer's messages wait for somebody who listens, like a session's.
+    if (type === "message") return this.clientSession.flow.inbox.hold(viewOf(fields.data));
+    // A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session.
     if (fields?.fate) {
-      this.era++;
-      if (this.fates.push(fields.fate) > 64) this.fates.shift();
+      const { delivered, unknown, resent, last } = fields.fate as Fate;
+      const settled = last - this.unsettled.length;
+      this.unsettled = this.unsettled.filter((message, index) => {
+        const number = settled + index + 1;
+        if (number > unknown && resent) return true;
+        message.settleAs(number <= delivered ? "delivered" : number <= unknown ? "unknown" : "not delivered");
+        return false;
+      });
+    }
+    if (type === "close") {
+      this.settle();
+      for (const message of [...this.unsettled.splice(0), ...this.machine.queued.splice(0)]) message.settleAs("not delivered");
     }
     super.emit(type, fields);
   }
 
+  /** @internal */
   protected override dispatch(type: string, fields?: any): void {
     if (type === "session") this.counts.connections++;
     if (type === "gap") this.counts.gaps++;
-    if (type === "close" || type === "gap") {
-      if (type === "close") for (const message of this.waiting.splice(0)) message.accept();
-      for (const message of this.watched) this.look(message);
+    super.dispatch(type, fields);
+    if (type === "gap" && this.chosen.endOnGap) {
+      // What has happened since belongs to what came after the gap.
+      this.events = [];
+      this.machine.endNow(1006, "something was lost: start again");
     }
-    const isHeld = type === "message" && !this.isFlowing;
-    if (isHeld) this.held.push(fields.data);
-    else super.dispatch(type, fields);
-    if (isHeld || type === "close") {
-      this.wake?.();
-      this.wake = undefined;
-    }
+  }
+
+  /** @internal */
+  protected override present(data: Data): unknown {
+    return super.present(typeof data === "string" ? data : data.slice().buffer);
   }
 
   private admit(): void {
-    for (let first; (first = this.waiting[0]) && first.data !== undefined; this.waiting.shift()) {
-      first.number = this.machine.send(first.data);
-      if (!first.number) return;
+    const queued: Message[] = this.machine.queued;
+    for (let first; (first = queued[0]) && first.data !== undefined; queued.shift()) {
+      if (!this.machine.send(first.data)) return;
       first.data = undefined;
-      first.era = this.era;
-      first.accept();
+      first.tellAccepted();
+      this.unsettled.push(first);
     }
   }
 
-  /** @internal Settles a message if its fate is known. */
-  look(message: Message): void {
-    let outcome: Outcome | undefined;
-    for (; message.number && !outcome && message.era < this.era; message.era++) {
-      const { delivered, unknown, resent } = this.fates.at(message.era - this.era) ?? { delivered: 0, unknown: Infinity, resent: false };
-      if (message.number <= delivered) outcome = "delivered";
-      else if (message.number <= unknown) outcome = "unknown";
-      else if (!resent) outcome = "not delivered";
-      else message.number -= unknown;
-    }
-    if (message.number && message.number <= this.machine.settled) outcome ??= this.mode === "plain" ? "unknown" : "delivered";
-    if (this.readyState > 2 || (!message.number && !this.waiting.includes(message))) outcome ??= "not delivered";
-    if (!outcome) this.watched.add(message);
-    else {
-      this.watched.delete(message);
-      message.settle?.(outcome);
-    }
+  /** Of the unsettled messages those that are kept are the last. */
+  private settle(): void {
+    const { outbox } = this.clientSession.flow;
+    const kept = outbox.last - outbox.acknowledged + this.machine.unsent.length;
+    while (this.unsettled.length > kept) this.unsettled.shift()!.settleAs(this.mode === "plain" ? "unknown" : "delivered");
   }
 
-  // ---- the page -----------------------------------------------------------------------------------
-
-  protected override leavePage(isKept: boolean): void {
-    // What comes after the copy was made would be lost with it.
-    this.stored?.store();
-    super.leavePage(isKept || !!this.stored);
-  }
-
-  protected override enterPage(): void {
-    this.stored?.unstore();
-    super.enterPage();
+  private async readBlob(blob: Blob, message: Message): Promise<void> {
+    try {
+      message.data = new Uint8Array(await blob.arrayBuffer());
+    } catch (error) {
+      const queued: Message[] = this.machine.queued;
+      queued.splice(queued.indexOf(message), 1);
+      message.settleAs("not delivered");
+      this.emit("error", { error });
+    }
+    this.proceed();
   }
 }
 
 class Message implements Sent {
-  /** Its number in its session; 0 before it is accepted. */
-  number = 0;
-  /** How many sessions were lost before it was accepted. */
-  era = 0;
-  accept!: () => void;
-  readonly accepted = new Promise<void>((resolve) => (this.accept = resolve));
-  settle: ((outcome: Outcome) => void) | undefined;
-  private promise: Promise<Outcome> | undefined;
+  declare tellAccepted: () => void;
+  declare settle: (outcome: Outcome) => void;
+  readonly accepted = new Promise<void>((resolve) => (this.tellAccepted = resolve));
+  readonly delivered = new Promise<Outcome>((resolve) => (this.settle = resolve));
+  /** Until it is accepted; undefined while a Blob is being read. */
+  declare data: Data | undefined;
 
-  constructor(
-    /** Until it is accepted; undefined while a Blob is being read. */
-    public data: Data | undefined,
-    private socket: MainstaySocket,
-  ) {}
+  constructor(data: Data | undefined) {
+    this.data = data;
+  }
 
-  get delivered(): Promise<Outcome> {
-    return (this.promise ??= new Promise((resolve) => {
-      this.settle = resolve;
-      this.socket.look(this);
-    }));
+  settleAs(outcome: Outcome): void {
+    this.tellAccepted();
+    this.settle(outcome);
   }
 }

@@ -4,14 +4,14 @@
  *
  * This machine knows plain peers: it reconnects, watches for silence, and reports every re-attach as fresh.
  * `sessions.ts` adds `mainstay.v1`. At most two connections live at a time: the attached one, and one being opened,
- * which replaces it (after GOAWAY, or when a probe stays unanswered) or follows it.
+ * which follows it, or with sessions replaces it (after GOAWAY, or when a probe stays unanswered).
  *
- * Pure: time is what `now` was set to, randomness an argument, and what is to be done goes through {@link Io}. Milliseconds throughout.
+ * Pure: time is what `nowMs` was set to, randomness an argument, and what is to be done goes through {@link Io}. Milliseconds throughout.
  * Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
  */
 
-import { closeAction } from "./close.js";
-import type { Data, Delay, Window } from "./wire.js";
+import { concernsOne, isFinal } from "./close.js";
+import type { Data, Received, Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
 export type Mode = "session" | "plain";
@@ -21,12 +21,12 @@ export type Status = "connecting" | "attached" | "waiting" | "suspended" | "clos
 
 /** What the driver does when it is told to. None of these calls back before it returns. */
 export interface Io {
-  /** Opens a connection and reports with `opened` or `lost`. `offers`: sessions are offered. */
-  dial(id: number, offers: boolean): void;
-  write(id: number, data: Data): void;
+  /** Opens a connection and reports with `handleOpened` or `handleLost`. */
+  dial(id: number): void;
+  writeTo(id: number, data: Data): void;
   /** Closes a connection and forgets it: nothing about it is reported any more. */
-  drop(id: number, code?: number, reason?: string): void;
-  /** Tells the application, later. */
+  forget(id: number, code?: number, reason?: string): void;
+  /** Tells the application, later, and before it of a status that changed. */
   emit(type: string, fields?: object): void;
 }
 
@@ -50,221 +50,200 @@ export interface MachineConfig {
 }
 
 export class Machine {
+  declare nowMs: number;
   mode: Mode | undefined = "plain";
+  /** The application's subprotocol, if one was agreed on. */
+  protocol = "";
   /** Counts the attaches. */
   epoch = 0;
   /** Smoothed round-trip time of probes. */
-  rtt: number | undefined;
+  declare rtt: number | undefined;
   isEnded = false;
-  isSuspended = false;
+  /** What has not been told of the last loss, or of the end. */
+  declare loss: { code: number; reason: string; retryInMs?: number } | undefined;
+  /** Set before every call, as `nowMs` is: something that was written has not left yet. */
+  isBusy = false;
   /** The connection in use, and the one that is being opened; 0: none. */
   current = 0;
   dialled = 0;
-  /** A probe was written and has not left yet. */
-  isProbeQueued = false;
-  protected closing: { code: number; reason: string; until: number } | undefined;
-  /** When to dial; while dialling, when to give up. */
-  protected dialAt: number;
-  protected lastId = 0;
-  protected config: MachineConfig;
-  protected io: Io;
-  protected random: () => number;
-  /** Whether the next attempt offers sessions. */
-  protected offers = false;
+  /** The driver's: what waits to be accepted, and goes out before a close. */
+  queued: any[] = [];
   /** Accepted and never given to a connection. */
-  protected unsent: Data[] = [];
-  private given = 0;
-  private attempts = 0;
-  private currentAt = 0;
-  // The watch of the current connection: when something came last, and how long nothing may come.
-  private heardAt = 0;
-  private limit = 0;
-  private slack = 0;
+  unsent: Data[] = [];
+  declare protected behaviour: MachineConfig;
+  declare protected chance: () => number;
+  declare protected io: Io;
+  declare protected closeWith: { code: number; reason: string } | undefined;
+  /** When closing is over, done or not. */
+  private closeBy = Infinity;
+  /** When to dial; while dialling, when to give up. */
+  declare protected dialAt: number;
   /** Doubles with every verdict until a message comes: one that takes longer than the limit to arrive looks like silence. */
   protected patience = 1;
-  private probeLeftAt = Infinity;
+  protected isSuspended = false;
+  private lastId = 0;
+  private attempts = 0;
+  declare private attachedAt: number;
+  // The watch of the current connection: how long nothing may come, and until when, by that and by an open probe.
+  declare private limit: number;
+  declare private slack: number;
+  declare private limitAt: number;
+  private deadlineAt = Infinity;
+  /** What had arrived when the connection seemed silent has been read. */
+  private hasRead = false;
+  /** When to probe next, and how often without being asked to. */
+  declare private probeAt: number;
+  declare private pace: number;
   private probeSentAt = NaN;
-  private wantsProbe = false;
-  private drained = 0;
-  private replaceAt = Infinity;
-  private pingAt = Infinity;
 
-  /** Dials at once. `now` is to be set before every other call; `random` is uniform in [0, 1). */
-  constructor(public now: number, config: MachineConfig, random: () => number, io: Io) {
-    this.dialAt = now;
-    this.config = config;
-    this.random = random;
+  /** Dials at once. `nowMs` is to be set before every other call; `random` is uniform in [0, 1). */
+  constructor(now: number, config: MachineConfig, random: () => number, io: Io) {
+    this.nowMs = this.dialAt = now;
+    this.behaviour = config;
+    this.chance = random;
     this.io = io;
   }
 
   // ---- what happened to connections -------------------------------------------------------------
 
-  /** A dialled connection is open and speaks this. */
-  opened(id: number, mode: Mode): void {
-    if (this.mode === mode) this.attachPlain(id);
-    else {
-      // What was promised under the one protocol cannot be kept under the other.
-      this.io.drop(id);
-      this.lost(id, 1006, "the server speaks another protocol now");
-    }
+  /** A dialled connection is open, and speaks this subprotocol. */
+  handleOpened(id: number, protocol: string): void {
+    this.protocol = protocol;
+    const { ping, silenceLimitMs } = this.behaviour;
+    const interval = ping?.intervalMs ?? Infinity;
+    const limit = silenceLimitMs ?? 2 * interval + 5000;
+    this.attach(id, limit, limit / 8, interval);
+    if (this.epoch++) this.io.emit("gap");
+    this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
+    this.io.emit("open");
   }
 
-  /** A connection is gone, or could not be opened. `advice`: when to come back. */
-  lost(id: number, code: number, reason: string, advice?: Delay): void {
+  /** A connection is gone, could not be opened, or is given up. */
+  handleLost(id: number, code: number, reason: string): void {
+    this.io.forget(id);
+    const { endsWithPeer, endOnGap } = this.behaviour;
     const wasAttached = id === this.current;
-    if (this.isEnded || !id || (!wasAttached && id !== this.dialled)) return;
+    if (!id || (!wasAttached && id !== this.dialled)) return;
     if (wasAttached) {
       this.current = 0;
-      if (this.now - this.currentAt >= 50_000) this.attempts = 0;
+      if (this.nowMs - this.attachedAt >= 50_000) this.attempts = 0;
     } else {
       this.dialled = 0;
       this.dialAt = Infinity;
     }
-    const action = closeAction(code);
-    const { endsWithPeer, endOnGap } = this.config;
     const isMeant = endsWithPeer && (code === 1000 || (code > 2999 && code !== 4408));
     const isOver = this.mode === "plain" && !this.isSuspended && (isMeant || (endOnGap && wasAttached));
     // Our own verdict would be read as the peer's word.
-    if (!this.current && (isOver || action === "stop")) return this.end(endOnGap && code === 4408 ? 1006 : code, reason);
+    if (!this.current && (isOver || isFinal(code))) return this.endNow(endOnGap && code === 4408 ? 1006 : code, reason);
     // A replacement may be on its way already.
-    if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.now + this.delay(action !== "reconnect", advice);
-    this.io.emit("status", { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.now });
+    if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.nowMs + this.backoff(concernsOne(code));
+    this.loss = { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.nowMs };
   }
 
-  /** A message arrived. */
-  received(id: number, data: Data): void {
-    if (id !== this.current) return;
+  /** A message arrived on the current connection. */
+  handleMessage(_id: number, data: Received): void {
     this.heard();
     this.patience = 1;
-    if (this.config.ping?.matches(data)) this.answered();
+    if (this.behaviour.ping?.matches(data)) this.answered();
     else this.io.emit("message", { data });
   }
 
   // ---- what the application does ----------------------------------------------------------------
 
-  /** Accepts a message. Its number, or 0: there is no room, or nothing more is accepted. */
+  /** Accepts a message. 0: there is no room. */
   send(data: Data): number {
-    if (this.closing || this.isEnded || this.unsent.length >= (this.config.keep?.[0] ?? 1024)) return 0;
-    return this.given + this.unsent.push(data);
+    return this.unsent.length >= (this.behaviour.keep?.[0] ?? 1024) ? 0 : this.unsent.push(data);
   }
 
   /** Something suggests that the network changed: dial now if waiting, probe if attached. */
   retryNow(): void {
     this.isSuspended = false;
-    if (!this.current && !this.dialled) this.dialAt = this.now;
+    if (!this.current && !this.dialled) this.dialAt = this.nowMs;
     this.probe();
   }
 
   /** Something suggests a look at the peer. Never a verdict by itself. */
   probe(): void {
-    this.wantsProbe = true;
+    this.probeAt = this.nowMs;
   }
 
   /** Leaves the connection and stays away until {@link retryNow}. */
   suspend(): void {
     this.isSuspended = true;
-    for (const id of [this.dialled, this.current]) {
-      this.io.drop(id);
-      this.lost(id, 1000, "suspended");
-    }
+    this.handleLost(this.dialled, 1000, "suspended");
+    this.handleLost(this.current, 1000, "suspended");
     this.dialAt = Infinity;
   }
 
   /** Ends in order: what was accepted is delivered first. What is not within 10 s is unknown. */
   close(code: number, reason: string): void {
-    if (this.closing || this.isEnded) return;
-    this.closing = { code, reason, until: this.now + 10_000 };
-    if (!this.current && !this.keeps) this.end(code, reason);
+    if (this.closeWith) return;
+    this.closeWith = { code, reason };
+    this.closeBy = this.nowMs + 10_000;
+    if (!this.current && !this.keeps) this.endNow(code, reason);
     else this.retryNow();
-    this.io.emit("status");
   }
 
   /** Ends now. */
-  end(code: number, reason: string): void {
+  endNow(code: number, reason: string, fate?: object): void {
     if (this.isEnded) return;
     this.isEnded = true;
-    for (const id of [this.dialled, this.current]) this.io.drop(id, code, reason);
+    this.loss = { code, reason };
+    this.closeWith ??= this.loss;
+    this.dialAt = this.closeBy = Infinity;
+    this.io.forget(this.dialled, code, reason);
+    this.io.forget(this.current, code, reason);
     this.current = this.dialled = 0;
-    this.io.emit("close", { code, reason, wasClean: code === 1000, fate: this.fate });
+    this.io.emit("close", { code, reason, wasClean: code === 1000, fate });
   }
 
   // ---- time and output --------------------------------------------------------------------------
 
-  /** Does what is due. True: this process was paused; let it read what has arrived, then call again. */
-  timeout(): boolean {
-    if (this.isEnded) return false;
-    if (this.closing && this.closing.until <= this.now) this.end(this.closing.code, this.closing.reason);
-    else if (this.dialAt <= this.now) {
-      if (this.dialled) {
-        this.io.drop(this.dialled);
-        this.lost(this.dialled, 1006, "no answer in time");
-      } else this.dial();
-    }
-    return !!this.current && this.watch();
+  /** Does what is due. */
+  handleTimeout(): void {
+    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason);
+    else if (this.dialAt > this.nowMs) this.current && this.watch();
+    else if (this.dialled) this.handleLost(this.dialled, 1006, "no answer in time");
+    else this.dial();
   }
 
   /**
    * Our own pause is no evidence about the peer: before any verdict what has arrived is read, and a timer that is
    * late by more than `slack` asks for a fresh probe after that, and only that one is judged.
    */
-  private watch(): boolean {
-    if (this.replaceAt <= this.now) {
-      this.replaceAt = Infinity;
-      if (this.dialAt === Infinity) this.dial();
+  private watch(): void {
+    const late = this.nowMs - this.silentAt;
+    this.hasRead = late >= 0 && !this.hasRead;
+    // Due still, and so looked at again when what has arrived has been read.
+    if (this.hasRead) return;
+    if (late >= 0) {
+      if (late <= this.slack) {
+        this.patience *= 2;
+        return this.handleLost(this.current, 4408, "silent for too long");
+      }
+      this.heard();
+      this.probe();
     }
-    const late = this.now - this.silentAt;
-    const drained = this.drained;
-    this.drained = 0;
-    if (late >= 0 && !drained) {
-      this.drained = late > this.slack ? 2 : 1;
-      return true;
-    }
-    if (late >= 0 && drained < 2) {
-      const id = this.current;
-      this.patience *= 2;
-      this.io.drop(id);
-      this.lost(id, 4408, "silent for too long");
-    } else if (late >= 0 || this.wantsProbe || this.pingAt <= this.now) this.sendProbe(late >= 0);
-    return false;
-  }
-
-  private sendProbe(isLate: boolean): void {
-    const { ping } = this.config;
-    const isOpen = this.isProbeQueued || this.probeLeftAt < Infinity;
-    this.wantsProbe = false;
-    // A fresh limit for the fresh probe; a short one where none can be sent.
-    if (isLate) this.heardAt = this.mode === "session" || ping ? this.now : this.now - this.limit + 5000;
-    if (isOpen && !isLate && this.pingAt > this.now) return;
-    this.pingAt = ping && this.mode === "plain" ? this.now + ping.intervalMs : Infinity;
-    if (!this.writeProbe()) return;
-    this.isProbeQueued = true;
-    this.probeLeftAt = Infinity;
-    this.probeSentAt = NaN;
-    // A plain peer is not replaced while it may live: it would see a second client.
-    if (this.mode === "session") this.replaceAt = this.now + 1000;
-  }
-
-  /** Everything written has left: the time of a probe starts. */
-  flushed(): void {
-    if (this.isProbeQueued) this.probeLeftAt = this.probeSentAt = this.now;
-    this.isProbeQueued = false;
+    if (this.probeAt > this.nowMs) return;
+    // It would wait with what has not left yet, and its time counts from when it leaves.
+    this.probeAt = this.nowMs + (this.isBusy ? 250 : this.pace);
+    if (this.isBusy || this.deadlineAt < Infinity || !this.writeProbe()) return;
+    this.probeSentAt = this.nowMs;
+    this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)), 20_000);
   }
 
   private get silentAt(): number {
-    const deadline = Math.min(Math.max(2000, 4 * (this.rtt ?? 0)), 20_000);
-    return Math.min(this.heardAt + this.limit, this.probeLeftAt + deadline);
+    return Math.min(this.limitAt, this.deadlineAt);
   }
 
-  /** When {@link timeout} has something to do. */
+  /** When {@link handleTimeout} has something to do. */
   get dueAt(): number {
-    if (this.isEnded) return Infinity;
-    const watch = this.current ? Math.min(this.silentAt, this.replaceAt, this.pingAt, this.wantsProbe || this.drained ? 0 : Infinity) : Infinity;
-    return Math.min(this.dialAt, watch, this.closing?.until ?? Infinity);
+    return Math.min(this.dialAt, this.closeBy, this.current ? Math.min(this.silentAt, this.probeAt) : Infinity);
   }
 
   get status(): Status {
     if (this.isEnded) return "ended";
-    if (this.closing) return "closing";
+    if (this.closeWith) return "closing";
     if (this.current) return "attached";
     if (this.isSuspended) return "suspended";
     return this.dialled || !this.lastId ? "connecting" : "waiting";
@@ -273,28 +252,22 @@ export class Machine {
   // ---- what sessions do otherwise ---------------------------------------------------------------
 
   /** Gives the connections what is to be written. */
-  write(): void {
+  writeOut(): void {
     if (!this.current) return;
-    this.given += this.unsent.length;
-    for (const data of this.unsent.splice(0)) this.io.write(this.current, data);
-    if (this.closing) this.end(this.closing.code, this.closing.reason);
+    for (const data of this.unsent.splice(0)) this.io.writeTo(this.current, data);
+    if (this.closeWith && !this.queued.length) this.endNow(this.closeWith.code, this.closeWith.reason);
   }
 
-  /** Sends a probe, or will. False: this peer cannot be probed. */
+  /** Sends a probe. False: this peer cannot be probed. */
   protected writeProbe(): boolean {
-    const { ping } = this.config;
-    if (ping) this.io.write(this.current, ping.message);
+    const { ping } = this.behaviour;
+    if (ping) this.io.writeTo(this.current, ping.message);
     return !!ping;
   }
 
-  /** Everything up to this number is acknowledged; of a plain peer: was given to a connection. */
-  get settled(): number {
-    return this.given;
-  }
-
   /** Whether something accepted would be lost by an end now. */
-  get keeps(): number {
-    return this.unsent.length;
+  protected get keeps(): number {
+    return this.unsent.length + this.queued.length;
   }
 
   /** Payload that is accepted and not acknowledged, or not given to a connection. */
@@ -302,66 +275,48 @@ export class Machine {
     return this.unsent.reduce((sum, data) => sum + data.length, 0);
   }
 
-  protected get fate(): object | undefined {
-    return;
-  }
-
   // ---- helpers ----------------------------------------------------------------------------------
 
   protected dial(): void {
     this.dialled = ++this.lastId;
-    this.dialAt = this.now + (this.config.connectTimeoutMs ?? 10_000);
-    this.io.dial(this.dialled, this.offers);
-    this.io.emit("status");
+    this.dialAt = this.nowMs + (this.behaviour.connectTimeoutMs ?? 10_000);
+    this.io.dial(this.dialled);
   }
 
-  protected attachPlain(id: number): void {
-    const { ping, silenceLimitMs } = this.config;
-    const limit = silenceLimitMs ?? (ping ? 2 * ping.intervalMs + 5000 : Infinity);
-    this.attach(id, limit, limit / 8);
-    if (ping) this.pingAt = this.now + ping.intervalMs;
-    if (this.epoch++) this.io.emit("gap");
-    this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
-  }
-
-  protected attach(id: number, limit: number, slack: number): void {
-    if (this.current) this.io.drop(this.current);
+  protected attach(id: number, limit: number, slack: number, interval: number): void {
     this.current = id;
     this.dialled = 0;
-    this.dialAt = this.replaceAt = this.pingAt = this.probeLeftAt = Infinity;
-    this.currentAt = this.heardAt = this.now;
+    this.dialAt = Infinity;
+    this.pace = interval;
+    this.probeAt = this.nowMs + interval;
+    this.attachedAt = this.nowMs;
     this.limit = limit * this.patience;
     this.slack = slack;
-    this.isProbeQueued = this.wantsProbe = false;
-    this.io.emit("status");
+    this.heard();
   }
 
   protected heard(): void {
-    this.heardAt = this.now;
-    this.replaceAt = this.probeLeftAt = Infinity;
+    this.limitAt = this.nowMs + this.limit;
+    this.deadlineAt = Infinity;
   }
 
   protected answered(): void {
-    const sample = this.now - this.probeSentAt;
+    const sample = this.nowMs - this.probeSentAt;
     this.probeSentAt = NaN;
-    if (sample >= 0) this.rtt = this.rtt === undefined ? sample : this.rtt + (sample - this.rtt) / 8;
+    if (!(sample >= 0)) return;
+    this.rtt ??= sample;
+    this.rtt += (sample - this.rtt) / 8;
   }
 
   /**
    * How long to wait before the next attempt. The first comes soon, spread over 0.2 s when only this client lost its
    * connection, over a second when others did too. Later waits have a ceiling of 0.5 s x 2^n, at most 30 s, and are
-   * drawn below it: from its upper half by a lone client, from all of it by one of a crowd. Advice wins, up to 10 min.
+   * drawn below it: from its upper half by a lone client, from all of it by one of a crowd.
    */
-  protected delay(isAlone: boolean, advice?: Delay): number {
+  protected backoff(isAlone: boolean): number {
     const n = this.attempts++;
-    let to = n ? Math.min(30_000, 250 * 2 ** n) : isAlone ? 200 : 1000;
-    let from = n && isAlone ? to / 2 : 1;
-    if (advice?.[1]) {
-      const earliest = Math.min(advice[0], 600_000);
-      const width = Math.max(1000, earliest / 10);
-      to = Math.min(Math.max(advice[1], earliest + width), 600_000);
-      from = Math.max(1, Math.min(earliest, to - width));
-    }
-    return from + (to - from) * this.random();
+    const to = n ? Math.min(30_000, 250 * 2 ** n) : isAlone ? 200 : 1000;
+    const from = n && isAlone ? to / 2 : 1;
+    return from + (to - from) * this.chance();
   }
 }

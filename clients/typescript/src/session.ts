@@ -1,11 +1,11 @@
 /**
  * The client's end of one session, over one connection after the other.
  *
- * At most two connections matter at a time: the *current* one, and a *pending* one that has sent HELLO and waits
- * for WELCOME. From the pending HELLO on the current one is only read (make before break); WELCOME ends it, and if
+ * At most two connections matter at a time: the *current* one, and a *pending* one (`opening`) that has sent HELLO
+ * and waits for WELCOME. From the pending HELLO on the current one is only read (make before break); WELCOME ends it, and if
  * the pending one is refused or lost, it is written again. When to dial is not decided here (`machine.ts`).
  *
- * Pure: time and randomness are arguments. Source: `docs/PROTOCOL.md` "Attaching", "Closing".
+ * Pure: time and randomness are arguments, and what is to be done goes through {@link SessionIo}. Source: `docs/PROTOCOL.md` "Attaching", "Closing".
  */
 
 import { type Delivery, Flow, Inbox, type Lane, Outbox } from "./flow.js";
@@ -17,9 +17,9 @@ import {
   type Delay,
   encode,
   type End,
+  fail,
   type Frame,
   type Hello,
-  ProtocolError,
   type Refuse,
   toHex,
   Type,
@@ -43,57 +43,54 @@ export interface Fate {
   cause: "unknown" | "expired" | "ended" | "evicted" | "restarted";
 }
 
+/** What a session has done to its connections, and told to the application. None of these calls back before it returns. */
+export interface SessionIo {
+  writeTo(id: number, data: Data): void;
+  /** Closes a connection, in order. */
+  forget(id: number, code: number, reason: string): void;
+  /**
+   * By the names of the application's events: `gap` where the session is lost and a new one follows, the one word about
+   * it; `volatile`; and `authenticated`, what became of the credentials that `authenticate` presented.
+   */
+  emit(type: string, fields: object): void;
+}
+
 /** What happens to a session. */
 export interface SessionHooks {
   /** Bound to a connection. */
   onAttached(id: number, welcome: Welcome): void;
-  /** The session is lost, and a new one follows. The one word about it. */
-  onGap(fate: Fate): void;
   /** An attempt was refused; another may have success, after the delay. */
   onRefused(code: number, delay: Delay): void;
   /** Leave the connection after the delay; nothing is lost. */
   onGoAway(delay: Delay, closeIn: number): void;
-  onVolatile(data: Data): void;
-  /** What became of the credentials that `authenticate` presented. */
-  onAuthenticated(accepted: boolean): void;
-  /** Nothing follows. What is still owed to a connection is to be written first. */
-  onEnded(code: number, reason: string, fate: Fate): void;
+  /** Nothing follows. */
+  endNow(code: number, reason: string, fate: Fate): void;
 }
 
 export interface SessionConfig {
   /** What is kept until acknowledged. Default 1,024 messages, 4 MiB. */
   keep?: Window | undefined;
-  /** The resume window asked for; the server decides. Milliseconds. */
-  resumeWindow?: number | undefined;
+  /** The resume window asked for; the server decides. */
+  resumeWindowMs?: number | undefined;
   /** Send again in the next session what a lost one certainly did not deliver. Default true. */
   resend?: boolean | undefined;
 }
 
-/** All that another instance goes on from. The token opens the session: a secret. */
-export type StoredSession = [token: Bytes, received: number, acknowledged: number, kept: Data[]];
-
-/** What is to be put on a connection: a message, or a Close. */
-export type Output = Data | { code: number; reason: string };
-
-interface Connection {
+interface Connection extends Lane {
   id: number;
-  lane: Lane;
-  /** What goes out before any message. */
-  queue: Output[];
-  ping?: number | undefined;
-  /** An AUTH waits for its AUTH_RESULT here. */
-  isJudging?: boolean;
   /** It was asked for an existing session: nothing but HELLO goes out before WELCOME. */
   resumes: boolean;
+  /** The credentials that were presented here and wait for a verdict. */
+  judging?: Bytes | undefined;
 }
 
 const enum Life {
   Open,
   /** END leaves once everything before it is acknowledged. */
   Closing,
-  EndSent,
   /** The peer's END came; what came before it is still being handed over. */
   EndReceived,
+  EndSent,
   Over,
 }
 
@@ -101,195 +98,169 @@ const ACCEPT: Window = [1024, 4_194_304];
 const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted"] as const;
 
 export class ClientSession {
-  hooks!: SessionHooks;
-  flow: Flow;
+  declare io: SessionIo;
+  declare hooks: SessionHooks;
+  declare flow: Flow;
   /** The credentials of every HELLO; new ones go through {@link authenticate}. */
-  credentials: Bytes | undefined;
-  current: Connection | undefined;
-  pending: Connection | undefined;
-  instance: Bytes;
+  declare credentials: Bytes | undefined;
+  declare current: Connection | undefined;
+  declare opening: Connection | undefined;
+  declare instanceId: Bytes;
   /** Started from stored state and not attached yet: it numbers nothing new. */
   isRestored = false;
-  private life = Life.Open;
-  private end: End = [Type.End, 0, "", 0, 0];
-  private token: Bytes | undefined;
+  /** Only of an open session there is something to store. */
+  life = Life.Open;
+  private farewell: End = [Type.End, 0, "", 0, 0];
+  declare token: Bytes | undefined;
   private attempt = 0;
-  private key: Bytes;
+  declare private clientKey: Bytes;
   private keySentAt = NaN;
-  /** Credentials without a verdict, and the connection that they were presented on. */
-  private fresh: { credentials: Bytes; on: number } | undefined;
-  /** Where both ends stood when the current connection was attached. */
-  private mark = "";
+  /** The newest credentials, until their verdict. */
+  declare private fresh: Bytes | undefined;
+  /** {@link standing} when the current connection was attached. */
+  private stoodAt = 0;
   /** Connections in a row that ended after WELCOME without progress. */
   private barren = 0;
-  private config: SessionConfig;
-  private random: (length: number) => Bytes;
+  declare private behaviour: SessionConfig;
+  declare private randomBytes: (length: number) => Bytes;
 
   /** A session of a new instance. `random` gives bytes of the platform's cryptographic randomness. */
   constructor(config: SessionConfig, random: (length: number) => Bytes) {
-    this.config = config;
-    this.random = random;
-    this.instance = random(8);
-    this.key = random(16);
+    this.behaviour = config;
+    this.randomBytes = random;
+    this.instanceId = random(8);
+    this.clientKey = random(16);
     this.flow = this.newFlow();
-  }
-
-  /** What a new instance needs to go on from here. From now on everything kept counts as written: either may write it. */
-  store(): StoredSession | undefined {
-    if (!this.token || this.life) return;
-    const { outbox, inbox } = this.flow;
-    outbox.written = outbox.last;
-    return [this.token, inbox.received, outbox.acknowledged, outbox.after(outbox.acknowledged)];
-  }
-
-  /** Goes on from what another instance stored. */
-  restore([token, received, acknowledged, kept]: StoredSession): void {
-    const { outbox, inbox } = this.flow;
-    this.token = token;
-    inbox.taken = inbox.handed = inbox.received = inbox.told = received;
-    outbox.base = outbox.acknowledged = acknowledged;
-    for (const data of kept) outbox.push(data);
-    outbox.written = outbox.last;
-    this.isRestored = true;
-  }
-
-  /** An earlier instance's session could not be stored: something is lost, and how much is not known. */
-  reportLoss(): void {
-    this.hooks.onGap(this.fate());
   }
 
   // ---- connections ----------------------------------------------------------------------------
 
-  /** A connection is open and speaks `mainstay.v1`: ask for the session on it. False: the session is ending, let it go. */
-  opened(now: number, id: number): boolean {
-    if (this.life > Life.Closing) return false;
+  /** A connection is open and speaks `mainstay.v1`: ask for the session on it, unless it is ending. */
+  handleOpened(now: number, id: number): void {
+    if (this.life > Life.Closing) return;
     const { token, fresh, flow: { outbox, inbox } } = this;
     if (!token) outbox.peer = [16, 65_536];
-    if (fresh) fresh.on = id;
     const hello: Hello = [
       Type.Hello,
       1,
       inbox.window,
-      this.key,
+      this.clientKey,
       // Age 0 says "never sent before"; a second HELLO in the same millisecond must not say it.
       this.keySentAt <= now ? Math.max(now - this.keySentAt, 1) : 0,
-      this.instance,
+      this.instanceId,
       ++this.attempt,
       token && [token, inbox.received, outbox.last, outbox.acknowledged + 1],
-      fresh ? fresh.credentials : this.credentials,
-      this.config.resumeWindow,
+      fresh ?? this.credentials,
+      this.behaviour.resumeWindowMs,
     ];
     this.keySentAt ||= now;
-    this.pending = { id, lane: { wrote: 0, read: 0 }, queue: [encode(hello)], resumes: !!token };
-    return true;
+    // One that resumes stands behind everything until WELCOME says where.
+    this.opening = { id, wrote: token ? Infinity : 0, read: 0, resumes: !!token, judging: fresh };
+    this.io.writeTo(id, encode(hello));
   }
 
-  /** A connection is gone, however that came about. */
-  lost(id: number): void {
-    if (this.pending?.id === id) this.leavePending();
-    if (this.current?.id === id) {
+  /**
+   * A connection is gone, however that came about. The reason of 4409 is the winner's instance and what the server
+   * received; a pending connection counts too: coming back would take the session from the winner, who would come back
+   * as well.
+   */
+  handleLost(id: number, code?: number, reason = ""): void {
+    const isPending = this.opening?.id === id;
+    const isCurrent = this.current?.id === id;
+    const [winner, received] = reason.split(" ");
+    if (code === 4409 && (isPending || isCurrent) && winner && winner !== toHex(this.instanceId)) {
+      return this.conclude(code, "another instance took the session", this.fate([+received! || 0, Infinity, 0, 0, 0]));
+    }
+    if (isPending) this.leavePending();
+    if (isCurrent) {
       const wasEnding = this.life === Life.EndSent;
-      this.barren = this.progress() === this.mark ? this.barren + 1 : 0;
+      this.barren = this.standing === this.stoodAt ? this.barren + 1 : 0;
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
       // Nobody answers END any more.
-      if (wasEnding) this.finish(this.end[1], this.end[2], this.fate());
+      if (wasEnding) this.conclude(this.farewell[1], this.farewell[2], this.fate());
       else if (this.barren > 4) this.startOver();
     }
-  }
-
-  /** The server closed a connection with 4409. The reason is the winner's instance and what the server received. */
-  superseded(id: number, reason: string): void {
-    const [winner, received] = reason.split(" ");
-    // A pending one counts too: coming back would take the session from the winner, who would come back as well.
-    const isOurs = id === this.current?.id || id === this.pending?.id;
-    if (!isOurs || !winner || winner === toHex(this.instance)) this.lost(id);
-    else this.finish(4409, "another instance took the session", this.fate([+received! || 0, Infinity, 0, 0, 0]));
   }
 
   // ---- what connections bring -----------------------------------------------------------------
 
   /** Takes what a connection brought. @throws {@link ProtocolError}: fail this connection; the session goes on over the next. */
-  receive(id: number, frame: Frame): void {
-    const { current, pending, flow } = this;
+  handleFrame(id: number, frame: Frame): void {
+    const { current, opening, flow } = this;
     if (!frame) return;
-    if (pending?.id === id) {
-      if (frame[0] === Type.Welcome) this.welcome(pending, frame);
-      else if (frame[0] === Type.Refuse) this.refused(pending, frame);
-      else throw new ProtocolError("no WELCOME");
+    if (opening?.id === id) {
+      if (frame[0] === Type.Welcome) this.welcome(opening, frame);
+      else if (frame[0] === Type.Refuse) this.refused(opening, frame);
+      else fail("no WELCOME");
     } else if (current?.id !== id) return;
     else if (frame[0]) this.receiveControl(current, frame);
-    else if (this.life > Life.Closing) current.lane.read++;
-    else flow.readData(current.lane, frame[1]);
-    this.trim();
+    else if (this.life > Life.Closing) current.read++;
+    else flow.readData(current, frame[1]);
+    this.trimOutbox();
     this.settle();
   }
 
   private receiveControl(current: Connection, frame: Control): void {
-    const { outbox } = this.flow;
-    try {
-      if (frame[0] === Type.Ping || frame[0] === Type.Pong) this.flow.readBeat(current.lane, frame);
-      else if (frame[0] === Type.Ack) {
-        outbox.acknowledge(frame[1]);
-        outbox.peer = frame[2] ?? outbox.peer;
-      } else if (frame[0] === Type.Gap) this.flow.readGap(current.lane, frame[1], frame[2]);
-      else if (frame[0] === Type.GoAway) this.hooks.onGoAway(frame[2], frame[3]);
-      else if (frame[0] === Type.Volatile) this.hooks.onVolatile(frame[1]);
-      else if (frame[0] === Type.AuthResult && current.isJudging) {
-        current.isJudging = false;
-        this.judged(current.id, frame[1]);
-      } else if (frame[0] === Type.End) {
-        outbox.acknowledge(frame[3]);
-        if (this.life < Life.EndSent) {
-          this.life = Life.EndReceived;
-          this.end = frame;
-        } else if (this.life === Life.EndSent) {
-          // The answer to ours: code and reason are what we said.
-          current.queue.push({ code: 1000, reason: "" });
-          this.finish(this.end[1], this.end[2], this.finalFate(frame));
-        }
-      } else throw new ProtocolError(`type ${frame[0]} is not allowed here`);
-    } catch (error) {
-      if ((error as ProtocolError).isFatal) {
-        const fate = this.fate();
-        this.sendEnd(4400, "positions differ");
-        this.finish(4400, "positions differ", fate);
+    const { flow, hooks, io } = this;
+    const { outbox } = flow;
+    if (frame[0] === Type.Ping || frame[0] === Type.Pong) flow.readBeat(current, frame);
+    else if (frame[0] === Type.Ack) {
+      outbox.acknowledge(frame[1]);
+      outbox.peer = frame[2] ?? outbox.peer;
+    } else if (frame[0] === Type.Gap) flow.readGap(current, frame[1], frame[2]);
+    else if (frame[0] === Type.GoAway) hooks.onGoAway(frame[2], frame[3]);
+    else if (frame[0] === Type.Volatile) io.emit("volatile", { data: frame[1] });
+    else if (frame[0] === Type.AuthResult && current.judging) this.judged(current, frame[1]);
+    else if (frame[0] === Type.End) {
+      outbox.acknowledge(frame[3]);
+      if (this.life < Life.EndReceived) {
+        this.life = Life.EndReceived;
+        this.farewell = frame;
+      } else if (this.life === Life.EndSent) {
+        // The answer to ours: code and reason are what we said.
+        io.forget(current.id, 1000, "");
+        this.conclude(this.farewell[1], this.farewell[2], this.finalFate(frame));
       }
-      throw error;
-    }
+    } else fail(`type ${frame[0]} is not allowed here`);
   }
 
-  private welcome({ id, queue, lane, resumes }: Connection, frame: Welcome): void {
+  /** The peer broke the session. */
+  abandon(reason: string): void {
+    const fate = this.fate();
+    this.sendEnd(4400, reason);
+    this.conclude(4400, reason, fate);
+  }
+
+  private welcome(opening: Connection, frame: Welcome): void {
+    const { id, resumes } = opening;
     const [, , token, , isResumed, received, first, , , window, account] = frame;
     const { outbox, inbox } = this.flow;
-    this.pending = undefined;
-    if (queue.length || (isResumed && !resumes)) throw new ProtocolError("WELCOME without its HELLO");
+    this.opening = undefined;
     // The server has fenced the old connection. One that was replaced while it lived was not barren.
     if (this.current) this.barren = 0;
     this.dropCurrent();
     const isImpossible = received < outbox.acknowledged || received > outbox.written || first - 1 > inbox.taken;
     if (resumes && (!isResumed || isImpossible)) this.startOver(account);
-    if (isResumed && isImpossible) throw new ProtocolError("WELCOME with impossible counts");
+    if (isResumed && (!resumes || isImpossible)) fail("impossible WELCOME");
     this.flow.outbox.acknowledge(resumes && !isResumed ? 0 : received);
     this.flow.outbox.peer = window;
     this.token = token;
     this.isRestored = false;
     if (!isResumed) this.renewKey();
-    this.mark = this.progress();
-    // ACK comes before anything else on this connection: it confirms the epoch.
-    this.current = {
-      id,
-      lane: { wrote: resumes ? received : lane.wrote, read: first - 1 },
-      queue: [encode([Type.Ack, this.flow.inbox.tell()])],
-      resumes,
-    };
+    this.stoodAt = this.standing;
+    this.current = opening;
+    opening.read = first - 1;
+    if (resumes) opening.wrote = received;
+    // Before anything else on this connection: it confirms the epoch.
+    this.io.writeTo(id, encode([Type.Ack, this.flow.inbox.tell()]));
     this.hooks.onAttached(id, frame);
-    this.judged(id, true);
+    this.judged(opening, true);
   }
 
   private refused({ resumes }: Connection, [, code, isRetryable, delay, account]: Refuse): void {
     if (!isRetryable) {
-      if (code !== 4411) return this.finish(code, "refused", this.fate(account));
+      if (code !== 4411) return this.conclude(code, "refused", this.fate(account));
       // The key may have named a session. With a token in hand only the key is at fault.
       if (!resumes) this.startOver(account);
       this.renewKey();
@@ -307,18 +278,22 @@ export class ClientSession {
 
   /** Writes a message that is not numbered, kept or replayed. Dropped while detached. */
   sendVolatile(data: Data): void {
-    if (!this.pending) this.current?.queue.push(encode([Type.Volatile, data]));
+    if (this.current && !this.opening) this.io.writeTo(this.current.id, encode([Type.Volatile, data]));
+  }
+
+  /** Asks for a PONG with this nonce. Not while another connection is pending. */
+  ping(nonce: number): void {
+    if (this.current && !this.opening) this.io.writeTo(this.current.id, this.flow.writeBeat(Type.Ping, nonce, this.current));
   }
 
   /** Presents new credentials: on the live connection, or in the next HELLO where there is none. */
   authenticate(credentials: Bytes): void {
-    this.fresh = { credentials, on: 0 };
+    this.fresh = credentials;
     this.present();
   }
 
   /** The next message or gap for the application, in order. */
   handOver(now: number): Delivery | undefined {
-    if (this.life === Life.EndSent || this.life === Life.Over) return;
     const delivery = this.flow.inbox.handOver(now);
     this.settle();
     return delivery;
@@ -328,7 +303,7 @@ export class ClientSession {
   close(code: number, reason: string): void {
     if (this.life) return;
     this.life = Life.Closing;
-    this.end = [Type.End, code, reason, 0, 0];
+    this.farewell = [Type.End, code, reason, 0, 0];
     this.settle();
   }
 
@@ -358,21 +333,21 @@ export class ClientSession {
 
   // ---- credentials ----------------------------------------------------------------------------
 
-  /** Writes AUTH, unless a HELLO has presented them, or another AUTH still waits for its result. */
+  /** Writes AUTH, unless another waits for its verdict. What a HELLO presents has its verdict with WELCOME. */
   private present(): void {
     const { fresh, current } = this;
-    if (!fresh || fresh.on || !current || current.isJudging || this.pending || this.life > Life.Closing) return;
-    fresh.on = current.id;
-    current.isJudging = true;
-    current.queue.push(encode([Type.Auth, fresh.credentials]));
+    if (!fresh || !current || current.judging || this.opening || this.life > Life.Closing) return;
+    current.judging = fresh;
+    this.io.writeTo(current.id, encode([Type.Auth, fresh]));
   }
 
-  private judged(id: number, isAccepted: boolean): void {
-    const { fresh } = this;
-    if (fresh?.on === id) {
+  private judged(connection: Connection, isAccepted: boolean): void {
+    const { judging } = connection;
+    connection.judging = undefined;
+    if (judging && judging === this.fresh) {
       this.fresh = undefined;
-      if (isAccepted) this.credentials = fresh.credentials;
-      this.hooks.onAuthenticated(isAccepted);
+      if (isAccepted) this.credentials = judging;
+      this.io.emit("authenticated", { accepted: isAccepted });
     }
     this.present();
   }
@@ -383,34 +358,34 @@ export class ClientSession {
   private settle(): void {
     const { outbox, inbox } = this.flow;
     // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
-    if (this.life === Life.Closing && this.current && !this.pending && outbox.acknowledged === outbox.last) {
-      this.sendEnd(this.end[1], this.end[2]);
+    if (this.life === Life.Closing && this.current && !this.opening && outbox.acknowledged === outbox.last) {
+      this.sendEnd(this.farewell[1], this.farewell[2]);
     } else if (this.life === Life.EndReceived && !inbox.queue.length) {
-      const [, code, reason] = this.end;
-      const fate = this.finalFate(this.end);
+      const [, code, reason] = this.farewell;
+      const fate = this.finalFate(this.farewell);
       this.sendEnd(code, "");
-      this.current?.queue.push({ code: 1000, reason: "" });
-      this.finish(code, reason, fate);
+      if (this.current) this.io.forget(this.current.id, 1000, "");
+      this.conclude(code, reason, fate);
     }
   }
 
   private sendEnd(code: number, reason: string): void {
     const { received, handed } = this.flow.inbox;
     this.flow.inbox.queue = [];
-    this.end = [Type.End, code, reason, received, handed];
+    this.farewell = [Type.End, code, reason, received, handed];
     this.life = Life.EndSent;
-    this.current?.queue.push(encode(this.end));
+    if (this.current) this.io.writeTo(this.current.id, encode(this.farewell));
   }
 
   private finalFate([, , , received, handed]: End): Fate {
     return this.fate([received, handed, 0, 0, 2]);
   }
 
-  private finish(code: number, reason: string, fate: Fate): void {
+  private conclude(code: number, reason: string, fate: Fate): void {
     this.life = Life.Over;
     this.flow.inbox.queue = [];
-    this.pending = undefined;
-    this.hooks.onEnded(code, reason, fate);
+    this.opening = undefined;
+    this.hooks.endNow(code, reason, fate);
   }
 
   // ---- losing a session -----------------------------------------------------------------------
@@ -419,14 +394,14 @@ export class ClientSession {
   private startOver(account?: Account): void {
     const { outbox } = this.flow;
     const fate = this.fate(account);
-    fate.resent = this.config.resend !== false && fate.unknown < fate.last;
+    fate.resent = this.behaviour.resend !== false && fate.unknown < fate.last;
     this.flow = this.newFlow();
     // It fitted the old buffer, so it fits the new one.
     if (fate.resent) for (const data of outbox.after(fate.unknown)) this.flow.outbox.push(data);
     this.token = undefined;
     this.isRestored = false;
     this.barren = 0;
-    this.hooks.onGap(fate);
+    this.io.emit("gap", { fate });
   }
 
   private dropCurrent(): void {
@@ -434,52 +409,44 @@ export class ClientSession {
     this.flow.pong = undefined;
   }
 
-  /** The current connection is written again; credentials that were presented on the pending one got no answer. */
+  /** The current connection is written again. */
   private leavePending(): void {
-    if (this.fresh && this.fresh.on === this.pending?.id) this.fresh.on = 0;
-    this.pending = undefined;
+    this.opening = undefined;
     this.present();
     this.settle();
   }
 
   private renewKey(): void {
-    this.key = this.random(16);
+    this.clientKey = this.randomBytes(16);
     this.keySentAt = NaN;
   }
 
-  private progress(): string {
-    return `${this.flow.outbox.acknowledged} ${this.flow.inbox.taken}`;
+  /** Grows with everything that is acknowledged or received. */
+  private get standing(): number {
+    return this.flow.outbox.acknowledged + this.flow.inbox.taken;
   }
 
   private newFlow(): Flow {
-    return new Flow(new Outbox(this.config.keep ?? ACCEPT), new Inbox(ACCEPT));
+    return new Flow(new Outbox(this.behaviour.keep ?? ACCEPT), new Inbox(ACCEPT));
   }
 
-  private trim(): void {
-    const { current, pending } = this;
-    this.flow.outbox.trim(Math.min(current?.lane.wrote ?? Infinity, pending && !pending.resumes ? pending.lane.wrote : Infinity));
+  private trimOutbox(): void {
+    this.flow.outbox.trim(Math.min(this.current?.wrote ?? Infinity, this.opening?.wrote ?? Infinity));
   }
 
   // ---- output ---------------------------------------------------------------------------------
 
-  /** The connection that may be written now: from its HELLO on only the pending one. */
-  get writer(): Connection | undefined {
-    return this.pending ?? this.current;
-  }
-
-  /** The next thing to put on {@link writer}. */
-  transmit(now: number): Output | undefined {
-    const { pending, flow, writer } = this;
-    const first = writer?.queue.shift();
-    if (!writer || first !== undefined || this.life === Life.EndSent || this.life === Life.Over) return first;
-    const { lane, ping } = writer;
-    if (pending) return pending.resumes ? undefined : flow.writeData(lane);
-    writer.ping = undefined;
-    return ping ? flow.writeBeat(Type.Ping, ping, lane) : (flow.writeOwed(now, lane) ?? flow.writeData(lane));
+  /** Writes what is owed and what the window holds: from the HELLO of a pending connection on, only to that. */
+  writeAll(now: number): void {
+    const { opening, current, flow } = this;
+    const writer = opening ?? current;
+    if (!writer || this.life >= Life.EndSent) return;
+    const next = () => (opening ? undefined : flow.writeOwed(now, writer)) ?? flow.writeData(writer);
+    for (let data; (data = next()) !== undefined; ) this.io.writeTo(writer.id, data);
   }
 
   /** When an acknowledgement is due even if nothing more comes. */
   get dueAt(): number {
-    return this.current && !this.pending ? this.flow.inbox.dueAt : Infinity;
+    return this.current && !this.opening ? this.flow.inbox.dueAt : Infinity;
   }
 }

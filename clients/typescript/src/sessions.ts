@@ -1,176 +1,192 @@
 /**
  * The machine that speaks `mainstay.v1` where the server does. A server that does not is treated as the plain peer it
  * is, from the first connection on and for good: what was promised under the one cannot be kept under the other.
+ *
+ * A replacement may be opened beside the attached connection: after GOAWAY, and when a probe stays unanswered.
  */
 
 import { Machine, type Io, type MachineConfig, type Mode } from "./machine.js";
-import type { ClientSession, Fate, SessionHooks } from "./session.js";
-import { type Data, decode, type Delay, toHex, Type, type Welcome } from "./wire.js";
+import type { ClientSession, SessionHooks } from "./session.js";
+import { type Data, decode, type Delay, type ProtocolError, type Received, toHex, Type, viewOf, type Welcome } from "./wire.js";
+
+/** Offered beside sessions, so that a server which takes the first offer unseen, or must take one, speaks plain WebSocket. */
+const PLAIN = "plain";
+const SESSION = "mainstay.v1";
 
 export class SessionMachine extends Machine implements SessionHooks {
   override mode: Mode | undefined = undefined;
-  session: ClientSession;
+  declare clientSession: ClientSession;
   /** The session's public name. */
   name = "";
-  private nonce = 0;
-  private endedWith: Fate | undefined;
+  /** Whether the next attempt offers sessions. */
+  offers = true;
   /** One that opened without an offer. It waits while the offer is made once more: the server may only have been away. */
-  private trial: { id: number; heard: Data[] } | undefined;
+  private trial = 0;
+  private heardOnTrial: Received[] = [];
+  /** When to open a replacement, unless something comes. */
+  private replaceAt = Infinity;
+  private probes = 0;
+  /** What the server said about the next attempt. */
+  private advice: Delay = [0, 0];
 
   constructor(now: number, config: MachineConfig, random: () => number, io: Io, session: ClientSession) {
     super(now, config, random, io);
-    this.session = session;
+    this.clientSession = session;
+    session.io = io;
     session.hooks = this;
-    this.offers = true;
   }
 
-  override opened(id: number, mode: Mode): void {
+  override handleOpened(id: number, protocol: string): void {
+    const [name, application = ""] = protocol.split("+") as [string, string?];
+    const isSession = name === SESSION;
+    this.protocol = isSession ? application : name === PLAIN ? "" : protocol;
     if (!this.mode && !this.offers) {
-      this.trial = { id, heard: [] };
+      this.trial = id;
+      this.heardOnTrial = [];
       this.offers = true;
-      this.dialled = 0;
       this.dial();
-    } else if (mode === "session" && this.mode !== "plain") {
-      if (!this.session.opened(this.now, id)) this.io.drop(id);
-    } else {
-      this.mode ??= mode;
-      this.offers = this.mode === "session";
-      super.opened(id, mode);
-    }
+    } else if (isSession) this.clientSession.handleOpened(this.nowMs, id);
+    else if (this.mode) this.handleLost(id, 1006, "the server speaks another protocol now");
+    else this.becomePlain(id);
   }
 
-  override lost(id: number, code: number, reason: string, advice?: Delay): void {
-    if (id === this.trial?.id) this.trial = undefined;
-    const neverSpoke = !this.mode && id === this.dialled && this.session.pending?.id !== id;
-    if (code === 4409) this.session.superseded(id, reason);
-    else this.session.lost(id);
-    if (neverSpoke && this.trial) {
-      this.mode = "plain";
-      this.offers = false;
-      return this.attachPlain(this.trial.id);
-    }
+  override handleLost(id: number, code: number, reason: string): void {
+    const neverSpoke = !this.mode && !this.isSuspended && id === this.dialled && this.clientSession.opening?.id !== id;
+    if (id === this.trial) this.trial = 0;
+    this.clientSession.handleLost(id, code, reason);
     // Browsers fail a connection whose server answers an offer with nothing.
     if (neverSpoke) this.offers = !this.offers;
-    super.lost(id, code, reason, advice);
+    if (neverSpoke && this.trial) {
+      this.io.forget(id);
+      this.becomePlain(this.trial);
+    } else super.handleLost(id, code, reason);
   }
 
-  override received(id: number, data: Data): void {
-    if (id === this.trial?.id) this.trial.heard.push(data);
-    if (this.mode === "plain") return super.received(id, data);
+  override handleMessage(id: number, data: Received): void {
+    if (id === this.trial) return void this.heardOnTrial.push(data);
     if (id === this.current) this.heard();
     try {
-      const frame = decode(data);
-      if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.nonce) this.answered();
+      const frame = decode(viewOf(data));
+      if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.probes) this.answered();
       if (frame?.[0] === Type.Data) this.patience = 1;
-      this.session.receive(id, frame);
+      this.clientSession.handleFrame(id, frame);
     } catch (error) {
-      const { message } = error as Error;
+      const { message, isFatal } = error as ProtocolError;
       this.io.emit("error", { error });
-      this.write();
-      this.io.drop(id, 4400, message);
-      this.lost(id, 4400, message);
+      if (isFatal) return this.clientSession.abandon(message);
+      this.io.forget(id, 4400, message);
+      this.handleLost(id, 4400, message);
     }
+  }
+
+  override suspend(): void {
+    this.io.forget(this.trial);
+    this.trial = 0;
+    super.suspend();
   }
 
   override send(data: Data): number {
-    if (this.mode === "plain") return super.send(data);
-    return this.closing || this.isEnded ? 0 : this.session.send(data);
+    return this.clientSession.send(data);
   }
 
-  override close(code: number, reason: string): void {
-    this.session.close(code, reason);
-    super.close(code, reason);
+  override endNow(code: number, reason: string, fate = this.clientSession.fate()): void {
+    this.io.forget(this.trial);
+    super.endNow(code, reason, fate);
   }
 
-  override write(): void {
-    if (this.mode === "plain") return super.write();
-    for (let output; (output = this.session.transmit(this.now)) !== undefined; ) {
-      const { id } = this.session.writer!;
-      if (typeof output === "string" || output instanceof Uint8Array) this.io.write(id, output);
-      else this.io.drop(id, output.code, output.reason);
-    }
+  override writeOut(): void {
+    if (this.closeWith && !this.queued.length) this.clientSession.close(this.closeWith.code, this.closeWith.reason);
+    this.clientSession.writeAll(this.nowMs);
+  }
+
+  override probe(): void {
+    super.probe();
+    this.replaceAt = Math.min(this.replaceAt, this.nowMs + 1000);
   }
 
   protected override writeProbe(): boolean {
-    if (this.mode === "plain") return super.writeProbe();
-    if (this.session.current) this.session.current.ping = ++this.nonce;
+    this.clientSession.ping(++this.probes);
     return true;
   }
 
-  override get settled(): number {
-    return this.mode === "plain" ? super.settled : this.session.flow.outbox.acknowledged;
+  protected override heard(): void {
+    super.heard();
+    this.replaceAt = Infinity;
   }
 
-  override get keeps(): number {
-    return super.keeps + (this.mode === "plain" ? 0 : this.session.flow.outbox.last + this.epoch);
-  }
-
-  override get bufferedAmount(): number {
-    return super.bufferedAmount + this.session.flow.outbox.bytes;
+  override handleTimeout(): void {
+    if (this.replaceAt <= this.nowMs) {
+      this.replaceAt = Infinity;
+      if (this.current && this.dialAt === Infinity) this.dial();
+    }
+    super.handleTimeout();
   }
 
   override get dueAt(): number {
-    return Math.min(super.dueAt, this.session.dueAt);
+    return Math.min(super.dueAt, this.clientSession.dueAt, this.current ? this.replaceAt : Infinity);
   }
 
-  protected override get fate(): object | undefined {
-    return this.mode === "plain" ? undefined : (this.endedWith ?? this.session.fate());
+  protected override get keeps(): number {
+    return this.clientSession.flow.outbox.last + this.epoch + this.queued.length;
   }
 
-  protected override attachPlain(id: number): void {
-    if (!this.epoch) {
-      // What was sent before it was known what the peer speaks.
-      const [fate, unsent] = this.session.takeUnsent();
-      if (fate.unknown) this.io.emit("gap", { fate });
-      this.unsent = unsent;
-    }
-    super.attachPlain(id);
-    for (const data of this.trial?.heard ?? []) super.received(id, data);
-    this.trial = undefined;
+  override get bufferedAmount(): number {
+    return this.clientSession.flow.outbox.bytes;
+  }
+
+  /** This server speaks no sessions: from now on this is a {@link Machine} and nothing else. */
+  private becomePlain(id: number): void {
+    this.mode = "plain";
+    this.offers = false;
+    // What was sent before it was known what the peer speaks.
+    const [fate, unsent] = this.clientSession.takeUnsent();
+    if (fate.unknown) this.io.emit("gap", { fate });
+    this.unsent = unsent;
+    Object.setPrototypeOf(this, Machine.prototype);
+    this.handleOpened(id, this.protocol);
+    for (const data of this.heardOnTrial.splice(0)) this.handleMessage(id, data);
+  }
+
+  /** Advice wins, up to 10 minutes and widened to 1 s or a tenth of its length. */
+  protected override backoff(isAlone: boolean): number {
+    const own = super.backoff(isAlone);
+    const [earliest, latest] = this.advice;
+    this.advice = [0, 0];
+    if (!latest) return own;
+    const from = Math.min(Math.max(earliest, 1), 540_000);
+    const to = Math.min(Math.max(latest, from + Math.max(from / 10, 1000)), 600_000);
+    return from + (to - from) * this.chance();
   }
 
   // ---- what the session says ------------------------------------------------------------------------
 
-  onAttached(id: number, welcome: Welcome): void {
-    const [, sessionId, , epoch, resumed, , , , interval] = welcome;
+  onAttached(id: number, [, sessionId, , epoch, resumed, , , , interval]: Welcome): void {
     const announced = Math.min(Math.max(interval, 100), 3_600_000);
-    if (this.trial) this.io.drop(this.trial.id);
-    this.trial = undefined;
+    // The first of this socket is one too, where it goes on from a page that was reloaded.
+    const isOpening = !resumed || !this.epoch;
+    this.io.forget(this.trial);
+    this.io.forget(this.current);
+    this.trial = 0;
     this.mode = "session";
     this.epoch = epoch;
-    this.attach(id, 2 * announced + 5000, announced / 4);
     this.name = toHex(sessionId);
+    this.attach(id, 2 * announced + 5000, announced / 4, Infinity);
     this.io.emit("session", { mode: "session", resumed, epoch, id: this.name });
-  }
-
-  onGap(fate: Fate): void {
-    this.io.emit("gap", { fate });
+    if (isOpening) this.io.emit("open");
   }
 
   onRefused(code: number, delay: Delay): void {
-    const id = this.dialled;
-    this.io.drop(id);
-    super.lost(id, code, `refused with ${code}`, delay);
+    this.advice = delay;
+    super.handleLost(this.dialled, code, `refused with ${code}`);
   }
 
   onGoAway([earliest, latest]: Delay, closeIn: number): void {
     // A replacement that is there before the server closes costs no interruption.
-    if (earliest < closeIn) latest = Math.min(latest, closeIn);
-    if (this.dialAt === Infinity) this.dialAt = this.now + this.delay(false, [earliest, latest]);
-  }
-
-  onVolatile(data: Data): void {
-    this.io.emit("volatile", { data });
-  }
-
-  onAuthenticated(accepted: boolean): void {
-    this.io.emit("authenticated", { accepted });
-  }
-
-  onEnded(code: number, reason: string, fate: Fate): void {
-    // What is still owed (END, the answer to one, the Close) leaves before the end.
-    this.write();
-    this.endedWith = fate;
-    this.end(code, reason);
+    this.advice = [earliest, earliest < closeIn ? Math.min(latest, closeIn) : latest];
+    if (this.dialAt === Infinity) this.dialAt = this.nowMs + this.backoff(false);
   }
 }
+
+/** The subprotocols that offer sessions, where the application asks for these. */
+export const offerFor = (names: string[]): string[] =>
+  names.length ? [...names, ...names.map((name) => `${SESSION}+${name}`)] : [PLAIN, SESSION];

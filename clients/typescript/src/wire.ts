@@ -85,12 +85,16 @@ export type Frame = Control | [type: Type.Data, data: Data] | undefined;
 /** A message that is not allowed: its connection is failed with 4400. `isFatal`: the session is over as well. */
 export class ProtocolError extends Error {
   override name = "ProtocolError";
-  isFatal: boolean | undefined;
+  declare isFatal: boolean | undefined;
 
   constructor(message: string, isFatal?: boolean) {
     super(message);
     this.isFatal = isFatal;
   }
+}
+
+export function fail(message: string, isFatal?: boolean): never {
+  throw new ProtocolError(message, isFatal);
 }
 
 /** The largest number on the wire: a JavaScript number holds it exactly. */
@@ -108,17 +112,22 @@ const DECODER = /* @__PURE__ */ new TextDecoder("utf-8", { fatal: true, ignoreBO
 /** A text as UTF-8; bytes as they are. */
 export const bytesOf = (data: Data): Bytes => (typeof data === "string" ? ENCODER.encode(data) : data);
 
+/** A message as a connection gives it, which is asked for array buffers. */
+export type Received = string | ArrayBuffer;
+
+export const viewOf = (data: Received): Data => (typeof data === "string" ? data : new Uint8Array(data));
+
 export const toHex = (bytes: Bytes): string => Array.from(bytes, (byte) => (byte | 256).toString(16).slice(1)).join("");
 
 /** What a WebSocket message carries. @throws {@link ProtocolError}, its message as in `conformance/vectors/malformed.json`. */
 export function decode(message: Data): Frame {
   if (typeof message === "string") return [Type.Data, message];
   const type = message[0]!;
-  if (!message.length) throw new ProtocolError("Empty");
+  if (!message.length) fail("Empty");
   if (type > 127) return;
   const body = message.subarray(1);
   if (!type) return [Type.Data, body];
-  if (!SHAPES[type]) throw new ProtocolError("UnknownType");
+  if (!SHAPES[type]) fail("UnknownType");
   return [type, ...readFields(body, SHAPES[type]!)] as Frame;
 }
 
@@ -150,52 +159,49 @@ function readFields(bytes: Bytes, shape: string): unknown[] {
   let at = 0;
 
   const take = (length: number) => {
-    if (at + length > bytes.length) throw new ProtocolError("Truncated");
+    if (at + length > bytes.length) fail("Truncated");
     return bytes.subarray(at, (at += length));
   };
 
-  /** RFC 9000 section 16, any of its forms; `isAllowed` says which values are. */
-  const integer = (isAllowed?: (value: number) => unknown) => {
+  /** RFC 9000 section 16, any of its forms. */
+  const integer = (least = 0, most = MAX_INTEGER, error = "BadValue") => {
     const first = take(1)[0]!;
     let value = first & 63;
     for (const byte of take((1 << (first >> 6)) - 1)) value = value * 256 + byte;
-    if (value > MAX_INTEGER) throw new ProtocolError("IntegerTooLarge");
-    if (isAllowed && !isAllowed(value)) throw new ProtocolError("BadValue");
+    if (value > MAX_INTEGER) fail("IntegerTooLarge");
+    if (value < least || value > most) fail(error);
     return value;
   };
 
   const read = (letter: string): any => {
     if (PARTS[letter]) return [...PARTS[letter]].map(read);
-    if (letter === "v") {
-      if (integer() !== 1) throw new ProtocolError("Version");
-      return 1;
-    }
+    if (letter === "v") return integer(1, 1, "Version");
     if (letter === "i") return integer();
-    if (letter === "p") return integer((value) => value);
-    if (letter === "c") return integer((value) => value === 1 || value === 2);
+    if (letter === "p") return integer(1);
+    if (letter === "c") return integer(1, 2);
     if (letter === "u") return [0, 1, 2, 3, 4][integer()] ?? 0;
-    if (letter === "f") return !!integer((value) => value < 2);
+    if (letter === "f") return !!integer(0, 1);
     if (letter === "D") return read(read("f") ? "B" : "T");
     // Bytes, or text: what is left, or so many.
     const value = take("BT".includes(letter) ? bytes.length - at : integer());
     const length = { k: 16, n: 8 }[letter];
-    if (length && value.length !== length) throw new ProtocolError("BadValue");
+    if (length && value.length !== length) fail("BadValue");
     if (!"tT".includes(letter)) return value;
     try {
       return DECODER.decode(value);
     } catch {
-      throw new ProtocolError("BadValue");
+      fail("BadValue");
     }
   };
 
   const [fixed, optional = ""] = shape.split("|") as [string, string?];
   const values = [...fixed].map(read);
-  if (shape.endsWith("c") && values[0] + values[1] > MAX_INTEGER) throw new ProtocolError("BadValue");
+  if (shape.endsWith("c") && values[0] + values[1] > MAX_INTEGER) fail("BadValue");
   for (const seen: number[] = []; at < bytes.length; ) {
     const type = integer();
     const field = take(integer());
-    if (seen.includes(type)) throw new ProtocolError("RepeatedField");
-    if (seen.push(type) > 32) throw new ProtocolError("TooManyFields");
+    if (seen.includes(type)) fail("RepeatedField");
+    if (seen.push(type) > 32) fail("TooManyFields");
     const letter = optional[type - 1];
     if (letter) [values[fixed.length + type - 1]] = readFields(field, letter + "|");
   }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ClientSession, closeAction, type Data, decode, type Fate, ProtocolError, type SessionHooks, toHex } from "@mainstay/client/protocol";
+import { ClientSession, closeAction, type Data, decode, type Fate, ProtocolError, type SessionHooks, type SessionIo, toHex } from "@mainstay/client/protocol";
 import { type End, play, type Written } from "../../conformance/player.js";
 import { dataToJson, fromJson, onTheWire, toJson, unhex, vectors } from "../../conformance/vectors.js";
 
@@ -41,27 +41,27 @@ for (const exchange of vectors("exchanges")) {
   test(`a client takes its part: ${exchange.name}`, () => play(exchange, new ClientEnd(exchange)));
 }
 
-class ClientEnd implements End, SessionHooks {
+class ClientEnd implements End, SessionHooks, SessionIo {
   readonly name = "client";
   private session: ClientSession;
   private events: object[] = [];
+  private written: Written[] = [];
   private drawn = 0;
 
   constructor(exchange: any) {
     const random = (length: number) => new Uint8Array(length).fill(++this.drawn);
-    this.session = new ClientSession({ resumeWindow: exchange.client_resume_window_ms }, random);
-    this.session.hooks = this;
+    this.session = new ClientSession({ resumeWindowMs: exchange.client_resume_window_ms }, random);
+    this.session.io = this.session.hooks = this;
   }
 
   open(now: number, id: number): void {
-    this.session.opened(now, id);
+    this.session.handleOpened(now, id);
   }
   read(_now: number, id: number, frame: any): void {
-    this.session.receive(id, frame);
+    this.session.handleFrame(id, frame);
   }
   lose(_now: number, id: number, close?: { code: number; reason: string }): void {
-    if (close?.code === 4409) this.session.superseded(id, close.reason);
-    else this.session.lost(id);
+    this.session.handleLost(id, close?.code, close?.reason);
   }
   // What is due is an acknowledgement, and those are looked for whenever something may be written.
   waitUntil(): void {}
@@ -79,17 +79,25 @@ class ClientEnd implements End, SessionHooks {
   event() {
     return this.events.shift();
   }
-  write(now: number): Written[] {
-    const written: Written[] = [];
-    for (let output; (output = this.session.transmit(now)) !== undefined; ) written.push([this.session.writer!.id, output]);
-    return written;
+  collect(now: number): Written[] {
+    this.session.writeAll(now);
+    return this.written.splice(0);
+  }
+
+  writeTo(id: number, data: Data): void {
+    this.written.push([id, data]);
+  }
+  forget(id: number, code: number, reason: string): void {
+    this.written.push([id, { code, reason }]);
+  }
+  emit(type: string, { fate, data, accepted }: { fate?: Fate; data?: Data; accepted?: boolean }): void {
+    if (data !== undefined) this.events.push({ volatile: dataToJson(data) });
+    else if (fate) this.events.push({ gap: { ...fate, lost: fate.lost ? [fate.lost.first, fate.lost.count] : null } });
+    else this.events.push({ [type]: accepted });
   }
 
   onAttached(_id: number, [, , , epoch, resumed]: any): void {
     this.events.push({ attached: { epoch, resumed } });
-  }
-  onGap({ lost, ...fate }: Fate): void {
-    this.events.push({ gap: { ...fate, lost: lost ? [lost.first, lost.count] : null } });
   }
   onRefused(code: number): void {
     this.events.push({ refused: { code, retryable: true } });
@@ -97,13 +105,7 @@ class ClientEnd implements End, SessionHooks {
   onGoAway(delay: readonly number[]): void {
     this.events.push({ go_away: { delay_ms: delay } });
   }
-  onVolatile(data: Data): void {
-    this.events.push({ volatile: dataToJson(data) });
-  }
-  onAuthenticated(accepted: boolean): void {
-    this.events.push({ authenticated: accepted });
-  }
-  onEnded(code: number, _reason: string, { delivered, unknown, last }: Fate): void {
+  endNow(code: number, _reason: string, { delivered, unknown, last }: Fate): void {
     this.events.push({ ended: { code, delivered, unknown, last } });
   }
 }

@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import net from "node:net";
 import { test } from "node:test";
+import { MainstaySocket, type Options } from "@mainstay/client";
 import { WebSocket as NodeSocket, WebSocketServer } from "ws";
-import { MainstaySocket, type Options } from "../src/index.js";
 import { decode, encode, Type } from "../src/wire.js";
 
 const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;

@@ -13,12 +13,18 @@ class Stage {
   written: [number, Data][] = [];
   machine: Machine;
   random = 0.5;
+  isBusy = false;
+  /** Connections that were opened and are not gone. */
+  private there = new Set<number>();
 
   constructor(config: MachineConfig = {}, sessions = true) {
     const io: Io = {
-      dial: (id, offers) => this.did.push(`dial ${id}${offers ? " offering" : ""}`),
-      write: (id, data) => this.written.push([id, data]),
-      drop: (id, code) => id && this.did.push(`drop ${id}${code ? ` ${code}` : ""}`),
+      dial: (id) => {
+        this.there.add(id);
+        this.did.push(`dial ${id}${(this.machine as SessionMachine).offers ? " offering" : ""}`);
+      },
+      writeTo: (id, data) => this.written.push([id, data]),
+      forget: (id, code) => this.there.delete(id) && this.did.push(`drop ${id}${code ? ` ${code}` : ""}`),
       emit: (type, fields) => this.events.push([type, fields]),
     };
     let drawn = 0;
@@ -40,24 +46,35 @@ class Stage {
 
   /** The machine, told what time it is. */
   at(later = 0): Machine {
-    this.machine.now = this.now + later;
+    this.machine.nowMs = this.now + later;
+    this.machine.isBusy = this.isBusy;
     return this.machine;
   }
 
   step(): void {
-    while (this.at().timeout());
-    this.at().write();
-    this.at().flushed();
+    this.at().handleTimeout();
+    // What had arrived is read by now.
+    if (this.machine.dueAt <= this.now) this.at().handleTimeout();
+    this.at().writeOut();
   }
 
   open(id: number, mode: Mode = "session"): void {
-    this.at().opened(id, mode);
+    this.at().handleOpened(id, mode === "session" ? "mainstay.v1" : "");
     this.step();
   }
 
+  lose(id: number, code: number, reason: string, later = 0): void {
+    this.there.delete(id);
+    this.at(later).handleLost(id, code, reason);
+  }
+
   says(id: number, frame: Control): void {
-    this.at().received(id, encode(frame));
+    this.arrives(id, encode(frame));
     this.step();
+  }
+
+  arrives(id: number, data: Data, later = 0): void {
+    this.at(later).handleMessage(id, typeof data === "string" ? data : data.slice().buffer);
   }
 
   welcome(id: number, epoch = 1, resumed = false, interval = 25_000): void {
@@ -70,6 +87,7 @@ class Stage {
   }
 
   last(type: string): any {
+    if (type === "status") return this.machine.loss;
     return this.events.findLast(([name]) => name === type)?.[1];
   }
 }
@@ -88,7 +106,7 @@ test("waits between attempts are spread, never zero, never above the cap, at att
       const stage = new Stage({}, false);
       stage.random = random;
       (stage.machine as any).attempts = attempt - 1;
-      stage.at().lost(1, 1006, "");
+      stage.lose(1, 1006, "");
       return stage.last("status").retryInMs;
     });
     const ceiling = attempt === 1 ? 1000 : Math.min(30_000, 500 * 2 ** (attempt - 2));
@@ -101,23 +119,23 @@ test("waits between attempts are spread, never zero, never above the cap, at att
 test("a client that lost its connection alone comes back sooner, and never in the lower half of later waits", () => {
   const stage = attached();
   stage.random = 0.999999;
-  stage.at().lost(1, 4408, "");
+  stage.lose(1, 4408, "");
   assert.ok(stage.last("status").retryInMs <= 200);
   stage.random = 0;
   (stage.machine as any).attempts = 5;
   stage.pass(200);
-  stage.at().lost(2, 1002, "");
+  stage.lose(2, 1002, "");
   assert.ok(stage.last("status").retryInMs >= 4000);
 });
 
 test("a connection that was merely accepted does not clear the count of attempts, one that lived does", () => {
   const stage = attached();
   (stage.machine as any).attempts = 9;
-  stage.at(1000).lost(1, 1006, "");
+  stage.lose(1, 1006, "", 1000);
   assert.equal((stage.machine as any).attempts, 10);
   const lived = attached();
   (lived.machine as any).attempts = 9;
-  lived.at(50_000).lost(1, 1006, "");
+  lived.lose(1, 1006, "", 50_000);
   assert.equal((lived.machine as any).attempts, 1);
 });
 
@@ -158,8 +176,8 @@ test("a message that takes longer than the limit to arrive is waited for twice a
     stage.open(id + 1);
     stage.welcome(id + 1, id + 1, true);
   }
-  stage.at().received(4, "it is here");
-  stage.at().lost(4, 1006, "");
+  stage.arrives(4, "it is here");
+  stage.lose(4, 1006, "");
   stage.pass(30_000);
   stage.open(5);
   stage.welcome(5, 5, true);
@@ -170,10 +188,11 @@ test("a message that takes longer than the limit to arrive is waited for twice a
 test("a timer that fires late drains, then probes, and judges only the probe", () => {
   const stage = attached();
   stage.now += 600_000;
-  assert.equal(stage.at().timeout(), true, "drain first");
-  assert.equal(stage.at().timeout(), false);
-  stage.at().write();
-  stage.at().flushed();
+  stage.at().handleTimeout();
+  stage.at().writeOut();
+  assert.deepEqual([stage.pings(), stage.machine.dueAt <= stage.now], [0, true], "what has arrived is read first");
+  stage.at().handleTimeout();
+  stage.at().writeOut();
   assert.equal(stage.machine.status, "attached");
   assert.equal(stage.pings(), 1);
   stage.pass(1999);
@@ -185,9 +204,9 @@ test("a timer that fires late drains, then probes, and judges only the probe", (
 test("what was readable before a late verdict is life", () => {
   const stage = attached();
   stage.now += 600_000;
-  assert.equal(stage.at().timeout(), true);
+  stage.at().handleTimeout();
   stage.says(1, [Type.Ack, 0]);
-  assert.equal(stage.at().timeout(), false);
+  stage.at().handleTimeout();
   assert.equal(stage.pings(), 0);
   assert.equal(stage.machine.status, "attached");
 });
@@ -220,8 +239,8 @@ test("a replacement that is welcomed takes over without a moment detached", () =
   stage.events.length = 0;
   stage.welcome(2, 2, true);
   assert.deepEqual(stage.did, ["dial 2 offering", "drop 1"]);
-  assert.deepEqual(stage.events.filter(([type]) => type === "session").map(([, { epoch }]) => epoch), [2]);
-  assert.ok(stage.events.every(([type, fields]) => type !== "status" || fields?.code === undefined));
+  assert.deepEqual(stage.events.map(([type, fields]) => [type, fields?.epoch]), [["session", 2]], "it is no opening");
+  assert.equal(stage.machine.loss, undefined);
 });
 
 test("of many requests to look at the peer one probe comes while it is open", () => {
@@ -231,6 +250,31 @@ test("of many requests to look at the peer one probe comes while it is open", ()
     stage.step();
   }
   assert.equal(stage.pings(), 1);
+});
+
+test("a probe leaves when what was written before it has, and its time counts from then", () => {
+  const stage = attached();
+  stage.isBusy = true;
+  stage.at().retryNow();
+  stage.pass(10_000);
+  assert.deepEqual([stage.pings(), stage.machine.status], [0, "attached"]);
+  stage.isBusy = false;
+  stage.pass(250);
+  assert.equal(stage.pings(), 1);
+  stage.pass(1750);
+  assert.equal(stage.machine.status, "attached");
+  stage.pass(250);
+  assert.equal(stage.last("status").code, 4408);
+});
+
+test("a replacement is opened a second after it was asked for, though the probe cannot leave", () => {
+  const stage = attached();
+  stage.isBusy = true;
+  stage.at().retryNow();
+  stage.pass(999);
+  assert.deepEqual(stage.did, []);
+  stage.pass(1);
+  assert.deepEqual(stage.did, ["dial 2 offering"]);
 });
 
 test("the silence limit of a plain server is a verdict, and without one there is none", () => {
@@ -252,8 +296,8 @@ test("an application's own ping is sent every interval, its answer is not handed
   stage.open(1, "plain");
   stage.pass(10_000);
   assert.deepEqual(stage.written.splice(0), [[1, "ping"]]);
-  stage.at(40).received(1, "pong");
-  stage.at(50).received(1, "news");
+  stage.arrives(1, "pong", 40);
+  stage.arrives(1, "news", 50);
   assert.deepEqual(stage.events.filter(([type]) => type === "message").map(([, { data }]) => data), ["news"]);
   assert.equal(stage.machine.rtt, 40);
   stage.pass(10_000);
@@ -266,7 +310,7 @@ test("every re-attach of a plain server is a gap of unknown size", () => {
   const stage = new Stage({}, false);
   stage.open(1, "plain");
   assert.equal(stage.events.filter(([type]) => type === "gap").length, 0);
-  stage.at().lost(1, 1006, "");
+  stage.lose(1, 1006, "");
   stage.pass(1000);
   stage.open(2, "plain");
   assert.equal(stage.events.filter(([type]) => type === "gap").length, 1);
@@ -276,35 +320,49 @@ test("a plain server that closes with a code of its own ends the client only if 
   for (const [endsWithPeer, status] of [[false, "waiting"], [true, "ended"]] as const) {
     const stage = new Stage({ endsWithPeer }, false);
     stage.open(1, "plain");
-    stage.at().lost(1, 4000, "enough");
+    stage.lose(1, 4000, "enough");
     assert.equal(stage.machine.status, status);
   }
 });
 
 test("a server that answers an offer with nothing is asked again without one, and offered once more before it counts as plain", () => {
   const stage = new Stage();
-  stage.at().lost(1, 1006, "");
+  stage.lose(1, 1006, "");
   stage.pass(1000);
   assert.deepEqual(stage.did, ["dial 1 offering", "dial 2"]);
   stage.open(2, "plain");
   assert.deepEqual(stage.did.slice(2), ["dial 3 offering"]);
-  stage.at().received(2, "a greeting");
+  stage.arrives(2, "a greeting");
   assert.equal(stage.machine.mode, undefined);
-  stage.at().lost(3, 1006, "");
+  stage.lose(3, 1006, "");
   assert.deepEqual([stage.machine.mode, stage.machine.status, stage.last("message")], ["plain", "attached", { data: "a greeting" }]);
-  stage.at().lost(2, 1006, "");
+  stage.lose(2, 1006, "");
   stage.pass(1000);
   assert.equal(stage.did.at(-1), "dial 4");
 });
 
 test("a server that was only away when it was offered sessions is not taken for a plain one", () => {
   const stage = new Stage();
-  stage.at().lost(1, 1006, "");
+  stage.lose(1, 1006, "");
   stage.pass(1000);
   stage.open(2, "plain");
   stage.open(3, "session");
   stage.welcome(3);
   assert.deepEqual([stage.machine.mode, stage.did.at(-1)], ["session", "drop 2"]);
+});
+
+test("a client that ends, or is suspended, while an offer is made once more leaves neither connection open", () => {
+  for (const [act, status, drops] of [
+    [(machine: Machine) => machine.close(1000, ""), "ended", ["drop 2", "drop 3 1000"]],
+    [(machine: Machine) => machine.suspend(), "suspended", ["drop 2", "drop 3"]],
+  ] as const) {
+    const stage = new Stage();
+    stage.lose(1, 1006, "");
+    stage.pass(1000);
+    stage.open(2, "plain");
+    act(stage.at());
+    assert.deepEqual([stage.machine.status, stage.did.slice(-2)], [status, drops]);
+  }
 });
 
 test("GOAWAY is followed within its delay, and before the server closes", () => {
@@ -325,7 +383,11 @@ test("the advice of a REFUSE wins over the client's own delay, and a final one e
   assert.ok(retryInMs >= 5000 && retryInMs <= 9000, String(retryInMs));
   stage.pass(9000);
   stage.open(2);
-  stage.says(2, [Type.Refuse, 4501, false, [0, 0]]);
+  stage.lose(2, 1006, "");
+  assert.ok(stage.last("status").retryInMs <= 500, "it was about one attempt");
+  stage.pass(500);
+  stage.open(3);
+  stage.says(3, [Type.Refuse, 4501, false, [0, 0]]);
   assert.deepEqual([stage.machine.status, stage.last("close").code], ["ended", 4501]);
   assert.equal(stage.machine.dueAt, Infinity);
 });
@@ -370,7 +432,7 @@ test("what a server sends against the protocol fails the connection with 4400, i
   ];
   for (const [name, message] of hostile) {
     const stage = attached();
-    stage.at().received(1, message);
+    stage.arrives(1, message);
     stage.step();
     assert.deepEqual(stage.did, ["drop 1 4400"], name);
     assert.equal(stage.events.filter(([type]) => type === "error").length, 1, name);
@@ -382,20 +444,34 @@ test("what a server sends against the protocol fails the connection with 4400, i
   }
 });
 
+test("of credentials that wait for a verdict only the newest are reported, and each has its AUTH", () => {
+  const stage = attached();
+  const { clientSession } = stage.machine as SessionMachine;
+  const judged = () => stage.events.filter(([type]) => type === "authenticated").map(([, { accepted }]) => accepted);
+  for (const credentials of [Uint8Array.of(1), Uint8Array.of(2)]) clientSession.authenticate(credentials);
+  stage.says(1, [Type.AuthResult, true, 0]);
+  assert.deepEqual(judged(), []);
+  stage.says(1, [Type.AuthResult, false, 0]);
+  assert.deepEqual(judged(), [false]);
+  const presented = stage.written.map(([, data]) => decode(data)).filter((frame) => frame?.[0] === Type.Auth);
+  assert.deepEqual(presented.map((frame) => frame?.[1]), [Uint8Array.of(1), Uint8Array.of(2)]);
+});
+
 test("positions that differ end the session, with one error and one end", () => {
   const stage = attached();
-  stage.at().received(1, encode([Type.Ping, 1, 5, 0]));
+  stage.arrives(1, encode([Type.Ping, 1, 5, 0]));
   stage.step();
   assert.deepEqual([stage.machine.status, stage.last("close").code], ["ended", 4400]);
+  assert.deepEqual(stage.events.slice(-2).map(([type]) => type), ["error", "close"]);
   const end = stage.written.map(([, data]) => decode(data)).find((frame) => frame?.[0] === Type.End);
   assert.equal(end?.[1], 4400);
 });
 
 test("more than the window is refused, and nothing of it is handed over", () => {
   const stage = attached();
-  for (let i = 0; i < 1024; i++) stage.at().received(1, `${i}`);
+  for (let i = 0; i < 1024; i++) stage.arrives(1, `${i}`);
   assert.equal(stage.machine.status, "attached");
-  stage.at().received(1, "one too many");
+  stage.arrives(1, "one too many");
   assert.deepEqual(stage.did, ["drop 1 4400"]);
 });
 
@@ -403,7 +479,7 @@ test("nothing but WELCOME and REFUSE may come before WELCOME", () => {
   for (const message of ["early", encode([Type.Ping, 1, 0, 0])]) {
     const stage = new Stage();
     stage.open(1);
-    stage.at().received(1, message);
+    stage.arrives(1, message);
     assert.equal(stage.did.at(-1), "drop 1 4400");
   }
 });

@@ -1,11 +1,13 @@
+/** The sockets as npm carries them, against servers of every kind. */
+
 import assert from "node:assert/strict";
-import { once } from "node:events";
+import { getEventListeners, once } from "node:events";
 import net from "node:net";
 import { after, test } from "node:test";
+import { MainstaySocket, type Options, QueueFullError, type SocketEvents } from "@mainstay/client";
+import { MainstaySocket as PlainSocket } from "@mainstay/client/plain";
 import { WebSocket as NodeSocket, WebSocketServer, type ServerOptions } from "ws";
-import { MainstaySocket, type Options, QueueFullError, type SocketEvents } from "../src/index.js";
-import { MainstaySocket as PlainSocket } from "../src/plain.js";
-import { encode, Type } from "../src/wire.js";
+import { encode, encodeData, Type } from "../src/wire.js";
 
 const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
 const servers: WebSocketServer[] = [];
@@ -137,7 +139,7 @@ test("url, subprotocols and credentials are asked for before each attempt, and o
   socket.retryNow();
   await next(socket, "open");
   assert.match(socket.url, /attempt=3$/);
-  assert.equal(offered[0], "app,mainstay.v1+app");
+  assert.deepEqual(offered.slice(0, 2), ["app,mainstay.v1+app", "app"], "a plain server is asked once whether it is one");
   socket.close();
 });
 
@@ -181,28 +183,31 @@ test("what waits is accepted before the socket closes, a Blob too", async () => 
 });
 
 test("accepted settles for everyone who waits for it, at the end too", async () => {
-  const socket = new MainstaySocket("ws://127.0.0.1:9/", [], { WebSocket, keep: [1, 1000], whenFull: "wait" });
+  const socket = new MainstaySocket(await ending(), [], { WebSocket, keep: [1, 1000], whenFull: "wait" });
   socket.send("kept");
   const waits = socket.send("waits");
-  const both = Promise.all([waits.accepted, waits.accepted]);
-  (socket as any).machine.end(1006, "given up");
-  socket.retryNow();
-  await both;
+  await Promise.all([waits.accepted, waits.accepted]);
   assert.equal(await waits.delivered, "not delivered");
 });
 
-test("delivered of a plain peer is unknown, and after the end not delivered", async () => {
-  const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
+test("delivered of a plain peer is unknown, in a farewell too", async () => {
+  const url = await serve(echo);
+  const socket = new MainstaySocket(url, [], { WebSocket });
   assert.equal(await socket.send("x").delivered, "unknown");
-  const never = new MainstaySocket("ws://127.0.0.1:9/", [], { WebSocket });
-  const kept = never.send("kept");
-  const { delivered } = kept;
-  (never as any).machine.end(1006, "given up");
-  never.retryNow();
-  assert.equal(await delivered, "not delivered");
-  assert.equal(await never.send("later").delivered, "not delivered");
-  assert.equal(await kept.delivered, "not delivered");
   socket.close();
+  const brief = new MainstaySocket(url, [], { WebSocket });
+  const { delivered } = brief.send("hello and goodbye");
+  brief.close();
+  assert.equal(await delivered, "unknown");
+});
+
+test("at the end what was written is unknown, and what was not is not delivered", async () => {
+  const socket = new MainstaySocket(await ending(), [], { WebSocket });
+  const sent = Array.from({ length: 17 }, (_, number) => socket.send(`${number}`));
+  const outcomes = await Promise.all(sent.map(({ delivered }) => delivered));
+  // So much may be written before WELCOME.
+  assert.deepEqual(outcomes, [...Array(16).fill("unknown"), "not delivered"]);
+  assert.equal(await socket.send("later").delivered, "not delivered");
 });
 
 test("an abort signal closes in order", async () => {
@@ -213,6 +218,18 @@ test("an abort signal closes in order", async () => {
   abort.abort();
   assert.equal((await closed).code, 1000);
   assert.equal((await next(new MainstaySocket(socket.url, [], { WebSocket, signal: abort.signal }), "close")).code, 1000);
+});
+
+test("after its end a socket listens to nothing", async () => {
+  const { signal } = new AbortController();
+  const socket = new MainstaySocket(await serve(echo), [], { WebSocket, signal });
+  await next(socket, "open");
+  assert.equal(getEventListeners(signal, "abort").length, 1);
+  const closed = next(socket, "close");
+  socket.close();
+  await closed;
+  await Promise.resolve();
+  assert.equal(getEventListeners(signal, "abort").length, 0);
 });
 
 test("a server that never answers the handshake costs ten seconds, or what is configured", async () => {
@@ -240,6 +257,20 @@ test("a handler that throws harms nobody else", async () => {
   while (!seen.length) await next(socket, "message");
   assert.deepEqual(seen, ["2"]);
   socket.close();
+});
+
+test("of a connection that was left nothing is heard any more", async () => {
+  const url = await serve((peer) => ["1", "2"].forEach((message) => peer.send(message)));
+  const socket = new PlainSocket(url, [], { WebSocket });
+  const heard: unknown[] = [];
+  socket.on("message", ({ data }) => {
+    heard.push(data);
+    socket.suspend();
+  });
+  await next(socket, "message");
+  const server = servers.at(-1)!;
+  while (server.clients.size) await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual([heard, socket.status], [["1"], "suspended"]);
 });
 
 test("messages that are sent from a handler keep their order", async () => {
@@ -272,8 +303,23 @@ test("the async iterator gives the messages in order and ends with the socket", 
 // ---- servers that do as they like ---------------------------------------------------------------
 
 const session = (act: (socket: NodeSocket) => void) => serve(act, { handleProtocols: () => "mainstay.v1" });
+/** Refuses whoever comes, for good. */
+const ending = () => session((socket) => socket.once("message", () => socket.send(encode([Type.Refuse, 4501, false, [0, 0]]))));
 const bytes = (length: number) => new Uint8Array(length).fill(7);
 const WELCOME = encode([Type.Welcome, bytes(8), bytes(24), 1, false, 0, 1, 120_000, 25_000, [1024, 1_048_576]]);
+
+test("what a session brings arrives as the type that is asked for, what is volatile too", async () => {
+  const url = await session((socket) => {
+    socket.once("message", () => {
+      for (const message of [WELCOME, encodeData(bytes(3)), encode([Type.Volatile, bytes(2)])]) socket.send(message);
+    });
+  });
+  const socket = new MainstaySocket(url, [], { WebSocket });
+  socket.binaryType = "arraybuffer";
+  const [message, volatile] = await Promise.all([next(socket, "message"), next(socket, "volatile")]);
+  assert.deepEqual([message.data, volatile.data], [bytes(3).buffer, bytes(2).buffer]);
+  socket.suspend();
+});
 
 const HOSTILE: [string, (socket: NodeSocket) => void][] = [
   ["garbage", (socket) => socket.send(Uint8Array.of(0x7f, 1, 2, 3))],
@@ -298,8 +344,7 @@ for (const [name, act] of HOSTILE) {
     socket.on("error", ({ error }) => errors.push(error?.name));
     while (connections < 2 || socket.status !== "attached") await next(socket, "status");
     assert.deepEqual(errors, ["ProtocolError"]);
-    (socket as any).machine.end(1000, "");
-    socket.retryNow();
+    socket.suspend();
   });
 }
 
@@ -332,8 +377,5 @@ test("a thousand connections that are lost leave nothing behind", async () => {
   await cycles(1000);
   const grown = heap() - before;
   assert.ok(grown < 400_000, `${grown} bytes more after 1,000 cycles`);
-  assert.ok((socket as any).connections.size <= 2);
-  (socket as any).machine.end(1000, "");
-  socket.retryNow();
-  assert.equal((socket as any).cleanup.length, 0);
+  socket.suspend();
 });

@@ -1,0 +1,76 @@
+// Makes `dist`, which is what npm carries: the declarations are the compiler's, the code is bundled and minified, and
+// the names of what is nobody's business but ours are shortened in it.
+//
+//   node build.mjs        in clients/typescript, after tsc
+//
+// Which names these are nobody has to say, and nobody can get wrong: all that the code has, without the words of the
+// public declarations and without every name that the platform declares. What is kept needlessly costs bytes and
+// nothing else. Names with a capital are those of const enums, of which no name is left in any case.
+
+import { build } from "esbuild";
+import { readdir, readFile, rm } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
+
+const ENTRIES = ["index", "plain", "reload", "react"];
+/** Where the classes stand that an application holds, and may extend: their names are not to meet its own. */
+const HELD = ["client", "index"];
+
+const at = (path) => fileURLToPath(new URL(path, import.meta.url));
+const read = (path) => readFile(at(path), "utf8");
+const withoutComments = (text) => text.replace(/\/\*.*?\*\//gs, "");
+
+const shared = { absWorkingDir: at("."), outdir: at("dist"), bundle: true, format: "esm", target: "es2022", sourcemap: true, charset: "utf8" };
+const pages = { ...shared, entryPoints: ENTRIES.map((name) => `src/${name}.ts`), minify: true, splitting: true, chunkNames: "shared-[hash]", external: ["react"] };
+
+/** The words of all that the entry points export, and of what that is made of. */
+async function publicWords() {
+  const declarations = new Map();
+  const texts = new Map();
+  for (const file of (await readdir(at("dist"))).filter((name) => name.endsWith(".d.ts"))) {
+    const text = withoutComments(await read(`dist/${file}`)).replace(/^ +private .*$/gm, "");
+    texts.set(file, text);
+    for (const block of text.split(/^(?=export |declare |interface |type )/m)) {
+      const name = /^(?:export |declare |abstract )*(?:class|interface|type|const enum|const|function) (\w+)/.exec(block)?.[1];
+      if (name) declarations.set(name, [...(declarations.get(name) ?? []), ...block.match(/[\w$]+/g)]);
+    }
+  }
+  const found = new Set();
+  const follow = (words) => {
+    for (const word of words.filter((word) => !found.has(word))) {
+      found.add(word);
+      follow(declarations.get(word) ?? []);
+    }
+  };
+  for (const name of ENTRIES) {
+    for (const [exported] of texts.get(`${name}.d.ts`).matchAll(/^export (?:\{.*\}|.*?\b(?:class|interface|type|const|function) \w+)/gm)) follow(exported.match(/\w+/g));
+  }
+  return found;
+}
+
+/** The names of all members and globals in the platform's declarations, which come with the compiler. */
+async function platformNames() {
+  const compiler = createRequire(createRequire(import.meta.url).resolve("typescript/package.json"));
+  const manifest = compiler.resolve(`@typescript/typescript-${process.platform}-${process.arch}/package.json`);
+  const folder = new URL("lib/", `file://${manifest}`);
+  const files = (await readdir(folder)).filter((name) => /^lib\.(es|dom|decorators)/.test(name));
+  const texts = await Promise.all(files.map((name) => readFile(new URL(name, folder), "utf8")));
+  const declared = /(?:^|[{;])\s*(?:(?:readonly|get|set|declare|var|let|const|function|class) )*["[]?(?:Symbol\.)?([\w$]+)["\]]?\??[:(<;,]/gm;
+  return texts.flatMap((text) => Array.from(withoutComments(text).matchAll(declared), ([, name]) => name));
+}
+
+/** The names of members in the classes that an application holds. */
+async function heldNames() {
+  const member = /^  (?:(?:declare|private|protected|override|readonly|async|get|set) )*(\w+)[(<:?!; ]/gm;
+  const texts = await Promise.all(HELD.map((name) => read(`src/${name}.ts`)));
+  return new Set(texts.flatMap((text) => Array.from(text.matchAll(member), ([, name]) => name)));
+}
+
+for (const name of await readdir(at("dist"))) if (/\.js(\.map)?$/.test(name)) await rm(at(`dist/${name}`));
+const { mangleCache } = await build({ ...pages, mangleProps: /^[a-z]/, mangleCache: {}, write: false });
+const others = new Set([...(await publicWords()), ...(await platformNames())]);
+const own = Object.keys(mangleCache).filter((name) => !others.has(name));
+const held = await heldNames();
+const prefixed = own.filter((name) => held.has(name)).map((name, number) => [name, `_${number.toString(36)}`]);
+await build({ ...pages, mangleProps: new RegExp(`^(?:${own.join("|")})$`), mangleCache: Object.fromEntries(prefixed) });
+await build({ ...shared, entryPoints: ["src/protocol.ts"] });

@@ -1,0 +1,91 @@
+/**
+ * A session that outlives a reload: token, positions and unacknowledged messages in `sessionStorage`, from the
+ * moment the page goes to the moment it is back.
+ *
+ * Nothing is stored while the page lives, and what is found is taken out at once. So a duplicated tab, whose
+ * `sessionStorage` is a copy, finds nothing and starts a session of its own. If two pages go on from one copy after
+ * all, the later attach wins and the other ends with 4409: never in silence.
+ */
+
+import type { MainstaySocket } from "./index.js";
+import type { ClientSession } from "./session.js";
+import type { Bytes, Data } from "./wire.js";
+
+/** All that another instance goes on from. The token opens the session: a secret. */
+type Stored = [token: Bytes, received: number, acknowledged: number, kept: Data[]];
+
+/** Stored in the place of a session that did not fit: something is lost, and that is said. */
+const LOST = "lost";
+
+/** For the option `resume`: what goes on is kept in the tab's `sessionStorage` while the page is away. */
+export function inSession(socket: MainstaySocket): void {
+  const { clientSession: session, chosen, url } = socket;
+  if (!url && !chosen.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
+  const key = `mainstay ${chosen.resumeKey ?? url.split("?")[0]}`;
+
+  const leave = () => {
+    // What comes after the copy was made would be lost with it.
+    const stored = store(session);
+    if (stored && !put(key, serialize(stored))) put(key, LOST);
+    socket.suspend();
+  };
+  const enter = () => put(key);
+  socket.listen(document, "freeze", "lifecycle", leave);
+  socket.listen(globalThis, "pagehide", "lifecycle", leave);
+  socket.listen(document, "resume", "lifecycle", enter);
+  socket.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && enter());
+
+  const found = sessionStorage.getItem(key);
+  enter();
+  const stored = found && found !== LOST ? parse(found) : undefined;
+  if (stored) restore(session, stored);
+  // How much is not known.
+  else if (found) session.io.emit("gap", { fate: session.fate() });
+}
+
+/** What a new instance needs to go on from here. From now on everything kept counts as written: either may write it. */
+function store({ token, life, flow: { outbox, inbox } }: ClientSession): Stored | undefined {
+  if (!token || life) return;
+  outbox.written = outbox.last;
+  return [token, inbox.received, outbox.acknowledged, outbox.after(outbox.acknowledged)];
+}
+
+/** Goes on from what another instance stored. */
+function restore(session: ClientSession, [token, received, acknowledged, kept]: Stored): void {
+  const { outbox, inbox } = session.flow;
+  session.token = token;
+  inbox.taken = inbox.handed = inbox.received = inbox.told = received;
+  outbox.base = outbox.acknowledged = acknowledged;
+  for (const data of kept) outbox.push(data);
+  outbox.written = outbox.last;
+  session.isRestored = true;
+}
+
+/** Stores it, or removes what is there. False: there is no room, or no leave. */
+function put(key: string, value?: string): boolean {
+  try {
+    if (value === undefined) sessionStorage.removeItem(key);
+    else sessionStorage.setItem(key, value);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function serialize([token, received, acknowledged, kept]: Stored): string {
+  return JSON.stringify([pack(token), received, acknowledged, kept.map(pack)]);
+}
+
+function parse(text: string): Stored | undefined {
+  try {
+    const [token, received, acknowledged, kept] = JSON.parse(text);
+    return [unpack(token) as Bytes, received, acknowledged, kept.map(unpack)];
+  } catch {
+    return;
+  }
+}
+
+const pack = (data: Data) =>
+  typeof data === "string" ? data : [btoa(Array.from(data, (byte) => String.fromCharCode(byte)).join(""))];
+const unpack = (data: string | [string]): Data =>
+  typeof data === "string" ? data : Uint8Array.from(atob(data[0]), (char) => char.charCodeAt(0));
