@@ -36,7 +36,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use mainstay_proto::backoff::BackoffConfig;
 use mainstay_proto::connect::{Client as Machine, ConnectConfig};
 use mainstay_proto::session::message::SessionId;
-use mainstay_proto::session::{Delivery, Message};
+use mainstay_proto::session::{Credentials, Delivery, Message};
 use mainstay_proto::ws::{CloseCode, Limits};
 use tokio::sync::oneshot;
 
@@ -485,7 +485,7 @@ impl Builder {
     /// [`Client::authenticate`].
     #[must_use]
     pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
-        self.config.session.credentials = Some(credentials.into());
+        self.config.session.credentials = Some(Credentials(credentials.into()));
         self
     }
 

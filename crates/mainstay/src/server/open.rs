@@ -112,7 +112,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         wire.finish().await;
         return None;
     };
-    match terms.principal(hello.credentials.clone(), deadline).await {
+    match terms.principal(hello.credentials.clone().map(|credentials| credentials.0), deadline).await {
         Ok(principal) => {
             facts.principal = principal.as_ref().into();
             let cores = Cores { shared: Arc::clone(shared), home, facts };
