@@ -20,6 +20,7 @@
 //! ```
 
 mod dial;
+mod events;
 mod task;
 
 use std::future::{Future, poll_fn};
@@ -337,14 +338,14 @@ pub struct Events {
 
 impl Events {
     /// The next event; `None` after [`Event::Ended`]. Nobody has to listen: at most 1,024 are kept,
-    /// then the oldest go. Each event is returned once, whoever asks.
+    /// and of volatile messages the newest 64 (256 KiB); then the oldest go, those that tell of a loss last. Each event is returned once, whoever asks.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn next(&self) -> Option<Event> {
         poll_fn(|cx| {
             let mut inner = self.core.lock();
-            match inner.events.pop_front() {
+            match inner.events.pop() {
                 Some(event) => Poll::Ready(Some(event)),
                 None if inner.is_finished() => Poll::Ready(None),
                 None => {
