@@ -12,7 +12,7 @@ use mainstay_proto::session::{ConnectionId, Fate, Message, Transmit};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 use tokio::sync::oneshot;
 
-use super::dial::dial;
+use super::dial::{Opened, dial};
 use super::events::EventQueue;
 use super::{AuthenticateError, Outcome, Request, Target, Tracked};
 use crate::SendError;
@@ -236,7 +236,7 @@ fn verdict(event: &Event) -> Option<Verdict> {
     }
 }
 
-type Dialling = Pin<Box<dyn Future<Output = Result<(Wire, Mode, Option<String>), Lost>> + Send>>;
+type Dialling = Pin<Box<dyn Future<Output = Result<Opened, Lost>> + Send>>;
 
 /// See the module.
 pub(super) struct Task {
@@ -336,16 +336,19 @@ impl Task {
         });
         let any = !done.is_empty();
         for (connection, result) in done {
-            let arrived = result.and_then(|(mut wire, mode, subprotocol)| {
-                wire.arrive(here).map_err(|error| Lost::Broken(error.to_string()))?;
-                Ok((wire, mode, subprotocol))
+            let arrived = result.and_then(|mut opened| {
+                opened.wire.arrive(here).map_err(|error| Lost::Broken(error.to_string()))?;
+                Ok(opened)
             });
             let mut inner = self.core.lock();
             match arrived {
-                Ok((wire, mode, subprotocol)) => {
+                Ok(Opened { wire, mode, subprotocol, credentials }) => {
                     let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
                     inner.subprotocol = subprotocol;
                     self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new() });
+                    if let Some(credentials) = credentials {
+                        inner.machine.set_credentials(credentials);
+                    }
                     inner.machine.handle_opened(now(), connection, mode);
                 }
                 Err(lost) => inner.machine.handle_lost(now(), connection, lost),

@@ -7,5 +7,9 @@ mod hostile;
 mod link;
 mod manual;
 mod meddle;
+mod request;
 mod session;
+mod stream;
 mod support;
+#[cfg(feature = "tls")]
+mod tls;

@@ -182,4 +182,23 @@ async fn a_url_that_cannot_work_is_refused_before_anything_is_dialled() {
     for url in ["http//x", "ftp://x/", "", "ws://"] {
         assert!(Client::builder(url).is_err(), "{url}");
     }
+    for port in ["abc", "0", "-1", "99999", "65536", "80.0"] {
+        for host in ["example.com", "[::1]"] {
+            let url = format!("ws://{host}:{port}/");
+            let error = Client::builder(&url).expect_err(&url).to_string();
+            // The parser of URLs knows some of them for bad itself.
+            assert!(error.contains(&format!("the port `{port}`")) || error.contains("invalid"), "{error}");
+        }
+    }
+    for url in ["ws://x", "ws://x:/", "ws://x:65535", "wss://[::1]", "ws://[::1]:8080/?a=b:c@d"] {
+        assert!(Client::builder(url).is_ok(), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn credentials_in_a_url_are_refused_and_not_repeated() {
+    for url in ["ws://alice:hunter2@example.com/", "wss://hunter2@[::1]:80/", "ftp://hunter2@example.com/"] {
+        let error = Client::builder(url).expect_err(url).to_string();
+        assert!(error.contains("header") && !error.contains("hunter2"), "{error}");
+    }
 }
