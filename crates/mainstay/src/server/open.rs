@@ -64,7 +64,6 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     if let Some((connection, core, wire)) = bind(&shared, opening).await {
-        let handler = handler(Session::new(Arc::clone(&core)));
         SessionTask::begin(Arc::clone(&core), connection, wire, handler);
         shared.dismiss_if_draining(&core);
     }

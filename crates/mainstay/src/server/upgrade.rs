@@ -133,7 +133,7 @@ impl SessionUpgrade {
     /// It is asked at every attach, and again when the client presents new credentials on a live session.
     /// There a refusal, or another principal, is told to the client and changes nothing: end the session
     /// with [`Session::close`] if it is to end. An answer that takes longer than
-    /// [`Config::opening_deadline`](super::Config::opening_deadline) is [`Denied::Unavailable`].
+    /// [`Config::opening_deadline`](super::Config::opening_deadline), or a panic, is [`Denied::Unavailable`].
     ///
     /// ```no_run
     /// # use mainstay::{SessionUpgrade, server::Denied};
