@@ -30,6 +30,7 @@ mod core;
 mod limits;
 mod meddle;
 mod open;
+mod pace;
 mod serve;
 mod session;
 mod stats;
@@ -71,7 +72,9 @@ pub struct Config {
     pub keep: Window,
     /// What a client may send above what the handler has taken. Default: 1,024 messages, 1 MiB.
     pub accept: Window,
-    /// From accept to HELLO, and until credentials are judged. Default: 5 s.
+    /// From accept to HELLO, and until credentials are judged; of a connection that was kept alive, and behind other
+    /// servers than [`serve`], from the request on. What the application does between the request and its answer is not
+    /// counted. Default: 5 s. Range: any; 0 lets nobody in.
     pub opening_deadline: Duration,
     /// How many may be connected at a time, altogether and from one address (one /64 of IPv6). Whoever is one
     /// too many gets 503 and a time to wait. Only [`serve`] counts. Default: no limits.
@@ -186,11 +189,19 @@ impl Mainstay {
     /// # Cancel safety
     /// Safe: draining goes on, only the waiting ends.
     pub async fn drain(&self, spread: Duration) {
+        self.drain_after(std::future::ready(()), spread).await;
+    }
+
+    /// As [`drain`](Self::drain); waits for `requests` first, which may still open sessions.
+    async fn drain_after(&self, requests: impl Future<Output = ()>, spread: Duration) {
         if self.shared.draining.set(spread).is_ok() {
             tokio::spawn(send_away(self.shared.cores(), spread));
         }
         self.shared.tracker.close();
-        let left = self.shared.tracker.wait();
+        let left = async {
+            requests.await;
+            self.shared.tracker.wait().await;
+        };
         if tokio::time::timeout(spread + Duration::from_secs(5), left).await.is_err() {
             tracing::warn!(
                 tasks = self.shared.tracker.len(),

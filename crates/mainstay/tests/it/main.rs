@@ -9,6 +9,7 @@ mod manual;
 mod meddle;
 mod request;
 mod session;
+mod shutdown;
 mod stream;
 mod support;
 #[cfg(feature = "tls")]
