@@ -70,7 +70,8 @@ pub struct Config {
     /// What is kept for a client until it acknowledges; a full window makes `send` wait.
     /// Default: 1,024 messages, 1 MiB.
     pub keep: Window,
-    /// What a client may send above what the handler has taken. Default: 1,024 messages, 1 MiB.
+    /// What a client may send above what the handler has taken. Default: 1,024 messages, 1 MiB. Range: at least 16
+    /// messages and 64 KiB, which a client may write before it knows of this; less counts as that.
     pub accept: Window,
     /// From accept to HELLO, and until credentials are judged; of a connection that was kept alive, and behind other
     /// servers than [`serve`], from the request on. What the application does between the request and its answer is not
@@ -131,7 +132,12 @@ impl Mainstay {
     /// A server without sessions.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let flow = FlowConfig { keep: config.keep, accept: config.accept, manual_confirm: false };
+        let least = Window::BEFORE_WELCOME;
+        let accept = Window {
+            messages: config.accept.messages.max(least.messages),
+            bytes: config.accept.bytes.max(least.bytes),
+        };
+        let flow = FlowConfig { keep: config.keep, accept, manual_confirm: false };
         let sessions = Arc::new(ServerConfig {
             flow,
             resume_window: config.resume_window,

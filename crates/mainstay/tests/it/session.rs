@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Mode, Outcome, State};
 use mainstay::server::Config;
-use mainstay::{Client, CloseCode, Link, Message};
+use mainstay::{Client, CloseCode, Link, Message, Window};
 
 use crate::support::{Proxy, echo_server, until};
 
@@ -46,6 +46,20 @@ async fn nothing_is_lost_repeated_or_reordered_over_ten_cuts() {
     let stats = mainstay.stats();
     assert_eq!((stats.attached_new, stats.attached_lost), (1, 0));
     assert!(stats.attached_resumed >= 1, "{stats:?}");
+}
+
+#[tokio::test]
+async fn a_small_window_takes_what_a_client_writes_before_it_knows_of_it() {
+    let accept = Window { messages: 1, bytes: 1 };
+    let (address, mainstay) = echo_server(Config { accept, ..Config::default() }).await;
+    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    for n in 0..100 {
+        client.send(Message::text(n.to_string())).await.unwrap();
+    }
+    for n in 0..100 {
+        assert_eq!(client.recv().await, Some(Message::text(n.to_string())));
+    }
+    assert_eq!(mainstay.stats().session_errors, 0);
 }
 
 #[tokio::test]
