@@ -98,7 +98,7 @@ pub struct Request {
 #[non_exhaustive]
 pub struct ConnectError {
     /// As in [`Event::Ended`]: below 1000 the status of the HTTP response that refused the opening handshake, else
-    /// the code of the close or the refusal. `None`: nobody answered, or not in HTTP.
+    /// the code of the close or the refusal. `None`: nobody answered, or another attempt may succeed (503, 4413).
     pub code: Option<u64>,
     /// In words.
     pub reason: String,

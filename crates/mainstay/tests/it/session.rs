@@ -210,6 +210,18 @@ async fn a_url_that_cannot_work_is_refused_before_anything_is_dialled() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_refused_for_good_says_with_which_status() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let refused =
+        Client::builder(&format!("ws://{address}/nothing")).unwrap().connect_once().await.unwrap_err();
+    assert_eq!(refused.code, Some(404));
+    assert!(refused.to_string().contains("404"), "{refused}");
+    let nobody = Client::builder("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
+    assert_eq!(nobody.code, None);
+    assert!(nobody.to_string().contains("127.0.0.1:1"), "{nobody}");
+}
+
+#[tokio::test]
 async fn credentials_in_a_url_are_refused_and_not_repeated() {
     for url in ["ws://alice:hunter2@example.com/", "wss://hunter2@[::1]:80/", "ftp://hunter2@example.com/"] {
         let error = Client::builder(url).expect_err(url).to_string();
