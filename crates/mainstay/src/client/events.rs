@@ -1,5 +1,5 @@
-//! Events that wait for their listener. Nobody has to listen, so their number is bounded, and so are the bytes of the
-//! messages among them.
+//! Events that wait for their listener. Nobody has to listen, so their number is bounded, and so are the bytes that the
+//! peer may have kept there.
 
 use std::collections::VecDeque;
 

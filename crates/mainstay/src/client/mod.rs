@@ -358,8 +358,9 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event; `None` after [`Event::Ended`]. Nobody has to listen: at most 1,024 are kept,
-    /// and of volatile messages the newest 64 (256 KiB); then the oldest go, those that tell of a loss last. Each event is returned once, whoever asks.
+    /// The next event; `None` after [`Event::Ended`]. Nobody has to listen: at most 1,024 are kept, and of
+    /// volatile messages the newest 64 (256 KiB); then the oldest go, those that tell of a loss last. Each event is
+    /// returned once, whoever asks.
     ///
     /// # Cancel safety
     /// Safe.

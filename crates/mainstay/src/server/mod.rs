@@ -73,9 +73,9 @@ pub struct Config {
     /// What a client may send above what the handler has taken. Default: 1,024 messages, 1 MiB. Range: at least 16
     /// messages and 64 KiB, which a client may write before it knows of this; less counts as that.
     pub accept: Window,
-    /// From accept to HELLO, and until credentials are judged; of a connection that was kept alive, and behind other
-    /// servers than [`serve`], from the request on. What the application does between the request and its answer is not
-    /// counted. Default: 5 s. Range: any; 0 lets nobody in.
+    /// From accept to HELLO, and until credentials are judged; on a connection that was kept alive, and behind other
+    /// servers than [`serve`], from the request on. What the application does between the request and its answer is
+    /// neither counted nor bounded. Default: 5 s. Range: any; 0 lets nobody in.
     pub opening_deadline: Duration,
     /// How many may be connected at a time, altogether and from one address (one /64 of IPv6). Whoever is one
     /// too many gets 503 and a time to wait. Only [`serve`] counts. Default: no limits.

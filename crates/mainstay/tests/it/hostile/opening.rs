@@ -1,5 +1,6 @@
 //! Openings that are none: slow, large, broken or from the wrong page.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
@@ -243,8 +244,7 @@ async fn the_time_that_an_application_takes_before_101_is_not_its_clients() {
         upgrade.on_session(echo)
     });
     let app = Router::new().route("/echo", slowly).with_state(mainstay.clone());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let (address, listener) = listener().await;
     tokio::spawn(async move { mainstay::serve(listener, app, &mainstay).await.unwrap() });
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -252,4 +252,24 @@ async fn the_time_that_an_application_takes_before_101_is_not_its_clients() {
     let start = Instant::now();
     let mut raw = Raw::over(stream, b"").await;
     assert_eq!((raw.close_code().await, start.elapsed().as_secs()), (Some(4412), 65));
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_another_server_the_deadline_holds_from_the_answer_on() {
+    let mainstay = Mainstay::default();
+    let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
+    let app = Router::new().route("/echo", sessions).with_state(mainstay.clone());
+    let (address, listener) = listener().await;
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let mut honest = Raw::open(address, "").await;
+    let start = Instant::now();
+    let mut raw = Raw::open(address, "Sec-WebSocket-Protocol: mainstay.v1\r\n").await;
+    assert_eq!((raw.close_code().await, start.elapsed().as_secs()), (Some(4412), 5));
+    honest.echoes("x").await;
+    assert_eq!(mainstay.stats().openings_failed, 1);
+}
+
+async fn listener() -> (SocketAddr, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (listener.local_addr().unwrap(), listener)
 }
