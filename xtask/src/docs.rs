@@ -1,4 +1,5 @@
-//! Runs every `sh` block of the README and of `docs/`, as written, so that no command there can go stale.
+//! Runs every `sh` block of the READMEs, of CONTRIBUTING and of `docs/`, as written, so that no command there can go
+//! stale.
 //!
 //! The blocks of one document run in order in one empty folder, each by `sh -eu`, with our release programs on the
 //! path; what a block writes, the next one finds. A comment in the line before a block changes that:
@@ -49,7 +50,7 @@ impl Mode {
 /// Runs the blocks of all documents; the first that fails is the error.
 pub(crate) fn run_all() -> Result<Outcome> {
     let mut documents = Vec::new();
-    for path in tidy::tracked_files()?.into_iter().filter(|path| runs(path)) {
+    for path in tidy::tracked_files()?.into_iter().filter(|path| is_run(path)) {
         let blocks = Document::parse(&fs::read_to_string(&path)?).blocks;
         documents.push((path, blocks.into_iter().filter(|block| block.tag == "sh").collect::<Vec<_>>()));
     }
@@ -64,8 +65,10 @@ pub(crate) fn run_all() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-fn runs(path: &str) -> bool {
-    path == "README.md" || (path.starts_with("docs/") && path.ends_with(".md"))
+/// Whether the commands in this file are run.
+pub(crate) fn is_run(path: &str) -> bool {
+    let at_the_top = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"].contains(&path);
+    at_the_top || (path.starts_with("docs/") && path.ends_with(".md"))
 }
 
 fn run_document(path: &str, blocks: &[Block]) -> Result<()> {
@@ -143,6 +146,14 @@ mod tests {
         assert_eq!(mode(None), Ok(Mode::ToItsEnd));
         assert_eq!(mode(Some("background until \"up\"")), Ok(Mode::Background { until: "up".into() }));
         assert_eq!(mode(Some("skip, slow")), Ok(Mode::Skip { reason: "slow".into() }));
+    }
+
+    #[test]
+    fn the_commands_of_every_document_for_users_and_contributors_are_run() {
+        let documents =
+            ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/PROTOCOL.md", "docs/adr/0001-a.md"];
+        assert!(documents.into_iter().all(is_run));
+        assert!(!is_run("clients/README.md") && !is_run("docs/pulse.png"));
     }
 
     #[test]

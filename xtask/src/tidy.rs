@@ -10,7 +10,7 @@ use crate::markdown::Document;
 use crate::run::output;
 use crate::{Outcome, Result, docs};
 
-/// Tags of code blocks in the README, CONTRIBUTING and `docs/`. `sh` is run by `docs`, `rust` is a documentation
+/// Tags of code blocks in the documents that `docs` runs. `sh` is run by `docs`, `rust` is a documentation
 /// test, `json` is parsed here; a block that is none of these languages is `text`.
 const TAGS: [&str; 6] = ["sh", "toml", "rust", "json", "text", "ts"];
 
@@ -122,7 +122,7 @@ fn sides_stay_apart(path: &str, text: &str, complain: &mut Complain) {
 /// Code blocks are tagged with what is checked, and links lead somewhere.
 fn markdown(path: &str, text: &str, files: &[String], complain: &mut Complain) {
     let document = Document::parse(text);
-    if path == "README.md" || path == "CONTRIBUTING.md" || path.starts_with("docs/") {
+    if docs::is_run(path) {
         for block in &document.blocks {
             if !TAGS.contains(&block.tag.as_str()) {
                 complain(

@@ -509,6 +509,11 @@ impl Client {
         self.collect(now);
     }
 
+    /// What every HELLO from here on presents, except while others wait for their verdict. Nothing to a plain peer.
+    pub fn set_credentials(&mut self, credentials: Bytes) {
+        self.session.set_credentials(credentials);
+    }
+
     /// The application answered the oldest unanswered message (plain peers with `confirm = reply`).
     pub fn handle_reply(&mut self) {
         if let Some(plain) = &mut self.plain {

@@ -74,4 +74,6 @@ pub(crate) fn random_seed() -> [u8; 32] {
 mod documents {
     #[doc = include_str!("../../../README.md")]
     struct Readme;
+    #[doc = include_str!("../../../README.zh-CN.md")]
+    struct ReadmeInChinese;
 }

@@ -202,7 +202,7 @@ const UNSENT: u32 = 128 * 1024;
 /// Has the socket refuse bytes while the kernel has many left to send. Otherwise it takes megabytes, a probe
 /// waits behind them, and a slow peer that reads all the time looks dead: what is left to write would no longer
 /// tell how fast it reads. Best effort, and Linux only.
-fn keep_little_unsent(stream: &TcpStream) {
+pub(crate) fn keep_little_unsent(stream: &TcpStream) {
     #[cfg(target_os = "linux")]
     let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
     #[cfg(not(target_os = "linux"))]

@@ -18,8 +18,8 @@ use super::error::SessionError;
 use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
 use super::message::{
-    Account, Cause, ClientKey, Control, Delay, Frame, Hello, Instance, Message, Resume, ResumeToken,
-    SessionId, Welcome, Window,
+    Account, Cause, ClientKey, Control, Credentials, Delay, Frame, Hello, Instance, Message, Resume,
+    ResumeToken, SessionId, Welcome, Window,
 };
 use super::names::Secrets;
 use super::transmit::{ConnectionId, Transmit};
@@ -35,7 +35,7 @@ pub struct ClientConfig {
     /// Buffers and windows.
     pub flow: FlowConfig,
     /// Sent in HELLO, where the opening handshake cannot carry them.
-    pub credentials: Option<Bytes>,
+    pub credentials: Option<Credentials>,
     /// The resume window asked for; the server decides. Default: the server's.
     pub resume_window: Option<Duration>,
     /// Send again in the next session what a lost one certainly did not deliver. Default: true.
@@ -170,7 +170,7 @@ struct Current {
 /// Credentials that the server has not judged yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Fresh {
-    credentials: Bytes,
+    credentials: Credentials,
     /// Where they were presented, in HELLO or in AUTH.
     on: Option<ConnectionId>,
 }
@@ -590,8 +590,13 @@ impl ClientSession {
     /// became of them is a [`ClientEvent::Authenticated`]; a HELLO that is refused ends the session. Of
     /// credentials that wait for a verdict the newest count, and only they get an event.
     pub fn authenticate(&mut self, credentials: Bytes) {
-        self.fresh = Some(Fresh { credentials, on: None });
+        self.fresh = Some(Fresh { credentials: Credentials(credentials), on: None });
         self.present();
+    }
+
+    /// What every HELLO from here on presents, except while others wait for their verdict.
+    pub fn set_credentials(&mut self, credentials: Bytes) {
+        self.config.credentials = Some(Credentials(credentials));
     }
 
     /// Writes AUTH, unless a HELLO has presented them, or another AUTH still waits for its result.

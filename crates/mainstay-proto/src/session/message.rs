@@ -73,6 +73,10 @@ impl Window {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ResumeToken(pub Bytes);
 
+/// What proves who a client is: a token, a password. Never logged: `Debug` hides it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Credentials(pub Bytes);
+
 /// The client's name for a session that has no token yet; a secret until the first epoch is confirmed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientKey(pub [u8; 16]);
@@ -131,7 +135,7 @@ pub struct Hello {
     /// Asks for an existing session.
     pub resume: Option<Resume>,
     /// Proves who the client is, where the opening handshake could not.
-    pub credentials: Option<Bytes>,
+    pub credentials: Option<Credentials>,
     /// The resume window that the client would like.
     pub resume_window: Option<Duration>,
 }
@@ -231,7 +235,7 @@ pub enum Control {
     },
     /// New credentials for the live session.
     Auth {
-        credentials: Bytes,
+        credentials: Credentials,
     },
     /// Whether they were accepted, and for how long (0: no limit known).
     AuthResult {
@@ -357,7 +361,7 @@ impl Control {
                 .integer(*received)
                 .integer(*handed)
                 .finish(),
-            Self::Auth { credentials } => Writer::new(tag::AUTH).bytes(credentials).finish(),
+            Self::Auth { credentials } => Writer::new(tag::AUTH).bytes(&credentials.0).finish(),
             Self::AuthResult { accepted, expires_in } => {
                 Writer::new(tag::AUTH_RESULT).flag(*accepted).integer(millis(*expires_in)).finish()
             }
@@ -431,7 +435,7 @@ impl Control {
                 control
             }
             tag::AUTH => {
-                let credentials = r.bytes()?;
+                let credentials = Credentials(r.bytes()?);
                 r.optional_fields(|_, _| Ok(()))?;
                 Self::Auth { credentials }
             }
@@ -499,7 +503,7 @@ impl Hello {
             });
         }
         if let Some(credentials) = &self.credentials {
-            w = w.field(field::HELLO_CREDENTIALS, |w| w.rest(credentials));
+            w = w.field(field::HELLO_CREDENTIALS, |w| w.rest(&credentials.0));
         }
         if let Some(window) = self.resume_window {
             w = w.field(field::HELLO_RESUME_WINDOW, |w| w.integer(millis(window)));
@@ -532,7 +536,7 @@ impl Hello {
                         first_held: value.integer()?,
                     });
                 }
-                field::HELLO_CREDENTIALS => hello.credentials = Some(value.rest()),
+                field::HELLO_CREDENTIALS => hello.credentials = Some(Credentials(value.rest())),
                 field::HELLO_RESUME_WINDOW => hello.resume_window = Some(get_millis(&mut value)?),
                 _ => {}
             }
@@ -670,6 +674,12 @@ fn get_millis(r: &mut Reader) -> Result<Duration, Malformed> {
 impl fmt::Debug for ResumeToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ResumeToken(..)")
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(..)")
     }
 }
 

@@ -30,7 +30,7 @@ pub use flow::FlowConfig;
 pub(crate) use flow::Volatiles;
 pub use inbox::Delivery;
 pub use lifetime::{Leave, LifetimeConfig};
-pub use message::{Control, Frame, Message, Window};
+pub use message::{Control, Credentials, Frame, Message, Window};
 pub use names::Presenter;
 pub use plain::PlainSession;
 pub use registry::{Answer, Refusal, Registry, RegistryConfig, Sessions};

@@ -221,6 +221,8 @@ impl PlainSession {
         match action {
             Some(Action::Probe { nonce }) => self.ping = u32::try_from(nonce).ok(),
             Some(Action::Dead(_)) => self.end = End::Dead,
+            // Its answers may lie unread: it is this end that does not listen.
+            Some(Action::NotListening) if !self.wants_input() => return None,
             _ => {}
         }
         action

@@ -26,7 +26,8 @@ use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
 use super::lifetime::{self, Leave, Lifetime, LifetimeConfig};
 use super::message::{
-    Account, Cause, Control, Delay, Frame, Hello, Instance, Message, ResumeToken, SessionId, Welcome, Window,
+    Account, Cause, Control, Credentials, Delay, Frame, Hello, Instance, Message, ResumeToken, SessionId,
+    Welcome, Window,
 };
 use super::names::Name;
 use super::transmit::{ConnectionId, Transmit};
@@ -115,7 +116,7 @@ struct Attached {
 /// New credentials, until AUTH_RESULT.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Auth {
-    Asked(Bytes),
+    Asked(Credentials),
     Judging,
     /// Its result is still to be written; until then another AUTH is too early, or results would pile up for a
     /// client that reads nothing.
@@ -594,7 +595,7 @@ impl ServerSession {
     pub fn poll_auth(&mut self) -> Option<(ConnectionId, Bytes)> {
         let attached = self.attached.as_mut()?;
         match attached.auth.replace(Auth::Judging) {
-            Some(Auth::Asked(credentials)) => Some((attached.connection, credentials)),
+            Some(Auth::Asked(credentials)) => Some((attached.connection, credentials.0)),
             other => {
                 attached.auth = other;
                 None

@@ -1,5 +1,7 @@
 //! What a machine wants written to a connection.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use super::message::{APPLICATION_BINARY, Control, Message};
@@ -10,7 +12,7 @@ use crate::ws::{CloseCode, Kind};
 pub struct ConnectionId(pub u64);
 
 /// One thing to do to a connection, in order.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Transmit {
     /// A numbered application message.
     Message(Message),
@@ -45,6 +47,24 @@ impl Transmit {
             }
             Self::Control(body) => Some((Kind::Binary, &[], body)),
             Self::Ping(_) | Self::Close { .. } | Self::Abort => None,
+        }
+    }
+}
+
+impl fmt::Debug for Transmit {
+    /// Of a control message its type alone: HELLO and AUTH carry secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Message(message) => f.debug_tuple("Message").field(message).finish(),
+            Self::Control(body) => {
+                let tag = body.first().copied().unwrap_or_default();
+                write!(f, "Control(type {tag:#04x}, {} bytes)", body.len())
+            }
+            Self::Ping(nonce) => f.debug_tuple("Ping").field(nonce).finish(),
+            Self::Close { code, reason } => {
+                f.debug_struct("Close").field("code", code).field("reason", reason).finish()
+            }
+            Self::Abort => f.write_str("Abort"),
         }
     }
 }

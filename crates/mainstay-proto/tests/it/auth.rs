@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_proto::session::{
-    ClientConfig, ClientEvent, Control, Frame, Refusal, RegistryConfig, SessionError, Transmit,
+    ClientConfig, ClientEvent, Control, Credentials, Frame, Refusal, RegistryConfig, SessionError, Transmit,
 };
 use mainstay_proto::ws::Kind;
 
@@ -12,7 +12,8 @@ use super::pair::{Pair, SECOND, server_config};
 
 /// A client that presents these in every HELLO.
 fn presenting(credentials: &'static str) -> Pair {
-    let config = ClientConfig { credentials: Some(Bytes::from(credentials)), ..ClientConfig::default() };
+    let config =
+        ClientConfig { credentials: Some(Credentials(Bytes::from(credentials))), ..ClientConfig::default() };
     Pair::new(config, server_config(), RegistryConfig::default())
 }
 
@@ -51,7 +52,7 @@ fn a_token_in_the_hands_of_another_principal_opens_nothing() {
     pair.client.handle_opened(pair.now, thief);
     pair.write();
     let mut hello = pair.hello_under_way(thief);
-    hello.credentials = Some(Bytes::from("mallory/1"));
+    hello.credentials = Some(Credentials(Bytes::from("mallory/1")));
     pair.hello(thief, &hello);
     assert_eq!(pair.server.sessions.get(0).connection(), Some(first), "it keeps its connection");
     assert_eq!((pair.server.sessions.get(0).epoch(), pair.server.sessions.get(1).received()), (1, 0));
@@ -78,7 +79,7 @@ fn credentials_are_renewed_on_a_live_session_and_presented_from_then_on() {
     assert_eq!(verdicts(&pair), [true]);
     pair.cut(first);
     let second = pair.open();
-    assert_eq!(pair.hello_under_way(second).credentials, Some(Bytes::from("alice/2")));
+    assert_eq!(pair.hello_under_way(second).credentials, Some(Credentials(Bytes::from("alice/2"))));
     pair.run();
     assert_eq!(pair.attaches(), [(1, false), (2, true)]);
     assert_eq!(verdicts(&pair), [true], "told once");
@@ -109,7 +110,7 @@ fn while_detached_new_credentials_go_with_the_next_hello() {
     pair.run();
     assert!(verdicts(&pair).is_empty(), "nobody has judged them");
     let second = pair.open();
-    assert_eq!(pair.hello_under_way(second).credentials, Some(Bytes::from("alice/2")));
+    assert_eq!(pair.hello_under_way(second).credentials, Some(Credentials(Bytes::from("alice/2"))));
     pair.run();
     assert_eq!((verdicts(&pair), pair.attaches()), (vec![true], vec![(1, false), (2, true)]));
 }
@@ -167,7 +168,7 @@ fn credentials_given_while_a_connection_is_opened_are_presented_on_it() {
     pair.run();
     assert_eq!(verdicts(&pair), [true]);
     let replacement = pair.open();
-    assert_eq!(pair.hello_under_way(replacement).credentials, Some(Bytes::from("alice/2")));
+    assert_eq!(pair.hello_under_way(replacement).credentials, Some(Credentials(Bytes::from("alice/2"))));
 }
 
 #[test]
@@ -190,7 +191,7 @@ fn a_second_auth_before_the_result_and_a_result_without_auth_are_errors() {
     let result = Frame::Control(Control::AuthResult { accepted: true, expires_in: SECOND });
     let outcome = pair.client.handle_frame(pair.now, first, result);
     assert_eq!(outcome, Err(SessionError::Unexpected("AUTH_RESULT")));
-    let auth = Control::Auth { credentials: Bytes::from("alice/2") };
+    let auth = Control::Auth { credentials: Credentials(Bytes::from("alice/2")) };
     pair.at_server(first, Kind::Binary, auth.encode());
     assert_eq!(pair.server.errors, []);
     pair.at_server(first, Kind::Binary, auth.encode());
@@ -202,7 +203,7 @@ fn a_second_auth_before_the_result_and_a_result_without_auth_are_errors() {
 fn results_do_not_pile_up_for_a_client_that_reads_nothing() {
     let mut pair = presenting("alice/1");
     let first = pair.connect();
-    let auth = || Frame::Control(Control::Auth { credentials: Bytes::from("alice/2") });
+    let auth = || Frame::Control(Control::Auth { credentials: Credentials(Bytes::from("alice/2")) });
     let (now, session) = (pair.now, pair.session());
     for _ in 0..2 {
         session.handle_frame(now, first, auth()).unwrap();
@@ -216,5 +217,48 @@ fn results_do_not_pile_up_for_a_client_that_reads_nothing() {
         let result = Transmit::Control(result.encode());
         assert_eq!(session.poll_transmit(now, first), Some(result));
         assert_eq!(session.poll_transmit(now, first), None);
+    }
+}
+
+#[test]
+fn other_credentials_go_with_the_next_hello_but_not_before_those_that_wait_for_their_verdict() {
+    let mut pair = presenting("alice/1");
+    let first = pair.connect();
+    pair.client.set_credentials(Bytes::from("alice/2"));
+    pair.run();
+    assert!(verdicts(&pair).is_empty(), "nobody is asked on the live connection");
+    pair.cut(first);
+    let second = pair.open();
+    assert_eq!(pair.hello_under_way(second).credentials, Some(Credentials(Bytes::from("alice/2"))));
+    pair.run();
+    pair.cut(second);
+    authenticate(&mut pair, "alice/3");
+    pair.client.set_credentials(Bytes::from("alice/4"));
+    let third = pair.open();
+    assert_eq!(pair.hello_under_way(third).credentials, Some(Credentials(Bytes::from("alice/3"))));
+    pair.run();
+    assert_eq!(verdicts(&pair), [true]);
+}
+
+#[test]
+fn nothing_that_carries_credentials_shows_them() {
+    let mut pair = presenting("alice/hunter2");
+    let first = pair.open();
+    let config =
+        ClientConfig { credentials: Some(Credentials(Bytes::from("hunter2"))), ..ClientConfig::default() };
+    let hello = pair.hello_under_way(first);
+    let auth = Control::Auth { credentials: Credentials(Bytes::from("hunter2")) };
+    let written = Transmit::Control(Control::Hello(Box::new(hello.clone())).encode());
+    pair.run();
+    authenticate(&mut pair, "alice/hunter2");
+    for shown in [
+        format!("{config:?}"),
+        format!("{hello:?} {:?}", Control::Hello(Box::new(hello.clone()))),
+        format!("{auth:?} {:?}", Frame::Control(auth.clone())),
+        format!("{written:?}"),
+        format!("{:?}", pair.client),
+        format!("{:?}", pair.session()),
+    ] {
+        assert!(!shown.contains("hunter2"), "{shown}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mainstay_proto::session::message::{Beat, Delay};
 use mainstay_proto::session::{
-    Control, Frame, Malformed, Message, Over, PlainSession, Refusal, SessionError, Transmit,
+    Control, Credentials, Frame, Malformed, Message, Over, PlainSession, Refusal, SessionError, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -327,7 +327,9 @@ fn a_server_whose_position_differs_loses_its_client() {
 fn what_a_server_does_wrong_closes_the_connection_and_keeps_the_session() {
     let mut pair = Pair::default();
     let first = pair.connect();
-    for control in [Control::Ack { received: 9, window: None }, Control::Auth { credentials: Bytes::new() }] {
+    for control in
+        [Control::Ack { received: 9, window: None }, Control::Auth { credentials: Credentials(Bytes::new()) }]
+    {
         let outcome = pair.client.handle_frame(pair.now, first, Frame::Control(control));
         assert!(outcome.is_err());
     }

@@ -7,7 +7,7 @@ use mainstay_proto::session::message::{
     Account, Beat, Cause, ClientKey, Delay, GapCause, Hello, Instance, Resume, ResumeToken, SessionId,
     Welcome,
 };
-use mainstay_proto::session::{Control, Frame, Message, Window};
+use mainstay_proto::session::{Control, Credentials, Frame, Message, Window};
 use mainstay_proto::ws::Kind;
 use serde_json::{Map, Value, json};
 
@@ -75,7 +75,7 @@ fn control_to_json(control: &Control) -> Value {
                 "sent": resume.sent,
                 "first_held": resume.first_held,
             })),
-            "credentials": hello.credentials.as_ref().map(|bytes| hex(bytes)),
+            "credentials": hello.credentials.as_ref().map(|credentials| hex(&credentials.0)),
             "resume_window_ms": hello.resume_window.map(millis),
         }),
         Control::Welcome(welcome) => json!({
@@ -110,7 +110,7 @@ fn control_to_json(control: &Control) -> Value {
         Control::End { code, reason, received, handed } => {
             json!({"code": code, "reason": reason, "received": received, "handed": handed})
         }
-        Control::Auth { credentials } => json!({"credentials": hex(credentials)}),
+        Control::Auth { credentials } => json!({"credentials": hex(&credentials.0)}),
         Control::AuthResult { accepted, expires_in } => {
             json!({"accepted": accepted, "expires_in_ms": millis(*expires_in)})
         }
@@ -143,7 +143,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
                 sent: resume.integer("sent"),
                 first_held: resume.integer("first_held"),
             }),
-            credentials: fields.has("credentials").then(|| fields.bytes("credentials")),
+            credentials: fields.has("credentials").then(|| Credentials(fields.bytes("credentials"))),
             resume_window: fields.has("resume_window_ms").then(|| fields.duration("resume_window_ms")),
         })),
         "WELCOME" => Control::Welcome(Box::new(Welcome {
@@ -183,7 +183,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             received: fields.integer("received"),
             handed: fields.integer("handed"),
         },
-        "AUTH" => Control::Auth { credentials: fields.bytes("credentials") },
+        "AUTH" => Control::Auth { credentials: Credentials(fields.bytes("credentials")) },
         "AUTH_RESULT" => Control::AuthResult {
             accepted: fields.flag("accepted"),
             expires_in: fields.duration("expires_in_ms"),

@@ -323,7 +323,7 @@ impl Pair {
     pub(crate) fn hello(&mut self, connection: ConnectionId, hello: &Hello) -> Answer<usize> {
         let Server { registry, sessions, principal: usual, path, refusals, .. } = &mut self.server;
         let principal = match &hello.credentials {
-            Some(credentials) => principal_of(credentials),
+            Some(credentials) => principal_of(&credentials.0),
             None => Some(usual.clone()),
         };
         let answer = match principal {

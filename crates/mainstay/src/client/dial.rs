@@ -19,23 +19,45 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 
 /// What one attempt asks for.
-#[derive(Debug, Clone)]
 pub(super) struct Attempt {
     pub(super) url: Uri,
     pub(super) headers: HeaderMap,
     pub(super) subprotocols: Vec<String>,
+    pub(super) credentials: Option<Bytes>,
     pub(super) deflate: bool,
     pub(super) limits: Limits,
+    pub(super) tls: Tls,
 }
 
-/// Opens a connection and says what it speaks and which subprotocol was agreed on.
-pub(super) async fn dial(attempt: Attempt) -> Result<(Wire, Mode, Option<String>), Lost> {
+/// What it came to.
+pub(super) struct Opened {
+    pub(super) wire: Wire,
+    pub(super) mode: Mode,
+    /// What was agreed on.
+    pub(super) subprotocol: Option<String>,
+    /// Of the attempt, for HELLO.
+    pub(super) credentials: Option<Bytes>,
+}
+
+/// How TLS is spoken; `None`: as the system trusts.
+#[cfg(feature = "tls")]
+pub(super) type Tls = Option<std::sync::Arc<rustls::ClientConfig>>;
+#[cfg(not(feature = "tls"))]
+#[derive(Clone, Default)]
+pub(super) struct Tls {}
+
+/// Opens a connection.
+pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Lost> {
     let (host, port, secure) = target(&attempt.url).map_err(refused)?;
     let tcp = TcpStream::connect((host.as_str(), port))
         .await
         .map_err(|error| Lost::Unreachable(format!("{host}:{port}: {error}")))?;
     let _ = tcp.set_nodelay(true);
-    if secure { open(secure_stream(tcp, &host).await?, attempt).await } else { open(tcp, attempt).await }
+    if secure {
+        open(secure_stream(tcp, &host, &attempt.tls).await?, attempt).await
+    } else {
+        open(tcp, attempt).await
+    }
 }
 
 /// Checks a URL before anything is dialled.
@@ -44,14 +66,38 @@ pub(super) fn check_url(url: &Uri) -> Result<(), String> {
 }
 
 fn target(url: &Uri) -> Result<(String, u16, bool), String> {
-    let secure = match url.scheme_str() {
-        Some("ws" | "http") => false,
-        Some("wss" | "https") => true,
+    let authority = url.authority().map_or("", |authority| authority.as_str());
+    if let Some((_, place)) = authority.rsplit_once('@') {
+        // The rest of the URL is a secret.
+        return Err(format!(
+            "the URL of {place} has credentials, which are not sent: use a header, as `Authorization`"
+        ));
+    }
+    let (secure, usual) = match url.scheme_str() {
+        Some("ws" | "http") => (false, 80),
+        Some("wss" | "https") => (true, 443),
         _ => return Err(format!("{url}: the URL must start with ws:// or wss://")),
     };
     let host = url.host().ok_or_else(|| format!("{url}: the URL names no host"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    Ok((host.to_owned(), url.port_u16().unwrap_or(if secure { 443 } else { 80 }), secure))
+    let port = match port_of(authority) {
+        "" => usual,
+        port => {
+            parse_port(port).ok_or_else(|| format!("{url}: the port `{port}` is not one of 1 to 65535"))?
+        }
+    };
+    Ok((host.to_owned(), port, secure))
+}
+
+/// As it is written: `Uri` takes any text there, and then knows of no port at all.
+fn port_of(authority: &str) -> &str {
+    let behind_ipv6 = authority.rsplit(']').next().unwrap_or_default();
+    behind_ipv6.rsplit_once(':').map_or("", |(_, port)| port)
+}
+
+fn parse_port(text: &str) -> Option<u16> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| is_number && *port > 0)
 }
 
 /// No attempt can succeed.
@@ -59,10 +105,7 @@ fn refused(reason: String) -> Lost {
     Lost::Refused { status: None, reason }
 }
 
-async fn open(
-    mut stream: impl IntoTransport,
-    attempt: Attempt,
-) -> Result<(Wire, Mode, Option<String>), Lost> {
+async fn open(mut stream: impl IntoTransport, attempt: Attempt) -> Result<Opened, Lost> {
     let seed = crate::random_seed();
     let (nonce, mask_seed) = (first_16(&seed), crate::random_seed());
     let protocols: Vec<&str> = attempt.subprotocols.iter().map(String::as_str).collect();
@@ -88,7 +131,8 @@ async fn open(
     let ours = agreed.protocol.as_deref().is_some_and(|name| name.starts_with(super::SUBPROTOCOL));
     let codec = Connection::new(Role::Client, attempt.limits, agreed.deflate, mask_seed);
     let wire = Wire::new(stream.into_transport(), codec, early);
-    Ok((wire, if ours { Mode::Session } else { Mode::Plain }, agreed.protocol))
+    let mode = if ours { Mode::Session } else { Mode::Plain };
+    Ok(Opened { wire, mode, subprotocol: agreed.protocol, credentials: attempt.credentials })
 }
 
 /// Seconds; a date is not understood, as it would need a clock that both ends agree on.
@@ -103,8 +147,6 @@ fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
     let mut head = format!("GET {path} HTTP/1.1\r\n").into_bytes();
     if !headers.contains_key(http::header::HOST) {
         let host = url.authority().map_or("", |authority| authority.as_str());
-        // Credentials in the URL are nobody's business but the server's, and not in this header.
-        let host = host.rsplit('@').next().unwrap_or(host);
         head.extend_from_slice(format!("Host: {host}\r\n").as_bytes());
     }
     for (name, value) in headers {
@@ -173,14 +215,15 @@ impl IntoTransport for Secure {
 }
 
 #[cfg(feature = "tls")]
-async fn secure_stream(tcp: TcpStream, host: &str) -> Result<Secure, Lost> {
+async fn secure_stream(tcp: TcpStream, host: &str, tls: &Tls) -> Result<Secure, Lost> {
     use std::sync::{Arc, OnceLock};
-    static CONFIG: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
-    let config = CONFIG.get_or_init(|| {
+    static USUAL: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
+    let usual = || {
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
-    });
+    };
+    let config = tls.as_ref().unwrap_or_else(|| USUAL.get_or_init(usual));
     let name = rustls::pki_types::ServerName::try_from(host.to_owned())
         .map_err(|_| refused(format!("{host} is not a name that TLS can check")))?;
     tokio_rustls::TlsConnector::from(Arc::clone(config))
@@ -190,6 +233,6 @@ async fn secure_stream(tcp: TcpStream, host: &str) -> Result<Secure, Lost> {
 }
 
 #[cfg(not(feature = "tls"))]
-async fn secure_stream(_: TcpStream, _: &str) -> Result<TcpStream, Lost> {
+async fn secure_stream(_: TcpStream, _: &str, _: &Tls) -> Result<TcpStream, Lost> {
     Err(refused("wss:// needs the feature `tls` of the crate `mainstay`".into()))
 }

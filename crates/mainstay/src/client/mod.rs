@@ -20,6 +20,7 @@
 //! ```
 
 mod dial;
+mod events;
 mod task;
 
 use std::future::{Future, poll_fn};
@@ -36,14 +37,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use mainstay_proto::backoff::BackoffConfig;
 use mainstay_proto::connect::{Client as Machine, ConnectConfig};
 use mainstay_proto::session::message::SessionId;
-use mainstay_proto::session::{Delivery, Message};
+use mainstay_proto::session::{Credentials, Delivery, Message};
 use mainstay_proto::ws::{CloseCode, Limits};
 use tokio::sync::oneshot;
 
 pub use mainstay_proto::connect::{Event, Lost, Mode, Report, State};
 pub use mainstay_proto::endpoint::Follow;
+/// What [`Builder::tls`] takes its configuration from.
+#[cfg(feature = "tls")]
+pub use rustls;
 
-use self::dial::Attempt;
+use self::dial::{Attempt, Tls};
 use self::task::{Core, Task};
 use crate::SendError;
 use crate::clock::now;
@@ -75,12 +79,29 @@ pub enum AuthenticateError {
 }
 
 /// What an attempt is made with. Made anew before each by [`Builder::request`].
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Request {
     /// Where to; `None`: the URL that the client was built with.
     pub url: Option<Uri>,
-    /// Sent in addition.
+    /// Sent in addition to those of [`Builder::header`]; one of the same name takes their place.
     pub headers: HeaderMap,
+    /// The application's subprotocols to offer, in order of preference; `None`: those of [`Builder::subprotocol`].
+    pub subprotocols: Option<Vec<String>>,
+    /// Sent inside the session's HELLO, as those of [`Builder::credentials`], and by later attempts too that bring
+    /// none. Those of [`Client::authenticate`] that wait for their verdict come first. A plain peer gets none.
+    pub credentials: Option<Bytes>,
+}
+
+/// Why [`Builder::connect_once`] came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+#[non_exhaustive]
+pub struct ConnectError {
+    /// As in [`Event::Ended`]: below 1000 the status of the HTTP response that refused the opening handshake, else
+    /// the code of the close or the refusal. `None`: nobody answered, or another attempt may succeed (503, 4413).
+    pub code: Option<u64>,
+    /// In words.
+    pub reason: String,
 }
 
 type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, String>> + Send>> + Send + Sync>;
@@ -108,6 +129,7 @@ struct Target {
     limits: Limits,
     follow: Follow,
     factory: Option<Factory>,
+    tls: Tls,
 }
 
 /// A connection that stays. [`close`](Self::close) ends it in order and waits for that; dropping it does
@@ -336,15 +358,16 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event; `None` after [`Event::Ended`]. Nobody has to listen: at most 1,024 are kept,
-    /// then the oldest go. Each event is returned once, whoever asks.
+    /// The next event; `None` after [`Event::Ended`]. Nobody has to listen: at most 1,024 are kept, and of
+    /// volatile messages the newest 64 (256 KiB); then the oldest go, those that tell of a loss last. Each event is
+    /// returned once, whoever asks.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn next(&self) -> Option<Event> {
         poll_fn(|cx| {
             let mut inner = self.core.lock();
-            match inner.events.pop_front() {
+            match inner.events.pop() {
                 Some(event) => Poll::Ready(Some(event)),
                 None if inner.is_finished() => Poll::Ready(None),
                 None => {
@@ -492,7 +515,7 @@ impl Builder {
     /// [`Client::authenticate`].
     #[must_use]
     pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
-        self.config.session.credentials = Some(credentials.into());
+        self.config.session.credentials = Some(Credentials(credentials.into()));
         self
     }
 
@@ -526,6 +549,7 @@ impl<P> Builder<P> {
             limits: Limits::default(),
             follow: Follow::default(),
             factory: None,
+            tls: Tls::default(),
         };
         Ok(Self { target, config, peer: PhantomData })
     }
@@ -544,8 +568,9 @@ impl<P> Builder<P> {
         self
     }
 
-    /// Makes each attempt's request anew: another URL, a fresh token. An `Err` is an attempt that
-    /// failed, and is tried again after the backoff.
+    /// Makes each attempt's request anew: another URL, a fresh token. It counts against the 10 s that an attempt may
+    /// take. An `Err` is an attempt that failed, and is tried again after the backoff. A URL that cannot be used ends
+    /// the client.
     #[must_use]
     pub fn request<F, R>(mut self, make: F) -> Self
     where
@@ -577,6 +602,15 @@ impl<P> Builder<P> {
         self
     }
 
+    /// How TLS is spoken on `wss://`: with a root certificate of one's own, with a certificate of the client. Leave
+    /// its ALPN protocols empty, or name `http/1.1` alone. Default: TLS 1.2 and 1.3, and what the system trusts.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, config: Arc<rustls::ClientConfig>) -> Self {
+        self.target.tls = Some(config);
+        self
+    }
+
     /// Which of the endpoints that the server names are dialled instead of the URL. Default: those on the
     /// URL's host. Never one that has TLS where the URL has none, or the other way round.
     #[must_use]
@@ -603,15 +637,15 @@ impl<P> Builder<P> {
     ///
     /// # Cancel safety
     /// Safe: nothing stays behind.
-    pub async fn connect_once(mut self) -> Result<Client<P>, UrlError> {
+    pub async fn connect_once(mut self) -> Result<Client<P>, ConnectError> {
         self.config.once = true;
         let client = self.connect();
         loop {
             match client.event().await {
                 Some(Event::Attached { .. }) => return Ok(client),
-                Some(Event::Ended { reason, .. }) => return Err(UrlError(reason)),
+                Some(Event::Ended { code, reason, .. }) => return Err(ConnectError { code, reason }),
                 Some(_) => {}
-                None => return Err(UrlError("ended before it began".into())),
+                None => return Err(ConnectError { code: None, reason: "ended before it began".into() }),
             }
         }
     }
@@ -622,14 +656,15 @@ impl Target {
     fn attempt(&self, request: Request, endpoint: Option<&str>) -> Attempt {
         let mut headers = self.headers.clone();
         headers.extend(request.headers);
-        let ours = self.resumable.then(|| match self.subprotocols.as_slice() {
+        let names = request.subprotocols.as_ref().unwrap_or(&self.subprotocols);
+        let ours = self.resumable.then(|| match names.as_slice() {
             [] => vec![SUBPROTOCOL.to_owned()],
             names => names.iter().map(|name| format!("{SUBPROTOCOL}+{name}")).collect(),
         });
-        let subprotocols = ours.into_iter().flatten().chain(self.subprotocols.iter().cloned()).collect();
+        let subprotocols = ours.into_iter().flatten().chain(names.iter().cloned()).collect();
         let own = request.url.unwrap_or_else(|| self.url.clone());
         let named = endpoint.and_then(|endpoint| {
-            let named = self.follow.allows(&own, endpoint);
+            let named = self.follow.allows(&own, endpoint).filter(|named| dial::check_url(named).is_ok());
             if named.is_none() {
                 tracing::warn!(endpoint, "the server names an endpoint that is not followed");
             }
@@ -639,9 +674,22 @@ impl Target {
             url: named.unwrap_or(own),
             headers,
             subprotocols,
+            credentials: request.credentials,
             deflate: self.deflate,
             limits: self.limits,
+            tls: self.tls.clone(),
         }
+    }
+}
+
+impl std::fmt::Debug for Request {
+    /// The names of headers alone: values are often secrets, and credentials always.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request")
+            .field("url", &self.url)
+            .field("headers", &self.headers.keys().collect::<Vec<_>>())
+            .field("subprotocols", &self.subprotocols)
+            .finish_non_exhaustive()
     }
 }
 
@@ -673,6 +721,11 @@ mod tests {
         assert_eq!(dialled(own(), far, Request::default()), "ws://example.com/a");
         assert_eq!(dialled(own().follow(Follow::Anywhere), far, Request::default()), "ws://other.example/b");
         assert_eq!(dialled(own().follow(Follow::Never), near, Request::default()), "ws://example.com/a");
+        // Where nobody can be dialled.
+        assert_eq!(
+            dialled(own(), Some("ws://example.com:99999/b"), Request::default()),
+            "ws://example.com/a"
+        );
         // What counts is the URL of this attempt.
         let moved = Request { url: Some(Uri::from_static("ws://other.example/")), ..Request::default() };
         assert_eq!(dialled(own(), near, moved.clone()), "ws://other.example/");

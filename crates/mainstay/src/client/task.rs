@@ -12,7 +12,8 @@ use mainstay_proto::session::{ConnectionId, Fate, Message, Transmit};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 use tokio::sync::oneshot;
 
-use super::dial::dial;
+use super::dial::{Opened, dial};
+use super::events::EventQueue;
 use super::{AuthenticateError, Outcome, Request, Target, Tracked};
 use crate::SendError;
 use crate::clock::now;
@@ -21,8 +22,6 @@ use crate::worker::{self, Here, Resident, Signal, Turn};
 
 /// Turns before others have theirs.
 const ROUNDS: usize = 4;
-/// Events kept for a listener that is slow, or for none.
-const EVENTS: usize = 1024;
 
 /// What the task and the handle share.
 pub(crate) struct Core {
@@ -33,7 +32,7 @@ pub(crate) struct Core {
 
 pub(crate) struct Inner {
     pub(crate) machine: Machine,
-    pub(super) events: VecDeque<Event>,
+    pub(super) events: EventQueue,
     pub(super) subprotocol: Option<String>,
     /// Nobody holds the handle any more.
     pub(super) abandoned: bool,
@@ -53,7 +52,7 @@ impl Core {
             signal: Signal::new(worker::home()),
             inner: Mutex::new(Inner {
                 machine,
-                events: VecDeque::new(),
+                events: EventQueue::default(),
                 subprotocol: None,
                 abandoned: false,
                 finished: false,
@@ -180,7 +179,7 @@ impl Inner {
                 }
                 _ => {}
             }
-            self.list(event);
+            self.events.push(event);
         }
         let settled = self.machine.settled();
         while self.tracked.front().is_some_and(|(number, _)| *number <= settled) {
@@ -188,26 +187,6 @@ impl Inner {
                 let _ = sender.send(Outcome::Delivered);
             }
         }
-    }
-
-    /// Keeps an event for its listener. A queue that drops its oldest does so for each message that
-    /// comes: ranges that touch are one report, or they would push everything else out.
-    fn list(&mut self, event: Event) {
-        if let (
-            Some(Event::Report(Report::NotDelivered(_, before))),
-            Event::Report(Report::NotDelivered(first, last)),
-        ) = (self.events.back_mut(), &event)
-            && *before + 1 == *first
-        {
-            *before = *last;
-            return;
-        }
-        if self.events.len() == EVENTS {
-            // What is lost is told, however slow the listener.
-            let oldest = self.events.iter().position(|event| !tells_of_loss(event)).unwrap_or(0);
-            self.events.remove(oldest);
-        }
-        self.events.push_back(event);
     }
 
     fn settle_by(&mut self, fate: &Fate) {
@@ -241,11 +220,6 @@ impl Inner {
     }
 }
 
-fn tells_of_loss(event: &Event) -> bool {
-    use Event::{Dropped, Ended, FreshPeer, Gap, Report};
-    matches!(event, Gap(_) | FreshPeer | Report(_) | Dropped { .. } | Ended { .. })
-}
-
 type Verdict = Result<(), AuthenticateError>;
 
 /// What an event says of credentials that wait for their verdict.
@@ -262,7 +236,7 @@ fn verdict(event: &Event) -> Option<Verdict> {
     }
 }
 
-type Dialling = Pin<Box<dyn Future<Output = Result<(Wire, Mode, Option<String>), Lost>> + Send>>;
+type Dialling = Pin<Box<dyn Future<Output = Result<Opened, Lost>> + Send>>;
 
 /// See the module.
 pub(super) struct Task {
@@ -362,16 +336,19 @@ impl Task {
         });
         let any = !done.is_empty();
         for (connection, result) in done {
-            let arrived = result.and_then(|(mut wire, mode, subprotocol)| {
-                wire.arrive(here).map_err(|error| Lost::Broken(error.to_string()))?;
-                Ok((wire, mode, subprotocol))
+            let arrived = result.and_then(|mut opened| {
+                opened.wire.arrive(here).map_err(|error| Lost::Broken(error.to_string()))?;
+                Ok(opened)
             });
             let mut inner = self.core.lock();
             match arrived {
-                Ok((wire, mode, subprotocol)) => {
+                Ok(Opened { wire, mode, subprotocol, credentials }) => {
                     let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
                     inner.subprotocol = subprotocol;
                     self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new() });
+                    if let Some(credentials) = credentials {
+                        inner.machine.set_credentials(credentials);
+                    }
                     inner.machine.handle_opened(now(), connection, mode);
                 }
                 Err(lost) => inner.machine.handle_lost(now(), connection, lost),
@@ -557,21 +534,6 @@ mod tests {
     use mainstay_proto::connect::ConnectConfig;
 
     use super::*;
-
-    #[tokio::test]
-    async fn a_loss_is_told_to_a_listener_however_slow() {
-        let core = Core::new(Machine::new(now(), ConnectConfig::default(), [1; 32]));
-        let mut inner = core.lock();
-        inner.list(Event::Attached { mode: Mode::Session, resumed: false, epoch: 1 });
-        inner.list(Event::FreshPeer);
-        for number in 0..2 * EVENTS as u64 {
-            inner.list(Event::Volatile(Message::text(number.to_string())));
-        }
-        assert_eq!(inner.events.len(), EVENTS);
-        assert_eq!(inner.events.front(), Some(&Event::FreshPeer));
-        let newest = Event::Volatile(Message::text((2 * EVENTS - 1).to_string()));
-        assert_eq!(inner.events.back(), Some(&newest));
-    }
 
     #[tokio::test]
     async fn what_was_dropped_says_nothing_of_what_is_under_way() {

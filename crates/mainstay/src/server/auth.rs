@@ -4,9 +4,11 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Credentials".
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use mainstay_proto::session::{ConnectionId, Refusal};
@@ -36,13 +38,20 @@ pub(super) struct Asked {
     pub(super) authenticate: Authenticate,
 }
 
-/// The principal that these credentials prove. No answer by the deadline is not the client's fault.
+/// The principal that these credentials prove. A judge that panics, or does not answer by the deadline, is not the
+/// client's fault.
 pub(super) async fn judge(
     authenticate: &Authenticate,
     credentials: Option<Bytes>,
     deadline: Instant,
 ) -> Result<Bytes, Refusal> {
-    match timeout_at(deadline, authenticate(credentials)).await {
+    // It is called in the first poll, which is where a panic is caught.
+    let mut judging = Box::pin(async { authenticate(credentials).await });
+    let caught = poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| judging.as_mut().poll(cx)));
+        polled.unwrap_or(Poll::Ready(Err(Denied::Unavailable)))
+    });
+    match timeout_at(deadline, caught).await {
         Ok(Ok(principal)) => Ok(principal),
         Ok(Err(Denied::Refused)) => Err(Refusal::Unauthorized),
         Ok(Err(Denied::Unavailable)) | Err(_) => Err(Refusal::NotJudged),
@@ -54,10 +63,8 @@ pub(super) fn judge_anew(core: &CoreRef, asked: Asked) {
     let shared = Arc::clone(&core.shared);
     let (core, deadline) = (Arc::clone(core), Instant::now() + shared.config.opening_deadline);
     let Asked { connection, credentials, authenticate } = asked;
-    // A task of its own: a function that panics refuses, and leaves no client waiting.
-    let judging = tokio::spawn(async move { judge(&authenticate, Some(credentials), deadline).await });
     shared.tracker.spawn(async move {
-        let principal = judging.await.ok().and_then(Result::ok);
+        let principal = judge(&authenticate, Some(credentials), deadline).await.ok();
         let accepted = core.with_session(|session| session.handle_verdict(connection, principal.as_deref()));
         if accepted != Some(true) {
             tracing::info!(connection = connection.0, "new credentials refused");

@@ -30,6 +30,7 @@ mod core;
 mod limits;
 mod meddle;
 mod open;
+mod pace;
 mod serve;
 mod session;
 mod stats;
@@ -69,9 +70,12 @@ pub struct Config {
     /// What is kept for a client until it acknowledges; a full window makes `send` wait.
     /// Default: 1,024 messages, 1 MiB.
     pub keep: Window,
-    /// What a client may send above what the handler has taken. Default: 1,024 messages, 1 MiB.
+    /// What a client may send above what the handler has taken. Default: 1,024 messages, 1 MiB. Range: at least 16
+    /// messages and 64 KiB, which a client may write before it knows of this; less counts as that.
     pub accept: Window,
-    /// From accept to HELLO, and until credentials are judged. Default: 5 s.
+    /// From accept to HELLO, and until credentials are judged; on a connection that was kept alive, and behind other
+    /// servers than [`serve`], from the request on. What the application does between the request and its answer is
+    /// neither counted nor bounded. Default: 5 s. Range: any; 0 lets nobody in.
     pub opening_deadline: Duration,
     /// How many may be connected at a time, altogether and from one address (one /64 of IPv6). Whoever is one
     /// too many gets 503 and a time to wait. Only [`serve`] counts. Default: no limits.
@@ -129,7 +133,12 @@ impl Mainstay {
     /// A server without sessions.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let flow = FlowConfig { keep: config.keep, accept: config.accept, manual_confirm: false };
+        let least = Window::BEFORE_WELCOME;
+        let accept = Window {
+            messages: config.accept.messages.max(least.messages),
+            bytes: config.accept.bytes.max(least.bytes),
+        };
+        let flow = FlowConfig { keep: config.keep, accept, manual_confirm: false };
         let sessions = Arc::new(ServerConfig {
             flow,
             resume_window: config.resume_window,
@@ -187,11 +196,19 @@ impl Mainstay {
     /// # Cancel safety
     /// Safe: draining goes on, only the waiting ends.
     pub async fn drain(&self, spread: Duration) {
+        self.drain_after(std::future::ready(()), spread).await;
+    }
+
+    /// As [`drain`](Self::drain); waits for `requests` first, which may still open sessions.
+    async fn drain_after(&self, requests: impl Future<Output = ()>, spread: Duration) {
         if self.shared.draining.set(spread).is_ok() {
             tokio::spawn(send_away(self.shared.cores(), spread));
         }
         self.shared.tracker.close();
-        let left = self.shared.tracker.wait();
+        let left = async {
+            requests.await;
+            self.shared.tracker.wait().await;
+        };
         if tokio::time::timeout(spread + Duration::from_secs(5), left).await.is_err() {
             tracing::warn!(
                 tasks = self.shared.tracker.len(),

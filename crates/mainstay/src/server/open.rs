@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -24,6 +25,7 @@ use super::Shared;
 use super::auth::{Authenticate, judge};
 use super::core::{Core, CoreRef, Cores, Peer};
 use super::limits::Permit;
+use super::pace::Paced;
 use super::session::Session;
 use super::stats::Stats;
 use super::task::SessionTask;
@@ -39,6 +41,8 @@ pub(super) struct Opening {
     pub(super) permit: Option<Arc<Permit>>,
     pub(super) facts: PeerFacts,
     pub(super) terms: Terms,
+    /// Of the opening deadline, what the peer took for its request.
+    pub(super) head_took: Duration,
 }
 
 /// What the request and the application said about the session before it begins.
@@ -64,7 +68,6 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     if let Some((connection, core, wire)) = bind(&shared, opening).await {
-        let handler = handler(Session::new(Arc::clone(&core)));
         SessionTask::begin(Arc::clone(&core), connection, wire, handler);
         shared.dismiss_if_draining(&core);
     }
@@ -72,7 +75,7 @@ where
 
 /// Binds a new connection to a session. `None`: to one that has its handler already, or to none.
 async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
-    let Opening { on_upgrade, permit, mut facts, terms } = opening;
+    let Opening { on_upgrade, permit, mut facts, terms, head_took } = opening;
     let stats = &shared.stats;
     let upgraded = match on_upgrade.await {
         Ok(upgraded) => upgraded,
@@ -89,7 +92,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     wire.permit = permit.map(|permit| Box::new(permit as _));
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     Stats::add(&stats.connections_opened, 1);
-    let deadline = Instant::now() + shared.config.opening_deadline;
+    let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_took);
     if !facts.resumable {
         return match terms.principal(None, deadline).await {
             Ok(principal) => {
@@ -112,7 +115,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         wire.finish().await;
         return None;
     };
-    match terms.principal(hello.credentials.clone(), deadline).await {
+    match terms.principal(hello.credentials.clone().map(|credentials| credentials.0), deadline).await {
         Ok(principal) => {
             facts.principal = principal.as_ref().into();
             let cores = Cores { shared: Arc::clone(shared), home, facts };
@@ -249,11 +252,15 @@ async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
 
 /// The stream under an upgraded connection, without hyper's state around it where that is possible.
 fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
-    match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => {
-            let stream = parts.io.into_inner();
+    let ours = upgraded.downcast::<TokioIo<Paced<TcpStream>>>();
+    let tcp = ours.map(|parts| (parts.io.into_inner().into_inner(), parts.read_buf)).or_else(|upgraded| {
+        let others = upgraded.downcast::<TokioIo<TcpStream>>();
+        others.map(|parts| (parts.io.into_inner(), parts.read_buf))
+    });
+    match tcp {
+        Ok((stream, early)) => {
             let _ = stream.set_nodelay(true);
-            (Transport::tcp(stream), parts.read_buf)
+            (Transport::tcp(stream), early)
         }
         Err(upgraded) => (Transport::other(TokioIo::new(upgraded)), Bytes::new()),
     }

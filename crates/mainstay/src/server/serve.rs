@@ -1,30 +1,35 @@
 //! The server loop: what `axum::serve` does, and what it leaves out for WebSockets.
 //!
-//! A connection that says nothing, or too slowly, is dropped at the opening deadline. Shutdown waits
-//! for sessions, not only for HTTP responses.
+//! A connection that says nothing, or too slowly, is dropped at the opening deadline, and so is one that takes
+//! nothing of its response. Shutdown waits for sessions and for HTTP responses.
 
 use std::convert::Infallible;
 use std::future::{Future, IntoFuture};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::ConnectInfo;
-use axum::response::IntoResponse;
+use axum::extract::{ConnectInfo, Request};
+use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service;
 
 use super::Mainstay;
 use super::limits::Permit;
+use super::pace::Paced;
 use super::stats::Stats;
 
 /// The head of a request may be this large, in this many headers.
@@ -33,7 +38,25 @@ const MAX_HEADERS: usize = 64;
 
 /// Serves `app` on `listener`. Await it; it ends only after [`Serve::with_graceful_shutdown`]'s signal.
 ///
-/// Requests carry [`ConnectInfo<SocketAddr>`](ConnectInfo).
+/// Requests carry [`ConnectInfo<SocketAddr>`](ConnectInfo). A peer has [`Config::opening_deadline`] for the head of a
+/// request, and for what is left of it after 101 to present its session; what the application does between the two is
+/// its own, neither counted nor bounded. A peer that takes nothing of a response for 30 s is dropped.
+///
+/// `TcpListener::bind` lets 1,024 connections wait to be accepted. When thousands come back at once that is too few:
+/// the others wait for TCP to ask again, for seconds. Then bind with more, which the system bounds by a setting
+/// of its own (`net.core.somaxconn` on Linux):
+///
+/// ```no_run
+/// # fn bind() -> std::io::Result<tokio::net::TcpListener> {
+/// let socket = tokio::net::TcpSocket::new_v4()?;
+/// socket.set_reuseaddr(true)?;
+/// socket.bind(([0, 0, 0, 0], 8080).into())?;
+/// let listener = socket.listen(65_535)?;
+/// # Ok(listener)
+/// # }
+/// ```
+///
+/// [`Config::opening_deadline`]: super::Config::opening_deadline
 #[must_use = "await it"]
 pub fn serve(listener: TcpListener, app: Router, mainstay: &Mainstay) -> Serve {
     Serve { listener, app, mainstay: mainstay.clone(), shutdown: None, spread: Duration::from_secs(30) }
@@ -49,8 +72,9 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// When `signal` completes: stops accepting, sends everyone away over `spread`, and waits for all
-    /// sessions. See [`Mainstay::drain`].
+    /// When `signal` completes: stops accepting, sends everyone away over `spread`, and waits for all sessions and for
+    /// the responses that are under way, at most `spread` plus 5 s. HTTP connections without a request end at once,
+    /// the others with their response. See [`Mainstay::drain`].
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
@@ -64,6 +88,7 @@ impl Serve {
     async fn run(self) -> io::Result<()> {
         let Self { listener, app, mainstay, shutdown, spread } = self;
         let mut shutdown = shutdown.unwrap_or_else(|| Box::pin(std::future::pending()));
+        let (visitors, leave) = (TaskTracker::new(), CancellationToken::new());
         let mut failing = false;
         loop {
             tokio::select! {
@@ -73,9 +98,9 @@ impl Serve {
                     Ok((stream, address)) => {
                         failing = false;
                         if let Ok(permit) = mainstay.shared.gate.arrive(address, &mainstay.shared.stats) {
-                            let served = connection(stream, address, permit, app.clone(), mainstay.clone());
+                            let visitor = Visitor::new(address, permit, app.clone(), mainstay.clone());
                             // In a box, as tokio copies a task's future several times.
-                            tokio::spawn(Box::pin(served));
+                            visitors.spawn(Box::pin(visitor.serve(stream, leave.clone())));
                         }
                     }
                     Err(error) if is_the_peers(&error) => {}
@@ -90,7 +115,9 @@ impl Serve {
             }
         }
         drop(listener);
-        mainstay.drain(spread).await;
+        leave.cancel();
+        visitors.close();
+        mainstay.drain_after(visitors.wait(), spread).await;
         Ok(())
     }
 }
@@ -104,63 +131,87 @@ impl IntoFuture for Serve {
     }
 }
 
-async fn connection(
-    stream: TcpStream,
+/// How long the peer took for its request, of the time that it has to present its session. An extension of requests.
+#[derive(Clone, Copy)]
+pub(super) struct HeadTook(pub(super) Duration);
+
+/// One connection, for as long as it speaks HTTP.
+struct Visitor {
     address: SocketAddr,
-    permit: Option<Permit>,
+    permit: Option<Arc<Permit>>,
     app: Router,
     mainstay: Mainstay,
-) {
-    let deadline = mainstay.shared.config.opening_deadline;
-    let spoke = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&spoke);
-    let permit = permit.map(Arc::new);
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        seen.store(true, Ordering::Relaxed);
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(ConnectInfo(address));
-        let refused = permit.as_ref().and_then(|permit| permit.refused());
-        if let Some(permit) = &permit {
-            // It goes with the connection, if that is upgraded.
-            request.extensions_mut().insert(Arc::clone(permit));
-        }
-        let app = app.clone();
-        async move {
-            if let Some(refused) = refused {
-                return Ok::<_, Infallible>(refused.into_response());
-            }
-            let is_upgrade = request.headers().contains_key(header::UPGRADE);
-            let mut response = tower_call(app, request).await?;
-            if is_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                // What follows may be frames that a proxy let through; it must not be read as requests.
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(response)
-        }
-    });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(deadline)
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS);
-    let served = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    let silent = async {
-        tokio::time::sleep(deadline).await;
-        if spoke.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
-        result = served => {
-            if let Err(error) = result {
-                tracing::debug!(%error, %address, "HTTP connection ended");
-            }
-        }
-        () = silent => {}
+    accepted: Instant,
+    /// Whether there was a request.
+    spoke: AtomicBool,
+}
+
+impl Visitor {
+    fn new(address: SocketAddr, permit: Option<Permit>, app: Router, mainstay: Mainstay) -> Self {
+        let permit = permit.map(Arc::new);
+        Self { address, permit, app, mainstay, accepted: Instant::now(), spoke: AtomicBool::new(false) }
     }
-    if !spoke.load(Ordering::Relaxed) {
-        Stats::add(&mainstay.shared.stats.openings_failed, 1);
-        tracing::debug!(%address, "no request within the opening deadline");
+
+    async fn serve(self, stream: TcpStream, leave: CancellationToken) {
+        let shared = &self.mainstay.shared;
+        let deadline = shared.config.opening_deadline;
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(deadline)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS);
+        let service = service_fn(|request| self.answer(request));
+        let io = TokioIo::new(Paced::tcp(stream));
+        let mut served = pin!(http.serve_connection(io, service).with_upgrades());
+        let silent = async {
+            tokio::time::sleep_until(self.accepted + deadline).await;
+            if self.spoke.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        let (mut silent, mut leaving) = (pin!(silent), false);
+        loop {
+            tokio::select! {
+                result = served.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, address = %self.address, "HTTP connection ended");
+                    }
+                    break;
+                }
+                () = silent.as_mut() => break,
+                () = leave.cancelled(), if !leaving => {
+                    leaving = true;
+                    served.as_mut().graceful_shutdown();
+                }
+            }
+        }
+        if !self.spoke.load(Ordering::Relaxed) {
+            Stats::add(&shared.stats.openings_failed, 1);
+            tracing::debug!(address = %self.address, "no request within the opening deadline");
+        }
+    }
+
+    async fn answer(&self, request: hyper::Request<Incoming>) -> Result<Response, Infallible> {
+        let is_first = !self.spoke.swap(true, Ordering::Relaxed);
+        if let Some(refused) = self.permit.as_ref().and_then(|permit| permit.refused()) {
+            return Ok(refused.into_response());
+        }
+        let mut request: Request = request.map(Body::new);
+        let is_upgrade = request.headers().contains_key(header::UPGRADE);
+        let extensions = request.extensions_mut();
+        extensions.insert(ConnectInfo(self.address));
+        // Of a connection that was kept alive, this request's peer has all of the time again.
+        extensions.insert(HeadTook(if is_first { self.accepted.elapsed() } else { Duration::ZERO }));
+        if let Some(permit) = &self.permit {
+            // It goes with the connection, if that is upgraded.
+            extensions.insert(Arc::clone(permit));
+        }
+        let mut response = self.app.clone().call(request).await?;
+        if is_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            // What follows may be frames that a proxy let through; it must not be read as requests.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
     }
 }
 
@@ -168,13 +219,4 @@ async fn connection(
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-async fn tower_call(
-    mut app: Router,
-    request: hyper::Request<Body>,
-) -> Result<axum::response::Response, Infallible> {
-    use axum::extract::Request;
-    use tower_service::Service;
-    Service::<Request>::call(&mut app, request).await
 }

@@ -22,6 +22,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::auth::{Asked, judge_anew};
 use super::core::{CoreRef, Incoming, Inner, Peer};
 use super::meddle::Then;
+use super::session::Session;
 use super::stats::Stats;
 use crate::clock::{self, now};
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
@@ -56,8 +57,13 @@ struct Connected {
 }
 
 impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
-    /// From here on the session lives with its worker.
-    pub(super) fn begin(core: CoreRef, connection: ConnectionId, wire: Wire, handler: F) {
+    /// From here on the session lives with its worker. If `handler` panics, it is buried instead.
+    pub(super) fn begin(
+        core: CoreRef,
+        connection: ConnectionId,
+        wire: Wire,
+        handler: impl FnOnce(Session) -> F,
+    ) {
         Stats::add(&core.shared.stats.sessions, 1);
         let connected = Connected {
             connection,
@@ -66,7 +72,10 @@ impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
             _token: core.shared.tracker.token(),
             core: Arc::clone(&core),
         };
-        core.signal.move_in(Box::pin(Self { handler: Some(handler), connected }));
+        let mut task = Box::pin(Self { handler: None, connected });
+        let handler = handler(Session::new(Arc::clone(&core)));
+        task.as_mut().project().handler.set(Some(handler));
+        core.signal.move_in(task);
     }
 }
 
@@ -563,7 +572,7 @@ mod tests {
         let home = crate::worker::home();
         let core = Core::new(Arc::clone(&shared), home, facts, Peer::Plain(Box::new(plain)));
         let start = Instant::now();
-        SessionTask::begin(core, ConnectionId(1), wire, async {});
+        SessionTask::begin(core, ConnectionId(1), wire, async |_| {});
         shared.tracker.close();
         shared.tracker.wait().await;
         start.elapsed()

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OriginalUri};
@@ -18,6 +19,7 @@ use super::Mainstay;
 use super::auth::Denied;
 use super::limits::Permit;
 use super::open::{Opening, Terms, open};
+use super::serve::HeadTook;
 use super::session::Session;
 use super::stats::Stats;
 
@@ -35,6 +37,7 @@ pub struct SessionUpgrade {
     headers: HeaderMap,
     facts: PeerFacts,
     permit: Option<Arc<Permit>>,
+    head_took: Duration,
     terms: Terms,
     subprotocols: Option<Vec<String>>,
 }
@@ -103,6 +106,7 @@ where
             headers: parts.headers.clone(),
             facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Box::default() },
             permit: parts.extensions.remove::<Arc<Permit>>(),
+            head_took: parts.extensions.get::<HeadTook>().map_or(Duration::ZERO, |head| head.0),
             terms: Terms {
                 path,
                 principal: Bytes::new(),
@@ -133,7 +137,7 @@ impl SessionUpgrade {
     /// It is asked at every attach, and again when the client presents new credentials on a live session.
     /// There a refusal, or another principal, is told to the client and changes nothing: end the session
     /// with [`Session::close`] if it is to end. An answer that takes longer than
-    /// [`Config::opening_deadline`](super::Config::opening_deadline) is [`Denied::Unavailable`].
+    /// [`Config::opening_deadline`](super::Config::opening_deadline), or a panic, is [`Denied::Unavailable`].
     ///
     /// ```no_run
     /// # use mainstay::{SessionUpgrade, server::Denied};
@@ -235,9 +239,10 @@ impl SessionUpgrade {
         self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
         self.terms.deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
-        let Self { on_upgrade, permit, facts, terms, .. } = self;
+        let Self { on_upgrade, permit, head_took, facts, terms, .. } = self;
         // A task for the opening alone: once it is over, the session lives with a worker.
-        let opened = open(self.mainstay.shared, Opening { on_upgrade, permit, facts, terms }, handler);
+        let opened =
+            open(self.mainstay.shared, Opening { on_upgrade, permit, facts, terms, head_took }, handler);
         tracker.spawn(Box::pin(opened));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

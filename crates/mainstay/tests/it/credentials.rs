@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mainstay::client::{AuthenticateError, Event};
+use mainstay::client::{AuthenticateError, Event, Lost};
 use mainstay::server::{Config, Denied};
 use mainstay::{Client, CloseCode, Link, Mainstay, Message};
 
@@ -140,6 +140,40 @@ async fn a_judge_that_cannot_tell_or_does_not_answer_puts_the_client_off() {
         until("the first is refused", || mainstay.stats().attach_refused > 0).await;
         recovered.store(true, Ordering::Relaxed);
         assert!(!attached(&client).await);
+    }
+}
+
+/// Whether its function panics, or the future of that.
+#[tokio::test]
+async fn a_judge_that_panics_puts_the_client_off_and_holds_nothing() {
+    for at_once in [true, false] {
+        let config = Config { max_sessions: 1, ..Config::default() };
+        let panics = Arc::new(AtomicBool::new(true));
+        let still = Arc::clone(&panics);
+        let (address, mainstay) = server(config, move |upgrade| {
+            let still = Arc::clone(&still);
+            let upgrade = upgrade.authenticate(move |_| {
+                let still = still.load(Ordering::Relaxed);
+                assert!(!(still && at_once), "as the test asks for");
+                async move {
+                    assert!(!still, "as the test asks for");
+                    Ok::<_, Denied>("alice")
+                }
+            });
+            upgrade.on_session(echo)
+        })
+        .await;
+        let client = client(address, "alice:1");
+        let Some(Event::AttemptFailed { why, .. }) = client.event().await else {
+            panic!("no attempt failed")
+        };
+        assert_eq!(why, Lost::Unreachable("refused with code 4414".into()));
+        let plain = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
+        assert_eq!(end_of(&plain).await, Some(4414));
+        let stats = mainstay.stats();
+        assert!(stats.attach_refused >= 1 && stats.openings_failed == 1, "{stats:?}");
+        panics.store(false, Ordering::Relaxed);
+        assert!(!attached(&client).await, "there is room for one");
     }
 }
 

@@ -152,6 +152,10 @@ impl Raw {
 
     async fn echoes(&mut self, text: &str) {
         self.write(&frame(0x81, text.as_bytes())).await;
+        self.hears(text).await;
+    }
+
+    async fn hears(&mut self, text: &str) {
         loop {
             let (first, payload) = self.frame().await.unwrap();
             // Heartbeats come when they come.

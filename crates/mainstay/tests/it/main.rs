@@ -7,5 +7,10 @@ mod hostile;
 mod link;
 mod manual;
 mod meddle;
+mod request;
 mod session;
+mod shutdown;
+mod stream;
 mod support;
+#[cfg(feature = "tls")]
+mod tls;

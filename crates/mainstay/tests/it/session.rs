@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Mode, Outcome, State};
 use mainstay::server::Config;
-use mainstay::{Client, CloseCode, Link, Message};
+use mainstay::{Client, CloseCode, Link, Message, Window};
 
 use crate::support::{Proxy, echo_server, until};
 
@@ -46,6 +46,20 @@ async fn nothing_is_lost_repeated_or_reordered_over_ten_cuts() {
     let stats = mainstay.stats();
     assert_eq!((stats.attached_new, stats.attached_lost), (1, 0));
     assert!(stats.attached_resumed >= 1, "{stats:?}");
+}
+
+#[tokio::test]
+async fn a_small_window_takes_what_a_client_writes_before_it_knows_of_it() {
+    let accept = Window { messages: 1, bytes: 1 };
+    let (address, mainstay) = echo_server(Config { accept, ..Config::default() }).await;
+    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    for n in 0..100 {
+        client.send(Message::text(n.to_string())).await.unwrap();
+    }
+    for n in 0..100 {
+        assert_eq!(client.recv().await, Some(Message::text(n.to_string())));
+    }
+    assert_eq!(mainstay.stats().session_errors, 0);
 }
 
 #[tokio::test]
@@ -181,5 +195,36 @@ async fn a_drain_does_not_wait_for_whoever_is_cut_off_during_it() {
 async fn a_url_that_cannot_work_is_refused_before_anything_is_dialled() {
     for url in ["http//x", "ftp://x/", "", "ws://"] {
         assert!(Client::builder(url).is_err(), "{url}");
+    }
+    for port in ["abc", "0", "-1", "99999", "65536", "80.0"] {
+        for host in ["example.com", "[::1]"] {
+            let url = format!("ws://{host}:{port}/");
+            let error = Client::builder(&url).expect_err(&url).to_string();
+            // The parser of URLs knows some of them for bad itself.
+            assert!(error.contains(&format!("the port `{port}`")) || error.contains("invalid"), "{error}");
+        }
+    }
+    for url in ["ws://x", "ws://x:/", "ws://x:65535", "wss://[::1]", "ws://[::1]:8080/?a=b:c@d"] {
+        assert!(Client::builder(url).is_ok(), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_refused_for_good_says_with_which_status() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let refused =
+        Client::builder(&format!("ws://{address}/nothing")).unwrap().connect_once().await.unwrap_err();
+    assert_eq!(refused.code, Some(404));
+    assert!(refused.to_string().contains("404"), "{refused}");
+    let nobody = Client::builder("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
+    assert_eq!(nobody.code, None);
+    assert!(nobody.to_string().contains("127.0.0.1:1"), "{nobody}");
+}
+
+#[tokio::test]
+async fn credentials_in_a_url_are_refused_and_not_repeated() {
+    for url in ["ws://alice:hunter2@example.com/", "wss://hunter2@[::1]:80/", "ftp://hunter2@example.com/"] {
+        let error = Client::builder(url).expect_err(url).to_string();
+        assert!(error.contains("header") && !error.contains("hunter2"), "{error}");
     }
 }

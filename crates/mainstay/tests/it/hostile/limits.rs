@@ -1,5 +1,7 @@
 //! Peers that are too many, and peers that stay too long.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, SessionState};
@@ -122,6 +124,25 @@ async fn a_connection_at_work_is_not_idle() {
     }
     assert_eq!(mainstay.stats().left_idle, 0);
     until_quiet("it is idle at last", || mainstay.stats().left_idle == 1).await;
+}
+
+/// Before there is a future that the session could live in.
+#[tokio::test]
+async fn a_handler_that_panics_when_it_is_called_leaves_no_session_behind() {
+    let config = Config { max_sessions: 1, ..Config::default() };
+    let calls = Arc::new(AtomicU32::new(0));
+    let (address, mainstay) = crate::support::handled(Mainstay::new(config), move |session| {
+        assert!(calls.fetch_add(1, Ordering::Relaxed) > 1, "as the test asks for");
+        crate::support::echo(session)
+    })
+    .await;
+    let mut plain = Raw::open(address, "").await;
+    assert_eq!(plain.close_code().await, None, "nobody promises a closing handshake");
+    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    client.send(Message::text("x")).await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::text("x")), "the second session has room");
+    let stats = mainstay.stats();
+    assert_eq!((stats.sessions, stats.connections), (1, 1), "{stats:?}");
 }
 
 /// A handler that panics, beside others on the same server.

@@ -1,12 +1,18 @@
 //! Openings that are none: slow, large, broken or from the wrong page.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::Router;
+use axum::routing::any;
 use mainstay::server::{Config, Origins};
+use mainstay::{Mainstay, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use super::{Raw, Stage, frame, upgrade};
+use crate::support::echo;
 
 fn impatient() -> Config {
     Config { opening_deadline: Duration::from_millis(100), ..Config::default() }
@@ -197,4 +203,73 @@ async fn frames_sent_before_the_answer_are_read_after_it() {
     assert_eq!(bad.close_code().await, Some(1002));
     drop(raw);
     stage.ends_unharmed().await;
+}
+
+/// What remains of it after the request is for HELLO.
+#[tokio::test(start_paused = true)]
+async fn one_deadline_holds_from_accept_to_hello() {
+    let stage = Stage::set(Config::default()).await;
+    let start = Instant::now();
+    let stream = TcpStream::connect(stage.address).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut raw = Raw::over(stream, upgrade("Sec-WebSocket-Protocol: mainstay.v1\r\n").as_bytes()).await;
+    assert_eq!(raw.close_code().await, Some(4412));
+    assert_eq!(start.elapsed().as_secs(), 5);
+    stage.ends_unharmed().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_kept_alive_has_the_whole_time_again() {
+    let stage = Stage::set(Config::default()).await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        stream.write_all(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+    }
+    let start = Instant::now();
+    let mut raw = Raw::over(stream, upgrade("Sec-WebSocket-Protocol: mainstay.v1\r\n").as_bytes()).await;
+    assert_eq!((raw.close_code().await, start.elapsed().as_secs()), (Some(4412), 5));
+    stage.ends_unharmed().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_that_an_application_takes_before_101_is_not_its_clients() {
+    let mainstay = Mainstay::default();
+    let slowly = any(|upgrade: SessionUpgrade| async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        upgrade.on_session(echo)
+    });
+    let app = Router::new().route("/echo", slowly).with_state(mainstay.clone());
+    let (address, listener) = listener().await;
+    tokio::spawn(async move { mainstay::serve(listener, app, &mainstay).await.unwrap() });
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.write_all(upgrade("Sec-WebSocket-Protocol: mainstay.v1\r\n").as_bytes()).await.unwrap();
+    let start = Instant::now();
+    let mut raw = Raw::over(stream, b"").await;
+    assert_eq!((raw.close_code().await, start.elapsed().as_secs()), (Some(4412), 65));
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_another_server_the_deadline_holds_from_the_answer_on() {
+    let mainstay = Mainstay::default();
+    let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
+    let app = Router::new().route("/echo", sessions).with_state(mainstay.clone());
+    let (address, listener) = listener().await;
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let mut honest = Raw::open(address, "").await;
+    let start = Instant::now();
+    let mut raw = Raw::open(address, "Sec-WebSocket-Protocol: mainstay.v1\r\n").await;
+    assert_eq!((raw.close_code().await, start.elapsed().as_secs()), (Some(4412), 5));
+    honest.echoes("x").await;
+    assert_eq!(mainstay.stats().openings_failed, 1);
+}
+
+async fn listener() -> (SocketAddr, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (listener.local_addr().unwrap(), listener)
 }

@@ -1,11 +1,15 @@
 //! Peers that stop: in the middle of a frame, with reading, with everything. Time is tokio's, which leaps whenever
 //! nothing is left to do.
 
-use mainstay::server::Config;
-use tokio::io::AsyncWriteExt;
+use std::time::Duration;
 
-use super::{Raw, frame, header};
-use crate::support::{echo_server, until_quiet};
+use mainstay::server::Config;
+use mainstay::{Client, HeartbeatConfig, Mainstay, Message, Window};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpSocket;
+
+use super::{Raw, Stage, frame, header};
+use crate::support::{echo, echo_server, handled, until_quiet};
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_stops_in_the_middle_of_a_frame_is_found_by_the_heartbeat() {
@@ -51,6 +55,58 @@ async fn a_close_that_is_never_answered_holds_nothing() {
     raw.write(&[0x81, 1, b'x']).await;
     until_quiet("the connection is gone", || mainstay.stats().connections == 0).await;
     // Far beyond the linger.
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(raw.close_code().await, Some(1002));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_asks_over_http_and_reads_no_answer_is_dropped() {
+    let stage = Stage::set(Config::default()).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    let mut stream = socket.connect(stage.address).await.unwrap();
+    let asking =
+        async { while stream.write_all(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(3600), asking).await.expect("the server drops it");
+    stage.ends_unharmed().await;
+}
+
+/// For ten minutes, with an inbox so full that nothing more is read, the peer's Pongs neither.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_waits_is_no_evidence_against_its_peer() {
+    let config = Config {
+        heartbeat: HeartbeatConfig::every(Duration::from_secs(1)).unwrap(),
+        accept: Window { messages: 16, bytes: 1024 * 1024 },
+        ..Config::default()
+    };
+    let (address, mainstay) = handled(Mainstay::new(config), |session| async {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        echo(session).await;
+    })
+    .await;
+    let mut plain = Raw::open(address, "").await;
+    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    let texts = || (0..100).map(|n| n.to_string());
+    for text in texts() {
+        plain.write(&frame(0x81, text.as_bytes())).await;
+        client.send(Message::text(text)).await.unwrap();
+    }
+    let plain_hears = async {
+        for text in texts() {
+            plain.hears(&text).await;
+        }
+    };
+    let client_hears = async {
+        for text in texts() {
+            assert_eq!(client.recv().await, Some(Message::text(text)));
+        }
+    };
+    tokio::join!(plain_hears, client_hears);
+    let stats = mainstay.stats();
+    assert_eq!(
+        stats.dead_silent + stats.dead_frozen + stats.dead_stalled + stats.not_listening,
+        0,
+        "{stats:?}"
+    );
+    assert_eq!((stats.connections_opened, stats.connections), (2, 2), "{stats:?}");
 }

@@ -1,0 +1,129 @@
+//! Events that wait for their listener. Nobody has to listen, so their number is bounded, and so are the bytes that the
+//! peer may have kept there.
+
+use std::collections::VecDeque;
+
+use mainstay_proto::connect::{Event, Report};
+use mainstay_proto::session::Window;
+
+/// Events kept for a listener that is slow, or for none.
+const EVENTS: usize = 1024;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct EventQueue {
+    events: VecDeque<Event>,
+    /// Of the messages outside the stream among them.
+    messages: u64,
+    bytes: u64,
+}
+
+impl EventQueue {
+    /// Appends. Of more than 1,024 the oldest goes that tells of no loss: what is lost is told, however slow the
+    /// listener. Of messages outside the stream the newest 64 (256 KiB) are kept, as everywhere.
+    pub(super) fn push(&mut self, event: Event) {
+        if self.goes_on_with(&event) {
+            return;
+        }
+        if let Event::Volatile(message) = &event {
+            self.messages += 1;
+            self.bytes += message.payload.len() as u64;
+        }
+        self.events.push_back(event);
+        let limit = Window::VOLATILE;
+        while self.messages > limit.messages || (self.messages > 1 && self.bytes > limit.bytes) {
+            self.remove_first(|event| matches!(event, Event::Volatile(_)));
+        }
+        if self.events.len() > EVENTS {
+            self.remove_first(|event| !tells_of_loss(event));
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        self.remove_first(|_| true)
+    }
+
+    /// A queue that drops its oldest does so for each message that comes: ranges that touch are one report, or they
+    /// would push everything else out.
+    fn goes_on_with(&mut self, event: &Event) -> bool {
+        use Report::NotDelivered;
+        match (self.events.back_mut(), event) {
+            (Some(Event::Report(NotDelivered(_, before))), Event::Report(NotDelivered(first, last)))
+                if *before + 1 == *first =>
+            {
+                *before = *last;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes the first that `is_meant`, or the first of all.
+    fn remove_first(&mut self, is_meant: impl Fn(&Event) -> bool) -> Option<Event> {
+        let at = self.events.iter().position(is_meant).unwrap_or(0);
+        let event = self.events.remove(at)?;
+        if let Event::Volatile(message) = &event {
+            self.messages -= 1;
+            self.bytes -= message.payload.len() as u64;
+        }
+        Some(event)
+    }
+}
+
+fn tells_of_loss(event: &Event) -> bool {
+    use Event::{Dropped, Ended, FreshPeer, Gap, Report};
+    matches!(event, Gap(_) | FreshPeer | Report(_) | Dropped { .. } | Ended { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_proto::connect::Mode;
+    use mainstay_proto::session::Message;
+
+    use super::*;
+
+    fn attached(epoch: u64) -> Event {
+        Event::Attached { mode: Mode::Session, resumed: true, epoch }
+    }
+
+    fn volatile(size: usize) -> Event {
+        Event::Volatile(Message::binary(vec![0; size]))
+    }
+
+    #[test]
+    fn a_loss_is_told_to_a_listener_however_slow() {
+        let mut queue = EventQueue::default();
+        queue.push(attached(1));
+        queue.push(Event::FreshPeer);
+        (2..2 * EVENTS as u64).for_each(|epoch| queue.push(attached(epoch)));
+        assert_eq!(queue.events.len(), EVENTS);
+        assert_eq!(queue.pop(), Some(Event::FreshPeer));
+        assert_eq!(queue.events.back(), Some(&attached(2 * EVENTS as u64 - 1)));
+    }
+
+    #[test]
+    fn ranges_that_touch_are_one_report() {
+        let mut queue = EventQueue::default();
+        for (first, last) in [(1, 1), (2, 5), (7, 7)] {
+            queue.push(Event::Report(Report::NotDelivered(first, last)));
+        }
+        let told = [queue.pop(), queue.pop(), queue.pop()].map(|event| match event {
+            Some(Event::Report(Report::NotDelivered(first, last))) => (first, last),
+            _ => (0, 0),
+        });
+        assert_eq!(told, [(1, 5), (7, 7), (0, 0)]);
+    }
+
+    #[test]
+    fn of_messages_outside_the_stream_the_newest_are_kept_by_number_and_by_bytes() {
+        for (size, kept) in [(1, 64), (64 * 1024, 4), (1024 * 1024, 1)] {
+            let mut queue = EventQueue::default();
+            queue.push(attached(1));
+            (0..200).for_each(|_| queue.push(volatile(size)));
+            assert_eq!(queue.events.len(), 1 + kept, "{size} bytes each");
+            assert_eq!(queue.pop(), Some(attached(1)), "no other event went for them");
+            while queue.pop().is_some() {}
+            assert_eq!((queue.messages, queue.bytes), (0, 0));
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Writes that must get somewhere. A peer that asks and takes nothing of its response would hold the connection, and
+//! what waits for it, for ever: WebSockets have heartbeats, HTTP has nothing.
+//!
+//! Not held against a peer: that it reads slowly, as long as it reads.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use crate::transport::{Stream, keep_little_unsent};
+
+/// How long the peer may take nothing of what waits for it. The kernel is asked to hold little unsent and so tells of
+/// every 64 KiB that were taken (Linux): who reads 2 KiB a second is served.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A stream whose writes fail once the peer has taken nothing for too long.
+pub(super) struct Paced<S> {
+    stream: S,
+    /// Runs while the stream is full.
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// What is done to the stream then.
+    give_up: fn(&S),
+}
+
+impl Paced<TcpStream> {
+    /// Of what is given up nothing lingers in the kernel either.
+    pub(super) fn tcp(stream: TcpStream) -> Self {
+        keep_little_unsent(&stream);
+        let give_up = |stream: &TcpStream| drop(stream.set_zero_linger());
+        Self { stream, stalled: None, give_up }
+    }
+}
+
+impl<S> Paced<S> {
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
+
+    fn pace(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+        std::task::ready!(stalled.as_mut().poll(cx));
+        (self.give_up)(&self.stream);
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing of its response")))
+    }
+}
+
+impl<S: Stream> AsyncWrite for Paced<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.pace(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.pace(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl<S: Stream> AsyncRead for Paced<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn paced() -> (Paced<DuplexStream>, DuplexStream) {
+        let (ours, peer) = duplex(16);
+        (Paced { stream: ours, stalled: None, give_up: |_| {} }, peer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_of_which_nothing_is_taken_fails_after_30_s() {
+        let (mut stream, _peer) = paced();
+        let start = Instant::now();
+        let error = stream.write_all(&[0; 100]).await.unwrap_err();
+        assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, 30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_is_taken_byte_by_byte_goes_on() {
+        let (mut stream, mut peer) = paced();
+        let reading = tokio::spawn(async move {
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_secs(29)).await;
+                peer.read_u8().await.unwrap();
+            }
+        });
+        stream.write_all(&[0; 100]).await.unwrap();
+        // And nothing runs while there is nothing to write.
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        reading.await.unwrap();
+    }
+}

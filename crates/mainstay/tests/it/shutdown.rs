@@ -1,0 +1,126 @@
+//! `with_graceful_shutdown`: what the server loop waits for, and what it does not. Time is tokio's, which leaps whenever
+//! nothing is left to do.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{any, get};
+use mainstay::client::Event;
+use mainstay::server::Config;
+use mainstay::{Client, Mainstay, SessionUpgrade};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::support::{echo, until_quiet};
+
+const SPREAD: Duration = Duration::from_secs(30);
+
+/// A server with sessions at `/echo` and a response at `/slow` that takes as long as it was told to.
+struct Stage {
+    address: SocketAddr,
+    mainstay: Mainstay,
+    stop: Arc<Notify>,
+    server: JoinHandle<io::Result<()>>,
+    /// Whether a request for `/slow` came, and whether it was answered.
+    asked: Arc<AtomicBool>,
+    answered: Arc<AtomicBool>,
+}
+
+impl Stage {
+    async fn set(slow: Duration) -> Self {
+        let (asked, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (came, done) = (Arc::clone(&asked), Arc::clone(&answered));
+        let slowly = move || async move {
+            came.store(true, Ordering::Relaxed);
+            tokio::time::sleep(slow).await;
+            done.store(true, Ordering::Relaxed);
+            "slowly"
+        };
+        // Nobody is to leave because of this one.
+        let mainstay = Mainstay::new(Config { opening_deadline: 100 * SPREAD, ..Config::default() });
+        let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
+        let app = Router::new().route("/slow", get(slowly)).route("/echo", sessions);
+        let app = app.with_state(mainstay.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
+        let server = mainstay::serve(listener, app, &mainstay)
+            .with_graceful_shutdown(async move { stopped.notified().await }, SPREAD);
+        let server = tokio::spawn(server.into_future());
+        Self { address, mainstay, stop, server, asked, answered }
+    }
+
+    async fn ask(&self, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// Shuts it down, and returns how long that took.
+    async fn stop(&mut self) -> Duration {
+        let start = Instant::now();
+        self.stop.notify_one();
+        (&mut self.server).await.unwrap().unwrap();
+        start.elapsed()
+    }
+}
+
+async fn rest_of(mut stream: TcpStream) -> String {
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    rest
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_is_under_way_is_waited_for() {
+    let mut stage = Stage::set(Duration::from_secs(10)).await;
+    let asking = stage.ask("/slow").await;
+    until_quiet("it is asked", || stage.asked.load(Ordering::Relaxed)).await;
+    stage.stop().await;
+    assert!(stage.answered.load(Ordering::Relaxed), "the server was there until then");
+    let answer = rest_of(asking).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("slowly"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_does_not_end_is_waited_for_as_long_as_a_session() {
+    let mut stage = Stage::set(100 * SPREAD).await;
+    let _asking = stage.ask("/slow").await;
+    until_quiet("it is asked", || stage.asked.load(Ordering::Relaxed)).await;
+    assert_eq!(stage.stop().await.as_secs(), 35);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_without_a_request_are_not_waited_for() {
+    let mut stage = Stage::set(Duration::ZERO).await;
+    let silent = TcpStream::connect(stage.address).await.unwrap();
+    let mut kept_alive = stage.ask("/slow").await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"slowly") {
+        answer.push(kept_alive.read_u8().await.unwrap());
+    }
+    assert!(stage.stop().await < SPREAD, "nobody was waited for");
+    assert_eq!((rest_of(kept_alive).await, rest_of(silent).await), (String::new(), String::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_are_sent_away_and_waited_for_and_nobody_is_let_in() {
+    let mut stage = Stage::set(Duration::ZERO).await;
+    let url = format!("ws://{}/echo", stage.address);
+    let client = Client::builder(&url).unwrap().connect_once().await.unwrap();
+    let took = stage.stop().await;
+    assert!(took <= SPREAD, "it left within the time that it was given: {took:?}");
+    assert_eq!((stage.mainstay.stats().sessions, stage.mainstay.is_ready()), (0, false));
+    while !matches!(client.event().await, Some(Event::Ended { .. }) | None) {}
+    assert!(TcpStream::connect(stage.address).await.is_err());
+}

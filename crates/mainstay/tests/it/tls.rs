@@ -1,0 +1,75 @@
+//! `wss://`, to a server in front of which TLS ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mainstay::client::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use mainstay::client::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use mainstay::server::Config;
+use mainstay::{Client, CloseCode, Link, Message};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::echo_server;
+
+/// Ends TLS, as `localhost`, and passes the bytes on. Returns where, and the only certificate that vouches for it.
+async fn tls_in_front_of(to: SocketAddr) -> (SocketAddr, CertificateDer<'static>) {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder().with_no_client_auth();
+    let config = config.with_single_cert(vec![cert.der().clone()], key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (down, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut down) = acceptor.accept(down).await else { return };
+                let mut up = TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut down, &mut up).await;
+            });
+        }
+    });
+    (address, cert.der().clone())
+}
+
+fn trusting(certificate: CertificateDer<'static>) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}
+
+#[tokio::test]
+async fn messages_go_over_tls_to_whom_the_client_was_told_to_trust() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let (secure, certificate) = tls_in_front_of(address).await;
+    let url = format!("wss://localhost:{}/echo", secure.port());
+    let trusts = trusting(certificate);
+    let mut client = Client::builder(&url).unwrap().tls(Arc::clone(&trusts)).connect_once().await.unwrap();
+    let mut link = Link::to(&url).unwrap().tls(trusts).connect_once().await.unwrap();
+    // More than a record of TLS, and more than one write of ours.
+    for message in [Message::text("x"), Message::binary(vec![7; 60_000])] {
+        client.send(message.clone()).await.unwrap();
+        assert_eq!(client.recv().await.as_ref(), Some(&message));
+        link.send(message.clone()).await.unwrap();
+        assert_eq!(link.recv().await.as_ref(), Some(&message));
+    }
+    client.close(CloseCode::NORMAL, "").await;
+    assert_eq!(client.recv().await, None);
+}
+
+#[tokio::test]
+async fn a_server_that_nobody_vouches_for_or_with_another_name_is_not_spoken_to() {
+    let (address, mainstay) = echo_server(Config::default()).await;
+    let (secure, certificate) = tls_in_front_of(address).await;
+    let unknown = Client::builder(&format!("wss://localhost:{}/echo", secure.port())).unwrap();
+    let renamed = Client::builder(&format!("wss://127.0.0.1:{}/echo", secure.port())).unwrap();
+    for builder in [unknown, renamed.tls(trusting(certificate))] {
+        let error = builder.connect_once().await.unwrap_err();
+        assert!(error.code.is_none() && error.reason.starts_with("TLS: "), "{error:?}");
+    }
+    assert_eq!(mainstay.stats().connections_opened, 0);
+}
