@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::forward::{self, Network};
 use crate::links::{Account, Links};
-use crate::principal;
+use crate::principal::Bound;
 
 /// How long a request may wait for the backend's answer: the server's own opening deadline.
 const OPENING: Duration = Duration::from_secs(5);
@@ -45,8 +45,8 @@ pub(crate) struct LinkConfig {
     pub(crate) guarantee: Guarantee,
     /// Whose word is taken for who the visitor is.
     pub(crate) trusted_proxies: Vec<Network>,
-    /// Cookies that say who may resume a session, besides `Authorization`.
-    pub(crate) session_cookies: Vec<String>,
+    /// What says who may resume a session.
+    pub(crate) bound: Bound,
     pub(crate) links: Links,
 }
 
@@ -57,7 +57,7 @@ pub(crate) async fn visit(upgrade: SessionUpgrade, config: Arc<LinkConfig>) -> R
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     if upgrade.is_resumable() {
-        let principal = principal::of(upgrade.headers(), &config.session_cookies);
+        let principal = config.bound.principal(upgrade.headers());
         return upgrade.principal(principal).on_session(move |session| join_session(session, visit, config));
     }
     let offered: Vec<String> = upgrade.offered().map(str::to_owned).collect();

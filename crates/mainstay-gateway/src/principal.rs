@@ -1,28 +1,43 @@
 //! Who may resume a session: whoever brings what the request that opened it was authenticated by.
 //!
-//! The backend judges a visitor once, by the headers of that request. The session that came of it must not be had with a
-//! stolen token alone, so what the backend may have judged by becomes the session's principal.
-//! `docs/adr/0012-what-a-session-of-the-gateway-is-bound-to.md` says why that is not every cookie.
+//! The backend judges a visitor once, by the headers of that request. Where the operator says which of them say who a
+//! visitor is, the session cannot be had with a stolen token alone.
+//! `docs/adr/0012-what-a-session-of-the-gateway-is-bound-to.md` says why it is the operator who says so.
 
-use http::header::{AUTHORIZATION, COOKIE, HeaderMap};
+use http::header::{COOKIE, HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
-/// A hash of `Authorization` and of the named cookies; empty if the request has none of them.
-pub(crate) fn of(headers: &HeaderMap, cookies: &[String]) -> Vec<u8> {
-    let authorization = headers.get_all(AUTHORIZATION).iter().map(|value| (&b""[..], value.as_bytes()));
-    let named = cookies
-        .iter()
-        .flat_map(|name| values(headers, name.as_bytes()).map(move |value| (name.as_bytes(), value)));
-    let mut found = authorization.chain(named).peekable();
-    if found.peek().is_none() {
-        return Vec::new();
+/// What says who a visitor is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Bound {
+    pub(crate) headers: Vec<HeaderName>,
+    pub(crate) cookies: Vec<String>,
+}
+
+impl Bound {
+    /// A hash of the named headers and cookies; empty if the request has none of them.
+    pub(crate) fn principal(&self, request: &HeaderMap) -> Vec<u8> {
+        let headers = self.headers.iter().flat_map(|name| {
+            request
+                .get_all(name)
+                .iter()
+                .map(move |value| (&b"header"[..], name.as_str().as_bytes(), value.as_bytes()))
+        });
+        let cookies = self.cookies.iter().flat_map(|name| {
+            let name = name.as_bytes();
+            values(request, name).map(move |value| (&b"cookie"[..], name, value))
+        });
+        let mut found = headers.chain(cookies).peekable();
+        if found.peek().is_none() {
+            return Vec::new();
+        }
+        let mut hash = Sha256::new();
+        for part in found.flat_map(|(kind, name, value)| [kind, name, value]) {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        hash.finalize().to_vec()
     }
-    let mut hash = Sha256::new();
-    for part in found.flat_map(|(name, value)| [name, value]) {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    hash.finalize().to_vec()
 }
 
 /// The values of the cookie of this name, of which a request may have several (RFC 6265 section 4.2.2).
@@ -33,10 +48,11 @@ fn values<'a>(headers: &'a HeaderMap, name: &'a [u8]) -> impl Iterator<Item = &'
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderValue;
 
     use super::*;
 
+    /// Of a request to a gateway that is bound to `Authorization` and these cookies.
     fn principal(headers: &[(&'static str, &'static str)], cookies: &[&str]) -> Vec<u8> {
         let parsed = headers
             .iter()
@@ -45,7 +61,8 @@ mod tests {
         for (name, value) in parsed {
             headers.append(name, value);
         }
-        of(&headers, &cookies.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        let cookies = cookies.iter().map(|name| (*name).to_owned()).collect();
+        Bound { headers: vec![http::header::AUTHORIZATION], cookies }.principal(&headers)
     }
 
     #[test]
@@ -53,10 +70,13 @@ mod tests {
         assert_eq!(principal(&[], &[]), b"");
         assert_eq!(principal(&[("cookie", "sid=1")], &[]), b"");
         assert_eq!(principal(&[("cookie", "side=1; asid=1; sid")], &["sid"]), b"");
+        let mut authorized = HeaderMap::new();
+        authorized.append(http::header::AUTHORIZATION, HeaderValue::from_static("Bearer a"));
+        assert_eq!(Bound::default().principal(&authorized), b"", "tokens are renewed");
     }
 
     #[test]
-    fn it_changes_with_authorization_and_with_named_cookies_and_with_nothing_else() {
+    fn it_changes_with_named_headers_and_cookies_and_with_nothing_else() {
         let first = principal(&[("authorization", "Bearer a"), ("cookie", "x=1; sid=1; csrf=1")], &["sid"]);
         let check =
             |headers: &[_], same| assert_eq!(principal(headers, &["sid"]) == first, same, "{headers:?}");

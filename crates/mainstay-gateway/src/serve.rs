@@ -12,7 +12,7 @@ use axum::extract::{FromRef, State};
 use axum::response::Response;
 use axum::routing::any;
 use clap::ValueEnum;
-use http::Uri;
+use http::{HeaderName, Uri};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
 use tokio::net::{TcpListener, TcpSocket};
@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use crate::admin::Token;
 use crate::forward::Network;
 use crate::links::Links;
+use crate::principal::Bound;
 use crate::{Interrupts, admin, builtin, descriptors, join, values};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
@@ -87,10 +88,14 @@ pub(crate) struct Arguments {
     /// be repeated. Without it the backend is told who connected, and nothing that visitors say of themselves.
     #[arg(long, value_name = "NETWORK", value_parser = values::network)]
     trusted_proxy: Vec<Network>,
-    /// A cookie by which the backend knows who a visitor is. A session is resumed only with the same value, and with
-    /// the same Authorization header. May be repeated.
+    /// A cookie by which the backend knows who a visitor is: a session is resumed only with the same value. May be
+    /// repeated.
     #[arg(long, value_name = "NAME", value_parser = values::token)]
     session_cookie: Vec<String>,
+    /// A header by which the backend knows who a visitor is, such as Authorization, if it stays the same for as long as
+    /// a session lives. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    session_header: Vec<HeaderName>,
     /// Where /healthz, /readyz and /metrics are served.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, env = "MAINSTAY_ADMIN")]
     admin: Option<SocketAddr>,
@@ -207,7 +212,10 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
                     Delivery::AtMostOnce => Guarantee::AtMostOnce,
                 },
                 trusted_proxies: arguments.trusted_proxy.clone(),
-                session_cookies: arguments.session_cookie.clone(),
+                bound: Bound {
+                    headers: arguments.session_header.clone(),
+                    cookies: arguments.session_cookie.clone(),
+                },
                 links: links.clone(),
             };
             let gateway = Gateway { mainstay: mainstay.clone(), link: Arc::new(link) };

@@ -48,7 +48,8 @@ async fn a_stolen_token_with_other_credentials_opens_a_fresh_session() {
         }),
     );
     backend(listener, app).await;
-    let gateway = Gateway::in_front_of(address, &["--session-cookie", "sid"]);
+    let gateway =
+        Gateway::in_front_of(address, &["--session-cookie", "sid", "--session-header", "authorization"]);
     let owner = "Authorization: Bearer a\r\nCookie: sid=1; theme=dark\r\n";
     let token = welcome(&gateway, owner, 1, None).await.token;
     for (number, thief) in (2..).zip([
