@@ -10,7 +10,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Browser, Page } from "puppeteer-core";
-import { CHROMIUM, crash, type Engine, FIREFOX, freeze, hidden, isThere, launch, thaw } from "./browsers.js";
+import { CHROMIUM, crash, type Engine, FIREFOX, freeze, hidden, isThere, launch, ONE_TIMER_A_MINUTE, thaw } from "./browsers.js";
 import { CREDENTIALS_SERVER, Server } from "./gateway.js";
 import type { Chapter } from "./judge.js";
 import type { Record, Run } from "./page.js";
@@ -299,6 +299,24 @@ const IN_FIREFOX: { [name: string]: Scenario } = {
   },
 };
 
+const WITH_ONE_TIMER_A_MINUTE: { [name: string]: Scenario } = {
+  "a page with one timer a minute answers from where it receives, and keeps its connection": async (stage) => {
+    const { cable, page, backend, gateway } = await stage.set();
+    await hidden(page, async () => {
+      await sleep(VERDICT_MS);
+      const { sent } = await recordOf(page);
+      await sleep(60_000);
+      assert.ok((await recordOf(page)).sent - sent <= 2, "its timers are held back");
+    });
+    await advance(page);
+    const { chapters, record } = await finish(page, backend.seen);
+    assert.equal(chapters.length, 1);
+    assert.deepEqual(codes(record), [], "no verdict of the page");
+    assert.equal(await gateway.metric("dead_peers_total"), 0, "no verdict of the gateway");
+    assert.equal(cable.count, 1);
+  },
+};
+
 /**
  * A page is left, with messages that were never written; a second one goes on from a copy of what it stored; then
  * the first one comes back. It cannot know what the second wrote, and that is what it must say.
@@ -333,10 +351,10 @@ async function duplicateOf(page: Page, address: string): Promise<Page> {
   return (await opened) ?? assert.fail("no second tab");
 }
 
-function perform(engine: Engine, scenarios: { [name: string]: Scenario }): void {
-  describe(engine.name, { concurrency: 1, skip: engine === FIREFOX && !isThere(engine) && engine.install }, () => {
+function perform(engine: Engine, scenarios: { [name: string]: Scenario }, flags: string[] = []): void {
+  describe([engine.name, ...flags].join(" "), { concurrency: 1, skip: engine === FIREFOX && !isThere(engine) && engine.install }, () => {
     let browser: Browser;
-    before(async () => void (browser = await launch(engine)));
+    before(async () => void (browser = await launch(engine, flags)));
     after(() => browser?.close());
     for (const [name, scenario] of Object.entries(scenarios)) {
       test(name, async () => {
@@ -353,5 +371,6 @@ function perform(engine: Engine, scenarios: { [name: string]: Scenario }): void 
 
 describe("the client in", { concurrency: true }, () => {
   perform(CHROMIUM, { ...EVERYWHERE, ...IN_CHROMIUM });
+  perform(CHROMIUM, WITH_ONE_TIMER_A_MINUTE, ONE_TIMER_A_MINUTE);
   perform(FIREFOX, { ...EVERYWHERE, ...IN_FIREFOX });
 });
