@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 
 use mainstay_proto::heartbeat::Evidence;
 
-/// Machines count whole milliseconds.
-const ROUNDING: Duration = Duration::from_millis(2);
+/// Machines count whole milliseconds, and multiply by up to four.
+const ROUNDING: Duration = Duration::from_millis(6);
 /// How late a driver may look at a timer: see the world's `TICK`.
-const TICK: Duration = Duration::from_millis(110);
+const TICK: Duration = Duration::from_millis(250);
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -37,6 +37,10 @@ pub struct Ear {
     waits: bool,
     /// When something last began to wait, or some of what waited was taken.
     stuck: Option<Instant>,
+    /// A probe was written since the last turn of writing that left as a whole.
+    queued: bool,
+    /// When a turn of writing with a probe in it had left as a whole.
+    flushed: Option<Instant>,
     woke: Option<Instant>,
     /// The process slept past a deadline: nothing from before is evidence.
     fresh_from: Option<Instant>,
@@ -52,6 +56,8 @@ impl Ear {
             probes: VecDeque::new(),
             waits: false,
             stuck: None,
+            queued: false,
+            flushed: None,
             woke: None,
             fresh_from: None,
         }
@@ -64,7 +70,14 @@ impl Ear {
 
     /// A probe was written.
     pub fn beats(&mut self, now: Instant) {
-        self.beat = now;
+        (self.beat, self.queued) = (now, true);
+    }
+
+    /// Everything that was written has left.
+    pub fn flushed(&mut self, now: Instant) {
+        if std::mem::take(&mut self.queued) {
+            self.flushed = Some(now);
+        }
     }
 
     /// A probe left the process.
@@ -98,9 +111,10 @@ impl Ear {
     pub fn describe(&self, now: Instant) -> String {
         let ago = |at: Option<Instant>| at.map_or("never".to_owned(), |at| format!("{:?} ago", now - at));
         format!(
-            "heard {}, oldest open probe {}, waits: {}, stuck {}, woke {}",
+            "heard {}, oldest open probe {}, flushed {}, waits: {}, stuck {}, woke {}",
             ago(Some(self.heard)),
             ago(self.probes.front().map(|(_, left)| *left)),
+            ago(self.flushed),
             self.waits,
             ago(self.stuck),
             ago(self.woke)
@@ -206,9 +220,10 @@ impl Client {
     /// The process slept until now, and has read what was readable.
     pub fn woke(&self, now: Instant, ear: &mut Ear) {
         let verdict = Self::probe(ear).map_or(now + self.limit(), |left| left + self.probe_deadline());
-        let due = (ear.since_sleep(ear.heard) + self.limit()).min(verdict);
+        // A machine that was late before counts from then.
+        let due = (ear.woke.map_or(ear.heard, |woke| woke.max(ear.heard)) + self.limit()).min(verdict);
         ear.woke = Some(now);
-        if now > due + self.interval / 4 + ROUNDING {
+        if !ear.was_stuck() && now > due + self.interval / 4 + ROUNDING {
             ear.fresh_from = Some(now);
             ear.probes.clear();
         }
@@ -218,7 +233,11 @@ impl Client {
     #[must_use]
     pub fn too_early(&self, now: Instant, ear: &Ear) -> Option<&'static str> {
         let silent = now + ROUNDING >= ear.since_sleep(ear.heard) + self.limit();
-        let unanswered = Self::probe(ear).is_some_and(|left| now + ROUNDING >= left + self.probe_deadline());
+        // A turn of writing may leave long after the probe in it, and after the answer. `Watch` counts from there all
+        // the same, which is a fault of its own.
+        let flushed = ear.flushed.filter(|at| *at >= ear.heard);
+        let mut probes = [Self::probe(ear), flushed].into_iter().flatten();
+        let unanswered = probes.any(|left| now + ROUNDING >= left + self.probe_deadline());
         (!silent && !unanswered).then_some("neither the limit nor the deadline of a probe had passed")
     }
 

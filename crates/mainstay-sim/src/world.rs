@@ -260,7 +260,6 @@ impl World {
         self.strike();
         self.deliver()?;
         self.wake();
-        self.drain_all();
         for index in 0..self.clients.len() {
             if self.clients[index].process.is_awake(self.now) {
                 self.client_turn(index)?;
@@ -269,6 +268,7 @@ impl World {
         if self.server.process.is_awake(self.now) {
             self.server_turn()?;
         }
+        self.drain_all();
         Ok(())
     }
 
@@ -362,13 +362,19 @@ impl World {
         }
     }
 
-    /// A message of a system that answers nothing any more: what waits is lost, what flies arrives before it.
+    /// An end drops the connection: what waits is lost, what flies arrives before the reset.
     fn reset(&mut self, key: Key, up: bool) {
+        if let Some(wire) = self.wires.get_mut(&key) {
+            wire.lane(up).unsent.clear();
+        }
+        self.fly(key, up, Packet::Reset);
+    }
+
+    /// Puts what needs no room on its way.
+    fn fly(&mut self, key: Key, up: bool, packet: Packet) {
         let at = self.now + self.latency();
         if let Some(wire) = self.wires.get_mut(&key) {
-            let lane = wire.lane(up);
-            lane.unsent.clear();
-            lane.fly(at, 0, Some(Packet::Reset));
+            wire.lane(up).fly(at, 0, Some(packet));
         }
     }
 

@@ -277,7 +277,15 @@ impl World {
             }
         }
         let client = &mut self.clients[index];
-        if client.machine.is_ended() || client.machine.is_closing() {
+        if client.machine.is_ended() {
+            // A driver that is done drops what is still open.
+            for key in self.open_of(index) {
+                self.close_client_end(key);
+                self.reset(key, true);
+            }
+            return Ok(());
+        }
+        if client.machine.is_closing() {
             return Ok(());
         }
         client.sent.acknowledged(client.machine.settled())
@@ -299,10 +307,7 @@ impl World {
                     // The server's deadline begins when it accepts.
                     let opening = CONNECT_TIMEOUT + OPENING_DEADLINE;
                     self.wires.insert(key, Wire::new(self.now, server_id, CONNECT_TIMEOUT, opening));
-                    let at = self.now + self.latency();
-                    if let Some(wire) = self.wires.get_mut(&key) {
-                        wire.up.fly(at, 0, Some(Packet::Opened));
-                    }
+                    self.fly(key, true, Packet::Opened);
                 }
                 Command::Transmit(id, Transmit::Abort) => {
                     self.close_client_end(key(id));
@@ -331,10 +336,14 @@ impl World {
         let client = &mut self.clients[index];
         for connection in [client.machine.writer(), client.attached].into_iter().flatten() {
             let key = Key { client: index, life, connection };
-            match self.wires.get_mut(&key).map(|wire| wire.up.outcome()) {
-                Some(Written::All) => client.machine.handle_flushed(now, connection),
-                Some(Written::Some) => client.machine.handle_write_progress(now, connection),
-                Some(Written::None) | None => {}
+            let Some(wire) = self.wires.get_mut(&key) else { continue };
+            match wire.up.outcome() {
+                Written::All => {
+                    wire.client.flushed(now);
+                    client.machine.handle_flushed(now, connection);
+                }
+                Written::Some => client.machine.handle_write_progress(now, connection),
+                Written::None => {}
             }
         }
         Ok(any)
@@ -462,11 +471,15 @@ impl World {
         }
     }
 
-    /// The process is gone, and nobody is told anything.
+    /// The process is gone, and nobody is told anything. Returns what it had open.
     pub(super) fn crash(&mut self, index: usize, back_at: Instant) -> Vec<Key> {
         let client = &mut self.clients[index];
         (client.reborn_at, client.crashed) = (Some(back_at), true);
-        let life = client.life;
+        self.open_of(index)
+    }
+
+    fn open_of(&self, index: usize) -> Vec<Key> {
+        let life = self.clients[index].life;
         let mine = |(key, wire): (&Key, &Wire)| {
             ((key.client, key.life) == (index, life) && wire.client_open).then_some(*key)
         };

@@ -8,7 +8,7 @@ use rand::RngExt;
 
 use super::World;
 use super::client::Grade;
-use super::network::{Key, ServerEnd};
+use super::network::{Key, Packet, ServerEnd};
 use crate::plan::Fault;
 
 impl World {
@@ -62,11 +62,11 @@ impl World {
         let Some(wire) = self.wires.get_mut(&key) else { return false };
         match fault {
             Fault::Reset => {
-                wire.up.clear();
-                wire.down.clear();
+                wire.up.drop_flying();
+                wire.down.drop_flying();
                 wire.up.trouble(self.now);
-                self.reset(key, true);
-                self.reset(key, false);
+                self.fly(key, true, Packet::Reset);
+                self.fly(key, false, Packet::Reset);
             }
             Fault::BlackHoleUp => wire.up.swallow(),
             Fault::BlackHoleDown => wire.down.swallow(),
@@ -168,7 +168,10 @@ impl World {
         let other = (index + 1) % self.clients.len().max(2);
         let (grade, words) = match self.rng.random_range(0..10) {
             0 => (Grade::Bad, format!("nobody {number}")),
-            1 | 2 => (Grade::Foreign, format!("user {other} {number}")),
+            // A key is one principal's name: who becomes somebody else before WELCOME has two sessions.
+            1 | 2 if self.clients[index].machine.is_attached() => {
+                (Grade::Foreign, format!("user {other} {number}"))
+            }
             _ => (Grade::Good, format!("user {index} {number}")),
         };
         self.clients[index].authenticate(now, grade, words);

@@ -174,13 +174,6 @@ impl Lane {
         self.unsent.is_empty() && self.flying.is_empty()
     }
 
-    /// What is under way is lost, and what waits to leave.
-    pub(super) fn clear(&mut self) {
-        self.unsent.clear();
-        self.drop_flying();
-        (self.taken, self.pong) = (0, None);
-    }
-
     /// What is under way is lost.
     pub(super) fn drop_flying(&mut self) {
         self.flying.clear();

@@ -502,7 +502,8 @@ impl World {
 
     /// The stream, as far as the socket takes it. `true`: something was written, so there may be more.
     fn session_writes(&mut self, session: usize) -> Result<bool, String> {
-        let (now, mut any) = (self.now, false);
+        // A driver encodes what fits a turn, and so a Ping and the PING behind it together.
+        let (now, mut any, mut pair) = (self.now, false, false);
         loop {
             self.check_acknowledged(session)?;
             let hosted = &mut self.server.sessions.0[session];
@@ -512,7 +513,7 @@ impl World {
             let Some((key, wire)) = found else {
                 return Err(format!("session {session} has a connection that is over"));
             };
-            let (key, waits) = (*key, !wire.down.unsent.is_empty());
+            let (key, waits) = (*key, !wire.down.unsent.is_empty() && !pair);
             let next = if waits { None } else { machine.poll_transmit(now, connection) };
             let Some(transmit) = next else {
                 match wire.down.outcome() {
@@ -527,7 +528,7 @@ impl World {
             if before.is_some_and(|(old, was)| epoch < old || (epoch == old && was != connection)) {
                 return Err(format!("session {session} writes two connections in epoch {epoch}"));
             }
-            any = true;
+            (any, pair) = (true, matches!(transmit, Transmit::Ping(_)));
             self.note(|| format!("session {session} conn {} -> {}", connection.0, show(&transmit)));
             self.session_transmits(session, key, connection, &transmit);
         }
