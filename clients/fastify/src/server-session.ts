@@ -76,7 +76,8 @@ interface Attached {
   lane: Lane;
   welcome: Welcome | undefined;
   heartbeat: Heartbeat;
-  ping: number | undefined;
+  /** What is still to be written of the newest probe; one that waits gives way to it. The RFC Ping goes first. */
+  probe: { nonce: number; hasPinged: boolean } | undefined;
   /** What goes out before any message, in order. */
   queue: Output[];
   volatiles: Volatiles;
@@ -229,7 +230,7 @@ export class ServerSession {
         this.account,
       ],
       heartbeat: new Heartbeat(now, config.heartbeat, random),
-      ping: undefined,
+      probe: undefined,
       queue: [],
       volatiles: new Volatiles(VOLATILES),
       auth: undefined,
@@ -332,7 +333,7 @@ export class ServerSession {
   flushed(now: number, connection: number): void {
     const { attached } = this;
     // A probe that was not even given out has not left.
-    if (attached?.connection === connection && attached.ping === undefined) attached.heartbeat.flushed(now);
+    if (attached?.connection === connection && !attached.probe) attached.heartbeat.flushed(now);
   }
 
   /** The socket took some of what was given out, but not all. */
@@ -461,23 +462,27 @@ export class ServerSession {
   transmit(now: number, connection: number): Output | undefined {
     const { attached, flow } = this;
     if (attached?.connection !== connection) return;
-    const { welcome, ping, lane, queue, auth } = attached;
+    const { welcome, probe, lane, queue, auth } = attached;
     if (welcome) {
       attached.welcome = undefined;
       return encode(welcome);
     }
-    if (ping !== undefined) {
-      attached.ping = undefined;
-      // The RFC Ping goes first: a client that answers only that is alive, if not listening.
-      queue.unshift(flow.writeBeat(Type.Ping, ping, lane));
-      return { ping };
+    if (probe) {
+      // A client that answers only the RFC Ping is alive, if not listening.
+      attached.probe = probe.hasPinged ? undefined : { ...probe, hasPinged: true };
+      return probe.hasPinged ? flow.writeBeat(Type.Ping, probe.nonce, lane) : { ping: probe.nonce };
     }
     if (typeof auth === "object" && "accepted" in auth) {
       attached.auth = undefined;
       return encode([Type.AuthResult, auth.accepted, 0]);
     }
     if (queue.length) return queue.shift();
-    if (!this.handsOver) return;
+    if (!this.handsOver) {
+      // A client that still hands over what came before END asks whether anybody is there.
+      const { pong } = flow;
+      flow.pong = undefined;
+      return this.life.is === "end sent" && pong !== undefined ? flow.writeBeat(Type.Pong, pong, lane) : undefined;
+    }
     const volatile = attached.volatiles.shift();
     if (volatile !== undefined) return encode([Type.Volatile, volatile]);
     return flow.writeOwed(now, lane) ?? flow.writeData(lane);
@@ -491,14 +496,14 @@ export class ServerSession {
     if (life.is === "end sent" && life.until <= now) {
       this.finish({ why: "ended", code: life.code, reason: life.reason, byUs: true });
       if (attached) {
-        attached.ping = undefined;
+        attached.probe = undefined;
         attached.queue = [{ abort: true }];
       }
       // Whatever still waits to be written.
       return { is: "dead", evidence: "silent" };
     }
     const action = attached?.heartbeat.timeout(now);
-    if (action?.is === "probe") attached!.ping = action.nonce;
+    if (action?.is === "probe") attached!.probe = { nonce: action.nonce, hasPinged: false };
     return action;
   }
 

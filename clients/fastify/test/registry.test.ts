@@ -74,6 +74,38 @@ test("results of AUTH do not pile up for a client that reads nothing", () => {
   }
 });
 
+test("a session that has sent END still answers who asks whether it is there", () => {
+  const [session] = new Directory().attach(0, {});
+  const connection = session.connection!;
+  session.receive(0, connection, [3, 0]);
+  session.close(0, 4500, "over");
+  assert.equal((session.transmit(0, connection) as any)[0], 8);
+  session.receive(0, connection, [4, 7, 0, 0]);
+  assert.deepEqual(decode(session.transmit(0, connection) as any), [5, 7, 0, 0]);
+  assert.equal(session.transmit(0, connection), undefined);
+});
+
+test("of two probes that wait only the newer leaves", () => {
+  const [session] = new Directory().attach(0, {});
+  const connection = session.connection!;
+  session.receive(0, connection, [3, 0]);
+  let now = 0;
+  const probe = () => {
+    for (;;) {
+      now = Math.max(now, session.dueAt);
+      session.bytes(now, connection);
+      for (let action; (action = session.timeout(now)); ) if (action.is === "probe") return { now, nonce: action.nonce };
+    }
+  };
+  const older = probe();
+  assert.deepEqual(session.transmit(older.now, connection), { ping: older.nonce });
+  // The socket is full until the next is due.
+  const newer = probe();
+  assert.deepEqual(session.transmit(newer.now, connection), { ping: newer.nonce });
+  assert.deepEqual((decode(session.transmit(newer.now, connection) as any) as any).slice(0, 2), [4, newer.nonce]);
+  assert.equal(session.transmit(newer.now, connection), undefined);
+});
+
 test("no client puts off its end by acknowledging nothing", () => {
   const [session] = new Directory().attach(0, {});
   const connection = session.connection!;

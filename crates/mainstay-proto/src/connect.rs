@@ -581,6 +581,7 @@ impl Client {
             }
             _ => {}
         }
+        self.session.handle_timeout(now);
         let drain = self.beat(now);
         self.collect(now);
         drain
@@ -870,13 +871,18 @@ impl Client {
                 }
                 ClientEvent::Ended { code, reason, fate } => {
                     // What is still owed (the answer to END, the Close) leaves before the end.
+                    let mut closed = None;
                     while let Some((id, transmit)) = self.session.poll_transmit(now) {
+                        closed = closed.or(matches!(transmit, Transmit::Close { .. }).then_some(id));
                         self.commands.push_back(Command::Transmit(id, transmit));
                     }
                     if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } =
                         self.dial
                     {
                         self.abort(connection);
+                        // If the attempt was refused for good, nothing is told to the one it was to replace.
+                        let old = self.attached.as_ref().map(|old| old.connection);
+                        old.filter(|old| Some(*old) != closed).into_iter().for_each(|old| self.abort(old));
                     }
                     self.ended = true;
                     (self.attached, self.dial, self.closing) = (None, Dial::Rest, None);

@@ -92,7 +92,7 @@ pub enum Action {
         /// Comes back in the answer. Below 2^32.
         nonce: u64,
     },
-    /// Read what is readable, yield once, and call `handle_timeout` again at once.
+    /// Read what is readable, write what the socket takes, yield once, and call `handle_timeout` again at once.
     Drain,
     /// The peer sends bytes and answers nothing: its page hangs, its reader is stuck, or it is in the
     /// middle of one very large frame, which only the driver knows. Reported again after each limit.
@@ -411,7 +411,12 @@ impl Watch {
     /// The answer to the newest probe; another nonce is only bytes. Returns the round trip.
     pub fn handle_pong(&mut self, now: Instant, nonce: u64) -> Option<Duration> {
         self.handle_bytes(now);
-        let left = self.timed.take_if(|_| nonce == u64::from(self.nonce))?;
+        if nonce != u64::from(self.nonce) {
+            return None;
+        }
+        // Its deadline would begin when what was written after it has left.
+        self.queued = false;
+        let left = self.timed.take()?;
         let round_trip = now.saturating_duration_since(left);
         self.srtt.add(round_trip);
         Some(round_trip)

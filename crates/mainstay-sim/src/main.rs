@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mainstay_sim::explore::{self, Scenario};
-use mainstay_sim::{Plan, run};
+use mainstay_sim::plan::Fault;
+use mainstay_sim::{Counts, Plan, run};
 
 /// Plays seeds of Mainstay's simulator.
 #[derive(Parser)]
@@ -79,7 +80,7 @@ fn holds(scenario: &Scenario) -> bool {
 }
 
 fn play_seeds(arguments: &Arguments) -> ExitCode {
-    let (mut failed, mut messages, mut resumed, mut gaps) = (0_u64, 0, 0, 0);
+    let (mut failed, mut counts) = (0_u64, Counts::default());
     for seed in arguments.from..arguments.from.saturating_add(arguments.seeds) {
         let plan = Plan::draw(seed);
         let outcome = run(&plan, arguments.trace);
@@ -87,10 +88,9 @@ fn play_seeds(arguments: &Arguments) -> ExitCode {
             println!("seed {seed}: two runs of the same seed differ");
             failed += 1;
         }
-        messages += outcome.messages;
-        resumed += outcome.resumed;
-        gaps += outcome.gaps;
+        counts.add(&outcome.counts);
         if arguments.trace {
+            println!("{plan:#?}");
             outcome.log.iter().for_each(|line| println!("{line}"));
         }
         if let Some(failure) = outcome.failure {
@@ -100,7 +100,21 @@ fn play_seeds(arguments: &Arguments) -> ExitCode {
             );
         }
     }
-    println!("{} seeds, {messages} messages, {resumed} resumes, {gaps} gaps told", arguments.seeds);
+    report(arguments.seeds, &counts);
     println!("{} passed, {failed} failed", arguments.seeds - failed);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What the seeds reached: a fault that strikes nobody shows nothing.
+fn report(seeds: u64, counts: &Counts) {
+    let Counts { messages, volatile, resumed, gaps, dropped, ended, .. } = counts;
+    let Counts { given_up, full, partial, refused, judged, .. } = counts;
+    let [silent, frozen, stalled] = counts.dead;
+    println!("{seeds} seeds, {messages} messages, {volatile} outside the stream");
+    println!("{resumed} resumes, {gaps} gaps told, {dropped} messages dropped and told, {ended} ends");
+    println!("dead: {silent} silent, {frozen} frozen, {stalled} stalled, {given_up} by clients");
+    println!("{full} sends given back, {partial} partial writes, {refused} refusals, {judged} AUTH judged");
+    let faults: Vec<_> =
+        Fault::ALL.iter().zip(counts.faults).map(|(fault, count)| format!("{fault:?} {count}")).collect();
+    println!("faults: {}", faults.join(", "));
 }

@@ -6,7 +6,10 @@
 //! 1. *Prefix* and 2. *no duplicate*: what an application gets is what the other sent, in order, once.
 //! 3. *Explicit gap*: an index may be missing only if a gap event put it among the unknown or the not
 //!    delivered; and what was reported delivered or not delivered was so.
-//! 4. *Convergence*: after healing nothing that was accepted is outstanding.
+//! 4. *Acknowledged is handed over*: no count that an end is told is above what the other application got.
+//! 5. *Convergence*: after healing nothing that was accepted is outstanding.
+//!
+//! What is outside the stream ([`Volatile`]) may be lost, but comes once and in order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +21,8 @@ pub struct Sent {
     next: u64,
     /// Index of each message of the current session, by number - 1.
     numbers: Vec<u64>,
+    /// The first so many of them were acknowledged.
+    acknowledged: u64,
     /// Indices that may be missing: unknown, or reported as not delivered and not sent again.
     excused: BTreeSet<u64>,
     /// Indices that were reported as not delivered and not sent again.
@@ -59,6 +64,24 @@ impl Sent {
         Ok(())
     }
 
+    /// The client learned that the first so many messages of its session were delivered.
+    pub fn acknowledged(&mut self, number: u64) -> Result<(), String> {
+        while self.acknowledged < number {
+            let index = self.numbers.get(self.acknowledged as usize);
+            if index.is_none_or(|index| !self.got.contains(index)) {
+                return Err(format!("acknowledged: client message {index:?}, and it was not handed over"));
+            }
+            self.acknowledged += 1;
+        }
+        Ok(())
+    }
+
+    /// The client is gone, and with it what it knew of its messages: they may be missing.
+    pub fn forgotten(&mut self) {
+        self.excused.extend(self.numbers.drain(..));
+        self.acknowledged = 0;
+    }
+
     /// The client was told what became of its session.
     pub fn lost(&mut self, fate: &Fate) -> Result<(), String> {
         if fate.last != self.numbers.len() as u64 {
@@ -79,6 +102,7 @@ impl Sent {
                 self.undelivered.insert(*index);
             }
         }
+        self.acknowledged = 0;
         let keep = if fate.resent { fate.unknown as usize } else { self.numbers.len() };
         self.numbers.drain(..keep.min(self.numbers.len()));
         Ok(())
@@ -90,11 +114,6 @@ impl Sent {
             Some(index) => Err(format!("silent loss: client message {index} of {}", self.next)),
             None => Ok(()),
         }
-    }
-
-    /// How many messages were accepted, and how many arrived.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.next, self.got.len() as u64)
     }
 }
 
@@ -148,5 +167,22 @@ impl Got {
     /// The session that the client is in, and the last number it got.
     pub fn position(&self) -> (Option<usize>, u64) {
         (self.session, self.last)
+    }
+}
+
+/// What came outside the stream.
+#[derive(Debug, Default)]
+pub struct Volatile {
+    last: u64,
+}
+
+impl Volatile {
+    /// The how-manieth of its sender was handed over.
+    pub fn received(&mut self, number: u64) -> Result<(), String> {
+        if number <= self.last {
+            return Err(format!("volatile message {number} after {}", self.last));
+        }
+        self.last = number;
+        Ok(())
     }
 }

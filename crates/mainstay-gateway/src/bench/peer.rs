@@ -322,8 +322,13 @@ impl Peer {
 
     /// Writes an acknowledgement that is due by time alone.
     pub(super) fn tick(&mut self, turn: &mut Turn) -> Alive {
-        let due = self.session.as_ref().and_then(|session| session.poll_timeout());
-        if due.is_some_and(|due| due <= turn.instant()) { self.flush(turn) } else { Ok(()) }
+        let now = turn.instant();
+        let Some(session) = &mut self.session else { return Ok(()) };
+        if session.poll_timeout().is_none_or(|due| due > now) {
+            return Ok(());
+        }
+        session.handle_timeout(now);
+        self.flush(turn)
     }
 }
 

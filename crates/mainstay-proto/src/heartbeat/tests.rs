@@ -515,6 +515,19 @@ fn a_client_waits_two_announced_intervals_and_five_seconds_after_the_last_byte()
 }
 
 #[test]
+fn an_answer_that_comes_before_the_socket_is_empty_is_an_answer() {
+    let mut now = origin();
+    let mut watch = Watch::new(now, INTERVAL);
+    watch.probe();
+    let Action::Probe { nonce } = next(&mut watch, &mut now) else { panic!("no probe") };
+    now += SECOND;
+    assert_eq!(watch.handle_pong(now, nonce), None, "when it left is not known");
+    now += 20 * SECOND;
+    watch.handle_flushed(now);
+    assert_eq!(watch.poll_timeout(), now - 20 * SECOND + 55 * SECOND, "no deadline begins");
+}
+
+#[test]
 fn a_client_that_slept_probes_before_it_judges() {
     let mut now = origin();
     let mut watch = Watch::new(now, INTERVAL);

@@ -853,6 +853,12 @@ impl ClientSession {
         self.events.pop_front()
     }
 
+    /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed; earlier does nothing. A driver
+    /// that does not is asked again and again for as long as its socket is full.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.flow.inbox.handle_timeout(now);
+    }
+
     /// When an acknowledgement is due even if nothing more comes.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {

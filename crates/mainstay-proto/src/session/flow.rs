@@ -147,13 +147,18 @@ impl Flow {
 
     /// The control message that is owed now, if any: a PONG, or an acknowledgement.
     pub(super) fn write_owed(&mut self, now: Instant, lane: &Lane) -> Option<Transmit> {
-        if let Some(nonce) = self.pong.take() {
-            return Some(Transmit::control(&Control::Pong(self.beat(nonce, lane))));
+        if let Some(pong) = self.write_pong(lane) {
+            return Some(pong);
         }
         if self.inbox.acknowledgement_due(now) {
             return Some(self.write_acknowledgement());
         }
         None
+    }
+
+    pub(super) fn write_pong(&mut self, lane: &Lane) -> Option<Transmit> {
+        let nonce = self.pong.take()?;
+        Some(Transmit::control(&Control::Pong(self.beat(nonce, lane))))
     }
 
     pub(super) fn write_acknowledgement(&mut self) -> Transmit {

@@ -56,6 +56,8 @@ pub(super) struct Inbox {
     /// Payload bytes received since then.
     untold_bytes: u64,
     untold_since: Option<Instant>,
+    /// The peer should have been told by now, and will be as soon as the connection takes it.
+    is_overdue: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -79,6 +81,7 @@ impl Inbox {
             told: 0,
             untold_bytes: 0,
             untold_since: None,
+            is_overdue: false,
         }
     }
 
@@ -147,7 +150,9 @@ impl Inbox {
         self.received = number;
         self.open_bytes = self.open_bytes.saturating_sub(length);
         self.untold_bytes += length;
-        self.untold_since.get_or_insert(now);
+        if !self.is_overdue {
+            self.untold_since.get_or_insert(now);
+        }
     }
 
     pub(super) fn acknowledgement_due(&self, now: Instant) -> bool {
@@ -156,7 +161,16 @@ impl Inbox {
         untold > 0
             && (untold >= quarter
                 || self.untold_bytes >= (self.window.bytes / 4).min(ACK_BYTES)
+                || self.is_overdue
                 || self.acknowledge_by().is_some_and(|by| by <= now))
+    }
+
+    /// Notes that an acknowledgement is overdue: from here on no clock is waited for, but the connection.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.acknowledge_by().is_some_and(|by| by <= now) {
+            self.is_overdue = true;
+            self.untold_since = None;
+        }
     }
 
     /// When an acknowledgement is due even if nothing more comes.
@@ -169,6 +183,7 @@ impl Inbox {
         self.told = self.received;
         self.untold_bytes = 0;
         self.untold_since = None;
+        self.is_overdue = false;
         self.received
     }
 

@@ -106,11 +106,20 @@ struct Attached {
     lifetime: Option<Box<Lifetime>>,
     /// It was asked to leave, and is closed then.
     gone_by: Option<Instant>,
-    ping: Option<u64>,
+    probe: Option<Probe>,
     /// Control messages in order: GOAWAY, END and what follows it.
     queue: VecDeque<Transmit>,
     volatiles: Volatiles,
     auth: Option<Auth>,
+}
+
+/// A probe's two messages, as far as they are still to be written. A newer probe takes the place of one that waits: only
+/// the newest nonce comes back from a client that answers once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Probe {
+    /// The RFC Ping goes first: a peer that answers only that is alive, if not listening.
+    Both(u64),
+    Ping(u64),
 }
 
 /// New credentials, until AUTH_RESULT.
@@ -355,7 +364,7 @@ impl ServerSession {
             heartbeat: Heartbeat::new(now, &self.config.heartbeat, &mut rng),
             lifetime: Lifetime::new(now, &self.config.lifetime, &mut rng),
             gone_by: None,
-            ping: None,
+            probe: None,
             queue: VecDeque::new(),
             volatiles: Volatiles::default(),
             auth: None,
@@ -509,7 +518,7 @@ impl ServerSession {
     pub fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
         let attached = self.attached.as_mut().filter(|a| a.connection == connection);
         // A probe that was not even polled has not left.
-        if let Some(attached) = attached.filter(|a| a.ping.is_none()) {
+        if let Some(attached) = attached.filter(|a| a.probe.is_none()) {
             attached.heartbeat.handle_flushed(now);
         }
     }
@@ -731,10 +740,13 @@ impl ServerSession {
         if let Some(welcome) = attached.welcome.take() {
             return Some(Transmit::control(&Control::Welcome(welcome)));
         }
-        if let Some(nonce) = attached.ping.take() {
-            // The RFC Ping goes first: a peer that answers only that is alive, if not listening.
-            attached.queue.push_front(self.flow.write_ping(nonce, &attached.lane));
-            return Some(Transmit::Ping(nonce));
+        match attached.probe.take() {
+            Some(Probe::Both(nonce)) => {
+                attached.probe = Some(Probe::Ping(nonce));
+                return Some(Transmit::Ping(nonce));
+            }
+            Some(Probe::Ping(nonce)) => return Some(self.flow.write_ping(nonce, &attached.lane)),
+            None => {}
         }
         if let Some(Auth::Judged { accepted }) = attached.auth {
             attached.auth = None;
@@ -744,8 +756,11 @@ impl ServerSession {
         if let Some(transmit) = attached.queue.pop_front() {
             return Some(transmit);
         }
-        if matches!(self.life, Life::EndSent { .. } | Life::Over(_)) {
-            return None;
+        match self.life {
+            // A client that still hands over what came before END asks whether anybody is there.
+            Life::EndSent { .. } => return self.flow.write_pong(&attached.lane),
+            Life::Over(_) => return None,
+            _ => {}
         }
         if let Some(transmit) =
             attached.volatiles.transmit().or_else(|| self.flow.write_owed(now, &attached.lane))
@@ -778,14 +793,15 @@ impl ServerSession {
         {
             self.over(Over::Ended { code, by_us: true });
             let attached = self.attached.as_mut()?;
-            (attached.ping, attached.queue) = (None, VecDeque::from([Transmit::Abort]));
+            (attached.probe, attached.queue) = (None, VecDeque::from([Transmit::Abort]));
             return None;
         }
+        self.flow.inbox.handle_timeout(now);
         self.send_away(now);
         let attached = self.attached.as_mut()?;
         let action = attached.heartbeat.handle_timeout(now, &self.config.heartbeat);
         match &action {
-            Some(Action::Probe { nonce }) => attached.ping = Some(*nonce),
+            Some(Action::Probe { nonce }) => attached.probe = Some(Probe::Both(*nonce)),
             Some(Action::Dead(_)) => attached.queue.push_front(Transmit::Abort),
             _ => {}
         }

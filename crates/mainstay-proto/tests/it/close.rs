@@ -156,6 +156,20 @@ fn an_end_that_waits_for_its_client_is_given_to_it() {
 }
 
 #[test]
+fn a_server_that_has_sent_end_still_answers_who_asks_whether_it_is_there() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.server_closes(CloseCode::SESSION_ENDED, "over");
+    let (now, session) = (pair.now, pair.session());
+    assert!(session.poll_transmit(now, first).is_some_and(|transmit| is_end(&transmit, 4500)));
+    let ping = Control::Ping(Beat { nonce: 7, sent: 0, received: 0 });
+    session.handle_frame(now, first, Frame::Control(ping)).unwrap();
+    let pong = Control::Pong(Beat { nonce: 7, sent: 0, received: 0 });
+    assert_eq!(session.poll_transmit(now, first), Some(Transmit::Control(pong.encode())));
+    assert_eq!(session.poll_transmit(now, first), None);
+}
+
+#[test]
 fn no_client_puts_off_its_end_by_acknowledging_nothing() {
     let mut pair = Pair::default();
     let first = pair.connect();

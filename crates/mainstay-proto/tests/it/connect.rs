@@ -363,6 +363,27 @@ fn a_silent_server_is_dead_after_two_intervals_and_five_seconds() {
 }
 
 #[test]
+fn a_replacement_that_is_refused_for_good_leaves_no_connection_open() {
+    let (mut node, first) = Node::attached();
+    let delay = Delay { min: SECOND, max: SECOND };
+    node.read(
+        first,
+        &Control::GoAway { reason: String::new(), delay, close_in: Duration::ZERO, endpoint: None },
+    );
+    node.wait(2 * SECOND);
+    let second = node.dialled();
+    node.open(second, Mode::Session);
+    node.hello(second);
+    node.read(
+        second,
+        &Control::Refuse { code: 4501, retryable: false, delay: Delay::default(), account: None },
+    );
+    assert!(matches!(node.event(), Event::Ended { code: Some(4501), .. }));
+    assert_eq!([node.command(), node.command()], [abort(second), abort(first)]);
+    node.quiet();
+}
+
+#[test]
 fn a_close_that_says_when_to_come_back_is_obeyed() {
     let (mut node, first) = Node::attached();
     let reason = "retry_ms=40000, no room".to_owned();

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::message::{Cause, Delay};
 use mainstay_proto::session::{
-    Answer, ClientConfig, ClientEvent, Control, Message, Over, Refusal, RegistryConfig, ServerConfig,
-    SessionError, Window,
+    Answer, ClientConfig, ClientEvent, Control, Frame, Message, Over, Refusal, RegistryConfig, ServerConfig,
+    ServerSession, SessionError, Transmit, Window,
 };
 use mainstay_proto::ws::Kind;
 
@@ -234,6 +235,52 @@ fn a_server_without_room_puts_newcomers_off_and_lets_its_own_come_back() {
     pair.wait(RESUME_WINDOW);
     let again = pair.wire();
     assert!(matches!(pair.hello(again, &stranger(1)), Answer::Attached { created: true, .. }));
+}
+
+#[test]
+fn an_acknowledgement_that_the_connection_does_not_take_is_waited_for_without_a_clock() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.client_sends("a");
+    pair.run();
+    let (now, session) = (pair.now, pair.session());
+    let beat = session.poll_timeout().unwrap();
+    let due = now + SECOND / 4;
+    assert!(beat <= due, "an acknowledgement is due");
+    // The socket is full: nothing is asked for.
+    assert_eq!(session.handle_timeout(due), None);
+    assert!(session.poll_timeout().unwrap() > due, "it is not asked again and again");
+    assert_eq!(session.handle_timeout(due + SECOND), None);
+    let written: Vec<_> = std::iter::from_fn(|| session.poll_transmit(due + SECOND, first)).collect();
+    let ack = Control::Ack { received: 1, window: None };
+    assert_eq!(written, [Transmit::Control(ack.encode())], "it leaves as soon as there is room");
+}
+
+#[test]
+fn of_two_probes_that_wait_only_the_newer_leaves() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    let (mut now, session) = (pair.now, pair.session());
+    let mut probe = |session: &mut ServerSession| {
+        for _ in 0..1000 {
+            now = now.max(session.poll_timeout().unwrap());
+            // It lives, and takes a little now and then.
+            session.handle_bytes(now, first);
+            session.handle_write_progress(now, first);
+            if let Some(Action::Probe { nonce }) = session.handle_timeout(now) {
+                return (now, nonce);
+            }
+        }
+        panic!("no probe");
+    };
+    let (at, older) = probe(session);
+    // The Ping leaves, then the socket is full.
+    assert_eq!(session.poll_transmit(at, first), Some(Transmit::Ping(older)));
+    let (at, newer) = probe(session);
+    let written: Vec<_> = std::iter::from_fn(|| session.poll_transmit(at, first)).collect();
+    let [Transmit::Ping(nonce), Transmit::Control(ping)] = written.as_slice() else { panic!("{written:?}") };
+    let Ok(Frame::Control(Control::Ping(beat))) = Frame::decode(Kind::Binary, ping.clone()) else { panic!() };
+    assert_eq!((*nonce, beat.nonce), (newer, newer));
 }
 
 #[test]

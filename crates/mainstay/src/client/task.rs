@@ -278,7 +278,13 @@ impl Resident for Task {
             }
             let more = this.read(cx, &mut stirred);
             match this.keep_time() {
-                Some(true) => return Turn::Again,
+                Some(true) => {
+                    // Before a verdict the socket says what it takes.
+                    stirred |= this.obey();
+                    stirred |= this.write(cx);
+                    this.finish(stirred);
+                    return Turn::Again;
+                }
                 acted => stirred |= acted.is_some(),
             }
             stirred |= this.obey();

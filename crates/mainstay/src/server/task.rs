@@ -93,7 +93,9 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
         for _ in 0..ROUNDS {
             let more = connected.read(here, cx);
             if connected.keep_time() {
-                // This process was paused. The worker says what became readable, then we judge.
+                // This process was paused. The worker says what became readable, and the socket what it takes; then
+                // we judge.
+                connected.write(here, cx);
                 return Turn::Again;
             }
             if connected.core.signal.take_poll() {

@@ -1,0 +1,504 @@
+//! A client's process: its machine, its application, and what that application knows.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode};
+use mainstay_proto::session::{ConnectionId, Control, Credentials, Delivery, Message, Transmit};
+use mainstay_proto::ws::CloseCode;
+use rand::RngExt;
+
+use super::network::{Key, Packet, Wire, Written};
+use super::{CONNECT_TIMEOUT, OPENING_DEADLINE, Process, World};
+use crate::judge;
+use crate::letter::Letter;
+use crate::oracle::{Got, Sent, Volatile};
+use crate::plan::{Fault, Plan};
+
+pub(super) struct ClientNode {
+    index: usize,
+    pub(super) machine: Client,
+    /// Counts the instances.
+    pub(super) life: u64,
+    pub(super) sent: Sent,
+    pub(super) got: Got,
+    pub(super) volatile: Volatile,
+    pub(super) volatile_sent: u64,
+    next_send: Instant,
+    next_take: Instant,
+    pub(super) process: Process,
+    /// The connection that it is attached to, and what was measured there.
+    attached: Option<ConnectionId>,
+    rtt: Option<Duration>,
+    epoch: (Option<[u8; 8]>, u64),
+    /// The newest credentials, and whether they are good; told once.
+    fresh: Option<Grade>,
+    /// Its session may be another client's principal's.
+    was_foreign: bool,
+    /// Something happened that may end it.
+    pub(super) may_end: bool,
+    /// Nothing follows when it ends.
+    pub(super) leaves: bool,
+    /// When the next instance begins, if this one is over.
+    reborn_at: Option<Instant>,
+    /// Its process died, and says nothing more.
+    pub(super) crashed: bool,
+}
+
+/// What credentials are worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Grade {
+    Good,
+    /// Another client's: good in HELLO, for a session of its own.
+    Foreign,
+    Bad,
+}
+
+impl ClientNode {
+    pub(super) fn new(now: Instant, plan: &Plan, index: usize, seed: [u8; 32]) -> Self {
+        Self {
+            index,
+            machine: Client::new(now, config(plan, index), seed),
+            life: 0,
+            sent: Sent::default(),
+            got: Got::default(),
+            volatile: Volatile::default(),
+            volatile_sent: 0,
+            next_send: now,
+            next_take: now,
+            process: Process::new(now),
+            attached: None,
+            rtt: None,
+            epoch: (None, 0),
+            fresh: None,
+            was_foreign: false,
+            may_end: false,
+            leaves: false,
+            reborn_at: None,
+            crashed: false,
+        }
+    }
+
+    /// A new instance begins, and knows nothing of the one before.
+    pub(super) fn renew(&mut self, now: Instant, plan: &Plan, seed: [u8; 32]) {
+        self.sent.forgotten();
+        *self = Self {
+            life: self.life + 1,
+            sent: std::mem::take(&mut self.sent),
+            volatile: std::mem::take(&mut self.volatile),
+            volatile_sent: self.volatile_sent,
+            process: self.process,
+            next_send: self.next_send.max(now),
+            ..Self::new(now, plan, self.index, seed)
+        };
+    }
+
+    /// Its process is there: nothing follows yet.
+    pub(super) fn lives(&self) -> bool {
+        self.reborn_at.is_none()
+    }
+
+    /// Presents credentials, and remembers what they are worth.
+    pub(super) fn authenticate(&mut self, now: Instant, grade: Grade, credentials: String) {
+        self.fresh = Some(grade);
+        self.may_end |= grade == Grade::Bad;
+        self.was_foreign |= grade == Grade::Foreign;
+        self.machine.authenticate(now, Bytes::from(credentials));
+    }
+}
+
+fn config(plan: &Plan, index: usize) -> ConnectConfig {
+    let mut config = ConnectConfig::default();
+    if let Some(window) = plan.windows {
+        (config.session.flow.keep, config.session.flow.accept) = (window, window);
+    }
+    config.session.credentials =
+        plan.judged_within.map(|_| Credentials(Bytes::from(format!("user {index}"))));
+    config
+}
+
+impl World {
+    pub(super) fn next_of_client(&self, client: &ClientNode) -> impl Iterator<Item = Instant> {
+        let take = (self.plan.handling > Duration::ZERO).then_some(client.next_take);
+        let send = (!self.healing).then_some(client.next_send);
+        let times = match client.reborn_at {
+            Some(at) => [Some(at).filter(|_| !client.leaves), None, None],
+            None => [client.machine.poll_timeout(), send, take],
+        };
+        let paused_until = client.process.paused_until;
+        times.into_iter().flatten().map(move |at| at.max(paused_until))
+    }
+
+    pub(super) fn client_sleeps_until(&self, key: Key) -> Instant {
+        self.clients.get(key.client).map_or(self.start, |client| client.process.paused_until)
+    }
+
+    pub(super) fn client_turn(&mut self, index: usize) -> Result<(), String> {
+        let now = self.now;
+        if let Some(at) = self.clients[index].reborn_at {
+            if at > now || self.clients[index].leaves {
+                return Ok(());
+            }
+            let seed = self.rng.random();
+            self.clients[index].renew(now, &self.plan, seed);
+            self.note(|| format!("client {index} begins anew"));
+        }
+        // Numbers belong to a session: an application that counts reads its events before it sends.
+        self.client_events(index)?;
+        self.client_sends(index)?;
+        let client = &mut self.clients[index];
+        client.rtt = client.machine.rtt();
+        // One thing that is due may make another, as often as a driver would come back.
+        for _ in 0..4 {
+            let machine = &mut self.clients[index].machine;
+            let is_due = machine.poll_timeout().is_some_and(|at| at <= now);
+            // What was readable was delivered before this turn.
+            if is_due && machine.handle_timeout(now) {
+                self.client_commands(index)?;
+                self.client_writes(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn client_sends(&mut self, index: usize) -> Result<(), String> {
+        let (now, longest) = (self.now, self.plan.longest);
+        let client = &mut self.clients[index];
+        if self.healing || client.next_send > now {
+            return Ok(());
+        }
+        let pause = self.plan.message_every.mul_f64(self.rng.random_range(0.0..2.0));
+        client.next_send = now + pause + Duration::from_millis(1);
+        if self.plan.volatile && self.rng.random_bool(0.3) {
+            client.volatile_sent += 1;
+            let letter = Letter { from: 'C', whose: index, number: client.volatile_sent };
+            client.machine.send_volatile(letter.write(longest));
+        }
+        let letter = Letter { from: 'c', whose: index, number: client.sent.next_index() };
+        match client.machine.send(letter.write(longest)) {
+            Ok(number) => {
+                self.counts.messages += 1;
+                client.sent.accepted(number)
+            }
+            Err(_) => {
+                self.counts.full += 1;
+                Ok(())
+            }
+        }
+    }
+
+    // ---- what arrives ---------------------------------------------------------------------------
+
+    pub(super) fn arrive_at_client(&mut self, key: Key, arrived: Option<Packet>) -> Result<(), String> {
+        let (now, id) = (self.now, key.connection);
+        let Some(wire) = self.wires.get_mut(&key).filter(|wire| wire.client_open) else { return Ok(()) };
+        let client = self.clients.get_mut(key.client).filter(|client| client.life == key.life);
+        let Some(client) = client else { return Ok(()) };
+        wire.client.heard(now);
+        let Some(packet) = arrived else {
+            client.machine.handle_bytes(now, id);
+            return Ok(());
+        };
+        self.note(|| format!("client {} conn {} <- {packet:?}", key.client, id.0));
+        let machine = &mut self.clients[key.client].machine;
+        match packet {
+            Packet::Opened => machine.handle_opened(now, id, Mode::Session),
+            Packet::Message(kind, ref payload) => {
+                if let Err(error) =
+                    machine.handle_message(now, id, Message { kind, payload: payload.clone() })
+                {
+                    return Err(format!("client {} says the server broke the protocol: {error}", key.client));
+                }
+                self.client_read(key, &packet)?;
+            }
+            Packet::Ping(nonce) => {
+                machine.handle_bytes(now, id);
+                self.answer_ping(key, true, nonce);
+            }
+            Packet::Pong(nonce) => machine.handle_pong(now, id, &nonce.to_be_bytes()),
+            Packet::Close(code, reason) => {
+                self.close_client_end(key);
+                let lost = Lost::Closed { code: CloseCode::new(code), reason };
+                self.clients[key.client].machine.handle_lost(now, id, lost);
+            }
+            Packet::Reset => {
+                self.close_client_end(key);
+                self.clients[key.client].machine.handle_lost(now, id, Lost::Broken("reset".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the network's bookkeeping learns from a message.
+    fn client_read(&mut self, key: Key, packet: &Packet) -> Result<(), String> {
+        let (now, Some(wire)) = (self.now, self.wires.get_mut(&key)) else { return Ok(()) };
+        match packet.control(&[2, 5, 12]) {
+            Some(Control::Welcome(welcome)) if wire.opening.is_some() => {
+                (wire.opening, wire.asks, wire.client) = (None, false, judge::Ear::new(now));
+                let client = &mut self.clients[key.client];
+                (client.attached, client.rtt) = (Some(key.connection), None);
+                let (before, epoch) = client.epoch;
+                client.epoch = (Some(welcome.id.0), welcome.epoch);
+                if before == Some(welcome.id.0) && welcome.epoch <= epoch {
+                    return Err(format!("epoch {} after {epoch}", welcome.epoch));
+                }
+            }
+            Some(Control::Refuse { .. }) => wire.asks = false,
+            Some(Control::Pong(beat)) => wire.client.answered(beat.nonce),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Behind a full socket only the last Ping is answered.
+    pub(super) fn answer_ping(&mut self, key: Key, up: bool, nonce: u64) {
+        let Some(wire) = self.wires.get_mut(&key) else { return };
+        let lane = wire.lane(up);
+        if lane.unsent.is_empty() {
+            self.write(key, up, Packet::Pong(nonce));
+        } else {
+            lane.pong = Some(nonce);
+        }
+    }
+
+    pub(super) fn close_client_end(&mut self, key: Key) {
+        if let Some(wire) = self.wires.get_mut(&key) {
+            (wire.client_open, wire.asks) = (false, false);
+            wire.down.drop_flying();
+        }
+    }
+
+    // ---- what it says ---------------------------------------------------------------------------
+
+    pub(super) fn settle_client(&mut self, index: usize) -> Result<(), String> {
+        loop {
+            let mut wrote = self.client_commands(index)?;
+            self.client_events(index)?;
+            self.client_takes(index)?;
+            wrote |= self.client_writes(index)?;
+            if !wrote {
+                break;
+            }
+        }
+        let client = &mut self.clients[index];
+        if client.machine.is_ended() {
+            // A driver that is done drops what is still open.
+            for key in self.open_of(index) {
+                self.close_client_end(key);
+                self.reset(key, true);
+            }
+            return Ok(());
+        }
+        if client.machine.is_closing() {
+            return Ok(());
+        }
+        client.sent.acknowledged(client.machine.settled())
+    }
+
+    /// Dials, last words and drops.
+    fn client_commands(&mut self, index: usize) -> Result<bool, String> {
+        let mut any = false;
+        while let Some(command) = self.clients[index].machine.poll_command() {
+            self.note(|| format!("client {index} -> {}", describe(&command)));
+            any = true;
+            let life = self.clients[index].life;
+            let key = |connection| Key { client: index, life, connection };
+            match command {
+                Command::Dial(id) => {
+                    let key = key(id);
+                    let server_id = ConnectionId(self.next_wire);
+                    self.next_wire += 1;
+                    // The server's deadline begins when it accepts.
+                    let opening = CONNECT_TIMEOUT + OPENING_DEADLINE;
+                    self.wires.insert(key, Wire::new(self.now, server_id, CONNECT_TIMEOUT, opening));
+                    self.fly(key, true, Packet::Opened);
+                }
+                Command::Transmit(id, Transmit::Abort) => {
+                    self.close_client_end(key(id));
+                    self.reset(key(id), true);
+                }
+                Command::Transmit(id, transmit) => self.client_transmits(key(id), &transmit)?,
+            }
+        }
+        Ok(any)
+    }
+
+    /// The stream, as far as the socket takes it.
+    fn client_writes(&mut self, index: usize) -> Result<bool, String> {
+        let (now, mut any) = (self.now, false);
+        let life = self.clients[index].life;
+        while let Some(connection) = self.clients[index].machine.writer() {
+            let key = Key { client: index, life, connection };
+            if self.wires.get_mut(&key).is_some_and(|wire| !wire.up.unsent.is_empty()) {
+                break;
+            }
+            let Some(transmit) = self.clients[index].machine.poll_transmit(now, connection) else { break };
+            self.note(|| format!("client {index} conn {} -> {}", connection.0, show(&transmit)));
+            any = true;
+            self.client_transmits(key, &transmit)?;
+        }
+        let client = &mut self.clients[index];
+        for connection in [client.machine.writer(), client.attached].into_iter().flatten() {
+            let key = Key { client: index, life, connection };
+            let Some(wire) = self.wires.get_mut(&key) else { continue };
+            match wire.up.outcome() {
+                Written::All => {
+                    wire.client.flushed(now);
+                    client.machine.handle_flushed(now, connection);
+                }
+                Written::Some => client.machine.handle_write_progress(now, connection),
+                Written::None => {}
+            }
+        }
+        Ok(any)
+    }
+
+    fn client_transmits(&mut self, key: Key, transmit: &Transmit) -> Result<(), String> {
+        let Some(packet) = Packet::of(transmit) else {
+            return Err(format!("client {} transmits {transmit:?}", key.client));
+        };
+        if packet.control(&[1]).is_some() {
+            if let Some(wire) = self.wires.get_mut(&key) {
+                wire.asks = true;
+            }
+        } else if matches!(packet, Packet::Message(..)) && packet.control(&[8]).is_none() {
+            // From a HELLO on, an older connection is only read. (The answer to END makes the HELLO void.)
+            let asks = |(other, wire): (&Key, &Wire)| {
+                *other != key && (other.client, other.life) == (key.client, key.life) && wire.asks
+            };
+            if self.wires.iter().any(asks) {
+                return Err(format!("client {} writes {packet:?} on two connections", key.client));
+            }
+        }
+        let last = matches!(packet, Packet::Close(..));
+        self.write(key, true, packet);
+        if last {
+            self.close_client_end(key);
+        }
+        Ok(())
+    }
+
+    fn client_takes(&mut self, index: usize) -> Result<(), String> {
+        let (now, longest) = (self.now, self.plan.longest);
+        while self.clients[index].next_take <= now {
+            let Some(delivery) = self.clients[index].machine.hand_over(now) else { break };
+            let pause = self.handling();
+            let client = &mut self.clients[index];
+            client.next_take = now + pause;
+            if let Delivery::Gap { first, count, .. } = delivery {
+                self.counts.dropped += count;
+                client.got.dropped(first, count)?;
+                if let (Some(session), last) = client.got.position() {
+                    self.server.sessions.0[session].heard(last);
+                }
+                continue;
+            }
+            let letter = Letter::from_delivery(&delivery, 's', longest)?;
+            client.got.received(letter.whose, letter.number)?;
+            self.server.read_by(letter, index, client.life)?;
+        }
+        Ok(())
+    }
+
+    fn client_events(&mut self, index: usize) -> Result<(), String> {
+        while let Some(event) = self.clients[index].machine.poll_event() {
+            self.note(|| format!("client {index} event {event:?}"));
+            let client = &mut self.clients[index];
+            match event {
+                Event::Gap(fate) => {
+                    self.counts.gaps += 1;
+                    client.sent.lost(&fate)?;
+                    client.got.gap();
+                }
+                Event::Ended { fate, reason, code } => {
+                    if !client.may_end {
+                        return Err(format!("client {index} ended by itself: {code:?} {reason}"));
+                    }
+                    if let Some(fate) = fate {
+                        client.sent.lost(&fate)?;
+                    }
+                    self.counts.ended += 1;
+                    let pause = Duration::from_millis(self.rng.random_range(0..3_000));
+                    client.reborn_at = Some(self.now + pause);
+                }
+                Event::Detached { why: Lost::Dead(_), .. } => {
+                    self.counts.given_up += 1;
+                    self.judge_client_verdict(index)?;
+                }
+                Event::Volatile(message) => {
+                    let letter = Letter::read(&message, 'S', self.plan.longest)?;
+                    client.volatile.received(letter.number)?;
+                    self.counts.volatile += 1;
+                }
+                Event::Authenticated { accepted } => {
+                    let grade =
+                        client.fresh.take().ok_or("a verdict on credentials that nobody presented")?;
+                    let judged = !self.plan.has(Fault::NoJudge) && !client.was_foreign;
+                    match (grade, accepted) {
+                        (Grade::Bad, true) => return Err("bad credentials were accepted".into()),
+                        (Grade::Good, false) if judged => return Err("good credentials were refused".into()),
+                        _ => {}
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_client_verdict(&mut self, index: usize) -> Result<(), String> {
+        let (now, client) = (self.now, &self.clients[index]);
+        let Some(connection) = client.attached else { return Err("a verdict without a connection".into()) };
+        let Some(wire) = self.wires.get(&Key { client: index, life: client.life, connection }) else {
+            return Err("a verdict on a connection that is over".into());
+        };
+        let judge = judge::Client { interval: self.server.config.heartbeat.interval(), rtt: client.rtt };
+        if let Some(wrong) = judge.too_early(now, &wire.client) {
+            return Err(format!("client {index} gave up too early: {wrong}; {}", wire.client.describe(now)));
+        }
+        let since = now - judge.patience(now, &wire.client) - self.plan.round_trip();
+        let ends = [&client.process, &self.server.process];
+        if !Self::is_excused(wire, &wire.client, ends, since) {
+            return Err(format!("false verdict of client {index} on a connection without a fault"));
+        }
+        Ok(())
+    }
+
+    // ---- the end --------------------------------------------------------------------------------
+
+    /// Everyone ends in order, and nobody follows.
+    pub(super) fn leave_all(&mut self) {
+        let now = self.now;
+        for client in &mut self.clients {
+            (client.may_end, client.leaves) = (true, true);
+            client.machine.close(now, CloseCode::NORMAL, "done");
+        }
+    }
+
+    /// The process is gone, and nobody is told anything. Returns what it had open.
+    pub(super) fn crash(&mut self, index: usize, back_at: Instant) -> Vec<Key> {
+        let client = &mut self.clients[index];
+        (client.reborn_at, client.crashed) = (Some(back_at), true);
+        self.open_of(index)
+    }
+
+    fn open_of(&self, index: usize) -> Vec<Key> {
+        let life = self.clients[index].life;
+        let mine = |(key, wire): (&Key, &Wire)| {
+            ((key.client, key.life) == (index, life) && wire.client_open).then_some(*key)
+        };
+        self.wires.iter().filter_map(mine).collect()
+    }
+}
+
+fn describe(command: &Command) -> String {
+    match command {
+        Command::Dial(id) => format!("dial {}", id.0),
+        Command::Transmit(id, transmit) => format!("{}: {}", id.0, show(transmit)),
+    }
+}
+
+/// Short enough for a trace.
+pub(super) fn show(transmit: &Transmit) -> String {
+    Packet::of(transmit).map_or_else(|| format!("{transmit:?}"), |packet| format!("{packet:?}"))
+}

@@ -1,0 +1,218 @@
+//! What goes wrong, and when it stops to.
+
+use std::time::{Duration, Instant};
+
+use mainstay_proto::session::message::Delay;
+use mainstay_proto::ws::CloseCode;
+use rand::RngExt;
+
+use super::World;
+use super::client::Grade;
+use super::network::{Key, Packet, ServerEnd};
+use crate::plan::Fault;
+
+impl World {
+    pub(super) fn strike(&mut self) {
+        for slot in 0..self.faults.len() {
+            let (at, fault, mean) = self.faults[slot];
+            if at > self.now {
+                continue;
+            }
+            let next = mean.mul_f64(self.rng.random_range(0.0..2.0)) + Duration::from_millis(10);
+            self.faults[slot].0 = self.now + next;
+            let until = self.now + Duration::from_millis(self.rng.random_range(1..40_000));
+            self.note(|| format!("fault {fault:?}"));
+            let struck = match fault {
+                Fault::Reset
+                | Fault::BlackHole
+                | Fault::BlackHoleUp
+                | Fault::BlackHoleDown
+                | Fault::Stall
+                | Fault::Jam
+                | Fault::Trickle => self.strike_wire(fault, until),
+                Fault::PauseServer | Fault::SleepServer | Fault::Restart | Fault::GoAway | Fault::End => {
+                    self.strike_server(fault, until)
+                }
+                Fault::Refuse => {
+                    self.refuse_until = until;
+                    true
+                }
+                Fault::NoJudge => {
+                    self.no_judge_until = until;
+                    true
+                }
+                _ => self.strike_client(fault, until),
+            };
+            let kind = Fault::ALL.iter().position(|kind| *kind == fault);
+            if let Some(count) = kind.and_then(|kind| self.counts.faults.get_mut(kind)).filter(|_| struck) {
+                *count += 1;
+            }
+        }
+    }
+
+    /// `false`: there is no connection to strike.
+    fn strike_wire(&mut self, fault: Fault, until: Instant) -> bool {
+        let open: Vec<_> =
+            self.wires.iter().filter(|(_, wire)| wire.client_open).map(|(key, _)| *key).collect();
+        if open.is_empty() {
+            return false;
+        }
+        let key = open[self.rng.random_range(0..open.len())];
+        let up = self.rng.random_bool(0.5);
+        let Some(wire) = self.wires.get_mut(&key) else { return false };
+        match fault {
+            Fault::Reset => {
+                wire.up.drop_flying();
+                wire.down.drop_flying();
+                wire.up.trouble(self.now);
+                self.fly(key, true, Packet::Reset);
+                self.fly(key, false, Packet::Reset);
+            }
+            Fault::BlackHoleUp => wire.up.swallow(),
+            Fault::BlackHoleDown => wire.down.swallow(),
+            Fault::Stall => {
+                for lane in [&mut wire.up, &mut wire.down] {
+                    lane.hold(until);
+                    lane.trouble(until);
+                }
+            }
+            Fault::Jam => {
+                wire.lane(up).jammed_until = Some(until);
+                wire.lane(up).trouble(until);
+            }
+            Fault::Trickle => {
+                wire.lane(up).trickles_until = Some(until);
+                wire.lane(up).trouble(until);
+            }
+            _ => {
+                wire.up.swallow();
+                wire.down.swallow();
+            }
+        }
+        true
+    }
+
+    fn strike_server(&mut self, fault: Fault, until: Instant) -> bool {
+        match fault {
+            Fault::PauseServer => self.server.process.pause(until, until),
+            Fault::SleepServer => {
+                let late = until + self.retransmission();
+                self.server.process.pause(until, late);
+                self.server.process.late_until = Some(late);
+                self.wires.values_mut().for_each(|wire| wire.up.hold(late));
+            }
+            Fault::Restart => self.restart(),
+            Fault::GoAway => {
+                let delay = Delay { min: Duration::ZERO, max: Duration::from_secs(2) };
+                for machine in self.server.sessions.0.iter_mut().filter_map(|hosted| hosted.machine.as_mut())
+                {
+                    machine.go_away(self.now, "maintenance", delay, Duration::from_secs(5));
+                }
+            }
+            _ => return self.end_a_session(),
+        }
+        true
+    }
+
+    fn strike_client(&mut self, fault: Fault, until: Instant) -> bool {
+        let index = self.rng.random_range(0..self.clients.len());
+        let silently = self.rng.random_bool(0.3);
+        if !self.clients[index].lives() {
+            return false;
+        }
+        let now = self.now;
+        let awake = self.clients[index].process.is_awake(now);
+        match fault {
+            Fault::PauseClient => self.clients[index].process.pause(until, until),
+            Fault::SleepClient => {
+                let late = until + self.retransmission();
+                self.clients[index].process.pause(until, late);
+                self.clients[index].process.late_until = Some(late);
+                let mine = self.wires.iter_mut().filter(|(key, _)| key.client == index);
+                mine.for_each(|(_, wire)| wire.down.hold(late));
+            }
+            Fault::Crash => self.crash_client(index, silently),
+            Fault::Leave if awake => {
+                self.clients[index].may_end = true;
+                self.clients[index].machine.close(now, CloseCode::NORMAL, "bye");
+            }
+            Fault::Online if awake => self.clients[index].machine.retry_now(now),
+            Fault::Credentials if awake && self.plan.judged_within.is_some() => self.renew_credentials(index),
+            _ => return false,
+        }
+        true
+    }
+
+    /// What was sent to a machine that slept comes again a little after it woke.
+    fn retransmission(&mut self) -> Duration {
+        Duration::from_millis(self.rng.random_range(0..900))
+    }
+
+    /// With its process its sockets close; with its machine nobody is told.
+    fn crash_client(&mut self, index: usize, silently: bool) {
+        let back_at = self.now + Duration::from_millis(self.rng.random_range(0..10_000));
+        for key in self.crash(index, back_at) {
+            self.close_client_end(key);
+            if silently && let Some(wire) = self.wires.get_mut(&key) {
+                wire.up.swallow();
+                wire.down.swallow();
+                wire.up.unsent.clear();
+            } else {
+                self.reset(key, true);
+            }
+        }
+    }
+
+    fn renew_credentials(&mut self, index: usize) {
+        let (now, number) = (self.now, self.rng.random_range(0..1_000));
+        let other = (index + 1) % self.clients.len().max(2);
+        let (grade, words) = match self.rng.random_range(0..10) {
+            0 => (Grade::Bad, format!("nobody {number}")),
+            // A key is one principal's name: who becomes somebody else before WELCOME has two sessions.
+            1 | 2 if self.clients[index].machine.is_attached() => {
+                (Grade::Foreign, format!("user {other} {number}"))
+            }
+            _ => (Grade::Good, format!("user {index} {number}")),
+        };
+        self.clients[index].authenticate(now, grade, words);
+    }
+
+    fn end_a_session(&mut self) -> bool {
+        let now = self.now;
+        let open = |hosted: &super::server::Hosted| {
+            hosted.machine.as_ref().is_some_and(mainstay_proto::session::ServerSession::is_open)
+        };
+        let sessions = &mut self.server.sessions.0;
+        let live: Vec<_> = (0..sessions.len()).filter(|session| open(&sessions[*session])).collect();
+        if live.is_empty() || !self.server.process.is_awake(now) {
+            return false;
+        }
+        let hosted = &mut sessions[live[self.rng.random_range(0..live.len())]];
+        let (client, life) = hosted.owner();
+        if let Some(machine) = &mut hosted.machine {
+            machine.close(now, CloseCode::SESSION_ENDED, "over");
+        }
+        if let Some(client) = self.clients.get_mut(client).filter(|client| client.life == life) {
+            client.may_end = true;
+        }
+        true
+    }
+
+    fn restart(&mut self) {
+        let keys: Vec<Key> = self.wires.keys().copied().collect();
+        for key in keys {
+            self.set_server_end(key, ServerEnd::Closed);
+            self.reset(key, false);
+        }
+        let seed = self.rng.random();
+        self.server.restart(self.now, seed);
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.note(|| "healing".into());
+        self.healing = true;
+        self.faults.clear();
+        (self.refuse_until, self.no_judge_until) = (self.now, self.now);
+        // What is black-holed stays so: a dead connection is not brought back, it is replaced.
+    }
+}

@@ -1,0 +1,597 @@
+//! The server's process: its registry, its sessions, and their applications.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mainstay_proto::heartbeat::{Action, Evidence, HeartbeatConfig};
+use mainstay_proto::session::message::Hello;
+use mainstay_proto::session::{
+    Answer, ConnectionId, Control, Frame, Presenter, Refusal, Registry, RegistryConfig, ServerConfig,
+    ServerSession, Sessions, Transmit,
+};
+use mainstay_proto::ws::{CloseCode, Kind};
+use rand::RngExt;
+
+use super::client::show;
+use super::network::{Key, Packet, ServerEnd, Written};
+use super::{OPENING_DEADLINE, Process, World};
+use crate::judge::{self, Ear};
+use crate::letter::Letter;
+use crate::oracle::Volatile;
+use crate::plan::Plan;
+
+pub(super) struct Server {
+    pub(super) registry: Registry<usize>,
+    pub(super) config: Arc<ServerConfig>,
+    limits: RegistryConfig,
+    pub(super) sessions: Arena,
+    next_send: Instant,
+    /// Messages outside the stream, of all sessions.
+    volatile_sent: u64,
+    pub(super) process: Process,
+    /// AUTH that is being judged: when the verdict comes, of which session and connection, on what.
+    auths: Vec<(Instant, usize, ConnectionId, Bytes)>,
+}
+
+/// A session and its application.
+#[derive(Default)]
+pub(super) struct Hosted {
+    pub(super) machine: Option<ServerSession>,
+    /// The number of the last message that the application sent.
+    pub(super) sent: u64,
+    /// The highest of them that the client's application got.
+    heard: u64,
+    /// Which client's it is, and of which instance.
+    owner: (usize, u64),
+    principal: Vec<u8>,
+    /// The newest epoch in which something was written, and the connection.
+    writer: Option<(u64, ConnectionId)>,
+    /// When its application takes its next message.
+    next_take: Option<Instant>,
+    /// When it confirms what it took.
+    confirms_at: Option<Instant>,
+    volatile: Volatile,
+}
+
+impl Hosted {
+    pub(super) fn owner(&self) -> (usize, u64) {
+        self.owner
+    }
+
+    /// The client's application got everything up to here, or was told that it was dropped.
+    pub(super) fn heard(&mut self, number: u64) {
+        self.heard = self.heard.max(number);
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Arena(pub(super) Vec<Hosted>);
+
+impl Sessions for Arena {
+    type Handle = usize;
+
+    fn with<R>(&mut self, handle: &usize, f: impl FnOnce(&mut ServerSession) -> R) -> R {
+        #[allow(clippy::expect_used, reason = "a dangling name is a bug that the run must stop at")]
+        f(self.0[*handle].machine.as_mut().expect("the registry names a session that is gone"))
+    }
+
+    fn create(&mut self, session: ServerSession) -> usize {
+        self.0.push(Hosted { machine: Some(session), ..Hosted::default() });
+        self.0.len() - 1
+    }
+}
+
+impl Server {
+    pub(super) fn new(now: Instant, plan: &Plan, seed: [u8; 32]) -> Self {
+        let heartbeat =
+            HeartbeatConfig::every(plan.heartbeat.max(Duration::from_secs(1))).unwrap_or_default();
+        let mut config =
+            ServerConfig { heartbeat, resume_window: plan.resume_window, ..ServerConfig::default() };
+        if let Some(window) = plan.windows {
+            (config.flow.keep, config.flow.accept) = (window, window);
+        }
+        if let Some(messages) = plan.drops_above {
+            config.flow.keep.messages = messages;
+        }
+        config.flow.manual_confirm = plan.manual;
+        let config = Arc::new(config);
+        let mut limits = RegistryConfig::default();
+        limits.sessions = plan.spare_room.map_or(limits.sessions, |spare| plan.clients + spare);
+        limits.tombstones = plan.tombstones.unwrap_or(limits.tombstones);
+        Self {
+            registry: Registry::new(now, limits, Arc::clone(&config), seed),
+            config,
+            limits,
+            sessions: Arena::default(),
+            next_send: now,
+            volatile_sent: 0,
+            process: Process::new(now),
+            auths: Vec::new(),
+        }
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.sessions.0.iter().filter(|session| session.machine.is_some()).count()
+    }
+
+    /// The client's application got a message of a session.
+    pub(super) fn read_by(&mut self, letter: Letter, client: usize, life: u64) -> Result<(), String> {
+        let session = self.sessions.0.get_mut(letter.whose).ok_or("a message of no session")?;
+        if session.owner != (client, life) {
+            return Err(format!("client {client} got {letter:?}, which is for {:?}", session.owner));
+        }
+        session.heard(letter.number);
+        Ok(())
+    }
+
+    pub(super) fn restart(&mut self, now: Instant, seed: [u8; 32]) {
+        self.sessions.0.iter_mut().for_each(|session| session.machine = None);
+        self.auths.clear();
+        self.registry = Registry::new(now, self.limits, Arc::clone(&self.config), seed);
+        self.process = Process { paused_until: now, ..self.process };
+    }
+}
+
+/// Who these credentials prove that the client is.
+fn principal(credentials: Option<&Bytes>) -> Option<Vec<u8>> {
+    let words = std::str::from_utf8(credentials?).ok()?;
+    let mut words = words.split(' ');
+    let (role, who) = (words.next()?, words.next()?);
+    (role == "user").then(|| who.as_bytes().to_vec())
+}
+
+impl World {
+    pub(super) fn next_of_server(&self) -> impl Iterator<Item = Instant> {
+        let server = &self.server;
+        let sessions =
+            server.sessions.0.iter().filter_map(|session| session.machine.as_ref()?.poll_timeout());
+        let hosted = server.sessions.0.iter().filter(|session| session.machine.is_some());
+        let takes = hosted.flat_map(|session| [session.next_take, session.confirms_at]).flatten();
+        let sends = (!self.healing).then_some(server.next_send);
+        let auths = server.auths.iter().map(|(at, ..)| *at);
+        let openings = self.wires.values().filter_map(|wire| match wire.server {
+            ServerEnd::Opening(until) => Some(until),
+            ServerEnd::Judging { at, until, .. } => Some(at.min(until)),
+            _ => None,
+        });
+        sessions.chain(takes).chain(sends).chain(auths).chain(openings)
+    }
+
+    pub(super) fn server_turn(&mut self) -> Result<(), String> {
+        self.server_sends();
+        self.judge_hellos()?;
+        self.judge_auths();
+        for session in 0..self.server.sessions.0.len() {
+            let hosted = &mut self.server.sessions.0[session];
+            if let (Some(machine), Some(_)) =
+                (&mut hosted.machine, hosted.confirms_at.take_if(|at| *at <= self.now))
+            {
+                machine.confirm(self.now, u64::MAX);
+            }
+            self.keep_time(session)?;
+        }
+        Ok(())
+    }
+
+    fn server_sends(&mut self) {
+        let (now, longest) = (self.now, self.plan.longest);
+        if self.healing || self.server.next_send > now {
+            return;
+        }
+        let pause = self.plan.message_every.mul_f64(self.rng.random_range(0.0..1.0));
+        self.server.next_send = now + pause + Duration::from_millis(1);
+        let count = self.server.sessions.0.len().max(1);
+        // The newest live longest: old ones are over.
+        let session = count - 1 - self.rng.random_range(0..count.min(self.plan.clients * 2));
+        let Some(hosted) = self.server.sessions.0.get_mut(session) else { return };
+        let Some(machine) = &mut hosted.machine else { return };
+        let letter = |from, number| Letter { from, whose: session, number }.write(longest);
+        if self.plan.volatile && self.rng.random_bool(0.3) {
+            self.server.volatile_sent += 1;
+            machine.send_volatile(letter('S', self.server.volatile_sent));
+        }
+        if machine.send(letter('s', hosted.sent + 1)).is_ok() {
+            hosted.sent += 1;
+            self.counts.messages += 1;
+        } else {
+            self.counts.full += 1;
+        }
+    }
+
+    // ---- time -----------------------------------------------------------------------------------
+
+    fn keep_time(&mut self, session: usize) -> Result<(), String> {
+        let now = self.now;
+        let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
+        if machine.poll_timeout().is_none_or(|at| at > now) {
+            return Ok(());
+        }
+        let connection = machine.connection();
+        let mut verdict = None;
+        while verdict.is_none() {
+            let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
+            match machine.handle_timeout(now) {
+                // What was readable was delivered before this turn.
+                Some(Action::Drain) => drop(self.session_writes(session)?),
+                Some(action @ (Action::NotListening | Action::Dead(_))) => verdict = Some(action),
+                Some(Action::Probe { .. }) => {}
+                None => break,
+            }
+        }
+        let aborts = self.server.sessions.0[session].machine.as_ref().is_some_and(ServerSession::wants_abort);
+        let Some(connection) = connection else { return Ok(()) };
+        if let Some(Action::Dead(evidence)) = verdict {
+            self.judge_server_verdict(session, connection, evidence)?;
+        }
+        // A driver drops the transport at once: an order to do so would wait behind a full socket.
+        if aborts || verdict == Some(Action::NotListening) {
+            self.drop_wire(session, connection);
+        }
+        Ok(())
+    }
+
+    fn judge_server_verdict(
+        &mut self,
+        session: usize,
+        connection: ConnectionId,
+        evidence: Evidence,
+    ) -> Result<(), String> {
+        self.note(|| format!("server calls {connection:?} dead: {evidence:?}"));
+        self.counts.dead[evidence as usize] += 1;
+        let rtt = self.server.sessions.0[session].machine.as_ref().and_then(ServerSession::rtt);
+        let Some((key, wire)) = self.wires.iter().find(|(_, wire)| wire.server_id == connection) else {
+            return Err("a verdict on a connection that is over".into());
+        };
+        let judge = judge::Server { interval: self.server.config.heartbeat.interval(), rtt };
+        if let Some(wrong) = judge.too_early(self.now, &wire.server_ear, evidence) {
+            return Err(format!(
+                "verdict {evidence:?} too early: {wrong}; {}",
+                wire.server_ear.describe(self.now)
+            ));
+        }
+        let since = self.now - judge.patience(evidence) - self.plan.round_trip();
+        let peer = self.clients.get(key.client).map(|client| client.process);
+        let own = &self.server.process;
+        if peer.is_some_and(|peer| !Self::is_excused(wire, &wire.server_ear, [own, &peer], since)) {
+            return Err(format!("false verdict {evidence:?} on a connection without a fault"));
+        }
+        Ok(())
+    }
+
+    /// Drops the transport; the session stays, if it is not over.
+    fn drop_wire(&mut self, session: usize, connection: ConnectionId) {
+        self.note(|| format!("server drops the connection of session {session}"));
+        if let Some(machine) = self.server.sessions.0[session].machine.as_mut() {
+            machine.handle_lost(self.now, connection);
+        }
+        if let Some(key) = self.key_of(connection) {
+            self.reset(key, false);
+            self.set_server_end(key, ServerEnd::Closed);
+        }
+    }
+
+    // ---- what arrives ---------------------------------------------------------------------------
+
+    pub(super) fn arrive_at_server(&mut self, key: Key, arrived: Option<Packet>) -> Result<(), String> {
+        let now = self.now;
+        let Some(wire) = self.wires.get_mut(&key) else { return Ok(()) };
+        wire.server_ear.heard(now);
+        let (id, session) = match wire.server {
+            ServerEnd::Closed | ServerEnd::Judging { .. } => return Ok(()),
+            ServerEnd::Opening(_) => return self.arrive_at_opening(key, arrived),
+            ServerEnd::Bound(session) | ServerEnd::Fenced(session) => (wire.server_id, session),
+        };
+        if let Some(Control::Pong(beat)) = arrived.as_ref().and_then(|packet| packet.control(&[5])) {
+            wire.server_ear.answered(beat.nonce);
+        }
+        self.note(|| format!("session {session} conn {} <- {arrived:?}", id.0));
+        let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
+        match arrived {
+            Some(Packet::Message(kind, payload)) => {
+                let outcome = Frame::decode(kind, payload).and_then(|f| machine.handle_frame(now, id, f));
+                if let Err(error) = outcome {
+                    return Err(format!("server says client {} broke the protocol: {error}", key.client));
+                }
+            }
+            Some(Packet::Ping(nonce)) => {
+                machine.handle_bytes(now, id);
+                self.answer_ping(key, false, nonce);
+            }
+            Some(Packet::Close(..) | Packet::Reset) => {
+                machine.handle_lost(now, id);
+                self.set_server_end(key, ServerEnd::Closed);
+            }
+            None | Some(Packet::Pong(_) | Packet::Opened) => machine.handle_bytes(now, id),
+        }
+        Ok(())
+    }
+
+    fn arrive_at_opening(&mut self, key: Key, arrived: Option<Packet>) -> Result<(), String> {
+        let now = self.now;
+        let Some(packet) = arrived else { return Ok(()) };
+        self.note(|| format!("server client {} conn {} <- {packet:?}", key.client, key.connection.0));
+        match packet {
+            // The opening handshake: answered unless the listener is closed.
+            Packet::Opened if now < self.refuse_until => {
+                self.set_server_end(key, ServerEnd::Closed);
+                self.reset(key, false);
+            }
+            Packet::Opened => {
+                self.set_server_end(key, ServerEnd::Opening(now + OPENING_DEADLINE));
+                self.write(key, false, Packet::Opened);
+            }
+            Packet::Message(kind, payload) => match Frame::decode(kind, payload) {
+                Ok(Frame::Control(Control::Hello(hello))) => self.begin_hello(key, hello),
+                other => return Err(format!("server expected HELLO, got {other:?}")),
+            },
+            Packet::Close(..) | Packet::Reset => self.set_server_end(key, ServerEnd::Closed),
+            Packet::Ping(_) | Packet::Pong(_) => {}
+        }
+        Ok(())
+    }
+
+    // ---- attaching ------------------------------------------------------------------------------
+
+    fn begin_hello(&mut self, key: Key, hello: Box<Hello>) {
+        let at = self.now + self.judging();
+        let until = match self.wires.get(&key).map(|wire| &wire.server) {
+            Some(ServerEnd::Opening(until)) => *until,
+            _ => self.now,
+        };
+        self.set_server_end(key, ServerEnd::Judging { hello, at, until });
+    }
+
+    /// How long a verdict on credentials takes.
+    fn judging(&mut self) -> Duration {
+        let longest = self.plan.judged_within.unwrap_or_default();
+        longest.mul_f64(self.rng.random_range(0.0..1.0))
+    }
+
+    /// Verdicts that are due, and openings that took too long.
+    pub(super) fn judge_hellos(&mut self) -> Result<(), String> {
+        let keys: Vec<_> = self.wires.keys().copied().collect();
+        for key in keys {
+            let Some(wire) = self.wires.get_mut(&key) else { continue };
+            match &wire.server {
+                ServerEnd::Opening(until) if *until <= self.now => {
+                    self.write(key, false, Packet::Close(4412, "no HELLO".into()));
+                    self.set_server_end(key, ServerEnd::Closed);
+                }
+                ServerEnd::Judging { hello, at, until } if (*at).min(*until) <= self.now => {
+                    let (hello, in_time) = (hello.clone(), at <= until);
+                    self.judge_hello(key, &hello, in_time)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_hello(&mut self, key: Key, hello: &Hello, in_time: bool) -> Result<(), String> {
+        let judges = self.plan.judged_within.is_some();
+        let principal = if judges {
+            principal(hello.credentials.as_ref().map(|credentials| &credentials.0))
+        } else {
+            Some(Vec::new())
+        };
+        match principal {
+            _ if judges && (!in_time || self.no_judge_until > self.now) => {
+                self.refuse(key, &Refusal::NotJudged.refuse());
+            }
+            None => self.refuse(key, &Refusal::Unauthorized.refuse()),
+            Some(principal) => return self.hello(key, hello, principal),
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, key: Key, refuse: &Control) {
+        self.counts.refused += 1;
+        self.write(key, false, Packet::Message(Kind::Binary, refuse.encode()));
+        self.write(key, false, Packet::Close(1000, String::new()));
+        self.set_server_end(key, ServerEnd::Closed);
+    }
+
+    fn hello(&mut self, key: Key, hello: &Hello, principal: Vec<u8>) -> Result<(), String> {
+        let Some(id) = self.wires.get(&key).map(|wire| wire.server_id) else { return Ok(()) };
+        let who = Presenter { principal: &principal, ..Presenter::default() };
+        let server = &mut self.server;
+        let answer = server.registry.hello(self.now, id, who, hello, &mut server.sessions);
+        self.note(|| format!("answer {answer:?}"));
+        let (session, created, evicted, fenced) = match answer {
+            Answer::Attached { session, created, evicted, fenced, lost: _ } => {
+                (session, created, evicted, fenced)
+            }
+            Answer::Refused { refuse, .. } => {
+                self.refuse(key, &refuse);
+                return Ok(());
+            }
+        };
+        if let Some(evicted) = evicted {
+            self.bury_if_over(evicted);
+        }
+        let live = self.server.live();
+        let hosted = &mut self.server.sessions.0[session];
+        if created {
+            (hosted.owner, hosted.principal) = ((key.client, key.life), principal);
+            if let (Some(_), Some(machine)) = (self.plan.drops_above, &mut hosted.machine) {
+                machine.drop_oldest_when_full();
+            }
+            if live > self.server.limits.sessions {
+                return Err(format!("{live} sessions live, of {}", self.server.limits.sessions));
+            }
+        } else {
+            self.counts.resumed += 1;
+            if (hosted.owner, &hosted.principal) != ((key.client, key.life), &principal) {
+                return Err(format!("session {session} was opened to somebody else"));
+            }
+        }
+        if let Some(fenced) = fenced
+            && let Some(old) = self.key_of(fenced.connection)
+        {
+            self.write(old, false, Packet::Close(u16::from(CloseCode::SUPERSEDED), fenced.reason));
+            self.set_server_end(old, ServerEnd::Fenced(session));
+        }
+        self.set_server_end(key, ServerEnd::Bound(session));
+        if let Some(wire) = self.wires.get_mut(&key) {
+            wire.server_ear = Ear::new(self.now);
+        }
+        Ok(())
+    }
+
+    fn judge_auths(&mut self) {
+        let now = self.now;
+        while let Some(at) = self.server.auths.iter().position(|(at, ..)| *at <= now) {
+            let (_, session, connection, credentials) = self.server.auths.swap_remove(at);
+            let Some(machine) = &mut self.server.sessions.0[session].machine else { continue };
+            let available = self.plan.judged_within.is_some() && self.no_judge_until <= now;
+            let principal = principal(Some(&credentials)).filter(|_| available);
+            machine.handle_verdict(connection, principal.as_deref());
+            self.counts.judged += 1;
+        }
+    }
+
+    pub(super) fn key_of(&self, connection: ConnectionId) -> Option<Key> {
+        self.wires.iter().find(|(_, wire)| wire.server_id == connection).map(|(key, _)| *key)
+    }
+
+    pub(super) fn set_server_end(&mut self, key: Key, end: ServerEnd) {
+        if let Some(wire) = self.wires.get_mut(&key) {
+            if matches!(end, ServerEnd::Closed) {
+                wire.up.drop_flying();
+            }
+            wire.server = end;
+        }
+    }
+
+    // ---- what it says ---------------------------------------------------------------------------
+
+    pub(super) fn settle_session(&mut self, session: usize) -> Result<(), String> {
+        let now = self.now;
+        loop {
+            self.session_takes(session)?;
+            let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
+            if let Some((connection, credentials)) = machine.poll_auth() {
+                let at = now + self.judging();
+                self.server.auths.push((at, session, connection, credentials));
+            }
+            if !self.session_writes(session)? {
+                break;
+            }
+        }
+        self.bury_if_over(session);
+        Ok(())
+    }
+
+    fn session_takes(&mut self, session: usize) -> Result<(), String> {
+        let (now, longest) = (self.now, self.plan.longest);
+        loop {
+            let pause = self.handling();
+            let hosted = &mut self.server.sessions.0[session];
+            let Some(machine) = &mut hosted.machine else { return Ok(()) };
+            while let Some(message) = machine.hand_over_volatile() {
+                let letter = Letter::read(&message, 'C', longest)?;
+                if letter.whose != hosted.owner.0 {
+                    return Err(format!("{letter:?} in a session of client {}", hosted.owner.0));
+                }
+                hosted.volatile.received(letter.number)?;
+                self.counts.volatile += 1;
+            }
+            if hosted.next_take.is_some_and(|at| at > now) {
+                return Ok(());
+            }
+            let Some(delivery) = machine.hand_over(now) else { return Ok(()) };
+            hosted.next_take = Some(now + pause);
+            if self.plan.manual {
+                hosted.confirms_at.get_or_insert(now + pause + Duration::from_millis(700));
+            }
+            let letter = Letter::from_delivery(&delivery, 'c', longest)?;
+            if letter.whose != hosted.owner.0 {
+                return Err(format!("{letter:?} in a session of client {}", hosted.owner.0));
+            }
+            self.clients[letter.whose].sent.received(session, letter.number)?;
+        }
+    }
+
+    /// The stream, as far as the socket takes it. `true`: something was written, so there may be more.
+    fn session_writes(&mut self, session: usize) -> Result<bool, String> {
+        let (now, mut any) = (self.now, false);
+        loop {
+            self.check_acknowledged(session)?;
+            let hosted = &mut self.server.sessions.0[session];
+            let Some(machine) = &mut hosted.machine else { return Ok(any) };
+            let Some(connection) = machine.connection() else { return Ok(any) };
+            let found = self.wires.iter_mut().find(|(_, wire)| wire.server_id == connection);
+            let Some((key, wire)) = found else {
+                return Err(format!("session {session} has a connection that is over"));
+            };
+            let (key, waits) = (*key, !wire.down.unsent.is_empty());
+            let next = if waits { None } else { machine.poll_transmit(now, connection) };
+            let Some(transmit) = next else {
+                match wire.down.outcome() {
+                    Written::All => machine.handle_flushed(now, connection),
+                    Written::Some => machine.handle_write_progress(now, connection),
+                    Written::None => {}
+                }
+                return Ok(any);
+            };
+            // One writer in one epoch, and no way back.
+            let (epoch, before) = (machine.epoch(), hosted.writer.replace((machine.epoch(), connection)));
+            if before.is_some_and(|(old, was)| epoch < old || (epoch == old && was != connection)) {
+                return Err(format!("session {session} writes two connections in epoch {epoch}"));
+            }
+            any = true;
+            self.note(|| format!("session {session} conn {} -> {}", connection.0, show(&transmit)));
+            self.session_transmits(session, key, connection, &transmit);
+        }
+    }
+
+    /// What the client acknowledged, its application got. (Of a session that begins with a gap the application
+    /// cannot say which one it is.)
+    fn check_acknowledged(&self, session: usize) -> Result<(), String> {
+        let hosted = &self.server.sessions.0[session];
+        let acknowledged = hosted.machine.as_ref().map_or(0, ServerSession::acknowledged);
+        let known = hosted.heard > 0 || self.plan.drops_above.is_none();
+        if acknowledged > hosted.heard && known {
+            let heard = hosted.heard;
+            return Err(format!("{acknowledged} acknowledged, {heard} handed over, session {session}"));
+        }
+        Ok(())
+    }
+
+    fn session_transmits(&mut self, session: usize, key: Key, connection: ConnectionId, transmit: &Transmit) {
+        let Some(packet) = Packet::of(transmit) else { return };
+        if matches!(packet, Packet::Reset) {
+            return self.drop_wire(session, connection);
+        }
+        let last = matches!(packet, Packet::Close(..));
+        self.write(key, false, packet);
+        if last {
+            if let Some(machine) = &mut self.server.sessions.0[session].machine {
+                machine.handle_lost(self.now, connection);
+            }
+            self.set_server_end(key, ServerEnd::Closed);
+        }
+    }
+
+    fn bury_if_over(&mut self, session: usize) {
+        let hosted = &mut self.server.sessions.0[session];
+        let Some(machine) = hosted.machine.take_if(|machine| machine.is_over().is_some()) else { return };
+        self.note(|| format!("session {session} is over: {:?}", machine.is_over()));
+        self.server.registry.bury(self.now, &machine);
+        let bound = |end: &ServerEnd| match end {
+            ServerEnd::Bound(bound) | ServerEnd::Fenced(bound) => *bound == session,
+            _ => false,
+        };
+        let keys: Vec<_> =
+            self.wires.iter().filter(|(_, wire)| bound(&wire.server)).map(|(key, _)| *key).collect();
+        keys.into_iter().for_each(|key| self.set_server_end(key, ServerEnd::Closed));
+    }
+
+    pub(super) fn handling(&mut self) -> Duration {
+        if self.plan.handling.is_zero() {
+            return Duration::ZERO;
+        }
+        self.plan.handling.mul_f64(self.rng.random_range(0.0..1.0))
+    }
+}
