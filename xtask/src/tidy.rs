@@ -32,6 +32,7 @@ pub(crate) fn check() -> Result<Outcome> {
     let mut complaints = Vec::new();
     let local = local_paths()?;
     let files = tracked_files()?;
+    let functions = functions(&files)?;
     for path in &files {
         let Ok(text) = String::from_utf8(fs::read(path)?) else { continue }; // a picture, a font
         let mut complain = |line: usize, what: &str| complaints.push(format!("{path}:{line}: {what}"));
@@ -43,6 +44,9 @@ pub(crate) fn check() -> Result<Outcome> {
         }
         if path.ends_with(".md") {
             markdown(path, &text, &files, &mut complain);
+        }
+        if path == "docs/GUARANTEES.md" {
+            names_tests(&text, &functions, &mut complain);
         }
     }
     complaints.extend(proto_without_runtime()?);
@@ -150,6 +154,32 @@ fn markdown(path: &str, text: &str, files: &[String], complain: &mut Complain) {
     }
 }
 
+/// What is promised is shown by tests that exist. Options and the like have names of two words.
+fn names_tests(text: &str, functions: &BTreeSet<String>, complain: &mut Complain) {
+    for (number, line) in numbered(text) {
+        let quoted = line.split('`').skip(1).step_by(2);
+        let tests = quoted.filter(|name| name.matches('_').count() >= 2 && name.chars().all(is_in_name));
+        tests.filter(|name| !functions.contains(*name)).for_each(|name| {
+            complain(number, &format!("`{name}` is no test of ours"));
+        });
+    }
+}
+
+/// The names of all functions in Rust.
+fn functions(files: &[String]) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for path in files.iter().filter(|path| path.ends_with(".rs")) {
+        let text = fs::read_to_string(path)?;
+        let named = text.split("fn ").skip(1).filter_map(|rest| rest.split(|c| !is_in_name(c)).next());
+        names.extend(named.map(str::to_owned));
+    }
+    Ok(names)
+}
+
+fn is_in_name(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'
+}
+
 fn has_anchor(path: &str, anchor: &str) -> bool {
     fs::read_to_string(path)
         .is_ok_and(|text| Document::parse(&text).anchors().iter().any(|known| known == anchor))
@@ -210,6 +240,16 @@ mod tests {
         let local = ["/home/ann/".to_owned()];
         assert_eq!(complaints(|c| names_no_place("README.md", &text, &local, c)).len(), 2);
         assert_eq!(complaints(|c| names_no_place("Cargo.lock", &text, &local, c)).len(), 1);
+    }
+
+    #[test]
+    fn a_promise_names_tests_that_exist() {
+        let functions = ["a_cut_is_told".to_owned()].into();
+        let text = "| `max_sessions` | `a_cut_is_told`, `a_gap_is_told` |\n";
+        assert_eq!(
+            complaints(|c| names_tests(text, &functions, c)),
+            ["1: `a_gap_is_told` is no test of ours"]
+        );
     }
 
     #[test]

@@ -37,10 +37,6 @@ pub struct Ear {
     waits: bool,
     /// When something last began to wait, or some of what waited was taken.
     stuck: Option<Instant>,
-    /// A probe was written since the last turn of writing that left as a whole.
-    queued: bool,
-    /// When a turn of writing with a probe in it had left as a whole.
-    flushed: Option<Instant>,
     woke: Option<Instant>,
     /// The process slept past a deadline: nothing from before is evidence.
     fresh_from: Option<Instant>,
@@ -56,8 +52,6 @@ impl Ear {
             probes: VecDeque::new(),
             waits: false,
             stuck: None,
-            queued: false,
-            flushed: None,
             woke: None,
             fresh_from: None,
         }
@@ -70,14 +64,7 @@ impl Ear {
 
     /// A probe was written.
     pub fn beats(&mut self, now: Instant) {
-        (self.beat, self.queued) = (now, true);
-    }
-
-    /// Everything that was written has left.
-    pub fn flushed(&mut self, now: Instant) {
-        if std::mem::take(&mut self.queued) {
-            self.flushed = Some(now);
-        }
+        self.beat = now;
     }
 
     /// A probe left the process.
@@ -111,10 +98,9 @@ impl Ear {
     pub fn describe(&self, now: Instant) -> String {
         let ago = |at: Option<Instant>| at.map_or("never".to_owned(), |at| format!("{:?} ago", now - at));
         format!(
-            "heard {}, oldest open probe {}, flushed {}, waits: {}, stuck {}, woke {}",
+            "heard {}, oldest open probe {}, waits: {}, stuck {}, woke {}",
             ago(Some(self.heard)),
             ago(self.probes.front().map(|(_, left)| *left)),
-            ago(self.flushed),
             self.waits,
             ago(self.stuck),
             ago(self.woke)

@@ -342,10 +342,7 @@ impl World {
             let key = Key { client: index, life, connection };
             let Some(wire) = self.wires.get_mut(&key) else { continue };
             match wire.up.outcome() {
-                Written::All => {
-                    wire.client.flushed(now);
-                    client.machine.handle_flushed(now, connection);
-                }
+                Written::All => client.machine.handle_flushed(now, connection),
                 Written::Some => client.machine.handle_write_progress(now, connection),
                 Written::None => {}
             }
