@@ -703,11 +703,12 @@ impl Client {
                 Some(until)
             }
         };
-        let pulse = self.attached.as_ref().map(|attached| match (attached.signs.doubt_until(), &attached.pulse) {
-            (Some(until), _) => until,
-            (None, Pulse::Watched(watch)) => watch.poll_timeout(),
-            (None, Pulse::Driven(beat, _)) => beat.poll_timeout(),
-        });
+        let pulse =
+            self.attached.as_ref().map(|attached| match (attached.signs.doubt_until(), &attached.pulse) {
+                (Some(until), _) => until,
+                (None, Pulse::Watched(watch)) => watch.poll_timeout(),
+                (None, Pulse::Driven(beat, _)) => beat.poll_timeout(),
+            });
         let pings = self.pings_judged_at();
         let replace = self.attached.as_ref().and_then(|attached| attached.replace_at);
         let owed = match &self.plain {
@@ -896,7 +897,9 @@ impl Client {
             Pulse::Watched(watch) => watch.announced(),
             Pulse::Driven(..) => self.config.heartbeat.interval(),
         };
-        if let Some(old) = self.attached.replace(Attached { connection, pulse, replace_at: None, signs: Signs::default() }) {
+        if let Some(old) =
+            self.attached.replace(Attached { connection, pulse, replace_at: None, signs: Signs::default() })
+        {
             self.abort(old.connection);
             self.backoff.handle_lost(now);
         }

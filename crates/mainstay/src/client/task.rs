@@ -574,7 +574,9 @@ impl Drop for Task {
     /// However it ends, with its runtime too: whoever waits is told.
     fn drop(&mut self) {
         let mut inner = self.core.lock();
-        inner.machine.abandon("the client's task is gone: its runtime has shut down, or something panicked in it");
+        inner
+            .machine
+            .abandon("the client's task is gone: its runtime has shut down, or something panicked in it");
         inner.settle();
         inner.finished = true;
         inner.wake_application();
