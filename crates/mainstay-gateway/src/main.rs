@@ -14,6 +14,7 @@ mod join;
 mod links;
 mod principal;
 mod serve;
+mod trust;
 mod values;
 
 use std::io::IsTerminal;

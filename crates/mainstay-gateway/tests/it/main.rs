@@ -11,4 +11,5 @@ mod losses;
 mod page;
 mod resume;
 mod support;
+mod trust;
 mod upstream;
