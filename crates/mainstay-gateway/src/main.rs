@@ -15,6 +15,7 @@ mod links;
 mod principal;
 mod relay;
 mod serve;
+mod trust;
 mod values;
 
 use std::io::IsTerminal;
