@@ -3,117 +3,43 @@
 //! The two legs fail apart: while a visitor that speaks `mainstay.v1` is away its link stays up, and what
 //! the backend sends is kept within the session's window; while the backend is away the visitor stays, and
 //! what it sends is kept in the link's queue. Full means waiting, on either leg, never dropping.
-//!
-//! A plain visitor gets the backend's own answer: its request is answered after the backend's was. That
-//! cannot be done for one that speaks `mainstay.v1`. Its request does not say whether it opens a session or
-//! resumes one, and a backend asked for every resume would see connections that come and go. Nor can WELCOME
-//! wait for the backend: a HELLO is answered in one step, or two attempts of one client could make two
-//! sessions. Such a visitor is accepted first, and told by END what the backend says.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::response::{IntoResponse, Response};
-use http::header::{self, HeaderMap};
-use http::{StatusCode, Uri};
-use mainstay::SessionUpgrade;
-use mainstay::client::{Event, Events};
+use http::StatusCode;
+use mainstay::client::{Connector, Event, Events};
 use mainstay::server::{Session, SessionState};
 use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits, Link};
+use mainstay_proto::ws::DeflateParams;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::forward::{self, Network};
 use crate::links::{Account, Links};
+use crate::pass::Passing;
 use crate::principal::Bound;
+use crate::visit::{Refusal, Visit, answer, jitter};
 
-/// How long a request may wait for the backend's answer: the server's own opening deadline.
-const OPENING: Duration = Duration::from_secs(5);
 /// Visitors that are sent away are asked to come back over this time, and not all at once.
 const SPREAD: Duration = Duration::from_secs(10);
 
 /// How links are made, and what is believed of who asks for one.
 pub(crate) struct LinkConfig {
-    pub(crate) upstream: Uri,
+    /// Where requests go and how, those for a WebSocket too.
+    pub(crate) passing: Passing,
+    /// How the backend is reached.
+    pub(crate) connector: Connector,
     /// How long a plain visitor is kept while the backend cannot be reached.
     pub(crate) upstream_wait: Duration,
+    /// The compression that the backend is offered.
+    pub(crate) deflate_upstream: Option<DeflateParams>,
     pub(crate) heartbeat: HeartbeatConfig,
     pub(crate) limits: Limits,
     pub(crate) confirm: Confirm,
     pub(crate) guarantee: Guarantee,
-    /// Whose word is taken for who the visitor is.
-    pub(crate) trusted_proxies: Vec<Network>,
     /// What says who may resume a session.
     pub(crate) bound: Bound,
     pub(crate) links: Links,
-}
-
-/// Answers a visitor, and joins it to the backend if both agree.
-pub(crate) async fn visit(upgrade: SessionUpgrade, config: Arc<LinkConfig>) -> Response {
-    let visit = match Visit::of(&upgrade, &config) {
-        Ok(visit) => visit,
-        Err(reason) => return cannot_be_forwarded(&reason),
-    };
-    if upgrade.is_resumable() {
-        let principal = config.bound.principal(upgrade.headers());
-        return upgrade.principal(principal).on_session(move |session| join_session(session, visit, config));
-    }
-    let offered: Vec<String> = upgrade.offered().map(str::to_owned).collect();
-    let link = match link(visit, &offered, &config) {
-        Ok(link) => link,
-        Err(reason) => return cannot_be_forwarded(&reason),
-    };
-    match timeout(OPENING.min(config.upstream_wait), answer(&link)).await {
-        Ok(Ok(())) => {
-            let wait = Some(config.upstream_wait);
-            upgrade
-                .subprotocols(link.subprotocol())
-                .on_session(move |session| join(session, link, config, wait))
-        }
-        Ok(Err(refusal)) => refusal.response(),
-        Err(_) => unreachable_now(),
-    }
-}
-
-/// What the backend said instead of accepting.
-struct Refusal {
-    status: Option<StatusCode>,
-    reason: String,
-}
-
-impl Refusal {
-    /// A client's error is the visitor's; anything else (a redirect, a broken answer) is the backend's.
-    fn response(self) -> Response {
-        let status = self.status.filter(StatusCode::is_client_error).unwrap_or(StatusCode::BAD_GATEWAY);
-        (status, format!("the backend refused: {}\n", self.reason)).into_response()
-    }
-}
-
-/// The backend's answer to the opening handshake, however many attempts it takes.
-async fn answer(link: &Link) -> Result<(), Refusal> {
-    while let Some(event) = link.event().await {
-        match event {
-            Event::Attached { .. } => return Ok(()),
-            Event::Ended { code, reason, .. } => {
-                let status = code.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
-                return Err(Refusal { status, reason });
-            }
-            _ => {}
-        }
-    }
-    Err(Refusal { status: None, reason: "the link ended".into() })
-}
-
-fn cannot_be_forwarded(reason: &str) -> Response {
-    (StatusCode::BAD_REQUEST, format!("{reason}\n")).into_response()
-}
-
-fn unreachable_now() -> Response {
-    let after = 1 + jitter(SPREAD).as_secs();
-    let headers = [(header::RETRY_AFTER, after.to_string())];
-    (StatusCode::SERVICE_UNAVAILABLE, headers, "the backend cannot be reached, come back\n").into_response()
 }
 
 /// The reason of a close; `docs/PROTOCOL.md` "Closing" says how it is read.
@@ -122,32 +48,11 @@ fn come_back() -> String {
     format!("retry_ms={}, the backend cannot be reached", after.as_millis())
 }
 
-/// Uniform below `spread`. The standard library's hasher is seeded with randomness, and nothing better is
-/// needed to keep visitors apart.
-fn jitter(spread: Duration) -> Duration {
-    let part = RandomState::new().hash_one(0) >> 32;
-    spread.mul_f64(part as f64 / f64::from(u32::MAX))
-}
-
-/// What a visitor's request asks for, as it is passed on.
-struct Visit {
-    url: Uri,
-    headers: HeaderMap,
-}
-
-impl Visit {
-    fn of(upgrade: &SessionUpgrade, config: &LinkConfig) -> Result<Self, String> {
-        let url = forward::target(&config.upstream, upgrade.uri())?;
-        let headers = forward::headers(upgrade.headers(), upgrade.address(), &config.trusted_proxies);
-        Ok(Self { url, headers })
-    }
-}
-
 /// Asks the backend with the subprotocol that the visitor was promised; it must agree on that one. Until
 /// then what the visitor sends waits in its session, not acknowledged.
-async fn join_session(mut session: Session, visit: Visit, config: Arc<LinkConfig>) {
+pub(crate) async fn join_session(mut session: Session, visit: Visit, config: Arc<LinkConfig>) {
     let promised = session.peer().subprotocol.as_deref().map(str::to_owned);
-    let link = match link(visit, promised.as_slice(), &config) {
+    let link = match visit.link(promised.as_slice(), &config) {
         Ok(link) => link,
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
@@ -175,7 +80,7 @@ async fn over(session: &mut Session) {
 
 /// Runs until the visitor or the backend ends it, or the backend was away for longer than `wait`. What the backend
 /// did not certainly get is counted and told: the visitor was told that the gateway has it.
-async fn join(mut session: Session, mut link: Link, config: Arc<LinkConfig>, wait: Option<Duration>) {
+pub(crate) async fn join(mut session: Session, mut link: Link, config: Arc<LinkConfig>, wait: Option<Duration>) {
     let (to_visitor, to_backend) = (session.sender(), link.sender());
     let mut account = config.links.open(link.sender(), session.id());
     let away = Notify::new();
@@ -272,22 +177,4 @@ async fn watch(
             _ => {}
         }
     }
-}
-
-/// A link for this visitor: its path, query, cookies, headers and subprotocols.
-fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig) -> Result<Link, String> {
-    let mut builder = Link::to(&visit.url.to_string())
-        .map_err(|error| error.to_string())?
-        .ends_with_peer(true)
-        .heartbeat(config.heartbeat)
-        .limits(config.limits)
-        .confirm(config.confirm)
-        .guarantee(config.guarantee);
-    for name in subprotocols {
-        builder = builder.subprotocol(name);
-    }
-    for (name, value) in &visit.headers {
-        builder = builder.header(name.clone(), value.clone());
-    }
-    Ok(builder.connect())
 }

@@ -8,24 +8,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRef, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use clap::ValueEnum;
 use http::{HeaderName, Uri};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
-use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
+use mainstay::client::Connector;
+use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
-use crate::{Interrupts, admin, builtin, descriptors, join, values};
+use crate::{Interrupts, admin, builtin, descriptors, join, pass, values, visit};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
 /// who finds the queue full is not heard until TCP asks again, a second later or more.
 const BACKLOG: u32 = 65_535;
+
+/// The largest head of a request, and how many fields it may have: as nginx takes them, with room for cookies.
+const MAX_HEAD: usize = 32 * 1024;
+const MAX_FIELDS: usize = 100;
+/// How long a connection may be without a request; nginx's `keepalive_timeout`.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
@@ -42,6 +49,8 @@ pub(crate) struct Arguments {
     /// is kept for as long as it stays.
     #[arg(long, value_name = "DURATION", value_parser = values::wait, default_value = "30s")]
     upstream_wait: Duration,
+    #[command(flatten)]
+    passing: pass::Arguments,
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
     heartbeat: HeartbeatConfig,
@@ -134,12 +143,6 @@ struct Gateway {
     link: Arc<join::LinkConfig>,
 }
 
-impl FromRef<Gateway> for Mainstay {
-    fn from_ref(gateway: &Gateway) -> Self {
-        gateway.mainstay.clone()
-    }
-}
-
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let token = match admin_token(&arguments) {
         Ok(token) => token,
@@ -197,9 +200,12 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
     let app = match &arguments.upstream {
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
+            let connector = Connector::default();
             let link = join::LinkConfig {
-                upstream: upstream.clone(),
+                passing: arguments.passing.passing(upstream, &connector, &arguments.trusted_proxy, &links),
+                connector,
                 upstream_wait: arguments.upstream_wait,
+                deflate_upstream: None,
                 heartbeat,
                 limits,
                 confirm: match arguments.confirm {
@@ -211,7 +217,6 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
                     Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
                     Delivery::AtMostOnce => Guarantee::AtMostOnce,
                 },
-                trusted_proxies: arguments.trusted_proxy.clone(),
                 bound: Bound {
                     headers: arguments.session_header.clone(),
                     cookies: arguments.session_cookie.clone(),
@@ -233,6 +238,9 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
     let served = mainstay::serve(listener, app, &mainstay)
+        .head_limits(MAX_HEAD, MAX_FIELDS)
+        .keep_alive(KEEP_ALIVE)
+        .preserve_header_case()
         .with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain)
         .await;
     tell_what_is_kept(&links);
@@ -252,8 +260,8 @@ fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
     Ok(config)
 }
 
-async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Response {
-    join::visit(upgrade, gateway.link).await
+async fn visit(State(gateway): State<Gateway>, request: Request) -> Response {
+    visit::answer_request(request, &gateway.mainstay, gateway.link).await
 }
 
 fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {

@@ -1,0 +1,272 @@
+//! A request for a WebSocket: the backend is asked, and its answer is the client's.
+//!
+//! The opening handshake of a plain client is passed on, not rebuilt: its own key, subprotocols as it wrote them, every
+//! field that is not of one hop. So is the answer, whatever it is. Of a 101 that are the fields, spelled as they came;
+//! then the connection to the backend becomes a link, and the client's a session. Extensions are of one hop.
+//!
+//! That cannot be done for a client that speaks `mainstay.v1`. Its request does not say whether it opens a session or
+//! resumes one, and a backend asked for every resume would see connections that come and go. Nor can WELCOME wait for
+//! the backend: a HELLO is answered in one step, or two attempts of one client could make two sessions. Such a client
+//! is accepted first, and told by END what the backend says.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{ConnectInfo, FromRequestParts, Request};
+use axum::response::{IntoResponse, Response};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use mainstay::client::{Event, ServerStream, Upgraded};
+use mainstay::{Link, Mainstay, SessionUpgrade};
+use mainstay_proto::ws::DeflateParams;
+use mainstay_proto::ws::handshake::accept_key;
+
+use crate::body::Upload;
+use crate::forward::{self, Scheme};
+use crate::join::{self, LinkConfig};
+use crate::pass;
+use crate::upstream::Failure;
+use crate::values;
+
+/// Clients that are sent away are asked to come back over this time, and not all at once.
+const SPREAD: Duration = Duration::from_secs(10);
+
+/// Answers a request: one for a WebSocket here, any other as plain HTTP.
+pub(crate) async fn answer_request(request: Request, mainstay: &Mainstay, config: Arc<LinkConfig>) -> Response {
+    if !lists(request.headers(), &header::UPGRADE, "websocket") {
+        return config.passing.pass(request).await;
+    }
+    let (mut head, _) = request.into_parts();
+    let response = match SessionUpgrade::from_request_parts(&mut head, mainstay).await {
+        Ok(upgrade) => visit(upgrade, head, Arc::clone(&config)).await,
+        Err(refused) => refused.into_response(),
+    };
+    config.links.passed(response.status());
+    response
+}
+
+/// Answers a client, and joins it to the backend if both agree.
+async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: Arc<LinkConfig>) -> Response {
+    let visit = match Visit::of(&head, &config) {
+        Ok(visit) => visit,
+        Err(reason) => return cannot_be_forwarded(&reason),
+    };
+    if upgrade.is_resumable() {
+        let principal = config.bound.principal(upgrade.headers());
+        return upgrade
+            .principal(principal)
+            .on_session(move |session| join::join_session(session, visit, config));
+    }
+    // How the client spelled its fields is in here.
+    let spelling = std::mem::take(&mut head.extensions);
+    let request = || visit.handshake(&head.headers, spelling.clone(), &config);
+    let upstream = &config.passing.upstream;
+    let (answer, connection) = match upstream.switch(config.upstream_wait, request).await {
+        Ok(answered) => answered,
+        Err(Failure::Unreachable(_) | Failure::NoAnswer(_)) => return unreachable_now(),
+        Err(failure) => return failure.into_response(),
+    };
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return pass::passed_back(answer, connection, upstream);
+    }
+    let (mut fields, extensions, upgraded) = match switched(answer, &head.headers, &config).await {
+        Ok(switched) => switched,
+        Err(wrong) => return upstream.fail(Failure::Nonsense(wrong)).into_response(),
+    };
+    forward::switching_fields(&mut fields);
+    let agreed = upgraded.subprotocol.clone();
+    // Another connection would be asked with all that this client offered; some have a credential there.
+    let offered: Vec<String> = upgrade.offered().filter(|name| values::token(name).is_ok()).map(str::to_owned).collect();
+    let link = match visit.builder(&offered, &config) {
+        Ok(builder) => builder.adopt(upgraded),
+        Err(reason) => return cannot_be_forwarded(&reason),
+    };
+    let wait = Some(config.upstream_wait);
+    upgrade
+        .subprotocols(agreed)
+        .response_fields(fields, extensions)
+        .on_session(move |session| join::join(session, link, config, wait))
+}
+
+/// What a 101 says besides, how it is spelled, and the connection as the two agreed on it.
+///
+/// # Errors
+/// It does not answer what was asked.
+///
+/// Source: RFC 6455 section 4.1, after the second list.
+async fn switched(
+    mut answer: http::Response<Incoming>,
+    asked: &HeaderMap,
+    config: &LinkConfig,
+) -> Result<(HeaderMap, http::Extensions, Upgraded), String> {
+    let upgrading = hyper::upgrade::on(&mut answer);
+    let (head, _) = answer.into_parts();
+    let fields = &head.headers;
+    let accept = asked.get(header::SEC_WEBSOCKET_KEY).map(|key| accept_key(key.as_bytes().trim_ascii()));
+    let is_switch =
+        lists(fields, &header::UPGRADE, "websocket") && lists(fields, &header::CONNECTION, "upgrade");
+    if !is_switch || fields.get(header::SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes) != accept.as_deref().map(str::as_bytes) {
+        return Err("its 101 does not answer the request for a WebSocket".to_owned());
+    }
+    let subprotocol = agreed_subprotocol(fields, asked)?;
+    let deflate = agreed_deflate(fields, config.deflate_upstream)?;
+    let parts = upgrading
+        .await
+        .map_err(|error| format!("it ended the connection with its 101: {error}"))?
+        .downcast::<TokioIo<ServerStream>>()
+        .map_err(|_| "its connection cannot be taken over".to_owned())?;
+    let upgraded =
+        Upgraded { stream: parts.io.into_inner(), early: parts.read_buf, subprotocol, deflate };
+    Ok((head.headers, head.extensions, upgraded))
+}
+
+/// One that was offered, as it was written; it need not be a token.
+fn agreed_subprotocol(fields: &HeaderMap, asked: &HeaderMap) -> Result<Option<String>, String> {
+    let mut chosen = fields.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let Some(first) = chosen.next() else { return Ok(None) };
+    let first = first.to_str().unwrap_or_default().trim();
+    let offered = asked.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|line| line.to_str().ok());
+    let mut offered = offered.flat_map(|line| line.split(',')).map(str::trim);
+    match (first, chosen.next()) {
+        ("", None) => Ok(None),
+        (first, None) if offered.any(|name| name == first) => Ok(Some(first.to_owned())),
+        _ => Err("it chose a subprotocol that was not offered".to_owned()),
+    }
+}
+
+fn agreed_deflate(fields: &HeaderMap, offered: Option<DeflateParams>) -> Result<Option<DeflateParams>, String> {
+    let lines: Vec<_> = fields.get_all(header::SEC_WEBSOCKET_EXTENSIONS).iter().collect();
+    let wrong = || "it chose an extension that was not offered".to_owned();
+    match (lines.as_slice(), offered) {
+        ([], _) => Ok(None),
+        ([line], Some(offered)) => {
+            let answer = line.to_str().ok().and_then(|line| offered.check_answer(line.trim()));
+            answer.map(Some).ok_or_else(wrong)
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// Whether a field lists this token.
+fn lists(fields: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let lines = fields.get_all(name).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    lines.map(<[u8]>::trim_ascii).any(|listed| listed.eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// What a client's request asks for, as it is passed on.
+pub(crate) struct Visit {
+    url: Uri,
+    fields: HeaderMap,
+}
+
+impl Visit {
+    fn of(head: &http::request::Parts, config: &LinkConfig) -> Result<Self, String> {
+        let forwarding = &config.passing.forwarding;
+        let url = forwarding.url(&head.uri)?;
+        let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+        let mut fields = forwarding.fields(&head.headers, peer, Scheme::WebSocket);
+        fields.remove(header::CONTENT_LENGTH);
+        // It may be kept for as long as a link.
+        Ok(Self { url, fields: forward::copied(&fields) })
+    }
+
+    /// The client's own opening handshake.
+    fn handshake(
+        &self,
+        asked: &HeaderMap,
+        spelling: http::Extensions,
+        config: &LinkConfig,
+    ) -> http::Request<Upload> {
+        let mut request = http::Request::new(Upload::empty());
+        *request.uri_mut() = self.url.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+        *request.extensions_mut() = spelling;
+        let fields = request.headers_mut();
+        *fields = self.fields.clone();
+        fields.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        for (name, value) in asked.iter().filter(|(name, _)| name.as_str().starts_with("sec-websocket-")) {
+            if *name != header::SEC_WEBSOCKET_EXTENSIONS {
+                fields.append(name, value.clone());
+            }
+        }
+        if let Some(offer) = config.deflate_upstream.and_then(|wish| HeaderValue::try_from(wish.offer()).ok()) {
+            fields.insert(header::SEC_WEBSOCKET_EXTENSIONS, offer);
+        }
+        request
+    }
+
+    /// A link that dials by itself and offers these subprotocols.
+    ///
+    /// # Errors
+    /// It cannot be dialled.
+    pub(crate) fn link(self, subprotocols: &[String], config: &LinkConfig) -> Result<Link, String> {
+        Ok(self.builder(subprotocols, config)?.connect())
+    }
+
+    /// A link for this client: its path, query, cookies, fields and subprotocols.
+    fn builder(
+        self,
+        subprotocols: &[String],
+        config: &LinkConfig,
+    ) -> Result<mainstay::client::Builder<mainstay::link::Plain>, String> {
+        let mut builder = Link::to(&self.url.to_string())
+            .map_err(|error| error.to_string())?
+            .connector(config.connector.clone())
+            .answer_timeout(config.passing.upstream.answer_timeout)
+            .ends_with_peer(true)
+            .heartbeat(config.heartbeat)
+            .limits(config.limits)
+            .confirm(config.confirm)
+            .guarantee(config.guarantee);
+        for name in subprotocols {
+            builder = builder.subprotocol(name);
+        }
+        for (name, value) in &self.fields {
+            builder = builder.header(name.clone(), value.clone());
+        }
+        Ok(builder)
+    }
+}
+
+/// What the backend said instead of accepting.
+pub(crate) struct Refusal {
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) reason: String,
+}
+
+/// The backend's answer to a link's opening handshake, however many attempts it takes.
+pub(crate) async fn answer(link: &Link) -> Result<(), Refusal> {
+    while let Some(event) = link.event().await {
+        match event {
+            Event::Attached { .. } => return Ok(()),
+            Event::Ended { code, reason, .. } => {
+                let status = code.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
+                return Err(Refusal { status, reason });
+            }
+            _ => {}
+        }
+    }
+    Err(Refusal { status: None, reason: "the link ended".into() })
+}
+
+fn cannot_be_forwarded(reason: &str) -> Response {
+    (StatusCode::BAD_REQUEST, format!("{reason}\n")).into_response()
+}
+
+fn unreachable_now() -> Response {
+    let after = 1 + jitter(SPREAD).as_secs();
+    let headers = [(header::RETRY_AFTER, after.to_string())];
+    (StatusCode::SERVICE_UNAVAILABLE, headers, "the backend cannot be reached, come back\n").into_response()
+}
+
+/// Uniform below `spread`. The standard library's hasher is seeded with randomness, and nothing better is
+/// needed to keep clients apart.
+pub(crate) fn jitter(spread: Duration) -> Duration {
+    let part = RandomState::new().hash_one(0) >> 32;
+    spread.mul_f64(part as f64 / f64::from(u32::MAX))
+}
