@@ -314,6 +314,7 @@ fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str,
         | Lost::Unavailable { reason: what, .. }
         | Lost::Refused { reason: what, .. }
         | Lost::Broken(what) => (what.clone(), None),
+        Lost::NotConnected(failure) => (failure.to_string(), None),
         Lost::Dead(evidence) => (evidence.to_string(), None),
         Lost::Closed { code, reason } => {
             let words = code.map_or_else(|| "no code".to_owned(), |code| code.to_string());

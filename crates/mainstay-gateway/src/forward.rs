@@ -5,8 +5,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -113,7 +113,8 @@ impl Forwarding {
         let listed = if is_believed { Vec::new() } else { connection_options(asked) };
         for (name, value) in asked {
             let is_hop_by_hop = is_hop_by_hop(name)
-                || listed.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_str())) && !is_end_to_end(name);
+                || listed.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_str()))
+                    && !is_end_to_end(name);
             let is_claim = !is_believed && tells_of_client(name);
             if !is_hop_by_hop && !is_claim && !is_disguised(name) && *name != FOR && *name != header::HOST {
                 fields.append(name, value.clone());
@@ -230,7 +231,8 @@ fn decode(mut path: &[u8]) -> Vec<u8> {
 
 /// Values as they came share the buffer of their whole request, which would live as long as a link that has them.
 pub(crate) fn copied(fields: &HeaderMap) -> HeaderMap {
-    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+    let copy =
+        |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
     let mut copies = HeaderMap::with_capacity(fields.len());
     for (name, value) in fields {
         copies.append(name.clone(), copy(value));
@@ -274,7 +276,14 @@ fn is_end_to_end(name: &HeaderName) -> bool {
     tells_of_client(name)
         || matches!(
             text,
-            "host" | "cookie" | "authorization" | "origin" | "referer" | "user-agent" | "cache-control" | "trailer"
+            "host"
+                | "cookie"
+                | "authorization"
+                | "origin"
+                | "referer"
+                | "user-agent"
+                | "cache-control"
+                | "trailer"
         )
         || matches!(text, "set-cookie" | "location" | "www-authenticate" | "date" | "vary")
         || ["content-", "sec-", "access-control-", "if-"].iter().any(|kin| text.starts_with(kin))
@@ -317,8 +326,7 @@ mod tests {
     fn told(extra: &[(&'static str, &'static str)], peer: &str, trusted: &[&str]) -> Vec<String> {
         let forwarding = to("ws://backend", trusted);
         let headers = forwarding.fields(&asked(extra), Some(peer.parse().unwrap()), Scheme::WebSocket);
-        let telling =
-            headers.iter().filter(|(name, _)| tells_of_client(name) || name.as_str().contains('_'));
+        let telling = headers.iter().filter(|(name, _)| tells_of_client(name) || name.as_str().contains('_'));
         let mut told: Vec<_> =
             telling.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         told.sort_unstable();
@@ -429,18 +437,31 @@ mod tests {
     #[test]
     fn connection_takes_out_nothing_that_is_for_the_backend() {
         let all = "Upgrade, X-Real-IP, x-forwarded-proto, X-Forwarded-For, Forwarded, Cookie, Authorization, Host, X-Mine";
-        let asked = asked(&[("connection", all), ("x-real-ip", "10.0.0.1"), ("forwarded", "for=10.0.0.1"), ("x-forwarded-proto", "https")]);
+        let asked = asked(&[
+            ("connection", all),
+            ("x-real-ip", "10.0.0.1"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x-forwarded-proto", "https"),
+        ]);
         let fields = |trusted: &[&str]| {
             to("ws://backend", trusted).fields(&asked, Some(([192, 0, 2, 7], 1).into()), Scheme::Http)
         };
         let (believed, other) = (fields(&["192.0.2.7"]), fields(&[]));
-        for (name, value) in [("x-real-ip", "10.0.0.1"), ("forwarded", "for=10.0.0.1"), ("x-forwarded-proto", "https")] {
+        for (name, value) in
+            [("x-real-ip", "10.0.0.1"), ("forwarded", "for=10.0.0.1"), ("x-forwarded-proto", "https")]
+        {
             assert_eq!(believed[name], value);
         }
         // Nor anything else that the proxy says, for example who the user is.
         assert_eq!(believed["x-mine"], "hop");
-        assert_eq!((&other["cookie"], &other["authorization"], &other["host"]), (&"a=b".parse().unwrap(), &"Bearer t".parse().unwrap(), &"example.com".parse().unwrap()));
-        assert_eq!((other["x-forwarded-proto"].as_bytes(), other.get("x-mine"), other.get("x-real-ip")), (&b"http"[..], None, None));
+        assert_eq!(
+            (&other["cookie"], &other["authorization"], &other["host"]),
+            (&"a=b".parse().unwrap(), &"Bearer t".parse().unwrap(), &"example.com".parse().unwrap())
+        );
+        assert_eq!(
+            (other["x-forwarded-proto"].as_bytes(), other.get("x-mine"), other.get("x-real-ip")),
+            (&b"http"[..], None, None)
+        );
     }
 
     #[test]
@@ -473,9 +494,15 @@ mod tests {
     fn an_answer_loses_what_speaks_of_the_backends_connection() {
         let mut fields = HeaderMap::new();
         for (name, value) in [
-            ("connection", "keep-alive, X-Hop, Set-Cookie"), ("keep-alive", "timeout=5"), ("x-hop", "1"),
-            ("transfer-encoding", "chunked"), ("content-length", "5"), ("upgrade", "h2c"), ("set-cookie", "a=b"),
-            ("trailer", "x-sum"), ("date", "today"),
+            ("connection", "keep-alive, X-Hop, Set-Cookie"),
+            ("keep-alive", "timeout=5"),
+            ("x-hop", "1"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("upgrade", "h2c"),
+            ("set-cookie", "a=b"),
+            ("trailer", "x-sum"),
+            ("date", "today"),
         ] {
             fields.append(name, value.parse().unwrap());
         }

@@ -80,7 +80,12 @@ async fn over(session: &mut Session) {
 
 /// Runs until the visitor or the backend ends it, or the backend was away for longer than `wait`. What the backend
 /// did not certainly get is counted and told: the visitor was told that the gateway has it.
-pub(crate) async fn join(mut session: Session, mut link: Link, config: Arc<LinkConfig>, wait: Option<Duration>) {
+pub(crate) async fn join(
+    mut session: Session,
+    mut link: Link,
+    config: Arc<LinkConfig>,
+    wait: Option<Duration>,
+) {
     let (to_visitor, to_backend) = (session.sender(), link.sender());
     let mut account = config.links.open(link.sender(), session.id());
     let away = Notify::new();

@@ -15,7 +15,7 @@ use http::{Method, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 use mainstay::client::Connector;
 
-use crate::body::{Broken, Download, Progress, Upload};
+use crate::body::{Broken, Download, Upload};
 use crate::forward::{self, Forwarding, Network, Scheme};
 use crate::links::Links;
 use crate::upstream::{Failure, Kept, Upstream};
@@ -27,6 +27,7 @@ const SPREAD: Duration = Duration::from_secs(10);
 
 /// Flags for requests on their way to the backend.
 #[derive(clap::Args, Clone)]
+#[group(skip)]
 pub(crate) struct Arguments {
     /// What the backend gets as Host. Default: what the client sent.
     #[arg(long, value_name = "HOST", value_parser = values::host)]
@@ -100,7 +101,8 @@ impl Passing {
         let expects = head.headers.contains_key(header::EXPECT);
         let (upload, progress) = Upload::new(body, self.max_body, expects);
         let first = self.outgoing(&mut head, target.clone(), upload);
-        let may_repeat = progress.is_none() && matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        let may_repeat =
+            progress.is_none() && matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let again = || may_repeat.then(|| self.outgoing(&mut head, target.clone(), Upload::empty()));
         match self.upstream.ask(first, progress.clone(), again).await {
             Ok((answer, _)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -157,7 +159,9 @@ impl IntoResponse for Failure {
             Self::Client(Broken::TooLarge) => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "the request's body is larger than may be passed on\n")
             }
-            Self::Client(Broken::Stalled) => (StatusCode::REQUEST_TIMEOUT, "the request's body did not come\n"),
+            Self::Client(Broken::Stalled) => {
+                (StatusCode::REQUEST_TIMEOUT, "the request's body did not come\n")
+            }
             Self::Client(Broken::Gone) => (StatusCode::BAD_REQUEST, "the request's body is not whole\n"),
         };
         let mut response = (status, line).into_response();

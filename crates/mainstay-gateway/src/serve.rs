@@ -13,8 +13,8 @@ use axum::response::Response;
 use axum::routing::any;
 use clap::ValueEnum;
 use http::{HeaderName, Uri};
-use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::client::Connector;
+use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay};
 use tokio::net::{TcpListener, TcpSocket};
 

@@ -129,7 +129,8 @@ impl Upstream {
         let mut pause = PAUSE;
         loop {
             let attempt = async {
-                let mut sender = timeout_at(give_up, self.open()).await.unwrap_or(Err(Failure::ConnectTimeout))?;
+                let mut sender =
+                    timeout_at(give_up, self.open()).await.unwrap_or(Err(Failure::ConnectTimeout))?;
                 let asking = sender.send_request(request());
                 match within(self.answer_timeout, None, asking).await {
                     Some(Ok(response)) => {
@@ -237,7 +238,11 @@ impl Kept {
 }
 
 /// Waits for this long after the request was last seen to move.
-async fn within<T>(most: Duration, progress: Option<&Progress>, asking: impl Future<Output = T>) -> Option<T> {
+async fn within<T>(
+    most: Duration,
+    progress: Option<&Progress>,
+    asking: impl Future<Output = T>,
+) -> Option<T> {
     let Some(progress) = progress else { return timeout(most, asking).await.ok() };
     let mut asking = std::pin::pin!(asking);
     loop {

@@ -101,13 +101,15 @@ pub(crate) fn upstream_header(text: &str) -> Result<(HeaderName, HeaderValue), S
 /// What is of one hop, or has a flag of its own.
 fn is_not_for_flags(name: &HeaderName) -> bool {
     let name = name.as_str();
-    let hop = ["connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade", "expect"];
+    let hop =
+        ["connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade", "expect"];
     hop.contains(&name) || name.starts_with("sec-websocket-")
 }
 
 /// What a request may have as Host.
 pub(crate) fn host(text: &str) -> Result<HeaderValue, String> {
-    let wrong = || "write a host, and a port if need be, for example app.internal or app.internal:8080".to_owned();
+    let wrong =
+        || "write a host, and a port if need be, for example app.internal or app.internal:8080".to_owned();
     let authority: http::uri::Authority = text.parse().map_err(|_| wrong())?;
     if authority.host().is_empty() || text.contains('@') {
         return Err(wrong());
@@ -226,14 +228,26 @@ mod tests {
 
     #[test]
     fn a_backends_header_is_not_of_one_hop_and_may_come_from_a_file() {
-        let read = |text: &str| upstream_header(text).map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+        let read = |text: &str| {
+            upstream_header(text).map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+        };
         assert_eq!(read("X-A: b: c"), Ok("x-a: b: c".to_owned()));
-        for wrong in ["Host: h", "Connection: close", "Sec-WebSocket-Key: x", "content-length: 1", "x", "X-A: @/nowhere/x"] {
+        for wrong in [
+            "Host: h",
+            "Connection: close",
+            "Sec-WebSocket-Key: x",
+            "content-length: 1",
+            "x",
+            "X-A: @/nowhere/x",
+        ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
         let file = std::env::temp_dir().join(format!("mainstay-header-{}", std::process::id()));
         std::fs::write(&file, "Bearer secret\n").unwrap();
-        assert_eq!(read(&format!("Authorization: @{}", file.display())), Ok("authorization: Bearer secret".to_owned()));
+        assert_eq!(
+            read(&format!("Authorization: @{}", file.display())),
+            Ok("authorization: Bearer secret".to_owned())
+        );
         std::fs::write(&file, "Bearer secret\nmore\n").unwrap();
         let error = read(&format!("Authorization: @{}", file.display())).unwrap_err();
         assert!(!error.contains("secret"), "{error}");
@@ -242,7 +256,9 @@ mod tests {
 
     #[test]
     fn a_host_for_the_backend_is_a_host() {
-        assert!(host("app.internal").is_ok() && host("app.internal:8080").is_ok() && host("[::1]:80").is_ok());
+        assert!(
+            host("app.internal").is_ok() && host("app.internal:8080").is_ok() && host("[::1]:80").is_ok()
+        );
         for wrong in ["", "a b", "a/b", "user@host", "http://a"] {
             assert!(host(wrong).is_err(), "{wrong}");
         }

@@ -23,8 +23,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use mainstay::client::{Event, ServerStream, Upgraded};
 use mainstay::{Link, Mainstay, SessionUpgrade};
-use mainstay_proto::ws::DeflateParams;
-use mainstay_proto::ws::handshake::accept_key;
+use mainstay_proto::ws::handshake::Offer;
 
 use crate::body::Upload;
 use crate::forward::{self, Scheme};
@@ -37,7 +36,11 @@ use crate::values;
 const SPREAD: Duration = Duration::from_secs(10);
 
 /// Answers a request: one for a WebSocket here, any other as plain HTTP.
-pub(crate) async fn answer_request(request: Request, mainstay: &Mainstay, config: Arc<LinkConfig>) -> Response {
+pub(crate) async fn answer_request(
+    request: Request,
+    mainstay: &Mainstay,
+    config: Arc<LinkConfig>,
+) -> Response {
     if !lists(request.headers(), &header::UPGRADE, "websocket") {
         return config.passing.pass(request).await;
     }
@@ -62,9 +65,12 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
             .principal(principal)
             .on_session(move |session| join::join_session(session, visit, config));
     }
+    let Some(offer) = Offer::of_request(&head.headers, config.deflate_upstream) else {
+        return cannot_be_forwarded("the request has no valid Sec-WebSocket-Key");
+    };
     // How the client spelled its fields is in here.
     let spelling = std::mem::take(&mut head.extensions);
-    let request = || visit.handshake(&head.headers, spelling.clone(), &config);
+    let request = || visit.handshake(&head.headers, spelling.clone(), &offer);
     let upstream = &config.passing.upstream;
     let (answer, connection) = match upstream.switch(config.upstream_wait, request).await {
         Ok(answered) => answered,
@@ -74,14 +80,15 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         return pass::passed_back(answer, connection, upstream);
     }
-    let (mut fields, extensions, upgraded) = match switched(answer, &head.headers, &config).await {
+    let (mut fields, extensions, upgraded) = match switched(answer, &offer).await {
         Ok(switched) => switched,
         Err(wrong) => return upstream.fail(Failure::Nonsense(wrong)).into_response(),
     };
     forward::switching_fields(&mut fields);
     let agreed = upgraded.subprotocol.clone();
     // Another connection would be asked with all that this client offered; some have a credential there.
-    let offered: Vec<String> = upgrade.offered().filter(|name| values::token(name).is_ok()).map(str::to_owned).collect();
+    let offered: Vec<String> =
+        upgrade.offered().filter(|name| values::token(name).is_ok()).map(str::to_owned).collect();
     let link = match visit.builder(&offered, &config) {
         Ok(builder) => builder.adopt(upgraded),
         Err(reason) => return cannot_be_forwarded(&reason),
@@ -97,59 +104,25 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
 ///
 /// # Errors
 /// It does not answer what was asked.
-///
-/// Source: RFC 6455 section 4.1, after the second list.
 async fn switched(
     mut answer: http::Response<Incoming>,
-    asked: &HeaderMap,
-    config: &LinkConfig,
+    offer: &Offer,
 ) -> Result<(HeaderMap, http::Extensions, Upgraded), String> {
     let upgrading = hyper::upgrade::on(&mut answer);
     let (head, _) = answer.into_parts();
-    let fields = &head.headers;
-    let accept = asked.get(header::SEC_WEBSOCKET_KEY).map(|key| accept_key(key.as_bytes().trim_ascii()));
-    let is_switch =
-        lists(fields, &header::UPGRADE, "websocket") && lists(fields, &header::CONNECTION, "upgrade");
-    if !is_switch || fields.get(header::SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes) != accept.as_deref().map(str::as_bytes) {
-        return Err("its 101 does not answer the request for a WebSocket".to_owned());
-    }
-    let subprotocol = agreed_subprotocol(fields, asked)?;
-    let deflate = agreed_deflate(fields, config.deflate_upstream)?;
+    let agreed = offer.check_response(head.status, &head.headers).map_err(|error| error.to_string())?;
     let parts = upgrading
         .await
         .map_err(|error| format!("it ended the connection with its 101: {error}"))?
         .downcast::<TokioIo<ServerStream>>()
         .map_err(|_| "its connection cannot be taken over".to_owned())?;
-    let upgraded =
-        Upgraded { stream: parts.io.into_inner(), early: parts.read_buf, subprotocol, deflate };
+    let upgraded = Upgraded {
+        stream: parts.io.into_inner(),
+        early: parts.read_buf,
+        subprotocol: agreed.protocol,
+        deflate: agreed.deflate,
+    };
     Ok((head.headers, head.extensions, upgraded))
-}
-
-/// One that was offered, as it was written; it need not be a token.
-fn agreed_subprotocol(fields: &HeaderMap, asked: &HeaderMap) -> Result<Option<String>, String> {
-    let mut chosen = fields.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    let Some(first) = chosen.next() else { return Ok(None) };
-    let first = first.to_str().unwrap_or_default().trim();
-    let offered = asked.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|line| line.to_str().ok());
-    let mut offered = offered.flat_map(|line| line.split(',')).map(str::trim);
-    match (first, chosen.next()) {
-        ("", None) => Ok(None),
-        (first, None) if offered.any(|name| name == first) => Ok(Some(first.to_owned())),
-        _ => Err("it chose a subprotocol that was not offered".to_owned()),
-    }
-}
-
-fn agreed_deflate(fields: &HeaderMap, offered: Option<DeflateParams>) -> Result<Option<DeflateParams>, String> {
-    let lines: Vec<_> = fields.get_all(header::SEC_WEBSOCKET_EXTENSIONS).iter().collect();
-    let wrong = || "it chose an extension that was not offered".to_owned();
-    match (lines.as_slice(), offered) {
-        ([], _) => Ok(None),
-        ([line], Some(offered)) => {
-            let answer = line.to_str().ok().and_then(|line| offered.check_answer(line.trim()));
-            answer.map(Some).ok_or_else(wrong)
-        }
-        _ => Err(wrong()),
-    }
 }
 
 /// Whether a field lists this token.
@@ -180,7 +153,7 @@ impl Visit {
         &self,
         asked: &HeaderMap,
         spelling: http::Extensions,
-        config: &LinkConfig,
+        offer: &Offer,
     ) -> http::Request<Upload> {
         let mut request = http::Request::new(Upload::empty());
         *request.uri_mut() = self.url.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
@@ -194,8 +167,8 @@ impl Visit {
                 fields.append(name, value.clone());
             }
         }
-        if let Some(offer) = config.deflate_upstream.and_then(|wish| HeaderValue::try_from(wish.offer()).ok()) {
-            fields.insert(header::SEC_WEBSOCKET_EXTENSIONS, offer);
+        if let Some(ours) = offer.extensions() {
+            fields.insert(header::SEC_WEBSOCKET_EXTENSIONS, ours);
         }
         request
     }
@@ -223,9 +196,7 @@ impl Visit {
             .limits(config.limits)
             .confirm(config.confirm)
             .guarantee(config.guarantee);
-        for name in subprotocols {
-            builder = builder.subprotocol(name);
-        }
+        builder = builder.subprotocols(subprotocols).map_err(|error| error.to_string())?;
         for (name, value) in &self.fields {
             builder = builder.header(name.clone(), value.clone());
         }

@@ -28,10 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-use super::{Mainstay, target};
 use super::limits::Permit;
 use super::pace::Paced;
 use super::stats::Stats;
+use super::{Mainstay, target};
 
 /// The head of a request may be this large, in this many fields.
 const MAX_HEAD: usize = 16 * 1024;
@@ -111,9 +111,10 @@ impl Serve {
     }
 
     /// Remembers how each request's field names were spelled, in an extension of the request, for a proxy that sends
-    /// them on over hyper. Default: no; it costs a second map for each request.
+    /// them on over hyper; a response that has that extension is spelled so, any other with capitals. Default: no, and
+    /// lower case; it costs a second map for each request.
     pub fn preserve_header_case(mut self) -> Self {
-        self.http.preserve_header_case(true);
+        self.http.preserve_header_case(true).title_case_headers(true);
         self
     }
 

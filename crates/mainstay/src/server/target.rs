@@ -119,14 +119,41 @@ mod tests {
     #[test]
     fn a_request_has_one_host_that_is_a_host() {
         for host in [
-            "example.com", "example.com:8443", "EXAMPLE.com", "127.0.0.1", "[::1]:80", "[::1]", "a_b.example",
-            "example.com:", "x", "h%41", "localhost:65535",
+            "example.com",
+            "example.com:8443",
+            "EXAMPLE.com",
+            "127.0.0.1",
+            "[::1]:80",
+            "[::1]",
+            "a_b.example",
+            "example.com:",
+            "x",
+            "h%41",
+            "localhost:65535",
         ] {
             assert_eq!(get("/", &[host]), Ok(("/".to_owned(), host.to_owned())));
         }
         for host in [
-            "a/b?c", "good.example evil.example", "", ":80", "a:b", "a:1:2", "a:65536", "user@host", "[::1",
-            "[x]", "[::1]x", "::1", "a\"b", "a\\b", "a<b", "h%4", "h%zz", "http://a", "a#b", "a:00080000",
+            "a/b?c",
+            "good.example evil.example",
+            "",
+            ":80",
+            "a:b",
+            "a:1:2",
+            "a:65536",
+            "user@host",
+            "[::1",
+            "[x]",
+            "[::1]x",
+            "::1",
+            "a\"b",
+            "a\\b",
+            "a<b",
+            "h%4",
+            "h%zz",
+            "http://a",
+            "a#b",
+            "a:00080000",
         ] {
             assert!(get("/", &[host]).is_err(), "{host}");
         }

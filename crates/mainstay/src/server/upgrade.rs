@@ -281,7 +281,9 @@ impl SessionUpgrade {
 
 /// These fields, and those of the handshake instead of any that have their names.
 fn with_handshake(mut fields: HeaderMap, handshake: HeaderMap) -> HeaderMap {
-    for name in [&header::SEC_WEBSOCKET_ACCEPT, &header::SEC_WEBSOCKET_PROTOCOL, &header::SEC_WEBSOCKET_EXTENSIONS] {
+    for name in
+        [&header::SEC_WEBSOCKET_ACCEPT, &header::SEC_WEBSOCKET_PROTOCOL, &header::SEC_WEBSOCKET_EXTENSIONS]
+    {
         fields.remove(name);
     }
     fields.extend(handshake);
