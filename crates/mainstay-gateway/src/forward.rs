@@ -487,7 +487,7 @@ mod tests {
         forwarding.fields = vec![field("cookie", "mine"), field("x-a", "1"), field("x-a", "2")];
         let fields = forwarding.fields(&asked(&[("x-a", "0")]), None, Scheme::Http);
         let values = |name: &str| fields.get_all(name).iter().cloned().collect::<Vec<_>>();
-        assert_eq!((values("cookie"), values("x-a")), (vec!["mine"], vec!["1", "2"]));
+        assert!(values("cookie") == ["mine"] && values("x-a") == ["1", "2"], "{fields:?}");
     }
 
     #[test]

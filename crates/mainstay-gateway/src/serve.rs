@@ -237,12 +237,10 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
-    let served = mainstay::serve(listener, app, &mainstay)
-        .head_limits(MAX_HEAD, MAX_FIELDS)
-        .keep_alive(KEEP_ALIVE)
-        .preserve_header_case()
-        .with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain)
-        .await;
+    let server =
+        mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
+    let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
+    let served = server.with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain).await;
     tell_what_is_kept(&links);
     served.map_err(|error| error.to_string())
 }

@@ -34,7 +34,7 @@ impl Frames {
     pub(crate) async fn serve(listener: &TcpListener) -> (String, Self) {
         let (mut stream, _) = listener.accept().await.unwrap();
         let request = head(&mut stream).await;
-        let key = request.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
+        let key = request.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
         let accept = accept_key(key.as_bytes());
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
