@@ -172,6 +172,12 @@ fn render(s: &Snapshot, kept_bytes: u64, links: &Figures) -> String {
     family("http_requests_total", "counter", "Requests answered, by the class of the status.", &requests);
     let unanswered = "Requests that the backend did not answer, or not to the end.";
     family("http_unanswered_total", "counter", unanswered, &[("", links.unanswered)]);
+    family(
+        "links_pings_unanswered_total",
+        "counter",
+        "Times that a link found that the backend answers no Ping.",
+        &[("", links.pings_unanswered)],
+    );
     render_rtt(&mut out, s);
     out
 }

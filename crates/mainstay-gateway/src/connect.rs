@@ -267,6 +267,12 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             );
             ("gap", detail, json!({"sent": sent(fate), "lost": lost}))
         }
+        Event::PingsUnanswered => (
+            "no pongs",
+            "the server answers no Ping: what is sent from here on may or may not arrive".to_owned(),
+            json!({}),
+        ),
+        Event::PingsAnswered => ("pongs", "the server answers Pings after all".to_owned(), json!({})),
         Event::FreshPeer => ("fresh", "a plain server: what it sent meanwhile is lost".to_owned(), json!({})),
         Event::Report(Report::Unknown(first, last)) => {
             report("unknown", *first, *last, "may or may not have arrived")
@@ -281,6 +287,14 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             "dropped",
             format!("{count} messages from number {first} on, by the server: it was full"),
             json!({"first": first, "count": count}),
+        ),
+        Event::Replaced { count } => (
+            "replaced",
+            format!(
+                "the gateway's connection to its backend was replaced, {count} so far: what the backend sent meanwhile \
+                 may be missing"
+            ),
+            json!({"count": count}),
         ),
         Event::Authenticated { accepted } => {
             ("authenticated", format!("accepted={accepted}"), json!({"accepted": accepted}))

@@ -29,6 +29,9 @@ struct Shared {
     unanswered: AtomicU64,
     /// The last request was one of them.
     is_failing: AtomicBool,
+    pings_unanswered: AtomicU64,
+    /// The backend answers no Ping, by what the newest link that found out has seen.
+    is_without_pongs: AtomicBool,
     open: Mutex<Slab<Sender>>,
 }
 
@@ -57,6 +60,8 @@ pub(crate) struct Figures {
     pub(crate) not_delivered: u64,
     /// Messages that ended three of its connections.
     pub(crate) undeliverable: u64,
+    /// Links that found that the backend answers no Ping.
+    pub(crate) pings_unanswered: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
     /// Requests answered, by the class of the status: 1xx first.
@@ -90,6 +95,7 @@ impl Links {
             unknown: read(&self.0.unknown),
             not_delivered: read(&self.0.not_delivered),
             undeliverable: read(&self.0.undeliverable),
+            pings_unanswered: read(&self.0.pings_unanswered),
             kept_bytes: self.kept_bytes(),
             requests: self.0.requests.each_ref().map(read),
             unanswered: read(&self.0.unanswered),
@@ -130,6 +136,26 @@ impl Links {
         open.iter().map(Sender::kept_bytes).sum()
     }
 
+    /// Whether a new link need not find out by itself that the backend answers no Ping.
+    pub(crate) fn are_without_pongs(&self) -> bool {
+        self.0.is_without_pongs.load(Relaxed)
+    }
+
+    /// What one link found out is told once, and taken for granted by the next.
+    fn note_pings(&self, answered: bool) {
+        if !answered {
+            self.0.pings_unanswered.fetch_add(1, Relaxed);
+        }
+        match (answered, self.0.is_without_pongs.swap(!answered, Relaxed)) {
+            (false, false) => tracing::warn!(
+                "the backend answers no Ping (RFC 6455 section 5.5.2): what visitors send may be lost with its connection, \
+                 and is not sent again"
+            ),
+            (true, true) => tracing::info!("the backend answers Pings"),
+            _ => {}
+        }
+    }
+
     fn list(&self) -> MutexGuard<'_, Slab<Sender>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,6 +183,8 @@ impl Account {
                     self.links.0.dead(*evidence).fetch_add(1, Relaxed);
                 }
             }
+            Event::PingsUnanswered => self.links.note_pings(false),
+            Event::PingsAnswered => self.links.note_pings(true),
             Event::Report(Report::Unknown(first, last)) => {
                 let count = self.not_told_before(*first, *last);
                 self.unknown += count;
@@ -224,6 +252,11 @@ mod tests {
         for why in [Lost::Dead(Evidence::Frozen), Lost::Broken(String::new())] {
             account.note(&Event::Detached { why, retry_in: std::time::Duration::ZERO });
         }
+        assert!(!links.are_without_pongs());
+        account.note(&Event::PingsUnanswered);
+        assert_eq!((links.are_without_pongs(), links.figures().pings_unanswered), (true, 1));
+        account.note(&Event::PingsAnswered);
+        assert!(!links.are_without_pongs());
         let found = links.figures();
         assert_eq!((found.unknown, found.not_delivered, found.undeliverable), (4, 2, 1));
         assert_eq!((found.lost, found.dead_silent, found.dead_frozen), (2, 0, 1));

@@ -195,6 +195,7 @@ impl Visit {
             .heartbeat(config.heartbeat)
             .limits(config.limits)
             .confirm(config.confirm)
+            .expects_pongs(!config.links.are_without_pongs())
             .guarantee(config.guarantee);
         builder = builder.subprotocols(subprotocols).map_err(|error| error.to_string())?;
         for (name, value) in &self.fields {
