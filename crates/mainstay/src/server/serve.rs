@@ -64,6 +64,7 @@ pub fn serve(listener: TcpListener, app: Router, mainstay: &Mainstay) -> Serve {
     http.timer(TokioTimer::new())
         .header_read_timeout(mainstay.shared.config.opening_deadline)
         .max_buf_size(MAX_HEAD)
+        .max_header_size(MAX_HEAD)
         .max_headers(MAX_FIELDS);
     let spread = Duration::from_secs(30);
     Serve { listener, app, mainstay: mainstay.clone(), http, shutdown: None, spread }
@@ -99,7 +100,7 @@ impl Serve {
     /// # Panics
     /// `bytes` is less than 8 KiB.
     pub fn head_limits(mut self, bytes: usize, fields: usize) -> Self {
-        self.http.max_buf_size(bytes).max_headers(fields);
+        self.http.max_buf_size(bytes).max_header_size(bytes).max_headers(fields);
         self
     }
 
