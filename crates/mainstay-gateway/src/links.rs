@@ -30,8 +30,8 @@ struct Shared {
     /// The last request was one of them.
     is_failing: AtomicBool,
     pings_unanswered: AtomicU64,
-    /// The backend answers no Ping, by what the newest link that found out has seen.
-    is_without_pongs: AtomicBool,
+    /// Whether the backend answers Pings, by what the newest link that found out has seen.
+    answers_pings: Mutex<Option<bool>>,
     open: Mutex<Slab<Sender>>,
 }
 
@@ -136,22 +136,23 @@ impl Links {
         open.iter().map(Sender::kept_bytes).sum()
     }
 
-    /// Whether a new link need not find out by itself that the backend answers no Ping.
-    pub(crate) fn are_without_pongs(&self) -> bool {
-        self.0.is_without_pongs.load(Relaxed)
+    /// Whether the backend answers Pings, so that not every link has to find out.
+    pub(crate) fn answers_pings(&self) -> Option<bool> {
+        *self.0.answers_pings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What one link found out is told once, and taken for granted by the next.
-    fn note_pings(&self, answered: bool) {
-        if !answered {
+    fn note_pings(&self, answered: Option<bool>) {
+        if answered == Some(false) {
             self.0.pings_unanswered.fetch_add(1, Relaxed);
         }
-        match (answered, self.0.is_without_pongs.swap(!answered, Relaxed)) {
-            (false, false) => tracing::warn!(
+        let mut known = self.0.answers_pings.lock().unwrap_or_else(PoisonError::into_inner);
+        match (answered, std::mem::replace(&mut *known, answered)) {
+            (Some(false), None | Some(true)) => tracing::warn!(
                 "the backend answers no Ping (RFC 6455 section 5.5.2): what visitors send may be lost with its connection, \
                  and is not sent again"
             ),
-            (true, true) => tracing::info!("the backend answers Pings"),
+            (Some(true), Some(false)) => tracing::info!("the backend answers Pings"),
             _ => {}
         }
     }
@@ -181,10 +182,14 @@ impl Account {
                 self.links.0.lost.fetch_add(1, Relaxed);
                 if let Lost::Dead(evidence) = why {
                     self.links.0.dead(*evidence).fetch_add(1, Relaxed);
+                    if self.links.answers_pings() == Some(true) {
+                        // Another may stand there by now.
+                        self.links.note_pings(None);
+                    }
                 }
             }
-            Event::PingsUnanswered => self.links.note_pings(false),
-            Event::PingsAnswered => self.links.note_pings(true),
+            Event::PingsUnanswered => self.links.note_pings(Some(false)),
+            Event::PingsAnswered => self.links.note_pings(Some(true)),
             Event::Report(Report::Unknown(first, last)) => {
                 let count = self.not_told_before(*first, *last);
                 self.unknown += count;
@@ -215,7 +220,10 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.links.list().try_remove(self.slot);
+        let sender = self.links.list().try_remove(self.slot);
+        if sender.is_some_and(|sender| sender.answers_pings() == Some(true)) {
+            self.links.note_pings(Some(true));
+        }
         let (unknown, not_delivered) = (self.unknown, self.not_delivered);
         let undeliverable = self.undeliverable.len();
         if unknown + not_delivered > 0 || undeliverable > 0 {
@@ -252,11 +260,10 @@ mod tests {
         for why in [Lost::Dead(Evidence::Frozen), Lost::Broken(String::new())] {
             account.note(&Event::Detached { why, retry_in: std::time::Duration::ZERO });
         }
-        assert!(!links.are_without_pongs());
         account.note(&Event::PingsUnanswered);
-        assert_eq!((links.are_without_pongs(), links.figures().pings_unanswered), (true, 1));
+        assert_eq!((links.answers_pings(), links.figures().pings_unanswered), (Some(false), 1));
         account.note(&Event::PingsAnswered);
-        assert!(!links.are_without_pongs());
+        assert_eq!(links.answers_pings(), Some(true));
         let found = links.figures();
         assert_eq!((found.unknown, found.not_delivered, found.undeliverable), (4, 2, 1));
         assert_eq!((found.lost, found.dead_silent, found.dead_frozen), (2, 0, 1));

@@ -16,6 +16,7 @@ mod links;
 mod pass;
 mod principal;
 mod serve;
+mod trust;
 mod upstream;
 mod values;
 mod visit;

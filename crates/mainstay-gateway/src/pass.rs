@@ -152,6 +152,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (status, line) = match &self {
             Self::Unreachable(_) => (StatusCode::BAD_GATEWAY, "the backend cannot be reached, come back\n"),
+            Self::Untrusted(_) => (StatusCode::BAD_GATEWAY, "TLS with the backend fails\n"),
             Self::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "the backend cannot be reached in time\n"),
             Self::AnswerTimeout => (StatusCode::GATEWAY_TIMEOUT, "the backend did not answer in time\n"),
             Self::NoAnswer(_) => (StatusCode::BAD_GATEWAY, "the backend ended the connection unanswered\n"),

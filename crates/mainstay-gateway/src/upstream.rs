@@ -3,21 +3,24 @@
 //! Here and not by hyper-util's client: whether a request may be sent once more depends on whether its connection had
 //! been used before, an opening handshake needs a connection of its own, and that client starts a task for each answer.
 
+use std::io::{self, ErrorKind, IoSlice};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use mainstay::client::Connector;
+use mainstay::client::{Connector, ServerStream};
+use mainstay_proto::reach::FailureKind;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::body::{Broken, Progress, Upload};
 use crate::links::Links;
 
-/// How long a connection may take to be opened; nginx's `proxy_connect_timeout` may be at most 75 s.
-const CONNECT: Duration = Duration::from_secs(10);
 /// How many connections are kept without a request, and for how long.
 const IDLE: usize = 256;
 const IDLE_FOR: Duration = Duration::from_secs(60);
@@ -49,6 +52,8 @@ struct Idle {
 pub(crate) enum Failure {
     /// No connection can be opened; trying again may help.
     Unreachable(String),
+    /// TLS with it fails; that is for its operator to mend.
+    Untrusted(String),
     /// A connection was not opened in time.
     ConnectTimeout,
     /// It was reached, and said nothing in time.
@@ -65,6 +70,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unreachable(why) => write!(f, "it cannot be reached: {why}"),
+            Self::Untrusted(why) => write!(f, "{why}"),
             Self::ConnectTimeout => write!(f, "it cannot be reached in time"),
             Self::AnswerTimeout => write!(f, "it did not answer within --upstream-answer-timeout"),
             Self::NoAnswer(why) => write!(f, "it ended the connection: {why}"),
@@ -168,13 +174,13 @@ impl Upstream {
 
     /// A new connection.
     async fn open(&self) -> Result<SendRequest<Upload>, Failure> {
-        let opening = timeout(CONNECT, self.connector.connect(&self.url));
-        let stream = match opening.await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(Failure::Unreachable(error.to_string())),
-            Err(_) => return Err(Failure::ConnectTimeout),
-        };
-        let opened = self.http.handshake(TokioIo::new(stream)).await;
+        let connected = self.connector.connect(&self.url).await;
+        let stream = connected.map_err(|failure| match failure.kind {
+            FailureKind::TimedOut => Failure::ConnectTimeout,
+            FailureKind::Certificate | FailureKind::Tls => Failure::Untrusted(failure.reason),
+            _ => Failure::Unreachable(failure.reason),
+        })?;
+        let opened = self.http.handshake(TokioIo::new(Heard(stream))).await;
         let (sender, connection) = opened.map_err(|error| Failure::Unreachable(error.to_string()))?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
@@ -268,5 +274,62 @@ fn failure(error: &hyper::Error, progress: Option<&Progress>) -> Failure {
         Failure::Nonsense(words())
     } else {
         Failure::NoAnswer(words())
+    }
+}
+
+/// A connection to the backend, heard to the end. A backend that refuses a large body answers and closes; what is still
+/// written then fails, while its answer waits to be read. So writing never fails here: reading says what there is.
+pub(crate) struct Heard(ServerStream);
+
+impl Heard {
+    pub(crate) fn into_inner(self) -> ServerStream {
+        self.0
+    }
+}
+
+/// What was written, or would have been.
+fn written(polled: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
+    polled.map(|written| match written {
+        Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+            Ok(length)
+        }
+        written => written,
+    })
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        written(Pin::new(&mut self.0).poll_write(cx, bytes), bytes.len())
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        written(Pin::new(&mut self.0).poll_write_vectored(cx, slices), length)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
 use mainstay::HeartbeatConfig;
+use mainstay::client::Place;
 use mainstay::server::{LifetimeConfig, Origins};
 
 use crate::forward::Network;
@@ -162,17 +163,27 @@ pub(crate) fn url(text: &str) -> Result<String, String> {
     parse_url(text).map(|_| text.to_owned())
 }
 
-/// The backend: as [`url`], without a query. `http://` and `https://` mean the same: it gets both kinds of requests.
-pub(crate) fn upstream(text: &str) -> Result<Uri, String> {
-    let text = match text.split_once("://") {
-        Some(("http", rest)) => format!("ws://{rest}"),
-        Some(("https", rest)) => format!("wss://{rest}"),
-        _ => text.to_owned(),
-    };
-    let uri = parse_url(&text)?;
-    match uri.query() {
-        None => Ok(uri),
+/// Where to connect: as [`url`], or `unix:/run/app.sock[:/path][?query]`.
+pub(crate) fn server(text: &str) -> Result<String, String> {
+    place(text).map(|_| text.to_owned())
+}
+
+/// The backend: as [`server`], without a query. `http://` and `https://` mean the same: it gets both kinds of requests.
+pub(crate) fn upstream(text: &str) -> Result<Place, String> {
+    let same = [("http://", "ws://"), ("https://", "wss://")];
+    let written = same.iter().find_map(|(http, ws)| Some(format!("{ws}{}", text.strip_prefix(http)?)));
+    let place = place(written.as_deref().unwrap_or(text))?;
+    match place.url.query() {
+        None => Ok(place),
         Some(_) => Err("must have no ?query: each visitor's own is passed on; write it without".to_owned()),
+    }
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    match text.parse::<Place>() {
+        Ok(place) if place.socket.is_some() => Ok(place),
+        Err(error) if text.starts_with("unix:") => Err(error.to_string()),
+        _ => parse_url(text).map(|url| Place { url, socket: None }),
     }
 }
 
@@ -267,11 +278,24 @@ mod tests {
     #[test]
     fn a_backend_is_a_websocket_url() {
         assert!(upstream("ws://127.0.0.1:3000/app").is_ok());
-        assert_eq!(upstream("http://127.0.0.1:3000/app").unwrap(), "ws://127.0.0.1:3000/app");
-        assert_eq!(upstream("https://h").unwrap(), "wss://h/");
-        for wrong in ["ftp://x", "127.0.0.1:3000", "ws://", "", "ws:///path", "http://"] {
+        assert_eq!(upstream("http://127.0.0.1:3000/app").unwrap().url, "ws://127.0.0.1:3000/app");
+        assert_eq!(upstream("https://h").unwrap().url, "wss://h/");
+        assert!(upstream("unix:/run/app.sock:/app").is_ok() && server("unix:/run/app.sock:/a?b").is_ok());
+        let too_long = format!("unix:/{}", "x".repeat(200));
+        for wrong in [
+            "ftp://x",
+            "http://",
+            "127.0.0.1:3000",
+            "ws://",
+            "",
+            "ws:///path",
+            "unix:",
+            "unix:/a:/b?c",
+            &too_long,
+        ] {
             assert!(upstream(wrong).is_err(), "{wrong}");
         }
+        assert!(url("unix:/run/app.sock").is_err(), "not everybody reaches one");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use mainstay::client::{Event, ServerStream, Upgraded};
+use mainstay::client::{Event, Upgraded};
 use mainstay::{Link, Mainstay, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
@@ -29,7 +29,7 @@ use crate::body::Upload;
 use crate::forward::{self, Scheme};
 use crate::join::{self, LinkConfig};
 use crate::pass;
-use crate::upstream::Failure;
+use crate::upstream::{Failure, Heard};
 use crate::values;
 
 /// Clients that are sent away are asked to come back over this time, and not all at once.
@@ -114,10 +114,10 @@ async fn switched(
     let parts = upgrading
         .await
         .map_err(|error| format!("it ended the connection with its 101: {error}"))?
-        .downcast::<TokioIo<ServerStream>>()
+        .downcast::<TokioIo<Heard>>()
         .map_err(|_| "its connection cannot be taken over".to_owned())?;
     let upgraded = Upgraded {
-        stream: parts.io.into_inner(),
+        stream: parts.io.into_inner().into_inner(),
         early: parts.read_buf,
         subprotocol: agreed.protocol,
         deflate: agreed.deflate,
@@ -195,11 +195,13 @@ impl Visit {
             .heartbeat(config.heartbeat)
             .limits(config.limits)
             .confirm(config.confirm)
-            .expects_pongs(!config.links.are_without_pongs())
             .guarantee(config.guarantee);
         builder = builder.subprotocols(subprotocols).map_err(|error| error.to_string())?;
         for (name, value) in &self.fields {
             builder = builder.header(name.clone(), value.clone());
+        }
+        if let Some(answers) = config.links.answers_pings() {
+            builder = builder.expects_pongs(answers);
         }
         Ok(builder)
     }

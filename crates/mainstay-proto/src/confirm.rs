@@ -91,7 +91,7 @@ pub struct ConfirmConfig {
     queue_messages: usize,
     queue_bytes: usize,
     min_interval: Duration,
-    expects_pongs: bool,
+    pongs: Pongs,
 }
 
 impl ConfirmConfig {
@@ -132,11 +132,11 @@ impl ConfirmConfig {
         Self { min_interval, ..self }.checked()
     }
 
-    /// Whether the peer answers Pings, as far as is known beforehand. If not, it is served at-most-once from the first
-    /// message on, and until its first Pong. Default: yes.
+    /// Whether the peer answers Pings, where that is known beforehand. If not, it is served at-most-once from the first
+    /// message on, and until its first Pong; if so, its silence is never taken for that. Default: not known.
     #[must_use]
     pub fn expects_pongs(self, expects_pongs: bool) -> Self {
-        Self { expects_pongs, ..self }
+        Self { pongs: if expects_pongs { Pongs::Come } else { Pongs::Missing }, ..self }
     }
 
     fn checked(self) -> Result<Self, ConfigError> {
@@ -162,7 +162,7 @@ impl Default for ConfirmConfig {
             queue_messages: 1024,
             queue_bytes: 4 * 1024 * 1024,
             min_interval: Duration::ZERO,
-            expects_pongs: true,
+            pongs: Pongs::Unknown,
         }
     }
 }
@@ -291,7 +291,7 @@ impl<M> Confirmer<M> {
             line: Line::default(),
             suspect: (0, 0),
             careful_until: 0,
-            pongs: if config.expects_pongs { Pongs::Unknown } else { Pongs::Missing },
+            pongs: config.pongs,
         }
     }
 
@@ -472,16 +472,14 @@ impl<M> Confirmer<M> {
         self.pongs == Pongs::Missing && self.config.confirm != Confirm::Reply
     }
 
-    /// Whether the peer is known to answer no Ping.
+    /// Whether the peer answers Pings; `None`: it has not shown yet.
     #[must_use]
-    pub fn answers_no_ping(&self) -> bool {
-        self.pongs == Pongs::Missing
-    }
-
-    /// Whether the peer has answered no Ping so far, and is not known to answer none.
-    #[must_use]
-    pub fn never_got_a_pong(&self) -> bool {
-        self.pongs == Pongs::Unknown
+    pub fn answers_pings(&self) -> Option<bool> {
+        match self.pongs {
+            Pongs::Unknown => None,
+            Pongs::Come => Some(true),
+            Pongs::Missing => Some(false),
+        }
     }
 
     /// Since when messages wait for the first Pong of a peer that has answered no Ping so far: its window is full, and

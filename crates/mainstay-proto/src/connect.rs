@@ -466,7 +466,7 @@ impl Client {
         let Ok(nonce) = payload.try_into().map(u64::from_be_bytes) else { return };
         let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else { return };
         let (Pulse::Driven(beat, _), Some(plain)) = (&mut attached.pulse, &mut self.plain) else { return };
-        let missed = plain.confirmer.answers_no_ping();
+        let missed = plain.confirmer.answers_pings() == Some(false);
         let outcome = if nonce & HEARTBEAT_PING != 0 {
             beat.handle_pong(now, nonce & !HEARTBEAT_PING);
             plain.confirmer.handle_other_pong();
@@ -474,7 +474,7 @@ impl Client {
         } else {
             plain.confirmer.handle_pong(payload)
         };
-        if missed && !plain.confirmer.answers_no_ping() {
+        if missed && plain.confirmer.answers_pings() == Some(true) {
             self.events.push_back(Event::PingsAnswered);
         }
         self.report(outcome);

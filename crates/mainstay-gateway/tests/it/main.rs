@@ -14,4 +14,5 @@ mod page;
 mod resume;
 mod smuggling;
 mod support;
+mod trust;
 mod upstream;

@@ -216,7 +216,8 @@ async fn a_backend_is_told_who_connected_and_a_visitors_own_word_only_by_a_trust
         let (visit, served) =
             tokio::join!(Frames::visit(gateway.address(), "/", claim), Frames::serve(&listener));
         assert!(visit.0.starts_with("HTTP/1.1 101"), "{}", visit.0);
-        let lines: Vec<_> = served.0.lines().filter(|line| line.starts_with("X-Forwarded-For")).collect();
-        assert_eq!(lines, [format!("X-Forwarded-For: {told}")]);
+        let request = served.0.to_ascii_lowercase();
+        let lines: Vec<_> = request.lines().filter(|line| line.starts_with("x-forwarded-for")).collect();
+        assert_eq!(lines, [format!("x-forwarded-for: {told}")]);
     }
 }

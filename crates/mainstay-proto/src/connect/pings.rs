@@ -52,6 +52,12 @@ impl Client {
         }
     }
 
+    /// Whether a plain peer answers Pings; `None`: it has not shown yet.
+    #[must_use]
+    pub fn answers_pings(&self) -> Option<bool> {
+        self.plain.as_ref()?.confirmer.answers_pings()
+    }
+
     /// When messages that wait for a first Pong have waited for long enough.
     pub(super) fn pings_judged_at(&self) -> Option<Instant> {
         let since = self.plain.as_ref()?.confirmer.stalled_since()?;
@@ -80,7 +86,7 @@ impl Client {
 
     /// The peer lives and answers no Ping, unless it ever answered one.
     pub(super) fn expect_no_pongs(&mut self) {
-        if let Some(plain) = self.plain.as_mut().filter(|plain| plain.confirmer.never_got_a_pong()) {
+        if let Some(plain) = self.plain.as_mut().filter(|plain| plain.confirmer.answers_pings().is_none()) {
             plain.confirmer.expect_no_pongs();
             self.events.push_back(Event::PingsUnanswered);
             self.close_plain_if_done();
@@ -93,11 +99,11 @@ impl Client {
         if evidence == Evidence::Stalled {
             return false;
         }
-        if plain.confirmer.answers_no_ping() {
+        if plain.confirmer.answers_pings() == Some(false) {
             self.beat_anew(now);
             return true;
         }
-        let guard = attached.signs.guard.filter(|_| plain.confirmer.never_got_a_pong());
+        let guard = attached.signs.guard.filter(|_| plain.confirmer.answers_pings().is_none());
         attached.signs.doubt_until = guard.map(|within| now + within);
         guard.is_some()
     }
