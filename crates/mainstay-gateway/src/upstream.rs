@@ -39,12 +39,15 @@ pub(crate) struct Upstream {
     pub(crate) answer_timeout: Duration,
     links: Links,
     http: http1::Builder,
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Idle>,
 }
 
+/// Connections without a request, the last one used last.
+#[derive(Default)]
 struct Idle {
-    sender: SendRequest<Upload>,
-    since: Instant,
+    connections: Vec<(SendRequest<Upload>, Instant)>,
+    /// A task closes what is here for too long.
+    is_watched: bool,
 }
 
 /// Why there is no answer.
@@ -193,7 +196,7 @@ impl Upstream {
     /// A connection that waits for a request. It may still be busy with the end of its last one.
     async fn kept(&self) -> Option<SendRequest<Upload>> {
         loop {
-            let Idle { mut sender, since } = self.idle().pop()?;
+            let (mut sender, since) = self.idle().connections.pop()?;
             if since.elapsed() < IDLE_FOR && !sender.is_closed() && sender.ready().await.is_ok() {
                 return Some(sender);
             }
@@ -202,11 +205,11 @@ impl Upstream {
 
     fn keep(self: &Arc<Self>, sender: SendRequest<Upload>) {
         let mut idle = self.idle();
-        if sender.is_closed() || idle.len() >= IDLE {
+        if sender.is_closed() || idle.connections.len() >= IDLE {
             return;
         }
-        idle.push(Idle { sender, since: Instant::now() });
-        if idle.len() == 1 {
+        idle.connections.push((sender, Instant::now()));
+        if !std::mem::replace(&mut idle.is_watched, true) {
             tokio::spawn(Arc::clone(self).close_idle());
         }
     }
@@ -216,14 +219,15 @@ impl Upstream {
         loop {
             sleep(IDLE_FOR / 4).await;
             let mut idle = self.idle();
-            idle.retain(|idle| idle.since.elapsed() < IDLE_FOR && !idle.sender.is_closed());
-            if idle.is_empty() {
+            idle.connections.retain(|(sender, since)| since.elapsed() < IDLE_FOR && !sender.is_closed());
+            if idle.connections.is_empty() {
+                *idle = Idle::default();
                 return;
             }
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+    fn idle(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
