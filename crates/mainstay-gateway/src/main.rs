@@ -15,6 +15,7 @@ mod join;
 mod links;
 mod pass;
 mod principal;
+mod relay;
 mod serve;
 mod trust;
 mod upstream;

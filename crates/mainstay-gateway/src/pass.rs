@@ -17,13 +17,10 @@ use mainstay::client::Connector;
 
 use crate::body::{Broken, Download, Upload};
 use crate::forward::{self, Forwarding, Network, Scheme};
+use crate::join::{SPREAD, jitter};
 use crate::links::Links;
 use crate::upstream::{Failure, Kept, Upstream};
 use crate::values;
-use crate::visit::jitter;
-
-/// Clients that are sent away are asked to come back over this time, and not all at once.
-const SPREAD: Duration = Duration::from_secs(10);
 
 /// Flags for requests on their way to the backend.
 #[derive(clap::Args, Clone)]

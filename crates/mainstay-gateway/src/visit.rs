@@ -9,11 +9,8 @@
 //! the backend: a HELLO is answered in one step, or two attempts of one client could make two sessions. Such a client
 //! is accepted first, and told by END what the backend says.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
@@ -21,19 +18,18 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use mainstay::client::{Event, Upgraded};
+use mainstay::client::{Builder, EndsWith, Event, Upgraded};
+use mainstay::link::Plain;
 use mainstay::{Link, Mainstay, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
 use crate::body::Upload;
 use crate::forward::{self, Scheme};
-use crate::join::{self, LinkConfig};
+use crate::join::{self, LinkConfig, SPREAD, jitter};
 use crate::pass;
+use crate::relay::{BackendLoss, relay};
 use crate::upstream::{Failure, Heard};
 use crate::values;
-
-/// Clients that are sent away are asked to come back over this time, and not all at once.
-const SPREAD: Duration = Duration::from_secs(10);
 
 /// Answers a request: one for a WebSocket here, any other as plain HTTP.
 pub(crate) async fn answer_request(
@@ -63,6 +59,7 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
         let principal = config.bound.principal(upgrade.headers());
         return upgrade
             .principal(principal)
+            .confirm_manually()
             .on_session(move |session| join::join_session(session, visit, config));
     }
     let Some(offer) = Offer::of_request(&head.headers, config.deflate_upstream) else {
@@ -89,15 +86,14 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
     // Another connection would be asked with all that this client offered; some have a credential there.
     let offered: Vec<String> =
         upgrade.offered().filter(|name| values::token(name).is_ok()).map(str::to_owned).collect();
-    let link = match visit.builder(&offered, &config) {
+    let link = match visit.builder(&offered, &config, true) {
         Ok(builder) => builder.adopt(upgraded),
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let wait = Some(config.upstream_wait);
     upgrade
         .subprotocols(agreed)
         .response_fields(fields, extensions)
-        .on_session(move |session| join::join(session, link, config, wait))
+        .on_session(move |session| relay(session, link, config))
 }
 
 /// What a 101 says besides, how it is spelled, and the connection as the two agreed on it.
@@ -178,7 +174,7 @@ impl Visit {
     /// # Errors
     /// It cannot be dialled.
     pub(crate) fn link(self, subprotocols: &[String], config: &LinkConfig) -> Result<Link, String> {
-        Ok(self.builder(subprotocols, config)?.connect())
+        Ok(self.builder(subprotocols, config, false)?.connect())
     }
 
     /// A link for this client: its path, query, cookies, fields and subprotocols.
@@ -186,12 +182,18 @@ impl Visit {
         self,
         subprotocols: &[String],
         config: &LinkConfig,
-    ) -> Result<mainstay::client::Builder<mainstay::link::Plain>, String> {
+        is_plain: bool,
+    ) -> Result<Builder<Plain>, String> {
+        let ends_with = match (config.on_backend_loss, is_plain) {
+            (BackendLoss::Renew, _) => EndsWith::Connection,
+            (BackendLoss::Keep, true) => EndsWith::Close,
+            (BackendLoss::Keep, false) => EndsWith::FinalClose,
+        };
         let mut builder = Link::to(&self.url.to_string())
             .map_err(|error| error.to_string())?
             .connector(config.connector.clone())
             .answer_timeout(config.passing.upstream.answer_timeout)
-            .ends_with_peer(true)
+            .ends_with(ends_with)
             .heartbeat(config.heartbeat)
             .limits(config.limits)
             .confirm(config.confirm)
@@ -236,11 +238,4 @@ fn unreachable_now() -> Response {
     let after = 1 + jitter(SPREAD).as_secs();
     let headers = [(header::RETRY_AFTER, after.to_string())];
     (StatusCode::SERVICE_UNAVAILABLE, headers, "the backend cannot be reached, come back\n").into_response()
-}
-
-/// Uniform below `spread`. The standard library's hasher is seeded with randomness, and nothing better is
-/// needed to keep clients apart.
-pub(crate) fn jitter(spread: Duration) -> Duration {
-    let part = RandomState::new().hash_one(0) >> 32;
-    spread.mul_f64(part as f64 / f64::from(u32::MAX))
 }
