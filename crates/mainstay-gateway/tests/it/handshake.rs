@@ -3,8 +3,8 @@
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
-use crate::frames::{Frames, TEXT, head};
-use crate::http::{Stage, rest};
+use crate::frames::{Frames, TEXT};
+use crate::http::{Stage, head, rest};
 use crate::support::Gateway;
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::frames::head;
+use crate::frames;
 use crate::support::Gateway;
 
 /// A backend whose connections the test serves, and the gateway in front of it.
@@ -33,6 +33,11 @@ impl Stage {
     pub(crate) async fn accept(&self) -> TcpStream {
         self.listener.accept().await.unwrap().0
     }
+}
+
+/// The head of the next message.
+pub(crate) async fn head(stream: &mut TcpStream) -> String {
+    frames::head(stream).await.unwrap()
 }
 
 /// All until the end.

@@ -9,6 +9,7 @@ mod frames;
 mod handshake;
 mod hostile;
 mod http;
+mod loss;
 mod losses;
 mod page;
 mod resume;

@@ -3,8 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::frames::head;
-use crate::http::Stage;
+use crate::http::{Stage, head};
 use crate::support::Gateway;
 
 /// Refused before the backend hears of it.
