@@ -14,6 +14,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 use mainstay::client::Connector;
+use mainstay_proto::ws::DeflateParams;
 
 use crate::body::{Broken, Download, Upload};
 use crate::forward::{self, Forwarding, Network, Scheme};
@@ -36,12 +37,20 @@ pub(crate) struct Arguments {
     /// reads the value from a file. May be repeated.
     #[arg(long = "upstream-header", value_name = "HEADER", value_parser = values::upstream_header)]
     upstream_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Offer permessage-deflate to the backend.
+    #[arg(long)]
+    upstream_deflate: bool,
     /// The largest body of a request. A larger one gets 413. Default: any.
     #[arg(long, value_name = "SIZE", value_parser = values::body_size)]
     max_request_body: Option<u64>,
 }
 
 impl Arguments {
+    /// The compression that the backend is offered.
+    pub(crate) fn deflate(&self) -> Option<DeflateParams> {
+        self.upstream_deflate.then(DeflateParams::default)
+    }
+
     /// As these flags say.
     pub(crate) fn passing(
         &self,

@@ -228,7 +228,7 @@ async fn serve(
                 ),
                 connector,
                 upstream_wait: arguments.upstream_wait,
-                deflate_upstream: None,
+                deflate_upstream: arguments.passing.deflate(),
                 heartbeat,
                 limits,
                 confirm: match arguments.confirm {

@@ -193,6 +193,7 @@ impl Visit {
             .map_err(|error| error.to_string())?
             .connector(config.connector.clone())
             .answer_timeout(config.passing.upstream.answer_timeout)
+            .deflate(config.deflate_upstream.is_some())
             .ends_with(ends_with)
             .heartbeat(config.heartbeat)
             .limits(config.limits)

@@ -82,6 +82,36 @@ async fn the_fields_of_the_backends_101_are_the_clients() {
 }
 
 #[tokio::test]
+async fn compression_is_agreed_on_hop_by_hop() {
+    let (arguments, offer) =
+        (["--upstream-deflate", "--deflate"], "Sec-WebSocket-Extensions: permessage-deflate\r\n");
+    let answer = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n";
+    for (fields, agreed, is_agreed) in [(offer, answer, true), (offer, "", true), ("", answer, false)] {
+        let (asked, answered) = pass(&arguments, &opening("/", fields), &accepted(agreed)).await;
+        assert!(asked.contains("permessage-deflate; server_no_context_takeover"), "{asked}");
+        assert!(answered.starts_with("HTTP/1.1 101 "), "{answered}");
+        assert_eq!(answered.contains("permessage-deflate"), is_agreed, "{answered}");
+    }
+    let backend = Gateway::start(&["--deflate"]);
+    let gateway = Gateway::in_front_of(backend.address(), &["--upstream-deflate"]);
+    let long = "a text that is worth being compressed ".repeat(100);
+    for is_plain in [true, false] {
+        let url = format!("{}/echo", gateway.url);
+        let message = mainstay::Message::text(long.clone());
+        let returned = if is_plain {
+            let mut client = mainstay::Link::to(&url).unwrap().connect();
+            client.send(message.clone()).await.unwrap();
+            client.recv().await
+        } else {
+            let mut client = mainstay::Client::builder(&url).unwrap().connect();
+            client.send(message.clone()).await.unwrap();
+            client.recv().await
+        };
+        assert_eq!(returned, Some(message));
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_is_no_101_is_the_clients_as_it_is() {
     for (answer, said) in [
         (
