@@ -56,8 +56,8 @@ export class MainstaySocket extends BaseSocket {
   /** Somebody listens: messages are handed over as they come. */
   private isFlowing = false;
   declare private messageHandler: BaseSocket["onmessage"];
-  /** The iterator waits for the next message. */
-  declare private wake: ((data?: Data) => void) | undefined;
+  /** The iterator waits for the next message. Null: its reader is at work, and is told of no gap meanwhile. */
+  declare private wake: ((data?: Data) => void) | null | undefined;
   /** Accepted, and not known what became of it. In the order of their numbers. */
   private unsettled: Message[] = [];
   private counts = { connections: 0, gaps: 0 };
@@ -206,8 +206,8 @@ export class MainstaySocket extends BaseSocket {
     this.admit();
     this.settle();
     const { inbox, outbox } = this.clientSession.flow;
-    // What is no message concerns those too who only send.
-    const isWanted = this.isFlowing || this.wake || inbox.queue[0]?.count === 0;
+    // A backend that was replaced concerns those too who only send.
+    const isWanted = this.isFlowing || this.wake || (this.wake === undefined && inbox.queue[0]?.count === 0);
     const { data, first, count } = (isWanted && this.clientSession.handOver(this.machine.nowMs)) || {};
     if (data === undefined) {
       const { last } = outbox;
@@ -216,7 +216,7 @@ export class MainstaySocket extends BaseSocket {
       else if (this.machine.isEnded) this.wake?.();
     } else if (this.wake) {
       this.wake(data);
-      this.wake = undefined;
+      this.wake = null;
     } else super.emit("message", { data });
   }
 
