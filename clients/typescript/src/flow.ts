@@ -91,16 +91,9 @@ export class Outbox {
     return base + at + 1;
   }
 
-  /** Takes out a message that was never written: those behind it take over its number. */
-  remove(number: number): void {
-    const length = this.sizeOf(number);
-    this.items.splice(number - this.base - 1, 1);
-    for (const item of this.items.slice(number - this.base - 1)) item.end -= length;
-  }
-
-  /** Payload bytes of one message. */
-  sizeOf(number: number): number {
-    return this.endOf(number) - this.endOf(number - 1);
+  /** Takes out what was never written. */
+  takeUnwritten(): Data[] {
+    return this.items.splice(this.written - this.base).map((item) => item.data);
   }
 
   /** What follows this position, if it is ready and the peer's window holds it. */

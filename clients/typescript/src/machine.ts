@@ -63,9 +63,9 @@ export class Machine {
   declare loss: { code: number; reason: string; retryInMs?: number } | undefined;
   /** Set before every call, as `nowMs` is: something that was written has not left yet. */
   declare isBusy: unknown;
-  /** The connection in use, and the one that is being opened; 0: none. */
-  current = 0;
-  dialled = 0;
+  /** The connection in use, and the one that is being opened; 0, or nothing at first: none. */
+  declare current: number;
+  declare dialled: number;
   /** The connection whose `open` is being handled: what is sent meanwhile goes before what waited. */
   declare beginning: number | undefined;
   /** The driver's: what waits to be accepted, and goes out before a close. */

@@ -12,6 +12,7 @@ import { type Delivery, Flow, Inbox, type Lane, MessageTooLargeError, Outbox } f
 import {
   type Account,
   type Bytes,
+  bytesOf,
   type Control,
   type Data,
   type Delay,
@@ -441,12 +442,14 @@ export class ClientSession {
   /** What is larger than the server takes would end every connection that it is written on. */
   private dropTooLarge(): void {
     const { limit, flow: { outbox } } = this;
-    for (let number = outbox.written + 1; number <= outbox.last; number++) {
-      const size = outbox.sizeOf(number);
-      if (size <= limit) continue;
-      outbox.remove(number--);
-      this.io.emit("error", { error: new MessageTooLargeError(size, limit) }, outbox.last - number);
-    }
+    if (limit === Infinity) return;
+    const { ready } = outbox;
+    outbox.takeUnwritten().forEach((data, index, { length }) => {
+      const size = bytesOf(data).length;
+      if (size > limit) this.io.emit("error", { error: new MessageTooLargeError(size, limit) }, length - 1 - index);
+      else outbox.push(data, true);
+    });
+    outbox.ready = ready;
   }
 
   private dropCurrent(): void {
