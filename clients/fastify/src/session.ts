@@ -114,7 +114,7 @@ export class Session extends EventEmitter<SessionEvents> {
   }
 
   /**
-   * Sends a message that is not kept: lost if the client is away, never sent again. Of those that wait the newest 64 stay.
+   * Sends a message that is not kept: lost if the client is away, never sent again. The newest 64 that wait stay.
    * @throws MessageTooLargeError
    */
   sendVolatile(data: Sendable): void {

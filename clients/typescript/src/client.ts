@@ -107,7 +107,7 @@ export abstract class BaseSocket extends EventTarget {
   /** The status that the application was told last. */
   private told: Status = "connecting";
   declare private timer: any;
-  /** Of what is listened to outside; as the options of a listener it ends that. */
+  /** Ends what is listened to outside, as the options of each listener. */
   private listening = new AbortController();
   declare private prepare: () => Promise<[url: string | URL, protocols: string | string[]]>;
   /** By how much the clock is ahead of the wall's. */

@@ -73,7 +73,7 @@ for (const [form, listen] of FORMS) {
   });
 }
 
-test("of what a lost session took, what was handed over is not sent again, and each message has its own fate", LIMIT, async (t) => {
+test("a lost session's messages have a fate each, and what was handed over is not sent again", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   // Two received, one more handed over, of four.
   server.onHello = (visit, number) => visit.welcome(number === 2 ? [2, 3, 1, 0, 5] : undefined);

@@ -9,7 +9,7 @@ import { until } from "./support.js";
 
 const LIMIT = { timeout: 20_000 };
 
-/** Of so many payload bytes, in each of the forms that a message may have. */
+/** A message of so many payload bytes, in each form. */
 const forms: [string, (size: number) => Sendable][] = [
   ["text", (size) => "x".repeat(size)],
   ["text of two bytes a letter", (size) => "é".repeat(size >> 1) + "x".repeat(size & 1)],

@@ -93,7 +93,7 @@ test("a mark that was under way with a connection is read from the next one, in 
   assert.deepEqual(log, ["open", "1", "gap replaced", "2"]);
 });
 
-test("who only sends, and who takes messages one at a time, are told too, in the place", LIMIT, async (t) => {
+test("an application that only sends is told too, and one that takes messages one at a time in the place", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   const sender = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => sender.suspend());

@@ -29,8 +29,8 @@ export async function gateway(upstream: string, options: string[] = []): Promise
 }
 
 /** A cable to a server on this port: to itself, or to a gateway in front of it. `replace`: a new gateway, which knows nobody. */
-export async function cableTo(port: number, isFronted: boolean): Promise<{ cable: Cable; replace(): Promise<void>; close(): Promise<void> }> {
-  const begin = async () => (isFronted ? gateway(`ws://127.0.0.1:${port}`) : undefined);
+export async function cableTo(port: number, isFronted: boolean, options?: string[]): Promise<{ cable: Cable; replace(): Promise<void>; close(): Promise<void> }> {
+  const begin = async () => (isFronted ? gateway(`ws://127.0.0.1:${port}`, options) : undefined);
   let front = await begin();
   const cable = await new Cable(() => front?.port ?? port).open();
   const replace = async () => {
