@@ -202,8 +202,8 @@ async function graphql(t: TestContext, isFronted: boolean, isWelcome = true) {
     }),
   });
   const server = await serve(t, () => {}, (server) => useServer({ schema, onConnect: () => isWelcome }, server));
-  // Its close codes of 4400 to 4499 are for the client, where others ask it to come back.
-  const { cable } = await wire(t, server, isFronted, ["--profile", "graphql-transport-ws"]);
+  // A refusal is one of its close codes of 4400 to 4499, which ask a client to come back elsewhere.
+  const { cable } = await wire(t, server, isFronted, isWelcome ? [] : ["--profile", "graphql-transport-ws"]);
   const client = createClient({
     url: cable.url,
     webSocketImpl: Socket,
