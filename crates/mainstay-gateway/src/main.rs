@@ -13,6 +13,7 @@ mod forward;
 mod join;
 mod links;
 mod principal;
+mod relay;
 mod serve;
 mod values;
 
