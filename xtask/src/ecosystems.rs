@@ -214,7 +214,8 @@ fn counts(row: &Row) -> [String; 4] {
     let legs = |figure: &dyn Fn(&str) -> Option<String>, between: &str| {
         LEGS.map(|leg| figure(leg).unwrap_or_else(|| "-".to_owned())).join(between)
     };
-    let waits = |signal| legs(&|leg| row.flows_again(leg, signal).map(|s| format!("{s:.1}")), " / ");
+    let waits =
+        |signal| legs(&|leg| row.flows_again(leg, signal).map(|wait| format!("{:.1}", wait.seconds)), " / ");
     let [kill, stop] = SIGNALS.map(waits);
     let held = legs(&|leg| row.held(leg).map(|(held, all)| format!("{held}/{all}")), " ");
     let twice = legs(&|leg| row.twice(leg).map(|count| count.to_string()), " / ");

@@ -31,8 +31,7 @@ pub(super) struct Row {
 #[derive(Debug, Default)]
 struct Leg {
     checks: Vec<Check>,
-    /// Signal, and seconds until the subscription flowed again, if it did.
-    restarts: Vec<(String, Option<f64>)>,
+    restarts: Vec<Restart>,
     orders: Option<Orders>,
     /// The client came to its end.
     is_done: bool,
@@ -44,6 +43,20 @@ struct Check {
     name: String,
     ok: bool,
     saw: Value,
+}
+
+#[derive(Debug)]
+struct Restart {
+    signal: String,
+    /// Seconds from the server's end until the subscription flowed again, and how many of them its successor was there
+    /// already; nothing if it did not flow again.
+    waited: Option<Wait>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Wait {
+    pub(super) seconds: f64,
+    since_back: f64,
 }
 
 /// Orders of which each was under way when its server was ended.
@@ -82,7 +95,9 @@ impl Row {
             let ok = line["ok"] == true;
             leg.checks.push(Check { name: text(&line["check"]), ok, saw: line["saw"].clone() });
         } else if line["restart"].is_string() {
-            leg.restarts.push((text(&line["restart"]), line["seconds"].as_f64()));
+            let times = line["seconds"].as_f64().zip(line["back"].as_f64());
+            let waited = times.map(|(seconds, back)| Wait { seconds, since_back: seconds - back });
+            leg.restarts.push(Restart { signal: text(&line["restart"]), waited });
         } else if let (Some(arrived), Some(twice)) = (line["arrived"].as_u64(), line["twice"].as_u64()) {
             leg.orders = Some(Orders { arrived, twice });
         } else if line["broken"].is_string() {
@@ -128,8 +143,8 @@ impl Row {
         Some((held, direct.checks.len()))
     }
 
-    /// The median of the seconds until the subscription flows again; nothing if it did not, more than half the times.
-    pub(super) fn flows_again(&self, leg: &str, signal: &str) -> Option<f64> {
+    /// Medians of the waits until the subscription flows again; nothing if it did not, half the times.
+    pub(super) fn flows_again(&self, leg: &str, signal: &str) -> Option<Wait> {
         self.legs.get(leg)?.flows_again(signal)
     }
 
@@ -164,13 +179,17 @@ impl Leg {
     fn late(&self, direct: &Leg) -> impl Iterator<Item = String> {
         SIGNALS.into_iter().filter(|signal| direct.was_sent(signal)).filter_map(|signal| {
             let theirs = direct.flows_again(signal)?;
-            match self.flows_again(signal) {
-                Some(ours) if ours <= theirs + SLACK => None,
-                Some(ours) => {
-                    Some(format!("flows again {ours:.1} s after {signal}, directly after {theirs:.1} s"))
-                }
-                None => Some(format!("does not flow again after {signal}, directly after {theirs:.1} s")),
-            }
+            let Some(ours) = self.flows_again(signal) else {
+                return Some(format!(
+                    "does not flow again after {signal}, directly after {:.1} s",
+                    theirs.seconds
+                ));
+            };
+            // Late by both measures: a server that was back later than the other leg's is nobody's fault here.
+            let is_late =
+                ours.seconds > theirs.seconds + SLACK && ours.since_back > theirs.since_back + SLACK;
+            let (ours, theirs) = (ours.seconds, theirs.seconds);
+            is_late.then(|| format!("flows again {ours:.1} s after {signal}, directly after {theirs:.1} s"))
         })
     }
 
@@ -181,14 +200,22 @@ impl Leg {
     }
 
     fn was_sent(&self, signal: &str) -> bool {
-        self.restarts.iter().any(|(sent, _)| sent == signal)
+        self.restarts.iter().any(|restart| restart.signal == signal)
     }
 
-    fn flows_again(&self, signal: &str) -> Option<f64> {
-        let of_signal = self.restarts.iter().filter(|(sent, _)| sent == signal);
-        let mut seconds: Vec<f64> = of_signal.map(|(_, seconds)| seconds.unwrap_or(f64::INFINITY)).collect();
-        seconds.sort_by(f64::total_cmp);
-        seconds.get(seconds.len() / 2).copied().filter(|seconds| seconds.is_finite())
+    fn flows_again(&self, signal: &str) -> Option<Wait> {
+        let waits: Vec<Option<Wait>> = self
+            .restarts
+            .iter()
+            .filter(|restart| restart.signal == signal)
+            .map(|restart| restart.waited)
+            .collect();
+        let median = |figure: fn(Wait) -> f64| {
+            let mut figures: Vec<f64> = waits.iter().map(|wait| wait.map_or(f64::INFINITY, figure)).collect();
+            figures.sort_by(f64::total_cmp);
+            figures.get(figures.len() / 2).copied().filter(|seconds| seconds.is_finite())
+        };
+        Some(Wait { seconds: median(|wait| wait.seconds)?, since_back: median(|wait| wait.since_back)? })
     }
 }
 
@@ -220,7 +247,7 @@ mod tests {
         for leg in ["direct", "nginx", "mainstay"] {
             for result in [
                 r#""check":"echo","ok":true,"saw":null"#,
-                r#""restart":"SIGKILL","seconds":2.0"#,
+                r#""restart":"SIGKILL","seconds":2.0,"back":1.5"#,
                 r#""arrived":1,"twice":0"#,
                 r#""done":true"#,
             ] {
@@ -272,13 +299,20 @@ mod tests {
 
     #[test]
     fn the_median_of_the_waits_may_be_a_second_longer() {
-        let restart = |seconds: &str| {
-            let line = format!(r#""leg":"mainstay","restart":"SIGKILL","seconds":{seconds}"#);
+        let restart = |seconds: &str, back: &str| {
+            let line = format!(r#""leg":"mainstay","restart":"SIGKILL","seconds":{seconds},"back":{back}"#);
             row(&[&line, &line]).findings()
         };
-        assert!(restart("2.9").is_empty());
-        assert_eq!(restart("3.1"), ["x, mainstay: flows again 3.1 s after SIGKILL, directly after 2.0 s"]);
-        assert_eq!(restart("null"), ["x, mainstay: does not flow again after SIGKILL, directly after 2.0 s"]);
+        assert!(restart("2.9", "1.5").is_empty());
+        assert!(restart("3.1", "2.0").is_empty(), "its server was back later");
+        assert_eq!(
+            restart("3.1", "1.5"),
+            ["x, mainstay: flows again 3.1 s after SIGKILL, directly after 2.0 s"]
+        );
+        assert_eq!(
+            restart("null", "1.5"),
+            ["x, mainstay: does not flow again after SIGKILL, directly after 2.0 s"]
+        );
     }
 
     #[test]
