@@ -1,6 +1,5 @@
 // One row on one leg: `node --import ./lib/dice.mjs play.mjs ROW LEG FOLDER RESTARTS`. Prints a line of JSON for each result.
 
-import './lib/processes.mjs';
 import { Leg } from './lib/leg.mjs';
 import { endAll } from './lib/processes.mjs';
 
@@ -10,9 +9,14 @@ process.chdir(import.meta.dirname);
 process.on('uncaughtException', (error) => console.error(`uncaught: ${error.stack}`));
 process.on('unhandledRejection', (error) => console.error(`unhandled: ${error?.stack ?? error}`));
 
-const { default: row } = await import(`./rows/${name}.mjs`);
-const leg = await Leg.start({ ...row, name }, legName, folder);
-await row.play(leg, { times: Number(times) });
-leg.report({ done: true });
+try {
+  const { default: row } = await import(`./rows/${name}.mjs`);
+  const leg = await Leg.start({ ...row, name }, legName, folder);
+  await row.play(leg, { times: Number(times) });
+  leg.report({ done: true });
+} catch (error) {
+  console.error(error.message);
+  process.exitCode = 1;
+}
 await endAll();
-process.exit(0);
+process.exit();

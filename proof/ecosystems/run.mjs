@@ -1,7 +1,7 @@
 // Plays rows: `node run.mjs OUTPUT FOLDER JOBS RESTARTS ROW...`. All legs of a row at the same time, JOBS rows at a time. The legs'
 // results are written to OUTPUT, a line of JSON each. Progress goes to the standard output.
 
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { appendFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -58,6 +58,10 @@ function write(line) {
 function withVersion(what) {
   const [registry, name] = what.split(':');
   if (registry === 'npm') return `${name} ${JSON.parse(readFileSync(`node_modules/${name}/package.json`)).version}`;
-  if (registry === 'pypi') return `${name} ${readFileSync('requirements.txt', 'utf8').match(new RegExp(`^${name}==(\\S+)`, 'mi'))?.[1]}`;
-  return name;
+  if (registry === 'pypi') {
+    const locked = readFileSync('requirements.txt', 'utf8') + readFileSync('requirements-jupyter.txt', 'utf8');
+    return `${name} ${locked.match(new RegExp(`^${name}==(\\S+)`, 'mi'))?.[1]}`;
+  }
+  const installed = spawnSync('dpkg-query', ['--show', '--showformat', '${Version}', name], { encoding: 'utf8' }).stdout;
+  return `${name} ${installed || 'of Debian'}`;
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::run::{Background, cargo};
+use crate::run::{Background, cargo, check};
 use crate::{Depth, Outcome, Result, install};
 use verdict::{LEGS, Row, SIGNALS};
 
@@ -44,6 +44,8 @@ enum Needs {
     Packages,
     Mosquitto,
     ActionCable,
+    Go,
+    Jupyter,
 }
 
 /// Those that take longest first.
@@ -67,6 +69,8 @@ const ROWS: &[Planned] = &[
     Planned::new("signalr", Needs::Packages),
     Planned::new("phoenix", Needs::Packages),
     Planned::new("websockify", Needs::Packages),
+    Planned::nightly("jupyter", Needs::Jupyter),
+    Planned::nightly("gorilla", Needs::Go),
 ];
 
 #[derive(Args)]
@@ -139,6 +143,19 @@ fn player(planned: &[&Planned]) -> Result<Command> {
     }
     if is_needed(Needs::ActionCable) {
         install::action_cable()?;
+    }
+    if is_needed(Needs::Go) {
+        let program = here.join("target/xtask/ecosystems-gorilla");
+        install::gorilla()?;
+        let mut build = Command::new("go");
+        build.args(["build", "-o"]).arg(&program).arg(format!("{PLAYERS}/servers/gorilla.go"));
+        check(build.env("GO111MODULE", "off").env("GOPATH", install::GO_PACKAGES))?;
+        player.env("GORILLA", program);
+    }
+    if is_needed(Needs::Jupyter) {
+        let locked = Path::new(PLAYERS).join("requirements-jupyter.txt");
+        let home = here.join("target/xtask/ecosystems-jupyter");
+        player.env("JUPYTER", install::python_packages(&locked, &home)?);
     }
     Ok(player)
 }
@@ -225,5 +242,9 @@ fn counts(row: &Row) -> [String; 4] {
 impl Planned {
     const fn new(name: &'static str, needs: Needs) -> Self {
         Self { name, needs, depth: Depth::Test, known: None }
+    }
+
+    const fn nightly(name: &'static str, needs: Needs) -> Self {
+        Self { depth: Depth::Nightly, ..Self::new(name, needs) }
     }
 }

@@ -16,6 +16,9 @@ const AUTOBAHN: &str = "autobahntestsuite==25.10.1";
 /// uWebSockets behind a Python interface, as a wheel.
 pub(crate) const SOCKETIFY: &str = "socketify==0.0.31";
 
+/// Where Debian puts the sources of Go packages.
+pub(crate) const GO_PACKAGES: &str = "/usr/share/gocode";
+
 /// Masking and UTF-8 in C: without it the cases with large messages take minutes more under CPython.
 const WSACCEL: &str = "wsaccel==0.6.2";
 
@@ -162,6 +165,15 @@ pub(crate) fn action_cable() -> Result<()> {
         apt("ruby-actioncable puma", "Ruby with Action Cable and puma is needed")?;
     }
     if is_here() { Ok(()) } else { Err("Ruby finds no Action Cable or no puma".into()) }
+}
+
+/// Makes sure that Go is here with gorilla/websocket.
+pub(crate) fn gorilla() -> Result<()> {
+    let source = Path::new(GO_PACKAGES).join("src/github.com/gorilla/websocket");
+    if !(source.exists() && succeeds(Command::new("go").arg("version"))) {
+        apt("golang-go golang-github-gorilla-websocket-dev", "Go with gorilla/websocket is needed")?;
+    }
+    Ok(())
 }
 
 /// Unpacks a Debian package, and those it needs and the system lacks, into `home`. Installed, its service would start.
