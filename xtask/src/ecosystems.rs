@@ -219,7 +219,7 @@ the row's profile.
 - *Again* is the median of the seconds from the end of the server, killed or stopped in order, until its successor's
   messages arrive. The successor starts after 1.3 s. What is left is the client's own backoff, whose random part
   is the same on each leg.
-- *Twice* counts orders that a server received more than once; one is under way at each restart. Some clients send it
+- *Twice* counts orders that a server received more than once; at each restart one is under way, and another is sent while the server is away. Some clients send them
   again themselves.
 
 | Server / client | Versions | Flags | Checks D N M P | Again after a kill D / N / M / P | After a stop | Twice |

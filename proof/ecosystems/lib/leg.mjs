@@ -35,7 +35,7 @@ export class Leg {
   }
 
   constructor(row, name, folder) {
-    Object.assign(this, { row, name, folder, record: join(folder, 'record.jsonl') });
+    Object.assign(this, { row, name, folder, record: join(folder, 'record.jsonl'), ordered: 0 });
   }
 
   url(path = '/') {
@@ -67,7 +67,8 @@ export class Leg {
   }
 
   /**
-   * Restarts the server, `times` by SIGKILL and once in order, each time while an order is handled.
+   * Restarts the server, `times` by SIGKILL and once in order, each time while an order is handled. Another order is sent
+   * while it is away.
    *
    * @param flow waits for the next sign of the subscription of a server's generation (1, 2, ...)
    * @param order sends one order that must not be handled twice, or undefined; the server writes it down as it arrives
@@ -91,12 +92,14 @@ export class Leg {
   async restart(signal, flow, order) {
     const id = `${this.row.name}-${this.generation}`;
     if (order) {
-      order(id);
+      this.order(order, id);
       const arrived = async () => { while (!this.seen().some((line) => line.order === id)) await sleep(5); };
       await within(LIMIT, arrived()).catch(() => {}); // reportOrders finds that it is missing
     }
     const killed = performance.now();
     await this.server.end(signal);
+    await sleep(AWAY / 2 - (performance.now() - killed));
+    if (order) this.order(order, `${id}-away`);
     await sleep(AWAY - (performance.now() - killed));
     const flows = within(FLOW_LIMIT, flow(this.generation + 1)).then(() => (performance.now() - killed) / 1000, () => null);
     await this.startServer();
@@ -108,12 +111,18 @@ export class Leg {
     return true;
   }
 
+  order(send, id) {
+    this.ordered += 1;
+    try {
+      send(id);
+    } catch { /* a client that takes nothing while it is not connected */ }
+  }
+
   reportOrders() {
     const counts = {};
     for (const { order } of this.seen()) if (order !== undefined) counts[order] = (counts[order] ?? 0) + 1;
     const orders = Object.values(counts);
-    const sent = this.generation - 1;
-    this.report({ orders: sent, arrived: orders.length, twice: orders.filter((count) => count > 1).length });
+    this.report({ orders: this.ordered, arrived: orders.length, twice: orders.filter((count) => count > 1).length });
   }
 
   report(result) {
