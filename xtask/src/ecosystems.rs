@@ -17,7 +17,7 @@ use clap::Args;
 
 use crate::run::{Background, cargo, check};
 use crate::{Depth, Outcome, Result, install};
-use verdict::{LEGS, Row, SIGNALS};
+use verdict::{Finding, LEGS, Row, SIGNALS};
 
 /// Rows played at the same time, three or four legs each. They wait most of the time.
 const JOBS: &str = "4";
@@ -25,6 +25,9 @@ const JOBS: &str = "4";
 const PLAYERS: &str = "proof/ecosystems";
 const FOLDER: &str = "target/xtask/ecosystems";
 const DOCUMENT: &str = "docs/ECOSYSTEMS.md";
+
+/// Lines of each log that a failure shows.
+const TAIL: usize = 15;
 
 /// For all rows together.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -107,18 +110,38 @@ fn prove(planned: &[&Planned], depth: Depth, write: bool) -> Result<Outcome> {
         fs::write(DOCUMENT, document(&rows))?;
         println!("written: {DOCUMENT}");
     }
-    let mut failures = Vec::new();
+    let known = |row: &Row| planned.iter().find(|planned| planned.name == row.name).and_then(|row| row.known);
     for row in &rows {
-        let known = planned.iter().find(|planned| planned.name == row.name).and_then(|planned| planned.known);
-        match known {
-            Some(why) => println!("KNOWN, not judged: {}: {why}: {:#?}", row.name, row.findings()),
-            None => failures.extend(row.findings()),
+        if let Some(why) = known(row) {
+            println!("KNOWN, not judged: {}: {why}", row.name);
+            row.findings().iter().for_each(|finding| println!("    {finding}"));
         }
     }
+    let failures: Vec<Finding> =
+        rows.iter().filter(|row| known(row).is_none()).flat_map(Row::findings).collect();
     if failures.is_empty() {
         return Ok(Outcome::Passed);
     }
-    Err(format!("{} findings (logs are in {FOLDER}/legs)\n{}", failures.len(), failures.join("\n")).into())
+    print_logs(&failures);
+    let lines: Vec<String> = failures.iter().map(Finding::to_string).collect();
+    Err(format!("{} findings\n{}", lines.len(), lines.join("\n")).into())
+}
+
+/// The last lines of each log of the legs that something was found at.
+fn print_logs(findings: &[Finding]) {
+    let mut legs: Vec<_> = findings.iter().map(|finding| (&finding.row, finding.leg)).collect();
+    legs.dedup();
+    for (row, leg) in legs {
+        for log in ["client.log", "front.log", "server.log"] {
+            let path = Path::new(FOLDER).join("legs").join(row).join(leg).join(log);
+            let text = fs::read(&path).unwrap_or_default(); // not every leg has them all
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            if !lines.is_empty() {
+                println!("--- {}\n{}", path.display(), lines[lines.len().saturating_sub(TAIL)..].join("\n"));
+            }
+        }
+    }
 }
 
 /// `run.mjs` with everything installed that the rows need.

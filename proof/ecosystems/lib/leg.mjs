@@ -111,6 +111,14 @@ export class Leg {
     return true;
   }
 
+  /** After the restarts: what the last server was asked to subscribe to, as it wrote it down. */
+  subscribedAgain() {
+    return this.check('subscribed again: what was not left, once', async () => {
+      const last = this.seen().filter((line) => line.subscribed && Number(line.generation) === this.generation);
+      return last.map((line) => line.subscribed).sort();
+    });
+  }
+
   order(send, id) {
     this.ordered += 1;
     try {
@@ -126,7 +134,7 @@ export class Leg {
   }
 
   report(result) {
-    console.log(JSON.stringify({ row: this.row.name, leg: this.name, ...result }));
+    process.stdout.write(`${JSON.stringify({ row: this.row.name, leg: this.name, ...result })}\n`);
   }
 }
 

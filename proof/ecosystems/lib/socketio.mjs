@@ -49,8 +49,13 @@ export async function playSocketIo(leg, times, options) {
 
   const flow = new Flow();
   const socket = connect();
-  socket.on('connect', () => socket.emit('join'));
+  socket.on('connect', () => socket.emit('join', 'news'));
   socket.on('tick', (generation) => flow.saw(generation));
+  await leg.check('a room is left', async () => {
+    socket.emit('join', 'other');
+    await socket.emitWithAck('part', 'other');
+  });
   await leg.restarts({ flow: flow.until, order: (id) => socket.emit('order', id, () => {}), times });
+  await leg.subscribedAgain();
   socket.close();
 }

@@ -25,6 +25,7 @@ export default {
     const flow = new Flow();
     const news = cable.subscriptions.create('NewsChannel', { received: ({ generation }) => flow.saw(generation) });
     await leg.restarts({ flow: flow.until, order: (id) => news.perform('order', { id }), times });
+    await leg.subscribedAgain();
     cable.disconnect();
   },
 };

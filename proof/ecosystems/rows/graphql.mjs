@@ -27,7 +27,11 @@ export default {
     const client = connect();
     client.subscribe({ query: 'subscription { ticks }' }, { next: ({ data }) => flow.saw(data.ticks), error: () => {}, complete: () => {} });
     const order = (id) => client.subscribe({ query: 'mutation ($id: String) { order(text: $id) }', variables: { id } }, { next: () => {}, error: () => {}, complete: () => {} });
+    await leg.check('a subscription is left', async () => {
+      for await (const _ of client.iterate({ query: 'subscription { others }' })) break;
+    });
     await leg.restarts({ flow: flow.until, order, times });
+    await leg.subscribedAgain();
   },
 };
 

@@ -21,9 +21,15 @@ export default {
         return [status, text?.length];
       });
     }
+    await leg.check('a channel is left', async () => {
+      const other = socket.channel('room:other', {});
+      await pushed(other.join());
+      return pushed(other.leave());
+    });
     const flow = new Flow();
     room.on('tick', ({ generation }) => flow.saw(generation));
     await leg.restarts({ flow: flow.until, order: (id) => room.push('order', { id }), times });
+    await leg.subscribedAgain();
     await leg.check('a push after all restarts is answered', () => pushed(room.push('echo', { text: 'still here' })));
     socket.disconnect();
   },

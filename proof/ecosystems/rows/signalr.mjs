@@ -19,6 +19,7 @@ export default {
     hub.onreconnected(() => hub.invoke('Join', ''));
     hub.invoke('Join', '').catch(() => {});
     await leg.restarts({ flow: flow.until, order: (id) => hub.invoke('Order', id).catch(() => {}), times });
+    await leg.subscribedAgain();
     await hub.stop();
   },
 };

@@ -8,7 +8,7 @@ require "puma/configuration"
 require "puma/launcher"
 
 def record(line)
-  File.write(ENV["RECORD"], "#{JSON.generate(line)}\n", mode: "a")
+  File.write(ENV["RECORD"], "#{JSON.generate({ **line, generation: ENV["GENERATION"] })}\n", mode: "a")
 end
 
 class Connection < ActionCable::Connection::Base
@@ -18,6 +18,10 @@ class Connection < ActionCable::Connection::Base
 end
 
 class EchoChannel < ActionCable::Channel::Base
+  def subscribed
+    record({ subscribed: "EchoChannel" })
+  end
+
   def echo(data)
     transmit({ text: data["text"] })
   end
@@ -30,10 +34,14 @@ class SecretChannel < ActionCable::Channel::Base
 end
 
 class NewsChannel < ActionCable::Channel::Base
+  def subscribed
+    record({ subscribed: "NewsChannel" })
+  end
+
   periodically(every: 0.05) { transmit({ generation: ENV["GENERATION"] }) }
 
   def order(data)
-    record({ order: data["id"], generation: ENV["GENERATION"] })
+    record({ order: data["id"] })
   end
 end
 

@@ -11,17 +11,30 @@ const text = { text: { type: GraphQLString } };
 const schema = new GraphQLSchema({
   query: new GraphQLObjectType({ name: 'Query', fields: { echo: { type: GraphQLString, args: text, resolve: (_, args) => args.text } } }),
   mutation: new GraphQLObjectType({ name: 'Mutation', fields: { order: { type: GraphQLBoolean, args: text, resolve: order } } }),
-  subscription: new GraphQLObjectType({ name: 'Subscription', fields: { ticks: { type: GraphQLInt, subscribe: ticks } } }),
+  subscription: new GraphQLObjectType({
+    name: 'Subscription',
+    fields: { ticks: { type: GraphQLInt, subscribe: ticks }, others: { type: GraphQLInt, subscribe: others } },
+  }),
 });
 
+function record(line) {
+  appendFileSync(RECORD, `${JSON.stringify({ ...line, generation: GENERATION })}\n`);
+}
+
 async function order(_, { text }) {
-  appendFileSync(RECORD, `${JSON.stringify({ order: text, generation: GENERATION })}\n`);
+  record({ order: text });
   await sleep(500);
   return true;
 }
 
 async function* ticks() {
+  record({ subscribed: 'ticks' });
   for (;; await sleep(50)) yield { ticks: Number(GENERATION) };
+}
+
+async function* others() {
+  record({ subscribed: 'others' });
+  for (;; await sleep(50)) yield { others: Number(GENERATION) };
 }
 
 const server = new WebSocketServer({ port: Number(PORT), host: '127.0.0.1', path: '/graphql' });

@@ -6,6 +6,7 @@ import { appendFileSync } from 'node:fs';
 import { WebSocketServer } from 'ws';
 
 const { PORT, RECORD, GENERATION } = process.env;
+const record = (line) => appendFileSync(RECORD, `${JSON.stringify({ ...line, generation: GENERATION })}\n`);
 const server = new WebSocketServer({ port: Number(PORT), host: '127.0.0.1', path: '/socket/websocket' });
 server.on('connection', (socket) => {
   const joined = new Map();
@@ -16,13 +17,14 @@ server.on('connection', (socket) => {
     if (event === 'phx_join') {
       if (topic === 'room:secret') return reply('error', { reason: 'unauthorized' });
       joined.set(topic, joinRef);
+      record({ subscribed: topic });
       return reply('ok', {});
     }
     if (joined.get(topic) !== joinRef) return reply('error', { reason: 'unmatched topic' });
     if (event === 'phx_leave') { joined.delete(topic); return reply('ok', {}); }
     if (event === 'echo') return reply('ok', payload);
     if (event === 'order') {
-      appendFileSync(RECORD, `${JSON.stringify({ order: payload.id, generation: GENERATION })}\n`);
+      record({ order: payload.id });
       setTimeout(() => reply('ok', {}), 500);
     }
   });

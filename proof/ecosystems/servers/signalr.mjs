@@ -7,6 +7,7 @@ import { randomUUID } from 'node:crypto';
 import { WebSocketServer } from 'ws';
 
 const { PORT, RECORD, GENERATION } = process.env;
+const record = (line) => appendFileSync(RECORD, `${JSON.stringify({ ...line, generation: GENERATION })}\n`);
 const END = '\x1e';
 const tokens = new Set();
 const http = createServer((request, answer) => {
@@ -37,10 +38,11 @@ function serve(socket) {
       if (target === 'Echo') complete({ result: argument });
       else if (target === 'Fail') complete({ error: 'An unexpected error occurred' });
       else if (target === 'Join') {
+        record({ subscribed: 'Tick' });
         timers.push(setInterval(() => send({ type: 1, target: 'Tick', arguments: [GENERATION] }), 50));
         complete({ result: null });
       } else if (target === 'Order') {
-        appendFileSync(RECORD, `${JSON.stringify({ order: argument, generation: GENERATION })}\n`);
+        record({ order: argument });
         setTimeout(() => complete({ result: null }), 500);
       }
     }
