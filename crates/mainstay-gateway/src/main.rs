@@ -6,16 +6,21 @@
 
 mod admin;
 mod bench;
+mod body;
 mod builtin;
 mod connect;
 mod descriptors;
 mod forward;
 mod join;
 mod links;
+mod pass;
 mod principal;
 mod relay;
 mod serve;
+mod trust;
+mod upstream;
 mod values;
+mod visit;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
