@@ -240,7 +240,7 @@ the row's profile.
   without a code, refusals with their body, Origin against Host, HTTP beside WebSocket. An end with 1012 holds where
   directly the connection ends without a Close.
 - *Again* is the median of the seconds from the end of the server, killed or stopped in order, until its successor's
-  messages arrive. The successor starts after 1.3 s. What is left is the client's own backoff, whose random part
+  messages arrive. The successor is started about a second later. What is left is the client's own backoff, whose random part
   is the same on each leg.
 - *Twice* counts orders that a server received more than once; at each restart one is under way, and another is sent while the server is away. Some clients send them
   again themselves.

@@ -26,6 +26,12 @@ export async function playSocketIo(leg, times, options) {
       return [text.length, data.length];
     });
   }
+  await leg.check('by polling alone', async () => {
+    const socket = connect({ transports: ['polling'] });
+    const text = await socket.emitWithAck('echo', 'x'.repeat(100_000));
+    socket.close();
+    return text.length;
+  });
   await leg.check('100 emits in order', async () => {
     const socket = connect();
     const back = await Promise.all(Array.from({ length: 100 }, (_, n) => socket.emitWithAck('echo', n)));

@@ -6,6 +6,7 @@ export default {
   title: 'stand-in for SignalR / @microsoft/signalr',
   uses: ['npm:@microsoft/signalr', 'npm:ws'],
   profile: 'signalr',
+  away: 600, // its client tries at once, after 2 s and after 12
   server: () => ({ command: process.execPath, args: ['servers/signalr.mjs'] }),
   async play(leg, { times }) {
     const hub = new HubConnectionBuilder().withUrl(`${leg.origin}/hub`).withAutomaticReconnect().configureLogging(LogLevel.None).build();

@@ -6,7 +6,7 @@ import Fastify from 'fastify';
 
 const { PORT, RECORD, GENERATION } = process.env;
 const record = (line) => appendFileSync(RECORD, `${JSON.stringify(line)}\n`);
-const app = Fastify();
+const app = Fastify({ bodyLimit: 20_000_000 });
 app.register(websocket, { options: { handleProtocols: (offered) => (offered.has('b.v2') ? 'b.v2' : false) } });
 
 app.register(async (app) => {
@@ -42,6 +42,14 @@ app.register(async (app) => {
     });
   });
   app.get('/page', async () => ({ page: 'words '.repeat(1000) }));
+  app.get('/large', async (_, reply) => reply.header('etag', '"large"').send(Buffer.alloc(5_000_000, 'large ')));
+  app.get('/moved', async (_, reply) => reply.redirect('/page', 307));
+  app.get('/events', (request, reply) => {
+    reply.hijack();
+    reply.raw.writeHead(200, { 'content-type': 'text/event-stream' });
+    const timer = setInterval(() => reply.raw.write(`data: ${GENERATION}\n\n`), 50);
+    request.raw.on('close', () => clearInterval(timer));
+  });
   app.post('/page', async (request) => ({ length: request.body.length }));
 });
 

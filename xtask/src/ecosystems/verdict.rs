@@ -10,6 +10,9 @@ use crate::Result;
 /// Seconds that a subscription may take longer through Mainstay than directly, after a restart of its server.
 const SLACK: f64 = 1.0;
 
+/// Restarts whose median counts.
+const ENOUGH: usize = 3;
+
 /// Orders that may be missing: a client that waits long for a server drops what waits with it, on one leg and not on the
 /// other.
 const CHANCE: u64 = 1;
@@ -163,7 +166,7 @@ impl Row {
 
     /// Medians of the waits until the subscription flows again; nothing if it did not, half the times.
     pub(super) fn flows_again(&self, leg: &str, signal: &str) -> Option<Wait> {
-        self.legs.get(leg)?.flows_again(signal)
+        median(&self.legs.get(leg)?.waits(signal))
     }
 
     /// How many of the orders arrived twice.
@@ -179,7 +182,7 @@ impl Leg {
         let signals = SIGNALS.into_iter().filter(|signal| self.was_sent(signal));
         checks.map(|check| format!("{}: {}", check.name, check.saw)).chain(
             signals
-                .filter(|signal| self.flows_again(signal).is_none())
+                .filter(|signal| self.waits(signal).contains(&None))
                 .map(|signal| format!("does not flow again after {signal}")),
         )
     }
@@ -194,15 +197,18 @@ impl Leg {
         })
     }
 
+    /// Subscriptions that are lost for good, or that wait longer than they may.
     fn late(&self, direct: &Leg) -> impl Iterator<Item = String> {
         SIGNALS.into_iter().filter(|signal| direct.was_sent(signal)).filter_map(|signal| {
-            let theirs = direct.flows_again(signal)?;
-            let Some(ours) = self.flows_again(signal) else {
-                return Some(format!(
-                    "does not flow again after {signal}, directly after {:.1} s",
-                    theirs.seconds
-                ));
-            };
+            let (ours, theirs) = (self.waits(signal), direct.waits(signal));
+            let lost = |waits: &[Option<Wait>]| waits.iter().filter(|wait| wait.is_none()).count();
+            if ours.len() < theirs.len() || lost(&ours) > lost(&theirs) {
+                return Some(format!("does not flow again after {signal}"));
+            }
+            if ours.len() < ENOUGH {
+                return None; // one wait is chance
+            }
+            let (ours, theirs) = (median(&ours)?, median(&theirs)?);
             // Late by both measures: a server that was back later than the other leg's is nobody's fault here.
             let is_late =
                 ours.seconds > theirs.seconds + SLACK && ours.since_back > theirs.since_back + SLACK;
@@ -221,20 +227,20 @@ impl Leg {
         self.restarts.iter().any(|restart| restart.signal == signal)
     }
 
-    fn flows_again(&self, signal: &str) -> Option<Wait> {
-        let waits: Vec<Option<Wait>> = self
-            .restarts
-            .iter()
-            .filter(|restart| restart.signal == signal)
-            .map(|restart| restart.waited)
-            .collect();
-        let median = |figure: fn(Wait) -> f64| {
-            let mut figures: Vec<f64> = waits.iter().map(|wait| wait.map_or(f64::INFINITY, figure)).collect();
-            figures.sort_by(f64::total_cmp);
-            figures.get(figures.len() / 2).copied().filter(|seconds| seconds.is_finite())
-        };
-        Some(Wait { seconds: median(|wait| wait.seconds)?, since_back: median(|wait| wait.since_back)? })
+    fn waits(&self, signal: &str) -> Vec<Option<Wait>> {
+        let sent = self.restarts.iter().filter(|restart| restart.signal == signal);
+        sent.map(|restart| restart.waited).collect()
     }
+}
+
+/// The median of each figure; nothing if half of the subscriptions did not flow again.
+fn median(waits: &[Option<Wait>]) -> Option<Wait> {
+    let middle = |figure: fn(Wait) -> f64| {
+        let mut figures: Vec<f64> = waits.iter().map(|wait| wait.map_or(f64::INFINITY, figure)).collect();
+        figures.sort_by(f64::total_cmp);
+        figures.get(figures.len() / 2).copied().filter(|seconds| seconds.is_finite())
+    };
+    Some(Wait { seconds: middle(|wait| wait.seconds)?, since_back: middle(|wait| wait.since_back)? })
 }
 
 impl Orders {
@@ -320,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_the_waits_may_be_a_second_longer() {
+    fn the_median_of_three_waits_may_be_a_second_longer() {
         let restart = |seconds: &str, back: &str| {
             let line = format!(r#""leg":"mainstay","restart":"SIGKILL","seconds":{seconds},"back":{back}"#);
             said(&row(&[&line, &line]))
@@ -331,10 +337,17 @@ mod tests {
             restart("3.1", "1.5"),
             ["x, mainstay: flows again 3.1 s after SIGKILL, directly after 2.0 s"]
         );
-        assert_eq!(
-            restart("null", "1.5"),
-            ["x, mainstay: does not flow again after SIGKILL, directly after 2.0 s"]
-        );
+        assert_eq!(restart("null", "null"), ["x, mainstay: does not flow again after SIGKILL"]);
+    }
+
+    #[test]
+    fn one_subscription_that_is_lost_for_good_is_a_finding_and_one_long_wait_is_not() {
+        let stop = |leg: &str, seconds: &str| {
+            format!(r#""leg":"{leg}","restart":"SIGTERM","seconds":{seconds},"back":1.5"#)
+        };
+        assert!(row(&[&stop("direct", "2.0"), &stop("mainstay", "9.0")]).findings().is_empty());
+        let lost = row(&[&stop("direct", "2.0"), &stop("mainstay", "null")]);
+        assert_eq!(said(&lost), ["x, mainstay: does not flow again after SIGTERM"]);
     }
 
     #[test]
