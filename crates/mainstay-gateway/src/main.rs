@@ -12,8 +12,12 @@ mod descriptors;
 mod forward;
 mod join;
 mod links;
+mod operations;
+mod pattern;
 mod principal;
 mod relay;
+mod profiles;
+mod prologue;
 mod serve;
 mod values;
 
