@@ -161,6 +161,10 @@ fn render(s: &Snapshot, kept_bytes: u64, links: &Figures) -> String {
     ];
     let uncertain = "Messages of visitors that the backend did not certainly get, by fate.";
     family("link_messages_total", "counter", uncertain, &fates);
+    let outcomes =
+        [("{outcome=\"done\"}", links.prologues), ("{outcome=\"failed\"}", links.prologues_failed)];
+    let told = "Prologues for new connections to the backend, by outcome.";
+    family("prologues_total", "counter", told, &outcomes);
     render_rtt(&mut out, s);
     out
 }

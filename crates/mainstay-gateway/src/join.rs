@@ -17,12 +17,13 @@ use http::{StatusCode, Uri};
 use mainstay::SessionUpgrade;
 use mainstay::client::{EndsWith, Event};
 use mainstay::server::Session;
-use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits, Link};
+use mainstay::{CloseCode, HeartbeatConfig, Limits, Link};
 use tokio::time::timeout;
 
 use crate::forward::{self, Network};
 use crate::links::Links;
 use crate::principal::Bound;
+use crate::profiles::Settings;
 use crate::relay::{BackendLoss, relay};
 
 /// How long a request may wait for the backend's answer: the server's own opening deadline.
@@ -37,9 +38,8 @@ pub(crate) struct LinkConfig {
     pub(crate) upstream_wait: Duration,
     pub(crate) heartbeat: HeartbeatConfig,
     pub(crate) limits: Limits,
-    pub(crate) confirm: Confirm,
-    pub(crate) guarantee: Guarantee,
-    pub(crate) on_backend_loss: BackendLoss,
+    /// What is right for the backend's protocol.
+    pub(crate) settings: Settings,
     /// Whose word is taken for who the visitor is.
     pub(crate) trusted_proxies: Vec<Network>,
     /// What says who may resume a session.
@@ -169,9 +169,11 @@ async fn join_session(session: Session, visit: Visit, config: Arc<LinkConfig>) {
 
 /// A link for this visitor: its path, query, cookies, headers and subprotocols.
 fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig, is_plain: bool) -> Result<Link, String> {
-    let ends_with = match (config.on_backend_loss, is_plain) {
+    let settings = &config.settings;
+    let ends_with = match (settings.on_backend_loss, is_plain) {
         (BackendLoss::Renew, _) => EndsWith::Connection,
-        (BackendLoss::Keep, true) => EndsWith::Close,
+        (BackendLoss::Keep, true) if !settings.closes.keep_plain => EndsWith::Close,
+        (BackendLoss::Keep, true) => EndsWith::FinalClose,
         (BackendLoss::Keep, false) => EndsWith::FinalClose,
     };
     let mut builder = Link::to(&visit.url.to_string())
@@ -179,8 +181,12 @@ fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig, is_plain: bo
         .ends_with(ends_with)
         .heartbeat(config.heartbeat)
         .limits(config.limits)
-        .confirm(config.confirm)
-        .guarantee(config.guarantee);
+        .confirm(settings.confirm)
+        .guarantee(settings.guarantee)
+        .holds_replaced(settings.prologue.is_some());
+    if let Some(announces) = settings.prologue.as_ref().and_then(|rules| rules.announces_restart) {
+        builder = builder.announces_restart(announces);
+    }
     for name in subprotocols {
         builder = builder.subprotocol(name);
     }

@@ -20,6 +20,9 @@ struct Shared {
     unknown: AtomicU64,
     not_delivered: AtomicU64,
     undeliverable: AtomicU64,
+    prologues: AtomicU64,
+    prologues_failed: AtomicU64,
+    recorded_bytes: AtomicU64,
     open: Mutex<Slab<Sender>>,
 }
 
@@ -48,6 +51,10 @@ pub(crate) struct Figures {
     pub(crate) not_delivered: u64,
     /// Messages that ended three of its connections.
     pub(crate) undeliverable: u64,
+    /// Prologues that were written to a new connection, to their end.
+    pub(crate) prologues: u64,
+    /// Prologues that could not be.
+    pub(crate) prologues_failed: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
 }
@@ -77,6 +84,8 @@ impl Links {
             unknown: read(&self.0.unknown),
             not_delivered: read(&self.0.not_delivered),
             undeliverable: read(&self.0.undeliverable),
+            prologues: read(&self.0.prologues),
+            prologues_failed: read(&self.0.prologues_failed),
             kept_bytes: self.kept_bytes(),
         }
     }
@@ -85,7 +94,23 @@ impl Links {
     pub(crate) fn kept_bytes(&self) -> u64 {
         // Links come and go meanwhile: none of them waits for this.
         let open: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
-        open.iter().map(Sender::kept_bytes).sum()
+        self.0.recorded_bytes.load(Relaxed) + open.iter().map(Sender::kept_bytes).sum::<u64>()
+    }
+
+    /// A new connection was told its prologue.
+    pub(crate) fn count_prologue(&self) {
+        self.0.prologues.fetch_add(1, Relaxed);
+    }
+
+    /// A new connection could not be told its prologue.
+    pub(crate) fn count_failed_prologue(&self) {
+        self.0.prologues_failed.fetch_add(1, Relaxed);
+    }
+
+    /// What one client's prologue holds has changed.
+    pub(crate) fn recorded(&self, before: usize, now: usize) {
+        self.0.recorded_bytes.fetch_add(now as u64, Relaxed);
+        self.0.recorded_bytes.fetch_sub(before as u64, Relaxed);
     }
 
     fn list(&self) -> MutexGuard<'_, Slab<Sender>> {

@@ -8,6 +8,7 @@ mod admin;
 mod bench;
 mod builtin;
 mod connect;
+mod conversation;
 mod descriptors;
 mod forward;
 mod join;

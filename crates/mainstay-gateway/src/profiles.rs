@@ -11,19 +11,30 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use mainstay::{CloseCode, Confirm, Guarantee};
+use mainstay::{CloseCode, Confirm, Guarantee, Message};
+use serde::Deserialize;
 
 use crate::pattern::{self, Pattern, Rule};
 use crate::prologue::{Answer, MOST_RULES, Rules};
+use crate::relay::BackendLoss;
 
-/// `--profile`, and the prologue by hand.
+/// What is true of the backend: by `--profile`, or by hand.
 #[derive(clap::Args, Clone, Debug, Default)]
-#[command(next_help_heading = "What the backend speaks")]
 pub(crate) struct ProfileFlags {
     /// The protocol that the backend speaks: sets what a lost backend connection means, what a new one is told first,
     /// and what counts as received, as docs/PROFILES.md says.
     #[arg(long, value_enum, requires = "upstream")]
     profile: Option<Protocol>,
+    /// What becomes of a client whose backend connection is lost. Default: renew, or as the profile says.
+    #[arg(long, value_enum)]
+    on_backend_loss: Option<BackendLoss>,
+    /// What becomes of messages that the backend did not confirm when its connection is lost. Default: at-least-once, or
+    /// as the profile says.
+    #[arg(long, value_enum)]
+    delivery: Option<Delivery>,
+    /// What confirms a message to the backend. Default: pong, or as the profile says.
+    #[arg(long, value_enum)]
+    confirm: Option<ConfirmBy>,
     /// A frame of the client that every new connection to the backend is told again, before anything else: first=N,
     /// until=REGEX, match=REGEX or json=/POINTER[=VALUE]. May be repeated. Needs --on-backend-loss keep.
     #[arg(long, value_name = "RULE", value_parser = Rule::parse, requires = "upstream")]
@@ -74,27 +85,37 @@ pub(crate) enum Protocol {
     Yjs,
 }
 
-/// What a backend connection that is lost means for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OnBackendLoss {
-    /// The client's connection ends, and its session with it: it connects again and begins anew.
-    Renew,
-    /// The client stays, and a new backend connection takes the place of the old one.
-    Keep,
+enum Delivery {
+    /// Sent again: the backend may see a message twice.
+    AtLeastOnce,
+    /// Given up: the backend may miss a message.
+    AtMostOnce,
 }
 
-/// What was said beside a profile; `None`: nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ConfirmBy {
+    /// Its WebSocket stack's Pong.
+    Pong,
+    /// The Pong, and 64 later messages: for stacks that read ahead.
+    #[value(name = "pong+window")]
+    PongWindow,
+    /// The application's answer: one for each message, in order.
+    Reply,
+}
+
+/// What the flags beside a profile say; `None`: nothing.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Given {
-    pub(crate) on_backend_loss: Option<OnBackendLoss>,
-    pub(crate) confirm: Option<Confirm>,
-    pub(crate) delivery: Option<Guarantee>,
+struct Given {
+    on_backend_loss: Option<BackendLoss>,
+    confirm: Option<Confirm>,
+    delivery: Option<Guarantee>,
 }
 
 /// What follows from all of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) on_backend_loss: OnBackendLoss,
+    pub(crate) on_backend_loss: BackendLoss,
     pub(crate) confirm: Confirm,
     pub(crate) guarantee: Guarantee,
     pub(crate) closes: Closes,
@@ -104,26 +125,24 @@ pub(crate) struct Settings {
     pub(crate) answers_mutations: bool,
 }
 
-/// Which of the backend's close codes are its own words to the application, where the general rule would be wrong.
+/// What the backend's close codes mean where the general rule would be wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Closes {
     /// Codes of the application's protocol: an end for a session too, with code and reason.
-    ends: Option<RangeInclusive<u16>>,
-    /// With `keep`, a plain client too is kept when the backend says that it goes away: 1001, 1012 to 1014.
-    keeps_plain: bool,
+    words: Option<RangeInclusive<u16>>,
+    /// With `keep`, a plain client too is kept when the backend closes as one does that restarts: its own client would
+    /// only wait and come back.
+    pub(crate) keep_plain: bool,
 }
 
 impl Closes {
-    const GENERAL: Self = Self { ends: None, keeps_plain: false };
+    const GENERAL: Self = Self { words: None, keep_plain: false };
     /// 4000 to 4999 belong to applications; the protocol gives them a meaning that its client knows.
-    const APPLICATION: Self = Self { ends: Some(4000..=4999), keeps_plain: false };
+    const APPLICATION: Self = Self { words: Some(4000..=4999), keep_plain: false };
 
-    /// Whether this close is the backend's answer to the application; `None`: the general rule decides.
-    pub(crate) fn is_end(&self, code: Option<CloseCode>, is_plain: bool) -> Option<bool> {
-        let code = code?.get();
-        let is_ours = self.ends.as_ref().is_some_and(|ends| ends.contains(&code));
-        let goes_away = is_plain && self.keeps_plain && matches!(code, 1001 | 1012..=1014);
-        if is_ours { Some(true) } else { goes_away.then_some(false) }
+    /// Whether a close is the backend's word to its application, in a code of their protocol.
+    pub(crate) fn are_words(&self, code: Option<CloseCode>) -> bool {
+        code.is_some_and(|code| self.words.as_ref().is_some_and(|words| words.contains(&code.get())))
     }
 }
 
@@ -132,7 +151,20 @@ impl ProfileFlags {
     ///
     /// # Errors
     /// What contradicts what, in one line.
-    pub(crate) fn settings(&self, given: Given) -> Result<Settings, String> {
+    pub(crate) fn settings(&self) -> Result<Settings, String> {
+        let confirm = self.confirm.map(|confirm| match confirm {
+            ConfirmBy::Pong => Confirm::Pong,
+            ConfirmBy::PongWindow => Confirm::PongWindow,
+            ConfirmBy::Reply => Confirm::Reply,
+        });
+        let delivery = self.delivery.map(|delivery| match delivery {
+            Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
+            Delivery::AtMostOnce => Guarantee::AtMostOnce,
+        });
+        self.with(Given { on_backend_loss: self.on_backend_loss, confirm, delivery })
+    }
+
+    fn with(&self, given: Given) -> Result<Settings, String> {
         self.check_counts()?;
         let Some(protocol) = self.profile else { return self.by_hand(given) };
         if self.has_prologue() {
@@ -145,8 +177,8 @@ impl ProfileFlags {
     }
 
     fn by_hand(&self, given: Given) -> Result<Settings, String> {
-        let on_backend_loss = given.on_backend_loss.unwrap_or(OnBackendLoss::Renew);
-        if self.has_prologue() && on_backend_loss != OnBackendLoss::Keep {
+        let on_backend_loss = given.on_backend_loss.unwrap_or(BackendLoss::Renew);
+        if self.has_prologue() && on_backend_loss != BackendLoss::Keep {
             return Err(
                 "--prologue* needs --on-backend-loss keep: with renew the client begins anew itself".into()
             );
@@ -191,7 +223,7 @@ impl ProfileFlags {
             key: self.prologue_key.clone(),
             forget: self.prologue_forget.clone(),
             answers: swallowed.chain(passed).collect(),
-            leaving: Vec::new(),
+            announces_restart: None,
         }
     }
 }
@@ -206,7 +238,7 @@ impl Protocol {
         let own = self.own();
         let name = self.name();
         let on_backend_loss = given.on_backend_loss.unwrap_or(own.on_backend_loss);
-        if let (OnBackendLoss::Keep, Some(why)) = (on_backend_loss, self.why_not_keep()) {
+        if let (BackendLoss::Keep, Some(why)) = (on_backend_loss, self.why_not_keep()) {
             return Err(format!("--on-backend-loss keep contradicts --profile {name}: {why}; leave it away"));
         }
         if given.confirm == Some(Confirm::Reply) {
@@ -215,13 +247,13 @@ impl Protocol {
                  write pong or pong+window"
             ));
         }
-        if on_backend_loss == OnBackendLoss::Keep && given.delivery == Some(Guarantee::AtLeastOnce) {
+        if on_backend_loss == BackendLoss::Keep && given.delivery == Some(Guarantee::AtLeastOnce) {
             return Err(format!(
                 "--delivery at-least-once contradicts --profile {name}: the backend would carry out an action twice; \
                  leave it away"
             ));
         }
-        let keeps = on_backend_loss == OnBackendLoss::Keep;
+        let keeps = on_backend_loss == BackendLoss::Keep;
         Ok(Settings {
             on_backend_loss,
             confirm: given.confirm.unwrap_or(own.confirm),
@@ -234,7 +266,7 @@ impl Protocol {
     /// The profile itself.
     fn own(self) -> Settings {
         let renew = Settings {
-            on_backend_loss: OnBackendLoss::Renew,
+            on_backend_loss: BackendLoss::Renew,
             // Node, the BEAM, mosquitto and Tornado hand a message over before they read the Ping behind it.
             confirm: Confirm::Pong,
             guarantee: Guarantee::AtMostOnce,
@@ -248,9 +280,9 @@ impl Protocol {
             }
             // Puma's reactor reads on while workers of a pool handle what came before.
             Self::ActionCable => Settings {
-                on_backend_loss: OnBackendLoss::Keep,
+                on_backend_loss: BackendLoss::Keep,
                 confirm: Confirm::PongWindow,
-                closes: Closes { keeps_plain: true, ..Closes::GENERAL },
+                closes: Closes { keep_plain: true, ..Closes::GENERAL },
                 prologue: Some(Arc::new(action_cable())),
                 ..renew
             },
@@ -292,8 +324,25 @@ fn action_cable() -> Rules {
         key: Some("/identifier".into()),
         forget: vec![json("/command", "unsubscribe"), json("/type", "reject_subscription")],
         answers: vec![answer("welcome", false), answer("confirm_subscription", true)],
-        leaving: vec![json("/reason", "server_restart")],
+        announces_restart: Some(action_cable_restarts),
     }
+}
+
+/// `{"type":"disconnect","reason":"server_restart","reconnect":true}`; the close that follows has the code 1000. On its own
+/// the client would wait for 6 to 12 s.
+fn action_cable_restarts(message: &Message) -> bool {
+    #[derive(Deserialize)]
+    struct Disconnect<'a> {
+        r#type: &'a str,
+        reason: &'a str,
+        reconnect: bool,
+    }
+    // All others are longer, or need not be read to the end.
+    let short = message.as_text().filter(|text| text.len() < 256);
+    let read = short.and_then(|text| serde_json::from_str(text).ok());
+    read.is_some_and(|Disconnect { r#type, reason, reconnect }| {
+        r#type == "disconnect" && reason == "server_restart" && reconnect
+    })
 }
 
 #[cfg(test)]
@@ -307,9 +356,9 @@ mod tests {
     #[test]
     fn a_profile_is_renewed_unless_its_client_cannot_tell_the_difference() {
         for &protocol in Protocol::value_variants() {
-            let settings = flags(protocol).settings(Given::default()).unwrap();
+            let settings = flags(protocol).with(Given::default()).unwrap();
             let keeps = protocol == Protocol::ActionCable;
-            assert_eq!(settings.on_backend_loss == OnBackendLoss::Keep, keeps, "{protocol:?}");
+            assert_eq!(settings.on_backend_loss == BackendLoss::Keep, keeps, "{protocol:?}");
             assert_eq!(settings.prologue.is_some(), keeps, "{protocol:?}");
             assert_eq!(settings.guarantee, Guarantee::AtMostOnce, "{protocol:?}");
         }
@@ -317,64 +366,74 @@ mod tests {
 
     #[test]
     fn what_contradicts_a_profile_is_an_error_that_says_why() {
-        let keep = Given { on_backend_loss: Some(OnBackendLoss::Keep), ..Given::default() };
+        let keep = Given { on_backend_loss: Some(BackendLoss::Keep), ..Given::default() };
         let reply = Given { confirm: Some(Confirm::Reply), ..Given::default() };
         for &protocol in Protocol::value_variants() {
             let name = protocol.name();
-            let error = flags(protocol).settings(reply).unwrap_err();
+            let error = flags(protocol).with(reply).unwrap_err();
             assert!(error.contains("--confirm reply") && error.contains(&name), "{error}");
             if protocol != Protocol::ActionCable {
-                let error = flags(protocol).settings(keep).unwrap_err();
+                let error = flags(protocol).with(keep).unwrap_err();
                 assert!(error.contains("--on-backend-loss keep") && error.contains(&name), "{error}");
             }
             let prologue = vec![Rule::First(1)];
-            let error = ProfileFlags { prologue, ..flags(protocol) }.settings(Given::default()).unwrap_err();
+            let error = ProfileFlags { prologue, ..flags(protocol) }.with(Given::default()).unwrap_err();
             assert!(error.contains("--prologue"), "{error}");
         }
         let again = Given { delivery: Some(Guarantee::AtLeastOnce), ..Given::default() };
-        assert!(flags(Protocol::ActionCable).settings(again).unwrap_err().contains("twice"));
+        assert!(flags(Protocol::ActionCable).with(again).unwrap_err().contains("twice"));
     }
 
     #[test]
     fn what_refines_a_profile_wins() {
         let renew = Given {
-            on_backend_loss: Some(OnBackendLoss::Renew),
+            on_backend_loss: Some(BackendLoss::Renew),
             delivery: Some(Guarantee::AtLeastOnce),
             ..Given::default()
         };
-        let settings = flags(Protocol::ActionCable).settings(renew).unwrap();
-        assert_eq!(settings.on_backend_loss, OnBackendLoss::Renew);
+        let settings = flags(Protocol::ActionCable).with(renew).unwrap();
+        assert_eq!(settings.on_backend_loss, BackendLoss::Renew);
         assert!(settings.prologue.is_none());
         let window = Given { confirm: Some(Confirm::PongWindow), ..Given::default() };
-        assert_eq!(flags(Protocol::Mqtt).settings(window).unwrap().confirm, Confirm::PongWindow);
+        assert_eq!(flags(Protocol::Mqtt).with(window).unwrap().confirm, Confirm::PongWindow);
     }
 
     #[test]
     fn a_prologue_by_hand_needs_a_client_that_is_kept() {
         let by_hand = || ProfileFlags { prologue: vec![Rule::First(1)], ..ProfileFlags::default() };
-        assert!(by_hand().settings(Given::default()).unwrap_err().contains("--on-backend-loss keep"));
-        let keep = Given { on_backend_loss: Some(OnBackendLoss::Keep), ..Given::default() };
-        assert!(by_hand().settings(keep).unwrap().prologue.is_some());
+        assert!(by_hand().with(Given::default()).unwrap_err().contains("--on-backend-loss keep"));
+        let keep = Given { on_backend_loss: Some(BackendLoss::Keep), ..Given::default() };
+        assert!(by_hand().with(keep).unwrap().prologue.is_some());
         let greeting = ProfileFlags { prologue_swallow: vec![Rule::First(1)], ..ProfileFlags::default() };
-        assert!(greeting.settings(keep).unwrap().prologue.is_some());
+        assert!(greeting.with(keep).unwrap().prologue.is_some());
         let many = ProfileFlags { prologue: vec![Rule::First(1); 17], ..ProfileFlags::default() };
-        assert!(many.settings(keep).unwrap_err().contains("at most 16"));
-        assert!(ProfileFlags::default().settings(keep).unwrap().prologue.is_none());
+        assert!(many.with(keep).unwrap_err().contains("at most 16"));
+        assert!(ProfileFlags::default().with(keep).unwrap().prologue.is_none());
     }
 
     #[test]
     fn codes_of_the_applications_protocol_are_an_end_for_a_session_too() {
-        let is_end = |protocol, code, is_plain| {
-            let settings = flags(protocol).settings(Given::default()).unwrap();
-            settings.closes.is_end(CloseCode::new(code), is_plain)
-        };
-        for protocol in [Protocol::GraphqlTransportWs, Protocol::Yjs] {
-            assert_eq!(is_end(protocol, 4401, false), Some(true));
-            assert_eq!(is_end(protocol, 1012, false), None);
+        for &protocol in Protocol::value_variants() {
+            let closes = flags(protocol).with(Given::default()).unwrap().closes;
+            let has_words = matches!(protocol, Protocol::GraphqlTransportWs | Protocol::Yjs);
+            for (code, expected) in [(4401, has_words), (4999, has_words), (1012, false), (1000, false)] {
+                assert_eq!(closes.are_words(CloseCode::new(code)), expected, "{protocol:?} {code}");
+            }
+            assert!(!closes.are_words(None));
         }
-        assert_eq!(is_end(Protocol::Phoenix, 4401, false), None);
-        assert_eq!(is_end(Protocol::ActionCable, 1012, true), Some(false));
-        assert_eq!(is_end(Protocol::ActionCable, 1000, true), None);
-        assert_eq!(is_end(Protocol::ActionCable, 1005, true), None);
+    }
+
+    #[test]
+    fn only_a_restart_that_is_announced_is_one() {
+        let announces = |text: &str| action_cable_restarts(&Message::text(text));
+        assert!(announces(r#"{"type":"disconnect","reason":"server_restart","reconnect":true}"#));
+        for other in [
+            r#"{"type":"disconnect","reason":"unauthorized","reconnect":false}"#,
+            r#"{"type":"disconnect","reason":"remote","reconnect":true}"#,
+            r#"{"type":"disconnect","reason":"server_restart","reconnect":false}"#,
+            r#"{"identifier":"{}","message":{"reason":"server_restart"}}"#,
+        ] {
+            assert!(!announces(other), "{other}");
+        }
     }
 }

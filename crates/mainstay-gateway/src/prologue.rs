@@ -33,6 +33,8 @@ const MOST_FRAMES: usize = 256;
 const MOST_BYTES: usize = LARGEST;
 /// From a new connection to the last awaited answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that may be lost in a row during their replay.
+const MOST_BARREN: u32 = 5;
 /// Rules of one kind: each frame remembers in one bit per rule what it was answered.
 pub(crate) const MOST_RULES: usize = 16;
 
@@ -47,9 +49,9 @@ pub(crate) struct Rules {
     pub(crate) forget: Vec<Pattern>,
     /// The backend's answers.
     pub(crate) answers: Vec<Answer>,
-    /// A message like this announces that the backend will close the connection and be back: it is swallowed, and the
-    /// close that follows counts as a loss, whatever its code.
-    pub(crate) leaving: Vec<Pattern>,
+    /// A message by which the backend announces that it restarts: it is swallowed. (The link knows it too, and takes the
+    /// close that follows for a loss, whatever its code.)
+    pub(crate) announces_restart: Option<fn(&Message) -> bool>,
 }
 
 /// The backend's answers to what is replayed.
@@ -65,10 +67,8 @@ pub(crate) struct Answer {
 pub(crate) enum Verdict {
     /// The client gets it.
     Pass,
-    /// The client had it before.
+    /// The client had it before, or must not act on it.
     Swallow,
-    /// The client does not get it, and the connection's end that follows is a loss.
-    Leaving,
 }
 
 /// Why a replay cannot be done or did not come to its end.
@@ -78,6 +78,10 @@ pub(crate) enum Failure {
     TooMuch,
     #[error("the backend did not answer within 10 s as it did before")]
     NoAnswer,
+    #[error("the backend ended the connection instead of answering as it did before")]
+    Closed,
+    #[error("five connections in a row were lost before the backend had answered")]
+    Barren,
 }
 
 /// One client's prologue. See the module.
@@ -99,6 +103,8 @@ pub(crate) struct Prologue {
     counted: Vec<Counted>,
     /// Set from a new connection to the end of its replay.
     deadline: Option<Instant>,
+    /// Replays in a row that did not come to their end.
+    barren: u32,
 }
 
 #[derive(Debug)]
@@ -191,6 +197,7 @@ impl Prologue {
             greeting: Answers::default(),
             counted,
             deadline: None,
+            barren: 0,
         }
     }
 
@@ -219,11 +226,15 @@ impl Prologue {
     /// number.
     ///
     /// # Errors
-    /// There is too much to replay.
+    /// There is too much to replay, or it was tried too often.
     pub(crate) fn begin(&mut self, now: Instant, settled: u64) -> Result<(), Failure> {
         if self.too_much {
             return Err(Failure::TooMuch);
         }
+        if self.barren >= MOST_BARREN {
+            return Err(Failure::Barren);
+        }
+        self.barren += 1;
         for frame in &mut self.frames {
             frame.written = if frame.number <= settled { Written::NotYet } else { Written::ByLink };
             frame.answers.due = frame.answers.had;
@@ -265,8 +276,8 @@ impl Prologue {
     pub(crate) fn handle_backend(&mut self, message: &Message) -> Verdict {
         let rules = Arc::clone(&self.rules);
         let look = Look::at_message(message);
-        if rules.leaving.iter().any(|pattern| pattern.matches(&look)) {
-            return Verdict::Leaving;
+        if rules.announces_restart.is_some_and(|announces| announces(message)) {
+            return Verdict::Swallow;
         }
         if self.forget(&rules, &look) {
             return Verdict::Pass;
@@ -298,6 +309,7 @@ impl Prologue {
         if self.greeting.due != 0 || !counted || self.frames.iter().any(waits) {
             return false;
         }
+        self.barren = 0;
         self.deadline.take().is_some()
     }
 
@@ -306,20 +318,19 @@ impl Prologue {
         self.deadline.is_some()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) has something to say.
+    /// When a replay that is under way has failed: [`Failure::NoAnswer`].
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// Gives up a replay that takes too long.
-    ///
-    /// # Errors
-    /// An answer did not come.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Failure> {
-        match self.deadline {
-            Some(deadline) if deadline <= now => Err(Failure::NoAnswer),
-            _ => Ok(()),
-        }
+    /// For so long nothing of the backend could be read.
+    pub(crate) fn postpone(&mut self, waited: Duration) {
+        self.deadline = self.deadline.map(|deadline| deadline + waited);
+    }
+
+    /// Payload bytes that are recorded.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn is_recorded(&mut self, rules: &Rules, look: &Look<'_>) -> bool {

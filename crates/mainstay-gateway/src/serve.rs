@@ -11,17 +11,16 @@ use axum::Router;
 use axum::extract::{FromRef, State};
 use axum::response::Response;
 use axum::routing::any;
-use clap::ValueEnum;
 use http::{HeaderName, Uri};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
-use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
+use mainstay::{ConfigError, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
-use crate::relay::BackendLoss;
+use crate::profiles::{ProfileFlags, Settings};
 use crate::{Interrupts, admin, builtin, descriptors, join, values};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
@@ -58,15 +57,8 @@ pub(crate) struct Arguments {
     /// How long a visitor that speaks mainstay.v1 may be away.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "2m")]
     resume_window: Duration,
-    /// What becomes of a visitor whose backend connection is lost.
-    #[arg(long, value_enum, default_value = "renew")]
-    on_backend_loss: BackendLoss,
-    /// What becomes of messages that the backend did not confirm when its connection is lost.
-    #[arg(long, value_enum, default_value = "at-least-once")]
-    delivery: Delivery,
-    /// What confirms a message to the backend.
-    #[arg(long, value_enum, default_value = "pong")]
-    confirm: ConfirmBy,
+    #[command(flatten)]
+    profile: ProfileFlags,
     /// The most connections at a time. One too many gets 503 and a time to wait.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
@@ -112,25 +104,6 @@ pub(crate) struct Arguments {
     drain: Duration,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Delivery {
-    /// Sent again: the backend may see a message twice.
-    AtLeastOnce,
-    /// Given up: the backend may miss a message.
-    AtMostOnce,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ConfirmBy {
-    /// Its WebSocket stack's Pong.
-    Pong,
-    /// The Pong, and 64 later messages: for stacks that read ahead.
-    #[value(name = "pong+window")]
-    PongWindow,
-    /// The application's answer: one for each message, in order.
-    Reply,
-}
-
 /// What a visitor's handler needs.
 #[derive(Clone)]
 struct Gateway {
@@ -145,14 +118,15 @@ impl FromRef<Gateway> for Mainstay {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
-    let token = match admin_token(&arguments) {
-        Ok(token) => token,
+    let checked = admin_token(&arguments).and_then(|token| Ok((token, arguments.profile.settings()?)));
+    let (token, settings) = match checked {
+        Ok(checked) => checked,
         Err(line) => {
             eprintln!("mainstay: {line}");
             return ExitCode::from(2);
         }
     };
-    match serve(arguments, token).await {
+    match serve(arguments, token, settings).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             eprintln!("mainstay: {line}");
@@ -174,7 +148,7 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
     }
 }
 
-async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String> {
+async fn serve(arguments: Arguments, token: Option<Token>, settings: Settings) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
     let files = descriptors::take_all();
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
@@ -206,16 +180,7 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
                 upstream_wait: arguments.upstream_wait,
                 heartbeat,
                 limits,
-                confirm: match arguments.confirm {
-                    ConfirmBy::Pong => Confirm::Pong,
-                    ConfirmBy::PongWindow => Confirm::PongWindow,
-                    ConfirmBy::Reply => Confirm::Reply,
-                },
-                guarantee: match arguments.delivery {
-                    Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-                    Delivery::AtMostOnce => Guarantee::AtMostOnce,
-                },
-                on_backend_loss: arguments.on_backend_loss,
+                settings,
                 trusted_proxies: arguments.trusted_proxy.clone(),
                 bound: Bound {
                     headers: arguments.session_header.clone(),

@@ -63,7 +63,7 @@ impl Play {
     }
 }
 
-use Verdict::{Leaving, Pass, Swallow};
+use Verdict::{Pass, Swallow};
 
 #[test]
 fn what_rules_name_is_written_to_each_new_connection_in_the_order_of_the_client() {
@@ -193,8 +193,8 @@ fn an_answer_that_does_not_come_is_awaited_for_ten_seconds() {
     play.client("login").backend("ok", Pass).again().written(&["login"]);
     let due = play.now + Duration::from_secs(10);
     assert_eq!(play.prologue.poll_timeout(), Some(due));
-    assert_eq!(play.prologue.handle_timeout(due - Duration::from_millis(1)), Ok(()));
-    assert_eq!(play.prologue.handle_timeout(due), Err(Failure::NoAnswer));
+    play.prologue.postpone(Duration::from_secs(3));
+    assert_eq!(play.prologue.poll_timeout(), Some(due + Duration::from_secs(3)));
     play.backend("ok", Swallow).done(true);
     assert_eq!(play.prologue.poll_timeout(), None);
 }
@@ -229,8 +229,26 @@ fn what_is_forgotten_makes_room() {
 
 #[test]
 fn a_departure_that_is_announced_is_kept_from_the_client() {
-    let leaving = vec![Pattern::parse("json=/reason=restart").unwrap()];
-    let mut play = Play::by(Rules { leaving, ..rules(&["first=1"], &[], &[]) });
-    play.client("login").backend(r#"{"reason":"unauthorized"}"#, Pass);
-    play.backend(r#"{"reason":"restart"}"#, Leaving).again().backend(r#"{"reason":"restart"}"#, Leaving);
+    let announces_restart: Option<fn(&Message) -> bool> =
+        Some(|message| message.as_text() == Some("restarting"));
+    let mut play = Play::by(Rules { announces_restart, ..rules(&["first=1"], &[], &[]) });
+    play.client("login").backend("unauthorized", Pass);
+    play.backend("restarting", Swallow).again().backend("restarting", Swallow);
+}
+
+#[test]
+fn a_backend_that_is_lost_during_five_replays_in_a_row_is_given_up() {
+    let mut play = Play::by(rules(&["first=1"], &["match=^ok"], &[]));
+    play.client("login").backend("ok", Pass);
+    for _ in 0..2 {
+        for _ in 0..4 {
+            play.again().written(&["login"]).done(false);
+        }
+        play.again().written(&["login"]).backend("ok", Swallow).done(true);
+    }
+    for _ in 0..5 {
+        play.again().done(false);
+    }
+    play.prologue.handle_lost();
+    assert_eq!(play.prologue.begin(play.now, play.last), Err(Failure::Barren));
 }

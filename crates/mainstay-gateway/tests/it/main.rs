@@ -9,6 +9,7 @@ mod frames;
 mod hostile;
 mod losses;
 mod page;
+mod profiles;
 mod resume;
 mod support;
 mod upstream;
