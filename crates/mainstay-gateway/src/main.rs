@@ -16,9 +16,9 @@ mod links;
 mod operations;
 mod pattern;
 mod principal;
-mod relay;
 mod profiles;
 mod prologue;
+mod relay;
 mod serve;
 mod values;
 

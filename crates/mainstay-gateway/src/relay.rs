@@ -262,10 +262,12 @@ async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, aw
             Event::Detached { why, .. } => {
                 // Clients that lost their backend together are not sent away together.
                 give_up = wait.map(|wait| Instant::now() + wait + jitter(SPREAD.min(wait)));
-                (end.lost, end.unknown, end.first_unconfirmed) = (Some(why), None, None);
+                end.lost = Some(why);
             }
             Event::Attached { .. } => {
                 give_up = None;
+                // What a loss reports stands before its own event, and is that connection's.
+                (end.unknown, end.first_unconfirmed) = (None, None);
             }
             Event::Report(Report::Unknown(first, last)) => {
                 end.unknown = end.unknown.max(Some(last));

@@ -284,6 +284,34 @@ async fn action_cable_forgets_a_channel_that_was_left_or_rejected() {
     hears(&mut backend, "next").await;
 }
 
+#[tokio::test]
+async fn what_the_backend_may_have_carried_out_is_unknown_to_a_session_and_not_sent_again() {
+    for profile in ["phoenix", "signalr"] {
+        let (gateway, listener) = gateway(&["--profile", profile]).await;
+        let client = Client::builder(&gateway.url).unwrap().connect();
+        client.send(Message::text("confirmed")).await.unwrap();
+        let (_, mut backend) = Frames::serve(&listener).await;
+        hears(&mut backend, "confirmed").await;
+        confirm(&mut backend, 1).await;
+        client.send(Message::text("order")).await.unwrap();
+        hears(&mut backend, "order").await;
+        drop(backend);
+        let (_, mut backend) = Frames::serve(&listener).await;
+        let gap = loop {
+            match client.event().await {
+                Some(Event::Gap(fate)) => break fate,
+                Some(_) => {}
+                None => panic!("not told"),
+            }
+        };
+        // pong+window does not take the last Pong's word for it.
+        let delivered = if profile == "signalr" { 0 } else { 1 };
+        assert_eq!((gap.delivered, gap.unknown), (delivered, 2), "{profile}: {gap:?}");
+        client.send(Message::text("next")).await.unwrap();
+        hears(&mut backend, "next").await;
+    }
+}
+
 const MUTATION: &str = r#"{"id":"m","type":"subscribe","payload":{"query":"mutation { pay }"}}"#;
 
 #[tokio::test]
