@@ -267,7 +267,7 @@ impl Protocol {
     fn own(self) -> Settings {
         let renew = Settings {
             on_backend_loss: BackendLoss::Renew,
-            // Node, the BEAM, mosquitto and Tornado hand a message over before they read the Ping behind it.
+            // Node, mosquitto and Tornado hand a message over before they read the Ping behind it.
             confirm: Confirm::Pong,
             guarantee: Guarantee::AtMostOnce,
             closes: Closes::GENERAL,
@@ -275,9 +275,13 @@ impl Protocol {
             answers_mutations: false,
         };
         match self {
-            Self::GraphqlTransportWs => {
-                Settings { closes: Closes::APPLICATION, answers_mutations: true, ..renew }
-            }
+            // Served on every stack, and some read ahead.
+            Self::GraphqlTransportWs => Settings {
+                confirm: Confirm::PongWindow,
+                closes: Closes::APPLICATION,
+                answers_mutations: true,
+                ..renew
+            },
             // Puma's reactor reads on while workers of a pool handle what came before.
             Self::ActionCable => Settings {
                 on_backend_loss: BackendLoss::Keep,
@@ -286,10 +290,10 @@ impl Protocol {
                 prologue: Some(Arc::new(action_cable())),
                 ..renew
             },
-            // Kestrel reads into a pipe; the hub's loop follows.
-            Self::SignalR => Settings { confirm: Confirm::PongWindow, ..renew },
+            // A channel is a process with a mailbox, and Kestrel reads into a pipe: the application follows.
+            Self::Phoenix | Self::SignalR => Settings { confirm: Confirm::PongWindow, ..renew },
             Self::Yjs => Settings { closes: Closes::APPLICATION, ..renew },
-            Self::Phoenix | Self::Mqtt | Self::EngineIo | Self::Jupyter => renew,
+            Self::Mqtt | Self::EngineIo | Self::Jupyter => renew,
         }
     }
 

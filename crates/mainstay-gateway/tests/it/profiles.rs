@@ -286,7 +286,7 @@ async fn action_cable_forgets_a_channel_that_was_left_or_rejected() {
 
 #[tokio::test]
 async fn what_the_backend_may_have_carried_out_is_unknown_to_a_session_and_not_sent_again() {
-    for profile in ["phoenix", "signalr"] {
+    for profile in ["mqtt", "signalr"] {
         let (gateway, listener) = gateway(&["--profile", profile]).await;
         let client = Client::builder(&gateway.url).unwrap().connect();
         client.send(Message::text("confirmed")).await.unwrap();
