@@ -2,9 +2,12 @@
 //!
 //! The real clients and servers of each protocol are tried by `cargo xtask test ecosystems`.
 
+use std::time::Duration;
+
 use mainstay::client::Event;
 use mainstay::{Client, Message};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::flags::check;
 use crate::frames::{CLOSE, Frames, PING, PONG, TEXT};
@@ -26,19 +29,29 @@ async fn join(gateway: &Gateway, listener: &TcpListener) -> (Frames, Frames) {
     (visited.1, served)
 }
 
+/// What a test waits for comes at once, or never.
+async fn soon<T>(coming: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(30), coming).await.expect("it does not come")
+}
+
+/// The next connection to the backend.
+async fn serve(listener: &TcpListener) -> Frames {
+    soon(Frames::serve(listener)).await.1
+}
+
 async fn say(frames: &mut Frames, text: &str) {
     frames.write(TEXT, text.as_bytes()).await;
 }
 
 /// The next text is this one.
 async fn hears(frames: &mut Frames, text: &str) {
-    assert_eq!(frames.text().await.as_deref(), Some(text));
+    assert_eq!(soon(frames.text()).await.as_deref(), Some(text));
 }
 
 /// The next frame but Pings is a Close; its code, 1005 if it has none.
 async fn closed(frames: &mut Frames) -> u16 {
     loop {
-        match frames.read().await.unwrap() {
+        match soon(frames.read()).await.unwrap() {
             (CLOSE, payload) => {
                 return payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
             }
@@ -51,7 +64,7 @@ async fn closed(frames: &mut Frames) -> u16 {
 /// Answers Pings until one asks about the whole of what was read: from then on it is confirmed.
 async fn confirm(backend: &mut Frames, last: u64) {
     loop {
-        let (first, payload) = backend.read().await.unwrap();
+        let (first, payload) = soon(backend.read()).await.unwrap();
         assert_eq!(first, PING, "{:?}", String::from_utf8_lossy(&payload));
         backend.write(PONG, &payload).await;
         if payload == last.to_be_bytes() {
@@ -85,7 +98,7 @@ async fn a_new_backend_connection_is_told_what_it_must_know_before_anything_else
     drop(backend);
     say(&mut client, "while away").await;
 
-    let (_, mut backend) = Frames::serve(&listener).await;
+    let mut backend = serve(&listener).await;
     hears(&mut backend, "login").await;
     say(&mut backend, "news").await;
     hears(&mut client, "news").await;
@@ -100,7 +113,7 @@ async fn a_new_backend_connection_is_told_what_it_must_know_before_anything_else
 }
 
 #[tokio::test]
-async fn what_an_unmended_backend_is_not_told_again_is_not_written_twice() {
+async fn what_is_recorded_and_what_the_link_keeps_are_each_written_once() {
     let (gateway, listener) = gateway(&[&LOGIN[..], &["--delivery", "at-most-once"]].concat()).await;
     let (mut client, mut backend) = join(&gateway, &listener).await;
     say(&mut client, "login").await;
@@ -111,7 +124,7 @@ async fn what_an_unmended_backend_is_not_told_again_is_not_written_twice() {
     hears(&mut backend, "order").await;
     drop(backend);
     say(&mut client, "join").await;
-    let (_, mut backend) = Frames::serve(&listener).await;
+    let mut backend = serve(&listener).await;
     hears(&mut backend, "login").await;
     say(&mut backend, "welcome").await;
     // Recorded, and never written before: the link has it, and the replay has not.
@@ -125,19 +138,19 @@ async fn a_session_is_told_of_the_replacement_in_its_place_and_not_answered_twic
     let (gateway, listener) = gateway(&LOGIN).await;
     let mut client = Client::builder(&gateway.url).unwrap().connect();
     client.send(Message::text("login")).await.unwrap();
-    let (_, mut backend) = Frames::serve(&listener).await;
+    let mut backend = serve(&listener).await;
     hears(&mut backend, "login").await;
     say(&mut backend, "welcome").await;
-    assert_eq!(client.recv().await, Some(Message::text("welcome")));
+    assert_eq!(soon(client.recv()).await, Some(Message::text("welcome")));
     confirm(&mut backend, 1).await;
     drop(backend);
-    let (_, mut backend) = Frames::serve(&listener).await;
+    let mut backend = serve(&listener).await;
     hears(&mut backend, "login").await;
     say(&mut backend, "welcome").await;
     say(&mut backend, "flows").await;
-    assert_eq!(client.recv().await, Some(Message::text("flows")));
+    assert_eq!(soon(client.recv()).await, Some(Message::text("flows")));
     loop {
-        match client.event().await {
+        match soon(client.event()).await {
             Some(Event::Replaced { count }) => break assert_eq!(count, 1),
             Some(_) => {}
             None => panic!("not told"),
@@ -153,7 +166,7 @@ async fn a_greeting_is_not_delivered_twice() {
     hears(&mut client, "RFB 003.008").await;
     drop(backend);
     say(&mut client, "while away").await;
-    let (_, mut backend) = Frames::serve(&listener).await;
+    let mut backend = serve(&listener).await;
     say(&mut backend, "RFB 003.008").await;
     say(&mut backend, "next").await;
     hears(&mut client, "next").await;
@@ -170,7 +183,7 @@ async fn a_backend_that_refuses_what_it_took_before_ends_a_client_as_renew_does(
     hears(&mut client, "welcome").await;
     confirm(&mut backend, 1).await;
     drop(backend);
-    let (_, mut backend) = Frames::serve(&listener).await;
+    let mut backend = serve(&listener).await;
     hears(&mut backend, "login").await;
     backend.write(CLOSE, &[&4401_u16.to_be_bytes()[..], b"token expired"].concat()).await;
     assert_eq!(closed(&mut client).await, 1012, "4401 answers nothing of what the client did");
@@ -187,7 +200,7 @@ async fn a_client_that_said_more_than_can_be_told_again_begins_anew() {
         hears(&mut backend, &number.to_string()).await;
     }
     drop(backend);
-    let (_, _backend) = Frames::serve(&listener).await;
+    let _backend = serve(&listener).await;
     assert_eq!(closed(&mut client).await, 1012);
     until("it is told", || gateway.said().contains("256 frames")).await;
     gateway.reaches("queue_bytes{leg=\"backend\"}", 0.0).await;
@@ -224,7 +237,7 @@ async fn subscribed(gateway: &Gateway, listener: &TcpListener) -> (Frames, Frame
 
 /// The next connection is subscribed, and the client hears of that once more.
 async fn subscribed_again(client: &mut Frames, listener: &TcpListener) -> Frames {
-    let (_, mut backend) = Frames::serve(listener).await;
+    let mut backend = serve(listener).await;
     say(&mut backend, WELCOME).await;
     hears(&mut backend, SUBSCRIBE).await;
     say(client, PERFORM).await;
@@ -279,7 +292,7 @@ async fn action_cable_forgets_a_channel_that_was_left_or_rejected() {
     hears(&mut client, rejection).await;
     drop(backend);
     say(&mut client, "next").await;
-    let (_, mut backend) = Frames::serve(&listener).await;
+    let mut backend = serve(&listener).await;
     say(&mut backend, WELCOME).await;
     hears(&mut backend, "next").await;
 }
@@ -290,15 +303,15 @@ async fn what_the_backend_may_have_carried_out_is_unknown_to_a_session_and_not_s
         let (gateway, listener) = gateway(&["--profile", profile]).await;
         let client = Client::builder(&gateway.url).unwrap().connect();
         client.send(Message::text("confirmed")).await.unwrap();
-        let (_, mut backend) = Frames::serve(&listener).await;
+        let mut backend = serve(&listener).await;
         hears(&mut backend, "confirmed").await;
         confirm(&mut backend, 1).await;
         client.send(Message::text("order")).await.unwrap();
         hears(&mut backend, "order").await;
         drop(backend);
-        let (_, mut backend) = Frames::serve(&listener).await;
+        let mut backend = serve(&listener).await;
         let gap = loop {
-            match client.event().await {
+            match soon(client.event()).await {
                 Some(Event::Gap(fate)) => break fate,
                 Some(_) => {}
                 None => panic!("not told"),
@@ -328,9 +341,28 @@ async fn a_graphql_mutation_in_flight_is_answered_before_the_client_asks_again()
             Some(code) => backend.write(CLOSE, &code.to_be_bytes()).await,
             None => drop(backend),
         }
-        let answer = client.text().await.unwrap();
+        let answer = soon(client.text()).await.unwrap();
         assert!(answer.contains(r#""id":"m""#) && answer.contains("OUTCOME_UNKNOWN"), "{answer}");
         assert_eq!(closed(&mut client).await, close.unwrap_or(1012));
+    }
+}
+
+#[tokio::test]
+async fn a_session_gets_the_answer_of_its_mutation_before_the_gap() {
+    let (gateway, listener) = gateway(&["--profile", "graphql-transport-ws"]).await;
+    let mut client = Client::builder(&gateway.url).unwrap().connect();
+    client.send(Message::text(MUTATION)).await.unwrap();
+    let mut backend = serve(&listener).await;
+    hears(&mut backend, MUTATION).await;
+    drop(backend);
+    let answer = soon(client.recv()).await.unwrap();
+    assert!(answer.as_text().unwrap().contains("OUTCOME_UNKNOWN"), "{answer:?}");
+    loop {
+        match soon(client.event()).await {
+            Some(Event::Gap(fate)) => break assert_eq!((fate.delivered, fate.unknown), (0, 1)),
+            Some(_) => {}
+            None => panic!("not told"),
+        }
     }
 }
 
@@ -338,10 +370,10 @@ async fn a_graphql_mutation_in_flight_is_answered_before_the_client_asks_again()
 async fn a_session_gets_the_codes_of_graphql_as_they_are() {
     let (gateway, listener) = gateway(&["--profile", "graphql-transport-ws"]).await;
     let client = Client::builder(&gateway.url).unwrap().connect();
-    let (_, mut backend) = Frames::serve(&listener).await;
+    let mut backend = serve(&listener).await;
     backend.write(CLOSE, &[&4401_u16.to_be_bytes()[..], b"Unauthorized"].concat()).await;
     loop {
-        match client.event().await {
+        match soon(client.event()).await {
             Some(Event::Ended { code, reason, .. }) => {
                 break assert_eq!((code, reason.as_str()), (Some(4401), "Unauthorized"));
             }
