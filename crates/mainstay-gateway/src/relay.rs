@@ -220,7 +220,7 @@ async fn finish(
         match conversation.next(&mut link).await {
             Ok(Some(_)) => {}
             Ok(None) => break,
-            Err(failure) => link.abandon(&failure.to_string()),
+            Err(failure) => break link.abandon(&failure.to_string()),
         }
     }
     while let Some(event) = link.event().await {

@@ -192,6 +192,34 @@ async fn a_backend_that_refuses_what_it_took_before_ends_a_client_as_renew_does(
 }
 
 #[tokio::test]
+async fn what_a_client_left_behind_goes_behind_the_prologue_and_ends_with_the_backend() {
+    for refuses in [false, true] {
+        let (gateway, listener) = gateway(&LOGIN).await;
+        let (mut client, mut backend) = join(&gateway, &listener).await;
+        say(&mut client, "login").await;
+        hears(&mut backend, "login").await;
+        say(&mut backend, "welcome").await;
+        hears(&mut client, "welcome").await;
+        confirm(&mut backend, 1).await;
+        drop(backend);
+        say(&mut client, "left behind").await;
+        client.write(CLOSE, &1000_u16.to_be_bytes()).await;
+        let mut backend = serve(&listener).await;
+        hears(&mut backend, "login").await;
+        if refuses {
+            backend.write(CLOSE, &4501_u16.to_be_bytes()).await;
+        } else {
+            say(&mut backend, "welcome").await;
+            hears(&mut backend, "left behind").await;
+            confirm(&mut backend, 2).await;
+        }
+        gateway.reaches("queue_bytes{leg=\"backend\"}", 0.0).await;
+        let lost = if refuses { 1.0 } else { 0.0 };
+        gateway.reaches("link_messages_total{fate=\"not_delivered\"}", lost).await;
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_said_more_than_can_be_told_again_begins_anew() {
     let (gateway, listener) = gateway(&["--on-backend-loss", "keep", "--prologue", "match=."]).await;
     let (mut client, mut backend) = join(&gateway, &listener).await;
