@@ -125,7 +125,7 @@ fn definitions(document: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
         let mut name = None;
         let mut depth = usize::from(first == "{");
         let mut is_second = first != "{";
-        while let Some(token) = tokens.next() {
+        for token in tokens.by_ref() {
             match token {
                 "{" | "(" | "[" => depth += 1,
                 "}" | ")" | "]" => {

@@ -3,6 +3,7 @@
 //! A message is read as JSON at most once, however many rules ask, and not at all if none does. One that is longer than
 //! a prologue may be ([`LARGEST`]) matches no pattern: nothing so large begins or answers a login.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 
 use mainstay::Message;
@@ -79,7 +80,7 @@ impl Pattern {
             Self::Regex(regex) => regex.is_match(&look.message.payload),
             Self::Json { pointer, value } => {
                 let found = look.at(pointer);
-                found.is_some_and(|found| value.as_ref().is_none_or(|value| is(found, value)))
+                found.is_some_and(|found| value.as_ref().is_none_or(|value| shown(found) == *value))
             }
         }
     }
@@ -111,10 +112,10 @@ fn regex(text: &str) -> Result<Regex, String> {
 }
 
 /// Strings as they are, all else as JSON writes it.
-fn is(found: &Value, value: &str) -> bool {
+fn shown(found: &Value) -> Cow<'_, str> {
     match found {
-        Value::String(text) => text == value,
-        other => other.to_string() == value,
+        Value::String(text) => text.into(),
+        other => other.to_string().into(),
     }
 }
 
@@ -135,12 +136,9 @@ impl<'a> Look<'a> {
         self.json()?.pointer(pointer)
     }
 
-    /// What stands at a pointer, as a key that two messages may share: strings as they are, all else as JSON writes it.
+    /// What stands at a pointer, as a key that two messages may share.
     pub(crate) fn key(&self, pointer: &str) -> Option<String> {
-        Some(match self.at(pointer)? {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        })
+        Some(shown(self.at(pointer)?).into_owned())
     }
 
     fn json(&self) -> Option<&Value> {

@@ -170,11 +170,11 @@ fn a_volatile_message_is_written_once_and_neither_kept_nor_confirmed() {
 }
 
 fn texts(written: &[Transmit]) -> Vec<&str> {
-    let text = |transmit| match transmit {
-        &Transmit::Message(ref message) => message.as_text(),
+    let messages = written.iter().filter_map(|transmit| match transmit {
+        Transmit::Message(message) => Some(message),
         _ => None,
-    };
-    written.iter().filter_map(text).collect()
+    });
+    messages.filter_map(Message::as_text).collect()
 }
 
 #[test]
