@@ -202,6 +202,8 @@ async fn what_a_client_left_behind_goes_behind_the_prologue_and_ends_with_the_ba
         hears(&mut client, "welcome").await;
         confirm(&mut backend, 1).await;
         drop(backend);
+        // Or it would be written to the old connection.
+        gateway.reaches("links_lost_total", 1.0).await;
         say(&mut client, "left behind").await;
         client.write(CLOSE, &1000_u16.to_be_bytes()).await;
         let mut backend = serve(&listener).await;
@@ -319,6 +321,7 @@ async fn action_cable_forgets_a_channel_that_was_left_or_rejected() {
     say(&mut backend, rejection).await;
     hears(&mut client, rejection).await;
     drop(backend);
+    gateway.reaches("links_lost_total", 1.0).await;
     say(&mut client, "next").await;
     let mut backend = serve(&listener).await;
     say(&mut backend, WELCOME).await;
