@@ -1,11 +1,14 @@
 //! What is known of all links to the backend together, and what is told of one when it ends.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use http::StatusCode;
 use mainstay::client::{Event, Lost, Sender};
 use mainstay::{Evidence, Report, SessionId};
 use slab::Slab;
+
+use crate::upstream::Failure;
 
 /// Figures of all links. Cheap to clone; every clone is the same.
 #[derive(Clone, Default)]
@@ -23,6 +26,15 @@ struct Shared {
     prologues: AtomicU64,
     prologues_failed: AtomicU64,
     recorded_bytes: AtomicU64,
+    /// Requests that were answered, by the class of the status: 1xx first.
+    requests: [AtomicU64; 5],
+    /// Requests that the backend did not answer.
+    unanswered: AtomicU64,
+    /// The last request was one of them.
+    is_failing: AtomicBool,
+    pings_unanswered: AtomicU64,
+    /// Whether the backend answers Pings, by what the newest link that found out has seen.
+    answers_pings: Mutex<Option<bool>>,
     open: Mutex<Slab<Sender>>,
 }
 
@@ -55,8 +67,14 @@ pub(crate) struct Figures {
     pub(crate) prologues: u64,
     /// Prologues that could not be.
     pub(crate) prologues_failed: u64,
+    /// Links that found that the backend answers no Ping.
+    pub(crate) pings_unanswered: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
+    /// Requests answered, by the class of the status: 1xx first.
+    pub(crate) requests: [u64; 5],
+    /// Requests that the backend did not answer.
+    pub(crate) unanswered: u64,
 }
 
 impl Links {
@@ -86,7 +104,37 @@ impl Links {
             undeliverable: read(&self.0.undeliverable),
             prologues: read(&self.0.prologues),
             prologues_failed: read(&self.0.prologues_failed),
+            pings_unanswered: read(&self.0.pings_unanswered),
             kept_bytes: self.kept_bytes(),
+            requests: self.0.requests.each_ref().map(read),
+            unanswered: read(&self.0.unanswered),
+        }
+    }
+
+    /// A request was answered, by the backend or for it.
+    pub(crate) fn passed(&self, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
+        if let Some(counter) = self.0.requests.get(class) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The backend answered a request. Logs that it does again.
+    pub(crate) fn answered(&self) {
+        if self.0.is_failing.load(Relaxed) && self.0.is_failing.swap(false, Relaxed) {
+            tracing::warn!("the backend answers requests again");
+        }
+    }
+
+    /// The backend did not answer a request. Logs the first of a row.
+    pub(crate) fn failed(&self, failure: &Failure) {
+        if matches!(failure, Failure::Client(_)) {
+            tracing::debug!(%failure, "a request was not passed on to its end");
+            return;
+        }
+        self.0.unanswered.fetch_add(1, Relaxed);
+        if !self.0.is_failing.swap(true, Relaxed) {
+            tracing::warn!(%failure, "the backend does not answer requests; the next line says when it does");
         }
     }
 
@@ -111,6 +159,27 @@ impl Links {
     pub(crate) fn recorded(&self, before: usize, now: usize) {
         self.0.recorded_bytes.fetch_add(now as u64, Relaxed);
         self.0.recorded_bytes.fetch_sub(before as u64, Relaxed);
+    }
+
+    /// Whether the backend answers Pings, so that not every link has to find out.
+    pub(crate) fn answers_pings(&self) -> Option<bool> {
+        *self.0.answers_pings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What one link found out is told once, and taken for granted by the next.
+    fn note_pings(&self, answered: Option<bool>) {
+        if answered == Some(false) {
+            self.0.pings_unanswered.fetch_add(1, Relaxed);
+        }
+        let mut known = self.0.answers_pings.lock().unwrap_or_else(PoisonError::into_inner);
+        match (answered, std::mem::replace(&mut *known, answered)) {
+            (Some(false), None | Some(true)) => tracing::warn!(
+                "the backend answers no Ping (RFC 6455 section 5.5.2): what visitors send may be lost with its connection, \
+                 and is not sent again"
+            ),
+            (Some(true), Some(false)) => tracing::info!("the backend answers Pings"),
+            _ => {}
+        }
     }
 
     fn list(&self) -> MutexGuard<'_, Slab<Sender>> {
@@ -138,8 +207,14 @@ impl Account {
                 self.links.0.lost.fetch_add(1, Relaxed);
                 if let Lost::Dead(evidence) = why {
                     self.links.0.dead(*evidence).fetch_add(1, Relaxed);
+                    if self.links.answers_pings() == Some(true) {
+                        // Another may stand there by now.
+                        self.links.note_pings(None);
+                    }
                 }
             }
+            Event::PingsUnanswered => self.links.note_pings(Some(false)),
+            Event::PingsAnswered => self.links.note_pings(Some(true)),
             Event::Report(Report::Unknown(first, last)) => {
                 let count = self.not_told_before(*first, *last);
                 self.unknown += count;
@@ -170,7 +245,10 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.links.list().try_remove(self.slot);
+        let sender = self.links.list().try_remove(self.slot);
+        if sender.is_some_and(|sender| sender.answers_pings() == Some(true)) {
+            self.links.note_pings(Some(true));
+        }
         let (unknown, not_delivered) = (self.unknown, self.not_delivered);
         let undeliverable = self.undeliverable.len();
         if unknown + not_delivered > 0 || undeliverable > 0 {
@@ -207,6 +285,10 @@ mod tests {
         for why in [Lost::Dead(Evidence::Frozen), Lost::Broken(String::new())] {
             account.note(&Event::Detached { why, retry_in: std::time::Duration::ZERO });
         }
+        account.note(&Event::PingsUnanswered);
+        assert_eq!((links.answers_pings(), links.figures().pings_unanswered), (Some(false), 1));
+        account.note(&Event::PingsAnswered);
+        assert_eq!(links.answers_pings(), Some(true));
         let found = links.figures();
         assert_eq!((found.unknown, found.not_delivered, found.undeliverable), (4, 2, 1));
         assert_eq!((found.lost, found.dead_silent, found.dead_frozen), (2, 0, 1));

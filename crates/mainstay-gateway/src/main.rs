@@ -6,6 +6,7 @@
 
 mod admin;
 mod bench;
+mod body;
 mod builtin;
 mod connect;
 mod conversation;
@@ -14,13 +15,17 @@ mod forward;
 mod join;
 mod links;
 mod operations;
+mod pass;
 mod pattern;
 mod principal;
 mod profiles;
 mod prologue;
 mod relay;
 mod serve;
+mod trust;
+mod upstream;
 mod values;
+mod visit;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRef, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
-use http::{HeaderName, Uri};
+use http::HeaderName;
+use mainstay::client::{Connector, Place};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
-use mainstay::{ConfigError, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
+use mainstay::{ConfigError, HeartbeatConfig, Limits, Mainstay};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
@@ -21,11 +22,17 @@ use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
 use crate::profiles::{ProfileFlags, Settings};
-use crate::{Interrupts, admin, builtin, descriptors, join, values};
+use crate::{Interrupts, admin, builtin, descriptors, join, pass, trust, values, visit};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
 /// who finds the queue full is not heard until TCP asks again, a second later or more.
 const BACKLOG: u32 = 65_535;
+
+/// The largest head of a request, and how many fields it may have: as nginx takes them, with room for cookies.
+const MAX_HEAD: usize = 32 * 1024;
+const MAX_FIELDS: usize = 100;
+/// How long a connection may be without a request; nginx's `keepalive_timeout`.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
@@ -33,15 +40,19 @@ pub(crate) struct Arguments {
     /// Where visitors connect.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: SocketAddr,
-    /// The backend to front, for example ws://127.0.0.1:3000. Its path, if any, goes in front of the
+    /// The backend to front, for example ws://127.0.0.1:3000, or unix:/run/app.sock. Its path, if any, goes in front of the
     /// visitor's. Without it a built-in backend answers at /echo and /broadcast, and / is a page that shows a
     /// live connection and breaks it.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
-    upstream: Option<Uri>,
+    upstream: Option<Place>,
+    #[command(flatten)]
+    trust: trust::Arguments,
     /// How long a plain visitor is kept while the backend cannot be reached. One that speaks mainstay.v1
     /// is kept for as long as it stays.
     #[arg(long, value_name = "DURATION", value_parser = values::wait, default_value = "30s")]
     upstream_wait: Duration,
+    #[command(flatten)]
+    passing: pass::Arguments,
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
     heartbeat: HeartbeatConfig,
@@ -111,12 +122,6 @@ struct Gateway {
     link: Arc<join::LinkConfig>,
 }
 
-impl FromRef<Gateway> for Mainstay {
-    fn from_ref(gateway: &Gateway) -> Self {
-        gateway.mainstay.clone()
-    }
-}
-
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let checked = admin_token(&arguments).and_then(|token| Ok((token, arguments.profile.settings()?)));
     let (token, settings) = match checked {
@@ -126,7 +131,15 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match serve(arguments, token, settings).await {
+    let connector =
+        match arguments.upstream.as_ref().map(|place| arguments.trust.connector(place)).transpose() {
+            Ok(connector) => connector,
+            Err(line) => {
+                eprintln!("mainstay: {line}");
+                return ExitCode::from(2);
+            }
+        };
+    match serve(arguments, token, settings, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             eprintln!("mainstay: {line}");
@@ -148,7 +161,12 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
     }
 }
 
-async fn serve(arguments: Arguments, token: Option<Token>, settings: Settings) -> Result<(), String> {
+async fn serve(
+    arguments: Arguments,
+    token: Option<Token>,
+    settings: Settings,
+    connector: Option<Connector>,
+) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
     let files = descriptors::take_all();
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
@@ -175,13 +193,20 @@ async fn serve(arguments: Arguments, token: Option<Token>, settings: Settings) -
     let app = match &arguments.upstream {
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
+            let connector = connector.unwrap_or_default();
             let link = join::LinkConfig {
-                upstream: upstream.clone(),
+                passing: arguments.passing.passing(
+                    &upstream.url,
+                    &connector,
+                    &arguments.trusted_proxy,
+                    &links,
+                ),
+                connector,
                 upstream_wait: arguments.upstream_wait,
+                deflate_upstream: arguments.passing.deflate(),
                 heartbeat,
                 limits,
                 settings,
-                trusted_proxies: arguments.trusted_proxy.clone(),
                 bound: Bound {
                     headers: arguments.session_header.clone(),
                     cookies: arguments.session_cookie.clone(),
@@ -202,9 +227,10 @@ async fn serve(arguments: Arguments, token: Option<Token>, settings: Settings) -
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
-    let served = mainstay::serve(listener, app, &mainstay)
-        .with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain)
-        .await;
+    let server =
+        mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
+    let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
+    let served = server.with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain).await;
     tell_what_is_kept(&links);
     served.map_err(|error| error.to_string())
 }
@@ -222,8 +248,8 @@ fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
     Ok(config)
 }
 
-async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Response {
-    join::visit(upgrade, gateway.link).await
+async fn visit(State(gateway): State<Gateway>, request: Request) -> Response {
+    visit::answer_request(request, &gateway.mainstay, gateway.link).await
 }
 
 fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {

@@ -10,6 +10,8 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
 
+mod pings;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -18,9 +20,11 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use self::pings::Signs;
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
+use crate::reach::ConnectFailure;
 use crate::session::message::{Delay, GapCause, SessionId};
 use crate::session::{
     CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
@@ -62,7 +66,7 @@ pub enum State {
 }
 
 /// How a client behaves.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ConnectConfig {
     /// The peer is known to speak plain WebSocket: no session is begun. Default: false.
     pub link: bool,
@@ -83,6 +87,25 @@ pub struct ConnectConfig {
     /// A message by which a plain peer announces that it restarts: whatever the code of the Close behind it, that counts
     /// as [`CloseCode::RESTART`]. Default: there is none.
     pub announces_restart: Option<fn(&Message) -> bool>,
+    /// From dialling to WELCOME, or to the answer of a plain peer; then the attempt is given up. Default: 10 s.
+    pub opening_timeout: Duration,
+}
+
+impl Default for ConnectConfig {
+    fn default() -> Self {
+        Self {
+            link: false,
+            session: ClientConfig::default(),
+            confirm: ConfirmConfig::default(),
+            heartbeat: HeartbeatConfig::default(),
+            backoff: BackoffConfig::default(),
+            once: false,
+            ends_with: EndsWith::default(),
+            holds_replaced: false,
+            announces_restart: None,
+            opening_timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 /// What ends a client of a plain peer for good: what its application cannot go on after. Before there was a connection,
@@ -101,8 +124,6 @@ pub enum EndsWith {
     Connection,
 }
 
-/// From dialling to WELCOME.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A replacement is opened when a probe is unanswered for this long.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// With [`EndsWith::FinalClose`]: connections that the peer may close in a row without having brought anything.
@@ -115,6 +136,8 @@ const HEARTBEAT_PING: u64 = 1 << 63;
 pub enum Lost {
     /// It could not be opened, but may be another time.
     Unreachable(String),
+    /// The server was not even reached, but may be another time.
+    NotConnected(ConnectFailure),
     /// It could not be opened, and the server says when it may be (`Retry-After`).
     Unavailable {
         /// Not before.
@@ -149,7 +172,8 @@ impl fmt::Display for Lost {
             | Self::Unavailable { reason, .. }
             | Self::Refused { reason, .. }
             | Self::Broken(reason) => f.write_str(reason),
-            Self::Dead(evidence) => write!(f, "dead: {evidence}"),
+            Self::NotConnected(failure) => write!(f, "{failure}"),
+            Self::Dead(evidence) => write!(f, "{evidence}"),
             Self::Closed { code, reason } => {
                 match code {
                     Some(code) => write!(f, "closed with code {code}")?,
@@ -215,6 +239,10 @@ pub enum Event {
     FreshPeer,
     /// What became of messages to a plain peer.
     Report(Report),
+    /// A plain peer lives and answers no Ping. Until it does what is written to it is unknown, and not sent again.
+    PingsUnanswered,
+    /// It does.
+    PingsAnswered,
     /// A message outside the stream.
     Volatile(Message),
     /// The server's policy dropped messages of its own before they were ever written. The messages that were
@@ -272,6 +300,8 @@ pub struct Client {
     endpoint: Option<String>,
     closing: Option<Closing>,
     ended: bool,
+    /// After the end: the connection that still has something to write, and until when it may.
+    lingering: Option<(ConnectionId, Instant)>,
     commands: VecDeque<Command>,
     events: VecDeque<Event>,
 }
@@ -324,6 +354,7 @@ struct Attached {
     pulse: Pulse,
     /// Set by a probe; a replacement is opened then.
     replace_at: Option<Instant>,
+    signs: Signs,
 }
 
 /// Who drives the heartbeat: the server of a session, or we.
@@ -379,6 +410,7 @@ impl Client {
             endpoint: None,
             closing: None,
             ended: false,
+            lingering: None,
             commands: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -460,6 +492,7 @@ impl Client {
     pub fn handle_bytes(&mut self, now: Instant, connection: ConnectionId) {
         if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
             attached.replace_at = None;
+            attached.signs.handle_bytes(now);
             match &mut attached.pulse {
                 Pulse::Watched(watch) => watch.handle_bytes(now),
                 Pulse::Driven(beat, _) => beat.handle_bytes(now),
@@ -475,6 +508,11 @@ impl Client {
             Pulse::Watched(watch) if !self.session.owes_probe() => watch.handle_flushed(now),
             Pulse::Driven(beat, None) => beat.handle_flushed(now),
             _ => {}
+        }
+        if let Some(plain) = &mut self.plain {
+            let outcome = plain.confirmer.handle_flushed(now);
+            self.report(outcome);
+            self.close_plain_if_done(now);
         }
     }
 
@@ -526,16 +564,21 @@ impl Client {
         self.handle_bytes(now, connection);
         let Ok(nonce) = payload.try_into().map(u64::from_be_bytes) else { return };
         let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else { return };
-        if let Pulse::Driven(beat, _) = &mut attached.pulse {
-            if nonce & HEARTBEAT_PING != 0 {
-                beat.handle_pong(now, nonce & !HEARTBEAT_PING);
-            } else if let Some(plain) = &mut self.plain {
-                let outcome = plain.confirmer.handle_pong(payload);
-                plain.progressed |= outcome.is_some();
-                self.report(outcome);
-                self.close_plain_if_done();
-            }
+        let (Pulse::Driven(beat, _), Some(plain)) = (&mut attached.pulse, &mut self.plain) else { return };
+        let missed = plain.confirmer.answers_pings() == Some(false);
+        let outcome = if nonce & HEARTBEAT_PING != 0 {
+            beat.handle_pong(now, nonce & !HEARTBEAT_PING);
+            plain.confirmer.handle_other_pong();
+            None
+        } else {
+            plain.confirmer.handle_pong(payload)
+        };
+        plain.progressed |= outcome.is_some();
+        if missed && plain.confirmer.answers_pings() == Some(true) {
+            self.events.push_back(Event::PingsAnswered);
         }
+        self.report(outcome);
+        self.close_plain_if_done(now);
     }
 
     /// The peer began the closing handshake: Pongs prove nothing any more.
@@ -604,11 +647,6 @@ impl Client {
         }
     }
 
-    /// Ends now: what was written and not confirmed is reported as unknown, the rest as not delivered.
-    pub fn abandon(&mut self, reason: &str) {
-        self.give_up(None, reason.to_owned());
-    }
-
     /// The next message or gap, in order.
     pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
         let delivery = match &mut self.plain {
@@ -651,11 +689,11 @@ impl Client {
     }
 
     /// The application answered the oldest unanswered message (plain peers with `confirm = reply`).
-    pub fn handle_reply(&mut self) {
+    pub fn handle_reply(&mut self, now: Instant) {
         if let Some(plain) = &mut self.plain {
             let outcome = plain.confirmer.handle_reply(None);
             self.report(outcome);
-            self.close_plain_if_done();
+            self.close_plain_if_done(now);
         }
     }
 
@@ -684,14 +722,24 @@ impl Client {
             self.give_up(None, reason.to_owned());
         }
         self.collect(now);
-        self.close_plain_if_done();
+        self.close_plain_if_done(now);
+    }
+
+    /// Ends at once, where nobody drives this client any more or its connection is of no use: what was written and not
+    /// confirmed is reported as unknown, the rest as not delivered.
+    pub fn abandon(&mut self, reason: &str) {
+        self.give_up(None, reason.to_owned());
     }
 
     // ---- time and output ------------------------------------------------------------------------
 
-    /// Does what is due. `true`: this process was paused; read what is readable and call it again.
+    /// Does what is due. After the end: drops a connection that did not take within 10 s what was still to be written.
+    /// `true`: this process was paused; read what is readable and call it again.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
         if self.ended {
+            if let Some((connection, _)) = self.lingering.take_if(|(_, until)| *until <= now) {
+                self.abort(connection);
+            }
             return false;
         }
         if self.closing.as_ref().is_some_and(|closing| closing.until <= now) {
@@ -713,11 +761,13 @@ impl Client {
             {
                 self.session.handle_lost(connection);
                 self.abort(connection);
-                self.dial_failed(now, Lost::Unreachable("no answer within 10 s".into()), None);
+                let why = format!("no answer within {:?}", self.config.opening_timeout);
+                self.dial_failed(now, Lost::Unreachable(why), None);
             }
             _ => {}
         }
         self.session.handle_timeout(now);
+        self.judge_pings(now);
         let drain = self.beat(now);
         self.collect(now);
         drain
@@ -730,6 +780,14 @@ impl Client {
             if self.dial == Dial::Rest {
                 self.dial = Dial::Waiting { until: now };
             }
+        }
+        match attached.signs.doubt_until() {
+            Some(until) if until > now => return false,
+            Some(_) => {
+                self.end_doubt(now);
+                return false;
+            }
+            None => {}
         }
         loop {
             let action = match &mut attached.pulse {
@@ -747,9 +805,15 @@ impl Client {
                     self.session.probe(nonce);
                 }
                 // No verdict: a plain peer that answers no Ping is kept for what it sends.
-                (Some(Action::NotListening), _) => {}
+                (Some(Action::NotListening), _) => {
+                    self.expect_no_pongs(now);
+                    return false;
+                }
                 (Some(Action::Dead(evidence)), _) => {
                     let connection = attached.connection;
+                    if self.is_spared(now, evidence) {
+                        return false;
+                    }
                     self.abort(connection);
                     self.handle_lost(now, connection, Lost::Dead(evidence));
                     return false;
@@ -762,7 +826,7 @@ impl Client {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.ended {
-            return None;
+            return self.lingering.map(|(_, until)| until);
         }
         let dial = match self.dial {
             Dial::Rest => None,
@@ -770,17 +834,20 @@ impl Client {
                 Some(until)
             }
         };
-        let pulse = self.attached.as_ref().map(|attached| match &attached.pulse {
-            Pulse::Watched(watch) => watch.poll_timeout(),
-            Pulse::Driven(beat, _) => beat.poll_timeout(),
-        });
+        let pulse =
+            self.attached.as_ref().map(|attached| match (attached.signs.doubt_until(), &attached.pulse) {
+                (Some(until), _) => until,
+                (None, Pulse::Watched(watch)) => watch.poll_timeout(),
+                (None, Pulse::Driven(beat, _)) => beat.poll_timeout(),
+            });
+        let pings = self.pings_judged_at();
         let replace = self.attached.as_ref().and_then(|attached| attached.replace_at);
         let owed = match &self.plain {
             Some(plain) => plain.confirmer.poll_timeout(),
             None => self.session.poll_timeout(),
         };
         let closing = self.closing.as_ref().map(|closing| closing.until);
-        [dial, pulse, replace, owed, closing].into_iter().flatten().min()
+        [dial, pulse, pings, replace, owed, closing].into_iter().flatten().min()
     }
 
     /// The next connection to open, close or drop, and what an ended session still has to say.
@@ -929,7 +996,7 @@ impl Client {
     fn dial(&mut self, now: Instant) {
         let connection = ConnectionId(self.next_connection);
         self.next_connection += 1;
-        self.dial = Dial::Connecting { connection, until: now + CONNECT_TIMEOUT };
+        self.dial = Dial::Connecting { connection, until: now + self.config.opening_timeout };
         self.commands.push_back(Command::Dial(connection));
     }
 
@@ -980,7 +1047,9 @@ impl Client {
             Pulse::Watched(watch) => watch.announced(),
             Pulse::Driven(..) => self.config.heartbeat.interval(),
         };
-        if let Some(old) = self.attached.replace(Attached { connection, pulse, replace_at: None }) {
+        if let Some(old) =
+            self.attached.replace(Attached { connection, pulse, replace_at: None, signs: Signs::default() })
+        {
             self.abort(old.connection);
             self.backoff.handle_lost(now);
         }
@@ -1030,6 +1099,7 @@ impl Client {
                     while let Some((id, transmit)) = self.session.poll_transmit(now) {
                         closed = closed.or(matches!(transmit, Transmit::Close { .. }).then_some(id));
                         self.commands.push_back(Command::Transmit(id, transmit));
+                        self.lingering = Some((id, now + CLOSE_TIMEOUT));
                     }
                     if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } =
                         self.dial
@@ -1045,7 +1115,7 @@ impl Client {
                 }
             }
         }
-        self.close_plain_if_done();
+        self.close_plain_if_done(now);
     }
 
     /// Takes what the confirmer has to say.
@@ -1151,6 +1221,7 @@ impl Client {
             {
                 (None, reason.clone())
             }
+            Lost::NotConnected(failure) if self.config.once => (None, failure.reason.clone()),
             Lost::Dead(evidence) if self.config.once => (None, evidence.to_string()),
             _ => return false,
         };
@@ -1158,13 +1229,14 @@ impl Client {
         true
     }
 
-    fn close_plain_if_done(&mut self) {
+    fn close_plain_if_done(&mut self, now: Instant) {
         let (Some(plain), Some(closing), false) = (&self.plain, &self.closing, self.ended) else { return };
         if plain.confirmer.is_flushed() {
             let (code, reason) = (closing.code, closing.reason.clone());
             if let Some(attached) = &self.attached {
                 let close = Transmit::Close { code, reason: reason.clone() };
                 self.commands.push_back(Command::Transmit(attached.connection, close));
+                self.lingering = Some((attached.connection, now + CLOSE_TIMEOUT));
                 self.attached = None;
             }
             self.give_up(Some(code.into()), reason);

@@ -35,6 +35,7 @@ use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::Message;
 
 use crate::client::{Builder, Client, UrlError};
+use crate::clock::now;
 
 /// What a [`Link`] expects of its peer: WebSocket without more.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl Client<Plain> {
 
     /// With [`Confirm::Reply`]: the application's answer to the oldest unanswered message came.
     pub fn confirm_reply(&self) {
-        self.core.change(|inner| inner.machine.handle_reply());
+        self.core.change(|inner| inner.machine.handle_reply(now()));
     }
 
     /// With [`Builder::holds_replaced`]: writes a message ahead of the stream to the connection that
@@ -125,6 +126,15 @@ impl Builder<Plain> {
     pub fn min_interval(mut self, min_interval: Duration) -> Result<Self, ConfigError> {
         self.config.confirm = self.config.confirm.min_interval(min_interval)?;
         Ok(self)
+    }
+
+    /// Whether the peer answers Pings, where that is known beforehand. If not, it is served at-most-once from the first
+    /// message on, whatever [`guarantee`](Self::guarantee) says, and until its first Pong; if so, its silence is never
+    /// taken for that. Default: it is [found out](crate::client::Event::PingsUnanswered).
+    #[must_use]
+    pub fn expects_pongs(mut self, expects_pongs: bool) -> Self {
+        self.config.confirm = self.config.confirm.expects_pongs(expects_pongs);
+        self
     }
 
     /// How often to probe. Default: every 25 s.

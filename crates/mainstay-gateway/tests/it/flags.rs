@@ -19,7 +19,7 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     check(&["serve", "--listen", "8080"], &["--listen", "127.0.0.1:8080"]);
     check(&["serve", "--listen", "localhost:8080"], &["--listen", "IP address"]);
     check(&["serve", "--admin", "x"], &["--admin", "127.0.0.1:8080"]);
-    check(&["serve", "--upstream", "http://x"], &["--upstream", "ws://"]);
+    check(&["serve", "--upstream", "ftp://x"], &["--upstream", "ws://"]);
     check(&["serve", "--upstream", "127.0.0.1:3000"], &["--upstream", "ws://127.0.0.1:3000"]);
     check(&["serve", "--heartbeat", "25"], &["--heartbeat", "25s"]);
     check(&["serve", "--heartbeat", "1ms"], &["--heartbeat", "between 100 ms and 1 hour"]);
@@ -48,6 +48,15 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     check(&["serve", "--delivery", "once"], &["--delivery", "at-least-once", "at-most-once"]);
     check(&["serve", "--confirm", "ack"], &["--confirm", "pong+window", "reply"]);
     check(&["serve", "--heartbeet", "25s"], &["--heartbeet", "--heartbeat"]);
+    check(&["serve", "--upstream-ca", "/x"], &["--upstream <URL>"]);
+    let wss = "wss://127.0.0.1:1";
+    check(&["serve", "--upstream", "ws://h", "--upstream-ca", "/x"], &["--upstream-ca", "wss://"]);
+    check(&["serve", "--upstream", wss, "--upstream-ca", "/nowhere"], &["--upstream-ca", "/nowhere"]);
+    check(&["serve", "--upstream", wss, "--upstream-ca", "/dev/null"], &["--upstream-ca", "no certificate"]);
+    check(&["serve", "--upstream", wss, "--upstream-cert", "/x"], &["--upstream-key"]);
+    check(&["serve", "--upstream", wss, "--upstream-server-name", "a b"], &["--upstream-server-name", "a b"]);
+    check(&["serve", "--upstream", "unix:"], &["--upstream", "unix:/run/app.sock"]);
+    check(&["connect", url, "--cacert", "/dev/null"], &["--cacert", "no certificate"]);
     check(&["connect"], &["<URL>"]);
     check(&["connect", "example.com"], &["<URL>", "ws://"]);
     check(&["connect", "http://example.com"], &["<URL>", "ws://"]);

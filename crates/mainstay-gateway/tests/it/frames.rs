@@ -18,6 +18,13 @@ pub(crate) struct Frames {
     masks: bool,
 }
 
+impl From<TcpStream> for Frames {
+    /// Of a connection whose opening handshake is done. Frames of it are written unmasked.
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, masks: false }
+    }
+}
+
 impl Frames {
     /// The head of the answer to a visitor with these further headers (each with its line's end), and what follows.
     pub(crate) async fn visit(address: SocketAddr, path: &str, headers: &str) -> (String, Self) {
@@ -44,7 +51,9 @@ impl Frames {
                 break (stream, request);
             }
         };
-        let key = request.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
+        let fields = request.lines().filter_map(|line| line.split_once(": "));
+        let is_key = |name: &str| name.eq_ignore_ascii_case("sec-websocket-key");
+        let key = fields.filter(|(name, _)| is_key(name)).map(|(_, value)| value).next().unwrap();
         let accept = accept_key(key.as_bytes());
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -115,7 +124,8 @@ impl Frames {
     }
 }
 
-async fn head(stream: &mut TcpStream) -> io::Result<String> {
+/// The head of a message of HTTP.
+pub(crate) async fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);

@@ -217,11 +217,23 @@ impl Offer {
         protocols: &[&str],
         deflate: Option<DeflateParams>,
     ) -> Result<Self, InvalidProtocol> {
-        if let Some(invalid) = protocols.iter().find(|protocol| !is_token(protocol)) {
-            return Err(InvalidProtocol(invalid.to_string()));
-        }
+        protocols.iter().try_for_each(|protocol| InvalidProtocol::check(protocol))?;
         let protocols = protocols.iter().map(|protocol| protocol.to_string()).collect();
         Ok(Self { key: BASE64.encode(key), protocols, deflate })
+    }
+
+    /// The offer that a request makes, for a gateway that passes the request on and has the answer to check: its key
+    /// and its subprotocols, also such as are not tokens. Extensions are of one hop: `deflate` is what the gateway
+    /// offers instead of the request's. `None`: it has not exactly one key.
+    pub fn of_request(headers: &HeaderMap, deflate: Option<DeflateParams>) -> Option<Self> {
+        let key = single(headers, &SEC_WEBSOCKET_KEY)?.to_str().ok()?.trim().to_owned();
+        let values: Vec<_> = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect();
+        Some(Self { key, protocols: elements(&values).map(str::to_owned).collect(), deflate })
+    }
+
+    /// The value of `Sec-WebSocket-Extensions`, if any is offered.
+    pub fn extensions(&self) -> Option<HeaderValue> {
+        HeaderValue::try_from(self.deflate?.offer()).ok()
     }
 
     /// The request's headers, apart from `Host` and what the application adds.
@@ -300,6 +312,17 @@ impl Offer {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no name for a subprotocol: letters, digits and !#$%&'*+-.^_`|~ are allowed")]
 pub struct InvalidProtocol(String);
+
+impl InvalidProtocol {
+    /// Whether a subprotocol of this name can be offered.
+    ///
+    /// # Errors
+    ///
+    /// It is not a token of HTTP.
+    pub fn check(name: &str) -> Result<(), Self> {
+        if is_token(name) { Ok(()) } else { Err(Self(name.to_owned())) }
+    }
+}
 
 /// A response that opens no WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
