@@ -247,22 +247,24 @@ impl Kept {
     }
 }
 
-/// Waits for this long after the request was last seen to move.
-async fn within<T>(
+/// Waits for this long after the request was last seen to move, or the client was last waited for.
+pub(crate) async fn within<T>(
     most: Duration,
     progress: Option<&Progress>,
     asking: impl Future<Output = T>,
 ) -> Option<T> {
     let Some(progress) = progress else { return timeout(most, asking).await.ok() };
     let mut asking = std::pin::pin!(asking);
+    let mut until = progress.last() + most;
     loop {
-        let until = progress.last() + most;
-        match timeout_at(until, asking.as_mut()).await {
-            Ok(answer) => return Some(answer),
-            Err(_) if progress.last() + most > until => {}
-            // Until the body is sent it is the client's turn, and that has a time of its own, or there is no room.
-            Err(_) => return None,
+        if let Ok(answer) = timeout_at(until, asking.as_mut()).await {
+            return Some(answer);
         }
+        let next = if progress.waits_for_client() { Instant::now() } else { progress.last() } + most;
+        if next <= until {
+            return None;
+        }
+        until = next;
     }
 }
 

@@ -730,7 +730,7 @@ impl<P> Builder<P> {
 
     /// Which statuses of an HTTP response end the client. All others are attempts that failed, and are tried again
     /// after the backoff: for servers behind a proxy that answers 404 while they are replaced, or for a 401 where
-    /// [`request`](Self::request) makes a fresh token each time. Default: all but 408, 425, 429 and 5xx, of which 501
+    /// [`request`](Self::request) makes a fresh token each time. Default: all but 408, 425, 426, 429 and 5xx, of which 501
     /// and 505 end it.
     #[must_use]
     pub fn give_up(mut self, ends: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
