@@ -178,6 +178,10 @@ fn render(s: &Snapshot, kept_bytes: u64, links: &Figures) -> String {
         "Times that a link found that the backend answers no Ping.",
         &[("", links.pings_unanswered)],
     );
+    let outcomes =
+        [("{outcome=\"done\"}", links.prologues), ("{outcome=\"failed\"}", links.prologues_failed)];
+    let told = "Prologues for new connections to the backend, by outcome.";
+    family("prologues_total", "counter", told, &outcomes);
     render_rtt(&mut out, s);
     out
 }

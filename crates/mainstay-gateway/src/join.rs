@@ -8,13 +8,14 @@ use std::time::Duration;
 use http::StatusCode;
 use mainstay::client::Connector;
 use mainstay::server::Session;
-use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits};
+use mainstay::{CloseCode, HeartbeatConfig, Limits};
 use mainstay_proto::ws::DeflateParams;
 
 use crate::links::Links;
 use crate::pass::Passing;
 use crate::principal::Bound;
-use crate::relay::{BackendLoss, relay};
+use crate::profiles::Settings;
+use crate::relay::relay;
 use crate::visit::{Refusal, Visit, answer};
 
 /// Visitors that are sent away are asked to come back over this time, and not all at once.
@@ -32,9 +33,8 @@ pub(crate) struct LinkConfig {
     pub(crate) upstream_wait: Duration,
     pub(crate) heartbeat: HeartbeatConfig,
     pub(crate) limits: Limits,
-    pub(crate) confirm: Confirm,
-    pub(crate) guarantee: Guarantee,
-    pub(crate) on_backend_loss: BackendLoss,
+    /// What is right for the backend's protocol.
+    pub(crate) settings: Settings,
     /// What says who may resume a session.
     pub(crate) bound: Bound,
     pub(crate) links: Links,

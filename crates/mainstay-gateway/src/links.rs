@@ -23,6 +23,9 @@ struct Shared {
     unknown: AtomicU64,
     not_delivered: AtomicU64,
     undeliverable: AtomicU64,
+    prologues: AtomicU64,
+    prologues_failed: AtomicU64,
+    recorded_bytes: AtomicU64,
     /// Requests that were answered, by the class of the status: 1xx first.
     requests: [AtomicU64; 5],
     /// Requests that the backend did not answer.
@@ -60,6 +63,10 @@ pub(crate) struct Figures {
     pub(crate) not_delivered: u64,
     /// Messages that ended three of its connections.
     pub(crate) undeliverable: u64,
+    /// Prologues that were written to a new connection, to their end.
+    pub(crate) prologues: u64,
+    /// Prologues that could not be.
+    pub(crate) prologues_failed: u64,
     /// Links that found that the backend answers no Ping.
     pub(crate) pings_unanswered: u64,
     /// Payload bytes kept for the backend.
@@ -95,6 +102,8 @@ impl Links {
             unknown: read(&self.0.unknown),
             not_delivered: read(&self.0.not_delivered),
             undeliverable: read(&self.0.undeliverable),
+            prologues: read(&self.0.prologues),
+            prologues_failed: read(&self.0.prologues_failed),
             pings_unanswered: read(&self.0.pings_unanswered),
             kept_bytes: self.kept_bytes(),
             requests: self.0.requests.each_ref().map(read),
@@ -133,7 +142,23 @@ impl Links {
     pub(crate) fn kept_bytes(&self) -> u64 {
         // Links come and go meanwhile: none of them waits for this.
         let open: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
-        open.iter().map(Sender::kept_bytes).sum()
+        self.0.recorded_bytes.load(Relaxed) + open.iter().map(Sender::kept_bytes).sum::<u64>()
+    }
+
+    /// A new connection was told its prologue.
+    pub(crate) fn count_prologue(&self) {
+        self.0.prologues.fetch_add(1, Relaxed);
+    }
+
+    /// A new connection could not be told its prologue.
+    pub(crate) fn count_failed_prologue(&self) {
+        self.0.prologues_failed.fetch_add(1, Relaxed);
+    }
+
+    /// What one client's prologue holds has changed.
+    pub(crate) fn recorded(&self, before: usize, now: usize) {
+        self.0.recorded_bytes.fetch_add(now as u64, Relaxed);
+        self.0.recorded_bytes.fetch_sub(before as u64, Relaxed);
     }
 
     /// Whether the backend answers Pings, so that not every link has to find out.

@@ -11,18 +11,17 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
-use clap::ValueEnum;
 use http::HeaderName;
 use mainstay::client::{Connector, Place};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
-use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay};
+use mainstay::{ConfigError, HeartbeatConfig, Limits, Mainstay};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
-use crate::relay::BackendLoss;
+use crate::profiles::{ProfileFlags, Settings};
 use crate::{Interrupts, admin, builtin, descriptors, join, pass, trust, values, visit};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
@@ -69,15 +68,8 @@ pub(crate) struct Arguments {
     /// How long a visitor that speaks mainstay.v1 may be away.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "2m")]
     resume_window: Duration,
-    /// What becomes of a visitor whose backend connection is lost.
-    #[arg(long, value_enum, default_value = "renew")]
-    on_backend_loss: BackendLoss,
-    /// What becomes of messages that the backend did not confirm when its connection is lost.
-    #[arg(long, value_enum, default_value = "at-least-once")]
-    delivery: Delivery,
-    /// What confirms a message to the backend.
-    #[arg(long, value_enum, default_value = "pong")]
-    confirm: ConfirmBy,
+    #[command(flatten)]
+    profile: ProfileFlags,
     /// The most connections at a time. One too many gets 503 and a time to wait.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
@@ -123,25 +115,6 @@ pub(crate) struct Arguments {
     drain: Duration,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Delivery {
-    /// Sent again: the backend may see a message twice.
-    AtLeastOnce,
-    /// Given up: the backend may miss a message.
-    AtMostOnce,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ConfirmBy {
-    /// Its WebSocket stack's Pong.
-    Pong,
-    /// The Pong, and 64 later messages: for stacks that read ahead.
-    #[value(name = "pong+window")]
-    PongWindow,
-    /// The application's answer: one for each message, in order.
-    Reply,
-}
-
 /// What a visitor's handler needs.
 #[derive(Clone)]
 struct Gateway {
@@ -150,8 +123,9 @@ struct Gateway {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
-    let token = match admin_token(&arguments) {
-        Ok(token) => token,
+    let checked = admin_token(&arguments).and_then(|token| Ok((token, arguments.profile.settings()?)));
+    let (token, settings) = match checked {
+        Ok(checked) => checked,
         Err(line) => {
             eprintln!("mainstay: {line}");
             return ExitCode::from(2);
@@ -165,7 +139,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
                 return ExitCode::from(2);
             }
         };
-    match serve(arguments, token, connector).await {
+    match serve(arguments, token, settings, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             eprintln!("mainstay: {line}");
@@ -190,6 +164,7 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
 async fn serve(
     arguments: Arguments,
     token: Option<Token>,
+    settings: Settings,
     connector: Option<Connector>,
 ) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
@@ -231,16 +206,7 @@ async fn serve(
                 deflate_upstream: arguments.passing.deflate(),
                 heartbeat,
                 limits,
-                confirm: match arguments.confirm {
-                    ConfirmBy::Pong => Confirm::Pong,
-                    ConfirmBy::PongWindow => Confirm::PongWindow,
-                    ConfirmBy::Reply => Confirm::Reply,
-                },
-                guarantee: match arguments.delivery {
-                    Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-                    Delivery::AtMostOnce => Guarantee::AtMostOnce,
-                },
-                on_backend_loss: arguments.on_backend_loss,
+                settings,
                 bound: Bound {
                     headers: arguments.session_header.clone(),
                     cookies: arguments.session_cookie.clone(),

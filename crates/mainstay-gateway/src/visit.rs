@@ -185,10 +185,11 @@ impl Visit {
         config: &LinkConfig,
         is_plain: bool,
     ) -> Result<Builder<Plain>, String> {
-        let ends_with = match (config.on_backend_loss, is_plain) {
-            (BackendLoss::Renew, _) => EndsWith::Connection,
-            (BackendLoss::Keep, true) => EndsWith::Close,
-            (BackendLoss::Keep, false) => EndsWith::FinalClose,
+        let settings = &config.settings;
+        let ends_with = match settings.on_backend_loss {
+            BackendLoss::Renew => EndsWith::Connection,
+            BackendLoss::Keep if is_plain && !settings.closes.keep_plain => EndsWith::Close,
+            BackendLoss::Keep => EndsWith::FinalClose,
         };
         let mut builder = Link::to(&self.url.to_string())
             .map_err(|error| error.to_string())?
@@ -198,8 +199,12 @@ impl Visit {
             .ends_with(ends_with)
             .heartbeat(config.heartbeat)
             .limits(config.limits)
-            .confirm(config.confirm)
-            .guarantee(config.guarantee);
+            .confirm(settings.confirm)
+            .guarantee(settings.guarantee)
+            .holds_replaced(settings.prologue.is_some());
+        if let Some(announces) = settings.prologue.as_ref().and_then(|rules| rules.announces_restart) {
+            builder = builder.announces_restart(announces);
+        }
         builder = builder.subprotocols(subprotocols).map_err(|error| error.to_string())?;
         for (name, value) in &self.fields {
             builder = builder.header(name.clone(), value.clone());

@@ -12,6 +12,7 @@ mod http;
 mod loss;
 mod losses;
 mod page;
+mod profiles;
 mod resume;
 mod smuggling;
 mod support;
