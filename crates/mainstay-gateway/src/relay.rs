@@ -25,7 +25,7 @@ use crate::links::Account;
 use crate::prologue::Failure;
 
 /// How long what a client left behind may take to enter the link's queue.
-const UNLOADING: Duration = Duration::from_secs(5);
+pub(crate) const UNLOADING: Duration = Duration::from_secs(5);
 
 /// What becomes of a client whose backend connection is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -42,7 +42,8 @@ pub(crate) async fn answer_request(
     }
     let (mut head, _) = request.into_parts();
     let response = match SessionUpgrade::from_request_parts(&mut head, mainstay).await {
-        Ok(upgrade) => visit(upgrade, head, Arc::clone(&config)).await,
+        // In a box: every request's future would be as large as this one's.
+        Ok(upgrade) => Box::pin(visit(upgrade, head, Arc::clone(&config))).await,
         Err(refused) => refused.into_response(),
     };
     config.links.passed(response.status());
