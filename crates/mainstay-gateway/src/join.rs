@@ -10,12 +10,13 @@ use mainstay::client::Connector;
 use mainstay::server::Session;
 use mainstay::{CloseCode, HeartbeatConfig, Limits};
 use mainstay_proto::ws::DeflateParams;
+use tokio::time::sleep;
 
 use crate::links::Links;
 use crate::pass::Passing;
 use crate::principal::Bound;
 use crate::profiles::Settings;
-use crate::relay::relay;
+use crate::relay::{UNLOADING, relay};
 use crate::visit::{Refusal, Visit, answer};
 
 /// Visitors that are sent away are asked to come back over this time, and not all at once.
@@ -64,7 +65,8 @@ pub(crate) async fn join_session(session: Session, visit: Visit, config: Arc<Lin
     let to_client = session.sender();
     let answered = tokio::select! {
         answered = answer(&link) => answered,
-        () = to_client.closed() => return,
+        // A client that left meanwhile still has its last words: they go where it asked to go.
+        () = async { to_client.closed().await; sleep(UNLOADING).await } => return,
     };
     match (answered, promised) {
         (Err(Refusal { status, reason }), _) => {
