@@ -65,7 +65,7 @@ pub(crate) async fn join_session(session: Session, visit: Visit, config: Arc<Lin
     let to_client = session.sender();
     let answered = tokio::select! {
         answered = answer(&link) => answered,
-        // A backend that answers meanwhile is told how the client left.
+        // A client that left meanwhile still has its last words: they go where it asked to go.
         () = async { to_client.closed().await; sleep(UNLOADING).await } => return,
     };
     match (answered, promised) {

@@ -53,6 +53,8 @@ struct BackendEnd {
     lost: Option<Lost>,
     /// What the link ended with.
     code: Option<CloseCode>,
+    /// That was the status of a refused handshake.
+    was_refused: bool,
     reason: String,
     /// What became of the messages that were not confirmed.
     unknown: Option<u64>,
@@ -186,7 +188,8 @@ impl BackendEnd {
         let general = || {
             is_plain || config.settings.on_backend_loss == BackendLoss::Keep || !CloseCode::is_restart(*code)
         };
-        self.prologue.is_none() && (config.settings.closes.are_words(*code) || general())
+        let is_last = self.prologue.is_none() && !self.was_refused;
+        is_last && (config.settings.closes.are_words(*code) || general())
     }
 }
 
@@ -235,6 +238,7 @@ async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, aw
     let mut end = BackendEnd {
         lost: None,
         code: None,
+        was_refused: false,
         reason: String::new(),
         unknown: None,
         first_unconfirmed: None,
@@ -277,6 +281,8 @@ async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, aw
                 end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
             }
             Event::Ended { code, reason, .. } => {
+                // A status: the connection that was to follow was refused. Only the client can ask in other words.
+                end.was_refused = code.is_some_and(|code| code < 1000);
                 end.code = code.and_then(|code| u16::try_from(code).ok()).and_then(CloseCode::new);
                 end.reason = reason;
                 return end;
