@@ -311,6 +311,7 @@ fn sent(fate: &Fate) -> Value {
 fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str, String, Value) {
     let (why, code) = match why {
         Lost::Unreachable(what)
+        | Lost::NoPort(what)
         | Lost::Unavailable { reason: what, .. }
         | Lost::Refused { reason: what, .. }
         | Lost::Broken(what) => (what.clone(), None),

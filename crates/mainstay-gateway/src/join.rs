@@ -18,13 +18,14 @@ use std::time::Duration;
 use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderMap};
 use http::{StatusCode, Uri};
-use mainstay::SessionUpgrade;
 use mainstay::client::{Event, Events};
 use mainstay::server::{Session, SessionState};
 use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits, Link};
+use mainstay::{Mainstay, SessionUpgrade};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::bounds;
 use crate::forward::{self, Network};
 use crate::links::{Account, Links};
 use crate::principal::Bound;
@@ -48,6 +49,8 @@ pub(crate) struct LinkConfig {
     /// What says who may resume a session.
     pub(crate) bound: Bound,
     pub(crate) links: Links,
+    /// What gives up a session where a link finds no local port.
+    pub(crate) mainstay: Mainstay,
 }
 
 /// Answers a visitor, and joins it to the backend if both agree.
@@ -65,7 +68,7 @@ pub(crate) async fn visit(upgrade: SessionUpgrade, config: Arc<LinkConfig>) -> R
         Ok(link) => link,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    match timeout(OPENING.min(config.upstream_wait), answer(&link)).await {
+    match timeout(OPENING.min(config.upstream_wait), answer(&link, &config)).await {
         Ok(Ok(())) => {
             let wait = Some(config.upstream_wait);
             upgrade
@@ -92,8 +95,9 @@ impl Refusal {
 }
 
 /// The backend's answer to the opening handshake, however many attempts it takes.
-async fn answer(link: &Link) -> Result<(), Refusal> {
+async fn answer(link: &Link, config: &LinkConfig) -> Result<(), Refusal> {
     while let Some(event) = link.event().await {
+        bounds::make_room(&event, &config.mainstay);
         match event {
             Event::Attached { .. } => return Ok(()),
             Event::Ended { code, reason, .. } => {
@@ -152,7 +156,7 @@ async fn join_session(mut session: Session, visit: Visit, config: Arc<LinkConfig
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
     let answered = tokio::select! {
-        answered = answer(&link) => answered,
+        answered = answer(&link, &config) => answered,
         () = over(&mut session) => return,
     };
     match (answered, promised) {
@@ -179,7 +183,7 @@ async fn join(mut session: Session, mut link: Link, config: Arc<LinkConfig>, wai
     let (to_visitor, to_backend) = (session.sender(), link.sender());
     let mut account = config.links.open(link.sender(), session.id());
     let away = Notify::new();
-    let end = watch(link.events(), &mut account, wait, &away);
+    let end = watch(link.events(), &config, &mut account, wait, &away);
     let replies = config.confirm == Confirm::Reply;
     let mut in_hand = false;
     let up = async {
@@ -234,6 +238,7 @@ async fn finish(mut link: Link, replies: bool, account: &mut Account) {
 /// ended with.
 async fn watch(
     events: Events,
+    config: &LinkConfig,
     account: &mut Account,
     wait: Option<Duration>,
     away: &Notify,
@@ -257,6 +262,7 @@ async fn watch(
         };
         let Some(event) = event else { return (CloseCode::NORMAL, String::new()) };
         account.note(&event);
+        bounds::make_room(&event, &config.mainstay);
         match event {
             Event::Detached { why, .. } => {
                 tracing::info!(?why, "backend connection lost");
@@ -282,7 +288,8 @@ fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig) -> Result<Li
         .heartbeat(config.heartbeat)
         .limits(config.limits)
         .confirm(config.confirm)
-        .guarantee(config.guarantee);
+        .guarantee(config.guarantee)
+        .read_ahead(bounds::READ_AHEAD);
     for name in subprotocols {
         builder = builder.subprotocol(name);
     }

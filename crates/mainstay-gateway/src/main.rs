@@ -6,6 +6,7 @@
 
 mod admin;
 mod bench;
+mod bounds;
 mod builtin;
 mod connect;
 mod descriptors;

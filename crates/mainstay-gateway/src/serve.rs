@@ -18,6 +18,7 @@ use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainsta
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
+use crate::bounds::Bounds;
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
@@ -70,10 +71,12 @@ pub(crate) struct Arguments {
     /// visitors have its address, also if it is trusted.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
-    /// The most sessions at a time, those of absent visitors included. Default: as many as open files allow, at most
-    /// 1,000,000.
+    /// The most sessions at a time, those of absent visitors included. Default: as many as open files and, towards a
+    /// backend, local ports allow, at most 1,000,000.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_sessions: Option<usize>,
+    #[command(flatten)]
+    bounds: Bounds,
     /// End what carried no message for this long, in either direction.
     #[arg(long, value_name = "DURATION", value_parser = values::idle_timeout)]
     idle_timeout: Option<Duration>,
@@ -184,9 +187,11 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
             per_address: arguments.max_per_ip,
         },
         lifetime: lifetime(&arguments)?,
-        max_sessions: arguments
-            .max_sessions
-            .unwrap_or(descriptors::sessions(files, arguments.upstream.is_some())),
+        max_sessions: arguments.max_sessions.unwrap_or_else(|| {
+            let ports = arguments.upstream.as_ref().and_then(|_| descriptors::ports());
+            descriptors::sessions(files, arguments.upstream.is_some(), ports)
+        }),
+        max_parked_per_address: arguments.bounds.max_parked_per_ip,
         origins: match arguments.allow_origin.as_slice() {
             [] => Origins::Any,
             allowed => Origins::Only(allowed.to_vec()),
@@ -217,6 +222,7 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
                     cookies: arguments.session_cookie.clone(),
                 },
                 links: links.clone(),
+                mainstay: mainstay.clone(),
             };
             let gateway = Gateway { mainstay: mainstay.clone(), link: Arc::new(link) };
             Router::new().fallback(any(visit)).with_state(gateway)

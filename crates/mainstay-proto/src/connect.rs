@@ -82,6 +82,8 @@ pub struct ConnectConfig {
 
 /// From dialling to WELCOME.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// When a local port is looked for again: one comes free when a connection ends, and the peer is not asked meanwhile.
+const PORT_AGAIN: Duration = Duration::from_millis(100);
 /// A replacement is opened when a probe is unanswered for this long.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// Marks the payload of a heartbeat's Ping, so that it is never read as a position.
@@ -92,6 +94,8 @@ const HEARTBEAT_PING: u64 = 1 << 63;
 pub enum Lost {
     /// It could not be opened, but may be another time.
     Unreachable(String),
+    /// It could not be opened, as the system has no local port left for it (`EADDRNOTAVAIL`). Dialled again soon.
+    NoPort(String),
     /// It could not be opened, and the server says when it may be (`Retry-After`).
     Unavailable {
         /// Not before.
@@ -949,6 +953,7 @@ impl Client {
             Lost::Closed { code, reason } => code.and_then(|code| code.retry_after(reason)),
             _ => None,
         };
+        let at = at.or(matches!(why, Lost::NoPort(_)).then_some(PORT_AGAIN));
         let delay = at.map(|at| Delay { min: at, max: at }).or(delay.filter(|delay| !delay.max.is_zero()));
         let advice = delay.map(advice);
         let wait = self.backoff.next_delay(cause, advice, &mut self.rng);
@@ -972,7 +977,10 @@ impl Client {
                 (Some(*code), reason.clone())
             }
             Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
-            Lost::Unreachable(reason) | Lost::Broken(reason) | Lost::Unavailable { reason, .. }
+            Lost::Unreachable(reason)
+            | Lost::NoPort(reason)
+            | Lost::Broken(reason)
+            | Lost::Unavailable { reason, .. }
                 if self.config.once =>
             {
                 (None, reason.clone())

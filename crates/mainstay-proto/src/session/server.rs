@@ -882,10 +882,14 @@ impl ServerSession {
         self.attached.as_ref().map(|a| a.connection)
     }
 
-    /// Since when nobody is attached.
-    pub(super) fn parked_since(&self) -> Option<Instant> {
+    /// Since when nobody is attached; of a session that is being ended, as far as its end tells.
+    #[must_use]
+    pub fn parked_since(&self) -> Option<Instant> {
         match self.life {
             Life::Parked { since } => Some(since),
+            Life::Closing { until, .. } if self.attached.is_none() => {
+                until.checked_sub(self.resume_window.max(CLOSE_TIMEOUT))
+            }
             _ => None,
         }
     }

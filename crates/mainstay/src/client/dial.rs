@@ -49,9 +49,10 @@ pub(super) struct Tls {}
 /// Opens a connection.
 pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Lost> {
     let (host, port, secure) = target(&attempt.url).map_err(refused)?;
-    let tcp = TcpStream::connect((host.as_str(), port))
-        .await
-        .map_err(|error| Lost::Unreachable(format!("{host}:{port}: {error}")))?;
+    let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrNotAvailable => Lost::NoPort(format!("{host}:{port}: no local port is left")),
+        _ => Lost::Unreachable(format!("{host}:{port}: {error}")),
+    })?;
     let _ = tcp.set_nodelay(true);
     if secure {
         open(secure_stream(tcp, &host, &attempt.tls).await?, attempt).await

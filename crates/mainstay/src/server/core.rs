@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
+use mainstay_proto::admission::Source;
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::server::Fenced;
 use mainstay_proto::session::{ConnectionId, PlainSession, ServerSession, Sessions};
@@ -201,6 +202,10 @@ impl Sessions for Cores {
     fn create(&mut self, session: ServerSession) -> CoreRef {
         let (shared, home) = (Arc::clone(&self.shared), Arc::clone(&self.home));
         Core::new(shared, home, self.facts.clone(), Peer::Session(Box::new(session)))
+    }
+
+    fn source(&mut self, handle: &CoreRef) -> Option<Source> {
+        handle.facts.address.map(|address| Source::of(address.ip()))
     }
 }
 

@@ -50,7 +50,7 @@ use slab::Slab;
 use tokio_util::task::TaskTracker;
 
 pub use self::auth::Denied;
-use self::core::{Core, CoreRef, Peer};
+use self::core::{Core, CoreRef, Cores, Peer};
 use self::limits::Gate;
 pub use self::serve::{Serve, serve};
 pub use self::session::{Received, Sender, Session, SessionState};
@@ -86,6 +86,10 @@ pub struct Config {
     /// whose client has been away for 10 s or more; where there is none it is told to come back in 1 to 30 s
     /// (4413). Who has a session resumes it. Default: 1,000,000.
     pub max_sessions: usize,
+    /// Sessions of one address (one /64 of IPv6) whose clients are away. An address that has more loses the one whose
+    /// client has been away for the longest whenever it opens another. Behind a proxy all clients have its address.
+    /// Default: no limit; where places run out, the address that has most of them loses its own first.
+    pub max_parked_per_address: Option<usize>,
     /// Whose pages may open a WebSocket. Default: with cookies or other credentials, those of the same host.
     pub origins: Origins,
     /// Whether permessage-deflate may be agreed on. Default: no; it costs memory per connection.
@@ -104,6 +108,7 @@ impl Default for Config {
             admission: AdmissionConfig::default(),
             lifetime: LifetimeConfig::default(),
             max_sessions: RegistryConfig::default().sessions,
+            max_parked_per_address: None,
             origins: Origins::default(),
             deflate: false,
         }
@@ -147,7 +152,11 @@ impl Mainstay {
             ..ServerConfig::default()
         });
         let (now, seed) = (crate::clock::now(), crate::random_seed());
-        let names = RegistryConfig { sessions: config.max_sessions, ..RegistryConfig::default() };
+        let names = RegistryConfig {
+            sessions: config.max_sessions,
+            parked_per_source: config.max_parked_per_address,
+            ..RegistryConfig::default()
+        };
         let registry = Registry::new(now, names, Arc::clone(&sessions), seed);
         // The waits of those who are refused are no secret.
         let gate = Gate::new(config.admission, u64::from(std::process::id()));
@@ -178,6 +187,21 @@ impl Mainstay {
             Peer::Plain(plain) => plain.kept_bytes(),
         };
         self.shared.cores().iter().filter_map(Weak::upgrade).map(kept).sum()
+    }
+
+    /// Gives up the session whose client has been away for the longest, of some that are compared, and for 10 s at
+    /// least; of the address that has most of those first. For what every session takes and the system has no more
+    /// of, such as local ports towards a backend. `false`: there is none.
+    pub fn make_room(&self) -> bool {
+        let facts =
+            PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
+        let mut cores = Cores { shared: Arc::clone(&self.shared), home: crate::worker::home(), facts };
+        let evicted = self.shared.registry().evict(crate::clock::now(), &mut cores);
+        if let Some(core) = &evicted {
+            Stats::add(&self.shared.stats.evicted, 1);
+            core.look();
+        }
+        evicted.is_some()
     }
 
     /// Whether new connections are accepted; `false` once draining began.

@@ -53,6 +53,8 @@ struct Connected {
     wire: Option<Wire>,
     /// In the list of all sessions.
     slot: usize,
+    /// The registry was told that the session is over.
+    buried: bool,
     _token: TaskTrackerToken,
 }
 
@@ -69,6 +71,7 @@ impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
             connection,
             wire: Some(wire),
             slot: core.shared.list(&core),
+            buried: false,
             _token: core.shared.tracker.token(),
             core: Arc::clone(&core),
         };
@@ -156,7 +159,7 @@ impl Connected {
     }
 
     /// When there is something to do again.
-    fn rest(&self) -> Turn {
+    fn rest(&mut self) -> Turn {
         if self.core.signal.wants_poll() {
             return Turn::Again;
         }
@@ -164,7 +167,15 @@ impl Connected {
         if inner.act.as_ref().is_some_and(|act| act.at <= now()) {
             return Turn::Again;
         }
-        Turn::Until(inner.poll_timeout())
+        let is_over = !self.buried && inner.is_over();
+        let turn = Turn::Until(inner.poll_timeout());
+        drop(inner);
+        if is_over {
+            // Its handler may take its time, or never look: it holds no place among the living meanwhile.
+            self.buried = true;
+            self.core.shared.bury(&self.core);
+        }
+        turn
     }
 
     /// Reads once. `true`: there may be more.
