@@ -282,6 +282,14 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             format!("{count} messages from number {first} on, by the server: it was full"),
             json!({"first": first, "count": count}),
         ),
+        Event::Replaced { count } => (
+            "replaced",
+            format!(
+                "the gateway's connection to its backend was replaced, {count} so far: what the backend sent meanwhile \
+                 may be missing"
+            ),
+            json!({"count": count}),
+        ),
         Event::Authenticated { accepted } => {
             ("authenticated", format!("accepted={accepted}"), json!({"accepted": accepted}))
         }

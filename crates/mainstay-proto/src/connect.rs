@@ -189,6 +189,13 @@ pub enum Event {
         /// Why.
         cause: GapCause,
     },
+    /// The connection behind the server was replaced: a gateway's to its backend. What the backend sent meanwhile may be
+    /// missing, and how much is not known; the session itself lost nothing. The messages that were handed over before
+    /// and after this event stand before and after the replacement.
+    Replaced {
+        /// How often so far in this session.
+        count: u64,
+    },
     /// The server judged the credentials that [`Client::authenticate`] presented.
     Authenticated {
         /// Whether it accepted them; otherwise those before them go on.
@@ -494,8 +501,12 @@ impl Client {
             }),
             None => self.session.hand_over(now),
         };
-        if let Some(Delivery::Gap { first, count, cause }) = delivery {
-            self.events.push_back(Event::Dropped { first, count, cause });
+        match delivery {
+            Some(Delivery::Gap { first, count, cause }) => {
+                self.events.push_back(Event::Dropped { first, count, cause });
+            }
+            Some(Delivery::Replaced { count }) => self.events.push_back(Event::Replaced { count }),
+            _ => {}
         }
         self.collect(now);
         delivery
