@@ -1,7 +1,7 @@
 //! What visitors may make the gateway keep: flags, and what is done where something runs out.
 
 use mainstay::client::{Event, Lost};
-use mainstay::{Mainstay, Window};
+use mainstay::{Budget, CloseCode, Mainstay, Window};
 
 use crate::values;
 
@@ -13,15 +13,46 @@ pub(crate) struct Bounds {
     /// trusted. Without it the address that keeps most loses its own first where places, local ports or memory run out.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     pub(crate) max_parked_per_ip: Option<usize>,
+    /// What all visitors and links may keep together: messages that wait, are not acknowledged, or are not complete. When
+    /// it is nearly used up, those that keep most wait, sessions of absent visitors are given up, and newcomers are
+    /// refused. Default: a quarter of the memory that the process may use, its control group included.
+    #[arg(long, value_name = "SIZE|off", value_parser = values::memory_budget)]
+    memory_budget: Option<Budget>,
+}
+
+impl Bounds {
+    /// The budget, beside which `max_message` has room.
+    pub(crate) fn budget(&self, max_message: usize) -> Budget {
+        let budget = self.memory_budget.clone().unwrap_or_default();
+        if let Some(limit) = budget.limit().filter(|limit| *limit / 2 < max_message as u64) {
+            tracing::warn!(
+                budget = limit,
+                max_message,
+                "--max-message is more than half of the memory budget: the largest messages may not get through; \
+                 pass a lower --max-message, or a larger --memory-budget"
+            );
+        }
+        budget
+    }
 }
 
 /// What a link reads ahead of its visitor. More would be kept beside the session's window while the visitor is away.
 pub(crate) const READ_AHEAD: Window = Window { messages: 1024, bytes: 64 * 1024 };
 
-/// A link that found no local port dials again soon: until then the visitor that has been away for the longest gives up
-/// its own.
-pub(crate) fn make_room(event: &Event, mainstay: &Mainstay) {
-    let Event::AttemptFailed { why: Lost::NoPort(reason), .. } = event else { return };
+/// What a link's event says of bounds. One that found no local port dials again soon: until then the visitor that has
+/// been away for the longest gives up its own. One whose backend sent more than `--max-message` ends with 1009.
+pub(crate) fn note(event: &Event, mainstay: &Mainstay) {
+    let reason = match event {
+        Event::AttemptFailed { why: Lost::NoPort(reason), .. } => reason,
+        Event::Ended { code: Some(code), reason, .. } if *code == u64::from(CloseCode::TOO_BIG) => {
+            tracing::warn!(
+                reason,
+                "the backend sent more than --max-message: its visitor is closed with 1009"
+            );
+            return;
+        }
+        _ => return,
+    };
     match mainstay.make_room() {
         true => tracing::warn!(
             reason,

@@ -97,7 +97,7 @@ impl Refusal {
 /// The backend's answer to the opening handshake, however many attempts it takes.
 async fn answer(link: &Link, config: &LinkConfig) -> Result<(), Refusal> {
     while let Some(event) = link.event().await {
-        bounds::make_room(&event, &config.mainstay);
+        bounds::note(&event, &config.mainstay);
         match event {
             Event::Attached { .. } => return Ok(()),
             Event::Ended { code, reason, .. } => {
@@ -262,7 +262,7 @@ async fn watch(
         };
         let Some(event) = event else { return (CloseCode::NORMAL, String::new()) };
         account.note(&event);
-        bounds::make_room(&event, &config.mainstay);
+        bounds::note(&event, &config.mainstay);
         match event {
             Event::Detached { why, .. } => {
                 tracing::info!(?why, "backend connection lost");
@@ -289,7 +289,8 @@ fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig) -> Result<Li
         .limits(config.limits)
         .confirm(config.confirm)
         .guarantee(config.guarantee)
-        .read_ahead(bounds::READ_AHEAD);
+        .read_ahead(bounds::READ_AHEAD)
+        .budget(config.mainstay.budget().clone());
     for name in subprotocols {
         builder = builder.subprotocol(name);
     }

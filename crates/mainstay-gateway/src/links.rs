@@ -50,6 +50,8 @@ pub(crate) struct Figures {
     pub(crate) undeliverable: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
+    /// Payload bytes read ahead of visitors.
+    pub(crate) unread_bytes: u64,
 }
 
 impl Links {
@@ -78,14 +80,19 @@ impl Links {
             not_delivered: read(&self.0.not_delivered),
             undeliverable: read(&self.0.undeliverable),
             kept_bytes: self.kept_bytes(),
+            unread_bytes: self.sum(Sender::unread_bytes),
         }
     }
 
     /// Payload bytes kept for the backend now.
     pub(crate) fn kept_bytes(&self) -> u64 {
+        self.sum(Sender::kept_bytes)
+    }
+
+    fn sum(&self, bytes: impl Fn(&Sender) -> u64) -> u64 {
         // Links come and go meanwhile: none of them waits for this.
         let open: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
-        open.iter().map(Sender::kept_bytes).sum()
+        open.iter().map(bytes).sum()
     }
 
     fn list(&self) -> MutexGuard<'_, Slab<Sender>> {

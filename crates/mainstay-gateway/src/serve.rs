@@ -46,11 +46,11 @@ pub(crate) struct Arguments {
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
     heartbeat: HeartbeatConfig,
-    /// The largest message, in either direction.
-    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "64KiB")]
+    /// The largest message, in either direction. Its sender is closed with 1009.
+    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "16MiB")]
     max_message: usize,
     /// The most fragments in one message.
-    #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 1024, allow_negative_numbers = true)]
+    #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 4096, allow_negative_numbers = true)]
     max_fragments: u32,
     /// Agree on permessage-deflate with visitors that offer it.
     #[arg(long)]
@@ -192,6 +192,7 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
             descriptors::sessions(files, arguments.upstream.is_some(), ports)
         }),
         max_parked_per_address: arguments.bounds.max_parked_per_ip,
+        budget: arguments.bounds.budget(arguments.max_message),
         origins: match arguments.allow_origin.as_slice() {
             [] => Origins::Any,
             allowed => Origins::Only(allowed.to_vec()),

@@ -86,6 +86,23 @@ impl Level {
     }
 }
 
+/// What a connection keeps, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Held {
+    /// Of what its peer sent: not yet received by the application.
+    pub unread: u64,
+    /// For its peer: not yet written, or not yet acknowledged.
+    pub kept: u64,
+}
+
+/// What a message costs beside its payload: its place in a queue, and the allocation that holds the payload.
+const BESIDE_PAYLOAD: u64 = 96;
+
+/// What so many payload bytes cost in so many messages.
+pub(crate) fn held(payload: u64, messages: usize) -> u64 {
+    payload + messages as u64 * BESIDE_PAYLOAD
+}
+
 fn percent_of(percent: u64, limit: u64) -> u64 {
     // No budget is near 2^57 bytes.
     limit.saturating_mul(percent) / 100

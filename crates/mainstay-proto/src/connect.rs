@@ -18,6 +18,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
+use crate::budget::{Held, held};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
 use crate::session::message::{Delay, GapCause, SessionId};
@@ -75,8 +76,8 @@ pub struct ConnectConfig {
     pub backoff: BackoffConfig,
     /// Give up after the first connection is lost or refused. Default: false.
     pub once: bool,
-    /// End when a plain peer closes with 1000 or an application's code (3000-4999): it meant it.
-    /// Default: false.
+    /// End when a plain peer closes with 1000 or an application's code (3000-4999): it meant it; and when it sends a
+    /// message that is too big, as it would be sent again. Default: false.
     pub ends_with_peer: bool,
 }
 
@@ -112,6 +113,12 @@ pub enum Lost {
     },
     /// The transport ended without a Close frame.
     Broken(String),
+    /// The peer sent a message above [`Limits::max_message`](crate::ws::Limits::max_message), and was closed with 1009.
+    /// A plain peer would send it again: a client that [ends with it](ConnectConfig::ends_with_peer) ends, with 1009.
+    TooBig {
+        /// The limit, in bytes.
+        limit: usize,
+    },
     /// It was still there, and the heartbeat found nobody behind it.
     Dead(Evidence),
     /// The peer closed it.
@@ -133,13 +140,14 @@ pub enum Command {
     Transmit(ConnectionId, Transmit),
 }
 
-/// What became of messages to a plain peer. A number that was reported before keeps its first fate.
+/// What became of messages to a plain peer, or of some to a session's server. A number that was reported before keeps its first fate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     /// From the first to the second number: they may or may not have arrived, and are not sent again.
     Unknown(u64, u64),
     /// From the first to the second number: they were never written and never will be. Either the queue
-    /// was full and they made room for newer ones, or this is the end.
+    /// was full and they made room for newer ones, or this is the end. Of a session: they are larger than the server
+    /// takes, which was not known when they were accepted.
     NotDelivered(u64, u64),
     /// The connection ended three times with this message first in line; it is given up and comes back.
     Undeliverable(u64, Message),
@@ -778,6 +786,31 @@ impl Client {
         }
     }
 
+    /// The payload of the largest message that the peer takes, as far as it said.
+    #[must_use]
+    pub fn largest(&self) -> u64 {
+        match &self.plain {
+            Some(_) => u64::MAX,
+            None => self.session.largest(),
+        }
+    }
+
+    /// Payload bytes that came from a plain peer and wait for the application. A session's are bounded by its window.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        self.plain.as_ref().map_or(0, |plain| plain.inbox_bytes)
+    }
+
+    /// What is kept of and for the peer, with what each message costs beside its payload.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        let Some(plain) = &self.plain else { return self.session.held() };
+        Held {
+            unread: held(plain.inbox_bytes, plain.inbox.len()),
+            kept: held(plain.confirmer.kept_bytes() + plain.volatiles.bytes(), plain.confirmer.kept()),
+        }
+    }
+
     /// Payload bytes that are kept for the peer until it acknowledges or confirms them.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
@@ -862,6 +895,9 @@ impl Client {
                     }
                 }
                 ClientEvent::Gap(fate) => self.events.push_back(Event::Gap(fate)),
+                ClientEvent::TooLarge { number } => {
+                    self.events.push_back(Event::Report(Report::NotDelivered(number, number)));
+                }
                 ClientEvent::Refused { code, delay, .. } => {
                     if let Dial::Attaching { connection, .. } = self.dial {
                         self.abort(connection);
@@ -986,6 +1022,9 @@ impl Client {
                 if self.config.ends_with_peer && code.is_deliberate() =>
             {
                 (Some(*code), reason.clone())
+            }
+            Lost::TooBig { limit } if self.config.ends_with_peer || self.config.once => {
+                (Some(CloseCode::TOO_BIG), format!("a message of more than {limit} bytes"))
             }
             Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
             Lost::Unreachable(reason)

@@ -235,6 +235,17 @@ impl Inbox {
     /// Forgets what was taken and not handed over: the session is over.
     pub(super) fn discard_queue(&mut self) {
         self.queue = VecDeque::new();
+        self.open_bytes = 0;
+    }
+
+    /// Payload bytes of what was taken and is not received; of a session that is over: 0.
+    pub(super) fn open_bytes(&self) -> u64 {
+        self.open_bytes
+    }
+
+    /// What waits to be handed over.
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
     }
 
     pub(super) fn taken(&self) -> u64 {

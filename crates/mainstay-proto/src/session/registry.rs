@@ -83,6 +83,8 @@ pub struct Registry<H> {
     names: BTreeMap<Name, Entry<H>>,
     /// Sessions made and not buried.
     live: usize,
+    /// New sessions are refused, whatever room there is.
+    is_closed: bool,
     /// Their keys by source, only where the number of a source is bounded; those of dead sessions may stand among them.
     by_source: BTreeMap<Source, Vec<Name>>,
     tombstones: VecDeque<Tombstone>,
@@ -192,11 +194,17 @@ impl<H: Clone> Registry<H> {
             secrets: Secrets::new(seed),
             names: BTreeMap::new(),
             live: 0,
+            is_closed: false,
             by_source: BTreeMap::new(),
             tombstones: VecDeque::new(),
             first_tombstone: 0,
             remembers_since: now,
         }
+    }
+
+    /// From here on new sessions are refused as where there is no room (`true`), or not (`false`). Default: not.
+    pub fn set_closed(&mut self, is_closed: bool) {
+        self.is_closed = is_closed;
     }
 
     /// Answers a HELLO that `who` sent on `connection`.
@@ -298,6 +306,7 @@ impl<H: Clone> Registry<H> {
             None if !lost && self.may_have_lived(now, hello.key_age) => {
                 return refuse(Refusal::KeyTooOld, None);
             }
+            None if self.is_closed => return refuse(Refusal::NoRoom, None),
             None => {
                 if self.live >= self.config.sessions {
                     evicted = self.evict(now, sessions);

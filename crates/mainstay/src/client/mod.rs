@@ -49,8 +49,8 @@ pub use rustls;
 
 use self::dial::{Attempt, Tls};
 use self::task::{Core, Task};
-use crate::SendError;
 use crate::clock::now;
+use crate::{Budget, SendError};
 
 /// The subprotocol of `mainstay.v1`.
 const SUBPROTOCOL: &str = "mainstay.v1";
@@ -114,6 +114,7 @@ pub enum Sessions {}
 pub struct Builder<P = Sessions> {
     target: Target,
     pub(crate) config: ConnectConfig,
+    budget: Option<Budget>,
     peer: PhantomData<fn() -> P>,
 }
 
@@ -238,7 +239,8 @@ impl<P> Client<P> {
     /// As [`Sender::send`].
     ///
     /// # Errors
-    /// The client has ended, or its link's policy is to fail: the message comes back.
+    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
+    /// comes back.
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
@@ -249,7 +251,8 @@ impl<P> Client<P> {
     /// As [`Sender::send_tracked`].
     ///
     /// # Errors
-    /// The client has ended, or its link's policy is to fail: the message comes back.
+    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
+    /// comes back.
     ///
     /// # Cancel safety
     /// Safe.
@@ -260,7 +263,7 @@ impl<P> Client<P> {
     /// Sends a message, or gives it back at once.
     ///
     /// # Errors
-    /// The window is full, or the client has ended.
+    /// The window is full, the client has ended, or the server takes no message that is as large.
     pub fn try_send(&self, message: Message) -> Result<(), SendError> {
         self.core.change(|inner| inner.send(message)).map(drop)
     }
@@ -392,16 +395,17 @@ pub struct Sender {
     core: Arc<Core>,
 }
 
-fn send(core: &Core, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+fn send(core: &Arc<Core>, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
     let mut sending = Some(message);
-    poll_fn(move |cx| core.change(|inner| inner.poll_send(&mut sending, cx.waker())).map_ok(drop))
+    poll_fn(move |cx| core.poll_send(&mut sending, cx.waker()).map_ok(drop))
 }
 
 impl Sender {
     /// Sends a message; waits while the window is full. It is kept until the peer acknowledges it.
     ///
     /// # Errors
-    /// The client has ended, or its link's policy is to fail: the message comes back.
+    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
+    /// comes back.
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
@@ -412,14 +416,16 @@ impl Sender {
     /// Sends a message and returns a future that settles when it is known what became of it.
     ///
     /// # Errors
-    /// The client has ended, or its link's policy is to fail: the message comes back.
+    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
+    /// comes back.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn send_tracked(&self, message: Message) -> Result<Tracked, SendError> {
         let mut sending = Some(message);
         poll_fn(|cx| {
-            self.core.change(|inner| match std::task::ready!(inner.poll_send(&mut sending, cx.waker())) {
+            let sent = std::task::ready!(self.core.poll_send(&mut sending, cx.waker()));
+            self.core.change(|inner| match sent {
                 Ok(Some(number)) => Poll::Ready(Ok(inner.track(number))),
                 Ok(None) => Poll::Pending,
                 Err(refused) => Poll::Ready(Err(refused)),
@@ -429,10 +435,15 @@ impl Sender {
     }
 
     /// Payload bytes that are kept for the peer now: accepted, and neither acknowledged, confirmed nor reported.
-    /// Walks what is kept.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.core.lock().machine.kept_bytes()
+    }
+
+    /// Payload bytes that a plain peer sent and the application has not received yet. Of a session: 0.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        self.core.lock().machine.unread_bytes()
     }
 
     /// Sends a message that is not kept: lost if no connection is attached, never sent again. For what the
@@ -479,7 +490,7 @@ impl<P> Sink<Message> for Client<P> {
 
     fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         let Self { core, sending, .. } = &mut *self;
-        core.change(|inner| inner.poll_send(sending, cx.waker())).map_ok(drop)
+        core.poll_send(sending, cx.waker()).map_ok(drop)
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), SendError> {
@@ -551,7 +562,7 @@ impl<P> Builder<P> {
             factory: None,
             tls: Tls::default(),
         };
-        Ok(Self { target, config, peer: PhantomData })
+        Ok(Self { target, config, budget: None, peer: PhantomData })
     }
 
     /// An application subprotocol to offer; call it again for more, in order of preference.
@@ -588,10 +599,20 @@ impl<P> Builder<P> {
         self
     }
 
-    /// What the peer may make this end keep per message. Default: 64 KiB, 1,024 fragments.
+    /// What the peer may make this end keep per message. A server that speaks `mainstay.v1` is told the size of the
+    /// largest, type bytes aside. Default: 1 MiB, 1,024 fragments.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.target.limits = limits;
+        self
+    }
+
+    /// What this client keeps counts in `budget`, and it waits where others that share the budget do. For programs that
+    /// hold many. A client whose memory is needed when all is used loses its connection. Default: it counts in none, and
+    /// is bounded by its own windows.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
         self
     }
 
@@ -622,10 +643,11 @@ impl<P> Builder<P> {
     /// Connects in the background; the first connect follows the same policy as every later one.
     /// Needs a tokio runtime.
     #[must_use]
-    pub fn connect(self) -> Client<P> {
+    pub fn connect(mut self) -> Client<P> {
+        self.config.session.flow.max_message = Some(self.target.limits.max_message as u64);
         let machine = Machine::new(now(), self.config, crate::random_seed());
         let seen = machine.state();
-        let core = Core::new(machine);
+        let core = Core::new(machine, self.budget);
         Task::begin(Arc::clone(&core), self.target);
         Client { core, sending: None, seen, peer: PhantomData }
     }
@@ -695,7 +717,12 @@ impl std::fmt::Debug for Request {
 
 impl<P> Clone for Builder<P> {
     fn clone(&self) -> Self {
-        Self { target: self.target.clone(), config: self.config.clone(), peer: PhantomData }
+        Self {
+            target: self.target.clone(),
+            config: self.config.clone(),
+            budget: self.budget.clone(),
+            peer: PhantomData,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
+use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{ConnectionId, Control, Frame, Leave, Over, SessionError, Transmit};
@@ -20,10 +21,11 @@ use pin_project_lite::pin_project;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth::{Asked, judge_anew};
-use super::core::{CoreRef, Incoming, Inner, Peer};
+use super::core::{Core, CoreRef, Incoming, Inner, Peer};
 use super::meddle::Then;
 use super::session::Session;
 use super::stats::Stats;
+use crate::budget::{Change, Part};
 use crate::clock::{self, now};
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
 use crate::worker::{Here, Resident, Signal, Turn};
@@ -53,8 +55,6 @@ struct Connected {
     wire: Option<Wire>,
     /// In the list of all sessions.
     slot: usize,
-    /// The registry was told that the session is over.
-    buried: bool,
     _token: TaskTrackerToken,
 }
 
@@ -71,7 +71,6 @@ impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
             connection,
             wire: Some(wire),
             slot: core.shared.list(&core),
-            buried: false,
             _token: core.shared.tracker.token(),
             core: Arc::clone(&core),
         };
@@ -118,7 +117,7 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
                 return connected.rest();
             }
         }
-        Turn::Again
+        connected.go_on()
     }
 }
 
@@ -160,22 +159,33 @@ impl Connected {
 
     /// When there is something to do again.
     fn rest(&mut self) -> Turn {
-        if self.core.signal.wants_poll() {
-            return Turn::Again;
-        }
-        let inner = self.core.lock();
-        if inner.act.as_ref().is_some_and(|act| act.at <= now()) {
-            return Turn::Again;
-        }
-        let is_over = !self.buried && inner.is_over();
-        let turn = Turn::Until(inner.poll_timeout());
+        let (mut inner, sockets) = (self.core.lock(), self.held());
+        let change = inner.account(sockets);
+        let wakes = self.core.signal.wants_poll() || inner.act.as_ref().is_some_and(|act| act.at <= now());
+        let is_over = match &mut inner.peer {
+            Peer::Session(session) => session.poll_over(),
+            Peer::Plain(_) => false,
+        };
+        let until = inner.poll_timeout();
         drop(inner);
+        self.core.shared.config.budget.apply(Part::Sessions, change);
         if is_over {
             // Its handler may take its time, or never look: it holds no place among the living meanwhile.
-            self.buried = true;
             self.core.shared.bury(&self.core);
         }
-        turn
+        if wakes { Turn::Again } else { Turn::Until(until) }
+    }
+
+    /// More was done than a turn may do.
+    fn go_on(&mut self) -> Turn {
+        self.rest();
+        Turn::Again
+    }
+
+    /// What the connection keeps.
+    fn held(&self) -> u64 {
+        let framing = if self.core.facts.resumable { Framing::Session } else { Framing::Plain };
+        self.wire.as_ref().map_or(0, |wire| wire.held(framing))
     }
 
     /// Reads once. `true`: there may be more.
@@ -186,7 +196,7 @@ impl Connected {
         if inner.is_held(connection) {
             return false;
         }
-        if !inner.wants_input() {
+        if !inner.wants_input() || self.core.must_wait_for_memory(&mut inner, wire) {
             // What stands unread is our doing, and no evidence against the peer.
             inner.handle_bytes(now, connection);
             return false;
@@ -200,6 +210,8 @@ impl Connected {
                     Ok(Some(length)) => {
                         messages += 1;
                         bytes += length as u64;
+                        // A few compressed bytes may be many messages. What follows waits where it is.
+                        return inner.wants_input();
                     }
                     Err(error) => {
                         broken = Some(error);
@@ -226,6 +238,9 @@ impl Connected {
             (_, _, Some(error)) => {
                 tracing::debug!(%error, "client broke the session protocol");
                 Stats::add(&stats.session_errors, 1);
+                if let SessionError::MessageTooBig { .. } = error {
+                    self.core.shared.tell_too_big(&self.core.facts);
+                }
                 wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
                 Some(Lost::Broken(error.to_string()))
             }
@@ -233,6 +248,9 @@ impl Connected {
             (Reading::Ended(lost), None, None) => {
                 if wire.is_closing() {
                     Stats::add(&stats.protocol_errors, 1);
+                }
+                if let Lost::TooBig { .. } = lost {
+                    self.core.shared.tell_too_big(&self.core.facts);
                 }
                 Some(lost)
             }
@@ -371,7 +389,11 @@ impl Connected {
 
     fn bury(&mut self) {
         let stats = &self.core.shared.stats;
-        let incoming = self.core.lock().incoming.take();
+        let (incoming, change) = {
+            let mut inner = self.core.lock();
+            (inner.incoming.take(), inner.charge.set(0, 0))
+        };
+        self.core.shared.config.budget.apply(Part::Sessions, change);
         let left = u64::from(self.wire.take().is_some()) + u64::from(incoming.is_some());
         Stats::subtract(&stats.connections, left);
         Stats::subtract(&stats.sessions, 1);
@@ -388,8 +410,28 @@ impl Connected {
     }
 }
 
+impl Core {
+    /// Whether nothing more may be read before the level of the memory budget falls. Then the session is woken.
+    fn must_wait_for_memory(self: &Arc<Self>, inner: &mut Inner, wire: &Wire) -> bool {
+        let lets = |inner: &Inner, pressure: Option<Pressure>| {
+            pressure.is_none_or(|pressure| inner.lets_read(pressure, wire.assembling()))
+        };
+        if lets(inner, self.shared.config.budget.pressure()) {
+            return false;
+        }
+        let pressure = self.wait_for_memory(inner);
+        !lets(inner, pressure)
+    }
+}
+
 /// The two machines behind one set of verbs.
 impl Inner {
+    /// Charges for what is kept now, with these bytes of the connection.
+    fn account(&mut self, sockets: u64) -> Option<Change> {
+        let Held { unread, kept } = self.held();
+        self.charge.set(unread + kept, sockets)
+    }
+
     fn framing(&self) -> Framing {
         match &self.peer {
             Peer::Session(_) => Framing::Session,
