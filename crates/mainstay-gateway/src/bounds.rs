@@ -1,7 +1,7 @@
 //! What visitors may make the gateway keep: flags, and what is done where something runs out.
 
 use mainstay::client::{Event, Lost};
-use mainstay::{Budget, CloseCode, Mainstay, Window};
+use mainstay::{Budget, Mainstay, Window};
 
 use crate::values;
 
@@ -40,27 +40,19 @@ impl Bounds {
 pub(crate) const READ_AHEAD: Window = Window { messages: 1024, bytes: 64 * 1024 };
 
 /// What a link's event says of bounds. One that found no local port dials again soon: until then the visitor that has
-/// been away for the longest gives up its own. One whose backend sent more than `--max-message` ends with 1009.
+/// been away for the longest gives up its own. A message of the backend above `--max-message` ends the link with 1009.
 pub(crate) fn note(event: &Event, mainstay: &Mainstay) {
-    let reason = match event {
-        Event::AttemptFailed { why: Lost::NoPort(reason), .. } => reason,
-        Event::Ended { code: Some(code), reason, .. } if *code == u64::from(CloseCode::TOO_BIG) => {
+    match event {
+        Event::AttemptFailed { why: Lost::NoPort(reason), .. } => match mainstay.make_room() {
+            true => tracing::warn!(reason, "a session whose visitor is away is given up for its local port"),
+            false => tracing::warn!(reason, "and no session whose visitor has been away for 10 s"),
+        },
+        Event::Detached { why: Lost::TooBig { limit }, .. } => {
             tracing::warn!(
-                reason,
+                limit,
                 "the backend sent more than --max-message: its visitor is closed with 1009"
             );
-            return;
         }
-        _ => return,
-    };
-    match mainstay.make_room() {
-        true => tracing::warn!(
-            reason,
-            "no local port to the backend; a session whose visitor is away is given up"
-        ),
-        false => tracing::warn!(
-            reason,
-            "no local port to the backend, and no session whose visitor is away for 10 s"
-        ),
+        _ => {}
     }
 }

@@ -14,6 +14,7 @@ mod forward;
 mod join;
 mod links;
 mod principal;
+mod relay;
 mod serve;
 mod values;
 

@@ -22,6 +22,7 @@ use crate::bounds::Bounds;
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
+use crate::relay::BackendLoss;
 use crate::{Interrupts, admin, builtin, descriptors, join, values};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
@@ -58,6 +59,9 @@ pub(crate) struct Arguments {
     /// How long a visitor that speaks mainstay.v1 may be away.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "2m")]
     resume_window: Duration,
+    /// What becomes of a visitor whose backend connection is lost.
+    #[arg(long, value_enum, default_value = "renew")]
+    on_backend_loss: BackendLoss,
     /// What becomes of messages that the backend did not confirm when its connection is lost.
     #[arg(long, value_enum, default_value = "at-least-once")]
     delivery: Delivery,
@@ -217,6 +221,7 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
                     Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
                     Delivery::AtMostOnce => Guarantee::AtMostOnce,
                 },
+                on_backend_loss: arguments.on_backend_loss,
                 trusted_proxies: arguments.trusted_proxy.clone(),
                 bound: Bound {
                     headers: arguments.session_header.clone(),

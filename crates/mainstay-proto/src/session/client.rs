@@ -939,7 +939,7 @@ impl ClientSession {
     #[must_use]
     pub fn held(&self) -> Held {
         Held {
-            unread: held(self.flow.inbox.open_bytes(), self.flow.inbox.len()),
+            unread: held(self.flow.inbox.queued_bytes(), self.flow.inbox.len()),
             kept: held(self.flow.outbox.bytes(), self.flow.outbox.len()),
         }
     }

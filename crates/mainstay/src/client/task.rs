@@ -50,6 +50,8 @@ pub(crate) struct Inner {
     pub(super) listener: Option<Waker>,
     pub(super) closer: Option<Waker>,
     pub(super) watcher: Option<Waker>,
+    /// Waits for messages to meet their fate.
+    pub(super) settling: Option<Waker>,
     senders: Vec<Waker>,
     budget: Option<Budget>,
     charge: Charge,
@@ -72,6 +74,7 @@ impl Core {
                 listener: None,
                 closer: None,
                 watcher: None,
+                settling: None,
                 senders: Vec::new(),
                 budget,
                 charge: Charge::default(),
@@ -311,7 +314,13 @@ impl Inner {
     }
 
     fn wake_application(&mut self) {
-        let wakers = [self.receiver.take(), self.listener.take(), self.closer.take(), self.watcher.take()];
+        let wakers = [
+            self.receiver.take(),
+            self.listener.take(),
+            self.closer.take(),
+            self.watcher.take(),
+            self.settling.take(),
+        ];
         wakers.into_iter().flatten().chain(self.senders.drain(..)).for_each(Waker::wake);
     }
 }
@@ -449,7 +458,11 @@ impl Task {
                 Ok(opened)
             });
             let mut inner = self.core.lock();
-            match arrived {
+            let accepted = arrived.and_then(|opened| {
+                inner.machine.check_subprotocol(opened.mode, opened.subprotocol.as_deref())?;
+                Ok(opened)
+            });
+            match accepted {
                 Ok(Opened { mut wire, mode, subprotocol, credentials }) => {
                     if mode == Mode::Session {
                         wire.begin_session(self.target.limits);
@@ -495,11 +508,10 @@ impl Task {
                     Arrived::Pong(payload) => inner.machine.handle_pong(now, connection, &payload),
                     Arrived::Bytes => inner.machine.handle_bytes(now, connection),
                     Arrived::Close(frame) => {
-                        inner.machine.handle_peer_close(connection);
-                        closed = Some(Lost::Closed {
-                            code: frame.as_ref().map(|frame| frame.code),
-                            reason: frame.map(|frame| frame.reason).unwrap_or_default(),
-                        });
+                        let code = frame.as_ref().map(|frame| frame.code);
+                        inner.machine.handle_peer_close(connection, code);
+                        let reason = frame.map(|frame| frame.reason).unwrap_or_default();
+                        closed = Some(Lost::Closed { code, reason });
                     }
                 }
                 true
