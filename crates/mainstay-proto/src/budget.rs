@@ -7,9 +7,9 @@
 //! | Level | From | What changes |
 //! |---|---|---|
 //! | calm | | nothing |
-//! | tight | 75 % | a holder that keeps its fair share takes in no more |
-//! | short | 90 % | no new sessions; sessions whose client is away for 10 s are given up, the largest first |
-//! | full | 100 % | nobody takes in more than a floor; any session whose client is away is given up |
+//! | tight | 75 % | a holder that keeps its fair share takes in no more, and one whose peer is away no more than a floor |
+//! | short | 90 % | that includes messages which are not complete; no new sessions; sessions whose client is away for 10 s are given up |
+//! | full | 100 % | nobody takes in more than the floor; any session whose client is away is given up |
 //!
 //! What is kept can always leave: writing is never held back, and [`Pressure::lets_read`] lets a session read that waits
 //! for acknowledgements, except when all is used. If all is used for 10 s and nothing leaves, the largest of those that
@@ -17,7 +17,11 @@
 //!
 //! Not here: what a connection keeps (its machines know), and who is told ([`registry`](crate::session::registry)).
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+use crate::admission::Source;
 
 /// How much of the budget is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -124,22 +128,25 @@ impl Pressure {
         Self { level, share: share.max(FLOOR) }
     }
 
-    /// What a holder may keep in one of its queues, in bytes; it may keep one message there in any case.
+    /// What a holder may keep in one of its queues, in bytes; it may keep one message there in any case. Of what is kept
+    /// for a peer that is away nothing leaves before it comes back, if it does.
     #[must_use]
-    pub fn room(self) -> u64 {
+    pub fn room(self, is_away: bool) -> u64 {
         match self.level {
             Level::Calm => u64::MAX,
-            Level::Tight | Level::Short => self.share,
-            Level::Full => FLOOR,
+            Level::Tight | Level::Short if !is_away => self.share,
+            _ => FLOOR,
         }
     }
 
-    /// Whether a connection may be read that keeps `unread` bytes of what it brought: queued for its application, or a
-    /// message that is not complete. `owed`: bytes that only an acknowledgement of its peer frees. While there are any
-    /// it is read until all is used, or what waits for that acknowledgement would wait for ever.
+    /// Whether a connection may be read that keeps `unread` bytes of what it brought for its application, and has
+    /// `assembling` bytes of a message that is not complete. `owed`: bytes that only an acknowledgement of its peer
+    /// frees. While there are any it is read until all is used, or what waits for that acknowledgement would wait for
+    /// ever. A message that has begun is read to its end while there is room at all.
     #[must_use]
-    pub fn lets_read(self, unread: u64, owed: u64) -> bool {
-        unread < self.room() || (owed > 0 && self.level < Level::Full)
+    pub fn lets_read(self, unread: u64, assembling: u64, owed: u64) -> bool {
+        let counts = if self.level < Level::Short { unread } else { unread + assembling };
+        counts < self.room(false) || (owed > 0 && self.level < Level::Full)
     }
 }
 
@@ -179,10 +186,30 @@ impl Reclaim {
     }
 }
 
-/// Puts candidates in the order in which they are given up: the larger first; of those of about one size (a factor of
-/// two) the one that has been away for longer.
-pub fn in_order<T>(candidates: &mut [(u64, Instant, T)]) {
-    candidates.sort_by_key(|(bytes, since, _)| (std::cmp::Reverse(bytes.checked_ilog2()), *since));
+/// Something that may be given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate<T> {
+    /// Where its client came from.
+    pub source: Option<Source>,
+    /// What it keeps.
+    pub bytes: u64,
+    /// Since when its client is away.
+    pub since: Instant,
+    /// What it is.
+    pub holder: T,
+}
+
+/// Puts candidates in the order in which they are given up: those of the source that keeps most of all go first; of one
+/// source the larger, and of about one size (a factor of two) the one that has been away for longer.
+pub fn in_order<T>(candidates: &mut [Candidate<T>]) {
+    let mut sources: BTreeMap<Option<Source>, u64> = BTreeMap::new();
+    for candidate in candidates.iter() {
+        *sources.entry(candidate.source).or_default() += candidate.bytes;
+    }
+    candidates.sort_by_key(|candidate| {
+        let of_source = sources.get(&candidate.source).copied().unwrap_or(0);
+        (Reverse((of_source, candidate.source)), Reverse(candidate.bytes.checked_ilog2()), candidate.since)
+    });
 }
 
 #[cfg(test)]
@@ -233,24 +260,32 @@ mod tests {
 
     #[test]
     fn without_pressure_nobody_waits_and_with_it_who_keeps_less_than_a_share_does_not() {
-        let room = |level, holders| Pressure::new(level, 100 << 20, holders).room();
+        let room = |level, holders| Pressure::new(level, 100 << 20, holders).room(false);
         assert_eq!(room(Level::Calm, 1000), u64::MAX);
         assert_eq!((room(Level::Tight, 10), room(Level::Short, 75)), (7_864_320, 1 << 20));
         assert_eq!((room(Level::Tight, 1_000_000), room(Level::Full, 1)), (FLOOR, FLOOR));
         let share = Pressure::new(Level::Tight, 100 << 20, 75);
-        assert!(share.lets_read((1 << 20) - 1, 0) && !share.lets_read(1 << 20, 0));
+        assert!(share.lets_read((1 << 20) - 1, 0, 0) && !share.lets_read(1 << 20, 0, 0));
+        let away = |level| Pressure::new(level, 100 << 20, 1).room(true);
+        assert_eq!(Level::ALL.map(away), [u64::MAX, FLOOR, FLOOR, FLOOR]);
+    }
+
+    #[test]
+    fn a_message_that_has_begun_is_read_to_its_end_until_memory_is_short() {
+        let lets = |level| Pressure::new(level, 1 << 30, 1 << 20).lets_read(0, 16 << 20, 0);
+        assert_eq!(Level::ALL.map(lets), [true, true, false, false]);
     }
 
     #[test]
     fn who_waits_for_an_acknowledgement_is_read_until_all_is_used() {
-        let lets = |level| Pressure::new(level, 1 << 30, 1 << 20).lets_read(1 << 30, 1);
+        let lets = |level| Pressure::new(level, 1 << 30, 1 << 20).lets_read(1 << 30, 0, 1);
         assert_eq!(Level::ALL.map(lets), [true, true, true, false]);
     }
 
     #[test]
     fn at_the_floor_everybody_takes_something_in_at_any_level() {
         for level in Level::ALL {
-            assert!(Pressure::new(level, 1, 1 << 40).lets_read(FLOOR - 1, 0), "{level:?}");
+            assert!(Pressure::new(level, 1, 1 << 40).lets_read(FLOOR - 1, 0, 0), "{level:?}");
         }
     }
 
@@ -272,10 +307,21 @@ mod tests {
     }
 
     #[test]
-    fn the_larger_goes_first_and_of_two_alike_the_one_that_is_away_for_longer() {
-        let at = |seconds| origin() + Duration::from_secs(seconds);
-        let mut candidates = [(1000, at(3), 'c'), (5, at(1), 'd'), (1023, at(2), 'b'), (9000, at(9), 'a')];
+    fn the_source_that_keeps_most_gives_first_then_the_larger_then_who_is_away_for_longer() {
+        let candidate = |address: &str, bytes, seconds, holder| Candidate {
+            source: Some(Source::of(address.parse().unwrap())),
+            bytes,
+            since: origin() + Duration::from_secs(seconds),
+            holder,
+        };
+        let mut candidates = [
+            candidate("10.0.0.1", 1000, 3, 'c'),
+            candidate("10.0.0.1", 5, 1, 'd'),
+            candidate("10.0.0.1", 1023, 2, 'b'),
+            candidate("10.0.0.2", 9000, 9, 'e'),
+            candidate("10.0.0.1", 9000, 9, 'a'),
+        ];
         in_order(&mut candidates);
-        assert_eq!(candidates.map(|(.., name)| name), ['a', 'b', 'c', 'd']);
+        assert_eq!(candidates.map(|candidate| candidate.holder), ['a', 'b', 'c', 'd', 'e']);
     }
 }

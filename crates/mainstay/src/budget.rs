@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use mainstay_proto::budget::{Pressure, Reclaim, Victims, in_order};
+use mainstay_proto::budget::{Candidate, Pressure, Reclaim, Victims, in_order};
 use tokio::runtime::Handle;
 
 pub use mainstay_proto::budget::Level;
@@ -268,11 +268,13 @@ impl Budget {
             return;
         }
         let waiting: Vec<_> = self.waiting().iter().filter_map(Weak::upgrade).collect();
-        let mut candidates: Vec<_> =
-            waiting.into_iter().map(|holder| (holder.charged(), now(), holder)).collect();
+        let mut candidates: Vec<_> = waiting
+            .into_iter()
+            .map(|holder| Candidate { bytes: holder.charged(), since: now(), source: None, holder })
+            .collect();
         in_order(&mut candidates);
         let mut count = 0_u32;
-        for (bytes, _, holder) in candidates {
+        for Candidate { bytes, holder, .. } in candidates {
             if freed >= victims.bytes {
                 break;
             }

@@ -125,7 +125,7 @@ impl Core {
     fn must_wait_for_memory(self: &Arc<Self>, inner: &mut Inner, assembling: u64) -> bool {
         let lets = |inner: &Inner, pressure: Option<Pressure>| {
             let Held { unread, kept } = inner.machine.held();
-            pressure.is_none_or(|pressure| pressure.lets_read(unread + assembling, kept))
+            pressure.is_none_or(|pressure| pressure.lets_read(unread, assembling, kept))
         };
         let pressure = inner.pressure();
         if lets(inner, pressure) {
@@ -175,7 +175,11 @@ impl Inner {
         }
         let kept = self.pressure().map_or(0, |pressure| {
             let kept = self.machine.held().kept;
-            if kept + message.payload.len() as u64 > pressure.room() { kept } else { 0 }
+            if kept + message.payload.len() as u64 > pressure.room(!self.machine.is_attached()) {
+                kept
+            } else {
+                0
+            }
         });
         if kept > 0 && self.machine.waits_when_full() && !self.machine.is_closing() {
             return Err(SendError::Full(message));

@@ -196,7 +196,7 @@ impl Inner {
         let Held { unread, kept } = self.held();
         // What is kept for a plain peer leaves without being acknowledged.
         let owed = if matches!(self.peer, Peer::Session(_)) { kept } else { 0 };
-        pressure.lets_read(unread + assembling, owed)
+        pressure.lets_read(unread, assembling, owed)
     }
 
     /// Wakes the caller once a message may have come.

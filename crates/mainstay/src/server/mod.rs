@@ -42,7 +42,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 pub use mainstay_proto::admission::AdmissionConfig;
-use mainstay_proto::budget::in_order;
+use mainstay_proto::admission::Source;
+use mainstay_proto::budget::{Candidate, in_order};
 use mainstay_proto::heartbeat::HeartbeatConfig;
 pub use mainstay_proto::session::LifetimeConfig;
 use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
@@ -343,13 +344,14 @@ impl Shared {
             let since = session.parked_since()?;
             let (charged, is_away) = (inner.charge.bytes(), now.saturating_duration_since(since) >= away_for);
             drop(inner);
-            (charged > 0 && is_away).then_some((charged, since, core))
+            let source = core.facts.address.map(|address| Source::of(address.ip()));
+            (charged > 0 && is_away).then_some(Candidate { source, bytes: charged, since, holder: core })
         };
         let mut candidates: Vec<_> =
             self.cores().iter().filter_map(Weak::upgrade).filter_map(parked).collect();
         in_order(&mut candidates);
         let (mut freed, mut count) = (0, 0_u32);
-        for (charged, _, core) in candidates {
+        for Candidate { bytes: charged, holder: core, .. } in candidates {
             if freed >= bytes {
                 break;
             }

@@ -464,13 +464,14 @@ impl Inner {
     }
 
     fn try_send(&mut self, message: Message, pressure: Option<Pressure>) -> Result<(), SendError> {
-        let room = pressure.map_or(u64::MAX, Pressure::room);
+        let room = |is_away| pressure.map_or(u64::MAX, |pressure| pressure.room(is_away));
         let (open, largest, sent) = match &mut self.peer {
             Peer::Session(session) => {
-                let sent = session.send_within(message, room);
+                let is_away = session.connection().is_none();
+                let sent = session.send_within(message, room(is_away));
                 (session.is_open(), session.largest(), sent.map(|_| ()))
             }
-            Peer::Plain(plain) => (plain.is_open(), u64::MAX, plain.send_within(message, room)),
+            Peer::Plain(plain) => (plain.is_open(), u64::MAX, plain.send_within(message, room(false))),
         };
         sent.map_err(|message| match open {
             true if message.payload.len() as u64 > largest => SendError::TooLarge { message, limit: largest },
