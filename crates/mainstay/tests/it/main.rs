@@ -1,6 +1,7 @@
 //! Server and client over loopback, with a proxy between them that can cut.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod budget;
 mod credentials;
 mod fanout;
 mod hostile;
@@ -10,6 +11,7 @@ mod meddle;
 mod request;
 mod session;
 mod shutdown;
+mod sizes;
 mod stream;
 mod support;
 #[cfg(feature = "tls")]
