@@ -17,6 +17,8 @@ pub(super) struct Replacements {
     count: u64,
     /// In the order of the stream, one for each place.
     marks: VecDeque<Mark>,
+    /// The highest count that the current connection wrote.
+    written: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,14 +42,18 @@ impl Replacements {
         }
     }
 
-    /// The mark that a connection has to write now that stands behind message `wrote`. `written`: the highest count that
-    /// it wrote.
-    pub(super) fn transmit(&self, wrote: u64, written: &mut u64) -> Option<Transmit> {
+    /// Another connection is attached.
+    pub(super) fn begin_connection(&mut self) {
+        self.written = 0;
+    }
+
+    /// The mark that a connection has to write now that stands behind message `wrote`.
+    pub(super) fn transmit(&mut self, wrote: u64) -> Option<Transmit> {
         let Mark { after, count } = self.marks.iter().find(|mark| mark.after >= wrote).copied()?;
-        if after != wrote || count <= *written {
+        if after != wrote || count <= self.written {
             return None;
         }
-        *written = count;
+        self.written = count;
         Some(Transmit::control(&Control::Replaced { after, count }))
     }
 }
@@ -56,9 +62,9 @@ impl Replacements {
 mod tests {
     use super::*;
 
-    fn marks(replacements: &Replacements, from: u64, to: u64) -> Vec<Transmit> {
-        let mut written = 0;
-        (from..=to).flat_map(|wrote| replacements.transmit(wrote, &mut written)).collect()
+    fn marks(replacements: &mut Replacements, from: u64, to: u64) -> Vec<Transmit> {
+        replacements.begin_connection();
+        (from..=to).flat_map(|wrote| replacements.transmit(wrote)).collect()
     }
 
     fn mark(after: u64, count: u64) -> Transmit {
@@ -71,9 +77,9 @@ mod tests {
         replacements.add(0, 0);
         replacements.add(3, 0);
         replacements.add(3, 0);
-        assert_eq!(marks(&replacements, 0, 5), [mark(0, 1), mark(3, 3)]);
-        assert_eq!(marks(&replacements, 1, 5), [mark(3, 3)], "a connection that begins behind the first");
-        assert_eq!(marks(&replacements, 4, 5), []);
+        assert_eq!(marks(&mut replacements, 0, 5), [mark(0, 1), mark(3, 3)]);
+        assert_eq!(marks(&mut replacements, 1, 5), [mark(3, 3)], "a connection that begins behind the first");
+        assert_eq!(marks(&mut replacements, 4, 5), []);
     }
 
     #[test]
@@ -87,17 +93,16 @@ mod tests {
             "the first message is acknowledged, and the mark behind it may be unseen"
         );
         replacements.add(5, 2);
-        assert_eq!(marks(&replacements, 0, 9), [mark(2, 2), mark(5, 3)]);
+        assert_eq!(marks(&mut replacements, 0, 9), [mark(2, 2), mark(5, 3)]);
     }
 
     #[test]
     fn a_connection_that_stands_still_gets_a_later_mark_too() {
         let mut replacements = Replacements::default();
-        let mut written = 0;
         replacements.add(2, 0);
-        assert_eq!(replacements.transmit(2, &mut written), Some(mark(2, 1)));
-        assert_eq!(replacements.transmit(2, &mut written), None);
+        assert_eq!(replacements.transmit(2), Some(mark(2, 1)));
+        assert_eq!(replacements.transmit(2), None);
         replacements.add(2, 0);
-        assert_eq!(replacements.transmit(2, &mut written), Some(mark(2, 2)));
+        assert_eq!(replacements.transmit(2), Some(mark(2, 2)));
     }
 }

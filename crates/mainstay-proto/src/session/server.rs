@@ -128,8 +128,6 @@ struct Attached {
     queue: VecDeque<Transmit>,
     volatiles: Volatiles,
     auth: Option<Auth>,
-    /// The highest count of REPLACED that was written here.
-    replaced: u64,
 }
 
 /// A probe's two messages, as far as they are still to be written. A newer probe takes the place of one that waits: only
@@ -163,7 +161,7 @@ enum Life {
     /// Ended by us once everything before is acknowledged, and at the latest `until` then. Until then a session
     /// without a connection waits for its client.
     Closing {
-        how: Ending,
+        how: Box<Ending>,
         until: Instant,
     },
     /// END is written; only the peer's END is awaited, and not for ever.
@@ -403,10 +401,10 @@ impl ServerSession {
             queue: VecDeque::new(),
             volatiles: Volatiles::default(),
             auth: None,
-            replaced: 0,
         }));
+        self.replaced.as_mut().into_iter().for_each(|replaced| replaced.begin_connection());
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
-            Life::Closing { how: how @ Ending::Replaced, .. } => {
+            Life::Closing { how, .. } if *how == Ending::Replaced => {
                 Life::Closing { how, until: now + CLOSE_TIMEOUT }
             }
             closing @ Life::Closing { .. } => closing,
@@ -586,7 +584,7 @@ impl ServerSession {
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
             Life::Attached | Life::Parked { .. } => Life::Parked { since: now },
             // The client may still come for what it did not acknowledge.
-            Life::Closing { how: how @ Ending::Replaced, .. } => {
+            Life::Closing { how, .. } if *how == Ending::Replaced => {
                 Life::Closing { how, until: now + self.resume_window }
             }
             closing @ Life::Closing { .. } => closing,
@@ -726,8 +724,8 @@ impl ServerSession {
             Life::Attached => now + self.resume_window.max(CLOSE_TIMEOUT),
             _ => return,
         };
-        self.life =
-            Life::Closing { how: Ending::End { code: code.into(), reason: reason.to_owned() }, until };
+        let how = Box::new(Ending::End { code: code.into(), reason: reason.to_owned() });
+        self.life = Life::Closing { how, until };
         self.queue_end_if_due(now);
     }
 
@@ -743,7 +741,7 @@ impl ServerSession {
             _ => return,
         };
         self.flow.inbox.retract(passed_on);
-        self.life = Life::Closing { how: Ending::Replaced, until };
+        self.life = Life::Closing { how: Box::new(Ending::Replaced), until };
         self.queue_end_if_due(now);
     }
 
@@ -784,7 +782,7 @@ impl ServerSession {
     fn queue_end_if_due(&mut self, now: Instant) {
         let Life::Closing { how, until } = &mut self.life else { return };
         let is_due = self.flow.is_flushed() || (self.attached.is_some() && *until <= now);
-        match how {
+        match &mut **how {
             Ending::End { code, reason } if is_due && self.attached.is_some() => {
                 let (code, reason) = (*code, std::mem::take(reason));
                 self.end_now(now, code, reason);
@@ -869,8 +867,8 @@ impl ServerSession {
         {
             return Some(transmit);
         }
-        if let Some(replaced) = &self.replaced
-            && let Some(mark) = replaced.transmit(attached.lane.wrote, &mut attached.replaced)
+        if let Some(replaced) = &mut self.replaced
+            && let Some(mark) = replaced.transmit(attached.lane.wrote)
         {
             return Some(mark);
         }
@@ -892,7 +890,7 @@ impl ServerSession {
     /// parks, and a client that lives resumes it.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
         if self.expires_at().is_some_and(|at| at <= now) {
-            let replaced = matches!(self.life, Life::Closing { how: Ending::Replaced, .. });
+            let replaced = matches!(&self.life, Life::Closing { how, .. } if **how == Ending::Replaced);
             self.over(if replaced { Over::Replaced } else { Over::Expired });
         }
         self.queue_end_if_due(now);
