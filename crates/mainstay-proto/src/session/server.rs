@@ -1027,6 +1027,13 @@ impl ServerSession {
         matches!(self.life, Life::Parked { .. } | Life::Attached)
     }
 
+    /// WELCOME is still to be written. It goes before anything is read: what follows HELLO may end the connection, and
+    /// the client has to know why.
+    #[must_use]
+    pub fn owes_welcome(&self) -> bool {
+        self.attached.as_ref().is_some_and(|attached| attached.welcome.is_some())
+    }
+
     /// The highest number of ours that the client acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> u64 {

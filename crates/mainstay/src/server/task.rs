@@ -125,9 +125,10 @@ impl Connected {
     /// Takes a connection that another task attached; the one before it was fenced then. Hears what the
     /// worker says of either.
     fn arrive(&mut self, here: &Here<'_>, cx: &mut Context<'_>) {
-        let (incoming, meddled) = {
+        let (incoming, meddled, welcomes) = {
             let mut inner = self.core.lock();
-            (inner.incoming.take(), inner.act.is_some())
+            let welcomes = matches!(&inner.peer, Peer::Session(session) if session.owes_welcome());
+            (inner.incoming.take(), inner.act.is_some(), welcomes)
         };
         if let Some(incoming) = incoming {
             let Incoming { connection, wire, fenced } = *incoming;
@@ -145,6 +146,9 @@ impl Connected {
         }
         if meddled {
             self.suffer();
+        }
+        if welcomes {
+            self.write(here, cx);
         }
     }
 
@@ -638,6 +642,53 @@ mod tests {
         shared.tracker.close();
         shared.tracker.wait().await;
         start.elapsed()
+    }
+
+    /// A plain peer that begins a message of 1 MiB and stops half-way, at a server with this budget.
+    async fn half_a_message(budget: &crate::Budget) -> (Arc<crate::server::Shared>, tokio::io::DuplexStream) {
+        use tokio::io::AsyncWriteExt;
+        let config = crate::server::Config { budget: budget.clone(), ..crate::server::Config::default() };
+        let shared = Arc::clone(&Mainstay::new(config).shared);
+        let (ours, mut peer) = tokio::io::duplex(1 << 20);
+        let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
+        let wire = Wire::new(Transport::other(ours), codec, Bytes::new());
+        let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), 1);
+        let facts =
+            PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
+        let home = crate::worker::home();
+        let core = Core::new(Arc::clone(&shared), home, facts, Peer::Plain(Box::new(plain)));
+        SessionTask::begin(
+            core,
+            ConnectionId(1),
+            wire,
+            async |mut session| while session.recv().await.is_some() {},
+        );
+        let header = [&[0x82, 0x80 | 127][..], &(1_u64 << 20).to_be_bytes(), &[0; 4]].concat();
+        peer.write_all(&header).await.unwrap();
+        peer.write_all(&vec![0; 900 << 10]).await.unwrap();
+        (shared, peer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_message_is_charged_and_dropped_where_all_memory_is_used_for_ten_seconds() {
+        use tokio::io::AsyncReadExt;
+        let budget = crate::Budget::new(256 << 10);
+        let (shared, mut peer) = half_a_message(&budget).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let held = budget.used();
+        assert!((256 << 10..600 << 10).contains(&held), "it is read to there and no further: {held}");
+        assert_eq!(budget.level(), crate::Level::Full);
+        let start = Instant::now();
+        let mut said = Vec::new();
+        while !said.ends_with(b"out of memory") {
+            said.push(peer.read_u8().await.unwrap());
+        }
+        assert!((8..=10).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+        // Its Close, with 1013; then it is gone, and what it kept with it.
+        assert!(said.windows(2).any(|code| code == 1013_u16.to_be_bytes()));
+        shared.tracker.close();
+        shared.tracker.wait().await;
+        assert_eq!((budget.used(), budget.level()), (0, crate::Level::Calm));
     }
 
     #[tokio::test(start_paused = true)]
