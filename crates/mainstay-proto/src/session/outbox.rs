@@ -428,4 +428,86 @@ mod tests {
         assert_eq!(rest(&mut outbox, 0), ["gap 1-4", "d"]);
         assert_eq!(outbox.bytes(), 1);
     }
+
+    /// What follows each position, by the length of its message; a gap is `None`.
+    fn lengths(outbox: &Outbox) -> Vec<Option<usize>> {
+        let follows = |position| match outbox.next(position)? {
+            Next::Message(message) => Some(Some(message.payload.len())),
+            Next::Gap { .. } => Some(None),
+        };
+        (0..outbox.last()).filter_map(follows).collect()
+    }
+
+    #[test]
+    fn what_the_peer_does_not_take_is_refused_and_what_was_accepted_before_is_a_gap_in_its_place() {
+        let mut outbox = outbox(100, 10_000);
+        for length in [3, 11, 10, 12, 13] {
+            outbox.push(Message::text("x".repeat(length))).unwrap();
+        }
+        // As a client does that wrote its first messages before WELCOME.
+        outbox.note_written(2);
+        assert_eq!(outbox.set_largest(Some(10)), [2, 4, 5]);
+        assert_eq!(lengths(&outbox), [Some(3), None, Some(10), None, None]);
+        assert_eq!((outbox.bytes(), outbox.dropped(), outbox.last()), (13, 3, 5));
+        assert!(outbox.push(Message::text("x".repeat(11))).is_err());
+        assert_eq!(outbox.push(Message::text("x".repeat(10))), Ok(6));
+        assert_eq!(outbox.bytes(), 23);
+        outbox.note_written(6);
+        outbox.acknowledge(3).unwrap();
+        outbox.trim(3);
+        assert_eq!(outbox.bytes(), 10);
+        // What was acknowledged before a smaller limit is nobody's concern.
+        outbox.acknowledge(6).unwrap();
+        assert!(outbox.set_largest(Some(1)).is_empty());
+        outbox.trim(6);
+        assert_eq!((outbox.bytes(), outbox.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_peer_that_announces_nothing_takes_everything() {
+        let mut outbox = outbox(100, 10);
+        for largest in [None, Some(u64::from(u32::MAX)), Some(u64::MAX)] {
+            assert!(outbox.set_largest(largest).is_empty());
+            assert_eq!(outbox.largest(), u64::MAX);
+        }
+        assert_eq!(outbox.push(Message::text("longer than the buffer")), Ok(1));
+    }
+
+    #[test]
+    fn a_buffer_that_takes_over_another_keeps_places_and_what_the_peer_takes() {
+        let mut old = outbox(100, 10_000);
+        for length in [1, 2, 30, 4] {
+            old.push(Message::text("x".repeat(length))).unwrap();
+        }
+        old.set_largest(Some(10));
+        let mut new = outbox(2, 3);
+        new.adopt_after(old, 1);
+        assert_eq!((new.last(), new.bytes(), new.largest()), (3, 6, 10));
+        assert_eq!(lengths(&new).first(), Some(&Some(2)));
+    }
+
+    #[test]
+    fn where_less_room_is_given_than_the_limit_that_counts_and_one_message_always_fits() {
+        let mut outbox = outbox(100, 1000);
+        assert_eq!(outbox.push_within(Message::text("x".repeat(50)), 10), Ok(1));
+        assert!(outbox.push_within(Message::text("x"), 50).is_err());
+        assert_eq!(outbox.push_within(Message::text("x"), 51), Ok(2));
+        outbox.drop_oldest_when_full();
+        outbox.note_written(1);
+        assert_eq!(outbox.push_within(Message::text("y"), 51), Ok(3));
+        assert_eq!(
+            (outbox.dropped(), outbox.bytes()),
+            (1, 51),
+            "the oldest that was never written makes room"
+        );
+    }
+
+    #[test]
+    fn what_is_discarded_is_known_and_not_kept() {
+        let mut outbox = outbox(100, 1000);
+        outbox.push(Message::text("abc")).unwrap();
+        outbox.push(Message::text("de")).unwrap();
+        outbox.discard();
+        assert_eq!((outbox.last(), outbox.bytes(), outbox.len()), (2, 0, 0));
+    }
 }
