@@ -88,10 +88,10 @@ pub enum EndsWith {
     /// Nothing: a connection that ended is replaced.
     #[default]
     Nothing,
-    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`]); and the fifth such Close in a
-    /// row on a connection that brought no message and no confirmation.
+    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`]); the fifth such Close in a
+    /// row on a connection that brought no message and no confirmation; and a message of the peer that is too big.
     FinalClose,
-    /// The peer's Close, whatever its code.
+    /// The peer's Close, whatever its code, and a message of the peer that is too big.
     Close,
     /// The end of the connection, however it comes about.
     Connection,

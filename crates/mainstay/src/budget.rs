@@ -242,15 +242,16 @@ impl Budget {
     }
 
     async fn take_back(self) {
+        let running = Reclaiming(&self.0.reclaiming);
         let mut reclaim = Reclaim::default();
         while let Some(victims) = reclaim.poll(now(), self.level(), self.used(), self.0.limit) {
             self.take_from(&victims);
             tokio::time::sleep(RECLAIM_EVERY).await;
             self.look();
         }
-        self.0.reclaiming.store(false, Relaxed);
+        drop(running);
         if !self.level().admits() {
-            // It rose in between, and whoever saw that left it to this task.
+            // It rose in between, and the turn that saw it left it to this task.
             self.reclaim();
         }
     }
@@ -302,6 +303,15 @@ impl Budget {
         let mut servers = self.0.servers.lock().unwrap_or_else(PoisonError::into_inner);
         servers.retain(|server| server.strong_count() > 0);
         servers.push(Arc::downgrade(server));
+    }
+}
+
+/// Set while a task takes memory back; also a task that ends with its runtime makes way for another.
+struct Reclaiming<'a>(&'a AtomicBool);
+
+impl Drop for Reclaiming<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Relaxed);
     }
 }
 
@@ -404,6 +414,22 @@ mod tests {
         budget.apply(Part::Sessions, charge.set(0, 0));
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(!budget.0.reclaiming.load(Relaxed), "nothing runs while nothing is short");
+    }
+
+    #[test]
+    fn where_the_runtime_that_took_memory_back_has_ended_another_goes_on() {
+        let (budget, mut charge) = (Budget::new(100 << 10), Charge::default());
+        for _ in 0..2 {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                budget.apply(Part::Sessions, charge.set(100 << 10, 0));
+                tokio::task::yield_now().await;
+                assert!(budget.0.reclaiming.load(Relaxed));
+            });
+            drop(runtime);
+            assert!(!budget.0.reclaiming.load(Relaxed));
+            budget.apply(Part::Sessions, charge.set(0, 0));
+        }
     }
 
     #[test]

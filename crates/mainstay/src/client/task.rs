@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use bytes::Bytes;
 use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::{Client as Machine, Command, Event, Lost, Mode, Report};
-use mainstay_proto::session::{ConnectionId, Fate, Message, Transmit};
+use mainstay_proto::session::{ConnectionId, Fate, Message, SessionError, Transmit};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 use tokio::sync::oneshot;
 
@@ -523,7 +523,13 @@ impl Task {
             if let Some(error) = broken {
                 tracing::debug!(%error, "server broke the session protocol");
                 open.wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
-                lost.push((connection, Lost::Broken(error.to_string())));
+                let why = match error {
+                    SessionError::MessageTooBig { limit, .. } => {
+                        Lost::TooBig { limit: usize::try_from(limit).unwrap_or(usize::MAX) }
+                    }
+                    error => Lost::Broken(error.to_string()),
+                };
+                lost.push((connection, why));
                 continue;
             }
             match (reading, closed) {
