@@ -282,6 +282,8 @@ pub struct Client {
     endpoint: Option<String>,
     closing: Option<Closing>,
     ended: bool,
+    /// After the end: the connection that still has something to write, and until when it may.
+    lingering: Option<(ConnectionId, Instant)>,
     commands: VecDeque<Command>,
     events: VecDeque<Event>,
 }
@@ -375,6 +377,7 @@ impl Client {
             endpoint: None,
             closing: None,
             ended: false,
+            lingering: None,
             commands: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -528,7 +531,7 @@ impl Client {
                 let outcome = plain.confirmer.handle_pong(payload);
                 plain.progressed |= outcome.is_some();
                 self.report(outcome);
-                self.close_plain_if_done();
+                self.close_plain_if_done(now);
             }
         }
     }
@@ -623,11 +626,11 @@ impl Client {
     }
 
     /// The application answered the oldest unanswered message (plain peers with `confirm = reply`).
-    pub fn handle_reply(&mut self) {
+    pub fn handle_reply(&mut self, now: Instant) {
         if let Some(plain) = &mut self.plain {
             let outcome = plain.confirmer.handle_reply(None);
             self.report(outcome);
-            self.close_plain_if_done();
+            self.close_plain_if_done(now);
         }
     }
 
@@ -656,14 +659,18 @@ impl Client {
             self.give_up(None, reason.to_owned());
         }
         self.collect(now);
-        self.close_plain_if_done();
+        self.close_plain_if_done(now);
     }
 
     // ---- time and output ------------------------------------------------------------------------
 
-    /// Does what is due. `true`: this process was paused; read what is readable and call it again.
+    /// Does what is due. After the end: drops a connection that did not take within 10 s what was still to be written.
+    /// `true`: this process was paused; read what is readable and call it again.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
         if self.ended {
+            if let Some((connection, _)) = self.lingering.take_if(|(_, until)| *until <= now) {
+                self.abort(connection);
+            }
             return false;
         }
         if self.closing.as_ref().is_some_and(|closing| closing.until <= now) {
@@ -734,7 +741,7 @@ impl Client {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.ended {
-            return None;
+            return self.lingering.map(|(_, until)| until);
         }
         let dial = match self.dial {
             Dial::Rest => None,
@@ -1015,6 +1022,7 @@ impl Client {
                     while let Some((id, transmit)) = self.session.poll_transmit(now) {
                         closed = closed.or(matches!(transmit, Transmit::Close { .. }).then_some(id));
                         self.commands.push_back(Command::Transmit(id, transmit));
+                        self.lingering = Some((id, now + CLOSE_TIMEOUT));
                     }
                     if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } =
                         self.dial
@@ -1030,7 +1038,7 @@ impl Client {
                 }
             }
         }
-        self.close_plain_if_done();
+        self.close_plain_if_done(now);
     }
 
     /// Takes what the confirmer has to say.
@@ -1150,13 +1158,14 @@ impl Client {
         true
     }
 
-    fn close_plain_if_done(&mut self) {
+    fn close_plain_if_done(&mut self, now: Instant) {
         let (Some(plain), Some(closing), false) = (&self.plain, &self.closing, self.ended) else { return };
         if plain.confirmer.is_flushed() {
             let (code, reason) = (closing.code, closing.reason.clone());
             if let Some(attached) = &self.attached {
                 let close = Transmit::Close { code, reason: reason.clone() };
                 self.commands.push_back(Command::Transmit(attached.connection, close));
+                self.lingering = Some((attached.connection, now + CLOSE_TIMEOUT));
                 self.attached = None;
             }
             self.give_up(Some(code.into()), reason);

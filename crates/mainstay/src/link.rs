@@ -35,6 +35,7 @@ use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::Window;
 
 use crate::client::{Builder, Client, UrlError};
+use crate::clock::now;
 
 /// What a [`Link`] expects of its peer: WebSocket without more.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl Client<Plain> {
 
     /// With [`Confirm::Reply`]: the application's answer to the oldest unanswered message came.
     pub fn confirm_reply(&self) {
-        self.core.change(|inner| inner.machine.handle_reply());
+        self.core.change(|inner| inner.machine.handle_reply(now()));
     }
 }
 
