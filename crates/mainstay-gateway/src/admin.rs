@@ -192,6 +192,12 @@ fn render(s: &Snapshot, kept: &Kept, links: &Figures) -> String {
     ];
     let uncertain = "Messages of visitors that the backend did not certainly get, by fate.";
     family("link_messages_total", "counter", uncertain, &fates);
+    family(
+        "links_pings_unanswered_total",
+        "counter",
+        "Times that a link found that the backend answers no Ping.",
+        &[("", links.pings_unanswered)],
+    );
     render_rtt(&mut out, s);
     out
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderMap};
 use http::{StatusCode, Uri};
-use mainstay::client::{EndsWith, Event};
+use mainstay::client::{Connector, EndsWith, Event};
 use mainstay::server::Session;
 use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits, Link};
 use mainstay::{Mainstay, SessionUpgrade};
@@ -34,6 +34,7 @@ pub(crate) const SPREAD: Duration = Duration::from_secs(10);
 /// How links are made, and what is believed of who asks for one.
 pub(crate) struct LinkConfig {
     pub(crate) upstream: Uri,
+    pub(crate) connector: Connector,
     /// How long a plain visitor is kept while the backend cannot be reached.
     pub(crate) upstream_wait: Duration,
     pub(crate) heartbeat: HeartbeatConfig,
@@ -180,6 +181,7 @@ fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig, is_plain: bo
     };
     let mut builder = Link::to(&visit.url.to_string())
         .map_err(|error| error.to_string())?
+        .connector(config.connector.clone())
         .ends_with(ends_with)
         .heartbeat(config.heartbeat)
         .limits(config.limits)
@@ -187,11 +189,12 @@ fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig, is_plain: bo
         .guarantee(config.guarantee)
         .read_ahead(bounds::READ_AHEAD)
         .budget(config.mainstay.budget().clone());
-    for name in subprotocols {
-        builder = builder.subprotocol(name);
-    }
+    builder = builder.subprotocols(subprotocols).map_err(|error| error.to_string())?;
     for (name, value) in &visit.headers {
         builder = builder.header(name.clone(), value.clone());
+    }
+    if let Some(answers) = config.links.answers_pings() {
+        builder = builder.expects_pongs(answers);
     }
     Ok(builder.connect())
 }

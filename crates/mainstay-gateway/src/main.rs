@@ -16,6 +16,7 @@ mod links;
 mod principal;
 mod relay;
 mod serve;
+mod trust;
 mod values;
 
 use std::io::IsTerminal;

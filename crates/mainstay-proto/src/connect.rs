@@ -10,6 +10,8 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
 
+mod pings;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -18,10 +20,12 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use self::pings::Signs;
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
 use crate::budget::{Held, held};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
+use crate::reach::{ConnectFailure, FailureKind};
 use crate::session::message::{Delay, GapCause, SessionId};
 use crate::session::{
     CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
@@ -63,7 +67,7 @@ pub enum State {
 }
 
 /// How a client behaves.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ConnectConfig {
     /// The peer is known to speak plain WebSocket: no session is begun. Default: false.
     pub link: bool,
@@ -79,6 +83,23 @@ pub struct ConnectConfig {
     pub once: bool,
     /// What ends a client of a plain peer, besides what ends every client. Default: nothing.
     pub ends_with: EndsWith,
+    /// From dialling to WELCOME, or to the answer of a plain peer; then the attempt is given up. Default: 10 s.
+    pub opening_timeout: Duration,
+}
+
+impl Default for ConnectConfig {
+    fn default() -> Self {
+        Self {
+            link: false,
+            session: ClientConfig::default(),
+            confirm: ConfirmConfig::default(),
+            heartbeat: HeartbeatConfig::default(),
+            backoff: BackoffConfig::default(),
+            once: false,
+            ends_with: EndsWith::default(),
+            opening_timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 /// What ends a client of a plain peer for good: what its application cannot go on after. Before there was a connection,
@@ -97,8 +118,6 @@ pub enum EndsWith {
     Connection,
 }
 
-/// From dialling to WELCOME.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// When a local port is looked for again: one comes free when a connection ends, and the peer is not asked meanwhile.
 const PORT_AGAIN: Duration = Duration::from_millis(100);
 /// A replacement is opened when a probe is unanswered for this long.
@@ -113,8 +132,8 @@ const HEARTBEAT_PING: u64 = 1 << 63;
 pub enum Lost {
     /// It could not be opened, but may be another time.
     Unreachable(String),
-    /// It could not be opened, as the system has no local port left for it (`EADDRNOTAVAIL`). Dialled again soon.
-    NoPort(String),
+    /// The server was not even reached, but may be another time.
+    NotConnected(ConnectFailure),
     /// It could not be opened, and the server says when it may be (`Retry-After`).
     Unavailable {
         /// Not before.
@@ -152,12 +171,12 @@ impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(reason)
-            | Self::NoPort(reason)
             | Self::Unavailable { reason, .. }
             | Self::Refused { reason, .. }
             | Self::Broken(reason) => f.write_str(reason),
             Self::TooBig { limit } => write!(f, "a message of more than {limit} bytes came"),
-            Self::Dead(evidence) => write!(f, "dead: {evidence}"),
+            Self::NotConnected(failure) => write!(f, "{failure}"),
+            Self::Dead(evidence) => write!(f, "{evidence}"),
             Self::Closed { code, reason } => {
                 match code {
                     Some(code) => write!(f, "closed with code {code}")?,
@@ -225,6 +244,10 @@ pub enum Event {
     FreshPeer,
     /// What became of messages to a plain peer.
     Report(Report),
+    /// A plain peer lives and answers no Ping. Until it does what is written to it is unknown, and not sent again.
+    PingsUnanswered,
+    /// It does.
+    PingsAnswered,
     /// A message outside the stream.
     Volatile(Message),
     /// The server's policy dropped messages of its own before they were ever written. The messages that were
@@ -322,6 +345,7 @@ struct Attached {
     pulse: Pulse,
     /// Set by a probe; a replacement is opened then.
     replace_at: Option<Instant>,
+    signs: Signs,
 }
 
 /// Who drives the heartbeat: the server of a session, or we.
@@ -459,6 +483,7 @@ impl Client {
     pub fn handle_bytes(&mut self, now: Instant, connection: ConnectionId) {
         if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
             attached.replace_at = None;
+            attached.signs.handle_bytes(now);
             match &mut attached.pulse {
                 Pulse::Watched(watch) => watch.handle_bytes(now),
                 Pulse::Driven(beat, _) => beat.handle_bytes(now),
@@ -474,6 +499,11 @@ impl Client {
             Pulse::Watched(watch) if !self.session.owes_probe() => watch.handle_flushed(now),
             Pulse::Driven(beat, None) => beat.handle_flushed(now),
             _ => {}
+        }
+        if let Some(plain) = &mut self.plain {
+            let outcome = plain.confirmer.handle_flushed(now);
+            self.report(outcome);
+            self.close_plain_if_done(now);
         }
     }
 
@@ -524,16 +554,21 @@ impl Client {
         self.handle_bytes(now, connection);
         let Ok(nonce) = payload.try_into().map(u64::from_be_bytes) else { return };
         let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else { return };
-        if let Pulse::Driven(beat, _) = &mut attached.pulse {
-            if nonce & HEARTBEAT_PING != 0 {
-                beat.handle_pong(now, nonce & !HEARTBEAT_PING);
-            } else if let Some(plain) = &mut self.plain {
-                let outcome = plain.confirmer.handle_pong(payload);
-                plain.progressed |= outcome.is_some();
-                self.report(outcome);
-                self.close_plain_if_done(now);
-            }
+        let (Pulse::Driven(beat, _), Some(plain)) = (&mut attached.pulse, &mut self.plain) else { return };
+        let missed = plain.confirmer.answers_pings() == Some(false);
+        let outcome = if nonce & HEARTBEAT_PING != 0 {
+            beat.handle_pong(now, nonce & !HEARTBEAT_PING);
+            plain.confirmer.handle_other_pong();
+            None
+        } else {
+            plain.confirmer.handle_pong(payload)
+        };
+        plain.progressed |= outcome.is_some();
+        if missed && plain.confirmer.answers_pings() == Some(true) {
+            self.events.push_back(Event::PingsAnswered);
         }
+        self.report(outcome);
+        self.close_plain_if_done(now);
     }
 
     /// The peer began the closing handshake: Pongs prove nothing any more.
@@ -662,6 +697,11 @@ impl Client {
         self.close_plain_if_done(now);
     }
 
+    /// Nobody drives this client any more: it ends, and says what that leaves unknown.
+    pub fn abandon(&mut self, reason: &str) {
+        self.give_up(None, reason.to_owned());
+    }
+
     // ---- time and output ------------------------------------------------------------------------
 
     /// Does what is due. After the end: drops a connection that did not take within 10 s what was still to be written.
@@ -692,11 +732,13 @@ impl Client {
             {
                 self.session.handle_lost(connection);
                 self.abort(connection);
-                self.dial_failed(now, Lost::Unreachable("no answer within 10 s".into()), None);
+                let why = format!("no answer within {:?}", self.config.opening_timeout);
+                self.dial_failed(now, Lost::Unreachable(why), None);
             }
             _ => {}
         }
         self.session.handle_timeout(now);
+        self.judge_pings(now);
         let drain = self.beat(now);
         self.collect(now);
         drain
@@ -709,6 +751,14 @@ impl Client {
             if self.dial == Dial::Rest {
                 self.dial = Dial::Waiting { until: now };
             }
+        }
+        match attached.signs.doubt_until() {
+            Some(until) if until > now => return false,
+            Some(_) => {
+                self.end_doubt(now);
+                return false;
+            }
+            None => {}
         }
         loop {
             let action = match &mut attached.pulse {
@@ -726,9 +776,15 @@ impl Client {
                     self.session.probe(nonce);
                 }
                 // No verdict: a plain peer that answers no Ping is kept for what it sends.
-                (Some(Action::NotListening), _) => {}
+                (Some(Action::NotListening), _) => {
+                    self.expect_no_pongs(now);
+                    return false;
+                }
                 (Some(Action::Dead(evidence)), _) => {
                     let connection = attached.connection;
+                    if self.is_spared(now, evidence) {
+                        return false;
+                    }
                     self.abort(connection);
                     self.handle_lost(now, connection, Lost::Dead(evidence));
                     return false;
@@ -749,17 +805,20 @@ impl Client {
                 Some(until)
             }
         };
-        let pulse = self.attached.as_ref().map(|attached| match &attached.pulse {
-            Pulse::Watched(watch) => watch.poll_timeout(),
-            Pulse::Driven(beat, _) => beat.poll_timeout(),
-        });
+        let pulse =
+            self.attached.as_ref().map(|attached| match (attached.signs.doubt_until(), &attached.pulse) {
+                (Some(until), _) => until,
+                (None, Pulse::Watched(watch)) => watch.poll_timeout(),
+                (None, Pulse::Driven(beat, _)) => beat.poll_timeout(),
+            });
+        let pings = self.pings_judged_at();
         let replace = self.attached.as_ref().and_then(|attached| attached.replace_at);
         let owed = match &self.plain {
             Some(plain) => plain.confirmer.poll_timeout(),
             None => self.session.poll_timeout(),
         };
         let closing = self.closing.as_ref().map(|closing| closing.until);
-        [dial, pulse, replace, owed, closing].into_iter().flatten().min()
+        [dial, pulse, pings, replace, owed, closing].into_iter().flatten().min()
     }
 
     /// The next connection to open, close or drop, and what an ended session still has to say.
@@ -926,7 +985,7 @@ impl Client {
     fn dial(&mut self, now: Instant) {
         let connection = ConnectionId(self.next_connection);
         self.next_connection += 1;
-        self.dial = Dial::Connecting { connection, until: now + CONNECT_TIMEOUT };
+        self.dial = Dial::Connecting { connection, until: now + self.config.opening_timeout };
         self.commands.push_back(Command::Dial(connection));
     }
 
@@ -969,7 +1028,9 @@ impl Client {
             Pulse::Watched(watch) => watch.announced(),
             Pulse::Driven(..) => self.config.heartbeat.interval(),
         };
-        if let Some(old) = self.attached.replace(Attached { connection, pulse, replace_at: None }) {
+        if let Some(old) =
+            self.attached.replace(Attached { connection, pulse, replace_at: None, signs: Signs::default() })
+        {
             self.abort(old.connection);
             self.backoff.handle_lost(now);
         }
@@ -1106,7 +1167,8 @@ impl Client {
             Lost::Closed { code, reason } => code.and_then(|code| code.retry_after(reason)),
             _ => None,
         };
-        let at = at.or(matches!(why, Lost::NoPort(_)).then_some(PORT_AGAIN));
+        let no_port = |failure: &ConnectFailure| failure.kind == FailureKind::NoLocalPort;
+        let at = at.or(matches!(why, Lost::NotConnected(failure) if no_port(failure)).then_some(PORT_AGAIN));
         let delay = at.map(|at| Delay { min: at, max: at }).or(delay.filter(|delay| !delay.max.is_zero()));
         let advice = delay.map(advice);
         let wait = self.backoff.next_delay(cause, advice, &mut self.rng);
@@ -1143,14 +1205,12 @@ impl Client {
             }
             Lost::TooBig { .. } if self.config.once => (Some(CloseCode::TOO_BIG), why.to_string()),
             Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
-            Lost::Unreachable(reason)
-            | Lost::NoPort(reason)
-            | Lost::Broken(reason)
-            | Lost::Unavailable { reason, .. }
+            Lost::Unreachable(reason) | Lost::Broken(reason) | Lost::Unavailable { reason, .. }
                 if self.config.once =>
             {
                 (None, reason.clone())
             }
+            Lost::NotConnected(failure) if self.config.once => (None, failure.reason.clone()),
             Lost::Dead(evidence) if self.config.once => (None, evidence.to_string()),
             _ => return false,
         };

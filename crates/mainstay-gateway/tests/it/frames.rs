@@ -44,7 +44,9 @@ impl Frames {
                 break (stream, request);
             }
         };
-        let key = request.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
+        let fields = request.lines().filter_map(|line| line.split_once(": "));
+        let is_key = |name: &str| name.eq_ignore_ascii_case("sec-websocket-key");
+        let key = fields.filter(|(name, _)| is_key(name)).map(|(_, value)| value).next().unwrap();
         let accept = accept_key(key.as_bytes());
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

@@ -13,4 +13,5 @@ mod losses;
 mod page;
 mod resume;
 mod support;
+mod trust;
 mod upstream;

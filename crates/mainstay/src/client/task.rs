@@ -2,6 +2,7 @@
 //! [`worker`](crate::worker) that the client lives with.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,9 +15,9 @@ use mainstay_proto::session::{ConnectionId, Fate, Message, SessionError, Transmi
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 use tokio::sync::oneshot;
 
-use super::dial::{Opened, dial};
+use super::dial::{Failed, Opened, dial};
 use super::events::EventQueue;
-use super::{AuthenticateError, Outcome, Request, Target, Tracked};
+use super::{AuthenticateError, Outcome, Refusal, Request, Target, Tracked};
 use crate::SendError;
 use crate::budget::{Budget, Change, Charge, Holder, Part};
 use crate::clock::now;
@@ -41,6 +42,8 @@ pub(crate) struct Inner {
     pub(crate) machine: Machine,
     pub(super) events: EventQueue,
     pub(super) subprotocol: Option<String>,
+    /// What the newest attempt was answered, if that was no WebSocket.
+    pub(super) refusal: Option<Box<Refusal>>,
     /// Nobody holds the handle any more.
     pub(super) abandoned: bool,
     finished: bool,
@@ -66,6 +69,7 @@ impl Core {
                 machine,
                 events: EventQueue::default(),
                 subprotocol: None,
+                refusal: None,
                 abandoned: false,
                 finished: false,
                 tracked: VecDeque::new(),
@@ -345,7 +349,7 @@ fn verdict(event: &Event) -> Option<Verdict> {
     }
 }
 
-type Dialling = Pin<Box<dyn Future<Output = Result<Opened, Lost>> + Send>>;
+type Dialling = Pin<Box<dyn Future<Output = Result<Opened, Failed>> + Send>>;
 
 /// See the module.
 pub(super) struct Task {
@@ -361,13 +365,40 @@ struct Open {
     framing: Framing,
     /// What an ended session still has to say here.
     last_words: VecDeque<Transmit>,
+    /// Its socket reports a peer whose machine acknowledges nothing: until the first Pong.
+    is_guarded: bool,
 }
 
 impl Task {
-    /// From here on the client lives with its worker.
-    pub(super) fn begin(core: Arc<Core>, target: Target) {
-        let task = Self { core: Arc::clone(&core), target, wires: Vec::new(), dials: Vec::new() };
+    /// From here on the client lives with its worker. A connection that is `ready` is the answer to the first dial.
+    pub(super) fn begin(core: Arc<Core>, target: Target, ready: Option<Opened>) {
+        let mut task = Self { core: Arc::clone(&core), target, wires: Vec::new(), dials: Vec::new() };
+        if let Some(opened) = ready {
+            let mut inner = core.lock();
+            inner.machine.handle_timeout(now());
+            if let Some(Command::Dial(connection)) = inner.machine.poll_command() {
+                // The first connection's is the one that later ones have to agree on.
+                let _ = inner.machine.check_subprotocol(opened.mode, opened.subprotocol.as_deref());
+                task.handle_opened(&mut inner, connection, opened);
+                inner.settle();
+            }
+        }
         core.signal.move_in(Box::pin(task));
+    }
+
+    fn handle_opened(&mut self, inner: &mut Inner, connection: ConnectionId, opened: Opened) {
+        let Opened { wire, mode, subprotocol, credentials, guard } = opened;
+        let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
+        (inner.subprotocol, inner.refusal) = (subprotocol, None);
+        let is_guarded = guard.is_some();
+        self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new(), is_guarded });
+        if let Some(credentials) = credentials {
+            inner.machine.set_credentials(credentials);
+        }
+        inner.machine.handle_opened(now(), connection, mode);
+        if let Some(within) = guard {
+            inner.machine.handle_guarded(connection, within);
+        }
     }
 }
 
@@ -391,7 +422,7 @@ impl Resident for Task {
                     // Before a verdict the socket says what it takes.
                     stirred |= this.obey();
                     stirred |= this.write(cx);
-                    this.finish(stirred);
+                    this.finish(cx, stirred);
                     return Turn::Again;
                 }
                 acted => stirred |= acted.is_some(),
@@ -399,7 +430,7 @@ impl Resident for Task {
             stirred |= this.obey();
             this.core.signal.end_turn();
             stirred |= this.write(cx);
-            if this.finish(stirred) {
+            if this.finish(cx, stirred) {
                 return Turn::Done;
             }
             if !more {
@@ -448,7 +479,7 @@ impl Task {
     /// `true`: one came to something.
     fn poll_dials(&mut self, cx: &mut Context<'_>, here: &Here<'_>) -> bool {
         let mut done = Vec::new();
-        self.dials.retain_mut(|(connection, dialling)| match dialling.as_mut().poll(cx) {
+        self.dials.retain_mut(|(connection, dialling)| match poll_caught(dialling, cx) {
             Poll::Pending => true,
             Poll::Ready(result) => {
                 done.push((*connection, result));
@@ -456,30 +487,23 @@ impl Task {
             }
         });
         let any = !done.is_empty();
+        let core = Arc::clone(&self.core);
         for (connection, result) in done {
             let arrived = result.and_then(|mut opened| {
                 opened.wire.arrive(here).map_err(|error| Lost::Broken(error.to_string()))?;
                 Ok(opened)
             });
-            let mut inner = self.core.lock();
+            let mut inner = core.lock();
             let accepted = arrived.and_then(|opened| {
                 inner.machine.check_subprotocol(opened.mode, opened.subprotocol.as_deref())?;
                 Ok(opened)
             });
             match accepted {
-                Ok(Opened { mut wire, mode, subprotocol, credentials }) => {
-                    if mode == Mode::Session {
-                        wire.begin_session(self.target.limits);
-                    }
-                    let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
-                    inner.subprotocol = subprotocol;
-                    self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new() });
-                    if let Some(credentials) = credentials {
-                        inner.machine.set_credentials(credentials);
-                    }
-                    inner.machine.handle_opened(now(), connection, mode);
+                Ok(opened) => self.handle_opened(&mut inner, connection, opened),
+                Err(Failed { why, refusal }) => {
+                    inner.refusal = refusal;
+                    inner.machine.handle_lost(now(), connection, why);
                 }
-                Err(lost) => inner.machine.handle_lost(now(), connection, lost),
             }
         }
         any
@@ -498,7 +522,7 @@ impl Task {
                 inner.machine.handle_bytes(now, connection);
                 continue;
             }
-            let (mut closed, mut broken) = (None, None);
+            let (mut closed, mut broken, mut pong) = (None, None, false);
             let reading = open.wire.poll_read(cx, |arrived| {
                 match arrived {
                     Arrived::Message(message) => {
@@ -509,7 +533,10 @@ impl Task {
                         // A few compressed bytes may be many messages. What follows waits where it is.
                         return inner.machine.wants_input();
                     }
-                    Arrived::Pong(payload) => inner.machine.handle_pong(now, connection, &payload),
+                    Arrived::Pong(payload) => {
+                        pong = true;
+                        inner.machine.handle_pong(now, connection, &payload);
+                    }
                     Arrived::Bytes => inner.machine.handle_bytes(now, connection),
                     Arrived::Close(frame) => {
                         let code = frame.as_ref().map(|frame| frame.code);
@@ -520,6 +547,9 @@ impl Task {
                 }
                 true
             });
+            if pong && std::mem::take(&mut open.is_guarded) {
+                open.wire.relax();
+            }
             if let Some(error) = broken {
                 tracing::debug!(%error, "server broke the session protocol");
                 open.wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
@@ -641,7 +671,12 @@ impl Task {
 
     /// Wakes the application, if there is anything to wake it for; `true` when the client has ended and said
     /// all it had to.
-    fn finish(&mut self, stirred: bool) -> bool {
+    fn finish(&mut self, cx: &mut Context<'_>, stirred: bool) -> bool {
+        if self.core.lock().machine.is_ended() {
+            // What has just left may have been all that the end waited for: the Close follows.
+            self.obey();
+            self.write(cx);
+        }
         let sockets = self.wires.iter().map(|open| open.wire.held(open.framing)).sum();
         let mut inner = self.core.lock();
         inner.settle();
@@ -660,10 +695,23 @@ impl Task {
     }
 }
 
+/// What an application gave to dial with may panic: its requests, its own way of checking certificates. That is an
+/// attempt that failed.
+fn poll_caught(dialling: &mut Dialling, cx: &mut Context<'_>) -> Poll<Result<Opened, Failed>> {
+    catch_unwind(AssertUnwindSafe(|| dialling.as_mut().poll(cx))).unwrap_or_else(|_| {
+        let why = "dialling panicked, in what the application gave for it; see the panic's own message";
+        Poll::Ready(Err(Lost::Unreachable(why.to_owned()).into()))
+    })
+}
+
 impl Drop for Task {
     /// However it ends, with its runtime too: whoever waits is told.
     fn drop(&mut self) {
         let mut inner = self.core.lock();
+        inner
+            .machine
+            .abandon("the client's task is gone: its runtime has shut down, or something panicked in it");
+        inner.settle();
         inner.finished = true;
         inner.wake_application();
         let change = inner.charge.set(0, 0);

@@ -8,6 +8,7 @@ mod hostile;
 mod link;
 mod manual;
 mod meddle;
+mod reach;
 mod request;
 mod session;
 mod shutdown;
