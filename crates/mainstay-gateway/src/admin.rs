@@ -192,12 +192,27 @@ fn render(s: &Snapshot, kept: &Kept, links: &Figures) -> String {
     ];
     let uncertain = "Messages of visitors that the backend did not certainly get, by fate.";
     family("link_messages_total", "counter", uncertain, &fates);
+    let [switched, ok, moved, refused, failed] = links.requests;
+    let requests = [
+        ("{status=\"1xx\"}", switched),
+        ("{status=\"2xx\"}", ok),
+        ("{status=\"3xx\"}", moved),
+        ("{status=\"4xx\"}", refused),
+        ("{status=\"5xx\"}", failed),
+    ];
+    family("http_requests_total", "counter", "Requests answered, by the class of the status.", &requests);
+    let unanswered = "Requests that the backend did not answer, or not to the end.";
+    family("http_unanswered_total", "counter", unanswered, &[("", links.unanswered)]);
     family(
         "links_pings_unanswered_total",
         "counter",
         "Times that a link found that the backend answers no Ping.",
         &[("", links.pings_unanswered)],
     );
+    let outcomes =
+        [("{outcome=\"done\"}", links.prologues), ("{outcome=\"failed\"}", links.prologues_failed)];
+    let told = "Prologues for new connections to the backend, by outcome.";
+    family("prologues_total", "counter", told, &outcomes);
     render_rtt(&mut out, s);
     out
 }

@@ -1,6 +1,6 @@
 //! What visitors may make the gateway keep: flags, and what is done where something runs out.
 
-use mainstay::client::{Event, FailureKind, Lost};
+use mainstay::client::{ConnectFailure, Event, FailureKind, Lost};
 use mainstay::{Budget, Mainstay, Window};
 
 use crate::values;
@@ -43,16 +43,7 @@ pub(crate) const READ_AHEAD: Window = Window { messages: 1024, bytes: 64 * 1024 
 /// been away for the longest gives up its own. A message of the backend above `--max-message` ends the link with 1009.
 pub(crate) fn note(event: &Event, mainstay: &Mainstay) {
     match event {
-        Event::AttemptFailed { why: Lost::NotConnected(failure), .. }
-            if failure.kind == FailureKind::NoLocalPort =>
-        {
-            match mainstay.make_room() {
-                true => {
-                    tracing::warn!(%failure, "a session whose visitor is away is given up for its local port")
-                }
-                false => tracing::warn!(%failure, "and no session whose visitor has been away for 10 s"),
-            }
-        }
+        Event::AttemptFailed { why: Lost::NotConnected(failure), .. } => note_failure(failure, mainstay),
         Event::Detached { why: Lost::TooBig { limit }, .. } => {
             tracing::warn!(
                 limit,
@@ -60,5 +51,16 @@ pub(crate) fn note(event: &Event, mainstay: &Mainstay) {
             );
         }
         _ => {}
+    }
+}
+
+/// As [`note`], for any connection to the backend.
+pub(crate) fn note_failure(failure: &ConnectFailure, mainstay: &Mainstay) {
+    if failure.kind != FailureKind::NoLocalPort {
+        return;
+    }
+    match mainstay.make_room() {
+        true => tracing::warn!(%failure, "a session whose visitor is away is given up for its local port"),
+        false => tracing::warn!(%failure, "and no session whose visitor has been away for 10 s"),
     }
 }

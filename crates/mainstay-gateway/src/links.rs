@@ -1,11 +1,14 @@
 //! What is known of all links to the backend together, and what is told of one when it ends.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use http::StatusCode;
 use mainstay::client::{Event, Lost, Sender};
 use mainstay::{Evidence, Report, SessionId};
 use slab::Slab;
+
+use crate::upstream::Failure;
 
 /// Figures of all links. Cheap to clone; every clone is the same.
 #[derive(Clone, Default)]
@@ -20,6 +23,15 @@ struct Shared {
     unknown: AtomicU64,
     not_delivered: AtomicU64,
     undeliverable: AtomicU64,
+    prologues: AtomicU64,
+    prologues_failed: AtomicU64,
+    recorded_bytes: AtomicU64,
+    /// Requests that were answered, by the class of the status: 1xx first.
+    requests: [AtomicU64; 5],
+    /// Requests that the backend did not answer.
+    unanswered: AtomicU64,
+    /// The last request was one of them.
+    is_failing: AtomicBool,
     pings_unanswered: AtomicU64,
     /// Whether the backend answers Pings, by what the newest link that found out has seen.
     answers_pings: Mutex<Option<bool>>,
@@ -51,12 +63,20 @@ pub(crate) struct Figures {
     pub(crate) not_delivered: u64,
     /// Messages that ended three of its connections.
     pub(crate) undeliverable: u64,
+    /// Prologues that were written to a new connection, to their end.
+    pub(crate) prologues: u64,
+    /// Prologues that could not be.
+    pub(crate) prologues_failed: u64,
     /// Links that found that the backend answers no Ping.
     pub(crate) pings_unanswered: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
     /// Payload bytes read ahead of visitors.
     pub(crate) unread_bytes: u64,
+    /// Requests answered, by the class of the status: 1xx first.
+    pub(crate) requests: [u64; 5],
+    /// Requests that the backend did not answer.
+    pub(crate) unanswered: u64,
 }
 
 impl Links {
@@ -84,21 +104,68 @@ impl Links {
             unknown: read(&self.0.unknown),
             not_delivered: read(&self.0.not_delivered),
             undeliverable: read(&self.0.undeliverable),
+            prologues: read(&self.0.prologues),
+            prologues_failed: read(&self.0.prologues_failed),
             pings_unanswered: read(&self.0.pings_unanswered),
             kept_bytes: self.kept_bytes(),
             unread_bytes: self.sum(Sender::unread_bytes),
+            requests: self.0.requests.each_ref().map(read),
+            unanswered: read(&self.0.unanswered),
+        }
+    }
+
+    /// A request was answered, by the backend or for it.
+    pub(crate) fn passed(&self, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
+        if let Some(counter) = self.0.requests.get(class) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The backend answered a request. Logs that it does again.
+    pub(crate) fn answered(&self) {
+        if self.0.is_failing.load(Relaxed) && self.0.is_failing.swap(false, Relaxed) {
+            tracing::warn!("the backend answers requests again");
+        }
+    }
+
+    /// The backend did not answer a request. Logs the first of a row.
+    pub(crate) fn failed(&self, failure: &Failure) {
+        if matches!(failure, Failure::Client(_)) {
+            tracing::debug!(%failure, "a request was not passed on to its end");
+            return;
+        }
+        self.0.unanswered.fetch_add(1, Relaxed);
+        if !self.0.is_failing.swap(true, Relaxed) {
+            tracing::warn!(%failure, "the backend does not answer requests; the next line says when it does");
         }
     }
 
     /// Payload bytes kept for the backend now.
     pub(crate) fn kept_bytes(&self) -> u64 {
-        self.sum(Sender::kept_bytes)
+        self.0.recorded_bytes.load(Relaxed) + self.sum(Sender::kept_bytes)
     }
 
     fn sum(&self, bytes: impl Fn(&Sender) -> u64) -> u64 {
         // Links come and go meanwhile: none of them waits for this.
         let open: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
         open.iter().map(bytes).sum()
+    }
+
+    /// A new connection was told its prologue.
+    pub(crate) fn count_prologue(&self) {
+        self.0.prologues.fetch_add(1, Relaxed);
+    }
+
+    /// A new connection could not be told its prologue.
+    pub(crate) fn count_failed_prologue(&self) {
+        self.0.prologues_failed.fetch_add(1, Relaxed);
+    }
+
+    /// What one client's prologue holds has changed.
+    pub(crate) fn recorded(&self, before: usize, now: usize) {
+        self.0.recorded_bytes.fetch_add(now as u64, Relaxed);
+        self.0.recorded_bytes.fetch_sub(before as u64, Relaxed);
     }
 
     /// Whether the backend answers Pings, so that not every link has to find out.

@@ -6,18 +6,27 @@
 
 mod admin;
 mod bench;
+mod body;
 mod bounds;
 mod builtin;
 mod connect;
+mod conversation;
 mod descriptors;
 mod forward;
 mod join;
 mod links;
+mod operations;
+mod pass;
+mod pattern;
 mod principal;
+mod profiles;
+mod prologue;
 mod relay;
 mod serve;
 mod trust;
+mod upstream;
 mod values;
+mod visit;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRef, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
-use clap::ValueEnum;
 use http::HeaderName;
 use mainstay::client::{Connector, Place};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
-use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
+use mainstay::{ConfigError, HeartbeatConfig, Limits, Mainstay};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
@@ -23,12 +22,18 @@ use crate::bounds::Bounds;
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
-use crate::relay::BackendLoss;
-use crate::{Interrupts, admin, builtin, descriptors, join, trust, values};
+use crate::profiles::{ProfileFlags, Settings};
+use crate::{Interrupts, admin, builtin, descriptors, join, pass, trust, values, visit};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
 /// who finds the queue full is not heard until TCP asks again, a second later or more.
 const BACKLOG: u32 = 65_535;
+
+/// The largest head of a request, and how many fields it may have: as nginx takes them, with room for cookies.
+const MAX_HEAD: usize = 32 * 1024;
+const MAX_FIELDS: usize = 100;
+/// How long a connection may be without a request; nginx's `keepalive_timeout`.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
@@ -47,6 +52,8 @@ pub(crate) struct Arguments {
     /// is kept for as long as it stays.
     #[arg(long, value_name = "DURATION", value_parser = values::wait, default_value = "30s")]
     upstream_wait: Duration,
+    #[command(flatten)]
+    passing: pass::Arguments,
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
     heartbeat: HeartbeatConfig,
@@ -62,15 +69,8 @@ pub(crate) struct Arguments {
     /// How long a visitor that speaks mainstay.v1 may be away.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "2m")]
     resume_window: Duration,
-    /// What becomes of a visitor whose backend connection is lost.
-    #[arg(long, value_enum, default_value = "renew")]
-    on_backend_loss: BackendLoss,
-    /// What becomes of messages that the backend did not confirm when its connection is lost.
-    #[arg(long, value_enum, default_value = "at-least-once")]
-    delivery: Delivery,
-    /// What confirms a message to the backend.
-    #[arg(long, value_enum, default_value = "pong")]
-    confirm: ConfirmBy,
+    #[command(flatten)]
+    profile: ProfileFlags,
     /// The most connections at a time. One too many gets 503 and a time to wait.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
@@ -118,25 +118,6 @@ pub(crate) struct Arguments {
     drain: Duration,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Delivery {
-    /// Sent again: the backend may see a message twice.
-    AtLeastOnce,
-    /// Given up: the backend may miss a message.
-    AtMostOnce,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ConfirmBy {
-    /// Its WebSocket stack's Pong.
-    Pong,
-    /// The Pong, and 64 later messages: for stacks that read ahead.
-    #[value(name = "pong+window")]
-    PongWindow,
-    /// The application's answer: one for each message, in order.
-    Reply,
-}
-
 /// What a visitor's handler needs.
 #[derive(Clone)]
 struct Gateway {
@@ -144,15 +125,10 @@ struct Gateway {
     link: Arc<join::LinkConfig>,
 }
 
-impl FromRef<Gateway> for Mainstay {
-    fn from_ref(gateway: &Gateway) -> Self {
-        gateway.mainstay.clone()
-    }
-}
-
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
-    let token = match admin_token(&arguments) {
-        Ok(token) => token,
+    let checked = admin_token(&arguments).and_then(|token| Ok((token, arguments.profile.settings()?)));
+    let (token, settings) = match checked {
+        Ok(checked) => checked,
         Err(line) => {
             eprintln!("mainstay: {line}");
             return ExitCode::from(2);
@@ -166,7 +142,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
                 return ExitCode::from(2);
             }
         };
-    match serve(arguments, token, connector).await {
+    match serve(arguments, token, settings, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             eprintln!("mainstay: {line}");
@@ -191,6 +167,7 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
 async fn serve(
     arguments: Arguments,
     token: Option<Token>,
+    settings: Settings,
     connector: Option<Connector>,
 ) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
@@ -223,23 +200,20 @@ async fn serve(
     let app = match &arguments.upstream {
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
+            let connector = connector.unwrap_or_default();
             let link = join::LinkConfig {
-                upstream: upstream.url.clone(),
-                connector: connector.unwrap_or_default(),
+                passing: arguments.passing.passing(
+                    &upstream.url,
+                    &connector,
+                    &arguments.trusted_proxy,
+                    &links,
+                ),
+                connector,
                 upstream_wait: arguments.upstream_wait,
+                deflate_upstream: arguments.passing.deflate(),
                 heartbeat,
                 limits,
-                confirm: match arguments.confirm {
-                    ConfirmBy::Pong => Confirm::Pong,
-                    ConfirmBy::PongWindow => Confirm::PongWindow,
-                    ConfirmBy::Reply => Confirm::Reply,
-                },
-                guarantee: match arguments.delivery {
-                    Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-                    Delivery::AtMostOnce => Guarantee::AtMostOnce,
-                },
-                on_backend_loss: arguments.on_backend_loss,
-                trusted_proxies: arguments.trusted_proxy.clone(),
+                settings,
                 bound: Bound {
                     headers: arguments.session_header.clone(),
                     cookies: arguments.session_cookie.clone(),
@@ -247,6 +221,7 @@ async fn serve(
                 links: links.clone(),
                 mainstay: mainstay.clone(),
             };
+            let _ = link.passing.upstream.room.set(mainstay.clone());
             let gateway = Gateway { mainstay: mainstay.clone(), link: Arc::new(link) };
             Router::new().fallback(any(visit)).with_state(gateway)
         }
@@ -261,9 +236,10 @@ async fn serve(
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
-    let served = mainstay::serve(listener, app, &mainstay)
-        .with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain)
-        .await;
+    let server =
+        mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
+    let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
+    let served = server.with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain).await;
     tell_what_is_kept(&links);
     served.map_err(|error| error.to_string())
 }
@@ -281,8 +257,8 @@ fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
     Ok(config)
 }
 
-async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Response {
-    join::visit(upgrade, gateway.link).await
+async fn visit(State(gateway): State<Gateway>, request: Request) -> Response {
+    visit::answer_request(request, &gateway.mainstay, gateway.link).await
 }
 
 fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {

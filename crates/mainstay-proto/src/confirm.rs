@@ -21,9 +21,8 @@
 //! one by one, each with its own Ping. That clears the innocent and leaves the guilty one in front.
 //!
 //! **A peer that answers no Ping** breaks RFC 6455 section 5.5.2, and would stop the link at 64 messages. Once that is
-//! found ([`Confirmer::expect_no_pongs`]) it is served with what remains possible, at-most-once: writing goes on, the
-//! last 64 messages are kept in case a Pong comes after all, and what is before them, or lost with its connection, is
-//! unknown and never written again. A Pong ends that.
+//! found ([`Confirmer::expect_no_pongs`]) it is served with what remains possible, at-most-once: writing goes on, and what
+//! has left is unknown and never written again. A Pong ends that.
 //!
 //! Not here: when a peer is dead (`heartbeat`), and what shows that it lives and answers no Ping (`connect`). A late Pong
 //! means a slow peer.
@@ -242,8 +241,6 @@ struct Line {
     open: bool,
     /// Up to here written.
     written: u64,
-    /// Up to here left the process.
-    flushed: u64,
     /// Up to here confirmed.
     confirmed: u64,
     /// Up to here written when the peer's last message came.
@@ -374,14 +371,12 @@ impl<M> Confirmer<M> {
         Some(last_ping.map_or(due, |last| due.max(last + self.config.min_interval)))
     }
 
-    /// Everything written so far has left the process. From a peer that answers no Ping nothing more will be known of it,
-    /// but for the last 64 messages.
+    /// Everything written so far has left the process. From a peer that answers no Ping nothing more will be known of it.
     pub fn handle_flushed(&mut self, now: Instant) -> Option<Event<M>> {
         if self.line.ping.is_some() {
             self.line.ping_left.get_or_insert(now);
         }
-        self.line.flushed = self.line.written;
-        if self.is_without_pongs() { self.let_go() } else { None }
+        if self.is_without_pongs() { self.forget_written(self.line.written) } else { None }
     }
 
     /// A Pong. Any that does not answer the open Ping is ignored, and so is one after the peer's Close.
@@ -547,12 +542,11 @@ impl<M> Confirmer<M> {
         self.kept.len()
     }
 
-    /// Whether everything is confirmed, on this connection where it has to be written again; or has left, where nothing
-    /// confirms it. An orderly end waits for this.
+    /// Whether everything is confirmed, on this connection where it has to be written again. An orderly
+    /// end waits for this.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        let upto = if self.is_without_pongs() { self.line.flushed } else { self.line.confirmed };
-        self.kept.back().is_none_or(|newest| newest.number <= upto)
+        self.kept.back().is_none_or(|newest| newest.number <= self.line.confirmed)
     }
 
     /// Whether a sender that found the queue full is to wait for room.
@@ -639,22 +633,6 @@ impl<M> Confirmer<M> {
             self.queue.remove(bytes);
         }
         Some(message)
-    }
-
-    /// Lets the oldest go until what is written and kept fits the window.
-    fn let_go(&mut self) -> Option<Event<M>> {
-        let before = self.settled();
-        loop {
-            let Load { messages, bytes } = self.line.in_flight;
-            if messages <= WINDOW_MESSAGES && (messages <= 1 || bytes <= WINDOW_BYTES) {
-                break;
-            }
-            let Some(first) = self.first_in_line() else { break };
-            if self.take_written(first).is_none() {
-                break;
-            }
-        }
-        self.catch_up(before).map(|_| Event::Unknown(before + 1, self.settled()))
     }
 
     /// Gives up what was written up to and including `last`.

@@ -83,6 +83,11 @@ pub struct ConnectConfig {
     pub once: bool,
     /// What ends a client of a plain peer, besides what ends every client. Default: nothing.
     pub ends_with: EndsWith,
+    /// Towards plain peers: every connection but the first is held back, see [`Client::send_ahead`]. Default: false.
+    pub holds_replaced: bool,
+    /// A message by which a plain peer announces that it restarts: whatever the code of the Close behind it, that counts
+    /// as [`CloseCode::RESTART`]. Default: there is none.
+    pub announces_restart: Option<fn(&Message) -> bool>,
     /// From dialling to WELCOME, or to the answer of a plain peer; then the attempt is given up. Default: 10 s.
     pub opening_timeout: Duration,
 }
@@ -97,6 +102,8 @@ impl Default for ConnectConfig {
             backoff: BackoffConfig::default(),
             once: false,
             ends_with: EndsWith::default(),
+            holds_replaced: false,
+            announces_restart: None,
             opening_timeout: Duration::from_secs(10),
         }
     }
@@ -322,8 +329,20 @@ struct Plain {
     progressed: bool,
     /// Connections in a row that the peer closed without.
     barren: u32,
+    /// While the current connection is held back, and until what goes ahead of the stream is written.
+    ahead: Option<Box<Ahead>>,
+    /// The peer announced that it restarts.
+    restarts: bool,
     /// Written once, and neither confirmed nor written again.
     volatiles: Volatiles,
+}
+
+/// What is written to a connection ahead of the stream.
+#[derive(Debug, Default)]
+struct Ahead {
+    queue: VecDeque<Message>,
+    /// The stream follows.
+    released: bool,
 }
 
 impl Plain {
@@ -334,6 +353,8 @@ impl Plain {
             inbox_bytes: 0,
             progressed: false,
             barren: 0,
+            ahead: None,
+            restarts: false,
             volatiles: Volatiles::default(),
         }
     }
@@ -529,6 +550,7 @@ impl Client {
         self.handle_bytes(now, connection);
         if let Some(plain) = &mut self.plain {
             if self.attached.as_ref().is_some_and(|a| a.connection == connection) {
+                plain.restarts |= self.config.announces_restart.is_some_and(|announces| announces(&message));
                 plain.inbox_bytes += message.payload.len() as u64;
                 plain.inbox.push_back(Delivery::Message(message));
                 plain.progressed = true;
@@ -577,7 +599,7 @@ impl Client {
         let Some(plain) = self.plain.as_mut().filter(|_| is_attached) else { return };
         let goes_on = match self.config.ends_with {
             EndsWith::Nothing => true,
-            EndsWith::FinalClose => CloseCode::is_restart(code),
+            EndsWith::FinalClose => plain.restarts || CloseCode::is_restart(code),
             EndsWith::Close | EndsWith::Connection => false,
         };
         let outcome = plain.confirmer.handle_peer_close(goes_on);
@@ -616,6 +638,24 @@ impl Client {
             }
             Some(_) => {}
             None => self.session.send_volatile(message),
+        }
+    }
+
+    /// Writes a message ahead of the stream: not numbered, not kept, lost with the connection. With
+    /// [`ConnectConfig::holds_replaced`] a connection that replaced another carries nothing else until it is
+    /// [released](Self::release), so that the peer can be told first what it knew on the connection before.
+    /// `replacement`: the count of the [`Delivery::Replaced`] that announced the connection; one that is not held back
+    /// any more, or was replaced itself, is written nothing.
+    pub fn send_ahead(&mut self, replacement: u64, message: Message) {
+        if let Some(ahead) = self.held_back(replacement) {
+            ahead.queue.push_back(message);
+        }
+    }
+
+    /// The stream flows on the connection that was held back, behind what was sent ahead.
+    pub fn release(&mut self, replacement: u64) {
+        if let Some(ahead) = self.held_back(replacement) {
+            ahead.released = true;
         }
     }
 
@@ -697,7 +737,8 @@ impl Client {
         self.close_plain_if_done(now);
     }
 
-    /// Nobody drives this client any more: it ends, and says what that leaves unknown.
+    /// Ends at once, where nobody drives this client any more or its connection is of no use: what was written and not
+    /// confirmed is reported as unknown, the rest as not delivered.
     pub fn abandon(&mut self, reason: &str) {
         self.give_up(None, reason.to_owned());
     }
@@ -837,6 +878,13 @@ impl Client {
             && let Some(ping) = ping.take()
         {
             return Some(Transmit::Ping(ping));
+        }
+        if let Some(ahead) = &mut plain.ahead {
+            match ahead.queue.pop_front() {
+                Some(message) => return Some(Transmit::Message(message)),
+                None if ahead.released => plain.ahead = None,
+                None => return None,
+            }
         }
         if let Some(message) = plain.volatiles.pop() {
             return Some(Transmit::Message(message));
@@ -1006,7 +1054,8 @@ impl Client {
             plain
         });
         plain.volatiles = Volatiles::default();
-        plain.progressed = false;
+        (plain.progressed, plain.restarts) = (false, false);
+        plain.ahead = (self.config.holds_replaced && !first).then(Box::default);
         if !first {
             plain.inbox.push_back(Delivery::Replaced { count: self.epoch });
         }
@@ -1021,6 +1070,13 @@ impl Client {
         if !first {
             self.events.push_back(Event::FreshPeer);
         }
+    }
+
+    /// What goes ahead on the connection that `replacement` announced, if that is the current one.
+    fn held_back(&mut self, replacement: u64) -> Option<&mut Ahead> {
+        let is_current = self.attached.is_some() && self.epoch == replacement + 1;
+        let ahead = self.plain.as_mut().filter(|_| is_current)?.ahead.as_deref_mut();
+        ahead.filter(|ahead| !ahead.released)
     }
 
     fn set_attached(&mut self, now: Instant, connection: ConnectionId, pulse: Pulse) {
@@ -1187,7 +1243,8 @@ impl Client {
             // The next connection would bring it again.
             (EndsWith::Close | EndsWith::FinalClose, Lost::TooBig { .. }) => true,
             (EndsWith::FinalClose, Lost::Closed { code, .. }) => {
-                !CloseCode::is_restart(*code) || plain.barren >= BARREN_LIMIT
+                let restarts = plain.restarts || CloseCode::is_restart(*code);
+                !restarts || plain.barren >= BARREN_LIMIT
             }
             _ => false,
         }
