@@ -19,6 +19,7 @@ use mainstay::{CloseCode, Delivery, Link, PeerClose, Report};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::bounds;
 use crate::conversation::Conversation;
 use crate::join::{LinkConfig, SPREAD, come_back, jitter};
 use crate::links::Account;
@@ -72,7 +73,7 @@ pub(crate) async fn relay(mut session: Session, mut link: Link, config: Arc<Link
     let (away, conversation) = (Notify::new(), Conversation::new(&config.settings, config.links.clone()));
     let (mut sent, mut in_hand, mut confirmed) = (0, false, 0);
     let wait = is_plain.then_some(config.upstream_wait);
-    let watching = watch(link.events(), &mut account, wait, &away);
+    let watching = watch(link.events(), &config, &mut account, wait, &away);
     let up = async {
         while let Some(message) = session.recv().await {
             in_hand = true;
@@ -168,6 +169,10 @@ impl BackendEnd {
                 let none = if session.peer().resumable { CloseCode::NORMAL } else { CloseCode::NO_STATUS };
                 session.close(code.unwrap_or(none), reason);
             }
+            // A new session would get the same message again.
+            Some(lost @ Lost::TooBig { .. }) => {
+                session.close(CloseCode::TOO_BIG, &format!("from the backend: {lost}"));
+            }
             // Without a code it was refused by HTTP: a client cannot mend that by asking again.
             None if self.prologue.is_none() => {
                 session.close(self.code.unwrap_or(CloseCode::POLICY), &self.reason);
@@ -233,7 +238,13 @@ async fn finish(
 
 /// Notes what the link loses, as it happens, and says when the backend was away for too long; returns how the link
 /// ended.
-async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, away: &Notify) -> BackendEnd {
+async fn watch(
+    events: Events,
+    config: &LinkConfig,
+    account: &mut Account,
+    wait: Option<Duration>,
+    away: &Notify,
+) -> BackendEnd {
     let mut give_up: Option<Instant> = None;
     let mut end = BackendEnd {
         lost: None,
@@ -262,6 +273,7 @@ async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, aw
         };
         let Some(event) = event else { return end };
         account.note(&event);
+        bounds::note(&event, &config.mainstay);
         match event {
             Event::Detached { why, .. } => {
                 // Clients that lost their backend together are not sent away together.
