@@ -17,7 +17,7 @@ const LIMIT = 8;
  */
 const AWAY = 1300;
 
-/** How long a subscription may take until it flows again: the slowest client here takes 9 s. */
+/** How long a subscription may take until it flows again when the server is back: the slowest client here takes 10 s. */
 const FLOW_LIMIT = 20;
 
 export class Leg {
@@ -102,10 +102,11 @@ export class Leg {
     await sleep(away / 2 - (performance.now() - killed));
     if (order) this.order(order, `${id}-away`);
     await sleep(away - (performance.now() - killed));
-    const flows = within(FLOW_LIMIT, flow(this.generation + 1)).then(() => (performance.now() - killed) / 1000, () => null);
+    const elapsed = () => (performance.now() - killed) / 1000;
+    const flows = flow(this.generation + 1).then(elapsed);
     await this.startServer();
-    const back = (performance.now() - killed) / 1000;
-    const seconds = await flows;
+    const back = elapsed();
+    const seconds = await within(FLOW_LIMIT, flows).catch(() => null);
     this.report({ restart: signal, seconds, back });
     if (seconds === null) return within(FLOW_LIMIT, flow(this.generation)).then(() => true, () => false);
     await sleep(300);
