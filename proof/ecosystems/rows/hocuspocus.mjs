@@ -14,7 +14,8 @@ export default {
   async play(leg, { times }) {
     const all = [];
     const visitor = (token = 'right') => {
-      const websocketProvider = new HocuspocusProviderWebsocket({ url: leg.url('/'), WebSocketPolyfill: WebSocket });
+      // `factor` makes it steady, as lib/leg.mjs says.
+      const websocketProvider = new HocuspocusProviderWebsocket({ url: leg.url('/'), WebSocketPolyfill: WebSocket, factor: 1 });
       const provider = new HocuspocusProvider({ websocketProvider, name: 'letter', document: new Y.Doc(), token });
       provider.attach();
       all.push(provider);
