@@ -1,8 +1,7 @@
 import { HocuspocusProvider, HocuspocusProviderWebsocket } from '@hocuspocus/provider';
+import { setTimeout as sleep } from 'node:timers/promises';
 import WebSocket from 'ws';
 import * as Y from 'yjs';
-
-import { setTimeout as sleep } from 'node:timers/promises';
 
 const LARGE = 200_000;
 
