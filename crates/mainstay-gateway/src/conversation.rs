@@ -9,12 +9,12 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mainstay::{Confirm, Delivery, Link, Message};
+use mainstay::{Confirm, Delivery, Kept, Link, Message};
 use tokio::time::{Instant, sleep_until};
 
+use crate::join::LinkConfig;
 use crate::links::Links;
 use crate::operations::Operations;
-use crate::profiles::Settings;
 use crate::prologue::{Failure, Prologue, Verdict};
 
 /// See the module.
@@ -25,23 +25,28 @@ pub(crate) struct Conversation {
     memory: Option<Mutex<Memory>>,
 }
 
-#[derive(Default)]
 struct Memory {
     prologue: Option<Prologue>,
     operations: Option<Operations>,
     /// Names the link's current connection.
     replacement: u64,
+    /// What is recorded, in the memory budget.
+    kept: Kept,
     /// Counted with all that is kept for backends.
     counted_bytes: usize,
 }
 
 impl Conversation {
     /// Nothing was said yet.
-    pub(crate) fn new(settings: &Settings, links: Links) -> Self {
+    pub(crate) fn new(config: &LinkConfig) -> Self {
+        let (settings, links) = (&config.settings, config.links.clone());
         let prologue = settings.prologue.clone().map(Prologue::new);
         let operations = settings.answers_mutations.then(Operations::default);
         let remembers = prologue.is_some() || operations.is_some();
-        let memory = remembers.then(|| Mutex::new(Memory { prologue, operations, ..Memory::default() }));
+        let memory = remembers.then(|| {
+            let kept = config.mainstay.budget().keep();
+            Mutex::new(Memory { prologue, operations, replacement: 0, kept, counted_bytes: 0 })
+        });
         Self { replies: settings.confirm == Confirm::Reply, links, memory }
     }
 
@@ -53,8 +58,12 @@ impl Conversation {
     /// The link accepted a message of the client as `number`.
     pub(crate) fn note_client(&self, number: u64, message: &Message) {
         let Some(mut memory) = self.memory() else { return };
+        let admits = memory.kept.admits();
         if let Some(prologue) = &mut memory.prologue {
             prologue.handle_client(number, message);
+            if !admits {
+                prologue.give_up();
+            }
         }
         if let Some(operations) = &mut memory.operations {
             operations.handle_client(message);
@@ -174,6 +183,10 @@ impl Memory {
 
     fn count(&mut self, links: &Links) {
         let bytes = self.prologue.as_ref().map_or(0, Prologue::bytes);
+        if bytes == self.counted_bytes {
+            return;
+        }
+        self.kept.set(bytes as u64);
         links.recorded(self.counted_bytes, bytes);
         self.counted_bytes = bytes;
     }

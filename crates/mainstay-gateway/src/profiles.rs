@@ -26,14 +26,14 @@ pub(crate) struct ProfileFlags {
     #[arg(long, value_enum, requires = "upstream")]
     profile: Option<Protocol>,
     /// What becomes of a client whose backend connection is lost. Default: renew, or as the profile says.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, requires = "upstream")]
     on_backend_loss: Option<BackendLoss>,
     /// What becomes of messages that the backend did not confirm when its connection is lost. Default: at-least-once, or
     /// as the profile says.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, requires = "upstream")]
     delivery: Option<Delivery>,
     /// What confirms a message to the backend. Default: pong, or as the profile says.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, requires = "upstream")]
     confirm: Option<ConfirmBy>,
     /// A frame of the client that every new connection to the backend is told again, before anything else: first=N,
     /// until=REGEX, match=REGEX or json=/POINTER[=VALUE]. May be repeated. Needs --on-backend-loss keep.

@@ -74,7 +74,7 @@ pub(crate) enum Verdict {
 /// Why a replay cannot be done or did not come to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
-    #[error("more was recorded than 256 frames or 256 KiB")]
+    #[error("more was recorded than 256 frames or 256 KiB, or memory was short")]
     TooMuch,
     #[error("the backend did not answer within 10 s as it did before")]
     NoAnswer,
@@ -217,9 +217,14 @@ impl Prologue {
         let message = Message { payload: Bytes::copy_from_slice(&message.payload), ..*message };
         self.frames.push_back(Frame { number, message, key, answers, written: Written::ByLink });
         if self.frames.len() > MOST_FRAMES || self.bytes > MOST_BYTES {
-            self.too_much = true;
-            (self.frames, self.bytes) = (VecDeque::new(), 0);
+            self.give_up();
         }
+    }
+
+    /// Records nothing any more, and lets go of what it had: there is no room for it.
+    pub(crate) fn give_up(&mut self) {
+        self.too_much = true;
+        (self.frames, self.bytes) = (VecDeque::new(), 0);
     }
 
     /// A new connection, on which nothing is written yet: begins the replay. `settled`: the link keeps nothing up to this

@@ -70,7 +70,7 @@ pub(crate) async fn relay(mut session: Session, mut link: Link, config: Arc<Link
     let is_plain = !session.peer().resumable;
     let (to_client, to_backend) = (session.sender(), link.sender());
     let mut account = config.links.open(link.sender(), session.id());
-    let (away, conversation) = (Notify::new(), Conversation::new(&config.settings, config.links.clone()));
+    let (away, conversation) = (Notify::new(), Conversation::new(&config));
     let (mut sent, mut in_hand, mut confirmed) = (0, false, 0);
     let wait = is_plain.then_some(config.upstream_wait);
     let watching = watch(link.events(), &config, &mut account, wait, &away);

@@ -200,6 +200,7 @@ impl Visit {
             .ends_with(ends_with)
             .heartbeat(config.heartbeat)
             .limits(config.limits)
+            .budget(config.mainstay.budget().clone())
             .confirm(settings.confirm)
             .guarantee(settings.guarantee)
             .read_ahead(bounds::READ_AHEAD)

@@ -130,6 +130,33 @@ impl Charge {
     }
 }
 
+/// Bytes that an application keeps for one client, charged to a [`Budget`] with its links until this is dropped.
+#[derive(Debug)]
+pub struct Kept {
+    budget: Budget,
+    charge: Charge,
+}
+
+impl Kept {
+    /// So many bytes are kept now. Below 1 KiB they do not count.
+    pub fn set(&mut self, bytes: u64) {
+        let change = self.charge.set(bytes, 0);
+        self.budget.apply(Part::Links, change);
+    }
+
+    /// Whether more may be kept: the budget is not short.
+    #[must_use]
+    pub fn admits(&self) -> bool {
+        self.budget.level().admits()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 impl Budget {
     /// A budget of so many bytes. Range: any; with less than 64 KiB for each connection that is busy they go slowly.
     #[must_use]
@@ -175,6 +202,12 @@ impl Budget {
     #[must_use]
     pub fn level(&self) -> Level {
         Level::ALL.into_iter().nth(self.0.level.load(Relaxed).into()).unwrap_or_default()
+    }
+
+    /// For what an application keeps beside sessions and links: nothing yet.
+    #[must_use]
+    pub fn keep(&self) -> Kept {
+        Kept { budget: self.clone(), charge: Charge::default() }
     }
 
     /// What holders are asked to bear; `None`: nothing.
@@ -437,5 +470,19 @@ mod tests {
         let (budget, mut charge) = (Budget::unlimited(), Charge::default());
         budget.apply(Part::Sessions, charge.set(1 << 40, 0));
         assert_eq!((budget.level(), budget.limit(), budget.used()), (Level::Calm, None, 1 << 40));
+    }
+
+    #[test]
+    fn what_an_application_keeps_is_charged_until_it_is_dropped() {
+        let budget = Budget::new(1 << 20);
+        let (mut one, mut other) = (budget.keep(), budget.keep());
+        one.set(950 << 10);
+        other.set(10 << 10);
+        assert_eq!(budget.parts()[1], ("links", 960 << 10));
+        assert!(!one.admits() && !other.admits());
+        one.set(0);
+        assert!(other.admits());
+        drop((one, other));
+        assert_eq!(budget.used(), 0);
     }
 }

@@ -31,7 +31,7 @@ pub use client::Client;
 #[cfg(feature = "client")]
 pub use link::Link;
 
-pub use budget::{Budget, Level};
+pub use budget::{Budget, Kept, Level};
 pub use mainstay_proto::ConfigError;
 pub use mainstay_proto::backoff::BackoffConfig;
 pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};

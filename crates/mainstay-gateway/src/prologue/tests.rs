@@ -218,6 +218,16 @@ fn more_than_may_be_recorded_cannot_be_replayed_and_holds_no_memory() {
 }
 
 #[test]
+fn a_prologue_that_was_given_up_records_nothing_any_more() {
+    let mut play = Play::by(rules(&["match=."], &[], &[]));
+    play.client("login");
+    play.prologue.give_up();
+    play.client("join");
+    assert_eq!(play.prologue.bytes(), 0);
+    assert_eq!(play.prologue.begin(play.now, play.last), Err(Failure::TooMuch));
+}
+
+#[test]
 fn what_is_forgotten_makes_room() {
     let mut play = Play::by(keyed(&["json=/type=join"], &[], &[]));
     for number in 0..1000 {
