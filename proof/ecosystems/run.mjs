@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { LEGS } from './lib/fronts.mjs';
 
 /** A leg that takes longer is ended. */
-const LIMIT = 200_000;
+const LIMIT = 500_000;
 
 const [output, folder, jobs, times, ...names] = process.argv.slice(2);
 const running = new Set();

@@ -9,7 +9,7 @@ import { front } from './fronts.mjs';
 import { Program, freePort } from './processes.mjs';
 
 /** A check that takes longer has failed. */
-const LIMIT = 8;
+const LIMIT = 20;
 
 /**
  * Milliseconds after its kill that the server is started again: it is back between two attempts of most clients here, not
@@ -65,7 +65,8 @@ export class Leg {
       const saw = await within(LIMIT, act());
       this.report({ check: name, ok: true, saw: saw ?? null });
     } catch (error) {
-      this.report({ check: name, ok: false, saw: String(error?.message ?? error).slice(0, 300) });
+      const cause = error?.cause ? `: ${error.cause.message}` : ''; // what fetch says of its failure
+      this.report({ check: name, ok: false, saw: `${error?.message ?? error}${cause}`.slice(0, 300) });
     }
   }
 
