@@ -25,6 +25,7 @@ use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits, Link};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::access::{self, By};
 use crate::forward::{self, Network};
 use crate::links::{Account, Links};
 use crate::principal::Bound;
@@ -61,19 +62,25 @@ pub(crate) async fn visit(upgrade: SessionUpgrade, config: Arc<LinkConfig>) -> R
         return upgrade.principal(principal).on_session(move |session| join_session(session, visit, config));
     }
     let offered: Vec<String> = upgrade.offered().map(str::to_owned).collect();
+    let path: Box<str> = visit.path.clone();
     let link = match link(visit, &offered, &config) {
         Ok(link) => link,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    match timeout(OPENING.min(config.upstream_wait), answer(&link)).await {
+    let mut account = config.links.open(link.sender(), None);
+    match timeout(OPENING.min(config.upstream_wait), answer(&link, &mut account)).await {
         Ok(Ok(())) => {
             let wait = Some(config.upstream_wait);
-            upgrade
-                .subprotocols(link.subprotocol())
-                .on_session(move |session| join(session, link, config, wait))
+            upgrade.subprotocols(link.subprotocol()).on_session(move |session| {
+                let visitor = access::Visitor::new(&session, path);
+                join(session, link, account, visitor, config, wait)
+            })
         }
         Ok(Err(refusal)) => refusal.response(),
-        Err(_) => unreachable_now(),
+        Err(_) => {
+            config.links.turned_away();
+            unreachable_now()
+        }
     }
 }
 
@@ -92,8 +99,9 @@ impl Refusal {
 }
 
 /// The backend's answer to the opening handshake, however many attempts it takes.
-async fn answer(link: &Link) -> Result<(), Refusal> {
+async fn answer(link: &Link, account: &mut Account) -> Result<(), Refusal> {
     while let Some(event) = link.event().await {
+        account.note(&event);
         match event {
             Event::Attached { .. } => return Ok(()),
             Event::Ended { code, reason, .. } => {
@@ -131,6 +139,8 @@ fn jitter(spread: Duration) -> Duration {
 
 /// What a visitor's request asks for, as it is passed on.
 struct Visit {
+    /// As the visitor wrote it, for the log.
+    path: Box<str>,
     url: Uri,
     headers: HeaderMap,
 }
@@ -139,7 +149,7 @@ impl Visit {
     fn of(upgrade: &SessionUpgrade, config: &LinkConfig) -> Result<Self, String> {
         let url = forward::target(&config.upstream, upgrade.uri())?;
         let headers = forward::headers(upgrade.headers(), upgrade.address(), &config.trusted_proxies);
-        Ok(Self { url, headers })
+        Ok(Self { path: upgrade.uri().path().into(), url, headers })
     }
 }
 
@@ -147,25 +157,31 @@ impl Visit {
 /// then what the visitor sends waits in its session, not acknowledged.
 async fn join_session(mut session: Session, visit: Visit, config: Arc<LinkConfig>) {
     let promised = session.peer().subprotocol.as_deref().map(str::to_owned);
+    let visitor = access::Visitor::new(&session, visit.path.clone());
     let link = match link(visit, promised.as_slice(), &config) {
         Ok(link) => link,
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
+    let mut account = config.links.open(link.sender(), session.id());
     let answered = tokio::select! {
-        answered = answer(&link) => answered,
-        () = over(&mut session) => return,
+        answered = answer(&link, &mut account) => answered,
+        () = over(&mut session) => {
+            return visitor.ended(By::Visitor, None, "left before the backend answered");
+        }
     };
     match (answered, promised) {
         (Err(Refusal { status, reason }), _) => {
             let unauthorized = matches!(status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN));
             let code = if unauthorized { CloseCode::UNAUTHORIZED } else { CloseCode::POLICY };
             session.close(code, &format!("the backend refused: {reason}"));
+            visitor.ended(By::Backend, Some(code), &reason);
         }
         (Ok(()), Some(name)) if link.subprotocol().as_ref() != Some(&name) => {
-            session
-                .close(CloseCode::POLICY, &format!("the backend does not agree on the subprotocol {name}"));
+            let reason = format!("the backend does not agree on the subprotocol {name}");
+            session.close(CloseCode::POLICY, &reason);
+            visitor.ended(By::Gateway, Some(CloseCode::POLICY), &reason);
         }
-        (Ok(()), _) => join(session, link, config, None).await,
+        (Ok(()), _) => join(session, link, account, visitor, config, None).await,
     }
 }
 
@@ -175,9 +191,15 @@ async fn over(session: &mut Session) {
 
 /// Runs until the visitor or the backend ends it, or the backend was away for longer than `wait`. What the backend
 /// did not certainly get is counted and told: the visitor was told that the gateway has it.
-async fn join(mut session: Session, mut link: Link, config: Arc<LinkConfig>, wait: Option<Duration>) {
+async fn join(
+    mut session: Session,
+    mut link: Link,
+    mut account: Account,
+    visitor: access::Visitor,
+    config: Arc<LinkConfig>,
+    wait: Option<Duration>,
+) {
     let (to_visitor, to_backend) = (session.sender(), link.sender());
-    let mut account = config.links.open(link.sender(), session.id());
     let away = Notify::new();
     let end = watch(link.events(), &mut account, wait, &away);
     let replies = config.confirm == Confirm::Reply;
@@ -206,11 +228,18 @@ async fn join(mut session: Session, mut link: Link, config: Arc<LinkConfig>, wai
         biased; // all three are polled on every message: no dice are thrown for who is first
         () = up => None,
         // The backend ended it: the visitor is told with the backend's own words.
-        ((), end) = async { tokio::join!(down, end) } => Some(end),
-        () = away.notified() => Some((CloseCode::TRY_AGAIN, come_back())),
+        ((), (code, reason)) = async { tokio::join!(down, end) } => Some((By::Backend, code, reason)),
+        () = away.notified() => {
+            config.links.turned_away();
+            Some((By::Gateway, CloseCode::TRY_AGAIN, come_back()))
+        }
     };
-    if let Some((code, reason)) = told {
-        session.close(code, &reason);
+    match told {
+        Some((by, code, reason)) => {
+            session.close(code, &reason);
+            visitor.ended(by, Some(code), &reason);
+        }
+        None => visitor.ended(By::Visitor, None, "left, or did not come back"),
     }
     account.not_delivered(in_hand.into());
     finish(link, replies, &mut account).await;

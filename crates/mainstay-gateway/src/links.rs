@@ -1,18 +1,42 @@
 //! What is known of all links to the backend together, and what is told of one when it ends.
+//!
+//! Every dial of a link and every request is reported here, and so to [`Backend`]: this is its driver.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use mainstay::client::{Event, Lost, Sender};
+use mainstay::client::{Event, Lost, Sender, State};
 use mainstay::{Evidence, Report, SessionId};
 use slab::Slab;
+use tokio::sync::Notify;
+
+use crate::backend::{Backend, Failure, Line, Reason};
+
+/// Over how long links dial that waited for the backend, once it is there.
+const WAKE: Duration = Duration::from_secs(1);
 
 /// Figures of all links. Cheap to clone; every clone is the same.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Links(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
+    backend: Mutex<Backend>,
+    /// A probe may be due.
+    changed: Notify,
+    figures: Counters,
+    open: Mutex<Slab<Sender>>,
+}
+
+#[derive(Default)]
+struct Counters {
+    attached: AtomicU64,
+    failed: [AtomicU64; Reason::ALL.len()],
+    /// Answers of the backend that refused a visitor, by the hundreds of their status: 3xx, 4xx, 5xx.
+    refused: [AtomicU64; 3],
+    /// Visitors that got 503 or 1013 because it cannot be reached.
+    unreached: AtomicU64,
     lost: AtomicU64,
     dead_silent: AtomicU64,
     dead_frozen: AtomicU64,
@@ -20,10 +44,9 @@ struct Shared {
     unknown: AtomicU64,
     not_delivered: AtomicU64,
     undeliverable: AtomicU64,
-    open: Mutex<Slab<Sender>>,
 }
 
-impl Shared {
+impl Counters {
     fn dead(&self, evidence: Evidence) -> &AtomicU64 {
         match evidence {
             Evidence::Silent => &self.dead_silent,
@@ -36,6 +59,16 @@ impl Shared {
 /// The figures at one moment.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Figures {
+    /// Whether the backend is up.
+    pub(crate) up: bool,
+    /// Connections of links that are open now.
+    pub(crate) attached: u64,
+    /// Connections that did not come about, in the order of [`Reason::ALL`].
+    pub(crate) failed: [u64; Reason::ALL.len()],
+    /// Visitors that were refused with the backend's own status: 3xx, 4xx, 5xx.
+    pub(crate) refused: [u64; 3],
+    /// Visitors that were refused because it cannot be reached.
+    pub(crate) unreached: u64,
     /// Connections to the backend that were lost.
     pub(crate) lost: u64,
     /// Of these, called dead, by evidence.
@@ -52,31 +85,148 @@ pub(crate) struct Figures {
     pub(crate) kept_bytes: u64,
 }
 
+impl Default for Links {
+    fn default() -> Self {
+        let shared = Shared {
+            backend: Mutex::new(Backend::new(Instant::now())),
+            changed: Notify::new(),
+            figures: Counters::default(),
+            open: Mutex::default(),
+        };
+        Self(Arc::new(shared))
+    }
+}
+
 impl Links {
-    /// Counts one more link, from here until the account is dropped.
+    /// Counts one more link, from here until the account is dropped. Call it before the link has dialled.
     pub(crate) fn open(&self, sender: Sender, session: Option<SessionId>) -> Account {
         let slot = self.list().insert(sender);
         Account {
             links: self.clone(),
             slot,
             session,
+            is_attached: false,
             unknown: 0,
             not_delivered: 0,
             undeliverable: Vec::new(),
         }
     }
 
+    /// A connection to the backend came about. Links that wait for one dial now.
+    pub(crate) fn reached(&self) {
+        if self.tell(|backend| backend.handle_reached(Instant::now())) {
+            tokio::spawn(self.clone().wake());
+        }
+    }
+
+    /// A connection to the backend did not come about.
+    pub(crate) fn failed(&self, failure: Failure) {
+        if let Some(counter) = self.0.figures.failed.get(failure.reason as usize) {
+            counter.fetch_add(1, Relaxed);
+        }
+        self.tell(|backend| backend.handle_failed(Instant::now(), failure));
+    }
+
+    /// The backend answered a visitor with this status instead of what was asked for.
+    pub(crate) fn refused(&self, status: u16) {
+        self.reached();
+        let class = usize::from(status / 100).checked_sub(3);
+        if let Some(counter) = class.and_then(|class| self.0.figures.refused.get(class)) {
+            counter.fetch_add(1, Relaxed);
+        }
+        self.tell(|backend| backend.handle_status(Instant::now(), status));
+    }
+
+    /// A visitor was sent away because the backend cannot be reached.
+    pub(crate) fn turned_away(&self) {
+        self.0.figures.unreached.fetch_add(1, Relaxed);
+    }
+
+    /// Why no visitor should be sent here yet; see [`Backend::not_ready`].
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        self.backend().not_ready()
+    }
+
+    /// Probes the backend when that is due, for as long as the process lives. `probe` makes a connection and drops it.
+    pub(crate) async fn probe<F>(self, probe: impl Fn() -> F)
+    where
+        F: Future<Output = Result<(), Failure>>,
+    {
+        loop {
+            let due = self.backend().poll_timeout();
+            let due = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {}
+                () = self.0.changed.notified() => continue,
+            }
+            if self.backend().poll_probe(Instant::now()) {
+                match probe().await {
+                    Ok(()) => self.reached(),
+                    Err(failure) => self.failed(failure),
+                }
+            }
+        }
+    }
+
+    /// Has links dial that wait for their next attempt: not all at once.
+    async fn wake(self) {
+        let senders: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
+        let random = RandomState::new();
+        let part = |number: usize| (random.hash_one(number) >> 32) as f64 / f64::from(u32::MAX);
+        let waits = |(number, sender): (usize, Sender)| {
+            matches!(sender.state(), State::Waiting { .. }).then(|| (WAKE.mul_f64(part(number)), sender))
+        };
+        let mut waiting: Vec<_> = senders.into_iter().enumerate().filter_map(waits).collect();
+        waiting.sort_by_key(|(after, _)| *after);
+        let start = tokio::time::Instant::now();
+        for (after, sender) in waiting {
+            tokio::time::sleep_until(start + after).await;
+            if matches!(sender.state(), State::Waiting { .. }) {
+                sender.retry_now();
+            }
+        }
+    }
+
+    /// Tells the machine what happened, and logs what it says.
+    fn tell<R>(&self, what: impl FnOnce(&mut Backend) -> R) -> R {
+        let mut backend = self.backend();
+        let (before, result) = (backend.poll_timeout(), what(&mut backend));
+        let lines: Vec<Line> = std::iter::from_fn(|| backend.poll_line()).collect();
+        let has_changed = backend.poll_timeout() != before;
+        drop(backend);
+        if has_changed {
+            self.0.changed.notify_one();
+        }
+        lines.into_iter().for_each(crate::backend::log);
+        result
+    }
+
+    fn backend(&self) -> MutexGuard<'_, Backend> {
+        self.0.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Walks the list of links.
     pub(crate) fn figures(&self) -> Figures {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
+        let figures = &self.0.figures;
         Figures {
-            lost: read(&self.0.lost),
-            dead_silent: read(&self.0.dead_silent),
-            dead_frozen: read(&self.0.dead_frozen),
-            dead_stalled: read(&self.0.dead_stalled),
-            unknown: read(&self.0.unknown),
-            not_delivered: read(&self.0.not_delivered),
-            undeliverable: read(&self.0.undeliverable),
+            up: self.backend().is_up(),
+            attached: read(&figures.attached),
+            failed: figures.failed.each_ref().map(read),
+            refused: figures.refused.each_ref().map(read),
+            unreached: read(&figures.unreached),
+            lost: read(&figures.lost),
+            dead_silent: read(&figures.dead_silent),
+            dead_frozen: read(&figures.dead_frozen),
+            dead_stalled: read(&figures.dead_stalled),
+            unknown: read(&figures.unknown),
+            not_delivered: read(&figures.not_delivered),
+            undeliverable: read(&figures.undeliverable),
             kept_bytes: self.kept_bytes(),
         }
     }
@@ -99,6 +249,7 @@ pub(crate) struct Account {
     links: Links,
     slot: usize,
     session: Option<SessionId>,
+    is_attached: bool,
     unknown: u64,
     not_delivered: u64,
     /// Their numbers: a later report of what surrounds them covers them once more.
@@ -109,32 +260,73 @@ impl Account {
     /// Counts what an event of the link says.
     pub(crate) fn note(&mut self, event: &Event) {
         match event {
+            Event::Attached { .. } => {
+                self.attached(true);
+                self.links.reached();
+            }
+            Event::AttemptFailed { why, .. } => self.attempt_failed(why),
             Event::Detached { why, .. } => {
-                self.links.0.lost.fetch_add(1, Relaxed);
+                self.attached(false);
+                let figures = &self.links.0.figures;
+                figures.lost.fetch_add(1, Relaxed);
                 if let Lost::Dead(evidence) = why {
-                    self.links.0.dead(*evidence).fetch_add(1, Relaxed);
+                    figures.dead(*evidence).fetch_add(1, Relaxed);
+                }
+                let why = format!("{why:?}");
+                self.links.tell(|backend| backend.handle_lost(Instant::now(), &why));
+            }
+            Event::Ended { code, .. } => {
+                self.attached(false);
+                // Below 1000 it is the status of the answer that refused the opening handshake.
+                if let Some(status) =
+                    code.and_then(|code| u16::try_from(code).ok()).filter(|code| *code < 1000)
+                {
+                    self.links.refused(status);
                 }
             }
             Event::Report(Report::Unknown(first, last)) => {
                 let count = self.not_told_before(*first, *last);
                 self.unknown += count;
-                self.links.0.unknown.fetch_add(count, Relaxed);
+                self.links.0.figures.unknown.fetch_add(count, Relaxed);
             }
             Event::Report(Report::NotDelivered(first, last)) => {
                 self.not_delivered(self.not_told_before(*first, *last));
             }
             Event::Report(Report::Undeliverable(number, _)) => {
                 self.undeliverable.push(*number);
-                self.links.0.undeliverable.fetch_add(1, Relaxed);
+                self.links.0.figures.undeliverable.fetch_add(1, Relaxed);
             }
             _ => {}
+        }
+    }
+
+    fn attempt_failed(&self, why: &Lost) {
+        let Some(failure) = Failure::of(why) else { return };
+        let status = status_in(&failure.why);
+        let answered = !failure.reason.is_down();
+        self.links.failed(failure);
+        match status {
+            Some(status) => self.links.refused(status),
+            None if answered => self.links.reached(),
+            None => {}
+        }
+    }
+
+    fn attached(&mut self, is_attached: bool) {
+        if std::mem::replace(&mut self.is_attached, is_attached) != is_attached {
+            let counter = &self.links.0.figures.attached;
+            if is_attached {
+                counter.fetch_add(1, Relaxed)
+            } else {
+                counter.fetch_sub(1, Relaxed)
+            };
         }
     }
 
     /// Messages of the visitor that the link did not take any more.
     pub(crate) fn not_delivered(&mut self, count: u64) {
         self.not_delivered += count;
-        self.links.0.not_delivered.fetch_add(count, Relaxed);
+        self.links.0.figures.not_delivered.fetch_add(count, Relaxed);
     }
 
     fn not_told_before(&self, first: u64, last: u64) -> u64 {
@@ -145,6 +337,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
+        self.attached(false);
         self.links.list().try_remove(self.slot);
         let (unknown, not_delivered) = (self.unknown, self.not_delivered);
         let undeliverable = self.undeliverable.len();
@@ -159,6 +352,11 @@ impl Drop for Account {
             );
         }
     }
+}
+
+/// The status in "the server answered 503 Service Unavailable".
+fn status_in(why: &str) -> Option<u16> {
+    why.strip_prefix("the server answered ")?.get(..3)?.parse().ok()
 }
 
 #[cfg(test)]

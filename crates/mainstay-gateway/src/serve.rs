@@ -15,17 +15,38 @@ use clap::ValueEnum;
 use http::{HeaderName, Uri};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::admin::Token;
+use crate::backend::{Failure, Reason};
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
-use crate::{Interrupts, admin, builtin, descriptors, join, values};
+use crate::signals::{self, Stops};
+use crate::successor::{Baton, Found};
+use crate::{admin, builtin, descriptors, join, log, successor, values};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
 /// who finds the queue full is not heard until TCP asks again, a second later or more.
 const BACKLOG: u32 = 65_535;
+
+/// What `--help` ends with.
+pub(crate) const OPERATION: &str = "\
+Signals:
+  TERM, INT, QUIT  drain: /readyz says no, visitors are sent away over --drain, then it ends. Once more: ends at once
+  HUP, USR1, USR2  ignored, with a line of the log
+  A successor that is started with the same addresses while this process drains gets its listeners: no connection
+  is refused
+
+Exit codes:
+  0    ended in order
+  1    it could not start, or serving failed; the line on standard error says why
+  2    the arguments or the environment are wrong
+  130, 131, 143  ended at once by a second INT, QUIT or TERM
+
+Environment:
+  Each option has a variable, as MAINSTAY_LISTEN for --listen; the option wins. Several values are parted by commas
+  where none holds one, else by line breaks. MAINSTAY_LOG says what is logged: a level, or TARGET=LEVEL";
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
@@ -63,7 +84,8 @@ pub(crate) struct Arguments {
     /// What confirms a message to the backend.
     #[arg(long, value_enum, default_value = "pong")]
     confirm: ConfirmBy,
-    /// The most connections at a time. One too many gets 503 and a time to wait.
+    /// The most connections at a time. One too many gets 503 and a time to wait. Default: as many as open files allow,
+    /// at most 1,000,000.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
     /// The most connections at a time from one address (one /64 of IPv6). Not behind a proxy: all
@@ -103,9 +125,12 @@ pub(crate) struct Arguments {
     /// loopback address.
     #[arg(long, value_name = "FILE", requires = "admin", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
     admin_token_file: Option<PathBuf>,
-    /// Over how long visitors are sent away at SIGTERM.
-    #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "30s")]
+    /// How long the end takes at most after SIGTERM: visitors are sent away, and what is under way is finished. A
+    /// supervisor must wait longer before it kills.
+    #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "5s")]
     drain: Duration,
+    #[command(flatten)]
+    pub(crate) log: log::LogArguments,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -144,14 +169,14 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let token = match admin_token(&arguments) {
         Ok(token) => token,
         Err(line) => {
-            eprintln!("mainstay: {line}");
+            log::say(&line);
             return ExitCode::from(2);
         }
     };
     match serve(arguments, token).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            eprintln!("mainstay: {line}");
+            log::say(&line);
             ExitCode::FAILURE
         }
     }
@@ -173,6 +198,7 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
 async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
     let files = descriptors::take_all();
+    let most = descriptors::visitors(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
     let mainstay = Mainstay::new(Config {
         heartbeat,
@@ -180,13 +206,11 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
         resume_window: arguments.resume_window,
         deflate: arguments.deflate,
         admission: AdmissionConfig {
-            connections: arguments.max_connections,
+            connections: Some(arguments.max_connections.unwrap_or(most)),
             per_address: arguments.max_per_ip,
         },
         lifetime: lifetime(&arguments)?,
-        max_sessions: arguments
-            .max_sessions
-            .unwrap_or(descriptors::sessions(files, arguments.upstream.is_some())),
+        max_sessions: arguments.max_sessions.unwrap_or(most),
         origins: match arguments.allow_origin.as_slice() {
             [] => Origins::Any,
             allowed => Origins::Only(allowed.to_vec()),
@@ -222,21 +246,51 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
             Router::new().fallback(any(visit)).with_state(gateway)
         }
     };
-    let listener = bind(arguments.listen, "--listen")?;
-    let admin = match arguments.admin {
-        Some(address) => Some(bind(address, "--admin")?),
-        None => None,
-    };
-    let interrupts = Interrupts::listen().map_err(|error| format!("no signals: {error}"))?;
-    announce(&arguments, &listener, admin.as_ref());
-    if let Some(admin) = admin {
-        tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
+    let (listener, baton) = bind(arguments.listen, "--listen")?;
+    let admin = arguments.admin.map(|address| bind(address, "--admin")).transpose()?;
+    let no_signals = |error: std::io::Error| format!("no signals: {error}");
+    let stops = Stops::listen().map_err(no_signals)?;
+    signals::ignore_the_others().map_err(no_signals)?;
+    announce(&arguments, &listener, admin.as_ref().map(|(admin, _)| admin));
+    let taken_over = successor::offer(&listener, mainstay.clone());
+    match &arguments.upstream {
+        Some(upstream) => drop(tokio::spawn(links.clone().probe(probe(upstream.clone())))),
+        None => links.reached(),
     }
+    if let Some((admin, baton)) = admin {
+        tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
+        baton.into_iter().for_each(Baton::take_over);
+    }
+    baton.into_iter().for_each(Baton::take_over);
     let served = mainstay::serve(listener, app, &mainstay)
-        .with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain)
+        .with_graceful_shutdown(termination(stops, links.clone()), arguments.drain)
+        .with_successor(taken_over)
         .await;
     tell_what_is_kept(&links);
     served.map_err(|error| error.to_string())
+}
+
+/// How long a probe of the backend may take.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// Connects to the backend, and that is all.
+fn probe(upstream: Uri) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> {
+    move || {
+        let upstream = upstream.clone();
+        Box::pin(async move {
+            let host = upstream.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+            let usual = if upstream.scheme_str() == Some("wss") { 443 } else { 80 };
+            let place = (host, upstream.port_u16().unwrap_or(usual));
+            match tokio::time::timeout(PROBE, TcpStream::connect(place)).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(Failure::in_words(format!("{host}:{}: {error}", place.1))),
+                Err(_) => {
+                    let why = format!("{host}:{}: no connection within {PROBE:?}", place.1);
+                    Err(Failure { reason: Reason::TimedOut, why })
+                }
+            }
+        })
+    }
 }
 
 /// Each bound was checked where the flag was read.
@@ -256,17 +310,35 @@ async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Respo
     join::visit(upgrade, gateway.link).await
 }
 
-fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
+/// Listens there, or goes on listening where a process of ours drains.
+fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Baton>), String> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    listen().map_err(|error| format!("{flag} {address}: {error}; choose another address"))
+    let error = match listen() {
+        Ok(listener) => return Ok((listener, None)),
+        Err(error) => error,
+    };
+    let is_taken = error.kind() == std::io::ErrorKind::AddrInUse;
+    match if is_taken { successor::ask(address) } else { Found::Stranger } {
+        Found::Stranger => Err(format!("{flag} {address}: {error}; choose another address")),
+        Found::Running(process) => Err(format!(
+            "{flag} {address}: {error}: mainstay runs there as process {process}; choose another address, or to replace \
+             it send it SIGTERM first and start this one while it drains"
+        )),
+        Found::Handed(listener, baton) => {
+            let taken = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+            taken
+                .map(|listener| (listener, Some(baton)))
+                .map_err(|error| format!("{flag} {address}: {error}"))
+        }
+    }
 }
 
-/// What it listens on, what it fronts, and what to try next. Nobody need be there to read it.
+/// What it listens on, what it fronts, and what to try next. It need not be read.
 fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpListener>) {
     let address = listener.local_addr().map_or_else(|_| arguments.listen.to_string(), |a| a.to_string());
     let mut lines = vec![format!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"))];
@@ -285,17 +357,29 @@ fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpLis
     }
     let path = if arguments.upstream.is_some() { "/" } else { "/echo" };
     lines.push(format!("  try: mainstay connect ws://{address}{path}"));
-    let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
+    lines.push(String::new());
+    let banner = lines.join("\n");
+    // On a thread of its own: who reads it may stall, and serving waits for nobody.
+    let write = move || {
+        let _ = std::io::stdout().write_all(banner.as_bytes());
+    };
+    if std::thread::Builder::new().name("banner".into()).spawn(write).is_err() {
+        tracing::warn!("no thread to write the banner");
+    }
 }
 
-/// The first SIGTERM or SIGINT drains, the second ends at once.
-async fn termination(mut interrupts: Interrupts, links: Links) {
-    interrupts.next().await;
-    eprintln!("mainstay: draining; once more to end at once");
+/// How long the end at once waits for the log.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
+/// The first signal drains, the second ends at once.
+async fn termination(mut stops: Stops, links: Links) {
+    let stop = stops.next().await;
+    tracing::info!(signal = ?stop, "draining; once more to end at once");
     tokio::spawn(async move {
-        interrupts.next().await;
+        let stop = stops.next().await;
         tell_what_is_kept(&links);
-        std::process::exit(130);
+        log::flush(LAST_LINES);
+        std::process::exit(stop.exit_code().into());
     });
 }
 

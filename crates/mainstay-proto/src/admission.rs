@@ -21,7 +21,8 @@ pub struct AdmissionConfig {
     pub per_address: Option<usize>,
 }
 
-/// Refusals that are being written at a time.
+/// Refusals that are being written at a time, at most; an eighth of the limit where that is less, but not below 8: they
+/// take files, too.
 const REFUSING: usize = 256;
 /// A client that was refused is asked to wait for this at most; uniform, so that a crowd does not come back at once.
 const LONGEST_WAIT: u64 = 10;
@@ -101,7 +102,8 @@ impl Admission {
     }
 
     fn refuse(&mut self, why: Refused) -> Admitted {
-        if self.refusing >= REFUSING {
+        let eighth = self.config.connections.map_or(REFUSING, |limit| (limit / 8).max(8));
+        if self.refusing >= REFUSING.min(eighth) {
             return Admitted::Dropped(why);
         }
         self.refusing += 1;
@@ -177,7 +179,9 @@ mod tests {
 
     #[test]
     fn refusals_are_spread_over_seconds_and_bounded_in_number() {
-        let mut admission = admission(Some(0), None);
+        let limit = 8 * REFUSING;
+        let mut admission = admission(Some(limit), None);
+        (0..limit).for_each(|_| assert_eq!(admission.arrive(ip("10.0.0.1")), Admitted::Yes));
         let mut waits = [0; 11];
         for _ in 0..REFUSING {
             let Admitted::No(Refused::Full, wait) = admission.arrive(ip("10.0.0.1")) else { panic!() };
@@ -187,5 +191,14 @@ mod tests {
         assert_eq!(admission.arrive(ip("10.0.0.1")), Admitted::Dropped(Refused::Full));
         admission.refused();
         assert!(is_refused(admission.arrive(ip("10.0.0.1")), Refused::Full));
+    }
+    #[test]
+    fn refusals_take_an_eighth_of_the_places_at_most_and_a_few_in_any_case() {
+        for (limit, refusing) in [(0, 8), (64, 8), (160, 20), (100_000, REFUSING)] {
+            let mut admission = admission(Some(limit), None);
+            let arrived = (0..limit + 2 * REFUSING).map(|_| admission.arrive(ip("10.0.0.1")));
+            let answered = arrived.filter(|admitted| matches!(admitted, Admitted::No(..))).count();
+            assert_eq!(answered, refusing, "{limit}");
+        }
     }
 }

@@ -435,6 +435,17 @@ impl Sender {
         self.core.lock().machine.kept_bytes()
     }
 
+    /// As [`Client::retry_now`].
+    pub fn retry_now(&self) {
+        self.core.change(|inner| inner.machine.retry_now(now()));
+    }
+
+    /// As [`Client::state`].
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.core.lock().machine.state()
+    }
+
     /// Sends a message that is not kept: lost if no connection is attached, never sent again. For what the
     /// next one makes worthless: cursors, positions. Of more than 64 (256 KiB) that wait for a slow
     /// connection the oldest are dropped.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::support::{echo, until_quiet};
 
-const SPREAD: Duration = Duration::from_secs(30);
+const WITHIN: Duration = Duration::from_secs(30);
 
 /// A server with sessions at `/echo` and a response at `/slow` that takes as long as it was told to.
 struct Stage {
@@ -44,7 +44,7 @@ impl Stage {
             "slowly"
         };
         // Nobody is to leave because of this one.
-        let mainstay = Mainstay::new(Config { opening_deadline: 100 * SPREAD, ..Config::default() });
+        let mainstay = Mainstay::new(Config { opening_deadline: 100 * WITHIN, ..Config::default() });
         let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
         let app = Router::new().route("/slow", get(slowly)).route("/echo", sessions);
         let app = app.with_state(mainstay.clone());
@@ -53,7 +53,7 @@ impl Stage {
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let server = mainstay::serve(listener, app, &mainstay)
-            .with_graceful_shutdown(async move { stopped.notified().await }, SPREAD);
+            .with_graceful_shutdown(async move { stopped.notified().await }, WITHIN);
         let server = tokio::spawn(server.into_future());
         Self { address, mainstay, stop, server, asked, answered }
     }
@@ -94,10 +94,10 @@ async fn a_response_that_is_under_way_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_response_that_does_not_end_is_waited_for_as_long_as_a_session() {
-    let mut stage = Stage::set(100 * SPREAD).await;
+    let mut stage = Stage::set(100 * WITHIN).await;
     let _asking = stage.ask("/slow").await;
     until_quiet("it is asked", || stage.asked.load(Ordering::Relaxed)).await;
-    assert_eq!(stage.stop().await.as_secs(), 35);
+    assert_eq!(stage.stop().await.as_secs(), 30);
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,7 +109,7 @@ async fn connections_without_a_request_are_not_waited_for() {
     while !answer.ends_with(b"slowly") {
         answer.push(kept_alive.read_u8().await.unwrap());
     }
-    assert!(stage.stop().await < SPREAD, "nobody was waited for");
+    assert!(stage.stop().await < WITHIN, "nobody was waited for");
     assert_eq!((rest_of(kept_alive).await, rest_of(silent).await), (String::new(), String::new()));
 }
 
@@ -119,7 +119,7 @@ async fn sessions_are_sent_away_and_waited_for_and_nobody_is_let_in() {
     let url = format!("ws://{}/echo", stage.address);
     let client = Client::builder(&url).unwrap().connect_once().await.unwrap();
     let took = stage.stop().await;
-    assert!(took <= SPREAD, "it left within the time that it was given: {took:?}");
+    assert!(took <= WITHIN, "it left within the time that it was given: {took:?}");
     assert_eq!((stage.mainstay.stats().sessions, stage.mainstay.is_ready()), (0, false));
     while !matches!(client.event().await, Some(Event::Ended { .. }) | None) {}
     assert!(TcpStream::connect(stage.address).await.is_err());
