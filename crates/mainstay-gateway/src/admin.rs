@@ -360,6 +360,7 @@ mod tests {
     use super::*;
 
     fn rendered() -> String {
+        process::started();
         let stats = Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() };
         let gauges = Gauges { kept_bytes: 5, ..Gauges::default() };
         render(&stats, &gauges, &Figures { lost: 3, unknown: 2, kept_bytes: 6, ..Figures::default() })

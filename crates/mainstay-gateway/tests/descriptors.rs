@@ -20,7 +20,7 @@ impl Drop for Gateway {
 fn a_gateway_that_runs_out_of_descriptors_goes_on_when_there_are_some_again() {
     let mut gateway = Gateway(
         Command::new("sh")
-            .args(["-c", "ulimit -n 40 && exec \"$0\" serve --listen 127.0.0.1:0"])
+            .args(["-c", "ulimit -n 60 && exec \"$0\" serve --listen 127.0.0.1:0 --max-connections 1000"])
             .arg(env!("CARGO_BIN_EXE_mainstay"))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

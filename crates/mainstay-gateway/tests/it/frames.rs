@@ -32,7 +32,13 @@ impl Frames {
 
     /// The head of the next request, which is accepted, and what follows.
     pub(crate) async fn serve(listener: &TcpListener) -> (String, Self) {
-        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut stream = loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            // A probe of the gateway says nothing.
+            if stream.peek(&mut [0]).await.is_ok_and(|count| count > 0) {
+                break stream;
+            }
+        };
         let request = head(&mut stream).await;
         let key = request.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
         let accept = accept_key(key.as_bytes());

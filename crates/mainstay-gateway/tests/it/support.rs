@@ -16,14 +16,10 @@ use tokio::sync::Notify;
 pub(crate) fn mainstay(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for variable in [
-        "MAINSTAY_LISTEN",
-        "MAINSTAY_UPSTREAM",
-        "MAINSTAY_ADMIN",
-        "MAINSTAY_ADMIN_TOKEN_FILE",
-        "MAINSTAY_LOG",
-    ] {
-        command.env_remove(variable);
+    for (variable, _) in std::env::vars_os() {
+        if variable.as_encoded_bytes().starts_with(b"MAINSTAY_") {
+            command.env_remove(variable);
+        }
     }
     command
 }
@@ -105,7 +101,7 @@ impl Gateway {
     /// The answer of `--admin`, with further headers: status line, headers and body.
     pub(crate) fn ask(&self, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.admin.unwrap()).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
