@@ -283,6 +283,14 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             format!("{count} messages from number {first} on, by the server: it was full"),
             json!({"first": first, "count": count}),
         ),
+        Event::Replaced { count } => (
+            "replaced",
+            format!(
+                "the gateway's connection to its backend was replaced, {count} so far: what the backend sent meanwhile \
+                 may be missing"
+            ),
+            json!({"count": count}),
+        ),
         Event::Authenticated { accepted } => {
             ("authenticated", format!("accepted={accepted}"), json!({"accepted": accepted}))
         }
@@ -315,6 +323,7 @@ fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str,
         | Lost::Unavailable { reason: what, .. }
         | Lost::Refused { reason: what, .. }
         | Lost::Broken(what) => (what.clone(), None),
+        Lost::NotConnected(failure) => (failure.to_string(), None),
         Lost::Dead(evidence) => (evidence.to_string(), None),
         Lost::Closed { code, reason } => {
             let words = code.map_or_else(|| "no code".to_owned(), |code| code.to_string());

@@ -312,9 +312,7 @@ fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig) -> Result<Li
         .limits(config.limits)
         .confirm(config.confirm)
         .guarantee(config.guarantee);
-    for name in subprotocols {
-        builder = builder.subprotocol(name);
-    }
+    builder = builder.subprotocols(subprotocols).map_err(|error| error.to_string())?;
     for (name, value) in &visit.headers {
         builder = builder.header(name.clone(), value.clone());
     }

@@ -20,6 +20,7 @@ use rand::{RngExt, SeedableRng};
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
+use crate::reach::ConnectFailure;
 use crate::session::message::{Delay, GapCause, SessionId};
 use crate::session::{
     CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
@@ -61,7 +62,7 @@ pub enum State {
 }
 
 /// How a client behaves.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ConnectConfig {
     /// The peer is known to speak plain WebSocket: no session is begun. Default: false.
     pub link: bool,
@@ -78,10 +79,25 @@ pub struct ConnectConfig {
     /// End when a plain peer closes with 1000 or an application's code (3000-4999): it meant it.
     /// Default: false.
     pub ends_with_peer: bool,
+    /// From dialling to WELCOME, or to the answer of a plain peer; then the attempt is given up. Default: 10 s.
+    pub opening_timeout: Duration,
 }
 
-/// From dialling to WELCOME.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+impl Default for ConnectConfig {
+    fn default() -> Self {
+        Self {
+            link: false,
+            session: ClientConfig::default(),
+            confirm: ConfirmConfig::default(),
+            heartbeat: HeartbeatConfig::default(),
+            backoff: BackoffConfig::default(),
+            once: false,
+            ends_with_peer: false,
+            opening_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
 /// A replacement is opened when a probe is unanswered for this long.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// Marks the payload of a heartbeat's Ping, so that it is never read as a position.
@@ -92,6 +108,8 @@ const HEARTBEAT_PING: u64 = 1 << 63;
 pub enum Lost {
     /// It could not be opened, but may be another time.
     Unreachable(String),
+    /// The server was not even reached, but may be another time.
+    NotConnected(ConnectFailure),
     /// It could not be opened, and the server says when it may be (`Retry-After`).
     Unavailable {
         /// Not before.
@@ -184,6 +202,13 @@ pub enum Event {
         count: u64,
         /// Why.
         cause: GapCause,
+    },
+    /// The connection behind the server was replaced: a gateway's to its backend. What the backend sent meanwhile may be
+    /// missing, and how much is not known; the session itself lost nothing. The messages that were handed over before
+    /// and after this event stand before and after the replacement.
+    Replaced {
+        /// How often so far in this session.
+        count: u64,
     },
     /// The server judged the credentials that [`Client::authenticate`] presented.
     Authenticated {
@@ -490,8 +515,12 @@ impl Client {
             }),
             None => self.session.hand_over(now),
         };
-        if let Some(Delivery::Gap { first, count, cause }) = delivery {
-            self.events.push_back(Event::Dropped { first, count, cause });
+        match delivery {
+            Some(Delivery::Gap { first, count, cause }) => {
+                self.events.push_back(Event::Dropped { first, count, cause });
+            }
+            Some(Delivery::Replaced { count }) => self.events.push_back(Event::Replaced { count }),
+            _ => {}
         }
         self.collect(now);
         delivery
@@ -577,7 +606,8 @@ impl Client {
             {
                 self.session.handle_lost(connection);
                 self.abort(connection);
-                self.dial_failed(now, Lost::Unreachable("no answer within 10 s".into()), None);
+                let why = format!("no answer within {:?}", self.config.opening_timeout);
+                self.dial_failed(now, Lost::Unreachable(why), None);
             }
             _ => {}
         }
@@ -786,7 +816,7 @@ impl Client {
     fn dial(&mut self, now: Instant) {
         let connection = ConnectionId(self.next_connection);
         self.next_connection += 1;
-        self.dial = Dial::Connecting { connection, until: now + CONNECT_TIMEOUT };
+        self.dial = Dial::Connecting { connection, until: now + self.config.opening_timeout };
         self.commands.push_back(Command::Dial(connection));
     }
 
@@ -977,6 +1007,7 @@ impl Client {
             {
                 (None, reason.clone())
             }
+            Lost::NotConnected(failure) if self.config.once => (None, failure.reason.clone()),
             Lost::Dead(evidence) if self.config.once => (None, evidence.to_string()),
             _ => return false,
         };

@@ -6,7 +6,8 @@
 //! - [`admission`]: who may connect.
 //! - [`backoff`]: how long to wait before the next attempt.
 //! - [`confirm`]: sending to a plain peer, whose Pong is the acknowledgement.
-//! - [`connect`]: the client's life: dialling, attached, waiting, ended. [`endpoint`]: where it may be sent.
+//! - [`connect`]: the client's life: dialling, attached, waiting, ended. [`endpoint`]: where it may be sent. [`reach`]:
+//!   which of a server's addresses is tried when.
 //!
 //! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of
 //! randomness: `now` and every seed are arguments. The same machines run under tokio, in the
@@ -20,6 +21,7 @@ pub mod endpoint;
 pub mod heartbeat;
 #[doc(hidden)]
 pub mod planted;
+pub mod reach;
 pub mod session;
 pub mod ws;
 

@@ -35,7 +35,7 @@ impl Letter {
     pub(crate) fn from_delivery(delivery: &Delivery, from: char, longest: usize) -> Result<Self, String> {
         match delivery {
             Delivery::Message(message) => Self::read(message, from, longest),
-            Delivery::Gap { .. } => Err(format!("unexpected {delivery:?}")),
+            Delivery::Gap { .. } | Delivery::Replaced { .. } => Err(format!("unexpected {delivery:?}")),
         }
     }
 }

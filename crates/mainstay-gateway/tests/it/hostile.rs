@@ -50,6 +50,7 @@ fn hello() -> Vec<u8> {
         resume: None,
         credentials: None,
         resume_window: None,
+        max_message: None,
     }))
     .encode()
     .to_vec()

@@ -28,6 +28,7 @@ async fn welcome(gateway: &Gateway, headers: &str, number: u64, token: Option<Re
         resume: token.map(|token| Resume { token, received: 0, sent: 0, first_held: 1 }),
         credentials: None,
         resume_window: None,
+        max_message: None,
     }));
     visitor.write(BINARY, &hello.encode()).await;
     let (_, payload) = visitor.read().await.unwrap();

@@ -102,7 +102,7 @@ async fn a_session_whose_subprotocol_the_backend_does_not_speak_is_ended() {
     let mut understood = visit("b");
     understood.send(Message::text("hello")).await.unwrap();
     assert_eq!(understood.recv().await, Some(Message::text("hello")));
-    assert_eq!(understood.subprotocol().as_deref(), Some("mainstay.v1+b"));
+    assert_eq!(understood.subprotocol().as_deref(), Some("b"));
     let (code, reason) = end(&visit("a")).await;
     assert_eq!((code, reason.contains("subprotocol a")), (Some(1008), true), "{reason}");
 }

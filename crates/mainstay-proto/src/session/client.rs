@@ -150,6 +150,8 @@ pub struct ClientSession {
     /// Where the client and the server stood when the current connection was attached.
     mark: (u64, u64),
     barren: u32,
+    /// How often the connection behind the server was replaced, as the server last said.
+    replaced: u64,
     /// Started from the stored state of another instance, and not attached yet: it numbers nothing new.
     restored: bool,
     life: Life,
@@ -225,6 +227,7 @@ impl ClientSession {
             pending: None,
             mark: (0, 0),
             barren: 0,
+            replaced: 0,
             restored: false,
             life: Life::Open,
             events: VecDeque::new(),
@@ -252,6 +255,7 @@ impl ClientSession {
         copy.flow = self.flow.clone();
         copy.flow.forget_owed();
         copy.flow.outbox.note_written(copy.flow.outbox.last());
+        copy.replaced = self.replaced;
         copy.restored = true;
         Some(copy)
     }
@@ -299,6 +303,7 @@ impl ClientSession {
             resume,
             credentials,
             resume_window: self.config.resume_window,
+            max_message: None,
         };
         self.pending = Some(Pending { connection, hello: Some(Box::new(hello)), opening });
     }
@@ -422,6 +427,17 @@ impl ClientSession {
             }
             Control::End { code, reason, received, handed } => {
                 self.handle_end(code, reason, received, handed)
+            }
+            Control::Replaced { after, .. } if after != current.lane.read => {
+                Err(SessionError::PositionMismatch { sent: after, read: current.lane.read })
+            }
+            Control::Replaced { count, .. } => {
+                // A session that ends delivers no more, and a resume writes again what the client may not have seen.
+                if count > self.replaced && matches!(self.life, Life::Open | Life::Closing { .. }) {
+                    self.replaced = count;
+                    self.flow.inbox.take_replaced(count);
+                }
+                Ok(())
             }
             Control::Hello(_)
             | Control::Welcome(_)
@@ -777,6 +793,7 @@ impl ClientSession {
             }
         }
         self.token = None;
+        self.replaced = 0;
         self.events.push_back(ClientEvent::Gap(fate));
     }
 

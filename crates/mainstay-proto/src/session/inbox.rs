@@ -36,6 +36,11 @@ pub enum Delivery {
         /// Why.
         cause: GapCause,
     },
+    /// The connection behind the peer was replaced here: what was sent there meanwhile may be missing.
+    Replaced {
+        /// How often so far.
+        count: u64,
+    },
 }
 
 /// See the module.
@@ -47,8 +52,8 @@ pub(super) struct Inbox {
     received: u64,
     /// Payload bytes of what was taken and is not received.
     open_bytes: u64,
-    /// Last number and size of what was handed and is not received (manual mode only).
-    unconfirmed: VecDeque<(u64, u64)>,
+    /// What was handed and is not received (manual mode only).
+    unconfirmed: VecDeque<Unconfirmed>,
     window: Window,
     manual: bool,
     /// What the peer was told on the current connection.
@@ -65,6 +70,14 @@ struct Queued {
     delivery: Delivery,
     /// The last number that it covers.
     number: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Unconfirmed {
+    /// The last number that it covers.
+    number: u64,
+    /// Its payload bytes; `None`: a gap.
+    length: Option<u64>,
 }
 
 impl Inbox {
@@ -114,32 +127,64 @@ impl Inbox {
         Ok(())
     }
 
+    /// Takes a mark that stands behind what was taken last. Marks that meet are one: no peer fills the queue with them.
+    pub(super) fn take_replaced(&mut self, count: u64) {
+        match self.queue.back_mut() {
+            Some(Queued { delivery: Delivery::Replaced { count: before }, .. }) => *before = count,
+            _ => self.queue.push_back(Queued { delivery: Delivery::Replaced { count }, number: self.taken }),
+        }
+    }
+
     /// Hands over the next in order. From here on it counts as handed, whatever becomes of it.
     pub(super) fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
         let Queued { delivery, number } = take_first(&mut self.queue)?;
         self.handed = number;
         let length = match &delivery {
-            Delivery::Message(message) => message.payload.len() as u64,
-            Delivery::Gap { .. } => 0,
+            Delivery::Message(message) => Some(message.payload.len() as u64),
+            Delivery::Gap { .. } => None,
+            Delivery::Replaced { .. } => return Some(delivery),
         };
         if self.manual {
-            self.unconfirmed.push_back((number, length));
+            self.unconfirmed.push_back(Unconfirmed { number, length });
         } else {
-            self.note_received(now, number, length);
+            self.note_received(now, number, length.unwrap_or(0));
         }
         Some(delivery)
     }
 
     /// The application confirms everything up to and including `number` (manual mode).
     pub(super) fn confirm(&mut self, now: Instant, number: u64) {
-        while let Some((last, length)) = self.unconfirmed.front().copied().filter(|(last, _)| *last <= number)
-        {
-            self.unconfirmed.pop_front();
-            self.note_received(now, last, length);
+        while self.unconfirmed.front().is_some_and(|oldest| oldest.number <= number) {
+            self.confirm_first(now);
         }
+    }
+
+    /// The application confirms the `count` oldest messages that it was handed and has not confirmed, and the gaps before
+    /// them (manual mode).
+    pub(super) fn confirm_oldest(&mut self, now: Instant, mut count: u64) {
+        while count > 0 && !self.unconfirmed.is_empty() {
+            count -= u64::from(self.confirm_first(now));
+        }
+    }
+
+    /// The application passed on no more than the `count` oldest messages that it was handed and has not confirmed: those
+    /// above them count as never handed (manual mode).
+    pub(super) fn retract(&mut self, count: u64) {
+        let messages = self.unconfirmed.iter().filter(|one| one.length.is_some());
+        let last = messages.take(usize::try_from(count).unwrap_or(usize::MAX)).last();
+        self.handed = last.map_or(self.received, |last| last.number);
+        let handed = self.handed;
+        self.unconfirmed.retain(|one| one.number <= handed);
+    }
+
+    /// `true`: it was a message.
+    fn confirm_first(&mut self, now: Instant) -> bool {
+        let Some(Unconfirmed { number, length }) = self.unconfirmed.pop_front() else { return false };
+        self.note_received(now, number, length.unwrap_or(0));
         if self.unconfirmed.is_empty() {
             self.unconfirmed = VecDeque::new();
         }
+        length.is_some()
     }
 
     pub(super) fn confirm_manually(&mut self) {

@@ -1,7 +1,7 @@
 //! The messages of `mainstay.v1` and their bytes.
 //!
 //! A text message is application text, untouched. A binary message starts with one type byte: `0x00`
-//! is application binary, `0x01`-`0x7f` are the control messages below, `0x80`-`0xff` are reserved
+//! is application binary, `0x01`-`0x80` are the control messages below, `0x81`-`0xff` are reserved
 //! and ignored. Application messages are numbered (by position, the number does not travel), control
 //! and volatile ones are not.
 //!
@@ -102,6 +102,8 @@ pub enum Cause {
     Evicted,
     /// The server was restarted.
     Restarted,
+    /// What stands behind the server lost its state: a gateway's connection to its backend ended.
+    Replaced,
 }
 
 /// The fate of a lost session, told to the client that asks for it.
@@ -138,6 +140,8 @@ pub struct Hello {
     pub credentials: Option<Credentials>,
     /// The resume window that the client would like.
     pub resume_window: Option<Duration>,
+    /// The largest message that the client takes, in payload bytes.
+    pub max_message: Option<u64>,
 }
 
 /// The part of [`Hello`] that asks for an existing session.
@@ -178,6 +182,8 @@ pub struct Welcome {
     pub account: Option<Account>,
     /// Where to resume, if not here.
     pub resume_at: Option<String>,
+    /// The largest message that the server takes, in payload bytes.
+    pub max_message: Option<u64>,
 }
 
 /// PING and PONG: liveness, integrity check and acknowledgement in one.
@@ -251,6 +257,12 @@ pub enum Control {
         delay: Delay,
         account: Option<Account>,
     },
+    /// The connection behind the server was replaced here, after message `after` of the server's stream, and for the
+    /// `count`th time in this session. What was sent behind the server meanwhile may be missing.
+    Replaced {
+        after: u64,
+        count: u64,
+    },
 }
 
 /// Why a sender dropped messages of its own.
@@ -291,7 +303,7 @@ impl Frame {
         payload.advance(1);
         match tag {
             APPLICATION_BINARY => Ok(Self::Message(Message { kind, payload })),
-            0x80.. => Ok(Self::Reserved),
+            0x81.. => Ok(Self::Reserved),
             _ => Control::decode(tag, payload).map(Self::Control),
         }
     }
@@ -310,6 +322,8 @@ mod tag {
     pub(super) const AUTH_RESULT: u8 = 0x0a;
     pub(super) const VOLATILE: u8 = 0x0b;
     pub(super) const REFUSE: u8 = 0x0c;
+    /// In the range that ends before it ignore.
+    pub(super) const REPLACED: u8 = 0x80;
 }
 
 /// The types of the optional fields, per message.
@@ -317,8 +331,10 @@ mod field {
     pub(super) const HELLO_RESUME: u64 = 1;
     pub(super) const HELLO_CREDENTIALS: u64 = 2;
     pub(super) const HELLO_RESUME_WINDOW: u64 = 3;
+    pub(super) const HELLO_MAX_MESSAGE: u64 = 4;
     pub(super) const WELCOME_ACCOUNT: u64 = 1;
     pub(super) const WELCOME_RESUME_AT: u64 = 2;
+    pub(super) const WELCOME_MAX_MESSAGE: u64 = 3;
     pub(super) const ACK_WINDOW: u64 = 1;
     pub(super) const GOAWAY_ENDPOINT: u64 = 1;
     pub(super) const REFUSE_ACCOUNT: u64 = 1;
@@ -375,6 +391,9 @@ impl Control {
                     w = w.field(field::REFUSE_ACCOUNT, |w| put_account(w, *account));
                 }
                 w.finish()
+            }
+            Self::Replaced { after, count } => {
+                Writer::new(tag::REPLACED).integer(*after).integer(*count).finish()
             }
         }
     }
@@ -463,6 +482,14 @@ impl Control {
                 })?;
                 Self::Refuse { code, retryable, delay, account }
             }
+            tag::REPLACED => {
+                let (after, count) = (r.integer()?, r.integer()?);
+                if count == 0 {
+                    return Err(Malformed::BadValue.into());
+                }
+                r.optional_fields(|_, _| Ok(()))?;
+                Self::Replaced { after, count }
+            }
             unknown => return Err(Malformed::UnknownType(unknown).into()),
         })
     }
@@ -483,6 +510,7 @@ impl Control {
             Self::AuthResult { .. } => "AUTH_RESULT",
             Self::Volatile(_) => "VOLATILE",
             Self::Refuse { .. } => "REFUSE",
+            Self::Replaced { .. } => "REPLACED",
         }
     }
 }
@@ -508,6 +536,9 @@ impl Hello {
         if let Some(window) = self.resume_window {
             w = w.field(field::HELLO_RESUME_WINDOW, |w| w.integer(millis(window)));
         }
+        if let Some(limit) = self.max_message {
+            w = w.field(field::HELLO_MAX_MESSAGE, |w| w.integer(limit));
+        }
         w.finish()
     }
 
@@ -525,6 +556,7 @@ impl Hello {
             resume: None,
             credentials: None,
             resume_window: None,
+            max_message: None,
         };
         r.optional_fields(|kind, mut value| {
             match kind {
@@ -538,6 +570,7 @@ impl Hello {
                 }
                 field::HELLO_CREDENTIALS => hello.credentials = Some(Credentials(value.rest())),
                 field::HELLO_RESUME_WINDOW => hello.resume_window = Some(get_millis(&mut value)?),
+                field::HELLO_MAX_MESSAGE => hello.max_message = Some(value.integer()?),
                 _ => {}
             }
             Ok(())
@@ -564,6 +597,9 @@ impl Welcome {
         if let Some(endpoint) = &self.resume_at {
             w = w.field(field::WELCOME_RESUME_AT, |w| w.rest(endpoint.as_bytes()));
         }
+        if let Some(limit) = self.max_message {
+            w = w.field(field::WELCOME_MAX_MESSAGE, |w| w.integer(limit));
+        }
         w.finish()
     }
 
@@ -580,14 +616,16 @@ impl Welcome {
             window: take_window(&mut r)?,
             account: None,
             resume_at: None,
+            max_message: None,
         };
         if welcome.first == 0 || welcome.epoch == 0 {
             return Err(Malformed::BadValue.into());
         }
-        r.optional_fields(|kind, value| {
+        r.optional_fields(|kind, mut value| {
             match kind {
                 field::WELCOME_ACCOUNT => welcome.account = Some(get_account(value)?),
                 field::WELCOME_RESUME_AT => welcome.resume_at = Some(get_text(value)?),
+                field::WELCOME_MAX_MESSAGE => welcome.max_message = Some(value.integer()?),
                 _ => {}
             }
             Ok(())
@@ -634,6 +672,7 @@ fn put_account(w: Writer, account: Account) -> Writer {
         Cause::Ended => 2,
         Cause::Evicted => 3,
         Cause::Restarted => 4,
+        Cause::Replaced => 5,
     };
     w.integer(account.received)
         .integer(account.handed)
@@ -653,6 +692,7 @@ fn get_account(mut r: Reader) -> Result<Account, Malformed> {
             2 => Cause::Ended,
             3 => Cause::Evicted,
             4 => Cause::Restarted,
+            5 => Cause::Replaced,
             // A later version may know more causes; the counts are what matters.
             _ => Cause::Unknown,
         },

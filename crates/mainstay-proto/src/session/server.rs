@@ -355,6 +355,7 @@ impl ServerSession {
             window: self.flow.inbox.window(),
             account: self.account.as_deref().copied(),
             resume_at: None,
+            max_message: None,
         };
         let mut rng = StdRng::seed_from_u64(seed);
         self.attached = Some(Box::new(Attached {
@@ -481,6 +482,8 @@ impl ServerSession {
             | Control::GoAway { .. }
             | Control::AuthResult { .. }
             | Control::Refuse { .. } => Err(SessionError::Unexpected(control.name())),
+            // A type that ends before it ignore stays ignored where it means nothing.
+            Control::Replaced { .. } => Ok(()),
         };
         if let Err(SessionError::PositionMismatch { .. }) = outcome {
             self.end_now(now, CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into());

@@ -217,9 +217,7 @@ impl Offer {
         protocols: &[&str],
         deflate: Option<DeflateParams>,
     ) -> Result<Self, InvalidProtocol> {
-        if let Some(invalid) = protocols.iter().find(|protocol| !is_token(protocol)) {
-            return Err(InvalidProtocol(invalid.to_string()));
-        }
+        protocols.iter().try_for_each(|protocol| InvalidProtocol::check(protocol))?;
         let protocols = protocols.iter().map(|protocol| protocol.to_string()).collect();
         Ok(Self { key: BASE64.encode(key), protocols, deflate })
     }
@@ -300,6 +298,17 @@ impl Offer {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no name for a subprotocol: letters, digits and !#$%&'*+-.^_`|~ are allowed")]
 pub struct InvalidProtocol(String);
+
+impl InvalidProtocol {
+    /// Whether a subprotocol of this name can be offered.
+    ///
+    /// # Errors
+    ///
+    /// It is not a token of HTTP.
+    pub fn check(name: &str) -> Result<(), Self> {
+        if is_token(name) { Ok(()) } else { Err(Self(name.to_owned())) }
+    }
+}
 
 /// A response that opens no WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

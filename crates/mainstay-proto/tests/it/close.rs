@@ -299,7 +299,7 @@ fn survives(bytes: &[u8]) -> Pair {
 fn reserved_types_are_ignored_and_not_counted() {
     let mut pair = Pair::default();
     let first = pair.connect();
-    pair.at_server(first, Kind::Binary, Bytes::from_static(&[0x80, 1, 2]));
+    pair.at_server(first, Kind::Binary, Bytes::from_static(&[0x81, 1, 2]));
     pair.client.probe(1);
     pair.run();
     assert_eq!(pair.server.errors, []);

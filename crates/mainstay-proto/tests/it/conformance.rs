@@ -283,7 +283,7 @@ impl<E: End> Player<'_, E> {
                 Delivery::Message(message) => {
                     self.names.unify(&json!({"text": text}), &json::message_to_json(&message))
                 }
-                gap @ Delivery::Gap { .. } => Err(format!("{gap:?}")),
+                gap @ (Delivery::Gap { .. } | Delivery::Replaced { .. }) => Err(format!("{gap:?}")),
             };
         }
         if let Some(expected) = step.get("receives_gap") {

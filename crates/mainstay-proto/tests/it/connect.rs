@@ -117,6 +117,7 @@ impl Node {
             window: Window::SERVER,
             account: None,
             resume_at,
+            max_message: None,
         };
         self.read(connection, &Control::Welcome(Box::new(welcome)));
     }

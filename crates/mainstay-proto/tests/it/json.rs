@@ -47,6 +47,7 @@ pub(crate) fn cause_to_json(cause: Cause) -> &'static str {
         Cause::Ended => "ended",
         Cause::Evicted => "evicted",
         Cause::Restarted => "restarted",
+        Cause::Replaced => "replaced",
     }
 }
 
@@ -77,6 +78,7 @@ fn control_to_json(control: &Control) -> Value {
             })),
             "credentials": hello.credentials.as_ref().map(|credentials| hex(&credentials.0)),
             "resume_window_ms": hello.resume_window.map(millis),
+            "max_message": hello.max_message,
         }),
         Control::Welcome(welcome) => json!({
             "id": hex(&welcome.id.0),
@@ -90,6 +92,7 @@ fn control_to_json(control: &Control) -> Value {
             "window": window_to_json(welcome.window),
             "account": welcome.account.map(account_to_json),
             "resume_at": welcome.resume_at,
+            "max_message": welcome.max_message,
         }),
         Control::Ack { received, window } => {
             json!({"received": received, "window": window.map(window_to_json)})
@@ -121,6 +124,7 @@ fn control_to_json(control: &Control) -> Value {
             "delay_ms": delay_to_json(*delay),
             "account": account.map(account_to_json),
         }),
+        Control::Replaced { after, count } => json!({"after": after, "count": count}),
     }
 }
 
@@ -145,6 +149,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             }),
             credentials: fields.has("credentials").then(|| Credentials(fields.bytes("credentials"))),
             resume_window: fields.has("resume_window_ms").then(|| fields.duration("resume_window_ms")),
+            max_message: fields.has("max_message").then(|| fields.integer("max_message")),
         })),
         "WELCOME" => Control::Welcome(Box::new(Welcome {
             id: SessionId(fields.array("id")),
@@ -158,6 +163,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             window: fields.window().unwrap(),
             account: fields.account(),
             resume_at: fields.has("resume_at").then(|| fields.text("resume_at")),
+            max_message: fields.has("max_message").then(|| fields.integer("max_message")),
         })),
         "ACK" => Control::Ack { received: fields.integer("received"), window: fields.window() },
         "PING" => Control::Ping(beat()),
@@ -195,6 +201,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             delay: fields.delay(),
             account: fields.account(),
         },
+        "REPLACED" => Control::Replaced { after: fields.integer("after"), count: fields.integer("count") },
         other => panic!("no message is called {other}"),
     }
 }
@@ -265,6 +272,7 @@ impl Fields<'_> {
                 "ended" => Cause::Ended,
                 "evicted" => Cause::Evicted,
                 "restarted" => Cause::Restarted,
+                "replaced" => Cause::Replaced,
                 other => panic!("{other}"),
             },
         })

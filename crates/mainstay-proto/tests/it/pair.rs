@@ -508,5 +508,6 @@ fn text_of(delivery: &Delivery) -> String {
     match delivery {
         Delivery::Message(message) => message.as_text().unwrap().to_owned(),
         Delivery::Gap { first, count, .. } => format!("gap {first} {count}"),
+        Delivery::Replaced { count } => format!("replaced {count}"),
     }
 }

@@ -253,6 +253,7 @@ pub(crate) fn stranger(number: u8) -> Hello {
         resume: None,
         credentials: None,
         resume_window: None,
+        max_message: None,
     }
 }
 
@@ -420,6 +421,7 @@ fn a_welcome_with_impossible_counts_loses_the_session_as_unknown() {
             window: Window::SERVER,
             account: None,
             resume_at: None,
+            max_message: None,
         };
         let outcome =
             pair.client.handle_frame(pair.now, new, Frame::Control(Control::Welcome(Box::new(welcome))));

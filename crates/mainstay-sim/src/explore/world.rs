@@ -684,6 +684,7 @@ impl World {
                 let dropped = self.sessions.0.iter().map(|session| Some(session.as_ref()?.dropped())).sum();
                 self.facts().client_got_gap(index, first, count, dropped).map(|()| true)
             }
+            Some(Delivery::Replaced { .. }) => Err("a replacement that nobody reported".into()),
             None => Ok(false),
         }
     }
@@ -695,7 +696,9 @@ impl World {
         }
         match self.session(index).hand_over(now) {
             Some(Delivery::Message(message)) => self.facts().server_got(index, &message).map(|()| true),
-            Some(Delivery::Gap { .. }) => Err("a gap in the stream that nobody made".into()),
+            Some(Delivery::Gap { .. } | Delivery::Replaced { .. }) => {
+                Err("a gap in the stream that nobody made".into())
+            }
             None => Ok(false),
         }
     }

@@ -1,103 +1,82 @@
-//! Opening one connection: TCP, TLS, the opening handshake.
+//! Opening one connection: a byte stream to the server, and the opening handshake on it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, StatusCode, Uri};
 use mainstay_proto::connect::{Lost, Mode};
-use mainstay_proto::ws::handshake::Offer;
+use mainstay_proto::ws::handshake::{Agreed, Offer, ResponseError};
 use mainstay_proto::ws::{Connection, DeflateParams, Limits, Role};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt;
 
+use super::answer::{Head, Refusal, read_head};
+use super::connector::Connector;
+use super::stream::ServerStream;
 use crate::driver::Wire;
-use crate::transport::{Stream, Transport};
-
-/// The largest head of a response, and the most headers in it.
-const MAX_HEAD: usize = 16 * 1024;
-const MAX_HEADERS: usize = 64;
 
 /// What one attempt asks for.
 pub(super) struct Attempt {
     pub(super) url: Uri,
     pub(super) headers: HeaderMap,
     pub(super) subprotocols: Vec<String>,
+    /// `mainstay.v1` is among them.
+    pub(super) resumable: bool,
     pub(super) credentials: Option<Bytes>,
     pub(super) deflate: bool,
     pub(super) limits: Limits,
-    pub(super) tls: Tls,
+    pub(super) connector: Connector,
+    pub(super) answer_timeout: Option<Duration>,
+    pub(super) give_up: Option<GiveUp>,
 }
+
+/// Whether a status of HTTP ends the client.
+pub(super) type GiveUp = Arc<dyn Fn(StatusCode) -> bool + Send + Sync>;
 
 /// What it came to.
 pub(super) struct Opened {
     pub(super) wire: Wire,
     pub(super) mode: Mode,
-    /// What was agreed on.
+    /// The application's, as it was agreed on.
     pub(super) subprotocol: Option<String>,
     /// Of the attempt, for HELLO.
     pub(super) credentials: Option<Bytes>,
 }
 
-/// How TLS is spoken; `None`: as the system trusts.
-#[cfg(feature = "tls")]
-pub(super) type Tls = Option<std::sync::Arc<rustls::ClientConfig>>;
-#[cfg(not(feature = "tls"))]
-#[derive(Clone, Default)]
-pub(super) struct Tls {}
+/// It came to nothing.
+pub(super) struct Failed {
+    pub(super) why: Lost,
+    /// What the server answered.
+    pub(super) refusal: Option<Box<Refusal>>,
+}
+
+impl From<Lost> for Failed {
+    fn from(why: Lost) -> Self {
+        Self { why, refusal: None }
+    }
+}
 
 /// Opens a connection.
-pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Lost> {
-    let (host, port, secure) = target(&attempt.url).map_err(refused)?;
-    let tcp = TcpStream::connect((host.as_str(), port))
-        .await
-        .map_err(|error| Lost::Unreachable(format!("{host}:{port}: {error}")))?;
-    let _ = tcp.set_nodelay(true);
-    if secure {
-        open(secure_stream(tcp, &host, &attempt.tls).await?, attempt).await
-    } else {
-        open(tcp, attempt).await
-    }
-}
-
-/// Checks a URL before anything is dialled.
-pub(super) fn check_url(url: &Uri) -> Result<(), String> {
-    target(url).map(|_| ())
-}
-
-fn target(url: &Uri) -> Result<(String, u16, bool), String> {
-    let authority = url.authority().map_or("", |authority| authority.as_str());
-    if let Some((_, place)) = authority.rsplit_once('@') {
-        // The rest of the URL is a secret.
-        return Err(format!(
-            "the URL of {place} has credentials, which are not sent: use a header, as `Authorization`"
-        ));
-    }
-    let (secure, usual) = match url.scheme_str() {
-        Some("ws" | "http") => (false, 80),
-        Some("wss" | "https") => (true, 443),
-        _ => return Err(format!("{url}: the URL must start with ws:// or wss://")),
+pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Failed> {
+    let protocols: Vec<&str> = attempt.subprotocols.iter().map(String::as_str).collect();
+    let nonce = first_16(&crate::random_seed());
+    // What no attempt can be made with is said before anybody is dialled.
+    let offer = Offer::new(nonce, &protocols, attempt.deflate.then(DeflateParams::default))
+        .map_err(|error| refused(error.to_string()))?;
+    attempt.connector.check(&attempt.url).map_err(|error| refused(error.to_string()))?;
+    let stream = attempt.connector.connect(&attempt.url).await.map_err(Lost::NotConnected)?;
+    let opening = open(stream, &attempt, &offer);
+    let (stream, agreed, early) = match attempt.answer_timeout {
+        None => opening.await?,
+        Some(limit) => tokio::time::timeout(limit, opening)
+            .await
+            .map_err(|_| Lost::Unreachable(format!("opening handshake: no answer within {limit:?}")))??,
     };
-    let host = url.host().ok_or_else(|| format!("{url}: the URL names no host"))?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let port = match port_of(authority) {
-        "" => usual,
-        port => {
-            parse_port(port).ok_or_else(|| format!("{url}: the port `{port}` is not one of 1 to 65535"))?
-        }
-    };
-    Ok((host.to_owned(), port, secure))
-}
-
-/// As it is written: `Uri` takes any text there, and then knows of no port at all.
-fn port_of(authority: &str) -> &str {
-    let behind_ipv6 = authority.rsplit(']').next().unwrap_or_default();
-    behind_ipv6.rsplit_once(':').map_or("", |(_, port)| port)
-}
-
-fn parse_port(text: &str) -> Option<u16> {
-    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|port| is_number && *port > 0)
+    let upgraded = Upgraded { stream, early, subprotocol: agreed.protocol, deflate: agreed.deflate };
+    let mut opened = upgraded.opened(attempt.limits, attempt.resumable);
+    opened.credentials = attempt.credentials;
+    Ok(opened)
 }
 
 /// No attempt can succeed.
@@ -105,40 +84,76 @@ fn refused(reason: String) -> Lost {
     Lost::Refused { status: None, reason }
 }
 
-async fn open(mut stream: impl IntoTransport, attempt: Attempt) -> Result<Opened, Lost> {
-    let seed = crate::random_seed();
-    let (nonce, mask_seed) = (first_16(&seed), crate::random_seed());
-    let protocols: Vec<&str> = attempt.subprotocols.iter().map(String::as_str).collect();
-    let offer = Offer::new(nonce, &protocols, attempt.deflate.then(DeflateParams::default))
-        .map_err(|error| refused(error.to_string()))?;
-    let mut headers = attempt.headers;
+/// The opening handshake: what both agreed on, and what came behind the answer.
+async fn open(
+    mut stream: ServerStream,
+    attempt: &Attempt,
+    offer: &Offer,
+) -> Result<(ServerStream, Agreed, Bytes), Failed> {
+    let mut headers = attempt.headers.clone();
     headers.extend(offer.headers());
-    let request = request_head(&attempt.url, &headers);
     let broken = |error: io::Error| Lost::Unreachable(format!("opening handshake: {error}"));
-    stream.write_all(&request).await.map_err(broken)?;
-    let (status, headers, early) = read_response(&mut stream).await?;
-    let agreed = offer.check_response(status, &headers).map_err(|error| {
-        let reason = error.to_string();
-        if let (true, Some(retry_after)) = (error.is_retryable(), retry_after(&headers)) {
-            Lost::Unavailable { retry_after, reason }
-        } else if error.is_retryable() {
-            Lost::Unreachable(reason)
-        } else {
-            let answered = status != StatusCode::SWITCHING_PROTOCOLS;
-            Lost::Refused { status: answered.then(|| status.as_u16()), reason }
-        }
-    })?;
-    let ours = agreed.protocol.as_deref().is_some_and(|name| name.starts_with(super::SUBPROTOCOL));
-    let codec = Connection::new(Role::Client, attempt.limits, agreed.deflate, mask_seed);
-    let wire = Wire::new(stream.into_transport(), codec, early);
-    let mode = if ours { Mode::Session } else { Mode::Plain };
-    Ok(Opened { wire, mode, subprotocol: agreed.protocol, credentials: attempt.credentials })
+    // An answer may come before the request was taken, and instead of that.
+    let written = stream.write_all(&request_head(&attempt.url, &headers)).await;
+    let head = match (read_head(&mut stream).await, written) {
+        (Ok(head), _) => head,
+        (Err(_), Err(error)) => return Err(broken(error).into()),
+        (Err(lost), Ok(())) => return Err(lost.into()),
+    };
+    match offer.check_response(head.status, &head.headers) {
+        Ok(agreed) => Ok((stream, agreed, Bytes::from(head.rest))),
+        Err(error) => Err(refusal(error, head, &mut stream, attempt.give_up.as_ref()).await),
+    }
 }
 
-/// Seconds; a date is not understood, as it would need a clock that both ends agree on.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+async fn refusal(
+    error: ResponseError,
+    head: Head,
+    stream: &mut ServerStream,
+    give_up: Option<&GiveUp>,
+) -> Failed {
+    let reason = error.to_string();
+    let ResponseError::Refused { status, retry_after } = error else { return refused(reason).into() };
+    let is_final = give_up.map_or(!error.is_retryable(), |give_up| give_up(status));
+    let why = match retry_after {
+        _ if is_final => Lost::Refused { status: Some(status.as_u16()), reason },
+        Some(retry_after) => Lost::Unavailable { retry_after, reason },
+        None => Lost::Unreachable(reason),
+    };
+    Failed { why, refusal: Some(Box::new(Refusal::read(head, stream).await)) }
+}
+
+/// A connection whose opening handshake somebody else has done, for
+/// [`Builder::adopt`](super::Builder::adopt).
+#[derive(Debug)]
+pub struct Upgraded {
+    /// What carries it.
+    pub stream: ServerStream,
+    /// What has come from the server behind its answer.
+    pub early: Bytes,
+    /// The subprotocol that was agreed on.
+    pub subprotocol: Option<String>,
+    /// The compression that was agreed on.
+    pub deflate: Option<DeflateParams>,
+}
+
+impl Upgraded {
+    pub(super) fn opened(self, limits: Limits, resumable: bool) -> Opened {
+        let ours = self.subprotocol.as_deref().filter(|_| resumable).and_then(of_session);
+        let (mode, subprotocol) = match ours {
+            Some(name) => (Mode::Session, (!name.is_empty()).then(|| name.to_owned())),
+            None => (Mode::Plain, self.subprotocol),
+        };
+        let codec = Connection::new(Role::Client, limits, self.deflate, crate::random_seed());
+        let wire = Wire::new(self.stream.into_transport(), codec, self.early);
+        Opened { wire, mode, subprotocol, credentials: None }
+    }
+}
+
+/// The application's name in that of a session's subprotocol; empty, where it has none.
+fn of_session(name: &str) -> Option<&str> {
+    let application = name.strip_prefix(super::SUBPROTOCOL)?;
+    if application.is_empty() { Some("") } else { application.strip_prefix('+') }
 }
 
 fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
@@ -150,7 +165,7 @@ fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
         head.extend_from_slice(format!("Host: {host}\r\n").as_bytes());
     }
     for (name, value) in headers {
-        head.extend_from_slice(name.as_str().as_bytes());
+        spell(name, &mut head);
         head.extend_from_slice(b": ");
         head.extend_from_slice(value.as_bytes());
         head.extend_from_slice(b"\r\n");
@@ -159,32 +174,19 @@ fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
     head
 }
 
-/// Reads the response's head, and whatever came after it.
-async fn read_response(stream: &mut impl IntoTransport) -> Result<(StatusCode, HeaderMap, Bytes), Lost> {
-    let broken = |what: String| Lost::Unreachable(format!("opening handshake: {what}"));
-    let mut head = Vec::with_capacity(1024);
-    loop {
-        if head.len() >= MAX_HEAD {
-            return Err(broken("the response's head is larger than 16 KiB".into()));
+/// Writes a field's name as RFC 6455 and browsers spell it: some servers look for no other spelling.
+fn spell(name: &HeaderName, out: &mut Vec<u8>) {
+    for (at, word) in name.as_str().split('-').enumerate() {
+        if at > 0 {
+            out.push(b'-');
         }
-        if stream.read_buf(&mut head).await.map_err(|error| broken(error.to_string()))? == 0 {
-            return Err(broken("the server closed the connection".into()));
+        if word == "websocket" {
+            out.extend_from_slice(b"WebSocket");
+            continue;
         }
-        let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut slots);
-        let parsed = response.parse(&head).map_err(|error| broken(error.to_string()))?;
-        let httparse::Status::Complete(size) = parsed else { continue };
-        let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
-        let status = status.ok_or_else(|| broken("the response has no status".into()))?;
-        let mut headers = HeaderMap::new();
-        for header in response.headers.iter() {
-            let name = HeaderName::from_bytes(header.name.as_bytes());
-            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(header.value)) {
-                headers.append(name, value);
-            }
-        }
-        let early = Bytes::copy_from_slice(head.get(size..).unwrap_or_default());
-        return Ok((status, headers, early));
+        let mut bytes = word.bytes();
+        out.extend(bytes.next().map(|first| first.to_ascii_uppercase()));
+        out.extend(bytes);
     }
 }
 
@@ -194,45 +196,48 @@ fn first_16(seed: &[u8; 32]) -> [u8; 16] {
     out
 }
 
-trait IntoTransport: Stream {
-    fn into_transport(self) -> Transport;
-}
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
 
-impl IntoTransport for TcpStream {
-    fn into_transport(self) -> Transport {
-        Transport::tcp(self)
+    use super::*;
+
+    #[test]
+    fn field_names_are_spelled_as_in_the_rfc() {
+        let offer = Offer::new([1; 16], &["a"], Some(DeflateParams::default())).unwrap();
+        let mut headers = offer.headers();
+        headers.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.1"));
+        let head = String::from_utf8(request_head(&Uri::from_static("ws://h:81/a?b"), &headers)).unwrap();
+        let mut names: Vec<_> = head.lines().filter_map(|line| Some(line.split_once(": ")?.0)).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "Connection",
+                "Host",
+                "Sec-WebSocket-Extensions",
+                "Sec-WebSocket-Key",
+                "Sec-WebSocket-Protocol",
+                "Sec-WebSocket-Version",
+                "Upgrade",
+                "X-Forwarded-For",
+            ]
+        );
+        assert!(
+            head.starts_with("GET /a?b HTTP/1.1\r\nHost: h:81\r\n") && head.ends_with("\r\n\r\n"),
+            "{head}"
+        );
     }
-}
 
-#[cfg(feature = "tls")]
-type Secure = tokio_rustls::client::TlsStream<TcpStream>;
-
-#[cfg(feature = "tls")]
-impl IntoTransport for Secure {
-    fn into_transport(self) -> Transport {
-        Transport::other(self)
+    #[test]
+    fn a_sessions_subprotocol_is_known_by_its_whole_name() {
+        for (name, application) in [
+            ("mainstay.v1", Some("")),
+            ("mainstay.v1+chat", Some("chat")),
+            ("mainstay.v1x", None),
+            ("chat", None),
+        ] {
+            assert_eq!(of_session(name), application, "{name}");
+        }
     }
-}
-
-#[cfg(feature = "tls")]
-async fn secure_stream(tcp: TcpStream, host: &str, tls: &Tls) -> Result<Secure, Lost> {
-    use std::sync::{Arc, OnceLock};
-    static USUAL: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
-    let usual = || {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
-    };
-    let config = tls.as_ref().unwrap_or_else(|| USUAL.get_or_init(usual));
-    let name = rustls::pki_types::ServerName::try_from(host.to_owned())
-        .map_err(|_| refused(format!("{host} is not a name that TLS can check")))?;
-    tokio_rustls::TlsConnector::from(Arc::clone(config))
-        .connect(name, tcp)
-        .await
-        .map_err(|error| Lost::Unreachable(format!("TLS: {error}")))
-}
-
-#[cfg(not(feature = "tls"))]
-async fn secure_stream(_: TcpStream, _: &str, _: &Tls) -> Result<TcpStream, Lost> {
-    Err(refused("wss:// needs the feature `tls` of the crate `mainstay`".into()))
 }

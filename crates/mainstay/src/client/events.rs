@@ -71,8 +71,8 @@ impl EventQueue {
 }
 
 fn tells_of_loss(event: &Event) -> bool {
-    use Event::{Dropped, Ended, FreshPeer, Gap, Report};
-    matches!(event, Gap(_) | FreshPeer | Report(_) | Dropped { .. } | Ended { .. })
+    use Event::{Dropped, Ended, FreshPeer, Gap, Replaced, Report};
+    matches!(event, Gap(_) | FreshPeer | Report(_) | Dropped { .. } | Replaced { .. } | Ended { .. })
 }
 
 #[cfg(test)]

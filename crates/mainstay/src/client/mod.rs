@@ -19,9 +19,15 @@
 //! # }
 //! ```
 
+mod answer;
+mod connector;
 mod dial;
 mod events;
+mod place;
+mod stream;
 mod task;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
@@ -33,7 +39,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use mainstay_proto::backoff::BackoffConfig;
 use mainstay_proto::connect::{Client as Machine, ConnectConfig};
 use mainstay_proto::session::message::SessionId;
@@ -41,16 +47,27 @@ use mainstay_proto::session::{Credentials, Delivery, Message};
 use mainstay_proto::ws::{CloseCode, Limits};
 use tokio::sync::oneshot;
 
+pub use self::answer::Refusal;
+pub use self::connector::Connector;
+pub use self::dial::Upgraded;
+pub use self::place::Place;
+pub use self::stream::ServerStream;
+
 pub use mainstay_proto::connect::{Event, Lost, Mode, Report, State};
 pub use mainstay_proto::endpoint::Follow;
+pub use mainstay_proto::reach::{ConnectFailure, FailureKind};
+pub use mainstay_proto::ws::DeflateParams;
+pub use mainstay_proto::ws::handshake::InvalidProtocol;
 /// What [`Builder::tls`] takes its configuration from.
 #[cfg(feature = "tls")]
 pub use rustls;
 
-use self::dial::{Attempt, Tls};
+use self::dial::{Attempt, GiveUp, Opened};
+use self::place::Server;
 use self::task::{Core, Task};
 use crate::SendError;
 use crate::clock::now;
+use crate::link::Plain;
 
 /// The subprotocol of `mainstay.v1`.
 const SUBPROTOCOL: &str = "mainstay.v1";
@@ -102,6 +119,8 @@ pub struct ConnectError {
     pub code: Option<u64>,
     /// In words.
     pub reason: String,
+    /// What the server answered, where it answered with anything but a WebSocket.
+    pub refusal: Option<Box<Refusal>>,
 }
 
 type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, String>> + Send>> + Send + Sync>;
@@ -129,7 +148,9 @@ struct Target {
     limits: Limits,
     follow: Follow,
     factory: Option<Factory>,
-    tls: Tls,
+    connector: Connector,
+    answer_timeout: Option<Duration>,
+    give_up: Option<GiveUp>,
 }
 
 /// A connection that stays. [`close`](Self::close) ends it in order and waits for that; dropping it does
@@ -170,7 +191,7 @@ impl Future for Tracked {
 }
 
 impl Client {
-    /// A client for `url` (`ws://` or `wss://`).
+    /// A client for `url`: `ws://`, `wss://` or a Unix socket, as [`Place`] reads them.
     ///
     /// # Errors
     /// The URL cannot be used.
@@ -349,6 +370,13 @@ impl<P> Client<P> {
     #[must_use]
     pub fn subprotocol(&self) -> Option<String> {
         self.core.lock().subprotocol.clone()
+    }
+
+    /// What the server answered to the newest attempt, where that was no WebSocket: status, fields and body of the HTTP
+    /// response. Beside [`Event::AttemptFailed`] and [`Event::Ended`], which have the reason.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.core.lock().refusal.as_deref().cloned()
     }
 }
 
@@ -549,8 +577,13 @@ impl Builder {
 
 impl<P> Builder<P> {
     pub(crate) fn new(url: &str, config: ConnectConfig) -> Result<Self, UrlError> {
-        let url: Uri = url.parse().map_err(|error| UrlError(format!("{url}: {error}")))?;
-        dial::check_url(&url).map_err(UrlError)?;
+        let Place { url, socket } = url.parse()?;
+        let connector = Connector::default();
+        let connector = match socket {
+            Some(socket) => connector.unix(socket),
+            None => connector,
+        };
+        connector.check(&url)?;
         let target = Target {
             url,
             headers: HeaderMap::new(),
@@ -560,16 +593,33 @@ impl<P> Builder<P> {
             limits: Limits::default(),
             follow: Follow::default(),
             factory: None,
-            tls: Tls::default(),
+            connector,
+            answer_timeout: None,
+            give_up: None,
         };
         Ok(Self { target, config, peer: PhantomData })
     }
 
-    /// An application subprotocol to offer; call it again for more, in order of preference.
+    /// An application subprotocol to offer; call it again for more, in order of preference. A client with one that
+    /// is not a token of HTTP ends at once, before anything is dialled; see [`subprotocols`](Self::subprotocols).
     #[must_use]
     pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
         self.target.subprotocols.push(name.into());
         self
+    }
+
+    /// The application subprotocols to offer, in order of preference, instead of those before: for names that
+    /// somebody else chose.
+    ///
+    /// # Errors
+    /// One is not a token of HTTP, as base64 with `/` or `=` is not.
+    pub fn subprotocols<S: Into<String>>(
+        mut self,
+        names: impl IntoIterator<Item = S>,
+    ) -> Result<Self, InvalidProtocol> {
+        self.target.subprotocols = names.into_iter().map(Into::into).collect();
+        self.target.subprotocols.iter().try_for_each(|name| InvalidProtocol::check(name))?;
+        Ok(self)
     }
 
     /// A header for every attempt's request.
@@ -579,9 +629,9 @@ impl<P> Builder<P> {
         self
     }
 
-    /// Makes each attempt's request anew: another URL, a fresh token. It counts against the 10 s that an attempt may
-    /// take. An `Err` is an attempt that failed, and is tried again after the backoff. A URL that cannot be used ends
-    /// the client.
+    /// Makes each attempt's request anew: another URL, a fresh token. It counts against the time that an attempt may
+    /// take. An `Err` is an attempt that failed, and is tried again after the backoff; so is a panic. A URL that cannot
+    /// be used ends the client.
     #[must_use]
     pub fn request<F, R>(mut self, make: F) -> Self
     where
@@ -618,7 +668,41 @@ impl<P> Builder<P> {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, config: Arc<rustls::ClientConfig>) -> Self {
-        self.target.tls = Some(config);
+        self.target.connector = self.target.connector.tls(config);
+        self
+    }
+
+    /// How the server is reached. The Unix socket that the URL of this builder names stays, unless this has one.
+    /// Default: `Connector::default()`.
+    #[must_use]
+    pub fn connector(mut self, connector: Connector) -> Self {
+        self.target.connector = connector.or_unix(&self.target.connector);
+        self
+    }
+
+    /// How long an attempt may take: to reach the server and, without an [`answer_timeout`](Self::answer_timeout), to
+    /// open the WebSocket. Default: 10 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.target.connector = self.target.connector.timeout(timeout);
+        self
+    }
+
+    /// How long the server may take for its answer to the opening handshake, from when it was reached, in addition to
+    /// what reaching it took. Default: what the [`connect_timeout`](Self::connect_timeout) leaves.
+    #[must_use]
+    pub fn answer_timeout(mut self, timeout: Duration) -> Self {
+        self.target.answer_timeout = Some(timeout);
+        self
+    }
+
+    /// Which statuses of an HTTP response end the client. All others are attempts that failed, and are tried again
+    /// after the backoff: for servers behind a proxy that answers 404 while they are replaced, or for a 401 where
+    /// [`request`](Self::request) makes a fresh token each time. Default: all but 408, 425, 429 and 5xx, of which 501
+    /// and 505 end it.
+    #[must_use]
+    pub fn give_up(mut self, ends: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
+        self.target.give_up = Some(Arc::new(ends));
         self
     }
 
@@ -634,10 +718,16 @@ impl<P> Builder<P> {
     /// Needs a tokio runtime.
     #[must_use]
     pub fn connect(self) -> Client<P> {
-        let machine = Machine::new(now(), self.config, crate::random_seed());
-        let seen = machine.state();
-        let core = Core::new(machine);
-        Task::begin(Arc::clone(&core), self.target);
+        self.begin(None)
+    }
+
+    /// Connects, or goes on with a connection that is open already.
+    fn begin(mut self, ready: Option<Opened>) -> Client<P> {
+        let to_answer = self.target.answer_timeout.unwrap_or_default();
+        self.config.opening_timeout = self.target.connector.limit().saturating_add(to_answer);
+        let core = Core::new(Machine::new(now(), self.config, crate::random_seed()));
+        Task::begin(Arc::clone(&core), self.target, ready);
+        let seen = core.lock().machine.state();
         Client { core, sending: None, seen, peer: PhantomData }
     }
 
@@ -654,11 +744,28 @@ impl<P> Builder<P> {
         loop {
             match client.event().await {
                 Some(Event::Attached { .. }) => return Ok(client),
-                Some(Event::Ended { code, reason, .. }) => return Err(ConnectError { code, reason }),
+                Some(Event::Ended { code, reason, .. }) => {
+                    let refusal = client.refusal().map(Box::new);
+                    return Err(ConnectError { code, reason, refusal });
+                }
                 Some(_) => {}
-                None => return Err(ConnectError { code: None, reason: "ended before it began".into() }),
+                None => {
+                    let reason = "ended before it began".into();
+                    return Err(ConnectError { code: None, reason, refusal: None });
+                }
             }
         }
+    }
+}
+
+impl Builder<Plain> {
+    /// A link that begins with a connection whose opening handshake is done, for who passes on a handshake of
+    /// somebody else's. It is attached at once. When that connection is lost the link dials as every other, with what
+    /// this builder says.
+    #[must_use]
+    pub fn adopt(self, upgraded: Upgraded) -> Client<Plain> {
+        let opened = upgraded.opened(self.target.limits, false);
+        self.begin(Some(opened))
     }
 }
 
@@ -675,7 +782,7 @@ impl Target {
         let subprotocols = ours.into_iter().flatten().chain(names.iter().cloned()).collect();
         let own = request.url.unwrap_or_else(|| self.url.clone());
         let named = endpoint.and_then(|endpoint| {
-            let named = self.follow.allows(&own, endpoint).filter(|named| dial::check_url(named).is_ok());
+            let named = self.follow.allows(&own, endpoint).filter(|named| Server::of(named).is_ok());
             if named.is_none() {
                 tracing::warn!(endpoint, "the server names an endpoint that is not followed");
             }
@@ -685,10 +792,13 @@ impl Target {
             url: named.unwrap_or(own),
             headers,
             subprotocols,
+            resumable: self.resumable,
             credentials: request.credentials,
             deflate: self.deflate,
             limits: self.limits,
-            tls: self.tls.clone(),
+            connector: self.connector.clone(),
+            answer_timeout: self.answer_timeout,
+            give_up: self.give_up.clone(),
         }
     }
 }

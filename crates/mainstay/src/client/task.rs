@@ -2,6 +2,7 @@
 //! [`worker`](crate::worker) that the client lives with.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -12,9 +13,9 @@ use mainstay_proto::session::{ConnectionId, Fate, Message, Transmit};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 use tokio::sync::oneshot;
 
-use super::dial::{Opened, dial};
+use super::dial::{Failed, Opened, dial};
 use super::events::EventQueue;
-use super::{AuthenticateError, Outcome, Request, Target, Tracked};
+use super::{AuthenticateError, Outcome, Refusal, Request, Target, Tracked};
 use crate::SendError;
 use crate::clock::now;
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
@@ -34,6 +35,8 @@ pub(crate) struct Inner {
     pub(crate) machine: Machine,
     pub(super) events: EventQueue,
     pub(super) subprotocol: Option<String>,
+    /// What the newest attempt was answered, if that was no WebSocket.
+    pub(super) refusal: Option<Box<Refusal>>,
     /// Nobody holds the handle any more.
     pub(super) abandoned: bool,
     finished: bool,
@@ -54,6 +57,7 @@ impl Core {
                 machine,
                 events: EventQueue::default(),
                 subprotocol: None,
+                refusal: None,
                 abandoned: false,
                 finished: false,
                 tracked: VecDeque::new(),
@@ -236,7 +240,7 @@ fn verdict(event: &Event) -> Option<Verdict> {
     }
 }
 
-type Dialling = Pin<Box<dyn Future<Output = Result<Opened, Lost>> + Send>>;
+type Dialling = Pin<Box<dyn Future<Output = Result<Opened, Failed>> + Send>>;
 
 /// See the module.
 pub(super) struct Task {
@@ -255,10 +259,29 @@ struct Open {
 }
 
 impl Task {
-    /// From here on the client lives with its worker.
-    pub(super) fn begin(core: Arc<Core>, target: Target) {
-        let task = Self { core: Arc::clone(&core), target, wires: Vec::new(), dials: Vec::new() };
+    /// From here on the client lives with its worker. A connection that is `ready` is the answer to the first dial.
+    pub(super) fn begin(core: Arc<Core>, target: Target, ready: Option<Opened>) {
+        let mut task = Self { core: Arc::clone(&core), target, wires: Vec::new(), dials: Vec::new() };
+        if let Some(opened) = ready {
+            let mut inner = core.lock();
+            inner.machine.handle_timeout(now());
+            if let Some(Command::Dial(connection)) = inner.machine.poll_command() {
+                task.handle_opened(&mut inner, connection, opened);
+                inner.settle();
+            }
+        }
         core.signal.move_in(Box::pin(task));
+    }
+
+    fn handle_opened(&mut self, inner: &mut Inner, connection: ConnectionId, opened: Opened) {
+        let Opened { wire, mode, subprotocol, credentials } = opened;
+        let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
+        (inner.subprotocol, inner.refusal) = (subprotocol, None);
+        self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new() });
+        if let Some(credentials) = credentials {
+            inner.machine.set_credentials(credentials);
+        }
+        inner.machine.handle_opened(now(), connection, mode);
     }
 }
 
@@ -333,7 +356,7 @@ impl Task {
     /// `true`: one came to something.
     fn poll_dials(&mut self, cx: &mut Context<'_>, here: &Here<'_>) -> bool {
         let mut done = Vec::new();
-        self.dials.retain_mut(|(connection, dialling)| match dialling.as_mut().poll(cx) {
+        self.dials.retain_mut(|(connection, dialling)| match poll_caught(dialling, cx) {
             Poll::Pending => true,
             Poll::Ready(result) => {
                 done.push((*connection, result));
@@ -341,23 +364,19 @@ impl Task {
             }
         });
         let any = !done.is_empty();
+        let core = Arc::clone(&self.core);
         for (connection, result) in done {
             let arrived = result.and_then(|mut opened| {
                 opened.wire.arrive(here).map_err(|error| Lost::Broken(error.to_string()))?;
                 Ok(opened)
             });
-            let mut inner = self.core.lock();
+            let mut inner = core.lock();
             match arrived {
-                Ok(Opened { wire, mode, subprotocol, credentials }) => {
-                    let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
-                    inner.subprotocol = subprotocol;
-                    self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new() });
-                    if let Some(credentials) = credentials {
-                        inner.machine.set_credentials(credentials);
-                    }
-                    inner.machine.handle_opened(now(), connection, mode);
+                Ok(opened) => self.handle_opened(&mut inner, connection, opened),
+                Err(Failed { why, refusal }) => {
+                    inner.refusal = refusal;
+                    inner.machine.handle_lost(now(), connection, why);
                 }
-                Err(lost) => inner.machine.handle_lost(now(), connection, lost),
             }
         }
         any
@@ -523,6 +542,15 @@ impl Task {
         }
         inner.finished
     }
+}
+
+/// What an application gave to dial with may panic: its requests, its own way of checking certificates. That is an
+/// attempt that failed.
+fn poll_caught(dialling: &mut Dialling, cx: &mut Context<'_>) -> Poll<Result<Opened, Failed>> {
+    catch_unwind(AssertUnwindSafe(|| dialling.as_mut().poll(cx))).unwrap_or_else(|_| {
+        let why = "dialling panicked, in what the application gave for it; see the panic's own message";
+        Poll::Ready(Err(Lost::Unreachable(why.to_owned()).into()))
+    })
 }
 
 impl Drop for Task {

@@ -225,6 +225,7 @@ mod tests {
             resume: token.map(|token| Resume { token, received: 0, sent: 0, first_held: 1 }),
             credentials: None,
             resume_window: None,
+            max_message: None,
         }
     }
 

@@ -116,6 +116,8 @@ impl Session {
                     Stats::add(&self.core.shared.stats.gaps, 1);
                     Some(Received::Gap { first, count, cause })
                 }
+                // Only servers write it, and a client's is ignored.
+                Some(Delivery::Replaced { .. }) => None,
                 None => session.hand_over_volatile().map(Received::Volatile),
             },
             Peer::Plain(plain) => plain.hand_over().map(Received::Message),

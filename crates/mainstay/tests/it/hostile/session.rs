@@ -26,6 +26,7 @@ fn hello(key: u64) -> Hello {
         resume: None,
         credentials: None,
         resume_window: None,
+        max_message: None,
     }
 }
 

@@ -1,0 +1,293 @@
+//! Reaching a server: which of its addresses next, when, and why none of them was reached.
+//!
+//! A name has several addresses, and the first may be one that nothing answers: IPv6 that is announced and not
+//! routed is the commonest. So the families alternate, the next address has its turn 250 ms after the one before, or
+//! at once when an attempt failed, and the first connection that comes about is taken.
+//!
+//! Not here: the look-up of the name, which gives all addresses at once, in the system's order of preference
+//! (RFC 6724); and the time that the whole may take, at which the driver drops what is still under way. That bounds the
+//! attempts too: four a second are added to those that nothing answers.
+//!
+//! Source: RFC 8305 sections 4 and 5.
+
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// How long an address is alone before the next has its turn.
+///
+/// Source: RFC 8305 section 8, "Connection Attempt Delay".
+pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Failures that are named one by one.
+const NAMED: usize = 4;
+
+/// Why no byte stream to a server came about. Another attempt may bring one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+#[non_exhaustive]
+pub struct ConnectFailure {
+    /// What kind of failure it is.
+    pub kind: FailureKind,
+    /// In words, with the address or the name.
+    pub reason: String,
+}
+
+/// Kinds of failures to reach a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// Nothing is known under the server's name.
+    UnknownName,
+    /// The server's machine answered that nothing listens there.
+    Refused,
+    /// No answer came in time.
+    TimedOut,
+    /// This machine has no way to the address.
+    NoRoute,
+    /// Every local port towards the address is taken, by connections that are open or were closed just now.
+    NoLocalPort,
+    /// This process or this machine has no file descriptors left.
+    NoDescriptor,
+    /// The server's certificate is not trusted, has expired or is for another name.
+    Certificate,
+    /// The TLS handshake failed for another reason, such as a server that speaks no TLS.
+    Tls,
+    /// Anything else; the reason says what.
+    Other,
+}
+
+impl FailureKind {
+    /// A word for logs and labels of metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownName => "unknown_name",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::NoRoute => "no_route",
+            Self::NoLocalPort => "no_local_port",
+            Self::NoDescriptor => "no_descriptor",
+            Self::Certificate => "certificate",
+            Self::Tls => "tls",
+            Self::Other => "other",
+        }
+    }
+
+    /// Of the failures of several addresses, the one with the highest rank is what happened: what this process can
+    /// mend first, then what a server said, then silence.
+    fn rank(self) -> u8 {
+        match self {
+            Self::NoLocalPort | Self::NoDescriptor => 4,
+            Self::Refused => 3,
+            Self::TimedOut => 2,
+            Self::NoRoute => 0,
+            _ => 1,
+        }
+    }
+}
+
+impl std::fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl ConnectFailure {
+    /// A failure of this kind.
+    #[must_use]
+    pub fn new(kind: FailureKind, reason: impl Into<String>) -> Self {
+        Self { kind, reason: reason.into() }
+    }
+}
+
+/// The attempts to reach one server. See the module.
+#[derive(Debug)]
+pub struct Attempts {
+    /// In the order of their turns.
+    waiting: VecDeque<SocketAddr>,
+    under_way: Vec<SocketAddr>,
+    next_at: Instant,
+    failed: Vec<(SocketAddr, ConnectFailure)>,
+}
+
+impl Attempts {
+    /// Nothing is under way; the first attempt is due. `addresses`: in the order of preference.
+    #[must_use]
+    pub fn new(now: Instant, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self { waiting: interleaved(addresses), under_way: Vec::new(), next_at: now, failed: Vec::new() }
+    }
+
+    /// The next address to connect to; `None`: it is nobody's turn.
+    pub fn poll_attempt(&mut self, now: Instant) -> Option<SocketAddr> {
+        if self.next_at > now {
+            return None;
+        }
+        let address = self.waiting.pop_front()?;
+        self.under_way.push(address);
+        self.next_at = now + ATTEMPT_DELAY;
+        Some(address)
+    }
+
+    /// An attempt failed: the next has its turn at once.
+    pub fn handle_failed(&mut self, now: Instant, address: SocketAddr, failure: ConnectFailure) {
+        self.under_way.retain(|open| *open != address);
+        self.failed.push((address, failure));
+        self.next_at = now;
+    }
+
+    /// When the next address has its turn; `None` after the last.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (!self.waiting.is_empty()).then_some(self.next_at)
+    }
+
+    /// Every attempt failed, and no address waits.
+    #[must_use]
+    pub fn are_over(&self) -> bool {
+        self.waiting.is_empty() && self.under_way.is_empty()
+    }
+
+    /// What they came to: `after` so long, where some are still under way.
+    #[must_use]
+    pub fn into_failure(self, after: Duration) -> ConnectFailure {
+        let silent = |address: &SocketAddr| {
+            (*address, ConnectFailure::new(FailureKind::TimedOut, format!("no answer within {after:?}")))
+        };
+        let failed: Vec<_> = self.under_way.iter().map(silent).chain(self.failed).collect();
+        // Of equals the first: `max_by_key` takes the last.
+        let worst = failed.iter().rev().max_by_key(|(_, failure)| failure.kind.rank());
+        let Some(kind) = worst.map(|(_, failure)| failure.kind) else {
+            return ConnectFailure::new(FailureKind::UnknownName, "the name has no address");
+        };
+        let mut reason = String::new();
+        for (address, failure) in failed.iter().take(NAMED) {
+            let separator = if reason.is_empty() { "" } else { "; " };
+            // Writing to a string does not fail.
+            let _ = write!(reason, "{separator}{address}: {failure}");
+        }
+        if let Some(more) = failed.len().checked_sub(NAMED).filter(|more| *more > 0) {
+            let _ = write!(reason, "; and {more} more addresses");
+        }
+        ConnectFailure { kind, reason }
+    }
+}
+
+/// The families in turns, the first address's first; each address once.
+fn interleaved(addresses: impl IntoIterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for address in addresses {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    let first_is_ipv4 = all.first().is_some_and(SocketAddr::is_ipv4);
+    let (mut preferred, mut others): (VecDeque<_>, VecDeque<_>) =
+        all.into_iter().partition(|address| address.is_ipv4() == first_is_ipv4);
+    let mut order = VecDeque::with_capacity(preferred.len() + others.len());
+    while let Some(address) = preferred.pop_front() {
+        order.push_back(address);
+        order.extend(others.pop_front());
+    }
+    order.append(&mut others);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::origin;
+
+    fn v4(last: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, last], 80))
+    }
+
+    fn v6(last: u16) -> SocketAddr {
+        SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, last], 80))
+    }
+
+    fn failure(kind: FailureKind) -> ConnectFailure {
+        ConnectFailure::new(kind, "words")
+    }
+
+    /// All that is due at one moment.
+    fn due(attempts: &mut Attempts, now: Instant) -> Vec<SocketAddr> {
+        std::iter::from_fn(|| attempts.poll_attempt(now)).collect()
+    }
+
+    #[test]
+    fn families_take_turns_and_no_address_is_tried_twice() {
+        let order = |addresses: &[SocketAddr]| Vec::from(interleaved(addresses.iter().copied()));
+        assert_eq!(order(&[v6(1), v6(2), v4(1), v4(2)]), [v6(1), v4(1), v6(2), v4(2)]);
+        assert_eq!(order(&[v4(1), v6(1), v6(2), v6(3)]), [v4(1), v6(1), v6(2), v6(3)]);
+        assert_eq!(order(&[v4(1), v4(2), v4(3), v6(1)]), [v4(1), v6(1), v4(2), v4(3)]);
+        assert_eq!(order(&[v4(1), v4(1), v4(2), v4(1)]), [v4(1), v4(2)]);
+        assert_eq!(order(&[]), []);
+    }
+
+    #[test]
+    fn an_address_that_says_nothing_keeps_the_next_waiting_for_a_quarter_of_a_second() {
+        let start = origin();
+        let mut attempts = Attempts::new(start, [v6(1), v4(1), v4(2)]);
+        assert_eq!(due(&mut attempts, start), [v6(1)]);
+        assert_eq!(attempts.poll_timeout(), Some(start + ATTEMPT_DELAY));
+        assert_eq!(due(&mut attempts, start + ATTEMPT_DELAY - Duration::from_nanos(1)), []);
+        assert_eq!(due(&mut attempts, start + ATTEMPT_DELAY), [v4(1)]);
+        assert_eq!(due(&mut attempts, start + 2 * ATTEMPT_DELAY), [v4(2)]);
+        assert_eq!(attempts.poll_timeout(), None, "there are no more");
+        assert!(!attempts.are_over(), "each may still succeed");
+    }
+
+    #[test]
+    fn a_refusal_gives_the_next_address_its_turn_at_once_and_a_late_one_does_too() {
+        let start = origin();
+        let mut attempts = Attempts::new(start, [v6(1), v4(1), v6(2), v4(2)]);
+        assert_eq!(due(&mut attempts, start), [v6(1)]);
+        attempts.handle_failed(start, v6(1), failure(FailureKind::Refused));
+        assert_eq!(due(&mut attempts, start), [v4(1)]);
+        let later = start + ATTEMPT_DELAY;
+        assert_eq!(due(&mut attempts, later), [v6(2)]);
+        attempts.handle_failed(later, v4(1), failure(FailureKind::NoRoute));
+        assert_eq!(due(&mut attempts, later), [v4(2)]);
+        for address in [v6(2), v4(2)] {
+            assert!(!attempts.are_over());
+            attempts.handle_failed(later, address, failure(FailureKind::Refused));
+        }
+        assert!(attempts.are_over());
+    }
+
+    #[test]
+    fn a_failure_names_its_addresses_and_is_of_the_kind_that_says_most() {
+        let check = |failed: &[(SocketAddr, FailureKind)], under_way: &[SocketAddr], kind, words: &str| {
+            let start = origin();
+            let all = failed.iter().map(|(address, _)| *address).chain(under_way.iter().copied());
+            let mut attempts = Attempts::new(start, all);
+            for round in 0..10 {
+                due(&mut attempts, start + round * ATTEMPT_DELAY);
+            }
+            for (address, kind) in failed {
+                attempts.handle_failed(start, *address, failure(*kind));
+            }
+            assert_eq!(attempts.into_failure(Duration::from_secs(3)), ConnectFailure::new(kind, words));
+        };
+        use FailureKind::{NoLocalPort, NoRoute, Refused, TimedOut, UnknownName};
+        check(&[], &[], UnknownName, "the name has no address");
+        check(&[(v4(1), Refused)], &[], Refused, "10.0.0.1:80: words");
+        check(&[(v6(1), NoRoute), (v4(1), Refused)], &[], Refused, "[fd00::1]:80: words; 10.0.0.1:80: words");
+        check(
+            &[(v4(1), Refused), (v4(2), NoLocalPort)],
+            &[],
+            NoLocalPort,
+            "10.0.0.1:80: words; 10.0.0.2:80: words",
+        );
+        check(
+            &[(v6(1), NoRoute)],
+            &[v4(1)],
+            TimedOut,
+            "10.0.0.1:80: no answer within 3s; [fd00::1]:80: words",
+        );
+        let many: Vec<_> = (1..=6).map(|last| (v4(last), NoRoute)).collect();
+        let four = "10.0.0.1:80: words; 10.0.0.2:80: words; 10.0.0.3:80: words; 10.0.0.4:80: words";
+        check(&many, &[], NoRoute, &format!("{four}; and 2 more addresses"));
+    }
+}

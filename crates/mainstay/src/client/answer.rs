@@ -1,0 +1,264 @@
+//! A server's answer to the opening handshake: the head of the response, and what a refusal says.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use mainstay_proto::connect::Lost;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// The largest head of a response, interim responses before it included, and the most fields in it.
+const MAX_HEAD: usize = 64 * 1024;
+const MAX_FIELDS: usize = 256;
+/// What of a refusal's body is kept, and how long it is waited for.
+const MAX_BODY: usize = 64 * 1024;
+const BODY_TIME: Duration = Duration::from_secs(2);
+
+/// An HTTP response that opened no WebSocket, as the server gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// The status.
+    pub status: StatusCode,
+    /// Its fields, those of the transfer (`Content-Length`, `Transfer-Encoding`) as they came.
+    pub headers: HeaderMap,
+    /// The body, without its transfer coding.
+    pub body: Bytes,
+    /// The body is all there: it had at most 64 KiB and came within 2 s.
+    pub is_complete: bool,
+}
+
+/// The head of a response, and what has come behind it.
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) rest: Vec<u8>,
+}
+
+/// Reads the head of the final response; interim ones (100, 102, 103) are passed over.
+///
+/// Source: RFC 9110 section 15.2.
+pub(super) async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Result<Head, Lost> {
+    let broken = |what: String| Lost::Unreachable(format!("opening handshake: {what}"));
+    let (mut bytes, mut taken) = (Vec::with_capacity(1024), 0);
+    loop {
+        let known = bytes.len();
+        if taken + known >= MAX_HEAD {
+            return Err(broken("the response's head is larger than 64 KiB".into()));
+        }
+        if stream.read_buf(&mut bytes).await.map_err(|error| broken(error.to_string()))? == 0 {
+            return Err(broken("the server closed the connection without an answer".into()));
+        }
+        // The first bytes show whether it is HTTP at all, the others only whether the head has come to its end.
+        let mut is_worth_a_look = taken == 0 && known == 0 || ends_head(&bytes, known);
+        while std::mem::take(&mut is_worth_a_look) {
+            let Some((status, headers, size)) = parse(&bytes).map_err(broken)? else { break };
+            let rest = bytes.split_off(size);
+            if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
+                return Ok(Head { status, headers, rest });
+            }
+            (taken, bytes) = (taken + size, rest);
+            is_worth_a_look = !bytes.is_empty();
+        }
+    }
+}
+
+/// Whether an empty line has come, in the bytes from `known` on.
+fn ends_head(bytes: &[u8], known: usize) -> bool {
+    let new = bytes.get(known.saturating_sub(3)..).unwrap_or_default();
+    new.windows(2).any(|two| two == b"\n\n") || new.windows(3).any(|three| three == b"\n\r\n")
+}
+
+fn parse(bytes: &[u8]) -> Result<Option<(StatusCode, HeaderMap, usize)>, String> {
+    if bytes.first() == Some(&0x15) {
+        // An alert, the record that a server of TLS answers a request in the clear with.
+        return Err("the server speaks TLS at this port: write wss://".to_owned());
+    }
+    let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut slots);
+    let parsed = response.parse(bytes).map_err(|error| format!("the server's answer is no HTTP: {error}"))?;
+    let httparse::Status::Complete(size) = parsed else { return Ok(None) };
+    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.ok_or_else(|| "the response has no status".to_owned())?;
+    let mut headers = HeaderMap::new();
+    for field in response.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(field.value)) {
+            headers.append(name, value);
+        }
+    }
+    Ok(Some((status, headers, size)))
+}
+
+impl Refusal {
+    /// Reads the body, as far as it is kept.
+    pub(super) async fn read(head: Head, stream: &mut (impl AsyncRead + Unpin)) -> Self {
+        let Head { status, headers, rest: mut raw } = head;
+        let body = Body::of(status, &headers);
+        let reading = async {
+            while body.decoded(&raw).is_none() && raw.len() < MAX_BODY {
+                match stream.read_buf(&mut raw).await {
+                    Ok(0) => return matches!(body, Body::UntilTheEnd),
+                    Ok(_) => {}
+                    Err(_) => return false,
+                }
+            }
+            body.decoded(&raw).is_some()
+        };
+        let is_complete = tokio::time::timeout(BODY_TIME, reading).await.unwrap_or(false);
+        let mut kept = body.decoded(&raw).unwrap_or_else(|| body.begun(&raw));
+        let is_complete = is_complete && kept.len() <= MAX_BODY;
+        kept.truncate(MAX_BODY);
+        Self { status, headers, body: Bytes::from(kept), is_complete }
+    }
+}
+
+/// How long a body is.
+///
+/// Source: RFC 9112 section 6.3.
+enum Body {
+    Bytes(usize),
+    Chunks,
+    UntilTheEnd,
+}
+
+impl Body {
+    fn of(status: StatusCode, headers: &HeaderMap) -> Self {
+        if matches!(
+            status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::SWITCHING_PROTOCOLS
+        ) {
+            return Self::Bytes(0);
+        }
+        let last = |name: HeaderName| headers.get_all(name).iter().next_back();
+        if let Some(coding) = last(TRANSFER_ENCODING) {
+            let is_chunked = coding.as_bytes().to_ascii_lowercase().ends_with(b"chunked");
+            return if is_chunked { Self::Chunks } else { Self::UntilTheEnd };
+        }
+        let length = last(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.trim().parse().ok());
+        length.map_or(Self::UntilTheEnd, Self::Bytes)
+    }
+
+    /// The body, once all of it is there.
+    fn decoded(&self, raw: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Bytes(length) => raw.get(..*length).map(<[u8]>::to_vec),
+            Self::Chunks => match chunks(raw) {
+                (body, true) => Some(body),
+                (_, false) => None,
+            },
+            Self::UntilTheEnd => None,
+        }
+    }
+
+    /// What is there of it.
+    fn begun(&self, raw: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Chunks => chunks(raw).0,
+            Self::Bytes(_) | Self::UntilTheEnd => raw.to_vec(),
+        }
+    }
+}
+
+/// The chunks that are there, and whether the last one is.
+fn chunks(mut raw: &[u8]) -> (Vec<u8>, bool) {
+    let mut body = Vec::new();
+    while let Ok(httparse::Status::Complete((begin, size))) = httparse::parse_chunk_size(raw) {
+        if size == 0 {
+            return (body, true);
+        }
+        let data = raw.get(begin..).unwrap_or_default();
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let Some((chunk, after)) = data.split_at_checked(size) else {
+            body.extend_from_slice(data);
+            break;
+        };
+        body.extend_from_slice(chunk);
+        let Some(next) = after.strip_prefix(b"\r\n") else { break };
+        raw = next;
+    }
+    (body, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a client makes of bytes that come one by one, and then of the end.
+    async fn read(bytes: &[u8]) -> Result<Refusal, Lost> {
+        let (client, mut server) = tokio::io::duplex(1);
+        let mut client = client;
+        let bytes = bytes.to_vec();
+        tokio::spawn(async move {
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut server, &bytes).await;
+        });
+        let head = read_head(&mut client).await?;
+        Ok(Refusal::read(head, &mut client).await)
+    }
+
+    async fn body(bytes: &[u8]) -> (String, bool) {
+        let refusal = read(bytes).await.unwrap();
+        (String::from_utf8(refusal.body.to_vec()).unwrap(), refusal.is_complete)
+    }
+
+    #[tokio::test]
+    async fn interim_responses_are_passed_over() {
+        let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n";
+        let refusal = read(format!("{interim}HTTP/1.1 401 No\r\nX: y\r\n\r\n").as_bytes()).await.unwrap();
+        assert_eq!((refusal.status.as_u16(), refusal.headers.len()), (401, 1));
+        let endless = interim.repeat(2000);
+        assert!(read(endless.as_bytes()).await.is_err(), "they are bounded");
+    }
+
+    #[tokio::test]
+    async fn a_head_has_64_kib_and_256_fields_at_most() {
+        let head = |fields: usize, size: usize| {
+            let fields: String = (0..fields).map(|n| format!("F{n}: {}\r\n", "x".repeat(size))).collect();
+            format!("HTTP/1.1 503 Later\r\n{fields}\r\n").into_bytes()
+        };
+        assert_eq!(read(&head(256, 100)).await.unwrap().headers.len(), 256);
+        assert!(read(&head(257, 1)).await.is_err());
+        assert!(read(&head(2, 20_000)).await.is_ok());
+        assert!(read(&head(4, 20_000)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_refusals_body_is_read_as_its_head_says() {
+        let check = async |head: &str, raw: &str, expected: (&str, bool)| {
+            let bytes = format!("HTTP/1.1 403 No\r\n{head}\r\n{raw}");
+            assert_eq!(body(bytes.as_bytes()).await, (expected.0.to_owned(), expected.1), "{head:?} {raw:?}");
+        };
+        check("Content-Length: 5\r\n", "words and more", ("words", true)).await;
+        check("Content-Length: 9\r\n", "words", ("words", false)).await;
+        check("", "until the end", ("until the end", true)).await;
+        check("Transfer-Encoding: chunked\r\n", "5\r\nwords\r\n1;x=y\r\n!\r\n0\r\n\r\n", ("words!", true))
+            .await;
+        check("Transfer-Encoding: chunked\r\n", "5\r\nwords\r\n9\r\ncut", ("wordscut", false)).await;
+        check("Transfer-Encoding: chunked\r\n", "no size", ("", false)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_waits_neither_for_ever_nor_for_more_than_it_keeps() {
+        let (mut client, mut server) = tokio::io::duplex(1024);
+        let silent = b"HTTP/1.1 500 Oops\r\nContent-Length: 9\r\n\r\nwords";
+        tokio::io::AsyncWriteExt::write_all(&mut server, silent).await.unwrap();
+        let head = read_head(&mut client).await.unwrap();
+        let refusal = Refusal::read(head, &mut client).await;
+        assert_eq!((refusal.body.as_ref(), refusal.is_complete), (&b"words"[..], false));
+        let large = format!("HTTP/1.1 500 Oops\r\nContent-Length: 99999\r\n\r\n{}", "x".repeat(99_999));
+        let refusal = read(large.as_bytes()).await.unwrap();
+        assert_eq!((refusal.body.len(), refusal.is_complete), (MAX_BODY, false));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_http_is_said_at_once() {
+        let check = async |bytes: &[u8], words: &str| {
+            let Err(Lost::Unreachable(reason)) = read(bytes).await else { panic!("{bytes:?}") };
+            assert!(reason.contains(words), "{reason}");
+        };
+        check(&[0x15, 3, 1, 0, 2, 2, 70], "write wss://").await;
+        check(b"SSH-2.0-OpenSSH_9.7\r\n", "no HTTP").await;
+        check(b"", "closed the connection").await;
+    }
+}

@@ -1,0 +1,298 @@
+//! How a server is reached: its name looked up, its addresses tried, TLS spoken where its URL asks for it.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use mainstay_proto::reach::{Attempts, ConnectFailure, FailureKind};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
+
+use super::UrlError;
+use super::place::Server;
+use super::stream::{ServerStream, one_kind};
+use crate::clock::now;
+
+/// A Unix socket whose queue of connections is full is asked again after this.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Opens byte streams to servers: TCP, a Unix socket, TLS over either. Cheap to clone.
+///
+/// All addresses of a name are tried, IPv6 and IPv4 in turns, the next one 250 ms after the one before or at once when
+/// that refused; the first connection that comes about is taken. So an address that swallows everything costs a
+/// quarter of a second.
+///
+/// A [`Builder`](super::Builder) has one of its own; this is for requests beside it to the same server.
+///
+/// Source: RFC 8305; `docs/DEFAULTS.md` "Reconnecting".
+#[derive(Clone)]
+pub struct Connector {
+    timeout: Duration,
+    socket: Option<Arc<Path>>,
+    #[cfg(feature = "tls")]
+    tls: Option<Arc<rustls::ClientConfig>>,
+    #[cfg(feature = "tls")]
+    server_name: Option<rustls::pki_types::ServerName<'static>>,
+}
+
+impl Default for Connector {
+    /// 10 s, TCP, and as the system trusts.
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(10),
+            socket: None,
+            #[cfg(feature = "tls")]
+            tls: None,
+            #[cfg(feature = "tls")]
+            server_name: None,
+        }
+    }
+}
+
+impl Connector {
+    /// How long looking up the name, connecting and the TLS handshake may take together. Default: 10 s.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Connects to this Unix socket, whatever host and port a URL names. Default: TCP to the URL's host.
+    #[must_use]
+    pub fn unix(self, socket: impl Into<PathBuf>) -> Self {
+        Self { socket: Some(Arc::from(socket.into())), ..self }
+    }
+
+    /// As [`Builder::tls`](super::Builder::tls).
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(self, config: Arc<rustls::ClientConfig>) -> Self {
+        Self { tls: Some(config), ..self }
+    }
+
+    /// The name that the server's certificate must be for, and that the server is told (SNI), where it is not the
+    /// host of the URL.
+    ///
+    /// # Errors
+    /// It is neither a name of DNS nor an IP address.
+    #[cfg(feature = "tls")]
+    pub fn server_name(self, name: &str) -> Result<Self, UrlError> {
+        let name = super::tls::server_name(name).map_err(UrlError)?;
+        Ok(Self { server_name: Some(name), ..self })
+    }
+
+    /// Opens a byte stream to the server of `url`: `ws`, `wss`, `http` or `https`.
+    ///
+    /// # Errors
+    /// It came to nothing within the [timeout](Self::timeout).
+    ///
+    /// # Cancel safety
+    /// Safe: nothing stays behind but the look-up of a name that the system was asked for.
+    pub async fn connect(&self, url: &Uri) -> Result<ServerStream, ConnectFailure> {
+        let server = self.check(url).map_err(|error| ConnectFailure::new(FailureKind::Other, error.0))?;
+        let deadline = Instant::now() + self.timeout;
+        let socket = match &self.socket {
+            Some(path) => self.unix_socket(path, deadline).await?,
+            None => self.tcp(&server, deadline).await?,
+        };
+        if server.secure { self.secure(socket, &server, deadline).await } else { Ok(socket.into()) }
+    }
+
+    /// How long [`connect`](Self::connect) takes at most.
+    pub(super) fn limit(&self) -> Duration {
+        self.timeout
+    }
+
+    /// With the Unix socket of `other`, if it has none of its own.
+    pub(super) fn or_unix(self, other: &Self) -> Self {
+        Self { socket: self.socket.or_else(|| other.socket.clone()), ..self }
+    }
+
+    /// Whether a stream to the server of `url` can come about at all.
+    pub(super) fn check(&self, url: &Uri) -> Result<Server, UrlError> {
+        let server = Server::of(url)?;
+        #[cfg(feature = "tls")]
+        if server.secure && self.server_name.is_none() {
+            super::tls::server_name(&server.host).map_err(UrlError)?;
+        }
+        #[cfg(not(feature = "tls"))]
+        if server.secure {
+            return Err(UrlError(format!("{url}: wss:// needs the feature `tls` of the crate `mainstay`")));
+        }
+        Ok(server)
+    }
+
+    async fn tcp(&self, server: &Server, deadline: Instant) -> Result<TcpStream, ConnectFailure> {
+        let Server { host, port, .. } = server;
+        let unknown = |why: &dyn std::fmt::Display| {
+            ConnectFailure::new(FailureKind::UnknownName, format!("{host}: {why}"))
+        };
+        let addresses = match timeout_at(deadline, tokio::net::lookup_host((host.as_str(), *port))).await {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(error)) => return Err(unknown(&error)),
+            Err(_) => {
+                let words = format!("{host}: the name was not looked up within {:?}", self.timeout);
+                return Err(ConnectFailure::new(FailureKind::TimedOut, words));
+            }
+        };
+        let attempts = Attempts::new(now(), addresses);
+        let socket = race(attempts, deadline, self.timeout).await?;
+        let _ = socket.set_nodelay(true);
+        Ok(socket)
+    }
+
+    async fn unix_socket(&self, path: &Path, deadline: Instant) -> Result<TcpStream, ConnectFailure> {
+        let failed = |kind, why: &dyn std::fmt::Display| {
+            ConnectFailure::new(kind, format!("unix:{}: {why}", path.display()))
+        };
+        let connecting = async {
+            loop {
+                match UnixStream::connect(path).await {
+                    // Its queue of connections is full. Nobody says when it is not.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(FULL_QUEUE_PAUSE).await,
+                    connected => return connected,
+                }
+            }
+        };
+        match timeout_at(deadline, connecting).await {
+            Ok(connected) => connected.and_then(one_kind).map_err(|error| failed(unix_kind(&error), &error)),
+            Err(_) => {
+                let words = format!("its queue of connections was full for {:?}", self.timeout);
+                Err(failed(FailureKind::TimedOut, &words))
+            }
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    async fn secure(
+        &self,
+        socket: TcpStream,
+        server: &Server,
+        deadline: Instant,
+    ) -> Result<ServerStream, ConnectFailure> {
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => super::tls::server_name(&server.host)
+                .map_err(|why| ConnectFailure::new(FailureKind::Certificate, why))?,
+        };
+        match timeout_at(deadline, super::tls::handshake(socket, &name, self.tls.as_ref())).await {
+            Ok(secured) => secured.map(ServerStream::tls),
+            Err(_) => {
+                let words = format!("TLS: the handshake was not done within {:?}", self.timeout);
+                Err(ConnectFailure::new(FailureKind::TimedOut, words))
+            }
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    async fn secure(&self, _: TcpStream, _: &Server, _: Instant) -> Result<ServerStream, ConnectFailure> {
+        Err(ConnectFailure::new(FailureKind::Tls, "this program was built without TLS"))
+    }
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connector")
+            .field("timeout", &self.timeout)
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Connects to the addresses as they have their turns.
+async fn race(attempts: Attempts, deadline: Instant, timeout: Duration) -> Result<TcpStream, ConnectFailure> {
+    let mut race = Race { attempts, connecting: Vec::new() };
+    let mut alarm = pin!(sleep_until(deadline));
+    let won = timeout_at(deadline, std::future::poll_fn(|cx| race.poll(cx, alarm.as_mut()))).await;
+    match won {
+        Ok(Some(socket)) => Ok(socket),
+        Ok(None) | Err(_) => Err(race.attempts.into_failure(timeout)),
+    }
+}
+
+struct Race {
+    attempts: Attempts,
+    connecting: Vec<(SocketAddr, Connecting)>,
+}
+
+type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+impl Race {
+    /// The first connection that comes about; `None`: none will.
+    fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Poll<Option<TcpStream>> {
+        loop {
+            while let Some(address) = self.attempts.poll_attempt(now()) {
+                self.connecting.push((address, Box::pin(TcpStream::connect(address))));
+            }
+            let mut won = None;
+            let before = self.connecting.len();
+            let attempts = &mut self.attempts;
+            self.connecting.retain_mut(|(address, connecting)| match connecting.as_mut().poll(cx) {
+                Poll::Pending => true,
+                Poll::Ready(Ok(socket)) => {
+                    won = Some(socket);
+                    false
+                }
+                Poll::Ready(Err(error)) => {
+                    let failure = ConnectFailure::new(tcp_kind(&error, *address), error.to_string());
+                    attempts.handle_failed(now(), *address, failure);
+                    false
+                }
+            });
+            if won.is_some() || self.attempts.are_over() {
+                return Poll::Ready(won);
+            }
+            if self.connecting.len() < before {
+                continue;
+            }
+            let Some(at) = self.attempts.poll_timeout() else { return Poll::Pending };
+            alarm.as_mut().reset(at.into());
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+fn tcp_kind(error: &io::Error, address: SocketAddr) -> FailureKind {
+    use io::ErrorKind::{
+        AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut,
+    };
+    match error.kind() {
+        ConnectionRefused => FailureKind::Refused,
+        TimedOut => FailureKind::TimedOut,
+        HostUnreachable | NetworkUnreachable | NetworkDown => FailureKind::NoRoute,
+        AddrNotAvailable if has_source_for(address) => FailureKind::NoLocalPort,
+        AddrNotAvailable => FailureKind::NoRoute,
+        _ if is_out_of_descriptors(error) => FailureKind::NoDescriptor,
+        _ => FailureKind::Other,
+    }
+}
+
+fn unix_kind(error: &io::Error) -> FailureKind {
+    match error.kind() {
+        // Nobody listens there any more, or nobody has yet.
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FailureKind::Refused,
+        _ if is_out_of_descriptors(error) => FailureKind::NoDescriptor,
+        _ => FailureKind::Other,
+    }
+}
+
+/// Whether this machine has an address to reach that one from. The system has one error for "no local port is left" and
+/// for "no such family here"; ports of UDP are others than those of TCP, and nothing is sent by this.
+fn has_source_for(address: SocketAddr) -> bool {
+    let any = match address {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    UdpSocket::bind(any).is_ok_and(|socket| socket.connect(address).is_ok())
+}
+
+/// EMFILE or ENFILE, which have no kind.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
+}

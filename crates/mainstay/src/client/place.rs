@@ -1,0 +1,179 @@
+//! Where a server is, as users write it.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use http::Uri;
+
+use super::UrlError;
+
+/// Where a server is: a URL, and the Unix socket to reach it by, if it has one.
+///
+/// It is read from `ws://host:port/path` or `wss://...` (`http` and `https` mean the same), or with a Unix socket from
+/// `unix:/run/app.sock`, with the path of the request behind it as `unix:/run/app.sock:/path`. What nginx
+/// (`http://unix:/run/app.sock:/path`) and Node (`ws+unix:/run/app.sock:/path`) write for it is understood too; with
+/// `wss` or `https` in front TLS is spoken on the socket.
+///
+/// ```
+/// let place: mainstay::client::Place = "unix:/run/app.sock:/chat".parse()?;
+/// assert_eq!(place.url, "ws://localhost/chat");
+/// assert_eq!(place.socket.as_deref(), Some("/run/app.sock".as_ref()));
+/// # Ok::<(), mainstay::client::UrlError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// What is asked for. Behind a Unix socket the host is `localhost`.
+    pub url: Uri,
+    /// The socket in the file system; `None`: TCP.
+    pub socket: Option<PathBuf>,
+}
+
+impl FromStr for Place {
+    type Err = UrlError;
+
+    fn from_str(text: &str) -> Result<Self, UrlError> {
+        if let Some((secure, rest)) = unix(text) {
+            return Self::on_socket(secure, rest);
+        }
+        let url: Uri = text.parse().map_err(|error| UrlError(format!("{text}: {error}")))?;
+        Server::of(&url)?;
+        Ok(Self { url, socket: None })
+    }
+}
+
+impl Place {
+    fn on_socket(secure: bool, rest: &str) -> Result<Self, UrlError> {
+        let (socket, path) = match rest.split_once(":/") {
+            Some((socket, path)) => (socket, path),
+            None => (rest.trim_end_matches(':'), ""),
+        };
+        let wrong = |why: &dyn std::fmt::Display| UrlError(format!("unix:{rest}: {why}"));
+        if socket.is_empty() {
+            return Err(wrong(&"names no socket, for example unix:/run/app.sock"));
+        }
+        // Too long, as a rule: the system takes 107 bytes.
+        std::os::unix::net::SocketAddr::from_pathname(socket).map_err(|error| wrong(&error))?;
+        let scheme = if secure { "wss" } else { "ws" };
+        let url = format!("{scheme}://localhost/{path}").parse().map_err(|error| wrong(&error))?;
+        Ok(Self { url, socket: Some(PathBuf::from(socket)) })
+    }
+}
+
+/// What follows `unix:`, and whether TLS is spoken there.
+fn unix(text: &str) -> Option<(bool, &str)> {
+    const FORMS: [(&str, bool); 9] = [
+        ("unix:", false),
+        ("ws+unix:", false),
+        ("wss+unix:", true),
+        ("http+unix:", false),
+        ("https+unix:", true),
+        ("ws://unix:", false),
+        ("wss://unix:", true),
+        ("http://unix:", false),
+        ("https://unix:", true),
+    ];
+    let found = FORMS.iter().find_map(|(form, secure)| Some((*secure, text.strip_prefix(form)?)));
+    // `unix:///run/app.sock` has an empty host in front of its path.
+    found.map(|(secure, rest)| {
+        (secure, rest.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(rest))
+    })
+}
+
+/// The server of a URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Server {
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// It speaks TLS.
+    pub(super) secure: bool,
+}
+
+impl Server {
+    /// Checks a URL before anything is dialled.
+    pub(super) fn of(url: &Uri) -> Result<Self, UrlError> {
+        let authority = url.authority().map_or("", |authority| authority.as_str());
+        if let Some((_, place)) = authority.rsplit_once('@') {
+            // The rest of the URL is a secret.
+            return Err(UrlError(format!(
+                "the URL of {place} has credentials, which are not sent: use a header, as `Authorization`"
+            )));
+        }
+        let (secure, usual) = match url.scheme_str() {
+            Some("ws" | "http") => (false, 80),
+            Some("wss" | "https") => (true, 443),
+            _ => return Err(UrlError(format!("{url}: the URL must start with ws://, wss:// or unix:"))),
+        };
+        let host = url.host().filter(|host| !host.is_empty());
+        let host = host.ok_or_else(|| UrlError(format!("{url}: the URL names no host")))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = match port_of(authority) {
+            "" => usual,
+            port => parse_port(port)
+                .ok_or_else(|| UrlError(format!("{url}: the port `{port}` is not one of 1 to 65535")))?,
+        };
+        Ok(Self { host, port, secure })
+    }
+}
+
+/// As it is written: `Uri` takes any text there, and then knows of no port at all.
+fn port_of(authority: &str) -> &str {
+    let behind_ipv6 = authority.rsplit(']').next().unwrap_or_default();
+    behind_ipv6.rsplit_once(':').map_or("", |(_, port)| port)
+}
+
+fn parse_port(text: &str) -> Option<u16> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| is_number && *port > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unix_socket_is_written_as_nginx_and_node_write_it() {
+        let check = |text: &str, url: &str| {
+            let place: Place = text.parse().unwrap();
+            assert_eq!(
+                (place.url.to_string().as_str(), place.socket),
+                (url, Some("/run/app.sock".into())),
+                "{text}"
+            );
+        };
+        check("unix:/run/app.sock", "ws://localhost/");
+        check("unix:/run/app.sock:", "ws://localhost/");
+        check("unix:/run/app.sock:/", "ws://localhost/");
+        check("unix:/run/app.sock:/a/b?c=d:/e", "ws://localhost/a/b?c=d:/e");
+        check("unix:///run/app.sock:/a", "ws://localhost/a");
+        check("ws+unix:/run/app.sock:/a", "ws://localhost/a");
+        check("ws+unix:///run/app.sock:/a", "ws://localhost/a");
+        check("http://unix:/run/app.sock:/a", "ws://localhost/a");
+        check("https://unix:/run/app.sock:/a", "wss://localhost/a");
+        check("wss+unix:/run/app.sock", "wss://localhost/");
+    }
+
+    #[test]
+    fn a_url_is_one_of_a_server_that_can_be_dialled() {
+        let server = |text: &str| text.parse::<Place>().map(|place| Server::of(&place.url).unwrap());
+        let found = |host: &str, port, secure| Ok(Server { host: host.to_owned(), port, secure });
+        assert_eq!(server("ws://example.com/a"), found("example.com", 80, false));
+        assert_eq!(server("https://[::1]:8443"), found("::1", 8443, true));
+        let long = format!("unix:/{}", "x".repeat(200));
+        for wrong in [
+            "",
+            "ftp://h/",
+            "h:1",
+            "ws://h:0/",
+            "ws://h:x/",
+            "ws://",
+            "ws://u:p@h/",
+            "unix:",
+            "unix::/a",
+            &long,
+        ] {
+            assert!(server(wrong).is_err(), "{wrong}");
+        }
+        let secret = server("ws://user:password@h/").unwrap_err().to_string();
+        assert!(!secret.contains("password"), "{secret}");
+    }
+}

@@ -1,0 +1,95 @@
+//! TLS to a server, and why it failed, in the words of who has to mend it.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use mainstay_proto::reach::{ConnectFailure, FailureKind};
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// A name that certificates can be for.
+pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(name.to_owned()).map_err(|_| {
+        format!("{name} is not a name that a certificate can be for, as example.com or 192.0.2.1")
+    })
+}
+
+/// The TLS handshake with a server of this name. `config`: as the system trusts, if there is none.
+pub(super) async fn handshake(
+    socket: TcpStream,
+    name: &ServerName<'static>,
+    config: Option<&Arc<ClientConfig>>,
+) -> Result<TlsStream<TcpStream>, ConnectFailure> {
+    let config = match config {
+        Some(config) => Arc::clone(config),
+        None => usual()?,
+    };
+    let connecting = TlsConnector::from(config).connect(name.clone(), socket);
+    connecting.await.map_err(|error| failure(&error, &name.to_str()))
+}
+
+/// TLS 1.2 and 1.3, and what the system trusts.
+fn usual() -> Result<Arc<ClientConfig>, ConnectFailure> {
+    static USUAL: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    if let Some(config) = USUAL.get() {
+        return Ok(Arc::clone(config));
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    // Not `ClientConfig::builder`: it panics where another crate has brought a second provider into the program.
+    let provider = rustls::crypto::CryptoProvider::get_default().cloned();
+    let provider = provider.unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| ConnectFailure::new(FailureKind::Tls, format!("TLS: {error}")))?;
+    let config = builder.with_root_certificates(roots).with_no_client_auth();
+    Ok(Arc::clone(USUAL.get_or_init(|| Arc::new(config))))
+}
+
+fn failure(error: &io::Error, name: &str) -> ConnectFailure {
+    use rustls::Error;
+    let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let (kind, words) = match cause {
+        Some(Error::InvalidCertificate(why)) => {
+            (FailureKind::Certificate, format!("the certificate of {name} {}", distrust(why)))
+        }
+        Some(Error::InvalidMessage(_)) => {
+            (FailureKind::Tls, "the server's answer is not TLS: it may speak no TLS at this port".to_owned())
+        }
+        Some(Error::AlertReceived(alert)) => {
+            (FailureKind::Tls, format!("the server refused the TLS handshake: {alert:?}"))
+        }
+        None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => (
+            FailureKind::Tls,
+            "the server closed the connection in the TLS handshake: it may speak no TLS at this port"
+                .to_owned(),
+        ),
+        _ => (FailureKind::Tls, error.to_string()),
+    };
+    ConnectFailure::new(kind, format!("TLS: {words}"))
+}
+
+/// Continues "the certificate of example.com".
+fn distrust(why: &CertificateError) -> String {
+    use CertificateError as E;
+    match why {
+        E::UnknownIssuer => "is not trusted: it is self-signed, or its issuer is unknown here".to_owned(),
+        E::Expired | E::ExpiredContext { .. } => "is not trusted: it has expired".to_owned(),
+        E::NotValidYet | E::NotValidYetContext { .. } => {
+            "is not trusted: it is not valid yet, by the clock of this machine".to_owned()
+        }
+        E::NotValidForName => "is not trusted: it is for another name".to_owned(),
+        E::NotValidForNameContext { presented, .. } => {
+            format!("is not trusted: it is for another name: {}", presented.join(", "))
+        }
+        E::Revoked => "is not trusted: it was revoked".to_owned(),
+        // As many self-signed ones are that `openssl req -x509` makes.
+        E::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            "is not trusted: it is the certificate of an issuer (CA:TRUE) and not of a server".to_owned()
+        }
+        other => format!("is not trusted: {other}"),
+    }
+}
