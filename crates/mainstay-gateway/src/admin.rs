@@ -237,17 +237,14 @@ fn render(s: &Snapshot, gauges: &Gauges, links: &Figures) -> String {
         }
     };
     family("connections", "gauge", "Connections open now.", &[("", s.connections)]);
-    let sessions = [
+    family("sessions", "gauge", "Sessions alive now, attached or parked.", &[("", s.sessions)]);
+    let states = [
         ("{state=\"attached\"}", gauges.sessions.attached),
         ("{state=\"parked\"}", gauges.sessions.parked),
         ("{state=\"draining\"}", gauges.sessions.draining),
     ];
-    family(
-        "sessions",
-        "gauge",
-        "Sessions alive now, by state; plain connections count as attached.",
-        &sessions,
-    );
+    let by_state = "Sessions alive now, by state; plain connections count as attached.";
+    family("sessions_by_state", "gauge", by_state, &states);
     let draining = u64::from(gauges.is_draining);
     family("draining", "gauge", "1 from the signal that ends the process on.", &[("", draining)]);
     let queues = [("{leg=\"visitor\"}", gauges.kept_bytes), ("{leg=\"backend\"}", links.kept_bytes)];

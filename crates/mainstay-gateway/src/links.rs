@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mainstay::client::{Event, Lost, Sender, State};
+use http::Uri;
+use mainstay::client::{Connector, Event, Lost, Sender, State};
 use mainstay::{Evidence, Report, SessionId};
 use slab::Slab;
 use tokio::sync::Notify;
@@ -147,11 +148,9 @@ impl Links {
         self.backend().not_ready()
     }
 
-    /// Probes the backend when that is due, for as long as the process lives. `probe` makes a connection and drops it.
-    pub(crate) async fn probe<F>(self, probe: impl Fn() -> F)
-    where
-        F: Future<Output = Result<(), Failure>>,
-    {
+    /// Probes the backend when that is due, for as long as the process lives: connects, with TLS where its URL says so,
+    /// and that is all.
+    pub(crate) async fn probe(self, connector: Connector, upstream: Uri) {
         loop {
             let due = self.backend().poll_timeout();
             let due = async {
@@ -165,9 +164,9 @@ impl Links {
                 () = self.0.changed.notified() => continue,
             }
             if self.backend().poll_probe(Instant::now()) {
-                match probe().await {
-                    Ok(()) => self.reached(),
-                    Err(failure) => self.failed(failure),
+                match connector.connect(&upstream).await {
+                    Ok(_) => self.reached(),
+                    Err(failure) => self.failed(failure.into()),
                 }
             }
         }

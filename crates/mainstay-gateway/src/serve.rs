@@ -13,12 +13,12 @@ use axum::response::Response;
 use axum::routing::any;
 use clap::ValueEnum;
 use http::{HeaderName, Uri};
+use mainstay::client::Connector;
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
-use crate::backend::{Failure, Reason};
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
@@ -254,7 +254,10 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
     announce(&arguments, &listener, admin.as_ref().map(|(admin, _)| admin));
     let taken_over = successor::offer(&listener, mainstay.clone());
     match &arguments.upstream {
-        Some(upstream) => drop(tokio::spawn(links.clone().probe(probe(upstream.clone())))),
+        Some(upstream) => {
+            let (connector, upstream) = (Connector::default().timeout(PROBE), upstream.clone());
+            tokio::spawn(links.clone().probe(connector, upstream));
+        }
         None => links.reached(),
     }
     if let Some((admin, baton)) = admin {
@@ -272,26 +275,6 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
 
 /// How long a probe of the backend may take.
 const PROBE: Duration = Duration::from_secs(5);
-
-/// Connects to the backend, and that is all.
-fn probe(upstream: Uri) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> {
-    move || {
-        let upstream = upstream.clone();
-        Box::pin(async move {
-            let host = upstream.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-            let usual = if upstream.scheme_str() == Some("wss") { 443 } else { 80 };
-            let place = (host, upstream.port_u16().unwrap_or(usual));
-            match tokio::time::timeout(PROBE, TcpStream::connect(place)).await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(error)) => Err(Failure::in_words(format!("{host}:{}: {error}", place.1))),
-                Err(_) => {
-                    let why = format!("{host}:{}: no connection within {PROBE:?}", place.1);
-                    Err(Failure { reason: Reason::TimedOut, why })
-                }
-            }
-        })
-    }
-}
 
 /// Each bound was checked where the flag was read.
 fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {

@@ -40,7 +40,9 @@ impl Frames {
             }
         };
         let request = head(&mut stream).await;
-        let key = request.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
+        let fields = request.lines().filter_map(|line| line.split_once(": "));
+        let mut keys = fields.filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key"));
+        let key = keys.next().unwrap().1;
         let accept = accept_key(key.as_bytes());
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

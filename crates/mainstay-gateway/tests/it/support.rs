@@ -101,7 +101,8 @@ impl Gateway {
     /// The answer of `--admin`, with further headers: status line, headers and body.
     pub(crate) fn ask(&self, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.admin.unwrap()).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n")
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
