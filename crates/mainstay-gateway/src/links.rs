@@ -385,4 +385,25 @@ mod tests {
         drop(account);
         assert_eq!((links.figures().kept_bytes, links.figures().unknown), (0, 4));
     }
+    #[tokio::test]
+    async fn links_that_wait_dial_when_the_backend_is_reached_by_another() {
+        let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = nobody.local_addr().unwrap();
+        drop(nobody);
+        let links = Links::default();
+        let hour = Duration::from_secs(3600);
+        // By itself it dials once more in an hour.
+        let backoff =
+            mainstay::BackoffConfig::new(hour, hour).and_then(|backoff| backoff.first(hour, hour)).unwrap();
+        let link = Link::to(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
+        let mut account = links.open(link.sender(), None);
+        let failed = link.event().await.unwrap();
+        account.note(&failed);
+        assert!(matches!(failed, Event::AttemptFailed { .. }), "{failed:?}");
+        assert_eq!(links.figures().failed[Reason::Refused as usize], 1);
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        links.reached();
+        let accepted = tokio::time::timeout(Duration::from_secs(30), listener.accept()).await;
+        assert!(accepted.is_ok(), "it dials");
+    }
 }

@@ -63,7 +63,8 @@ impl Gateway {
         Self::begin(command)
     }
 
-    fn begin(mut command: Command) -> Self {
+    /// As this command says; its standard output and error are pipes, unless it says otherwise.
+    pub(crate) fn begin(mut command: Command) -> Self {
         let mut process = command.spawn().unwrap();
         let (mut url, mut admin) = (None, None);
         for line in BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap) {
