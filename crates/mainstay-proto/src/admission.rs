@@ -71,7 +71,13 @@ impl Admission {
 
     /// Somebody connected.
     pub fn arrive(&mut self, address: IpAddr) -> Admitted {
-        if self.config.connections.is_some_and(|limit| self.admitted >= limit) {
+        self.arrive_beside(address, 0)
+    }
+
+    /// As [`arrive`](Self::arrive), beside so many that were admitted and are counted elsewhere since they
+    /// [left](Self::leave) here.
+    pub fn arrive_beside(&mut self, address: IpAddr, others: usize) -> Admitted {
+        if self.config.connections.is_some_and(|limit| self.admitted + others >= limit) {
             return self.refuse(Refused::Full);
         }
         if let Some(limit) = self.config.per_address {
@@ -192,6 +198,16 @@ mod tests {
         admission.refused();
         assert!(is_refused(admission.arrive(ip("10.0.0.1")), Refused::Full));
     }
+    #[test]
+    fn those_that_are_counted_elsewhere_have_their_places() {
+        let mut admission = admission(Some(3), None);
+        assert_eq!(admission.arrive_beside(ip("10.0.0.1"), 2), Admitted::Yes);
+        assert!(is_refused(admission.arrive_beside(ip("10.0.0.1"), 2), Refused::Full));
+        admission.leave(ip("10.0.0.1"));
+        assert!(is_refused(admission.arrive_beside(ip("10.0.0.1"), 3), Refused::Full));
+        assert_eq!(admission.arrive_beside(ip("10.0.0.1"), 2), Admitted::Yes);
+    }
+
     #[test]
     fn refusals_take_an_eighth_of_the_places_at_most_and_a_few_in_any_case() {
         for (limit, refusing) in [(0, 8), (64, 8), (160, 20), (100_000, REFUSING)] {

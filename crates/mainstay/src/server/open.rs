@@ -90,7 +90,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     let (transport, early) = raw(upgraded);
     let codec = Connection::new(Role::Server, shared.config.limits, terms.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
-    wire.permit = permit.map(|permit| Box::new(permit as _));
+    wire.permit = permit.map(Permit::keep);
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     Stats::add(&stats.connections_opened, 1);
     let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_took);
