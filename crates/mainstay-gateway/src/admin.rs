@@ -327,6 +327,12 @@ fn render(s: &Snapshot, gauges: &Gauges, links: &Figures) -> String {
     let uncertain = "Messages of visitors that the backend did not certainly get, by fate.";
     family("link_messages_total", "counter", uncertain, &fates);
     family(
+        "links_pings_unanswered_total",
+        "counter",
+        "Times that a link found that the backend answers no Ping.",
+        &[("", links.pings_unanswered)],
+    );
+    family(
         "log_lines_lost_total",
         "counter",
         "Lines of the log that could not be written, or not fast enough.",

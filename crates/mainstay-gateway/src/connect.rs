@@ -4,17 +4,18 @@
 //! `--help` prints.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use mainstay::client::{Builder, Event, Lost, Mode};
+use mainstay::client::{Builder, Event, Lost, Mode, State};
 use mainstay::{Client, CloseCode, Fate, Kind, Limits, Link, Message, Report};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::signals::Stops;
-use crate::{log, values};
+use crate::{log, trust, values};
 
 /// What `--help` ends with.
 pub(crate) const EXAMPLES: &str = "\
@@ -28,7 +29,7 @@ Examples:
 
 Exit codes:
   0  ended in order, and everything sent was delivered
-  1  the server refused the connection or ended it
+  1  the server was never reached, refused the connection or ended it
   2  the arguments are wrong
   3  ended, but not everything sent was delivered, as far as is known
   130, 131, 143  interrupted twice (SIGINT, SIGQUIT, SIGTERM): nothing was waited for";
@@ -36,8 +37,8 @@ Exit codes:
 /// Flags of `mainstay connect`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Where to, for example ws://127.0.0.1:8080/echo.
-    #[arg(value_parser = values::url)]
+    /// Where to, for example ws://127.0.0.1:8080/echo, or unix:/run/app.sock:/echo.
+    #[arg(value_parser = values::server)]
     url: String,
     /// Print messages and events as one JSON object a line, all on standard output.
     #[arg(long)]
@@ -48,6 +49,10 @@ pub(crate) struct Arguments {
     /// An application subprotocol to offer. May be repeated.
     #[arg(long = "subprotocol", value_name = "NAME", value_parser = values::token)]
     subprotocols: Vec<String>,
+    /// A file with the certificates (PEM) that vouch for the server, its own among them if it is self-signed, instead of
+    /// those that the system trusts.
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
     /// Do not offer mainstay.v1.
     #[arg(long)]
     plain: bool,
@@ -84,6 +89,12 @@ async fn connect<P>(
     for name in &arguments.subprotocols {
         builder = builder.subprotocol(name);
     }
+    if let Some(file) = &arguments.cacert {
+        match trust::config(Some(file), None) {
+            Ok(config) => builder = builder.tls(config),
+            Err(error) => return complain(&error.replacen("ca", "--cacert", 1), 2),
+        }
+    }
     builder = builder.limits(Limits { max_message: arguments.max_message, ..Limits::default() });
     let output = Output { json: arguments.json, interactive: std::io::stdin().is_terminal() };
     output.greet(&arguments.url);
@@ -109,6 +120,8 @@ fn complain(error: &impl std::fmt::Display, code: u8) -> ExitCode {
 /// What the exit code is made of.
 #[derive(Default)]
 struct Told {
+    /// Messages flowed, at least for a while.
+    attached: bool,
     /// The server ended it otherwise than with 1000.
     refused: bool,
     /// Something was reported unknown or not delivered.
@@ -120,6 +133,7 @@ impl Told {
         match self {
             Self { refused: true, .. } => 1,
             Self { missing: true, .. } => 3,
+            Self { attached: false, .. } => 1,
             _ => 0,
         }
     }
@@ -127,6 +141,7 @@ impl Told {
     fn note(&mut self, event: &Event, closing: bool) {
         let undelivered = |fate: &Fate| fate.delivered < if fate.resent { fate.unknown } else { fate.last };
         match event {
+            Event::Attached { .. } => self.attached = true,
             Event::Report(_) => self.missing = true,
             Event::Gap(fate) => self.missing |= undelivered(fate),
             Event::Ended { code, fate, .. } => {
@@ -146,7 +161,8 @@ async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output, mut i
     let mut input_open = true;
     // A line that waits for room. What the server says meanwhile is read, or both would wait for ever.
     let mut waiting: Option<Message> = None;
-    let mut told = Told::default();
+    // With `--once` the event has been taken already.
+    let mut told = Told { attached: matches!(client.state(), State::Attached { .. }), ..Told::default() };
     loop {
         let sending = async {
             match &waiting {
@@ -268,6 +284,12 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             );
             ("gap", detail, json!({"sent": sent(fate), "lost": lost}))
         }
+        Event::PingsUnanswered => (
+            "no pongs",
+            "the server answers no Ping: what is sent from here on may or may not arrive".to_owned(),
+            json!({}),
+        ),
+        Event::PingsAnswered => ("pongs", "the server answers Pings after all".to_owned(), json!({})),
         Event::FreshPeer => ("fresh", "a plain server: what it sent meanwhile is lost".to_owned(), json!({})),
         Event::Report(Report::Unknown(first, last)) => {
             report("unknown", *first, *last, "may or may not have arrived")
@@ -372,12 +394,13 @@ mod tests {
     #[test]
     fn the_exit_code_says_whether_everything_was_delivered() {
         let check = |events: &[Event], closing, expected| {
-            let mut told = Told::default();
+            let mut told = Told { attached: true, ..Told::default() };
             events.iter().for_each(|event| told.note(event, closing));
             assert_eq!(told.exit_code(), expected, "{events:?}");
         };
         let ended = |code, fate| Event::Ended { code, reason: String::new(), fate };
         check(&[ended(Some(1000), Some(fate(2, 2, 2, false)))], true, 0);
+        assert_eq!(Told::default().exit_code(), 1, "nobody was reached");
         check(&[ended(Some(1000), Some(fate(1, 2, 2, false)))], true, 3);
         check(&[ended(Some(1000), Some(fate(1, 1, 2, false)))], true, 3);
         check(&[ended(Some(4501), None)], false, 1);

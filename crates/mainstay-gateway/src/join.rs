@@ -19,7 +19,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderMap};
 use http::{StatusCode, Uri};
 use mainstay::SessionUpgrade;
-use mainstay::client::{Event, Events};
+use mainstay::client::{Connector, Event, Events};
 use mainstay::server::{Session, SessionState};
 use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits, Link};
 use tokio::sync::Notify;
@@ -38,6 +38,7 @@ const SPREAD: Duration = Duration::from_secs(10);
 /// How links are made, and what is believed of who asks for one.
 pub(crate) struct LinkConfig {
     pub(crate) upstream: Uri,
+    pub(crate) connector: Connector,
     /// How long a plain visitor is kept while the backend cannot be reached.
     pub(crate) upstream_wait: Duration,
     pub(crate) heartbeat: HeartbeatConfig,
@@ -307,6 +308,7 @@ async fn watch(
 fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig) -> Result<Link, String> {
     let mut builder = Link::to(&visit.url.to_string())
         .map_err(|error| error.to_string())?
+        .connector(config.connector.clone())
         .ends_with_peer(true)
         .heartbeat(config.heartbeat)
         .limits(config.limits)
@@ -315,6 +317,9 @@ fn link(visit: Visit, subprotocols: &[String], config: &LinkConfig) -> Result<Li
     builder = builder.subprotocols(subprotocols).map_err(|error| error.to_string())?;
     for (name, value) in &visit.headers {
         builder = builder.header(name.clone(), value.clone());
+    }
+    if let Some(answers) = config.links.answers_pings() {
+        builder = builder.expects_pongs(answers);
     }
     Ok(builder.connect())
 }

@@ -45,6 +45,9 @@ struct Counters {
     unknown: AtomicU64,
     not_delivered: AtomicU64,
     undeliverable: AtomicU64,
+    pings_unanswered: AtomicU64,
+    /// Whether the backend answers Pings, by what the newest link that found out has seen.
+    answers_pings: Mutex<Option<bool>>,
 }
 
 impl Counters {
@@ -82,6 +85,8 @@ pub(crate) struct Figures {
     pub(crate) not_delivered: u64,
     /// Messages that ended three of its connections.
     pub(crate) undeliverable: u64,
+    /// Links that found that the backend answers no Ping.
+    pub(crate) pings_unanswered: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
 }
@@ -226,6 +231,7 @@ impl Links {
             unknown: read(&figures.unknown),
             not_delivered: read(&figures.not_delivered),
             undeliverable: read(&figures.undeliverable),
+            pings_unanswered: read(&figures.pings_unanswered),
             kept_bytes: self.kept_bytes(),
         }
     }
@@ -235,6 +241,27 @@ impl Links {
         // Links come and go meanwhile: none of them waits for this.
         let open: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
         open.iter().map(Sender::kept_bytes).sum()
+    }
+
+    /// Whether the backend answers Pings, so that not every link has to find out.
+    pub(crate) fn answers_pings(&self) -> Option<bool> {
+        *self.0.figures.answers_pings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What one link found out is told once, and taken for granted by the next.
+    fn note_pings(&self, answered: Option<bool>) {
+        if answered == Some(false) {
+            self.0.figures.pings_unanswered.fetch_add(1, Relaxed);
+        }
+        let mut known = self.0.figures.answers_pings.lock().unwrap_or_else(PoisonError::into_inner);
+        match (answered, std::mem::replace(&mut *known, answered)) {
+            (Some(false), None | Some(true)) => tracing::warn!(
+                "the backend answers no Ping (RFC 6455 section 5.5.2): what visitors send may be lost with its connection, \
+                 and is not sent again"
+            ),
+            (Some(true), Some(false)) => tracing::info!("the backend answers Pings"),
+            _ => {}
+        }
     }
 
     fn list(&self) -> MutexGuard<'_, Slab<Sender>> {
@@ -270,6 +297,10 @@ impl Account {
                 figures.lost.fetch_add(1, Relaxed);
                 if let Lost::Dead(evidence) = why {
                     figures.dead(*evidence).fetch_add(1, Relaxed);
+                    if self.links.answers_pings() == Some(true) {
+                        // Another may stand there by now.
+                        self.links.note_pings(None);
+                    }
                 }
                 let why = format!("{why:?}");
                 self.links.tell(|backend| backend.handle_lost(Instant::now(), &why));
@@ -283,6 +314,8 @@ impl Account {
                     self.links.refused(status);
                 }
             }
+            Event::PingsUnanswered => self.links.note_pings(Some(false)),
+            Event::PingsAnswered => self.links.note_pings(Some(true)),
             Event::Report(Report::Unknown(first, last)) => {
                 let count = self.not_told_before(*first, *last);
                 self.unknown += count;
@@ -337,7 +370,10 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.attached(false);
-        self.links.list().try_remove(self.slot);
+        let sender = self.links.list().try_remove(self.slot);
+        if sender.is_some_and(|sender| sender.answers_pings() == Some(true)) {
+            self.links.note_pings(Some(true));
+        }
         let (unknown, not_delivered) = (self.unknown, self.not_delivered);
         let undeliverable = self.undeliverable.len();
         if unknown + not_delivered > 0 || undeliverable > 0 {
@@ -379,6 +415,10 @@ mod tests {
         for why in [Lost::Dead(Evidence::Frozen), Lost::Broken(String::new())] {
             account.note(&Event::Detached { why, retry_in: std::time::Duration::ZERO });
         }
+        account.note(&Event::PingsUnanswered);
+        assert_eq!((links.answers_pings(), links.figures().pings_unanswered), (Some(false), 1));
+        account.note(&Event::PingsAnswered);
+        assert_eq!(links.answers_pings(), Some(true));
         let found = links.figures();
         assert_eq!((found.unknown, found.not_delivered, found.undeliverable), (4, 2, 1));
         assert_eq!((found.lost, found.dead_silent, found.dead_frozen), (2, 0, 1));

@@ -21,6 +21,7 @@ mod process;
 mod serve;
 mod signals;
 mod successor;
+mod trust;
 mod values;
 
 use std::io::Write;

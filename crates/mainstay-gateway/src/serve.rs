@@ -12,8 +12,8 @@ use axum::extract::{FromRef, State};
 use axum::response::Response;
 use axum::routing::any;
 use clap::ValueEnum;
-use http::{HeaderName, Uri};
-use mainstay::client::Connector;
+use http::HeaderName;
+use mainstay::client::{Connector, Place};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
 use tokio::net::{TcpListener, TcpSocket};
@@ -24,7 +24,7 @@ use crate::links::Links;
 use crate::principal::Bound;
 use crate::signals::{self, Stops};
 use crate::successor::{Baton, Found};
-use crate::{admin, builtin, descriptors, join, log, successor, values};
+use crate::{admin, builtin, descriptors, join, log, successor, trust, values};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
 /// who finds the queue full is not heard until TCP asks again, a second later or more.
@@ -54,11 +54,13 @@ pub(crate) struct Arguments {
     /// Where visitors connect.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: SocketAddr,
-    /// The backend to front, for example ws://127.0.0.1:3000. Its path, if any, goes in front of the
+    /// The backend to front, for example ws://127.0.0.1:3000, or unix:/run/app.sock. Its path, if any, goes in front of the
     /// visitor's. Without it a built-in backend answers at /echo and /broadcast, and / is a page that shows a
     /// live connection and breaks it.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
-    upstream: Option<Uri>,
+    upstream: Option<Place>,
+    #[command(flatten)]
+    trust: trust::Arguments,
     /// How long a plain visitor is kept while the backend cannot be reached. One that speaks mainstay.v1
     /// is kept for as long as it stays.
     #[arg(long, value_name = "DURATION", value_parser = values::wait, default_value = "30s")]
@@ -173,7 +175,15 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match serve(arguments, token).await {
+    let connector =
+        match arguments.upstream.as_ref().map(|place| arguments.trust.connector(place)).transpose() {
+            Ok(connector) => connector,
+            Err(line) => {
+                log::say(&line);
+                return ExitCode::from(2);
+            }
+        };
+    match serve(arguments, token, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             log::say(&line);
@@ -195,7 +205,11 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
     }
 }
 
-async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String> {
+async fn serve(
+    arguments: Arguments,
+    token: Option<Token>,
+    connector: Option<Connector>,
+) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
     let files = descriptors::take_all();
     let most = descriptors::visitors(files, arguments.upstream.is_some());
@@ -222,7 +236,8 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
             let link = join::LinkConfig {
-                upstream: upstream.clone(),
+                upstream: upstream.url.clone(),
+                connector: connector.clone().unwrap_or_default(),
                 upstream_wait: arguments.upstream_wait,
                 heartbeat,
                 limits,
@@ -255,8 +270,8 @@ async fn serve(arguments: Arguments, token: Option<Token>) -> Result<(), String>
     let taken_over = successor::offer(&listener, mainstay.clone());
     match &arguments.upstream {
         Some(upstream) => {
-            let (connector, upstream) = (Connector::default().timeout(PROBE), upstream.clone());
-            tokio::spawn(links.clone().probe(connector, upstream));
+            let connector = connector.clone().unwrap_or_default().timeout(PROBE);
+            tokio::spawn(links.clone().probe(connector, upstream.url.clone()));
         }
         None => links.reached(),
     }

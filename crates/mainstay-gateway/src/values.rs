@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
 use mainstay::HeartbeatConfig;
+use mainstay::client::Place;
 use mainstay::server::{LifetimeConfig, Origins};
 
 use crate::forward::Network;
@@ -108,12 +109,25 @@ pub(crate) fn url(text: &str) -> Result<String, String> {
     parse_url(text).map(|_| text.to_owned())
 }
 
-/// The backend: as [`url`], without a query.
-pub(crate) fn upstream(text: &str) -> Result<Uri, String> {
-    let uri = parse_url(text)?;
-    match uri.query() {
-        None => Ok(uri),
+/// Where to connect: as [`url`], or `unix:/run/app.sock[:/path][?query]`.
+pub(crate) fn server(text: &str) -> Result<String, String> {
+    place(text).map(|_| text.to_owned())
+}
+
+/// The backend: as [`server`], without a query.
+pub(crate) fn upstream(text: &str) -> Result<Place, String> {
+    let place = place(text)?;
+    match place.url.query() {
+        None => Ok(place),
         Some(_) => Err("must have no ?query: each visitor's own is passed on; write it without".to_owned()),
+    }
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    match text.parse::<Place>() {
+        Ok(place) if place.socket.is_some() => Ok(place),
+        Err(error) if text.starts_with("unix:") => Err(error.to_string()),
+        _ => parse_url(text).map(|url| Place { url, socket: None }),
     }
 }
 
@@ -170,9 +184,14 @@ mod tests {
     #[test]
     fn a_backend_is_a_websocket_url() {
         assert!(upstream("ws://127.0.0.1:3000/app").is_ok());
-        for wrong in ["http://x", "127.0.0.1:3000", "ws://", "", "ws:///path"] {
+        assert!(upstream("unix:/run/app.sock:/app").is_ok() && server("unix:/run/app.sock:/a?b").is_ok());
+        let too_long = format!("unix:/{}", "x".repeat(200));
+        for wrong in
+            ["http://x", "127.0.0.1:3000", "ws://", "", "ws:///path", "unix:", "unix:/a:/b?c", &too_long]
+        {
             assert!(upstream(wrong).is_err(), "{wrong}");
         }
+        assert!(url("unix:/run/app.sock").is_err(), "not everybody reaches one");
     }
 
     #[test]

@@ -20,7 +20,13 @@
 //! be the guilty one, only the first of a window; before the third try the suspects therefore go out
 //! one by one, each with its own Ping. That clears the innocent and leaves the guilty one in front.
 //!
-//! Not here: when a peer is dead (`heartbeat`). A late Pong means a slow peer.
+//! **A peer that answers no Ping** breaks RFC 6455 section 5.5.2, and would stop the link at 64 messages. Once that is
+//! found ([`Confirmer::expect_no_pongs`]) it is served with what remains possible, at-most-once: writing goes on, the
+//! last 64 messages are kept in case a Pong comes after all, and what is before them, or lost with its connection, is
+//! unknown and never written again. A Pong ends that.
+//!
+//! Not here: when a peer is dead (`heartbeat`), and what shows that it lives and answers no Ping (`connect`). A late Pong
+//! means a slow peer.
 //!
 //! Source: `docs/PROTOCOL.md` "Plain peers: the ping is the acknowledgement".
 
@@ -85,6 +91,7 @@ pub struct ConfirmConfig {
     queue_messages: usize,
     queue_bytes: usize,
     min_interval: Duration,
+    pongs: Pongs,
 }
 
 impl ConfirmConfig {
@@ -125,6 +132,13 @@ impl ConfirmConfig {
         Self { min_interval, ..self }.checked()
     }
 
+    /// Whether the peer answers Pings, where that is known beforehand. If not, it is served at-most-once from the first
+    /// message on, and until its first Pong; if so, its silence is never taken for that. Default: not known.
+    #[must_use]
+    pub fn expects_pongs(self, expects_pongs: bool) -> Self {
+        Self { pongs: if expects_pongs { Pongs::Come } else { Pongs::Missing }, ..self }
+    }
+
     fn checked(self) -> Result<Self, ConfigError> {
         if self.queue_messages == 0 {
             return Err(ConfigError { field: "confirm.queue_messages", bound: "at least 1" });
@@ -148,6 +162,7 @@ impl Default for ConfirmConfig {
             queue_messages: 1024,
             queue_bytes: 4 * 1024 * 1024,
             min_interval: Duration::ZERO,
+            pongs: Pongs::Unknown,
         }
     }
 }
@@ -198,6 +213,17 @@ pub struct Confirmer<M> {
     suspect: (u64, u8),
     /// Up to here messages go out one by one.
     careful_until: u64,
+    pongs: Pongs,
+}
+
+/// Whether the peer answers Pings, on whatever connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pongs {
+    /// None has come yet.
+    Unknown,
+    Come,
+    /// None comes, as far as is known.
+    Missing,
 }
 
 #[derive(Debug)]
@@ -214,6 +240,8 @@ struct Line {
     open: bool,
     /// Up to here written.
     written: u64,
+    /// Up to here left the process.
+    flushed: u64,
     /// Up to here confirmed.
     confirmed: u64,
     /// Written and not confirmed.
@@ -222,6 +250,8 @@ struct Line {
     kept_back: Load,
     /// The position that the open Ping names.
     ping: Option<u64>,
+    /// When it left the process.
+    ping_left: Option<Instant>,
     last_ping: Option<Instant>,
     /// When the oldest message after the last Ping was written.
     unpinged: Option<Instant>,
@@ -261,6 +291,7 @@ impl<M> Confirmer<M> {
             line: Line::default(),
             suspect: (0, 0),
             careful_until: 0,
+            pongs: config.pongs,
         }
     }
 
@@ -336,13 +367,27 @@ impl<M> Confirmer<M> {
         Some(last_ping.map_or(due, |last| due.max(last + self.config.min_interval)))
     }
 
+    /// Everything written so far has left the process. From a peer that answers no Ping nothing more will be known of it,
+    /// but for the last 64 messages.
+    pub fn handle_flushed(&mut self, now: Instant) -> Option<Event<M>> {
+        if self.line.ping.is_some() {
+            self.line.ping_left.get_or_insert(now);
+        }
+        self.line.flushed = self.line.written;
+        if self.is_without_pongs() { self.let_go() } else { None }
+    }
+
     /// A Pong. Any that does not answer the open Ping is ignored, and so is one after the peer's Close.
     pub fn handle_pong(&mut self, payload: &[u8]) -> Option<Event<M>> {
         let answered = |position: &mut u64| payload == position.to_be_bytes();
         let position = self.line.ping.take_if(answered)?;
+        self.line.ping_left = None;
+        self.pongs = Pongs::Come;
         if self.config.confirm == Confirm::Reply {
             return None;
         }
+        // Some of that was let go meanwhile.
+        let position = position.max(self.line.confirmed);
         let covered = self.index_after(self.line.confirmed)..self.index_after(position);
         for Kept { number, bytes, .. } in self.kept.range(covered) {
             self.line.in_flight.remove(*bytes);
@@ -376,6 +421,8 @@ impl<M> Confirmer<M> {
     /// The connection is gone, however that came about.
     pub fn handle_lost(&mut self) -> Option<Event<M>> {
         let event = match self.config.guarantee {
+            // Without Pongs all of it may have been taken in, and most of it was.
+            _ if self.is_without_pongs() => self.forget_written(),
             Guarantee::AtMostOnce => self.forget_written(),
             Guarantee::AtLeastOnce => self.blame_first_in_line(),
         };
@@ -409,6 +456,47 @@ impl<M> Confirmer<M> {
         }
     }
 
+    /// A Pong came that answers a Ping of somebody else's, the heartbeat's: this peer answers Pings.
+    pub fn handle_other_pong(&mut self) {
+        self.pongs = Pongs::Come;
+    }
+
+    /// The peer lives and answers no Ping, by what is known outside: nothing waits for one any more.
+    pub fn expect_no_pongs(&mut self) {
+        self.pongs = Pongs::Missing;
+    }
+
+    /// Whether nothing waits for a Pong any more. Never so with [`Confirm::Reply`], which needs none.
+    #[must_use]
+    pub fn is_without_pongs(&self) -> bool {
+        self.pongs == Pongs::Missing && self.config.confirm != Confirm::Reply
+    }
+
+    /// Whether the peer answers Pings; `None`: it has not shown yet.
+    #[must_use]
+    pub fn answers_pings(&self) -> Option<bool> {
+        match self.pongs {
+            Pongs::Unknown => None,
+            Pongs::Come => Some(true),
+            Pongs::Missing => Some(false),
+        }
+    }
+
+    /// Since when messages wait for the first Pong of a peer that has answered no Ping so far: its window is full, and
+    /// the Ping has left.
+    #[must_use]
+    pub fn stalled_since(&self) -> Option<Instant> {
+        let since = self.line.ping_left.filter(|_| self.pongs == Pongs::Unknown)?;
+        self.is_blocked().then_some(since)
+    }
+
+    /// What made it wait so far was our own pause: it begins now.
+    pub fn restart_stall(&mut self, now: Instant) {
+        if let Some(since) = &mut self.line.ping_left {
+            *since = now;
+        }
+    }
+
     /// The number given last; 0 before the first.
     #[must_use]
     pub fn last(&self) -> u64 {
@@ -433,11 +521,12 @@ impl<M> Confirmer<M> {
         self.kept.iter().map(|kept| kept.bytes as u64).sum()
     }
 
-    /// Whether everything is confirmed, on this connection where it has to be written again. An orderly
-    /// end waits for this.
+    /// Whether everything is confirmed, on this connection where it has to be written again; or has left, where nothing
+    /// confirms it. An orderly end waits for this.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        self.kept.back().is_none_or(|newest| newest.number <= self.line.confirmed)
+        let upto = if self.is_without_pongs() { self.line.flushed } else { self.line.confirmed };
+        self.kept.back().is_none_or(|newest| newest.number <= upto)
     }
 
     /// Whether a sender that found the queue full is to wait for room.
@@ -451,10 +540,13 @@ impl<M> Confirmer<M> {
         let since = self.line.unpinged.filter(|_| self.config.confirm != Confirm::Reply)?;
         let Load { messages, bytes } = self.line.in_flight;
         let enough = messages >= WINDOW_MESSAGES || bytes >= PING_BYTES;
+        Some(if enough || self.is_blocked() { since } else { since + PING_DELAY })
+    }
+
+    /// The next message waits for the window.
+    fn is_blocked(&self) -> bool {
         let next = || self.kept.get(self.index_after(self.line.written));
-        let blocked =
-            || self.line.written < self.last && next().is_some_and(|next| !self.has_window(next.bytes));
-        Some(if enough || blocked() { since } else { since + PING_DELAY })
+        self.line.written < self.last && next().is_some_and(|next| !self.has_window(next.bytes))
     }
 
     /// The oldest message that is written and not confirmed.
@@ -473,7 +565,8 @@ impl<M> Confirmer<M> {
     fn has_window(&self, more: usize) -> bool {
         let Load { messages, bytes } = self.line.in_flight;
         let fits = messages < WINDOW_MESSAGES && bytes.saturating_add(more) <= WINDOW_BYTES;
-        self.line.open && (messages == 0 || (fits && !self.is_careful()))
+        let goes = messages == 0 || (fits && !self.is_careful()) || self.is_without_pongs();
+        self.line.open && goes
     }
 
     fn is_careful(&self) -> bool {
@@ -518,6 +611,22 @@ impl<M> Confirmer<M> {
             self.queue.remove(bytes);
         }
         Some(message)
+    }
+
+    /// Lets the oldest go until what is written and kept fits the window.
+    fn let_go(&mut self) -> Option<Event<M>> {
+        let before = self.settled();
+        loop {
+            let Load { messages, bytes } = self.line.in_flight;
+            if messages <= WINDOW_MESSAGES && (messages <= 1 || bytes <= WINDOW_BYTES) {
+                break;
+            }
+            let Some(first) = self.first_in_line() else { break };
+            if self.take_written(first).is_none() {
+                break;
+            }
+        }
+        self.catch_up(before).map(|_| Event::Unknown(before + 1, self.settled()))
     }
 
     fn forget_written(&mut self) -> Option<Event<M>> {

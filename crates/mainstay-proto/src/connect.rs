@@ -10,6 +10,8 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
 
+mod pings;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use self::pings::Signs;
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
@@ -191,6 +194,10 @@ pub enum Event {
     FreshPeer,
     /// What became of messages to a plain peer.
     Report(Report),
+    /// A plain peer lives and answers no Ping. Until it does what is written to it is unknown, and not sent again.
+    PingsUnanswered,
+    /// It does.
+    PingsAnswered,
     /// A message outside the stream.
     Volatile(Message),
     /// The server's policy dropped messages of its own before they were ever written. The messages that were
@@ -277,6 +284,7 @@ struct Attached {
     pulse: Pulse,
     /// Set by a probe; a replacement is opened then.
     replace_at: Option<Instant>,
+    signs: Signs,
 }
 
 /// Who drives the heartbeat: the server of a session, or we.
@@ -388,6 +396,7 @@ impl Client {
     pub fn handle_bytes(&mut self, now: Instant, connection: ConnectionId) {
         if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
             attached.replace_at = None;
+            attached.signs.handle_bytes(now);
             match &mut attached.pulse {
                 Pulse::Watched(watch) => watch.handle_bytes(now),
                 Pulse::Driven(beat, _) => beat.handle_bytes(now),
@@ -403,6 +412,11 @@ impl Client {
             Pulse::Watched(watch) if !self.session.owes_probe() => watch.handle_flushed(now),
             Pulse::Driven(beat, None) => beat.handle_flushed(now),
             _ => {}
+        }
+        if let Some(plain) = &mut self.plain {
+            let outcome = plain.confirmer.handle_flushed(now);
+            self.report(outcome);
+            self.close_plain_if_done();
         }
     }
 
@@ -451,15 +465,20 @@ impl Client {
         self.handle_bytes(now, connection);
         let Ok(nonce) = payload.try_into().map(u64::from_be_bytes) else { return };
         let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else { return };
-        if let Pulse::Driven(beat, _) = &mut attached.pulse {
-            if nonce & HEARTBEAT_PING != 0 {
-                beat.handle_pong(now, nonce & !HEARTBEAT_PING);
-            } else if let Some(plain) = &mut self.plain {
-                let outcome = plain.confirmer.handle_pong(payload);
-                self.report(outcome);
-                self.close_plain_if_done();
-            }
+        let (Pulse::Driven(beat, _), Some(plain)) = (&mut attached.pulse, &mut self.plain) else { return };
+        let missed = plain.confirmer.answers_pings() == Some(false);
+        let outcome = if nonce & HEARTBEAT_PING != 0 {
+            beat.handle_pong(now, nonce & !HEARTBEAT_PING);
+            plain.confirmer.handle_other_pong();
+            None
+        } else {
+            plain.confirmer.handle_pong(payload)
+        };
+        if missed && plain.confirmer.answers_pings() == Some(true) {
+            self.events.push_back(Event::PingsAnswered);
         }
+        self.report(outcome);
+        self.close_plain_if_done();
     }
 
     /// The peer began the closing handshake: Pongs prove nothing any more.
@@ -580,6 +599,11 @@ impl Client {
         self.close_plain_if_done();
     }
 
+    /// Nobody drives this client any more: it ends, and says what that leaves unknown.
+    pub fn abandon(&mut self, reason: &str) {
+        self.give_up(None, reason.to_owned());
+    }
+
     // ---- time and output ------------------------------------------------------------------------
 
     /// Does what is due. `true`: this process was paused; read what is readable and call it again.
@@ -612,6 +636,7 @@ impl Client {
             _ => {}
         }
         self.session.handle_timeout(now);
+        self.judge_pings(now);
         let drain = self.beat(now);
         self.collect(now);
         drain
@@ -624,6 +649,14 @@ impl Client {
             if self.dial == Dial::Rest {
                 self.dial = Dial::Waiting { until: now };
             }
+        }
+        match attached.signs.doubt_until() {
+            Some(until) if until > now => return false,
+            Some(_) => {
+                self.end_doubt(now);
+                return false;
+            }
+            None => {}
         }
         loop {
             let action = match &mut attached.pulse {
@@ -641,9 +674,15 @@ impl Client {
                     self.session.probe(nonce);
                 }
                 // No verdict: a plain peer that answers no Ping is kept for what it sends.
-                (Some(Action::NotListening), _) => {}
+                (Some(Action::NotListening), _) => {
+                    self.expect_no_pongs();
+                    return false;
+                }
                 (Some(Action::Dead(evidence)), _) => {
                     let connection = attached.connection;
+                    if self.is_spared(now, evidence) {
+                        return false;
+                    }
                     self.abort(connection);
                     self.handle_lost(now, connection, Lost::Dead(evidence));
                     return false;
@@ -664,17 +703,20 @@ impl Client {
                 Some(until)
             }
         };
-        let pulse = self.attached.as_ref().map(|attached| match &attached.pulse {
-            Pulse::Watched(watch) => watch.poll_timeout(),
-            Pulse::Driven(beat, _) => beat.poll_timeout(),
-        });
+        let pulse =
+            self.attached.as_ref().map(|attached| match (attached.signs.doubt_until(), &attached.pulse) {
+                (Some(until), _) => until,
+                (None, Pulse::Watched(watch)) => watch.poll_timeout(),
+                (None, Pulse::Driven(beat, _)) => beat.poll_timeout(),
+            });
+        let pings = self.pings_judged_at();
         let replace = self.attached.as_ref().and_then(|attached| attached.replace_at);
         let owed = match &self.plain {
             Some(plain) => plain.confirmer.poll_timeout(),
             None => self.session.poll_timeout(),
         };
         let closing = self.closing.as_ref().map(|closing| closing.until);
-        [dial, pulse, replace, owed, closing].into_iter().flatten().min()
+        [dial, pulse, pings, replace, owed, closing].into_iter().flatten().min()
     }
 
     /// The next connection to open, close or drop, and what an ended session still has to say.
@@ -855,7 +897,9 @@ impl Client {
             Pulse::Watched(watch) => watch.announced(),
             Pulse::Driven(..) => self.config.heartbeat.interval(),
         };
-        if let Some(old) = self.attached.replace(Attached { connection, pulse, replace_at: None }) {
+        if let Some(old) =
+            self.attached.replace(Attached { connection, pulse, replace_at: None, signs: Signs::default() })
+        {
             self.abort(old.connection);
             self.backoff.handle_lost(now);
         }

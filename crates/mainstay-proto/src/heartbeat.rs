@@ -284,6 +284,12 @@ impl Heartbeat {
         self.since + Duration::from_millis(due.into())
     }
 
+    /// How long an open probe may stay without a sign of life.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.srtt.deadline()
+    }
+
     /// The smoothed round-trip time (RFC 6298: each sample weighs an eighth).
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {

@@ -272,6 +272,11 @@ impl Wire {
         }
     }
 
+    /// The peer has shown that it answers Pings: the system need not judge it.
+    pub(crate) fn relax(&self) {
+        self.transport.relax();
+    }
+
     /// The peer is in the middle of a frame, where it cannot answer.
     pub(crate) fn is_mid_frame(&self) -> bool {
         self.codec.is_mid_frame()

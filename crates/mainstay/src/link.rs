@@ -99,6 +99,15 @@ impl Builder<Plain> {
         Ok(self)
     }
 
+    /// Whether the peer answers Pings, where that is known beforehand. If not, it is served at-most-once from the first
+    /// message on, whatever [`guarantee`](Self::guarantee) says, and until its first Pong; if so, its silence is never
+    /// taken for that. Default: it is [found out](crate::client::Event::PingsUnanswered).
+    #[must_use]
+    pub fn expects_pongs(mut self, expects_pongs: bool) -> Self {
+        self.config.confirm = self.config.confirm.expects_pongs(expects_pongs);
+        self
+    }
+
     /// How often to probe. Default: every 25 s.
     #[must_use]
     pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {

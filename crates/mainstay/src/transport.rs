@@ -176,6 +176,16 @@ impl Transport {
         }
     }
 
+    /// Undoes [`guard`].
+    pub(crate) fn relax(&self) {
+        #[cfg(target_os = "linux")]
+        let _ = match self {
+            Self::Own(stream, _) => socket2::SockRef::from(stream).set_tcp_user_timeout(None),
+            Self::Tcp(stream) => socket2::SockRef::from(&**stream).set_tcp_user_timeout(None),
+            Self::Other(_) | Self::Closed => Ok(()),
+        };
+    }
+
     /// Says that nothing more is written.
     pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
@@ -207,6 +217,28 @@ pub(crate) fn keep_little_unsent(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
     #[cfg(not(target_os = "linux"))]
     let _ = (stream, UNSENT);
+}
+
+/// How long the system bears a peer's machine that acknowledges nothing.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// See [`UNACKNOWLEDGED`]; returns it where the system does so. Towards a peer that takes nothing it does the same, so it
+/// is [undone](Transport::relax) once there is a better sign of life.
+pub(crate) fn guard(stream: &TcpStream) -> Option<std::time::Duration> {
+    #[cfg(target_os = "linux")]
+    {
+        let socket = socket2::SockRef::from(stream);
+        // The other end of a Unix socket is on this machine, and its end shows at once.
+        let is_local = socket.domain().is_ok_and(|domain| domain == socket2::Domain::UNIX);
+        let guarded = is_local || socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)).is_ok();
+        guarded.then_some(UNACKNOWLEDGED)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = stream;
+        None
+    }
 }
 
 fn poll_read(

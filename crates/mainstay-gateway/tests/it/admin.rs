@@ -37,8 +37,10 @@ async fn a_backend_that_is_called_dead_is_counted_on_its_leg() {
     let address = listener.local_addr().unwrap();
     let gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0", "--heartbeat", "100ms"]);
     let _visitor = Client::builder(&gateway.url).unwrap().connect();
-    // Accepted, and never read again.
-    let (_, _silent) = Frames::serve(&listener).await;
+    // Answers one Ping, or its silence might be its way, and is never read again.
+    let (_, mut silent) = Frames::serve(&listener).await;
+    let (_, ping) = silent.read().await.unwrap();
+    silent.write(0x8a, &ping).await;
     gateway.reaches("dead_peers_total{leg=\"backend\",evidence=\"silent\"}", 1.0).await;
     assert_eq!(gateway.metric("dead_peers_total{leg=\"visitor\",evidence=\"silent\"}"), 0.0);
     assert_eq!(gateway.metric("links_lost_total"), 1.0);

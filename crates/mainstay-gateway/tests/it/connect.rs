@@ -60,6 +60,17 @@ fn a_refusal_ends_with_1_and_says_why() {
 }
 
 #[test]
+fn an_end_before_anybody_was_reached_is_1() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for url in [format!("ws://{closed}/"), "unix:/nowhere/at.sock".to_owned()] {
+        let output = run(&["connect", &url, "--linger", "100ms"], b"");
+        assert_eq!(output.status.code(), Some(1), "{url}");
+        let said = text(&output.stderr);
+        assert!(said.contains("refused") || said.contains("No such file"), "{said}");
+    }
+}
+
+#[test]
 fn an_interrupt_ends_in_order() {
     let gateway = Gateway::start(&[]);
     for name in ["INT", "TERM"] {

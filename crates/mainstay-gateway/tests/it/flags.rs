@@ -48,6 +48,15 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     check(&["serve", "--delivery", "once"], &["--delivery", "at-least-once", "at-most-once"]);
     check(&["serve", "--confirm", "ack"], &["--confirm", "pong+window", "reply"]);
     check(&["serve", "--heartbeet", "25s"], &["--heartbeet", "--heartbeat"]);
+    check(&["serve", "--upstream-ca", "/x"], &["--upstream <URL>"]);
+    let wss = "wss://127.0.0.1:1";
+    check(&["serve", "--upstream", "ws://h", "--upstream-ca", "/x"], &["--upstream-ca", "wss://"]);
+    check(&["serve", "--upstream", wss, "--upstream-ca", "/nowhere"], &["--upstream-ca", "/nowhere"]);
+    check(&["serve", "--upstream", wss, "--upstream-ca", "/dev/null"], &["--upstream-ca", "no certificate"]);
+    check(&["serve", "--upstream", wss, "--upstream-cert", "/x"], &["--upstream-key"]);
+    check(&["serve", "--upstream", wss, "--upstream-server-name", "a b"], &["--upstream-server-name", "a b"]);
+    check(&["serve", "--upstream", "unix:"], &["--upstream", "unix:/run/app.sock"]);
+    check(&["connect", url, "--cacert", "/dev/null"], &["--cacert", "no certificate"]);
     check(&["connect"], &["<URL>"]);
     check(&["connect", "example.com"], &["<URL>", "ws://"]);
     check(&["connect", "http://example.com"], &["<URL>", "ws://"]);

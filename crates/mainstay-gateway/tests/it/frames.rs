@@ -41,8 +41,8 @@ impl Frames {
         };
         let request = head(&mut stream).await;
         let fields = request.lines().filter_map(|line| line.split_once(": "));
-        let mut keys = fields.filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key"));
-        let key = keys.next().unwrap().1;
+        let is_key = |name: &str| name.eq_ignore_ascii_case("sec-websocket-key");
+        let key = fields.filter(|(name, _)| is_key(name)).map(|(_, value)| value).next().unwrap();
         let accept = accept_key(key.as_bytes());
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

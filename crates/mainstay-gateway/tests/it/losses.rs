@@ -180,3 +180,38 @@ async fn ping(backend: &mut Frames) -> Vec<u8> {
         }
     }
 }
+
+/// Takes `count` messages and answers no Ping.
+async fn take(backend: &mut Frames, count: usize) {
+    let mut taken = 0;
+    while taken < count {
+        let (first, _) = backend.read().await.unwrap();
+        taken += usize::from(first == 0x81);
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_answers_no_ping_gets_every_message_once_and_is_told_of_once() {
+    let (gateway, listener) = bare(&[]).await;
+    let visit = async |found_out: bool| {
+        let visitor = Client::builder(&gateway.url).unwrap().connect();
+        for _ in 0..100 {
+            visitor.send(Message::text("x")).await.unwrap();
+        }
+        let (_, mut backend) = Frames::serve(&listener).await;
+        take(&mut backend, 64).await;
+        if !found_out {
+            // What it sends shows that it lives.
+            assert_eq!(backend.read().await.unwrap().0, 0x89);
+            backend.write(0x81, b"news").await;
+        }
+        take(&mut backend, 36).await;
+        visitor.close(CloseCode::NORMAL, "").await;
+        gateway.reaches("links_pings_unanswered_total", 1.0).await;
+        let rest = backend.text().await;
+        assert_eq!(rest, None, "nothing is doubled");
+    };
+    visit(false).await;
+    visit(true).await;
+    assert_eq!(lines_that_say(&gateway, "answers no Ping"), 1);
+}

@@ -13,4 +13,5 @@ mod page;
 mod restart;
 mod resume;
 mod support;
+mod trust;
 mod upstream;

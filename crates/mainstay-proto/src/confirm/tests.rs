@@ -432,6 +432,74 @@ fn a_probe_sends_a_ping_on_a_quiet_connection_and_never_a_second_one() {
     assert_eq!((rig.pong(0), rig.link.poll_timeout()), (None, None));
 }
 
+/// A rig whose 200 messages wait behind a Ping that the peer does not answer.
+fn stalled() -> Rig {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 200);
+    assert_eq!(rig.write(), ((1..=64).collect(), vec![64]));
+    assert_eq!(rig.link.stalled_since(), None, "the Ping has not left");
+    rig.link.handle_flushed(rig.now);
+    assert_eq!(rig.link.stalled_since(), Some(rig.now));
+    rig
+}
+
+#[test]
+fn a_peer_that_answers_no_ping_is_written_to_at_most_once_and_nothing_stalls() {
+    let mut rig = stalled();
+    rig.link.expect_no_pongs();
+    assert_eq!(rig.link.stalled_since(), None);
+    assert_eq!(rig.write(), ((65..=200).collect(), vec![]), "one Ping stays open");
+    assert_eq!(rig.link.handle_flushed(rig.now), Some(Event::Unknown(1, 136)), "64 are kept for a late Pong");
+    assert!(rig.link.is_flushed(), "an end waits for nothing");
+    assert_eq!(rig.reconnect(), Some(Event::Unknown(137, 200)));
+    rig.push(64);
+    assert_eq!(rig.settle(), [201], "nothing is doubled");
+}
+
+#[test]
+fn a_late_pong_brings_back_what_was_chosen() {
+    let mut rig = stalled();
+    rig.link.expect_no_pongs();
+    rig.write();
+    rig.link.handle_flushed(rig.now);
+    assert_eq!(rig.pong(64), None, "all of that was let go");
+    assert!(!rig.link.is_without_pongs() && !rig.link.is_flushed());
+    rig.now += PING_DELAY;
+    assert_eq!(rig.write().1, [200]);
+    assert_eq!(rig.pong(200), Some(Event::Confirmed(200)));
+    rig.push(64);
+    rig.write();
+    assert_eq!((rig.reconnect(), rig.write().0), (None, vec![201]), "written again");
+}
+
+#[test]
+fn a_peer_that_answered_one_ping_is_waited_for() {
+    let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 200);
+    rig.write();
+    rig.link.handle_flushed(rig.now);
+    rig.pong(64);
+    rig.now += MIN_INTERVAL;
+    assert_eq!(rig.write().1, [128]);
+    rig.link.handle_flushed(rig.now);
+    assert_eq!((rig.link.stalled_since(), rig.link.answers_pings()), (None, Some(true)));
+    let mut rig = stalled();
+    rig.link.handle_other_pong();
+    assert_eq!(rig.link.stalled_since(), None, "the heartbeat's Ping is one too");
+}
+
+#[test]
+fn a_peer_known_to_answer_no_ping_is_never_waited_for_and_replies_need_none() {
+    let config = ConfirmConfig::default().expects_pongs(false);
+    let mut rig = Rig { link: Confirmer::new(config), now: origin() };
+    rig.link.handle_attached();
+    (0..100).for_each(|_| rig.push(64));
+    assert_eq!(rig.write().0.len(), 100);
+    let mut rig = Rig { link: Confirmer::new(config.confirm(Confirm::Reply)), now: origin() };
+    rig.link.handle_attached();
+    (0..100).for_each(|_| rig.push(64));
+    assert_eq!(rig.write().0.len(), 64);
+    assert_eq!((rig.link.handle_flushed(rig.now), rig.reconnect()), (None, None));
+}
+
 #[test]
 fn a_setting_out_of_range_is_named() {
     let check = |config: ConfirmConfig| config.checked().map_err(|error| error.field).err();
@@ -456,6 +524,10 @@ enum Step {
     ReplyTo(u64),
     Garbage(u64),
     Wait(u64),
+    /// What was written leaves.
+    Flush,
+    /// The peer is found to answer no Ping, rightly or not.
+    ExpectNoPongs,
     PeerClose,
     Cut,
     Attach,
@@ -470,6 +542,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0_u64..300).prop_map(Step::ReplyTo),
         1 => any::<u64>().prop_map(Step::Garbage),
         4 => (0_u64..400).prop_map(Step::Wait),
+        4 => Just(Step::Flush),
+        1 => Just(Step::ExpectNoPongs),
         1 => Just(Step::PeerClose),
         1 => Just(Step::Cut),
         2 => Just(Step::Attach),
@@ -553,6 +627,11 @@ impl World {
                 self.note(event);
             }
             Step::Wait(ms) => self.rig.now += Duration::from_millis(ms),
+            Step::Flush => {
+                let event = self.rig.link.handle_flushed(self.rig.now);
+                self.note(event);
+            }
+            Step::ExpectNoPongs => self.rig.link.expect_no_pongs(),
             Step::PeerClose => {
                 self.closed = true;
                 self.rig.link.handle_peer_close();
@@ -577,6 +656,9 @@ impl World {
                 self.ever_written.insert(number);
                 self.wire.push_back(Sent::Message(number));
                 assert!(!self.reported.contains(&number), "reported and written again");
+                let Load { messages, bytes } = self.rig.link.line.in_flight;
+                let fits = messages <= WINDOW_MESSAGES && (messages == 1 || bytes <= WINDOW_BYTES);
+                assert!(fits || self.rig.link.is_without_pongs());
             }
             Transmit::Ping(position) => {
                 let apart = self.last_ping.replace(now).is_none_or(|last| now >= last + pause);
@@ -586,8 +668,6 @@ impl World {
             }
         }
         assert!(self.attached && !self.closed);
-        let Load { messages, bytes } = self.rig.link.line.in_flight;
-        assert!(messages <= WINDOW_MESSAGES && (messages == 1 || bytes <= WINDOW_BYTES));
     }
 
     fn read(&mut self) {

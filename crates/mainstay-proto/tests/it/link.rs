@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode, Report};
 use mainstay_proto::session::{ConnectionId, Message, Transmit};
+use mainstay_proto::ws::CloseCode;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -162,4 +163,122 @@ fn a_volatile_message_is_written_once_and_neither_kept_nor_confirmed() {
     link.client.send_volatile(Message::text("away"));
     link.attach();
     assert_eq!(link.turn(), []);
+}
+
+impl Link {
+    /// A link whose peer has taken 64 of 100 messages and does not answer the Ping behind them.
+    fn stalled() -> Self {
+        let mut link = Self::new();
+        for _ in 0..100 {
+            link.client.send(Message::text("x")).unwrap();
+        }
+        assert_eq!(messages(&link.turn()), 64);
+        link
+    }
+
+    /// As long as nothing else happens: how many messages are written meanwhile.
+    fn wait(&mut self, time: Duration) -> usize {
+        let until = self.now + time;
+        let mut written = 0;
+        while self.client.is_attached() {
+            let Some(due) = self.client.poll_timeout().filter(|due| *due <= until) else { break };
+            self.now = due.max(self.now);
+            while self.client.handle_timeout(self.now) {}
+            if self.client.is_attached() {
+                written += messages(&self.turn());
+            }
+        }
+        self.now = until;
+        written
+    }
+
+    fn was_told(&mut self, event: &Event) -> bool {
+        std::iter::from_fn(|| self.client.poll_event()).filter(|told| told == event).count() == 1
+    }
+}
+
+fn messages(written: &[Transmit]) -> usize {
+    written.iter().filter(|transmit| matches!(transmit, Transmit::Message(_))).count()
+}
+
+/// What a driver on Linux has the transport bear.
+const GUARD: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_peer_that_sends_and_answers_no_ping_is_written_to_after_the_deadline() {
+    let mut link = Link::stalled();
+    link.now += SECOND;
+    link.client.handle_message(link.now, link.connection(), Message::text("news")).unwrap();
+    assert_eq!(link.wait(3 * SECOND), 0);
+    assert_eq!(link.wait(SECOND), 36);
+    assert_eq!(link.client.settled(), 36, "the last 64 are kept");
+    link.lose();
+    assert_eq!(link.reports(), [Report::Unknown(1, 36), Report::Unknown(37, 100)]);
+    link.attach();
+    assert_eq!(messages(&link.turn()), 0, "nothing is doubled");
+    link.client.send(Message::text("more")).unwrap();
+    assert_eq!(messages(&link.turn()), 1);
+}
+
+#[test]
+fn a_peer_that_only_takes_is_known_to_live_by_its_transport() {
+    let mut link = Link::stalled();
+    link.client.handle_guarded(link.connection(), GUARD);
+    assert_eq!(link.wait(GUARD), 0);
+    assert_eq!(link.wait(2 * SECOND), 36);
+    assert!(link.was_told(&Event::PingsUnanswered));
+    assert_eq!(link.client.poll_command(), None);
+}
+
+#[test]
+fn a_quiet_peer_that_answers_no_ping_keeps_its_connection_where_the_transport_would_have_noticed() {
+    let mut link = Link::new();
+    link.client.handle_guarded(link.connection(), GUARD);
+    link.wait(60 * SECOND);
+    assert!(link.was_told(&Event::PingsUnanswered));
+    link.wait(3600 * SECOND);
+    assert_eq!((link.client.is_attached(), link.client.poll_command()), (true, None));
+    // One that answered once is dead when it falls silent.
+    let mut link = Link::new();
+    link.client.handle_guarded(link.connection(), GUARD);
+    link.client.retry_now(link.now);
+    let nonce = ping(&link.turn());
+    link.pong(nonce);
+    link.wait(60 * SECOND);
+    assert!(!link.client.is_attached());
+}
+
+#[test]
+fn silence_is_a_verdict_where_nothing_else_would_notice() {
+    let mut link = Link::stalled();
+    link.wait(60 * SECOND);
+    assert!(!link.client.is_attached() && !link.was_told(&Event::PingsUnanswered));
+}
+
+#[test]
+fn a_pong_after_all_ends_the_exception() {
+    let mut link = Link::stalled();
+    link.client.handle_guarded(link.connection(), GUARD);
+    link.wait(22 * SECOND);
+    assert!(link.was_told(&Event::PingsUnanswered));
+    link.pong(64);
+    assert!(link.was_told(&Event::PingsAnswered));
+    link.client.send(Message::text("more")).unwrap();
+    link.turn();
+    link.lose();
+    link.attach();
+    assert!(messages(&link.turn()) > 0, "written again");
+}
+
+#[test]
+fn an_end_waits_for_no_pong_of_a_peer_that_answers_none() {
+    let mut link = Link::stalled();
+    link.client.handle_guarded(link.connection(), GUARD);
+    link.wait(22 * SECOND);
+    link.client.send(Message::text("last")).unwrap();
+    link.client.close(link.now, CloseCode::NORMAL, "");
+    assert!(!link.client.is_ended(), "the last one has not left");
+    assert_eq!(messages(&link.turn()), 1);
+    assert!(link.client.is_ended());
+    assert_eq!(link.reports(), [Report::Unknown(1, 36), Report::Unknown(37, 37), Report::Unknown(38, 101)]);
 }

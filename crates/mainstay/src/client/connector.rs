@@ -296,3 +296,73 @@ fn has_source_for(address: SocketAddr) -> bool {
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// An address that swallows what is sent to it: its queue of connections is full.
+    async fn swallowing() -> (TcpListener, TcpStream) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let full = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (listener, full)
+    }
+
+    async fn closed() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    }
+
+    async fn outcome(addresses: Vec<SocketAddr>) -> Result<SocketAddr, FailureKind> {
+        let timeout = Duration::from_secs(1);
+        let racing = race(Attempts::new(now(), addresses), Instant::now() + timeout, timeout);
+        racing.await.map(|socket| socket.peer_addr().unwrap()).map_err(|failure| failure.kind)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_says_nothing_keeps_nobody_from_the_next() {
+        let (swallows, _full) = swallowing().await;
+        let lives = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (dead, alive) = (swallows.local_addr().unwrap(), lives.local_addr().unwrap());
+        assert_eq!(outcome(vec![dead, closed().await, alive]).await, Ok(alive));
+        assert_eq!(outcome(vec![closed().await, alive, dead]).await, Ok(alive));
+        assert_eq!(outcome(vec![dead]).await, Err(FailureKind::TimedOut));
+        assert_eq!(outcome(vec![dead, closed().await]).await, Err(FailureKind::Refused));
+        assert_eq!(outcome(vec![]).await, Err(FailureKind::UnknownName));
+    }
+
+    #[test]
+    fn a_lack_of_local_ports_is_told_from_a_lack_of_the_family() {
+        let unavailable = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        assert_eq!(tcp_kind(&unavailable, "127.0.0.1:9".parse().unwrap()), FailureKind::NoLocalPort);
+        // A documentation prefix, to which no machine has a way; or the machine has no IPv6 at all.
+        let nowhere = SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9));
+        if !has_source_for(nowhere) {
+            assert_eq!(tcp_kind(&unavailable, nowhere), FailureKind::NoRoute);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_with_a_full_queue_is_waited_for() {
+        let path = std::env::temp_dir().join(format!("mainstay-{}-full.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+        socket.listen(0).unwrap();
+        let connector = Connector::default().unix(&path).timeout(Duration::from_millis(100));
+        let url = Uri::from_static("ws://localhost/");
+        let _first = connector.connect(&url).await.unwrap();
+        let failure = connector.connect(&url).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::TimedOut, "{failure}");
+        let patient = connector.timeout(Duration::from_secs(10));
+        let (waiting, ()) = tokio::join!(patient.connect(&url), async {
+            sleep(2 * FULL_QUEUE_PAUSE).await;
+            drop(socket.accept().unwrap());
+        });
+        waiting.unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
+}

@@ -42,6 +42,8 @@ pub(super) struct Opened {
     pub(super) subprotocol: Option<String>,
     /// Of the attempt, for HELLO.
     pub(super) credentials: Option<Bytes>,
+    /// Towards a plain peer: without an acknowledgement of TCP for so long its socket breaks.
+    pub(super) guard: Option<Duration>,
 }
 
 /// It came to nothing.
@@ -144,9 +146,10 @@ impl Upgraded {
             Some(name) => (Mode::Session, (!name.is_empty()).then(|| name.to_owned())),
             None => (Mode::Plain, self.subprotocol),
         };
+        let guard = (mode == Mode::Plain).then(|| self.stream.guard()).flatten();
         let codec = Connection::new(Role::Client, limits, self.deflate, crate::random_seed());
         let wire = Wire::new(self.stream.into_transport(), codec, self.early);
-        Opened { wire, mode, subprotocol, credentials: None }
+        Opened { wire, mode, subprotocol, credentials: None, guard }
     }
 }
 

@@ -456,6 +456,12 @@ impl Sender {
         .await
     }
 
+    /// Whether a plain peer answers Pings; `None`: it has not shown yet.
+    #[must_use]
+    pub fn answers_pings(&self) -> Option<bool> {
+        self.core.lock().machine.answers_pings()
+    }
+
     /// Payload bytes that are kept for the peer now: accepted, and neither acknowledged, confirmed nor reported.
     /// Walks what is kept.
     #[must_use]

@@ -41,6 +41,19 @@ impl FromStr for Place {
     }
 }
 
+impl std::fmt::Display for Place {
+    /// As it can be read again.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some(socket) = &self.socket else { return self.url.fmt(f) };
+        let scheme = if self.url.scheme_str() == Some("wss") { "wss+unix" } else { "unix" };
+        write!(f, "{scheme}:{}", socket.display())?;
+        match self.url.path_and_query().map_or("/", |path| path.as_str()) {
+            "/" => Ok(()),
+            path => write!(f, ":{path}"),
+        }
+    }
+}
+
 impl Place {
     fn on_socket(secure: bool, rest: &str) -> Result<Self, UrlError> {
         let (socket, path) = match rest.split_once(":/") {
@@ -49,7 +62,7 @@ impl Place {
         };
         let wrong = |why: &dyn std::fmt::Display| UrlError(format!("unix:{rest}: {why}"));
         if socket.is_empty() {
-            return Err(wrong(&"names no socket, for example unix:/run/app.sock"));
+            return Err(UrlError("the URL names no socket, for example unix:/run/app.sock".to_owned()));
         }
         // Too long, as a rule: the system takes 107 bytes.
         std::os::unix::net::SocketAddr::from_pathname(socket).map_err(|error| wrong(&error))?;
@@ -134,6 +147,7 @@ mod tests {
     fn a_unix_socket_is_written_as_nginx_and_node_write_it() {
         let check = |text: &str, url: &str| {
             let place: Place = text.parse().unwrap();
+            assert_eq!(place.to_string().parse(), Ok(place.clone()), "{text}");
             assert_eq!(
                 (place.url.to_string().as_str(), place.socket),
                 (url, Some("/run/app.sock".into())),

@@ -33,6 +33,15 @@ impl ServerStream {
         Self(Kind::Tls(Box::new(stream)))
     }
 
+    /// Has the system break the connection when the peer's machine acknowledges nothing for the time that is returned.
+    /// So long a peer that answers no Ping need not be taken for a dead one. `None`: this stream cannot.
+    pub(super) fn guard(&self) -> Option<std::time::Duration> {
+        match &self.0 {
+            Kind::Socket(stream) => crate::transport::guard(stream),
+            _ => None,
+        }
+    }
+
     pub(super) fn into_transport(self) -> Transport {
         match self.0 {
             Kind::Socket(stream) => Transport::tcp(stream),

@@ -256,6 +256,8 @@ struct Open {
     framing: Framing,
     /// What an ended session still has to say here.
     last_words: VecDeque<Transmit>,
+    /// Its socket reports a peer whose machine acknowledges nothing: until the first Pong.
+    is_guarded: bool,
 }
 
 impl Task {
@@ -274,14 +276,18 @@ impl Task {
     }
 
     fn handle_opened(&mut self, inner: &mut Inner, connection: ConnectionId, opened: Opened) {
-        let Opened { wire, mode, subprotocol, credentials } = opened;
+        let Opened { wire, mode, subprotocol, credentials, guard } = opened;
         let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
         (inner.subprotocol, inner.refusal) = (subprotocol, None);
-        self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new() });
+        let is_guarded = guard.is_some();
+        self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new(), is_guarded });
         if let Some(credentials) = credentials {
             inner.machine.set_credentials(credentials);
         }
         inner.machine.handle_opened(now(), connection, mode);
+        if let Some(within) = guard {
+            inner.machine.handle_guarded(connection, within);
+        }
     }
 }
 
@@ -305,7 +311,7 @@ impl Resident for Task {
                     // Before a verdict the socket says what it takes.
                     stirred |= this.obey();
                     stirred |= this.write(cx);
-                    this.finish(stirred);
+                    this.finish(cx, stirred);
                     return Turn::Again;
                 }
                 acted => stirred |= acted.is_some(),
@@ -313,7 +319,7 @@ impl Resident for Task {
             stirred |= this.obey();
             this.core.signal.end_turn();
             stirred |= this.write(cx);
-            if this.finish(stirred) {
+            if this.finish(cx, stirred) {
                 return Turn::Done;
             }
             if !more {
@@ -393,7 +399,7 @@ impl Task {
                 inner.machine.handle_bytes(now, connection);
                 continue;
             }
-            let (mut closed, mut broken) = (None, None);
+            let (mut closed, mut broken, mut pong) = (None, None, false);
             let reading = open.wire.poll_read(cx, |arrived| {
                 match arrived {
                     Arrived::Message(message) => {
@@ -402,7 +408,10 @@ impl Task {
                             return false;
                         }
                     }
-                    Arrived::Pong(payload) => inner.machine.handle_pong(now, connection, &payload),
+                    Arrived::Pong(payload) => {
+                        pong = true;
+                        inner.machine.handle_pong(now, connection, &payload);
+                    }
                     Arrived::Bytes => inner.machine.handle_bytes(now, connection),
                     Arrived::Close(frame) => {
                         inner.machine.handle_peer_close(connection);
@@ -414,6 +423,9 @@ impl Task {
                 }
                 true
             });
+            if pong && std::mem::take(&mut open.is_guarded) {
+                open.wire.relax();
+            }
             if let Some(error) = broken {
                 tracing::debug!(%error, "server broke the session protocol");
                 open.wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
@@ -529,7 +541,12 @@ impl Task {
 
     /// Wakes the application, if there is anything to wake it for; `true` when the client has ended and said
     /// all it had to.
-    fn finish(&mut self, stirred: bool) -> bool {
+    fn finish(&mut self, cx: &mut Context<'_>, stirred: bool) -> bool {
+        if self.core.lock().machine.is_ended() {
+            // What has just left may have been all that the end waited for: the Close follows.
+            self.obey();
+            self.write(cx);
+        }
         let mut inner = self.core.lock();
         inner.settle();
         let ended = inner.machine.is_ended();
@@ -557,6 +574,10 @@ impl Drop for Task {
     /// However it ends, with its runtime too: whoever waits is told.
     fn drop(&mut self) {
         let mut inner = self.core.lock();
+        inner
+            .machine
+            .abandon("the client's task is gone: its runtime has shut down, or something panicked in it");
+        inner.settle();
         inner.finished = true;
         inner.wake_application();
     }

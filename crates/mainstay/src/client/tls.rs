@@ -82,6 +82,9 @@ fn distrust(why: &CertificateError) -> String {
             "is not trusted: it is not valid yet, by the clock of this machine".to_owned()
         }
         E::NotValidForName => "is not trusted: it is for another name".to_owned(),
+        E::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+            "is not trusted: it names no host (it has no subjectAltName)".to_owned()
+        }
         E::NotValidForNameContext { presented, .. } => {
             format!("is not trusted: it is for another name: {}", presented.join(", "))
         }

@@ -7,6 +7,7 @@ mod hostile;
 mod link;
 mod manual;
 mod meddle;
+mod reach;
 mod request;
 mod session;
 mod shutdown;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mainstay::client::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use mainstay::client::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use mainstay::client::{ConnectFailure, Connector, FailureKind};
 use mainstay::server::Config;
 use mainstay::{Client, CloseCode, Link, Message};
 use tokio::net::{TcpListener, TcpStream};
@@ -59,6 +60,75 @@ async fn messages_go_over_tls_to_whom_the_client_was_told_to_trust() {
     }
     client.close(CloseCode::NORMAL, "").await;
     assert_eq!(client.recv().await, None);
+}
+
+/// Why a client that trusts `issuer` does not speak to a server with this certificate.
+async fn distrust(params: rcgen::CertificateParams, trusts: bool) -> ConnectFailure {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = params.self_signed(&key).unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = ServerConfig::builder().with_no_client_auth();
+    let acceptor =
+        TlsAcceptor::from(Arc::new(config.with_single_cert(vec![cert.der().clone()], key).unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let _ = acceptor.accept(socket).await;
+    });
+    let connector =
+        if trusts { Connector::default().tls(trusting(cert.der().clone())) } else { Connector::default() };
+    connector.connect(&format!("wss://localhost:{port}/").parse().unwrap()).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_trusted_is_told_with_its_cause() {
+    let of = |name: &str| rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+    let (mut old, mut future, mut issuer) = (of("localhost"), of("localhost"), of("localhost"));
+    old.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    future.not_before = rcgen::date_time_ymd(4000, 1, 1);
+    issuer.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    for (params, trusts, words) in [
+        (of("localhost"), false, "self-signed, or its issuer is unknown"),
+        (old, true, "expired"),
+        (future, true, "not valid yet"),
+        (of("other.example"), true, "another name"),
+        (issuer, true, "CA:TRUE"),
+    ] {
+        let failure = distrust(params, trusts).await;
+        assert_eq!(failure.kind, FailureKind::Certificate, "{failure}");
+        let begins = "TLS: the certificate of localhost is not trusted";
+        assert!(failure.reason.starts_with(begins) && failure.reason.contains(words), "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_no_tls_is_told_apart() {
+    for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b""] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("wss://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut hello = [0; 16];
+            tokio::io::AsyncReadExt::read_exact(&mut socket, &mut hello).await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut socket, answer).await.unwrap();
+        });
+        let failure = Connector::default().connect(&url).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Tls, "{failure}");
+        assert!(failure.reason.contains("no TLS"), "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_may_be_for_the_name_that_the_client_was_told() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let (secure, certificate) = tls_in_front_of(address).await;
+    let url = format!("wss://{secure}/echo");
+    let connector = Connector::default().tls(trusting(certificate));
+    assert!(Client::builder(&url).unwrap().connector(connector.clone()).connect_once().await.is_err());
+    let named = connector.server_name("localhost").unwrap();
+    assert!(Client::builder(&url).unwrap().connector(named).connect_once().await.is_ok());
+    assert!(Connector::default().server_name("not a name").is_err());
 }
 
 #[tokio::test]

@@ -1,0 +1,177 @@
+//! Whom TLS trusts and what it shows for itself, from files in PEM.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mainstay::client::rustls::client::WebPkiServerVerifier;
+use mainstay::client::rustls::client::danger::{
+    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+};
+use mainstay::client::rustls::crypto::{CryptoProvider, ring};
+use mainstay::client::rustls::pki_types::pem::PemObject;
+use mainstay::client::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use mainstay::client::rustls::server::ParsedCertificate;
+use mainstay::client::rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
+use mainstay::client::{Connector, Place};
+
+/// Flags for TLS to the backend.
+#[derive(clap::Args, Clone)]
+#[group(skip)]
+pub(crate) struct Arguments {
+    /// A file with the certificates (PEM) that vouch for a wss:// backend, its own among them if it is self-signed,
+    /// instead of those that the system trusts.
+    #[arg(long, value_name = "FILE", requires = "upstream")]
+    upstream_ca: Option<PathBuf>,
+    /// A file with the certificate (PEM) that the backend is shown; those that vouch for it follow it there.
+    #[arg(long, value_name = "FILE", requires_all = ["upstream", "upstream_key"])]
+    upstream_cert: Option<PathBuf>,
+    /// A file with the private key (PEM) of --upstream-cert.
+    #[arg(long, value_name = "FILE", requires_all = ["upstream", "upstream_cert"])]
+    upstream_key: Option<PathBuf>,
+    /// The name that the certificate of a wss:// backend is for, where it is not the host of --upstream.
+    #[arg(long, value_name = "NAME", requires = "upstream")]
+    upstream_server_name: Option<String>,
+}
+
+impl Arguments {
+    /// How the backend at `place` is reached.
+    pub(crate) fn connector(&self, place: &Place) -> Result<Connector, String> {
+        let mut connector = Connector::default();
+        if let Some(socket) = &place.socket {
+            connector = connector.unix(socket);
+        }
+        let identity = self.upstream_cert.as_deref().zip(self.upstream_key.as_deref());
+        let is_asked =
+            self.upstream_ca.is_some() || identity.is_some() || self.upstream_server_name.is_some();
+        if is_asked && place.url.scheme_str() != Some("wss") {
+            return Err("--upstream-ca, --upstream-cert, --upstream-key and --upstream-server-name are for a backend \
+                        that speaks TLS: write --upstream wss://..."
+                .to_owned());
+        }
+        if let Some(name) = &self.upstream_server_name {
+            connector =
+                connector.server_name(name).map_err(|error| format!("--upstream-server-name: {error}"))?;
+        }
+        if self.upstream_ca.is_some() || identity.is_some() {
+            let config = config(self.upstream_ca.as_deref(), identity);
+            connector = connector.tls(config.map_err(|error| format!("--upstream-{error}"))?);
+        }
+        Ok(connector)
+    }
+}
+
+/// Trusts what is in `ca`, or what the system trusts, and shows `identity`, a certificate and its key. An error begins with
+/// `ca`, `cert` or `key` and names the file.
+pub(crate) fn config(
+    ca: Option<&Path>,
+    identity: Option<(&Path, &Path)>,
+) -> Result<Arc<ClientConfig>, String> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("ca: {error}"))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier::new(ca, provider)?));
+    let config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((cert, key)) => {
+            let chain = certificates("cert", cert)?;
+            let key_der = PrivateKeyDer::from_pem_file(key)
+                .map_err(|error| format!("key {}: no private key: {error}", key.display()))?;
+            let fits = builder.with_client_auth_cert(chain, key_der);
+            fits.map_err(|error| format!("cert {}: {error}", cert.display()))?
+        }
+    };
+    Ok(Arc::new(config))
+}
+
+fn certificates(flag: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let found = read.map_err(|error| format!("{flag} {}: {error}", file.display()))?;
+    if found.is_empty() {
+        return Err(format!(
+            "{flag} {}: there is no certificate in it (-----BEGIN CERTIFICATE-----)",
+            file.display()
+        ));
+    }
+    Ok(found)
+}
+
+/// As rustls judges, and one thing more: a self-signed certificate that calls itself an issuer's (CA:TRUE), as
+/// `openssl req -x509` makes them, is trusted as a server's own where it is among those that are trusted. OpenSSL, and so
+/// nginx, does that too.
+#[derive(Debug)]
+struct Verifier {
+    usual: Arc<WebPkiServerVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
+}
+
+impl Verifier {
+    fn new(ca: Option<&Path>, provider: Arc<CryptoProvider>) -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        let trusted = match ca {
+            None => {
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                Vec::new()
+            }
+            Some(file) => {
+                let trusted = certificates("ca", file)?;
+                for certificate in &trusted {
+                    let wrong = |error: Error| format!("ca {}: {error}", file.display());
+                    roots.add(certificate.clone()).map_err(wrong)?;
+                }
+                trusted
+            }
+        };
+        let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        Ok(Self { usual: usual.map_err(|error| format!("ca: {error}"))?, trusted })
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let usual = self.usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match usual {
+            // Its validity was checked before.
+            Err(Error::InvalidCertificate(CertificateError::Other(why)))
+                if why.to_string().contains("CaUsedAsEndEntity") && self.trusted.contains(end_entity) =>
+            {
+                let parsed = ParsedCertificate::try_from(end_entity)?;
+                mainstay::client::rustls::client::verify_server_name(&parsed, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            usual => usual,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.usual.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.usual.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.usual.supported_verify_schemes()
+    }
+}

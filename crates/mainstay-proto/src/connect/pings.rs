@@ -1,0 +1,126 @@
+//! A plain peer that answers no Ping: what shows that it lives all the same, and what changes then.
+//!
+//! RFC 6455 section 5.5.2 has every endpoint answer a Ping, and some do not. Towards them a link would write 64 messages
+//! and wait for ever, and its heartbeat would call every connection dead on which the peer has nothing to say. One Pong
+//! of a link's peer, on whatever connection, ends all doubt. Until then the peer is found to answer none
+//!
+//! - when messages wait behind a Ping for longer than the heartbeat's deadline, though bytes came after it had left;
+//! - when they wait, or a probe does, for longer than the transport bears without an acknowledgement of TCP, where it
+//!   has such a limit ([`Client::handle_guarded`]): the peer's machine is there, and the connection is its own;
+//! - when the heartbeat finds that it sends bytes and answers nothing (5 minutes).
+//!
+//! From then on it is served at-most-once ([`Confirmer`](crate::confirm::Confirmer)), silence is no verdict, and probes
+//! go on for what TCP makes of them. What its connection does not even take ends it as before. A Pong ends all of that.
+//!
+//! Source: `docs/PROTOCOL.md` "Plain peers".
+
+use std::time::{Duration, Instant};
+
+use super::{Client, Event, Pulse};
+use crate::heartbeat::{Evidence, Heartbeat};
+use crate::session::ConnectionId;
+
+/// The transport's limit may be noticed this much later.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// What is known of the connection beside its heartbeat.
+#[derive(Debug, Default)]
+pub(super) struct Signs {
+    /// When bytes came last.
+    heard: Option<Instant>,
+    /// Without an acknowledgement for so long the transport reports the connection lost.
+    guard: Option<Duration>,
+    /// The heartbeat found no sign of life; by then the transport has found none either, or there is one.
+    doubt_until: Option<Instant>,
+}
+
+impl Signs {
+    pub(super) fn handle_bytes(&mut self, now: Instant) {
+        (self.heard, self.doubt_until) = (Some(now), None);
+    }
+
+    pub(super) fn doubt_until(&self) -> Option<Instant> {
+        self.doubt_until
+    }
+}
+
+impl Client {
+    /// The transport of this connection reports it lost when the peer's machine acknowledges nothing for `within`.
+    pub fn handle_guarded(&mut self, connection: ConnectionId, within: Duration) {
+        if let Some(attached) = self.attached.as_mut().filter(|attached| attached.connection == connection) {
+            attached.signs.guard = Some(within);
+        }
+    }
+
+    /// Whether a plain peer answers Pings; `None`: it has not shown yet.
+    #[must_use]
+    pub fn answers_pings(&self) -> Option<bool> {
+        self.plain.as_ref()?.confirmer.answers_pings()
+    }
+
+    /// When messages that wait for a first Pong have waited for long enough.
+    pub(super) fn pings_judged_at(&self) -> Option<Instant> {
+        let since = self.plain.as_ref()?.confirmer.stalled_since()?;
+        let attached = self.attached.as_ref()?;
+        let Pulse::Driven(beat, _) = &attached.pulse else { return None };
+        // A Pong may stand unread behind what the application does not take.
+        if !self.wants_input() {
+            return None;
+        }
+        let usual = since + beat.deadline();
+        if attached.signs.heard.is_some_and(|heard| heard > since) {
+            return Some(usual);
+        }
+        attached.signs.guard.map(|within| usual.max(since + within + SLACK))
+    }
+
+    pub(super) fn judge_pings(&mut self, now: Instant) {
+        let Some(at) = self.pings_judged_at().filter(|at| *at <= now) else { return };
+        if now.duration_since(at) <= SLACK {
+            self.expect_no_pongs();
+        } else if let Some(plain) = &mut self.plain {
+            // This process was paused: that is no evidence about the peer.
+            plain.confirmer.restart_stall(now);
+        }
+    }
+
+    /// The peer lives and answers no Ping, unless it ever answered one.
+    pub(super) fn expect_no_pongs(&mut self) {
+        if let Some(plain) = self.plain.as_mut().filter(|plain| plain.confirmer.answers_pings().is_none()) {
+            plain.confirmer.expect_no_pongs();
+            self.events.push_back(Event::PingsUnanswered);
+            self.close_plain_if_done();
+        }
+    }
+
+    /// Whether the heartbeat's verdict is none, as this peer has never answered a Ping.
+    pub(super) fn is_spared(&mut self, now: Instant, evidence: Evidence) -> bool {
+        let (Some(plain), Some(attached)) = (&self.plain, &mut self.attached) else { return false };
+        if evidence == Evidence::Stalled {
+            return false;
+        }
+        if plain.confirmer.answers_pings() == Some(false) {
+            self.beat_anew(now);
+            return true;
+        }
+        let guard = attached.signs.guard.filter(|_| plain.confirmer.answers_pings().is_none());
+        attached.signs.doubt_until = guard.map(|within| now + within);
+        guard.is_some()
+    }
+
+    /// The transport would have noticed a peer that is gone.
+    pub(super) fn end_doubt(&mut self, now: Instant) {
+        if let Some(attached) = &mut self.attached {
+            attached.signs.doubt_until = None;
+        }
+        self.expect_no_pongs();
+        self.beat_anew(now);
+    }
+
+    fn beat_anew(&mut self, now: Instant) {
+        if let Some(attached) = &mut self.attached {
+            let beat = Heartbeat::new(now, &self.config.heartbeat, &mut self.rng);
+            attached.pulse = Pulse::Driven(beat, None);
+        }
+    }
+}
