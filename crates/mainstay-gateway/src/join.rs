@@ -19,13 +19,14 @@ use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderMap};
 use http::{StatusCode, Uri};
 use mainstay::SessionUpgrade;
-use mainstay::client::{Connector, Event, Events};
+use mainstay::client::{Connector, Event, Events, State};
 use mainstay::server::{Session, SessionState};
 use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits, Link};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::access::{self, By};
+use crate::backend::{Failure, Reason};
 use crate::forward::{self, Network};
 use crate::links::{Account, Links};
 use crate::principal::Bound;
@@ -79,6 +80,13 @@ pub(crate) async fn visit(upgrade: SessionUpgrade, config: Arc<LinkConfig>) -> R
         }
         Ok(Err(refusal)) => refusal.response(),
         Err(_) => {
+            if matches!(link.state(), State::Connecting) {
+                let why = format!(
+                    "no answer to the opening handshake within {:?}",
+                    OPENING.min(config.upstream_wait)
+                );
+                config.links.failed(Failure { reason: Reason::NoAnswer, why });
+            }
             config.links.turned_away();
             unreachable_now()
         }

@@ -321,7 +321,7 @@ fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Baton>),
         Err(error) => error,
     };
     let is_taken = error.kind() == std::io::ErrorKind::AddrInUse;
-    match if is_taken { successor::ask(address) } else { Found::Stranger } {
+    match if is_taken { successor::ask_for_a_moment(address) } else { Found::Stranger } {
         Found::Stranger => Err(format!("{flag} {address}: {error}; choose another address")),
         Found::Running(process) => Err(format!(
             "{flag} {address}: {error}: mainstay runs there as process {process}; choose another address, or to replace \

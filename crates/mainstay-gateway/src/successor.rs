@@ -11,10 +11,18 @@
 //!
 //! Linux only; elsewhere an address in use is an error, as for every program.
 
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use here::ask;
+pub(crate) use here::{Baton, offer};
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{Baton, ask, offer};
+use linux as here;
 #[cfg(not(target_os = "linux"))]
-pub(crate) use other::{Baton, ask, offer};
+use other as here;
+
+/// Between SIGTERM and the moment from which on a busy process knows that it drains.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// What a process finds whose address is taken.
 pub(crate) enum Found {
@@ -24,6 +32,18 @@ pub(crate) enum Found {
     Running(u32),
     /// The listening socket of one that drains. Call [`Baton::take_over`] when it is accepted from.
     Handed(std::net::TcpListener, Baton),
+}
+
+/// Asks whoever has this address; again for a moment where that is a process of ours that runs: it may have been told
+/// to end just now. Blocks its thread.
+pub(crate) fn ask_for_a_moment(address: SocketAddr) -> Found {
+    let asked = Instant::now();
+    loop {
+        match ask(address) {
+            Found::Running(_) if asked.elapsed() < MOMENT => std::thread::sleep(Duration::from_millis(50)),
+            found => return found,
+        }
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -74,7 +94,7 @@ mod linux {
     }
 
     /// Asks whoever has this address.
-    pub(crate) fn ask(address: SocketAddr) -> Found {
+    pub(super) fn ask(address: SocketAddr) -> Found {
         answer(address).unwrap_or(Found::Stranger)
     }
 
@@ -194,7 +214,7 @@ mod other {
         }
     }
 
-    pub(crate) fn ask(_: std::net::SocketAddr) -> Found {
+    pub(super) fn ask(_: std::net::SocketAddr) -> Found {
         Found::Stranger
     }
 

@@ -63,6 +63,17 @@ async fn a_successor_gets_both_listeners_while_the_old_process_drains_and_nobody
 }
 
 #[test]
+fn a_successor_may_be_started_in_the_moment_of_the_signal() {
+    let listen = free();
+    let old = Gateway::at(&["--listen", &listen]);
+    let visitors = [TcpStream::connect(old.address()).unwrap(), TcpStream::connect(old.address()).unwrap()];
+    old.signal("TERM");
+    let new = Gateway::at(&["--listen", &listen]);
+    assert_eq!(newcomer(new.address()).unwrap(), "101");
+    drop(visitors);
+}
+
+#[test]
 fn a_second_process_beside_one_that_runs_is_told_which_and_what_to_do() {
     let listen = free();
     let old = Gateway::at(&["--listen", &listen]);
