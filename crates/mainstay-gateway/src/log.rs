@@ -41,7 +41,7 @@ pub(crate) enum Format {
 pub(crate) struct LogArguments {
     /// How lines of the log are written. MAINSTAY_LOG says which: a level (error, warn, info, debug, trace) or
     /// TARGET=LEVEL, several with commas. With info each visitor's end and return is one line.
-    #[arg(long, value_enum, default_value = "text")]
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
     pub(crate) log_format: Format,
 }
 

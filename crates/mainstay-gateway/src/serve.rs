@@ -33,20 +33,23 @@ const BACKLOG: u32 = 65_535;
 /// What `--help` ends with.
 pub(crate) const OPERATION: &str = "\
 Signals:
-  TERM, INT, QUIT  drain: /readyz says no, visitors are sent away over --drain, then it ends. Once more: ends at once
+  TERM, INT, QUIT  drain: /readyz says no, visitors are sent away, then it ends
+                   once more: ends at once
   HUP, USR1, USR2  ignored, with a line of the log
-  A successor that is started with the same addresses while this process drains gets its listeners: no connection
-  is refused
+  A successor that is started with the same addresses while this process drains
+  gets its listeners, and no connection is refused.
 
 Exit codes:
   0    ended in order
-  1    it could not start, or serving failed; the line on standard error says why
-  2    the arguments or the environment are wrong
+  1    it could not start, or serving failed; a line on standard error says why
+  2    the options or the environment are wrong
   130, 131, 143  ended at once by a second INT, QUIT or TERM
 
 Environment:
-  Each option has a variable, as MAINSTAY_LISTEN for --listen; the option wins. Several values are parted by commas
-  where none holds one, else by line breaks. MAINSTAY_LOG says what is logged: a level, or TARGET=LEVEL";
+  MAINSTAY_LOG says what is logged: a level, or TARGET=LEVEL.
+  Each option has a variable, as MAINSTAY_LISTEN for --listen; the option wins.
+  Several values are parted by commas where none can hold one, else by line
+  breaks.";
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
@@ -266,7 +269,6 @@ async fn serve(
     let no_signals = |error: std::io::Error| format!("no signals: {error}");
     let stops = Stops::listen().map_err(no_signals)?;
     signals::ignore_the_others().map_err(no_signals)?;
-    announce(&arguments, &listener, admin.as_ref().map(|(admin, _)| admin));
     let taken_over = successor::offer(&listener, mainstay.clone());
     match &arguments.upstream {
         Some(upstream) => {
@@ -275,11 +277,13 @@ async fn serve(
         }
         None => links.reached(),
     }
-    if let Some((admin, baton)) = admin {
-        tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
-        baton.into_iter().for_each(Baton::take_over);
-    }
     baton.into_iter().for_each(Baton::take_over);
+    let (admin, baton) = admin.unzip();
+    baton.flatten().into_iter().for_each(Baton::take_over);
+    announce(&arguments, &listener, admin.as_ref());
+    if let Some(admin) = admin {
+        tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
+    }
     let served = mainstay::serve(listener, app, &mainstay)
         .with_graceful_shutdown(termination(stops, links.clone()), arguments.drain)
         .with_successor(taken_over)

@@ -85,10 +85,14 @@ mod linux {
     pub(crate) struct Baton(std_unix::UnixStream);
 
     impl Baton {
-        /// From here on this process accepts; the one before it stops.
+        /// From here on this process accepts; returns when the one before it has stopped. Blocks its thread.
         pub(crate) fn take_over(mut self) {
-            if let Err(error) = self.0.write_all(&[ACCEPTS]) {
-                tracing::warn!(%error, "the process before this one cannot be told that it may stop accepting");
+            let told = self.0.write_all(&[ACCEPTS]).and_then(|()| {
+                self.0.set_read_timeout(Some(Duration::from_millis(500)))?;
+                self.0.read(&mut [0])
+            });
+            if let Err(error) = told {
+                tracing::warn!(%error, "the process before this one did not say that it stops accepting");
             }
         }
     }
