@@ -79,7 +79,7 @@ fn is_injected(name: &str) -> bool {
     let of_port = |rest: &str| {
         let mut words = rest.split('_').skip_while(|word| *word != "PORT").skip(1);
         match (words.next(), words.next()) {
-            (None, _) => rest.ends_with("PORT"),
+            (None, _) => rest.ends_with("_PORT"),
             (Some(number), Some("TCP" | "UDP" | "SCTP")) => number.parse::<u16>().is_ok(),
             _ => false,
         }
@@ -177,6 +177,7 @@ mod tests {
             "MAINSTAY_ADMIN_PORT_9090_TCP_PROTO",
         ];
         assert_eq!(judged(&injected), []);
+        assert_eq!(judged(&["MAINSTAY_EXPORT"]), [Stranger::Unknown("MAINSTAY_EXPORT".into())]);
         assert_eq!(judged(&["MAINSTAY", "PATH", "MAINSTAY_LOG", "MAINSTAY_LISTEN"]), []);
     }
 
