@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use mainstay::server::Session;
-use mainstay::{CloseCode, SessionId};
+use mainstay::{CloseCode, PeerClose, SessionId};
 
 /// A visitor that is there. Its line is written by [`ended`](Self::ended), or when this is dropped.
 pub(crate) struct Visitor {
@@ -53,6 +53,16 @@ impl Visitor {
     /// Writes the line. `cause` is in words; the reason of a close, for example.
     pub(crate) fn ended(mut self, by: By, code: Option<CloseCode>, cause: &str) {
         self.write(by, code, cause);
+    }
+
+    /// Writes the line of a visitor that left by itself, with the Close that it sent, if any.
+    pub(crate) fn left(self, close: Option<&PeerClose>) {
+        let cause = match close {
+            Some(close) if close.reason.is_empty() => "left".to_owned(),
+            Some(close) => format!("left: {}", close.reason),
+            None => "is gone without a close, or did not come back".to_owned(),
+        };
+        self.ended(By::Visitor, close.and_then(|close| close.code), &cause);
     }
 
     fn write(&mut self, by: By, code: Option<CloseCode>, cause: &str) {

@@ -18,6 +18,7 @@ mod links;
 mod log;
 mod principal;
 mod process;
+mod relay;
 mod serve;
 mod signals;
 mod successor;

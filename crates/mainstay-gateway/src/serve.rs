@@ -22,6 +22,7 @@ use crate::admin::Token;
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
+use crate::relay::BackendLoss;
 use crate::signals::{self, Stops};
 use crate::successor::{Baton, Found};
 use crate::{admin, builtin, descriptors, join, log, successor, trust, values};
@@ -83,6 +84,9 @@ pub(crate) struct Arguments {
     /// How long a visitor that speaks mainstay.v1 may be away.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "2m")]
     resume_window: Duration,
+    /// What becomes of a visitor whose backend connection is lost.
+    #[arg(long, value_enum, default_value = "renew")]
+    on_backend_loss: BackendLoss,
     /// What becomes of messages that the backend did not confirm when its connection is lost.
     #[arg(long, value_enum, default_value = "at-least-once")]
     delivery: Delivery,
@@ -253,6 +257,7 @@ async fn serve(
                     Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
                     Delivery::AtMostOnce => Guarantee::AtMostOnce,
                 },
+                on_backend_loss: arguments.on_backend_loss,
                 trusted_proxies: arguments.trusted_proxy.clone(),
                 bound: Bound {
                     headers: arguments.session_header.clone(),

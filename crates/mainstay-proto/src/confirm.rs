@@ -244,6 +244,8 @@ struct Line {
     flushed: u64,
     /// Up to here confirmed.
     confirmed: u64,
+    /// Up to here written when the peer's last message came.
+    answered: u64,
     /// Written and not confirmed.
     in_flight: Load,
     /// Confirmed and kept back.
@@ -412,18 +414,30 @@ impl<M> Confirmer<M> {
         self.catch_up(before)
     }
 
-    /// The peer sent its Close: nothing more is written, and Pongs prove nothing any more.
-    pub fn handle_peer_close(&mut self) {
+    /// A message of the peer came.
+    pub fn handle_peer_message(&mut self) {
+        self.line.answered = self.line.written;
+    }
+
+    /// The peer sent its Close: nothing more is written, and Pongs prove nothing any more. A message that the peer sent
+    /// before it may be the answer to all that was written by then: a peer that reads, answers and closes has handled it.
+    /// None of that is written again where the Pong is what confirms, for what is handled once must not be handled twice;
+    /// it is unknown. `goes_on`: another connection will follow.
+    pub fn handle_peer_close(&mut self, goes_on: bool) -> Option<Event<M>> {
         self.line.open = false;
         self.line.ping = None;
+        if !goes_on || self.config.confirm != Confirm::Pong {
+            return None;
+        }
+        self.forget_written(self.line.answered)
     }
 
     /// The connection is gone, however that came about.
     pub fn handle_lost(&mut self) -> Option<Event<M>> {
         let event = match self.config.guarantee {
             // Without Pongs all of it may have been taken in, and most of it was.
-            _ if self.is_without_pongs() => self.forget_written(),
-            Guarantee::AtMostOnce => self.forget_written(),
+            _ if self.is_without_pongs() => self.forget_written(self.line.written),
+            Guarantee::AtMostOnce => self.forget_written(self.line.written),
             Guarantee::AtLeastOnce => self.blame_first_in_line(),
         };
         self.line = self.rewound();
@@ -629,14 +643,14 @@ impl<M> Confirmer<M> {
         self.catch_up(before).map(|_| Event::Unknown(before + 1, self.settled()))
     }
 
-    fn forget_written(&mut self) -> Option<Event<M>> {
+    /// Gives up what was written up to and including `last`.
+    fn forget_written(&mut self, last: u64) -> Option<Event<M>> {
         let before = self.settled();
-        while let Some(first) = self.kept.front().map(|oldest| oldest.number) {
+        while let Some(first) = self.kept.front().map(|oldest| oldest.number).filter(|first| *first <= last) {
             if self.take_written(first).is_none() {
                 break;
             }
         }
-        let last = self.line.written;
         self.catch_up(before).map(|_| Event::Unknown(before + 1, last))
     }
 

@@ -13,6 +13,7 @@
 mod pings;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -79,9 +80,8 @@ pub struct ConnectConfig {
     pub backoff: BackoffConfig,
     /// Give up after the first connection is lost or refused. Default: false.
     pub once: bool,
-    /// End when a plain peer closes with 1000 or an application's code (3000-4999): it meant it.
-    /// Default: false.
-    pub ends_with_peer: bool,
+    /// What ends a client of a plain peer, besides what ends every client. Default: nothing.
+    pub ends_with: EndsWith,
     /// From dialling to WELCOME, or to the answer of a plain peer; then the attempt is given up. Default: 10 s.
     pub opening_timeout: Duration,
 }
@@ -95,14 +95,32 @@ impl Default for ConnectConfig {
             heartbeat: HeartbeatConfig::default(),
             backoff: BackoffConfig::default(),
             once: false,
-            ends_with_peer: false,
+            ends_with: EndsWith::default(),
             opening_timeout: Duration::from_secs(10),
         }
     }
 }
 
+/// What ends a client of a plain peer for good: what its application cannot go on after. Before there was a connection,
+/// each of these dials again and again. (A refused opening handshake, and a code that says stop, end every client.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum EndsWith {
+    /// Nothing: a connection that ended is replaced.
+    #[default]
+    Nothing,
+    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`]); and the fifth such Close in a
+    /// row on a connection that brought no message and no confirmation.
+    FinalClose,
+    /// The peer's Close, whatever its code.
+    Close,
+    /// The end of the connection, however it comes about.
+    Connection,
+}
+
 /// A replacement is opened when a probe is unanswered for this long.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
+/// With [`EndsWith::FinalClose`]: connections that the peer may close in a row without having brought anything.
+const BARREN_LIMIT: u32 = 5;
 /// Marks the payload of a heartbeat's Ping, so that it is never read as a position.
 const HEARTBEAT_PING: u64 = 1 << 63;
 
@@ -138,6 +156,26 @@ pub enum Lost {
         /// The reason.
         reason: String,
     },
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(reason)
+            | Self::Unavailable { reason, .. }
+            | Self::Refused { reason, .. }
+            | Self::Broken(reason) => f.write_str(reason),
+            Self::NotConnected(failure) => write!(f, "{failure}"),
+            Self::Dead(evidence) => write!(f, "{evidence}"),
+            Self::Closed { code, reason } => {
+                match code {
+                    Some(code) => write!(f, "closed with code {code}")?,
+                    None => f.write_str("closed without a code")?,
+                }
+                if reason.is_empty() { Ok(()) } else { write!(f, ": {reason}") }
+            }
+        }
+    }
 }
 
 /// What to do to connections.
@@ -243,6 +281,8 @@ pub struct Client {
     backoff: Backoff,
     session: ClientSession,
     plain: Option<Plain>,
+    /// The subprotocol of a plain peer's first connection; `None`: there was none yet.
+    agreed: Option<Option<String>>,
     attached: Option<Attached>,
     dial: Dial,
     next_connection: u64,
@@ -261,8 +301,13 @@ pub struct Client {
 #[derive(Debug)]
 struct Plain {
     confirmer: Confirmer<Message>,
-    inbox: VecDeque<Message>,
+    /// Messages, and marks where the connection was replaced.
+    inbox: VecDeque<Delivery>,
     inbox_bytes: u64,
+    /// The current connection brought a message or a confirmation.
+    progressed: bool,
+    /// Connections in a row that the peer closed without.
+    barren: u32,
     /// Written once, and neither confirmed nor written again.
     volatiles: Volatiles,
 }
@@ -273,6 +318,8 @@ impl Plain {
             confirmer: Confirmer::new(config),
             inbox: VecDeque::new(),
             inbox_bytes: 0,
+            progressed: false,
+            barren: 0,
             volatiles: Volatiles::default(),
         }
     }
@@ -331,6 +378,7 @@ impl Client {
             config,
             rng,
             session,
+            agreed: None,
             attached: None,
             dial: Dial::Waiting { until: now },
             next_connection: 1,
@@ -345,6 +393,30 @@ impl Client {
     }
 
     // ---- what happened to connections -----------------------------------------------------------
+
+    /// Whether a dialled connection on which the peer agreed on `subprotocol` can go on with what was agreed on before.
+    /// Ask before [`handle_opened`](Self::handle_opened), and report an error with [`handle_lost`](Self::handle_lost).
+    ///
+    /// # Errors
+    /// A plain peer agrees on another one than on the first connection, and the application is in the middle of that.
+    ///
+    /// Source: RFC 6455 section 4.2.2: the subprotocol that was agreed on is the connection's.
+    pub fn check_subprotocol(&mut self, mode: Mode, subprotocol: Option<&str>) -> Result<(), Lost> {
+        if mode != Mode::Plain {
+            return Ok(());
+        }
+        let agreed = self.agreed.get_or_insert_with(|| subprotocol.map(str::to_owned));
+        if agreed.as_deref() == subprotocol {
+            return Ok(());
+        }
+        let name = |name: Option<&str>| name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
+        let reason = format!(
+            "the peer agrees on another subprotocol than before: {} instead of {}",
+            name(subprotocol),
+            name(agreed.as_deref())
+        );
+        Err(Lost::Refused { status: None, reason })
+    }
 
     /// A dialled connection finished its opening handshake.
     pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId, mode: Mode) {
@@ -443,7 +515,9 @@ impl Client {
         if let Some(plain) = &mut self.plain {
             if self.attached.as_ref().is_some_and(|a| a.connection == connection) {
                 plain.inbox_bytes += message.payload.len() as u64;
-                plain.inbox.push_back(message);
+                plain.inbox.push_back(Delivery::Message(message));
+                plain.progressed = true;
+                plain.confirmer.handle_peer_message();
             }
             return Ok(());
         }
@@ -474,6 +548,7 @@ impl Client {
         } else {
             plain.confirmer.handle_pong(payload)
         };
+        plain.progressed |= outcome.is_some();
         if missed && plain.confirmer.answers_pings() == Some(true) {
             self.events.push_back(Event::PingsAnswered);
         }
@@ -482,12 +557,16 @@ impl Client {
     }
 
     /// The peer began the closing handshake: Pongs prove nothing any more.
-    pub fn handle_peer_close(&mut self, connection: ConnectionId) {
-        if let (Some(plain), true) =
-            (&mut self.plain, self.attached.as_ref().is_some_and(|a| a.connection == connection))
-        {
-            plain.confirmer.handle_peer_close();
-        }
+    pub fn handle_peer_close(&mut self, connection: ConnectionId, code: Option<CloseCode>) {
+        let is_attached = self.attached.as_ref().is_some_and(|a| a.connection == connection);
+        let Some(plain) = self.plain.as_mut().filter(|_| is_attached) else { return };
+        let goes_on = match self.config.ends_with {
+            EndsWith::Nothing => true,
+            EndsWith::FinalClose => CloseCode::is_restart(code),
+            EndsWith::Close | EndsWith::Connection => false,
+        };
+        let outcome = plain.confirmer.handle_peer_close(goes_on);
+        self.report(outcome);
     }
 
     // ---- what the application does --------------------------------------------------------------
@@ -528,9 +607,10 @@ impl Client {
     /// The next message or gap, in order.
     pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
         let delivery = match &mut self.plain {
-            Some(plain) => plain.inbox.pop_front().map(|message| {
-                plain.inbox_bytes -= message.payload.len() as u64;
-                Delivery::Message(message)
+            Some(plain) => plain.inbox.pop_front().inspect(|delivery| {
+                if let Delivery::Message(message) = delivery {
+                    plain.inbox_bytes -= message.payload.len() as u64;
+                }
             }),
             None => self.session.hand_over(now),
         };
@@ -538,7 +618,10 @@ impl Client {
             Some(Delivery::Gap { first, count, cause }) => {
                 self.events.push_back(Event::Dropped { first, count, cause });
             }
-            Some(Delivery::Replaced { count }) => self.events.push_back(Event::Replaced { count }),
+            // A plain peer's is [`Event::FreshPeer`], which came at once.
+            Some(Delivery::Replaced { count }) if self.plain.is_none() => {
+                self.events.push_back(Event::Replaced { count })
+            }
             _ => {}
         }
         self.collect(now);
@@ -879,6 +962,10 @@ impl Client {
             plain
         });
         plain.volatiles = Volatiles::default();
+        plain.progressed = false;
+        if !first {
+            plain.inbox.push_back(Delivery::Replaced { count: self.epoch });
+        }
         // A replacement: what the old connection was told and did not confirm is told again.
         let outcome = self.attached.is_some().then(|| plain.confirmer.handle_lost()).flatten();
         plain.confirmer.handle_attached();
@@ -984,6 +1071,14 @@ impl Client {
         self.backoff.handle_lost(now);
         let outcome = self.plain.as_mut().and_then(|plain| plain.confirmer.handle_lost());
         self.report(outcome);
+        if self.ends_with(&why) {
+            let (code, reason) = match &why {
+                Lost::Closed { code, reason } => (code.map(u64::from), reason.clone()),
+                _ => (None, why.to_string()),
+            };
+            self.events.push_back(Event::Detached { why, retry_in: Duration::ZERO });
+            return self.give_up(code, reason);
+        }
         if self.ends_here(&why) {
             return;
         }
@@ -1030,6 +1125,21 @@ impl Client {
         wait
     }
 
+    /// Whether the end of a plain peer's connection is the end of this client, by its configuration.
+    fn ends_with(&mut self, why: &Lost) -> bool {
+        let Some(plain) = &mut self.plain else { return false };
+        if let Lost::Closed { .. } = why {
+            plain.barren = if plain.progressed { 0 } else { plain.barren + 1 };
+        }
+        match (self.config.ends_with, why) {
+            (EndsWith::Connection, _) | (EndsWith::Close, Lost::Closed { .. }) => true,
+            (EndsWith::FinalClose, Lost::Closed { code, .. }) => {
+                !CloseCode::is_restart(*code) || plain.barren >= BARREN_LIMIT
+            }
+            _ => false,
+        }
+    }
+
     /// Whether this loss is the end: the peer said so, or one connection was all that was wanted.
     fn ends_here(&mut self, why: &Lost) -> bool {
         let (code, reason) = match why {
@@ -1039,11 +1149,6 @@ impl Client {
             }
             Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => {
                 (*code, reason.clone())
-            }
-            Lost::Closed { code: Some(code), reason }
-                if self.config.ends_with_peer && code.is_deliberate() =>
-            {
-                (Some(*code), reason.clone())
             }
             Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
             Lost::Unreachable(reason) | Lost::Broken(reason) | Lost::Unavailable { reason, .. }

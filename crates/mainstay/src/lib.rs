@@ -35,7 +35,7 @@ pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::{Evidence, HeartbeatConfig};
 pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
-pub use mainstay_proto::session::{Fate, Message, Window};
+pub use mainstay_proto::session::{Delivery, Fate, Message, PeerClose, Window};
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits};
 
 /// A message that was not accepted, and why. It comes back with the error.

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use mainstay_proto::ConfigError;
 use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
-use mainstay_proto::connect::ConnectConfig;
+use mainstay_proto::connect::{ConnectConfig, EndsWith};
 use mainstay_proto::heartbeat::HeartbeatConfig;
 
 use crate::client::{Builder, Client, UrlError};
@@ -115,11 +115,11 @@ impl Builder<Plain> {
         self
     }
 
-    /// Ends when the peer closes with 1000 or an application's code (3000-4999), instead of dialling
-    /// again: the peer meant it. For links that pass a backend's close on. Default: no.
+    /// What ends the link for good, instead of another dial; the [`Event::Detached`](crate::client::Event::Detached)
+    /// before its [`Event::Ended`](crate::client::Event::Ended) says why. Default: [`EndsWith::Nothing`].
     #[must_use]
-    pub fn ends_with_peer(mut self, ends: bool) -> Self {
-        self.config.ends_with_peer = ends;
+    pub fn ends_with(mut self, ends_with: EndsWith) -> Self {
+        self.config.ends_with = ends_with;
         self
     }
 }

@@ -27,26 +27,30 @@ impl Frames {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
         );
         stream.write_all(request.as_bytes()).await.unwrap();
-        (head(&mut stream).await, Self { stream, masks: true })
+        (head(&mut stream).await.unwrap(), Self { stream, masks: true })
     }
 
     /// The head of the next request, which is accepted, and what follows.
     pub(crate) async fn serve(listener: &TcpListener) -> (String, Self) {
-        let mut stream = loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            // A probe of the gateway says nothing.
-            if stream.peek(&mut [0]).await.is_ok_and(|count| count > 0) {
-                break stream;
+        Self::serve_with(listener, "").await
+    }
+
+    /// The same, with further headers in the answer.
+    pub(crate) async fn serve_with(listener: &TcpListener, headers: &str) -> (String, Self) {
+        // A dial that was given up leaves an empty connection behind.
+        let (mut stream, request) = loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if let Ok(request) = head(&mut stream).await {
+                break (stream, request);
             }
         };
-        let request = head(&mut stream).await;
         let fields = request.lines().filter_map(|line| line.split_once(": "));
         let is_key = |name: &str| name.eq_ignore_ascii_case("sec-websocket-key");
         let key = fields.filter(|(name, _)| is_key(name)).map(|(_, value)| value).next().unwrap();
         let accept = accept_key(key.as_bytes());
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: {accept}\r\n\r\n"
+             Sec-WebSocket-Accept: {accept}\r\n{headers}\r\n"
         );
         stream.write_all(answer.as_bytes()).await.unwrap();
         (request, Self { stream, masks: false })
@@ -113,10 +117,10 @@ impl Frames {
     }
 }
 
-async fn head(stream: &mut TcpStream) -> String {
+async fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
+        head.push(stream.read_u8().await?);
     }
-    String::from_utf8(head).unwrap()
+    Ok(String::from_utf8(head).unwrap())
 }

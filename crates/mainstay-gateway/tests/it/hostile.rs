@@ -40,7 +40,8 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn hello() -> Vec<u8> {
+/// HELLO of a new session, the same each time.
+pub(crate) fn hello() -> Vec<u8> {
     Control::Hello(Box::new(Hello {
         window: Window { messages: 16, bytes: 1 << 16 },
         key: ClientKey([7; 16]),

@@ -15,7 +15,7 @@ const KEPT: &str = "queue_bytes{leg=\"backend\"}";
 
 async fn bare(arguments: &[&str]) -> (Gateway, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let arguments = [&["--admin", "127.0.0.1:0"], arguments].concat();
+    let arguments = [&["--admin", "127.0.0.1:0", "--on-backend-loss", "keep"], arguments].concat();
     (Gateway::in_front_of(listener.local_addr().unwrap(), &arguments), listener)
 }
 
@@ -75,21 +75,22 @@ async fn what_a_visitor_leaves_to_a_backend_that_stays_away_is_counted_and_told(
         }),
     );
     backend(listener, app).await;
-    let gateway = Gateway::in_front_of(door.address, &["--admin", "127.0.0.1:0"]);
-    let mut session = Client::builder(&gateway.url).unwrap().connect();
-    let mut plain = Link::to(&gateway.url).unwrap().connect_once().await.unwrap();
-    session.send(Message::text("delivered")).await.unwrap();
-    plain.send(Message::text("delivered")).await.unwrap();
-    let delivered = Some(Message::text("delivered"));
-    assert_eq!((session.recv().await, plain.recv().await), (delivered.clone(), delivered));
+    let gateway =
+        Gateway::in_front_of(door.address, &["--admin", "127.0.0.1:0", "--on-backend-loss", "keep"]);
+    let connect = || Link::to(&gateway.url).unwrap().connect_once();
+    let (mut first, mut second) = (connect().await.unwrap(), connect().await.unwrap());
+    for visitor in [&mut first, &mut second] {
+        visitor.send(Message::text("delivered")).await.unwrap();
+        assert_eq!(visitor.recv().await, Some(Message::text("delivered")));
+    }
     gateway.reaches(KEPT, 0.0).await;
     assert_eq!(gateway.metric("messages_total{direction=\"in\"}"), 2.0, "and no control messages");
     door.shut();
     gateway.reaches("links_lost_total", 2.0).await;
-    session.send(Message::text("left")).await.unwrap();
-    plain.send(Message::text("left")).await.unwrap();
+    first.send(Message::text("left")).await.unwrap();
+    second.send(Message::text("left")).await.unwrap();
     gateway.reaches(KEPT, 8.0).await;
-    tokio::join!(session.close(CloseCode::NORMAL, ""), plain.close(CloseCode::NORMAL, ""));
+    tokio::join!(first.close(CloseCode::NORMAL, ""), second.close(CloseCode::NORMAL, ""));
     // The backend is given 10 s to come back.
     gateway.reaches(NOT_DELIVERED, 2.0).await;
     until("each loss is told", || lines_that_say(&gateway, "unknown=0 not_delivered=1 undeliverable=0") == 2)
@@ -121,10 +122,11 @@ async fn a_visitor_that_ends_before_the_backend_answers_loses_nothing() {
     visitor.send(Message::text("a")).await.unwrap();
     let (_, mut served) = Frames::serve(&listener).await;
     assert_eq!(served.text().await.as_deref(), Some("a"));
-    visitor.close(CloseCode::NORMAL, "").await;
-    gateway.reaches("connections", 0.0).await;
-    served.write(crate::frames::TEXT, b"answer").await;
-    assert_eq!(served.text().await, None, "closed in order");
+    // It leaves once the backend has answered, and not before.
+    tokio::join!(visitor.close(CloseCode::NORMAL, ""), async {
+        served.write(crate::frames::TEXT, b"answer").await;
+        assert_eq!(served.text().await, None, "closed in order");
+    });
     gateway.reaches("sessions", 0.0).await;
     assert_eq!((gateway.metric(UNKNOWN), gateway.metric(NOT_DELIVERED)), (0.0, 0.0));
     assert_eq!(gateway.said(), "");

@@ -7,6 +7,7 @@ mod connect;
 mod flags;
 mod frames;
 mod hostile;
+mod loss;
 mod losses;
 mod operate;
 mod page;

@@ -244,8 +244,10 @@ async fn a_plain_visitor_whose_backend_stays_away_is_closed_with_1013_and_a_sess
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = Door::to(listener.local_addr().unwrap()).await;
     backend(listener, app()).await;
-    let gateway =
-        Gateway::in_front_of(door.address, &["--upstream-wait", "100ms", "--delivery", "at-most-once"]);
+    let gateway = Gateway::in_front_of(
+        door.address,
+        &["--upstream-wait", "100ms", "--on-backend-loss", "keep", "--delivery", "at-most-once"],
+    );
     let url = format!("{}/echo", gateway.url);
     let mut plain = Link::to(&url).unwrap().connect_once().await.unwrap();
     let mut session = Client::builder(&url).unwrap().connect();
@@ -272,8 +274,10 @@ async fn a_plain_visitor_keeps_its_connection_while_the_link_reconnects() {
     let door = Door::to(listener.local_addr().unwrap()).await;
     backend(listener, app()).await;
     // At most once, or what was not confirmed in time would come back twice.
-    let gateway =
-        Gateway::in_front_of(door.address, &["--admin", "127.0.0.1:0", "--delivery", "at-most-once"]);
+    let gateway = Gateway::in_front_of(
+        door.address,
+        &["--admin", "127.0.0.1:0", "--on-backend-loss", "keep", "--delivery", "at-most-once"],
+    );
     // It ends with its first connection.
     let mut visitor = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
     for round in 1..=3_u32 {

@@ -170,12 +170,38 @@ fn only_the_answer_to_the_open_ping_confirms() {
 fn pongs_after_the_peers_close_prove_nothing() {
     let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 100);
     rig.write();
-    rig.link.handle_peer_close();
+    rig.link.handle_peer_close(true);
     assert_eq!(rig.pong(64), None);
     rig.now += PING_DELAY;
     assert_eq!((rig.write(), rig.link.poll_timeout()), ((vec![], vec![]), None));
     rig.reconnect();
     assert_eq!(rig.write().0, (1..=64).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_peer_may_have_answered_before_it_closed_is_unknown_and_not_written_again() {
+    for (goes_on, told) in [(true, Some(Event::Unknown(1, 2))), (false, None)] {
+        let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 2);
+        rig.write();
+        rig.link.handle_peer_message();
+        rig.push(1);
+        rig.write();
+        assert_eq!(rig.link.handle_peer_close(goes_on), told);
+        rig.reconnect();
+        assert_eq!(rig.write().0, if goes_on { vec![3] } else { vec![1, 2, 3] });
+    }
+}
+
+#[test]
+fn an_answer_stands_for_nothing_where_the_application_confirms_or_the_stack_reads_ahead() {
+    for confirm in [Confirm::PongWindow, Confirm::Reply] {
+        let mut rig = Rig::new(confirm, Guarantee::AtLeastOnce, 2);
+        rig.write();
+        rig.link.handle_peer_message();
+        assert_eq!(rig.link.handle_peer_close(true), None);
+        rig.reconnect();
+        assert_eq!(rig.write().0, [1, 2]);
+    }
 }
 
 #[test]
@@ -528,7 +554,8 @@ enum Step {
     Flush,
     /// The peer is found to answer no Ping, rightly or not.
     ExpectNoPongs,
-    PeerClose,
+    PeerMessage,
+    PeerClose(bool),
     Cut,
     Attach,
 }
@@ -544,7 +571,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0_u64..400).prop_map(Step::Wait),
         4 => Just(Step::Flush),
         1 => Just(Step::ExpectNoPongs),
-        1 => Just(Step::PeerClose),
+        2 => Just(Step::PeerMessage),
+        1 => any::<bool>().prop_map(Step::PeerClose),
         1 => Just(Step::Cut),
         2 => Just(Step::Attach),
     ]
@@ -632,10 +660,12 @@ impl World {
                 self.note(event);
             }
             Step::ExpectNoPongs => self.rig.link.expect_no_pongs(),
-            Step::PeerClose => {
+            Step::PeerClose(goes_on) => {
                 self.closed = true;
-                self.rig.link.handle_peer_close();
+                let event = self.rig.link.handle_peer_close(goes_on);
+                self.note(event);
             }
+            Step::PeerMessage => self.rig.link.handle_peer_message(),
             Step::Cut => self.cut(),
             Step::Attach => {
                 self.cut();

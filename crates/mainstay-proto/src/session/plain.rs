@@ -43,7 +43,17 @@ enum End {
     Closing(Box<Closing>),
     /// The transport is to be dropped.
     Dead,
-    Over,
+    /// The connection is gone. `Some`: the peer closed it.
+    Over(Option<Box<PeerClose>>),
+}
+
+/// How the peer left: what its Close said, or its END.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PeerClose {
+    /// The code; `None`: a Close frame without one, or a code that no Close frame may carry.
+    pub code: Option<CloseCode>,
+    /// The reason.
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,9 +130,27 @@ impl PlainSession {
         self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_progress(now));
     }
 
+    /// The peer began the closing handshake.
+    pub fn handle_peer_close(&mut self, close: PeerClose) {
+        if self.end == End::Open {
+            self.end = End::Over(Some(Box::new(close)));
+        }
+    }
+
+    /// How the peer closed; `None` while it did not, and where the connection was lost.
+    #[must_use]
+    pub fn peer_close(&self) -> Option<&PeerClose> {
+        match &self.end {
+            End::Over(close) => close.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The connection is gone, and the session with it.
     pub fn handle_lost(&mut self) {
-        self.end = End::Over;
+        if !self.is_over() {
+            self.end = End::Over(None);
+        }
         (self.outbox, self.outbox_bytes) = (VecDeque::new(), 0);
     }
 
@@ -174,7 +202,7 @@ impl PlainSession {
     /// The next thing to write.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         if self.end == End::Dead {
-            self.end = End::Over;
+            self.end = End::Over(None);
             return Some(Transmit::Abort);
         }
         if matches!(&self.end, End::Closing(closing) if closing.said) {
@@ -204,7 +232,7 @@ impl PlainSession {
     /// Does what is due. Call it until it returns `None`. [`Action::NotListening`] asks for nothing: a
     /// connection that is dropped cannot be resumed, and a peer that sends bytes is alive.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
-        if matches!(self.end, End::Dead | End::Over) {
+        if matches!(self.end, End::Dead | End::Over(_)) {
             return None;
         }
         if let Some(leave) = self.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now)) {
@@ -237,7 +265,7 @@ impl PlainSession {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let leave = self.lifetime.as_ref().and_then(|lifetime| lifetime.poll_timeout());
-        let beat = (self.end != End::Over).then(|| self.heartbeat.poll_timeout());
+        let beat = (!self.is_over()).then(|| self.heartbeat.poll_timeout());
         [leave.filter(|_| beat.is_some()), beat, self.closes_at()].into_iter().flatten().min()
     }
 
@@ -257,7 +285,7 @@ impl PlainSession {
     /// Nothing more is read or written.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.end == End::Over
+        matches!(self.end, End::Over(_))
     }
 
     /// The smoothed round-trip time.

@@ -30,10 +30,15 @@ use super::message::{
     Welcome, Window,
 };
 use super::names::Name;
+use super::plain::PeerClose;
+use super::replaced::Replacements;
 use super::transmit::{ConnectionId, Transmit};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig};
 use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
+
+/// The reason of the Close that ends the connection of a session whose backend was lost.
+pub const BACKEND_LOST: &str = "the backend was lost, come back";
 
 /// What all sessions of a server share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -94,6 +99,10 @@ pub struct ServerSession {
     attached: Option<Box<Attached>>,
     /// What came outside the stream and waits for the application.
     volatiles: Volatiles,
+    /// Where the connection behind this server was replaced; `None`: it never was.
+    replaced: Option<Box<Replacements>>,
+    /// What the client's END said.
+    peer_close: Option<Box<PeerClose>>,
 }
 
 /// The connection that a session is bound to.
@@ -141,11 +150,10 @@ enum Life {
         since: Instant,
     },
     Attached,
-    /// Ended by us: END leaves once everything before it is acknowledged, and at the latest `until` then. Until
-    /// then a session without a connection waits for its client.
+    /// Ended by us once everything before is acknowledged, and at the latest `until` then. Until then a session
+    /// without a connection waits for its client.
     Closing {
-        code: u64,
-        reason: String,
+        how: Box<Ending>,
         until: Instant,
     },
     /// END is written; only the peer's END is awaited, and not for ever.
@@ -158,6 +166,15 @@ enum Life {
         code: u64,
     },
     Over(Over),
+}
+
+/// How a session ends that is flushed first.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Ending {
+    /// By END.
+    End { code: u64, reason: String },
+    /// By a Close of the connection: the client comes back, and its account is exact.
+    Replaced,
 }
 
 /// Why a session is over.
@@ -174,6 +191,8 @@ pub enum Over {
     Expired,
     /// The server needed the memory, or was told to forget it.
     Evicted,
+    /// What stood behind the server lost its state.
+    Replaced,
 }
 
 /// What an attempt to attach came to.
@@ -241,6 +260,8 @@ impl ServerSession {
             is_retired: false,
             attached: None,
             volatiles: Volatiles::default(),
+            replaced: None,
+            peer_close: None,
         }
     }
 
@@ -370,7 +391,11 @@ impl ServerSession {
             volatiles: Volatiles::default(),
             auth: None,
         }));
+        self.replaced.as_mut().into_iter().for_each(|replaced| replaced.begin_connection());
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
+            Life::Closing { how, .. } if *how == Ending::Replaced => {
+                Life::Closing { how, until: now + CLOSE_TIMEOUT }
+            }
             closing @ Life::Closing { .. } => closing,
             _ => Life::Attached,
         };
@@ -461,9 +486,9 @@ impl ServerSession {
             Control::Gap { first, count, cause } => {
                 self.flow.read_gap(&mut attached.lane, first, count, cause)
             }
-            Control::End { code, received, .. } => {
+            Control::End { code, received, reason, .. } => {
                 let outcome = self.flow.outbox.acknowledge(received);
-                self.handle_end(code);
+                self.handle_end(code, reason);
                 outcome
             }
             Control::Auth { .. } if attached.auth.is_some() => {
@@ -491,11 +516,13 @@ impl ServerSession {
         outcome
     }
 
-    fn handle_end(&mut self, code: u64) {
+    fn handle_end(&mut self, code: u64, reason: String) {
         match self.life {
             Life::EndSent { code, .. } => self.over(Over::Ended { code, by_us: true }),
             Life::Over(_) => {}
             _ => {
+                let allowed = u16::try_from(code).ok().and_then(CloseCode::new);
+                self.peer_close = Some(Box::new(PeerClose { code: allowed, reason }));
                 self.life = Life::EndReceived { code };
                 self.answer_end_if_handed();
             }
@@ -543,6 +570,10 @@ impl ServerSession {
         self.flow.outbox.trim(u64::MAX);
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
             Life::Attached | Life::Parked { .. } => Life::Parked { since: now },
+            // The client may still come for what it did not acknowledge.
+            Life::Closing { how, .. } if *how == Ending::Replaced => {
+                Life::Closing { how, until: now + self.resume_window }
+            }
             closing @ Life::Closing { .. } => closing,
             // Our END may or may not have arrived; the tombstone tells a client that asks.
             Life::EndSent { code, .. } => Life::Over(Over::Ended { code, by_us: true }),
@@ -646,6 +677,11 @@ impl ServerSession {
         self.flow.outbox.dropped()
     }
 
+    /// In manual mode: the `count` oldest messages that were handed over and are not confirmed are handled.
+    pub fn confirm_oldest(&mut self, now: Instant, count: u64) {
+        self.flow.inbox.confirm_oldest(now, count);
+    }
+
     /// In manual mode: everything up to and including `number` is handled, as far as it was handed over.
     pub fn confirm(&mut self, now: Instant, number: u64) {
         self.flow.inbox.confirm(now, number);
@@ -660,8 +696,32 @@ impl ServerSession {
             Life::Attached => now + self.resume_window.max(CLOSE_TIMEOUT),
             _ => return,
         };
-        self.life = Life::Closing { code: code.into(), reason: reason.to_owned(), until };
+        let how = Box::new(Ending::End { code: code.into(), reason: reason.to_owned() });
+        self.life = Life::Closing { how, until };
         self.queue_end_if_due(now);
+    }
+
+    /// Ends the session because what stands behind this server lost its state. What was accepted for the client is
+    /// delivered first, for at most 10 s while it is attached; then its connection is closed with 1012. When it comes
+    /// back it gets a fresh session and the exact account of this one. `passed_on`: how many messages went on to what
+    /// stood there, of those that were handed over and are not confirmed, the oldest first; the others count as never
+    /// handed over. Only for a session that confirms by hand; otherwise everything that was handed over is received.
+    pub fn renew(&mut self, now: Instant, passed_on: u64) {
+        let until = match self.life {
+            Life::Parked { since } => since + self.resume_window,
+            Life::Attached => now + CLOSE_TIMEOUT,
+            _ => return,
+        };
+        self.flow.inbox.retract(passed_on);
+        self.life = Life::Closing { how: Box::new(Ending::Replaced), until };
+        self.queue_end_if_due(now);
+    }
+
+    /// The connection behind this server was replaced, after everything that was accepted for the client so far. The
+    /// client is told in this place of its stream, over as many connections as that takes.
+    pub fn note_replaced(&mut self) {
+        let (after, acknowledged) = (self.flow.outbox.last(), self.flow.outbox.acknowledged());
+        self.replaced.get_or_insert_default().add(after, acknowledged);
     }
 
     /// Asks the client to leave this connection after a delay; nothing is lost. A connection that is still there
@@ -698,10 +758,15 @@ impl ServerSession {
 
     /// END leaves once everything is acknowledged, or when it was waited for long enough.
     fn queue_end_if_due(&mut self, now: Instant) {
-        let Life::Closing { code, reason, until } = &mut self.life else { return };
-        if self.attached.is_some() && (self.flow.is_flushed() || *until <= now) {
-            let (code, reason) = (*code, std::mem::take(reason));
-            self.end_now(now, code, reason);
+        let Life::Closing { how, until } = &mut self.life else { return };
+        let is_due = self.flow.is_flushed() || (self.attached.is_some() && *until <= now);
+        match &mut **how {
+            Ending::End { code, reason } if is_due && self.attached.is_some() => {
+                let (code, reason) = (*code, std::mem::take(reason));
+                self.end_now(now, code, reason);
+            }
+            Ending::Replaced if is_due => self.over(Over::Replaced),
+            _ => {}
         }
     }
 
@@ -736,6 +801,9 @@ impl ServerSession {
         if let Some(attached) = &mut self.attached {
             attached.queue.push_back(match over {
                 Over::Ended { .. } => Transmit::Close { code: CloseCode::NORMAL, reason: String::new() },
+                Over::Replaced => {
+                    Transmit::Close { code: CloseCode::RESTART, reason: BACKEND_LOST.to_owned() }
+                }
                 Over::Expired | Over::Evicted => Transmit::Abort,
             });
         }
@@ -776,6 +844,11 @@ impl ServerSession {
         {
             return Some(transmit);
         }
+        if let Some(replaced) = &mut self.replaced
+            && let Some(mark) = replaced.transmit(attached.lane.wrote)
+        {
+            return Some(mark);
+        }
         let message = self.flow.write_message(&mut attached.lane)?;
         attached.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
         Some(message)
@@ -794,7 +867,8 @@ impl ServerSession {
     /// parks, and a client that lives resumes it.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
         if self.expires_at().is_some_and(|at| at <= now) {
-            self.over(Over::Expired);
+            let replaced = matches!(&self.life, Life::Closing { how, .. } if **how == Ending::Replaced);
+            self.over(if replaced { Over::Replaced } else { Over::Expired });
         }
         self.queue_end_if_due(now);
         if let Life::EndSent { code, until } = self.life
@@ -908,6 +982,12 @@ impl ServerSession {
         }
     }
 
+    /// What the client's END said; `None` while there was none.
+    #[must_use]
+    pub fn peer_close(&self) -> Option<&PeerClose> {
+        self.peer_close.as_deref()
+    }
+
     /// Whether new messages are accepted.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -949,6 +1029,7 @@ impl ServerSession {
         let (cause, ended) = match self.life {
             Life::Over(Over::Expired) => (Cause::Expired, None),
             Life::Over(Over::Evicted) => (Cause::Evicted, None),
+            Life::Over(Over::Replaced) => (Cause::Replaced, None),
             Life::Over(Over::Ended { code, by_us }) => (Cause::Ended, by_us.then_some(code)),
             Life::EndSent { code, .. } => (Cause::Ended, Some(code)),
             _ => (Cause::Unknown, None),

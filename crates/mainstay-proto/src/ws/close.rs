@@ -21,6 +21,8 @@ impl CloseCode {
     pub const GOING_AWAY: Self = Self(1001);
     pub const PROTOCOL_ERROR: Self = Self(1002);
     pub const UNSUPPORTED: Self = Self(1003);
+    /// A Close frame without a code: written as an empty body, and never as a number.
+    pub const NO_STATUS: Self = Self(1005);
     pub const INVALID_DATA: Self = Self(1007);
     pub const POLICY: Self = Self(1008);
     pub const TOO_BIG: Self = Self(1009);
@@ -70,11 +72,15 @@ impl CloseCode {
         }
     }
 
-    /// Whether the application at the other end chose it: 1000 and 3000-4999. All others are said by
-    /// stacks and servers, a restart among them.
+    /// Whether a server that closes with `code` expects its client to come back to a server that lost nothing but the
+    /// connection: a Close without a code (which frameworks write when they are deployed), 1001, 1011 to 1014, 4000 to
+    /// 4499. Every other code is the application's last word.
+    ///
+    /// Source: `docs/PROTOCOL.md` "Plain peers".
     #[must_use]
-    pub const fn is_deliberate(self) -> bool {
-        matches!(self.0, 1000 | 3000..=4999)
+    pub const fn is_restart(code: Option<Self>) -> bool {
+        let Some(Self(code)) = code else { return true };
+        matches!(code, 1001 | 1005 | 1011..=1014 | 4000..=4499)
     }
 
     /// The number.
@@ -183,6 +189,16 @@ mod tests {
             assert_eq!(at(CloseCode::TRY_AGAIN, reason), None, "{reason}");
         }
         assert_eq!(at(CloseCode::RESTART, "retry_ms=1500"), None);
+    }
+
+    #[test]
+    fn a_close_of_a_server_that_is_deployed_is_no_last_word() {
+        let restarts = |code| CloseCode::is_restart(CloseCode::new(code));
+        assert!([1001, 1011, 1012, 1013, 1014, 4000, 4499].into_iter().all(restarts));
+        assert!(
+            ![1000, 1002, 1003, 1007, 1008, 1009, 1010, 3000, 3999, 4500, 4999].into_iter().any(restarts)
+        );
+        assert!(CloseCode::is_restart(None) && CloseCode::is_restart(Some(CloseCode::NO_STATUS)));
     }
 
     #[test]

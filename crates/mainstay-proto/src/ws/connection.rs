@@ -233,7 +233,9 @@ impl Connection {
     ///
     /// A reason of more than 123 bytes is cut, at the end of a character.
     pub fn close(&mut self, code: CloseCode, reason: &str, out: &mut SendQueue) {
-        self.send_close(Some(code), cut(reason, MAX_CONTROL - 2), out);
+        let code = Some(code).filter(|code| *code != CloseCode::NO_STATUS);
+        let reason = if code.is_some() { reason } else { "" };
+        self.send_close(code, cut(reason, MAX_CONTROL - 2), out);
     }
 
     /// Encodes the answers owed to the peer: the Pong for its last Ping, and the echo of its Close.

@@ -601,7 +601,7 @@ fn what_the_application_answered_is_not_unknown() {
 #[test]
 fn a_pong_after_the_peers_close_confirms_nothing() {
     let (mut node, first) = plain(Guarantee::AtMostOnce, &["a"]);
-    node.client.handle_peer_close(first);
+    node.client.handle_peer_close(first, None);
     node.client.handle_pong(node.now, first, &1_u64.to_be_bytes());
     reattach(&mut node, first);
     assert_eq!(node.event(), Event::Report(Report::Unknown(1, 1)));

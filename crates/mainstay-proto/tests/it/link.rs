@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode, Report};
-use mainstay_proto::session::{ConnectionId, Message, Transmit};
+use mainstay_proto::connect::{Client, Command, ConnectConfig, EndsWith, Event, Lost, Mode, Report};
+use mainstay_proto::session::{ConnectionId, Delivery, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -16,21 +16,28 @@ struct Link {
 impl Link {
     /// Attached to its first connection.
     fn new() -> Self {
+        Self::with(ConnectConfig::default())
+    }
+
+    fn with(config: ConnectConfig) -> Self {
         let now = Instant::now();
-        let mut link = Self { client: Client::new(now, ConnectConfig::default(), [7; 32]), now };
+        let mut link = Self { client: Client::new(now, config, [7; 32]), now };
         link.attach();
         link
     }
 
     /// Dials when that is due, and opens the connection.
     fn attach(&mut self) -> ConnectionId {
+        let connection = self.dial();
+        self.client.handle_opened(self.now, connection, Mode::Plain);
+        connection
+    }
+
+    fn dial(&mut self) -> ConnectionId {
         loop {
             self.client.handle_timeout(self.now);
             match self.client.poll_command() {
-                Some(Command::Dial(connection)) => {
-                    self.client.handle_opened(self.now, connection, Mode::Plain);
-                    return connection;
-                }
+                Some(Command::Dial(connection)) => return connection,
                 Some(_) => {}
                 None => self.now = self.now.max(self.client.poll_timeout().unwrap()),
             }
@@ -281,4 +288,97 @@ fn an_end_waits_for_no_pong_of_a_peer_that_answers_none() {
     assert_eq!(messages(&link.turn()), 1);
     assert!(link.client.is_ended());
     assert_eq!(link.reports(), [Report::Unknown(1, 36), Report::Unknown(37, 37), Report::Unknown(38, 101)]);
+}
+
+/// How a link that `ends_with` this takes it that its connection ends so: whether it ends, and with what code.
+fn end(ends_with: EndsWith, why: Lost) -> Option<Option<u64>> {
+    let mut link = Link::with(ConnectConfig { link: true, ends_with, ..ConnectConfig::default() });
+    link.client.handle_lost(link.now, link.connection(), why.clone());
+    let events: Vec<_> = std::iter::from_fn(|| link.client.poll_event()).collect();
+    let at = events.iter().position(|event| matches!(event, Event::Ended { .. }))?;
+    let told = matches!(&events[at - 1], Event::Detached { why: told, .. } if *told == why);
+    assert!(told || ends_with == EndsWith::Nothing, "{events:?}");
+    match &events[at] {
+        Event::Ended { code, .. } => Some(*code),
+        _ => unreachable!(),
+    }
+}
+
+#[test]
+fn what_ends_a_link_is_its_users_choice() {
+    let closed = |code: u16| Lost::Closed { code: CloseCode::new(code), reason: "why".into() };
+    let broken = || Lost::Broken("reset".into());
+    for restart in [1001, 1005, 1011, 1012, 1013, 1014, 4000, 4499] {
+        let code = CloseCode::new(restart).map(u64::from);
+        assert_eq!(end(EndsWith::Nothing, closed(restart)), None, "{restart}");
+        assert_eq!(end(EndsWith::FinalClose, closed(restart)), None, "{restart}");
+        assert_eq!(end(EndsWith::Close, closed(restart)), Some(code), "{restart}");
+        assert_eq!(end(EndsWith::Connection, closed(restart)), Some(code), "{restart}");
+    }
+    for last in [1000, 1002, 1003, 1007, 1008, 1009, 1010, 3999, 4500, 4999] {
+        for ends_with in [EndsWith::FinalClose, EndsWith::Close, EndsWith::Connection] {
+            assert_eq!(end(ends_with, closed(last)), Some(Some(last.into())), "{last}");
+        }
+    }
+    assert_eq!(end(EndsWith::Close, broken()), None);
+    assert_eq!(end(EndsWith::Connection, broken()), Some(None));
+}
+
+#[test]
+fn a_peer_that_closes_five_times_without_a_word_means_it() {
+    let config = ConnectConfig { link: true, ends_with: EndsWith::FinalClose, ..ConnectConfig::default() };
+    let closed = || Lost::Closed { code: None, reason: String::new() };
+    let mut link = Link::with(config.clone());
+    for _ in 0..4 {
+        link.client.handle_lost(link.now, link.connection(), closed());
+        link.attach();
+    }
+    link.client.handle_lost(link.now, link.connection(), closed());
+    assert!(link.client.is_ended());
+    // A message makes the difference.
+    let mut link = Link::with(config);
+    for _ in 0..20 {
+        let connection = link.connection();
+        link.client.handle_message(link.now, connection, Message::text("news")).unwrap();
+        link.client.handle_lost(link.now, connection, closed());
+        link.attach();
+    }
+}
+
+#[test]
+fn a_link_that_ends_with_its_connection_dials_until_it_has_one() {
+    let config = ConnectConfig { link: true, ends_with: EndsWith::Connection, ..ConnectConfig::default() };
+    let mut link = Link { client: Client::new(Instant::now(), config, [7; 32]), now: Instant::now() };
+    for _ in 0..3 {
+        let connection = link.dial();
+        link.client.handle_lost(link.now, connection, Lost::Unreachable("refused".into()));
+    }
+    link.attach();
+    assert!(link.client.is_attached());
+}
+
+#[test]
+fn a_peer_that_agrees_on_another_subprotocol_than_before_is_not_joined() {
+    let mut link = Link::new();
+    let mut agrees = |name| link.client.check_subprotocol(Mode::Plain, name).is_ok();
+    assert!(agrees(Some("a.v2")) && agrees(Some("a.v2")));
+    assert!(!agrees(Some("b.v1")) && !agrees(None));
+    link.lose();
+    let connection = link.dial();
+    let why = link.client.check_subprotocol(Mode::Plain, Some("b.v1")).unwrap_err();
+    link.client.handle_lost(link.now, connection, why);
+    assert!(link.client.is_ended());
+}
+
+#[test]
+fn a_replacement_stands_between_the_messages_of_the_two_connections() {
+    let mut link = Link::new();
+    let first = link.connection();
+    link.client.handle_message(link.now, first, Message::text("a")).unwrap();
+    link.lose();
+    let second = link.attach();
+    link.client.handle_message(link.now, second, Message::text("b")).unwrap();
+    let taken: Vec<_> = std::iter::from_fn(|| link.client.hand_over(link.now)).collect();
+    let message = |text| Delivery::Message(Message::text(text));
+    assert_eq!(taken, [message("a"), Delivery::Replaced { count: 1 }, message("b")]);
 }

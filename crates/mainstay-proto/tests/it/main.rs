@@ -9,4 +9,5 @@ mod json;
 mod limits;
 mod link;
 mod pair;
+mod replaced;
 mod resume;

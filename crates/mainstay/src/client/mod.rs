@@ -53,7 +53,7 @@ pub use self::dial::Upgraded;
 pub use self::place::Place;
 pub use self::stream::ServerStream;
 
-pub use mainstay_proto::connect::{Event, Lost, Mode, Report, State};
+pub use mainstay_proto::connect::{EndsWith, Event, Lost, Mode, Report, State};
 pub use mainstay_proto::endpoint::Follow;
 pub use mainstay_proto::reach::{ConnectFailure, FailureKind};
 pub use mainstay_proto::ws::DeflateParams;
@@ -236,18 +236,34 @@ impl<P> Client<P> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
+    /// The next message, or what stands between two of them, in order; `None` once nothing follows.
+    ///
+    /// # Cancel safety
+    /// Safe, as [`recv`](Self::recv).
+    pub async fn recv_any(&mut self) -> Option<Delivery> {
+        poll_fn(|cx| self.poll_recv_any(cx)).await
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        loop {
+            match std::task::ready!(self.poll_recv_any(cx)) {
+                None => return Poll::Ready(None),
+                Some(Delivery::Message(message)) => return Poll::Ready(Some(message)),
+                // An event tells of it.
+                Some(Delivery::Gap { .. } | Delivery::Replaced { .. }) => {}
+            }
+        }
+    }
+
+    fn poll_recv_any(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
         let mut inner = self.core.lock();
         // A session may owe an acknowledgement now, and a peer that was not read may be read again.
         let matters = inner.machine.mode() != Mode::Plain || !inner.machine.wants_input();
-        while let Some(delivery) = inner.machine.hand_over(now()) {
+        if let Some(delivery) = inner.machine.hand_over(now()) {
             if matters {
                 self.core.signal.ask();
             }
-            // A gap is an event.
-            if let Delivery::Message(message) = delivery {
-                return Poll::Ready(Some(message));
-            }
+            return Poll::Ready(Some(delivery));
         }
         if inner.is_finished() {
             return Poll::Ready(None);
@@ -460,6 +476,27 @@ impl Sender {
     #[must_use]
     pub fn answers_pings(&self) -> Option<bool> {
         self.core.lock().machine.answers_pings()
+    }
+
+    /// Waits until more messages than `above` are delivered (sessions) or have met their fate (plain peers: confirmed or
+    /// reported), and returns up to which number they are. A link counts its messages from 1. Once the client has ended
+    /// it waits for ever: what was still kept then is reported by events alone. One caller waits at a time.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub fn settled(&self, above: u64) -> impl Future<Output = u64> + Send + '_ {
+        poll_fn(move |cx| {
+            let mut inner = self.core.lock();
+            if inner.machine.is_ended() {
+                return Poll::Pending;
+            }
+            let settled = inner.machine.settled();
+            if settled > above {
+                return Poll::Ready(settled);
+            }
+            inner.settling = Some(cx.waker().clone());
+            Poll::Pending
+        })
     }
 
     /// Payload bytes that are kept for the peer now: accepted, and neither acknowledged, confirmed nor reported.

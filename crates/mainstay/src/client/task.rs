@@ -46,6 +46,8 @@ pub(crate) struct Inner {
     pub(super) listener: Option<Waker>,
     pub(super) closer: Option<Waker>,
     pub(super) watcher: Option<Waker>,
+    /// Waits for messages to meet their fate.
+    pub(super) settling: Option<Waker>,
     senders: Vec<Waker>,
 }
 
@@ -66,6 +68,7 @@ impl Core {
                 listener: None,
                 closer: None,
                 watcher: None,
+                settling: None,
                 senders: Vec::new(),
             }),
         })
@@ -219,7 +222,13 @@ impl Inner {
     }
 
     fn wake_application(&mut self) {
-        let wakers = [self.receiver.take(), self.listener.take(), self.closer.take(), self.watcher.take()];
+        let wakers = [
+            self.receiver.take(),
+            self.listener.take(),
+            self.closer.take(),
+            self.watcher.take(),
+            self.settling.take(),
+        ];
         wakers.into_iter().flatten().chain(self.senders.drain(..)).for_each(Waker::wake);
     }
 }
@@ -268,6 +277,8 @@ impl Task {
             let mut inner = core.lock();
             inner.machine.handle_timeout(now());
             if let Some(Command::Dial(connection)) = inner.machine.poll_command() {
+                // The first connection's is the one that later ones have to agree on.
+                let _ = inner.machine.check_subprotocol(opened.mode, opened.subprotocol.as_deref());
                 task.handle_opened(&mut inner, connection, opened);
                 inner.settle();
             }
@@ -377,7 +388,11 @@ impl Task {
                 Ok(opened)
             });
             let mut inner = core.lock();
-            match arrived {
+            let accepted = arrived.and_then(|opened| {
+                inner.machine.check_subprotocol(opened.mode, opened.subprotocol.as_deref())?;
+                Ok(opened)
+            });
+            match accepted {
                 Ok(opened) => self.handle_opened(&mut inner, connection, opened),
                 Err(Failed { why, refusal }) => {
                     inner.refusal = refusal;
@@ -414,11 +429,10 @@ impl Task {
                     }
                     Arrived::Bytes => inner.machine.handle_bytes(now, connection),
                     Arrived::Close(frame) => {
-                        inner.machine.handle_peer_close(connection);
-                        closed = Some(Lost::Closed {
-                            code: frame.as_ref().map(|frame| frame.code),
-                            reason: frame.map(|frame| frame.reason).unwrap_or_default(),
-                        });
+                        let code = frame.as_ref().map(|frame| frame.code);
+                        inner.machine.handle_peer_close(connection, code);
+                        let reason = frame.map(|frame| frame.reason).unwrap_or_default();
+                        closed = Some(Lost::Closed { code, reason });
                     }
                 }
                 true

@@ -90,7 +90,7 @@ struct Waiting {
     /// For room in the window.
     senders: Vec<Waker>,
     /// For a change of state.
-    watcher: Option<Waker>,
+    watchers: Vec<Waker>,
 }
 
 pub(super) struct Incoming {
@@ -205,7 +205,10 @@ impl Inner {
 
     /// Wakes the caller once the state may have changed.
     pub(super) fn wait_for_change(&mut self, waker: &Waker) {
-        self.waiting.get_or_insert_default().watcher = Some(waker.clone());
+        let watchers = &mut self.waiting.get_or_insert_default().watchers;
+        if !watchers.iter().any(|listed| listed.will_wake(waker)) {
+            watchers.push(waker.clone());
+        }
     }
 
     /// There may be room again.
@@ -219,7 +222,7 @@ impl Inner {
     pub(super) fn wake_application(&mut self) {
         self.receiver.take().into_iter().for_each(Waker::wake);
         if let Some(waiting) = self.waiting.take() {
-            waiting.watcher.into_iter().chain(waiting.senders).for_each(Waker::wake);
+            waiting.watchers.into_iter().chain(waiting.senders).for_each(Waker::wake);
         }
     }
 }

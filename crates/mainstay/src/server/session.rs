@@ -6,7 +6,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use mainstay_proto::session::message::{GapCause, SessionId};
-use mainstay_proto::session::{Delivery, Message};
+use mainstay_proto::session::server::BACKEND_LOST;
+use mainstay_proto::session::{Delivery, Message, PeerClose};
 use mainstay_proto::ws::CloseCode;
 
 use super::core::{Core, CoreRef, Inner, Peer};
@@ -150,6 +151,55 @@ impl Session {
         }
         drop(inner);
         self.core.signal.ask();
+    }
+
+    /// As [`confirm`](Self::confirm), for the `count` oldest messages that [`recv`](Self::recv) has returned and
+    /// nobody confirmed.
+    pub fn confirm_oldest(&self, count: u64) {
+        self.core.confirm_oldest(count);
+    }
+
+    /// Ends the session because what the application keeps for it is gone: a gateway's connection to its backend, an
+    /// actor that crashed. What was sent to the client is delivered first, for at most 10 s while it is attached. Then a
+    /// plain client is closed with 1012. A client that speaks `mainstay.v1` gets one gap event with the exact fate of
+    /// each of its messages (cause [`Replaced`](mainstay_proto::session::message::Cause::Replaced)) and a fresh session,
+    /// in which its application begins anew.
+    ///
+    /// `passed_on` counts those of the returned and not [confirmed](Self::confirm_oldest) messages that may have had an
+    /// effect, the oldest first: their fate is unknown. The client sends those above them again. Without
+    /// [`confirm_manually`](super::SessionUpgrade::confirm_manually) everything that was returned counts as delivered.
+    ///
+    /// Source: `docs/PROTOCOL.md` "Closing".
+    pub fn renew(&self, passed_on: u64) {
+        let mut inner = self.core.lock();
+        match &mut inner.peer {
+            Peer::Session(session) => session.renew(now(), passed_on),
+            Peer::Plain(plain) => plain.close(now(), CloseCode::RESTART, BACKEND_LOST),
+        }
+        if inner.state() == SessionState::Over {
+            inner.wake_application();
+        }
+        drop(inner);
+        self.core.signal.ask();
+    }
+
+    /// What the application keeps for the session was replaced, and the session goes on: what was sent from there
+    /// meanwhile may be missing. A client that speaks `mainstay.v1` gets an event in this place of its stream
+    /// ([`Event::Replaced`](crate::client::Event::Replaced)); a plain one cannot be told.
+    ///
+    /// Source: `docs/PROTOCOL.md` "80 REPLACED".
+    pub fn note_replaced(&self) {
+        self.core.note_replaced();
+    }
+
+    /// How the client left: the Close of a plain one, the END of one that speaks `mainstay.v1`. `None` while it did not,
+    /// and for good where it vanished.
+    #[must_use]
+    pub fn peer_close(&self) -> Option<PeerClose> {
+        match &self.core.lock().peer {
+            Peer::Session(session) => session.peer_close().cloned(),
+            Peer::Plain(plain) => plain.peer_close().cloned(),
+        }
     }
 
     /// Sends a message; waits while the window is full. It is kept until the client acknowledges it,
@@ -301,6 +351,31 @@ impl Sender {
     pub fn close(&self, code: CloseCode, reason: &str) {
         self.core.close(code, reason);
     }
+
+    /// As [`Session::confirm_oldest`].
+    pub fn confirm_oldest(&self, count: u64) {
+        self.core.confirm_oldest(count);
+    }
+
+    /// As [`Session::note_replaced`].
+    pub fn note_replaced(&self) {
+        self.core.note_replaced();
+    }
+
+    /// Waits until the session is over: nothing that is sent from then on gets anywhere.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + '_ {
+        poll_fn(|cx| {
+            let mut inner = self.core.lock();
+            if inner.state() == SessionState::Over {
+                return Poll::Ready(());
+            }
+            inner.wait_for_change(cx.waker());
+            Poll::Pending
+        })
+    }
 }
 
 impl std::fmt::Debug for Sender {
@@ -330,6 +405,16 @@ fn send(core: &CoreRef, message: Message) -> impl Future<Output = Result<(), Sen
 }
 
 impl Core {
+    fn confirm_oldest(&self, count: u64) {
+        self.with_session(|session| session.confirm_oldest(now(), count));
+        self.signal.ask();
+    }
+
+    fn note_replaced(&self) {
+        self.with_session(|session| session.note_replaced());
+        self.signal.ask();
+    }
+
     fn try_send(&self, message: Message) -> Result<(), SendError> {
         let sent = self.lock().try_send(message);
         self.signal.ask();

@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::Action;
-use mainstay_proto::session::{ConnectionId, Control, Frame, Leave, Over, SessionError, Transmit};
-use mainstay_proto::ws::CloseFrame;
+use mainstay_proto::session::{ConnectionId, Control, Frame, Leave, Over, PeerClose, SessionError, Transmit};
+use mainstay_proto::ws::{CloseCode, CloseFrame};
 
 use pin_project_lite::pin_project;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -198,10 +198,10 @@ impl Connected {
                 Arrived::Pong(payload) => inner.handle_pong(now, connection, payload, stats),
                 Arrived::Bytes => inner.handle_bytes(now, connection),
                 Arrived::Close(frame) => {
-                    closed = Some(Lost::Closed {
-                        code: frame.as_ref().map(|frame| frame.code),
-                        reason: frame.map(|frame| frame.reason).unwrap_or_default(),
-                    });
+                    let code = frame.as_ref().map(|frame| frame.code);
+                    let reason = frame.map(|frame| frame.reason).unwrap_or_default();
+                    inner.handle_peer_close(code, &reason);
+                    closed = Some(Lost::Closed { code, reason });
                 }
             }
             true
@@ -466,6 +466,13 @@ impl Inner {
         match &mut self.peer {
             Peer::Session(session) => session.handle_write_progress(now, connection),
             Peer::Plain(plain) => plain.handle_write_progress(now),
+        }
+    }
+
+    /// A session outlives its connection, and is ended by END alone.
+    fn handle_peer_close(&mut self, code: Option<CloseCode>, reason: &str) {
+        if let Peer::Plain(plain) = &mut self.peer {
+            plain.handle_peer_close(PeerClose { code, reason: reason.to_owned() });
         }
     }
 

@@ -1,0 +1,256 @@
+//! One client's session joined to one link to the backend.
+//!
+//! The two legs fail apart. While a client that speaks `mainstay.v1` is away its link stays up, and what the backend
+//! sends is kept within the session's window. What the lost backend does to the client is the operator's choice:
+//! [`BackendLoss`]. Full means waiting, on either leg, never dropping.
+//!
+//! A message is acknowledged to a client that speaks `mainstay.v1` once the link has it confirmed, so the client's own
+//! account of a lost backend is exact. Each arm of the relay waits for one leg alone, and none waits for another arm:
+//! the link is read until its end, also for a client that is gone, since the Pongs that empty its queue stand behind the
+//! messages that wait there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use mainstay::client::{Event, Events, Lost};
+use mainstay::server::{Sender as ToClient, Session};
+use mainstay::{CloseCode, Confirm, Delivery, Link, PeerClose, Report};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::access::{By, Visitor};
+use crate::join::{LinkConfig, SPREAD, come_back, jitter};
+use crate::links::Account;
+
+/// How long what a client left behind may take to enter the link's queue.
+const UNLOADING: Duration = Duration::from_secs(5);
+
+/// What becomes of a client whose backend connection is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendLoss {
+    /// It is told at once: closed with 1012, or given a new session, and its application initialises again. For backends
+    /// that keep state with the connection: a login, a subscription, a room.
+    Renew,
+    /// It stays, and a new connection to the backend is joined to it. For backends that keep no state with the connection.
+    Keep,
+}
+
+/// Why a relay ended.
+enum End {
+    /// The client left, or its session expired.
+    Client,
+    /// The backend's connection ended for good.
+    Backend(BackendEnd),
+    /// The backend was away for longer than a plain client is kept.
+    Away,
+}
+
+/// How the backend ended the link.
+struct BackendEnd {
+    /// How its last connection ended; `None`: no connection, a handshake was refused.
+    lost: Option<Lost>,
+    /// What the link ended with.
+    code: Option<CloseCode>,
+    reason: String,
+    /// What became of the messages that were not confirmed.
+    unknown: Option<u64>,
+    first_unconfirmed: Option<u64>,
+}
+
+/// Runs until the client or the backend ends it, or the backend was away for longer than a plain client is kept. What
+/// the backend did not certainly get is counted and logged.
+pub(crate) async fn relay(
+    mut session: Session,
+    mut link: Link,
+    mut account: Account,
+    visitor: Visitor,
+    config: Arc<LinkConfig>,
+) {
+    let is_plain = !session.peer().resumable;
+    let (to_client, to_backend) = (session.sender(), link.sender());
+    let (away, replies) = (Notify::new(), config.confirm == Confirm::Reply);
+    let (mut sent, mut in_hand, mut confirmed) = (0, false, 0);
+    let wait = is_plain.then_some(config.upstream_wait);
+    let watching = watch(link.events(), &mut account, wait, &away);
+    let up = async {
+        while let Some(message) = session.recv().await {
+            in_hand = true;
+            if to_backend.send(message).await.is_err() {
+                // The link has ended, and `watching` says how.
+                return std::future::pending().await;
+            }
+            in_hand = false;
+            sent += 1;
+        }
+    };
+    let acknowledge = async {
+        if is_plain {
+            return std::future::pending::<()>().await;
+        }
+        loop {
+            let settled = to_backend.settled(confirmed).await;
+            to_client.confirm_oldest(settled - confirmed);
+            confirmed = settled;
+        }
+    };
+    let end = tokio::select! {
+        biased; // all are polled on every message: no dice are thrown for the first
+        () = up => End::Client,
+        ((), end) = async { tokio::join!(deliver(&mut link, &to_client, replies), watching) } => End::Backend(end),
+        () = acknowledge => End::Client,
+        () = away.notified() => End::Away,
+        // The client is gone, and the backend takes nothing of what it left behind.
+        () = async { to_client.closed().await; sleep(UNLOADING).await } => End::Client,
+    };
+    account.not_delivered(in_hand.into());
+    match end {
+        End::Client => {
+            let close = session.peer_close();
+            visitor.left(close.as_ref());
+            account.not_delivered(left_behind(&mut session).await);
+            finish(link, close, replies, &mut account).await;
+        }
+        End::Backend(end) => {
+            visitor.ended(By::Backend, end.code, &end.cause());
+            end.announce(&session, &config, sent, confirmed);
+        }
+        End::Away => {
+            config.links.turned_away();
+            visitor.ended(By::Gateway, Some(CloseCode::TRY_AGAIN), "the backend was away for too long");
+            session.close(CloseCode::TRY_AGAIN, &come_back());
+            finish(link, None, replies, &mut account).await;
+        }
+    }
+}
+
+/// Everything that the link brings goes to the client, and nowhere once the client is gone.
+async fn deliver(link: &mut Link, to_client: &ToClient, replies: bool) {
+    while let Some(delivery) = link.recv_any().await {
+        match delivery {
+            Delivery::Message(message) => {
+                if replies {
+                    link.confirm_reply();
+                }
+                let _ = to_client.send(message).await;
+            }
+            Delivery::Replaced { .. } => to_client.note_replaced(),
+            Delivery::Gap { .. } => {}
+        }
+    }
+}
+
+impl BackendEnd {
+    /// Passes the end on to the client: the backend's own words where it spoke any.
+    fn announce(self, session: &Session, config: &LinkConfig, sent: u64, confirmed: u64) {
+        match &self.lost {
+            Some(Lost::Closed { code, reason }) if self.is_final(session, config) => {
+                // END carries no code that says that there is none.
+                let none = if session.peer().resumable { CloseCode::NORMAL } else { CloseCode::NO_STATUS };
+                session.close(code.unwrap_or(none), reason);
+            }
+            Some(_) => {
+                let delivered = self.first_unconfirmed.map_or(sent, |first| first - 1);
+                let passed_on = self.unknown.unwrap_or(delivered);
+                session.confirm_oldest(delivered.saturating_sub(confirmed));
+                session.renew(passed_on.saturating_sub(delivered));
+            }
+            // Without a code it was refused by HTTP: a client cannot mend that by asking again.
+            None => session.close(self.code.unwrap_or(CloseCode::POLICY), &self.reason),
+        }
+    }
+
+    /// In words.
+    fn cause(&self) -> String {
+        match &self.lost {
+            Some(Lost::Closed { reason, .. }) => format!("the backend closed its connection: {reason}"),
+            Some(lost) => format!("the connection to the backend was lost: {lost:?}"),
+            None => format!("the backend refused: {}", self.reason),
+        }
+    }
+
+    /// Whether the backend's Close is the application's last word. A plain client judges any Close by itself.
+    fn is_final(&self, session: &Session, config: &LinkConfig) -> bool {
+        let Some(Lost::Closed { code, .. }) = &self.lost else { return false };
+        !session.peer().resumable
+            || config.on_backend_loss == BackendLoss::Keep
+            || !CloseCode::is_restart(*code)
+    }
+}
+
+/// How many messages of a client that is gone nobody took.
+async fn left_behind(session: &mut Session) -> u64 {
+    let mut count = 0;
+    while let Ok(Some(_)) = timeout(Duration::ZERO, session.recv()).await {
+        count += 1;
+    }
+    count
+}
+
+/// Ends the link in order, with what the client said when it left, and notes to the end what became of what it had.
+async fn finish(mut link: Link, close: Option<PeerClose>, replies: bool, account: &mut Account) {
+    let (code, reason) = match close {
+        Some(close) => (close.code.unwrap_or(CloseCode::NO_STATUS), close.reason),
+        None => (CloseCode::GOING_AWAY, String::new()),
+    };
+    // Begun, and not waited for: until the backend is read nothing more of it would confirm anything.
+    let _ = timeout(Duration::ZERO, link.close(code, &reason)).await;
+    while link.recv().await.is_some() {
+        if replies {
+            link.confirm_reply();
+        }
+    }
+    while let Some(event) = link.event().await {
+        account.note(&event);
+    }
+}
+
+/// Notes what the link loses, as it happens, and says when the backend was away for too long; returns how the link
+/// ended.
+async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, away: &Notify) -> BackendEnd {
+    let mut give_up: Option<Instant> = None;
+    let mut end =
+        BackendEnd { lost: None, code: None, reason: String::new(), unknown: None, first_unconfirmed: None };
+    loop {
+        let too_long = async {
+            match give_up {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            biased;
+            event = events.next() => event,
+            () = too_long => {
+                away.notify_one();
+                give_up = None;
+                continue;
+            }
+        };
+        let Some(event) = event else { return end };
+        account.note(&event);
+        match event {
+            Event::Detached { why, .. } => {
+                // Clients that lost their backend together are not sent away together.
+                give_up = wait.map(|wait| Instant::now() + wait + jitter(SPREAD.min(wait)));
+                (end.lost, end.unknown, end.first_unconfirmed) = (Some(why), None, None);
+            }
+            Event::Attached { .. } => {
+                give_up = None;
+            }
+            Event::Report(Report::Unknown(first, last)) => {
+                end.unknown = end.unknown.max(Some(last));
+                end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
+            }
+            Event::Report(Report::NotDelivered(first, _)) => {
+                end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
+            }
+            Event::Ended { code, reason, .. } => {
+                end.code = code.and_then(|code| u16::try_from(code).ok()).and_then(CloseCode::new);
+                end.reason = reason;
+                return end;
+            }
+            _ => {}
+        }
+    }
+}

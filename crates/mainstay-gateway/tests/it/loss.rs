@@ -1,0 +1,304 @@
+//! The backend's connection ends: what its client is told, by `--on-backend-loss`; and how the client's own end reaches the
+//! backend.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use mainstay::client::Event;
+use mainstay::{Cause, Client, CloseCode, Fate, Link, Message};
+use tokio::net::TcpListener;
+
+use crate::frames::{BINARY, CLOSE, Frames, PING, PONG, TEXT};
+use crate::support::{Gateway, until};
+
+const KEEP: [&str; 2] = ["--on-backend-loss", "keep"];
+
+async fn gateway(arguments: &[&str]) -> (Gateway, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let arguments = [&["--admin", "127.0.0.1:0"], arguments].concat();
+    (Gateway::in_front_of(listener.local_addr().unwrap(), &arguments), listener)
+}
+
+/// A plain client, and the backend's end of its link.
+async fn plain(gateway: &Gateway, listener: &TcpListener) -> (Frames, Frames) {
+    let (visit, served) = tokio::join!(Frames::visit(gateway.address(), "/", ""), Frames::serve(listener));
+    assert!(visit.0.starts_with("HTTP/1.1 101"), "{}", visit.0);
+    (visit.1, served.1)
+}
+
+/// The body of a Close frame.
+fn close(code: u16, reason: &str) -> Vec<u8> {
+    if code == 1005 { Vec::new() } else { [&code.to_be_bytes(), reason.as_bytes()].concat() }
+}
+
+/// The code and the reason of the Close that comes; 1005 without a code, 1006 where the connection ends without one.
+async fn closed(end: &mut Frames) -> (u16, String) {
+    loop {
+        match end.read().await {
+            Ok((CLOSE, payload)) => {
+                end.write(CLOSE, &payload).await;
+                let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+                return (code, String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned());
+            }
+            Ok((PING, payload)) => end.write(PONG, &payload).await,
+            Ok(_) => {}
+            Err(_) => return (1006, String::new()),
+        }
+    }
+}
+
+/// The first event of this kind.
+async fn event<T>(client: &Client, mut is_meant: impl FnMut(Event) -> Option<T>) -> T {
+    loop {
+        if let Some(found) = is_meant(client.event().await.expect("ended before that")) {
+            return found;
+        }
+    }
+}
+
+async fn gap(client: &Client) -> Fate {
+    event(client, |event| if let Event::Gap(fate) = event { Some(fate) } else { None }).await
+}
+
+#[tokio::test]
+async fn a_plain_client_whose_backend_connection_is_lost_is_closed_with_1012() {
+    let (gateway, listener) = gateway(&[]).await;
+    let (mut client, mut backend) = plain(&gateway, &listener).await;
+    backend.write(TEXT, b"last words").await;
+    drop(backend);
+    assert_eq!(client.text().await.as_deref(), Some("last words"));
+    assert_eq!(closed(&mut client).await, (1012, "the backend was lost, come back".into()));
+}
+
+#[tokio::test]
+async fn a_plain_client_gets_the_code_and_the_reason_that_the_backend_closes_with() {
+    for arguments in [&[][..], &KEEP] {
+        let (gateway, listener) = gateway(arguments).await;
+        for code in [
+            1000, 1001, 1002, 1003, 1005, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000,
+            4401, 4999,
+        ] {
+            let (mut client, mut backend) = plain(&gateway, &listener).await;
+            let reason = if code == 1005 { "" } else { "für immer" };
+            backend.write(TEXT, b"before it").await;
+            backend.write(CLOSE, &close(code, reason)).await;
+            assert_eq!(client.text().await.as_deref(), Some("before it"));
+            assert_eq!(closed(&mut client).await, (code, reason.into()), "{arguments:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_whose_backend_connection_is_lost_is_renewed_with_an_exact_account() {
+    let (gateway, listener) = gateway(&[]).await;
+    let client = Client::builder(&gateway.url).unwrap().connect();
+    let (_, mut backend) = Frames::serve(&listener).await;
+    let confirmed = client.send_tracked(Message::text("confirmed")).await.unwrap();
+    let reading = tokio::spawn(async move {
+        assert_eq!(backend.text().await.as_deref(), Some("confirmed"));
+        // Answers the Ping that follows, and nothing after it.
+        assert_eq!(backend.text().await.as_deref(), Some("unknown"));
+        backend
+    });
+    assert_eq!(confirmed.await, mainstay::client::Outcome::Delivered, "by the backend, not by the gateway");
+    client.send(Message::text("unknown")).await.unwrap();
+    drop(reading.await.unwrap());
+    let fate = gap(&client).await;
+    assert_eq!((fate.delivered, fate.unknown, fate.last, fate.cause), (1, 2, 2, Cause::Replaced));
+    event(&client, |event| matches!(event, Event::Attached { resumed: false, .. }).then_some(())).await;
+    let (_, mut next) = Frames::serve(&listener).await;
+    client.send(Message::text("anew")).await.unwrap();
+    assert_eq!(next.text().await.as_deref(), Some("anew"), "and what was unknown is not sent again");
+}
+
+#[tokio::test]
+async fn what_a_backend_says_before_it_is_lost_reaches_a_session_first() {
+    let (gateway, listener) = gateway(&[]).await;
+    let mut client = Client::builder(&gateway.url).unwrap().connect();
+    let (_, mut backend) = Frames::serve(&listener).await;
+    for number in 0..50 {
+        backend.write(TEXT, number.to_string().as_bytes()).await;
+    }
+    drop(backend);
+    for number in 0..50 {
+        assert_eq!(client.recv().await, Some(Message::text(number.to_string())));
+    }
+    assert_eq!(gap(&client).await.lost, None, "nothing of the backend is missing");
+}
+
+#[tokio::test]
+async fn a_backend_that_restarts_renews_a_session_and_any_other_close_ends_it() {
+    for code in [1001, 1005, 1011, 1012, 1013, 1014, 4000, 4499] {
+        let (gateway, listener) = gateway(&[]).await;
+        let client = Client::builder(&gateway.url).unwrap().connect();
+        let (_, mut backend) = Frames::serve(&listener).await;
+        backend.write(CLOSE, &close(code, "")).await;
+        assert_eq!(gap(&client).await.cause, Cause::Replaced, "{code}");
+    }
+    for code in [1000, 1002, 1003, 1007, 1008, 1009, 1010, 3000, 3999, 4500, 4999] {
+        let (gateway, listener) = gateway(&[]).await;
+        let client = Client::builder(&gateway.url).unwrap().connect();
+        let (_, mut backend) = Frames::serve(&listener).await;
+        backend.write(CLOSE, &close(code, "token expired")).await;
+        let end = event(&client, |event| match event {
+            Event::Ended { code, reason, .. } => Some((code, reason)),
+            _ => None,
+        });
+        assert_eq!(end.await, (Some(code.into()), "token expired".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_kept_learns_where_its_backend_was_replaced() {
+    let (gateway, listener) = gateway(&KEEP).await;
+    let mut client = Client::builder(&gateway.url).unwrap().connect();
+    for round in 1..=3_u64 {
+        let (_, mut backend) = Frames::serve(&listener).await;
+        backend.write(TEXT, round.to_string().as_bytes()).await;
+        assert_eq!(client.recv().await, Some(Message::text(round.to_string())));
+        if round > 1 {
+            let count =
+                event(
+                    &client,
+                    |event| if let Event::Replaced { count } = event { Some(count) } else { None },
+                );
+            assert_eq!(count.await, round - 1);
+        }
+        if round == 2 {
+            backend.write(CLOSE, &close(1001, "")).await;
+        }
+    }
+    assert_eq!(gateway.metric("attaches_total{outcome=\"new\"}"), 1.0, "one session, one connection");
+    assert_eq!(gateway.metric("connections_opened_total"), 1.0);
+}
+
+#[tokio::test]
+async fn a_backend_that_closes_five_times_without_a_word_ends_a_session_that_is_kept() {
+    let (gateway, listener) = gateway(&KEEP).await;
+    let mut client = Client::builder(&gateway.url).unwrap().connect();
+    for _ in 0..5 {
+        let (_, mut backend) = Frames::serve(&listener).await;
+        backend.write(CLOSE, &close(1011, "broken")).await;
+        drop(backend);
+    }
+    assert_eq!(client.recv().await, None);
+    let end = event(&client, |event| match event {
+        Event::Ended { code, reason, .. } => Some((code, reason)),
+        _ => None,
+    });
+    assert_eq!(end.await, (Some(1011), "broken".to_owned()));
+}
+
+#[tokio::test]
+async fn a_backend_that_reads_answers_and_closes_handles_an_order_once() {
+    for (arguments, resumable) in [(&[][..], false), (&[], true), (&KEEP, false), (&KEEP, true)] {
+        for code in [1000, 1005, 1011] {
+            let (gateway, listener) = gateway(arguments).await;
+            let orders = Arc::new(AtomicU32::new(0));
+            let counting = Arc::clone(&orders);
+            tokio::spawn(async move {
+                loop {
+                    let (_, mut backend) = Frames::serve(&listener).await;
+                    if backend.text().await.as_deref() == Some("order") {
+                        counting.fetch_add(1, Relaxed);
+                        backend.write(TEXT, b"receipt").await;
+                    } else {
+                        backend.write(TEXT, b"done").await;
+                    }
+                    backend.write(CLOSE, &close(code, "")).await;
+                }
+            });
+            // What follows shows that the order is not under way any more.
+            if resumable {
+                let mut client = Client::builder(&gateway.url).unwrap().connect();
+                client.send(Message::text("order")).await.unwrap();
+                assert_eq!(client.recv().await, Some(Message::text("receipt")));
+                client.send(Message::text("no order")).await.ok();
+                let next = (code != 1000).then(|| Message::text("done"));
+                assert_eq!(client.recv().await, next, "{arguments:?} {code}");
+            } else {
+                let connect = || Link::to(&gateway.url).unwrap().connect_once();
+                for (text, answer) in [("order", "receipt"), ("no order", "done")] {
+                    let mut client = connect().await.unwrap();
+                    client.send(Message::text(text)).await.unwrap();
+                    assert_eq!(client.recv().await, Some(Message::text(answer)));
+                    assert_eq!(client.recv().await, None, "closed");
+                }
+            }
+            assert_eq!(orders.load(Relaxed), 1, "{arguments:?} {code}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn how_a_client_leaves_reaches_the_backend() {
+    let (gateway, listener) = gateway(&[]).await;
+    for (code, reason) in [(4321, "logged out"), (1000, ""), (1001, "gone"), (1005, ""), (3000, "ä")] {
+        let (mut client, mut backend) = plain(&gateway, &listener).await;
+        client.write(TEXT, b"before it").await;
+        client.write(CLOSE, &close(code, reason)).await;
+        assert_eq!(backend.text().await.as_deref(), Some("before it"));
+        assert_eq!(closed(&mut backend).await, (code, reason.into()));
+    }
+    let (client, mut backend) = plain(&gateway, &listener).await;
+    drop(client);
+    assert_eq!(closed(&mut backend).await, (1001, String::new()), "it vanished");
+    let client = Client::builder(&gateway.url).unwrap().connect();
+    let (_, mut backend) = Frames::serve(&listener).await;
+    let code = CloseCode::new(4321).unwrap();
+    tokio::join!(client.close(code, "logged out"), async {
+        assert_eq!(closed(&mut backend).await, (4321, "logged out".into()));
+    });
+}
+
+#[tokio::test]
+async fn a_backend_that_agrees_on_another_subprotocol_than_before_is_not_joined() {
+    let (gateway, listener) = gateway(&KEEP).await;
+    let offer = "Sec-WebSocket-Protocol: a.v2, b.v1\r\n";
+    let (visit, served) = tokio::join!(
+        Frames::visit(gateway.address(), "/", offer),
+        Frames::serve_with(&listener, "Sec-WebSocket-Protocol: a.v2\r\n")
+    );
+    let (mut client, backend) = (visit.1, served.1);
+    drop(backend);
+    let (_, mut other) = Frames::serve_with(&listener, "Sec-WebSocket-Protocol: b.v1\r\n").await;
+    other.write(TEXT, b"in the words of b.v1").await;
+    assert_eq!(closed(&mut client).await.0, 1012);
+}
+
+/// A client that reads nothing fills every queue on its way to the backend and back, and is gone.
+async fn fill_and_leave(gateway: &Gateway, resumable: bool) {
+    let offer = if resumable { "Sec-WebSocket-Protocol: mainstay.v1\r\n" } else { "" };
+    let (_, mut client) = Frames::visit(gateway.address(), "/", offer).await;
+    if resumable {
+        client.write(BINARY, &crate::hostile::hello()).await;
+    }
+    let message = [&[TEXT, 0x80 | 1, 0, 0, 0, 0][..], b"x"].concat().repeat(100);
+    let filling = async {
+        for _ in 0..60 {
+            client.write_bytes(&message).await;
+        }
+    };
+    let _ = tokio::time::timeout(std::time::Duration::from_millis(500), filling).await;
+}
+
+#[tokio::test]
+async fn a_client_that_fills_every_queue_and_leaves_leaves_nothing_behind() {
+    let (gateway, listener) = gateway(&["--resume-window", "100ms"]).await;
+    tokio::spawn(async move {
+        loop {
+            let (_, mut backend) = Frames::serve(&listener).await;
+            tokio::spawn(async move {
+                // An echo, as large as the kernel's buffers take it.
+                while let Ok((first, payload)) = backend.read().await {
+                    backend.write(first, &payload.repeat(1000)).await;
+                }
+            });
+        }
+    });
+    for resumable in [false, true, false, true] {
+        fill_and_leave(&gateway, resumable).await;
+    }
+    gateway.reaches("sessions", 0.0).await;
+    until("its links end", || gateway.metric("queue_bytes{leg=\"backend\"}") == 0.0).await;
+}

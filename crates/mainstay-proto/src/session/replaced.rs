@@ -1,0 +1,108 @@
+//! Where in a server's stream the connection behind it was replaced, as far as the client may not know yet.
+//!
+//! A mark has no number of its own. It stands behind a message, and is written on every connection that passes there,
+//! until the client acknowledges a later message: that one came behind the mark on the same connection, so the client
+//! has seen it.
+//!
+//! Source: `docs/PROTOCOL.md` "80 REPLACED".
+
+use std::collections::VecDeque;
+
+use super::message::Control;
+use super::transmit::Transmit;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Replacements {
+    count: u64,
+    /// In the order of the stream, one for each place.
+    marks: VecDeque<Mark>,
+    /// The highest count that the current connection wrote.
+    written: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Mark {
+    after: u64,
+    count: u64,
+}
+
+impl Replacements {
+    /// The connection behind the server is replaced now, after message `after`; the client acknowledged `acknowledged`.
+    pub(super) fn add(&mut self, after: u64, acknowledged: u64) {
+        self.count += 1;
+        let count = self.count;
+        match self.marks.back_mut() {
+            Some(last) if last.after == after => last.count = count,
+            _ => self.marks.push_back(Mark { after, count }),
+        }
+        // Each further mark stands behind another message that is kept: their number is bounded by the window.
+        while self.marks.front().is_some_and(|mark| mark.after < acknowledged) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// Another connection is attached.
+    pub(super) fn begin_connection(&mut self) {
+        self.written = 0;
+    }
+
+    /// The mark that a connection has to write now that stands behind message `wrote`.
+    pub(super) fn transmit(&mut self, wrote: u64) -> Option<Transmit> {
+        let Mark { after, count } = self.marks.iter().find(|mark| mark.after >= wrote).copied()?;
+        if after != wrote || count <= self.written {
+            return None;
+        }
+        self.written = count;
+        Some(Transmit::control(&Control::Replaced { after, count }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(replacements: &mut Replacements, from: u64, to: u64) -> Vec<Transmit> {
+        replacements.begin_connection();
+        (from..=to).flat_map(|wrote| replacements.transmit(wrote)).collect()
+    }
+
+    fn mark(after: u64, count: u64) -> Transmit {
+        Transmit::control(&Control::Replaced { after, count })
+    }
+
+    #[test]
+    fn a_mark_is_written_in_its_place_on_every_connection_that_passes_there() {
+        let mut replacements = Replacements::default();
+        replacements.add(0, 0);
+        replacements.add(3, 0);
+        replacements.add(3, 0);
+        assert_eq!(marks(&mut replacements, 0, 5), [mark(0, 1), mark(3, 3)]);
+        assert_eq!(marks(&mut replacements, 1, 5), [mark(3, 3)], "a connection that begins behind the first");
+        assert_eq!(marks(&mut replacements, 4, 5), []);
+    }
+
+    #[test]
+    fn a_mark_is_forgotten_once_a_later_message_is_acknowledged() {
+        let mut replacements = Replacements::default();
+        replacements.add(1, 0);
+        replacements.add(2, 1);
+        assert_eq!(
+            replacements.marks.len(),
+            2,
+            "the first message is acknowledged, and the mark behind it may be unseen"
+        );
+        replacements.add(5, 2);
+        assert_eq!(marks(&mut replacements, 0, 9), [mark(2, 2), mark(5, 3)]);
+    }
+
+    #[test]
+    fn a_connection_that_stands_still_gets_a_later_mark_too() {
+        let mut replacements = Replacements::default();
+        replacements.add(2, 0);
+        assert_eq!(replacements.transmit(2), Some(mark(2, 1)));
+        assert_eq!(replacements.transmit(2), None);
+        replacements.add(2, 0);
+        assert_eq!(replacements.transmit(2), Some(mark(2, 2)));
+    }
+}
