@@ -1,5 +1,6 @@
 //! The outage proof: an unmodified Fastify application behind `mainstay serve`, with our client in front, while the
-//! backend is killed, the network is cut, the client is frozen, and the gateway is full.
+//! backend is killed, the network is cut, the client is frozen, and the gateway is full. The kills are played twice: with
+//! `--on-backend-loss keep`, which this application without state in the connection may have, and with `renew`.
 //!
 //! ```text
 //! outage_client <-> Cable (cut) <-> mainstay serve <-> backend.mjs (killed)
@@ -58,12 +59,20 @@ pub(crate) fn step() -> Result<Outcome> {
     cargo(
         "build --release --package mainstay-gateway --package mainstay --bin mainstay --example outage_client",
     )?;
-    let mut stage = Stage::set()?;
-    stage.play()?;
+    println!("--on-backend-loss keep");
+    let mut stage = Stage::set("keep")?;
+    stage.play_kills()?;
+    stage.play_other_outages()?;
     let (verdict, metrics) = stage.close()?;
+    println!("--on-backend-loss renew: the kills");
+    let mut stage = Stage::set("renew")?;
+    stage.play_kills()?;
+    let (renewed, _) = stage.close()?;
     println!("the same kills through @fastify/http-proxy with wsReconnect");
     let comparison = output(Command::new("node").arg("proof/outage/compare.mjs"))?;
-    let failures = print(&verdict.rows(&metrics), &serde_json::from_str(&comparison)?);
+    let mut failures = print(&verdict.rows(&metrics), &serde_json::from_str(&comparison)?);
+    println!("--on-backend-loss renew");
+    failures.extend(print(&renewed.rows_renewed(), &Value::Null));
     if failures.is_empty() { Ok(Outcome::Passed) } else { Err(failures.join("; ").into()) }
 }
 
@@ -80,7 +89,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn set() -> Result<Self> {
+    fn set(on_backend_loss: &str) -> Result<Self> {
         let folder = std::env::current_dir()?.join("target/xtask/outage");
         let _ = fs::remove_dir_all(&folder); // the record of an earlier run must not be taken for this one's
         fs::create_dir_all(&folder)?;
@@ -88,6 +97,7 @@ impl Stage {
         let mut gateway = Background::start(
             Command::new("target/release/mainstay")
                 .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--heartbeat", "1s"])
+                .args(["--on-backend-loss", on_backend_loss])
                 .args(["--max-connections", &MAX_CONNECTIONS.to_string()])
                 .args(["--upstream", &format!("ws://127.0.0.1:{backend_port}")])
                 .env("MAINSTAY_LOG", "info"),
@@ -103,8 +113,8 @@ impl Stage {
         Ok(Self { folder, client, cable, listening, gateway, backend: Some(backend), backend_port, admin })
     }
 
-    /// One kind of outage after the other, each only once the one before is overcome.
-    fn play(&mut self) -> Result<()> {
+    /// One kill after the other, each only once the one before is overcome.
+    fn play_kills(&mut self) -> Result<()> {
         self.wait_for("\"received\"", 1)?;
         sleep(CALM);
         for generation in 2..=KILLS + 1 {
@@ -115,6 +125,11 @@ impl Stage {
             self.wait_for(&format!("\"gen\":{generation}}}"), 1)?;
             sleep(CALM);
         }
+        Ok(())
+    }
+
+    /// One kind of outage after the other, as the kills.
+    fn play_other_outages(&mut self) -> Result<()> {
         println!("client cut off {CUTS} times");
         for cut in 1..=CUTS {
             self.cable.cut();
@@ -243,6 +258,9 @@ struct Verdict {
     detached: u64,
     resumed: u64,
     gaps: u64,
+    replaced: u64,
+    /// Messages that gaps called unknown.
+    unknown: u64,
 }
 
 impl Verdict {
@@ -254,6 +272,8 @@ impl Verdict {
         let events = |name: &str| client.iter().filter(|line| line["event"] == name).count() as u64;
         (verdict.detached, verdict.resumed, verdict.gaps) =
             (events("detached"), events("resumed"), events("gap"));
+        verdict.replaced = events("replaced");
+        verdict.unknown = client.iter().filter_map(|line| line["unknown"].as_u64()).sum();
         Ok(verdict)
     }
 
@@ -338,10 +358,33 @@ impl Verdict {
                 .beside("reconnects"),
             row("client: resumed", self.resumed, AtLeast(CLIENT_LOSSES)),
             row("client: gaps reported", self.gaps, Exactly(0)),
+            row("client: replaced backends reported", self.replaced, Exactly(KILLS as u64)),
             row("gateway: resumed attaches", resumed, AtLeast(CLIENT_LOSSES)),
             row("gateway: refused its client for lack of room", refused, AtLeast(1)),
             row("gateway: silent clients found", silent, AtLeast(1)),
             row("gateway: lost backend connections", links_lost, AtLeast(KILLS as u64)),
+        ]
+    }
+}
+
+impl Verdict {
+    /// What is expected where a lost backend renews the session: nothing twice, and a gap for each kill that names what
+    /// may be lost.
+    fn rows_renewed(&self) -> Vec<Row> {
+        use Expected::{Anything, AtLeast, AtMost, Exactly};
+        let row = |name, count, expected| Row { name, count, expected, compared: "" };
+        vec![
+            row("up: sent", self.sent, AtLeast(1)),
+            row("up: unknown, as the client was told", self.unknown, AtMost((KILLS * UNCONFIRMED) as u64)),
+            row("up: lost", self.lost_up, AtMost(self.unknown)),
+            row("up: twice", self.repeated_up + self.wrongly_repeated_up, Exactly(0)),
+            row("up: out of order", self.disordered_up, Exactly(0)),
+            row("down: lost", self.lost_down, Exactly(0)),
+            row("down: last words of a killed backend", self.cut_short, Anything),
+            row("down: twice", self.repeated_down, Exactly(0)),
+            row("down: out of order", self.disordered_down, Exactly(0)),
+            row("client: gaps reported", self.gaps, Exactly(KILLS as u64)),
+            row("client: replaced backends reported", self.replaced, Exactly(0)),
         ]
     }
 }
@@ -369,6 +412,7 @@ struct Row {
 enum Expected {
     Anything,
     AtLeast(u64),
+    AtMost(u64),
     Exactly(u64),
 }
 
@@ -384,6 +428,7 @@ impl Row {
             Expected::AtLeast(least) if count < least => {
                 Some(format!("{name}: {count}, not {least} or more"))
             }
+            Expected::AtMost(most) if count > most => Some(format!("{name}: {count}, not {most} or less")),
             Expected::Exactly(exact) if count != exact => Some(format!("{name}: {count}, not {exact}")),
             _ => None,
         }
@@ -398,7 +443,9 @@ fn print(rows: &[Row], comparison: &Value) -> Vec<String> {
         let mark = if row.failure().is_some() { "  FAILED" } else { "" };
         println!("{:40} {:>8} {compared:>20}{mark}", row.name, row.count);
     }
-    println!("(@fastify/http-proxy with wsReconnect: ten seconds, and the kills alone)");
+    if !comparison.is_null() {
+        println!("(@fastify/http-proxy with wsReconnect: ten seconds, and the kills alone)");
+    }
     rows.iter().filter_map(Row::failure).collect()
 }
 

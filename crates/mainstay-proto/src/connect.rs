@@ -293,6 +293,8 @@ pub struct Client {
     endpoint: Option<String>,
     closing: Option<Closing>,
     ended: bool,
+    /// After the end: the connection that still has something to write, and until when it may.
+    lingering: Option<(ConnectionId, Instant)>,
     commands: VecDeque<Command>,
     events: VecDeque<Event>,
 }
@@ -387,6 +389,7 @@ impl Client {
             endpoint: None,
             closing: None,
             ended: false,
+            lingering: None,
             commands: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -488,7 +491,7 @@ impl Client {
         if let Some(plain) = &mut self.plain {
             let outcome = plain.confirmer.handle_flushed(now);
             self.report(outcome);
-            self.close_plain_if_done();
+            self.close_plain_if_done(now);
         }
     }
 
@@ -553,7 +556,7 @@ impl Client {
             self.events.push_back(Event::PingsAnswered);
         }
         self.report(outcome);
-        self.close_plain_if_done();
+        self.close_plain_if_done(now);
     }
 
     /// The peer began the closing handshake: Pongs prove nothing any more.
@@ -646,11 +649,11 @@ impl Client {
     }
 
     /// The application answered the oldest unanswered message (plain peers with `confirm = reply`).
-    pub fn handle_reply(&mut self) {
+    pub fn handle_reply(&mut self, now: Instant) {
         if let Some(plain) = &mut self.plain {
             let outcome = plain.confirmer.handle_reply(None);
             self.report(outcome);
-            self.close_plain_if_done();
+            self.close_plain_if_done(now);
         }
     }
 
@@ -679,7 +682,7 @@ impl Client {
             self.give_up(None, reason.to_owned());
         }
         self.collect(now);
-        self.close_plain_if_done();
+        self.close_plain_if_done(now);
     }
 
     /// Nobody drives this client any more: it ends, and says what that leaves unknown.
@@ -689,9 +692,13 @@ impl Client {
 
     // ---- time and output ------------------------------------------------------------------------
 
-    /// Does what is due. `true`: this process was paused; read what is readable and call it again.
+    /// Does what is due. After the end: drops a connection that did not take within 10 s what was still to be written.
+    /// `true`: this process was paused; read what is readable and call it again.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
         if self.ended {
+            if let Some((connection, _)) = self.lingering.take_if(|(_, until)| *until <= now) {
+                self.abort(connection);
+            }
             return false;
         }
         if self.closing.as_ref().is_some_and(|closing| closing.until <= now) {
@@ -758,7 +765,7 @@ impl Client {
                 }
                 // No verdict: a plain peer that answers no Ping is kept for what it sends.
                 (Some(Action::NotListening), _) => {
-                    self.expect_no_pongs();
+                    self.expect_no_pongs(now);
                     return false;
                 }
                 (Some(Action::Dead(evidence)), _) => {
@@ -778,7 +785,7 @@ impl Client {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.ended {
-            return None;
+            return self.lingering.map(|(_, until)| until);
         }
         let dial = match self.dial {
             Dial::Rest => None,
@@ -1036,6 +1043,7 @@ impl Client {
                     while let Some((id, transmit)) = self.session.poll_transmit(now) {
                         closed = closed.or(matches!(transmit, Transmit::Close { .. }).then_some(id));
                         self.commands.push_back(Command::Transmit(id, transmit));
+                        self.lingering = Some((id, now + CLOSE_TIMEOUT));
                     }
                     if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } =
                         self.dial
@@ -1051,7 +1059,7 @@ impl Client {
                 }
             }
         }
-        self.close_plain_if_done();
+        self.close_plain_if_done(now);
     }
 
     /// Takes what the confirmer has to say.
@@ -1164,13 +1172,14 @@ impl Client {
         true
     }
 
-    fn close_plain_if_done(&mut self) {
+    fn close_plain_if_done(&mut self, now: Instant) {
         let (Some(plain), Some(closing), false) = (&self.plain, &self.closing, self.ended) else { return };
         if plain.confirmer.is_flushed() {
             let (code, reason) = (closing.code, closing.reason.clone());
             if let Some(attached) = &self.attached {
                 let close = Transmit::Close { code, reason: reason.clone() };
                 self.commands.push_back(Command::Transmit(attached.connection, close));
+                self.lingering = Some((attached.connection, now + CLOSE_TIMEOUT));
                 self.attached = None;
             }
             self.give_up(Some(code.into()), reason);

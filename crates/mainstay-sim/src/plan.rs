@@ -90,11 +90,18 @@ pub enum Fault {
     Credentials,
     /// Nobody judges credentials for a while.
     NoJudge,
+    /// A client's application takes nothing for a while, and then its process dies: what was on its way to it fills every
+    /// queue.
+    StopReading,
+    /// What stands behind the server loses its state: a session is renewed.
+    Renew,
+    /// What stands behind the server is replaced, and the sessions go on.
+    Replace,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::Reset,
         Self::BlackHole,
         Self::BlackHoleUp,
@@ -115,12 +122,17 @@ impl Fault {
         Self::Online,
         Self::Credentials,
         Self::NoJudge,
+        Self::StopReading,
+        Self::Renew,
+        Self::Replace,
     ];
 
     /// What costs somebody a session is rare, or sessions would never grow old.
     fn mean(self, rng: &mut SmallRng) -> Duration {
         match self {
-            Self::Restart | Self::Crash | Self::Leave | Self::End => seconds(rng, 30.0..200.0),
+            Self::Restart | Self::Crash | Self::Leave | Self::End | Self::StopReading | Self::Renew => {
+                seconds(rng, 30.0..200.0)
+            }
             _ => seconds(rng, 2.0..60.0),
         }
     }

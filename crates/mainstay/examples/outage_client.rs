@@ -1,8 +1,8 @@
 //! The client of the outage proof (`cargo xtask test outage`): a process of its own, so that it can be frozen.
 //!
 //! Sends `{"id": 1}`, `{"id": 2}`, ... fifty times a second and writes one JSON line for each thing that happens:
-//! `{"accepted": id}` once `send` took a message, `{"received": ...}` for each that came, `{"event", "detail"}` for
-//! each event. SIGUSR1 ends the sending, SIGTERM the client.
+//! `{"accepted": id}` once `send` took a message, `{"received": ...}` for each that came, `{"event", "unknown", "detail"}`
+//! for each event, with how many messages a gap calls unknown. SIGUSR1 ends the sending, SIGTERM the client.
 
 use std::error::Error;
 use std::time::Duration;
@@ -45,7 +45,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let listen = async {
         while let Some(event) = events.next().await {
-            println!("{}", json!({ "event": name(&event), "detail": format!("{event:?}") }));
+            let unknown = if let Event::Gap(fate) = &event { fate.unknown - fate.delivered } else { 0 };
+            let detail = format!("{event:?}");
+            println!("{}", json!({ "event": name(&event), "unknown": unknown, "detail": detail }));
         }
     };
     tokio::select! {
@@ -63,6 +65,7 @@ fn name(event: &Event) -> &'static str {
         Event::Attached { .. } => "attached",
         Event::Detached { .. } => "detached",
         Event::Gap(_) => "gap",
+        Event::Replaced { .. } => "replaced",
         _ => "other",
     }
 }

@@ -34,6 +34,7 @@ use mainstay_proto::connect::{ConnectConfig, EndsWith};
 use mainstay_proto::heartbeat::HeartbeatConfig;
 
 use crate::client::{Builder, Client, UrlError};
+use crate::clock::now;
 
 /// What a [`Link`] expects of its peer: WebSocket without more.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ impl Client<Plain> {
 
     /// With [`Confirm::Reply`]: the application's answer to the oldest unanswered message came.
     pub fn confirm_reply(&self) {
-        self.core.change(|inner| inner.machine.handle_reply());
+        self.core.change(|inner| inner.machine.handle_reply(now()));
     }
 }
 

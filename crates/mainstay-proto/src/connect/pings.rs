@@ -77,7 +77,7 @@ impl Client {
     pub(super) fn judge_pings(&mut self, now: Instant) {
         let Some(at) = self.pings_judged_at().filter(|at| *at <= now) else { return };
         if now.duration_since(at) <= SLACK {
-            self.expect_no_pongs();
+            self.expect_no_pongs(now);
         } else if let Some(plain) = &mut self.plain {
             // This process was paused: that is no evidence about the peer.
             plain.confirmer.restart_stall(now);
@@ -85,11 +85,11 @@ impl Client {
     }
 
     /// The peer lives and answers no Ping, unless it ever answered one.
-    pub(super) fn expect_no_pongs(&mut self) {
+    pub(super) fn expect_no_pongs(&mut self, now: Instant) {
         if let Some(plain) = self.plain.as_mut().filter(|plain| plain.confirmer.answers_pings().is_none()) {
             plain.confirmer.expect_no_pongs();
             self.events.push_back(Event::PingsUnanswered);
-            self.close_plain_if_done();
+            self.close_plain_if_done(now);
         }
     }
 
@@ -113,7 +113,7 @@ impl Client {
         if let Some(attached) = &mut self.attached {
             attached.signs.doubt_until = None;
         }
-        self.expect_no_pongs();
+        self.expect_no_pongs(now);
         self.beat_anew(now);
     }
 

@@ -592,7 +592,7 @@ fn what_the_application_answered_is_not_unknown() {
     let first = node.dialled();
     ["a", "b", "c"].into_iter().for_each(|text| node.send(text));
     node.open(first, Mode::Plain);
-    node.client.handle_reply();
+    node.client.handle_reply(node.now);
     node.commands.clear();
     reattach(&mut node, first);
     assert!(node.events.contains(&Event::Report(Report::Unknown(2, 3))));
@@ -605,6 +605,19 @@ fn a_pong_after_the_peers_close_confirms_nothing() {
     node.client.handle_pong(node.now, first, &1_u64.to_be_bytes());
     reattach(&mut node, first);
     assert_eq!(node.event(), Event::Report(Report::Unknown(1, 1)));
+}
+
+#[test]
+fn a_peer_that_takes_nothing_keeps_no_client_from_its_end() {
+    let (mut node, first) = plain(Guarantee::AtMostOnce, &[]);
+    node.client.close(node.now, CloseCode::NORMAL, "done");
+    assert_eq!(node.client.state(), State::Ended);
+    node.commands.clear();
+    // Its Close waits in a socket that takes nothing.
+    assert_eq!(node.client.poll_timeout(), Some(node.now + 10 * SECOND));
+    node.wait(10 * SECOND);
+    assert_eq!(node.commands.pop_back(), Some(Command::Transmit(first, Transmit::Abort)));
+    assert_eq!(node.client.poll_timeout(), None);
 }
 
 #[test]

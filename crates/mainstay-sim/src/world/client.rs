@@ -26,6 +26,10 @@ pub(super) struct ClientNode {
     pub(super) volatile_sent: u64,
     next_send: Instant,
     next_take: Instant,
+    /// Its application takes nothing until then, when its process dies.
+    deaf_until: Option<Instant>,
+    /// How often what stands behind its session was replaced, as it last heard.
+    replaced: u64,
     pub(super) process: Process,
     /// The connection that it is attached to, and what was measured there.
     attached: Option<ConnectionId>,
@@ -66,6 +70,8 @@ impl ClientNode {
             volatile_sent: 0,
             next_send: now,
             next_take: now,
+            deaf_until: None,
+            replaced: 0,
             process: Process::new(now),
             attached: None,
             rtt: None,
@@ -91,6 +97,18 @@ impl ClientNode {
             next_send: self.next_send.max(now),
             ..Self::new(now, plan, self.index, seed)
         };
+    }
+
+    /// Its application takes nothing more; its process dies then.
+    pub(super) fn stops_reading(&mut self, until: Instant) {
+        (self.next_take, self.deaf_until) = (until, Some(until));
+    }
+
+    /// It does not die of it after all.
+    pub(super) fn reads_again(&mut self, now: Instant) {
+        if self.deaf_until.take().is_some() {
+            self.next_take = now;
+        }
     }
 
     /// Its process is there: nothing follows yet.
@@ -126,7 +144,11 @@ impl World {
             None => [client.machine.poll_timeout(), send, take],
         };
         let paused_until = client.process.paused_until;
-        times.into_iter().flatten().map(move |at| at.max(paused_until))
+        times
+            .into_iter()
+            .chain([client.deaf_until.filter(|_| client.reborn_at.is_none())])
+            .flatten()
+            .map(move |at| at.max(paused_until))
     }
 
     pub(super) fn client_sleeps_until(&self, key: Key) -> Instant {
@@ -142,6 +164,11 @@ impl World {
             let seed = self.rng.random();
             self.clients[index].renew(now, &self.plan, seed);
             self.note(|| format!("client {index} begins anew"));
+        }
+        if self.clients[index].deaf_until.is_some_and(|at| at <= now) {
+            let silently = self.rng.random_bool(0.3);
+            self.crash_client(index, silently);
+            return Ok(());
         }
         // Numbers belong to a session: an application that counts reads its events before it sends.
         self.client_events(index)?;
@@ -382,6 +409,12 @@ impl World {
             let pause = self.handling();
             let client = &mut self.clients[index];
             client.next_take = now + pause;
+            if let Delivery::Replaced { count } = delivery {
+                if std::mem::replace(&mut client.replaced, count) >= count {
+                    return Err(format!("client {index} is told of replacement {count} again"));
+                }
+                continue;
+            }
             if let Delivery::Gap { first, count, .. } = delivery {
                 self.counts.dropped += count;
                 client.got.dropped(first, count)?;
@@ -406,6 +439,7 @@ impl World {
                     self.counts.gaps += 1;
                     client.sent.lost(&fate)?;
                     client.got.gap();
+                    client.replaced = 0;
                 }
                 Event::Ended { fate, reason, code } => {
                     if !client.may_end {

@@ -30,9 +30,13 @@ impl World {
                 | Fault::Stall
                 | Fault::Jam
                 | Fault::Trickle => self.strike_wire(fault, until),
-                Fault::PauseServer | Fault::SleepServer | Fault::Restart | Fault::GoAway | Fault::End => {
-                    self.strike_server(fault, until)
-                }
+                Fault::PauseServer
+                | Fault::SleepServer
+                | Fault::Restart
+                | Fault::GoAway
+                | Fault::End
+                | Fault::Renew
+                | Fault::Replace => self.strike_server(fault, until),
                 Fault::Refuse => {
                     self.refuse_until = until;
                     true
@@ -109,6 +113,13 @@ impl World {
                     machine.go_away(self.now, "maintenance", delay, Duration::from_secs(5));
                 }
             }
+            Fault::Replace => {
+                for machine in self.server.sessions.0.iter_mut().filter_map(|hosted| hosted.machine.as_mut())
+                {
+                    machine.note_replaced();
+                }
+            }
+            Fault::Renew => return self.renew_a_session(),
             _ => return self.end_a_session(),
         }
         true
@@ -132,6 +143,7 @@ impl World {
                 mine.for_each(|(_, wire)| wire.down.hold(late));
             }
             Fault::Crash => self.crash_client(index, silently),
+            Fault::StopReading => self.clients[index].stops_reading(until),
             Fault::Leave if awake => {
                 self.clients[index].may_end = true;
                 self.clients[index].machine.close(now, CloseCode::NORMAL, "bye");
@@ -149,7 +161,7 @@ impl World {
     }
 
     /// With its process its sockets close; with its machine nobody is told.
-    fn crash_client(&mut self, index: usize, silently: bool) {
+    pub(super) fn crash_client(&mut self, index: usize, silently: bool) {
         let back_at = self.now + Duration::from_millis(self.rng.random_range(0..10_000));
         for key in self.crash(index, back_at) {
             self.close_client_end(key);
@@ -177,17 +189,31 @@ impl World {
         self.clients[index].authenticate(now, grade, words);
     }
 
-    fn end_a_session(&mut self) -> bool {
-        let now = self.now;
+    /// Any session that is open, while the server runs.
+    fn some_open_session(&mut self) -> Option<usize> {
         let open = |hosted: &super::server::Hosted| {
             hosted.machine.as_ref().is_some_and(mainstay_proto::session::ServerSession::is_open)
         };
-        let sessions = &mut self.server.sessions.0;
+        let sessions = &self.server.sessions.0;
         let live: Vec<_> = (0..sessions.len()).filter(|session| open(&sessions[*session])).collect();
-        if live.is_empty() || !self.server.process.is_awake(now) {
-            return false;
+        let is_awake = self.server.process.is_awake(self.now);
+        (is_awake && !live.is_empty()).then(|| live[self.rng.random_range(0..live.len())])
+    }
+
+    /// Everything that was handed over went on to what is lost.
+    fn renew_a_session(&mut self) -> bool {
+        let Some(session) = self.some_open_session() else { return false };
+        let now = self.now;
+        if let Some(machine) = &mut self.server.sessions.0[session].machine {
+            machine.renew(now, u64::MAX);
         }
-        let hosted = &mut sessions[live[self.rng.random_range(0..live.len())]];
+        true
+    }
+
+    fn end_a_session(&mut self) -> bool {
+        let Some(session) = self.some_open_session() else { return false };
+        let now = self.now;
+        let hosted = &mut self.server.sessions.0[session];
         let (client, life) = hosted.owner();
         if let Some(machine) = &mut hosted.machine {
             machine.close(now, CloseCode::SESSION_ENDED, "over");
@@ -213,6 +239,8 @@ impl World {
         self.healing = true;
         self.faults.clear();
         (self.refuse_until, self.no_judge_until) = (self.now, self.now);
+        let now = self.now;
+        self.clients.iter_mut().for_each(|client| client.reads_again(now));
         // What is black-holed stays so: a dead connection is not brought back, it is replaced.
     }
 }
