@@ -326,6 +326,17 @@ fn render(s: &Snapshot, gauges: &Gauges, links: &Figures) -> String {
     ];
     let uncertain = "Messages of visitors that the backend did not certainly get, by fate.";
     family("link_messages_total", "counter", uncertain, &fates);
+    let [switched, ok, moved, refused, failed] = links.requests;
+    let requests = [
+        ("{status=\"1xx\"}", switched),
+        ("{status=\"2xx\"}", ok),
+        ("{status=\"3xx\"}", moved),
+        ("{status=\"4xx\"}", refused),
+        ("{status=\"5xx\"}", failed),
+    ];
+    family("http_requests_total", "counter", "Requests answered, by the class of the status.", &requests);
+    let unanswered = "Requests that the backend did not answer, or not to the end.";
+    family("http_unanswered_total", "counter", unanswered, &[("", links.unanswered)]);
     family(
         "links_pings_unanswered_total",
         "counter",

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use mainstay::client::{ConnectFailure, FailureKind, Lost};
 
+use crate::upstream;
+
 /// Between two probes of a backend that is not reached.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Between two lines about the same kind of trouble.
@@ -98,6 +100,23 @@ impl Failure {
             _ => return None,
         };
         Some(Self { reason, why: why.clone() })
+    }
+}
+
+impl Failure {
+    /// Of a request over HTTP. `None`: its client's fault.
+    pub(crate) fn of_request(failure: &upstream::Failure) -> Option<Self> {
+        use upstream::Failure as F;
+        let (reason, why) = match failure {
+            F::Unreachable(why) if why.contains("refused") => (Reason::Refused, why.clone()),
+            F::Unreachable(why) => (Reason::Other, why.clone()),
+            F::Untrusted(why) => (Reason::Tls, why.clone()),
+            F::ConnectTimeout => (Reason::TimedOut, failure.to_string()),
+            F::AnswerTimeout => (Reason::NoAnswer, failure.to_string()),
+            F::NoAnswer(why) | F::Nonsense(why) => (Reason::Handshake, why.clone()),
+            F::Client(_) => return None,
+        };
+        Some(Self { reason, why })
     }
 }
 

@@ -1,16 +1,19 @@
-//! A visitor's request as it is passed on: where to, with which headers, and whose word is taken for who is behind it.
+//! A client's request as it is passed on: where to, with which fields, and whose word is taken for who is behind it.
 //!
-//! Anybody can write a header. What tells of the visitor (`X-Forwarded-For` and its kin) is therefore taken from listed
+//! Anybody can write a field. What tells of the client (`X-Forwarded-For` and its kin) is therefore taken from listed
 //! proxies only, and taken out of every other request; the backend may then believe what it gets.
 
 use std::net::{IpAddr, SocketAddr};
 
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Addresses that begin with the same bits: one address, or `address/bits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,20 +46,162 @@ impl Network {
     }
 }
 
-/// The visitor's path and query behind the backend's path.
-///
-/// # Errors
-/// They cannot stand there, or the path might lead out of the backend's.
-pub(crate) fn target(upstream: &Uri, visited: &Uri) -> Result<Uri, String> {
-    let prefix = upstream.path().trim_end_matches('/');
-    if !prefix.is_empty() && climbs(visited.path()) {
-        return Err("the path must not have a part that is `..`".to_owned());
+/// How requests are passed on.
+pub(crate) struct Forwarding {
+    pub(crate) upstream: Uri,
+    /// What the backend gets as Host; `None`: what the client sent.
+    pub(crate) host: Option<HeaderValue>,
+    /// Fields that each request to the backend has, instead of the client's of the same name.
+    pub(crate) fields: Vec<(HeaderName, HeaderValue)>,
+    /// Whose word is taken for who the client is.
+    pub(crate) trusted_proxies: Vec<Network>,
+}
+
+/// What a request asks for, as `X-Forwarded-Proto` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    WebSocket,
+    Http,
+}
+
+impl Forwarding {
+    /// The client's path and query behind the backend's path. `/` is the backend's path itself.
+    ///
+    /// # Errors
+    /// They cannot stand there, or the path might lead out of the backend's.
+    pub(crate) fn target(&self, visited: &Uri) -> Result<PathAndQuery, String> {
+        let prefix = self.upstream.path();
+        let path = visited.path_and_query().map_or("/", PathAndQuery::as_str);
+        if prefix == "/" || prefix.is_empty() {
+            return path.parse().map_err(|_| "the path cannot be forwarded".to_owned());
+        }
+        if !path.starts_with('/') {
+            return Err("the request's target must be a path".to_owned());
+        }
+        if climbs(visited.path()) {
+            return Err("the path must not have a part that is `..`".to_owned());
+        }
+        let joined = match visited.path() {
+            "/" => format!("{prefix}{}", path.trim_start_matches('/')),
+            _ => format!("{}{path}", prefix.trim_end_matches('/')),
+        };
+        joined.parse().map_err(|_| "the path cannot be forwarded".to_owned())
     }
-    let path = visited.path_and_query().map_or("/", PathAndQuery::as_str);
-    let wrong = |_| "the path cannot be forwarded".to_owned();
-    let mut parts = upstream.clone().into_parts();
-    parts.path_and_query = Some(format!("{prefix}{path}").parse().map_err(wrong)?);
-    Uri::from_parts(parts).map_err(|_| "the path cannot be forwarded".to_owned())
+
+    /// The same as a whole URL.
+    ///
+    /// # Errors
+    /// As [`target`](Self::target).
+    pub(crate) fn url(&self, visited: &Uri) -> Result<Uri, String> {
+        let mut parts = self.upstream.clone().into_parts();
+        parts.path_and_query = Some(self.target(visited)?);
+        Uri::from_parts(parts).map_err(|_| "the path cannot be forwarded".to_owned())
+    }
+
+    /// The client's fields, without those that speak of its own connection, and with those that tell the backend who
+    /// is behind it. `peer` is who connected.
+    pub(crate) fn fields(&self, asked: &HeaderMap, peer: Option<SocketAddr>, scheme: Scheme) -> HeaderMap {
+        let peer = peer.map(|peer| peer.ip().to_canonical());
+        let is_believed =
+            peer.is_some_and(|peer| self.trusted_proxies.iter().any(|network| network.contains(peer)));
+        let mut fields = HeaderMap::with_capacity(asked.len() + 4);
+        let host = asked.get(header::HOST);
+        if let Some(host) = self.host.as_ref().or(host).cloned().or_else(|| self.own_host()) {
+            fields.insert(header::HOST, host);
+        }
+        // A proxy that passes its clients' `Connection` on would have them say what of its own word is taken away.
+        let listed = if is_believed { Vec::new() } else { connection_options(asked) };
+        for (name, value) in asked {
+            let is_hop_by_hop = is_hop_by_hop(name)
+                || listed.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_str()))
+                    && !is_end_to_end(name);
+            let is_claim = !is_believed && tells_of_client(name);
+            if !is_hop_by_hop && !is_claim && !is_disguised(name) && *name != FOR && *name != header::HOST {
+                fields.append(name, value.clone());
+            }
+        }
+        if let Some(chain) = forwarded_for(asked, peer, is_believed) {
+            fields.insert(FOR, chain);
+        }
+        if let Some(host) = host {
+            fields.entry(HOST).or_insert_with(|| host.clone());
+        }
+        fields.entry(PROTO).or_insert(HeaderValue::from_static(match scheme {
+            Scheme::WebSocket => "ws",
+            Scheme::Http => "http",
+        }));
+        for (name, _) in &self.fields {
+            fields.remove(name);
+        }
+        fields.extend(self.fields.iter().cloned());
+        fields
+    }
+
+    fn own_host(&self) -> Option<HeaderValue> {
+        self.upstream.authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok())
+    }
+}
+
+/// One line, however many came: not every backend reads more.
+fn forwarded_for(asked: &HeaderMap, peer: Option<IpAddr>, is_believed: bool) -> Option<HeaderValue> {
+    let mut chain = String::new();
+    let said = asked.get_all(FOR).iter().filter(|_| is_believed).filter_map(|hops| hops.to_str().ok());
+    let peer = peer.map(|peer| peer.to_string());
+    for hops in said.chain(peer.as_deref()) {
+        if !chain.is_empty() {
+            chain.push_str(", ");
+        }
+        chain.push_str(hops);
+    }
+    HeaderValue::try_from(chain).ok().filter(|chain| !chain.is_empty())
+}
+
+/// Takes out of an answer's fields what speaks of the connection to the backend.
+pub(crate) fn answer_fields(fields: &mut HeaderMap, status: StatusCode) {
+    if fields.contains_key(header::TRANSFER_ENCODING) {
+        // It was not read by the other one, which must not lead anybody else (RFC 9112 section 6.3).
+        fields.remove(header::CONTENT_LENGTH);
+    }
+    // Of 426 it is what the client is asked for (RFC 9110 section 15.5.22).
+    let required = fields.remove(header::UPGRADE).filter(|_| status == StatusCode::UPGRADE_REQUIRED);
+    let listed: Vec<HeaderName> =
+        connection_options(fields).into_iter().filter_map(|name| name.parse().ok()).collect();
+    for name in listed.iter().filter(|name| !is_end_to_end(name)) {
+        fields.remove(name);
+    }
+    for name in [&header::CONNECTION, &header::TRANSFER_ENCODING, &KEEP_ALIVE, &PROXY_CONNECTION] {
+        fields.remove(name);
+    }
+    if let Some(required) = required {
+        fields.insert(header::UPGRADE, required);
+    }
+}
+
+/// Takes out of the fields of a 101 what the gateway says itself, besides what no 101 can have.
+pub(crate) fn switching_fields(fields: &mut HeaderMap) {
+    answer_fields(fields, StatusCode::SWITCHING_PROTOCOLS);
+    fields.remove(header::CONTENT_LENGTH);
+    for name in
+        [&header::SEC_WEBSOCKET_ACCEPT, &header::SEC_WEBSOCKET_PROTOCOL, &header::SEC_WEBSOCKET_EXTENSIONS]
+    {
+        fields.remove(name);
+    }
+}
+
+/// The names that `Connection` lists, apart from those that are no fields.
+fn connection_options(fields: &HeaderMap) -> Vec<&str> {
+    let lines = fields.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
+    let options = lines.flat_map(|line| line.split(',')).map(str::trim);
+    let is_flag = |option: &str| {
+        ["close", "keep-alive", "upgrade", "te"].iter().any(|flag| option.eq_ignore_ascii_case(flag))
+    };
+    options.filter(|option| !option.is_empty() && !is_flag(option)).collect()
+}
+
+/// Whether these fields say that the client takes trailers.
+pub(crate) fn takes_trailers(fields: &HeaderMap) -> bool {
+    let lines = fields.get_all(header::TE).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// Whether a backend may read a part of this path as `..`: some decode first, take `\` for `/`, or cut a part at `;`.
@@ -84,42 +229,19 @@ fn decode(mut path: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The visitor's headers, without those that speak of its own connection, and with those that tell the backend who is
-/// behind it. `peer` is who connected.
-pub(crate) fn headers(asked: &HeaderMap, peer: Option<SocketAddr>, trusted: &[Network]) -> HeaderMap {
-    let peer = peer.map(|peer| peer.ip().to_canonical());
-    let is_believed = peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(peer)));
-    let named = |value: &HeaderValue| -> Vec<String> {
-        value.to_str().unwrap_or_default().split(',').map(|name| name.trim().to_ascii_lowercase()).collect()
-    };
-    let listed: Vec<String> = asked.get_all(header::CONNECTION).iter().flat_map(named).collect();
-    let mut headers = HeaderMap::new();
-    for (name, value) in asked {
-        let is_hop_by_hop = is_hop_by_hop(name) || listed.iter().any(|listed| listed == name.as_str());
-        if !is_hop_by_hop && *name != FOR && (is_believed || !tells_of_visitor(name)) && !is_disguised(name) {
-            headers.append(name.clone(), copied(value));
-        }
+/// Values as they came share the buffer of their whole request, which would live as long as a link that has them.
+pub(crate) fn copied(fields: &HeaderMap) -> HeaderMap {
+    let copy =
+        |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+    let mut copies = HeaderMap::with_capacity(fields.len());
+    for (name, value) in fields {
+        copies.append(name.clone(), copy(value));
     }
-    let chain = asked.get_all(FOR).iter().filter(|_| is_believed).filter_map(|hops| hops.to_str().ok());
-    let chain: Vec<String> = chain.map(str::to_owned).chain(peer.map(|peer| peer.to_string())).collect();
-    // One line, however many came: not every backend reads more.
-    if let Some(chain) = HeaderValue::try_from(chain.join(", ")).ok().filter(|chain| !chain.is_empty()) {
-        headers.insert(FOR, chain);
-    }
-    if let Some(host) = asked.get(header::HOST) {
-        headers.entry(HOST).or_insert_with(|| copied(host));
-    }
-    headers.entry(PROTO).or_insert(HeaderValue::from_static("ws"));
-    headers
-}
-
-/// A value as it came shares the buffer of its whole request, which would live as long as the link.
-fn copied(value: &HeaderValue) -> HeaderValue {
-    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
+    copies
 }
 
 /// Only a proxy may say these.
-fn tells_of_visitor(name: &HeaderName) -> bool {
+fn tells_of_client(name: &HeaderName) -> bool {
     let name = name.as_str();
     matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-")
 }
@@ -127,25 +249,44 @@ fn tells_of_visitor(name: &HeaderName) -> bool {
 /// The same with `_`, which CGI and its heirs read as `-`. No proxy writes it so.
 fn is_disguised(name: &HeaderName) -> bool {
     let plain = name.as_str().contains('_').then(|| name.as_str().replace('_', "-").parse());
-    plain.is_some_and(|plain| plain.is_ok_and(|plain| tells_of_visitor(&plain)))
+    plain.is_some_and(|plain| plain.is_ok_and(|plain| tells_of_client(&plain)))
 }
 
-/// RFC 9110 section 7.6.1, and the opening handshake's own (RFC 6455 section 4.1).
+/// RFC 9110 section 7.6.1, what is answered here (Expect), and the opening handshake's own (RFC 6455 section 4.1).
+/// `Trailer` is not one of them: it is of the message.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "connection"
+            | "expect"
+            | "http2-settings"
             | "keep-alive"
             | "proxy-authenticate"
             | "proxy-authorization"
             | "proxy-connection"
             | "te"
-            | "trailer"
             | "transfer-encoding"
             | "upgrade"
-            | "content-length"
-            | "host"
     ) || name.as_str().starts_with("sec-websocket-")
+}
+
+/// What `Connection` must not take out: it is for the backend, which would decide otherwise without it.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    tells_of_client(name)
+        || matches!(
+            text,
+            "host"
+                | "cookie"
+                | "authorization"
+                | "origin"
+                | "referer"
+                | "user-agent"
+                | "cache-control"
+                | "trailer"
+        )
+        || matches!(text, "set-cookie" | "location" | "www-authenticate" | "date" | "vary")
+        || ["content-", "sec-", "access-control-", "if-"].iter().any(|kin| text.starts_with(kin))
 }
 
 #[cfg(test)]
@@ -172,12 +313,20 @@ mod tests {
         headers
     }
 
-    /// What of it tells of the visitor, as it is passed on.
+    fn to(upstream: &'static str, trusted: &[&str]) -> Forwarding {
+        Forwarding {
+            upstream: Uri::from_static(upstream),
+            host: None,
+            fields: Vec::new(),
+            trusted_proxies: trusted.iter().map(|network| Network::parse(network).unwrap()).collect(),
+        }
+    }
+
+    /// What of it tells of the client, as it is passed on.
     fn told(extra: &[(&'static str, &'static str)], peer: &str, trusted: &[&str]) -> Vec<String> {
-        let trusted: Vec<_> = trusted.iter().map(|network| Network::parse(network).unwrap()).collect();
-        let headers = headers(&asked(extra), Some(peer.parse().unwrap()), &trusted);
-        let telling =
-            headers.iter().filter(|(name, _)| tells_of_visitor(name) || name.as_str().contains('_'));
+        let forwarding = to("ws://backend", trusted);
+        let headers = forwarding.fields(&asked(extra), Some(peer.parse().unwrap()), Scheme::WebSocket);
+        let telling = headers.iter().filter(|(name, _)| tells_of_client(name) || name.as_str().contains('_'));
         let mut told: Vec<_> =
             telling.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         told.sort_unstable();
@@ -199,11 +348,12 @@ mod tests {
 
     #[test]
     fn what_speaks_of_the_visitors_connection_is_not_forwarded() {
-        let headers = headers(&asked(&[]), Some(([127, 0, 0, 1], 5000).into()), &[]);
+        let peer = Some(([127, 0, 0, 1], 5000).into());
+        let headers = to("ws://backend", &[]).fields(&asked(&[]), peer, Scheme::WebSocket);
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         let expected =
-            ["authorization", "cookie", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+            ["authorization", "cookie", "host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
         assert_eq!(names, expected);
     }
 
@@ -257,7 +407,7 @@ mod tests {
     }
 
     fn join(upstream: &'static str, visited: &'static str) -> Result<String, String> {
-        target(&Uri::from_static(upstream), &Uri::from_static(visited)).map(|url| url.to_string())
+        to(upstream, &[]).url(&Uri::from_static(visited)).map(|url| url.to_string())
     }
 
     #[test]
@@ -266,6 +416,103 @@ mod tests {
             |upstream, expected: &str| assert_eq!(join(upstream, "/room/7?user=x").unwrap(), expected);
         check("ws://backend:3000", "ws://backend:3000/room/7?user=x");
         check("ws://backend:3000/app/", "ws://backend:3000/app/room/7?user=x");
+    }
+
+    #[test]
+    fn the_root_is_the_backends_path_itself() {
+        let check = |upstream, visited, expected: &str| {
+            assert_eq!(join(upstream, visited).unwrap(), expected, "{upstream} {visited}");
+        };
+        check("ws://b/ws", "/", "ws://b/ws");
+        check("ws://b/ws", "/?a=1", "ws://b/ws?a=1");
+        check("ws://b/ws/", "/", "ws://b/ws/");
+        check("ws://b/ws/", "/?a=1", "ws://b/ws/?a=1");
+        check("ws://b/a/b", "/", "ws://b/a/b");
+        check("ws://b", "/?a=1", "ws://b/?a=1");
+        check("ws://b/ws", "//", "ws://b/ws//");
+        check("ws://b/ws", "/ws", "ws://b/ws/ws");
+        assert!(join("ws://b/ws", "*").is_err());
+    }
+
+    #[test]
+    fn connection_takes_out_nothing_that_is_for_the_backend() {
+        let all = "Upgrade, X-Real-IP, x-forwarded-proto, X-Forwarded-For, Forwarded, Cookie, Authorization, Host, X-Mine";
+        let asked = asked(&[
+            ("connection", all),
+            ("x-real-ip", "10.0.0.1"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x-forwarded-proto", "https"),
+        ]);
+        let fields = |trusted: &[&str]| {
+            to("ws://backend", trusted).fields(&asked, Some(([192, 0, 2, 7], 1).into()), Scheme::Http)
+        };
+        let (believed, other) = (fields(&["192.0.2.7"]), fields(&[]));
+        for (name, value) in
+            [("x-real-ip", "10.0.0.1"), ("forwarded", "for=10.0.0.1"), ("x-forwarded-proto", "https")]
+        {
+            assert_eq!(believed[name], value);
+        }
+        // Nor anything else that the proxy says, for example who the user is.
+        assert_eq!(believed["x-mine"], "hop");
+        assert_eq!(
+            (&other["cookie"], &other["authorization"], &other["host"]),
+            (&"a=b".parse().unwrap(), &"Bearer t".parse().unwrap(), &"example.com".parse().unwrap())
+        );
+        assert_eq!(
+            (other["x-forwarded-proto"].as_bytes(), other.get("x-mine"), other.get("x-real-ip")),
+            (&b"http"[..], None, None)
+        );
+    }
+
+    #[test]
+    fn the_host_is_kept_or_replaced_and_there_is_one_for_http_1_0() {
+        let mut forwarding = to("ws://backend:3000", &[]);
+        let host = |forwarding: &Forwarding, asked: &HeaderMap| {
+            let fields = forwarding.fields(asked, None, Scheme::Http);
+            (fields["host"].clone(), fields.get("x-forwarded-host").cloned())
+        };
+        let named = HeaderValue::from_static("example.com");
+        assert_eq!(host(&forwarding, &asked(&[])), (named.clone(), Some(named.clone())));
+        let own = HeaderValue::from_static("backend:3000");
+        assert_eq!(host(&forwarding, &HeaderMap::new()), (own, None));
+        let other = HeaderValue::from_static("other");
+        forwarding.host = Some(other.clone());
+        assert_eq!(host(&forwarding, &asked(&[])), (other, Some(named)));
+    }
+
+    #[test]
+    fn the_operators_fields_replace_the_clients() {
+        let field = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        let mut forwarding = to("ws://backend", &[]);
+        forwarding.fields = vec![field("cookie", "mine"), field("x-a", "1"), field("x-a", "2")];
+        let fields = forwarding.fields(&asked(&[("x-a", "0")]), None, Scheme::Http);
+        let values = |name: &str| fields.get_all(name).iter().cloned().collect::<Vec<_>>();
+        assert!(values("cookie") == ["mine"] && values("x-a") == ["1", "2"], "{fields:?}");
+    }
+
+    #[test]
+    fn an_answer_loses_what_speaks_of_the_backends_connection() {
+        let mut fields = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, X-Hop, Set-Cookie"),
+            ("keep-alive", "timeout=5"),
+            ("x-hop", "1"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("upgrade", "h2c"),
+            ("set-cookie", "a=b"),
+            ("trailer", "x-sum"),
+            ("date", "today"),
+        ] {
+            fields.append(name, value.parse().unwrap());
+        }
+        let mut required = fields.clone();
+        answer_fields(&mut fields, StatusCode::OK);
+        let mut names: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["date", "set-cookie", "trailer"]);
+        answer_fields(&mut required, StatusCode::UPGRADE_REQUIRED);
+        assert_eq!(required["upgrade"], "h2c");
     }
 
     #[test]

@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::Uri;
+use http::{StatusCode, Uri};
 use mainstay::client::{Connector, Event, Lost, Sender, State};
 use mainstay::{Evidence, Report, SessionId};
 use slab::Slab;
 use tokio::sync::Notify;
 
 use crate::backend::{Backend, Failure, Line, Reason};
+use crate::upstream;
 
 /// Over how long links dial that waited for the backend, once it is there.
 const WAKE: Duration = Duration::from_secs(1);
@@ -45,6 +46,10 @@ struct Counters {
     unknown: AtomicU64,
     not_delivered: AtomicU64,
     undeliverable: AtomicU64,
+    /// Requests that were answered, by the class of the status: 1xx first.
+    requests: [AtomicU64; 5],
+    /// Requests that the backend did not answer.
+    unanswered: AtomicU64,
     pings_unanswered: AtomicU64,
     /// Whether the backend answers Pings, by what the newest link that found out has seen.
     answers_pings: Mutex<Option<bool>>,
@@ -89,6 +94,10 @@ pub(crate) struct Figures {
     pub(crate) pings_unanswered: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
+    /// Requests answered, by the class of the status: 1xx first.
+    pub(crate) requests: [u64; 5],
+    /// Requests that the backend did not answer.
+    pub(crate) unanswered: u64,
 }
 
 impl Default for Links {
@@ -233,6 +242,36 @@ impl Links {
             undeliverable: read(&figures.undeliverable),
             pings_unanswered: read(&figures.pings_unanswered),
             kept_bytes: self.kept_bytes(),
+            requests: self.0.figures.requests.each_ref().map(read),
+            unanswered: read(&self.0.figures.unanswered),
+        }
+    }
+
+    /// A request was answered, by the backend or for it.
+    pub(crate) fn passed(&self, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
+        if let Some(counter) = self.0.figures.requests.get(class) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The backend answered a request.
+    pub(crate) fn answered(&self) {
+        self.reached();
+    }
+
+    /// The backend did not answer a request.
+    pub(crate) fn unanswered(&self, failure: &upstream::Failure) {
+        match Failure::of_request(failure) {
+            None => tracing::debug!(%failure, "a request was not passed on to its end"),
+            Some(known) => {
+                self.0.figures.unanswered.fetch_add(1, Relaxed);
+                let was_reached = !known.reason.is_down();
+                self.failed(known);
+                if was_reached {
+                    self.reached();
+                }
+            }
         }
     }
 

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRef, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use clap::ValueEnum;
 use http::HeaderName;
 use mainstay::client::{Connector, Place};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
-use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay, SessionUpgrade};
+use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
@@ -25,7 +25,7 @@ use crate::principal::Bound;
 use crate::relay::BackendLoss;
 use crate::signals::{self, Stops};
 use crate::successor::{Baton, Found};
-use crate::{admin, builtin, descriptors, join, log, successor, trust, values};
+use crate::{admin, builtin, descriptors, join, log, pass, successor, trust, values, visit};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
 /// who finds the queue full is not heard until TCP asks again, a second later or more.
@@ -51,6 +51,11 @@ Environment:
   Each option has a variable, as MAINSTAY_LISTEN for --listen; the option wins.
   Several values are parted by commas where none can hold one, else by line
   breaks.";
+/// The largest head of a request, and how many fields it may have: as nginx takes them, with room for cookies.
+const MAX_HEAD: usize = 32 * 1024;
+const MAX_FIELDS: usize = 100;
+/// How long a connection may be without a request; nginx's `keepalive_timeout`.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
@@ -69,6 +74,8 @@ pub(crate) struct Arguments {
     /// is kept for as long as it stays.
     #[arg(long, value_name = "DURATION", value_parser = values::wait, default_value = "30s")]
     upstream_wait: Duration,
+    #[command(flatten)]
+    passing: pass::Arguments,
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
     heartbeat: HeartbeatConfig,
@@ -168,12 +175,6 @@ struct Gateway {
     link: Arc<join::LinkConfig>,
 }
 
-impl FromRef<Gateway> for Mainstay {
-    fn from_ref(gateway: &Gateway) -> Self {
-        gateway.mainstay.clone()
-    }
-}
-
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let token = match admin_token(&arguments) {
         Ok(token) => token,
@@ -242,10 +243,17 @@ async fn serve(
     let app = match &arguments.upstream {
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
+            let connector = connector.clone().unwrap_or_default();
             let link = join::LinkConfig {
-                upstream: upstream.url.clone(),
-                connector: connector.clone().unwrap_or_default(),
+                passing: arguments.passing.passing(
+                    &upstream.url,
+                    &connector,
+                    &arguments.trusted_proxy,
+                    &links,
+                ),
+                connector,
                 upstream_wait: arguments.upstream_wait,
+                deflate_upstream: arguments.passing.deflate(),
                 heartbeat,
                 limits,
                 confirm: match arguments.confirm {
@@ -258,7 +266,6 @@ async fn serve(
                     Delivery::AtMostOnce => Guarantee::AtMostOnce,
                 },
                 on_backend_loss: arguments.on_backend_loss,
-                trusted_proxies: arguments.trusted_proxy.clone(),
                 bound: Bound {
                     headers: arguments.session_header.clone(),
                     cookies: arguments.session_cookie.clone(),
@@ -289,7 +296,10 @@ async fn serve(
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
-    let served = mainstay::serve(listener, app, &mainstay)
+    let server =
+        mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
+    let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
+    let served = server
         .with_graceful_shutdown(termination(stops, links.clone()), arguments.drain)
         .with_successor(taken_over)
         .await;
@@ -313,8 +323,8 @@ fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
     Ok(config)
 }
 
-async fn visit(State(gateway): State<Gateway>, upgrade: SessionUpgrade) -> Response {
-    join::visit(upgrade, gateway.link).await
+async fn visit(State(gateway): State<Gateway>, request: Request) -> Response {
+    visit::answer_request(request, &gateway.mainstay, gateway.link).await
 }
 
 /// Listens there, or goes on listening where a process of ours drains.

@@ -78,6 +78,60 @@ pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, value))
 }
 
+/// A header for the backend, as `Name: value`, or `Name: @/path` with the value in a file.
+pub(crate) fn upstream_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = match text.split_once(':').map(|(name, value)| (name, value.trim())) {
+        Some((name, value)) if value.starts_with("@/") => {
+            let file = value.trim_start_matches('@');
+            let read = std::fs::read_to_string(file);
+            let read = read.map_err(|error| format!("{file}: {error}; give a file that can be read"))?;
+            // What is in it may be a secret, and is not shown.
+            let value = HeaderValue::from_str(read.trim_end_matches(['\r', '\n']));
+            let value = value.map_err(|_| format!("{file}: must hold one line, the header's value"))?;
+            let name = name.trim().parse().map_err(|_| format!("{name:?} is not a header name"))?;
+            (name, value)
+        }
+        _ => header(text)?,
+    };
+    if is_not_for_flags(&name) {
+        return Err(format!("{name} belongs to the connection or the handshake; it cannot be set by a flag"));
+    }
+    Ok((name, value))
+}
+
+/// What is of one hop, or has a flag of its own.
+fn is_not_for_flags(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let hop =
+        ["connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade", "expect"];
+    hop.contains(&name) || name.starts_with("sec-websocket-")
+}
+
+/// What a request may have as Host.
+pub(crate) fn host(text: &str) -> Result<HeaderValue, String> {
+    let wrong =
+        || "write a host, and a port if need be, for example app.internal or app.internal:8080".to_owned();
+    let authority: http::uri::Authority = text.parse().map_err(|_| wrong())?;
+    if authority.host().is_empty() || text.contains('@') {
+        return Err(wrong());
+    }
+    HeaderValue::from_str(text).map_err(|_| wrong())
+}
+
+/// A size of a body, which may be larger than what is kept in memory.
+pub(crate) fn body_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text.get(digits.len()..).unwrap_or_default() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        unit => return Err(format!("unknown unit {unit}; write for example 64KiB, 10MiB or 1GiB")),
+    };
+    let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    size.ok_or_else(|| "write for example 64KiB, 10MiB or 1GiB".to_owned())
+}
+
 /// The name of a subprotocol (RFC 6455 section 4.1: a token of RFC 9110).
 pub(crate) fn token(text: &str) -> Result<String, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -114,9 +168,11 @@ pub(crate) fn server(text: &str) -> Result<String, String> {
     place(text).map(|_| text.to_owned())
 }
 
-/// The backend: as [`server`], without a query.
+/// The backend: as [`server`], without a query. `http://` and `https://` mean the same: it gets both kinds of requests.
 pub(crate) fn upstream(text: &str) -> Result<Place, String> {
-    let place = place(text)?;
+    let same = [("http://", "ws://"), ("https://", "wss://")];
+    let written = same.iter().find_map(|(http, ws)| Some(format!("{ws}{}", text.strip_prefix(http)?)));
+    let place = place(written.as_deref().unwrap_or(text))?;
     match place.url.query() {
         None => Ok(place),
         Some(_) => Err("must have no ?query: each visitor's own is passed on; write it without".to_owned()),
@@ -182,13 +238,61 @@ mod tests {
     }
 
     #[test]
+    fn a_backends_header_is_not_of_one_hop_and_may_come_from_a_file() {
+        let read = |text: &str| {
+            upstream_header(text).map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+        };
+        assert_eq!(read("X-A: b: c"), Ok("x-a: b: c".to_owned()));
+        for wrong in [
+            "Host: h",
+            "Connection: close",
+            "Sec-WebSocket-Key: x",
+            "content-length: 1",
+            "x",
+            "X-A: @/nowhere/x",
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        let file = std::env::temp_dir().join(format!("mainstay-header-{}", std::process::id()));
+        std::fs::write(&file, "Bearer secret\n").unwrap();
+        assert_eq!(
+            read(&format!("Authorization: @{}", file.display())),
+            Ok("authorization: Bearer secret".to_owned())
+        );
+        std::fs::write(&file, "Bearer secret\nmore\n").unwrap();
+        let error = read(&format!("Authorization: @{}", file.display())).unwrap_err();
+        assert!(!error.contains("secret"), "{error}");
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn a_host_for_the_backend_is_a_host() {
+        assert!(
+            host("app.internal").is_ok() && host("app.internal:8080").is_ok() && host("[::1]:80").is_ok()
+        );
+        for wrong in ["", "a b", "a/b", "user@host", "http://a"] {
+            assert!(host(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_backend_is_a_websocket_url() {
         assert!(upstream("ws://127.0.0.1:3000/app").is_ok());
+        assert_eq!(upstream("http://127.0.0.1:3000/app").unwrap().url, "ws://127.0.0.1:3000/app");
+        assert_eq!(upstream("https://h").unwrap().url, "wss://h/");
         assert!(upstream("unix:/run/app.sock:/app").is_ok() && server("unix:/run/app.sock:/a?b").is_ok());
         let too_long = format!("unix:/{}", "x".repeat(200));
-        for wrong in
-            ["http://x", "127.0.0.1:3000", "ws://", "", "ws:///path", "unix:", "unix:/a:/b?c", &too_long]
-        {
+        for wrong in [
+            "ftp://x",
+            "http://",
+            "127.0.0.1:3000",
+            "ws://",
+            "",
+            "ws:///path",
+            "unix:",
+            "unix:/a:/b?c",
+            &too_long,
+        ] {
             assert!(upstream(wrong).is_err(), "{wrong}");
         }
         assert!(url("unix:/run/app.sock").is_err(), "not everybody reaches one");

@@ -19,7 +19,7 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     check(&["serve", "--listen", "8080"], &["--listen", "127.0.0.1:8080"]);
     check(&["serve", "--listen", "localhost:8080"], &["--listen", "IP address"]);
     check(&["serve", "--admin", "x"], &["--admin", "127.0.0.1:8080"]);
-    check(&["serve", "--upstream", "http://x"], &["--upstream", "ws://"]);
+    check(&["serve", "--upstream", "ftp://x"], &["--upstream", "ws://"]);
     check(&["serve", "--upstream", "127.0.0.1:3000"], &["--upstream", "ws://127.0.0.1:3000"]);
     check(&["serve", "--heartbeat", "25"], &["--heartbeat", "25s"]);
     check(&["serve", "--heartbeat", "1ms"], &["--heartbeat", "between 100 ms and 1 hour"]);

@@ -18,6 +18,13 @@ pub(crate) struct Frames {
     masks: bool,
 }
 
+impl From<TcpStream> for Frames {
+    /// Of a connection whose opening handshake is done. Frames of it are written unmasked.
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, masks: false }
+    }
+}
+
 impl Frames {
     /// The head of the answer to a visitor with these further headers (each with its line's end), and what follows.
     pub(crate) async fn visit(address: SocketAddr, path: &str, headers: &str) -> (String, Self) {
@@ -117,7 +124,8 @@ impl Frames {
     }
 }
 
-async fn head(stream: &mut TcpStream) -> io::Result<String> {
+/// The head of a message of HTTP.
+pub(crate) async fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);

@@ -222,6 +222,20 @@ impl Offer {
         Ok(Self { key: BASE64.encode(key), protocols, deflate })
     }
 
+    /// The offer that a request makes, for a gateway that passes the request on and has the answer to check: its key
+    /// and its subprotocols, also such as are not tokens. Extensions are of one hop: `deflate` is what the gateway
+    /// offers instead of the request's. `None`: it has not exactly one key.
+    pub fn of_request(headers: &HeaderMap, deflate: Option<DeflateParams>) -> Option<Self> {
+        let key = single(headers, &SEC_WEBSOCKET_KEY)?.to_str().ok()?.trim().to_owned();
+        let values: Vec<_> = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect();
+        Some(Self { key, protocols: elements(&values).map(str::to_owned).collect(), deflate })
+    }
+
+    /// The value of `Sec-WebSocket-Extensions`, if any is offered.
+    pub fn extensions(&self) -> Option<HeaderValue> {
+        HeaderValue::try_from(self.deflate?.offer()).ok()
+    }
+
     /// The request's headers, apart from `Host` and what the application adds.
     pub fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::from_iter([

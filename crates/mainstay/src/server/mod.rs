@@ -33,7 +33,9 @@ mod open;
 mod pace;
 mod serve;
 mod session;
+mod spelling;
 mod stats;
+mod target;
 mod task;
 mod upgrade;
 

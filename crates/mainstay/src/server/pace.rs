@@ -34,6 +34,11 @@ impl Paced<TcpStream> {
         let give_up = |stream: &TcpStream| drop(stream.set_zero_linger());
         Self { stream, stalled: None, give_up }
     }
+
+    /// Ends the connection so that the peer cannot take what it got for all there was.
+    pub(super) fn reset(self) {
+        (self.give_up)(&self.stream);
+    }
 }
 
 impl<S> Paced<S> {

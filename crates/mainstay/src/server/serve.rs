@@ -1,8 +1,9 @@
 //! The server loop: what `axum::serve` does, and what it leaves out for WebSockets.
 //!
 //! A connection that says nothing, or too slowly, is dropped at the opening deadline, and so is one that takes
-//! nothing of its response. Shutdown waits for sessions and for HTTP responses, and resets no connection: what waits to
-//! be accepted is answered, or left to a successor that has the same listening socket.
+//! nothing of its response. A request without a valid Host or target gets 400. A response whose body breaks off resets
+//! its connection, or a client of HTTP/1.0 would take it for whole. Shutdown waits for sessions and for HTTP responses, and
+//! resets no connection: what waits to be accepted is answered, or left to a successor that has the same listening socket.
 
 use std::convert::Infallible;
 use std::future::{Future, IntoFuture};
@@ -28,14 +29,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-use super::Mainstay;
 use super::limits::Permit;
 use super::pace::Paced;
 use super::stats::Stats;
+use super::{Mainstay, target};
 
-/// The head of a request may be this large, in this many headers.
+/// The head of a request may be this large, in this many fields.
 const MAX_HEAD: usize = 16 * 1024;
-const MAX_HEADERS: usize = 64;
+const MAX_FIELDS: usize = 64;
 
 /// Serves `app` on `listener`. Await it; it ends only after [`Serve::with_graceful_shutdown`]'s signal.
 ///
@@ -60,8 +61,14 @@ const MAX_HEADERS: usize = 64;
 /// [`Config::opening_deadline`]: super::Config::opening_deadline
 #[must_use = "await it"]
 pub fn serve(listener: TcpListener, app: Router, mainstay: &Mainstay) -> Serve {
-    let mainstay = mainstay.clone();
-    Serve { listener, app, mainstay, shutdown: None, successor: None, within: Duration::from_secs(5) }
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(mainstay.shared.config.opening_deadline)
+        .max_buf_size(MAX_HEAD)
+        .max_header_size(MAX_HEAD)
+        .max_headers(MAX_FIELDS);
+    let (mainstay, within) = (mainstay.clone(), Duration::from_secs(5));
+    Serve { listener, app, mainstay, http, shutdown: None, successor: None, within }
 }
 
 type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -79,6 +86,7 @@ pub struct Serve {
     shutdown: Option<Signal>,
     successor: Option<Signal>,
     within: Duration,
+    http: http1::Builder,
 }
 
 impl Serve {
@@ -108,12 +116,45 @@ impl Serve {
         self
     }
 
+    /// How large the head of a request may be, and how many fields it may have; one that is larger gets 431. Default:
+    /// 16 KiB and 64. Range: at least 8 KiB.
+    ///
+    /// # Panics
+    /// `bytes` is less than 8 KiB.
+    pub fn head_limits(mut self, bytes: usize, fields: usize) -> Self {
+        self.http.max_buf_size(bytes).max_header_size(bytes).max_headers(fields);
+        self
+    }
+
+    /// How long a connection may wait for its next request, that request's head included. Its first request has
+    /// [`Config::opening_deadline`](super::Config::opening_deadline). Default: the same for all.
+    pub fn keep_alive(mut self, idle: Duration) -> Self {
+        self.http.header_read_timeout(idle);
+        self
+    }
+
+    /// Remembers how each request's field names were spelled, in an extension of the request, for a proxy that sends
+    /// them on over hyper; a response that has that extension is spelled so, any other with capitals. Default: no, and
+    /// lower case; it costs a second map for each request.
+    pub fn preserve_header_case(mut self) -> Self {
+        self.http.preserve_header_case(true).title_case_headers(true);
+        self
+    }
+
     async fn run(self) -> io::Result<()> {
-        let Self { listener, app, mainstay, shutdown, successor, within } = self;
+        let Self { listener, app, mainstay, http, shutdown, successor, within } = self;
         let mut shutdown = shutdown.unwrap_or_else(|| Box::pin(std::future::pending()));
         let (visitors, leave) = (TaskTracker::new(), CancellationToken::new());
-        let mut door =
-            Door { listener: Some(listener), successor, app, mainstay, visitors, leave, failing: false };
+        let mut door = Door {
+            listener: Some(listener),
+            successor,
+            app,
+            mainstay,
+            http,
+            visitors,
+            leave,
+            failing: false,
+        };
         tokio::select! {
             biased;
             () = &mut shutdown => {}
@@ -144,6 +185,7 @@ struct Door {
     successor: Option<Signal>,
     app: Router,
     mainstay: Mainstay,
+    http: http1::Builder,
     visitors: TaskTracker,
     leave: CancellationToken,
     /// Accepting fails, and that was logged.
@@ -179,7 +221,7 @@ impl Door {
         if let Ok(permit) = self.mainstay.shared.gate.arrive(address, &self.mainstay.shared.stats) {
             let visitor = Visitor::new(address, permit, self.app.clone(), self.mainstay.clone());
             // In a box, as tokio copies a task's future several times.
-            self.visitors.spawn(Box::pin(visitor.serve(stream, self.leave.clone())));
+            self.visitors.spawn(Box::pin(visitor.serve(stream, self.http.clone(), self.leave.clone())));
         }
     }
 
@@ -255,17 +297,12 @@ impl Visitor {
         Self { address, permit, app, mainstay, accepted: Instant::now(), spoke: AtomicBool::new(false) }
     }
 
-    async fn serve(self, stream: TcpStream, leave: CancellationToken) {
+    async fn serve(self, stream: TcpStream, http: http1::Builder, leave: CancellationToken) {
         let shared = &self.mainstay.shared;
         let deadline = shared.config.opening_deadline;
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(deadline)
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS);
         let service = service_fn(|request| self.answer(request));
         let io = TokioIo::new(Paced::tcp(stream));
-        let mut served = pin!(http.serve_connection(io, service).with_upgrades());
+        let mut served = http.serve_connection(io, service).with_upgrades();
         let silent = async {
             tokio::time::sleep_until(self.accepted + deadline).await;
             if self.spoke.load(Ordering::Relaxed) {
@@ -282,16 +319,19 @@ impl Visitor {
         let (mut silent, mut leave, mut leaving) = (pin!(silent), pin!(leave), false);
         loop {
             tokio::select! {
-                result = served.as_mut() => {
+                result = &mut served => {
                     if let Err(error) = result {
                         tracing::debug!(%error, address = %self.address, "HTTP connection ended");
+                        if error.is_user() && let Some(parts) = served.into_parts() {
+                            parts.io.into_inner().reset();
+                        }
                     }
                     break;
                 }
                 () = silent.as_mut() => break,
                 () = leave.as_mut(), if !leaving => {
                     leaving = true;
-                    served.as_mut().graceful_shutdown();
+                    Pin::new(&mut served).graceful_shutdown();
                 }
             }
         }
@@ -306,7 +346,13 @@ impl Visitor {
         if let Some(refused) = self.permit.as_ref().and_then(|permit| permit.refused()) {
             return Ok(refused.into_response());
         }
-        let mut request: Request = request.map(Body::new);
+        let (mut head, body) = request.into_parts();
+        if let Err(line) = target::settle(&mut head) {
+            Stats::add(&self.mainstay.shared.stats.openings_failed, 1);
+            let headers = [(header::CONNECTION, HeaderValue::from_static("close"))];
+            return Ok((StatusCode::BAD_REQUEST, headers, format!("{line}\n")).into_response());
+        }
+        let mut request = Request::from_parts(head, Body::new(body));
         let is_upgrade = request.headers().contains_key(header::UPGRADE);
         let extensions = request.extensions_mut();
         extensions.insert(ConnectInfo(self.address));

@@ -10,7 +10,7 @@ use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OriginalUri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Uri, header};
 use hyper::upgrade::OnUpgrade;
 use mainstay_proto::ws::DeflateParams;
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
@@ -21,6 +21,7 @@ use super::limits::Permit;
 use super::open::{Opening, Terms, open};
 use super::serve::HeadTook;
 use super::session::Session;
+use super::spelling;
 use super::stats::Stats;
 
 /// The subprotocol of `mainstay.v1`; `mainstay.v1+name` carries an application's own name.
@@ -40,6 +41,8 @@ pub struct SessionUpgrade {
     head_took: Duration,
     terms: Terms,
     subprotocols: Option<Vec<String>>,
+    /// What the 101 says besides, and how its names are spelled.
+    answer: Option<Box<(HeaderMap, Extensions)>>,
 }
 
 /// What is known of a session's client. Small, because every session holds it; the request's headers are
@@ -117,6 +120,7 @@ where
                 deflate: None,
             },
             subprotocols: None,
+            answer: None,
         })
     }
 }
@@ -182,6 +186,15 @@ impl SessionUpgrade {
         self
     }
 
+    /// Fields for the 101 response besides those of the handshake, which stay ours, and extensions for it: hyper takes
+    /// the spelling of field names from there, for example from the answer of a backend that is passed on. Default: no
+    /// more fields, spelled as RFC 6455 does.
+    #[must_use]
+    pub fn response_fields(mut self, fields: HeaderMap, extensions: Extensions) -> Self {
+        self.answer = Some(Box::new((fields, extensions)));
+        self
+    }
+
     /// A client that does not keep up loses messages instead of making [`Session::send`] wait: when what is
     /// kept for it is full ([`Config::keep`](super::Config::keep)), the oldest message that was never written
     /// is dropped, which may be the new one. The client is told of the gap, at its place in the order. For
@@ -235,7 +248,7 @@ impl SessionUpgrade {
         let chosen = self.choose();
         let shared = &self.mainstay.shared;
         let deflate = shared.config.deflate.then(DeflateParams::default);
-        let (headers, agreed) = self.request.response(chosen.as_deref(), deflate);
+        let (handshake, agreed) = self.request.response(chosen.as_deref(), deflate);
         self.facts.resumable = chosen.as_deref().is_some_and(is_ours);
         self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
         self.terms.deflate = agreed.deflate;
@@ -247,7 +260,10 @@ impl SessionUpgrade {
         tracker.spawn(Box::pin(opened));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        *response.headers_mut() = headers;
+        let (headers, extensions) =
+            self.answer.map_or_else(|| (HeaderMap::new(), spelling::of_rfc_6455()), |answer| *answer);
+        *response.headers_mut() = with_handshake(headers, handshake);
+        *response.extensions_mut() = extensions;
         response
     }
 
@@ -262,6 +278,17 @@ impl SessionUpgrade {
         let ours = list.iter().filter(|name| is_ours(name)).find(with_name);
         ours.or_else(|| wanted.iter().find(|name| list.contains(name))).map(|name| (*name).to_owned())
     }
+}
+
+/// These fields, and those of the handshake instead of any that have their names.
+fn with_handshake(mut fields: HeaderMap, handshake: HeaderMap) -> HeaderMap {
+    for name in
+        [&header::SEC_WEBSOCKET_ACCEPT, &header::SEC_WEBSOCKET_PROTOCOL, &header::SEC_WEBSOCKET_EXTENSIONS]
+    {
+        fields.remove(name);
+    }
+    fields.extend(handshake);
+    fields
 }
 
 fn is_ours(name: &str) -> bool {

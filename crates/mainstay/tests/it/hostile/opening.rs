@@ -63,6 +63,15 @@ async fn a_head_out_of_bounds_is_refused_unread() {
     stage.ends_unharmed().await;
 }
 
+#[tokio::test]
+async fn a_request_may_name_its_resource_by_a_whole_url() {
+    let stage = Stage::set(Config::default()).await;
+    let whole = upgrade("Connection: close\r\n").replace("/echo", "http://example.com/echo?a=b");
+    let answer = stage.answer(whole.replace("Upgrade: websocket", "Upgrade: other").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 426 "), "the path was found: {answer}");
+    stage.ends_unharmed().await;
+}
+
 /// Each is answered once with its status, and the connection is closed: what follows is not read as a request.
 #[tokio::test]
 async fn a_request_that_opens_no_websocket_is_answered_with_its_status_and_closed() {
@@ -93,7 +102,12 @@ async fn a_request_that_opens_no_websocket_is_answered_with_its_status_and_close
         ("NUL in a value", upgrade("X: a\0b\r\n"), "400"),
         ("a folded value", upgrade("X: a\r\n b\r\n"), "400"),
         ("garbage", "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\r\n\r\n".to_owned(), "400"),
-        ("no path", good.replace("/echo", "echo"), "404"),
+        ("no path", good.replace("/echo", "echo"), "400"),
+        ("no path but all", good.replace("/echo", "*"), "400"),
+        ("a URL of another kind", good.replace("/echo", "ftp://x/echo"), "400"),
+        ("CONNECT", good.replace("GET /echo", "CONNECT x:80"), "400"),
+        ("a Host that is none", good.replace("Host: x", "Host: x/y?z"), "400"),
+        ("a Host of two words", good.replace("Host: x", "Host: x y"), "400"),
     ];
     for (what, request, status) in cases {
         // A second request in the same breath: it may have been meant for somebody else.

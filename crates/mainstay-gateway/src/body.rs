@@ -1,0 +1,287 @@
+//! Bodies on their way through: a frame is taken from one side when the other has room for it, and no sooner.
+//!
+//! A side that gives nothing for too long ends its body with an error, and so the exchange. Time in which the other side
+//! has no room does not count.
+
+use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use crate::upstream::Kept;
+
+/// How long a client may give nothing of a body that it has begun.
+const CLIENT_IDLE: Duration = Duration::from_secs(60);
+/// What is read of a body that the backend did not want, so that its client reads the answer before it learns that.
+/// As nginx: `lingering_timeout`, `lingering_time`.
+const LINGER_IDLE: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_secs(30);
+
+type Failed = Box<dyn Error + Send + Sync>;
+
+/// Why a request's body ended early. That is the client's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// The client gave nothing for [`CLIENT_IDLE`].
+    Stalled,
+    /// It is larger than it may be.
+    TooLarge,
+    /// The client is gone, or broke HTTP.
+    Gone,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stalled => "the client sent nothing of its request's body for 60 s",
+            Self::TooLarge => "the request's body is larger than --max-request-body",
+            Self::Gone => "the client did not finish its request's body",
+        })
+    }
+}
+
+impl Error for Broken {}
+
+/// How far a request's body got, for whoever waits for the answer.
+pub(crate) struct Progress {
+    begun: Instant,
+    /// When a frame was last passed on, in milliseconds since `begun`.
+    moved: AtomicU64,
+    state: AtomicU8,
+}
+
+const MOVING: u8 = 0;
+const SENT: u8 = 1;
+
+impl Progress {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { begun: Instant::now(), moved: AtomicU64::new(0), state: AtomicU8::new(MOVING) })
+    }
+
+    /// When something was last passed on.
+    pub(crate) fn last(&self) -> Instant {
+        self.begun + Duration::from_millis(self.moved.load(Relaxed))
+    }
+
+    pub(crate) fn is_sent(&self) -> bool {
+        self.state.load(Relaxed) == SENT
+    }
+
+    pub(crate) fn broken(&self) -> Option<Broken> {
+        [Broken::Stalled, Broken::TooLarge, Broken::Gone]
+            .into_iter()
+            .find(|broken| self.state.load(Relaxed) == 2 + *broken as u8)
+    }
+
+    fn touch(&self) {
+        let passed = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved.store(passed, Relaxed);
+    }
+}
+
+/// A request's body.
+pub(crate) struct Upload(Option<Box<Uploading>>);
+
+struct Uploading {
+    body: Body,
+    progress: Arc<Progress>,
+    idle: Idle,
+    /// Bytes that it may still have.
+    left: u64,
+    /// Whether what the backend does not want is read all the same.
+    lingers: bool,
+}
+
+impl Upload {
+    pub(crate) fn empty() -> Self {
+        Self(None)
+    }
+
+    /// `expects`: the client waits for 100 before it sends the body.
+    pub(crate) fn new(body: Body, most: Option<u64>, expects: bool) -> (Self, Option<Arc<Progress>>) {
+        if body.is_end_stream() {
+            return (Self::empty(), None);
+        }
+        let progress = Progress::new();
+        let uploading = Uploading {
+            body,
+            progress: Arc::clone(&progress),
+            idle: Idle::new(CLIENT_IDLE),
+            left: most.unwrap_or(u64::MAX),
+            lingers: !expects,
+        };
+        (Self(Some(Box::new(uploading))), Some(progress))
+    }
+}
+
+impl Uploading {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.lingers |= polled.is_ready();
+        let Some(frame) = ready!(self.idle.watch(cx, polled).map_err(|_| Broken::Stalled)?) else {
+            return Poll::Ready(None);
+        };
+        let frame = frame.map_err(|_| Broken::Gone)?;
+        self.progress.touch();
+        let size = frame.data_ref().map_or(0, Bytes::len) as u64;
+        self.left = self.left.checked_sub(size).ok_or(Broken::TooLarge)?;
+        Poll::Ready(Some(Ok(frame)))
+    }
+}
+
+impl HttpBody for Upload {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let Some(uploading) = &mut self.0 else { return Poll::Ready(None) };
+        let frame = ready!(uploading.poll(cx));
+        let state = match &frame {
+            Some(Ok(_)) if !uploading.body.is_end_stream() => return Poll::Ready(frame),
+            Some(Ok(_)) | None => SENT,
+            Some(Err(broken)) => 2 + *broken as u8,
+        };
+        uploading.progress.state.store(state, Relaxed);
+        self.0 = None;
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |uploading| uploading.body.size_hint())
+    }
+}
+
+impl Drop for Upload {
+    /// A connection with bytes that nobody read is reset when it is closed, and the answer with it.
+    fn drop(&mut self) {
+        let Some(uploading) = self.0.take().filter(|uploading| uploading.lingers) else { return };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(timeout(LINGER, linger(uploading.body)));
+        }
+    }
+}
+
+async fn linger(mut body: Body) {
+    let mut next = async || std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+    while matches!(timeout(LINGER_IDLE, next()).await, Ok(Some(Ok(_)))) {}
+}
+
+/// An answer's body. Once it has ended its connection is kept for the next request.
+pub(crate) struct Download {
+    body: Incoming,
+    idle: Idle,
+    connection: Option<Kept>,
+}
+
+impl Download {
+    /// `idle`: how long the backend may give nothing.
+    pub(crate) fn new(body: Incoming, connection: Kept, idle: Duration) -> Self {
+        Self { body, idle: Idle::new(idle), connection: Some(connection) }
+    }
+}
+
+impl HttpBody for Download {
+    type Data = Bytes;
+    type Error = Failed;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        let frame = match ready!(this.idle.watch(cx, polled)) {
+            Ok(frame) => frame,
+            Err(stalled) => {
+                this.fail("it sent nothing of its answer's body for too long");
+                return Poll::Ready(Some(Err(stalled.into())));
+            }
+        };
+        match frame {
+            Some(Err(error)) => {
+                this.fail(&error.to_string());
+                Poll::Ready(Some(Err(error.into())))
+            }
+            frame => {
+                if (frame.is_none() || this.body.is_end_stream())
+                    && let Some(connection) = this.connection.take()
+                {
+                    connection.keep();
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Download {
+    fn fail(&mut self, why: &str) {
+        if let Some(connection) = self.connection.take() {
+            connection.failed(why);
+        }
+    }
+}
+
+/// Ends a wait that lasts too long. Costs nothing while frames are there when they are asked for.
+struct Idle {
+    most: Duration,
+    since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug)]
+struct Stalled;
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing came for too long")
+    }
+}
+
+impl Error for Stalled {}
+
+impl Idle {
+    fn new(most: Duration) -> Self {
+        Self { most, since: None, timer: None }
+    }
+
+    /// One timer serves many waits: it is set anew when it fires, not when a frame comes.
+    fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<T>) -> Poll<Result<T, Stalled>> {
+        if let Poll::Ready(ready) = polled {
+            self.since = None;
+            return Poll::Ready(Ok(ready));
+        }
+        let until = *self.since.get_or_insert_with(Instant::now) + self.most;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() >= until {
+                return Poll::Ready(Err(Stalled));
+            }
+            timer.as_mut().reset(until);
+        }
+        Poll::Pending
+    }
+}

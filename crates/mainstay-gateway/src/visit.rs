@@ -1,0 +1,253 @@
+//! A request for a WebSocket: the backend is asked, and its answer is the client's.
+//!
+//! The opening handshake of a plain client is passed on, not rebuilt: its own key, subprotocols as it wrote them, every
+//! field that is not of one hop. So is the answer, whatever it is. Of a 101 that are the fields, spelled as they came;
+//! then the connection to the backend becomes a link, and the client's a session. Extensions are of one hop.
+//!
+//! That cannot be done for a client that speaks `mainstay.v1`. Its request does not say whether it opens a session or
+//! resumes one, and a backend asked for every resume would see connections that come and go. Nor can WELCOME wait for
+//! the backend: a HELLO is answered in one step, or two attempts of one client could make two sessions. Such a client
+//! is accepted first, and told by END what the backend says.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, FromRequestParts, Request};
+use axum::response::{IntoResponse, Response};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use mainstay::client::{Builder, EndsWith, Event, Upgraded};
+use mainstay::link::Plain;
+use mainstay::{Link, Mainstay, SessionUpgrade};
+use mainstay_proto::ws::handshake::Offer;
+
+use crate::access::Visitor;
+use crate::body::Upload;
+use crate::forward::{self, Scheme};
+use crate::join::{self, LinkConfig, SPREAD, jitter};
+use crate::links::Account;
+use crate::pass;
+use crate::relay::{BackendLoss, relay};
+use crate::upstream::{Failure, Heard};
+use crate::values;
+
+/// Answers a request: one for a WebSocket here, any other as plain HTTP.
+pub(crate) async fn answer_request(
+    request: Request,
+    mainstay: &Mainstay,
+    config: Arc<LinkConfig>,
+) -> Response {
+    if !lists(request.headers(), &header::UPGRADE, "websocket") {
+        return config.passing.pass(request).await;
+    }
+    let (mut head, _) = request.into_parts();
+    let response = match SessionUpgrade::from_request_parts(&mut head, mainstay).await {
+        Ok(upgrade) => visit(upgrade, head, Arc::clone(&config)).await,
+        Err(refused) => refused.into_response(),
+    };
+    config.links.passed(response.status());
+    response
+}
+
+/// Answers a client, and joins it to the backend if both agree.
+async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: Arc<LinkConfig>) -> Response {
+    let visit = match Visit::of(&head, &config) {
+        Ok(visit) => visit,
+        Err(reason) => return cannot_be_forwarded(&reason),
+    };
+    if upgrade.is_resumable() {
+        let principal = config.bound.principal(upgrade.headers());
+        return upgrade
+            .principal(principal)
+            .confirm_manually()
+            .on_session(move |session| join::join_session(session, visit, config));
+    }
+    let Some(offer) = Offer::of_request(&head.headers, config.deflate_upstream) else {
+        return cannot_be_forwarded("the request has no valid Sec-WebSocket-Key");
+    };
+    // How the client spelled its fields is in here.
+    let spelling = std::mem::take(&mut head.extensions);
+    let request = || visit.handshake(&head.headers, spelling.clone(), &offer);
+    let upstream = &config.passing.upstream;
+    let (answer, connection) = match upstream.switch(config.upstream_wait, request).await {
+        Ok(answered) => answered,
+        Err(Failure::Unreachable(_) | Failure::NoAnswer(_)) => {
+            config.links.turned_away();
+            return unreachable_now();
+        }
+        Err(failure) => return failure.into_response(),
+    };
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        config.links.refused(answer.status().as_u16());
+        return pass::passed_back(answer, connection, upstream);
+    }
+    let (mut fields, extensions, upgraded) = match switched(answer, &offer).await {
+        Ok(switched) => switched,
+        Err(wrong) => return upstream.fail(Failure::Nonsense(wrong)).into_response(),
+    };
+    forward::switching_fields(&mut fields);
+    let agreed = upgraded.subprotocol.clone();
+    // Another connection would be asked with all that this client offered; some have a credential there.
+    let offered: Vec<String> =
+        upgrade.offered().filter(|name| values::token(name).is_ok()).map(str::to_owned).collect();
+    let path = visit.path.clone();
+    let link = match visit.builder(&offered, &config, true) {
+        Ok(builder) => builder.adopt(upgraded),
+        Err(reason) => return cannot_be_forwarded(&reason),
+    };
+    let account = config.links.open(link.sender(), None);
+    upgrade.subprotocols(agreed).response_fields(fields, extensions).on_session(move |session| {
+        let visitor = Visitor::new(&session, path);
+        relay(session, link, account, visitor, config)
+    })
+}
+
+/// What a 101 says besides, how it is spelled, and the connection as the two agreed on it.
+///
+/// # Errors
+/// It does not answer what was asked.
+async fn switched(
+    mut answer: http::Response<Incoming>,
+    offer: &Offer,
+) -> Result<(HeaderMap, http::Extensions, Upgraded), String> {
+    let upgrading = hyper::upgrade::on(&mut answer);
+    let (head, _) = answer.into_parts();
+    let agreed = offer.check_response(head.status, &head.headers).map_err(|error| error.to_string())?;
+    let parts = upgrading
+        .await
+        .map_err(|error| format!("it ended the connection with its 101: {error}"))?
+        .downcast::<TokioIo<Heard>>()
+        .map_err(|_| "its connection cannot be taken over".to_owned())?;
+    let upgraded = Upgraded {
+        stream: parts.io.into_inner().into_inner(),
+        early: parts.read_buf,
+        subprotocol: agreed.protocol,
+        deflate: agreed.deflate,
+    };
+    Ok((head.headers, head.extensions, upgraded))
+}
+
+/// Whether a field lists this token.
+fn lists(fields: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let lines = fields.get_all(name).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    lines.map(<[u8]>::trim_ascii).any(|listed| listed.eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// What a client's request asks for, as it is passed on.
+pub(crate) struct Visit {
+    /// As the client wrote it, for the log.
+    pub(crate) path: Box<str>,
+    url: Uri,
+    fields: HeaderMap,
+}
+
+impl Visit {
+    fn of(head: &http::request::Parts, config: &LinkConfig) -> Result<Self, String> {
+        let forwarding = &config.passing.forwarding;
+        let url = forwarding.url(&head.uri)?;
+        let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+        let mut fields = forwarding.fields(&head.headers, peer, Scheme::WebSocket);
+        fields.remove(header::CONTENT_LENGTH);
+        // It may be kept for as long as a link.
+        Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields) })
+    }
+
+    /// The client's own opening handshake.
+    fn handshake(
+        &self,
+        asked: &HeaderMap,
+        spelling: http::Extensions,
+        offer: &Offer,
+    ) -> http::Request<Upload> {
+        let mut request = http::Request::new(Upload::empty());
+        *request.uri_mut() = self.url.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+        *request.extensions_mut() = spelling;
+        let fields = request.headers_mut();
+        *fields = self.fields.clone();
+        fields.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        for (name, value) in asked.iter().filter(|(name, _)| name.as_str().starts_with("sec-websocket-")) {
+            if *name != header::SEC_WEBSOCKET_EXTENSIONS {
+                fields.append(name, value.clone());
+            }
+        }
+        if let Some(ours) = offer.extensions() {
+            fields.insert(header::SEC_WEBSOCKET_EXTENSIONS, ours);
+        }
+        request
+    }
+
+    /// A link that dials by itself and offers these subprotocols.
+    ///
+    /// # Errors
+    /// It cannot be dialled.
+    pub(crate) fn link(self, subprotocols: &[String], config: &LinkConfig) -> Result<Link, String> {
+        Ok(self.builder(subprotocols, config, false)?.connect())
+    }
+
+    /// A link for this client: its path, query, cookies, fields and subprotocols.
+    fn builder(
+        self,
+        subprotocols: &[String],
+        config: &LinkConfig,
+        is_plain: bool,
+    ) -> Result<Builder<Plain>, String> {
+        let ends_with = match (config.on_backend_loss, is_plain) {
+            (BackendLoss::Renew, _) => EndsWith::Connection,
+            (BackendLoss::Keep, true) => EndsWith::Close,
+            (BackendLoss::Keep, false) => EndsWith::FinalClose,
+        };
+        let mut builder = Link::to(&self.url.to_string())
+            .map_err(|error| error.to_string())?
+            .connector(config.connector.clone())
+            .answer_timeout(config.passing.upstream.answer_timeout)
+            .deflate(config.deflate_upstream.is_some())
+            .ends_with(ends_with)
+            .heartbeat(config.heartbeat)
+            .limits(config.limits)
+            .confirm(config.confirm)
+            .guarantee(config.guarantee);
+        builder = builder.subprotocols(subprotocols).map_err(|error| error.to_string())?;
+        for (name, value) in &self.fields {
+            builder = builder.header(name.clone(), value.clone());
+        }
+        if let Some(answers) = config.links.answers_pings() {
+            builder = builder.expects_pongs(answers);
+        }
+        Ok(builder)
+    }
+}
+
+/// What the backend said instead of accepting.
+pub(crate) struct Refusal {
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) reason: String,
+}
+
+/// The backend's answer to a link's opening handshake, however many attempts it takes.
+pub(crate) async fn answer(link: &Link, account: &mut Account) -> Result<(), Refusal> {
+    while let Some(event) = link.event().await {
+        account.note(&event);
+        match event {
+            Event::Attached { .. } => return Ok(()),
+            Event::Ended { code, reason, .. } => {
+                let status = code.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
+                return Err(Refusal { status, reason });
+            }
+            _ => {}
+        }
+    }
+    Err(Refusal { status: None, reason: "the link ended".into() })
+}
+
+fn cannot_be_forwarded(reason: &str) -> Response {
+    (StatusCode::BAD_REQUEST, format!("{reason}\n")).into_response()
+}
+
+fn unreachable_now() -> Response {
+    let after = 1 + jitter(SPREAD).as_secs();
+    let headers = [(header::RETRY_AFTER, after.to_string())];
+    (StatusCode::SERVICE_UNAVAILABLE, headers, "the backend cannot be reached, come back\n").into_response()
+}
