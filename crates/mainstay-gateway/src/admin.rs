@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -122,21 +122,34 @@ fn router(mainstay: Mainstay, links: Links, token: Option<Token>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(mainstay);
-    if is_open { app.layer(middleware::from_fn(check_host)) } else { app }
+    app.layer(middleware::from_fn_with_state(is_open, check_host))
 }
 
-async fn check_host(request: Request, next: Next) -> Response {
+/// A request that names nothing, or something that is no host, gets 400; one that names another machine gets 421.
+async fn check_host(State(is_open): State<bool>, request: Request, next: Next) -> Response {
+    let Some(names) = names(&request) else {
+        let line = "a request names one host, and a path or a URL\n";
+        return (StatusCode::BAD_REQUEST, line).into_response();
+    };
     let local = request.extensions().get::<Local>().and_then(|local| local.0);
-    let named = request.headers().get_all(header::HOST).iter();
-    let named = named.map(|host| host.to_str().ok().and_then(|host| host.parse().ok()));
-    let target = request.uri().authority().cloned().map(Some);
-    let mut names = named.chain(target);
-    if names.all(|name: Option<Authority>| name.is_some_and(|name| is_here(name.host(), local))) {
+    if !is_open || names.iter().all(|name| is_here(name.host(), local)) {
         return next.run(request).await;
     }
     let line = "the Host of this request is none of this listener's: ask for localhost or for its address, or \
                 protect it with --admin-token-file\n";
     (StatusCode::MISDIRECTED_REQUEST, line).into_response()
+}
+
+/// What a request names: its Host, and its target if that is a URL. Only HTTP/1.0 knows requests that name nothing.
+/// `None`: it is not as RFC 9112 section 3.2 has it.
+fn names(request: &Request) -> Option<Vec<Authority>> {
+    let target = request.uri();
+    let is_right =
+        target.path().starts_with('/') && target.authority().is_some() == target.scheme().is_some();
+    let hosts = request.headers().get_all(header::HOST).iter();
+    let hosts: Vec<Authority> = hosts.map(|host| host.to_str().ok()?.parse().ok()).collect::<Option<_>>()?;
+    let is_enough = hosts.len() == 1 || (hosts.is_empty() && request.version() == Version::HTTP_10);
+    (is_right && is_enough).then(|| hosts.into_iter().chain(target.authority().cloned()).collect())
 }
 
 /// Whether a name can only mean this machine, or is the address that the connection came in by. Addresses of

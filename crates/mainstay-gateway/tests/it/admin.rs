@@ -50,24 +50,29 @@ async fn a_backend_that_is_called_dead_is_counted_on_its_leg() {
 fn a_request_that_names_another_machine_gets_nothing() {
     let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
     let admin = gateway.admin.unwrap();
-    let ask = |path: &str, host: &str| {
+    let ask = |target: &str, host: &str| {
         let mut stream = TcpStream::connect(admin).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\n{host}Connection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {target}\r\n{host}Connection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         status(&answer).to_owned()
     };
     for path in ["/metrics", "/readyz", "/healthz"] {
+        let ask = |host: &str| ask(&format!("{path} HTTP/1.1"), &format!("Host: {host}\r\n"));
         for host in ["localhost", &format!("localhost:{}", admin.port()), &admin.to_string(), "[::1]:1"] {
-            assert_eq!(ask(path, &format!("Host: {host}\r\n")), "200", "{path} {host}");
+            assert_eq!(ask(host), "200", "{path} {host}");
         }
-        for host in ["rebound.example", "localhost.example:80", "10.0.0.9", "a b", ""] {
-            assert_eq!(ask(path, &format!("Host: {host}\r\n")), "421", "{path} {host}");
+        for host in ["rebound.example", "localhost.example:80", "10.0.0.9"] {
+            assert_eq!(ask(host), "421", "{path} {host}");
         }
-        assert_eq!(ask(path, "Host: localhost\r\nHost: rebound.example\r\n"), "421");
+        for host in ["a b", "", "localhost\r\nHost: localhost"] {
+            assert_eq!(ask(host), "400", "{path} {host}");
+        }
     }
-    assert_eq!(ask("http://rebound.example/metrics", "Host: localhost\r\n"), "421");
-    assert_eq!(ask("/healthz", ""), "200", "as checks of HTTP/1.0 ask");
+    let host = "Host: localhost\r\n";
+    assert_eq!(ask("http://rebound.example/metrics HTTP/1.1", host), "421");
+    assert_eq!((ask("* HTTP/1.1", host), ask("/healthz HTTP/1.1", "")), ("400".into(), "400".into()));
+    assert_eq!(ask("/healthz HTTP/1.0", ""), "200", "as old checks ask");
 }
 
 #[test]
