@@ -313,7 +313,12 @@ pub(crate) fn log(line: Line) {
             tracing::warn!(reason = reason.label(), why, attempts, "the backend cannot be reached");
         }
         Line::NotOpened { failure: Failure { reason, why }, attempts } => {
-            tracing::warn!(reason = reason.label(), why, attempts, "the backend opens no connection");
+            tracing::warn!(
+                reason = reason.label(),
+                why,
+                attempts,
+                "the backend was reached, and did not answer as it should"
+            );
         }
         Line::PutsOff { status, answers } => {
             tracing::warn!(status, answers, "the backend puts visitors off");
