@@ -7,24 +7,27 @@ export const vectors = (name: string) =>
   JSON.parse(readFileSync(new URL(`../../conformance/vectors/${name}.json`, import.meta.url), "utf8"));
 
 /** The messages by type: names of the fields, in the order of their tuples. */
-const FIELDS: [string, ...string[]][] = [
-  [""],
-  ["HELLO", "version", "window", "key", "key_age_ms", "instance", "attempt", "resume", "credentials", "resume_window_ms"],
-  ["WELCOME", "id", "token", "epoch", "resumed", "received", "first", "resume_window_ms", "heartbeat_interval_ms", "window", "account", "resume_at"],
-  ["ACK", "received", "window"],
-  ["PING", "nonce", "sent", "received"],
-  ["PONG", "nonce", "sent", "received"],
-  ["GOAWAY", "reason", "delay_ms", "close_in_ms", "endpoint"],
-  ["GAP", "first", "count", "cause"],
-  ["END", "code", "reason", "received", "handed"],
-  ["AUTH", "credentials"],
-  ["AUTH_RESULT", "accepted", "expires_in_ms"],
-  ["VOLATILE", "message"],
-  ["REFUSE", "code", "retryable", "delay_ms", "account"],
-];
+const FIELDS: { [type: number]: [string, ...string[]] } = {
+  ...([
+    [""],
+    ["HELLO", "version", "window", "key", "key_age_ms", "instance", "attempt", "resume", "credentials", "resume_window_ms", "max_message"],
+    ["WELCOME", "id", "token", "epoch", "resumed", "received", "first", "resume_window_ms", "heartbeat_interval_ms", "window", "account", "resume_at", "max_message"],
+    ["ACK", "received", "window"],
+    ["PING", "nonce", "sent", "received"],
+    ["PONG", "nonce", "sent", "received"],
+    ["GOAWAY", "reason", "delay_ms", "close_in_ms", "endpoint"],
+    ["GAP", "first", "count", "cause"],
+    ["END", "code", "reason", "received", "handed"],
+    ["AUTH", "credentials"],
+    ["AUTH_RESULT", "accepted", "expires_in_ms"],
+    ["VOLATILE", "message"],
+    ["REFUSE", "code", "retryable", "delay_ms", "account"],
+  ] as [string, ...string[]][]),
+  128: ["REPLACED", "after", "count"],
+};
 const RESUME = ["token", "received", "sent", "first_held"];
 const ACCOUNT = ["received", "handed", "first_lost", "count", "cause"];
-export const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted"];
+export const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted", "replaced"];
 const GAP_CAUSES = ["", "overflow", "coalesced"];
 const TEXTS = ["reason", "endpoint", "resume_at"];
 
@@ -60,7 +63,7 @@ export function fromJson(json: any): Frame {
   if (json.reserved) return undefined;
   if ("text" in json || "binary" in json) return [0, dataFromJson(json)];
   const [[name, values]] = Object.entries(json) as [[string, any]];
-  const type = FIELDS.findIndex(([known]) => known === name);
+  const type = Number(Object.keys(FIELDS).find((type) => FIELDS[+type]![0] === name));
   if (name === "VOLATILE") return [type, dataFromJson(values)] as unknown as Frame;
   const tuple = FIELDS[type]!.slice(1).map((field) => (field === "version" ? 1 : valueFromJson(field, values[field], name)));
   while (tuple.at(-1) === undefined) tuple.pop();

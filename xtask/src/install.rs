@@ -6,7 +6,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::Result;
 use crate::run::{check, output, succeeds};
@@ -15,6 +15,9 @@ const AUTOBAHN: &str = "autobahntestsuite==25.10.1";
 
 /// uWebSockets behind a Python interface, as a wheel.
 pub(crate) const SOCKETIFY: &str = "socketify==0.0.31";
+
+/// Where Debian puts the sources of Go packages.
+pub(crate) const GO_PACKAGES: &str = "/usr/share/gocode";
 
 /// Masking and UTF-8 in C: without it the cases with large messages take minutes more under CPython.
 const WSACCEL: &str = "wsaccel==0.6.2";
@@ -89,6 +92,22 @@ pub(crate) fn socketify() -> Result<PathBuf> {
     Ok(python)
 }
 
+/// The Python of an environment in `home` that has the locked packages of `requirements`.
+pub(crate) fn python_packages(requirements: &Path, home: &Path) -> Result<PathBuf> {
+    let (python, stamp) = (home.join("bin/python"), home.join("installed.txt"));
+    let locked = fs::read_to_string(requirements)?;
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == locked) {
+        return Ok(python);
+    }
+    announce(&format!("the PyPI packages locked in {} into {}", requirements.display(), home.display()));
+    environment(home)?;
+    // The file names all of them: what they ask for beyond it, they do not need here.
+    let mut pip = Command::new(home.join("bin/pip"));
+    check(pip.args(["install", "--quiet", "--no-deps", "--requirement"]).arg(requirements))?;
+    fs::write(stamp, locked)?;
+    Ok(python)
+}
+
 /// Makes sure that valgrind is here, which counts instructions.
 pub(crate) fn valgrind() -> Result<()> {
     if !succeeds(Command::new("valgrind").arg("--version")) {
@@ -105,7 +124,7 @@ pub(crate) fn socket_statistics() -> Result<()> {
     Ok(())
 }
 
-/// nginx: the one that is here, or Debian's package unpacked into `target`. Installed, it would start.
+/// nginx: the one that is here, or Debian's package unpacked into `target`.
 pub(crate) fn nginx() -> Result<PathBuf> {
     let home = Path::new("target/xtask/nginx");
     let places = ["nginx".into(), "/usr/sbin/nginx".into(), home.join("usr/sbin/nginx")];
@@ -113,17 +132,72 @@ pub(crate) fn nginx() -> Result<PathBuf> {
     if let Some(nginx) = found() {
         return Ok(nginx);
     }
+    unpack("nginx", home)?;
+    found().ok_or_else(|| "nginx does not start here: please install it, then run this again".into())
+}
+
+/// mosquitto and the folder of its libraries: the one that is here, or Debian's package unpacked into `target`.
+pub(crate) fn mosquitto() -> Result<(PathBuf, PathBuf)> {
+    let home = Path::new("target/xtask/mosquitto");
+    let libraries = home.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH));
+    let places = ["mosquitto".into(), "/usr/sbin/mosquitto".into(), home.join("usr/sbin/mosquitto")];
+    let starts = |place: &PathBuf| {
+        // Asked for help it says so and ends with 3; without a library it ends with 127.
+        let mut command = Command::new(place);
+        command.arg("-h").env("LD_LIBRARY_PATH", &libraries).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.code() != Some(127))
+    };
+    let found = || places.iter().find(|place| starts(place)).cloned();
+    let place = match found() {
+        Some(place) => place,
+        None => {
+            unpack("mosquitto", home)?;
+            found().ok_or("mosquitto does not start here: please install it, then run this again")?
+        }
+    };
+    Ok((place, libraries))
+}
+
+/// Makes sure that Ruby is here with Action Cable and puma.
+pub(crate) fn action_cable() -> Result<()> {
+    let is_here = || succeeds(Command::new("ruby").args(["-e", "require 'action_cable'; require 'puma'"]));
+    if !is_here() {
+        apt("ruby-actioncable puma", "Ruby with Action Cable and puma is needed")?;
+    }
+    if is_here() { Ok(()) } else { Err("Ruby finds no Action Cable or no puma".into()) }
+}
+
+/// Makes sure that Go is here with gorilla/websocket.
+pub(crate) fn gorilla() -> Result<()> {
+    let source = Path::new(GO_PACKAGES).join("src/github.com/gorilla/websocket");
+    if !(source.exists() && succeeds(Command::new("go").arg("version"))) {
+        apt("golang-go golang-github-gorilla-websocket-dev", "Go with gorilla/websocket is needed")?;
+    }
+    Ok(())
+}
+
+/// Unpacks a Debian package, and those it needs and the system lacks, into `home`. Installed, its service would start.
+fn unpack(package: &str, home: &Path) -> Result<()> {
     announce(&format!(
-        "the Debian package nginx, unpacked into {}, its service not installed",
+        "the Debian package {package}, unpacked into {}, its service not installed",
         home.display()
     ));
     fs::create_dir_all(home)?;
     if is_root() {
         check(Command::new("apt-get").args(["update", "--quiet"]))?;
     }
-    check(Command::new("apt-get").args(["download", "nginx"]).current_dir(home))?;
-    check(Command::new("sh").args(["-c", "dpkg-deb --extract nginx_*.deb ."]).current_dir(home))?;
-    found().ok_or_else(|| "nginx does not start here: please install it, then run this again".into())
+    let mut simulated = Command::new("apt-get");
+    simulated.args(["install", "--simulate", "--quiet", "--no-install-recommends", package]);
+    let simulated = output(&mut simulated)?;
+    let mut lacking: Vec<&str> =
+        simulated.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next()).collect();
+    if lacking.is_empty() {
+        lacking.push(package); // installed, and does not start
+    }
+    check(Command::new("apt-get").arg("download").args(lacking).current_dir(home))?;
+    let each = "for package in *.deb; do dpkg-deb --extract \"$package\" .; done";
+    check(Command::new("sh").args(["-c", each]).current_dir(home))?;
+    Ok(())
 }
 
 /// Makes sure that Chromium is here, and Firefox if it can be had.

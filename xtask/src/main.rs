@@ -9,6 +9,7 @@ mod bench;
 mod cable;
 mod clients;
 mod docs;
+mod ecosystems;
 mod install;
 mod instructions;
 mod markdown;
@@ -34,6 +35,11 @@ const STEPS: &[Step] = &[
     Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
+    Step::new(
+        "ecosystems",
+        "real servers and clients: directly, through nginx, through us",
+        ecosystems::step,
+    ),
     Step::new("clients", "the npm packages, in Node, in browsers, and against ours", |_| clients::step()),
     Step::new("memory", "what idle connections and parked sessions cost", |_| memory::step()),
     Step::new("bench", "the generator and the servers it measures, counts only", |_| {
@@ -73,6 +79,8 @@ enum Task {
     Nightly(Selection),
     /// Judge our WebSocket server and client by the Autobahn test suite alone
     Autobahn(autobahn::Options),
+    /// Play real servers and clients directly, through nginx and through Mainstay
+    Ecosystems(ecosystems::Options),
     /// Measure our servers and their peers side by side, and write docs/PERFORMANCE.md
     Bench(bench::Options),
     /// Hold very many idle connections, and bring thousands of clients back; writes docs/SCALE.md
@@ -94,6 +102,9 @@ fn main() -> ExitCode {
         Task::Test(selection) => run_steps(&selection, Depth::Test),
         Task::Nightly(selection) => run_steps(&selection, Depth::Nightly),
         Task::Autobahn(options) => autobahn::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Ecosystems(options) => {
+            ecosystems::run(&options).map(|outcome| matches!(outcome, Outcome::Passed))
+        }
         Task::Bench(options) => bench::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Scale(options) => scale::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
     });

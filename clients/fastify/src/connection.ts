@@ -1,9 +1,10 @@
 /** One WebSocket, as the driver sees it: what arrives is told to its listener, and what was written is watched leaving. */
 
-import type { Data } from "@mainstay/client/protocol";
+import { type Data, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { WebSocket } from "ws";
 import type { Output } from "./server-session.js";
+import { isOurs } from "./subprotocol.js";
 
 /** Who is told about a connection. */
 export interface Listener {
@@ -15,6 +16,15 @@ export interface Listener {
   /** Some of what was written has left the process, or all. */
   wrote(connection: Connection, isAll: boolean): void;
 }
+
+/** A control message, such as HELLO with credentials, may have so many bytes however few a message of the application may. */
+const CONTROL = 65_536;
+
+/** The largest WebSocket message that is taken: payload, and the bytes in front of it. */
+export const maxPayload = (maxMessage: number): number => Math.max(maxMessage, CONTROL) + 2;
+
+/** The error of `ws` for a message that is larger than it was told to take. */
+const TOO_LARGE = "WS_ERR_UNSUPPORTED_MESSAGE_LENGTH";
 
 /** Above so much unsent the rest waits where it is still ours. */
 const FULL = 65_536;
@@ -34,20 +44,25 @@ export class Connection {
   /** What the kernel had left to take of a write when it was last looked at. */
   private left = 0;
 
-  constructor(id: number, socket: WebSocket, request: FastifyRequest) {
+  /** `maxMessage`: of the application's payload, in bytes. */
+  constructor(id: number, socket: WebSocket, request: FastifyRequest, maxMessage = Infinity) {
     this.id = id;
     this.socket = socket;
     this.request = request;
     this.wholeAt = this.seen = this.bytesRead;
     socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => {
       this.wholeAt = this.seen = this.bytesRead;
-      this.listener?.message(this, isBinary ? data : data.toString());
+      if (this.payloadOf(data, isBinary) > maxMessage) this.refuse();
+      else this.listener?.message(this, isBinary ? data : data.toString());
     });
     socket.on("ping", () => this.arrived(-1));
     socket.on("pong", (data) => this.arrived(data.length === 8 ? Number(data.readBigUInt64BE()) : -1));
     socket.on("close", (code, reason) => this.leave(code, reason.toString()));
     // A frame that RFC 6455 does not allow, or one that is too large: `ws` closes, and says why.
-    socket.on("error", (error) => this.leave(1006, error.message));
+    socket.on("error", (error: Error & { code?: string }) => {
+      if (error.code === TOO_LARGE) this.refuse();
+      else this.leave(1006, error.message);
+    });
   }
 
   get protocol(): string {
@@ -118,6 +133,18 @@ export class Connection {
   private get bytesRead(): number {
     // A connection that was injected has no TCP socket.
     return this.request.raw.socket?.bytesRead ?? 0;
+  }
+
+  /** Bytes of the application's message; a session's other messages are of the protocol. */
+  private payloadOf(data: Buffer, isBinary: boolean): number {
+    if (!isBinary || !isOurs(this.protocol)) return data.length;
+    const front = data[0] === Type.Data ? 1 : data[0] === Type.Volatile ? 2 : data.length;
+    return data.length - front;
+  }
+
+  private refuse(): void {
+    this.request.log.info("a client's message is larger than maxMessage: its connection is closed with 1009");
+    this.close(1009, "the message is larger than this server takes");
   }
 
   private arrived(nonce: number): void {

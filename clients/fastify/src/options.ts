@@ -38,7 +38,10 @@ export interface MainstayOptions {
   accept?: Bound;
   /** A full `keep` drops the oldest message that was never written, and the client is told of the gap. @default false */
   dropOldest?: boolean;
-  /** The largest message taken, in bytes; a larger one closes its connection (1009). Range: 1 to 1073741824. @default 65536 */
+  /**
+   * The largest message taken, in payload bytes. Clients that speak `mainstay.v1` are told; a larger message closes its
+   * connection (1009). Range: 1 to 1073741824. @default 1048576
+   */
   maxMessage?: number;
   /** Sessions at a time, parked and plain ones included; one more takes the place of one whose client has been away for 10 s, or is told to come back later (4413). Range: 1 to 10000000. @default 100000 */
   maxSessions?: number;
@@ -80,7 +83,7 @@ export interface Settings {
 const NUMBERS = {
   heartbeat: [25_000, 100, 3_600_000, " ms"],
   resumeWindow: [120_000, 0, 86_400_000, " ms"],
-  maxMessage: [65_536, 1, 1_073_741_824, " bytes"],
+  maxMessage: [1_048_576, 1, 1_073_741_824, " bytes"],
   maxSessions: [100_000, 1, 10_000_000, ""],
   tombstones: [100_000, 0, 10_000_000, ""],
   openingDeadline: [5000, 100, 60_000, " ms"],

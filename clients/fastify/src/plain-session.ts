@@ -11,6 +11,8 @@ import { CLOSE_TIMEOUT, type Output, type Over, type SessionConfig } from "./ser
 
 export class PlainSession {
   readonly epoch = 1;
+  /** It says nothing of the messages that it takes. */
+  readonly limit = Infinity;
   connection: number | undefined;
   over: Over | undefined;
   private heartbeat: Heartbeat;

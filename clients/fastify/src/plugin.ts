@@ -5,6 +5,7 @@ import type { Duplex } from "node:stream";
 import type { FastifyInstance, FastifyPluginCallback, FastifyReply, FastifyRequest, RouteOptions } from "fastify";
 import fp from "fastify-plugin";
 import type { WebSocket } from "ws";
+import { maxPayload } from "./connection.js";
 import { type MainstayOptions, settingsOf } from "./options.js";
 import { isAllowed, type Origins } from "./origin.js";
 import { Server } from "./server.js";
@@ -35,7 +36,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
     options: {
       closeTimeout: 5000,
       ...settings.websocket,
-      maxPayload: settings.maxMessage,
+      maxPayload: maxPayload(settings.maxMessage),
       handleProtocols: (offered: Set<string>) => choose(offered, settings.subprotocols),
     },
     // `ws` closes the connection itself, and the session waits for its client.

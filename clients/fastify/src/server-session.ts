@@ -46,6 +46,8 @@ export interface SessionConfig {
   accept: Window;
   /** A full buffer drops the oldest message that was never written, instead of refusing the new one. */
   dropOldest: boolean;
+  /** The largest message that a client may send, in payload bytes, as it is told. */
+  maxMessage?: number;
 }
 
 /** What is to be done to a connection: a message, an RFC 6455 Ping, a Close, or an end without one. */
@@ -131,6 +133,8 @@ export class ServerSession {
   /** A token that is valid no longer but still stands in the registry, until the next attach. */
   spent: Name | undefined;
   readonly flow: Flow;
+  /** The largest message that the client takes, as its newest HELLO says. */
+  limit = Infinity;
   /** The token that was presented to attach, valid until the epoch is confirmed. */
   private presented: Name | undefined;
   /** The token issued with the newest WELCOME. */
@@ -211,6 +215,7 @@ export class ServerSession {
     this.presented = presented;
     this.issued = token.name;
     flow.outbox.peer = hello[2];
+    this.limit = hello[10] ?? Infinity;
     flow.outbox.trim(lane.wrote);
     this.resumeWindow = Math.min(hello[9] ?? Infinity, config.resumeWindow);
     this.attached = {
@@ -228,6 +233,8 @@ export class ServerSession {
         config.heartbeat,
         flow.inbox.window,
         this.account,
+        undefined,
+        config.maxMessage,
       ],
       heartbeat: new Heartbeat(now, config.heartbeat, random),
       probe: undefined,
@@ -263,7 +270,8 @@ export class ServerSession {
     const { attached, life, flow } = this;
     if (attached?.connection !== connection) return;
     attached.heartbeat.bytes(now);
-    if (!frame) return;
+    // A type that ends ignore which do not know it stays ignored where it means nothing.
+    if (!frame || frame[0] === Type.Replaced) return;
     if (frame[0] === Type.Data) {
       const isEnding = life.is === "end sent" || life.is === "end received" || life.is === "over";
       // After END nothing is handed over any more, but the position moves.

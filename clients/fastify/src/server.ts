@@ -47,7 +47,7 @@ export class Server implements Host {
 
   /** Takes a connection that was upgraded. The handler is called once for each session, not for each connection. */
   async open(socket: WebSocket, request: FastifyRequest, begin: Begin): Promise<void> {
-    const connection = new Connection(++this.connections, socket, request);
+    const connection = new Connection(++this.connections, socket, request, this.settings.maxMessage);
     const opening = new Opening(connection, this.settings.openingDeadline);
     this.openings.add(opening);
     if (isOurs(connection.protocol)) await this.openSession(opening, begin);

@@ -1,7 +1,7 @@
 /** The application's handle on one session. */
 
 import { EventEmitter } from "node:events";
-import type { Data } from "@mainstay/client/protocol";
+import { type Data, MessageTooLargeError } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { Driver } from "./driver.js";
 
@@ -102,19 +102,23 @@ export class Session extends EventEmitter<SessionEvents> {
    * Sends a message. Settles when it is accepted, which waits while as much is kept as may be: who does not await makes
    * the queue unbounded. From then on it is kept until the client has acknowledged it, or a plain one's socket takes it.
    * False: the session is over, and the message was not accepted. Never rejects.
+   * @throws MessageTooLargeError at once, if the client said that it takes no message of this size.
    */
   send(data: Sendable): Promise<boolean> {
-    return this.#driver.send(dataOf(data));
+    return this.#driver.send(this.#fitting(data));
   }
 
-  /** Sends a message now, or returns false: there is no room, or the session is over. */
+  /** Sends a message now, or returns false: there is no room, or the session is over. @throws MessageTooLargeError */
   trySend(data: Sendable): boolean {
-    return this.#driver.trySend(dataOf(data));
+    return this.#driver.trySend(this.#fitting(data));
   }
 
-  /** Sends a message that is not kept: lost if the client is away, never sent again. Of those that wait the newest 64 stay. */
+  /**
+   * Sends a message that is not kept: lost if the client is away, never sent again. The newest 64 that wait stay.
+   * @throws MessageTooLargeError
+   */
   sendVolatile(data: Sendable): void {
-    this.#driver.sendVolatile(dataOf(data));
+    this.#driver.sendVolatile(this.#fitting(data));
   }
 
   /**
@@ -127,6 +131,15 @@ export class Session extends EventEmitter<SessionEvents> {
     if (!isCode) throw new RangeError(`close code ${code}: 1000 to 1014 without 1004 to 1006, or 3000 to 4999`);
     if (Buffer.byteLength(reason) > 123) throw new RangeError("close reason: at most 123 bytes");
     this.#driver.close(code, reason);
+  }
+
+  /** A larger message than the client takes would end every connection that it is written on. */
+  #fitting(data: Sendable): Data {
+    const { limit } = this.#driver.machine;
+    const message = dataOf(data);
+    const size = limit < Infinity ? Buffer.byteLength(message) : 0;
+    if (size > limit) throw new MessageTooLargeError(size, limit);
+    return message;
   }
 
   /** The messages, one at a time, until the session is over. Leaving the loop loses none. */

@@ -30,10 +30,11 @@ export interface Hi {
   resume?: Hello[7];
   credentials?: string;
   window?: [number, number];
+  maxMessage?: number;
 }
 
-export function hello({ key = bytes(16), instance = bytes(8), attempt = 1, resume, credentials, window = [1024, 4_194_304] }: Hi = {}): Hello {
-  return [1, 1, window, key, 0, instance, attempt, resume, credentials === undefined ? undefined : new TextEncoder().encode(credentials)] as unknown as Hello;
+export function hello({ key = bytes(16), instance = bytes(8), attempt = 1, resume, credentials, window = [1024, 4_194_304], maxMessage }: Hi = {}): Hello {
+  return [1, 1, window, key, 0, instance, attempt, resume, credentials === undefined ? undefined : new TextEncoder().encode(credentials), undefined, maxMessage] as unknown as Hello;
 }
 
 export class Peer {

@@ -158,7 +158,7 @@ test("what a client breaks concerns its own connection: the session is kept", as
     [4400, (peer) => peer.socket.send(new Uint8Array([0x33]))],
     [4400, (peer) => peer.write([6, "", [0, 0], 0])],
     [4400, (peer) => peer.write("1", "2", "3")],
-    [1009, (peer) => peer.socket.send(new Uint8Array(1001))],
+    [1009, (peer) => peer.write(new Uint8Array(1001))],
   ];
   let attempt = 1;
   for (const [code, offend] of offences) {

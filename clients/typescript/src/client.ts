@@ -45,15 +45,19 @@ export interface SocketEvents {
   message: MessageEvent;
   /** Nothing follows. `fate`: what became of what was sent, where a session ended. */
   close: Event & { code: number; reason: string; wasClean: boolean; fate?: Fate };
-  /** The server broke the protocol, or a function of the options threw. The connection is replaced. */
+  /**
+   * The server broke the protocol, or a function of the options threw: the connection is replaced. Or a message that
+   * waited is larger than the server takes: it is not delivered.
+   */
   error: Event & { error?: Error };
   /** Attached: to the same session, or to a new one. */
   session: Event & { mode: Mode; resumed: boolean; epoch: number; id: string };
   /** What it is doing; after a loss, why, and when the next attempt is made. */
   status: Event & { status: Status; code?: number; reason?: string; retryInMs?: number };
   /**
-   * Something is lost, told once. `fate`: a session was lost, and what became of what was sent in it. `dropped`: the
-   * server's policy dropped messages of its own. Neither: a plain peer was re-attached; how much is lost is not known.
+   * Something is lost, told once. `fate`: a session was lost, and what became of what was sent in it; or, with the cause
+   * `replaced` and no `open` behind it, the session goes on and what the backend sent meanwhile may be missing. `dropped`:
+   * the server's policy dropped messages of its own. Neither: a plain peer was re-attached; how much is lost is not known.
    */
   gap: Event & { fate?: Fate; dropped?: { first: number; count: number } };
   /** A message outside the stream. */
@@ -99,11 +103,11 @@ export abstract class BaseSocket extends EventTarget {
   private byId: { [id: number]: InstanceType<WebSocketLike> } = {};
   /** @internal */
   protected events: [type: string, fields?: any][] = [];
-  private isStepping = false;
+  declare private isStepping: boolean | undefined;
   /** The status that the application was told last. */
   private told: Status = "connecting";
   declare private timer: any;
-  /** Of what is listened to outside. */
+  /** Ends what is listened to outside, as the options of each listener. */
   private listening = new AbortController();
   declare private prepare: () => Promise<[url: string | URL, protocols: string | string[]]>;
   /** By how much the clock is ahead of the wall's. */
@@ -197,7 +201,7 @@ export abstract class BaseSocket extends EventTarget {
   protected proceed(act?: (machine: Machine) => unknown): void {
     const { machine } = this;
     machine.nowMs = this.clock();
-    machine.isBusy = this.leaving > 0;
+    machine.isBusy = this.leaving;
     act?.(machine);
     if (this.isStepping) return;
     this.isStepping = true;
@@ -205,6 +209,7 @@ export abstract class BaseSocket extends EventTarget {
     machine.handleTimeout();
     for (let event; this.pump(), machine.writeOut(), this.tellStatus(), (event = this.events.shift()); ) this.dispatch(...event);
     this.isStepping = false;
+    if (machine.beginning) void this.begin();
     const wait = Math.min(machine.current ? TICK : Infinity, Math.max(machine.dueAt - machine.nowMs, 0));
     if (machine.isEnded) this.listening.abort();
     else if (wait < Infinity) this.timer = setTimeout(() => this.tick(machine.nowMs + wait), wait);
@@ -212,8 +217,8 @@ export abstract class BaseSocket extends EventTarget {
 
   private tick(expectedAt: number): void {
     // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
-    const wasAsleep = this.clock() - expectedAt > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden;
-    this.proceed((machine) => wasAsleep && machine.retryNow());
+    if (this.clock() - expectedAt > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden) this.retryNow();
+    else this.proceed();
   }
 
   /** Milliseconds that never run backwards and go on while the computer sleeps. */
@@ -243,13 +248,20 @@ export abstract class BaseSocket extends EventTarget {
   /** @internal */
   protected dispatch(type: string, fields?: any): void {
     this.dispatchEvent(
-      fields?.data !== undefined ? new MessageEvent(type, { data: this.present(fields.data) }) : Object.assign(new Event(type), fields),
+      fields?.data == null ? Object.assign(new Event(type), fields) : new MessageEvent(type, { data: this.present(fields.data) }),
     );
+  }
+
+  /** What waited follows what the handlers of `open` sent, those too that wait for it by a promise. */
+  private async begin(): Promise<void> {
+    // A promise that is awaited through a few functions goes on within so many turns.
+    await 0, await 0, await 0, await 0, await 0;
+    this.proceed((machine) => (machine.beginning = 0));
   }
 
   /** @internal */
   protected present(data: unknown): unknown {
-    return typeof data !== "string" && this.binaryType === "blob" ? new Blob([data as ArrayBuffer]) : data;
+    return this.binaryType === "blob" && (data as ArrayBuffer).byteLength >= 0 ? new Blob([data as ArrayBuffer]) : data;
   }
 
   // ---- connections --------------------------------------------------------------------------------
@@ -293,42 +305,44 @@ export abstract class BaseSocket extends EventTarget {
 
   /** What was written and has not left. */
   private get leaving(): number {
-    return Object.values(this.byId).reduce((sum, connection) => sum + connection.bufferedAmount, 0);
+    let sum = 0;
+    for (const id in this.byId) sum += this.byId[id]!.bufferedAmount;
+    return sum;
   }
 
   // ---- the page -----------------------------------------------------------------------------------
 
   private listenToPage(): void {
     const { document } = globalThis;
-    this.listen(globalThis, "online", "network", () => this.retryNow());
+    /** Where an event says so, only a page that was kept. */
+    const comeBack = ({ persisted = true }) => persisted && this.retryNow();
+    this.listen(globalThis, "online", "network", comeBack);
     this.listen(globalThis, "offline", "network", () => this.proceed((machine) => machine.probe()));
     this.listen(document, "visibilitychange", "visibility", () => document.hidden || this.retryNow());
-    this.listen(document, "resume", "lifecycle", () => this.retryNow());
+    this.listen(document, "resume", "lifecycle", comeBack);
     // A page that is kept must not hold a connection.
     this.listen(globalThis, "pagehide", "lifecycle", ({ persisted }) => persisted && this.suspend());
-    this.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && this.retryNow());
-    this.chosen.signal?.addEventListener("abort", () => this.close(), { signal: this.listening.signal });
+    this.listen(globalThis, "pageshow", "lifecycle", comeBack);
+    this.chosen.signal?.addEventListener("abort", () => this.close(), this.listening);
   }
 
   /** Until the end. Not at all where there is no such target, or it is not wanted. @internal */
   listen(target: EventTarget | undefined, type: string, group: keyof NonNullable<BaseOptions["page"]>, act: (event: any) => void): void {
-    if (this.chosen.page?.[group] !== false) target?.addEventListener?.(type, act, { signal: this.listening.signal });
+    if (this.chosen.page?.[group] !== false) target?.addEventListener?.(type, act, this.listening);
   }
 }
 
-for (const owner of [BaseSocket, BaseSocket.prototype]) Object.assign(owner, { CONNECTING: 0, OPEN: 1, CLOSING: 2, CLOSED: 3 });
+Object.assign(BaseSocket.prototype, Object.assign(BaseSocket, { CONNECTING: 0, OPEN: 1, CLOSING: 2, CLOSED: 3 }));
 
 function checkRange(name: string, value = 1): void {
-  if (!(value >= 1)) throw new RangeError(`${name} is ${value}: at least 1 is needed`);
+  if (!(value >= 1)) throw new RangeError(`${name} is ${value}: at least 1`);
 }
 
 export const ask = <T>(value: Fresh<T>): Awaitable<T> => (typeof value === "function" ? (value as () => T)() : value);
 
-/** A copy, as what was sent may be changed later. */
-export function dataOf(message: string | ArrayBufferLike | ArrayBufferView): Data {
-  if (typeof message === "string") return message;
-  const { buffer = message, byteOffset, byteLength } = message as ArrayBufferView;
-  return new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength).slice();
+/** A copy, as what was sent may be changed later. What is neither text nor bytes is made text, as `WebSocket` does it. */
+export function dataOf(message: any): Data {
+  return message?.byteLength >= 0 ? new Uint8Array(message.buffer ?? message, message.byteOffset, message.byteLength).slice() : `${message}`;
 }
 
 /** As `WebSocket` reads it: relative to the page, http as ws. */

@@ -8,7 +8,7 @@
 export const isFinal = (code: number): boolean => code === 3000 || code === 3003 || (code > 4499 && code < 5000);
 
 export const concernsOne = (code: number): boolean =>
-  [1002, 1003, 1007, 1008, 1009, 1010, 3008, 4400, 4408, 4409, 4410, 4411].includes(code);
+  (code > 1001 && code < 1011 && (code < 1004 || code > 1006)) || code === 3008 || code === 4400 || (code > 4407 && code < 4412);
 
 /** The same as one word. */
 export function closeAction(code: number): "reconnect" | "reconnect-alone" | "stop" {

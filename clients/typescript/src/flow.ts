@@ -16,11 +16,28 @@ export interface Lane {
   read: number;
 }
 
-/** The next thing for the application: a message, or `count` messages from `first` on that the peer's policy dropped. */
+/**
+ * The next thing for the application: a message, or `count` messages from `first` on that the peer's policy dropped. A
+ * `count` of 0: what stands behind the peer was replaced before message `first`.
+ */
 export interface Delivery {
   data?: Data;
   first: number;
   count: number;
+}
+
+/** A message is larger than the other end takes. */
+export class MessageTooLargeError extends RangeError {
+  override name = "MessageTooLargeError";
+  /** Payload bytes: those of the message, and the most that the other end takes. */
+  declare size: number;
+  declare limit: number;
+
+  constructor(size: number, limit: number) {
+    super(`the message has ${size} bytes, the other end takes at most ${limit}`);
+    this.size = size;
+    this.limit = limit;
+  }
 }
 
 /** Messages accepted and not yet acknowledged, kept so that an attach can write them again. */
@@ -32,6 +49,8 @@ export class Outbox {
   acknowledged = 0;
   /** The highest number of which a byte was given to any connection. */
   written = 0;
+  /** What is above this number is not written yet: others may come before it. */
+  ready = Infinity;
   /** What the peer accepts. */
   peer: Window = [16, 65_536];
   /** What is kept at most. */
@@ -50,17 +69,36 @@ export class Outbox {
     return this.endOf(this.last) - this.endOf(this.acknowledged);
   }
 
-  /** Numbers and keeps a message. 0: there is no room. One message always fits, of any size. */
-  push(data: Data): number {
+  /**
+   * Numbers and keeps a message. 0: there is no room. One message always fits, of any size. `isFirst`: it comes before
+   * what is not {@link ready}, and has as much room again, as what waits may have taken all.
+   */
+  push(data: Data, isFirst = false): number {
+    const { items, base, limit } = this;
     const length = bytesOf(data).length;
     const kept = this.last - this.acknowledged;
-    if (kept && (kept >= this.limit[0] || this.bytes + length > this.limit[1])) return 0;
-    this.items.push({ data, end: this.endOf(this.last) + length });
-    return this.last;
+    const room = isFirst ? 2 : 1;
+    if (kept && (kept >= limit[0] * room || this.bytes + length > limit[1] * room)) return 0;
+    let at = items.length;
+    if (isFirst) {
+      for (; at > this.ready - base; at--) {
+        items[at] = items[at - 1]!;
+        items[at]!.end += length;
+      }
+      this.ready++;
+    }
+    items[at] = { data, end: this.endOf(base + at) + length };
+    return base + at + 1;
   }
 
-  /** What follows this position, if the peer's window holds it. */
+  /** Takes out what was never written. */
+  takeUnwritten(): Data[] {
+    return this.items.splice(this.written - this.base).map((item) => item.data);
+  }
+
+  /** What follows this position, if it is ready and the peer's window holds it. */
   next(position: number): Data | undefined {
+    if (position >= this.ready) return;
     const ahead = position + 1 - this.acknowledged;
     const fits = ahead <= this.peer[0] && this.endOf(position + 1) - this.endOf(this.acknowledged) <= this.peer[1];
     if (ahead <= 1 || fits) return this.items[position - this.base]?.data;
@@ -131,6 +169,11 @@ export class Inbox {
     this.taken = last;
   }
 
+  /** What stands behind the peer was replaced here. Marks that meet are one. */
+  takeReplaced(): void {
+    if (this.queue.at(-1)?.count !== 0) this.queue.push({ first: this.taken + 1, count: 0, bytes: 0 });
+  }
+
   checkWindow(bytes: number): void {
     const open = this.taken - this.received;
     if (open > 0 && (open >= this.window[0] || this.openBytes + bytes > this.window[1])) fail("more than the window");
@@ -138,7 +181,7 @@ export class Inbox {
 
   handOver(now: number): Delivery | undefined {
     const next = this.queue.shift();
-    if (next) {
+    if (next?.count) {
       this.handed = next.first + next.count - 1;
       this.settle(now, this.handed, next.bytes);
     }

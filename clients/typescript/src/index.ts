@@ -1,12 +1,14 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
 import { ask, type BaseOptions, BaseSocket, dataOf, type Fresh, QueueFullError } from "./client.js";
+import { MessageTooLargeError } from "./flow.js";
 import { ClientSession, type Fate } from "./session.js";
 import { offerFor, SessionMachine } from "./sessions.js";
 import { type Bytes, bytesOf, type Data, viewOf } from "./wire.js";
 
 export { type BaseOptions, type Fresh, QueueFullError, type SocketEvents, type WebSocketLike } from "./client.js";
 export type { Mode, Status } from "./machine.js";
+export { MessageTooLargeError } from "./flow.js";
 export type { Fate } from "./session.js";
 export { ProtocolError } from "./wire.js";
 
@@ -54,15 +56,15 @@ export class MainstaySocket extends BaseSocket {
   /** Somebody listens: messages are handed over as they come. */
   private isFlowing = false;
   declare private messageHandler: BaseSocket["onmessage"];
-  /** The iterator waits for the next message. */
-  declare private wake: ((data?: Data) => void) | undefined;
+  /** The iterator waits for the next message. Null: its reader is at work, and is told of no gap meanwhile. */
+  declare private wake: ((data?: Data) => void) | null | undefined;
   /** Accepted, and not known what became of it. In the order of their numbers. */
   private unsettled: Message[] = [];
   private counts = { connections: 0, gaps: 0 };
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
     const { credentials } = options;
-    const session = new ClientSession(options, (length) => crypto.getRandomValues(new Uint8Array(length)));
+    const session = new ClientSession(options, (length) => crypto.getRandomValues(new Uint8Array(length)), true);
     super(
       url,
       options,
@@ -102,7 +104,8 @@ export class MainstaySocket extends BaseSocket {
   /**
    * Accepts a message and keeps it until the peer has acknowledged it. After `close` nothing is accepted any more,
    * and `delivered` says so.
-   * @throws {@link QueueFullError} if as much is kept as may be, and `whenFull` is not `wait`.
+   * @throws {@link QueueFullError} if as much is kept as may be, and `whenFull` is not `wait`. {@link MessageTooLargeError}
+   * if it is larger than the server said that it takes.
    */
   send(payload: Sendable): Sent {
     const blob = payload instanceof Blob && payload;
@@ -111,7 +114,16 @@ export class MainstaySocket extends BaseSocket {
       message.settleAs("not delivered");
       return message;
     }
-    const queued: Message[] = this.machine.queued;
+    const error = this.tooLarge(blob || message.data!);
+    if (error) throw error;
+    const { machine } = this;
+    const queued: Message[] = machine.queued;
+    if (machine.beginning && !blob && this.accept(message)) {
+      this.proceed();
+      return message;
+    }
+    // What cannot be accepted at once waits behind what waits already, and so does what is sent after it.
+    machine.beginning = 0;
     const waits = blob || queued.length || this.clientSession.isRestored || this.chosen.whenFull === "wait";
     queued.push(message);
     this.admit();
@@ -134,9 +146,12 @@ export class MainstaySocket extends BaseSocket {
     return this.mode === "plain" ? super.bufferedAmount : this.machine.bufferedAmount;
   }
 
-  /** Sends a message that is not numbered, kept or sent again. Dropped while detached. */
+  /** Sends a message that is not numbered, kept or sent again. Dropped while detached. @throws {@link MessageTooLargeError} */
   sendVolatile(message: string | ArrayBuffer | ArrayBufferView): void {
-    this.clientSession.sendVolatile(dataOf(message));
+    const data = dataOf(message);
+    const error = this.tooLarge(data);
+    if (error) throw error;
+    this.clientSession.sendVolatile(data);
     this.proceed();
   }
 
@@ -190,18 +205,23 @@ export class MainstaySocket extends BaseSocket {
   protected override pump(): void {
     this.admit();
     this.settle();
-    const { data, first, count } = ((this.isFlowing || this.wake) && this.clientSession.handOver(this.machine.nowMs)) || {};
+    const { inbox, outbox } = this.clientSession.flow;
+    // A backend that was replaced concerns those too who only send.
+    const isWanted = this.isFlowing || this.wake || (this.wake === undefined && inbox.queue[0]?.count === 0);
+    const { data, first, count } = (isWanted && this.clientSession.handOver(this.machine.nowMs)) || {};
     if (data === undefined) {
-      if (first) this.emit("gap", { dropped: { first, count } });
+      const { last } = outbox;
+      if (count) this.emit("gap", { dropped: { first, count } });
+      else if (first) super.emit("gap", { fate: { delivered: last, unknown: last, last, resent: false, lost: undefined, cause: "replaced" } });
       else if (this.machine.isEnded) this.wake?.();
     } else if (this.wake) {
       this.wake(data);
-      this.wake = undefined;
+      this.wake = null;
     } else super.emit("message", { data });
   }
 
   /** @internal */
-  override emit(type: string, fields?: any): void {
+  override emit(type: string, fields?: any, behind?: number): void {
     // A plain peer's messages wait for somebody who listens, like a session's.
     if (type === "message") return this.clientSession.flow.inbox.hold(viewOf(fields.data));
     // A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session.
@@ -215,6 +235,8 @@ export class MainstaySocket extends BaseSocket {
         return false;
       });
     }
+    // A message that waited cannot be sent.
+    if (behind! >= 0) this.unsettled.splice(-1 - behind!, 1)[0]?.settleAs("not delivered");
     if (type === "close") {
       this.settle();
       for (const message of [...this.unsettled.splice(0), ...this.machine.queued.splice(0)]) message.settleAs("not delivered");
@@ -239,14 +261,39 @@ export class MainstaySocket extends BaseSocket {
     return super.present(typeof data === "string" ? data : data.slice().buffer);
   }
 
+  /** What waited longest comes first, once `open` was handled. */
   private admit(): void {
     const queued: Message[] = this.machine.queued;
-    for (let first; (first = queued[0]) && first.data !== undefined; queued.shift()) {
-      if (!this.machine.send(first.data)) return;
-      first.data = undefined;
-      first.tellAccepted();
-      this.unsettled.push(first);
+    for (let first; !this.machine.beginning && (first = queued[0]) && first.data !== undefined; queued.shift()) {
+      const error = this.tooLarge(first.data);
+      if (error) {
+        first.settleAs("not delivered");
+        this.emit("error", { error });
+        continue;
+      }
+      // A plain peer makes room by what is written.
+      if (!this.accept(first)) this.machine.writeOut();
+      if (first.data !== undefined && !this.accept(first)) return;
     }
+  }
+
+  /** False: there is no room. */
+  private accept(message: Message): boolean {
+    const { machine, unsettled } = this;
+    if (!machine.send(message.data!)) return false;
+    message.data = undefined;
+    message.tellAccepted();
+    const { last, ready } = this.clientSession.flow.outbox;
+    const waiting = machine.beginning ? machine.unsent.length + Math.max(last - ready, 0) : 0;
+    unsettled.splice(unsettled.length - waiting, 0, message);
+    return true;
+  }
+
+  /** Why the server would not take it. What is surely small enough is not measured. */
+  private tooLarge(payload: Data | Blob): MessageTooLargeError | undefined {
+    const { limit } = this.clientSession;
+    const size = payload instanceof Blob ? payload.size : payload.length > limit / 3 ? bytesOf(payload).length : 0;
+    return size > limit ? new MessageTooLargeError(size, limit) : undefined;
   }
 
   /** Of the unsettled messages those that are kept are the last. */

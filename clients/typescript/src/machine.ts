@@ -58,14 +58,16 @@ export class Machine {
   epoch = 0;
   /** Smoothed round-trip time of probes. */
   declare rtt: number | undefined;
-  isEnded = false;
+  declare isEnded: boolean | undefined;
   /** What has not been told of the last loss, or of the end. */
   declare loss: { code: number; reason: string; retryInMs?: number } | undefined;
   /** Set before every call, as `nowMs` is: something that was written has not left yet. */
-  isBusy = false;
-  /** The connection in use, and the one that is being opened; 0: none. */
-  current = 0;
-  dialled = 0;
+  declare isBusy: unknown;
+  /** The connection in use, and the one that is being opened; 0, or nothing at first: none. */
+  declare current: number;
+  declare dialled: number;
+  /** The connection whose `open` is being handled: what is sent meanwhile goes before what waited. */
+  declare beginning: number | undefined;
   /** The driver's: what waits to be accepted, and goes out before a close. */
   queued: any[] = [];
   /** Accepted and never given to a connection. */
@@ -80,21 +82,21 @@ export class Machine {
   declare protected dialAt: number;
   /** Doubles with every verdict until a message comes: one that takes longer than the limit to arrive looks like silence. */
   protected patience = 1;
-  protected isSuspended = false;
+  declare protected isSuspended: boolean | undefined;
   private lastId = 0;
   private attempts = 0;
   declare private attachedAt: number;
   // The watch of the current connection: how long nothing may come, and until when, by that and by an open probe.
-  declare private limit: number;
+  declare private patienceMs: number;
   declare private slack: number;
   declare private limitAt: number;
-  private deadlineAt = Infinity;
+  declare private deadlineAt: number;
   /** What had arrived when the connection seemed silent has been read. */
-  private hasRead = false;
+  declare private hasRead: boolean | undefined;
   /** When to probe next, and how often without being asked to. */
   declare private probeAt: number;
   declare private pace: number;
-  private probeSentAt = NaN;
+  declare private probeSentAt: number;
 
   /** Dials at once. `nowMs` is to be set before every other call; `random` is uniform in [0, 1). */
   constructor(now: number, config: MachineConfig, random: () => number, io: Io) {
@@ -109,10 +111,10 @@ export class Machine {
   /** A dialled connection is open, and speaks this subprotocol. */
   handleOpened(id: number, protocol: string): void {
     this.protocol = protocol;
-    const { ping, silenceLimitMs } = this.behaviour;
-    const interval = ping?.intervalMs ?? Infinity;
-    const limit = silenceLimitMs ?? 2 * interval + 5000;
+    const interval = this.behaviour.ping?.intervalMs ?? Infinity;
+    const limit = this.behaviour.silenceLimitMs ?? 2 * interval + 5000;
     this.attach(id, limit, limit / 8, interval);
+    this.beginning = id;
     if (this.epoch++) this.io.emit("gap");
     this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
     this.io.emit("open");
@@ -125,18 +127,20 @@ export class Machine {
     const wasAttached = id === this.current;
     if (!id || (!wasAttached && id !== this.dialled)) return;
     if (wasAttached) {
-      this.current = 0;
+      this.current = this.beginning = 0;
       if (this.nowMs - this.attachedAt >= 50_000) this.attempts = 0;
     } else {
       this.dialled = 0;
       this.dialAt = Infinity;
     }
-    const isMeant = endsWithPeer && (code === 1000 || (code > 2999 && code !== 4408));
-    const isOver = this.mode === "plain" && !this.isSuspended && (isMeant || (endOnGap && wasAttached));
-    // Our own verdict would be read as the peer's word.
-    if (!this.current && (isOver || isFinal(code))) return this.endNow(endOnGap && code === 4408 ? 1006 : code, reason);
+    const isMeant = code === 1000 || (code > 2999 && code !== 4408);
+    const isOver = (endOnGap && wasAttached) || (endsWithPeer && isMeant);
+    if (!this.current && (isFinal(code) || (isOver && this.mode === "plain" && !this.isSuspended))) {
+      // Our own verdict would be read as the peer's word.
+      return this.endNow(endOnGap && code === 4408 ? 1006 : code, reason);
+    }
     // A replacement may be on its way already.
-    if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.nowMs + this.backoff(concernsOne(code));
+    if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.nowMs + this.backoff(concernsOne(code), +/^1013retry_ms=(\d+)/.exec(code + reason)?.[1]!);
     this.loss = { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.nowMs };
   }
 
@@ -152,13 +156,14 @@ export class Machine {
 
   /** Accepts a message. 0: there is no room. */
   send(data: Data): number {
-    return this.unsent.length >= (this.behaviour.keep?.[0] ?? 1024) ? 0 : this.unsent.push(data);
+    if (this.beginning) return this.io.writeTo(this.beginning, data), 1;
+    return this.unsent.length < (this.behaviour.keep?.[0] ?? 1024) ? this.unsent.push(data) : 0;
   }
 
   /** Something suggests that the network changed: dial now if waiting, probe if attached. */
   retryNow(): void {
     this.isSuspended = false;
-    if (!this.current && !this.dialled) this.dialAt = this.nowMs;
+    if (!(this.current || this.dialled)) this.dialAt = this.nowMs;
     this.probe();
   }
 
@@ -180,8 +185,8 @@ export class Machine {
     if (this.closeWith) return;
     this.closeWith = { code, reason };
     this.closeBy = this.nowMs + 10_000;
-    if (!this.current && !this.keeps) this.endNow(code, reason);
-    else this.retryNow();
+    if (this.current || this.keeps) this.retryNow();
+    else this.endNow(code, reason);
   }
 
   /** Ends now. */
@@ -212,10 +217,9 @@ export class Machine {
    * late by more than `slack` asks for a fresh probe after that, and only that one is judged.
    */
   private watch(): void {
-    const late = this.nowMs - this.silentAt;
-    this.hasRead = late >= 0 && !this.hasRead;
+    const late = this.nowMs - Math.min(this.limitAt, this.deadlineAt);
     // Due still, and so looked at again when what has arrived has been read.
-    if (this.hasRead) return;
+    if ((this.hasRead = late >= 0 && !this.hasRead)) return;
     if (late >= 0) {
       if (late <= this.slack) {
         this.patience *= 2;
@@ -227,18 +231,15 @@ export class Machine {
     if (this.probeAt > this.nowMs) return;
     // It would wait with what has not left yet, and its time counts from when it leaves.
     this.probeAt = this.nowMs + (this.isBusy ? 250 : this.pace);
-    if (this.isBusy || this.deadlineAt < Infinity || !this.writeProbe()) return;
-    this.probeSentAt = this.nowMs;
-    this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)), 20_000);
-  }
-
-  private get silentAt(): number {
-    return Math.min(this.limitAt, this.deadlineAt);
+    if (!this.isBusy && this.deadlineAt === Infinity && this.writeProbe()) {
+      this.probeSentAt = this.nowMs;
+      this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)), 20_000);
+    }
   }
 
   /** When {@link handleTimeout} has something to do. */
   get dueAt(): number {
-    return Math.min(this.dialAt, this.closeBy, this.current ? Math.min(this.silentAt, this.probeAt) : Infinity);
+    return Math.min(this.dialAt, this.closeBy, this.current ? Math.min(this.limitAt, this.deadlineAt, this.probeAt) : Infinity);
   }
 
   get status(): Status {
@@ -253,16 +254,17 @@ export class Machine {
 
   /** Gives the connections what is to be written. */
   writeOut(): void {
-    if (!this.current) return;
-    for (const data of this.unsent.splice(0)) this.io.writeTo(this.current, data);
-    if (this.closeWith && !this.queued.length) this.endNow(this.closeWith.code, this.closeWith.reason);
+    if (this.current && !this.beginning) {
+      for (const data of this.unsent.splice(0)) this.io.writeTo(this.current, data);
+      if (this.closeWith && !this.queued.length) this.endNow(this.closeWith.code, this.closeWith.reason);
+    }
   }
 
-  /** Sends a probe. False: this peer cannot be probed. */
-  protected writeProbe(): boolean {
+  /** Sends a probe. Nothing: this peer cannot be probed. */
+  protected writeProbe(): unknown {
     const { ping } = this.behaviour;
     if (ping) this.io.writeTo(this.current, ping.message);
-    return !!ping;
+    return ping;
   }
 
   /** Whether something accepted would be lost by an end now. */
@@ -272,7 +274,9 @@ export class Machine {
 
   /** Payload that is accepted and not acknowledged, or not given to a connection. */
   get bufferedAmount(): number {
-    return this.unsent.reduce((sum, data) => sum + data.length, 0);
+    let sum = 0;
+    for (const data of this.unsent) sum += data.length;
+    return sum;
   }
 
   // ---- helpers ----------------------------------------------------------------------------------
@@ -290,13 +294,13 @@ export class Machine {
     this.pace = interval;
     this.probeAt = this.nowMs + interval;
     this.attachedAt = this.nowMs;
-    this.limit = limit * this.patience;
+    this.patienceMs = limit * this.patience;
     this.slack = slack;
     this.heard();
   }
 
   protected heard(): void {
-    this.limitAt = this.nowMs + this.limit;
+    this.limitAt = this.nowMs + this.patienceMs;
     this.deadlineAt = Infinity;
   }
 
@@ -311,12 +315,13 @@ export class Machine {
   /**
    * How long to wait before the next attempt. The first comes soon, spread over 0.2 s when only this client lost its
    * connection, over a second when others did too. Later waits have a ceiling of 0.5 s x 2^n, at most 30 s, and are
-   * drawn below it: from its upper half by a lone client, from all of it by one of a crowd.
+   * drawn below it: from its upper half by a lone client, from all of it by one of a crowd. What the server says wins, up
+   * to 9 minutes, and a tenth of it or 1 s is added at random. `retryMs`: NaN, if it says nothing.
    */
-  protected backoff(isAlone: boolean): number {
+  protected backoff(isAlone: boolean, retryMs?: number): number {
     const n = this.attempts++;
     const to = n ? Math.min(30_000, 250 * 2 ** n) : isAlone ? 200 : 1000;
-    const from = n && isAlone ? to / 2 : 1;
-    return from + (to - from) * this.chance();
+    const from = retryMs! >= 0 ? Math.min(retryMs!, 540_000) : n && isAlone ? to / 2 : 1;
+    return from + (retryMs! >= 0 ? Math.max(from / 10, 1000) : to - from) * this.chance();
   }
 }

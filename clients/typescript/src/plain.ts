@@ -16,7 +16,7 @@ export class MainstaySocket extends BaseSocket {
   /** Accepts a message, to be sent now or when there is a connection. @throws {@link QueueFullError} */
   send(message: string | ArrayBufferLike | ArrayBufferView): void {
     if (this.readyState > 1) return;
-    if (!this.machine.send(dataOf(message))) throw new QueueFullError("too much waits to be sent");
+    if (!this.machine.send(dataOf(message))) throw new QueueFullError("the queue is full");
     this.proceed();
   }
 }

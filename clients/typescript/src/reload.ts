@@ -57,7 +57,8 @@ function restore(session: ClientSession, [token, received, acknowledged, kept]: 
   inbox.taken = inbox.handed = inbox.received = inbox.told = received;
   outbox.base = outbox.acknowledged = acknowledged;
   for (const data of kept) outbox.push(data);
-  outbox.written = outbox.last;
+  // Their numbers are given: what the new page sends first comes behind them.
+  outbox.written = outbox.ready = outbox.last;
   session.isRestored = true;
 }
 

@@ -8,10 +8,11 @@
  * Pure: time and randomness are arguments, and what is to be done goes through {@link SessionIo}. Source: `docs/PROTOCOL.md` "Attaching", "Closing".
  */
 
-import { type Delivery, Flow, Inbox, type Lane, Outbox } from "./flow.js";
+import { type Delivery, Flow, Inbox, type Lane, MessageTooLargeError, Outbox } from "./flow.js";
 import {
   type Account,
   type Bytes,
+  bytesOf,
   type Control,
   type Data,
   type Delay,
@@ -21,6 +22,7 @@ import {
   type Frame,
   type Hello,
   type Refuse,
+  type Replaced,
   toHex,
   Type,
   type Welcome,
@@ -33,14 +35,17 @@ export interface Fate {
   delivered: number;
   /** Unknown: above `delivered` up to here. Not delivered: above this. */
   unknown: number;
-  /** The last number that was given. */
+  /** The last of them: so many were accepted. */
   last: number;
-  /** What was not delivered is sent again in the next session, `unknown + 1` as its number 1. */
+  /** What was not delivered is sent again in the next session, in order, behind what the handlers of `open` send. */
   resent: boolean;
   /** The peer's messages that will never come; undefined: how many is not known. */
   lost: { first: number; count: number } | undefined;
-  /** Why, as far as the peer told. */
-  cause: "unknown" | "expired" | "ended" | "evicted" | "restarted";
+  /**
+   * Why, as far as the peer told. `replaced`: a gateway's connection to its backend was lost. Where the session goes on
+   * all the same, nothing that was sent is lost, and all of it is in the first class.
+   */
+  cause: "unknown" | "expired" | "ended" | "evicted" | "restarted" | "replaced";
 }
 
 /** What a session has done to its connections, and told to the application. None of these calls back before it returns. */
@@ -50,9 +55,10 @@ export interface SessionIo {
   forget(id: number, code: number, reason: string): void;
   /**
    * By the names of the application's events: `gap` where the session is lost and a new one follows, the one word about
-   * it; `volatile`; and `authenticated`, what became of the credentials that `authenticate` presented.
+   * it; `volatile`; and `authenticated`, what became of the credentials that `authenticate` presented. `error`: a message
+   * that waited is larger than the server takes, and was dropped; so many that were accepted after it are kept.
    */
-  emit(type: string, fields: object): void;
+  emit(type: string, fields: object, behind?: number): void;
 }
 
 /** What happens to a session. */
@@ -95,7 +101,7 @@ const enum Life {
 }
 
 const ACCEPT: Window = [1024, 4_194_304];
-const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted"] as const;
+const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted", "replaced"] as const;
 
 export class ClientSession {
   declare io: SessionIo;
@@ -106,6 +112,8 @@ export class ClientSession {
   declare current: Connection | undefined;
   declare opening: Connection | undefined;
   declare instanceId: Bytes;
+  /** The largest message that the server takes, as it last said. */
+  limit = Infinity;
   /** Started from stored state and not attached yet: it numbers nothing new. */
   isRestored = false;
   /** Only of an open session there is something to store. */
@@ -121,12 +129,19 @@ export class ClientSession {
   private stoodAt = 0;
   /** Connections in a row that ended after WELCOME without progress. */
   private barren = 0;
+  /** How often what stands behind the server was replaced, as it last said. */
+  private replaced = 0;
+  declare private isHeld: boolean;
   declare private behaviour: SessionConfig;
   declare private randomBytes: (length: number) => Bytes;
 
-  /** A session of a new instance. `random` gives bytes of the platform's cryptographic randomness. */
-  constructor(config: SessionConfig, random: (length: number) => Bytes) {
+  /**
+   * A session of a new instance. `random` gives bytes of the platform's cryptographic randomness. `isHeld`: what is sent in
+   * a session that is not begun, and what is sent again in it, waits until the driver calls {@link begin}.
+   */
+  constructor(config: SessionConfig, random: (length: number) => Bytes, isHeld = false) {
     this.behaviour = config;
+    this.isHeld = isHeld;
     this.randomBytes = random;
     this.instanceId = random(8);
     this.clientKey = random(16);
@@ -212,6 +227,7 @@ export class ClientSession {
     else if (frame[0] === Type.GoAway) hooks.onGoAway(frame[2], frame[3]);
     else if (frame[0] === Type.Volatile) io.emit("volatile", { data: frame[1] });
     else if (frame[0] === Type.AuthResult && current.judging) this.judged(current, frame[1]);
+    else if (frame[0] === Type.Replaced) this.readReplaced(current, frame);
     else if (frame[0] === Type.End) {
       outbox.acknowledge(frame[3]);
       if (this.life < Life.EndReceived) {
@@ -225,6 +241,14 @@ export class ClientSession {
     } else fail(`type ${frame[0]} is not allowed here`);
   }
 
+  /** What the client does not acknowledge is written again: a count is told once. */
+  private readReplaced(current: Connection, [, after, count]: Replaced): void {
+    if (after !== current.read) fail(`replaced after ${after}, ${current.read} read`, true);
+    if (count <= this.replaced || this.life > Life.Closing) return;
+    this.replaced = count;
+    this.flow.inbox.takeReplaced();
+  }
+
   /** The peer broke the session. */
   abandon(reason: string): void {
     const fate = this.fate();
@@ -234,7 +258,7 @@ export class ClientSession {
 
   private welcome(opening: Connection, frame: Welcome): void {
     const { id, resumes } = opening;
-    const [, , token, , isResumed, received, first, , , window, account] = frame;
+    const [, , token, , isResumed, received, first, , , window, account, , limit] = frame;
     const { outbox, inbox } = this.flow;
     this.opening = undefined;
     // The server has fenced the old connection. One that was replaced while it lived was not barren.
@@ -245,6 +269,8 @@ export class ClientSession {
     if (isResumed && (!resumes || isImpossible)) fail("impossible WELCOME");
     this.flow.outbox.acknowledge(resumes && !isResumed ? 0 : received);
     this.flow.outbox.peer = window;
+    this.limit = limit ?? Infinity;
+    this.dropTooLarge();
     this.token = token;
     this.isRestored = false;
     if (!isResumed) this.renewKey();
@@ -271,9 +297,17 @@ export class ClientSession {
 
   // ---- what the application does --------------------------------------------------------------
 
-  /** Accepts a message and returns its number. 0: there is no room, or it is ending, or not restored yet. */
-  send(data: Data): number {
-    return this.life || this.isRestored ? 0 : this.flow.outbox.push(data);
+  /**
+   * Accepts a message and returns its number. 0: there is no room, or it is ending, or not restored yet. `isFirst`: it
+   * goes before what waits for {@link begin}.
+   */
+  send(data: Data, isFirst?: boolean): number {
+    return this.life || this.isRestored ? 0 : this.flow.outbox.push(data, isFirst);
+  }
+
+  /** The application has begun the session: what waits follows what it sent first. */
+  begin(): void {
+    this.flow.outbox.ready = Infinity;
   }
 
   /** Writes a message that is not numbered, kept or replayed. Dropped while detached. */
@@ -396,12 +430,26 @@ export class ClientSession {
     const fate = this.fate(account);
     fate.resent = this.behaviour.resend !== false && fate.unknown < fate.last;
     this.flow = this.newFlow();
-    // It fitted the old buffer, so it fits the new one.
-    if (fate.resent) for (const data of outbox.after(fate.unknown)) this.flow.outbox.push(data);
+    // It fitted the old buffer, so it fits the new one, with what comes first.
+    if (fate.resent) for (const data of outbox.after(fate.unknown)) this.flow.outbox.push(data, true);
+    if (this.isHeld) this.flow.outbox.ready = 0;
     this.token = undefined;
     this.isRestored = false;
-    this.barren = 0;
+    this.barren = this.replaced = 0;
     this.io.emit("gap", { fate });
+  }
+
+  /** What is larger than the server takes would end every connection that it is written on. */
+  private dropTooLarge(): void {
+    const { limit, flow: { outbox } } = this;
+    if (limit === Infinity) return;
+    const { ready } = outbox;
+    outbox.takeUnwritten().forEach((data, index, { length }) => {
+      const size = bytesOf(data).length;
+      if (size > limit) this.io.emit("error", { error: new MessageTooLargeError(size, limit) }, length - 1 - index);
+      else outbox.push(data, true);
+    });
+    outbox.ready = ready;
   }
 
   private dropCurrent(): void {
@@ -427,7 +475,9 @@ export class ClientSession {
   }
 
   private newFlow(): Flow {
-    return new Flow(new Outbox(this.behaviour.keep ?? ACCEPT), new Inbox(ACCEPT));
+    const flow = new Flow(new Outbox(this.behaviour.keep ?? ACCEPT), new Inbox(ACCEPT));
+    if (this.isHeld) flow.outbox.ready = 0;
+    return flow;
   }
 
   private trimOutbox(): void {

@@ -86,7 +86,7 @@ export class SessionMachine extends Machine implements SessionHooks {
   }
 
   override send(data: Data): number {
-    return this.clientSession.send(data);
+    return this.clientSession.send(data, !!this.beginning);
   }
 
   override endNow(code: number, reason: string, fate = this.clientSession.fate()): void {
@@ -95,6 +95,7 @@ export class SessionMachine extends Machine implements SessionHooks {
   }
 
   override writeOut(): void {
+    if (this.clientSession.current && !this.beginning) this.clientSession.begin();
     if (this.closeWith && !this.queued.length) this.clientSession.close(this.closeWith.code, this.closeWith.reason);
     this.clientSession.writeAll(this.nowMs);
   }
@@ -104,7 +105,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.replaceAt = Math.min(this.replaceAt, this.nowMs + 1000);
   }
 
-  protected override writeProbe(): boolean {
+  protected override writeProbe(): unknown {
     this.clientSession.ping(++this.probes);
     return true;
   }
@@ -148,13 +149,13 @@ export class SessionMachine extends Machine implements SessionHooks {
   }
 
   /** Advice wins, up to 10 minutes and widened to 1 s or a tenth of its length. */
-  protected override backoff(isAlone: boolean): number {
-    const own = super.backoff(isAlone);
+  protected override backoff(isAlone: boolean, retryMs?: number): number {
+    const own = super.backoff(isAlone, retryMs);
     const [earliest, latest] = this.advice;
     this.advice = [0, 0];
-    if (!latest) return own;
+    if (!latest || retryMs! >= 0) return own;
     const from = Math.min(Math.max(earliest, 1), 540_000);
-    const to = Math.min(Math.max(latest, from + Math.max(from / 10, 1000)), 600_000);
+    const to = Math.min(Math.max(latest, from * 1.1, from + 1000), 600_000);
     return from + (to - from) * this.chance();
   }
 
@@ -171,6 +172,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.epoch = epoch;
     this.name = toHex(sessionId);
     this.attach(id, 2 * announced + 5000, announced / 4, Infinity);
+    if (isOpening) this.beginning = id;
     this.io.emit("session", { mode: "session", resumed, epoch, id: this.name });
     if (isOpening) this.io.emit("open");
   }

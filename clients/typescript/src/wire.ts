@@ -1,6 +1,6 @@
 /**
  * The messages of `mainstay.v1` and their bytes. A text message is application text, untouched; a binary one starts
- * with a type byte: `00` is application binary, `01`-`7f` are control messages, `80`-`ff` are ignored.
+ * with a type byte: `00` is application binary, `01`-`80` are control messages, `81`-`ff` are ignored.
  *
  * A control message is a tuple: its type, its fixed fields, its optional ones. One table says what they are, and
  * reading and writing both follow it.
@@ -19,7 +19,7 @@ export type Window = [messages: number, bytes: number];
 /** When to come; 0 and 0 is no advice. */
 export type Delay = [earliest: number, latest: number];
 
-/** What became of a lost session, as the peer tells it. Causes: 0 unknown, 1 expired, 2 ended, 3 evicted, 4 restarted. */
+/** What became of a lost session, as the peer tells it. Causes: 0 unknown, 1 expired, 2 ended, 3 evicted, 4 restarted, 5 replaced. */
 export type Account = [received: number, handed: number, firstLost: number, count: number, cause: number];
 
 export type Resume = [token: Bytes, received: number, sent: number, firstHeld: number];
@@ -39,6 +39,8 @@ export const enum Type {
   AuthResult,
   Volatile,
   Refuse,
+  /** In the range that ends which do not know it ignore. */
+  Replaced = 128,
 }
 
 export type Hello = [
@@ -52,6 +54,7 @@ export type Hello = [
   resume?: Resume | undefined,
   credentials?: Bytes | undefined,
   resumeWindow?: number | undefined,
+  maxMessage?: number | undefined,
 ];
 export type Welcome = [
   type: Type.Welcome,
@@ -66,6 +69,7 @@ export type Welcome = [
   window: Window,
   account?: Account | undefined,
   resumeAt?: string | undefined,
+  maxMessage?: number | undefined,
 ];
 export type Ack = [type: Type.Ack, received: number, window?: Window | undefined];
 export type Beat = [type: Type.Ping | Type.Pong, nonce: number, sent: number, received: number];
@@ -76,8 +80,9 @@ export type Auth = [type: Type.Auth, credentials: Bytes];
 export type AuthResult = [type: Type.AuthResult, accepted: boolean, expiresIn: number];
 export type Volatile = [type: Type.Volatile, data: Data];
 export type Refuse = [type: Type.Refuse, code: number, retryable: boolean, delay: Delay, account?: Account | undefined];
+export type Replaced = [type: Type.Replaced, after: number, count: number];
 
-export type Control = Hello | Welcome | Ack | Beat | GoAway | Gap | End | Auth | AuthResult | Volatile | Refuse;
+export type Control = Hello | Welcome | Ack | Beat | GoAway | Gap | End | Auth | AuthResult | Volatile | Refuse | Replaced;
 
 /** What one WebSocket message carries; nothing, if its type is reserved. */
 export type Frame = Control | [type: Type.Data, data: Data] | undefined;
@@ -103,7 +108,7 @@ export const MAX_INTEGER = Number.MAX_SAFE_INTEGER;
 // A letter for each field, by message type; after `|` the optional ones, by their types from 1. v version; i integer;
 // p integer above 0; f flag; b bytes; k 16 bytes; n 8 bytes; t text; w window; d delay; c cause of a GAP; A account;
 // u its cause; R resume; and up to the end: B bytes, T text, D kind and data.
-const SHAPES = /* @__PURE__ */ " vwkini|RBi nbpfipiiw|AT i|w iii iii tdi|T ppc itii b fi D ifd|A".split(" ");
+const SHAPES = /* @__PURE__ */ Object.assign(" vwkini|RBii nbpfipiiw|ATi i|w iii iii tdi|T ppc itii b fi D ifd|A".split(" "), { 128: "ip" });
 const PARTS: Record<string, string> = { w: "pi", d: "ii", A: "iiiiu", R: "biii" };
 
 const ENCODER = /* @__PURE__ */ new TextEncoder();
@@ -124,7 +129,7 @@ export function decode(message: Data): Frame {
   if (typeof message === "string") return [Type.Data, message];
   const type = message[0]!;
   if (!message.length) fail("Empty");
-  if (type > 127) return;
+  if (type > 128) return;
   const body = message.subarray(1);
   if (!type) return [Type.Data, body];
   if (!SHAPES[type]) fail("UnknownType");
@@ -179,7 +184,7 @@ function readFields(bytes: Bytes, shape: string): unknown[] {
     if (letter === "i") return integer();
     if (letter === "p") return integer(1);
     if (letter === "c") return integer(1, 2);
-    if (letter === "u") return [0, 1, 2, 3, 4][integer()] ?? 0;
+    if (letter === "u") return [0, 1, 2, 3, 4, 5][integer()] ?? 0;
     if (letter === "f") return !!integer(0, 1);
     if (letter === "D") return read(read("f") ? "B" : "T");
     // Bytes, or text: what is left, or so many.

@@ -202,7 +202,8 @@ async function graphql(t: TestContext, isFronted: boolean, isWelcome = true) {
     }),
   });
   const server = await serve(t, () => {}, (server) => useServer({ schema, onConnect: () => isWelcome }, server));
-  const { cable } = await wire(t, server, isFronted);
+  // A refusal is one of its close codes of 4400 to 4499, which ask a client to come back elsewhere.
+  const { cable } = await wire(t, server, isFronted, isWelcome ? [] : ["--profile", "graphql-transport-ws"]);
   const client = createClient({
     url: cable.url,
     webSocketImpl: Socket,
@@ -293,8 +294,8 @@ async function serve(t: TestContext, accept: (socket: WebSocket) => void, use: (
   return server;
 }
 
-async function wire(t: TestContext, server: WebSocketServer, isFronted: boolean) {
-  const wired = await cableTo((server.address() as AddressInfo).port, isFronted);
+async function wire(t: TestContext, server: WebSocketServer, isFronted: boolean, options?: string[]) {
+  const wired = await cableTo((server.address() as AddressInfo).port, isFronted, options);
   after(t, async () => {
     await until(() => Socket.opened.every(({ status }) => status === "ended"));
     await wired.close();

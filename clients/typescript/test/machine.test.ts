@@ -407,6 +407,44 @@ test("a client that is asked to end before it ever had a connection ends at once
   assert.deepEqual([sender.machine.status, sender.last("close").fate.last], ["ended", 1]);
 });
 
+test("a close with 1013 says when to come back: that wins over the client's own delay, and is spread", () => {
+  for (const sessions of [true, false]) {
+    const waits = (reason: string, code = 1013) =>
+      [0, 0.999999].map((random) => {
+        const stage = new Stage({}, sessions);
+        stage.random = random;
+        stage.lose(1, code, reason);
+        return Math.round(stage.last("status").retryInMs);
+      });
+    assert.deepEqual(waits("retry_ms=40000, no room"), [40_000, 44_000]);
+    assert.deepEqual(waits("retry_ms=1500"), [1500, 2500]);
+    assert.deepEqual(waits("retry_ms=0"), [0, 1000]);
+    assert.deepEqual(waits(`retry_ms=${"9".repeat(23)}`), [540_000, 594_000], "for as long as advice is followed");
+    for (const reason of ["", "retry_ms=", "retry_ms=-5", "later", "after retry_ms=40000"]) assert.deepEqual(waits(reason), [1, 1000], reason);
+    assert.deepEqual(waits("retry_ms=40000", 1012), [1, 1000]);
+  }
+});
+
+test("a server that restarts is come back to within a second, and its session goes on", () => {
+  const stage = attached();
+  stage.lose(1, 1012, "");
+  assert.ok(stage.last("status").retryInMs <= 1000);
+  stage.pass(1000);
+  stage.open(2);
+  stage.welcome(2, 2, true);
+  assert.equal(stage.last("session").resumed, true);
+});
+
+test("a mark of a backend that was replaced costs no acknowledgement and no timer", () => {
+  const stage = attached();
+  stage.says(1, [Type.Replaced, 0, 1]);
+  const { clientSession } = stage.machine as SessionMachine;
+  assert.deepEqual(clientSession.handOver(stage.now), { first: 1, count: 0, bytes: 0 });
+  assert.deepEqual([clientSession.dueAt, clientSession.flow.inbox.received, clientSession.flow.inbox.handed], [Infinity, 0, 0]);
+  stage.arrives(1, "x");
+  assert.equal(clientSession.handOver(stage.now)?.first, 1);
+});
+
 test("a suspended client stays away until it is asked to come back, and its session goes on", () => {
   const stage = attached();
   stage.at().suspend();

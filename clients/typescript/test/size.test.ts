@@ -12,7 +12,7 @@ import { build } from "esbuild";
 
 /** Of gzip, in bytes: the goal without sessions; with them, whose goal is 5632, 2 % above what it is now. */
 const PLAIN = 3_072;
-const SESSION = 8_634;
+const SESSION = 9_394;
 
 /** Between entry points that are bundled as one. */
 const AND = "` and `";

@@ -11,9 +11,9 @@ const target = fileURLToPath(new URL("../../../target", import.meta.url));
 const program = [process.env.MAINSTAY, `${target}/release/mainstay`, `${target}/debug/mainstay`].find((path) => path && existsSync(path));
 
 /** Runs until `stop`. What it prints beside its address is for people. */
-export async function gateway(upstream: string): Promise<{ port: number; stop(): Promise<void> }> {
+export async function gateway(upstream: string, options: string[] = []): Promise<{ port: number; stop(): Promise<void> }> {
   if (!program) throw new Error("the gateway is not built: cargo build -p mainstay-gateway, or MAINSTAY=its path");
-  const child = spawn(program, ["serve", "--listen", "127.0.0.1:0", "--upstream", upstream], { stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn(program, ["serve", "--listen", "127.0.0.1:0", "--upstream", upstream, ...options], { stdio: ["ignore", "pipe", "inherit"] });
   const exited = once(child, "exit");
   const stop = async () => {
     child.kill("SIGKILL");
@@ -29,8 +29,8 @@ export async function gateway(upstream: string): Promise<{ port: number; stop():
 }
 
 /** A cable to a server on this port: to itself, or to a gateway in front of it. `replace`: a new gateway, which knows nobody. */
-export async function cableTo(port: number, isFronted: boolean): Promise<{ cable: Cable; replace(): Promise<void>; close(): Promise<void> }> {
-  const begin = async () => (isFronted ? gateway(`ws://127.0.0.1:${port}`) : undefined);
+export async function cableTo(port: number, isFronted: boolean, options?: string[]): Promise<{ cable: Cable; replace(): Promise<void>; close(): Promise<void> }> {
+  const begin = async () => (isFronted ? gateway(`ws://127.0.0.1:${port}`, options) : undefined);
   let front = await begin();
   const cable = await new Cable(() => front?.port ?? port).open();
   const replace = async () => {

@@ -67,7 +67,7 @@ impl Visitor {
 
     fn write(&mut self, by: By, code: Option<CloseCode>, cause: &str) {
         self.is_told = true;
-        let session = self.session.map_or_else(|| "plain".to_owned(), |id| id.to_string());
+        let session = name(self.session);
         let peer = self.peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
         let (code, stayed_ms) = (code.map(CloseCode::get), self.since.elapsed().as_millis() as u64);
         tracing::info!(
@@ -81,6 +81,11 @@ impl Visitor {
             "visitor ended"
         );
     }
+}
+
+/// A session in the log.
+pub(crate) fn name(session: Option<SessionId>) -> String {
+    session.map_or_else(|| "plain".to_owned(), |id| id.to_string())
 }
 
 impl Drop for Visitor {

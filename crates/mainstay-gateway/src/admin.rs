@@ -24,8 +24,8 @@ use http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use mainstay::Mainstay;
 use mainstay::server::{RTT_BUCKETS, Snapshot};
+use mainstay::{Budget, Mainstay};
 use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
@@ -112,8 +112,8 @@ fn router(mainstay: Mainstay, links: Links, token: Option<Token>) -> Router {
         if token.is_some_and(|token| !token.is_presented(&headers)) {
             return unauthorized();
         }
-        let gauges = Gauges::of(&mainstay);
-        let text = render(&mainstay.stats(), &gauges, &figures.figures());
+        let (gauges, kept) = (Gauges::of(&mainstay), Kept::now(&mainstay, &figures));
+        let text = render(&mainstay.stats(), &gauges, &kept, &figures.figures());
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
     };
     let ready = |State(mainstay): State<Mainstay>| async move { ready(&mainstay, &links) };
@@ -224,7 +224,6 @@ fn ready(mainstay: &Mainstay, links: &Links) -> (StatusCode, String) {
 #[derive(Default)]
 struct Gauges {
     sessions: mainstay::server::Sessions,
-    kept_bytes: u64,
     is_draining: bool,
     log_lines_lost: u64,
 }
@@ -233,15 +232,33 @@ impl Gauges {
     fn of(mainstay: &Mainstay) -> Self {
         Self {
             sessions: mainstay.sessions(),
-            kept_bytes: mainstay.kept_bytes(),
             is_draining: !mainstay.is_ready(),
             log_lines_lost: log::lines_lost(),
         }
     }
 }
 
+/// What is kept, in bytes.
+struct Kept {
+    for_visitors: u64,
+    for_backend: u64,
+    budget: Budget,
+}
+
+impl Kept {
+    /// What a leg brought and the other has not taken counts for that other: it waits for it.
+    fn now(mainstay: &Mainstay, links: &Links) -> Self {
+        let links = links.figures();
+        Self {
+            for_visitors: mainstay.kept_bytes() + links.unread_bytes,
+            for_backend: mainstay.unread_bytes() + links.kept_bytes,
+            budget: mainstay.budget().clone(),
+        }
+    }
+}
+
 /// Prometheus text format, version 0.0.4. `docs/METRICS.md` says what each family is good for.
-fn render(s: &Snapshot, gauges: &Gauges, links: &Figures) -> String {
+fn render(s: &Snapshot, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
         let _ = writeln!(out, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
@@ -251,6 +268,7 @@ fn render(s: &Snapshot, gauges: &Gauges, links: &Figures) -> String {
     };
     family("connections", "gauge", "Connections open now.", &[("", s.connections)]);
     family("sessions", "gauge", "Sessions alive now, attached or parked.", &[("", s.sessions)]);
+    let queues = [("{leg=\"visitor\"}", kept.for_visitors), ("{leg=\"backend\"}", kept.for_backend)];
     let states = [
         ("{state=\"attached\"}", gauges.sessions.attached),
         ("{state=\"parked\"}", gauges.sessions.parked),
@@ -260,8 +278,14 @@ fn render(s: &Snapshot, gauges: &Gauges, links: &Figures) -> String {
     family("sessions_by_state", "gauge", by_state, &states);
     let draining = u64::from(gauges.is_draining);
     family("draining", "gauge", "1 from the signal that ends the process on.", &[("", draining)]);
-    let queues = [("{leg=\"visitor\"}", gauges.kept_bytes), ("{leg=\"backend\"}", links.kept_bytes)];
     family("queue_bytes", "gauge", "Payload bytes kept for visitors, and for the backend.", &queues);
+    let parts = kept.budget.parts().map(|(kind, bytes)| (format!("{{kind=\"{kind}\"}}"), bytes));
+    let parts = parts.each_ref().map(|(labels, bytes)| (labels.as_str(), *bytes));
+    family("budget_bytes", "gauge", "Bytes that count in the memory budget, by what keeps them.", &parts);
+    let limit = kept.budget.limit().unwrap_or(0);
+    family("budget_limit_bytes", "gauge", "Bytes that the memory budget has; 0: no limit.", &[("", limit)]);
+    let level = kept.budget.level() as u64;
+    family("budget_level", "gauge", "0 calm, 1 tight, 2 short, 3 full.", &[("", level)]);
     family("connections_opened_total", "counter", "Connections opened.", &[("", s.connections_opened)]);
     family(
         "openings_failed_total",
@@ -279,6 +303,7 @@ fn render(s: &Snapshot, gauges: &Gauges, links: &Figures) -> String {
         ("{reason=\"backend_3xx\"}", redirected),
         ("{reason=\"backend_4xx\"}", denied),
         ("{reason=\"backend_5xx\"}", broken),
+        ("{reason=\"memory\"}", s.refused_memory),
     ];
     family("refused_total", "counter", "Visitors refused, by cause: a limit, or the backend.", &refused);
     let left = [("{reason=\"idle\"}", s.left_idle), ("{reason=\"lifetime\"}", s.left_old)];
@@ -312,11 +337,15 @@ fn render(s: &Snapshot, gauges: &Gauges, links: &Figures) -> String {
     let told =
         "Gaps told: to clients whose session was lost, and by clients that dropped messages of their own.";
     family("gaps_total", "counter", told, &gaps);
-    let evicted = [("", s.evicted)];
+    let evicted = [
+        ("{reason=\"full\"}", s.evicted),
+        ("{reason=\"ports\"}", s.evicted_resource),
+        ("{reason=\"memory\"}", s.evicted_memory),
+    ];
     family(
         "sessions_evicted_total",
         "counter",
-        "Sessions that gave up their place while their client was away.",
+        "Sessions that were given up for what they took, by what was needed.",
         &evicted,
     );
     family("sessions_expired_total", "counter", "Sessions whose resume window passed.", &[("", s.expired)]);
@@ -364,6 +393,10 @@ fn render(s: &Snapshot, gauges: &Gauges, links: &Figures) -> String {
     );
     let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
     family("build_info", "gauge", "1; the label says what runs.", &[(version, 1)]);
+    let outcomes =
+        [("{outcome=\"done\"}", links.prologues), ("{outcome=\"failed\"}", links.prologues_failed)];
+    let told = "Prologues for new connections to the backend, by outcome.";
+    family("prologues_total", "counter", told, &outcomes);
     render_rtt(&mut out, s);
     process::render(&mut out);
     out
@@ -389,8 +422,8 @@ mod tests {
     fn rendered() -> String {
         process::started();
         let stats = Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() };
-        let gauges = Gauges { kept_bytes: 5, ..Gauges::default() };
-        render(&stats, &gauges, &Figures { lost: 3, unknown: 2, kept_bytes: 6, ..Figures::default() })
+        let kept = Kept { for_visitors: 5, for_backend: 6, budget: Budget::new(1 << 20) };
+        render(&stats, &Gauges::default(), &kept, &Figures { lost: 3, unknown: 2, ..Figures::default() })
     }
 
     #[test]
@@ -401,6 +434,9 @@ mod tests {
             "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
             "mainstay_queue_bytes{leg=\"visitor\"} 5\n",
             "mainstay_queue_bytes{leg=\"backend\"} 6\n",
+            "mainstay_budget_bytes{kind=\"links\"} 0\n",
+            "mainstay_budget_limit_bytes 1048576\n",
+            "mainstay_budget_level 0\n",
             "mainstay_attaches_total{outcome=\"resumed\"} 7\n",
             "mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n",
         ] {

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub(crate) struct Progress {
     /// When a frame was last passed on, in milliseconds since `begun`.
     moved: AtomicU64,
     state: AtomicU8,
+    /// The backend has room, and the client gives nothing.
+    is_waiting: AtomicBool,
 }
 
 const MOVING: u8 = 0;
@@ -63,12 +65,22 @@ const SENT: u8 = 1;
 
 impl Progress {
     fn new() -> Arc<Self> {
-        Arc::new(Self { begun: Instant::now(), moved: AtomicU64::new(0), state: AtomicU8::new(MOVING) })
+        Arc::new(Self {
+            begun: Instant::now(),
+            moved: AtomicU64::new(0),
+            state: AtomicU8::new(MOVING),
+            is_waiting: AtomicBool::new(false),
+        })
     }
 
     /// When something was last passed on.
     pub(crate) fn last(&self) -> Instant {
         self.begun + Duration::from_millis(self.moved.load(Relaxed))
+    }
+
+    /// Whether it is the client's turn, which has a time of its own.
+    pub(crate) fn waits_for_client(&self) -> bool {
+        self.is_waiting.load(Relaxed)
     }
 
     pub(crate) fn is_sent(&self) -> bool {
@@ -126,6 +138,7 @@ impl Uploading {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         self.lingers |= polled.is_ready();
+        self.progress.is_waiting.store(polled.is_pending(), Relaxed);
         let Some(frame) = ready!(self.idle.watch(cx, polled).map_err(|_| Broken::Stalled)?) else {
             return Poll::Ready(None);
         };
@@ -283,5 +296,77 @@ impl Idle {
             timer.as_mut().reset(until);
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A body that gives one byte every `pause`, or nothing more once it gave `count`.
+    struct Slow {
+        pause: Duration,
+        count: u32,
+        next: Pin<Box<Sleep>>,
+    }
+
+    impl HttpBody for Slow {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            ready!(self.next.as_mut().poll(cx));
+            if self.count == 0 {
+                return Poll::Pending;
+            }
+            let next = Instant::now() + self.pause;
+            self.next.as_mut().reset(next);
+            self.count -= 1;
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+        }
+    }
+
+    fn slow(pause: Duration, count: u32, most: Option<u64>) -> (Upload, Arc<Progress>) {
+        let next = Box::pin(tokio::time::sleep(pause));
+        let (upload, progress) = Upload::new(Body::new(Slow { pause, count, next }), most, false);
+        (upload, progress.unwrap())
+    }
+
+    /// Reads to the end; how many bytes there were, and how it ended.
+    async fn read(mut upload: Upload) -> (u64, Option<Broken>) {
+        let mut bytes = 0;
+        loop {
+            match std::future::poll_fn(|cx| Pin::new(&mut upload).poll_frame(cx)).await {
+                Some(Ok(frame)) => bytes += frame.data_ref().map_or(0, Bytes::len) as u64,
+                Some(Err(broken)) => return (bytes, Some(broken)),
+                None => return (bytes, None),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_be_slow_and_not_still() {
+        let begun = Instant::now();
+        let (upload, progress) = slow(Duration::from_secs(59), 10, None);
+        assert_eq!(read(upload).await, (10, Some(Broken::Stalled)));
+        assert_eq!(begun.elapsed().as_secs(), 10 * 59 + 60);
+        assert_eq!((progress.broken(), progress.is_sent()), (Some(Broken::Stalled), false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_still_is_the_clients_fault_and_not_the_backends() {
+        let (upload, progress) = slow(Duration::from_secs(1), 2, None);
+        let waited = crate::upstream::within(Duration::from_secs(10), Some(&progress), read(upload)).await;
+        assert_eq!(waited, Some((2, Some(Broken::Stalled))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_grows_too_large_ends() {
+        let (upload, progress) = slow(Duration::from_secs(1), 9, Some(3));
+        assert_eq!(read(upload).await, (3, Some(Broken::TooLarge)));
+        assert_eq!(progress.broken(), Some(Broken::TooLarge));
     }
 }

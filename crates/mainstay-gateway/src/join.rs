@@ -8,14 +8,16 @@ use std::time::Duration;
 use http::StatusCode;
 use mainstay::client::Connector;
 use mainstay::server::Session;
-use mainstay::{CloseCode, Confirm, Guarantee, HeartbeatConfig, Limits};
+use mainstay::{CloseCode, HeartbeatConfig, Limits, Mainstay};
 use mainstay_proto::ws::DeflateParams;
+use tokio::time::sleep;
 
 use crate::access::{By, Visitor};
 use crate::links::Links;
 use crate::pass::Passing;
 use crate::principal::Bound;
-use crate::relay::{BackendLoss, relay};
+use crate::profiles::Settings;
+use crate::relay::{UNLOADING, relay};
 use crate::visit::{Refusal, Visit, answer};
 
 /// Visitors that are sent away are asked to come back over this time, and not all at once.
@@ -33,12 +35,13 @@ pub(crate) struct LinkConfig {
     pub(crate) upstream_wait: Duration,
     pub(crate) heartbeat: HeartbeatConfig,
     pub(crate) limits: Limits,
-    pub(crate) confirm: Confirm,
-    pub(crate) guarantee: Guarantee,
-    pub(crate) on_backend_loss: BackendLoss,
+    /// What is right for the backend's protocol.
+    pub(crate) settings: Settings,
     /// What says who may resume a session.
     pub(crate) bound: Bound,
     pub(crate) links: Links,
+    /// What gives up a session where a link finds no local port.
+    pub(crate) mainstay: Mainstay,
 }
 
 /// The reason of a close; `docs/PROTOCOL.md` "Closing" says how it is read.
@@ -66,8 +69,9 @@ pub(crate) async fn join_session(session: Session, visit: Visit, config: Arc<Lin
     let mut account = config.links.open(link.sender(), session.id());
     let to_client = session.sender();
     let answered = tokio::select! {
-        answered = answer(&link, &mut account) => answered,
-        () = to_client.closed() => {
+        answered = answer(&link, &mut account, &config) => answered,
+        // A client that left meanwhile still has its last words: they go where it asked to go.
+        () = async { to_client.closed().await; sleep(UNLOADING).await } => {
             return visitor.ended(By::Visitor, None, "left before the backend answered");
         }
     };

@@ -46,6 +46,9 @@ struct Counters {
     unknown: AtomicU64,
     not_delivered: AtomicU64,
     undeliverable: AtomicU64,
+    prologues: AtomicU64,
+    prologues_failed: AtomicU64,
+    recorded_bytes: AtomicU64,
     /// Requests that were answered, by the class of the status: 1xx first.
     requests: [AtomicU64; 5],
     /// Requests that the backend did not answer.
@@ -90,10 +93,16 @@ pub(crate) struct Figures {
     pub(crate) not_delivered: u64,
     /// Messages that ended three of its connections.
     pub(crate) undeliverable: u64,
+    /// Prologues that were written to a new connection, to their end.
+    pub(crate) prologues: u64,
+    /// Prologues that could not be.
+    pub(crate) prologues_failed: u64,
     /// Links that found that the backend answers no Ping.
     pub(crate) pings_unanswered: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
+    /// Payload bytes read ahead of visitors.
+    pub(crate) unread_bytes: u64,
     /// Requests answered, by the class of the status: 1xx first.
     pub(crate) requests: [u64; 5],
     /// Requests that the backend did not answer.
@@ -241,7 +250,10 @@ impl Links {
             not_delivered: read(&figures.not_delivered),
             undeliverable: read(&figures.undeliverable),
             pings_unanswered: read(&figures.pings_unanswered),
+            prologues: read(&figures.prologues),
+            prologues_failed: read(&figures.prologues_failed),
             kept_bytes: self.kept_bytes(),
+            unread_bytes: self.sum(Sender::unread_bytes),
             requests: self.0.figures.requests.each_ref().map(read),
             unanswered: read(&self.0.figures.unanswered),
         }
@@ -277,9 +289,29 @@ impl Links {
 
     /// Payload bytes kept for the backend now.
     pub(crate) fn kept_bytes(&self) -> u64 {
+        self.0.figures.recorded_bytes.load(Relaxed) + self.sum(Sender::kept_bytes)
+    }
+
+    fn sum(&self, bytes: impl Fn(&Sender) -> u64) -> u64 {
         // Links come and go meanwhile: none of them waits for this.
         let open: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
-        open.iter().map(Sender::kept_bytes).sum()
+        open.iter().map(bytes).sum()
+    }
+
+    /// A new connection was told its prologue.
+    pub(crate) fn count_prologue(&self) {
+        self.0.figures.prologues.fetch_add(1, Relaxed);
+    }
+
+    /// A new connection could not be told its prologue.
+    pub(crate) fn count_failed_prologue(&self) {
+        self.0.figures.prologues_failed.fetch_add(1, Relaxed);
+    }
+
+    /// What one client's prologue holds has changed.
+    pub(crate) fn recorded(&self, before: usize, now: usize) {
+        self.0.figures.recorded_bytes.fetch_add(now as u64, Relaxed);
+        self.0.figures.recorded_bytes.fetch_sub(before as u64, Relaxed);
     }
 
     /// Whether the backend answers Pings, so that not every link has to find out.

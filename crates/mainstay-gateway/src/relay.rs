@@ -15,16 +15,19 @@ use std::time::Duration;
 use clap::ValueEnum;
 use mainstay::client::{Event, Events, Lost};
 use mainstay::server::{Sender as ToClient, Session};
-use mainstay::{CloseCode, Confirm, Delivery, Link, PeerClose, Report};
+use mainstay::{CloseCode, Delivery, Link, PeerClose, Report};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::access::{By, Visitor};
+use crate::access::{self, By, Visitor};
+use crate::bounds;
+use crate::conversation::Conversation;
 use crate::join::{LinkConfig, SPREAD, come_back, jitter};
 use crate::links::Account;
+use crate::prologue::Failure;
 
 /// How long what a client left behind may take to enter the link's queue.
-const UNLOADING: Duration = Duration::from_secs(5);
+pub(crate) const UNLOADING: Duration = Duration::from_secs(5);
 
 /// What becomes of a client whose backend connection is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -52,10 +55,14 @@ struct BackendEnd {
     lost: Option<Lost>,
     /// What the link ended with.
     code: Option<CloseCode>,
+    /// That was the status of a refused handshake.
+    was_refused: bool,
     reason: String,
     /// What became of the messages that were not confirmed.
     unknown: Option<u64>,
     first_unconfirmed: Option<u64>,
+    /// Why a new connection could not be told what the backend must know.
+    prologue: Option<Failure>,
 }
 
 /// Runs until the client or the backend ends it, or the backend was away for longer than a plain client is kept. What
@@ -69,19 +76,23 @@ pub(crate) async fn relay(
 ) {
     let is_plain = !session.peer().resumable;
     let (to_client, to_backend) = (session.sender(), link.sender());
-    let (away, replies) = (Notify::new(), config.confirm == Confirm::Reply);
+    let (away, conversation) = (Notify::new(), Conversation::new(&config.settings, config.links.clone()));
     let (mut sent, mut in_hand, mut confirmed) = (0, false, 0);
     let wait = is_plain.then_some(config.upstream_wait);
-    let watching = watch(link.events(), &mut account, wait, &away);
+    let watching = watch(link.events(), &config, &mut account, wait, &away);
     let up = async {
         while let Some(message) = session.recv().await {
             in_hand = true;
+            let heard = conversation.listens().then(|| message.clone());
             if to_backend.send(message).await.is_err() {
                 // The link has ended, and `watching` says how.
                 return std::future::pending().await;
             }
             in_hand = false;
             sent += 1;
+            if let Some(message) = heard {
+                conversation.note_client(sent, &message);
+            }
         }
     };
     let acknowledge = async {
@@ -97,7 +108,9 @@ pub(crate) async fn relay(
     let end = tokio::select! {
         biased; // all are polled on every message: no dice are thrown for the first
         () = up => End::Client,
-        ((), end) = async { tokio::join!(deliver(&mut link, &to_client, replies), watching) } => End::Backend(end),
+        (prologue, end) = async { tokio::join!(deliver(&mut link, &to_client, &conversation), watching) } => {
+            End::Backend(BackendEnd { prologue, ..end })
+        }
         () = acknowledge => End::Client,
         () = away.notified() => End::Away,
         // The client is gone, and the backend takes nothing of what it left behind.
@@ -109,9 +122,13 @@ pub(crate) async fn relay(
             let close = session.peer_close();
             visitor.left(close.as_ref());
             account.not_delivered(left_behind(&mut session).await);
-            finish(link, close, replies, &mut account).await;
+            finish(link, close, &conversation, &mut account).await;
         }
         End::Backend(end) => {
+            for message in conversation.last_words() {
+                // One that does not take it gets the close all the same.
+                let _ = to_client.try_send(message);
+            }
             visitor.ended(By::Backend, end.code, &end.cause());
             end.announce(&session, &config, sent, confirmed);
         }
@@ -119,23 +136,30 @@ pub(crate) async fn relay(
             config.links.turned_away();
             visitor.ended(By::Gateway, Some(CloseCode::TRY_AGAIN), "the backend was away for too long");
             session.close(CloseCode::TRY_AGAIN, &come_back());
-            finish(link, None, replies, &mut account).await;
+            finish(link, None, &conversation, &mut account).await;
         }
     }
 }
 
-/// Everything that the link brings goes to the client, and nowhere once the client is gone.
-async fn deliver(link: &mut Link, to_client: &ToClient, replies: bool) {
-    while let Some(delivery) = link.recv_any().await {
-        match delivery {
-            Delivery::Message(message) => {
-                if replies {
-                    link.confirm_reply();
-                }
+/// Everything that the link brings goes to the client, and nowhere once the client is gone. Returns why a new connection
+/// could not be told what the backend must know, if that is why it ends.
+async fn deliver(link: &mut Link, to_client: &ToClient, conversation: &Conversation) -> Option<Failure> {
+    loop {
+        match conversation.next(link).await {
+            Ok(Some(Delivery::Message(message))) => {
+                let since = conversation.is_replaying().then(Instant::now);
                 let _ = to_client.send(message).await;
+                if let Some(since) = since {
+                    conversation.postpone(since.elapsed());
+                }
             }
-            Delivery::Replaced { .. } => to_client.note_replaced(),
-            Delivery::Gap { .. } => {}
+            Ok(Some(Delivery::Replaced { .. })) => to_client.note_replaced(),
+            Ok(Some(Delivery::Gap { .. })) => {}
+            Ok(None) => return None,
+            Err(failure) => {
+                link.abandon(&failure.to_string());
+                return Some(failure);
+            }
         }
     }
 }
@@ -143,20 +167,30 @@ async fn deliver(link: &mut Link, to_client: &ToClient, replies: bool) {
 impl BackendEnd {
     /// Passes the end on to the client: the backend's own words where it spoke any.
     fn announce(self, session: &Session, config: &LinkConfig, sent: u64, confirmed: u64) {
+        if let Some(failure) = &self.prologue {
+            config.links.count_failed_prologue();
+            tracing::warn!(session = %access::name(session.id()), %failure, "a client is not kept: it has to begin anew");
+        }
         match &self.lost {
             Some(Lost::Closed { code, reason }) if self.is_final(session, config) => {
                 // END carries no code that says that there is none.
                 let none = if session.peer().resumable { CloseCode::NORMAL } else { CloseCode::NO_STATUS };
                 session.close(code.unwrap_or(none), reason);
             }
-            Some(_) => {
+            // A new session would get the same message again.
+            Some(lost @ Lost::TooBig { .. }) => {
+                session.close(CloseCode::TOO_BIG, &format!("from the backend: {lost}"));
+            }
+            // Without a code it was refused by HTTP: a client cannot mend that by asking again.
+            None if self.prologue.is_none() => {
+                session.close(self.code.unwrap_or(CloseCode::POLICY), &self.reason);
+            }
+            _ => {
                 let delivered = self.first_unconfirmed.map_or(sent, |first| first - 1);
                 let passed_on = self.unknown.unwrap_or(delivered);
                 session.confirm_oldest(delivered.saturating_sub(confirmed));
                 session.renew(passed_on.saturating_sub(delivered));
             }
-            // Without a code it was refused by HTTP: a client cannot mend that by asking again.
-            None => session.close(self.code.unwrap_or(CloseCode::POLICY), &self.reason),
         }
     }
 
@@ -172,9 +206,12 @@ impl BackendEnd {
     /// Whether the backend's Close is the application's last word. A plain client judges any Close by itself.
     fn is_final(&self, session: &Session, config: &LinkConfig) -> bool {
         let Some(Lost::Closed { code, .. }) = &self.lost else { return false };
-        !session.peer().resumable
-            || config.on_backend_loss == BackendLoss::Keep
-            || !CloseCode::is_restart(*code)
+        let is_plain = !session.peer().resumable;
+        let general = || {
+            is_plain || config.settings.on_backend_loss == BackendLoss::Keep || !CloseCode::is_restart(*code)
+        };
+        let is_last = self.prologue.is_none() && !self.was_refused;
+        is_last && (config.settings.closes.are_words(*code) || general())
     }
 }
 
@@ -188,16 +225,23 @@ async fn left_behind(session: &mut Session) -> u64 {
 }
 
 /// Ends the link in order, with what the client said when it left, and notes to the end what became of what it had.
-async fn finish(mut link: Link, close: Option<PeerClose>, replies: bool, account: &mut Account) {
+async fn finish(
+    mut link: Link,
+    close: Option<PeerClose>,
+    conversation: &Conversation,
+    account: &mut Account,
+) {
     let (code, reason) = match close {
         Some(close) => (close.code.unwrap_or(CloseCode::NO_STATUS), close.reason),
         None => (CloseCode::GOING_AWAY, String::new()),
     };
     // Begun, and not waited for: until the backend is read nothing more of it would confirm anything.
     let _ = timeout(Duration::ZERO, link.close(code, &reason)).await;
-    while link.recv().await.is_some() {
-        if replies {
-            link.confirm_reply();
+    loop {
+        match conversation.next(&mut link).await {
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(failure) => break link.abandon(&failure.to_string()),
         }
     }
     while let Some(event) = link.event().await {
@@ -207,10 +251,23 @@ async fn finish(mut link: Link, close: Option<PeerClose>, replies: bool, account
 
 /// Notes what the link loses, as it happens, and says when the backend was away for too long; returns how the link
 /// ended.
-async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, away: &Notify) -> BackendEnd {
+async fn watch(
+    events: Events,
+    config: &LinkConfig,
+    account: &mut Account,
+    wait: Option<Duration>,
+    away: &Notify,
+) -> BackendEnd {
     let mut give_up: Option<Instant> = None;
-    let mut end =
-        BackendEnd { lost: None, code: None, reason: String::new(), unknown: None, first_unconfirmed: None };
+    let mut end = BackendEnd {
+        lost: None,
+        code: None,
+        was_refused: false,
+        reason: String::new(),
+        unknown: None,
+        first_unconfirmed: None,
+        prologue: None,
+    };
     loop {
         let too_long = async {
             match give_up {
@@ -229,14 +286,17 @@ async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, aw
         };
         let Some(event) = event else { return end };
         account.note(&event);
+        bounds::note(&event, &config.mainstay);
         match event {
             Event::Detached { why, .. } => {
                 // Clients that lost their backend together are not sent away together.
                 give_up = wait.map(|wait| Instant::now() + wait + jitter(SPREAD.min(wait)));
-                (end.lost, end.unknown, end.first_unconfirmed) = (Some(why), None, None);
+                end.lost = Some(why);
             }
             Event::Attached { .. } => {
                 give_up = None;
+                // What a loss reports stands before its own event, and is that connection's.
+                (end.unknown, end.first_unconfirmed) = (None, None);
             }
             Event::Report(Report::Unknown(first, last)) => {
                 end.unknown = end.unknown.max(Some(last));
@@ -246,6 +306,8 @@ async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, aw
                 end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
             }
             Event::Ended { code, reason, .. } => {
+                // A status: the connection that was to follow was refused. Only the client can ask in other words.
+                end.was_refused = code.is_some_and(|code| code < 1000);
                 end.code = code.and_then(|code| u16::try_from(code).ok()).and_then(CloseCode::new);
                 end.reason = reason;
                 return end;

@@ -11,18 +11,18 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
-use clap::ValueEnum;
 use http::HeaderName;
 use mainstay::client::{Connector, Place};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
-use mainstay::{ConfigError, Confirm, Guarantee, HeartbeatConfig, Limits, Mainstay};
+use mainstay::{ConfigError, HeartbeatConfig, Limits, Mainstay};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
+use crate::bounds::Bounds;
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
-use crate::relay::BackendLoss;
+use crate::profiles::{ProfileFlags, Settings};
 use crate::signals::{self, Stops};
 use crate::successor::{Baton, Found};
 use crate::{admin, builtin, descriptors, join, log, pass, successor, trust, values, visit};
@@ -79,11 +79,11 @@ pub(crate) struct Arguments {
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
     heartbeat: HeartbeatConfig,
-    /// The largest message, in either direction.
-    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "64KiB")]
+    /// The largest message, in either direction. Its sender is closed with 1009.
+    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "16MiB")]
     max_message: usize,
     /// The most fragments in one message.
-    #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 1024, allow_negative_numbers = true)]
+    #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 4096, allow_negative_numbers = true)]
     max_fragments: u32,
     /// Agree on permessage-deflate with visitors that offer it.
     #[arg(long)]
@@ -91,15 +91,8 @@ pub(crate) struct Arguments {
     /// How long a visitor that speaks mainstay.v1 may be away.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "2m")]
     resume_window: Duration,
-    /// What becomes of a visitor whose backend connection is lost.
-    #[arg(long, value_enum, default_value = "renew")]
-    on_backend_loss: BackendLoss,
-    /// What becomes of messages that the backend did not confirm when its connection is lost.
-    #[arg(long, value_enum, default_value = "at-least-once")]
-    delivery: Delivery,
-    /// What confirms a message to the backend.
-    #[arg(long, value_enum, default_value = "pong")]
-    confirm: ConfirmBy,
+    #[command(flatten)]
+    profile: ProfileFlags,
     /// The most connections at a time. One too many gets 503 and a time to wait. Default: as many as open files allow,
     /// at most 1,000,000.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
@@ -108,10 +101,12 @@ pub(crate) struct Arguments {
     /// visitors have its address, also if it is trusted.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
-    /// The most sessions at a time, those of absent visitors included. Default: as many as open files allow, at most
-    /// 1,000,000.
+    /// The most sessions at a time, those of absent visitors included. Default: as many as open files and, towards a
+    /// backend, local ports allow, at most 1,000,000.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_sessions: Option<usize>,
+    #[command(flatten)]
+    bounds: Bounds,
     /// End what carried no message for this long, in either direction.
     #[arg(long, value_name = "DURATION", value_parser = values::idle_timeout)]
     idle_timeout: Option<Duration>,
@@ -149,25 +144,6 @@ pub(crate) struct Arguments {
     pub(crate) log: log::LogArguments,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Delivery {
-    /// Sent again: the backend may see a message twice.
-    AtLeastOnce,
-    /// Given up: the backend may miss a message.
-    AtMostOnce,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ConfirmBy {
-    /// Its WebSocket stack's Pong.
-    Pong,
-    /// The Pong, and 64 later messages: for stacks that read ahead.
-    #[value(name = "pong+window")]
-    PongWindow,
-    /// The application's answer: one for each message, in order.
-    Reply,
-}
-
 /// What a visitor's handler needs.
 #[derive(Clone)]
 struct Gateway {
@@ -176,8 +152,9 @@ struct Gateway {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
-    let token = match admin_token(&arguments) {
-        Ok(token) => token,
+    let checked = admin_token(&arguments).and_then(|token| Ok((token, arguments.profile.settings()?)));
+    let (token, settings) = match checked {
+        Ok(checked) => checked,
         Err(line) => {
             log::say(&line);
             return ExitCode::from(2);
@@ -191,7 +168,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
                 return ExitCode::from(2);
             }
         };
-    match serve(arguments, token, connector).await {
+    match serve(arguments, token, settings, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             log::say(&line);
@@ -216,6 +193,7 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
 async fn serve(
     arguments: Arguments,
     token: Option<Token>,
+    settings: Settings,
     connector: Option<Connector>,
 ) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
@@ -232,7 +210,13 @@ async fn serve(
             per_address: arguments.max_per_ip,
         },
         lifetime: lifetime(&arguments)?,
-        max_sessions: arguments.max_sessions.unwrap_or(most),
+        max_sessions: arguments.max_sessions.unwrap_or_else(|| {
+            let over_tcp = arguments.upstream.as_ref().filter(|place| place.socket.is_none());
+            let ports = over_tcp.and_then(|_| descriptors::ports());
+            descriptors::sessions(files, arguments.upstream.is_some(), ports)
+        }),
+        max_parked_per_address: arguments.bounds.max_parked_per_ip,
+        budget: arguments.bounds.budget(arguments.max_message),
         origins: match arguments.allow_origin.as_slice() {
             [] => Origins::Any,
             allowed => Origins::Only(allowed.to_vec()),
@@ -256,22 +240,15 @@ async fn serve(
                 deflate_upstream: arguments.passing.deflate(),
                 heartbeat,
                 limits,
-                confirm: match arguments.confirm {
-                    ConfirmBy::Pong => Confirm::Pong,
-                    ConfirmBy::PongWindow => Confirm::PongWindow,
-                    ConfirmBy::Reply => Confirm::Reply,
-                },
-                guarantee: match arguments.delivery {
-                    Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-                    Delivery::AtMostOnce => Guarantee::AtMostOnce,
-                },
-                on_backend_loss: arguments.on_backend_loss,
+                settings,
                 bound: Bound {
                     headers: arguments.session_header.clone(),
                     cookies: arguments.session_cookie.clone(),
                 },
                 links: links.clone(),
+                mainstay: mainstay.clone(),
             };
+            let _ = link.passing.upstream.room.set(mainstay.clone());
             let gateway = Gateway { mainstay: mainstay.clone(), link: Arc::new(link) };
             Router::new().fallback(any(visit)).with_state(gateway)
         }

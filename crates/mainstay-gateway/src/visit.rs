@@ -25,6 +25,7 @@ use mainstay_proto::ws::handshake::Offer;
 
 use crate::access::Visitor;
 use crate::body::Upload;
+use crate::bounds;
 use crate::forward::{self, Scheme};
 use crate::join::{self, LinkConfig, SPREAD, jitter};
 use crate::links::Account;
@@ -44,7 +45,8 @@ pub(crate) async fn answer_request(
     }
     let (mut head, _) = request.into_parts();
     let response = match SessionUpgrade::from_request_parts(&mut head, mainstay).await {
-        Ok(upgrade) => visit(upgrade, head, Arc::clone(&config)).await,
+        // In a box: every request's future would be as large as this one's.
+        Ok(upgrade) => Box::pin(visit(upgrade, head, Arc::clone(&config))).await,
         Err(refused) => refused.into_response(),
     };
     config.links.passed(response.status());
@@ -194,10 +196,11 @@ impl Visit {
         config: &LinkConfig,
         is_plain: bool,
     ) -> Result<Builder<Plain>, String> {
-        let ends_with = match (config.on_backend_loss, is_plain) {
-            (BackendLoss::Renew, _) => EndsWith::Connection,
-            (BackendLoss::Keep, true) => EndsWith::Close,
-            (BackendLoss::Keep, false) => EndsWith::FinalClose,
+        let settings = &config.settings;
+        let ends_with = match settings.on_backend_loss {
+            BackendLoss::Renew => EndsWith::Connection,
+            BackendLoss::Keep if is_plain && !settings.closes.keep_plain => EndsWith::Close,
+            BackendLoss::Keep => EndsWith::FinalClose,
         };
         let mut builder = Link::to(&self.url.to_string())
             .map_err(|error| error.to_string())?
@@ -207,8 +210,14 @@ impl Visit {
             .ends_with(ends_with)
             .heartbeat(config.heartbeat)
             .limits(config.limits)
-            .confirm(config.confirm)
-            .guarantee(config.guarantee);
+            .confirm(settings.confirm)
+            .guarantee(settings.guarantee)
+            .read_ahead(bounds::READ_AHEAD)
+            .budget(config.mainstay.budget().clone())
+            .holds_replaced(settings.prologue.is_some());
+        if let Some(announces) = settings.prologue.as_ref().and_then(|rules| rules.announces_restart) {
+            builder = builder.announces_restart(announces);
+        }
         builder = builder.subprotocols(subprotocols).map_err(|error| error.to_string())?;
         for (name, value) in &self.fields {
             builder = builder.header(name.clone(), value.clone());
@@ -227,9 +236,10 @@ pub(crate) struct Refusal {
 }
 
 /// The backend's answer to a link's opening handshake, however many attempts it takes.
-pub(crate) async fn answer(link: &Link, account: &mut Account) -> Result<(), Refusal> {
+pub(crate) async fn answer(link: &Link, account: &mut Account, config: &LinkConfig) -> Result<(), Refusal> {
     while let Some(event) = link.event().await {
         account.note(&event);
+        bounds::note(&event, &config.mainstay);
         match event {
             Event::Attached { .. } => return Ok(()),
             Event::Ended { code, reason, .. } => {

@@ -21,9 +21,8 @@
 //! one by one, each with its own Ping. That clears the innocent and leaves the guilty one in front.
 //!
 //! **A peer that answers no Ping** breaks RFC 6455 section 5.5.2, and would stop the link at 64 messages. Once that is
-//! found ([`Confirmer::expect_no_pongs`]) it is served with what remains possible, at-most-once: writing goes on, the
-//! last 64 messages are kept in case a Pong comes after all, and what is before them, or lost with its connection, is
-//! unknown and never written again. A Pong ends that.
+//! found ([`Confirmer::expect_no_pongs`]) it is served with what remains possible, at-most-once: writing goes on, and what
+//! has left is unknown and never written again. A Pong ends that.
 //!
 //! Not here: when a peer is dead (`heartbeat`), and what shows that it lives and answers no Ping (`connect`). A late Pong
 //! means a slow peer.
@@ -201,6 +200,8 @@ pub struct Confirmer<M> {
     config: ConfirmConfig,
     /// In the order of their numbers.
     kept: VecDeque<Kept<M>>,
+    /// Of all that is kept.
+    kept_bytes: u64,
     /// The number given last.
     last: u64,
     /// The highest number ever written, on whatever connection.
@@ -240,8 +241,6 @@ struct Line {
     open: bool,
     /// Up to here written.
     written: u64,
-    /// Up to here left the process.
-    flushed: u64,
     /// Up to here confirmed.
     confirmed: u64,
     /// Up to here written when the peer's last message came.
@@ -286,6 +285,7 @@ impl<M> Confirmer<M> {
         Self {
             config,
             kept: VecDeque::new(),
+            kept_bytes: 0,
             last: 0,
             reached: 0,
             confirmed: 0,
@@ -318,6 +318,7 @@ impl<M> Confirmer<M> {
                 return Ok((self.last, Some(Event::NotDelivered(first, self.last))));
             };
             self.queue.remove(gone.bytes);
+            self.kept_bytes -= gone.bytes as u64;
             dropped = gone.number;
         }
         Ok((self.adopt(message, bytes), Some(Event::NotDelivered(first, dropped))))
@@ -327,6 +328,7 @@ impl<M> Confirmer<M> {
     pub(crate) fn adopt(&mut self, message: M, bytes: usize) -> u64 {
         self.last += 1;
         self.kept.push_back(Kept { number: self.last, bytes, message });
+        self.kept_bytes += bytes as u64;
         self.queue.add(bytes);
         self.last
     }
@@ -369,14 +371,12 @@ impl<M> Confirmer<M> {
         Some(last_ping.map_or(due, |last| due.max(last + self.config.min_interval)))
     }
 
-    /// Everything written so far has left the process. From a peer that answers no Ping nothing more will be known of it,
-    /// but for the last 64 messages.
+    /// Everything written so far has left the process. From a peer that answers no Ping nothing more will be known of it.
     pub fn handle_flushed(&mut self, now: Instant) -> Option<Event<M>> {
         if self.line.ping.is_some() {
             self.line.ping_left.get_or_insert(now);
         }
-        self.line.flushed = self.line.written;
-        if self.is_without_pongs() { self.let_go() } else { None }
+        if self.is_without_pongs() { self.forget_written(self.line.written) } else { None }
     }
 
     /// A Pong. Any that does not answer the open Ping is ignored, and so is one after the peer's Close.
@@ -455,6 +455,7 @@ impl<M> Confirmer<M> {
         let unknown = span(self.kept.range(from..fresh.max(from)));
         let not_delivered = span(self.kept.range(fresh.max(from)..));
         (self.kept, self.queue, self.line) = (VecDeque::new(), Load::default(), Line::default());
+        self.kept_bytes = 0;
         (self.confirmed, self.line.confirmed, self.line.written) = (self.last, self.last, self.last);
         [
             unknown.map(|(first, last)| Event::Unknown(first, last)),
@@ -529,18 +530,23 @@ impl<M> Confirmer<M> {
         self.queue.messages
     }
 
-    /// Bytes of the messages that are kept, confirmed ones that are kept back included. Walks them.
+    /// Bytes of the messages that are kept, confirmed ones that are kept back included.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
-        self.kept.iter().map(|kept| kept.bytes as u64).sum()
+        self.kept_bytes
     }
 
-    /// Whether everything is confirmed, on this connection where it has to be written again; or has left, where nothing
-    /// confirms it. An orderly end waits for this.
+    /// Messages that are kept, confirmed ones that are kept back included.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Whether everything is confirmed, on this connection where it has to be written again. An orderly
+    /// end waits for this.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        let upto = if self.is_without_pongs() { self.line.flushed } else { self.line.confirmed };
-        self.kept.back().is_none_or(|newest| newest.number <= upto)
+        self.kept.back().is_none_or(|newest| newest.number <= self.line.confirmed)
     }
 
     /// Whether a sender that found the queue full is to wait for room.
@@ -597,6 +603,7 @@ impl<M> Confirmer<M> {
                 break;
             }
             self.line.kept_back.remove(oldest.bytes);
+            self.kept_bytes -= oldest.bytes as u64;
             self.kept.pop_front();
         }
         self.catch_up(before)
@@ -616,6 +623,7 @@ impl<M> Confirmer<M> {
         let index = self.index_after(number.checked_sub(1)?);
         self.kept.get(index).filter(|kept| kept.number == number && number <= self.line.written)?;
         let Kept { bytes, message, .. } = self.kept.remove(index)?;
+        self.kept_bytes -= bytes as u64;
         if number > self.line.confirmed {
             self.line.in_flight.remove(bytes);
         } else {
@@ -625,22 +633,6 @@ impl<M> Confirmer<M> {
             self.queue.remove(bytes);
         }
         Some(message)
-    }
-
-    /// Lets the oldest go until what is written and kept fits the window.
-    fn let_go(&mut self) -> Option<Event<M>> {
-        let before = self.settled();
-        loop {
-            let Load { messages, bytes } = self.line.in_flight;
-            if messages <= WINDOW_MESSAGES && (messages <= 1 || bytes <= WINDOW_BYTES) {
-                break;
-            }
-            let Some(first) = self.first_in_line() else { break };
-            if self.take_written(first).is_none() {
-                break;
-            }
-        }
-        self.catch_up(before).map(|_| Event::Unknown(before + 1, self.settled()))
     }
 
     /// Gives up what was written up to and including `last`.

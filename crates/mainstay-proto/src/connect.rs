@@ -22,9 +22,10 @@ use rand::{RngExt, SeedableRng};
 
 use self::pings::Signs;
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
+use crate::budget::{Held, held};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
-use crate::reach::ConnectFailure;
+use crate::reach::{ConnectFailure, FailureKind};
 use crate::session::message::{Delay, GapCause, SessionId};
 use crate::session::{
     CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
@@ -82,6 +83,11 @@ pub struct ConnectConfig {
     pub once: bool,
     /// What ends a client of a plain peer, besides what ends every client. Default: nothing.
     pub ends_with: EndsWith,
+    /// Towards plain peers: every connection but the first is held back, see [`Client::send_ahead`]. Default: false.
+    pub holds_replaced: bool,
+    /// A message by which a plain peer announces that it restarts: whatever the code of the Close behind it, that counts
+    /// as [`CloseCode::RESTART`]. Default: there is none.
+    pub announces_restart: Option<fn(&Message) -> bool>,
     /// From dialling to WELCOME, or to the answer of a plain peer; then the attempt is given up. Default: 10 s.
     pub opening_timeout: Duration,
 }
@@ -96,6 +102,8 @@ impl Default for ConnectConfig {
             backoff: BackoffConfig::default(),
             once: false,
             ends_with: EndsWith::default(),
+            holds_replaced: false,
+            announces_restart: None,
             opening_timeout: Duration::from_secs(10),
         }
     }
@@ -108,15 +116,17 @@ pub enum EndsWith {
     /// Nothing: a connection that ended is replaced.
     #[default]
     Nothing,
-    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`]); and the fifth such Close in a
-    /// row on a connection that brought no message and no confirmation.
+    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`]); the fifth such Close in a
+    /// row on a connection that brought no message and no confirmation; and a message of the peer that is too big.
     FinalClose,
-    /// The peer's Close, whatever its code.
+    /// The peer's Close, whatever its code, and a message of the peer that is too big.
     Close,
     /// The end of the connection, however it comes about.
     Connection,
 }
 
+/// When a local port is looked for again: one comes free when a connection ends, and the peer is not asked meanwhile.
+const PORT_AGAIN: Duration = Duration::from_millis(100);
 /// A replacement is opened when a probe is unanswered for this long.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// With [`EndsWith::FinalClose`]: connections that the peer may close in a row without having brought anything.
@@ -147,6 +157,12 @@ pub enum Lost {
     },
     /// The transport ended without a Close frame.
     Broken(String),
+    /// The peer sent a message above [`Limits::max_message`](crate::ws::Limits::max_message), and was closed with 1009.
+    /// A plain peer would send it again: with any [`EndsWith`] but `Nothing` the client ends, with 1009.
+    TooBig {
+        /// The limit, in bytes.
+        limit: usize,
+    },
     /// It was still there, and the heartbeat found nobody behind it.
     Dead(Evidence),
     /// The peer closed it.
@@ -165,6 +181,7 @@ impl fmt::Display for Lost {
             | Self::Unavailable { reason, .. }
             | Self::Refused { reason, .. }
             | Self::Broken(reason) => f.write_str(reason),
+            Self::TooBig { limit } => write!(f, "a message of more than {limit} bytes came"),
             Self::NotConnected(failure) => write!(f, "{failure}"),
             Self::Dead(evidence) => write!(f, "{evidence}"),
             Self::Closed { code, reason } => {
@@ -188,13 +205,15 @@ pub enum Command {
     Transmit(ConnectionId, Transmit),
 }
 
-/// What became of messages to a plain peer. A number that was reported before keeps its first fate.
+/// What became of messages to a plain peer, or of some to a session's server. A number that was reported before keeps its
+/// first fate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     /// From the first to the second number: they may or may not have arrived, and are not sent again.
     Unknown(u64, u64),
     /// From the first to the second number: they were never written and never will be. Either the queue
-    /// was full and they made room for newer ones, or this is the end.
+    /// was full and they made room for newer ones, or this is the end. Of a session: they are larger than the server
+    /// takes, which was not known when they were accepted.
     NotDelivered(u64, u64),
     /// The connection ended three times with this message first in line; it is given up and comes back.
     Undeliverable(u64, Message),
@@ -310,8 +329,20 @@ struct Plain {
     progressed: bool,
     /// Connections in a row that the peer closed without.
     barren: u32,
+    /// While the current connection is held back, and until what goes ahead of the stream is written.
+    ahead: Option<Box<Ahead>>,
+    /// The peer announced that it restarts.
+    restarts: bool,
     /// Written once, and neither confirmed nor written again.
     volatiles: Volatiles,
+}
+
+/// What is written to a connection ahead of the stream.
+#[derive(Debug, Default)]
+struct Ahead {
+    queue: VecDeque<Message>,
+    /// The stream follows.
+    released: bool,
 }
 
 impl Plain {
@@ -322,6 +353,8 @@ impl Plain {
             inbox_bytes: 0,
             progressed: false,
             barren: 0,
+            ahead: None,
+            restarts: false,
             volatiles: Volatiles::default(),
         }
     }
@@ -517,6 +550,7 @@ impl Client {
         self.handle_bytes(now, connection);
         if let Some(plain) = &mut self.plain {
             if self.attached.as_ref().is_some_and(|a| a.connection == connection) {
+                plain.restarts |= self.config.announces_restart.is_some_and(|announces| announces(&message));
                 plain.inbox_bytes += message.payload.len() as u64;
                 plain.inbox.push_back(Delivery::Message(message));
                 plain.progressed = true;
@@ -565,7 +599,7 @@ impl Client {
         let Some(plain) = self.plain.as_mut().filter(|_| is_attached) else { return };
         let goes_on = match self.config.ends_with {
             EndsWith::Nothing => true,
-            EndsWith::FinalClose => CloseCode::is_restart(code),
+            EndsWith::FinalClose => plain.restarts || CloseCode::is_restart(code),
             EndsWith::Close | EndsWith::Connection => false,
         };
         let outcome = plain.confirmer.handle_peer_close(goes_on);
@@ -604,6 +638,24 @@ impl Client {
             }
             Some(_) => {}
             None => self.session.send_volatile(message),
+        }
+    }
+
+    /// Writes a message ahead of the stream: not numbered, not kept, lost with the connection. With
+    /// [`ConnectConfig::holds_replaced`] a connection that replaced another carries nothing else until it is
+    /// [released](Self::release), so that the peer can be told first what it knew on the connection before.
+    /// `replacement`: the count of the [`Delivery::Replaced`] that announced the connection; one that is not held back
+    /// any more, or was replaced itself, is written nothing.
+    pub fn send_ahead(&mut self, replacement: u64, message: Message) {
+        if let Some(ahead) = self.held_back(replacement) {
+            ahead.queue.push_back(message);
+        }
+    }
+
+    /// The stream flows on the connection that was held back, behind what was sent ahead.
+    pub fn release(&mut self, replacement: u64) {
+        if let Some(ahead) = self.held_back(replacement) {
+            ahead.released = true;
         }
     }
 
@@ -685,7 +737,8 @@ impl Client {
         self.close_plain_if_done(now);
     }
 
-    /// Nobody drives this client any more: it ends, and says what that leaves unknown.
+    /// Ends at once, where nobody drives this client any more or its connection is of no use: what was written and not
+    /// confirmed is reported as unknown, the rest as not delivered.
     pub fn abandon(&mut self, reason: &str) {
         self.give_up(None, reason.to_owned());
     }
@@ -826,6 +879,13 @@ impl Client {
         {
             return Some(Transmit::Ping(ping));
         }
+        if let Some(ahead) = &mut plain.ahead {
+            match ahead.queue.pop_front() {
+                Some(message) => return Some(Transmit::Message(message)),
+                None if ahead.released => plain.ahead = None,
+                None => return None,
+            }
+        }
         if let Some(message) = plain.volatiles.pop() {
             return Some(Transmit::Message(message));
         }
@@ -925,6 +985,31 @@ impl Client {
         }
     }
 
+    /// The payload of the largest message that the peer takes, as far as it said.
+    #[must_use]
+    pub fn largest(&self) -> u64 {
+        match &self.plain {
+            Some(_) => u64::MAX,
+            None => self.session.largest(),
+        }
+    }
+
+    /// Payload bytes that came from a plain peer and wait for the application. A session's are bounded by its window.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        self.plain.as_ref().map_or(0, |plain| plain.inbox_bytes)
+    }
+
+    /// What is kept of and for the peer, with what each message costs beside its payload.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        let Some(plain) = &self.plain else { return self.session.held() };
+        Held {
+            unread: held(plain.inbox_bytes, plain.inbox.len()),
+            kept: held(plain.confirmer.kept_bytes() + plain.volatiles.bytes(), plain.confirmer.kept()),
+        }
+    }
+
     /// Payload bytes that are kept for the peer until it acknowledges or confirms them.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
@@ -969,7 +1054,8 @@ impl Client {
             plain
         });
         plain.volatiles = Volatiles::default();
-        plain.progressed = false;
+        (plain.progressed, plain.restarts) = (false, false);
+        plain.ahead = (self.config.holds_replaced && !first).then(Box::default);
         if !first {
             plain.inbox.push_back(Delivery::Replaced { count: self.epoch });
         }
@@ -984,6 +1070,13 @@ impl Client {
         if !first {
             self.events.push_back(Event::FreshPeer);
         }
+    }
+
+    /// What goes ahead on the connection that `replacement` announced, if that is the current one.
+    fn held_back(&mut self, replacement: u64) -> Option<&mut Ahead> {
+        let is_current = self.attached.is_some() && self.epoch == replacement + 1;
+        let ahead = self.plain.as_mut().filter(|_| is_current)?.ahead.as_deref_mut();
+        ahead.filter(|ahead| !ahead.released)
     }
 
     fn set_attached(&mut self, now: Instant, connection: ConnectionId, pulse: Pulse) {
@@ -1015,6 +1108,9 @@ impl Client {
                     }
                 }
                 ClientEvent::Gap(fate) => self.events.push_back(Event::Gap(fate)),
+                ClientEvent::TooLarge { number } => {
+                    self.events.push_back(Event::Report(Report::NotDelivered(number, number)));
+                }
                 ClientEvent::Refused { code, delay, .. } => {
                     if let Dial::Attaching { connection, .. } = self.dial {
                         self.abort(connection);
@@ -1082,6 +1178,7 @@ impl Client {
         if self.ends_with(&why) {
             let (code, reason) = match &why {
                 Lost::Closed { code, reason } => (code.map(u64::from), reason.clone()),
+                Lost::TooBig { .. } => (Some(CloseCode::TOO_BIG.into()), why.to_string()),
                 _ => (None, why.to_string()),
             };
             self.events.push_back(Event::Detached { why, retry_in: Duration::ZERO });
@@ -1126,6 +1223,8 @@ impl Client {
             Lost::Closed { code, reason } => code.and_then(|code| code.retry_after(reason)),
             _ => None,
         };
+        let no_port = |failure: &ConnectFailure| failure.kind == FailureKind::NoLocalPort;
+        let at = at.or(matches!(why, Lost::NotConnected(failure) if no_port(failure)).then_some(PORT_AGAIN));
         let delay = at.map(|at| Delay { min: at, max: at }).or(delay.filter(|delay| !delay.max.is_zero()));
         let advice = delay.map(advice);
         let wait = self.backoff.next_delay(cause, advice, &mut self.rng);
@@ -1141,8 +1240,11 @@ impl Client {
         }
         match (self.config.ends_with, why) {
             (EndsWith::Connection, _) | (EndsWith::Close, Lost::Closed { .. }) => true,
+            // The next connection would bring it again.
+            (EndsWith::Close | EndsWith::FinalClose, Lost::TooBig { .. }) => true,
             (EndsWith::FinalClose, Lost::Closed { code, .. }) => {
-                !CloseCode::is_restart(*code) || plain.barren >= BARREN_LIMIT
+                let restarts = plain.restarts || CloseCode::is_restart(*code);
+                !restarts || plain.barren >= BARREN_LIMIT
             }
             _ => false,
         }
@@ -1158,6 +1260,7 @@ impl Client {
             Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => {
                 (*code, reason.clone())
             }
+            Lost::TooBig { .. } if self.config.once => (Some(CloseCode::TOO_BIG), why.to_string()),
             Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
             Lost::Unreachable(reason) | Lost::Broken(reason) | Lost::Unavailable { reason, .. }
                 if self.config.once =>

@@ -32,6 +32,7 @@ use mainstay_proto::ConfigError;
 use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 use mainstay_proto::connect::{ConnectConfig, EndsWith};
 use mainstay_proto::heartbeat::HeartbeatConfig;
+use mainstay_proto::session::{Message, Window};
 
 use crate::client::{Builder, Client, UrlError};
 use crate::clock::now;
@@ -55,6 +56,33 @@ impl Client<Plain> {
     /// With [`Confirm::Reply`]: the application's answer to the oldest unanswered message came.
     pub fn confirm_reply(&self) {
         self.core.change(|inner| inner.machine.handle_reply(now()));
+    }
+
+    /// With [`Builder::holds_replaced`]: writes a message ahead of the stream to the connection that
+    /// [`Delivery::Replaced`] announced with the count `replacement`. It is not kept, and lost with that connection. Nothing
+    /// happens if the stream flows on it already, or it was replaced itself.
+    ///
+    /// [`Delivery::Replaced`]: crate::Delivery::Replaced
+    pub fn send_ahead(&self, replacement: u64, message: Message) {
+        self.core.change(|inner| inner.machine.send_ahead(replacement, message));
+    }
+
+    /// With [`Builder::holds_replaced`]: the stream flows on that connection, behind what was [sent
+    /// ahead](Self::send_ahead).
+    pub fn release(&self, replacement: u64) {
+        self.core.change(|inner| inner.machine.release(replacement));
+    }
+
+    /// Up to this number every message has met its fate: confirmed or reported.
+    #[must_use]
+    pub fn settled_now(&self) -> u64 {
+        self.core.lock().machine.settled()
+    }
+
+    /// Ends now, without a closing handshake. What is kept is reported: as unknown what was written, as not delivered the
+    /// rest.
+    pub fn abandon(&self, reason: &str) {
+        self.core.change(|inner| inner.machine.abandon(reason));
     }
 }
 
@@ -100,6 +128,16 @@ impl Builder<Plain> {
         Ok(self)
     }
 
+    /// What is read ahead of the application: once so much waits for [`recv`](Client::recv) the peer is not read, so it
+    /// waits too. What one look at the socket brings above that, up to 64 KiB or one message, is kept. Default: 1,024
+    /// messages and 4 MiB. Range: at least 1 each; less counts as that.
+    #[must_use]
+    pub fn read_ahead(mut self, ahead: Window) -> Self {
+        let Window { messages, bytes } = ahead;
+        self.config.session.flow.accept = Window { messages: messages.max(1), bytes: bytes.max(1) };
+        self
+    }
+
     /// Whether the peer answers Pings, where that is known beforehand. If not, it is served at-most-once from the first
     /// message on, whatever [`guarantee`](Self::guarantee) says, and until its first Pong; if so, its silence is never
     /// taken for that. Default: it is [found out](crate::client::Event::PingsUnanswered).
@@ -121,6 +159,22 @@ impl Builder<Plain> {
     #[must_use]
     pub fn ends_with(mut self, ends_with: EndsWith) -> Self {
         self.config.ends_with = ends_with;
+        self
+    }
+
+    /// Every connection but the first carries nothing of the stream until [`Link::release`], so that the peer can be
+    /// told first what it knew on the connection before. Default: no.
+    #[must_use]
+    pub fn holds_replaced(mut self, holds: bool) -> Self {
+        self.config.holds_replaced = holds;
+        self
+    }
+
+    /// A message by which the peer announces that it restarts: whatever the code of the Close behind it, that counts as
+    /// 1012. Default: there is none.
+    #[must_use]
+    pub fn announces_restart(mut self, announces: fn(&Message) -> bool) -> Self {
+        self.config.announces_restart = Some(announces);
         self
     }
 }

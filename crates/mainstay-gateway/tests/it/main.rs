@@ -3,6 +3,7 @@
 
 mod admin;
 mod bench;
+mod bounds;
 mod connect;
 mod flags;
 mod frames;
@@ -13,6 +14,7 @@ mod loss;
 mod losses;
 mod operate;
 mod page;
+mod profiles;
 mod restart;
 mod resume;
 mod smuggling;

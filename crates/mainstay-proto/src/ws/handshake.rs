@@ -351,11 +351,12 @@ pub enum ResponseError {
 }
 
 impl ResponseError {
-    /// Whether the same attempt may succeed later: 408, 425, 429 and 5xx apart from 501 and 505.
+    /// Whether the same attempt may succeed later: 408, 425, 426, 429 and 5xx apart from 501 and 505. (A server of Node's
+    /// `ws` answers 426 to every upgrade while it closes.)
     pub fn is_retryable(self) -> bool {
         match self {
             Self::Refused { status, .. } => match status.as_u16() {
-                408 | 425 | 429 => true,
+                408 | 425 | 426 | 429 => true,
                 501 | 505 => false,
                 status => status >= 500,
             },

@@ -172,6 +172,84 @@ fn a_volatile_message_is_written_once_and_neither_kept_nor_confirmed() {
     assert_eq!(link.turn(), []);
 }
 
+fn texts(written: &[Transmit]) -> Vec<&str> {
+    let messages = written.iter().filter_map(|transmit| match transmit {
+        Transmit::Message(message) => Some(message),
+        _ => None,
+    });
+    messages.filter_map(Message::as_text).collect()
+}
+
+#[test]
+fn a_connection_that_is_held_back_carries_only_what_goes_ahead_until_it_is_released() {
+    let mut link = Link::with(ConnectConfig { link: true, holds_replaced: true, ..ConnectConfig::default() });
+    link.client.send(Message::text("a")).unwrap();
+    assert_eq!(texts(&link.turn()), ["a"], "the first is not held back");
+    link.lose();
+    link.client.send(Message::text("b")).unwrap();
+    link.attach();
+    link.client.send_volatile(Message::text("later"));
+    link.client.send_ahead(1, Message::text("login"));
+    assert_eq!(texts(&link.turn()), ["login"]);
+    assert_eq!(texts(&link.turn()), [""; 0]);
+    link.client.send_ahead(1, Message::text("join"));
+    link.client.release(1);
+    link.client.send_ahead(1, Message::text("too late"));
+    assert_eq!(texts(&link.turn()), ["join", "later", "a", "b"]);
+    link.now += SECOND;
+    link.turn();
+    link.pong(2);
+    assert_eq!(link.client.settled(), 2, "what goes ahead has no number");
+}
+
+#[test]
+fn what_goes_ahead_is_lost_with_its_connection_and_releases_no_other() {
+    let mut link = Link::with(ConnectConfig { link: true, holds_replaced: true, ..ConnectConfig::default() });
+    link.client.send(Message::text("a")).unwrap();
+    link.lose();
+    link.attach();
+    link.client.send_ahead(1, Message::text("login"));
+    link.lose();
+    link.client.release(1);
+    link.attach();
+    link.client.send_ahead(1, Message::text("login of before"));
+    link.client.release(1);
+    assert_eq!(texts(&link.turn()), [""; 0]);
+    link.client.send_ahead(2, Message::text("login"));
+    link.client.release(2);
+    assert_eq!(texts(&link.turn()), ["login", "a"]);
+}
+
+#[test]
+fn a_link_that_is_abandoned_ends_at_once_and_reports_what_it_kept() {
+    let mut link = Link::with(ConnectConfig { link: true, holds_replaced: true, ..ConnectConfig::default() });
+    link.client.send(Message::text("written")).unwrap();
+    link.turn();
+    link.client.send(Message::text("waits")).unwrap();
+    link.client.abandon("no use");
+    assert!(link.client.is_ended());
+    let events: Vec<_> = std::iter::from_fn(|| link.client.poll_event()).collect();
+    assert!(events.contains(&Event::Report(Report::Unknown(1, 1))), "{events:?}");
+    assert!(events.contains(&Event::Report(Report::NotDelivered(2, 2))), "{events:?}");
+}
+
+#[test]
+fn a_close_behind_an_announced_restart_is_a_restart_whatever_its_code() {
+    for (announced, ends) in [("restarting", false), ("news", true)] {
+        let mut link = Link::with(ConnectConfig {
+            link: true,
+            ends_with: EndsWith::FinalClose,
+            announces_restart: Some(|message| message.as_text() == Some("restarting")),
+            ..ConnectConfig::default()
+        });
+        link.client.handle_message(link.now, link.connection(), Message::text(announced)).unwrap();
+        link.client.handle_peer_close(link.connection(), Some(CloseCode::NORMAL));
+        let closed = Lost::Closed { code: Some(CloseCode::NORMAL), reason: String::new() };
+        link.client.handle_lost(link.now, link.connection(), closed);
+        assert_eq!(link.client.is_ended(), ends, "{announced}");
+    }
+}
+
 impl Link {
     /// A link whose peer has taken 64 of 100 messages and does not answer the Ping behind them.
     fn stalled() -> Self {
@@ -218,9 +296,9 @@ fn a_peer_that_sends_and_answers_no_ping_is_written_to_after_the_deadline() {
     link.client.handle_message(link.now, link.connection(), Message::text("news")).unwrap();
     assert_eq!(link.wait(3 * SECOND), 0);
     assert_eq!(link.wait(SECOND), 36);
-    assert_eq!(link.client.settled(), 36, "the last 64 are kept");
+    assert_eq!(link.client.settled(), 100, "nothing is kept");
     link.lose();
-    assert_eq!(link.reports(), [Report::Unknown(1, 36), Report::Unknown(37, 100)]);
+    assert_eq!(link.reports(), [Report::Unknown(1, 100)]);
     link.attach();
     assert_eq!(messages(&link.turn()), 0, "nothing is doubled");
     link.client.send(Message::text("more")).unwrap();
@@ -287,7 +365,7 @@ fn an_end_waits_for_no_pong_of_a_peer_that_answers_none() {
     assert!(!link.client.is_ended(), "the last one has not left");
     assert_eq!(messages(&link.turn()), 1);
     assert!(link.client.is_ended());
-    assert_eq!(link.reports(), [Report::Unknown(1, 36), Report::Unknown(37, 37), Report::Unknown(38, 101)]);
+    assert_eq!(link.reports(), [Report::Unknown(1, 100), Report::Unknown(101, 101)]);
 }
 
 /// How a link that `ends_with` this takes it that its connection ends so: whether it ends, and with what code.

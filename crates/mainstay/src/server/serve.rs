@@ -117,11 +117,10 @@ impl Serve {
     }
 
     /// How large the head of a request may be, and how many fields it may have; one that is larger gets 431. Default:
-    /// 16 KiB and 64. Range: at least 8 KiB.
-    ///
-    /// # Panics
-    /// `bytes` is less than 8 KiB.
+    /// 16 KiB and 64. Range: at least 8 KiB, less counts as that.
     pub fn head_limits(mut self, bytes: usize, fields: usize) -> Self {
+        // Less makes hyper panic.
+        let bytes = bytes.max(8 * 1024);
         self.http.max_buf_size(bytes).max_header_size(bytes).max_headers(fields);
         self
     }

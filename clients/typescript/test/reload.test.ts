@@ -1,0 +1,55 @@
+/** What a page leaves in `sessionStorage`, and what the next one does with it. Real pages are in `clients/proof`. */
+
+import assert from "node:assert/strict";
+import { test, type TestContext } from "node:test";
+import { MainstaySocket } from "@mainstay/client";
+import { inSession } from "@mainstay/client/reload";
+import { SessionServer, WebSocket } from "./session-server.js";
+import { until } from "./support.js";
+
+const LIMIT = { timeout: 20_000 };
+
+/** A page's globals; `leave` is what a browser does when it goes. */
+function page(t: TestContext): { leave(): void } {
+  const stored = new Map<string, string>();
+  const window = new EventTarget();
+  const globals = {
+    document: new EventTarget(),
+    sessionStorage: {
+      getItem: (key: string) => stored.get(key) ?? null,
+      setItem: (key: string, value: string) => stored.set(key, value),
+      removeItem: (key: string) => stored.delete(key),
+    },
+    addEventListener: window.addEventListener.bind(window),
+  };
+  for (const [name, value] of Object.entries(globals)) Object.defineProperty(globalThis, name, { value, configurable: true });
+  t.after(() => Object.keys(globals).forEach((name) => delete (globalThis as any)[name]));
+  return { leave: () => window.dispatchEvent(new Event("pagehide")) };
+}
+
+for (const isKnown of [true, false]) {
+  test(`what a page left behind is ${isKnown ? "sent before" : "sent again behind"} what the next one sends first, where its session ${isKnown ? "goes on" : "is lost"}`, LIMIT, async (t) => {
+    const server = await SessionServer.open(t);
+    const { leave } = page(t);
+    const socket = new MainstaySocket(server.url, [], { WebSocket, resume: inSession });
+    await until(() => socket.status === "attached");
+    for (const text of ["1", "2", "3"]) socket.send(text);
+    await until(() => server.visits[0]?.heard.length === 3);
+    server.visits[0]!.write([3, 1]);
+    await until(() => socket.stats.acknowledged === 1);
+    leave();
+    assert.equal(socket.status, "suspended");
+
+    server.onHello = (visit) => (isKnown ? visit.resume(2, 1, 1) : visit.welcome([2, 2, 1, 0, 1]));
+    const next = new MainstaySocket(server.url, [], { WebSocket, resume: inSession });
+    t.after(() => next.suspend());
+    const opened: boolean[] = [];
+    next.on("session", ({ resumed }) => opened.push(resumed));
+    next.on("open", () => next.send("login"));
+    next.send("4");
+    const count = isKnown ? 4 : 3;
+    await until(() => server.visits[1]?.heard.length === count);
+    assert.deepEqual(server.visits[1]!.heard, isKnown ? ["2", "3", "login", "4"] : ["login", "3", "4"]);
+    assert.deepEqual([server.visits[1]!.hello![7]!.slice(1), opened], [[0, 3, 2], [isKnown]]);
+  });
+}

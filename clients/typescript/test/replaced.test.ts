@@ -1,0 +1,146 @@
+/** A gateway's backend is lost: its sessions end with that cause, or go on with a mark in the stream. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { MainstaySocket } from "@mainstay/client";
+import { type Control, Type } from "../src/wire.js";
+import { SessionServer, WebSocket } from "./session-server.js";
+import { until } from "./support.js";
+
+const LIMIT = { timeout: 20_000 };
+const replaced = (after: number, count: number): Control => [Type.Replaced, after, count];
+
+/** All that a socket's application is told, in order. */
+function logOf(socket: MainstaySocket): unknown[] {
+  const log: unknown[] = [];
+  socket.on("gap", ({ fate, dropped }) => log.push(fate ? `gap ${fate.cause}` : dropped));
+  socket.on("message", ({ data }) => log.push(data));
+  for (const type of ["open", "error", "close"] as const) socket.on(type, () => log.push(type));
+  return log;
+}
+
+test("a session whose backend was lost is one gap with that cause, and a new session: the room is joined again", LIMIT, async (t) => {
+  const server = await SessionServer.open(t);
+  server.onHello = (visit, number) => visit.welcome(number === 2 ? [1, 1, 1, 0, 5] : undefined);
+  server.onMessage = (visit, message) => message === "join" && visit.write("news");
+  const socket = new MainstaySocket(server.url, [], { WebSocket });
+  t.after(() => socket.suspend());
+  socket.on("open", () => socket.send("join"));
+  const log = logOf(socket);
+  await until(() => log.length === 2);
+  server.visits[0]!.close(1012, "the backend was lost");
+  await until(() => log.length === 5);
+  assert.deepEqual(log, ["open", "news", "gap replaced", "open", "news"]);
+  assert.deepEqual(server.visits[1]!.heard, ["join"]);
+});
+
+test("a backend that was replaced is a gap in its place among the messages, once, and nothing of ours is lost", LIMIT, async (t) => {
+  const server = await SessionServer.open(t);
+  server.onMessage = (visit) => visit.write("1", "2", replaced(2, 1), "3");
+  const socket = new MainstaySocket(server.url, [], { WebSocket });
+  t.after(() => socket.suspend());
+  const fates: unknown[] = [];
+  socket.on("gap", ({ fate }) => fates.push(fate));
+  const log = logOf(socket);
+  let settled: string | undefined;
+  void socket.send("hello").delivered.then((outcome) => (settled = outcome));
+  await until(() => log.length === 5);
+  await new Promise(setImmediate);
+  assert.equal(settled, undefined, "it is on its way as before");
+  assert.deepEqual(log, ["open", "1", "2", "gap replaced", "3"]);
+  assert.deepEqual(fates, [{ delivered: 1, unknown: 1, last: 1, resent: false, lost: undefined, cause: "replaced" }]);
+  assert.deepEqual([socket.stats.gaps, socket.stats.received, socket.status], [1, 3, "attached"]);
+
+  // It goes on, over a connection that is lost: what is written again is known, a later count is not.
+  server.onHello = (visit) => {
+    visit.resume(2, 1, 3);
+    visit.write(replaced(2, 1), "3", replaced(3, 3));
+  };
+  server.visits[0]!.cut();
+  await until(() => log.length === 6);
+  server.visits[1]!.write(replaced(3, 3), "4");
+  await until(() => log.length === 7);
+  assert.deepEqual(log.slice(5), ["gap replaced", "4"]);
+  assert.equal(settled, "delivered", "by the WELCOME");
+  server.onMessage = () => {};
+  socket.send("more");
+  await until(() => server.visits[1]!.heard.length === 1);
+
+  // A new session counts from 1 again.
+  server.onHello = (visit) => {
+    visit.welcome();
+    visit.write(replaced(0, 1));
+  };
+  server.visits[1]!.cut();
+  await until(() => log.length === 10);
+  assert.deepEqual(log.slice(7), ["gap unknown", "open", "gap replaced"]);
+});
+
+test("a mark that was under way with a connection is read from the next one, in its place", LIMIT, async (t) => {
+  const server = await SessionServer.open(t);
+  const socket = new MainstaySocket(server.url, [], { WebSocket });
+  t.after(() => socket.suspend());
+  const log = logOf(socket);
+  await until(() => server.visits.length === 1);
+  server.visits[0]!.write("1");
+  await until(() => log.length === 2);
+  server.onHello = (visit) => {
+    visit.resume(2, 0, visit.hello![7]![1] + 1);
+    visit.write(replaced(1, 1), "2");
+  };
+  server.visits[0]!.cut();
+  await until(() => log.length === 4);
+  assert.deepEqual(log, ["open", "1", "gap replaced", "2"]);
+});
+
+test("an application that only sends is told too, and one that takes messages one at a time in the place", LIMIT, async (t) => {
+  const server = await SessionServer.open(t);
+  const sender = new MainstaySocket(server.url, [], { WebSocket });
+  t.after(() => sender.suspend());
+  let gaps = 0;
+  sender.on("gap", () => gaps++);
+  await until(() => server.visits.length === 1);
+  server.visits[0]!.write(replaced(0, 1));
+  await until(() => gaps === 1);
+
+  const reader = new MainstaySocket(server.url, [], { WebSocket });
+  t.after(() => reader.suspend());
+  const log: unknown[] = [];
+  reader.on("gap", ({ fate }) => log.push(fate?.cause));
+  await until(() => server.visits.length === 2);
+  server.visits[1]!.write("1", replaced(1, 1), replaced(1, 2), "2");
+  for await (const message of reader) if (log.push(message) > 2) break;
+  assert.deepEqual(log, ["1", "replaced", "2"], "marks that meet are one");
+});
+
+test("a library's socket ends where the backend was replaced: it begins again by itself", LIMIT, async (t) => {
+  const server = await SessionServer.open(t);
+  const socket = new MainstaySocket(server.url, [], { WebSocket, endOnGap: true });
+  const log = logOf(socket);
+  await until(() => server.visits.length === 1);
+  server.visits[0]!.write("1", replaced(1, 1), "2");
+  await until(() => socket.readyState === 3);
+  assert.deepEqual(log, ["open", "1", "gap replaced", "close"]);
+});
+
+test("a mark behind another message than it says ends the session, as positions differ", LIMIT, async (t) => {
+  const server = await SessionServer.open(t);
+  const socket = new MainstaySocket(server.url, [], { WebSocket });
+  const log = logOf(socket);
+  await until(() => server.visits.length === 1);
+  server.visits[0]!.write("1", replaced(0, 1));
+  await until(() => socket.readyState === 3);
+  assert.deepEqual(log, ["open", "1", "error", "close"]);
+});
+
+test("a mark of no count is a protocol error, and the session goes on", LIMIT, async (t) => {
+  const server = await SessionServer.open(t);
+  server.onHello = (visit, number) => (number === 1 ? visit.welcome() : visit.resume(number, 0, 1));
+  const socket = new MainstaySocket(server.url, [], { WebSocket });
+  t.after(() => socket.suspend());
+  const log = logOf(socket);
+  await until(() => server.visits.length === 1);
+  server.visits[0]!.write(replaced(0, 0));
+  await until(() => server.visits.length === 2);
+  assert.deepEqual([log, server.visits[1]!.hello![7]!.slice(1)], [["open", "error"], [0, 0, 1]]);
+});

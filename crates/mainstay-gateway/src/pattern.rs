@@ -1,0 +1,216 @@
+//! Rules by which the gateway picks out messages: what a flag may say of them, and one message as the rules see it.
+//!
+//! A message is read as JSON at most once, however many rules ask, and not at all if none does. One that is longer than
+//! a prologue may be ([`LARGEST`]) matches no pattern: nothing so large begins or answers a login.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+
+use mainstay::Message;
+use regex::bytes::Regex;
+use serde_json::Value;
+
+/// Longer messages match no pattern.
+pub(crate) const LARGEST: usize = 256 * 1024;
+/// The most messages that `first=N` may name.
+const MOST_FIRST: u64 = 256;
+
+/// Which messages of a connection are meant.
+#[derive(Debug, Clone)]
+pub(crate) enum Rule {
+    /// The first so many.
+    First(u64),
+    /// All of them until one matches, and that one.
+    Until(Pattern),
+    /// Each one that matches.
+    Each(Pattern),
+}
+
+/// What a message must look like.
+#[derive(Debug, Clone)]
+pub(crate) enum Pattern {
+    /// The expression is found in the payload.
+    Regex(Regex),
+    /// The payload is JSON that has something at the pointer (RFC 6901), and this where a value is given.
+    Json { pointer: String, value: Option<String> },
+}
+
+impl Rule {
+    /// Reads `first=N`, `until=REGEX`, `match=REGEX` or `json=/pointer[=value]`.
+    ///
+    /// # Errors
+    /// Which part cannot be used, and what to write.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let how =
+            "write first=N, until=REGEX, match=REGEX or json=/POINTER[=VALUE], for example json=/type=hello";
+        let (kind, rest) = text.split_once('=').ok_or(how)?;
+        match kind {
+            "first" => {
+                let count = rest.parse().ok().filter(|count| (1..=MOST_FIRST).contains(count));
+                count.map(Self::First).ok_or_else(|| format!("first={rest}: must be from 1 to {MOST_FIRST}"))
+            }
+            "until" => regex(rest).map(|regex| Self::Until(Pattern::Regex(regex))),
+            "match" | "json" => Pattern::parse(text).map(Self::Each),
+            _ => Err(how.to_owned()),
+        }
+    }
+}
+
+impl Pattern {
+    /// Reads `match=REGEX` or `json=/pointer[=value]`.
+    ///
+    /// # Errors
+    /// Which part cannot be used, and what to write.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let how = "write match=REGEX or json=/POINTER[=VALUE], for example json=/type=goodbye";
+        match text.split_once('=').ok_or(how)? {
+            ("match", rest) => regex(rest).map(Self::Regex),
+            ("json", rest) => {
+                let (at, value) = rest.split_once('=').map_or((rest, None), |(at, value)| (at, Some(value)));
+                Ok(Self::Json { pointer: pointer(at)?, value: value.map(str::to_owned) })
+            }
+            _ => Err(how.to_owned()),
+        }
+    }
+
+    /// Whether a message looks like this.
+    pub(crate) fn matches(&self, look: &Look<'_>) -> bool {
+        match self {
+            _ if look.message.payload.len() > LARGEST => false,
+            Self::Regex(regex) => regex.is_match(&look.message.payload),
+            Self::Json { pointer, value } => {
+                let found = look.at(pointer);
+                found.is_some_and(|found| value.as_ref().is_none_or(|value| shown(found) == *value))
+            }
+        }
+    }
+}
+
+/// A JSON pointer as RFC 6901 writes it.
+///
+/// # Errors
+/// It does not begin with a slash.
+pub(crate) fn pointer(text: &str) -> Result<String, String> {
+    let right = text.starts_with('/');
+    right
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("{text:?} is no JSON pointer; write for example /type"))
+}
+
+fn regex(text: &str) -> Result<Regex, String> {
+    if text.is_empty() {
+        return Err(
+            "an empty regular expression matches everything; write first=N or a longer one".to_owned()
+        );
+    }
+    // The error draws the expression over several lines, and says what is wrong in the last.
+    Regex::new(text).map_err(|error| {
+        let error = error.to_string();
+        let why = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        format!("{text:?} is no regular expression: {why}")
+    })
+}
+
+/// Strings as they are, all else as JSON writes it.
+fn shown(found: &Value) -> Cow<'_, str> {
+    match found {
+        Value::String(text) => text.into(),
+        other => other.to_string().into(),
+    }
+}
+
+/// One message, as the rules look at it.
+pub(crate) struct Look<'a> {
+    message: &'a Message,
+    json: OnceCell<Option<Value>>,
+}
+
+impl<'a> Look<'a> {
+    /// Nothing is read yet.
+    pub(crate) fn at_message(message: &'a Message) -> Self {
+        Self { message, json: OnceCell::new() }
+    }
+
+    /// What stands at a pointer.
+    pub(crate) fn at(&self, pointer: &str) -> Option<&Value> {
+        self.json()?.pointer(pointer)
+    }
+
+    /// What stands at a pointer, as a key that two messages may share.
+    pub(crate) fn key(&self, pointer: &str) -> Option<String> {
+        Some(shown(self.at(pointer)?).into_owned())
+    }
+
+    fn json(&self) -> Option<&Value> {
+        let payload = &self.message.payload;
+        let read = || (payload.len() <= LARGEST).then(|| serde_json::from_slice(payload).ok()).flatten();
+        self.json.get_or_init(read).as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(rule: &str, payload: &str) -> bool {
+        let pattern = Pattern::parse(rule).unwrap();
+        pattern.matches(&Look::at_message(&Message::text(payload)))
+    }
+
+    #[test]
+    fn a_message_matches_by_expression_or_by_what_stands_at_a_json_pointer() {
+        for (rule, payload, expected) in [
+            ("match=^CONNECT", "CONNECT\n", true),
+            ("match=^CONNECT", "DISCONNECT\n", false),
+            ("json=/type", r#"{"type":null}"#, true),
+            ("json=/type", r#"{"kind":1}"#, false),
+            ("json=/type=hello", r#"{ "type" : "h\u0065llo" }"#, true),
+            ("json=/type=hello", r#"{"type":"hello again"}"#, false),
+            ("json=/type=1", r#"{"type":1}"#, true),
+            ("json=/type=true", r#"{"type":true}"#, true),
+            ("json=/3=phx_join", r#"["1","1","room:a","phx_join",{}]"#, true),
+            ("json=/a/b=c=d", r#"{"a":{"b":"c=d"}}"#, true),
+            ("json=/type=hello", "no JSON at all", false),
+        ] {
+            assert_eq!(matches(rule, payload), expected, "{rule} {payload}");
+        }
+    }
+
+    #[test]
+    fn binary_messages_are_looked_at_as_bytes() {
+        let pattern = Pattern::parse("match=(?-u)^\\x10").unwrap();
+        assert!(pattern.matches(&Look::at_message(&Message::binary(&b"\x10\xff"[..]))));
+        assert!(!pattern.matches(&Look::at_message(&Message::binary(&b"\x30\xff"[..]))));
+    }
+
+    #[test]
+    fn what_is_longer_than_a_prologue_matches_no_pattern() {
+        let long = format!(r#"{{"type":"hello","rest":"{}"}}"#, "x".repeat(LARGEST));
+        assert!(!matches("json=/type=hello", &long) && !matches("match=hello", &long));
+    }
+
+    #[test]
+    fn a_rule_that_cannot_be_used_is_told_with_what_to_write() {
+        for (wrong, told) in [
+            ("", "write first=N"),
+            ("first", "write first=N"),
+            ("last=3", "write first=N"),
+            ("first=0", "from 1 to 256"),
+            ("first=-1", "from 1 to 256"),
+            ("first=257", "from 1 to 256"),
+            ("until=", "empty"),
+            ("match=(", "no regular expression"),
+            ("json=type", "no JSON pointer"),
+            ("json=", "no JSON pointer"),
+        ] {
+            let error = Rule::parse(wrong).unwrap_err();
+            assert!(error.contains(told) && error.lines().count() == 1, "{wrong}: {error}");
+        }
+        for wrong in ["first=1", "until=x", "x"] {
+            assert!(Pattern::parse(wrong).unwrap_err().contains("match=REGEX"), "{wrong}");
+        }
+        for right in ["first=256", "until=a|b", "match=.", "json=/a", "json=/a=", "json=/a=b"] {
+            assert!(Rule::parse(right).is_ok(), "{right}");
+        }
+    }
+}

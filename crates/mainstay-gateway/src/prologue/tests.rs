@@ -1,0 +1,254 @@
+use super::*;
+
+fn rules(record: &[&str], swallow: &[&str], pass: &[&str]) -> Rules {
+    let answer = |passes| move |text: &&str| Answer { rule: Rule::parse(text).unwrap(), passes };
+    Rules {
+        record: record.iter().map(|text| Rule::parse(text).unwrap()).collect(),
+        answers: swallow.iter().map(answer(false)).chain(pass.iter().map(answer(true))).collect(),
+        ..Rules::default()
+    }
+}
+
+/// As [`rules`], with frames that are named by `/id` and forgotten when either end says that it is done.
+fn keyed(record: &[&str], swallow: &[&str], pass: &[&str]) -> Rules {
+    let forget = vec![Pattern::parse("json=/type=done").unwrap()];
+    Rules { key: Some("/id".into()), forget, ..rules(record, swallow, pass) }
+}
+
+/// A client, a link that numbers what it sends, and connections one after the other.
+struct Play {
+    prologue: Prologue,
+    now: Instant,
+    last: u64,
+}
+
+impl Play {
+    fn by(rules: Rules) -> Self {
+        Self { prologue: Prologue::new(Arc::new(rules)), now: Instant::now(), last: 0 }
+    }
+
+    fn client(&mut self, text: &str) -> &mut Self {
+        self.last += 1;
+        self.prologue.handle_client(self.last, &Message::text(text));
+        self
+    }
+
+    fn backend(&mut self, text: &str, expected: Verdict) -> &mut Self {
+        assert_eq!(self.prologue.handle_backend(&Message::text(text)), expected, "{text}");
+        self
+    }
+
+    /// The next connection; the link keeps nothing of what it was given.
+    fn again(&mut self) -> &mut Self {
+        self.again_settled(self.last)
+    }
+
+    fn again_settled(&mut self, settled: u64) -> &mut Self {
+        self.prologue.handle_lost();
+        self.prologue.begin(self.now, settled).unwrap();
+        self
+    }
+
+    /// What is written to the connection now.
+    fn written(&mut self, expected: &[&str]) -> &mut Self {
+        let written = std::iter::from_fn(|| self.prologue.poll_transmit());
+        let written: Vec<_> = written.map(|message| message.as_text().unwrap().to_owned()).collect();
+        assert_eq!(written, expected);
+        self
+    }
+
+    fn done(&mut self, expected: bool) -> &mut Self {
+        assert_eq!(self.prologue.is_done(), expected);
+        self
+    }
+}
+
+use Verdict::{Pass, Swallow};
+
+#[test]
+fn what_rules_name_is_written_to_each_new_connection_in_the_order_of_the_client() {
+    for (rule, expected) in [
+        ("first=2", &["login", "join a"][..]),
+        ("until=^join", &["login", "join a"]),
+        ("until=never", &["login", "join a", "say", "join b"]),
+        ("match=^join", &["join a", "join b"]),
+    ] {
+        let mut play = Play::by(rules(&[rule], &[], &[]));
+        play.client("login").client("join a").client("say").client("join b");
+        play.written(&[]).done(false);
+        for _ in 0..2 {
+            play.again().written(expected).done(true).done(false);
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_the_client_had_is_awaited_before_the_next_frame_and_swallowed() {
+    let mut play = Play::by(rules(&["match=^(login|join)"], &["match=^welcome"], &[]));
+    play.client("login").backend("welcome you", Pass).client("join").client("say");
+    play.again().written(&["login"]).done(false);
+    play.backend("news", Pass).backend("welcome back", Swallow);
+    play.written(&["join"]).done(true);
+    play.backend("welcome, everybody", Pass);
+}
+
+#[test]
+fn a_frame_that_was_never_answered_is_not_awaited_and_its_answer_reaches_the_client() {
+    let mut play = Play::by(rules(&["match=^login"], &["match=^welcome"], &[]));
+    play.client("login").again().written(&["login"]).done(true);
+    play.backend("welcome", Pass);
+    play.again().written(&["login"]).done(false).backend("welcome", Swallow).done(true);
+}
+
+#[test]
+fn a_greeting_is_awaited_before_anything_is_written_and_not_delivered_twice() {
+    let mut play = Play::by(rules(&["match=^join"], &["match=^hello"], &[]));
+    play.backend("hello", Pass).client("join");
+    play.again().written(&[]).done(false).backend("hello", Swallow).written(&["join"]).done(true);
+
+    // One that only counts may come before or behind what is written.
+    let mut play = Play::by(rules(&["match=^join"], &["first=1"], &[]));
+    play.backend("RFB 003.008", Pass).backend("a frame", Pass).client("join");
+    play.again().written(&["join"]).done(false).backend("RFB 003.008", Swallow).done(true);
+    play.backend("a frame", Pass);
+}
+
+#[test]
+fn a_greeting_that_the_first_connection_did_not_live_to_give_is_passed_on() {
+    for swallow in ["match=^hello", "first=1"] {
+        let mut play = Play::by(rules(&["match=^join"], &[swallow], &[]));
+        play.again().done(true).backend("hello", Pass).client("join");
+        play.again().backend("hello", Swallow).written(&["join"]).done(true);
+    }
+}
+
+#[test]
+fn all_that_comes_before_a_match_is_swallowed_where_the_rule_says_until() {
+    let mut play = Play::by(rules(&["first=1"], &["until=ready"], &[]));
+    play.client("login").backend("motd", Pass).backend("ready", Pass).backend("news", Pass);
+    play.again().written(&["login"]).done(false);
+    play.backend("motd", Swallow).done(false).backend("ready", Swallow).done(true).backend("news", Pass);
+}
+
+#[test]
+fn answers_that_are_passed_on_are_awaited_at_the_end_and_hold_no_frame_back() {
+    let join = |id| format!(r#"{{"type":"join","id":"{id}"}}"#);
+    let joined = |id| format!(r#"{{"type":"joined","id":"{id}"}}"#);
+    let mut play = Play::by(keyed(&["json=/type=join"], &[], &["json=/type=joined"]));
+    play.client(&join("a")).client(&join("b")).backend(&joined("b"), Pass).backend(&joined("a"), Pass);
+    play.again().written(&[&join("a"), &join("b")]).done(false);
+    play.backend(&joined("b"), Pass).done(false).backend(&joined("a"), Pass).done(true);
+}
+
+#[test]
+fn a_frame_is_forgotten_when_either_end_says_so_and_replaced_by_one_of_its_name() {
+    let join = |id, what| format!(r#"{{"type":"join","id":{id},"what":"{what}"}}"#);
+    let done = |id| format!(r#"{{"type":"done","id":{id}}}"#);
+    let mut play = Play::by(keyed(&["json=/type=join"], &[], &[]));
+    play.client(&join(1, "a")).client(&join(2, "b")).client(&join(3, "c")).client(&join(1, "d"));
+    play.client(&done(2)).backend(&done(3), Pass).client(&done(9)).client(r#"{"type":"done"}"#);
+    play.again().written(&[&join(1, "d")]).done(true);
+}
+
+#[test]
+fn a_frame_that_is_forgotten_during_the_replay_is_not_awaited_any_more() {
+    let join = |id| format!(r#"{{"type":"join","id":"{id}"}}"#);
+    let joined = |id| format!(r#"{{"type":"joined","id":"{id}"}}"#);
+    let mut play = Play::by(keyed(&["json=/type=join"], &[], &["json=/type=joined"]));
+    play.client(&join("a")).client(&join("b")).backend(&joined("a"), Pass).backend(&joined("b"), Pass);
+    play.again().written(&[&join("a"), &join("b")]).done(false).backend(&joined("a"), Pass);
+    play.backend(r#"{"type":"done","id":"b"}"#, Pass).done(true);
+    play.again().written(&[&join("a")]);
+}
+
+#[test]
+fn the_same_frame_once_more_keeps_the_answer_that_it_had() {
+    let join = r#"{"type":"join","id":"a"}"#;
+    let joined = r#"{"type":"joined","id":"a"}"#;
+    let mut play = Play::by(keyed(&["json=/type=join"], &["json=/type=joined"], &[]));
+    play.client(join).backend(joined, Pass).client(join);
+    play.again().written(&[join]).done(false).backend(joined, Swallow).done(true);
+}
+
+#[test]
+fn what_the_link_still_keeps_is_left_to_the_link_and_its_second_answer_is_swallowed() {
+    let mut play = Play::by(rules(&["match=^(login|join)"], &["match=^ok"], &[]));
+    play.client("login").backend("ok login", Pass).client("join").backend("ok join", Pass);
+    play.again_settled(1).written(&["login"]).done(false).backend("ok login", Swallow).done(true);
+    play.backend("ok join", Swallow).backend("ok", Pass);
+}
+
+#[test]
+fn a_connection_that_is_lost_during_the_replay_is_followed_by_a_whole_one() {
+    let mut play = Play::by(rules(&["first=2"], &["match=^ok"], &[]));
+    play.client("login").client("join").backend("ok", Pass).backend("ok", Pass);
+    play.again().written(&["login"]).backend("ok", Swallow).written(&["join"]).done(false);
+    play.again().written(&["login"]).backend("ok", Swallow).written(&["join"]);
+    play.done(false).backend("ok", Swallow).done(true);
+}
+
+#[test]
+fn an_answer_that_does_not_come_is_awaited_for_ten_seconds() {
+    let mut play = Play::by(rules(&["first=1"], &["match=^ok"], &[]));
+    play.client("login").backend("ok", Pass).again().written(&["login"]);
+    let due = play.now + Duration::from_secs(10);
+    assert_eq!(play.prologue.poll_timeout(), Some(due));
+    play.prologue.postpone(Duration::from_secs(3));
+    assert_eq!(play.prologue.poll_timeout(), Some(due + Duration::from_secs(3)));
+    play.backend("ok", Swallow).done(true);
+    assert_eq!(play.prologue.poll_timeout(), None);
+}
+
+#[test]
+fn more_than_may_be_recorded_cannot_be_replayed_and_holds_no_memory() {
+    for (size, count) in [(1, 257), (100_000, 3)] {
+        let mut play = Play::by(rules(&["match=."], &[], &[]));
+        for _ in 0..count {
+            play.client(&"x".repeat(size));
+        }
+        assert_eq!(play.prologue.begin(play.now, play.last), Err(Failure::TooMuch), "{size}");
+        assert_eq!((play.prologue.frames.len(), play.prologue.bytes), (0, 0));
+        assert!(!play.prologue.is_replaying());
+    }
+    let mut play = Play::by(rules(&["match=."], &[], &[]));
+    for _ in 0..256 {
+        play.client(&"x".repeat(1024));
+    }
+    assert_eq!(play.prologue.begin(play.now, play.last), Ok(()));
+}
+
+#[test]
+fn what_is_forgotten_makes_room() {
+    let mut play = Play::by(keyed(&["json=/type=join"], &[], &[]));
+    for number in 0..1000 {
+        play.client(&format!(r#"{{"type":"join","id":{number}}}"#));
+        play.client(&format!(r#"{{"type":"done","id":{number}}}"#));
+    }
+    play.again().written(&[]).done(true);
+}
+
+#[test]
+fn a_departure_that_is_announced_is_kept_from_the_client() {
+    let announces_restart: Option<fn(&Message) -> bool> =
+        Some(|message| message.as_text() == Some("restarting"));
+    let mut play = Play::by(Rules { announces_restart, ..rules(&["first=1"], &[], &[]) });
+    play.client("login").backend("unauthorized", Pass);
+    play.backend("restarting", Swallow).again().backend("restarting", Swallow);
+}
+
+#[test]
+fn a_backend_that_is_lost_during_five_replays_in_a_row_is_given_up() {
+    let mut play = Play::by(rules(&["first=1"], &["match=^ok"], &[]));
+    play.client("login").backend("ok", Pass);
+    for _ in 0..2 {
+        for _ in 0..4 {
+            play.again().written(&["login"]).done(false);
+        }
+        play.again().written(&["login"]).backend("ok", Swallow).done(true);
+    }
+    for _ in 0..5 {
+        play.again().done(false);
+    }
+    play.prologue.handle_lost();
+    assert_eq!(play.prologue.begin(play.now, play.last), Err(Failure::Barren));
+}
