@@ -153,7 +153,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
   "a successor that is there when the gateway drains takes the page over without a pause": async (stage) => {
     const { page, backend, gateway } = await stage.set(["--drain", "1s"]);
     const drained = gateway.drain();
-    await until("the port to be free", async () => !(await gateway.isListening()));
+    await until("the drain to begin", async () => !(await gateway.isReady()));
     await stage.startGateway();
     await logged(page, "gap", () => true);
     await advance(page);

@@ -62,12 +62,9 @@ export class Server {
     await this.gone();
   }
 
-  /** Whether it takes connections. */
-  isListening(): Promise<boolean> {
-    return new Promise((resolve) => {
-      const probe = net.connect(this.port, "127.0.0.1", () => resolve(!!probe.destroy()));
-      probe.on("error", () => resolve(false));
-    });
+  /** Whether it takes visitors; false from the moment on in which it begins to drain. */
+  async isReady(): Promise<boolean> {
+    return (await fetch(`${this.admin}/readyz`)).ok;
   }
 
   /** The sum of the samples of a metric. */

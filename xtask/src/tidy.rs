@@ -41,6 +41,7 @@ pub(crate) fn check() -> Result<Outcome> {
         unfinished(&text, &mut complain);
         if path.ends_with(".rs") {
             sides_stay_apart(path, &text, &mut complain);
+            prints_nothing_that_may_panic(path, &text, &mut complain);
         }
         if path.ends_with(".md") {
             markdown(path, &text, &files, &mut complain);
@@ -118,6 +119,25 @@ fn sides_stay_apart(path: &str, text: &str, complain: &mut Complain) {
         for (number, line) in numbered(text).filter(|(_, line)| !line.trim_start().starts_with("//")) {
             if line.contains(&format!("crate::{other}")) || line.contains(&format!("super::{other}")) {
                 complain(number, &format!("the {side} may not use the {other}"));
+            }
+        }
+    }
+}
+
+/// `println!` and its kin panic where nothing can be written, and block where the reader stalls: a full disk would end a
+/// server, and a stalled log its traffic. The program writes by `log::say`, or by `writeln!` with an answer to the error.
+fn prints_nothing_that_may_panic(path: &str, text: &str, complain: &mut Complain) {
+    // The simulator is a test that happens to be a program.
+    let is_program = path.starts_with("crates/") && path.contains("/src/");
+    if !is_program || path.starts_with("crates/mainstay-sim/") {
+        return;
+    }
+    let code = numbered(text).take_while(|(_, line)| line.trim() != "#[cfg(test)]");
+    for (number, line) in code.filter(|(_, line)| !line.trim_start().starts_with("//")) {
+        for name in ["println!", "eprintln!", "print!", "eprint!"] {
+            let mut found = line.match_indices(name);
+            if found.any(|(at, _)| at == 0 || !line.as_bytes()[at - 1].is_ascii_alphanumeric()) {
+                complain(number, &format!("`{name}` panics or blocks when nothing can be written"));
             }
         }
     }
@@ -250,6 +270,19 @@ mod tests {
             complaints(|c| names_tests(text, &functions, c)),
             ["1: `a_gap_is_told` is no test of ours"]
         );
+    }
+
+    #[test]
+    fn what_may_panic_while_it_prints_is_found_in_programs_and_left_in_tests() {
+        let text = "/// println!(\nfn f() {\n    eprintln!(\"x\");\n    print!(\"x\");\n    pprint!(x);\n}\n\
+                    #[cfg(test)]\nmod tests { fn f() { println!() } }\n";
+        let found = |path: &str| complaints(|c| prints_nothing_that_may_panic(path, text, c));
+        let lines: Vec<_> =
+            found("crates/mainstay-gateway/src/x.rs").iter().map(|line| line[..1].to_owned()).collect();
+        assert_eq!(lines, ["3", "4"]);
+        for path in ["crates/mainstay/tests/it/x.rs", "crates/mainstay/examples/x.rs", "xtask/src/x.rs"] {
+            assert!(found(path).is_empty(), "{path}");
+        }
     }
 
     #[test]

@@ -1,37 +1,167 @@
 //! `/healthz`, `/readyz` and `/metrics`, on a listener of their own.
+//!
+//! Whoever supervises the process is answered, whatever visitors and others do: the listener has a server loop and
+//! limits of its own. Of more than [`CONNECTIONS`] connections the oldest is dropped for the newest, so connections
+//! that say nothing keep nobody out, and a few files are kept for it.
+//!
+//! Where no token protects the figures, a request must name the process as one that is here does: `localhost` or an
+//! address. A page whose name was rebound to this address sends its own name, and gets 421.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, Version, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http::uri::Authority;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use mainstay::server::{RTT_BUCKETS, Snapshot};
 use mainstay::{Budget, Mainstay};
 use sha2::{Digest, Sha256};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::AbortHandle;
 
+use crate::backend::Reason;
+use crate::descriptors::{self, Spare};
 use crate::links::{Figures, Links};
+use crate::{log, process, successor};
 
+/// Connections at a time. Supervisors and scrapers are few.
+const CONNECTIONS: usize = 32;
+/// How long a connection may take for a request, or be without one.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves until the process ends. A successor gets the listener; the figures of this process are then at another port
+/// of the same address.
 pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay, links: Links, token: Option<Token>) {
+    let taken_over = successor::offer(&listener, mainstay.clone());
+    let address = listener.local_addr();
+    let app = router(mainstay, links, token);
+    tokio::select! {
+        never = accept(listener, app.clone()) => match never {},
+        () = taken_over => {}
+    }
+    let elsewhere = address.and_then(|address| {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.bind(SocketAddr::new(address.ip(), 0))?;
+        socket.listen(CONNECTIONS as u32)
+    });
+    match elsewhere.and_then(|listener| Ok((listener.local_addr()?, listener))) {
+        Ok((address, listener)) => {
+            tracing::info!(%address, "a successor has the address of --admin; this process answers here until it ends");
+            match accept(listener, app).await {}
+        }
+        Err(error) => {
+            tracing::error!(%error, "a successor has the address of --admin, and there is no other")
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, app: Router) -> std::convert::Infallible {
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let mut spare = Spare::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                open.retain(|connection| !connection.is_finished());
+                if open.len() >= CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
+                open.push_back(tokio::spawn(answer(stream, app.clone())).abort_handle());
+                spare.refill();
+            }
+            // One of the spare files is for this one.
+            Err(error) if descriptors::are_used_up(&error) && spare.release() => {}
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// Answers the requests of one connection.
+async fn answer(stream: TcpStream, app: Router) {
+    let local = stream.local_addr().ok().map(|address| address.ip());
+    let app = app.layer(axum::Extension(Local(local)));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection of the admin listener ended");
+    }
+}
+
+/// The address that a connection came in by.
+#[derive(Clone, Copy)]
+struct Local(Option<IpAddr>);
+
+fn router(mainstay: Mainstay, links: Links, token: Option<Token>) -> Router {
+    let (figures, is_open) = (links.clone(), token.is_none());
     let metrics = |State(mainstay): State<Mainstay>, headers: HeaderMap| async move {
         if token.is_some_and(|token| !token.is_presented(&headers)) {
             return unauthorized();
         }
-        render(&mainstay.stats(), &Kept::now(&mainstay, &links), &links.figures()).into_response()
+        let (gauges, kept) = (Gauges::of(&mainstay), Kept::now(&mainstay, &figures));
+        let text = render(&mainstay.stats(), &gauges, &kept, &figures.figures());
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
     };
+    let ready = |State(mainstay): State<Mainstay>| async move { ready(&mainstay, &links) };
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(mainstay.clone());
-    // It has no session of its own, and ends with the process.
-    let admin = Mainstay::default();
-    if let Err(error) = mainstay::serve(listener, app, &admin).await {
-        tracing::error!(%error, "admin listener ended");
+        .with_state(mainstay);
+    app.layer(middleware::from_fn_with_state(is_open, check_host))
+}
+
+/// A request that names nothing, or something that is no host, gets 400; one that names another machine gets 421.
+async fn check_host(State(is_open): State<bool>, request: Request, next: Next) -> Response {
+    let Some(names) = names(&request) else {
+        let line = "a request names one host, and a path or a URL\n";
+        return (StatusCode::BAD_REQUEST, line).into_response();
+    };
+    let local = request.extensions().get::<Local>().and_then(|local| local.0);
+    if !is_open || names.iter().all(|name| is_here(name.host(), local)) {
+        return next.run(request).await;
+    }
+    let line = "the Host of this request is none of this listener's: ask for localhost or for its address, or \
+                protect it with --admin-token-file\n";
+    (StatusCode::MISDIRECTED_REQUEST, line).into_response()
+}
+
+/// What a request names: its Host, and its target if that is a URL. Only HTTP/1.0 knows requests that name nothing.
+/// `None`: it is not as RFC 9112 section 3.2 has it.
+fn names(request: &Request) -> Option<Vec<Authority>> {
+    let target = request.uri();
+    let is_right =
+        target.path().starts_with('/') && target.authority().is_some() == target.scheme().is_some();
+    let hosts = request.headers().get_all(header::HOST).iter();
+    let hosts: Vec<Authority> = hosts.map(|host| host.to_str().ok()?.parse().ok()).collect::<Option<_>>()?;
+    let is_enough = hosts.len() == 1 || (hosts.is_empty() && request.version() == Version::HTTP_10);
+    (is_right && is_enough).then(|| hosts.into_iter().chain(target.authority().cloned()).collect())
+}
+
+/// Whether a name can only mean this machine, or is the address that the connection came in by. Addresses of
+/// loopback are, and who is asked by a name of `localhost` is not found by a name server (RFC 6761 section 6.3).
+fn is_here(host: &str, local: Option<IpAddr>) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
+    match host.parse::<IpAddr>() {
+        Ok(address) => {
+            let address = address.to_canonical();
+            address.is_loopback() || local.is_some_and(|local| local.to_canonical() == address)
+        }
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
     }
 }
 
@@ -80,11 +210,31 @@ fn unauthorized() -> Response {
     (StatusCode::UNAUTHORIZED, headers, "present the token of --admin-token-file\n").into_response()
 }
 
-async fn ready(State(mainstay): State<Mainstay>) -> (StatusCode, &'static str) {
-    if mainstay.is_ready() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+fn ready(mainstay: &Mainstay, links: &Links) -> (StatusCode, String) {
+    if !mainstay.is_ready() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
+    }
+    match links.not_ready() {
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        None => (StatusCode::OK, "ready\n".to_owned()),
+    }
+}
+
+/// What is not counted as it happens.
+#[derive(Default)]
+struct Gauges {
+    sessions: mainstay::server::Sessions,
+    is_draining: bool,
+    log_lines_lost: u64,
+}
+
+impl Gauges {
+    fn of(mainstay: &Mainstay) -> Self {
+        Self {
+            sessions: mainstay.sessions(),
+            is_draining: !mainstay.is_ready(),
+            log_lines_lost: log::lines_lost(),
+        }
     }
 }
 
@@ -108,7 +258,7 @@ impl Kept {
 }
 
 /// Prometheus text format, version 0.0.4. `docs/METRICS.md` says what each family is good for.
-fn render(s: &Snapshot, kept: &Kept, links: &Figures) -> String {
+fn render(s: &Snapshot, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
         let _ = writeln!(out, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
@@ -119,6 +269,15 @@ fn render(s: &Snapshot, kept: &Kept, links: &Figures) -> String {
     family("connections", "gauge", "Connections open now.", &[("", s.connections)]);
     family("sessions", "gauge", "Sessions alive now, attached or parked.", &[("", s.sessions)]);
     let queues = [("{leg=\"visitor\"}", kept.for_visitors), ("{leg=\"backend\"}", kept.for_backend)];
+    let states = [
+        ("{state=\"attached\"}", gauges.sessions.attached),
+        ("{state=\"parked\"}", gauges.sessions.parked),
+        ("{state=\"draining\"}", gauges.sessions.draining),
+    ];
+    let by_state = "Sessions alive now, by state; plain connections count as attached.";
+    family("sessions_by_state", "gauge", by_state, &states);
+    let draining = u64::from(gauges.is_draining);
+    family("draining", "gauge", "1 from the signal that ends the process on.", &[("", draining)]);
     family("queue_bytes", "gauge", "Payload bytes kept for visitors, and for the backend.", &queues);
     let parts = kept.budget.parts().map(|(kind, bytes)| (format!("{{kind=\"{kind}\"}}"), bytes));
     let parts = parts.each_ref().map(|(labels, bytes)| (labels.as_str(), *bytes));
@@ -134,13 +293,19 @@ fn render(s: &Snapshot, kept: &Kept, links: &Figures) -> String {
         "Openings refused or not finished in time.",
         &[("", s.openings_failed)],
     );
+    let [redirected, denied, broken] = links.refused;
     let refused = [
         ("{reason=\"full\"}", s.refused_full),
         ("{reason=\"address\"}", s.refused_address),
         ("{reason=\"origin\"}", s.refused_origin),
+        ("{reason=\"draining\"}", s.refused_draining),
+        ("{reason=\"unreachable\"}", links.unreached),
+        ("{reason=\"backend_3xx\"}", redirected),
+        ("{reason=\"backend_4xx\"}", denied),
+        ("{reason=\"backend_5xx\"}", broken),
         ("{reason=\"memory\"}", s.refused_memory),
     ];
-    family("refused_total", "counter", "Connections refused, by the limit that they were above.", &refused);
+    family("refused_total", "counter", "Visitors refused, by cause: a limit, or the backend.", &refused);
     let left = [("{reason=\"idle\"}", s.left_idle), ("{reason=\"lifetime\"}", s.left_old)];
     family("sent_away_total", "counter", "Connections sent away because of their age or silence.", &left);
     let attaches = [
@@ -184,6 +349,17 @@ fn render(s: &Snapshot, kept: &Kept, links: &Figures) -> String {
         &evicted,
     );
     family("sessions_expired_total", "counter", "Sessions whose resume window passed.", &[("", s.expired)]);
+    family(
+        "backend_up",
+        "gauge",
+        "1 if the backend was reached at last, 0 if not.",
+        &[("", links.up.into())],
+    );
+    family("links", "gauge", "Connections to the backend that are open now.", &[("", links.attached)]);
+    let labels = Reason::ALL.map(|reason| format!("{{reason=\"{}\"}}", reason.label()));
+    let failed: Vec<_> = labels.iter().map(String::as_str).zip(links.failed).collect();
+    let not_opened = "Connections to the backend that did not come about, probes included, by reason.";
+    family("link_attempts_failed_total", "counter", not_opened, &failed);
     family("links_lost_total", "counter", "Connections to the backend that were lost.", &[("", links.lost)]);
     let fates = [
         ("{fate=\"unknown\"}", links.unknown),
@@ -209,11 +385,20 @@ fn render(s: &Snapshot, kept: &Kept, links: &Figures) -> String {
         "Times that a link found that the backend answers no Ping.",
         &[("", links.pings_unanswered)],
     );
+    family(
+        "log_lines_lost_total",
+        "counter",
+        "Lines of the log that could not be written, or not fast enough.",
+        &[("", gauges.log_lines_lost)],
+    );
+    let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+    family("build_info", "gauge", "1; the label says what runs.", &[(version, 1)]);
     let outcomes =
         [("{outcome=\"done\"}", links.prologues), ("{outcome=\"failed\"}", links.prologues_failed)];
     let told = "Prologues for new connections to the backend, by outcome.";
     family("prologues_total", "counter", told, &outcomes);
     render_rtt(&mut out, s);
+    process::render(&mut out);
     out
 }
 
@@ -235,9 +420,10 @@ mod tests {
     use super::*;
 
     fn rendered() -> String {
+        process::started();
         let stats = Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() };
         let kept = Kept { for_visitors: 5, for_backend: 6, budget: Budget::new(1 << 20) };
-        render(&stats, &kept, &Figures { lost: 3, unknown: 2, ..Figures::default() })
+        render(&stats, &Gauges::default(), &kept, &Figures { lost: 3, unknown: 2, ..Figures::default() })
     }
 
     #[test]
@@ -258,7 +444,8 @@ mod tests {
         }
         let families = text.lines().filter(|line| line.starts_with("# TYPE")).count();
         assert_eq!(families, text.lines().filter(|line| line.starts_with("# HELP")).count());
-        assert!(text.lines().all(|line| line.starts_with("# ") || line.starts_with("mainstay_")));
+        let known = ["# ", "mainstay_", "process_"];
+        assert!(text.lines().all(|line| known.iter().any(|begin| line.starts_with(begin))));
     }
 
     #[test]
@@ -270,6 +457,25 @@ mod tests {
         let documented: Vec<_> =
             rows.filter_map(|row| row.strip_prefix("| `")?.split(['`', '{']).next()).collect();
         assert_eq!(documented, served);
+    }
+
+    #[test]
+    fn a_name_that_somebody_else_may_hand_out_is_not_ours() {
+        let check = |host: &str, expected| {
+            let local = Some("10.0.0.7".parse().unwrap());
+            assert_eq!(is_here(host, local), expected, "{host}");
+        };
+        for ours in
+            ["127.0.0.1", "127.8.8.8", "[::1]", "[::ffff:127.0.0.1]", "localhost", "LOCALHOST", "localhost."]
+        {
+            check(ours, true);
+        }
+        check("mainstay.localhost", true);
+        check("10.0.0.7", true);
+        for other in ["rebound.example", "10.0.0.8", "localhost.example", "127.0.0.1.example", "", "0.0.0.0"]
+        {
+            check(other, false);
+        }
     }
 
     #[test]

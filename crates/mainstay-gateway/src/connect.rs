@@ -14,7 +14,8 @@ use mainstay::{Client, CloseCode, Fate, Kind, Limits, Link, Message, Report};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::{Interrupts, trust, values};
+use crate::signals::Stops;
+use crate::{log, trust, values};
 
 /// What `--help` ends with.
 pub(crate) const EXAMPLES: &str = "\
@@ -31,7 +32,7 @@ Exit codes:
   1  the server was never reached, refused the connection or ended it
   2  the arguments are wrong
   3  ended, but not everything sent was delivered, as far as is known
-  130  interrupted twice: nothing was waited for";
+  130, 131, 143  interrupted twice (SIGINT, SIGQUIT, SIGTERM): nothing was waited for";
 
 /// Flags of `mainstay connect`.
 #[derive(clap::Args)]
@@ -105,14 +106,14 @@ async fn connect<P>(
     } else {
         builder.connect()
     };
-    match Interrupts::listen() {
+    match Stops::listen() {
         Ok(interrupts) => ExitCode::from(talk(client, arguments.linger, &output, interrupts).await),
         Err(error) => complain(&error, 1),
     }
 }
 
 fn complain(error: &impl std::fmt::Display, code: u8) -> ExitCode {
-    eprintln!("mainstay: {}", visible(&error.to_string()));
+    log::say(&visible(&error.to_string()));
     ExitCode::from(code)
 }
 
@@ -154,7 +155,7 @@ impl Told {
 
 /// Pairs the three streams until the input has ended and nothing more comes, the user interrupts, whoever
 /// read the output is gone, or the client has ended. Returns the exit code.
-async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output, mut interrupts: Interrupts) -> u8 {
+async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output, mut interrupts: Stops) -> u8 {
     let (sender, events) = (client.sender(), client.events());
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut input_open = true;
@@ -196,7 +197,7 @@ async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output, mut i
                 input_open &= sent.is_ok();
                 waiting = None;
             }
-            () = interrupts.next() => break,
+            _ = interrupts.next() => break,
             () = leaving => break,
         }
     }
@@ -212,7 +213,7 @@ async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output, mut i
     };
     tokio::select! {
         code = end => code,
-        () = interrupts.next() => 130,
+        stop = interrupts.next() => stop.exit_code(),
     }
 }
 
@@ -225,7 +226,7 @@ struct Output {
 impl Output {
     fn greet(&self, url: &str) {
         if self.interactive && !self.json {
-            eprintln!("mainstay: connecting to {url}; each line is a message, Ctrl-D or Ctrl-C ends");
+            log::say(&format!("connecting to {url}; each line is a message, Ctrl-D or Ctrl-C ends"));
         }
     }
 
@@ -245,7 +246,7 @@ impl Output {
             facts["detail"] = json!(detail);
             return line(&facts);
         }
-        eprintln!("mainstay: {name}: {}", visible(&detail));
+        log::say(&format!("{name}: {}", visible(&detail)));
         Ok(())
     }
 }

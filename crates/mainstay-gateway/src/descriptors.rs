@@ -1,6 +1,9 @@
 //! Open files and local ports: a visitor takes one file, its link to the backend another and a port, and those stay
 //! while the visitor is away.
 
+use std::fs::File;
+
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Takes as many as the process may have, and returns how many these are. What a shell gives by itself, often 1,024,
@@ -14,6 +17,54 @@ pub(crate) fn take_all() -> Option<u64> {
             current
         }
     }
+}
+
+/// How many connections of visitors there may be at a time, and how many sessions, so that neither takes the files that
+/// others come in by.
+pub(crate) fn visitors(files: Option<u64>, has_backend: bool) -> usize {
+    const MOST: usize = 1_000_000;
+    let Some(files) = files else { return MOST };
+    // An eighth, and not too few, for listeners, for the log, for /metrics, for who is refused.
+    let kept = (files / 8).max(KEPT).min(files / 2);
+    let each = if has_backend { 2 } else { 1 };
+    usize::try_from((files - kept) / each).unwrap_or(MOST).clamp(1, MOST)
+}
+
+/// What the process has open by itself, the few connections that are being refused, and those to the admin listener.
+const KEPT: u64 = 64;
+
+/// Files that are open for nothing but to be closed, for the admin listener: when visitors, links and whatever else
+/// took all there are, whoever asks for the health of the process is still answered.
+pub(crate) struct Spare(Vec<File>);
+
+impl Spare {
+    const MOST: usize = 8;
+
+    pub(crate) fn new() -> Self {
+        let mut spare = Self(Vec::new());
+        spare.refill();
+        spare
+    }
+
+    /// Gives one back to the process. `false`: there is none.
+    pub(crate) fn release(&mut self) -> bool {
+        self.0.pop().is_some()
+    }
+
+    /// Takes those again that were given back, as far as there are some.
+    pub(crate) fn refill(&mut self) {
+        while self.0.len() < Self::MOST {
+            match File::open("/dev/null") {
+                Ok(file) => self.0.push(file),
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Whether an error says that the process, or the system, has no file left.
+pub(crate) fn are_used_up(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// How many connections may be open to one address of a backend: each takes a local port of this range.
@@ -42,6 +93,23 @@ pub(crate) fn sessions(files: Option<u64>, has_backend: bool, ports: Option<u64>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn visitors_leave_files_for_who_comes_in() {
+        assert_eq!((visitors(Some(1024), true), visitors(Some(1024), false)), (448, 896));
+        assert_eq!((visitors(Some(256), true), visitors(Some(256), false)), (96, 192));
+        assert_eq!((visitors(None, true), visitors(Some(u64::MAX), true)), (1_000_000, 1_000_000));
+        assert_eq!((visitors(Some(40), true), visitors(Some(1), true)), (10, 1));
+    }
+
+    #[test]
+    fn spare_files_are_given_back_one_by_one_and_taken_again() {
+        let mut spare = Spare::new();
+        let released = std::iter::from_fn(|| spare.release().then_some(())).count();
+        assert_eq!((released, spare.0.len()), (Spare::MOST, 0));
+        spare.refill();
+        assert_eq!(spare.0.len(), Spare::MOST);
+    }
 
     #[test]
     fn sessions_leave_files_for_who_comes_in() {

@@ -12,6 +12,7 @@ use mainstay::{CloseCode, HeartbeatConfig, Limits, Mainstay};
 use mainstay_proto::ws::DeflateParams;
 use tokio::time::sleep;
 
+use crate::access::{By, Visitor};
 use crate::links::Links;
 use crate::pass::Passing;
 use crate::principal::Bound;
@@ -60,26 +61,32 @@ pub(crate) fn jitter(spread: Duration) -> Duration {
 /// then what the visitor sends waits in its session, not acknowledged.
 pub(crate) async fn join_session(session: Session, visit: Visit, config: Arc<LinkConfig>) {
     let promised = session.peer().subprotocol.as_deref().map(str::to_owned);
+    let visitor = Visitor::new(&session, visit.path.clone());
     let link = match visit.link(promised.as_slice(), &config) {
         Ok(link) => link,
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
+    let mut account = config.links.open(link.sender(), session.id());
     let to_client = session.sender();
     let answered = tokio::select! {
-        answered = answer(&link, &config) => answered,
+        answered = answer(&link, &mut account, &config) => answered,
         // A client that left meanwhile still has its last words: they go where it asked to go.
-        () = async { to_client.closed().await; sleep(UNLOADING).await } => return,
+        () = async { to_client.closed().await; sleep(UNLOADING).await } => {
+            return visitor.ended(By::Visitor, None, "left before the backend answered");
+        }
     };
     match (answered, promised) {
         (Err(Refusal { status, reason }), _) => {
             let unauthorized = matches!(status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN));
             let code = if unauthorized { CloseCode::UNAUTHORIZED } else { CloseCode::POLICY };
             session.close(code, &format!("the backend refused: {reason}"));
+            visitor.ended(By::Backend, Some(code), &reason);
         }
         (Ok(()), Some(name)) if link.subprotocol().as_ref() != Some(&name) => {
-            session
-                .close(CloseCode::POLICY, &format!("the backend does not agree on the subprotocol {name}"));
+            let reason = format!("the backend does not agree on the subprotocol {name}");
+            session.close(CloseCode::POLICY, &reason);
+            visitor.ended(By::Gateway, Some(CloseCode::POLICY), &reason);
         }
-        (Ok(()), _) => relay(session, link, config).await,
+        (Ok(()), _) => relay(session, link, account, visitor, config).await,
     }
 }

@@ -1,21 +1,44 @@
 //! What is known of all links to the backend together, and what is told of one when it ends.
+//!
+//! Every dial of a link and every request is reported here, and so to [`Backend`]: this is its driver.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use http::StatusCode;
-use mainstay::client::{Event, Lost, Sender};
+use http::{StatusCode, Uri};
+use mainstay::client::{Connector, Event, Lost, Sender, State};
 use mainstay::{Evidence, Report, SessionId};
 use slab::Slab;
+use tokio::sync::Notify;
 
-use crate::upstream::Failure;
+use crate::backend::{Backend, Failure, Line, Reason};
+use crate::upstream;
+
+/// Over how long links dial that waited for the backend, once it is there.
+const WAKE: Duration = Duration::from_secs(1);
 
 /// Figures of all links. Cheap to clone; every clone is the same.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Links(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
+    backend: Mutex<Backend>,
+    /// A probe may be due.
+    changed: Notify,
+    figures: Counters,
+    open: Mutex<Slab<Sender>>,
+}
+
+#[derive(Default)]
+struct Counters {
+    attached: AtomicU64,
+    failed: [AtomicU64; Reason::ALL.len()],
+    /// Answers of the backend that refused a visitor, by the hundreds of their status: 3xx, 4xx, 5xx.
+    refused: [AtomicU64; 3],
+    /// Visitors that got 503 or 1013 because it cannot be reached.
+    unreached: AtomicU64,
     lost: AtomicU64,
     dead_silent: AtomicU64,
     dead_frozen: AtomicU64,
@@ -30,15 +53,12 @@ struct Shared {
     requests: [AtomicU64; 5],
     /// Requests that the backend did not answer.
     unanswered: AtomicU64,
-    /// The last request was one of them.
-    is_failing: AtomicBool,
     pings_unanswered: AtomicU64,
     /// Whether the backend answers Pings, by what the newest link that found out has seen.
     answers_pings: Mutex<Option<bool>>,
-    open: Mutex<Slab<Sender>>,
 }
 
-impl Shared {
+impl Counters {
     fn dead(&self, evidence: Evidence) -> &AtomicU64 {
         match evidence {
             Evidence::Silent => &self.dead_silent,
@@ -51,6 +71,16 @@ impl Shared {
 /// The figures at one moment.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Figures {
+    /// Whether the backend is up.
+    pub(crate) up: bool,
+    /// Connections of links that are open now.
+    pub(crate) attached: u64,
+    /// Connections that did not come about, in the order of [`Reason::ALL`].
+    pub(crate) failed: [u64; Reason::ALL.len()],
+    /// Visitors that were refused with the backend's own status: 3xx, 4xx, 5xx.
+    pub(crate) refused: [u64; 3],
+    /// Visitors that were refused because it cannot be reached.
+    pub(crate) unreached: u64,
     /// Connections to the backend that were lost.
     pub(crate) lost: u64,
     /// Of these, called dead, by evidence.
@@ -79,71 +109,187 @@ pub(crate) struct Figures {
     pub(crate) unanswered: u64,
 }
 
+impl Default for Links {
+    fn default() -> Self {
+        let shared = Shared {
+            backend: Mutex::new(Backend::new(Instant::now())),
+            changed: Notify::new(),
+            figures: Counters::default(),
+            open: Mutex::default(),
+        };
+        Self(Arc::new(shared))
+    }
+}
+
 impl Links {
-    /// Counts one more link, from here until the account is dropped.
+    /// Counts one more link, from here until the account is dropped. Call it before the link has dialled.
     pub(crate) fn open(&self, sender: Sender, session: Option<SessionId>) -> Account {
         let slot = self.list().insert(sender);
         Account {
             links: self.clone(),
             slot,
             session,
+            is_attached: false,
             unknown: 0,
             not_delivered: 0,
             undeliverable: Vec::new(),
         }
     }
 
+    /// A connection to the backend came about. Links that wait for one dial now.
+    pub(crate) fn reached(&self) {
+        if self.tell(|backend| backend.handle_reached(Instant::now())) {
+            tokio::spawn(self.clone().wake());
+        }
+    }
+
+    /// A connection to the backend did not come about.
+    pub(crate) fn failed(&self, failure: Failure) {
+        if let Some(counter) = self.0.figures.failed.get(failure.reason as usize) {
+            counter.fetch_add(1, Relaxed);
+        }
+        self.tell(|backend| backend.handle_failed(Instant::now(), failure));
+    }
+
+    /// The backend answered a visitor with this status instead of what was asked for.
+    pub(crate) fn refused(&self, status: u16) {
+        self.reached();
+        let class = usize::from(status / 100).checked_sub(3);
+        if let Some(counter) = class.and_then(|class| self.0.figures.refused.get(class)) {
+            counter.fetch_add(1, Relaxed);
+        }
+        self.tell(|backend| backend.handle_status(Instant::now(), status));
+    }
+
+    /// A visitor was sent away because the backend cannot be reached.
+    pub(crate) fn turned_away(&self) {
+        self.0.figures.unreached.fetch_add(1, Relaxed);
+    }
+
+    /// Why no visitor should be sent here yet; see [`Backend::not_ready`].
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        self.backend().not_ready()
+    }
+
+    /// Probes the backend when that is due, for as long as the process lives: connects, with TLS where its URL says so,
+    /// and that is all.
+    pub(crate) async fn probe(self, connector: Connector, upstream: Uri) {
+        loop {
+            let due = self.backend().poll_timeout();
+            let due = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {}
+                () = self.0.changed.notified() => continue,
+            }
+            if self.backend().poll_probe(Instant::now()) {
+                match connector.connect(&upstream).await {
+                    Ok(_) => self.reached(),
+                    Err(failure) => self.failed(failure.into()),
+                }
+            }
+        }
+    }
+
+    /// Has links dial that wait for their next attempt: not all at once.
+    async fn wake(self) {
+        let senders: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
+        let random = RandomState::new();
+        let part = |number: usize| (random.hash_one(number) >> 32) as f64 / f64::from(u32::MAX);
+        let waits = |(number, sender): (usize, Sender)| {
+            matches!(sender.state(), State::Waiting { .. }).then(|| (WAKE.mul_f64(part(number)), sender))
+        };
+        let mut waiting: Vec<_> = senders.into_iter().enumerate().filter_map(waits).collect();
+        waiting.sort_by_key(|(after, _)| *after);
+        let start = tokio::time::Instant::now();
+        for (after, sender) in waiting {
+            tokio::time::sleep_until(start + after).await;
+            if matches!(sender.state(), State::Waiting { .. }) {
+                sender.retry_now();
+            }
+        }
+    }
+
+    /// Tells the machine what happened, and logs what it says.
+    fn tell<R>(&self, what: impl FnOnce(&mut Backend) -> R) -> R {
+        let mut backend = self.backend();
+        let (before, result) = (backend.poll_timeout(), what(&mut backend));
+        let lines: Vec<Line> = std::iter::from_fn(|| backend.poll_line()).collect();
+        let has_changed = backend.poll_timeout() != before;
+        drop(backend);
+        if has_changed {
+            self.0.changed.notify_one();
+        }
+        lines.into_iter().for_each(crate::backend::log);
+        result
+    }
+
+    fn backend(&self) -> MutexGuard<'_, Backend> {
+        self.0.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Walks the list of links.
     pub(crate) fn figures(&self) -> Figures {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
+        let figures = &self.0.figures;
         Figures {
-            lost: read(&self.0.lost),
-            dead_silent: read(&self.0.dead_silent),
-            dead_frozen: read(&self.0.dead_frozen),
-            dead_stalled: read(&self.0.dead_stalled),
-            unknown: read(&self.0.unknown),
-            not_delivered: read(&self.0.not_delivered),
-            undeliverable: read(&self.0.undeliverable),
-            prologues: read(&self.0.prologues),
-            prologues_failed: read(&self.0.prologues_failed),
-            pings_unanswered: read(&self.0.pings_unanswered),
+            up: self.backend().is_up(),
+            attached: read(&figures.attached),
+            failed: figures.failed.each_ref().map(read),
+            refused: figures.refused.each_ref().map(read),
+            unreached: read(&figures.unreached),
+            lost: read(&figures.lost),
+            dead_silent: read(&figures.dead_silent),
+            dead_frozen: read(&figures.dead_frozen),
+            dead_stalled: read(&figures.dead_stalled),
+            unknown: read(&figures.unknown),
+            not_delivered: read(&figures.not_delivered),
+            undeliverable: read(&figures.undeliverable),
+            pings_unanswered: read(&figures.pings_unanswered),
+            prologues: read(&figures.prologues),
+            prologues_failed: read(&figures.prologues_failed),
             kept_bytes: self.kept_bytes(),
             unread_bytes: self.sum(Sender::unread_bytes),
-            requests: self.0.requests.each_ref().map(read),
-            unanswered: read(&self.0.unanswered),
+            requests: self.0.figures.requests.each_ref().map(read),
+            unanswered: read(&self.0.figures.unanswered),
         }
     }
 
     /// A request was answered, by the backend or for it.
     pub(crate) fn passed(&self, status: StatusCode) {
         let class = usize::from(status.as_u16() / 100).saturating_sub(1);
-        if let Some(counter) = self.0.requests.get(class) {
+        if let Some(counter) = self.0.figures.requests.get(class) {
             counter.fetch_add(1, Relaxed);
         }
     }
 
-    /// The backend answered a request. Logs that it does again.
+    /// The backend answered a request.
     pub(crate) fn answered(&self) {
-        if self.0.is_failing.load(Relaxed) && self.0.is_failing.swap(false, Relaxed) {
-            tracing::warn!("the backend answers requests again");
-        }
+        self.reached();
     }
 
-    /// The backend did not answer a request. Logs the first of a row.
-    pub(crate) fn failed(&self, failure: &Failure) {
-        if matches!(failure, Failure::Client(_)) {
-            tracing::debug!(%failure, "a request was not passed on to its end");
-            return;
-        }
-        self.0.unanswered.fetch_add(1, Relaxed);
-        if !self.0.is_failing.swap(true, Relaxed) {
-            tracing::warn!(%failure, "the backend does not answer requests; the next line says when it does");
+    /// The backend did not answer a request.
+    pub(crate) fn unanswered(&self, failure: &upstream::Failure) {
+        match Failure::of_request(failure) {
+            None => tracing::debug!(%failure, "a request was not passed on to its end"),
+            Some(known) => {
+                self.0.figures.unanswered.fetch_add(1, Relaxed);
+                let was_reached = !known.reason.is_down();
+                self.failed(known);
+                if was_reached {
+                    self.reached();
+                }
+            }
         }
     }
 
     /// Payload bytes kept for the backend now.
     pub(crate) fn kept_bytes(&self) -> u64 {
-        self.0.recorded_bytes.load(Relaxed) + self.sum(Sender::kept_bytes)
+        self.0.figures.recorded_bytes.load(Relaxed) + self.sum(Sender::kept_bytes)
     }
 
     fn sum(&self, bytes: impl Fn(&Sender) -> u64) -> u64 {
@@ -154,31 +300,31 @@ impl Links {
 
     /// A new connection was told its prologue.
     pub(crate) fn count_prologue(&self) {
-        self.0.prologues.fetch_add(1, Relaxed);
+        self.0.figures.prologues.fetch_add(1, Relaxed);
     }
 
     /// A new connection could not be told its prologue.
     pub(crate) fn count_failed_prologue(&self) {
-        self.0.prologues_failed.fetch_add(1, Relaxed);
+        self.0.figures.prologues_failed.fetch_add(1, Relaxed);
     }
 
     /// What one client's prologue holds has changed.
     pub(crate) fn recorded(&self, before: usize, now: usize) {
-        self.0.recorded_bytes.fetch_add(now as u64, Relaxed);
-        self.0.recorded_bytes.fetch_sub(before as u64, Relaxed);
+        self.0.figures.recorded_bytes.fetch_add(now as u64, Relaxed);
+        self.0.figures.recorded_bytes.fetch_sub(before as u64, Relaxed);
     }
 
     /// Whether the backend answers Pings, so that not every link has to find out.
     pub(crate) fn answers_pings(&self) -> Option<bool> {
-        *self.0.answers_pings.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.figures.answers_pings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What one link found out is told once, and taken for granted by the next.
     fn note_pings(&self, answered: Option<bool>) {
         if answered == Some(false) {
-            self.0.pings_unanswered.fetch_add(1, Relaxed);
+            self.0.figures.pings_unanswered.fetch_add(1, Relaxed);
         }
-        let mut known = self.0.answers_pings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.figures.answers_pings.lock().unwrap_or_else(PoisonError::into_inner);
         match (answered, std::mem::replace(&mut *known, answered)) {
             (Some(false), None | Some(true)) => tracing::warn!(
                 "the backend answers no Ping (RFC 6455 section 5.5.2): what visitors send may be lost with its connection, \
@@ -200,6 +346,7 @@ pub(crate) struct Account {
     links: Links,
     slot: usize,
     session: Option<SessionId>,
+    is_attached: bool,
     unknown: u64,
     not_delivered: u64,
     /// Their numbers: a later report of what surrounds them covers them once more.
@@ -210,14 +357,32 @@ impl Account {
     /// Counts what an event of the link says.
     pub(crate) fn note(&mut self, event: &Event) {
         match event {
+            Event::Attached { .. } => {
+                self.attached(true);
+                self.links.reached();
+            }
+            Event::AttemptFailed { why, .. } => self.attempt_failed(why),
             Event::Detached { why, .. } => {
-                self.links.0.lost.fetch_add(1, Relaxed);
+                self.attached(false);
+                let figures = &self.links.0.figures;
+                figures.lost.fetch_add(1, Relaxed);
                 if let Lost::Dead(evidence) = why {
-                    self.links.0.dead(*evidence).fetch_add(1, Relaxed);
+                    figures.dead(*evidence).fetch_add(1, Relaxed);
                     if self.links.answers_pings() == Some(true) {
                         // Another may stand there by now.
                         self.links.note_pings(None);
                     }
+                }
+                let why = format!("{why:?}");
+                self.links.tell(|backend| backend.handle_lost(Instant::now(), &why));
+            }
+            Event::Ended { code, .. } => {
+                self.attached(false);
+                // Below 1000 it is the status of the answer that refused the opening handshake.
+                if let Some(status) =
+                    code.and_then(|code| u16::try_from(code).ok()).filter(|code| *code < 1000)
+                {
+                    self.links.refused(status);
                 }
             }
             Event::PingsUnanswered => self.links.note_pings(Some(false)),
@@ -225,23 +390,46 @@ impl Account {
             Event::Report(Report::Unknown(first, last)) => {
                 let count = self.not_told_before(*first, *last);
                 self.unknown += count;
-                self.links.0.unknown.fetch_add(count, Relaxed);
+                self.links.0.figures.unknown.fetch_add(count, Relaxed);
             }
             Event::Report(Report::NotDelivered(first, last)) => {
                 self.not_delivered(self.not_told_before(*first, *last));
             }
             Event::Report(Report::Undeliverable(number, _)) => {
                 self.undeliverable.push(*number);
-                self.links.0.undeliverable.fetch_add(1, Relaxed);
+                self.links.0.figures.undeliverable.fetch_add(1, Relaxed);
             }
             _ => {}
+        }
+    }
+
+    fn attempt_failed(&self, why: &Lost) {
+        let Some(failure) = Failure::of(why) else { return };
+        let status = status_in(&failure.why);
+        let answered = !failure.reason.is_down();
+        self.links.failed(failure);
+        match status {
+            Some(status) => self.links.refused(status),
+            None if answered => self.links.reached(),
+            None => {}
+        }
+    }
+
+    fn attached(&mut self, is_attached: bool) {
+        if std::mem::replace(&mut self.is_attached, is_attached) != is_attached {
+            let counter = &self.links.0.figures.attached;
+            if is_attached {
+                counter.fetch_add(1, Relaxed)
+            } else {
+                counter.fetch_sub(1, Relaxed)
+            };
         }
     }
 
     /// Messages of the visitor that the link did not take any more.
     pub(crate) fn not_delivered(&mut self, count: u64) {
         self.not_delivered += count;
-        self.links.0.not_delivered.fetch_add(count, Relaxed);
+        self.links.0.figures.not_delivered.fetch_add(count, Relaxed);
     }
 
     fn not_told_before(&self, first: u64, last: u64) -> u64 {
@@ -252,6 +440,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
+        self.attached(false);
         let sender = self.links.list().try_remove(self.slot);
         if sender.is_some_and(|sender| sender.answers_pings() == Some(true)) {
             self.links.note_pings(Some(true));
@@ -269,6 +458,11 @@ impl Drop for Account {
             );
         }
     }
+}
+
+/// The status in "the server answered 503 Service Unavailable".
+fn status_in(why: &str) -> Option<u16> {
+    why.strip_prefix("the server answered ")?.get(..3)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -301,5 +495,26 @@ mod tests {
         assert_eq!((found.lost, found.dead_silent, found.dead_frozen), (2, 0, 1));
         drop(account);
         assert_eq!((links.figures().kept_bytes, links.figures().unknown), (0, 4));
+    }
+    #[tokio::test]
+    async fn links_that_wait_dial_when_the_backend_is_reached_by_another() {
+        let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = nobody.local_addr().unwrap();
+        drop(nobody);
+        let links = Links::default();
+        let hour = Duration::from_secs(3600);
+        // By itself it dials once more in an hour.
+        let backoff =
+            mainstay::BackoffConfig::new(hour, hour).and_then(|backoff| backoff.first(hour, hour)).unwrap();
+        let link = Link::to(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
+        let mut account = links.open(link.sender(), None);
+        let failed = link.event().await.unwrap();
+        account.note(&failed);
+        assert!(matches!(failed, Event::AttemptFailed { .. }), "{failed:?}");
+        assert_eq!(links.figures().failed[Reason::Refused as usize], 1);
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        links.reached();
+        let accepted = tokio::time::timeout(Duration::from_secs(30), listener.accept()).await;
+        assert!(accepted.is_ok(), "it dials");
     }
 }

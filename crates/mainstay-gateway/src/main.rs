@@ -4,7 +4,9 @@
 //! - [`connect`]: a client for people and pipes.
 //! - [`bench`]: what a server costs, ours or any other.
 
+mod access;
 mod admin;
+mod backend;
 mod bench;
 mod body;
 mod bounds;
@@ -12,28 +14,33 @@ mod builtin;
 mod connect;
 mod conversation;
 mod descriptors;
+mod environment;
 mod forward;
 mod join;
 mod links;
+mod log;
 mod operations;
 mod pass;
 mod pattern;
 mod principal;
+mod process;
 mod profiles;
 mod prologue;
 mod relay;
 mod serve;
+mod signals;
+mod successor;
 mod trust;
 mod upstream;
 mod values;
 mod visit;
 
-use std::io::IsTerminal;
+use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::{ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser, Subcommand};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// The system's allocator keeps nine tenths of what closed connections gave back; this one returns it within a
 /// second, as `.cargo/config.toml` has it built. See `docs/adr/0007-an-allocator-that-gives-back.md`.
@@ -52,6 +59,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Accept WebSockets, and front a backend with them (or answer with a built-in one).
+    #[command(after_help = serve::OPERATION)]
     Serve(Box<serve::Arguments>),
     /// Talk to a WebSocket: lines in, messages out.
     #[command(after_help = connect::EXAMPLES)]
@@ -65,41 +73,109 @@ enum Command {
     },
 }
 
+/// How long the end of the process waits for its log to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
+    process::started();
+    log::start();
+    let code = run();
+    log::flush(LAST_LINES);
+    code
+}
+
+fn run() -> ExitCode {
+    let command = Arguments::command().mut_subcommand("serve", environment::with_variables);
+    let given = command.clone().try_get_matches();
+    let read = given.and_then(|matches| Ok((Arguments::from_arg_matches(&matches)?, matches)));
+    let (arguments, matches) = match read {
+        Ok(read) => read,
         Err(error) => return refuse(without_passwords(error)),
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("MAINSTAY_LOG").unwrap_or_else(|_| "warn".into()),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    let format = match &arguments.command {
+        Command::Serve(arguments) => arguments.log.log_format,
+        _ => log::Format::Text,
+    };
+    if let Err(line) = log::listen(format).and_then(|()| check(&command, &matches)) {
+        log::say(&line);
+        return ExitCode::from(2);
+    }
     match arguments.command {
         Command::Serve(arguments) => in_runtime(serve::run(*arguments)),
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "mainstay", &mut std::io::stdout());
-            ExitCode::SUCCESS
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "mainstay", &mut script);
+            print(&script)
         }
+    }
+}
+
+/// What clap cannot know: variables that nobody reads, and flags about a backend that is not there.
+fn check(command: &clap::Command, matches: &ArgMatches) -> Result<(), String> {
+    let Some((serve, given)) = command.find_subcommand("serve").zip(matches.subcommand_matches("serve"))
+    else {
+        return Ok(());
+    };
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for stranger in environment::strangers(serve, names) {
+        match stranger {
+            environment::Stranger::Misspelt(name, meant) => {
+                return Err(format!("{name} is no variable of mainstay; write {meant}, or unset it"));
+            }
+            environment::Stranger::Unknown(name) => {
+                tracing::warn!(
+                    name,
+                    "unknown variable of the environment, not used; see mainstay serve --help"
+                );
+            }
+        }
+    }
+    environment::check_backend(given)
+}
+
+/// Writes to standard output, for whoever reads it; a reader that is gone wants no more.
+pub(crate) fn print(bytes: &[u8]) -> ExitCode {
+    let mut output = std::io::stdout().lock();
+    match output.write_all(bytes).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            log::say(&format!("standard output: {error}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 
 /// Help and version as they are; a mistake in one line.
 fn refuse(error: clap::Error) -> ExitCode {
-    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if !error.use_stderr() {
         let _ = error.print();
-        return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        log::show(error.render().to_string());
+        return ExitCode::from(2);
     }
     let text = error.to_string();
     let told = text.split("\n\n").filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more"));
     let in_one_line = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
     let line = told.map(in_one_line).collect::<Vec<_>>().join("; ");
-    eprintln!("mainstay: {}; see --help", line.trim_start_matches("error: "));
+    let source = variable_behind(&error).map(|variable| format!(" (from {variable})")).unwrap_or_default();
+    log::say(&format!("{}{source}; see --help", line.trim_start_matches("error: ")));
     ExitCode::from(2)
+}
+
+/// The variable that a wrong value came from, if its flag was not written.
+fn variable_behind(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(argument)) = error.get(clap::error::ContextKind::InvalidArg) else {
+        return None;
+    };
+    let flag = argument.split([' ', '=']).next().filter(|flag| flag.starts_with("--"))?;
+    let is_written = std::env::args_os()
+        .any(|word| word.to_str().is_some_and(|word| word == flag || word.starts_with(&format!("{flag}="))));
+    let variable = environment::variable(flag);
+    (!is_written && std::env::var_os(&variable).is_some()).then_some(variable)
 }
 
 /// What was written is quoted, but nothing before an `@`: it may be the password of a URL.
@@ -116,26 +192,6 @@ fn without_passwords(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// SIGINT and SIGTERM from now on.
-struct Interrupts {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Interrupts {
-    fn listen() -> std::io::Result<Self> {
-        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        Ok(Self { terminate, interrupt })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
 fn in_runtime(run: impl Future<Output = ExitCode>) -> ExitCode {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
@@ -145,7 +201,7 @@ fn in_runtime(run: impl Future<Output = ExitCode>) -> ExitCode {
             code
         }
         Err(error) => {
-            eprintln!("mainstay: no runtime: {error}");
+            log::say(&format!("no runtime: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -19,6 +19,7 @@ use mainstay::{CloseCode, Delivery, Link, PeerClose, Report};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::access::{self, By, Visitor};
 use crate::bounds;
 use crate::conversation::Conversation;
 use crate::join::{LinkConfig, SPREAD, come_back, jitter};
@@ -66,10 +67,15 @@ struct BackendEnd {
 
 /// Runs until the client or the backend ends it, or the backend was away for longer than a plain client is kept. What
 /// the backend did not certainly get is counted and logged.
-pub(crate) async fn relay(mut session: Session, mut link: Link, config: Arc<LinkConfig>) {
+pub(crate) async fn relay(
+    mut session: Session,
+    mut link: Link,
+    mut account: Account,
+    visitor: Visitor,
+    config: Arc<LinkConfig>,
+) {
     let is_plain = !session.peer().resumable;
     let (to_client, to_backend) = (session.sender(), link.sender());
-    let mut account = config.links.open(link.sender(), session.id());
     let (away, conversation) = (Notify::new(), Conversation::new(&config));
     let (mut sent, mut in_hand, mut confirmed) = (0, false, 0);
     let wait = is_plain.then_some(config.upstream_wait);
@@ -114,7 +120,7 @@ pub(crate) async fn relay(mut session: Session, mut link: Link, config: Arc<Link
     match end {
         End::Client => {
             let close = session.peer_close();
-            tracing::info!(session = %name(&session), ?close, "client left");
+            visitor.left(close.as_ref());
             account.not_delivered(left_behind(&mut session).await);
             finish(link, close, &conversation, &mut account).await;
         }
@@ -123,9 +129,12 @@ pub(crate) async fn relay(mut session: Session, mut link: Link, config: Arc<Link
                 // One that does not take it gets the close all the same.
                 let _ = to_client.try_send(message);
             }
+            visitor.ended(By::Backend, end.code, &end.cause());
             end.announce(&session, &config, sent, confirmed);
         }
         End::Away => {
+            config.links.turned_away();
+            visitor.ended(By::Gateway, Some(CloseCode::TRY_AGAIN), "the backend was away for too long");
             session.close(CloseCode::TRY_AGAIN, &come_back());
             finish(link, None, &conversation, &mut account).await;
         }
@@ -158,10 +167,9 @@ async fn deliver(link: &mut Link, to_client: &ToClient, conversation: &Conversat
 impl BackendEnd {
     /// Passes the end on to the client: the backend's own words where it spoke any.
     fn announce(self, session: &Session, config: &LinkConfig, sent: u64, confirmed: u64) {
-        tracing::info!(session = %name(session), lost = ?self.lost, reason = self.reason, "backend ended");
         if let Some(failure) = &self.prologue {
             config.links.count_failed_prologue();
-            tracing::warn!(session = %name(session), %failure, "a client is not kept: it has to begin anew");
+            tracing::warn!(session = %access::name(session.id()), %failure, "a client is not kept: it has to begin anew");
         }
         match &self.lost {
             Some(Lost::Closed { code, reason }) if self.is_final(session, config) => {
@@ -186,6 +194,15 @@ impl BackendEnd {
         }
     }
 
+    /// In words.
+    fn cause(&self) -> String {
+        match &self.lost {
+            Some(Lost::Closed { reason, .. }) => format!("the backend closed its connection: {reason}"),
+            Some(lost) => format!("the connection to the backend was lost: {lost:?}"),
+            None => format!("the backend refused: {}", self.reason),
+        }
+    }
+
     /// Whether the backend's Close is the application's last word. A plain client judges any Close by itself.
     fn is_final(&self, session: &Session, config: &LinkConfig) -> bool {
         let Some(Lost::Closed { code, .. }) = &self.lost else { return false };
@@ -196,10 +213,6 @@ impl BackendEnd {
         let is_last = self.prologue.is_none() && !self.was_refused;
         is_last && (config.settings.closes.are_words(*code) || general())
     }
-}
-
-fn name(session: &Session) -> String {
-    session.id().map_or_else(|| "plain".to_owned(), |id| id.to_string())
 }
 
 /// How many messages of a client that is gone nobody took.

@@ -23,12 +23,34 @@ use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
 use crate::profiles::{ProfileFlags, Settings};
-use crate::{Interrupts, admin, builtin, descriptors, join, pass, trust, values, visit};
+use crate::signals::{self, Stops};
+use crate::successor::{Baton, Found};
+use crate::{admin, builtin, descriptors, join, log, pass, successor, trust, values, visit};
 
 /// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
 /// who finds the queue full is not heard until TCP asks again, a second later or more.
 const BACKLOG: u32 = 65_535;
 
+/// What `--help` ends with.
+pub(crate) const OPERATION: &str = "\
+Signals:
+  TERM, INT, QUIT  drain: /readyz says no, visitors are sent away, then it ends
+                   once more: ends at once
+  HUP, USR1, USR2  ignored, with a line of the log
+  A successor that is started with the same addresses while this process drains
+  gets its listeners, and no connection is refused.
+
+Exit codes:
+  0    ended in order
+  1    it could not start, or serving failed; a line on standard error says why
+  2    the options or the environment are wrong
+  130, 131, 143  ended at once by a second INT, QUIT or TERM
+
+Environment:
+  MAINSTAY_LOG says what is logged: a level, or TARGET=LEVEL.
+  Each option has a variable, as MAINSTAY_LISTEN for --listen; the option wins.
+  Several values are parted by commas where none can hold one, else by line
+  breaks.";
 /// The largest head of a request, and how many fields it may have: as nginx takes them, with room for cookies.
 const MAX_HEAD: usize = 32 * 1024;
 const MAX_FIELDS: usize = 100;
@@ -71,7 +93,8 @@ pub(crate) struct Arguments {
     resume_window: Duration,
     #[command(flatten)]
     profile: ProfileFlags,
-    /// The most connections at a time. One too many gets 503 and a time to wait.
+    /// The most connections at a time. One too many gets 503 and a time to wait. Default: as many as open files allow,
+    /// at most 1,000,000.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
     /// The most connections at a time from one address (one /64 of IPv6). Not behind a proxy: all
@@ -113,9 +136,12 @@ pub(crate) struct Arguments {
     /// loopback address.
     #[arg(long, value_name = "FILE", requires = "admin", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
     admin_token_file: Option<PathBuf>,
-    /// Over how long visitors are sent away at SIGTERM.
-    #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "30s")]
+    /// How long the end takes at most after SIGTERM: visitors are sent away, and what is under way is finished. A
+    /// supervisor must wait longer before it kills.
+    #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "5s")]
     drain: Duration,
+    #[command(flatten)]
+    pub(crate) log: log::LogArguments,
 }
 
 /// What a visitor's handler needs.
@@ -130,7 +156,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let (token, settings) = match checked {
         Ok(checked) => checked,
         Err(line) => {
-            eprintln!("mainstay: {line}");
+            log::say(&line);
             return ExitCode::from(2);
         }
     };
@@ -138,14 +164,14 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         match arguments.upstream.as_ref().map(|place| arguments.trust.connector(place)).transpose() {
             Ok(connector) => connector,
             Err(line) => {
-                eprintln!("mainstay: {line}");
+                log::say(&line);
                 return ExitCode::from(2);
             }
         };
     match serve(arguments, token, settings, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            eprintln!("mainstay: {line}");
+            log::say(&line);
             ExitCode::FAILURE
         }
     }
@@ -172,6 +198,7 @@ async fn serve(
 ) -> Result<(), String> {
     let heartbeat = arguments.heartbeat;
     let files = descriptors::take_all();
+    let most = descriptors::visitors(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
     let mainstay = Mainstay::new(Config {
         heartbeat,
@@ -179,7 +206,7 @@ async fn serve(
         resume_window: arguments.resume_window,
         deflate: arguments.deflate,
         admission: AdmissionConfig {
-            connections: arguments.max_connections,
+            connections: Some(arguments.max_connections.unwrap_or(most)),
             per_address: arguments.max_per_ip,
         },
         lifetime: lifetime(&arguments)?,
@@ -200,7 +227,7 @@ async fn serve(
     let app = match &arguments.upstream {
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
-            let connector = connector.unwrap_or_default();
+            let connector = connector.clone().unwrap_or_default();
             let link = join::LinkConfig {
                 passing: arguments.passing.passing(
                     &upstream.url,
@@ -226,12 +253,22 @@ async fn serve(
             Router::new().fallback(any(visit)).with_state(gateway)
         }
     };
-    let listener = bind(arguments.listen, "--listen")?;
-    let admin = match arguments.admin {
-        Some(address) => Some(bind(address, "--admin")?),
-        None => None,
-    };
-    let interrupts = Interrupts::listen().map_err(|error| format!("no signals: {error}"))?;
+    let (listener, baton) = bind(arguments.listen, "--listen")?;
+    let admin = arguments.admin.map(|address| bind(address, "--admin")).transpose()?;
+    let no_signals = |error: std::io::Error| format!("no signals: {error}");
+    let stops = Stops::listen().map_err(no_signals)?;
+    signals::ignore_the_others().map_err(no_signals)?;
+    let taken_over = successor::offer(&listener, mainstay.clone());
+    match &arguments.upstream {
+        Some(upstream) => {
+            let connector = connector.clone().unwrap_or_default().timeout(PROBE);
+            tokio::spawn(links.clone().probe(connector, upstream.url.clone()));
+        }
+        None => links.reached(),
+    }
+    baton.into_iter().for_each(Baton::take_over);
+    let (admin, baton) = admin.unzip();
+    baton.flatten().into_iter().for_each(Baton::take_over);
     announce(&arguments, &listener, admin.as_ref());
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
@@ -239,10 +276,16 @@ async fn serve(
     let server =
         mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
     let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
-    let served = server.with_graceful_shutdown(termination(interrupts, links.clone()), arguments.drain).await;
+    let served = server
+        .with_graceful_shutdown(termination(stops, links.clone()), arguments.drain)
+        .with_successor(taken_over)
+        .await;
     tell_what_is_kept(&links);
     served.map_err(|error| error.to_string())
 }
+
+/// How long a probe of the backend may take.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// Each bound was checked where the flag was read.
 fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
@@ -261,17 +304,35 @@ async fn visit(State(gateway): State<Gateway>, request: Request) -> Response {
     visit::answer_request(request, &gateway.mainstay, gateway.link).await
 }
 
-fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
+/// Listens there, or goes on listening where a process of ours drains.
+fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Baton>), String> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    listen().map_err(|error| format!("{flag} {address}: {error}; choose another address"))
+    let error = match listen() {
+        Ok(listener) => return Ok((listener, None)),
+        Err(error) => error,
+    };
+    let is_taken = error.kind() == std::io::ErrorKind::AddrInUse;
+    match if is_taken { successor::ask_for_a_moment(address) } else { Found::Stranger } {
+        Found::Stranger => Err(format!("{flag} {address}: {error}; choose another address")),
+        Found::Running(process) => Err(format!(
+            "{flag} {address}: {error}: mainstay runs there as process {process}; choose another address, or to replace \
+             it send it SIGTERM first and start this one while it drains"
+        )),
+        Found::Handed(listener, baton) => {
+            let taken = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+            taken
+                .map(|listener| (listener, Some(baton)))
+                .map_err(|error| format!("{flag} {address}: {error}"))
+        }
+    }
 }
 
-/// What it listens on, what it fronts, and what to try next. Nobody need be there to read it.
+/// What it listens on, what it fronts, and what to try next. It need not be read.
 fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpListener>) {
     let address = listener.local_addr().map_or_else(|_| arguments.listen.to_string(), |a| a.to_string());
     let mut lines = vec![format!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"))];
@@ -290,17 +351,29 @@ fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpLis
     }
     let path = if arguments.upstream.is_some() { "/" } else { "/echo" };
     lines.push(format!("  try: mainstay connect ws://{address}{path}"));
-    let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
+    lines.push(String::new());
+    let banner = lines.join("\n");
+    // On a thread of its own: who reads it may stall, and serving waits for nobody.
+    let write = move || {
+        let _ = std::io::stdout().write_all(banner.as_bytes());
+    };
+    if std::thread::Builder::new().name("banner".into()).spawn(write).is_err() {
+        tracing::warn!("no thread to write the banner");
+    }
 }
 
-/// The first SIGTERM or SIGINT drains, the second ends at once.
-async fn termination(mut interrupts: Interrupts, links: Links) {
-    interrupts.next().await;
-    eprintln!("mainstay: draining; once more to end at once");
+/// How long the end at once waits for the log.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
+/// The first signal drains, the second ends at once.
+async fn termination(mut stops: Stops, links: Links) {
+    let stop = stops.next().await;
+    tracing::info!(signal = ?stop, "draining; once more to end at once");
     tokio::spawn(async move {
-        interrupts.next().await;
+        let stop = stops.next().await;
         tell_what_is_kept(&links);
-        std::process::exit(130);
+        log::flush(LAST_LINES);
+        std::process::exit(stop.exit_code().into());
     });
 }
 

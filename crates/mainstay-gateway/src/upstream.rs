@@ -113,7 +113,7 @@ impl Upstream {
         loop {
             let (mut sender, was_used) = match self.kept().await {
                 Some(sender) => (sender, true),
-                None => (self.open().await.inspect_err(|failure| self.links.failed(failure))?, false),
+                None => (self.open().await.inspect_err(|failure| self.links.unanswered(failure))?, false),
             };
             let asking = sender.try_send_request(request);
             let asked = match within(self.answer_timeout, progress.as_deref(), asking).await {
@@ -176,7 +176,7 @@ impl Upstream {
 
     /// Counts a failure.
     pub(crate) fn fail(&self, failure: Failure) -> Failure {
-        self.links.failed(&failure);
+        self.links.unanswered(&failure);
         failure
     }
 
@@ -251,7 +251,7 @@ impl Kept {
 
     /// The answer broke off.
     pub(crate) fn failed(self, why: &str) {
-        self.upstream.links.failed(&Failure::NoAnswer(why.to_owned()));
+        self.upstream.links.unanswered(&Failure::NoAnswer(why.to_owned()));
     }
 }
 

@@ -23,10 +23,12 @@ use mainstay::link::Plain;
 use mainstay::{Link, Mainstay, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
+use crate::access::Visitor;
 use crate::body::Upload;
 use crate::bounds;
 use crate::forward::{self, Scheme};
 use crate::join::{self, LinkConfig, SPREAD, jitter};
+use crate::links::Account;
 use crate::pass;
 use crate::relay::{BackendLoss, relay};
 use crate::upstream::{Failure, Heard};
@@ -73,10 +75,14 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
     let upstream = &config.passing.upstream;
     let (answer, connection) = match upstream.switch(config.upstream_wait, request).await {
         Ok(answered) => answered,
-        Err(Failure::Unreachable(_) | Failure::NoAnswer(_)) => return unreachable_now(),
+        Err(Failure::Unreachable(_) | Failure::NoAnswer(_)) => {
+            config.links.turned_away();
+            return unreachable_now();
+        }
         Err(failure) => return failure.into_response(),
     };
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        config.links.refused(answer.status().as_u16());
         return pass::passed_back(answer, connection, upstream);
     }
     let (mut fields, extensions, upgraded) = match switched(answer, &offer).await {
@@ -88,14 +94,16 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
     // Another connection would be asked with all that this client offered; some have a credential there.
     let offered: Vec<String> =
         upgrade.offered().filter(|name| values::token(name).is_ok()).map(str::to_owned).collect();
+    let path = visit.path.clone();
     let link = match visit.builder(&offered, &config, true) {
         Ok(builder) => builder.adopt(upgraded),
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    upgrade
-        .subprotocols(agreed)
-        .response_fields(fields, extensions)
-        .on_session(move |session| relay(session, link, config))
+    let account = config.links.open(link.sender(), None);
+    upgrade.subprotocols(agreed).response_fields(fields, extensions).on_session(move |session| {
+        let visitor = Visitor::new(&session, path);
+        relay(session, link, account, visitor, config)
+    })
 }
 
 /// What a 101 says besides, how it is spelled, and the connection as the two agreed on it.
@@ -131,6 +139,8 @@ fn lists(fields: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 
 /// What a client's request asks for, as it is passed on.
 pub(crate) struct Visit {
+    /// As the client wrote it, for the log.
+    pub(crate) path: Box<str>,
     url: Uri,
     fields: HeaderMap,
 }
@@ -143,7 +153,7 @@ impl Visit {
         let mut fields = forwarding.fields(&head.headers, peer, Scheme::WebSocket);
         fields.remove(header::CONTENT_LENGTH);
         // It may be kept for as long as a link.
-        Ok(Self { url, fields: forward::copied(&fields) })
+        Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields) })
     }
 
     /// The client's own opening handshake.
@@ -227,8 +237,9 @@ pub(crate) struct Refusal {
 }
 
 /// The backend's answer to a link's opening handshake, however many attempts it takes.
-pub(crate) async fn answer(link: &Link, config: &LinkConfig) -> Result<(), Refusal> {
+pub(crate) async fn answer(link: &Link, account: &mut Account, config: &LinkConfig) -> Result<(), Refusal> {
     while let Some(event) = link.event().await {
+        account.note(&event);
         bounds::note(&event, &config.mainstay);
         match event {
             Event::Attached { .. } => return Ok(()),

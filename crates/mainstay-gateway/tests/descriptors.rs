@@ -16,31 +16,65 @@ impl Drop for Gateway {
     }
 }
 
-#[test]
-fn a_gateway_that_runs_out_of_descriptors_goes_on_when_there_are_some_again() {
+/// `mainstay serve` that may have so many files, and the addresses that it says it listens on.
+fn serve(files: u32, flags: &str) -> (Gateway, Vec<String>) {
+    let command = format!("ulimit -n {files} && exec \"$0\" serve --listen 127.0.0.1:0 {flags}");
     let mut gateway = Gateway(
         Command::new("sh")
-            .args(["-c", "ulimit -n 40 && exec \"$0\" serve --listen 127.0.0.1:0"])
-            .arg(env!("CARGO_BIN_EXE_mainstay"))
+            .args(["-c", &command, env!("CARGO_BIN_EXE_mainstay")])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap(),
     );
-    let mut line = String::new();
-    BufReader::new(gateway.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.trim().rsplit_once("ws://").unwrap().1.to_owned();
-    let many: Vec<_> = (0..100).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let lines = BufReader::new(gateway.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let lines = lines.take_while(|line| !line.contains("try:"));
+    let addresses = lines.filter_map(|line| {
+        line.split_once("ws://")
+            .or(line.split_once("admin on http://"))
+            .map(|(_, address)| address.split(": ").next().unwrap_or_default().to_owned())
+    });
+    let addresses = addresses.filter(|address| address.starts_with("127.")).collect();
+    (gateway, addresses)
+}
+
+#[test]
+fn a_gateway_that_runs_out_of_descriptors_goes_on_when_there_are_some_again() {
+    let (mut gateway, addresses) = serve(60, "--max-connections 1000");
+    let address = &addresses[0];
+    let many: Vec<_> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
     let mut errors = BufReader::new(gateway.0.stderr.take().unwrap());
     let mut error = String::new();
     errors.read_line(&mut error).unwrap();
     assert!(error.contains("accept fails"), "{error}");
     drop(many);
     let started = Instant::now();
-    while !is_served(&address) {
+    while !is_served(address) {
         assert!(started.elapsed() < Duration::from_secs(30), "nobody is served");
     }
     assert!(gateway.0.try_wait().unwrap().is_none(), "the gateway ended");
+}
+
+#[test]
+fn health_is_told_however_few_descriptors_are_left() {
+    // As many visitors as open files allow by themselves, and more than they allow.
+    for flags in ["--admin 127.0.0.1:0", "--admin 127.0.0.1:0 --max-connections 1000"] {
+        let (_gateway, addresses) = serve(100, flags);
+        let half = |address: &String| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /echo HTTP/1.1\r\nHo").unwrap();
+            stream
+        };
+        let crowd: Vec<_> = (0..200).map(|_| half(&addresses[0])).collect();
+        for path in ["/healthz", "/readyz"] {
+            let mut stream = TcpStream::connect(&addresses[1]).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{flags} {path}: {answer}");
+        }
+        drop(crowd);
+    }
 }
 
 fn is_served(address: &str) -> bool {

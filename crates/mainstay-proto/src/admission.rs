@@ -21,7 +21,8 @@ pub struct AdmissionConfig {
     pub per_address: Option<usize>,
 }
 
-/// Refusals that are being written at a time.
+/// Refusals that are being written at a time, at most; an eighth of the limit where that is less, but not below 8: they
+/// take files, too.
 const REFUSING: usize = 256;
 /// A client that was refused is asked to wait for this at most; uniform, so that a crowd does not come back at once.
 const LONGEST_WAIT: u64 = 10;
@@ -70,7 +71,13 @@ impl Admission {
 
     /// Somebody connected.
     pub fn arrive(&mut self, address: IpAddr) -> Admitted {
-        if self.config.connections.is_some_and(|limit| self.admitted >= limit) {
+        self.arrive_beside(address, 0)
+    }
+
+    /// As [`arrive`](Self::arrive), beside so many that were admitted and are counted elsewhere since they
+    /// [left](Self::leave) here.
+    pub fn arrive_beside(&mut self, address: IpAddr, others: usize) -> Admitted {
+        if self.config.connections.is_some_and(|limit| self.admitted + others >= limit) {
             return self.refuse(Refused::Full);
         }
         if let Some(limit) = self.config.per_address {
@@ -101,7 +108,8 @@ impl Admission {
     }
 
     fn refuse(&mut self, why: Refused) -> Admitted {
-        if self.refusing >= REFUSING {
+        let eighth = self.config.connections.map_or(REFUSING, |limit| (limit / 8).max(8));
+        if self.refusing >= REFUSING.min(eighth) {
             return Admitted::Dropped(why);
         }
         self.refusing += 1;
@@ -179,7 +187,9 @@ mod tests {
 
     #[test]
     fn refusals_are_spread_over_seconds_and_bounded_in_number() {
-        let mut admission = admission(Some(0), None);
+        let limit = 8 * REFUSING;
+        let mut admission = admission(Some(limit), None);
+        (0..limit).for_each(|_| assert_eq!(admission.arrive(ip("10.0.0.1")), Admitted::Yes));
         let mut waits = [0; 11];
         for _ in 0..REFUSING {
             let Admitted::No(Refused::Full, wait) = admission.arrive(ip("10.0.0.1")) else { panic!() };
@@ -189,5 +199,24 @@ mod tests {
         assert_eq!(admission.arrive(ip("10.0.0.1")), Admitted::Dropped(Refused::Full));
         admission.refused();
         assert!(is_refused(admission.arrive(ip("10.0.0.1")), Refused::Full));
+    }
+    #[test]
+    fn those_that_are_counted_elsewhere_have_their_places() {
+        let mut admission = admission(Some(3), None);
+        assert_eq!(admission.arrive_beside(ip("10.0.0.1"), 2), Admitted::Yes);
+        assert!(is_refused(admission.arrive_beside(ip("10.0.0.1"), 2), Refused::Full));
+        admission.leave(ip("10.0.0.1"));
+        assert!(is_refused(admission.arrive_beside(ip("10.0.0.1"), 3), Refused::Full));
+        assert_eq!(admission.arrive_beside(ip("10.0.0.1"), 2), Admitted::Yes);
+    }
+
+    #[test]
+    fn refusals_take_an_eighth_of_the_places_at_most_and_a_few_in_any_case() {
+        for (limit, refusing) in [(0, 8), (64, 8), (160, 20), (100_000, REFUSING)] {
+            let mut admission = admission(Some(limit), None);
+            let arrived = (0..limit + 2 * REFUSING).map(|_| admission.arrive(ip("10.0.0.1")));
+            let answered = arrived.filter(|admitted| matches!(admitted, Admitted::No(..))).count();
+            assert_eq!(answered, refusing, "{limit}");
+        }
     }
 }

@@ -52,10 +52,17 @@ pub(crate) struct Wire {
     /// Bytes that came with the opening handshake.
     early: Option<Box<Bytes>>,
     unsent: Option<Box<SendQueue>>,
-    /// Whatever counts this connection, for as long as there is one. Boxed: most have none.
-    pub(crate) permit: Option<Box<Arc<dyn Send + Sync>>>,
+    /// Whatever counts this connection, for as long as there is one.
+    pub(crate) permit: Option<Arc<Permit>>,
     /// Set when a Close is on its way out and only the end of the stream is awaited.
     closing: bool,
+}
+
+/// Counts a connection by being there: by its references, or by what it holds. Most connections have none, so it takes one
+/// word of them.
+#[derive(Default)]
+pub(crate) struct Permit {
+    pub(crate) _held: Option<Arc<dyn Send + Sync>>,
 }
 
 /// What the peer sent, in order.

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use http::{HeaderName, HeaderValue};
 
-use crate::values;
+use crate::{log, print, values};
 use counts::Counts;
 use plan::{Phase, Plan, Shared};
 use report::Report;
@@ -122,22 +122,18 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let plan = match Plan::new(load, options).and_then(|plan| Usage::of(&pids).map(|_| plan)) {
         Ok(plan) => Arc::new(plan),
         Err(line) => {
-            eprintln!("mainstay: {line}");
+            log::say(&line);
             return ExitCode::from(2);
         }
     };
     match measure(&plan, &pids) {
         Ok(report) => {
-            if json {
-                report.print_json()
-            } else {
-                report.print_table()
-            }
-            report.troubles().for_each(|line| eprintln!("mainstay: {line}"));
-            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            let printed = print(if json { report.as_json() } else { report.as_table() }.as_bytes());
+            report.troubles().for_each(log::say);
+            if report.is_clean() { printed } else { ExitCode::FAILURE }
         }
         Err(line) => {
-            eprintln!("mainstay: {line}");
+            log::say(&line);
             ExitCode::FAILURE
         }
     }
@@ -256,14 +252,14 @@ impl Progress {
     fn show(&self, line: &str) {
         let recent = self.shown.get().is_some_and(|at| at.elapsed() < Duration::from_millis(100));
         if self.on_terminal && !recent {
-            eprint!("\r\x1b[K{line}");
+            log::show(format!("\r\x1b[K{line}"));
             self.shown.set(Some(Instant::now()));
         }
     }
 
     fn clear(&self) {
         if self.on_terminal {
-            eprint!("\r\x1b[K");
+            log::show("\r\x1b[K".to_owned());
         }
     }
 }

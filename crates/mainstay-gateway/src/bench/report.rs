@@ -1,5 +1,6 @@
 //! What a run found, as a table or as JSON.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -8,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::counts::{Counts, WINDOW};
 use super::plan::{Load, Plan};
 use super::usage::Usage;
+use crate::log;
 
 const DELIVERIES: &str = "deliveries_per_second";
 
@@ -111,9 +113,7 @@ impl Report {
         let own = 100.0 * own.cpu.as_secs_f64() / seconds;
         self.put("generator_cpu_percent", "generator, of one core", own, "%");
         if own > 90.0 * f64::from(self.threads) && !matches!(plan.load, Load::Idle) && plan.rate.is_none() {
-            eprintln!(
-                "mainstay: the generator was busy throughout: a second may hold more than it could ask for"
-            );
+            log::say("the generator was busy throughout: a second may hold more than it could ask for");
         }
         self.judge(&counts);
     }
@@ -241,19 +241,20 @@ impl Report {
         self.troubles.iter().map(String::as_str)
     }
 
-    pub(super) fn print_json(&self) {
+    pub(super) fn as_json(&self) -> String {
         let mut object = self.head.clone();
         for figure in &self.figures {
             object.insert(figure.key.to_owned(), json!((figure.value * 1e3).round() / 1e3));
         }
-        println!("{}", Value::Object(object));
+        format!("{}\n", Value::Object(object))
     }
 
-    pub(super) fn print_table(&self) {
-        println!("{}", self.title);
+    pub(super) fn as_table(&self) -> String {
+        let mut table = format!("{}\n", self.title);
         for figure in &self.figures {
-            println!("  {:34} {:>14} {}", figure.label, shown(figure.value), figure.unit);
+            let _ = writeln!(table, "  {:34} {:>14} {}", figure.label, shown(figure.value), figure.unit);
         }
+        table
     }
 }
 

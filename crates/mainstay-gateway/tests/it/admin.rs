@@ -1,6 +1,7 @@
 //! `--admin`: whether it lives, whether it takes visitors, and who may read its figures.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use mainstay::{Client, Link};
 use tokio::net::TcpListener;
@@ -43,6 +44,56 @@ async fn a_backend_that_is_called_dead_is_counted_on_its_leg() {
     gateway.reaches("dead_peers_total{leg=\"backend\",evidence=\"silent\"}", 1.0).await;
     assert_eq!(gateway.metric("dead_peers_total{leg=\"visitor\",evidence=\"silent\"}"), 0.0);
     assert_eq!(gateway.metric("links_lost_total"), 1.0);
+}
+
+#[test]
+fn a_request_that_names_another_machine_gets_nothing() {
+    let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
+    let admin = gateway.admin.unwrap();
+    let ask = |target: &str, host: &str| {
+        let mut stream = TcpStream::connect(admin).unwrap();
+        write!(stream, "GET {target}\r\n{host}Connection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        status(&answer).to_owned()
+    };
+    for path in ["/metrics", "/readyz", "/healthz"] {
+        let ask = |host: &str| ask(&format!("{path} HTTP/1.1"), &format!("Host: {host}\r\n"));
+        for host in ["localhost", &format!("localhost:{}", admin.port()), &admin.to_string(), "[::1]:1"] {
+            assert_eq!(ask(host), "200", "{path} {host}");
+        }
+        for host in ["rebound.example", "localhost.example:80", "10.0.0.9"] {
+            assert_eq!(ask(host), "421", "{path} {host}");
+        }
+        for host in ["a b", "", "localhost\r\nHost: localhost"] {
+            assert_eq!(ask(host), "400", "{path} {host}");
+        }
+    }
+    let host = "Host: localhost\r\n";
+    assert_eq!(ask("http://rebound.example/metrics HTTP/1.1", host), "421");
+    assert_eq!((ask("* HTTP/1.1", host), ask("/healthz HTTP/1.1", "")), ("400".into(), "400".into()));
+    assert_eq!(ask("/healthz HTTP/1.0", ""), "200", "as old checks ask");
+}
+
+#[test]
+fn metrics_say_that_they_are_prometheus_text() {
+    let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
+    let answer = gateway.ask("/metrics", "").to_ascii_lowercase();
+    assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
+    assert!(answer.contains(concat!("mainstay_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1")));
+}
+
+#[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
+    let half = |_| {
+        let mut stream = TcpStream::connect(gateway.admin.unwrap()).unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHo").unwrap();
+        stream
+    };
+    let halves: Vec<TcpStream> = (0..200).map(half).collect();
+    assert_eq!(status(&gateway.ask("/healthz", "")), "200");
+    drop(halves);
 }
 
 #[test]

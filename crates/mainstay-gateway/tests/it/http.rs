@@ -31,7 +31,13 @@ impl Stage {
 
     /// The backend's next connection.
     pub(crate) async fn accept(&self) -> TcpStream {
-        self.listener.accept().await.unwrap().0
+        loop {
+            let (stream, _) = self.listener.accept().await.unwrap();
+            // A probe of the gateway says nothing.
+            if stream.peek(&mut [0]).await.is_ok_and(|count| count > 0) {
+                return stream;
+            }
+        }
     }
 }
 
@@ -357,10 +363,9 @@ async fn a_body_above_the_limit_is_413_whether_it_says_so_or_not() {
 #[tokio::test]
 async fn an_answer_under_way_ends_before_the_gateway_does() {
     let stage = Stage::set(&["--drain", "20s"]).await;
-    let Stage { listener, mut gateway } = stage;
-    let mut client = TcpStream::connect(gateway.address()).await.unwrap();
-    client.write_all(GET.as_bytes()).await.unwrap();
-    let (mut backend, _) = listener.accept().await.unwrap();
+    let mut client = stage.client(GET).await;
+    let mut backend = stage.accept().await;
+    let mut gateway = stage.gateway;
     head(&mut backend).await;
     backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\npart").await.unwrap();
     head(&mut client).await;
@@ -372,7 +377,7 @@ async fn an_answer_under_way_ends_before_the_gateway_does() {
 }
 
 #[tokio::test]
-async fn requests_are_counted_and_a_backend_that_fails_is_one_line_and_its_return_another() {
+async fn requests_are_counted_and_a_backend_that_fails_is_one_line() {
     let stage = Stage::set(&["--admin", "127.0.0.1:0"]).await;
     for is_answered in [false, false, true] {
         let mut client = stage.client("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
@@ -388,6 +393,5 @@ async fn requests_are_counted_and_a_backend_that_fails_is_one_line_and_its_retur
     assert_eq!((figure("4xx"), figure("5xx"), figure("2xx")), (1.0, 2.0, 0.0));
     assert_eq!(stage.gateway.metric("http_unanswered_total"), 2.0);
     let said = stage.gateway.said();
-    assert_eq!(said.matches("does not answer requests").count(), 1, "{said}");
-    assert_eq!(said.matches("answers requests again").count(), 1, "{said}");
+    assert_eq!(said.matches("did not answer as it should").count(), 1, "{said}");
 }

@@ -16,14 +16,10 @@ use tokio::sync::Notify;
 pub(crate) fn mainstay(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for variable in [
-        "MAINSTAY_LISTEN",
-        "MAINSTAY_UPSTREAM",
-        "MAINSTAY_ADMIN",
-        "MAINSTAY_ADMIN_TOKEN_FILE",
-        "MAINSTAY_LOG",
-    ] {
-        command.env_remove(variable);
+    for (variable, _) in std::env::vars_os() {
+        if variable.as_encoded_bytes().starts_with(b"MAINSTAY_") {
+            command.env_remove(variable);
+        }
     }
     command
 }
@@ -52,8 +48,24 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// `mainstay serve` with these arguments besides.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let arguments = [&["serve", "--listen", "127.0.0.1:0"], arguments].concat();
-        let mut process = mainstay(&arguments).spawn().unwrap();
+        Self::at(&[&["--listen", "127.0.0.1:0"], arguments].concat())
+    }
+
+    /// `mainstay serve` with these arguments alone.
+    pub(crate) fn at(arguments: &[&str]) -> Self {
+        Self::begin(mainstay(&[&["serve"], arguments].concat()))
+    }
+
+    /// As [`start`](Self::start), with standard error going elsewhere.
+    pub(crate) fn with_log(arguments: &[&str], stderr: Stdio) -> Self {
+        let mut command = mainstay(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
+        command.stderr(stderr);
+        Self::begin(command)
+    }
+
+    /// As this command says; its standard output and error are pipes, unless it says otherwise.
+    pub(crate) fn begin(mut command: Command) -> Self {
+        let mut process = command.spawn().unwrap();
         let (mut url, mut admin) = (None, None);
         for line in BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap) {
             let mut words = line.split([' ', ',']);
@@ -65,7 +77,11 @@ impl Gateway {
                 break;
             }
         }
-        let mut errors = BufReader::new(process.stderr.take().unwrap());
+        let errors: Box<dyn Read + Send> = match process.stderr.take() {
+            Some(errors) => Box::new(errors),
+            None => Box::new(std::io::empty()),
+        };
+        let mut errors = BufReader::new(errors);
         let Some(url) = url else {
             let mut why = String::new();
             errors.read_to_string(&mut why).unwrap();
@@ -89,6 +105,10 @@ impl Gateway {
         self.process.try_wait().unwrap().is_none()
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.url.trim_start_matches("ws://").parse().unwrap()
     }
@@ -104,8 +124,14 @@ impl Gateway {
 
     /// The answer of `--admin`, with further headers: status line, headers and body.
     pub(crate) fn ask(&self, path: &str, headers: &str) -> String {
-        let mut stream = TcpStream::connect(self.admin.unwrap()).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n").unwrap();
+        Self::ask_at(self.admin.unwrap(), path, headers)
+    }
+
+    /// As [`ask`](Self::ask), of a listener that is elsewhere.
+    pub(crate) fn ask_at(admin: SocketAddr, path: &str, headers: &str) -> String {
+        let mut stream = TcpStream::connect(admin).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n")
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer

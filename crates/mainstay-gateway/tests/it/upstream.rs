@@ -10,7 +10,7 @@ use mainstay::{Client, Link, Mainstay, Message, SessionUpgrade};
 use tokio::net::TcpListener;
 
 use crate::frames::Frames;
-use crate::support::{Door, Gateway, backend};
+use crate::support::{Door, Gateway, backend, until};
 
 /// `/echo` speaks `b`, then `c`, `/silent` no subprotocol; `/401`, `/403` and `/404` refuse.
 fn app() -> Router<Mainstay> {
@@ -109,6 +109,105 @@ async fn a_session_whose_subprotocol_the_backend_does_not_speak_is_ended() {
 /// An address where nobody listens.
 async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn a_backend_that_is_not_there_is_seen_at_once_and_so_is_its_return() {
+    let address = nobody().await;
+    let gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0"]);
+    let lines = |words: &str| gateway.said().lines().filter(|line| line.contains(words)).count();
+    until("a line says why", || lines("cannot be reached") == 1).await;
+    assert!(gateway.said().contains("refused") && gateway.said().contains(&address.to_string()));
+    let ready = gateway.ask("/readyz", "");
+    assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+    assert!(ready.contains("not reached yet") && ready.contains("refused"), "{ready}");
+    // It is looked for without a visitor.
+    let failed = "link_attempts_failed_total{reason=\"refused\"}";
+    until("it is tried again", || gateway.metric(failed) >= 2.0).await;
+    assert_eq!((gateway.metric("backend_up"), lines("cannot be reached")), (0.0, 1));
+    backend(TcpListener::bind(address).await.unwrap(), app()).await;
+    gateway.reaches("backend_up", 1.0).await;
+    assert!(gateway.ask("/readyz", "").starts_with("HTTP/1.1 200"));
+    until("its return is told", || lines("the backend is reached for the first time, after") == 1).await;
+    let visitor = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
+    gateway.reaches("links", 1.0).await;
+    drop(visitor);
+    gateway.reaches("links", 0.0).await;
+}
+
+#[tokio::test]
+async fn what_keeps_a_backend_from_being_reached_is_told_by_its_cause() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    backend(listener, app()).await;
+    for (upstream, cause) in [
+        (format!("wss://127.0.0.1:{port}"), "TLS: "),
+        ("ws://nowhere.invalid".to_owned(), "nowhere.invalid: "),
+    ] {
+        let gateway = Gateway::start(&["--upstream", &upstream]);
+        until(&upstream, || gateway.said().contains(cause)).await;
+        assert!(gateway.said().contains("the backend cannot be reached"), "{}", gateway.said());
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_says_nothing_is_reached_and_its_silence_is_told() {
+    let silence = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silence.local_addr().unwrap();
+    let gateway =
+        Gateway::in_front_of(address, &["--admin", "127.0.0.1:0", "--upstream-answer-timeout", "500ms"]);
+    gateway.reaches("backend_up", 1.0).await;
+    let (head, _) = Frames::visit(gateway.address(), "/", "").await;
+    assert!(head.starts_with("HTTP/1.1 504"), "{head}");
+    until("a line says so", || {
+        gateway.said().contains("the backend was reached, and did not answer as it should")
+    })
+    .await;
+    assert!(gateway.said().contains("no_answer"), "{}", gateway.said());
+    assert_eq!(gateway.metric("link_attempts_failed_total{reason=\"no_answer\"}"), 1.0);
+}
+
+#[tokio::test]
+async fn refusals_of_the_backend_are_counted_by_class_and_its_troubles_told() {
+    let gateway = gateway(&["--admin", "127.0.0.1:0"]).await;
+    for path in ["/401", "/404", "/404", "/302"] {
+        let visitor = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect_once().await;
+        assert!(visitor.is_err());
+    }
+    for (class, count) in [("3xx", 1.0), ("4xx", 3.0), ("5xx", 0.0)] {
+        gateway.reaches(&format!("refused_total{{reason=\"backend_{class}\"}}"), count).await;
+    }
+    assert_eq!((gateway.metric("backend_up"), gateway.said().as_str()), (1.0, ""));
+}
+
+#[tokio::test]
+async fn a_visitors_end_and_its_return_are_one_line_each_for_who_asks_for_them() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    backend(listener, app()).await;
+    let mut command = crate::support::mainstay(&["serve", "--listen", "127.0.0.1:0", "--upstream"]);
+    command.arg(format!("ws://{address}")).env("MAINSTAY_LOG", "info");
+    let gateway = Gateway::begin(command);
+    let line = |words: &str| gateway.said().lines().find(|line| line.contains(words)).map(str::to_owned);
+    let door = Door::to(gateway.address()).await;
+    let session = Client::builder(&format!("ws://{}/echo?secret=1", door.address)).unwrap().connect();
+    session.send(Message::text("here")).await.unwrap();
+    until("it is there", || session.id().is_some()).await;
+    door.shut();
+    door.open();
+    until("it is back", || line("session resumed").is_some()).await;
+    let id = session.id().unwrap().to_string();
+    let back = line("session resumed").unwrap();
+    for words in [&id, "peer=\"127.0.0.1:", "path=\"/echo\"", "cause="] {
+        assert!(back.contains(words), "{back}");
+    }
+    session.close(mainstay::CloseCode::NORMAL, "").await;
+    until("it has ended", || line("visitor ended").is_some()).await;
+    let end = line("visitor ended").unwrap();
+    for words in [&id, "peer=\"127.0.0.1:", "path=\"/echo\"", "by=\"visitor\"", "cause="] {
+        assert!(end.contains(words), "{end}");
+    }
+    assert!(!gateway.said().contains("secret"));
 }
 
 #[tokio::test]
@@ -220,8 +319,8 @@ async fn a_backend_is_told_who_connected_and_a_visitors_own_word_only_by_a_trust
         let (visit, served) =
             tokio::join!(Frames::visit(gateway.address(), "/", claim), Frames::serve(&listener));
         assert!(visit.0.starts_with("HTTP/1.1 101"), "{}", visit.0);
-        let request = served.0.to_ascii_lowercase();
-        let lines: Vec<_> = request.lines().filter(|line| line.starts_with("x-forwarded-for")).collect();
-        assert_eq!(lines, [format!("x-forwarded-for: {told}")]);
+        let fields = served.0.lines().filter_map(|line| line.split_once(": "));
+        let fields = fields.filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-for"));
+        assert_eq!(fields.map(|(_, value)| value).collect::<Vec<_>>(), [told]);
     }
 }

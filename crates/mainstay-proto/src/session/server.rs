@@ -771,6 +771,12 @@ impl ServerSession {
         }
     }
 
+    /// Whether [`retire`](Self::retire) was called.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.is_retired
+    }
+
     /// Gives the session up without END, as if its resume window had passed.
     pub fn evict(&mut self) {
         if !matches!(self.life, Life::Over(_)) {

@@ -511,6 +511,17 @@ impl Sender {
         self.core.lock().machine.kept_bytes()
     }
 
+    /// As [`Client::retry_now`].
+    pub fn retry_now(&self) {
+        self.core.change(|inner| inner.machine.retry_now(now()));
+    }
+
+    /// As [`Client::state`].
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.core.lock().machine.state()
+    }
+
     /// Payload bytes that a plain peer sent and the application has not received yet. Of a session: 0.
     #[must_use]
     pub fn unread_bytes(&self) -> u64 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mainstay_proto::admission::Source;
 use mainstay_proto::budget::{Held, Pressure};
+use mainstay_proto::connect::Lost;
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::server::Fenced;
 use mainstay_proto::session::{ConnectionId, PlainSession, ServerSession, Sessions};
@@ -43,7 +44,43 @@ pub(crate) struct Inner {
     pub(super) authenticate: Option<Box<Authenticate>>,
     /// What somebody wants done to the connection.
     pub(super) act: Option<Box<Act>>,
+    pub(super) loss: Loss,
     pub(super) charge: Charge,
+}
+
+/// Why a session lost its last connection, for the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// It has its first one.
+    #[default]
+    None,
+    Closed,
+    Broken,
+    Dead,
+    NotListening,
+    Cut,
+}
+
+impl Loss {
+    pub(super) fn of(lost: &Lost) -> Self {
+        match lost {
+            Lost::Closed { .. } => Self::Closed,
+            Lost::Dead(_) => Self::Dead,
+            _ => Self::Broken,
+        }
+    }
+
+    /// In words.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none was lost",
+            Self::Closed => "the client closed its connection",
+            Self::Broken => "the connection ended, or broke, without a close",
+            Self::Dead => "the client was called dead, or did not take what was written",
+            Self::NotListening => "the client sent bytes and answered nothing",
+            Self::Cut => "the connection was cut on purpose",
+        }
+    }
 }
 
 /// The machine, by what the peer speaks.
@@ -76,6 +113,7 @@ impl Core {
             incoming: None,
             authenticate: None,
             act: None,
+            loss: Loss::None,
             charge: Charge::default(),
         };
         Arc::new(Self { signal: Signal::new(home), shared, facts, inner: Mutex::new(inner) })

@@ -1,6 +1,7 @@
 //! Who may connect, over real connections: the machine is [`Admission`], the permits are values that are dropped.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,11 +10,16 @@ use http::{HeaderValue, StatusCode, header};
 use mainstay_proto::admission::{Admission, AdmissionConfig, Admitted, Refused};
 
 use super::stats::Stats;
+use crate::driver;
 
 /// The limits on connections of one server.
 pub(super) struct Gate {
     /// `None` without limits: then nobody is counted.
     admission: Option<Mutex<Admission>>,
+    /// Whether it matters where a connection comes from.
+    counts_addresses: bool,
+    /// One reference, beside this one, for each WebSocket where only their number is limited: nothing more is kept for it.
+    tickets: Arc<driver::Permit>,
 }
 
 /// A connection that counts, until this is dropped.
@@ -21,6 +27,8 @@ pub(super) struct Permit {
     gate: Arc<Gate>,
     address: IpAddr,
     refused: Option<Refusal>,
+    /// It counts as a ticket.
+    is_ticket: AtomicBool,
 }
 
 /// What a connection that is one too many is told.
@@ -33,13 +41,18 @@ pub(super) struct Refusal {
 impl Gate {
     pub(super) fn new(config: AdmissionConfig, seed: u64) -> Arc<Self> {
         let is_limited = config != AdmissionConfig::default();
-        Arc::new(Self { admission: is_limited.then(|| Mutex::new(Admission::new(config, seed))) })
+        Arc::new(Self {
+            admission: is_limited.then(|| Mutex::new(Admission::new(config, seed))),
+            counts_addresses: config.per_address.is_some(),
+            tickets: Arc::default(),
+        })
     }
 
     /// Counts a connection that was accepted. An error: drop it.
     pub(super) fn arrive(self: &Arc<Self>, address: SocketAddr, stats: &Stats) -> Result<Option<Permit>, ()> {
         let Some(mut admission) = self.admission() else { return Ok(None) };
-        let (refused, dropped) = match admission.arrive(address.ip()) {
+        let tickets = Arc::strong_count(&self.tickets) - 1;
+        let (refused, dropped) = match admission.arrive_beside(address.ip(), tickets) {
             Admitted::Yes => (None, None),
             Admitted::No(why, wait) => (Some(Refusal { why, wait }), None),
             Admitted::Dropped(why) => (None, Some(why)),
@@ -51,7 +64,10 @@ impl Gate {
         }
         match dropped {
             Some(_) => Err(()),
-            None => Ok(Some(Permit { gate: Arc::clone(self), address: address.ip(), refused })),
+            None => {
+                let is_ticket = AtomicBool::new(false);
+                Ok(Some(Permit { gate: Arc::clone(self), address: address.ip(), refused, is_ticket }))
+            }
         }
     }
 
@@ -65,12 +81,25 @@ impl Permit {
     pub(super) fn refused(&self) -> Option<Refusal> {
         self.refused
     }
+
+    /// What counts the connection from here on: it is a WebSocket now, and may stay for days.
+    pub(super) fn keep(self: Arc<Self>) -> Arc<driver::Permit> {
+        let Some(mut admission) = self.gate.admission().filter(|_| !self.gate.counts_addresses) else {
+            return Arc::new(driver::Permit { _held: Some(self) });
+        };
+        let ticket = Arc::clone(&self.gate.tickets);
+        if !self.is_ticket.swap(true, Relaxed) {
+            admission.leave(self.address);
+        }
+        ticket
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let Some(mut admission) = self.gate.admission() else { return };
         match self.refused {
+            None if self.is_ticket.load(Relaxed) => {}
             None => admission.leave(self.address),
             Some(_) => admission.refused(),
         }
@@ -94,6 +123,26 @@ impl IntoResponse for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_counts_once_before_and_after_it_became_a_websocket() {
+        for per_address in [None, Some(100)] {
+            let gate = Gate::new(AdmissionConfig { connections: Some(2), per_address }, 1);
+            let (stats, address) = (Stats::default(), ([127, 0, 0, 1], 1).into());
+            let arrive = || gate.arrive(address, &stats).unwrap().map(Arc::new).unwrap();
+            let http = arrive();
+            let kept = Arc::clone(&http).keep();
+            let second = arrive();
+            assert!(second.refused().is_none(), "the first counts once, though it is held twice");
+            drop(http);
+            assert!(arrive().refused().is_some());
+            drop(second);
+            assert!(arrive().refused().is_none());
+            drop(kept);
+            let both = [arrive(), arrive()];
+            assert!(both.iter().all(|permit| permit.refused().is_none()), "none is left behind");
+        }
+    }
 
     #[test]
     fn a_lock_that_a_panic_poisoned_goes_on_counting() {

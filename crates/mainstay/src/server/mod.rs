@@ -238,27 +238,42 @@ impl Mainstay {
         evicted.is_some()
     }
 
+    /// How many sessions are in which state now. Walks the list of sessions.
+    #[must_use]
+    pub fn sessions(&self) -> Sessions {
+        let mut sessions = Sessions::default();
+        for core in self.shared.cores().iter().filter_map(Weak::upgrade) {
+            *sessions.of(&core.lock().peer) += 1;
+        }
+        sessions
+    }
+
     /// Whether new connections are accepted; `false` once draining began.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         !self.shared.is_draining()
     }
 
-    /// Sends everyone away in order and waits until all sessions ended, at most `spread` plus 5 s.
+    /// Sends everyone away in order and waits until all sessions ended, at most for `within`. The usual choice is 5 s:
+    /// a drain with nowhere to go only lengthens the outage.
     ///
-    /// New connections are refused with 503. Clients that speak `mainstay.v1` are told to come back
-    /// within `spread`; plain ones are closed with 1012, spread over the same time. A session without a
-    /// connection ends, as nobody can come back for it. Whoever is still there afterwards is dropped. Calling it
-    /// again changes nothing.
+    /// New connections are refused with 503. The last two fifths of `within`, at most 5 s, are for the closing; over
+    /// the time before it everyone is sent away. Clients that speak `mainstay.v1` are told to come back within that
+    /// time; plain ones are closed with 1012, spread over it. A session without a connection ends, as no client can
+    /// come back for it. Connections that are still open afterwards are dropped. Less than 1 s: everyone is sent away
+    /// over three fifths of it, and the closing has the rest of that second. Calling it again changes nothing.
     ///
     /// # Cancel safety
     /// Safe: draining goes on, only the waiting ends.
-    pub async fn drain(&self, spread: Duration) {
-        self.drain_after(std::future::ready(()), spread).await;
+    pub async fn drain(&self, within: Duration) {
+        self.drain_after(std::future::ready(()), within).await;
     }
 
     /// As [`drain`](Self::drain); waits for `requests` first, which may still open sessions.
-    async fn drain_after(&self, requests: impl Future<Output = ()>, spread: Duration) {
+    async fn drain_after(&self, requests: impl Future<Output = ()>, within: Duration) {
+        let closing = (within * 2 / 5).min(Duration::from_secs(5));
+        // GOAWAY says with a zero that nothing is known about the end.
+        let spread = (within - closing).max(Duration::from_millis(1));
         if self.shared.draining.set(spread).is_ok() {
             tokio::spawn(send_away(self.shared.cores(), spread));
         }
@@ -267,11 +282,39 @@ impl Mainstay {
             requests.await;
             self.shared.tracker.wait().await;
         };
-        if tokio::time::timeout(spread + Duration::from_secs(5), left).await.is_err() {
+        if tokio::time::timeout(within.max(Duration::from_secs(1)), left).await.is_err() {
             tracing::warn!(
                 tasks = self.shared.tracker.len(),
                 "drain is over; the remaining connections are dropped"
             );
+        }
+    }
+}
+
+/// Sessions by state. A plain connection counts as a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sessions {
+    /// Their client is there.
+    pub attached: u64,
+    /// Their client is away, and they are kept.
+    pub parked: u64,
+    /// They are ending, or were told to leave.
+    pub draining: u64,
+}
+
+impl Sessions {
+    fn of(&mut self, peer: &Peer) -> &mut u64 {
+        let (is_open, is_attached) = match peer {
+            Peer::Session(session) => {
+                (session.is_open() && !session.is_retired(), session.connection().is_some())
+            }
+            Peer::Plain(plain) => (plain.is_open(), true),
+        };
+        match (is_open, is_attached) {
+            (false, _) => &mut self.draining,
+            (true, true) => &mut self.attached,
+            (true, false) => &mut self.parked,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Source: `docs/PROTOCOL.md` "Attaching", "Credentials".
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -95,7 +96,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     let first = Limits { max_message: most, ..limits };
     let codec = Connection::new(Role::Server, first, terms.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
-    wire.permit = permit.map(|permit| Box::new(permit as _));
+    wire.permit = permit.map(Permit::keep);
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     Stats::add(&stats.connections_opened, 1);
     let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_took);
@@ -143,6 +144,7 @@ async fn attach(
     wire: Wire,
 ) -> Option<Bound> {
     let (shared, principal) = (Arc::clone(&cores.shared), cores.facts.principal.clone());
+    let address = cores.facts.address;
     let stats = &shared.stats;
     let who = Presenter { principal: &principal, path: &terms.path };
     let answer = {
@@ -179,6 +181,7 @@ async fn attach(
                 });
                 return Some((connection, core, wire));
             }
+            log_return(&core, address, &terms.path, fenced.is_some());
             let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
             Stats::add(&stats.replayed, replayed);
             let loser = core.supersede(fenced, connection, wire);
@@ -190,6 +193,18 @@ async fn attach(
             None
         }
     }
+}
+
+/// The one line about a client that is back. Its address may be another than that which the session was opened from.
+fn log_return(core: &Core, address: Option<SocketAddr>, path: &str, was_there: bool) {
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return;
+    }
+    let loss = core.lock().loss;
+    let cause = if was_there { "a newer connection took its place" } else { loss.as_str() };
+    let Some((session, epoch)) = core.with_session(|session| (session.id(), session.epoch())) else { return };
+    let peer = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+    tracing::info!(%session, peer, path, epoch, cause, "session resumed");
 }
 
 async fn refuse(stats: &Stats, mut wire: Wire, refuse: &Control, why: Refusal) {

@@ -2,7 +2,8 @@
 //!
 //! A connection that says nothing, or too slowly, is dropped at the opening deadline, and so is one that takes
 //! nothing of its response. A request without a valid Host or target gets 400. A response whose body breaks off resets
-//! its connection, or a client of HTTP/1.0 would take it for whole. Shutdown waits for sessions and for HTTP responses.
+//! its connection, or a client of HTTP/1.0 would take it for whole. Shutdown waits for sessions and for HTTP responses, and
+//! resets no connection: what waits to be accepted is answered, or left to a successor that has the same listening socket.
 
 use std::convert::Infallible;
 use std::future::{Future, IntoFuture};
@@ -66,31 +67,52 @@ pub fn serve(listener: TcpListener, app: Router, mainstay: &Mainstay) -> Serve {
         .max_buf_size(MAX_HEAD)
         .max_header_size(MAX_HEAD)
         .max_headers(MAX_FIELDS);
-    let spread = Duration::from_secs(30);
-    Serve { listener, app, mainstay: mainstay.clone(), http, shutdown: None, spread }
+    let (mainstay, within) = (mainstay.clone(), Duration::from_secs(5));
+    Serve { listener, app, mainstay, http, shutdown: None, successor: None, within }
 }
+
+type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// After the signal for shutdown newcomers wait for this long for a successor, before they are refused.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A connection that was accepted and said nothing yet has this long for its request, when the server goes away.
+const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// A server that is not running yet. See [`serve`].
 pub struct Serve {
     listener: TcpListener,
     app: Router,
     mainstay: Mainstay,
+    shutdown: Option<Signal>,
+    successor: Option<Signal>,
+    within: Duration,
     http: http1::Builder,
-    shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    spread: Duration,
 }
 
 impl Serve {
-    /// When `signal` completes: stops accepting, sends everyone away over `spread`, and waits for all sessions and for
-    /// the responses that are under way, at most `spread` plus 5 s. HTTP connections without a request end at once,
-    /// the others with their response. See [`Mainstay::drain`].
+    /// When `signal` completes: stops accepting, sends everyone away, and waits for all sessions and for the responses
+    /// that are under way, at most for `within`, closing included. What waits to be accepted at that moment is
+    /// accepted and refused with 503, not reset. HTTP connections without a request end within half a second, the
+    /// others with their response. See [`Mainstay::drain`]. A supervisor must wait longer than `within` before it
+    /// kills: 5 s are within the usual 10 s (Docker), 30 s (Kubernetes) and 90 s (systemd).
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
-        spread: Duration,
+        within: Duration,
     ) -> Self {
         self.shutdown = Some(Box::pin(signal));
-        self.spread = spread;
+        self.within = within;
+        self
+    }
+
+    /// For restarts without a hole: another process may get the listening socket itself (by a copy of the descriptor).
+    /// When `taken_over` completes it has, and accepts: this server accepts nothing more and closes its copy.
+    ///
+    /// Until then the listener stays open during a shutdown, too. For one second after the signal newcomers wait for
+    /// the successor; after that they are accepted and refused with 503. `taken_over` is dropped before the listener
+    /// is closed, with whatever copy of it that future holds.
+    pub fn with_successor(mut self, taken_over: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.successor = Some(Box::pin(taken_over));
         self
     }
 
@@ -119,27 +141,72 @@ impl Serve {
     }
 
     async fn run(self) -> io::Result<()> {
-        let Self { listener, app, mainstay, http, shutdown, spread } = self;
+        let Self { listener, app, mainstay, http, shutdown, successor, within } = self;
         let mut shutdown = shutdown.unwrap_or_else(|| Box::pin(std::future::pending()));
         let (visitors, leave) = (TaskTracker::new(), CancellationToken::new());
-        let mut failing = false;
-        loop {
+        let mut door = Door {
+            listener: Some(listener),
+            successor,
+            app,
+            mainstay,
+            http,
+            visitors,
+            leave,
+            failing: false,
+        };
+        tokio::select! {
+            biased;
+            () = &mut shutdown => {}
+            () = door.serve() => shutdown.await,
+        }
+        door.leave.cancel();
+        door.visitors.close();
+        let (mainstay, visitors) = (door.mainstay.clone(), door.visitors.clone());
+        if door.successor.is_none() {
+            door.close();
+        }
+        tokio::select! {
+            biased; // newcomers find it draining
+            () = mainstay.drain_after(visitors.wait(), within) => {}
+            never = door.wait_for_successor() => match never {},
+        }
+        if door.close() > 0 {
+            let _ = tokio::time::timeout(2 * LAST_WORD, visitors.wait()).await;
+        }
+        Ok(())
+    }
+}
+
+/// The listener, and what becomes of those who come in.
+struct Door {
+    /// `None` once it is closed or a successor has it.
+    listener: Option<TcpListener>,
+    successor: Option<Signal>,
+    app: Router,
+    mainstay: Mainstay,
+    http: http1::Builder,
+    visitors: TaskTracker,
+    leave: CancellationToken,
+    /// Accepting fails, and that was logged.
+    failing: bool,
+}
+
+impl Door {
+    /// Serves everyone who comes in, until a successor does that.
+    async fn serve(&mut self) {
+        while let Some(listener) = &self.listener {
             tokio::select! {
                 biased;
-                () = &mut shutdown => break,
+                () = completes(&mut self.successor) => self.give_up(),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, address)) => {
-                        failing = false;
-                        if let Ok(permit) = mainstay.shared.gate.arrive(address, &mainstay.shared.stats) {
-                            let visitor = Visitor::new(address, permit, app.clone(), mainstay.clone());
-                            // In a box, as tokio copies a task's future several times.
-                            visitors.spawn(Box::pin(visitor.serve(stream, http.clone(), leave.clone())));
-                        }
+                        self.failing = false;
+                        self.welcome(stream, address);
                     }
                     Err(error) if is_the_peers(&error) => {}
                     // Out of descriptors, for example: that passes when connections end. Logged once.
                     Err(error) => {
-                        if !std::mem::replace(&mut failing, true) {
+                        if !std::mem::replace(&mut self.failing, true) {
                             tracing::warn!(%error, "accept fails; retrying every 50 ms");
                         }
                         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -147,11 +214,55 @@ impl Serve {
                 },
             }
         }
-        drop(listener);
-        leave.cancel();
-        visitors.close();
-        mainstay.drain_after(visitors.wait(), spread).await;
-        Ok(())
+    }
+
+    fn welcome(&self, stream: TcpStream, address: SocketAddr) {
+        if let Ok(permit) = self.mainstay.shared.gate.arrive(address, &self.mainstay.shared.stats) {
+            let visitor = Visitor::new(address, permit, self.app.clone(), self.mainstay.clone());
+            // In a box, as tokio copies a task's future several times.
+            self.visitors.spawn(Box::pin(visitor.serve(stream, self.http.clone(), self.leave.clone())));
+        }
+    }
+
+    async fn wait_for_successor(&mut self) -> Infallible {
+        if self.listener.is_some()
+            && tokio::time::timeout(PATIENCE, completes(&mut self.successor)).await.is_ok()
+        {
+            self.give_up();
+        }
+        self.serve().await;
+        std::future::pending().await
+    }
+
+    /// The successor accepts from here on, also those who wait.
+    fn give_up(&mut self) {
+        self.listener = None;
+        self.successor = None;
+    }
+
+    /// Accepts those who wait, and then nobody any more. Returns how many these were.
+    fn close(&mut self) -> usize {
+        // The other copies of the socket first: as long as there is one, connections come in and wait.
+        self.successor = None;
+        // Without the reactor: it may not have heard yet of the last ones.
+        let Some(Ok(listener)) = self.listener.take().map(TcpListener::into_std) else { return 0 };
+        let mut accepted = 0;
+        while let Ok((stream, address)) = listener.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.welcome(stream, address);
+                accepted += 1;
+            }
+        }
+        accepted
+    }
+}
+
+/// Waits for the successor, if there may be one.
+async fn completes(successor: &mut Option<Signal>) {
+    match successor {
+        Some(taken_over) => taken_over.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -197,7 +308,14 @@ impl Visitor {
                 std::future::pending::<()>().await;
             }
         };
-        let (mut silent, mut leaving) = (pin!(silent), false);
+        let leave = async {
+            leave.cancelled().await;
+            if !self.spoke.load(Ordering::Relaxed) {
+                // Its request may be on its way, or here and not read: ended now, the peer would see a reset.
+                tokio::time::sleep(LAST_WORD).await;
+            }
+        };
+        let (mut silent, mut leave, mut leaving) = (pin!(silent), pin!(leave), false);
         loop {
             tokio::select! {
                 result = &mut served => {
@@ -210,7 +328,7 @@ impl Visitor {
                     break;
                 }
                 () = silent.as_mut() => break,
-                () = leave.cancelled(), if !leaving => {
+                () = leave.as_mut(), if !leaving => {
                     leaving = true;
                     Pin::new(&mut served).graceful_shutdown();
                 }
@@ -244,8 +362,9 @@ impl Visitor {
             extensions.insert(Arc::clone(permit));
         }
         let mut response = self.app.clone().call(request).await?;
-        if is_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            // What follows may be frames that a proxy let through; it must not be read as requests.
+        let is_refused_upgrade = is_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+        if is_refused_upgrade || (!is_upgrade && self.mainstay.shared.is_draining()) {
+            // After a refused upgrade may come frames that a proxy let through; they must not be read as requests.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)

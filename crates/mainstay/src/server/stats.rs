@@ -72,6 +72,8 @@ figures! {
     refused_address,
     /// Upgrades that were refused because pages of their origin may not open a WebSocket here.
     refused_origin,
+    /// Upgrades that were refused because the server is draining.
+    refused_draining,
     /// Connections that were ended because no message passed for the idle timeout.
     left_idle,
     /// Connections that were sent away because their lifetime was up.

@@ -21,7 +21,7 @@ use pin_project_lite::pin_project;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth::{Asked, judge_anew};
-use super::core::{Core, CoreRef, Incoming, Inner, Peer};
+use super::core::{Core, CoreRef, Incoming, Inner, Loss, Peer};
 use super::meddle::Then;
 use super::session::Session;
 use super::stats::Stats;
@@ -157,7 +157,7 @@ impl Connected {
         let hung_up = self.wire.as_ref().is_none_or(Wire::has_ended);
         let fell_due = self.core.lock().take_act(now(), self.connection, hung_up);
         if fell_due == Some(Then::Cut) {
-            self.drop_wire("cut on purpose");
+            self.drop_wire(Loss::Cut);
         }
     }
 
@@ -282,6 +282,7 @@ impl Connected {
             self.core.shared.tracker.spawn(wire.depart(here).finish());
         }
         let mut inner = self.core.lock();
+        inner.loss = Loss::of(why);
         inner.handle_lost(now(), self.connection);
         inner.wake_application();
     }
@@ -320,10 +321,10 @@ impl Connected {
         let abort = inner.wants_abort();
         drop(inner);
         if park {
-            self.drop_wire("bytes, but no answer");
+            self.drop_wire(Loss::NotListening);
         } else if abort {
             // At once: an order to drop it would wait behind the bytes that it does not take.
-            self.drop_wire("dead, or an end that nobody answers");
+            self.drop_wire(Loss::Dead);
         }
         false
     }
@@ -367,7 +368,7 @@ impl Connected {
         drop(inner);
         match lost {
             Some(_) if self.wire.as_ref().is_some_and(|wire| !wire.is_closing()) => {
-                self.drop_wire("dead, or broken while writing");
+                self.drop_wire(Loss::Dead);
             }
             Some(lost) => self.lose(&lost, here, cx),
             None => {}
@@ -375,13 +376,14 @@ impl Connected {
     }
 
     /// Drops the connection without a closing handshake. The session parks.
-    fn drop_wire(&mut self, why: &str) {
-        tracing::debug!(connection = self.connection.0, why, "connection dropped");
+    fn drop_wire(&mut self, why: Loss) {
+        tracing::debug!(connection = self.connection.0, why = why.as_str(), "connection dropped");
         if let Some(wire) = self.wire.take() {
             wire.abort();
             Stats::subtract(&self.core.shared.stats.connections, 1);
         }
         let mut inner = self.core.lock();
+        inner.loss = why;
         inner.handle_lost(now(), self.connection);
         inner.wake_application();
     }

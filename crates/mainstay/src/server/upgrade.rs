@@ -97,6 +97,7 @@ where
             .map_err(UpgradeRejection::Request)?;
         if mainstay.shared.is_draining() {
             Stats::add(&stats.openings_failed, 1);
+            Stats::add(&stats.refused_draining, 1);
             return Err(UpgradeRejection::Draining);
         }
         let may_resume = request.protocols().any(is_ours);

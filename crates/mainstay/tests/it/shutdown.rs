@@ -2,7 +2,9 @@
 //! nothing is left to do.
 
 use std::io;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,7 +13,7 @@ use axum::Router;
 use axum::routing::{any, get};
 use mainstay::client::Event;
 use mainstay::server::Config;
-use mainstay::{Client, Mainstay, SessionUpgrade};
+use mainstay::{Client, Link, Mainstay, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -20,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::support::{echo, until_quiet};
 
-const SPREAD: Duration = Duration::from_secs(30);
+const WITHIN: Duration = Duration::from_secs(30);
 
 /// A server with sessions at `/echo` and a response at `/slow` that takes as long as it was told to.
 struct Stage {
@@ -44,7 +46,7 @@ impl Stage {
             "slowly"
         };
         // Nobody is to leave because of this one.
-        let mainstay = Mainstay::new(Config { opening_deadline: 100 * SPREAD, ..Config::default() });
+        let mainstay = Mainstay::new(Config { opening_deadline: 100 * WITHIN, ..Config::default() });
         let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
         let app = Router::new().route("/slow", get(slowly)).route("/echo", sessions);
         let app = app.with_state(mainstay.clone());
@@ -53,7 +55,7 @@ impl Stage {
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let server = mainstay::serve(listener, app, &mainstay)
-            .with_graceful_shutdown(async move { stopped.notified().await }, SPREAD);
+            .with_graceful_shutdown(async move { stopped.notified().await }, WITHIN);
         let server = tokio::spawn(server.into_future());
         Self { address, mainstay, stop, server, asked, answered }
     }
@@ -94,10 +96,10 @@ async fn a_response_that_is_under_way_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_response_that_does_not_end_is_waited_for_as_long_as_a_session() {
-    let mut stage = Stage::set(100 * SPREAD).await;
+    let mut stage = Stage::set(100 * WITHIN).await;
     let _asking = stage.ask("/slow").await;
     until_quiet("it is asked", || stage.asked.load(Ordering::Relaxed)).await;
-    assert_eq!(stage.stop().await.as_secs(), 35);
+    assert_eq!(stage.stop().await.as_secs(), 30);
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,8 +111,104 @@ async fn connections_without_a_request_are_not_waited_for() {
     while !answer.ends_with(b"slowly") {
         answer.push(kept_alive.read_u8().await.unwrap());
     }
-    assert!(stage.stop().await < SPREAD, "nobody was waited for");
+    assert!(stage.stop().await < WITHIN, "nobody was waited for");
     assert_eq!((rest_of(kept_alive).await, rest_of(silent).await), (String::new(), String::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_wait_in_the_queue_or_are_on_their_way_are_answered_and_not_reset() {
+    for arrives_late in [false, true] {
+        let mut stage = Stage::set(Duration::ZERO).await;
+        let mut silent = TcpStream::connect(stage.address).await.unwrap();
+        // The first is accepted before the signal. Those behind it have not been, when it comes.
+        tokio::task::yield_now().await;
+        let mut waiting = Vec::new();
+        for _ in 0..3 {
+            let stream = std::net::TcpStream::connect(stage.address).unwrap();
+            (&stream).write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            stream.set_nonblocking(true).unwrap();
+            waiting.push(TcpStream::from_std(stream).unwrap());
+        }
+        stage.stop.notify_one();
+        if arrives_late {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        silent.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        waiting.push(silent);
+        for stream in waiting {
+            let answer = rest_of(stream).await;
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("slowly"), "{answer:?}");
+        }
+        (&mut stage.server).await.unwrap().unwrap();
+    }
+}
+
+/// A server whose listener a successor may take, and what tells that it did.
+async fn with_successor() -> (SocketAddr, std::net::TcpListener, Arc<Notify>, Stage) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let copy = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned().unwrap());
+    let (stop, taken) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let mainstay = Mainstay::default();
+    let app = Router::new().route("/echo", any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) }));
+    let (stopped, took) = (Arc::clone(&stop), Arc::clone(&taken));
+    let server = mainstay::serve(listener, app.with_state(mainstay.clone()), &mainstay)
+        .with_graceful_shutdown(async move { stopped.notified().await }, WITHIN)
+        .with_successor(async move { took.notified().await });
+    let server = tokio::spawn(server.into_future());
+    let (asked, answered) = Default::default();
+    (address, copy, taken, Stage { address, mainstay, stop, server, asked, answered })
+}
+
+#[tokio::test(start_paused = true)]
+async fn until_a_successor_accepts_newcomers_wait_and_then_they_are_its() {
+    let (address, copy, taken, stage) = with_successor().await;
+    let _visitor = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
+    let _other = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
+    stage.stop.notify_one();
+    until_quiet("it drains", || !stage.mainstay.is_ready()).await;
+    let early = std::net::TcpStream::connect(address).unwrap();
+    taken.notify_one();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Nobody else accepted it meanwhile.
+    let (_, from) = copy.accept().unwrap();
+    assert_eq!(from, early.local_addr().unwrap());
+    assert!(!stage.server.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_no_successor_comes_newcomers_are_refused_with_503_to_the_end() {
+    let (address, copy, _taken, stage) = with_successor().await;
+    drop(copy);
+    let url = format!("ws://{address}/echo");
+    let _visitor = Link::to(&url).unwrap().connect_once().await.unwrap();
+    let _other = Link::to(&url).unwrap().connect_once().await.unwrap();
+    stage.stop.notify_one();
+    until_quiet("it drains", || !stage.mainstay.is_ready()).await;
+    let refused = Client::builder(&url).unwrap().connect_once().await.map(drop).unwrap_err();
+    assert!(refused.to_string().contains("503"), "{refused}");
+    stage.server.await.unwrap().unwrap();
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_without_time_still_tells_sessions_and_waits_for_their_handlers() {
+    let mainstay = Mainstay::default();
+    let saved = Arc::new(AtomicBool::new(false));
+    let saving = Arc::clone(&saved);
+    let handler = any(async move |upgrade: SessionUpgrade| {
+        upgrade.on_session(async move |mut session| {
+            while session.recv().await.is_some() {}
+            saving.store(true, Ordering::Relaxed);
+        })
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    let app = Router::new().route("/", handler).with_state(mainstay.clone());
+    tokio::spawn(mainstay::serve(listener, app, &mainstay).into_future());
+    let _client = Client::builder(&url).unwrap().connect_once().await.unwrap();
+    mainstay.drain(Duration::ZERO).await;
+    assert!(saved.load(Ordering::Relaxed), "its handler saw the end");
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,7 +217,7 @@ async fn sessions_are_sent_away_and_waited_for_and_nobody_is_let_in() {
     let url = format!("ws://{}/echo", stage.address);
     let client = Client::builder(&url).unwrap().connect_once().await.unwrap();
     let took = stage.stop().await;
-    assert!(took <= SPREAD, "it left within the time that it was given: {took:?}");
+    assert!(took <= WITHIN, "it left within the time that it was given: {took:?}");
     assert_eq!((stage.mainstay.stats().sessions, stage.mainstay.is_ready()), (0, false));
     while !matches!(client.event().await, Some(Event::Ended { .. }) | None) {}
     assert!(TcpStream::connect(stage.address).await.is_err());

@@ -272,7 +272,7 @@ fn refusals_that_may_pass_are_retryable() {
         (403, false),
         (404, false),
         (408, true),
-        (426, false),
+        (426, true),
         (429, true),
         (500, true),
         (501, false),

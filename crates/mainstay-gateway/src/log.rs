@@ -1,0 +1,344 @@
+//! The log: standard error, written by a thread of its own.
+//!
+//! Nothing that serves a visitor waits for whoever reads the log. Lines go into a bounded queue, and one thread writes
+//! them. When the queue is full, or a write fails, the line is lost and counted; the first write that works afterwards
+//! is followed by one line that gives the count. Everything that the program writes to standard error goes this way:
+//! `eprintln!` would panic where the disk is full, and block where the reader stalls.
+//!
+//! `tracing-appender` was considered: at exit it prints to standard error itself, which may block or panic, and it does
+//! not count what could not be written.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use clap::ValueEnum;
+use tracing_subscriber::EnvFilter;
+
+/// Lines that wait to be written, and their bytes.
+const LINES: usize = 4096;
+const BYTES: usize = 1 << 20;
+/// What is shown unless `MAINSTAY_LOG` says otherwise: troubles, and what the gateway notes about itself and its
+/// backend. Lines about single visitors are of level info too, and not shown.
+const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::admin=info,\
+                       mainstay::successor=info,mainstay::backend=info";
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Words and name=value.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Flags of the log.
+#[derive(clap::Args, Clone)]
+pub(crate) struct LogArguments {
+    /// How lines of the log are written. MAINSTAY_LOG says which: a level (error, warn, info, debug, trace) or
+    /// TARGET=LEVEL, several with commas. With info each visitor's end and return is one line.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
+    pub(crate) log_format: Format,
+}
+
+static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
+
+/// Starts the thread that writes. What is logged before is lost.
+pub(crate) fn start() {
+    let queue = Arc::new(Queue::default());
+    if QUEUE.set(Arc::clone(&queue)).is_err() {
+        return;
+    }
+    // A descriptor of its own: the lock of `std::io::stderr` is held for as long as a write blocks.
+    let Ok(output) = io::stderr().as_fd().try_clone_to_owned() else { return queue.fail() };
+    let write = {
+        let queue = Arc::clone(&queue);
+        move || queue.write_to(File::from(output))
+    };
+    if std::thread::Builder::new().name("log".into()).spawn(write).is_err() {
+        queue.fail();
+    }
+}
+
+/// Takes what the program's code logs from here on.
+///
+/// # Errors
+/// `MAINSTAY_LOG` cannot be read.
+pub(crate) fn listen(format: Format) -> Result<(), String> {
+    let filter = filter(std::env::var_os("MAINSTAY_LOG").as_deref().map(std::ffi::OsStr::to_string_lossy))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Line);
+    match format {
+        Format::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
+        Format::Json => {
+            if let Some(queue) = QUEUE.get() {
+                queue.lock().json = true;
+            }
+            builder.json().flatten_event(true).init();
+        }
+    }
+    // The usual hook writes to standard error itself, and waits for it.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("no words");
+        tracing::error!(place, what, "panicked");
+    }));
+    Ok(())
+}
+
+/// Which lines are shown.
+fn filter(variable: Option<impl AsRef<str>>) -> Result<EnvFilter, String> {
+    let text = variable.as_ref().map_or("", |text| text.as_ref().trim());
+    let text = if text.is_empty() { DEFAULT } else { text };
+    let wrong = |what: &str| {
+        format!(
+            "MAINSTAY_LOG={text}: {what}; write a level (error, warn, info, debug, trace, off) or TARGET=LEVEL, \
+             for example info or warn,mainstay::server=debug"
+        )
+    };
+    // A lone word is taken for a target by the filter, and a level that is misspelt would show nothing.
+    let is_level = |word: &str| {
+        ["error", "warn", "info", "debug", "trace", "off"].contains(&word.to_ascii_lowercase().as_str())
+    };
+    let mut words = text.split(',').map(str::trim);
+    if !text.contains('[')
+        && let Some(word) = words.find(|word| !word.contains('=') && !is_level(word))
+    {
+        return Err(wrong(&format!("{word:?} is no level")));
+    }
+    EnvFilter::builder().parse(text).map_err(|error| wrong(&error.to_string()))
+}
+
+/// One line of the program itself, whatever `MAINSTAY_LOG` says: why it does not start, how it ended.
+pub(crate) fn say(line: &str) {
+    let Some(queue) = QUEUE.get() else { return };
+    let json = queue.lock().json;
+    queue.push(if json { in_json(line) } else { format!("mainstay: {line}\n").into_bytes() });
+}
+
+/// Bytes for a terminal, as they are.
+pub(crate) fn show(text: String) {
+    if let Some(queue) = QUEUE.get() {
+        queue.push(text.into_bytes());
+    }
+}
+
+fn in_json(line: &str) -> Vec<u8> {
+    let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+    let object =
+        serde_json::json!({"timestamp": timestamp, "level": "INFO", "message": line, "target": "mainstay"});
+    format!("{object}\n").into_bytes()
+}
+
+/// Lines lost since the start.
+pub(crate) fn lines_lost() -> u64 {
+    QUEUE.get().map_or(0, |queue| queue.lock().lost)
+}
+
+/// Waits until everything is written, and no longer than this.
+pub(crate) fn flush(at_most: Duration) {
+    if let Some(queue) = QUEUE.get() {
+        let idle = |state: &mut State| !state.has_failed && (state.is_writing || !state.lines.is_empty());
+        let _ = queue.changed.wait_timeout_while(queue.lock(), at_most, idle);
+    }
+}
+
+/// Where a formatted event goes.
+struct Line;
+
+impl Write for Line {
+    /// Called once for each event.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Some(queue) = QUEUE.get() {
+            queue.push(line.to_vec());
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What waits to be written.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    /// A line came, or all are written.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    lost: u64,
+    is_writing: bool,
+    /// Nobody writes: every line is lost.
+    has_failed: bool,
+    json: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: Vec<u8>) {
+        let mut state = self.lock();
+        if state.has_failed || state.lines.len() >= LINES || state.bytes + line.len() > BYTES {
+            state.lost += 1;
+            return;
+        }
+        state.bytes += line.len();
+        state.lines.push_back(line);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn fail(&self) {
+        self.lock().has_failed = true;
+    }
+
+    /// Writes for as long as the process lives.
+    fn write_to(&self, mut output: impl Write) {
+        let (mut told, mut torn) = (0, false);
+        loop {
+            let line = self.next();
+            let written = write_line(&mut output, &line, &mut torn);
+            let mut state = self.lock();
+            state.is_writing = false;
+            if written.is_err() {
+                state.lost += 1;
+            }
+            let (lost, is_idle) = (state.lost - told, state.lines.is_empty());
+            if written.is_ok() && lost > 0 {
+                told = state.lost;
+            }
+            drop(state);
+            if written.is_ok() && lost > 0 {
+                // Into the queue, as every line: if that is full, this one is lost and counted too.
+                tracing::warn!(
+                    lines = lost,
+                    "lines of the log were lost: it could not be written, or not fast enough"
+                );
+            } else if is_idle {
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    fn next(&self) -> Vec<u8> {
+        let mut state = self.lock();
+        loop {
+            if let Some(line) = state.lines.pop_front() {
+                state.bytes -= line.len();
+                state.is_writing = true;
+                return line;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// One write for one line, as long as the output takes it whole. `torn`: the line before was cut short.
+fn write_line(output: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result<()> {
+    if *torn {
+        write_all(output, b"\n", &mut false)?;
+        *torn = false;
+    }
+    write_all(output, line, torn)
+}
+
+fn write_all(output: &mut impl Write, mut rest: &[u8], torn: &mut bool) -> io::Result<()> {
+    while !rest.is_empty() {
+        match output.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                rest = rest.get(count..).unwrap_or_default();
+                *torn = !rest.is_empty();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Another process made the shared descriptor so. A thread that only writes may wait.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes `room` bytes, and then nothing until there is room again.
+    struct Disk {
+        taken: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.room);
+            self.room -= count;
+            self.taken.extend_from_slice(&bytes[..count]);
+            if count > 0 { Ok(count) } else { Err(io::ErrorKind::StorageFull.into()) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_does_not_run_into_the_next() {
+        let (mut disk, mut torn) = (Disk { taken: Vec::new(), room: 3 }, false);
+        assert!(write_line(&mut disk, b"first\n", &mut torn).is_err());
+        assert!(write_line(&mut disk, b"second\n", &mut torn).is_err());
+        disk.room = 100;
+        write_line(&mut disk, b"third\n", &mut torn).unwrap();
+        write_line(&mut disk, b"fourth\n", &mut torn).unwrap();
+        assert_eq!(String::from_utf8(disk.taken).unwrap(), "fir\nthird\nfourth\n");
+    }
+
+    #[test]
+    fn a_queue_that_nobody_empties_is_bounded_by_lines_and_by_bytes() {
+        for (size, kept) in [(10, LINES), (BYTES / 4, 4)] {
+            let queue = Queue::default();
+            (0..LINES + 5).for_each(|_| queue.push(vec![b'x'; size]));
+            let state = queue.lock();
+            assert_eq!(
+                (state.lines.len(), state.lost),
+                (kept, (LINES + 5 - kept) as u64),
+                "{size} bytes each"
+            );
+        }
+    }
+
+    #[test]
+    fn a_filter_is_a_level_or_targets_with_levels_and_anything_else_is_a_mistake() {
+        for right in
+            ["", "info", "WARN", "off", "mainstay=debug", "warn,mainstay::server=trace", "[span]=debug"]
+        {
+            assert!(filter(Some(right)).is_ok(), "{right}");
+        }
+        for wrong in ["verbose", "infoo", "mainstay=verbose", "info,mainstay", "debug;warn"] {
+            let error = filter(Some(wrong)).unwrap_err();
+            assert!(error.contains("MAINSTAY_LOG") && error.contains("for example info"), "{error}");
+        }
+        assert!(filter(None::<&str>).is_ok());
+    }
+
+    #[test]
+    fn a_line_in_json_is_an_object_whatever_it_says() {
+        let line = in_json("a \"quoted\"\nword");
+        let object: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!(object["message"], "a \"quoted\"\nword");
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+    }
+}

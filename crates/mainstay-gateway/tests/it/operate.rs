@@ -1,0 +1,222 @@
+//! The process as its operator meets it: its log, its signals, its environment.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Child, Stdio};
+
+use rustix::fs::{OFlags, fcntl_setfl};
+
+use crate::flags::check;
+use crate::frames::{CLOSE, Frames};
+use crate::support::{Gateway, mainstay, run, signal, until};
+
+/// `mainstay serve` with standard error going here, and where it listens.
+fn serve(arguments: &[&str], stderr: Stdio) -> (Child, SocketAddr) {
+    let arguments = [&["serve", "--listen", "127.0.0.1:0"], arguments].concat();
+    let mut process = mainstay(&arguments).stderr(stderr).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().rsplit_once("ws://").unwrap().1.parse().unwrap();
+    (process, address)
+}
+
+/// The writing end of a pipe that is full already, and its reading end.
+fn full_pipe() -> (Stdio, std::io::PipeReader) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
+    for size in [4096, 1] {
+        while writer.write(&vec![b'.'; size]).is_ok() {}
+    }
+    fcntl_setfl(&writer, OFlags::empty()).unwrap();
+    (writer.into(), reader)
+}
+
+async fn is_drained_in_order(what: &str, mut process: Child, address: SocketAddr) {
+    let (_, mut visitor) = Frames::visit(address, "/echo", "").await;
+    signal(&process, "TERM");
+    let close = visitor.read().await.unwrap();
+    assert_eq!((close.0, &close.1[..2]), (CLOSE, &1012_u16.to_be_bytes()[..]), "{what}");
+    drop(visitor);
+    assert_eq!(process.wait().unwrap().code(), Some(0), "{what}");
+}
+
+#[tokio::test]
+async fn a_drain_is_in_order_whatever_becomes_of_the_log() {
+    let full_disk = File::options().write(true).open("/dev/full").unwrap();
+    let (process, address) = serve(&[], full_disk.into());
+    is_drained_in_order("no room on the disk", process, address).await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let (process, address) = serve(&[], writer.into());
+    is_drained_in_order("nobody reads any more", process, address).await;
+    let (stderr, _stalled) = full_pipe();
+    let (process, address) = serve(&[], stderr);
+    is_drained_in_order("the reader stalls", process, address).await;
+}
+
+#[tokio::test]
+async fn who_does_not_read_the_banner_stops_nobody() {
+    let (stdout, _stalled) = full_pipe();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let arguments = ["serve", "--listen", &free.to_string()];
+    let process = mainstay(&arguments).stdout(stdout).spawn().unwrap();
+    until("it serves", || TcpStream::connect(free).is_ok()).await;
+    is_drained_in_order("the banner is not read", process, free).await;
+}
+
+#[tokio::test]
+async fn lines_that_are_lost_are_counted_and_told_when_the_log_can_be_written_again() {
+    let folder = std::env::temp_dir().join(format!("mainstay-log-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let fifo = folder.join("stderr");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let read = || {
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        File::options().read(true).custom_flags(flags).open(&fifo).unwrap()
+    };
+    let reader = read();
+    let stderr = File::options().write(true).open(&fifo).unwrap();
+    let mut gateway = Gateway::with_log(&["--admin", "127.0.0.1:0"], stderr.into());
+    drop(reader);
+    gateway.signal("HUP");
+    gateway.reaches("log_lines_lost_total", 1.0).await;
+    let mut reader = read();
+    gateway.signal("HUP");
+    let said = std::cell::RefCell::new(String::new());
+    let mut says = |words: &str| {
+        let _ = reader.read_to_string(&mut said.borrow_mut());
+        said.borrow().contains(words)
+    };
+    let says = std::cell::RefCell::new(&mut says);
+    until("it tells how many", || says.borrow_mut()("lines of the log were lost")).await;
+    assert!(said.borrow().contains("lines=1") && said.borrow().contains("SIGHUP"), "{}", said.borrow());
+    assert!(gateway.is_up());
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[tokio::test]
+async fn signals_that_do_not_mean_the_end_do_not_end_it_and_are_answered_in_one_line() {
+    let mut gateway = Gateway::start(&[]);
+    let (_, mut visitor) = Frames::visit(gateway.address(), "/echo", "").await;
+    for name in ["HUP", "USR1", "USR2", "ALRM", "PIPE"] {
+        gateway.signal(name);
+        visitor.write(crate::frames::TEXT, name.as_bytes()).await;
+        assert_eq!(visitor.text().await.as_deref(), Some(name));
+    }
+    let lines = |name: &str| {
+        let said = gateway.said();
+        said.lines()
+            .filter(|line| line.contains(&format!("SIG{name}")))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    for (name, instead) in [("HUP", "SIGTERM"), ("USR1", "standard error"), ("USR2", "SIGTERM")] {
+        until(name, || lines(name).len() == 1).await;
+        assert!(lines(name)[0].contains("ignored") && lines(name)[0].contains(instead), "{:?}", lines(name));
+    }
+    assert!(gateway.is_up());
+}
+
+#[tokio::test]
+async fn the_first_signal_drains_and_the_second_ends_at_once_with_its_code() {
+    for (first, second, code) in [("QUIT", "TERM", 143), ("TERM", "INT", 130), ("INT", "QUIT", 131)] {
+        let (mut process, address) = serve(&["--drain", "1h"], Stdio::piped());
+        let mut visitors = Vec::new();
+        for _ in 0..2 {
+            visitors.push(Frames::visit(address, "/echo", "").await.1);
+        }
+        let mut said = BufReader::new(process.stderr.take().unwrap());
+        signal(&process, first);
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("draining; once more to end at once"), "{line}");
+        signal(&process, second);
+        assert_eq!(process.wait().unwrap().code(), Some(code), "{first}, {second}");
+    }
+}
+
+#[test]
+fn the_log_is_json_where_that_is_asked_for_and_so_is_why_it_does_not_start() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = run(&["serve", "--listen", &address, "--log-format", "json"], b"");
+    let object: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert!(object["message"].as_str().unwrap().contains(&address), "{object}");
+    let output = mainstay(&["serve", "--listen", &address])
+        .env("MAINSTAY_LOG_FORMAT", "json")
+        .env("MAINSTAY_BACKUP", "x")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let first: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["level"], &first["name"]), (&"WARN".into(), &"MAINSTAY_BACKUP".into()), "{said}");
+    check(&["serve", "--log-format", "xml"], &["--log-format", "text", "json"]);
+}
+
+/// Exit code and standard error with these variables.
+fn with_variables(variables: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
+    let output =
+        mainstay(&[&["serve"], arguments].concat()).envs(variables.iter().copied()).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_mistake_in_the_environment_gets_one_line_that_names_the_variable() {
+    for (name, value, words) in [
+        ("MAINSTAY_UPSTREEM", "ws://127.0.0.1:3000", "MAINSTAY_UPSTREAM"),
+        ("MAINSTAY_DRIAN", "5s", "MAINSTAY_DRAIN"),
+        ("MAINSTAY_LOG", "verbose", "for example info"),
+        ("MAINSTAY_LOG_FORMAT", "xml", "json"),
+        ("MAINSTAY_DRAIN", "soon", "--drain"),
+        ("MAINSTAY_MAX_SESSIONS", "many", "whole number"),
+        ("MAINSTAY_TRUSTED_PROXY", "10.0.0.1,proxy.example", "10.0.0.0/8"),
+        ("MAINSTAY_DEFLATE", "perhaps", "--deflate"),
+    ] {
+        let (code, said) = with_variables(&[(name, value)], &["--listen", "127.0.0.1:0"]);
+        assert_eq!((code, said.lines().count()), (Some(2), 1), "{name}: {said}");
+        assert!(said.contains(name) && said.contains(words), "{name}: {said}");
+    }
+}
+
+#[test]
+fn each_option_may_be_a_variable_and_what_kubernetes_injects_is_none() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    // It gets as far as listening, and no further.
+    let variables = [
+        ("MAINSTAY_LISTEN", address.as_str()),
+        ("MAINSTAY_UPSTREAM", "ws://127.0.0.1:1"),
+        ("MAINSTAY_TRUSTED_PROXY", "10.0.0.1,10.0.0.0/8"),
+        ("MAINSTAY_SESSION_COOKIE", "sid"),
+        ("MAINSTAY_DEFLATE", "1"),
+        ("MAINSTAY_DRAIN", "7s"),
+        ("MAINSTAY_PORT", "tcp://10.0.0.9:8080"),
+        ("MAINSTAY_PORT_8080_TCP_ADDR", "10.0.0.9"),
+        ("MAINSTAY_SERVICE_HOST", "10.0.0.9"),
+    ];
+    let (code, said) = with_variables(&variables, &[]);
+    assert!(code == Some(1) && said.contains(&address) && said.lines().count() == 1, "{code:?} {said}");
+    let (code, said) =
+        with_variables(&[("MAINSTAY_DRAIN", "soon")], &["--listen", &address, "--drain", "1s"]);
+    assert!(code == Some(1) && said.contains(&address), "what is written wins: {code:?} {said}");
+}
+
+#[test]
+fn what_is_said_of_a_backend_needs_one() {
+    for (flag, value) in [
+        ("--session-cookie", "sid"),
+        ("--session-header", "x-user"),
+        ("--trusted-proxy", "10.0.0.1"),
+        ("--delivery", "at-most-once"),
+        ("--confirm", "reply"),
+        ("--upstream-wait", "3s"),
+    ] {
+        check(&["serve", flag, value], &[flag, "needs --upstream"]);
+        let variable = format!("MAINSTAY_{}", flag[2..].to_uppercase().replace('-', "_"));
+        let (code, said) = with_variables(&[(&variable, value)], &[]);
+        assert_eq!((code, said.lines().count()), (Some(2), 1), "{said}");
+        assert!(said.contains(&variable) && said.contains("needs --upstream"), "{said}");
+    }
+}
