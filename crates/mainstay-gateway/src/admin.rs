@@ -9,8 +9,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use mainstay::Mainstay;
 use mainstay::server::{RTT_BUCKETS, Snapshot};
+use mainstay::{Budget, Mainstay};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 
@@ -21,7 +21,7 @@ pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay, links: Link
         if token.is_some_and(|token| !token.is_presented(&headers)) {
             return unauthorized();
         }
-        render(&mainstay.stats(), mainstay.kept_bytes(), &links.figures()).into_response()
+        render(&mainstay.stats(), &Kept::now(&mainstay, &links), &links.figures()).into_response()
     };
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -88,8 +88,27 @@ async fn ready(State(mainstay): State<Mainstay>) -> (StatusCode, &'static str) {
     }
 }
 
+/// What is kept, in bytes.
+struct Kept {
+    for_visitors: u64,
+    for_backend: u64,
+    budget: Budget,
+}
+
+impl Kept {
+    /// What a leg brought and the other has not taken counts for that other: it waits for it.
+    fn now(mainstay: &Mainstay, links: &Links) -> Self {
+        let links = links.figures();
+        Self {
+            for_visitors: mainstay.kept_bytes() + links.unread_bytes,
+            for_backend: mainstay.unread_bytes() + links.kept_bytes,
+            budget: mainstay.budget().clone(),
+        }
+    }
+}
+
 /// Prometheus text format, version 0.0.4. `docs/METRICS.md` says what each family is good for.
-fn render(s: &Snapshot, kept_bytes: u64, links: &Figures) -> String {
+fn render(s: &Snapshot, kept: &Kept, links: &Figures) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
         let _ = writeln!(out, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
@@ -99,8 +118,15 @@ fn render(s: &Snapshot, kept_bytes: u64, links: &Figures) -> String {
     };
     family("connections", "gauge", "Connections open now.", &[("", s.connections)]);
     family("sessions", "gauge", "Sessions alive now, attached or parked.", &[("", s.sessions)]);
-    let queues = [("{leg=\"visitor\"}", kept_bytes), ("{leg=\"backend\"}", links.kept_bytes)];
+    let queues = [("{leg=\"visitor\"}", kept.for_visitors), ("{leg=\"backend\"}", kept.for_backend)];
     family("queue_bytes", "gauge", "Payload bytes kept for visitors, and for the backend.", &queues);
+    let parts = kept.budget.parts().map(|(kind, bytes)| (format!("{{kind=\"{kind}\"}}"), bytes));
+    let parts = parts.each_ref().map(|(labels, bytes)| (labels.as_str(), *bytes));
+    family("budget_bytes", "gauge", "Bytes that count in the memory budget, by what keeps them.", &parts);
+    let limit = kept.budget.limit().unwrap_or(0);
+    family("budget_limit_bytes", "gauge", "Bytes that the memory budget has; 0: no limit.", &[("", limit)]);
+    let level = kept.budget.level() as u64;
+    family("budget_level", "gauge", "0 calm, 1 tight, 2 short, 3 full.", &[("", level)]);
     family("connections_opened_total", "counter", "Connections opened.", &[("", s.connections_opened)]);
     family(
         "openings_failed_total",
@@ -112,6 +138,7 @@ fn render(s: &Snapshot, kept_bytes: u64, links: &Figures) -> String {
         ("{reason=\"full\"}", s.refused_full),
         ("{reason=\"address\"}", s.refused_address),
         ("{reason=\"origin\"}", s.refused_origin),
+        ("{reason=\"memory\"}", s.refused_memory),
     ];
     family("refused_total", "counter", "Connections refused, by the limit that they were above.", &refused);
     let left = [("{reason=\"idle\"}", s.left_idle), ("{reason=\"lifetime\"}", s.left_old)];
@@ -145,11 +172,15 @@ fn render(s: &Snapshot, kept_bytes: u64, links: &Figures) -> String {
     let told =
         "Gaps told: to clients whose session was lost, and by clients that dropped messages of their own.";
     family("gaps_total", "counter", told, &gaps);
-    let evicted = [("", s.evicted)];
+    let evicted = [
+        ("{reason=\"full\"}", s.evicted),
+        ("{reason=\"ports\"}", s.evicted_resource),
+        ("{reason=\"memory\"}", s.evicted_memory),
+    ];
     family(
         "sessions_evicted_total",
         "counter",
-        "Sessions that gave up their place while their client was away.",
+        "Sessions that were given up for what they took, by what was needed.",
         &evicted,
     );
     family("sessions_expired_total", "counter", "Sessions whose resume window passed.", &[("", s.expired)]);
@@ -205,7 +236,8 @@ mod tests {
 
     fn rendered() -> String {
         let stats = Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() };
-        render(&stats, 5, &Figures { lost: 3, unknown: 2, kept_bytes: 6, ..Figures::default() })
+        let kept = Kept { for_visitors: 5, for_backend: 6, budget: Budget::new(1 << 20) };
+        render(&stats, &kept, &Figures { lost: 3, unknown: 2, ..Figures::default() })
     }
 
     #[test]
@@ -216,6 +248,9 @@ mod tests {
             "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
             "mainstay_queue_bytes{leg=\"visitor\"} 5\n",
             "mainstay_queue_bytes{leg=\"backend\"} 6\n",
+            "mainstay_budget_bytes{kind=\"links\"} 0\n",
+            "mainstay_budget_limit_bytes 1048576\n",
+            "mainstay_budget_level 0\n",
             "mainstay_attaches_total{outcome=\"resumed\"} 7\n",
             "mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n",
         ] {

@@ -94,7 +94,7 @@ async fn connect<P>(
             Err(error) => return complain(&error.replacen("ca", "--cacert", 1), 2),
         }
     }
-    builder = builder.limits(Limits { max_message: arguments.max_message, ..Limits::default() });
+    builder = builder.limits(Limits { max_message: arguments.max_message, max_fragments: 4096 });
     let output = Output { json: arguments.json, interactive: std::io::stdin().is_terminal() };
     output.greet(&arguments.url);
     let client = if arguments.once {
@@ -344,6 +344,9 @@ fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str,
         | Lost::Unavailable { reason: what, .. }
         | Lost::Refused { reason: what, .. }
         | Lost::Broken(what) => (what.clone(), None),
+        Lost::TooBig { limit } => {
+            (format!("a message of more than {limit} bytes came; --max-message allows larger ones"), None)
+        }
         Lost::NotConnected(failure) => (failure.to_string(), None),
         Lost::Dead(evidence) => (evidence.to_string(), None),
         Lost::Closed { code, reason } => {

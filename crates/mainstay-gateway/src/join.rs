@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use mainstay::client::Connector;
 use mainstay::server::Session;
-use mainstay::{CloseCode, HeartbeatConfig, Limits};
+use mainstay::{CloseCode, HeartbeatConfig, Limits, Mainstay};
 use mainstay_proto::ws::DeflateParams;
 use tokio::time::sleep;
 
@@ -39,6 +39,8 @@ pub(crate) struct LinkConfig {
     /// What says who may resume a session.
     pub(crate) bound: Bound,
     pub(crate) links: Links,
+    /// What gives up a session where a link finds no local port.
+    pub(crate) mainstay: Mainstay,
 }
 
 /// The reason of a close; `docs/PROTOCOL.md` "Closing" says how it is read.
@@ -64,8 +66,8 @@ pub(crate) async fn join_session(session: Session, visit: Visit, config: Arc<Lin
     };
     let to_client = session.sender();
     let answered = tokio::select! {
-        answered = answer(&link) => answered,
-        // A backend that answers meanwhile is told how the client left.
+        answered = answer(&link, &config) => answered,
+        // A client that left meanwhile still has its last words: they go where it asked to go.
         () = async { to_client.closed().await; sleep(UNLOADING).await } => return,
     };
     match (answered, promised) {

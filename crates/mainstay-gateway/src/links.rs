@@ -71,6 +71,8 @@ pub(crate) struct Figures {
     pub(crate) pings_unanswered: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
+    /// Payload bytes read ahead of visitors.
+    pub(crate) unread_bytes: u64,
     /// Requests answered, by the class of the status: 1xx first.
     pub(crate) requests: [u64; 5],
     /// Requests that the backend did not answer.
@@ -106,6 +108,7 @@ impl Links {
             prologues_failed: read(&self.0.prologues_failed),
             pings_unanswered: read(&self.0.pings_unanswered),
             kept_bytes: self.kept_bytes(),
+            unread_bytes: self.sum(Sender::unread_bytes),
             requests: self.0.requests.each_ref().map(read),
             unanswered: read(&self.0.unanswered),
         }
@@ -140,9 +143,13 @@ impl Links {
 
     /// Payload bytes kept for the backend now.
     pub(crate) fn kept_bytes(&self) -> u64 {
+        self.0.recorded_bytes.load(Relaxed) + self.sum(Sender::kept_bytes)
+    }
+
+    fn sum(&self, bytes: impl Fn(&Sender) -> u64) -> u64 {
         // Links come and go meanwhile: none of them waits for this.
         let open: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
-        self.0.recorded_bytes.load(Relaxed) + open.iter().map(Sender::kept_bytes).sum::<u64>()
+        open.iter().map(bytes).sum()
     }
 
     /// A new connection was told its prologue.

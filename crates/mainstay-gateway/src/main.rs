@@ -7,6 +7,7 @@
 mod admin;
 mod bench;
 mod body;
+mod bounds;
 mod builtin;
 mod connect;
 mod conversation;

@@ -19,6 +19,7 @@ use mainstay::{CloseCode, Delivery, Link, PeerClose, Report};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::bounds;
 use crate::conversation::Conversation;
 use crate::join::{LinkConfig, SPREAD, come_back, jitter};
 use crate::links::Account;
@@ -53,6 +54,8 @@ struct BackendEnd {
     lost: Option<Lost>,
     /// What the link ended with.
     code: Option<CloseCode>,
+    /// That was the status of a refused handshake.
+    was_refused: bool,
     reason: String,
     /// What became of the messages that were not confirmed.
     unknown: Option<u64>,
@@ -70,7 +73,7 @@ pub(crate) async fn relay(mut session: Session, mut link: Link, config: Arc<Link
     let (away, conversation) = (Notify::new(), Conversation::new(&config.settings, config.links.clone()));
     let (mut sent, mut in_hand, mut confirmed) = (0, false, 0);
     let wait = is_plain.then_some(config.upstream_wait);
-    let watching = watch(link.events(), &mut account, wait, &away);
+    let watching = watch(link.events(), &config, &mut account, wait, &away);
     let up = async {
         while let Some(message) = session.recv().await {
             in_hand = true;
@@ -166,6 +169,10 @@ impl BackendEnd {
                 let none = if session.peer().resumable { CloseCode::NORMAL } else { CloseCode::NO_STATUS };
                 session.close(code.unwrap_or(none), reason);
             }
+            // A new session would get the same message again.
+            Some(lost @ Lost::TooBig { .. }) => {
+                session.close(CloseCode::TOO_BIG, &format!("from the backend: {lost}"));
+            }
             // Without a code it was refused by HTTP: a client cannot mend that by asking again.
             None if self.prologue.is_none() => {
                 session.close(self.code.unwrap_or(CloseCode::POLICY), &self.reason);
@@ -186,7 +193,8 @@ impl BackendEnd {
         let general = || {
             is_plain || config.settings.on_backend_loss == BackendLoss::Keep || !CloseCode::is_restart(*code)
         };
-        self.prologue.is_none() && (config.settings.closes.are_words(*code) || general())
+        let is_last = self.prologue.is_none() && !self.was_refused;
+        is_last && (config.settings.closes.are_words(*code) || general())
     }
 }
 
@@ -230,11 +238,18 @@ async fn finish(
 
 /// Notes what the link loses, as it happens, and says when the backend was away for too long; returns how the link
 /// ended.
-async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, away: &Notify) -> BackendEnd {
+async fn watch(
+    events: Events,
+    config: &LinkConfig,
+    account: &mut Account,
+    wait: Option<Duration>,
+    away: &Notify,
+) -> BackendEnd {
     let mut give_up: Option<Instant> = None;
     let mut end = BackendEnd {
         lost: None,
         code: None,
+        was_refused: false,
         reason: String::new(),
         unknown: None,
         first_unconfirmed: None,
@@ -258,6 +273,7 @@ async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, aw
         };
         let Some(event) = event else { return end };
         account.note(&event);
+        bounds::note(&event, &config.mainstay);
         match event {
             Event::Detached { why, .. } => {
                 // Clients that lost their backend together are not sent away together.
@@ -277,6 +293,8 @@ async fn watch(events: Events, account: &mut Account, wait: Option<Duration>, aw
                 end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
             }
             Event::Ended { code, reason, .. } => {
+                // A status: the connection that was to follow was refused. Only the client can ask in other words.
+                end.was_refused = code.is_some_and(|code| code < 1000);
                 end.code = code.and_then(|code| u16::try_from(code).ok()).and_then(CloseCode::new);
                 end.reason = reason;
                 return end;

@@ -18,6 +18,7 @@ use mainstay::{ConfigError, HeartbeatConfig, Limits, Mainstay};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
+use crate::bounds::Bounds;
 use crate::forward::Network;
 use crate::links::Links;
 use crate::principal::Bound;
@@ -56,11 +57,11 @@ pub(crate) struct Arguments {
     /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
     heartbeat: HeartbeatConfig,
-    /// The largest message, in either direction.
-    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "64KiB")]
+    /// The largest message, in either direction. Its sender is closed with 1009.
+    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "16MiB")]
     max_message: usize,
     /// The most fragments in one message.
-    #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 1024, allow_negative_numbers = true)]
+    #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 4096, allow_negative_numbers = true)]
     max_fragments: u32,
     /// Agree on permessage-deflate with visitors that offer it.
     #[arg(long)]
@@ -77,10 +78,12 @@ pub(crate) struct Arguments {
     /// visitors have its address, also if it is trusted.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
-    /// The most sessions at a time, those of absent visitors included. Default: as many as open files allow, at most
-    /// 1,000,000.
+    /// The most sessions at a time, those of absent visitors included. Default: as many as open files and, towards a
+    /// backend, local ports allow, at most 1,000,000.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_sessions: Option<usize>,
+    #[command(flatten)]
+    bounds: Bounds,
     /// End what carried no message for this long, in either direction.
     #[arg(long, value_name = "DURATION", value_parser = values::idle_timeout)]
     idle_timeout: Option<Duration>,
@@ -180,9 +183,13 @@ async fn serve(
             per_address: arguments.max_per_ip,
         },
         lifetime: lifetime(&arguments)?,
-        max_sessions: arguments
-            .max_sessions
-            .unwrap_or(descriptors::sessions(files, arguments.upstream.is_some())),
+        max_sessions: arguments.max_sessions.unwrap_or_else(|| {
+            let over_tcp = arguments.upstream.as_ref().filter(|place| place.socket.is_none());
+            let ports = over_tcp.and_then(|_| descriptors::ports());
+            descriptors::sessions(files, arguments.upstream.is_some(), ports)
+        }),
+        max_parked_per_address: arguments.bounds.max_parked_per_ip,
+        budget: arguments.bounds.budget(arguments.max_message),
         origins: match arguments.allow_origin.as_slice() {
             [] => Origins::Any,
             allowed => Origins::Only(allowed.to_vec()),
@@ -212,7 +219,9 @@ async fn serve(
                     cookies: arguments.session_cookie.clone(),
                 },
                 links: links.clone(),
+                mainstay: mainstay.clone(),
             };
+            let _ = link.passing.upstream.room.set(mainstay.clone());
             let gateway = Gateway { mainstay: mainstay.clone(), link: Arc::new(link) };
             Router::new().fallback(any(visit)).with_state(gateway)
         }

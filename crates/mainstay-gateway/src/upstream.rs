@@ -5,7 +5,7 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,12 +13,14 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use mainstay::Mainstay;
 use mainstay::client::{Connector, ServerStream};
 use mainstay_proto::reach::FailureKind;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::body::{Broken, Progress, Upload};
+use crate::bounds;
 use crate::links::Links;
 
 /// How many connections are kept without a request, and for how long.
@@ -40,6 +42,8 @@ pub(crate) struct Upstream {
     links: Links,
     http: http1::Builder,
     idle: Mutex<Idle>,
+    /// What gives up a session where no local port is left.
+    pub(crate) room: OnceLock<Mainstay>,
 }
 
 /// Connections without a request, the last one used last.
@@ -94,7 +98,8 @@ impl Upstream {
     pub(crate) fn new(url: Uri, connector: Connector, answer_timeout: Duration, links: Links) -> Arc<Self> {
         let mut http = http1::Builder::new();
         http.preserve_header_case(true).title_case_headers(true).max_buf_size(BUFFER).max_headers(MAX_FIELDS);
-        Arc::new(Self { url, connector, answer_timeout, links, http, idle: Mutex::default() })
+        let (idle, room) = (Mutex::default(), OnceLock::new());
+        Arc::new(Self { url, connector, answer_timeout, links, http, idle, room })
     }
 
     /// Asks, over a connection that is kept or a new one. One that was kept may have been closed by the backend just
@@ -178,7 +183,10 @@ impl Upstream {
     /// A new connection.
     async fn open(&self) -> Result<SendRequest<Upload>, Failure> {
         let connected = self.connector.connect(&self.url).await;
-        let stream = connected.map_err(|failure| match failure.kind {
+        let noted = connected.inspect_err(|failure| {
+            self.room.get().into_iter().for_each(|mainstay| bounds::note_failure(failure, mainstay));
+        });
+        let stream = noted.map_err(|failure| match failure.kind {
             FailureKind::TimedOut => Failure::ConnectTimeout,
             FailureKind::Certificate | FailureKind::Tls => Failure::Untrusted(failure.reason),
             _ => Failure::Unreachable(failure.reason),

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
-use mainstay::HeartbeatConfig;
 use mainstay::client::Place;
 use mainstay::server::{LifetimeConfig, Origins};
+use mainstay::{Budget, HeartbeatConfig};
 
 use crate::forward::Network;
 
@@ -17,19 +17,34 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 /// A size such as `64KiB`, `1MiB` or `4096`.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
+    let size = bytes(text)?.filter(|size| (1..=1 << 30).contains(size));
+    size.and_then(|size| usize::try_from(size).ok()).ok_or_else(|| "must be between 1 B and 1 GiB".to_owned())
+}
+
+/// A size as [`size`], from 1 MiB on, or `off`.
+pub(crate) fn memory_budget(text: &str) -> Result<Budget, String> {
+    if text == "off" {
+        return Ok(Budget::unlimited());
+    }
+    let size = bytes(text).map_err(|error| format!("{error}, or off"))?;
+    size.filter(|size| (1 << 20..=1 << 50).contains(size))
+        .map(Budget::new)
+        .ok_or_else(|| "must be between 1 MiB and 1024 TiB, or off".to_owned())
+}
+
+/// `None`: more than can be counted.
+fn bytes(text: &str) -> Result<Option<u64>, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text.get(digits.len()..).unwrap_or_default() {
         "" | "B" => 1,
         "KiB" => 1 << 10,
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
         unit => return Err(format!("unknown unit {unit}; write for example 64KiB, 1MiB or 4096")),
     };
-    let number: usize = digits.parse().map_err(|_| "write for example 64KiB, 1MiB or 4096".to_owned())?;
-    number
-        .checked_mul(unit)
-        .filter(|size| (1..=1 << 30).contains(size))
-        .ok_or_else(|| "must be between 1 B and 1 GiB".to_owned())
+    let number: u64 = digits.parse().map_err(|_| "write for example 64KiB, 1MiB or 4096".to_owned())?;
+    Ok(number.checked_mul(unit))
 }
 
 /// A heartbeat's interval.

@@ -24,6 +24,7 @@ use mainstay::{Link, Mainstay, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
 use crate::body::Upload;
+use crate::bounds;
 use crate::forward::{self, Scheme};
 use crate::join::{self, LinkConfig, SPREAD, jitter};
 use crate::pass;
@@ -201,6 +202,8 @@ impl Visit {
             .limits(config.limits)
             .confirm(settings.confirm)
             .guarantee(settings.guarantee)
+            .read_ahead(bounds::READ_AHEAD)
+            .budget(config.mainstay.budget().clone())
             .holds_replaced(settings.prologue.is_some());
         if let Some(announces) = settings.prologue.as_ref().and_then(|rules| rules.announces_restart) {
             builder = builder.announces_restart(announces);
@@ -223,8 +226,9 @@ pub(crate) struct Refusal {
 }
 
 /// The backend's answer to a link's opening handshake, however many attempts it takes.
-pub(crate) async fn answer(link: &Link) -> Result<(), Refusal> {
+pub(crate) async fn answer(link: &Link, config: &LinkConfig) -> Result<(), Refusal> {
     while let Some(event) = link.event().await {
+        bounds::note(&event, &config.mainstay);
         match event {
             Event::Attached { .. } => return Ok(()),
             Event::Ended { code, reason, .. } => {

@@ -37,8 +37,8 @@ pub struct Admission {
 }
 
 /// What one subscriber has: an address of IPv4, a /64 of IPv6.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Source(u64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source(u64);
 
 /// What becomes of a connection that was just accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,8 +110,10 @@ impl Admission {
 }
 
 impl Source {
-    /// An IPv4 address mapped into IPv6 is that address, else a /64 would hold all of them.
-    fn of(address: IpAddr) -> Self {
+    /// The source of a connection from `address`. An IPv4 address mapped into IPv6 is that address, else a /64 would
+    /// hold all of them.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self(address.to_bits().into()),
             // The highest 64 bits; shifted, they fit.

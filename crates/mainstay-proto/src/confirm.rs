@@ -200,6 +200,8 @@ pub struct Confirmer<M> {
     config: ConfirmConfig,
     /// In the order of their numbers.
     kept: VecDeque<Kept<M>>,
+    /// Of all that is kept.
+    kept_bytes: u64,
     /// The number given last.
     last: u64,
     /// The highest number ever written, on whatever connection.
@@ -283,6 +285,7 @@ impl<M> Confirmer<M> {
         Self {
             config,
             kept: VecDeque::new(),
+            kept_bytes: 0,
             last: 0,
             reached: 0,
             confirmed: 0,
@@ -315,6 +318,7 @@ impl<M> Confirmer<M> {
                 return Ok((self.last, Some(Event::NotDelivered(first, self.last))));
             };
             self.queue.remove(gone.bytes);
+            self.kept_bytes -= gone.bytes as u64;
             dropped = gone.number;
         }
         Ok((self.adopt(message, bytes), Some(Event::NotDelivered(first, dropped))))
@@ -324,6 +328,7 @@ impl<M> Confirmer<M> {
     pub(crate) fn adopt(&mut self, message: M, bytes: usize) -> u64 {
         self.last += 1;
         self.kept.push_back(Kept { number: self.last, bytes, message });
+        self.kept_bytes += bytes as u64;
         self.queue.add(bytes);
         self.last
     }
@@ -450,6 +455,7 @@ impl<M> Confirmer<M> {
         let unknown = span(self.kept.range(from..fresh.max(from)));
         let not_delivered = span(self.kept.range(fresh.max(from)..));
         (self.kept, self.queue, self.line) = (VecDeque::new(), Load::default(), Line::default());
+        self.kept_bytes = 0;
         (self.confirmed, self.line.confirmed, self.line.written) = (self.last, self.last, self.last);
         [
             unknown.map(|(first, last)| Event::Unknown(first, last)),
@@ -524,10 +530,16 @@ impl<M> Confirmer<M> {
         self.queue.messages
     }
 
-    /// Bytes of the messages that are kept, confirmed ones that are kept back included. Walks them.
+    /// Bytes of the messages that are kept, confirmed ones that are kept back included.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
-        self.kept.iter().map(|kept| kept.bytes as u64).sum()
+        self.kept_bytes
+    }
+
+    /// Messages that are kept, confirmed ones that are kept back included.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.kept.len()
     }
 
     /// Whether everything is confirmed, on this connection where it has to be written again. An orderly
@@ -591,6 +603,7 @@ impl<M> Confirmer<M> {
                 break;
             }
             self.line.kept_back.remove(oldest.bytes);
+            self.kept_bytes -= oldest.bytes as u64;
             self.kept.pop_front();
         }
         self.catch_up(before)
@@ -610,6 +623,7 @@ impl<M> Confirmer<M> {
         let index = self.index_after(number.checked_sub(1)?);
         self.kept.get(index).filter(|kept| kept.number == number && number <= self.line.written)?;
         let Kept { bytes, message, .. } = self.kept.remove(index)?;
+        self.kept_bytes -= bytes as u64;
         if number > self.line.confirmed {
             self.line.in_flight.remove(bytes);
         } else {

@@ -22,9 +22,10 @@ use rand::{RngExt, SeedableRng};
 
 use self::pings::Signs;
 use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
+use crate::budget::{Held, held};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
-use crate::reach::ConnectFailure;
+use crate::reach::{ConnectFailure, FailureKind};
 use crate::session::message::{Delay, GapCause, SessionId};
 use crate::session::{
     CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
@@ -115,15 +116,17 @@ pub enum EndsWith {
     /// Nothing: a connection that ended is replaced.
     #[default]
     Nothing,
-    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`]); and the fifth such Close in a
-    /// row on a connection that brought no message and no confirmation.
+    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`]); the fifth such Close in a
+    /// row on a connection that brought no message and no confirmation; and a message of the peer that is too big.
     FinalClose,
-    /// The peer's Close, whatever its code.
+    /// The peer's Close, whatever its code, and a message of the peer that is too big.
     Close,
     /// The end of the connection, however it comes about.
     Connection,
 }
 
+/// When a local port is looked for again: one comes free when a connection ends, and the peer is not asked meanwhile.
+const PORT_AGAIN: Duration = Duration::from_millis(100);
 /// A replacement is opened when a probe is unanswered for this long.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// With [`EndsWith::FinalClose`]: connections that the peer may close in a row without having brought anything.
@@ -154,6 +157,12 @@ pub enum Lost {
     },
     /// The transport ended without a Close frame.
     Broken(String),
+    /// The peer sent a message above [`Limits::max_message`](crate::ws::Limits::max_message), and was closed with 1009.
+    /// A plain peer would send it again: with any [`EndsWith`] but `Nothing` the client ends, with 1009.
+    TooBig {
+        /// The limit, in bytes.
+        limit: usize,
+    },
     /// It was still there, and the heartbeat found nobody behind it.
     Dead(Evidence),
     /// The peer closed it.
@@ -172,6 +181,7 @@ impl fmt::Display for Lost {
             | Self::Unavailable { reason, .. }
             | Self::Refused { reason, .. }
             | Self::Broken(reason) => f.write_str(reason),
+            Self::TooBig { limit } => write!(f, "a message of more than {limit} bytes came"),
             Self::NotConnected(failure) => write!(f, "{failure}"),
             Self::Dead(evidence) => write!(f, "{evidence}"),
             Self::Closed { code, reason } => {
@@ -195,13 +205,15 @@ pub enum Command {
     Transmit(ConnectionId, Transmit),
 }
 
-/// What became of messages to a plain peer. A number that was reported before keeps its first fate.
+/// What became of messages to a plain peer, or of some to a session's server. A number that was reported before keeps its
+/// first fate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     /// From the first to the second number: they may or may not have arrived, and are not sent again.
     Unknown(u64, u64),
     /// From the first to the second number: they were never written and never will be. Either the queue
-    /// was full and they made room for newer ones, or this is the end.
+    /// was full and they made room for newer ones, or this is the end. Of a session: they are larger than the server
+    /// takes, which was not known when they were accepted.
     NotDelivered(u64, u64),
     /// The connection ended three times with this message first in line; it is given up and comes back.
     Undeliverable(u64, Message),
@@ -973,6 +985,31 @@ impl Client {
         }
     }
 
+    /// The payload of the largest message that the peer takes, as far as it said.
+    #[must_use]
+    pub fn largest(&self) -> u64 {
+        match &self.plain {
+            Some(_) => u64::MAX,
+            None => self.session.largest(),
+        }
+    }
+
+    /// Payload bytes that came from a plain peer and wait for the application. A session's are bounded by its window.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        self.plain.as_ref().map_or(0, |plain| plain.inbox_bytes)
+    }
+
+    /// What is kept of and for the peer, with what each message costs beside its payload.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        let Some(plain) = &self.plain else { return self.session.held() };
+        Held {
+            unread: held(plain.inbox_bytes, plain.inbox.len()),
+            kept: held(plain.confirmer.kept_bytes() + plain.volatiles.bytes(), plain.confirmer.kept()),
+        }
+    }
+
     /// Payload bytes that are kept for the peer until it acknowledges or confirms them.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
@@ -1071,6 +1108,9 @@ impl Client {
                     }
                 }
                 ClientEvent::Gap(fate) => self.events.push_back(Event::Gap(fate)),
+                ClientEvent::TooLarge { number } => {
+                    self.events.push_back(Event::Report(Report::NotDelivered(number, number)));
+                }
                 ClientEvent::Refused { code, delay, .. } => {
                     if let Dial::Attaching { connection, .. } = self.dial {
                         self.abort(connection);
@@ -1138,6 +1178,7 @@ impl Client {
         if self.ends_with(&why) {
             let (code, reason) = match &why {
                 Lost::Closed { code, reason } => (code.map(u64::from), reason.clone()),
+                Lost::TooBig { .. } => (Some(CloseCode::TOO_BIG.into()), why.to_string()),
                 _ => (None, why.to_string()),
             };
             self.events.push_back(Event::Detached { why, retry_in: Duration::ZERO });
@@ -1182,6 +1223,8 @@ impl Client {
             Lost::Closed { code, reason } => code.and_then(|code| code.retry_after(reason)),
             _ => None,
         };
+        let no_port = |failure: &ConnectFailure| failure.kind == FailureKind::NoLocalPort;
+        let at = at.or(matches!(why, Lost::NotConnected(failure) if no_port(failure)).then_some(PORT_AGAIN));
         let delay = at.map(|at| Delay { min: at, max: at }).or(delay.filter(|delay| !delay.max.is_zero()));
         let advice = delay.map(advice);
         let wait = self.backoff.next_delay(cause, advice, &mut self.rng);
@@ -1197,6 +1240,8 @@ impl Client {
         }
         match (self.config.ends_with, why) {
             (EndsWith::Connection, _) | (EndsWith::Close, Lost::Closed { .. }) => true,
+            // The next connection would bring it again.
+            (EndsWith::Close | EndsWith::FinalClose, Lost::TooBig { .. }) => true,
             (EndsWith::FinalClose, Lost::Closed { code, .. }) => {
                 let restarts = plain.restarts || CloseCode::is_restart(*code);
                 !restarts || plain.barren >= BARREN_LIMIT
@@ -1215,6 +1260,7 @@ impl Client {
             Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => {
                 (*code, reason.clone())
             }
+            Lost::TooBig { .. } if self.config.once => (Some(CloseCode::TOO_BIG), why.to_string()),
             Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
             Lost::Unreachable(reason) | Lost::Broken(reason) | Lost::Unavailable { reason, .. }
                 if self.config.once =>

@@ -4,6 +4,7 @@
 //! - [`session`]: `mainstay.v1`, the session that outlives connections.
 //! - [`heartbeat`]: when to probe a peer and when to call it dead.
 //! - [`admission`]: who may connect.
+//! - [`budget`]: what all connections may keep together.
 //! - [`backoff`]: how long to wait before the next attempt.
 //! - [`confirm`]: sending to a plain peer, whose Pong is the acknowledgement.
 //! - [`connect`]: the client's life: dialling, attached, waiting, ended. [`endpoint`]: where it may be sent. [`reach`]:
@@ -15,6 +16,7 @@
 
 pub mod admission;
 pub mod backoff;
+pub mod budget;
 pub mod confirm;
 pub mod connect;
 pub mod endpoint;

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::session::{Message, Transmit};
-use mainstay_proto::ws::{CloseFrame, Connection, Incoming, Packed, SendQueue, State};
+use mainstay_proto::ws::{CloseFrame, Connection, Incoming, Limits, Packed, ProtocolError, SendQueue, State};
 
 use crate::clock::now;
 use crate::transport::Transport;
@@ -22,6 +22,8 @@ use crate::worker::Here;
 
 /// Bytes read per turn: a connection's share before the others have theirs.
 const READ: usize = 64 * 1024;
+/// What may stand before the payload in a message of `mainstay.v1`: the type, and of a volatile one its kind.
+const BEFORE_PAYLOAD: usize = 2;
 /// Encoded bytes per turn, at which the rest waits for the next.
 const WRITE: usize = 256 * 1024;
 
@@ -170,7 +172,10 @@ impl Wire {
                 Err(error) => {
                     self.codec.fail(&error, replies);
                     self.closing = true;
-                    return Some(Reading::Ended(Lost::Broken(error.to_string())));
+                    return Some(Reading::Ended(match error {
+                        ProtocolError::MessageTooBig { limit } => Lost::TooBig { limit },
+                        error => Lost::Broken(error.to_string()),
+                    }));
                 }
             };
             if !take(arrived) {
@@ -263,6 +268,27 @@ impl Wire {
         if self.unsent.is_none() && !out.is_empty() {
             self.unsent = Some(Box::new(out));
         }
+    }
+
+    /// From here on the peer speaks `mainstay.v1`, and its messages may be as large as `limits` says.
+    pub(crate) fn begin_session(&mut self, limits: Limits) {
+        self.codec.set_max_message(limits.max_message.saturating_add(BEFORE_PAYLOAD));
+    }
+
+    /// Bytes that are kept of a message that is not complete.
+    pub(crate) fn assembling(&self) -> u64 {
+        self.codec.assembling() as u64
+    }
+
+    /// What is kept here: of a message that is not complete, of what was read and not looked at, and of what the socket
+    /// did not take. What a session keeps anyway until it is acknowledged does not count again.
+    pub(crate) fn held(&self, framing: Framing) -> u64 {
+        let unsent = self.unsent.as_ref().map_or(0, |unsent| match framing {
+            Framing::Session => unsent.copied(),
+            Framing::Plain => unsent.len(),
+        });
+        let early = self.early.as_ref().map_or(0, |early| early.len());
+        self.assembling() + (unsent + early) as u64
     }
 
     /// The peer has shown that it answers Pings: the system need not judge it.

@@ -9,8 +9,10 @@
 //!
 //! What is decided is decided in [`mainstay_proto`], without IO; here are the sockets and the tasks.
 
+mod budget;
 mod clock;
 mod driver;
+mod memory;
 mod transport;
 mod worker;
 
@@ -29,6 +31,7 @@ pub use client::Client;
 #[cfg(feature = "client")]
 pub use link::Link;
 
+pub use budget::{Budget, Level};
 pub use mainstay_proto::ConfigError;
 pub use mainstay_proto::backoff::BackoffConfig;
 pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
@@ -48,6 +51,14 @@ pub enum SendError {
     /// The session is ending or over.
     #[error("the session is over")]
     Over(Message),
+    /// The peer said that it takes no message that is as large.
+    #[error("a message of {} bytes, and the peer takes at most {limit}", message.payload.len())]
+    TooLarge {
+        /// The message.
+        message: Message,
+        /// The payload of the largest message that the peer takes, in bytes.
+        limit: u64,
+    },
 }
 
 impl SendError {
@@ -55,7 +66,7 @@ impl SendError {
     #[must_use]
     pub fn into_message(self) -> Message {
         match self {
-            Self::Full(message) | Self::Over(message) => message,
+            Self::Full(message) | Self::Over(message) | Self::TooLarge { message, .. } => message,
         }
     }
 }

@@ -32,7 +32,7 @@ use mainstay_proto::ConfigError;
 use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 use mainstay_proto::connect::{ConnectConfig, EndsWith};
 use mainstay_proto::heartbeat::HeartbeatConfig;
-use mainstay_proto::session::Message;
+use mainstay_proto::session::{Message, Window};
 
 use crate::client::{Builder, Client, UrlError};
 use crate::clock::now;
@@ -126,6 +126,16 @@ impl Builder<Plain> {
     pub fn min_interval(mut self, min_interval: Duration) -> Result<Self, ConfigError> {
         self.config.confirm = self.config.confirm.min_interval(min_interval)?;
         Ok(self)
+    }
+
+    /// What is read ahead of the application: once so much waits for [`recv`](Client::recv) the peer is not read, so it
+    /// waits too. What one look at the socket brings above that, up to 64 KiB or one message, is kept. Default: 1,024
+    /// messages and 4 MiB. Range: at least 1 each; less counts as that.
+    #[must_use]
+    pub fn read_ahead(mut self, ahead: Window) -> Self {
+        let Window { messages, bytes } = ahead;
+        self.config.session.flow.accept = Window { messages: messages.max(1), bytes: bytes.max(1) };
+        self
     }
 
     /// Whether the peer answers Pings, where that is known beforehand. If not, it is served at-most-once from the first

@@ -13,11 +13,14 @@ const LIMIT = 8;
 
 /**
  * Milliseconds after its kill that the server is started again: it is back between two attempts of most clients here, not
- * at the time of one (they try after 1.0, 1.25, 2.0, 2.3, 2.7, 3.0 s). A row may say otherwise (`away`).
+ * at the time of one.
+ *
+ * Clients are steady: where waits grow from attempt to attempt, an option of theirs keeps them from it while servers are
+ * restarted. Else a server that is a little later on one leg, on a busy machine, makes a difference of many seconds.
  */
 const AWAY = 1300;
 
-/** How long a subscription may take until it flows again: the slowest client here takes 9 s. */
+/** How long a subscription may take until it flows again when the server is back: the slowest client here takes 10 s. */
 const FLOW_LIMIT = 20;
 
 export class Leg {
@@ -98,14 +101,14 @@ export class Leg {
     }
     const killed = performance.now();
     await this.server.end(signal);
-    const { away = AWAY } = this.row;
-    await sleep(away / 2 - (performance.now() - killed));
+    await sleep(AWAY / 2 - (performance.now() - killed));
     if (order) this.order(order, `${id}-away`);
-    await sleep(away - (performance.now() - killed));
-    const flows = within(FLOW_LIMIT, flow(this.generation + 1)).then(() => (performance.now() - killed) / 1000, () => null);
+    await sleep(AWAY - (performance.now() - killed));
+    const elapsed = () => (performance.now() - killed) / 1000;
+    const flows = flow(this.generation + 1).then(elapsed);
     await this.startServer();
-    const back = (performance.now() - killed) / 1000;
-    const seconds = await flows;
+    const back = elapsed();
+    const seconds = await within(FLOW_LIMIT, flows).catch(() => null);
     this.report({ restart: signal, seconds, back });
     if (seconds === null) return within(FLOW_LIMIT, flow(this.generation)).then(() => true, () => false);
     await sleep(300);

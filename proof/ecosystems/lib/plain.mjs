@@ -55,8 +55,8 @@ export async function plainRestarts(leg, times) {
   class FromPage extends WebSocket {
     constructor(url, protocols) { super(url, protocols, { origin: leg.origin }); }
   }
-  // Its waits grow with every connection that lasted less than `minUptime`, 5 s by default: restarts come faster here.
-  const socket = new ReconnectingWebSocket(leg.url('/feed'), [], { WebSocket: FromPage, minUptime: 200 });
+  const steady = { minUptime: 200, maxReconnectionDelay: 3000 }; // as lib/leg.mjs says
+  const socket = new ReconnectingWebSocket(leg.url('/feed'), [], { WebSocket: FromPage, ...steady });
   socket.addEventListener('open', () => socket.send('{"join":true}'));
   socket.addEventListener('message', ({ data }) => flow.saw(JSON.parse(data).generation ?? 0));
   await leg.restarts({ flow: flow.until, order: (id) => socket.send(JSON.stringify({ order: id })), times });

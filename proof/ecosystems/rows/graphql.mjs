@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { createClient } from 'graphql-ws';
 import WebSocket from 'ws';
 
@@ -24,7 +25,7 @@ export default {
     await leg.check('a subscription before init ends with 4401', () => uninvited(leg));
 
     const flow = new Flow();
-    const client = connect();
+    const client = connect({ retryWait: () => sleep(1000), retryAttempts: 60 }); // steady, as lib/leg.mjs says
     client.subscribe({ query: 'subscription { ticks }' }, { next: ({ data }) => flow.saw(data.ticks), error: () => {}, complete: () => {} });
     const order = (id) => client.subscribe({ query: 'mutation ($id: String) { order(text: $id) }', variables: { id } }, { next: () => {}, error: () => {}, complete: () => {} });
     await leg.check('a subscription is left', async () => {

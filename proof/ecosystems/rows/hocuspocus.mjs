@@ -1,8 +1,7 @@
 import { HocuspocusProvider, HocuspocusProviderWebsocket } from '@hocuspocus/provider';
+import { setTimeout as sleep } from 'node:timers/promises';
 import WebSocket from 'ws';
 import * as Y from 'yjs';
-
-import { setTimeout as sleep } from 'node:timers/promises';
 
 const LARGE = 200_000;
 
@@ -14,7 +13,8 @@ export default {
   async play(leg, { times }) {
     const all = [];
     const visitor = (token = 'right') => {
-      const websocketProvider = new HocuspocusProviderWebsocket({ url: leg.url('/'), WebSocketPolyfill: WebSocket });
+      // `factor` makes it steady, as lib/leg.mjs says.
+      const websocketProvider = new HocuspocusProviderWebsocket({ url: leg.url('/'), WebSocketPolyfill: WebSocket, factor: 1 });
       const provider = new HocuspocusProvider({ websocketProvider, name: 'letter', document: new Y.Doc(), token });
       provider.attach();
       all.push(provider);

@@ -3,13 +3,16 @@ import WebSocket from 'ws';
 
 import { Flow } from '../lib/leg.mjs';
 
+/** Its own waits, but none above 1 s: steady, as lib/leg.mjs says. */
+const steady = (tries) => [10, 50, 100, 150, 200, 250, 500][tries - 1] ?? 1000;
+
 export default {
   title: 'stand-in for a Phoenix endpoint / phoenix.js',
   uses: ['npm:phoenix', 'npm:ws'],
   profile: 'phoenix',
   server: () => ({ command: process.execPath, args: ['servers/phoenix.mjs'] }),
   async play(leg, { times }) {
-    const socket = new Socket(leg.url('/socket'), { transport: WebSocket });
+    const socket = new Socket(leg.url('/socket'), { transport: WebSocket, reconnectAfterMs: steady });
     socket.connect();
     const pushed = (push) => new Promise((done) => push.receive('ok', (answer) => done(['ok', answer])).receive('error', (answer) => done(['error', answer])));
     const room = socket.channel('room:news', {});

@@ -1,6 +1,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { get } from 'node:http';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import { http, message, open, refusal } from '../lib/client.mjs';
 import { Flow } from '../lib/leg.mjs';
@@ -41,9 +42,10 @@ export default {
       socket.close();
       return kinds.at(-1);
     });
-    // As Vite's client does: after a loss it asks for a Ping each second, then loads the page again.
+    // As Vite's client does: after a loss it tries to connect as `vite-ping` each second, and then loads the page again.
     const flow = new Flow();
     let over = false;
+    const pings = () => open(leg.url('/'), ['vite-ping'], { origin: leg.origin }).then((socket) => !socket.close(), () => false);
     const watch = async () => {
       while (!over) {
         const socket = await connect().catch(() => undefined);
@@ -51,7 +53,7 @@ export default {
           await message(socket).then(() => flow.saw(leg.generation), () => {});
           await socket.closed;
         }
-        await new Promise((done) => setTimeout(done, 1000));
+        while (!over && !(await pings())) await sleep(1000);
       }
     };
     watch();

@@ -245,8 +245,10 @@ impl Peer {
                         link.codec.close(CloseCode::NORMAL, "", queue(&mut link.unsent, &mut turn.out));
                     }
                 }
-                ClientEvent::GoAway { .. } | ClientEvent::Authenticated { .. } | ClientEvent::Volatile(_) => {
-                }
+                ClientEvent::GoAway { .. }
+                | ClientEvent::Authenticated { .. }
+                | ClientEvent::TooLarge { .. }
+                | ClientEvent::Volatile(_) => {}
             }
         }
         Ok(())

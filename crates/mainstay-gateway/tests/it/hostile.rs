@@ -124,7 +124,7 @@ async fn honest_visitors_lose_nothing_beside_hostile_ones() {
     assert_eq!(gateway.metric("attaches_total{outcome=\"resumed\"}"), 0.0, "nobody had to come back");
     assert_eq!(gateway.metric("gaps_total{cause=\"client\"}"), GAPS as f64);
     assert!(gateway.is_up());
-    assert_eq!(gateway.said(), "", "no visitor fills the log");
+    assert!(gateway.said().lines().count() <= 1, "no visitor fills the log: {}", gateway.said());
 }
 
 async fn serve_both(session: &mut Client, plain: &mut Link, number: u32) {

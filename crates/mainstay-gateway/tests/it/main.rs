@@ -3,6 +3,7 @@
 
 mod admin;
 mod bench;
+mod bounds;
 mod connect;
 mod flags;
 mod frames;

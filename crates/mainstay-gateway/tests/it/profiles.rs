@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mainstay::client::Event;
 use mainstay::{Client, Message};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
@@ -353,6 +354,29 @@ async fn what_the_backend_may_have_carried_out_is_unknown_to_a_session_and_not_s
         assert_eq!((gap.delivered, gap.unknown), (delivered, 2), "{profile}: {gap:?}");
         client.send(Message::text("next")).await.unwrap();
         hears(&mut backend, "next").await;
+    }
+}
+
+#[tokio::test]
+async fn a_kept_session_whose_next_backend_connection_is_refused_begins_anew() {
+    let (gateway, listener) = gateway(&["--on-backend-loss", "keep"]).await;
+    let mut client = Client::builder(&gateway.url).unwrap().connect();
+    let mut backend = serve(&listener).await;
+    say(&mut backend, "hello").await;
+    assert_eq!(soon(client.recv()).await, Some(Message::text("hello")));
+    backend.write(CLOSE, &1012_u16.to_be_bytes()).await;
+    let (mut refused, _) = soon(listener.accept()).await.unwrap();
+    refused.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    let mut backend = serve(&listener).await;
+    say(&mut backend, "hello again").await;
+    assert_eq!(soon(client.recv()).await, Some(Message::text("hello again")));
+    loop {
+        match soon(client.event()).await {
+            Some(Event::Gap(_)) => break,
+            Some(Event::Ended { code, reason, .. }) => panic!("{code:?} {reason}"),
+            Some(_) => {}
+            None => panic!("not told"),
+        }
     }
 }
 

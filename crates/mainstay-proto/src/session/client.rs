@@ -23,6 +23,7 @@ use super::message::{
 };
 use super::names::Secrets;
 use super::transmit::{ConnectionId, Transmit};
+use crate::budget::{Held, held};
 use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
@@ -47,7 +48,12 @@ pub struct ClientConfig {
 impl Default for ClientConfig {
     fn default() -> Self {
         Self {
-            flow: FlowConfig { keep: Window::CLIENT, accept: Window::CLIENT, manual_confirm: false },
+            flow: FlowConfig {
+                keep: Window::CLIENT,
+                accept: Window::CLIENT,
+                manual_confirm: false,
+                max_message: None,
+            },
             credentials: None,
             resume_window: None,
             resend_undelivered: true,
@@ -101,6 +107,11 @@ pub enum ClientEvent {
         retryable: bool,
         /// When.
         delay: Delay,
+    },
+    /// A message that was accepted before it was known what the server takes is larger than that: it is not delivered.
+    TooLarge {
+        /// Its number.
+        number: u64,
     },
     /// Leave the connection after the delay; nothing is lost.
     GoAway {
@@ -303,7 +314,7 @@ impl ClientSession {
             resume,
             credentials,
             resume_window: self.config.resume_window,
-            max_message: None,
+            max_message: self.config.flow.max_message,
         };
         self.pending = Some(Pending { connection, hello: Some(Box::new(hello)), opening });
     }
@@ -388,6 +399,7 @@ impl ClientSession {
         match frame {
             Frame::Reserved => return Ok(()),
             Frame::Message(message) => {
+                self.config.flow.check(&message)?;
                 if matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over) {
                     current.lane.read += 1;
                     return Ok(());
@@ -416,6 +428,7 @@ impl ClientSession {
                 Ok(())
             }
             Control::Volatile(message) => {
+                self.config.flow.check(&message)?;
                 self.events.push_back(ClientEvent::Volatile(message));
                 Ok(())
             }
@@ -519,6 +532,9 @@ impl ClientSession {
             (Some(_), true) => return Err(SessionError::Unexpected("resumed without being asked")),
         };
         self.flow.outbox.set_peer_window(welcome.window);
+        for number in self.flow.outbox.set_largest(welcome.max_message) {
+            self.events.push_back(ClientEvent::TooLarge { number });
+        }
         self.flow.outbox.trim(lane.wrote);
         self.token = Some(welcome.token);
         self.restored = false;
@@ -583,7 +599,8 @@ impl ClientSession {
     /// Accepts a message and returns its number; it is kept until acknowledged.
     ///
     /// # Errors
-    /// Gives the message back when the buffer is full or the session is ending.
+    /// Gives the message back when the buffer is full, the session is ending, or the server does not
+    /// [take](Self::largest) it.
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
         let numbers = !self.restored || turned_back(Rule::CopyNumbersNothing);
         if self.life == Life::Open && numbers { self.flow.outbox.push(message) } else { Err(message) }
@@ -592,7 +609,13 @@ impl ClientSession {
     /// Whether `send` would accept a message of this many bytes.
     #[must_use]
     pub fn has_room(&self, length: usize) -> bool {
-        self.flow.outbox.has_room(length)
+        self.flow.outbox.has_room(length, u64::MAX)
+    }
+
+    /// The payload of the largest message that the server takes, as far as it said.
+    #[must_use]
+    pub fn largest(&self) -> u64 {
+        self.flow.outbox.largest()
     }
 
     /// Writes a message that is not numbered, kept or replayed. Dropped while detached.
@@ -786,12 +809,8 @@ impl ClientSession {
         let fate = self.fate(account, self.config.resend_undelivered);
         let fresh = Flow::new(&self.config.flow, Window::BEFORE_WELCOME);
         let lost = std::mem::replace(&mut self.flow, fresh);
-        if fate.resent {
-            for message in lost.outbox.into_messages_after(fate.unknown) {
-                // It fitted the old buffer, so it fits the new one.
-                let _ = self.flow.outbox.push(message);
-            }
-        }
+        // Without anything to send again it takes over what the server takes.
+        self.flow.outbox.adopt_after(lost.outbox, if fate.resent { fate.unknown } else { u64::MAX });
         self.token = None;
         self.replaced = 0;
         self.events.push_back(ClientEvent::Gap(fate));
@@ -914,6 +933,15 @@ impl ClientSession {
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.flow.outbox.bytes()
+    }
+
+    /// What the session keeps, with what each message costs beside its payload.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        Held {
+            unread: held(self.flow.inbox.queued_bytes(), self.flow.inbox.len()),
+            kept: held(self.flow.outbox.bytes(), self.flow.outbox.len()),
+        }
     }
 
     /// The last number given.

@@ -55,6 +55,14 @@ pub enum SessionError {
     /// The peer sent more than the window allows.
     #[error("peer sent past the window that was announced to it")]
     WindowExceeded,
+    /// The peer sent a message that is larger than this end takes.
+    #[error("a message of {length} bytes is larger than this end takes: {limit}")]
+    MessageTooBig {
+        /// Payload bytes.
+        length: u64,
+        /// What was announced.
+        limit: u64,
+    },
     /// A message that is not allowed here, for example a second HELLO.
     #[error("{0} is not allowed here")]
     Unexpected(&'static str),
@@ -67,6 +75,9 @@ impl SessionError {
     /// The close code that ends the connection.
     #[must_use]
     pub const fn close_code(&self) -> CloseCode {
-        CloseCode::PROTOCOL_VIOLATION
+        match self {
+            Self::MessageTooBig { .. } => CloseCode::TOO_BIG,
+            _ => CloseCode::PROTOCOL_VIOLATION,
+        }
     }
 }

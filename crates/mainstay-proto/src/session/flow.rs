@@ -57,6 +57,11 @@ impl Volatiles {
         message
     }
 
+    /// Payload bytes of all.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.as_ref().map_or(0, |waiting| waiting.bytes)
+    }
+
     pub(super) fn transmit(&mut self) -> Option<Transmit> {
         self.pop().map(|message| Transmit::control(&Control::Volatile(message)))
     }
@@ -72,6 +77,20 @@ pub struct FlowConfig {
     /// Whether the application confirms what it has handled (`true`), or being handed a message
     /// counts as received (`false`, the default).
     pub manual_confirm: bool,
+    /// The payload of the largest message that this end takes, which it tells the peer. Default: not bounded here, and
+    /// nothing is told.
+    pub max_message: Option<u64>,
+}
+
+impl FlowConfig {
+    /// Whether this end takes a message of the peer.
+    pub(super) fn check(&self, message: &Message) -> Result<(), SessionError> {
+        let length = message.payload.len() as u64;
+        match self.max_message {
+            Some(limit) if length > limit => Err(SessionError::MessageTooBig { length, limit }),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -52,14 +52,16 @@ pub(super) struct Inbox {
     received: u64,
     /// Payload bytes of what was taken and is not received.
     open_bytes: u64,
+    /// Of what was taken and is not handed.
+    queued_bytes: u64,
     /// What was handed and is not received (manual mode only).
     unconfirmed: VecDeque<Unconfirmed>,
     window: Window,
     manual: bool,
     /// What the peer was told on the current connection.
     told: u64,
-    /// Payload bytes received since then.
-    untold_bytes: u64,
+    /// Payload bytes received since then; what is above 4 GiB makes no difference.
+    untold_bytes: u32,
     untold_since: Option<Instant>,
     /// The peer should have been told by now, and will be as soon as the connection takes it.
     is_overdue: bool,
@@ -88,6 +90,7 @@ impl Inbox {
             handed: 0,
             received: 0,
             open_bytes: 0,
+            queued_bytes: 0,
             unconfirmed: VecDeque::new(),
             window,
             manual,
@@ -106,6 +109,7 @@ impl Inbox {
             return Err(SessionError::WindowExceeded);
         }
         self.open_bytes += length;
+        self.queued_bytes += length;
         self.taken += 1;
         append(&mut self.queue, Queued { delivery: Delivery::Message(message), number: self.taken });
         Ok(())
@@ -144,6 +148,7 @@ impl Inbox {
             Delivery::Gap { .. } => None,
             Delivery::Replaced { .. } => return Some(delivery),
         };
+        self.queued_bytes -= length.unwrap_or(0);
         if self.manual {
             self.unconfirmed.push_back(Unconfirmed { number, length });
         } else {
@@ -194,7 +199,7 @@ impl Inbox {
     fn note_received(&mut self, now: Instant, number: u64, length: u64) {
         self.received = number;
         self.open_bytes = self.open_bytes.saturating_sub(length);
-        self.untold_bytes += length;
+        self.untold_bytes = self.untold_bytes.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
         if !self.is_overdue {
             self.untold_since.get_or_insert(now);
         }
@@ -205,7 +210,7 @@ impl Inbox {
         let quarter = (self.window.messages / 4).clamp(1, ACK_MESSAGES);
         untold > 0
             && (untold >= quarter
-                || self.untold_bytes >= (self.window.bytes / 4).min(ACK_BYTES)
+                || u64::from(self.untold_bytes) >= (self.window.bytes / 4).min(ACK_BYTES)
                 || self.is_overdue
                 || self.acknowledge_by().is_some_and(|by| by <= now))
     }
@@ -235,6 +240,17 @@ impl Inbox {
     /// Forgets what was taken and not handed over: the session is over.
     pub(super) fn discard_queue(&mut self) {
         self.queue = VecDeque::new();
+        self.queued_bytes = 0;
+    }
+
+    /// Payload bytes of what waits to be handed over.
+    pub(super) fn queued_bytes(&self) -> u64 {
+        self.queued_bytes
+    }
+
+    /// What waits to be handed over.
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
     }
 
     pub(super) fn taken(&self) -> u64 {

@@ -5,6 +5,9 @@
 //! application chose to lose what is oldest: then the oldest message that was never written makes room,
 //! and a gap stands in its place, is replayed like a message, and is acknowledged like one.
 //!
+//! A message that is larger than the peer takes is not accepted. What was accepted before the peer said so is taken out,
+//! and a gap stands in its place too.
+//!
 //! A message may be acknowledged and still be needed: no number travels, so a connection that was
 //! told to begin at 4 must write 4 and 5 even when the peer acknowledges 5 in between. `trim` is
 //! therefore told the lowest position that a living connection still stands at.
@@ -33,6 +36,8 @@ pub(super) struct Outbox {
     limit: Window,
     /// What the peer lets us write above `acknowledged`.
     peer: Window,
+    /// The payload of the largest message that the peer takes, as far as it said: [`UNKNOWN`] or less than 4 GiB.
+    largest: u32,
     /// A full buffer drops the oldest that was never written, instead of refusing.
     drops_oldest: bool,
     dropped: u64,
@@ -61,6 +66,9 @@ impl Item {
     }
 }
 
+/// The peer did not say which messages it takes, or takes any.
+const UNKNOWN: u32 = u32::MAX;
+
 /// What follows a position.
 pub(super) enum Next<'a> {
     Message(&'a Message),
@@ -80,6 +88,7 @@ impl Outbox {
             written: 0,
             limit,
             peer,
+            largest: UNKNOWN,
             drops_oldest: false,
             dropped: 0,
         }
@@ -89,31 +98,78 @@ impl Outbox {
         self.drops_oldest = true;
     }
 
-    /// Numbers a message, or gives it back when the buffer holds all it may. A single message always
-    /// fits an empty buffer, whatever its size.
+    /// Numbers a message, or gives it back when the buffer holds all it may. A single message always fits an empty
+    /// buffer, if the peer takes it.
     pub(super) fn push(&mut self, message: Message) -> Result<u64, Message> {
+        self.push_within(message, u64::MAX)
+    }
+
+    /// As [`push`](Self::push), where the buffer may hold no more than `room` bytes.
+    pub(super) fn push_within(&mut self, message: Message, room: u64) -> Result<u64, Message> {
         let length = message.payload.len();
-        if !self.has_room(length) {
+        if !self.has_room(length, room) {
             return Err(message);
         }
         let (last, bytes) = (self.last() + 1, self.all_bytes() + length as u64);
         append(&mut self.items, Item { kept: Kept::Message(message), last, bytes });
-        while self.drops_oldest && self.is_over_full() && self.drop_oldest() {}
+        while self.drops_oldest && self.is_over_full(room) && self.drop_oldest() {}
         Ok(last)
     }
 
     /// Whether a message of `length` bytes would be accepted.
-    pub(super) fn has_room(&self, length: usize) -> bool {
+    pub(super) fn has_room(&self, length: usize, room: u64) -> bool {
+        if length as u64 > self.largest() {
+            return false;
+        }
         if self.drops_oldest {
             return true;
         }
         let (kept, bytes) = self.kept();
-        kept == 0 || (kept < self.limit.messages && bytes + length as u64 <= self.limit.bytes)
+        kept == 0 || (kept < self.limit.messages && bytes + length as u64 <= self.limit.bytes.min(room))
     }
 
-    fn is_over_full(&self) -> bool {
+    fn is_over_full(&self, room: u64) -> bool {
         let (kept, bytes) = self.kept();
-        kept > 1 && (kept > self.limit.messages || bytes > self.limit.bytes)
+        kept > 1 && (kept > self.limit.messages || bytes > self.limit.bytes.min(room))
+    }
+
+    /// The payload of the largest message that the peer takes, as far as it said.
+    pub(super) fn largest(&self) -> u64 {
+        if self.largest == UNKNOWN { u64::MAX } else { self.largest.into() }
+    }
+
+    /// The peer takes no larger messages than this. Returns the numbers of those that were accepted before it was known:
+    /// they are not kept any more, and are written as gaps. The peer has none of them, as it would have refused it.
+    pub(super) fn set_largest(&mut self, largest: Option<u64>) -> Vec<u64> {
+        self.largest = largest.and_then(|largest| u32::try_from(largest).ok()).unwrap_or(UNKNOWN);
+        let largest = self.largest();
+        let (mut before, mut gone, mut dropped) = (self.base_bytes, 0, Vec::new());
+        for item in &mut self.items {
+            let length = item.bytes - before;
+            before = item.bytes;
+            if length > largest && item.last > self.acknowledged {
+                item.kept = Kept::Gap;
+                gone += length;
+                dropped.push(item.last);
+            }
+            item.bytes -= gone;
+        }
+        self.dropped += dropped.len() as u64;
+        dropped
+    }
+
+    /// Takes over what another buffer kept after `number`, in order, whatever this one may hold. A gap stays one, so that
+    /// what follows it keeps its place.
+    pub(super) fn adopt_after(&mut self, other: Self, number: u64) {
+        self.largest = other.largest;
+        for item in other.items.into_iter().filter(|item| item.last > number) {
+            let length = match &item.kept {
+                Kept::Message(message) => message.payload.len() as u64,
+                Kept::Gap => 0,
+            };
+            let (last, bytes) = (self.last() + 1, self.all_bytes() + length);
+            append(&mut self.items, Item { kept: item.kept, last, bytes });
+        }
     }
 
     /// Messages and gaps above `acknowledged`, and their payload bytes. A gap that was not written does not
@@ -185,6 +241,12 @@ impl Outbox {
         }
     }
 
+    /// Forgets what is kept, and knows how much that was: the session is over.
+    pub(super) fn discard(&mut self) {
+        (self.base, self.base_bytes) = (self.last(), self.all_bytes());
+        self.items = VecDeque::new();
+    }
+
     /// Gives up everything after `number` that is still kept, in order.
     pub(super) fn into_messages_after(self, number: u64) -> impl Iterator<Item = Message> {
         self.items.into_iter().filter(move |item| item.last > number).filter_map(|item| match item.kept {
@@ -218,6 +280,11 @@ impl Outbox {
     /// Payload bytes held.
     pub(super) fn bytes(&self) -> u64 {
         self.all_bytes() - self.base_bytes
+    }
+
+    /// Messages and gaps held.
+    pub(super) fn len(&self) -> usize {
+        self.items.len()
     }
 
     /// Payload bytes of all messages that were ever accepted.
@@ -360,5 +427,87 @@ mod tests {
         outbox.push(Message::text("d")).unwrap();
         assert_eq!(rest(&mut outbox, 0), ["gap 1-4", "d"]);
         assert_eq!(outbox.bytes(), 1);
+    }
+
+    /// What follows each position, by the length of its message; a gap is `None`.
+    fn lengths(outbox: &Outbox) -> Vec<Option<usize>> {
+        let follows = |position| match outbox.next(position)? {
+            Next::Message(message) => Some(Some(message.payload.len())),
+            Next::Gap { .. } => Some(None),
+        };
+        (0..outbox.last()).filter_map(follows).collect()
+    }
+
+    #[test]
+    fn what_the_peer_does_not_take_is_refused_and_what_was_accepted_before_is_a_gap_in_its_place() {
+        let mut outbox = outbox(100, 10_000);
+        for length in [3, 11, 10, 12, 13] {
+            outbox.push(Message::text("x".repeat(length))).unwrap();
+        }
+        // As a client does that wrote its first messages before WELCOME.
+        outbox.note_written(2);
+        assert_eq!(outbox.set_largest(Some(10)), [2, 4, 5]);
+        assert_eq!(lengths(&outbox), [Some(3), None, Some(10), None, None]);
+        assert_eq!((outbox.bytes(), outbox.dropped(), outbox.last()), (13, 3, 5));
+        assert!(outbox.push(Message::text("x".repeat(11))).is_err());
+        assert_eq!(outbox.push(Message::text("x".repeat(10))), Ok(6));
+        assert_eq!(outbox.bytes(), 23);
+        outbox.note_written(6);
+        outbox.acknowledge(3).unwrap();
+        outbox.trim(3);
+        assert_eq!(outbox.bytes(), 10);
+        // What was acknowledged before a smaller limit is nobody's concern.
+        outbox.acknowledge(6).unwrap();
+        assert!(outbox.set_largest(Some(1)).is_empty());
+        outbox.trim(6);
+        assert_eq!((outbox.bytes(), outbox.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_peer_that_announces_nothing_takes_everything() {
+        let mut outbox = outbox(100, 10);
+        for largest in [None, Some(u64::from(u32::MAX)), Some(u64::MAX)] {
+            assert!(outbox.set_largest(largest).is_empty());
+            assert_eq!(outbox.largest(), u64::MAX);
+        }
+        assert_eq!(outbox.push(Message::text("longer than the buffer")), Ok(1));
+    }
+
+    #[test]
+    fn a_buffer_that_takes_over_another_keeps_places_and_what_the_peer_takes() {
+        let mut old = outbox(100, 10_000);
+        for length in [1, 2, 30, 4] {
+            old.push(Message::text("x".repeat(length))).unwrap();
+        }
+        old.set_largest(Some(10));
+        let mut new = outbox(2, 3);
+        new.adopt_after(old, 1);
+        assert_eq!((new.last(), new.bytes(), new.largest()), (3, 6, 10));
+        assert_eq!(lengths(&new).first(), Some(&Some(2)));
+    }
+
+    #[test]
+    fn where_less_room_is_given_than_the_limit_that_counts_and_one_message_always_fits() {
+        let mut outbox = outbox(100, 1000);
+        assert_eq!(outbox.push_within(Message::text("x".repeat(50)), 10), Ok(1));
+        assert!(outbox.push_within(Message::text("x"), 50).is_err());
+        assert_eq!(outbox.push_within(Message::text("x"), 51), Ok(2));
+        outbox.drop_oldest_when_full();
+        outbox.note_written(1);
+        assert_eq!(outbox.push_within(Message::text("y"), 51), Ok(3));
+        assert_eq!(
+            (outbox.dropped(), outbox.bytes()),
+            (1, 51),
+            "the oldest that was never written makes room"
+        );
+    }
+
+    #[test]
+    fn what_is_discarded_is_known_and_not_kept() {
+        let mut outbox = outbox(100, 1000);
+        outbox.push(Message::text("abc")).unwrap();
+        outbox.push(Message::text("de")).unwrap();
+        outbox.discard();
+        assert_eq!((outbox.last(), outbox.bytes(), outbox.len()), (2, 0, 0));
     }
 }

@@ -18,6 +18,7 @@ use super::message::Message;
 use super::queue::{append, take_first};
 use super::server::ServerConfig;
 use super::transmit::Transmit;
+use crate::budget::{Held, held};
 use crate::heartbeat::{Action, Heartbeat};
 use crate::ws::CloseCode;
 
@@ -159,7 +160,15 @@ impl PlainSession {
     /// # Errors
     /// Gives it back when the buffer is full or the session is ending.
     pub fn send(&mut self, message: Message) -> Result<(), Message> {
-        if self.end != End::Open || !self.has_room(message.payload.len()) {
+        self.send_within(message, u64::MAX)
+    }
+
+    /// As [`send`](Self::send), where no more than `room` bytes may be kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn send_within(&mut self, message: Message, room: u64) -> Result<(), Message> {
+        if self.end != End::Open || !self.has_room_within(message.payload.len(), room) {
             return Err(message);
         }
         self.outbox_bytes += message.payload.len() as u64;
@@ -170,10 +179,14 @@ impl PlainSession {
     /// Whether `send` would accept a message of this many bytes.
     #[must_use]
     pub fn has_room(&self, length: usize) -> bool {
+        self.has_room_within(length, u64::MAX)
+    }
+
+    fn has_room_within(&self, length: usize, room: u64) -> bool {
         let window = self.config.flow.keep;
         self.outbox.is_empty()
             || ((self.outbox.len() as u64) < window.messages
-                && self.outbox_bytes + length as u64 <= window.bytes)
+                && self.outbox_bytes + length as u64 <= window.bytes.min(room))
     }
 
     /// The next message for the application.
@@ -187,6 +200,21 @@ impl PlainSession {
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.outbox_bytes
+    }
+
+    /// Payload bytes that came from the peer and wait for the application.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        self.inbox_bytes
+    }
+
+    /// What is kept, with what each message costs beside its payload.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        Held {
+            unread: held(self.inbox_bytes, self.inbox.len()),
+            kept: held(self.outbox_bytes, self.outbox.len()),
+        }
     }
 
     /// Ends in order: what was accepted is written first. What has not left within 10 s is dropped with the

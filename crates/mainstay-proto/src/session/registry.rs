@@ -6,6 +6,7 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching".
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use super::message::{Account, Cause, Control, Delay, Hello, Instance, ResumeToke
 use super::names::{Name, Presenter, Secrets};
 use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
+use crate::admission::Source;
 use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
@@ -25,6 +27,11 @@ pub trait Sessions {
     fn with<R>(&mut self, handle: &Self::Handle, f: impl FnOnce(&mut ServerSession) -> R) -> R;
     /// Keeps a new session.
     fn create(&mut self, session: ServerSession) -> Self::Handle;
+    /// Where the session's client came from when it opened it; `None`: not known.
+    fn source(&mut self, handle: &Self::Handle) -> Option<Source> {
+        let _ = handle;
+        None
+    }
 }
 
 /// Bounds of the registry.
@@ -33,6 +40,9 @@ pub struct RegistryConfig {
     /// How many sessions live at a time, parked ones included. One more takes the place of one whose client has
     /// been away for 10 s or more, or is refused where there is none. Default: 1,000,000.
     pub sessions: usize,
+    /// How many sessions of one source wait for clients that are away. A source that has more loses the one whose client
+    /// has been away for the longest whenever it opens another. Default: no limit.
+    pub parked_per_source: Option<usize>,
     /// How long a tombstone is kept. Default: 24 hours.
     pub tombstone_life: Duration,
     /// How many are kept; the oldest go first. Default: 100,000 (about 128 bytes each).
@@ -41,7 +51,12 @@ pub struct RegistryConfig {
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self { sessions: 1_000_000, tombstone_life: Duration::from_secs(24 * 60 * 60), tombstones: 100_000 }
+        Self {
+            sessions: 1_000_000,
+            parked_per_source: None,
+            tombstone_life: Duration::from_secs(24 * 60 * 60),
+            tombstones: 100_000,
+        }
     }
 }
 
@@ -53,6 +68,8 @@ const ON_THE_WAY_BACK: Duration = Duration::from_secs(10);
 /// looked at for them, as names of the dead stand among them.
 const COMPARED: usize = 32;
 const LOOKED_AT: usize = 1024;
+/// Sources without a session that are remembered, beside twice the number of sessions, before they are looked for.
+const SOURCES_BEFORE_A_SWEEP: usize = 1024;
 /// When to ask again of a server that has no room: so long that asking costs little, so spread that not
 /// everybody asks at once.
 const NO_ROOM: Delay = Delay { min: Duration::from_secs(1), max: Duration::from_secs(30) };
@@ -66,6 +83,10 @@ pub struct Registry<H> {
     names: BTreeMap<Name, Entry<H>>,
     /// Sessions made and not buried.
     live: usize,
+    /// New sessions are refused, whatever room there is.
+    is_closed: bool,
+    /// Their keys by source, only where the number of a source is bounded; those of dead sessions may stand among them.
+    by_source: BTreeMap<Source, Vec<Name>>,
     tombstones: VecDeque<Tombstone>,
     /// Number of the first tombstone in the queue.
     first_tombstone: u64,
@@ -173,10 +194,17 @@ impl<H: Clone> Registry<H> {
             secrets: Secrets::new(seed),
             names: BTreeMap::new(),
             live: 0,
+            is_closed: false,
+            by_source: BTreeMap::new(),
             tombstones: VecDeque::new(),
             first_tombstone: 0,
             remembers_since: now,
         }
+    }
+
+    /// From here on new sessions are refused as where there is no room (`true`), or not (`false`). Default: not.
+    pub fn set_closed(&mut self, is_closed: bool) {
+        self.is_closed = is_closed;
     }
 
     /// Answers a HELLO that `who` sent on `connection`.
@@ -278,6 +306,7 @@ impl<H: Clone> Registry<H> {
             None if !lost && self.may_have_lived(now, hello.key_age) => {
                 return refuse(Refusal::KeyTooOld, None);
             }
+            None if self.is_closed => return refuse(Refusal::NoRoom, None),
             None => {
                 if self.live >= self.config.sessions {
                     evicted = self.evict(now, sessions);
@@ -302,6 +331,9 @@ impl<H: Clone> Registry<H> {
         match attach {
             Attach::Done { fenced, dropped } => {
                 self.rename(&handle, name, dropped);
+                if created {
+                    evicted = evicted.or(self.bound_source(now, (&handle, key), sessions));
+                }
                 Answer::Attached { session: handle, created, lost, evicted, fenced }
             }
             Attach::Stale => refuse(Refusal::Stale, None),
@@ -313,32 +345,77 @@ impl<H: Clone> Registry<H> {
         }
     }
 
-    /// Gives up the session whose client has been away for the longest, or nearly: of all the names some are
-    /// compared, from anywhere on. Who opens sessions and leaves them so keeps nobody out; it loses its own first.
-    fn evict<S: Sessions<Handle = H>>(&mut self, now: Instant, sessions: &mut S) -> Option<H> {
+    /// Gives up a session whose client has been away for 10 s or more, and buries it: something that every session
+    /// takes is used up. `None`: there is none. The handle is the evicted session's, whose owner is to look.
+    ///
+    /// Some of all the names are compared, from anywhere on. Of the source that has most of those, the session whose
+    /// client has been away for the longest goes: a client that opens sessions and leaves them keeps nobody out, and
+    /// loses its own first. Behind a proxy all have one source, and the longest absence alone decides.
+    pub fn evict<S: Sessions<Handle = H>>(&mut self, now: Instant, sessions: &mut S) -> Option<H> {
         let from = self.secrets.name();
         let around = self.names.range(from..).chain(self.names.range(..from)).take(LOOKED_AT);
         let live = around.filter_map(|(_, entry)| match entry {
             Entry::Live(handle) => Some(handle),
             Entry::Tombstone(_) => None,
         });
-        let parked = live.take(COMPARED).filter_map(|handle| {
-            let since = sessions.with(handle, |session| session.parked_since())?;
-            (now.saturating_duration_since(since) >= ON_THE_WAY_BACK).then_some((since, handle))
-        });
-        let victim = parked.min_by_key(|(since, _)| *since).map(|(_, handle)| handle.clone())?;
-        sessions.with(&victim, |session| {
+        let mut parked = Vec::with_capacity(COMPARED);
+        for handle in live.take(COMPARED) {
+            let since = sessions.with(handle, |session| session.parked_since());
+            if let Some(since) = since.filter(|at| now.saturating_duration_since(*at) >= ON_THE_WAY_BACK) {
+                parked.push((sessions.source(handle), since, handle));
+            }
+        }
+        let of_source = |source| parked.iter().filter(|(other, ..)| *other == source).count();
+        let victim = parked.iter().max_by_key(|(source, since, _)| (of_source(*source), Reverse(*since)));
+        let victim = victim.map(|(.., handle)| (*handle).clone())?;
+        self.evict_this(now, &victim, sessions);
+        Some(victim)
+    }
+
+    /// Gives up this session, and buries it. Does nothing to one that is over and buried.
+    pub fn evict_this<S: Sessions<Handle = H>>(&mut self, now: Instant, session: &H, sessions: &mut S) {
+        sessions.with(session, |session| {
             session.evict();
             self.bury(now, session);
         });
+    }
+
+    /// A source opened another session, under this key: where more of its sessions are parked than may be, the one whose
+    /// client has been away for the longest is given up.
+    fn bound_source<S: Sessions<Handle = H>>(
+        &mut self,
+        now: Instant,
+        (opened, key): (&H, Name),
+        sessions: &mut S,
+    ) -> Option<H> {
+        let (limit, source) = (self.config.parked_per_source?, sessions.source(opened)?);
+        if self.by_source.len() > 2 * self.live + SOURCES_BEFORE_A_SWEEP {
+            let is_live = |name: &Name| matches!(self.names.get(name), Some(Entry::Live(_)));
+            self.by_source.retain(|_, keys| keys.iter().any(is_live));
+        }
+        let keys = self.by_source.entry(source).or_default();
+        let mut parked = Vec::new();
+        keys.retain(|key| {
+            let Some(Entry::Live(handle)) = self.names.get(key) else { return false };
+            let since = sessions.with(handle, |session| session.parked_since());
+            parked.extend(since.map(|since| (since, handle.clone())));
+            true
+        });
+        keys.push(key);
+        if parked.len() <= limit {
+            return None;
+        }
+        let (_, victim) = parked.into_iter().min_by_key(|(since, _)| *since)?;
+        self.evict_this(now, &victim, sessions);
         Some(victim)
     }
 
     /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every
     /// session whose [`is_over`](ServerSession::is_over) is set, before dropping it. Does nothing else.
     pub fn bury(&mut self, now: Instant, session: &ServerSession) {
-        let buried = matches!(self.names.get(&session.key), Some(Entry::Tombstone(_)));
-        if session.is_over().is_none() || buried {
+        // A tombstone may be forgotten by now: that leaves no name, and must not be taken for a session.
+        let is_live = matches!(self.names.get(&session.key), Some(Entry::Live(_)));
+        if session.is_over().is_none() || !is_live {
             return;
         }
         self.forget_old(now);

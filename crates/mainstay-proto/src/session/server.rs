@@ -33,6 +33,7 @@ use super::names::Name;
 use super::plain::PeerClose;
 use super::replaced::Replacements;
 use super::transmit::{ConnectionId, Transmit};
+use crate::budget::{Held, held};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig};
 use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
@@ -59,7 +60,12 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            flow: FlowConfig { keep: Window::SERVER, accept: Window::SERVER, manual_confirm: false },
+            flow: FlowConfig {
+                keep: Window::SERVER,
+                accept: Window::SERVER,
+                manual_confirm: false,
+                max_message: None,
+            },
             resume_window: Duration::from_secs(120),
             heartbeat: HeartbeatConfig::default(),
             lifetime: LifetimeConfig::default(),
@@ -95,6 +101,8 @@ pub struct ServerSession {
     life: Life,
     /// Nobody can come back for it: the connection it has is its last.
     is_retired: bool,
+    /// [`poll_over`](Self::poll_over) said so.
+    told_over: bool,
     /// In a box, as a parked session has none.
     attached: Option<Box<Attached>>,
     /// What came outside the stream and waits for the application.
@@ -258,6 +266,7 @@ impl ServerSession {
             account: identity.account.map(Box::new),
             life: Life::Parked { since: now },
             is_retired: false,
+            told_over: false,
             attached: None,
             volatiles: Volatiles::default(),
             replaced: None,
@@ -361,6 +370,8 @@ impl ServerSession {
         self.attempt = hello.attempt;
         let fenced = old.map(|old| Fenced { connection: old.connection, reason: self.superseded_reason() });
         self.flow.outbox.set_peer_window(hello.window);
+        // What this client does not take stands as a gap in its stream, and is counted as dropped.
+        self.flow.outbox.set_largest(hello.max_message);
         self.flow.outbox.trim(lane.wrote);
         let most = self.config.resume_window;
         self.resume_window = hello.resume_window.map_or(most, |asked| asked.min(most));
@@ -376,7 +387,7 @@ impl ServerSession {
             window: self.flow.inbox.window(),
             account: self.account.as_deref().copied(),
             resume_at: None,
-            max_message: None,
+            max_message: self.config.flow.max_message,
         };
         let mut rng = StdRng::seed_from_u64(seed);
         self.attached = Some(Box::new(Attached {
@@ -448,6 +459,7 @@ impl ServerSession {
         match frame {
             Frame::Reserved => return Ok(()),
             Frame::Message(message) => {
+                self.config.flow.check(&message)?;
                 attached.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
                 // After END nothing is handed over any more, but the position moves.
                 let ended =
@@ -499,6 +511,7 @@ impl ServerSession {
                 Ok(())
             }
             Control::Volatile(message) => {
+                self.config.flow.check(&message)?;
                 self.volatiles.push(message, self.config.volatile_queue);
                 Ok(())
             }
@@ -590,10 +603,19 @@ impl ServerSession {
     /// Accepts a message for the peer and returns its number; it is kept until acknowledged.
     ///
     /// # Errors
-    /// Gives the message back when the buffer is full or the session is ending.
+    /// Gives the message back when the buffer is full, the session is ending, or the client does not
+    /// [take](Self::largest) it.
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
+        self.send_within(message, u64::MAX)
+    }
+
+    /// As [`send`](Self::send), where no more than `room` bytes may be kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn send_within(&mut self, message: Message, room: u64) -> Result<u64, Message> {
         match self.life {
-            Life::Parked { .. } | Life::Attached => self.flow.outbox.push(message),
+            Life::Parked { .. } | Life::Attached => self.flow.outbox.push_within(message, room),
             _ => Err(message),
         }
     }
@@ -601,7 +623,13 @@ impl ServerSession {
     /// Whether `send` would accept a message of this many bytes.
     #[must_use]
     pub fn has_room(&self, length: usize) -> bool {
-        self.flow.outbox.has_room(length)
+        self.flow.outbox.has_room(length, u64::MAX)
+    }
+
+    /// The payload of the largest message that the client takes, as far as it said.
+    #[must_use]
+    pub fn largest(&self) -> u64 {
+        self.flow.outbox.largest()
     }
 
     /// Writes a message that is not numbered, kept or replayed. Dropped while nobody is attached.
@@ -790,6 +818,7 @@ impl ServerSession {
 
     fn over(&mut self, over: Over) {
         self.flow.inbox.discard_queue();
+        self.flow.outbox.discard();
         self.volatiles = Volatiles::default();
         self.life = Life::Over(over);
         if let Some(attached) = &mut self.attached {
@@ -959,10 +988,14 @@ impl ServerSession {
         self.attached.as_ref().map(|a| a.connection)
     }
 
-    /// Since when nobody is attached.
-    pub(super) fn parked_since(&self) -> Option<Instant> {
+    /// Since when nobody is attached; of a session that is being ended, as far as its end tells.
+    #[must_use]
+    pub fn parked_since(&self) -> Option<Instant> {
         match self.life {
             Life::Parked { since } => Some(since),
+            Life::Closing { until, .. } if self.attached.is_none() => {
+                until.checked_sub(self.resume_window.max(CLOSE_TIMEOUT))
+            }
             _ => None,
         }
     }
@@ -976,6 +1009,12 @@ impl ServerSession {
         }
     }
 
+    /// Whether the session is over since the last call: it is to be [buried](super::Registry::bury) then, even if its
+    /// handler goes on for a while.
+    pub fn poll_over(&mut self) -> bool {
+        self.is_over().is_some() && !std::mem::replace(&mut self.told_over, true)
+    }
+
     /// What the client's END said; `None` while there was none.
     #[must_use]
     pub fn peer_close(&self) -> Option<&PeerClose> {
@@ -986,6 +1025,13 @@ impl ServerSession {
     #[must_use]
     pub fn is_open(&self) -> bool {
         matches!(self.life, Life::Parked { .. } | Life::Attached)
+    }
+
+    /// WELCOME is still to be written. It goes before anything is read: what follows HELLO may end the connection, and
+    /// the client has to know why.
+    #[must_use]
+    pub fn owes_welcome(&self) -> bool {
+        self.attached.as_ref().is_some_and(|attached| attached.welcome.is_some())
     }
 
     /// The highest number of ours that the client acknowledged.
@@ -1017,6 +1063,22 @@ impl ServerSession {
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.flow.outbox.bytes()
+    }
+
+    /// Payload bytes that came from the client and that the application was not handed yet.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        self.flow.inbox.queued_bytes()
+    }
+
+    /// What the session keeps, with what each message costs beside its payload.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        let waiting = self.attached.as_ref().map_or(0, |attached| attached.volatiles.bytes());
+        Held {
+            unread: held(self.flow.inbox.queued_bytes() + self.volatiles.bytes(), self.flow.inbox.len()),
+            kept: held(self.flow.outbox.bytes() + waiting, self.flow.outbox.len()),
+        }
     }
 
     pub(super) fn remains(&self) -> Remains {

@@ -20,15 +20,15 @@ const FRAGMENT: usize = 16 * 1024;
 /// What a peer may make this end keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Longest message in bytes, after decompression. Default: 64 KiB.
+    /// Longest message in bytes, after decompression. Default: 1 MiB.
     pub max_message: usize,
-    /// Most frames of one message, empty ones too. Default: 1,024. Range: from 1.
+    /// Most frames of one message, empty ones too. This end writes 16 KiB in each. Default: 1,024. Range: from 1.
     pub max_fragments: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_message: 64 * 1024, max_fragments: 1024 }
+        Self { max_message: 1024 * 1024, max_fragments: 1024 }
     }
 }
 
@@ -128,6 +128,18 @@ impl Connection {
             deflate: deflate.map(|params| Box::new(Deflate::new(role, params))),
             masks: (role == Role::Client).then(|| Box::new(StdRng::from_seed(mask_seed))),
         }
+    }
+
+    /// Takes messages of so many bytes from here on.
+    pub fn set_max_message(&mut self, max_message: usize) {
+        self.limits.max_message = max_message;
+    }
+
+    /// Bytes that are kept of a message that is not complete.
+    #[must_use]
+    pub fn assembling(&self) -> usize {
+        let message = self.partial.as_ref().and_then(|partial| partial.message.as_ref());
+        message.map_or(0, |message| message.bytes.capacity())
     }
 
     /// How far the closing handshake is.

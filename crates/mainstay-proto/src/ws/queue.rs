@@ -57,6 +57,11 @@ impl SendQueue {
         self.copied.len() - self.read + self.shared_len
     }
 
+    /// Of these, bytes that are copied here, and shared with nobody.
+    pub fn copied(&self) -> usize {
+        self.copied.len() - self.read
+    }
+
     /// Whether nothing awaits the socket.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

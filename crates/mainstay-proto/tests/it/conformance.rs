@@ -492,6 +492,7 @@ impl End for ClientEnd {
             }
             ClientEvent::GoAway { delay, .. } => json!({"go_away": {"delay_ms": json::delay_to_json(delay)}}),
             ClientEvent::Authenticated { accepted } => json!({"authenticated": accepted}),
+            ClientEvent::TooLarge { number } => json!({"too_large": number}),
             ClientEvent::Volatile(message) => json!({"volatile": json::message_to_json(&message)}),
             ClientEvent::Ended { code, fate, .. } => json!({"ended": {
                 "code": code, "delivered": fate.delivered, "unknown": fate.unknown, "last": fate.last,

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use mainstay_proto::admission::Source;
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::message::{Cause, Delay};
 use mainstay_proto::session::{
     Answer, ClientConfig, ClientEvent, Control, Frame, Message, Over, Refusal, RegistryConfig, ServerConfig,
     ServerSession, SessionError, Transmit, Window,
 };
-use mainstay_proto::ws::Kind;
+use mainstay_proto::ws::{CloseCode, Kind};
 
 use super::pair::{Pair, RESUME_WINDOW, SECOND, server_config};
 use super::resume::stranger;
@@ -324,6 +325,85 @@ fn a_newcomer_takes_the_place_of_who_has_been_away_for_the_longest() {
         pair.gaps().iter().map(|fate| (fate.delivered, fate.cause)).collect::<Vec<_>>(),
         [(1, Cause::Evicted)]
     );
+}
+
+/// A session of this source whose client leaves at once.
+fn opens_and_leaves(pair: &mut Pair, number: u8, address: &str) {
+    pair.server.sessions.source = Some(Source::of(address.parse().unwrap()));
+    let connection = pair.wire();
+    let answer = pair.hello(connection, &stranger(number));
+    assert!(matches!(answer, Answer::Attached { created: true, .. }), "{answer:?}");
+    pair.cut_at_server(connection);
+}
+
+fn left(pair: &mut Pair) -> Vec<bool> {
+    (0..pair.server.sessions.len()).map(|index| pair.server.sessions.get(index).is_over().is_none()).collect()
+}
+
+#[test]
+fn where_sessions_are_scarce_the_source_that_has_most_loses_its_own_first() {
+    let registry = RegistryConfig { sessions: 4, ..RegistryConfig::default() };
+    let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);
+    opens_and_leaves(&mut pair, 1, "10.0.0.1");
+    for (number, address) in [(2, "2001:db8::1"), (3, "2001:db8::2"), (4, "2001:db8::3")] {
+        pair.wait(SECOND);
+        opens_and_leaves(&mut pair, number, address);
+    }
+    pair.wait(10 * SECOND);
+    opens_and_leaves(&mut pair, 5, "10.0.0.2");
+    assert_eq!(
+        left(&mut pair),
+        [true, false, true, true, true],
+        "not the one that has been away for the longest"
+    );
+}
+
+#[test]
+fn a_source_that_has_as_many_parked_sessions_as_it_may_have_loses_the_oldest_by_opening_another() {
+    let registry = RegistryConfig { parked_per_source: Some(2), ..RegistryConfig::default() };
+    let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);
+    for number in 1..=3 {
+        opens_and_leaves(&mut pair, number, "2001:db8::1");
+        opens_and_leaves(&mut pair, 100 + number, "10.0.0.1");
+        pair.wait(SECOND);
+    }
+    assert_eq!(left(&mut pair), [true; 6], "two may be away while a third is opened");
+    opens_and_leaves(&mut pair, 4, "2001:db8::2");
+    assert_eq!(left(&mut pair), [false, true, true, true, true, true, true], "one /64 is one source");
+    // Another source is not concerned, and what a source has attached does not count.
+    pair.server.sessions.source = Some(Source::of("10.0.0.9".parse().unwrap()));
+    for number in 5..=20 {
+        let connection = pair.wire();
+        pair.hello(connection, &stranger(number));
+    }
+    assert_eq!(left(&mut pair).iter().filter(|is_left| !**is_left).count(), 1);
+}
+
+#[test]
+fn a_session_that_is_being_ended_while_its_client_is_away_makes_room_too() {
+    let registry = RegistryConfig { sessions: 1, ..RegistryConfig::default() };
+    let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);
+    opens_and_leaves(&mut pair, 1, "10.0.0.1");
+    let now = pair.now;
+    pair.server.sessions.get(0).close(now, CloseCode::NORMAL, "");
+    pair.wait(10 * SECOND);
+    opens_and_leaves(&mut pair, 2, "10.0.0.2");
+    assert_eq!(left(&mut pair), [false, true]);
+}
+
+#[test]
+fn burying_a_session_again_after_its_tombstone_is_forgotten_gives_no_place_away() {
+    let registry = RegistryConfig { sessions: 1, tombstones: 0, ..RegistryConfig::default() };
+    let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);
+    opens_and_leaves(&mut pair, 1, "10.0.0.1");
+    pair.server.sessions.get(0).evict();
+    let over = pair.server.sessions.get(0).clone();
+    pair.server.registry.bury(pair.now, &over);
+    opens_and_leaves(&mut pair, 2, "10.0.0.1");
+    pair.server.registry.bury(pair.now, &over);
+    let connection = pair.wire();
+    let answer = pair.hello(connection, &stranger(3));
+    assert!(matches!(answer, Answer::Refused { why: Refusal::NoRoom, .. }), "{answer:?}");
 }
 
 #[test]

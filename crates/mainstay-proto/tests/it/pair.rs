@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use mainstay_proto::admission::Source;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
@@ -31,6 +32,9 @@ pub(crate) fn start() -> Instant {
 #[derive(Default)]
 pub(crate) struct Arena {
     sessions: Vec<ServerSession>,
+    sources: Vec<Option<Source>>,
+    /// Where the HELLOs of new sessions come from.
+    pub(crate) source: Option<Source>,
 }
 
 impl Arena {
@@ -52,7 +56,12 @@ impl Sessions for Arena {
 
     fn create(&mut self, session: ServerSession) -> usize {
         self.sessions.push(session);
+        self.sources.push(self.source);
         self.sessions.len() - 1
+    }
+
+    fn source(&mut self, handle: &usize) -> Option<Source> {
+        self.sources[*handle]
     }
 }
 

@@ -185,7 +185,7 @@ impl World {
             0 => Window::SERVER,
             messages => Window { messages, bytes: 1 << 20 },
         };
-        let flow = FlowConfig { keep, accept: window, manual_confirm: scenario.manual };
+        let flow = FlowConfig { keep, accept: window, manual_confirm: scenario.manual, max_message: None };
         let config = Arc::new(ServerConfig {
             flow,
             resume_window: RESUME_WINDOW,

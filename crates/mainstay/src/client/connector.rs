@@ -238,8 +238,7 @@ impl Race {
                     false
                 }
                 Poll::Ready(Err(error)) => {
-                    let failure = ConnectFailure::new(tcp_kind(&error, *address), error.to_string());
-                    attempts.handle_failed(now(), *address, failure);
+                    attempts.handle_failed(now(), *address, tcp_failure(&error, *address));
                     false
                 }
             });
@@ -256,6 +255,15 @@ impl Race {
             }
         }
     }
+}
+
+fn tcp_failure(error: &io::Error, address: SocketAddr) -> ConnectFailure {
+    let kind = tcp_kind(error, address);
+    let reason = match kind {
+        FailureKind::NoLocalPort => format!("no local port is left: {error}"),
+        _ => error.to_string(),
+    };
+    ConnectFailure::new(kind, reason)
 }
 
 fn tcp_kind(error: &io::Error, address: SocketAddr) -> FailureKind {
@@ -297,7 +305,8 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use tokio::net::{TcpListener, TcpSocket};
 

@@ -148,7 +148,10 @@ impl Upgraded {
         };
         let guard = (mode == Mode::Plain).then(|| self.stream.guard()).flatten();
         let codec = Connection::new(Role::Client, limits, self.deflate, crate::random_seed());
-        let wire = Wire::new(self.stream.into_transport(), codec, self.early);
+        let mut wire = Wire::new(self.stream.into_transport(), codec, self.early);
+        if mode == Mode::Session {
+            wire.begin_session(limits);
+        }
         Opened { wire, mode, subprotocol, credentials: None, guard }
     }
 }

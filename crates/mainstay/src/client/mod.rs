@@ -65,9 +65,9 @@ pub use rustls;
 use self::dial::{Attempt, GiveUp, Opened};
 use self::place::Server;
 use self::task::{Core, Task};
-use crate::SendError;
 use crate::clock::now;
 use crate::link::Plain;
+use crate::{Budget, SendError};
 
 /// The subprotocol of `mainstay.v1`.
 const SUBPROTOCOL: &str = "mainstay.v1";
@@ -133,6 +133,7 @@ pub enum Sessions {}
 pub struct Builder<P = Sessions> {
     target: Target,
     pub(crate) config: ConnectConfig,
+    budget: Option<Budget>,
     peer: PhantomData<fn() -> P>,
 }
 
@@ -275,7 +276,8 @@ impl<P> Client<P> {
     /// As [`Sender::send`].
     ///
     /// # Errors
-    /// The client has ended, or its link's policy is to fail: the message comes back.
+    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
+    /// comes back.
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
@@ -286,7 +288,8 @@ impl<P> Client<P> {
     /// As [`Sender::send_tracked`].
     ///
     /// # Errors
-    /// The client has ended, or its link's policy is to fail: the message comes back.
+    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
+    /// comes back.
     ///
     /// # Cancel safety
     /// Safe.
@@ -297,7 +300,7 @@ impl<P> Client<P> {
     /// Sends a message, or gives it back at once.
     ///
     /// # Errors
-    /// The window is full, or the client has ended.
+    /// The window is full, the client has ended, or the server takes no message that is as large.
     pub fn try_send(&self, message: Message) -> Result<(), SendError> {
         self.core.change(|inner| inner.send(message)).map(drop)
     }
@@ -436,16 +439,17 @@ pub struct Sender {
     core: Arc<Core>,
 }
 
-fn send(core: &Core, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+fn send(core: &Arc<Core>, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
     let mut sending = Some(message);
-    poll_fn(move |cx| core.change(|inner| inner.poll_send(&mut sending, cx.waker())).map_ok(drop))
+    poll_fn(move |cx| core.poll_send(&mut sending, cx.waker()).map_ok(drop))
 }
 
 impl Sender {
     /// Sends a message; waits while the window is full. It is kept until the peer acknowledges it.
     ///
     /// # Errors
-    /// The client has ended, or its link's policy is to fail: the message comes back.
+    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
+    /// comes back.
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
@@ -456,14 +460,16 @@ impl Sender {
     /// Sends a message and returns a future that settles when it is known what became of it.
     ///
     /// # Errors
-    /// The client has ended, or its link's policy is to fail: the message comes back.
+    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
+    /// comes back.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn send_tracked(&self, message: Message) -> Result<Tracked, SendError> {
         let mut sending = Some(message);
         poll_fn(|cx| {
-            self.core.change(|inner| match std::task::ready!(inner.poll_send(&mut sending, cx.waker())) {
+            let sent = std::task::ready!(self.core.poll_send(&mut sending, cx.waker()));
+            self.core.change(|inner| match sent {
                 Ok(Some(number)) => Poll::Ready(Ok(inner.track(number))),
                 Ok(None) => Poll::Pending,
                 Err(refused) => Poll::Ready(Err(refused)),
@@ -500,10 +506,15 @@ impl Sender {
     }
 
     /// Payload bytes that are kept for the peer now: accepted, and neither acknowledged, confirmed nor reported.
-    /// Walks what is kept.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.core.lock().machine.kept_bytes()
+    }
+
+    /// Payload bytes that a plain peer sent and the application has not received yet. Of a session: 0.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        self.core.lock().machine.unread_bytes()
     }
 
     /// Sends a message that is not kept: lost if no connection is attached, never sent again. For what the
@@ -550,7 +561,7 @@ impl<P> Sink<Message> for Client<P> {
 
     fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         let Self { core, sending, .. } = &mut *self;
-        core.change(|inner| inner.poll_send(sending, cx.waker())).map_ok(drop)
+        core.poll_send(sending, cx.waker()).map_ok(drop)
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), SendError> {
@@ -629,7 +640,7 @@ impl<P> Builder<P> {
             answer_timeout: None,
             give_up: None,
         };
-        Ok(Self { target, config, peer: PhantomData })
+        Ok(Self { target, config, budget: None, peer: PhantomData })
     }
 
     /// An application subprotocol to offer; call it again for more, in order of preference. A client with one that
@@ -681,10 +692,20 @@ impl<P> Builder<P> {
         self
     }
 
-    /// What the peer may make this end keep per message. Default: 64 KiB, 1,024 fragments.
+    /// What the peer may make this end keep per message. A server that speaks `mainstay.v1` is told the size of the
+    /// largest, type bytes aside. Default: 1 MiB, 1,024 fragments.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.target.limits = limits;
+        self
+    }
+
+    /// What this client keeps counts in `budget`, and it waits where others that share the budget do. For programs that
+    /// hold many. A client whose memory is needed when all is used loses its connection. Default: it counts in none, and
+    /// is bounded by its own windows.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
         self
     }
 
@@ -730,7 +751,7 @@ impl<P> Builder<P> {
 
     /// Which statuses of an HTTP response end the client. All others are attempts that failed, and are tried again
     /// after the backoff: for servers behind a proxy that answers 404 while they are replaced, or for a 401 where
-    /// [`request`](Self::request) makes a fresh token each time. Default: all but 408, 425, 429 and 5xx, of which 501
+    /// [`request`](Self::request) makes a fresh token each time. Default: all but 408, 425, 426, 429 and 5xx, of which 501
     /// and 505 end it.
     #[must_use]
     pub fn give_up(mut self, ends: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
@@ -756,8 +777,9 @@ impl<P> Builder<P> {
     /// Connects, or goes on with a connection that is open already.
     fn begin(mut self, ready: Option<Opened>) -> Client<P> {
         let to_answer = self.target.answer_timeout.unwrap_or_default();
+        self.config.session.flow.max_message = Some(self.target.limits.max_message as u64);
         self.config.opening_timeout = self.target.connector.limit().saturating_add(to_answer);
-        let core = Core::new(Machine::new(now(), self.config, crate::random_seed()));
+        let core = Core::new(Machine::new(now(), self.config, crate::random_seed()), self.budget);
         Task::begin(Arc::clone(&core), self.target, ready);
         let seen = core.lock().machine.state();
         Client { core, sending: None, seen, peer: PhantomData }
@@ -848,7 +870,12 @@ impl std::fmt::Debug for Request {
 
 impl<P> Clone for Builder<P> {
     fn clone(&self) -> Self {
-        Self { target: self.target.clone(), config: self.config.clone(), peer: PhantomData }
+        Self {
+            target: self.target.clone(),
+            config: self.config.clone(),
+            budget: self.budget.clone(),
+            peer: PhantomData,
+        }
     }
 }
 

@@ -4,12 +4,14 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
+use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::{Client as Machine, Command, Event, Lost, Mode, Report};
-use mainstay_proto::session::{ConnectionId, Fate, Message, Transmit};
+use mainstay_proto::session::{ConnectionId, Fate, Message, SessionError, Transmit};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 use tokio::sync::oneshot;
 
@@ -17,10 +19,13 @@ use super::dial::{Failed, Opened, dial};
 use super::events::EventQueue;
 use super::{AuthenticateError, Outcome, Refusal, Request, Target, Tracked};
 use crate::SendError;
+use crate::budget::{Budget, Change, Charge, Holder, Part};
 use crate::clock::now;
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
 use crate::worker::{self, Here, Resident, Signal, Turn};
 
+/// Why a connection ended whose memory was needed.
+const NO_MEMORY: &str = "the memory budget is used up";
 /// Turns before others have theirs.
 const ROUNDS: usize = 4;
 
@@ -28,6 +33,8 @@ const ROUNDS: usize = 4;
 pub(crate) struct Core {
     /// Wakes the client's task. Dials are polled with the core itself as their waker.
     pub(crate) signal: Signal,
+    /// Its memory is needed elsewhere.
+    gives_up: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -49,12 +56,15 @@ pub(crate) struct Inner {
     /// Waits for messages to meet their fate.
     pub(super) settling: Option<Waker>,
     senders: Vec<Waker>,
+    budget: Option<Budget>,
+    charge: Charge,
 }
 
 impl Core {
-    pub(super) fn new(machine: Machine) -> Arc<Self> {
+    pub(super) fn new(machine: Machine, budget: Option<Budget>) -> Arc<Self> {
         Arc::new(Self {
             signal: Signal::new(worker::home()),
+            gives_up: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 machine,
                 events: EventQueue::default(),
@@ -70,6 +80,8 @@ impl Core {
                 watcher: None,
                 settling: None,
                 senders: Vec::new(),
+                budget,
+                charge: Charge::default(),
             }),
         })
     }
@@ -83,6 +95,67 @@ impl Core {
         let done = change(&mut self.lock());
         self.signal.ask();
         done
+    }
+}
+
+impl Core {
+    /// Accepts the message in `sending`, or leaves it there and wakes the caller once there may be room.
+    pub(super) fn poll_send(
+        self: &Arc<Self>,
+        sending: &mut Option<Message>,
+        waker: &Waker,
+    ) -> Poll<Result<Option<u64>, SendError>> {
+        self.change(|inner| {
+            let sent = inner.poll_send(sending, waker);
+            if sent.is_pending() && inner.pressure().is_some() && self.wait_for_memory(inner).is_none() {
+                // It fell just now, and nobody else would say so.
+                inner.wake_senders();
+            }
+            sent
+        })
+    }
+
+    /// The client is woken when the level of its memory budget falls. Returns the pressure after that.
+    fn wait_for_memory(self: &Arc<Self>, inner: &mut Inner) -> Option<Pressure> {
+        let budget = inner.budget.as_ref()?;
+        if inner.charge.begin_to_wait() {
+            return budget.pressure();
+        }
+        let holder: Weak<Self> = Arc::downgrade(self);
+        budget.wait(holder)
+    }
+
+    /// Whether nothing more may be read before the level of the memory budget falls. Then the client is woken.
+    fn must_wait_for_memory(self: &Arc<Self>, inner: &mut Inner, assembling: u64) -> bool {
+        let lets = |inner: &Inner, pressure: Option<Pressure>| {
+            let Held { unread, kept } = inner.machine.held();
+            pressure.is_none_or(|pressure| pressure.lets_read(unread, assembling, kept))
+        };
+        let pressure = inner.pressure();
+        if lets(inner, pressure) {
+            return false;
+        }
+        let pressure = self.wait_for_memory(inner);
+        !lets(inner, pressure)
+    }
+}
+
+impl Holder for Core {
+    fn go_on(self: Arc<Self>) {
+        self.change(|inner| {
+            inner.charge.end_waiting();
+            inner.wake_senders();
+        });
+    }
+
+    fn charged(&self) -> u64 {
+        self.lock().charge.bytes()
+    }
+
+    /// The connection is dropped, and with it what is read of a message that is not complete.
+    fn give_up(self: Arc<Self>) {
+        self.gives_up.store(true, Ordering::Relaxed);
+        self.signal.ask();
     }
 }
 
@@ -104,10 +177,38 @@ impl Inner {
         if self.machine.is_ended() {
             return Err(SendError::Over(message));
         }
-        self.machine.send(message).map_err(|message| match self.machine.is_closing() {
-            true => SendError::Over(message),
-            false => SendError::Full(message),
+        let kept = self.pressure().map_or(0, |pressure| {
+            let kept = self.machine.held().kept;
+            if kept + message.payload.len() as u64 > pressure.room(!self.machine.is_attached()) {
+                kept
+            } else {
+                0
+            }
+        });
+        if kept > 0 && self.machine.waits_when_full() && !self.machine.is_closing() {
+            return Err(SendError::Full(message));
+        }
+        self.machine.send(message).map_err(|message| match self.machine.largest() {
+            _ if self.machine.is_closing() => SendError::Over(message),
+            limit if message.payload.len() as u64 > limit => SendError::TooLarge { message, limit },
+            _ => SendError::Full(message),
         })
+    }
+
+    /// Charges for what is kept now, with these bytes of connections.
+    fn account(&mut self, sockets: u64) -> Option<Change> {
+        self.budget.as_ref()?;
+        let Held { unread, kept } = self.machine.held();
+        self.charge.set(unread + kept, sockets)
+    }
+
+    /// What the memory budget asks for, if there is one.
+    fn pressure(&self) -> Option<Pressure> {
+        self.budget.as_ref()?.pressure()
+    }
+
+    fn wake_senders(&mut self) {
+        self.senders.drain(..).for_each(Waker::wake);
     }
 
     /// Settles when it is known what became of the message that was just given this number.
@@ -117,8 +218,7 @@ impl Inner {
         Tracked(receiver)
     }
 
-    /// Accepts the message in `sending`, or leaves it there and wakes the caller once there may be room.
-    pub(super) fn poll_send(
+    fn poll_send(
         &mut self,
         sending: &mut Option<Message>,
         waker: &Waker,
@@ -345,8 +445,14 @@ impl Task {
     /// Hears what the worker says of the connections. `true`: one is lost by that.
     fn arrive(&mut self, here: &Here<'_>) -> bool {
         let mut lost = Vec::new();
+        let gives_up = self.core.gives_up.load(Ordering::Relaxed);
+        if gives_up {
+            self.core.gives_up.store(false, Ordering::Relaxed);
+        }
         for open in &mut self.wires {
-            if let Err(error) = open.wire.arrive(here) {
+            if gives_up {
+                lost.push((open.connection, Lost::Broken(NO_MEMORY.to_owned())));
+            } else if let Err(error) = open.wire.arrive(here) {
                 lost.push((open.connection, Lost::Broken(error.to_string())));
             }
         }
@@ -409,7 +515,9 @@ impl Task {
         for open in self.wires.iter_mut().filter(|open| open.wire.may_read()) {
             let connection = open.connection;
             let mut inner = self.core.lock();
-            if !inner.machine.wants_input() {
+            if !inner.machine.wants_input()
+                || self.core.must_wait_for_memory(&mut inner, open.wire.assembling())
+            {
                 // What stands unread is our doing, and no evidence against the peer.
                 inner.machine.handle_bytes(now, connection);
                 continue;
@@ -422,6 +530,8 @@ impl Task {
                             broken = Some(error);
                             return false;
                         }
+                        // A few compressed bytes may be many messages. What follows waits where it is.
+                        return inner.machine.wants_input();
                     }
                     Arrived::Pong(payload) => {
                         pong = true;
@@ -443,7 +553,13 @@ impl Task {
             if let Some(error) = broken {
                 tracing::debug!(%error, "server broke the session protocol");
                 open.wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
-                lost.push((connection, Lost::Broken(error.to_string())));
+                let why = match error {
+                    SessionError::MessageTooBig { limit, .. } => {
+                        Lost::TooBig { limit: usize::try_from(limit).unwrap_or(usize::MAX) }
+                    }
+                    error => Lost::Broken(error.to_string()),
+                };
+                lost.push((connection, why));
                 continue;
             }
             match (reading, closed) {
@@ -561,8 +677,10 @@ impl Task {
             self.obey();
             self.write(cx);
         }
+        let sockets = self.wires.iter().map(|open| open.wire.held(open.framing)).sum();
         let mut inner = self.core.lock();
         inner.settle();
+        let change = inner.account(sockets);
         let ended = inner.machine.is_ended();
         let said = self.wires.iter().all(|open| open.last_words.is_empty());
         if ended && (said || inner.abandoned) {
@@ -571,7 +689,9 @@ impl Task {
         if stirred || ended {
             inner.wake_application();
         }
-        inner.finished
+        let finished = inner.finished;
+        charge(inner, change);
+        finished
     }
 }
 
@@ -594,7 +714,16 @@ impl Drop for Task {
         inner.settle();
         inner.finished = true;
         inner.wake_application();
+        let change = inner.charge.set(0, 0);
+        charge(inner, change);
     }
+}
+
+/// Applies what a charge changed by, once the lock is given back.
+fn charge(inner: MutexGuard<'_, Inner>, change: Option<Change>) {
+    let Some(budget) = change.is_some().then(|| inner.budget.clone()).flatten() else { return };
+    drop(inner);
+    budget.apply(Part::Links, change);
 }
 
 #[cfg(test)]
@@ -609,7 +738,7 @@ mod tests {
         let confirm = ConfirmConfig::default().queue(2, 1024).unwrap().when_full(WhenFull::DropOldest);
         let config = ConnectConfig { confirm, link: true, ..ConnectConfig::default() };
         let start = now();
-        let core = Core::new(Machine::new(start, config, [1; 32]));
+        let core = Core::new(Machine::new(start, config, [1; 32]), None);
         let mut inner = core.lock();
         inner.machine.handle_timeout(start);
         let Some(Command::Dial(connection)) = inner.machine.poll_command() else { panic!("no dial") };

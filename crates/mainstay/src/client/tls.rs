@@ -86,12 +86,15 @@ fn distrust(why: &CertificateError) -> String {
             "is not trusted: it names no host (it has no subjectAltName)".to_owned()
         }
         E::NotValidForNameContext { presented, .. } => {
-            format!("is not trusted: it is for another name: {}", presented.join(", "))
+            // As rustls shows them: `DnsName("example.com")`.
+            let bare = |name: &String| name.replace("DnsName(\"", "").replace("\")", "");
+            let names: Vec<_> = presented.iter().map(bare).collect();
+            format!("is not trusted: it is for another name: {}", names.join(", "))
         }
         E::Revoked => "is not trusted: it was revoked".to_owned(),
         // As many self-signed ones are that `openssl req -x509` makes.
         E::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-            "is not trusted: it is the certificate of an issuer (CA:TRUE) and not of a server".to_owned()
+            "is not trusted: it is an issuer's own (CA:TRUE), as self-signed ones often are, and not a server's".to_owned()
         }
         other => format!("is not trusted: {other}"),
     }

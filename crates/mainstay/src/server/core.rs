@@ -1,9 +1,11 @@
 //! What a session's task and the application's handles share: the machine, and who waits for what.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
+use mainstay_proto::admission::Source;
+use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::server::Fenced;
 use mainstay_proto::session::{ConnectionId, PlainSession, ServerSession, Sessions};
@@ -13,6 +15,7 @@ use super::auth::Authenticate;
 use super::meddle::Act;
 use super::upgrade::PeerFacts;
 use super::{REASON, Shared};
+use crate::budget::{Charge, Holder};
 use crate::clock::now;
 use crate::driver::Wire;
 use crate::worker::{Home, Signal};
@@ -40,6 +43,7 @@ pub(crate) struct Inner {
     pub(super) authenticate: Option<Box<Authenticate>>,
     /// What somebody wants done to the connection.
     pub(super) act: Option<Box<Act>>,
+    pub(super) charge: Charge,
 }
 
 /// The machine, by what the peer speaks.
@@ -65,8 +69,15 @@ pub(super) struct Incoming {
 
 impl Core {
     pub(super) fn new(shared: Arc<Shared>, home: Arc<Home>, facts: PeerFacts, peer: Peer) -> CoreRef {
-        let inner =
-            Inner { peer, receiver: None, waiting: None, incoming: None, authenticate: None, act: None };
+        let inner = Inner {
+            peer,
+            receiver: None,
+            waiting: None,
+            incoming: None,
+            authenticate: None,
+            act: None,
+            charge: Charge::default(),
+        };
         Arc::new(Self { signal: Signal::new(home), shared, facts, inner: Mutex::new(inner) })
     }
 
@@ -93,6 +104,15 @@ impl Core {
         drop(inner);
         self.signal.ask();
         true
+    }
+
+    /// The session is woken when the level of the memory budget falls. Returns the pressure after that.
+    pub(super) fn wait_for_memory(self: &Arc<Self>, inner: &mut Inner) -> Option<Pressure> {
+        if inner.charge.begin_to_wait() {
+            return self.shared.config.budget.pressure();
+        }
+        let holder: Weak<Self> = Arc::downgrade(self);
+        self.shared.config.budget.wait(holder)
     }
 
     /// Something happened to the session behind its task's back.
@@ -130,6 +150,27 @@ impl Core {
     }
 }
 
+impl Holder for Core {
+    fn go_on(self: Arc<Self>) {
+        let mut inner = self.lock();
+        inner.charge.end_waiting();
+        inner.wake_senders();
+        drop(inner);
+        self.signal.ask();
+    }
+
+    fn charged(&self) -> u64 {
+        self.lock().charge.bytes()
+    }
+
+    /// A session is over as if its resume window had passed, and a plain connection is closed with 1013.
+    fn give_up(self: Arc<Self>) {
+        if !self.shared.evict(&self) {
+            self.close(CloseCode::TRY_AGAIN, "the server is out of memory");
+        }
+    }
+}
+
 /// The handler is polled with this as its waker, so a session needs no task of its own to be woken.
 impl Wake for Core {
     fn wake(self: Arc<Self>) {
@@ -142,6 +183,22 @@ impl Wake for Core {
 }
 
 impl Inner {
+    /// What the machine keeps.
+    pub(super) fn held(&self) -> Held {
+        match &self.peer {
+            Peer::Session(session) => session.held(),
+            Peer::Plain(plain) => plain.held(),
+        }
+    }
+
+    /// Whether the connection may be read that has `assembling` bytes of a message.
+    pub(super) fn lets_read(&self, pressure: Pressure, assembling: u64) -> bool {
+        let Held { unread, kept } = self.held();
+        // What is kept for a plain peer leaves without being acknowledged.
+        let owed = if matches!(self.peer, Peer::Session(_)) { kept } else { 0 };
+        pressure.lets_read(unread, assembling, owed)
+    }
+
     /// Wakes the caller once a message may have come.
     pub(super) fn wait_for_message(&mut self, waker: &Waker) {
         match &mut self.receiver {
@@ -187,8 +244,16 @@ impl Inner {
 /// makes is told of the one who asked.
 pub(super) struct Cores {
     pub(super) shared: Arc<Shared>,
-    pub(super) home: Arc<Home>,
     pub(super) facts: PeerFacts,
+}
+
+impl Cores {
+    /// For what concerns no newcomer.
+    pub(super) fn of_nobody(shared: &Arc<Shared>) -> Self {
+        let facts =
+            PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
+        Self { shared: Arc::clone(shared), facts }
+    }
 }
 
 impl Sessions for Cores {
@@ -202,8 +267,16 @@ impl Sessions for Cores {
     }
 
     fn create(&mut self, session: ServerSession) -> CoreRef {
-        let (shared, home) = (Arc::clone(&self.shared), Arc::clone(&self.home));
-        Core::new(shared, home, self.facts.clone(), Peer::Session(Box::new(session)))
+        Core::new(
+            Arc::clone(&self.shared),
+            crate::worker::home(),
+            self.facts.clone(),
+            Peer::Session(Box::new(session)),
+        )
+    }
+
+    fn source(&mut self, handle: &CoreRef) -> Option<Source> {
+        handle.facts.address.map(|address| Source::of(address.ip()))
     }
 }
 
@@ -246,7 +319,7 @@ mod tests {
     ) -> (CoreRef, Option<Fenced>, ResumeToken) {
         let facts =
             PeerFacts { address: None, subprotocol: None, resumable: true, principal: Box::default() };
-        let mut cores = Cores { shared: Arc::clone(shared), home: crate::worker::home(), facts };
+        let mut cores = Cores { shared: Arc::clone(shared), facts };
         let (now, connection, who) = (now(), ConnectionId(connection), Presenter::default());
         let answer = shared.registry().hello(now, connection, who, hello, &mut cores);
         let Answer::Attached { session, fenced, .. } = answer else { panic!("{connection:?} was refused") };

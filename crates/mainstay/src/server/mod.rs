@@ -39,10 +39,13 @@ mod target;
 mod task;
 mod upgrade;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 pub use mainstay_proto::admission::AdmissionConfig;
+use mainstay_proto::admission::Source;
+use mainstay_proto::budget::{Candidate, in_order};
 use mainstay_proto::heartbeat::HeartbeatConfig;
 pub use mainstay_proto::session::LifetimeConfig;
 use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
@@ -52,12 +55,13 @@ use slab::Slab;
 use tokio_util::task::TaskTracker;
 
 pub use self::auth::Denied;
-use self::core::{Core, CoreRef, Peer};
+use self::core::{Core, CoreRef, Cores, Peer};
 use self::limits::Gate;
 pub use self::serve::{Serve, serve};
 pub use self::session::{Received, Sender, Session, SessionState};
 pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
 pub use self::upgrade::{PeerFacts, SessionUpgrade, UpgradeRejection};
+use crate::Budget;
 
 /// How a server behaves. `docs/DEFAULTS.md` has the reasons.
 #[derive(Debug, Clone)]
@@ -67,7 +71,8 @@ pub struct Config {
     /// How long a session is kept without a connection, unless its client asks for less.
     /// Default: 2 minutes.
     pub resume_window: Duration,
-    /// What a peer may make this end keep per message. Default: 64 KiB, 1,024 fragments.
+    /// What a peer may make this end keep per message. A client that speaks `mainstay.v1` is told the size of the largest,
+    /// type bytes aside. Default: 1 MiB, 1,024 fragments.
     pub limits: Limits,
     /// What is kept for a client until it acknowledges; a full window makes `send` wait.
     /// Default: 1,024 messages, 1 MiB.
@@ -88,6 +93,13 @@ pub struct Config {
     /// whose client has been away for 10 s or more; where there is none it is told to come back in 1 to 30 s
     /// (4413). Who has a session resumes it. Default: 1,000,000.
     pub max_sessions: usize,
+    /// Sessions of one address (one /64 of IPv6) whose clients are away. An address that has more loses the one whose
+    /// client has been away for the longest whenever it opens another. Behind a proxy all clients have its address.
+    /// Default: no limit; where places run out, the address that has most of them loses its own first.
+    pub max_parked_per_address: Option<usize>,
+    /// What all sessions may keep together, in bytes. Default: one budget for the whole process, a quarter of the memory
+    /// that it may use.
+    pub budget: Budget,
     /// Whose pages may open a WebSocket. Default: with cookies or other credentials, those of the same host.
     pub origins: Origins,
     /// Whether permessage-deflate may be agreed on. Default: no; it costs memory per connection.
@@ -106,6 +118,8 @@ impl Default for Config {
             admission: AdmissionConfig::default(),
             lifetime: LifetimeConfig::default(),
             max_sessions: RegistryConfig::default().sessions,
+            max_parked_per_address: None,
+            budget: Budget::default(),
             origins: Origins::default(),
             deflate: false,
         }
@@ -128,6 +142,7 @@ pub(crate) struct Shared {
     cores: Mutex<Slab<Weak<Core>>>,
     /// Set once draining began: over what time those who are there are sent away.
     draining: OnceLock<Duration>,
+    told_too_big: AtomicBool,
     pub(crate) stats: Stats,
 }
 
@@ -140,7 +155,8 @@ impl Mainstay {
             messages: config.accept.messages.max(least.messages),
             bytes: config.accept.bytes.max(least.bytes),
         };
-        let flow = FlowConfig { keep: config.keep, accept, manual_confirm: false };
+        let max_message = Some(config.limits.max_message as u64);
+        let flow = FlowConfig { keep: config.keep, accept, manual_confirm: false, max_message };
         let sessions = Arc::new(ServerConfig {
             flow,
             resume_window: config.resume_window,
@@ -149,7 +165,11 @@ impl Mainstay {
             ..ServerConfig::default()
         });
         let (now, seed) = (crate::clock::now(), crate::random_seed());
-        let names = RegistryConfig { sessions: config.max_sessions, ..RegistryConfig::default() };
+        let names = RegistryConfig {
+            sessions: config.max_sessions,
+            parked_per_source: config.max_parked_per_address,
+            ..RegistryConfig::default()
+        };
         let registry = Registry::new(now, names, Arc::clone(&sessions), seed);
         // The waits of those who are refused are no secret.
         let gate = Gate::new(config.admission, u64::from(std::process::id()));
@@ -161,9 +181,18 @@ impl Mainstay {
             gate,
             cores: Mutex::new(Slab::new()),
             draining: OnceLock::new(),
+            told_too_big: AtomicBool::new(false),
             stats: Stats::default(),
         };
-        Self { shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        shared.config.budget.serve(&shared);
+        Self { shared }
+    }
+
+    /// The byte budget: its level, and what of it is used.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.shared.config.budget
     }
 
     /// Figures since the start.
@@ -175,11 +204,38 @@ impl Mainstay {
     /// Payload bytes that are kept for clients now, over all sessions. Walks the list of sessions.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
-        let kept = |core: Arc<Core>| match &core.lock().peer {
+        self.sum(|peer| match peer {
             Peer::Session(session) => session.kept_bytes(),
             Peer::Plain(plain) => plain.kept_bytes(),
-        };
-        self.shared.cores().iter().filter_map(Weak::upgrade).map(kept).sum()
+        })
+    }
+
+    /// Payload bytes that came from clients and that no handler has received yet, over all sessions. Walks the list of
+    /// sessions.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        self.sum(|peer| match peer {
+            Peer::Session(session) => session.unread_bytes(),
+            Peer::Plain(plain) => plain.unread_bytes(),
+        })
+    }
+
+    fn sum(&self, bytes: impl Fn(&Peer) -> u64) -> u64 {
+        let cores = self.shared.cores();
+        cores.iter().filter_map(Weak::upgrade).map(|core| bytes(&core.lock().peer)).sum()
+    }
+
+    /// Gives up the session whose client has been away for the longest, of some that are compared, and for 10 s at
+    /// least; of the address that has most of those first. For what every session takes and the system has no more
+    /// of, such as local ports towards a backend. `false`: there is none.
+    pub fn make_room(&self) -> bool {
+        let mut cores = Cores::of_nobody(&self.shared);
+        let evicted = self.shared.registry().evict(crate::clock::now(), &mut cores);
+        if let Some(core) = &evicted {
+            Stats::add(&self.shared.stats.evicted_resource, 1);
+            core.look();
+        }
+        evicted.is_some()
     }
 
     /// Whether new connections are accepted; `false` once draining began.
@@ -266,6 +322,62 @@ impl Shared {
             && !core.dismiss(*spread)
         {
             core.close(CloseCode::RESTART, REASON);
+        }
+    }
+
+    /// Gives a session up for its memory. `false`: it is a plain connection.
+    pub(crate) fn evict(self: &Arc<Self>, core: &CoreRef) -> bool {
+        let is_session = matches!(core.lock().peer, Peer::Session(_));
+        if is_session {
+            self.registry().evict_this(crate::clock::now(), core, &mut Cores::of_nobody(self));
+            Stats::add(&self.stats.evicted_memory, 1);
+            core.look();
+        }
+        is_session
+    }
+
+    /// Sessions whose clients have been away for so long give up their memory, the largest first, until so many bytes are
+    /// free; returns how many are.
+    pub(crate) fn give_up_parked(self: &Arc<Self>, away_for: Duration, bytes: u64) -> u64 {
+        let now = crate::clock::now();
+        let parked = |core: Arc<Core>| {
+            let inner = core.lock();
+            let Peer::Session(session) = &inner.peer else { return None };
+            let since = session.parked_since()?;
+            let (charged, is_away) = (inner.charge.bytes(), now.saturating_duration_since(since) >= away_for);
+            drop(inner);
+            let source = core.facts.address.map(|address| Source::of(address.ip()));
+            (charged > 0 && is_away).then_some(Candidate { source, bytes: charged, since, holder: core })
+        };
+        let mut candidates: Vec<_> =
+            self.cores().iter().filter_map(Weak::upgrade).filter_map(parked).collect();
+        in_order(&mut candidates);
+        let (mut freed, mut count) = (0, 0_u32);
+        for Candidate { bytes: charged, holder: core, .. } in candidates {
+            if freed >= bytes {
+                break;
+            }
+            self.evict(&core);
+            (freed, count) = (freed + charged, count + 1);
+        }
+        if count > 0 {
+            tracing::warn!(count, freed, "memory budget: sessions whose clients are away are given up");
+        }
+        freed
+    }
+
+    /// One line for the first client that sends more than it may; the others are counted with the errors.
+    pub(crate) fn tell_too_big(&self, peer: &PeerFacts) {
+        let (limit, address) = (self.config.limits.max_message, peer.address);
+        if self.told_too_big.swap(true, Ordering::Relaxed) {
+            tracing::debug!(limit, ?address, "a message is larger than max_message");
+        } else {
+            tracing::warn!(
+                limit,
+                ?address,
+                "a message is larger than max_message (--max-message of `mainstay serve`): its sender is closed with \
+                 1009; later ones are logged at debug"
+            );
         }
     }
 

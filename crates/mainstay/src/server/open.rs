@@ -17,7 +17,7 @@ use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
     Answer, ConnectionId, Control, Frame, PlainSession, Presenter, Refusal, SessionError, Transmit,
 };
-use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Role};
+use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Limits, Role};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -56,6 +56,9 @@ pub(super) struct Terms {
     pub(super) deflate: Option<DeflateParams>,
 }
 
+/// The largest HELLO, credentials included.
+const LARGEST_HELLO: usize = 64 * 1024;
+
 /// A new session and its first connection.
 type Bound = (ConnectionId, CoreRef, Wire);
 
@@ -85,9 +88,12 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             return None;
         }
     };
-    let home = worker::home();
     let (transport, early) = raw(upgraded);
-    let codec = Connection::new(Role::Server, shared.config.limits, terms.deflate, [0; 32]);
+    let limits = shared.config.limits;
+    // Nothing is known of a client before its HELLO, and no budget counts what it makes us keep.
+    let most = if facts.resumable { LARGEST_HELLO.min(limits.max_message) } else { limits.max_message };
+    let first = Limits { max_message: most, ..limits };
+    let codec = Connection::new(Role::Server, first, terms.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
     wire.permit = permit.map(|permit| Box::new(permit as _));
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
@@ -99,7 +105,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 Stats::add(&stats.connections, 1);
                 facts.principal = principal.as_ref().into();
                 let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0);
-                let core = Core::new(Arc::clone(shared), home, facts, Peer::Plain(Box::new(plain)));
+                let core = Core::new(Arc::clone(shared), worker::home(), facts, Peer::Plain(Box::new(plain)));
                 Some((connection, core, wire))
             }
             Err(why) => {
@@ -118,7 +124,8 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     match terms.principal(hello.credentials.clone().map(|credentials| credentials.0), deadline).await {
         Ok(principal) => {
             facts.principal = principal.as_ref().into();
-            let cores = Cores { shared: Arc::clone(shared), home, facts };
+            wire.begin_session(limits);
+            let cores = Cores { shared: Arc::clone(shared), facts };
             attach(cores, connection, terms, &hello, wire).await
         }
         Err(why) => {
@@ -138,7 +145,11 @@ async fn attach(
     let (shared, principal) = (Arc::clone(&cores.shared), cores.facts.principal.clone());
     let stats = &shared.stats;
     let who = Presenter { principal: &principal, path: &terms.path };
-    let answer = shared.registry().hello(now(), connection, who, hello, &mut cores);
+    let answer = {
+        let mut registry = shared.registry();
+        registry.set_closed(!shared.config.budget.level().admits());
+        registry.hello(now(), connection, who, hello, &mut cores)
+    };
     match answer {
         Answer::Refused { refuse: answer, why } => {
             refuse(stats, wire, &answer, why).await;

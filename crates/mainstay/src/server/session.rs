@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use mainstay_proto::budget::Pressure;
 use mainstay_proto::session::message::{GapCause, SessionId};
 use mainstay_proto::session::server::BACKEND_LOST;
 use mainstay_proto::session::{Delivery, Message, PeerClose};
@@ -206,7 +207,7 @@ impl Session {
     /// over as many connections as that takes. Towards a plain peer it is kept until it is written.
     ///
     /// # Errors
-    /// The session is over: the message comes back.
+    /// The session is over, or the client takes no message that is as large: the message comes back.
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
@@ -217,7 +218,7 @@ impl Session {
     /// Sends a message, or gives it back at once.
     ///
     /// # Errors
-    /// The window is full, or the session is over.
+    /// The window is full, the session is over, or the client takes no message that is as large.
     pub fn try_send(&self, message: Message) -> Result<(), SendError> {
         self.core.try_send(message)
     }
@@ -337,7 +338,7 @@ impl Sender {
     /// As [`Session::try_send`].
     ///
     /// # Errors
-    /// The window is full, or the session is over.
+    /// The window is full, the session is over, or the client takes no message that is as large.
     pub fn try_send(&self, message: Message) -> Result<(), SendError> {
         self.core.try_send(message)
     }
@@ -389,10 +390,15 @@ fn send(core: &CoreRef, message: Message) -> impl Future<Output = Result<(), Sen
     poll_fn(move |cx| {
         let Some(message) = waiting.take() else { return Poll::Ready(Ok(())) };
         let mut inner = core.lock();
-        match inner.try_send(message) {
+        let pressure = core.shared.config.budget.pressure();
+        match inner.try_send(message, pressure) {
             Err(SendError::Full(message)) => {
                 waiting = Some(message);
                 inner.wait_for_room(cx.waker());
+                if pressure.is_some() && core.wait_for_memory(&mut inner).is_none() {
+                    // It fell just now, and nobody else would say so.
+                    inner.wake_senders();
+                }
                 Poll::Pending
             }
             done => {
@@ -416,13 +422,19 @@ impl Core {
     }
 
     fn try_send(&self, message: Message) -> Result<(), SendError> {
-        let sent = self.lock().try_send(message);
+        let sent = self.lock().try_send(message, self.shared.config.budget.pressure());
         self.signal.ask();
         sent
     }
 
     fn send_volatile(&self, message: Message) {
         match &mut self.lock().peer {
+            Peer::Session(session) if message.payload.len() as u64 > session.largest() => {
+                tracing::debug!(
+                    bytes = message.payload.len(),
+                    "a volatile message is larger than the client takes"
+                );
+            }
             Peer::Session(session) => session.send_volatile(message),
             Peer::Plain(plain) => drop(plain.send(message)),
         }
@@ -451,15 +463,20 @@ impl Inner {
         }
     }
 
-    fn try_send(&mut self, message: Message) -> Result<(), SendError> {
-        let (open, sent) = match &mut self.peer {
-            Peer::Session(session) => (session.is_open(), session.send(message).map(|_| ())),
-            Peer::Plain(plain) => (plain.is_open(), plain.send(message)),
+    fn try_send(&mut self, message: Message, pressure: Option<Pressure>) -> Result<(), SendError> {
+        let room = |is_away| pressure.map_or(u64::MAX, |pressure| pressure.room(is_away));
+        let (open, largest, sent) = match &mut self.peer {
+            Peer::Session(session) => {
+                let is_away = session.connection().is_none();
+                let sent = session.send_within(message, room(is_away));
+                (session.is_open(), session.largest(), sent.map(|_| ()))
+            }
+            Peer::Plain(plain) => (plain.is_open(), u64::MAX, plain.send_within(message, room(false))),
         };
-        match sent {
-            Ok(()) => Ok(()),
-            Err(message) if open => Err(SendError::Full(message)),
-            Err(message) => Err(SendError::Over(message)),
-        }
+        sent.map_err(|message| match open {
+            true if message.payload.len() as u64 > largest => SendError::TooLarge { message, limit: largest },
+            true => SendError::Full(message),
+            false => SendError::Over(message),
+        })
     }
 }

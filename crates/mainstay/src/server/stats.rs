@@ -104,6 +104,12 @@ figures! {
     expired,
     /// Sessions that gave up their place to a newcomer while their client was away.
     evicted,
+    /// Sessions that were given up for something else that every session takes, as a local port.
+    evicted_resource,
+    /// Sessions that were given up for their memory.
+    evicted_memory,
+    /// Plain connections that were refused because the memory budget is used up.
+    refused_memory,
 }
 
 impl Stats {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
+use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{ConnectionId, Control, Frame, Leave, Over, PeerClose, SessionError, Transmit};
@@ -20,10 +21,11 @@ use pin_project_lite::pin_project;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth::{Asked, judge_anew};
-use super::core::{CoreRef, Incoming, Inner, Peer};
+use super::core::{Core, CoreRef, Incoming, Inner, Peer};
 use super::meddle::Then;
 use super::session::Session;
 use super::stats::Stats;
+use crate::budget::{Change, Part};
 use crate::clock::{self, now};
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
 use crate::worker::{Here, Resident, Signal, Turn};
@@ -115,7 +117,7 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
                 return connected.rest();
             }
         }
-        Turn::Again
+        connected.go_on()
     }
 }
 
@@ -123,9 +125,10 @@ impl Connected {
     /// Takes a connection that another task attached; the one before it was fenced then. Hears what the
     /// worker says of either.
     fn arrive(&mut self, here: &Here<'_>, cx: &mut Context<'_>) {
-        let (incoming, meddled) = {
+        let (incoming, meddled, welcomes) = {
             let mut inner = self.core.lock();
-            (inner.incoming.take(), inner.act.is_some())
+            let welcomes = matches!(&inner.peer, Peer::Session(session) if session.owes_welcome());
+            (inner.incoming.take(), inner.act.is_some(), welcomes)
         };
         if let Some(incoming) = incoming {
             let Incoming { connection, wire, fenced } = *incoming;
@@ -144,6 +147,9 @@ impl Connected {
         if meddled {
             self.suffer();
         }
+        if welcomes {
+            self.write(here, cx);
+        }
     }
 
     /// Has done to the connection what somebody asked for.
@@ -156,15 +162,34 @@ impl Connected {
     }
 
     /// When there is something to do again.
-    fn rest(&self) -> Turn {
-        if self.core.signal.wants_poll() {
-            return Turn::Again;
+    fn rest(&mut self) -> Turn {
+        let (mut inner, sockets) = (self.core.lock(), self.held());
+        let change = inner.account(sockets);
+        let wakes = self.core.signal.wants_poll() || inner.act.as_ref().is_some_and(|act| act.at <= now());
+        let is_over = match &mut inner.peer {
+            Peer::Session(session) => session.poll_over(),
+            Peer::Plain(_) => false,
+        };
+        let until = inner.poll_timeout();
+        drop(inner);
+        self.core.shared.config.budget.apply(Part::Sessions, change);
+        if is_over {
+            // Its handler may take its time, or never look: it holds no place among the living meanwhile.
+            self.core.shared.bury(&self.core);
         }
-        let inner = self.core.lock();
-        if inner.act.as_ref().is_some_and(|act| act.at <= now()) {
-            return Turn::Again;
-        }
-        Turn::Until(inner.poll_timeout())
+        if wakes { Turn::Again } else { Turn::Until(until) }
+    }
+
+    /// More was done than a turn may do.
+    fn go_on(&mut self) -> Turn {
+        self.rest();
+        Turn::Again
+    }
+
+    /// What the connection keeps.
+    fn held(&self) -> u64 {
+        let framing = if self.core.facts.resumable { Framing::Session } else { Framing::Plain };
+        self.wire.as_ref().map_or(0, |wire| wire.held(framing))
     }
 
     /// Reads once. `true`: there may be more.
@@ -175,7 +200,7 @@ impl Connected {
         if inner.is_held(connection) {
             return false;
         }
-        if !inner.wants_input() {
+        if !inner.wants_input() || self.core.must_wait_for_memory(&mut inner, wire) {
             // What stands unread is our doing, and no evidence against the peer.
             inner.handle_bytes(now, connection);
             return false;
@@ -189,6 +214,8 @@ impl Connected {
                     Ok(Some(length)) => {
                         messages += 1;
                         bytes += length as u64;
+                        // A few compressed bytes may be many messages. What follows waits where it is.
+                        return inner.wants_input();
                     }
                     Err(error) => {
                         broken = Some(error);
@@ -215,6 +242,9 @@ impl Connected {
             (_, _, Some(error)) => {
                 tracing::debug!(%error, "client broke the session protocol");
                 Stats::add(&stats.session_errors, 1);
+                if let SessionError::MessageTooBig { .. } = error {
+                    self.core.shared.tell_too_big(&self.core.facts);
+                }
                 wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
                 Some(Lost::Broken(error.to_string()))
             }
@@ -222,6 +252,9 @@ impl Connected {
             (Reading::Ended(lost), None, None) => {
                 if wire.is_closing() {
                     Stats::add(&stats.protocol_errors, 1);
+                }
+                if let Lost::TooBig { .. } = lost {
+                    self.core.shared.tell_too_big(&self.core.facts);
                 }
                 Some(lost)
             }
@@ -360,7 +393,11 @@ impl Connected {
 
     fn bury(&mut self) {
         let stats = &self.core.shared.stats;
-        let incoming = self.core.lock().incoming.take();
+        let (incoming, change) = {
+            let mut inner = self.core.lock();
+            (inner.incoming.take(), inner.charge.set(0, 0))
+        };
+        self.core.shared.config.budget.apply(Part::Sessions, change);
         let left = u64::from(self.wire.take().is_some()) + u64::from(incoming.is_some());
         Stats::subtract(&stats.connections, left);
         Stats::subtract(&stats.sessions, 1);
@@ -377,8 +414,28 @@ impl Connected {
     }
 }
 
+impl Core {
+    /// Whether nothing more may be read before the level of the memory budget falls. Then the session is woken.
+    fn must_wait_for_memory(self: &Arc<Self>, inner: &mut Inner, wire: &Wire) -> bool {
+        let lets = |inner: &Inner, pressure: Option<Pressure>| {
+            pressure.is_none_or(|pressure| inner.lets_read(pressure, wire.assembling()))
+        };
+        if lets(inner, self.shared.config.budget.pressure()) {
+            return false;
+        }
+        let pressure = self.wait_for_memory(inner);
+        !lets(inner, pressure)
+    }
+}
+
 /// The two machines behind one set of verbs.
 impl Inner {
+    /// Charges for what is kept now, with these bytes of the connection.
+    fn account(&mut self, sockets: u64) -> Option<Change> {
+        let Held { unread, kept } = self.held();
+        self.charge.set(unread + kept, sockets)
+    }
+
     fn framing(&self) -> Framing {
         match &self.peer {
             Peer::Session(_) => Framing::Session,
@@ -585,6 +642,53 @@ mod tests {
         shared.tracker.close();
         shared.tracker.wait().await;
         start.elapsed()
+    }
+
+    /// A plain peer that begins a message of 1 MiB and stops half-way, at a server with this budget.
+    async fn half_a_message(budget: &crate::Budget) -> (Arc<crate::server::Shared>, tokio::io::DuplexStream) {
+        use tokio::io::AsyncWriteExt;
+        let config = crate::server::Config { budget: budget.clone(), ..crate::server::Config::default() };
+        let shared = Arc::clone(&Mainstay::new(config).shared);
+        let (ours, mut peer) = tokio::io::duplex(1 << 20);
+        let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
+        let wire = Wire::new(Transport::other(ours), codec, Bytes::new());
+        let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), 1);
+        let facts =
+            PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
+        let home = crate::worker::home();
+        let core = Core::new(Arc::clone(&shared), home, facts, Peer::Plain(Box::new(plain)));
+        SessionTask::begin(
+            core,
+            ConnectionId(1),
+            wire,
+            async |mut session| while session.recv().await.is_some() {},
+        );
+        let header = [&[0x82, 0x80 | 127][..], &(1_u64 << 20).to_be_bytes(), &[0; 4]].concat();
+        peer.write_all(&header).await.unwrap();
+        peer.write_all(&vec![0; 900 << 10]).await.unwrap();
+        (shared, peer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_message_is_charged_and_dropped_where_all_memory_is_used_for_ten_seconds() {
+        use tokio::io::AsyncReadExt;
+        let budget = crate::Budget::new(256 << 10);
+        let (shared, mut peer) = half_a_message(&budget).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let held = budget.used();
+        assert!((256 << 10..600 << 10).contains(&held), "it is read to there and no further: {held}");
+        assert_eq!(budget.level(), crate::Level::Full);
+        let start = Instant::now();
+        let mut said = Vec::new();
+        while !said.ends_with(b"out of memory") {
+            said.push(peer.read_u8().await.unwrap());
+        }
+        assert!((8..=10).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+        // Its Close, with 1013; then it is gone, and what it kept with it.
+        assert!(said.windows(2).any(|code| code == 1013_u16.to_be_bytes()));
+        shared.tracker.close();
+        shared.tracker.wait().await;
+        assert_eq!((budget.used(), budget.level()), (0, crate::Level::Calm));
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -68,6 +69,8 @@ pub enum UpgradeRejection {
     Request(HandshakeError),
     /// The server is draining.
     Draining,
+    /// The memory budget is used up to where no newcomer is taken.
+    NoMemory,
     /// The HTTP server in use cannot upgrade connections.
     NotUpgradable,
 }
@@ -95,6 +98,11 @@ where
         if mainstay.shared.is_draining() {
             Stats::add(&stats.openings_failed, 1);
             return Err(UpgradeRejection::Draining);
+        }
+        let may_resume = request.protocols().any(is_ours);
+        if !may_resume && !mainstay.shared.config.budget.level().admits() {
+            Stats::add(&stats.refused_memory, 1);
+            return Err(UpgradeRejection::NoMemory);
         }
         let on_upgrade = parts.extensions.remove::<OnUpgrade>().ok_or(UpgradeRejection::NotUpgradable)?;
         // A router that is nested in another sees the rest of the path only.
@@ -315,6 +323,17 @@ impl IntoResponse for UpgradeRejection {
                     (header::CONNECTION, HeaderValue::from_static("close")),
                 ];
                 let line = "the server is going away, come back".to_owned();
+                (StatusCode::SERVICE_UNAVAILABLE, line, HeaderMap::from_iter(headers))
+            }
+            Self::NoMemory => {
+                // Spread, so that a crowd does not come back at once.
+                static REFUSED: AtomicU64 = AtomicU64::new(0);
+                let after = 1 + REFUSED.fetch_add(7, Ordering::Relaxed) % 10;
+                let headers = [
+                    (header::RETRY_AFTER, HeaderValue::from(after)),
+                    (header::CONNECTION, HeaderValue::from_static("close")),
+                ];
+                let line = "the server is out of memory, come back".to_owned();
                 (StatusCode::SERVICE_UNAVAILABLE, line, HeaderMap::from_iter(headers))
             }
             Self::NotUpgradable => {

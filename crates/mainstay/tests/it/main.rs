@@ -1,6 +1,7 @@
 //! Server and client over loopback, with a proxy between them that can cut.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod budget;
 mod credentials;
 mod fanout;
 mod hostile;
@@ -11,6 +12,7 @@ mod reach;
 mod request;
 mod session;
 mod shutdown;
+mod sizes;
 mod stream;
 mod support;
 #[cfg(feature = "tls")]

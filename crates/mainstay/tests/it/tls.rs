@@ -92,7 +92,7 @@ async fn a_certificate_that_is_not_trusted_is_told_with_its_cause() {
         (of("localhost"), false, "self-signed, or its issuer is unknown"),
         (old, true, "expired"),
         (future, true, "not valid yet"),
-        (of("other.example"), true, "another name"),
+        (of("other.example"), true, "another name: other.example"),
         (issuer, true, "CA:TRUE"),
     ] {
         let failure = distrust(params, trusts).await;

@@ -237,7 +237,7 @@ fn lengths_near_the_end_of_64_bits_are_refused() {
     for (len, error, code) in [
         (1 << 63, ProtocolError::LengthOverflow, 1002),
         (u64::MAX, ProtocolError::LengthOverflow, 1002),
-        (u64::MAX >> 1, ProtocolError::MessageTooBig { limit: 65536 }, 1009),
+        (u64::MAX >> 1, ProtocolError::MessageTooBig { limit: 1 << 20 }, 1009),
     ] {
         let mut bytes = vec![FIN | BINARY, 127];
         bytes.extend(u64::to_be_bytes(len));
@@ -293,8 +293,8 @@ fn a_message_may_be_as_long_as_the_limit_and_no_longer() {
 
 #[test]
 fn a_message_too_big_is_refused_by_its_header() {
-    let header = &frame(FIN | BINARY, &vec![1; 70_000])[..10];
-    client_refuses(header, ProtocolError::MessageTooBig { limit: 65536 }, 1009);
+    let header = &frame(FIN | BINARY, &vec![1; (1 << 20) + 1])[..10];
+    client_refuses(header, ProtocolError::MessageTooBig { limit: 1 << 20 }, 1009);
 }
 
 #[test]

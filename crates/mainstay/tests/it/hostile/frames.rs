@@ -27,8 +27,8 @@ async fn a_broken_frame_closes_its_own_connection_with_the_code_of_the_rfc() {
         ("1 GB", [header(0x82, 1 << 30), vec![0; 4]].concat(), 1009),
         ("a continuation of nothing", frame(0x80, b"x"), 1002),
         ("a message inside another", [frame(0x01, b"a"), frame(0x81, b"b")].concat(), 1002),
-        ("one byte too many", frame(0x82, &vec![0; 64 * 1024 + 1]), 1009),
-        ("too much in two", [frame(0x02, &vec![0; 64 * 1024]), frame(0x80, b"x")].concat(), 1009),
+        ("one byte too many", frame(0x82, &vec![0; (1 << 20) + 1]), 1009),
+        ("too much in two", [frame(0x02, &vec![0; 1 << 20]), frame(0x80, b"x")].concat(), 1009),
         ("1,025 fragments", [frame(0x02, b"x"), frame(0x00, b"x").repeat(1024)].concat(), 1008),
         ("endless empty fragments", [frame(0x02, b""), frame(0x00, b"").repeat(20_000)].concat(), 1008),
         ("half a close code", frame(0x88, &[3]), 1002),
@@ -70,7 +70,7 @@ async fn what_the_rfc_allows_is_served_however_odd_it_is() {
     let stage = Stage::set(Config::default()).await;
     let mut raw = stage.open().await;
     // As large as may be; `frame` masks with a key of zeros.
-    let large = vec![7; 64 * 1024];
+    let large = vec![7; 1 << 20];
     raw.write(&frame(0x82, &large)).await;
     let mut back = Vec::new();
     while back.len() < large.len() {

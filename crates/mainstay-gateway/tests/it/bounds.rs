@@ -1,0 +1,159 @@
+//! What visitors make the gateway keep, and what it does where something runs out.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::any;
+use mainstay::{Message, SessionUpgrade};
+use mainstay_proto::session::message::{ClientKey, Hello, Instance};
+use mainstay_proto::session::{Control, Window};
+use tokio::net::TcpListener;
+
+use crate::frames::{BINARY, CLOSE, Frames, TEXT};
+use crate::support::{Gateway, backend, until};
+
+const SESSION: &str = "Sec-WebSocket-Protocol: mainstay.v1\r\n";
+const MIB: f64 = (1 << 20) as f64;
+
+/// Opens a session of mainstay.v1 and leaves without a word.
+async fn opens_and_leaves(gateway: &Gateway, number: u32) {
+    let (_, mut visitor) = Frames::visit(gateway.address(), "/", SESSION).await;
+    visitor.write(BINARY, &hello(number)).await;
+    // WELCOME, or a refusal.
+    let _ = visitor.read().await;
+}
+
+fn hello(number: u32) -> Vec<u8> {
+    let mut key = [0; 16];
+    key[..4].copy_from_slice(&number.to_be_bytes());
+    Control::Hello(Box::new(Hello {
+        window: Window { messages: 1024, bytes: 1 << 20 },
+        key: ClientKey(key),
+        key_age: Duration::ZERO,
+        instance: Instance([7; 8]),
+        attempt: 1,
+        resume: None,
+        credentials: None,
+        resume_window: None,
+        max_message: None,
+    }))
+    .encode()
+    .to_vec()
+}
+
+/// A gateway before a backend that sends without end.
+async fn before_a_feed(flags: &[&str]) -> Gateway {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let feed = any(|upgrade: SessionUpgrade| async {
+        upgrade.on_session(|session| async move {
+            let message = Message::binary(vec![7; 60_000]);
+            while session.send(message.clone()).await.is_ok() {}
+        })
+    });
+    backend(listener, Router::new().route("/", feed)).await;
+    Gateway::in_front_of(address, &[&["--admin", "127.0.0.1:0"], flags].concat())
+}
+
+/// Sums the samples of a family.
+fn sum(gateway: &Gateway, family: &str) -> f64 {
+    let metrics = gateway.ask("/metrics", "");
+    let samples = metrics.lines().filter(|line| line.starts_with(&format!("mainstay_{family}{{")));
+    samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn an_abandoned_feed_keeps_its_window_and_little_more_and_all_of_it_is_given_back() {
+    let gateway = before_a_feed(&["--resume-window", "3s"]).await;
+    for number in 0..20 {
+        opens_and_leaves(&gateway, number).await;
+    }
+    let kept = || sum(&gateway, "queue_bytes");
+    until("their windows are full", || kept() >= 20.0 * 0.9 * MIB || gateway.metric("sessions ") < 20.0)
+        .await;
+    assert!(sum(&gateway, "budget_bytes") < 20.0 * 1.25 * MIB, "{}", sum(&gateway, "budget_bytes"));
+    gateway.reaches("sessions", 0.0).await;
+    until("nothing is kept", || sum(&gateway, "queue_bytes") + sum(&gateway, "budget_bytes") == 0.0).await;
+}
+
+#[tokio::test]
+async fn abandoned_feeds_together_stay_within_the_memory_budget() {
+    let gateway = before_a_feed(&["--memory-budget", "8MiB", "--resume-window", "3s"]).await;
+    let mut most: f64 = 0.0;
+    for number in 0..200 {
+        opens_and_leaves(&gateway, number).await;
+        if number % 20 == 0 {
+            most = most.max(sum(&gateway, "budget_bytes"));
+        }
+    }
+    assert!(gateway.metric("attaches_total{outcome=\"refused\"}") > 0.0, "newcomers come back later");
+    assert!(most < 10.0 * MIB, "{most}");
+    gateway.reaches("sessions", 0.0).await;
+    until("nothing is kept", || sum(&gateway, "budget_bytes") == 0.0).await;
+    assert_eq!(gateway.metric("budget_level"), 0.0);
+    opens_and_leaves(&gateway, 1000).await;
+    gateway.reaches("sessions", 1.0).await;
+    assert!(gateway.said().contains("memory budget: the level rose"), "{}", gateway.said());
+}
+
+#[tokio::test]
+async fn what_a_visitor_sent_and_an_absent_backend_has_not_taken_is_in_the_figures() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gateway = Gateway::in_front_of(nobody, &["--admin", "127.0.0.1:0"]);
+    let (_, mut visitor) = Frames::visit(gateway.address(), "/", SESSION).await;
+    visitor.write(BINARY, &hello(1)).await;
+    visitor.read().await.unwrap();
+    for _ in 0..10 {
+        visitor.write(TEXT, &[b'x'; 50_000]).await;
+    }
+    gateway.reaches("queue_bytes{leg=\"backend\"}", 500_000.0).await;
+    assert_eq!(gateway.metric("queue_bytes{leg=\"visitor\"}"), 0.0);
+}
+
+/// The code of the Close that comes, however many messages come before it.
+async fn close_code(visitor: &mut Frames) -> u16 {
+    loop {
+        let (first, payload) = visitor.read().await.unwrap();
+        if first == CLOSE {
+            return u16::from_be_bytes([payload[0], payload[1]]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_of_the_backend_above_the_limit_ends_its_visitor_with_1009_and_is_asked_for_once() {
+    for policy in ["renew", "keep"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let flags = ["--max-message", "1000", "--on-backend-loss", policy];
+        let gateway = Gateway::in_front_of(listener.local_addr().unwrap(), &flags);
+        let serving = tokio::spawn(async move {
+            let (_, mut first) = Frames::serve(&listener).await;
+            first.write(TEXT, &[b'x'; 1000]).await;
+            first.write(TEXT, &[b'x'; 1001]).await;
+            let code = close_code(&mut first).await;
+            (code, listener)
+        });
+        let (_, mut visitor) = Frames::visit(gateway.address(), "/", "").await;
+        assert_eq!(visitor.text().await.map(|text| text.len()), Some(1000), "{policy}");
+        assert_eq!(close_code(&mut visitor).await, 1009, "{policy}");
+        let (code, listener) = serving.await.unwrap();
+        assert_eq!(code, 1009, "{policy}");
+        let again = tokio::time::timeout(Duration::from_millis(1500), listener.accept()).await;
+        assert!(again.is_err(), "{policy}: it was dialled again");
+        assert!(gateway.said().contains("--max-message"), "{policy}: {}", gateway.said());
+    }
+}
+
+#[tokio::test]
+async fn a_message_of_a_visitor_above_the_limit_ends_its_connection_with_1009_and_one_line_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = Gateway::in_front_of(listener.local_addr().unwrap(), &["--max-message", "1000"]);
+    let serving = tokio::spawn(async move { Frames::serve(&listener).await });
+    let (_, mut visitor) = Frames::visit(gateway.address(), "/", "").await;
+    let (_, mut served) = serving.await.unwrap();
+    visitor.write(TEXT, &[b'x'; 1000]).await;
+    assert_eq!(served.text().await.map(|text| text.len()), Some(1000));
+    visitor.write(TEXT, &[b'x'; 1001]).await;
+    assert_eq!(close_code(&mut visitor).await, 1009);
+    until("it is logged", || gateway.said().contains("--max-message")).await;
+}

@@ -1,0 +1,97 @@
+//! How much memory this process may use: what its control groups allow, and at most what the machine has.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// In bytes; `None` where the system does not say.
+pub(crate) fn allowed() -> Option<u64> {
+    allowed_under(Path::new("/"))
+}
+
+fn allowed_under(root: &Path) -> Option<u64> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let limits = groups.lines().flat_map(|line| limit_files(&root.join("sys/fs/cgroup"), line));
+    let limits = limits.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
+    limits.chain(machine(root)).min()
+}
+
+/// Where the limits of a group stand, as a line of `/proc/self/cgroup` names it: its own and those of the groups that it
+/// is in. In a container the path may be the one outside of it; then there is the root alone.
+fn limit_files(mounted: &Path, line: &str) -> Vec<PathBuf> {
+    let mut fields = line.splitn(3, ':');
+    let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+        return Vec::new();
+    };
+    let (mounted, file) = match controllers {
+        // "max" where there is none.
+        "" => (mounted.to_owned(), "memory.max"),
+        _ if controllers.split(',').any(|controller| controller == "memory") => {
+            (mounted.join("memory"), "memory.limit_in_bytes")
+        }
+        _ => return Vec::new(),
+    };
+    let path = Path::new(path.trim_start_matches('/'));
+    path.ancestors().map(|group| mounted.join(group).join(file)).collect()
+}
+
+fn machine(root: &Path) -> Option<u64> {
+    let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A system of these files, by name.
+    fn allowed_with(name: &str, files: &[(&str, &str)]) -> Option<u64> {
+        let root = std::env::temp_dir().join(format!("mainstay-memory-{}-{name}", std::process::id()));
+        for (path, text) in files {
+            let file = root.join(path);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        }
+        let found = allowed_under(&root);
+        let _ = fs::remove_dir_all(root);
+        found
+    }
+
+    const MACHINE: (&str, &str) = ("proc/meminfo", "MemFree: 1 kB\nMemTotal:       1000 kB\n");
+
+    #[test]
+    fn without_control_groups_it_is_what_the_machine_has() {
+        assert_eq!(allowed_with("none", &[]), None);
+        assert_eq!(allowed_with("machine", &[MACHINE]), Some(1_024_000));
+    }
+
+    #[test]
+    fn of_a_group_and_those_around_it_the_least_counts() {
+        let group = ("proc/self/cgroup", "0::/system.slice/mainstay.service\n");
+        let own = ("sys/fs/cgroup/system.slice/mainstay.service/memory.max", "max\n");
+        let around = ("sys/fs/cgroup/system.slice/memory.max", "5000\n");
+        assert_eq!(allowed_with("parent", &[MACHINE, group, own, around]), Some(5000));
+        let own = (own.0, "4000\n");
+        assert_eq!(allowed_with("own", &[MACHINE, group, own, around]), Some(4000));
+        assert_eq!(allowed_with("unlimited", &[MACHINE, group, (own.0, "max\n")]), Some(1_024_000));
+    }
+
+    #[test]
+    fn in_a_container_the_root_of_what_is_mounted_counts() {
+        let group = ("proc/self/cgroup", "0::/docker/0123\n");
+        assert_eq!(
+            allowed_with("container", &[MACHINE, group, ("sys/fs/cgroup/memory.max", "6000")]),
+            Some(6000)
+        );
+    }
+
+    #[test]
+    fn the_first_version_of_control_groups_counts_too() {
+        let group = ("proc/self/cgroup", "4:cpu,cpuacct:/a\n3:memory:/a/b\n");
+        let own = ("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "9223372036854771712\n");
+        let around = ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "7000\n");
+        assert_eq!(allowed_with("v1", &[MACHINE, group, own, around]), Some(7000));
+        assert_eq!(allowed_with("v1-unlimited", &[MACHINE, group, own]), Some(1_024_000));
+    }
+}
