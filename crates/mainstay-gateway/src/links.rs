@@ -195,20 +195,25 @@ impl Links {
         }
     }
 
-    /// Has links dial that wait for their next attempt: not all at once.
+    /// Has links dial that wait for their next attempt: a thousand of them over a second, fewer in less.
     async fn wake(self) {
+        let is_waiting = |sender: &Sender| matches!(sender.state(), State::Waiting { .. });
         let senders: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
+        let senders: Vec<Sender> = senders.into_iter().filter(is_waiting).collect();
+        let count = u32::try_from(senders.len()).unwrap_or(u32::MAX);
+        let spread = WAKE.min(Duration::from_millis(1).saturating_mul(count));
         let random = RandomState::new();
         let part = |number: usize| (random.hash_one(number) >> 32) as f64 / f64::from(u32::MAX);
-        let waits = |(number, sender): (usize, Sender)| {
-            matches!(sender.state(), State::Waiting { .. }).then(|| (WAKE.mul_f64(part(number)), sender))
-        };
-        let mut waiting: Vec<_> = senders.into_iter().enumerate().filter_map(waits).collect();
+        let mut waiting: Vec<_> = senders
+            .into_iter()
+            .enumerate()
+            .map(|(number, sender)| (spread.mul_f64(part(number)), sender))
+            .collect();
         waiting.sort_by_key(|(after, _)| *after);
         let start = tokio::time::Instant::now();
         for (after, sender) in waiting {
             tokio::time::sleep_until(start + after).await;
-            if matches!(sender.state(), State::Waiting { .. }) {
+            if is_waiting(&sender) {
                 sender.retry_now();
             }
         }

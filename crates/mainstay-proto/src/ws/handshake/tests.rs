@@ -229,6 +229,26 @@ fn a_subprotocol_has_to_be_a_token() {
 }
 
 #[test]
+fn a_request_that_is_passed_on_is_answered_as_its_client_wrote_it() {
+    let mut asked = request();
+    asked.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("jwt, eyJh/b+c=="));
+    let offer = Offer::of_request(&asked, None).unwrap();
+    let agreed = |protocol: &'static str| {
+        let mut fields = response();
+        fields.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+        fields.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        fields.remove(SEC_WEBSOCKET_EXTENSIONS);
+        offer.check_response(StatusCode::SWITCHING_PROTOCOLS, &fields).map(|agreed| agreed.protocol)
+    };
+    assert_eq!(agreed("jwt"), Ok(Some("jwt".to_owned())));
+    assert_eq!(agreed("eyJh/b+c=="), Ok(Some("eyJh/b+c==".to_owned())));
+    assert_eq!(agreed("chat"), Err(ResponseError::Protocol));
+    assert!(offer.extensions().is_none());
+    asked.append(SEC_WEBSOCKET_KEY, HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="));
+    assert!(Offer::of_request(&asked, None).is_none(), "two keys");
+}
+
+#[test]
 fn a_response_has_to_prove_that_it_answers_this_request() {
     assert_eq!(response_with(USER_AGENT, &[]), Ok(Agreed::default()));
     for (name, values, error) in [
