@@ -1,5 +1,6 @@
 //! What a session's task and the application's handles share: the machine, and who waits for what.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Wake, Waker};
 use std::time::Duration;
@@ -44,7 +45,6 @@ pub(crate) struct Inner {
     pub(super) authenticate: Option<Box<Authenticate>>,
     /// What somebody wants done to the connection.
     pub(super) act: Option<Box<Act>>,
-    pub(super) loss: Loss,
     pub(super) charge: Charge,
 }
 
@@ -102,6 +102,14 @@ pub(super) struct Incoming {
     pub(super) wire: Wire,
     /// What the connection before it is closed with.
     pub(super) fenced: Option<CloseFrame>,
+    pub(super) from: ComesFrom,
+}
+
+/// Where a connection was opened, for the log. The address may be another than that which the session was opened from.
+#[derive(Default)]
+pub(super) struct ComesFrom {
+    pub(super) address: Option<SocketAddr>,
+    pub(super) path: Box<str>,
 }
 
 impl Core {
@@ -113,7 +121,6 @@ impl Core {
             incoming: None,
             authenticate: None,
             act: None,
-            loss: Loss::None,
             charge: Charge::default(),
         };
         Arc::new(Self { signal: Signal::new(home), shared, facts, inner: Mutex::new(inner) })
@@ -169,9 +176,11 @@ impl Core {
         fenced: Option<Fenced>,
         connection: ConnectionId,
         wire: Wire,
+        from: ComesFrom,
     ) -> Option<(Wire, CloseFrame)> {
         let superseded = |reason| CloseFrame { code: CloseCode::SUPERSEDED, reason };
-        let incoming = Incoming { connection, wire, fenced: fenced.map(|fenced| superseded(fenced.reason)) };
+        let fenced = fenced.map(|fenced| superseded(fenced.reason));
+        let incoming = Incoming { connection, wire, fenced, from };
         let mut inner = self.lock();
         let Peer::Session(session) = &inner.peer else { return None };
         let is_bound = session.connection() == Some(connection) && session.is_over().is_none();
@@ -383,7 +392,12 @@ mod tests {
                 if step.starts_with('d') {
                     (_, *decided, token) = attach(&shared, attempt, &hello(attempt, Some(token)));
                 } else {
-                    losers.extend(core.supersede(decided.take(), ConnectionId(attempt), wire()));
+                    losers.extend(core.supersede(
+                        decided.take(),
+                        ConnectionId(attempt),
+                        wire(),
+                        ComesFrom::default(),
+                    ));
                 }
             }
             let frames: Vec<_> =

@@ -342,13 +342,15 @@ impl Shared {
     }
 
     /// Lists a session until [`unlist`](Self::unlist) is called with the slot that this returns.
-    pub(crate) fn list(&self, core: &CoreRef) -> usize {
-        self.cores.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::downgrade(core))
+    pub(crate) fn list(&self, core: &CoreRef) -> u32 {
+        let slot = self.cores.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::downgrade(core));
+        // Four thousand million sessions do not fit any machine.
+        u32::try_from(slot).unwrap_or(u32::MAX)
     }
 
-    pub(crate) fn unlist(&self, slot: usize) {
+    pub(crate) fn unlist(&self, slot: u32) {
         let mut cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
-        cores.try_remove(slot);
+        cores.try_remove(slot as usize);
         if cores.is_empty() {
             *cores = Slab::new();
         }

@@ -5,7 +5,6 @@
 //! Source: `docs/PROTOCOL.md` "Attaching", "Credentials".
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -24,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
 use super::auth::{Authenticate, judge};
-use super::core::{Core, CoreRef, Cores, Peer};
+use super::core::{ComesFrom, Core, CoreRef, Cores, Peer};
 use super::limits::Permit;
 use super::pace::Paced;
 use super::session::Session;
@@ -181,10 +180,10 @@ async fn attach(
                 });
                 return Some((connection, core, wire));
             }
-            log_return(&core, address, &terms.path, fenced.is_some());
             let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
             Stats::add(&stats.replayed, replayed);
-            let loser = core.supersede(fenced, connection, wire);
+            let from = ComesFrom { address, path: terms.path };
+            let loser = core.supersede(fenced, connection, wire, from);
             shared.dismiss_if_draining(&core);
             if let Some((wire, frame)) = loser {
                 Stats::subtract(&stats.connections, 1);
@@ -193,18 +192,6 @@ async fn attach(
             None
         }
     }
-}
-
-/// The one line about a client that is back. Its address may be another than that which the session was opened from.
-fn log_return(core: &Core, address: Option<SocketAddr>, path: &str, was_there: bool) {
-    if !tracing::enabled!(tracing::Level::INFO) {
-        return;
-    }
-    let loss = core.lock().loss;
-    let cause = if was_there { "a newer connection took its place" } else { loss.as_str() };
-    let Some((session, epoch)) = core.with_session(|session| (session.id(), session.epoch())) else { return };
-    let peer = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-    tracing::info!(%session, peer, path, epoch, cause, "session resumed");
 }
 
 async fn refuse(stats: &Stats, mut wire: Wire, refuse: &Control, why: Refusal) {

@@ -21,7 +21,7 @@ use pin_project_lite::pin_project;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth::{Asked, judge_anew};
-use super::core::{Core, CoreRef, Incoming, Inner, Loss, Peer};
+use super::core::{ComesFrom, Core, CoreRef, Incoming, Inner, Loss, Peer};
 use super::meddle::Then;
 use super::session::Session;
 use super::stats::Stats;
@@ -54,7 +54,9 @@ struct Connected {
     connection: ConnectionId,
     wire: Option<Wire>,
     /// In the list of all sessions.
-    slot: usize,
+    slot: u32,
+    /// Why it lost its last connection.
+    loss: Loss,
     _token: TaskTrackerToken,
 }
 
@@ -71,6 +73,7 @@ impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
             connection,
             wire: Some(wire),
             slot: core.shared.list(&core),
+            loss: Loss::None,
             _token: core.shared.tracker.token(),
             core: Arc::clone(&core),
         };
@@ -131,8 +134,9 @@ impl Connected {
             (inner.incoming.take(), inner.act.is_some(), welcomes)
         };
         if let Some(incoming) = incoming {
-            let Incoming { connection, wire, fenced } = *incoming;
+            let Incoming { connection, wire, fenced, from } = *incoming;
             self.connection = connection;
+            self.log_return(&from, fenced.is_some());
             if let Some(mut old) = self.wire.replace(wire) {
                 if let Some(fenced) = fenced {
                     old.close(&fenced);
@@ -150,6 +154,18 @@ impl Connected {
         if welcomes {
             self.write(here, cx);
         }
+    }
+
+    /// The one line about a client that is back.
+    fn log_return(&self, from: &ComesFrom, was_there: bool) {
+        if !tracing::enabled!(tracing::Level::INFO) {
+            return;
+        }
+        let cause = if was_there { "a newer connection took its place" } else { self.loss.as_str() };
+        let facts = self.core.with_session(|session| (session.id(), session.epoch()));
+        let Some((session, epoch)) = facts else { return };
+        let peer = from.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        tracing::info!(%session, peer, path = &*from.path, epoch, cause, "session resumed");
     }
 
     /// Has done to the connection what somebody asked for.
@@ -281,8 +297,8 @@ impl Connected {
         {
             self.core.shared.tracker.spawn(wire.depart(here).finish());
         }
+        self.loss = Loss::of(why);
         let mut inner = self.core.lock();
-        inner.loss = Loss::of(why);
         inner.handle_lost(now(), self.connection);
         inner.wake_application();
     }
@@ -382,8 +398,8 @@ impl Connected {
             wire.abort();
             Stats::subtract(&self.core.shared.stats.connections, 1);
         }
+        self.loss = why;
         let mut inner = self.core.lock();
-        inner.loss = why;
         inner.handle_lost(now(), self.connection);
         inner.wake_application();
     }
