@@ -23,24 +23,24 @@ use crate::relay::BackendLoss;
 pub(crate) struct ProfileFlags {
     /// The protocol that the backend speaks: sets what a lost backend connection means, what a new one is told first,
     /// and what counts as received, as docs/PROFILES.md says.
-    #[arg(long, value_enum, requires = "upstream")]
+    #[arg(long, value_enum)]
     profile: Option<Protocol>,
     /// What becomes of a client whose backend connection is lost. Default: renew, or as the profile says.
-    #[arg(long, value_enum, requires = "upstream")]
+    #[arg(long, value_enum)]
     on_backend_loss: Option<BackendLoss>,
     /// What becomes of messages that the backend did not confirm when its connection is lost. Default: at-least-once, or
     /// as the profile says.
-    #[arg(long, value_enum, requires = "upstream")]
+    #[arg(long, value_enum)]
     delivery: Option<Delivery>,
     /// What confirms a message to the backend. Default: pong, or as the profile says.
-    #[arg(long, value_enum, requires = "upstream")]
+    #[arg(long, value_enum)]
     confirm: Option<ConfirmBy>,
     /// A frame of the client that every new connection to the backend is told again, before anything else: first=N,
     /// until=REGEX, match=REGEX or json=/POINTER[=VALUE]. May be repeated. Needs --on-backend-loss keep.
-    #[arg(long, value_name = "RULE", value_parser = Rule::parse, requires = "upstream")]
+    #[arg(long, value_name = "RULE", value_parser = Rule::parse)]
     prologue: Vec<Rule>,
     /// What names a frame of the prologue, for example /id: a later frame of the same name takes its place.
-    #[arg(long, value_name = "POINTER", value_parser = pattern::pointer, requires = "upstream")]
+    #[arg(long, value_name = "POINTER", value_parser = pattern::pointer)]
     prologue_key: Option<String>,
     /// A message of the client or the backend after which the frames of its name are not told again: match=REGEX or
     /// json=/POINTER[=VALUE]. May be repeated. Needs --prologue-key.
@@ -48,11 +48,11 @@ pub(crate) struct ProfileFlags {
     prologue_forget: Vec<Pattern>,
     /// An answer of the backend, or its greeting, that the client does not get a second time; the next frame of the
     /// prologue waits for it. As --prologue; may be repeated.
-    #[arg(long, value_name = "RULE", value_parser = Rule::parse, requires = "upstream")]
+    #[arg(long, value_name = "RULE", value_parser = Rule::parse)]
     prologue_swallow: Vec<Rule>,
     /// An answer of the backend that the client gets again, and that its other messages wait for. As --prologue; may be
     /// repeated.
-    #[arg(long, value_name = "RULE", value_parser = Rule::parse, requires = "upstream")]
+    #[arg(long, value_name = "RULE", value_parser = Rule::parse)]
     prologue_await: Vec<Rule>,
 }
 

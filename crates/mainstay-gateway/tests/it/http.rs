@@ -355,8 +355,8 @@ async fn a_body_above_the_limit_is_413_whether_it_says_so_or_not() {
     assert!(head(&mut client).await.starts_with("HTTP/1.1 413 "));
     let chunked =
         "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n01234567890\r\n0\r\n\r\n";
+    // Whether the backend saw a byte of it is chance.
     let mut client = stage.client(chunked).await;
-    let _backend = stage.accept().await;
     assert!(head(&mut client).await.starts_with("HTTP/1.1 413 "));
 }
 
