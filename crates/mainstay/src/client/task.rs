@@ -47,6 +47,9 @@ pub(crate) struct Inner {
     /// Nobody holds the handle any more.
     pub(super) abandoned: bool,
     finished: bool,
+    /// What [`settle`](Self::settle) found last, and whether those who wait are to be woken for it.
+    settled: u64,
+    has_news: bool,
     tracked: VecDeque<(u64, oneshot::Sender<Outcome>)>,
     authenticating: Option<oneshot::Sender<Verdict>>,
     pub(super) receiver: Option<Waker>,
@@ -72,6 +75,8 @@ impl Core {
                 refusal: None,
                 abandoned: false,
                 finished: false,
+                settled: 0,
+                has_news: false,
                 tracked: VecDeque::new(),
                 authenticating: None,
                 receiver: None,
@@ -287,8 +292,11 @@ impl Inner {
                 _ => {}
             }
             self.events.push(event);
+            self.has_news = true;
         }
         let settled = self.machine.settled();
+        // A write may settle messages too, where nothing was read: a peer without Pongs has what has left.
+        self.has_news |= std::mem::replace(&mut self.settled, settled) != settled;
         while self.tracked.front().is_some_and(|(number, _)| *number <= settled) {
             if let Some((_, sender)) = self.tracked.pop_front() {
                 let _ = sender.send(Outcome::Delivered);
@@ -686,7 +694,7 @@ impl Task {
         if ended && (said || inner.abandoned) {
             inner.finished = true;
         }
-        if stirred || ended {
+        if std::mem::take(&mut inner.has_news) || stirred || ended {
             inner.wake_application();
         }
         let finished = inner.finished;
