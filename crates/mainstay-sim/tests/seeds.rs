@@ -4,7 +4,7 @@ use mainstay_proto::planted::{Rule, turn_back};
 use mainstay_sim::{Counts, Plan, run};
 
 /// Bounds the time of a rule that nobody notices: a seed takes about 10 ms.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 800;
 
 /// The first seed that fails with this rule turned back.
 fn noticed(rule: Rule) -> Option<u64> {
