@@ -198,6 +198,8 @@ pub(crate) struct Backend {
     /// A line said that it is down.
     is_told: bool,
     probe_at: Option<Instant>,
+    /// A connection was lost whose link waits to dial again, and nothing was reached since.
+    is_suspect: bool,
     failures: [Rate; Reason::ALL.len()],
     put_off: Rate,
     redials: Rate,
@@ -215,6 +217,7 @@ impl Backend {
             down: None,
             is_told: false,
             probe_at: Some(now),
+            is_suspect: false,
             failures: Default::default(),
             put_off: Rate::default(),
             redials: Rate::default(),
@@ -224,12 +227,13 @@ impl Backend {
         }
     }
 
-    /// A connection came about: a probe's, a link's, a request's. `true`: it was down until now, and who waits for it
-    /// may try.
+    /// A connection came about: a probe's, a link's, a request's. `true`: it was down until now, or may have been, and
+    /// links that wait for it may try.
     pub(crate) fn handle_reached(&mut self, now: Instant) -> bool {
         self.probe_at = None;
         let is_first = !std::mem::replace(&mut self.was_reached, true);
-        let Some((since, _)) = self.down.take() else { return false };
+        let was_suspect = std::mem::take(&mut self.is_suspect);
+        let Some((since, _)) = self.down.take() else { return was_suspect };
         if std::mem::take(&mut self.is_told) {
             self.lines.push_back(Line::Reached { after: now - since, is_first });
         }
@@ -261,8 +265,13 @@ impl Backend {
         }
     }
 
-    /// A connection that had come about was lost.
-    pub(crate) fn handle_lost(&mut self, now: Instant, why: &str) {
+    /// A connection that had come about was lost. `waits`: its link dials again after a while. A backend that is restarted
+    /// in less time than that is found by a probe, and the link need not wait.
+    pub(crate) fn handle_lost(&mut self, now: Instant, why: &str, waits: bool) {
+        if waits {
+            self.is_suspect = true;
+            self.probe_at.get_or_insert(now + PROBE_EVERY);
+        }
         if self.losses_since.is_none_or(|since| now - since > LINE_EVERY) {
             (self.losses_since, self.losses) = (Some(now), 0);
             self.redials.forget_if_old(now);
@@ -373,6 +382,21 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_waits_to_dial_again_is_woken_by_the_probe_that_finds_the_backend() {
+        let start = Instant::now();
+        let mut backend = Backend::new(start);
+        backend.handle_reached(start);
+        backend.handle_lost(start, "broken", false);
+        assert_eq!(backend.poll_timeout(), None, "nobody waits for it");
+        backend.handle_lost(start, "broken", true);
+        assert!(!backend.poll_probe(start) && backend.poll_probe(start + PROBE_EVERY));
+        assert!(backend.handle_reached(start + PROBE_EVERY), "links that wait may dial");
+        assert!(!backend.handle_reached(start + PROBE_EVERY), "and once is enough");
+        assert_eq!(backend.poll_timeout(), None);
+        assert_eq!(backend.poll_line(), None);
+    }
+
+    #[test]
     fn the_first_failure_of_a_kind_is_a_line_and_later_ones_are_counted_every_30_s() {
         let mut stage = Stage::new();
         for second in 0..=31 {
@@ -451,15 +475,15 @@ mod tests {
     fn connections_that_are_lost_again_and_again_are_a_line_and_a_few_are_none() {
         let mut stage = Stage::new();
         for second in [0, 1, 100, 101, 200] {
-            stage.backend.handle_lost(stage.at(second), "reset");
+            stage.backend.handle_lost(stage.at(second), "reset", false);
         }
         assert_eq!(stage.lines(), [""; 0]);
         for second in 300..320 {
-            stage.backend.handle_lost(stage.at(second), "reset");
+            stage.backend.handle_lost(stage.at(second), "reset", false);
         }
         assert_eq!(stage.lines(), ["redialled 3"]);
         for second in 320..340 {
-            stage.backend.handle_lost(stage.at(second), "reset");
+            stage.backend.handle_lost(stage.at(second), "reset", false);
         }
         assert_eq!(stage.lines(), ["redialled 31"]);
     }

@@ -367,7 +367,7 @@ impl Account {
                 self.links.reached();
             }
             Event::AttemptFailed { why, .. } => self.attempt_failed(why),
-            Event::Detached { why, .. } => {
+            Event::Detached { why, retry_in } => {
                 self.attached(false);
                 let figures = &self.links.0.figures;
                 figures.lost.fetch_add(1, Relaxed);
@@ -379,7 +379,8 @@ impl Account {
                     }
                 }
                 let why = format!("{why:?}");
-                self.links.tell(|backend| backend.handle_lost(Instant::now(), &why));
+                let waits = !retry_in.is_zero();
+                self.links.tell(|backend| backend.handle_lost(Instant::now(), &why, waits));
             }
             Event::Ended { code, .. } => {
                 self.attached(false);
