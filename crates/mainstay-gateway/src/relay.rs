@@ -17,7 +17,7 @@ use mainstay::client::{Event, Events, Lost};
 use mainstay::server::{Sender as ToClient, Session};
 use mainstay::{CloseCode, Delivery, Link, PeerClose, Report};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::access::{self, By, Visitor};
 use crate::bounds;
@@ -81,12 +81,20 @@ pub(crate) async fn relay(
     let wait = is_plain.then_some(config.upstream_wait);
     let watching = watch(link.events(), &config, &mut account, wait, &away);
     let up = async {
+        let mut until = None;
         while let Some(message) = session.recv().await {
             in_hand = true;
             let heard = conversation.listens().then(|| message.clone());
-            if to_backend.send(message).await.is_err() {
-                // The link has ended, and `watching` says how.
-                return std::future::pending().await;
+            tokio::select! {
+                biased; // while the link has room the second is not even polled
+                sent = to_backend.send(message) => {
+                    if sent.is_err() {
+                        // The link has ended, and `watching` says how.
+                        return std::future::pending().await;
+                    }
+                }
+                // The client is gone, and the backend takes nothing of what it left behind.
+                () = unloaded(&to_client, &mut until) => return,
             }
             in_hand = false;
             sent += 1;
@@ -113,8 +121,6 @@ pub(crate) async fn relay(
         }
         () = acknowledge => End::Client,
         () = away.notified() => End::Away,
-        // The client is gone, and the backend takes nothing of what it left behind.
-        () = async { to_client.closed().await; sleep(UNLOADING).await } => End::Client,
     };
     account.not_delivered(in_hand.into());
     match end {
@@ -139,6 +145,12 @@ pub(crate) async fn relay(
             finish(link, None, &conversation, &mut account).await;
         }
     }
+}
+
+/// Waits until the client is gone, and as long after that as what it left behind may take.
+async fn unloaded(to_client: &ToClient, until: &mut Option<Instant>) {
+    to_client.closed().await;
+    sleep_until(*until.get_or_insert_with(|| Instant::now() + UNLOADING)).await;
 }
 
 /// Everything that the link brings goes to the client, and nowhere once the client is gone. Returns why a new connection
