@@ -17,7 +17,7 @@ pub(crate) struct Visitor {
     is_told: bool,
 }
 
-/// Who ended it.
+/// The end that ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum By {
     /// The visitor left, or did not come back in time.

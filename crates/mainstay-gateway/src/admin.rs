@@ -1,7 +1,7 @@
 //! `/healthz`, `/readyz` and `/metrics`, on a listener of their own.
 //!
-//! Whoever supervises the process is answered, whatever visitors and others do: the listener has a server loop and
-//! limits of its own. Of more than [`CONNECTIONS`] connections the oldest is dropped for the newest, so connections
+//! A supervisor is answered, whatever visitors and others do: the listener has a server loop and
+//! limits of its own. Above [`CONNECTIONS`] connections the oldest is dropped for the newest, so connections
 //! that say nothing keep nobody out, and a few files are kept for it.
 //!
 //! Where no token protects the figures, a request must name the process as one that is here does: `localhost` or an

@@ -4,7 +4,7 @@
 //! probe, come out. The gateway probes by itself, with TCP and TLS and not a byte of HTTP: every second until the
 //! backend was reached once, and again while it is down.
 //!
-//! Of each kind of trouble the first is one line. What follows within 30 s is counted, and told by the next line of its
+//! The first trouble of each kind is one line. What follows within 30 s is counted, and told by the next line of its
 //! kind: a backend that fails must not fill the log as well.
 
 use std::collections::VecDeque;
@@ -104,7 +104,7 @@ impl Failure {
 }
 
 impl Failure {
-    /// Of a request over HTTP. `None`: its client's fault.
+    /// What failed about a request over HTTP. `None`: its client's fault.
     pub(crate) fn of_request(failure: &upstream::Failure) -> Option<Self> {
         use upstream::Failure as F;
         let (reason, why) = match failure {
@@ -137,7 +137,7 @@ impl From<ConnectFailure> for Failure {
     }
 }
 
-/// Of a server that was reached.
+/// Why no WebSocket came of a server that was reached.
 fn reason_in(why: &str) -> Reason {
     if why.starts_with("the server answered ") {
         Reason::Status

@@ -177,7 +177,7 @@ struct State {
     bytes: usize,
     lost: u64,
     is_writing: bool,
-    /// Nobody writes: every line is lost.
+    /// The writer is gone: every line is lost.
     has_failed: bool,
     json: bool,
 }

@@ -1,7 +1,7 @@
 //! A request for a WebSocket: the backend is asked, and its answer is the client's.
 //!
 //! The opening handshake of a plain client is passed on, not rebuilt: its own key, subprotocols as it wrote them, every
-//! field that is not of one hop. So is the answer, whatever it is. Of a 101 that are the fields, spelled as they came;
+//! field that is not of one hop. So is the answer, whatever it is. From a 101 the client gets the fields, spelled as they came;
 //! then the connection to the backend becomes a link, and the client's a session. Extensions are of one hop.
 //!
 //! That cannot be done for a client that speaks `mainstay.v1`. Its request does not say whether it opens a session or

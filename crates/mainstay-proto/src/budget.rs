@@ -93,7 +93,7 @@ impl Level {
 /// What a connection keeps, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Held {
-    /// Of what its peer sent: not yet received by the application.
+    /// Bytes that its peer sent and the application has not received yet.
     pub unread: u64,
     /// For its peer: not yet written, or not yet acknowledged.
     pub kept: u64,
@@ -128,8 +128,8 @@ impl Pressure {
         Self { level, share: share.max(FLOOR) }
     }
 
-    /// What a holder may keep in one of its queues, in bytes; it may keep one message there in any case. Of what is kept
-    /// for a peer that is away nothing leaves before it comes back, if it does.
+    /// What a holder may keep in one of its queues, in bytes; it may keep one message there in any case. What is kept
+    /// for a peer that is away does not leave before it comes back, if it does.
     #[must_use]
     pub fn room(self, is_away: bool) -> u64 {
         match self.level {
@@ -150,7 +150,7 @@ impl Pressure {
     }
 }
 
-/// Who has to give up what it keeps, decided every so often while memory is short.
+/// The holders that have to give up what they keep, decided every so often while memory is short.
 #[derive(Debug, Clone, Default)]
 pub struct Reclaim {
     full_since: Option<Instant>,
@@ -168,7 +168,7 @@ pub struct Victims {
 }
 
 impl Reclaim {
-    /// Who is to give up its memory now, where `used` bytes of `limit` are used. `None`: nobody.
+    /// The holders that are to give up their memory now, where `used` bytes of `limit` are used. `None`: none.
     pub fn poll(&mut self, now: Instant, level: Level, used: u64, limit: u64) -> Option<Victims> {
         if level == Level::Full {
             self.full_since.get_or_insert(now);

@@ -200,7 +200,7 @@ pub struct Confirmer<M> {
     config: ConfirmConfig,
     /// In the order of their numbers.
     kept: VecDeque<Kept<M>>,
-    /// Of all that is kept.
+    /// The bytes of all messages that are kept.
     kept_bytes: u64,
     /// The number given last.
     last: u64,

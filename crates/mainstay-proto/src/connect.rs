@@ -212,7 +212,7 @@ pub enum Report {
     /// From the first to the second number: they may or may not have arrived, and are not sent again.
     Unknown(u64, u64),
     /// From the first to the second number: they were never written and never will be. Either the queue
-    /// was full and they made room for newer ones, or this is the end. Of a session: they are larger than the server
+    /// was full and they made room for newer ones, or this is the end. In a session: they are larger than the server
     /// takes, which was not known when they were accepted.
     NotDelivered(u64, u64),
     /// The connection ended three times with this message first in line; it is given up and comes back.

@@ -74,7 +74,7 @@ impl FailureKind {
         }
     }
 
-    /// Of the failures of several addresses, the one with the highest rank is what happened: what this process can
+    /// The failure with the highest rank, among those of several addresses, is what happened: what this process can
     /// mend first, then what a server said, then silence.
     fn rank(self) -> u8 {
         match self {
@@ -155,7 +155,7 @@ impl Attempts {
             (*address, ConnectFailure::new(FailureKind::TimedOut, format!("no answer within {after:?}")))
         };
         let failed: Vec<_> = self.under_way.iter().map(silent).chain(self.failed).collect();
-        // Of equals the first: `max_by_key` takes the last.
+        // The first of equals: `max_by_key` takes the last.
         let worst = failed.iter().rev().max_by_key(|(_, failure)| failure.kind.rank());
         let Some(kind) = worst.map(|(_, failure)| failure.kind) else {
             return ConnectFailure::new(FailureKind::UnknownName, "the name has no address");

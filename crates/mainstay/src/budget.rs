@@ -16,7 +16,7 @@ pub use mainstay_proto::budget::Level;
 use crate::clock::now;
 use crate::memory;
 
-/// Of the memory that the process may use, the part that is the default budget.
+/// The default budget is one part in so many of the memory that the process may use.
 const PART_OF_MEMORY: u64 = 4;
 /// How often somebody has to give memory back while it is short.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);

@@ -19,7 +19,7 @@ pub(crate) struct Frames {
 }
 
 impl From<TcpStream> for Frames {
-    /// Of a connection whose opening handshake is done. Frames of it are written unmasked.
+    /// A connection whose opening handshake is done. Its frames are written unmasked.
     fn from(stream: TcpStream) -> Self {
         Self { stream, masks: false }
     }

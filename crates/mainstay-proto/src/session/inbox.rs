@@ -52,7 +52,7 @@ pub(super) struct Inbox {
     received: u64,
     /// Payload bytes of what was taken and is not received.
     open_bytes: u64,
-    /// Of what was taken and is not handed.
+    /// Payload bytes that were taken and are not handed.
     queued_bytes: u64,
     /// What was handed and is not received (manual mode only).
     unconfirmed: VecDeque<Unconfirmed>,

@@ -348,8 +348,8 @@ impl<H: Clone> Registry<H> {
     /// Gives up a session whose client has been away for 10 s or more, and buries it: something that every session
     /// takes is used up. `None`: there is none. The handle is the evicted session's, whose owner is to look.
     ///
-    /// Some of all the names are compared, from anywhere on. Of the source that has most of those, the session whose
-    /// client has been away for the longest goes: a client that opens sessions and leaves them keeps nobody out, and
+    /// Some of all the names are compared, from anywhere on. The source that has most of those loses the session
+    /// whose client has been away for the longest: a client that opens sessions and leaves them keeps nobody out, and
     /// loses its own first. Behind a proxy all have one source, and the longest absence alone decides.
     pub fn evict<S: Sessions<Handle = H>>(&mut self, now: Instant, sessions: &mut S) -> Option<H> {
         let from = self.secrets.name();

@@ -57,7 +57,7 @@ impl SendQueue {
         self.copied.len() - self.read + self.shared_len
     }
 
-    /// Of these, bytes that are copied here, and shared with nobody.
+    /// The bytes among these that are copied here, and shared with nobody.
     pub fn copied(&self) -> usize {
         self.copied.len() - self.read
     }

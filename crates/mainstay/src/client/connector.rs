@@ -152,7 +152,7 @@ impl Connector {
         let connecting = async {
             loop {
                 match UnixStream::connect(path).await {
-                    // Its queue of connections is full. Nobody says when it is not.
+                    // Its queue of connections is full, and no event says when it is not.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(FULL_QUEUE_PAUSE).await,
                     connected => return connected,
                 }
@@ -283,7 +283,7 @@ fn tcp_kind(error: &io::Error, address: SocketAddr) -> FailureKind {
 
 fn unix_kind(error: &io::Error) -> FailureKind {
     match error.kind() {
-        // Nobody listens there any more, or nobody has yet.
+        // No server listens there any more, or yet.
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FailureKind::Refused,
         _ if is_out_of_descriptors(error) => FailureKind::NoDescriptor,
         _ => FailureKind::Other,

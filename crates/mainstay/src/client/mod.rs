@@ -522,7 +522,7 @@ impl Sender {
         self.core.lock().machine.state()
     }
 
-    /// Payload bytes that a plain peer sent and the application has not received yet. Of a session: 0.
+    /// Payload bytes that a plain peer sent and the application has not received yet. In a session: 0.
     #[must_use]
     pub fn unread_bytes(&self) -> u64 {
         self.core.lock().machine.unread_bytes()

@@ -170,7 +170,7 @@ async fn until_a_successor_accepts_newcomers_wait_and_then_they_are_its() {
     let early = std::net::TcpStream::connect(address).unwrap();
     taken.notify_one();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // Nobody else accepted it meanwhile.
+    // No other process accepted it meanwhile.
     let (_, from) = copy.accept().unwrap();
     assert_eq!(from, early.local_addr().unwrap());
     assert!(!stage.server.is_finished());
