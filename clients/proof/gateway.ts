@@ -3,7 +3,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import net from "node:net";
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 
