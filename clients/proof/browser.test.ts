@@ -151,7 +151,8 @@ const EVERYWHERE: { [name: string]: Scenario } = {
   },
 
   "a successor that is there when the gateway drains takes the page over without a pause": async (stage) => {
-    const { page, backend, gateway } = await stage.set(["--drain", "1s"]);
+    // As long as a browser on a busy machine may need to move.
+    const { page, backend, gateway } = await stage.set(["--drain", "10s"]);
     const drained = gateway.drain();
     await until("the drain to begin", async () => !(await gateway.isReady()));
     await stage.startGateway();
