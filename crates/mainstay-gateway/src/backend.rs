@@ -101,9 +101,7 @@ impl Failure {
         };
         Some(Self { reason, why: why.clone() })
     }
-}
 
-impl Failure {
     /// What failed about a request over HTTP. `None`: its client's fault.
     pub(crate) fn of_request(failure: &upstream::Failure) -> Option<Self> {
         use upstream::Failure as F;
