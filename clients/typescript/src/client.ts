@@ -107,6 +107,8 @@ export abstract class BaseSocket extends EventTarget {
   /** The status that the application was told last. */
   private told: Status = "connecting";
   declare private timer: any;
+  /** When it fires. A deadline that moves away is looked at then: no timer is touched for a message. */
+  private timerAt = Infinity;
   /** Ends what is listened to outside, as the options of each listener. */
   private listening = new AbortController();
   declare private prepare: () => Promise<[url: string | URL, protocols: string | string[]]>;
@@ -189,6 +191,14 @@ export abstract class BaseSocket extends EventTarget {
     this.proceed((machine) => machine.retryNow());
   }
 
+  /**
+   * Leaves the connection with this code and dials at once, whatever it was doing. A session goes on. After `close` it does
+   * nothing: make another socket.
+   */
+  reconnect(code = 1000, reason = ""): void {
+    this.proceed((machine) => machine.isEnded || machine.reconnect(code, reason));
+  }
+
   /** Leaves the connection and stays away until {@link retryNow}. A session goes on for as long as the server keeps it. */
   suspend(): void {
     this.proceed((machine) => machine.suspend());
@@ -205,19 +215,24 @@ export abstract class BaseSocket extends EventTarget {
     act?.(machine);
     if (this.isStepping) return;
     this.isStepping = true;
-    clearTimeout(this.timer);
     machine.handleTimeout();
     for (let event; this.pump(), machine.writeOut(), this.tellStatus(), (event = this.events.shift()); ) this.dispatch(...event);
     this.isStepping = false;
     if (machine.beginning) void this.begin();
-    const wait = Math.min(machine.current ? TICK : Infinity, Math.max(machine.dueAt - machine.nowMs, 0));
+    const at = machine.isEnded ? Infinity : Math.min(machine.current ? machine.nowMs + TICK : Infinity, Math.max(machine.dueAt, machine.nowMs));
     if (machine.isEnded) this.listening.abort();
-    else if (wait < Infinity) this.timer = setTimeout(() => this.tick(machine.nowMs + wait), wait);
+    if (at < this.timerAt || at === Infinity) {
+      clearTimeout(this.timer);
+      this.timerAt = at;
+      if (at < Infinity) this.timer = setTimeout(() => this.tick(), at - machine.nowMs);
+    }
   }
 
-  private tick(expectedAt: number): void {
+  private tick(): void {
+    const late = this.clock() - this.timerAt;
+    this.timerAt = Infinity;
     // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
-    if (this.clock() - expectedAt > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden) this.retryNow();
+    if (late > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden) this.retryNow();
     else this.proceed();
   }
 
@@ -281,12 +296,18 @@ export abstract class BaseSocket extends EventTarget {
       const then = (act: (event: any) => void) => (event: any) => this.byId[id] && this.proceed(() => act(event));
       connection.onopen = then(() => machine.handleOpened(id, connection.protocol));
       connection.onmessage = then(({ data }) => machine.handleMessage(id, data));
-      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, reason));
-      // The WebSocket of Node 20 fires no `close` after a handshake that failed.
-      connection.onerror = then(() => machine.dialled === id && machine.handleLost(id, 1006, "cannot be opened"));
+      /** Why, where the class tells it: browsers do not. */
+      let cause = "";
+      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, reason || cause));
+      connection.onerror = then(({ message }) => {
+        cause = message || "";
+        // The WebSocket of Node 20 fires no `close` after a handshake that failed.
+        if (machine.dialled === id) machine.handleLost(id, 1006, cause || "cannot be opened");
+      });
     } catch (error) {
       this.emit("error", { error });
-      this.proceed(() => machine.handleLost(id, 1006, `${error}`));
+      // Of the server it says nothing.
+      this.proceed(() => machine.handleLost(id, 1011, `${error}`));
     }
   }
 
@@ -297,10 +318,16 @@ export abstract class BaseSocket extends EventTarget {
 
   /** @internal */
   forget(id: number, code = 1000, reason = ""): void {
-    const connection = this.byId[id];
+    const connection: any = this.byId[id];
     delete this.byId[id];
     // Whether its closing handshake ever ends concerns nobody. A browser may send 1000 and 3000-4999 only.
     connection?.close(code > 2999 ? code : 1000, reason.slice(0, 40));
+    // `ws` would wait half a minute for a peer that is gone, and keep the process for as long.
+    if (connection?.readyState < 3 && connection.terminate) {
+      const timer: any = setTimeout(() => connection.bufferedAmount || connection.terminate(), 2000);
+      timer["unref"]?.();
+      connection.onclose = () => clearTimeout(timer);
+    }
   }
 
   /** What was written and has not left. */
