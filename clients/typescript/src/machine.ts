@@ -11,6 +11,7 @@
  */
 
 import { concernsOne, isFinal } from "./close.js";
+import { bytesOf } from "./text.js";
 import type { Data, Received, Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
@@ -24,6 +25,8 @@ export interface Io {
   /** Opens a connection and reports with `handleOpened` or `handleLost`. */
   dial(id: number): void;
   writeTo(id: number, data: Data): void;
+  /** Begins the closing handshake of a connection, which is over with `handleLost`. */
+  leave(id: number, code: number, reason: string): void;
   /** Closes a connection and forgets it: nothing about it is reported any more. */
   forget(id: number, code?: number, reason?: string): void;
   /** Tells the application, later, and before it of a status that changed. */
@@ -85,6 +88,8 @@ export class Machine {
   declare protected closeWith: { code: number; reason: string } | undefined;
   /** When closing is over, done or not. */
   private closeBy = Infinity;
+  /** The closing handshake of the current connection has begun. */
+  declare private isLeaving: boolean | undefined;
   /** When to dial; while dialling, when to give up. */
   declare protected dialAt: number;
   /** Doubles with every verdict until a message comes: one that takes longer than the limit to arrive looks like silence. */
@@ -137,7 +142,7 @@ export class Machine {
     this.beginning = id;
     if (this.epoch++) this.io.emit("gap");
     this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
-    this.io.emit("open");
+    if (!this.closeWith) this.io.emit("open");
   }
 
   /** A connection is gone, could not be opened, or is given up. */
@@ -148,6 +153,8 @@ export class Machine {
     if (!id || (!wasAttached && id !== this.dialled)) return;
     if (wasAttached) {
       this.current = this.beginning = 0;
+      // The peer's word, or that of its connection's loss.
+      if (this.isLeaving) return this.endNow(code === 4408 ? 1006 : code, reason);
       const lived = this.nowMs - this.attachedAt;
       // What replacements waited for was that this connection lived: their failures hold nothing back.
       this.attempts = lived >= (this.hasWorked ? 2000 : 10_000) ? 0 : this.attemptsBefore;
@@ -175,7 +182,7 @@ export class Machine {
     this.heard();
     this.progressed();
     if (this.told(() => this.behaviour.ping?.matches(data))) this.answered();
-    else this.io.emit("message", { data });
+    else if (!this.closeWith) this.io.emit("message", { data });
   }
 
   // ---- what the application does ----------------------------------------------------------------
@@ -196,6 +203,7 @@ export class Machine {
 
   /** Leaves the connection with this code and dials at once. */
   reconnect(code: number, reason: string): void {
+    if (this.closeWith) return;
     this.io.forget(this.current, code, reason);
     this.suspend(reason);
     this.attempts = 0;
@@ -220,12 +228,16 @@ export class Machine {
     if (this.closeWith) return;
     this.closeWith = { code, reason };
     this.closeBy = this.nowMs + 10_000;
-    if (this.current || this.keeps) this.retryNow();
-    else this.endNow(code, reason);
+    if (this.current || this.keeps) return this.retryNow();
+    // Nothing is to be done, but whoever called hears of the end only later.
+    this.io.forget(this.dialled);
+    this.dialled = 0;
+    this.dialAt = Infinity;
+    this.closeBy = this.nowMs + 1;
   }
 
-  /** Ends now. */
-  endNow(code: number, reason: string, fate?: object): void {
+  /** Ends now. `wasClean`: the other end closed, or answered our closing. */
+  endNow(code: number, reason: string, fate?: object, wasClean = code !== 1006): void {
     if (this.isEnded) return;
     this.isEnded = true;
     this.loss = { code, reason };
@@ -234,14 +246,14 @@ export class Machine {
     this.io.forget(this.dialled, code, reason);
     this.io.forget(this.current, code, reason);
     this.current = this.dialled = 0;
-    this.io.emit("close", { code, reason, wasClean: code === 1000, fate });
+    this.io.emit("close", { code, reason, wasClean, fate });
   }
 
   // ---- time and output --------------------------------------------------------------------------
 
   /** Does what is due. */
   handleTimeout(): void {
-    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason);
+    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason, undefined, false);
     else if (this.dialAt > this.nowMs) this.current && this.watch();
     else if (this.dialled) this.handleLost(this.dialled, 1006, NO_ANSWER);
     else this.dial();
@@ -304,7 +316,12 @@ export class Machine {
   writeOut(): void {
     if (this.current && !this.beginning) {
       for (const data of this.unsent.splice(0)) this.writePlain(this.current, data);
-      if (this.closeWith && !this.queued.length) this.endNow(this.closeWith.code, this.closeWith.reason);
+      if (this.closeWith && !this.queued.length && !this.isLeaving) {
+        this.isLeaving = true;
+        // A peer that is there answers in far less, unless something has yet to leave.
+        if (!this.isBusy) this.closeBy = Math.min(this.closeBy, this.nowMs + 5000);
+        this.io.leave(this.current, this.closeWith.code, this.closeWith.reason);
+      }
     }
   }
 
@@ -323,7 +340,7 @@ export class Machine {
   /** Payload that is accepted and not acknowledged, or not given to a connection. */
   get bufferedAmount(): number {
     let sum = 0;
-    for (const data of this.unsent) sum += data.length;
+    for (const data of this.unsent) sum += bytesOf(data).length;
     return sum;
   }
 
@@ -382,13 +399,13 @@ export class Machine {
   private leaveStuck(): void {
     if (!this.dialled || this.stuckAt > this.nowMs) return;
     this.stuckMs *= 2;
-    this.leave(this.dialled);
+    this.letGo(this.dialled);
     this.dialled = 0;
     this.dialAt = Infinity;
   }
 
   /** Closes a connection that was not attached. */
-  protected leave(id: number): void {
+  protected letGo(id: number): void {
     this.io.forget(id);
   }
 

@@ -70,7 +70,7 @@ export interface SessionHooks {
   /** Leave the connection after the delay; nothing is lost. */
   onGoAway(delay: Delay, closeIn: number): void;
   /** Nothing follows. */
-  endNow(code: number, reason: string, fate: Fate): void;
+  endNow(code: number, reason: string, fate: Fate, wasClean?: boolean): void;
 }
 
 export interface SessionConfig {
@@ -194,7 +194,7 @@ export class ClientSession {
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
       // Nobody answers END any more.
-      if (wasEnding) this.conclude(this.farewell[1], this.farewell[2], this.fate());
+      if (wasEnding) this.conclude(this.farewell[1], this.farewell[2], this.fate(), false);
       else if (this.barren > 4) this.startOver();
     }
   }
@@ -254,7 +254,7 @@ export class ClientSession {
   abandon(reason: string): void {
     const fate = this.fate();
     this.sendEnd(4400, reason);
-    this.conclude(4400, reason, fate);
+    this.conclude(4400, reason, fate, false);
   }
 
   private welcome(opening: Connection, frame: Welcome): void {
@@ -309,6 +309,16 @@ export class ClientSession {
   /** The application has begun the session: what waits follows what it sent first. */
   begin(): void {
     this.flow.outbox.ready = Infinity;
+  }
+
+  /** END is written, and its answer is awaited. */
+  get hasEnded(): boolean {
+    return this.life === Life.EndSent;
+  }
+
+  /** Nothing more comes: what has come waits for the application. */
+  get isOver(): boolean {
+    return this.life > Life.Closing;
   }
 
   /** Writes a message that is not numbered, kept or replayed. Dropped while detached. */
@@ -417,11 +427,11 @@ export class ClientSession {
     return this.fate([received, handed, 0, 0, 2]);
   }
 
-  private conclude(code: number, reason: string, fate: Fate): void {
+  private conclude(code: number, reason: string, fate: Fate, wasClean?: boolean): void {
     this.life = Life.Over;
     this.flow.inbox.queue = [];
     this.opening = undefined;
-    this.hooks.endNow(code, reason, fate);
+    this.hooks.endNow(code, reason, fate, wasClean);
   }
 
   // ---- losing a session -----------------------------------------------------------------------

@@ -60,9 +60,10 @@ export class SessionMachine extends Machine implements SessionHooks {
   }
 
   override handleLost(id: number, code: number, reason: string): void {
-    if (id && id === this.trial) return this.trialLost(code, reason);
+    if (!id) return;
+    if (id === this.trial) return this.trialLost(code, reason);
     const neverSpoke = this.mayBePlain && !this.isSuspended && code === 1006 && id === this.dialled && this.clientSession.opening?.id !== id;
-    if (id && id === this.current) this.leftAt = this.nowMs;
+    if (id === this.current) this.leftAt = this.nowMs;
     this.clientSession.handleLost(id, code, reason);
     if (neverSpoke) {
       // Browsers fail a connection whose server answers an offer with nothing.
@@ -114,9 +115,9 @@ export class SessionMachine extends Machine implements SessionHooks {
     return this.clientSession.send(data, !!this.beginning);
   }
 
-  override endNow(code: number, reason: string, fate = this.clientSession.fate()): void {
+  override endNow(code: number, reason: string, fate = this.clientSession.fate(), wasClean?: boolean): void {
     this.io.forget(this.trial);
-    super.endNow(code, reason, fate);
+    super.endNow(code, reason, fate, wasClean);
   }
 
   override writeOut(): void {
@@ -126,12 +127,12 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.lookAtOwed();
   }
 
-  /** What is written and not acknowledged. While another connection is being opened this one is not written, and nothing is due. */
+  /** What is written and not acknowledged, or an END that is not answered. While another connection is being opened this one is not written, and nothing is due. */
   private lookAtOwed(): void {
     const { flow, opening } = this.clientSession;
     const { acknowledged, written } = flow.outbox;
     if (acknowledged !== this.acknowledged) this.doubt = 1;
-    this.owedAt = acknowledged < written && !opening ? Math.min(this.owedAt, this.nowMs) : Infinity;
+    this.owedAt = (acknowledged < written || this.clientSession.hasEnded) && !opening ? Math.min(this.owedAt, this.nowMs) : Infinity;
     this.acknowledged = acknowledged;
   }
 
@@ -145,8 +146,8 @@ export class SessionMachine extends Machine implements SessionHooks {
     return true;
   }
 
-  protected override leave(id: number): void {
-    super.leave(id);
+  protected override letGo(id: number): void {
+    super.letGo(id);
     this.clientSession.handleLost(id);
   }
 
@@ -207,7 +208,7 @@ export class SessionMachine extends Machine implements SessionHooks {
   onAttached(id: number, [, sessionId, , epoch, resumed, , , window, interval]: Welcome): void {
     const announced = Math.min(Math.max(interval, 100), 3_600_000);
     // The first of this socket is one too, where it goes on from a page that was reloaded.
-    const mayBePlaining = !resumed || !this.epoch;
+    const isOpening = !resumed || !this.epoch;
     this.io.forget(this.trial);
     this.io.forget(this.current);
     this.trial = 0;
@@ -218,9 +219,9 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.epoch = epoch;
     this.name = toHex(sessionId);
     this.attach(id, 2 * announced + 5000, announced / 4, Infinity);
-    if (mayBePlaining) this.beginning = id;
+    if (isOpening) this.beginning = id;
     this.io.emit("session", { mode: "session", resumed, epoch, id: this.name });
-    if (mayBePlaining) this.io.emit("open");
+    if (isOpening && !this.closeWith) this.io.emit("open");
   }
 
   onRefused(code: number, delay: Delay): void {
