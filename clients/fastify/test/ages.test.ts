@@ -1,7 +1,6 @@
 /** Limits on clients that break no rule: silence, age, and how many one address may have. */
 
 import assert from "node:assert/strict";
-import { once } from "node:events";
 import { test } from "node:test";
 import type { Session } from "@mainstay/fastify";
 import WebSocket from "ws";
@@ -146,7 +145,10 @@ test("behind a proxy that is trusted its clients are told apart", async (t) => {
   const open = async (address: string) => {
     const socket = new WebSocket(url, { headers: { "x-forwarded-for": address } });
     const count = app.mainstay.sessions.size;
-    return Promise.race([once(socket, "close").then(([code]) => code), until(() => app.mainstay.sessions.size > count).then(() => "open")]);
+    let code: unknown;
+    socket.on("close", (closed) => (code = closed));
+    await until(() => code !== undefined || app.mainstay.sessions.size > count);
+    return code ?? "open";
   };
   assert.deepEqual([await open("192.0.2.1"), await open("192.0.2.2"), await open("192.0.2.1")], ["open", "open", 4413]);
 });
