@@ -12,6 +12,7 @@ import { PlainSession } from "./plain-session.js";
 import { refuse, Registry } from "./registry.js";
 import type { Peer, Session } from "./session.js";
 import { applicationName, isOurs } from "./subprotocol.js";
+import { Wheel } from "./wheel.js";
 
 /** Calls the application's handler. */
 export type Begin = (session: Session, request: FastifyRequest) => unknown;
@@ -26,6 +27,7 @@ const ON_THE_WAY_BACK = 10_000;
 
 export class Server implements Host {
   isDraining = false;
+  readonly wheel = new Wheel(() => this.clock());
   private registry: Registry;
   private drivers = new Map<ServerMachine, Driver>();
   private openings = new Set<Opening>();
@@ -48,7 +50,7 @@ export class Server implements Host {
   /** Takes a connection that was upgraded. The handler is called once for each session, not for each connection. */
   async open(socket: WebSocket, request: FastifyRequest, begin: Begin): Promise<void> {
     const connection = new Connection(++this.connections, socket, request, this.settings.maxMessage);
-    const opening = new Opening(connection, this.settings.openingDeadline);
+    const opening = new Opening(connection, this.wheel, this.clock() + this.settings.openingDeadline);
     this.openings.add(opening);
     if (isOurs(connection.protocol)) await this.openSession(opening, begin);
     else await this.openPlain(opening, begin);

@@ -41,6 +41,8 @@ export interface SessionEvents {
   detached: [loss: { code: number; reason: string }];
   /** Nothing follows. */
   closed: [closed: Closed];
+  /** A listener of this session threw, or its promise was rejected. It is logged, and the session goes on. */
+  error: [error: unknown];
 }
 
 /** What may be sent. Bytes are copied. */
@@ -60,8 +62,12 @@ export class Session extends EventEmitter<SessionEvents> {
   constructor(driver: Driver) {
     super({ captureRejections: true });
     this.#driver = driver;
-    // Whoever listens now gets what waited.
-    (this as EventEmitter).on("newListener", () => queueMicrotask(driver.step));
+    (this as EventEmitter).on("newListener", Session.#wake);
+  }
+
+  /** Whoever listens now gets what waited. */
+  static #wake(this: Session): void {
+    queueMicrotask(() => this.#driver.step());
   }
 
   /** The public name, 16 hexadecimal digits, for logs; opens nothing. Empty for a plain client. */
@@ -148,8 +154,8 @@ export class Session extends EventEmitter<SessionEvents> {
   }
 
   /** A listener that was an async function failed. */
-  [Symbol.for("nodejs.rejection")](error: unknown): void {
-    this.#driver.fail(error);
+  [Symbol.for("nodejs.rejection")](error: unknown, event: string): void {
+    this.#driver.report(error, event);
   }
 }
 
