@@ -11,3 +11,10 @@ export const bytesOf = (data: Data): Bytes => (typeof data === "string" ? (encod
 
 /** Bytes as text. @throws TypeError if they are not UTF-8 */
 export const textOf = (bytes: Bytes): string => (decoder ??= new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })).decode(bytes);
+
+/** Payload bytes of all of these. */
+export function sizeOf(messages: Data[]): number {
+  let sum = 0;
+  for (const data of messages) sum += bytesOf(data).length;
+  return sum;
+}
