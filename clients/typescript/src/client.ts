@@ -205,8 +205,8 @@ export abstract class BaseSocket extends EventTarget {
   }
 
   /** As `open` and `close` tell it. Detached from a plain peer is CONNECTING. */
-  get readyState(): number {
-    return this.farewell ? 2 : ["attached", "closing", "ended"].indexOf(this.status) + 1;
+  get readyState(): 0 | 1 | 2 | 3 {
+    return this.farewell ? 2 : ((["attached", "closing", "ended"].indexOf(this.status) + 1) as 0);
   }
 
   /** Payload that has not left, in bytes; text as UTF-8. */

@@ -138,8 +138,8 @@ export class MainstaySocket extends BaseSocket {
    * As `open` and `close` tell it. A session that is detached is OPEN: what is sent is kept, and no `open` follows, so
    * whoever asks before sending, or waits for `open`, is not misled. Detached from a plain peer is CONNECTING.
    */
-  override get readyState(): number {
-    return Math.max(super.readyState, Number(this.mode === "session"));
+  override get readyState(): 0 | 1 | 2 | 3 {
+    return super.readyState || (this.mode === "session" ? 1 : 0);
   }
 
   /** Payload that the peer has not acknowledged; of a plain peer, that has not left. */

@@ -360,6 +360,32 @@ each("an error that nothing listens for is a warning", async (t, _, Socket) => {
   assert.deepEqual(warned.map(String), ["Error: no token now"]);
 });
 
+test("listeners are typed as those of WebSocket, and each class may stand for it", () => {
+  // The compiler is the judge: no type of an event is named here.
+  const plain = new PlainSocket(NOWHERE, [], { WebSocket });
+  plain.addEventListener("message", (message) => [message.data, message.origin]);
+  plain.addEventListener("close", function (closed) {
+    return [closed.reason, closed.code.toFixed(), this.url];
+  });
+  const asPlatforms: globalThis.WebSocket[] = [plain];
+  const classes: (typeof globalThis.WebSocket)[] = [MainstaySocket, PlainSocket];
+  const socket = new MainstaySocket(NOWHERE, [], { WebSocket });
+  const types: string[] = [];
+  socket.addEventListener("message", (message) => types.push(message.data, message.origin));
+  socket.addEventListener("close", (closed) => types.push(closed.reason, closed.code.toFixed(), `${closed.wasClean}`));
+  socket.addEventListener("status", ({ status }) => types.push(status), { once: true });
+  socket.addEventListener("open", { handleEvent: (opened) => void types.push(opened.type) });
+  socket.addEventListener("an application's own", ({ type }) => types.push(type));
+  socket.addEventListener("error", null);
+  const listener = ({ code }: { code: number }) => types.push(code.toFixed());
+  socket.addEventListener("close", listener);
+  socket.removeEventListener("close", listener);
+  asPlatforms.push(socket);
+  socket.dispatchEvent(new Event("an application's own"));
+  assert.deepEqual([types, classes.map(({ name }) => name)], [["an application's own"], ["MainstaySocket", "MainstaySocket"]]);
+  for (const each of asPlatforms) each.close();
+});
+
 // ---- shape --------------------------------------------------------------------------------------
 
 each("constants, attributes and methods are those of Web IDL, and the class keeps its name", (_, open, Socket) => {
