@@ -9,7 +9,7 @@
 import type { Io, Machine, MachineConfig, Mode, Status } from "./machine.js";
 import type { Fate } from "./session.js";
 import { eventOf, missing, readFarewell, readProtocols, readUrl } from "./surface.js";
-import { bytesOf, sizeOf } from "./text.js";
+import { sizeOf } from "./text.js";
 import type { Data } from "./wire.js";
 
 /** A value, or a function that is asked for it before each attempt: tokens expire. */
@@ -132,7 +132,7 @@ export abstract class BaseSocket extends EventTarget {
   private binaryAs: "blob" | "arraybuffer" = "blob";
   private place = "";
   private from = "";
-  /** What was written since the last microtask. */
+  /** What was written since the last microtask to a connection that counts it no longer. */
   private written: Data[] = [];
   /** @internal */
   protected events: [type: string, fields?: any][] = [];
@@ -167,7 +167,7 @@ export abstract class BaseSocket extends EventTarget {
     checkRange("ping.intervalMs", options.ping?.intervalMs);
     checkRange("keep[0]", options.keep?.[0]);
     this.chosen = options;
-    if (!this.connectionClass) throw new TypeError('no WebSocket here: pass one as option, { WebSocket }, in Node 20 that of "ws"');
+    if (typeof this.connectionClass !== "function") throw new TypeError('no WebSocket here: pass one as option, { WebSocket }, in Node 20 that of "ws"');
     this.target = [url, protocols];
     this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
@@ -211,7 +211,7 @@ export abstract class BaseSocket extends EventTarget {
 
   /** Payload that has not left, in bytes; text as UTF-8. */
   get bufferedAmount(): number {
-    // A class that wrote it at once says 0, where those of browsers count it until the task is over.
+    // The class of `ws` writes at once and says 0; those of browsers count it until the task is over.
     return this.unsent + Math.max(this.leaving, sizeOf(this.written));
   }
 
@@ -428,8 +428,9 @@ export abstract class BaseSocket extends EventTarget {
 
   /** @internal */
   writeTo(id: number, data: Data): void {
-    this.byId[id]?.send(data);
-    if (this.written.push(data) === 1) queueMicrotask(() => (this.written.length = 0));
+    const connection = this.byId[id];
+    connection?.send(data);
+    if (connection?.bufferedAmount === 0 && this.written.push(data) === 1) queueMicrotask(() => (this.written.length = 0));
   }
 
   /** @internal */
@@ -454,9 +455,8 @@ export abstract class BaseSocket extends EventTarget {
 
   /** What was sent and no connection has. @internal */
   protected get unsent(): number {
-    let sum = this.machine.bufferedAmount;
-    for (const { data, blob } of this.machine.queued as Waiting[]) sum += data === undefined ? blob!.size : bytesOf(data).length;
-    return sum;
+    const { bufferedAmount, queued } = this.machine;
+    return bufferedAmount + sizeOf(queued.map(({ data, blob }: Waiting) => data ?? { length: blob!.size }));
   }
 
   /** What was written and has not left. */

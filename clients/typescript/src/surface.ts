@@ -6,7 +6,7 @@
  * Source: WHATWG "WebSockets"; Web IDL; HTML "Event handlers".
  */
 
-import { bytesOf, textOf } from "./text.js";
+import { bytesOf } from "./text.js";
 import type { Data } from "./wire.js";
 
 /** The classes of the platform, which may lack any, and which tests replace. */
@@ -45,10 +45,10 @@ export function readProtocols(protocols: any): string[] {
 export function readFarewell(code: any = 1000, reason: any = ""): [code: number, reason: string] {
   const whole = Math.round(code);
   if (whole !== 1000 && !(whole > 2999 && whole < 5000)) refuse("InvalidAccessError", `close code ${code}: 1000 or 3000-4999`);
-  const bytes = bytesOf(`${reason}`);
-  if (bytes.length > 123) refuse("SyntaxError", `close reason: ${bytes.length} bytes, at most 123`);
-  // As the other end reads it: without lone surrogates.
-  return [whole, textOf(bytes)];
+  const text = `${reason}`;
+  const { length } = bytesOf(text);
+  if (length > 123) refuse("SyntaxError", `close reason: ${length} bytes, at most 123`);
+  return [whole, text];
 }
 
 /** Whether it is a Blob, of this window or another. */

@@ -13,8 +13,4 @@ export const bytesOf = (data: Data): Bytes => (typeof data === "string" ? (encod
 export const textOf = (bytes: Bytes): string => (decoder ??= new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })).decode(bytes);
 
 /** Payload bytes of all of these. */
-export function sizeOf(messages: Data[]): number {
-  let sum = 0;
-  for (const data of messages) sum += bytesOf(data).length;
-  return sum;
-}
+export const sizeOf = (messages: (Data | { length: number })[]): number => messages.reduce((sum, data) => sum + bytesOf(data as Data).length, 0);

@@ -442,10 +442,12 @@ for (const entry of Object.keys(SOCKETS)) {
       delete globalThis.WebSocket;
       const { MainstaySocket } = await import("${entry}");
       try { new MainstaySocket("ws://127.0.0.1:9/"); } catch (error) { console.log(error.name, error.message); }
-      globalThis.WebSocket = MainstaySocket;
-      try { new MainstaySocket("ws://127.0.0.1:9/"); } catch (error) { console.log(error.message); }
+      for (const none of [MainstaySocket, {}]) {
+        globalThis.WebSocket = none;
+        try { new MainstaySocket("ws://127.0.0.1:9/"); } catch (error) { console.log(error.message); }
+      }
     `);
-    assert.match(stdout, /^TypeError no WebSocket here.*\{ WebSocket \}.*"ws"\nno WebSocket here/);
+    assert.match(stdout, /^TypeError no WebSocket here.*\{ WebSocket \}.*"ws"\nno WebSocket here.*\nno WebSocket here/);
   });
 
   test(`what a platform lacks is missed only when it is needed: ${entry}`, LIMIT, async (t) => {
