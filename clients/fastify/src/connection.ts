@@ -23,6 +23,8 @@ const CONTROL = 65_536;
 /** The largest WebSocket message that is taken: payload, and the bytes in front of it. */
 export const maxPayload = (maxMessage: number): number => Math.max(maxMessage, CONTROL) + 2;
 
+const BROKEN = "the connection broke without a Close";
+
 /** The error of `ws` for a message that is larger than it was told to take. */
 const TOO_LARGE = "WS_ERR_UNSUPPORTED_MESSAGE_LENGTH";
 
@@ -57,7 +59,7 @@ export class Connection {
     });
     socket.on("ping", () => this.arrived(-1));
     socket.on("pong", (data) => this.arrived(data.length === 8 ? Number(data.readBigUInt64BE()) : -1));
-    socket.on("close", (code, reason) => this.leave(code, reason.toString()));
+    socket.on("close", (code, reason) => this.leave(code, reason.toString() || (code === 1006 ? BROKEN : "")));
     // A frame that RFC 6455 does not allow, or one that is too large: `ws` closes, and says why.
     socket.on("error", (error: Error & { code?: string }) => {
       if (error.code === TOO_LARGE) this.refuse();
@@ -94,10 +96,10 @@ export class Connection {
     this.leave(code, reason);
   }
 
-  /** Without a closing handshake. */
-  abort(): void {
+  /** Without a closing handshake; the listener gets the code and the reason. */
+  abort(code = 1006, reason = ""): void {
     this.socket.terminate();
-    this.leave(1006, "");
+    this.leave(code, reason);
   }
 
   pause(): void {

@@ -66,10 +66,11 @@ export class Opening implements Listener {
     for (const data of early.splice(0)) connection.listener?.message(connection, data);
   }
 
-  /** Closes it. */
-  refuse(code: number, reason: string): void {
+  /** Closes it. False, as no session comes out of it. */
+  refuse(code: number, reason: string): false {
     this.settle();
     this.connection.close(code, reason);
+    return false;
   }
 
   /** No timer is left. */

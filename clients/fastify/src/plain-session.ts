@@ -20,6 +20,7 @@ export class PlainSession {
   private inbox = new Queue();
   private outbox = new Queue();
   private handed = 0;
+  private sent = 0;
   /** What was accepted leaves first, if the client takes it; then the Close. */
   private closing: { code: number; reason: string; until: number; isSaid: boolean } | undefined;
   private config: SessionConfig;
@@ -65,13 +66,14 @@ export class PlainSession {
     this.connection = undefined;
     if (this.over) return;
     if (closing) this.over = { why: "ended", code: closing.code, reason: closing.reason, byUs: true };
-    else this.over = { why: code === 1006 ? "lost" : "ended", code, reason, byUs: false };
+    else this.over = { why: code === 1006 || code === 4408 ? "lost" : "ended", code, reason, byUs: false };
     this.outbox = new Queue();
   }
 
   send(data: Data): boolean {
     if (!this.isOpen || !this.outbox.holds(this.config.keep, bytesOf(data).length)) return false;
     this.outbox.push(data);
+    this.sent++;
     return true;
   }
 
@@ -133,6 +135,16 @@ export class PlainSession {
     return !this.over && !this.closing;
   }
 
+  /** Messages handed to the application, and accepted for the client. */
+  get traffic(): [received: number, sent: number] {
+    return [this.handed, this.sent];
+  }
+
+  /** Payload bytes that wait, either way. */
+  get queueBytes(): number {
+    return this.inbox.bytes + this.outbox.bytes;
+  }
+
   get rtt(): number | undefined {
     return this.heartbeat.rtt;
   }
@@ -140,8 +152,8 @@ export class PlainSession {
 
 /** Messages that wait, and their bytes. */
 class Queue {
+  bytes = 0;
   private items: Data[] = [];
-  private bytes = 0;
 
   push(data: Data): void {
     this.items.push(data);

@@ -6,6 +6,7 @@ import { test, type TestContext } from "node:test";
 import { type Control, decode, encode, type Welcome } from "@mainstay/client/protocol";
 import { Connection } from "../dist/connection.js";
 import { Driver, type Host } from "../dist/driver.js";
+import { Rooms } from "../dist/rooms.js";
 import { Registry } from "../dist/registry.js";
 import type { SessionConfig } from "../dist/server-session.js";
 import { bytes, hello } from "./peer.js";
@@ -54,6 +55,7 @@ class Stage implements Host {
   now = 0;
   isDraining = false;
   forgotten = 0;
+  rooms = new Rooms();
   registry = new Registry(0, { sessions: 10, tombstones: 10 }, CONFIG, bytes);
   socket = new Socket();
   driver: Driver;
@@ -88,7 +90,9 @@ class Stage implements Host {
     return this.now;
   }
   async judge(): Promise<undefined> {}
-  parked(): void {}
+  lost(): void {}
+  judged(): void {}
+  refused(): void {}
   forget(): void {
     this.forgotten++;
   }

@@ -1,0 +1,106 @@
+/**
+ * What makes a class the `WebSocket` that the platform has: what its constructor and methods refuse and how, its events,
+ * and attributes, handlers and constants as Web IDL has them. Where the platform lacks a class for one of these (Node 20
+ * has no CloseEvent), the nearest one that it has stands in.
+ *
+ * Source: WHATWG "WebSockets"; Web IDL; HTML "Event handlers".
+ */
+
+import { bytesOf, textOf } from "./text.js";
+import type { Data } from "./wire.js";
+
+/** The classes of the platform, which may lack any, and which tests replace. */
+const platform: { [name: string]: any } = globalThis;
+
+/** The error that `WebSocket` throws, by its name. */
+export function refuse(name: "SyntaxError" | "InvalidAccessError", message: string): never {
+  const { DOMException } = platform;
+  throw DOMException ? new DOMException(message, name) : Object.assign(new Error(message), { name });
+}
+
+/** Relative to the page, http as ws. @throws SyntaxError */
+export function readUrl(url: string | URL): string {
+  let read = "";
+  try {
+    read = new URL(url, platform.document?.baseURI ?? platform.location?.href).href.replace(/^http/, "ws");
+  } catch {}
+  if (!/^wss?:[^#]*$/.test(read)) refuse("SyntaxError", `the URL ${`${url}`.split("?")[0]}: one of ws:, wss:, http: or https:, without a fragment`);
+  return read;
+}
+
+/** The subprotocols by name; null is none, as libraries pass it. @throws SyntaxError */
+export function readProtocols(protocols: any): string[] {
+  const names: string[] = (typeof protocols === "object" && Symbol.iterator in (protocols ?? []) ? [...(protocols ?? [])] : [protocols]).map(String);
+  for (const name of names) if (!/^[\w!#$%&'*+.^`|~-]+$/.test(name)) refuse("SyntaxError", `the subprotocol "${name}" is no token of RFC 9110`);
+  if (new Set(names.map((name) => name.toLowerCase())).size < names.length) refuse("SyntaxError", `a subprotocol is repeated: ${names}`);
+  return names;
+}
+
+/** A close code and reason as they travel. @throws InvalidAccessError, SyntaxError */
+export function readFarewell(code: any = 1000, reason: any = ""): [code: number, reason: string] {
+  const whole = Math.round(code);
+  if (whole !== 1000 && !(whole > 2999 && whole < 5000)) refuse("InvalidAccessError", `the close code ${code}: 1000 or 3000-4999`);
+  const bytes = bytesOf(`${reason}`);
+  if (bytes.length > 123) refuse("SyntaxError", `the close reason has ${bytes.length} bytes of UTF-8: at most 123`);
+  // As the other end reads it: without lone surrogates.
+  return [whole, textOf(bytes)];
+}
+
+/** Whether it is a Blob, of this window or another. */
+export const isBlob = (payload: any): payload is Blob => /^\[object (Blob|File)]$/.test(Object.prototype.toString.call(payload));
+
+/** A copy, as what was sent may be changed later. What is neither bytes nor a Blob is made text, as `WebSocket` does it. */
+export function dataOf(payload: any): Data {
+  if (ArrayBuffer.isView(payload)) return new Uint8Array(payload.buffer, payload.byteOffset, payload.byteLength).slice();
+  return /ArrayBuffer]$/.test(Object.prototype.toString.call(payload)) ? new Uint8Array(payload).slice() : `${payload}`;
+}
+
+const INSPECT = Symbol.for("nodejs.util.inspect.custom");
+
+/** An event of the platform's class for it, with all of these fields; Node prints them too. */
+export function eventOf(type: string, fields: any = {}): Event {
+  const { data } = fields;
+  const Class = platform[type === "close" ? "CloseEvent" : data == null ? "Event" : "MessageEvent"] ?? Event;
+  const event = new Class(type, fields);
+  for (const name in fields) if (!(name in event)) event[name] = fields[name];
+  if (data == null) event[INSPECT] = () => ({ type, ...fields });
+  return event;
+}
+
+/** The listener behind every handler. One that is an object and no function is kept and not called. */
+function handle(this: any, event: Event): void {
+  const handler = this.handlers[event.type];
+  if (typeof handler === "function") handler.call(this, event);
+}
+
+const NAMES = ["url", "readyState", "bufferedAmount", "extensions", "protocol", "binaryType", "send", "close"];
+
+/** Makes what a class has by itself as Web IDL would: attributes and methods can be listed. */
+export function list({ prototype }: { prototype: object }): void {
+  for (const name of NAMES) {
+    const member = Object.getOwnPropertyDescriptor(prototype, name);
+    if (member) Object.defineProperty(prototype, name, { ...member, enumerable: true });
+  }
+}
+
+/** Adds what a class cannot say: the constants, and the handlers, each of which is a listener from when it is first set. */
+export function complete(Class: { prototype: object }): void {
+  list(Class);
+  ["CONNECTING", "OPEN", "CLOSING", "CLOSED"].forEach((name, value) => {
+    for (const target of [Class, Class.prototype]) Object.defineProperty(target, name, { value, enumerable: true });
+  });
+  for (const type of ["open", "message", "close", "error"]) {
+    Object.defineProperty(Class.prototype, `on${type}`, {
+      enumerable: true,
+      configurable: true,
+      get(this: any) {
+        return this.handlers[type] ?? null;
+      },
+      set(this: any, handler: unknown) {
+        const isHandler = Object(handler) === handler;
+        if (!this.handlers[type] || !isHandler) this[isHandler ? "addEventListener" : "removeEventListener"](type, handle);
+        this.handlers[type] = isHandler ? handler : null;
+      },
+    });
+  }
+}
