@@ -215,7 +215,8 @@ export class Connection {
     this.unsent++;
     return () => {
       this.unsent--;
-      this.written();
+      // What left in one system call is told once, or the second half of a probe would look like progress of the first.
+      if (!this.unsent || this.tcp?.writableLength !== 0) this.written();
     };
   }
 

@@ -23,7 +23,7 @@ class Socket extends EventEmitter {
   /** What it takes leaves at once. */
   isFlowing = true;
   private callbacks: (() => void)[] = [];
-  tcp = Object.assign(new EventEmitter(), { bytesRead: 0, _handle: { writeQueueSize: 0 }, cork() {}, uncork() {} });
+  tcp = Object.assign(new EventEmitter(), { bytesRead: 0, writableLength: 0, _handle: { writeQueueSize: 0 }, cork() {}, uncork() {} });
 
   send(data: any, done = () => {}): void {
     this.written.push(decode(data));
@@ -58,12 +58,13 @@ class Stage implements Host {
   wheel = new Wheel(() => this.now);
   forgotten = 0;
   rooms = new Rooms();
-  registry = new Registry(0, { sessions: 10, tombstones: 10 }, CONFIG, bytes);
+  registry: Registry;
   socket = new Socket();
   driver: Driver;
   private connections = 0;
 
-  constructor(t: TestContext) {
+  constructor(t: TestContext, config = CONFIG) {
+    this.registry = new Registry(0, { sessions: 10, tombstones: 10 }, config, bytes);
     const connection = this.connect();
     const answer = this.registry.hello(0, connection.id, "", hello());
     assert.ok(!answer.refuse);
@@ -110,6 +111,17 @@ test("a silent client is dropped without a closing handshake, and its session pa
   stage.now += CONFIG.resumeWindow;
   stage.driver.due();
   assert.deepEqual([events, stage.forgotten], [["detached", "expired"], 1]);
+});
+
+test("a client whose system takes heartbeats and that answers none is found by the first deadline, however short the interval", async (t) => {
+  const stage = new Stage(t, { ...CONFIG, heartbeat: 1000 });
+  const losses: unknown[] = [];
+  stage.driver.session.on("detached", (loss) => losses.push(loss));
+  // The two messages of a heartbeat leave in one system call.
+  stage.socket.isFlowing = false;
+  await stage.pass(30_000, () => stage.socket.flow());
+  assert.deepEqual(losses, [{ code: 4408, reason: "silent: nothing came back after a heartbeat" }]);
+  assert.ok(stage.now < 7000, `after ${stage.now} ms`);
 });
 
 test("a client that answers stays, and so does one that is in the middle of a large message", async (t) => {
