@@ -156,7 +156,7 @@ export class Connection {
   // ---- what the socket calls ----------------------------------------------------------------------
 
   /** @internal */
-  read(data: Buffer<ArrayBuffer>, isBinary: boolean): void {
+  read(data: Buffer & Bytes, isBinary: boolean): void {
     this.wholeAt = this.seen = this.bytesRead;
     if (data.length > this.maxMessage && this.payloadOf(data, isBinary) > this.maxMessage) this.refuse();
     else this.listener?.message(this, isBinary ? data : textOf(data), data.length);
