@@ -8,8 +8,8 @@
 
 import type { Io, Machine, MachineConfig, Mode, Status } from "./machine.js";
 import type { Fate } from "./session.js";
-import { complete, eventOf, readFarewell, readProtocols, readUrl } from "./surface.js";
-import { bytesOf } from "./text.js";
+import { eventOf, missing, readFarewell, readProtocols, readUrl } from "./surface.js";
+import { sizeOf } from "./text.js";
 import type { Data } from "./wire.js";
 
 /** A value, or a function that is asked for it before each attempt: tokens expire. */
@@ -78,7 +78,7 @@ export class QueueFullError extends Error {
   declare data: unknown;
 
   constructor(data: unknown) {
-    super("too much waits to be sent: look at bufferedAmount, or await what was sent before");
+    super("too much waits to be sent");
     this.data = data;
   }
 }
@@ -98,12 +98,14 @@ type Listening = boolean | { capture?: boolean; once?: boolean; passive?: boolea
 /** How often a clock that stood still is looked for. */
 const TICK = 5000;
 
-/** The handlers, beside listeners as in `WebSocket`. */
+/** What needs no code here: handlers beside listeners, as in `WebSocket`, and the types of what is inherited. */
 export interface BaseSocket {
   onopen: ((event: Event) => void) | null;
   onmessage: ((event: MessageEvent) => void) | null;
   onclose: ((event: SocketEvents["close"]) => void) | null;
   onerror: ((event: SocketEvents["error"]) => void) | null;
+  removeEventListener<Name extends keyof SocketEvents>(type: Name, listener: Listener<this, SocketEvents[Name]> | null, options?: Listening): void;
+  removeEventListener(type: string, listener: Listener<this, Event> | null, options?: Listening): void;
 }
 
 export abstract class BaseSocket extends EventTarget {
@@ -128,12 +130,16 @@ export abstract class BaseSocket extends EventTarget {
   /** What the `on...` attributes are. @internal */
   protected handlers: { [type: string]: unknown } = {};
   private binaryAs: "blob" | "arraybuffer" = "blob";
-  private address = "";
-  private origin = "";
+  private place = "";
+  private from = "";
+  /** What was written since the last microtask to a connection that counts it no longer. */
+  private written: Data[] = [];
   /** @internal */
   protected events: [type: string, fields?: any][] = [];
   /** The event `close`, which comes behind all others. */
   declare private farewell: object | undefined;
+  /** `close` was called in this task, which hears of no end. */
+  declare private isHeld: boolean | undefined;
   declare private isStepping: boolean | undefined;
   declare private hearsErrors: boolean | undefined;
   /** The status that the application was told last. */
@@ -141,7 +147,7 @@ export abstract class BaseSocket extends EventTarget {
   declare private timer: any;
   /** Ends what is listened to outside. */
   private listening: (() => void)[] = [];
-  declare private prepare: () => Promise<[url: string | URL, protocols: string[]]>;
+  declare private target: [url: Fresh<string | URL>, protocols: Fresh<string | string[]>];
   /** By how much the clock is ahead of the wall's. */
   private skew = 0;
 
@@ -151,22 +157,18 @@ export abstract class BaseSocket extends EventTarget {
     protocols: Fresh<string | string[]>,
     options: BaseOptions,
     makeMachine: (now: number, io: Io) => Machine,
-    /** What to ask for, where the application asks for these subprotocols, and all else that has to be known before an attempt. */
-    prepare: (names: string[]) => Awaitable<string[]> = (names) => names,
   ) {
     super();
-    if (url === undefined) throw new TypeError("the URL is missing");
-    if (typeof url !== "function") this.address = readUrl(url);
+    if (url === undefined) throw missing();
+    if (typeof url !== "function") this.place = readUrl(url);
     if (typeof protocols !== "function") readProtocols(protocols);
     checkRange("connectTimeoutMs", options.connectTimeoutMs);
     checkRange("silenceLimitMs", options.silenceLimitMs);
     checkRange("ping.intervalMs", options.ping?.intervalMs);
     checkRange("keep[0]", options.keep?.[0]);
     this.chosen = options;
-    if (!this.connectionClass) {
-      throw new TypeError('there is no WebSocket here: pass one, new MainstaySocket(url, [], { WebSocket }), in Node 20 that of "ws"');
-    }
-    this.prepare = () => Promise.all([ask(url), Promise.resolve(ask(protocols)).then((names) => prepare(readProtocols(names)))]);
+    if (typeof this.connectionClass !== "function") throw new TypeError('no WebSocket here: pass one as option, { WebSocket }, in Node 20 that of "ws"');
+    this.target = [url, protocols];
     this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
     // The first attempt starts when the caller has set its handlers.
@@ -175,7 +177,7 @@ export abstract class BaseSocket extends EventTarget {
 
   /** Where the newest connection goes. */
   get url(): string {
-    return this.address;
+    return this.place;
   }
 
   /** What binary messages arrive as. What is no such name changes nothing. */
@@ -203,13 +205,14 @@ export abstract class BaseSocket extends EventTarget {
   }
 
   /** As `open` and `close` tell it. Detached from a plain peer is CONNECTING. */
-  get readyState(): number {
-    return this.farewell ? 2 : ["attached", "closing", "ended"].indexOf(this.status) + 1;
+  get readyState(): 0 | 1 | 2 | 3 {
+    return this.farewell ? 2 : ((["attached", "closing", "ended"].indexOf(this.status) + 1) as 0);
   }
 
   /** Payload that has not left, in bytes; text as UTF-8. */
   get bufferedAmount(): number {
-    return this.waiting + this.leaving;
+    // The class of `ws` writes at once and says 0; those of browsers count it until the task is over.
+    return this.unsent + Math.max(this.leaving, sizeOf(this.written));
   }
 
   /** What the server speaks: sessions, or plain WebSocket. Undefined before the first attach. */
@@ -230,6 +233,11 @@ export abstract class BaseSocket extends EventTarget {
    */
   close(code?: number, reason?: string): void {
     const farewell = readFarewell(code, reason);
+    this.isHeld = true;
+    setTimeout(() => {
+      this.isHeld = false;
+      this.proceed();
+    });
     this.proceed((machine) => machine.close(...farewell));
   }
 
@@ -238,12 +246,6 @@ export abstract class BaseSocket extends EventTarget {
   override addEventListener(type: string, listener: any, options?: any): void {
     super.addEventListener(type, listener, options);
     if (listener) this.heed(type);
-  }
-
-  override removeEventListener<Name extends keyof SocketEvents>(type: Name, listener: Listener<this, SocketEvents[Name]> | null, options?: Listening): void;
-  override removeEventListener(type: string, listener: Listener<this, Event> | null, options?: Listening): void;
-  override removeEventListener(type: string, listener: any, options?: any): void {
-    super.removeEventListener(type, listener, options);
   }
 
   /** Something listens to these events from now on. @internal */
@@ -296,7 +298,7 @@ export abstract class BaseSocket extends EventTarget {
     this.pump();
     this.machine.writeOut();
     if (!this.farewell) this.tellStatus();
-    else if (!events.length) {
+    else if (!events.length && !this.isHeld) {
       const { farewell } = this;
       this.farewell = undefined;
       this.tellStatus();
@@ -341,7 +343,7 @@ export abstract class BaseSocket extends EventTarget {
 
   /** @internal */
   protected dispatch(type: string, fields?: any): void {
-    const event = eventOf(type, fields?.data == null ? fields : { data: this.present(fields.data), origin: this.origin });
+    const event = eventOf(type, fields?.data == null ? fields : { data: this.present(fields.data), origin: this.from });
     if (type === "error" && !this.hearsErrors) console.warn(fields.error);
     try {
       this.dispatchEvent(event);
@@ -368,7 +370,7 @@ export abstract class BaseSocket extends EventTarget {
   // ---- what is sent -------------------------------------------------------------------------------
 
   /** There is no room for it: thrown where that was asked for, else an event, as a timer that sends is not to end a process. @internal */
-  protected overflow(payload: unknown): void {
+  protected noRoom(payload: unknown): void {
     const error = new QueueFullError(payload);
     if ((this.chosen as { whenFull?: string }).whenFull === "throw") throw error;
     this.emit("error", { error });
@@ -387,18 +389,28 @@ export abstract class BaseSocket extends EventTarget {
     this.proceed();
   }
 
+  /** Whatever else has to be known before an attempt. @internal */
+  protected prepare(): unknown {
+    return;
+  }
+
+  /** What to ask for, where the application asks for these subprotocols. @internal */
+  protected offer(names: string[]): string[] {
+    return names;
+  }
+
   // ---- connections --------------------------------------------------------------------------------
 
   /** @internal */
   async dial(id: number): Promise<void> {
     const { machine } = this;
     try {
-      const [url, protocols] = await this.prepare();
-      this.address = readUrl(url);
-      this.origin = new URL(this.address).origin;
+      const [url, protocols] = await Promise.all([ask(this.target[0]), ask(this.target[1]), this.prepare()]);
+      this.place = readUrl(url);
+      this.from = new URL(this.place).origin;
       // It may have been given up meanwhile.
       if (machine.dialled !== id) return;
-      const connection = new this.connectionClass!(this.address, protocols);
+      const connection = new this.connectionClass!(this.place, this.offer(readProtocols(protocols)));
       this.byId[id] = connection;
       connection.binaryType = "arraybuffer";
       /** Of one that was forgotten nothing is heard any more. */
@@ -416,7 +428,9 @@ export abstract class BaseSocket extends EventTarget {
 
   /** @internal */
   writeTo(id: number, data: Data): void {
-    this.byId[id]?.send(data);
+    const connection = this.byId[id];
+    connection?.send(data);
+    if (connection?.bufferedAmount === 0 && this.written.push(data) === 1) queueMicrotask(() => (this.written.length = 0));
   }
 
   /** @internal */
@@ -440,10 +454,9 @@ export abstract class BaseSocket extends EventTarget {
   }
 
   /** What was sent and no connection has. @internal */
-  protected get waiting(): number {
-    let sum = this.machine.bufferedAmount;
-    for (const { data, blob } of this.machine.queued as Waiting[]) sum += data === undefined ? blob!.size : bytesOf(data).length;
-    return sum;
+  protected get unsent(): number {
+    const { bufferedAmount, queued } = this.machine;
+    return bufferedAmount + sizeOf(queued.map(({ data, blob }: Waiting) => data ?? { length: blob!.size }));
   }
 
   /** What was written and has not left. */
@@ -476,8 +489,6 @@ export abstract class BaseSocket extends EventTarget {
     this.listening.push(() => target.removeEventListener(type, act));
   }
 }
-
-complete(BaseSocket);
 
 function checkRange(name: string, value = 1): void {
   if (!(value >= 1)) throw new RangeError(`${name} is ${value}: at least 1`);

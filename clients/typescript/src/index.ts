@@ -4,7 +4,7 @@ import { type BaseOptions, BaseSocket, type Fresh, type Waiting } from "./client
 import { MessageTooLargeError } from "./flow.js";
 import { ClientSession, type Fate } from "./session.js";
 import { offerFor, SessionMachine } from "./sessions.js";
-import { dataOf, isBlob, list } from "./surface.js";
+import { complete, dataOf, isBlob, missing } from "./surface.js";
 import { type Bytes, bytesOf, type Data, viewOf } from "./wire.js";
 
 export { type BaseOptions, type Fresh, QueueFullError, type SocketEvents, type WebSocketLike } from "./client.js";
@@ -64,24 +64,16 @@ export class MainstaySocket extends BaseSocket {
   private isFlowing = false;
   /** The iterators. Each message goes to all of them, when all of them ask for the next. */
   private readers = new Set<Reader>();
+  /** What was let go, and nothing has been told of. */
+  declare private gone: { first: number; count: number } | undefined;
   /** Accepted, and not known what became of it. In the order of their numbers. */
   private unsettled: Message[] = [];
   private counts = { connections: 0, gaps: 0 };
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
     const { credentials } = options;
-    const session = new ClientSession(options, (length) => crypto.getRandomValues(new Uint8Array(length)), true);
-    super(
-      url,
-      protocols,
-      options,
-      (now, io) => new SessionMachine(now, options, Math.random, io, session),
-      async (names) => {
-        const fresh = typeof credentials === "function" && (await credentials());
-        if (fresh) session.credentials = bytesOf(fresh);
-        return this.machine.offers ? offerFor(names) : names;
-      },
-    );
+    const session = new ClientSession(options, randomBytes, true);
+    super(url, protocols, options, (now, io) => new SessionMachine(now, options, Math.random, io, session));
     this.clientSession = session;
     // Once: `authenticate` may replace them.
     if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
@@ -135,7 +127,7 @@ export class MainstaySocket extends BaseSocket {
     this.admit();
     if (!waits && queued.pop()) {
       message.settleAs("not delivered");
-      this.overflow(payload);
+      this.noRoom(payload);
     }
     if (blob) void this.readBlob(message);
     this.proceed();
@@ -146,13 +138,13 @@ export class MainstaySocket extends BaseSocket {
    * As `open` and `close` tell it. A session that is detached is OPEN: what is sent is kept, and no `open` follows, so
    * whoever asks before sending, or waits for `open`, is not misled. Detached from a plain peer is CONNECTING.
    */
-  override get readyState(): number {
-    return Math.max(super.readyState, Number(this.mode === "session"));
+  override get readyState(): 0 | 1 | 2 | 3 {
+    return super.readyState || (this.mode === "session" ? 1 : 0);
   }
 
   /** Payload that the peer has not acknowledged; of a plain peer, that has not left. */
   override get bufferedAmount(): number {
-    return this.mode === "plain" ? super.bufferedAmount : this.waiting;
+    return this.mode === "plain" ? super.bufferedAmount : this.unsent;
   }
 
   /** Sends a message that is not numbered, kept or sent again. Dropped while detached. @throws {@link MessageTooLargeError} */
@@ -199,6 +191,18 @@ export class MainstaySocket extends BaseSocket {
     if (this.readyState < 3) await new Promise<void>((resolve) => this.on("close", () => resolve()));
   }
 
+  /** @internal */
+  protected override async prepare(): Promise<void> {
+    const { credentials } = this.chosen;
+    const fresh = typeof credentials === "function" && (await credentials());
+    if (fresh) this.clientSession.credentials = bytesOf(fresh);
+  }
+
+  /** @internal */
+  protected override offer(names: string[]): string[] {
+    return this.machine.offers ? offerFor(names) : names;
+  }
+
   // ---- messages -----------------------------------------------------------------------------------
 
   /** From when the caller has returned, messages are dispatched as they come. @internal */
@@ -213,6 +217,7 @@ export class MainstaySocket extends BaseSocket {
   protected override pump(): void {
     this.admit();
     this.settle();
+    this.letGo();
     const { outbox } = this.clientSession.flow;
     const { data, first, count } = (this.isWanted && this.clientSession.handOver(this.machine.nowMs)) || {};
     if (data !== undefined) {
@@ -221,6 +226,20 @@ export class MainstaySocket extends BaseSocket {
     } else if (count) this.emit("gap", { dropped: { first, count } });
     else if (first) super.emit("gap", { fate: { delivered: outbox.last, unknown: outbox.last, last: outbox.last, resent: false, lost: undefined, cause: "replaced" } });
     else if (this.machine.isEnded) this.wakeReaders();
+  }
+
+  /** What nothing listens for is kept up to half of what may be; then the oldest is gone, as with `WebSocket`. */
+  private letGo(): void {
+    const { inbox } = this.clientSession.flow;
+    const isHeard = this.isFlowing || this.readers.size;
+    while (!isHeard && !this.isWanted && (inbox.queue.length > 512 || inbox.openBytes > 2_097_152)) {
+      const { first, count } = this.clientSession.handOver(this.machine.nowMs)!;
+      this.gone ??= { first, count: 0 };
+      this.gone.count += count;
+    }
+    if (!isHeard || !this.gone) return;
+    this.emit("gap", { dropped: this.gone });
+    this.gone = undefined;
   }
 
   /** Whether what comes next is asked for. A backend that was replaced concerns an application too that only sends. */
@@ -308,7 +327,7 @@ export class MainstaySocket extends BaseSocket {
   /** Why the server would not take it. What is surely small enough is not measured. */
   private tooLarge(payload: Data | Blob): MessageTooLargeError | undefined {
     const { limit } = this.clientSession;
-    const size = payload instanceof Blob ? payload.size : payload.length > limit / 3 ? bytesOf(payload).length : 0;
+    const size = isBlob(payload) ? payload.size : payload.length > limit / 3 ? bytesOf(payload).length : 0;
     return size > limit ? new MessageTooLargeError(size, limit) : undefined;
   }
 
@@ -320,7 +339,13 @@ export class MainstaySocket extends BaseSocket {
   }
 }
 
-list(MainstaySocket);
+complete(MainstaySocket, BaseSocket);
+
+/** Unguessable where the platform can do that. */
+function randomBytes(length: number): Bytes {
+  const bytes = new Uint8Array(length);
+  return globalThis.crypto?.getRandomValues(bytes) ?? bytes.map(() => Math.random() * 256);
+}
 
 interface Reader {
   /** It waits for the next message, or for the end. */
@@ -337,7 +362,7 @@ class Message implements Sent, Waiting {
   declare blob: Blob | undefined;
 
   constructor(payload: Sendable, count: number) {
-    if (!count) throw new TypeError("send: a message is missing");
+    if (!count) throw missing();
     if (isBlob(payload)) this.blob = payload;
     else this.data = dataOf(payload);
   }

@@ -11,7 +11,7 @@
  */
 
 import { concernsOne, isFinal } from "./close.js";
-import { bytesOf } from "./text.js";
+import { sizeOf } from "./text.js";
 import type { Data, Received, Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
@@ -192,12 +192,8 @@ export class Machine {
     if (this.closeWith) return;
     this.closeWith = { code, reason };
     this.closeBy = this.nowMs + 10_000;
-    if (this.current || this.keeps) return this.retryNow();
-    // Nothing is to be done, but whoever called hears of the end only later.
-    this.io.forget(this.dialled);
-    this.dialled = 0;
-    this.dialAt = Infinity;
-    this.closeBy = this.nowMs + 1;
+    if (this.current || this.keeps) this.retryNow();
+    else this.endNow(code, reason, undefined, false);
   }
 
   /** Ends now. `wasClean`: the other end closed, or answered our closing. */
@@ -288,9 +284,7 @@ export class Machine {
 
   /** Payload that is accepted and not acknowledged, or not given to a connection. */
   get bufferedAmount(): number {
-    let sum = 0;
-    for (const data of this.unsent) sum += bytesOf(data).length;
-    return sum;
+    return sizeOf(this.unsent);
   }
 
   // ---- helpers ----------------------------------------------------------------------------------

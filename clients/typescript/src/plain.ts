@@ -2,7 +2,7 @@
 
 import { type BaseOptions, BaseSocket, type Fresh, type Waiting } from "./client.js";
 import { Machine } from "./machine.js";
-import { dataOf, isBlob, list } from "./surface.js";
+import { complete, dataOf, isBlob, missing } from "./surface.js";
 
 export { type BaseOptions, type Fresh, QueueFullError, type SocketEvents, type WebSocketLike } from "./client.js";
 export type { Mode, Status } from "./machine.js";
@@ -26,7 +26,7 @@ export class MainstaySocket extends BaseSocket {
    * @throws TypeError without an argument
    */
   send(payload: string | ArrayBufferLike | ArrayBufferView | Blob): void {
-    if (!arguments.length) throw new TypeError("send: a message is missing");
+    if (!arguments.length) throw missing();
     if (this.readyState > 1) return;
     const { machine } = this;
     const queued: Waiting[] = machine.queued;
@@ -36,9 +36,9 @@ export class MainstaySocket extends BaseSocket {
       // What is sent after it waits behind it.
       machine.beginning = 0;
       const message = { data, blob };
-      if (machine.unsent.length + queued.length >= (this.chosen.keep?.[0] ?? 1024)) this.overflow(payload);
+      if (machine.unsent.length + queued.length >= (this.chosen.keep?.[0] ?? 1024)) this.noRoom(payload);
       else if (queued.push(message) && blob) void this.readBlob(message);
-    } else if (!machine.send(data)) this.overflow(payload);
+    } else if (!machine.send(data)) this.noRoom(payload);
     this.proceed();
   }
 
@@ -50,4 +50,4 @@ export class MainstaySocket extends BaseSocket {
   }
 }
 
-list(MainstaySocket);
+complete(MainstaySocket, BaseSocket);

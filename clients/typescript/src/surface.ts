@@ -6,7 +6,7 @@
  * Source: WHATWG "WebSockets"; Web IDL; HTML "Event handlers".
  */
 
-import { bytesOf, textOf } from "./text.js";
+import { bytesOf } from "./text.js";
 import type { Data } from "./wire.js";
 
 /** The classes of the platform, which may lack any, and which tests replace. */
@@ -18,32 +18,37 @@ export function refuse(name: "SyntaxError" | "InvalidAccessError", message: stri
   throw DOMException ? new DOMException(message, name) : Object.assign(new Error(message), { name });
 }
 
+/** The error of a call without its first argument. */
+export const missing = () => new TypeError("an argument is missing");
+
 /** Relative to the page, http as ws. @throws SyntaxError */
 export function readUrl(url: string | URL): string {
   let read = "";
   try {
     read = new URL(url, platform.document?.baseURI ?? platform.location?.href).href.replace(/^http/, "ws");
   } catch {}
-  if (!/^wss?:[^#]*$/.test(read)) refuse("SyntaxError", `the URL ${`${url}`.split("?")[0]}: one of ws:, wss:, http: or https:, without a fragment`);
+  if (!/^wss?:[^#]*$/.test(read)) refuse("SyntaxError", `url ${`${url}`.split("?")[0]}: ws:, wss:, http: or https: without a fragment`);
   return read;
 }
 
 /** The subprotocols by name; null is none, as libraries pass it. @throws SyntaxError */
 export function readProtocols(protocols: any): string[] {
-  const names: string[] = (typeof protocols === "object" && Symbol.iterator in (protocols ?? []) ? [...(protocols ?? [])] : [protocols]).map(String);
-  for (const name of names) if (!/^[\w!#$%&'*+.^`|~-]+$/.test(name)) refuse("SyntaxError", `the subprotocol "${name}" is no token of RFC 9110`);
-  if (new Set(names.map((name) => name.toLowerCase())).size < names.length) refuse("SyntaxError", `a subprotocol is repeated: ${names}`);
+  const names: string[] = [protocols ?? []].flat().map(String);
+  names.forEach((name, index) => {
+    const isRepeated = names.some((other, at) => at < index && other.toLowerCase() === name.toLowerCase());
+    if (isRepeated || !/^[\w!#$%&'*+.^`|~-]+$/.test(name)) refuse("SyntaxError", `protocols: "${name}" is ${isRepeated ? "repeated" : "no token"}`);
+  });
   return names;
 }
 
 /** A close code and reason as they travel. @throws InvalidAccessError, SyntaxError */
 export function readFarewell(code: any = 1000, reason: any = ""): [code: number, reason: string] {
   const whole = Math.round(code);
-  if (whole !== 1000 && !(whole > 2999 && whole < 5000)) refuse("InvalidAccessError", `the close code ${code}: 1000 or 3000-4999`);
-  const bytes = bytesOf(`${reason}`);
-  if (bytes.length > 123) refuse("SyntaxError", `the close reason has ${bytes.length} bytes of UTF-8: at most 123`);
-  // As the other end reads it: without lone surrogates.
-  return [whole, textOf(bytes)];
+  if (whole !== 1000 && !(whole > 2999 && whole < 5000)) refuse("InvalidAccessError", `close code ${code}: 1000 or 3000-4999`);
+  const text = `${reason}`;
+  const { length } = bytesOf(text);
+  if (length > 123) refuse("SyntaxError", `close reason: ${length} bytes, at most 123`);
+  return [whole, text];
 }
 
 /** Whether it is a Blob, of this window or another. */
@@ -73,24 +78,21 @@ function handle(this: any, event: Event): void {
   if (typeof handler === "function") handler.call(this, event);
 }
 
-const NAMES = ["url", "readyState", "bufferedAmount", "extensions", "protocol", "binaryType", "send", "close"];
-
-/** Makes what a class has by itself as Web IDL would: attributes and methods can be listed. */
-export function list({ prototype }: { prototype: object }): void {
-  for (const name of NAMES) {
-    const member = Object.getOwnPropertyDescriptor(prototype, name);
-    if (member) Object.defineProperty(prototype, name, { ...member, enumerable: true });
+/**
+ * Makes of a class and what it extends what Web IDL would: members that can be listed, where their names do not begin with
+ * `_` as private ones do, constants, and handlers, each of which is a listener from when it is first set.
+ */
+export function complete(Class: { prototype: object }, Base: { prototype: object }): void {
+  const { prototype } = Class;
+  for (const target of [prototype, Base.prototype]) {
+    for (const name of Object.getOwnPropertyNames(target)) if (!/^_|^constr/.test(name)) Object.defineProperty(target, name, { enumerable: true });
   }
-}
-
-/** Adds what a class cannot say: the constants, and the handlers, each of which is a listener from when it is first set. */
-export function complete(Class: { prototype: object }): void {
-  list(Class);
+  Object.defineProperty(prototype, Symbol.toStringTag, { value: "WebSocket", configurable: true });
   ["CONNECTING", "OPEN", "CLOSING", "CLOSED"].forEach((name, value) => {
-    for (const target of [Class, Class.prototype]) Object.defineProperty(target, name, { value, enumerable: true });
+    for (const target of [Class, prototype]) Object.defineProperty(target, name, { value, enumerable: true });
   });
   for (const type of ["open", "message", "close", "error"]) {
-    Object.defineProperty(Class.prototype, `on${type}`, {
+    Object.defineProperty(prototype, `on${type}`, {
       enumerable: true,
       configurable: true,
       get(this: any) {
