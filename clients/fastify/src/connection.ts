@@ -33,6 +33,8 @@ const CONTROL = 65_536;
 /** The largest WebSocket message that is taken: payload, and the bytes in front of it. */
 export const maxPayload = (maxMessage: number): number => Math.max(maxMessage, CONTROL) + 2;
 
+const BROKEN = "the connection broke without a Close";
+
 /** The error of `ws` for a message that is larger than it was told to take. */
 const TOO_LARGE = "WS_ERR_UNSUPPORTED_MESSAGE_LENGTH";
 
@@ -109,10 +111,10 @@ export class Connection {
     this.leave(code, reason);
   }
 
-  /** Without a closing handshake. */
-  abort(): void {
+  /** Without a closing handshake; the listener gets the code and the reason. */
+  abort(code = 1006, reason = ""): void {
     this.socket.terminate();
-    this.leave(1006, "");
+    this.leave(code, reason);
   }
 
   pause(): void {
@@ -235,7 +237,8 @@ export class Connection {
     this.unsent++;
     return () => {
       this.unsent--;
-      this.written();
+      // What left in one system call is told once, or the second half of a probe would look like progress of the first.
+      if (!this.unsent || this.tcp?.writableLength !== 0) this.written();
     };
   }
 
@@ -279,7 +282,7 @@ function onPong(this: WebSocket, data: Buffer): void {
 }
 
 function onClose(this: WebSocket, code: number, reason: Buffer): void {
-  (this as Owned)[OWNER].leave(code, reason.toString());
+  (this as Owned)[OWNER].leave(code, reason.toString() || (code === 1006 ? BROKEN : ""));
 }
 
 function onError(this: WebSocket, error: Error): void {

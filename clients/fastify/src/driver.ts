@@ -13,7 +13,8 @@ import type { FastifyRequest } from "fastify";
 import type { Connection, Listener } from "./connection.js";
 import { PlainSession } from "./plain-session.js";
 import type { ServerSession } from "./server-session.js";
-import { type Peer, Session } from "./session.js";
+import type { Rooms } from "./rooms.js";
+import { type Loss, type Peer, Session } from "./session.js";
 import { Resident, type Wheel } from "./wheel.js";
 
 /** What a session needs of the server that holds it. */
@@ -21,15 +22,29 @@ export interface Host {
   clock(): number;
   readonly wheel: Wheel;
   readonly isDraining: boolean;
+  readonly rooms: Rooms;
   /** Has credentials judged that came on a live session. Undefined: refused. */
   judge(credentials: Uint8Array, request: FastifyRequest): Promise<string | undefined>;
-  /** The session has lost its connection. */
-  parked(driver: Driver): void;
+  /** The connection is gone; the session, if it is not over, waits for its client. */
+  lost(driver: Driver, loss: Loss): void;
+  /** The heartbeat's verdict on the connection. */
+  judged(driver: Driver, evidence: "silent" | "frozen" | "stalled"): void;
+  /** The client broke the session protocol. */
+  refused(driver: Driver): void;
   /** The session is over. */
   forget(driver: Driver): void;
 }
 
 export const GOING_AWAY = "the server is going away, come back";
+export const TOO_SLOW = "too far behind what is sent to its rooms";
+
+/** What the heartbeat found, in words. */
+const VERDICTS = {
+  silent: "silent: nothing came back after a heartbeat",
+  frozen: "frozen: its system takes bytes and answers no heartbeat",
+  stalled: "stalled: a heartbeat could not even leave",
+  "not listening": "not listening: it sends and answers no heartbeat",
+};
 
 /** One promise each for all calls that need not wait. */
 const ACCEPTED = Promise.resolve(true);
@@ -46,7 +61,7 @@ export class Driver extends Resident implements Listener {
   readonly machine: ServerSession | PlainSession;
   peer: Peer;
   request: FastifyRequest;
-  private host: Host;
+  readonly host: Host;
   /** The machine, if it is that of a plain client. */
   private plain: PlainSession | undefined;
   private connection: Connection | undefined;
@@ -144,13 +159,14 @@ export class Driver extends Resident implements Listener {
     machine.lost(host.clock(), connection.id, code, reason);
     // Nobody can come back to a server that takes no connections.
     if (host.isDraining) machine.evict(GOING_AWAY);
+    host.lost(this, { code, reason });
     if (!machine.over) this.tell("detached", { code, reason });
-    if (this.mode === "session") host.parked(this);
     this.step();
   }
 
   private refuse(connection: Connection, error: ProtocolError): void {
     this.request.log.debug({ err: error, session: this.id }, "the client broke the session protocol");
+    this.host.refused(this);
     // Where positions differ the session ends, and the client is told so first.
     if (error.isFatal) this.write();
     connection.close(4400, error.message);
@@ -170,6 +186,7 @@ export class Driver extends Resident implements Listener {
     if (senders) return false;
     if (connection && plain?.passesOut && !connection.isFull) {
       connection.put(data, plain.isProbing);
+      plain.sent++;
       return true;
     }
     const isAccepted = machine.send(data);
@@ -218,10 +235,29 @@ export class Driver extends Resident implements Listener {
     this.step();
   }
 
+  /** Asks the client to move to another connection within `spread`; this one is closed after `closeIn`. */
+  move(reason: string, spread: number, closeIn: number): void {
+    if (this.mode === "plain") this.close(1012, reason);
+    else this.machine.goAway(reason, [0, spread], closeIn);
+    this.step();
+  }
+
+  /** Closes the connection; a session waits for its client. */
+  closeConnection(code: number, reason: string): void {
+    this.connection?.close(code, reason);
+  }
+
   /** Closes what is still there. */
-  leave(): void {
-    this.connection?.close(1012, GOING_AWAY);
-    this.stop();
+  leave(code = 1012, reason = GOING_AWAY): void {
+    this.connection?.close(code, reason);
+    this.stop(reason);
+  }
+
+  /** Its resume window passes now, if it is parked. */
+  expire(): void {
+    if (this.connection || this.machine.over) return;
+    this.machine.timeout(this.machine.dueAt);
+    this.step();
   }
 
   /** Ends without a word; no timer is left. */
@@ -229,6 +265,30 @@ export class Driver extends Resident implements Listener {
     this.connection?.abort();
     this.machine.evict(reason);
     this.step();
+  }
+
+  // ---- facts ------------------------------------------------------------------------------------
+
+  get messages(): number {
+    const [received, sent] = this.machine.traffic;
+    return received + sent;
+  }
+
+  get connectionId(): number | undefined {
+    return this.machine.connection;
+  }
+
+  get isOpen(): boolean {
+    return this.machine.isOpen;
+  }
+
+  get limit(): number {
+    return this.machine.limit;
+  }
+
+  /** A member of a room that is too far behind for its messages. */
+  giveUp(): void {
+    this.leave(1013, TOO_SLOW);
   }
 
   // ---- the one loop -----------------------------------------------------------------------------
@@ -269,8 +329,8 @@ export class Driver extends Resident implements Listener {
       // A session loses nothing by a new connection; a plain client would, and so would a large message on its way.
       const isStuck = action.is === "not listening" && this.mode === "session" && !connection?.isMidFrame;
       if (action.is !== "dead" && !isStuck) continue;
-      this.request.log.debug({ session: this.id, ...action }, "connection dropped");
-      return connection?.abort();
+      if (action.is === "dead") host.judged(this, action.evidence);
+      return connection?.abort(4408, VERDICTS[action.is === "dead" ? action.evidence : "not listening"]);
     }
   }
 

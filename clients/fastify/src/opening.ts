@@ -76,10 +76,11 @@ export class Opening extends Resident implements Listener {
     for (const { data, length } of early.splice(0)) connection.listener?.message(connection, data, length);
   }
 
-  /** Closes it. */
-  refuse(code: number, reason: string): void {
+  /** Closes it. False, as no session comes out of it. */
+  refuse(code: number, reason: string): false {
     this.settle();
     this.connection.close(code, reason);
+    return false;
   }
 
   /** The wheel knows it no more. */

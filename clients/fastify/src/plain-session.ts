@@ -19,6 +19,8 @@ export class PlainSession {
   readonly limit = Infinity;
   connection: number | undefined;
   over: Over | undefined;
+  /** Messages accepted for the client. */
+  sent = 0;
   private heartbeat: Heartbeat;
   private ping: number | undefined;
   private inbox: Queue | undefined;
@@ -93,7 +95,7 @@ export class PlainSession {
     this.connection = undefined;
     if (this.over) return;
     if (closing) this.over = { why: "ended", code: closing.code, reason: closing.reason, byUs: true };
-    else this.over = { why: code === 1006 ? "lost" : "ended", code, reason, byUs: false };
+    else this.over = { why: code === 1006 || code === 4408 ? "lost" : "ended", code, reason, byUs: false };
     this.outbox = undefined;
   }
 
@@ -101,6 +103,7 @@ export class PlainSession {
     const length = sizeOf(data);
     if (!this.isOpen || (this.outbox && !this.outbox.holds(this.config.keep, length))) return false;
     (this.outbox ??= new Queue()).push(data, length);
+    this.sent++;
     return true;
   }
 
@@ -162,6 +165,16 @@ export class PlainSession {
 
   get isOpen(): boolean {
     return !this.over && !this.closing;
+  }
+
+  /** Messages handed to the application, and accepted for the client. */
+  get traffic(): [received: number, sent: number] {
+    return [this.handed, this.sent];
+  }
+
+  /** Payload bytes that wait, either way. */
+  get queueBytes(): number {
+    return (this.inbox?.bytes ?? 0) + (this.outbox?.bytes ?? 0);
   }
 
   get rtt(): number | undefined {

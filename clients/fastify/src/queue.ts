@@ -7,8 +7,8 @@ export const sizeOf = (data: Data): number => (typeof data === "string" ? Buffer
 
 /** An empty one keeps nothing. */
 export class Queue {
+  bytes = 0;
   private items: Data[] | undefined;
-  private bytes = 0;
 
   get length(): number {
     return this.items?.length ?? 0;

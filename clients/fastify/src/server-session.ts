@@ -560,6 +560,16 @@ export class ServerSession {
     return this.life.is === "parked" || this.life.is === "attached";
   }
 
+  /** Messages handed to the application, and accepted for the client. */
+  get traffic(): [received: number, sent: number] {
+    return [this.flow.inbox.handed, this.flow.outbox.last];
+  }
+
+  /** Payload bytes that wait, either way. */
+  get queueBytes(): number {
+    return this.flow.outbox.bytes + this.flow.inbox.openBytes;
+  }
+
   /** The smoothed round-trip time of the current connection's heartbeats. */
   get rtt(): number | undefined {
     return this.attached?.heartbeat.rtt;

@@ -6,6 +6,7 @@ import { test, type TestContext } from "node:test";
 import { type Control, decode, encode, type Welcome } from "@mainstay/client/protocol";
 import { Connection } from "../dist/connection.js";
 import { Driver, type Host } from "../dist/driver.js";
+import { Rooms } from "../dist/rooms.js";
 import { Registry } from "../dist/registry.js";
 import type { SessionConfig } from "../dist/server-session.js";
 import { Wheel } from "../dist/wheel.js";
@@ -80,12 +81,14 @@ class Stage implements Host {
   isDraining = false;
   wheel = new Wheel(() => this.now);
   forgotten = 0;
-  registry = new Registry(0, { sessions: 10, tombstones: 10 }, CONFIG, bytes);
+  rooms = new Rooms();
+  registry: Registry;
   socket = new Socket();
   driver: Driver;
   private connections = 0;
 
-  constructor(t: TestContext) {
+  constructor(t: TestContext, config = CONFIG) {
+    this.registry = new Registry(0, { sessions: 10, tombstones: 10 }, config, bytes);
     const connection = this.connect();
     const answer = this.registry.hello(0, connection.id, "", hello());
     assert.ok(!answer.refuse);
@@ -114,7 +117,9 @@ class Stage implements Host {
     return this.now;
   }
   async judge(): Promise<undefined> {}
-  parked(): void {}
+  lost(): void {}
+  judged(): void {}
+  refused(): void {}
   forget(): void {
     this.forgotten++;
   }
@@ -130,6 +135,17 @@ test("a silent client is dropped without a closing handshake, and its session pa
   stage.now += CONFIG.resumeWindow;
   stage.driver.due();
   assert.deepEqual([events, stage.forgotten], [["detached", "expired"], 1]);
+});
+
+test("a client whose system takes heartbeats and that answers none is found by the first deadline, however short the interval", async (t) => {
+  const stage = new Stage(t, { ...CONFIG, heartbeat: 1000 });
+  const losses: unknown[] = [];
+  stage.driver.session.on("detached", (loss) => losses.push(loss));
+  // The two messages of a heartbeat leave in one system call.
+  stage.socket.tcp.isFlowing = false;
+  await stage.pass(30_000, () => stage.socket.tcp.flow());
+  assert.deepEqual(losses, [{ code: 4408, reason: "silent: nothing came back after a heartbeat" }]);
+  assert.ok(stage.now < 7000, `after ${stage.now} ms`);
 });
 
 test("a client that answers stays, and so does one that is in the middle of a large message", async (t) => {

@@ -385,7 +385,7 @@ test("plain clients count as sessions, while they are there", async (t) => {
   assert.equal((await new Peer(url, [], true).closed).code, 4413);
   const closed = once(sessions[0]!, "closed");
   await first.cut();
-  assert.deepEqual(await closed, [{ why: "lost", code: 1006, reason: "" }]);
+  assert.deepEqual(await closed, [{ why: "lost", code: 1006, reason: "the connection broke without a Close" }]);
   await Peer.attached(url);
 });
 

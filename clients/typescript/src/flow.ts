@@ -151,12 +151,21 @@ export class Inbox {
   take(data: Data, bytes = bytesOf(data).length): void {
     this.checkWindow(bytes);
     this.openBytes += bytes;
-    this.hold(data, bytes);
+    this.queue.push({ data, first: ++this.taken, count: 1, bytes });
   }
 
-  /** Takes what no window bounds, like a plain peer's. */
-  hold(data: Data, bytes = 0): void {
-    this.queue.push({ data, first: ++this.taken, count: 1, bytes });
+  /** Takes what the peer sends without asking. What the window's bytes do not hold is dropped, and counted in its place. */
+  hold(data: Data): void {
+    // An empty one costs something too.
+    const bytes = data.length + 64;
+    const last = this.queue.at(-1);
+    if (!last || this.openBytes + bytes <= this.window[1]) {
+      this.openBytes += bytes;
+      this.queue.push({ data, first: ++this.taken, count: 1, bytes });
+    } else if (last && last.data === undefined) {
+      last.count++;
+      this.taken++;
+    } else this.queue.push({ first: ++this.taken, count: 1, bytes: 0 });
   }
 
   /** Messages up to `last` that never come. What was taken before stays out of it. */

@@ -11,6 +11,7 @@
  */
 
 import { concernsOne, isFinal } from "./close.js";
+import { sizeOf } from "./text.js";
 import type { Data, Received, Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
@@ -24,6 +25,8 @@ export interface Io {
   /** Opens a connection and reports with `handleOpened` or `handleLost`. */
   dial(id: number): void;
   writeTo(id: number, data: Data): void;
+  /** Begins the closing handshake of a connection, which is over with `handleLost`. */
+  leave(id: number, code: number, reason: string): void;
   /** Closes a connection and forgets it: nothing about it is reported any more. */
   forget(id: number, code?: number, reason?: string): void;
   /** Tells the application, later, and before it of a status that changed. */
@@ -78,6 +81,8 @@ export class Machine {
   declare protected closeWith: { code: number; reason: string } | undefined;
   /** When closing is over, done or not. */
   private closeBy = Infinity;
+  /** The closing handshake of the current connection has begun. */
+  declare private isLeaving: boolean | undefined;
   /** When to dial; while dialling, when to give up. */
   declare protected dialAt: number;
   /** Doubles with every verdict until a message comes: one that takes longer than the limit to arrive looks like silence. */
@@ -117,7 +122,7 @@ export class Machine {
     this.beginning = id;
     if (this.epoch++) this.io.emit("gap");
     this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
-    this.io.emit("open");
+    if (!this.closeWith) this.io.emit("open");
   }
 
   /** A connection is gone, could not be opened, or is given up. */
@@ -128,6 +133,8 @@ export class Machine {
     if (!id || (!wasAttached && id !== this.dialled)) return;
     if (wasAttached) {
       this.current = this.beginning = 0;
+      // The peer's word, or that of its connection's loss.
+      if (this.isLeaving) return this.endNow(code === 4408 ? 1006 : code, reason);
       if (this.nowMs - this.attachedAt >= 50_000) this.attempts = 0;
     } else {
       this.dialled = 0;
@@ -149,7 +156,7 @@ export class Machine {
     this.heard();
     this.patience = 1;
     if (this.behaviour.ping?.matches(data)) this.answered();
-    else this.io.emit("message", { data });
+    else if (!this.closeWith) this.io.emit("message", { data });
   }
 
   // ---- what the application does ----------------------------------------------------------------
@@ -186,11 +193,11 @@ export class Machine {
     this.closeWith = { code, reason };
     this.closeBy = this.nowMs + 10_000;
     if (this.current || this.keeps) this.retryNow();
-    else this.endNow(code, reason);
+    else this.endNow(code, reason, undefined, false);
   }
 
-  /** Ends now. */
-  endNow(code: number, reason: string, fate?: object): void {
+  /** Ends now. `wasClean`: the other end closed, or answered our closing. */
+  endNow(code: number, reason: string, fate?: object, wasClean = code !== 1006): void {
     if (this.isEnded) return;
     this.isEnded = true;
     this.loss = { code, reason };
@@ -199,14 +206,14 @@ export class Machine {
     this.io.forget(this.dialled, code, reason);
     this.io.forget(this.current, code, reason);
     this.current = this.dialled = 0;
-    this.io.emit("close", { code, reason, wasClean: code === 1000, fate });
+    this.io.emit("close", { code, reason, wasClean, fate });
   }
 
   // ---- time and output --------------------------------------------------------------------------
 
   /** Does what is due. */
   handleTimeout(): void {
-    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason);
+    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason, undefined, false);
     else if (this.dialAt > this.nowMs) this.current && this.watch();
     else if (this.dialled) this.handleLost(this.dialled, 1006, "no answer in time");
     else this.dial();
@@ -256,7 +263,10 @@ export class Machine {
   writeOut(): void {
     if (this.current && !this.beginning) {
       for (const data of this.unsent.splice(0)) this.io.writeTo(this.current, data);
-      if (this.closeWith && !this.queued.length) this.endNow(this.closeWith.code, this.closeWith.reason);
+      if (this.closeWith && !this.queued.length && !this.isLeaving) {
+        this.isLeaving = true;
+        this.io.leave(this.current, this.closeWith.code, this.closeWith.reason);
+      }
     }
   }
 
@@ -274,9 +284,7 @@ export class Machine {
 
   /** Payload that is accepted and not acknowledged, or not given to a connection. */
   get bufferedAmount(): number {
-    let sum = 0;
-    for (const data of this.unsent) sum += data.length;
-    return sum;
+    return sizeOf(this.unsent);
   }
 
   // ---- helpers ----------------------------------------------------------------------------------

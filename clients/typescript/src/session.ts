@@ -70,7 +70,7 @@ export interface SessionHooks {
   /** Leave the connection after the delay; nothing is lost. */
   onGoAway(delay: Delay, closeIn: number): void;
   /** Nothing follows. */
-  endNow(code: number, reason: string, fate: Fate): void;
+  endNow(code: number, reason: string, fate: Fate, wasClean?: boolean): void;
 }
 
 export interface SessionConfig {
@@ -193,7 +193,7 @@ export class ClientSession {
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
       // Nobody answers END any more.
-      if (wasEnding) this.conclude(this.farewell[1], this.farewell[2], this.fate());
+      if (wasEnding) this.conclude(this.farewell[1], this.farewell[2], this.fate(), false);
       else if (this.barren > 4) this.startOver();
     }
   }
@@ -253,7 +253,7 @@ export class ClientSession {
   abandon(reason: string): void {
     const fate = this.fate();
     this.sendEnd(4400, reason);
-    this.conclude(4400, reason, fate);
+    this.conclude(4400, reason, fate, false);
   }
 
   private welcome(opening: Connection, frame: Welcome): void {
@@ -415,11 +415,11 @@ export class ClientSession {
     return this.fate([received, handed, 0, 0, 2]);
   }
 
-  private conclude(code: number, reason: string, fate: Fate): void {
+  private conclude(code: number, reason: string, fate: Fate, wasClean?: boolean): void {
     this.life = Life.Over;
     this.flow.inbox.queue = [];
     this.opening = undefined;
-    this.hooks.endNow(code, reason, fate);
+    this.hooks.endNow(code, reason, fate, wasClean);
   }
 
   // ---- losing a session -----------------------------------------------------------------------

@@ -89,9 +89,9 @@ export class SessionMachine extends Machine implements SessionHooks {
     return this.clientSession.send(data, !!this.beginning);
   }
 
-  override endNow(code: number, reason: string, fate = this.clientSession.fate()): void {
+  override endNow(code: number, reason: string, fate = this.clientSession.fate(), wasClean?: boolean): void {
     this.io.forget(this.trial);
-    super.endNow(code, reason, fate);
+    super.endNow(code, reason, fate, wasClean);
   }
 
   override writeOut(): void {
@@ -174,7 +174,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.attach(id, 2 * announced + 5000, announced / 4, Infinity);
     if (isOpening) this.beginning = id;
     this.io.emit("session", { mode: "session", resumed, epoch, id: this.name });
-    if (isOpening) this.io.emit("open");
+    if (isOpening && !this.closeWith) this.io.emit("open");
   }
 
   onRefused(code: number, delay: Delay): void {

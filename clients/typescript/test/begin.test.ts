@@ -128,7 +128,7 @@ test("a full queue leaves room for what is sent first, and what waits for room c
   assert.deepEqual(await Promise.all(sent), Array(4).fill("delivered"));
   assert.deepEqual(server.visits[0]!.heard, ["login", "subscribe", "1", "2", "3", "4"]);
 
-  const throwing = open(t, server.url, { keep: [2, 1000] });
+  const throwing = open(t, server.url, { keep: [2, 1000], whenFull: "throw" });
   const thrown: unknown[] = [];
   throwing.on("open", () => {
     for (let number = 1; number <= 3; number++) {

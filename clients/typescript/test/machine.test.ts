@@ -24,6 +24,7 @@ class Stage {
         this.did.push(`dial ${id}${(this.machine as SessionMachine).offers ? " offering" : ""}`);
       },
       writeTo: (id, data) => this.written.push([id, data]),
+      leave: (id, code) => this.did.push(`leave ${id} ${code}`),
       forget: (id, code) => this.there.delete(id) && this.did.push(`drop ${id}${code ? ` ${code}` : ""}`),
       emit: (type, fields) => this.events.push([type, fields]),
     };
@@ -395,7 +396,7 @@ test("the advice of a REFUSE wins over the client's own delay, and a final one e
 test("a client that is asked to end before it ever had a connection ends at once; one that sent something first delivers it", () => {
   const stage = new Stage();
   stage.at().close(1000, "");
-  assert.equal(stage.machine.status, "ended");
+  assert.deepEqual([stage.machine.status, stage.last("close").wasClean], ["ended", false]);
 
   const sender = new Stage();
   sender.machine.send("last words");
