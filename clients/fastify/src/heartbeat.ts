@@ -121,6 +121,11 @@ export class Heartbeat {
     return;
   }
 
+  /** A probe is not answered: whoever drives tells when what is written leaves. */
+  get isProbing(): boolean {
+    return this.newest !== this.answered;
+  }
+
   /** When {@link timeout} has something to do. */
   get dueAt(): number {
     return this.drained === "no" ? this.due : 0;

@@ -17,6 +17,7 @@ import { Rooms } from "./rooms.js";
 import { routeOf } from "./route.js";
 import type { Loss, Peer, Session } from "./session.js";
 import { applicationName, isOurs } from "./subprotocol.js";
+import { Wheel } from "./wheel.js";
 
 /** Why somebody is refused, in words for a log at the other end. */
 const WORDS: Record<number, string> = {
@@ -46,6 +47,7 @@ export class Server implements Host {
   readonly drivers = new Map<ServerMachine, Driver>();
   /** How many WebSockets are open. */
   connectionCount = (): number => 0;
+  readonly wheel = new Wheel(() => this.clock());
   private registry: Registry;
   private names = new Map<string, Session>();
   private listeners: { [Name in keyof Presence]: Set<Presence[Name]> } = { session: new Set(), resumed: new Set(), detached: new Set(), closed: new Set() };
@@ -74,7 +76,7 @@ export class Server implements Host {
   async open(socket: WebSocket, request: FastifyRequest, begin: Begin): Promise<void> {
     const settings = this.settingsOf(request);
     const connection = new Connection(++this.connections, socket, request, settings.maxMessage);
-    const opening = new Opening(connection, settings.openingDeadline);
+    const opening = new Opening(connection, this.wheel, this.clock() + settings.openingDeadline);
     this.counts.opened++;
     this.openings.add(opening);
     const crowd = this.countAddress(socket, request);

@@ -51,6 +51,8 @@ export interface SessionEvents {
   detached: [loss: Loss];
   /** Nothing follows. */
   closed: [closed: Closed];
+  /** A listener of this session threw, or its promise was rejected. It is logged, and the session goes on. */
+  error: [error: unknown];
 }
 
 /** What may be sent. Bytes are copied. */
@@ -76,8 +78,12 @@ export class Session extends EventEmitter<SessionEvents> {
   constructor(driver: Driver) {
     super({ captureRejections: true });
     this.#driver = driver;
-    // Whoever listens now gets what waited.
-    (this as EventEmitter).on("newListener", () => queueMicrotask(driver.step));
+    (this as EventEmitter).on("newListener", Session.#wake);
+  }
+
+  /** Whoever listens now gets what waited. */
+  static #wake(this: Session): void {
+    queueMicrotask(() => this.#driver.step());
   }
 
   /** Puts this session into a room, until it leaves or is over. */
@@ -178,8 +184,8 @@ export class Session extends EventEmitter<SessionEvents> {
   }
 
   /** A listener that was an async function failed. */
-  [Symbol.for("nodejs.rejection")](error: unknown): void {
-    this.#driver.fail(error);
+  [Symbol.for("nodejs.rejection")](error: unknown, event: string): void {
+    this.#driver.report(error, event);
   }
 }
 

@@ -9,6 +9,7 @@ import { Driver, type Host } from "../dist/driver.js";
 import { Rooms } from "../dist/rooms.js";
 import { Registry } from "../dist/registry.js";
 import type { SessionConfig } from "../dist/server-session.js";
+import { Wheel } from "../dist/wheel.js";
 import { bytes, hello } from "./peer.js";
 
 const CONFIG: SessionConfig = { heartbeat: 25_000, resumeWindow: 120_000, keep: [1024, 1_000_000], accept: [1024, 1_000_000], dropOldest: false };
@@ -22,14 +23,14 @@ class Socket extends EventEmitter {
   /** What it takes leaves at once. */
   isFlowing = true;
   private callbacks: (() => void)[] = [];
-  tcp = { bytesRead: 0, _handle: { writeQueueSize: 0 }, cork() {}, uncork() {} };
+  tcp = Object.assign(new EventEmitter(), { bytesRead: 0, _handle: { writeQueueSize: 0 }, cork() {}, uncork() {} });
 
-  send(data: any, done: () => void): void {
+  send(data: any, done = () => {}): void {
     this.written.push(decode(data));
     this.callbacks.push(done);
     if (this.isFlowing) this.flow();
   }
-  ping(_data: unknown, _mask: boolean, done: () => void): void {
+  ping(_data: unknown, _mask: boolean, done = () => {}): void {
     this.callbacks.push(done);
     if (this.isFlowing) this.flow();
   }
@@ -54,6 +55,7 @@ class Socket extends EventEmitter {
 class Stage implements Host {
   now = 0;
   isDraining = false;
+  wheel = new Wheel(() => this.now);
   forgotten = 0;
   rooms = new Rooms();
   registry = new Registry(0, { sessions: 10, tombstones: 10 }, CONFIG, bytes);
@@ -81,7 +83,7 @@ class Stage implements Host {
   async pass(ms: number, meanwhile = () => {}): Promise<void> {
     for (const until = this.now + ms; this.now < until && this.driver.session.state === "attached"; this.now += 100) {
       meanwhile();
-      this.driver.step();
+      this.driver.due();
       await new Promise((resolve) => setImmediate(resolve));
     }
   }
@@ -106,7 +108,7 @@ test("a silent client is dropped without a closing handshake, and its session pa
   await stage.pass(31_000);
   assert.deepEqual([stage.socket.isTerminated, stage.socket.closes, events], [true, [], ["detached"]]);
   stage.now += CONFIG.resumeWindow;
-  stage.driver.step();
+  stage.driver.due();
   assert.deepEqual([events, stage.forgotten], [["detached", "expired"], 1]);
 });
 
@@ -159,10 +161,10 @@ test("a message is acknowledged within 250 ms, by the one timer", async (t) => {
   await new Promise((resolve) => setImmediate(resolve));
   stage.socket.emit("message", Buffer.from("hi"), false);
   stage.now = 249;
-  stage.driver.step();
+  stage.driver.due();
   assert.deepEqual(stage.socket.written, []);
   stage.now = 250;
-  stage.driver.step();
+  stage.driver.due();
   assert.deepEqual(stage.socket.written, [[3, 1]]);
 });
 
@@ -171,7 +173,7 @@ for (const [what, state] of [["nothing", "parked"], ["a message", "attached"]] a
     const stage = new Stage(t);
     for (const step of ["probe", "deadline"]) {
       stage.now = stage.driver.machine.dueAt;
-      stage.driver.step();
+      stage.driver.due();
       assert.equal(stage.driver.session.state, "attached", step);
     }
     if (what !== "nothing") stage.socket.arrive([3, 0]);

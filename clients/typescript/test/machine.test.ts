@@ -129,15 +129,55 @@ test("a client that lost its connection alone comes back sooner, and never in th
   assert.ok(stage.last("status").retryInMs >= 4000);
 });
 
-test("a connection that was merely accepted does not clear the count of attempts, one that lived does", () => {
+test("a connection that was merely accepted does not clear the count of attempts; one that lived for 10 s does, or for 2 s and was of use", () => {
+  const attemptsAfter = (ms: number, isUsed: boolean) => {
+    const stage = attached();
+    (stage.machine as any).attempts = (stage.machine as any).attemptsBefore = 9;
+    if (isUsed) stage.arrives(1, "news");
+    stage.lose(1, 1006, "", ms);
+    return (stage.machine as any).attempts;
+  };
+  assert.deepEqual([attemptsAfter(1999, true), attemptsAfter(9999, false)], [10, 10]);
+  assert.deepEqual([attemptsAfter(2000, true), attemptsAfter(10_000, false)], [1, 1]);
+});
+
+test("a train ride, a cut every three seconds with messages between them, never ends at long waits", () => {
+  for (const sessions of [true, false]) {
+    const stage = new Stage({}, sessions);
+    for (let id = 1; id <= 12; id++) {
+      stage.open(id, sessions ? "session" : "plain");
+      if (sessions) stage.says(id, [Type.Welcome, new Uint8Array(8), new Uint8Array(24), id, id > 1, 0, id, 120_000, 25_000, [1024, 1_048_576]]);
+      stage.pass(2500);
+      stage.arrives(id, "news");
+      stage.pass(500);
+      stage.lose(id, 1006, "");
+      assert.ok(stage.last("status").retryInMs <= 1000, `cut ${id}: ${stage.last("status").retryInMs}`);
+      stage.pass(1000);
+    }
+  }
+});
+
+test("a connection that is lost after replacements for it failed is followed within a second", () => {
   const stage = attached();
-  (stage.machine as any).attempts = 9;
-  stage.lose(1, 1006, "", 1000);
-  assert.equal((stage.machine as any).attempts, 10);
-  const lived = attached();
-  (lived.machine as any).attempts = 9;
-  lived.lose(1, 1006, "", 50_000);
-  assert.equal((lived.machine as any).attempts, 1);
+  stage.random = 0.999999;
+  stage.says(1, [Type.GoAway, "restart", [0, 0], 60_000]);
+  for (let id = 2; id < 9; id++) {
+    while (stage.machine.dialled !== id) {
+      stage.pass(1000);
+      stage.says(1, [Type.Ack, 0]);
+    }
+    stage.lose(id, 1006, "refused");
+  }
+  stage.lose(1, 1001, "");
+  assert.ok(stage.last("status").retryInMs <= 1000, `${stage.last("status").retryInMs}`);
+});
+
+test("a connection that is lost while its server's advice is followed is followed when the server said", () => {
+  const stage = attached();
+  stage.says(1, [Type.GoAway, "restart", [5000, 9000], 60_000]);
+  stage.pass(100);
+  stage.lose(1, 1012, "");
+  assert.ok(stage.last("status").retryInMs >= 4900, `${stage.last("status").retryInMs}`);
 });
 
 test("an attempt without an answer is given up after ten seconds", () => {
@@ -229,7 +269,7 @@ test("a probe without an answer for a second opens a replacement; an answer call
   answered.pass(300);
   answered.says(1, [Type.Pong, 1, 0, 0]);
   answered.pass(5000);
-  assert.deepEqual([answered.did, answered.machine.rtt], [[], 300]);
+  assert.deepEqual([answered.did, answered.machine.rtt], [[], 150], "WELCOME was the first sample, after 0 ms; a slow answer counts half");
 });
 
 test("a replacement that is welcomed takes over without a moment detached", () => {
@@ -242,6 +282,179 @@ test("a replacement that is welcomed takes over without a moment detached", () =
   assert.deepEqual(stage.did, ["dial 2 offering", "drop 1"]);
   assert.deepEqual(stage.events.map(([type, fields]) => [type, fields?.epoch]), [["session", 2]], "it is no opening");
   assert.equal(stage.machine.loss, undefined);
+});
+
+/** What the client wrote, by what it is: probes, acknowledgements, messages. */
+const kinds = (stage: Stage) => stage.written.splice(0).map(([, data]) => (typeof data === "string" ? "message" : decode(data)![0] === Type.Ping ? "probe" : "other"));
+
+test("a message that nothing acknowledges for three seconds is a reason to probe, and the cut is noticed two seconds later", () => {
+  const stage = attached();
+  stage.written.length = 0;
+  stage.machine.send("anybody there?");
+  stage.step();
+  stage.pass(2999);
+  assert.deepEqual(kinds(stage), ["message"]);
+  stage.pass(1);
+  assert.deepEqual(kinds(stage), ["probe"]);
+  stage.pass(1000);
+  assert.deepEqual(stage.did, ["dial 2 offering"]);
+  stage.pass(999);
+  assert.equal(stage.machine.current, 1);
+  stage.pass(1);
+  assert.deepEqual([stage.machine.current, stage.last("status").code], [0, 4408]);
+});
+
+test("a client that sends all the time notices a cut five seconds after the last answer, whatever came before", () => {
+  const stage = attached();
+  let sent = 0;
+  const second = (isCut: boolean) => {
+    for (let i = 0; i < 10; i++) {
+      stage.machine.send(`${++sent}`);
+      stage.step();
+      stage.pass(100);
+      if (!isCut && i % 3 === 0) stage.says(1, [Type.Ack, sent]);
+    }
+  };
+  for (let i = 0; i < 20; i++) second(false);
+  assert.equal(stage.pings(), 0, "acknowledgements come: nothing is asked");
+  for (let i = 0; i < 5; i++) second(true);
+  assert.deepEqual([stage.machine.current, stage.last("status").code], [0, 4408]);
+});
+
+test("an idle client, and one whose messages are acknowledged, write not a byte of their own in ten minutes", () => {
+  const stage = attached();
+  stage.machine.send("one");
+  stage.step();
+  stage.says(1, [Type.Ack, 1]);
+  stage.written.length = 0;
+  for (let i = 0; i < 30; i++) {
+    stage.pass(20_000);
+    stage.says(1, [Type.Ack, 1]);
+  }
+  assert.deepEqual(stage.written, []);
+});
+
+test("a server that lives and acknowledges nothing is asked less and less often, and not called dead", () => {
+  const stage = attached();
+  stage.machine.send("a job for minutes");
+  stage.step();
+  const asked: number[] = [];
+  const from = stage.now;
+  for (let nonce = 1; stage.now - from < 60_000; stage.pass(100)) {
+    if (!stage.pings()) continue;
+    asked.push(Math.round((stage.now - from) / 1000));
+    stage.says(1, [Type.Pong, nonce++, 0, 0]);
+  }
+  assert.deepEqual(asked, [3, 9, 21, 36, 51]);
+  assert.deepEqual([stage.machine.status, stage.did], ["attached", []]);
+});
+
+test("what has not left is no reason to probe: a slow upload is not called dead, and no replacement is opened", () => {
+  const stage = attached();
+  stage.machine.send("many bytes");
+  stage.isBusy = true;
+  stage.step();
+  stage.pass(50_000);
+  assert.deepEqual([stage.pings(), stage.did, stage.machine.status], [0, [], "attached"]);
+});
+
+test("a slow link is given four round trips", () => {
+  const stage = new Stage();
+  stage.open(1);
+  stage.pass(1500);
+  stage.welcome(1);
+  assert.equal(stage.machine.rtt, 1500, "WELCOME is the first sample");
+  stage.machine.send("far away");
+  stage.step();
+  stage.pass(5999);
+  assert.equal(stage.pings(), 0);
+  stage.pass(1);
+  assert.equal(stage.pings(), 1);
+  stage.pass(5999);
+  assert.equal(stage.machine.current, 1);
+});
+
+test("while another connection is being opened, what the old one does not acknowledge is no verdict", () => {
+  const stage = attached();
+  stage.machine.send("one");
+  stage.step();
+  stage.says(1, [Type.GoAway, "restart", [0, 0], 60_000]);
+  stage.pass(1200);
+  stage.open(2);
+  stage.pass(8000);
+  assert.deepEqual([stage.pings(), stage.machine.current], [0, 1]);
+});
+
+test("what was sent to a plain server that can be probed, and not answered, is a reason to probe; without a ping there is none", () => {
+  const ping = { message: "ping", matches: (data: unknown) => data === "pong", intervalMs: 60_000 };
+  const stage = new Stage({ ping }, false);
+  stage.open(1, "plain");
+  const send = (text: string) => {
+    stage.machine.send(text);
+    stage.step();
+  };
+  stage.machine.beginning = 0;
+  send("one");
+  stage.pass(1000);
+  stage.arrives(1, "an answer");
+  stage.step();
+  stage.pass(20_000);
+  assert.deepEqual(stage.written.splice(0), [[1, "one"]], "what came since is an answer");
+  send("two");
+  stage.pass(3000);
+  assert.deepEqual(stage.written.splice(0), [[1, "two"], [1, "ping"]]);
+  stage.pass(2000);
+  assert.equal(stage.last("status").code, 4408);
+
+  const mute = new Stage({}, false);
+  mute.open(1, "plain");
+  mute.machine.beginning = 0;
+  mute.machine.send("one");
+  mute.step();
+  mute.pass(3600_000);
+  assert.deepEqual([mute.written.length, mute.machine.status, mute.machine.dueAt], [1, "attached", Infinity]);
+});
+
+test("a peer whose answers take longer than a probe waits is called dead once at most: then it is given longer", () => {
+  for (const first of [undefined, 20]) {
+    const ping = { message: "ping", matches: (data: unknown) => data === "pong", intervalMs: 25_000 };
+    const stage = new Stage({ ping }, false);
+    stage.open(1, "plain");
+    stage.machine.rtt = first;
+    let verdicts = 0;
+    for (let i = 0, id = 1; i < 10; i++) {
+      stage.at().retryNow();
+      stage.step();
+      stage.pass(2500);
+      if (stage.machine.current === id) stage.arrives(id, "pong");
+      else {
+        verdicts++;
+        stage.pass(1000);
+        stage.open(++id, "plain");
+      }
+      stage.pass(4000);
+    }
+    assert.equal(verdicts, 1, `rtt was ${first}`);
+  }
+});
+
+test("a session's probe is given twice as long after a verdict, until the server does something", () => {
+  const stage = attached();
+  const verdictAfter = (limit: number) => {
+    const id = stage.machine.current;
+    stage.at().retryNow();
+    stage.step();
+    stage.pass(limit - 1);
+    assert.equal(stage.machine.current, id, `${limit}`);
+    stage.pass(1);
+    assert.equal(stage.machine.current, 0, `${limit}`);
+    // The replacement, which was asked for when the probe was a second old, is there too late.
+    stage.open(stage.machine.dialled);
+    stage.welcome(stage.machine.dialled, id + 1, true);
+  };
+  for (const limit of [2000, 4000, 8000]) verdictAfter(limit);
+  stage.says(stage.machine.current, [Type.Ack, 0]);
+  verdictAfter(2000);
 });
 
 test("of many requests to look at the peer one probe comes while it is open", () => {
