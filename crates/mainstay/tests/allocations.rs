@@ -16,7 +16,7 @@ use axum::routing::any;
 use bytes::Bytes;
 use mainstay::client::{Builder, UrlError};
 use mainstay::server::{Config, Sender};
-use mainstay::{Client, Link, Mainstay, Message, Session, SessionUpgrade};
+use mainstay::{Client, CloseCode, Link, Mainstay, Message, Session, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{self, Runtime};
@@ -43,6 +43,10 @@ const PACKED_ECHO: f64 = 60_000.0;
 /// The most that one of many holds of compressed messages that its socket does not take, 36 KiB each and eight of
 /// them: its part of the one copy, and references.
 const SLOW_RECEIVER: Held = (4.5, 2_200.0);
+
+/// The most bytes that connections which came and went may leave, altogether: tombstones of sessions are kept for a
+/// day, and 100,000 of them at most.
+const LEFT_BEHIND: f64 = 400_000.0;
 
 /// Allocations, and the bytes that were asked for.
 type Held = (f64, f64);
@@ -92,6 +96,19 @@ fn a_session_holds_no_more_than_it_did_whether_its_client_is_there_or_not() {
     let (idle, parked) = held(Client::builder);
     verdict.judge_held("idle session", idle, IDLE_SESSION);
     verdict.judge_held("parked session", parked, PARKED_SESSION);
+    verdict.give();
+}
+
+/// A thousand that end in order, of each kind, after a hundred that made every list as long as it gets.
+#[test]
+fn r11_connections_that_come_and_go_leave_not_a_byte_behind() {
+    let bench = Bench::new();
+    let mut verdict = Verdict::default();
+    bench.counted(come_and_go(bench.url("echo"), 100));
+    bench.settle(0);
+    let cycles = bench.counted(come_and_go(bench.url("echo"), 1_000)).1;
+    let left = cycles.bytes_current + bench.settle(0).bytes_current;
+    verdict.judge("left by 2,000 connections, bytes", left as f64, LEFT_BEHIND);
     verdict.give();
 }
 
@@ -277,6 +294,21 @@ impl Bench {
     /// Their connections end as those of a process that is killed.
     fn kill_clients(&mut self) {
         drop(self.clients.take());
+    }
+}
+
+/// So many plain connections and sessions, one after the other, each with a message and an end in order.
+async fn come_and_go(url: String, count: usize) {
+    for _ in 0..count {
+        let mut plain = Link::to(&url).unwrap().connect_once().await.unwrap();
+        plain.send(Message::text("x")).await.unwrap();
+        plain.recv().await.unwrap();
+        // Ends in order in the background, where it waits for a Pong.
+        drop(plain);
+        let mut session = Client::builder(&url).unwrap().connect_once().await.unwrap();
+        session.send(Message::text("x")).await.unwrap();
+        session.recv().await.unwrap();
+        session.close(CloseCode::NORMAL, "").await;
     }
 }
 
