@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{Dice, HOUR, SECOND, attached, client_at, comes_back, event, small_leaps};
 use crate::hostile::{Raw, frame};
-use crate::support::{Proxy, echo, echo_server, handled, until, until_quiet};
+use crate::support::{Proxy, echo, echo_server, handled, until_quiet};
 
 /// How many of 10,000 clients dial in each second, whose server is lost at second 0 and stays away for `away` seconds.
 fn storm(away: u64) -> Vec<u32> {
@@ -283,7 +283,7 @@ async fn r10_a_thousand_reconnects_leave_one_handler_and_bring_each_message_once
     assert_eq!(client.recv().await, None, "and nothing twice");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn r11_however_connections_end_no_task_session_or_byte_is_left() {
     let config = Config { resume_window: Duration::from_millis(200), ..Config::default() };
     let (address, mainstay) = echo_server(config).await;
@@ -291,7 +291,8 @@ async fn r11_however_connections_end_no_task_session_or_byte_is_left() {
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     // What lives as long as the runtime is there from the first connection on.
     comes_back(&mut client_at(address), "first").await;
-    until("the first is gone", || mainstay.stats().sessions == 0 && mainstay.stats().connections == 0).await;
+    until_quiet("the first is gone", || mainstay.stats().sessions == 0 && mainstay.stats().connections == 0)
+        .await;
     let before = tasks();
     for n in 0..400 {
         match n % 4 {
@@ -320,7 +321,7 @@ async fn r11_however_connections_end_no_task_session_or_byte_is_left() {
             }
         }
     }
-    until("nothing is left", || {
+    until_quiet("nothing is left", || {
         let stats = mainstay.stats();
         (stats.sessions, stats.connections) == (0, 0) && tasks() <= before
     })
