@@ -276,6 +276,11 @@ export abstract class BaseSocket extends EventTarget {
     return () => this.removeEventListener(type, listener);
   }
 
+  /** Listens for the next one only. Node's `events.once` asks for this method where there is `on`. */
+  once<Name extends keyof SocketEvents>(type: Name, listener: (event: SocketEvents[Name]) => void): void {
+    this.addEventListener(type, listener, { once: true });
+  }
+
   /** Dials now if it waits, probes if it is attached. */
   retryNow(): void {
     this.staysAway = false;

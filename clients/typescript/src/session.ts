@@ -311,11 +311,6 @@ export class ClientSession {
     this.flow.outbox.ready = Infinity;
   }
 
-  /** END is written, and its answer is awaited. */
-  get hasEnded(): boolean {
-    return this.life === Life.EndSent;
-  }
-
   /** Nothing more comes: what has come waits for the application. */
   get isOver(): boolean {
     return this.life > Life.Closing;

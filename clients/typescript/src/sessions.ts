@@ -127,12 +127,12 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.lookAtOwed();
   }
 
-  /** What is written and not acknowledged, or an END that is not answered. While another connection is being opened this one is not written, and nothing is due. */
+  /** What is written and not acknowledged. While another connection is being opened this one is not written, and nothing is due. */
   private lookAtOwed(): void {
     const { flow, opening } = this.clientSession;
     const { acknowledged, written } = flow.outbox;
     if (acknowledged !== this.acknowledged) this.doubt = 1;
-    this.owedAt = (acknowledged < written || this.clientSession.hasEnded) && !opening ? Math.min(this.owedAt, this.nowMs) : Infinity;
+    this.owedAt = acknowledged < written && !opening ? Math.min(this.owedAt, this.nowMs) : Infinity;
     this.acknowledged = acknowledged;
   }
 

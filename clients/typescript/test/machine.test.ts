@@ -579,6 +579,284 @@ test("a client that ends, or is suspended, while an offer is made once more leav
   }
 });
 
+/** A client whose offer a server answered with nothing, whose trial is open as 2, and whose second offer is under way as 3. */
+function onTrial(config: MachineConfig = {}): Stage {
+  const stage = new Stage(config);
+  stage.lose(1, 1006, "");
+  stage.open(2, "plain");
+  assert.deepEqual(stage.did, ["dial 1 offering", "dial 2", "dial 3 offering"]);
+  return stage;
+}
+
+test("a plain server that says something and closes at once is heard: the message, then the code", () => {
+  for (const [code, status] of [[3000, "ended"], [4401, "waiting"], [1000, "waiting"], [1008, "waiting"]] as const) {
+    const stage = onTrial();
+    stage.arrives(2, "you may not come in");
+    stage.lose(2, code, "unauthorized");
+    assert.equal(stage.machine.mode, undefined, "what it speaks is told by the second offer");
+    stage.lose(3, 1006, "");
+    const order = stage.events.map(([type]) => type).filter((type) => type === "message" || type === "close" || type === "open");
+    assert.deepEqual([stage.machine.mode, stage.machine.status, order], ["plain", status, status === "ended" ? ["open", "message", "close"] : ["open", "message"]], `${code}`);
+    const loss = stage.last("status");
+    assert.deepEqual([loss.code, loss.reason], [code, "unauthorized"]);
+  }
+  const silent = onTrial({ endsWithPeer: true });
+  silent.lose(2, 4401, "");
+  silent.lose(3, 1006, "");
+  assert.deepEqual([silent.machine.status, silent.last("close").code], ["ended", 4401], "a code alone is a word, too");
+});
+
+test("a server that closes the trial because it restarts, or is gone, is not taken for a plain one", () => {
+  for (const code of [1001, 1012, 1013, 1006]) {
+    const stage = onTrial();
+    if (code !== 1006) stage.arrives(2, "hello, plain client");
+    stage.lose(2, code, "");
+    stage.lose(3, 1006, "");
+    assert.equal(stage.machine.mode, undefined, `${code}`);
+    stage.pass(1000);
+    assert.ok(stage.machine.dialled, `${code}`);
+  }
+});
+
+test("a server that answers the second offer with a session speaks sessions, whatever it said on the trial", () => {
+  const stage = onTrial();
+  stage.arrives(2, "hello, plain client");
+  stage.lose(2, 4000, "enough");
+  stage.open(3);
+  stage.welcome(3);
+  assert.deepEqual([stage.machine.mode, stage.last("message"), stage.machine.status], ["session", undefined, "attached"]);
+});
+
+test("a client that is there before its server offers sessions and tries without them in one moment: no server comes up in between", () => {
+  const stage = new Stage();
+  let id = 0;
+  for (let round = 0; round < 8; round++) {
+    stage.lose(++id, 1006, "ECONNREFUSED");
+    assert.equal(stage.machine.dialled, id + 1, "at once");
+    stage.lose(++id, 1006, "ECONNREFUSED");
+    assert.equal(stage.machine.dialled, 0);
+    while (!stage.machine.dialled) stage.pass(100);
+  }
+  stage.open(++id);
+  stage.welcome(id);
+  assert.ok(stage.did.filter((line) => line.endsWith(" offering")).length === 9 && stage.did.at(-1) === `dial ${id} offering`, "what meets the server is an offer");
+});
+
+test("an attempt that was given up, or that a function of the options prevented, is no answer to the offer", () => {
+  const stage = new Stage();
+  stage.lose(1, 1011, "the URL's function threw");
+  stage.pass(1000);
+  assert.deepEqual(stage.did, ["dial 1 offering", "dial 2 offering"]);
+  stage.pass(9501);
+  assert.equal(stage.machine.status, "waiting", "and one without an answer is not followed at once");
+});
+
+test("a server that turned plain is served once it has forgotten the session, with one gap", () => {
+  for (const isBrowser of [false, true]) {
+    const stage = attached();
+    stage.machine.send("a");
+    stage.step();
+    stage.lose(1, 1006, "");
+    let id = 2;
+    const attempt = () => {
+      while (stage.machine.dialled !== id) stage.pass(500);
+      // A browser fails a connection whose server answers no offer.
+      if (isBrowser && stage.did.at(-1) === `dial ${id} offering`) stage.lose(id, 1006, "");
+      else stage.open(id, "plain");
+      id++;
+    };
+    const from = stage.now;
+    while (stage.now - from < 85_000) attempt();
+    assert.deepEqual([stage.machine.mode, stage.events.some(([type]) => type === "gap")], ["session", false]);
+    while (stage.machine.mode === "session" && stage.now - from < 300_000) attempt();
+    assert.deepEqual([stage.machine.mode, stage.machine.status], ["plain", "attached"]);
+    const gaps = stage.events.filter(([type]) => type === "gap").map(([, { fate }]) => [fate.delivered, fate.unknown, fate.last]);
+    assert.deepEqual(gaps, [[0, 1, 1]]);
+    assert.equal(stage.events.filter(([type]) => type === "open").length, 2);
+    stage.lose(stage.machine.current, 1006, "");
+    stage.pass(1000);
+    stage.open(stage.machine.dialled, "plain");
+    assert.equal(stage.events.filter(([type]) => type === "gap").length, 2, "and then as with any plain server");
+  }
+});
+
+test("a session that outlived the absence is resumed, though the server was tried as a plain one", () => {
+  const stage = attached();
+  stage.lose(1, 1006, "");
+  stage.pass(200_000);
+  stage.open(stage.machine.dialled || (stage.pass(31_000), stage.machine.dialled));
+  stage.welcome(stage.machine.dialled, 2, true);
+  assert.deepEqual([stage.machine.mode, stage.last("session").resumed, stage.last("gap")], ["session", true, undefined]);
+});
+
+test("a lost session is one gap, though the server refuses the next key for its age", () => {
+  const stage = attached();
+  stage.machine.send("more than the server takes");
+  stage.step();
+  let id = 1;
+  const gaps = () => stage.events.filter(([type]) => type === "gap").length;
+  while (!gaps()) {
+    stage.lose(id++, 1006, "");
+    while (stage.machine.dialled !== id) stage.pass(1000);
+    stage.open(id);
+    if (!gaps()) stage.welcome(id, id, true);
+  }
+  assert.equal(decode(stage.written.findLast(([, data]) => decode(data)?.[0] === Type.Hello)![1])?.[4], 0, "a new key was never sent before");
+  stage.says(id, [Type.Refuse, 4411, false, [0, 0]]);
+  stage.pass(1000);
+  stage.open(++id);
+  stage.welcome(id);
+  assert.deepEqual([stage.machine.status, gaps()], ["attached", 1]);
+});
+
+test("a key that is refused before anything was written is no gap: nothing is lost", () => {
+  const stage = new Stage();
+  stage.open(1);
+  stage.lose(1, 1006, "");
+  stage.pass(1000);
+  stage.open(2);
+  stage.says(2, [Type.Refuse, 4411, false, [0, 0]]);
+  stage.pass(1000);
+  stage.open(3);
+  stage.welcome(3);
+  assert.deepEqual([stage.machine.status, stage.events.map(([type]) => type)], ["attached", ["session", "open"]]);
+});
+
+test("an attempt that hangs for two seconds is not waited for when somebody asks; the next may take twice as long", () => {
+  const stage = new Stage();
+  const ask = () => {
+    stage.at().retryNow();
+    stage.step();
+  };
+  stage.pass(1999);
+  ask();
+  assert.deepEqual(stage.did, ["dial 1 offering"]);
+  stage.pass(1);
+  ask();
+  assert.deepEqual(stage.did.splice(0), ["dial 1 offering", "drop 1", "dial 2 offering"]);
+  for (let i = 0; i < 3; i++) {
+    stage.pass(1000);
+    ask();
+  }
+  assert.deepEqual(stage.did, [], "a handshake that takes three seconds has them");
+  stage.open(2);
+  stage.welcome(2);
+  assert.equal(stage.machine.status, "attached");
+});
+
+test("a connection that is lost beside a replacement that hangs is followed within a second", () => {
+  const stage = attached();
+  stage.says(1, [Type.GoAway, "restart", [0, 0], 60_000]);
+  stage.pass(1000);
+  assert.equal(stage.machine.dialled, 2);
+  stage.pass(3000);
+  stage.lose(1, 1006, "");
+  stage.pass(1000);
+  assert.deepEqual(stage.did, ["dial 2 offering", "drop 2", "dial 3 offering"]);
+});
+
+test("a client gives up after as many attempts in a row as it may make, with the code of the last", () => {
+  for (const [maxRetries, dials] of [[0, 2], [3, 8]] as const) {
+    const stage = new Stage({ maxRetries });
+    for (let id = 1; stage.machine.status !== "ended" && id < 20; id++) {
+      while (stage.machine.dialled !== id) stage.pass(1000);
+      stage.lose(id, 1006, `refused ${id}`);
+    }
+    // Each time once with an offer and once without.
+    assert.deepEqual([stage.did.length, stage.last("close").code, stage.last("close").reason], [dials, 1006, `refused ${dials}`]);
+  }
+  const plain = new Stage({ maxRetries: 1 }, false);
+  for (let id = 1; id < 6; id++) {
+    plain.open(id, "plain");
+    plain.pass(10_000);
+    plain.lose(id, 1006, "");
+    assert.equal(plain.machine.status, "waiting", "a connection that lived begins the count anew");
+    plain.pass(1000);
+  }
+});
+
+test("the application says after which losses the client stays away, and is asked about each", () => {
+  const asked: number[] = [];
+  const shouldReconnectOnClose = ({ code }: { code: number }) => asked.push(code) < 3 && code !== 4001;
+  const stage = new Stage({ shouldReconnectOnClose }, false);
+  stage.open(1, "plain");
+  stage.lose(1, 1006, "");
+  stage.pass(1000);
+  stage.open(2, "plain");
+  stage.lose(2, 4001, "logged out");
+  assert.deepEqual([asked, stage.machine.status, stage.last("close").code], [[1006, 4001], "ended", 4001]);
+
+  const session = attached({ shouldReconnectOnClose: () => false });
+  session.machine.send("a");
+  session.step();
+  session.lose(1, 1006, "cut");
+  assert.deepEqual([session.machine.status, session.last("close").fate.unknown, session.machine.dueAt], ["ended", 1, Infinity]);
+
+  const own = attached({ shouldReconnectOnClose: () => false });
+  own.at().suspend();
+  assert.equal(own.machine.status, "suspended", "leaving is no loss");
+});
+
+test("a function of the options that throws is told as an error, and what it was asked about goes on", () => {
+  const oops = (): never => {
+    throw new SyntaxError("oops");
+  };
+  const stage = new Stage({ shouldReconnectOnClose: oops, ping: { message: "ping", matches: oops, intervalMs: 60_000 } }, false);
+  stage.open(1, "plain");
+  stage.arrives(1, "news");
+  assert.deepEqual([stage.last("error").error.name, stage.last("message")], ["SyntaxError", { data: "news" }], "the message is not lost");
+  stage.lose(1, 1006, "");
+  assert.deepEqual([stage.events.filter(([type]) => type === "error").length, stage.machine.status], [2, "waiting"]);
+});
+
+test("a client that is told to reconnect leaves with the code, dials at once and counts its attempts anew; after the end it does nothing", () => {
+  const stage = attached();
+  (stage.machine as any).attempts = 7;
+  stage.at().reconnect(4000, "another room");
+  stage.step();
+  assert.deepEqual([stage.did, stage.machine.status, (stage.machine as any).attempts], [["drop 1 4000", "dial 2 offering"], "connecting", 0]);
+  stage.open(2);
+  stage.welcome(2, 2, true);
+  assert.deepEqual([stage.last("session").resumed, stage.last("gap")], [true, undefined]);
+
+  const waiting = new Stage({}, false);
+  waiting.lose(1, 1006, "");
+  waiting.at().reconnect(1000, "");
+  waiting.step();
+  assert.equal(waiting.did.at(-1), "dial 2");
+
+  const ended = attached();
+  ended.at().endNow(1000, "");
+  ended.at().reconnect(1000, "");
+  ended.step();
+  assert.deepEqual([ended.machine.status, ended.machine.dueAt], ["ended", Infinity]);
+});
+
+test("an END that nothing answers is over with the probe that goes with it, and not clean", () => {
+  const stage = attached();
+  stage.at().close(1000, "bye");
+  stage.step();
+  stage.pass(1999);
+  assert.equal(stage.machine.status, "closing");
+  stage.pass(1);
+  assert.deepEqual([stage.machine.status, stage.last("close").code, stage.last("close").wasClean], ["ended", 1000, false]);
+});
+
+test("a Close that a plain server does not answer is over after five seconds; with bytes that have not left, after ten", () => {
+  for (const [isBusy, limit] of [[false, 5000], [true, 10_000]] as const) {
+    const stage = new Stage({}, false);
+    stage.open(1, "plain");
+    stage.machine.beginning = 0;
+    stage.isBusy = isBusy;
+    stage.at().close(1000, "bye");
+    stage.step();
+    stage.pass(limit - 1);
+    assert.equal(stage.machine.status, "closing");
+    stage.pass(1);
+    assert.deepEqual([stage.machine.status, stage.last("close").wasClean], ["ended", false]);
+  }
+});
+
 test("GOAWAY is followed within its delay, and before the server closes", () => {
   const stage = attached();
   stage.random = 0.999999;

@@ -92,7 +92,7 @@ fn policy(page: &str) -> String {
     )
 }
 
-/// Of what stands in each element of this name. `'none'`: there is no such element.
+/// The hashes of what stands in each element of this name. `'none'`: there is no such element.
 fn hashes(page: &str, element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let bodies = page.split(&open).skip(1).filter_map(|rest| rest.split(&close).next());
