@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use mainstay::client::{Builder, Event, Lost, Mode, State};
-use mainstay::{Client, CloseCode, Fate, Kind, Limits, Link, Message, Report};
+use mainstay::{Client, CloseCode, Fate, Limits, Link, Message, Report};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -231,11 +231,11 @@ impl Output {
     }
 
     fn message(&self, message: &Message) -> std::io::Result<()> {
-        match (self.json, message.kind, message.as_text()) {
-            (true, Kind::Text, Some(text)) => line(&json!({"message": text})),
-            (true, ..) => line(&json!({"binary": hex(&message.payload)})),
-            (false, Kind::Text, Some(text)) => line(&text),
-            (false, ..) => line(&hex(&message.payload)),
+        match (self.json, message) {
+            (true, Message::Text(text)) => line(&json!({"message": text.as_str()})),
+            (true, Message::Binary(payload)) => line(&json!({"binary": hex(payload)})),
+            (false, Message::Text(text)) => line(text),
+            (false, Message::Binary(payload)) => line(&hex(payload)),
         }
     }
 
@@ -317,7 +317,7 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             ("authenticated", format!("accepted={accepted}"), json!({"accepted": accepted}))
         }
         Event::Volatile(message) => {
-            let text = message.as_text().map_or_else(|| hex(&message.payload), str::to_owned);
+            let text = message.as_text().map_or_else(|| hex(message.payload()), str::to_owned);
             ("volatile", text.clone(), json!({"message": text}))
         }
         Event::Ended { code, reason, fate } => {

@@ -37,7 +37,7 @@ impl Operations {
         if !contains(message, b"subscribe") && !contains(message, b"complete") {
             return;
         }
-        let Ok(Frame { kind, id }) = serde_json::from_slice(&message.payload) else { return };
+        let Ok(Frame { kind, id }) = serde_json::from_slice(message.payload()) else { return };
         match kind.as_str() {
             "subscribe" if is_mutation(message) && self.mutations.len() < MOST && id.len() <= LONGEST_ID => {
                 self.mutations.push(Mutation { id, has_result: false });
@@ -52,7 +52,7 @@ impl Operations {
         if self.mutations.is_empty() {
             return;
         }
-        let Ok(Frame { kind, id }) = serde_json::from_slice(&message.payload) else { return };
+        let Ok(Frame { kind, id }) = serde_json::from_slice(message.payload()) else { return };
         match kind.as_str() {
             "next" => {
                 let asked = self.mutations.iter_mut().filter(|mutation| mutation.id == id);
@@ -85,7 +85,7 @@ fn answer(Mutation { id, has_result }: Mutation) -> Message {
 }
 
 fn contains(message: &Message, word: &[u8]) -> bool {
-    message.payload.windows(word.len()).any(|window| window == word)
+    message.payload().windows(word.len()).any(|window| window == word)
 }
 
 /// What every message about an operation has; the rest is passed over.
@@ -109,7 +109,7 @@ struct Payload {
 }
 
 fn is_mutation(subscribe: &Message) -> bool {
-    let Ok(Subscribe { payload }) = serde_json::from_slice(&subscribe.payload) else { return false };
+    let Ok(Subscribe { payload }) = serde_json::from_slice(subscribe.payload()) else { return false };
     let chosen = payload.operation_name.as_deref().filter(|name| !name.is_empty());
     // Without a name there is one operation; the backend refuses any other document.
     let is_chosen = |name: Option<&str>| chosen.is_none() || name == chosen;
@@ -210,7 +210,7 @@ mod tests {
     /// What the client is told of each id.
     fn told(operations: &mut Operations) -> Vec<(String, String)> {
         let told = operations.handle_lost();
-        let read = |message: &Message| serde_json::from_slice(&message.payload).unwrap();
+        let read = |message: &Message| serde_json::from_slice(message.payload()).unwrap();
         told.iter().map(read).map(|Frame { kind, id }| (id, kind)).collect()
     }
 

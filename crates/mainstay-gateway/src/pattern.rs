@@ -76,8 +76,8 @@ impl Pattern {
     /// Whether a message looks like this.
     pub(crate) fn matches(&self, look: &Look<'_>) -> bool {
         match self {
-            _ if look.message.payload.len() > LARGEST => false,
-            Self::Regex(regex) => regex.is_match(&look.message.payload),
+            _ if look.message.len() > LARGEST => false,
+            Self::Regex(regex) => regex.is_match(look.message.payload()),
             Self::Json { pointer, value } => {
                 let found = look.at(pointer);
                 found.is_some_and(|found| value.as_ref().is_none_or(|value| shown(found) == *value))
@@ -142,7 +142,7 @@ impl<'a> Look<'a> {
     }
 
     fn json(&self) -> Option<&Value> {
-        let payload = &self.message.payload;
+        let payload = self.message.payload();
         let read = || (payload.len() <= LARGEST).then(|| serde_json::from_slice(payload).ok()).flatten();
         self.json.get_or_init(read).as_ref()
     }

@@ -23,7 +23,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use mainstay::Message;
 
 use crate::pattern::{LARGEST, Look, Pattern, Rule};
@@ -212,9 +211,12 @@ impl Prologue {
         let key = rules.key.as_ref().and_then(|pointer| look.key(pointer));
         let answers = self.replaced_by(key.as_deref(), message);
         self.has_recorded = true;
-        self.bytes += message.payload.len();
+        self.bytes += message.len();
         // A copy: the payload may be a small part of a large buffer, which would be kept as a whole.
-        let message = Message { payload: Bytes::copy_from_slice(&message.payload), ..*message };
+        let message = match message {
+            Message::Text(text) => Message::from(text.as_str()),
+            Message::Binary(payload) => Message::from(payload.as_ref()),
+        };
         self.frames.push_back(Frame { number, message, key, answers, written: Written::ByLink });
         if self.frames.len() > MOST_FRAMES || self.bytes > MOST_BYTES {
             self.give_up();
@@ -384,7 +386,7 @@ impl Prologue {
     fn remove_key(&mut self, key: Option<&str>) -> bool {
         let before = self.frames.len();
         self.frames.retain(|frame| frame.key.as_deref() != key);
-        self.bytes = self.frames.iter().map(|frame| frame.message.payload.len()).sum();
+        self.bytes = self.frames.iter().map(|frame| frame.message.len()).sum();
         self.frames.len() < before
     }
 

@@ -72,9 +72,9 @@ fn echo(mut stream: BufReader<TcpStream>, role: Role, agreed: &Agreed) -> Result
         let mut input = &mut buffer[..read];
         loop {
             match connection.receive(&mut input) {
-                Ok(Some(Incoming::Message { kind, payload })) => {
+                Ok(Some(Incoming::Message(payload))) => {
                     last = String::from_utf8_lossy(&payload).into_owned();
-                    connection.send(kind, &[], &payload.into_bytes(), &mut queue);
+                    connection.send(payload.kind(), &[], &payload.into_bytes(), &mut queue);
                 }
                 // After each item and not once per turn: the suite counts the Pongs.
                 Ok(Some(_)) => connection.flush_replies(&mut queue),

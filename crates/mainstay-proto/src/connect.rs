@@ -551,14 +551,14 @@ impl Client {
         if let Some(plain) = &mut self.plain {
             if self.attached.as_ref().is_some_and(|a| a.connection == connection) {
                 plain.restarts |= self.config.announces_restart.is_some_and(|announces| announces(&message));
-                plain.inbox_bytes += message.payload.len() as u64;
+                plain.inbox_bytes += message.len() as u64;
                 plain.inbox.push_back(Delivery::Message(message));
                 plain.progressed = true;
                 plain.confirmer.handle_peer_message();
             }
             return Ok(());
         }
-        let frame = Frame::decode(message.kind, message.payload)?;
+        let frame = Frame::decode(message)?;
         if let (Frame::Control(crate::session::Control::Pong(beat)), Some(attached)) =
             (&frame, &mut self.attached)
             && attached.connection == connection
@@ -619,7 +619,7 @@ impl Client {
         match &mut self.plain {
             _ if self.ended || self.closing.is_some() => Err(message),
             Some(plain) => {
-                let length = message.payload.len();
+                let length = message.len();
                 let (number, dropped) =
                     plain.confirmer.push(message, length).map_err(|confirm::Full(message)| message)?;
                 self.report(dropped);
@@ -664,7 +664,7 @@ impl Client {
         let delivery = match &mut self.plain {
             Some(plain) => plain.inbox.pop_front().inspect(|delivery| {
                 if let Delivery::Message(message) = delivery {
-                    plain.inbox_bytes -= message.payload.len() as u64;
+                    plain.inbox_bytes -= message.len() as u64;
                 }
             }),
             None => self.session.hand_over(now),
@@ -1048,7 +1048,7 @@ impl Client {
             }
             let mut plain = Plain::new(config);
             for message in unsent {
-                let length = message.payload.len();
+                let length = message.len();
                 plain.confirmer.adopt(message, length);
             }
             plain

@@ -1,6 +1,7 @@
 //! What applications write to each other: who, to whom, the how-manieth, and a body that follows from these.
 
-use mainstay_proto::session::{Delivery, Message};
+use bytes::Bytes;
+use mainstay_proto::session::{Delivery, Frame, Malformed, Message, SessionError};
 use mainstay_proto::ws::Kind;
 
 /// One message of an application, before it is bytes.
@@ -24,8 +25,8 @@ impl Letter {
 
     /// Reads a message back and compares every byte.
     pub(crate) fn read(message: &Message, from: char, longest: usize) -> Result<Self, String> {
-        let corrupt = || format!("corrupt message {}", show(message.kind, &message.payload));
-        let text = std::str::from_utf8(&message.payload).map_err(|_| corrupt())?;
+        let corrupt = || format!("corrupt message {}", show(message.kind(), message.payload()));
+        let text = std::str::from_utf8(message.payload()).map_err(|_| corrupt())?;
         let mut words = text.split(' ').skip(1);
         let mut word = || words.next().and_then(|word| word.parse::<u64>().ok()).ok_or_else(corrupt);
         let letter = Self { from, whose: word()? as usize, number: word()? };
@@ -38,6 +39,11 @@ impl Letter {
             Delivery::Gap { .. } | Delivery::Replaced { .. } => Err(format!("unexpected {delivery:?}")),
         }
     }
+}
+
+/// What a WebSocket message is to the session.
+pub(crate) fn frame(kind: Kind, payload: Bytes) -> Result<Frame, SessionError> {
+    Frame::decode(Message::new(kind, payload).map_err(|_| Malformed::BadValue)?)
 }
 
 /// Short enough for a trace.

@@ -162,9 +162,7 @@ impl Wire {
         loop {
             let arrived = match self.codec.receive(&mut input) {
                 Ok(None) => return None,
-                Ok(Some(Incoming::Message { kind, payload })) => {
-                    Arrived::Message(Message { kind, payload: payload.into_bytes() })
-                }
+                Ok(Some(Incoming::Message(payload))) => Arrived::Message(payload.into_message()),
                 Ok(Some(Incoming::Ping(_))) => {
                     if self.unsent.is_none() {
                         self.codec.flush_replies(replies);
@@ -252,7 +250,7 @@ impl Wire {
                 self.closing = true;
             }
             (Transmit::Message(message), Framing::Plain) => {
-                self.codec.send_shared(message.kind, &[], &message.payload, packed, out);
+                self.codec.send_shared(message.kind(), &[], message.payload(), packed, out);
             }
             _ => {
                 if let Some((kind, head, body)) = transmit.as_message() {

@@ -39,7 +39,7 @@ pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::{Evidence, HeartbeatConfig};
 pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
 pub use mainstay_proto::session::{Delivery, Fate, Message, PeerClose, Window};
-pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits};
+pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
 
 /// A message that was not accepted, and why. It comes back with the error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +52,7 @@ pub enum SendError {
     #[error("the session is over")]
     Over(Message),
     /// The peer said that it takes no message that is as large.
-    #[error("a message of {} bytes, and the peer takes at most {limit}", message.payload.len())]
+    #[error("a message of {} bytes, and the peer takes at most {limit}", message.len())]
     TooLarge {
         /// The message.
         message: Message,

@@ -63,8 +63,8 @@ impl Client<Plain> {
     /// happens if the stream flows on it already, or it was replaced itself.
     ///
     /// [`Delivery::Replaced`]: crate::Delivery::Replaced
-    pub fn send_ahead(&self, replacement: u64, message: Message) {
-        self.core.change(|inner| inner.machine.send_ahead(replacement, message));
+    pub fn send_ahead(&self, replacement: u64, message: impl Into<Message>) {
+        self.core.change(|inner| inner.machine.send_ahead(replacement, message.into()));
     }
 
     /// With [`Builder::holds_replaced`]: the stream flows on that connection, behind what was [sent

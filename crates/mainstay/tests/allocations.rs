@@ -361,7 +361,7 @@ async fn exchange<P>(mut clients: Vec<Client<P>>, work: &'static Work, rounds: u
         }
         for client in &mut clients {
             for _ in 0..work.in_flight {
-                assert!(client.recv().await.unwrap().payload == payload);
+                assert!(client.recv().await.unwrap().into_payload() == payload);
             }
         }
     }

@@ -7,11 +7,11 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use mainstay_proto::session::{
     ClientConfig, ClientEvent, ClientSession, ConnectionId, Control, Delivery, Frame, Message, Transmit,
 };
-use mainstay_proto::ws::{CloseCode, Connection, Incoming, Kind, Role, SendQueue, State};
+use mainstay_proto::ws::{CloseCode, Connection, Incoming, Role, SendQueue, State};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -188,9 +188,9 @@ impl Peer {
             let Some(link) = &mut self.link else { return Ok(()) };
             match link.codec.receive(input).map_err(|error| End::Lost(error.to_string()))? {
                 None => return Ok(()),
-                Some(Incoming::Message { kind, payload }) => match &mut self.session {
+                Some(Incoming::Message(payload)) => match &mut self.session {
                     None => self.message(&payload, turn),
-                    Some(_) => self.session_message(kind, payload.into_bytes(), turn)?,
+                    Some(_) => self.session_message(payload.into_message(), turn)?,
                 },
                 Some(Incoming::Ping(_)) => {
                     if self.session.is_none() {
@@ -210,10 +210,10 @@ impl Peer {
         }
     }
 
-    fn session_message(&mut self, kind: Kind, payload: Bytes, turn: &mut Turn) -> Alive {
+    fn session_message(&mut self, message: Message, turn: &mut Turn) -> Alive {
         let Some(session) = &mut self.session else { return Ok(()) };
         let broken = |error: mainstay_proto::session::SessionError| End::Lost(error.to_string());
-        let frame = Frame::decode(kind, payload).map_err(broken)?;
+        let frame = Frame::decode(message).map_err(broken)?;
         if matches!(frame, Frame::Control(Control::Ping(_))) {
             turn.ping();
         }
@@ -222,7 +222,7 @@ impl Peer {
             && let Some(delivery) = session.hand_over(turn.instant())
         {
             if let Delivery::Message(message) = delivery {
-                self.message(&message.payload, turn);
+                self.message(message.payload(), turn);
             }
         }
         while let Some(event) = self.session.as_mut().and_then(|session| session.poll_event()) {
@@ -296,7 +296,9 @@ impl Peer {
         match (&mut self.session, &mut self.link) {
             (Some(session), _) => {
                 let payload = [&stamp, plan.filler.as_ref()].concat().into();
-                if session.send(Message { kind: plan.kind, payload }).is_err() {
+                let sent =
+                    Message::new(plan.kind, payload).ok().and_then(|message| session.send(message).ok());
+                if sent.is_none() {
                     turn.counts
                         .trouble("the session's window is full; use fewer messages in flight".to_owned());
                 }

@@ -6,8 +6,7 @@ use axum::Router;
 use axum::routing::any;
 use mainstay::SessionUpgrade;
 use mainstay_proto::session::message::{ClientKey, Hello, Instance, Resume, ResumeToken, Welcome};
-use mainstay_proto::session::{Control, Frame, Window};
-use mainstay_proto::ws::Kind;
+use mainstay_proto::session::{Control, Frame, Message, Window};
 use tokio::net::TcpListener;
 
 use crate::frames::{BINARY, Frames};
@@ -32,7 +31,7 @@ async fn welcome(gateway: &Gateway, headers: &str, number: u64, token: Option<Re
     }));
     visitor.write(BINARY, &hello.encode()).await;
     let (_, payload) = visitor.read().await.unwrap();
-    match Frame::decode(Kind::Binary, payload.into()) {
+    match Frame::decode(Message::Binary(payload.into())) {
         Ok(Frame::Control(Control::Welcome(welcome))) => *welcome,
         other => panic!("{other:?}"),
     }

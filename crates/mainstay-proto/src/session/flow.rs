@@ -40,17 +40,17 @@ impl Volatiles {
     /// Appends; of more than `limit` the oldest go.
     pub(crate) fn push(&mut self, message: Message, limit: Window) {
         let Waiting { queue, bytes } = &mut **self.0.get_or_insert_default();
-        *bytes += message.payload.len() as u64;
+        *bytes += message.len() as u64;
         queue.push_back(message);
         while queue.len() as u64 > limit.messages || (queue.len() > 1 && *bytes > limit.bytes) {
-            *bytes -= queue.pop_front().map_or(0, |oldest| oldest.payload.len() as u64);
+            *bytes -= queue.pop_front().map_or(0, |oldest| oldest.len() as u64);
         }
     }
 
     pub(crate) fn pop(&mut self) -> Option<Message> {
         let Waiting { queue, bytes } = &mut **self.0.as_mut()?;
         let message = queue.pop_front();
-        *bytes -= message.as_ref().map_or(0, |message| message.payload.len() as u64);
+        *bytes -= message.as_ref().map_or(0, |message| message.len() as u64);
         if queue.is_empty() {
             self.0 = None;
         }
@@ -85,7 +85,7 @@ pub struct FlowConfig {
 impl FlowConfig {
     /// Whether this end takes a message of the peer.
     pub(super) fn check(&self, message: &Message) -> Result<(), SessionError> {
-        let length = message.payload.len() as u64;
+        let length = message.len() as u64;
         match self.max_message {
             Some(limit) if length > limit => Err(SessionError::MessageTooBig { length, limit }),
             _ => Ok(()),

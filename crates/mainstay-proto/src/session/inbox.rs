@@ -103,7 +103,7 @@ impl Inbox {
 
     /// Takes the message numbered `taken + 1`.
     pub(super) fn take(&mut self, message: Message) -> Result<(), SessionError> {
-        let length = message.payload.len() as u64;
+        let length = message.len() as u64;
         let open = self.taken - self.received;
         if open > 0 && (open >= self.window.messages || self.open_bytes + length > self.window.bytes) {
             return Err(SessionError::WindowExceeded);
@@ -144,7 +144,7 @@ impl Inbox {
         let Queued { delivery, number } = take_first(&mut self.queue)?;
         self.handed = number;
         let length = match &delivery {
-            Delivery::Message(message) => Some(message.payload.len() as u64),
+            Delivery::Message(message) => Some(message.len() as u64),
             Delivery::Gap { .. } => None,
             Delivery::Replaced { .. } => return Some(delivery),
         };

@@ -14,40 +14,12 @@ use bytes::{Buf, Bytes};
 
 use super::error::{Malformed, SessionError};
 use super::wire::{Reader, Writer};
-use crate::ws::Kind;
+use crate::ws::{Kind, Utf8Bytes};
+
+pub use crate::ws::Message;
 
 /// The version that this crate speaks, sent in [`Hello`].
 pub const VERSION: u64 = 1;
-
-/// One application message.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Message {
-    /// Text or binary.
-    pub kind: Kind,
-    /// The payload; UTF-8 when `kind` is text (the WebSocket layer has checked it).
-    pub payload: Bytes,
-}
-
-impl Message {
-    /// A text message.
-    pub fn text(text: impl Into<String>) -> Self {
-        Self { kind: Kind::Text, payload: Bytes::from(text.into()) }
-    }
-
-    /// A binary message.
-    pub fn binary(payload: impl Into<Bytes>) -> Self {
-        Self { kind: Kind::Binary, payload: payload.into() }
-    }
-
-    /// The text of a text message, `None` for a binary one.
-    #[must_use]
-    pub fn as_text(&self) -> Option<&str> {
-        match self.kind {
-            Kind::Text => std::str::from_utf8(&self.payload).ok(),
-            Kind::Binary => None,
-        }
-    }
-}
 
 /// How much may be written above what the receiver has acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -293,16 +265,14 @@ impl Frame {
     ///
     /// # Errors
     /// [`Malformed`] when the bytes are not those of a message of this version.
-    pub fn decode(kind: Kind, mut payload: Bytes) -> Result<Self, SessionError> {
-        if kind == Kind::Text {
-            return Ok(Self::Message(Message { kind, payload }));
-        }
+    pub fn decode(message: Message) -> Result<Self, SessionError> {
+        let Message::Binary(mut payload) = message else { return Ok(Self::Message(message)) };
         let Some(&tag) = payload.first() else {
             return Err(Malformed::Empty.into());
         };
         payload.advance(1);
         match tag {
-            APPLICATION_BINARY => Ok(Self::Message(Message { kind, payload })),
+            APPLICATION_BINARY => Ok(Self::Message(Message::Binary(payload))),
             0x81.. => Ok(Self::Reserved),
             _ => Control::decode(tag, payload).map(Self::Control),
         }
@@ -382,8 +352,8 @@ impl Control {
                 Writer::new(tag::AUTH_RESULT).flag(*accepted).integer(millis(*expires_in)).finish()
             }
             Self::Volatile(message) => {
-                let kind = u64::from(message.kind == Kind::Binary);
-                Writer::new(tag::VOLATILE).integer(kind).rest(&message.payload).finish()
+                let kind = u64::from(message.kind() == Kind::Binary);
+                Writer::new(tag::VOLATILE).integer(kind).rest(message.payload()).finish()
             }
             Self::Refuse { code, retryable, delay, account } => {
                 let mut w = put_delay(Writer::new(tag::REFUSE).integer(*code).flag(*retryable), *delay);
@@ -464,12 +434,11 @@ impl Control {
                 Self::AuthResult { accepted, expires_in }
             }
             tag::VOLATILE => {
-                let kind = if r.flag()? { Kind::Binary } else { Kind::Text };
-                let payload = r.rest();
-                if kind == Kind::Text && simdutf8::basic::from_utf8(&payload).is_err() {
-                    return Err(Malformed::BadValue.into());
-                }
-                Self::Volatile(Message { kind, payload })
+                let (is_binary, payload) = (r.flag()?, r.rest());
+                Self::Volatile(match is_binary {
+                    true => Message::Binary(payload),
+                    false => Message::Text(Utf8Bytes::try_from(payload).map_err(|_| Malformed::BadValue)?),
+                })
             }
             tag::REFUSE => {
                 let (code, retryable, delay) = (r.integer()?, r.flag()?, get_delay(&mut r)?);

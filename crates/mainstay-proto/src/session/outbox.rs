@@ -106,7 +106,7 @@ impl Outbox {
 
     /// As [`push`](Self::push), where the buffer may hold no more than `room` bytes.
     pub(super) fn push_within(&mut self, message: Message, room: u64) -> Result<u64, Message> {
-        let length = message.payload.len();
+        let length = message.len();
         if !self.has_room(length, room) {
             return Err(message);
         }
@@ -164,7 +164,7 @@ impl Outbox {
         self.largest = other.largest;
         for item in other.items.into_iter().filter(|item| item.last > number) {
             let length = match &item.kept {
-                Kept::Message(message) => message.payload.len() as u64,
+                Kept::Message(message) => message.len() as u64,
                 Kept::Gap => 0,
             };
             let (last, bytes) = (self.last() + 1, self.all_bytes() + length);
@@ -191,7 +191,7 @@ impl Outbox {
         let Some(Kept::Message(message)) = self.items.get(oldest).map(|item| &item.kept) else {
             return false;
         };
-        let length = message.payload.len() as u64;
+        let length = message.len() as u64;
         self.items.range_mut(oldest..).for_each(|item| item.bytes -= length);
         if gap_before {
             let dropped = self.items.remove(oldest);
@@ -432,7 +432,7 @@ mod tests {
     /// What follows each position, by the length of its message; a gap is `None`.
     fn lengths(outbox: &Outbox) -> Vec<Option<usize>> {
         let follows = |position| match outbox.next(position)? {
-            Next::Message(message) => Some(Some(message.payload.len())),
+            Next::Message(message) => Some(Some(message.len())),
             Next::Gap { .. } => Some(None),
         };
         (0..outbox.last()).filter_map(follows).collect()

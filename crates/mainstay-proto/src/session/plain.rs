@@ -88,7 +88,7 @@ impl PlainSession {
     pub fn handle_message(&mut self, now: Instant, message: Message) {
         self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
         if self.end == End::Open {
-            self.inbox_bytes += message.payload.len() as u64;
+            self.inbox_bytes += message.len() as u64;
             append(&mut self.inbox, message);
         }
     }
@@ -168,10 +168,10 @@ impl PlainSession {
     /// # Errors
     /// As there.
     pub fn send_within(&mut self, message: Message, room: u64) -> Result<(), Message> {
-        if self.end != End::Open || !self.has_room_within(message.payload.len(), room) {
+        if self.end != End::Open || !self.has_room_within(message.len(), room) {
             return Err(message);
         }
-        self.outbox_bytes += message.payload.len() as u64;
+        self.outbox_bytes += message.len() as u64;
         append(&mut self.outbox, message);
         Ok(())
     }
@@ -192,7 +192,7 @@ impl PlainSession {
     /// The next message for the application.
     pub fn hand_over(&mut self) -> Option<Message> {
         let message = take_first(&mut self.inbox)?;
-        self.inbox_bytes -= message.payload.len() as u64;
+        self.inbox_bytes -= message.len() as u64;
         Some(message)
     }
 
@@ -240,7 +240,7 @@ impl PlainSession {
             return Some(Transmit::Ping(nonce.into()));
         }
         if let Some(message) = take_first(&mut self.outbox) {
-            self.outbox_bytes -= message.payload.len() as u64;
+            self.outbox_bytes -= message.len() as u64;
             self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_writing());
             return Some(Transmit::Message(message));
         }

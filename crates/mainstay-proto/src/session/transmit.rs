@@ -41,10 +41,8 @@ impl Transmit {
     #[must_use]
     pub fn as_message(&self) -> Option<(Kind, &'static [u8], &Bytes)> {
         match self {
-            Self::Message(Message { kind: Kind::Text, payload }) => Some((Kind::Text, &[], payload)),
-            Self::Message(Message { kind: Kind::Binary, payload }) => {
-                Some((Kind::Binary, &[APPLICATION_BINARY], payload))
-            }
+            Self::Message(message @ Message::Text(_)) => Some((Kind::Text, &[], message.payload())),
+            Self::Message(Message::Binary(payload)) => Some((Kind::Binary, &[APPLICATION_BINARY], payload)),
             Self::Control(body) => Some((Kind::Binary, &[], body)),
             Self::Ping(_) | Self::Close { .. } | Self::Abort => None,
         }

@@ -59,8 +59,8 @@ pub enum State {
 ///
 /// let mut input = wire.as_mut_slice();
 /// while let Some(item) = server.receive(&mut input)? {
-///     let Incoming::Message { kind: Kind::Text, payload } = item else { panic!("{item:?}") };
-///     assert_eq!(&*payload, b"hello");
+///     let Incoming::Message(payload) = item else { panic!("{item:?}") };
+///     assert_eq!(payload.into_message().as_text(), Some("hello"));
 /// }
 /// # Ok::<(), mainstay_proto::ws::ProtocolError>(())
 /// ```
@@ -360,10 +360,10 @@ impl Connection {
         let in_message = self.partial.as_ref().is_some_and(|partial| partial.message.is_some());
         if frame_ends && header.fin && !in_message {
             let payload = match header.compressed {
-                true => Payload::Owned(self.inflate(payload)?),
-                false => Payload::Borrowed(payload),
+                true => Payload::apart(kind, self.inflate(payload)?),
+                false => Payload::in_buffer(kind, payload),
             };
-            return finish_message(kind, payload, false).map(Some);
+            return finish_message(payload, false).map(Some);
         }
         let partial = self.partial_mut();
         let message = partial.message.get_or_insert_with(|| Message::new(kind, header.compressed));
@@ -386,7 +386,7 @@ impl Connection {
                 Bytes::from(message.bytes)
             }
         };
-        finish_message(message.kind, Payload::Owned(payload), checked).map(Some)
+        finish_message(Payload::apart(message.kind, payload), checked).map(Some)
     }
 
     fn receive_control<'a>(
@@ -397,7 +397,7 @@ impl Connection {
         let frame_ends = payload.len() as u64 == header.len;
         let begun = self.partial.as_ref().is_some_and(|partial| !partial.control.is_empty());
         if frame_ends && !begun {
-            return self.finish_control(header.opcode, Payload::Borrowed(payload)).map(Some);
+            return self.finish_control(header.opcode, Payload::in_buffer(Kind::Binary, payload)).map(Some);
         }
         let partial = self.partial_mut();
         partial.control.extend_from_slice(payload);
@@ -406,7 +406,7 @@ impl Connection {
             return Ok(None);
         }
         let payload = Bytes::from(std::mem::take(&mut partial.control));
-        self.finish_control(header.opcode, Payload::Owned(payload)).map(Some)
+        self.finish_control(header.opcode, Payload::apart(Kind::Binary, payload)).map(Some)
     }
 
     fn finish_control<'a>(
@@ -504,11 +504,12 @@ impl Connection {
     }
 }
 
-fn finish_message(kind: Kind, payload: Payload<'_>, checked: bool) -> Result<Incoming<'_>, ProtocolError> {
-    if kind == Kind::Text && !checked && simdutf8::basic::from_utf8(&payload).is_err() {
+/// `checked`: a text is known to be UTF-8.
+fn finish_message(payload: Payload<'_>, checked: bool) -> Result<Incoming<'_>, ProtocolError> {
+    if payload.kind() == Kind::Text && !checked && simdutf8::basic::from_utf8(&payload).is_err() {
         return Err(ProtocolError::InvalidUtf8);
     }
-    Ok(Incoming::Message { kind, payload })
+    Ok(Incoming::Message(payload))
 }
 
 /// The start of `text`: at most `max` bytes, and whole characters.

@@ -4,18 +4,13 @@ use std::{fmt, ops::Deref};
 
 use bytes::Bytes;
 
-use super::{CloseFrame, Kind};
+use super::{CloseFrame, Kind, Message, Utf8Bytes};
 
 /// What came from the peer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
     /// A whole message; text is valid UTF-8.
-    Message {
-        /// Text or binary.
-        kind: Kind,
-        /// The message.
-        payload: Payload<'a>,
-    },
+    Message(Payload<'a>),
     /// A Ping. [`Connection::flush_replies`](super::Connection::flush_replies) answers it.
     Ping(Payload<'a>),
     /// A Pong, asked for or not.
@@ -27,20 +22,57 @@ pub enum Incoming<'a> {
 
 /// Bytes in the caller's read buffer or, if they came in several reads or fragments, in their own memory.
 ///
-/// Its `Debug` shows how long it is, never what is in it: payloads do not belong in logs.
-pub enum Payload<'a> {
-    /// Lies in the buffer given to [`Connection::receive`](super::Connection::receive).
-    Borrowed(&'a [u8]),
-    /// Was put together.
-    Owned(Bytes),
+/// Only the codec makes one, so text is UTF-8. Its `Debug` shows how long it is, never what is in it: payloads do not
+/// belong in logs.
+pub struct Payload<'a> {
+    kind: Kind,
+    bytes: Lies<'a>,
 }
 
-impl Payload<'_> {
+/// Where the bytes are.
+enum Lies<'a> {
+    /// In the buffer given to [`Connection::receive`](super::Connection::receive).
+    InBuffer(&'a [u8]),
+    /// In memory of their own.
+    Apart(Bytes),
+}
+
+impl<'a> Payload<'a> {
+    /// Lies in the buffer given to [`Connection::receive`](super::Connection::receive). If `kind` is text, it was checked.
+    pub(super) fn in_buffer(kind: Kind, bytes: &'a [u8]) -> Self {
+        Self { kind, bytes: Lies::InBuffer(bytes) }
+    }
+
+    /// Was put together. If `kind` is text, it was checked.
+    pub(super) fn apart(kind: Kind, bytes: Bytes) -> Self {
+        Self { kind, bytes: Lies::Apart(bytes) }
+    }
+
+    /// Text or binary; that of a control frame is binary.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether it lies in the buffer given to [`Connection::receive`](super::Connection::receive).
+    #[must_use]
+    pub fn is_borrowed(&self) -> bool {
+        matches!(self.bytes, Lies::InBuffer(_))
+    }
+
     /// The bytes to keep; copies only what is borrowed.
     pub fn into_bytes(self) -> Bytes {
-        match self {
-            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
-            Self::Owned(bytes) => bytes,
+        match self.bytes {
+            Lies::InBuffer(bytes) => Bytes::copy_from_slice(bytes),
+            Lies::Apart(bytes) => bytes,
+        }
+    }
+
+    /// The message to keep; copies only what is borrowed.
+    pub fn into_message(self) -> Message {
+        match self.kind {
+            Kind::Text => Message::Text(Utf8Bytes::checked(self.into_bytes())),
+            Kind::Binary => Message::Binary(self.into_bytes()),
         }
     }
 }
@@ -49,9 +81,9 @@ impl Deref for Payload<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match self {
-            Self::Borrowed(bytes) => bytes,
-            Self::Owned(bytes) => bytes,
+        match &self.bytes {
+            Lies::InBuffer(bytes) => bytes,
+            Lies::Apart(bytes) => bytes,
         }
     }
 }
@@ -64,7 +96,7 @@ impl fmt::Debug for Payload<'_> {
 
 impl PartialEq for Payload<'_> {
     fn eq(&self, other: &Self) -> bool {
-        **self == **other
+        self.kind == other.kind && **self == **other
     }
 }
 

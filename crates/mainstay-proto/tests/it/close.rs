@@ -191,7 +191,7 @@ fn no_client_puts_off_its_end_by_acknowledging_nothing() {
 
 fn is_end(transmit: &Transmit, expected: u64) -> bool {
     let Transmit::Control(bytes) = transmit else { return false };
-    let frame = Frame::decode(Kind::Binary, bytes.clone());
+    let frame = Frame::decode(Message::Binary(bytes.clone()));
     matches!(frame, Ok(Frame::Control(Control::End { code, .. })) if code == expected)
 }
 

@@ -46,8 +46,8 @@ fn messages_decode_to_their_fields_and_encode_to_their_bytes() {
     for vector in list(&vectors("messages")) {
         let kind = if vector["kind"] == "text" { Kind::Text } else { Kind::Binary };
         let payload = unhex(vector["hex"].as_str().unwrap());
-        let decoded =
-            Frame::decode(kind, payload.clone()).unwrap_or_else(|error| panic!("{vector}: {error}"));
+        let decoded = Frame::decode(Message::new(kind, payload.clone()).unwrap())
+            .unwrap_or_else(|error| panic!("{vector}: {error}"));
         assert_eq!(to_json(&decoded), vector["message"], "{}", vector["name"]);
         assert_eq!(from_json(&vector["message"]), decoded, "{}", vector["name"]);
         if vector["only"] != "decode" {
@@ -61,14 +61,15 @@ fn messages_decode_to_their_fields_and_encode_to_their_bytes() {
 fn malformed_messages_are_refused_for_what_is_wrong_with_them() {
     let vectors = vectors("malformed");
     for vector in list(&vectors["errors"]) {
-        let error = Frame::decode(Kind::Binary, unhex(vector["hex"].as_str().unwrap())).map_err(name_of);
+        let error = Frame::decode(Message::Binary(unhex(vector["hex"].as_str().unwrap()))).map_err(name_of);
         assert_eq!(error, Err(vector["error"].as_str().unwrap()), "{}", vector["name"]);
     }
     for whole in list(&vectors["truncated"]) {
         let whole = unhex(whole.as_str().unwrap());
-        Frame::decode(Kind::Binary, whole.clone()).unwrap_or_else(|error| panic!("{}: {error}", hex(&whole)));
+        Frame::decode(Message::Binary(whole.clone()))
+            .unwrap_or_else(|error| panic!("{}: {error}", hex(&whole)));
         for length in 1..whole.len() {
-            let error = Frame::decode(Kind::Binary, whole.slice(..length)).map_err(name_of);
+            let error = Frame::decode(Message::Binary(whole.slice(..length))).map_err(name_of);
             assert_eq!(error, Err("Truncated"), "{} cut to {length}", hex(&whole));
         }
     }
@@ -274,7 +275,7 @@ impl<E: End> Player<'_, E> {
         }
         let message = self.names.fill("", &with_defaults(&step["writes"], self.exchange));
         let (kind, payload) = on_the_wire(&from_json(&message));
-        self.end.read(self.now, connection, Frame::decode(kind, payload).unwrap());
+        self.end.read(self.now, connection, Frame::decode(Message::new(kind, payload).unwrap()).unwrap());
     }
 
     fn application(&mut self, step: &Value) -> Result<(), String> {
@@ -401,7 +402,8 @@ fn heartbeat_ms(exchange: &Value) -> u64 {
 /// What a transmit is in a transcript; RFC 6455 Pings are not in it.
 fn output(transmit: &Transmit) -> Option<Output> {
     if let Some((kind, head, body)) = transmit.as_message() {
-        let frame = Frame::decode(kind, [head, body.as_ref()].concat().into()).unwrap();
+        let frame =
+            Frame::decode(Message::new(kind, [head, body.as_ref()].concat().into()).unwrap()).unwrap();
         return Some(Output::Message(frame));
     }
     match transmit {

@@ -11,7 +11,7 @@ use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode,
 use mainstay_proto::heartbeat::Evidence;
 use mainstay_proto::session::message::{Delay, Hello, ResumeToken, SessionId, Welcome};
 use mainstay_proto::session::{ConnectionId, Control, Frame, Message, Transmit, Window};
-use mainstay_proto::ws::{CloseCode, Kind};
+use mainstay_proto::ws::CloseCode;
 
 use super::pair::{SECOND, start};
 
@@ -95,7 +95,7 @@ impl Node {
 
     /// The server writes this.
     fn read(&mut self, connection: ConnectionId, control: &Control) {
-        let message = Message { kind: Kind::Binary, payload: control.encode() };
+        let message = Message::Binary(control.encode());
         self.client.handle_message(self.now, connection, message).unwrap();
         self.drain();
     }
@@ -140,7 +140,7 @@ impl Node {
             panic!("no control")
         };
         assert_eq!(connection, on);
-        match Frame::decode(Kind::Binary, bytes).unwrap() {
+        match Frame::decode(Message::Binary(bytes)).unwrap() {
             Frame::Control(control) => control,
             other => panic!("{other:?}"),
         }

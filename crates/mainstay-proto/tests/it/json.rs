@@ -8,7 +8,6 @@ use mainstay_proto::session::message::{
     Welcome,
 };
 use mainstay_proto::session::{Control, Credentials, Frame, Message, Window};
-use mainstay_proto::ws::Kind;
 use serde_json::{Map, Value, json};
 
 pub(crate) fn to_json(frame: &Frame) -> Value {
@@ -36,7 +35,7 @@ pub(crate) fn from_json(value: &Value) -> Frame {
 pub(crate) fn message_to_json(message: &Message) -> Value {
     match message.as_text() {
         Some(text) => json!({"text": text}),
-        None => json!({"binary": hex(&message.payload)}),
+        None => json!({"binary": hex(message.payload())}),
     }
 }
 
@@ -209,7 +208,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
 fn message_from_json(value: &Value) -> Message {
     match value.get("text") {
         Some(text) => Message::text(text.as_str().unwrap()),
-        None => Message { kind: Kind::Binary, payload: Fields(value).bytes("binary") },
+        None => Message::Binary(Fields(value).bytes("binary")),
     }
 }
 

@@ -280,7 +280,9 @@ fn of_two_probes_that_wait_only_the_newer_leaves() {
     let (at, newer) = probe(session);
     let written: Vec<_> = std::iter::from_fn(|| session.poll_transmit(at, first)).collect();
     let [Transmit::Ping(nonce), Transmit::Control(ping)] = written.as_slice() else { panic!("{written:?}") };
-    let Ok(Frame::Control(Control::Ping(beat))) = Frame::decode(Kind::Binary, ping.clone()) else { panic!() };
+    let Ok(Frame::Control(Control::Ping(beat))) = Frame::decode(Message::Binary(ping.clone())) else {
+        panic!()
+    };
     assert_eq!((*nonce, beat.nonce), (newer, newer));
 }
 

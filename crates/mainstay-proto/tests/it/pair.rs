@@ -290,7 +290,7 @@ impl Pair {
         };
         match packet {
             Packet::Message(kind, payload) => {
-                let frame = Frame::decode(kind, payload).unwrap();
+                let frame = Frame::decode(Message::new(kind, payload).unwrap()).unwrap();
                 self.client.handle_frame(self.now, connection, frame).unwrap();
             }
             Packet::Close(CloseCode::SUPERSEDED, reason) => {
@@ -305,7 +305,7 @@ impl Pair {
     /// A message of any make arrives at the server.
     pub(crate) fn at_server(&mut self, connection: ConnectionId, kind: Kind, payload: Bytes) {
         let Some(wire) = self.wires.get(&connection).filter(|wire| !wire.closed) else { return };
-        let outcome = match (Frame::decode(kind, payload), wire.bound) {
+        let outcome = match (Frame::decode(Message::new(kind, payload).unwrap()), wire.bound) {
             (Ok(frame), Some(session)) => {
                 self.server.sessions.get(session).handle_frame(self.now, connection, frame)
             }
@@ -471,7 +471,9 @@ impl Pair {
     pub(crate) fn under_way_up(&self, connection: ConnectionId) -> Vec<Frame> {
         let packets = self.wires.get(&connection).map(|wire| &wire.up);
         let frames = packets.into_iter().flatten().filter_map(|packet| match packet {
-            Packet::Message(kind, payload) => Some(Frame::decode(*kind, payload.clone()).unwrap()),
+            Packet::Message(kind, payload) => {
+                Some(Frame::decode(Message::new(*kind, payload.clone()).unwrap()).unwrap())
+            }
             Packet::Close(..) => None,
         });
         frames.collect()

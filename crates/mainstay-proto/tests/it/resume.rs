@@ -233,9 +233,7 @@ fn assert_fresh(pair: &mut Pair, on: mainstay_proto::session::ConnectionId, hell
     );
     let now = pair.now;
     let Some(Transmit::Control(bytes)) = pair.session().poll_transmit(now, on) else { panic!("{what}") };
-    let Ok(Frame::Control(Control::Welcome(welcome))) =
-        Frame::decode(mainstay_proto::ws::Kind::Binary, bytes)
-    else {
+    let Ok(Frame::Control(Control::Welcome(welcome))) = Frame::decode(Message::Binary(bytes)) else {
         panic!("{what}")
     };
     let Welcome { epoch, resumed, received, first, account, .. } = *welcome;

@@ -526,7 +526,7 @@ impl World {
         let now = self.setting.now;
         let Some(packet) = self.link(index).up.packets.pop_front() else { return Ok(()) };
         let Packet::Message(kind, payload) = packet else { return self.server_lost(index) };
-        let frame = Frame::decode(kind, payload).map_err(broke)?;
+        let frame = crate::letter::frame(kind, payload).map_err(broke)?;
         match self.links[index].server {
             ServerEnd::Closed => Ok(()),
             ServerEnd::AwaitHello => match frame {
@@ -576,7 +576,7 @@ impl World {
         let Some(packet) = self.link(index).down.packets.pop_front() else { return Ok(()) };
         match packet {
             Packet::Message(kind, payload) => {
-                let frame = Frame::decode(kind, payload).map_err(broke)?;
+                let frame = crate::letter::frame(kind, payload).map_err(broke)?;
                 self.client(client).machine.handle_frame(now, connection, frame).map_err(broke)?;
             }
             Packet::Close { superseded: true, reason } => {
@@ -780,7 +780,7 @@ impl World {
             _ => None,
         };
         match packet {
-            Some(Packet::Message(kind, payload)) => match Frame::decode(*kind, payload.clone()) {
+            Some(Packet::Message(kind, payload)) => match crate::letter::frame(*kind, payload.clone()) {
                 Ok(Frame::Message(message)) => {
                     format!("{event:?} {:?}", message.as_text().unwrap_or_default())
                 }

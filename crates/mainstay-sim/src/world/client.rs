@@ -231,9 +231,8 @@ impl World {
         match packet {
             Packet::Opened => machine.handle_opened(now, id, Mode::Session),
             Packet::Message(kind, ref payload) => {
-                if let Err(error) =
-                    machine.handle_message(now, id, Message { kind, payload: payload.clone() })
-                {
+                let message = Message::new(kind, payload.clone()).map_err(|error| error.to_string())?;
+                if let Err(error) = machine.handle_message(now, id, message) {
                     return Err(format!("client {} says the server broke the protocol: {error}", key.client));
                 }
                 self.client_read(key, &packet)?;

@@ -14,7 +14,7 @@ use mainstay_proto::session::{ConnectionId, Control, Frame, Transmit};
 use mainstay_proto::ws::Kind;
 
 use crate::judge::Ear;
-use crate::letter::show;
+use crate::letter::{self, show};
 
 /// A connection of one life of one client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -271,7 +271,7 @@ impl Packet {
     pub(super) fn control(&self, types: &[u8]) -> Option<Control> {
         let Self::Message(Kind::Binary, payload) = self else { return None };
         payload.first().filter(|kind| types.contains(kind))?;
-        match Frame::decode(Kind::Binary, payload.clone()) {
+        match letter::frame(Kind::Binary, payload.clone()) {
             Ok(Frame::Control(control)) => Some(control),
             _ => None,
         }

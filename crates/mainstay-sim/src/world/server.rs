@@ -289,7 +289,8 @@ impl World {
         let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
         match arrived {
             Some(Packet::Message(kind, payload)) => {
-                let outcome = Frame::decode(kind, payload).and_then(|f| machine.handle_frame(now, id, f));
+                let outcome =
+                    crate::letter::frame(kind, payload).and_then(|f| machine.handle_frame(now, id, f));
                 if let Err(error) = outcome {
                     return Err(format!("server says client {} broke the protocol: {error}", key.client));
                 }
@@ -321,7 +322,7 @@ impl World {
                 self.set_server_end(key, ServerEnd::Opening(now + OPENING_DEADLINE));
                 self.write(key, false, Packet::Opened);
             }
-            Packet::Message(kind, payload) => match Frame::decode(kind, payload) {
+            Packet::Message(kind, payload) => match crate::letter::frame(kind, payload) {
                 Ok(Frame::Control(Control::Hello(hello))) => self.begin_hello(key, hello),
                 other => return Err(format!("server expected HELLO, got {other:?}")),
             },

@@ -27,7 +27,7 @@ impl EventQueue {
         }
         if let Event::Volatile(message) = &event {
             self.messages += 1;
-            self.bytes += message.payload.len() as u64;
+            self.bytes += message.len() as u64;
         }
         self.events.push_back(event);
         let limit = Window::VOLATILE;
@@ -64,7 +64,7 @@ impl EventQueue {
         let event = self.events.remove(at)?;
         if let Event::Volatile(message) = &event {
             self.messages -= 1;
-            self.bytes -= message.payload.len() as u64;
+            self.bytes -= message.len() as u64;
         }
         Some(event)
     }

@@ -281,8 +281,11 @@ impl<P> Client<P> {
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
-    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
-        send(&self.core, message)
+    pub fn send(
+        &self,
+        message: impl Into<Message>,
+    ) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message.into())
     }
 
     /// As [`Sender::send_tracked`].
@@ -293,21 +296,24 @@ impl<P> Client<P> {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn send_tracked(&self, message: Message) -> Result<Tracked, SendError> {
-        self.sender().send_tracked(message).await
+    pub fn send_tracked(
+        &self,
+        message: impl Into<Message>,
+    ) -> impl Future<Output = Result<Tracked, SendError>> + Send + '_ {
+        send_tracked(&self.core, message.into())
     }
 
     /// Sends a message, or gives it back at once.
     ///
     /// # Errors
     /// The window is full, the client has ended, or the server takes no message that is as large.
-    pub fn try_send(&self, message: Message) -> Result<(), SendError> {
-        self.core.change(|inner| inner.send(message)).map(drop)
+    pub fn try_send(&self, message: impl Into<Message>) -> Result<(), SendError> {
+        self.core.change(|inner| inner.send(message.into())).map(drop)
     }
 
     /// As [`Sender::send_volatile`].
-    pub fn send_volatile(&self, message: Message) {
-        self.core.change(|inner| inner.machine.send_volatile(message));
+    pub fn send_volatile(&self, message: impl Into<Message>) {
+        self.core.change(|inner| inner.machine.send_volatile(message.into()));
     }
 
     /// A handle that sends from elsewhere.
@@ -444,6 +450,21 @@ fn send(core: &Arc<Core>, message: Message) -> impl Future<Output = Result<(), S
     poll_fn(move |cx| core.poll_send(&mut sending, cx.waker()).map_ok(drop))
 }
 
+fn send_tracked(
+    core: &Arc<Core>,
+    message: Message,
+) -> impl Future<Output = Result<Tracked, SendError>> + Send + '_ {
+    let mut sending = Some(message);
+    poll_fn(move |cx| {
+        let sent = std::task::ready!(core.poll_send(&mut sending, cx.waker()));
+        core.change(|inner| match sent {
+            Ok(Some(number)) => Poll::Ready(Ok(inner.track(number))),
+            Ok(None) => Poll::Pending,
+            Err(refused) => Poll::Ready(Err(refused)),
+        })
+    })
+}
+
 impl Sender {
     /// Sends a message; waits while the window is full. It is kept until the peer acknowledges it.
     ///
@@ -453,8 +474,11 @@ impl Sender {
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
-    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
-        send(&self.core, message)
+    pub fn send(
+        &self,
+        message: impl Into<Message>,
+    ) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message.into())
     }
 
     /// Sends a message and returns a future that settles when it is known what became of it.
@@ -465,17 +489,11 @@ impl Sender {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn send_tracked(&self, message: Message) -> Result<Tracked, SendError> {
-        let mut sending = Some(message);
-        poll_fn(|cx| {
-            let sent = std::task::ready!(self.core.poll_send(&mut sending, cx.waker()));
-            self.core.change(|inner| match sent {
-                Ok(Some(number)) => Poll::Ready(Ok(inner.track(number))),
-                Ok(None) => Poll::Pending,
-                Err(refused) => Poll::Ready(Err(refused)),
-            })
-        })
-        .await
+    pub fn send_tracked(
+        &self,
+        message: impl Into<Message>,
+    ) -> impl Future<Output = Result<Tracked, SendError>> + Send + '_ {
+        send_tracked(&self.core, message.into())
     }
 
     /// Whether a plain peer answers Pings; `None`: it has not shown yet.
@@ -533,8 +551,8 @@ impl Sender {
     /// connection the oldest are dropped.
     ///
     /// With [`Confirm::Reply`] do not use it: the peer's answer to it would be taken for another's.
-    pub fn send_volatile(&self, message: Message) {
-        self.core.change(|inner| inner.machine.send_volatile(message));
+    pub fn send_volatile(&self, message: impl Into<Message>) {
+        self.core.change(|inner| inner.machine.send_volatile(message.into()));
     }
 }
 

@@ -184,18 +184,14 @@ impl Inner {
         }
         let kept = self.pressure().map_or(0, |pressure| {
             let kept = self.machine.held().kept;
-            if kept + message.payload.len() as u64 > pressure.room(!self.machine.is_attached()) {
-                kept
-            } else {
-                0
-            }
+            if kept + message.len() as u64 > pressure.room(!self.machine.is_attached()) { kept } else { 0 }
         });
         if kept > 0 && self.machine.waits_when_full() && !self.machine.is_closing() {
             return Err(SendError::Full(message));
         }
         self.machine.send(message).map_err(|message| match self.machine.largest() {
             _ if self.machine.is_closing() => SendError::Over(message),
-            limit if message.payload.len() as u64 > limit => SendError::TooLarge { message, limit },
+            limit if message.len() as u64 > limit => SendError::TooLarge { message, limit },
             _ => SendError::Full(message),
         })
     }

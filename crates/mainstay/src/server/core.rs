@@ -338,7 +338,7 @@ impl Sessions for Cores {
 mod tests {
     use bytes::Bytes;
     use mainstay_proto::session::message::{ClientKey, Control, Hello, Instance, Resume, ResumeToken};
-    use mainstay_proto::session::{Answer, Frame, Presenter, Window};
+    use mainstay_proto::session::{Answer, Frame, Message, Presenter, Window};
     use mainstay_proto::ws::{Connection, Kind, Limits, Role};
 
     use super::*;
@@ -380,7 +380,9 @@ mod tests {
         let Answer::Attached { session, fenced, .. } = answer else { panic!("{connection:?} was refused") };
         let welcome = session.with_session(|session| session.poll_transmit(now, connection)).flatten();
         let (kind, _, bytes) = welcome.as_ref().and_then(|welcome| welcome.as_message()).unwrap();
-        let Ok(Frame::Control(Control::Welcome(welcome))) = Frame::decode(kind, bytes.clone()) else {
+        let Ok(Frame::Control(Control::Welcome(welcome))) =
+            Frame::decode(Message::new(kind, bytes.clone()).unwrap())
+        else {
             panic!("{kind:?}: no WELCOME, {}", Kind::Binary == kind)
         };
         (session, fenced, welcome.token)

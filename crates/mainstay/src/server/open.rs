@@ -238,7 +238,7 @@ async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
         loop {
             let reading = wire.poll_read(cx, |arrived| match arrived {
                 Arrived::Message(message) => {
-                    first = Some(Frame::decode(message.kind, message.payload));
+                    first = Some(Frame::decode(message));
                     false
                 }
                 Arrived::Pong(_) | Arrived::Bytes => true,

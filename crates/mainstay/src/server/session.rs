@@ -211,22 +211,25 @@ impl Session {
     ///
     /// # Cancel safety
     /// Safe: a message is accepted only when this returns.
-    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
-        send(&self.core, message)
+    pub fn send(
+        &self,
+        message: impl Into<Message>,
+    ) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message.into())
     }
 
     /// Sends a message, or gives it back at once.
     ///
     /// # Errors
     /// The window is full, the session is over, or the client takes no message that is as large.
-    pub fn try_send(&self, message: Message) -> Result<(), SendError> {
-        self.core.try_send(message)
+    pub fn try_send(&self, message: impl Into<Message>) -> Result<(), SendError> {
+        self.core.try_send(message.into())
     }
 
     /// Sends a message that is not kept: lost if the client is away, never replayed. For what the
     /// next one makes worthless: cursors, prices.
-    pub fn send_volatile(&self, message: Message) {
-        self.core.send_volatile(message);
+    pub fn send_volatile(&self, message: impl Into<Message>) {
+        self.core.send_volatile(message.into());
     }
 
     /// Ends the session in order: what was accepted before is delivered first.
@@ -331,21 +334,24 @@ impl Sender {
     ///
     /// # Cancel safety
     /// Safe.
-    pub fn send(&self, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
-        send(&self.core, message)
+    pub fn send(
+        &self,
+        message: impl Into<Message>,
+    ) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
+        send(&self.core, message.into())
     }
 
     /// As [`Session::try_send`].
     ///
     /// # Errors
     /// The window is full, the session is over, or the client takes no message that is as large.
-    pub fn try_send(&self, message: Message) -> Result<(), SendError> {
-        self.core.try_send(message)
+    pub fn try_send(&self, message: impl Into<Message>) -> Result<(), SendError> {
+        self.core.try_send(message.into())
     }
 
     /// As [`Session::send_volatile`].
-    pub fn send_volatile(&self, message: Message) {
-        self.core.send_volatile(message);
+    pub fn send_volatile(&self, message: impl Into<Message>) {
+        self.core.send_volatile(message.into());
     }
 
     /// As [`Session::close`].
@@ -429,11 +435,8 @@ impl Core {
 
     fn send_volatile(&self, message: Message) {
         match &mut self.lock().peer {
-            Peer::Session(session) if message.payload.len() as u64 > session.largest() => {
-                tracing::debug!(
-                    bytes = message.payload.len(),
-                    "a volatile message is larger than the client takes"
-                );
+            Peer::Session(session) if message.len() as u64 > session.largest() => {
+                tracing::debug!(bytes = message.len(), "a volatile message is larger than the client takes");
             }
             Peer::Session(session) => session.send_volatile(message),
             Peer::Plain(plain) => drop(plain.send(message)),
@@ -474,7 +477,7 @@ impl Inner {
             Peer::Plain(plain) => (plain.is_open(), u64::MAX, plain.send_within(message, room(false))),
         };
         sent.map_err(|message| match open {
-            true if message.payload.len() as u64 > largest => SendError::TooLarge { message, limit: largest },
+            true if message.len() as u64 > largest => SendError::TooLarge { message, limit: largest },
             true => SendError::Full(message),
             false => SendError::Over(message),
         })

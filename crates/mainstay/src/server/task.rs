@@ -359,7 +359,7 @@ impl Connected {
             wrote = true;
             if let Transmit::Message(message) = &transmit {
                 messages += 1;
-                bytes += message.payload.len() as u64;
+                bytes += message.len() as u64;
             }
             Some(transmit)
         });
@@ -479,14 +479,14 @@ impl Inner {
     ) -> Result<Option<usize>, SessionError> {
         match &mut self.peer {
             Peer::Plain(plain) => {
-                let length = message.payload.len();
+                let length = message.len();
                 plain.handle_message(now, message);
                 Ok(Some(length))
             }
             Peer::Session(session) => {
-                let frame = Frame::decode(message.kind, message.payload)?;
+                let frame = Frame::decode(message)?;
                 let (length, round_trip) = match &frame {
-                    Frame::Message(message) => (Some(message.payload.len()), None),
+                    Frame::Message(message) => (Some(message.len()), None),
                     Frame::Control(Control::Pong(beat)) => {
                         (None, session.round_trip(now, connection, beat.nonce))
                     }

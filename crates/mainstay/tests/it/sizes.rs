@@ -96,7 +96,7 @@ async fn what_was_accepted_before_the_limit_was_known_is_reported_and_the_rest_i
     let mut lengths = Vec::new();
     while lengths.last() != Some(&5) {
         match arrived.recv().await.unwrap() {
-            Received::Message(message) => lengths.push(message.payload.len()),
+            Received::Message(message) => lengths.push(message.len()),
             Received::Gap { count, .. } => {
                 lengths.extend(std::iter::repeat_n(0, usize::try_from(count).unwrap()))
             }

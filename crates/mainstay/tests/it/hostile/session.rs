@@ -5,8 +5,7 @@ use std::time::Duration;
 use mainstay::HeartbeatConfig;
 use mainstay::server::{Config, LifetimeConfig};
 use mainstay_proto::session::message::{Beat, ClientKey, Hello, Instance, Resume, ResumeToken};
-use mainstay_proto::session::{Control, Frame, Window};
-use mainstay_proto::ws::Kind;
+use mainstay_proto::session::{Control, Frame, Message, Window};
 use tokio::net::TcpStream;
 
 use super::{Raw, Stage, frame, upgrade};
@@ -38,7 +37,7 @@ fn control(control: &Control) -> Vec<u8> {
 async fn received(raw: &mut Raw) -> Control {
     loop {
         let (first, payload) = raw.frame().await.unwrap();
-        match (first, Frame::decode(Kind::Binary, payload.into())) {
+        match (first, Frame::decode(Message::Binary(payload.into()))) {
             (0x82, Ok(Frame::Control(control))) => return control,
             (0x89, _) => {}
             (_, other) => panic!("{other:?}"),
@@ -144,7 +143,7 @@ async fn of_attaches_that_race_one_has_the_session_and_the_others_are_told() {
                 let mut raw = Raw::open(address, OFFER).await;
                 raw.write(&control(&Control::Hello(Box::new(hello)))).await;
                 let answer =
-                    raw.frame().await.ok().map(|(_, payload)| Frame::decode(Kind::Binary, payload.into()));
+                    raw.frame().await.ok().map(|(_, payload)| Frame::decode(Message::Binary(payload.into())));
                 match answer {
                     Some(Ok(Frame::Control(Control::Welcome(welcome)))) => Some((raw, welcome)),
                     // A later attempt was there first: it was refused, or closed before it was welcomed.
@@ -285,7 +284,7 @@ async fn a_client_that_does_not_leave_when_asked_to_is_closed() {
     let mut asked = 0;
     let code = loop {
         let (first, payload) = raw.frame().await.unwrap();
-        match (first, Frame::decode(Kind::Binary, payload.clone().into())) {
+        match (first, Frame::decode(Message::Binary(payload.clone().into()))) {
             (0x88, _) => break u16::from_be_bytes(*payload.first_chunk().unwrap()),
             (0x89, _) => raw.write(&frame(0x8a, &payload)).await,
             (_, Ok(Frame::Control(Control::Ping(beat)))) => raw.write(&control(&Control::Pong(beat))).await,
@@ -307,7 +306,7 @@ async fn an_idle_client_that_acknowledges_nothing_is_closed_all_the_same() {
     raw.write(&frame(0x81, b"echo me")).await;
     let code = loop {
         let (first, payload) = raw.frame().await.unwrap();
-        match (first, Frame::decode(Kind::Binary, payload.clone().into())) {
+        match (first, Frame::decode(Message::Binary(payload.clone().into()))) {
             (0x88, _) => break u16::from_be_bytes(*payload.first_chunk().unwrap()),
             (_, Ok(Frame::Control(Control::Ping(beat)))) => {
                 let beat = Beat { sent: 1, received: 0, ..beat };
