@@ -39,10 +39,11 @@ export class Client {
   onMessage = () => {};
   /** Called for each probe of the heartbeat. */
   onProbe = () => {};
-  /** Messages of the session, in both directions; the server is told of every 32nd. */
+  /** Messages of the session, in both directions; the server is told now and then. */
   sent = 0;
   received = 0;
   told = 0;
+  untold = 0;
   #rest = undefined;
   #isUpgraded = false;
   #dialect;
@@ -127,7 +128,7 @@ export class Client {
   }
 
   #take(opcode, data, from, to) {
-    if (opcode === TEXT) this.#text(data, from);
+    if (opcode === TEXT) this.#text(data, from, to - from);
     else if (opcode === BINARY) this.#control(decode(data.subarray(from, to)));
     else if (opcode === PING) {
       if (this.#dialect === "plain") this.onProbe();
@@ -135,7 +136,7 @@ export class Client {
     } else if (opcode === CLOSE && this.#dialect === "session") this.write(CLOSING);
   }
 
-  #text(data, from) {
+  #text(data, from, length) {
     if (this.#dialect === "socketio") {
       const type = data[from] - 48;
       if (type === 0) return this.write(CONNECT);
@@ -145,8 +146,11 @@ export class Client {
       }
       if (data[from + 1] === 48) return this.#ready();
     }
-    if (this.#dialect === "session" && ++this.received - this.told >= 32) {
+    // As our client does.
+    this.untold += length;
+    if (this.#dialect === "session" && (++this.received - this.told >= 32 || this.untold >= 65_536)) {
       this.told = this.received;
+      this.untold = 0;
       this.write(frame(BINARY, encode([3, this.received])));
     }
     this.onMessage();

@@ -8,9 +8,10 @@
 
 import { isAscii } from "node:buffer";
 import type { Socket } from "node:net";
-import { type Data, Type } from "@mainstay/client/protocol";
+import { type Bytes, type Data, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { WebSocket } from "ws";
+import { writeMessage, writePing } from "./frame.js";
 import type { Output } from "./server-session.js";
 import { isOurs } from "./subprotocol.js";
 
@@ -57,6 +58,8 @@ export class Connection {
   private isCompressed: boolean;
   /** The driver was told that it is full, and is told when it is not. */
   private isAwaited = false;
+  /** Something that was written in this turn is watched. */
+  private isWatched = false;
   /** Writes whose end is watched for, and was not reported. */
   private unsent = 0;
   /** What the TCP socket had read when something whole last came, and what of that is known to the listener. */
@@ -96,14 +99,9 @@ export class Connection {
 
   /** Does it. A Close, or an end without one, is the last. `isWatched`: `wrote` says when it has left. */
   put(output: Output, isWatched = false): void {
-    this.cork();
-    if (typeof output === "string" || output instanceof Uint8Array) this.socket.send(output, this.watch(isWatched));
-    else if ("ping" in output) {
-      const nonce = Buffer.allocUnsafe(8);
-      nonce.writeUInt32BE(0, 0);
-      nonce.writeUInt32BE(output.ping, 4);
-      this.socket.ping(nonce, false, this.watch(true));
-    } else if ("code" in output) this.close(output.code, output.reason);
+    if (typeof output === "string" || output instanceof Uint8Array) this.write(output, isWatched);
+    else if ("ping" in output) this.ping(output.ping);
+    else if ("code" in output) this.close(output.code, output.reason);
     else this.abort();
   }
 
@@ -138,9 +136,9 @@ export class Connection {
 
   /** Whether the kernel took some of one large write since the last call. */
   madeProgress(): boolean {
-    const { left } = this;
+    const { left, tcp } = this;
     // Node's own idle timeout looks at the same number.
-    this.left = (this.tcp as any)?._handle?.writeQueueSize ?? 0;
+    this.left = tcp?.writableLength ? ((tcp as any)._handle?.writeQueueSize ?? 0) : 0;
     return this.left < left;
   }
 
@@ -195,23 +193,47 @@ export class Connection {
 
   // ---- writing -------------------------------------------------------------------------------------
 
+  private write(message: Data, isWatched: boolean): void {
+    if (!this.tcp) return this.socket.send(message, this.watch());
+    this.cork();
+    this.isWatched ||= isWatched;
+    if (this.isCompressed) this.socket.send(message, isWatched ? this.watch() : undefined);
+    else if (this.isOpen) writeMessage(this.tcp, message);
+  }
+
+  private ping(nonce: number): void {
+    if (!this.tcp) return this.socket.ping(nonceOf(nonce), false, this.watch());
+    if (!this.isOpen) return;
+    this.cork();
+    this.isWatched = true;
+    writePing(this.tcp, nonce);
+  }
+
+  /** No closing handshake has begun. */
+  private get isOpen(): boolean {
+    return this.socket.readyState === this.socket.OPEN;
+  }
+
   /** What is written in one turn leaves in one system call. */
   private cork(): void {
-    if (this.isCorked || !this.tcp) return;
+    if (this.isCorked) return;
     this.isCorked = true;
-    this.tcp.cork();
+    this.tcp!.cork();
     if (corked.push(this) === 1) process.nextTick(uncorkAll);
   }
 
   /** @internal */
   uncork(): void {
-    this.isCorked = false;
-    this.tcp!.uncork();
+    const { tcp, isWatched } = this;
+    this.isCorked = this.isWatched = false;
+    tcp!.uncork();
+    if (!isWatched || this.unsent) return;
+    if (!tcp!.writableLength) this.written();
+    // The callback of nothing, written behind all, says that all has left.
+    else tcp!.write("", this.watch());
   }
 
-  /** What `ws` calls when it has left; nothing, where nobody waits for that. */
-  private watch(isWatched: boolean): (() => void) | undefined {
-    if (!isWatched && this.tcp && !this.isCompressed) return undefined;
+  private watch(): () => void {
     this.unsent++;
     return () => {
       this.unsent--;
@@ -221,7 +243,7 @@ export class Connection {
   }
 
   private written(): void {
-    this.listener?.wrote(this, !this.unsent);
+    this.listener?.wrote(this, !this.unsent && !this.socket.bufferedAmount);
   }
 }
 
@@ -232,6 +254,12 @@ function uncorkAll(): void {
   const all = corked;
   corked = [];
   for (const connection of all) connection.uncork();
+}
+
+function nonceOf(nonce: number): Buffer {
+  const bytes = Buffer.alloc(8);
+  bytes.writeUInt32BE(nonce, 4);
+  return bytes;
 }
 
 /** Nearly all text is ASCII, which needs no decoding. */

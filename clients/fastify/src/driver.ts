@@ -65,8 +65,8 @@ export class Driver extends Resident implements Listener {
   /** The machine, if it is that of a plain client. */
   private plain: PlainSession | undefined;
   private connection: Connection | undefined;
-  /** What the wheel was asked for. */
-  private armedAt = Infinity;
+  /** What the wheel was asked for; 0 is nothing. */
+  private armedAt = 0;
   /** Reads what is readable before it judges. */
   private judging: NodeJS.Immediate | undefined;
   private isStepping = false;
@@ -310,7 +310,7 @@ export class Driver extends Resident implements Listener {
 
   /** Time has passed. */
   due(): void {
-    this.armedAt = Infinity;
+    this.armedAt = 0;
     if (this.isForgotten) return;
     this.isStepping = true;
     this.keepTime();
@@ -399,7 +399,7 @@ export class Driver extends Resident implements Listener {
   /** Asks the wheel only when something is due before it calls; being called early costs a comparison. */
   private arm(): void {
     const { dueAt } = this.machine;
-    if (this.judging || dueAt >= this.armedAt) return;
+    if (this.judging || dueAt === Infinity || (this.armedAt && dueAt >= this.armedAt)) return;
     this.armedAt = dueAt;
     // What is due may have to wait for a socket that is full.
     const least = this.connection?.isFull ? this.host.clock() + 100 : 0;

@@ -54,7 +54,7 @@ export class Heartbeat {
   constructor(now: number, interval: number, random: () => number) {
     this.interval = interval;
     this.since = this.bytesAt = this.progressAt = now;
-    this.nextBeat = now + interval * random();
+    this.nextBeat = now + Math.floor(interval * random());
     this.newest = this.answered = Math.floor(random() * 2 ** 32);
   }
 
@@ -145,7 +145,7 @@ export class Heartbeat {
     }
     this.newest = (this.newest + 1) >>> 0;
     this.isQueued = true;
-    this.nextBeat = now + this.interval * (0.9 + 0.2 * spread(this.newest));
+    this.nextBeat = now + Math.floor(this.interval * (0.9 + 0.2 * spread(this.newest)));
     return { is: "probe", nonce: this.newest };
   }
 

@@ -1,19 +1,19 @@
 /**
- * The deadlines of all connections and sessions of one server, in slots of 10 ms, with one timer for the next slot that
+ * The deadlines of all connections and sessions of one server, in slots of 16 ms, with one timer for the next slot that
  * holds any.
  *
  * Arming and disarming are a few writes: nothing is allocated, and nothing is ordered within a slot. A deadline that
  * moves away is not touched: it fires early, finds nothing due and is armed again. One that is further away than the wheel
  * is long does the same.
  *
- * Deadlines are spread: of the slots from its own to 1/16 of its distance later, 40 ms at most, each takes the emptiest,
+ * Deadlines are spread: of the slots from its own to 1/16 of its distance later, 64 ms at most, each takes the emptiest,
  * so that the probes of thousands of connections leave evenly and not in heaps.
  */
 
-/** Milliseconds. */
-const SLOT = 10;
+/** Milliseconds. A wake costs as much as many probes, so that shorter slots cost more; longer ones make heaps of probes. */
+const SLOT = 16;
 /** Longer than the default heartbeat interval. */
-const SLOTS = 4096;
+const SLOTS = 2048;
 /** Slots that a deadline may be put off by, so that it finds an emptier one. */
 const SPREAD = 4;
 /** No slot: the first is 1. */
@@ -55,7 +55,7 @@ export class Wheel {
     return this.clock();
   }
 
-  /** Has `resident` called at `at` or earlier, and never more than 50 ms later. */
+  /** Has `resident` called at `at` or earlier, and never more than 80 ms later. */
   arm(resident: Resident, at: number): void {
     const now = this.clock();
     // Before the slot that the timer waits for all are empty.

@@ -186,7 +186,8 @@ export abstract class BaseSocket extends EventTarget {
     this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
     // The first attempt starts when the caller has set its handlers.
-    queueMicrotask(() => (options.signal?.aborted ? this.close() : options.startClosed ? this.suspend() : this.proceed()));
+    this.staysAway = options.startClosed;
+    queueMicrotask(() => (options.signal?.aborted ? this.close() : this.staysAway ? this.suspend() : this.proceed()));
   }
 
   /** Where the newest connection goes. */
@@ -455,12 +456,19 @@ export abstract class BaseSocket extends EventTarget {
       this.from = new URL(this.place).origin;
       // It may have been given up meanwhile.
       if (machine.dialled !== id) return;
-      const connection = new this.connectionClass!(this.place, this.offer(readProtocols(protocols)));
+      const names = this.offer(readProtocols(protocols));
+      let connection = new this.connectionClass!(this.place, names);
+      if (connection instanceof BaseSocket) {
+        // What is global makes sockets like this one.
+        connection.suspend();
+        connection = new BaseSocket.nativeWebSocket!(this.place, names);
+      }
+      const opened = connection;
       this.byId[id] = connection;
       connection.binaryType = "arraybuffer";
       /** Of one that was forgotten nothing is heard any more. */
       const then = (act: (event: any) => void) => (event: any) => this.byId[id] && this.proceed(() => act(event));
-      connection.onopen = then(() => machine.handleOpened(id, connection.protocol));
+      connection.onopen = then(() => machine.handleOpened(id, opened.protocol));
       connection.onmessage = then(({ data }) => machine.handleMessage(id, data));
       /** Why, where the class tells it: browsers do not. */
       let cause = "";

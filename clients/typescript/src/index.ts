@@ -149,6 +149,7 @@ export class MainstaySocket extends BaseSocket {
 
   /** Sends a message that is not numbered, kept or sent again. Dropped while detached. @throws {@link MessageTooLargeError} */
   sendVolatile(message: string | ArrayBuffer | ArrayBufferView): void {
+    if (isBlob(message)) throw new TypeError("a Blob is not volatile: send its arrayBuffer()");
     const data = dataOf(message);
     const error = this.tooLarge(data);
     if (error) throw error;
