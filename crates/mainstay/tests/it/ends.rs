@@ -2,6 +2,9 @@
 
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,41 +25,43 @@ async fn attached<P>(client: &Client<P>) {
     while !matches!(client.event().await.unwrap(), Event::Attached { .. }) {}
 }
 
-/// Panics whenever it is read.
-struct Rotten(TcpStream);
+/// A stream that is fine for so many reads, and panics at the next.
+struct Rotten {
+    stream: TcpStream,
+    reads: usize,
+}
 
 impl AsyncRead for Rotten {
     fn poll_read(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        _: &mut ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        panic!("on purpose: read of {:?}", self.0.peer_addr())
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        assert!(self.reads > 0, "on purpose");
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.reads -= usize::from(read.is_ready());
+        read
     }
 }
 
 impl AsyncWrite for Rotten {
-    fn poll_write(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        std::task::Poll::Ready(Ok(bytes.len()))
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
+}
+
+/// Opens streams to this address that panic after so many reads.
+fn rotten(address: SocketAddr, reads: usize) -> Connector {
+    Connector::default()
+        .open_with(move |_| async move { Ok(Rotten { stream: TcpStream::connect(address).await?, reads }) })
 }
 
 #[tokio::test]
@@ -68,10 +73,10 @@ async fn what_an_application_gave_may_panic_and_that_is_an_attempt_that_failed()
     let opener = Connector::default().open_with(|_| async {
         if true { panic!("on purpose") } else { TcpStream::connect("127.0.0.1:1").await }
     });
-    let rotten = Connector::default()
-        .open_with(move |_| async move { Ok(Rotten(TcpStream::connect(address).await?)) });
     let policy = Link::to(&format!("ws://{address}/nothing")).unwrap().give_up(|_| panic!("on purpose"));
-    for builder in [greeting, link().connector(opener), link().connector(rotten), policy.backoff(quick())] {
+    for builder in
+        [greeting, link().connector(opener), link().connector(rotten(address, 0)), policy.backoff(quick())]
+    {
         let link = builder.connect();
         let tracked = link.send_tracked("x").await.unwrap();
         for _ in 0..2 {
@@ -88,43 +93,8 @@ async fn what_an_application_gave_may_panic_and_that_is_an_attempt_that_failed()
 #[tokio::test]
 async fn a_stream_that_panics_once_it_is_in_use_ends_the_client_with_a_reason() {
     let (address, _mainstay) = echo_server(Config::default()).await;
-    // Fine until the handshake is done, then rotten.
-    struct Late(TcpStream, usize);
-    impl AsyncRead for Late {
-        fn poll_read(
-            mut self: std::pin::Pin<&mut Self>,
-            cx: &mut std::task::Context<'_>,
-            buffer: &mut ReadBuf<'_>,
-        ) -> std::task::Poll<io::Result<()>> {
-            assert!(self.1 == 0, "on purpose");
-            let read = std::pin::Pin::new(&mut self.0).poll_read(cx, buffer);
-            self.1 += usize::from(read.is_ready());
-            read
-        }
-    }
-    impl AsyncWrite for Late {
-        fn poll_write(
-            mut self: std::pin::Pin<&mut Self>,
-            cx: &mut std::task::Context<'_>,
-            bytes: &[u8],
-        ) -> std::task::Poll<io::Result<usize>> {
-            std::pin::Pin::new(&mut self.0).poll_write(cx, bytes)
-        }
-        fn poll_flush(
-            self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<io::Result<()>> {
-            std::task::Poll::Ready(Ok(()))
-        }
-        fn poll_shutdown(
-            self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<io::Result<()>> {
-            std::task::Poll::Ready(Ok(()))
-        }
-    }
-    let connector = Connector::default()
-        .open_with(move |_| async move { Ok(Late(TcpStream::connect(address).await?, 0)) });
+    // The handshake takes one.
+    let connector = rotten(address, 1);
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connector(connector).connect();
     let tracked = client.send_tracked("x").await.unwrap();
     assert_eq!(client.recv().await, None);
