@@ -59,6 +59,7 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
         Ok(visit) => visit,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
+    let upgrade = upgrade.heartbeat(config.heartbeats.of(&visit.path));
     if upgrade.is_resumable() {
         let principal = config.bound.principal(upgrade.headers());
         return upgrade
@@ -212,7 +213,7 @@ impl Visit {
             // A backend may stand still for seconds, and is near: its end shows.
             .probes_unconfirmed(false)
             .reads_while_closing(true)
-            .heartbeat(config.heartbeat)
+            .heartbeat(config.heartbeats.of(&self.path))
             .limits(config.limits)
             .budget(config.mainstay.budget().clone())
             .confirm(settings.confirm)

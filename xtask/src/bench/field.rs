@@ -15,7 +15,7 @@ use crate::run::{check, output};
 const PEERS: &str = "benches/peers";
 
 /// Every name that `--server` takes.
-pub(super) const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 18] = [
     "mainstay",
     "mainstay, session",
     "mainstay serve",
@@ -27,6 +27,7 @@ pub(super) const NAMES: [&str; 17] = [
     "ws",
     "@fastify/websocket",
     "uWebSockets",
+    SOCKETIFY,
     "mainstay gateway",
     "mainstay gateway, session",
     "nginx",
@@ -34,6 +35,9 @@ pub(super) const NAMES: [&str; 17] = [
     HTTP_PROXY,
     DIRECT,
 ];
+
+/// A Python server on uWebSockets: its figures are those of a call into CPython for each message.
+pub(super) const SOCKETIFY: &str = "socketify (Python)";
 
 const HTTP_PROXY: &str = "@fastify/http-proxy";
 
@@ -139,7 +143,7 @@ pub(super) fn prepare(wanted: &Wanted) -> Result<(Vec<Server>, Vec<String>)> {
         println!("--- LEFT OUT: {error}");
         missing.push(error.to_string().lines().next().unwrap_or_default().to_owned());
     };
-    for family in [rust, node, python, nginx] {
+    for family in [rust, node, cpp, python, nginx] {
         family(wanted).map_or_else(&mut left_out, |peers| servers.extend(peers));
     }
     if wanted.has(DIRECT) || servers.iter().any(|server| server.place == Place::Gateway) {
@@ -221,13 +225,23 @@ fn node_packages() -> Result<impl Fn(&str) -> String> {
     })
 }
 
-fn python(wanted: &Wanted) -> Result<Vec<Server>> {
+fn cpp(wanted: &Wanted) -> Result<Vec<Server>> {
     if !wanted.has("uWebSockets") {
+        return Ok(Vec::new());
+    }
+    let (program, version) = install::uwebsockets(PEERS)?;
+    let about = format!("C++, no TLS, no zlib; the sources in libuwebsockets-sys {version}");
+    Ok(vec![Server::peer("uWebSockets", about, &program.display().to_string())])
+}
+
+fn python(wanted: &Wanted) -> Result<Vec<Server>> {
+    if !wanted.has(SOCKETIFY) {
         return Ok(Vec::new());
     }
     let python = install::socketify()?;
     let program = format!("{} {PEERS}/python/uwebsockets.py", python.display());
-    Ok(vec![Server::peer("uWebSockets", format!("C++, through {}", install::SOCKETIFY), &program)])
+    let about = format!("uWebSockets called from CPython, {}", install::SOCKETIFY.replace("==", " "));
+    Ok(vec![Server::peer(SOCKETIFY, about, &program)])
 }
 
 fn nginx(wanted: &Wanted) -> Result<Vec<Server>> {

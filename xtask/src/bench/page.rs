@@ -43,6 +43,14 @@ pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds
     for server in servers {
         writeln!(page, "| {} | {} |", server.name, server.about)?;
     }
+    if servers.iter().any(|server| server.name == field::SOCKETIFY) {
+        writeln!(
+            page,
+            "\n`{}` calls into CPython for each message: its figures say what that costs, and nothing of uWebSockets\n\
+             itself. `uWebSockets` is the C++ server, one thread with one loop.",
+            field::SOCKETIFY
+        )?;
+    }
     if servers.iter().any(|server| server.place == Place::Server) {
         writeln!(page, "\n## Figures")?;
         tables(&mut page, false, servers, results, rounds)?;

@@ -11,6 +11,7 @@ mod link;
 mod manual;
 mod meddle;
 mod ordered;
+mod promises;
 mod reach;
 mod request;
 mod session;
