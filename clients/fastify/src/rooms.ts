@@ -1,11 +1,12 @@
 /**
  * Rooms: names under which sessions are found together. A session joins and leaves; one that is over has left.
  *
- * A message to many is copied once, whatever it is made of. What becomes of a member that is too far behind to take it
+ * A message to many is copied and framed once, whatever it is made of. What becomes of a member that is too far behind to take it
  * is the sender's choice, because a message that is left out in silence would be a hole in that member's stream.
  */
 
 import { type Data, MessageTooLargeError } from "@mainstay/client/protocol";
+import { shareFrame } from "./frame.js";
 import { dataOf, type Sendable, type Session } from "./session.js";
 
 /** To whom, and what about those that are too far behind. */
@@ -99,19 +100,24 @@ export function sendTo(sessions: Iterable<Session>, memberOf: (session: Session)
   const message = dataOf(data);
   const size = Buffer.byteLength(message);
   const result = { sent: 0, skipped: 0, closed: 0 };
-  for (const session of chosen(sessions, options)) {
+  const send = (session: Session): keyof Sent | undefined => {
     const member = memberOf(session);
-    if (!member.isOpen) continue;
+    if (!member.isOpen) return;
     if (size > member.limit) {
       session.request.log.warn({ session: session.id, err: new MessageTooLargeError(size, member.limit) }, "a client got no message of its room");
-      result.skipped++;
-    } else if (member.trySend(message)) result.sent++;
-    else if (slow === "skip") result.skipped++;
-    else {
-      result.closed++;
-      member.giveUp();
+      return "skipped";
     }
-  }
+    if (member.trySend(message)) return "sent";
+    if (slow === "skip") return "skipped";
+    member.giveUp();
+    return "closed";
+  };
+  shareFrame(message, () => {
+    for (const session of chosen(sessions, options)) {
+      const outcome = send(session);
+      if (outcome) result[outcome]++;
+    }
+  });
   return result;
 }
 
