@@ -58,7 +58,9 @@ export class Rooms {
   private members = new Map<Session, Set<string>>();
 
   join(session: Session, name: string): void {
-    if (typeof name !== "string" || name === "") throw new TypeError("a room's name is a string that is not empty");
+    check(name);
+    // It has left, and nobody would take it out again.
+    if (session.state === "over") return;
     const room = this.rooms.get(name) ?? new Set();
     this.rooms.set(name, room.add(session));
     const joined = this.members.get(session) ?? new Set();
@@ -88,9 +90,14 @@ export class Rooms {
 
   /** Who is in one of these rooms, each once. */
   in(names: string[]): ReadonlySet<Session> {
+    names.forEach(check);
     const sets = names.map((name) => this.rooms.get(name) ?? []);
     return new Set(sets.flatMap((set) => [...set]));
   }
+}
+
+function check(name: unknown): void {
+  if (typeof name !== "string" || name === "") throw new TypeError("a room's name is a string that is not empty");
 }
 
 /** Sends to all of them. The copy of the data is made once. */

@@ -72,6 +72,9 @@ test("a room reaches who joined, in order, whatever they speak, away or not, and
   await plain.cut();
   await closed;
   assert.deepEqual([mainstay.rooms, [...a.rooms], [...b.rooms]], [["garden"], [], []]);
+  b.join("garden");
+  assert.deepEqual([...b.rooms], [], "who is over joins nothing");
+  assert.throws(() => mainstay.to(["garden"] as never).send("x"), /a room's name is a string that is not empty/);
   assert.throws(() => a.join(""), /a room's name is a string that is not empty/);
   assert.throws(() => a.join(7 as never), TypeError);
 });
