@@ -186,7 +186,8 @@ export abstract class BaseSocket extends EventTarget {
     this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
     // The first attempt starts when the caller has set its handlers.
-    queueMicrotask(() => (options.signal?.aborted ? this.close() : options.startClosed ? this.suspend() : this.proceed()));
+    this.staysAway = options.startClosed;
+    queueMicrotask(() => (options.signal?.aborted ? this.close() : this.staysAway ? this.suspend() : this.proceed()));
   }
 
   /** Where the newest connection goes. */
