@@ -64,6 +64,11 @@ export class Opening extends Resident implements Listener {
     return Promise.race([answer, this.over.then(() => undefined)]);
   }
 
+  /** It is neither lost nor late. */
+  get isOpen(): boolean {
+    return this.state === "open";
+  }
+
   get isLost(): boolean {
     return this.state === "lost";
   }

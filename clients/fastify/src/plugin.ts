@@ -35,8 +35,8 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
   if (fastify.hasDecorator("websocketServer")) {
     throw new Error("mainstay: registers @fastify/websocket itself: take yours out, its `options` go into `websocket`");
   }
-  const server = new Server(settings);
   const upgrades = new Upgrades(fastify);
+  const server = new Server(settings, (request, socket, head) => upgrades.route(request, socket, head));
   const refuser = new Refuser(upgrades.open, () => fastify.websocketServer, () => void server.counts.refused.hook++);
   fastify.decorate("mainstay", new Mainstay(server));
   fastify.addHook("onRequest", (request, _reply, done) => {
@@ -46,7 +46,10 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
   });
   // Before those of @fastify/websocket, which takes the handler as it finds it.
   fastify.addHook("onRoute", (route) => serveSessions(route, server, settings, options, refuser, fastify));
-  fastify.addHook("onReady", async () => checkDeclared(fastify));
+  fastify.addHook("onReady", async () => {
+    checkDeclared(fastify);
+    await server.cluster?.listen();
+  });
   await fastify.register(websocket, {
     options: {
       closeTimeout: 5000,
@@ -61,6 +64,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
       upgrades.refuse();
       server.drain().finally(() => {
         upgrades.close();
+        server.cluster?.close();
         done();
       });
     },

@@ -36,14 +36,19 @@ export class Upgrades {
     this.door.on("upgrade", remember);
     server.prependListener("upgrade", (request, socket, head) => {
       remember(request, socket, head);
-      this.keep(socket);
       // One that routes is enough for all scopes, and two would get in each other's way.
       const isOurs = all[0] === this && !server.listeners("upgrade").some(({ name }) => name === "onUpgrade");
-      if (!isOurs) return;
-      // Only `remember` listens: @fastify/websocket has left.
-      if (this.isRefusing && this.door.listenerCount("upgrade") === 1) socket.end(UNAVAILABLE);
-      else this.door.emit("upgrade", request, socket, head);
+      if (isOurs) this.route(request, socket, head);
+      else this.keep(socket);
     });
+  }
+
+  /** Routes an upgrade, or answers it. */
+  route(request: IncomingMessage, socket: Duplex, head: Buffer): void {
+    this.keep(socket);
+    // Only `remember` listens: @fastify/websocket has left.
+    if (this.isRefusing && this.door.listenerCount("upgrade") === 1) socket.end(UNAVAILABLE);
+    else this.door.emit("upgrade", request, socket, head);
   }
 
   /** Newcomers are answered with 503 once `@fastify/websocket` does not listen any more. */

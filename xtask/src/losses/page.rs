@@ -130,19 +130,21 @@ fn replaced(text: &str, table: &str) -> Result<String> {
 fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
     let mut page = format!(
         "# What a fault costs\n\nWritten by `cargo xtask losses`; do not edit.\n\n\
-         Client and server each say ten numbered messages a second over a TCP proxy. Everything is well for {} s, then \
-         one fault happens, then {} s are watched, and what is on its way arrives. The same fault happens at the same \
+         Client and server each say ten numbered messages a second over a TCP proxy. Everything is well for {} s, then\n\
+         one fault happens, then {} s are watched, and what is on its way arrives. The same fault happens at the same\n\
          moment to three lanes:\n\n\
          | | Client | Server |\n|---|---|---|\n\
          | by hand | `new WebSocket` 3 s after `close`; sends if it is open | `@fastify/websocket`, a ping every 7.5 s, \
          `close(1000)` when 5 s later no pong came |\n\
          | plugin | `@mainstay/client` | `@mainstay/fastify` |\n\
          | gateway | `@mainstay/client` | `mainstay serve` in front of the server by hand, which is not changed |\n\n\
-         Everything of Mainstay's has its defaults. Lost is what one side said and the other's application never \
-         received, over the whole run; what a server says while its client has no session counts, and so does what \
-         `send` refused. Reported: the application learned of it, message by message towards the server (`delivered`, \
-         or a throw), by a `gap` event towards the client. What the proxy cannot show is a path that comes back: after a cut \
-         the old connection stays dead, as after a change of networks or when a NAT forgot it.\n\n",
+         Mainstay runs with its defaults. A message is lost if one side said it and the other's application never received\n\
+         it, over the whole run: what a server says while its client has no session counts, and so does what a client's\n\
+         full queue did not take. It is reported if the application learned of it: message by message towards the\n\
+         server (`delivered`), by a `gap` event towards the client.\n\n\
+         After a cut the old connection stays dead, as after a change of networks, or where a NAT forgot it; an attempt that\n\
+         is under way when the path is back gets through at once. A path that comes back with its connection is not shown here:\n\
+         TCP then sends again what was under way.\n\n",
         WHOLE.calm.as_secs(),
         WHOLE.watched.as_secs(),
     );
@@ -171,13 +173,12 @@ fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
         }
     }
     page += "\n## Notes\n\n\
-             Times count from the fault's begin until one end notices (`never`: not before the run's end, or there was \
-             nothing to notice), and from the fault's end until a message arrives at the server that was said since. In the \
-             gateway's lane \"server notices\" is the server behind the gateway. Messages may come twice where the gateway \
+             Times count from the fault's begin until one end notices (`never`: not before the run's end, or there was\n\
+             nothing to notice), and from the fault's end until a message arrives at the server that was said since. In the\n\
+             gateway's lane \"server notices\" is the server behind the gateway. Messages may come twice where the gateway\n\
              sends again what a lost backend did not confirm (`--delivery at-least-once`).\n\n\
-             Two minutes offline are the resume window itself: a session whose client comes back later is lost, which is reported. \
-             A client keeps 1,024 messages while it is away, by default: `send` throws when they are full, and what it refused \
-             counts as lost and reported.\n\n\
+             Two minutes offline are the resume window itself: a session whose client comes back later is lost, which is\n\
+             reported. A client keeps 1,024 messages while it is away, by default, and reports what it did not take.\n\n\
              ```sh\ncargo xtask losses                # all of it, 15 minutes; writes this page and the READMEs' tables\n\
              cargo xtask losses --fault cut --quick --json\n```\n";
     Ok(page.replace("```sh\n", "<!-- run: skip, it is what wrote this -->\n\n```sh\n"))
