@@ -537,15 +537,25 @@ export abstract class BaseSocket extends EventTarget {
   private listenToPage(): void {
     const { document } = globalThis;
     /** Where an event says so, only a page that was kept. */
-    const comeBack = ({ persisted = true }) => persisted && !this.staysAway && this.retryNow();
+    const comeBack = ({ persisted = true }) => persisted && this.comeBack();
     this.listen(globalThis, "online", "network", comeBack);
-    this.listen(globalThis, "offline", "network", () => this.proceed((machine) => machine.probe()));
-    this.listen(document, "visibilitychange", "visibility", () => document.hidden || comeBack({}));
+    this.listen(globalThis, "offline", "network", () => this.look());
+    this.listen(document, "visibilitychange", "visibility", () => document.hidden || this.comeBack());
     this.listen(document, "resume", "lifecycle", comeBack);
     // A page that is kept must not hold a connection.
     this.listen(globalThis, "pagehide", "lifecycle", ({ persisted }) => persisted && this.hide());
     this.listen(globalThis, "pageshow", "lifecycle", comeBack);
     this.listen(this.chosen.signal, "abort", undefined, () => this.close());
+  }
+
+  /** Something suggests that the network is there again. @internal */
+  comeBack(): void {
+    if (!this.staysAway) this.retryNow();
+  }
+
+  /** Something suggests that the network is gone. @internal */
+  look(): void {
+    this.proceed((machine) => machine.probe());
   }
 
   /** Until the end. Not at all where there is no such target, or it is not wanted. @internal */

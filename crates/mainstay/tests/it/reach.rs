@@ -190,8 +190,9 @@ async fn which_statuses_end_a_client_is_for_the_application_to_say() {
         .unwrap()
         .request(move || {
             let token = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string().parse().unwrap();
-            let headers = http::HeaderMap::from_iter([(AUTHORIZATION, token)]);
-            async { Ok(mainstay::client::Request { headers, ..Default::default() }) }
+            let mut request = mainstay::client::Request::default();
+            request.headers = http::HeaderMap::from_iter([(AUTHORIZATION, token)]);
+            async { Ok(request) }
         })
         .give_up(|status| status == http::StatusCode::FORBIDDEN)
         .connect();

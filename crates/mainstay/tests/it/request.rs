@@ -15,11 +15,10 @@ use crate::support::{Proxy, echo, server};
 /// A request with this token, in its header and in HELLO.
 fn with_token(token: u32) -> Request {
     let value = HeaderValue::from_str(&token.to_string()).unwrap();
-    Request {
-        headers: HeaderMap::from_iter([(AUTHORIZATION, value)]),
-        credentials: Some(Bytes::from(token.to_string())),
-        ..Request::default()
-    }
+    let mut request = Request::default();
+    request.headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+    request.credentials = Some(Bytes::from(token.to_string()));
+    request
 }
 
 async fn attached<P>(client: &Client<P>) {
@@ -89,9 +88,10 @@ async fn a_request_goes_elsewhere_and_offers_other_subprotocols_if_it_says_so() 
     let (address, _mainstay) =
         server(Config::default(), |upgrade| upgrade.subprotocols(["a", "b"]).on_session(echo)).await;
     let elsewhere = move || {
-        let url = format!("ws://{address}/echo").parse().unwrap();
-        let subprotocols = Some(vec!["b".to_owned()]);
-        async move { Ok(Request { url: Some(url), subprotocols, ..Request::default() }) }
+        let mut request = Request::default();
+        request.url = Some(format!("ws://{address}/echo").parse().unwrap());
+        request.subprotocols = Some(vec!["b".to_owned()]);
+        async move { Ok(request) }
     };
     let nowhere = "ws://127.0.0.1:1/";
     let client = Client::builder(nowhere).unwrap().subprotocol("a").request(elsewhere).connect_once().await;
