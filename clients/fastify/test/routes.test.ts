@@ -205,6 +205,20 @@ test("what a hook or a schema answers to an upgrade reaches a client of mainstay
   assert.equal(app.mainstay.sessions.size, 0);
 });
 
+test("an application's own error handler is asked as ever, and what it answers is refused in band", async (t) => {
+  const app = await build(t);
+  const seen: string[] = [];
+  app.setErrorHandler((error: Error, _request, reply) => {
+    seen.push(error.message);
+    return reply.code(error.message === "expired" ? 401 : 503).send({ message: `handled: ${error.message}` });
+  });
+  app.get("/:what", { websocket: true, onRequest: async (request) => Promise.reject(Object.assign(new Error((request.params as any).what), { statusCode: 400 })) }, () => {});
+  const url = await listen(app);
+  assert.deepEqual(await new Peer(`${url}/expired`).closed, { code: 4501, reason: "401 Unauthorized: handled: expired" });
+  assert.deepEqual(await new Peer(`${url}/away`).closed, { code: 4413, reason: "503 Service Unavailable: handled: away" });
+  assert.deepEqual(seen, ["expired", "away"]);
+});
+
 test("the TypeScript client stops when a hook answers 401, and goes on trying at 503", async (t) => {
   const app = await build(t);
   refusing(app);

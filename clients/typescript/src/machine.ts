@@ -92,7 +92,10 @@ export class Machine {
   declare private isLeaving: boolean | undefined;
   /** When to dial; while dialling, when to give up. */
   declare protected dialAt: number;
-  /** Doubles with every verdict until a message comes: one that takes longer than the limit to arrive looks like silence. */
+  /**
+   * Doubles with every verdict until something of use comes, as an answer that is slow, or a message that takes longer than the
+   * limit to arrive, looks like silence. A probe, whose limit is short, has its square: one verdict is enough to learn from.
+   */
   protected patience = 1;
   declare protected isSuspended: boolean | undefined;
   private lastId = 0;
@@ -284,7 +287,7 @@ export class Machine {
     this.probeAt = this.nowMs + (this.isBusy ? 250 : this.pace);
     if (!this.isBusy && this.deadlineAt === Infinity && this.writeProbe()) {
       this.probeSentAt = this.nowMs;
-      this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)), 20_000) * this.patience;
+      this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)) * this.patience ** 2, 20_000 * this.patience);
     }
   }
 

@@ -214,8 +214,8 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.trial = 0;
     this.mode = "session";
     this.windowMs = window;
-    // The server's time to judge is in it, and later samples outweigh it.
-    this.rtt ??= this.nowMs - this.helloAt;
+    // The server's time to judge is in it: no more of it counts than what makes no limit long.
+    this.rtt ??= Math.min(this.nowMs - this.helloAt, 1000);
     this.epoch = epoch;
     this.name = toHex(sessionId);
     this.attach(id, 2 * announced + 5000, announced / 4, Infinity);

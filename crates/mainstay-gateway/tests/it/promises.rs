@@ -85,7 +85,7 @@ async fn session(gateway: &Gateway, path: &str, number: u64, resume: Option<Resu
     static ATTEMPT: AtomicU64 = AtomicU64::new(1);
     visitor.write(BINARY, &hello(number, resume, ATTEMPT.fetch_add(1, Relaxed))).await;
     let (_, payload) = visitor.read().await.unwrap();
-    match Frame::decode(Message::Binary(payload.into())) {
+    match Frame::decode(Message::binary(payload)) {
         Ok(Frame::Control(Control::Welcome(welcome))) => {
             visitor.write(BINARY, &Control::Ack { received: 0, window: None }.encode()).await;
             (visitor, *welcome)

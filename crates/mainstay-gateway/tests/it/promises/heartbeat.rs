@@ -79,7 +79,7 @@ async fn r2_visitors_and_backends_get_pings_of_at_most_125_bytes_and_sessions_be
     let (mut pings, mut beats) = (0, 0);
     while pings < 3 || beats < 3 {
         let (first, payload) = session.read().await.unwrap();
-        match (first, Frame::decode(Message::Binary(payload.clone().into()))) {
+        match (first, Frame::decode(Message::binary(payload.clone()))) {
             (PING, _) => {
                 assert!(payload.len() <= 125);
                 session.write(PONG, &payload).await;

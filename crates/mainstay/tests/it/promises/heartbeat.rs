@@ -110,7 +110,7 @@ async fn r2_every_peer_gets_pings_of_at_most_125_bytes_and_one_that_speaks_mains
     let (mut pings, mut beats) = (0, 0);
     while pings < 3 || beats < 3 {
         let (first, payload) = session.frame().await.unwrap();
-        match (first, Frame::decode(Message::Binary(payload.clone().into()))) {
+        match (first, Frame::decode(Message::binary(payload.clone()))) {
             (PING, _) => {
                 assert!(payload.len() <= 125);
                 session.write(&frame(PONG, &payload)).await;
