@@ -49,7 +49,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
     done();
   });
   // Before those of @fastify/websocket, which takes the handler as it finds it.
-  fastify.addHook("onRoute", (route) => serveSessions(route, server, settings, options, refuser, fastify));
+  fastify.addHook("onRoute", (route) => serveSessions(route, server, settings, options, refuser, upgrades, fastify));
   fastify.addHook("onReady", async () => checkDeclared(fastify));
   await fastify.register(websocket, {
     options: {
@@ -72,7 +72,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
 }
 
 /** Puts sessions between a route and its handler, the check of origins before its hooks, and refusals behind them. */
-function serveSessions(route: WebSocketRoute, server: Server, settings: Settings, options: MainstayOptions, refuser: Refuser, fastify: FastifyInstance): void {
+function serveSessions(route: WebSocketRoute, server: Server, settings: Settings, options: MainstayOptions, refuser: Refuser, upgrades: Upgrades, fastify: FastifyInstance): void {
   const name = route.websocket ? "handler" : "wsHandler";
   const handler = route[name];
   if (!isWebSocketRoute(route) || typeof handler !== "function") {
@@ -80,11 +80,11 @@ function serveSessions(route: WebSocketRoute, server: Server, settings: Settings
     return;
   }
   const own = route.mainstay === undefined ? settings : routeSettingsOf(options, route.mainstay, route.url);
-  const checkOrigin = async (request: FastifyRequest, reply: FastifyReply) => {
+  const checkOrigin = (request: FastifyRequest, reply: FastifyReply, done: () => void) => {
     const isUpgrade = request.headers.upgrade?.toLowerCase() === "websocket";
-    if (!isUpgrade || isAllowed(own.origins, request.headers)) return;
+    if (!isUpgrade || isAllowed(own.origins, request.headers)) return done();
     server.counts.refused.origin++;
-    return reply.code(403).send({ statusCode: 403, error: "Forbidden", message: "pages of this origin may not open a WebSocket here" });
+    reply.code(403).send({ statusCode: 403, error: "Forbidden", message: "pages of this origin may not open a WebSocket here" });
   };
   markServed(route);
   // `ws` has one limit, the largest of all; each connection has its own.
@@ -95,39 +95,62 @@ function serveSessions(route: WebSocketRoute, server: Server, settings: Settings
   route.onSend = [...[route.onSend ?? []].flat(), refuser.onSend] as NonNullable<typeof route.onSend>;
   route.errorHandler ??= refuser.onError;
   route[name] = function (this: FastifyInstance, socket: any, request: any) {
+    upgrades.done(request.raw);
     return server.open(socket, request, (session, first) => Reflect.apply(handler, this, [session, first]));
   };
 }
 
+interface Upgrades {
+  /** Those that are not answered yet. */
+  open: WeakMap<IncomingMessage, Upgrade>;
+  /** It is a WebSocket now, which the server of `ws` knows: nothing more of it is kept here. */
+  done(request: IncomingMessage): void;
+  /** Newcomers get 503. */
+  refuse(): void;
+  /** All are closed, those that come later included. */
+  close(): void;
+}
+
 /**
  * The HTTP server forgets connections that it upgraded, and yet waits for them when it closes. One that was answered
- * with 503 is not even read, so its end is never seen. Gives those that are not answered yet, what refuses newcomers, and
- * what closes them all, those that come later included.
+ * with 503 is not even read, so its end is never seen.
  */
-function watchUpgrades(fastify: FastifyInstance): { open: WeakMap<IncomingMessage, Upgrade>; refuse(): void; close(): void } {
+function watchUpgrades(fastify: FastifyInstance): Upgrades {
   const open = new WeakMap<IncomingMessage, Upgrade>();
   const sockets = new Set<Duplex>();
   let isRefusing = false;
   let isClosing = false;
+  // One function for all of them: an idle connection keeps none of its own.
+  function forget(this: Duplex): void {
+    sockets.delete(this);
+  }
   // A closing handshake, or an answer, gets a moment.
-  const drop = (socket: Duplex) => {
-    const timer = setTimeout(() => socket.destroy(), LAST_WORDS);
+  const drop = (socket: Duplex | WebSocket) => {
+    const timer = setTimeout(() => ("terminate" in socket ? socket.terminate() : socket.destroy()), LAST_WORDS);
     socket.once("close", () => clearTimeout(timer));
   };
   fastify.server.prependListener("upgrade", (request, socket, head) => {
     open.set(request, { socket, head });
     sockets.add(socket);
-    socket.once("close", () => sockets.delete(socket));
+    socket.on("close", forget);
     // @fastify/websocket answers newcomers until it leaves, which depends on its version; then only this one listens.
     if (isRefusing && fastify.server.listenerCount("upgrade") === 1) socket.end(UNAVAILABLE);
     if (isClosing) drop(socket);
   });
   return {
     open,
+    done: (request) => {
+      const socket = open.get(request)?.socket;
+      if (!socket || isClosing) return;
+      open.delete(request);
+      sockets.delete(socket);
+      socket.removeListener("close", forget);
+    },
     refuse: () => void (isRefusing = true),
     close: () => {
       isClosing = true;
       sockets.forEach(drop);
+      fastify.websocketServer.clients.forEach(drop);
     },
   };
 }
