@@ -41,7 +41,7 @@ export class Wheel {
   private start: number;
   /** Every slot up to this one is empty, and no deadline is put there. */
   private passed = 0;
-  private slots = Array.from({ length: SLOTS }, () => new Slot());
+  private slots: (Slot | undefined)[] = new Array(SLOTS).fill(undefined);
   private timer: NodeJS.Timeout | undefined;
   /** The slot that the timer waits for. */
   private awaited = Infinity;
@@ -69,10 +69,10 @@ export class Wheel {
     if (resident.slot !== NONE && resident.slot <= least) return;
     this.disarm(resident);
     const slot = this.emptiest(least, Math.min(least + Math.min(SPREAD, (least - this.passed) >> 4), last));
-    const { residents } = this.at(slot);
+    const found = (this.slots[slot & (SLOTS - 1)] ??= new Slot());
     resident.slot = slot;
-    resident.place = residents.push(resident) - 1;
-    this.at(slot).load++;
+    resident.place = found.residents.push(resident) - 1;
+    found.load++;
     this.armed++;
     if (slot < this.awaited && !this.isTurning) this.await(slot, now);
   }
@@ -80,7 +80,7 @@ export class Wheel {
   /** `resident` is not called any more. */
   disarm(resident: Resident): void {
     if (resident.slot === NONE) return;
-    const slot = this.at(resident.slot);
+    const slot = this.at(resident.slot)!;
     resident.slot = NONE;
     slot.residents[resident.place] = undefined;
     // Places that were left are forgotten when they are most.
@@ -93,7 +93,7 @@ export class Wheel {
   /** The first of the emptiest slots. */
   private emptiest(from: number, to: number): number {
     let found = from;
-    for (let slot = from + 1; slot <= to; slot++) if (this.at(slot).load < this.at(found).load) found = slot;
+    for (let slot = from + 1; slot <= to; slot++) if (this.load(slot) < this.load(found)) found = slot;
     return found;
   }
 
@@ -117,8 +117,8 @@ export class Wheel {
     }
   };
 
-  private call(slot: Slot): void {
-    while (slot.load) {
+  private call(slot: Slot | undefined): void {
+    while (slot?.load) {
       const resident = slot.residents.pop();
       if (!resident) continue;
       resident.slot = NONE;
@@ -126,14 +126,14 @@ export class Wheel {
       this.armed--;
       resident.due();
     }
-    slot.residents.length = 0;
+    if (slot) slot.residents.length = 0;
   }
 
   /** The first slot that is not empty. After a call that threw it may be the one that was being called. */
   private next(): number {
-    if (this.at(this.passed).load) this.passed--;
+    if (this.load(this.passed)) this.passed--;
     let slot = this.passed + 1;
-    while (!this.at(slot).load) slot++;
+    while (!this.load(slot)) slot++;
     return slot;
   }
 
@@ -143,8 +143,12 @@ export class Wheel {
     this.timer = setTimeout(this.turn, Math.max(Math.ceil(this.start + slot * SLOT - now), 1));
   }
 
-  private at(slot: number): Slot {
-    return this.slots[slot & (SLOTS - 1)]!;
+  private at(slot: number): Slot | undefined {
+    return this.slots[slot & (SLOTS - 1)];
+  }
+
+  private load(slot: number): number {
+    return this.at(slot)?.load ?? 0;
   }
 
   private slotBefore(now: number): number {

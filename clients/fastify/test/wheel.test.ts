@@ -96,7 +96,7 @@ test("residents that leave, while others are called too, are not called, and kee
   assert.equal(callers.filter(({ called }) => called.length).length, 1);
   wheel.disarm(callers[0]!);
   assert.deepEqual([wheel.armed, timers.now], [0, 0]);
-  assert.equal((wheel as any).slots.reduce((sum: number, { residents }: any) => sum + residents.length, 0), 0);
+  assert.equal((wheel as any).slots.reduce((sum: number, slot: any) => sum + (slot?.residents.length ?? 0), 0), 0);
 });
 
 test("one that throws keeps none of the others from being called", (t) => {
