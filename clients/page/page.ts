@@ -34,7 +34,7 @@ const show = (id: string, text: string | number) => {
 const fill = (words: string, values: { [name: string]: string | number }) => words.replace(/\{(\w+)\}/g, (_, name) => `${values[name] ?? ""}`);
 const inSeconds = (milliseconds: number, digits: number) => fill(WORDS.seconds, { n: (milliseconds / 1000).toFixed(digits) });
 const seconds = (milliseconds: number) => inSeconds(milliseconds, milliseconds < 9950 ? 2 : 1);
-/** Of what changes while it is read. */
+/** For what changes while it is read. */
 const tenths = (milliseconds: number) => inSeconds(milliseconds, 1);
 
 // ---- a lane -----------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ enum Fault {
     Deploy,
 }
 
-/// Who keeps the connection.
+/// What keeps the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lane {
     /// `@fastify/websocket` with a heartbeat, and `new WebSocket` in `close`.

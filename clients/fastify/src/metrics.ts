@@ -10,6 +10,8 @@ import type { Server } from "./server.js";
 export class Counts {
   opened = 0;
   openingsFailed = 0;
+  /** Connections whose session is in another process. */
+  passedOn = 0;
   refused = { full: 0, address: 0, origin: 0, draining: 0, hook: 0, credentials: 0 };
   sentAway = { idle: 0, lifetime: 0 };
   attaches = { new: 0, resumed: 0, lost: 0, refused: 0 };
@@ -81,6 +83,7 @@ function familiesOf(stats: Stats): Family[] {
     ["mainstay_queue_bytes", "gauge", "payload bytes that wait", [['{leg="client"}', stats.queueBytes]]],
     counter("connections_opened", "connections that finished the opening handshake", stats.opened),
     counter("openings_failed", "connections that became no session: refused, lost or late", stats.openingsFailed),
+    counter("connections_passed_on", "connections whose session is in another process of this machine", stats.passedOn),
     each("refused", "reason", "clients refused", stats.refused),
     each("sent_away", "reason", "connections ended for their age or their silence", stats.sentAway),
     each("attaches", "outcome", "HELLOs", stats.attaches),

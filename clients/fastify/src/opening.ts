@@ -63,6 +63,11 @@ export class Opening extends Resident implements Listener {
     return Promise.race([answer, new Promise<undefined>((end) => (this.end = () => end(undefined)))]);
   }
 
+  /** It is neither lost nor late. */
+  get isOpen(): boolean {
+    return this.state === "open";
+  }
+
   get isLost(): boolean {
     return this.state === "lost";
   }

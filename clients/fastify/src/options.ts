@@ -1,5 +1,6 @@
 /** How the plugin behaves: what may be set, its defaults, and what is checked at registration. */
 
+import node from "node:cluster";
 import type { Window } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { ServerOptions } from "ws";
@@ -68,6 +69,11 @@ export interface MainstayOptions {
   maxPerIp?: number;
   /** Sessions of one address whose clients are away; one more ends the one that is away for the longest. Range: from 1. @default off */
   maxParkedPerIp?: number;
+  /**
+   * Processes that share a port pass a client that comes back on to the one that has its session, over a local socket.
+   * @default true in a worker of `node:cluster`, which those of pm2's cluster mode are, else false
+   */
+  cluster?: boolean;
   /** Says who a client is. @default nobody in particular */
   authenticate?: Authenticate;
   /** Whose pages may open a WebSocket; others get 403. @default "same-host": with cookies or `Authorization`, those of the same host */
@@ -100,6 +106,7 @@ export interface Settings {
   maxLifetime: number | undefined;
   maxPerIp: number | undefined;
   maxParkedPerIp: number | undefined;
+  cluster: boolean;
   authenticate: Authenticate | undefined;
   origins: Origins;
   subprotocols: string[] | undefined;
@@ -121,10 +128,10 @@ const NUMBERS = {
   maxPerIp: [undefined, 1, 10_000_000, ""],
   maxParkedPerIp: [undefined, 1, 10_000_000, ""],
 } as const;
-const OTHERS = ["keep", "accept", "dropOldest", "authenticate", "origins", "subprotocols", "websocket"];
+const OTHERS = ["keep", "accept", "dropOldest", "cluster", "authenticate", "origins", "subprotocols", "websocket"];
 /** What `register` itself takes. */
 const OF_FASTIFY = ["prefix", "logLevel", "logSerializers"];
-const OF_ALL_ROUTES = ["maxSessions", "tombstones", "drain", "maxPerIp", "maxParkedPerIp", "websocket"] as const;
+const OF_ALL_ROUTES = ["maxSessions", "tombstones", "drain", "maxPerIp", "maxParkedPerIp", "cluster", "websocket"] as const;
 /** What closing takes beside the drain. */
 const CLOSING = 500;
 
@@ -160,8 +167,9 @@ function checked(options: MainstayOptions, where: string): Settings {
     const value = options[name] ?? standard;
     return value === undefined ? (value as never) : inRange(`${where} ${name}`, value, lowest, highest, unit);
   };
-  const { keep, accept, dropOldest, authenticate, origins = "same-host", subprotocols, websocket } = options;
+  const { keep, accept, dropOldest, cluster = node.isWorker, authenticate, origins = "same-host", subprotocols, websocket } = options;
   check(`${where} dropOldest`, dropOldest, "boolean", "true or false");
+  check(`${where} cluster`, cluster, "boolean", "true or false");
   check(`${where} authenticate`, authenticate, "function", "a function");
   check(`${where} websocket`, websocket, "object", "an object");
   if (origins !== "same-host" && origins !== "any" && !(Array.isArray(origins) && origins.every(isOrigin))) {
@@ -184,6 +192,7 @@ function checked(options: MainstayOptions, where: string): Settings {
     maxLifetime: range("maxLifetime"),
     maxPerIp: range("maxPerIp"),
     maxParkedPerIp: range("maxParkedPerIp"),
+    cluster,
     authenticate,
     origins,
     subprotocols,

@@ -2,7 +2,6 @@
 
 import type { IncomingMessage } from "node:http";
 import { createRequire } from "node:module";
-import type { Duplex } from "node:stream";
 import type { FastifyInstance, FastifyPluginCallback, FastifyReply, FastifyRequest } from "fastify";
 import fp from "fastify-plugin";
 import type { WebSocket } from "ws";
@@ -11,20 +10,17 @@ import { checkDeclared, isWebSocketRoute, markServed, type WebSocketRoute } from
 import { Mainstay } from "./mainstay.js";
 import { type MainstayOptions, routeSettingsOf, type Settings, settingsOf } from "./options.js";
 import { isAllowed } from "./origin.js";
-import { Refuser, type Upgrade } from "./refusal.js";
+import { Refuser } from "./refusal.js";
 import { markRoute, routeOf, SETTINGS, settingsOfRoute } from "./route.js";
 import { Server } from "./server.js";
 import { choose } from "./subprotocol.js";
+import { Upgrades } from "./upgrades.js";
 
 // Without its types: they say that a handler gets a socket.
 const websocket: FastifyPluginCallback<any> = createRequire(import.meta.url)("@fastify/websocket");
 
-const UNAVAILABLE = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-
 const REGISTERED =
   "mainstay: is registered here already: give a route options of its own as { websocket: true, mainstay: { ... } }, or register it again in a plugin beside this one";
-/** How long a connection has for the closing handshake while the server closes: fastify-cli ends the process after 500 ms. */
-const LAST_WORDS = 250;
 
 /**
  * Gives `{ websocket: true }` routes a {@link Session}. Registers `@fastify/websocket` itself, so that hooks run before
@@ -39,8 +35,8 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
   if (fastify.hasDecorator("websocketServer")) {
     throw new Error("mainstay: registers @fastify/websocket itself: take yours out, its `options` go into `websocket`");
   }
-  const server = new Server(settings);
-  const upgrades = watchUpgrades(fastify);
+  const upgrades = new Upgrades(fastify);
+  const server = new Server(settings, (request, socket, head) => upgrades.route(request, socket, head));
   const refuser = new Refuser(upgrades.open, () => fastify.websocketServer, () => void server.counts.refused.hook++);
   fastify.decorate("mainstay", new Mainstay(server));
   fastify.addHook("onRequest", (request, _reply, done) => {
@@ -50,11 +46,15 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
   });
   // Before those of @fastify/websocket, which takes the handler as it finds it.
   fastify.addHook("onRoute", (route) => serveSessions(route, server, settings, options, refuser, upgrades, fastify));
-  fastify.addHook("onReady", async () => checkDeclared(fastify));
+  fastify.addHook("onReady", async () => {
+    checkDeclared(fastify);
+    await server.cluster?.listen();
+  });
   await fastify.register(websocket, {
     options: {
       closeTimeout: 5000,
       ...settings.websocket,
+      server: upgrades.door,
       maxPayload: maxPayload(settings.maxMessage),
       handleProtocols: (offered: Set<string>, request: IncomingMessage) => choose(offered, (routeOf(request) ?? settings).subprotocols),
     },
@@ -64,6 +64,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
       upgrades.refuse();
       server.drain().finally(() => {
         upgrades.close();
+        server.cluster?.close();
         done();
       });
     },
@@ -95,62 +96,7 @@ function serveSessions(route: WebSocketRoute, server: Server, settings: Settings
   route.onSend = [...[route.onSend ?? []].flat(), refuser.onSend] as NonNullable<typeof route.onSend>;
   route.errorHandler ??= refuser.onError;
   route[name] = function (this: FastifyInstance, socket: any, request: any) {
-    upgrades.done(request.raw);
+    upgrades.open.delete(request.raw);
     return server.open(socket, request, (session, first) => Reflect.apply(handler, this, [session, first]));
-  };
-}
-
-interface Upgrades {
-  /** Those that are not answered yet. */
-  open: WeakMap<IncomingMessage, Upgrade>;
-  /** It is a WebSocket now, which the server of `ws` knows: nothing more of it is kept here. */
-  done(request: IncomingMessage): void;
-  /** Newcomers get 503. */
-  refuse(): void;
-  /** All are closed, those that come later included. */
-  close(): void;
-}
-
-/**
- * The HTTP server forgets connections that it upgraded, and yet waits for them when it closes. One that was answered
- * with 503 is not even read, so its end is never seen.
- */
-function watchUpgrades(fastify: FastifyInstance): Upgrades {
-  const open = new WeakMap<IncomingMessage, Upgrade>();
-  const sockets = new Set<Duplex>();
-  let isRefusing = false;
-  let isClosing = false;
-  // One function for all of them: an idle connection keeps none of its own.
-  function forget(this: Duplex): void {
-    sockets.delete(this);
-  }
-  // A closing handshake, or an answer, gets a moment.
-  const drop = (socket: Duplex | WebSocket) => {
-    const timer = setTimeout(() => ("terminate" in socket ? socket.terminate() : socket.destroy()), LAST_WORDS);
-    socket.once("close", () => clearTimeout(timer));
-  };
-  fastify.server.prependListener("upgrade", (request, socket, head) => {
-    open.set(request, { socket, head });
-    sockets.add(socket);
-    socket.on("close", forget);
-    // @fastify/websocket answers newcomers until it leaves, which depends on its version; then only this one listens.
-    if (isRefusing && fastify.server.listenerCount("upgrade") === 1) socket.end(UNAVAILABLE);
-    if (isClosing) drop(socket);
-  });
-  return {
-    open,
-    done: (request) => {
-      const socket = open.get(request)?.socket;
-      if (!socket || isClosing) return;
-      open.delete(request);
-      sockets.delete(socket);
-      socket.removeListener("close", forget);
-    },
-    refuse: () => void (isRefusing = true),
-    close: () => {
-      isClosing = true;
-      sockets.forEach(drop);
-      fastify.websocketServer.clients.forEach(drop);
-    },
   };
 }

@@ -16,6 +16,8 @@ export interface RegistryConfig {
   sessions: number;
   /** How many tombstones are kept; the oldest go first. */
   tombstones: number;
+  /** What every token begins with. */
+  name?: Bytes | undefined;
 }
 
 /** What a HELLO came to. */
@@ -150,7 +152,8 @@ export class Registry {
    * by the client and says nothing of the time on the way, so the limit has a margin.
    */
   private mayHaveLived(now: number, keyAge: number): boolean {
-    return keyAge > 0 && now - keyAge < this.remembersSince + HELLO_TRANSIT;
+    // One process of several does not know the keys of the others.
+    return keyAge > 0 && (!!this.config.name || now - keyAge < this.remembersSince + HELLO_TRANSIT);
   }
 
   private forgetOld(now: number): void {
@@ -170,6 +173,7 @@ export class Registry {
 
   private newToken(owner: string): Token {
     const secret = this.random(24);
+    secret.set(this.config.name ?? []);
     return { secret, name: nameOf(owner, secret) };
   }
 

@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import { type Bytes, type Data, decode, encode, type Frame, type Hello, ProtocolError, type Refuse, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { WebSocket } from "ws";
+import { Cluster, processOf } from "./cluster.js";
 import { Connection } from "./connection.js";
 import { Driver, GOING_AWAY, type Host, TOO_SLOW } from "./driver.js";
 import { Opening } from "./opening.js";
@@ -48,6 +49,8 @@ export class Server implements Host {
   /** How many WebSockets are open. */
   connectionCount = (): number => 0;
   readonly wheel = new Wheel(() => this.clock());
+  /** The other processes, if there are any. */
+  readonly cluster: Cluster | undefined;
   private registry: Registry;
   private names = new Map<string, Session>();
   private listeners: { [Name in keyof Presence]: Set<Presence[Name]> } = { session: new Set(), resumed: new Set(), detached: new Set(), closed: new Set() };
@@ -61,10 +64,13 @@ export class Server implements Host {
   private ages: { timer: NodeJS.Timeout; every: number } | undefined;
   private settings: Settings;
 
-  constructor(settings: Settings) {
+  /** `route`: takes an upgrade that another process passed on. */
+  constructor(settings: Settings, route: ConstructorParameters<typeof Cluster>[1]) {
     this.settings = settings;
+    const random = (length: number) => randomBytes(length) as Bytes;
+    this.cluster = settings.cluster ? new Cluster(random, route) : undefined;
     const { maxSessions: sessions, tombstones } = settings;
-    this.registry = new Registry(this.clock(), { sessions, tombstones }, settings, (length) => randomBytes(length) as Bytes);
+    this.registry = new Registry(this.clock(), { sessions, tombstones, name: this.cluster?.name }, settings, random);
   }
 
   /** Milliseconds that never run backwards. Whole ones: V8 keeps such a number in the object that has it. */
@@ -120,6 +126,8 @@ export class Server implements Host {
       this.counts.protocolErrors.session++;
       return opening.refuse(4400, hello.message);
     }
+    if (this.cluster && (await this.passOn(opening, hello, first))) return true;
+    if (opening.isLost) return false;
     const principal = this.settingsOf(connection.request).authenticate ? await this.principal(opening, hello[8], connection.request) : "";
     if (opening.isLost) return false;
     if (typeof principal !== "string") return this.refuse(opening, refuse(principal.code, principal.code === 4414).refuse, "credentials");
@@ -137,6 +145,17 @@ export class Server implements Host {
       this.begin(session, connection, principal, begin);
     } else this.resume(session, connection, principal, fenced?.reason ?? "");
     return true;
+  }
+
+  /** To the process that the token names, if that is another one and still there. */
+  private async passOn(opening: Opening, hello: Hello, first: Data): Promise<boolean> {
+    const { cluster } = this;
+    if (!cluster || !hello[7] || this.isDraining) return false;
+    const name = processOf(hello[7][0]);
+    if (cluster.isHere(name)) return false;
+    const isPassed = await opening.inTime(cluster.pass(opening.connection, name, first, this.settings.openingDeadline, () => opening.isOpen));
+    if (isPassed) this.counts.passedOn++;
+    return !!isPassed;
   }
 
   private resume(session: ServerMachine, connection: Connection, principal: string, fenced: string): void {
@@ -359,6 +378,7 @@ export class Server implements Host {
     await this.waitForLeavers(drain, drivers.filter((driver) => driver.mode === "plain"));
     for (const driver of [...this.drivers.values()]) driver.leave();
     for (const opening of this.openings) opening.refuse(1012, GOING_AWAY);
+    this.cluster?.leave(1012, GOING_AWAY);
   }
 
   /** Until nobody is left, at most for `drain`; meanwhile the plain ones are closed, one after the other. */

@@ -43,6 +43,16 @@ export async function connect(app: FastifyInstance, path: string, options: Conne
   return client;
 }
 
+/** Names the upgrade of an injected connection. */
+const INJECTED = Symbol("mainstay.testing");
+
+/** Both ends of one injected connection. */
+interface Wire {
+  near: WebSocket;
+  /** The server's: a closing handshake does not come to its end without a network. */
+  far: WebSocket | undefined;
+}
+
 /** A client whose connection breaks when the test says so. */
 export class TestClient {
   /** What the client was told of lost sessions, one for each: the fate of what it sent, and how much it missed. */
@@ -53,7 +63,7 @@ export class TestClient {
   #path: string;
   #options: ConnectOptions;
   #client: ClientSession;
-  #socket: WebSocket | undefined;
+  #wire: Wire | undefined;
   #connections = 0;
   #session: Session | undefined;
   #heard: (string | Buffer)[] = [];
@@ -106,13 +116,14 @@ export class TestClient {
 
   /** The connection breaks without a word. Settles when the server knows, and its session is parked. */
   async detach(): Promise<void> {
-    const socket = this.#socket;
-    if (!socket) return;
+    const wire = this.#wire;
+    if (!wire) return;
     const session = this.session;
     const known = session.state === "attached" && once(session, "detached");
     this.#lose();
-    socket.terminate();
+    wire.near.terminate();
     await known;
+    wire.far?.terminate();
   }
 
   /**
@@ -121,29 +132,19 @@ export class TestClient {
    */
   async resume(): Promise<boolean> {
     const before = this.#session;
-    const epoch = ++this.#connections;
+    const old = this.#wire;
     this.#isAttached = false;
-    const { subprotocol, headers } = this.#options;
-    const protocol = subprotocol === undefined ? "mainstay.v1" : `mainstay.v1+${subprotocol}`;
     let closed: [code: number, reason: string] | undefined;
-    const socket = await this.#app.injectWS(this.#path, { headers: { ...headers, "sec-websocket-protocol": protocol } }, {
-      onInit: (socket) => {
-        socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => this.#receive(epoch, isBinary ? data : data.toString()));
-        socket.on("error", () => {});
-        socket.on("close", (code, reason) => {
-          closed = [code, reason.toString()];
-          if (this.#socket === socket) this.#lose();
-          this.#wake();
-        });
-      },
-    });
-    const old = this.#socket;
-    this.#socket = socket;
-    this.#client.handleOpened(performance.now(), epoch);
+    const wire = await this.#dial(++this.#connections, (code, reason) => (closed = [code, reason]));
+    this.#wire = wire;
+    this.#client.handleOpened(performance.now(), this.#connections);
     // Of a refusal the Close has the words.
     await this.#until(() => this.#isAttached || !!closed);
-    old?.terminate();
-    if (!this.#isAttached) throw new RefusedError(...closed!);
+    cut(old);
+    if (!this.#isAttached) {
+      cut(wire);
+      throw new RefusedError(...closed!);
+    }
     return this.#session === before;
   }
 
@@ -158,6 +159,35 @@ export class TestClient {
     this.#client.close(code, reason);
     this.#write();
     await this.#until(() => !!this.end);
+    cut(this.#wire);
+  }
+
+  async #dial(epoch: number, onClose: (code: number, reason: string) => void): Promise<Wire> {
+    const app = this.#app;
+    const { subprotocol, headers } = this.#options;
+    const protocol = subprotocol === undefined ? "mainstay.v1" : `mainstay.v1+${subprotocol}`;
+    const upgrade = { headers: { ...headers, "sec-websocket-protocol": protocol }, [INJECTED]: {} };
+    let far: WebSocket | undefined;
+    const accept = (socket: WebSocket, request: object) => {
+      if ((request as typeof upgrade)[INJECTED] === upgrade[INJECTED]) far = socket;
+    };
+    app.websocketServer.on("connection", accept);
+    try {
+      const near = await app.injectWS(this.#path, upgrade, { onInit: (socket) => this.#listen(socket, epoch, onClose) });
+      return { near, far };
+    } finally {
+      app.websocketServer.off("connection", accept);
+    }
+  }
+
+  #listen(socket: WebSocket, epoch: number, onClose: (code: number, reason: string) => void): void {
+    socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => this.#receive(epoch, isBinary ? data : data.toString()));
+    socket.on("error", () => {});
+    socket.on("close", (code, reason) => {
+      onClose(code, reason.toString());
+      if (this.#wire?.near === socket) this.#lose();
+      this.#wake();
+    });
   }
 
   #receive(epoch: number, data: Data): void {
@@ -171,11 +201,11 @@ export class TestClient {
 
   /** Everything that is due, and acknowledgements before their time, so that no timer is needed. */
   #write(): void {
-    if (this.#socket) this.#client.writeAll(performance.now() + 1000);
+    if (this.#wire) this.#client.writeAll(performance.now() + 1000);
   }
 
   #lose(): void {
-    this.#socket = undefined;
+    this.#wire = undefined;
     this.#client.handleLost(this.#connections);
   }
 
@@ -186,8 +216,8 @@ export class TestClient {
   /** What the machine of the client has to say. */
   #events(): SessionHooks & SessionIo {
     return {
-      writeTo: (_id, data) => this.#socket?.send(data),
-      forget: () => this.#socket?.close(1000),
+      writeTo: (_id, data) => this.#wire?.near.send(data),
+      forget: () => this.#wire?.near.close(1000),
       emit: (type, fields) => {
         if (type === "gap") this.gaps.push((fields as { fate: Fate }).fate);
         if (type === "volatile") this.#volatile.push(present((fields as { data: Data }).data));
@@ -204,6 +234,12 @@ export class TestClient {
       },
     };
   }
+}
+
+/** Both ends see that it is gone. */
+function cut(wire: Wire | undefined): void {
+  wire?.near.terminate();
+  wire?.far?.terminate();
 }
 
 function present(data: Data): string | Buffer {

@@ -1,5 +1,5 @@
 /**
- * The deadlines of all connections and sessions of one server, in slots of 16 ms, with one timer for the next slot that
+ * The deadlines of all connections and sessions of one server, in slots of 8 ms, with one timer for the next slot that
  * holds any.
  *
  * Arming and disarming are a few writes, which touch no other resident: nothing is ordered within a slot. A deadline that
@@ -7,15 +7,18 @@
  * is long does the same.
  *
  * Deadlines are spread: of the slots from its own to 1/16 of its distance later, 64 ms at most, each takes the emptiest,
- * so that the probes of thousands of connections leave evenly and not in heaps.
+ * so that the probes of thousands of connections leave evenly and not in heaps. Those that are half a second away or more
+ * take every second slot: a wake costs as much as many probes.
  */
 
-/** Milliseconds. A wake costs as much as many probes, so that shorter slots cost more; longer ones make heaps of probes. */
-const SLOT = 16;
+/** Milliseconds. */
+const SLOT = 8;
 /** A power of two, and longer than the default heartbeat interval. */
-const SLOTS = 2048;
+const SLOTS = 4096;
 /** Slots that a deadline may be put off by, so that it finds an emptier one. */
-const SPREAD = 4;
+const SPREAD = 8;
+/** From so many slots away on a deadline takes every second one. */
+const FAR = 64;
 /** No slot: the first is 1. */
 const NONE = 0;
 
@@ -64,11 +67,13 @@ export class Wheel {
     const now = this.clock();
     // Before the slot that the timer waits for all are empty.
     if (!this.isTurning) this.passed = Math.max(this.passed, Math.min(this.slotBefore(now), this.awaited - 1));
-    const last = this.passed + SLOTS - 1;
-    const least = Math.min(Math.max(Math.ceil((at - this.start) / SLOT), this.passed + 1), last);
-    if (resident.slot !== NONE && resident.slot <= least) return;
+    const last = this.passed + SLOTS - 2;
+    const own = Math.min(Math.max(Math.ceil((at - this.start) / SLOT), this.passed + 1), last);
+    if (resident.slot !== NONE && resident.slot <= own) return;
     this.disarm(resident);
-    const slot = this.emptiest(least, Math.min(least + Math.min(SPREAD, (least - this.passed) >> 4), last));
+    const distance = own - this.passed;
+    const step = distance < FAR ? 1 : 2;
+    const slot = this.emptiest(own + (own % step), Math.min(own + Math.min(SPREAD, distance >> 4), last), step);
     const found = (this.slots[slot & (SLOTS - 1)] ??= new Slot());
     resident.slot = slot;
     resident.place = found.residents.push(resident) - 1;
@@ -91,9 +96,9 @@ export class Wheel {
   }
 
   /** The first of the emptiest slots. */
-  private emptiest(from: number, to: number): number {
+  private emptiest(from: number, to: number, step: number): number {
     let found = from;
-    for (let slot = from + 1; slot <= to; slot++) if (this.load(slot) < this.load(found)) found = slot;
+    for (let slot = from + step; slot <= to; slot += step) if (this.load(slot) < this.load(found)) found = slot;
     return found;
   }
 

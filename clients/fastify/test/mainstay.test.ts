@@ -274,6 +274,6 @@ test("figures: what happened is counted without a count per message, and Prometh
   }
   // Names that the gateway has too mean the same here; the others are the plugin's own.
   const gateway = readFileSync(new URL("../../../docs/METRICS.md", import.meta.url), "utf8");
-  const own = ["mainstay_rooms", "mainstay_room_messages_not_sent_total"];
+  const own = ["mainstay_connections_passed_on_total", "mainstay_rooms", "mainstay_room_messages_not_sent_total"];
   for (const [, name] of text.matchAll(/^# TYPE (\S+)/gm)) assert.ok(own.includes(name!) || gateway.includes(`\`${name}`), name);
 });

@@ -114,23 +114,34 @@ test("routes that come after the plugin, or belong to somebody else, are none of
     assert.equal(String((await heard!)[0]), "hello");
     socket.terminate();
   }
-  const mixed = Fastify();
-  t.after(() => mixed.close());
-  const name = "@fastify/websocket";
-  const foreign = (await import(name)).default;
-  await mixed.register(async (scope) => {
-    await scope.register(foreign);
-    scope.get("/socket", { websocket: true }, ((socket: WebSocket) => socket.send("a socket")) as any);
-  });
-  await mixed.register(async (scope) => {
-    await scope.register(mainstay);
-    scope.get("/session", { websocket: true }, (session) => void session.send("a session"));
-  });
-  const url = await listen(mixed);
-  for (const [path, words] of [["/socket", "a socket"], ["/session", "a session"]] as const) {
-    const peer = new Peer(url + path, [], true);
-    assert.equal(await peer.text(), words);
-    peer.socket.terminate();
+});
+
+test("the plugin stands beside @fastify/websocket and beside itself, in scopes of their own: each route gets what is its, once", async (t) => {
+  const foreign = (await import("@fastify/websocket" as string)).default;
+  for (const isFirst of [true, false]) {
+    const lines: string[] = [];
+    const calls: string[] = [];
+    const app = Fastify({ logger: { level: "warn", stream: { write: (line: string) => void lines.push(line) } } });
+    t.after(() => app.close());
+    const sockets = async (scope: FastifyInstance) => {
+      await scope.register(foreign);
+      scope.get("/socket", { websocket: true }, ((socket: WebSocket) => (calls.push("socket"), socket.send("a socket"))) as any);
+    };
+    if (isFirst) await app.register(sockets);
+    for (const heartbeat of [5000, 6000]) {
+      await app.register(async (scope) => {
+        await scope.register(mainstay, { heartbeat });
+        scope.get(`/${heartbeat}`, { websocket: true }, (session) => (calls.push(`session ${heartbeat}`), session.send(`${scope.mainstay.sessions.size} of ${heartbeat}`)));
+      });
+    }
+    if (!isFirst) await app.register(sockets);
+    const url = await listen(app);
+    for (const [path, words] of [["/socket", "a socket"], ["/5000", "1 of 5000"], ["/6000", "1 of 6000"]] as const) {
+      const peer = new Peer(url + path, [], true);
+      assert.equal(await peer.text(), words);
+      await peer.cut();
+    }
+    assert.deepEqual([calls, lines], [["socket", "session 5000", "session 6000"], []]);
   }
 });
 

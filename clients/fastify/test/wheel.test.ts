@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 import { Resident, Wheel } from "../dist/wheel.js";
+import { randomFrom } from "./peer.js";
 
 /** Says when it was called. */
 class Caller extends Resident {
@@ -56,14 +57,34 @@ test("what is armed is called once, not early and at most 80 ms late, by one tim
   assert.deepEqual([timers.most, timers.now, wheel.armed], [1, 0, 0]);
 });
 
-test("deadlines that fall together are spread evenly over five slots", (t) => {
+test("deadlines that fall together are spread evenly over four slots", (t) => {
   const { wheel, pass } = stage(t);
   const callers = Array.from({ length: 1000 }, () => new Caller(wheel));
   for (const caller of callers) wheel.arm(caller, 25_000);
   pass(26_000);
   const times = callers.map(({ called }) => called[0]!);
   const counts = [...new Set(times)].map((time) => times.filter((other) => other === time).length);
-  assert.deepEqual(counts, [200, 200, 200, 200, 200]);
+  assert.deepEqual(counts, [250, 250, 250, 250]);
+});
+
+test("heartbeats of thousands of connections leave evenly, and a wake serves those of 16 ms", (t) => {
+  const { wheel, pass, timers } = stage(t);
+  const random = randomFrom(1);
+  const interval = () => 2000 * (0.9 + 0.2 * random());
+  const callers: Caller[] = Array.from({ length: 2500 }, () => {
+    const caller: Caller = new Caller(wheel, () => wheel.arm(caller, wheel.now + interval()));
+    return caller;
+  });
+  for (const caller of callers) wheel.arm(caller, 2000 * random());
+  pass(4000);
+  for (const caller of callers) caller.called = [];
+  timers.made = 0;
+  pass(4000);
+  assert.ok(timers.made <= 4000 / 16 + 1, `${timers.made} wakes`);
+  const counts = new Uint32Array(400);
+  for (const { called } of callers) for (const at of called) counts[Math.floor((at - 4000) / 10)]!++;
+  const mean = counts.reduce((sum, count) => sum + count, 0) / 400;
+  assert.ok(Math.max(...counts) <= 2 * mean, `${Math.max(...counts)} in the worst 10 ms, ${mean} in the mean`);
 });
 
 test("a deadline beyond the wheel is called early, and can be armed again", (t) => {

@@ -19,6 +19,13 @@ type Awaitable<T> = T | Promise<T>;
 export interface BaseOptions extends MachineConfig {
   /** Which events of the page and the network are listened to. @default all */
   page?: { network?: boolean; visibility?: boolean; lifecycle?: boolean; sleep?: boolean };
+  /**
+   * What each session and each connection to a plain server begins with, made anew: written before what waits, and before
+   * what the handlers of `open` send. @default nothing
+   */
+  greeting?: () => Awaitable<string | ArrayBuffer | ArrayBufferView | (string | ArrayBuffer | ArrayBufferView)[]>;
+  /** Does not dial before `reconnect` or `retryNow` is called. @default false */
+  startClosed?: boolean;
   /** Closes the socket in order. */
   signal?: AbortSignal;
   /** The class of the connections. @default the global one */
@@ -145,8 +152,14 @@ export abstract class BaseSocket extends EventTarget {
   /** The status that the application was told last. */
   private told: Status = "connecting";
   declare private timer: any;
+  /** When it fires. A deadline that moves away is looked at then: no timer is touched for a message. */
+  private timerAt = Infinity;
+  /** The application wants no connection: what the page tells changes nothing. */
+  declare private staysAway: boolean | undefined;
   /** Ends what is listened to outside. */
   private listening: (() => void)[] = [];
+  /** What the next session, or plain connection, begins with. */
+  private greeting: unknown[] = [];
   declare private target: [url: Fresh<string | URL>, protocols: Fresh<string | string[]>];
   /** By how much the clock is ahead of the wall's. */
   private skew = 0;
@@ -166,13 +179,15 @@ export abstract class BaseSocket extends EventTarget {
     checkRange("silenceLimitMs", options.silenceLimitMs);
     checkRange("ping.intervalMs", options.ping?.intervalMs);
     checkRange("keep[0]", options.keep?.[0]);
+    checkRange("maxRetries", options.maxRetries, 0);
     this.chosen = options;
     if (typeof this.connectionClass !== "function") throw new TypeError('no WebSocket here: pass one as option, { WebSocket }, in Node 20 that of "ws"');
     this.target = [url, protocols];
     this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
     // The first attempt starts when the caller has set its handlers.
-    queueMicrotask(() => (options.signal?.aborted ? this.close() : this.proceed()));
+    this.staysAway = options.startClosed;
+    queueMicrotask(() => (options.signal?.aborted ? this.close() : this.staysAway ? this.suspend() : this.proceed()));
   }
 
   /** Where the newest connection goes. */
@@ -248,6 +263,8 @@ export abstract class BaseSocket extends EventTarget {
     if (listener) this.heed(type);
   }
 
+  abstract send(message: any): unknown;
+
   /** Something listens to these events from now on. @internal */
   protected heed(type: string): void {
     if (type === "error") this.hearsErrors = true;
@@ -259,13 +276,34 @@ export abstract class BaseSocket extends EventTarget {
     return () => this.removeEventListener(type, listener);
   }
 
+  /** Listens for the next one only. Node's `events.once` asks for this method where there is `on`. */
+  once<Name extends keyof SocketEvents>(type: Name, listener: (event: SocketEvents[Name]) => void): void {
+    this.addEventListener(type, listener, { once: true });
+  }
+
   /** Dials now if it waits, probes if it is attached. */
   retryNow(): void {
+    this.staysAway = false;
     this.proceed((machine) => machine.retryNow());
+  }
+
+  /**
+   * Leaves the connection with this code and dials at once, whatever it was doing, and the count of attempts begins anew. A
+   * session goes on. After `close` it does nothing: make another socket.
+   */
+  reconnect(code = 1000, reason = ""): void {
+    this.staysAway = false;
+    this.proceed((machine) => machine.reconnect(code, reason));
   }
 
   /** Leaves the connection and stays away until {@link retryNow}. A session goes on for as long as the server keeps it. */
   suspend(): void {
+    this.staysAway = true;
+    this.hide();
+  }
+
+  /** The page goes, and may come back. @internal */
+  hide(): void {
     this.proceed((machine) => machine.suspend());
   }
 
@@ -280,7 +318,6 @@ export abstract class BaseSocket extends EventTarget {
     act?.(machine);
     if (this.isStepping) return;
     this.isStepping = true;
-    clearTimeout(this.timer);
     try {
       machine.handleTimeout();
       for (let event; (event = this.nextEvent()); ) this.dispatch(...event);
@@ -288,9 +325,13 @@ export abstract class BaseSocket extends EventTarget {
       this.isStepping = false;
     }
     if (machine.beginning) void this.begin();
-    const wait = Math.min(machine.current ? TICK : Infinity, Math.max(machine.dueAt - machine.nowMs, 0));
+    const at = machine.isEnded ? Infinity : Math.min(machine.current ? machine.nowMs + TICK : Infinity, Math.max(machine.dueAt, machine.nowMs));
     if (machine.isEnded) for (const end of this.listening.splice(0)) end();
-    else if (wait < Infinity) this.timer = setTimeout(() => this.tick(machine.nowMs + wait), wait);
+    if (at < this.timerAt || at === Infinity) {
+      clearTimeout(this.timer);
+      this.timerAt = at;
+      if (at < Infinity) this.timer = setTimeout(() => this.tick(), at - machine.nowMs);
+    }
   }
 
   private nextEvent(): [type: string, fields?: any] | undefined {
@@ -307,9 +348,11 @@ export abstract class BaseSocket extends EventTarget {
     return events.shift();
   }
 
-  private tick(expectedAt: number): void {
+  private tick(): void {
+    const late = this.clock() - this.timerAt;
+    this.timerAt = Infinity;
     // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
-    if (this.clock() - expectedAt > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden) this.retryNow();
+    if (late > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden) this.retryNow();
     else this.proceed();
   }
 
@@ -343,6 +386,8 @@ export abstract class BaseSocket extends EventTarget {
 
   /** @internal */
   protected dispatch(type: string, fields?: any): void {
+    // A handler that left the connection meanwhile has a greeting on the next.
+    if (type === "open" && this.machine.beginning) for (const message of this.greeting) this.send(message);
     const event = eventOf(type, fields?.data == null ? fields : { data: this.present(fields.data), origin: this.from });
     if (type === "error" && !this.hearsErrors) console.warn(fields.error);
     try {
@@ -405,24 +450,38 @@ export abstract class BaseSocket extends EventTarget {
   async dial(id: number): Promise<void> {
     const { machine } = this;
     try {
-      const [url, protocols] = await Promise.all([ask(this.target[0]), ask(this.target[1]), this.prepare()]);
+      const [url, protocols, greeting] = await Promise.all([ask(this.target[0]), ask(this.target[1]), this.chosen.greeting?.(), this.prepare()]);
+      this.greeting = [greeting ?? []].flat();
       this.place = readUrl(url);
       this.from = new URL(this.place).origin;
       // It may have been given up meanwhile.
       if (machine.dialled !== id) return;
-      const connection = new this.connectionClass!(this.place, this.offer(readProtocols(protocols)));
+      const names = this.offer(readProtocols(protocols));
+      let connection = new this.connectionClass!(this.place, names);
+      if (connection instanceof BaseSocket) {
+        // What is global makes sockets like this one.
+        connection.suspend();
+        connection = new BaseSocket.nativeWebSocket!(this.place, names);
+      }
+      const opened = connection;
       this.byId[id] = connection;
       connection.binaryType = "arraybuffer";
       /** Of one that was forgotten nothing is heard any more. */
       const then = (act: (event: any) => void) => (event: any) => this.byId[id] && this.proceed(() => act(event));
-      connection.onopen = then(() => machine.handleOpened(id, connection.protocol));
+      connection.onopen = then(() => machine.handleOpened(id, opened.protocol));
       connection.onmessage = then(({ data }) => machine.handleMessage(id, data));
-      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, reason));
-      // The WebSocket of Node 20 fires no `close` after a handshake that failed.
-      connection.onerror = then(() => machine.dialled === id && machine.handleLost(id, 1006, "cannot be opened"));
+      /** Why, where the class tells it: browsers do not. */
+      let cause = "";
+      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, reason || cause));
+      connection.onerror = then(({ message }) => {
+        cause = message || "";
+        // The WebSocket of Node 20 fires no `close` after a handshake that failed.
+        if (machine.dialled === id) machine.handleLost(id, 1006, cause || "cannot be opened");
+      });
     } catch (error) {
       this.emit("error", { error });
-      this.proceed(() => machine.handleLost(id, 1006, `${error}`));
+      // Of the server it says nothing.
+      this.proceed(() => machine.handleLost(id, 1011, `${error}`));
     }
   }
 
@@ -440,10 +499,17 @@ export abstract class BaseSocket extends EventTarget {
 
   /** @internal */
   forget(id: number, code = 1000, reason = ""): void {
-    const connection = this.byId[id];
+    const connection: any = this.byId[id];
+    const patience = connection?.readyState === 2 ? 0 : 1000;
     delete this.byId[id];
     // Whether its closing handshake ever ends concerns nobody. A browser may send 1000 and 3000-4999 only.
     connection?.close(code > 2999 ? code : 1000, reason.slice(0, 40));
+    // `ws` would wait half a minute for a peer that is gone, and keep the process for as long.
+    if (connection?.readyState < 3 && connection.terminate) {
+      const timer: any = setTimeout(() => connection.bufferedAmount || connection.terminate(), patience);
+      timer["unref"]?.();
+      connection.onclose = () => clearTimeout(timer);
+    }
   }
 
   /** What makes connections: what was chosen, or is global, or was before a class like this one took its place. */
@@ -471,13 +537,13 @@ export abstract class BaseSocket extends EventTarget {
   private listenToPage(): void {
     const { document } = globalThis;
     /** Where an event says so, only a page that was kept. */
-    const comeBack = ({ persisted = true }) => persisted && this.retryNow();
+    const comeBack = ({ persisted = true }) => persisted && !this.staysAway && this.retryNow();
     this.listen(globalThis, "online", "network", comeBack);
     this.listen(globalThis, "offline", "network", () => this.proceed((machine) => machine.probe()));
-    this.listen(document, "visibilitychange", "visibility", () => document.hidden || this.retryNow());
+    this.listen(document, "visibilitychange", "visibility", () => document.hidden || comeBack({}));
     this.listen(document, "resume", "lifecycle", comeBack);
     // A page that is kept must not hold a connection.
-    this.listen(globalThis, "pagehide", "lifecycle", ({ persisted }) => persisted && this.suspend());
+    this.listen(globalThis, "pagehide", "lifecycle", ({ persisted }) => persisted && this.hide());
     this.listen(globalThis, "pageshow", "lifecycle", comeBack);
     this.listen(this.chosen.signal, "abort", undefined, () => this.close());
   }
@@ -490,8 +556,8 @@ export abstract class BaseSocket extends EventTarget {
   }
 }
 
-function checkRange(name: string, value = 1): void {
-  if (!(value >= 1)) throw new RangeError(`${name} is ${value}: at least 1`);
+function checkRange(name: string, value = 1, least = 1): void {
+  if (!(value >= least)) throw new RangeError(`${name} is ${value}: at least ${least}`);
 }
 
 export const ask = <T>(value: Fresh<T>): Awaitable<T> => (typeof value === "function" ? (value as () => T)() : value);

@@ -149,6 +149,7 @@ export class MainstaySocket extends BaseSocket {
 
   /** Sends a message that is not numbered, kept or sent again. Dropped while detached. @throws {@link MessageTooLargeError} */
   sendVolatile(message: string | ArrayBuffer | ArrayBufferView): void {
+    if (isBlob(message)) throw new TypeError("a Blob is not volatile: send its arrayBuffer()");
     const data = dataOf(message);
     const error = this.tooLarge(data);
     if (error) throw error;
@@ -230,9 +231,11 @@ export class MainstaySocket extends BaseSocket {
 
   /** What nothing listens for is kept up to half of what may be; then the oldest is gone, as with `WebSocket`. */
   private letGo(): void {
-    const { inbox } = this.clientSession.flow;
+    const { isOver, flow: { inbox } } = this.clientSession;
     const isHeard = this.isFlowing || this.readers.size;
-    while (!isHeard && !this.isWanted && (inbox.queue.length > 512 || inbox.openBytes > 2_097_152)) {
+    // An end waits until what came before it is handed over.
+    const isEnding = isOver || this.status === "closing";
+    while (!isHeard && !this.isWanted && inbox.queue.length > (isEnding || inbox.openBytes > 2_097_152 ? 0 : 512)) {
       const { first, count } = this.clientSession.handOver(this.machine.nowMs)!;
       this.gone ??= { first, count: 0 };
       this.gone.count += count;

@@ -8,10 +8,10 @@ import { MainstaySocket, type Options, type Status } from "./index.js";
  * Another `url` is another socket; without one there is none yet, and the status is `suspended`. `options` are read when a
  * socket is made.
  */
-export function useMainstay(url: string | undefined, options?: Options & { protocols?: string | string[] }): { socket: MainstaySocket | undefined; status: Status } {
+export function useMainstay(url: string | null | undefined, options?: Options & { protocols?: string | string[] }): { socket: MainstaySocket | undefined; status: Status } {
   const [socket, setSocket] = useState<MainstaySocket>();
   useEffect(() => {
-    if (url === undefined) return;
+    if (url == null) return;
     const { protocols = [], ...rest } = options ?? {};
     const opened = new MainstaySocket(url, protocols, rest);
     setSocket(opened);
@@ -20,7 +20,7 @@ export function useMainstay(url: string | undefined, options?: Options & { proto
       setSocket(undefined);
     };
   }, [url]);
-  const none: Status = url === undefined ? "suspended" : "connecting";
+  const none: Status = url == null ? "suspended" : "connecting";
   const status = useSyncExternalStore(
     (changed) => socket?.on("status", changed) ?? (() => {}),
     () => socket?.status ?? none,

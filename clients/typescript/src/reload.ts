@@ -38,7 +38,7 @@ export function inSession(socket: MainstaySocket, protocols?: unknown): void {
     // What comes after the copy was made would be lost with it.
     const stored = store(session);
     if (stored && !put(key, serialize(stored))) put(key, LOST);
-    socket.suspend();
+    socket.hide();
     free();
   };
   const enter = () => {

@@ -51,14 +51,16 @@ export function readFarewell(code: any = 1000, reason: any = ""): [code: number,
   return [whole, text];
 }
 
-/** Whether it is a Blob, of this window or another. */
-export const isBlob = (payload: any): payload is Blob => /^\[object (Blob|File)]$/.test(Object.prototype.toString.call(payload));
+/** The name of its class, of this window or another. */
+const tagOf = (payload: unknown): string => Object.prototype.toString.call(payload);
+
+export const isBlob = (payload: unknown): payload is Blob => /Blob]$|File]$/.test(tagOf(payload));
 
 /** A copy, as what was sent may be changed later. What is neither bytes nor a Blob is made text, as `WebSocket` does it. */
-export function dataOf(payload: any): Data {
-  if (ArrayBuffer.isView(payload)) return new Uint8Array(payload.buffer, payload.byteOffset, payload.byteLength).slice();
-  return /ArrayBuffer]$/.test(Object.prototype.toString.call(payload)) ? new Uint8Array(payload).slice() : `${payload}`;
-}
+export const dataOf = (payload: any): Data =>
+  ArrayBuffer.isView(payload) || /ArrayBuffer]$/.test(tagOf(payload))
+    ? new Uint8Array((payload as any).buffer ?? payload, (payload as any).byteOffset, payload.byteLength).slice()
+    : `${payload}`;
 
 const INSPECT = Symbol.for("nodejs.util.inspect.custom");
 
@@ -99,9 +101,14 @@ export function complete(Class: { prototype: object }, Base: { prototype: object
         return this.handlers[type] ?? null;
       },
       set(this: any, handler: unknown) {
-        const isHandler = Object(handler) === handler;
-        if (!this.handlers[type] || !isHandler) this[isHandler ? "addEventListener" : "removeEventListener"](type, handle);
-        this.handlers[type] = isHandler ? handler : null;
+        const { handlers } = this;
+        if (Object(handler) !== handler) {
+          handlers[type] = null;
+          this.removeEventListener(type, handle);
+        } else {
+          handlers[type] = handler;
+          this.addEventListener(type, handle);
+        }
       },
     });
   }

@@ -91,7 +91,7 @@ test("a lost session's messages have a fate each, and what was handed over is no
 test("what is sent between a gap and the next open follows what is sent again, in its order", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   // A key that is refused: the gap comes with the refusal, a connection before the open.
-  server.onHello = (visit, number) => (number === 1 ? visit.write([12, 4411, false, [0, 0]]) : number > 2 && visit.welcome());
+  server.onHello = (visit, number) => (number === 1 ? visit.write([12, 4411, false, [0, 0], [0, 0, 1, 0, 1]]) : number > 2 && visit.welcome());
   server.onMessage = (visit) => visit.acknowledge();
   const socket = open(t, server.url);
   const events: string[] = [];

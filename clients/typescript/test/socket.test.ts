@@ -251,6 +251,25 @@ test("a server that never answers the handshake costs ten seconds, or what is co
   silent.close();
 });
 
+for (const Socket of [MainstaySocket, PlainSocket]) {
+  test(`one that starts closed dials when it is asked to, in the same breath too: ${Socket === PlainSocket ? "plain" : "sessions"}`, async () => {
+    let connections = 0;
+    const url = await serve(() => connections++);
+    for (const [count, ask] of [[1, (socket: PlainSocket) => socket.reconnect()], [2, (socket: PlainSocket) => socket.retryNow()]] as const) {
+      const socket = new Socket(url, [], { WebSocket, startClosed: true });
+      ask(socket as PlainSocket);
+      await next(socket, "open");
+      socket.suspend();
+      const later = new Socket(url, [], { WebSocket, startClosed: true });
+      await new Promise((resolve) => setImmediate(resolve));
+      assert.deepEqual([later.status, connections], ["suspended", 2 * count - 1]);
+      ask(later as PlainSocket);
+      await next(later, "open");
+      later.suspend();
+    }
+  });
+}
+
 test("a handler that throws harms nobody else", async () => {
   const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
   const seen: unknown[] = [];

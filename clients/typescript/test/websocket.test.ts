@@ -419,7 +419,7 @@ const run = promisify(execFile);
 const inProcess = (script: string) => run(process.execPath, ["--input-type=module", "-e", script], { cwd: import.meta.dirname, timeout: 15_000 });
 
 for (const entry of Object.keys(SOCKETS)) {
-  for (const [what, global] of [["the class itself", "MainstaySocket"], ["a subclass", "class extends MainstaySocket {}"], ["both of two copies", "Copy"]]) {
+  for (const [what, global] of [["the class itself", "MainstaySocket"], ["a subclass", "class extends MainstaySocket {}"], ["both of two copies", "Copy"], ["a class that makes this one", "class { constructor(...all) { return new MainstaySocket(...all); } }"]]) {
     test(`the global WebSocket may be this class: ${what}, ${entry}`, LIMIT, async (t) => {
       const url = await serve(t, echo);
       const { stdout } = await inProcess(`

@@ -59,6 +59,7 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
         Ok(visit) => visit,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
+    let upgrade = upgrade.heartbeat(config.heartbeats.of(&visit.path));
     if upgrade.is_resumable() {
         let principal = config.bound.principal(upgrade.headers());
         return upgrade
@@ -208,7 +209,7 @@ impl Visit {
             .answer_timeout(config.passing.upstream.answer_timeout)
             .deflate(config.deflate_upstream.is_some())
             .ends_with(ends_with)
-            .heartbeat(config.heartbeat)
+            .heartbeat(config.heartbeats.of(&self.path))
             .limits(config.limits)
             .budget(config.mainstay.budget().clone())
             .confirm(settings.confirm)

@@ -135,6 +135,8 @@ pub struct Mainstay {
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) sessions: Arc<ServerConfig>,
+    /// What sessions of routes with a heartbeat of their own are served by, while there are any.
+    by_heartbeat: Mutex<Vec<Weak<ServerConfig>>>,
     registry: Mutex<Registry<CoreRef>>,
     pub(crate) tracker: TaskTracker,
     gate: Arc<Gate>,
@@ -176,6 +178,7 @@ impl Mainstay {
         let shared = Shared {
             config,
             sessions,
+            by_heartbeat: Mutex::default(),
             registry: Mutex::new(registry),
             tracker: TaskTracker::new(),
             gate,
@@ -335,6 +338,21 @@ impl Shared {
     pub(crate) fn registry(&self) -> MutexGuard<'_, Registry<CoreRef>> {
         // A panic while it was held left no broken promise that a later call could make worse.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a session with this heartbeat is served by. All that have the same one share it.
+    pub(crate) fn sessions_with(&self, heartbeat: HeartbeatConfig) -> Arc<ServerConfig> {
+        if heartbeat == self.sessions.heartbeat {
+            return Arc::clone(&self.sessions);
+        }
+        let mut known = self.by_heartbeat.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|config| config.strong_count() > 0);
+        let found = known.iter().filter_map(Weak::upgrade).find(|config| config.heartbeat == heartbeat);
+        found.unwrap_or_else(|| {
+            let config = Arc::new(ServerConfig { heartbeat, ..(*self.sessions).clone() });
+            known.push(Arc::downgrade(&config));
+            config
+        })
     }
 
     pub(crate) fn is_draining(&self) -> bool {

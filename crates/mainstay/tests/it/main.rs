@@ -8,6 +8,7 @@ mod hostile;
 mod link;
 mod manual;
 mod meddle;
+mod promises;
 mod reach;
 mod request;
 mod session;

@@ -57,6 +57,11 @@ pub(crate) async fn echo(mut session: Session) {
     }
 }
 
+/// The number that a message of a test carries as its text.
+pub(crate) fn number(message: &mainstay::Message) -> u64 {
+    std::str::from_utf8(&message.payload).unwrap().parse().unwrap()
+}
+
 /// Forwards TCP to `to` until told to cut: then every connection is dropped, without a word of HTTP
 /// or WebSocket.
 pub(crate) struct Proxy {
