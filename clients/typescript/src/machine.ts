@@ -11,7 +11,7 @@
  */
 
 import { concernsOne, isFinal } from "./close.js";
-import { sizeOf, viewOf } from "./text.js";
+import { sizeOf } from "./text.js";
 import type { Data, Received, Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
@@ -183,8 +183,9 @@ export class Machine {
   /** A message arrived on the current connection. */
   handleMessage(_id: number, data: Received): void {
     this.heard();
-    this.progressed(viewOf(data).length);
-    if (this.told(() => this.behaviour.ping?.matches(data))) this.answered();
+    this.progressed((data as string).length ?? (data as ArrayBuffer).byteLength);
+    const { ping } = this.behaviour;
+    if (ping && this.told(() => ping.matches(data))) this.answered();
     else if (!this.closeWith) this.io.emit("message", { data });
   }
 
