@@ -143,7 +143,7 @@ test("R5 at the verdict the connection is gone at once, with one typed reason, a
   for (const { socket } of [peer, plain]) socket.terminate();
 });
 
-test("R6 a session whose connection is lost is parked, keeps what is sent, and asks no client to hurry: a close is spread where a drain is set", async (t) => {
+test("R6 a session whose connection is lost is parked, keeps what is sent and is resumed; a close is spread over a drain, where one is set", async (t) => {
   const app = await build(t, () => {});
   const client = await connect(app, "/");
   await client.detach();
