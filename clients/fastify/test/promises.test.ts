@@ -129,7 +129,7 @@ test("R4 a client that is gone or frozen is found within interval + deadline + 1
 
 test("R5 at the verdict the connection is gone at once, with one typed reason, and no closing handshake is waited for", async (t) => {
   const losses: unknown[] = [];
-  const { app, url } = await serve({ heartbeat: 100 }, (session) => {
+  const { app, url } = await serve({ heartbeat: 1000 }, (session) => {
     session.on("detached", (loss) => losses.push([loss, session.request.raw.socket.destroyed]));
     session.on("closed", ({ why, code }) => losses.push([why, code, session.request.raw.socket.destroyed]));
   });
@@ -254,7 +254,7 @@ test("R10 handlers belong to the session: 1,000 reconnects, one call, the same l
   assert.ok(heaps.at(-1)! - heaps[0]! < 2_000_000, heaps.join());
 });
 
-test("R11 nothing outlives its owner: after 2,000 sessions and connections there is no timer and no memory of them", async (t) => {
+test("R11 nothing outlives its owner: after 1,000 sessions and connections there is no timer and no memory of them", async (t) => {
   const app = await build(t, echo, { idleTimeout: 60_000, maxLifetime: 60_000, maxPerIp: 10, tombstones: 10 });
   const cycle = async () => {
     const client = await connect(app, "/");
@@ -266,10 +266,10 @@ test("R11 nothing outlives its owner: after 2,000 sessions and connections there
   };
   const timers = () => process.getActiveResourcesInfo().filter((name) => name === "Timeout").length;
   const none = timers();
-  for (let i = 0; i < 200; i++) await cycle();
+  for (let i = 0; i < 100; i++) await cycle();
   globalThis.gc!();
   const heap = process.memoryUsage().heapUsed;
-  for (let i = 0; i < 800; i++) await cycle();
+  for (let i = 0; i < 400; i++) await cycle();
   globalThis.gc!();
   assert.ok(process.memoryUsage().heapUsed - heap < 1_500_000, `${process.memoryUsage().heapUsed - heap} bytes`);
   const { sessions, rooms, queueBytes, connections } = app.mainstay.stats();
