@@ -89,4 +89,8 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../../../README.zh-CN.md")]
     struct ReadmeInChinese;
+    #[doc = include_str!("../../../docs/guides/authentication.md")]
+    struct Authentication;
+    #[doc = include_str!("../../../docs/guides/broadcast.md")]
+    struct Broadcast;
 }
