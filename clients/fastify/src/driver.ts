@@ -8,9 +8,10 @@
  */
 
 import type { EventEmitter } from "node:events";
-import { type Data, decode, type Delivery, ProtocolError, toHex, Type } from "@mainstay/client/protocol";
+import { type Data, decode, type Delivery, ProtocolError, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { Connection, Listener } from "./connection.js";
+import { toHex } from "./names.js";
 import { PlainSession } from "./plain-session.js";
 import type { ServerSession } from "./server-session.js";
 import type { Rooms } from "./rooms.js";
@@ -137,6 +138,7 @@ export class Driver extends Resident implements Listener {
       this.isStepping = true;
       this.tell("message", present(data));
       this.isStepping = false;
+      if (plain.isQuiet && !this.senders) return;
     }
     this.step();
   }
@@ -168,7 +170,7 @@ export class Driver extends Resident implements Listener {
     this.request.log.debug({ err: error, session: this.id }, "the client broke the session protocol");
     this.host.refused(this);
     // Where positions differ the session ends, and the client is told so first.
-    if (error.isFatal) this.write();
+    if (error.isFatal) this.write(this.host.clock());
     connection.close(4400, error.message);
   }
 
@@ -297,12 +299,13 @@ export class Driver extends Resident implements Listener {
   step(): void {
     if (this.isStepping || this.isForgotten) return;
     this.isStepping = true;
+    const now = this.host.clock();
     do {
-      while (this.handOver());
+      while (this.handOver(now));
       this.admit();
-      this.write();
+      this.write(now);
       // What was written to a plain client has made room.
-    } while (this.admit() || this.handOver());
+    } while (this.admit() || this.handOver(now));
     this.throttle();
     this.isStepping = false;
     if (this.machine.over) this.finish();
@@ -343,7 +346,7 @@ export class Driver extends Resident implements Listener {
   }
 
   /** True: the application got something, and may want more. */
-  private handOver(): boolean {
+  private handOver(now: number): boolean {
     const { machine, session } = this;
     // What the application sent comes first: what is handed over now may make it send more.
     if (!machine.hasInput || this.senders) return false;
@@ -353,7 +356,7 @@ export class Driver extends Resident implements Listener {
       if (this.senders) return true;
     }
     const isFlowing = session.listenerCount("message") > 0;
-    const delivery = isFlowing || this.receivers ? machine.handOver(this.host.clock()) : undefined;
+    const delivery = isFlowing || this.receivers ? machine.handOver(now) : undefined;
     if (delivery) this.deliver(delivery, isFlowing);
     return volatile !== undefined || delivery !== undefined;
   }
@@ -391,9 +394,10 @@ export class Driver extends Resident implements Listener {
     return settled > 0;
   }
 
-  private write(): void {
+  private write(now: number): void {
+    if (this.plain && !this.plain.hasOutput) return;
     for (let connection; (connection = this.connection) && !connection.isFull; ) {
-      const output = this.machine.transmit(this.host.clock(), connection.id);
+      const output = this.machine.transmit(now, connection.id);
       if (output === undefined) return;
       connection.put(output, this.machine.isProbing);
     }
