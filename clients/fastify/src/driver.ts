@@ -138,9 +138,14 @@ export class Driver extends Resident implements Listener {
       this.isStepping = true;
       this.tell("message", present(data));
       this.isStepping = false;
-      if (plain.isQuiet && !this.senders) return;
+      if (!this.hasWork) return;
     }
-    this.step();
+    this.step(now);
+  }
+
+  /** Whether there may be anything to do. */
+  private get hasWork(): boolean {
+    return !this.plain?.isQuiet || this.senders !== undefined;
   }
 
   pong(connection: Connection, nonce: number): void {
@@ -151,7 +156,7 @@ export class Driver extends Resident implements Listener {
     const now = this.host.clock();
     if (isAll) this.machine.flushed(now, connection.id);
     else this.machine.progress(now, connection.id);
-    this.step();
+    if (this.hasWork) this.step(now);
   }
 
   lost(connection: Connection, code: number, reason: string): void {
@@ -296,10 +301,9 @@ export class Driver extends Resident implements Listener {
   // ---- the one loop -----------------------------------------------------------------------------
 
   /** Does what there is to do. A listener that calls back in is already inside. */
-  step(): void {
+  step(now = this.host.clock()): void {
     if (this.isStepping || this.isForgotten) return;
     this.isStepping = true;
-    const now = this.host.clock();
     do {
       while (this.handOver(now));
       this.admit();
@@ -309,22 +313,23 @@ export class Driver extends Resident implements Listener {
     this.throttle();
     this.isStepping = false;
     if (this.machine.over) this.finish();
-    else this.arm();
+    else this.arm(now);
   }
 
   /** Time has passed. */
   due(): void {
     this.armedAt = 0;
     if (this.isForgotten) return;
+    const now = this.host.clock();
     this.isStepping = true;
-    this.keepTime();
+    this.keepTime(now);
     this.isStepping = false;
-    this.step();
+    if (this.hasWork) this.step(now);
+    else this.arm(now);
   }
 
-  private keepTime(): void {
+  private keepTime(now: number): void {
     const { machine, connection, host } = this;
-    const now = host.clock();
     if (this.judging || machine.dueAt > now) return;
     if (connection?.tookBytes()) machine.bytes(now, connection.id);
     if (connection?.madeProgress()) machine.progress(now, connection.id);
@@ -404,20 +409,20 @@ export class Driver extends Resident implements Listener {
   }
 
   /** Asks the wheel only when something is due before it calls; being called early costs a comparison. */
-  private arm(): void {
+  private arm(now: number): void {
     const { dueAt } = this.machine;
     if (this.judging || dueAt === Infinity || (this.armedAt && dueAt >= this.armedAt)) return;
     this.armedAt = dueAt;
     // What is due may have to wait for a socket that is full.
-    const least = this.connection?.isFull ? this.host.clock() + 100 : 0;
-    this.host.wheel.arm(this, Math.max(dueAt, least));
+    const least = this.connection?.isFull ? now + 100 : 0;
+    this.host.wheel.arm(this, Math.max(dueAt, least), now);
   }
 
   /** The session is over; what was to be said is said, or is not taken. */
   private finish(): void {
     const { why, code, reason } = this.machine.over!;
     // The last words wait in a socket that takes nothing: until the heartbeat's verdict, or it takes them.
-    if (this.connection?.isFull) return this.arm();
+    if (this.connection?.isFull) return this.arm(this.host.clock());
     this.isForgotten = true;
     this.host.wheel.disarm(this);
     clearImmediate(this.judging);
