@@ -8,7 +8,7 @@
 
 import { isAscii } from "node:buffer";
 import type { Socket } from "node:net";
-import { type Data, Type } from "@mainstay/client/protocol";
+import { type Bytes, type Data, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { WebSocket } from "ws";
 import { writeMessage, writePing } from "./frame.js";
@@ -154,7 +154,7 @@ export class Connection {
   // ---- what the socket calls ----------------------------------------------------------------------
 
   /** @internal */
-  read(data: Buffer<ArrayBuffer>, isBinary: boolean): void {
+  read(data: Buffer & Bytes, isBinary: boolean): void {
     this.wholeAt = this.seen = this.bytesRead;
     if (data.length > this.maxMessage && this.payloadOf(data, isBinary) > this.maxMessage) this.refuse();
     else this.listener?.message(this, isBinary ? data : textOf(data), data.length);

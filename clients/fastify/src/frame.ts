@@ -16,8 +16,38 @@ const PING = 9;
 /** Up to so many bytes are copied behind their front, and are one chunk. They come from Node's pool of buffers. */
 const SMALL = 2048;
 
+/** A message that goes to many, and its frame once somebody got it. */
+let shared: { data: Data; chunks: Buffer[] | undefined } | undefined;
+
+/** While `act` runs, `data` is framed once for all that it is written to. */
+export function shareFrame(data: Data, act: () => void): void {
+  const outer = shared;
+  shared = { data, chunks: undefined };
+  try {
+    act();
+  } finally {
+    shared = outer;
+  }
+}
+
 /** Writes a message. */
 export function writeMessage(to: Socket, data: Data): void {
+  if (shared?.data === data) {
+    for (const chunk of (shared.chunks ??= chunksOf(data))) to.write(chunk);
+  } else writeOnce(to, data);
+}
+
+function chunksOf(data: Data): Buffer[] {
+  const isText = typeof data === "string";
+  const payload = isText ? Buffer.from(data) : Buffer.from(data.buffer, data.byteOffset, data.length);
+  const opcode = isText ? TEXT : BINARY;
+  if (payload.length > SMALL) return [front(opcode, payload.length, 0), payload];
+  const frame = front(opcode, payload.length, payload.length);
+  frame.set(payload, frame.length - payload.length);
+  return [frame];
+}
+
+function writeOnce(to: Socket, data: Data): void {
   const isText = typeof data === "string";
   const length = isText ? Buffer.byteLength(data) : data.length;
   const opcode = isText ? TEXT : BINARY;

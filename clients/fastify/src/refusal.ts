@@ -73,11 +73,15 @@ export class Refuser {
     if (!this.refuse(request, reply, reply.statusCode, payload)) done(null, payload);
   };
 
-  /** A route's error handler: an error with a status of the client's fault is refused without a stack in the log. */
+  /**
+   * A route's error handler, in front of Fastify's own: an error with a status of the client's fault is refused without a
+   * stack in the log. An application's handler gets its errors as ever, and what it answers goes through {@link onSend}.
+   */
   onError = (error: Error & { statusCode?: number }, request: FastifyRequest, reply: FastifyReply): void => {
     const { statusCode = 500, message } = error;
     const isOfClient = statusCode >= 400 && statusCode < 500;
-    if (!isOfClient || !this.refuse(request, reply, statusCode, JSON.stringify({ message }))) throw error;
+    const isHandled = request.server.errorHandler.name !== "defaultErrorHandler";
+    if (isHandled || !isOfClient || !this.refuse(request, reply, statusCode, JSON.stringify({ message }))) throw error;
   };
 
   /** Whether it could. */

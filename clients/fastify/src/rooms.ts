@@ -1,11 +1,12 @@
 /**
  * Rooms: names under which sessions are found together. A session joins and leaves; one that is over has left.
  *
- * A message to many is copied once, whatever it is made of. What becomes of a member that is too far behind to take it
+ * A message to many is copied and framed once, whatever it is made of. What becomes of a member that is too far behind to take it
  * is the sender's choice, because a message that is left out in silence would be a hole in that member's stream.
  */
 
 import { type Data, MessageTooLargeError } from "@mainstay/client/protocol";
+import { shareFrame } from "./frame.js";
 import { dataOf, type Sendable, type Session } from "./session.js";
 
 /** To whom, and what about those that are too far behind. */
@@ -57,7 +58,9 @@ export class Rooms {
   private members = new Map<Session, Set<string>>();
 
   join(session: Session, name: string): void {
-    if (typeof name !== "string" || name === "") throw new TypeError("a room's name is a string that is not empty");
+    check(name);
+    // It has left, and nobody would take it out again.
+    if (session.state === "over") return;
     const room = this.rooms.get(name) ?? new Set();
     this.rooms.set(name, room.add(session));
     const joined = this.members.get(session) ?? new Set();
@@ -87,9 +90,14 @@ export class Rooms {
 
   /** Who is in one of these rooms, each once. */
   in(names: string[]): ReadonlySet<Session> {
+    names.forEach(check);
     const sets = names.map((name) => this.rooms.get(name) ?? []);
     return new Set(sets.flatMap((set) => [...set]));
   }
+}
+
+function check(name: unknown): void {
+  if (typeof name !== "string" || name === "") throw new TypeError("a room's name is a string that is not empty");
 }
 
 /** Sends to all of them. The copy of the data is made once. */
@@ -99,19 +107,24 @@ export function sendTo(sessions: Iterable<Session>, memberOf: (session: Session)
   const message = dataOf(data);
   const size = Buffer.byteLength(message);
   const result = { sent: 0, skipped: 0, closed: 0 };
-  for (const session of chosen(sessions, options)) {
+  const send = (session: Session): keyof Sent | undefined => {
     const member = memberOf(session);
-    if (!member.isOpen) continue;
+    if (!member.isOpen) return;
     if (size > member.limit) {
       session.request.log.warn({ session: session.id, err: new MessageTooLargeError(size, member.limit) }, "a client got no message of its room");
-      result.skipped++;
-    } else if (member.trySend(message)) result.sent++;
-    else if (slow === "skip") result.skipped++;
-    else {
-      result.closed++;
-      member.giveUp();
+      return "skipped";
     }
-  }
+    if (member.trySend(message)) return "sent";
+    if (slow === "skip") return "skipped";
+    member.giveUp();
+    return "closed";
+  };
+  shareFrame(message, () => {
+    for (const session of chosen(sessions, options)) {
+      const outcome = send(session);
+      if (outcome) result[outcome]++;
+    }
+  });
   return result;
 }
 

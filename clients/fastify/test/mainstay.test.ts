@@ -4,8 +4,10 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { type Data } from "@mainstay/client/protocol";
 import { mainstay, type Session } from "@mainstay/fastify";
 import Fastify from "fastify";
+import { shareFrame, writeMessage } from "../dist/frame.js";
 import { bytes, hello, Peer, serve } from "./peer.js";
 
 const until = async (isTrue: () => boolean) => {
@@ -70,6 +72,9 @@ test("a room reaches who joined, in order, whatever they speak, away or not, and
   await plain.cut();
   await closed;
   assert.deepEqual([mainstay.rooms, [...a.rooms], [...b.rooms]], [["garden"], [], []]);
+  b.join("garden");
+  assert.deepEqual([...b.rooms], [], "who is over joins nothing");
+  assert.throws(() => mainstay.to(["garden"] as never).send("x"), /a room's name is a string that is not empty/);
   assert.throws(() => a.join(""), /a room's name is a string that is not empty/);
   assert.throws(() => a.join(7 as never), TypeError);
 });
@@ -85,6 +90,29 @@ test("what is sent to a room is copied once: its bytes may be written over at on
   data.fill(9);
   for (const peer of peers) assert.deepEqual([...(await peer.text())], [1, 2, 3]);
   assert.throws(() => app.mainstay.broadcast({} as never), /a message is a string, an ArrayBuffer or a view of one/);
+});
+
+test("a message to many is framed once: its sockets get the same chunks, and the bytes are those of any message", () => {
+  const writes = (data: Data, isShared: boolean) => {
+    const chunks: unknown[][] = [[], []];
+    const act = () => chunks.forEach((list) => writeMessage({ write: (chunk: unknown, encoding?: BufferEncoding) => list.push(typeof chunk === "string" ? Buffer.from(chunk, encoding) : chunk) } as never, data));
+    if (isShared) shareFrame(data, act);
+    else act();
+    return chunks as Buffer[][];
+  };
+  for (const size of [0, 1, 125, 126, 2048, 2049, 70_000]) {
+    for (const data of ["x".repeat(size), "é".repeat(size), new Uint8Array(size).fill(7)]) {
+      const [one, two] = writes(data, true) as [Buffer[], Buffer[]];
+      assert.ok(one.length > 0 && one.every((chunk, i) => chunk === two[i]));
+      const [alone] = writes(data, false);
+      assert.deepEqual(Buffer.concat(one), Buffer.concat(alone!));
+      assert.notEqual(writes(data, false)[0]![0], one[0]);
+    }
+  }
+  shareFrame("outer", () => {
+    shareFrame("inner", () => {});
+    assert.equal(writes("outer", false)[0]![0], writes("outer", false)[1]![0], "another room's message between does not end it");
+  });
 });
 
 test("a member that is too far behind is given up and learns exactly what it missed, or is skipped, as the sender says", async (t) => {

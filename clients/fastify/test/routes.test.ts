@@ -151,12 +151,13 @@ test("a second registration in the same scope says what to do", async (t) => {
 });
 
 /** Every way in which an application answers an upgrade with a status. */
+let awaited = 0;
 function refusing(app: FastifyInstance): void {
   const room = { type: "object", required: ["room"], properties: { room: { type: "string" } } };
   const handler = () => assert.fail("no handler is called");
   app.get("/onRequest", { websocket: true, onRequest: async (_request, reply) => reply.code(401).send({ message: "who are you?" }) }, handler);
   app.get("/callback", { websocket: true, onRequest: (_request, reply) => void reply.code(403).send() }, handler);
-  app.get("/awaited", { websocket: true, onRequest: async (_request, reply) => void (await reply.code(401).send("no")) }, handler);
+  app.get("/awaited", { websocket: true, onRequest: async (_request, reply) => (await reply.code(401).send("no"), void awaited++) }, handler);
   app.get("/thrown", { websocket: true, preHandler: async () => Promise.reject(Object.assign(new Error("gone for good"), { statusCode: 410 })) }, handler);
   app.get("/schema", { websocket: true, schema: { querystring: room } }, handler);
   app.get("/late", { websocket: true, onRequest: async (_request, reply) => reply.code(401).send(), onSend: async (_request, _reply, payload) => (await null, payload) }, handler);
@@ -202,7 +203,22 @@ test("what a hook or a schema answers to an upgrade reaches a client of mainstay
     await plain.cut();
   }
   assert.equal(app.mainstay.stats().refused.hook, REFUSALS.length);
+  assert.equal(awaited, 2, "a hook that waits for its answer goes on");
   assert.equal(app.mainstay.sessions.size, 0);
+});
+
+test("an application's own error handler is asked as ever, and what it answers is refused in band", async (t) => {
+  const app = await build(t);
+  const seen: string[] = [];
+  app.setErrorHandler((error: Error, _request, reply) => {
+    seen.push(error.message);
+    return reply.code(error.message === "expired" ? 401 : 503).send({ message: `handled: ${error.message}` });
+  });
+  app.get("/:what", { websocket: true, onRequest: async (request) => Promise.reject(Object.assign(new Error((request.params as any).what), { statusCode: 400 })) }, () => {});
+  const url = await listen(app);
+  assert.deepEqual(await new Peer(`${url}/expired`).closed, { code: 4501, reason: "401 Unauthorized: handled: expired" });
+  assert.deepEqual(await new Peer(`${url}/away`).closed, { code: 4413, reason: "503 Service Unavailable: handled: away" });
+  assert.deepEqual(seen, ["expired", "away"]);
 });
 
 test("the TypeScript client stops when a hook answers 401, and goes on trying at 503", async (t) => {

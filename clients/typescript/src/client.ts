@@ -149,6 +149,8 @@ export abstract class BaseSocket extends EventTarget {
   declare private isHeld: boolean | undefined;
   declare private isStepping: boolean | undefined;
   declare private hearsErrors: boolean | undefined;
+  /** The error that was a warning last: one that repeats is one line. */
+  declare private warned: string | undefined;
   /** The status that the application was told last. */
   private told: Status = "connecting";
   declare private timer: any;
@@ -389,7 +391,7 @@ export abstract class BaseSocket extends EventTarget {
     // A handler that left the connection meanwhile has a greeting on the next.
     if (type === "open" && this.machine.beginning) for (const message of this.greeting) this.send(message);
     const event = eventOf(type, fields?.data == null ? fields : { data: this.present(fields.data), origin: this.from });
-    if (type === "error" && !this.hearsErrors) console.warn(fields.error);
+    if (type === "error" && !this.hearsErrors && this.warned !== `${fields.error}`) console.warn((this.warned = `${fields.error}`));
     try {
       this.dispatchEvent(event);
     } catch (error) {
@@ -537,15 +539,25 @@ export abstract class BaseSocket extends EventTarget {
   private listenToPage(): void {
     const { document } = globalThis;
     /** Where an event says so, only a page that was kept. */
-    const comeBack = ({ persisted = true }) => persisted && !this.staysAway && this.retryNow();
+    const comeBack = ({ persisted = true }) => persisted && this.comeBack();
     this.listen(globalThis, "online", "network", comeBack);
-    this.listen(globalThis, "offline", "network", () => this.proceed((machine) => machine.probe()));
-    this.listen(document, "visibilitychange", "visibility", () => document.hidden || comeBack({}));
+    this.listen(globalThis, "offline", "network", () => this.look());
+    this.listen(document, "visibilitychange", "visibility", () => document.hidden || this.comeBack());
     this.listen(document, "resume", "lifecycle", comeBack);
     // A page that is kept must not hold a connection.
     this.listen(globalThis, "pagehide", "lifecycle", ({ persisted }) => persisted && this.hide());
     this.listen(globalThis, "pageshow", "lifecycle", comeBack);
     this.listen(this.chosen.signal, "abort", undefined, () => this.close());
+  }
+
+  /** Something suggests that the network is there again. @internal */
+  comeBack(): void {
+    if (!this.staysAway) this.retryNow();
+  }
+
+  /** Something suggests that the network is gone. @internal */
+  look(): void {
+    this.proceed((machine) => machine.probe());
   }
 
   /** Until the end. Not at all where there is no such target, or it is not wanted. @internal */

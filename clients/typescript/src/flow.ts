@@ -158,7 +158,7 @@ export class Inbox {
   hold(data: Data): void {
     // An empty one costs something too.
     const bytes = data.length + 64;
-    const last = this.queue.at(-1);
+    const last = this.queue[this.queue.length - 1];
     if (!last || this.openBytes + bytes <= this.window[1]) {
       this.openBytes += bytes;
       this.queue.push({ data, first: ++this.taken, count: 1, bytes });
@@ -178,7 +178,7 @@ export class Inbox {
 
   /** What stands behind the peer was replaced here. Marks that meet are one. */
   takeReplaced(): void {
-    if (this.queue.at(-1)?.count !== 0) this.queue.push({ first: this.taken + 1, count: 0, bytes: 0 });
+    if (this.queue[this.queue.length - 1]?.count !== 0) this.queue.push({ first: this.taken + 1, count: 0, bytes: 0 });
   }
 
   checkWindow(bytes: number): void {

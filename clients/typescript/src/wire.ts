@@ -12,7 +12,8 @@ import { bytesOf, textOf } from "./text.js";
 
 export { bytesOf } from "./text.js";
 
-export type Bytes = Uint8Array<ArrayBuffer>;
+/** Bytes of a buffer that is not shared. Said so that TypeScript below 5.7, which has no word for that, reads it too. */
+export type Bytes = ReturnType<Uint8ArrayConstructor["of"]>;
 
 /** Application data. */
 export type Data = string | Bytes;

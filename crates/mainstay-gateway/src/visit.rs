@@ -207,8 +207,13 @@ impl Visit {
             .map_err(|error| error.to_string())?
             .connector(config.connector.clone())
             .answer_timeout(config.passing.upstream.answer_timeout)
+            .map_err(|error| error.to_string())?
             .deflate(config.deflate_upstream.is_some())
             .ends_with(ends_with)
+            .keep_response(false)
+            // A backend may stand still for seconds, and is near: its end shows.
+            .probes_unconfirmed(false)
+            .reads_while_closing(true)
             .heartbeat(config.heartbeats.of(&self.path))
             .limits(config.limits)
             .budget(config.mainstay.budget().clone())

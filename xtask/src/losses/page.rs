@@ -30,7 +30,8 @@ const LANGUAGES: [Language; 2] = [
         head: "| Messages lost, when | ping and reconnect by hand | Mainstay in the server | Mainstay in front of it |",
         fault: |fault| match fault {
             Fault::Cut => "the network changes: 20 s without",
-            Fault::Offline => "the client is offline for 2 minutes",
+            Fault::Minute => "the client is offline for a minute",
+            Fault::Offline => "the client is offline for 2 minutes (the resume window)",
             Fault::Stopped => "the client sleeps for 60 s",
             Fault::Restart => "the server restarts",
             Fault::Kill => "the server crashes",
@@ -44,7 +45,8 @@ const LANGUAGES: [Language; 2] = [
         head: "| 丢失的消息数 | 手写心跳加重连 | Mainstay 插件 | 应用前面放 Mainstay 网关 |",
         fault: |fault| match fault {
             Fault::Cut => "网络切换，中断 20 秒",
-            Fault::Offline => "客户端离线 2 分钟",
+            Fault::Minute => "客户端离线 1 分钟",
+            Fault::Offline => "客户端离线 2 分钟（恢复窗口的时长）",
             Fault::Stopped => "客户端休眠 60 秒",
             Fault::Restart => "服务器重启",
             Fault::Kill => "服务器崩溃",
@@ -130,19 +132,21 @@ fn replaced(text: &str, table: &str) -> Result<String> {
 fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
     let mut page = format!(
         "# What a fault costs\n\nWritten by `cargo xtask losses`; do not edit.\n\n\
-         Client and server each say ten numbered messages a second over a TCP proxy. Everything is well for {} s, then \
-         one fault happens, then {} s are watched, and what is on its way arrives. The same fault happens at the same \
+         Client and server each say ten numbered messages a second over a TCP proxy. Everything is well for {} s, then\n\
+         one fault happens, then {} s are watched, and what is on its way arrives. The same fault happens at the same\n\
          moment to three lanes:\n\n\
          | | Client | Server |\n|---|---|---|\n\
          | by hand | `new WebSocket` 3 s after `close`; sends if it is open | `@fastify/websocket`, a ping every 7.5 s, \
          `close(1000)` when 5 s later no pong came |\n\
          | plugin | `@mainstay/client` | `@mainstay/fastify` |\n\
          | gateway | `@mainstay/client` | `mainstay serve` in front of the server by hand, which is not changed |\n\n\
-         Everything of Mainstay's has its defaults. Lost is what one side said and the other's application never \
-         received, over the whole run; what a server says while its client has no session counts, and so does what \
-         `send` refused. Reported: the application learned of it, message by message towards the server (`delivered`, \
-         or a throw), by a `gap` event towards the client. What the proxy cannot show is a path that comes back: after a cut \
-         the old connection stays dead, as after a change of networks or when a NAT forgot it.\n\n",
+         Mainstay runs with its defaults. A message is lost if one side said it and the other's application never received\n\
+         it, over the whole run: what a server says while its client has no session counts, and so does what a client's\n\
+         full queue did not take. It is reported if the application learned of it: message by message towards the\n\
+         server (`delivered`), by a `gap` event towards the client.\n\n\
+         After a cut the old connection stays dead, as after a change of networks, or where a NAT forgot it; an attempt that\n\
+         is under way when the path is back gets through at once. A path that comes back with its connection is not shown here:\n\
+         TCP then sends again what was under way.\n\n",
         WHOLE.calm.as_secs(),
         WHOLE.watched.as_secs(),
     );
@@ -171,14 +175,13 @@ fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
         }
     }
     page += "\n## Notes\n\n\
-             Times count from the fault's begin until one end notices (`never`: not before the run's end, or there was \
-             nothing to notice), and from the fault's end until a message arrives at the server that was said since. In the \
-             gateway's lane \"server notices\" is the server behind the gateway. Messages may come twice where the gateway \
+             Times count from the fault's begin until one end notices (`never`: not before the run's end, or there was\n\
+             nothing to notice), and from the fault's end until a message arrives at the server that was said since. In the\n\
+             gateway's lane \"server notices\" is the server behind the gateway. Messages may come twice where the gateway\n\
              sends again what a lost backend did not confirm (`--delivery at-least-once`).\n\n\
-             Two minutes offline are the resume window itself: a session whose client comes back later is lost, which is reported. \
-             A client keeps 1,024 messages while it is away, by default: `send` throws when they are full, and what it refused \
-             counts as lost and reported.\n\n\
-             ```sh\ncargo xtask losses                # all of it, 15 minutes; writes this page and the READMEs' tables\n\
+             Two minutes offline are the resume window itself: a session whose client comes back later (it dials at random\n\
+             within 30 s by then) is lost, which is reported. A client keeps 1,024 messages while it is away, by default, and reports what it did not take.\n\n\
+             ```sh\ncargo xtask losses                # all of it, 20 minutes; writes this page and the READMEs' tables\n\
              cargo xtask losses --fault cut --quick --json\n```\n";
     Ok(page.replace("```sh\n", "<!-- run: skip, it is what wrote this -->\n\n```sh\n"))
 }

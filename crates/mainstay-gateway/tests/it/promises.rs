@@ -17,7 +17,6 @@ use mainstay::client::Event;
 use mainstay::{Client, Message, SessionUpgrade};
 use mainstay_proto::session::message::{ClientKey, Hello, Instance, Resume, Welcome};
 use mainstay_proto::session::{Control, Frame, Window};
-use mainstay_proto::ws::Kind;
 use tokio::net::TcpListener;
 
 use crate::frames::{BINARY, Frames};
@@ -86,7 +85,7 @@ async fn session(gateway: &Gateway, path: &str, number: u64, resume: Option<Resu
     static ATTEMPT: AtomicU64 = AtomicU64::new(1);
     visitor.write(BINARY, &hello(number, resume, ATTEMPT.fetch_add(1, Relaxed))).await;
     let (_, payload) = visitor.read().await.unwrap();
-    match Frame::decode(Kind::Binary, payload.into()) {
+    match Frame::decode(Message::binary(payload)) {
         Ok(Frame::Control(Control::Welcome(welcome))) => {
             visitor.write(BINARY, &Control::Ack { received: 0, window: None }.encode()).await;
             (visitor, *welcome)

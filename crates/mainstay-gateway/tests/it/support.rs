@@ -170,7 +170,7 @@ impl Drop for Gateway {
 
 /// The number that a message of a test carries as its text.
 pub(crate) fn number(message: &mainstay::Message) -> u64 {
-    std::str::from_utf8(&message.payload).unwrap().parse().unwrap()
+    std::str::from_utf8(message.payload()).unwrap().parse().unwrap()
 }
 
 /// Waits until `condition` holds; panics after half a minute, far longer than anything here takes.

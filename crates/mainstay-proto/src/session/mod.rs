@@ -25,7 +25,7 @@ pub mod server;
 mod transmit;
 mod wire;
 
-pub use client::{ClientConfig, ClientEvent, ClientSession, Fate};
+pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate};
 pub use error::{Malformed, SessionError};
 pub use flow::FlowConfig;
 pub(crate) use flow::Volatiles;

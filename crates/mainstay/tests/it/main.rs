@@ -3,11 +3,14 @@
 
 mod budget;
 mod credentials;
+mod ends;
 mod fanout;
+mod feed;
 mod hostile;
 mod link;
 mod manual;
 mod meddle;
+mod ordered;
 mod promises;
 mod reach;
 mod request;

@@ -6,10 +6,9 @@ use axum::Router;
 use axum::routing::any;
 use mainstay::client::{Event, Lost, State};
 use mainstay::server::{Config, SessionState};
-use mainstay::{Client, Evidence, Mainstay, Session, SessionUpgrade};
+use mainstay::{Client, Evidence, Mainstay, Message, Session, SessionUpgrade};
 use mainstay_proto::session::message::{ClientKey, Hello, Instance};
 use mainstay_proto::session::{Control, Frame, Window};
-use mainstay_proto::ws::Kind;
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -111,7 +110,7 @@ async fn r2_every_peer_gets_pings_of_at_most_125_bytes_and_one_that_speaks_mains
     let (mut pings, mut beats) = (0, 0);
     while pings < 3 || beats < 3 {
         let (first, payload) = session.frame().await.unwrap();
-        match (first, Frame::decode(Kind::Binary, payload.clone().into())) {
+        match (first, Frame::decode(Message::binary(payload.clone()))) {
             (PING, _) => {
                 assert!(payload.len() <= 125);
                 session.write(&frame(PONG, &payload)).await;

@@ -235,7 +235,9 @@ async fn r9_each_attempt_has_its_own_url_and_deadline_and_no_two_connections_liv
         .request(move || {
             let n = count.fetch_add(1, Relaxed);
             let url = format!("ws://{}/echo?token={n}", endpoints[n as usize % 2]).parse().unwrap();
-            async move { Ok(Request { url: Some(url), ..Request::default() }) }
+            let mut request = Request::default();
+            request.url = Some(url);
+            async move { Ok(request) }
         })
         .connect();
     let begin = Instant::now();
