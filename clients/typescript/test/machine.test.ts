@@ -296,12 +296,11 @@ test("a message that nothing acknowledges for three seconds is a reason to probe
   assert.deepEqual(kinds(stage), ["message"]);
   stage.pass(1);
   assert.deepEqual(kinds(stage), ["probe"]);
-  stage.pass(1000);
-  assert.deepEqual(stage.did, ["dial 2 offering"]);
-  stage.pass(999);
-  assert.equal(stage.machine.current, 1);
+  stage.pass(1999);
+  assert.deepEqual([stage.machine.current, stage.did], [1, []], "no replacement is opened beside it: it may be a long message that comes");
   stage.pass(1);
   assert.deepEqual([stage.machine.current, stage.last("status").code], [0, 4408]);
+  assert.ok(stage.last("status").retryInMs <= 200);
 });
 
 test("a client that sends all the time notices a cut five seconds after the last answer, whatever came before", () => {
@@ -356,6 +355,27 @@ test("what has not left is no reason to probe: a slow upload is not called dead,
   stage.step();
   stage.pass(50_000);
   assert.deepEqual([stage.pings(), stage.did, stage.machine.status], [0, [], "attached"]);
+});
+
+test("what is large is given a second for each megabyte: what is on its way to the server, and what may come from it", () => {
+  const stage = attached();
+  const verdictAfter = () => {
+    const from = stage.now;
+    while (stage.machine.current) stage.pass(100);
+    return stage.now - from;
+  };
+  stage.machine.send(new Uint8Array(3_000_000));
+  stage.step();
+  assert.equal(verdictAfter(), 8000);
+
+  const receiver = attached();
+  receiver.arrives(1, "x".repeat(4_000_000));
+  receiver.machine.send("thanks");
+  receiver.step();
+  receiver.pass(8999);
+  assert.equal(receiver.machine.current, 1);
+  receiver.pass(1);
+  assert.equal(receiver.machine.current, 0);
 });
 
 test("a slow link is given four round trips, and a server that judged for long at first is not taken for one", () => {
