@@ -149,6 +149,8 @@ export abstract class BaseSocket extends EventTarget {
   declare private isHeld: boolean | undefined;
   declare private isStepping: boolean | undefined;
   declare private hearsErrors: boolean | undefined;
+  /** The error that was a warning last: one that repeats is one line. */
+  declare private warned: string | undefined;
   /** The status that the application was told last. */
   private told: Status = "connecting";
   declare private timer: any;
@@ -389,7 +391,7 @@ export abstract class BaseSocket extends EventTarget {
     // A handler that left the connection meanwhile has a greeting on the next.
     if (type === "open" && this.machine.beginning) for (const message of this.greeting) this.send(message);
     const event = eventOf(type, fields?.data == null ? fields : { data: this.present(fields.data), origin: this.from });
-    if (type === "error" && !this.hearsErrors) console.warn(fields.error);
+    if (type === "error" && !this.hearsErrors && this.warned !== `${fields.error}`) console.warn((this.warned = `${fields.error}`));
     try {
       this.dispatchEvent(event);
     } catch (error) {

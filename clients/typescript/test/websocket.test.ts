@@ -345,7 +345,7 @@ each("a listener that throws is reported, and harms nothing: not even where a do
   assert.equal(socket.status, "attached");
 });
 
-each("an error that nothing listens for is a warning", async (t, _, Socket) => {
+each("an error that nothing listens for is a warning, and one that repeats is one", async (t, _, Socket) => {
   const warned: unknown[] = [];
   t.mock.method(console, "warn", (error: unknown) => warned.push(error));
   const fails = () => {
@@ -353,11 +353,16 @@ each("an error that nothing listens for is a warning", async (t, _, Socket) => {
   };
   const silent = new Socket(fails, [], { WebSocket });
   await until(() => warned.length === 1);
+  silent.retryNow();
+  await new Promise((resolve) => setImmediate(resolve));
   silent.suspend();
+  const full = new Socket(NOWHERE, [], { WebSocket, keep: [1, 1000] });
+  for (let i = 0; i < 100; i++) full.send("x");
+  full.suspend();
   const heard = new Socket(fails, [], { WebSocket });
   await event(heard, "error");
   heard.suspend();
-  assert.deepEqual(warned.map(String), ["Error: no token now"]);
+  assert.deepEqual(warned, ["Error: no token now", "QueueFullError: too much waits to be sent"]);
 });
 
 test("listeners are typed as those of WebSocket, and each class may stand for it", () => {
