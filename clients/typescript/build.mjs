@@ -21,6 +21,8 @@ const WHOLE = ["protocol", "testing"];
 /** Where the classes stand that an application holds, and may extend: their names are not to meet its own. */
 const HELD = ["client", "index", "wx", "native"];
 
+const LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+
 const at = (path) => fileURLToPath(new URL(path, import.meta.url));
 const read = (path) => readFile(at(path), "utf8");
 const withoutComments = (text) => text.replace(/\/\*.*?\*\//gs, "");
@@ -80,7 +82,7 @@ const { mangleCache } = await build({ ...all, mangleProps: /^[a-z]/, mangleCache
 const others = new Set([...(await publicWords()), ...(await platformNames())]);
 const own = Object.keys(mangleCache).filter((name) => !others.has(name));
 const held = await heldNames();
-const prefixed = own.filter((name) => held.has(name)).map((name, number) => [name, `_${number.toString(36)}`]);
+const prefixed = own.filter((name) => held.has(name)).map((name, number) => [name, `_${LETTERS[number % 62]}${number > 61 ? number : ""}`]);
 const mangled = { mangleProps: new RegExp(`^(?:${own.join("|")})$`) };
 const { mangleCache: names } = await build({ ...pages, ...mangled, mangleCache: Object.fromEntries(prefixed) });
 

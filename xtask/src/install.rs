@@ -164,6 +164,14 @@ pub(crate) fn socket_statistics() -> Result<()> {
     Ok(())
 }
 
+/// Makes sure that curl is here.
+pub(crate) fn curl() -> Result<()> {
+    if !succeeds(Command::new("curl").arg("--version")) {
+        apt("curl", "curl is needed")?;
+    }
+    Ok(())
+}
+
 /// nginx: the one that is here, or Debian's package unpacked into `target`.
 pub(crate) fn nginx() -> Result<PathBuf> {
     let home = Path::new("target/xtask/nginx");

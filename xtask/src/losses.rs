@@ -54,7 +54,9 @@ pub(crate) struct Options {
 enum Fault {
     /// Nothing passes for 20 s, and the old connection stays dead: from Wi-Fi to mobile data
     Cut,
-    /// The same for 2 minutes: a tunnel, a lift
+    /// The same for a minute: a tunnel, a lift
+    Minute,
+    /// The same for 2 minutes, which is as long as a session is kept
     Offline,
     /// The client's process is stopped for 60 s: a laptop with its lid closed
     Stopped,
@@ -182,7 +184,7 @@ impl Fault {
     /// Whether both processes live and the client is back within the resume window: then nothing is lost. Two minutes
     /// are the window itself, and what a client may keep is less than it says in that time.
     fn is_survived(self) -> bool {
-        matches!(self, Self::Cut | Self::Stopped)
+        matches!(self, Self::Cut | Self::Minute | Self::Stopped)
     }
 }
 

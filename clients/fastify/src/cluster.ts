@@ -52,6 +52,8 @@ export class Cluster {
   readonly name: Bytes;
   private server: HttpServer;
   private relays = new Set<Relay>();
+  /** While there are any. */
+  private signs: NodeJS.Timeout | undefined;
 
   /** `route`: takes an upgrade request that another process passed on. */
   constructor(random: (length: number) => Bytes, route: (request: IncomingMessage, socket: Duplex, head: Buffer) => void) {
@@ -96,10 +98,18 @@ export class Cluster {
       far.terminate();
       return false;
     }
-    const relay = new Relay(connection, far, () => this.relays.delete(relay));
+    const relay = new Relay(connection, far, () => this.forget(relay));
     this.relays.add(relay);
+    this.signs ??= setInterval(() => this.relays.forEach((relay) => relay.showLife()), 1000).unref();
     relay.message(connection, first);
     return true;
+  }
+
+  private forget(relay: Relay): void {
+    this.relays.delete(relay);
+    if (this.relays.size) return;
+    clearInterval(this.signs);
+    this.signs = undefined;
   }
 }
 
@@ -108,7 +118,6 @@ class Relay implements Listener {
   private connection: Connection;
   private far: Ws;
   private end: () => void;
-  private life: NodeJS.Timeout;
 
   constructor(connection: Connection, far: Ws, end: () => void) {
     this.connection = connection;
@@ -118,8 +127,11 @@ class Relay implements Listener {
     far.on("message", (data: Buffer<ArrayBuffer>, isBinary) => this.take(isBinary ? data : data.toString()));
     far.on("ping", (data) => connection.put({ ping: data.length === 8 ? data.readUInt32BE(4) : 0 }));
     far.on("close", (code, reason) => this.finish(() => (code === 1006 ? connection.abort() : connection.close(code === 1005 ? 1000 : code, reason.toString()))));
-    // The other process does not see a large message until it is whole, but hears that its client lives.
-    this.life = setInterval(() => connection.isMidFrame && connection.tookBytes() && far.pong(), 1000).unref();
+  }
+
+  /** The other process does not see a large message until it is whole, but it hears that its client lives. */
+  showLife(): void {
+    if (this.connection.isMidFrame && this.connection.tookBytes()) this.far.pong();
   }
 
   /** From the client. */
@@ -155,7 +167,6 @@ class Relay implements Listener {
   }
 
   private finish(last: () => void): void {
-    clearInterval(this.life);
     this.end();
     last();
   }

@@ -14,7 +14,7 @@ import type { Upgrade } from "./refusal.js";
 
 const UNAVAILABLE = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 /** How long a connection has for the closing handshake while the server closes: fastify-cli ends the process after 500 ms. */
-const LAST_WORDS = 250;
+const LAST_WORDS = 200;
 
 /** The registrations of each HTTP server, the first first. */
 const registered = new WeakMap<object, Upgrades[]>();

@@ -7,9 +7,19 @@ if (cluster.isPrimary) {
   let ready = 0;
   cluster.on("listening", (_worker, { port }) => ++ready === 4 && console.log(`http://127.0.0.1:${port}`));
   for (let i = 0; i < 4; i++) cluster.fork();
-  process.once("SIGTERM", () => cluster.disconnect());
+  let isStopping = false;
+  // One that died is replaced.
+  cluster.on("exit", () => {
+    if (!isStopping) cluster.fork();
+    else if (!Object.keys(cluster.workers).length) process.exit();
+  });
+  process.once("SIGTERM", () => {
+    isStopping = true;
+    for (const worker of Object.values(cluster.workers)) worker.process.kill("SIGTERM");
+  });
 } else {
   const app = Fastify();
+  process.once("SIGTERM", () => app.close().then(() => process.exit()));
   await app.register(mainstay, JSON.parse(process.env.OPTIONS ?? "{}"));
   app.addHook("onRequest", async (request, reply) => {
     if (request.headers.cookie === "bad") return reply.code(401).send();
@@ -22,6 +32,4 @@ if (cluster.isPrimary) {
     }
   });
   await app.listen({ port: Number(process.env.PORT), host: "127.0.0.1" });
-  process.once("SIGTERM", () => app.close().then(() => process.disconnect()));
-  process.once("disconnect", () => app.close());
 }

@@ -5,23 +5,27 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { createInterface } from "node:readline";
-import { test, type TestContext } from "node:test";
+import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { type MainstayOptions } from "@mainstay/fastify";
 import WebSocket from "ws";
 import { bytes, Peer } from "./peer.js";
 
-async function start(t: TestContext, options: MainstayOptions = {}): Promise<{ url: string; child: ChildProcess }> {
+/** Four processes, for all tests: the last one stops them. */
+let url: string;
+let parent: ChildProcess;
+
+before(async () => {
   const free = createServer().listen(0, "127.0.0.1");
   await once(free, "listening");
   const { port } = free.address() as { port: number };
   free.close();
-  const env = { ...process.env, PORT: String(port), OPTIONS: JSON.stringify(options) };
-  const child = spawn(process.execPath, [fileURLToPath(new URL("cluster-server.mjs", import.meta.url))], { env, stdio: ["ignore", "pipe", "inherit"] });
-  t.after(() => child.kill("SIGTERM"));
-  const [line] = (await once(createInterface(child.stdout!), "line")) as [string];
-  return { url: line.replace("http", "ws"), child };
-}
+  const env = { ...process.env, PORT: String(port), OPTIONS: JSON.stringify({ heartbeat: 200 }) };
+  parent = spawn(process.execPath, [fileURLToPath(new URL("cluster-server.mjs", import.meta.url))], { env, stdio: ["ignore", "pipe", "inherit"] });
+  const [line] = (await once(createInterface(parent.stdout!), "line")) as [string];
+  url = line.replace("http", "ws");
+});
+
+after(() => void parent.kill("SIGTERM"));
 
 /** One client over many connections. */
 class Client {
@@ -50,8 +54,7 @@ class Client {
   }
 }
 
-test("a client that comes back to any of four processes resumes its session, whichever has it, and keeps its address", async (t) => {
-  const { url } = await start(t);
+test("a client that comes back to any of four processes resumes its session, whichever has it, and keeps its address", async () => {
   const client = await new Client(url).attach();
   const home = await client.ask("who", 0);
   assert.match(home, / 127\.0\.0\.1$/);
@@ -67,8 +70,7 @@ test("a client that comes back to any of four processes resumes its session, whi
   assert.ok(homes.size > 1, [...homes].join());
 });
 
-test("large messages, binary ones and heartbeats pass between the processes as they are", async (t) => {
-  const { url } = await start(t, { heartbeat: 100 });
+test("large messages, binary ones and heartbeats pass between the processes as they are", async () => {
   const clients = [];
   for (let i = 0; i < 4; i++) {
     const client = await new Client(url).attach();
@@ -92,8 +94,7 @@ test("large messages, binary ones and heartbeats pass between the processes as t
   }
 });
 
-test("when the process that has a session dies, its client is told by a fresh session, as after any restart", async (t) => {
-  const { url } = await start(t);
+test("when the process that has a session dies, its client is told by a fresh session, as after any restart", async () => {
   for (let i = 0; i < 3; i++) {
     const client = await new Client(url).attach();
     assert.equal(await client.ask("hello", 0), "hello");
@@ -105,15 +106,13 @@ test("when the process that has a session dies, its client is told by a fresh se
   }
 });
 
-test("the hooks of the process that has the session judge who comes back", async (t) => {
-  const { url } = await start(t);
+test("the hooks of the process that has the session judge who comes back", async () => {
   const socket = new WebSocket(url, ["mainstay.v1"], { headers: { cookie: "bad" } });
   const [code] = await once(socket, "close");
   assert.equal(code, 4501);
 });
 
-test("a parent that stops its processes stops, with clients that were passed on", async (t) => {
-  const { url, child } = await start(t);
+test("a parent that stops its processes stops, with clients that were passed on", async () => {
   const clients = [];
   for (let i = 0; i < 6; i++) {
     const client = await new Client(url).attach();
@@ -121,8 +120,8 @@ test("a parent that stops its processes stops, with clients that were passed on"
     await client.peer.cut();
     clients.push(await client.attach(1, 1));
   }
-  const exit = once(child, "exit");
-  child.kill("SIGTERM");
+  const exit = once(parent, "exit");
+  parent.kill("SIGTERM");
   const codes = await Promise.all(clients.map(async ({ peer }) => (await peer.closed).code));
   assert.deepEqual(new Set(codes), new Set([1012]));
   assert.deepEqual(await exit, [0, null]);

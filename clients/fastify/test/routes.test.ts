@@ -151,12 +151,13 @@ test("a second registration in the same scope says what to do", async (t) => {
 });
 
 /** Every way in which an application answers an upgrade with a status. */
+let awaited = 0;
 function refusing(app: FastifyInstance): void {
   const room = { type: "object", required: ["room"], properties: { room: { type: "string" } } };
   const handler = () => assert.fail("no handler is called");
   app.get("/onRequest", { websocket: true, onRequest: async (_request, reply) => reply.code(401).send({ message: "who are you?" }) }, handler);
   app.get("/callback", { websocket: true, onRequest: (_request, reply) => void reply.code(403).send() }, handler);
-  app.get("/awaited", { websocket: true, onRequest: async (_request, reply) => void (await reply.code(401).send("no")) }, handler);
+  app.get("/awaited", { websocket: true, onRequest: async (_request, reply) => (await reply.code(401).send("no"), void awaited++) }, handler);
   app.get("/thrown", { websocket: true, preHandler: async () => Promise.reject(Object.assign(new Error("gone for good"), { statusCode: 410 })) }, handler);
   app.get("/schema", { websocket: true, schema: { querystring: room } }, handler);
   app.get("/late", { websocket: true, onRequest: async (_request, reply) => reply.code(401).send(), onSend: async (_request, _reply, payload) => (await null, payload) }, handler);
@@ -202,6 +203,7 @@ test("what a hook or a schema answers to an upgrade reaches a client of mainstay
     await plain.cut();
   }
   assert.equal(app.mainstay.stats().refused.hook, REFUSALS.length);
+  assert.equal(awaited, 2, "a hook that waits for its answer goes on");
   assert.equal(app.mainstay.sessions.size, 0);
 });
 

@@ -12,7 +12,7 @@
 
 import { concernsOne, isFinal } from "./close.js";
 import { sizeOf } from "./text.js";
-import type { Data, Received, Window } from "./wire.js";
+import { type Data, type Received, viewOf, type Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
 export type Mode = "session" | "plain";
@@ -92,11 +92,14 @@ export class Machine {
   declare private isLeaving: boolean | undefined;
   /** When to dial; while dialling, when to give up. */
   declare protected dialAt: number;
-  /** Doubles with every verdict until a message comes: one that takes longer than the limit to arrive looks like silence. */
+  /**
+   * Doubles with every verdict until something of use comes, as an answer that is slow, or a message that takes longer than the
+   * limit to arrive, looks like silence. A probe, whose limit is short, has its square: one verdict is enough to learn from.
+   */
   protected patience = 1;
   declare protected isSuspended: boolean | undefined;
   private lastId = 0;
-  private attempts = 0;
+  protected attempts = 0;
   /** When the current connection was attached. */
   private attemptsBefore = 0;
   /** A replacement for the current connection has failed. */
@@ -114,6 +117,8 @@ export class Machine {
   declare private deadlineAt: number;
   /** Since when something is written that nothing has answered. */
   protected owedAt = Infinity;
+  /** The largest message that has come, as text or bytes have lengths. */
+  private largest = 0;
   /** Doubles with every probe for that, until something is acknowledged. */
   protected doubt = 1;
   /** What had arrived when the connection seemed silent has been read. */
@@ -180,7 +185,7 @@ export class Machine {
   /** A message arrived on the current connection. */
   handleMessage(_id: number, data: Received): void {
     this.heard();
-    this.progressed();
+    this.progressed(viewOf(data).length);
     if (this.told(() => this.behaviour.ping?.matches(data))) this.answered();
     else if (!this.closeWith) this.io.emit("message", { data });
   }
@@ -275,7 +280,7 @@ export class Machine {
       // Written, if it waits behind what has not left, and not sent: its time counts from when it is.
       if (!this.isBusy) {
         this.doubt = Math.min(2 * this.doubt, 5);
-        this.probe();
+        this.probeAt = this.nowMs;
       }
       this.owedAt = this.nowMs;
     }
@@ -284,8 +289,13 @@ export class Machine {
     this.probeAt = this.nowMs + (this.isBusy ? 250 : this.pace);
     if (!this.isBusy && this.deadlineAt === Infinity && this.writeProbe()) {
       this.probeSentAt = this.nowMs;
-      this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)), 20_000) * this.patience;
+      this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)) * this.patience ** 2, 20_000 * this.patience) + this.bulkMs;
     }
+  }
+
+  /** For how long an answer may stand behind what is on its way, at a megabyte a second: what is kept, and one message like the largest so far. */
+  private get bulkMs(): number {
+    return Math.floor((this.bufferedAmount + this.largest) / 1000);
   }
 
   /** When something has been written for so long, and not answered, that a probe is due: a cut is noticed by the end that sends. */
@@ -370,7 +380,8 @@ export class Machine {
   }
 
   /** The peer does what it is there for. */
-  protected progressed(): void {
+  protected progressed(length = 0): void {
+    this.largest = Math.max(this.largest, length);
     this.patience = 1;
     this.hasWorked = true;
   }

@@ -353,6 +353,7 @@ export class ClientSession {
     const fate = { ...this.fate(), resent: outbox.written < outbox.last };
     this.flow = this.newFlow();
     this.token = undefined;
+    this.limit = Infinity;
     return [fate, outbox.after(outbox.written)];
   }
 

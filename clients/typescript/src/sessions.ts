@@ -65,7 +65,8 @@ export class SessionMachine extends Machine implements SessionHooks {
     const neverSpoke = this.mayBePlain && !this.isSuspended && code === 1006 && id === this.dialled && this.clientSession.opening?.id !== id;
     if (id === this.current) this.leftAt = this.nowMs;
     this.clientSession.handleLost(id, code, reason);
-    if (neverSpoke) {
+    // Where there was a session a plain server is the least likely reason, and to try for one the last resort.
+    if (neverSpoke && (!this.mode || !this.offers || this.attempts > 4)) {
       // Browsers fail a connection whose server answers an offer with nothing.
       this.offers = !this.offers;
       this.io.forget(id);
@@ -92,9 +93,10 @@ export class SessionMachine extends Machine implements SessionHooks {
     if (id === this.trial) return void this.heardOnTrial.push(data);
     if (id === this.current) this.heard();
     try {
-      const frame = decode(viewOf(data));
+      const message = viewOf(data);
+      const frame = decode(message);
       if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.probes) this.answered();
-      if (frame?.[0] === Type.Data || frame?.[0] === Type.Ack || frame?.[0] === Type.Pong) this.progressed();
+      if (frame?.[0] === Type.Data || frame?.[0] === Type.Ack || frame?.[0] === Type.Pong) this.progressed(message.length);
       this.clientSession.handleFrame(id, frame);
     } catch (error) {
       const { message, isFatal } = error as ProtocolError;
@@ -214,8 +216,8 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.trial = 0;
     this.mode = "session";
     this.windowMs = window;
-    // The server's time to judge is in it, and later samples outweigh it.
-    this.rtt ??= this.nowMs - this.helloAt;
+    // The server's time to judge is in it: no more of it counts than what makes no limit long.
+    this.rtt ??= Math.min(this.nowMs - this.helloAt, 1000);
     this.epoch = epoch;
     this.name = toHex(sessionId);
     this.attach(id, 2 * announced + 5000, announced / 4, Infinity);

@@ -261,6 +261,7 @@ async fn serve(
     match &arguments.upstream {
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default().timeout(PROBE);
+            let connector = connector.map_err(|error| error.to_string())?;
             tokio::spawn(links.clone().probe(connector, upstream.url.clone()));
         }
         None => links.reached(),

@@ -207,6 +207,7 @@ impl Visit {
             .map_err(|error| error.to_string())?
             .connector(config.connector.clone())
             .answer_timeout(config.passing.upstream.answer_timeout)
+            .map_err(|error| error.to_string())?
             .deflate(config.deflate_upstream.is_some())
             .ends_with(ends_with)
             .keep_response(false)

@@ -51,7 +51,8 @@ impl BackoffConfig {
         Self { base, cap, first_individual, first_shared, reset_after }.checked()
     }
 
-    /// Ceilings of the first wait after [`Cause::Individual`] and after [`Cause::Shared`].
+    /// Ceilings of the first wait: where only this client lost its connection (it woke, came online, or found it dead), and
+    /// where others may have too (the server restarted).
     /// Default: 0.2 s and 1 s. Range: 1 ms to the cap.
     ///
     /// # Errors

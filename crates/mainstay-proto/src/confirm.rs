@@ -64,7 +64,7 @@ pub enum Guarantee {
     /// It is written again; the peer may see it twice.
     #[default]
     AtLeastOnce,
-    /// It is reported as [`Event::Unknown`].
+    /// It is not, and is reported as unknown: it may or may not have arrived.
     AtMostOnce,
 }
 
@@ -76,8 +76,7 @@ pub enum WhenFull {
     Wait,
     /// It is given back.
     Fail,
-    /// The oldest messages that were never written make room for it, and are reported as
-    /// [`Event::NotDelivered`]. Where there are none it is itself the oldest. Nobody waits.
+    /// The oldest messages that were never written make room for it, and are reported as not delivered. Where there are none it is itself the oldest. Nobody waits.
     DropOldest,
 }
 

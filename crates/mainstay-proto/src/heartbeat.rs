@@ -62,7 +62,8 @@ impl HeartbeatConfig {
         Ok(Self { interval, ..Self::default() })
     }
 
-    /// How long a peer may send bytes without an answer before [`Action::NotListening`].
+    /// How long a peer may send bytes and answer no probe before it counts as one that does not listen: a session parks, a
+    /// plain peer is kept for what it sends.
     /// Default: 5 minutes. Range: 1 minute to 1 day.
     ///
     /// # Errors

@@ -38,7 +38,9 @@ pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::{Evidence, HeartbeatConfig};
 pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
-pub use mainstay_proto::session::{Delivery, Fate, Message, PeerClose, Window};
+pub use mainstay_proto::session::{Fate, Message, PeerClose, Window};
+/// What a client does after a close code: see [`CloseCode::action`].
+pub use mainstay_proto::ws::close::Action as CloseAction;
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
 
 /// A message that was not accepted, and why. It comes back with the error.
@@ -87,4 +89,8 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../../../README.zh-CN.md")]
     struct ReadmeInChinese;
+    #[doc = include_str!("../../../docs/guides/authentication.md")]
+    struct Authentication;
+    #[doc = include_str!("../../../docs/guides/broadcast.md")]
+    struct Broadcast;
 }

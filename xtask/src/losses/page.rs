@@ -30,7 +30,8 @@ const LANGUAGES: [Language; 2] = [
         head: "| Messages lost, when | ping and reconnect by hand | Mainstay in the server | Mainstay in front of it |",
         fault: |fault| match fault {
             Fault::Cut => "the network changes: 20 s without",
-            Fault::Offline => "the client is offline for 2 minutes",
+            Fault::Minute => "the client is offline for a minute",
+            Fault::Offline => "the client is offline for 2 minutes (the resume window)",
             Fault::Stopped => "the client sleeps for 60 s",
             Fault::Restart => "the server restarts",
             Fault::Kill => "the server crashes",
@@ -44,7 +45,8 @@ const LANGUAGES: [Language; 2] = [
         head: "| 丢失的消息数 | 手写心跳加重连 | Mainstay 插件 | 应用前面放 Mainstay 网关 |",
         fault: |fault| match fault {
             Fault::Cut => "网络切换，中断 20 秒",
-            Fault::Offline => "客户端离线 2 分钟",
+            Fault::Minute => "客户端离线 1 分钟",
+            Fault::Offline => "客户端离线 2 分钟（恢复窗口的时长）",
             Fault::Stopped => "客户端休眠 60 秒",
             Fault::Restart => "服务器重启",
             Fault::Kill => "服务器崩溃",
@@ -177,9 +179,9 @@ fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
              nothing to notice), and from the fault's end until a message arrives at the server that was said since. In the\n\
              gateway's lane \"server notices\" is the server behind the gateway. Messages may come twice where the gateway\n\
              sends again what a lost backend did not confirm (`--delivery at-least-once`).\n\n\
-             Two minutes offline are the resume window itself: a session whose client comes back later is lost, which is\n\
-             reported. A client keeps 1,024 messages while it is away, by default, and reports what it did not take.\n\n\
-             ```sh\ncargo xtask losses                # all of it, 15 minutes; writes this page and the READMEs' tables\n\
+             Two minutes offline are the resume window itself: a session whose client comes back later (it dials at random\n\
+             within 30 s by then) is lost, which is reported. A client keeps 1,024 messages while it is away, by default, and reports what it did not take.\n\n\
+             ```sh\ncargo xtask losses                # all of it, 20 minutes; writes this page and the READMEs' tables\n\
              cargo xtask losses --fault cut --quick --json\n```\n";
     Ok(page.replace("```sh\n", "<!-- run: skip, it is what wrote this -->\n\n```sh\n"))
 }

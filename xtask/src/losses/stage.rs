@@ -14,6 +14,7 @@ use crate::cable::Cable;
 use crate::run::Background;
 
 const CUT: Duration = Duration::from_secs(20);
+const MINUTE: Duration = Duration::from_secs(60);
 const OFFLINE: Duration = Duration::from_secs(120);
 const STOPPED: Duration = Duration::from_secs(60);
 
@@ -113,6 +114,7 @@ impl Stage {
     fn strike(&mut self) -> Result<Option<Background>> {
         match self.fault {
             Fault::Cut => self.silence(CUT),
+            Fault::Minute => self.silence(MINUTE),
             Fault::Offline => self.silence(OFFLINE),
             Fault::Stopped => {
                 self.client.signal("STOP")?;

@@ -106,9 +106,7 @@ impl Silence {
     /// It is out of range.
     pub fn limit(limit: Duration) -> Result<Self, ConfigError> {
         let range = Duration::from_millis(100)..=Duration::from_secs(7 * 86_400);
-        if !range.contains(&limit) {
-            return Err(ConfigError { field: "silence", bound: "between 100 ms and 1 week" });
-        }
+        ConfigError::unless(range.contains(&limit), "silence", "between 100 ms and 1 week")?;
         Ok(Self(limit))
     }
 

@@ -17,7 +17,7 @@ use mainstay_proto::ws::Limits;
 use mainstay_proto::ws::handshake::InvalidProtocol;
 
 use super::answer::Refusal;
-use super::connector::Connector;
+use super::connector::{Connector, checked};
 use super::core::Core;
 use super::dial::{Attempt, GiveUp, Greeting, Opened, Upgraded};
 use super::place::{Place, Server};
@@ -112,11 +112,15 @@ impl Builder {
     }
 
     /// The resume window to ask the server for, in whole milliseconds. It gives no more than its own.
-    /// Default: the server's own.
-    #[must_use]
-    pub fn resume_window(mut self, window: Duration) -> Self {
+    /// Default: the server's own. Range: up to 1 week.
+    ///
+    /// # Errors
+    /// It is out of range.
+    pub fn resume_window(mut self, window: Duration) -> Result<Self, ConfigError> {
+        let is_in_range = window <= Duration::from_secs(7 * 86_400);
+        ConfigError::unless(is_in_range, "resume_window", "at most 1 week")?;
         self.config.session.resume_window = Some(window);
-        self
+        Ok(self)
     }
 }
 
@@ -305,19 +309,23 @@ impl<P> Builder<P> {
     }
 
     /// How long an attempt may take: to reach the server and, without an [`answer_timeout`](Self::answer_timeout), to
-    /// open the WebSocket. Default: 10 s.
-    #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.target.connector = self.target.connector.timeout(timeout);
-        self
+    /// open the WebSocket. Default: 10 s. Range: 1 ms to 1 hour.
+    ///
+    /// # Errors
+    /// It is out of range.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Result<Self, ConfigError> {
+        self.target.connector = self.target.connector.timeout(timeout)?;
+        Ok(self)
     }
 
     /// How long the server may take for its answer to the opening handshake, from when it was reached, in addition to
-    /// what reaching it took. Default: what the [`connect_timeout`](Self::connect_timeout) leaves.
-    #[must_use]
-    pub fn answer_timeout(mut self, timeout: Duration) -> Self {
-        self.target.answer_timeout = Some(timeout);
-        self
+    /// what reaching it took. Default: what the [`connect_timeout`](Self::connect_timeout) leaves. Range: 1 ms to 1 hour.
+    ///
+    /// # Errors
+    /// It is out of range.
+    pub fn answer_timeout(mut self, timeout: Duration) -> Result<Self, ConfigError> {
+        self.target.answer_timeout = Some(checked("answer_timeout", timeout)?);
+        Ok(self)
     }
 
     /// Which statuses of an HTTP response end the client. All others are attempts that failed, and are tried again

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
+use mainstay_proto::ConfigError;
 use mainstay_proto::reach::{Attempts, ConnectFailure, FailureKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -65,10 +66,14 @@ impl Default for Connector {
 }
 
 impl Connector {
-    /// How long looking up the name, connecting and the TLS handshake may take together. Default: 10 s.
-    #[must_use]
-    pub fn timeout(self, timeout: Duration) -> Self {
-        Self { timeout, ..self }
+    /// How long looking up the name, connecting and the TLS handshake may take together. Default: 10 s. Range: 1 ms to 1
+    /// hour.
+    ///
+    /// # Errors
+    /// It is out of range.
+    pub fn timeout(self, timeout: Duration) -> Result<Self, ConfigError> {
+        let timeout = checked("connect_timeout", timeout)?;
+        Ok(Self { timeout, ..self })
     }
 
     /// Connects to this Unix socket, whatever host and port a URL names. Default: TCP to the URL's host.
@@ -328,6 +333,13 @@ impl std::fmt::Debug for Connector {
     }
 }
 
+/// A time that an attempt may take.
+pub(super) fn checked(field: &'static str, timeout: Duration) -> Result<Duration, ConfigError> {
+    let range = Duration::from_millis(1)..=Duration::from_secs(3600);
+    ConfigError::unless(range.contains(&timeout), field, "between 1 ms and 1 hour")?;
+    Ok(timeout)
+}
+
 /// Connects to the addresses as they have their turns.
 async fn race(attempts: Attempts, deadline: Instant, timeout: Duration) -> Result<TcpStream, ConnectFailure> {
     let mut race = Race { attempts, connecting: Vec::new() };
@@ -486,12 +498,12 @@ mod tests {
         let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
         socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
         socket.listen(0).unwrap();
-        let connector = Connector::default().unix(&path).timeout(Duration::from_millis(100));
+        let connector = Connector::default().unix(&path).timeout(Duration::from_millis(100)).unwrap();
         let url = Uri::from_static("ws://localhost/");
         let _first = connector.connect(&url).await.unwrap();
         let failure = connector.connect(&url).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::TimedOut, "{failure}");
-        let patient = connector.timeout(Duration::from_secs(10));
+        let patient = connector.timeout(Duration::from_secs(10)).unwrap();
         let (waiting, ()) = tokio::join!(patient.connect(&url), async {
             sleep(2 * FULL_QUEUE_PAUSE).await;
             drop(socket.accept().unwrap());

@@ -97,7 +97,7 @@ async fn an_address_that_takes_nobody_is_left_after_the_connectors_time() {
     let listener = socket.listen(0).unwrap();
     let address = listener.local_addr().unwrap();
     let _full = TcpStream::connect(address).await.unwrap();
-    let connector = Connector::default().timeout(Duration::from_millis(100));
+    let connector = Connector::default().timeout(Duration::from_millis(100)).unwrap();
     let failure = connector.connect(&format!("http://{address}/").parse().unwrap()).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::TimedOut, "{failure}");
     assert!(failure.reason.contains(&address.to_string()), "{failure}");

@@ -105,3 +105,17 @@ fn a_request_shows_neither_its_headers_nor_its_credentials() {
     let shown = format!("{:?}", with_token(1_234_567));
     assert!(shown.contains("authorization") && !shown.contains("1234567"), "{shown}");
 }
+
+#[test]
+fn a_duration_out_of_range_is_refused_where_it_is_given_and_named() {
+    use std::time::Duration;
+    let builder = || Client::builder("ws://h/").unwrap();
+    for wrong in [Duration::ZERO, Duration::MAX] {
+        assert_eq!(builder().connect_timeout(wrong).unwrap_err().field, "connect_timeout");
+        assert_eq!(builder().answer_timeout(wrong).unwrap_err().field, "answer_timeout");
+        assert_eq!(builder().silence(wrong).unwrap_err().field, "silence");
+    }
+    let error = builder().resume_window(Duration::MAX).unwrap_err();
+    assert_eq!(error.to_string(), "resume_window must be at most 1 week");
+    assert_eq!(builder().max_attempts(0).unwrap_err().to_string(), "max_attempts must be at least 1");
+}

@@ -171,14 +171,14 @@ async fn r11_however_visitors_end_no_session_link_file_or_byte_is_left() {
     };
     cycle(0..150).await;
     let (files, memory) = (of_process(&gateway, "open_fds"), of_process(&gateway, "resident_memory_bytes"));
-    cycle(150..900).await;
+    cycle(150..1_150).await;
     until("its files are closed", || of_process(&gateway, "open_fds") <= files).await;
     for leg in ["visitor", "backend"] {
         assert_eq!(gateway.metric(&format!("queue_bytes{{leg=\"{leg}\"}}")), 0.0);
     }
-    // 250 tombstones, and what the allocator keeps: 750 connections that left a page each would be 3 MB.
+    // It goes up and down by a megabyte, however many come and go: a page that each left would be 4 MB.
     let grown = of_process(&gateway, "resident_memory_bytes") - memory;
-    assert!(grown < 1_500_000.0, "{grown} bytes more than after the first 150");
+    assert!(grown < 2_500_000.0, "{grown} bytes more than after the first 150");
 }
 
 #[tokio::test]
