@@ -11,8 +11,8 @@
  */
 
 import { concernsOne, isFinal } from "./close.js";
-import { sizeOf } from "./text.js";
-import { type Data, type Received, viewOf, type Window } from "./wire.js";
+import { sizeOf, viewOf } from "./text.js";
+import type { Data, Received, Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
 export type Mode = "session" | "plain";

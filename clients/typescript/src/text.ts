@@ -1,6 +1,6 @@
-/** Text and UTF-8. */
+/** Text, bytes, and UTF-8: what both entry points need of messages. `/plain` does without `wire.ts`. */
 
-import type { Bytes, Data } from "./wire.js";
+import type { Bytes, Data, Received } from "./wire.js";
 
 // Made when first needed: an import alone is to succeed in jsdom, which has neither.
 let encoder: TextEncoder | undefined;
@@ -11,6 +11,9 @@ export const bytesOf = (data: Data): Bytes => (typeof data === "string" ? (encod
 
 /** Bytes as text. @throws TypeError if they are not UTF-8 */
 export const textOf = (bytes: Bytes): string => (decoder ??= new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })).decode(bytes);
+
+/** A message as the connection gave it. */
+export const viewOf = (data: Received): Data => (typeof data === "string" ? data : new Uint8Array(data));
 
 /** Payload bytes of all of these. */
 export const sizeOf = (messages: (Data | { length: number })[]): number => messages.reduce((sum, data) => sum + bytesOf(data as Data).length, 0);

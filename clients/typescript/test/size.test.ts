@@ -10,9 +10,9 @@ import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
-/** Of gzip, in bytes: the goal without sessions; with them, whose goal is 5632, 2 % above what it is now. */
-const PLAIN = 5_280;
-const SESSION = 11_750;
+/** Of gzip, in bytes. The goals are 3,600 without sessions and 9,200 with them; this is 1 % above what they are now. */
+const PLAIN = 5_370;
+const SESSION = 11_790;
 
 /** Between entry points that are bundled as one. */
 const AND = "` and `";
