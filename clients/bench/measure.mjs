@@ -9,6 +9,7 @@
 
 import { fork, spawnSync } from "node:child_process";
 import { once } from "node:events";
+import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { Client, echoFrame } from "./client.mjs";
@@ -228,20 +229,25 @@ const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
 const shown = (value) => (value < 100 ? value.toFixed(value < 10 ? 2 : 1) : String(Math.round(value)));
 
 const servers = ALL.filter(({ name, program }) => !options.server || options.server.split(",").some((one) => one === program || one === name));
-const medians = {};
+/** What was installed, as a sentence has it. */
+const versions = ["fastify", "@fastify/websocket", "ws", "socket.io"].map((name) => `${name} ${createRequire(import.meta.url)(`${name}/package.json`).version}`).join(", ");
+
+const figures = [];
 for (const [scenario, run] of Object.entries(SCENARIOS)) {
   if (options.only && !options.only.split(",").includes(scenario)) continue;
   // What one scenario leaves behind is no matter of the next.
   const all = await Promise.all(servers.map((server) => Running.start(server, scenario === "heartbeat" ? SIZES.interval : undefined)));
-  for (const [figure, values] of Object.entries(await run(all))) medians[figure] = Object.fromEntries(servers.map(({ name }, i) => [name, median(values[i])]));
+  for (const [figure, values] of Object.entries(await run(all))) {
+    figures.push({ figure, servers: servers.map(({ name }, i) => ({ name, value: median(values[i]) })) });
+  }
   for (const running of all) running.stop();
   console.error(`measured: ${scenario}`);
 }
-if (options.json) console.log(JSON.stringify(medians, null, 2));
+if (options.json) console.log(JSON.stringify({ versions, figures }, null, 2));
 else {
-  for (const [figure, found] of Object.entries(medians)) {
-    const peer = found["@fastify/websocket"];
-    console.log(`${figure}\n${Object.entries(found).map(([name, value]) => `  ${name.padEnd(28)}${shown(value).padStart(8)}${peer ? `${(value / peer).toFixed(2).padStart(8)} x` : ""}`).join("\n")}`);
+  for (const { figure, servers: found } of figures) {
+    const peer = found.find(({ name }) => name === "@fastify/websocket")?.value;
+    console.log(`${figure}\n${found.map(({ name, value }) => `  ${name.padEnd(28)}${shown(value).padStart(8)}${peer ? `${(value / peer).toFixed(2).padStart(8)} x` : ""}`).join("\n")}`);
   }
 }
 process.exit();

@@ -6,13 +6,10 @@
  */
 
 import { MainstaySocket } from "../typescript/src/index.js";
-import { Judge } from "./judge.js";
+import type { Judge } from "./judge.js";
+import { element, Lane, show, tell, type Wish } from "./lane.js";
 import { Plain } from "./plain.js";
-import { type Health, Trace } from "./trace.js";
-
-/** The words of this page's language, put here by `build.mjs`. */
-type Words = (typeof import("./words.json", { with: { type: "json" } }))["en"];
-declare const WORDS: Words;
+import { fill, inSeconds, seconds, tenths } from "./words.js";
 
 const PULSE_EVERY = 1000;
 /** So long without an answer is worth a word. */
@@ -21,120 +18,6 @@ const DOUBT_AFTER = 1500;
 const LOST_AFTER = 12_000;
 /** An answer that took longer says that the server was held. */
 const LATE = 300;
-const LOG_LINES = 200;
-
-type Wish = keyof Words["did"];
-
-const element = <Kind extends HTMLElement = HTMLElement>(id: string) => document.getElementById(id) as Kind;
-const show = (id: string, text: string | number) => {
-  const { firstChild } = element(id);
-  // Writing what is there already would make a screen reader say it again.
-  if (firstChild?.nodeValue !== `${text}`) element(id).textContent = `${text}`;
-};
-const fill = (words: string, values: { [name: string]: string | number }) => words.replace(/\{(\w+)\}/g, (_, name) => `${values[name] ?? ""}`);
-const inSeconds = (milliseconds: number, digits: number) => fill(WORDS.seconds, { n: (milliseconds / 1000).toFixed(digits) });
-const seconds = (milliseconds: number) => inSeconds(milliseconds, milliseconds < 9950 ? 2 : 1);
-/** For what changes while it is read. */
-const tenths = (milliseconds: number) => inSeconds(milliseconds, 1);
-
-// ---- a lane -----------------------------------------------------------------------------------------
-
-/** What a lane shows of itself. */
-interface Seen {
-  health: Health;
-  state: string;
-  detail: string;
-  lost: number;
-  lostWords: string;
-  /** Sent, and neither answered nor lost. */
-  under: number;
-}
-
-/** What both lanes have: numbers, a trace, and when they last changed. */
-class Lane {
-  judge = new Judge();
-  trace: Trace;
-  trip: number | undefined;
-  /** When the newest connection came, or the last one was lost. */
-  attachedAt: number | undefined;
-  lostAt: number | undefined;
-  wish: { what: Wish; at: number } | undefined;
-
-  /** `prefix`: of the ids of its elements. */
-  constructor(
-    readonly prefix: "" | "plain-",
-    readonly name: string,
-  ) {
-    this.trace = new Trace(element<HTMLCanvasElement>(`${prefix}trace`));
-  }
-
-  show(id: string, text: string | number): void {
-    show(this.prefix + id, text);
-  }
-
-  tell(what: string, how = ""): void {
-    this.show("last", what);
-    element(`${this.prefix}last`).className = `last ${how}`;
-    tell(this.name, what, how);
-  }
-
-  /** A message of the server's; the answer's round trip, if it is one. */
-  take(data: string): { n: number; trip: number } | undefined {
-    const { type, n, message } = JSON.parse(data) as { type: string; n: number; message: string };
-    if (type === "tick") {
-      this.judge.ticks.take(n);
-      this.trace.beat();
-    } else if (type !== "pulse") this.tell(fill(WORDS.error, { why: message }), "bad");
-    else {
-      const trip = this.judge.answer(n);
-      if (trip === undefined) return undefined;
-      this.trace.beat((this.trip = trip));
-      return { n, trip };
-    }
-    return undefined;
-  }
-
-  /** For how long the oldest pulse has been waiting for its answer, on this connection. */
-  silence(now: number): number {
-    const [oldest] = this.judge.open.values();
-    return oldest ? now - Math.max(oldest, this.attachedAt ?? 0) : 0;
-  }
-
-  judgement(lost = this.judge.lost): string {
-    const { twice, late } = this.judge;
-    const faults = [
-      lost && fill(WORDS.missing, { n: lost }),
-      twice && fill(WORDS.twice, { n: twice }),
-      late && fill(WORDS.late, { n: late }),
-    ];
-    return faults.filter(Boolean).join(", ");
-  }
-
-  refresh({ health, state, detail, lost, lostWords, under }: Seen): void {
-    const { judge } = this;
-    element(this.prefix ? "plain" : "ours").dataset["health"] = this.trace.health = health;
-    this.show("state", state);
-    this.show("detail", detail);
-    this.show("lost", lost);
-    this.show("lost-words", lostWords);
-    element(`${this.prefix}lost`).classList.toggle("faulty", lost > 0);
-    this.show("trip", this.trip === undefined ? "–" : this.trip < 10 ? this.trip.toFixed(1) : Math.round(this.trip));
-    this.show("beats", judge.answered);
-    this.show("sent", judge.sent);
-    this.show("delivered", judge.answered);
-    this.show("ticks", judge.ticks.arrived);
-    this.show(
-      "verdict",
-      fill(WORDS.verdict, {
-        sent: judge.sent,
-        answered: judge.answered,
-        under: under ? fill(WORDS.under, { n: under }) : "",
-        judgement: this.judgement(lost) || WORDS.faultless,
-      }),
-    );
-    element(`${this.prefix}verdict`).classList.toggle("faulty", this.judgement(lost) !== "");
-  }
-}
 
 const url = new URL("pulse", location.href).href.replace(/^http/, "ws").replace(/[?#].*$/, "");
 const byHand = new Lane("plain-", WORDS.byHand);
@@ -367,20 +250,6 @@ function refresh(): void {
   const now = performance.now();
   refreshByHand(now);
   refreshOurs(now);
-}
-
-/** A line of the log, the newest first. */
-function tell(who: string, what: string, how = ""): void {
-  const parts = [
-    Object.assign(document.createElement("time"), { textContent: new Date().toLocaleTimeString([], { hourCycle: "h23" }) }),
-    Object.assign(document.createElement("b"), { textContent: who }),
-    Object.assign(document.createElement("span"), { textContent: what, className: how }),
-  ];
-  const line = document.createElement("li");
-  line.append(...parts);
-  const log = element("log");
-  log.prepend(line);
-  while (log.childElementCount > LOG_LINES) log.lastElementChild!.remove();
 }
 
 // ---- what a visitor does ----------------------------------------------------------------------------

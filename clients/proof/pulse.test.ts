@@ -28,7 +28,7 @@ after(async () => {
 });
 
 /** The page, once both lanes had answers; what it complains of, and what it asks for elsewhere. */
-async function open({ width = 1040, height = 700, language = "", where = browser } = {}): Promise<{ page: Page; complaints: string[] }> {
+async function open({ width = 1040, height = 775, language = "", where = browser } = {}): Promise<{ page: Page; complaints: string[] }> {
   const page = await where.newPage();
   await page.setViewport({ width, height });
   const complaints: string[] = [];

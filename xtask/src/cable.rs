@@ -151,3 +151,57 @@ fn carry(mut from: &TcpStream, mut to: &TcpStream, is_dead: &AtomicBool) -> io::
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that returns what it gets.
+    fn echo() -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        spawn(move || {
+            for stream in listener.incoming().flatten() {
+                spawn(move || drop(carry(&stream, &stream, &AtomicBool::new(false))));
+            }
+        });
+        address
+    }
+
+    fn exchange(mut stream: &TcpStream, what: &[u8; 4]) {
+        stream.write_all(what).unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, what);
+    }
+
+    #[test]
+    fn a_silent_cable_kills_what_is_connected_without_a_word_and_keeps_newcomers_until_it_is_healed() {
+        let cable = Cable::to(echo()).unwrap();
+        let mut old = TcpStream::connect(cable.address).unwrap();
+        exchange(&old, b"well");
+        cable.silence();
+        old.write_all(b"gone").unwrap();
+        let new = TcpStream::connect(cable.address).unwrap();
+        (&new).write_all(b"kept").unwrap();
+        cable.heal();
+        let mut answer = [0; 4];
+        (&new).read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"kept");
+        exchange(&new, b"well");
+        old.set_nonblocking(true).unwrap();
+        assert_eq!(old.read(&mut answer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_cable_that_leads_elsewhere_takes_only_newcomers_there() {
+        let cable = Cable::to(echo()).unwrap();
+        let old = TcpStream::connect(cable.address).unwrap();
+        exchange(&old, b"well");
+        let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        cable.lead_to(closed);
+        let mut new = TcpStream::connect(cable.address).unwrap();
+        assert!(!matches!(new.read(&mut [0; 1]), Ok(1)), "no server is there");
+        exchange(&old, b"well");
+    }
+}

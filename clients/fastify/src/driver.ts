@@ -301,7 +301,8 @@ export class Driver extends Resident implements Listener {
       while (this.handOver());
       this.admit();
       this.write();
-    } while (this.handOver());
+      // What was written to a plain client has made room.
+    } while (this.admit() || this.handOver());
     this.throttle();
     this.isStepping = false;
     if (this.machine.over) this.finish();
@@ -375,9 +376,10 @@ export class Driver extends Resident implements Listener {
     else connection.pause();
   }
 
-  private admit(): void {
+  /** True: something that waited was accepted, or will never be. */
+  private admit(): boolean {
     const { senders, machine } = this;
-    if (!senders) return;
+    if (!senders) return false;
     let settled = 0;
     for (let first; (first = senders[settled]); settled++) {
       const isAccepted = machine.send(first.data);
@@ -386,6 +388,7 @@ export class Driver extends Resident implements Listener {
     }
     senders.splice(0, settled);
     if (!senders.length) this.senders = undefined;
+    return settled > 0;
   }
 
   private write(): void {

@@ -18,16 +18,14 @@ export class Opening extends Resident implements Listener {
   private wheel: Wheel;
   private deadline: number;
   private wake: (() => void) | undefined;
-  /** Settles when there is nothing more to wait for. */
-  private over: Promise<void>;
-  private end!: () => void;
+  /** Says that there is nothing more to wait for. */
+  private end: (() => void) | undefined;
 
   /** `deadline`: a time of the wheel's clock. */
   constructor(connection: Connection, wheel: Wheel, deadline: number) {
     super();
     this.connection = connection;
     this.wheel = wheel;
-    this.over = new Promise((end) => (this.end = end));
     this.deadline = deadline;
     wheel.arm(this, deadline);
     connection.listener = this;
@@ -55,13 +53,14 @@ export class Opening extends Resident implements Listener {
 
   /** The first message. Undefined: none came in time. */
   async first(): Promise<Data | undefined> {
-    if (!this.early.length) await Promise.race([this.over, new Promise<void>((wake) => (this.wake = wake))]);
+    if (!this.early.length && this.state === "open") await new Promise<void>((wake) => (this.wake = wake));
     return this.early.shift()?.data;
   }
 
   /** What `answer` comes to, or undefined if it takes too long. */
   inTime<T>(answer: Promise<T>): Promise<T | undefined> {
-    return Promise.race([answer, this.over.then(() => undefined)]);
+    if (this.state !== "open") return Promise.resolve(undefined);
+    return Promise.race([answer, new Promise<undefined>((end) => (this.end = () => end(undefined)))]);
   }
 
   /** It is neither lost nor late. */
@@ -96,6 +95,7 @@ export class Opening extends Resident implements Listener {
   private finish(state: "lost" | "late"): void {
     this.state = state;
     this.settle();
-    this.end();
+    this.wake?.();
+    this.end?.();
   }
 }

@@ -45,7 +45,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
     done();
   });
   // Before those of @fastify/websocket, which takes the handler as it finds it.
-  fastify.addHook("onRoute", (route) => serveSessions(route, server, settings, options, refuser, fastify));
+  fastify.addHook("onRoute", (route) => serveSessions(route, server, settings, options, refuser, upgrades, fastify));
   fastify.addHook("onReady", async () => {
     checkDeclared(fastify);
     await server.cluster?.listen();
@@ -73,7 +73,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
 }
 
 /** Puts sessions between a route and its handler, the check of origins before its hooks, and refusals behind them. */
-function serveSessions(route: WebSocketRoute, server: Server, settings: Settings, options: MainstayOptions, refuser: Refuser, fastify: FastifyInstance): void {
+function serveSessions(route: WebSocketRoute, server: Server, settings: Settings, options: MainstayOptions, refuser: Refuser, upgrades: Upgrades, fastify: FastifyInstance): void {
   const name = route.websocket ? "handler" : "wsHandler";
   const handler = route[name];
   if (!isWebSocketRoute(route) || typeof handler !== "function") {
@@ -81,11 +81,11 @@ function serveSessions(route: WebSocketRoute, server: Server, settings: Settings
     return;
   }
   const own = route.mainstay === undefined ? settings : routeSettingsOf(options, route.mainstay, route.url);
-  const checkOrigin = async (request: FastifyRequest, reply: FastifyReply) => {
+  const checkOrigin = (request: FastifyRequest, reply: FastifyReply, done: () => void) => {
     const isUpgrade = request.headers.upgrade?.toLowerCase() === "websocket";
-    if (!isUpgrade || isAllowed(own.origins, request.headers)) return;
+    if (!isUpgrade || isAllowed(own.origins, request.headers)) return done();
     server.counts.refused.origin++;
-    return reply.code(403).send({ statusCode: 403, error: "Forbidden", message: "pages of this origin may not open a WebSocket here" });
+    reply.code(403).send({ statusCode: 403, error: "Forbidden", message: "pages of this origin may not open a WebSocket here" });
   };
   markServed(route);
   // `ws` has one limit, the largest of all; each connection has its own.
@@ -96,6 +96,7 @@ function serveSessions(route: WebSocketRoute, server: Server, settings: Settings
   route.onSend = [...[route.onSend ?? []].flat(), refuser.onSend] as NonNullable<typeof route.onSend>;
   route.errorHandler ??= refuser.onError;
   route[name] = function (this: FastifyInstance, socket: any, request: any) {
+    upgrades.open.delete(request.raw);
     return server.open(socket, request, (session, first) => Reflect.apply(handler, this, [session, first]));
   };
 }

@@ -79,13 +79,21 @@ export class Server implements Host {
   }
 
   /** Takes a connection that was upgraded. The handler is called once for each session, not for each connection. */
-  async open(socket: WebSocket, request: FastifyRequest, begin: Begin): Promise<void> {
+  open(socket: WebSocket, request: FastifyRequest, begin: Begin): Promise<void> | undefined {
     const settings = this.settingsOf(request);
     const connection = new Connection(++this.connections, socket, request, settings.maxMessage);
-    const opening = new Opening(connection, this.wheel, this.clock() + settings.openingDeadline);
     this.counts.opened++;
-    this.openings.add(opening);
     const crowd = this.countAddress(socket, request);
+    const isWaitedFor = isOurs(connection.protocol) || settings.authenticate || crowd > 1;
+    if (isWaitedFor) return this.wait(new Opening(connection, this.wheel, this.clock() + settings.openingDeadline), begin, crowd);
+    if (!this.beginPlain(connection, "", begin)) this.counts.openingsFailed++;
+    return undefined;
+  }
+
+  /** For HELLO, and for the verdict on who the client is. */
+  private async wait(opening: Opening, begin: Begin, crowd: number): Promise<void> {
+    const { connection } = opening;
+    this.openings.add(opening);
     const isBegun = isOurs(connection.protocol) ? await this.openSession(opening, begin, crowd) : await this.openPlain(opening, begin, crowd);
     if (!isBegun) this.counts.openingsFailed++;
     this.openings.delete(opening);
@@ -118,9 +126,9 @@ export class Server implements Host {
       this.counts.protocolErrors.session++;
       return opening.refuse(4400, hello.message);
     }
-    if (await this.passOn(opening, hello, first)) return true;
+    if (this.cluster && (await this.passOn(opening, hello, first))) return true;
     if (opening.isLost) return false;
-    const principal = await this.principal(opening, hello[8], connection.request);
+    const principal = this.settingsOf(connection.request).authenticate ? await this.principal(opening, hello[8], connection.request) : "";
     if (opening.isLost) return false;
     if (typeof principal !== "string") return this.refuse(opening, refuse(principal.code, principal.code === 4414).refuse, "credentials");
     if (this.isDraining) return this.refuse(opening, refuse(4413, true).refuse, "draining");
@@ -170,9 +178,14 @@ export class Server implements Host {
       this.counts.refused.credentials++;
       return opening.refuse(principal.code, WORDS[principal.code]!);
     }
+    return this.beginPlain(connection, principal, begin);
+  }
+
+  private beginPlain(connection: Connection, principal: string, begin: Begin): boolean {
     if (this.isDraining || !(this.registry.hasRoom || this.giveUpOldest())) {
       this.counts.refused[this.isDraining ? "draining" : "full"]++;
-      return opening.refuse(4413, WORDS[4413]!);
+      connection.close(4413, WORDS[4413]!);
+      return false;
     }
     this.registry.live++;
     const session = new PlainSession(this.clock(), this.settingsOf(connection.request), connection.id, Math.random);
@@ -189,7 +202,8 @@ export class Server implements Host {
     this.tell("session", driver.session);
     try {
       // It may be an async function, whose failure comes later.
-      Promise.resolve(begin(driver.session, connection.request)).catch((error) => driver.fail(error));
+      const begun: any = begin(driver.session, connection.request);
+      if (typeof begun?.then === "function") begun.then(undefined, (error: unknown) => driver.fail(error));
     } catch (error) {
       driver.fail(error);
     }
@@ -328,6 +342,7 @@ export class Server implements Host {
 
   private watchAge(driver: Driver): void {
     const { idleTimeout, maxLifetime } = this.settingsOf(driver.request);
+    if (idleTimeout === undefined && maxLifetime === undefined) return;
     this.lifetimes.watch(this.clock(), driver, idleTimeout, maxLifetime);
     const every = Math.min(this.lifetimes.interval, 10_000);
     if (!this.lifetimes.size || this.ages?.every === every) return;

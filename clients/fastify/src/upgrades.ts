@@ -25,10 +25,16 @@ export class Upgrades {
   /** What `@fastify/websocket` listens to instead of the HTTP server. */
   readonly door = new EventEmitter();
   private sockets = new Set<Duplex>();
+  /** What sockets call: one function for all of them, so that an idle connection keeps none of its own. */
+  private forget: (this: Duplex) => void;
   private isRefusing = false;
   private isClosing = false;
 
   constructor({ server }: FastifyInstance) {
+    const { sockets } = this;
+    this.forget = function () {
+      sockets.delete(this);
+    };
     const all = registered.get(server) ?? [];
     registered.set(server, all);
     all.push(this);
@@ -64,7 +70,7 @@ export class Upgrades {
 
   private keep(socket: Duplex): void {
     this.sockets.add(socket);
-    socket.once("close", () => this.sockets.delete(socket));
+    socket.on("close", this.forget);
     if (this.isClosing) drop(socket);
   }
 }

@@ -129,7 +129,7 @@ test("R4 a client that is gone or frozen is found within interval + deadline + 1
 
 test("R5 at the verdict the connection is gone at once, with one typed reason, and no closing handshake is waited for", async (t) => {
   const losses: unknown[] = [];
-  const { app, url } = await serve({ heartbeat: 100 }, (session) => {
+  const { app, url } = await serve({ heartbeat: 1000 }, (session) => {
     session.on("detached", (loss) => losses.push([loss, session.request.raw.socket.destroyed]));
     session.on("closed", ({ why, code }) => losses.push([why, code, session.request.raw.socket.destroyed]));
   });

@@ -21,7 +21,7 @@ async function build(t: TestContext, options: MainstayOptions = {}, lines: strin
 const listen = async (app: FastifyInstance) => (await app.listen({ port: 0, host: "127.0.0.1" })).replace("http", "ws");
 
 test("a route's own options win over the registration's, and hold for no other route", async (t) => {
-  const app = await build(t, { heartbeat: 30_000, maxMessage: 100, subprotocols: ["a"], authenticate: () => null, openingDeadline: 100 });
+  const app = await build(t, { heartbeat: 30_000, maxMessage: 100, subprotocols: ["a"], authenticate: () => null, openingDeadline: 5000 });
   const own: MainstayRouteOptions = { heartbeat: 5000, maxMessage: 2000, resumeWindow: 0, subprotocols: ["b"], authenticate: () => "anybody", keep: { messages: 1 } };
   let room: boolean[] = [];
   app.get("/own", { websocket: true, mainstay: own }, (session) => {

@@ -8,6 +8,7 @@ use std::error::Error;
 use std::fs;
 use std::process::Command;
 
+use super::plugin::PLUGIN;
 use crate::Result;
 use crate::install;
 use crate::run::{check, output};
@@ -15,7 +16,7 @@ use crate::run::{check, output};
 const PEERS: &str = "benches/peers";
 
 /// Every name that `--server` takes.
-pub(super) const NAMES: [&str; 18] = [
+pub(super) const NAMES: [&str; 19] = [
     "mainstay",
     "mainstay, session",
     "mainstay serve",
@@ -34,6 +35,7 @@ pub(super) const NAMES: [&str; 18] = [
     "nginx, 32 KiB buffers",
     HTTP_PROXY,
     DIRECT,
+    PLUGIN,
 ];
 
 /// A Python server on uWebSockets: its figures are those of a call into CPython for each message.
@@ -57,9 +59,9 @@ pub(super) struct Wanted<'a> {
 
 impl Wanted<'_> {
     /// A smoke test is of ours, and of what one `npm ci` brings to prove that gateways are measured alike.
-    fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         match self.named {
-            [] => !self.quick || is_ours(name) || name == HTTP_PROXY,
+            [] => !self.quick || is_ours(name) || name == HTTP_PROXY || name == PLUGIN,
             named => named.iter().any(|one| one == name),
         }
     }
