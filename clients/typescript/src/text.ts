@@ -12,8 +12,8 @@ export const bytesOf = (data: Data): Bytes => (typeof data === "string" ? (encod
 /** Bytes as text. @throws TypeError if they are not UTF-8 */
 export const textOf = (bytes: Bytes): string => (decoder ??= new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })).decode(bytes);
 
-/** A message as the connection gave it. */
-export const viewOf = (data: Received): Data => (typeof data === "string" ? data : new Uint8Array(data));
-
 /** Payload bytes of all of these. */
 export const sizeOf = (messages: (Data | { length: number })[]): number => messages.reduce((sum, data) => sum + bytesOf(data as Data).length, 0);
+
+/** What a connection gave, as text or bytes. */
+export const viewOf = (data: Received): Data => (typeof data === "string" ? data : new Uint8Array(data));
