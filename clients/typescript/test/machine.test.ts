@@ -659,6 +659,18 @@ test("a server that answers the second offer with a session speaks sessions, wha
   assert.deepEqual([stage.machine.mode, stage.last("message"), stage.machine.status], ["session", undefined, "attached"]);
 });
 
+test("what a trial brought that came to nothing is not handed over by a later connection", () => {
+  const stage = onTrial();
+  stage.arrives(2, "hello, plain client");
+  stage.lose(2, 4000, "enough");
+  stage.at().suspend();
+  stage.at().retryNow();
+  stage.step();
+  stage.at().handleOpened(stage.machine.dialled, "plain");
+  stage.step();
+  assert.deepEqual([stage.machine.mode, stage.machine.status, stage.last("message")], ["plain", "attached", undefined]);
+});
+
 test("a client that is there before its server offers sessions and tries without them in one moment: no server comes up in between", () => {
   const stage = new Stage();
   let id = 0;
