@@ -1,4 +1,4 @@
-/** Text and UTF-8. */
+/** Text, bytes, and UTF-8: what both entry points need of messages. `/plain` does without `wire.ts`. */
 
 import type { Bytes, Data, Received } from "./wire.js";
 
