@@ -76,6 +76,10 @@ async function heldNames() {
 /** A class that another entry point exports is that one, and not a copy. */
 const inCommon = { name: "in common", setup: (build) => build.onResolve({ filter: /^\.\/index\.js$/ }, () => ({ path: "./index.cjs", external: true })) };
 
+/** Browsers have what `host.ts` does without. */
+const inBrowsers = { name: "in browsers", setup: (build) => build.onResolve({ filter: /^\.\/host\.js$/ }, () => ({ path: at("src/host.browser.ts") })) };
+
+await rm(at("dist/browser"), { recursive: true, force: true });
 for (const name of await readdir(at("dist"))) if (/\.c?js(\.map)?$|\.cts$/.test(name)) await rm(at(`dist/${name}`));
 const all = { ...pages, entryPoints: [...ENTRIES, ...ALONE].map((name) => `src/${name}.ts`) };
 const { mangleCache } = await build({ ...all, mangleProps: /^[a-z]/, mangleCache: {}, write: false });
@@ -85,6 +89,7 @@ const held = await heldNames();
 const prefixed = own.filter((name) => held.has(name)).map((name, number) => [name, `_${LETTERS[number % 62]}${number > 61 ? number : ""}`]);
 const mangled = { mangleProps: new RegExp(`^(?:${own.join("|")})$`) };
 const { mangleCache: names } = await build({ ...pages, ...mangled, mangleCache: Object.fromEntries(prefixed) });
+await build({ ...pages, ...mangled, mangleCache: names, outdir: at("dist/browser"), plugins: [inBrowsers] });
 
 const alone = { splitting: false, target: "es2018", inject: [at("src/platform.ts")], define: { "globalThis.crypto": "platformCrypto" } };
 const common = { splitting: false, format: "cjs", outExtension: { ".js": ".cjs" }, sourcemap: false };

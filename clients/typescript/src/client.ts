@@ -6,6 +6,7 @@
  * make the two classes that are exported.
  */
 
+import { cutSoon, needClass } from "./host.js";
 import type { Io, Machine, MachineConfig, Mode, Status } from "./machine.js";
 import type { Fate } from "./session.js";
 import { eventOf, missing, readFarewell, readProtocols, readUrl } from "./surface.js";
@@ -184,7 +185,7 @@ export abstract class BaseSocket extends EventTarget {
     checkRange("maxRetries", options.maxRetries, 0);
     for (const name of ["greeting", "shouldReconnectOnClose"] as const) if (options[name] && typeof options[name] !== "function") throw new TypeError(`${name} is no function`);
     this.chosen = options;
-    if (typeof this.connectionClass !== "function") throw new TypeError('no WebSocket here: pass one as option, { WebSocket }, in Node 20 that of "ws"');
+    needClass(this.connectionClass);
     this.target = [url, protocols];
     this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
@@ -503,16 +504,11 @@ export abstract class BaseSocket extends EventTarget {
   /** @internal */
   forget(id: number, code = 1000, reason = ""): void {
     const connection: any = this.byId[id];
-    const patience = connection?.readyState === 2 ? 0 : 1000;
+    const isLeft = connection?.readyState === 2;
     delete this.byId[id];
     // Whether its closing handshake ever ends concerns nobody. A browser may send 1000 and 3000-4999 only.
     connection?.close(code > 2999 ? code : 1000, reason.slice(0, 40));
-    // `ws` would wait half a minute for a peer that is gone, and keep the process for as long.
-    if (connection?.readyState < 3 && connection.terminate) {
-      const timer: any = setTimeout(() => connection.bufferedAmount || connection.terminate(), patience);
-      timer["unref"]?.();
-      connection.onclose = () => clearTimeout(timer);
-    }
+    cutSoon(connection, isLeft);
   }
 
   /** What makes connections: what was chosen, or is global, or was before a class like this one took its place. */

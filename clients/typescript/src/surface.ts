@@ -1,22 +1,13 @@
 /**
  * What makes a class the `WebSocket` that the platform has: what its constructor and methods refuse and how, its events,
- * and attributes, handlers and constants as Web IDL has them. Where the platform lacks a class for one of these (Node 20
- * has no CloseEvent), the nearest one that it has stands in.
+ * and attributes, handlers and constants as Web IDL has them.
  *
  * Source: WHATWG "WebSockets"; Web IDL; HTML "Event handlers".
  */
 
+import { makeEvent, refuse } from "./host.js";
 import { bytesOf } from "./text.js";
 import type { Data } from "./wire.js";
-
-/** The classes of the platform, which may lack any, and which tests replace. */
-const platform: { [name: string]: any } = globalThis;
-
-/** The error that `WebSocket` throws, by its name. */
-export function refuse(name: "SyntaxError" | "InvalidAccessError", message: string): never {
-  const { DOMException } = platform;
-  throw DOMException ? new DOMException(message, name) : Object.assign(new Error(message), { name });
-}
 
 /** The error of a call without its first argument. */
 export const missing = () => new TypeError("an argument is missing");
@@ -25,29 +16,25 @@ export const missing = () => new TypeError("an argument is missing");
 export function readUrl(url: string | URL): string {
   let read = "";
   try {
-    read = new URL(url, platform.document?.baseURI ?? platform.location?.href).href.replace(/^http/, "ws");
+    read = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href).href.replace(/^http/, "ws");
   } catch {}
-  if (!/^wss?:[^#]*$/.test(read)) refuse("SyntaxError", `url ${`${url}`.split("?")[0]}: ws: or http:, without a fragment`);
-  return read;
+  return /^wss?:[^#]*$/.test(read) ? read : refuse(`url ${`${url}`.split("?")[0]}: ws: or http:, without a fragment`);
 }
 
 /** The subprotocols by name; null is none, as libraries pass it. @throws SyntaxError */
 export function readProtocols(protocols: any): string[] {
   const names: string[] = [protocols ?? []].flat().map(String);
-  names.forEach((name, index) => {
-    const isFirst = names.findIndex((other) => other.toLowerCase() === name.toLowerCase()) === index;
-    if (!isFirst || !/^[\w!#$%&'*+.^`|~-]+$/.test(name)) refuse("SyntaxError", `protocols: "${name}" is ${isFirst ? "no token" : "repeated"}`);
-  });
+  const different = new Set(names.map((name) => name.toLowerCase()));
+  if (different.size < names.length || names.some((name) => !/^[\w!#$%&'*+.^`|~-]+$/.test(name))) refuse(`protocols "${names}": tokens, each once`);
   return names;
 }
 
 /** A close code and reason as they travel. @throws InvalidAccessError, SyntaxError */
 export function readFarewell(code: any = 1000, reason: any = ""): [code: number, reason: string] {
   const whole = Math.round(code);
-  if (whole !== 1000 && !(whole > 2999 && whole < 5000)) refuse("InvalidAccessError", `close code ${code}: 1000 or 3000-4999`);
   const text = `${reason}`;
-  const { length } = bytesOf(text);
-  if (length > 123) refuse("SyntaxError", `close reason: ${length} bytes, at most 123`);
+  if (whole !== 1000 && !(whole > 2999 && whole < 5000)) refuse(`close code ${code}: 1000 or 3000-4999`, "InvalidAccessError");
+  if (bytesOf(text).length > 123) refuse("close reason: at most 123 bytes");
   return [whole, text];
 }
 
@@ -62,13 +49,10 @@ export const dataOf = (payload: any): Data =>
     ? new Uint8Array((payload as any).buffer ?? payload, (payload as any).byteOffset, payload.byteLength).slice()
     : `${payload}`;
 
-/** An event of the platform's class for it, with all of these fields; Node prints them too. */
+/** An event of the platform's class for it, with all of these fields. */
 export function eventOf(type: string, fields: any = {}): Event {
-  const { data } = fields;
-  const Class = platform[type === "close" ? "CloseEvent" : data == null ? "Event" : "MessageEvent"] ?? Event;
-  const event = new Class(type, fields);
+  const event: any = makeEvent(type === "close" ? "CloseEvent" : fields.data == null ? "Event" : "MessageEvent", type, fields);
   for (const name in fields) if (!(name in event)) event[name] = fields[name];
-  if (data == null) event[Symbol.for("nodejs.util.inspect.custom")] = () => ({ type, ...fields });
   return event;
 }
 

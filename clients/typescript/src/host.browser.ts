@@ -1,0 +1,13 @@
+/** `host.ts` for browsers, which have every class. */
+
+const platform: { [name: string]: any } = globalThis;
+
+export function refuse(message: string, name = "SyntaxError"): never {
+  throw new DOMException(message, name);
+}
+
+export const makeEvent = (name: string, type: string, fields: any): any => new platform[name](type, fields);
+
+export function needClass(_found: unknown): void {}
+
+export function cutSoon(_connection: unknown, _isLeft: boolean): void {}
