@@ -11,6 +11,7 @@ import { build } from "esbuild";
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
 import { asCommon } from "./declarations.mjs";
 
 const ENTRIES = ["index", "plain", "reload", "react"];
@@ -21,6 +22,8 @@ const WHOLE = ["protocol", "testing"];
 /** Where the classes stand that an application holds, and may extend: their names are not to meet its own. */
 const HELD = ["client", "index", "wx", "native"];
 
+/** How often two short names are tried in each other's place: about a second. */
+const SWAPS = 6000;
 const LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 
 const at = (path) => fileURLToPath(new URL(path, import.meta.url));
@@ -76,6 +79,32 @@ async function heldNames() {
 /** A class that another entry point exports is that one, and not a copy. */
 const inCommon = { name: "in common", setup: (build) => build.onResolve({ filter: /^\.\/index\.js$/ }, () => ({ path: "./index.cjs", external: true })) };
 
+/**
+ * The same short names, given to others: gzip makes less of a bundle where what often stands together looks alike. Two names
+ * change places, and stay so if the two bundles for browsers are smaller for it; and so on, the same way in every build.
+ */
+async function bestNames(given) {
+  const longs = Object.keys(given).filter((long) => given[long]);
+  const marks = Object.fromEntries(longs.map((long, number) => [long, `$${number}$`]));
+  const bundle = { ...pages, ...mangled, mangleCache: marks, splitting: false, sourcemap: false, write: false, plugins: [inBrowsers] };
+  const made = await Promise.all(["index", "plain"].map((name) => build({ ...bundle, entryPoints: [`src/${name}.ts`] })));
+  const texts = made.map(({ outputFiles }) => outputFiles[0].text.split(/\$(\d+)\$/));
+  const shorts = longs.map((long) => given[long]);
+  const size = () => texts.reduce((sum, parts) => sum + gzipSync(parts.map((part, i) => (i % 2 ? shorts[part] : part)).join(""), { level: 9 }).length, 0);
+  const used = [...new Set(texts.flatMap((parts) => parts.filter((_, i) => i % 2)))];
+  let least = size();
+  for (let i = 0, seed = 1; i < SWAPS; i++) {
+    const [a, b] = [0, 0].map(() => (seed = (seed * 48271) % 2147483647)).map((drawn) => used[drawn % used.length]);
+    // Those of classes that an application holds remain so.
+    if ((shorts[a][0] === "_") !== (shorts[b][0] === "_")) continue;
+    [shorts[a], shorts[b]] = [shorts[b], shorts[a]];
+    const now = size();
+    if (now > least) [shorts[a], shorts[b]] = [shorts[b], shorts[a]];
+    else least = now;
+  }
+  return Object.fromEntries(longs.map((long, number) => [long, shorts[number]]));
+}
+
 /** Browsers have what `host.ts` does without. */
 const inBrowsers = { name: "in browsers", setup: (build) => build.onResolve({ filter: /^\.\/host\.js$/ }, () => ({ path: at("src/host.browser.ts") })) };
 
@@ -88,7 +117,9 @@ const own = Object.keys(mangleCache).filter((name) => !others.has(name));
 const held = await heldNames();
 const prefixed = own.filter((name) => held.has(name)).map((name, number) => [name, `_${LETTERS[number % 62]}${number > 61 ? number : ""}`]);
 const mangled = { mangleProps: new RegExp(`^(?:${own.join("|")})$`) };
-const { mangleCache: names } = await build({ ...pages, ...mangled, mangleCache: Object.fromEntries(prefixed) });
+const { mangleCache: given } = await build({ ...pages, ...mangled, mangleCache: Object.fromEntries(prefixed), write: false });
+const names = await bestNames(given);
+await build({ ...pages, ...mangled, mangleCache: names });
 await build({ ...pages, ...mangled, mangleCache: names, outdir: at("dist/browser"), plugins: [inBrowsers] });
 
 const alone = { splitting: false, target: "es2018", inject: [at("src/platform.ts")], define: { "globalThis.crypto": "platformCrypto" } };
