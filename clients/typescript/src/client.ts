@@ -6,7 +6,7 @@
  * make the two classes that are exported.
  */
 
-import { cutSoon, needClass } from "./host.js";
+import { cutSoon, needClass, On } from "./host.js";
 import type { Io, Machine, MachineConfig, Mode, Status } from "./machine.js";
 import type { Fate } from "./session.js";
 import { eventOf, missing, readFarewell, readProtocols, readUrl } from "./surface.js";
@@ -139,9 +139,9 @@ export abstract class BaseSocket extends EventTarget {
   protected handlers: { [type: string]: unknown } = {};
   private binaryAs: "blob" | "arraybuffer" = "blob";
   private place = "";
-  private from = "";
+  private cameFrom = "";
   /** What was written since the last microtask to a connection that counts it no longer. */
-  private written: Data[] = [];
+  declare private writtenNow: Data[] | undefined;
   /** @internal */
   protected events: [type: string, fields?: any][] = [];
   /** The event `close`, which comes behind all others. */
@@ -162,8 +162,8 @@ export abstract class BaseSocket extends EventTarget {
   /** Ends what is listened to outside. */
   private listening: (() => void)[] = [];
   /** What the next session, or plain connection, begins with. */
-  private greeting: unknown[] = [];
-  declare private target: [url: Fresh<string | URL>, protocols: Fresh<string | string[]>];
+  private greetings: unknown[] = [];
+  declare private askedFor: [url: Fresh<string | URL>, protocols: Fresh<string | string[]>];
   /** By how much the clock is ahead of the wall's. */
   private skew = 0;
 
@@ -186,7 +186,7 @@ export abstract class BaseSocket extends EventTarget {
     for (const name of ["greeting", "shouldReconnectOnClose"] as const) if (options[name] && typeof options[name] !== "function") throw new TypeError(`${name} is no function`);
     this.chosen = options;
     needClass(this.connectionClass);
-    this.target = [url, protocols];
+    this.askedFor = [url, protocols];
     this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
     // The first attempt starts when the caller has set its handlers.
@@ -230,8 +230,7 @@ export abstract class BaseSocket extends EventTarget {
 
   /** Payload that has not left, in bytes; text as UTF-8. */
   get bufferedAmount(): number {
-    // The class of `ws` writes at once and says 0; those of browsers count it until the task is over.
-    return this.unsent + Math.max(this.leaving, sizeOf(this.written));
+    return this.unsent + (On.Browser ? this.leaving : Math.max(this.leaving, sizeOf(this.writtenNow ?? [])));
   }
 
   /** What the server speaks: sessions, or plain WebSocket. Undefined before the first attach. */
@@ -391,8 +390,8 @@ export abstract class BaseSocket extends EventTarget {
   /** @internal */
   protected dispatch(type: string, fields?: any): void {
     // A handler that left the connection meanwhile has a greeting on the next.
-    if (type === "open" && this.machine.beginning) for (const message of this.greeting) this.send(message);
-    const event = eventOf(type, fields?.data == null ? fields : { data: this.present(fields.data), origin: this.from });
+    if (type === "open" && this.machine.beginning) for (const message of this.greetings) this.send(message);
+    const event = eventOf(type, fields?.data == null ? fields : { data: this.present(fields.data), origin: this.cameFrom });
     if (type === "error" && !this.hearsErrors && this.warned !== `${fields.error}`) console.warn((this.warned = `${fields.error}`));
     try {
       this.dispatchEvent(event);
@@ -454,10 +453,10 @@ export abstract class BaseSocket extends EventTarget {
   async dial(id: number): Promise<void> {
     const { machine } = this;
     try {
-      const [url, protocols, greeting] = await Promise.all([ask(this.target[0]), ask(this.target[1]), this.chosen.greeting?.(), this.prepare()]);
-      this.greeting = [greeting ?? []].flat();
+      const [url, protocols, greeting] = await Promise.all([ask(this.askedFor[0]), ask(this.askedFor[1]), this.chosen.greeting?.(), this.prepare()]);
+      this.greetings = [greeting ?? []].flat();
       this.place = readUrl(url);
-      this.from = new URL(this.place).origin;
+      this.cameFrom = new URL(this.place).origin;
       // It may have been given up meanwhile.
       if (machine.dialled !== id) return;
       const names = this.offer(readProtocols(protocols));
@@ -476,8 +475,9 @@ export abstract class BaseSocket extends EventTarget {
       connection.onmessage = then(({ data }) => machine.handleMessage(id, data));
       /** Why, where the class tells it: browsers do not. */
       let cause = "";
-      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, reason || cause));
-      connection.onerror = then(({ message }) => {
+      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, On.Browser ? reason : reason || cause));
+      // Set in any case: `ws` throws where nobody listens.
+      connection.onerror = On.Browser ? () => {} : then(({ message }) => {
         cause = message || "";
         // The WebSocket of Node 20 fires no `close` after a handshake that failed.
         if (machine.dialled === id) machine.handleLost(id, 1006, cause || "cannot be opened");
@@ -493,7 +493,8 @@ export abstract class BaseSocket extends EventTarget {
   writeTo(id: number, data: Data): void {
     const connection = this.byId[id];
     connection?.send(data);
-    if (connection?.bufferedAmount === 0 && this.written.push(data) === 1) queueMicrotask(() => (this.written.length = 0));
+    // The class of `ws` writes at once and says 0.
+    if (!On.Browser && connection?.bufferedAmount === 0 && (this.writtenNow ??= []).push(data) === 1) queueMicrotask(() => (this.writtenNow!.length = 0));
   }
 
   /** @internal */

@@ -2,6 +2,10 @@
 
 const platform: { [name: string]: any } = globalThis;
 
+export const enum On {
+  Browser = 1,
+}
+
 export function refuse(message: string, name = "SyntaxError"): never {
   throw new DOMException(message, name);
 }

@@ -6,6 +6,14 @@
 /** The classes of the platform, which may lack any, and which tests replace. */
 const platform: { [name: string]: any } = globalThis;
 
+/**
+ * Browsers have randomness, fire `close` after every `error` and no cause with it, and count what was written until the task is
+ * over. What only others need is left out of their bundles by this.
+ */
+export const enum On {
+  Browser = 0,
+}
+
 /** Throws the error that `WebSocket` throws, by its name. */
 export function refuse(message: string, name = "SyntaxError"): never {
   const { DOMException } = platform;

@@ -2,6 +2,7 @@
 
 import { type BaseOptions, BaseSocket, type Fresh, type Waiting } from "./client.js";
 import { MessageTooLargeError } from "./flow.js";
+import { On } from "./host.js";
 import { ClientSession, type Fate } from "./session.js";
 import { offerFor, SessionMachine } from "./sessions.js";
 import { complete, dataOf, isBlob, missing } from "./surface.js";
@@ -347,7 +348,7 @@ complete(MainstaySocket, BaseSocket);
 /** Unguessable where the platform can do that. */
 function randomBytes(length: number): Bytes {
   const bytes = new Uint8Array(length);
-  return globalThis.crypto?.getRandomValues(bytes) ?? bytes.map(() => Math.random() * 256);
+  return On.Browser ? crypto.getRandomValues(bytes) : globalThis.crypto?.getRandomValues(bytes) ?? bytes.map(() => Math.random() * 256);
 }
 
 interface Reader {
