@@ -101,7 +101,7 @@ export class Machine {
   private lastId = 0;
   protected attempts = 0;
   /** When the current connection was attached. */
-  private attemptsBefore = 0;
+  declare private attemptsBefore: number;
   /** A replacement for the current connection has failed. */
   declare private hasFailed: boolean | undefined;
   /** From when the attempt that is under way is not waited for, if somebody asks; and after how long the next one. */
@@ -433,8 +433,12 @@ export class Machine {
    */
   protected backoff(isAlone: boolean, retryMs?: number): number {
     const n = this.attempts++;
-    const to = n ? Math.min(30_000, 250 * 2 ** n) : isAlone ? 200 : 1000;
-    const from = retryMs! >= 0 ? Math.min(retryMs!, 540_000) : n && isAlone ? to / 2 : 1;
-    return from + (retryMs! >= 0 ? Math.max(from / 10, 1000) : to - from) * this.chance();
+    let to = n ? Math.min(30_000, 250 * 2 ** n) : isAlone ? 200 : 1000;
+    let from = n && isAlone ? to / 2 : 1;
+    if (retryMs! >= 0) {
+      from = Math.min(retryMs!, 540_000);
+      to = from + Math.max(from / 10, 1000);
+    }
+    return from + (to - from) * this.chance();
   }
 }

@@ -96,11 +96,12 @@ export class SessionMachine extends Machine implements SessionHooks {
     try {
       const message = viewOf(data);
       const frame = decode(message);
-      if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.probes) {
+      const [type, value] = frame ?? [];
+      if (type === Type.Pong && id === this.current && value === this.probes) {
         this.answered();
         this.proven = this.asked;
       }
-      if (frame?.[0] === Type.Data || frame?.[0] === Type.Ack || frame?.[0] === Type.Pong) this.progressed(message.length);
+      if (type === Type.Data || type === Type.Ack || type === Type.Pong) this.progressed(message.length);
       this.clientSession.handleFrame(id, frame);
     } catch (error) {
       const { message, isFatal } = error as ProtocolError;

@@ -143,7 +143,7 @@ export function encode([type, ...values]: Control): Bytes {
     if (value === undefined) return;
     const field: number[] = [];
     write(field, letter, value);
-    write(out, "i", i + 1);
+    out.push(i + 1);
     write(out, "b", field);
   });
   return Uint8Array.from(out);
@@ -219,8 +219,8 @@ function write(out: number[], letter: string, value: any): void {
     for (let i = (1 << form) - 1, mark = form << 6; i >= 0; i--, mark = 0) out.push((Math.floor(whole / 256 ** i) % 256) | mark);
   } else {
     if (letter === "D") out.push(+(typeof value !== "string"));
-    const bytes: ArrayLike<number> = typeof value === "string" ? bytesOf(value) : value;
+    const bytes = bytesOf(value);
     if (letter > "Z") write(out, "i", bytes.length);
-    for (let i = 0; i < bytes.length; i++) out.push(bytes[i]!);
+    for (const byte of bytes) out.push(byte);
   }
 }
