@@ -185,7 +185,7 @@ export abstract class BaseSocket extends EventTarget {
     checkRange("maxRetries", options.maxRetries, 0);
     for (const name of ["greeting", "shouldReconnectOnClose"] as const) if (options[name] && typeof options[name] !== "function") throw new TypeError(`${name} is no function`);
     this.chosen = options;
-    needClass(this.connectionClass);
+    if (!On.Browser) needClass(this.connectionClass);
     this.askedFor = [url, protocols];
     this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
@@ -505,7 +505,7 @@ export abstract class BaseSocket extends EventTarget {
   /** @internal */
   forget(id: number, code = 1000, reason = ""): void {
     const connection: any = this.byId[id];
-    const isLeft = connection?.readyState === 2;
+    const isLeft = !On.Browser && connection?.readyState === 2;
     delete this.byId[id];
     // Whether its closing handshake ever ends concerns nobody. A browser may send 1000 and 3000-4999 only.
     connection?.close(code > 2999 ? code : 1000, reason.slice(0, 40));

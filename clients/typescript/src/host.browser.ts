@@ -12,6 +12,7 @@ export function refuse(message: string, name = "SyntaxError"): never {
 
 export const makeEvent = (name: string, type: string, fields: any): any => new platform[name](type, fields);
 
+/** Nothing is asked of a class that is always there. */
 export function needClass(_found: unknown): void {}
 
 export function cutSoon(_connection: unknown, _isLeft: boolean): void {}

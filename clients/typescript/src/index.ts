@@ -220,13 +220,13 @@ export class MainstaySocket extends BaseSocket {
     this.admit();
     this.settle();
     this.letGo();
-    const { outbox } = this.clientSession.flow;
+    const { last } = this.clientSession.flow.outbox;
     const { data, first, count } = (this.isWanted && this.clientSession.handOver(this.machine.nowMs)) || {};
     if (data !== undefined) {
       this.wakeReaders(data);
       if (this.isFlowing) super.emit("message", { data });
     } else if (count) this.emit("gap", { dropped: { first, count } });
-    else if (first) super.emit("gap", { fate: { delivered: outbox.last, unknown: outbox.last, last: outbox.last, resent: false, lost: undefined, cause: "replaced" } });
+    else if (first) super.emit("gap", { fate: { delivered: last, unknown: last, last, resent: false, lost: undefined, cause: "replaced" } });
     else if (this.machine.isEnded) this.wakeReaders();
   }
 
@@ -311,8 +311,9 @@ export class MainstaySocket extends BaseSocket {
         continue;
       }
       // A plain peer makes room by what is written.
-      if (!this.accept(first)) this.machine.writeOut();
-      if (first.data !== undefined && !this.accept(first)) return;
+      if (this.accept(first)) continue;
+      this.machine.writeOut();
+      if (!this.accept(first)) return;
     }
   }
 

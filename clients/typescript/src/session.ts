@@ -101,7 +101,7 @@ const enum Life {
 }
 
 const ACCEPT: Window = [1024, 4_194_304];
-const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted", "replaced"] as const;
+const CAUSES = /* @__PURE__ */ "unknown expired ended evicted restarted replaced".split(" ") as Fate["cause"][];
 
 export class ClientSession {
   declare io: SessionIo;
