@@ -10,7 +10,7 @@ use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::server::Fenced;
-use mainstay_proto::session::{ConnectionId, PlainSession, ServerSession, Sessions};
+use mainstay_proto::session::{ConnectionId, EndCause, PlainSession, ServerSession, Sessions};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 
 use super::auth::Authenticate;
@@ -213,7 +213,7 @@ impl Holder for Core {
     /// A session is over as if its resume window had passed, and a plain connection is closed with 1013.
     fn give_up(self: Arc<Self>) {
         if !self.shared.evict(&self) {
-            self.close(CloseCode::TRY_AGAIN, "the server is out of memory");
+            self.close_for(EndCause::Evicted, CloseCode::TRY_AGAIN, "the server is out of memory");
         }
     }
 }

@@ -31,6 +31,7 @@ mod limits;
 mod meddle;
 mod open;
 mod pace;
+mod room;
 mod serve;
 mod session;
 mod spelling;
@@ -48,7 +49,7 @@ use mainstay_proto::admission::Source;
 use mainstay_proto::budget::{Candidate, in_order};
 use mainstay_proto::heartbeat::HeartbeatConfig;
 pub use mainstay_proto::session::LifetimeConfig;
-use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
+use mainstay_proto::session::{EndCause, FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
 pub use mainstay_proto::ws::Origins;
 use mainstay_proto::ws::{CloseCode, Limits};
 use slab::Slab;
@@ -57,8 +58,9 @@ use tokio_util::task::TaskTracker;
 pub use self::auth::Denied;
 use self::core::{Core, CoreRef, Cores, Peer};
 use self::limits::Gate;
+pub use self::room::{Membership, Room, SlowMember};
 pub use self::serve::{Serve, serve};
-pub use self::session::{Received, Sender, Session, SessionState};
+pub use self::session::{Changes, Received, Sender, Session, SessionState};
 pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
 pub use self::upgrade::{PeerFacts, SessionUpgrade, UpgradeRejection};
 use crate::Budget;
@@ -366,7 +368,7 @@ impl Shared {
         if let Some(spread) = self.draining.get()
             && !core.dismiss(*spread)
         {
-            core.close(CloseCode::RESTART, REASON);
+            core.close_for(EndCause::Drained, CloseCode::RESTART, REASON);
         }
     }
 
@@ -441,7 +443,7 @@ async fn send_away(cores: Vec<Weak<Core>>, spread: Duration) {
     let pause = spread / u32::try_from(plain.len()).unwrap_or(u32::MAX).max(1);
     for core in plain {
         if let Some(core) = core.upgrade() {
-            core.close(CloseCode::RESTART, REASON);
+            core.close_for(EndCause::Drained, CloseCode::RESTART, REASON);
         }
         tokio::time::sleep(pause).await;
     }

@@ -180,12 +180,12 @@ impl Connected {
     /// When there is something to do again.
     fn rest(&mut self) -> Turn {
         let (mut inner, sockets) = (self.core.lock(), self.held());
-        let change = inner.account(sockets);
-        let wakes = self.core.signal.wants_poll() || inner.act.as_ref().is_some_and(|act| act.at <= now());
         let is_over = match &mut inner.peer {
             Peer::Session(session) => session.poll_over(),
             Peer::Plain(_) => false,
         };
+        let change = inner.account(sockets);
+        let wakes = self.core.signal.wants_poll() || inner.act.as_ref().is_some_and(|act| act.at <= now());
         let until = inner.poll_timeout();
         drop(inner);
         self.core.shared.config.budget.apply(Part::Sessions, change);
@@ -268,6 +268,7 @@ impl Connected {
             (Reading::Ended(lost), None, None) => {
                 if wire.is_closing() {
                     Stats::add(&stats.protocol_errors, 1);
+                    inner.handle_violation(&lost);
                 }
                 if let Lost::TooBig { .. } = lost {
                     self.core.shared.tell_too_big(&self.core.facts);
@@ -331,7 +332,7 @@ impl Connected {
         if let Some(leave) = inner.poll_leave() {
             Stats::add(stats.left(leave), 1);
         }
-        if inner.is_over() {
+        if !inner.hands_over() {
             inner.wake_application();
         }
         let abort = inner.wants_abort();
@@ -546,6 +547,16 @@ impl Inner {
     fn handle_peer_close(&mut self, code: Option<CloseCode>, reason: &str) {
         if let Peer::Plain(plain) = &mut self.peer {
             plain.handle_peer_close(PeerClose { code, reason: reason.to_owned() });
+        }
+    }
+
+    /// A session's connection is replaced; a plain client has no other.
+    fn handle_violation(&mut self, why: &Lost) {
+        let Peer::Plain(plain) = &mut self.peer else { return };
+        match why {
+            Lost::TooBig { .. } => plain.handle_violation(CloseCode::TOO_BIG, "a message is too big"),
+            Lost::Broken(reason) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, reason),
+            _ => {}
         }
     }
 

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod budget;
+mod chat;
 mod credentials;
+mod ends;
 mod fanout;
 mod hostile;
 mod link;
@@ -10,6 +12,7 @@ mod manual;
 mod meddle;
 mod reach;
 mod request;
+mod room;
 mod session;
 mod shutdown;
 mod sizes;
