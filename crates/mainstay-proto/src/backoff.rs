@@ -49,7 +49,7 @@ impl BackoffConfig {
         Self { base, cap, first_individual, first_shared, reset_after }.checked()
     }
 
-    /// Ceilings of the first wait after [`Cause::Individual`] and after [`Cause::Shared`].
+    /// Ceilings of the first wait after a loss of this client alone, and after one that many clients share, such as a restart.
     /// Default: 0.2 s and 1 s. Range: 1 ms to the cap.
     ///
     /// # Errors

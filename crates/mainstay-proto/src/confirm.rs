@@ -64,7 +64,7 @@ pub enum Guarantee {
     /// It is written again; the peer may see it twice.
     #[default]
     AtLeastOnce,
-    /// It is reported as [`Event::Unknown`].
+    /// It is reported as unknown.
     AtMostOnce,
 }
 

@@ -59,7 +59,7 @@ impl HeartbeatConfig {
         Ok(Self { interval, ..Self::default() })
     }
 
-    /// How long a peer may send bytes without an answer before [`Action::NotListening`].
+    /// How long a peer may send bytes without an answer before it counts as not listening: a session's connection is dropped then.
     /// Default: 5 minutes. Range: 1 minute to 1 day.
     ///
     /// # Errors

@@ -9,14 +9,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRef, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use mainstay::server::{Membership, Room, SessionState};
+use mainstay::server::{DRAIN_WITHIN, Membership, Room, SessionState};
 use mainstay::{CloseCode, Mainstay, Session, SessionUpgrade};
 
 #[tokio::main]
@@ -24,9 +23,7 @@ async fn main() -> std::io::Result<()> {
     let chat = Chat::default();
     let (mainstay, listener) =
         (chat.mainstay.clone(), tokio::net::TcpListener::bind("127.0.0.1:8080").await?);
-    mainstay::serve(listener, app(chat), &mainstay)
-        .with_graceful_shutdown(asked_to_end(), Duration::from_secs(5))
-        .await
+    mainstay::serve(listener, app(chat), &mainstay).with_graceful_shutdown(asked_to_end(), DRAIN_WITHIN).await
 }
 
 /// The application's state. [`SessionUpgrade`] takes its [`Mainstay`] from there.

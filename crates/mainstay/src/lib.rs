@@ -39,7 +39,7 @@ pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::{Evidence, HeartbeatConfig};
 pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
 pub use mainstay_proto::session::{Delivery, End, EndCause, Fate, Message, PeerClose, Window};
-pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
+pub use mainstay_proto::ws::{Action, CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
 
 /// A message that was not accepted, and why. It comes back with the error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -51,6 +51,7 @@ use mainstay_proto::heartbeat::HeartbeatConfig;
 pub use mainstay_proto::session::LifetimeConfig;
 use mainstay_proto::session::{EndCause, FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
 pub use mainstay_proto::ws::Origins;
+pub use mainstay_proto::ws::handshake::HandshakeError;
 use mainstay_proto::ws::{CloseCode, Limits};
 use slab::Slab;
 use tokio_util::task::TaskTracker;
@@ -59,7 +60,7 @@ pub use self::auth::Denied;
 use self::core::{Core, CoreRef, Cores, Peer};
 use self::limits::Gate;
 pub use self::room::{Membership, Room, SlowMember};
-pub use self::serve::{Serve, serve};
+pub use self::serve::{DRAIN_WITHIN, MakeService, Serve, serve};
 pub use self::session::{Changes, Received, Sender, Session, SessionState};
 pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
 pub use self::upgrade::{PeerFacts, SessionUpgrade, UpgradeRejection};
@@ -106,6 +107,9 @@ pub struct Config {
     pub origins: Origins,
     /// Whether permessage-deflate may be agreed on. Default: no; it costs memory per connection.
     pub deflate: bool,
+    /// Whether the span that handlers run in (`session`, at `info`) names the [principal](PeerFacts::principal), beside
+    /// `session` and `epoch`. Default: no; it may be a person's name.
+    pub log_principal: bool,
 }
 
 impl Default for Config {
@@ -124,6 +128,7 @@ impl Default for Config {
             budget: Budget::default(),
             origins: Origins::default(),
             deflate: false,
+            log_principal: false,
         }
     }
 }

@@ -169,7 +169,7 @@ impl Raw {
 }
 
 /// A masked frame with this first byte.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = header(first, payload.len() as u64);
     out.extend([0; 4]);
     out.extend(payload);
