@@ -1,4 +1,4 @@
-/** The page, as it is to be. */
-export function page(): Promise<string>;
-/** Where it belongs. */
-export const TARGET: string;
+/** Where each language's page belongs. */
+export const TARGETS: { en: string; zh: string };
+/** The page, as it is to be in this language. */
+export function page(language: string): Promise<string>;

@@ -1,4 +1,4 @@
-// Makes the live page: one file without a request of its own, which `mainstay serve` carries.
+// Makes the live page: one file without a request of its own for each language, which `mainstay serve` carries.
 //
 //   node page/build.mjs        in clients/, after npm install
 
@@ -8,10 +8,14 @@ import { argv } from "node:process";
 import { fileURLToPath } from "node:url";
 
 const source = (name) => fileURLToPath(new URL(name, import.meta.url));
-export const TARGET = source("../../crates/mainstay-gateway/src/page.html");
+const target = (name) => source(`../../crates/mainstay-gateway/src/${name}`);
 
-/** The page, as it is to be. */
-export async function page() {
+/** Where each language's page belongs. */
+export const TARGETS = { en: target("page.html"), zh: target("page.zh.html") };
+
+/** The page, as it is to be in this language. */
+export async function page(language) {
+  const words = JSON.parse(await readFile(source("words.json"), "utf8"))[language];
   const script = await build({
     entryPoints: [source("page.ts")],
     bundle: true,
@@ -20,14 +24,20 @@ export async function page() {
     target: "es2022",
     charset: "utf8",
     legalComments: "none",
+    define: { WORDS: JSON.stringify(words) },
     write: false,
   });
   const style = await transform(await readFile(source("page.css"), "utf8"), { loader: "css", minify: true });
-  const html = await readFile(source("index.html"), "utf8");
+  const html = (await readFile(source("index.html"), "utf8")).replace(/\{\{(\w+)\}\}/g, (_, name) => {
+    if (typeof words[name] !== "string") throw new Error(`words.json has no ${language}.${name}`);
+    return words[name];
+  });
   // Functions, because a `$` in the code is no pattern.
   return html
     .replace("<style></style>", () => `<style>${style.code.trim()}</style>`)
     .replace("<script></script>", () => `<script>${script.outputFiles[0].text.trim()}</script>`);
 }
 
-if (argv[1] === fileURLToPath(import.meta.url)) await writeFile(TARGET, await page());
+if (argv[1] === fileURLToPath(import.meta.url)) {
+  for (const [language, path] of Object.entries(TARGETS)) await writeFile(path, await page(language));
+}

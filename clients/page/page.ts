@@ -1,330 +1,310 @@
 /**
- * The live page: one real connection, what it is doing, and the means to break it.
+ * The live page: two real connections to the server that it came from, one by the usual recipe and one of Mainstay's, and
+ * the means to break both.
  *
- * The page judges by numbers of its own (see `sequence.ts`); the library's counters stand beside them.
+ * The page judges by numbers of its own (see `judge.ts`); the library's counters stand beside them.
  */
 
 import { MainstaySocket } from "../typescript/src/index.js";
-import { Sequence } from "./sequence.js";
-import { type Health, Trace } from "./trace.js";
+import type { Judge } from "./judge.js";
+import { element, Lane, show, tell, type Wish } from "./lane.js";
+import { Plain } from "./plain.js";
+import { fill, inSeconds, seconds, tenths } from "./words.js";
 
 const PULSE_EVERY = 1000;
-/** So long without an answer is a reason to ask the library to look at the peer, and to ask again. */
+/** So long without an answer is worth a word. */
 const DOUBT_AFTER = 1500;
-const DOUBT_AGAIN = 5000;
+/** And so long that what a plain WebSocket was given is taken for lost, until an answer comes all the same. */
+const LOST_AFTER = 12_000;
 /** An answer that took longer says that the server was held. */
 const LATE = 300;
-const LOG_LINES = 200;
 
-type Wish = "cut" | "freeze" | "restart" | "silent";
-
-const element = <Kind extends HTMLElement = HTMLElement>(id: string) => document.getElementById(id) as Kind;
-const show = (id: string, text: string | number) => {
-  const { firstChild } = element(id);
-  // Writing what is there already would make a screen reader say it again.
-  if (firstChild?.nodeValue !== `${text}`) element(id).textContent = `${text}`;
-};
-const seconds = (milliseconds: number) => `${(milliseconds / 1000).toFixed(milliseconds < 9950 ? 2 : 1)} s`;
-const many = (count: number, what: string) => `${count} ${what}${count === 1 ? "" : "s"}`;
-
-// ---- what is known ----------------------------------------------------------------------------------
-
-const url = new URL("pulse", location.href);
-const socket = new MainstaySocket(url.href.replace(/^http/, "ws"));
-const trace = new Trace(element<HTMLCanvasElement>("trace"));
-const answers = new Sequence();
-let ticks = new Sequence();
-/** Ticks of sessions that are lost. */
-let earlierTicks = 0;
-
-/** Sent and not answered, oldest first. */
-const open = new Map<number, { at: number; words?: string }>();
+const url = new URL("pulse", location.href).href.replace(/^http/, "ws").replace(/[?#].*$/, "");
+const byHand = new Lane("plain-", WORDS.byHand);
+const ours = new Lane("", WORDS.ours);
+/** What was typed, by its number. */
+const typed = new Map<number, string>();
 let pulses = 0;
-let wishes = 0;
-let wishesDelivered = 0;
-let fates = 0;
-let drops = 0;
-let trip: number | undefined;
 
-/** When the newest connection was attached or lost, or the visitor last did something to it. */
-let attachedAt: number | undefined;
-let lostAt: number | undefined;
-let wish: { what: Wish; at: number } | undefined;
-let doubtedAt: number | undefined;
+// ---- by hand ----------------------------------------------------------------------------------------
+
+/** Nothing passes on the newest connection any more: the visitor pulled the cable. */
+let isCableCut = false;
+/** Back on a new connection, and the first word of the server's is awaited: it tells how many are missing. */
+let backAfter: number | undefined;
+
+const plain = new Plain(url, {
+  open() {
+    const now = performance.now();
+    isCableCut = false;
+    if (byHand.lostAt === undefined) byHand.tell(WORDS.connected, "good");
+    else backAfter = now - byHand.lostAt;
+    byHand.attachedAt = now;
+    byHand.lostAt = byHand.wish = undefined;
+    if (!pulses) pulse();
+  },
+  message(data) {
+    const answered = byHand.take(data);
+    if (backAfter !== undefined) byHand.tell(fill(WORDS.backPlain, { time: seconds(backAfter), n: byHand.judge.lost }), "bad");
+    backAfter = undefined;
+    if (answered) wentOn(byHand, answered.trip);
+    refresh();
+  },
+  close() {
+    const now = performance.now();
+    byHand.lostAt = now;
+    byHand.judge.abandon();
+    const { wish } = byHand;
+    byHand.tell(wish ? fill(WORDS.closedNoticed, { time: seconds(now - wish.at) }) : WORDS.closed, "bad");
+    refresh();
+  },
+});
+
+/** Lost for certain, and what nobody will send again on a connection that gives no answer. */
+function lostByHand(now: number): { lost: number; under: number } {
+  const { lost, open, ticks } = byHand.judge;
+  const isHopeless = isCableCut || !plain.isOpen || byHand.silence(now) > LOST_AFTER;
+  if (!isHopeless || byHand.attachedAt === undefined) return { lost, under: open.size };
+  // What the server said meanwhile is what the other lane received.
+  const meanwhile = ticks.newest && Math.max(0, ours.judge.ticks.newest - ticks.newest);
+  return { lost: lost + open.size + meanwhile, under: 0 };
+}
+
+function refreshByHand(now: number): void {
+  const isSilent = plain.isOpen && byHand.silence(now) > DOUBT_AFTER;
+  const { lost, under } = lostByHand(now);
+  const wait = plain.reconnectsAt === undefined ? 0 : Math.ceil((plain.reconnectsAt - now) / 1000);
+  byHand.refresh({
+    health: byHand.attachedAt === undefined ? "none" : !plain.isOpen ? "lost" : isSilent ? "silent" : "well",
+    state: isSilent ? WORDS.stateBelieves : plain.isOpen ? WORDS.stateConnected : wait > 0 ? WORDS.stateWaiting : WORDS.stateConnecting,
+    detail: isSilent ? fill(WORDS.unaware, { time: tenths(byHand.silence(now)) }) : wait > 0 ? fill(WORDS.reconnectsIn, { time: inSeconds(wait * 1000, 0) }) : "",
+    lost,
+    lostWords: lost ? WORDS.lostSilently : WORDS.lost,
+    under,
+  });
+  show("plain-epoch", plain.connections || "–");
+}
+
+// ---- Mainstay ---------------------------------------------------------------------------------------
+
+const socket = new MainstaySocket(url);
+let gaps = 0;
 let retryAt: number | undefined;
 /** Attached anew, but not everything from before has been answered. */
-let recovery: { at: number; upTo: number; resumed: boolean; told: string } | undefined;
+let recovery: { at: number; upTo: number; words: string; values: { [name: string]: string | number } } | undefined;
 let replayed = 0;
-
-const counts = {
-  get sent() {
-    return pulses + wishes;
-  },
-  get delivered() {
-    return answers.arrived + wishesDelivered;
-  },
-  get pulses() {
-    return pulses;
-  },
-  get answered() {
-    return answers.arrived;
-  },
-  get ticks() {
-    return earlierTicks + ticks.arrived;
-  },
-  get missing() {
-    return answers.missing + ticks.missing;
-  },
-  get twice() {
-    return answers.twice + ticks.twice;
-  },
-  get outOfOrder() {
-    return answers.late + ticks.late;
-  },
-  get gaps() {
-    return fates + drops;
-  },
-};
-
-declare global {
-  interface Window {
-    /** For tests, and for the curious at a console. */
-    pulse: { socket: MainstaySocket; counts: typeof counts };
-  }
-}
-window.pulse = { socket, counts };
-
-// ---- what the page sends ----------------------------------------------------------------------------
-
-function pulse(words?: string): void {
-  const n = pulses + 1;
-  try {
-    socket.send(JSON.stringify({ type: "pulse", n, ...(words === undefined ? {} : { text: words }) }));
-  } catch {
-    // Away for so long that no more is kept. It was not accepted, so it is not counted.
-    if (words !== undefined) tell("Not accepted: as many messages as are kept wait for the server.", "bad");
-    return;
-  }
-  pulses = n;
-  open.set(n, { at: performance.now(), ...(words === undefined ? {} : { words }) });
-  refresh();
-}
-
-function make(what: Wish, message: object, told: string): void {
-  wish = { what, at: performance.now() };
-  tell(told);
-  try {
-    const { delivered } = socket.send(JSON.stringify({ type: what, ...message }));
-    wishes++;
-    void delivered.then((outcome) => {
-      if (outcome === "delivered") wishesDelivered++;
-    });
-  } catch {
-    tell("Not accepted: as many messages as are kept wait for the server.", "bad");
-  }
-}
-
-const actions: Record<string, () => void> = {
-  c: () => make("cut", {}, "You cut the cable."),
-  f: () => {
-    const length = Number(element<HTMLSelectElement>("seconds").value);
-    make("freeze", { seconds: length }, `You froze the server for ${length} s.`);
-  },
-  r: () => make("restart", {}, "You had the server restart."),
-  s: () => make("silent", {}, "You had the server go silent, for an hour."),
-};
-
-for (const id of ["cut", "freeze", "restart", "silent"]) element(id).onclick = actions[id[0]!]!;
-addEventListener("keydown", (event) => {
-  const inField = event.target instanceof Element && event.target.matches("input, select, textarea");
-  if (inField || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  actions[event.key.toLowerCase()]?.();
-});
-element<HTMLFormElement>("say").onsubmit = (event) => {
-  event.preventDefault();
-  const field = element<HTMLInputElement>("words");
-  const words = field.value.trim();
-  if (!words) return;
-  field.value = "";
-  tell(`You said “${words}” (number ${pulses + 1}).`);
-  pulse(words);
-};
-
-// ---- what comes -------------------------------------------------------------------------------------
+let doubtedAt: number | undefined;
 
 socket.on("message", ({ data }) => {
-  const message = JSON.parse(data as string) as { type: string; n: number; message: string };
-  if (message.type === "tick") {
-    ticks.take(message.n);
-    trace.beat();
-  } else if (message.type === "pulse") answered(message.n);
-  else tell(`The server says: ${message.message}`, "bad");
-});
-
-function answered(n: number): void {
-  const sent = open.get(n);
-  const isNew = answers.take(n);
-  // What is older was not answered, and is awaited no more: the verdict calls it missing.
-  for (const older of open.keys()) if (older <= n) open.delete(older);
-  if (!isNew || !sent) return;
-  trip = performance.now() - sent.at;
+  const answered = ours.take(data as string);
+  if (!answered) return;
+  const { n, trip } = answered;
   doubtedAt = undefined;
-  trace.beat(trip);
-  if (wish && trip > LATE && !recovery) {
-    tell(`The server went on: an answer after ${seconds(trip)}, nothing lost.`, "good");
-    wish = undefined;
-  }
-  if (sent.words !== undefined) tell(`“${sent.words}” came back after ${seconds(trip)}.`, "good");
+  if (!recovery) wentOn(ours, trip);
+  const words = typed.get(n);
+  if (words !== undefined) ours.tell(fill(WORDS.cameBack, { words, time: seconds(trip) }), "good");
+  typed.delete(n);
   refresh();
-}
+});
 
 socket.on("status", ({ status, code, reason, retryInMs }) => {
   retryAt = retryInMs === undefined ? undefined : performance.now() + retryInMs;
   if (status === "attached") return;
-  if (status === "ended") tell(`The connection ended: ${reason || `code ${code}`}.`, "bad");
-  else if (lostAt === undefined && attachedAt !== undefined) {
-    lostAt = performance.now();
-    tell(wish?.what === "cut" ? `The page noticed after ${seconds(lostAt - wish.at)}.` : "The connection was lost.", "bad");
+  if (status === "ended") ours.tell(fill(WORDS.ended, { why: reason || `${code}` }), "bad");
+  else if (ours.lostAt === undefined && ours.attachedAt !== undefined) {
+    ours.lostAt = performance.now();
+    ours.tell(ours.wish ? fill(WORDS.noticed, { time: seconds(ours.lostAt - ours.wish.at) }) : WORDS.wasLost, "bad");
   }
   refresh();
 });
 
 socket.on("session", ({ mode, resumed, id }) => {
   const now = performance.now();
-  if (mode !== "session") tell("This server speaks plain WebSocket: nothing is kept over a loss.", "doubtful");
-  else if (attachedAt === undefined) tell(`Attached. The session is ${name(id)}.`, "good");
-  if (attachedAt !== undefined) {
-    if (!resumed) newSession();
-    recovery = { at: now, upTo: pulses, resumed, told: comeback(now, resumed) };
-  }
-  attachedAt = now;
-  lostAt = retryAt = doubtedAt = wish = undefined;
+  if (mode !== "session") ours.tell(WORDS.noSession, "doubtful");
+  else if (ours.attachedAt === undefined) ours.tell(fill(WORDS.connectedAs, { id: name(id) }), "good");
+  if (ours.attachedAt !== undefined) recovery = { at: now, upTo: pulses, ...comeback(now, resumed) };
+  if (!resumed) replayed = 0;
+  ours.attachedAt = now;
+  ours.lostAt = retryAt = doubtedAt = ours.wish = undefined;
+  if (!pulses) pulse();
   refresh();
 });
 
 const name = (id: string) => id.slice(0, 8);
 
-/** The server's numbers begin anew; what it had said in the old session and did not arrive is in nobody's hands. */
-function newSession(): void {
-  earlierTicks += ticks.arrived;
-  ticks = new Sequence();
-  replayed = 0;
-}
-
-function comeback(now: number, resumed: boolean): string {
-  const session = resumed ? "session resumed" : "the session is lost, this is a new one";
-  if (lostAt !== undefined) return `Back after ${seconds(now - lostAt)}: ${session}`;
-  const after = wish ? ` after ${seconds(now - wish.at)}` : "";
-  const how = doubtedAt === undefined ? ", without an interruption" : wish ? " of silence" : "";
-  return `Moved to connection ${socket.stats.connections}${after}${how}: ${session}`;
+/** What is said when all that was open has been answered. */
+function comeback(now: number, resumed: boolean) {
+  const n = socket.stats.connections;
+  if (!resumed) return { words: WORDS.newSession, values: { n } };
+  if (ours.lostAt !== undefined) return { words: WORDS.back, values: { n, time: seconds(now - ours.lostAt) } };
+  if (doubtedAt === undefined) return { words: WORDS.moved, values: { n } };
+  return { words: WORDS.movedAfter, values: { n, time: seconds(now - (ours.wish?.at ?? doubtedAt)) } };
 }
 
 socket.on("gap", ({ fate, dropped }) => {
-  if (dropped) drops++;
-  else fates++;
-  if (!fate) return tell(`Gap: ${dropped ? many(dropped.count, "message") : "something"} of the server’s was lost.`, "bad");
-  const { delivered, unknown, last, resent } = fate;
-  const rest = last - unknown ? `, ${last - unknown} not delivered${resent ? " and sent again" : ""}` : "";
-  tell(`Gap: of yours ${delivered} delivered, ${unknown - delivered} unknown${rest}.`, "bad");
+  gaps++;
+  if (dropped) ours.tell(fill(WORDS.gapDropped, { n: dropped.count }), "bad");
+  else if (!fate) ours.tell(WORDS.gapOpen, "bad");
+  else {
+    const { delivered, unknown, last } = fate;
+    ours.tell(fill(WORDS.gap, { delivered, unknown: unknown - delivered, rest: last - unknown }), "bad");
+  }
 });
 
-socket.on("error", ({ error }) => tell(`Error: ${error?.message ?? "unknown"}.`, "bad"));
+socket.on("error", ({ error }) => ours.tell(fill(WORDS.error, { why: error?.message ?? "?" }), "bad"));
 
-// ---- what follows from time -------------------------------------------------------------------------
-
-function look(): void {
-  const now = performance.now();
-  const waits = silence(now);
-  if (waits > DOUBT_AFTER && socket.status === "attached") {
-    if (doubtedAt === undefined) tell(`No answer for ${seconds(waits)}: the page asks for a look at the peer.`, "doubtful");
-    if (doubtedAt === undefined || now - doubtedAt > DOUBT_AGAIN) {
-      doubtedAt = now;
-      socket.retryNow();
-    }
+function sendOurs(text: string): boolean {
+  try {
+    socket.send(text);
+    return true;
+  } catch {
+    ours.tell(WORDS.notAccepted, "bad");
+    return false;
   }
-  if (recovery && now - recovery.at > 50 && answers.next > recovery.upTo) {
-    const again = socket.stats.replayed - replayed;
-    const well = recovery.resumed ? "nothing lost" : "none missing so far";
-    tell(`${recovery.told}, ${many(again, "message")} replayed, ${isFaultless() ? well : faults()}.`, isFaultless() ? "good" : "bad");
-    replayed += again;
-    recovery = undefined;
-  }
-  refresh();
 }
 
-/** For how long the oldest pulse has been waiting for its answer, on this connection. */
-function silence(now: number): number {
-  const [oldest] = open.values();
-  return oldest ? now - Math.max(oldest.at, attachedAt ?? 0) : 0;
-}
-
-// ---- what is shown ----------------------------------------------------------------------------------
-
-const STATES: Record<string, string> = {
-  attached: "attached",
-  connecting: "looking for the server",
-  waiting: "waiting",
-  suspended: "suspended",
-  closing: "closing",
-  ended: "ended",
+const STATES: { [status: string]: string } = {
+  attached: WORDS.stateConnected,
+  connecting: WORDS.stateConnecting,
+  waiting: WORDS.stateWaiting,
+  suspended: WORDS.stateSuspended,
+  closing: WORDS.stateClosing,
+  ended: WORDS.stateEnded,
 };
 
-function refresh(): void {
-  const now = performance.now();
+function refreshOurs(now: number): void {
   const { status, stats } = socket;
-  const isSilent = status === "attached" && silence(now) > DOUBT_AFTER;
-  const health: Health = status !== "attached" ? "lost" : isSilent ? "silent" : "well";
-  element("monitor").dataset["health"] = trace.health = health;
-  show("state", isSilent ? "attached, no answer" : STATES[status]!);
-  show("detail", detail(now, isSilent));
-  show("trip", trip === undefined ? "–" : trip < 10 ? trip.toFixed(1) : Math.round(trip));
-  show("beats", answers.arrived);
-  show("epoch", stats.epoch || "–");
-  show("sent", counts.sent);
-  show("delivered", counts.delivered);
-  show("acknowledged", stats.acknowledged);
+  const isSilent = status === "attached" && ours.silence(now) > DOUBT_AFTER;
+  if (isSilent) doubtedAt ??= now;
+  const { lost, open } = ours.judge;
+  ours.refresh({
+    health: ours.attachedAt === undefined ? "none" : status !== "attached" ? "lost" : isSilent ? "silent" : "well",
+    state: isSilent ? WORDS.stateSilent : (STATES[status] ?? status),
+    detail: detail(now, isSilent),
+    lost,
+    lostWords: lost && gaps ? WORDS.lostReported : WORDS.lost,
+    under: open.size,
+  });
+  show("epoch", stats.connections || "–");
   show("replayed", stats.replayed);
-  show("gaps", fates);
-  show("their-sent", earlierTicks + ticks.next - 1 + answers.arrived);
-  show("their-delivered", counts.ticks + answers.arrived);
-  show("their-acknowledged", stats.acknowledgedToPeer);
   show("repeated", stats.repeatedAndDropped);
-  show("their-gaps", drops);
-  show("verdict", verdict());
-  element("verdict").classList.toggle("faulty", !isFaultless());
+  show("gaps", gaps);
+  tellRecovery(now);
+}
+
+/** Once all that was open when it came back has been answered. */
+function tellRecovery(now: number): void {
+  if (!recovery || now - recovery.at < 50) return;
+  const { upTo, words, values } = recovery;
+  const none = words === WORDS.newSession ? WORDS.noneSoFar : WORDS.nothingLost;
+  if ([...ours.judge.open.keys()].some((n) => n <= upTo)) return;
+  recovery = undefined;
+  const again = socket.stats.replayed - replayed;
+  replayed += again;
+  ours.tell(fill(words, { ...values, again, judgement: ours.judgement() || none }), ours.judge.lost ? "doubtful" : "good");
 }
 
 function detail(now: number, isSilent: boolean): string {
-  if (isSilent) return `for ${(silence(now) / 1000).toFixed(1)} s; the library is looking`;
-  const { connections } = socket.stats;
-  if (socket.status === "attached") return `${socket.sessionId ? `session ${name(socket.sessionId)}` : "no session"}, connection ${connections}`;
+  if (isSilent) return fill(WORDS.checking, { time: tenths(ours.silence(now)) });
+  if (socket.status === "attached") return socket.sessionId ? fill(WORDS.session, { id: name(socket.sessionId) }) : WORDS.noSession;
   const wait = retryAt === undefined ? 0 : Math.ceil((retryAt - now) / 1000);
-  const kept = open.size ? `${many(open.size, "message")} kept` : "";
-  return [wait > 0 ? `retry in ${wait} s` : "", kept].filter(Boolean).join(", ");
+  const { size } = ours.judge.open;
+  return [wait > 0 ? fill(WORDS.reconnectsIn, { time: inSeconds(wait * 1000, 0) }) : "", size ? fill(WORDS.kept, { n: size }) : ""].filter(Boolean).join(", ");
 }
 
-const isFaultless = () => answers.isFaultless && ticks.isFaultless;
-const faults = () => [answers.faults, ticks.faults && `of the server’s: ${ticks.faults}`].filter(Boolean).join("; ");
+// ---- both -------------------------------------------------------------------------------------------
 
-function verdict(): string {
-  const under = pulses - answers.arrived - answers.missing;
-  const numbers = `${pulses} sent, ${answers.arrived} delivered${under ? `, ${under} on the way` : ""}`;
-  return isFaultless() ? `${numbers}; in order, none twice` : `${numbers}; ${faults()}`;
+function wentOn(lane: Lane, trip: number): void {
+  if (lane.wish?.what !== "freeze" || trip < LATE) return;
+  lane.tell(fill(WORDS.wentOn, { time: seconds(trip) }), "good");
+  lane.wish = undefined;
 }
 
-function tell(what: string, how = ""): void {
-  const line = document.createElement("li");
-  const time = document.createElement("time");
-  const words = document.createElement("span");
-  time.textContent = new Date().toLocaleTimeString([], { hourCycle: "h23" });
-  words.textContent = what;
-  words.className = how;
-  line.append(time, words);
-  const log = element("log");
-  log.prepend(line);
-  while (log.childElementCount > LOG_LINES) log.lastElementChild!.remove();
+function pulse(words?: string): void {
+  // Both begin together, as nothing is lost before there is a connection.
+  if (byHand.attachedAt === undefined || ours.attachedAt === undefined) return;
+  const n = ++pulses;
+  const text = JSON.stringify({ type: "pulse", n, ...(words === undefined ? {} : { text: words }) });
+  if (words !== undefined) typed.set(n, words);
+  byHand.judge.said(n, plain.send(text));
+  ours.judge.said(n, sendOurs(text));
+  refresh();
 }
+
+/** Breaks what is connected. */
+function make(what: Wish, message: object = {}, time = ""): void {
+  const text = JSON.stringify({ type: what, ...message });
+  const wish = { what, at: performance.now() };
+  const [isOpen, isAttached] = [plain.isOpen, socket.status === "attached"];
+  if (!isOpen && !isAttached) return tell(WORDS.you, WORDS.nothingToBreak);
+  tell(WORDS.you, fill(WORDS.did[what], { time }));
+  if (isOpen) {
+    plain.send(text);
+    byHand.wish = wish;
+    isCableCut ||= what === "silent";
+  }
+  if (isAttached && sendOurs(text)) ours.wish = wish;
+}
+
+function refresh(): void {
+  const now = performance.now();
+  refreshByHand(now);
+  refreshOurs(now);
+}
+
+// ---- what a visitor does ----------------------------------------------------------------------------
+
+const ACTIONS: { [key: string]: [id: string, act: () => void] } = {
+  c: ["silent", () => make("silent")],
+  d: ["cut", () => make("cut")],
+  m: ["restart", () => make("restart")],
+  p: [
+    "freeze",
+    () => {
+      const length = Number(element<HTMLSelectElement>("seconds").value);
+      make("freeze", { seconds: length }, inSeconds(length * 1000, 0));
+    },
+  ],
+  f: ["forget", () => make("forget")],
+  o: ["over", () => location.reload()],
+};
+
+for (const [id, act] of Object.values(ACTIONS)) element(id).onclick = act;
+addEventListener("keydown", (event) => {
+  const inField = event.target instanceof Element && event.target.matches("input, select, textarea");
+  if (inField || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  ACTIONS[event.key.toLowerCase()]?.[1]();
+});
+element<HTMLFormElement>("say").onsubmit = (event) => {
+  event.preventDefault();
+  const field = element<HTMLInputElement>("words");
+  const words = field.value.trim();
+  if (!words || !pulses) return;
+  field.value = "";
+  tell(WORDS.you, fill(WORDS.said, { words }));
+  pulse(words);
+};
+
+const lines = [
+  `import { MainstaySocket } from "@mainstay/client";`,
+  `const socket = new MainstaySocket("${url.replace(/pulse$/, "echo")}"); // ${WORDS.was}`,
+  `socket.onmessage = ({ data }) => console.log(data);`,
+];
+element("lines").textContent = lines.join("\n");
+element("copy").onclick = async () => {
+  await navigator.clipboard.writeText(lines.join("\n"));
+  show("copy", WORDS.copied);
+};
+// Only where the page may write there: over HTTPS, or on this machine.
+element("copy").hidden = !navigator.clipboard;
+
+declare global {
+  interface Window {
+    /** For tests, and for the curious at a console. */
+    pulse: { socket: MainstaySocket; judge: Judge; byHand: Judge };
+  }
+}
+window.pulse = { socket, judge: ours.judge, byHand: byHand.judge };
 
 setInterval(() => pulse(), PULSE_EVERY);
-setInterval(look, 100);
-pulse();
+setInterval(refresh, 100);

@@ -1,10 +1,10 @@
 /**
  * The pulse, drawn: a beat where an answer came, taller the longer it took; a ripple where the server's own message
- * came; a flat line while nobody answers. It moves, unless the visitor prefers that nothing does: then a line of the
+ * came; a flat line while nobody answers, and a faint one before anything happened. It moves, unless the visitor prefers that nothing does: then a line of the
  * last round trips stands still and is drawn anew once a second.
  */
 
-export type Health = "well" | "silent" | "lost";
+export type Health = "none" | "well" | "silent" | "lost";
 
 interface Beat {
   at: number;
@@ -26,7 +26,7 @@ export class Trace {
   #canvas: HTMLCanvasElement;
   #context: CanvasRenderingContext2D;
   #beats: Beat[] = [];
-  #health: { from: number; health: Health }[] = [{ from: 0, health: "lost" }];
+  #health: { from: number; health: Health }[] = [{ from: 0, health: "none" }];
   #still = matchMedia("(prefers-reduced-motion: reduce)");
   #dark = matchMedia("(prefers-color-scheme: dark)");
   #colours!: Record<Health | "grid", string>;
@@ -59,6 +59,7 @@ export class Trace {
     const style = getComputedStyle(document.documentElement);
     const colour = (name: string) => style.getPropertyValue(`--${name}`).trim();
     this.#colours = {
+      none: colour("line"),
       well: colour("well"),
       silent: colour("silent"),
       lost: colour("lost"),
@@ -102,7 +103,7 @@ export class Trace {
     for (let index = 0; index < line.length; index++) {
       const at = (first + index) * STEP;
       const next = healthAt(at);
-      y = base - (next === "lost" ? 0 : line[index]!);
+      y = base - (next === "lost" || next === "none" ? 0 : line[index]!);
       context.lineTo(toX(at), y);
       if (next !== health) {
         this.#stroke(health);
@@ -189,7 +190,7 @@ export class Trace {
     context.lineJoin = "round";
     context.beginPath();
     trips.forEach((trip, index) => {
-      y = health === "lost" ? base : base - height * 0.75 * tallness(trip);
+      y = health === "lost" || health === "none" ? base : base - height * 0.75 * tallness(trip);
       context.lineTo(toX(index), y);
     });
     this.#stroke(health);

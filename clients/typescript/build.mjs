@@ -8,13 +8,20 @@
 // nothing else. Names with a capital are those of const enums, of which no name is left in any case.
 
 import { build } from "esbuild";
-import { readdir, readFile, rm } from "node:fs/promises";
+import { readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
+import { asCommon } from "./declarations.mjs";
 
 const ENTRIES = ["index", "plain", "reload", "react"];
+/** Entry points for platforms that lack what browsers have: each is one bundle, which brings what is missing. */
+const ALONE = ["wx", "native"];
+/** Entry points whose names are nobody's but ours, and are not shortened. */
+const WHOLE = ["protocol", "testing"];
 /** Where the classes stand that an application holds, and may extend: their names are not to meet its own. */
-const HELD = ["client", "index"];
+const HELD = ["client", "index", "wx", "native"];
+
+const LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 
 const at = (path) => fileURLToPath(new URL(path, import.meta.url));
 const read = (path) => readFile(at(path), "utf8");
@@ -42,7 +49,7 @@ async function publicWords() {
       follow(declarations.get(word) ?? []);
     }
   };
-  for (const name of ENTRIES) {
+  for (const name of [...ENTRIES, ...ALONE]) {
     for (const [exported] of texts.get(`${name}.d.ts`).matchAll(/^export (?:\{.*\}|.*?\b(?:class|interface|type|const|function) \w+)/gm)) follow(exported.match(/\w+/g));
   }
   return found;
@@ -66,11 +73,32 @@ async function heldNames() {
   return new Set(texts.flatMap((text) => Array.from(text.matchAll(member), ([, name]) => name)));
 }
 
-for (const name of await readdir(at("dist"))) if (/\.js(\.map)?$/.test(name)) await rm(at(`dist/${name}`));
-const { mangleCache } = await build({ ...pages, mangleProps: /^[a-z]/, mangleCache: {}, write: false });
+/** A class that another entry point exports is that one, and not a copy. */
+const inCommon = { name: "in common", setup: (build) => build.onResolve({ filter: /^\.\/index\.js$/ }, () => ({ path: "./index.cjs", external: true })) };
+
+for (const name of await readdir(at("dist"))) if (/\.c?js(\.map)?$|\.cts$/.test(name)) await rm(at(`dist/${name}`));
+const all = { ...pages, entryPoints: [...ENTRIES, ...ALONE].map((name) => `src/${name}.ts`) };
+const { mangleCache } = await build({ ...all, mangleProps: /^[a-z]/, mangleCache: {}, write: false });
 const others = new Set([...(await publicWords()), ...(await platformNames())]);
 const own = Object.keys(mangleCache).filter((name) => !others.has(name));
 const held = await heldNames();
-const prefixed = own.filter((name) => held.has(name)).map((name, number) => [name, `_${number.toString(36)}`]);
-await build({ ...pages, mangleProps: new RegExp(`^(?:${own.join("|")})$`), mangleCache: Object.fromEntries(prefixed) });
-await build({ ...shared, entryPoints: ["src/protocol.ts"] });
+const prefixed = own.filter((name) => held.has(name)).map((name, number) => [name, `_${LETTERS[number % 62]}${number > 61 ? number : ""}`]);
+const mangled = { mangleProps: new RegExp(`^(?:${own.join("|")})$`) };
+const { mangleCache: names } = await build({ ...pages, ...mangled, mangleCache: Object.fromEntries(prefixed) });
+
+const alone = { splitting: false, target: "es2018", inject: [at("src/platform.ts")], define: { "globalThis.crypto": "platformCrypto" } };
+const common = { splitting: false, format: "cjs", outExtension: { ".js": ".cjs" }, sourcemap: false };
+const named = { ...mangled, mangleCache: names };
+for (const name of [...ENTRIES, ...ALONE]) {
+  const entry = { ...pages, ...named, ...(ALONE.includes(name) && alone), entryPoints: [`src/${name}.ts`] };
+  if (ALONE.includes(name)) await build({ ...entry, splitting: false });
+  const plugins = name === "react" ? [inCommon] : [];
+  await build({ ...entry, ...common, plugins });
+}
+for (const name of WHOLE) {
+  await build({ ...shared, entryPoints: [`src/${name}.ts`] });
+  await build({ ...shared, ...common, entryPoints: [`src/${name}.ts`] });
+}
+for (const name of await readdir(at("dist"))) {
+  if (name.endsWith(".d.ts")) await writeFile(at(`dist/${name.replace(/ts$/, "cts")}`), asCommon(await read(`dist/${name}`)));
+}

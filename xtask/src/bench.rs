@@ -14,6 +14,7 @@ mod chart;
 mod field;
 mod figures;
 mod page;
+mod plugin;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -86,7 +87,17 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     if options.quick {
         all_there(&servers, &results)?;
     }
-    let page = page::write(&servers, &results, &scale, rounds)?;
+    let plugin = wanted.has(plugin::PLUGIN).then(|| plugin::measure(options.quick)).transpose();
+    let plugin = match plugin {
+        Err(error) if options.quick => return Err(error),
+        Err(error) => {
+            println!("--- FAILED: {error}");
+            results.missing.push(error.to_string().lines().next().unwrap_or_default().to_owned());
+            None
+        }
+        Ok(found) => found,
+    };
+    let page = page::write(&servers, &results, plugin.as_ref(), &scale, rounds)?;
     fs::write(folder.join("performance.svg"), chart::draw(&servers, &results))?;
     fs::write(folder.join("PERFORMANCE.md"), page)?;
     println!("{} and performance.svg are written", folder.join("PERFORMANCE.md").display());

@@ -12,13 +12,13 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use crate::markdown::{Block, Document};
 use crate::run::{Background, cargo};
-use crate::{Outcome, Result, tidy};
+use crate::{Outcome, Result, install, tidy};
 
 /// For a block to end, or for a block in the background to print what it is waited for.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -59,8 +59,9 @@ pub(crate) fn run_all() -> Result<Outcome> {
         return Ok(Outcome::Skipped("no document has a command".into()));
     }
     cargo("build --release --package mainstay-gateway")?;
+    let tools = tools(documents.iter().flat_map(|(_, blocks)| blocks))?;
     for (path, blocks) in &documents {
-        run_document(path, blocks)?;
+        run_document(path, blocks, &tools)?;
     }
     Ok(Outcome::Passed)
 }
@@ -71,8 +72,24 @@ pub(crate) fn is_run(path: &str) -> bool {
     at_the_top || (path.starts_with("docs/") && path.ends_with(".md"))
 }
 
-fn run_document(path: &str, blocks: &[Block]) -> Result<()> {
-    let scratch = Scratch::new(path)?;
+/// Folders of what the blocks call beside our own programs, installed if it is not here.
+fn tools<'a>(blocks: impl Iterator<Item = &'a Block> + Clone) -> Result<Vec<PathBuf>> {
+    let calls = |program: &str| {
+        let mut lines = blocks.clone().flat_map(|block| block.text.lines());
+        lines.any(|line| line.split_whitespace().any(|word| word == program))
+    };
+    if calls("curl") {
+        install::curl()?;
+    }
+    let nginx = if calls("nginx") { Some(install::nginx()?) } else { None };
+    let here = env::current_dir()?;
+    // One without a folder is on the path.
+    let folders = nginx.iter().filter_map(|nginx| nginx.parent()).filter(|folder| *folder != Path::new(""));
+    Ok(folders.map(|folder| here.join(folder)).collect())
+}
+
+fn run_document(path: &str, blocks: &[Block], tools: &[PathBuf]) -> Result<()> {
+    let scratch = Scratch::new(path, tools)?;
     let mut background = Vec::new(); // dropped, and so ended, before the folder
     for block in blocks {
         let place = format!("{path}:{}", block.line);
@@ -107,7 +124,7 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new(document: &str) -> Result<Self> {
+    fn new(document: &str, tools: &[PathBuf]) -> Result<Self> {
         let name = format!("mainstay-docs-{}-{}", std::process::id(), document.replace('/', "-"));
         let home = env::temp_dir().join(name);
         let (folder, logs) = (home.join("work"), home.join("logs"));
@@ -115,7 +132,8 @@ impl Scratch {
         fs::create_dir_all(&logs)?;
         let inherited = env::var_os("PATH").unwrap_or_default();
         let ours = env::current_dir()?.join("target/release");
-        let path = env::join_paths([ours].into_iter().chain(env::split_paths(&inherited)))?;
+        let path = [ours].into_iter().chain(env::split_paths(&inherited)).chain(tools.iter().cloned());
+        let path = env::join_paths(path)?;
         Ok(Self { home, folder, logs, path })
     }
 

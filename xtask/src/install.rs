@@ -8,12 +8,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::Result;
 use crate::run::{check, output, succeeds};
 
 const AUTOBAHN: &str = "autobahntestsuite==25.10.1";
 
-/// uWebSockets behind a Python interface, as a wheel.
+/// A Python server on uWebSockets, as a wheel.
 pub(crate) const SOCKETIFY: &str = "socketify==0.0.31";
 
 /// Where Debian puts the sources of Go packages.
@@ -92,6 +94,44 @@ pub(crate) fn socketify() -> Result<PathBuf> {
     Ok(python)
 }
 
+/// uWebSockets in C++ with our echo, compiled from the sources that the locked crate libuwebsockets-sys carries; and
+/// that crate's version.
+pub(crate) fn uwebsockets(peers: &str) -> Result<(PathBuf, String)> {
+    let (version, sources) = uwebsockets_sources(&format!("{peers}/Cargo.toml"))?;
+    let (here, ours) = (env::current_dir()?, format!("{peers}/cpp/uwebsockets.cpp"));
+    let home = Path::new("target/xtask/uwebsockets");
+    let program = home.join(format!("uwebsockets-{version}"));
+    let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified());
+    if modified(&program).is_ok_and(|built| modified(Path::new(&ours)).is_ok_and(|source| built >= source)) {
+        return Ok((program, version));
+    }
+    if !succeeds(Command::new("g++").arg("--version")) {
+        apt("g++", "a C++ compiler is needed by uWebSockets")?;
+    }
+    fs::create_dir_all(home)?;
+    // Neither TLS nor compression, which nobody here is asked for. Its own Makefile has the same switches.
+    let compile = "uws=$1; ours=$2; program=$3; cd \"$4\"
+        flags=\"-O3 -flto=auto -DLIBUS_NO_SSL -DUWS_NO_ZLIB -I$uws/uSockets/src -I$uws/src\"
+        gcc -std=gnu11 -w $flags -c \"$uws\"/uSockets/src/*.c \"$uws\"/uSockets/src/eventing/*.c
+        g++ -std=c++20 -w $flags \"$ours\" ./*.o -o \"$program\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", compile, "sh"]).arg(sources).arg(here.join(ours));
+    check(shell.arg(here.join(&program)).arg(home))?;
+    Ok((program, version))
+}
+
+/// The version that `manifest` locks, and where its sources lie.
+fn uwebsockets_sources(manifest: &str) -> Result<(String, PathBuf)> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["metadata", "--locked", "--all-features", "--format-version", "1", "--manifest-path"];
+    let metadata: Value = serde_json::from_str(&output(Command::new(cargo).args(arguments).arg(manifest))?)?;
+    let packages = metadata["packages"].as_array().map_or(&[][..], Vec::as_slice);
+    let found = packages.iter().find(|package| package["name"] == "libuwebsockets-sys");
+    let found = found.ok_or_else(|| format!("{manifest} names no libuwebsockets-sys"))?;
+    let text = |name: &str| found[name].as_str().unwrap_or_default();
+    Ok((text("version").to_owned(), Path::new(text("manifest_path")).with_file_name("uWebSockets")))
+}
+
 /// The Python of an environment in `home` that has the locked packages of `requirements`.
 pub(crate) fn python_packages(requirements: &Path, home: &Path) -> Result<PathBuf> {
     let (python, stamp) = (home.join("bin/python"), home.join("installed.txt"));
@@ -120,6 +160,14 @@ pub(crate) fn valgrind() -> Result<()> {
 pub(crate) fn socket_statistics() -> Result<()> {
     if !succeeds(Command::new("ss").arg("--version")) {
         apt("iproute2", "`ss` of iproute2 is needed")?;
+    }
+    Ok(())
+}
+
+/// Makes sure that curl is here.
+pub(crate) fn curl() -> Result<()> {
+    if !succeeds(Command::new("curl").arg("--version")) {
+        apt("curl", "curl is needed")?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ mod docs;
 mod ecosystems;
 mod install;
 mod instructions;
+mod losses;
 mod markdown;
 mod memory;
 mod metrics;
@@ -41,6 +42,7 @@ const STEPS: &[Step] = &[
         ecosystems::step,
     ),
     Step::new("clients", "the npm packages, in Node, in browsers, and against ours", |_| clients::step()),
+    Step::new("losses", "what a cut costs by hand and with Mainstay", losses::step),
     Step::new("memory", "what idle connections and parked sessions cost", |_| memory::step()),
     Step::new("bench", "the generator and the servers it measures, counts only", |_| {
         bench::step().and_then(|_| scale::step())
@@ -83,6 +85,8 @@ enum Task {
     Ecosystems(ecosystems::Options),
     /// Measure our servers and their peers side by side, and write docs/PERFORMANCE.md
     Bench(bench::Options),
+    /// Play the same faults to the usual recipe and to Mainstay, and write the READMEs' table and docs/LOSSES.md
+    Losses(losses::Options),
     /// Hold very many idle connections, and bring thousands of clients back; writes docs/SCALE.md
     Scale(scale::Options),
 }
@@ -106,6 +110,7 @@ fn main() -> ExitCode {
             ecosystems::run(&options).map(|outcome| matches!(outcome, Outcome::Passed))
         }
         Task::Bench(options) => bench::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Losses(options) => losses::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Scale(options) => scale::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
     });
     match done {

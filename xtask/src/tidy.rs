@@ -33,6 +33,7 @@ pub(crate) fn check() -> Result<Outcome> {
     let local = local_paths()?;
     let files = tracked_files()?;
     let functions = functions(&files)?;
+    let titles = titles(&files)?;
     for path in &files {
         let Ok(text) = String::from_utf8(fs::read(path)?) else { continue }; // a picture, a font
         let mut complain = |line: usize, what: &str| complaints.push(format!("{path}:{line}: {what}"));
@@ -48,6 +49,8 @@ pub(crate) fn check() -> Result<Outcome> {
         }
         if path == "docs/GUARANTEES.md" {
             names_tests(&text, &functions, &mut complain);
+            names_tests_of_clients(&text, &files, &titles, &mut complain);
+            shows_every_promise(&text, &mut complain);
         }
     }
     complaints.extend(proto_without_runtime()?);
@@ -185,6 +188,55 @@ fn names_tests(text: &str, functions: &BTreeSet<String>, complain: &mut Complain
     }
 }
 
+/// The same for tests in TypeScript: a file, or the beginning of a title that begins with a promise's number.
+fn names_tests_of_clients(text: &str, files: &[String], titles: &[String], complain: &mut Complain) {
+    for (number, line) in numbered(text) {
+        for name in line.split('`').skip(1).step_by(2) {
+            if name.ends_with(".test.ts") && !files.iter().any(|path| path.ends_with(name)) {
+                complain(number, &format!("`{name}` is no file of ours"));
+            }
+            let is_title = name.contains(' ') && promise(name).is_some();
+            if is_title && !titles.iter().any(|title| title.starts_with(name)) {
+                complain(number, &format!("no test's title begins with `{name}`"));
+            }
+        }
+    }
+}
+
+/// R1 to R17 have a row each, and each of its servers a test that carries its number.
+fn shows_every_promise(text: &str, complain: &mut Complain) {
+    for wanted in 1..=17 {
+        let row = numbered(text).find(|(_, line)| line.starts_with(&format!("| R{wanted} |")));
+        let Some((number, row)) = row else {
+            complain(1, &format!("R{wanted} has no row"));
+            continue;
+        };
+        for (server, cell) in ["plugin", "gateway", "axum"].iter().zip(row.split(" | ").skip(2)) {
+            let mut names = cell.split('`').skip(1).step_by(2);
+            if !names.any(|name| promise(name) == Some(wanted)) && !cell.contains("not this role") {
+                complain(number, &format!("R{wanted}: no test of that name for the {server}"));
+            }
+        }
+    }
+}
+
+/// The number of the promise that a test is named by, as in `r4_a_peer_is_found` and `R4 a peer is found`.
+fn promise(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix(['r', 'R'])?;
+    digits.split_once(['_', ' '])?.0.parse().ok()
+}
+
+/// The titles of all tests in TypeScript.
+fn titles(files: &[String]) -> Result<Vec<String>> {
+    let mut titles = Vec::new();
+    for path in files.iter().filter(|path| path.ends_with(".test.ts")) {
+        let text = fs::read_to_string(path)?;
+        let quoted = text.split("test(\"").skip(1).filter_map(|rest| rest.split('"').next());
+        titles.extend(quoted.map(str::to_owned));
+    }
+    Ok(titles)
+}
+
 /// The names of all functions in Rust.
 fn functions(files: &[String]) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
@@ -270,6 +322,26 @@ mod tests {
             complaints(|c| names_tests(text, &functions, c)),
             ["1: `a_gap_is_told` is no test of ours"]
         );
+    }
+
+    #[test]
+    fn a_promise_names_tests_of_clients_that_exist() {
+        let titles = ["R1 a beat, spread".to_owned()];
+        let files = ["clients/fastify/test/promises.test.ts".to_owned()];
+        let text = "`R1 a beat`, `R2 a beat`, `promises.test.ts`, `other.test.ts`\n";
+        assert_eq!(complaints(|c| names_tests_of_clients(text, &files, &titles, c)).len(), 2);
+    }
+
+    #[test]
+    fn each_promise_has_a_row_with_a_test_of_its_number_for_each_server() {
+        let row =
+            |r: u32| format!("| R{r} | x | `R{r} a beat` | `r{r}_a_beat` | not this role: it has none |\n");
+        let rows: String = (1..=17).map(row).collect();
+        assert!(complaints(|c| shows_every_promise(&rows, c)).is_empty());
+        let other = rows.replace("`r3_a_beat`", "`r4_a_beat`");
+        let found = complaints(|c| shows_every_promise(&other, c));
+        assert_eq!(found, ["3: R3: no test of that name for the gateway"]);
+        assert_eq!(complaints(|c| shows_every_promise("", c)).len(), 17);
     }
 
     #[test]

@@ -4,9 +4,9 @@ import Fastify from "fastify";
 const app = Fastify();
 await app.register(mainstay, { heartbeat: 25_000, resumeWindow: 120_000 });
 
-app.get("/echo", { websocket: true }, (session) => {
-  session.on("message", (data) => session.send(data));
+app.get("/echo", { websocket: true }, async (session) => {
+  for await (const data of session) await session.send(data);
 });
 
 console.log(await app.listen({ port: Number(process.env.PORT ?? 8080) }));
-process.once("SIGTERM", () => app.close());
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => app.close());

@@ -1,19 +1,29 @@
-/** One WebSocket, as the driver sees it: what arrives is told to its listener, and what was written is watched leaving. */
+/**
+ * One WebSocket, as the driver sees it: what arrives is told to its listener, and what was written is watched leaving
+ * where somebody waits for that.
+ *
+ * A connection that is idle keeps nothing of its own beside this object: the functions that its socket calls are the same
+ * for all of them.
+ */
 
-import { type Data, Type } from "@mainstay/client/protocol";
+import { isAscii } from "node:buffer";
+import type { Socket } from "node:net";
+import { type Bytes, type Data, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { WebSocket } from "ws";
+import { writeMessage, writePing } from "./frame.js";
 import type { Output } from "./server-session.js";
 import { isOurs } from "./subprotocol.js";
 
 /** Who is told about a connection. */
 export interface Listener {
-  message(connection: Connection, data: Data): void;
+  /** `length`: of all its bytes. */
+  message(connection: Connection, data: Data, length: number): void;
   /** A Ping (nonce -1) or a Pong arrived. */
   pong(connection: Connection, nonce: number): void;
   /** It is gone, or on its way out: nothing that it still brings matters. */
   lost(connection: Connection, code: number, reason: string): void;
-  /** Some of what was written has left the process, or all. */
+  /** Some of what was written has left the process, or all. Told of what was put with `isWatched`, and when a full connection has room. */
   wrote(connection: Connection, isAll: boolean): void;
 }
 
@@ -23,21 +33,35 @@ const CONTROL = 65_536;
 /** The largest WebSocket message that is taken: payload, and the bytes in front of it. */
 export const maxPayload = (maxMessage: number): number => Math.max(maxMessage, CONTROL) + 2;
 
+const BROKEN = "the connection broke without a Close";
+
 /** The error of `ws` for a message that is larger than it was told to take. */
 const TOO_LARGE = "WS_ERR_UNSUPPORTED_MESSAGE_LENGTH";
 
 /** Above so much unsent the rest waits where it is still ours. */
 const FULL = 65_536;
 
+const OWNER = Symbol("mainstay.connection");
+type Owned = WebSocket & { [OWNER]: Connection };
+
 export class Connection {
   readonly id: number;
   readonly request: FastifyRequest;
   listener: Listener | undefined;
-  private socket: WebSocket;
-  /** Writes whose end was not reported. */
-  private unsent = 0;
+  private socket: Owned;
+  /** What the WebSocket runs on. A connection that was injected has none. */
+  private tcp: Socket | undefined;
+  private maxMessage: number;
   private isPaused = false;
   private isCorked = false;
+  /** `ws` compresses, and holds what waits for that. */
+  private isCompressed: boolean;
+  /** The driver was told that it is full, and is told when it is not. */
+  private isAwaited = false;
+  /** Something that was written in this turn is watched. */
+  private isWatched = false;
+  /** Writes whose end is watched for, and was not reported. */
+  private unsent = 0;
   /** What the TCP socket had read when something whole last came, and what of that is known to the listener. */
   private wholeAt: number;
   private seen: number;
@@ -47,44 +71,37 @@ export class Connection {
   /** `maxMessage`: of the application's payload, in bytes. */
   constructor(id: number, socket: WebSocket, request: FastifyRequest, maxMessage = Infinity) {
     this.id = id;
-    this.socket = socket;
+    this.socket = socket as Owned;
+    this.socket[OWNER] = this;
     this.request = request;
+    this.tcp = request.raw.socket ?? undefined;
+    this.maxMessage = maxMessage;
+    this.isCompressed = !!socket.extensions;
     this.wholeAt = this.seen = this.bytesRead;
-    socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => {
-      this.wholeAt = this.seen = this.bytesRead;
-      if (this.payloadOf(data, isBinary) > maxMessage) this.refuse();
-      else this.listener?.message(this, isBinary ? data : data.toString());
-    });
-    socket.on("ping", () => this.arrived(-1));
-    socket.on("pong", (data) => this.arrived(data.length === 8 ? Number(data.readBigUInt64BE()) : -1));
-    socket.on("close", (code, reason) => this.leave(code, reason.toString()));
-    // A frame that RFC 6455 does not allow, or one that is too large: `ws` closes, and says why.
-    socket.on("error", (error: Error & { code?: string }) => {
-      if (error.code === TOO_LARGE) this.refuse();
-      else this.leave(1006, error.message);
-    });
+    socket.on("message", onMessage).on("ping", onPing).on("pong", onPong).on("close", onClose).on("error", onError);
   }
 
   get protocol(): string {
     return this.socket.protocol;
   }
 
+  /** Once this was true, `wrote` says when there is room. */
   get isFull(): boolean {
-    return this.socket.bufferedAmount > FULL;
+    if (this.socket.bufferedAmount <= FULL) return false;
+    if (this.isAwaited || !this.tcp) return true;
+    this.isAwaited = true;
+    this.tcp.once("drain", () => {
+      this.isAwaited = false;
+      this.written();
+    });
+    return true;
   }
 
-  /** Does it. A Close, or an end without one, is the last. */
-  put(output: Output): void {
-    this.cork();
-    if (typeof output === "string" || output instanceof Uint8Array) {
-      this.unsent++;
-      this.socket.send(output, this.written);
-    } else if ("ping" in output) {
-      const nonce = Buffer.alloc(8);
-      nonce.writeBigUInt64BE(BigInt(output.ping));
-      this.unsent++;
-      this.socket.ping(nonce, false, this.written);
-    } else if ("code" in output) this.close(output.code, output.reason);
+  /** Does it. A Close, or an end without one, is the last. `isWatched`: `wrote` says when it has left. */
+  put(output: Output, isWatched = false): void {
+    if (typeof output === "string" || output instanceof Uint8Array) this.write(output, isWatched);
+    else if ("ping" in output) this.ping(output.ping);
+    else if ("code" in output) this.close(output.code, output.reason);
     else this.abort();
   }
 
@@ -94,15 +111,15 @@ export class Connection {
     this.leave(code, reason);
   }
 
-  /** Without a closing handshake. */
-  abort(): void {
+  /** Without a closing handshake; the listener gets the code and the reason. */
+  abort(code = 1006, reason = ""): void {
     this.socket.terminate();
-    this.leave(1006, "");
+    this.leave(code, reason);
   }
 
   pause(): void {
+    if (!this.isPaused) this.socket.pause();
     this.isPaused = true;
-    this.socket.pause();
   }
 
   resume(): void {
@@ -119,9 +136,9 @@ export class Connection {
 
   /** Whether the kernel took some of one large write since the last call. */
   madeProgress(): boolean {
-    const { left } = this;
+    const { left, tcp } = this;
     // Node's own idle timeout looks at the same number.
-    this.left = (this.request.raw.socket as any)?._handle?.writeQueueSize ?? 0;
+    this.left = tcp?.writableLength ? ((tcp as any)._handle?.writeQueueSize ?? 0) : 0;
     return this.left < left;
   }
 
@@ -131,8 +148,35 @@ export class Connection {
   }
 
   private get bytesRead(): number {
-    // A connection that was injected has no TCP socket.
-    return this.request.raw.socket?.bytesRead ?? 0;
+    return this.tcp?.bytesRead ?? 0;
+  }
+
+  // ---- what the socket calls ----------------------------------------------------------------------
+
+  /** @internal */
+  read(data: Buffer & Bytes, isBinary: boolean): void {
+    this.wholeAt = this.seen = this.bytesRead;
+    if (data.length > this.maxMessage && this.payloadOf(data, isBinary) > this.maxMessage) this.refuse();
+    else this.listener?.message(this, isBinary ? data : textOf(data), data.length);
+  }
+
+  /** @internal */
+  arrived(nonce: number): void {
+    this.wholeAt = this.seen = this.bytesRead;
+    this.listener?.pong(this, nonce);
+  }
+
+  /** @internal A frame that RFC 6455 does not allow, or one that is too large: `ws` closes, and says why. */
+  failed(error: Error & { code?: string }): void {
+    if (error.code === TOO_LARGE) this.refuse();
+    else this.leave(1006, error.message);
+  }
+
+  /** @internal */
+  leave(code: number, reason: string): void {
+    const { listener } = this;
+    this.listener = undefined;
+    listener?.lost(this, code, reason);
   }
 
   /** Bytes of the application's message; a session's other messages are of the protocol. */
@@ -147,31 +191,100 @@ export class Connection {
     this.close(1009, "the message is larger than this server takes");
   }
 
-  private arrived(nonce: number): void {
-    this.wholeAt = this.seen = this.bytesRead;
-    this.listener?.pong(this, nonce);
+  // ---- writing -------------------------------------------------------------------------------------
+
+  private write(message: Data, isWatched: boolean): void {
+    if (!this.tcp) return this.socket.send(message, this.watch());
+    this.cork();
+    this.isWatched ||= isWatched;
+    if (this.isCompressed) this.socket.send(message, isWatched ? this.watch() : undefined);
+    else if (this.isOpen) writeMessage(this.tcp, message);
+  }
+
+  private ping(nonce: number): void {
+    if (!this.tcp) return this.socket.ping(nonceOf(nonce), false, this.watch());
+    if (!this.isOpen) return;
+    this.cork();
+    this.isWatched = true;
+    writePing(this.tcp, nonce);
+  }
+
+  /** No closing handshake has begun. */
+  private get isOpen(): boolean {
+    return this.socket.readyState === this.socket.OPEN;
   }
 
   /** What is written in one turn leaves in one system call. */
   private cork(): void {
-    const { socket } = this.request.raw;
-    if (this.isCorked || !socket) return;
+    if (this.isCorked) return;
     this.isCorked = true;
-    socket.cork();
-    process.nextTick(() => {
-      this.isCorked = false;
-      socket.uncork();
-    });
+    this.tcp!.cork();
+    if (corked.push(this) === 1) process.nextTick(uncorkAll);
   }
 
-  private written = (): void => {
-    this.unsent--;
-    this.listener?.wrote(this, !this.unsent);
-  };
-
-  private leave(code: number, reason: string): void {
-    const { listener } = this;
-    this.listener = undefined;
-    listener?.lost(this, code, reason);
+  /** @internal */
+  uncork(): void {
+    const { tcp, isWatched } = this;
+    this.isCorked = this.isWatched = false;
+    tcp!.uncork();
+    if (!isWatched || this.unsent) return;
+    if (!tcp!.writableLength) this.written();
+    // The callback of nothing, written behind all, says that all has left.
+    else tcp!.write("", this.watch());
   }
+
+  private watch(): () => void {
+    this.unsent++;
+    return () => {
+      this.unsent--;
+      // What left in one system call is told once, or the second half of a probe would look like progress of the first.
+      if (!this.unsent || this.tcp?.writableLength !== 0) this.written();
+    };
+  }
+
+  private written(): void {
+    this.listener?.wrote(this, !this.unsent && !this.socket.bufferedAmount);
+  }
+}
+
+/** Those that wrote in this turn. */
+let corked: Connection[] = [];
+
+function uncorkAll(): void {
+  const all = corked;
+  corked = [];
+  for (const connection of all) connection.uncork();
+}
+
+function nonceOf(nonce: number): Buffer {
+  const bytes = Buffer.alloc(8);
+  bytes.writeUInt32BE(nonce, 4);
+  return bytes;
+}
+
+/** Nearly all text is ASCII, which needs no decoding. */
+function textOf(data: Buffer): string {
+  return data.toString(data.length > 1024 && isAscii(data) ? "latin1" : "utf8");
+}
+
+function onMessage(this: WebSocket, data: Buffer<ArrayBuffer>, isBinary: boolean): void {
+  (this as Owned)[OWNER].read(data, isBinary);
+}
+
+function onPing(this: WebSocket): void {
+  (this as Owned)[OWNER].arrived(-1);
+}
+
+function onPong(this: WebSocket, data: Buffer): void {
+  // A nonce has 32 bits; a larger number is none of ours.
+  const isOurs = data.length === 8 && data.readUInt32BE(0) === 0;
+  (this as Owned)[OWNER].arrived(isOurs ? data.readUInt32BE(4) : -1);
+}
+
+function onClose(this: WebSocket, code: number, reason: Buffer): void {
+  (this as Owned)[OWNER].leave(code, reason.toString() || (code === 1006 ? BROKEN : ""));
+}
+
+function onError(this: WebSocket, error: Error): void {
+  (this as Owned)[OWNER].failed(error);
 }

@@ -54,7 +54,7 @@ export class Heartbeat {
   constructor(now: number, interval: number, random: () => number) {
     this.interval = interval;
     this.since = this.bytesAt = this.progressAt = now;
-    this.nextBeat = now + interval * random();
+    this.nextBeat = now + Math.floor(interval * random());
     this.newest = this.answered = Math.floor(random() * 2 ** 32);
   }
 
@@ -121,6 +121,11 @@ export class Heartbeat {
     return;
   }
 
+  /** A probe is not answered: whoever drives tells when what is written leaves. */
+  get isProbing(): boolean {
+    return this.newest !== this.answered;
+  }
+
   /** When {@link timeout} has something to do. */
   get dueAt(): number {
     return this.drained === "no" ? this.due : 0;
@@ -140,7 +145,7 @@ export class Heartbeat {
     }
     this.newest = (this.newest + 1) >>> 0;
     this.isQueued = true;
-    this.nextBeat = now + this.interval * (0.9 + 0.2 * spread(this.newest));
+    this.nextBeat = now + Math.floor(this.interval * (0.9 + 0.2 * spread(this.newest)));
     return { is: "probe", nonce: this.newest };
   }
 

@@ -7,32 +7,40 @@
 
 import type { Data } from "@mainstay/client/protocol";
 import type { Connection, Listener } from "./connection.js";
+import { Resident, type Wheel } from "./wheel.js";
 
 /** A connection that is not bound to a session yet. */
-export class Opening implements Listener {
+export class Opening extends Resident implements Listener {
+  readonly connection: Connection;
   /** What came first, and what came behind it while the first was judged. */
-  private early: Data[] = [];
+  private early: { data: Data; length: number }[] = [];
   private state: "open" | "lost" | "late" = "open";
-  private timer: NodeJS.Timeout;
+  private wheel: Wheel;
+  private deadline: number;
   private wake: (() => void) | undefined;
-  /** Settles when there is nothing more to wait for. */
-  private over: Promise<void>;
-  private end!: () => void;
+  /** Says that there is nothing more to wait for. */
+  private end: (() => void) | undefined;
 
-  constructor(
-    readonly connection: Connection,
-    deadline: number,
-  ) {
-    this.over = new Promise((end) => (this.end = end));
-    this.timer = setTimeout(() => this.finish("late"), deadline);
+  /** `deadline`: a time of the wheel's clock. */
+  constructor(connection: Connection, wheel: Wheel, deadline: number) {
+    super();
+    this.connection = connection;
+    this.wheel = wheel;
+    this.deadline = deadline;
+    wheel.arm(this, deadline);
     connection.listener = this;
   }
 
-  message(connection: Connection, data: Data): void {
-    this.early.push(data);
+  message(connection: Connection, data: Data, length: number): void {
+    this.early.push({ data, length });
     // What is not read yet waits in the kernel: an opening holds no more than one read.
     connection.pause();
     this.wake?.();
+  }
+
+  due(): void {
+    if (this.wheel.now < this.deadline) this.wheel.arm(this, this.deadline);
+    else this.finish("late");
   }
 
   pong(): void {}
@@ -45,13 +53,19 @@ export class Opening implements Listener {
 
   /** The first message. Undefined: none came in time. */
   async first(): Promise<Data | undefined> {
-    if (!this.early.length) await Promise.race([this.over, new Promise<void>((wake) => (this.wake = wake))]);
-    return this.early.shift();
+    if (!this.early.length && this.state === "open") await new Promise<void>((wake) => (this.wake = wake));
+    return this.early.shift()?.data;
   }
 
   /** What `answer` comes to, or undefined if it takes too long. */
   inTime<T>(answer: Promise<T>): Promise<T | undefined> {
-    return Promise.race([answer, this.over.then(() => undefined)]);
+    if (this.state !== "open") return Promise.resolve(undefined);
+    return Promise.race([answer, new Promise<undefined>((end) => (this.end = () => end(undefined)))]);
+  }
+
+  /** It is neither lost nor late. */
+  get isOpen(): boolean {
+    return this.state === "open";
   }
 
   get isLost(): boolean {
@@ -63,23 +77,25 @@ export class Opening implements Listener {
     const { connection, early } = this;
     this.settle();
     connection.resume();
-    for (const data of early.splice(0)) connection.listener?.message(connection, data);
+    for (const { data, length } of early.splice(0)) connection.listener?.message(connection, data, length);
   }
 
-  /** Closes it. */
-  refuse(code: number, reason: string): void {
+  /** Closes it. False, as no session comes out of it. */
+  refuse(code: number, reason: string): false {
     this.settle();
     this.connection.close(code, reason);
+    return false;
   }
 
-  /** No timer is left. */
+  /** The wheel knows it no more. */
   settle(): void {
-    clearTimeout(this.timer);
+    this.wheel.disarm(this);
   }
 
   private finish(state: "lost" | "late"): void {
     this.state = state;
     this.settle();
-    this.end();
+    this.wake?.();
+    this.end?.();
   }
 }

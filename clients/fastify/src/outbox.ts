@@ -6,7 +6,8 @@
  * Source: `docs/PROTOCOL.md` "Sequence rules" 7.
  */
 
-import { bytesOf, type Bytes, type Data, encode, Flow, type Inbox, type Lane, Outbox, Type, type Window } from "@mainstay/client/protocol";
+import { type Bytes, type Data, encode, Flow, type Inbox, type Lane, Outbox, Type, type Window } from "@mainstay/client/protocol";
+import { sizeOf } from "./queue.js";
 
 const OVERFLOW = 1;
 
@@ -28,9 +29,9 @@ export class DroppingOutbox extends Outbox {
     return this.items.at(-1)?.last ?? this.base;
   }
 
-  override push(data: Data): number {
+  override push(data: Data, _isFirst?: boolean, length = sizeOf(data)): number {
     const last = this.last + 1;
-    this.items.push({ data, isGap: false, last, end: this.endOf(last) + bytesOf(data).length });
+    this.items.push({ data, isGap: false, last, end: this.endOf(last) + length });
     while (this.isOverFull() && this.dropOldest());
     return last;
   }
@@ -86,7 +87,7 @@ export class DroppingOutbox extends Outbox {
     const at = gap ? first + 1 : first;
     const oldest = this.items[at];
     if (!oldest) return false;
-    const length = bytesOf(oldest.data).length;
+    const length = sizeOf(oldest.data);
     for (let i = at; i < this.items.length; i++) this.items[i]!.end -= length;
     if (gap) {
       gap.last = oldest.last;

@@ -2,11 +2,15 @@
  * The server's end towards a client that speaks plain WebSocket: one connection, nothing resumed. It has the heartbeat
  * and the bounds of a session and the same shape, so that one driver and one handler serve both kinds of client.
  *
+ * Most messages pass it by: one that comes while none waits goes to the application, and one that is sent while none
+ * waits goes to the connection. Queues are there only while something is in them.
+ *
  * Pure: time and randomness are arguments. Source: `docs/PROTOCOL.md` "Plain peers".
  */
 
-import { bytesOf, type Bytes, type Data, type Delivery, type Frame, Type } from "@mainstay/client/protocol";
+import { type Bytes, type Data, type Delivery, type Frame, Type } from "@mainstay/client/protocol";
 import { type Action, Heartbeat } from "./heartbeat.js";
+import { Queue, sizeOf } from "./queue.js";
 import { CLOSE_TIMEOUT, type Output, type Over, type SessionConfig } from "./server-session.js";
 
 export class PlainSession {
@@ -15,10 +19,12 @@ export class PlainSession {
   readonly limit = Infinity;
   connection: number | undefined;
   over: Over | undefined;
+  /** Messages accepted for the client. */
+  sent = 0;
   private heartbeat: Heartbeat;
   private ping: number | undefined;
-  private inbox = new Queue();
-  private outbox = new Queue();
+  private inbox: Queue | undefined;
+  private outbox: Queue | undefined;
   private handed = 0;
   /** What was accepted leaves first, if the client takes it; then the Close. */
   private closing: { code: number; reason: string; until: number; isSaid: boolean } | undefined;
@@ -30,14 +36,38 @@ export class PlainSession {
     this.heartbeat = new Heartbeat(now, config.heartbeat, random);
   }
 
-  receive(now: number, _connection: number, frame: Frame): void {
+  /** `length`: the bytes of the message. */
+  receive(now: number, _connection: number, frame: Frame, length?: number): void {
     this.heartbeat.bytes(now);
-    if (frame?.[0] === Type.Data && this.isOpen) this.inbox.push(frame[1]);
+    if (frame?.[0] === Type.Data && this.isOpen) (this.inbox ??= new Queue()).push(frame[1], length);
+  }
+
+  /** A message came that goes to the application at once. False: it has to wait behind others; {@link receive} takes it. */
+  passIn(now: number): boolean {
+    if (this.inbox || !this.isOpen) return false;
+    this.heartbeat.bytes(now);
+    this.handed++;
+    return true;
+  }
+
+  /** Whether a message that is sent now may go to the connection at once. Otherwise {@link send} takes it. */
+  get passesOut(): boolean {
+    return !this.outbox && this.ping === undefined && this.isOpen;
+  }
+
+  /** Something waits for the application. */
+  get hasInput(): boolean {
+    return !!this.inbox;
   }
 
   /** Whether more should be read now: the application is not too far behind. */
   get wantsInput(): boolean {
-    return this.inbox.holds(this.config.accept, 0);
+    return !this.inbox || this.inbox.holds(this.config.accept, 0);
+  }
+
+  /** A probe is not answered: {@link flushed} and {@link progress} matter. */
+  get isProbing(): boolean {
+    return this.heartbeat.isProbing;
   }
 
   /** Any bytes arrived, or were left unread because {@link wantsInput} says so. */
@@ -65,13 +95,15 @@ export class PlainSession {
     this.connection = undefined;
     if (this.over) return;
     if (closing) this.over = { why: "ended", code: closing.code, reason: closing.reason, byUs: true };
-    else this.over = { why: code === 1006 ? "lost" : "ended", code, reason, byUs: false };
-    this.outbox = new Queue();
+    else this.over = { why: code === 1006 || code === 4408 ? "lost" : "ended", code, reason, byUs: false };
+    this.outbox = undefined;
   }
 
   send(data: Data): boolean {
-    if (!this.isOpen || !this.outbox.holds(this.config.keep, bytesOf(data).length)) return false;
-    this.outbox.push(data);
+    const length = sizeOf(data);
+    if (!this.isOpen || (this.outbox && !this.outbox.holds(this.config.keep, length))) return false;
+    (this.outbox ??= new Queue()).push(data, length);
+    this.sent++;
     return true;
   }
 
@@ -81,7 +113,8 @@ export class PlainSession {
   }
 
   handOver(): Delivery | undefined {
-    const data = this.inbox.shift();
+    const data = this.inbox?.shift();
+    if (!this.inbox?.length) this.inbox = undefined;
     return data === undefined ? undefined : { data, first: ++this.handed, count: 1 };
   }
 
@@ -111,7 +144,8 @@ export class PlainSession {
       this.ping = undefined;
       return { ping };
     }
-    const data = this.outbox.shift();
+    const data = this.outbox?.shift();
+    if (!this.outbox?.length) this.outbox = undefined;
     if (data !== undefined || !closing) return data;
     closing.isSaid = true;
     return { code: closing.code, reason: closing.reason };
@@ -133,29 +167,17 @@ export class PlainSession {
     return !this.over && !this.closing;
   }
 
+  /** Messages handed to the application, and accepted for the client. */
+  get traffic(): [received: number, sent: number] {
+    return [this.handed, this.sent];
+  }
+
+  /** Payload bytes that wait, either way. */
+  get queueBytes(): number {
+    return (this.inbox?.bytes ?? 0) + (this.outbox?.bytes ?? 0);
+  }
+
   get rtt(): number | undefined {
     return this.heartbeat.rtt;
-  }
-}
-
-/** Messages that wait, and their bytes. */
-class Queue {
-  private items: Data[] = [];
-  private bytes = 0;
-
-  push(data: Data): void {
-    this.items.push(data);
-    this.bytes += bytesOf(data).length;
-  }
-
-  shift(): Data | undefined {
-    const data = this.items.shift();
-    if (data !== undefined) this.bytes -= bytesOf(data).length;
-    return data;
-  }
-
-  /** Whether one more of this length stays within the bound. One always does. */
-  holds([messages, bytes]: readonly [number, number], length: number): boolean {
-    return !this.items.length || (this.items.length < messages && this.bytes + length <= bytes);
   }
 }

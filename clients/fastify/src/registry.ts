@@ -16,6 +16,8 @@ export interface RegistryConfig {
   sessions: number;
   /** How many tombstones are kept; the oldest go first. */
   tombstones: number;
+  /** What every token begins with. */
+  name?: Bytes | undefined;
 }
 
 /** What a HELLO came to. */
@@ -69,11 +71,16 @@ export class Registry {
     return { names: this.names.size, tombstones: this.tombstones.size };
   }
 
-  /** Answers a HELLO. Unknown, wrong and foreign tokens get the same answer: a fresh session. */
-  hello(now: number, connection: number, owner: string, hello: Hello): Answer {
+  /** Answers a HELLO; `sessions` is what a new session is made with. Unknown, wrong and foreign tokens get the same answer: a fresh session. */
+  hello(now: number, connection: number, owner: string, hello: Hello, sessions = this.sessions): Answer {
     this.forgetOld(now);
     const resumed = hello[7] && this.resume(now, connection, owner, hello, hello[7][0]);
-    return resumed?.answer ?? this.open(now, connection, owner, hello, resumed?.account);
+    return resumed?.answer ?? this.open(now, connection, owner, hello, resumed?.account, sessions);
+  }
+
+  /** Whether a session lives that this HELLO presents a token of. */
+  holds(owner: string, hello: Hello): boolean {
+    return !!hello[7] && this.names.get(nameOf(owner, hello[7][0])) instanceof ServerSession;
   }
 
   /** The session that the token names, or what became of it. */
@@ -94,7 +101,7 @@ export class Registry {
   }
 
   /** The session that the client's key names, or a new one under that key. */
-  private open(now: number, connection: number, owner: string, hello: Hello, account: Account | undefined): Answer {
+  private open(now: number, connection: number, owner: string, hello: Hello, account: Account | undefined, sessions: SessionConfig): Answer {
     const key = nameOf(owner, hello[3]);
     const found = this.find(now, key);
     if (found && !(found instanceof ServerSession)) return refuse(4411, false, accountOf(found.remains, 0));
@@ -102,7 +109,7 @@ export class Registry {
     if (!found && !hello[7] && this.mayHaveLived(now, hello[4])) return refuse(4411, false);
     // The account waits for the HELLO that gets a session.
     if (!found && !this.hasRoom) return refuse(4413, true);
-    const session = found ?? new ServerSession(now, this.sessions, this.random(8), owner, key, hello, account);
+    const session = found ?? new ServerSession(now, sessions, this.random(8), owner, key, hello, account);
     if (!found) {
       this.live++;
       this.names.set(key, session);
@@ -145,7 +152,8 @@ export class Registry {
    * by the client and says nothing of the time on the way, so the limit has a margin.
    */
   private mayHaveLived(now: number, keyAge: number): boolean {
-    return keyAge > 0 && now - keyAge < this.remembersSince + HELLO_TRANSIT;
+    // One process of several does not know the keys of the others.
+    return keyAge > 0 && (!!this.config.name || now - keyAge < this.remembersSince + HELLO_TRANSIT);
   }
 
   private forgetOld(now: number): void {
@@ -165,6 +173,7 @@ export class Registry {
 
   private newToken(owner: string): Token {
     const secret = this.random(24);
+    secret.set(this.config.name ?? []);
     return { secret, name: nameOf(owner, secret) };
   }
 

@@ -32,6 +32,7 @@ import {
 import { type Action, Heartbeat } from "./heartbeat.js";
 import type { Name } from "./names.js";
 import { DroppingFlow } from "./outbox.js";
+import { sizeOf } from "./queue.js";
 import { Volatiles } from "./volatiles.js";
 
 /** What all sessions of a server share. Times are milliseconds. */
@@ -263,10 +264,10 @@ export class ServerSession {
   // ---- what connections bring -------------------------------------------------------------------
 
   /**
-   * Takes what a connection brought; from a fenced one it is dropped.
+   * Takes what a connection brought; from a fenced one it is dropped. `length`: the bytes of a message of the application.
    * @throws {@link ProtocolError}: fail this connection with 4400. The session is kept, unless the error is fatal.
    */
-  receive(now: number, connection: number, frame: Frame): void {
+  receive(now: number, connection: number, frame: Frame, length?: number): void {
     const { attached, life, flow } = this;
     if (attached?.connection !== connection) return;
     attached.heartbeat.bytes(now);
@@ -276,7 +277,7 @@ export class ServerSession {
       const isEnding = life.is === "end sent" || life.is === "end received" || life.is === "over";
       // After END nothing is handed over any more, but the position moves.
       if (isEnding) attached.lane.read++;
-      else flow.readData(attached.lane, frame[1]);
+      else flow.readData(attached.lane, frame[1], length);
       return;
     }
     if (!this.isConfirmed) this.confirmEpoch();
@@ -366,7 +367,7 @@ export class ServerSession {
 
   /** Accepts a message for the client and keeps it until acknowledged. False: no room, or it is ending. */
   send(data: Data): boolean {
-    return this.isOpen && this.flow.outbox.push(data) > 0;
+    return this.isOpen && this.flow.outbox.push(data, false, sizeOf(data)) > 0;
   }
 
   /** Writes a message that is not numbered, kept or replayed. Dropped while nobody is attached. */
@@ -534,6 +535,16 @@ export class ServerSession {
 
   // ---- facts ------------------------------------------------------------------------------------
 
+  /** Something waits for the application. */
+  get hasInput(): boolean {
+    return this.flow.inbox.queue.length > 0 || this.volatiles.length > 0;
+  }
+
+  /** A probe is not answered: {@link flushed} and {@link progress} matter. */
+  get isProbing(): boolean {
+    return !!this.attached?.heartbeat.isProbing;
+  }
+
   /** The connection it is bound to; undefined while parked. */
   get connection(): number | undefined {
     return this.attached?.connection;
@@ -547,6 +558,16 @@ export class ServerSession {
   /** Whether new messages are accepted. */
   get isOpen(): boolean {
     return this.life.is === "parked" || this.life.is === "attached";
+  }
+
+  /** Messages handed to the application, and accepted for the client. */
+  get traffic(): [received: number, sent: number] {
+    return [this.flow.inbox.handed, this.flow.outbox.last];
+  }
+
+  /** Payload bytes that wait, either way. */
+  get queueBytes(): number {
+    return this.flow.outbox.bytes + this.flow.inbox.openBytes;
   }
 
   /** The smoothed round-trip time of the current connection's heartbeats. */

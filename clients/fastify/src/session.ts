@@ -27,6 +27,16 @@ export interface Closed {
   reason: string;
 }
 
+/** How a connection was lost. */
+export interface Loss {
+  /**
+   * 4408: the heartbeat's verdict on a client that fell silent. 1006: the connection broke. Else the code with which the
+   * client closed it.
+   */
+  code: number;
+  reason: string;
+}
+
 /** The events of a session, with their arguments. */
 export interface SessionEvents {
   /** A message, in order; binary ones are Buffers. Calling the listeners counts as received: the client may forget it. */
@@ -38,13 +48,18 @@ export interface SessionEvents {
   /** The client is back; nothing is lost. Not for the first connection: that is when the handler is called. */
   attached: [epoch: number];
   /** The connection is gone; the session waits for its client. */
-  detached: [loss: { code: number; reason: string }];
+  detached: [loss: Loss];
   /** Nothing follows. */
   closed: [closed: Closed];
+  /** A listener of this session threw, or its promise was rejected. It is logged, and the session goes on. */
+  error: [error: unknown];
 }
 
 /** What may be sent. Bytes are copied. */
 export type Sendable = string | ArrayBuffer | ArrayBufferView;
+
+/** What moves a session. */
+export let driverOf: (session: Session) => Driver;
 
 /**
  * One session. It outlives connections: while the client is away, messages to it are kept, and the handler with its
@@ -54,14 +69,35 @@ export type Sendable = string | ArrayBuffer | ArrayBufferView;
  * client back.
  */
 export class Session extends EventEmitter<SessionEvents> {
+  static {
+    driverOf = (session) => session.#driver;
+  }
   #driver: Driver;
 
   /** @internal */
   constructor(driver: Driver) {
     super({ captureRejections: true });
     this.#driver = driver;
-    // Whoever listens now gets what waited.
-    (this as EventEmitter).on("newListener", () => queueMicrotask(driver.step));
+    (this as EventEmitter).on("newListener", Session.#wake);
+  }
+
+  /** Whoever listens now gets what waited. */
+  static #wake(this: Session): void {
+    queueMicrotask(() => this.#driver.step());
+  }
+
+  /** Puts this session into a room, until it leaves or is over. */
+  join(room: string): void {
+    this.#driver.host.rooms.join(this, room);
+  }
+
+  leave(room: string): void {
+    this.#driver.host.rooms.leave(this, room);
+  }
+
+  /** The rooms that it is in. */
+  get rooms(): ReadonlySet<string> {
+    return this.#driver.host.rooms.of(this);
   }
 
   /** The public name, 16 hexadecimal digits, for logs; opens nothing. Empty for a plain client. */
@@ -148,13 +184,13 @@ export class Session extends EventEmitter<SessionEvents> {
   }
 
   /** A listener that was an async function failed. */
-  [Symbol.for("nodejs.rejection")](error: unknown): void {
-    this.#driver.fail(error);
+  [Symbol.for("nodejs.rejection")](error: unknown, event: string): void {
+    this.#driver.report(error, event);
   }
 }
 
 /** The application may write over its bytes while a copy waits to be acknowledged. */
-function dataOf(data: Sendable): Data {
+export function dataOf(data: Sendable): Data {
   if (typeof data === "string") return data;
   if (ArrayBuffer.isView(data)) return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice() as Uint8Array<ArrayBuffer>;
   if (data instanceof ArrayBuffer) return new Uint8Array(data.slice(0));

@@ -15,7 +15,9 @@ import type {
   RequestGenericInterface,
   RouteGenericInterface,
 } from "fastify";
-import type { WebSocket } from "ws";
+import type { WebSocket, WebSocketServer } from "ws";
+import type { Mainstay } from "./mainstay.js";
+import type { MainstayRouteOptions } from "./options.js";
 import type { Session } from "./session.js";
 
 /** Called once for each session. What it returns is waited for by nobody; if it fails, the session ends with 1011. */
@@ -36,9 +38,17 @@ export type SessionHandler<
 declare module "fastify" {
   interface RouteShorthandOptions<RawServer extends RawServerBase = RawServerDefault> {
     websocket?: boolean;
+    /** What this WebSocket route has otherwise than the plugin's registration says. */
+    mainstay?: MainstayRouteOptions;
   }
 
   interface FastifyInstance<RawServer, RawRequest, RawReply, Logger, TypeProvider> {
+    /** All sessions: rooms, broadcast, presence, figures. */
+    mainstay: Mainstay;
+
+    /** The `ws` server behind it. */
+    websocketServer: WebSocketServer;
+
     /** Opens a connection without a network, for tests: runs the hooks and the handler. */
     injectWS(
       path?: string,
@@ -92,6 +102,8 @@ declare module "fastify" {
     TypeProvider extends FastifyTypeProvider = FastifyTypeProviderDefault,
     Logger extends FastifyBaseLogger = FastifyBaseLogger,
   > {
+    /** What this WebSocket route has otherwise than the plugin's registration says. */
+    mainstay?: MainstayRouteOptions;
     /** Serves upgrades of a route that answers plain requests too. */
     wsHandler?: SessionHandler<RawServer, RawRequest, RouteGeneric, ContextConfig, SchemaCompiler & FastifySchema, TypeProvider, Logger>;
   }

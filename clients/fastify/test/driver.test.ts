@@ -1,98 +1,8 @@
 /** The driver with a socket that does what a test says, and time that passes when a test says. */
 
 import assert from "node:assert/strict";
-import { EventEmitter } from "node:events";
-import { test, type TestContext } from "node:test";
-import { type Control, decode, encode, type Welcome } from "@mainstay/client/protocol";
-import { Connection } from "../dist/connection.js";
-import { Driver, type Host } from "../dist/driver.js";
-import { Registry } from "../dist/registry.js";
-import type { SessionConfig } from "../dist/server-session.js";
-import { bytes, hello } from "./peer.js";
-
-const CONFIG: SessionConfig = { heartbeat: 25_000, resumeWindow: 120_000, keep: [1024, 1_000_000], accept: [1024, 1_000_000], dropOldest: false };
-
-class Socket extends EventEmitter {
-  protocol = "mainstay.v1";
-  bufferedAmount = 0;
-  isTerminated = false;
-  closes: [number, string][] = [];
-  written: any[] = [];
-  /** What it takes leaves at once. */
-  isFlowing = true;
-  private callbacks: (() => void)[] = [];
-  tcp = { bytesRead: 0, _handle: { writeQueueSize: 0 }, cork() {}, uncork() {} };
-
-  send(data: any, done: () => void): void {
-    this.written.push(decode(data));
-    this.callbacks.push(done);
-    if (this.isFlowing) this.flow();
-  }
-  ping(_data: unknown, _mask: boolean, done: () => void): void {
-    this.callbacks.push(done);
-    if (this.isFlowing) this.flow();
-  }
-  flow(): void {
-    for (const done of this.callbacks.splice(0)) done();
-  }
-  arrive(control: Control): void {
-    this.tcp.bytesRead += 10;
-    this.emit("message", Buffer.from(encode(control)), true);
-  }
-  pause(): void {}
-  resume(): void {}
-  close(code: number, reason: string): void {
-    this.closes.push([code, reason]);
-  }
-  terminate(): void {
-    this.isTerminated = true;
-  }
-}
-
-/** A session on a connection that took its WELCOME. */
-class Stage implements Host {
-  now = 0;
-  isDraining = false;
-  forgotten = 0;
-  registry = new Registry(0, { sessions: 10, tombstones: 10 }, CONFIG, bytes);
-  socket = new Socket();
-  driver: Driver;
-  private connections = 0;
-
-  constructor(t: TestContext) {
-    const connection = this.connect();
-    const answer = this.registry.hello(0, connection.id, "", hello());
-    assert.ok(!answer.refuse);
-    this.driver = new Driver(answer.session, this, connection, { address: "", subprotocol: undefined, principal: "" });
-    this.driver.step();
-    assert.equal((this.socket.written.shift() as Welcome)[0], 2);
-    this.socket.arrive([3, 0]);
-    t.after(() => this.driver.stop());
-  }
-
-  connect(): Connection {
-    const request = { raw: { socket: this.socket.tcp }, log: { debug() {}, error() {} } };
-    return new Connection(++this.connections, this.socket as any, request as any);
-  }
-
-  /** Time passes in small steps; what is due is done, and what was asked to be read first is read. */
-  async pass(ms: number, meanwhile = () => {}): Promise<void> {
-    for (const until = this.now + ms; this.now < until && this.driver.session.state === "attached"; this.now += 100) {
-      meanwhile();
-      this.driver.step();
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-  }
-
-  clock(): number {
-    return this.now;
-  }
-  async judge(): Promise<undefined> {}
-  parked(): void {}
-  forget(): void {
-    this.forgotten++;
-  }
-}
+import { test } from "node:test";
+import { CONFIG, Stage } from "./stage.js";
 
 test("a silent client is dropped without a closing handshake, and its session parks and then expires", async (t) => {
   const stage = new Stage(t);
@@ -102,8 +12,19 @@ test("a silent client is dropped without a closing handshake, and its session pa
   await stage.pass(31_000);
   assert.deepEqual([stage.socket.isTerminated, stage.socket.closes, events], [true, [], ["detached"]]);
   stage.now += CONFIG.resumeWindow;
-  stage.driver.step();
+  stage.driver.due();
   assert.deepEqual([events, stage.forgotten], [["detached", "expired"], 1]);
+});
+
+test("a client whose system takes heartbeats and that answers none is found by the first deadline, however short the interval", async (t) => {
+  const stage = new Stage(t, { ...CONFIG, heartbeat: 1000 });
+  const losses: unknown[] = [];
+  stage.driver.session.on("detached", (loss) => losses.push(loss));
+  // The two messages of a heartbeat leave in one system call.
+  stage.socket.tcp.isFlowing = false;
+  await stage.pass(30_000, () => stage.socket.tcp.flow());
+  assert.deepEqual(losses, [{ code: 4408, reason: "silent: nothing came back after a heartbeat" }]);
+  assert.ok(stage.now < 7000, `after ${stage.now} ms`);
 });
 
 test("a client that answers stays, and so does one that is in the middle of a large message", async (t) => {
@@ -130,9 +51,9 @@ test("who sends messages and answers no probe is dropped after five minutes, and
 
 test("a probe that waits behind a large write is no verdict while the kernel takes some of it", async (t) => {
   const stage = new Stage(t);
-  stage.socket.isFlowing = false;
-  stage.socket.tcp._handle.writeQueueSize = 10_000_000;
-  await stage.pass(120_000, () => void stage.socket.tcp._handle.writeQueueSize--);
+  stage.socket.tcp.isFlowing = false;
+  stage.socket.tcp.writableLength = 60_000;
+  await stage.pass(120_000, () => void stage.socket.tcp.writableLength--);
   assert.equal(stage.driver.session.state, "attached");
   await stage.pass(60_000);
   assert.equal(stage.driver.session.state, "parked");
@@ -140,12 +61,10 @@ test("a probe that waits behind a large write is no verdict while the kernel tak
 
 test("what a full socket does not take stays ours, and leaves when it has room", async (t) => {
   const stage = new Stage(t);
-  stage.socket.bufferedAmount = 100_000;
-  stage.socket.isFlowing = false;
+  stage.socket.tcp.writableLength = 100_000;
   assert.ok(stage.driver.session.trySend("later"));
   assert.deepEqual(stage.socket.written, []);
-  stage.socket.bufferedAmount = 0;
-  stage.driver.wrote(stage.connect(), false);
+  stage.socket.tcp.flow();
   assert.deepEqual(stage.socket.written, [[0, "later"]]);
 });
 
@@ -155,10 +74,10 @@ test("a message is acknowledged within 250 ms, by the one timer", async (t) => {
   await new Promise((resolve) => setImmediate(resolve));
   stage.socket.emit("message", Buffer.from("hi"), false);
   stage.now = 249;
-  stage.driver.step();
+  stage.driver.due();
   assert.deepEqual(stage.socket.written, []);
   stage.now = 250;
-  stage.driver.step();
+  stage.driver.due();
   assert.deepEqual(stage.socket.written, [[3, 1]]);
 });
 
@@ -167,8 +86,10 @@ for (const [what, state] of [["nothing", "parked"], ["a message", "attached"]] a
     const stage = new Stage(t);
     for (const step of ["probe", "deadline"]) {
       stage.now = stage.driver.machine.dueAt;
-      stage.driver.step();
+      stage.driver.due();
       assert.equal(stage.driver.session.state, "attached", step);
+      // The probe leaves when this turn ends.
+      if (step === "probe") await new Promise((resolve) => setImmediate(resolve));
     }
     if (what !== "nothing") stage.socket.arrive([3, 0]);
     await new Promise((resolve) => setImmediate(resolve));

@@ -8,6 +8,8 @@
 
 import type { Io, Machine, MachineConfig, Mode, Status } from "./machine.js";
 import type { Fate } from "./session.js";
+import { eventOf, missing, readFarewell, readProtocols, readUrl } from "./surface.js";
+import { sizeOf } from "./text.js";
 import type { Data } from "./wire.js";
 
 /** A value, or a function that is asked for it before each attempt: tokens expire. */
@@ -17,6 +19,13 @@ type Awaitable<T> = T | Promise<T>;
 export interface BaseOptions extends MachineConfig {
   /** Which events of the page and the network are listened to. @default all */
   page?: { network?: boolean; visibility?: boolean; lifecycle?: boolean; sleep?: boolean };
+  /**
+   * What each session and each connection to a plain server begins with, made anew: written before what waits, and before
+   * what the handlers of `open` send. @default nothing
+   */
+  greeting?: () => Awaitable<string | ArrayBuffer | ArrayBufferView | (string | ArrayBuffer | ArrayBufferView)[]>;
+  /** Does not dial before `reconnect` or `retryNow` is called. @default false */
+  startClosed?: boolean;
   /** Closes the socket in order. */
   signal?: AbortSignal;
   /** The class of the connections. @default the global one */
@@ -30,6 +39,7 @@ export type WebSocketLike = new (
 ) => {
   binaryType: any;
   readonly protocol: string;
+  readonly extensions?: string;
   readonly bufferedAmount: number;
   send(data: any): void;
   close(code?: number, reason?: string): void;
@@ -46,8 +56,9 @@ export interface SocketEvents {
   /** Nothing follows. `fate`: what became of what was sent, where a session ended. */
   close: Event & { code: number; reason: string; wasClean: boolean; fate?: Fate };
   /**
-   * The server broke the protocol, or a function of the options threw: the connection is replaced. Or a message that
-   * waited is larger than the server takes: it is not delivered.
+   * The server broke the protocol, or a function of the options threw: the connection is replaced. Or a message is not
+   * delivered: there was no room for it, it waited and is larger than the server takes, or its Blob cannot be read. Where
+   * nothing listens for it, it is a warning of the console.
    */
   error: Event & { error?: Error };
   /** Attached: to the same session, or to a new one. */
@@ -57,7 +68,8 @@ export interface SocketEvents {
   /**
    * Something is lost, told once. `fate`: a session was lost, and what became of what was sent in it; or, with the cause
    * `replaced` and no `open` behind it, the session goes on and what the backend sent meanwhile may be missing. `dropped`:
-   * the server's policy dropped messages of its own. Neither: a plain peer was re-attached; how much is lost is not known.
+   * the server's policy dropped messages of its own, or nothing read so many that they had to be let go. Neither: a plain
+   * peer was re-attached; how much is lost is not known.
    */
   gap: Event & { fate?: Fate; dropped?: { first: number; count: number } };
   /** A message outside the stream. */
@@ -69,17 +81,38 @@ export interface SocketEvents {
 /** The queue is full; the message was not accepted. */
 export class QueueFullError extends Error {
   override name = "QueueFullError";
+  /** What was to be sent. */
+  declare data: unknown;
+
+  constructor(data: unknown) {
+    super("too much waits to be sent");
+    this.data = data;
+  }
 }
+
+/** A message that waits to be accepted. */
+export interface Waiting {
+  /** Undefined while its Blob is being read. */
+  data: Data | undefined;
+  blob: Blob | undefined;
+  settleAs?(outcome: "not delivered"): void;
+}
+
+/** What listens to an event, a function or an object, as in `WebSocket`. */
+export type Listener<This, E> = ((this: This, event: E) => any) | { handleEvent(event: E): any };
+type Listening = boolean | { capture?: boolean; once?: boolean; passive?: boolean; signal?: AbortSignal };
 
 /** How often a clock that stood still is looked for. */
 const TICK = 5000;
 
-/** The handlers, beside listeners as in `WebSocket`. */
+/** What needs no code here: handlers beside listeners, as in `WebSocket`, and the types of what is inherited. */
 export interface BaseSocket {
   onopen: ((event: Event) => void) | null;
   onmessage: ((event: MessageEvent) => void) | null;
   onclose: ((event: SocketEvents["close"]) => void) | null;
   onerror: ((event: SocketEvents["error"]) => void) | null;
+  removeEventListener<Name extends keyof SocketEvents>(type: Name, listener: Listener<this, SocketEvents[Name]> | null, options?: Listening): void;
+  removeEventListener(type: string, listener: Listener<this, Event> | null, options?: Listening): void;
 }
 
 export abstract class BaseSocket extends EventTarget {
@@ -91,52 +124,91 @@ export abstract class BaseSocket extends EventTarget {
   declare readonly OPEN: 1;
   declare readonly CLOSING: 2;
   declare readonly CLOSED: 3;
-  readonly extensions = "";
-  /** What binary messages arrive as. */
-  binaryType: "blob" | "arraybuffer" = "blob";
-  /** Where the newest connection goes. */
-  url = "";
+  /**
+   * The class that was global when this one was loaded. A global that has this is one like this one, and asked for its
+   * own: so a page may make this class its global `WebSocket`.
+   */
+  static readonly nativeWebSocket: WebSocketLike | undefined = globalThis.WebSocket;
   /** @internal */
   declare protected machine: Machine;
   /** @internal */
   declare chosen: BaseOptions;
   private byId: { [id: number]: InstanceType<WebSocketLike> } = {};
+  /** What the `on...` attributes are. @internal */
+  protected handlers: { [type: string]: unknown } = {};
+  private binaryAs: "blob" | "arraybuffer" = "blob";
+  private place = "";
+  private from = "";
+  /** What was written since the last microtask to a connection that counts it no longer. */
+  private written: Data[] = [];
   /** @internal */
   protected events: [type: string, fields?: any][] = [];
+  /** The event `close`, which comes behind all others. */
+  declare private farewell: object | undefined;
+  /** `close` was called in this task, which hears of no end. */
+  declare private isHeld: boolean | undefined;
   declare private isStepping: boolean | undefined;
+  declare private hearsErrors: boolean | undefined;
+  /** The error that was a warning last: one that repeats is one line. */
+  declare private warned: string | undefined;
   /** The status that the application was told last. */
   private told: Status = "connecting";
   declare private timer: any;
-  /** Ends what is listened to outside, as the options of each listener. */
-  private listening = new AbortController();
-  declare private prepare: () => Promise<[url: string | URL, protocols: string | string[]]>;
+  /** When it fires. A deadline that moves away is looked at then: no timer is touched for a message. */
+  private timerAt = Infinity;
+  /** The application wants no connection: what the page tells changes nothing. */
+  declare private staysAway: boolean | undefined;
+  /** Ends what is listened to outside. */
+  private listening: (() => void)[] = [];
+  /** What the next session, or plain connection, begins with. */
+  private greeting: unknown[] = [];
+  declare private target: [url: Fresh<string | URL>, protocols: Fresh<string | string[]>];
   /** By how much the clock is ahead of the wall's. */
   private skew = 0;
 
   /** @internal */
   constructor(
     url: Fresh<string | URL>,
+    protocols: Fresh<string | string[]>,
     options: BaseOptions,
     makeMachine: (now: number, io: Io) => Machine,
-    /** The subprotocols to ask for, and all else that has to be known before an attempt. */
-    prepare: () => Awaitable<string | string[]>,
   ) {
     super();
+    if (url === undefined) throw missing();
+    if (typeof url !== "function") this.place = readUrl(url);
+    if (typeof protocols !== "function") readProtocols(protocols);
     checkRange("connectTimeoutMs", options.connectTimeoutMs);
     checkRange("silenceLimitMs", options.silenceLimitMs);
     checkRange("ping.intervalMs", options.ping?.intervalMs);
     checkRange("keep[0]", options.keep?.[0]);
+    checkRange("maxRetries", options.maxRetries, 0);
     this.chosen = options;
-    for (const type of ["open", "message", "close", "error"] as const) {
-      this[`on${type}`] = null;
-      super.addEventListener(type, (event: any) => this[`on${type}`]?.(event));
-    }
-    if (typeof url !== "function") this.url = absolute(url);
-    this.prepare = () => Promise.all([ask(url), prepare()]);
+    if (typeof this.connectionClass !== "function") throw new TypeError('no WebSocket here: pass one as option, { WebSocket }, in Node 20 that of "ws"');
+    this.target = [url, protocols];
     this.machine = makeMachine(Date.now(), this);
     this.listenToPage();
     // The first attempt starts when the caller has set its handlers.
-    queueMicrotask(() => (options.signal?.aborted ? this.close() : this.proceed()));
+    this.staysAway = options.startClosed;
+    queueMicrotask(() => (options.signal?.aborted ? this.close() : this.staysAway ? this.suspend() : this.proceed()));
+  }
+
+  /** Where the newest connection goes. */
+  get url(): string {
+    return this.place;
+  }
+
+  /** What binary messages arrive as. What is no such name changes nothing. */
+  get binaryType(): "blob" | "arraybuffer" {
+    return this.binaryAs;
+  }
+
+  set binaryType(type) {
+    if (type === "blob" || type === "arraybuffer") this.binaryAs = type;
+  }
+
+  /** Those of the connection. */
+  get extensions(): string {
+    return this.byId[this.machine.current]?.extensions ?? "";
   }
 
   /** The application's subprotocol, if one was agreed on. */
@@ -150,13 +222,14 @@ export abstract class BaseSocket extends EventTarget {
   }
 
   /** As `open` and `close` tell it. Detached from a plain peer is CONNECTING. */
-  get readyState(): number {
-    return ["attached", "closing", "ended"].indexOf(this.status) + 1;
+  get readyState(): 0 | 1 | 2 | 3 {
+    return this.farewell ? 2 : ((["attached", "closing", "ended"].indexOf(this.status) + 1) as 0);
   }
 
-  /** Payload that has not left. */
+  /** Payload that has not left, in bytes; text as UTF-8. */
   get bufferedAmount(): number {
-    return this.machine.bufferedAmount + this.leaving;
+    // The class of `ws` writes at once and says 0; those of browsers count it until the task is over.
+    return this.unsent + Math.max(this.leaving, sizeOf(this.written));
   }
 
   /** What the server speaks: sessions, or plain WebSocket. Undefined before the first attach. */
@@ -171,26 +244,68 @@ export abstract class BaseSocket extends EventTarget {
 
   /**
    * Ends in order: what was sent is delivered first, what waits for room or is read from a Blob included. What is not
-   * within 10 s is unknown, or not delivered if it was never written.
+   * within 10 s is unknown, or not delivered if it was never written. The event `close` comes later, when the other end
+   * has answered; before that `readyState` is CLOSING.
+   * @throws InvalidAccessError for a code other than 1000 and 3000-4999, SyntaxError for a reason above 123 bytes
    */
-  close(code = 1000, reason = ""): void {
-    if (code !== 1000 && !(code > 2999 && code < 5000)) throw new RangeError("close code: 1000 or 3000-4999");
-    this.proceed((machine) => machine.close(code, reason));
+  close(code?: number, reason?: string): void {
+    const farewell = readFarewell(code, reason);
+    this.isHeld = true;
+    setTimeout(() => {
+      this.isHeld = false;
+      this.proceed();
+    });
+    this.proceed((machine) => machine.close(...farewell));
+  }
+
+  override addEventListener<Name extends keyof SocketEvents>(type: Name, listener: Listener<this, SocketEvents[Name]> | null, options?: Listening): void;
+  override addEventListener(type: string, listener: Listener<this, Event> | null, options?: Listening): void;
+  override addEventListener(type: string, listener: any, options?: any): void {
+    super.addEventListener(type, listener, options);
+    if (listener) this.heed(type);
+  }
+
+  abstract send(message: any): unknown;
+
+  /** Something listens to these events from now on. @internal */
+  protected heed(type: string): void {
+    if (type === "error") this.hearsErrors = true;
   }
 
   /** Listens; returns what ends that. */
   on<Name extends keyof SocketEvents>(type: Name, listener: (event: SocketEvents[Name]) => void): () => void {
-    this.addEventListener(type, listener as any);
-    return () => this.removeEventListener(type, listener as any);
+    this.addEventListener(type, listener);
+    return () => this.removeEventListener(type, listener);
+  }
+
+  /** Listens for the next one only. Node's `events.once` asks for this method where there is `on`. */
+  once<Name extends keyof SocketEvents>(type: Name, listener: (event: SocketEvents[Name]) => void): void {
+    this.addEventListener(type, listener, { once: true });
   }
 
   /** Dials now if it waits, probes if it is attached. */
   retryNow(): void {
+    this.staysAway = false;
     this.proceed((machine) => machine.retryNow());
+  }
+
+  /**
+   * Leaves the connection with this code and dials at once, whatever it was doing, and the count of attempts begins anew. A
+   * session goes on. After `close` it does nothing: make another socket.
+   */
+  reconnect(code = 1000, reason = ""): void {
+    this.staysAway = false;
+    this.proceed((machine) => machine.reconnect(code, reason));
   }
 
   /** Leaves the connection and stays away until {@link retryNow}. A session goes on for as long as the server keeps it. */
   suspend(): void {
+    this.staysAway = true;
+    this.hide();
+  }
+
+  /** The page goes, and may come back. @internal */
+  hide(): void {
     this.proceed((machine) => machine.suspend());
   }
 
@@ -205,19 +320,41 @@ export abstract class BaseSocket extends EventTarget {
     act?.(machine);
     if (this.isStepping) return;
     this.isStepping = true;
-    clearTimeout(this.timer);
-    machine.handleTimeout();
-    for (let event; this.pump(), machine.writeOut(), this.tellStatus(), (event = this.events.shift()); ) this.dispatch(...event);
-    this.isStepping = false;
+    try {
+      machine.handleTimeout();
+      for (let event; (event = this.nextEvent()); ) this.dispatch(...event);
+    } finally {
+      this.isStepping = false;
+    }
     if (machine.beginning) void this.begin();
-    const wait = Math.min(machine.current ? TICK : Infinity, Math.max(machine.dueAt - machine.nowMs, 0));
-    if (machine.isEnded) this.listening.abort();
-    else if (wait < Infinity) this.timer = setTimeout(() => this.tick(machine.nowMs + wait), wait);
+    const at = machine.isEnded ? Infinity : Math.min(machine.current ? machine.nowMs + TICK : Infinity, Math.max(machine.dueAt, machine.nowMs));
+    if (machine.isEnded) for (const end of this.listening.splice(0)) end();
+    if (at < this.timerAt || at === Infinity) {
+      clearTimeout(this.timer);
+      this.timerAt = at;
+      if (at < Infinity) this.timer = setTimeout(() => this.tick(), at - machine.nowMs);
+    }
   }
 
-  private tick(expectedAt: number): void {
+  private nextEvent(): [type: string, fields?: any] | undefined {
+    const { events } = this;
+    this.pump();
+    this.machine.writeOut();
+    if (!this.farewell) this.tellStatus();
+    else if (!events.length && !this.isHeld) {
+      const { farewell } = this;
+      this.farewell = undefined;
+      this.tellStatus();
+      events.push(["close", farewell]);
+    }
+    return events.shift();
+  }
+
+  private tick(): void {
+    const late = this.clock() - this.timerAt;
+    this.timerAt = Infinity;
     // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
-    if (this.clock() - expectedAt > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden) this.retryNow();
+    if (late > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden) this.retryNow();
     else this.proceed();
   }
 
@@ -233,6 +370,10 @@ export abstract class BaseSocket extends EventTarget {
 
   /** @internal */
   emit(type: string, fields?: object): void {
+    if (type === "close") {
+      this.farewell = fields;
+      return;
+    }
     this.tellStatus();
     this.events.push([type, fields]);
   }
@@ -247,9 +388,18 @@ export abstract class BaseSocket extends EventTarget {
 
   /** @internal */
   protected dispatch(type: string, fields?: any): void {
-    this.dispatchEvent(
-      fields?.data == null ? Object.assign(new Event(type), fields) : new MessageEvent(type, { data: this.present(fields.data) }),
-    );
+    // A handler that left the connection meanwhile has a greeting on the next.
+    if (type === "open" && this.machine.beginning) for (const message of this.greeting) this.send(message);
+    const event = eventOf(type, fields?.data == null ? fields : { data: this.present(fields.data), origin: this.from });
+    if (type === "error" && !this.hearsErrors && this.warned !== `${fields.error}`) console.warn((this.warned = `${fields.error}`));
+    try {
+      this.dispatchEvent(event);
+    } catch (error) {
+      // Platforms report what a listener throws; a document made for tests may be told to throw it here.
+      queueMicrotask(() => {
+        throw error;
+      });
+    }
   }
 
   /** What waited follows what the handlers of `open` sent, those too that wait for it by a promise. */
@@ -264,43 +414,117 @@ export abstract class BaseSocket extends EventTarget {
     return this.binaryType === "blob" && (data as ArrayBuffer).byteLength >= 0 ? new Blob([data as ArrayBuffer]) : data;
   }
 
+  // ---- what is sent -------------------------------------------------------------------------------
+
+  /** There is no room for it: thrown where that was asked for, else an event, as a timer that sends is not to end a process. @internal */
+  protected noRoom(payload: unknown): void {
+    const error = new QueueFullError(payload);
+    if ((this.chosen as { whenFull?: string }).whenFull === "throw") throw error;
+    this.emit("error", { error });
+  }
+
+  /** Reads a message that is a Blob and waits. What cannot be read is an error, and not sent. @internal */
+  protected async readBlob(message: Waiting): Promise<void> {
+    try {
+      message.data = new Uint8Array(await message.blob!.arrayBuffer());
+    } catch (error) {
+      const { queued } = this.machine;
+      queued.splice(queued.indexOf(message), 1);
+      message.settleAs?.("not delivered");
+      this.emit("error", { error });
+    }
+    this.proceed();
+  }
+
+  /** Whatever else has to be known before an attempt. @internal */
+  protected prepare(): unknown {
+    return;
+  }
+
+  /** What to ask for, where the application asks for these subprotocols. @internal */
+  protected offer(names: string[]): string[] {
+    return names;
+  }
+
   // ---- connections --------------------------------------------------------------------------------
 
   /** @internal */
   async dial(id: number): Promise<void> {
     const { machine } = this;
     try {
-      const [url, protocols] = await this.prepare();
-      this.url = absolute(url);
+      const [url, protocols, greeting] = await Promise.all([ask(this.target[0]), ask(this.target[1]), this.chosen.greeting?.(), this.prepare()]);
+      this.greeting = [greeting ?? []].flat();
+      this.place = readUrl(url);
+      this.from = new URL(this.place).origin;
       // It may have been given up meanwhile.
       if (machine.dialled !== id) return;
-      const connection = new (this.chosen.WebSocket ?? WebSocket)(this.url, protocols);
+      const names = this.offer(readProtocols(protocols));
+      let connection = new this.connectionClass!(this.place, names);
+      if (connection instanceof BaseSocket) {
+        // What is global makes sockets like this one.
+        connection.suspend();
+        connection = new BaseSocket.nativeWebSocket!(this.place, names);
+      }
+      const opened = connection;
       this.byId[id] = connection;
       connection.binaryType = "arraybuffer";
       /** Of one that was forgotten nothing is heard any more. */
       const then = (act: (event: any) => void) => (event: any) => this.byId[id] && this.proceed(() => act(event));
-      connection.onopen = then(() => machine.handleOpened(id, connection.protocol));
+      connection.onopen = then(() => machine.handleOpened(id, opened.protocol));
       connection.onmessage = then(({ data }) => machine.handleMessage(id, data));
-      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, reason));
-      // The WebSocket of Node 20 fires no `close` after a handshake that failed.
-      connection.onerror = then(() => machine.dialled === id && machine.handleLost(id, 1006, "cannot be opened"));
+      /** Why, where the class tells it: browsers do not. */
+      let cause = "";
+      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, reason || cause));
+      connection.onerror = then(({ message }) => {
+        cause = message || "";
+        // The WebSocket of Node 20 fires no `close` after a handshake that failed.
+        if (machine.dialled === id) machine.handleLost(id, 1006, cause || "cannot be opened");
+      });
     } catch (error) {
       this.emit("error", { error });
-      this.proceed(() => machine.handleLost(id, 1006, `${error}`));
+      // Of the server it says nothing.
+      this.proceed(() => machine.handleLost(id, 1011, `${error}`));
     }
   }
 
   /** @internal */
   writeTo(id: number, data: Data): void {
-    this.byId[id]?.send(data);
+    const connection = this.byId[id];
+    connection?.send(data);
+    if (connection?.bufferedAmount === 0 && this.written.push(data) === 1) queueMicrotask(() => (this.written.length = 0));
+  }
+
+  /** @internal */
+  leave(id: number, code: number, reason: string): void {
+    this.byId[id]?.close(code, reason);
   }
 
   /** @internal */
   forget(id: number, code = 1000, reason = ""): void {
-    const connection = this.byId[id];
+    const connection: any = this.byId[id];
+    const patience = connection?.readyState === 2 ? 0 : 1000;
     delete this.byId[id];
     // Whether its closing handshake ever ends concerns nobody. A browser may send 1000 and 3000-4999 only.
     connection?.close(code > 2999 ? code : 1000, reason.slice(0, 40));
+    // `ws` would wait half a minute for a peer that is gone, and keep the process for as long.
+    if (connection?.readyState < 3 && connection.terminate) {
+      const timer: any = setTimeout(() => connection.bufferedAmount || connection.terminate(), patience);
+      timer["unref"]?.();
+      connection.onclose = () => clearTimeout(timer);
+    }
+  }
+
+  /** What makes connections: what was chosen, or is global, or was before a class like this one took its place. */
+  private get connectionClass(): WebSocketLike | undefined {
+    let found: any = this.chosen.WebSocket ?? globalThis.WebSocket;
+    while (found && "nativeWebSocket" in found) found = found.nativeWebSocket;
+    return found;
+  }
+
+  /** What was sent and no connection has. @internal */
+  protected get unsent(): number {
+    const { bufferedAmount, queued } = this.machine;
+    return bufferedAmount + sizeOf(queued.map(({ data, blob }: Waiting) => data ?? { length: blob!.size }));
   }
 
   /** What was written and has not left. */
@@ -315,37 +539,37 @@ export abstract class BaseSocket extends EventTarget {
   private listenToPage(): void {
     const { document } = globalThis;
     /** Where an event says so, only a page that was kept. */
-    const comeBack = ({ persisted = true }) => persisted && this.retryNow();
+    const comeBack = ({ persisted = true }) => persisted && this.comeBack();
     this.listen(globalThis, "online", "network", comeBack);
-    this.listen(globalThis, "offline", "network", () => this.proceed((machine) => machine.probe()));
-    this.listen(document, "visibilitychange", "visibility", () => document.hidden || this.retryNow());
+    this.listen(globalThis, "offline", "network", () => this.look());
+    this.listen(document, "visibilitychange", "visibility", () => document.hidden || this.comeBack());
     this.listen(document, "resume", "lifecycle", comeBack);
     // A page that is kept must not hold a connection.
-    this.listen(globalThis, "pagehide", "lifecycle", ({ persisted }) => persisted && this.suspend());
+    this.listen(globalThis, "pagehide", "lifecycle", ({ persisted }) => persisted && this.hide());
     this.listen(globalThis, "pageshow", "lifecycle", comeBack);
-    this.chosen.signal?.addEventListener("abort", () => this.close(), this.listening);
+    this.listen(this.chosen.signal, "abort", undefined, () => this.close());
+  }
+
+  /** Something suggests that the network is there again. @internal */
+  comeBack(): void {
+    if (!this.staysAway) this.retryNow();
+  }
+
+  /** Something suggests that the network is gone. @internal */
+  look(): void {
+    this.proceed((machine) => machine.probe());
   }
 
   /** Until the end. Not at all where there is no such target, or it is not wanted. @internal */
-  listen(target: EventTarget | undefined, type: string, group: keyof NonNullable<BaseOptions["page"]>, act: (event: any) => void): void {
-    if (this.chosen.page?.[group] !== false) target?.addEventListener?.(type, act, this.listening);
+  listen(target: EventTarget | undefined, type: string, group: keyof NonNullable<BaseOptions["page"]> | undefined, act: (event: any) => void): void {
+    if (!target?.addEventListener || (group && this.chosen.page?.[group] === false)) return;
+    target.addEventListener(type, act);
+    this.listening.push(() => target.removeEventListener(type, act));
   }
 }
 
-Object.assign(BaseSocket.prototype, Object.assign(BaseSocket, { CONNECTING: 0, OPEN: 1, CLOSING: 2, CLOSED: 3 }));
-
-function checkRange(name: string, value = 1): void {
-  if (!(value >= 1)) throw new RangeError(`${name} is ${value}: at least 1`);
+function checkRange(name: string, value = 1, least = 1): void {
+  if (!(value >= least)) throw new RangeError(`${name} is ${value}: at least ${least}`);
 }
 
 export const ask = <T>(value: Fresh<T>): Awaitable<T> => (typeof value === "function" ? (value as () => T)() : value);
-
-/** A copy, as what was sent may be changed later. What is neither text nor bytes is made text, as `WebSocket` does it. */
-export function dataOf(message: any): Data {
-  return message?.byteLength >= 0 ? new Uint8Array(message.buffer ?? message, message.byteOffset, message.byteLength).slice() : `${message}`;
-}
-
-/** As `WebSocket` reads it: relative to the page, http as ws. */
-function absolute(url: string | URL): string {
-  return new URL(url, globalThis.location?.href).href.replace(/^http/, "ws");
-}

@@ -71,11 +71,10 @@ export class Outbox {
 
   /**
    * Numbers and keeps a message. 0: there is no room. One message always fits, of any size. `isFirst`: it comes before
-   * what is not {@link ready}, and has as much room again, as what waits may have taken all.
+   * what is not {@link ready}, and has as much room again, as what waits may have taken all. `length`: its bytes.
    */
-  push(data: Data, isFirst = false): number {
+  push(data: Data, isFirst = false, length = bytesOf(data).length): number {
     const { items, base, limit } = this;
-    const length = bytesOf(data).length;
     const kept = this.last - this.acknowledged;
     const room = isFirst ? 2 : 1;
     if (kept && (kept >= limit[0] * room || this.bytes + length > limit[1] * room)) return 0;
@@ -149,16 +148,24 @@ export class Inbox {
     this.window = window;
   }
 
-  take(data: Data): void {
-    const bytes = bytesOf(data).length;
+  take(data: Data, bytes = bytesOf(data).length): void {
     this.checkWindow(bytes);
     this.openBytes += bytes;
-    this.hold(data, bytes);
+    this.queue.push({ data, first: ++this.taken, count: 1, bytes });
   }
 
-  /** Takes what no window bounds, like a plain peer's. */
-  hold(data: Data, bytes = 0): void {
-    this.queue.push({ data, first: ++this.taken, count: 1, bytes });
+  /** Takes what the peer sends without asking. What the window's bytes do not hold is dropped, and counted in its place. */
+  hold(data: Data): void {
+    // An empty one costs something too.
+    const bytes = data.length + 64;
+    const last = this.queue[this.queue.length - 1];
+    if (!last || this.openBytes + bytes <= this.window[1]) {
+      this.openBytes += bytes;
+      this.queue.push({ data, first: ++this.taken, count: 1, bytes });
+    } else if (last && last.data === undefined) {
+      last.count++;
+      this.taken++;
+    } else this.queue.push({ first: ++this.taken, count: 1, bytes: 0 });
   }
 
   /** Messages up to `last` that never come. What was taken before stays out of it. */
@@ -171,7 +178,7 @@ export class Inbox {
 
   /** What stands behind the peer was replaced here. Marks that meet are one. */
   takeReplaced(): void {
-    if (this.queue.at(-1)?.count !== 0) this.queue.push({ first: this.taken + 1, count: 0, bytes: 0 });
+    if (this.queue[this.queue.length - 1]?.count !== 0) this.queue.push({ first: this.taken + 1, count: 0, bytes: 0 });
   }
 
   checkWindow(bytes: number): void {
@@ -226,8 +233,9 @@ export class Flow {
     this.inbox = inbox;
   }
 
-  readData(lane: Lane, data: Data): void {
-    if (lane.read + 1 > this.inbox.taken) this.inbox.take(data);
+  /** `length`: the bytes of the message, where they are known. */
+  readData(lane: Lane, data: Data, length?: number): void {
+    if (lane.read + 1 > this.inbox.taken) this.inbox.take(data, length);
     else this.repeated++;
     lane.read++;
   }

@@ -1,9 +1,10 @@
 /** WebSocket connections that stay: reconnect, heartbeat, and sessions that lose, repeat and reorder nothing. */
 
-import { ask, type BaseOptions, BaseSocket, dataOf, type Fresh, QueueFullError } from "./client.js";
+import { type BaseOptions, BaseSocket, type Fresh, type Waiting } from "./client.js";
 import { MessageTooLargeError } from "./flow.js";
 import { ClientSession, type Fate } from "./session.js";
 import { offerFor, SessionMachine } from "./sessions.js";
+import { complete, dataOf, isBlob, missing } from "./surface.js";
 import { type Bytes, bytesOf, type Data, viewOf } from "./wire.js";
 
 export { type BaseOptions, type Fresh, QueueFullError, type SocketEvents, type WebSocketLike } from "./client.js";
@@ -21,15 +22,19 @@ export type Sendable = string | ArrayBufferLike | ArrayBufferView | Blob;
 export interface Options extends BaseOptions {
   /** Presented in HELLO. A function is asked before each attempt; a value holds until `authenticate` replaces it. */
   credentials?: Fresh<string | Bytes | undefined>;
-  /** What `send` does when as much is kept as may be. `throw`: a {@link QueueFullError}. `wait`: `accepted` of what it returns settles when there is room; who does not await it makes the queue unbounded. @default "throw" */
-  whenFull?: "throw" | "wait";
+  /**
+   * What becomes of a message when as much is kept as may be. `error`: it is `not delivered`, and an `error` event has a
+   * {@link QueueFullError}. `throw`: `send` throws that. `wait`: `accepted` of what `send` returns settles when there is room;
+   * an application that does not await it makes the queue unbounded. @default "error"
+   */
+  whenFull?: "error" | "throw" | "wait";
   /** How long the server is asked to keep the session without a connection. @default the server's */
   resumeWindowMs?: number;
   /** Send again in the next session what a lost one certainly did not deliver. @default true */
   resend?: boolean;
   /** `inSession` of `@mainstay/client/reload`: keep token, positions and unacknowledged messages in `sessionStorage` while the page is away, so that a reload resumes. @default false */
-  resume?: ((socket: MainstaySocket) => void) | false;
-  /** Names what is kept there, where one page holds several sockets to one URL. @default the URL without its query */
+  resume?: ((socket: MainstaySocket, protocols?: unknown) => void) | false;
+  /** Names what is kept there, where a page makes its sockets to one URL in another order each time. @default the URL without its query */
   resumeKey?: string;
 }
 
@@ -47,6 +52,8 @@ export interface Sent {
  * other server it reconnects, and every re-attach is reported as a `gap` of unknown size.
  */
 export class MainstaySocket extends BaseSocket {
+  /** As written, whatever minifiers make of it. */
+  static override readonly name: string = "MainstaySocket";
   /** @internal */
   declare protected machine: SessionMachine;
   /** @internal */
@@ -55,30 +62,22 @@ export class MainstaySocket extends BaseSocket {
   declare clientSession: ClientSession;
   /** Somebody listens: messages are handed over as they come. */
   private isFlowing = false;
-  declare private messageHandler: BaseSocket["onmessage"];
-  /** The iterator waits for the next message. Null: its reader is at work, and is told of no gap meanwhile. */
-  declare private wake: ((data?: Data) => void) | null | undefined;
+  /** The iterators. Each message goes to all of them, when all of them ask for the next. */
+  private readers = new Set<Reader>();
+  /** What was let go, and nothing has been told of. */
+  declare private gone: { first: number; count: number } | undefined;
   /** Accepted, and not known what became of it. In the order of their numbers. */
   private unsettled: Message[] = [];
   private counts = { connections: 0, gaps: 0 };
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
     const { credentials } = options;
-    const session = new ClientSession(options, (length) => crypto.getRandomValues(new Uint8Array(length)), true);
-    super(
-      url,
-      options,
-      (now, io) => new SessionMachine(now, options, Math.random, io, session),
-      async () => {
-        const [names, fresh] = await Promise.all([ask(protocols), typeof credentials === "function" && credentials()]);
-        if (fresh) session.credentials = bytesOf(fresh);
-        return this.machine.offers ? offerFor([names].flat()) : names;
-      },
-    );
+    const session = new ClientSession(options, randomBytes, true);
+    super(url, protocols, options, (now, io) => new SessionMachine(now, options, Math.random, io, session));
     this.clientSession = session;
     // Once: `authenticate` may replace them.
     if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
-    if (options.resume) options.resume(this);
+    if (options.resume) options.resume(this, protocols);
   }
 
   /** The session's public name; opens nothing. Empty before the first attach and towards plain peers. */
@@ -102,19 +101,18 @@ export class MainstaySocket extends BaseSocket {
   }
 
   /**
-   * Accepts a message and keeps it until the peer has acknowledged it. After `close` nothing is accepted any more,
-   * and `delivered` says so.
-   * @throws {@link QueueFullError} if as much is kept as may be, and `whenFull` is not `wait`. {@link MessageTooLargeError}
-   * if it is larger than the server said that it takes.
+   * Accepts a message and keeps it until the peer has acknowledged it. What is neither text, bytes nor a Blob is made
+   * text. After `close`, or where there is no room ({@link Options.whenFull}), it is `not delivered`.
+   * @throws {@link MessageTooLargeError} if it is larger than the server said that it takes. TypeError without an argument.
    */
   send(payload: Sendable): Sent {
-    const blob = payload instanceof Blob && payload;
-    const message = new Message(blob ? undefined : dataOf(payload as Exclude<Sendable, Blob>));
+    const message = new Message(payload, arguments.length);
     if (this.readyState > 1) {
       message.settleAs("not delivered");
       return message;
     }
-    const error = this.tooLarge(blob || message.data!);
+    const { blob, data } = message;
+    const error = this.tooLarge(blob ?? data!);
     if (error) throw error;
     const { machine } = this;
     const queued: Message[] = machine.queued;
@@ -127,8 +125,11 @@ export class MainstaySocket extends BaseSocket {
     const waits = blob || queued.length || this.clientSession.isRestored || this.chosen.whenFull === "wait";
     queued.push(message);
     this.admit();
-    if (!waits && queued.pop()) throw new QueueFullError("too much waits to be sent: await `delivered`, or set whenFull");
-    if (blob) void this.readBlob(blob, message);
+    if (!waits && queued.pop()) {
+      message.settleAs("not delivered");
+      this.noRoom(payload);
+    }
+    if (blob) void this.readBlob(message);
     this.proceed();
     return message;
   }
@@ -137,17 +138,18 @@ export class MainstaySocket extends BaseSocket {
    * As `open` and `close` tell it. A session that is detached is OPEN: what is sent is kept, and no `open` follows, so
    * whoever asks before sending, or waits for `open`, is not misled. Detached from a plain peer is CONNECTING.
    */
-  override get readyState(): number {
-    return Math.max(super.readyState, Number(this.mode === "session"));
+  override get readyState(): 0 | 1 | 2 | 3 {
+    return super.readyState || (this.mode === "session" ? 1 : 0);
   }
 
   /** Payload that the peer has not acknowledged; of a plain peer, that has not left. */
   override get bufferedAmount(): number {
-    return this.mode === "plain" ? super.bufferedAmount : this.machine.bufferedAmount;
+    return this.mode === "plain" ? super.bufferedAmount : this.unsent;
   }
 
   /** Sends a message that is not numbered, kept or sent again. Dropped while detached. @throws {@link MessageTooLargeError} */
   sendVolatile(message: string | ArrayBuffer | ArrayBufferView): void {
+    if (isBlob(message)) throw new TypeError("a Blob is not volatile: send its arrayBuffer()");
     const data = dataOf(message);
     const error = this.tooLarge(data);
     if (error) throw error;
@@ -161,29 +163,26 @@ export class MainstaySocket extends BaseSocket {
     this.proceed();
   }
 
-  override addEventListener(type: string, listener: any, options?: any): void {
-    super.addEventListener(type, listener, options);
-    if (type === "message") this.flow();
-  }
-
-  override get onmessage(): BaseSocket["onmessage"] {
-    return this.messageHandler;
-  }
-
-  override set onmessage(handler: BaseSocket["onmessage"]) {
-    this.messageHandler = handler;
-    if (handler) this.flow();
-  }
-
-  /** The messages, one at a time: one is acknowledged when the next is asked for. Ends with the socket. */
+  /**
+   * The messages, one at a time: one is acknowledged when the next is asked for. Ends with the socket. Listeners of
+   * `message` hear each message too, and are as slow as the slowest iterator.
+   */
   async *[Symbol.asyncIterator](): AsyncGenerator<any, void, void> {
-    for (;;) {
-      const data = await new Promise<Data | undefined>((resolve) => {
-        this.wake = resolve;
-        this.proceed();
-      });
-      if (data === undefined) return;
-      yield this.present(data);
+    const reader: Reader = {};
+    this.readers.add(reader);
+    try {
+      for (;;) {
+        const data = await new Promise<Data | undefined>((resolve) => {
+          reader.wake = resolve;
+          this.proceed();
+        });
+        if (data === undefined) return;
+        yield this.present(data);
+      }
+    } finally {
+      // The others do not wait for it any longer.
+      this.readers.delete(reader);
+      this.proceed();
     }
   }
 
@@ -193,10 +192,24 @@ export class MainstaySocket extends BaseSocket {
     if (this.readyState < 3) await new Promise<void>((resolve) => this.on("close", () => resolve()));
   }
 
+  /** @internal */
+  protected override async prepare(): Promise<void> {
+    const { credentials } = this.chosen;
+    const fresh = typeof credentials === "function" && (await credentials());
+    if (fresh) this.clientSession.credentials = bytesOf(fresh);
+  }
+
+  /** @internal */
+  protected override offer(names: string[]): string[] {
+    return this.machine.offers ? offerFor(names) : names;
+  }
+
   // ---- messages -----------------------------------------------------------------------------------
 
-  /** Somebody listens: from when they have returned, messages are dispatched as they come. */
-  private flow(): void {
+  /** From when the caller has returned, messages are dispatched as they come. @internal */
+  protected override heed(type: string): void {
+    super.heed(type);
+    if (type !== "message") return;
     this.isFlowing = true;
     queueMicrotask(() => this.proceed());
   }
@@ -205,19 +218,44 @@ export class MainstaySocket extends BaseSocket {
   protected override pump(): void {
     this.admit();
     this.settle();
-    const { inbox, outbox } = this.clientSession.flow;
-    // A backend that was replaced concerns those too who only send.
-    const isWanted = this.isFlowing || this.wake || (this.wake === undefined && inbox.queue[0]?.count === 0);
-    const { data, first, count } = (isWanted && this.clientSession.handOver(this.machine.nowMs)) || {};
-    if (data === undefined) {
-      const { last } = outbox;
-      if (count) this.emit("gap", { dropped: { first, count } });
-      else if (first) super.emit("gap", { fate: { delivered: last, unknown: last, last, resent: false, lost: undefined, cause: "replaced" } });
-      else if (this.machine.isEnded) this.wake?.();
-    } else if (this.wake) {
-      this.wake(data);
-      this.wake = null;
-    } else super.emit("message", { data });
+    this.letGo();
+    const { outbox } = this.clientSession.flow;
+    const { data, first, count } = (this.isWanted && this.clientSession.handOver(this.machine.nowMs)) || {};
+    if (data !== undefined) {
+      this.wakeReaders(data);
+      if (this.isFlowing) super.emit("message", { data });
+    } else if (count) this.emit("gap", { dropped: { first, count } });
+    else if (first) super.emit("gap", { fate: { delivered: outbox.last, unknown: outbox.last, last: outbox.last, resent: false, lost: undefined, cause: "replaced" } });
+    else if (this.machine.isEnded) this.wakeReaders();
+  }
+
+  /** What nothing listens for is kept up to half of what may be; then the oldest is gone, as with `WebSocket`. */
+  private letGo(): void {
+    const { isOver, flow: { inbox } } = this.clientSession;
+    const isHeard = this.isFlowing || this.readers.size;
+    // An end waits until what came before it is handed over.
+    const isEnding = isOver || this.status === "closing";
+    while (!isHeard && !this.isWanted && inbox.queue.length > (isEnding || inbox.openBytes > 2_097_152 ? 0 : 512)) {
+      const { first, count } = this.clientSession.handOver(this.machine.nowMs)!;
+      this.gone ??= { first, count: 0 };
+      this.gone.count += count;
+    }
+    if (!isHeard || !this.gone) return;
+    this.emit("gap", { dropped: this.gone });
+    this.gone = undefined;
+  }
+
+  /** Whether what comes next is asked for. A backend that was replaced concerns an application too that only sends. */
+  private get isWanted(): boolean {
+    for (const { wake } of this.readers) if (!wake) return false;
+    return this.isFlowing || this.readers.size > 0 || this.clientSession.flow.inbox.queue[0]?.count === 0;
+  }
+
+  private wakeReaders(data?: Data): void {
+    for (const reader of this.readers) {
+      reader.wake?.(data);
+      reader.wake = undefined;
+    }
   }
 
   /** @internal */
@@ -292,7 +330,7 @@ export class MainstaySocket extends BaseSocket {
   /** Why the server would not take it. What is surely small enough is not measured. */
   private tooLarge(payload: Data | Blob): MessageTooLargeError | undefined {
     const { limit } = this.clientSession;
-    const size = payload instanceof Blob ? payload.size : payload.length > limit / 3 ? bytesOf(payload).length : 0;
+    const size = isBlob(payload) ? payload.size : payload.length > limit / 3 ? bytesOf(payload).length : 0;
     return size > limit ? new MessageTooLargeError(size, limit) : undefined;
   }
 
@@ -302,30 +340,34 @@ export class MainstaySocket extends BaseSocket {
     const kept = outbox.last - outbox.acknowledged + this.machine.unsent.length;
     while (this.unsettled.length > kept) this.unsettled.shift()!.settleAs(this.mode === "plain" ? "unknown" : "delivered");
   }
-
-  private async readBlob(blob: Blob, message: Message): Promise<void> {
-    try {
-      message.data = new Uint8Array(await blob.arrayBuffer());
-    } catch (error) {
-      const queued: Message[] = this.machine.queued;
-      queued.splice(queued.indexOf(message), 1);
-      message.settleAs("not delivered");
-      this.emit("error", { error });
-    }
-    this.proceed();
-  }
 }
 
-class Message implements Sent {
+complete(MainstaySocket, BaseSocket);
+
+/** Unguessable where the platform can do that. */
+function randomBytes(length: number): Bytes {
+  const bytes = new Uint8Array(length);
+  return globalThis.crypto?.getRandomValues(bytes) ?? bytes.map(() => Math.random() * 256);
+}
+
+interface Reader {
+  /** It waits for the next message, or for the end. */
+  wake?: ((data?: Data) => void) | undefined;
+}
+
+class Message implements Sent, Waiting {
   declare tellAccepted: () => void;
   declare settle: (outcome: Outcome) => void;
   readonly accepted = new Promise<void>((resolve) => (this.tellAccepted = resolve));
   readonly delivered = new Promise<Outcome>((resolve) => (this.settle = resolve));
   /** Until it is accepted; undefined while a Blob is being read. */
   declare data: Data | undefined;
+  declare blob: Blob | undefined;
 
-  constructor(data: Data | undefined) {
-    this.data = data;
+  constructor(payload: Sendable, count: number) {
+    if (!count) throw missing();
+    if (isBlob(payload)) this.blob = payload;
+    else this.data = dataOf(payload);
   }
 
   settleAs(outcome: Outcome): void {

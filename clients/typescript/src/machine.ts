@@ -11,7 +11,8 @@
  */
 
 import { concernsOne, isFinal } from "./close.js";
-import type { Data, Received, Window } from "./wire.js";
+import { sizeOf } from "./text.js";
+import { type Data, type Received, viewOf, type Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
 export type Mode = "session" | "plain";
@@ -24,6 +25,8 @@ export interface Io {
   /** Opens a connection and reports with `handleOpened` or `handleLost`. */
   dial(id: number): void;
   writeTo(id: number, data: Data): void;
+  /** Begins the closing handshake of a connection, which is over with `handleLost`. */
+  leave(id: number, code: number, reason: string): void;
   /** Closes a connection and forgets it: nothing about it is reported any more. */
   forget(id: number, code?: number, reason?: string): void;
   /** Tells the application, later, and before it of a status that changed. */
@@ -40,6 +43,10 @@ export interface MachineConfig {
   ping?: { message: Data; matches: (data: unknown) => boolean; intervalMs: number } | undefined;
   /** A plain peer that closes with 1000 or 3000-4999 meant it. @default false */
   endsWithPeer?: boolean | undefined;
+  /** Asked after every lost connection and failed attempt: false ends the client with that code. @default the codes of PROTOCOL.md */
+  shouldReconnectOnClose?: ((event: { code: number; reason: string }) => boolean) | undefined;
+  /** How many attempts in a row may fail after the first; then the client ends with the code of the last. @default Infinity */
+  maxRetries?: number | undefined;
   /**
    * End with a `close` event where a gap would be reported: for libraries that recover by themselves. Towards plain
    * peers that is where the first connection is lost, with its code; of a lost session it is 1006. @default false
@@ -49,6 +56,9 @@ export interface MachineConfig {
   keep?: Window | undefined;
 }
 
+/** The reason of an attempt that was given up. */
+export const NO_ANSWER = "no answer in time";
+
 export class Machine {
   declare nowMs: number;
   mode: Mode | undefined = "plain";
@@ -56,7 +66,7 @@ export class Machine {
   protocol = "";
   /** Counts the attaches. */
   epoch = 0;
-  /** Smoothed round-trip time of probes. */
+  /** Smoothed round-trip time; grows faster than it falls, so that one slow answer is enough to expect another. */
   declare rtt: number | undefined;
   declare isEnded: boolean | undefined;
   /** What has not been told of the last loss, or of the end. */
@@ -78,19 +88,39 @@ export class Machine {
   declare protected closeWith: { code: number; reason: string } | undefined;
   /** When closing is over, done or not. */
   private closeBy = Infinity;
+  /** The closing handshake of the current connection has begun. */
+  declare private isLeaving: boolean | undefined;
   /** When to dial; while dialling, when to give up. */
   declare protected dialAt: number;
-  /** Doubles with every verdict until a message comes: one that takes longer than the limit to arrive looks like silence. */
+  /**
+   * Doubles with every verdict until something of use comes, as an answer that is slow, or a message that takes longer than the
+   * limit to arrive, looks like silence. A probe, whose limit is short, has its square: one verdict is enough to learn from.
+   */
   protected patience = 1;
   declare protected isSuspended: boolean | undefined;
   private lastId = 0;
-  private attempts = 0;
+  protected attempts = 0;
+  /** When the current connection was attached. */
+  private attemptsBefore = 0;
+  /** A replacement for the current connection has failed. */
+  declare private hasFailed: boolean | undefined;
+  /** From when the attempt that is under way is not waited for, if somebody asks; and after how long the next one. */
+  declare private stuckAt: number;
+  private stuckMs = 2000;
   declare private attachedAt: number;
+  /** The current connection has brought a message or an acknowledgement. */
+  declare private hasWorked: boolean | undefined;
   // The watch of the current connection: how long nothing may come, and until when, by that and by an open probe.
   declare private patienceMs: number;
   declare private slack: number;
-  declare private limitAt: number;
+  declare private heardAt: number;
   declare private deadlineAt: number;
+  /** Since when something is written that nothing has answered. */
+  protected owedAt = Infinity;
+  /** The largest message that has come, as text or bytes have lengths. */
+  private largest = 0;
+  /** Doubles with every probe for that, until something is acknowledged. */
+  protected doubt = 1;
   /** What had arrived when the connection seemed silent has been read. */
   declare private hasRead: boolean | undefined;
   /** When to probe next, and how often without being asked to. */
@@ -117,7 +147,7 @@ export class Machine {
     this.beginning = id;
     if (this.epoch++) this.io.emit("gap");
     this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
-    this.io.emit("open");
+    if (!this.closeWith) this.io.emit("open");
   }
 
   /** A connection is gone, could not be opened, or is given up. */
@@ -128,17 +158,25 @@ export class Machine {
     if (!id || (!wasAttached && id !== this.dialled)) return;
     if (wasAttached) {
       this.current = this.beginning = 0;
-      if (this.nowMs - this.attachedAt >= 50_000) this.attempts = 0;
+      // The peer's word, or that of its connection's loss.
+      if (this.isLeaving) return this.endNow(code === 4408 ? 1006 : code, reason);
+      const lived = this.nowMs - this.attachedAt;
+      // What replacements waited for was that this connection lived: their failures hold nothing back.
+      this.attempts = lived >= (this.hasWorked ? 2000 : 10_000) ? 0 : this.attemptsBefore;
+      this.leaveStuck();
+      if (this.hasFailed && !this.dialled) this.dialAt = Infinity;
     } else {
       this.dialled = 0;
       this.dialAt = Infinity;
+      this.hasFailed = true;
     }
     const isMeant = code === 1000 || (code > 2999 && code !== 4408);
     const isOver = (endOnGap && wasAttached) || (endsWithPeer && isMeant);
-    if (!this.current && (isFinal(code) || (isOver && this.mode === "plain" && !this.isSuspended))) {
+    if (!this.current && (isFinal(code) || (!this.isSuspended && ((isOver && this.mode === "plain") || !this.mayReconnect(code, reason))))) {
       // Our own verdict would be read as the peer's word.
       return this.endNow(endOnGap && code === 4408 ? 1006 : code, reason);
     }
+    if (this.isEnded) return;
     // A replacement may be on its way already.
     if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.nowMs + this.backoff(concernsOne(code), +/^1013retry_ms=(\d+)/.exec(code + reason)?.[1]!);
     this.loss = { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.nowMs };
@@ -147,24 +185,34 @@ export class Machine {
   /** A message arrived on the current connection. */
   handleMessage(_id: number, data: Received): void {
     this.heard();
-    this.patience = 1;
-    if (this.behaviour.ping?.matches(data)) this.answered();
-    else this.io.emit("message", { data });
+    this.progressed(viewOf(data).length);
+    if (this.told(() => this.behaviour.ping?.matches(data))) this.answered();
+    else if (!this.closeWith) this.io.emit("message", { data });
   }
 
   // ---- what the application does ----------------------------------------------------------------
 
   /** Accepts a message. 0: there is no room. */
   send(data: Data): number {
-    if (this.beginning) return this.io.writeTo(this.beginning, data), 1;
+    if (this.beginning) return this.writePlain(this.beginning, data), 1;
     return this.unsent.length < (this.behaviour.keep?.[0] ?? 1024) ? this.unsent.push(data) : 0;
   }
 
   /** Something suggests that the network changed: dial now if waiting, probe if attached. */
   retryNow(): void {
     this.isSuspended = false;
+    this.leaveStuck();
     if (!(this.current || this.dialled)) this.dialAt = this.nowMs;
     this.probe();
+  }
+
+  /** Leaves the connection with this code and dials at once. */
+  reconnect(code: number, reason: string): void {
+    if (this.closeWith) return;
+    this.io.forget(this.current, code, reason);
+    this.suspend(reason);
+    this.attempts = 0;
+    this.retryNow();
   }
 
   /** Something suggests a look at the peer. Never a verdict by itself. */
@@ -173,10 +221,10 @@ export class Machine {
   }
 
   /** Leaves the connection and stays away until {@link retryNow}. */
-  suspend(): void {
+  suspend(reason = "suspended"): void {
     this.isSuspended = true;
-    this.handleLost(this.dialled, 1000, "suspended");
-    this.handleLost(this.current, 1000, "suspended");
+    this.handleLost(this.dialled, 1000, reason);
+    this.handleLost(this.current, 1000, reason);
     this.dialAt = Infinity;
   }
 
@@ -186,11 +234,11 @@ export class Machine {
     this.closeWith = { code, reason };
     this.closeBy = this.nowMs + 10_000;
     if (this.current || this.keeps) this.retryNow();
-    else this.endNow(code, reason);
+    else this.endNow(code, reason, undefined, false);
   }
 
-  /** Ends now. */
-  endNow(code: number, reason: string, fate?: object): void {
+  /** Ends now. `wasClean`: the other end closed, or answered our closing. */
+  endNow(code: number, reason: string, fate?: object, wasClean = code !== 1006): void {
     if (this.isEnded) return;
     this.isEnded = true;
     this.loss = { code, reason };
@@ -199,16 +247,16 @@ export class Machine {
     this.io.forget(this.dialled, code, reason);
     this.io.forget(this.current, code, reason);
     this.current = this.dialled = 0;
-    this.io.emit("close", { code, reason, wasClean: code === 1000, fate });
+    this.io.emit("close", { code, reason, wasClean, fate });
   }
 
   // ---- time and output --------------------------------------------------------------------------
 
   /** Does what is due. */
   handleTimeout(): void {
-    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason);
+    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason, undefined, false);
     else if (this.dialAt > this.nowMs) this.current && this.watch();
-    else if (this.dialled) this.handleLost(this.dialled, 1006, "no answer in time");
+    else if (this.dialled) this.handleLost(this.dialled, 1006, NO_ANSWER);
     else this.dial();
   }
 
@@ -217,7 +265,7 @@ export class Machine {
    * late by more than `slack` asks for a fresh probe after that, and only that one is judged.
    */
   private watch(): void {
-    const late = this.nowMs - Math.min(this.limitAt, this.deadlineAt);
+    const late = this.nowMs - Math.min(this.heardAt + this.patienceMs, this.deadlineAt);
     // Due still, and so looked at again when what has arrived has been read.
     if ((this.hasRead = late >= 0 && !this.hasRead)) return;
     if (late >= 0) {
@@ -228,18 +276,36 @@ export class Machine {
       this.heard();
       this.probe();
     }
+    if (this.doubtAt <= this.nowMs) {
+      // Written, if it waits behind what has not left, and not sent: its time counts from when it is.
+      if (!this.isBusy) {
+        this.doubt = Math.min(2 * this.doubt, 5);
+        this.probeAt = this.nowMs;
+      }
+      this.owedAt = this.nowMs;
+    }
     if (this.probeAt > this.nowMs) return;
     // It would wait with what has not left yet, and its time counts from when it leaves.
     this.probeAt = this.nowMs + (this.isBusy ? 250 : this.pace);
     if (!this.isBusy && this.deadlineAt === Infinity && this.writeProbe()) {
       this.probeSentAt = this.nowMs;
-      this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)), 20_000);
+      this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)) * this.patience ** 2, 20_000 * this.patience) + this.bulkMs;
     }
+  }
+
+  /** For how long an answer may stand behind what is on its way, at a megabyte a second: what is kept, and one message like the largest so far. */
+  private get bulkMs(): number {
+    return Math.floor((this.bufferedAmount + this.largest) / 1000);
+  }
+
+  /** When something has been written for so long, and not answered, that a probe is due: a cut is noticed by the end that sends. */
+  private get doubtAt(): number {
+    return this.owedAt + this.doubt * Math.max(3000, 4 * (this.rtt ?? 0));
   }
 
   /** When {@link handleTimeout} has something to do. */
   get dueAt(): number {
-    return Math.min(this.dialAt, this.closeBy, this.current ? Math.min(this.limitAt, this.deadlineAt, this.probeAt) : Infinity);
+    return Math.min(this.dialAt, this.closeBy, this.current ? Math.min(this.heardAt + this.patienceMs, this.deadlineAt, this.probeAt, this.doubtAt) : Infinity);
   }
 
   get status(): Status {
@@ -255,8 +321,13 @@ export class Machine {
   /** Gives the connections what is to be written. */
   writeOut(): void {
     if (this.current && !this.beginning) {
-      for (const data of this.unsent.splice(0)) this.io.writeTo(this.current, data);
-      if (this.closeWith && !this.queued.length) this.endNow(this.closeWith.code, this.closeWith.reason);
+      for (const data of this.unsent.splice(0)) this.writePlain(this.current, data);
+      if (this.closeWith && !this.queued.length && !this.isLeaving) {
+        this.isLeaving = true;
+        // A peer that is there answers in far less, unless something has yet to leave.
+        if (!this.isBusy) this.closeBy = Math.min(this.closeBy, this.nowMs + 5000);
+        this.io.leave(this.current, this.closeWith.code, this.closeWith.reason);
+      }
     }
   }
 
@@ -274,15 +345,14 @@ export class Machine {
 
   /** Payload that is accepted and not acknowledged, or not given to a connection. */
   get bufferedAmount(): number {
-    let sum = 0;
-    for (const data of this.unsent) sum += data.length;
-    return sum;
+    return sizeOf(this.unsent);
   }
 
   // ---- helpers ----------------------------------------------------------------------------------
 
   protected dial(): void {
     this.dialled = ++this.lastId;
+    this.stuckAt = this.nowMs + this.stuckMs;
     this.dialAt = this.nowMs + (this.behaviour.connectTimeoutMs ?? 10_000);
     this.io.dial(this.dialled);
   }
@@ -294,14 +364,26 @@ export class Machine {
     this.pace = interval;
     this.probeAt = this.nowMs + interval;
     this.attachedAt = this.nowMs;
+    this.attemptsBefore = this.attempts;
+    this.hasWorked = this.hasFailed = false;
+    this.stuckMs = 2000;
+    this.doubt = 1;
     this.patienceMs = limit * this.patience;
     this.slack = slack;
     this.heard();
   }
 
+  /** Any message is life. */
   protected heard(): void {
-    this.limitAt = this.nowMs + this.patienceMs;
-    this.deadlineAt = Infinity;
+    this.heardAt = this.nowMs;
+    this.deadlineAt = this.owedAt = Infinity;
+  }
+
+  /** The peer does what it is there for. */
+  protected progressed(length = 0): void {
+    this.largest = Math.max(this.largest, length);
+    this.patience = 1;
+    this.hasWorked = true;
   }
 
   protected answered(): void {
@@ -309,7 +391,43 @@ export class Machine {
     this.probeSentAt = NaN;
     if (!(sample >= 0)) return;
     this.rtt ??= sample;
-    this.rtt += (sample - this.rtt) / 8;
+    this.rtt += (sample - this.rtt) / (sample > this.rtt ? 2 : 8);
+  }
+
+  /** Writes an application's message to a plain peer, which answers it or, later, a probe. */
+  private writePlain(id: number, data: Data): void {
+    this.io.writeTo(id, data);
+    if (this.behaviour.ping) this.owedAt = Math.min(this.owedAt, this.nowMs);
+  }
+
+  /** An attempt that hangs is not waited for. The next one may take twice as long, as the network may only be slow. */
+  private leaveStuck(): void {
+    if (!this.dialled || this.stuckAt > this.nowMs) return;
+    this.stuckMs *= 2;
+    this.letGo(this.dialled);
+    this.dialled = 0;
+    this.dialAt = Infinity;
+  }
+
+  /** Closes a connection that was not attached. */
+  protected letGo(id: number): void {
+    this.io.forget(id);
+  }
+
+  /** What the application's options say to a loss. */
+  private mayReconnect(code: number, reason: string): boolean {
+    const { maxRetries = Infinity, shouldReconnectOnClose } = this.behaviour;
+    return this.attempts < maxRetries && this.told(() => shouldReconnectOnClose?.({ code, reason })) !== false;
+  }
+
+  /** Asks a function of the options: what it throws is told, and is no answer. */
+  private told<T>(act: () => T): T | undefined {
+    try {
+      return act();
+    } catch (error) {
+      this.io.emit("error", { error });
+    }
+    return;
   }
 
   /**

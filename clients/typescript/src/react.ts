@@ -5,20 +5,26 @@ import { MainstaySocket, type Options, type Status } from "./index.js";
 
 /**
  * Opens a socket when the component mounts, closes it when it goes, and renders again when the status changes.
- * Another `url` is another socket; `options` are read when it is made.
+ * Another `url` is another socket; without one there is none yet, and the status is `suspended`. `options` are read when a
+ * socket is made.
  */
-export function useMainstay(url: string, options?: Options & { protocols?: string | string[] }): { socket: MainstaySocket | undefined; status: Status } {
+export function useMainstay(url: string | null | undefined, options?: Options & { protocols?: string | string[] }): { socket: MainstaySocket | undefined; status: Status } {
   const [socket, setSocket] = useState<MainstaySocket>();
   useEffect(() => {
+    if (url == null) return;
     const { protocols = [], ...rest } = options ?? {};
     const opened = new MainstaySocket(url, protocols, rest);
     setSocket(opened);
-    return () => opened.close();
+    return () => {
+      opened.close();
+      setSocket(undefined);
+    };
   }, [url]);
+  const none: Status = url == null ? "suspended" : "connecting";
   const status = useSyncExternalStore(
     (changed) => socket?.on("status", changed) ?? (() => {}),
-    () => socket?.status ?? "connecting",
-    () => "connecting" as const,
+    () => socket?.status ?? none,
+    () => none,
   );
   return { socket, status };
 }

@@ -5,6 +5,9 @@
  * Nothing is stored while the page lives, and what is found is taken out at once. So a duplicated tab, whose
  * `sessionStorage` is a copy, finds nothing and starts a session of its own. If two pages go on from one copy after
  * all, the later attach wins and the other ends with 4409: never in silence.
+ *
+ * Several sockets to one URL each have a place of their own, by their subprotocols and in the order in which they are
+ * made. A page that may not store anything (a sandboxed frame, blocked cookies) has a socket without this.
  */
 
 import type { MainstaySocket } from "./index.js";
@@ -17,25 +20,37 @@ type Stored = [token: Bytes, received: number, acknowledged: number, kept: Data[
 /** Stored in the place of a session that did not fit: something is lost, and that is said. */
 const LOST = "lost";
 
+/** The keys of the sockets that live in this page. */
+const taken = new Set<string>();
+
 /** For the option `resume`: what goes on is kept in the tab's `sessionStorage` while the page is away. */
-export function inSession(socket: MainstaySocket): void {
+export function inSession(socket: MainstaySocket, protocols?: unknown): void {
   const { clientSession: session, chosen, url } = socket;
+  const { document } = globalThis;
   if (!url && !chosen.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
-  const key = `mainstay ${chosen.resumeKey ?? url.split("?")[0]}`;
+  let key = `mainstay ${chosen.resumeKey ?? url.split("?")[0]}`;
+  if (typeof protocols !== "function" && `${protocols}`) key += ` ${protocols}`;
+  while (taken.has(key)) key += " +";
+  const free = () => taken.delete(key);
+  socket.on("close", free);
 
   const leave = () => {
     // What comes after the copy was made would be lost with it.
     const stored = store(session);
     if (stored && !put(key, serialize(stored))) put(key, LOST);
-    socket.suspend();
+    socket.hide();
+    free();
   };
-  const enter = () => put(key);
+  const enter = () => {
+    put(key);
+    taken.add(key);
+  };
   socket.listen(document, "freeze", "lifecycle", leave);
   socket.listen(globalThis, "pagehide", "lifecycle", leave);
   socket.listen(document, "resume", "lifecycle", enter);
   socket.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && enter());
 
-  const found = sessionStorage.getItem(key);
+  const found = find(key);
   enter();
   const stored = found && found !== LOST ? parse(found) : undefined;
   if (stored) restore(session, stored);
@@ -70,6 +85,15 @@ function put(key: string, value?: string): boolean {
     return true;
   } catch {
     return false;
+  }
+}
+
+/** What is stored, where there is leave to look. */
+function find(key: string): string | null | undefined {
+  try {
+    return sessionStorage.getItem(key);
+  } catch {
+    return;
   }
 }
 

@@ -70,7 +70,7 @@ export interface SessionHooks {
   /** Leave the connection after the delay; nothing is lost. */
   onGoAway(delay: Delay, closeIn: number): void;
   /** Nothing follows. */
-  endNow(code: number, reason: string, fate: Fate): void;
+  endNow(code: number, reason: string, fate: Fate, wasClean?: boolean): void;
 }
 
 export interface SessionConfig {
@@ -111,6 +111,7 @@ export class ClientSession {
   declare credentials: Bytes | undefined;
   declare current: Connection | undefined;
   declare opening: Connection | undefined;
+  /** Drawn when the first connection is open, as not every platform has randomness before. */
   declare instanceId: Bytes;
   /** The largest message that the server takes, as it last said. */
   limit = Infinity;
@@ -121,7 +122,7 @@ export class ClientSession {
   private farewell: End = [Type.End, 0, "", 0, 0];
   declare token: Bytes | undefined;
   private attempt = 0;
-  declare private clientKey: Bytes;
+  declare private clientKey: Bytes | undefined;
   private keySentAt = NaN;
   /** The newest credentials, until their verdict. */
   declare private fresh: Bytes | undefined;
@@ -143,8 +144,6 @@ export class ClientSession {
     this.behaviour = config;
     this.isHeld = isHeld;
     this.randomBytes = random;
-    this.instanceId = random(8);
-    this.clientKey = random(16);
     this.flow = this.newFlow();
   }
 
@@ -155,6 +154,8 @@ export class ClientSession {
     if (this.life > Life.Closing) return;
     const { token, fresh, flow: { outbox, inbox } } = this;
     if (!token) outbox.peer = [16, 65_536];
+    this.instanceId ??= this.randomBytes(8);
+    this.clientKey ??= this.randomBytes(16);
     const hello: Hello = [
       Type.Hello,
       1,
@@ -193,7 +194,7 @@ export class ClientSession {
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
       // Nobody answers END any more.
-      if (wasEnding) this.conclude(this.farewell[1], this.farewell[2], this.fate());
+      if (wasEnding) this.conclude(this.farewell[1], this.farewell[2], this.fate(), false);
       else if (this.barren > 4) this.startOver();
     }
   }
@@ -253,7 +254,7 @@ export class ClientSession {
   abandon(reason: string): void {
     const fate = this.fate();
     this.sendEnd(4400, reason);
-    this.conclude(4400, reason, fate);
+    this.conclude(4400, reason, fate, false);
   }
 
   private welcome(opening: Connection, frame: Welcome): void {
@@ -287,8 +288,8 @@ export class ClientSession {
   private refused({ resumes }: Connection, [, code, isRetryable, delay, account]: Refuse): void {
     if (!isRetryable) {
       if (code !== 4411) return this.conclude(code, "refused", this.fate(account));
-      // The key may have named a session. With a token in hand only the key is at fault.
-      if (!resumes) this.startOver(account);
+      // The key may have named a session. With a token in hand, or where nothing was written, only the key is at fault.
+      if (!resumes && (account || this.flow.outbox.written)) this.startOver(account);
       this.renewKey();
     }
     this.leavePending();
@@ -308,6 +309,11 @@ export class ClientSession {
   /** The application has begun the session: what waits follows what it sent first. */
   begin(): void {
     this.flow.outbox.ready = Infinity;
+  }
+
+  /** Nothing more comes: what has come waits for the application. */
+  get isOver(): boolean {
+    return this.life > Life.Closing;
   }
 
   /** Writes a message that is not numbered, kept or replayed. Dropped while detached. */
@@ -346,6 +352,8 @@ export class ClientSession {
     const { outbox } = this.flow;
     const fate = { ...this.fate(), resent: outbox.written < outbox.last };
     this.flow = this.newFlow();
+    this.token = undefined;
+    this.limit = Infinity;
     return [fate, outbox.after(outbox.written)];
   }
 
@@ -415,11 +423,11 @@ export class ClientSession {
     return this.fate([received, handed, 0, 0, 2]);
   }
 
-  private conclude(code: number, reason: string, fate: Fate): void {
+  private conclude(code: number, reason: string, fate: Fate, wasClean?: boolean): void {
     this.life = Life.Over;
     this.flow.inbox.queue = [];
     this.opening = undefined;
-    this.hooks.endNow(code, reason, fate);
+    this.hooks.endNow(code, reason, fate, wasClean);
   }
 
   // ---- losing a session -----------------------------------------------------------------------
@@ -434,6 +442,7 @@ export class ClientSession {
     if (fate.resent) for (const data of outbox.after(fate.unknown)) this.flow.outbox.push(data, true);
     if (this.isHeld) this.flow.outbox.ready = 0;
     this.token = undefined;
+    this.renewKey();
     this.isRestored = false;
     this.barren = this.replaced = 0;
     this.io.emit("gap", { fate });
@@ -465,7 +474,7 @@ export class ClientSession {
   }
 
   private renewKey(): void {
-    this.clientKey = this.randomBytes(16);
+    this.clientKey = undefined;
     this.keySentAt = NaN;
   }
 

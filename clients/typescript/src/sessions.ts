@@ -5,7 +5,7 @@
  * A replacement may be opened beside the attached connection: after GOAWAY, and when a probe stays unanswered.
  */
 
-import { Machine, type Io, type MachineConfig, type Mode } from "./machine.js";
+import { Machine, type Io, type MachineConfig, type Mode, NO_ANSWER } from "./machine.js";
 import type { ClientSession, SessionHooks } from "./session.js";
 import { type Data, decode, type Delay, type ProtocolError, type Received, toHex, Type, viewOf, type Welcome } from "./wire.js";
 
@@ -23,6 +23,14 @@ export class SessionMachine extends Machine implements SessionHooks {
   /** One that opened without an offer. It waits while the offer is made once more: the server may only have been away. */
   private trial = 0;
   private heardOnTrial: Received[] = [];
+  /** How it was closed, if the server said all that it had to say. */
+  declare private trialLoss: [code: number, reason: string] | undefined;
+  /** When HELLO left; when the session was left without a connection, and how long the server keeps it so. */
+  declare private helloAt: number;
+  private leftAt = 0;
+  private windowMs = 0;
+  /** What was acknowledged when it was last looked at. */
+  private acknowledged = 0;
   /** When to open a replacement, unless something comes. */
   private replaceAt = Infinity;
   private probes = 0;
@@ -40,35 +48,55 @@ export class SessionMachine extends Machine implements SessionHooks {
     const [name, application = ""] = protocol.split("+") as [string, string?];
     const isSession = name === SESSION;
     this.protocol = isSession ? application : name === PLAIN ? "" : protocol;
-    if (!this.mode && !this.offers) {
+    if (this.mayBePlain && !this.offers) {
       this.trial = id;
       this.heardOnTrial = [];
+      this.trialLoss = undefined;
       this.offers = true;
       this.dial();
-    } else if (isSession) this.clientSession.handleOpened(this.nowMs, id);
-    else if (this.mode) this.handleLost(id, 1006, "the server speaks another protocol now");
+    } else if (isSession) this.clientSession.handleOpened((this.helloAt = this.nowMs), id);
+    else if (!this.mayBePlain) this.handleLost(id, 1006, "the server speaks another protocol now");
     else this.becomePlain(id);
   }
 
   override handleLost(id: number, code: number, reason: string): void {
-    const neverSpoke = !this.mode && !this.isSuspended && id === this.dialled && this.clientSession.opening?.id !== id;
-    if (id === this.trial) this.trial = 0;
+    if (!id) return;
+    if (id === this.trial) return this.trialLost(code, reason);
+    const neverSpoke = this.mayBePlain && !this.isSuspended && code === 1006 && id === this.dialled && this.clientSession.opening?.id !== id;
+    if (id === this.current) this.leftAt = this.nowMs;
     this.clientSession.handleLost(id, code, reason);
-    // Browsers fail a connection whose server answers an offer with nothing.
-    if (neverSpoke) this.offers = !this.offers;
-    if (neverSpoke && this.trial) {
+    // Where there was a session a plain server is the least likely reason, and to try for one the last resort.
+    if (neverSpoke && (!this.mode || !this.offers || this.attempts > 4)) {
+      // Browsers fail a connection whose server answers an offer with nothing.
+      this.offers = !this.offers;
       this.io.forget(id);
-      this.becomePlain(this.trial);
-    } else super.handleLost(id, code, reason);
+      if (this.trial) return this.becomePlain(this.trial);
+      // At once, so that no server comes up in between and meets a client that asks for no session.
+      if (!this.offers && reason !== NO_ANSWER) return this.dial();
+    }
+    super.handleLost(id, code, reason);
+  }
+
+  /** The trial is over. A server that restarts says nothing about what it speaks; any other may have said all it had to say. */
+  private trialLost(code: number, reason: string): void {
+    this.io.forget(this.trial);
+    if (code === 1006 ? !this.heardOnTrial.length : [1001, 1012, 1013].includes(code)) this.trial = 0;
+    else this.trialLoss = [code, reason];
+  }
+
+  /** Whether the server may turn out to be a plain one: nothing is known of it, or it has forgotten the session. */
+  private get mayBePlain(): boolean {
+    return !this.mode || (!this.current && this.nowMs - this.leftAt > this.windowMs);
   }
 
   override handleMessage(id: number, data: Received): void {
     if (id === this.trial) return void this.heardOnTrial.push(data);
     if (id === this.current) this.heard();
     try {
-      const frame = decode(viewOf(data));
+      const message = viewOf(data);
+      const frame = decode(message);
       if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.probes) this.answered();
-      if (frame?.[0] === Type.Data) this.patience = 1;
+      if (frame?.[0] === Type.Data || frame?.[0] === Type.Ack || frame?.[0] === Type.Pong) this.progressed(message.length);
       this.clientSession.handleFrame(id, frame);
     } catch (error) {
       const { message, isFatal } = error as ProtocolError;
@@ -79,25 +107,35 @@ export class SessionMachine extends Machine implements SessionHooks {
     }
   }
 
-  override suspend(): void {
+  override suspend(reason?: string): void {
     this.io.forget(this.trial);
     this.trial = 0;
-    super.suspend();
+    super.suspend(reason);
   }
 
   override send(data: Data): number {
     return this.clientSession.send(data, !!this.beginning);
   }
 
-  override endNow(code: number, reason: string, fate = this.clientSession.fate()): void {
+  override endNow(code: number, reason: string, fate = this.clientSession.fate(), wasClean?: boolean): void {
     this.io.forget(this.trial);
-    super.endNow(code, reason, fate);
+    super.endNow(code, reason, fate, wasClean);
   }
 
   override writeOut(): void {
     if (this.clientSession.current && !this.beginning) this.clientSession.begin();
     if (this.closeWith && !this.queued.length) this.clientSession.close(this.closeWith.code, this.closeWith.reason);
     this.clientSession.writeAll(this.nowMs);
+    this.lookAtOwed();
+  }
+
+  /** What is written and not acknowledged. While another connection is being opened this one is not written, and nothing is due. */
+  private lookAtOwed(): void {
+    const { flow, opening } = this.clientSession;
+    const { acknowledged, written } = flow.outbox;
+    if (acknowledged !== this.acknowledged) this.doubt = 1;
+    this.owedAt = acknowledged < written && !opening ? Math.min(this.owedAt, this.nowMs) : Infinity;
+    this.acknowledged = acknowledged;
   }
 
   override probe(): void {
@@ -108,6 +146,11 @@ export class SessionMachine extends Machine implements SessionHooks {
   protected override writeProbe(): unknown {
     this.clientSession.ping(++this.probes);
     return true;
+  }
+
+  protected override letGo(id: number): void {
+    super.letGo(id);
+    this.clientSession.handleLost(id);
   }
 
   protected override heard(): void {
@@ -141,11 +184,14 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.offers = false;
     // What was sent before it was known what the peer speaks.
     const [fate, unsent] = this.clientSession.takeUnsent();
-    if (fate.unknown) this.io.emit("gap", { fate });
+    if (fate.unknown || this.epoch) this.io.emit("gap", { fate });
+    this.epoch = 0;
+    this.name = "";
     this.unsent = unsent;
     Object.setPrototypeOf(this, Machine.prototype);
     this.handleOpened(id, this.protocol);
     for (const data of this.heardOnTrial.splice(0)) this.handleMessage(id, data);
+    if (this.trialLoss) this.handleLost(id, ...this.trialLoss);
   }
 
   /** Advice wins, up to 10 minutes and widened to 1 s or a tenth of its length. */
@@ -161,7 +207,7 @@ export class SessionMachine extends Machine implements SessionHooks {
 
   // ---- what the session says ------------------------------------------------------------------------
 
-  onAttached(id: number, [, sessionId, , epoch, resumed, , , , interval]: Welcome): void {
+  onAttached(id: number, [, sessionId, , epoch, resumed, , , window, interval]: Welcome): void {
     const announced = Math.min(Math.max(interval, 100), 3_600_000);
     // The first of this socket is one too, where it goes on from a page that was reloaded.
     const isOpening = !resumed || !this.epoch;
@@ -169,12 +215,15 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.io.forget(this.current);
     this.trial = 0;
     this.mode = "session";
+    this.windowMs = window;
+    // The server's time to judge is in it: no more of it counts than what makes no limit long.
+    this.rtt ??= Math.min(this.nowMs - this.helloAt, 1000);
     this.epoch = epoch;
     this.name = toHex(sessionId);
     this.attach(id, 2 * announced + 5000, announced / 4, Infinity);
     if (isOpening) this.beginning = id;
     this.io.emit("session", { mode: "session", resumed, epoch, id: this.name });
-    if (isOpening) this.io.emit("open");
+    if (isOpening && !this.closeWith) this.io.emit("open");
   }
 
   onRefused(code: number, delay: Delay): void {

@@ -91,7 +91,7 @@ test("a lost session's messages have a fate each, and what was handed over is no
 test("what is sent between a gap and the next open follows what is sent again, in its order", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   // A key that is refused: the gap comes with the refusal, a connection before the open.
-  server.onHello = (visit, number) => (number === 1 ? visit.write([12, 4411, false, [0, 0]]) : number > 2 && visit.welcome());
+  server.onHello = (visit, number) => (number === 1 ? visit.write([12, 4411, false, [0, 0], [0, 0, 1, 0, 1]]) : number > 2 && visit.welcome());
   server.onMessage = (visit) => visit.acknowledge();
   const socket = open(t, server.url);
   const events: string[] = [];
@@ -128,7 +128,7 @@ test("a full queue leaves room for what is sent first, and what waits for room c
   assert.deepEqual(await Promise.all(sent), Array(4).fill("delivered"));
   assert.deepEqual(server.visits[0]!.heard, ["login", "subscribe", "1", "2", "3", "4"]);
 
-  const throwing = open(t, server.url, { keep: [2, 1000] });
+  const throwing = open(t, server.url, { keep: [2, 1000], whenFull: "throw" });
   const thrown: unknown[] = [];
   throwing.on("open", () => {
     for (let number = 1; number <= 3; number++) {

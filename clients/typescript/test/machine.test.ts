@@ -24,6 +24,7 @@ class Stage {
         this.did.push(`dial ${id}${(this.machine as SessionMachine).offers ? " offering" : ""}`);
       },
       writeTo: (id, data) => this.written.push([id, data]),
+      leave: (id, code) => this.did.push(`leave ${id} ${code}`),
       forget: (id, code) => this.there.delete(id) && this.did.push(`drop ${id}${code ? ` ${code}` : ""}`),
       emit: (type, fields) => this.events.push([type, fields]),
     };
@@ -128,15 +129,55 @@ test("a client that lost its connection alone comes back sooner, and never in th
   assert.ok(stage.last("status").retryInMs >= 4000);
 });
 
-test("a connection that was merely accepted does not clear the count of attempts, one that lived does", () => {
+test("a connection that was merely accepted does not clear the count of attempts; one that lived for 10 s does, or for 2 s and was of use", () => {
+  const attemptsAfter = (ms: number, isUsed: boolean) => {
+    const stage = attached();
+    (stage.machine as any).attempts = (stage.machine as any).attemptsBefore = 9;
+    if (isUsed) stage.arrives(1, "news");
+    stage.lose(1, 1006, "", ms);
+    return (stage.machine as any).attempts;
+  };
+  assert.deepEqual([attemptsAfter(1999, true), attemptsAfter(9999, false)], [10, 10]);
+  assert.deepEqual([attemptsAfter(2000, true), attemptsAfter(10_000, false)], [1, 1]);
+});
+
+test("a train ride, a cut every three seconds with messages between them, never ends at long waits", () => {
+  for (const sessions of [true, false]) {
+    const stage = new Stage({}, sessions);
+    for (let id = 1; id <= 12; id++) {
+      stage.open(id, sessions ? "session" : "plain");
+      if (sessions) stage.says(id, [Type.Welcome, new Uint8Array(8), new Uint8Array(24), id, id > 1, 0, id, 120_000, 25_000, [1024, 1_048_576]]);
+      stage.pass(2500);
+      stage.arrives(id, "news");
+      stage.pass(500);
+      stage.lose(id, 1006, "");
+      assert.ok(stage.last("status").retryInMs <= 1000, `cut ${id}: ${stage.last("status").retryInMs}`);
+      stage.pass(1000);
+    }
+  }
+});
+
+test("a connection that is lost after replacements for it failed is followed within a second", () => {
   const stage = attached();
-  (stage.machine as any).attempts = 9;
-  stage.lose(1, 1006, "", 1000);
-  assert.equal((stage.machine as any).attempts, 10);
-  const lived = attached();
-  (lived.machine as any).attempts = 9;
-  lived.lose(1, 1006, "", 50_000);
-  assert.equal((lived.machine as any).attempts, 1);
+  stage.random = 0.999999;
+  stage.says(1, [Type.GoAway, "restart", [0, 0], 60_000]);
+  for (let id = 2; id < 9; id++) {
+    while (stage.machine.dialled !== id) {
+      stage.pass(1000);
+      stage.says(1, [Type.Ack, 0]);
+    }
+    stage.lose(id, 1006, "refused");
+  }
+  stage.lose(1, 1001, "");
+  assert.ok(stage.last("status").retryInMs <= 1000, `${stage.last("status").retryInMs}`);
+});
+
+test("a connection that is lost while its server's advice is followed is followed when the server said", () => {
+  const stage = attached();
+  stage.says(1, [Type.GoAway, "restart", [5000, 9000], 60_000]);
+  stage.pass(100);
+  stage.lose(1, 1012, "");
+  assert.ok(stage.last("status").retryInMs >= 4900, `${stage.last("status").retryInMs}`);
 });
 
 test("an attempt without an answer is given up after ten seconds", () => {
@@ -228,7 +269,7 @@ test("a probe without an answer for a second opens a replacement; an answer call
   answered.pass(300);
   answered.says(1, [Type.Pong, 1, 0, 0]);
   answered.pass(5000);
-  assert.deepEqual([answered.did, answered.machine.rtt], [[], 300]);
+  assert.deepEqual([answered.did, answered.machine.rtt], [[], 150], "WELCOME was the first sample, after 0 ms; a slow answer counts half");
 });
 
 test("a replacement that is welcomed takes over without a moment detached", () => {
@@ -241,6 +282,206 @@ test("a replacement that is welcomed takes over without a moment detached", () =
   assert.deepEqual(stage.did, ["dial 2 offering", "drop 1"]);
   assert.deepEqual(stage.events.map(([type, fields]) => [type, fields?.epoch]), [["session", 2]], "it is no opening");
   assert.equal(stage.machine.loss, undefined);
+});
+
+/** What the client wrote, by what it is: probes, acknowledgements, messages. */
+const kinds = (stage: Stage) => stage.written.splice(0).map(([, data]) => (typeof data === "string" ? "message" : decode(data)![0] === Type.Ping ? "probe" : "other"));
+
+test("a message that nothing acknowledges for three seconds is a reason to probe, and the cut is noticed two seconds later", () => {
+  const stage = attached();
+  stage.written.length = 0;
+  stage.machine.send("anybody there?");
+  stage.step();
+  stage.pass(2999);
+  assert.deepEqual(kinds(stage), ["message"]);
+  stage.pass(1);
+  assert.deepEqual(kinds(stage), ["probe"]);
+  stage.pass(1999);
+  assert.deepEqual([stage.machine.current, stage.did], [1, []], "no replacement is opened beside it: it may be a long message that comes");
+  stage.pass(1);
+  assert.deepEqual([stage.machine.current, stage.last("status").code], [0, 4408]);
+  assert.ok(stage.last("status").retryInMs <= 200);
+});
+
+test("a client that sends all the time notices a cut five seconds after the last answer, whatever came before", () => {
+  const stage = attached();
+  let sent = 0;
+  const second = (isCut: boolean) => {
+    for (let i = 0; i < 10; i++) {
+      stage.machine.send(`${++sent}`);
+      stage.step();
+      stage.pass(100);
+      if (!isCut && i % 3 === 0) stage.says(1, [Type.Ack, sent]);
+    }
+  };
+  for (let i = 0; i < 20; i++) second(false);
+  assert.equal(stage.pings(), 0, "acknowledgements come: nothing is asked");
+  for (let i = 0; i < 5; i++) second(true);
+  assert.deepEqual([stage.machine.current, stage.last("status").code], [0, 4408]);
+});
+
+test("an idle client, and one whose messages are acknowledged, write not a byte of their own in ten minutes", () => {
+  const stage = attached();
+  stage.machine.send("one");
+  stage.step();
+  stage.says(1, [Type.Ack, 1]);
+  stage.written.length = 0;
+  for (let i = 0; i < 30; i++) {
+    stage.pass(20_000);
+    stage.says(1, [Type.Ack, 1]);
+  }
+  assert.deepEqual(stage.written, []);
+});
+
+test("a server that lives and acknowledges nothing is asked less and less often, and not called dead", () => {
+  const stage = attached();
+  stage.machine.send("a job for minutes");
+  stage.step();
+  const asked: number[] = [];
+  const from = stage.now;
+  for (let nonce = 1; stage.now - from < 60_000; stage.pass(100)) {
+    if (!stage.pings()) continue;
+    asked.push(Math.round((stage.now - from) / 1000));
+    stage.says(1, [Type.Pong, nonce++, 0, 0]);
+  }
+  assert.deepEqual(asked, [3, 9, 21, 36, 51]);
+  assert.deepEqual([stage.machine.status, stage.did], ["attached", []]);
+});
+
+test("what has not left is no reason to probe: a slow upload is not called dead, and no replacement is opened", () => {
+  const stage = attached();
+  stage.machine.send("many bytes");
+  stage.isBusy = true;
+  stage.step();
+  stage.pass(50_000);
+  assert.deepEqual([stage.pings(), stage.did, stage.machine.status], [0, [], "attached"]);
+});
+
+test("what is large is given a second for each megabyte: what is on its way to the server, and what may come from it", () => {
+  const stage = attached();
+  const verdictAfter = () => {
+    const from = stage.now;
+    while (stage.machine.current) stage.pass(100);
+    return stage.now - from;
+  };
+  stage.machine.send(new Uint8Array(3_000_000));
+  stage.step();
+  assert.equal(verdictAfter(), 8000);
+
+  const receiver = attached();
+  receiver.arrives(1, "x".repeat(4_000_000));
+  receiver.machine.send("thanks");
+  receiver.step();
+  receiver.pass(8999);
+  assert.equal(receiver.machine.current, 1);
+  receiver.pass(1);
+  assert.equal(receiver.machine.current, 0);
+});
+
+test("a slow link is given four round trips, and a server that judged for long at first is not taken for one", () => {
+  const stage = new Stage();
+  stage.open(1);
+  stage.pass(9000);
+  stage.welcome(1);
+  assert.equal(stage.machine.rtt, 1000, "WELCOME is the first sample");
+  stage.machine.send("far away");
+  stage.step();
+  stage.pass(3999);
+  assert.equal(stage.pings(), 0);
+  stage.pass(1);
+  assert.equal(stage.pings(), 1);
+  stage.pass(3000);
+  stage.says(1, [Type.Pong, 1, 0, 1]);
+  assert.equal(stage.machine.rtt, 2000);
+  stage.machine.send("farther");
+  stage.step();
+  stage.pass(7999);
+  assert.equal(stage.pings(), 0);
+  stage.pass(1);
+  assert.equal(stage.pings(), 1);
+});
+
+test("while another connection is being opened, what the old one does not acknowledge is no verdict", () => {
+  const stage = attached();
+  stage.machine.send("one");
+  stage.step();
+  stage.says(1, [Type.GoAway, "restart", [0, 0], 60_000]);
+  stage.pass(1200);
+  stage.open(2);
+  stage.pass(8000);
+  assert.deepEqual([stage.pings(), stage.machine.current], [0, 1]);
+});
+
+test("what was sent to a plain server that can be probed, and not answered, is a reason to probe; without a ping there is none", () => {
+  const ping = { message: "ping", matches: (data: unknown) => data === "pong", intervalMs: 60_000 };
+  const stage = new Stage({ ping }, false);
+  stage.open(1, "plain");
+  const send = (text: string) => {
+    stage.machine.send(text);
+    stage.step();
+  };
+  stage.machine.beginning = 0;
+  send("one");
+  stage.pass(1000);
+  stage.arrives(1, "an answer");
+  stage.step();
+  stage.pass(20_000);
+  assert.deepEqual(stage.written.splice(0), [[1, "one"]], "what came since is an answer");
+  send("two");
+  stage.pass(3000);
+  assert.deepEqual(stage.written.splice(0), [[1, "two"], [1, "ping"]]);
+  stage.pass(2000);
+  assert.equal(stage.last("status").code, 4408);
+
+  const mute = new Stage({}, false);
+  mute.open(1, "plain");
+  mute.machine.beginning = 0;
+  mute.machine.send("one");
+  mute.step();
+  mute.pass(3600_000);
+  assert.deepEqual([mute.written.length, mute.machine.status, mute.machine.dueAt], [1, "attached", Infinity]);
+});
+
+test("a peer whose answers take longer than a probe waits is called dead once at most: then it is given longer", () => {
+  for (const [first, takes] of [[undefined, 2500], [20, 2500], [20, 6000]] as const) {
+    const ping = { message: "ping", matches: (data: unknown) => data === "pong", intervalMs: 25_000 };
+    const stage = new Stage({ ping }, false);
+    stage.open(1, "plain");
+    stage.machine.rtt = first;
+    let verdicts = 0;
+    for (let i = 0, id = 1; i < 10; i++) {
+      stage.at().retryNow();
+      stage.step();
+      for (let waited = 0; waited < takes && stage.machine.current === id; waited += 500) stage.pass(500);
+      if (stage.machine.current === id) stage.arrives(id, "pong");
+      else {
+        verdicts++;
+        stage.pass(1000);
+        stage.open(++id, "plain");
+      }
+      stage.pass(4000);
+    }
+    assert.equal(verdicts, 1, `rtt was ${first}, an answer takes ${takes}`);
+  }
+});
+
+test("a session's probe is given four times as long after a verdict, until the server does something", () => {
+  const stage = attached();
+  const verdictAfter = (limit: number) => {
+    const id = stage.machine.current;
+    stage.at().retryNow();
+    stage.step();
+    stage.pass(limit - 1);
+    assert.equal(stage.machine.current, id, `${limit}`);
+    stage.pass(1);
+    assert.equal(stage.machine.current, 0, `${limit}`);
+    // The replacement, which was asked for when the probe was a second old, is there too late.
+    stage.open(stage.machine.dialled);
+    stage.welcome(stage.machine.dialled, id + 1, true);
+  };
+  for (const limit of [2000, 8000, 32_000]) verdictAfter(limit);
+  stage.says(stage.machine.current, [Type.Ack, 0]);
+  verdictAfter(2000);
 });
 
 test("of many requests to look at the peer one probe comes while it is open", () => {
@@ -365,6 +606,284 @@ test("a client that ends, or is suspended, while an offer is made once more leav
   }
 });
 
+/** A client whose offer a server answered with nothing, whose trial is open as 2, and whose second offer is under way as 3. */
+function onTrial(config: MachineConfig = {}): Stage {
+  const stage = new Stage(config);
+  stage.lose(1, 1006, "");
+  stage.open(2, "plain");
+  assert.deepEqual(stage.did, ["dial 1 offering", "dial 2", "dial 3 offering"]);
+  return stage;
+}
+
+test("a plain server that says something and closes at once is heard: the message, then the code", () => {
+  for (const [code, status] of [[3000, "ended"], [4401, "waiting"], [1000, "waiting"], [1008, "waiting"]] as const) {
+    const stage = onTrial();
+    stage.arrives(2, "you may not come in");
+    stage.lose(2, code, "unauthorized");
+    assert.equal(stage.machine.mode, undefined, "what it speaks is told by the second offer");
+    stage.lose(3, 1006, "");
+    const order = stage.events.map(([type]) => type).filter((type) => type === "message" || type === "close" || type === "open");
+    assert.deepEqual([stage.machine.mode, stage.machine.status, order], ["plain", status, status === "ended" ? ["open", "message", "close"] : ["open", "message"]], `${code}`);
+    const loss = stage.last("status");
+    assert.deepEqual([loss.code, loss.reason], [code, "unauthorized"]);
+  }
+  const silent = onTrial({ endsWithPeer: true });
+  silent.lose(2, 4401, "");
+  silent.lose(3, 1006, "");
+  assert.deepEqual([silent.machine.status, silent.last("close").code], ["ended", 4401], "a code alone is a word, too");
+});
+
+test("a server that closes the trial because it restarts, or is gone, is not taken for a plain one", () => {
+  for (const code of [1001, 1012, 1013, 1006]) {
+    const stage = onTrial();
+    if (code !== 1006) stage.arrives(2, "hello, plain client");
+    stage.lose(2, code, "");
+    stage.lose(3, 1006, "");
+    assert.equal(stage.machine.mode, undefined, `${code}`);
+    stage.pass(1000);
+    assert.ok(stage.machine.dialled, `${code}`);
+  }
+});
+
+test("a server that answers the second offer with a session speaks sessions, whatever it said on the trial", () => {
+  const stage = onTrial();
+  stage.arrives(2, "hello, plain client");
+  stage.lose(2, 4000, "enough");
+  stage.open(3);
+  stage.welcome(3);
+  assert.deepEqual([stage.machine.mode, stage.last("message"), stage.machine.status], ["session", undefined, "attached"]);
+});
+
+test("a client that is there before its server offers sessions and tries without them in one moment: no server comes up in between", () => {
+  const stage = new Stage();
+  let id = 0;
+  for (let round = 0; round < 8; round++) {
+    stage.lose(++id, 1006, "ECONNREFUSED");
+    assert.equal(stage.machine.dialled, id + 1, "at once");
+    stage.lose(++id, 1006, "ECONNREFUSED");
+    assert.equal(stage.machine.dialled, 0);
+    while (!stage.machine.dialled) stage.pass(100);
+  }
+  stage.open(++id);
+  stage.welcome(id);
+  assert.ok(stage.did.filter((line) => line.endsWith(" offering")).length === 9 && stage.did.at(-1) === `dial ${id} offering`, "what meets the server is an offer");
+});
+
+test("an attempt that was given up, or that a function of the options prevented, is no answer to the offer", () => {
+  const stage = new Stage();
+  stage.lose(1, 1011, "the URL's function threw");
+  stage.pass(1000);
+  assert.deepEqual(stage.did, ["dial 1 offering", "dial 2 offering"]);
+  stage.pass(9501);
+  assert.equal(stage.machine.status, "waiting", "and one without an answer is not followed at once");
+});
+
+test("a server that turned plain is served once it has forgotten the session, with one gap", () => {
+  for (const isBrowser of [false, true]) {
+    const stage = attached();
+    stage.machine.send("a");
+    stage.step();
+    stage.lose(1, 1006, "");
+    let id = 2;
+    const attempt = () => {
+      while (stage.machine.dialled !== id) stage.pass(500);
+      // A browser fails a connection whose server answers no offer.
+      if (isBrowser && stage.did.at(-1) === `dial ${id} offering`) stage.lose(id, 1006, "");
+      else stage.open(id, "plain");
+      id++;
+    };
+    const from = stage.now;
+    while (stage.now - from < 85_000) attempt();
+    assert.deepEqual([stage.machine.mode, stage.events.some(([type]) => type === "gap")], ["session", false]);
+    while (stage.machine.mode === "session" && stage.now - from < 300_000) attempt();
+    assert.deepEqual([stage.machine.mode, stage.machine.status], ["plain", "attached"]);
+    const gaps = stage.events.filter(([type]) => type === "gap").map(([, { fate }]) => [fate.delivered, fate.unknown, fate.last]);
+    assert.deepEqual(gaps, [[0, 1, 1]]);
+    assert.equal(stage.events.filter(([type]) => type === "open").length, 2);
+    stage.lose(stage.machine.current, 1006, "");
+    stage.pass(1000);
+    stage.open(stage.machine.dialled, "plain");
+    assert.equal(stage.events.filter(([type]) => type === "gap").length, 2, "and then as with any plain server");
+  }
+});
+
+test("a session that outlived the absence is resumed, though the server was tried as a plain one", () => {
+  const stage = attached();
+  stage.lose(1, 1006, "");
+  stage.pass(200_000);
+  stage.open(stage.machine.dialled || (stage.pass(31_000), stage.machine.dialled));
+  stage.welcome(stage.machine.dialled, 2, true);
+  assert.deepEqual([stage.machine.mode, stage.last("session").resumed, stage.last("gap")], ["session", true, undefined]);
+});
+
+test("a lost session is one gap, though the server refuses the next key for its age", () => {
+  const stage = attached();
+  stage.machine.send("more than the server takes");
+  stage.step();
+  let id = 1;
+  const gaps = () => stage.events.filter(([type]) => type === "gap").length;
+  while (!gaps()) {
+    stage.lose(id++, 1006, "");
+    while (stage.machine.dialled !== id) stage.pass(1000);
+    stage.open(id);
+    if (!gaps()) stage.welcome(id, id, true);
+  }
+  assert.equal(decode(stage.written.findLast(([, data]) => decode(data)?.[0] === Type.Hello)![1])?.[4], 0, "a new key was never sent before");
+  stage.says(id, [Type.Refuse, 4411, false, [0, 0]]);
+  stage.pass(1000);
+  stage.open(++id);
+  stage.welcome(id);
+  assert.deepEqual([stage.machine.status, gaps()], ["attached", 1]);
+});
+
+test("a key that is refused before anything was written is no gap: nothing is lost", () => {
+  const stage = new Stage();
+  stage.open(1);
+  stage.lose(1, 1006, "");
+  stage.pass(1000);
+  stage.open(2);
+  stage.says(2, [Type.Refuse, 4411, false, [0, 0]]);
+  stage.pass(1000);
+  stage.open(3);
+  stage.welcome(3);
+  assert.deepEqual([stage.machine.status, stage.events.map(([type]) => type)], ["attached", ["session", "open"]]);
+});
+
+test("an attempt that hangs for two seconds is not waited for when somebody asks; the next may take twice as long", () => {
+  const stage = new Stage();
+  const ask = () => {
+    stage.at().retryNow();
+    stage.step();
+  };
+  stage.pass(1999);
+  ask();
+  assert.deepEqual(stage.did, ["dial 1 offering"]);
+  stage.pass(1);
+  ask();
+  assert.deepEqual(stage.did.splice(0), ["dial 1 offering", "drop 1", "dial 2 offering"]);
+  for (let i = 0; i < 3; i++) {
+    stage.pass(1000);
+    ask();
+  }
+  assert.deepEqual(stage.did, [], "a handshake that takes three seconds has them");
+  stage.open(2);
+  stage.welcome(2);
+  assert.equal(stage.machine.status, "attached");
+});
+
+test("a connection that is lost beside a replacement that hangs is followed within a second", () => {
+  const stage = attached();
+  stage.says(1, [Type.GoAway, "restart", [0, 0], 60_000]);
+  stage.pass(1000);
+  assert.equal(stage.machine.dialled, 2);
+  stage.pass(3000);
+  stage.lose(1, 1006, "");
+  stage.pass(1000);
+  assert.deepEqual(stage.did, ["dial 2 offering", "drop 2", "dial 3 offering"]);
+});
+
+test("a client gives up after as many attempts in a row as it may make, with the code of the last", () => {
+  for (const [maxRetries, dials] of [[0, 2], [3, 8]] as const) {
+    const stage = new Stage({ maxRetries });
+    for (let id = 1; stage.machine.status !== "ended" && id < 20; id++) {
+      while (stage.machine.dialled !== id) stage.pass(1000);
+      stage.lose(id, 1006, `refused ${id}`);
+    }
+    // Each time once with an offer and once without.
+    assert.deepEqual([stage.did.length, stage.last("close").code, stage.last("close").reason], [dials, 1006, `refused ${dials}`]);
+  }
+  const plain = new Stage({ maxRetries: 1 }, false);
+  for (let id = 1; id < 6; id++) {
+    plain.open(id, "plain");
+    plain.pass(10_000);
+    plain.lose(id, 1006, "");
+    assert.equal(plain.machine.status, "waiting", "a connection that lived begins the count anew");
+    plain.pass(1000);
+  }
+});
+
+test("the application says after which losses the client stays away, and is asked about each", () => {
+  const asked: number[] = [];
+  const shouldReconnectOnClose = ({ code }: { code: number }) => asked.push(code) < 3 && code !== 4001;
+  const stage = new Stage({ shouldReconnectOnClose }, false);
+  stage.open(1, "plain");
+  stage.lose(1, 1006, "");
+  stage.pass(1000);
+  stage.open(2, "plain");
+  stage.lose(2, 4001, "logged out");
+  assert.deepEqual([asked, stage.machine.status, stage.last("close").code], [[1006, 4001], "ended", 4001]);
+
+  const session = attached({ shouldReconnectOnClose: () => false });
+  session.machine.send("a");
+  session.step();
+  session.lose(1, 1006, "cut");
+  assert.deepEqual([session.machine.status, session.last("close").fate.unknown, session.machine.dueAt], ["ended", 1, Infinity]);
+
+  const own = attached({ shouldReconnectOnClose: () => false });
+  own.at().suspend();
+  assert.equal(own.machine.status, "suspended", "leaving is no loss");
+});
+
+test("a function of the options that throws is told as an error, and what it was asked about goes on", () => {
+  const oops = (): never => {
+    throw new SyntaxError("oops");
+  };
+  const stage = new Stage({ shouldReconnectOnClose: oops, ping: { message: "ping", matches: oops, intervalMs: 60_000 } }, false);
+  stage.open(1, "plain");
+  stage.arrives(1, "news");
+  assert.deepEqual([stage.last("error").error.name, stage.last("message")], ["SyntaxError", { data: "news" }], "the message is not lost");
+  stage.lose(1, 1006, "");
+  assert.deepEqual([stage.events.filter(([type]) => type === "error").length, stage.machine.status], [2, "waiting"]);
+});
+
+test("a client that is told to reconnect leaves with the code, dials at once and counts its attempts anew; after the end it does nothing", () => {
+  const stage = attached();
+  (stage.machine as any).attempts = 7;
+  stage.at().reconnect(4000, "another room");
+  stage.step();
+  assert.deepEqual([stage.did, stage.machine.status, (stage.machine as any).attempts], [["drop 1 4000", "dial 2 offering"], "connecting", 0]);
+  stage.open(2);
+  stage.welcome(2, 2, true);
+  assert.deepEqual([stage.last("session").resumed, stage.last("gap")], [true, undefined]);
+
+  const waiting = new Stage({}, false);
+  waiting.lose(1, 1006, "");
+  waiting.at().reconnect(1000, "");
+  waiting.step();
+  assert.equal(waiting.did.at(-1), "dial 2");
+
+  const ended = attached();
+  ended.at().endNow(1000, "");
+  ended.at().reconnect(1000, "");
+  ended.step();
+  assert.deepEqual([ended.machine.status, ended.machine.dueAt], ["ended", Infinity]);
+});
+
+test("an END that nothing answers is over with the probe that goes with it, and not clean", () => {
+  const stage = attached();
+  stage.at().close(1000, "bye");
+  stage.step();
+  stage.pass(1999);
+  assert.equal(stage.machine.status, "closing");
+  stage.pass(1);
+  assert.deepEqual([stage.machine.status, stage.last("close").code, stage.last("close").wasClean], ["ended", 1000, false]);
+});
+
+test("a Close that a plain server does not answer is over after five seconds; with bytes that have not left, after ten", () => {
+  for (const [isBusy, limit] of [[false, 5000], [true, 10_000]] as const) {
+    const stage = new Stage({}, false);
+    stage.open(1, "plain");
+    stage.machine.beginning = 0;
+    stage.isBusy = isBusy;
+    stage.at().close(1000, "bye");
+    stage.step();
+    stage.pass(limit - 1);
+    assert.equal(stage.machine.status, "closing");
+    stage.pass(1);
+    assert.deepEqual([stage.machine.status, stage.last("close").wasClean], ["ended", false]);
+  }
+});
+
 test("GOAWAY is followed within its delay, and before the server closes", () => {
   const stage = attached();
   stage.random = 0.999999;
@@ -395,7 +914,7 @@ test("the advice of a REFUSE wins over the client's own delay, and a final one e
 test("a client that is asked to end before it ever had a connection ends at once; one that sent something first delivers it", () => {
   const stage = new Stage();
   stage.at().close(1000, "");
-  assert.equal(stage.machine.status, "ended");
+  assert.deepEqual([stage.machine.status, stage.last("close").wasClean], ["ended", false]);
 
   const sender = new Stage();
   sender.machine.send("last words");

@@ -53,3 +53,50 @@ for (const isKnown of [true, false]) {
     assert.deepEqual([server.visits[1]!.hello![7]!.slice(1), opened], [[0, 3, 2], [isKnown]]);
   });
 }
+
+test("two sockets to one URL each go on with their own session after a reload, by subprotocol and in the order in which they are made", LIMIT, async (t) => {
+  const server = await SessionServer.open(t);
+  const { leave } = page(t);
+  const open = (protocols: string[] = []) => {
+    const socket = new MainstaySocket(server.url, protocols, { WebSocket, resume: inSession });
+    t.after(() => socket.suspend());
+    return socket;
+  };
+  const firsts = [open(), open(), open()];
+  for (const [index, socket] of firsts.entries()) {
+    await until(() => socket.status === "attached" && server.visits.length === 3);
+    socket.send(`of ${index}`);
+  }
+  await until(() => server.visits.every(({ heard }) => heard.length === 1));
+  const tokens = (visits: typeof server.visits) => visits.map(({ heard, hello }) => [heard[0], hello![7]?.[0]]);
+  const opened = tokens(server.visits).map(([of], index) => [of, new Uint8Array(24).fill(index + 1)]);
+  leave();
+  server.onHello = (visit) => visit.resume(2, 0, 1);
+  const second = [open(), open(), open()];
+  await until(() => server.visits.length === 6 && second.every(({ status }) => status === "attached"));
+  const again = server.visits.slice(3);
+  await until(() => again.every(({ heard }) => heard.length === 1));
+  const sorted = (all: unknown[][]) => all.map((each) => JSON.stringify(each)).sort();
+  assert.deepEqual(sorted(tokens(again)), sorted(opened), "each token comes with what was sent in its session");
+  for (const [index, socket] of second.entries()) assert.equal(socket.stats.sent, firsts[index]!.stats.sent);
+  await until(() => again.every(({ heard }) => heard.length === 1));
+});
+
+test("a page that may not store anything has a socket all the same, and starts a session at each load", LIMIT, async (t) => {
+  const server = await SessionServer.open(t);
+  page(t);
+  Object.defineProperty(globalThis, "sessionStorage", {
+    configurable: true,
+    get() {
+      throw new DOMException("The document is sandboxed", "SecurityError");
+    },
+  });
+  for (const isThere of [true, false]) {
+    // A document made by a server has none at all.
+    if (!isThere) for (const name of ["sessionStorage", "document"]) delete (globalThis as any)[name];
+    const socket = new MainstaySocket(server.url, [], { WebSocket, resume: inSession });
+    t.after(() => socket.suspend());
+    await until(() => socket.status === "attached");
+  }
+  assert.equal(server.visits.length, 2);
+});

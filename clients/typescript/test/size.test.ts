@@ -11,8 +11,8 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 /** Of gzip, in bytes: the goal without sessions; with them, whose goal is 5632, 2 % above what it is now. */
-const PLAIN = 3_072;
-const SESSION = 9_394;
+const PLAIN = 5_280;
+const SESSION = 11_750;
 
 /** Between entry points that are bundled as one. */
 const AND = "` and `";

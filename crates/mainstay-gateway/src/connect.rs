@@ -264,7 +264,8 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             let (mode, how) = match mode {
                 Mode::Session if *resumed => ("session", "session resumed, nothing was lost"),
                 Mode::Session => ("session", "new session"),
-                Mode::Plain => ("plain", "plain WebSocket, nothing is resumed"),
+                // Plain, as far as there are two.
+                _ => ("plain", "plain WebSocket, nothing is resumed"),
             };
             let facts = json!({"mode": mode, "resumed": resumed, "epoch": epoch});
             ("attached", format!("{how}; epoch {epoch}"), facts)
@@ -320,13 +321,14 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             let text = message.as_text().map_or_else(|| hex(message.payload()), str::to_owned);
             ("volatile", text.clone(), json!({"message": text}))
         }
-        Event::Ended { code, reason, fate } => {
+        Event::Ended { code, reason, fate, .. } => {
             let code_words = code.map(|code| format!("code {code}"));
             let words: Vec<_> =
                 code_words.into_iter().chain((!reason.is_empty()).then(|| reason.clone())).collect();
             let facts = json!({"code": code, "reason": reason, "sent": fate.as_ref().map(sent)});
             ("ended", words.join(", "), facts)
         }
+        other => ("other", format!("{other:?}"), json!({})),
     }
 }
 
@@ -349,7 +351,6 @@ fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str,
             (format!("a message of more than {limit} bytes came; --max-message allows larger ones"), None)
         }
         Lost::NotConnected(failure) => (failure.to_string(), None),
-        Lost::Dead(evidence) => (evidence.to_string(), None),
         Lost::Closed { code, reason } => {
             let words = code.map_or_else(|| "no code".to_owned(), |code| code.to_string());
             (
@@ -357,6 +358,7 @@ fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str,
                 code.map(CloseCode::get),
             )
         }
+        other => (other.to_string(), None),
     };
     let facts = json!({"why": why, "code": code, "retry_in_ms": retry_in.as_millis()});
     (name, format!("{why}; next attempt in {retry_in:.1?}"), facts)
@@ -382,6 +384,8 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mainstay::client::EndCause;
+
     use super::*;
 
     fn fate(delivered: u64, unknown: u64, last: u64, resent: bool) -> Fate {
@@ -401,7 +405,7 @@ mod tests {
             events.iter().for_each(|event| told.note(event, closing));
             assert_eq!(told.exit_code(), expected, "{events:?}");
         };
-        let ended = |code, fate| Event::Ended { code, reason: String::new(), fate };
+        let ended = |code, fate| Event::Ended { cause: EndCause::Peer, code, reason: String::new(), fate };
         check(&[ended(Some(1000), Some(fate(2, 2, 2, false)))], true, 0);
         assert_eq!(Told::default().exit_code(), 1, "nobody was reached");
         check(&[ended(Some(1000), Some(fate(1, 2, 2, false)))], true, 3);

@@ -9,7 +9,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mainstay::{Confirm, Delivery, Kept, Link, Message};
+use mainstay::client::Incoming;
+use mainstay::{Confirm, Kept, Link, Message};
 use tokio::time::{Instant, sleep_until};
 
 use crate::join::LinkConfig;
@@ -78,13 +79,13 @@ impl Conversation {
     ///
     /// # Cancel safety
     /// Safe: a message is taken only when it is returned.
-    pub(crate) async fn next(&self, link: &mut Link) -> Result<Option<Delivery>, Failure> {
+    pub(crate) async fn next(&self, link: &mut Link) -> Result<Option<Incoming>, Failure> {
         loop {
-            let Some(delivery) = self.receive(link).await? else {
+            let Some(incoming) = self.receive(link).await? else {
                 return if self.is_replaying() { Err(Failure::Closed) } else { Ok(None) };
             };
-            if self.is_for_client(&delivery, link)? {
-                return Ok(Some(delivery));
+            if self.is_for_client(&incoming, link)? {
+                return Ok(Some(incoming));
             }
         }
     }
@@ -108,26 +109,26 @@ impl Conversation {
         operations.map(Operations::handle_lost).unwrap_or_default()
     }
 
-    async fn receive(&self, link: &mut Link) -> Result<Option<Delivery>, Failure> {
+    async fn receive(&self, link: &mut Link) -> Result<Option<Incoming>, Failure> {
         let deadline = self.memory().and_then(|memory| memory.prologue.as_ref()?.poll_timeout());
         let Some(deadline) = deadline else { return Ok(link.recv_any().await) };
         tokio::select! {
             biased; // what has arrived is looked at before it is said to be late
-            delivery = link.recv_any() => Ok(delivery),
+            incoming = link.recv_any() => Ok(incoming),
             () = sleep_until(deadline.into()) => Err(Failure::NoAnswer),
         }
     }
 
-    fn is_for_client(&self, delivery: &Delivery, link: &Link) -> Result<bool, Failure> {
+    fn is_for_client(&self, incoming: &Incoming, link: &Link) -> Result<bool, Failure> {
         let mut memory = self.memory();
         let Some(memory) = memory.as_mut() else {
-            if self.replies && matches!(delivery, Delivery::Message(_)) {
+            if self.replies && matches!(incoming, Incoming::Message(_)) {
                 link.confirm_reply();
             }
             return Ok(true);
         };
-        match delivery {
-            Delivery::Message(message) => {
+        match incoming {
+            Incoming::Message(message) => {
                 let was_replaying = memory.is_replaying();
                 let verdict = memory.handle_backend(message);
                 memory.advance(link, &self.links);
@@ -136,7 +137,7 @@ impl Conversation {
                 }
                 Ok(verdict == Verdict::Pass)
             }
-            Delivery::Replaced { count } => {
+            Incoming::FreshPeer { count } => {
                 memory.replacement = *count;
                 if let Some(prologue) = &mut memory.prologue {
                     prologue.handle_lost();
@@ -145,7 +146,7 @@ impl Conversation {
                 memory.advance(link, &self.links);
                 Ok(true)
             }
-            Delivery::Gap { .. } => Ok(true),
+            _ => Ok(true),
         }
     }
 

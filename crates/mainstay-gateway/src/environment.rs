@@ -13,7 +13,8 @@ const OTHERS: [&str; 1] = ["MAINSTAY_LOG"];
 /// Flags whose values hold no comma, and are parted by one in a variable. Others are parted by line breaks.
 const LISTS: [&str; 5] = ["trusted_proxy", "session_cookie", "session_header", "allow_origin", "admin_host"];
 /// Flags that say something of the backend, by name or by how their name begins.
-const OF_BACKEND: [&str; 5] = ["delivery", "confirm", "trusted_proxy", "profile", "on_backend_loss"];
+const OF_BACKEND: [&str; 6] =
+    ["delivery", "confirm", "trusted_proxy", "profile", "on_backend_loss", "route_heartbeat"];
 const OF_BACKEND_BEGIN: [&str; 4] = ["upstream_", "session_", "prologue", "backend_"];
 
 /// The command with a variable for each flag.

@@ -8,11 +8,12 @@ use std::time::Duration;
 use http::StatusCode;
 use mainstay::client::Connector;
 use mainstay::server::Session;
-use mainstay::{CloseCode, HeartbeatConfig, Limits, Mainstay};
+use mainstay::{CloseCode, Limits, Mainstay};
 use mainstay_proto::ws::DeflateParams;
 use tokio::time::sleep;
 
 use crate::access::{By, Visitor};
+use crate::heartbeats::Heartbeats;
 use crate::links::Links;
 use crate::pass::Passing;
 use crate::principal::Bound;
@@ -33,7 +34,7 @@ pub(crate) struct LinkConfig {
     pub(crate) deflate_upstream: Option<DeflateParams>,
     /// How long a plain visitor is kept while the backend cannot be reached.
     pub(crate) upstream_wait: Duration,
-    pub(crate) heartbeat: HeartbeatConfig,
+    pub(crate) heartbeats: Heartbeats,
     pub(crate) limits: Limits,
     /// What is right for the backend's protocol.
     pub(crate) settings: Settings,

@@ -16,6 +16,7 @@ mod conversation;
 mod descriptors;
 mod environment;
 mod forward;
+mod heartbeats;
 mod join;
 mod links;
 mod log;

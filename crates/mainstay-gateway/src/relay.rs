@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use mainstay::client::{Event, Events, Lost};
+use mainstay::client::{Event, Events, Incoming, Lost};
 use mainstay::server::{Sender as ToClient, Session};
-use mainstay::{CloseCode, Delivery, Link, PeerClose, Report};
+use mainstay::{CloseCode, Link, PeerClose, Report};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -158,15 +158,15 @@ async fn unloaded(to_client: &ToClient, until: &mut Option<Instant>) {
 async fn deliver(link: &mut Link, to_client: &ToClient, conversation: &Conversation) -> Option<Failure> {
     loop {
         match conversation.next(link).await {
-            Ok(Some(Delivery::Message(message))) => {
+            Ok(Some(Incoming::Message(message))) => {
                 let since = conversation.is_replaying().then(Instant::now);
                 let _ = to_client.send(message).await;
                 if let Some(since) = since {
                     conversation.postpone(since.elapsed());
                 }
             }
-            Ok(Some(Delivery::Replaced { .. })) => to_client.note_replaced(),
-            Ok(Some(Delivery::Gap { .. })) => {}
+            Ok(Some(Incoming::FreshPeer { .. })) => to_client.note_replaced(),
+            Ok(Some(_)) => {}
             Ok(None) => return None,
             Err(failure) => {
                 link.abandon(&failure.to_string());

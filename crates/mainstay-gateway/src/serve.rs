@@ -14,12 +14,13 @@ use axum::routing::any;
 use http::HeaderName;
 use mainstay::client::{Connector, Place};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
-use mainstay::{ConfigError, HeartbeatConfig, Limits, Mainstay};
+use mainstay::{ConfigError, Limits, Mainstay};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
 use crate::bounds::Bounds;
 use crate::forward::Network;
+use crate::heartbeats::Heartbeats;
 use crate::links::Links;
 use crate::principal::Bound;
 use crate::profiles::{ProfileFlags, Settings};
@@ -76,9 +77,8 @@ pub(crate) struct Arguments {
     upstream_wait: Duration,
     #[command(flatten)]
     passing: pass::Arguments,
-    /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
-    #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
-    heartbeat: HeartbeatConfig,
+    #[command(flatten)]
+    heartbeats: Heartbeats,
     /// The largest message, in either direction. Its sender is closed with 1009.
     #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "16MiB")]
     max_message: usize,
@@ -196,12 +196,11 @@ async fn serve(
     settings: Settings,
     connector: Option<Connector>,
 ) -> Result<(), String> {
-    let heartbeat = arguments.heartbeat;
     let files = descriptors::take_all();
     let most = descriptors::visitors(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
     let mainstay = Mainstay::new(Config {
-        heartbeat,
+        heartbeat: arguments.heartbeats.default(),
         limits,
         resume_window: arguments.resume_window,
         deflate: arguments.deflate,
@@ -238,7 +237,7 @@ async fn serve(
                 connector,
                 upstream_wait: arguments.upstream_wait,
                 deflate_upstream: arguments.passing.deflate(),
-                heartbeat,
+                heartbeats: arguments.heartbeats.clone(),
                 limits,
                 settings,
                 bound: Bound {
@@ -262,6 +261,7 @@ async fn serve(
     match &arguments.upstream {
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default().timeout(PROBE);
+            let connector = connector.map_err(|error| error.to_string())?;
             tokio::spawn(links.clone().probe(connector, upstream.url.clone()));
         }
         None => links.reached(),

@@ -59,6 +59,7 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
         Ok(visit) => visit,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
+    let upgrade = upgrade.heartbeat(config.heartbeats.of(&visit.path));
     if upgrade.is_resumable() {
         let principal = config.bound.principal(upgrade.headers());
         return upgrade
@@ -206,9 +207,14 @@ impl Visit {
             .map_err(|error| error.to_string())?
             .connector(config.connector.clone())
             .answer_timeout(config.passing.upstream.answer_timeout)
+            .map_err(|error| error.to_string())?
             .deflate(config.deflate_upstream.is_some())
             .ends_with(ends_with)
-            .heartbeat(config.heartbeat)
+            .keep_response(false)
+            // A backend may stand still for seconds, and is near: its end shows.
+            .probes_unconfirmed(false)
+            .reads_while_closing(true)
+            .heartbeat(config.heartbeats.of(&self.path))
             .limits(config.limits)
             .budget(config.mainstay.budget().clone())
             .confirm(settings.confirm)

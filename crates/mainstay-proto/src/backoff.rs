@@ -6,10 +6,10 @@
 //! cap stays spread. A lone client draws from (d/2, d); one of a crowd draws from all of (0, d), because
 //! the width of the draw is what thins a crowd out. The server's [`Advice`] wins over all of this.
 //!
-//! A connection that lived clears the count, one that was merely accepted does not: a server that
-//! accepts and drops must not be hammered.
-//!
-//! Nothing here gives up: who wants a budget of attempts compares [`Backoff::attempts`] with it.
+//! A connection that lived for 10 s clears the count, and so does a message that was delivered or acknowledged once the
+//! connection is 2 s old: on a train connections are short and good. One that was merely accepted clears nothing: a
+//! server that accepts and drops must not be hammered. Attempts to replace a connection that lives do not count once
+//! that one is lost: they failed for reasons of their own.
 //!
 //! Source: `docs/DEFAULTS.md`.
 
@@ -24,8 +24,10 @@ pub const LONGEST_ADVICE: Duration = Duration::from_secs(600);
 
 /// No wait is shorter: zero would be a loop without a pause.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// No connection that lived for less clears the count.
-const SHORTEST_LIFE: Duration = Duration::from_secs(10);
+/// A connection that lived for so long clears the count. Range: no shorter life may be configured.
+const LIFE: Duration = Duration::from_secs(10);
+/// A message that is delivered or acknowledged on a connection of this age clears it too.
+const BUSY_LIFE: Duration = Duration::from_secs(2);
 
 /// Bounds of the waits, checked where they are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +51,8 @@ impl BackoffConfig {
         Self { base, cap, first_individual, first_shared, reset_after }.checked()
     }
 
-    /// Ceilings of the first wait after a loss of this client alone, and after one that many clients share, such as a restart.
+    /// Ceilings of the first wait: where only this client lost its connection (it woke, came online, or found it dead), and
+    /// where others may have too (the server restarted).
     /// Default: 0.2 s and 1 s. Range: 1 ms to the cap.
     ///
     /// # Errors
@@ -58,8 +61,8 @@ impl BackoffConfig {
         Self { first_individual: individual, first_shared: shared, ..self }.checked()
     }
 
-    /// How long a connection must live to clear the count. Default: two of its beats, at least 10 s: 50 s with
-    /// the default interval. Range: at least 10 s.
+    /// How long a connection must live to clear the count, messages or not. Default: 10 s, or 2 s and then a message that
+    /// is delivered or acknowledged. Range: at least 10 s.
     ///
     /// # Errors
     /// It is out of range.
@@ -84,7 +87,7 @@ impl BackoffConfig {
         if !upto_cap.contains(&self.first_shared) {
             return Err(ConfigError { field: "backoff.first_shared", bound: "between 1 ms and backoff.cap" });
         }
-        if self.reset_after.is_some_and(|life| life < SHORTEST_LIFE) {
+        if self.reset_after.is_some_and(|life| life < LIFE) {
             return Err(ConfigError { field: "backoff.reset_after", bound: "at least 10 s" });
         }
         Ok(self)
@@ -127,8 +130,15 @@ pub struct Advice {
 pub struct Backoff {
     config: BackoffConfig,
     attempts: u32,
-    /// When the connection came up, and how long it must live to clear the count.
-    connected: Option<(Instant, Duration)>,
+    connected: Option<Connected>,
+}
+
+/// The connection that is up.
+#[derive(Debug, Clone, Copy)]
+struct Connected {
+    since: Instant,
+    /// The count when it came up.
+    attempts: u32,
 }
 
 impl Backoff {
@@ -162,19 +172,27 @@ impl Backoff {
         self.attempts
     }
 
-    /// A connection is up (its whole opening, WELCOME included) that beats every `interval`. This alone clears
-    /// nothing.
-    pub fn handle_connected(&mut self, now: Instant, interval: Duration) {
-        let life = self.config.reset_after.unwrap_or((interval * 2).max(SHORTEST_LIFE));
-        self.connected = Some((now, life));
+    /// A connection is up (its whole opening, WELCOME included). This alone clears nothing.
+    pub fn handle_connected(&mut self, now: Instant) {
+        self.connected = Some(Connected { since: now, attempts: self.attempts });
     }
 
-    /// The connection is gone; the count is cleared if it lived for long enough.
-    pub fn handle_lost(&mut self, now: Instant) {
-        let lived = |(since, life)| now.saturating_duration_since(since) >= life;
-        if self.connected.take().is_some_and(lived) {
-            self.attempts = 0;
+    /// A message was delivered or acknowledged on the connection that is up. Cheap where the count is clear.
+    pub fn handle_progress(&mut self, now: Instant) {
+        let is_counting = |up: &&mut Connected| up.attempts > 0 && self.config.reset_after.is_none();
+        if let Some(up) = self.connected.as_mut().filter(is_counting)
+            && now.saturating_duration_since(up.since) >= BUSY_LIFE
+        {
+            (self.attempts, up.attempts) = (0, 0);
         }
+    }
+
+    /// The connection is gone; the count is cleared if it lived for long enough, and otherwise what it was when the
+    /// connection came up.
+    pub fn handle_lost(&mut self, now: Instant) {
+        let Some(up) = self.connected.take() else { return };
+        let lived = now.saturating_duration_since(up.since) >= self.config.reset_after.unwrap_or(LIFE);
+        self.attempts = if lived { 0 } else { up.attempts };
     }
 
     /// min(cap, base x 2^n) in integers, for any n.
@@ -266,36 +284,54 @@ mod tests {
         assert_eq!(client.attempts(), u32::MAX, "the count must not start again by wrapping");
     }
 
-    #[test]
-    fn only_a_life_clears_the_count() {
-        let (mut client, mut rng) = (backoff(), SmallRng::seed_from_u64(2));
-        let mut now = crate::origin();
-        for attempt in 1..=5 {
-            client.next_delay(Cause::Shared, None, &mut rng);
-            client.handle_connected(now, 25 * SECOND);
-            now += 50 * SECOND - Duration::from_millis(1);
-            client.handle_lost(now);
-            assert_eq!(client.attempts(), attempt, "the server accepts and drops");
-        }
-        client.handle_lost(now + 3600 * SECOND);
-        assert_eq!(client.attempts(), 5, "a failed attempt is no life");
-        client.handle_connected(now, 25 * SECOND);
-        client.handle_lost(now + 50 * SECOND);
-        assert_eq!(client.attempts(), 0);
+    /// The count after one connection that came up at a count of 5, lived for so long and said so.
+    fn count_after(config: BackoffConfig, lived: Duration, message_at: Option<Duration>) -> u32 {
+        let mut client = Backoff { attempts: 5, ..Backoff::new(config) };
+        let now = crate::origin();
+        client.handle_connected(now);
+        message_at.into_iter().for_each(|at| client.handle_progress(now + at));
+        client.handle_lost(now + lived);
+        client.attempts()
     }
 
     #[test]
-    fn the_life_that_clears_the_count_follows_the_heartbeat() {
-        let now = crate::session::tests::start();
-        for (interval, life) in [(1, 10), (25, 50), (60, 120)] {
-            let lives = |seconds: u32| {
-                let mut client = Backoff { attempts: 5, ..backoff() };
-                client.handle_connected(now, interval * SECOND);
-                client.handle_lost(now + seconds * SECOND);
-                client.attempts()
-            };
-            assert_eq!((lives(life - 1), lives(life)), (5, 0), "{interval} s");
+    fn a_life_of_10_s_clears_the_count_and_so_does_a_message_after_2_s() {
+        let (short, ms) = (BackoffConfig::default(), Duration::from_millis(1));
+        let check = |lived, message_at, expected| assert_eq!(count_after(short, lived, message_at), expected);
+        check(10 * SECOND, None, 0);
+        check(10 * SECOND - ms, None, 5);
+        check(3 * SECOND, Some(2 * SECOND), 0);
+        check(3 * SECOND, Some(2 * SECOND - ms), 5);
+        let own = short.reset_after(60 * SECOND).unwrap();
+        assert_eq!(count_after(own, 60 * SECOND, None), 0);
+        assert_eq!(count_after(own, 59 * SECOND, Some(30 * SECOND)), 5, "what was asked for alone counts");
+    }
+
+    #[test]
+    fn a_server_that_accepts_and_drops_is_not_hammered() {
+        let (mut client, mut rng, mut now) = (backoff(), SmallRng::seed_from_u64(2), crate::origin());
+        for attempt in 1..=5 {
+            client.next_delay(Cause::Shared, None, &mut rng);
+            client.handle_connected(now);
+            now += SECOND;
+            client.handle_progress(now);
+            client.handle_lost(now);
+            assert_eq!(client.attempts(), attempt);
         }
+        client.handle_lost(now + 3600 * SECOND);
+        assert_eq!(client.attempts(), 5, "a failed attempt is no life");
+    }
+
+    #[test]
+    fn replacements_that_failed_do_not_count_once_the_connection_itself_is_lost() {
+        let (mut client, mut rng, now) = (backoff(), SmallRng::seed_from_u64(3), crate::origin());
+        client.next_delay(Cause::Shared, None, &mut rng);
+        client.handle_connected(now);
+        for _ in 0..6 {
+            client.next_delay(Cause::Shared, None, &mut rng);
+        }
+        client.handle_lost(now + SECOND);
+        assert_eq!(client.attempts(), 1);
     }
 
     #[test]

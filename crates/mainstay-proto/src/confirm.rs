@@ -64,7 +64,7 @@ pub enum Guarantee {
     /// It is written again; the peer may see it twice.
     #[default]
     AtLeastOnce,
-    /// It is reported as unknown.
+    /// It is not, and is reported as unknown: it may or may not have arrived.
     AtMostOnce,
 }
 
@@ -76,8 +76,7 @@ pub enum WhenFull {
     Wait,
     /// It is given back.
     Fail,
-    /// The oldest messages that were never written make room for it, and are reported as
-    /// [`Event::NotDelivered`]. Where there are none it is itself the oldest. Nobody waits.
+    /// The oldest messages that were never written make room for it, and are reported as not delivered. Where there are none it is itself the oldest. Nobody waits.
     DropOldest,
 }
 
@@ -215,6 +214,8 @@ pub struct Confirmer<M> {
     /// Up to here messages go out one by one.
     careful_until: u64,
     pongs: Pongs,
+    /// What was still kept at the end.
+    undelivered: Vec<M>,
 }
 
 /// Whether the peer answers Pings, on whatever connection.
@@ -294,6 +295,7 @@ impl<M> Confirmer<M> {
             suspect: (0, 0),
             careful_until: 0,
             pongs: config.pongs,
+            undelivered: Vec::new(),
         }
     }
 
@@ -445,7 +447,7 @@ impl<M> Confirmer<M> {
     }
 
     /// Nothing more is sent. What is written and not confirmed is unknown, what was never written is not
-    /// delivered; both are told, in this order, and nothing is kept any more.
+    /// delivered; both are told, in this order, and kept only to be [taken](Self::take_undelivered).
     pub fn abandon(&mut self) -> [Option<Event<M>>; 2] {
         let (from, fresh) = (self.index_after(self.line.confirmed), self.index_after(self.reached));
         let span = |mut kept: std::collections::vec_deque::Iter<'_, Kept<M>>| {
@@ -454,13 +456,20 @@ impl<M> Confirmer<M> {
         };
         let unknown = span(self.kept.range(from..fresh.max(from)));
         let not_delivered = span(self.kept.range(fresh.max(from)..));
-        (self.kept, self.queue, self.line) = (VecDeque::new(), Load::default(), Line::default());
+        let kept = std::mem::take(&mut self.kept);
+        self.undelivered = kept.into_iter().skip(from).map(|kept| kept.message).collect();
+        (self.queue, self.line) = (Load::default(), Line::default());
         self.kept_bytes = 0;
         (self.confirmed, self.line.confirmed, self.line.written) = (self.last, self.last, self.last);
         [
             unknown.map(|(first, last)| Event::Unknown(first, last)),
             not_delivered.map(|(first, last)| Event::NotDelivered(first, last)),
         ]
+    }
+
+    /// After [`abandon`](Self::abandon): what is unknown and what is not delivered, in order, once.
+    pub fn take_undelivered(&mut self) -> Vec<M> {
+        std::mem::take(&mut self.undelivered)
     }
 
     /// Asks for a Ping although nothing may be unconfirmed: the heartbeat's. While one is open no other
@@ -503,6 +512,18 @@ impl<M> Confirmer<M> {
     pub fn stalled_since(&self) -> Option<Instant> {
         let since = self.line.ping_left.filter(|_| self.pongs == Pongs::Unknown)?;
         self.is_blocked().then_some(since)
+    }
+
+    /// When the Ping was made that is open.
+    #[must_use]
+    pub fn pinged_at(&self) -> Option<Instant> {
+        self.line.last_ping.filter(|_| self.line.ping.is_some())
+    }
+
+    /// The number of the last message that was written to the current connection.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.line.written
     }
 
     /// What made it wait so far was our own pause: it begins now.

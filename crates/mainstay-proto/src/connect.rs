@@ -10,120 +10,34 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
 
+mod config;
+mod event;
 mod pings;
+mod unproven;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+pub use self::config::{ConnectConfig, EndsWith, Silence};
+pub use self::event::{End, EndCause, Event, Incoming, Lost, Mode, Report, State};
 use self::pings::Signs;
-use crate::backoff::{Advice, Backoff, BackoffConfig, Cause};
+use self::unproven::Unproven;
+use crate::backoff::{Advice, Backoff, Cause};
 use crate::budget::{Held, held};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
-use crate::heartbeat::{Action, Evidence, Heartbeat, HeartbeatConfig, Watch};
+use crate::heartbeat::{Action, Heartbeat, Watch};
 use crate::reach::{ConnectFailure, FailureKind};
-use crate::session::message::{Delay, GapCause, SessionId};
+use crate::session::message::{Delay, SessionId};
 use crate::session::{
-    CLOSE_TIMEOUT, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Fate, Frame, Message,
-    SessionError, Transmit, Volatiles,
+    CLOSE_TIMEOUT, ClientEvent, ClientSession, ConnectionId, Control, Delivery, EndedBy, Fate, Frame,
+    Message, SessionError, Transmit, Volatiles,
 };
 use crate::ws::CloseCode;
 use crate::ws::close::Action as CloseAction;
-
-/// What a connection turned out to speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// `mainstay.v1`.
-    Session,
-    /// WebSocket without more.
-    Plain,
-}
-
-/// What a client is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
-    /// A connection is being opened.
-    Connecting,
-    /// Messages flow.
-    Attached {
-        /// What the peer speaks.
-        mode: Mode,
-        /// Counts the attaches, from 1.
-        epoch: u64,
-    },
-    /// No connection; the next attempt is made then.
-    Waiting {
-        /// When.
-        until: Instant,
-    },
-    /// Ending in order: what was accepted is still delivered, nothing more is accepted.
-    Closing,
-    /// Nothing follows.
-    Ended,
-}
-
-/// How a client behaves.
-#[derive(Debug, Clone)]
-pub struct ConnectConfig {
-    /// The peer is known to speak plain WebSocket: no session is begun. Default: false.
-    pub link: bool,
-    /// Towards peers that speak `mainstay.v1`.
-    pub session: ClientConfig,
-    /// Towards plain peers.
-    pub confirm: ConfirmConfig,
-    /// Towards plain peers, which we must probe ourselves; a session's server announces its own.
-    pub heartbeat: HeartbeatConfig,
-    /// When to try again.
-    pub backoff: BackoffConfig,
-    /// Give up after the first connection is lost or refused. Default: false.
-    pub once: bool,
-    /// What ends a client of a plain peer, besides what ends every client. Default: nothing.
-    pub ends_with: EndsWith,
-    /// Towards plain peers: every connection but the first is held back, see [`Client::send_ahead`]. Default: false.
-    pub holds_replaced: bool,
-    /// A message by which a plain peer announces that it restarts: whatever the code of the Close behind it, that counts
-    /// as [`CloseCode::RESTART`]. Default: there is none.
-    pub announces_restart: Option<fn(&Message) -> bool>,
-    /// From dialling to WELCOME, or to the answer of a plain peer; then the attempt is given up. Default: 10 s.
-    pub opening_timeout: Duration,
-}
-
-impl Default for ConnectConfig {
-    fn default() -> Self {
-        Self {
-            link: false,
-            session: ClientConfig::default(),
-            confirm: ConfirmConfig::default(),
-            heartbeat: HeartbeatConfig::default(),
-            backoff: BackoffConfig::default(),
-            once: false,
-            ends_with: EndsWith::default(),
-            holds_replaced: false,
-            announces_restart: None,
-            opening_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-/// What ends a client of a plain peer for good: what its application cannot go on after. Before there was a connection,
-/// each of these dials again and again. (A refused opening handshake, and a code that says stop, end every client.)
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum EndsWith {
-    /// Nothing: a connection that ended is replaced.
-    #[default]
-    Nothing,
-    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`]); the fifth such Close in a
-    /// row on a connection that brought no message and no confirmation; and a message of the peer that is too big.
-    FinalClose,
-    /// The peer's Close, whatever its code, and a message of the peer that is too big.
-    Close,
-    /// The end of the connection, however it comes about.
-    Connection,
-}
 
 /// When a local port is looked for again: one comes free when a connection ends, and the peer is not asked meanwhile.
 const PORT_AGAIN: Duration = Duration::from_millis(100);
@@ -134,67 +48,6 @@ const BARREN_LIMIT: u32 = 5;
 /// Marks the payload of a heartbeat's Ping, so that it is never read as a position.
 const HEARTBEAT_PING: u64 = 1 << 63;
 
-/// Why a connection ended, as the driver saw it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lost {
-    /// It could not be opened, but may be another time.
-    Unreachable(String),
-    /// The server was not even reached, but may be another time.
-    NotConnected(ConnectFailure),
-    /// It could not be opened, and the server says when it may be (`Retry-After`).
-    Unavailable {
-        /// Not before.
-        retry_after: Duration,
-        /// In words.
-        reason: String,
-    },
-    /// It could not be opened, and never will be: another attempt would get the same refusal.
-    Refused {
-        /// The status of the HTTP response, if it was one.
-        status: Option<u16>,
-        /// In words.
-        reason: String,
-    },
-    /// The transport ended without a Close frame.
-    Broken(String),
-    /// The peer sent a message above [`Limits::max_message`](crate::ws::Limits::max_message), and was closed with 1009.
-    /// A plain peer would send it again: with any [`EndsWith`] but `Nothing` the client ends, with 1009.
-    TooBig {
-        /// The limit, in bytes.
-        limit: usize,
-    },
-    /// It was still there, and the heartbeat found nobody behind it.
-    Dead(Evidence),
-    /// The peer closed it.
-    Closed {
-        /// The code; `None` when the Close frame had none.
-        code: Option<CloseCode>,
-        /// The reason.
-        reason: String,
-    },
-}
-
-impl fmt::Display for Lost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable(reason)
-            | Self::Unavailable { reason, .. }
-            | Self::Refused { reason, .. }
-            | Self::Broken(reason) => f.write_str(reason),
-            Self::TooBig { limit } => write!(f, "a message of more than {limit} bytes came"),
-            Self::NotConnected(failure) => write!(f, "{failure}"),
-            Self::Dead(evidence) => write!(f, "{evidence}"),
-            Self::Closed { code, reason } => {
-                match code {
-                    Some(code) => write!(f, "closed with code {code}")?,
-                    None => f.write_str("closed without a code")?,
-                }
-                if reason.is_empty() { Ok(()) } else { write!(f, ": {reason}") }
-            }
-        }
-    }
-}
-
 /// What to do to connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -203,93 +56,6 @@ pub enum Command {
     /// Write to one, close it or drop it. After [`Transmit::Close`] and [`Transmit::Abort`] nothing
     /// about it need be reported any more.
     Transmit(ConnectionId, Transmit),
-}
-
-/// What became of messages to a plain peer, or of some to a session's server. A number that was reported before keeps its
-/// first fate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Report {
-    /// From the first to the second number: they may or may not have arrived, and are not sent again.
-    Unknown(u64, u64),
-    /// From the first to the second number: they were never written and never will be. Either the queue
-    /// was full and they made room for newer ones, or this is the end. In a session: they are larger than the server
-    /// takes, which was not known when they were accepted.
-    NotDelivered(u64, u64),
-    /// The connection ended three times with this message first in line; it is given up and comes back.
-    Undeliverable(u64, Message),
-}
-
-/// What the application learns.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Messages flow.
-    Attached {
-        /// What the peer speaks.
-        mode: Mode,
-        /// The session continues: nothing was lost.
-        resumed: bool,
-        /// Counts the attaches, from 1.
-        epoch: u64,
-    },
-    /// The connection was lost; the next attempt is under way or waits.
-    Detached {
-        /// Why.
-        why: Lost,
-        /// How long until the next attempt.
-        retry_in: Duration,
-    },
-    /// An attempt failed.
-    AttemptFailed {
-        /// Why.
-        why: Lost,
-        /// How long until the next attempt.
-        retry_in: Duration,
-    },
-    /// A session was lost: what became of what was sent, and what will never come.
-    Gap(Fate),
-    /// A plain peer was re-attached: what it sent meanwhile is lost, how much is not known.
-    FreshPeer,
-    /// What became of messages to a plain peer.
-    Report(Report),
-    /// A plain peer lives and answers no Ping. Until it does what is written to it is unknown, and not sent again.
-    PingsUnanswered,
-    /// It does.
-    PingsAnswered,
-    /// A message outside the stream.
-    Volatile(Message),
-    /// The server's policy dropped messages of its own before they were ever written. The messages that were
-    /// handed over before and after this event stand before and after the gap.
-    Dropped {
-        /// The number of the first.
-        first: u64,
-        /// How many.
-        count: u64,
-        /// Why.
-        cause: GapCause,
-    },
-    /// The connection behind the server was replaced: a gateway's to its backend. What the backend sent meanwhile may be
-    /// missing, and how much is not known; the session itself lost nothing. The messages that were handed over before
-    /// and after this event stand before and after the replacement.
-    Replaced {
-        /// How often so far in this session.
-        count: u64,
-    },
-    /// The server judged the credentials that [`Client::authenticate`] presented.
-    Authenticated {
-        /// Whether it accepted them; otherwise those before them go on.
-        accepted: bool,
-    },
-    /// Nothing follows.
-    Ended {
-        /// The code of END, of the close, or of the refusal; below 1000: the status of the HTTP response
-        /// that refused the opening handshake.
-        code: Option<u64>,
-        /// In words.
-        reason: String,
-        /// What became of what was sent, where a session was lost with it. Towards a plain peer
-        /// [`Event::Report`]s said it before.
-        fate: Option<Fate>,
-    },
 }
 
 /// See the module.
@@ -310,8 +76,16 @@ pub struct Client {
     id: Option<SessionId>,
     /// Where the server wants the next connection. Forgotten when an attempt fails there.
     endpoint: Option<String>,
+    /// A server that was to close said that nobody is wanted before.
+    unwanted_until: Option<Instant>,
     closing: Option<Closing>,
-    ended: bool,
+    end: Option<Box<End>>,
+    /// Attempts in a row that brought no connection.
+    failed: u32,
+    /// A session was lost, and the application has not been handed that yet.
+    gap: Option<Box<Fate>>,
+    /// Up to here everything that was sent has left the process.
+    left: u64,
     /// After the end: the connection that still has something to write, and until when it may.
     lingering: Option<(ConnectionId, Instant)>,
     commands: VecDeque<Command>,
@@ -331,6 +105,8 @@ struct Plain {
     barren: u32,
     /// While the current connection is held back, and until what goes ahead of the stream is written.
     ahead: Option<Box<Ahead>>,
+    /// How often it was attached again, as far as an event told.
+    told_fresh: u64,
     /// The peer announced that it restarts.
     restarts: bool,
     /// Written once, and neither confirmed nor written again.
@@ -345,7 +121,21 @@ struct Ahead {
     released: bool,
 }
 
+impl Ahead {
+    fn bytes(&self) -> u64 {
+        self.queue.iter().map(|message| message.len() as u64).sum()
+    }
+}
+
 impl Plain {
+    fn take(&mut self) -> Option<Delivery> {
+        let delivery = self.inbox.pop_front()?;
+        if let Delivery::Message(message) = &delivery {
+            self.inbox_bytes -= message.len() as u64;
+        }
+        Some(delivery)
+    }
+
     fn new(config: ConfirmConfig) -> Self {
         Self {
             confirmer: Confirmer::new(config),
@@ -354,6 +144,7 @@ impl Plain {
             progressed: false,
             barren: 0,
             ahead: None,
+            told_fresh: 0,
             restarts: false,
             volatiles: Volatiles::default(),
         }
@@ -367,6 +158,11 @@ struct Attached {
     /// Set by a probe; a replacement is opened then.
     replace_at: Option<Instant>,
     signs: Signs,
+    unproven: Unproven,
+    /// Since when no message came.
+    quiet_since: Instant,
+    /// It has been so for too long, and what was readable is being read first.
+    is_judging: bool,
 }
 
 /// Who drives the heartbeat: the server of a session, or we.
@@ -420,8 +216,12 @@ impl Client {
             epoch: 0,
             id: None,
             endpoint: None,
+            unwanted_until: None,
             closing: None,
-            ended: false,
+            end: None,
+            failed: 0,
+            gap: None,
+            left: 0,
             lingering: None,
             commands: VecDeque::new(),
             events: VecDeque::new(),
@@ -457,10 +257,10 @@ impl Client {
     /// A dialled connection finished its opening handshake.
     pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId, mode: Mode) {
         let Dial::Connecting { connection: dialled, until } = self.dial else {
-            return self.abort(connection);
+            return self.abort_connection(connection);
         };
         if dialled != connection {
-            return self.abort(connection);
+            return self.abort_connection(connection);
         }
         match (mode, &self.plain) {
             (Mode::Session, None) => {
@@ -468,7 +268,7 @@ impl Client {
                 self.session.handle_opened(now, connection);
                 if self.session.pending() != Some(connection) {
                     // END has passed: nothing is attached any more.
-                    self.abort(connection);
+                    self.abort_connection(connection);
                     self.dial = Dial::Rest;
                 }
             }
@@ -476,12 +276,23 @@ impl Client {
             // A server that spoke sessions before does not any more, or the other way round: what
             // was promised under the one cannot be kept under the other.
             _ => {
-                self.abort(connection);
+                self.abort_connection(connection);
                 let why = Lost::Unreachable("the server changed the protocol it speaks".into());
                 self.dial_failed(now, why, None);
             }
         }
         self.collect(now);
+    }
+
+    /// The first words to the plain peer that [`handle_opened`](Self::handle_opened) has just attached: written ahead of
+    /// the stream, in this order, not numbered, not kept, lost with the connection. Ignored anywhere else.
+    pub fn greet(&mut self, connection: ConnectionId, words: Vec<Message>) {
+        let is_current = self.attached.as_ref().is_some_and(|attached| attached.connection == connection);
+        if let Some(plain) = self.plain.as_mut().filter(|_| is_current && !words.is_empty()) {
+            let ahead =
+                plain.ahead.get_or_insert_with(|| Box::new(Ahead { released: true, ..Ahead::default() }));
+            ahead.queue.extend(words);
+        }
     }
 
     /// A connection is gone, or could not be opened.
@@ -521,19 +332,22 @@ impl Client {
             Pulse::Driven(beat, None) => beat.handle_flushed(now),
             _ => {}
         }
-        if let Some(plain) = &mut self.plain {
-            let outcome = plain.confirmer.handle_flushed(now);
-            self.report(outcome);
-            self.close_plain_if_done(now);
-        }
+        let Some(plain) = &mut self.plain else {
+            self.left = self.left.max(self.session.wrote().unwrap_or(0));
+            return;
+        };
+        self.left = self.left.max(plain.confirmer.written());
+        let outcome = plain.confirmer.handle_flushed(now);
+        self.report(outcome);
+        self.close_plain_if_done(now);
     }
 
     /// The socket took some of what was to be written, but not all.
     pub fn handle_write_progress(&mut self, now: Instant, connection: ConnectionId) {
-        if let Some(Attached { pulse: Pulse::Driven(beat, _), .. }) =
-            self.attached.as_mut().filter(|a| a.connection == connection)
-        {
-            beat.handle_write_progress(now);
+        match self.attached.as_mut().filter(|a| a.connection == connection).map(|a| &mut a.pulse) {
+            Some(Pulse::Driven(beat, _)) => beat.handle_write_progress(now),
+            Some(Pulse::Watched(watch)) => watch.handle_write_progress(now),
+            None => {}
         }
     }
 
@@ -548,9 +362,16 @@ impl Client {
         message: Message,
     ) -> Result<(), SessionError> {
         self.handle_bytes(now, connection);
+        let attached = self.attached.as_mut().filter(|attached| attached.connection == connection);
         if let Some(plain) = &mut self.plain {
-            if self.attached.as_ref().is_some_and(|a| a.connection == connection) {
+            if let Some(attached) = attached {
+                (attached.quiet_since, attached.is_judging) = (now, false);
+                self.backoff.handle_progress(now);
                 plain.restarts |= self.config.announces_restart.is_some_and(|announces| announces(&message));
+                if self.closing.is_some() && !self.config.reads_while_closing {
+                    // Nothing more is handed over, and nothing may fill up: the confirming Pongs are still to come.
+                    return Ok(());
+                }
                 plain.inbox_bytes += message.len() as u64;
                 plain.inbox.push_back(Delivery::Message(message));
                 plain.progressed = true;
@@ -559,14 +380,26 @@ impl Client {
             return Ok(());
         }
         let frame = Frame::decode(message)?;
-        if let (Frame::Control(crate::session::Control::Pong(beat)), Some(attached)) =
-            (&frame, &mut self.attached)
-            && attached.connection == connection
-            && let Pulse::Watched(watch) = &mut attached.pulse
-        {
-            watch.handle_pong(now, beat.nonce);
+        if let Some(attached) = attached {
+            match &frame {
+                Frame::Control(Control::Pong(beat)) => {
+                    attached.unproven.handle_pong(beat.nonce);
+                    if let Pulse::Watched(watch) = &mut attached.pulse {
+                        watch.handle_pong(now, beat.nonce);
+                    }
+                }
+                Frame::Message(_) | Frame::Control(Control::Volatile(_)) => {
+                    (attached.quiet_since, attached.is_judging) = (now, false);
+                    self.backoff.handle_progress(now);
+                }
+                _ => {}
+            }
         }
+        let before = self.session.acknowledged();
         let outcome = self.session.handle_frame(now, connection, frame);
+        if self.session.acknowledged() > before {
+            self.backoff.handle_progress(now);
+        }
         self.collect(now);
         outcome
     }
@@ -585,7 +418,10 @@ impl Client {
         } else {
             plain.confirmer.handle_pong(payload)
         };
-        plain.progressed |= outcome.is_some();
+        if outcome.is_some() {
+            plain.progressed = true;
+            self.backoff.handle_progress(now);
+        }
         if missed && plain.confirmer.answers_pings() == Some(true) {
             self.events.push_back(Event::PingsAnswered);
         }
@@ -617,7 +453,7 @@ impl Client {
     /// [`waits_when_full`]: Self::waits_when_full
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
         match &mut self.plain {
-            _ if self.ended || self.closing.is_some() => Err(message),
+            _ if self.end.is_some() || self.closing.is_some() => Err(message),
             Some(plain) => {
                 let length = message.len();
                 let (number, dropped) =
@@ -632,7 +468,7 @@ impl Client {
     /// Writes a message that is not numbered, kept or sent again. Dropped while nobody is attached.
     pub fn send_volatile(&mut self, message: Message) {
         match &mut self.plain {
-            _ if self.ended || self.closing.is_some() => {}
+            _ if self.end.is_some() || self.closing.is_some() => {}
             Some(plain) if self.attached.is_some() => {
                 plain.volatiles.push(message, self.config.session.volatile_queue);
             }
@@ -659,28 +495,56 @@ impl Client {
         }
     }
 
-    /// The next message or gap, in order.
-    pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
+    /// The next message, or what stands between two of them, in order. Nothing after [`close`](Self::close).
+    pub fn hand_over(&mut self, now: Instant) -> Option<Incoming> {
+        if self.hands_over_nothing() {
+            return None;
+        }
+        if let Some(fate) = self.gap.take() {
+            return Some(Incoming::Gap(fate));
+        }
         let delivery = match &mut self.plain {
-            Some(plain) => plain.inbox.pop_front().inspect(|delivery| {
-                if let Delivery::Message(message) = delivery {
-                    plain.inbox_bytes -= message.len() as u64;
-                }
-            }),
+            Some(plain) => plain.take(),
             None => self.session.hand_over(now),
         };
-        match delivery {
+        let incoming = match delivery {
+            None => None,
+            Some(Delivery::Message(message)) => Some(Incoming::Message(message)),
             Some(Delivery::Gap { first, count, cause }) => {
                 self.events.push_back(Event::Dropped { first, count, cause });
+                Some(Incoming::Dropped { first, count, cause })
             }
-            // A plain peer's is [`Event::FreshPeer`], which came at once.
-            Some(Delivery::Replaced { count }) if self.plain.is_none() => {
-                self.events.push_back(Event::Replaced { count })
+            Some(Delivery::Replaced { count }) if self.plain.is_some() => {
+                self.tell_of_fresh_peer(count);
+                Some(Incoming::FreshPeer { count })
             }
-            _ => {}
-        }
+            Some(Delivery::Replaced { count }) => {
+                self.events.push_back(Event::Replaced { count });
+                Some(Incoming::Replaced { count })
+            }
+        };
         self.collect(now);
-        delivery
+        incoming
+    }
+
+    /// The application has ended it: whatever comes is not for it any more.
+    #[must_use]
+    pub fn hands_over_nothing(&self) -> bool {
+        let is_aborted = self.end().is_some_and(|end| end.cause == EndCause::Aborted);
+        is_aborted || (self.closing.is_some() && !self.reads_while_closing())
+    }
+
+    fn reads_while_closing(&self) -> bool {
+        self.plain.is_some() && self.config.reads_while_closing
+    }
+
+    /// Once for each time that a plain peer was attached again: at once where nothing waits that came before, and otherwise
+    /// when that was handed over.
+    fn tell_of_fresh_peer(&mut self, count: u64) {
+        if let Some(plain) = self.plain.as_mut().filter(|plain| plain.told_fresh < count) {
+            plain.told_fresh = count;
+            self.events.push_back(Event::FreshPeer);
+        }
     }
 
     /// In manual mode: everything that was handed over is handled. Nothing to a plain peer.
@@ -723,24 +587,78 @@ impl Client {
         }
     }
 
-    /// Ends in order: what was accepted is delivered first. What is not within 10 s is unknown.
+    /// Another connection, whatever the present one is worth: that is dropped and the next one dialled, at once. An attempt
+    /// under way begins anew.
+    pub fn reconnect(&mut self, now: Instant) {
+        if self.end.is_some() {
+            return;
+        }
+        if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } = self.dial {
+            self.session.handle_lost(connection);
+            self.abort_connection(connection);
+        }
+        self.dial = Dial::Waiting { until: now };
+        if let Some(attached) = self.attached.as_ref() {
+            let connection = attached.connection;
+            let goodbye = match self.plain {
+                Some(_) => Transmit::Close { code: CloseCode::GOING_AWAY, reason: String::new() },
+                // To a session's server that would be no more than the loss of a connection.
+                None => Transmit::Abort,
+            };
+            self.commands.push_back(Command::Transmit(connection, goodbye));
+            self.handle_lost(now, connection, Lost::Asked);
+        }
+    }
+
+    /// Ends in order: what was accepted is delivered first, and nothing more is handed over. What is not within 10 s is
+    /// unknown.
     pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
-        if self.ended || self.closing.is_some() {
+        if self.end.is_some() || self.closing.is_some() {
             return;
         }
         self.closing = Some(Closing { code, reason: reason.to_owned(), until: now + CLOSE_TIMEOUT });
+        if let Some(plain) = self.plain.as_mut().filter(|_| !self.config.reads_while_closing) {
+            (plain.inbox, plain.inbox_bytes) = (VecDeque::new(), 0);
+        }
         self.session.close(code, reason);
         if self.epoch == 0 && self.plain.is_none() && self.session.last_sent() == 0 {
-            self.give_up(None, reason.to_owned());
+            self.give_up(EndCause::Closed, None, reason.to_owned(), None);
         }
         self.collect(now);
         self.close_plain_if_done(now);
     }
 
-    /// Ends at once, where nobody drives this client any more or its connection is of no use: what was written and not
-    /// confirmed is reported as unknown, the rest as not delivered.
+    /// Ends at once: the peer is told so where a connection is attached, and nothing is waited for. What was written and
+    /// not acknowledged or confirmed is unknown, the rest is not delivered.
+    pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        if self.end.is_some() {
+            return;
+        }
+        if self.plain.is_none() && self.attached.is_some() {
+            self.session.abort(code, reason);
+            return self.collect(now);
+        }
+        if let Some(plain) = &mut self.plain {
+            (plain.inbox, plain.inbox_bytes) = (VecDeque::new(), 0);
+        }
+        self.say_goodbye(now, code, reason);
+        self.give_up(EndCause::Aborted, Some(code.into()), reason.to_owned(), None);
+    }
+
+    /// Ends at once, without a word to the peer, where nobody drives this client any more or its connection is of no use:
+    /// what was written and not confirmed is reported as unknown, the rest as not delivered.
     pub fn abandon(&mut self, reason: &str) {
-        self.give_up(None, reason.to_owned());
+        self.give_up(EndCause::Abandoned, None, reason.to_owned(), None);
+    }
+
+    /// After the end: what was accepted and is not known to be delivered, in order, once. First what may have arrived, by
+    /// the reports or the [`Fate`], then what certainly did not.
+    pub fn take_undelivered(&mut self) -> Vec<Message> {
+        match &mut self.plain {
+            _ if self.end.is_none() => Vec::new(),
+            Some(plain) => plain.confirmer.take_undelivered(),
+            None => self.session.take_undelivered(),
+        }
     }
 
     // ---- time and output ------------------------------------------------------------------------
@@ -748,9 +666,9 @@ impl Client {
     /// Does what is due. After the end: drops a connection that did not take within 10 s what was still to be written.
     /// `true`: this process was paused; read what is readable and call it again.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
-        if self.ended {
+        if self.end.is_some() {
             if let Some((connection, _)) = self.lingering.take_if(|(_, until)| *until <= now) {
-                self.abort(connection);
+                self.abort_connection(connection);
             }
             return false;
         }
@@ -759,10 +677,15 @@ impl Client {
                 let attached = self.attached.as_ref().map(|attached| attached.connection);
                 self.session.abandon();
                 self.collect(now);
-                attached.into_iter().for_each(|connection| self.abort(connection));
+                // The end of an attempt has dropped it already.
+                let is_kept = |connection: &ConnectionId| {
+                    !self.commands.contains(&Command::Transmit(*connection, Transmit::Abort))
+                };
+                let kept = attached.filter(is_kept);
+                kept.into_iter().for_each(|connection| self.abort_connection(connection));
             }
-            if let Some(closing) = self.closing.take() {
-                self.give_up(Some(closing.code.into()), closing.reason);
+            if let Some(Closing { code, reason, .. }) = &self.closing {
+                self.give_up(EndCause::Closed, Some((*code).into()), reason.clone(), None);
             }
             return false;
         }
@@ -772,7 +695,7 @@ impl Client {
                 if until <= now =>
             {
                 self.session.handle_lost(connection);
-                self.abort(connection);
+                self.abort_connection(connection);
                 let why = format!("no answer within {:?}", self.config.opening_timeout);
                 self.dial_failed(now, Lost::Unreachable(why), None);
             }
@@ -780,9 +703,37 @@ impl Client {
         }
         self.session.handle_timeout(now);
         self.judge_pings(now);
-        let drain = self.beat(now);
+        self.probe_for_unproven(now);
+        let drain = self.beat(now) || self.judge_quiet(now);
         self.collect(now);
         drain
+    }
+
+    /// When the connection has brought no message for too long.
+    fn quiet_at(&self) -> Option<Instant> {
+        Some(self.attached.as_ref()?.quiet_since + self.config.silence?.get())
+    }
+
+    /// `true`: read what is readable first.
+    fn judge_quiet(&mut self, now: Instant) -> bool {
+        // What waits for the application keeps the peer from sending more.
+        let is_held_up = self.held().unread > 0 || !self.wants_input();
+        let due = self.quiet_at().is_some_and(|at| at <= now);
+        let (Some(attached), Some(silence)) = (self.attached.as_mut().filter(|_| due), self.config.silence)
+        else {
+            return false;
+        };
+        if is_held_up {
+            (attached.quiet_since, attached.is_judging) = (now, false);
+            return false;
+        }
+        if !std::mem::replace(&mut attached.is_judging, true) {
+            return true;
+        }
+        let connection = attached.connection;
+        self.abort_connection(connection);
+        self.handle_lost(now, connection, Lost::NoMessage { within: silence.get() });
+        false
     }
 
     fn beat(&mut self, now: Instant) -> bool {
@@ -814,6 +765,7 @@ impl Client {
                 }
                 (Some(Action::Probe { nonce }), Pulse::Watched(_)) => {
                     attached.replace_at = Some(now + REPLACE_AFTER);
+                    attached.unproven.note_probe(nonce, self.session.wrote().unwrap_or(0));
                     self.session.probe(nonce);
                 }
                 // No verdict: a plain peer that answers no Ping is kept for what it sends.
@@ -826,7 +778,7 @@ impl Client {
                     if self.is_spared(now, evidence) {
                         return false;
                     }
-                    self.abort(connection);
+                    self.abort_connection(connection);
                     self.handle_lost(now, connection, Lost::Dead(evidence));
                     return false;
                 }
@@ -837,7 +789,7 @@ impl Client {
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.ended {
+        if self.end.is_some() {
             return self.lingering.map(|(_, until)| until);
         }
         let dial = match self.dial {
@@ -859,7 +811,8 @@ impl Client {
             None => self.session.poll_timeout(),
         };
         let closing = self.closing.as_ref().map(|closing| closing.until);
-        [dial, pulse, pings, replace, owed, closing].into_iter().flatten().min()
+        let (unproven, quiet) = (self.unproven_at(), self.quiet_at());
+        [dial, pulse, pings, replace, owed, closing, unproven, quiet].into_iter().flatten().min()
     }
 
     /// The next connection to open, close or drop, and what an ended session still has to say.
@@ -870,8 +823,16 @@ impl Client {
     /// The next thing to write to `connection`; `None` if it is not the one to be written.
     pub fn poll_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
         let Some(plain) = &mut self.plain else {
-            let writes = self.session.writer() == Some(connection);
-            return writes.then(|| self.session.poll_transmit(now)).flatten().map(|(_, transmit)| transmit);
+            if self.session.writer() != Some(connection) {
+                return None;
+            }
+            let (_, transmit) = self.session.poll_transmit(now)?;
+            if let (Transmit::Message(_), Some(attached), Some(number)) =
+                (&transmit, &mut self.attached, self.session.wrote())
+            {
+                attached.unproven.note_written(now, number, self.session.acknowledged());
+            }
+            return Some(transmit);
         };
         let attached = self.attached.as_mut().filter(|attached| attached.connection == connection)?;
         if let Pulse::Driven(_, ping) = &mut attached.pulse
@@ -919,7 +880,7 @@ impl Client {
     #[must_use]
     pub fn state(&self) -> State {
         match self.dial {
-            _ if self.ended => State::Ended,
+            _ if self.end.is_some() => State::Ended,
             _ if self.closing.is_some() => State::Closing,
             _ if self.attached.is_some() => State::Attached { mode: self.mode(), epoch: self.epoch },
             // The first attempt is merely due.
@@ -956,7 +917,7 @@ impl Client {
     /// Whether the application asked to end; nothing more is accepted.
     #[must_use]
     pub fn is_closing(&self) -> bool {
-        self.closing.is_some() || self.ended
+        self.closing.is_some() || self.end.is_some()
     }
 
     /// Whether more should be read now: the application is not too far behind. (A session's server is
@@ -970,10 +931,26 @@ impl Client {
         })
     }
 
+    /// Everything that was accepted has left this process, or met its fate before.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        let last = match &self.plain {
+            Some(plain) => plain.confirmer.last(),
+            None => self.session.last_sent(),
+        };
+        self.end.is_some() || self.left.max(self.settled()) >= last
+    }
+
+    /// Why it has ended.
+    #[must_use]
+    pub fn end(&self) -> Option<&End> {
+        self.end.as_deref()
+    }
+
     /// Nothing follows.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        self.ended
+        self.end.is_some()
     }
 
     /// Everything up to this number is delivered (sessions) or confirmed (plain peers).
@@ -1006,7 +983,12 @@ impl Client {
         let Some(plain) = &self.plain else { return self.session.held() };
         Held {
             unread: held(plain.inbox_bytes, plain.inbox.len()),
-            kept: held(plain.confirmer.kept_bytes() + plain.volatiles.bytes(), plain.confirmer.kept()),
+            kept: held(
+                plain.confirmer.kept_bytes()
+                    + plain.volatiles.bytes()
+                    + plain.ahead.as_ref().map_or(0, |ahead| ahead.bytes()),
+                plain.confirmer.kept(),
+            ),
         }
     }
 
@@ -1044,8 +1026,10 @@ impl Client {
             // What was sent before it was known what the peer speaks.
             let (fate, unsent) = self.session.take_unsent();
             if fate.unknown > 0 {
+                self.gap = Some(Box::new(fate));
                 self.events.push_back(Event::Gap(fate));
             }
+            self.left = 0;
             let mut plain = Plain::new(config);
             for message in unsent {
                 let length = message.len();
@@ -1056,7 +1040,12 @@ impl Client {
         plain.volatiles = Volatiles::default();
         (plain.progressed, plain.restarts) = (false, false);
         plain.ahead = (self.config.holds_replaced && !first).then(Box::default);
-        if !first {
+        let is_next = !plain.inbox.iter().any(|delivery| matches!(delivery, Delivery::Message(_)));
+        if !first && (self.closing.is_none() || self.config.reads_while_closing) {
+            // Marks that meet are one.
+            if let Some(Delivery::Replaced { .. }) = plain.inbox.back() {
+                plain.inbox.pop_back();
+            }
             plain.inbox.push_back(Delivery::Replaced { count: self.epoch });
         }
         // A replacement: what the old connection was told and did not confirm is told again.
@@ -1067,8 +1056,8 @@ impl Client {
         self.set_attached(now, connection, Pulse::Driven(beat, None));
         self.epoch += 1;
         self.events.push_back(Event::Attached { mode: Mode::Plain, resumed: false, epoch: self.epoch });
-        if !first {
-            self.events.push_back(Event::FreshPeer);
+        if !first && is_next {
+            self.tell_of_fresh_peer(self.epoch - 1);
         }
     }
 
@@ -1080,18 +1069,21 @@ impl Client {
     }
 
     fn set_attached(&mut self, now: Instant, connection: ConnectionId, pulse: Pulse) {
-        let interval = match &pulse {
-            Pulse::Watched(watch) => watch.announced(),
-            Pulse::Driven(..) => self.config.heartbeat.interval(),
+        let attached = Attached {
+            connection,
+            pulse,
+            replace_at: None,
+            signs: Signs::default(),
+            unproven: Unproven::default(),
+            quiet_since: now,
+            is_judging: false,
         };
-        if let Some(old) =
-            self.attached.replace(Attached { connection, pulse, replace_at: None, signs: Signs::default() })
-        {
-            self.abort(old.connection);
+        if let Some(old) = self.attached.replace(attached) {
+            self.abort_connection(old.connection);
             self.backoff.handle_lost(now);
         }
-        self.dial = Dial::Rest;
-        self.backoff.handle_connected(now, interval);
+        (self.dial, self.failed, self.unwanted_until) = (Dial::Rest, 0, None);
+        self.backoff.handle_connected(now);
     }
 
     /// Takes what the session machine has to say.
@@ -1107,13 +1099,17 @@ impl Client {
                         self.events.push_back(Event::Attached { mode: Mode::Session, resumed, epoch });
                     }
                 }
-                ClientEvent::Gap(fate) => self.events.push_back(Event::Gap(fate)),
+                ClientEvent::Gap(fate) => {
+                    // What was received and not handed over went with it.
+                    (self.gap, self.left) = (Some(Box::new(fate)), 0);
+                    self.events.push_back(Event::Gap(fate));
+                }
                 ClientEvent::TooLarge { number } => {
                     self.events.push_back(Event::Report(Report::NotDelivered(number, number)));
                 }
                 ClientEvent::Refused { code, delay, .. } => {
                     if let Dial::Attaching { connection, .. } = self.dial {
-                        self.abort(connection);
+                        self.abort_connection(connection);
                         self.dial_failed(
                             now,
                             Lost::Unreachable(format!("refused with code {code}")),
@@ -1123,6 +1119,8 @@ impl Client {
                 }
                 ClientEvent::GoAway { delay, close_in, endpoint, .. } => {
                     self.endpoint = endpoint.or(self.endpoint.take());
+                    self.unwanted_until =
+                        (delay.min >= close_in && !delay.min.is_zero()).then(|| now + delay.min);
                     let leave = Some(advice(before(delay, close_in)));
                     let wait = self.backoff.next_delay(Cause::Shared, leave, &mut self.rng);
                     if self.dial == Dial::Rest {
@@ -1133,7 +1131,7 @@ impl Client {
                 ClientEvent::Authenticated { accepted } => {
                     self.events.push_back(Event::Authenticated { accepted });
                 }
-                ClientEvent::Ended { code, reason, fate } => {
+                ClientEvent::Ended { code, reason, fate, by } => {
                     // What is still owed (the answer to END, the Close) leaves before the end.
                     let mut closed = None;
                     while let Some((id, transmit)) = self.session.poll_transmit(now) {
@@ -1144,14 +1142,21 @@ impl Client {
                     if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } =
                         self.dial
                     {
-                        self.abort(connection);
+                        self.abort_connection(connection);
                         // If the attempt was refused for good, nothing is told to the one it was to replace.
                         let old = self.attached.as_ref().map(|old| old.connection);
-                        old.filter(|old| Some(*old) != closed).into_iter().for_each(|old| self.abort(old));
+                        old.filter(|old| Some(*old) != closed)
+                            .into_iter()
+                            .for_each(|old| self.abort_connection(old));
                     }
-                    self.ended = true;
-                    (self.attached, self.dial, self.closing) = (None, Dial::Rest, None);
-                    self.events.push_back(Event::Ended { code: Some(code), reason, fate: Some(fate) });
+                    (self.attached, self.dial) = (None, Dial::Rest);
+                    self.end_with(End {
+                        cause: cause_of(by),
+                        code: Some(code),
+                        reason,
+                        fate: Some(fate),
+                        lost: None,
+                    });
                 }
             }
         }
@@ -1181,38 +1186,57 @@ impl Client {
                 Lost::TooBig { .. } => (Some(CloseCode::TOO_BIG.into()), why.to_string()),
                 _ => (None, why.to_string()),
             };
-            self.events.push_back(Event::Detached { why, retry_in: Duration::ZERO });
-            return self.give_up(code, reason);
+            self.events.push_back(Event::Detached { why: why.clone(), retry_in: Duration::ZERO });
+            let cause = if matches!(why, Lost::Closed { .. }) { EndCause::Peer } else { EndCause::Lost };
+            return self.give_up(cause, code, reason, Some(why));
         }
         if self.ends_here(&why) {
             return;
         }
-        if self.dial != Dial::Rest {
-            // A replacement is on its way already.
-            let retry_in = match self.dial {
-                Dial::Waiting { until } => until.saturating_duration_since(now),
-                _ => Duration::ZERO,
-            };
-            self.events.push_back(Event::Detached { why, retry_in });
-            return;
-        }
-        let retry_in = self.schedule(now, &why, None);
+        let retry_in = match self.dial {
+            Dial::Rest => self.schedule(now, &why, None),
+            // A replacement was to follow later, or failed before: the loss is a new start.
+            Dial::Waiting { until } => {
+                let own = (now + self.schedule(now, &why, None)).max(self.unwanted_until.unwrap_or(now));
+                let until = own.min(until);
+                self.dial = Dial::Waiting { until };
+                until.saturating_duration_since(now)
+            }
+            // One is on its way already.
+            Dial::Connecting { .. } | Dial::Attaching { .. } => Duration::ZERO,
+        };
         self.events.push_back(Event::Detached { why, retry_in });
     }
 
     fn dial_failed(&mut self, now: Instant, why: Lost, advice: Option<Delay>) {
         self.dial = Dial::Rest;
         self.endpoint = None;
-        if self.ended || (self.attached.is_none() && self.ends_here(&why)) {
+        if self.end.is_some()
+            || (self.attached.is_none() && (self.ends_here(&why) || self.is_last_attempt(&why)))
+        {
             return;
         }
         let retry_in = self.schedule(now, &why, advice);
         self.events.push_back(Event::AttemptFailed { why, retry_in });
     }
 
+    /// Whether so many attempts have failed in a row that this one was the last.
+    fn is_last_attempt(&mut self, why: &Lost) -> bool {
+        self.failed = self.failed.saturating_add(1);
+        let Some(limit) = self.config.max_attempts.filter(|limit| self.failed >= limit.get()) else {
+            return false;
+        };
+        let reason = match limit.get() {
+            1 => format!("the only attempt failed: {why}"),
+            limit => format!("{limit} attempts in a row failed; the last one: {why}"),
+        };
+        self.give_up(EndCause::Attempts, None, reason, Some(why.clone()));
+        true
+    }
+
     fn schedule(&mut self, now: Instant, why: &Lost, delay: Option<Delay>) -> Duration {
         let cause = match why {
-            Lost::Dead(_) => Cause::Individual,
+            Lost::Dead(_) | Lost::NoMessage { .. } | Lost::Asked => Cause::Individual,
             Lost::Closed { code, .. } if CloseCode::action(*code) == CloseAction::ReconnectAlone => {
                 Cause::Individual
             }
@@ -1252,61 +1276,68 @@ impl Client {
 
     /// Whether this loss is the end: the peer said so, or one connection was all that was wanted.
     fn ends_here(&mut self, why: &Lost) -> bool {
-        let (code, reason) = match why {
-            Lost::Refused { status, reason } => {
-                self.give_up(status.map(u64::from), reason.clone());
-                return true;
-            }
+        let (cause, code, reason) = match why {
+            Lost::Refused { status, reason } => (EndCause::Refused, status.map(u64::from), reason.clone()),
             Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => {
-                (*code, reason.clone())
+                (EndCause::Peer, code.map(u64::from), reason.clone())
             }
-            Lost::TooBig { .. } if self.config.once => (Some(CloseCode::TOO_BIG), why.to_string()),
-            Lost::Closed { code, reason } if self.config.once => (*code, reason.clone()),
-            Lost::Unreachable(reason) | Lost::Broken(reason) | Lost::Unavailable { reason, .. }
-                if self.config.once =>
-            {
-                (None, reason.clone())
+            Lost::TooBig { .. } if self.config.once => {
+                (EndCause::Lost, Some(CloseCode::TOO_BIG.into()), why.to_string())
             }
-            Lost::NotConnected(failure) if self.config.once => (None, failure.reason.clone()),
-            Lost::Dead(evidence) if self.config.once => (None, evidence.to_string()),
+            Lost::Closed { code, reason } if self.config.once => {
+                (EndCause::Peer, code.map(u64::from), reason.clone())
+            }
+            _ if self.config.once => (EndCause::Lost, None, why.to_string()),
             _ => return false,
         };
-        self.give_up(code.map(u64::from), reason);
+        self.give_up(cause, code, reason, Some(why.clone()));
         true
     }
 
     fn close_plain_if_done(&mut self, now: Instant) {
-        let (Some(plain), Some(closing), false) = (&self.plain, &self.closing, self.ended) else { return };
+        let (Some(plain), Some(closing), false) = (&self.plain, &self.closing, self.end.is_some()) else {
+            return;
+        };
         if plain.confirmer.is_flushed() {
             let (code, reason) = (closing.code, closing.reason.clone());
-            if let Some(attached) = &self.attached {
-                let close = Transmit::Close { code, reason: reason.clone() };
-                self.commands.push_back(Command::Transmit(attached.connection, close));
-                self.lingering = Some((attached.connection, now + CLOSE_TIMEOUT));
-                self.attached = None;
-            }
-            self.give_up(Some(code.into()), reason);
+            self.say_goodbye(now, code, &reason);
+            self.give_up(EndCause::Closed, Some(code.into()), reason, None);
         }
     }
 
-    fn give_up(&mut self, code: Option<u64>, reason: String) {
-        if std::mem::replace(&mut self.ended, true) {
+    /// The closing handshake on the attached connection begins; the client itself is done with it.
+    fn say_goodbye(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        if let Some(attached) = self.attached.take() {
+            let close = Transmit::Close { code, reason: reason.to_owned() };
+            self.commands.push_back(Command::Transmit(attached.connection, close));
+            self.lingering = Some((attached.connection, now + CLOSE_TIMEOUT));
+        }
+    }
+
+    fn give_up(&mut self, cause: EndCause, code: Option<u64>, reason: String, lost: Option<Lost>) {
+        if self.end.is_some() {
             return;
         }
         if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } = self.dial {
-            self.abort(connection);
+            self.abort_connection(connection);
         }
         if let Some(attached) = self.attached.take() {
-            self.abort(attached.connection);
+            self.abort_connection(attached.connection);
         }
         self.dial = Dial::Rest;
         let told = self.plain.as_mut().map(|plain| plain.confirmer.abandon());
         told.into_iter().flatten().for_each(|outcome| self.report(outcome));
-        let fate = self.plain.is_none().then(|| self.session.fate_if_lost());
-        self.events.push_back(Event::Ended { code, reason, fate });
+        let fate = self.plain.is_none().then(|| self.session.forsake());
+        self.end_with(End { cause, code, reason, fate, lost: lost.map(Box::new) });
     }
 
-    fn abort(&mut self, connection: ConnectionId) {
+    fn end_with(&mut self, end: End) {
+        let End { cause, code, reason, fate, .. } = end.clone();
+        self.end = Some(Box::new(end));
+        self.events.push_back(Event::Ended { cause, code, reason, fate });
+    }
+
+    fn abort_connection(&mut self, connection: ConnectionId) {
         self.commands.push_back(Command::Transmit(connection, Transmit::Abort));
     }
 
@@ -1314,6 +1345,17 @@ impl Client {
         matches!(self.dial,
             Dial::Connecting { connection: dialled, .. } | Dial::Attaching { connection: dialled, .. }
             if dialled == connection)
+    }
+}
+
+fn cause_of(by: EndedBy) -> EndCause {
+    match by {
+        EndedBy::Us => EndCause::Closed,
+        EndedBy::Abort => EndCause::Aborted,
+        EndedBy::Server => EndCause::Peer,
+        EndedBy::Refusal => EndCause::Refused,
+        EndedBy::OtherInstance => EndCause::Superseded,
+        EndedBy::Protocol => EndCause::Protocol,
     }
 }
 

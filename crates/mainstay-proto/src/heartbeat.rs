@@ -12,7 +12,8 @@
 //!
 //! A peer that sends bytes but answers no probe for long is alive and not listening: that is reported,
 //! and is no verdict. [`Watch`] is the side that is probed: it expects a byte within twice the announced
-//! interval plus 5 s, and probes only when asked to.
+//! interval plus 5 s, and probes only when asked to: as soon as what this end wrote is unacknowledged for longer than
+//! [`Watch::patience`], for one.
 //!
 //! **Our own pause is no evidence about the peer.** A timer that fires late by more than a quarter
 //! interval asks for [`Action::Drain`], then for a fresh probe, and only that one is judged. Even in
@@ -34,6 +35,8 @@ use crate::ConfigError;
 const SHORTEST_DEADLINE: Duration = Duration::from_secs(5);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(20);
 const SHORTEST_PROBE_DEADLINE: Duration = Duration::from_secs(2);
+/// What was written may be unacknowledged for so long, or four round trips, before the peer is probed for it.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(3);
 /// How many deadlines pass at most while only our own writes make progress.
 const HARD_CAP: u32 = 4;
 /// How many deadlines pass at most while the peer sends and takes nothing. On a slow link the socket says only now
@@ -59,7 +62,8 @@ impl HeartbeatConfig {
         Ok(Self { interval, ..Self::default() })
     }
 
-    /// How long a peer may send bytes without an answer before it counts as not listening: a session's connection is dropped then.
+    /// How long a peer may send bytes and answer no probe before it counts as one that does not listen: a session parks, a
+    /// plain peer is kept for what it sends.
     /// Default: 5 minutes. Range: 1 minute to 1 day.
     ///
     /// # Errors
@@ -246,6 +250,14 @@ impl Heartbeat {
         }
     }
 
+    /// Makes the next probe due now, with the usual deadline: there is a reason to look, and no haste. While one is open
+    /// nothing changes.
+    pub fn beat_now(&mut self, now: Instant) {
+        if !self.is_open() {
+            self.next_beat = self.elapsed(now);
+        }
+    }
+
     /// Does what is due at `now`, and nothing when called early. Call it until it returns `None`.
     pub fn handle_timeout(&mut self, now: Instant, config: &HeartbeatConfig) -> Option<Action> {
         let due = self.due();
@@ -290,6 +302,12 @@ impl Heartbeat {
         self.srtt.deadline()
     }
 
+    /// For how long what was written may be unacknowledged before that is a reason to [`probe`](Self::probe).
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.srtt.patience()
+    }
+
     /// The smoothed round-trip time (RFC 6298: each sample weighs an eighth).
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
@@ -325,9 +343,11 @@ impl Heartbeat {
         })
     }
 
-    /// When the open probes count as unanswered, if nothing else happens.
+    /// When the open probes count as unanswered, if nothing else happens. What cannot leave behind bytes that do not
+    /// move has the long deadline, asked for or not: a slow link may take nothing for a while.
     fn dead_at(&self) -> Option<u32> {
-        let deadline = millis(if self.urgent { self.srtt.probe_deadline() } else { self.srtt.deadline() });
+        let is_short = self.urgent && self.left;
+        let deadline = millis(if is_short { self.srtt.probe_deadline() } else { self.srtt.deadline() });
         let sign_of_life = self.bytes.max(self.progress);
         self.is_open().then(|| {
             if self.left {
@@ -367,6 +387,8 @@ impl Heartbeat {
 pub struct Watch {
     announced: Duration,
     heard: Instant,
+    /// When the socket last took some of what waited for it.
+    progress: Option<Instant>,
     /// When the open probe left; cleared by any byte after it.
     left: Option<Instant>,
     /// When the probe to measure left.
@@ -375,15 +397,11 @@ pub struct Watch {
     nonce: u32,
     drained: Drained,
     asked: bool,
-    queued: bool,
+    /// When the probe was made that has not left yet.
+    queued: Option<Instant>,
 }
 
 impl Watch {
-    /// How often the peer beats.
-    pub(crate) fn announced(&self) -> Duration {
-        self.announced
-    }
-
     /// Expects a byte at least every 2 x `announced` + 5 s. What a peer announces is taken as
     /// between 100 ms and 1 hour.
     #[must_use]
@@ -391,13 +409,14 @@ impl Watch {
         Self {
             announced: announced.clamp(Duration::from_millis(100), Duration::from_secs(3600)),
             heard: now,
+            progress: None,
             left: None,
             timed: None,
             srtt: Srtt::default(),
             nonce: 0,
             drained: Drained::No,
             asked: false,
-            queued: false,
+            queued: None,
         }
     }
 
@@ -407,11 +426,22 @@ impl Watch {
         self.left = None;
     }
 
+    /// When bytes arrived last, or the connection began.
+    #[must_use]
+    pub fn heard(&self) -> Instant {
+        self.heard
+    }
+
     /// Everything written so far has left the process: the deadline of a probe counts from here.
     pub fn handle_flushed(&mut self, now: Instant) {
-        if std::mem::take(&mut self.queued) {
+        if self.queued.take().is_some() {
             (self.left, self.timed) = (Some(now), Some(now));
         }
+    }
+
+    /// The socket took some of what waits for it.
+    pub fn handle_write_progress(&mut self, now: Instant) {
+        self.progress = Some(now);
     }
 
     /// The answer to the newest probe; another nonce is only bytes. Returns the round trip.
@@ -421,7 +451,7 @@ impl Watch {
             return None;
         }
         // Its deadline would begin when what was written after it has left.
-        self.queued = false;
+        self.queued = None;
         let left = self.timed.take()?;
         let round_trip = now.saturating_duration_since(left);
         self.srtt.add(round_trip);
@@ -431,33 +461,41 @@ impl Watch {
     /// Asks for a probe at once, judged by max(2 s, 4 x srtt), at most 20 s. Asking again while one is
     /// open changes nothing.
     pub fn probe(&mut self) {
-        self.asked = !self.queued && self.left.is_none();
+        self.asked = self.queued.is_none() && self.left.is_none();
     }
 
     /// Does what is due at `now`, and nothing when called early. Call it until it returns `None`.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
-        let overdue = now.checked_duration_since(self.silent_at());
+        let (at, evidence) = self.judged_at();
+        let overdue = now.checked_duration_since(at);
         match std::mem::replace(&mut self.drained, Drained::No) {
             Drained::Late => {
                 // One fresh limit, in case the probe cannot leave.
                 self.heard = now;
-                return Some(self.make_probe());
+                return Some(self.make_probe(now));
             }
-            Drained::InTime if overdue.is_some() => return Some(Action::Dead(Evidence::Silent)),
+            Drained::InTime if overdue.is_some() => return Some(Action::Dead(evidence)),
             Drained::No if overdue.is_some_and(|late| late > self.announced / 4) => {
                 return Some(self.drain(Drained::Late));
             }
             Drained::No if overdue.is_some() => return Some(self.drain(Drained::InTime)),
             Drained::InTime | Drained::No => {}
         }
-        self.asked.then(|| self.make_probe())
+        self.asked.then(|| self.make_probe(now))
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout); after [`probe`](Self::probe) and
     /// [`Action::Drain`], at once.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
-        if self.asked || self.drained != Drained::No { self.heard } else { self.silent_at() }
+        if self.asked || self.drained != Drained::No { self.heard } else { self.judged_at().0 }
+    }
+
+    /// For how long what was written may be unacknowledged before that is a reason to [`probe`](Self::probe):
+    /// max(3 s, 4 x srtt), at most 20 s.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.srtt.patience()
     }
 
     /// The smoothed round-trip time of the probes.
@@ -466,9 +504,9 @@ impl Watch {
         self.srtt.get()
     }
 
-    fn make_probe(&mut self) -> Action {
+    fn make_probe(&mut self, now: Instant) -> Action {
         self.nonce = self.nonce.wrapping_add(1);
-        (self.asked, self.queued, self.left, self.timed) = (false, true, None, None);
+        (self.asked, self.queued, self.left, self.timed) = (false, Some(now), None, None);
         Action::Probe { nonce: self.nonce.into() }
     }
 
@@ -477,9 +515,19 @@ impl Watch {
         Action::Drain
     }
 
-    fn silent_at(&self) -> Instant {
+    /// When the peer counts as dead if nothing happens, and by which evidence.
+    fn judged_at(&self) -> (Instant, Evidence) {
         let limit = self.heard + self.announced * 2 + Duration::from_secs(5);
-        self.left.map_or(limit, |left| limit.min(left + self.srtt.probe_deadline()))
+        let unanswered = self.left.map(|left| left + self.srtt.probe_deadline());
+        let silent = unanswered.map_or(limit, |at| at.min(limit));
+        let stalled = self.queued.map(|made| {
+            let moved = made.max(self.heard).max(self.progress.unwrap_or(made));
+            moved + self.srtt.deadline() * HARD_CAP
+        });
+        match stalled.filter(|at| *at < silent) {
+            Some(at) => (at, Evidence::Stalled),
+            None => (silent, Evidence::Silent),
+        }
     }
 }
 
@@ -506,6 +554,10 @@ impl Srtt {
 
     fn probe_deadline(self) -> Duration {
         self.four_times().clamp(SHORTEST_PROBE_DEADLINE, LONGEST_DEADLINE)
+    }
+
+    fn patience(self) -> Duration {
+        self.four_times().clamp(SHORTEST_PATIENCE, LONGEST_DEADLINE)
     }
 
     fn four_times(self) -> Duration {

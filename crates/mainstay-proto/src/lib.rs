@@ -38,6 +38,16 @@ pub struct ConfigError {
     pub bound: &'static str,
 }
 
+impl ConfigError {
+    /// Lets a setting pass where its rule holds.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn unless(holds: bool, field: &'static str, bound: &'static str) -> Result<(), Self> {
+        if holds { Ok(()) } else { Err(Self { field, bound }) }
+    }
+}
+
 /// The moment tests start from; any does.
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "only the differences count")]

@@ -1,6 +1,6 @@
 //! Rules of `mainstay.v1` that a test can turn back, to show that the explorer notices.
 //!
-//! Without the feature `planted-bugs` [`turned_back`] is `false` at compile time and nothing of this
+//! Without the feature `planted-bugs` `turned_back` is `false` at compile time and nothing of this
 //! remains in a build. With it the rule is a property of the thread, so that tests do not meet.
 
 /// A rule, named by what holds while it is not turned back.

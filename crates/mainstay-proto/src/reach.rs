@@ -53,6 +53,8 @@ pub enum FailureKind {
     Certificate,
     /// The TLS handshake failed for another reason, such as a server that speaks no TLS.
     Tls,
+    /// The proxy on the way refused, or its answer was none.
+    Proxy,
     /// Anything else; the reason says what.
     Other,
 }
@@ -70,6 +72,7 @@ impl FailureKind {
             Self::NoDescriptor => "no_descriptor",
             Self::Certificate => "certificate",
             Self::Tls => "tls",
+            Self::Proxy => "proxy",
             Self::Other => "other",
         }
     }

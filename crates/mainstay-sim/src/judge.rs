@@ -202,9 +202,17 @@ impl Client {
         ear.probes.back().map(|(_, left)| *left).filter(|left| *left >= ear.heard)
     }
 
+    /// How long a probe that cannot leave is given without a byte either way.
+    fn stalled(&self) -> Duration {
+        Server { interval: self.interval, rtt: self.rtt }.deadline() * 4
+    }
+
     /// For how long this verdict says that the peer was silent.
     #[must_use]
-    pub fn patience(&self, now: Instant, ear: &Ear) -> Duration {
+    pub fn patience(&self, now: Instant, ear: &Ear, evidence: Evidence) -> Duration {
+        if evidence == Evidence::Stalled {
+            return self.stalled();
+        }
         let long = now + ROUNDING >= ear.since_sleep(ear.heard) + self.limit();
         if long { self.limit() } else { self.probe_deadline() }
     }
@@ -223,7 +231,13 @@ impl Client {
 
     /// What is wrong with a verdict, if anything.
     #[must_use]
-    pub fn too_early(&self, now: Instant, ear: &Ear) -> Option<&'static str> {
+    pub fn too_early(&self, now: Instant, ear: &Ear, evidence: Evidence) -> Option<&'static str> {
+        if evidence == Evidence::Stalled {
+            let moved = ear.stuck.unwrap_or(ear.heard).max(ear.heard);
+            let until = ear.since_sleep(moved) + self.stalled();
+            return (now + ROUNDING < until)
+                .then_some("the deadline of a probe that cannot leave had not passed");
+        }
         let silent = now + ROUNDING >= ear.since_sleep(ear.heard) + self.limit();
         let unanswered = Self::probe(ear).is_some_and(|left| now + ROUNDING >= left + self.probe_deadline());
         (!silent && !unanswered).then_some("neither the limit nor the deadline of a probe had passed")

@@ -252,7 +252,7 @@ fn listed(lives: &[Life]) -> String {
             let fate = match fate {
                 Outcome::Delivered => "delivered",
                 Outcome::Lost => "lost",
-                Outcome::Unknown => "unknown",
+                _ => "unknown",
             };
             let (id, number): (u32, u32) = (life.id, number);
             let _ = writeln!(lines, "{id} {number} {fate}");

@@ -192,6 +192,8 @@ impl Wire {
     }
 
     fn lost(&self, error: Option<&io::Error>) -> Lost {
+        // TLS has words of its own for a stream that ends in the middle.
+        let error = error.filter(|error| error.kind() != io::ErrorKind::UnexpectedEof);
         Lost::Broken(error.map_or_else(|| "connection ended without a close".to_owned(), ToString::to_string))
     }
 

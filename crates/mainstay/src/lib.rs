@@ -5,9 +5,18 @@
 //! - [`client`]: a client that reconnects and resumes. [`link`]: one towards peers that speak plain
 //!   WebSocket; it reconnects, confirms by Ping, and says what that could not keep.
 //!
-//! Unix only: connections live with workers that have an epoll of their own (or what the system has in its place).
+//! Unix only, with any of the features: connections live with workers that have an epoll of their own (or what the system
+//! has in its place). [`mainstay_proto`], which has no IO, builds everywhere.
+//!
+//! How to test a handler or a client in memory and in paused time: `docs/guides/testing.md`.
 //!
 //! What is decided is decided in [`mainstay_proto`], without IO; here are the sockets and the tasks.
+
+#[cfg(not(unix))]
+compile_error!(
+    "mainstay needs Unix (Linux, macOS, BSD), with any of its features: its workers wait on epoll or kqueue. \
+     mainstay-proto, which has no IO, builds everywhere"
+);
 
 mod budget;
 mod clock;
@@ -38,8 +47,10 @@ pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::{Evidence, HeartbeatConfig};
 pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
-pub use mainstay_proto::session::{Delivery, End, EndCause, Fate, Message, PeerClose, Window};
-pub use mainstay_proto::ws::{Action, CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
+pub use mainstay_proto::session::{Fate, Message, PeerClose, Window};
+/// What a client does after a close code: see [`CloseCode::action`].
+pub use mainstay_proto::ws::close::Action as CloseAction;
+pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
 
 /// A message that was not accepted, and why. It comes back with the error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,4 +98,10 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../../../README.zh-CN.md")]
     struct ReadmeInChinese;
+    #[doc = include_str!("../../../docs/guides/authentication.md")]
+    struct Authentication;
+    #[doc = include_str!("../../../docs/guides/broadcast.md")]
+    struct Broadcast;
+    #[doc = include_str!("../../../docs/guides/testing.md")]
+    struct Testing;
 }

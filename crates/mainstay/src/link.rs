@@ -59,10 +59,10 @@ impl Client<Plain> {
     }
 
     /// With [`Builder::holds_replaced`]: writes a message ahead of the stream to the connection that
-    /// [`Delivery::Replaced`] announced with the count `replacement`. It is not kept, and lost with that connection. Nothing
+    /// [`Incoming::FreshPeer`] announced with the count `replacement`. It is not kept, and lost with that connection. Nothing
     /// happens if the stream flows on it already, or it was replaced itself.
     ///
-    /// [`Delivery::Replaced`]: crate::Delivery::Replaced
+    /// [`Incoming::FreshPeer`]: crate::client::Incoming::FreshPeer
     pub fn send_ahead(&self, replacement: u64, message: impl Into<Message>) {
         self.core.change(|inner| inner.machine.send_ahead(replacement, message.into()));
     }
@@ -151,6 +151,23 @@ impl Builder<Plain> {
     #[must_use]
     pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {
         self.config.heartbeat = heartbeat;
+        self
+    }
+
+    /// Whether a message that stays unconfirmed for 3 s, or four round trips, is a reason to look at once whether the peer
+    /// lives. It has 5 to 20 s to show that, as for any heartbeat. Leave it out where the peer is near and may stand still
+    /// for longer than that. Default: yes, towards a peer that is known to answer Pings.
+    #[must_use]
+    pub fn probes_unconfirmed(mut self, probes: bool) -> Self {
+        self.config.probes_unconfirmed = probes;
+        self
+    }
+
+    /// Whether what the peer sends after [`Client::close`] is handed over until the end: for applications whose
+    /// [`confirm_reply`](Link::confirm_reply) depends on it. Default: no.
+    #[must_use]
+    pub fn reads_while_closing(mut self, reads: bool) -> Self {
+        self.config.reads_while_closing = reads;
         self
     }
 

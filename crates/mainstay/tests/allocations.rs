@@ -16,10 +16,11 @@ use axum::routing::any;
 use bytes::Bytes;
 use mainstay::client::{Builder, UrlError};
 use mainstay::server::{Config, Sender};
-use mainstay::{Client, Link, Mainstay, Message, Session, SessionUpgrade};
+use mainstay::{Client, CloseCode, Link, Mainstay, Message, Session, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{self, Runtime};
+use tokio::task::JoinSet;
 
 /// A kind of work, and the most allocations that one message (a delivery in the fan-out) may cost: of a plain
 /// client, and of one that speaks mainstay.v1. A plain client's Pings and lists that still grow are in it: the slack
@@ -43,6 +44,11 @@ const PACKED_ECHO: f64 = 60_000.0;
 /// The most that one of many holds of compressed messages that its socket does not take, 36 KiB each and eight of
 /// them: its part of the one copy, and references.
 const SLOW_RECEIVER: Held = (4.5, 2_200.0);
+
+/// The most bytes that one leaves which came and went, of 1,000: nothing but what lists grew by, and a tombstone for each
+/// session, which is kept for a day and of which 100,000 are kept.
+const LEFT_BEHIND_PLAIN: f64 = 4.0;
+const LEFT_BEHIND_SESSION: f64 = 400.0;
 
 /// Allocations, and the bytes that were asked for.
 type Held = (f64, f64);
@@ -92,6 +98,15 @@ fn a_session_holds_no_more_than_it_did_whether_its_client_is_there_or_not() {
     let (idle, parked) = held(Client::builder);
     verdict.judge_held("idle session", idle, IDLE_SESSION);
     verdict.judge_held("parked session", parked, PARKED_SESSION);
+    verdict.give();
+}
+
+/// A thousand that end in order, after a hundred that made every list as long as it gets.
+#[test]
+fn r11_connections_that_come_and_go_leave_nothing_and_sessions_a_tombstone() {
+    let mut verdict = Verdict::default();
+    verdict.judge("left by a plain connection, bytes", left_behind(Link::to), LEFT_BEHIND_PLAIN);
+    verdict.judge("left by a session, bytes", left_behind(Client::builder), LEFT_BEHIND_SESSION);
     verdict.give();
 }
 
@@ -278,6 +293,33 @@ impl Bench {
     fn kill_clients(&mut self) {
         drop(self.clients.take());
     }
+}
+
+/// What the server still holds for one that came and went.
+fn left_behind<P: 'static>(to: fn(&str) -> Result<Builder<P>, UrlError>) -> f64 {
+    let bench = Bench::new();
+    bench.counted(come_and_go(bench.url("echo"), to, 2));
+    bench.settle(0);
+    let cycles = bench.counted(come_and_go(bench.url("echo"), to, 20)).1;
+    (cycles.bytes_current + bench.settle(0).bytes_current) as f64 / 1_000.0
+}
+
+/// Fifty at a time, each with a message and an end in order.
+async fn come_and_go<P: 'static>(url: String, to: fn(&str) -> Result<Builder<P>, UrlError>, rounds: usize) {
+    for _ in 0..rounds {
+        let mut cycles = JoinSet::new();
+        for _ in 0..50 {
+            cycles.spawn(one_message(to(&url).unwrap()));
+        }
+        cycles.join_all().await;
+    }
+}
+
+async fn one_message<P: 'static>(builder: Builder<P>) {
+    let mut client = builder.connect_once().await.unwrap();
+    client.send(Message::text("x")).await.unwrap();
+    client.recv().await.unwrap();
+    client.close(CloseCode::NORMAL, "").await;
 }
 
 /// Compression is offered, and agreed on where the server likes it.

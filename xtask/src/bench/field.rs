@@ -8,6 +8,7 @@ use std::error::Error;
 use std::fs;
 use std::process::Command;
 
+use super::plugin::PLUGIN;
 use crate::Result;
 use crate::install;
 use crate::run::{check, output};
@@ -15,7 +16,7 @@ use crate::run::{check, output};
 const PEERS: &str = "benches/peers";
 
 /// Every name that `--server` takes.
-pub(super) const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 19] = [
     "mainstay",
     "mainstay, session",
     "mainstay serve",
@@ -27,13 +28,18 @@ pub(super) const NAMES: [&str; 17] = [
     "ws",
     "@fastify/websocket",
     "uWebSockets",
+    SOCKETIFY,
     "mainstay gateway",
     "mainstay gateway, session",
     "nginx",
     "nginx, 32 KiB buffers",
     HTTP_PROXY,
     DIRECT,
+    PLUGIN,
 ];
+
+/// A Python server on uWebSockets: its figures are those of a call into CPython for each message.
+pub(super) const SOCKETIFY: &str = "socketify (Python)";
 
 const HTTP_PROXY: &str = "@fastify/http-proxy";
 
@@ -53,9 +59,9 @@ pub(super) struct Wanted<'a> {
 
 impl Wanted<'_> {
     /// A smoke test is of ours, and of what one `npm ci` brings to prove that gateways are measured alike.
-    fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         match self.named {
-            [] => !self.quick || is_ours(name) || name == HTTP_PROXY,
+            [] => !self.quick || is_ours(name) || name == HTTP_PROXY || name == PLUGIN,
             named => named.iter().any(|one| one == name),
         }
     }
@@ -139,7 +145,7 @@ pub(super) fn prepare(wanted: &Wanted) -> Result<(Vec<Server>, Vec<String>)> {
         println!("--- LEFT OUT: {error}");
         missing.push(error.to_string().lines().next().unwrap_or_default().to_owned());
     };
-    for family in [rust, node, python, nginx] {
+    for family in [rust, node, cpp, python, nginx] {
         family(wanted).map_or_else(&mut left_out, |peers| servers.extend(peers));
     }
     if wanted.has(DIRECT) || servers.iter().any(|server| server.place == Place::Gateway) {
@@ -221,13 +227,23 @@ fn node_packages() -> Result<impl Fn(&str) -> String> {
     })
 }
 
-fn python(wanted: &Wanted) -> Result<Vec<Server>> {
+fn cpp(wanted: &Wanted) -> Result<Vec<Server>> {
     if !wanted.has("uWebSockets") {
+        return Ok(Vec::new());
+    }
+    let (program, version) = install::uwebsockets(PEERS)?;
+    let about = format!("C++, no TLS, no zlib; the sources in libuwebsockets-sys {version}");
+    Ok(vec![Server::peer("uWebSockets", about, &program.display().to_string())])
+}
+
+fn python(wanted: &Wanted) -> Result<Vec<Server>> {
+    if !wanted.has(SOCKETIFY) {
         return Ok(Vec::new());
     }
     let python = install::socketify()?;
     let program = format!("{} {PEERS}/python/uwebsockets.py", python.display());
-    Ok(vec![Server::peer("uWebSockets", format!("C++, through {}", install::SOCKETIFY), &program)])
+    let about = format!("uWebSockets called from CPython, {}", install::SOCKETIFY.replace("==", " "));
+    Ok(vec![Server::peer(SOCKETIFY, about, &program)])
 }
 
 fn nginx(wanted: &Wanted) -> Result<Vec<Server>> {

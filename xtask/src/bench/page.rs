@@ -6,12 +6,18 @@ use std::process::Command;
 
 use super::field::{self, DIRECT, Place, Server};
 use super::figures::{FIGURES, Figure, SCENARIOS, shown};
-use super::{Results, Scale};
+use super::{Results, Scale, plugin};
 use crate::Result;
 use crate::run::output;
 
 /// The whole page.
-pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds: u32) -> Result<String> {
+pub(super) fn write(
+    servers: &[Server],
+    results: &Results,
+    plugin: Option<&plugin::Found>,
+    scale: &Scale,
+    rounds: u32,
+) -> Result<String> {
     let mut page = String::new();
     writeln!(page, "# Performance\n\nWritten by `cargo xtask bench`; do not edit.\n")?;
     if scale.quick {
@@ -43,6 +49,14 @@ pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds
     for server in servers {
         writeln!(page, "| {} | {} |", server.name, server.about)?;
     }
+    if servers.iter().any(|server| server.name == field::SOCKETIFY) {
+        writeln!(
+            page,
+            "\n`{}` calls into CPython for each message: its figures say what that costs, and nothing of uWebSockets\n\
+             itself. `uWebSockets` is the C++ server, one thread with one loop.",
+            field::SOCKETIFY
+        )?;
+    }
     if servers.iter().any(|server| server.place == Place::Server) {
         writeln!(page, "\n## Figures")?;
         tables(&mut page, false, servers, results, rounds)?;
@@ -50,6 +64,9 @@ pub(super) fn write(servers: &[Server], results: &Results, scale: &Scale, rounds
     if servers.iter().any(|server| server.place != Place::Server) {
         writeln!(page, "\n## Through a gateway\n\n{}", gateways(scale))?;
         tables(&mut page, true, servers, results, rounds)?;
+    }
+    if let Some(found) = plugin {
+        page += &plugin::section(found)?;
     }
     commands(&mut page, servers, scale)?;
     for (title, lines) in [("Not measured here", &results.missing), ("Came to nothing", &results.failures)] {

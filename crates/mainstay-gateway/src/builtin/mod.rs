@@ -18,10 +18,10 @@ use self::room::Room;
 /// everyone connected to that path.
 pub(crate) fn router(mainstay: Mainstay) -> Router {
     let backend = Backend { mainstay, room: Room::default() };
-    let page = page::Page::new();
+    let (page, clock) = (page::Page::new(), pulse::Clock::start());
     Router::new()
-        .route("/", get(move || std::future::ready(page.response())))
-        .route("/pulse", any(|upgrade: SessionUpgrade| async { upgrade.on_session(pulse::run) }))
+        .route("/", get(move |headers, query| std::future::ready(page.response(&headers, query))))
+        .route("/pulse", any(move |upgrade: SessionUpgrade| pulse(upgrade, clock)))
         .route("/echo", any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) }))
         .route("/broadcast", any(broadcast))
         .with_state(backend)
@@ -37,6 +37,10 @@ impl FromRef<Backend> for Mainstay {
     fn from_ref(backend: &Backend) -> Self {
         backend.mainstay.clone()
     }
+}
+
+async fn pulse(upgrade: SessionUpgrade, clock: pulse::Clock) -> Response {
+    upgrade.on_session(move |session| pulse::run(session, clock))
 }
 
 async fn echo(mut session: Session) {

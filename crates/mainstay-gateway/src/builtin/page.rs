@@ -1,9 +1,13 @@
-//! The live page: one file that needs nothing else, and headers that forbid it everything else.
+//! The live page, in the reader's language: one file that needs nothing else, and headers that forbid it everything
+//! else.
 
 use std::sync::Arc;
 
+use axum::extract::RawQuery;
+use axum::http::HeaderMap;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_LANGUAGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+    VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -11,30 +15,71 @@ use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
 /// Made from `clients/page` by its `build.mjs`.
-const PAGE: &str = include_str!("../page.html");
+const ENGLISH: &str = include_str!("../page.html");
+const CHINESE: &str = include_str!("../page.zh.html");
 
 /// The page, and what a browser may do with it.
 #[derive(Clone)]
 pub(super) struct Page {
+    english: Edition,
+    chinese: Edition,
+}
+
+#[derive(Clone)]
+struct Edition {
+    language: &'static str,
+    text: &'static str,
     policy: Arc<str>,
 }
 
 impl Page {
     pub(super) fn new() -> Self {
-        Self { policy: policy(PAGE).into() }
+        let edition = |language, text| Edition { language, text, policy: policy(text).into() };
+        Self { english: edition("en", ENGLISH), chinese: edition("zh-CN", CHINESE) }
     }
 
-    pub(super) fn response(&self) -> Response {
+    /// In the language that `?lang=` names, or that the browser prefers.
+    pub(super) fn response(&self, headers: &HeaderMap, RawQuery(query): RawQuery) -> Response {
+        let accepted = headers.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let named = query.as_deref().unwrap_or("").split('&').find_map(|field| field.strip_prefix("lang="));
+        let edition = if prefers_chinese(named.unwrap_or(accepted)) { &self.chinese } else { &self.english };
         let headers = [
             (CONTENT_TYPE, "text/html; charset=utf-8"),
+            (CONTENT_LANGUAGE, edition.language),
+            (VARY, "accept-language"),
             // A newer program may have a newer page.
             (CACHE_CONTROL, "no-cache"),
-            (CONTENT_SECURITY_POLICY, &*self.policy),
+            (CONTENT_SECURITY_POLICY, &*edition.policy),
             (X_CONTENT_TYPE_OPTIONS, "nosniff"),
             (REFERRER_POLICY, "no-referrer"),
         ];
-        (headers, PAGE).into_response()
+        (headers, edition.text).into_response()
     }
+}
+
+/// Whether a list of languages, as in `Accept-Language`, names Chinese and no English above it.
+///
+/// Source: RFC 9110 section 12.5.4.
+fn prefers_chinese(accepted: &str) -> bool {
+    let mut best = [0.0_f32; 2]; // of Chinese, of English
+    for range in accepted.split(',') {
+        let (tag, weight) = range.split_once(';').unwrap_or((range, "q=1"));
+        let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse().ok()).unwrap_or(0.0);
+        let primary = tag.trim().split('-').next().unwrap_or("");
+        for (name, best) in ["zh", "en"].iter().zip(&mut best) {
+            if primary.eq_ignore_ascii_case(name) {
+                *best = best.max(weight);
+            }
+        }
+    }
+    best[0] > best[1] || (best[0] > 0.0 && best[0] >= best[1] && first_is_chinese(accepted))
+}
+
+/// Which comes first decides between equals.
+fn first_is_chinese(accepted: &str) -> bool {
+    let mut primary =
+        accepted.split(',').map(|range| range.trim().get(..2).unwrap_or("").to_ascii_lowercase());
+    primary.find(|tag| tag == "zh" || tag == "en").is_some_and(|tag| tag == "zh")
 }
 
 /// The page's own script and style by their hashes, sockets to where it came from, and nothing else.
@@ -47,7 +92,7 @@ fn policy(page: &str) -> String {
     )
 }
 
-/// Of what stands in each element of this name. `'none'`: there is no such element.
+/// The hashes of what stands in each element of this name. `'none'`: there is no such element.
 fn hashes(page: &str, element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let bodies = page.split(&open).skip(1).filter_map(|rest| rest.split(&close).next());
@@ -72,17 +117,38 @@ mod tests {
     }
 
     #[test]
-    fn the_page_is_one_file_whose_every_script_and_style_has_a_hash() {
-        for element in ["script", "style"] {
-            assert_eq!(
-                PAGE.matches(&format!("<{element}>")).count(),
-                1,
-                "one <{element}> without attributes"
-            );
-            assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1);
-            assert_eq!(PAGE.matches(&format!("</{element}>")).count(), 1);
+    fn chinese_is_for_those_who_prefer_it_to_english() {
+        let chinese = [
+            "zh",
+            "zh-CN",
+            "ZH-TW,en;q=0.5",
+            "zh-CN,zh;q=0.9,en;q=0.8",
+            "zh,en",
+            "de,zh;q=0.2",
+            "fr;q=0.1, zh",
+        ];
+        let english =
+            ["", "en", "en-GB,zh;q=0.9", "en,zh", "de", "*", "zh;q=0", "zh;q=x", "zhx", ",;,", "z\u{e9}"];
+        for accepted in chinese {
+            assert!(prefers_chinese(accepted), "{accepted}");
         }
-        assert!(!PAGE.contains(" style=\""), "an attribute that the policy forbids");
-        assert!(!PAGE.contains("src=\"") && !PAGE.contains("url("), "a request of its own");
+        for accepted in english {
+            assert!(!prefers_chinese(accepted), "{accepted}");
+        }
+    }
+
+    #[test]
+    fn the_page_is_one_file_whose_every_script_and_style_has_a_hash() {
+        for page in [ENGLISH, CHINESE] {
+            for element in ["script", "style"] {
+                let open = format!("<{element}>");
+                assert_eq!(page.matches(&open).count(), 1, "one <{element}> without attributes");
+                assert_eq!(page.matches(&format!("<{element}")).count(), 1);
+                assert_eq!(page.matches(&format!("</{element}>")).count(), 1);
+            }
+            let (markup, _) = page.split_once("<script>").unwrap();
+            assert!(!markup.contains(" style=\""), "an attribute that the policy forbids");
+            assert!(!markup.contains("src=\"") && !markup.contains("url("), "a request of its own");
+        }
     }
 }

@@ -1,22 +1,26 @@
-//! What the page talks to. Messages are JSON texts, and a visitor can act on no session but its own:
+//! What the page talks to, over a session or a plain WebSocket alike. Messages are JSON texts, and a visitor can act on
+//! no connection but its own:
 //!
 //! ```text
 //! visitor                              server
 //! {"type":"pulse","n":1}               the same message, whatever else it has
-//!                                      {"type":"tick","n":1}, with n = 1, 2, 3 ... every 500 ms
+//!                                      {"type":"tick","n":3592000001}, one more every 500 ms
 //! {"type":"cut"}                       drops the connection
 //! {"type":"freeze","seconds":5}        holds it for so long, 1 to 30
 //! {"type":"silent"}                    holds it for an hour
 //! {"type":"restart"}                   sends the visitor away, to come back within a second
+//! {"type":"forget"}                    ends the session, as if what stands behind it were lost
 //! anything else                        {"type":"error","message":"..."}
 //! ```
+//!
+//! Ticks are numbered by the time and not by the visitor, so that a visitor that was away sees how many it missed.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mainstay::server::Sender;
 use mainstay::{Message, SendError, Session};
 use serde_json::{Value, json};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 const TICK: Duration = Duration::from_millis(500);
 const FREEZE_SECONDS: std::ops::RangeInclusive<u64> = 1..=30;
@@ -25,42 +29,78 @@ const COME_BACK: std::ops::RangeInclusive<Duration> = Duration::ZERO..=Duration:
 /// A visitor that has not come back by then is closed.
 const GONE_BY: Duration = Duration::from_secs(5);
 
+/// The number of the newest tick: the same for every visitor, and it goes on over a restart of the program.
+#[derive(Clone, Copy)]
+pub(super) struct Clock {
+    started: Instant,
+    /// Since 1970, when it started.
+    wall: Duration,
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { started: Instant::now(), wall }
+    }
+
+    pub(super) fn newest(self) -> u64 {
+        let ticks = (self.wall + self.started.elapsed()).as_millis() / TICK.as_millis();
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    }
+}
+
 /// Serves one visitor, ticks included, until its session is over.
-pub(super) async fn run(mut session: Session) {
+pub(super) async fn run(mut session: Session, clock: Clock) {
     let sender = session.sender();
-    let mut clock = interval(TICK);
-    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut ticks = 0;
+    let mut timer = interval(TICK);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = clock.newest();
     loop {
         tokio::select! {
             message = session.recv() => {
                 let Some(message) = message else { return };
-                if let Some(answer) = handle(&message, &sender)
-                    && session.send(answer).await.is_err()
-                {
-                    return;
+                match handle(&message, &sender) {
+                    Then::Nothing => {}
+                    Then::Answer(answer) => if session.send(answer).await.is_err() { return },
+                    Then::Forget => return session.renew(0),
                 }
             }
-            _ = clock.tick() => match session.try_send(text(&json!({"type": "tick", "n": ticks + 1}))) {
-                Ok(()) => ticks += 1,
-                // It is away, and enough waits for it. The next one has this number.
-                Err(SendError::Full(_)) => {}
-                Err(_) => return,
-            },
+            _ = timer.tick() => if !tell(&session, clock.newest(), &mut told) { return },
         }
     }
 }
 
-/// Does what a message asks for; the answer, where there is one.
-fn handle(message: &Message, session: &Sender) -> Option<Message> {
+/// Sends the ticks up to the newest; false: the session is over.
+fn tell(session: &Session, newest: u64, told: &mut u64) -> bool {
+    while *told < newest {
+        match session.try_send(text(&json!({"type": "tick", "n": *told + 1}))) {
+            Ok(()) => *told += 1,
+            // It is away, and enough waits for it: the rest follows when it is back.
+            Err(SendError::Full(_)) => return true,
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// What follows from a message.
+enum Then {
+    Nothing,
+    Answer(Message),
+    Forget,
+}
+
+/// Does what a message asks for.
+fn handle(message: &Message, session: &Sender) -> Then {
     match Wish::read(message) {
-        Ok(Wish::Pulse) => return Some(message.clone()),
+        Ok(Wish::Pulse) => return Then::Answer(message.clone()),
         Ok(Wish::Cut) => session.cut(),
         Ok(Wish::Hold(duration)) => session.hold(duration),
         Ok(Wish::Restart) => session.go_away("the visitor asked for it", COME_BACK, GONE_BY),
-        Err(why) => return Some(text(&json!({"type": "error", "message": why}))),
+        Ok(Wish::Forget) => return Then::Forget,
+        Err(why) => return Then::Answer(text(&json!({"type": "error", "message": why}))),
     }
-    None
+    Then::Nothing
 }
 
 /// What a visitor wants done.
@@ -70,6 +110,7 @@ enum Wish {
     Cut,
     Hold(Duration),
     Restart,
+    Forget,
 }
 
 impl Wish {
@@ -85,8 +126,9 @@ impl Wish {
                 None => Err("seconds: a whole number from 1 to 30".to_owned()),
             },
             Some("restart") => Ok(Self::Restart),
+            Some("forget") => Ok(Self::Forget),
             Some("silent") => Ok(Self::Hold(SILENCE)),
-            _ => Err("type: one of pulse, cut, freeze, restart, silent".to_owned()),
+            _ => Err("type: one of pulse, cut, freeze, restart, silent, forget".to_owned()),
         }
     }
 }
@@ -117,6 +159,7 @@ mod tests {
         check(r#"{"type":"freeze","seconds":30}"#, hold(30));
         check(r#"{"type":"silent"}"#, hold(3600));
         check(r#"{"type":"restart"}"#, Ok(Wish::Restart));
+        check(r#"{"type":"forget"}"#, Ok(Wish::Forget));
         check(r#"{"type":"pulse"}"#, Err("n:"));
         check(r#"{"type":"pulse","n":-1}"#, Err("n:"));
         check(r#"{"type":"pulse","n":1.5}"#, Err("n:"));

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use super::pulse::Clock;
 use super::router;
 
 /// A client at `/pulse` of a backend of its own, and what it has seen.
@@ -16,6 +17,8 @@ struct Visitor {
     client: Client,
     mainstay: Mainstay,
     ticks: u64,
+    /// The number of the newest; 0: none came yet.
+    newest: u64,
     pulses: u64,
 }
 
@@ -29,7 +32,7 @@ impl Visitor {
             mainstay::serve(listener, router(serving.clone()), &serving).await.unwrap();
         });
         let client = Client::builder(&format!("ws://{address}/pulse")).unwrap().connect();
-        let mut visitor = Self { client, mainstay, ticks: 0, pulses: 0 };
+        let mut visitor = Self { client, mainstay, ticks: 0, newest: 0, pulses: 0 };
         visitor.attached(1).await;
         visitor
     }
@@ -60,8 +63,10 @@ impl Visitor {
             let json: Value = serde_json::from_str(message.as_text().unwrap()).unwrap();
             match json["type"].as_str().unwrap() {
                 "tick" => {
+                    let n = json["n"].as_u64().unwrap();
+                    assert!(self.newest == 0 || n == self.newest + 1, "in order, none lost, none twice");
+                    self.newest = n;
                     self.ticks += 1;
-                    assert_eq!(json["n"], self.ticks, "in order, none lost, none twice");
                 }
                 "pulse" => {
                     assert_eq!(json["n"], self.pulses);
@@ -110,6 +115,31 @@ async fn a_restart_moves_the_session_to_another_connection() {
     visitor.say(json!({"type": "restart"})).await;
     visitor.attached(2).await;
     visitor.pulse().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_the_server_forgets_is_told_as_a_gap_and_a_new_one_begins() {
+    let mut visitor = Visitor::arrive().await;
+    visitor.pulse().await;
+    visitor.say(json!({"type": "forget"})).await;
+    loop {
+        match visitor.client.event().await.unwrap() {
+            Event::Gap { .. } => break,
+            Event::Detached { .. } | Event::AttemptFailed { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    visitor.attached(1).await;
+    visitor.newest = 0; // what was said in between is the gap
+    visitor.pulse().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ticks_are_numbered_by_the_time_so_that_a_visitor_sees_what_it_missed() {
+    let clock = Clock::start();
+    let before = clock.newest();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(clock.newest() - before, 20);
 }
 
 #[tokio::test(start_paused = true)]

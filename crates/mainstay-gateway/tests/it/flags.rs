@@ -23,6 +23,10 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     check(&["serve", "--upstream", "127.0.0.1:3000"], &["--upstream", "ws://127.0.0.1:3000"]);
     check(&["serve", "--heartbeat", "25"], &["--heartbeat", "25s"]);
     check(&["serve", "--heartbeat", "1ms"], &["--heartbeat", "between 100 ms and 1 hour"]);
+    check(&["serve", "--route-heartbeat", "/prices"], &["--route-heartbeat", "/prices=5s"]);
+    check(&["serve", "--route-heartbeat", "prices=5s"], &["--route-heartbeat", "begins with /"]);
+    check(&["serve", "--route-heartbeat", "/a=1ms"], &["--route-heartbeat", "between 100 ms and 1 hour"]);
+    check(&["serve", "--route-heartbeat", "/a=5s"], &["--route-heartbeat", "--upstream"]);
     check(&["serve", "--max-message", "64KB"], &["--max-message", "64KiB"]);
     check(&["serve", "--max-message", "0"], &["--max-message", "between 1 B and 1 GiB"]);
     for wrong in ["0", "many", "-1", "4294967296"] {

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use mainstay_proto::ws::handshake::accept_key;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 pub(crate) const TEXT: u8 = 0x81;
 pub(crate) const BINARY: u8 = 0x82;
@@ -28,11 +29,22 @@ impl From<TcpStream> for Frames {
 impl Frames {
     /// The head of the answer to a visitor with these further headers (each with its line's end), and what follows.
     pub(crate) async fn visit(address: SocketAddr, path: &str, headers: &str) -> (String, Self) {
-        let mut stream = TcpStream::connect(address).await.unwrap();
+        Self::visit_over(TcpStream::connect(address).await.unwrap(), path, headers).await
+    }
+
+    /// A visitor whose kernel takes little more than this many bytes ahead of it.
+    pub(crate) async fn visit_slowly(address: SocketAddr, path: &str, ahead: u32) -> (String, Self) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(ahead).unwrap();
+        Self::visit_over(socket.connect(address).await.unwrap(), path, "").await
+    }
+
+    pub(crate) async fn visit_over(mut stream: TcpStream, path: &str, headers: &str) -> (String, Self) {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
         );
+        stream.set_nodelay(true).unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         (head(&mut stream).await.unwrap(), Self { stream, masks: true })
     }
@@ -63,8 +75,28 @@ impl Frames {
         (request, Self { stream, masks: false })
     }
 
+    /// The next frame, of which so many bytes are taken at a time.
+    pub(crate) async fn read_paced(&mut self, piece: usize, pause: Duration) -> io::Result<(u8, Vec<u8>)> {
+        let (first, length, key) = self.header().await?;
+        let mut payload = vec![0; length];
+        for piece in payload.chunks_mut(piece) {
+            self.stream.read_exact(piece).await?;
+            tokio::time::sleep(pause).await;
+        }
+        payload.iter_mut().zip(key.iter().cycle()).for_each(|(byte, key)| *byte ^= key);
+        Ok((first, payload))
+    }
+
     /// The next frame: its first byte, and its payload.
     pub(crate) async fn read(&mut self) -> io::Result<(u8, Vec<u8>)> {
+        let (first, length, key) = self.header().await?;
+        let mut payload = vec![0; length];
+        self.stream.read_exact(&mut payload).await?;
+        payload.iter_mut().zip(key.iter().cycle()).for_each(|(byte, key)| *byte ^= key);
+        Ok((first, payload))
+    }
+
+    async fn header(&mut self) -> io::Result<(u8, usize, [u8; 4])> {
         let first = self.stream.read_u8().await?;
         let second = self.stream.read_u8().await?;
         let length = match second & 0x7f {
@@ -76,10 +108,7 @@ impl Frames {
         if second & 0x80 != 0 {
             self.stream.read_exact(&mut key).await?;
         }
-        let mut payload = vec![0; usize::try_from(length).unwrap()];
-        self.stream.read_exact(&mut payload).await?;
-        payload.iter_mut().zip(key.iter().cycle()).for_each(|(byte, key)| *byte ^= key);
-        Ok((first, payload))
+        Ok((first, usize::try_from(length).unwrap(), key))
     }
 
     /// The next text; what comes before it is answered as a WebSocket stack would. `None`: the connection ended first.
@@ -93,6 +122,15 @@ impl Frames {
                     return None;
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// Answers the next Ping.
+    pub(crate) async fn pong(&mut self) {
+        loop {
+            if let (PING, payload) = self.read().await.unwrap() {
+                return self.write(PONG, &payload).await;
             }
         }
     }

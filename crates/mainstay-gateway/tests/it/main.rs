@@ -15,6 +15,7 @@ mod losses;
 mod operate;
 mod page;
 mod profiles;
+mod promises;
 mod restart;
 mod resume;
 mod smuggling;

@@ -11,9 +11,15 @@ use crate::support::Gateway;
 
 /// Status line and headers, and the body.
 fn ask(gateway: &Gateway, method: &str) -> (String, String) {
+    ask_for(gateway, method, "/", "")
+}
+
+/// The same for another target, with more header fields, each ending its line.
+fn ask_for(gateway: &Gateway, method: &str, target: &str, fields: &str) -> (String, String) {
     let address: SocketAddr = gateway.url.trim_start_matches("ws://").parse().unwrap();
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "{method} / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "{method} {target} HTTP/1.1\r\nHost: {address}\r\n{fields}Connection: close\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -31,26 +37,46 @@ fn inside<'a>(page: &'a str, element: &str) -> &'a str {
 }
 
 #[test]
-fn the_page_may_run_its_own_script_and_style_and_nothing_else() {
+fn the_page_may_run_its_own_script_and_style_and_nothing_else_in_every_language() {
     let gateway = Gateway::start(&[]);
-    let (head, body) = ask(&gateway, "GET");
-    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    for (name, value) in [
-        ("content-type", "text/html; charset=utf-8"),
-        ("cache-control", "no-cache"),
-        ("x-content-type-options", "nosniff"),
-        ("referrer-policy", "no-referrer"),
-    ] {
-        assert_eq!(header(&head, name), Some(value), "{name}");
+    for language in ["en", "zh-CN"] {
+        let (head, body) = ask_for(&gateway, "GET", "/", &format!("Accept-Language: {language}\r\n"));
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        for (name, value) in [
+            ("content-type", "text/html; charset=utf-8"),
+            ("content-language", language),
+            ("vary", "accept-language"),
+            ("cache-control", "no-cache"),
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+        ] {
+            assert_eq!(header(&head, name), Some(value), "{name}");
+        }
+        let hash = |element| BASE64_STANDARD.encode(Sha256::digest(inside(&body, element)));
+        let policy = format!(
+            "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            hash("script"),
+            hash("style")
+        );
+        assert_eq!(header(&head, "content-security-policy"), Some(policy.as_str()));
+        assert!(body.contains(&format!("<html lang=\"{language}\">")));
     }
-    let hash = |element| BASE64_STANDARD.encode(Sha256::digest(inside(&body, element)));
-    let policy = format!(
-        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        hash("script"),
-        hash("style")
-    );
-    assert_eq!(header(&head, "content-security-policy"), Some(policy.as_str()));
+}
+
+#[test]
+fn the_page_speaks_the_language_of_its_browser_or_the_one_that_its_link_names() {
+    let gateway = Gateway::start(&[]);
+    let language = |target, fields| {
+        let (head, _) = ask_for(&gateway, "GET", target, fields);
+        header(&head, "content-language").map(str::to_owned)
+    };
+    assert_eq!(language("/", "").as_deref(), Some("en"));
+    let chinese = "Accept-Language: zh-CN,zh;q=0.9,en;q=0.8\r\n";
+    assert_eq!(language("/", chinese).as_deref(), Some("zh-CN"));
+    assert_eq!(language("/?lang=en", chinese).as_deref(), Some("en"));
+    assert_eq!(language("/?lang=zh", "").as_deref(), Some("zh-CN"));
+    assert_eq!(language("/?lang=xx&lang", chinese).as_deref(), Some("en"));
 }
 
 #[test]

@@ -118,6 +118,17 @@ impl Gateway {
         self.said.lock().unwrap().clone()
     }
 
+    /// Waits until it ended by itself, and says with which code.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        for _ in 0..1_500 {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status.code();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("it does not end: {}", self.said());
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         signal(&self.process, name);
     }
@@ -155,6 +166,11 @@ impl Drop for Gateway {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// The number that a message of a test carries as its text.
+pub(crate) fn number(message: &mainstay::Message) -> u64 {
+    std::str::from_utf8(message.payload()).unwrap().parse().unwrap()
 }
 
 /// Waits until `condition` holds; panics after half a minute, far longer than anything here takes.

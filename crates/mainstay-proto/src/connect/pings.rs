@@ -39,6 +39,10 @@ impl Signs {
         (self.heard, self.doubt_until) = (Some(now), None);
     }
 
+    pub(super) fn heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
     pub(super) fn doubt_until(&self) -> Option<Instant> {
         self.doubt_until
     }

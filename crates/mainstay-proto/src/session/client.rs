@@ -22,6 +22,7 @@ use super::message::{
     ResumeToken, SessionId, Welcome, Window,
 };
 use super::names::Secrets;
+use super::outbox::Outbox;
 use super::transmit::{ConnectionId, Transmit};
 use crate::budget::{Held, held};
 use crate::planted::{Rule, turned_back};
@@ -29,6 +30,9 @@ use crate::ws::CloseCode;
 
 /// Connections in a row that may end after WELCOME without progress before the session is given up.
 const BARREN_LIMIT: u32 = 5;
+/// Attempts in a row that may end without an answer after messages had followed HELLO. From then on HELLO goes alone: one
+/// of them may be what ends the connection.
+const HASTY_LIMIT: u32 = 3;
 
 /// What a client session is made of. Every field has the default of `docs/DEFAULTS.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -139,7 +143,26 @@ pub enum ClientEvent {
         reason: String,
         /// What became of what was sent.
         fate: Fate,
+        /// Who ended it.
+        by: EndedBy,
     },
+}
+
+/// Who ended a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EndedBy {
+    /// This end, with [`close`](ClientSession::close).
+    Us,
+    /// This end, with [`abort`](ClientSession::abort).
+    Abort,
+    /// The server, with END.
+    Server,
+    /// The server, with a REFUSE.
+    Refusal,
+    /// Another instance.
+    OtherInstance,
+    /// The two ends counted differently.
+    Protocol,
 }
 
 /// See the module.
@@ -161,11 +184,15 @@ pub struct ClientSession {
     /// Where the client and the server stood when the current connection was attached.
     mark: (u64, u64),
     barren: u32,
+    /// Attempts in a row that ended without an answer after messages had followed HELLO.
+    hasty: u32,
     /// How often the connection behind the server was replaced, as the server last said.
     replaced: u64,
     /// Started from the stored state of another instance, and not attached yet: it numbers nothing new.
     restored: bool,
     life: Life,
+    /// By the fate that the end told.
+    delivered_at_the_end: u64,
     events: VecDeque<ClientEvent>,
 }
 
@@ -194,6 +221,8 @@ struct Pending {
     hello: Option<Box<Hello>>,
     /// Set while this HELLO asks for a new session: messages follow it at once.
     opening: Option<Lane>,
+    /// They do not: it goes alone.
+    waits: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -238,9 +267,11 @@ impl ClientSession {
             pending: None,
             mark: (0, 0),
             barren: 0,
+            hasty: 0,
             replaced: 0,
             restored: false,
             life: Life::Open,
+            delivered_at_the_end: 0,
             events: VecDeque::new(),
         }
     }
@@ -298,6 +329,7 @@ impl ClientSession {
         if opening.is_some() {
             self.flow.outbox.set_peer_window(Window::BEFORE_WELCOME);
         }
+        let waits = self.hasty >= HASTY_LIMIT;
         let credentials = match &mut self.fresh {
             Some(fresh) => {
                 fresh.on = Some(connection);
@@ -316,13 +348,13 @@ impl ClientSession {
             resume_window: self.config.resume_window,
             max_message: self.config.flow.max_message,
         };
-        self.pending = Some(Pending { connection, hello: Some(Box::new(hello)), opening });
+        self.pending = Some(Pending { connection, hello: Some(Box::new(hello)), opening, waits });
     }
 
     /// The connection is gone, however that came about.
     pub fn handle_lost(&mut self, connection: ConnectionId) {
-        if self.pending.as_ref().is_some_and(|p| p.connection == connection) {
-            self.pending = None;
+        if let Some(pending) = self.pending.take_if(|pending| pending.connection == connection) {
+            self.hasty += u32::from(pending.opening.is_some_and(|lane| lane.wrote > 0));
             self.present_again(connection);
             self.queue_end_if_flushed();
         }
@@ -353,7 +385,8 @@ impl ClientSession {
             cause: Cause::Unknown,
         });
         let fate = self.fate(account, false);
-        self.end(CloseCode::SUPERSEDED.into(), "another instance took the session".into(), fate);
+        let words = "another instance took the session".into();
+        self.end(EndedBy::OtherInstance, CloseCode::SUPERSEDED.into(), words, fate);
     }
 
     fn drop_current(&mut self) {
@@ -368,7 +401,7 @@ impl ClientSession {
             // Nobody answers END any more.
             Life::EndSent { code, reason } => {
                 let fate = self.fate(None, false);
-                self.end(code, reason, fate);
+                self.end(EndedBy::Us, code, reason, fate);
             }
             life => self.life = life,
         }
@@ -461,7 +494,8 @@ impl ClientSession {
         if let Err(SessionError::PositionMismatch { .. }) = outcome {
             let fate = self.fate(None, false);
             self.end_now(CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into());
-            self.end(CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into(), fate);
+            let words = "the two ends counted differently".into();
+            self.end(EndedBy::Protocol, CloseCode::PROTOCOL_VIOLATION.into(), words, fate);
         }
         outcome
     }
@@ -479,10 +513,14 @@ impl ClientSession {
             Life::EndSent { code, reason } => {
                 let fate = self.fate(Some(self.final_account(received, handed)), false);
                 self.close_current();
-                self.end(code, reason, fate);
+                self.end(EndedBy::Us, code, reason, fate);
             }
             Life::Over => {}
-            _ => {
+            before => {
+                if matches!(before, Life::Closing { .. }) {
+                    // After `close` nothing is handed over.
+                    self.flow.inbox.discard_queue();
+                }
                 self.life = Life::EndReceived { code, reason, received, handed };
                 self.answer_end_if_handed();
             }
@@ -506,6 +544,7 @@ impl ClientSession {
 
     fn handle_welcome(&mut self, now: Instant, welcome: Welcome) -> Result<(), SessionError> {
         let Some(pending) = self.pending.take() else { return Ok(()) };
+        self.hasty = 0;
         if pending.hello.is_some() {
             return Err(SessionError::Unexpected("WELCOME before HELLO"));
         }
@@ -581,17 +620,18 @@ impl ClientSession {
         }
         if code == u64::from(CloseCode::KEY_REFUSED) {
             // The key may have named a session. With a token in hand only the key is at fault.
-            if !asked_to_resume {
+            if asked_to_resume {
+                self.renew_key();
+            } else {
                 self.start_over(account);
             }
-            self.renew_key();
             self.present_again(pending.connection);
             self.queue_end_if_flushed();
             self.events.push_back(ClientEvent::Refused { code, retryable: true, delay });
             return;
         }
         let fate = self.fate(account, false);
-        self.end(code, "refused".into(), fate);
+        self.end(EndedBy::Refusal, code, format!("the server refused the session with code {code}"), fate);
     }
 
     // ---- what the application does --------------------------------------------------------------
@@ -671,7 +711,7 @@ impl ClientSession {
 
     /// The next message or gap for the application, in order.
     pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
-        if matches!(self.life, Life::EndSent { .. } | Life::Over) {
+        if matches!(self.life, Life::Closing { .. } | Life::EndSent { .. } | Life::Over) {
             return None;
         }
         let delivery = self.flow.hand_over(now);
@@ -697,7 +737,7 @@ impl ClientSession {
         self.current.as_ref().is_some_and(|current| current.ping.is_some())
     }
 
-    /// Ends the session in order: what was accepted before is delivered first, then END.
+    /// Ends the session in order: what was accepted before is delivered first, then END. Nothing more is handed over.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
         if self.life == Life::Open {
             self.life = Life::Closing { code: code.into(), reason: reason.to_owned() };
@@ -717,7 +757,39 @@ impl ClientSession {
             Life::Open => (CloseCode::GOING_AWAY.into(), "abandoned".into()),
         };
         let fate = self.fate(None, false);
-        self.end(code, reason, fate);
+        self.end(EndedBy::Us, code, reason, fate);
+    }
+
+    /// Ends the session now: END leaves where a connection is attached, and nothing is waited for. What was written and
+    /// not acknowledged is unknown, the rest is not delivered.
+    pub fn abort(&mut self, code: CloseCode, reason: &str) {
+        match self.life {
+            Life::Over => return,
+            Life::EndSent { .. } | Life::EndReceived { .. } => {}
+            Life::Open | Life::Closing { .. } => {
+                // The server would take no END on a connection that a HELLO may have fenced.
+                if self.pending.take().is_none() {
+                    self.end_now(code.into(), reason.to_owned());
+                }
+            }
+        }
+        self.close_current();
+        let fate = self.fate(None, false);
+        self.end(EndedBy::Abort, code.into(), reason.to_owned(), fate);
+    }
+
+    /// Once it is over: what was accepted and is not known to be delivered, in order, once. Of these the first
+    /// `unknown - delivered` by the [`Fate`] may have been.
+    pub fn take_undelivered(&mut self) -> Vec<Message> {
+        let delivered = self.flow.outbox.acknowledged().max(self.delivered_at_the_end);
+        let fresh = Outbox::new(self.config.flow.keep, Window::BEFORE_WELCOME);
+        std::mem::replace(&mut self.flow.outbox, fresh).into_messages_after(delivered).collect()
+    }
+
+    /// The number of the last message that was written to the current connection.
+    #[must_use]
+    pub fn wrote(&self) -> Option<u64> {
+        self.current.as_ref().map(|current| current.lane.wrote)
     }
 
     /// The peer turned out not to speak `mainstay.v1`: takes back what was never written, and says
@@ -744,10 +816,11 @@ impl ClientSession {
         self.pending().or_else(|| self.current())
     }
 
-    /// What would become of what was sent if the session were lost now, without an account.
-    #[must_use]
-    pub fn fate_if_lost(&self) -> Fate {
-        self.fate(None, false)
+    /// Nobody drives it any more: what became of what was sent. What was received is still handed over.
+    pub fn forsake(&mut self) -> Fate {
+        let fate = self.fate(None, false);
+        self.delivered_at_the_end = fate.delivered;
+        fate
     }
 
     fn queue_end_if_flushed(&mut self) {
@@ -788,7 +861,7 @@ impl ClientSession {
         }
         self.close_current();
         let fate = self.fate(Some(self.final_account(received, handed)), false);
-        self.end(code, reason, fate);
+        self.end(EndedBy::Server, code, reason, fate);
     }
 
     fn close_current(&mut self) {
@@ -813,6 +886,8 @@ impl ClientSession {
         self.flow.outbox.adopt_after(lost.outbox, if fate.resent { fate.unknown } else { u64::MAX });
         self.token = None;
         self.replaced = 0;
+        // The server may know the key, from a HELLO that asked to resume: it would tell of a loss that was told.
+        self.renew_key();
         self.events.push_back(ClientEvent::Gap(fate));
     }
 
@@ -834,11 +909,12 @@ impl ClientSession {
         }
     }
 
-    fn end(&mut self, code: u64, reason: String, fate: Fate) {
+    fn end(&mut self, by: EndedBy, code: u64, reason: String, fate: Fate) {
         self.life = Life::Over;
         self.flow.inbox.discard_queue();
         self.pending = None;
-        self.events.push_back(ClientEvent::Ended { code, reason, fate });
+        self.delivered_at_the_end = fate.delivered;
+        self.events.push_back(ClientEvent::Ended { code, reason, fate, by });
     }
 
     fn renew_key(&mut self) {
@@ -865,7 +941,8 @@ impl ClientSession {
             }
             if pending.opening.is_some() || !turned_back(Rule::OldConnectionIsOnlyRead) {
                 // Nothing is written to the current connection from here on.
-                let transmit = self.flow.write_message(pending.opening.as_mut()?)?;
+                let lane = pending.opening.as_mut().filter(|_| !pending.waits)?;
+                let transmit = self.flow.write_message(lane)?;
                 return Some((connection, transmit));
             }
         }

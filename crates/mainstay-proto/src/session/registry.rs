@@ -27,6 +27,10 @@ pub trait Sessions {
     fn with<R>(&mut self, handle: &Self::Handle, f: impl FnOnce(&mut ServerSession) -> R) -> R;
     /// Keeps a new session.
     fn create(&mut self, session: ServerSession) -> Self::Handle;
+    /// What a session that is made now is served by; `None`: what the registry was given for all.
+    fn config(&mut self) -> Option<Arc<ServerConfig>> {
+        None
+    }
     /// Where the session's client came from when it opened it; `None`: not known.
     fn source(&mut self, handle: &Self::Handle) -> Option<Source> {
         let _ = handle;
@@ -318,7 +322,8 @@ impl<H: Clone> Registry<H> {
                 self.live += 1;
                 let id = self.secrets.session_id();
                 let identity = Identity { id, principal: who.principal(), key, account };
-                let session = ServerSession::new(Arc::clone(&self.sessions), now, identity, hello);
+                let config = sessions.config().unwrap_or_else(|| Arc::clone(&self.sessions));
+                let session = ServerSession::new(config, now, identity, hello);
                 let handle = sessions.create(session);
                 self.names.insert(key, Entry::Live(handle.clone()));
                 (handle, true)

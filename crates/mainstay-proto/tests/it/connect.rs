@@ -15,11 +15,11 @@ use mainstay_proto::ws::CloseCode;
 
 use super::pair::{SECOND, start};
 
-struct Node {
-    now: Instant,
-    client: Client,
-    commands: VecDeque<Command>,
-    events: VecDeque<Event>,
+pub(crate) struct Node {
+    pub(crate) now: Instant,
+    pub(crate) client: Client,
+    pub(crate) commands: VecDeque<Command>,
+    pub(crate) events: VecDeque<Event>,
 }
 
 impl Default for Node {
@@ -29,7 +29,7 @@ impl Default for Node {
 }
 
 impl Node {
-    fn new(config: ConnectConfig) -> Self {
+    pub(crate) fn new(config: ConnectConfig) -> Self {
         let client = Client::new(start(), config, [5; 32]);
         let mut node = Self { now: start(), client, commands: VecDeque::new(), events: VecDeque::new() };
         node.wait(Duration::ZERO);
@@ -37,7 +37,7 @@ impl Node {
     }
 
     /// Attached to a session, the application told so.
-    fn attached() -> (Self, ConnectionId) {
+    pub(crate) fn attached() -> (Self, ConnectionId) {
         let mut node = Self::default();
         let connection = node.dialled();
         node.open(connection, Mode::Session);
@@ -48,8 +48,27 @@ impl Node {
         (node, connection)
     }
 
+    /// As [`wait`](Self::wait), with a socket that takes everything at once.
+    pub(crate) fn wait_flushing(&mut self, time: Duration) {
+        let until = self.now + time;
+        self.flush();
+        while let Some(due) = self.client.poll_timeout().filter(|due| *due <= until) {
+            self.wait(due.saturating_duration_since(self.now));
+            self.flush();
+        }
+        self.wait(until - self.now);
+    }
+
+    /// What was written has left.
+    pub(crate) fn flush(&mut self) {
+        self.drain();
+        if let Some(writer) = self.client.writer() {
+            self.client.handle_flushed(self.now, writer);
+        }
+    }
+
     /// Time passes; what is due is done when it is due.
-    fn wait(&mut self, time: Duration) {
+    pub(crate) fn wait(&mut self, time: Duration) {
         let until = self.now + time;
         while let Some(due) = self.client.poll_timeout().filter(|due| *due <= until) {
             self.now = due.max(self.now);
@@ -61,7 +80,7 @@ impl Node {
         self.drain();
     }
 
-    fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         if self.client.poll_timeout().is_some_and(|due| due <= self.now) {
             while self.client.handle_timeout(self.now) {}
         }
@@ -78,33 +97,39 @@ impl Node {
         }
     }
 
-    fn open(&mut self, connection: ConnectionId, mode: Mode) {
+    pub(crate) fn open(&mut self, connection: ConnectionId, mode: Mode) {
         self.client.handle_opened(self.now, connection, mode);
         self.drain();
     }
 
-    fn lose(&mut self, connection: ConnectionId, why: Lost) {
+    pub(crate) fn lose(&mut self, connection: ConnectionId, why: Lost) {
         self.client.handle_lost(self.now, connection, why);
         self.drain();
     }
 
-    fn send(&mut self, text: &str) {
+    pub(crate) fn send(&mut self, text: &str) {
         self.client.send(Message::text(text)).unwrap();
         self.drain();
     }
 
     /// The server writes this.
-    fn read(&mut self, connection: ConnectionId, control: &Control) {
+    pub(crate) fn read(&mut self, connection: ConnectionId, control: &Control) {
         let message = Message::Binary(control.encode());
         self.client.handle_message(self.now, connection, message).unwrap();
         self.drain();
     }
 
-    fn welcome(&mut self, connection: ConnectionId, epoch: u64, received: u64) {
+    pub(crate) fn welcome(&mut self, connection: ConnectionId, epoch: u64, received: u64) {
         self.welcome_to(connection, epoch, received, None);
     }
 
-    fn welcome_to(&mut self, connection: ConnectionId, epoch: u64, received: u64, resume_at: Option<String>) {
+    pub(crate) fn welcome_to(
+        &mut self,
+        connection: ConnectionId,
+        epoch: u64,
+        received: u64,
+        resume_at: Option<String>,
+    ) {
         let welcome = Welcome {
             id: SessionId([1; 8]),
             token: ResumeToken(Bytes::from(vec![epoch as u8; 24])),
@@ -124,18 +149,18 @@ impl Node {
 
     // ---- what the client wants --------------------------------------------------------------------
 
-    fn command(&mut self) -> Command {
+    pub(crate) fn command(&mut self) -> Command {
         self.commands.pop_front().expect("a command")
     }
 
-    fn dialled(&mut self) -> ConnectionId {
+    pub(crate) fn dialled(&mut self) -> ConnectionId {
         match self.command() {
             Command::Dial(connection) => connection,
             other => panic!("{other:?} is no dial"),
         }
     }
 
-    fn control(&mut self, on: ConnectionId) -> Control {
+    pub(crate) fn control(&mut self, on: ConnectionId) -> Control {
         let Command::Transmit(connection, Transmit::Control(bytes)) = self.command() else {
             panic!("no control")
         };
@@ -146,18 +171,18 @@ impl Node {
         }
     }
 
-    fn hello(&mut self, on: ConnectionId) -> Hello {
+    pub(crate) fn hello(&mut self, on: ConnectionId) -> Hello {
         match self.control(on) {
             Control::Hello(hello) => *hello,
             other => panic!("{other:?} is no HELLO"),
         }
     }
 
-    fn event(&mut self) -> Event {
+    pub(crate) fn event(&mut self) -> Event {
         self.events.pop_front().expect("an event")
     }
 
-    fn quiet(&mut self) {
+    pub(crate) fn quiet(&mut self) {
         assert_eq!(
             (self.commands.make_contiguous(), self.events.make_contiguous()),
             (&mut [][..], &mut [][..])
@@ -165,19 +190,19 @@ impl Node {
     }
 }
 
-fn text(on: ConnectionId, text: &str) -> Command {
+pub(crate) fn text(on: ConnectionId, text: &str) -> Command {
     Command::Transmit(on, Transmit::Message(Message::text(text)))
 }
 
-fn abort(connection: ConnectionId) -> Command {
+pub(crate) fn abort(connection: ConnectionId) -> Command {
     Command::Transmit(connection, Transmit::Abort)
 }
 
-fn unreachable() -> Lost {
+pub(crate) fn unreachable() -> Lost {
     Lost::Unreachable("no route".into())
 }
 
-fn retry_in(event: &Event) -> Duration {
+pub(crate) fn retry_in(event: &Event) -> Duration {
     match event {
         Event::AttemptFailed { retry_in, .. } | Event::Detached { retry_in, .. } => *retry_in,
         other => panic!("{other:?} says nothing of a retry"),
@@ -476,11 +501,14 @@ fn closing_waits_for_the_end_of_what_was_sent_but_not_longer_than_ten_seconds() 
     node.command();
     node.client.close(node.now, CloseCode::NORMAL, "done");
     node.wait(10 * SECOND - SECOND / 1000);
+    // Meanwhile it looks whether the server lives, and for another way to it.
+    assert_eq!(node.control(first).name(), "PING");
+    let second = node.dialled();
     node.quiet();
     node.wait(SECOND / 1000);
     let Event::Ended { code: Some(1000), fate: Some(fate), .. } = node.event() else { panic!() };
     assert_eq!((fate.delivered, fate.unknown, fate.last), (0, 1, 1));
-    assert_eq!(node.command(), abort(first), "nobody keeps the connection");
+    assert_eq!([node.command(), node.command()], [abort(second), abort(first)], "nobody keeps a connection");
     node.quiet();
 }
 
@@ -519,7 +547,7 @@ fn closing_before_anything_was_sent_ends_at_once() {
 // ---- plain peers --------------------------------------------------------------------------------
 
 /// Attached to a plain peer with these messages written to it.
-fn plain(guarantee: Guarantee, texts: &[&str]) -> (Node, ConnectionId) {
+pub(crate) fn plain(guarantee: Guarantee, texts: &[&str]) -> (Node, ConnectionId) {
     let confirm = ConfirmConfig::default().guarantee(guarantee);
     let mut node = Node::new(ConnectConfig { confirm, ..ConnectConfig::default() });
     let connection = node.dialled();

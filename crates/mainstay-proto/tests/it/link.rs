@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use mainstay_proto::connect::{Client, Command, ConnectConfig, EndsWith, Event, Lost, Mode, Report};
-use mainstay_proto::session::{ConnectionId, Delivery, Message, Transmit};
+use mainstay_proto::connect::{
+    Client, Command, ConnectConfig, EndsWith, Event, Incoming, Lost, Mode, Report,
+};
+use mainstay_proto::session::{ConnectionId, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -457,6 +459,6 @@ fn a_replacement_stands_between_the_messages_of_the_two_connections() {
     let second = link.attach();
     link.client.handle_message(link.now, second, Message::text("b")).unwrap();
     let taken: Vec<_> = std::iter::from_fn(|| link.client.hand_over(link.now)).collect();
-    let message = |text| Delivery::Message(Message::text(text));
-    assert_eq!(taken, [message("a"), Delivery::Replaced { count: 1 }, message("b")]);
+    let message = |text| Incoming::Message(Message::text(text));
+    assert_eq!(taken, [message("a"), Incoming::FreshPeer { count: 1 }, message("b")]);
 }

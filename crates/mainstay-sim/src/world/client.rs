@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Lost, Mode};
-use mainstay_proto::session::{ConnectionId, Control, Credentials, Delivery, Message, Transmit};
+use mainstay_proto::connect::{Client, Command, ConnectConfig, Event, Incoming, Lost, Mode};
+use mainstay_proto::heartbeat::Evidence;
+use mainstay_proto::session::{ConnectionId, Control, Credentials, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
 use rand::RngExt;
 
@@ -404,17 +405,21 @@ impl World {
     fn client_takes(&mut self, index: usize) -> Result<(), String> {
         let (now, longest) = (self.now, self.plan.longest);
         while self.clients[index].next_take <= now {
-            let Some(delivery) = self.clients[index].machine.hand_over(now) else { break };
+            let Some(incoming) = self.clients[index].machine.hand_over(now) else { break };
+            if let Incoming::Gap(_) = incoming {
+                // The event came before.
+                continue;
+            }
             let pause = self.handling();
             let client = &mut self.clients[index];
             client.next_take = now + pause;
-            if let Delivery::Replaced { count } = delivery {
+            if let Incoming::Replaced { count } = incoming {
                 if std::mem::replace(&mut client.replaced, count) >= count {
                     return Err(format!("client {index} is told of replacement {count} again"));
                 }
                 continue;
             }
-            if let Delivery::Gap { first, count, .. } = delivery {
+            if let Incoming::Dropped { first, count, .. } = incoming {
                 self.counts.dropped += count;
                 client.got.dropped(first, count)?;
                 if let (Some(session), last) = client.got.position() {
@@ -422,7 +427,8 @@ impl World {
                 }
                 continue;
             }
-            let letter = Letter::from_delivery(&delivery, 's', longest)?;
+            let Incoming::Message(message) = incoming else { return Err(format!("{incoming:?}")) };
+            let letter = Letter::read(&message, 's', longest)?;
             client.got.received(letter.whose, letter.number)?;
             self.server.read_by(letter, index, client.life)?;
         }
@@ -440,7 +446,7 @@ impl World {
                     client.got.gap();
                     client.replaced = 0;
                 }
-                Event::Ended { fate, reason, code } => {
+                Event::Ended { fate, reason, code, .. } => {
                     if !client.may_end {
                         return Err(format!("client {index} ended by itself: {code:?} {reason}"));
                     }
@@ -451,9 +457,9 @@ impl World {
                     let pause = Duration::from_millis(self.rng.random_range(0..3_000));
                     client.reborn_at = Some(self.now + pause);
                 }
-                Event::Detached { why: Lost::Dead(_), .. } => {
+                Event::Detached { why: Lost::Dead(evidence), .. } => {
                     self.counts.given_up += 1;
-                    self.judge_client_verdict(index)?;
+                    self.judge_client_verdict(index, evidence)?;
                 }
                 Event::Volatile(message) => {
                     let letter = Letter::read(&message, 'S', self.plan.longest)?;
@@ -476,17 +482,17 @@ impl World {
         Ok(())
     }
 
-    fn judge_client_verdict(&mut self, index: usize) -> Result<(), String> {
+    fn judge_client_verdict(&mut self, index: usize, evidence: Evidence) -> Result<(), String> {
         let (now, client) = (self.now, &self.clients[index]);
         let Some(connection) = client.attached else { return Err("a verdict without a connection".into()) };
         let Some(wire) = self.wires.get(&Key { client: index, life: client.life, connection }) else {
             return Err("a verdict on a connection that is over".into());
         };
         let judge = judge::Client { interval: self.server.config.heartbeat.interval(), rtt: client.rtt };
-        if let Some(wrong) = judge.too_early(now, &wire.client) {
+        if let Some(wrong) = judge.too_early(now, &wire.client, evidence) {
             return Err(format!("client {index} gave up too early: {wrong}; {}", wire.client.describe(now)));
         }
-        let since = now - judge.patience(now, &wire.client) - self.plan.round_trip();
+        let since = now - judge.patience(now, &wire.client, evidence) - self.plan.round_trip();
         let ends = [&client.process, &self.server.process];
         if !Self::is_excused(wire, &wire.client, ends, since) {
             return Err(format!("false verdict of client {index} on a connection without a fault"));

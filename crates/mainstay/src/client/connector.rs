@@ -9,12 +9,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
+use mainstay_proto::ConfigError;
 use mainstay_proto::reach::{Attempts, ConnectFailure, FailureKind};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 use super::UrlError;
 use super::place::Server;
+use super::proxy::{At, Proxy};
 use super::stream::{ServerStream, one_kind};
 use crate::clock::now;
 
@@ -34,18 +37,26 @@ const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
 pub struct Connector {
     timeout: Duration,
     socket: Option<Arc<Path>>,
+    proxy: Proxy,
+    opener: Option<Opener>,
     #[cfg(feature = "tls")]
     tls: Option<Arc<rustls::ClientConfig>>,
     #[cfg(feature = "tls")]
     server_name: Option<rustls::pki_types::ServerName<'static>>,
 }
 
+/// Opens a stream to the server of a URL, in the application's own way.
+type Opener =
+    Arc<dyn Fn(Uri) -> Pin<Box<dyn Future<Output = io::Result<ServerStream>> + Send>> + Send + Sync>;
+
 impl Default for Connector {
-    /// 10 s, TCP, and as the system trusts.
+    /// 10 s, TCP without a proxy, and as the system trusts.
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(10),
             socket: None,
+            proxy: Proxy::default(),
+            opener: None,
             #[cfg(feature = "tls")]
             tls: None,
             #[cfg(feature = "tls")]
@@ -55,16 +66,59 @@ impl Default for Connector {
 }
 
 impl Connector {
-    /// How long looking up the name, connecting and the TLS handshake may take together. Default: 10 s.
-    #[must_use]
-    pub fn timeout(self, timeout: Duration) -> Self {
-        Self { timeout, ..self }
+    /// How long looking up the name, connecting and the TLS handshake may take together. Default: 10 s. Range: 1 ms to 1
+    /// hour.
+    ///
+    /// # Errors
+    /// It is out of range.
+    pub fn timeout(self, timeout: Duration) -> Result<Self, ConfigError> {
+        let timeout = checked("connect_timeout", timeout)?;
+        Ok(Self { timeout, ..self })
     }
 
     /// Connects to this Unix socket, whatever host and port a URL names. Default: TCP to the URL's host.
     #[must_use]
     pub fn unix(self, socket: impl Into<PathBuf>) -> Self {
         Self { socket: Some(Arc::from(socket.into())), ..self }
+    }
+
+    /// Reaches servers through this proxy, where it does not [except](Proxy::except) them. A Unix socket is reached
+    /// directly. Default: none; the environment counts only with [`Proxy::from_environment`].
+    #[must_use]
+    pub fn proxy(self, proxy: Proxy) -> Self {
+        Self { proxy, ..self }
+    }
+
+    /// Opens streams in the application's own way: SOCKS, a local address of its own, `tokio::io::duplex` in a test. TLS is
+    /// spoken on them where the URL asks for it, and the [timeout](Self::timeout) holds. Neither the proxy nor the Unix
+    /// socket counts then.
+    ///
+    /// ```no_run
+    /// use mainstay::client::{Connector, UrlError};
+    /// use tokio::net::TcpSocket;
+    ///
+    /// # fn run() -> Result<(), UrlError> {
+    /// let from_one_address = Connector::default().open_with(|_url| async {
+    ///     let socket = TcpSocket::new_v4()?;
+    ///     socket.bind(([192, 0, 2, 1], 0).into())?;
+    ///     socket.connect(([192, 0, 2, 2], 80).into()).await
+    /// });
+    /// let client = mainstay::Client::builder("ws://server.example/")?.connector(from_one_address).connect();
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn open_with<F, R, S>(self, open: F) -> Self
+    where
+        F: Fn(Uri) -> R + Send + Sync + 'static,
+        R: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let opener: Opener = Arc::new(move |url| {
+            let opening = open(url);
+            Box::pin(async move { Ok(ServerStream::other(opening.await?)) })
+        });
+        Self { opener: Some(opener), ..self }
     }
 
     /// As [`Builder::tls`](super::Builder::tls).
@@ -95,11 +149,57 @@ impl Connector {
     pub async fn connect(&self, url: &Uri) -> Result<ServerStream, ConnectFailure> {
         let server = self.check(url).map_err(|error| ConnectFailure::new(FailureKind::Other, error.0))?;
         let deadline = Instant::now() + self.timeout;
-        let socket = match &self.socket {
-            Some(path) => self.unix_socket(path, deadline).await?,
-            None => self.tcp(&server, deadline).await?,
+        if let Some(open) = &self.opener {
+            let stream = self.opened(open(url.clone()), deadline).await?;
+            return if server.secure {
+                self.secure_other(stream, &server, deadline).await
+            } else {
+                Ok(stream)
+            };
+        }
+        let socket = match (&self.socket, self.proxy.towards(&server)) {
+            (Some(path), _) => self.unix_socket(path, deadline).await?,
+            (None, Some(proxy)) => self.through(proxy, &server, deadline).await?,
+            (None, None) => self.tcp(&server, deadline).await?,
         };
-        if server.secure { self.secure(socket, &server, deadline).await } else { Ok(socket.into()) }
+        if server.secure { self.secure_tcp(socket, &server, deadline).await } else { Ok(socket.into()) }
+    }
+
+    async fn opened(
+        &self,
+        opening: impl Future<Output = io::Result<ServerStream>>,
+        deadline: Instant,
+    ) -> Result<ServerStream, ConnectFailure> {
+        match timeout_at(deadline, opening).await {
+            Ok(opened) => opened
+                .map_err(|error| ConnectFailure::new(unix_kind(&error), format!("own connector: {error}"))),
+            Err(_) => {
+                let words = format!("own connector: no stream within {:?}", self.timeout);
+                Err(ConnectFailure::new(FailureKind::TimedOut, words))
+            }
+        }
+    }
+
+    async fn through(
+        &self,
+        proxy: &At,
+        server: &Server,
+        deadline: Instant,
+    ) -> Result<TcpStream, ConnectFailure> {
+        let to_proxy =
+            |why: ConnectFailure| ConnectFailure::new(why.kind, format!("the proxy {}", why.reason));
+        let mut socket = self.tcp(&proxy.server, deadline).await.map_err(to_proxy)?;
+        match timeout_at(deadline, proxy.tunnel(&mut socket, server)).await {
+            Ok(tunnel) => tunnel.map(|()| socket),
+            Err(_) => {
+                let words = format!(
+                    "the proxy {} did not answer CONNECT within {:?}",
+                    proxy.server.authority(),
+                    self.timeout
+                );
+                Err(ConnectFailure::new(FailureKind::TimedOut, words))
+            }
+        }
     }
 
     /// How long [`connect`](Self::connect) takes at most.
@@ -168,19 +268,39 @@ impl Connector {
     }
 
     #[cfg(feature = "tls")]
-    async fn secure(
+    async fn secure_tcp(
         &self,
         socket: TcpStream,
         server: &Server,
         deadline: Instant,
     ) -> Result<ServerStream, ConnectFailure> {
+        self.secure(socket, server, deadline).await.map(ServerStream::tls)
+    }
+
+    #[cfg(feature = "tls")]
+    async fn secure_other(
+        &self,
+        stream: ServerStream,
+        server: &Server,
+        deadline: Instant,
+    ) -> Result<ServerStream, ConnectFailure> {
+        self.secure(stream, server, deadline).await.map(ServerStream::other)
+    }
+
+    #[cfg(feature = "tls")]
+    async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        server: &Server,
+        deadline: Instant,
+    ) -> Result<tokio_rustls::client::TlsStream<S>, ConnectFailure> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
             None => super::tls::server_name(&server.host)
                 .map_err(|why| ConnectFailure::new(FailureKind::Certificate, why))?,
         };
-        match timeout_at(deadline, super::tls::handshake(socket, &name, self.tls.as_ref())).await {
-            Ok(secured) => secured.map(ServerStream::tls),
+        match timeout_at(deadline, super::tls::handshake(stream, &name, self.tls.as_ref())).await {
+            Ok(secured) => secured,
             Err(_) => {
                 let words = format!("TLS: the handshake was not done within {:?}", self.timeout);
                 Err(ConnectFailure::new(FailureKind::TimedOut, words))
@@ -189,7 +309,17 @@ impl Connector {
     }
 
     #[cfg(not(feature = "tls"))]
-    async fn secure(&self, _: TcpStream, _: &Server, _: Instant) -> Result<ServerStream, ConnectFailure> {
+    async fn secure_tcp(&self, _: TcpStream, _: &Server, _: Instant) -> Result<ServerStream, ConnectFailure> {
+        Err(ConnectFailure::new(FailureKind::Tls, "this program was built without TLS"))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    async fn secure_other(
+        &self,
+        _: ServerStream,
+        _: &Server,
+        _: Instant,
+    ) -> Result<ServerStream, ConnectFailure> {
         Err(ConnectFailure::new(FailureKind::Tls, "this program was built without TLS"))
     }
 }
@@ -201,6 +331,13 @@ impl std::fmt::Debug for Connector {
             .field("socket", &self.socket)
             .finish_non_exhaustive()
     }
+}
+
+/// A time that an attempt may take.
+pub(super) fn checked(field: &'static str, timeout: Duration) -> Result<Duration, ConfigError> {
+    let range = Duration::from_millis(1)..=Duration::from_secs(3600);
+    ConfigError::unless(range.contains(&timeout), field, "between 1 ms and 1 hour")?;
+    Ok(timeout)
 }
 
 /// Connects to the addresses as they have their turns.
@@ -361,12 +498,12 @@ mod tests {
         let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
         socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
         socket.listen(0).unwrap();
-        let connector = Connector::default().unix(&path).timeout(Duration::from_millis(100));
+        let connector = Connector::default().unix(&path).timeout(Duration::from_millis(100)).unwrap();
         let url = Uri::from_static("ws://localhost/");
         let _first = connector.connect(&url).await.unwrap();
         let failure = connector.connect(&url).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::TimedOut, "{failure}");
-        let patient = connector.timeout(Duration::from_secs(10));
+        let patient = connector.timeout(Duration::from_secs(10)).unwrap();
         let (waiting, ()) = tokio::join!(patient.connect(&url), async {
             sleep(2 * FULL_QUEUE_PAUSE).await;
             drop(socket.accept().unwrap());

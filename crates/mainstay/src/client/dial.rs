@@ -1,12 +1,14 @@
 //! Opening one connection: a byte stream to the server, and the opening handshake on it.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, Uri};
 use mainstay_proto::connect::{Lost, Mode};
+use mainstay_proto::session::Message;
 use mainstay_proto::ws::handshake::{Agreed, Offer, ResponseError};
 use mainstay_proto::ws::{Connection, DeflateParams, Limits, Role};
 use tokio::io::AsyncWriteExt;
@@ -29,10 +31,15 @@ pub(super) struct Attempt {
     pub(super) connector: Connector,
     pub(super) answer_timeout: Option<Duration>,
     pub(super) give_up: Option<GiveUp>,
+    pub(super) keeps_response: bool,
 }
 
 /// Whether a status of HTTP ends the client.
 pub(super) type GiveUp = Arc<dyn Fn(StatusCode) -> bool + Send + Sync>;
+
+/// Makes the first words to a plain peer.
+pub(super) type Greeting =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Vec<Message>, String>> + Send>> + Send + Sync>;
 
 /// What it came to.
 pub(super) struct Opened {
@@ -44,6 +51,10 @@ pub(super) struct Opened {
     pub(super) credentials: Option<Bytes>,
     /// Towards a plain peer: without an acknowledgement of TCP for so long its socket breaks.
     pub(super) guard: Option<Duration>,
+    /// The fields of the response, if they are kept.
+    pub(super) response: Option<Box<HeaderMap>>,
+    /// What a plain peer is told first.
+    pub(super) greeting: Vec<Message>,
 }
 
 /// It came to nothing.
@@ -69,7 +80,7 @@ pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Failed> {
     attempt.connector.check(&attempt.url).map_err(|error| refused(error.to_string()))?;
     let stream = attempt.connector.connect(&attempt.url).await.map_err(Lost::NotConnected)?;
     let opening = open(stream, &attempt, &offer);
-    let (stream, agreed, early) = match attempt.answer_timeout {
+    let (stream, agreed, response, early) = match attempt.answer_timeout {
         None => opening.await?,
         Some(limit) => tokio::time::timeout(limit, opening)
             .await
@@ -78,7 +89,13 @@ pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Failed> {
     let upgraded = Upgraded { stream, early, subprotocol: agreed.protocol, deflate: agreed.deflate };
     let mut opened = upgraded.opened(attempt.limits, attempt.resumable);
     opened.credentials = attempt.credentials;
+    opened.response = attempt.keeps_response.then(|| Box::new(response));
     Ok(opened)
+}
+
+/// Makes the first words to a plain peer.
+pub(super) async fn greet(make: &Greeting) -> Result<Vec<Message>, Lost> {
+    make().await.map_err(|reason| Lost::Unreachable(format!("the greeting could not be made: {reason}")))
 }
 
 /// No attempt can succeed.
@@ -91,7 +108,7 @@ async fn open(
     mut stream: ServerStream,
     attempt: &Attempt,
     offer: &Offer,
-) -> Result<(ServerStream, Agreed, Bytes), Failed> {
+) -> Result<(ServerStream, Agreed, HeaderMap, Bytes), Failed> {
     let mut headers = attempt.headers.clone();
     headers.extend(offer.headers());
     let broken = |error: io::Error| Lost::Unreachable(format!("opening handshake: {error}"));
@@ -103,7 +120,7 @@ async fn open(
         (Err(lost), Ok(())) => return Err(lost.into()),
     };
     match offer.check_response(head.status, &head.headers) {
-        Ok(agreed) => Ok((stream, agreed, Bytes::from(head.rest))),
+        Ok(agreed) => Ok((stream, agreed, head.headers, Bytes::from(head.rest))),
         Err(error) => Err(refusal(error, head, &mut stream, attempt.give_up.as_ref()).await),
     }
 }
@@ -152,13 +169,13 @@ impl Upgraded {
         if mode == Mode::Session {
             wire.begin_session(limits);
         }
-        Opened { wire, mode, subprotocol, credentials: None, guard }
+        Opened { wire, mode, subprotocol, credentials: None, guard, response: None, greeting: Vec::new() }
     }
 }
 
 /// The application's name in that of a session's subprotocol; empty, where it has none.
 fn of_session(name: &str) -> Option<&str> {
-    let application = name.strip_prefix(super::SUBPROTOCOL)?;
+    let application = name.strip_prefix(super::builder::SUBPROTOCOL)?;
     if application.is_empty() { Some("") } else { application.strip_prefix('+') }
 }
 

@@ -43,6 +43,12 @@ impl EventQueue {
         self.remove_first(|_| true)
     }
 
+    /// Whether an event waits that stands for a place between two messages.
+    pub(super) fn tells_of_a_place(&self) -> bool {
+        use Event::{Dropped, FreshPeer, Gap, Replaced};
+        self.events.iter().any(|event| matches!(event, Gap(_) | FreshPeer | Dropped { .. } | Replaced { .. }))
+    }
+
     /// A queue that drops its oldest does so for each message that comes: ranges that touch are one report, or they
     /// would push everything else out.
     fn goes_on_with(&mut self, event: &Event) -> bool {

@@ -32,10 +32,14 @@ impl FromStr for Place {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
-        if let Some((secure, rest)) = unix(text) {
+        let text = with_small_scheme(text);
+        if let Some((secure, rest)) = unix(&text) {
             return Self::on_socket(secure, rest);
         }
-        let url: Uri = text.parse().map_err(|error| UrlError(format!("{text}: {error}")))?;
+        if matches!(text.split_once("://"), Some((_, "" | "/"))) {
+            return Err(UrlError(format!("{text}: the URL names no host")));
+        }
+        let url: Uri = text.parse().map_err(|error| UrlError(format!("{text}: no URL: {error}")))?;
         Server::of(&url)?;
         Ok(Self { url, socket: None })
     }
@@ -72,6 +76,24 @@ impl Place {
     }
 }
 
+/// With the scheme in small letters, which is what capitals in it mean (RFC 3986 section 3.1).
+fn with_small_scheme(text: &str) -> String {
+    let end = text.find(':').filter(|end| text.get(..*end).is_some_and(is_scheme)).unwrap_or(0);
+    let (scheme, rest) = text.split_at(end);
+    let scheme = scheme.to_ascii_lowercase();
+    // `HTTP://UNIX:` names no host, but the socket behind it.
+    match rest.get(..8) {
+        Some(behind) if behind.eq_ignore_ascii_case("://unix:") => {
+            format!("{scheme}://unix:{}", rest.get(8..).unwrap_or_default())
+        }
+        _ => format!("{scheme}{rest}"),
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
+}
+
 /// What follows `unix:`, and whether TLS is spoken there.
 fn unix(text: &str) -> Option<(bool, &str)> {
     const FORMS: [(&str, bool); 9] = [
@@ -102,6 +124,14 @@ pub(super) struct Server {
 }
 
 impl Server {
+    /// Host and port, as CONNECT names them.
+    pub(super) fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
     /// Checks a URL before anything is dialled.
     pub(super) fn of(url: &Uri) -> Result<Self, UrlError> {
         let authority = url.authority().map_or("", |authority| authority.as_str());
@@ -111,7 +141,9 @@ impl Server {
                 "the URL of {place} has credentials, which are not sent: use a header, as `Authorization`"
             )));
         }
-        let (secure, usual) = match url.scheme_str() {
+        // A `Uri` that somebody made keeps capitals, and they mean the same (RFC 3986 section 3.1).
+        let scheme = url.scheme_str().map(str::to_ascii_lowercase);
+        let (secure, usual) = match scheme.as_deref() {
             Some("ws" | "http") => (false, 80),
             Some("wss" | "https") => (true, 443),
             _ => return Err(UrlError(format!("{url}: the URL must start with ws://, wss:// or unix:"))),
@@ -164,6 +196,8 @@ mod tests {
         check("http://unix:/run/app.sock:/a", "ws://localhost/a");
         check("https://unix:/run/app.sock:/a", "wss://localhost/a");
         check("wss+unix:/run/app.sock", "wss://localhost/");
+        check("UNIX:/run/app.sock", "ws://localhost/");
+        check("Http://Unix:/run/app.sock:/A", "ws://localhost/A");
     }
 
     #[test]
@@ -172,6 +206,10 @@ mod tests {
         let found = |host: &str, port, secure| Ok(Server { host: host.to_owned(), port, secure });
         assert_eq!(server("ws://example.com/a"), found("example.com", 80, false));
         assert_eq!(server("https://[::1]:8443"), found("::1", 8443, true));
+        assert_eq!(server("WS://Example.com/"), found("Example.com", 80, false));
+        assert_eq!(server("Wss://example.com:1/"), found("example.com", 1, true));
+        let made: Uri = "WSS://example.com".parse().unwrap();
+        assert!(Server::of(&made).unwrap().secure);
         let long = format!("unix:/{}", "x".repeat(200));
         for wrong in [
             "",

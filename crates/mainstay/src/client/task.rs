@@ -4,354 +4,26 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
+use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
-use mainstay_proto::budget::{Held, Pressure};
-use mainstay_proto::connect::{Client as Machine, Command, Event, Lost, Mode, Report};
-use mainstay_proto::session::{ConnectionId, Fate, Message, SessionError, Transmit};
-use mainstay_proto::ws::{CloseCode, CloseFrame};
-use tokio::sync::oneshot;
+use mainstay_proto::connect::{Command, Lost, Mode};
+use mainstay_proto::session::{ConnectionId, SessionError, Transmit};
+use mainstay_proto::ws::CloseFrame;
 
-use super::dial::{Failed, Opened, dial};
-use super::events::EventQueue;
-use super::{AuthenticateError, Outcome, Refusal, Request, Target, Tracked};
-use crate::SendError;
-use crate::budget::{Budget, Change, Charge, Holder, Part};
+use super::builder::{Request, Target};
+use super::core::{Core, Inner};
+use super::dial::{Failed, Opened, dial, greet};
+use crate::budget::{Change, Part};
 use crate::clock::now;
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
-use crate::worker::{self, Here, Resident, Signal, Turn};
+use crate::worker::{Here, Resident, Signal, Turn};
 
 /// Why a connection ended whose memory was needed.
 const NO_MEMORY: &str = "the memory budget is used up";
 /// Turns before others have theirs.
 const ROUNDS: usize = 4;
-
-/// What the task and the handle share.
-pub(crate) struct Core {
-    /// Wakes the client's task. Dials are polled with the core itself as their waker.
-    pub(crate) signal: Signal,
-    /// Its memory is needed elsewhere.
-    gives_up: AtomicBool,
-    inner: Mutex<Inner>,
-}
-
-pub(crate) struct Inner {
-    pub(crate) machine: Machine,
-    pub(super) events: EventQueue,
-    pub(super) subprotocol: Option<String>,
-    /// What the newest attempt was answered, if that was no WebSocket.
-    pub(super) refusal: Option<Box<Refusal>>,
-    /// Nobody holds the handle any more.
-    pub(super) abandoned: bool,
-    finished: bool,
-    /// What [`settle`](Self::settle) found last, and whether those who wait are to be woken for it.
-    settled: u64,
-    has_news: bool,
-    tracked: VecDeque<(u64, oneshot::Sender<Outcome>)>,
-    authenticating: Option<oneshot::Sender<Verdict>>,
-    pub(super) receiver: Option<Waker>,
-    pub(super) listener: Option<Waker>,
-    pub(super) closer: Option<Waker>,
-    pub(super) watcher: Option<Waker>,
-    /// Waits for messages to meet their fate.
-    pub(super) settling: Option<Waker>,
-    senders: Vec<Waker>,
-    budget: Option<Budget>,
-    charge: Charge,
-}
-
-impl Core {
-    pub(super) fn new(machine: Machine, budget: Option<Budget>) -> Arc<Self> {
-        Arc::new(Self {
-            signal: Signal::new(worker::home()),
-            gives_up: AtomicBool::new(false),
-            inner: Mutex::new(Inner {
-                machine,
-                events: EventQueue::default(),
-                subprotocol: None,
-                refusal: None,
-                abandoned: false,
-                finished: false,
-                settled: 0,
-                has_news: false,
-                tracked: VecDeque::new(),
-                authenticating: None,
-                receiver: None,
-                listener: None,
-                closer: None,
-                watcher: None,
-                settling: None,
-                senders: Vec::new(),
-                budget,
-                charge: Charge::default(),
-            }),
-        })
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes what the task will look at, and asks it to.
-    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
-        let done = change(&mut self.lock());
-        self.signal.ask();
-        done
-    }
-}
-
-impl Core {
-    /// Accepts the message in `sending`, or leaves it there and wakes the caller once there may be room.
-    pub(super) fn poll_send(
-        self: &Arc<Self>,
-        sending: &mut Option<Message>,
-        waker: &Waker,
-    ) -> Poll<Result<Option<u64>, SendError>> {
-        self.change(|inner| {
-            let sent = inner.poll_send(sending, waker);
-            if sent.is_pending() && inner.pressure().is_some() && self.wait_for_memory(inner).is_none() {
-                // It fell just now, and nobody else would say so.
-                inner.wake_senders();
-            }
-            sent
-        })
-    }
-
-    /// The client is woken when the level of its memory budget falls. Returns the pressure after that.
-    fn wait_for_memory(self: &Arc<Self>, inner: &mut Inner) -> Option<Pressure> {
-        let budget = inner.budget.as_ref()?;
-        if inner.charge.begin_to_wait() {
-            return budget.pressure();
-        }
-        let holder: Weak<Self> = Arc::downgrade(self);
-        budget.wait(holder)
-    }
-
-    /// Whether nothing more may be read before the level of the memory budget falls. Then the client is woken.
-    fn must_wait_for_memory(self: &Arc<Self>, inner: &mut Inner, assembling: u64) -> bool {
-        let lets = |inner: &Inner, pressure: Option<Pressure>| {
-            let Held { unread, kept } = inner.machine.held();
-            pressure.is_none_or(|pressure| pressure.lets_read(unread, assembling, kept))
-        };
-        let pressure = inner.pressure();
-        if lets(inner, pressure) {
-            return false;
-        }
-        let pressure = self.wait_for_memory(inner);
-        !lets(inner, pressure)
-    }
-}
-
-impl Holder for Core {
-    fn go_on(self: Arc<Self>) {
-        self.change(|inner| {
-            inner.charge.end_waiting();
-            inner.wake_senders();
-        });
-    }
-
-    fn charged(&self) -> u64 {
-        self.lock().charge.bytes()
-    }
-
-    /// The connection is dropped, and with it what is read of a message that is not complete.
-    fn give_up(self: Arc<Self>) {
-        self.gives_up.store(true, Ordering::Relaxed);
-        self.signal.ask();
-    }
-}
-
-impl Wake for Core {
-    fn wake(self: Arc<Self>) {
-        self.signal.wake();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.signal.wake();
-    }
-}
-
-impl Inner {
-    /// Accepts a message and returns its number.
-    pub(super) fn send(&mut self, message: Message) -> Result<u64, SendError> {
-        // Numbers belong to a session: what is known of the last one comes first.
-        self.settle();
-        if self.machine.is_ended() {
-            return Err(SendError::Over(message));
-        }
-        let kept = self.pressure().map_or(0, |pressure| {
-            let kept = self.machine.held().kept;
-            if kept + message.len() as u64 > pressure.room(!self.machine.is_attached()) { kept } else { 0 }
-        });
-        if kept > 0 && self.machine.waits_when_full() && !self.machine.is_closing() {
-            return Err(SendError::Full(message));
-        }
-        self.machine.send(message).map_err(|message| match self.machine.largest() {
-            _ if self.machine.is_closing() => SendError::Over(message),
-            limit if message.len() as u64 > limit => SendError::TooLarge { message, limit },
-            _ => SendError::Full(message),
-        })
-    }
-
-    /// Charges for what is kept now, with these bytes of connections.
-    fn account(&mut self, sockets: u64) -> Option<Change> {
-        self.budget.as_ref()?;
-        let Held { unread, kept } = self.machine.held();
-        self.charge.set(unread + kept, sockets)
-    }
-
-    /// What the memory budget asks for, if there is one.
-    fn pressure(&self) -> Option<Pressure> {
-        self.budget.as_ref()?.pressure()
-    }
-
-    fn wake_senders(&mut self) {
-        self.senders.drain(..).for_each(Waker::wake);
-    }
-
-    /// Settles when it is known what became of the message that was just given this number.
-    pub(super) fn track(&mut self, number: u64) -> Tracked {
-        let (sender, receiver) = oneshot::channel();
-        self.tracked.push_back((number, sender));
-        Tracked(receiver)
-    }
-
-    fn poll_send(
-        &mut self,
-        sending: &mut Option<Message>,
-        waker: &Waker,
-    ) -> Poll<Result<Option<u64>, SendError>> {
-        let Some(message) = sending.take() else { return Poll::Ready(Ok(None)) };
-        match self.send(message) {
-            Ok(number) => Poll::Ready(Ok(Some(number))),
-            Err(SendError::Full(message)) if self.machine.waits_when_full() => {
-                *sending = Some(message);
-                self.wait_for_room(waker);
-                Poll::Pending
-            }
-            Err(refused) => Poll::Ready(Err(refused)),
-        }
-    }
-
-    pub(super) fn authenticate(
-        &mut self,
-        credentials: Bytes,
-    ) -> Result<oneshot::Receiver<Verdict>, AuthenticateError> {
-        // A verdict that is known by now belongs to the credentials before these.
-        self.settle();
-        if self.machine.is_closing() {
-            return Err(AuthenticateError::Over);
-        }
-        if self.machine.mode() == Mode::Plain {
-            return Err(AuthenticateError::Plain);
-        }
-        let (sender, receiver) = oneshot::channel();
-        self.authenticating = Some(sender);
-        self.machine.authenticate(now(), credentials);
-        Ok(receiver)
-    }
-
-    fn wait_for_room(&mut self, waker: &Waker) {
-        if !self.senders.iter().any(|listed| listed.will_wake(waker)) {
-            self.senders.push(waker.clone());
-        }
-    }
-
-    /// Nothing follows, and nothing is left to be taken.
-    pub(super) fn is_finished(&self) -> bool {
-        self.finished
-    }
-
-    /// Takes what the machine has to say; settles what is known of tracked messages.
-    fn settle(&mut self) {
-        while let Some(event) = self.machine.poll_event() {
-            if let Some(verdict) = verdict(&event)
-                && let Some(waiting) = self.authenticating.take()
-            {
-                let _ = waiting.send(verdict);
-            }
-            match &event {
-                Event::Gap(fate) => self.settle_by(fate),
-                Event::Ended { fate: Some(fate), .. } => self.settle_by(fate),
-                Event::Report(Report::Unknown(first, last)) => {
-                    self.settle_range(*first, *last, Outcome::Unknown);
-                }
-                Event::Report(Report::NotDelivered(first, last)) => {
-                    self.settle_range(*first, *last, Outcome::Lost);
-                }
-                Event::Report(Report::Undeliverable(number, _)) => {
-                    self.settle_range(*number, *number, Outcome::Unknown);
-                }
-                _ => {}
-            }
-            self.events.push(event);
-            self.has_news = true;
-        }
-        let settled = self.machine.settled();
-        // A write may settle messages too, where nothing was read: a peer without Pongs has what has left.
-        self.has_news |= std::mem::replace(&mut self.settled, settled) != settled;
-        while self.tracked.front().is_some_and(|(number, _)| *number <= settled) {
-            if let Some((_, sender)) = self.tracked.pop_front() {
-                let _ = sender.send(Outcome::Delivered);
-            }
-        }
-    }
-
-    fn settle_by(&mut self, fate: &Fate) {
-        let tracked = std::mem::take(&mut self.tracked);
-        for (number, sender) in tracked {
-            let outcome = match number {
-                n if n <= fate.delivered => Outcome::Delivered,
-                n if n <= fate.unknown => Outcome::Unknown,
-                n if fate.resent => {
-                    self.tracked.push_back((n - fate.unknown, sender));
-                    continue;
-                }
-                _ => Outcome::Lost,
-            };
-            let _ = sender.send(outcome);
-        }
-    }
-
-    /// What is before the range may still be under way.
-    fn settle_range(&mut self, first: u64, last: u64, outcome: Outcome) {
-        let from = self.tracked.partition_point(|(number, _)| *number < first);
-        let to = self.tracked.partition_point(|(number, _)| *number <= last);
-        for (_, sender) in self.tracked.drain(from..to) {
-            let _ = sender.send(outcome);
-        }
-    }
-
-    fn wake_application(&mut self) {
-        let wakers = [
-            self.receiver.take(),
-            self.listener.take(),
-            self.closer.take(),
-            self.watcher.take(),
-            self.settling.take(),
-        ];
-        wakers.into_iter().flatten().chain(self.senders.drain(..)).for_each(Waker::wake);
-    }
-}
-
-type Verdict = Result<(), AuthenticateError>;
-
-/// What an event says of credentials that wait for their verdict.
-fn verdict(event: &Event) -> Option<Verdict> {
-    match event {
-        Event::Authenticated { accepted: true } => Some(Ok(())),
-        Event::Authenticated { accepted: false } => Some(Err(AuthenticateError::Refused)),
-        Event::Ended { code: Some(code), .. } if *code == u64::from(CloseCode::UNAUTHORIZED) => {
-            Some(Err(AuthenticateError::Refused))
-        }
-        Event::Ended { .. } => Some(Err(AuthenticateError::Over)),
-        Event::Attached { mode: Mode::Plain, .. } => Some(Err(AuthenticateError::Plain)),
-        _ => None,
-    }
-}
 
 type Dialling = Pin<Box<dyn Future<Output = Result<Opened, Failed>> + Send>>;
 
@@ -391,15 +63,16 @@ impl Task {
     }
 
     fn handle_opened(&mut self, inner: &mut Inner, connection: ConnectionId, opened: Opened) {
-        let Opened { wire, mode, subprotocol, credentials, guard } = opened;
+        let Opened { wire, mode, subprotocol, credentials, guard, response, greeting } = opened;
         let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
-        (inner.subprotocol, inner.refusal) = (subprotocol, None);
+        (inner.subprotocol, inner.refusal, inner.response) = (subprotocol, None, response);
         let is_guarded = guard.is_some();
         self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new(), is_guarded });
         if let Some(credentials) = credentials {
             inner.machine.set_credentials(credentials);
         }
         inner.machine.handle_opened(now(), connection, mode);
+        inner.machine.greet(connection, greeting);
         if let Some(within) = guard {
             inner.machine.handle_guarded(connection, within);
         }
@@ -625,7 +298,11 @@ impl Task {
                 Some(make) => make().await.map_err(Lost::Unreachable)?,
                 None => Request::default(),
             };
-            dial(target.attempt(request, endpoint.as_deref())).await
+            let mut opened = dial(target.attempt(request, endpoint.as_deref())).await?;
+            if let (Mode::Plain, Some(make)) = (opened.mode, &target.greeting) {
+                opened.greeting = greet(make).await?;
+            }
+            Ok(opened)
         })
     }
 
@@ -690,7 +367,11 @@ impl Task {
         if ended && (said || inner.abandoned) {
             inner.finished = true;
         }
-        if std::mem::take(&mut inner.has_news) || stirred || ended {
+        if ended && inner.abandoned {
+            // Nobody will ask for it.
+            drop(inner.machine.take_undelivered());
+        }
+        if std::mem::take(&mut inner.has_news) || stirred || ended || inner.has_flushed() {
             inner.wake_application();
         }
         let finished = inner.finished;
@@ -733,8 +414,10 @@ fn charge(inner: MutexGuard<'_, Inner>, change: Option<Change>) {
 #[cfg(test)]
 mod tests {
     use mainstay_proto::confirm::{ConfirmConfig, WhenFull};
-    use mainstay_proto::connect::ConnectConfig;
+    use mainstay_proto::connect::{Client as Machine, ConnectConfig};
+    use mainstay_proto::session::Message;
 
+    use super::super::Outcome;
     use super::*;
 
     #[tokio::test]

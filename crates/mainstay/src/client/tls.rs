@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use mainstay_proto::reach::{ConnectFailure, FailureKind};
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -18,11 +18,11 @@ pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, String> {
 }
 
 /// The TLS handshake with a server of this name. `config`: as the system trusts, if there is none.
-pub(super) async fn handshake(
-    socket: TcpStream,
+pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: S,
     name: &ServerName<'static>,
     config: Option<&Arc<ClientConfig>>,
-) -> Result<TlsStream<TcpStream>, ConnectFailure> {
+) -> Result<TlsStream<S>, ConnectFailure> {
     let config = match config {
         Some(config) => Arc::clone(config),
         None => usual()?,

@@ -8,8 +8,9 @@ use std::time::Duration;
 use mainstay_proto::admission::Source;
 use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::Lost;
+use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Delay;
-use mainstay_proto::session::server::Fenced;
+use mainstay_proto::session::server::{Fenced, ServerConfig};
 use mainstay_proto::session::{ConnectionId, EndCause, PlainSession, ServerSession, Sessions};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 
@@ -328,6 +329,8 @@ impl Inner {
 pub(super) struct Cores {
     pub(super) shared: Arc<Shared>,
     pub(super) facts: PeerFacts,
+    /// Its route's.
+    pub(super) heartbeat: HeartbeatConfig,
 }
 
 impl Cores {
@@ -335,7 +338,7 @@ impl Cores {
     pub(super) fn of_nobody(shared: &Arc<Shared>) -> Self {
         let facts =
             PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
-        Self { shared: Arc::clone(shared), facts }
+        Self { shared: Arc::clone(shared), facts, heartbeat: shared.config.heartbeat }
     }
 }
 
@@ -356,6 +359,10 @@ impl Sessions for Cores {
             self.facts.clone(),
             Peer::Session(Box::new(session)),
         )
+    }
+
+    fn config(&mut self) -> Option<Arc<ServerConfig>> {
+        Some(self.shared.sessions_with(self.heartbeat))
     }
 
     fn source(&mut self, handle: &CoreRef) -> Option<Source> {
@@ -402,7 +409,8 @@ mod tests {
     ) -> (CoreRef, Option<Fenced>, ResumeToken) {
         let facts =
             PeerFacts { address: None, subprotocol: None, resumable: true, principal: Box::default() };
-        let mut cores = Cores { shared: Arc::clone(shared), facts };
+        let heartbeat = shared.config.heartbeat;
+        let mut cores = Cores { shared: Arc::clone(shared), facts, heartbeat };
         let (now, connection, who) = (now(), ConnectionId(connection), Presenter::default());
         let answer = shared.registry().hello(now, connection, who, hello, &mut cores);
         let Answer::Attached { session, fenced, .. } = answer else { panic!("{connection:?} was refused") };

@@ -44,12 +44,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use mainstay_proto::ConfigError;
 pub use mainstay_proto::admission::AdmissionConfig;
 use mainstay_proto::admission::Source;
 use mainstay_proto::budget::{Candidate, in_order};
 use mainstay_proto::heartbeat::HeartbeatConfig;
-pub use mainstay_proto::session::LifetimeConfig;
-use mainstay_proto::session::{EndCause, FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
+pub use mainstay_proto::session::{End, EndCause, LifetimeConfig};
+use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
 pub use mainstay_proto::ws::Origins;
 pub use mainstay_proto::ws::handshake::HandshakeError;
 use mainstay_proto::ws::{CloseCode, Limits};
@@ -133,6 +134,29 @@ impl Default for Config {
     }
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+impl Config {
+    /// Looks at each value. What has a type of its own (`heartbeat`, `lifetime`, `admission`) was checked where it was
+    /// made.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range, and its bound.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let Window { messages, bytes } = self.keep;
+        let rules = [
+            (self.resume_window <= 30 * DAY, "resume_window", "at most 30 days"),
+            ((1..=1 << 30).contains(&self.limits.max_message), "limits.max_message", "1 byte to 1 GiB"),
+            (self.limits.max_fragments >= 1, "limits.max_fragments", "at least 1"),
+            (messages >= 1 && bytes >= 1, "keep", "at least 1 message and 1 byte"),
+            (self.opening_deadline <= DAY, "opening_deadline", "at most a day"),
+            (self.max_sessions >= 1, "max_sessions", "at least 1"),
+            (self.max_parked_per_address != Some(0), "max_parked_per_address", "at least 1"),
+        ];
+        rules.into_iter().try_for_each(|(holds, field, bound)| ConfigError::unless(holds, field, bound))
+    }
+}
+
 /// The owner of all sessions. Cheap to clone; every clone is the same.
 #[derive(Clone)]
 pub struct Mainstay {
@@ -142,6 +166,8 @@ pub struct Mainstay {
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) sessions: Arc<ServerConfig>,
+    /// What sessions of routes with a heartbeat of their own are served by, while there are any.
+    by_heartbeat: Mutex<Vec<Weak<ServerConfig>>>,
     registry: Mutex<Registry<CoreRef>>,
     pub(crate) tracker: TaskTracker,
     gate: Arc<Gate>,
@@ -155,8 +181,21 @@ pub(crate) struct Shared {
 
 impl Mainstay {
     /// A server without sessions.
+    ///
+    /// # Errors
+    /// A value of `config` is [out of range](Config::check).
+    pub fn try_new(config: Config) -> Result<Self, ConfigError> {
+        config.check()?;
+        Ok(Self::new(config))
+    }
+
+    /// As [`try_new`](Self::try_new), for values that are known to be right: what is out of range is logged as an error
+    /// and taken as it is.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        if let Err(error) = config.check() {
+            tracing::error!("the server's configuration is wrong: {error}");
+        }
         let least = Window::BEFORE_WELCOME;
         let accept = Window {
             messages: config.accept.messages.max(least.messages),
@@ -183,6 +222,7 @@ impl Mainstay {
         let shared = Shared {
             config,
             sessions,
+            by_heartbeat: Mutex::default(),
             registry: Mutex::new(registry),
             tracker: TaskTracker::new(),
             gate,
@@ -344,6 +384,21 @@ impl Shared {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a session with this heartbeat is served by. All that have the same one share it.
+    pub(crate) fn sessions_with(&self, heartbeat: HeartbeatConfig) -> Arc<ServerConfig> {
+        if heartbeat == self.sessions.heartbeat {
+            return Arc::clone(&self.sessions);
+        }
+        let mut known = self.by_heartbeat.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|config| config.strong_count() > 0);
+        let found = known.iter().filter_map(Weak::upgrade).find(|config| config.heartbeat == heartbeat);
+        found.unwrap_or_else(|| {
+            let config = Arc::new(ServerConfig { heartbeat, ..(*self.sessions).clone() });
+            known.push(Arc::downgrade(&config));
+            config
+        })
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.get().is_some()
     }
@@ -455,3 +510,26 @@ async fn send_away(cores: Vec<Weak<Core>>, spread: Duration) {
 }
 
 const REASON: &str = "the server is going away, come back";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_out_of_range_is_named_with_its_bound() {
+        let check = |change: fn(&mut Config), expected: &str| {
+            let mut config = Config::default();
+            change(&mut config);
+            let error = Mainstay::try_new(config).err().map(|error| error.to_string());
+            assert_eq!(error.as_deref(), Some(expected).filter(|expected| !expected.is_empty()));
+        };
+        check(|_| {}, "");
+        check(|config| config.resume_window = Duration::MAX, "resume_window must be at most 30 days");
+        check(|config| config.limits.max_message = 0, "limits.max_message must be 1 byte to 1 GiB");
+        check(|config| config.limits.max_fragments = 0, "limits.max_fragments must be at least 1");
+        check(|config| config.keep.messages = 0, "keep must be at least 1 message and 1 byte");
+        check(|config| config.opening_deadline = Duration::MAX, "opening_deadline must be at most a day");
+        check(|config| config.max_sessions = 0, "max_sessions must be at least 1");
+        check(|config| config.max_parked_per_address = Some(0), "max_parked_per_address must be at least 1");
+    }
+}

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
     Answer, ConnectionId, Control, Frame, PlainSession, Presenter, Refusal, SessionError, Transmit,
@@ -51,6 +52,7 @@ pub(super) struct Terms {
     pub(super) path: Box<str>,
     pub(super) principal: Bytes,
     pub(super) authenticate: Option<Authenticate>,
+    pub(super) heartbeat: HeartbeatConfig,
     pub(super) manual: bool,
     pub(super) drops_oldest: bool,
     pub(super) deflate: Option<DeflateParams>,
@@ -104,7 +106,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             Ok(principal) => {
                 Stats::add(&stats.connections, 1);
                 facts.principal = principal.as_ref().into();
-                let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), connection.0);
+                let plain = PlainSession::new(now(), shared.sessions_with(terms.heartbeat), connection.0);
                 let core = Core::new(Arc::clone(shared), worker::home(), facts, Peer::Plain(Box::new(plain)));
                 core.begin_epoch(None);
                 Some((connection, core, wire))
@@ -126,7 +128,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         Ok(principal) => {
             facts.principal = principal.as_ref().into();
             wire.begin_session(limits);
-            let cores = Cores { shared: Arc::clone(shared), facts };
+            let cores = Cores { shared: Arc::clone(shared), facts, heartbeat: terms.heartbeat };
             attach(cores, connection, terms, &hello, wire).await
         }
         Err(why) => {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Uri, header};
 use hyper::upgrade::OnUpgrade;
+use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::ws::DeflateParams;
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
 
@@ -139,6 +140,7 @@ where
         let original = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |original| &original.0);
         let (uri, path) = (parts.uri.clone(), original.path().into());
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+        let heartbeat = mainstay.shared.config.heartbeat;
         Ok(Self {
             mainstay,
             request,
@@ -152,6 +154,7 @@ where
                 path,
                 principal: Bytes::new(),
                 authenticate: None,
+                heartbeat,
                 manual: false,
                 drops_oldest: false,
                 deflate: None,
@@ -232,6 +235,15 @@ impl SessionUpgrade {
     #[must_use]
     pub fn confirm_manually(mut self) -> Self {
         self.terms.manual = true;
+        self
+    }
+
+    /// How often the client of this session is probed, where a route needs another interval than the rest. A client that
+    /// speaks `mainstay.v1` is told, and derives its own deadline from it. It holds for the session's life: what a later
+    /// connection asks for changes nothing. Default: [`Config::heartbeat`](super::Config::heartbeat).
+    #[must_use]
+    pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {
+        self.terms.heartbeat = heartbeat;
         self
     }
 

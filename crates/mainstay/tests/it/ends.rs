@@ -1,267 +1,270 @@
-//! How sessions end, and what a handler learns of it. Time is tokio's, which leaps whenever nothing is left to do.
+//! How a client ends, and that none goes on as if nothing had happened: whatever an application gave it may panic.
 
+use std::error::Error;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use mainstay::client::Event;
-use mainstay::server::{Changes, Config, Sender, SessionState};
-use mainstay::{Client, CloseCode, EndCause, Link, Mainstay, Message, Session};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
+use bytes::Bytes;
+use futures_util::SinkExt;
+use mainstay::client::{Connector, EndCause, Event, Lost, Outcome, State};
+use mainstay::server::Config;
+use mainstay::{Client, CloseCode, Link, Mainstay, Message, SendError, Session};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Proxy, handled, until, until_quiet};
+use crate::support::{Proxy, echo_server, handled, quick, until};
 
-const KICKED: CloseCode = match CloseCode::new(4000) {
-    Some(code) => code,
-    None => panic!("4000 is a code"),
-};
-
-/// A handler's view of one session.
-#[derive(Clone, Default)]
-struct Seen {
-    sender: Arc<Mutex<Option<Sender>>>,
-    received: Arc<Mutex<Vec<Message>>>,
-    end: Arc<Mutex<Option<(EndCause, Option<u16>, String)>>>,
-    undelivered: Arc<Mutex<Vec<Message>>>,
+fn code(code: u16) -> CloseCode {
+    CloseCode::new(code).unwrap()
 }
 
-impl Seen {
-    async fn handle(self, mut session: Session) {
-        *self.sender.lock().unwrap() = Some(session.sender());
-        session.send("welcome").await.unwrap();
-        while let Some(message) = session.recv().await {
-            self.received.lock().unwrap().push(message);
-        }
-        let end = session.end().unwrap();
-        *self.end.lock().unwrap() = Some((end.cause, end.code.map(u16::from), end.reason));
-        self.undelivered.lock().unwrap().extend(session.take_undelivered());
-    }
+async fn attached<P>(client: &Client<P>) {
+    while !matches!(client.event().await.unwrap(), Event::Attached { .. }) {}
+}
 
-    fn sender(&self) -> Sender {
-        self.sender.lock().unwrap().clone().unwrap()
-    }
+/// A stream that is fine for so many reads, and panics at the next.
+struct Rotten {
+    stream: TcpStream,
+    reads: usize,
+}
 
-    fn has_begun(&self) -> bool {
-        self.sender.lock().unwrap().is_some()
-    }
-
-    fn received(&self) -> usize {
-        self.received.lock().unwrap().len()
-    }
-
-    fn end(&self) -> Option<(EndCause, Option<u16>, String)> {
-        self.end.lock().unwrap().clone()
+impl AsyncRead for Rotten {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        assert!(self.reads > 0, "on purpose");
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.reads -= usize::from(read.is_ready());
+        read
     }
 }
 
-async fn serve(config: Config) -> (SocketAddr, Mainstay, Seen) {
-    let seen = Seen::default();
-    let handler = seen.clone();
-    let (address, mainstay) =
-        handled(Mainstay::new(config), move |session| handler.clone().handle(session)).await;
-    (address, mainstay, seen)
+impl AsyncWrite for Rotten {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
-fn kicked() -> Option<(EndCause, Option<u16>, String)> {
-    Some((EndCause::Closed, Some(4000), "kicked".into()))
-}
-
-#[tokio::test(start_paused = true)]
-async fn nothing_is_received_after_a_close_however_long_the_client_reads_nothing() {
-    let (address, mainstay, seen) = serve(Config::default()).await;
-    // It never receives, and so acknowledges nothing.
-    let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
-    client.send("before").await.unwrap();
-    until_quiet("it is heard", || seen.received() == 1).await;
-    let closed = Instant::now();
-    seen.sender().close(KICKED, "kicked");
-    until_quiet("the handler returns", || seen.end().is_some()).await;
-    assert!(closed.elapsed() <= Duration::from_secs(1));
-    client.send("after").await.ok();
-    until_quiet("it holds no place", || mainstay.stats().sessions == 0).await;
-    assert!(closed.elapsed() <= Duration::from_secs(11), "{:?}", closed.elapsed());
-    assert_eq!((seen.received(), seen.end()), (1, kicked()));
-    assert!(seen.sender().is_over());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_plain_client_that_is_closed_is_not_heard_any_more() {
-    let (address, mainstay, seen) = serve(Config::default()).await;
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().connect();
-    link.send("before").await.unwrap();
-    until_quiet("it is heard", || seen.received() == 1).await;
-    seen.sender().close(KICKED, "kicked");
-    link.send("after").await.ok();
-    until_quiet("the handler returns", || seen.end().is_some()).await;
-    assert_eq!((seen.received(), seen.end()), (1, kicked()));
-    drop(link);
-    until_quiet("it holds no place", || mainstay.stats().sessions == 0).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_abort_is_now_and_the_client_is_told() {
-    let (address, mainstay, seen) = serve(Config::default()).await;
-    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
-    let events = client.events();
-    client.send("before").await.unwrap();
-    assert_eq!(client.recv().await, Some("welcome".into()));
-    until_quiet("it is heard", || seen.received() == 1).await;
-    let aborted = Instant::now();
-    seen.sender().abort(KICKED, "kicked");
-    assert!(seen.sender().is_over() && seen.sender().try_send("late").is_err());
-    let ended = loop {
-        if let Event::Ended { code, reason, .. } = events.next().await.unwrap() {
-            break (code, reason);
-        }
-    };
-    assert_eq!(ended, (Some(4000), "kicked".into()));
-    until_quiet("it holds no place", || mainstay.stats().sessions == 0).await;
-    assert!(aborted.elapsed() <= Duration::from_secs(2), "{:?}", aborted.elapsed());
-    assert_eq!(seen.end(), kicked());
+/// Opens streams to this address that panic after so many reads.
+fn rotten(address: SocketAddr, reads: usize) -> Connector {
+    Connector::default()
+        .open_with(move |_| async move { Ok(Rotten { stream: TcpStream::connect(address).await?, reads }) })
 }
 
 #[tokio::test]
-async fn what_an_expired_client_never_got_comes_back() {
-    let config = Config { resume_window: Duration::from_millis(200), ..Config::default() };
-    let (address, mainstay, seen) = serve(config).await;
-    let proxy = Proxy::to(address).await;
-    let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
-    client.send_tracked("here").await.unwrap().await;
-    assert_eq!(client.recv().await, Some("welcome".into()));
-    let sender = seen.sender();
-    until("the welcome is acknowledged", || mainstay.kept_bytes() == 0).await;
-    proxy.close();
-    until("it is away", || sender.state() == SessionState::Parked).await;
-    let notes: Vec<Message> = (0..5).map(|n| format!("note {n}").into()).collect();
-    for note in &notes {
-        sender.send(note.clone()).await.unwrap();
-    }
-    until("it expires", || seen.end().is_some()).await;
-    assert_eq!(seen.end(), Some((EndCause::Expired, None, String::new())));
-    assert_eq!(*seen.undelivered.lock().unwrap(), notes);
-    until("nothing is kept", || mainstay.kept_bytes() == 0).await;
-}
-
-#[tokio::test]
-async fn a_handler_learns_how_its_client_left() {
-    for resumable in [true, false] {
-        let (address, _mainstay, seen) = serve(Config::default()).await;
-        let url = format!("ws://{address}/echo");
-        if resumable {
-            let mut client = Client::builder(&url).unwrap().connect();
-            client.recv().await.unwrap();
-            client.close(KICKED, "enough").await;
-        } else {
-            let mut link = Link::to(&url).unwrap().connect();
-            link.recv().await.unwrap();
-            link.close(KICKED, "enough").await;
+async fn what_an_application_gave_may_panic_and_that_is_an_attempt_that_failed() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let url = format!("ws://{address}/echo");
+    let link = || Link::to(&url).unwrap().backoff(quick());
+    let greeting = link().greeting(|| async { if true { panic!("on purpose") } else { Ok([""]) } });
+    let opener = Connector::default().open_with(|_| async {
+        if true { panic!("on purpose") } else { TcpStream::connect("127.0.0.1:1").await }
+    });
+    let policy = Link::to(&format!("ws://{address}/nothing")).unwrap().give_up(|_| panic!("on purpose"));
+    for builder in
+        [greeting, link().connector(opener), link().connector(rotten(address, 0)), policy.backoff(quick())]
+    {
+        let link = builder.connect();
+        let tracked = link.send_tracked("x").await.unwrap();
+        for _ in 0..2 {
+            let Some(Event::AttemptFailed { why: Lost::Unreachable(why), .. }) = link.event().await else {
+                panic!("it failed")
+            };
+            assert!(why.contains("panicked"), "{why}");
         }
-        until("the handler returns", || seen.end().is_some()).await;
-        assert_eq!(seen.end(), Some((EndCause::Client, Some(4000), "enough".into())), "{resumable}");
+        link.abort(code(4000), "enough");
+        assert_eq!(tracked.await, Outcome::Lost);
     }
 }
 
 #[tokio::test]
-async fn a_handler_learns_that_the_server_drains_and_that_a_plain_connection_was_lost() {
-    for resumable in [true, false] {
-        let (address, mainstay, seen) = serve(Config::default()).await;
-        let url = format!("ws://{address}/echo");
-        let client = resumable.then(|| Client::builder(&url).unwrap().connect());
-        let link = (!resumable).then(|| Link::to(&url).unwrap().connect());
-        until("it is there", || seen.has_begun()).await;
-        mainstay.drain(Duration::ZERO).await;
-        let cause = seen.end().map(|(cause, ..)| cause);
-        assert_eq!(cause, Some(EndCause::Drained), "{resumable}");
-        drop((client, link));
-    }
-    let (address, _mainstay, seen) = serve(Config::default()).await;
-    let proxy = Proxy::to(address).await;
-    let _link = Link::to(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
-    until("it is there", || seen.has_begun()).await;
-    proxy.close();
-    until("it is lost", || seen.end().is_some()).await;
-    assert_eq!(seen.end(), Some((EndCause::Lost, None, String::new())));
-}
-
-#[tokio::test]
-async fn a_senders_end_says_that_the_handler_panicked() {
-    let sender = Arc::new(Mutex::new(None));
-    let keep = Arc::clone(&sender);
-    let (address, _mainstay) = handled(Mainstay::default(), move |mut session: Session| {
-        *keep.lock().unwrap() = Some(session.sender());
-        async move {
-            session.recv().await;
-            panic!("as the test asks for");
-        }
-    })
-    .await;
-    let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
-    client.send("x").await.unwrap();
-    let panicked = || {
-        let sender = sender.lock().unwrap();
-        let end = sender.as_ref().and_then(|sender: &Sender| sender.end());
-        end.is_some_and(|end| end.cause == EndCause::Panicked)
-    };
-    until("it says so", panicked).await;
-}
-
-#[tokio::test]
-async fn messages_and_changes_of_state_are_waited_for_together() {
-    let (report, mut reports) = mpsc::unbounded_channel();
-    let (address, _mainstay) = handled(Mainstay::default(), move |mut session: Session| {
-        let report = report.clone();
-        async move {
-            let mut changes = session.changes();
-            loop {
-                tokio::select! {
-                    message = session.recv() => match message {
-                        Some(message) => session.send(message).await.unwrap(),
-                        None => break,
-                    },
-                    Some(state) = changes.next() => report.send(state).unwrap(),
-                }
-            }
-            // The rest of them.
-            while let Some(state) = changes.next().await {
-                report.send(state).unwrap();
-            }
-        }
-    })
-    .await;
-    let proxy = Proxy::to(address).await;
-    let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
-    client.send("a").await.unwrap();
-    assert_eq!(client.recv().await, Some("a".into()));
-    proxy.cut();
-    assert_eq!(reports.recv().await, Some(SessionState::Parked));
-    client.send("b").await.unwrap();
-    assert_eq!(client.recv().await, Some("b".into()));
-    assert_eq!(reports.recv().await, Some(SessionState::Attached { epoch: 2 }));
+async fn a_stream_that_panics_once_it_is_in_use_ends_the_client_with_a_reason() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    // The handshake takes one.
+    let connector = rotten(address, 1);
+    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connector(connector).connect();
+    let tracked = client.send_tracked("x").await.unwrap();
+    assert_eq!(client.recv().await, None);
+    let end = client.end().unwrap();
+    assert_eq!((end.cause, client.state()), (EndCause::Abandoned, State::Ended));
+    assert!(end.to_string().contains("panicked"), "{end}");
+    assert_eq!(tracked.await, Outcome::Lost, "it was never written");
+    assert_eq!(client.send("y").await, Err(SendError::Over("y".into())));
+    assert_eq!(client.take_undelivered(), [Message::text("x")]);
     client.close(CloseCode::NORMAL, "").await;
-    assert_eq!(reports.recv().await, Some(SessionState::Over));
+}
+
+#[test]
+fn a_client_whose_runtime_is_gone_says_so_and_gives_back_what_was_not_delivered() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = runtime.block_on(async {
+        let client = Client::builder("ws://127.0.0.1:1/").unwrap().connect();
+        client.send("order").await.unwrap();
+        client
+    });
+    drop(runtime);
+    let end = client.end().unwrap();
+    assert_eq!(end.cause, EndCause::Abandoned);
+    assert!(end.reason.contains("runtime"), "{}", end.reason);
+    assert_eq!(client.try_send("late"), Err(SendError::Over("late".into())));
+    assert_eq!(client.take_undelivered(), [Message::text("order")]);
 }
 
 #[tokio::test]
-async fn senders_of_one_session_are_equal_and_know_it() {
-    let (handed, mut sessions) = mpsc::unbounded_channel();
-    let (address, _mainstay) = handled(Mainstay::default(), move |session: Session| {
-        let handed = handed.clone();
+async fn the_end_of_a_client_has_its_kind_and_the_attempt_that_failed_as_its_source() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let client = Client::builder(&format!("ws://{address}/nothing")).unwrap().connect();
+    while client.event().await.is_some() {}
+    let end = client.end().unwrap();
+    assert_eq!((end.cause, end.code), (EndCause::Refused, Some(404)));
+    assert!(end.source().unwrap().to_string().contains("404"));
+
+    let nobody = Link::to("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
+    assert_eq!(nobody.cause, EndCause::Lost);
+    let failure = nobody.source().and_then(Error::source).unwrap().to_string();
+    assert!(failure.contains("127.0.0.1:1"), "{failure}");
+}
+
+#[tokio::test]
+async fn an_abort_ends_a_client_now_and_the_server_hears_the_code() {
+    let (seen, mut ends) = tokio::sync::mpsc::unbounded_channel();
+    let (address, mainstay) = handled(Mainstay::default(), move |mut session: Session| {
+        let seen = seen.clone();
         async move {
-            handed.send((session.sender(), session.id())).unwrap();
-            session.closed().await;
+            while session.recv().await.is_some() {}
+            seen.send(session.peer_close()).unwrap();
         }
     })
     .await;
     let url = format!("ws://{address}/echo");
-    let _clients = (Client::builder(&url).unwrap().connect(), Client::builder(&url).unwrap().connect());
-    let (first, id) = sessions.recv().await.unwrap();
-    let (second, _) = sessions.recv().await.unwrap();
-    assert_eq!((first.id(), first.clone()), (id, first.clone()));
-    assert_ne!(first, second);
-    assert_eq!((first.state(), first.is_over()), (SessionState::Attached { epoch: 1 }, false));
-    let mut changes: Changes = first.changes();
-    first.abort(KICKED, "");
-    assert_eq!(changes.next().await, Some(SessionState::Over));
-    assert_eq!(changes.next().await, None);
+    let mut client = Client::builder(&url).unwrap().connect();
+    attached(&client).await;
+    let tracked = client.send_tracked("x").await.unwrap();
+    SinkExt::flush(&mut client).await.unwrap();
+    client.sender().abort(code(4000), "kicked");
+    assert_eq!(client.state(), State::Ended);
+    assert_eq!(tracked.await, Outcome::Unknown, "nobody waits for the answer");
+    assert_eq!(client.end().unwrap().cause, EndCause::Aborted);
+    until("no session is left", || mainstay.stats().sessions == 0).await;
+    let close = ends.recv().await.unwrap().unwrap();
+    assert_eq!((close.code, close.reason.as_str()), (Some(code(4000)), "kicked"));
+}
+
+#[tokio::test]
+async fn nothing_is_handed_over_after_close_and_a_sender_closes_as_well() {
+    let (address, _mainstay) = handled(Mainstay::default(), |session: Session| async move {
+        while session.send("again and again").await.is_ok() {}
+    })
+    .await;
+    let url = format!("ws://{address}/echo");
+    let mut client = Client::builder(&url).unwrap().connect();
+    let mut link = Link::to(&url).unwrap().connect();
+    assert!(client.recv().await.is_some() && link.recv().await.is_some());
+    let (client_sender, link_sender) = (client.sender(), link.sender());
+    let closing = async {
+        tokio::join!(client_sender.close(CloseCode::NORMAL, ""), link_sender.close(CloseCode::NORMAL, ""))
+    };
+    let taking = async {
+        until("they are closing", || client_sender.is_over() && link_sender.is_over()).await;
+        assert_eq!((client.recv().await, link.recv().await), (None, None));
+    };
+    tokio::join!(closing, taking);
+    assert_eq!(
+        (client.end().unwrap().cause, link.end().unwrap().cause),
+        (EndCause::Closed, EndCause::Closed)
+    );
+}
+
+#[tokio::test]
+async fn a_receiver_that_waits_is_woken_by_a_close_and_by_an_abort() {
+    let (_silent, url) = crate::support::silence().await;
+    for aborts in [false, true] {
+        let mut link = Link::to(&url).unwrap().connect();
+        let sender = link.sender();
+        sender.send("kept").await.unwrap();
+        let ((), received) = tokio::join!(
+            async {
+                tokio::task::yield_now().await;
+                if aborts {
+                    sender.abort(CloseCode::NORMAL, "");
+                } else {
+                    let _ = tokio::time::timeout(Duration::ZERO, sender.close(CloseCode::NORMAL, "")).await;
+                }
+            },
+            link.recv()
+        );
+        assert_eq!(received, None);
+        if aborts {
+            assert_eq!(link.take_undelivered(), [Message::text("kept")]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_was_lost_for_good_gives_back_what_it_could_not_deliver() {
+    let (address, _mainstay) = echo_server(Config::default()).await;
+    let proxy = Proxy::to(address).await;
+    let builder = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().backoff(quick());
+    let mut client = builder.max_attempts(3).unwrap().connect();
+    client.send("delivered").await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::text("delivered")));
+    until("it is acknowledged", || client.sender().kept_bytes() == 0).await;
+    proxy.close();
+    while !matches!(client.event().await, Some(Event::Detached { .. })) {}
+    for text in ["a", "b"] {
+        client.try_send(text).unwrap();
+    }
+    assert_eq!(client.recv().await, None);
+    let end = client.end().unwrap();
+    assert_eq!((end.cause, end.code), (EndCause::Attempts, None));
+    assert!(end.reason.starts_with("3 attempts in a row failed"), "{}", end.reason);
+    let fate = end.fate.unwrap();
+    assert_eq!((fate.delivered, fate.unknown, fate.last), (1, 1, 3));
+    assert_eq!(client.take_undelivered(), ["a", "b"].map(Message::text));
+}
+
+#[tokio::test]
+async fn it_is_waited_for_a_connection_for_as_long_as_is_said() {
+    let (_listener, silent) = crate::support::silence().await;
+    let error = Link::to(&silent).unwrap().connect_ready(Duration::from_millis(50)).await.unwrap_err();
+    assert_eq!((error.cause, error.code), (EndCause::Attempts, None));
+    assert!(error.reason.contains("no connection within 50ms"), "{error}");
+
+    let closed = Link::to("ws://127.0.0.1:1/").unwrap().backoff(quick());
+    let error = closed.clone().connect_ready(Duration::from_millis(200)).await.unwrap_err();
+    assert!(error.reason.contains("the last attempt: ") && error.source().is_some(), "{error}");
+    let error = closed.max_attempts(1).unwrap().connect_ready(Duration::from_secs(60)).await.unwrap_err();
+    assert!(error.reason.contains("the only attempt failed"), "{error}");
+
+    // A server that comes up later.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let waiting = tokio::spawn(async move {
+        let url = format!("ws://{address}/echo");
+        Client::builder(&url).unwrap().backoff(quick()).connect_ready(Duration::from_secs(60)).await
+    });
+    let mainstay = Mainstay::default();
+    let route = axum::routing::any(|upgrade: mainstay::SessionUpgrade| async {
+        upgrade.on_session(crate::support::echo)
+    });
+    let app = axum::Router::new().route("/echo", route).with_state(mainstay.clone());
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move { mainstay::serve(listener, app, &mainstay).await });
+    let mut client = waiting.await.unwrap().unwrap();
+    client.send(Bytes::from_static(b"x")).await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::binary(Bytes::from_static(b"x"))));
 }

@@ -79,7 +79,7 @@ impl Stage {
 }
 
 /// The head of a good opening request, with further headers (each with its line's end).
-fn upgrade(headers: &str) -> String {
+pub(crate) fn upgrade(headers: &str) -> String {
     format!(
         "GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
@@ -87,19 +87,19 @@ fn upgrade(headers: &str) -> String {
 }
 
 /// A WebSocket whose client writes whatever it likes.
-struct Raw {
-    stream: TcpStream,
+pub(crate) struct Raw {
+    pub(crate) stream: TcpStream,
     /// Of the response.
     head: String,
 }
 
 impl Raw {
-    async fn open(address: SocketAddr, headers: &str) -> Self {
+    pub(crate) async fn open(address: SocketAddr, headers: &str) -> Self {
         Self::over(TcpStream::connect(address).await.unwrap(), upgrade(headers).as_bytes()).await
     }
 
     /// Writes `request` and takes the head of the response.
-    async fn over(mut stream: TcpStream, request: &[u8]) -> Self {
+    pub(crate) async fn over(mut stream: TcpStream, request: &[u8]) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.write_all(request).await.unwrap();
         let mut head = Vec::new();
@@ -111,13 +111,13 @@ impl Raw {
         Self { stream, head }
     }
 
-    async fn write(&mut self, bytes: &[u8]) {
+    pub(crate) async fn write(&mut self, bytes: &[u8]) {
         // The server may have closed already, and that is what the test looks at next.
         let _ = self.stream.write_all(bytes).await;
     }
 
     /// The next frame: its first byte, and its payload.
-    async fn frame(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
+    pub(crate) async fn frame(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
         let first = self.stream.read_u8().await?;
         let length = match self.stream.read_u8().await? {
             126 => u64::from(self.stream.read_u16().await?),
@@ -131,7 +131,7 @@ impl Raw {
 
     /// The code of the Close that comes, sooner or later, and after which the server ends the connection.
     /// `None`: it just ended it.
-    async fn close_code(&mut self) -> Option<u16> {
+    pub(crate) async fn close_code(&mut self) -> Option<u16> {
         let close = async {
             loop {
                 match self.frame().await {
@@ -150,12 +150,12 @@ impl Raw {
         tokio::time::timeout(LIMIT, close).await.expect("the server closes")
     }
 
-    async fn echoes(&mut self, text: &str) {
+    pub(crate) async fn echoes(&mut self, text: &str) {
         self.write(&frame(0x81, text.as_bytes())).await;
         self.hears(text).await;
     }
 
-    async fn hears(&mut self, text: &str) {
+    pub(crate) async fn hears(&mut self, text: &str) {
         loop {
             let (first, payload) = self.frame().await.unwrap();
             // Heartbeats come when they come.
@@ -177,7 +177,7 @@ pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The header of a masked frame, without the key, in its shortest form.
-fn header(first: u8, length: u64) -> Vec<u8> {
+pub(crate) fn header(first: u8, length: u64) -> Vec<u8> {
     let mut out = vec![first];
     match (u8::try_from(length), u16::try_from(length)) {
         (Ok(length @ ..=125), _) => out.push(0x80 | length),

@@ -5,16 +5,8 @@ use std::time::Duration;
 use mainstay::client::{Event, Outcome, State};
 use mainstay::server::Config;
 use mainstay::{CloseCode, HeartbeatConfig, Link, Message, Report, SendError, WhenFull};
-use tokio::net::TcpListener;
 
-use crate::support::echo_server;
-
-/// An address that accepts connections and says nothing.
-async fn silence() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("ws://{}/", listener.local_addr().unwrap());
-    (listener, url)
-}
+use crate::support::{echo_server, silence};
 
 async fn reports(link: &Link) -> Vec<Report> {
     let mut reports = Vec::new();

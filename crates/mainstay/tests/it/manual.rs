@@ -130,7 +130,7 @@ async fn a_client_asks_for_a_shorter_resume_window() {
     let (address, mainstay) = crate::support::echo_server(Config::default()).await;
     let proxy = Proxy::to(address).await;
     let builder = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap();
-    let client = builder.resume_window(Duration::from_millis(1)).connect();
+    let client = builder.resume_window(Duration::from_millis(1)).unwrap().connect();
     while !matches!(client.event().await, Some(Event::Attached { .. })) {}
     proxy.close();
     until("the session is expired", || mainstay.stats().expired == 1).await;

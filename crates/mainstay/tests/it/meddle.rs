@@ -91,10 +91,10 @@ async fn a_handler_cuts_its_own_connection_before_another_byte_is_written() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_held_is_silent_and_then_goes_on() {
     let (mut client, handle, mainstay) = attached().await;
-    handle.hold(5 * SECOND);
+    handle.hold(2 * SECOND);
     let start = Instant::now();
     comes_back(&mut client, "late").await;
-    assert!(start.elapsed() >= 5 * SECOND);
+    assert!(start.elapsed() >= 2 * SECOND);
     assert_eq!(mainstay.stats().connections_opened, 1);
     comes_back(&mut client, "at once").await;
 }
@@ -121,7 +121,8 @@ async fn a_client_that_finds_its_connection_held_resumes_on_another_that_is_not(
     handle.hold(HOUR);
     let start = Instant::now();
     comes_back(&mut client, "over the next").await;
-    assert!(start.elapsed() < Duration::from_secs(90), "{:?}", start.elapsed());
+    // What it sent is unacknowledged for 3 s; a replacement follows a second after the probe.
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     while client.event().await != Some(is_attached(2)) {}
     until_quiet("the held one is gone", || mainstay.stats().connections == 1).await;
     comes_back(&mut client, "at once").await;

@@ -97,7 +97,7 @@ async fn an_address_that_takes_nobody_is_left_after_the_connectors_time() {
     let listener = socket.listen(0).unwrap();
     let address = listener.local_addr().unwrap();
     let _full = TcpStream::connect(address).await.unwrap();
-    let connector = Connector::default().timeout(Duration::from_millis(100));
+    let connector = Connector::default().timeout(Duration::from_millis(100)).unwrap();
     let failure = connector.connect(&format!("http://{address}/").parse().unwrap()).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::TimedOut, "{failure}");
     assert!(failure.reason.contains(&address.to_string()), "{failure}");
@@ -190,8 +190,9 @@ async fn which_statuses_end_a_client_is_for_the_application_to_say() {
         .unwrap()
         .request(move || {
             let token = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string().parse().unwrap();
-            let headers = http::HeaderMap::from_iter([(AUTHORIZATION, token)]);
-            async { Ok(mainstay::client::Request { headers, ..Default::default() }) }
+            let mut request = mainstay::client::Request::default();
+            request.headers = http::HeaderMap::from_iter([(AUTHORIZATION, token)]);
+            async { Ok(request) }
         })
         .give_up(|status| status == http::StatusCode::FORBIDDEN)
         .connect();

@@ -15,11 +15,10 @@ use crate::support::{Proxy, echo, server};
 /// A request with this token, in its header and in HELLO.
 fn with_token(token: u32) -> Request {
     let value = HeaderValue::from_str(&token.to_string()).unwrap();
-    Request {
-        headers: HeaderMap::from_iter([(AUTHORIZATION, value)]),
-        credentials: Some(Bytes::from(token.to_string())),
-        ..Request::default()
-    }
+    let mut request = Request::default();
+    request.headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+    request.credentials = Some(Bytes::from(token.to_string()));
+    request
 }
 
 async fn attached<P>(client: &Client<P>) {
@@ -89,9 +88,10 @@ async fn a_request_goes_elsewhere_and_offers_other_subprotocols_if_it_says_so() 
     let (address, _mainstay) =
         server(Config::default(), |upgrade| upgrade.subprotocols(["a", "b"]).on_session(echo)).await;
     let elsewhere = move || {
-        let url = format!("ws://{address}/echo").parse().unwrap();
-        let subprotocols = Some(vec!["b".to_owned()]);
-        async move { Ok(Request { url: Some(url), subprotocols, ..Request::default() }) }
+        let mut request = Request::default();
+        request.url = Some(format!("ws://{address}/echo").parse().unwrap());
+        request.subprotocols = Some(vec!["b".to_owned()]);
+        async move { Ok(request) }
     };
     let nowhere = "ws://127.0.0.1:1/";
     let client = Client::builder(nowhere).unwrap().subprotocol("a").request(elsewhere).connect_once().await;
@@ -104,4 +104,18 @@ async fn a_request_goes_elsewhere_and_offers_other_subprotocols_if_it_says_so() 
 fn a_request_shows_neither_its_headers_nor_its_credentials() {
     let shown = format!("{:?}", with_token(1_234_567));
     assert!(shown.contains("authorization") && !shown.contains("1234567"), "{shown}");
+}
+
+#[test]
+fn a_duration_out_of_range_is_refused_where_it_is_given_and_named() {
+    use std::time::Duration;
+    let builder = || Client::builder("ws://h/").unwrap();
+    for wrong in [Duration::ZERO, Duration::MAX] {
+        assert_eq!(builder().connect_timeout(wrong).unwrap_err().field, "connect_timeout");
+        assert_eq!(builder().answer_timeout(wrong).unwrap_err().field, "answer_timeout");
+        assert_eq!(builder().silence(wrong).unwrap_err().field, "silence");
+    }
+    let error = builder().resume_window(Duration::MAX).unwrap_err();
+    assert_eq!(error.to_string(), "resume_window must be at most 1 week");
+    assert_eq!(builder().max_attempts(0).unwrap_err().to_string(), "max_attempts must be at least 1");
 }

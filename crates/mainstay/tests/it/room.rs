@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use mainstay::client::{Event, Events};
-use mainstay::server::{Config, Room, SessionState, SlowMember};
-use mainstay::{Client, CloseCode, EndCause, Mainstay, Message, Session, Window};
+use mainstay::server::{Config, EndCause, Room, SessionState, SlowMember};
+use mainstay::{Client, CloseCode, Mainstay, Message, Session, Window};
 use tokio::sync::mpsc;
 
 use crate::support::{Proxy, handled, until};

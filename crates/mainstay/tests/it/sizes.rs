@@ -1,22 +1,15 @@
 //! How large a message may be: the largest that the other end takes is known, one byte more is refused at once, and one
 //! message is never too large for a window.
 
-use std::time::Duration;
-
 use mainstay::client::{Event, Outcome};
 use mainstay::server::{Config, Received};
-use mainstay::{BackoffConfig, Client, Limits, Link, Mainstay, Message, Report, SendError, Session, Window};
+use mainstay::{Client, Limits, Link, Mainstay, Message, Report, SendError, Session, Window};
 use tokio::net::TcpListener;
 
-use crate::support::{echo, handled, until};
+use crate::support::{echo, handled, quick, until};
 
 fn limits(max_message: usize) -> Limits {
     Limits { max_message, ..Limits::default() }
-}
-
-fn quick() -> BackoffConfig {
-    let ms = Duration::from_millis;
-    BackoffConfig::new(ms(20), ms(100)).and_then(|backoff| backoff.first(ms(20), ms(20))).unwrap()
 }
 
 /// A text and a binary message of this many bytes.

@@ -5,7 +5,7 @@ use mainstay::client::State;
 use mainstay::server::Config;
 use mainstay::{Client, Link, Message, SendError, WhenFull};
 
-use crate::support::{echo_server, until};
+use crate::support::{echo_server, handled, until};
 
 fn numbers(count: u32) -> Vec<Message> {
     (0..count).map(|n| Message::text(n.to_string())).collect()
@@ -41,7 +41,55 @@ async fn a_sink_without_room_waits_and_keeps_the_order() {
 async fn a_sink_of_a_link_that_fails_when_full_gives_the_message_back() {
     let link = Link::to("ws://127.0.0.1:1/").unwrap().queue(1, 1024).unwrap().when_full(WhenFull::Fail);
     let mut link = link.connect();
-    SinkExt::send(&mut link, Message::text("a")).await.unwrap();
-    let refused = SinkExt::send(&mut link, Message::text("b")).await;
+    SinkExt::feed(&mut link, Message::text("a")).await.unwrap();
+    let refused = SinkExt::feed(&mut link, Message::text("b")).await;
     assert_eq!(refused, Err(SendError::Full(Message::text("b"))));
+}
+
+#[test]
+fn a_flush_is_done_when_everything_has_left_and_not_before() {
+    let (server, heard) = (tokio::runtime::Runtime::new().unwrap(), std::sync::mpsc::channel());
+    let (sender, heard) = heard;
+    let (address, mainstay) =
+        server.block_on(handled(mainstay::Mainstay::default(), move |mut session: mainstay::Session| {
+            let sender = sender.clone();
+            async move {
+                while let Some(message) = session.recv().await {
+                    sender.send(message).unwrap();
+                }
+            }
+        }));
+    let url = format!("ws://{address}/echo");
+    for is_link in [false, true] {
+        // Another process, which ends as soon as it has flushed.
+        let tool = tokio::runtime::Runtime::new().unwrap();
+        tool.block_on(async {
+            if is_link {
+                let mut link = Link::to(&url).unwrap().connect();
+                link.feed(Message::text("fed")).await.unwrap();
+                SinkExt::flush(&mut link).await.unwrap();
+                std::mem::forget(link);
+            } else {
+                let mut client = Client::builder(&url).unwrap().connect();
+                SinkExt::send(&mut client, Message::text("fed")).await.unwrap();
+                std::mem::forget(client);
+            }
+        });
+        tool.shutdown_background();
+        let message = heard.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        assert_eq!(message, Message::text("fed"));
+    }
+    drop(mainstay);
+}
+
+#[tokio::test]
+async fn a_flush_waits_while_nobody_is_there_and_is_ready_with_nothing_to_send() {
+    use futures_util::FutureExt;
+    let mut link = Link::to("ws://127.0.0.1:1/").unwrap().connect();
+    SinkExt::flush(&mut link).await.unwrap();
+    link.feed(Message::text("kept")).await.unwrap();
+    assert_eq!(SinkExt::flush(&mut link).now_or_never(), None);
+    link.abort(mainstay::CloseCode::NORMAL, "");
+    SinkExt::flush(&mut link).await.unwrap();
+    assert_eq!(link.take_undelivered(), [Message::text("kept")]);
 }

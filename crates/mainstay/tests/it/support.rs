@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::any;
 use mainstay::server::Config;
-use mainstay::{Mainstay, Session, SessionUpgrade};
+use mainstay::{BackoffConfig, Mainstay, Session, SessionUpgrade};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 
@@ -48,6 +48,19 @@ where
     (address, mainstay)
 }
 
+/// Waits that a test does not notice.
+pub(crate) fn quick() -> BackoffConfig {
+    let ms = Duration::from_millis;
+    BackoffConfig::new(ms(20), ms(100)).and_then(|backoff| backoff.first(ms(20), ms(20))).unwrap()
+}
+
+/// An address that accepts connections and says nothing.
+pub(crate) async fn silence() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    (listener, url)
+}
+
 /// Sends back what comes.
 pub(crate) async fn echo(mut session: Session) {
     while let Some(message) = session.recv().await {
@@ -55,6 +68,11 @@ pub(crate) async fn echo(mut session: Session) {
             break;
         }
     }
+}
+
+/// The number that a message of a test carries as its text.
+pub(crate) fn number(message: &mainstay::Message) -> u64 {
+    std::str::from_utf8(message.payload()).unwrap().parse().unwrap()
 }
 
 /// Forwards TCP to `to` until told to cut: then every connection is dropped, without a word of HTTP

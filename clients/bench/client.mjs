@@ -1,0 +1,175 @@
+/**
+ * A client that costs little, so that the server is what is measured: frames that are made once and sent again, and a
+ * parser that looks at no payload which it does not need. It speaks three dialects: `plain` WebSocket, `session`
+ * (`mainstay.v1`) and `socketio`.
+ */
+
+import { randomBytes } from "node:crypto";
+import net from "node:net";
+import { decode, encode } from "@mainstay/client/protocol";
+
+const TEXT = 1;
+const BINARY = 2;
+const CLOSE = 8;
+const PING = 9;
+const PONG = 10;
+
+/** A masked frame. The mask is not zero, or a server would have nothing to unmask. */
+export function frame(opcode, payload) {
+  const length = payload.length;
+  const front = length < 126 ? [128 | length] : length < 65_536 ? [254, length >> 8, length & 255] : [255, 0, 0, 0, 0, length >>> 24, (length >> 16) & 255, (length >> 8) & 255, length & 255];
+  const mask = [0x37, 0xfa, 0x21, 0x3d];
+  const masked = Buffer.from(payload);
+  for (let i = 0; i < length; i++) masked[i] ^= mask[i & 3];
+  return Buffer.concat([Buffer.from([128 | opcode, ...front, ...mask]), masked]);
+}
+
+/** What a dialect writes for an echo of `size` bytes. */
+export function echoFrame(dialect, size) {
+  const text = "x".repeat(size);
+  return frame(TEXT, Buffer.from(dialect === "socketio" ? `42["m","${text}"]` : text));
+}
+
+const CLOSING = frame(CLOSE, Buffer.from([3, 232]));
+const CONNECT = frame(TEXT, Buffer.from("40"));
+const ENGINE_PONG = frame(TEXT, Buffer.from("3"));
+
+export class Client {
+  /** Called for each message of the application. */
+  onMessage = () => {};
+  /** Called for each probe of the heartbeat. */
+  onProbe = () => {};
+  /** Messages of the session, in both directions; the server is told now and then. */
+  sent = 0;
+  received = 0;
+  told = 0;
+  untold = 0;
+  #rest = undefined;
+  #isUpgraded = false;
+  #dialect;
+  #ready;
+  #socket;
+
+  static open(port, dialect) {
+    return new Promise((resolve, reject) => {
+      const client = new Client();
+      client.#dialect = dialect;
+      client.#ready = () => resolve(client);
+      const path = dialect === "socketio" ? "/echo/?EIO=4&transport=websocket" : "/echo";
+      const protocols = dialect === "session" ? "Sec-WebSocket-Protocol: mainstay.v1\r\n" : "";
+      client.#socket = net.connect({ port, host: "127.0.0.1", noDelay: true }, () => {
+        client.#socket.write(
+          `GET ${path} HTTP/1.1\r\nHost: 127.0.0.1:${port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n` +
+            `Sec-WebSocket-Key: ${randomBytes(16).toString("base64")}\r\nSec-WebSocket-Version: 13\r\n${protocols}\r\n`,
+        );
+      });
+      client.#socket.on("error", reject);
+      client.#socket.on("data", (chunk) => client.#read(chunk));
+    });
+  }
+
+  write(frames) {
+    this.#socket.write(frames);
+  }
+
+  /** In order, and until the end of TCP. */
+  close() {
+    return new Promise((resolve) => {
+      this.#socket.on("close", resolve);
+      this.#socket.on("end", () => this.#socket.end());
+      // The server of a session closes the connection once the session has ended.
+      if (this.#dialect === "session") this.write(frame(BINARY, encode([8, 1000, "", this.received, this.received])));
+      else this.write(CLOSING);
+    });
+  }
+
+  abort() {
+    this.#socket.resetAndDestroy();
+  }
+
+  #read(chunk) {
+    let data = this.#rest ? Buffer.concat([this.#rest, chunk]) : chunk;
+    this.#rest = undefined;
+    if (!this.#isUpgraded) {
+      const end = data.indexOf("\r\n\r\n");
+      if (end < 0) return (this.#rest = data);
+      if (!data.subarray(0, 12).equals(Buffer.from("HTTP/1.1 101"))) throw new Error(data.subarray(0, end).toString());
+      this.#isUpgraded = true;
+      this.#greet();
+      data = data.subarray(end + 4);
+    }
+    for (let at = 0; ; ) {
+      const next = this.#frame(data, at);
+      if (next === undefined) {
+        if (at < data.length) this.#rest = data.subarray(at);
+        return;
+      }
+      at = next;
+    }
+  }
+
+  /** Takes one frame. Undefined: it is not whole. */
+  #frame(data, at) {
+    if (data.length < at + 2) return;
+    let length = data[at + 1] & 127;
+    let from = at + 2;
+    if (length === 126) {
+      if (data.length < at + 4) return;
+      length = data.readUInt16BE(at + 2);
+      from += 2;
+    } else if (length === 127) {
+      if (data.length < at + 10) return;
+      length = Number(data.readBigUInt64BE(at + 2));
+      from += 8;
+    }
+    if (data.length < from + length) return;
+    this.#take(data[at] & 15, data, from, from + length);
+    return from + length;
+  }
+
+  #take(opcode, data, from, to) {
+    if (opcode === TEXT) this.#text(data, from, to - from);
+    else if (opcode === BINARY) this.#control(decode(data.subarray(from, to)));
+    else if (opcode === PING) {
+      if (this.#dialect === "plain") this.onProbe();
+      this.write(frame(PONG, data.subarray(from, to)));
+    } else if (opcode === CLOSE && this.#dialect === "session") this.write(CLOSING);
+  }
+
+  #text(data, from, length) {
+    if (this.#dialect === "socketio") {
+      const type = data[from] - 48;
+      if (type === 0) return this.write(CONNECT);
+      if (type === 2) {
+        this.onProbe();
+        return this.write(ENGINE_PONG);
+      }
+      if (data[from + 1] === 48) return this.#ready();
+    }
+    // As our client does.
+    this.untold += length;
+    if (this.#dialect === "session" && (++this.received - this.told >= 32 || this.untold >= 65_536)) {
+      this.told = this.received;
+      this.untold = 0;
+      this.write(frame(BINARY, encode([3, this.received])));
+    }
+    this.onMessage();
+  }
+
+  #greet() {
+    if (this.#dialect === "plain") this.#ready();
+    if (this.#dialect !== "session") return;
+    this.write(frame(BINARY, encode([1, 1, [1024, 4_194_304], randomBytes(16), 0, randomBytes(8), 1])));
+  }
+
+  #control(message) {
+    if (message?.[0] === 2) {
+      this.write(frame(BINARY, encode([3, 0])));
+      this.#ready();
+    } else if (message?.[0] === 4) {
+      this.onProbe();
+      this.told = this.received;
+      this.write(frame(BINARY, encode([5, message[1], this.sent, this.received])));
+    }
+  }
+}

@@ -1,0 +1,307 @@
+/** `app.mainstay`: rooms, broadcast, presence and figures. */
+
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { type Data } from "@mainstay/client/protocol";
+import { mainstay, type Session } from "@mainstay/fastify";
+import Fastify from "fastify";
+import { shareFrame, writeMessage } from "../dist/frame.js";
+import { bytes, hello, Peer, serve } from "./peer.js";
+
+const until = async (isTrue: () => boolean) => {
+  while (!isTrue()) await new Promise((resolve) => setImmediate(resolve));
+};
+
+test("sessions are found from anywhere: all of them, by id, and no longer when they are over", async (t) => {
+  const { app, url } = await serve({}, () => {});
+  t.after(() => app.close());
+  const { mainstay } = app;
+  const [peer] = await Peer.attached(url);
+  await new Peer(url, [], true).opened();
+  await until(() => mainstay.sessions.size === 2);
+  const [session, plain] = [...mainstay.sessions] as [Session, Session];
+  assert.deepEqual([session.mode, plain.mode], ["session", "plain"]);
+  assert.equal(mainstay.get(session.id), session);
+  assert.equal(mainstay.get(""), undefined);
+  assert.equal(mainstay.get("no such id"), undefined);
+  const detached = once(session, "detached");
+  await peer.cut();
+  await detached;
+  assert.equal(mainstay.get(session.id)?.state, "parked", "whose client is away is still there");
+  session.close();
+  plain.close();
+  await until(() => mainstay.sessions.size === 1);
+  assert.deepEqual([...mainstay.sessions], [session], "what it closes with waits for its client");
+});
+
+test("a room reaches who joined, in order, whatever they speak, away or not, and not who left or is over", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({}, (session) => void sessions.push(session));
+  t.after(() => app.close());
+  const { mainstay } = app;
+  const [near, welcome] = await Peer.attached(url);
+  const plain = await new Peer(url, [], true).opened();
+  const [other] = await Peer.attached(url);
+  await until(() => sessions.length === 3);
+  const [a, b, c] = sessions as [Session, Session, Session];
+  for (const session of [a, b]) session.join("kitchen");
+  for (const session of [b, c]) session.join("garden");
+  a.join("kitchen");
+  assert.deepEqual([[...a.rooms], [...b.rooms], mainstay.rooms], [["kitchen"], ["kitchen", "garden"], ["kitchen", "garden"]]);
+  assert.deepEqual([...mainstay.to("kitchen", "garden").sessions], [a, b, c], "each once");
+
+  const detached = once(a, "detached");
+  await near.cut();
+  await detached;
+  assert.deepEqual(mainstay.to("kitchen").send("one"), { sent: 2, skipped: 0, closed: 0 });
+  assert.deepEqual(mainstay.to("kitchen", "garden").send("two", { except: c }), { sent: 2, skipped: 0, closed: 0 });
+  assert.deepEqual(mainstay.broadcast("three", { except: [a, c] }), { sent: 1, skipped: 0, closed: 0 });
+  assert.deepEqual(mainstay.broadcast("four", { where: ({ mode }) => mode === "plain" }), { sent: 1, skipped: 0, closed: 0 });
+  assert.deepEqual(mainstay.broadcast("five"), { sent: 3, skipped: 0, closed: 0 });
+  assert.deepEqual(mainstay.to("nobody").send("six"), { sent: 0, skipped: 0, closed: 0 });
+  const [back] = await Peer.attached(url, { resume: [welcome[2], 0, 0, 1] });
+  assert.deepEqual([await back.text(), await back.text(), await back.text()], ["one", "two", "five"]);
+  for (const text of ["one", "two", "three", "four", "five"]) assert.equal(await plain.text(), text);
+  assert.equal(await other.text(), "five");
+
+  a.leave("kitchen");
+  a.leave("kitchen");
+  const closed = once(b, "closed");
+  await plain.cut();
+  await closed;
+  assert.deepEqual([mainstay.rooms, [...a.rooms], [...b.rooms]], [["garden"], [], []]);
+  b.join("garden");
+  assert.deepEqual([...b.rooms], [], "who is over joins nothing");
+  assert.throws(() => mainstay.to(["garden"] as never).send("x"), /a room's name is a string that is not empty/);
+  assert.throws(() => a.join(""), /a room's name is a string that is not empty/);
+  assert.throws(() => a.join(7 as never), TypeError);
+});
+
+test("what is sent to a room is copied once: its bytes may be written over at once, and all members share them", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({}, (session) => void sessions.push(session));
+  t.after(() => app.close());
+  const peers = [await new Peer(url, [], true).opened(), await new Peer(url, [], true).opened(), (await Peer.attached(url))[0]];
+  await until(() => sessions.length === 3);
+  const data = new Uint8Array([1, 2, 3]);
+  app.mainstay.broadcast(data);
+  data.fill(9);
+  for (const peer of peers) assert.deepEqual([...(await peer.text())], [1, 2, 3]);
+  assert.throws(() => app.mainstay.broadcast({} as never), /a message is a string, an ArrayBuffer or a view of one/);
+});
+
+test("a message to many is framed once: its sockets get the same chunks, and the bytes are those of any message", () => {
+  const writes = (data: Data, isShared: boolean) => {
+    const chunks: unknown[][] = [[], []];
+    const act = () => chunks.forEach((list) => writeMessage({ write: (chunk: unknown, encoding?: BufferEncoding) => list.push(typeof chunk === "string" ? Buffer.from(chunk, encoding) : chunk) } as never, data));
+    if (isShared) shareFrame(data, act);
+    else act();
+    return chunks as Buffer[][];
+  };
+  for (const size of [0, 1, 125, 126, 2048, 2049, 70_000]) {
+    for (const data of ["x".repeat(size), "é".repeat(size), new Uint8Array(size).fill(7)]) {
+      const [one, two] = writes(data, true) as [Buffer[], Buffer[]];
+      assert.ok(one.length > 0 && one.every((chunk, i) => chunk === two[i]));
+      const [alone] = writes(data, false);
+      assert.deepEqual(Buffer.concat(one), Buffer.concat(alone!));
+      assert.notEqual(writes(data, false)[0]![0], one[0]);
+    }
+  }
+  shareFrame("outer", () => {
+    shareFrame("inner", () => {});
+    assert.equal(writes("outer", false)[0]![0], writes("outer", false)[1]![0], "another room's message between does not end it");
+  });
+});
+
+test("a member that is too far behind is given up and learns exactly what it missed, or is skipped, as the sender says", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({ keep: { messages: 2 } }, (session) => {
+    sessions.push(session);
+    session.join("feed");
+  });
+  t.after(() => app.close());
+  const room = app.mainstay.to("feed");
+  const key = bytes(16);
+  const instance = bytes(8);
+  const [slow, welcome] = await Peer.attached(url, { key, instance });
+  const detached = once(sessions[0]!, "detached");
+  await slow.cut();
+  await detached;
+  const [quick] = await Peer.attached(url);
+  for (const text of ["1", "2"]) assert.deepEqual(room.send(text), { sent: 2, skipped: 0, closed: 0 });
+  quick.write([3, 2]);
+  for (const text of ["1", "2"]) assert.equal(await quick.text(), text);
+  await until(() => sessions[1]!.trySend("only for you"));
+  assert.deepEqual(room.send("3", { slow: "skip" }), { sent: 1, skipped: 1, closed: 0 });
+  assert.equal(await quick.text(), "only for you");
+  assert.equal(await quick.text(), "3");
+  quick.write([3, 4]);
+  await until(() => sessions[1]!.trySend("5"));
+  const closed = once(sessions[0]!, "closed");
+  assert.deepEqual(room.send("6"), { sent: 1, skipped: 0, closed: 1 });
+  assert.deepEqual(await closed, [{ why: "evicted", code: 1006, reason: "too far behind what is sent to its rooms" }]);
+  // It is told that it lacks two: those that had been accepted for it.
+  const [, again] = await Peer.attached(url, { key: bytes(16), instance, attempt: 2, resume: [welcome[2], 0, 0, 1] });
+  assert.deepEqual([again[4], again[10]?.[3]], [false, 2]);
+  assert.deepEqual(app.mainstay.stats().slow, { closed: 1, skipped: 1 });
+  assert.equal(app.mainstay.stats().evicted.slow, 1);
+  assert.throws(() => room.send("x", { slow: "wait" as never }), /slow must be "close" or "skip"/);
+});
+
+test("a plain member that reads nothing is closed with 1013, and the others get everything", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({ keep: { messages: 4 } }, (session) => void sessions.push(session));
+  t.after(() => app.close());
+  const deaf = await new Peer(url, [], true).opened();
+  deaf.socket.pause();
+  const [quick] = await Peer.attached(url);
+  await until(() => sessions.length === 2);
+  const closed = once(sessions[0]!, "closed");
+  const large = "x".repeat(200_000);
+  let sent = 0;
+  for (let closes = 0; !closes; ) {
+    closes = app.mainstay.broadcast(large).closed;
+    sent++;
+    assert.equal((await quick.text()).length, 200_000);
+    quick.write([3, sent]);
+    await until(() => sessions[1]!.state === "attached" && app.mainstay.stats().sessions.attached === 1);
+  }
+  const [{ code, reason }] = await closed;
+  assert.deepEqual([code, reason], [1013, "too far behind what is sent to its rooms"]);
+  assert.equal(sessions[1]!.state, "attached");
+  deaf.socket.terminate();
+});
+
+test("with dropOldest no member of a room is closed: the oldest goes, and the client is told of the gap", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({ keep: { messages: 2 }, dropOldest: true }, (session) => void sessions.push(session));
+  t.after(() => app.close());
+  const [peer, welcome] = await Peer.attached(url);
+  const detached = once(sessions[0]!, "detached");
+  await peer.cut();
+  await detached;
+  for (const text of ["1", "2", "3"]) assert.equal(app.mainstay.broadcast(text).sent, 1);
+  const [back] = await Peer.attached(url, { resume: [welcome[2], 0, 0, 1] });
+  assert.deepEqual(await back.next(), [7, 1, 1, 1]);
+  assert.equal(await back.text(), "2");
+});
+
+test("a message that a member does not take is left out for that member alone, and the log says so", async (t) => {
+  const lines: string[] = [];
+  const logger = { level: "warn", stream: { write: (line: string) => void lines.push(line) } };
+  const { app, url } = await serve({}, () => {}, { logger });
+  t.after(() => app.close());
+  await Peer.attached(url, { maxMessage: 1001 });
+  const [other] = await Peer.attached(url);
+  assert.deepEqual(app.mainstay.broadcast("x".repeat(1002)), { sent: 1, skipped: 1, closed: 0 });
+  assert.equal((await other.text()).length, 1002);
+  assert.equal(lines.filter((line) => line.includes("a client got no message of its room")).length, 1);
+});
+
+test("volatile messages to a room reach who is there", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({}, (session) => void (sessions.push(session), session.join("a")));
+  t.after(() => app.close());
+  const [near] = await Peer.attached(url);
+  const [away] = await Peer.attached(url);
+  const detached = once(sessions[1]!, "detached");
+  await away.cut();
+  await detached;
+  assert.equal(app.mainstay.to("a").sendVolatile("now"), 1);
+  assert.deepEqual(await near.next(), [11, "now"]);
+});
+
+test("presence: begin, away, back and over are told once each, and a listener that fails concerns nobody", async (t) => {
+  const lines: string[] = [];
+  const logger = { level: "error", stream: { write: (line: string) => void lines.push(line) } };
+  const told: unknown[] = [];
+  const { app, url } = await serve({ resumeWindow: 60_000 }, (session) => void told.push(["handler", [...session.rooms]]), { logger });
+  t.after(() => app.close());
+  const { mainstay } = app;
+  mainstay.onSession(() => assert.fail("a listener's bug"));
+  mainstay.onSession(async () => assert.fail("an asynchronous listener's bug"));
+  const remove = mainstay.onSession(() => void told.push("removed"));
+  remove();
+  mainstay.onSession((session) => {
+    told.push(["session", session.mode]);
+    session.join("everybody");
+  });
+  mainstay.onDetached((session, { code }) => void told.push(["detached", code, session.state]));
+  mainstay.onResumed((session, epoch) => void told.push(["resumed", epoch, session.state]));
+  mainstay.onClosed((session, { why }) => void told.push(["closed", why, [...session.rooms]]));
+  const [peer, welcome] = await Peer.attached(url);
+  await peer.cut();
+  await until(() => told.length === 3);
+  const [back] = await Peer.attached(url, { resume: [welcome[2], 0, 0, 1] });
+  back.write([8, 1000, "", 0, 0]);
+  await back.closed;
+  const plain = await new Peer(url, [], true).opened();
+  await until(() => told.length === 7);
+  await plain.cut();
+  await until(() => told.length === 8);
+  assert.deepEqual(told, [
+    ["session", "session"],
+    ["handler", ["everybody"]],
+    ["detached", 1006, "parked"],
+    ["resumed", 2, "attached"],
+    ["closed", "ended", []],
+    ["session", "plain"],
+    ["handler", ["everybody"]],
+    ["closed", "lost", []],
+  ]);
+  assert.equal(lines.filter((line) => line.includes("a listener of session failed")).length, 4);
+  assert.throws(() => mainstay.onClosed(undefined as never), /a listener is a function/);
+});
+
+test("figures: what happened is counted without a count per message, and Prometheus reads it", async (t) => {
+  const authenticate = (credentials: Buffer | undefined) => (String(credentials) === "no" ? null : "");
+  const app = Fastify();
+  t.after(() => app.close());
+  await app.register(mainstay, { authenticate });
+  app.get("/", { websocket: true }, (session) => {
+    session.join("all");
+    session.on("message", (data) => session.send(data));
+  });
+  app.get("/metrics", async () => app.mainstay.metrics());
+  const address = await app.listen({ port: 0, host: "127.0.0.1" });
+  const url = address.replace("http", "ws");
+  const [peer, welcome] = await Peer.attached(url);
+  peer.write([3, 0], "one", "two");
+  for (const text of ["one", "two"]) assert.equal(await peer.text(), text);
+  await peer.cut();
+  await until(() => app.mainstay.stats().sessions.parked === 1);
+  const kept = app.mainstay.stats().queueBytes;
+  assert.equal(kept, 6);
+  await Peer.attached(url, { resume: [welcome[2], 2, 2, 1] });
+  const ended = await Peer.attached(url);
+  ended[0].write("three", [8, 1000, "", 0, 0]);
+  await ended[0].closed;
+  await (await new Peer(url, [], true).opened()).cut();
+  const refused = await new Peer(url).opened();
+  refused.write(hello({ credentials: "no" }));
+  await refused.closed;
+  const garbage = await new Peer(url).opened();
+  garbage.write("no HELLO");
+  await garbage.closed;
+  await until(() => app.mainstay.stats().connections === 1 && app.mainstay.sessions.size === 1);
+  const stats = app.mainstay.stats();
+  assert.deepEqual(stats.attaches, { new: 2, resumed: 1, lost: 0, refused: 1 });
+  assert.deepEqual(stats.messages, { in: 3, out: 3 });
+  assert.deepEqual([stats.opened, stats.openingsFailed, stats.refused.credentials, stats.protocolErrors.session, stats.rooms], [6, 2, 1, 1, 1]);
+
+  const response = await app.inject("/metrics");
+  const text = response.body;
+  assert.match(response.headers["content-type"] as string, /^text\/plain/);
+  assert.match(text, /^mainstay_sessions 1$/m);
+  assert.match(text, /^mainstay_sessions_by_state\{state="attached"\} 1$/m);
+  assert.match(text, /^mainstay_attaches_total\{outcome="resumed"\} 1$/m);
+  for (const line of text.trimEnd().split("\n")) {
+    assert.match(line, /^# (HELP|TYPE) mainstay_[a-z_]+ |^mainstay_[a-z_]+(\{[a-z]+="[a-z_]+"\})? \d+$/);
+  }
+  // Names that the gateway has too mean the same here; the others are the plugin's own.
+  const gateway = readFileSync(new URL("../../../docs/METRICS.md", import.meta.url), "utf8");
+  const own = ["mainstay_connections_passed_on_total", "mainstay_rooms", "mainstay_room_messages_not_sent_total"];
+  for (const [, name] of text.matchAll(/^# TYPE (\S+)/gm)) assert.ok(own.includes(name!) || gateway.includes(`\`${name}`), name);
+});

@@ -1,0 +1,26 @@
+// The recipe's client: connect again 3 s after `close`, send if it is open.
+//
+//   node recipe-client.mjs URL
+
+import WebSocket from "ws";
+import { count, note } from "./numbers.mjs";
+
+const RECONNECT_AFTER = 3000;
+let socket;
+
+function connect() {
+  socket = new WebSocket(process.argv[2]);
+  socket.onopen = () => note({ event: "open" });
+  socket.onmessage = ({ data }) => note({ got: Number(data) });
+  socket.onerror = () => {}; // `close` follows
+  socket.onclose = () => {
+    note({ event: "lost" });
+    setTimeout(connect, RECONNECT_AFTER);
+  };
+}
+
+connect();
+count((n) => {
+  note({ said: n });
+  if (socket.readyState === WebSocket.OPEN) socket.send(String(n));
+});

@@ -1,0 +1,275 @@
+/**
+ * A server of `mainstay.v1` for tests of an application, without a network: it is handed to the socket as its `WebSocket`,
+ * and does what servers and networks do when the test says so: it delivers, detaches, resumes, and lets a session expire.
+ *
+ * It sets no timer; the client's are its own. After a loss that dials again within a second, or at once on `retryNow()`.
+ */
+
+import type { WebSocketLike } from "./client.js";
+import { Flow, Inbox, type Lane, Outbox } from "./flow.js";
+import { type Account, type Bytes, bytesOf, type Control, type Data, decode, encode, type Frame, type Hello, toHex, Type, viewOf } from "./wire.js";
+
+const WINDOW: [messages: number, bytes: number] = [1024, 1_048_576];
+/** Of the announced heartbeat, which is not sent: the client is patient for two hours. */
+const HOUR = 3_600_000;
+
+/** Later, and not by a timer or a microtask that a test may have replaced. */
+const later = (act: () => void) => void Promise.resolve().then(act);
+
+/** The server. One may have any number of sockets. */
+export class TestServer {
+  /** For the option `WebSocket` of the sockets. */
+  readonly WebSocket: WebSocketLike;
+  /** All sessions that were begun, the newest last. */
+  readonly sessions: TestSession[] = [];
+  private taken = 0;
+  private wake = () => {};
+
+  constructor() {
+    const begin = (session: TestSession) => {
+      this.sessions.push(session);
+      this.wake();
+    };
+    const { sessions } = this;
+    this.WebSocket = class extends Connection {
+      constructor(_url: string, protocols?: string | string[]) {
+        super(([] as string[]).concat(protocols ?? []), sessions, begin);
+      }
+    };
+  }
+
+  /** The next session that is begun, in their order: each is given once. */
+  async session(): Promise<TestSession> {
+    while (this.sessions.length <= this.taken) await new Promise<void>((resolve) => (this.wake = resolve));
+    return this.sessions[this.taken++]!;
+  }
+}
+
+/** The server's end of one session. What the client sends is received, and acknowledged, as it comes. */
+export class TestSession {
+  /** What the client sent and {@link next} has not given. */
+  readonly waiting: Data[] = [];
+  /** What the client sent outside the stream. */
+  readonly volatiles: Data[] = [];
+  /** The newest credentials of the client. */
+  credentials: Bytes | undefined;
+  /** The code and the reason with which the client, or {@link end}, ended it. */
+  ended: { code: number; reason: string } | undefined;
+  /** @internal */
+  token: Bytes;
+  /** @internal */
+  account: Account | undefined;
+  /** The connection that waits for its WELCOME, while the session is detached. */
+  declare private asking: [connection: Connection, hello: Hello] | undefined;
+  declare private connection: Connection | undefined;
+  private flow = new Flow(new Outbox(WINDOW), new Inbox(WINDOW));
+  private lane: Lane = { wrote: 0, read: 0 };
+  private epoch = 0;
+  private isAway = false;
+  private wake: () => void = () => {};
+
+  /** @internal */
+  constructor(private number: number) {
+    this.token = new Uint8Array(24).fill(number);
+  }
+
+  /** Whether the client has a connection. */
+  get isAttached(): boolean {
+    return !!this.connection;
+  }
+
+  /** Sends the client a message; while it is detached, it is kept. @throws RangeError if more is kept than may be */
+  deliver(data: string | Bytes): void {
+    if (!this.flow.outbox.push(data)) throw new RangeError("the client acknowledges nothing: no room");
+    this.write();
+  }
+
+  /** Sends the client a message outside the stream. */
+  deliverVolatile(data: string | Bytes): void {
+    this.connection?.say([Type.Volatile, data]);
+  }
+
+  /** The next message of the client. @throws if the session ends before one comes */
+  async next(): Promise<Data> {
+    while (!this.waiting.length) {
+      if (this.ended) throw new Error(`the session is over: ${this.ended.code} ${this.ended.reason}`);
+      await new Promise<void>((resolve) => (this.wake = resolve));
+    }
+    return this.waiting.shift()!;
+  }
+
+  /** The connection breaks without a word, and none is made before {@link resume}. */
+  detach(): void {
+    this.isAway = true;
+    this.connection?.drop(1006, "");
+  }
+
+  /** The client may come back. Settles when it has. */
+  async resume(): Promise<void> {
+    this.isAway = false;
+    if (this.asking) this.attach(...this.asking);
+    while (!this.connection) {
+      if (this.account || this.ended) throw new Error("the session is over: its client begins another");
+      await new Promise<void>((resolve) => (this.wake = resolve));
+    }
+  }
+
+  /** The server forgets the session, as after its resume window: the client has one `gap`, and begins another. */
+  expire(): void {
+    const { inbox, outbox } = this.flow;
+    const lost = outbox.last - outbox.acknowledged;
+    this.account = [inbox.received, inbox.handed, outbox.acknowledged + 1, lost, 1];
+    this.connection?.drop(1006, "");
+    this.asking?.[0].drop(1006, "");
+    this.wake();
+  }
+
+  /** Ends the session from the server's side, in order. */
+  end(code = 1000, reason = ""): void {
+    const { inbox } = this.flow;
+    this.ended = { code, reason };
+    this.connection?.say([Type.End, code, reason, inbox.received, inbox.handed]);
+    this.wake();
+  }
+
+  /** @internal */
+  hello(connection: Connection, hello: Hello): void {
+    if (this.isAway) this.asking = [connection, hello];
+    else this.attach(connection, hello);
+  }
+
+  /** @internal */
+  attach(connection: Connection, [, , window, , , , , resume, credentials]: Hello, account?: Account): void {
+    const { inbox, outbox } = this.flow;
+    const before = this.connection;
+    this.asking = undefined;
+    this.connection = connection;
+    before?.drop(4409, "");
+    this.credentials = credentials ?? this.credentials;
+    outbox.peer = window;
+    const received = resume && this.epoch ? resume[1] : 0;
+    outbox.acknowledge(received);
+    this.lane = { wrote: received, read: inbox.received };
+    this.token = Uint8Array.from(this.token, (byte, at) => (at ? byte : byte + 1));
+    connection.session = this;
+    const id = new Uint8Array(8).fill(this.number);
+    connection.say([Type.Welcome, id, this.token, ++this.epoch, this.epoch > 1, inbox.tell(), received + 1, 120_000, HOUR, WINDOW, account]);
+    this.write();
+    this.wake();
+  }
+
+  /** @internal */
+  lose(connection: Connection): void {
+    if (this.connection === connection) this.connection = undefined;
+    if (this.asking?.[0] === connection) this.asking = undefined;
+  }
+
+  /** @internal */
+  read(frame: Frame): void {
+    const { flow, lane, connection } = this;
+    const { outbox, inbox } = flow;
+    if (!frame || !connection) return;
+    if (frame[0] === Type.Data) flow.readData(lane, frame[1]);
+    else if (frame[0] === Type.Ack) outbox.acknowledge(frame[1]);
+    else if (frame[0] === Type.Ping || frame[0] === Type.Pong) flow.readBeat(lane, frame);
+    else if (frame[0] === Type.Volatile) this.volatiles.push(frame[1]);
+    else if (frame[0] === Type.Auth) {
+      this.credentials = frame[1];
+      connection.say([Type.AuthResult, true, 0]);
+    } else if (frame[0] === Type.End) this.over(frame[1], frame[2]);
+    for (let got; (got = inbox.handOver(0)); ) if (got.data !== undefined) this.waiting.push(got.data);
+    const beat = flow.writeOwed(0, lane);
+    if (beat) connection.write(beat);
+    else if (inbox.received > inbox.told) connection.say([Type.Ack, inbox.tell()]);
+    outbox.trim(lane.wrote);
+    this.write();
+    this.wake();
+  }
+
+  /** The client's END: it is answered, unless it is the answer. */
+  private over(code: number, reason: string): void {
+    if (!this.ended) this.end(code, reason);
+    const { connection } = this;
+    later(() => connection?.drop(1000, ""));
+  }
+
+  private write(): void {
+    const { connection } = this;
+    for (let data; connection && !this.ended && (data = this.flow.writeData(this.lane)) !== undefined; ) connection.write(data);
+  }
+}
+
+/** What the socket takes for a WebSocket. */
+class Connection {
+  binaryType: unknown = "blob";
+  protocol = "";
+  readyState = 0;
+  readonly extensions = "";
+  readonly bufferedAmount = 0;
+  onopen: any = null;
+  onmessage: any = null;
+  onclose: any = null;
+  onerror: any = null;
+  /** @internal */
+  session: TestSession | undefined;
+
+  constructor(
+    offered: string[],
+    private sessions: TestSession[],
+    private begin: (session: TestSession) => void,
+  ) {
+    const protocol = offered.find((name) => /^mainstay\.v1(\+|$)/.test(name));
+    later(() => {
+      if (this.readyState) return;
+      // One that offers no session is none of this server's.
+      if (protocol === undefined) return this.drop(1006, "");
+      this.readyState = 1;
+      this.protocol = protocol;
+      this.onopen?.({});
+    });
+  }
+
+  send(data: Data): void {
+    const frame = decode(typeof data === "string" ? data : viewOf(data.slice().buffer));
+    later(() => {
+      if (this.readyState > 1) return;
+      if (this.session) this.session.read(frame);
+      else if (frame?.[0] === Type.Hello) this.hello(frame);
+    });
+  }
+
+  close(code = 1000, reason = ""): void {
+    if (this.readyState < 2) later(() => this.drop(code, reason));
+  }
+
+  private hello(hello: Hello): void {
+    const token = hello[7] && toHex(hello[7][0]);
+    const session = token && this.sessions.find((session) => toHex(session.token) === token);
+    if (session && !session.account && !session.ended) return session.hello(this, hello);
+    const begun = new TestSession(this.sessions.length + 1);
+    begun.attach(this, hello, session ? session.account : undefined);
+    this.begin(begun);
+  }
+
+  /** @internal */
+  say(message: Control): void {
+    this.write(encode(message));
+  }
+
+  /** @internal */
+  write(data: Data): void {
+    const received = typeof data === "string" ? data : data.slice().buffer;
+    later(() => this.readyState === 1 && this.onmessage?.({ data: received }));
+  }
+
+  /** @internal */
+  drop(code: number, reason: string): void {
+    if (this.readyState > 2) return;
+    this.readyState = 3;
+    for (const session of this.sessions) session.lose(this);
+    later(() => this.onclose?.({ code, reason, wasClean: code !== 1006 }));
+  }
+}
+
+/** A message as text, for comparing it in tests. */
+export const textOf = (data: Data): string => (typeof data === "string" ? data : new TextDecoder().decode(bytesOf(data)));

@@ -1,0 +1,16 @@
+/** Text and UTF-8. */
+
+import type { Bytes, Data } from "./wire.js";
+
+// Made when first needed: an import alone is to succeed in jsdom, which has neither.
+let encoder: TextEncoder | undefined;
+let decoder: TextDecoder | undefined;
+
+/** A text as UTF-8; bytes as they are. */
+export const bytesOf = (data: Data): Bytes => (typeof data === "string" ? (encoder ??= new TextEncoder()).encode(data) : data);
+
+/** Bytes as text. @throws TypeError if they are not UTF-8 */
+export const textOf = (bytes: Bytes): string => (decoder ??= new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })).decode(bytes);
+
+/** Payload bytes of all of these. */
+export const sizeOf = (messages: (Data | { length: number })[]): number => messages.reduce((sum, data) => sum + bytesOf(data as Data).length, 0);

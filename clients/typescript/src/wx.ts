@@ -1,0 +1,149 @@
+/**
+ * The socket for mini-programs: WeChat's `wx`, and those whose `connectSocket` has its shape (`tt`, `qq`, `swan`, `ks`).
+ * It needs nothing of a browser. Binary messages arrive as ArrayBuffer.
+ */
+
+import { MainstaySocket as Base, type Options as BaseOptions } from "./index.js";
+import type { Fresh } from "./client.js";
+import { pool } from "./platform.js";
+
+export * from "./index.js";
+
+/** As much of `wx` as is used. What is optional is not everywhere. */
+export interface Wx {
+  connectSocket(options: { url: string; protocols?: string[]; header?: { [name: string]: string }; fail?: (result: { errMsg?: string }) => void }): SocketTask | undefined;
+  getRandomValues?(options: { length: number; success: (result: { randomValues: ArrayBuffer }) => void; fail: () => void }): unknown;
+  onAppShow?(act: () => void): void;
+  offAppShow?(act: () => void): void;
+  onNetworkStatusChange?(act: (result: { isConnected: boolean }) => void): void;
+  offNetworkStatusChange?(act: (result: { isConnected: boolean }) => void): void;
+}
+
+/** What `connectSocket` returns. */
+export interface SocketTask {
+  onOpen(act: (result?: { header?: { [name: string]: string } }) => void): void;
+  onMessage(act: (result: { data: string | ArrayBuffer }) => void): void;
+  onClose(act: (result?: { code?: number; reason?: string }) => void): void;
+  onError(act: (result?: { errMsg?: string }) => void): void;
+  send(options: { data: string | ArrayBuffer; complete?: () => void }): void;
+  close(options: { code?: number; reason?: string }): void;
+}
+
+export interface Options extends BaseOptions {
+  /** Whose `connectSocket` opens the connections. @default the global `wx` */
+  wx?: Wx;
+  /** Fields of the opening handshake; a function is asked before each attempt. @default none */
+  header?: Fresh<{ [name: string]: string }>;
+}
+
+declare const wx: Wx | undefined;
+
+/** The socket of `@mainstay/client`, over `wx.connectSocket`. */
+export class MainstaySocket extends Base {
+  /** As written, whatever minifiers make of it. */
+  static override readonly name: string = "MainstaySocket";
+  /** @internal */
+  declare host: Wx;
+  /** @internal */
+  declare header: Options["header"];
+  /** What the next attempt sends. @internal */
+  fields: { [name: string]: string } | undefined;
+
+  constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], { wx: host = typeof wx === "object" ? wx : undefined, header, ...options }: Options = {}) {
+    if (!host?.connectSocket) throw new TypeError("no wx.connectSocket here: pass the object that has it as option, { wx: tt }");
+    super(url, protocols, { WebSocket: classOver(host, () => this.fields), ...options });
+    this.host = host;
+    this.header = header;
+    this.binaryType = "arraybuffer";
+    const { onAppShow, offAppShow, onNetworkStatusChange, offNetworkStatusChange } = host;
+    this.listen(target(onAppShow, offAppShow), "show", "visibility", () => this.comeBack());
+    this.listen(target(onNetworkStatusChange, offNetworkStatusChange), "network", "network", ({ isConnected }) => (isConnected ? this.comeBack() : this.look()));
+  }
+
+  /** @internal */
+  protected override async prepare(): Promise<void> {
+    const { header } = this;
+    const [fields] = await Promise.all([typeof header === "function" ? header() : header, fill(this.host), super.prepare()]);
+    this.fields = fields;
+  }
+}
+
+/** What is listened to by one function and no longer by another, as what has listeners. */
+function target(on: ((act: any) => void) | undefined, off: ((act: any) => void) | undefined): any {
+  return on && { addEventListener: (_type: string, act: any) => on(act), removeEventListener: (_type: string, act: any) => off?.(act) };
+}
+
+/** Sees to it that there is randomness for the next keys, where the platform gives any; it is not waited for longer than a second. */
+function fill(host: Wx): Promise<void> | undefined {
+  if (pool.length > 64 || !host.getRandomValues) return;
+  return new Promise<void>((resolve) => {
+    setTimeout(resolve, 1000);
+    host.getRandomValues!({
+      length: 256,
+      success({ randomValues }) {
+        pool.push(...new Uint8Array(randomValues));
+        resolve();
+      },
+      fail: resolve,
+    });
+  });
+}
+
+/** A class as `WebSocket` is one, as far as this package asks. */
+function classOver(host: Wx, fields: () => { [name: string]: string } | undefined) {
+  return class {
+    binaryType = "arraybuffer";
+    protocol = "";
+    readyState = 0;
+    /** Payload that was given to `send` and is not complete. */
+    bufferedAmount = 0;
+    onopen: any;
+    onmessage: any;
+    onclose: any;
+    onerror: any;
+    task: SocketTask | undefined;
+
+    constructor(url: string, protocols: string | string[] = []) {
+      const names = ([] as string[]).concat(protocols);
+      const fail = ({ errMsg = "" }: { errMsg?: string } = {}) => this.end(1006, errMsg);
+      const header = fields();
+      const task = host.connectSocket({ url, ...(names.length && { protocols: names }), ...(header && { header }), fail });
+      this.task = task;
+      task?.onOpen((result) => {
+        this.readyState = 1;
+        this.protocol = chosenOf(result?.header, names);
+        this.onopen?.({});
+      });
+      task?.onMessage((result) => this.onmessage?.(result));
+      task?.onClose(({ code = 1006, reason = "" } = {}) => this.end(code, reason));
+      task?.onError(fail);
+    }
+
+    send(data: string | Uint8Array<ArrayBuffer>): void {
+      const { length } = data;
+      this.bufferedAmount += length;
+      const complete = () => (this.bufferedAmount -= length);
+      this.task?.send({ data: typeof data === "string" ? data : data.slice().buffer, complete });
+    }
+
+    close(code: number, reason: string): void {
+      if (this.readyState > 1) return;
+      this.readyState = 2;
+      this.task?.close({ code, reason });
+    }
+
+    /** Once, whatever the platform reports of it. */
+    end(code: number, reason: string): void {
+      if (this.readyState > 2) return;
+      this.readyState = 3;
+      this.onclose?.({ code, reason });
+    }
+  };
+}
+
+/** The subprotocol that the server chose. Where the platform does not show its answer, it is taken to have chosen sessions, if they were offered. */
+function chosenOf(header: { [name: string]: string } | undefined, names: string[]): string {
+  const shown = Object.keys(header ?? {});
+  const name = shown.find((name) => name.toLowerCase() === "sec-websocket-protocol");
+  return (name ? header![name] : shown.length ? "" : names[names.length - 1]) ?? "";
+}

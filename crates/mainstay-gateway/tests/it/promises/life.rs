@@ -1,0 +1,232 @@
+//! R6, R7, R9, R10, R11 and R14: how visitors and links come back, and what is left of those that do not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use axum::Router;
+use axum::routing::any;
+use mainstay::client::Outcome;
+use mainstay::{Client, Message, SessionUpgrade};
+use mainstay_proto::session::message::{Resume, ResumeToken};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Dice, SECOND, before_a_listener, before_an_echo, comes_back, echo_backend, of_process, session};
+use crate::frames::{CLOSE, Frames, TEXT};
+use crate::support::{Door, Gateway, backend, until};
+
+#[tokio::test]
+async fn r6_visitors_are_kept_and_links_come_back_apart_once_the_backend_is_there_again() {
+    let address = echo_backend().await;
+    let door = Door::to(address).await;
+    let keep = ["--on-backend-loss", "keep", "--admin", "127.0.0.1:0"];
+    let gateway = Gateway::in_front_of(door.address, &keep);
+    let mut visitors = Vec::new();
+    for _ in 0..20 {
+        let mut client = Client::builder(&gateway.url).unwrap().connect();
+        // What the backend confirmed is not written to the next connection once more.
+        let before = client.send_tracked(Message::text("before")).await.unwrap();
+        assert_eq!((client.recv().await, before.await), (Some(Message::text("before")), Outcome::Delivered));
+        visitors.push(client);
+    }
+    assert_eq!(gateway.metric("links"), 20.0);
+    door.shut();
+    gateway.reaches("links", 0.0).await;
+    assert_eq!(gateway.metric("connections"), 20.0, "their visitors are kept");
+    door.open();
+    let mut back = JoinSet::new();
+    for mut client in visitors {
+        back.spawn(async move {
+            comes_back(&mut client, "after").await;
+            Instant::now()
+        });
+    }
+    let mut moments = back.join_all().await;
+    moments.sort();
+    // Each of them within a second, drawn for each: 20 that come within a hundredth would be a stampede.
+    assert!(moments[19] - moments[0] > SECOND / 100, "{:?}", moments[19] - moments[0]);
+    assert_eq!(gateway.metric("links"), 20.0);
+}
+
+/// What the figures say must be what a model of states says, after every step of a random walk.
+#[tokio::test]
+async fn r7_the_figures_of_states_follow_every_step_that_visitors_take() {
+    let gateway = before_an_echo(&[]).await;
+    let mut dice = Dice(7);
+    let (mut plain, mut here, mut away): (
+        Vec<Frames>,
+        Vec<(u64, Frames, ResumeToken)>,
+        Vec<(u64, ResumeToken)>,
+    ) = (Vec::new(), Vec::new(), Vec::new());
+    for step in 0..60 {
+        match dice.roll(5) {
+            0 => plain.push(Frames::visit(gateway.address(), "/", "").await.1),
+            1 => drop(plain.pop()),
+            2 => {
+                let (frames, welcome) = session(&gateway, "/", step, None).await;
+                assert!(!welcome.resumed);
+                here.push((step, frames, welcome.token));
+            }
+            3 => away.extend(here.pop().map(|(number, _cut, token)| (number, token))),
+            _ => {
+                let Some((number, token)) = away.pop() else { continue };
+                let resume = Resume { token, received: 0, sent: 0, first_held: 1 };
+                let (frames, welcome) = session(&gateway, "/", number, Some(resume)).await;
+                assert!(welcome.resumed, "step {step}");
+                here.push((number, frames, welcome.token));
+            }
+        }
+        let expected =
+            [plain.len() + here.len(), away.len(), plain.len() + here.len()].map(|count| count as f64);
+        until(&format!("step {step}: {expected:?}"), || {
+            let states = [
+                "sessions_by_state{state=\"attached\"}",
+                "sessions_by_state{state=\"parked\"}",
+                "connections",
+            ];
+            states.map(|name| gateway.metric(name)) == expected
+        })
+        .await;
+    }
+    assert!(!away.is_empty() || !here.is_empty());
+}
+
+#[tokio::test]
+async fn r9_a_session_has_one_connection_to_its_backend_at_a_time_and_dials_when_the_old_one_is_gone() {
+    let (gateway, listener) = before_a_listener(&["--on-backend-loss", "keep"]).await;
+    let client = Client::builder(&gateway.url).unwrap().connect();
+    for round in 0..5 {
+        let (_, mut backend) = Frames::serve(&listener).await;
+        client.send(Message::text(round.to_string())).await.unwrap();
+        assert_eq!(backend.text().await, Some(round.to_string()));
+        // What its stack confirmed is not written again.
+        backend.pong().await;
+        // As long as it lives there is no other.
+        let second = tokio::time::timeout(SECOND / 5, listener.accept()).await;
+        assert!(second.is_err(), "a second connection beside one that lives");
+        backend.write(CLOSE, &1012_u16.to_be_bytes()).await;
+        while backend.read().await.is_ok() {}
+    }
+    let (_, _backend) = Frames::serve(&listener).await;
+    assert_eq!(gateway.metric("links_lost_total"), 5.0);
+}
+
+#[tokio::test]
+async fn r10_a_thousand_reconnects_of_a_visitor_are_one_connection_and_one_handler_at_the_backend() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let handlers = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&handlers);
+    let counting = any(move |upgrade: SessionUpgrade| {
+        count.fetch_add(1, Relaxed);
+        std::future::ready(upgrade.on_session(|mut session| async move {
+            while let Some(message) = session.recv().await {
+                let _ = session.send(message).await;
+            }
+        }))
+    });
+    backend(listener, Router::new().fallback(counting)).await;
+    let gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0"]);
+    let (mut visitor, welcome) = session(&gateway, "/", 1, None).await;
+    let (mut token, mut received) = (welcome.token, 0);
+    for n in 0..1_000 {
+        let text = n.to_string();
+        visitor.write(TEXT, text.as_bytes()).await;
+        assert_eq!(visitor.text().await, Some(text));
+        // Leaves without a word, and says again what the backend had not confirmed yet.
+        drop(visitor);
+        let resume = Resume { token, received: n + 1, sent: n + 1, first_held: received + 1 };
+        let (back, welcome) = session(&gateway, "/", 1, Some(resume)).await;
+        assert!(welcome.resumed, "{n}");
+        (visitor, token, received) = (back, welcome.token, welcome.received);
+        for again in received..=n {
+            visitor.write(TEXT, again.to_string().as_bytes()).await;
+        }
+    }
+    assert_eq!((handlers.load(Relaxed), gateway.metric("links")), (1, 1.0));
+    assert_eq!(gateway.metric("attaches_total{outcome=\"resumed\"}"), 1_000.0);
+}
+
+#[tokio::test]
+async fn r11_however_visitors_end_no_session_link_file_or_byte_is_left() {
+    let gateway = before_an_echo(&["--resume-window", "1s"]).await;
+    let cycle = async |numbers: std::ops::Range<u64>| {
+        for n in numbers {
+            match n % 3 {
+                0 => {
+                    let (_, mut plain) = Frames::visit(gateway.address(), "/", "").await;
+                    plain.write(TEXT, b"x").await;
+                    assert_eq!(plain.text().await.as_deref(), Some("x"));
+                    plain.write(CLOSE, &1000_u16.to_be_bytes()).await;
+                }
+                // In the middle of a frame.
+                1 => Frames::visit(gateway.address(), "/", "").await.1.write_bytes(&[0x81, 0xfe, 0xff]).await,
+                _ => drop(session(&gateway, "/", n, None).await),
+            }
+        }
+        for gauge in ["connections", "sessions", "links"] {
+            gateway.reaches(gauge, 0.0).await;
+        }
+    };
+    cycle(0..150).await;
+    let (files, memory) = (of_process(&gateway, "open_fds"), of_process(&gateway, "resident_memory_bytes"));
+    cycle(150..1_150).await;
+    until("its files are closed", || of_process(&gateway, "open_fds") <= files).await;
+    for leg in ["visitor", "backend"] {
+        assert_eq!(gateway.metric(&format!("queue_bytes{{leg=\"{leg}\"}}")), 0.0);
+    }
+    // It goes up and down by a megabyte, however many come and go: a page that each left would be 4 MB.
+    let grown = of_process(&gateway, "resident_memory_bytes") - memory;
+    assert!(grown < 2_500_000.0, "{grown} bytes more than after the first 150");
+}
+
+#[tokio::test]
+async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
+    let gateway = before_an_echo(&["--heartbeat", "100ms"]).await;
+    let door = Door::to(gateway.address()).await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (over, mut client) =
+        (Arc::clone(&is_over), Client::builder(&format!("ws://{}/", door.address)).unwrap().connect());
+    let pressing = client.sender();
+    let application = tokio::spawn(async move {
+        let mut count = 0;
+        while !over.load(Relaxed) {
+            comes_back(&mut client, &count.to_string()).await;
+            count += 1;
+        }
+        count
+    });
+    let messages = || gateway.metric("messages_total{direction=\"in\"}");
+    for fault in 0..8 {
+        let before = messages();
+        until("it goes on", || {
+            // The network is there again, as the machine would say.
+            pressing.retry_now();
+            messages() > before + 20.0
+        })
+        .await;
+        match fault % 3 {
+            0 => {
+                door.shut();
+                door.open();
+            }
+            1 => {
+                door.shut();
+                tokio::time::sleep(SECOND).await;
+                door.open();
+            }
+            _ => {
+                gateway.signal("STOP");
+                tokio::time::sleep(SECOND).await;
+                gateway.signal("CONT");
+            }
+        }
+    }
+    is_over.store(true, Relaxed);
+    let count = application.await.unwrap();
+    // It asserts by itself that each came back once, and in order.
+    assert!(count > 160, "{count}");
+    assert_eq!(gateway.metric("attaches_total{outcome=\"new\"}"), 1.0);
+    assert_eq!(gateway.metric("attaches_total{outcome=\"lost\"}"), 0.0);
+}

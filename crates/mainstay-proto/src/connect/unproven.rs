@@ -1,0 +1,97 @@
+//! A cut is noticed in seconds by the end that sends.
+//!
+//! What was written and is not acknowledged within max(3 s, 4 x rtt) is a reason to probe, and the probe's own deadline
+//! makes of it a verdict. An acknowledgement shows that the connection carries, and so does the answer to a probe, for
+//! everything that was written before that probe: an application at the other end that lags behind is probed for once,
+//! not again and again. Any byte that arrives starts the time anew. So an end that sends nothing writes no byte more, nor
+//! does one whose acknowledgements come.
+//!
+//! No clock is read and no timer set for a message: the first of those that are not proven notes the time of its turn,
+//! and one deadline for the connection follows from that.
+//!
+//! Towards a plain peer the confirming Ping is what is unanswered. Only one that is known to answer Pings is probed, and
+//! with the heartbeat's deadline: there is no session that goes on if a peer that was merely busy is called dead.
+//!
+//! Source: `docs/PROTOCOL.md` "Heartbeat"; `docs/DEFAULTS.md` "Heartbeat".
+
+use std::time::Instant;
+
+use super::{Attached, Client, Plain, Pulse};
+
+/// What is known of the writes on the attached connection.
+#[derive(Debug, Default)]
+pub(super) struct Unproven {
+    /// The first write that is not proven, or the last time that a probe was asked for.
+    since: Option<Instant>,
+    /// A session's server has everything up to here: a probe that left behind it was answered.
+    proven: u64,
+    /// The newest probe, and what was written before it.
+    probe: Option<(u64, u64)>,
+}
+
+impl Unproven {
+    /// Message `number` was written to a session's server that acknowledged up to `acknowledged`.
+    pub(super) fn note_written(&mut self, now: Instant, number: u64, acknowledged: u64) {
+        if number <= acknowledged.max(self.proven) + 1 {
+            self.since = Some(now);
+        }
+    }
+
+    /// A probe goes out behind message `number`.
+    pub(super) fn note_probe(&mut self, nonce: u64, number: u64) {
+        self.probe = Some((nonce, number));
+    }
+
+    pub(super) fn handle_pong(&mut self, nonce: u64) {
+        if let Some((_, number)) = self.probe.take_if(|(probe, _)| *probe == nonce) {
+            self.proven = number;
+        }
+    }
+}
+
+impl Client {
+    /// When what was written has been unacknowledged for long enough to probe for it.
+    pub(super) fn unproven_at(&self) -> Option<Instant> {
+        let attached = self.attached.as_ref()?;
+        let since = match &self.plain {
+            // A Pong may stand unread behind what the application does not take.
+            Some(_) if !self.config.probes_unconfirmed || !self.wants_input() => return None,
+            Some(plain) => plain.unconfirmed_since(attached)?,
+            None => self.unacknowledged_since(attached)?,
+        };
+        let (heard, patience) = match &attached.pulse {
+            Pulse::Watched(watch) => (watch.heard(), watch.patience()),
+            Pulse::Driven(beat, _) => (attached.signs.heard().unwrap_or(since), beat.patience()),
+        };
+        Some(since.max(heard) + patience)
+    }
+
+    /// Probes for what was written, if that is due.
+    pub(super) fn probe_for_unproven(&mut self, now: Instant) {
+        if self.unproven_at().is_none_or(|at| at > now) {
+            return;
+        }
+        if let Some(attached) = &mut self.attached {
+            attached.unproven.since = Some(now);
+            match &mut attached.pulse {
+                Pulse::Watched(watch) => watch.probe(),
+                Pulse::Driven(beat, _) => beat.beat_now(now),
+            }
+        }
+    }
+
+    fn unacknowledged_since(&self, attached: &Attached) -> Option<Instant> {
+        let known = self.session.acknowledged().max(attached.unproven.proven);
+        // While an attempt is pending nothing is written to the attached connection.
+        let is_unproven = self.session.wrote()? > known && self.session.pending().is_none();
+        attached.unproven.since.filter(|_| is_unproven)
+    }
+}
+
+impl Plain {
+    /// Since when its confirming Ping is unanswered.
+    fn unconfirmed_since(&self, attached: &Attached) -> Option<Instant> {
+        let since = self.confirmer.pinged_at().filter(|_| self.confirmer.answers_pings() == Some(true))?;
+        Some(attached.unproven.since.map_or(since, |asked| asked.max(since)))
+    }
+}

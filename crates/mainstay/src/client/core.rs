@@ -1,0 +1,446 @@
+//! What a client's task and its handles share.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use mainstay_proto::budget::{Held, Pressure};
+use mainstay_proto::connect::{Client as Machine, Event, Incoming, Mode, Report};
+use mainstay_proto::session::{Fate, Message};
+use mainstay_proto::ws::CloseCode;
+use tokio::sync::oneshot;
+
+use super::events::EventQueue;
+use super::{AuthenticateError, Outcome, Refusal, Tracked};
+use crate::SendError;
+use crate::budget::{Budget, Change, Charge, Holder};
+use crate::clock::now;
+use crate::worker::{self, Signal};
+
+/// When `recv` has been polled so often since an event came up that tells of a place between two messages, it returns what
+/// stands behind that place, event taken or not: in a `select!` a listener is polled between any two of these, in
+/// whatever order, and where there is none nothing waits.
+const POLLS_FOR_LISTENER: u8 = 3;
+
+/// What the task and the handle share.
+pub(crate) struct Core {
+    /// Wakes the client's task. Dials are polled with the core itself as their waker.
+    pub(crate) signal: Signal,
+    /// Its memory is needed elsewhere.
+    pub(super) gives_up: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) machine: Machine,
+    pub(super) events: EventQueue,
+    pub(super) subprotocol: Option<String>,
+    /// What the newest attempt was answered, if that was no WebSocket.
+    pub(super) refusal: Option<Box<Refusal>>,
+    /// The fields of the response that opened the newest connection.
+    pub(super) response: Option<Box<HeaderMap>>,
+    /// Nobody holds the handle any more.
+    pub(super) abandoned: bool,
+    pub(super) finished: bool,
+    /// What [`settle`](Self::settle) found last, and whether those who wait are to be woken for it.
+    settled: u64,
+    pub(super) has_news: bool,
+    /// Polls of `recv` that are left to listeners before it goes on.
+    polls_for_listener: u8,
+    /// Somebody waits until everything has left.
+    flushing: bool,
+    tracked: VecDeque<(u64, oneshot::Sender<Outcome>)>,
+    authenticating: Option<oneshot::Sender<Verdict>>,
+    receiver: Option<Waker>,
+    /// Waits for messages to meet their fate.
+    pub(super) settling: Option<Waker>,
+    /// Those who wait for events, for another state, for the end, or until everything has left.
+    waiting: Vec<Waker>,
+    senders: Vec<Waker>,
+    pub(super) budget: Option<Budget>,
+    pub(super) charge: Charge,
+}
+
+impl Core {
+    pub(super) fn new(machine: Machine, budget: Option<Budget>) -> Arc<Self> {
+        Arc::new(Self {
+            signal: Signal::new(worker::home()),
+            gives_up: AtomicBool::new(false),
+            inner: Mutex::new(Inner {
+                machine,
+                events: EventQueue::default(),
+                subprotocol: None,
+                refusal: None,
+                response: None,
+                abandoned: false,
+                finished: false,
+                settled: 0,
+                has_news: false,
+                polls_for_listener: 0,
+                flushing: false,
+                tracked: VecDeque::new(),
+                authenticating: None,
+                receiver: None,
+                settling: None,
+                waiting: Vec::new(),
+                senders: Vec::new(),
+                budget,
+                charge: Charge::default(),
+            }),
+        })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what the task will look at, and asks it to.
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
+        let done = change(&mut self.lock());
+        self.signal.ask();
+        done
+    }
+
+    /// Ends in order.
+    pub(super) fn close(&self, code: CloseCode, reason: &str) {
+        self.change(|inner| {
+            inner.machine.close(now(), code, reason);
+            inner.wake_application();
+        });
+    }
+
+    /// Ends now.
+    pub(super) fn abort(&self, code: CloseCode, reason: &str) {
+        self.change(|inner| {
+            inner.machine.abort(now(), code, reason);
+            inner.settle();
+            inner.wake_application();
+        });
+    }
+}
+
+impl Core {
+    /// Accepts the message in `sending`, or leaves it there and wakes the caller once there may be room.
+    pub(super) fn poll_send(
+        self: &Arc<Self>,
+        sending: &mut Option<Message>,
+        waker: &Waker,
+    ) -> Poll<Result<Option<u64>, SendError>> {
+        self.change(|inner| {
+            let sent = inner.poll_send(sending, waker);
+            if sent.is_pending() && inner.pressure().is_some() && self.wait_for_memory(inner).is_none() {
+                // It fell just now, and nobody else would say so.
+                inner.wake_senders();
+            }
+            sent
+        })
+    }
+
+    /// The client is woken when the level of its memory budget falls. Returns the pressure after that.
+    fn wait_for_memory(self: &Arc<Self>, inner: &mut Inner) -> Option<Pressure> {
+        let budget = inner.budget.as_ref()?;
+        if inner.charge.begin_to_wait() {
+            return budget.pressure();
+        }
+        let holder: Weak<Self> = Arc::downgrade(self);
+        budget.wait(holder)
+    }
+
+    /// Whether nothing more may be read before the level of the memory budget falls. Then the client is woken.
+    pub(super) fn must_wait_for_memory(self: &Arc<Self>, inner: &mut Inner, assembling: u64) -> bool {
+        let lets = |inner: &Inner, pressure: Option<Pressure>| {
+            let Held { unread, kept } = inner.machine.held();
+            pressure.is_none_or(|pressure| pressure.lets_read(unread, assembling, kept))
+        };
+        let pressure = inner.pressure();
+        if lets(inner, pressure) {
+            return false;
+        }
+        let pressure = self.wait_for_memory(inner);
+        !lets(inner, pressure)
+    }
+}
+
+impl Holder for Core {
+    fn go_on(self: Arc<Self>) {
+        self.change(|inner| {
+            inner.charge.end_waiting();
+            inner.wake_senders();
+        });
+    }
+
+    fn charged(&self) -> u64 {
+        self.lock().charge.bytes()
+    }
+
+    /// The connection is dropped, and with it what is read of a message that is not complete.
+    fn give_up(self: Arc<Self>) {
+        self.gives_up.store(true, Ordering::Relaxed);
+        self.signal.ask();
+    }
+}
+
+impl Wake for Core {
+    fn wake(self: Arc<Self>) {
+        self.signal.wake();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.signal.wake();
+    }
+}
+
+impl Inner {
+    pub(super) fn poll_recv_any(&mut self, signal: &Signal, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        // A session may owe an acknowledgement now, and a peer that was not read may be read again.
+        let matters = self.machine.mode() != Mode::Plain || !self.machine.wants_input();
+        if let Some(incoming) = self.machine.hand_over(now()) {
+            if matters {
+                signal.ask();
+            }
+            return Poll::Ready(Some(incoming));
+        }
+        if self.finished || self.machine.hands_over_nothing() {
+            return Poll::Ready(None);
+        }
+        self.receiver = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// What was just handed over is told by an event, which is to be seen before the messages behind it.
+    pub(super) fn tell_before_messages(&mut self) {
+        self.settle();
+        self.polls_for_listener = POLLS_FOR_LISTENER;
+        self.waiting.drain(..).for_each(Waker::wake);
+    }
+
+    /// The next event for a listener. While more stand before the one that `recv` waits for, it goes on waiting.
+    pub(super) fn take_event(&mut self) -> Option<Event> {
+        let event = self.events.pop()?;
+        if self.polls_for_listener > 0 {
+            self.polls_for_listener = POLLS_FOR_LISTENER;
+        }
+        Some(event)
+    }
+
+    /// Whether `recv` is to let listeners be polled now.
+    pub(super) fn waits_for_listener(&mut self) -> bool {
+        if self.polls_for_listener == 0 || !self.events.tells_of_a_place() {
+            self.polls_for_listener = 0;
+            return false;
+        }
+        self.polls_for_listener -= 1;
+        self.polls_for_listener > 0
+    }
+
+    /// Ready when nothing follows.
+    pub(super) fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.finished {
+            return Poll::Ready(());
+        }
+        self.wait(cx.waker());
+        Poll::Pending
+    }
+
+    /// Ready when everything that was accepted has left.
+    pub(super) fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        if self.machine.is_flushed() {
+            return Poll::Ready(Ok(()));
+        }
+        self.flushing = true;
+        self.wait(cx.waker());
+        Poll::Pending
+    }
+
+    /// Whether somebody waited for a flush that is done now.
+    pub(super) fn has_flushed(&mut self) -> bool {
+        let done = self.flushing && self.machine.is_flushed();
+        self.flushing &= !done;
+        done
+    }
+
+    /// Wakes this task when anything happened.
+    pub(super) fn wait(&mut self, waker: &Waker) {
+        add(&mut self.waiting, waker);
+    }
+
+    /// Accepts a message and returns its number.
+    pub(super) fn send(&mut self, message: Message) -> Result<u64, SendError> {
+        // Numbers belong to a session: what is known of the last one comes first.
+        self.settle();
+        if self.machine.is_ended() {
+            return Err(SendError::Over(message));
+        }
+        let kept = self.pressure().map_or(0, |pressure| {
+            let kept = self.machine.held().kept;
+            if kept + message.len() as u64 > pressure.room(!self.machine.is_attached()) { kept } else { 0 }
+        });
+        if kept > 0 && self.machine.waits_when_full() && !self.machine.is_closing() {
+            return Err(SendError::Full(message));
+        }
+        self.machine.send(message).map_err(|message| match self.machine.largest() {
+            _ if self.machine.is_closing() => SendError::Over(message),
+            limit if message.len() as u64 > limit => SendError::TooLarge { message, limit },
+            _ => SendError::Full(message),
+        })
+    }
+
+    /// Charges for what is kept now, with these bytes of connections.
+    pub(super) fn account(&mut self, sockets: u64) -> Option<Change> {
+        self.budget.as_ref()?;
+        let Held { unread, kept } = self.machine.held();
+        self.charge.set(unread + kept, sockets)
+    }
+
+    /// What the memory budget asks for, if there is one.
+    fn pressure(&self) -> Option<Pressure> {
+        self.budget.as_ref()?.pressure()
+    }
+
+    fn wake_senders(&mut self) {
+        self.senders.drain(..).for_each(Waker::wake);
+    }
+
+    /// Settles when it is known what became of the message that was just given this number.
+    pub(super) fn track(&mut self, number: u64) -> Tracked {
+        let (sender, receiver) = oneshot::channel();
+        self.tracked.push_back((number, sender));
+        Tracked(receiver)
+    }
+
+    fn poll_send(
+        &mut self,
+        sending: &mut Option<Message>,
+        waker: &Waker,
+    ) -> Poll<Result<Option<u64>, SendError>> {
+        let Some(message) = sending.take() else { return Poll::Ready(Ok(None)) };
+        match self.send(message) {
+            Ok(number) => Poll::Ready(Ok(Some(number))),
+            Err(SendError::Full(message)) if self.machine.waits_when_full() => {
+                *sending = Some(message);
+                self.wait_for_room(waker);
+                Poll::Pending
+            }
+            Err(refused) => Poll::Ready(Err(refused)),
+        }
+    }
+
+    pub(super) fn authenticate(
+        &mut self,
+        credentials: Bytes,
+    ) -> Result<oneshot::Receiver<Verdict>, AuthenticateError> {
+        // A verdict that is known by now belongs to the credentials before these.
+        self.settle();
+        if self.machine.is_closing() {
+            return Err(AuthenticateError::Over);
+        }
+        if self.machine.mode() == Mode::Plain {
+            return Err(AuthenticateError::Plain);
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.authenticating = Some(sender);
+        self.machine.authenticate(now(), credentials);
+        Ok(receiver)
+    }
+
+    fn wait_for_room(&mut self, waker: &Waker) {
+        add(&mut self.senders, waker);
+    }
+
+    /// Nothing follows, and nothing is left to be taken.
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Takes what the machine has to say; settles what is known of tracked messages.
+    pub(super) fn settle(&mut self) {
+        while let Some(event) = self.machine.poll_event() {
+            if let Some(verdict) = verdict(&event)
+                && let Some(waiting) = self.authenticating.take()
+            {
+                let _ = waiting.send(verdict);
+            }
+            match &event {
+                Event::Gap(fate) => self.settle_by(fate),
+                Event::Ended { fate: Some(fate), .. } => self.settle_by(fate),
+                Event::Report(Report::Unknown(first, last)) => {
+                    self.settle_range(*first, *last, Outcome::Unknown);
+                }
+                Event::Report(Report::NotDelivered(first, last)) => {
+                    self.settle_range(*first, *last, Outcome::Lost);
+                }
+                Event::Report(Report::Undeliverable(number, _)) => {
+                    self.settle_range(*number, *number, Outcome::Unknown);
+                }
+                _ => {}
+            }
+            self.events.push(event);
+            self.has_news = true;
+        }
+        let settled = self.machine.settled();
+        // A write may settle messages too, where nothing was read: a peer without Pongs has what has left.
+        self.has_news |= std::mem::replace(&mut self.settled, settled) != settled;
+        while self.tracked.front().is_some_and(|(number, _)| *number <= settled) {
+            if let Some((_, sender)) = self.tracked.pop_front() {
+                let _ = sender.send(Outcome::Delivered);
+            }
+        }
+    }
+
+    fn settle_by(&mut self, fate: &Fate) {
+        let tracked = std::mem::take(&mut self.tracked);
+        for (number, sender) in tracked {
+            let outcome = match number {
+                n if n <= fate.delivered => Outcome::Delivered,
+                n if n <= fate.unknown => Outcome::Unknown,
+                n if fate.resent => {
+                    self.tracked.push_back((n - fate.unknown, sender));
+                    continue;
+                }
+                _ => Outcome::Lost,
+            };
+            let _ = sender.send(outcome);
+        }
+    }
+
+    /// What is before the range may still be under way.
+    fn settle_range(&mut self, first: u64, last: u64, outcome: Outcome) {
+        let from = self.tracked.partition_point(|(number, _)| *number < first);
+        let to = self.tracked.partition_point(|(number, _)| *number <= last);
+        for (_, sender) in self.tracked.drain(from..to) {
+            let _ = sender.send(outcome);
+        }
+    }
+
+    pub(super) fn wake_application(&mut self) {
+        let one = [self.receiver.take(), self.settling.take()];
+        let many = self.waiting.drain(..).chain(self.senders.drain(..));
+        one.into_iter().flatten().chain(many).for_each(Waker::wake);
+    }
+}
+
+/// Adds a task to those that wait, once.
+fn add(waiting: &mut Vec<Waker>, waker: &Waker) {
+    if !waiting.iter().any(|listed| listed.will_wake(waker)) {
+        waiting.push(waker.clone());
+    }
+}
+
+type Verdict = Result<(), AuthenticateError>;
+
+/// What an event says of credentials that wait for their verdict.
+fn verdict(event: &Event) -> Option<Verdict> {
+    match event {
+        Event::Authenticated { accepted: true } => Some(Ok(())),
+        Event::Authenticated { accepted: false } => Some(Err(AuthenticateError::Refused)),
+        Event::Ended { code: Some(code), .. } if *code == u64::from(CloseCode::UNAUTHORIZED) => {
+            Some(Err(AuthenticateError::Refused))
+        }
+        Event::Ended { .. } => Some(Err(AuthenticateError::Over)),
+        Event::Attached { mode: Mode::Plain, .. } => Some(Err(AuthenticateError::Plain)),
+        _ => None,
+    }
+}

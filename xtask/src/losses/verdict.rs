@@ -1,0 +1,233 @@
+//! What the logs of one lane say of each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::Result;
+
+/// What the processes wrote, each line an object; other lines are words for people.
+pub(super) struct Logs {
+    pub(super) client: String,
+    pub(super) servers: Vec<String>,
+}
+
+/// What one fault did to one lane. Times are seconds.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(super) struct Measured {
+    /// From the client to the server.
+    pub(super) up: Direction,
+    pub(super) down: Direction,
+    /// The client does not know what became of so many messages.
+    pub(super) pending: u64,
+    /// From the fault's begin until the client notices; `None`: never.
+    pub(super) client_noticed: Option<f64>,
+    pub(super) server_noticed: Option<f64>,
+    /// From the fault's end until something arrives at the server that was said since.
+    pub(super) back: Option<f64>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Direction {
+    pub(super) said: u64,
+    pub(super) lost: u64,
+    /// Lost, and the application learned that.
+    pub(super) told: u64,
+    pub(super) twice: u64,
+}
+
+impl Logs {
+    pub(super) fn size(&self) -> usize {
+        self.client.len() + self.servers.iter().map(String::len).sum::<usize>()
+    }
+
+    /// Messages that were neither refused nor have a fate.
+    pub(super) fn pending(&self) -> Result<u64> {
+        let client = Log::read(&self.client)?;
+        let settled = client.refused.len() + client.fates.len();
+        Ok((client.said.len() as u64).saturating_sub(settled as u64))
+    }
+}
+
+impl Measured {
+    /// The fault lasted from and until these milliseconds.
+    pub(super) fn of(logs: &Logs, from: u64, until: u64) -> Result<Self> {
+        let client = Log::read(&logs.client)?;
+        let servers: Vec<_> = logs.servers.iter().map(|log| Log::read(log)).collect::<Result<_>>()?;
+        let mut received = BTreeMap::new();
+        for (n, at) in servers.iter().flat_map(|server| &server.got) {
+            let first = received.entry(*n).or_insert(*at);
+            *first = (*first).min(*at);
+        }
+        let back = client.said.iter().filter(|(_, at)| **at >= until).find_map(|(n, _)| received.get(n));
+        let since_fault = |at: u64, begin| at.saturating_sub(begin) as f64 / 1000.0;
+        let noticed = |log: &Log| log.lost.iter().find(|at| **at >= from).map(|at| since_fault(*at, from));
+        Ok(Self {
+            up: up(&client, &servers),
+            down: down(&client, &servers),
+            pending: logs.pending()?,
+            client_noticed: noticed(&client),
+            server_noticed: servers.first().and_then(noticed),
+            back: back.map(|at| since_fault(*at, until)),
+        })
+    }
+
+    pub(super) fn said(&self) -> u64 {
+        self.up.said + self.down.said
+    }
+
+    pub(super) fn lost(&self) -> u64 {
+        self.up.lost + self.down.lost
+    }
+
+    /// Lost, and no application knows.
+    pub(super) fn silently(&self) -> u64 {
+        self.lost() - self.up.told - self.down.told
+    }
+
+    pub(super) fn to_json(self) -> Value {
+        let direction = |direction: Direction| {
+            let Direction { said, lost, told, twice } = direction;
+            json!({ "said": said, "lost": lost, "told": told, "twice": twice })
+        };
+        json!({
+            "client_to_server": direction(self.up),
+            "server_to_client": direction(self.down),
+            "pending": self.pending,
+            "client_noticed_s": self.client_noticed,
+            "server_noticed_s": self.server_noticed,
+            "back_s": self.back,
+        })
+    }
+}
+
+/// What a client said is lost if no server received it; it is told by what `send` threw or by the message's fate.
+fn up(client: &Log, servers: &[Log]) -> Direction {
+    let mut times = BTreeMap::<u64, u64>::new();
+    for (n, _) in servers.iter().flat_map(|server| &server.got) {
+        *times.entry(*n).or_default() += 1;
+    }
+    let lost: Vec<_> = client.said.keys().filter(|n| !times.contains_key(n)).collect();
+    let is_told =
+        |n: &u64| client.refused.contains(n) || client.fates.get(n).is_some_and(|fate| fate != "delivered");
+    Direction {
+        said: client.said.len() as u64,
+        lost: lost.len() as u64,
+        told: lost.iter().filter(|n| is_told(n)).count() as u64,
+        twice: times.values().map(|times| times - 1).sum(),
+    }
+}
+
+/// What any server said since the client first received something is lost if the client did not receive it. A gap event
+/// tells it all: it says that something is lost, and not how much.
+fn down(client: &Log, servers: &[Log]) -> Direction {
+    let got: BTreeSet<_> = client.got.iter().map(|(n, _)| *n).collect();
+    let Some(first) = got.first() else { return Direction::default() };
+    let said: BTreeSet<_> =
+        servers.iter().flat_map(|server| server.said.keys()).filter(|n| *n >= first).collect();
+    let lost = said.iter().filter(|n| !got.contains(n)).count() as u64;
+    Direction {
+        said: said.len() as u64,
+        lost,
+        told: if client.gaps > 0 { lost } else { 0 },
+        twice: (client.got.len() - got.len()) as u64,
+    }
+}
+
+/// One process's log. Numbers with when they were.
+#[derive(Default)]
+struct Log {
+    said: BTreeMap<u64, u64>,
+    got: Vec<(u64, u64)>,
+    refused: BTreeSet<u64>,
+    fates: BTreeMap<u64, String>,
+    lost: Vec<u64>,
+    gaps: u64,
+}
+
+impl Log {
+    fn read(text: &str) -> Result<Self> {
+        let mut log = Self::default();
+        for line in text.lines().filter(|line| line.starts_with('{')) {
+            let entry: Value = serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))?;
+            let at = entry["at"].as_u64().unwrap_or(0);
+            if let Some(n) = entry["said"].as_u64() {
+                log.said.insert(n, at);
+            } else if let Some(n) = entry["got"].as_u64() {
+                log.got.push((n, at));
+            } else if let Some(n) = entry["refused"].as_u64() {
+                log.refused.insert(n);
+            } else if let (Some(n), Some(fate)) = (entry["of"].as_u64(), entry["fate"].as_str()) {
+                log.fates.insert(n, fate.to_owned());
+            } else {
+                match entry["event"].as_str() {
+                    Some("lost") => log.lost.push(at),
+                    Some("gap") => log.gaps += 1,
+                    _ => {}
+                }
+            }
+        }
+        Ok(log)
+    }
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |time: Option<f64>| time.map_or("never".to_owned(), |time| format!("{time:.1} s"));
+        for (way, direction) in [("up", self.up), ("down", self.down)] {
+            let Direction { said, lost, told, twice } = direction;
+            write!(f, "{way}: {lost} of {said} lost")?;
+            if told > 0 {
+                write!(f, " ({told} told)")?;
+            }
+            if twice > 0 {
+                write!(f, ", {twice} twice")?;
+            }
+            write!(f, "; ")?;
+        }
+        let (client, server) = (seconds(self.client_noticed), seconds(self.server_noticed));
+        write!(
+            f,
+            "noticed by the client: {client}, by the server: {server}; flows again: {}",
+            seconds(self.back)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(client: &[&str], server: &[&str]) -> Measured {
+        let logs = Logs { client: client.join("\n"), servers: vec![server.join("\n")] };
+        Measured::of(&logs, 100, 200).unwrap()
+    }
+
+    #[test]
+    fn what_no_server_received_is_lost_and_told_only_by_its_fate_or_a_throw() {
+        let said = |n: u64| format!("{{\"at\":{n},\"said\":{n}}}");
+        let (one, two, three) = (said(1), said(2), said(3));
+        let fates = [r#"{"fate":"delivered","of":1}"#, r#"{"fate":"unknown","of":2}"#, r#"{"refused":3}"#];
+        let client = [&*one, &*two, &*three, fates[0], fates[1], fates[2]];
+        let found = measured(&client, &[]);
+        assert_eq!(found.up, Direction { said: 3, lost: 3, told: 2, twice: 0 });
+        assert_eq!((found.silently(), found.pending), (1, 0));
+        assert_eq!(measured(&[&one], &[r#"{"at":2,"got":1}"#]).up.lost, 0);
+    }
+
+    #[test]
+    fn what_a_server_said_counts_from_the_first_that_arrived_and_a_gap_tells_of_the_rest() {
+        let server = [r#"{"said":7}"#, r#"{"said":8}"#, r#"{"said":9}"#];
+        let found = measured(&[r#"{"got":8}"#, r#"{"got":8}"#], &server);
+        assert_eq!(found.down, Direction { said: 2, lost: 1, told: 0, twice: 1 });
+        assert_eq!(measured(&[r#"{"got":8}"#, r#"{"event":"gap"}"#], &server).down.told, 1);
+    }
+
+    #[test]
+    fn it_is_noticed_from_the_faults_begin_and_flows_again_from_its_end() {
+        let client = [r#"{"at":150,"said":1}"#, r#"{"at":1100,"event":"lost"}"#, r#"{"at":250,"said":2}"#];
+        let found = measured(&client, &["listening 127.0.0.1:1", r#"{"at":1200,"got":2}"#]);
+        assert_eq!((found.client_noticed, found.server_noticed, found.back), (Some(1.0), None, Some(1.0)));
+    }
+}
