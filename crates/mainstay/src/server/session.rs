@@ -412,8 +412,8 @@ impl Changes {
     ///
     /// # Cancel safety
     /// Safe.
-    pub fn next(&mut self) -> impl Future<Output = Option<SessionState>> + Send + '_ {
-        poll_fn(|cx| self.poll_change(cx))
+    pub async fn next(&mut self) -> Option<SessionState> {
+        poll_fn(|cx| self.poll_change(cx)).await
     }
 
     fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<Option<SessionState>> {

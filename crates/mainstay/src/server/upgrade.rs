@@ -51,7 +51,7 @@ pub(crate) const SUBPROTOCOL: &str = "mainstay.v1";
 /// }
 ///
 /// async fn greet(State(app): State<App>, upgrade: SessionUpgrade) -> Response {
-///     upgrade.on_session(|session| async move { drop(session.send(app.greeting).await) })
+///     upgrade.on_session(move |session| async move { drop(session.send(app.greeting).await) })
 /// }
 ///
 /// let app = App::default();
