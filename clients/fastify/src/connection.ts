@@ -197,16 +197,19 @@ export class Connection {
     if (!this.tcp) return this.socket.send(message, this.watch());
     this.cork();
     this.isWatched ||= isWatched;
-    if (this.isCompressed) this.socket.send(message, isWatched ? this.watch() : undefined);
+    // What waits to be compressed makes room without a word of the TCP socket.
+    if (this.isCompressed) this.socket.send(message, this.watch());
     else if (this.isOpen) writeMessage(this.tcp, message);
   }
 
   private ping(nonce: number): void {
     if (!this.tcp) return this.socket.ping(nonceOf(nonce), false, this.watch());
     if (!this.isOpen) return;
-    this.cork();
-    this.isWatched = true;
+    // The PING of a session follows; in front of a plain client it is alone in nearly every turn.
+    if (isOurs(this.protocol)) this.cork();
     writePing(this.tcp, nonce);
+    if (!this.isCorked) this.watchAll();
+    else this.isWatched = true;
   }
 
   /** No closing handshake has begun. */
@@ -227,10 +230,15 @@ export class Connection {
     const { tcp, isWatched } = this;
     this.isCorked = this.isWatched = false;
     tcp!.uncork();
-    if (!isWatched || this.unsent) return;
-    if (!tcp!.writableLength) this.written();
+    if (isWatched) this.watchAll();
+  }
+
+  /** What was written in this turn is out of the cork. */
+  private watchAll(): void {
+    if (this.unsent) return;
+    if (!this.tcp!.writableLength) this.written();
     // The callback of nothing, written behind all, says that all has left.
-    else tcp!.write("", this.watch());
+    else this.tcp!.write("", this.watch());
   }
 
   private watch(): () => void {

@@ -8,9 +8,10 @@
  */
 
 import type { EventEmitter } from "node:events";
-import { type Data, decode, type Delivery, ProtocolError, toHex, Type } from "@mainstay/client/protocol";
+import { type Data, decode, type Delivery, ProtocolError, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { Connection, Listener } from "./connection.js";
+import { toHex } from "./names.js";
 import { PlainSession } from "./plain-session.js";
 import type { ServerSession } from "./server-session.js";
 import type { Rooms } from "./rooms.js";
@@ -31,6 +32,8 @@ export interface Host {
   judged(driver: Driver, evidence: "silent" | "frozen" | "stalled"): void;
   /** The client broke the session protocol. */
   refused(driver: Driver): void;
+  /** A client told of messages that it dropped. */
+  dropped(count: number): void;
   /** The session is over. */
   forget(driver: Driver): void;
 }
@@ -137,8 +140,14 @@ export class Driver extends Resident implements Listener {
       this.isStepping = true;
       this.tell("message", present(data));
       this.isStepping = false;
+      if (!this.hasWork) return;
     }
-    this.step();
+    this.step(now);
+  }
+
+  /** Whether there may be anything to do. */
+  private get hasWork(): boolean {
+    return !this.plain?.isQuiet || this.senders !== undefined;
   }
 
   pong(connection: Connection, nonce: number): void {
@@ -149,7 +158,7 @@ export class Driver extends Resident implements Listener {
     const now = this.host.clock();
     if (isAll) this.machine.flushed(now, connection.id);
     else this.machine.progress(now, connection.id);
-    this.step();
+    if (this.hasWork) this.step(now);
   }
 
   lost(connection: Connection, code: number, reason: string): void {
@@ -168,7 +177,7 @@ export class Driver extends Resident implements Listener {
     this.request.log.debug({ err: error, session: this.id }, "the client broke the session protocol");
     this.host.refused(this);
     // Where positions differ the session ends, and the client is told so first.
-    if (error.isFatal) this.write();
+    if (error.isFatal) this.write(this.host.clock());
     connection.close(4400, error.message);
   }
 
@@ -294,34 +303,35 @@ export class Driver extends Resident implements Listener {
   // ---- the one loop -----------------------------------------------------------------------------
 
   /** Does what there is to do. A listener that calls back in is already inside. */
-  step(): void {
+  step(now = this.host.clock()): void {
     if (this.isStepping || this.isForgotten) return;
     this.isStepping = true;
     do {
-      while (this.handOver());
+      while (this.handOver(now));
       this.admit();
-      this.write();
+      this.write(now);
       // What was written to a plain client has made room.
-    } while (this.admit() || this.handOver());
+    } while (this.admit() || this.handOver(now));
     this.throttle();
     this.isStepping = false;
     if (this.machine.over) this.finish();
-    else this.arm();
+    else this.arm(now);
   }
 
   /** Time has passed. */
   due(): void {
     this.armedAt = 0;
     if (this.isForgotten) return;
+    const now = this.host.clock();
     this.isStepping = true;
-    this.keepTime();
+    this.keepTime(now);
     this.isStepping = false;
-    this.step();
+    if (this.hasWork) this.step(now);
+    else this.arm(now);
   }
 
-  private keepTime(): void {
+  private keepTime(now: number): void {
     const { machine, connection, host } = this;
-    const now = host.clock();
     if (this.judging || machine.dueAt > now) return;
     if (connection?.tookBytes()) machine.bytes(now, connection.id);
     if (connection?.madeProgress()) machine.progress(now, connection.id);
@@ -343,7 +353,7 @@ export class Driver extends Resident implements Listener {
   }
 
   /** True: the application got something, and may want more. */
-  private handOver(): boolean {
+  private handOver(now: number): boolean {
     const { machine, session } = this;
     // What the application sent comes first: what is handed over now may make it send more.
     if (!machine.hasInput || this.senders) return false;
@@ -353,14 +363,16 @@ export class Driver extends Resident implements Listener {
       if (this.senders) return true;
     }
     const isFlowing = session.listenerCount("message") > 0;
-    const delivery = isFlowing || this.receivers ? machine.handOver(this.host.clock()) : undefined;
+    const delivery = isFlowing || this.receivers ? machine.handOver(now) : undefined;
     if (delivery) this.deliver(delivery, isFlowing);
     return volatile !== undefined || delivery !== undefined;
   }
 
   private deliver({ data, first, count }: Delivery, isFlowing: boolean): void {
-    if (data === undefined) this.tell("gap", { first, count });
-    else if (isFlowing) this.tell("message", present(data));
+    if (data === undefined) {
+      this.host.dropped(count);
+      this.tell("gap", { first, count });
+    } else if (isFlowing) this.tell("message", present(data));
     else {
       const receive = this.receivers!.shift()!;
       if (!this.receivers!.length) this.receivers = undefined;
@@ -391,29 +403,30 @@ export class Driver extends Resident implements Listener {
     return settled > 0;
   }
 
-  private write(): void {
+  private write(now: number): void {
+    if (this.plain && !this.plain.hasOutput) return;
     for (let connection; (connection = this.connection) && !connection.isFull; ) {
-      const output = this.machine.transmit(this.host.clock(), connection.id);
+      const output = this.machine.transmit(now, connection.id);
       if (output === undefined) return;
       connection.put(output, this.machine.isProbing);
     }
   }
 
   /** Asks the wheel only when something is due before it calls; being called early costs a comparison. */
-  private arm(): void {
+  private arm(now: number): void {
     const { dueAt } = this.machine;
     if (this.judging || dueAt === Infinity || (this.armedAt && dueAt >= this.armedAt)) return;
     this.armedAt = dueAt;
     // What is due may have to wait for a socket that is full.
-    const least = this.connection?.isFull ? this.host.clock() + 100 : 0;
-    this.host.wheel.arm(this, Math.max(dueAt, least));
+    const least = this.connection?.isFull ? now + 100 : 0;
+    this.host.wheel.arm(this, Math.max(dueAt, least), now);
   }
 
   /** The session is over; what was to be said is said, or is not taken. */
   private finish(): void {
     const { why, code, reason } = this.machine.over!;
     // The last words wait in a socket that takes nothing: until the heartbeat's verdict, or it takes them.
-    if (this.connection?.isFull) return this.arm();
+    if (this.connection?.isFull) return this.arm(this.host.clock());
     this.isForgotten = true;
     this.host.wheel.disarm(this);
     clearImmediate(this.judging);

@@ -9,6 +9,8 @@ import { createHash } from "node:crypto";
 
 export type Name = string;
 
+export const toHex = (bytes: Uint8Array): string => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("hex");
+
 /** The name of a secret as presented by `owner`: who, and where. */
 export function nameOf(owner: string, secret: Uint8Array): Name {
   const bytes = Buffer.from(owner);

@@ -55,6 +55,16 @@ export class PlainSession {
     return !this.outbox && this.ping === undefined && this.isOpen;
   }
 
+  /** Nothing is to be done before something happens. */
+  get isQuiet(): boolean {
+    return !this.inbox && !this.hasOutput && this.isOpen;
+  }
+
+  /** Something waits for the connection. */
+  get hasOutput(): boolean {
+    return this.ping !== undefined || !!this.outbox || !!this.closing;
+  }
+
   /** Something waits for the application. */
   get hasInput(): boolean {
     return !!this.inbox;

@@ -7,8 +7,8 @@
  * Pure: time and randomness are arguments. Source: `docs/PROTOCOL.md` "Attaching".
  */
 
-import { type Account, type Bytes, type Delay, type Hello, type Refuse, toHex, Type } from "@mainstay/client/protocol";
-import { type Name, nameOf } from "./names.js";
+import { type Account, type Bytes, type Delay, type Hello, type Refuse, Type } from "@mainstay/client/protocol";
+import { type Name, nameOf, toHex } from "./names.js";
 import { type Attach, type Fenced, type Remains, ServerSession, type SessionConfig, type Token } from "./server-session.js";
 
 export interface RegistryConfig {

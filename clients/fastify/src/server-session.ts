@@ -24,13 +24,12 @@ import {
   type Lane,
   Outbox,
   ProtocolError,
-  toHex,
   Type,
   type Welcome,
   type Window,
 } from "@mainstay/client/protocol";
 import { type Action, Heartbeat } from "./heartbeat.js";
-import type { Name } from "./names.js";
+import { type Name, toHex } from "./names.js";
 import { DroppingFlow } from "./outbox.js";
 import { sizeOf } from "./queue.js";
 import { Volatiles } from "./volatiles.js";

@@ -1,7 +1,6 @@
 /** All sessions of one Fastify instance: who is let in, and how everybody is sent away. */
 
-import { randomBytes } from "node:crypto";
-import { type Bytes, type Data, decode, encode, type Frame, type Hello, ProtocolError, type Refuse, Type } from "@mainstay/client/protocol";
+import { type Data, decode, encode, type Frame, type Hello, ProtocolError, type Refuse, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { WebSocket } from "ws";
 import { Cluster, processOf } from "./cluster.js";
@@ -13,6 +12,7 @@ import type { Presence } from "./mainstay.js";
 import { Counts } from "./metrics.js";
 import type { Settings } from "./options.js";
 import { PlainSession } from "./plain-session.js";
+import { randomBytes } from "./random.js";
 import { refuse, Registry } from "./registry.js";
 import { Rooms } from "./rooms.js";
 import { routeOf } from "./route.js";
@@ -67,10 +67,9 @@ export class Server implements Host {
   /** `route`: takes an upgrade that another process passed on. */
   constructor(settings: Settings, route: ConstructorParameters<typeof Cluster>[1]) {
     this.settings = settings;
-    const random = (length: number) => randomBytes(length) as Bytes;
-    this.cluster = settings.cluster ? new Cluster(random, route) : undefined;
+    this.cluster = settings.cluster ? new Cluster(randomBytes, route) : undefined;
     const { maxSessions: sessions, tombstones } = settings;
-    this.registry = new Registry(this.clock(), { sessions, tombstones, name: this.cluster?.name }, settings, random);
+    this.registry = new Registry(this.clock(), { sessions, tombstones, name: this.cluster?.name }, settings, randomBytes);
   }
 
   /** Milliseconds that never run backwards. Whole ones: V8 keeps such a number in the object that has it. */
@@ -262,7 +261,6 @@ export class Server implements Host {
     const { request, id, mode, session, machine } = driver;
     const isFault = loss.code === 1006 || loss.code === 4408;
     request.log[mode === "session" || isFault ? "info" : "debug"]({ session: id, ...loss }, "a client's connection is gone");
-    if (loss.code === 1002 || loss.code === 1007) this.counts.protocolErrors.websocket++;
     if (machine.over) return;
     this.away.set(driver, this.clock());
     const { maxParkedPerIp } = this.settings;
@@ -277,6 +275,12 @@ export class Server implements Host {
 
   refused(_driver: Driver): void {
     this.counts.protocolErrors.session++;
+  }
+
+  dropped(count: number): void {
+    this.counts.gaps.client++;
+    // The session numbers them like messages, and nobody was handed them.
+    this.counts.messages.in -= count;
   }
 
   /** Makes room, if somebody has been away for so long that nobody who was just cut off gives up their place. */

@@ -62,9 +62,8 @@ export class Wheel {
     return this.clock();
   }
 
-  /** Has `resident` called at `at` or earlier, and never more than 80 ms later. */
-  arm(resident: Resident, at: number): void {
-    const now = this.clock();
+  /** Has `resident` called at `at` or earlier, and never more than 80 ms later. `now`: by the wheel's clock. */
+  arm(resident: Resident, at: number, now = this.clock()): void {
     // Before the slot that the timer waits for all are empty.
     if (!this.isTurning) this.passed = Math.max(this.passed, Math.min(this.slotBefore(now), this.awaited - 1));
     const last = this.passed + SLOTS - 2;

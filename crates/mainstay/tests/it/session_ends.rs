@@ -17,12 +17,15 @@ const KICKED: CloseCode = match CloseCode::new(4000) {
     None => panic!("4000 is a code"),
 };
 
+/// Cause, code and reason.
+type HowItEnded = (EndCause, Option<u16>, String);
+
 /// A handler's view of one session.
 #[derive(Clone, Default)]
 struct Seen {
     sender: Arc<Mutex<Option<Sender>>>,
     received: Arc<Mutex<Vec<Message>>>,
-    end: Arc<Mutex<Option<(EndCause, Option<u16>, String)>>>,
+    end: Arc<Mutex<Option<HowItEnded>>>,
     undelivered: Arc<Mutex<Vec<Message>>>,
 }
 
@@ -50,7 +53,7 @@ impl Seen {
         self.received.lock().unwrap().len()
     }
 
-    fn end(&self) -> Option<(EndCause, Option<u16>, String)> {
+    fn end(&self) -> Option<HowItEnded> {
         self.end.lock().unwrap().clone()
     }
 }
@@ -63,7 +66,7 @@ async fn serve(config: Config) -> (SocketAddr, Mainstay, Seen) {
     (address, mainstay, seen)
 }
 
-fn kicked() -> Option<(EndCause, Option<u16>, String)> {
+fn kicked() -> Option<HowItEnded> {
     Some((EndCause::Closed, Some(4000), "kicked".into()))
 }
 
