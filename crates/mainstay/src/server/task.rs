@@ -181,7 +181,7 @@ impl Connected {
         }
     }
 
-    /// The one line about a session that is over. What its client or its handler wants is `debug`.
+    /// The one line about a session that is over: above `debug` hostile clients would flood the log.
     fn log_end(&self) {
         let inner = self.core.lock();
         let Some(End { cause, code, .. }) = inner.end() else { return };
@@ -191,11 +191,10 @@ impl Connected {
         };
         drop(inner);
         let (session, close_code) = (id.map(tracing::field::display), code.map(u16::from));
-        match cause {
-            EndCause::Client | EndCause::Closed | EndCause::Lost | EndCause::Drained => {
-                tracing::debug!(session, epoch, close_code, cause = cause.as_str(), "session ended");
-            }
-            _ => tracing::info!(session, epoch, close_code, cause = cause.as_str(), "session ended"),
+        if cause == EndCause::Panicked {
+            tracing::info!(session, epoch, close_code, cause = cause.as_str(), "session ended");
+        } else {
+            tracing::debug!(session, epoch, close_code, cause = cause.as_str(), "session ended");
         }
     }
 

@@ -79,6 +79,7 @@ pub struct SessionUpgrade {
 /// What is known of a session's client. Small, because every session holds it; the request's headers are
 /// the upgrade's ([`SessionUpgrade::headers`]).
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct PeerFacts {
     /// Where its first connection came from, as far as the server loop told.
     pub address: Option<SocketAddr>,
