@@ -119,6 +119,10 @@ class Player {
     } else if (step.receives_gap) {
       const { data, first, count } = end.receive(now) ?? {};
       assert.deepEqual([data, first, count], [undefined, ...step.receives_gap]);
+    } else if (step.receives_replaced) {
+      // This end does not say how often so far.
+      const { data, count } = end.receive(now) ?? {};
+      assert.deepEqual([data, count], [undefined, 0]);
     } else if ("receives_volatile" in step) {
       names.unify({ text: step.receives_volatile }, dataToJson(end.receiveVolatile!()!));
     } else if (step.event) names.unify(step.event, end.event());

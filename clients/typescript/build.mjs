@@ -8,7 +8,7 @@
 // nothing else. Names with a capital are those of const enums, of which no name is left in any case.
 
 import { build } from "esbuild";
-import { readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { asCommon } from "./declarations.mjs";
@@ -99,6 +99,10 @@ for (const name of WHOLE) {
   await build({ ...shared, entryPoints: [`src/${name}.ts`] });
   await build({ ...shared, ...common, entryPoints: [`src/${name}.ts`] });
 }
+// A mini-program's tools copy one folder, which has the file that each import names.
+await mkdir(at("dist/mini"), { recursive: true });
+await writeFile(at("dist/mini/wx.js"), await read("dist/wx.cjs"));
+await writeFile(at("dist/mini/index.js"), 'module.exports = require("./wx.js");\n');
 for (const name of await readdir(at("dist"))) {
   if (name.endsWith(".d.ts")) await writeFile(at(`dist/${name.replace(/ts$/, "cts")}`), asCommon(await read(`dist/${name}`)));
 }

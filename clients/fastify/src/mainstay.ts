@@ -83,6 +83,11 @@ export class Mainstay {
     return metricsOf(this.stats());
   }
 
+  /** @internal For `@mainstay/fastify/testing`: the session's resume window passes now, if its client is away. */
+  expire(session: Session): void {
+    driverOf(session).expire();
+  }
+
   #send(sessions: Iterable<Session>, data: Sendable, options?: SendOptions): Sent {
     const result = sendTo(sessions, driverOf, data, options);
     this.#server.counts.slow.closed += result.closed;

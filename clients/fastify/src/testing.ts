@@ -10,7 +10,7 @@ import { once } from "node:events";
 import { type Bytes, ClientSession, type Data, decode, type Fate, type SessionHooks, type SessionIo, toHex, type Welcome } from "@mainstay/client/protocol";
 import type { FastifyInstance } from "fastify";
 import type { WebSocket } from "ws";
-import { driverOf, type Sendable, type Session, dataOf } from "./session.js";
+import { dataOf, type Sendable, type Session } from "./session.js";
 
 export interface ConnectOptions {
   /** Of the upgrade request, such as `cookie`. */
@@ -151,7 +151,7 @@ export class TestClient {
   /** The session's resume window passes while its client is away: it detaches first if it has to. */
   async expire(): Promise<void> {
     await this.detach();
-    driverOf(this.session).expire();
+    this.#app.mainstay.expire(this.session);
   }
 
   /** Ends the session in order. Settles when the server has taken everything and says so. */

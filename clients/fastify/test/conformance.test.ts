@@ -6,7 +6,8 @@ import { unhex, vectors } from "../../conformance/vectors.js";
 import { Registry } from "../dist/registry.js";
 import type { ServerSession, SessionConfig } from "../dist/server-session.js";
 
-for (const exchange of vectors("exchanges")) {
+// This server stands before no backend that could be lost, and its applications confirm nothing by themselves.
+for (const exchange of vectors("exchanges").filter(({ server }: { server?: string }) => server !== "gateway")) {
   test(`a server takes its part: ${exchange.name}`, () => play(exchange, new ServerEnd(exchange)));
 }
 

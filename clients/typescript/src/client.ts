@@ -182,6 +182,7 @@ export abstract class BaseSocket extends EventTarget {
     checkRange("ping.intervalMs", options.ping?.intervalMs);
     checkRange("keep[0]", options.keep?.[0]);
     checkRange("maxRetries", options.maxRetries, 0);
+    for (const name of ["greeting", "shouldReconnectOnClose"] as const) if (options[name] && typeof options[name] !== "function") throw new TypeError(`${name} is no function`);
     this.chosen = options;
     if (typeof this.connectionClass !== "function") throw new TypeError('no WebSocket here: pass one as option, { WebSocket }, in Node 20 that of "ws"');
     this.target = [url, protocols];

@@ -12,7 +12,7 @@
 
 import { concernsOne, isFinal } from "./close.js";
 import { sizeOf } from "./text.js";
-import { type Data, type Received, viewOf, type Window } from "./wire.js";
+import type { Data, Received, Window } from "./wire.js";
 
 /** What the peer turned out to speak. */
 export type Mode = "session" | "plain";
@@ -119,8 +119,6 @@ export class Machine {
   protected owedAt = Infinity;
   /** The largest message that has come, as text or bytes have lengths. */
   private largest = 0;
-  /** Doubles with every probe for that, until something is acknowledged. */
-  protected doubt = 1;
   /** What had arrived when the connection seemed silent has been read. */
   declare private hasRead: boolean | undefined;
   /** When to probe next, and how often without being asked to. */
@@ -185,8 +183,9 @@ export class Machine {
   /** A message arrived on the current connection. */
   handleMessage(_id: number, data: Received): void {
     this.heard();
-    this.progressed(viewOf(data).length);
-    if (this.told(() => this.behaviour.ping?.matches(data))) this.answered();
+    this.progressed((data as string).length ?? (data as ArrayBuffer).byteLength);
+    const { ping } = this.behaviour;
+    if (ping && this.told(() => ping.matches(data))) this.answered();
     else if (!this.closeWith) this.io.emit("message", { data });
   }
 
@@ -278,10 +277,7 @@ export class Machine {
     }
     if (this.doubtAt <= this.nowMs) {
       // Written, if it waits behind what has not left, and not sent: its time counts from when it is.
-      if (!this.isBusy) {
-        this.doubt = Math.min(2 * this.doubt, 5);
-        this.probeAt = this.nowMs;
-      }
+      if (!this.isBusy) this.probeAt = this.nowMs;
       this.owedAt = this.nowMs;
     }
     if (this.probeAt > this.nowMs) return;
@@ -300,7 +296,7 @@ export class Machine {
 
   /** When something has been written for so long, and not answered, that a probe is due: a cut is noticed by the end that sends. */
   private get doubtAt(): number {
-    return this.owedAt + this.doubt * Math.max(3000, 4 * (this.rtt ?? 0));
+    return this.owedAt + Math.min(Math.max(3000, 4 * (this.rtt ?? 0)), 20_000);
   }
 
   /** When {@link handleTimeout} has something to do. */
@@ -367,7 +363,6 @@ export class Machine {
     this.attemptsBefore = this.attempts;
     this.hasWorked = this.hasFailed = false;
     this.stuckMs = 2000;
-    this.doubt = 1;
     this.patienceMs = limit * this.patience;
     this.slack = slack;
     this.heard();

@@ -29,8 +29,9 @@ export class SessionMachine extends Machine implements SessionHooks {
   declare private helloAt: number;
   private leftAt = 0;
   private windowMs = 0;
-  /** What was acknowledged when it was last looked at. */
-  private acknowledged = 0;
+  /** What had been written when the last probe was sent; and what its PONG has shown to have arrived. */
+  private asked = 0;
+  private proven = 0;
   /** When to open a replacement, unless something comes. */
   private replaceAt = Infinity;
   private probes = 0;
@@ -95,7 +96,10 @@ export class SessionMachine extends Machine implements SessionHooks {
     try {
       const message = viewOf(data);
       const frame = decode(message);
-      if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.probes) this.answered();
+      if (frame?.[0] === Type.Pong && id === this.current && frame[1] === this.probes) {
+        this.answered();
+        this.proven = this.asked;
+      }
       if (frame?.[0] === Type.Data || frame?.[0] === Type.Ack || frame?.[0] === Type.Pong) this.progressed(message.length);
       this.clientSession.handleFrame(id, frame);
     } catch (error) {
@@ -129,13 +133,14 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.lookAtOwed();
   }
 
-  /** What is written and not acknowledged. While another connection is being opened this one is not written, and nothing is due. */
+  /**
+   * What is written and neither acknowledged nor proven: a PONG comes behind all that was written before its PING, so an
+   * application that lags behind is asked for once. While another connection is being opened this one is not written, and nothing is due.
+   */
   private lookAtOwed(): void {
     const { flow, opening } = this.clientSession;
     const { acknowledged, written } = flow.outbox;
-    if (acknowledged !== this.acknowledged) this.doubt = 1;
-    this.owedAt = acknowledged < written && !opening ? Math.min(this.owedAt, this.nowMs) : Infinity;
-    this.acknowledged = acknowledged;
+    this.owedAt = Math.max(acknowledged, this.proven) < written && !opening ? Math.min(this.owedAt, this.nowMs) : Infinity;
   }
 
   override probe(): void {
@@ -144,6 +149,7 @@ export class SessionMachine extends Machine implements SessionHooks {
   }
 
   protected override writeProbe(): unknown {
+    this.asked = this.clientSession.flow.outbox.written;
     this.clientSession.ping(++this.probes);
     return true;
   }
@@ -190,6 +196,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.unsent = unsent;
     Object.setPrototypeOf(this, Machine.prototype);
     this.handleOpened(id, this.protocol);
+    if (id !== this.trial) return;
     for (const data of this.heardOnTrial.splice(0)) this.handleMessage(id, data);
     if (this.trialLoss) this.handleLost(id, ...this.trialLoss);
   }
@@ -216,6 +223,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.trial = 0;
     this.mode = "session";
     this.windowMs = window;
+    this.asked = this.proven = 0;
     // The server's time to judge is in it: no more of it counts than what makes no limit long.
     this.rtt ??= Math.min(this.nowMs - this.helloAt, 1000);
     this.epoch = epoch;

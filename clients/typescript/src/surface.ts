@@ -27,7 +27,7 @@ export function readUrl(url: string | URL): string {
   try {
     read = new URL(url, platform.document?.baseURI ?? platform.location?.href).href.replace(/^http/, "ws");
   } catch {}
-  if (!/^wss?:[^#]*$/.test(read)) refuse("SyntaxError", `url ${`${url}`.split("?")[0]}: ws:, wss:, http: or https: without a fragment`);
+  if (!/^wss?:[^#]*$/.test(read)) refuse("SyntaxError", `url ${`${url}`.split("?")[0]}: ws: or http:, without a fragment`);
   return read;
 }
 
@@ -35,8 +35,8 @@ export function readUrl(url: string | URL): string {
 export function readProtocols(protocols: any): string[] {
   const names: string[] = [protocols ?? []].flat().map(String);
   names.forEach((name, index) => {
-    const isRepeated = names.some((other, at) => at < index && other.toLowerCase() === name.toLowerCase());
-    if (isRepeated || !/^[\w!#$%&'*+.^`|~-]+$/.test(name)) refuse("SyntaxError", `protocols: "${name}" is ${isRepeated ? "repeated" : "no token"}`);
+    const isFirst = names.findIndex((other) => other.toLowerCase() === name.toLowerCase()) === index;
+    if (!isFirst || !/^[\w!#$%&'*+.^`|~-]+$/.test(name)) refuse("SyntaxError", `protocols: "${name}" is ${isFirst ? "no token" : "repeated"}`);
   });
   return names;
 }
@@ -62,15 +62,13 @@ export const dataOf = (payload: any): Data =>
     ? new Uint8Array((payload as any).buffer ?? payload, (payload as any).byteOffset, payload.byteLength).slice()
     : `${payload}`;
 
-const INSPECT = Symbol.for("nodejs.util.inspect.custom");
-
 /** An event of the platform's class for it, with all of these fields; Node prints them too. */
 export function eventOf(type: string, fields: any = {}): Event {
   const { data } = fields;
   const Class = platform[type === "close" ? "CloseEvent" : data == null ? "Event" : "MessageEvent"] ?? Event;
   const event = new Class(type, fields);
   for (const name in fields) if (!(name in event)) event[name] = fields[name];
-  if (data == null) event[INSPECT] = () => ({ type, ...fields });
+  if (data == null) event[Symbol.for("nodejs.util.inspect.custom")] = () => ({ type, ...fields });
   return event;
 }
 
@@ -80,6 +78,9 @@ function handle(this: any, event: Event): void {
   if (typeof handler === "function") handler.call(this, event);
 }
 
+const define = (target: object, name: string | symbol, member?: PropertyDescriptor) =>
+  Object.defineProperty(target, name, { enumerable: true, configurable: true, ...member });
+
 /**
  * Makes of a class and what it extends what Web IDL would: members that can be listed, where their names do not begin with
  * `_` as private ones do, constants, and handlers, each of which is a listener from when it is first set.
@@ -87,28 +88,21 @@ function handle(this: any, event: Event): void {
 export function complete(Class: { prototype: object }, Base: { prototype: object }): void {
   const { prototype } = Class;
   for (const target of [prototype, Base.prototype]) {
-    for (const name of Object.getOwnPropertyNames(target)) if (!/^_|^constr/.test(name)) Object.defineProperty(target, name, { enumerable: true });
+    for (const name of Object.getOwnPropertyNames(target)) if (!/^_|^constr/.test(name)) define(target, name);
   }
-  Object.defineProperty(prototype, Symbol.toStringTag, { value: "WebSocket", configurable: true });
+  define(prototype, Symbol.toStringTag, { value: "WebSocket" });
   ["CONNECTING", "OPEN", "CLOSING", "CLOSED"].forEach((name, value) => {
-    for (const target of [Class, prototype]) Object.defineProperty(target, name, { value, enumerable: true });
+    for (const target of [Class, prototype]) define(target, name, { value, configurable: false });
   });
   for (const type of ["open", "message", "close", "error"]) {
-    Object.defineProperty(prototype, `on${type}`, {
-      enumerable: true,
-      configurable: true,
+    define(prototype, `on${type}`, {
       get(this: any) {
         return this.handlers[type] ?? null;
       },
       set(this: any, handler: unknown) {
-        const { handlers } = this;
-        if (Object(handler) !== handler) {
-          handlers[type] = null;
-          this.removeEventListener(type, handle);
-        } else {
-          handlers[type] = handler;
-          this.addEventListener(type, handle);
-        }
+        const isHandler = Object(handler) === handler;
+        this.handlers[type] = isHandler ? handler : null;
+        this[isHandler ? "addEventListener" : "removeEventListener"](type, handle);
       },
     });
   }

@@ -1,6 +1,6 @@
-/** Text and UTF-8. */
+/** Text, bytes, and UTF-8: what both entry points need of messages. `/plain` does without `wire.ts`. */
 
-import type { Bytes, Data } from "./wire.js";
+import type { Bytes, Data, Received } from "./wire.js";
 
 // Made when first needed: an import alone is to succeed in jsdom, which has neither.
 let encoder: TextEncoder | undefined;
@@ -14,3 +14,6 @@ export const textOf = (bytes: Bytes): string => (decoder ??= new TextDecoder("ut
 
 /** Payload bytes of all of these. */
 export const sizeOf = (messages: (Data | { length: number })[]): number => messages.reduce((sum, data) => sum + bytesOf(data as Data).length, 0);
+
+/** What a connection gave, as text or bytes. */
+export const viewOf = (data: Received): Data => (typeof data === "string" ? data : new Uint8Array(data));

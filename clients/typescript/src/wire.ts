@@ -10,7 +10,7 @@
 
 import { bytesOf, textOf } from "./text.js";
 
-export { bytesOf } from "./text.js";
+export { bytesOf, viewOf } from "./text.js";
 
 /** Bytes of a buffer that is not shared. Said so that TypeScript below 5.7, which has no word for that, reads it too. */
 export type Bytes = ReturnType<Uint8ArrayConstructor["of"]>;
@@ -118,8 +118,6 @@ const PARTS: Record<string, string> = { w: "pi", d: "ii", A: "iiiiu", R: "biii" 
 
 /** A message as a connection gives it, which is asked for array buffers. */
 export type Received = string | ArrayBuffer;
-
-export const viewOf = (data: Received): Data => (typeof data === "string" ? data : new Uint8Array(data));
 
 export const toHex = (bytes: Bytes): string => Array.from(bytes, (byte) => (byte | 256).toString(16).slice(1)).join("");
 

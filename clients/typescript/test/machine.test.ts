@@ -333,19 +333,24 @@ test("an idle client, and one whose messages are acknowledged, write not a byte 
   assert.deepEqual(stage.written, []);
 });
 
-test("a server that lives and acknowledges nothing is asked less and less often, and not called dead", () => {
+test("a server that lives and acknowledges nothing is asked once for what was written, and again for what is written later", () => {
   const stage = attached();
-  stage.machine.send("a job for minutes");
-  stage.step();
   const asked: number[] = [];
   const from = stage.now;
-  for (let nonce = 1; stage.now - from < 60_000; stage.pass(100)) {
-    if (!stage.pings()) continue;
-    asked.push(Math.round((stage.now - from) / 1000));
-    stage.says(1, [Type.Pong, nonce++, 0, 0]);
-  }
-  assert.deepEqual(asked, [3, 9, 21, 36, 51]);
-  assert.deepEqual([stage.machine.status, stage.did], ["attached", []]);
+  const until = (seconds: number, nonce: number) => {
+    for (; stage.now - from < seconds * 1000; stage.pass(100)) {
+      if (!stage.pings()) continue;
+      asked.push(Math.round((stage.now - from) / 1000));
+      stage.says(1, [Type.Pong, nonce, 0, 0]);
+    }
+  };
+  stage.machine.send("a job for minutes");
+  stage.step();
+  until(30, 1);
+  stage.machine.send("another");
+  stage.step();
+  until(50, 2);
+  assert.deepEqual([asked, stage.machine.status, stage.did], [[3, 33], "attached", []]);
 });
 
 test("what has not left is no reason to probe: a slow upload is not called dead, and no replacement is opened", () => {
@@ -353,8 +358,11 @@ test("what has not left is no reason to probe: a slow upload is not called dead,
   stage.machine.send("many bytes");
   stage.isBusy = true;
   stage.step();
-  stage.pass(50_000);
+  stage.pass(49_000);
   assert.deepEqual([stage.pings(), stage.did, stage.machine.status], [0, [], "attached"]);
+  stage.isBusy = false;
+  stage.pass(900);
+  assert.equal(stage.pings(), 0, "it is looked at every three seconds, and not asked for as soon as it has left");
 });
 
 test("what is large is given a second for each megabyte: what is on its way to the server, and what may come from it", () => {
@@ -654,6 +662,18 @@ test("a server that answers the second offer with a session speaks sessions, wha
   assert.deepEqual([stage.machine.mode, stage.last("message"), stage.machine.status], ["session", undefined, "attached"]);
 });
 
+test("what a trial brought that came to nothing is not handed over by a later connection", () => {
+  const stage = onTrial();
+  stage.arrives(2, "hello, plain client");
+  stage.lose(2, 4000, "enough");
+  stage.at().suspend();
+  stage.at().retryNow();
+  stage.step();
+  stage.at().handleOpened(stage.machine.dialled, "plain");
+  stage.step();
+  assert.deepEqual([stage.machine.mode, stage.machine.status, stage.last("message")], ["plain", "attached", undefined]);
+});
+
 test("a client that is there before its server offers sessions and tries without them in one moment: no server comes up in between", () => {
   const stage = new Stage();
   let id = 0;
@@ -705,6 +725,18 @@ test("a server that turned plain is served once it has forgotten the session, wi
     stage.open(stage.machine.dialled, "plain");
     assert.equal(stage.events.filter(([type]) => type === "gap").length, 2, "and then as with any plain server");
   }
+});
+
+test("where there was a session a plain server is the last thing to be tried for, however short the session is kept", () => {
+  const stage = new Stage();
+  stage.open(1);
+  stage.says(1, [Type.Welcome, new Uint8Array(8), new Uint8Array(24), 1, false, 0, 1, 100, 25_000, [1024, 1_048_576]]);
+  stage.lose(1, 1006, "");
+  for (let id = 2; id < 6; id++) {
+    while (stage.machine.dialled !== id) stage.pass(100);
+    stage.lose(id, 1006, "refused");
+  }
+  assert.ok(stage.did.filter((line) => line.startsWith("dial")).every((line) => line.endsWith("offering")), stage.did.join());
 });
 
 test("a session that outlived the absence is resumed, though the server was tried as a plain one", () => {

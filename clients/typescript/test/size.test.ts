@@ -10,9 +10,9 @@ import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
-/** Of gzip, in bytes: the goal without sessions; with them, whose goal is 5632, 2 % above what it is now. */
-const PLAIN = 5_280;
-const SESSION = 11_750;
+/** Of gzip, in bytes, 2 % above what it is now. The goals are 3600 without sessions and 9216 with them: being right comes first. */
+const PLAIN = 5_425;
+const SESSION = 11_920;
 
 /** Between entry points that are bundled as one. */
 const AND = "` and `";

@@ -117,6 +117,12 @@ test("an option out of its range is refused, by name and bound", () => {
   }
 });
 
+test("an option that is to be a function, or a count, and is not, is refused by its name", () => {
+  const make = (options: object) => () => new MainstaySocket("ws://127.0.0.1:9/", [], { WebSocket, ...options });
+  for (const name of ["greeting", "shouldReconnectOnClose"]) assert.throws(make({ [name]: "hello" }), { name: "TypeError", message: `${name} is no function` });
+  for (const maxRetries of [-1, NaN]) assert.throws(make({ maxRetries }), { name: "RangeError", message: `maxRetries is ${maxRetries}: at least 0` });
+});
+
 test("url, subprotocols and credentials are asked for before each attempt, and one that throws is an error and another attempt", async () => {
   const offered: string[] = [];
   const url = await serve((socket) => socket.close(1012), { handleProtocols: (names) => (offered.push([...names].join()), "app") });

@@ -517,7 +517,25 @@ for (const kind of ["plain", "session"]) {
   });
 }
 
-test("of a plain server's messages that an iterator does not come to 4 MiB are kept, and how many more there were is told in their place", LIMIT, async (t) => {
+test("what an iterator that left did not read is heard at once", LIMIT, async (t) => {
+  let peer: Peer | undefined;
+  const socket = new MainstaySocket(await serve(t, (opened) => (peer = opened)), [], { WebSocket });
+  t.after(() => socket.suspend());
+  await event(socket, "open");
+  const heard: unknown[] = [];
+  socket.on("message", ({ data }) => heard.push(data));
+  const reader = socket[Symbol.asyncIterator]();
+  const first = reader.next();
+  const answered = once(peer!, "pong");
+  for (const text of ["1", "2", "3"]) peer!.send(text);
+  peer!.ping();
+  await Promise.all([first, answered]);
+  assert.deepEqual(heard, ["1"]);
+  await reader.return();
+  assert.deepEqual(heard, ["1", "2", "3"]);
+});
+
+test("an iterator that is slow is kept 4 MiB of a plain server's messages, and how many more there were is told in their place", LIMIT, async (t) => {
   const size = 1024;
   const fit = Math.floor(4_194_304 / (size + 64));
   let peer: Peer | undefined;

@@ -141,6 +141,13 @@ test("a mini-program is served by a plain server that answers no subprotocol, an
   assert.deepEqual([heard, end.code, end.reason], [[1, "you may not come in"], 4501, "not you"]);
 });
 
+test("the folder that a mini-program's tools copy has what each import names", () => {
+  const { miniprogram } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"));
+  const read = (name: string) => readFileSync(new URL(`../${miniprogram}/${name}`, import.meta.url), "utf8");
+  assert.equal(read("wx.js"), readFileSync(new URL("../dist/wx.cjs", import.meta.url), "utf8"));
+  assert.match(read("index.js"), /require\("\.\/wx\.js"\)/);
+});
+
 test("a mini-program without connectSocket is told so", () => {
   const { MainstaySocket } = bare("wx", {});
   assert.throws(() => new MainstaySocket("wss://example.com"), /wx\.connectSocket/);

@@ -24,12 +24,12 @@ pub(crate) struct RouteHeartbeat {
 }
 
 impl Heartbeats {
-    /// Where no route says otherwise.
+    /// How often all others are.
     pub(crate) fn default(&self) -> HeartbeatConfig {
         self.heartbeat
     }
 
-    /// Of a connection at this path.
+    /// How often a connection at this path is probed.
     pub(crate) fn of(&self, path: &str) -> HeartbeatConfig {
         let fits = self.route_heartbeat.iter().filter(|route| route.holds(path));
         fits.max_by_key(|route| route.path.len()).map_or(self.heartbeat, |route| route.heartbeat)

@@ -86,6 +86,8 @@ pub struct Client {
     gap: Option<Box<Fate>>,
     /// Up to here everything that was sent has left the process.
     left: u64,
+    /// How long an answer was waited for when a session's connection was last called dead, if nothing came in time since.
+    slow: Duration,
     /// After the end: the connection that still has something to write, and until when it may.
     lingering: Option<(ConnectionId, Instant)>,
     commands: VecDeque<Command>,
@@ -222,6 +224,7 @@ impl Client {
             failed: 0,
             gap: None,
             left: 0,
+            slow: Duration::ZERO,
             lingering: None,
             commands: VecDeque::new(),
             events: VecDeque::new(),
@@ -380,6 +383,8 @@ impl Client {
             return Ok(());
         }
         let frame = Frame::decode(message)?;
+        let is_attached = attached.is_some();
+        let mut progressed = false;
         if let Some(attached) = attached {
             match &frame {
                 Frame::Control(Control::Pong(beat)) => {
@@ -390,15 +395,16 @@ impl Client {
                 }
                 Frame::Message(_) | Frame::Control(Control::Volatile(_)) => {
                     (attached.quiet_since, attached.is_judging) = (now, false);
-                    self.backoff.handle_progress(now);
+                    progressed = true;
                 }
                 _ => {}
             }
         }
         let before = self.session.acknowledged();
         let outcome = self.session.handle_frame(now, connection, frame);
-        if self.session.acknowledged() > before {
-            self.backoff.handle_progress(now);
+        // What WELCOME acknowledges came over the connection before.
+        if progressed || (is_attached && self.session.acknowledged() > before) {
+            self.note_progress(now);
         }
         self.collect(now);
         outcome
@@ -778,6 +784,7 @@ impl Client {
                     if self.is_spared(now, evidence) {
                         return false;
                     }
+                    self.allow_for_verdict();
                     self.abort_connection(connection);
                     self.handle_lost(now, connection, Lost::Dead(evidence));
                     return false;
@@ -1093,8 +1100,9 @@ impl Client {
                 ClientEvent::Attached { id, epoch, resumed, heartbeat_interval, resume_at, .. } => {
                     (self.id, self.endpoint) = (Some(id), resume_at);
                     if let Some(connection) = self.session.current() {
-                        let pulse = Pulse::Watched(Watch::new(now, heartbeat_interval));
-                        self.set_attached(now, connection, pulse);
+                        let mut watch = Watch::new(now, heartbeat_interval);
+                        watch.allow(self.slow);
+                        self.set_attached(now, connection, Pulse::Watched(watch));
                         self.epoch = epoch;
                         self.events.push_back(Event::Attached { mode: Mode::Session, resumed, epoch });
                     }

@@ -399,6 +399,10 @@ pub struct Watch {
     asked: bool,
     /// When the probe was made that has not left yet.
     queued: Option<Instant>,
+    /// An answer may take so long, whatever was measured.
+    slow: Duration,
+    /// The open probe was asked for what is unacknowledged: `slow` counts.
+    is_patient: bool,
 }
 
 impl Watch {
@@ -417,7 +421,15 @@ impl Watch {
             drained: Drained::No,
             asked: false,
             queued: None,
+            slow: Duration::ZERO,
+            is_patient: false,
         }
+    }
+
+    /// An answer may take as long as `slow`, whatever was measured: [`patience`](Self::patience) and the deadline of
+    /// [`probe_patiently`](Self::probe_patiently) are four times that, at most 20 s.
+    pub fn allow(&mut self, slow: Duration) {
+        self.slow = slow;
     }
 
     /// Bytes arrived, of whatever kind. Cheap: one call per read.
@@ -462,6 +474,13 @@ impl Watch {
     /// open changes nothing.
     pub fn probe(&mut self) {
         self.asked = self.queued.is_none() && self.left.is_none();
+        self.is_patient &= !self.asked;
+    }
+
+    /// As [`probe`](Self::probe), judged by no less than what is [allowed](Self::allow).
+    pub fn probe_patiently(&mut self) {
+        self.probe();
+        self.is_patient = self.asked;
     }
 
     /// Does what is due at `now`, and nothing when called early. Call it until it returns `None`.
@@ -471,7 +490,7 @@ impl Watch {
         match std::mem::replace(&mut self.drained, Drained::No) {
             Drained::Late => {
                 // One fresh limit, in case the probe cannot leave.
-                self.heard = now;
+                (self.heard, self.is_patient) = (now, false);
                 return Some(self.make_probe(now));
             }
             Drained::InTime if overdue.is_some() => return Some(Action::Dead(evidence)),
@@ -495,7 +514,14 @@ impl Watch {
     /// max(3 s, 4 x srtt), at most 20 s.
     #[must_use]
     pub fn patience(&self) -> Duration {
-        self.srtt.patience()
+        self.srtt.patience().max((self.slow * 4).min(LONGEST_DEADLINE))
+    }
+
+    /// How long the open probe may stay without a byte once it has left.
+    #[must_use]
+    pub fn probe_deadline(&self) -> Duration {
+        let usual = self.srtt.probe_deadline();
+        if self.is_patient { usual.max((self.slow * 4).min(LONGEST_DEADLINE)) } else { usual }
     }
 
     /// The smoothed round-trip time of the probes.
@@ -518,7 +544,7 @@ impl Watch {
     /// When the peer counts as dead if nothing happens, and by which evidence.
     fn judged_at(&self) -> (Instant, Evidence) {
         let limit = self.heard + self.announced * 2 + Duration::from_secs(5);
-        let unanswered = self.left.map(|left| left + self.srtt.probe_deadline());
+        let unanswered = self.left.map(|left| left + self.probe_deadline());
         let silent = unanswered.map_or(limit, |at| at.min(limit));
         let stalled = self.queued.map(|made| {
             let moved = made.max(self.heard).max(self.progress.unwrap_or(made));

@@ -9,12 +9,15 @@
 //! No clock is read and no timer set for a message: the first of those that are not proven notes the time of its turn,
 //! and one deadline for the connection follows from that.
 //!
+//! A link whose buffers are full answers late, and to call it dead makes it no faster: after such a verdict the next
+//! connection is given four times as long, until a message, an acknowledgement or an answer comes.
+//!
 //! Towards a plain peer the confirming Ping is what is unanswered. Only one that is known to answer Pings is probed, and
 //! with the heartbeat's deadline: there is no session that goes on if a peer that was merely busy is called dead.
 //!
 //! Source: `docs/PROTOCOL.md` "Heartbeat"; `docs/DEFAULTS.md` "Heartbeat".
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Attached, Client, Plain, Pulse};
 
@@ -74,9 +77,27 @@ impl Client {
         if let Some(attached) = &mut self.attached {
             attached.unproven.since = Some(now);
             match &mut attached.pulse {
-                Pulse::Watched(watch) => watch.probe(),
+                Pulse::Watched(watch) => watch.probe_patiently(),
                 Pulse::Driven(beat, _) => beat.beat_now(now),
             }
+        }
+    }
+
+    /// The connection is called dead: an answer may have been under way for longer than it was given.
+    pub(super) fn allow_for_verdict(&mut self) {
+        if let Some(Attached { pulse: Pulse::Watched(watch), .. }) = &self.attached {
+            self.slow = watch.probe_deadline();
+        }
+    }
+
+    /// A session's connection carries, and answers in time.
+    pub(super) fn note_progress(&mut self, now: Instant) {
+        self.backoff.handle_progress(now);
+        if !self.slow.is_zero()
+            && let Some(Attached { pulse: Pulse::Watched(watch), .. }) = &mut self.attached
+        {
+            self.slow = Duration::ZERO;
+            watch.allow(Duration::ZERO);
         }
     }
 

@@ -293,6 +293,12 @@ impl<E: End> Player<'_, E> {
                 other => Err(format!("{other:?} is not that gap")),
             };
         }
+        if let Some(expected) = step.get("receives_replaced") {
+            return match self.end.receive(self.now) {
+                Some(Delivery::Replaced { count }) if json!(count) == *expected => Ok(()),
+                other => Err(format!("{other:?} is not that replacement")),
+            };
+        }
         if let Some(text) = step.get("receives_volatile") {
             let message = self.end.receive_volatile().ok_or("nothing to receive")?;
             return self.names.unify(&json!({"text": text}), &json::message_to_json(&message));
@@ -518,6 +524,8 @@ struct ServerEnd {
     config: Arc<ServerConfig>,
     /// Its sessions drop the oldest when they are full.
     drops: bool,
+    /// Its application confirms by itself.
+    confirms: bool,
     sessions: Arena,
     now: Instant,
     bound: BTreeMap<ConnectionId, Option<usize>>,
@@ -540,6 +548,7 @@ impl ServerEnd {
             registry: Registry::new(start() - age, RegistryConfig::default(), Arc::clone(&config), [2; 32]),
             config,
             drops: drops_above.is_some(),
+            confirms: exchange["server_confirms"] == true,
             sessions: Arena::default(),
             now: start(),
             bound: BTreeMap::new(),
@@ -558,6 +567,9 @@ impl ServerEnd {
                 self.served = Some(session);
                 if self.drops {
                     self.sessions.get(session).drop_oldest_when_full();
+                }
+                if self.confirms {
+                    self.sessions.get(session).confirm_manually();
                 }
                 if let Some(fenced) = fenced {
                     let close = Output::Close(CloseCode::SUPERSEDED.into(), fenced.reason);
@@ -630,10 +642,17 @@ impl End for ServerEnd {
         } else if let Some(fields) = step.get("goes_away") {
             let fields = Fields(fields);
             session.go_away(now, &fields.text("reason"), fields.delay(), fields.duration("close_in_ms"));
+        } else if let Some(count) = step["confirms"].as_u64() {
+            session.confirm_oldest(now, count);
+        } else if step.get("notes_replaced").is_some() {
+            session.note_replaced();
+        } else if let Some(passed_on) = step["renews"].as_u64() {
+            session.renew(now, passed_on);
         } else if let Some(over) = step.get("over") {
             match session.is_over() {
                 Some(Over::Ended { .. }) => assert_eq!(over, "ended"),
                 Some(Over::Expired) => assert_eq!(over, "expired"),
+                Some(Over::Replaced) => assert_eq!(over, "replaced"),
                 other => panic!("{other:?}"),
             }
             self.registry.bury(now, session);

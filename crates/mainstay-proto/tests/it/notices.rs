@@ -164,6 +164,45 @@ fn what_is_sent_again_after_a_resume_is_watched_as_well() {
     assert_eq!(given_up(&mut node, sent), Some((5 * SECOND, Evidence::Silent)));
 }
 
+/// The connection is lost, and followed by another on which the session goes on; returns it.
+fn again(node: &mut Node, epoch: u64) -> ConnectionId {
+    while let State::Waiting { until } = node.client.state() {
+        node.wait(until - node.now);
+    }
+    // A replacement may be on its way already.
+    let dials = node.commands.iter().filter_map(|command| match command {
+        Command::Dial(connection) => Some(*connection),
+        Command::Transmit(..) => None,
+    });
+    let connection = dials.last().unwrap();
+    node.open(connection, Mode::Session);
+    node.welcome(connection, epoch, 0);
+    node.commands.clear();
+    node.events.clear();
+    connection
+}
+
+#[test]
+fn a_link_with_full_buffers_is_given_longer_after_each_verdict_until_something_comes_in_time() {
+    let (mut node, _) = Node::attached();
+    node.send("x");
+    for (epoch, verdict) in [(2, 5), (3, 16), (4, 40), (5, 40)] {
+        let sent = node.now;
+        node.wait_flushing(verdict * SECOND);
+        assert_eq!(given_up(&mut node, sent), Some((verdict * SECOND, Evidence::Silent)), "epoch {epoch}");
+        again(&mut node, epoch);
+    }
+    // An acknowledgement that came after 12 s is one that came.
+    let connection = node.client.writer().unwrap();
+    node.wait_flushing(12 * SECOND);
+    node.read(connection, &ack(1));
+    node.events.clear();
+    node.send("y");
+    let sent = node.now;
+    node.wait_flushing(5 * SECOND);
+    assert_eq!(given_up(&mut node, sent), Some((5 * SECOND, Evidence::Silent)));
+}
+
 /// A link that is known to answer Pings, and whose next beat is far away.
 fn link(config: ConnectConfig) -> (Node, ConnectionId) {
     let heartbeat = HeartbeatConfig::every(3600 * SECOND).unwrap();

@@ -174,7 +174,7 @@ async fn closed(raw: &mut Raw, talks: bool) -> Option<u16> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r15_who_is_idle_old_or_one_too_many_is_ended_or_refused_with_the_code_that_says_so() {
+async fn r15_peers_that_are_idle_old_or_too_many_are_ended_or_refused_with_the_code_that_says_so() {
     small_leaps(SECOND / 100);
     let lifetime = LifetimeConfig::default();
     let lifetime =
@@ -207,7 +207,7 @@ async fn r15_who_is_idle_old_or_one_too_many_is_ended_or_refused_with_the_code_t
     assert!(after >= 55 * SECOND && after <= 62 * SECOND, "{after:?}");
     drop((idle, busy, third));
     until_quiet("they left", || mainstay.stats().connections == 0).await;
-    // Somebody who talks is ended for its age.
+    // A peer that talks is ended for its age.
     let mut busy = Raw::over(from("127.0.0.2:0").await, upgrade("").as_bytes()).await;
     let begin = Instant::now();
     let code = closed(&mut busy, true).await;

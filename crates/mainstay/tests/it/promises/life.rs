@@ -248,7 +248,7 @@ async fn r9_each_attempt_has_its_own_url_and_deadline_and_no_two_connections_liv
     for epoch in 1..8 {
         attached(&client, epoch).await;
         comes_back(&mut client, &epoch.to_string()).await;
-        // Somebody who calls again and again makes no second attempt beside the first.
+        // An application that presses again and again makes no second attempt beside the first.
         cut.send(()).unwrap();
         for _ in 0..5 {
             client.retry_now();
