@@ -32,6 +32,8 @@ export interface Host {
   judged(driver: Driver, evidence: "silent" | "frozen" | "stalled"): void;
   /** The client broke the session protocol. */
   refused(driver: Driver): void;
+  /** A client told of messages that it dropped. */
+  dropped(count: number): void;
   /** The session is over. */
   forget(driver: Driver): void;
 }
@@ -367,8 +369,10 @@ export class Driver extends Resident implements Listener {
   }
 
   private deliver({ data, first, count }: Delivery, isFlowing: boolean): void {
-    if (data === undefined) this.tell("gap", { first, count });
-    else if (isFlowing) this.tell("message", present(data));
+    if (data === undefined) {
+      this.host.dropped(count);
+      this.tell("gap", { first, count });
+    } else if (isFlowing) this.tell("message", present(data));
     else {
       const receive = this.receivers!.shift()!;
       if (!this.receivers!.length) this.receivers = undefined;

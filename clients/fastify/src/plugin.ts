@@ -59,7 +59,10 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
       handleProtocols: (offered: Set<string>, request: IncomingMessage) => choose(offered, (routeOf(request) ?? settings).subprotocols),
     },
     // `ws` closes the connection itself, and the session waits for its client.
-    errorHandler: (error: Error, _socket: WebSocket, request: FastifyRequest) => request.log.debug({ err: error }, "connection failed"),
+    errorHandler: (error: Error & { code?: string }, _socket: WebSocket, request: FastifyRequest) => {
+      if (error.code?.startsWith("WS_ERR_")) server.counts.protocolErrors.websocket++;
+      request.log.debug({ err: error }, "connection failed");
+    },
     preClose: (done: () => void) => {
       upgrades.refuse();
       server.drain().finally(() => {

@@ -261,7 +261,6 @@ export class Server implements Host {
     const { request, id, mode, session, machine } = driver;
     const isFault = loss.code === 1006 || loss.code === 4408;
     request.log[mode === "session" || isFault ? "info" : "debug"]({ session: id, ...loss }, "a client's connection is gone");
-    if (loss.code === 1002 || loss.code === 1007) this.counts.protocolErrors.websocket++;
     if (machine.over) return;
     this.away.set(driver, this.clock());
     const { maxParkedPerIp } = this.settings;
@@ -276,6 +275,12 @@ export class Server implements Host {
 
   refused(_driver: Driver): void {
     this.counts.protocolErrors.session++;
+  }
+
+  dropped(count: number): void {
+    this.counts.gaps.client++;
+    // The session numbers them like messages, and nobody was handed them.
+    this.counts.messages.in -= count;
   }
 
   /** Makes room, if somebody has been away for so long that nobody who was just cut off gives up their place. */

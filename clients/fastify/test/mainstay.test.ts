@@ -285,11 +285,21 @@ test("figures: what happened is counted without a count per message, and Prometh
   const garbage = await new Peer(url).opened();
   garbage.write("no HELLO");
   await garbage.closed;
+  const [dropper] = await Peer.attached(url);
+  dropper.write([7, 1, 2, 1], "after a gap");
+  assert.equal(await dropper.text(), "after a gap");
+  dropper.write([8, 1000, "", 0, 0]);
+  await dropper.closed;
+  const wrong = await new Peer(url, [], true).opened();
+  // A frame with a reserved bit.
+  (wrong.socket as any)._socket.write(Buffer.from([0xf1, 0x80, 0, 0, 0, 0]));
+  await wrong.closed;
   await until(() => app.mainstay.stats().connections === 1 && app.mainstay.sessions.size === 1);
   const stats = app.mainstay.stats();
-  assert.deepEqual(stats.attaches, { new: 2, resumed: 1, lost: 0, refused: 1 });
-  assert.deepEqual(stats.messages, { in: 3, out: 3 });
-  assert.deepEqual([stats.opened, stats.openingsFailed, stats.refused.credentials, stats.protocolErrors.session, stats.rooms], [6, 2, 1, 1, 1]);
+  assert.deepEqual(stats.attaches, { new: 3, resumed: 1, lost: 0, refused: 1 });
+  assert.deepEqual([stats.gaps, stats.protocolErrors], [{ session: 0, client: 1 }, { websocket: 1, session: 1 }]);
+  assert.deepEqual(stats.messages, { in: 4, out: 4 });
+  assert.deepEqual([stats.opened, stats.openingsFailed, stats.refused.credentials, stats.rooms], [8, 2, 1, 1]);
 
   const response = await app.inject("/metrics");
   const text = response.body;

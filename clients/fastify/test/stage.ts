@@ -143,6 +143,7 @@ export class Stage implements Host {
   lost(): void {}
   judged(): void {}
   refused(): void {}
+  dropped(): void {}
   forget(): void {
     this.forgotten++;
   }

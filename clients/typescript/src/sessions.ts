@@ -196,6 +196,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.unsent = unsent;
     Object.setPrototypeOf(this, Machine.prototype);
     this.handleOpened(id, this.protocol);
+    if (id !== this.trial) return;
     for (const data of this.heardOnTrial.splice(0)) this.handleMessage(id, data);
     if (this.trialLoss) this.handleLost(id, ...this.trialLoss);
   }

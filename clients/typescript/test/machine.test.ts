@@ -358,8 +358,11 @@ test("what has not left is no reason to probe: a slow upload is not called dead,
   stage.machine.send("many bytes");
   stage.isBusy = true;
   stage.step();
-  stage.pass(50_000);
+  stage.pass(49_000);
   assert.deepEqual([stage.pings(), stage.did, stage.machine.status], [0, [], "attached"]);
+  stage.isBusy = false;
+  stage.pass(900);
+  assert.equal(stage.pings(), 0, "it is looked at every three seconds, and not asked for as soon as it has left");
 });
 
 test("what is large is given a second for each megabyte: what is on its way to the server, and what may come from it", () => {
@@ -659,6 +662,18 @@ test("a server that answers the second offer with a session speaks sessions, wha
   assert.deepEqual([stage.machine.mode, stage.last("message"), stage.machine.status], ["session", undefined, "attached"]);
 });
 
+test("what a trial brought that came to nothing is not handed over by a later connection", () => {
+  const stage = onTrial();
+  stage.arrives(2, "hello, plain client");
+  stage.lose(2, 4000, "enough");
+  stage.at().suspend();
+  stage.at().retryNow();
+  stage.step();
+  stage.at().handleOpened(stage.machine.dialled, "plain");
+  stage.step();
+  assert.deepEqual([stage.machine.mode, stage.machine.status, stage.last("message")], ["plain", "attached", undefined]);
+});
+
 test("a client that is there before its server offers sessions and tries without them in one moment: no server comes up in between", () => {
   const stage = new Stage();
   let id = 0;
@@ -710,6 +725,18 @@ test("a server that turned plain is served once it has forgotten the session, wi
     stage.open(stage.machine.dialled, "plain");
     assert.equal(stage.events.filter(([type]) => type === "gap").length, 2, "and then as with any plain server");
   }
+});
+
+test("where there was a session a plain server is the last thing to be tried for, however short the session is kept", () => {
+  const stage = new Stage();
+  stage.open(1);
+  stage.says(1, [Type.Welcome, new Uint8Array(8), new Uint8Array(24), 1, false, 0, 1, 100, 25_000, [1024, 1_048_576]]);
+  stage.lose(1, 1006, "");
+  for (let id = 2; id < 6; id++) {
+    while (stage.machine.dialled !== id) stage.pass(100);
+    stage.lose(id, 1006, "refused");
+  }
+  assert.ok(stage.did.filter((line) => line.startsWith("dial")).every((line) => line.endsWith("offering")), stage.did.join());
 });
 
 test("a session that outlived the absence is resumed, though the server was tried as a plain one", () => {

@@ -535,7 +535,7 @@ test("what an iterator that left did not read is heard at once", LIMIT, async (t
   assert.deepEqual(heard, ["1", "2", "3"]);
 });
 
-test("of a plain server's messages that an iterator does not come to 4 MiB are kept, and how many more there were is told in their place", LIMIT, async (t) => {
+test("an iterator that is slow is kept 4 MiB of a plain server's messages, and how many more there were is told in their place", LIMIT, async (t) => {
   const size = 1024;
   const fit = Math.floor(4_194_304 / (size + 64));
   let peer: Peer | undefined;

@@ -210,9 +210,10 @@ async fn r16_a_client_derives_its_deadline_from_the_interval_that_its_gateway_an
         comes_back(&mut client, "x").await;
         clients.push(client);
     }
-    // The same client, and both gateways fall silent at the same moment: 5.2 s, and 11 s.
-    quick.signal("STOP");
+    // The same client, 5.2 s and 11 s; the slow one falls silent first, so with one deadline for all it would be found first.
     slow.signal("STOP");
+    tokio::time::sleep(SECOND).await;
+    quick.signal("STOP");
     let verdict = async |client: &Client| loop {
         if let Event::Detached { why, .. } = client.event().await.unwrap() {
             assert_eq!(why, Lost::Dead(Evidence::Silent));

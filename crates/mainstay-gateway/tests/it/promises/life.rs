@@ -49,16 +49,15 @@ async fn r6_visitors_are_kept_and_links_come_back_apart_once_the_backend_is_ther
     assert_eq!(gateway.metric("links"), 20.0);
 }
 
+/// A session whose client is there: its number, its connection, and the token of its next one.
+type Here = (u64, Frames, ResumeToken);
+
 /// What the figures say must be what a model of states says, after every step of a random walk.
 #[tokio::test]
 async fn r7_the_figures_of_states_follow_every_step_that_visitors_take() {
     let gateway = before_an_echo(&[]).await;
     let mut dice = Dice(7);
-    let (mut plain, mut here, mut away): (
-        Vec<Frames>,
-        Vec<(u64, Frames, ResumeToken)>,
-        Vec<(u64, ResumeToken)>,
-    ) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut plain, mut here, mut away) = (Vec::new(), Vec::<Here>::new(), Vec::new());
     for step in 0..60 {
         match dice.roll(5) {
             0 => plain.push(Frames::visit(gateway.address(), "/", "").await.1),
