@@ -12,6 +12,11 @@
 //!
 //! What is decided is decided in [`mainstay_proto`], without IO; here are the sockets and the tasks.
 
+#![cfg_attr(
+    not(all(feature = "server", feature = "client")),
+    allow(dead_code, reason = "either side alone leaves out what only the other needs of the sockets")
+)]
+
 #[cfg(not(unix))]
 compile_error!(
     "mainstay needs Unix (Linux, macOS, BSD), with any of its features: its workers wait on epoll or kqueue. \
