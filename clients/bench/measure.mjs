@@ -203,7 +203,7 @@ async function heartbeat(all) {
       await sleep(SIZES.interval);
       const before = await running.cpu();
       running.begin();
-      await sleep((options.quick ? 1 : 2) * SIZES.interval);
+      await sleep((options.quick ? 5 : 2) * SIZES.interval);
       const slots = (performance.now() - running.from) / 10;
       const { beats } = running;
       used[i].push(((await running.cpu()) - before) / beats);

@@ -5,9 +5,23 @@
 //! - [`client`]: a client that reconnects and resumes. [`link`]: one towards peers that speak plain
 //!   WebSocket; it reconnects, confirms by Ping, and says what that could not keep.
 //!
-//! Unix only: connections live with workers that have an epoll of their own (or what the system has in its place).
+//! Unix only, with any of the features: connections live with workers that have an epoll of their own (or what the system
+//! has in its place). [`mainstay_proto`], which has no IO, builds everywhere.
+//!
+//! How to test a handler or a client in memory and in paused time: `docs/guides/testing.md`.
 //!
 //! What is decided is decided in [`mainstay_proto`], without IO; here are the sockets and the tasks.
+
+#![cfg_attr(
+    not(all(feature = "server", feature = "client")),
+    allow(dead_code, reason = "either side alone leaves out what only the other needs of the sockets")
+)]
+
+#[cfg(not(unix))]
+compile_error!(
+    "mainstay needs Unix (Linux, macOS, BSD), with any of its features: its workers wait on epoll or kqueue. \
+     mainstay-proto, which has no IO, builds everywhere"
+);
 
 mod budget;
 mod clock;
@@ -93,4 +107,6 @@ mod documents {
     struct Authentication;
     #[doc = include_str!("../../../docs/guides/broadcast.md")]
     struct Broadcast;
+    #[doc = include_str!("../../../docs/guides/testing.md")]
+    struct Testing;
 }

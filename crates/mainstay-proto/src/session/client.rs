@@ -1033,6 +1033,12 @@ impl ClientSession {
         self.life == Life::Over
     }
 
+    /// Whether the server's END came, and what came before it is still being handed over.
+    #[must_use]
+    pub fn is_ended_by_peer(&self) -> bool {
+        matches!(self.life, Life::EndReceived { .. })
+    }
+
     /// Which running client this is.
     #[must_use]
     pub fn instance(&self) -> Instance {

@@ -63,6 +63,7 @@ pub struct SessionId(pub [u8; 8]);
 
 /// Why a session was lost, in an [`Account`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Cause {
     /// The server does not know, or does not tell.
     Unknown,
@@ -239,6 +240,7 @@ pub enum Control {
 
 /// Why a sender dropped messages of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum GapCause {
     /// The window was full and the policy says to drop.
     Overflow,

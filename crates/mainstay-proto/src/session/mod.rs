@@ -10,6 +10,7 @@
 //! Source: `docs/PROTOCOL.md`.
 
 pub mod client;
+pub mod end;
 mod error;
 mod flow;
 mod inbox;
@@ -26,6 +27,7 @@ mod transmit;
 mod wire;
 
 pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate};
+pub use end::{End, EndCause};
 pub use error::{Malformed, SessionError};
 pub use flow::FlowConfig;
 pub(crate) use flow::Volatiles;
@@ -41,6 +43,11 @@ pub use wire::MAX_INTEGER;
 
 /// How long either end waits for an orderly end; then the rest is given up.
 pub(crate) const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How long a client that is being ended, and was given up or acknowledges nothing, has for what is still to be said.
+pub(crate) const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long the transport of a session that was aborted stays, for END or the Close to leave.
+pub(crate) const ABORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 
 #[cfg(test)]
 pub(crate) mod tests {

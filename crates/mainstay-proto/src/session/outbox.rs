@@ -116,6 +116,14 @@ impl Outbox {
         Ok(last)
     }
 
+    /// As [`push_within`](Self::push_within), where a full buffer drops its oldest for this message.
+    pub(super) fn push_dropping_oldest(&mut self, message: Message, room: u64) -> Result<u64, Message> {
+        let always = std::mem::replace(&mut self.drops_oldest, true);
+        let pushed = self.push_within(message, room);
+        self.drops_oldest = always;
+        pushed
+    }
+
     /// Whether a message of `length` bytes would be accepted.
     pub(super) fn has_room(&self, length: usize, room: u64) -> bool {
         if length as u64 > self.largest() {
@@ -245,6 +253,19 @@ impl Outbox {
     pub(super) fn discard(&mut self) {
         (self.base, self.base_bytes) = (self.last(), self.all_bytes());
         self.items = VecDeque::new();
+    }
+
+    /// Gives up what the peer did not acknowledge, in order, and keeps nothing.
+    pub(super) fn take_unacknowledged(&mut self) -> Vec<Message> {
+        let (last, bytes) = (self.last(), self.all_bytes());
+        let items = std::mem::take(&mut self.items).into_iter().filter(|item| item.last > self.acknowledged);
+        let messages = items.filter_map(|item| match item.kept {
+            Kept::Message(message) => Some(message),
+            Kept::Gap => None,
+        });
+        let messages = messages.collect();
+        (self.base, self.base_bytes) = (last, bytes);
+        messages
     }
 
     /// Gives up everything after `number` that is still kept, in order.
@@ -414,6 +435,19 @@ mod tests {
         outbox.acknowledge(8).unwrap();
         outbox.trim(u64::MAX);
         assert_eq!((outbox.last(), outbox.bytes(), outbox.kept()), (8, 0, (0, 0)));
+    }
+
+    #[test]
+    fn one_message_may_make_room_where_the_next_is_refused() {
+        let (limit, peer) = (Window { messages: 2, bytes: 100 }, Window { messages: 8, bytes: 100 });
+        let mut outbox = Outbox::new(limit, peer);
+        for text in ["1", "2"] {
+            outbox.push(Message::text(text)).unwrap();
+        }
+        assert_eq!(outbox.push_dropping_oldest(Message::text("3"), u64::MAX), Ok(3));
+        assert!(outbox.push(Message::text("4")).is_err());
+        assert_eq!(rest(&mut outbox, 0), ["gap 1-1", "2", "3"]);
+        assert_eq!(outbox.dropped(), 1);
     }
 
     #[test]

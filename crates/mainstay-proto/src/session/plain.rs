@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::CLOSE_TIMEOUT;
+use super::end::{self, EndCause};
 use super::lifetime::{self, Leave, Lifetime};
 use super::message::Message;
 use super::queue::{append, take_first};
 use super::server::ServerConfig;
 use super::transmit::Transmit;
+use super::{ABORT_TIMEOUT, CLOSE_TIMEOUT};
 use crate::budget::{Held, held};
 use crate::heartbeat::{Action, Heartbeat};
 use crate::ws::CloseCode;
@@ -42,10 +43,10 @@ enum End {
     Open,
     /// What was accepted leaves first, if the peer takes it; then the Close. Over once the connection is.
     Closing(Box<Closing>),
-    /// The transport is to be dropped.
-    Dead,
-    /// The connection is gone. `Some`: the peer closed it.
-    Over(Option<Box<PeerClose>>),
+    /// The transport is to be dropped. `None`: it is of no use any more.
+    Dead(Option<Box<end::End>>),
+    /// The connection is gone. `None`: it was lost.
+    Over(Option<Box<end::End>>),
 }
 
 /// How the peer left: what its Close said, or its END.
@@ -59,11 +60,27 @@ pub struct PeerClose {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Closing {
+    cause: EndCause,
     code: CloseCode,
     reason: String,
     until: Instant,
     /// The Close is polled.
     said: bool,
+    /// What waits to be written is not written any more.
+    is_aborted: bool,
+    /// Nobody will ask for what was not delivered.
+    forgets: bool,
+}
+
+impl Closing {
+    fn new(cause: EndCause, code: CloseCode, reason: &str, until: Instant) -> Self {
+        let reason = reason.to_owned();
+        Self { cause, code, reason, until, said: false, is_aborted: false, forgets: false }
+    }
+
+    fn end(&self) -> end::End {
+        end::End::new(self.cause, Some(self.code), self.reason.as_str())
+    }
 }
 
 impl PlainSession {
@@ -134,25 +151,65 @@ impl PlainSession {
     /// The peer began the closing handshake.
     pub fn handle_peer_close(&mut self, close: PeerClose) {
         if self.end == End::Open {
-            self.end = End::Over(Some(Box::new(close)));
+            self.end = End::Over(Some(Box::new(end::End::new(EndCause::Client, close.code, close.reason))));
+        }
+    }
+
+    /// The peer broke the protocol, and its connection is failed with this code.
+    pub fn handle_violation(&mut self, code: CloseCode, reason: &str) {
+        if self.end == End::Open {
+            let end = end::End::new(EndCause::ProtocolError, Some(code), reason);
+            self.end = End::Over(Some(Box::new(end)));
         }
     }
 
     /// How the peer closed; `None` while it did not, and where the connection was lost.
     #[must_use]
-    pub fn peer_close(&self) -> Option<&PeerClose> {
+    pub fn peer_close(&self) -> Option<PeerClose> {
+        let End::Over(Some(end)) = &self.end else { return None };
+        (end.cause == EndCause::Client).then(|| PeerClose { code: end.code, reason: end.reason.clone() })
+    }
+
+    /// Why nothing more is handed over; `None` while something may be.
+    #[must_use]
+    pub fn end(&self) -> Option<end::End> {
+        let lost = || end::End::new(EndCause::Lost, None, "");
         match &self.end {
-            End::Over(close) => close.as_deref(),
-            _ => None,
+            End::Open => None,
+            End::Closing(closing) => Some(closing.end()),
+            End::Dead(end) | End::Over(end) => Some(end.as_deref().cloned().unwrap_or_else(lost)),
         }
+    }
+
+    /// Whether something may still be handed over: the session is open, or its peer ended it and what came before is
+    /// waiting. The end that closes hands over nothing more.
+    #[must_use]
+    pub fn hands_over(&self) -> bool {
+        self.end == End::Open || !self.inbox.is_empty()
+    }
+
+    /// What no connection took, in order, once the session is over or aborted. What was written may have arrived or not. Empty
+    /// before, and the second time.
+    pub fn take_undelivered(&mut self) -> Vec<Message> {
+        if !self.is_final() {
+            return Vec::new();
+        }
+        self.outbox_bytes = 0;
+        std::mem::take(&mut self.outbox).into()
     }
 
     /// The connection is gone, and the session with it.
     pub fn handle_lost(&mut self) {
-        if !self.is_over() {
-            self.end = End::Over(None);
-        }
-        (self.outbox, self.outbox_bytes) = (VecDeque::new(), 0);
+        self.end = match std::mem::replace(&mut self.end, End::Open) {
+            End::Open => End::Over(None),
+            End::Closing(closing) => {
+                if closing.forgets {
+                    (self.outbox, self.outbox_bytes) = (VecDeque::new(), 0);
+                }
+                End::Over(Some(Box::new(closing.end())))
+            }
+            End::Dead(end) | End::Over(end) => End::Over(end),
+        };
     }
 
     /// Accepts a message for the peer.
@@ -218,19 +275,57 @@ impl PlainSession {
     }
 
     /// Ends in order: what was accepted is written first. What has not left within 10 s is dropped with the
-    /// connection.
+    /// connection. Nothing more is handed over.
     pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        self.close_for(now, EndCause::Closed, code, reason);
+    }
+
+    /// As [`close`](Self::close), for a cause that the application is to see in [`end`](Self::end).
+    pub fn close_for(&mut self, now: Instant, cause: EndCause, code: CloseCode, reason: &str) {
         if self.end == End::Open {
-            let until = now + CLOSE_TIMEOUT;
-            self.end =
-                End::Closing(Box::new(Closing { code, reason: reason.to_owned(), until, said: false }));
+            let closing = Closing::new(cause, code, reason, now + CLOSE_TIMEOUT);
+            self.end = End::Closing(Box::new(closing));
+            self.stop_handing_over();
         }
+    }
+
+    /// Ends now: what was not written yet is not written, the Close is, if the peer takes it within a second.
+    /// [`take_undelivered`](Self::take_undelivered) has the rest.
+    pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        let until = now + ABORT_TIMEOUT;
+        match &mut self.end {
+            End::Open => {
+                let closing = Closing::new(EndCause::Closed, code, reason, until);
+                self.end = End::Closing(Box::new(Closing { is_aborted: true, ..closing }));
+            }
+            End::Closing(closing) if closing.said => closing.until = closing.until.min(until),
+            End::Closing(closing) => {
+                let (until, forgets) = (closing.until.min(until), closing.forgets);
+                let anew = Closing::new(EndCause::Closed, code, reason, until);
+                **closing = Closing { is_aborted: true, forgets, ..anew };
+            }
+            End::Dead(_) | End::Over(_) => {}
+        }
+        self.stop_handing_over();
+    }
+
+    /// Nobody will ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over. Call it
+    /// after [`close`](Self::close).
+    pub fn forget_undelivered(&mut self) {
+        match &mut self.end {
+            End::Closing(closing) => closing.forgets = true,
+            End::Open | End::Dead(_) | End::Over(_) => drop(self.take_undelivered()),
+        }
+    }
+
+    fn stop_handing_over(&mut self) {
+        (self.inbox, self.inbox_bytes) = (VecDeque::new(), 0);
     }
 
     /// The next thing to write.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        if self.end == End::Dead {
-            self.end = End::Over(None);
+        if let End::Dead(end) = &mut self.end {
+            self.end = End::Over(end.take());
             return Some(Transmit::Abort);
         }
         if matches!(&self.end, End::Closing(closing) if closing.said) {
@@ -239,14 +334,16 @@ impl PlainSession {
         if let Some(nonce) = self.ping.take() {
             return Some(Transmit::Ping(nonce.into()));
         }
-        if let Some(message) = take_first(&mut self.outbox) {
+        if !self.is_aborted()
+            && let Some(message) = take_first(&mut self.outbox)
+        {
             self.outbox_bytes -= message.len() as u64;
             self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_writing());
             return Some(Transmit::Message(message));
         }
         if let End::Closing(why) = &mut self.end {
             why.said = true;
-            return Some(Transmit::Close { code: why.code, reason: std::mem::take(&mut why.reason) });
+            return Some(Transmit::Close { code: why.code, reason: why.reason.clone() });
         }
         None
     }
@@ -254,29 +351,31 @@ impl PlainSession {
     /// As [`ServerSession::wants_abort`](super::ServerSession::wants_abort).
     #[must_use]
     pub fn wants_abort(&self) -> bool {
-        self.end == End::Dead
+        matches!(self.end, End::Dead(_))
     }
 
     /// Does what is due. Call it until it returns `None`. [`Action::NotListening`] asks for nothing: a
     /// connection that is dropped cannot be resumed, and a peer that sends bytes is alive.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
-        if matches!(self.end, End::Dead | End::Over(_)) {
+        if matches!(self.end, End::Dead(_) | End::Over(_)) {
             return None;
         }
         if let Some(leave) = self.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now)) {
             match leave {
-                Leave::Idle => self.close(now, CloseCode::SESSION_ENDED, lifetime::IDLE),
-                Leave::Old => self.close(now, CloseCode::RESTART, lifetime::OLD),
+                Leave::Idle => {
+                    self.close_for(now, EndCause::Idle, CloseCode::SESSION_ENDED, lifetime::IDLE);
+                }
+                Leave::Old => self.close_for(now, EndCause::Old, CloseCode::RESTART, lifetime::OLD),
             }
         }
         if self.closes_at().is_some_and(|at| at <= now) {
-            self.end = End::Dead;
+            self.die();
             return None;
         }
         let action = self.heartbeat.handle_timeout(now, &self.config.heartbeat);
         match action {
             Some(Action::Probe { nonce }) => self.ping = u32::try_from(nonce).ok(),
-            Some(Action::Dead(_)) => self.end = End::Dead,
+            Some(Action::Dead(_)) => self.die(),
             // Its answers may lie unread: it is this end that does not listen.
             Some(Action::NotListening) if !self.wants_input() => return None,
             _ => {}
@@ -297,6 +396,18 @@ impl PlainSession {
         [leave.filter(|_| beat.is_some()), beat, self.closes_at()].into_iter().flatten().min()
     }
 
+    fn die(&mut self) {
+        let End::Closing(closing) = &self.end else {
+            self.end = End::Dead(None);
+            return;
+        };
+        let (end, forgets) = (closing.end(), closing.forgets);
+        self.end = End::Dead(Some(Box::new(end)));
+        if forgets {
+            (self.outbox, self.outbox_bytes) = (VecDeque::new(), 0);
+        }
+    }
+
     fn closes_at(&self) -> Option<Instant> {
         match &self.end {
             End::Closing(closing) => Some(closing.until),
@@ -308,6 +419,16 @@ impl PlainSession {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.end == End::Open
+    }
+
+    /// Whether nothing that is sent from now on gets anywhere: the session is over, or was aborted.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        self.is_aborted() || self.is_over()
+    }
+
+    fn is_aborted(&self) -> bool {
+        matches!(&self.end, End::Closing(closing) if closing.is_aborted)
     }
 
     /// Nothing more is read or written.

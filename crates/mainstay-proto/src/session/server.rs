@@ -20,7 +20,7 @@ use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::CLOSE_TIMEOUT;
+use super::end::{End, EndCause};
 use super::error::SessionError;
 use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
@@ -33,6 +33,7 @@ use super::names::Name;
 use super::plain::PeerClose;
 use super::replaced::Replacements;
 use super::transmit::{ConnectionId, Transmit};
+use super::{ABORT_TIMEOUT, CLOSE_TIMEOUT, LAST_WORDS};
 use crate::budget::{Held, held};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig};
 use crate::planted::{Rule, turned_back};
@@ -103,14 +104,16 @@ pub struct ServerSession {
     is_retired: bool,
     /// [`poll_over`](Self::poll_over) said so.
     told_over: bool,
+    /// Nobody will ask for what was not delivered.
+    forgets: bool,
     /// In a box, as a parked session has none.
     attached: Option<Box<Attached>>,
     /// What came outside the stream and waits for the application.
     volatiles: Volatiles,
     /// Where the connection behind this server was replaced; `None`: it never was.
     replaced: Option<Box<Replacements>>,
-    /// What the client's END said.
-    peer_close: Option<Box<PeerClose>>,
+    /// Who ended it and how, once somebody did.
+    end: Option<Box<End>>,
 }
 
 /// The connection that a session is bound to.
@@ -179,8 +182,8 @@ enum Life {
 /// How a session ends that is flushed first.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Ending {
-    /// By END.
-    End { code: u64, reason: String },
+    /// By END, whatever the client acknowledges by then.
+    End { code: CloseCode, reason: String, by: Instant },
     /// By a Close of the connection: the client comes back, and its account is exact.
     Replaced,
 }
@@ -247,6 +250,16 @@ pub(super) struct Identity {
     pub(super) account: Option<Account>,
 }
 
+impl Ending {
+    /// How long a client has for what precedes the end, if it has until `at` by other reasons.
+    fn waits_until(&self, at: Instant) -> Instant {
+        match self {
+            Self::End { by, .. } => at.min(*by),
+            Self::Replaced => at,
+        }
+    }
+}
+
 impl ServerSession {
     pub(super) fn new(config: Arc<ServerConfig>, now: Instant, identity: Identity, hello: &Hello) -> Self {
         Self {
@@ -267,10 +280,11 @@ impl ServerSession {
             life: Life::Parked { since: now },
             is_retired: false,
             told_over: false,
+            forgets: false,
             attached: None,
             volatiles: Volatiles::default(),
             replaced: None,
-            peer_close: None,
+            end: None,
         }
     }
 
@@ -407,7 +421,10 @@ impl ServerSession {
             Life::Closing { how, .. } if *how == Ending::Replaced => {
                 Life::Closing { how, until: now + CLOSE_TIMEOUT }
             }
-            closing @ Life::Closing { .. } => closing,
+            Life::Closing { how, .. } => {
+                let until = how.waits_until(now + LAST_WORDS);
+                Life::Closing { how, until }
+            }
             _ => Life::Attached,
         };
         self.queue_end_if_due(now);
@@ -451,20 +468,19 @@ impl ServerSession {
         connection: ConnectionId,
         frame: Frame,
     ) -> Result<(), SessionError> {
+        let is_open = self.is_open();
         let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else {
             return Ok(());
         };
         attached.heartbeat.handle_bytes(now);
-        let lane = &mut attached.lane;
+        let (lane, acknowledged) = (&mut attached.lane, self.flow.outbox.acknowledged());
         match frame {
             Frame::Reserved => return Ok(()),
             Frame::Message(message) => {
                 self.config.flow.check(&message)?;
                 attached.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
-                // After END nothing is handed over any more, but the position moves.
-                let ended =
-                    matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over(_));
-                if ended && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
+                // After our close, or an END, nothing is handed over any more, but the position moves.
+                if !is_open && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
                     lane.read += 1;
                     return Ok(());
                 }
@@ -481,6 +497,7 @@ impl ServerSession {
                 self.handle_control(now, control)?;
             }
         }
+        self.put_off_end(now, acknowledged);
         self.trim();
         self.queue_end_if_due(now);
         Ok(())
@@ -524,7 +541,9 @@ impl ServerSession {
             Control::Replaced { .. } => Ok(()),
         };
         if let Err(SessionError::PositionMismatch { .. }) = outcome {
-            self.end_now(now, CloseCode::PROTOCOL_VIOLATION.into(), "positions differ".into());
+            let (code, reason) = (CloseCode::PROTOCOL_VIOLATION, "positions differ");
+            self.note_end(EndCause::ProtocolError, Some(code), reason);
+            self.end_now(now, code.into(), reason.into(), CLOSE_TIMEOUT);
         }
         outcome
     }
@@ -535,7 +554,11 @@ impl ServerSession {
             Life::Over(_) => {}
             _ => {
                 let allowed = u16::try_from(code).ok().and_then(CloseCode::new);
-                self.peer_close = Some(Box::new(PeerClose { code: allowed, reason }));
+                self.note_end(EndCause::Client, allowed, &reason);
+                if !self.is_open() {
+                    // We were about to end it ourselves.
+                    self.flow.inbox.discard_queue();
+                }
                 self.life = Life::EndReceived { code };
                 self.answer_end_if_handed();
             }
@@ -587,12 +610,18 @@ impl ServerSession {
             Life::Closing { how, .. } if *how == Ending::Replaced => {
                 Life::Closing { how, until: now + self.resume_window }
             }
-            closing @ Life::Closing { .. } => closing,
+            Life::Closing { how, .. } => {
+                let until = how.waits_until(now + self.resume_window.max(CLOSE_TIMEOUT));
+                Life::Closing { how, until }
+            }
             // Our END may or may not have arrived; the tombstone tells a client that asks.
             Life::EndSent { code, .. } => Life::Over(Over::Ended { code, by_us: true }),
             Life::EndReceived { code } => Life::Over(Over::Ended { code, by_us: false }),
             over @ Life::Over(_) => over,
         };
+        if self.forgets {
+            self.forget_undelivered();
+        }
         if self.is_retired {
             self.evict();
         }
@@ -618,6 +647,15 @@ impl ServerSession {
             Life::Parked { .. } | Life::Attached => self.flow.outbox.push_within(message, room),
             _ => Err(message),
         }
+    }
+
+    /// As [`send_within`](Self::send_within), where a full buffer drops the oldest message that was never written, and the
+    /// client is told of a gap.
+    ///
+    /// # Errors
+    /// Gives the message back when the session is ending, or the client does not [take](Self::largest) it.
+    pub fn send_dropping_oldest(&mut self, message: Message, room: u64) -> Result<u64, Message> {
+        if self.is_open() { self.flow.outbox.push_dropping_oldest(message, room) } else { Err(message) }
     }
 
     /// Whether `send` would accept a message of this many bytes.
@@ -656,9 +694,11 @@ impl ServerSession {
         self.hands_over().then(|| self.volatiles.pop()).flatten()
     }
 
-    /// The sender of END hands over nothing more.
-    fn hands_over(&self) -> bool {
-        !matches!(self.life, Life::EndSent { .. } | Life::Over(_))
+    /// Whether something may still be handed over: the session is open, or its client ended it and what came before is
+    /// waiting. The end that closes hands over nothing more.
+    #[must_use]
+    pub fn hands_over(&self) -> bool {
+        self.is_open() || matches!(self.life, Life::EndReceived { .. })
     }
 
     /// Credentials that the client sent for the live session, once each: the application judges them, and
@@ -715,18 +755,73 @@ impl ServerSession {
         self.flow.inbox.confirm(now, number);
     }
 
-    /// Ends the session in order: what was accepted before is delivered first, then END. A client that does not
-    /// acknowledge it within the resume window (10 s at least) gets END without: nobody can put off its end. An
-    /// END that is not answered within 10 s ends the connection too.
+    /// Ends the session in order: what was accepted before is delivered first, then END. Nothing more is handed over. A
+    /// client that is attached and acknowledges nothing for 5 s, or not everything within the resume window (10 s at
+    /// least), gets END without: nobody can put off its end. An END that is not answered within 10 s (5 s, if END could
+    /// not wait for the client) ends the connection too.
     pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
-        let until = match self.life {
-            Life::Parked { since } => since + self.resume_window,
-            Life::Attached => now + self.resume_window.max(CLOSE_TIMEOUT),
+        self.close_for(now, EndCause::Closed, code, reason);
+    }
+
+    /// As [`close`](Self::close), for a cause that the application is to see in [`end`](Self::end).
+    pub fn close_for(&mut self, now: Instant, cause: EndCause, code: CloseCode, reason: &str) {
+        let (by, until) = match self.life {
+            // It has the resume window to come back, and then time to take what waits.
+            Life::Parked { since } => {
+                (since + self.resume_window + CLOSE_TIMEOUT, since + self.resume_window)
+            }
+            Life::Attached => (now + self.resume_window.max(CLOSE_TIMEOUT), now + LAST_WORDS),
             _ => return,
         };
-        let how = Box::new(Ending::End { code: code.into(), reason: reason.to_owned() });
+        self.note_end(cause, Some(code), reason);
+        let how = Box::new(Ending::End { code, reason: reason.to_owned(), by });
+        self.stop_handing_over();
         self.life = Life::Closing { how, until };
         self.queue_end_if_due(now);
+    }
+
+    /// Ends the session now: what was not written yet is not written, and a client that is attached gets END at once. It
+    /// has a second to answer; then its connection is dropped. [`take_undelivered`](Self::take_undelivered) has the rest.
+    pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        match self.life {
+            Life::Over(_) => return,
+            Life::EndSent { code, until } => {
+                self.life = Life::EndSent { code, until: until.min(now + ABORT_TIMEOUT) };
+                return;
+            }
+            Life::EndReceived { .. } => {
+                self.flow.inbox.discard_queue();
+                return self.answer_end_if_handed();
+            }
+            Life::Parked { .. } | Life::Attached | Life::Closing { .. } => {}
+        }
+        self.end = None;
+        self.note_end(EndCause::Closed, Some(code), reason);
+        self.stop_handing_over();
+        if self.attached.is_some() {
+            self.end_now(now, code.into(), reason.to_owned(), ABORT_TIMEOUT);
+        } else {
+            self.over(Over::Ended { code: code.into(), by_us: true });
+        }
+    }
+
+    /// A client that goes on acknowledging what precedes END has more time for it.
+    fn put_off_end(&mut self, now: Instant, acknowledged: u64) {
+        if let Life::Closing { how, until } = &mut self.life
+            && self.flow.outbox.acknowledged() > acknowledged
+        {
+            *until = how.waits_until(now + LAST_WORDS).max(*until);
+        }
+    }
+
+    fn stop_handing_over(&mut self) {
+        self.flow.inbox.discard_queue();
+        self.volatiles = Volatiles::default();
+    }
+
+    /// The first who ends a session is who ended it.
+    fn note_end(&mut self, cause: EndCause, code: Option<CloseCode>, reason: &str) {
+        self.end.get_or_insert_with(|| Box::new(End::new(cause, code, reason)));
     }
 
     /// Ends the session because what stands behind this server lost its state. What was accepted for the client is
@@ -741,6 +836,8 @@ impl ServerSession {
             _ => return,
         };
         self.flow.inbox.retract(passed_on);
+        self.note_end(EndCause::Replaced, None, "");
+        self.stop_handing_over();
         self.life = Life::Closing { how: Box::new(Ending::Replaced), until };
         self.queue_end_if_due(now);
     }
@@ -789,20 +886,21 @@ impl ServerSession {
         let Life::Closing { how, until } = &mut self.life else { return };
         let is_due = self.flow.is_flushed() || (self.attached.is_some() && *until <= now);
         match &mut **how {
-            Ending::End { code, reason } if is_due && self.attached.is_some() => {
+            Ending::End { code, reason, .. } if is_due && self.attached.is_some() => {
                 let (code, reason) = (*code, std::mem::take(reason));
-                self.end_now(now, code, reason);
+                let patience = if self.flow.is_flushed() { CLOSE_TIMEOUT } else { LAST_WORDS };
+                self.end_now(now, code.into(), reason, patience);
             }
             Ending::Replaced if is_due => self.over(Over::Replaced),
             _ => {}
         }
     }
 
-    /// Final: nothing more is written or handed over.
-    fn end_now(&mut self, now: Instant, code: u64, reason: String) {
+    /// Final: nothing more is written or handed over. The client has so long for its answer.
+    fn end_now(&mut self, now: Instant, code: u64, reason: String, patience: Duration) {
         self.flow.inbox.discard_queue();
         let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
-        self.life = Life::EndSent { code, until: now + CLOSE_TIMEOUT };
+        self.life = Life::EndSent { code, until: now + patience };
         if let Some(attached) = &mut self.attached {
             let end = Control::End { code, reason, received, handed };
             attached.queue.push_back(Transmit::control(&end));
@@ -823,10 +921,11 @@ impl ServerSession {
     }
 
     fn over(&mut self, over: Over) {
-        self.flow.inbox.discard_queue();
-        self.flow.outbox.discard();
-        self.volatiles = Volatiles::default();
+        self.stop_handing_over();
         self.life = Life::Over(over);
+        if self.forgets {
+            self.flow.outbox.discard();
+        }
         if let Some(attached) = &mut self.attached {
             attached.queue.push_back(match over {
                 Over::Ended { .. } => Transmit::Close { code: CloseCode::NORMAL, reason: String::new() },
@@ -931,9 +1030,7 @@ impl ServerSession {
         match leave {
             None => {}
             Some(Leave::Idle) => {
-                // A client that acknowledges nothing never gets END; its connection goes all the same.
-                attached.gone_by = Some(now + lifetime::GONE_BY);
-                self.close(now, CloseCode::SESSION_ENDED, lifetime::IDLE);
+                self.close_for(now, EndCause::Idle, CloseCode::SESSION_ENDED, lifetime::IDLE);
             }
             Some(Leave::Old) => {
                 self.go_away(now, lifetime::OLD, lifetime::GO_AWAY_WITHIN, lifetime::GONE_BY);
@@ -1015,16 +1112,57 @@ impl ServerSession {
         }
     }
 
+    /// Whether nothing that is sent from now on gets anywhere: END was sent, or the session is over.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self.life, Life::EndSent { .. } | Life::Over(_))
+    }
+
     /// Whether the session is over since the last call: it is to be [buried](super::Registry::bury) then, even if its
     /// handler goes on for a while.
     pub fn poll_over(&mut self) -> bool {
         self.is_over().is_some() && !std::mem::replace(&mut self.told_over, true)
     }
 
-    /// What the client's END said; `None` while there was none.
+    /// What the client's END said; `None` while there was none, and where this end was the first to end the session.
     #[must_use]
-    pub fn peer_close(&self) -> Option<&PeerClose> {
-        self.peer_close.as_deref()
+    pub fn peer_close(&self) -> Option<PeerClose> {
+        let end = self.end.as_ref().filter(|end| end.cause == EndCause::Client)?;
+        Some(PeerClose { code: end.code, reason: end.reason.clone() })
+    }
+
+    /// Why nothing more is handed over; `None` while something may be.
+    #[must_use]
+    pub fn end(&self) -> Option<End> {
+        if let Some(end) = self.end.as_deref() {
+            return (!self.is_open()).then(|| end.clone());
+        }
+        let cause = match self.is_over()? {
+            Over::Expired => EndCause::Expired,
+            Over::Evicted if self.is_retired => EndCause::Drained,
+            Over::Evicted => EndCause::Evicted,
+            Over::Replaced => EndCause::Replaced,
+            Over::Ended { by_us: true, .. } => EndCause::Closed,
+            Over::Ended { by_us: false, .. } => EndCause::Client,
+        };
+        Some(End::new(cause, None, ""))
+    }
+
+    /// What the client never acknowledged, in order, once END was sent or the session is over; some of it may have
+    /// arrived. Empty before, and the second time.
+    pub fn take_undelivered(&mut self) -> Vec<Message> {
+        match self.life {
+            Life::EndSent { .. } | Life::Over(_) => self.flow.outbox.take_unacknowledged(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Nobody will ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over.
+    pub fn forget_undelivered(&mut self) {
+        self.forgets = true;
+        if matches!(self.life, Life::Over(_)) {
+            self.flow.outbox.discard();
+        }
     }
 
     /// Whether new messages are accepted.

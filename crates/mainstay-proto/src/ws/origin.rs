@@ -17,6 +17,7 @@ use super::handshake::HandshakeError;
 
 /// Whose pages may open a WebSocket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Origins {
     /// A request with credentials must come from a page of the host and port that it asks for, in `Host` or, as
     /// a proxy in front may have replaced that, in `X-Forwarded-Host`. Others may come from anywhere. The default.

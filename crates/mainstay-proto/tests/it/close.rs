@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use mainstay_proto::session::message::{Beat, Delay};
 use mainstay_proto::session::{
-    Control, Credentials, Frame, Malformed, Message, Over, PlainSession, Refusal, SessionError, Transmit,
+    Control, Credentials, End, EndCause, Frame, Malformed, Message, Over, PeerClose, PlainSession, Refusal,
+    SessionError, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -169,24 +170,160 @@ fn a_server_that_has_sent_end_still_answers_who_asks_whether_it_is_there() {
     assert_eq!(session.poll_transmit(now, first), None);
 }
 
-#[test]
-fn no_client_puts_off_its_end_by_acknowledging_nothing() {
-    let mut pair = Pair::default();
+/// In which second after its close the session writes END, if the client acknowledges this in each.
+fn second_of_end(pair: &mut Pair, sent: u32, received: impl Fn(u64) -> u64) -> Option<u32> {
     let first = pair.connect();
-    pair.server_sends("x");
+    for _ in 0..sent {
+        pair.server_sends("x");
+    }
     pair.server_closes(CloseCode::UNAUTHORIZED, "revoked");
     let (closed, session) = (pair.now, pair.session());
-    let end = (1..).find(|&second| {
+    (1..200).find(|&second| {
         let now = closed + second * SECOND;
-        let alive = Frame::Control(Control::Ack { received: 0, window: None });
-        session.handle_frame(now, first, alive).unwrap();
+        let written: Vec<_> = std::iter::from_fn(|| session.poll_transmit(now, first)).collect();
+        let alive = Control::Ack { received: received(second.into()), window: None };
+        session.handle_frame(now, first, Frame::Control(alive)).unwrap();
         while session.handle_timeout(now).is_some() {}
-        let written = std::iter::from_fn(|| session.poll_transmit(now, first));
-        written.filter(|transmit| is_end(transmit, 4501)).count() == 1
+        let more = std::iter::from_fn(|| session.poll_transmit(now, first));
+        written.into_iter().chain(more).filter(|transmit| is_end(transmit, 4501)).count() == 1
+    })
+}
+
+#[test]
+fn a_client_that_acknowledges_nothing_is_ended_within_ten_seconds() {
+    let mut pair = Pair::default();
+    assert_eq!(second_of_end(&mut pair, 1, |_| 0), Some(5));
+    let closed = pair.now;
+    assert_eq!(pair.session().end().map(|end| end.cause), Some(EndCause::Closed));
+    while pair.session().handle_timeout(closed + 10 * SECOND).is_some() {}
+    assert_eq!(pair.over(), Some(Over::Ended { code: 4501, by_us: true }));
+    assert_eq!(pair.session().take_undelivered(), [Message::text("x")]);
+    assert_eq!(pair.session().take_undelivered(), []);
+}
+
+#[test]
+fn a_client_that_goes_on_acknowledging_has_time_for_all_of_it_and_no_longer_than_the_resume_window() {
+    assert_eq!(second_of_end(&mut Pair::default(), 10, |second| (second / 4).min(10)), Some(40));
+    assert_eq!(second_of_end(&mut Pair::default(), 100, |second| (second / 4).min(100)), Some(120));
+}
+
+#[test]
+fn nothing_that_comes_after_its_close_is_handed_over() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.server.takes = false;
+    pair.client_sends("waits for the application");
+    pair.run();
+    pair.server_sends("x");
+    pair.lose_written(first);
+    pair.server_closes(CloseCode::UNAUTHORIZED, "kicked");
+    assert!(!pair.session().hands_over());
+    pair.client_sends("late");
+    pair.server.takes = true;
+    pair.run();
+    // It comes back, and says it all again.
+    pair.cut(first);
+    pair.connect();
+    pair.wait(SECOND);
+    assert_eq!((pair.server_got(), pair.server.errors.len()), (&[][..], 0));
+    let (code, fate) = pair.ended().unwrap();
+    assert_eq!((code, fate.delivered, fate.unknown, fate.last), (4501, 0, 0, 2));
+    let end = pair.session().end().unwrap();
+    assert_eq!(
+        (end.cause, end.code, &*end.reason),
+        (EndCause::Closed, Some(CloseCode::UNAUTHORIZED), "kicked")
+    );
+}
+
+#[test]
+fn an_end_of_the_client_that_meets_our_close_leaves_our_cause() {
+    let mut pair = Pair::attached();
+    pair.server.takes = false;
+    pair.client_sends("waits for the application");
+    pair.run();
+    pair.server_sends("x");
+    pair.server_closes(CloseCode::UNAUTHORIZED, "kicked");
+    let (now, connection) = (pair.now, pair.client.current().unwrap());
+    let end = Control::End { code: 1000, reason: "bye".into(), received: 0, handed: 0 };
+    pair.session().handle_frame(now, connection, Frame::Control(end)).unwrap();
+    assert_eq!(pair.over(), Some(Over::Ended { code: 1000, by_us: false }));
+    assert_eq!(pair.session().end().unwrap().cause, EndCause::Closed);
+    assert_eq!(pair.session().peer_close(), None);
+}
+
+#[test]
+fn an_abort_ends_at_once_and_what_was_not_acknowledged_comes_back() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.server_sends("taken");
+    pair.run();
+    pair.wait(SECOND);
+    pair.server_sends("written");
+    pair.lose_written(first);
+    let now = pair.now;
+    let session = pair.session();
+    session.send(Message::text("never written")).unwrap();
+    session.abort(now, CloseCode::UNAUTHORIZED, "kicked");
+    let written: Vec<_> = std::iter::from_fn(|| session.poll_transmit(now, first)).collect();
+    assert!(matches!(&written[..], [end] if is_end(end, 4501)), "{written:?}");
+    assert_eq!(session.take_undelivered(), ["written", "never written"].map(Message::text));
+    assert_eq!(session.end().map(|end| end.cause), Some(EndCause::Closed));
+    while session.handle_timeout(now + SECOND).is_some() {}
+    assert!(session.wants_abort() && session.is_over().is_some());
+}
+
+#[test]
+fn an_abort_of_a_parked_session_is_told_to_the_client_that_asks_for_it() {
+    let mut pair = Pair::default();
+    let first = pair.connect();
+    pair.cut(first);
+    pair.server_sends("x");
+    let now = pair.now;
+    pair.session().abort(now, CloseCode::UNAUTHORIZED, "kicked");
+    assert_eq!(pair.over(), Some(Over::Ended { code: 4501, by_us: true }));
+    pair.connect();
+    assert_eq!(pair.ended().map(|(code, _)| code), Some(4501));
+}
+
+#[test]
+fn an_end_says_who_ended_the_session() {
+    let cause = |end: fn(&mut Pair)| {
+        let mut pair = Pair::attached();
+        assert_eq!(pair.session().end(), None);
+        end(&mut pair);
+        assert!(!pair.session().hands_over());
+        pair.session().end().map(|end| (end.cause, end.code.map(u16::from), end.reason))
+    };
+    let by_client = cause(|pair| {
+        pair.client.close(CloseCode::NORMAL, "bye");
+        pair.run();
     });
-    assert_eq!(end, Some(120), "the resume window");
-    while session.handle_timeout(closed + 130 * SECOND).is_some() {}
-    assert_eq!(session.is_over(), Some(Over::Ended { code: 4501, by_us: true }));
+    assert_eq!(by_client, Some((EndCause::Client, Some(1000), "bye".into())));
+    let expired = cause(|pair| {
+        let connection = pair.client.current().unwrap();
+        pair.cut(connection);
+        let at = pair.now + 120 * SECOND;
+        pair.session().handle_timeout(at);
+    });
+    assert_eq!(expired, Some((EndCause::Expired, None, String::new())));
+    assert_eq!(cause(|pair| pair.session().evict()), Some((EndCause::Evicted, None, String::new())));
+    let drained = cause(|pair| {
+        pair.session().retire();
+        let connection = pair.client.current().unwrap();
+        pair.cut(connection);
+    });
+    assert_eq!(drained, Some((EndCause::Drained, None, String::new())));
+    let replaced = cause(|pair| {
+        let now = pair.now;
+        pair.session().renew(now, 0);
+    });
+    assert_eq!(replaced, Some((EndCause::Replaced, None, String::new())));
+    let broken = cause(|pair| {
+        let connection = pair.client.current().unwrap();
+        let ping = Control::Ping(Beat { nonce: 1, sent: 2, received: 0 });
+        pair.at_server(connection, Kind::Binary, ping.encode());
+    });
+    assert_eq!(broken, Some((EndCause::ProtocolError, Some(4400), "positions differ".into())));
 }
 
 fn is_end(transmit: &Transmit, expected: u64) -> bool {
@@ -242,6 +379,47 @@ fn what_a_plain_peer_does_not_take_within_ten_seconds_of_the_close_is_dropped() 
     assert!(plain.wants_abort());
     assert_eq!(plain.poll_transmit(), Some(Transmit::Abort));
     assert!(plain.is_over());
+}
+
+#[test]
+fn a_plain_session_says_who_ended_it_and_what_no_connection_took() {
+    let now = start();
+    let plain = || {
+        let mut plain = PlainSession::new(now, Arc::new(server_config()), 1);
+        plain.handle_message(now, Message::text("came before"));
+        plain.send(Message::text("x")).unwrap();
+        plain
+    };
+    let code = CloseCode::UNAUTHORIZED;
+    let mut kicked = plain();
+    kicked.close(now, code, "kicked");
+    kicked.handle_message(now, Message::text("late"));
+    assert_eq!((kicked.hand_over(), kicked.hands_over()), (None, false));
+    assert_eq!(kicked.end(), Some(End::new(EndCause::Closed, Some(code), "kicked")));
+    assert_eq!(kicked.take_undelivered(), [], "it still leaves");
+    kicked.handle_lost();
+    assert_eq!(kicked.take_undelivered(), [Message::text("x")]);
+    assert_eq!(kicked.end().unwrap().cause, EndCause::Closed);
+
+    let mut aborted = plain();
+    aborted.abort(now, code, "kicked");
+    let close = Transmit::Close { code, reason: "kicked".into() };
+    assert_eq!((aborted.poll_transmit(), aborted.poll_transmit()), (Some(close), None));
+    aborted.handle_timeout(now + SECOND);
+    assert!(aborted.wants_abort(), "a peer that takes nothing has a second");
+    assert_eq!(aborted.end().unwrap().cause, EndCause::Closed);
+
+    let mut lost = plain();
+    lost.handle_lost();
+    assert_eq!((lost.hands_over(), lost.hand_over()), (true, Some(Message::text("came before"))));
+    assert_eq!(lost.end(), Some(End::new(EndCause::Lost, None, "")));
+    let mut left = plain();
+    left.handle_peer_close(PeerClose { code: Some(CloseCode::NORMAL), reason: "bye".into() });
+    left.handle_lost();
+    assert_eq!(left.end(), Some(End::new(EndCause::Client, Some(CloseCode::NORMAL), "bye")));
+    let mut broken = plain();
+    broken.handle_violation(CloseCode::TOO_BIG, "too big");
+    assert_eq!(broken.end(), Some(End::new(EndCause::ProtocolError, Some(CloseCode::TOO_BIG), "too big")));
 }
 
 // ---- what a peer does wrong ---------------------------------------------------------------------

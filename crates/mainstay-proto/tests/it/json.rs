@@ -47,6 +47,7 @@ pub(crate) fn cause_to_json(cause: Cause) -> &'static str {
         Cause::Evicted => "evicted",
         Cause::Restarted => "restarted",
         Cause::Replaced => "replaced",
+        other => panic!("{other:?} has no name in the vectors"),
     }
 }
 

@@ -201,6 +201,9 @@ impl Inner {
             if matters {
                 signal.ask();
             }
+            if !matches!(incoming, Incoming::Message(_)) {
+                self.tell_before_messages();
+            }
             return Poll::Ready(Some(incoming));
         }
         if self.finished || self.machine.hands_over_nothing() {
@@ -211,7 +214,7 @@ impl Inner {
     }
 
     /// What was just handed over is told by an event, which is to be seen before the messages behind it.
-    pub(super) fn tell_before_messages(&mut self) {
+    fn tell_before_messages(&mut self) {
         self.settle();
         self.polls_for_listener = POLLS_FOR_LISTENER;
         self.waiting.drain(..).for_each(Waker::wake);

@@ -18,6 +18,7 @@ use super::core::CoreRef;
 
 /// Why credentials prove nothing. Log the reason where you know it: the client is told no more than this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Denied {
     /// They are wrong, missing or expired. The client ends (4501): it would present the same again.
     #[error("the credentials are refused")]

@@ -11,8 +11,11 @@ use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::server::{Fenced, ServerConfig};
-use mainstay_proto::session::{ConnectionId, PlainSession, ServerSession, Sessions};
+use mainstay_proto::session::{ConnectionId, EndCause, PlainSession, ServerSession, Sessions};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
+
+use tracing::Span;
+use tracing::field::Empty;
 
 use super::auth::Authenticate;
 use super::meddle::Act;
@@ -42,8 +45,8 @@ pub(crate) struct Inner {
     waiting: Option<Box<Waiting>>,
     /// A connection that was attached by another task and waits to be taken over.
     pub(super) incoming: Option<Box<Incoming>>,
-    /// Judges credentials that come on the current connection.
-    pub(super) authenticate: Option<Box<Authenticate>>,
+    /// What few connections have.
+    pub(super) extras: Option<Box<Extras>>,
     /// What somebody wants done to the connection.
     pub(super) act: Option<Box<Act>>,
     pub(super) charge: Charge,
@@ -90,6 +93,14 @@ pub(crate) enum Peer {
     Plain(Box<PlainSession>),
 }
 
+/// What belongs to the current connection and most have not.
+pub(super) struct Extras {
+    /// Judges credentials that come on it.
+    pub(super) authenticate: Option<Authenticate>,
+    /// Its epoch of the session; `None` where no subscriber wants it.
+    span: Option<Span>,
+}
+
 #[derive(Default)]
 struct Waiting {
     /// For room in the window.
@@ -120,7 +131,7 @@ impl Core {
             receiver: None,
             waiting: None,
             incoming: None,
-            authenticate: None,
+            extras: None,
             act: None,
             charge: Charge::default(),
         };
@@ -129,6 +140,27 @@ impl Core {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection was attached: from here on its judge is asked, and the handler runs in its span.
+    pub(super) fn begin_epoch(&self, authenticate: Option<Authenticate>) {
+        let span = self.epoch_span();
+        let extras = authenticate.is_some() || span.is_some();
+        self.lock().extras = extras.then(|| Box::new(Extras { authenticate, span }));
+    }
+
+    fn epoch_span(&self) -> Option<Span> {
+        let span = match self.with_session(|session| (session.id(), session.epoch())) {
+            Some((id, epoch)) => tracing::info_span!("session", session = %id, epoch, principal = Empty),
+            None => tracing::info_span!("session", principal = Empty),
+        };
+        if span.is_disabled() {
+            return None;
+        }
+        if self.shared.config.log_principal && !self.facts.principal.is_empty() {
+            span.record("principal", tracing::field::display(self.facts.principal.escape_ascii()));
+        }
+        Some(span)
     }
 
     /// Calls `f` if the peer speaks `mainstay.v1`.
@@ -214,7 +246,7 @@ impl Holder for Core {
     /// A session is over as if its resume window had passed, and a plain connection is closed with 1013.
     fn give_up(self: Arc<Self>) {
         if !self.shared.evict(&self) {
-            self.close(CloseCode::TRY_AGAIN, "the server is out of memory");
+            self.close_for(EndCause::Evicted, CloseCode::TRY_AGAIN, "the server is out of memory");
         }
     }
 }
@@ -231,6 +263,10 @@ impl Wake for Core {
 }
 
 impl Inner {
+    pub(super) fn span(&self) -> Option<Span> {
+        self.extras.as_ref()?.span.clone()
+    }
+
     /// What the machine keeps.
     pub(super) fn held(&self) -> Held {
         match &self.peer {

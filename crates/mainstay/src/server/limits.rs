@@ -1,6 +1,6 @@
 //! Who may connect, over real connections: the machine is [`Admission`], the permits are values that are dropped.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,10 +49,10 @@ impl Gate {
     }
 
     /// Counts a connection that was accepted. An error: drop it.
-    pub(super) fn arrive(self: &Arc<Self>, address: SocketAddr, stats: &Stats) -> Result<Option<Permit>, ()> {
+    pub(super) fn arrive(self: &Arc<Self>, address: IpAddr, stats: &Stats) -> Result<Option<Permit>, ()> {
         let Some(mut admission) = self.admission() else { return Ok(None) };
         let tickets = Arc::strong_count(&self.tickets) - 1;
-        let (refused, dropped) = match admission.arrive_beside(address.ip(), tickets) {
+        let (refused, dropped) = match admission.arrive_beside(address, tickets) {
             Admitted::Yes => (None, None),
             Admitted::No(why, wait) => (Some(Refusal { why, wait }), None),
             Admitted::Dropped(why) => (None, Some(why)),
@@ -66,7 +66,7 @@ impl Gate {
             Some(_) => Err(()),
             None => {
                 let is_ticket = AtomicBool::new(false);
-                Ok(Some(Permit { gate: Arc::clone(self), address: address.ip(), refused, is_ticket }))
+                Ok(Some(Permit { gate: Arc::clone(self), address, refused, is_ticket }))
             }
         }
     }
@@ -128,7 +128,7 @@ mod tests {
     fn a_connection_counts_once_before_and_after_it_became_a_websocket() {
         for per_address in [None, Some(100)] {
             let gate = Gate::new(AdmissionConfig { connections: Some(2), per_address }, 1);
-            let (stats, address) = (Stats::default(), ([127, 0, 0, 1], 1).into());
+            let (stats, address) = (Stats::default(), [127, 0, 0, 1].into());
             let arrive = || gate.arrive(address, &stats).unwrap().map(Arc::new).unwrap();
             let http = arrive();
             let kept = Arc::clone(&http).keep();
@@ -153,7 +153,7 @@ mod tests {
             panic!("as the test asks for");
         });
         assert!(panicked.join().is_err());
-        let (stats, address) = (Stats::default(), ([127, 0, 0, 1], 1).into());
+        let (stats, address) = (Stats::default(), [127, 0, 0, 1].into());
         let refused =
             |permit: &Option<Permit>| permit.as_ref().is_some_and(|permit| permit.refused().is_some());
         let first = gate.arrive(address, &stats).unwrap();

@@ -31,6 +31,7 @@ mod limits;
 mod meddle;
 mod open;
 mod pace;
+mod room;
 mod serve;
 mod session;
 mod spelling;
@@ -43,13 +44,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use mainstay_proto::ConfigError;
 pub use mainstay_proto::admission::AdmissionConfig;
 use mainstay_proto::admission::Source;
 use mainstay_proto::budget::{Candidate, in_order};
 use mainstay_proto::heartbeat::HeartbeatConfig;
-pub use mainstay_proto::session::LifetimeConfig;
+pub use mainstay_proto::session::{End, EndCause, LifetimeConfig};
 use mainstay_proto::session::{FlowConfig, Registry, RegistryConfig, ServerConfig, Window};
 pub use mainstay_proto::ws::Origins;
+pub use mainstay_proto::ws::handshake::HandshakeError;
 use mainstay_proto::ws::{CloseCode, Limits};
 use slab::Slab;
 use tokio_util::task::TaskTracker;
@@ -57,8 +60,9 @@ use tokio_util::task::TaskTracker;
 pub use self::auth::Denied;
 use self::core::{Core, CoreRef, Cores, Peer};
 use self::limits::Gate;
-pub use self::serve::{Serve, serve};
-pub use self::session::{Received, Sender, Session, SessionState};
+pub use self::room::{Membership, Room, SlowMember};
+pub use self::serve::{DRAIN_WITHIN, MakeService, Serve, serve};
+pub use self::session::{Changes, Received, Sender, Session, SessionState};
 pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
 pub use self::upgrade::{PeerFacts, SessionUpgrade, UpgradeRejection};
 use crate::Budget;
@@ -104,6 +108,9 @@ pub struct Config {
     pub origins: Origins,
     /// Whether permessage-deflate may be agreed on. Default: no; it costs memory per connection.
     pub deflate: bool,
+    /// Whether the span that handlers run in (`session`, at `info`) names the [principal](PeerFacts::principal), beside
+    /// `session` and `epoch`. Default: no; it may be a person's name.
+    pub log_principal: bool,
 }
 
 impl Default for Config {
@@ -122,7 +129,31 @@ impl Default for Config {
             budget: Budget::default(),
             origins: Origins::default(),
             deflate: false,
+            log_principal: false,
         }
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+impl Config {
+    /// Looks at each value. What has a type of its own (`heartbeat`, `lifetime`, `admission`) was checked where it was
+    /// made.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range, and its bound.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let Window { messages, bytes } = self.keep;
+        let rules = [
+            (self.resume_window <= 30 * DAY, "resume_window", "at most 30 days"),
+            ((1..=1 << 30).contains(&self.limits.max_message), "limits.max_message", "1 byte to 1 GiB"),
+            (self.limits.max_fragments >= 1, "limits.max_fragments", "at least 1"),
+            (messages >= 1 && bytes >= 1, "keep", "at least 1 message and 1 byte"),
+            (self.opening_deadline <= DAY, "opening_deadline", "at most a day"),
+            (self.max_sessions >= 1, "max_sessions", "at least 1"),
+            (self.max_parked_per_address != Some(0), "max_parked_per_address", "at least 1"),
+        ];
+        rules.into_iter().try_for_each(|(holds, field, bound)| ConfigError::unless(holds, field, bound))
     }
 }
 
@@ -150,8 +181,21 @@ pub(crate) struct Shared {
 
 impl Mainstay {
     /// A server without sessions.
+    ///
+    /// # Errors
+    /// A value of `config` is [out of range](Config::check).
+    pub fn try_new(config: Config) -> Result<Self, ConfigError> {
+        config.check()?;
+        Ok(Self::new(config))
+    }
+
+    /// As [`try_new`](Self::try_new), for values that are known to be right: what is out of range is logged as an error
+    /// and taken as it is.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        if let Err(error) = config.check() {
+            tracing::error!("the server's configuration is wrong: {error}");
+        }
         let least = Window::BEFORE_WELCOME;
         let accept = Window {
             messages: config.accept.messages.max(least.messages),
@@ -384,7 +428,7 @@ impl Shared {
         if let Some(spread) = self.draining.get()
             && !core.dismiss(*spread)
         {
-            core.close(CloseCode::RESTART, REASON);
+            core.close_for(EndCause::Drained, CloseCode::RESTART, REASON);
         }
     }
 
@@ -459,10 +503,33 @@ async fn send_away(cores: Vec<Weak<Core>>, spread: Duration) {
     let pause = spread / u32::try_from(plain.len()).unwrap_or(u32::MAX).max(1);
     for core in plain {
         if let Some(core) = core.upgrade() {
-            core.close(CloseCode::RESTART, REASON);
+            core.close_for(EndCause::Drained, CloseCode::RESTART, REASON);
         }
         tokio::time::sleep(pause).await;
     }
 }
 
 const REASON: &str = "the server is going away, come back";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_out_of_range_is_named_with_its_bound() {
+        let check = |change: fn(&mut Config), expected: &str| {
+            let mut config = Config::default();
+            change(&mut config);
+            let error = Mainstay::try_new(config).err().map(|error| error.to_string());
+            assert_eq!(error.as_deref(), Some(expected).filter(|expected| !expected.is_empty()));
+        };
+        check(|_| {}, "");
+        check(|config| config.resume_window = Duration::MAX, "resume_window must be at most 30 days");
+        check(|config| config.limits.max_message = 0, "limits.max_message must be 1 byte to 1 GiB");
+        check(|config| config.limits.max_fragments = 0, "limits.max_fragments must be at least 1");
+        check(|config| config.keep.messages = 0, "keep must be at least 1 message and 1 byte");
+        check(|config| config.opening_deadline = Duration::MAX, "opening_deadline must be at most a day");
+        check(|config| config.max_sessions = 0, "max_sessions must be at least 1");
+        check(|config| config.max_parked_per_address = Some(0), "max_parked_per_address must be at least 1");
+    }
+}

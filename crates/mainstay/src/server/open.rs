@@ -108,6 +108,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 facts.principal = principal.as_ref().into();
                 let plain = PlainSession::new(now(), shared.sessions_with(terms.heartbeat), connection.0);
                 let core = Core::new(Arc::clone(shared), worker::home(), facts, Peer::Plain(Box::new(plain)));
+                core.begin_epoch(None);
                 Some((connection, core, wire))
             }
             Err(why) => {
@@ -170,7 +171,7 @@ async fn attach(
                 (false, false) => &stats.attached_resumed,
             };
             Stats::add(counter, 1);
-            core.lock().authenticate = terms.authenticate.map(Box::new);
+            core.begin_epoch(terms.authenticate);
             if created {
                 core.with_session(|session| {
                     if terms.manual {

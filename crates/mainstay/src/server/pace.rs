@@ -3,6 +3,7 @@
 //!
 //! Not held against a peer: that it reads slowly, as long as it reads.
 
+use std::any::Any;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -27,11 +28,11 @@ pub(super) struct Paced<S> {
     give_up: fn(&S),
 }
 
-impl Paced<TcpStream> {
-    /// Of what is given up nothing lingers in the kernel either.
-    pub(super) fn tcp(stream: TcpStream) -> Self {
-        keep_little_unsent(&stream);
-        let give_up = |stream: &TcpStream| drop(stream.set_zero_linger());
+impl<S: 'static> Paced<S> {
+    /// Of a TCP stream that is given up nothing lingers in the kernel either.
+    pub(super) fn new(stream: S) -> Self {
+        tcp(&stream).into_iter().for_each(keep_little_unsent);
+        let give_up = |stream: &S| drop(tcp(stream).map(TcpStream::set_zero_linger));
         Self { stream, stalled: None, give_up }
     }
 
@@ -39,6 +40,11 @@ impl Paced<TcpStream> {
     pub(super) fn reset(self) {
         (self.give_up)(&self.stream);
     }
+}
+
+/// The stream, if it is TCP itself.
+fn tcp<S: 'static>(stream: &S) -> Option<&TcpStream> {
+    (stream as &dyn Any).downcast_ref()
 }
 
 impl<S> Paced<S> {

@@ -5,10 +5,11 @@
 //! its connection, or a client of HTTP/1.0 would take it for whole. Shutdown waits for sessions and for HTTP responses, and
 //! resets no connection: what waits to be accepted is answered, or left to a successor that has the same listening socket.
 
+use std::any::Any;
 use std::convert::Infallible;
-use std::future::{Future, IntoFuture};
+use std::future::{Future, IntoFuture, poll_fn};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,13 +17,17 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::connect_info::{Connected, IntoMakeServiceWithConnectInfo};
 use axum::extract::{ConnectInfo, Request};
 use axum::response::{IntoResponse, Response};
+use axum::routing::IntoMakeService;
+use axum::serve::Listener;
 use http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +45,11 @@ const MAX_FIELDS: usize = 64;
 
 /// Serves `app` on `listener`. Await it; it ends only after [`Serve::with_graceful_shutdown`]'s signal.
 ///
-/// Requests carry [`ConnectInfo<SocketAddr>`](ConnectInfo). A peer has [`Config::opening_deadline`] for the head of a
+/// `listener` is a `TcpListener`, a `UnixListener`, or any other that has axum's [`Listener`]: one of TLS, for example.
+/// `app` is a [`Router`], or what `into_make_service` and `into_make_service_with_connect_info` made of one or of a
+/// service around it (`NormalizePath`); see [`MakeService`]. Where the listener's addresses are those of IP, requests
+/// carry [`ConnectInfo<SocketAddr>`](ConnectInfo); all others count as one address where [`Config::admission`] limits
+/// those. A peer has [`Config::opening_deadline`] for the head of a
 /// request, and for what is left of it after 101 to present its session; what the application does between the two is
 /// its own, neither counted nor bounded. A peer that takes nothing of a response for 30 s is dropped.
 ///
@@ -59,17 +68,95 @@ const MAX_FIELDS: usize = 64;
 /// ```
 ///
 /// [`Config::opening_deadline`]: super::Config::opening_deadline
+/// [`Config::admission`]: super::Config::admission
 #[must_use = "await it"]
-pub fn serve(listener: TcpListener, app: Router, mainstay: &Mainstay) -> Serve {
+pub fn serve<L, M>(listener: L, app: M, mainstay: &Mainstay) -> Serve<L, M>
+where
+    L: Listener<Addr: 'static>,
+    M: MakeService<L::Addr>,
+{
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(mainstay.shared.config.opening_deadline)
+        .header_read_timeout(KEEP_ALIVE)
         .max_buf_size(MAX_HEAD)
         .max_header_size(MAX_HEAD)
         .max_headers(MAX_FIELDS);
-    let (mainstay, within) = (mainstay.clone(), Duration::from_secs(5));
-    Serve { listener, app, mainstay, http, shutdown: None, successor: None, within }
+    let (mainstay, within) = (mainstay.clone(), DRAIN_WITHIN);
+    Serve { listener, app, mainstay, others: Vec::new(), http, shutdown: None, successor: None, within }
 }
+
+/// What gives each connection its service. Others than these can be had with `IntoMakeService`: axum's
+/// [`ServiceExt`](axum::ServiceExt) makes one of any service.
+pub trait MakeService<A>: Clone + Send + Sync + 'static {
+    /// What answers the requests of one connection.
+    type Service: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static;
+
+    /// The service for a connection from this address.
+    fn make(self, address: A) -> impl Future<Output = Self::Service> + Send;
+}
+
+impl<A: Send> MakeService<A> for Router {
+    type Service = Self;
+
+    async fn make(self, _: A) -> Self {
+        self
+    }
+}
+
+impl<A: Send, S> MakeService<A> for IntoMakeService<S>
+where
+    S: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    type Service = S;
+
+    async fn make(mut self, address: A) -> S {
+        match self.call(address).await {
+            Ok(service) => service,
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl<A: Send, S, C> MakeService<A> for IntoMakeServiceWithConnectInfo<S, C>
+where
+    S: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    C: Connected<A>,
+    Self: Service<
+            A,
+            Response: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
+                          + Clone
+                          + Send
+                          + Sync
+                          + 'static,
+            Error = Infallible,
+            Future: Send,
+        >,
+{
+    type Service = <Self as Service<A>>::Response;
+
+    async fn make(mut self, address: A) -> Self::Service {
+        match self.call(address).await {
+            Ok(service) => service,
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// The usual time for [`Serve::with_graceful_shutdown`] and [`Mainstay::drain`], closing included: what `mainstay serve`
+/// takes, too. A drain with nowhere to go only lengthens the outage.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
 type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -78,18 +165,30 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A connection that was accepted and said nothing yet has this long for its request, when the server goes away.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
+/// For how long a connection waits for its next request, where [`Serve::keep_alive`] says nothing else: longer than
+/// proxies do (60 s of AWS ALB and nginx's upstreams), which would send a request where nobody reads any more.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// When a listener that is not TCP is closed, those who are accepted within this are answered.
+const LAST_ACCEPT: Duration = Duration::from_millis(10);
+
 /// A server that is not running yet. See [`serve`].
-pub struct Serve {
-    listener: TcpListener,
-    app: Router,
+pub struct Serve<L = TcpListener, M = Router> {
+    listener: L,
+    app: M,
     mainstay: Mainstay,
+    /// Drained with it.
+    others: Vec<Mainstay>,
     shutdown: Option<Signal>,
     successor: Option<Signal>,
     within: Duration,
     http: http1::Builder,
 }
 
-impl Serve {
+impl<L, M> Serve<L, M>
+where
+    L: Listener<Addr: 'static>,
+    M: MakeService<L::Addr>,
+{
     /// When `signal` completes: stops accepting, sends everyone away, and waits for all sessions and for the responses
     /// that are under way, at most for `within`, closing included. What waits to be accepted at that moment is
     /// accepted and refused with 503, not reset. HTTP connections without a request end within half a second, the
@@ -125,8 +224,15 @@ impl Serve {
         self
     }
 
+    /// Drains this one, too, when the server goes away: for an application with several, such as two heartbeats.
+    pub fn also_drain(mut self, other: &Mainstay) -> Self {
+        self.others.push(other.clone());
+        self
+    }
+
     /// How long a connection may wait for its next request, that request's head included. Its first request has
-    /// [`Config::opening_deadline`](super::Config::opening_deadline). Default: the same for all.
+    /// [`Config::opening_deadline`](super::Config::opening_deadline). Default: 75 s, as a proxy in front must be the first
+    /// to close.
     pub fn keep_alive(mut self, idle: Duration) -> Self {
         self.http.header_read_timeout(idle);
         self
@@ -141,7 +247,7 @@ impl Serve {
     }
 
     async fn run(self) -> io::Result<()> {
-        let Self { listener, app, mainstay, http, shutdown, successor, within } = self;
+        let Self { listener, app, mainstay, others, http, shutdown, successor, within } = self;
         let mut shutdown = shutdown.unwrap_or_else(|| Box::pin(std::future::pending()));
         let (visitors, leave) = (TaskTracker::new(), CancellationToken::new());
         let mut door = Door {
@@ -163,26 +269,31 @@ impl Serve {
         door.visitors.close();
         let (mainstay, visitors) = (door.mainstay.clone(), door.visitors.clone());
         if door.successor.is_none() {
-            door.close();
+            door.close().await;
         }
+        let others: Vec<_> =
+            others.into_iter().map(|other| tokio::spawn(async move { other.drain(within).await })).collect();
         tokio::select! {
             biased; // newcomers find it draining
             () = mainstay.drain_after(visitors.wait(), within) => {}
             never = door.wait_for_successor() => match never {},
         }
-        if door.close() > 0 {
+        if door.close().await > 0 {
             let _ = tokio::time::timeout(2 * LAST_WORD, visitors.wait()).await;
+        }
+        for other in others {
+            let _ = other.await;
         }
         Ok(())
     }
 }
 
 /// The listener, and what becomes of those who come in.
-struct Door {
+struct Door<L, M> {
     /// `None` once it is closed or a successor has it.
-    listener: Option<TcpListener>,
+    listener: Option<L>,
     successor: Option<Signal>,
-    app: Router,
+    app: M,
     mainstay: Mainstay,
     http: http1::Builder,
     visitors: TaskTracker,
@@ -191,14 +302,18 @@ struct Door {
     failing: bool,
 }
 
-impl Door {
+impl<L, M> Door<L, M>
+where
+    L: Listener<Addr: 'static>,
+    M: MakeService<L::Addr>,
+{
     /// Serves everyone who comes in, until a successor does that.
     async fn serve(&mut self) {
-        while let Some(listener) = &self.listener {
+        while let Some(listener) = &mut self.listener {
             tokio::select! {
                 biased;
                 () = completes(&mut self.successor) => self.give_up(),
-                accepted = listener.accept() => match accepted {
+                accepted = accept(listener) => match accepted {
                     Ok((stream, address)) => {
                         self.failing = false;
                         self.welcome(stream, address);
@@ -216,11 +331,17 @@ impl Door {
         }
     }
 
-    fn welcome(&self, stream: TcpStream, address: SocketAddr) {
-        if let Ok(permit) = self.mainstay.shared.gate.arrive(address, &self.mainstay.shared.stats) {
-            let visitor = Visitor::new(address, permit, self.app.clone(), self.mainstay.clone());
+    fn welcome(&self, stream: L::Io, address: L::Addr) {
+        let peer = (&address as &dyn Any).downcast_ref::<SocketAddr>().copied();
+        let ip = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+        if let Ok(permit) = self.mainstay.shared.gate.arrive(ip, &self.mainstay.shared.stats) {
+            let visitor = Visitor::new(peer, permit, self.mainstay.clone());
+            let (app, http, leave) = (self.app.clone(), self.http.clone(), self.leave.clone());
             // In a box, as tokio copies a task's future several times.
-            self.visitors.spawn(Box::pin(visitor.serve(stream, self.http.clone(), self.leave.clone())));
+            self.visitors.spawn(Box::pin(async move {
+                let app = app.make(address).await;
+                visitor.serve(stream, app, http, leave).await;
+            }));
         }
     }
 
@@ -241,21 +362,49 @@ impl Door {
     }
 
     /// Accepts those who wait, and then nobody any more. Returns how many these were.
-    fn close(&mut self) -> usize {
+    async fn close(&mut self) -> usize {
         // The other copies of the socket first: as long as there is one, connections come in and wait.
         self.successor = None;
-        // Without the reactor: it may not have heard yet of the last ones.
-        let Some(Ok(listener)) = self.listener.take().map(TcpListener::into_std) else { return 0 };
+        let Some(mut listener) = self.listener.take() else { return 0 };
         let mut accepted = 0;
+        if !(&listener as &dyn Any).is::<TcpListener>() {
+            while let Ok((stream, address)) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await {
+                self.welcome(stream, address);
+                accepted += 1;
+            }
+            return accepted;
+        }
+        // Without the reactor: it may not have heard yet of the last ones.
+        let Some(Ok(listener)) = same::<L, TcpListener>(listener).map(TcpListener::into_std) else {
+            return 0;
+        };
         while let Ok((stream, address)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-            if let Ok(stream) = stream {
+            if let Some((stream, address)) = stream.ok().and_then(same).zip(same(address)) {
                 self.welcome(stream, address);
                 accepted += 1;
             }
         }
         accepted
     }
+}
+
+/// The next connection. What fails to be accepted on TCP is this server's to judge; other listeners do that themselves.
+async fn accept<L: Listener<Addr: 'static>>(listener: &mut L) -> io::Result<(L::Io, L::Addr)> {
+    let any: &mut (dyn Any + Send) = listener;
+    if let Some(tcp) = any.downcast_mut::<TcpListener>() {
+        let (stream, address) = TcpListener::accept(tcp).await?;
+        let same = same(stream).zip(same(address));
+        return same.ok_or_else(|| io::Error::other("a TCP listener that accepts something else"));
+    }
+    Ok(listener.accept().await)
+}
+
+/// The value, if both types are one.
+fn same<T: 'static, U: 'static>(value: T) -> Option<U> {
+    let mut value = Some(value);
+    let any: &mut dyn Any = &mut value;
+    any.downcast_mut::<Option<U>>()?.take()
 }
 
 /// Waits for the successor, if there may be one.
@@ -266,7 +415,11 @@ async fn completes(successor: &mut Option<Signal>) {
     }
 }
 
-impl IntoFuture for Serve {
+impl<L, M> IntoFuture for Serve<L, M>
+where
+    L: Listener<Addr: 'static>,
+    M: MakeService<L::Addr>,
+{
     type Output = io::Result<()>;
     type IntoFuture = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
@@ -281,9 +434,9 @@ pub(super) struct HeadTook(pub(super) Duration);
 
 /// One connection, for as long as it speaks HTTP.
 struct Visitor {
-    address: SocketAddr,
+    /// `None`: it does not come over IP.
+    address: Option<SocketAddr>,
     permit: Option<Arc<Permit>>,
-    app: Router,
     mainstay: Mainstay,
     accepted: Instant,
     /// Whether there was a request.
@@ -291,16 +444,20 @@ struct Visitor {
 }
 
 impl Visitor {
-    fn new(address: SocketAddr, permit: Option<Permit>, app: Router, mainstay: Mainstay) -> Self {
+    fn new(address: Option<SocketAddr>, permit: Option<Permit>, mainstay: Mainstay) -> Self {
         let permit = permit.map(Arc::new);
-        Self { address, permit, app, mainstay, accepted: Instant::now(), spoke: AtomicBool::new(false) }
+        Self { address, permit, mainstay, accepted: Instant::now(), spoke: AtomicBool::new(false) }
     }
 
-    async fn serve(self, stream: TcpStream, http: http1::Builder, leave: CancellationToken) {
+    async fn serve<I, S>(self, stream: I, app: S, http: http1::Builder, leave: CancellationToken)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request, Response: IntoResponse, Error = Infallible> + Clone,
+    {
         let shared = &self.mainstay.shared;
         let deadline = shared.config.opening_deadline;
-        let service = service_fn(|request| self.answer(request));
-        let io = TokioIo::new(Paced::tcp(stream));
+        let service = service_fn(|request| self.answer(app.clone(), request));
+        let io = TokioIo::new(Paced::new(stream));
         let mut served = http.serve_connection(io, service).with_upgrades();
         let silent = async {
             tokio::time::sleep_until(self.accepted + deadline).await;
@@ -320,7 +477,7 @@ impl Visitor {
             tokio::select! {
                 result = &mut served => {
                     if let Err(error) = result {
-                        tracing::debug!(%error, address = %self.address, "HTTP connection ended");
+                        tracing::debug!(%error, address = ?self.address, "HTTP connection ended");
                         if error.is_user() && let Some(parts) = served.into_parts() {
                             parts.io.into_inner().reset();
                         }
@@ -336,11 +493,14 @@ impl Visitor {
         }
         if !self.spoke.load(Ordering::Relaxed) {
             Stats::add(&shared.stats.openings_failed, 1);
-            tracing::debug!(address = %self.address, "no request within the opening deadline");
+            tracing::debug!(address = ?self.address, "no request within the opening deadline");
         }
     }
 
-    async fn answer(&self, request: hyper::Request<Incoming>) -> Result<Response, Infallible> {
+    async fn answer<S>(&self, mut app: S, request: hyper::Request<Incoming>) -> Result<Response, Infallible>
+    where
+        S: Service<Request, Response: IntoResponse, Error = Infallible>,
+    {
         let is_first = !self.spoke.swap(true, Ordering::Relaxed);
         if let Some(refused) = self.permit.as_ref().and_then(|permit| permit.refused()) {
             return Ok(refused.into_response());
@@ -354,14 +514,17 @@ impl Visitor {
         let mut request = Request::from_parts(head, Body::new(body));
         let is_upgrade = request.headers().contains_key(header::UPGRADE);
         let extensions = request.extensions_mut();
-        extensions.insert(ConnectInfo(self.address));
+        if let Some(address) = self.address {
+            extensions.insert(ConnectInfo(address));
+        }
         // Of a connection that was kept alive, this request's peer has all of the time again.
         extensions.insert(HeadTook(if is_first { self.accepted.elapsed() } else { Duration::ZERO }));
         if let Some(permit) = &self.permit {
             // It goes with the connection, if that is upgraded.
             extensions.insert(Arc::clone(permit));
         }
-        let mut response = self.app.clone().call(request).await?;
+        poll_fn(|cx| app.poll_ready(cx)).await?;
+        let mut response = app.call(request).await?.into_response();
         let is_refused_upgrade = is_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS;
         if is_refused_upgrade || (!is_upgrade && self.mainstay.shared.is_draining()) {
             // After a refused upgrade may come frames that a proxy let through; they must not be read as requests.

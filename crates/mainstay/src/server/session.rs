@@ -1,14 +1,18 @@
 //! The application's handle on one session.
 
 use std::future::poll_fn;
+use std::hash::{Hash, Hasher};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_core::Stream;
+
 use mainstay_proto::budget::Pressure;
 use mainstay_proto::session::message::{GapCause, SessionId};
 use mainstay_proto::session::server::BACKEND_LOST;
-use mainstay_proto::session::{Delivery, Message, PeerClose};
+use mainstay_proto::session::{Delivery, End, EndCause, Message, PeerClose, ServerSession};
 use mainstay_proto::ws::CloseCode;
 
 use super::core::{Core, CoreRef, Inner, Peer};
@@ -20,7 +24,25 @@ use crate::clock::now;
 /// One session, in the hands of its handler.
 ///
 /// It outlives connections: while the client is away, [`recv`](Self::recv) waits and
-/// [`send`](Self::send) keeps. Dropping it (when the handler returns) ends the session in order.
+/// [`send`](Self::send) keeps. Dropping it (when the handler returns) ends the session in order, as
+/// [`close`](Self::close) does. It is a [`Stream`] of messages, too.
+///
+/// ```no_run
+/// # use mainstay::{Session, server::SessionState};
+/// async fn member(mut session: Session) {
+///     let mut changes = session.changes();
+///     loop {
+///         tokio::select! {
+///             message = session.recv() => match message {
+///                 Some(message) => drop(session.send(message).await),
+///                 None => break,
+///             },
+///             Some(state) = changes.next() => println!("away: {}", state == SessionState::Parked),
+///         }
+///     }
+///     println!("{:?}, and {} messages never arrived", session.end(), session.take_undelivered().len());
+/// }
+/// ```
 pub struct Session {
     core: CoreRef,
     /// The state that `changed` returned last.
@@ -29,6 +51,8 @@ pub struct Session {
 
 /// Sends into a session from elsewhere. Cheap to clone; does not keep the session open.
 ///
+/// Two senders are equal if they send into the same session.
+///
 /// Tests and demonstrations also break the session's connection with it: [`cut`](Self::cut), [`hold`](Self::hold),
 /// [`go_away`](Self::go_away).
 #[derive(Clone)]
@@ -36,8 +60,16 @@ pub struct Sender {
     pub(super) core: CoreRef,
 }
 
+/// Changes of a session's state, apart from the [`Session`], so that both can be waited for in one `select!`. A
+/// [`Stream`], too. Does not keep the session open.
+pub struct Changes {
+    core: CoreRef,
+    seen: Seen,
+}
+
 /// Something from the client's stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Received {
     /// A message.
     Message(Message),
@@ -55,7 +87,8 @@ pub enum Received {
 }
 
 /// Whether a connection is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SessionState {
     /// The client is there; `epoch` counts how often it came.
     Attached {
@@ -74,7 +107,8 @@ impl Session {
         Self { core, seen }
     }
 
-    /// The next message of the client, in order; `None` once the session is over.
+    /// The next message of the client, in order; `None` once the session is over, and from [`close`](Self::close) on:
+    /// nothing is received that comes after it. [`end`](Self::end) says why.
     ///
     /// Being returned counts as received: the client may forget the message. Not so where the application
     /// [confirms](Self::confirm) by itself. A gap that the client's
@@ -85,19 +119,21 @@ impl Session {
     /// Safe: a message is taken only when it is returned.
     pub fn recv(&mut self) -> impl Future<Output = Option<Message>> + Send + '_ {
         // A handler's future is held for as long as its connection: no state machine where a closure will do.
-        poll_fn(|cx| {
-            loop {
-                match ready!(self.poll_recv(cx)) {
-                    None => return Poll::Ready(None),
-                    Some(Received::Message(message)) => return Poll::Ready(Some(message)),
-                    Some(Received::Gap { first, count, .. }) => {
-                        // A GAP costs a client a few bytes: above `debug` it would flood the log. It is counted.
-                        tracing::debug!(session = ?self.id(), first, count, "the client dropped messages of its own");
-                    }
-                    Some(Received::Volatile(_)) => {}
+        poll_fn(|cx| self.poll_message(cx))
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        loop {
+            match ready!(self.poll_recv(cx)) {
+                None => return Poll::Ready(None),
+                Some(Received::Message(message)) => return Poll::Ready(Some(message)),
+                Some(Received::Gap { first, count, .. }) => {
+                    // A GAP costs a client a few bytes: above `debug` it would flood the log. It is counted.
+                    tracing::debug!(session = ?self.id(), first, count, "the client dropped messages of its own");
                 }
+                Some(Received::Volatile(_)) => {}
             }
-        })
+        }
     }
 
     /// The next message or gap, in order; when there is none, the next volatile message, of which the
@@ -130,7 +166,7 @@ impl Session {
             self.core.signal.ask();
             return Poll::Ready(received);
         }
-        if inner.state() == SessionState::Over {
+        if !inner.hands_over() {
             return Poll::Ready(None);
         }
         inner.wait_for_message(cx.waker());
@@ -177,9 +213,7 @@ impl Session {
             Peer::Session(session) => session.renew(now(), passed_on),
             Peer::Plain(plain) => plain.close(now(), CloseCode::RESTART, BACKEND_LOST),
         }
-        if inner.state() == SessionState::Over {
-            inner.wake_application();
-        }
+        inner.wake_application();
         drop(inner);
         self.core.signal.ask();
     }
@@ -198,9 +232,36 @@ impl Session {
     #[must_use]
     pub fn peer_close(&self) -> Option<PeerClose> {
         match &self.core.lock().peer {
-            Peer::Session(session) => session.peer_close().cloned(),
-            Peer::Plain(plain) => plain.peer_close().cloned(),
+            Peer::Session(session) => session.peer_close(),
+            Peer::Plain(plain) => plain.peer_close(),
         }
+    }
+
+    /// Why the session ended, and with which code and reason; `None` while [`recv`](Self::recv) may return something.
+    #[must_use]
+    pub fn end(&self) -> Option<End> {
+        self.core.end()
+    }
+
+    /// What the client never acknowledged, in order, once the session is over: for a push notification, a mailbox, another
+    /// day. Some of it may have arrived, if its acknowledgement did not. Of a plain client, which acknowledges nothing:
+    /// what no connection took.
+    ///
+    /// Empty while the session still delivers, which it does for a while after [`close`](Self::close): wait for
+    /// [`closed`](Self::closed) then. Empty the second time, too.
+    pub fn take_undelivered(&mut self) -> Vec<Message> {
+        match &mut self.core.lock().peer {
+            Peer::Session(session) => session.take_undelivered(),
+            Peer::Plain(plain) => plain.take_undelivered(),
+        }
+    }
+
+    /// Waits until the session is over: nothing that is sent from then on gets anywhere.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + '_ {
+        closed(&self.core)
     }
 
     /// Sends a message; waits while the window is full. It is kept until the client acknowledges it,
@@ -232,9 +293,17 @@ impl Session {
         self.core.send_volatile(message.into());
     }
 
-    /// Ends the session in order: what was accepted before is delivered first.
+    /// Ends the session in order: what was accepted before is delivered first, for as long as the client goes on
+    /// acknowledging it (5 s without an acknowledgement are too many; `docs/DEFAULTS.md`). A client that is away has the
+    /// resume window to come for it. From here on nothing more is received.
     pub fn close(&self, code: CloseCode, reason: &str) {
         self.core.close(code, reason);
+    }
+
+    /// Ends the session now: nothing more is received, and what was not written is not written any more. A client that is
+    /// there is told code and reason.
+    pub fn abort(&self, code: CloseCode, reason: &str) {
+        self.core.abort(code, reason);
     }
 
     /// A handle that sends from elsewhere.
@@ -243,23 +312,19 @@ impl Session {
         Sender { core: Arc::clone(&self.core) }
     }
 
-    /// Waits until the state differs from what was returned (or first seen) before, and returns it.
+    /// Waits until the state differs from what was returned (or first seen) before, and returns it. To wait for messages
+    /// in the same `select!`, use [`changes`](Self::changes).
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn changed(&mut self) -> SessionState {
-        let state = poll_fn(|cx| {
-            let mut inner = self.core.lock();
-            let state = inner.state();
-            if Seen::of(state) != self.seen {
-                return Poll::Ready(state);
-            }
-            inner.wait_for_change(cx.waker());
-            Poll::Pending
-        })
-        .await;
-        self.seen = Seen::of(state);
-        state
+    pub fn changed(&mut self) -> impl Future<Output = SessionState> + Send + '_ {
+        poll_fn(|cx| self.seen.poll_change(&self.core, cx))
+    }
+
+    /// A handle that tells of changes of the state, from now on.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        self.core.changes()
     }
 
     /// Whether a connection is attached.
@@ -302,6 +367,17 @@ impl Session {
 struct Seen(u64);
 
 impl Seen {
+    fn poll_change(&mut self, core: &Core, cx: &mut Context<'_>) -> Poll<SessionState> {
+        let mut inner = core.lock();
+        let state = inner.state();
+        if Self::of(state) == *self {
+            inner.wait_for_change(cx.waker());
+            return Poll::Pending;
+        }
+        *self = Self::of(state);
+        Poll::Ready(state)
+    }
+
     fn of(state: SessionState) -> Self {
         match state {
             SessionState::Attached { epoch } => Self(epoch),
@@ -313,7 +389,52 @@ impl Seen {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.close(CloseCode::NORMAL, "");
+        if std::thread::panicking() {
+            self.core.close_for(EndCause::Panicked, CloseCode::INTERNAL_ERROR, "the handler panicked");
+        } else {
+            self.close(CloseCode::NORMAL, "");
+        }
+        self.core.lock().forget_undelivered();
+    }
+}
+
+impl Stream for Session {
+    type Item = Message;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        self.poll_message(cx)
+    }
+}
+
+impl Changes {
+    /// The next state that differs from the one before; `None` after [`Over`](SessionState::Over). States that came and
+    /// went meanwhile are left out.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn next(&mut self) -> Option<SessionState> {
+        poll_fn(|cx| self.poll_change(cx)).await
+    }
+
+    fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<Option<SessionState>> {
+        if self.seen == Seen::of(SessionState::Over) {
+            return Poll::Ready(None);
+        }
+        self.seen.poll_change(&self.core, cx).map(Some)
+    }
+}
+
+impl Stream for Changes {
+    type Item = SessionState;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SessionState>> {
+        self.poll_change(cx)
+    }
+}
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Changes(..)")
     }
 }
 
@@ -359,6 +480,47 @@ impl Sender {
         self.core.close(code, reason);
     }
 
+    /// As [`Session::abort`].
+    pub fn abort(&self, code: CloseCode, reason: &str) {
+        self.core.abort(code, reason);
+    }
+
+    /// As [`Session::id`].
+    #[must_use]
+    pub fn id(&self) -> Option<SessionId> {
+        self.core.with_session(|session| session.id())
+    }
+
+    /// As [`Session::state`].
+    #[must_use]
+    pub fn state(&self) -> SessionState {
+        self.core.lock().state()
+    }
+
+    /// Whether the session is over: nothing that is sent from now on gets anywhere.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.state() == SessionState::Over
+    }
+
+    /// As [`Session::end`].
+    #[must_use]
+    pub fn end(&self) -> Option<End> {
+        self.core.end()
+    }
+
+    /// As [`Session::changes`].
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        self.core.changes()
+    }
+
+    /// As [`Session::peer`].
+    #[must_use]
+    pub fn peer(&self) -> &PeerFacts {
+        &self.core.facts
+    }
+
     /// As [`Session::confirm_oldest`].
     pub fn confirm_oldest(&self, count: u64) {
         self.core.confirm_oldest(count);
@@ -374,14 +536,21 @@ impl Sender {
     /// # Cancel safety
     /// Safe.
     pub fn closed(&self) -> impl Future<Output = ()> + Send + '_ {
-        poll_fn(|cx| {
-            let mut inner = self.core.lock();
-            if inner.state() == SessionState::Over {
-                return Poll::Ready(());
-            }
-            inner.wait_for_change(cx.waker());
-            Poll::Pending
-        })
+        closed(&self.core)
+    }
+}
+
+impl PartialEq for Sender {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.core, &other.core)
+    }
+}
+
+impl Eq for Sender {}
+
+impl Hash for Sender {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.core).hash(state);
     }
 }
 
@@ -389,6 +558,17 @@ impl std::fmt::Debug for Sender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Sender(..)")
     }
+}
+
+fn closed(core: &CoreRef) -> impl Future<Output = ()> + Send + '_ {
+    poll_fn(|cx| {
+        let mut inner = core.lock();
+        if inner.state() == SessionState::Over {
+            return Poll::Ready(());
+        }
+        inner.wait_for_change(cx.waker());
+        Poll::Pending
+    })
 }
 
 fn send(core: &CoreRef, message: Message) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
@@ -433,6 +613,13 @@ impl Core {
         sent
     }
 
+    /// A plain client, which cannot be told of a gap, may be full.
+    pub(super) fn send_dropping_oldest(&self, message: Message) -> Result<(), SendError> {
+        let sent = self.lock().send_dropping_oldest(message, self.shared.config.budget.pressure());
+        self.signal.ask();
+        sent
+    }
+
     fn send_volatile(&self, message: Message) {
         match &mut self.lock().peer {
             Peer::Session(session) if message.len() as u64 > session.largest() => {
@@ -445,33 +632,99 @@ impl Core {
     }
 
     pub(super) fn close(&self, code: CloseCode, reason: &str) {
-        match &mut self.lock().peer {
-            Peer::Session(session) => session.close(now(), code, reason),
-            Peer::Plain(plain) => plain.close(now(), code, reason),
+        self.close_for(EndCause::Closed, code, reason);
+    }
+
+    pub(super) fn close_for(&self, cause: EndCause, code: CloseCode, reason: &str) {
+        let mut inner = self.lock();
+        match &mut inner.peer {
+            Peer::Session(session) => session.close_for(now(), cause, code, reason),
+            Peer::Plain(plain) => plain.close_for(now(), cause, code, reason),
         }
+        inner.wake_application();
+        drop(inner);
         self.signal.ask();
+    }
+
+    fn abort(&self, code: CloseCode, reason: &str) {
+        let mut inner = self.lock();
+        match &mut inner.peer {
+            Peer::Session(session) => session.abort(now(), code, reason),
+            Peer::Plain(plain) => plain.abort(now(), code, reason),
+        }
+        inner.wake_application();
+        drop(inner);
+        self.signal.ask();
+    }
+
+    fn end(&self) -> Option<End> {
+        self.lock().end()
+    }
+
+    fn changes(self: &Arc<Self>) -> Changes {
+        let seen = Seen::of(self.lock().state());
+        Changes { core: Arc::clone(self), seen }
     }
 }
 
 impl Inner {
     pub(super) fn state(&self) -> SessionState {
         match &self.peer {
-            Peer::Session(session) if session.is_over().is_some() => SessionState::Over,
+            Peer::Session(session) if session.is_final() => SessionState::Over,
             Peer::Session(session) if session.connection().is_some() => {
                 SessionState::Attached { epoch: session.epoch() }
             }
             Peer::Session(_) => SessionState::Parked,
-            Peer::Plain(plain) if plain.is_over() => SessionState::Over,
+            Peer::Plain(plain) if plain.is_final() => SessionState::Over,
             Peer::Plain(_) => SessionState::Attached { epoch: 1 },
         }
     }
 
+    /// Whether something may still be received.
+    pub(super) fn hands_over(&self) -> bool {
+        match &self.peer {
+            Peer::Session(session) => session.hands_over(),
+            Peer::Plain(plain) => plain.hands_over(),
+        }
+    }
+
+    pub(super) fn end(&self) -> Option<End> {
+        match &self.peer {
+            Peer::Session(session) => session.end(),
+            Peer::Plain(plain) => plain.end(),
+        }
+    }
+
+    fn forget_undelivered(&mut self) {
+        match &mut self.peer {
+            Peer::Session(session) => session.forget_undelivered(),
+            Peer::Plain(plain) => plain.forget_undelivered(),
+        }
+    }
+
     fn try_send(&mut self, message: Message, pressure: Option<Pressure>) -> Result<(), SendError> {
+        self.send_with(message, pressure, ServerSession::send_within)
+    }
+
+    fn send_dropping_oldest(
+        &mut self,
+        message: Message,
+        pressure: Option<Pressure>,
+    ) -> Result<(), SendError> {
+        self.send_with(message, pressure, ServerSession::send_dropping_oldest)
+    }
+
+    fn send_with(
+        &mut self,
+        message: Message,
+        pressure: Option<Pressure>,
+        send: fn(&mut ServerSession, Message, u64) -> Result<u64, Message>,
+    ) -> Result<(), SendError> {
         let room = |is_away| pressure.map_or(u64::MAX, |pressure| pressure.room(is_away));
         let (open, largest, sent) = match &mut self.peer {
             Peer::Session(session) => {
                 let is_away = session.connection().is_none();
-                let sent = session.send_within(message, room(is_away));
+                let sent = send(session, message, room(is_away));
                 (session.is_open(), session.largest(), sent.map(|_| ()))
             }
             Peer::Plain(plain) => (plain.is_open(), u64::MAX, plain.send_within(message, room(false))),

@@ -14,11 +14,14 @@ use std::time::Instant;
 use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::Action;
-use mainstay_proto::session::{ConnectionId, Control, Frame, Leave, Over, PeerClose, SessionError, Transmit};
+use mainstay_proto::session::{
+    ConnectionId, Control, End, EndCause, Frame, Leave, Over, PeerClose, SessionError, Transmit,
+};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 
 use pin_project_lite::pin_project;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::Span;
 
 use super::auth::{Asked, judge_anew};
 use super::core::{ComesFrom, Core, CoreRef, Incoming, Inner, Loss, Peer};
@@ -77,8 +80,10 @@ impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
             _token: core.shared.tracker.token(),
             core: Arc::clone(&core),
         };
+        connected.log_begin();
         let mut task = Box::pin(Self { handler: None, connected });
-        let handler = handler(Session::new(Arc::clone(&core)));
+        let span = core.lock().span();
+        let handler = span.unwrap_or_else(Span::none).in_scope(|| handler(Session::new(Arc::clone(&core))));
         task.as_mut().project().handler.set(Some(handler));
         core.signal.move_in(task);
     }
@@ -94,7 +99,8 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
         let (mut handler, connected) = (this.handler, this.connected);
         let waker = Waker::from(Arc::clone(&connected.core));
         let cx = &mut Context::from_waker(&waker);
-        connected.arrive(here, cx);
+        let span = connected.arrive(here, cx);
+        let _inside = span.as_ref().map(Span::enter);
         for _ in 0..ROUNDS {
             let more = connected.read(here, cx);
             if connected.keep_time() {
@@ -126,12 +132,12 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
 
 impl Connected {
     /// Takes a connection that another task attached; the one before it was fenced then. Hears what the
-    /// worker says of either.
-    fn arrive(&mut self, here: &Here<'_>, cx: &mut Context<'_>) {
-        let (incoming, meddled, welcomes) = {
+    /// worker says of either. Returns what its epoch is logged in.
+    fn arrive(&mut self, here: &Here<'_>, cx: &mut Context<'_>) -> Option<Span> {
+        let (incoming, meddled, welcomes, span) = {
             let mut inner = self.core.lock();
             let welcomes = matches!(&inner.peer, Peer::Session(session) if session.owes_welcome());
-            (inner.incoming.take(), inner.act.is_some(), welcomes)
+            (inner.incoming.take(), inner.act.is_some(), welcomes, inner.span())
         };
         if let Some(incoming) = incoming {
             let Incoming { connection, wire, fenced, from } = *incoming;
@@ -153,6 +159,42 @@ impl Connected {
         }
         if welcomes {
             self.write(here, cx);
+        }
+        span
+    }
+
+    fn log_begin(&self) {
+        let facts = &self.core.facts;
+        let session = self.core.with_session(|session| session.id());
+        let (session, peer) =
+            (session.map(tracing::field::display), facts.address.map(tracing::field::display));
+        tracing::debug!(session, peer, subprotocol = facts.subprotocol.as_deref(), "session begins");
+    }
+
+    /// The one line about a session that waits for its client.
+    fn log_parked(&self, inner: &Inner) {
+        if let Peer::Session(session) = &inner.peer
+            && session.is_over().is_none()
+        {
+            let (id, epoch, cause) = (session.id(), session.epoch(), self.loss.as_str());
+            tracing::debug!(session = %id, epoch, connection = self.connection.0, cause, "session parked");
+        }
+    }
+
+    /// The one line about a session that is over: above `debug` hostile clients would flood the log.
+    fn log_end(&self) {
+        let inner = self.core.lock();
+        let Some(End { cause, code, .. }) = inner.end() else { return };
+        let (id, epoch) = match &inner.peer {
+            Peer::Session(session) => (Some(session.id()), Some(session.epoch())),
+            Peer::Plain(_) => (None, None),
+        };
+        drop(inner);
+        let (session, close_code) = (id.map(tracing::field::display), code.map(u16::from));
+        if cause == EndCause::Panicked {
+            tracing::info!(session, epoch, close_code, cause = cause.as_str(), "session ended");
+        } else {
+            tracing::debug!(session, epoch, close_code, cause = cause.as_str(), "session ended");
         }
     }
 
@@ -180,12 +222,12 @@ impl Connected {
     /// When there is something to do again.
     fn rest(&mut self) -> Turn {
         let (mut inner, sockets) = (self.core.lock(), self.held());
-        let change = inner.account(sockets);
-        let wakes = self.core.signal.wants_poll() || inner.act.as_ref().is_some_and(|act| act.at <= now());
         let is_over = match &mut inner.peer {
             Peer::Session(session) => session.poll_over(),
             Peer::Plain(_) => false,
         };
+        let change = inner.account(sockets);
+        let wakes = self.core.signal.wants_poll() || inner.act.as_ref().is_some_and(|act| act.at <= now());
         let until = inner.poll_timeout();
         drop(inner);
         self.core.shared.config.budget.apply(Part::Sessions, change);
@@ -268,6 +310,7 @@ impl Connected {
             (Reading::Ended(lost), None, None) => {
                 if wire.is_closing() {
                     Stats::add(&stats.protocol_errors, 1);
+                    inner.handle_violation(&lost);
                 }
                 if let Lost::TooBig { .. } = lost {
                     self.core.shared.tell_too_big(&self.core.facts);
@@ -300,6 +343,7 @@ impl Connected {
         self.loss = Loss::of(why);
         let mut inner = self.core.lock();
         inner.handle_lost(now(), self.connection);
+        self.log_parked(&inner);
         inner.wake_application();
     }
 
@@ -331,7 +375,7 @@ impl Connected {
         if let Some(leave) = inner.poll_leave() {
             Stats::add(stats.left(leave), 1);
         }
-        if inner.is_over() {
+        if !inner.hands_over() {
             inner.wake_application();
         }
         let abort = inner.wants_abort();
@@ -401,6 +445,7 @@ impl Connected {
         self.loss = why;
         let mut inner = self.core.lock();
         inner.handle_lost(now(), self.connection);
+        self.log_parked(&inner);
         inner.wake_application();
     }
 
@@ -428,6 +473,7 @@ impl Connected {
         if expired == Some(true) {
             Stats::add(&stats.expired, 1);
         }
+        self.log_end();
         self.core.shared.bury(&self.core);
     }
 }
@@ -503,7 +549,8 @@ impl Inner {
     fn poll_auth(&mut self) -> Option<Asked> {
         let Peer::Session(session) = &mut self.peer else { return None };
         let (connection, credentials) = session.poll_auth()?;
-        let Some(authenticate) = self.authenticate.as_deref().cloned() else {
+        let judge = self.extras.as_ref().and_then(|extras| extras.authenticate.clone());
+        let Some(authenticate) = judge else {
             session.handle_verdict(connection, None);
             return None;
         };
@@ -546,6 +593,16 @@ impl Inner {
     fn handle_peer_close(&mut self, code: Option<CloseCode>, reason: &str) {
         if let Peer::Plain(plain) = &mut self.peer {
             plain.handle_peer_close(PeerClose { code, reason: reason.to_owned() });
+        }
+    }
+
+    /// A session's connection is replaced; a plain client has no other.
+    fn handle_violation(&mut self, why: &Lost) {
+        let Peer::Plain(plain) = &mut self.peer else { return };
+        match why {
+            Lost::TooBig { .. } => plain.handle_violation(CloseCode::TOO_BIG, "a message is too big"),
+            Lost::Broken(reason) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, reason),
+            _ => {}
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OriginalUri};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OptionalFromRequestParts, OriginalUri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
@@ -31,7 +31,36 @@ pub(crate) const SUBPROTOCOL: &str = "mainstay.v1";
 
 /// Extracts an upgrade request. Answers anything else with the status and one line that says why.
 ///
-/// The router's state must give a [`Mainstay`] (it is one, or has `FromRef` for it).
+/// The router's state must give a [`Mainstay`]: it is one, or says how it is taken out of it.
+///
+/// ```no_run
+/// use axum::extract::{FromRef, State};
+/// use axum::{Router, response::Response, routing::any};
+/// use mainstay::{Mainstay, SessionUpgrade};
+///
+/// #[derive(Clone, Default)]
+/// struct App {
+///     mainstay: Mainstay,
+///     greeting: &'static str,
+/// }
+///
+/// impl FromRef<App> for Mainstay {
+///     fn from_ref(app: &App) -> Self {
+///         app.mainstay.clone()
+///     }
+/// }
+///
+/// async fn greet(State(app): State<App>, upgrade: SessionUpgrade) -> Response {
+///     upgrade.on_session(move |session| async move { drop(session.send(app.greeting).await) })
+/// }
+///
+/// let app = App::default();
+/// let routes: Router = Router::new().route("/", any(greet)).with_state(app.clone());
+/// ```
+///
+/// Without `FromRef`, where the state is something else, an [`Extension`](axum::Extension) or a state of the route's own
+/// does it: `Router::new().route("/ws", any(handler)).with_state(mainstay)` can be merged into a router of any state.
+/// `Option<SessionUpgrade>` is `None` where the request asks for no WebSocket.
 pub struct SessionUpgrade {
     mainstay: Mainstay,
     request: Accept,
@@ -50,6 +79,7 @@ pub struct SessionUpgrade {
 /// What is known of a session's client. Small, because every session holds it; the request's headers are
 /// the upgrade's ([`SessionUpgrade::headers`]).
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct PeerFacts {
     /// Where its first connection came from, as far as the server loop told.
     pub address: Option<SocketAddr>,
@@ -133,6 +163,26 @@ where
             subprotocols: None,
             answer: None,
         })
+    }
+}
+
+/// For a route that serves a page, too: `None` where the request asks for no WebSocket.
+impl<S> OptionalFromRequestParts<S> for SessionUpgrade
+where
+    Mainstay: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = UpgradeRejection;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Option<Self>, UpgradeRejection> {
+        let asks = |value: &HeaderValue| {
+            let mut names = value.as_bytes().split(|byte| *byte == b',');
+            names.any(|name| name.trim_ascii().eq_ignore_ascii_case(b"websocket"))
+        };
+        if !parts.headers.get_all(header::UPGRADE).iter().any(asks) {
+            return Ok(None);
+        }
+        <Self as FromRequestParts<S>>::from_request_parts(parts, state).await.map(Some)
     }
 }
 

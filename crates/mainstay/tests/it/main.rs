@@ -2,19 +2,24 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod budget;
+mod chat;
 mod credentials;
 mod ends;
 mod fanout;
 mod feed;
 mod hostile;
 mod link;
+mod logs;
 mod manual;
 mod meddle;
 mod ordered;
 mod promises;
 mod reach;
 mod request;
+mod room;
+mod serve;
 mod session;
+mod session_ends;
 mod shutdown;
 mod sizes;
 mod stream;

@@ -200,3 +200,15 @@ async fn messages_and_states_go_in_one_select() {
     assert_eq!(last, Some(State::Ended));
     assert_eq!(client.changes().next().await, None);
 }
+
+#[tokio::test]
+async fn a_listener_elsewhere_is_woken_for_what_the_one_stream_hands_over() {
+    let mut link = link_behind_a_break().await;
+    let events = link.events();
+    let listening =
+        tokio::spawn(async move { while !matches!(events.next().await, Some(Event::FreshPeer)) {} });
+    // It has taken what there is, and waits.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    while !matches!(link.recv_any().await, Some(Incoming::FreshPeer { .. })) {}
+    listening.await.unwrap();
+}

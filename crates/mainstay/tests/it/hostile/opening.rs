@@ -42,17 +42,6 @@ async fn a_head_that_comes_byte_by_byte_is_given_up_at_the_opening_deadline() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_kept_alive_is_not_kept_for_ever() {
-    let stage = Stage::set(impatient()).await;
-    let answer = stage.answer(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-    // The second request never ends.
-    let answer = stage.answer(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\nGET / HT").await;
-    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-    stage.ends_unharmed().await;
-}
-
-#[tokio::test]
 async fn a_head_out_of_bounds_is_refused_unread() {
     let stage = Stage::set(Config::default()).await;
     let long = stage.answer(upgrade(&format!("X: {}\r\n", "x".repeat(20_000))).as_bytes()).await;

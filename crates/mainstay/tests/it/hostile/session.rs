@@ -7,6 +7,7 @@ use mainstay::server::{Config, LifetimeConfig};
 use mainstay_proto::session::message::{Beat, ClientKey, Hello, Instance, Resume, ResumeToken};
 use mainstay_proto::session::{Control, Frame, Message, Window};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::{Raw, Stage, frame, upgrade};
 use crate::support::{echo_server, until_quiet};
@@ -304,18 +305,19 @@ async fn an_idle_client_that_acknowledges_nothing_is_closed_all_the_same() {
     let mut raw = Raw::open(address, OFFER).await;
     raw.write(&control(&Control::Hello(Box::new(hello(1))))).await;
     raw.write(&frame(0x81, b"echo me")).await;
-    let code = loop {
-        let (first, payload) = raw.frame().await.unwrap();
-        match (first, Frame::decode(Message::Binary(payload.clone().into()))) {
-            (0x88, _) => break u16::from_be_bytes(*payload.first_chunk().unwrap()),
-            (_, Ok(Frame::Control(Control::Ping(beat)))) => {
+    let mut ends = Vec::new();
+    while let Ok((_, payload)) = raw.frame().await {
+        match Frame::decode(Message::Binary(payload.into())) {
+            Ok(Frame::Control(Control::Ping(beat))) => {
                 let beat = Beat { sent: 1, received: 0, ..beat };
                 raw.write(&control(&Control::Pong(beat))).await;
             }
+            Ok(Frame::Control(Control::End { code, .. })) => ends.push((code, Instant::now())),
             _ => {}
         }
-    };
-    assert_eq!(code, 1012);
-    until_quiet("the session expires", || mainstay.stats().sessions == 0).await;
+    }
+    let [(code, ended)] = ends[..] else { panic!("{ends:?}") };
+    assert_eq!((code, ended.elapsed().as_secs()), (4500, 5), "it answered END with nothing, and was dropped");
+    until_quiet("its session is over", || mainstay.stats().sessions == 0).await;
     assert_eq!(mainstay.stats().left_idle, 1);
 }

@@ -1,0 +1,183 @@
+//! What `serve` takes: listeners, applications, and how long connections wait for a next request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{ConnectInfo, Request};
+use axum::routing::{any, get};
+use axum::{Router, ServiceExt};
+use mainstay::server::{MakeService, Serve};
+use mainstay::{Mainstay, Session, SessionUpgrade};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::hostile::frame;
+use crate::support::{echo, until};
+
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+fn app(mainstay: &Mainstay) -> Router {
+    let address = async |ConnectInfo(address): ConnectInfo<std::net::SocketAddr>| address.to_string();
+    let page_or_socket = async |upgrade: Option<SessionUpgrade>| match upgrade {
+        Some(upgrade) => upgrade.on_session(echo),
+        None => axum::response::IntoResponse::into_response("a page"),
+    };
+    Router::new()
+        .route("/ws", any(page_or_socket))
+        .route("/address", get(address))
+        .with_state(mainstay.clone())
+}
+
+/// The response to a request on a connection that closes then.
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// Opens a WebSocket by hand and has a message echoed.
+async fn echoes(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    stream.write_all(UPGRADE.as_bytes()).await.unwrap();
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    stream.read_line(&mut line).await.unwrap();
+    assert!(line.starts_with("HTTP/1.1 101 "), "{line}");
+    while line != "\r\n" {
+        line.clear();
+        stream.read_line(&mut line).await.unwrap();
+    }
+    stream.write_all(&frame(0x81, b"hello")).await.unwrap();
+    let mut echo = [0; 7];
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(echo, *b"\x81\x05hello");
+}
+
+/// Serves on TCP whatever `make` makes of a router, and asks for `path`.
+async fn served<M: MakeService<std::net::SocketAddr>>(make: fn(Router) -> M, path: &str) -> String {
+    let mainstay = Mainstay::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server: Serve<_, M> = mainstay::serve(listener, make(app(&mainstay)), &mainstay);
+    tokio::spawn(server.into_future());
+    echoes(TcpStream::connect(address).await.unwrap()).await;
+    ask(TcpStream::connect(address).await.unwrap(), path).await
+}
+
+/// Takes the slash from the end of a path, as tower-http's `NormalizePath` does.
+#[derive(Clone)]
+struct WithoutSlash<S>(S);
+
+impl<S: tower_service::Service<Request>> tower_service::Service<Request> for WithoutSlash<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> S::Future {
+        *request.uri_mut() = request.uri().path().trim_end_matches('/').parse().unwrap();
+        self.0.call(request)
+    }
+}
+
+#[tokio::test]
+async fn an_application_is_a_router_a_make_service_or_a_layer_around_it() {
+    for answer in [
+        served(|app| app, "/address").await,
+        served(Router::into_make_service, "/address").await,
+        served(Router::into_make_service_with_connect_info::<std::net::SocketAddr>, "/address").await,
+        served(|app| ServiceExt::<Request>::into_make_service(WithoutSlash(app)), "/address/").await,
+    ] {
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("127.0.0.1:"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_route_may_serve_a_page_and_a_socket() {
+    let answer = served(|app| app, "/ws").await;
+    assert!(answer.ends_with("a page"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_listener_may_be_another_than_tcp() {
+    let mainstay = Mainstay::default();
+    let path = std::env::temp_dir().join(format!("mainstay-serve-{}", std::process::id()));
+    let listener = UnixListener::bind(&path).unwrap();
+    let stop = Arc::new(Notify::new());
+    let stopped = Arc::clone(&stop);
+    let server = mainstay::serve(listener, app(&mainstay), &mainstay)
+        .with_graceful_shutdown(async move { stopped.notified().await }, Duration::ZERO);
+    let server = tokio::spawn(server.into_future());
+    echoes(UnixStream::connect(&path).await.unwrap()).await;
+    assert!(ask(UnixStream::connect(&path).await.unwrap(), "/ws").await.ends_with("a page"));
+    stop.notify_one();
+    server.await.unwrap().unwrap();
+    std::fs::remove_file(path).unwrap();
+}
+
+#[tokio::test]
+async fn one_server_drains_all_that_it_was_told_of() {
+    let (first, second) = (Mainstay::default(), Mainstay::default());
+    let route = |mainstay: &Mainstay| app(mainstay);
+    let routes = Router::new().nest("/a", route(&first)).nest("/b", route(&second));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = Arc::new(Notify::new());
+    let stopped = Arc::clone(&stop);
+    let server = mainstay::serve(listener, routes, &first)
+        .also_drain(&second)
+        .with_graceful_shutdown(async move { stopped.notified().await }, Duration::ZERO);
+    let server = tokio::spawn(server.into_future());
+    let url = |path: &str| format!("ws://{address}{path}/ws");
+    let _clients = ["/a", "/b"].map(|path| mainstay::Client::builder(&url(path)).unwrap().connect());
+    until("both are there", || first.stats().sessions == 1 && second.stats().sessions == 1).await;
+    stop.notify_one();
+    server.await.unwrap().unwrap();
+    assert_eq!((first.stats().sessions, second.stats().sessions), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_may_wait_for_its_next_request_longer_than_for_its_first() {
+    let mainstay = Mainstay::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(mainstay::serve(listener, app(&mainstay), &mainstay).into_future());
+    let mut rest = Vec::new();
+    let silent = Instant::now();
+    TcpStream::connect(address).await.unwrap().read_to_end(&mut rest).await.unwrap();
+    assert_eq!(silent.elapsed().as_secs(), 5);
+    // And not for ever, whether the next one does not begin or does not end.
+    for next in ["", "GET / HT"] {
+        let mut kept = TcpStream::connect(address).await.unwrap();
+        kept.write_all(b"GET /ws HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        rest.clear();
+        while !rest.ends_with(b"a page") {
+            rest.push(kept.read_u8().await.unwrap());
+        }
+        let idle = Instant::now();
+        kept.write_all(next.as_bytes()).await.unwrap();
+        kept.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(idle.elapsed().as_secs(), 75, "{next}");
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_takes_its_time_after_the_end_is_waited_for_when_the_drain_is_zero() {
+    let (address, mainstay) =
+        crate::support::handled(Mainstay::default(), |mut session: Session| async move {
+            while session.recv().await.is_some() {}
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        })
+        .await;
+    let _client = mainstay::Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    until("it is there", || mainstay.stats().sessions == 1).await;
+    mainstay.drain(Duration::ZERO).await;
+    assert_eq!(mainstay.stats().sessions, 0, "its cleanup ran");
+}
