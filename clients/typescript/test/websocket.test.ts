@@ -469,6 +469,25 @@ for (const entry of Object.keys(SOCKETS)) {
     `);
     assert.equal(stdout.trim(), "hello");
   });
+
+  test(`the bundle for browsers speaks, ends and refuses where a test runs it in Node with "ws": ${entry}`, LIMIT, async (t) => {
+    const url = await serve(t, echo);
+    const script = `
+      import { WebSocket } from "${import.meta.resolve("ws")}";
+      globalThis.WebSocket = WebSocket;
+      console.log(import.meta.resolve("${entry}").includes("/dist/browser/"));
+      const { MainstaySocket } = await import("${entry}");
+      const socket = new MainstaySocket("${url}");
+      try { new MainstaySocket("${url}", ["a", "a"]); } catch (error) { console.log(error.name); }
+      socket.onopen = () => socket.send("hello");
+      socket.onmessage = ({ data }) => { console.log(data); socket.close(4001, "bye"); };
+      socket.onclose = ({ code, reason, wasClean }) => console.log(code, reason, wasClean);
+      const refused = new MainstaySocket("ws://127.0.0.1:9/", [], { maxRetries: 0 });
+      refused.onclose = ({ code }) => console.log(code);
+    `;
+    const { stdout } = await run(process.execPath, ["--conditions=browser", "--input-type=module", "-e", script], { cwd: import.meta.dirname, timeout: 15_000 });
+    assert.deepEqual(stdout.trim().split("\n").sort(), ["1006", "4001 bye true", "SyntaxError", "hello", "true"]);
+  });
 }
 
 // ---- who reads ----------------------------------------------------------------------------------
