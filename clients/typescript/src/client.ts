@@ -328,8 +328,12 @@ export abstract class BaseSocket extends EventTarget {
       this.isStepping = false;
     }
     if (machine.beginning) void this.begin();
-    const at = machine.isEnded ? Infinity : Math.min(machine.current ? machine.nowMs + TICK : Infinity, Math.max(machine.dueAt, machine.nowMs));
-    if (machine.isEnded) for (const end of this.listening.splice(0)) end();
+    let at = Math.max(machine.dueAt, machine.nowMs);
+    if (machine.current) at = Math.min(at, machine.nowMs + TICK);
+    if (machine.isEnded) {
+      at = Infinity;
+      for (const end of this.listening.splice(0)) end();
+    }
     if (at < this.timerAt || at === Infinity) {
       clearTimeout(this.timer);
       this.timerAt = at;
@@ -466,12 +470,11 @@ export abstract class BaseSocket extends EventTarget {
         connection.suspend();
         connection = new BaseSocket.nativeWebSocket!(this.place, names);
       }
-      const opened = connection;
       this.byId[id] = connection;
       connection.binaryType = "arraybuffer";
       /** Of one that was forgotten nothing is heard any more. */
       const then = (act: (event: any) => void) => (event: any) => this.byId[id] && this.proceed(() => act(event));
-      connection.onopen = then(() => machine.handleOpened(id, opened.protocol));
+      connection.onopen = then(() => machine.handleOpened(id, connection.protocol));
       connection.onmessage = then(({ data }) => machine.handleMessage(id, data));
       /** Why, where the class tells it: browsers do not. */
       let cause = "";
