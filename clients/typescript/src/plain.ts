@@ -1,4 +1,4 @@
-/** The socket without sessions, at a third of the size: reconnect and heartbeat towards servers that speak plain WebSocket. */
+/** The socket without sessions, at less than half the size: reconnect and heartbeat towards servers that speak plain WebSocket. */
 
 import { type BaseOptions, BaseSocket, type Fresh, type Waiting } from "./client.js";
 import { Machine } from "./machine.js";

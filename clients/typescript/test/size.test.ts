@@ -10,9 +10,9 @@ import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
-/** Of gzip, in bytes, 2 % above what it is now. The goals are 3600 without sessions and 9216 with them: being right comes first. */
-const PLAIN = 5_425;
-const SESSION = 11_920;
+/** Of gzip, in bytes, 1 % above what it is now. The goals are 3600 without sessions and 9216 with them: being right comes first. */
+const PLAIN = 5_025;
+const SESSION = 11_430;
 
 /** Between entry points that are bundled as one. */
 const AND = "` and `";
