@@ -22,6 +22,9 @@ const WHOLE = ["protocol", "testing"];
 /** Where the classes stand that an application holds, and may extend: their names are not to meet its own. */
 const HELD = ["client", "index", "wx", "native"];
 
+/** Words of the platform, or of the public declarations, that are nobody's but ours wherever they name a member without quotes. */
+const OURS = ["written", "acknowledged", "queue", "ready", "items", "base", "replaced", "window", "accept"];
+
 /** How often two short names are tried in each other's place: about a second. */
 const SWAPS = 6000;
 const LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
@@ -113,6 +116,7 @@ for (const name of await readdir(at("dist"))) if (/\.c?js(\.map)?$|\.cts$/.test(
 const all = { ...pages, entryPoints: [...ENTRIES, ...ALONE].map((name) => `src/${name}.ts`) };
 const { mangleCache } = await build({ ...all, mangleProps: /^[a-z]/, mangleCache: {}, write: false });
 const others = new Set([...(await publicWords()), ...(await platformNames())]);
+for (const name of OURS) others.delete(name);
 const own = Object.keys(mangleCache).filter((name) => !others.has(name));
 const held = await heldNames();
 const prefixed = own.filter((name) => held.has(name)).map((name, number) => [name, `_${LETTERS[number % 62]}${number > 61 ? number : ""}`]);

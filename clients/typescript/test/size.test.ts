@@ -11,8 +11,8 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 /** Of gzip, in bytes, 1 % above what it is now. The goals are 3600 without sessions and 9216 with them: being right comes first. */
-const PLAIN = 5_025;
-const SESSION = 11_430;
+const PLAIN = 5_040;
+const SESSION = 11_400;
 
 /** Between entry points that are bundled as one. */
 const AND = "` and `";
