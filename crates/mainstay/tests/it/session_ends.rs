@@ -31,6 +31,9 @@ struct Seen {
 
 impl Seen {
     async fn handle(self, mut session: Session) {
+        if self.has_begun() {
+            return; // A client that was sent away came back: another session.
+        }
         *self.sender.lock().unwrap() = Some(session.sender());
         session.send("welcome").await.unwrap();
         while let Some(message) = session.recv().await {
