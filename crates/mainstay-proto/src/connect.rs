@@ -921,6 +921,13 @@ impl Client {
         self.attached.is_some()
     }
 
+    /// Whether the server ended the session and the application has not received all that precedes its end: nothing more
+    /// is accepted.
+    #[must_use]
+    pub fn is_ended_by_server(&self) -> bool {
+        self.plain.is_none() && self.session.is_ended_by_server()
+    }
+
     /// Whether the application asked to end; nothing more is accepted.
     #[must_use]
     pub fn is_closing(&self) -> bool {

@@ -1027,6 +1027,12 @@ impl ClientSession {
         self.flow.outbox.last()
     }
 
+    /// The server's END came, and the application has not received all that precedes it: nothing more is accepted.
+    #[must_use]
+    pub fn is_ended_by_server(&self) -> bool {
+        matches!(self.life, Life::EndReceived { .. })
+    }
+
     /// The session is over and has nothing more to write.
     #[must_use]
     pub fn is_over(&self) -> bool {
