@@ -921,17 +921,11 @@ impl Client {
         self.attached.is_some()
     }
 
-    /// Whether the server ended the session and the application has not received all that precedes its end: nothing more
-    /// is accepted.
-    #[must_use]
-    pub fn is_ended_by_server(&self) -> bool {
-        self.plain.is_none() && self.session.is_ended_by_server()
-    }
-
-    /// Whether the application asked to end; nothing more is accepted.
+    /// Whether nothing more is accepted: the application asked to end, or the server ended the session, though what it
+    /// sent before is not read yet.
     #[must_use]
     pub fn is_closing(&self) -> bool {
-        self.closing.is_some() || self.end.is_some()
+        self.closing.is_some() || self.end.is_some() || self.session.is_ended_by_peer()
     }
 
     /// Whether more should be read now: the application is not too far behind. (A session's server is

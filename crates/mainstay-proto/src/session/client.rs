@@ -1027,16 +1027,16 @@ impl ClientSession {
         self.flow.outbox.last()
     }
 
-    /// The server's END came, and the application has not received all that precedes it: nothing more is accepted.
-    #[must_use]
-    pub fn is_ended_by_server(&self) -> bool {
-        matches!(self.life, Life::EndReceived { .. })
-    }
-
     /// The session is over and has nothing more to write.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.life == Life::Over
+    }
+
+    /// Whether the server's END came, and what came before it is still being handed over.
+    #[must_use]
+    pub fn is_ended_by_peer(&self) -> bool {
+        matches!(self.life, Life::EndReceived { .. })
     }
 
     /// Which running client this is.

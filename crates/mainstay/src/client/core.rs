@@ -285,7 +285,7 @@ impl Inner {
             return Err(SendError::Full(message));
         }
         self.machine.send(message).map_err(|message| match self.machine.largest() {
-            _ if self.machine.is_closing() || self.machine.is_ended_by_server() => SendError::Over(message),
+            _ if self.machine.is_closing() => SendError::Over(message),
             limit if message.len() as u64 > limit => SendError::TooLarge { message, limit },
             _ => SendError::Full(message),
         })

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mainstay::client::Event;
 use mainstay::server::{Changes, Config, EndCause, Sender, SessionState};
-use mainstay::{Client, CloseCode, Link, Mainstay, Message, Session};
+use mainstay::{Client, CloseCode, Link, Mainstay, Message, SendError, Session};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -90,6 +90,25 @@ async fn nothing_is_received_after_a_close_however_long_the_client_reads_nothing
     assert!(closed.elapsed() <= Duration::from_secs(11), "{:?}", closed.elapsed());
     assert_eq!((seen.received(), seen.end()), (1, kicked()));
     assert!(seen.sender().is_over());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_was_closed_accepts_nothing_more_though_it_did_not_read_what_came_before() {
+    let (address, _mainstay, seen) = serve(Config::default()).await;
+    let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    client.send("before").await.unwrap();
+    until_quiet("it is heard", || seen.received() == 1).await;
+    seen.sender().close(KICKED, "kicked");
+    // One that waits for room is told, too: the server hears no more, and makes none.
+    let outcome = tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            if let Err(refused) = client.send("after").await {
+                break refused;
+            }
+        }
+    });
+    assert_eq!(outcome.await.unwrap(), SendError::Over("after".into()));
+    assert!(client.sender().is_over());
 }
 
 #[tokio::test(start_paused = true)]
