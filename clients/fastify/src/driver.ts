@@ -210,12 +210,13 @@ export class Driver extends Resident implements Listener {
 
   close(code: number, reason: string): void {
     this.machine.close(this.host.clock(), code, reason);
+    this.dismissReceivers();
     this.step();
   }
 
-  /** Undefined: the session is over. */
+  /** Undefined: nothing more is handed over. */
   next(): Promise<string | Buffer | undefined> {
-    if (this.isForgotten) return Promise.resolve(undefined);
+    if (this.isForgotten || !this.machine.handsOver) return Promise.resolve(undefined);
     return new Promise((receive) => {
       (this.receivers ??= []).push(receive);
       this.step();
@@ -432,9 +433,15 @@ export class Driver extends Resident implements Listener {
     clearImmediate(this.judging);
     this.host.forget(this);
     for (const { settle } of this.senders ?? []) settle(false);
-    for (const receive of this.receivers ?? []) receive(undefined);
-    this.senders = this.receivers = undefined;
+    this.senders = undefined;
+    this.dismissReceivers();
     this.tell("closed", { why, code, reason });
+  }
+
+  /** Those that wait for a message learn that there is none. */
+  private dismissReceivers(): void {
+    for (const receive of this.receivers ?? []) receive(undefined);
+    this.receivers = undefined;
   }
 
   /** Calls the application's listeners; one that throws is reported, and the others are called. */

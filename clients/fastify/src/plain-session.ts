@@ -136,9 +136,19 @@ export class PlainSession {
 
   verdict(): void {}
 
-  /** Ends in order: what was accepted is written first. What has not left within 10 s is dropped with the connection. */
+  /**
+   * Ends in order: what was accepted is written first, and nothing more is handed over. What has not left within 10 s is
+   * dropped with the connection.
+   */
   close(now: number, code: number, reason: string): void {
-    if (this.isOpen) this.closing = { code, reason, until: now + CLOSE_TIMEOUT, isSaid: false };
+    if (!this.isOpen) return;
+    this.closing = { code, reason, until: now + CLOSE_TIMEOUT, isSaid: false };
+    this.inbox = undefined;
+  }
+
+  /** The session is open, or its client ended it and what came before waits. */
+  get handsOver(): boolean {
+    return !this.closing;
   }
 
   goAway(): void {}

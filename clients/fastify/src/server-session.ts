@@ -65,7 +65,8 @@ type Life =
   | { is: "parked"; since: number }
   | { is: "attached" }
   /** Ended by us: END leaves once everything before it is acknowledged, and at the latest `until` then. */
-  | { is: "closing"; code: number; reason: string; until: number }
+  /** `until`: when END goes out whatever is acknowledged, or parked, when it is over; never later than `by`. */
+  | { is: "closing"; code: number; reason: string; until: number; by: number }
   /** END is written; only the client's END is awaited, and not for ever. */
   | { is: "end sent"; code: number; reason: string; until: number }
   /** The client's END came; what was taken before it is still being handed over. */
@@ -120,6 +121,8 @@ export interface Token {
 
 /** An END that nobody answers is waited for this long. */
 export const CLOSE_TIMEOUT = 10_000;
+/** A client that acknowledges nothing of what precedes END has this long. */
+const LAST_WORDS = 5000;
 const VOLATILES: Window = [64, 262_144];
 const CAUSES = { expired: 1, ended: 2, evicted: 3, lost: 0 };
 
@@ -242,7 +245,7 @@ export class ServerSession {
       volatiles: new Volatiles(VOLATILES),
       auth: undefined,
     };
-    this.life = life.is === "closing" ? life : { is: "attached" };
+    this.life = life.is === "closing" ? { ...life, until: Math.min(now + LAST_WORDS, life.by) } : { is: "attached" };
     this.queueEndIfDue(now);
     return { is: "done", fenced, dropped };
   }
@@ -267,25 +270,28 @@ export class ServerSession {
    * @throws {@link ProtocolError}: fail this connection with 4400. The session is kept, unless the error is fatal.
    */
   receive(now: number, connection: number, frame: Frame, length?: number): void {
-    const { attached, life, flow } = this;
+    const { attached, flow } = this;
     if (attached?.connection !== connection) return;
     attached.heartbeat.bytes(now);
     // A type that ends ignore which do not know it stays ignored where it means nothing.
     if (!frame || frame[0] === Type.Replaced) return;
     if (frame[0] === Type.Data) {
-      const isEnding = life.is === "end sent" || life.is === "end received" || life.is === "over";
-      // After END nothing is handed over any more, but the position moves.
-      if (isEnding) attached.lane.read++;
+      // After our close, or an END, nothing is handed over any more, but the position moves.
+      if (!this.isOpen) attached.lane.read++;
       else flow.readData(attached.lane, frame[1], length);
       return;
     }
     if (!this.isConfirmed) this.confirmEpoch();
+    const { acknowledged } = flow.outbox;
     try {
       this.receiveControl(now, attached, frame);
     } catch (error) {
       if (error instanceof ProtocolError && error.isFatal) this.endNow(now, 4400, "positions differ");
       throw error;
     }
+    const { life } = this;
+    // One that goes on acknowledging has more time.
+    if (life.is === "closing" && flow.outbox.acknowledged > acknowledged) life.until = Math.min(now + LAST_WORDS, life.by);
     this.trim();
     this.queueEndIfDue(now);
   }
@@ -357,6 +363,7 @@ export class ServerSession {
     this.flow.pong = undefined;
     this.flow.outbox.trim(Infinity);
     if (life.is === "attached") this.life = { is: "parked", since: now };
+    else if (life.is === "closing") life.until = Math.min(now + Math.max(this.resumeWindow, CLOSE_TIMEOUT), life.by);
     // Our END may or may not have arrived; the tombstone tells a client that asks.
     else if (life.is === "end sent") this.finish({ why: "ended", code: life.code, reason: life.reason, byUs: true });
     else if (life.is === "end received") this.finish({ why: "ended", code: life.code, reason: life.reason, byUs: false });
@@ -387,9 +394,9 @@ export class ServerSession {
     return this.handsOver ? this.volatiles.shift() : undefined;
   }
 
-  /** The sender of END hands over nothing more. */
-  private get handsOver(): boolean {
-    return this.life.is !== "end sent" && this.life.is !== "over";
+  /** The session is open, or its client ended it and what came before waits. The end that closes hands over nothing more. */
+  get handsOver(): boolean {
+    return this.isOpen || this.life.is === "end received";
   }
 
   /** Credentials that the client sent for the live session, once each; {@link verdict} takes what was said of them. */
@@ -411,14 +418,21 @@ export class ServerSession {
   }
 
   /**
-   * Ends the session in order: what was accepted before is delivered first, then END. A client that does not acknowledge
-   * it within the resume window (10 s at least) gets END without: nobody can put off its end.
+   * Ends the session in order: what was accepted before is delivered first, then END. Nothing more is handed over. A client
+   * that acknowledges nothing for 5 s, or not everything within the resume window (10 s at least), gets END without:
+   * nobody can put off its end.
    */
   close(now: number, code: number, reason: string): void {
     const { life, resumeWindow } = this;
-    if (life.is !== "parked" && life.is !== "attached") return;
-    const until = life.is === "parked" ? life.since + resumeWindow : now + Math.max(resumeWindow, CLOSE_TIMEOUT);
-    this.life = { is: "closing", code, reason, until };
+    if (life.is === "parked") {
+      // It has the resume window to come back, and then time to take what waits.
+      const until = life.since + resumeWindow;
+      this.life = { is: "closing", code, reason, until, by: until + CLOSE_TIMEOUT };
+    } else if (life.is === "attached") {
+      this.life = { is: "closing", code, reason, until: now + LAST_WORDS, by: now + Math.max(resumeWindow, CLOSE_TIMEOUT) };
+    } else return;
+    this.flow.inbox.queue = [];
+    this.volatiles.clear();
     this.queueEndIfDue(now);
   }
 
@@ -435,13 +449,14 @@ export class ServerSession {
   private queueEndIfDue(now: number): void {
     const { life, flow } = this;
     const isFlushed = flow.outbox.acknowledged === flow.outbox.last;
-    if (life.is === "closing" && this.attached && (isFlushed || life.until <= now)) this.endNow(now, life.code, life.reason);
+    if (life.is !== "closing" || !this.attached || !(isFlushed || life.until <= now)) return;
+    this.endNow(now, life.code, life.reason, isFlushed ? CLOSE_TIMEOUT : LAST_WORDS);
   }
 
-  /** Final: nothing more is written or handed over. */
-  private endNow(now: number, code: number, reason: string): void {
+  /** Final: nothing more is written or handed over. The client has so long for its answer. */
+  private endNow(now: number, code: number, reason: string, patience = CLOSE_TIMEOUT): void {
     this.flow.inbox.queue = [];
-    this.life = { is: "end sent", code, reason, until: now + CLOSE_TIMEOUT };
+    this.life = { is: "end sent", code, reason, until: now + patience };
     this.queueEnd(code, reason);
   }
 
@@ -485,7 +500,7 @@ export class ServerSession {
       return encode([Type.AuthResult, auth.accepted, 0]);
     }
     if (queue.length) return queue.shift();
-    if (!this.handsOver) {
+    if (this.life.is === "end sent" || this.life.is === "over") {
       // A client that still hands over what came before END asks whether anybody is there.
       const { pong } = flow;
       flow.pong = undefined;

@@ -96,3 +96,46 @@ for (const [what, state] of [["nothing", "parked"], ["a message", "attached"]] a
     assert.equal(stage.driver.session.state, state);
   });
 }
+
+test("a client that is closed and acknowledges nothing is not heard any more, and is gone in 10 s", async (t) => {
+  const stage = new Stage(t);
+  const { session } = stage.driver;
+  const heard: unknown[] = [];
+  session.on("message", (data) => heard.push(data));
+  assert.ok(session.trySend("welcome"));
+  session.close(4000, "kicked");
+  const closedAt = stage.now;
+  await stage.pass(20_000, () => void stage.socket.emit("message", Buffer.from("still here"), false));
+  assert.deepEqual(heard, []);
+  const end = stage.socket.written.find((frame) => frame[0] === 8);
+  assert.deepEqual(end?.slice(0, 3), [8, 4000, "kicked"]);
+  assert.equal(stage.forgotten, 1);
+  assert.ok(stage.now - closedAt >= 10_000);
+});
+
+test("a loop over messages ends when its session is closed, whatever the client does", async (t) => {
+  const stage = new Stage(t);
+  const { session } = stage.driver;
+  const loop = (async () => {
+    for await (const _ of session);
+    return "ended";
+  })();
+  assert.ok(session.trySend("welcome"));
+  session.close(4000, "kicked");
+  assert.equal(await loop, "ended");
+});
+
+test("a client that goes on acknowledging what precedes its end has the time for it", async (t) => {
+  const stage = new Stage(t, { ...CONFIG, keep: [1024, 1_000_000] });
+  const { session } = stage.driver;
+  for (let n = 0; n < 12; n++) session.trySend(`${n}`);
+  session.close(4000, "enough");
+  let acknowledged = 0;
+  const ends = () => stage.socket.written.some((frame) => frame[0] === 8);
+  for (; acknowledged < 12; acknowledged++) {
+    assert.ok(!ends(), `END after ${acknowledged} of 12`);
+    stage.socket.arrive([3, acknowledged + 1]);
+    if (acknowledged < 11) await stage.pass(4000);
+  }
+  assert.ok(ends());
+});

@@ -31,6 +31,9 @@ struct Seen {
 
 impl Seen {
     async fn handle(self, mut session: Session) {
+        if self.has_begun() {
+            return; // A client that was sent away came back: another session.
+        }
         *self.sender.lock().unwrap() = Some(session.sender());
         session.send("welcome").await.unwrap();
         while let Some(message) = session.recv().await {
@@ -83,6 +86,7 @@ async fn nothing_is_received_after_a_close_however_long_the_client_reads_nothing
     assert!(closed.elapsed() <= Duration::from_secs(1));
     client.send("after").await.ok();
     until_quiet("it holds no place", || mainstay.stats().sessions == 0).await;
+    assert!(client.send("to nobody").await.is_err(), "it does not wait for a session that was ended");
     assert!(closed.elapsed() <= Duration::from_secs(11), "{:?}", closed.elapsed());
     assert_eq!((seen.received(), seen.end()), (1, kicked()));
     assert!(seen.sender().is_over());
