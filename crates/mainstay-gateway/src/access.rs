@@ -5,8 +5,8 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use mainstay::server::Session;
-use mainstay::{CloseCode, PeerClose, SessionId};
+use mainstay::server::{End, EndCause, Session};
+use mainstay::{CloseCode, SessionId};
 
 /// A visitor that is there. Its line is written by [`ended`](Self::ended), or when this is dropped.
 pub(crate) struct Visitor {
@@ -55,14 +55,21 @@ impl Visitor {
         self.write(by, code, cause);
     }
 
-    /// Writes the line of a visitor that left by itself, with the Close that it sent, if any.
-    pub(crate) fn left(self, close: Option<&PeerClose>) {
-        let cause = match close {
-            Some(close) if close.reason.is_empty() => "left".to_owned(),
-            Some(close) => format!("left: {}", close.reason),
-            None => "is gone without a close, or did not come back".to_owned(),
+    /// Writes the line of a visitor that no longer sends anything, for the reason that ended its session.
+    pub(crate) fn left(self, end: Option<&End>) {
+        let cause = match end.map_or(EndCause::Lost, |end| end.cause) {
+            EndCause::Client => "left",
+            EndCause::Lost => "is gone without a close",
+            EndCause::Expired => "did not come back",
+            other => other.as_str(),
         };
-        self.ended(By::Visitor, close.and_then(|close| close.code), &cause);
+        let by = match end.map_or(EndCause::Lost, |end| end.cause) {
+            EndCause::Client | EndCause::Lost | EndCause::Expired | EndCause::ProtocolError => By::Visitor,
+            _ => By::Gateway,
+        };
+        let reason = end.map_or("", |end| &end.reason);
+        let cause = if reason.is_empty() { cause.to_owned() } else { format!("{cause}: {reason}") };
+        self.ended(by, end.and_then(|end| end.code), &cause);
     }
 
     fn write(&mut self, by: By, code: Option<CloseCode>, cause: &str) {

@@ -126,7 +126,7 @@ pub(crate) async fn relay(
     match end {
         End::Client => {
             let close = session.peer_close();
-            visitor.left(close.as_ref());
+            visitor.left(session.end().as_ref());
             account.not_delivered(left_behind(&mut session).await);
             finish(link, close, &conversation, &mut account).await;
         }

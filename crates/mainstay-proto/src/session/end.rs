@@ -11,7 +11,8 @@ pub struct End {
     /// The code of END or Close: the client's, or ours. `None`: neither was sent, or its code is none that a Close may
     /// carry.
     pub code: Option<CloseCode>,
-    /// The reason that went with the code; empty where there was none.
+    /// The reason that went with the code, or the verdict on a plain client that was called dead; empty where there was
+    /// none.
     pub reason: String,
 }
 

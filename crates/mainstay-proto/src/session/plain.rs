@@ -369,13 +369,13 @@ impl PlainSession {
             }
         }
         if self.closes_at().is_some_and(|at| at <= now) {
-            self.die();
+            self.die("");
             return None;
         }
         let action = self.heartbeat.handle_timeout(now, &self.config.heartbeat);
         match action {
             Some(Action::Probe { nonce }) => self.ping = u32::try_from(nonce).ok(),
-            Some(Action::Dead(_)) => self.die(),
+            Some(Action::Dead(evidence)) => self.die(&evidence.to_string()),
             // Its answers may lie unread: it is this end that does not listen.
             Some(Action::NotListening) if !self.wants_input() => return None,
             _ => {}
@@ -396,9 +396,10 @@ impl PlainSession {
         [leave.filter(|_| beat.is_some()), beat, self.closes_at()].into_iter().flatten().min()
     }
 
-    fn die(&mut self) {
+    /// `why`: the verdict in words, where this end had not begun to close.
+    fn die(&mut self, why: &str) {
         let End::Closing(closing) = &self.end else {
-            self.end = End::Dead(None);
+            self.end = End::Dead(Some(Box::new(end::End::new(EndCause::Lost, None, why))));
             return;
         };
         let (end, forgets) = (closing.end(), closing.forgets);

@@ -5,12 +5,13 @@ use std::time::Duration;
 use mainstay::client::{Event, Lost};
 use mainstay::{Client, Evidence, Message};
 use mainstay_proto::session::{Control, Frame};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{SECOND, before_a_listener, before_an_echo, comes_back, session};
 use crate::frames::{BINARY, CLOSE, Frames, PING, PONG, TEXT};
-use crate::support::{Gateway, until};
+use crate::support::{Gateway, mainstay, until};
 
 /// The next Ping, whatever comes before it.
 async fn ping(end: &mut Frames) -> Vec<u8> {
@@ -154,7 +155,13 @@ async fn r4_a_frozen_visitor_is_found_and_one_that_is_slow_and_busy_is_not_calle
 
 #[tokio::test]
 async fn r5_the_verdict_ends_the_visitors_connection_without_a_close_and_the_backend_is_told_at_once() {
-    let (gateway, listener) = before_a_listener(&["--heartbeat", "100ms"]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut command =
+        mainstay(&["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--heartbeat", "100ms"]);
+    command
+        .args(["--upstream", &format!("ws://{}", listener.local_addr().unwrap())])
+        .env("MAINSTAY_LOG", "info");
+    let gateway = Gateway::begin(command);
     let (mut visitor, (_, mut backend)) = tokio::join!(visitor(&gateway, "/"), Frames::serve(&listener));
     let told = async {
         loop {
@@ -176,6 +183,8 @@ async fn r5_the_verdict_ends_the_visitors_connection_without_a_close_and_the_bac
     assert_eq!(gateway.metric("dead_peers_total{leg=\"visitor\",evidence=\"silent\"}"), 1.0);
     gateway.reaches("connections", 0.0).await;
     gateway.reaches("sessions", 0.0).await;
+    let verdict = "is gone without a close: dead: no sign of life after a probe";
+    until("the log has the same reason", || gateway.said().contains(verdict)).await;
 }
 
 #[tokio::test]
