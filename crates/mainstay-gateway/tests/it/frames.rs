@@ -36,6 +36,8 @@ impl Frames {
     pub(crate) async fn visit_slowly(address: SocketAddr, path: &str, ahead: u32) -> (String, Self) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(ahead).unwrap();
+        // Loopback's segments of 64 KiB make the other end's kernel keep far more than a network's would.
+        socket2::SockRef::from(&socket).set_tcp_mss(1220).unwrap();
         Self::visit_over(socket.connect(address).await.unwrap(), path, "").await
     }
 
