@@ -407,9 +407,12 @@ test("a thousand connections that are lost leave nothing behind", async () => {
     for (let i = 0; i < count; i++) await next(socket, "session");
   };
   await cycles(1000);
-  const before = heap();
-  await cycles(1000);
-  const grown = heap() - before;
-  assert.ok(grown < 400_000, `${grown} bytes more after 1,000 cycles`);
+  // What is left behind is left in each round; what the machine had not finished is not.
+  const rounds: number[] = [];
+  for (let before = heap(); rounds.length < 3; before = heap()) {
+    await cycles(700);
+    rounds.push(heap() - before);
+  }
+  assert.ok(Math.min(...rounds) < 280_000, `${rounds.join(", ")} bytes more after 700 cycles each`);
   socket.suspend();
 });

@@ -22,8 +22,10 @@ use tracing_subscriber::EnvFilter;
 const LINES: usize = 4096;
 const BYTES: usize = 1 << 20;
 /// What is shown unless `MAINSTAY_LOG` says otherwise: troubles, and what the gateway notes about itself and its
-/// backend. Lines about single visitors are of level info too, and not shown.
-const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::admin=info,\
+/// backend. Lines about single visitors are of level info too, and not shown; neither is the span of a session, of which
+/// each would cost some 300 bytes. (A directive holds for every target that begins with it: `mainstay::serve` alone would
+/// let the library's `mainstay::server` through.)
+const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::server=warn,mainstay::admin=info,\
                        mainstay::successor=info,mainstay::backend=info";
 
 /// How lines are written.
