@@ -69,6 +69,8 @@ pub(super) enum Event {
     Expires(usize),
     /// Nobody answers its END.
     EndRunsOut(usize),
+    /// Both ends close, and neither hands over what the other waits for: this one sends END without.
+    PatienceRunsOut(usize),
     Buries(usize),
     Restarts,
     SecondTab,
@@ -91,6 +93,7 @@ impl Event {
                 | ReachesServer(_)
                 | ReachesClient(_)
                 | Buries(_)
+                | PatienceRunsOut(_)
         )
     }
 }
@@ -302,6 +305,10 @@ impl World {
         if session.connection().is_some() && !session.is_open() && left.expiries > 0 {
             events.push(Event::EndRunsOut(index));
         }
+        let is_flushing = !session.is_open() && !session.is_final() && session.connection().is_some();
+        if is_flushing && self.clients.iter().any(|client| client.ending) {
+            events.push(Event::PatienceRunsOut(index));
+        }
     }
 
     fn link_events(&self, index: usize, events: &mut Vec<Event>) {
@@ -440,6 +447,12 @@ impl World {
                 self.left.expiries -= 1;
                 self.facts().excuse();
                 self.session(session).handle_timeout(now + RESUME_WINDOW);
+            }
+            Event::PatienceRunsOut(session) => {
+                let before = self.sessions.0[session].clone();
+                self.session(session).handle_timeout(now + CLOSE_TIMEOUT);
+                self.settle_session(session)?;
+                return Ok(before != self.sessions.0[session]);
             }
             Event::EndRunsOut(session) => {
                 self.left.expiries -= 1;
