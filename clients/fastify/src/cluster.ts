@@ -2,7 +2,7 @@
  * Several processes behind one port, as `node:cluster` and pm2 run them: a client that comes back reaches any of them, and
  * its session lives in one.
  *
- * A resume token names the process that issued it, by its first bytes. Whoever is presented a token of another process
+ * A resume token names the process that issued it, by its first bytes. A process that is presented a token of another
  * passes the connection on to it, over a local socket, and what passes then is none of its business. If that process is
  * gone, so is the session, and the client is told by a gap as after any restart.
  *

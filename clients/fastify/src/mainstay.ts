@@ -5,7 +5,7 @@ import type { Server } from "./server.js";
 import { type Closed, driverOf, type Loss, type Sendable, type Session } from "./session.js";
 import { metricsOf, type Stats, statsOf } from "./metrics.js";
 
-/** Who is told of sessions, whatever their route. A listener that throws is logged, and concerns nobody. */
+/** What is told of sessions, whatever their route. A listener that throws is logged; the session and the other listeners go on. */
 export interface Presence {
   session: (session: Session) => void;
   resumed: (session: Session, epoch: number) => void;
@@ -31,7 +31,7 @@ export class Mainstay {
     return this.#server.find(id);
   }
 
-  /** Who is in one of these rooms: `to("a", "b").send(data)` reaches each once. */
+  /** The sessions in one of these rooms: `to("a", "b").send(data)` reaches each once. */
   to(...rooms: string[]): Audience {
     const { rooms: all } = this.#server;
     return {

@@ -17,7 +17,7 @@ export class Counts {
   attaches = { new: 0, resumed: 0, lost: 0, refused: 0 };
   deadPeers = { silent: 0, frozen: 0, stalled: 0 };
   protocolErrors = { websocket: 0, session: 0 };
-  /** Of sessions that are over. */
+  /** The messages of sessions that are over. */
   messages = { in: 0, out: 0 };
   gaps = { session: 0, client: 0 };
   evicted = { full: 0, slow: 0, draining: 0 };

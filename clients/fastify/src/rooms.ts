@@ -11,9 +11,9 @@ import { dataOf, type Sendable, type Session } from "./session.js";
 
 /** To whom, and what about those that are too far behind. */
 export interface SendOptions {
-  /** Who gets nothing: mostly the session that it came from. */
+  /** Sessions that get nothing: mostly the session that it came from. */
   except?: Session | Iterable<Session> | undefined;
-  /** Who gets it; all by default. */
+  /** Which sessions get it; all by default. */
   where?: ((session: Session) => boolean) | undefined;
   /**
    * A member that has no room for the message, as its client is away or slow and `keep` is full. `close` gives its
@@ -88,7 +88,7 @@ export class Rooms {
     return [...this.rooms.keys()];
   }
 
-  /** Who is in one of these rooms, each once. */
+  /** The sessions in these rooms, each once. */
   in(names: string[]): ReadonlySet<Session> {
     names.forEach(check);
     const sets = names.map((name) => this.rooms.get(name) ?? []);

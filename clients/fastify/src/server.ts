@@ -115,7 +115,7 @@ export class Server implements Host {
 
   private async openSession(opening: Opening, begin: Begin, crowd: number): Promise<boolean> {
     const { connection } = opening;
-    // Who resumes is counted twice for a moment; so many that say nothing of themselves are not waited for.
+    // A client that resumes is counted twice for a moment; so many that say nothing of themselves are not waited for.
     if (crowd > 2) return this.refuseCrowd(opening);
     const first = await opening.first();
     if (opening.isLost) return false;

@@ -81,7 +81,7 @@ export class Session extends EventEmitter<SessionEvents> {
     (this as EventEmitter).on("newListener", Session.#wake);
   }
 
-  /** Whoever listens now gets what waited. */
+  /** A listener that is set now gets what waited. */
   static #wake(this: Session): void {
     queueMicrotask(() => this.#driver.step());
   }

@@ -13,7 +13,7 @@ import type { WebSocket } from "ws";
 import { dataOf, type Sendable, type Session } from "./session.js";
 
 export interface ConnectOptions {
-  /** Of the upgrade request, such as `cookie`. */
+  /** Headers of the upgrade request, such as `cookie`. */
   headers?: Record<string, string>;
   /** What `authenticate` gets. */
   credentials?: string | Uint8Array;
@@ -138,7 +138,7 @@ export class TestClient {
     const wire = await this.#dial(++this.#connections, (code, reason) => (closed = [code, reason]));
     this.#wire = wire;
     this.#client.handleOpened(performance.now(), this.#connections);
-    // Of a refusal the Close has the words.
+    // The Close has the words of a refusal.
     await this.#until(() => this.#isAttached || !!closed);
     cut(old);
     if (!this.#isAttached) {

@@ -32,7 +32,7 @@ export abstract class Resident {
   abstract due(): void;
 }
 
-/** Who stands in a slot, and places that were left. */
+/** What stands in a slot, and places that were left. */
 class Slot {
   residents: (Resident | undefined)[] = [];
   load = 0;

@@ -36,7 +36,7 @@ for (const mode of MODES) {
     const timers = timersOf(t);
     let promises = 0;
     const hook = createHook({ init: (_id, type) => void (promises += +(type === "PROMISE")) }).enable();
-    // Of a session every 32nd message is acknowledged by either end.
+    // In a session every 32nd message is acknowledged by either end.
     for (let i = 0; i < 20; i++) stage.say("hi");
     hook.disable();
     assert.deepEqual([stage.heard().length, timers(), promises], [28, 0, 0]);

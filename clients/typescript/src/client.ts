@@ -487,7 +487,7 @@ export abstract class BaseSocket extends EventTarget {
       });
     } catch (error) {
       this.emit("error", { error });
-      // Of the server it says nothing.
+      // It says nothing of the server.
       this.proceed(() => machine.handleLost(id, 1011, `${error}`));
     }
   }

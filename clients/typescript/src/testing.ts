@@ -10,7 +10,7 @@ import { Flow, Inbox, type Lane, Outbox } from "./flow.js";
 import { type Account, type Bytes, bytesOf, type Control, type Data, decode, encode, type Frame, type Hello, toHex, Type, viewOf } from "./wire.js";
 
 const WINDOW: [messages: number, bytes: number] = [1024, 1_048_576];
-/** Of the announced heartbeat, which is not sent: the client is patient for two hours. */
+/** The interval of the announced heartbeat, which is not sent: the client is patient for two hours. */
 const HOUR = 3_600_000;
 
 /** Later, and not by a timer or a microtask that a test may have replaced. */

@@ -57,15 +57,12 @@ impl Visitor {
 
     /// Writes the line of a visitor that no longer sends anything, for the reason that ended its session.
     pub(crate) fn left(self, end: Option<&End>) {
-        let cause = match end.map_or(EndCause::Lost, |end| end.cause) {
-            EndCause::Client => "left",
-            EndCause::Lost => "is gone without a close",
-            EndCause::Expired => "did not come back",
-            other => other.as_str(),
-        };
-        let by = match end.map_or(EndCause::Lost, |end| end.cause) {
-            EndCause::Client | EndCause::Lost | EndCause::Expired | EndCause::ProtocolError => By::Visitor,
-            _ => By::Gateway,
+        let (by, cause) = match end.map_or(EndCause::Lost, |end| end.cause) {
+            EndCause::Client => (By::Visitor, "left"),
+            EndCause::Lost => (By::Visitor, "is gone without a close"),
+            EndCause::Expired => (By::Visitor, "did not come back"),
+            EndCause::ProtocolError => (By::Visitor, "broke the protocol"),
+            other => (By::Gateway, other.as_str()),
         };
         let reason = end.map_or("", |end| &end.reason);
         let cause = if reason.is_empty() { cause.to_owned() } else { format!("{cause}: {reason}") };

@@ -76,7 +76,7 @@ pub enum WhenFull {
     Wait,
     /// It is given back.
     Fail,
-    /// The oldest messages that were never written make room for it, and are reported as not delivered. Where there are none it is itself the oldest. Nobody waits.
+    /// The oldest messages that were never written make room for it, and are reported as not delivered. Where there are none it is itself the oldest. No sender waits.
     DropOldest,
 }
 

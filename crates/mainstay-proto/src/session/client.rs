@@ -143,12 +143,12 @@ pub enum ClientEvent {
         reason: String,
         /// What became of what was sent.
         fate: Fate,
-        /// Who ended it.
+        /// Which end ended it.
         by: EndedBy,
     },
 }
 
-/// Who ended a session.
+/// Which end ended a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EndedBy {
     /// This end, with [`close`](ClientSession::close).
@@ -816,7 +816,7 @@ impl ClientSession {
         self.pending().or_else(|| self.current())
     }
 
-    /// Nobody drives it any more: what became of what was sent. What was received is still handed over.
+    /// It is driven no more: what became of what was sent. What was received is still handed over.
     pub fn forsake(&mut self) -> Fate {
         let fate = self.fate(None, false);
         self.delivered_at_the_end = fate.delivered;

@@ -68,7 +68,7 @@ struct Closing {
     said: bool,
     /// What waits to be written is not written any more.
     is_aborted: bool,
-    /// Nobody will ask for what was not delivered.
+    /// The application will not ask for what was not delivered.
     forgets: bool,
 }
 
@@ -309,7 +309,7 @@ impl PlainSession {
         self.stop_handing_over();
     }
 
-    /// Nobody will ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over. Call it
+    /// The application will not ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over. Call it
     /// after [`close`](Self::close).
     pub fn forget_undelivered(&mut self) {
         match &mut self.end {

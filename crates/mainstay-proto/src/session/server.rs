@@ -104,7 +104,7 @@ pub struct ServerSession {
     is_retired: bool,
     /// [`poll_over`](Self::poll_over) said so.
     told_over: bool,
-    /// Nobody will ask for what was not delivered.
+    /// The application will not ask for what was not delivered.
     forgets: bool,
     /// In a box, as a parked session has none.
     attached: Option<Box<Attached>>,
@@ -112,7 +112,7 @@ pub struct ServerSession {
     volatiles: Volatiles,
     /// Where the connection behind this server was replaced; `None`: it never was.
     replaced: Option<Box<Replacements>>,
-    /// Who ended it and how, once somebody did.
+    /// Which end ended it and how, once one did.
     end: Option<Box<End>>,
 }
 
@@ -1157,7 +1157,7 @@ impl ServerSession {
         }
     }
 
-    /// Nobody will ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over.
+    /// The application will not ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over.
     pub fn forget_undelivered(&mut self) {
         self.forgets = true;
         if matches!(self.life, Life::Over(_)) {

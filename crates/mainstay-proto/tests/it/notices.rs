@@ -271,7 +271,7 @@ fn a_lost_connection_pulls_the_next_attempt_to_within_a_second_though_replacemen
     let delay = Delay { min: Duration::ZERO, max: Duration::ZERO };
     let leave = Control::GoAway { reason: String::new(), delay, close_in: 300 * SECOND, endpoint: None };
     node.read(first, &leave);
-    // Nobody is there to go to.
+    // There is no server to go to.
     for _ in 0..8 {
         while !matches!(node.commands.front(), Some(Command::Dial(_))) {
             node.commands.clear();

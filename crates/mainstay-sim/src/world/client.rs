@@ -492,7 +492,7 @@ impl World {
         if let Some(wrong) = judge.too_early(now, &wire.client, evidence) {
             return Err(format!("client {index} gave up too early: {wrong}; {}", wire.client.describe(now)));
         }
-        // Nobody answers on a connection that its server has left.
+        // A server does not answer on a connection that it has left.
         if matches!(wire.server, super::network::ServerEnd::Closed) {
             return Ok(());
         }

@@ -42,7 +42,7 @@ pub(crate) struct Inner {
     pub(super) refusal: Option<Box<Refusal>>,
     /// The fields of the response that opened the newest connection.
     pub(super) response: Option<Box<HeaderMap>>,
-    /// Nobody holds the handle any more.
+    /// The application dropped the handle.
     pub(super) abandoned: bool,
     pub(super) finished: bool,
     /// What [`settle`](Self::settle) found last, and whether those who wait are to be woken for it.
@@ -50,7 +50,7 @@ pub(crate) struct Inner {
     pub(super) has_news: bool,
     /// Polls of `recv` that are left to listeners before it goes on.
     polls_for_listener: u8,
-    /// Somebody waits until everything has left.
+    /// A flush waits until everything has left.
     flushing: bool,
     tracked: VecDeque<(u64, oneshot::Sender<Outcome>)>,
     authenticating: Option<oneshot::Sender<Verdict>>,

@@ -368,7 +368,7 @@ impl Task {
             inner.finished = true;
         }
         if ended && inner.abandoned {
-            // Nobody will ask for it.
+            // The application has no handle to ask for it.
             drop(inner.machine.take_undelivered());
         }
         if std::mem::take(&mut inner.has_news) || stirred || ended || inner.has_flushed() {

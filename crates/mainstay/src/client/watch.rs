@@ -18,7 +18,7 @@ impl Events {
         Self { core: Arc::clone(core) }
     }
 
-    /// The next event; `None` after [`Event::Ended`]. Nobody has to listen: at most 1,024 are kept, and of
+    /// The next event; `None` after [`Event::Ended`]. An application need not listen: at most 1,024 are kept, and of
     /// volatile messages the newest 64 (256 KiB); then the oldest go, those that tell of a loss last. Each event is
     /// returned once, whoever asks.
     ///

@@ -29,7 +29,7 @@ pub(super) struct Paced<S> {
 }
 
 impl<S: 'static> Paced<S> {
-    /// Of a TCP stream that is given up nothing lingers in the kernel either.
+    /// A TCP stream that is given up leaves nothing in the kernel either.
     pub(super) fn new(stream: S) -> Self {
         tcp(&stream).into_iter().for_each(keep_little_unsent);
         let give_up = |stream: &S| drop(tcp(stream).map(TcpStream::set_zero_linger));
