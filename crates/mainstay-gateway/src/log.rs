@@ -276,6 +276,8 @@ fn write_all(output: &mut impl Write, mut rest: &[u8], torn: &mut bool) -> io::R
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt;
+
     use super::*;
 
     /// Takes `room` bytes, and then nothing until there is room again.
@@ -295,6 +297,20 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn what_the_gateway_notes_about_itself_is_shown_and_what_concerns_single_visitors_is_not() {
+        let shown = |variable: Option<&str>| {
+            let subscriber = tracing_subscriber::registry().with(filter(variable).unwrap());
+            tracing::subscriber::with_default(subscriber, || {
+                (
+                    tracing::enabled!(target: "mainstay::serve", tracing::Level::INFO),
+                    tracing::enabled!(target: "mainstay::server::core", tracing::Level::INFO),
+                )
+            })
+        };
+        assert_eq!((shown(None), shown(Some("info"))), ((true, false), (true, true)));
     }
 
     #[test]
