@@ -8,7 +8,7 @@ import { argv } from "node:process";
 import { fileURLToPath } from "node:url";
 
 const source = (name) => fileURLToPath(new URL(name, import.meta.url));
-const target = (name) => source(`../../crates/mainstay-gateway/src/${name}`);
+const target = (name) => source(`../../crates/mainstay-cli/src/${name}`);
 
 /** Where each language's page belongs. */
 export const TARGETS = { en: target("page.html"), zh: target("page.zh.html") };

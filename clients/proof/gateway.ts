@@ -12,7 +12,7 @@ const TARGET = new URL("../../target/", import.meta.url).pathname;
 export const MAINSTAY =
   process.env["MAINSTAY"] ??
   ["debug", "release"].map((profile) => join(TARGET, profile, "mainstay")).find(existsSync) ??
-  fail("no mainstay binary: run `cargo build -p mainstay-gateway`, or name one in the environment variable MAINSTAY");
+  fail("no mainstay binary: run `cargo build -p mainstay-cli`, or name one in the environment variable MAINSTAY");
 
 /** The example that judges credentials, which cargo puts beside it. */
 export const CREDENTIALS_SERVER = join(dirname(MAINSTAY), "examples/credentials_server");

@@ -25,7 +25,7 @@ const ALLOWED: &[(&str, &str)] = &[];
 
 // Nothing of ours is sent before the server's first heartbeat; the suite answers a Ping in the middle of
 // its own half-sent frame.
-const SERVER: &str = r#"exec cargo run -qr -p mainstay-gateway -- serve --listen "$AUTOBAHN_ADDR" \
+const SERVER: &str = r#"exec cargo run -qr -p mainstay-cli -- serve --listen "$AUTOBAHN_ADDR" \
     --heartbeat 1h --max-message 16MiB --max-fragments 100000 --deflate"#;
 const CLIENT: &str =
     r#"exec cargo run -qr -p mainstay --example autobahn_client -- "$AUTOBAHN_URL" "$AUTOBAHN_AGENT""#;

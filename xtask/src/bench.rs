@@ -65,7 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     let folder = options.output.as_deref().unwrap_or(Path::new(if options.quick { SCRATCH } else { "docs" }));
     fs::create_dir_all(SCRATCH)?;
     fs::create_dir_all(folder)?;
-    cargo("build --release --package mainstay-gateway")?;
+    cargo("build --release --package mainstay-cli")?;
     cargo("build --release --package mainstay --example bench_server")?;
     let wanted = Wanted { quick: options.quick, named: &options.servers };
     let (servers, missing) = field::prepare(&wanted)?;

@@ -10,7 +10,7 @@ use crate::run::{cargo, check};
 use crate::{Outcome, Result, install};
 
 /// What the tests talk to: the gateway, and two servers among the examples.
-const PROGRAMS: &str = "build --release --package mainstay-gateway --package mainstay \
+const PROGRAMS: &str = "build --release --package mainstay-cli --package mainstay \
                         --bin mainstay --example echo --example credentials_server";
 
 pub(crate) fn step() -> Result<Outcome> {

@@ -58,7 +58,7 @@ pub(crate) fn run_all() -> Result<Outcome> {
     if count == 0 {
         return Ok(Outcome::Skipped("no document has a command".into()));
     }
-    cargo("build --release --package mainstay-gateway")?;
+    cargo("build --release --package mainstay-cli")?;
     let tools = tools(documents.iter().flat_map(|(_, blocks)| blocks))?;
     for (path, blocks) in &documents {
         run_document(path, blocks, &tools)?;

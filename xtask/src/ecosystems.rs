@@ -103,7 +103,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
 
 fn prove(planned: &[&Planned], depth: Depth, write: bool) -> Result<Outcome> {
     let mut player = player(planned)?;
-    cargo("build --release --package mainstay-gateway --bin mainstay")?;
+    cargo("build --release --package mainstay-cli --bin mainstay")?;
     let rows = play(&mut player, planned, depth)?;
     print!("{}", table(&rows));
     if write {

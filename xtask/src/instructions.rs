@@ -59,7 +59,7 @@ pub(crate) fn step() -> Result<Outcome> {
     if let Err(error) = install::valgrind() {
         return Ok(Outcome::Skipped(error.to_string()));
     }
-    cargo("build --release --package mainstay-gateway")?;
+    cargo("build --release --package mainstay-cli")?;
     cargo("build --release --package mainstay --example bench_server")?;
     fs::create_dir_all(SCRATCH)?;
     let mut above = Vec::new();

@@ -119,7 +119,7 @@ fn prepare() -> Result<PathBuf> {
     if let Some(named) = env::var_os("MAINSTAY") {
         return Ok(named.into());
     }
-    cargo("build --release --package mainstay-gateway")?;
+    cargo("build --release --package mainstay-cli")?;
     Ok(env::current_dir()?.join("target/release/mainstay"))
 }
 

@@ -30,7 +30,7 @@ const SETTLE: Duration = Duration::from_millis(1500);
 
 /// Measures each in a fresh server, prints all, fails if one is above its limit.
 pub(crate) fn step() -> Result<Outcome> {
-    cargo("build --release --package mainstay-gateway")?;
+    cargo("build --release --package mainstay-cli")?;
     fs::create_dir_all("target/xtask")?;
     let mut above = Vec::new();
     for (what, each, limit) in [

@@ -57,7 +57,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) fn step() -> Result<Outcome> {
     install::node_packages("proof")?;
     cargo(
-        "build --release --package mainstay-gateway --package mainstay --bin mainstay --example outage_client",
+        "build --release --package mainstay-cli --package mainstay --bin mainstay --example outage_client",
     )?;
     println!("--on-backend-loss keep");
     let mut stage = Stage::set("keep")?;

@@ -350,7 +350,7 @@ mod tests {
                     #[cfg(test)]\nmod tests { fn f() { println!() } }\n";
         let found = |path: &str| complaints(|c| prints_nothing_that_may_panic(path, text, c));
         let lines: Vec<_> =
-            found("crates/mainstay-gateway/src/x.rs").iter().map(|line| line[..1].to_owned()).collect();
+            found("crates/mainstay-cli/src/x.rs").iter().map(|line| line[..1].to_owned()).collect();
         assert_eq!(lines, ["3", "4"]);
         for path in ["crates/mainstay/tests/it/x.rs", "crates/mainstay/examples/x.rs", "xtask/src/x.rs"] {
             assert!(found(path).is_empty(), "{path}");

@@ -12,7 +12,7 @@ const program = [process.env.MAINSTAY, `${target}/release/mainstay`, `${target}/
 
 /** Runs until `stop`. What it prints beside its address is for people. */
 export async function gateway(upstream: string, options: string[] = []): Promise<{ port: number; stop(): Promise<void> }> {
-  if (!program) throw new Error("the gateway is not built: cargo build -p mainstay-gateway, or MAINSTAY=its path");
+  if (!program) throw new Error("the gateway is not built: cargo build -p mainstay-cli, or MAINSTAY=its path");
   const child = spawn(program, ["serve", "--listen", "127.0.0.1:0", "--upstream", upstream, ...options], { stdio: ["ignore", "pipe", "inherit"] });
   const exited = once(child, "exit");
   const stop = async () => {
