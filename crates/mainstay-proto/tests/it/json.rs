@@ -72,7 +72,7 @@ fn control_to_json(control: &Control) -> Value {
             "attempt": hello.attempt,
             "resume": hello.resume.as_ref().map(|resume| json!({
                 "token": hex(&resume.token.0),
-                "received": resume.acknowledged,
+                "acknowledged": resume.acknowledged,
                 "sent": resume.sent,
                 "first_held": resume.first_held,
             })),
@@ -85,7 +85,7 @@ fn control_to_json(control: &Control) -> Value {
             "token": hex(&welcome.token.0),
             "epoch": welcome.epoch,
             "resumed": welcome.resumed,
-            "received": welcome.acknowledged,
+            "acknowledged": welcome.acknowledged,
             "first": welcome.first,
             "resume_window_ms": millis(welcome.resume_window),
             "heartbeat_interval_ms": millis(welcome.heartbeat_interval),
@@ -95,10 +95,10 @@ fn control_to_json(control: &Control) -> Value {
             "max_message": welcome.max_message,
         }),
         Control::Ack { acknowledged, window } => {
-            json!({"received": acknowledged, "window": window.map(window_to_json)})
+            json!({"acknowledged": acknowledged, "window": window.map(window_to_json)})
         }
         Control::Ping(beat) | Control::Pong(beat) => {
-            json!({"nonce": beat.nonce, "sent": beat.sent, "received": beat.acknowledged})
+            json!({"nonce": beat.nonce, "sent": beat.sent, "acknowledged": beat.acknowledged})
         }
         Control::GoAway { reason, delay, close_in, endpoint } => json!({
             "reason": reason,
@@ -111,7 +111,7 @@ fn control_to_json(control: &Control) -> Value {
             json!({"first": first, "count": count, "cause": cause})
         }
         Control::End { code, reason, acknowledged, delivered } => {
-            json!({"code": code, "reason": reason, "received": acknowledged, "handed": delivered})
+            json!({"code": code, "reason": reason, "acknowledged": acknowledged, "delivered": delivered})
         }
         Control::Auth { credentials } => json!({"credentials": hex(&credentials.0)}),
         Control::AuthResult { accepted, expires_in } => {
@@ -132,7 +132,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
     let beat = || Beat {
         nonce: fields.integer("nonce"),
         sent: fields.integer("sent"),
-        acknowledged: fields.integer("received"),
+        acknowledged: fields.integer("acknowledged"),
     };
     match name {
         "HELLO" => Control::Hello(Box::new(Hello {
@@ -143,7 +143,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             attempt: fields.integer("attempt"),
             resume: fields.object("resume").map(|resume| Resume {
                 token: ResumeToken(resume.bytes("token")),
-                acknowledged: resume.integer("received"),
+                acknowledged: resume.integer("acknowledged"),
                 sent: resume.integer("sent"),
                 first_held: resume.integer("first_held"),
             }),
@@ -156,7 +156,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             token: ResumeToken(fields.bytes("token")),
             epoch: fields.integer("epoch"),
             resumed: fields.flag("resumed"),
-            acknowledged: fields.integer("received"),
+            acknowledged: fields.integer("acknowledged"),
             first: fields.integer("first"),
             resume_window: fields.duration("resume_window_ms"),
             heartbeat_interval: fields.duration("heartbeat_interval_ms"),
@@ -165,7 +165,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             resume_at: fields.has("resume_at").then(|| fields.text("resume_at")),
             max_message: fields.has("max_message").then(|| fields.integer("max_message")),
         })),
-        "ACK" => Control::Ack { acknowledged: fields.integer("received"), window: fields.window() },
+        "ACK" => Control::Ack { acknowledged: fields.integer("acknowledged"), window: fields.window() },
         "PING" => Control::Ping(beat()),
         "PONG" => Control::Pong(beat()),
         "GOAWAY" => Control::GoAway {
@@ -186,8 +186,8 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
         "END" => Control::End {
             code: fields.integer("code"),
             reason: fields.text("reason"),
-            acknowledged: fields.integer("received"),
-            delivered: fields.integer("handed"),
+            acknowledged: fields.integer("acknowledged"),
+            delivered: fields.integer("delivered"),
         },
         "AUTH" => Control::Auth { credentials: Credentials(fields.bytes("credentials")) },
         "AUTH_RESULT" => Control::AuthResult {
@@ -262,8 +262,8 @@ impl Fields<'_> {
 
     fn account(&self) -> Option<Account> {
         self.object("account").map(|account| Account {
-            acknowledged: account.integer("received"),
-            delivered: account.integer("handed"),
+            acknowledged: account.integer("acknowledged"),
+            delivered: account.integer("delivered"),
             first_lost: account.integer("first_lost"),
             count: account.integer("count"),
             cause: match account.text("cause").as_str() {
@@ -281,8 +281,8 @@ impl Fields<'_> {
 
 fn account_to_json(account: Account) -> Value {
     json!({
-        "received": account.acknowledged,
-        "handed": account.delivered,
+        "acknowledged": account.acknowledged,
+        "delivered": account.delivered,
         "first_lost": account.first_lost,
         "count": account.count,
         "cause": cause_to_json(account.cause),
