@@ -21,8 +21,6 @@ pub mod confirm;
 pub mod connect;
 pub mod endpoint;
 pub mod heartbeat;
-#[doc(hidden)]
-pub mod planted;
 pub mod reach;
 pub mod session;
 pub mod ws;

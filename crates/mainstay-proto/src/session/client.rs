@@ -25,7 +25,6 @@ use super::names::Secrets;
 use super::outbox::Outbox;
 use super::transmit::{ConnectionId, Transmit};
 use crate::budget::{Held, held};
-use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
 /// Connections in a row that may end after WELCOME without progress before the session is given up.
@@ -285,15 +284,9 @@ impl ClientSession {
     /// Source: `docs/PROTOCOL.md` "Attaching", "What was never written".
     #[must_use]
     pub fn restored(&mut self, seed: [u8; 32]) -> Option<Self> {
-        let mut copy = Self { token: self.token.clone(), ..Self::new(self.config.clone(), seed) };
-        if turned_back(Rule::KeyIsNotCopied) {
-            (copy.key, copy.key_sent) = (self.key, self.key_sent);
-        } else if self.token.is_none() {
-            return None;
-        }
-        if !turned_back(Rule::CopyingCountsAsWriting) {
-            self.flow.outbox.note_written(self.flow.outbox.last());
-        }
+        let token = Some(self.token.clone()?);
+        let mut copy = Self { token, ..Self::new(self.config.clone(), seed) };
+        self.flow.outbox.note_written(self.flow.outbox.last());
         copy.flow = self.flow.clone();
         copy.flow.forget_owed();
         copy.flow.outbox.note_written(copy.flow.outbox.last());
@@ -367,12 +360,10 @@ impl ClientSession {
     /// what the server received).
     pub fn handle_superseded(&mut self, connection: ConnectionId, reason: &str) {
         let mut words = reason.split_ascii_whitespace();
-        let by_us = !turned_back(Rule::SupersededNamesTheWinner)
-            && words.next() == Some(self.instance.to_string().as_str());
+        let by_us = words.next() == Some(self.instance.to_string().as_str());
         // A pending one counts too: its HELLO was taken, though WELCOME never got here. Coming back would
         // take the session from the winner, who would come back as well, for ever.
-        let pending = self.pending().filter(|_| !turned_back(Rule::SupersededIsFinalBeforeWelcome));
-        let ours = [self.current(), pending].contains(&Some(connection));
+        let ours = [self.current(), self.pending()].contains(&Some(connection));
         if by_us || !ours || words.next().is_none() {
             return self.handle_lost(connection);
         }
@@ -553,8 +544,7 @@ impl ClientSession {
         let lane = match (&pending.opening, welcome.resumed) {
             (Some(lane), false) => {
                 self.flow.outbox.acknowledge(welcome.acknowledged)?;
-                let again = turned_back(Rule::NewSessionIsNotReplayed);
-                Lane { wrote: if again { welcome.acknowledged } else { lane.wrote }, read: welcome.first - 1 }
+                Lane { wrote: lane.wrote, read: welcome.first - 1 }
             }
             (None, true) => {
                 if !self.is_continued_by(&welcome) {
@@ -642,8 +632,7 @@ impl ClientSession {
     /// Gives the message back when the buffer is full, the session is ending, or the server does not
     /// [take](Self::largest) it.
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
-        let numbers = !self.restored || turned_back(Rule::CopyNumbersNothing);
-        if self.life == Life::Open && numbers { self.flow.outbox.push(message) } else { Err(message) }
+        if self.life == Life::Open && !self.restored { self.flow.outbox.push(message) } else { Err(message) }
     }
 
     /// Whether `send` would accept a message of this many bytes.
@@ -825,8 +814,7 @@ impl ClientSession {
 
     fn queue_end_if_flushed(&mut self) {
         // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
-        let waits = self.pending.is_some() && !turned_back(Rule::EndWaitsForTheAttempt);
-        let writable = self.current.is_some() && !waits;
+        let writable = self.current.is_some() && self.pending.is_none();
         if !matches!(self.life, Life::Closing { .. }) || !writable || !self.flow.is_flushed() {
             return;
         }
@@ -940,12 +928,10 @@ impl ClientSession {
             if let Some(hello) = pending.hello.take() {
                 return Some((connection, Transmit::control(&Control::Hello(hello))));
             }
-            if pending.opening.is_some() || !turned_back(Rule::OldConnectionIsOnlyRead) {
-                // Nothing is written to the current connection from here on.
-                let lane = pending.opening.as_mut().filter(|_| !pending.waits)?;
-                let transmit = self.flow.write_message(lane)?;
-                return Some((connection, transmit));
-            }
+            // Nothing is written to the current connection from here on.
+            let lane = pending.opening.as_mut().filter(|_| !pending.waits)?;
+            let transmit = self.flow.write_message(lane)?;
+            return Some((connection, transmit));
         }
         let current = self.current.as_mut()?;
         let connection = current.connection;

@@ -16,7 +16,6 @@ use super::inbox::{Delivery, Inbox};
 use super::message::{Beat, Control, GapCause, Message, Window};
 use super::outbox::{Next, Outbox};
 use super::transmit::Transmit;
-use crate::planted::{Rule, turned_back};
 
 /// One connection's position in each direction: the number last written and last read there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -112,9 +111,7 @@ impl Flow {
 
     /// Reads a numbered message. What was taken before moves the position and is dropped.
     pub(super) fn read_message(&mut self, lane: &mut Lane, message: Message) -> Result<(), SessionError> {
-        let by_acknowledged = turned_back(Rule::RepetitionIsJudgedByReceived);
-        let known = if by_acknowledged { self.inbox.acknowledged() } else { self.inbox.received() };
-        if lane.read + 1 > known {
+        if lane.read + 1 > self.inbox.received() {
             self.inbox.take(message)?;
         }
         lane.read += 1;
@@ -156,10 +153,8 @@ impl Flow {
 
     /// Compares positions, then takes the acknowledgement.
     pub(super) fn read_pong(&mut self, lane: &Lane, beat: Beat) -> Result<(), SessionError> {
-        let by_session = turned_back(Rule::PingIsComparedWithThePosition);
-        let read = if by_session { self.inbox.acknowledged() } else { lane.read };
-        if beat.sent != read {
-            return Err(SessionError::PositionMismatch { sent: beat.sent, read });
+        if beat.sent != lane.read {
+            return Err(SessionError::PositionMismatch { sent: beat.sent, read: lane.read });
         }
         self.outbox.acknowledge(beat.acknowledged)
     }
@@ -189,8 +184,7 @@ impl Flow {
     }
 
     fn beat(&mut self, nonce: u64, lane: &Lane) -> Beat {
-        let sent = if turned_back(Rule::SentInPingIsThePosition) { self.outbox.last() } else { lane.wrote };
-        Beat { nonce, sent, acknowledged: self.inbox.ack() }
+        Beat { nonce, sent: lane.wrote, acknowledged: self.inbox.ack() }
     }
 
     /// The next numbered message for this lane, if the peer's window has room.
@@ -203,7 +197,7 @@ impl Flow {
                 (Transmit::control(&gap), last)
             }
         };
-        lane.wrote = if turned_back(Rule::GapTakesOverNumbers) { lane.wrote + 1 } else { last };
+        lane.wrote = last;
         self.outbox.note_written(lane.wrote);
         Some(transmit)
     }

@@ -16,7 +16,6 @@ use super::names::{Name, Presenter, Secrets};
 use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
 use crate::admission::Source;
-use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
 /// Where live sessions are kept, and how one is borrowed.
@@ -301,7 +300,7 @@ impl<H: Clone> Registry<H> {
         let key = who.name(&hello.key.0);
         let lost = hello.resume.is_some();
         self.bury_if_over(now, key, sessions);
-        let found = self.names.get(&key).filter(|_| !turned_back(Rule::OneKeyOneSession)).cloned();
+        let found = self.names.get(&key).cloned();
         let mut evicted = None;
         let (handle, created) = match found {
             Some(Entry::Tombstone(number)) => {
@@ -435,9 +434,6 @@ impl<H: Clone> Registry<H> {
         for name in &names {
             self.names.insert(*name, Entry::Tombstone(number));
         }
-        if turned_back(Rule::TombstoneHasAllNames) {
-            names.iter().rev().skip(1).for_each(|name| drop(self.names.remove(name)));
-        }
         self.tombstones.push_back(Tombstone { names, remains: session.remains(), buried: now, told: None });
         while self.tombstones.len() > self.config.tombstones {
             self.forget_first();
@@ -474,10 +470,6 @@ impl<H: Clone> Registry<H> {
     /// Its age is counted by the client and says nothing of the time on the way, so the limit has a
     /// margin: a HELLO that is not the first (age 0) and is nearly as old as our memory is too old.
     fn may_have_lived(&self, now: Instant, key_age: Duration) -> bool {
-        let known = turned_back(Rule::OldKeyIsRefused);
-        if known || turned_back(Rule::YoungKeyIsNotRefused) {
-            return !known && !key_age.is_zero();
-        }
         !key_age.is_zero()
             && now.checked_sub(key_age).is_none_or(|made| made < self.remembers_since + HELLO_TRANSIT)
     }
@@ -491,7 +483,7 @@ impl<H: Clone> Registry<H> {
     fn tells(&mut self, number: u64, instance: Instance) -> bool {
         let index = usize::try_from(number - self.first_tombstone).ok();
         let Some(tombstone) = index.and_then(|index| self.tombstones.get_mut(index)) else { return false };
-        *tombstone.told.get_or_insert(instance) == instance || turned_back(Rule::AccountIsForOneInstance)
+        *tombstone.told.get_or_insert(instance) == instance
     }
 
     fn forget_old(&mut self, now: Instant) {

@@ -36,7 +36,6 @@ use super::transmit::{ConnectionId, Transmit};
 use super::{ABORT_TIMEOUT, CLOSE_TIMEOUT, FINAL_WRITES};
 use crate::budget::{Held, held};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig};
-use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
 /// The reason of the Close that ends the connection of a session whose backend was lost.
@@ -330,12 +329,9 @@ impl ServerSession {
         }
         let contradiction = resume.acknowledged > self.flow.outbox.written()
             || resume.acknowledged < self.flow.outbox.acknowledged()
-            || (resume.sent < self.flow.inbox.received() && !turned_back(Rule::SentInHelloIsCompared))
+            || resume.sent < self.flow.inbox.received()
             || resume.first_held > self.flow.inbox.acknowledged() + 1;
         if contradiction {
-            if turned_back(Rule::ContradictionChangesNothing) {
-                self.over(Closed::Evicted);
-            }
             return Attach::Contradiction;
         }
         let lane = Lane { wrote: resume.acknowledged, read: self.flow.inbox.acknowledged() };
@@ -346,16 +342,12 @@ impl ServerSession {
 
     fn refusal(&self, hello: &Hello) -> Option<Attach> {
         match self.life {
-            Life::EndSent { code, .. } | Life::EndReceived { code }
-                if !turned_back(Rule::EndedIsNotAttached) =>
-            {
-                return Some(Attach::Ending { code });
-            }
+            Life::EndSent { code, .. } | Life::EndReceived { code } => return Some(Attach::Ending { code }),
             Life::Closed(_) => return Some(Attach::NotYours),
             _ => {}
         }
         let stale = hello.instance == self.instance && hello.attempt <= self.attempt;
-        (stale && !turned_back(Rule::StaleAttemptIsRefused)).then_some(Attach::Stale)
+        stale.then_some(Attach::Stale)
     }
 
     /// The one step in which a session changes hands: fence first, then look at our own `acknowledged`.
@@ -375,10 +367,9 @@ impl ServerSession {
         self.epoch += 1;
         self.confirmed = false;
         // Of the two that were valid, only the one that was presented stays so.
-        let kept = if turned_back(Rule::PresentedTokenStaysValid) { self.issued } else { presented };
-        let other = [self.presented, self.issued].into_iter().flatten().find(|name| Some(*name) != kept);
+        let other = [self.presented, self.issued].into_iter().flatten().find(|name| Some(*name) != presented);
         let dropped = [self.spent.take(), other];
-        self.presented = kept;
+        self.presented = presented;
         self.issued = Some(token.1);
         self.instance = hello.instance;
         self.attempt = hello.attempt;
@@ -480,13 +471,9 @@ impl ServerSession {
                 self.config.flow.check(&message)?;
                 attached.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
                 // After our close, or an END, nothing is handed over any more, but the position moves.
-                if !is_open && !turned_back(Rule::NothingIsDeliveredAfterEnd) {
+                if !is_open {
                     lane.read += 1;
                     return Ok(());
-                }
-                if turned_back(Rule::DataConfirmsNothing) && !self.confirmed {
-                    self.confirmed = true;
-                    self.spent = self.presented.take();
                 }
                 return self.flow.read_message(lane, message);
             }
@@ -680,7 +667,7 @@ impl ServerSession {
     /// The next message or gap for the application, in order. Handed over means received, unless the
     /// application confirms by itself.
     pub fn deliver(&mut self, now: Instant) -> Option<Delivery> {
-        if !self.delivers() && !turned_back(Rule::NothingIsDeliveredAfterEnd) {
+        if !self.delivers() {
             return None;
         }
         let delivery = self.flow.deliver(now);
@@ -1235,13 +1222,7 @@ impl ServerSession {
             _ => (LossCause::Unknown, None),
         };
         let (acknowledged, delivered) = (self.flow.inbox.acknowledged(), self.flow.inbox.delivered());
-        Remains {
-            acknowledged,
-            delivered: if turned_back(Rule::AccountStatesDelivered) { acknowledged } else { delivered },
-            sent: self.flow.outbox.last(),
-            cause,
-            ended,
-        }
+        Remains { acknowledged, delivered, sent: self.flow.outbox.last(), cause, ended }
     }
 }
 
