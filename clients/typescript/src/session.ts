@@ -280,8 +280,8 @@ export class ClientSession {
     this.judged(opening, true);
   }
 
-  private refused({ resumes }: Connection, { code, retryable, delay, account }: Refuse): void {
-    if (!retryable) {
+  private refused({ resumes }: Connection, { code, temporary, delay, account }: Refuse): void {
+    if (!temporary) {
       if (code !== 4411) return this.conclude(code, "refused", this.fate(account));
       // The key may have named a session. If the client presented a token, or has written nothing, only the key is at fault.
       if (!resumes && (account || this.flow.outbox.written)) this.startOver(account);

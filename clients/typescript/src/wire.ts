@@ -163,7 +163,7 @@ export interface Volatile {
 export interface Refuse {
   type: Type.Refuse;
   code: number;
-  retryable: boolean;
+  temporary: boolean;
   delay: Delay;
   account?: Account | undefined;
 }
@@ -257,7 +257,7 @@ const SHAPES: { [type: number]: Shape } = {
   [Type.Auth]: [{ credentials: Kind.Bytes }],
   [Type.AuthResult]: [{ accepted: Kind.Flag, expiresInMs: Kind.Integer }],
   [Type.Volatile]: [{ data: Kind.RestData }],
-  [Type.Refuse]: [{ code: Kind.Integer, retryable: Kind.Flag, delay: DELAY }, { account: ACCOUNT }],
+  [Type.Refuse]: [{ code: Kind.Integer, temporary: Kind.Flag, delay: DELAY }, { account: ACCOUNT }],
   [Type.Replaced]: [{ after: Kind.Integer, count: Kind.Positive }],
 };
 
