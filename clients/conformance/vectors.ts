@@ -11,22 +11,22 @@ const FIELDS: { [type: number]: [string, ...string[]] } = {
   ...([
     [""],
     ["HELLO", "version", "window", "key", "key_age_ms", "instance", "attempt", "resume", "credentials", "resume_window_ms", "max_message"],
-    ["WELCOME", "id", "token", "epoch", "resumed", "received", "first", "resume_window_ms", "heartbeat_interval_ms", "window", "account", "resume_at", "max_message"],
-    ["ACK", "received", "window"],
-    ["PING", "nonce", "sent", "received"],
-    ["PONG", "nonce", "sent", "received"],
+    ["WELCOME", "id", "token", "epoch", "resumed", "acknowledged", "first", "resume_window_ms", "heartbeat_interval_ms", "window", "account", "resume_at", "max_message"],
+    ["ACK", "acknowledged", "window"],
+    ["PING", "nonce", "sent", "acknowledged"],
+    ["PONG", "nonce", "sent", "acknowledged"],
     ["GOAWAY", "reason", "delay_ms", "close_in_ms", "endpoint"],
     ["GAP", "first", "count", "cause"],
-    ["END", "code", "reason", "received", "handed"],
+    ["END", "code", "reason", "acknowledged", "delivered"],
     ["AUTH", "credentials"],
     ["AUTH_RESULT", "accepted", "expires_in_ms"],
     ["VOLATILE", "message"],
-    ["REFUSE", "code", "retryable", "delay_ms", "account"],
+    ["REFUSE", "code", "temporary", "delay_ms", "account"],
   ] as [string, ...string[]][]),
   128: ["REPLACED", "after", "count"],
 };
-const RESUME = ["token", "received", "sent", "first_held"];
-const ACCOUNT = ["received", "handed", "first_lost", "count", "cause"];
+const RESUME = ["token", "acknowledged", "sent", "first_held"];
+const ACCOUNT = ["acknowledged", "delivered", "first_lost", "count", "cause"];
 export const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted", "replaced"];
 const GAP_CAUSES = ["", "overflow", "coalesced"];
 const TEXTS = ["reason", "endpoint", "resume_at"];

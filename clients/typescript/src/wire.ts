@@ -84,7 +84,7 @@ export type End = [type: Type.End, code: number, reason: string, received: numbe
 export type Auth = [type: Type.Auth, credentials: Bytes];
 export type AuthResult = [type: Type.AuthResult, accepted: boolean, expiresIn: number];
 export type Volatile = [type: Type.Volatile, data: Data];
-export type Refuse = [type: Type.Refuse, code: number, retryable: boolean, delay: Delay, account?: Account | undefined];
+export type Refuse = [type: Type.Refuse, code: number, temporary: boolean, delay: Delay, account?: Account | undefined];
 export type Replaced = [type: Type.Replaced, after: number, count: number];
 
 export type Control = Hello | Welcome | Ack | Beat | GoAway | Gap | End | Auth | AuthResult | Volatile | Refuse | Replaced;

@@ -100,7 +100,7 @@ class ClientEnd implements End, SessionHooks, SessionIo {
     this.events.push({ attached: { epoch, resumed } });
   }
   onRefused(code: number): void {
-    this.events.push({ refused: { code, retryable: true } });
+    this.events.push({ refused: { code, temporary: true } });
   }
   onGoAway(delay: readonly number[]): void {
     this.events.push({ go_away: { delay_ms: delay } });

@@ -24,8 +24,8 @@ use http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use mainstay::server::{RTT_BUCKETS, Snapshot};
-use mainstay::{Budget, Mainstay};
+use mainstay::server::{RTT_BUCKETS, Stats};
+use mainstay::{Budget, Server};
 use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves until the process ends. A successor gets the listener; the figures of this process are then at another port
 /// of the same address.
-pub(crate) async fn serve(listener: TcpListener, mainstay: Mainstay, links: Links, token: Option<Token>) {
+pub(crate) async fn serve(listener: TcpListener, mainstay: Server, links: Links, token: Option<Token>) {
     let taken_over = successor::offer(&listener, mainstay.clone());
     let address = listener.local_addr();
     let app = router(mainstay, links, token);
@@ -106,9 +106,9 @@ async fn answer(stream: TcpStream, app: Router) {
 #[derive(Clone, Copy)]
 struct Local(Option<IpAddr>);
 
-fn router(mainstay: Mainstay, links: Links, token: Option<Token>) -> Router {
+fn router(mainstay: Server, links: Links, token: Option<Token>) -> Router {
     let (figures, is_open) = (links.clone(), token.is_none());
-    let metrics = |State(mainstay): State<Mainstay>, headers: HeaderMap| async move {
+    let metrics = |State(mainstay): State<Server>, headers: HeaderMap| async move {
         if token.is_some_and(|token| !token.is_presented(&headers)) {
             return unauthorized();
         }
@@ -116,7 +116,7 @@ fn router(mainstay: Mainstay, links: Links, token: Option<Token>) -> Router {
         let text = render(&mainstay.stats(), &gauges, &kept, &figures.figures());
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
     };
-    let ready = |State(mainstay): State<Mainstay>| async move { ready(&mainstay, &links) };
+    let ready = |State(mainstay): State<Server>| async move { ready(&mainstay, &links) };
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -210,7 +210,7 @@ fn unauthorized() -> Response {
     (StatusCode::UNAUTHORIZED, headers, "present the token of --admin-token-file\n").into_response()
 }
 
-fn ready(mainstay: &Mainstay, links: &Links) -> (StatusCode, String) {
+fn ready(mainstay: &Server, links: &Links) -> (StatusCode, String) {
     if !mainstay.is_ready() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
@@ -229,7 +229,7 @@ struct Gauges {
 }
 
 impl Gauges {
-    fn of(mainstay: &Mainstay) -> Self {
+    fn of(mainstay: &Server) -> Self {
         Self {
             sessions: mainstay.sessions(),
             is_draining: !mainstay.is_ready(),
@@ -247,7 +247,7 @@ struct Kept {
 
 impl Kept {
     /// What a leg brought and the other has not taken counts for that other: it waits for it.
-    fn now(mainstay: &Mainstay, links: &Links) -> Self {
+    fn now(mainstay: &Server, links: &Links) -> Self {
         let links = links.figures();
         Self {
             for_visitors: mainstay.kept_bytes() + links.unread_bytes,
@@ -258,7 +258,7 @@ impl Kept {
 }
 
 /// Prometheus text format, version 0.0.4. `docs/METRICS.md` says what each family is good for.
-fn render(s: &Snapshot, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
+fn render(s: &Stats, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
         let _ = writeln!(out, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
@@ -402,7 +402,7 @@ fn render(s: &Snapshot, gauges: &Gauges, kept: &Kept, links: &Figures) -> String
     out
 }
 
-fn render_rtt(out: &mut String, s: &Snapshot) {
+fn render_rtt(out: &mut String, s: &Stats) {
     let name = "mainstay_heartbeat_rtt_seconds";
     let _ =
         writeln!(out, "# HELP {name} Round-trip time of heartbeats to visitors.\n# TYPE {name} histogram");
@@ -421,7 +421,7 @@ mod tests {
 
     fn rendered() -> String {
         process::started();
-        let stats = Snapshot { attached_resumed: 7, rtt_count: 1, ..Snapshot::default() };
+        let stats = Stats { attached_resumed: 7, rtt_count: 1, ..Stats::default() };
         let kept = Kept { for_visitors: 5, for_backend: 6, budget: Budget::new(1 << 20) };
         render(&stats, &Gauges::default(), &kept, &Figures { lost: 3, unknown: 2, ..Figures::default() })
     }

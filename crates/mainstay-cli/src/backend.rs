@@ -165,24 +165,24 @@ pub(crate) enum Line {
 #[derive(Debug, Clone, Copy, Default)]
 struct Rate {
     next_line: Option<Instant>,
-    untold: u64,
+    unacked: u64,
 }
 
 impl Rate {
     /// How many to tell of, if there may be a line now.
     fn note(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
+        self.unacked += 1;
         if self.next_line.is_some_and(|at| now < at) {
             return None;
         }
         self.next_line = Some(now + LINE_EVERY);
-        Some(std::mem::take(&mut self.untold))
+        Some(std::mem::take(&mut self.unacked))
     }
 
     /// What was counted belongs to nothing that goes on.
     fn forget_if_old(&mut self, now: Instant) {
         if self.next_line.is_none_or(|at| now >= at) {
-            self.untold = 0;
+            self.unacked = 0;
         }
     }
 }
@@ -276,7 +276,7 @@ impl Backend {
         }
         self.losses += 1;
         if self.losses < LOOP {
-            self.redials.untold += 1;
+            self.redials.unacked += 1;
         } else if let Some(lost) = self.redials.note(now) {
             self.lines.push_back(Line::Redialled { why: why.to_owned(), lost });
         }

@@ -1,7 +1,7 @@
 //! What visitors may make the gateway keep: flags, and what is done where something runs out.
 
 use mainstay::client::{ConnectFailure, Event, FailureKind, Lost};
-use mainstay::{Budget, Mainstay, Window};
+use mainstay::{Budget, Server, Window};
 
 use crate::values;
 
@@ -41,7 +41,7 @@ pub(crate) const READ_AHEAD: Window = Window { messages: 1024, bytes: 64 * 1024 
 
 /// What a link's event says of bounds. One that found no local port dials again soon: until then the visitor that has
 /// been away for the longest gives up its own. A message of the backend above `--max-message` ends the link with 1009.
-pub(crate) fn note(event: &Event, mainstay: &Mainstay) {
+pub(crate) fn note(event: &Event, mainstay: &Server) {
     match event {
         Event::AttemptFailed { why: Lost::NotConnected(failure), .. } => note_failure(failure, mainstay),
         Event::Detached { why: Lost::TooBig { limit }, .. } => {
@@ -55,7 +55,7 @@ pub(crate) fn note(event: &Event, mainstay: &Mainstay) {
 }
 
 /// As [`note`], for any connection to the backend.
-pub(crate) fn note_failure(failure: &ConnectFailure, mainstay: &Mainstay) {
+pub(crate) fn note_failure(failure: &ConnectFailure, mainstay: &Server) {
     if failure.kind != FailureKind::NoLocalPort {
         return;
     }

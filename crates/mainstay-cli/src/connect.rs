@@ -270,8 +270,8 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             let facts = json!({"mode": mode, "resumed": resumed, "epoch": epoch});
             ("attached", format!("{how}; epoch {epoch}"), facts)
         }
-        Event::Detached { why, retry_in } => waiting("detached", why, *retry_in),
-        Event::AttemptFailed { why, retry_in } => waiting("waiting", why, *retry_in),
+        Event::Detached { why, next_attempt_in } => waiting("detached", why, *next_attempt_in),
+        Event::AttemptFailed { why, next_attempt_in } => waiting("waiting", why, *next_attempt_in),
         Event::Gap(fate) => {
             let lost = fate.lost.map(|(_, count)| count);
             let detail = format!(
@@ -341,7 +341,7 @@ fn sent(fate: &Fate) -> Value {
     })
 }
 
-fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str, String, Value) {
+fn waiting(name: &'static str, why: &Lost, next_attempt_in: Duration) -> (&'static str, String, Value) {
     let (why, code) = match why {
         Lost::Unreachable(what)
         | Lost::Unavailable { reason: what, .. }
@@ -360,8 +360,8 @@ fn waiting(name: &'static str, why: &Lost, retry_in: Duration) -> (&'static str,
         }
         other => (other.to_string(), None),
     };
-    let facts = json!({"why": why, "code": code, "retry_in_ms": retry_in.as_millis()});
-    (name, format!("{why}; next attempt in {retry_in:.1?}"), facts)
+    let facts = json!({"why": why, "code": code, "retry_in_ms": next_attempt_in.as_millis()});
+    (name, format!("{why}; next attempt in {next_attempt_in:.1?}"), facts)
 }
 
 fn report(fate: &str, first: u64, last: u64, words: &str) -> (&'static str, String, Value) {
@@ -389,7 +389,7 @@ mod tests {
     use super::*;
 
     fn fate(delivered: u64, unknown: u64, last: u64, resent: bool) -> Fate {
-        Fate { delivered, unknown, last, resent, lost: None, cause: mainstay::Cause::Unknown }
+        Fate { delivered, unknown, last, resent, lost: None, cause: mainstay::LossCause::Unknown }
     }
 
     #[test]

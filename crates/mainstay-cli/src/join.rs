@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use mainstay::client::Connector;
 use mainstay::server::Session;
-use mainstay::{CloseCode, Limits, Mainstay};
+use mainstay::{CloseCode, Limits, Server};
 use mainstay_proto::ws::DeflateParams;
 use tokio::time::sleep;
 
@@ -42,7 +42,7 @@ pub(crate) struct LinkConfig {
     pub(crate) bound: Bound,
     pub(crate) links: Links,
     /// What gives up a session where a link finds no local port.
-    pub(crate) mainstay: Mainstay,
+    pub(crate) mainstay: Server,
 }
 
 /// The reason of a close; `docs/PROTOCOL.md` "Closing" says how it is read.

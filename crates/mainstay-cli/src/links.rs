@@ -214,7 +214,7 @@ impl Links {
         for (after, sender) in waiting {
             tokio::time::sleep_until(start + after).await;
             if is_waiting(&sender) {
-                sender.retry_now();
+                sender.probe_now();
             }
         }
     }
@@ -367,7 +367,7 @@ impl Account {
                 self.links.reached();
             }
             Event::AttemptFailed { why, .. } => self.attempt_failed(why),
-            Event::Detached { why, retry_in } => {
+            Event::Detached { why, next_attempt_in } => {
                 self.attached(false);
                 let figures = &self.links.0.figures;
                 figures.lost.fetch_add(1, Relaxed);
@@ -379,7 +379,7 @@ impl Account {
                     }
                 }
                 let why = format!("{why:?}");
-                let waits = !retry_in.is_zero();
+                let waits = !next_attempt_in.is_zero();
                 self.links.tell(|backend| backend.handle_lost(Instant::now(), &why, waits));
             }
             Event::Ended { code, .. } => {
@@ -490,7 +490,7 @@ mod tests {
         account.note(&report(Report::NotDelivered(6, 6)));
         account.not_delivered(1);
         for why in [Lost::Dead(Evidence::Frozen), Lost::Broken(String::new())] {
-            account.note(&Event::Detached { why, retry_in: std::time::Duration::ZERO });
+            account.note(&Event::Detached { why, next_attempt_in: std::time::Duration::ZERO });
         }
         account.note(&Event::PingsUnanswered);
         assert_eq!((links.answers_pings(), links.figures().pings_unanswered), (Some(false), 1));

@@ -109,7 +109,7 @@ pub(crate) async fn relay(
         }
         loop {
             let settled = to_backend.settled(confirmed).await;
-            to_client.confirm_oldest(settled - confirmed);
+            to_client.ack_oldest(settled - confirmed);
             confirmed = settled;
         }
     };
@@ -200,7 +200,7 @@ impl BackendEnd {
             _ => {
                 let delivered = self.first_unconfirmed.map_or(sent, |first| first - 1);
                 let passed_on = self.unknown.unwrap_or(delivered);
-                session.confirm_oldest(delivered.saturating_sub(confirmed));
+                session.ack_oldest(delivered.saturating_sub(confirmed));
                 session.renew(passed_on.saturating_sub(delivered));
             }
         }

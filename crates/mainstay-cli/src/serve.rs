@@ -14,7 +14,7 @@ use axum::routing::any;
 use http::HeaderName;
 use mainstay::client::{Connector, Place};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
-use mainstay::{ConfigError, Limits, Mainstay};
+use mainstay::{ConfigError, Limits, Server};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
@@ -147,7 +147,7 @@ pub(crate) struct Arguments {
 /// What a visitor's handler needs.
 #[derive(Clone)]
 struct Gateway {
-    mainstay: Mainstay,
+    mainstay: Server,
     link: Arc<join::LinkConfig>,
 }
 
@@ -199,7 +199,7 @@ async fn serve(
     let files = descriptors::take_all();
     let most = descriptors::visitors(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
-    let mainstay = Mainstay::new(Config {
+    let mainstay = Server::new(Config {
         heartbeat: arguments.heartbeats.default(),
         limits,
         resume_window: arguments.resume_window,

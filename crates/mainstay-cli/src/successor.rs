@@ -56,7 +56,7 @@ mod linux {
     use std::os::unix::net as std_unix;
     use std::time::Duration;
 
-    use mainstay::Mainstay;
+    use mainstay::Server;
     use rustix::net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
         SendFlags, recvmsg, sendmsg, sockopt,
@@ -132,7 +132,7 @@ mod linux {
     /// told that this one runs.
     pub(crate) fn offer(
         listener: &TcpListener,
-        mainstay: Mainstay,
+        mainstay: Server,
     ) -> impl Future<Output = ()> + Send + 'static {
         let prepared =
             listener.local_addr().and_then(|address| Ok((address, listener.as_fd().try_clone_to_owned()?)));
@@ -148,7 +148,7 @@ mod linux {
         }
     }
 
-    async fn answer_all(address: SocketAddr, socket: OwnedFd, mainstay: Mainstay) -> io::Result<()> {
+    async fn answer_all(address: SocketAddr, socket: OwnedFd, mainstay: Server) -> io::Result<()> {
         let name = name(address)?;
         // The process before this one has the name until it heard that we accept.
         let listener = loop {
@@ -164,7 +164,7 @@ mod linux {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) if is_ours(&stream) => {
-                    let handing = hand_over(stream, &socket, mainstay.is_ready());
+                    let handing = deliver(stream, &socket, mainstay.is_ready());
                     match tokio::time::timeout(PATIENCE, handing).await {
                         Ok(Ok(true)) => return Ok(()),
                         Ok(Ok(false)) => {}
@@ -182,7 +182,7 @@ mod linux {
     }
 
     /// Whether the other end accepts now.
-    async fn hand_over(mut stream: UnixStream, socket: &OwnedFd, is_running: bool) -> io::Result<bool> {
+    async fn deliver(mut stream: UnixStream, socket: &OwnedFd, is_running: bool) -> io::Result<bool> {
         let kind = if is_running { RUNNING } else { HANDED };
         let id = std::process::id().to_be_bytes();
         let message: Vec<u8> = [kind].into_iter().chain(id).collect();
@@ -205,7 +205,7 @@ mod linux {
 
 #[cfg(not(target_os = "linux"))]
 mod other {
-    use mainstay::Mainstay;
+    use mainstay::Server;
     use tokio::net::TcpListener;
 
     use super::Found;
@@ -222,7 +222,7 @@ mod other {
         Found::Stranger
     }
 
-    pub(crate) async fn offer(_: &TcpListener, _: Mainstay) {
+    pub(crate) async fn offer(_: &TcpListener, _: Server) {
         std::future::pending().await
     }
 }

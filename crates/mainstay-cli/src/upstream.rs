@@ -13,7 +13,7 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use mainstay::Mainstay;
+use mainstay::Server;
 use mainstay::client::{Connector, ServerStream};
 use mainstay_proto::reach::FailureKind;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -43,7 +43,7 @@ pub(crate) struct Upstream {
     http: http1::Builder,
     idle: Mutex<Idle>,
     /// What gives up a session where no local port is left.
-    pub(crate) room: OnceLock<Mainstay>,
+    pub(crate) room: OnceLock<Server>,
 }
 
 /// Connections without a request, the last one used last.

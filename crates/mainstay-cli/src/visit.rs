@@ -18,9 +18,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use mainstay::client::{Builder, EndsWith, Event, Upgraded};
+use mainstay::client::{Builder, EndsOn, Event, Upgraded};
 use mainstay::link::Plain;
-use mainstay::{Link, Mainstay, SessionUpgrade};
+use mainstay::{Link, Server, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
 use crate::access::Visitor;
@@ -35,11 +35,7 @@ use crate::upstream::{Failure, Heard};
 use crate::values;
 
 /// Answers a request: one for a WebSocket here, any other as plain HTTP.
-pub(crate) async fn answer_request(
-    request: Request,
-    mainstay: &Mainstay,
-    config: Arc<LinkConfig>,
-) -> Response {
+pub(crate) async fn answer_request(request: Request, mainstay: &Server, config: Arc<LinkConfig>) -> Response {
     if !lists(request.headers(), &header::UPGRADE, "websocket") {
         return config.passing.pass(request).await;
     }
@@ -64,7 +60,7 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
         let principal = config.bound.principal(upgrade.headers());
         return upgrade
             .principal(principal)
-            .confirm_manually()
+            .manual_ack()
             .on_session(move |session| join::join_session(session, visit, config));
     }
     let Some(offer) = Offer::of_request(&head.headers, config.deflate_upstream) else {
@@ -93,8 +89,11 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
     forward::switching_fields(&mut fields);
     let agreed = upgraded.subprotocol.clone();
     // Another connection would be asked with all that this client offered; some have a credential there.
-    let offered: Vec<String> =
-        upgrade.offered().filter(|name| values::token(name).is_ok()).map(str::to_owned).collect();
+    let offered: Vec<String> = upgrade
+        .requested_subprotocols()
+        .filter(|name| values::token(name).is_ok())
+        .map(str::to_owned)
+        .collect();
     let path = visit.path.clone();
     let link = match visit.builder(&offered, &config, true) {
         Ok(builder) => builder.adopt(upgraded),
@@ -198,10 +197,10 @@ impl Visit {
         is_plain: bool,
     ) -> Result<Builder<Plain>, String> {
         let settings = &config.settings;
-        let ends_with = match settings.on_backend_loss {
-            BackendLoss::Renew => EndsWith::Connection,
-            BackendLoss::Keep if is_plain && !settings.closes.keep_plain => EndsWith::Close,
-            BackendLoss::Keep => EndsWith::FinalClose,
+        let ends_on = match settings.on_backend_loss {
+            BackendLoss::Renew => EndsOn::Connection,
+            BackendLoss::Keep if is_plain && !settings.closes.keep_plain => EndsOn::Close,
+            BackendLoss::Keep => EndsOn::FinalClose,
         };
         let mut builder = Link::to(&self.url.to_string())
             .map_err(|error| error.to_string())?
@@ -209,7 +208,7 @@ impl Visit {
             .answer_timeout(config.passing.upstream.answer_timeout)
             .map_err(|error| error.to_string())?
             .deflate(config.deflate_upstream.is_some())
-            .ends_with(ends_with)
+            .ends_on(ends_on)
             .keep_response(false)
             // A backend may stand still for seconds, and is near: its end shows.
             .probes_unconfirmed(false)

@@ -1,6 +1,6 @@
 //! How long to wait before the next attempt to connect.
 //!
-//! The first attempt after a loss comes soon, spread by its [`Cause`]: over 0.2 s when only this client
+//! The first attempt after a loss comes soon, spread by its [`Scope`]: over 0.2 s when only this client
 //! lost its connection, over a second when others did too. Every later wait has a ceiling
 //! d = min(cap, base x 2^n) and is drawn below it: capped first, jittered after, so that a crowd at the
 //! cap stays spread. A lone client draws from (d/2, d); one of a crowd draws from all of (0, d), because
@@ -108,7 +108,7 @@ impl Default for BackoffConfig {
 
 /// Who else lost a connection at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Cause {
+pub enum Scope {
     /// Nobody: this client woke up, came online, or found its own connection dead.
     Individual,
     /// Perhaps everybody: close codes 1001, 1006, 1012 and 1013, a 5xx answer, whatever else a
@@ -153,15 +153,15 @@ impl Backoff {
     /// Never zero, never the same for all, and never above the cap, or above [`LONGEST_ADVICE`] with
     /// advice. Advice too narrow to spread a crowd (`Retry-After` names one moment) is widened by
     /// `first_shared` or a tenth of its own length, whichever is longer.
-    pub fn next_delay(&mut self, cause: Cause, advice: Option<Advice>, rng: &mut impl Rng) -> Duration {
+    pub fn next_delay(&mut self, cause: Scope, advice: Option<Advice>, rng: &mut impl Rng) -> Duration {
         let attempt = self.attempts;
         self.attempts = attempt.saturating_add(1);
         let (from, to) = match (advice, attempt, cause) {
             (Some(advice), _, _) => self.spread(advice),
-            (None, 0, Cause::Individual) => (SHORTEST, self.config.first_individual),
-            (None, 0, Cause::Shared) => (SHORTEST, self.config.first_shared),
-            (None, n, Cause::Individual) => (self.ceiling(n - 1) / 2, self.ceiling(n - 1)),
-            (None, n, Cause::Shared) => (SHORTEST, self.ceiling(n - 1)),
+            (None, 0, Scope::Individual) => (SHORTEST, self.config.first_individual),
+            (None, 0, Scope::Shared) => (SHORTEST, self.config.first_shared),
+            (None, n, Scope::Individual) => (self.ceiling(n - 1) / 2, self.ceiling(n - 1)),
+            (None, n, Scope::Shared) => (SHORTEST, self.ceiling(n - 1)),
         };
         uniform(from.max(SHORTEST), to.max(SHORTEST), rng)
     }
@@ -229,7 +229,7 @@ mod tests {
     }
 
     /// The wait after `before` attempts, drawn by 4,000 clients with a seed each.
-    fn crowd(before: u32, cause: Cause, advice: Option<Advice>) -> Vec<Duration> {
+    fn crowd(before: u32, cause: Scope, advice: Option<Advice>) -> Vec<Duration> {
         let draw = |seed| {
             let mut client = Backoff { attempts: before, ..backoff() };
             client.next_delay(cause, advice, &mut SmallRng::seed_from_u64(seed))
@@ -251,16 +251,16 @@ mod tests {
 
     #[test]
     fn the_first_retry_is_spread_over_a_fifth_of_a_second_or_a_whole_one() {
-        check_spread(&crowd(0, Cause::Individual, None), Duration::ZERO, SECOND / 5);
-        check_spread(&crowd(0, Cause::Shared, None), Duration::ZERO, SECOND);
+        check_spread(&crowd(0, Scope::Individual, None), Duration::ZERO, SECOND / 5);
+        check_spread(&crowd(0, Scope::Shared, None), Duration::ZERO, SECOND);
     }
 
     #[test]
     fn later_retries_are_spread_below_a_ceiling_that_doubles_up_to_the_cap() {
         let attempts = [(1, SECOND / 2), (2, SECOND), (5, 8 * SECOND), (6, 16 * SECOND), (7, 30 * SECOND)];
         for (before, ceiling) in attempts {
-            check_spread(&crowd(before, Cause::Individual, None), ceiling / 2, ceiling);
-            check_spread(&crowd(before, Cause::Shared, None), Duration::ZERO, ceiling);
+            check_spread(&crowd(before, Scope::Individual, None), ceiling / 2, ceiling);
+            check_spread(&crowd(before, Scope::Shared, None), Duration::ZERO, ceiling);
         }
     }
 
@@ -268,19 +268,19 @@ mod tests {
     #[test]
     fn an_outage_of_days_neither_overflows_nor_loses_its_jitter() {
         for before in [31, 32, 33, 50, 62, 63, 64, 65, 1_015, 2_000, u32::MAX - 1, u32::MAX] {
-            check_spread(&crowd(before, Cause::Individual, None), 15 * SECOND, 30 * SECOND);
-            check_spread(&crowd(before, Cause::Shared, None), Duration::ZERO, 30 * SECOND);
+            check_spread(&crowd(before, Scope::Individual, None), 15 * SECOND, 30 * SECOND);
+            check_spread(&crowd(before, Scope::Shared, None), Duration::ZERO, 30 * SECOND);
         }
     }
 
     #[test]
     fn a_client_never_stops_waiting_between_attempts() {
         let (mut client, mut rng) = (backoff(), SmallRng::seed_from_u64(1));
-        let total: Duration = (0..2000).map(|_| client.next_delay(Cause::Shared, None, &mut rng)).sum();
+        let total: Duration = (0..2000).map(|_| client.next_delay(Scope::Shared, None, &mut rng)).sum();
         assert_eq!(client.attempts(), 2000);
         assert!(total > 2000 * 14 * SECOND && total < 2000 * 16 * SECOND, "{total:?}");
         client.attempts = u32::MAX;
-        client.next_delay(Cause::Shared, None, &mut rng);
+        client.next_delay(Scope::Shared, None, &mut rng);
         assert_eq!(client.attempts(), u32::MAX, "the count must not start again by wrapping");
     }
 
@@ -311,7 +311,7 @@ mod tests {
     fn a_server_that_accepts_and_drops_is_not_hammered() {
         let (mut client, mut rng, mut now) = (backoff(), SmallRng::seed_from_u64(2), crate::origin());
         for attempt in 1..=5 {
-            client.next_delay(Cause::Shared, None, &mut rng);
+            client.next_delay(Scope::Shared, None, &mut rng);
             client.handle_connected(now);
             now += SECOND;
             client.handle_progress(now);
@@ -325,10 +325,10 @@ mod tests {
     #[test]
     fn replacements_that_failed_do_not_count_once_the_connection_itself_is_lost() {
         let (mut client, mut rng, now) = (backoff(), SmallRng::seed_from_u64(3), crate::origin());
-        client.next_delay(Cause::Shared, None, &mut rng);
+        client.next_delay(Scope::Shared, None, &mut rng);
         client.handle_connected(now);
         for _ in 0..6 {
-            client.next_delay(Cause::Shared, None, &mut rng);
+            client.next_delay(Scope::Shared, None, &mut rng);
         }
         client.handle_lost(now + SECOND);
         assert_eq!(client.attempts(), 1);
@@ -338,26 +338,26 @@ mod tests {
     fn the_servers_advice_wins_over_the_own_delay() {
         for before in [0, 5, u32::MAX] {
             let advice = Some(Advice { min: 40 * SECOND, max: 60 * SECOND });
-            check_spread(&crowd(before, Cause::Individual, advice), 40 * SECOND, 60 * SECOND);
+            check_spread(&crowd(before, Scope::Individual, advice), 40 * SECOND, 60 * SECOND);
         }
     }
 
     #[test]
     fn advice_that_names_one_moment_does_not_gather_the_crowd_there() {
         let at = |seconds| Some(Advice { min: seconds * SECOND, max: seconds * SECOND });
-        check_spread(&crowd(0, Cause::Shared, at(0)), Duration::ZERO, SECOND);
-        check_spread(&crowd(0, Cause::Shared, at(5)), 5 * SECOND, 6 * SECOND);
-        check_spread(&crowd(0, Cause::Shared, at(120)), 120 * SECOND, 132 * SECOND);
+        check_spread(&crowd(0, Scope::Shared, at(0)), Duration::ZERO, SECOND);
+        check_spread(&crowd(0, Scope::Shared, at(5)), 5 * SECOND, 6 * SECOND);
+        check_spread(&crowd(0, Scope::Shared, at(120)), 120 * SECOND, 132 * SECOND);
     }
 
     #[test]
     fn a_hostile_server_parks_nobody_for_longer_than_ten_minutes() {
         let for_ever = Some(Advice { min: Duration::MAX, max: Duration::MAX });
-        check_spread(&crowd(0, Cause::Shared, for_ever), 540 * SECOND, LONGEST_ADVICE);
+        check_spread(&crowd(0, Scope::Shared, for_ever), 540 * SECOND, LONGEST_ADVICE);
         let upside_down = Some(Advice { min: Duration::MAX, max: Duration::ZERO });
-        check_spread(&crowd(0, Cause::Shared, upside_down), 540 * SECOND, LONGEST_ADVICE);
+        check_spread(&crowd(0, Scope::Shared, upside_down), 540 * SECOND, LONGEST_ADVICE);
         let wide = Some(Advice { min: Duration::ZERO, max: Duration::MAX });
-        check_spread(&crowd(0, Cause::Shared, wide), Duration::ZERO, LONGEST_ADVICE);
+        check_spread(&crowd(0, Scope::Shared, wide), Duration::ZERO, LONGEST_ADVICE);
     }
 
     #[test]
@@ -385,7 +385,7 @@ mod tests {
             let config = BackoffConfig { base, cap, first_individual: base, first_shared: cap, ..Default::default() };
             let mut client = Backoff { attempts: before, ..Backoff::new(config) };
             let advice = advice.map(|(min, max)| Advice { min: ms(min), max: ms(max) });
-            let cause = if shared { Cause::Shared } else { Cause::Individual };
+            let cause = if shared { Scope::Shared } else { Scope::Individual };
             let wait = client.next_delay(cause, advice, &mut SmallRng::seed_from_u64(seed));
             prop_assert!(wait >= SHORTEST);
             let bound = advice.map_or(cap, |_| LONGEST_ADVICE);

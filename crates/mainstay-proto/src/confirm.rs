@@ -88,7 +88,7 @@ pub struct ConfirmConfig {
     when_full: WhenFull,
     queue_messages: usize,
     queue_bytes: usize,
-    min_interval: Duration,
+    min_ping_interval: Duration,
     pongs: Pongs,
 }
 
@@ -126,8 +126,8 @@ impl ConfirmConfig {
     ///
     /// # Errors
     /// It is out of range.
-    pub fn min_interval(self, min_interval: Duration) -> Result<Self, ConfigError> {
-        Self { min_interval, ..self }.checked()
+    pub fn min_ping_interval(self, min_ping_interval: Duration) -> Result<Self, ConfigError> {
+        Self { min_ping_interval, ..self }.checked()
     }
 
     /// Whether the peer answers Pings, where that is known beforehand. If not, it is served at-most-once from the first
@@ -144,8 +144,8 @@ impl ConfirmConfig {
         if self.queue_bytes == 0 {
             return Err(ConfigError { field: "confirm.queue_bytes", bound: "at least 1 byte" });
         }
-        if self.min_interval > Duration::from_secs(60) {
-            return Err(ConfigError { field: "confirm.min_interval", bound: "at most 1 minute" });
+        if self.min_ping_interval > Duration::from_secs(60) {
+            return Err(ConfigError { field: "confirm.min_ping_interval", bound: "at most 1 minute" });
         }
         Ok(self)
     }
@@ -159,7 +159,7 @@ impl Default for ConfirmConfig {
             when_full: WhenFull::default(),
             queue_messages: 1024,
             queue_bytes: 4 * 1024 * 1024,
-            min_interval: Duration::ZERO,
+            min_ping_interval: Duration::ZERO,
             pongs: Pongs::Unknown,
         }
     }
@@ -370,7 +370,7 @@ impl<M> Confirmer<M> {
             return None;
         }
         let due = [asked, self.unpinged_due()].into_iter().flatten().min()?;
-        Some(last_ping.map_or(due, |last| due.max(last + self.config.min_interval)))
+        Some(last_ping.map_or(due, |last| due.max(last + self.config.min_ping_interval)))
     }
 
     /// Everything written so far has left the process. From a peer that answers no Ping nothing more will be known of it.

@@ -22,11 +22,11 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-pub use self::config::{ConnectConfig, EndsWith, Silence};
+pub use self::config::{ConnectConfig, EndsOn, Silence};
 pub use self::event::{End, EndCause, Event, Incoming, Lost, Mode, Report, State};
 use self::pings::Signs;
 use self::unproven::Unproven;
-use crate::backoff::{Advice, Backoff, Cause};
+use crate::backoff::{Advice, Backoff, Scope};
 use crate::budget::{Held, held};
 use crate::confirm::{self, ConfirmConfig, Confirmer};
 use crate::heartbeat::{Action, Heartbeat, Watch};
@@ -37,13 +37,13 @@ use crate::session::{
     Message, SessionError, Transmit, Volatiles,
 };
 use crate::ws::CloseCode;
-use crate::ws::close::Action as CloseAction;
+use crate::ws::close::CloseAction;
 
 /// When a local port is looked for again: one comes free when a connection ends, and the peer is not asked meanwhile.
 const PORT_AGAIN: Duration = Duration::from_millis(100);
 /// A replacement is opened when a probe is unanswered for this long.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
-/// With [`EndsWith::FinalClose`]: connections that the peer may close in a row without having brought anything.
+/// With [`EndsOn::FinalClose`]: connections that the peer may close in a row without having brought anything.
 const BARREN_LIMIT: u32 = 5;
 /// Marks the payload of a heartbeat's Ping, so that it is never read as a position.
 const HEARTBEAT_PING: u64 = 1 << 63;
@@ -439,10 +439,10 @@ impl Client {
     pub fn handle_peer_close(&mut self, connection: ConnectionId, code: Option<CloseCode>) {
         let is_attached = self.attached.as_ref().is_some_and(|a| a.connection == connection);
         let Some(plain) = self.plain.as_mut().filter(|_| is_attached) else { return };
-        let goes_on = match self.config.ends_with {
-            EndsWith::Nothing => true,
-            EndsWith::FinalClose => plain.restarts || CloseCode::is_restart(code),
-            EndsWith::Close | EndsWith::Connection => false,
+        let goes_on = match self.config.ends_on {
+            EndsOn::Nothing => true,
+            EndsOn::FinalClose => plain.restarts || CloseCode::is_restart(code),
+            EndsOn::Close | EndsOn::Connection => false,
         };
         let outcome = plain.confirmer.handle_peer_close(goes_on);
         self.report(outcome);
@@ -502,8 +502,8 @@ impl Client {
     }
 
     /// The next message, or what stands between two of them, in order. Nothing after [`close`](Self::close).
-    pub fn hand_over(&mut self, now: Instant) -> Option<Incoming> {
-        if self.hands_over_nothing() {
+    pub fn deliver(&mut self, now: Instant) -> Option<Incoming> {
+        if self.delivers_nothing() {
             return None;
         }
         if let Some(fate) = self.gap.take() {
@@ -511,7 +511,7 @@ impl Client {
         }
         let delivery = match &mut self.plain {
             Some(plain) => plain.take(),
-            None => self.session.hand_over(now),
+            None => self.session.deliver(now),
         };
         let incoming = match delivery {
             None => None,
@@ -535,7 +535,7 @@ impl Client {
 
     /// The application has ended it: whatever comes is not for it any more.
     #[must_use]
-    pub fn hands_over_nothing(&self) -> bool {
+    pub fn delivers_nothing(&self) -> bool {
         let is_aborted = self.end().is_some_and(|end| end.cause == EndCause::Aborted);
         is_aborted || (self.closing.is_some() && !self.reads_while_closing())
     }
@@ -554,8 +554,8 @@ impl Client {
     }
 
     /// In manual mode: everything that was handed over is handled. Nothing to a plain peer.
-    pub fn confirm(&mut self, now: Instant) {
-        self.session.confirm(now, u64::MAX);
+    pub fn acknowledge(&mut self, now: Instant) {
+        self.session.acknowledge(now, u64::MAX);
     }
 
     /// Presents new credentials: at once where a connection is attached, else in the next HELLO. See
@@ -580,7 +580,7 @@ impl Client {
     }
 
     /// Something suggests that the network changed: dial now if waiting, probe if attached.
-    pub fn retry_now(&mut self, now: Instant) {
+    pub fn probe_now(&mut self, now: Instant) {
         if let Dial::Waiting { until } = &mut self.dial {
             *until = now;
         }
@@ -1131,7 +1131,7 @@ impl Client {
                     self.unwanted_until =
                         (delay.min >= close_in && !delay.min.is_zero()).then(|| now + delay.min);
                     let leave = Some(advice(before(delay, close_in)));
-                    let wait = self.backoff.next_delay(Cause::Shared, leave, &mut self.rng);
+                    let wait = self.backoff.next_delay(Scope::Shared, leave, &mut self.rng);
                     if self.dial == Dial::Rest {
                         self.dial = Dial::Waiting { until: now + wait };
                     }
@@ -1189,20 +1189,20 @@ impl Client {
         self.backoff.handle_lost(now);
         let outcome = self.plain.as_mut().and_then(|plain| plain.confirmer.handle_lost());
         self.report(outcome);
-        if self.ends_with(&why) {
+        if self.ends_on(&why) {
             let (code, reason) = match &why {
                 Lost::Closed { code, reason } => (code.map(u64::from), reason.clone()),
                 Lost::TooBig { .. } => (Some(CloseCode::TOO_BIG.into()), why.to_string()),
                 _ => (None, why.to_string()),
             };
-            self.events.push_back(Event::Detached { why: why.clone(), retry_in: Duration::ZERO });
+            self.events.push_back(Event::Detached { why: why.clone(), next_attempt_in: Duration::ZERO });
             let cause = if matches!(why, Lost::Closed { .. }) { EndCause::Peer } else { EndCause::Lost };
             return self.give_up(cause, code, reason, Some(why));
         }
         if self.ends_here(&why) {
             return;
         }
-        let retry_in = match self.dial {
+        let next_attempt_in = match self.dial {
             Dial::Rest => self.schedule(now, &why, None),
             // A replacement was to follow later, or failed before: the loss is a new start.
             Dial::Waiting { until } => {
@@ -1214,7 +1214,7 @@ impl Client {
             // One is on its way already.
             Dial::Connecting { .. } | Dial::Attaching { .. } => Duration::ZERO,
         };
-        self.events.push_back(Event::Detached { why, retry_in });
+        self.events.push_back(Event::Detached { why, next_attempt_in });
     }
 
     fn dial_failed(&mut self, now: Instant, why: Lost, advice: Option<Delay>) {
@@ -1225,8 +1225,8 @@ impl Client {
         {
             return;
         }
-        let retry_in = self.schedule(now, &why, advice);
-        self.events.push_back(Event::AttemptFailed { why, retry_in });
+        let next_attempt_in = self.schedule(now, &why, advice);
+        self.events.push_back(Event::AttemptFailed { why, next_attempt_in });
     }
 
     /// Whether so many attempts have failed in a row that this one was the last.
@@ -1245,11 +1245,11 @@ impl Client {
 
     fn schedule(&mut self, now: Instant, why: &Lost, delay: Option<Delay>) -> Duration {
         let cause = match why {
-            Lost::Dead(_) | Lost::NoMessage { .. } | Lost::Asked => Cause::Individual,
+            Lost::Dead(_) | Lost::NoMessage { .. } | Lost::Asked => Scope::Individual,
             Lost::Closed { code, .. } if CloseCode::action(*code) == CloseAction::ReconnectAlone => {
-                Cause::Individual
+                Scope::Individual
             }
-            _ => Cause::Shared,
+            _ => Scope::Shared,
         };
         let at = match why {
             Lost::Unavailable { retry_after, .. } => Some(*retry_after),
@@ -1266,16 +1266,16 @@ impl Client {
     }
 
     /// Whether the end of a plain peer's connection is the end of this client, by its configuration.
-    fn ends_with(&mut self, why: &Lost) -> bool {
+    fn ends_on(&mut self, why: &Lost) -> bool {
         let Some(plain) = &mut self.plain else { return false };
         if let Lost::Closed { .. } = why {
             plain.barren = if plain.progressed { 0 } else { plain.barren + 1 };
         }
-        match (self.config.ends_with, why) {
-            (EndsWith::Connection, _) | (EndsWith::Close, Lost::Closed { .. }) => true,
+        match (self.config.ends_on, why) {
+            (EndsOn::Connection, _) | (EndsOn::Close, Lost::Closed { .. }) => true,
             // The next connection would bring it again.
-            (EndsWith::Close | EndsWith::FinalClose, Lost::TooBig { .. }) => true,
-            (EndsWith::FinalClose, Lost::Closed { code, .. }) => {
+            (EndsOn::Close | EndsOn::FinalClose, Lost::TooBig { .. }) => true,
+            (EndsOn::FinalClose, Lost::Closed { code, .. }) => {
                 let restarts = plain.restarts || CloseCode::is_restart(*code);
                 !restarts || plain.barren >= BARREN_LIMIT
             }

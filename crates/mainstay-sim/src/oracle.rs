@@ -51,7 +51,7 @@ impl Sent {
     }
 
     /// The server's application got this index.
-    pub fn received(&mut self, session: usize, index: u64) -> Result<(), String> {
+    pub fn delivered(&mut self, session: usize, index: u64) -> Result<(), String> {
         if !self.got.insert(index) {
             return Err(format!("duplicate: client message {index} handed over twice"));
         }
@@ -130,7 +130,7 @@ pub struct Got {
 
 impl Got {
     /// A message of this session with this number was handed over.
-    pub fn received(&mut self, session: usize, number: u64) -> Result<(), String> {
+    pub fn delivered(&mut self, session: usize, number: u64) -> Result<(), String> {
         if self.session != Some(session) {
             if self.session.is_some() {
                 if self.gaps == self.gaps_used {
@@ -178,7 +178,7 @@ pub struct Volatile {
 
 impl Volatile {
     /// The how-manieth of its sender was handed over.
-    pub fn received(&mut self, number: u64) -> Result<(), String> {
+    pub fn delivered(&mut self, number: u64) -> Result<(), String> {
         if number <= self.last {
             return Err(format!("volatile message {number} after {}", self.last));
         }

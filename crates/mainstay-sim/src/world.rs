@@ -308,7 +308,7 @@ impl World {
                 }
             }
         }
-        self.wires.retain(|_, wire| !wire.is_over());
+        self.wires.retain(|_, wire| !wire.is_closed());
         Ok(())
     }
 

@@ -26,8 +26,8 @@ fn rules_that_are_turned_back_are_noticed_by_some_seed() {
         Rule::SupersededNamesTheWinner,
         Rule::SentInPingIsThePosition,
         Rule::PingIsComparedWithThePosition,
-        Rule::NothingIsHandedOverAfterEnd,
-        Rule::RepetitionIsJudgedByTaken,
+        Rule::NothingIsDeliveredAfterEnd,
+        Rule::RepetitionIsJudgedByReceived,
         Rule::GapTakesOverNumbers,
     ];
     let unnoticed: Vec<_> = rules.into_iter().filter(|rule| noticed(*rule).is_none()).collect();

@@ -17,14 +17,14 @@ use axum::extract::{FromRef, State};
 use axum::response::Response;
 use axum::routing::any;
 use mainstay::server::{Config, Sender, Session};
-use mainstay::{CloseCode, HeartbeatConfig, Mainstay, Message, SendError, SessionUpgrade};
+use mainstay::{CloseCode, HeartbeatConfig, Message, SendError, Server, SessionUpgrade};
 use tokio::net::TcpListener;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let interval = Duration::from_secs(flag("--interval")?.parse()?);
     let config = Config { heartbeat: HeartbeatConfig::every(interval)?, ..Config::default() };
-    let app = App { mainstay: Mainstay::new(config), room: Room::default() };
+    let app = App { mainstay: Server::new(config), room: Room::default() };
     let listener = TcpListener::bind(flag("--listen")?).await?;
     let mainstay = app.mainstay.clone();
     let routes = Router::new().route("/echo", any(echo)).route("/broadcast", any(broadcast)).with_state(app);
@@ -54,11 +54,11 @@ async fn broadcast(State(app): State<App>, upgrade: SessionUpgrade) -> Response 
 
 #[derive(Clone)]
 struct App {
-    mainstay: Mainstay,
+    mainstay: Server,
     room: Room,
 }
 
-impl FromRef<App> for Mainstay {
+impl FromRef<App> for Server {
     fn from_ref(app: &App) -> Self {
         app.mainstay.clone()
     }

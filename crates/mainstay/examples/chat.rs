@@ -16,7 +16,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use mainstay::server::{DRAIN_WITHIN, Membership, Room, SessionState};
-use mainstay::{CloseCode, Mainstay, Session, SessionUpgrade};
+use mainstay::{CloseCode, Server, Session, SessionUpgrade};
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
@@ -26,15 +26,15 @@ async fn main() -> std::io::Result<()> {
     mainstay::serve(listener, app(chat), &mainstay).with_graceful_shutdown(asked_to_end(), DRAIN_WITHIN).await
 }
 
-/// The application's state. [`SessionUpgrade`] takes its [`Mainstay`] from there.
+/// The application's state. [`SessionUpgrade`] takes its [`Server`] from there.
 #[derive(Clone, Default)]
 pub struct Chat {
     /// The owner of all sessions.
-    pub mainstay: Mainstay,
+    pub mainstay: Server,
     rooms: Arc<Mutex<HashMap<String, Room>>>,
 }
 
-impl FromRef<Chat> for Mainstay {
+impl FromRef<Chat> for Server {
     fn from_ref(chat: &Chat) -> Self {
         chat.mainstay.clone()
     }

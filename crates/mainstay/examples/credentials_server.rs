@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::Router;
 use axum::routing::any;
 use bytes::Bytes;
-use mainstay::server::{Denied, Session};
-use mainstay::{Mainstay, SessionUpgrade};
+use mainstay::server::{AuthError, Session};
+use mainstay::{Server, SessionUpgrade};
 use tokio::net::TcpListener;
 
 /// The highest number seen of each name.
@@ -26,7 +26,7 @@ type Seen = Arc<Mutex<HashMap<String, u64>>>;
 async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(flag("--listen")?).await?;
     println!("listening on ws://{}", listener.local_addr()?);
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let seen = Seen::default();
     let door = any(async move |upgrade: SessionUpgrade| {
         let upgrade = upgrade.authenticate(move |credentials| {
@@ -40,15 +40,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Who presents these credentials. A client that sends none is refused like one whose are wrong.
-fn judge(seen: &Seen, credentials: Option<Bytes>) -> Result<String, Denied> {
-    let credentials = credentials.ok_or(Denied::Refused)?;
-    let text = std::str::from_utf8(&credentials).map_err(|_| Denied::Refused)?;
-    let (name, number) = text.split_once('/').ok_or(Denied::Refused)?;
-    let number: u64 = number.parse().map_err(|_| Denied::Refused)?;
+fn judge(seen: &Seen, credentials: Option<Bytes>) -> Result<String, AuthError> {
+    let credentials = credentials.ok_or(AuthError::Refused)?;
+    let text = std::str::from_utf8(&credentials).map_err(|_| AuthError::Refused)?;
+    let (name, number) = text.split_once('/').ok_or(AuthError::Refused)?;
+    let number: u64 = number.parse().map_err(|_| AuthError::Refused)?;
     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     let highest = seen.entry(name.to_owned()).or_default();
     if number <= *highest {
-        return Err(Denied::Refused);
+        return Err(AuthError::Refused);
     }
     *highest = number;
     Ok(name.to_owned())

@@ -51,8 +51,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 async fn log(events: mainstay::client::Events) {
     while let Some(event) = events.next().await {
-        if let Event::Detached { why, retry_in } | Event::AttemptFailed { why, retry_in } = event {
-            tracing::warn!(%why, ?retry_in, "no feed");
+        if let Event::Detached { why, next_attempt_in } | Event::AttemptFailed { why, next_attempt_in } =
+            event
+        {
+            tracing::warn!(%why, ?next_attempt_in, "no feed");
         }
     }
 }

@@ -15,7 +15,7 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mainstay::client::{Event, Outcome, Tracked};
+use mainstay::client::{Event, Outcome, Receipt};
 use mainstay::{Client, CloseCode, Message};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -70,7 +70,7 @@ fn flag(name: &str) -> Option<String> {
 /// What one client did and saw.
 struct Life {
     id: u32,
-    sent: Vec<Tracked>,
+    sent: Vec<Receipt>,
     fates: Vec<Outcome>,
     /// The number that came back last.
     last: usize,
@@ -233,7 +233,7 @@ fn summary(lives: &[Life]) -> serde_json::Value {
         "clients": lives.len(),
         "sent": lives.iter().map(|life| life.fates.len()).sum::<usize>(),
         "delivered": fates(Outcome::Delivered),
-        "lost": fates(Outcome::Lost),
+        "lost": fates(Outcome::NotDelivered),
         "unknown": fates(Outcome::Unknown),
         "gaps": sum(|life| life.gaps),
         "clients_told_of_a_gap": sum(|life| u64::from(life.gaps > 0)),
@@ -251,7 +251,7 @@ fn listed(lives: &[Life]) -> String {
         for (number, fate) in (1..).zip(&life.fates) {
             let fate = match fate {
                 Outcome::Delivered => "delivered",
-                Outcome::Lost => "lost",
+                Outcome::NotDelivered => "lost",
                 _ => "unknown",
             };
             let (id, number): (u32, u32) = (life.id, number);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::any;
 use mainstay::server::Session;
-use mainstay::{CloseCode, Mainstay, SessionUpgrade};
+use mainstay::{CloseCode, Server, SessionUpgrade};
 use tokio::net::TcpSocket;
 
 /// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
@@ -32,9 +32,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     socket.bind(flag("--listen")?.parse()?)?;
     let listener = socket.listen(BACKLOG)?;
     println!("listening on ws://{}", listener.local_addr()?);
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let storm = any(async move |upgrade: SessionUpgrade| {
-        upgrade.confirm_manually().on_session(move |session| echo(session, record))
+        upgrade.manual_ack().on_session(move |session| echo(session, record))
     });
     mainstay::serve(listener, Router::new().fallback(storm).with_state(mainstay.clone()), &mainstay).await?;
     Ok(())
@@ -47,7 +47,7 @@ async fn echo(mut session: Session, record: Arc<File>) {
         if record.as_ref().write_all(line.as_bytes()).is_err() {
             return session.close(CloseCode::INTERNAL_ERROR, "the record cannot be written");
         }
-        session.confirm();
+        session.ack();
         if session.send(message).await.is_err() {
             return;
         }

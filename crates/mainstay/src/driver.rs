@@ -18,7 +18,7 @@ use mainstay_proto::ws::{CloseFrame, Connection, Incoming, Limits, Packed, Proto
 
 use crate::clock::now;
 use crate::transport::Transport;
-use crate::worker::Here;
+use crate::worker::TaskContext;
 
 /// Bytes read per turn: a connection's share before the others have theirs.
 const READ: usize = 64 * 1024;
@@ -99,13 +99,13 @@ impl Wire {
     }
 
     /// A turn begins at the worker that this connection lives with, or comes to live with.
-    pub(crate) fn arrive(&mut self, here: &Here<'_>) -> io::Result<()> {
-        self.transport.settle(here)
+    pub(crate) fn arrive(&mut self, context: &TaskContext<'_>) -> io::Result<()> {
+        self.transport.settle(context)
     }
 
     /// It leaves the worker, to be [finished](Self::finish) elsewhere.
-    pub(crate) fn depart(mut self, here: &Here<'_>) -> Self {
-        self.transport.depart(here);
+    pub(crate) fn depart(mut self, context: &TaskContext<'_>) -> Self {
+        self.transport.depart(context);
         self
     }
 
@@ -319,8 +319,8 @@ impl Wire {
     /// Source: RFC 6455 section 7.1.1.
     pub(crate) fn end(mut self, cx: &mut Context<'_>) -> Option<Self> {
         let said = matches!(self.poll_write(cx, Framing::Plain, || None), Ok(Written::All));
-        let is_over = said && self.codec.ends_in_order() && !self.may_read();
-        (!is_over).then_some(self)
+        let is_closed = said && self.codec.ends_in_order() && !self.may_read();
+        (!is_closed).then_some(self)
     }
 
     /// Sees a closing connection to its end: what is queued leaves, then both sides shut down. Bounded,

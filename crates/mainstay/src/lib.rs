@@ -43,7 +43,7 @@ pub mod link;
 pub mod server;
 
 #[cfg(feature = "server")]
-pub use server::{Mainstay, Session, SessionUpgrade, serve};
+pub use server::{Server, Session, SessionUpgrade, serve};
 
 #[cfg(feature = "client")]
 pub use client::Client;
@@ -56,10 +56,10 @@ pub use mainstay_proto::backoff::BackoffConfig;
 pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::{Evidence, HeartbeatConfig};
-pub use mainstay_proto::session::message::{Cause, GapCause, SessionId};
+pub use mainstay_proto::session::message::{GapCause, LossCause, SessionId};
 pub use mainstay_proto::session::{Fate, Message, PeerClose, Window};
 /// What a client does after a close code: see [`CloseCode::action`].
-pub use mainstay_proto::ws::close::Action as CloseAction;
+pub use mainstay_proto::ws::close::CloseAction;
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
 
 /// A message that was not accepted, and why. It comes back with the error.
@@ -71,7 +71,7 @@ pub enum SendError {
     Full(Message),
     /// The session is ending or over.
     #[error("the session is over")]
-    Over(Message),
+    Closed(Message),
     /// The peer said that it takes no message that is as large.
     #[error("a message of {} bytes, and the peer takes at most {limit}", message.len())]
     TooLarge {
@@ -87,7 +87,7 @@ impl SendError {
     #[must_use]
     pub fn into_message(self) -> Message {
         match self {
-            Self::Full(message) | Self::Over(message) | Self::TooLarge { message, .. } => message,
+            Self::Full(message) | Self::Closed(message) | Self::TooLarge { message, .. } => message,
         }
     }
 }

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use mainstay_proto::ConfigError;
 use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
-use mainstay_proto::connect::{ConnectConfig, EndsWith};
+use mainstay_proto::connect::{ConnectConfig, EndsOn};
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::{Message, Window};
 
@@ -123,8 +123,8 @@ impl Builder<Plain> {
     ///
     /// # Errors
     /// It is out of range.
-    pub fn min_interval(mut self, min_interval: Duration) -> Result<Self, ConfigError> {
-        self.config.confirm = self.config.confirm.min_interval(min_interval)?;
+    pub fn min_ping_interval(mut self, min_ping_interval: Duration) -> Result<Self, ConfigError> {
+        self.config.confirm = self.config.confirm.min_ping_interval(min_ping_interval)?;
         Ok(self)
     }
 
@@ -172,10 +172,10 @@ impl Builder<Plain> {
     }
 
     /// What ends the link for good, instead of another dial; the [`Event::Detached`](crate::client::Event::Detached)
-    /// before its [`Event::Ended`](crate::client::Event::Ended) says why. Default: [`EndsWith::Nothing`].
+    /// before its [`Event::Ended`](crate::client::Event::Ended) says why. Default: [`EndsOn::Nothing`].
     #[must_use]
-    pub fn ends_with(mut self, ends_with: EndsWith) -> Self {
-        self.config.ends_with = ends_with;
+    pub fn ends_on(mut self, ends_on: EndsOn) -> Self {
+        self.config.ends_on = ends_on;
         self
     }
 

@@ -11,7 +11,7 @@ use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::worker::Here;
+use crate::worker::TaskContext;
 
 /// Any byte stream: an HTTP/2 stream, a test's duplex, a Unix socket.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -63,16 +63,16 @@ impl Transport {
     }
 
     /// Has the worker watch the socket from here on, if this is one, and hears what it says of it.
-    pub(crate) fn settle(&mut self, here: &Here<'_>) -> io::Result<()> {
+    pub(crate) fn settle(&mut self, context: &TaskContext<'_>) -> io::Result<()> {
         if let Self::Own(_, known) = self {
-            known.merge(here.readiness);
+            known.merge(context.readiness);
             return Ok(());
         }
         match std::mem::replace(self, Self::Closed) {
             Self::Tcp(stream) => {
                 keep_little_unsent(&stream);
                 let mut stream = mio::net::TcpStream::from_std(stream.into_std()?);
-                here.register(&mut stream)?;
+                context.register(&mut stream)?;
                 // A new socket takes bytes; whether it has some the worker will say. What it has said by now is about
                 // another.
                 *self = Self::Own(stream, Readiness { writable: true, ..Readiness::default() });
@@ -92,9 +92,9 @@ impl Transport {
     }
 
     /// Before [`leave`](Self::leave), where another socket of the resident stays or comes.
-    pub(crate) fn depart(&mut self, here: &Here<'_>) {
+    pub(crate) fn depart(&mut self, context: &TaskContext<'_>) {
         if let Self::Own(stream, _) = self {
-            here.deregister(stream);
+            context.deregister(stream);
         }
     }
 

@@ -16,7 +16,7 @@ use axum::routing::any;
 use bytes::Bytes;
 use mainstay::client::{Builder, UrlError};
 use mainstay::server::{Config, Sender};
-use mainstay::{Client, CloseCode, Link, Mainstay, Message, Session, SessionUpgrade};
+use mainstay::{Client, CloseCode, Link, Message, Server, Session, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{self, Runtime};
@@ -225,7 +225,7 @@ struct Bench {
     server: Runtime,
     clients: Option<Runtime>,
     address: SocketAddr,
-    mainstay: Mainstay,
+    mainstay: Server,
 }
 
 impl Bench {
@@ -240,7 +240,7 @@ impl Bench {
     fn of(config: Config) -> Self {
         let server = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let clients = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let mainstay = Mainstay::new(config);
+        let mainstay = Server::new(config);
         let listener = server.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let serving = mainstay.clone();

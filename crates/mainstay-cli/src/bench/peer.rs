@@ -219,7 +219,7 @@ impl Peer {
         }
         session.handle_frame(turn.instant(), ConnectionId(self.links), frame).map_err(broken)?;
         while let Some(session) = &mut self.session
-            && let Some(delivery) = session.hand_over(turn.instant())
+            && let Some(delivery) = session.deliver(turn.instant())
         {
             if let Delivery::Message(message) = delivery {
                 self.message(message.payload(), turn);

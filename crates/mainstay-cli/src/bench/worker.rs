@@ -44,7 +44,7 @@ pub(super) struct Turn {
     pub(super) counts: Counts,
     opening: u32,
     /// Counted since the others were told.
-    untold: u64,
+    unacked: u64,
 }
 
 impl Turn {
@@ -77,7 +77,7 @@ impl Turn {
     /// What was due at `sent` is done.
     pub(super) fn answered(&mut self, sent: u64) {
         self.counts.done += 1;
-        self.untold += 1;
+        self.unacked += 1;
         self.counts.latency.saturating_record(self.now.saturating_sub(sent));
     }
 
@@ -89,7 +89,7 @@ impl Turn {
             self.counts.windows.iter_mut().skip(window).take(1).for_each(|count| *count += 1);
         }
         if self.plan.load == Load::Idle {
-            self.untold += 1;
+            self.unacked += 1;
         }
     }
 }
@@ -139,7 +139,7 @@ impl Worker {
                 out: SendQueue::new(),
                 counts: Counts::new(),
                 opening: 0,
-                untold: 0,
+                unacked: 0,
             },
             seed,
             started: 0,
@@ -299,7 +299,7 @@ impl Worker {
             Load::Fanout if self.index == 0 => {
                 let plan = &self.turn.plan;
                 let (all, most) = (u64::from(plan.connections), u64::from(plan.in_flight));
-                let delivered = self.turn.shared.delivered.load(Relaxed) + self.turn.untold;
+                let delivered = self.turn.shared.delivered.load(Relaxed) + self.turn.unacked;
                 while self.sent * all <= delivered + (most - 1) * all && self.sends.next() <= self.turn.now {
                     let due = self.sends.take().unwrap_or(self.turn.now);
                     self.sent += 1;
@@ -383,11 +383,11 @@ impl Worker {
     /// Acknowledgements that are due by time, and what the others want to know.
     fn tick(&mut self) {
         let turn = &mut self.turn;
-        if turn.untold > 0 {
-            let untold = mem::take(&mut turn.untold);
-            turn.shared.counted.fetch_add(untold, Relaxed);
+        if turn.unacked > 0 {
+            let unacked = mem::take(&mut turn.unacked);
+            turn.shared.counted.fetch_add(unacked, Relaxed);
             if turn.plan.load == Load::Fanout {
-                turn.shared.delivered.fetch_add(untold, Relaxed);
+                turn.shared.delivered.fetch_add(unacked, Relaxed);
             }
         }
         if turn.plan.session && turn.now >= self.next_tick {

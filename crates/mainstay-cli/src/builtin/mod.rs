@@ -10,13 +10,13 @@ use axum::Router;
 use axum::extract::{FromRef, State};
 use axum::response::Response;
 use axum::routing::{any, get};
-use mainstay::{Mainstay, Session, SessionUpgrade};
+use mainstay::{Server, Session, SessionUpgrade};
 
 use self::room::Room;
 
 /// `/` is the page and `/pulse` what it talks to; `/echo` returns each message, `/broadcast` sends each message to
 /// everyone connected to that path.
-pub(crate) fn router(mainstay: Mainstay) -> Router {
+pub(crate) fn router(mainstay: Server) -> Router {
     let backend = Backend { mainstay, room: Room::default() };
     let (page, clock) = (page::Page::new(), pulse::Clock::start());
     Router::new()
@@ -29,11 +29,11 @@ pub(crate) fn router(mainstay: Mainstay) -> Router {
 
 #[derive(Clone)]
 struct Backend {
-    mainstay: Mainstay,
+    mainstay: Server,
     room: Room,
 }
 
-impl FromRef<Backend> for Mainstay {
+impl FromRef<Backend> for Server {
     fn from_ref(backend: &Backend) -> Self {
         backend.mainstay.clone()
     }

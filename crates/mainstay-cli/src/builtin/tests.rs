@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mainstay::client::{Event, Mode};
-use mainstay::{Client, Mainstay, Message};
+use mainstay::{Client, Message, Server};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ use super::router;
 /// A client at `/pulse` of a backend of its own, and what it has seen.
 struct Visitor {
     client: Client,
-    mainstay: Mainstay,
+    mainstay: Server,
     ticks: u64,
     /// The number of the newest; 0: none came yet.
     newest: u64,
@@ -24,7 +24,7 @@ struct Visitor {
 
 impl Visitor {
     async fn arrive() -> Self {
-        let mainstay = Mainstay::default();
+        let mainstay = Server::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
         let serving = mainstay.clone();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use mainstay::client::Event;
-use mainstay::{Cause, Client, CloseCode, Fate, Link, Message};
+use mainstay::{Client, CloseCode, Fate, Link, LossCause, Message};
 use tokio::net::TcpListener;
 
 use crate::frames::{BINARY, CLOSE, Frames, PING, PONG, TEXT};
@@ -104,7 +104,7 @@ async fn a_session_whose_backend_connection_is_lost_is_renewed_with_an_exact_acc
     client.send(Message::text("unknown")).await.unwrap();
     drop(reading.await.unwrap());
     let fate = gap(&client).await;
-    assert_eq!((fate.delivered, fate.unknown, fate.last, fate.cause), (1, 2, 2, Cause::Replaced));
+    assert_eq!((fate.delivered, fate.unknown, fate.last, fate.cause), (1, 2, 2, LossCause::Replaced));
     event(&client, |event| matches!(event, Event::Attached { resumed: false, .. }).then_some(())).await;
     let (_, mut next) = Frames::serve(&listener).await;
     client.send(Message::text("anew")).await.unwrap();
@@ -133,7 +133,7 @@ async fn a_backend_that_restarts_renews_a_session_and_any_other_close_ends_it() 
         let client = Client::builder(&gateway.url).unwrap().connect();
         let (_, mut backend) = Frames::serve(&listener).await;
         backend.write(CLOSE, &close(code, "")).await;
-        assert_eq!(gap(&client).await.cause, Cause::Replaced, "{code}");
+        assert_eq!(gap(&client).await.cause, LossCause::Replaced, "{code}");
     }
     for code in [1000, 1002, 1003, 1007, 1008, 1009, 1010, 3000, 3999, 4500, 4999] {
         let (gateway, listener) = gateway(&[]).await;

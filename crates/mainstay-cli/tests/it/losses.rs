@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::routing::any;
-use mainstay::{Client, CloseCode, Link, Mainstay, Message, SessionUpgrade};
+use mainstay::{Client, CloseCode, Link, Message, Server, SessionUpgrade};
 use tokio::net::TcpListener;
 
 use crate::frames::Frames;
@@ -64,7 +64,7 @@ async fn a_message_that_ends_three_connections_is_counted_and_told() {
 async fn what_a_visitor_leaves_to_a_backend_that_stays_away_is_counted_and_told() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = Door::to(listener.local_addr().unwrap()).await;
-    let app: Router<Mainstay> = Router::new().route(
+    let app: Router<Server> = Router::new().route(
         "/",
         any(|upgrade: SessionUpgrade| async {
             upgrade.on_session(|mut session| async move {

@@ -87,7 +87,7 @@ async fn session(gateway: &Gateway, path: &str, number: u64, resume: Option<Resu
     let (_, payload) = visitor.read().await.unwrap();
     match Frame::decode(Message::binary(payload)) {
         Ok(Frame::Control(Control::Welcome(welcome))) => {
-            visitor.write(BINARY, &Control::Ack { received: 0, window: None }.encode()).await;
+            visitor.write(BINARY, &Control::Ack { acknowledged: 0, window: None }.encode()).await;
             (visitor, *welcome)
         }
         other => panic!("{other:?}"),
@@ -102,7 +102,7 @@ async fn comes_back(client: &mut Client, text: &str) {
 /// Waits for the attach with this epoch, pressing for it, and says whether it resumed the session.
 async fn attached(client: &Client, meant: u64) -> bool {
     loop {
-        client.retry_now();
+        client.probe_now();
         let event = tokio::time::timeout(SECOND / 20, client.event()).await;
         if let Ok(Some(Event::Attached { epoch, resumed, .. })) = event
             && epoch == meant

@@ -24,7 +24,7 @@ async fn welcome(gateway: &Gateway, headers: &str, number: u64, token: Option<Re
         key_age: Duration::ZERO,
         instance: Instance(number.to_be_bytes()),
         attempt: 1,
-        resume: token.map(|token| Resume { token, received: 0, sent: 0, first_held: 1 }),
+        resume: token.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 }),
         credentials: None,
         resume_window: None,
         max_message: None,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use mainstay::server::Config;
-use mainstay::{HeartbeatConfig, Mainstay};
+use mainstay::{HeartbeatConfig, Server};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -184,11 +184,11 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
-/// Serves `app`, which needs a [`Mainstay`] as its state, in this process. It looks once an hour whether anybody is there:
+/// Serves `app`, which needs a [`Server`] as its state, in this process. It looks once an hour whether anybody is there:
 /// a gateway that a test stops for a while is not called dead by it.
-pub(crate) async fn backend(listener: TcpListener, app: Router<Mainstay>) {
+pub(crate) async fn backend(listener: TcpListener, app: Router<Server>) {
     let heartbeat = HeartbeatConfig::every(Duration::from_secs(3600)).unwrap();
-    let mainstay = Mainstay::new(Config { heartbeat, ..Config::default() });
+    let mainstay = Server::new(Config { heartbeat, ..Config::default() });
     let app = app.with_state(mainstay.clone());
     tokio::spawn(async move { mainstay::serve(listener, app, &mainstay).await.unwrap() });
 }

@@ -6,14 +6,14 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::any;
 use mainstay::client::Event;
-use mainstay::{Client, Link, Mainstay, Message, SessionUpgrade};
+use mainstay::{Client, Link, Message, Server, SessionUpgrade};
 use tokio::net::TcpListener;
 
 use crate::frames::Frames;
 use crate::support::{Door, Gateway, backend, until};
 
 /// `/echo` speaks `b`, then `c`, `/silent` no subprotocol; `/401`, `/403` and `/404` refuse.
-fn app() -> Router<Mainstay> {
+fn app() -> Router<Server> {
     let refuse = |status: StatusCode| any(async move || status);
     Router::new()
         .route("/echo", any(|upgrade: SessionUpgrade| echo(upgrade.subprotocols(["b", "c"]))))

@@ -14,7 +14,7 @@ impl Rig {
     /// Attached, with `messages` of 64 bytes pushed.
     fn new(confirm: Confirm, guarantee: Guarantee, messages: u64) -> Self {
         let config =
-            ConfirmConfig { confirm, guarantee, min_interval: MIN_INTERVAL, ..ConfirmConfig::default() };
+            ConfirmConfig { confirm, guarantee, min_ping_interval: MIN_INTERVAL, ..ConfirmConfig::default() };
         let mut rig = Self { link: Confirmer::new(config), now: origin() };
         rig.link.handle_attached();
         (0..messages).for_each(|_| rig.push(64));
@@ -533,8 +533,8 @@ fn a_setting_out_of_range_is_named() {
     assert_eq!(check(ConfirmConfig { queue_messages: 0, ..good }), Some("confirm.queue_messages"));
     assert_eq!(check(ConfirmConfig { queue_bytes: 0, ..good }), Some("confirm.queue_bytes"));
     assert_eq!(
-        check(ConfirmConfig { min_interval: Duration::from_secs(61), ..good }),
-        Some("confirm.min_interval")
+        check(ConfirmConfig { min_ping_interval: Duration::from_secs(61), ..good }),
+        Some("confirm.min_ping_interval")
     );
 }
 
@@ -676,7 +676,7 @@ impl World {
     }
 
     fn write(&mut self) {
-        let (now, pause) = (self.rig.now, self.rig.link.config.min_interval);
+        let (now, pause) = (self.rig.now, self.rig.link.config.min_ping_interval);
         let Some(transmit) = self.rig.link.poll_transmit(now) else { return };
         match transmit {
             Transmit::Message(number, _) => {
@@ -773,12 +773,12 @@ proptest! {
         guarantee in prop_oneof![Just(Guarantee::AtLeastOnce), Just(Guarantee::AtMostOnce)],
         when_full in prop_oneof![Just(WhenFull::Wait), Just(WhenFull::DropOldest)],
         queue_messages in prop_oneof![Just(5_usize), Just(100), Just(1024)],
-        min_interval in prop_oneof![Just(Duration::ZERO), Just(MIN_INTERVAL)],
+        min_ping_interval in prop_oneof![Just(Duration::ZERO), Just(MIN_INTERVAL)],
         ends in any::<bool>(),
         steps in proptest::collection::vec(step(), 1..300),
     ) {
         let defaults = ConfirmConfig::default();
-        let config = ConfirmConfig { confirm, guarantee, when_full, queue_messages, min_interval, ..defaults };
+        let config = ConfirmConfig { confirm, guarantee, when_full, queue_messages, min_ping_interval, ..defaults };
         let mut world = World::new(config);
         steps.into_iter().for_each(|step| world.apply(step));
         if ends {

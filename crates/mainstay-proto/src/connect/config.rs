@@ -29,7 +29,7 @@ pub struct ConnectConfig {
     /// A connection that brought no message for so long is replaced by another. Default: none is.
     pub silence: Option<Silence>,
     /// What ends a client of a plain peer, besides what ends every client. Default: nothing.
-    pub ends_with: EndsWith,
+    pub ends_on: EndsOn,
     /// Towards plain peers: every connection but the first is held back, see [`Client::send_ahead`](super::Client::send_ahead). Default: false.
     pub holds_replaced: bool,
     /// A message by which a plain peer announces that it restarts: whatever the code of the Close behind it, that counts
@@ -67,7 +67,7 @@ impl Default for ConnectConfig {
             once: false,
             max_attempts: None,
             silence: None,
-            ends_with: EndsWith::default(),
+            ends_on: EndsOn::default(),
             holds_replaced: false,
             announces_restart: None,
             reads_while_closing: false,
@@ -81,7 +81,7 @@ impl Default for ConnectConfig {
 /// each of these dials again and again. (A refused opening handshake, and a code that says stop, end every client.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
-pub enum EndsWith {
+pub enum EndsOn {
     /// Nothing: a connection that ended is replaced.
     #[default]
     Nothing,

@@ -68,7 +68,7 @@ pub enum Lost {
     /// The transport ended without a Close frame.
     Broken(String),
     /// The peer sent a message above [`Limits::max_message`](crate::ws::Limits::max_message), and was closed with 1009.
-    /// A plain peer would send it again: with any [`EndsWith`](super::EndsWith) but `Nothing` the client ends, with 1009.
+    /// A plain peer would send it again: with any [`EndsOn`](super::EndsOn) but `Nothing` the client ends, with 1009.
     TooBig {
         /// The limit, in bytes.
         limit: usize,
@@ -231,14 +231,14 @@ pub enum Event {
         /// Why.
         why: Lost,
         /// How long until the next attempt.
-        retry_in: Duration,
+        next_attempt_in: Duration,
     },
     /// An attempt failed.
     AttemptFailed {
         /// Why.
         why: Lost,
         /// How long until the next attempt.
-        retry_in: Duration,
+        next_attempt_in: Duration,
     },
     /// A session was lost: what became of what was sent, and what will never come.
     Gap(Fate),

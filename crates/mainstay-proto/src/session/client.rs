@@ -18,7 +18,7 @@ use super::error::SessionError;
 use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
 use super::message::{
-    Account, Cause, ClientKey, Control, Credentials, Delay, Frame, Hello, Instance, Message, Resume,
+    Account, ClientKey, Control, Credentials, Delay, Frame, Hello, Instance, LossCause, Message, Resume,
     ResumeToken, SessionId, Welcome, Window,
 };
 use super::names::Secrets;
@@ -55,7 +55,7 @@ impl Default for ClientConfig {
             flow: FlowConfig {
                 keep: Window::CLIENT,
                 accept: Window::CLIENT,
-                manual_confirm: false,
+                manual_ack: false,
                 max_message: None,
             },
             credentials: None,
@@ -80,7 +80,7 @@ pub struct Fate {
     /// The peer's messages that will never come: the first, and how many (`None`: not known).
     pub lost: Option<(u64, u64)>,
     /// Why, as far as the peer told.
-    pub cause: Cause,
+    pub cause: LossCause,
 }
 
 /// What happens to a client session.
@@ -108,7 +108,7 @@ pub enum ClientEvent {
         /// From the table of codes.
         code: u64,
         /// Whether trying again makes sense.
-        retryable: bool,
+        temporary: bool,
         /// When.
         delay: Delay,
     },
@@ -241,10 +241,10 @@ enum Life {
     EndReceived {
         code: u64,
         reason: String,
-        received: u64,
-        handed: u64,
+        acknowledged: u64,
+        delivered: u64,
     },
-    Over,
+    Closed,
 }
 
 impl ClientSession {
@@ -315,7 +315,7 @@ impl ClientSession {
         self.attempt += 1;
         let resume = self.token.clone().map(|token| Resume {
             token,
-            received: self.flow.inbox.received(),
+            acknowledged: self.flow.inbox.acknowledged(),
             sent: self.flow.outbox.last(),
             first_held: self.flow.outbox.acknowledged() + 1,
         });
@@ -376,13 +376,13 @@ impl ClientSession {
         if by_us || !ours || words.next().is_none() {
             return self.handle_lost(connection);
         }
-        let received = reason.rsplit(' ').next().and_then(|count| count.parse().ok());
-        let account = received.map(|received| Account {
-            received,
-            handed: u64::MAX,
-            first_lost: self.flow.inbox.taken() + 1,
+        let acknowledged = reason.rsplit(' ').next().and_then(|count| count.parse().ok());
+        let account = acknowledged.map(|acknowledged| Account {
+            acknowledged,
+            delivered: u64::MAX,
+            first_lost: self.flow.inbox.received() + 1,
             count: 0,
-            cause: Cause::Unknown,
+            cause: LossCause::Unknown,
         });
         let fate = self.fate(account, false);
         let words = "another instance took the session".into();
@@ -394,7 +394,7 @@ impl ClientSession {
             return;
         }
         self.flow.forget_owed();
-        let mark = (self.flow.outbox.acknowledged(), self.flow.inbox.taken());
+        let mark = (self.flow.outbox.acknowledged(), self.flow.inbox.received());
         self.barren = if mark == self.mark { self.barren + 1 } else { 0 };
         self.flow.outbox.trim(u64::MAX);
         match std::mem::replace(&mut self.life, Life::Open) {
@@ -433,7 +433,7 @@ impl ClientSession {
             Frame::Reserved => return Ok(()),
             Frame::Message(message) => {
                 self.config.flow.check(&message)?;
-                if matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Over) {
+                if matches!(self.life, Life::EndSent { .. } | Life::EndReceived { .. } | Life::Closed) {
                     current.lane.read += 1;
                     return Ok(());
                 }
@@ -449,7 +449,7 @@ impl ClientSession {
     fn handle_control(&mut self, control: Control) -> Result<(), SessionError> {
         let Some(current) = self.current.as_mut() else { return Ok(()) };
         let outcome = match control {
-            Control::Ack { received, window } => self.flow.read_acknowledgement(received, window),
+            Control::Ack { acknowledged, window } => self.flow.read_acknowledgement(acknowledged, window),
             Control::Ping(beat) => self.flow.read_ping(&current.lane, beat),
             Control::Pong(beat) => self.flow.read_pong(&current.lane, beat),
             Control::Gap { first, count, cause } => {
@@ -471,8 +471,8 @@ impl ClientSession {
                 self.judged(connection, accepted);
                 Ok(())
             }
-            Control::End { code, reason, received, handed } => {
-                self.handle_end(code, reason, received, handed)
+            Control::End { code, reason, acknowledged, delivered } => {
+                self.handle_end(code, reason, acknowledged, delivered)
             }
             Control::Replaced { after, .. } if after != current.lane.read => {
                 Err(SessionError::PositionMismatch { sent: after, read: current.lane.read })
@@ -504,25 +504,25 @@ impl ClientSession {
         &mut self,
         code: u64,
         reason: String,
-        received: u64,
-        handed: u64,
+        acknowledged: u64,
+        delivered: u64,
     ) -> Result<(), SessionError> {
-        self.flow.outbox.acknowledge(received)?;
-        match std::mem::replace(&mut self.life, Life::Over) {
+        self.flow.outbox.acknowledge(acknowledged)?;
+        match std::mem::replace(&mut self.life, Life::Closed) {
             // The answer to ours: the code and the reason are what we said.
             Life::EndSent { code, reason } => {
-                let fate = self.fate(Some(self.final_account(received, handed)), false);
+                let fate = self.fate(Some(self.final_account(acknowledged, delivered)), false);
                 self.close_current();
                 self.end(EndedBy::Us, code, reason, fate);
             }
-            Life::Over => {}
+            Life::Closed => {}
             before => {
                 if matches!(before, Life::Closing { .. }) {
                     // After `close` nothing is handed over.
                     self.flow.inbox.discard_queue();
                 }
-                self.life = Life::EndReceived { code, reason, received, handed };
-                self.answer_end_if_handed();
+                self.life = Life::EndReceived { code, reason, acknowledged, delivered };
+                self.answer_end_if_delivered();
             }
         }
         Ok(())
@@ -532,8 +532,8 @@ impl ClientSession {
     fn handle_answer(&mut self, now: Instant, frame: Frame) -> Result<(), SessionError> {
         match frame {
             Frame::Control(Control::Welcome(welcome)) => self.handle_welcome(now, *welcome),
-            Frame::Control(Control::Refuse { code, retryable, delay, account }) => {
-                self.handle_refuse(code, retryable, delay, account);
+            Frame::Control(Control::Refuse { code, temporary, delay, account }) => {
+                self.handle_refuse(code, temporary, delay, account);
                 Ok(())
             }
             Frame::Reserved => Ok(()),
@@ -552,21 +552,21 @@ impl ClientSession {
         self.drop_old_connection();
         let lane = match (&pending.opening, welcome.resumed) {
             (Some(lane), false) => {
-                self.flow.outbox.acknowledge(welcome.received)?;
+                self.flow.outbox.acknowledge(welcome.acknowledged)?;
                 let again = turned_back(Rule::NewSessionIsNotReplayed);
-                Lane { wrote: if again { welcome.received } else { lane.wrote }, read: welcome.first - 1 }
+                Lane { wrote: if again { welcome.acknowledged } else { lane.wrote }, read: welcome.first - 1 }
             }
             (None, true) => {
                 if !self.is_continued_by(&welcome) {
                     self.start_over(None);
                     return Err(SessionError::Unexpected("WELCOME with impossible counts"));
                 }
-                self.flow.outbox.acknowledge(welcome.received)?;
-                Lane { wrote: welcome.received, read: welcome.first - 1 }
+                self.flow.outbox.acknowledge(welcome.acknowledged)?;
+                Lane { wrote: welcome.acknowledged, read: welcome.first - 1 }
             }
             (None, false) => {
                 self.start_over(welcome.account);
-                Lane { wrote: welcome.received, read: welcome.first - 1 }
+                Lane { wrote: welcome.acknowledged, read: welcome.first - 1 }
             }
             (Some(_), true) => return Err(SessionError::Unexpected("resumed without being asked")),
         };
@@ -581,7 +581,7 @@ impl ClientSession {
         if !welcome.resumed {
             self.renew_key();
         }
-        self.mark = (self.flow.outbox.acknowledged(), self.flow.inbox.taken());
+        self.mark = (self.flow.outbox.acknowledged(), self.flow.inbox.received());
         // ACK comes before anything else on this connection: it confirms the epoch.
         let queue = VecDeque::from([self.flow.write_acknowledgement()]);
         let volatiles = Volatiles::default();
@@ -604,17 +604,17 @@ impl ClientSession {
     /// Whether the counts in WELCOME can be those of the session we know.
     fn is_continued_by(&self, welcome: &Welcome) -> bool {
         let outbox = &self.flow.outbox;
-        welcome.received >= outbox.acknowledged()
-            && welcome.received <= outbox.written()
-            && welcome.first - 1 <= self.flow.inbox.taken()
+        welcome.acknowledged >= outbox.acknowledged()
+            && welcome.acknowledged <= outbox.written()
+            && welcome.first - 1 <= self.flow.inbox.received()
     }
 
-    fn handle_refuse(&mut self, code: u64, retryable: bool, delay: Delay, account: Option<Account>) {
+    fn handle_refuse(&mut self, code: u64, temporary: bool, delay: Delay, account: Option<Account>) {
         let Some(pending) = self.pending.take() else { return };
         let asked_to_resume = pending.opening.is_none();
-        if retryable {
+        if temporary {
             self.present_again(pending.connection);
-            self.events.push_back(ClientEvent::Refused { code, retryable, delay });
+            self.events.push_back(ClientEvent::Refused { code, temporary, delay });
             self.queue_end_if_flushed();
             return;
         }
@@ -627,7 +627,7 @@ impl ClientSession {
             }
             self.present_again(pending.connection);
             self.queue_end_if_flushed();
-            self.events.push_back(ClientEvent::Refused { code, retryable: true, delay });
+            self.events.push_back(ClientEvent::Refused { code, temporary: true, delay });
             return;
         }
         let fate = self.fate(account, false);
@@ -710,18 +710,18 @@ impl ClientSession {
     }
 
     /// The next message or gap for the application, in order.
-    pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
-        if matches!(self.life, Life::Closing { .. } | Life::EndSent { .. } | Life::Over) {
+    pub fn deliver(&mut self, now: Instant) -> Option<Delivery> {
+        if matches!(self.life, Life::Closing { .. } | Life::EndSent { .. } | Life::Closed) {
             return None;
         }
-        let delivery = self.flow.hand_over(now);
-        self.answer_end_if_handed();
+        let delivery = self.flow.deliver(now);
+        self.answer_end_if_delivered();
         delivery
     }
 
     /// In manual mode: everything up to and including `number` is handled.
-    pub fn confirm(&mut self, now: Instant, number: u64) {
-        self.flow.inbox.confirm(now, number);
+    pub fn acknowledge(&mut self, now: Instant, number: u64) {
+        self.flow.inbox.acknowledge(now, number);
     }
 
     /// Sends a PING on the current connection, to see whether it lives.
@@ -748,8 +748,8 @@ impl ClientSession {
     /// Gives up waiting for an orderly end: the fate of what is unacknowledged is unknown.
     pub fn abandon(&mut self) {
         let (code, reason) = match std::mem::replace(&mut self.life, Life::Open) {
-            Life::Over => {
-                self.life = Life::Over;
+            Life::Closed => {
+                self.life = Life::Closed;
                 return;
             }
             Life::Closing { code, reason } | Life::EndSent { code, reason } => (code, reason),
@@ -764,7 +764,7 @@ impl ClientSession {
     /// not acknowledged is unknown, the rest is not delivered.
     pub fn abort(&mut self, code: CloseCode, reason: &str) {
         match self.life {
-            Life::Over => return,
+            Life::Closed => return,
             Life::EndSent { .. } | Life::EndReceived { .. } => {}
             Life::Open | Life::Closing { .. } => {
                 // The server would take no END on a connection that a HELLO may have fenced.
@@ -803,7 +803,7 @@ impl ClientSession {
             last,
             resent: written < last,
             lost: None,
-            cause: Cause::Unknown,
+            cause: LossCause::Unknown,
         };
         let fresh = Flow::new(&self.config.flow, Window::BEFORE_WELCOME);
         let unsent = std::mem::replace(&mut self.flow, fresh).outbox.into_messages_after(written);
@@ -837,30 +837,31 @@ impl ClientSession {
 
     fn end_now(&mut self, code: u64, reason: String) {
         self.flow.inbox.discard_queue();
-        let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
+        let (acknowledged, delivered) = (self.flow.inbox.acknowledged(), self.flow.inbox.delivered());
         if let Some(current) = &mut self.current {
-            let end = Control::End { code, reason: reason.clone(), received, handed };
+            let end = Control::End { code, reason: reason.clone(), acknowledged, delivered };
             current.queue.push_back(Transmit::control(&end));
         }
         self.life = Life::EndSent { code, reason };
     }
 
-    fn answer_end_if_handed(&mut self) {
+    fn answer_end_if_delivered(&mut self) {
         if !matches!(self.life, Life::EndReceived { .. }) || !self.flow.inbox.is_empty() {
             return;
         }
-        let Life::EndReceived { code, reason, received, handed } =
-            std::mem::replace(&mut self.life, Life::Over)
+        let Life::EndReceived { code, reason, acknowledged, delivered } =
+            std::mem::replace(&mut self.life, Life::Closed)
         else {
             return;
         };
-        let (ours, our_handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
+        let (ours, our_delivered) = (self.flow.inbox.acknowledged(), self.flow.inbox.delivered());
         if let Some(current) = &mut self.current {
-            let end = Control::End { code, reason: String::new(), received: ours, handed: our_handed };
+            let end =
+                Control::End { code, reason: String::new(), acknowledged: ours, delivered: our_delivered };
             current.queue.push_back(Transmit::control(&end));
         }
         self.close_current();
-        let fate = self.fate(Some(self.final_account(received, handed)), false);
+        let fate = self.fate(Some(self.final_account(acknowledged, delivered)), false);
         self.end(EndedBy::Server, code, reason, fate);
     }
 
@@ -870,9 +871,9 @@ impl ClientSession {
         }
     }
 
-    fn final_account(&self, received: u64, handed: u64) -> Account {
-        let first_lost = self.flow.inbox.taken() + 1;
-        Account { received, handed, first_lost, count: 0, cause: Cause::Ended }
+    fn final_account(&self, acknowledged: u64, delivered: u64) -> Account {
+        let first_lost = self.flow.inbox.received() + 1;
+        Account { acknowledged, delivered, first_lost, count: 0, cause: LossCause::Ended }
     }
 
     // ---- losing a session -----------------------------------------------------------------------
@@ -892,25 +893,25 @@ impl ClientSession {
     }
 
     fn fate(&self, account: Option<Account>, resend: bool) -> Fate {
-        let (last, acknowledged) = (self.flow.outbox.last(), self.flow.outbox.acknowledged());
+        let (last, known) = (self.flow.outbox.last(), self.flow.outbox.acknowledged());
         // What was never written is nowhere but here, whatever the account says or leaves unsaid.
         let written = self.flow.outbox.written();
-        let (received, handed) =
-            account.map_or((0, written), |a| (a.received.min(written), a.handed.min(written)));
-        let delivered = received.max(acknowledged);
-        let unknown = handed.max(delivered);
+        let (acknowledged, handled) =
+            account.map_or((0, written), |a| (a.acknowledged.min(written), a.delivered.min(written)));
+        let delivered = acknowledged.max(known);
+        let unknown = handled.max(delivered);
         Fate {
             delivered,
             unknown,
             last,
             resent: resend && unknown < last,
             lost: account.filter(|a| a.count > 0).map(|a| (a.first_lost, a.count)),
-            cause: account.map_or(Cause::Unknown, |a| a.cause),
+            cause: account.map_or(LossCause::Unknown, |a| a.cause),
         }
     }
 
     fn end(&mut self, by: EndedBy, code: u64, reason: String, fate: Fate) {
-        self.life = Life::Over;
+        self.life = Life::Closed;
         self.flow.inbox.discard_queue();
         self.pending = None;
         self.delivered_at_the_end = fate.delivered;
@@ -951,7 +952,7 @@ impl ClientSession {
         if let Some(transmit) = current.queue.pop_front() {
             return Some((connection, transmit));
         }
-        if matches!(self.life, Life::EndSent { .. } | Life::Over) {
+        if matches!(self.life, Life::EndSent { .. } | Life::Closed) {
             return None;
         }
         if let Some(nonce) = current.ping.take() {
@@ -1029,8 +1030,8 @@ impl ClientSession {
 
     /// The session is over and has nothing more to write.
     #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.life == Life::Over
+    pub fn is_closed(&self) -> bool {
+        self.life == Life::Closed
     }
 
     /// Whether the server's END came, and what came before it is still being handed over.

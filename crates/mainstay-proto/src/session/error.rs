@@ -37,10 +37,10 @@ pub enum SessionError {
     #[error(transparent)]
     Malformed(#[from] Malformed),
     /// The peer acknowledged what was never written to it.
-    #[error("acknowledged {received}, but the last written is {written}")]
+    #[error("acknowledged {acknowledged}, but the last written is {written}")]
     AckBeyondWritten {
         /// What the peer says it received.
-        received: u64,
+        acknowledged: u64,
         /// The highest number ever written to it.
         written: u64,
     },

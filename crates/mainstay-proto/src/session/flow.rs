@@ -76,7 +76,7 @@ pub struct FlowConfig {
     pub accept: Window,
     /// Whether the application confirms what it has handled (`true`), or being handed a message
     /// counts as received (`false`, the default).
-    pub manual_confirm: bool,
+    pub manual_ack: bool,
     /// The payload of the largest message that this end takes, which it tells the peer. Default: not bounded here, and
     /// nothing is told.
     pub max_message: Option<u64>,
@@ -105,15 +105,15 @@ impl Flow {
     pub(super) fn new(config: &FlowConfig, peer: Window) -> Self {
         Self {
             outbox: Outbox::new(config.keep, peer),
-            inbox: Inbox::new(config.accept, config.manual_confirm),
+            inbox: Inbox::new(config.accept, config.manual_ack),
             pong: None,
         }
     }
 
     /// Reads a numbered message. What was taken before moves the position and is dropped.
     pub(super) fn read_message(&mut self, lane: &mut Lane, message: Message) -> Result<(), SessionError> {
-        let by_received = turned_back(Rule::RepetitionIsJudgedByTaken);
-        let known = if by_received { self.inbox.received() } else { self.inbox.taken() };
+        let by_acknowledged = turned_back(Rule::RepetitionIsJudgedByReceived);
+        let known = if by_acknowledged { self.inbox.acknowledged() } else { self.inbox.received() };
         if lane.read + 1 > known {
             self.inbox.take(message)?;
         }
@@ -138,10 +138,10 @@ impl Flow {
 
     pub(super) fn read_acknowledgement(
         &mut self,
-        received: u64,
+        acknowledged: u64,
         window: Option<Window>,
     ) -> Result<(), SessionError> {
-        self.outbox.acknowledge(received)?;
+        self.outbox.acknowledge(acknowledged)?;
         if let Some(window) = window {
             self.outbox.set_peer_window(window);
         }
@@ -157,11 +157,11 @@ impl Flow {
     /// Compares positions, then takes the acknowledgement.
     pub(super) fn read_pong(&mut self, lane: &Lane, beat: Beat) -> Result<(), SessionError> {
         let by_session = turned_back(Rule::PingIsComparedWithThePosition);
-        let read = if by_session { self.inbox.received() } else { lane.read };
+        let read = if by_session { self.inbox.acknowledged() } else { lane.read };
         if beat.sent != read {
             return Err(SessionError::PositionMismatch { sent: beat.sent, read });
         }
-        self.outbox.acknowledge(beat.received)
+        self.outbox.acknowledge(beat.acknowledged)
     }
 
     /// The control message that is owed now, if any: a PONG, or an acknowledgement.
@@ -181,7 +181,7 @@ impl Flow {
     }
 
     pub(super) fn write_acknowledgement(&mut self) -> Transmit {
-        Transmit::control(&Control::Ack { received: self.inbox.tell(), window: None })
+        Transmit::control(&Control::Ack { acknowledged: self.inbox.ack(), window: None })
     }
 
     pub(super) fn write_ping(&mut self, nonce: u64, lane: &Lane) -> Transmit {
@@ -190,7 +190,7 @@ impl Flow {
 
     fn beat(&mut self, nonce: u64, lane: &Lane) -> Beat {
         let sent = if turned_back(Rule::SentInPingIsThePosition) { self.outbox.last() } else { lane.wrote };
-        Beat { nonce, sent, received: self.inbox.tell() }
+        Beat { nonce, sent, acknowledged: self.inbox.ack() }
     }
 
     /// The next numbered message for this lane, if the peer's window has room.
@@ -208,8 +208,8 @@ impl Flow {
         Some(transmit)
     }
 
-    pub(super) fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
-        self.inbox.hand_over(now)
+    pub(super) fn deliver(&mut self, now: Instant) -> Option<Delivery> {
+        self.inbox.deliver(now)
     }
 
     /// A connection is gone: what it owed goes with it.

@@ -1,8 +1,8 @@
-//! Messages read but not yet handed to the application, and what the peer may be told about them.
+//! Messages read but not yet handed to the application, and what the peer may be acked about them.
 //!
-//! Three counts, each at most the one before: `taken` (read from a connection), `handed` (the
-//! application's receive call returned it), `received` (acknowledged: equal to `handed`, or what the
-//! application confirmed in manual mode). The queue between `taken` and `handed` outlives
+//! Three counts, each at most the one before: `received` (read from a connection), `delivered` (the
+//! application's receive call returned it), `acknowledged` (acknowledged: equal to `delivered`, or what the
+//! application confirmed in manual mode). The queue between `received` and `delivered` outlives
 //! connections. When to acknowledge is decided here, in the receive path; the deadline only backs it up.
 //!
 //! Source: `docs/PROTOCOL.md` "Sequence rules" 2 and 5.
@@ -47,23 +47,23 @@ pub enum Delivery {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Inbox {
     queue: VecDeque<Queued>,
-    taken: u64,
-    handed: u64,
     received: u64,
+    delivered: u64,
+    acknowledged: u64,
     /// Payload bytes of what was taken and is not received.
     open_bytes: u64,
     /// Payload bytes that were taken and are not handed.
     queued_bytes: u64,
     /// What was handed and is not received (manual mode only).
-    unconfirmed: VecDeque<Unconfirmed>,
+    unacknowledged: VecDeque<Unacknowledged>,
     window: Window,
     manual: bool,
-    /// What the peer was told on the current connection.
-    told: u64,
+    /// What the peer was acked on the current connection.
+    acked: u64,
     /// Payload bytes received since then; what is above 4 GiB makes no difference.
-    untold_bytes: u32,
-    untold_since: Option<Instant>,
-    /// The peer should have been told by now, and will be as soon as the connection takes it.
+    unacked_bytes: u32,
+    unacked_since: Option<Instant>,
+    /// The peer should have been acked by now, and will be as soon as the connection takes it.
     is_overdue: bool,
 }
 
@@ -75,7 +75,7 @@ struct Queued {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Unconfirmed {
+struct Unacknowledged {
     /// The last number that it covers.
     number: u64,
     /// Its payload bytes; `None`: a gap.
@@ -86,47 +86,47 @@ impl Inbox {
     pub(super) fn new(window: Window, manual: bool) -> Self {
         Self {
             queue: VecDeque::new(),
-            taken: 0,
-            handed: 0,
             received: 0,
+            delivered: 0,
+            acknowledged: 0,
             open_bytes: 0,
             queued_bytes: 0,
-            unconfirmed: VecDeque::new(),
+            unacknowledged: VecDeque::new(),
             window,
             manual,
-            told: 0,
-            untold_bytes: 0,
-            untold_since: None,
+            acked: 0,
+            unacked_bytes: 0,
+            unacked_since: None,
             is_overdue: false,
         }
     }
 
-    /// Takes the message numbered `taken + 1`.
+    /// Takes the message numbered `received + 1`.
     pub(super) fn take(&mut self, message: Message) -> Result<(), SessionError> {
         let length = message.len() as u64;
-        let open = self.taken - self.received;
+        let open = self.received - self.acknowledged;
         if open > 0 && (open >= self.window.messages || self.open_bytes + length > self.window.bytes) {
             return Err(SessionError::WindowExceeded);
         }
         self.open_bytes += length;
         self.queued_bytes += length;
-        self.taken += 1;
-        append(&mut self.queue, Queued { delivery: Delivery::Message(message), number: self.taken });
+        self.received += 1;
+        append(&mut self.queue, Queued { delivery: Delivery::Message(message), number: self.received });
         Ok(())
     }
 
     /// Takes a gap that ends at `last`; what was taken before is left out of it.
     pub(super) fn take_gap(&mut self, last: u64, cause: GapCause) -> Result<(), SessionError> {
-        if last <= self.taken {
+        if last <= self.received {
             return Ok(());
         }
         // It may reach past the window, but not begin behind it: else gaps could fill the queue.
-        let open = self.taken - self.received;
+        let open = self.received - self.acknowledged;
         if open > 0 && open >= self.window.messages {
             return Err(SessionError::WindowExceeded);
         }
-        let (first, count) = (self.taken + 1, last - self.taken);
-        self.taken = last;
+        let (first, count) = (self.received + 1, last - self.received);
+        self.received = last;
         self.queue.push_back(Queued { delivery: Delivery::Gap { first, count, cause }, number: last });
         Ok(())
     }
@@ -135,14 +135,16 @@ impl Inbox {
     pub(super) fn take_replaced(&mut self, count: u64) {
         match self.queue.back_mut() {
             Some(Queued { delivery: Delivery::Replaced { count: before }, .. }) => *before = count,
-            _ => self.queue.push_back(Queued { delivery: Delivery::Replaced { count }, number: self.taken }),
+            _ => {
+                self.queue.push_back(Queued { delivery: Delivery::Replaced { count }, number: self.received })
+            }
         }
     }
 
     /// Hands over the next in order. From here on it counts as handed, whatever becomes of it.
-    pub(super) fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
+    pub(super) fn deliver(&mut self, now: Instant) -> Option<Delivery> {
         let Queued { delivery, number } = take_first(&mut self.queue)?;
-        self.handed = number;
+        self.delivered = number;
         let length = match &delivery {
             Delivery::Message(message) => Some(message.len() as u64),
             Delivery::Gap { .. } => None,
@@ -150,67 +152,67 @@ impl Inbox {
         };
         self.queued_bytes -= length.unwrap_or(0);
         if self.manual {
-            self.unconfirmed.push_back(Unconfirmed { number, length });
+            self.unacknowledged.push_back(Unacknowledged { number, length });
         } else {
-            self.note_received(now, number, length.unwrap_or(0));
+            self.note_acknowledged(now, number, length.unwrap_or(0));
         }
         Some(delivery)
     }
 
     /// The application confirms everything up to and including `number` (manual mode).
-    pub(super) fn confirm(&mut self, now: Instant, number: u64) {
-        while self.unconfirmed.front().is_some_and(|oldest| oldest.number <= number) {
-            self.confirm_first(now);
+    pub(super) fn acknowledge(&mut self, now: Instant, number: u64) {
+        while self.unacknowledged.front().is_some_and(|oldest| oldest.number <= number) {
+            self.acknowledge_first(now);
         }
     }
 
     /// The application confirms the `count` oldest messages that it was handed and has not confirmed, and the gaps before
     /// them (manual mode).
-    pub(super) fn confirm_oldest(&mut self, now: Instant, mut count: u64) {
-        while count > 0 && !self.unconfirmed.is_empty() {
-            count -= u64::from(self.confirm_first(now));
+    pub(super) fn acknowledge_oldest(&mut self, now: Instant, mut count: u64) {
+        while count > 0 && !self.unacknowledged.is_empty() {
+            count -= u64::from(self.acknowledge_first(now));
         }
     }
 
     /// The application passed on no more than the `count` oldest messages that it was handed and has not confirmed: those
     /// above them count as never handed (manual mode).
     pub(super) fn retract(&mut self, count: u64) {
-        let messages = self.unconfirmed.iter().filter(|one| one.length.is_some());
+        let messages = self.unacknowledged.iter().filter(|one| one.length.is_some());
         let last = messages.take(usize::try_from(count).unwrap_or(usize::MAX)).last();
-        self.handed = last.map_or(self.received, |last| last.number);
-        let handed = self.handed;
-        self.unconfirmed.retain(|one| one.number <= handed);
+        self.delivered = last.map_or(self.acknowledged, |last| last.number);
+        let delivered = self.delivered;
+        self.unacknowledged.retain(|one| one.number <= delivered);
     }
 
     /// `true`: it was a message.
-    fn confirm_first(&mut self, now: Instant) -> bool {
-        let Some(Unconfirmed { number, length }) = self.unconfirmed.pop_front() else { return false };
-        self.note_received(now, number, length.unwrap_or(0));
-        if self.unconfirmed.is_empty() {
-            self.unconfirmed = VecDeque::new();
+    fn acknowledge_first(&mut self, now: Instant) -> bool {
+        let Some(Unacknowledged { number, length }) = self.unacknowledged.pop_front() else { return false };
+        self.note_acknowledged(now, number, length.unwrap_or(0));
+        if self.unacknowledged.is_empty() {
+            self.unacknowledged = VecDeque::new();
         }
         length.is_some()
     }
 
-    pub(super) fn confirm_manually(&mut self) {
+    pub(super) fn manual_ack(&mut self) {
         self.manual = true;
     }
 
-    fn note_received(&mut self, now: Instant, number: u64, length: u64) {
-        self.received = number;
+    fn note_acknowledged(&mut self, now: Instant, number: u64, length: u64) {
+        self.acknowledged = number;
         self.open_bytes = self.open_bytes.saturating_sub(length);
-        self.untold_bytes = self.untold_bytes.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
+        self.unacked_bytes = self.unacked_bytes.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
         if !self.is_overdue {
-            self.untold_since.get_or_insert(now);
+            self.unacked_since.get_or_insert(now);
         }
     }
 
     pub(super) fn acknowledgement_due(&self, now: Instant) -> bool {
-        let untold = self.received - self.told;
+        let unacked = self.acknowledged - self.acked;
         let quarter = (self.window.messages / 4).clamp(1, ACK_MESSAGES);
-        untold > 0
-            && (untold >= quarter
-                || u64::from(self.untold_bytes) >= (self.window.bytes / 4).min(ACK_BYTES)
+        unacked > 0
+            && (unacked >= quarter
+                || u64::from(self.unacked_bytes) >= (self.window.bytes / 4).min(ACK_BYTES)
                 || self.is_overdue
                 || self.acknowledge_by().is_some_and(|by| by <= now))
     }
@@ -219,22 +221,22 @@ impl Inbox {
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         if self.acknowledge_by().is_some_and(|by| by <= now) {
             self.is_overdue = true;
-            self.untold_since = None;
+            self.unacked_since = None;
         }
     }
 
     /// When an acknowledgement is due even if nothing more comes.
     pub(super) fn acknowledge_by(&self) -> Option<Instant> {
-        self.untold_since.map(|since| since + ACK_DELAY)
+        self.unacked_since.map(|since| since + ACK_DELAY)
     }
 
-    /// The peer is being told `received`.
-    pub(super) fn tell(&mut self) -> u64 {
-        self.told = self.received;
-        self.untold_bytes = 0;
-        self.untold_since = None;
+    /// The peer is being acked `acknowledged`.
+    pub(super) fn ack(&mut self) -> u64 {
+        self.acked = self.acknowledged;
+        self.unacked_bytes = 0;
+        self.unacked_since = None;
         self.is_overdue = false;
-        self.received
+        self.acknowledged
     }
 
     /// Forgets what was taken and not handed over: the session is over.
@@ -253,16 +255,16 @@ impl Inbox {
         self.queue.len()
     }
 
-    pub(super) fn taken(&self) -> u64 {
-        self.taken
-    }
-
-    pub(super) fn handed(&self) -> u64 {
-        self.handed
-    }
-
     pub(super) fn received(&self) -> u64 {
         self.received
+    }
+
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.acknowledged
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -288,26 +290,26 @@ mod tests {
         let now = start();
         let mut inbox = Inbox::new(Window::SERVER, false);
         inbox.take(Message::text("a")).unwrap();
-        assert_eq!((inbox.taken(), inbox.handed(), inbox.received()), (1, 0, 0));
-        inbox.hand_over(now).unwrap();
-        assert_eq!((inbox.taken(), inbox.handed(), inbox.received()), (1, 1, 1));
+        assert_eq!((inbox.received(), inbox.delivered(), inbox.acknowledged()), (1, 0, 0));
+        inbox.deliver(now).unwrap();
+        assert_eq!((inbox.received(), inbox.delivered(), inbox.acknowledged()), (1, 1, 1));
 
         let mut manual = Inbox::new(Window::SERVER, true);
         manual.take(Message::text("a")).unwrap();
-        manual.hand_over(now).unwrap();
-        assert_eq!(manual.received(), 0);
-        manual.confirm(now, 7);
-        assert_eq!(manual.received(), 1, "no more than was handed over");
+        manual.deliver(now).unwrap();
+        assert_eq!(manual.acknowledged(), 0);
+        manual.acknowledge(now, 7);
+        assert_eq!(manual.acknowledged(), 1, "no more than was handed over");
 
         manual.take_gap(4, GapCause::Overflow).unwrap();
         manual.take(Message::text("b")).unwrap();
-        while manual.hand_over(now).is_some() {}
-        manual.confirm(now, 3);
-        assert_eq!(manual.received(), 1, "a gap is confirmed whole");
-        manual.confirm(now, 4);
-        assert_eq!(manual.received(), 4);
-        manual.confirm(now, 5);
-        assert_eq!((manual.received(), manual.open_bytes), (5, 0));
+        while manual.deliver(now).is_some() {}
+        manual.acknowledge(now, 3);
+        assert_eq!(manual.acknowledged(), 1, "a gap is confirmed whole");
+        manual.acknowledge(now, 4);
+        assert_eq!(manual.acknowledged(), 4);
+        manual.acknowledge(now, 5);
+        assert_eq!((manual.acknowledged(), manual.open_bytes), (5, 0));
     }
 
     #[test]
@@ -316,16 +318,16 @@ mod tests {
         let mut inbox = Inbox::new(window(1024, 4000), false);
         for n in 1..=32 {
             inbox.take(Message::text("x")).unwrap();
-            inbox.hand_over(now);
+            inbox.deliver(now);
             assert_eq!(inbox.acknowledgement_due(now), n == 32);
         }
-        assert_eq!(inbox.tell(), 32);
+        assert_eq!(inbox.ack(), 32);
         inbox.take(Message::text("x".repeat(1000))).unwrap();
-        inbox.hand_over(now);
+        inbox.deliver(now);
         assert!(inbox.acknowledgement_due(now));
-        inbox.tell();
+        inbox.ack();
         inbox.take(Message::text("x")).unwrap();
-        inbox.hand_over(now);
+        inbox.deliver(now);
         assert!(!inbox.acknowledgement_due(now + Duration::from_millis(249)));
         assert!(inbox.acknowledgement_due(now + Duration::from_millis(250)));
     }
@@ -336,7 +338,7 @@ mod tests {
         let mut inbox = Inbox::new(Window::CLIENT, false);
         for n in 1..=4 {
             inbox.take(Message::text("x".repeat(16 * 1024))).unwrap();
-            inbox.hand_over(now);
+            inbox.deliver(now);
             assert_eq!(inbox.acknowledgement_due(now), n == 4);
         }
     }
@@ -346,7 +348,7 @@ mod tests {
         let now = start();
         let mut inbox = Inbox::new(window(2, 100), false);
         inbox.take(Message::text("x")).unwrap();
-        inbox.hand_over(now);
+        inbox.deliver(now);
         assert!(inbox.acknowledgement_due(now));
     }
 
@@ -367,12 +369,9 @@ mod tests {
         inbox.take(Message::text("a")).unwrap();
         inbox.take_gap(3, GapCause::Overflow).unwrap();
         inbox.take_gap(2, GapCause::Overflow).unwrap();
-        inbox.hand_over(now);
-        assert_eq!(
-            inbox.hand_over(now),
-            Some(Delivery::Gap { first: 2, count: 2, cause: GapCause::Overflow })
-        );
-        assert_eq!(inbox.hand_over(now), None);
-        assert_eq!(inbox.received(), 3);
+        inbox.deliver(now);
+        assert_eq!(inbox.deliver(now), Some(Delivery::Gap { first: 2, count: 2, cause: GapCause::Overflow }));
+        assert_eq!(inbox.deliver(now), None);
+        assert_eq!(inbox.acknowledged(), 3);
     }
 }

@@ -64,7 +64,7 @@ pub struct SessionId(pub [u8; 8]);
 /// Why a session was lost, in an [`Account`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Cause {
+pub enum LossCause {
     /// The server does not know, or does not tell.
     Unknown,
     /// The resume window passed.
@@ -83,15 +83,15 @@ pub enum Cause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Account {
     /// The client's messages up to here were delivered.
-    pub received: u64,
-    /// The client's messages above `received` up to here: unknown. Above: not delivered.
-    pub handed: u64,
+    pub acknowledged: u64,
+    /// The client's messages above `acknowledged` up to here: unknown. Above: not delivered.
+    pub delivered: u64,
     /// The first of the server's messages that the client will never get.
     pub first_lost: u64,
     /// How many of them; 0 is unknown.
     pub count: u64,
     /// Why the session was lost.
-    pub cause: Cause,
+    pub cause: LossCause,
 }
 
 /// HELLO, the client's first message on every connection.
@@ -123,7 +123,7 @@ pub struct Resume {
     /// Proves ownership.
     pub token: ResumeToken,
     /// What the client received: the server replays from the next one.
-    pub received: u64,
+    pub acknowledged: u64,
     /// The last number that the client gave to a message of its own.
     pub sent: u64,
     /// The lowest number that the client still holds.
@@ -142,7 +142,7 @@ pub struct Welcome {
     /// Whether this is the session that the client asked for.
     pub resumed: bool,
     /// What the server received: the client replays from the next one.
-    pub received: u64,
+    pub acknowledged: u64,
     /// The number of the first message that the server will write.
     pub first: u64,
     /// How long the session is kept without a connection.
@@ -166,8 +166,8 @@ pub struct Beat {
     pub nonce: u64,
     /// The writer's position on this connection.
     pub sent: u64,
-    /// The writer's `received`.
-    pub received: u64,
+    /// The writer's `acknowledged`.
+    pub acknowledged: u64,
 }
 
 /// When to come back: uniformly between the two.
@@ -185,9 +185,9 @@ pub struct Delay {
 pub enum Control {
     Hello(Box<Hello>),
     Welcome(Box<Welcome>),
-    /// Everything up to and including `received` was handed to the application.
+    /// Everything up to and including `acknowledged` was handed to the application.
     Ack {
-        received: u64,
+        acknowledged: u64,
         window: Option<Window>,
     },
     Ping(Beat),
@@ -205,12 +205,12 @@ pub enum Control {
         count: u64,
         cause: GapCause,
     },
-    /// The session is over on purpose; `received` and `handed` are final.
+    /// The session is over on purpose; `acknowledged` and `delivered` are final.
     End {
         code: u64,
         reason: String,
-        received: u64,
-        handed: u64,
+        acknowledged: u64,
+        delivered: u64,
     },
     /// New credentials for the live session.
     Auth {
@@ -226,7 +226,7 @@ pub enum Control {
     /// Nothing was taken here, no session changed.
     Refuse {
         code: u64,
-        retryable: bool,
+        temporary: bool,
         delay: Delay,
         account: Option<Account>,
     },
@@ -319,8 +319,8 @@ impl Control {
         match self {
             Self::Hello(hello) => hello.encode(),
             Self::Welcome(welcome) => welcome.encode(),
-            Self::Ack { received, window } => {
-                let mut w = Writer::new(tag::ACK).integer(*received);
+            Self::Ack { acknowledged, window } => {
+                let mut w = Writer::new(tag::ACK).integer(*acknowledged);
                 if let Some(window) = window {
                     w = w.field(field::ACK_WINDOW, |w| put_window(w, *window));
                 }
@@ -343,11 +343,11 @@ impl Control {
                 };
                 Writer::new(tag::GAP).integer(*first).integer(*count).integer(cause).finish()
             }
-            Self::End { code, reason, received, handed } => Writer::new(tag::END)
+            Self::End { code, reason, acknowledged, delivered } => Writer::new(tag::END)
                 .integer(*code)
                 .bytes(reason.as_bytes())
-                .integer(*received)
-                .integer(*handed)
+                .integer(*acknowledged)
+                .integer(*delivered)
                 .finish(),
             Self::Auth { credentials } => Writer::new(tag::AUTH).bytes(&credentials.0).finish(),
             Self::AuthResult { accepted, expires_in } => {
@@ -357,8 +357,8 @@ impl Control {
                 let kind = u64::from(message.kind() == Kind::Binary);
                 Writer::new(tag::VOLATILE).integer(kind).rest(message.payload()).finish()
             }
-            Self::Refuse { code, retryable, delay, account } => {
-                let mut w = put_delay(Writer::new(tag::REFUSE).integer(*code).flag(*retryable), *delay);
+            Self::Refuse { code, temporary, delay, account } => {
+                let mut w = put_delay(Writer::new(tag::REFUSE).integer(*code).flag(*temporary), *delay);
                 if let Some(account) = account {
                     w = w.field(field::REFUSE_ACCOUNT, |w| put_account(w, *account));
                 }
@@ -376,7 +376,7 @@ impl Control {
             tag::HELLO => Self::Hello(Box::new(Hello::decode(r)?)),
             tag::WELCOME => Self::Welcome(Box::new(Welcome::decode(r)?)),
             tag::ACK => {
-                let received = r.integer()?;
+                let acknowledged = r.integer()?;
                 let mut window = None;
                 r.optional_fields(|kind, value| {
                     if kind == field::ACK_WINDOW {
@@ -384,7 +384,7 @@ impl Control {
                     }
                     Ok(())
                 })?;
-                Self::Ack { received, window }
+                Self::Ack { acknowledged, window }
             }
             tag::PING => Self::Ping(get_beat(r)?),
             tag::PONG => Self::Pong(get_beat(r)?),
@@ -419,8 +419,8 @@ impl Control {
                 let control = Self::End {
                     code: r.integer()?,
                     reason: r.text()?,
-                    received: r.integer()?,
-                    handed: r.integer()?,
+                    acknowledged: r.integer()?,
+                    delivered: r.integer()?,
                 };
                 r.optional_fields(|_, _| Ok(()))?;
                 control
@@ -443,7 +443,7 @@ impl Control {
                 })
             }
             tag::REFUSE => {
-                let (code, retryable, delay) = (r.integer()?, r.flag()?, get_delay(&mut r)?);
+                let (code, temporary, delay) = (r.integer()?, r.flag()?, get_delay(&mut r)?);
                 let mut account = None;
                 r.optional_fields(|kind, value| {
                     if kind == field::REFUSE_ACCOUNT {
@@ -451,7 +451,7 @@ impl Control {
                     }
                     Ok(())
                 })?;
-                Self::Refuse { code, retryable, delay, account }
+                Self::Refuse { code, temporary, delay, account }
             }
             tag::REPLACED => {
                 let (after, count) = (r.integer()?, r.integer()?);
@@ -496,7 +496,7 @@ impl Hello {
         if let Some(resume) = &self.resume {
             w = w.field(field::HELLO_RESUME, |w| {
                 w.bytes(&resume.token.0)
-                    .integer(resume.received)
+                    .integer(resume.acknowledged)
                     .integer(resume.sent)
                     .integer(resume.first_held)
             });
@@ -534,7 +534,7 @@ impl Hello {
                 field::HELLO_RESUME => {
                     hello.resume = Some(Resume {
                         token: ResumeToken(value.bytes()?),
-                        received: value.integer()?,
+                        acknowledged: value.integer()?,
                         sent: value.integer()?,
                         first_held: value.integer()?,
                     });
@@ -557,7 +557,7 @@ impl Welcome {
             .bytes(&self.token.0)
             .integer(self.epoch)
             .flag(self.resumed)
-            .integer(self.received)
+            .integer(self.acknowledged)
             .integer(self.first)
             .integer(millis(self.resume_window))
             .integer(millis(self.heartbeat_interval));
@@ -580,7 +580,7 @@ impl Welcome {
             token: ResumeToken(r.bytes()?),
             epoch: r.integer()?,
             resumed: r.flag()?,
-            received: r.integer()?,
+            acknowledged: r.integer()?,
             first: r.integer()?,
             resume_window: get_millis(&mut r)?,
             heartbeat_interval: get_millis(&mut r)?,
@@ -619,11 +619,11 @@ fn get_window(mut r: Reader) -> Result<Window, Malformed> {
 }
 
 fn put_beat(w: Writer, beat: Beat) -> Writer {
-    w.integer(beat.nonce).integer(beat.sent).integer(beat.received)
+    w.integer(beat.nonce).integer(beat.sent).integer(beat.acknowledged)
 }
 
 fn get_beat(mut r: Reader) -> Result<Beat, Malformed> {
-    let beat = Beat { nonce: r.integer()?, sent: r.integer()?, received: r.integer()? };
+    let beat = Beat { nonce: r.integer()?, sent: r.integer()?, acknowledged: r.integer()? };
     r.optional_fields(|_, _| Ok(()))?;
     Ok(beat)
 }
@@ -638,15 +638,15 @@ fn get_delay(r: &mut Reader) -> Result<Delay, Malformed> {
 
 fn put_account(w: Writer, account: Account) -> Writer {
     let cause = match account.cause {
-        Cause::Unknown => 0,
-        Cause::Expired => 1,
-        Cause::Ended => 2,
-        Cause::Evicted => 3,
-        Cause::Restarted => 4,
-        Cause::Replaced => 5,
+        LossCause::Unknown => 0,
+        LossCause::Expired => 1,
+        LossCause::Ended => 2,
+        LossCause::Evicted => 3,
+        LossCause::Restarted => 4,
+        LossCause::Replaced => 5,
     };
-    w.integer(account.received)
-        .integer(account.handed)
+    w.integer(account.acknowledged)
+        .integer(account.delivered)
         .integer(account.first_lost)
         .integer(account.count)
         .integer(cause)
@@ -654,18 +654,18 @@ fn put_account(w: Writer, account: Account) -> Writer {
 
 fn get_account(mut r: Reader) -> Result<Account, Malformed> {
     Ok(Account {
-        received: r.integer()?,
-        handed: r.integer()?,
+        acknowledged: r.integer()?,
+        delivered: r.integer()?,
         first_lost: r.integer()?,
         count: r.integer()?,
         cause: match r.integer()? {
-            1 => Cause::Expired,
-            2 => Cause::Ended,
-            3 => Cause::Evicted,
-            4 => Cause::Restarted,
-            5 => Cause::Replaced,
+            1 => LossCause::Expired,
+            2 => LossCause::Ended,
+            3 => LossCause::Evicted,
+            4 => LossCause::Restarted,
+            5 => LossCause::Replaced,
             // A later version may know more causes; the counts are what matters.
-            _ => Cause::Unknown,
+            _ => LossCause::Unknown,
         },
     })
 }

@@ -5,7 +5,7 @@
 //! - [`registry`]: which session a HELLO may have, and what became of those that are gone.
 //!
 //! The order for whoever drives a machine: any mutation, then `poll_transmit` until `None`, then
-//! `hand_over` and `poll_event` until `None`, then wait until `poll_timeout`.
+//! `deliver` and `poll_event` until `None`, then wait until `poll_timeout`.
 //!
 //! Source: `docs/PROTOCOL.md`.
 
@@ -36,8 +36,8 @@ pub use lifetime::{Leave, LifetimeConfig};
 pub use message::{Control, Credentials, Frame, Message, Window};
 pub use names::Presenter;
 pub use plain::{PeerClose, PlainSession};
-pub use registry::{Answer, Refusal, Registry, RegistryConfig, Sessions};
-pub use server::{Over, ServerConfig, ServerSession};
+pub use registry::{Answer, RefuseReason, Registry, RegistryConfig, Sessions};
+pub use server::{Closed, ServerConfig, ServerSession};
 pub use transmit::{ConnectionId, Transmit};
 pub use wire::MAX_INTEGER;
 
@@ -45,7 +45,7 @@ pub use wire::MAX_INTEGER;
 pub(crate) const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// How long a client that is being ended, and was given up or acknowledges nothing, has for what is still to be said.
-pub(crate) const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(5);
+pub(crate) const FINAL_WRITES: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long the transport of a session that was aborted stays, for END or the Close to leave.
 pub(crate) const ABORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 

@@ -230,12 +230,12 @@ impl Outbox {
         self.written = self.written.max(number);
     }
 
-    /// The peer received everything up to and including `received`. Lower than before is ignored.
-    pub(super) fn acknowledge(&mut self, received: u64) -> Result<(), SessionError> {
-        if received > self.written {
-            return Err(SessionError::AckBeyondWritten { received, written: self.written });
+    /// The peer received everything up to and including `acknowledged`. Lower than before is ignored.
+    pub(super) fn acknowledge(&mut self, acknowledged: u64) -> Result<(), SessionError> {
+        if acknowledged > self.written {
+            return Err(SessionError::AckBeyondWritten { acknowledged, written: self.written });
         }
-        self.acknowledged = self.acknowledged.max(received);
+        self.acknowledged = self.acknowledged.max(acknowledged);
         Ok(())
     }
 
@@ -363,7 +363,10 @@ mod tests {
     fn an_acknowledgement_above_what_was_written_is_an_error() {
         let mut outbox = outbox(8, 100);
         outbox.push(Message::text("a")).unwrap();
-        assert_eq!(outbox.acknowledge(1), Err(SessionError::AckBeyondWritten { received: 1, written: 0 }));
+        assert_eq!(
+            outbox.acknowledge(1),
+            Err(SessionError::AckBeyondWritten { acknowledged: 1, written: 0 })
+        );
         outbox.note_written(1);
         outbox.acknowledge(1).unwrap();
         outbox.acknowledge(0).unwrap();

@@ -46,7 +46,7 @@ enum End {
     /// The transport is to be dropped. `None`: it is of no use any more.
     Dead(Option<Box<end::End>>),
     /// The connection is gone. `None`: it was lost.
-    Over(Option<Box<end::End>>),
+    Closed(Option<Box<end::End>>),
 }
 
 /// How the peer left: what its Close said, or its END.
@@ -151,7 +151,7 @@ impl PlainSession {
     /// The peer began the closing handshake.
     pub fn handle_peer_close(&mut self, close: PeerClose) {
         if self.end == End::Open {
-            self.end = End::Over(Some(Box::new(end::End::new(EndCause::Client, close.code, close.reason))));
+            self.end = End::Closed(Some(Box::new(end::End::new(EndCause::Client, close.code, close.reason))));
         }
     }
 
@@ -159,14 +159,14 @@ impl PlainSession {
     pub fn handle_violation(&mut self, code: CloseCode, reason: &str) {
         if self.end == End::Open {
             let end = end::End::new(EndCause::ProtocolError, Some(code), reason);
-            self.end = End::Over(Some(Box::new(end)));
+            self.end = End::Closed(Some(Box::new(end)));
         }
     }
 
     /// How the peer closed; `None` while it did not, and where the connection was lost.
     #[must_use]
     pub fn peer_close(&self) -> Option<PeerClose> {
-        let End::Over(Some(end)) = &self.end else { return None };
+        let End::Closed(Some(end)) = &self.end else { return None };
         (end.cause == EndCause::Client).then(|| PeerClose { code: end.code, reason: end.reason.clone() })
     }
 
@@ -177,14 +177,14 @@ impl PlainSession {
         match &self.end {
             End::Open => None,
             End::Closing(closing) => Some(closing.end()),
-            End::Dead(end) | End::Over(end) => Some(end.as_deref().cloned().unwrap_or_else(lost)),
+            End::Dead(end) | End::Closed(end) => Some(end.as_deref().cloned().unwrap_or_else(lost)),
         }
     }
 
     /// Whether something may still be handed over: the session is open, or its peer ended it and what came before is
     /// waiting. The end that closes hands over nothing more.
     #[must_use]
-    pub fn hands_over(&self) -> bool {
+    pub fn delivers(&self) -> bool {
         self.end == End::Open || !self.inbox.is_empty()
     }
 
@@ -201,14 +201,14 @@ impl PlainSession {
     /// The connection is gone, and the session with it.
     pub fn handle_lost(&mut self) {
         self.end = match std::mem::replace(&mut self.end, End::Open) {
-            End::Open => End::Over(None),
+            End::Open => End::Closed(None),
             End::Closing(closing) => {
                 if closing.forgets {
                     (self.outbox, self.outbox_bytes) = (VecDeque::new(), 0);
                 }
-                End::Over(Some(Box::new(closing.end())))
+                End::Closed(Some(Box::new(closing.end())))
             }
-            End::Dead(end) | End::Over(end) => End::Over(end),
+            End::Dead(end) | End::Closed(end) => End::Closed(end),
         };
     }
 
@@ -247,7 +247,7 @@ impl PlainSession {
     }
 
     /// The next message for the application.
-    pub fn hand_over(&mut self) -> Option<Message> {
+    pub fn deliver(&mut self) -> Option<Message> {
         let message = take_first(&mut self.inbox)?;
         self.inbox_bytes -= message.len() as u64;
         Some(message)
@@ -285,7 +285,7 @@ impl PlainSession {
         if self.end == End::Open {
             let closing = Closing::new(cause, code, reason, now + CLOSE_TIMEOUT);
             self.end = End::Closing(Box::new(closing));
-            self.stop_handing_over();
+            self.stop_delivering();
         }
     }
 
@@ -304,9 +304,9 @@ impl PlainSession {
                 let anew = Closing::new(EndCause::Closed, code, reason, until);
                 **closing = Closing { is_aborted: true, forgets, ..anew };
             }
-            End::Dead(_) | End::Over(_) => {}
+            End::Dead(_) | End::Closed(_) => {}
         }
-        self.stop_handing_over();
+        self.stop_delivering();
     }
 
     /// The application will not ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over. Call it
@@ -314,18 +314,18 @@ impl PlainSession {
     pub fn forget_undelivered(&mut self) {
         match &mut self.end {
             End::Closing(closing) => closing.forgets = true,
-            End::Open | End::Dead(_) | End::Over(_) => drop(self.take_undelivered()),
+            End::Open | End::Dead(_) | End::Closed(_) => drop(self.take_undelivered()),
         }
     }
 
-    fn stop_handing_over(&mut self) {
+    fn stop_delivering(&mut self) {
         (self.inbox, self.inbox_bytes) = (VecDeque::new(), 0);
     }
 
     /// The next thing to write.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         if let End::Dead(end) = &mut self.end {
-            self.end = End::Over(end.take());
+            self.end = End::Closed(end.take());
             return Some(Transmit::Abort);
         }
         if matches!(&self.end, End::Closing(closing) if closing.said) {
@@ -357,7 +357,7 @@ impl PlainSession {
     /// Does what is due. Call it until it returns `None`. [`Action::NotListening`] asks for nothing: a
     /// connection that is dropped cannot be resumed, and a peer that sends bytes is alive.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
-        if matches!(self.end, End::Dead(_) | End::Over(_)) {
+        if matches!(self.end, End::Dead(_) | End::Closed(_)) {
             return None;
         }
         if let Some(leave) = self.lifetime.as_mut().and_then(|lifetime| lifetime.handle_timeout(now)) {
@@ -392,7 +392,7 @@ impl PlainSession {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let leave = self.lifetime.as_ref().and_then(|lifetime| lifetime.poll_timeout());
-        let beat = (!self.is_over()).then(|| self.heartbeat.poll_timeout());
+        let beat = (!self.is_closed()).then(|| self.heartbeat.poll_timeout());
         [leave.filter(|_| beat.is_some()), beat, self.closes_at()].into_iter().flatten().min()
     }
 
@@ -425,7 +425,7 @@ impl PlainSession {
     /// Whether nothing that is sent from now on gets anywhere: the session is over, or was aborted.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        self.is_aborted() || self.is_over()
+        self.is_aborted() || self.is_closed()
     }
 
     fn is_aborted(&self) -> bool {
@@ -434,8 +434,8 @@ impl PlainSession {
 
     /// Nothing more is read or written.
     #[must_use]
-    pub fn is_over(&self) -> bool {
-        matches!(self.end, End::Over(_))
+    pub fn is_closed(&self) -> bool {
+        matches!(self.end, End::Closed(_))
     }
 
     /// The smoothed round-trip time.

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::message::{Account, Cause, Control, Delay, Hello, Instance, ResumeToken};
+use super::message::{Account, Control, Delay, Hello, Instance, LossCause, ResumeToken};
 use super::names::{Name, Presenter, Secrets};
 use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
@@ -135,13 +135,13 @@ pub enum Answer<H> {
         /// A REFUSE.
         refuse: Control,
         /// Why, for logs and metrics.
-        why: Refusal,
+        why: RefuseReason,
     },
 }
 
 /// Why a HELLO was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Refusal {
+pub enum RefuseReason {
     /// A later attempt of the same client was there first.
     Stale,
     /// The key is only a name by now, another instance's, or a dead session's.
@@ -158,7 +158,7 @@ pub enum Refusal {
     NotJudged,
 }
 
-impl Refusal {
+impl RefuseReason {
     /// The code in REFUSE, from the table in `docs/PROTOCOL.md` "Closing".
     #[must_use]
     pub fn code(self) -> CloseCode {
@@ -181,7 +181,7 @@ impl Refusal {
     fn with_account(self, account: Option<Account>) -> Control {
         Control::Refuse {
             code: self.code().into(),
-            retryable: matches!(self, Self::Stale | Self::NoRoom | Self::NotJudged),
+            temporary: matches!(self, Self::Stale | Self::NoRoom | Self::NotJudged),
             delay: if self == Self::NoRoom { NO_ROOM } else { Delay::default() },
             account,
         }
@@ -246,15 +246,17 @@ impl<H: Clone> Registry<H> {
         presented: Name,
         sessions: &mut S,
     ) -> Resumed<H> {
-        let received = hello.resume.as_ref().map_or(0, |resume| resume.received);
+        let acknowledged = hello.resume.as_ref().map_or(0, |resume| resume.acknowledged);
         self.bury_if_over(now, presented, sessions);
         match self.names.get(&presented).cloned() {
             None => Resumed::Lost(None),
             Some(Entry::Tombstone(number)) => match self.tombstone(number).map(|t| t.remains) {
-                Some(remains) if remains.ended.is_some() => Resumed::Answer(refuse_ended(remains, received)),
+                Some(remains) if remains.ended.is_some() => {
+                    Resumed::Answer(refuse_ended(remains, acknowledged))
+                }
                 Some(remains) => {
                     let first = self.tells(number, hello.instance);
-                    Resumed::Lost(first.then(|| account_of(remains, received)))
+                    Resumed::Lost(first.then(|| account_of(remains, acknowledged)))
                 }
                 None => Resumed::Lost(None),
             },
@@ -275,10 +277,10 @@ impl<H: Clone> Registry<H> {
                             fenced,
                         })
                     }
-                    Attach::Stale => Resumed::Answer(refuse(Refusal::Stale, None)),
+                    Attach::Stale => Resumed::Answer(refuse(RefuseReason::Stale, None)),
                     Attach::Ending { .. } => {
                         let remains = sessions.with(&handle, |session| session.remains());
-                        Resumed::Answer(refuse_ended(remains, received))
+                        Resumed::Answer(refuse_ended(remains, acknowledged))
                     }
                     Attach::NotYours | Attach::Contradiction => Resumed::Lost(None),
                 }
@@ -304,19 +306,19 @@ impl<H: Clone> Registry<H> {
         let (handle, created) = match found {
             Some(Entry::Tombstone(number)) => {
                 let account = self.tombstone(number).map(|t| account_of(t.remains, 0));
-                return refuse(Refusal::KeyUsed, account);
+                return refuse(RefuseReason::KeyUsed, account);
             }
             Some(Entry::Live(handle)) => (handle, false),
             None if !lost && self.may_have_lived(now, hello.key_age) => {
-                return refuse(Refusal::KeyTooOld, None);
+                return refuse(RefuseReason::KeyTooOld, None);
             }
-            None if self.is_closed => return refuse(Refusal::NoRoom, None),
+            None if self.is_closed => return refuse(RefuseReason::NoRoom, None),
             None => {
                 if self.live >= self.config.sessions {
                     evicted = self.evict(now, sessions);
                     if evicted.is_none() {
                         // The account waits for the HELLO that gets a session.
-                        return refuse(Refusal::NoRoom, None);
+                        return refuse(RefuseReason::NoRoom, None);
                     }
                 }
                 self.live += 1;
@@ -341,11 +343,11 @@ impl<H: Clone> Registry<H> {
                 }
                 Answer::Attached { session: handle, created, lost, evicted, fenced }
             }
-            Attach::Stale => refuse(Refusal::Stale, None),
+            Attach::Stale => refuse(RefuseReason::Stale, None),
             Attach::Ending { .. } => refuse_ended(sessions.with(&handle, |session| session.remains()), 0),
             Attach::NotYours | Attach::Contradiction => {
                 let remains = sessions.with(&handle, |session| session.remains());
-                refuse(Refusal::KeyUsed, Some(account_of(remains, 0)))
+                refuse(RefuseReason::KeyUsed, Some(account_of(remains, 0)))
             }
         }
     }
@@ -416,11 +418,11 @@ impl<H: Clone> Registry<H> {
     }
 
     /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every
-    /// session whose [`is_over`](ServerSession::is_over) is set, before dropping it. Does nothing else.
+    /// session whose [`is_closed`](ServerSession::is_closed) is set, before dropping it. Does nothing else.
     pub fn bury(&mut self, now: Instant, session: &ServerSession) {
         // A tombstone may be forgotten by now: that leaves no name, and must not be taken for a session.
         let is_live = matches!(self.names.get(&session.key), Some(Entry::Live(_)));
-        if session.is_over().is_none() || !is_live {
+        if session.is_closed().is_none() || !is_live {
             return;
         }
         self.forget_old(now);
@@ -535,27 +537,27 @@ enum Resumed<H> {
     Lost(Option<Account>),
 }
 
-fn refuse<H>(why: Refusal, account: Option<Account>) -> Answer<H> {
+fn refuse<H>(why: RefuseReason, account: Option<Account>) -> Answer<H> {
     Answer::Refused { refuse: why.with_account(account), why }
 }
 
-fn refuse_ended<H>(remains: Remains, received: u64) -> Answer<H> {
+fn refuse_ended<H>(remains: Remains, acknowledged: u64) -> Answer<H> {
     let refuse = Control::Refuse {
         code: remains.ended.unwrap_or_else(|| CloseCode::SESSION_ENDED.into()),
-        retryable: false,
+        temporary: false,
         delay: Delay::default(),
-        account: Some(account_of(remains, received)),
+        account: Some(account_of(remains, acknowledged)),
     };
-    Answer::Refused { refuse, why: Refusal::Ended }
+    Answer::Refused { refuse, why: RefuseReason::Ended }
 }
 
-/// `received`: what the client says it received, so that what it lacks can be counted.
-fn account_of(remains: Remains, received: u64) -> Account {
+/// `acknowledged`: what the client says it received, so that what it lacks can be counted.
+fn account_of(remains: Remains, acknowledged: u64) -> Account {
     Account {
-        received: remains.received,
-        handed: remains.handed,
-        first_lost: received + 1,
-        count: remains.sent.saturating_sub(received),
-        cause: if remains.ended.is_some() { Cause::Ended } else { remains.cause },
+        acknowledged: remains.acknowledged,
+        delivered: remains.delivered,
+        first_lost: acknowledged + 1,
+        count: remains.sent.saturating_sub(acknowledged),
+        cause: if remains.ended.is_some() { LossCause::Ended } else { remains.cause },
     }
 }

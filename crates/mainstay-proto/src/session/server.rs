@@ -7,7 +7,7 @@
 //! machine decides whether that HELLO may have it.
 //!
 //! ```text
-//! any mutation -> poll_transmit until None -> hand_over until None -> poll_timeout
+//! any mutation -> poll_transmit until None -> deliver until None -> poll_timeout
 //! ```
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching", "Closing".
@@ -26,14 +26,14 @@ use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::inbox::Delivery;
 use super::lifetime::{self, Leave, Lifetime, LifetimeConfig};
 use super::message::{
-    Account, Cause, Control, Credentials, Delay, Frame, Hello, Instance, Message, ResumeToken, SessionId,
+    Account, Control, Credentials, Delay, Frame, Hello, Instance, LossCause, Message, ResumeToken, SessionId,
     Welcome, Window,
 };
 use super::names::Name;
 use super::plain::PeerClose;
 use super::replaced::Replacements;
 use super::transmit::{ConnectionId, Transmit};
-use super::{ABORT_TIMEOUT, CLOSE_TIMEOUT, LAST_WORDS};
+use super::{ABORT_TIMEOUT, CLOSE_TIMEOUT, FINAL_WRITES};
 use crate::budget::{Held, held};
 use crate::heartbeat::{Action, Heartbeat, HeartbeatConfig};
 use crate::planted::{Rule, turned_back};
@@ -64,7 +64,7 @@ impl Default for ServerConfig {
             flow: FlowConfig {
                 keep: Window::SERVER,
                 accept: Window::SERVER,
-                manual_confirm: false,
+                manual_ack: false,
                 max_message: None,
             },
             resume_window: Duration::from_secs(120),
@@ -176,7 +176,7 @@ enum Life {
     EndReceived {
         code: u64,
     },
-    Over(Over),
+    Closed(Closed),
 }
 
 /// How a session ends that is flushed first.
@@ -190,7 +190,7 @@ enum Ending {
 
 /// Why a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Over {
+pub enum Closed {
     /// END passed, with this code.
     Ended {
         /// The code of the END.
@@ -234,10 +234,10 @@ pub struct Fenced {
 /// What a dead session leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Remains {
-    pub(super) received: u64,
-    pub(super) handed: u64,
+    pub(super) acknowledged: u64,
+    pub(super) delivered: u64,
     pub(super) sent: u64,
-    pub(super) cause: Cause,
+    pub(super) cause: LossCause,
     /// The code of an END that we sent.
     pub(super) ended: Option<u64>,
 }
@@ -307,7 +307,7 @@ impl ServerSession {
         }
         // A client that sent `resume` has written nothing and starts where WELCOME says; one that did
         // not is already writing from 1.
-        let read = if hello.resume.is_some() { self.flow.inbox.received() } else { 0 };
+        let read = if hello.resume.is_some() { self.flow.inbox.acknowledged() } else { 0 };
         self.take_over(now, connection, hello, Lane { wrote: 0, read }, None, token, seed)
     }
 
@@ -328,19 +328,19 @@ impl ServerSession {
         if let Some(refusal) = self.refusal(hello) {
             return refusal;
         }
-        let contradiction = resume.received > self.flow.outbox.written()
-            || resume.received < self.flow.outbox.acknowledged()
-            || (resume.sent < self.flow.inbox.taken() && !turned_back(Rule::SentInHelloIsCompared))
-            || resume.first_held > self.flow.inbox.received() + 1;
+        let contradiction = resume.acknowledged > self.flow.outbox.written()
+            || resume.acknowledged < self.flow.outbox.acknowledged()
+            || (resume.sent < self.flow.inbox.received() && !turned_back(Rule::SentInHelloIsCompared))
+            || resume.first_held > self.flow.inbox.acknowledged() + 1;
         if contradiction {
             if turned_back(Rule::ContradictionChangesNothing) {
-                self.over(Over::Evicted);
+                self.over(Closed::Evicted);
             }
             return Attach::Contradiction;
         }
-        let lane = Lane { wrote: resume.received, read: self.flow.inbox.received() };
-        // `received` was checked against `written` above.
-        let _ = self.flow.outbox.acknowledge(resume.received);
+        let lane = Lane { wrote: resume.acknowledged, read: self.flow.inbox.acknowledged() };
+        // `acknowledged` was checked against `written` above.
+        let _ = self.flow.outbox.acknowledge(resume.acknowledged);
         self.take_over(now, connection, hello, lane, Some(presented), token, seed)
     }
 
@@ -351,14 +351,14 @@ impl ServerSession {
             {
                 return Some(Attach::Ending { code });
             }
-            Life::Over(_) => return Some(Attach::NotYours),
+            Life::Closed(_) => return Some(Attach::NotYours),
             _ => {}
         }
         let stale = hello.instance == self.instance && hello.attempt <= self.attempt;
         (stale && !turned_back(Rule::StaleAttemptIsRefused)).then_some(Attach::Stale)
     }
 
-    /// The one step in which a session changes hands: fence first, then look at our own `received`.
+    /// The one step in which a session changes hands: fence first, then look at our own `acknowledged`.
     #[allow(clippy::too_many_arguments, reason = "one step, one call")]
     fn take_over(
         &mut self,
@@ -394,7 +394,7 @@ impl ServerSession {
             token: token.0,
             epoch: self.epoch,
             resumed: presented.is_some(),
-            received: self.flow.inbox.tell(),
+            acknowledged: self.flow.inbox.ack(),
             first: lane.wrote + 1,
             resume_window: self.resume_window,
             heartbeat_interval: self.config.heartbeat.interval(),
@@ -422,7 +422,7 @@ impl ServerSession {
                 Life::Closing { how, until: now + CLOSE_TIMEOUT }
             }
             Life::Closing { how, .. } => {
-                let until = how.waits_until(now + LAST_WORDS);
+                let until = how.waits_until(now + FINAL_WRITES);
                 Life::Closing { how, until }
             }
             _ => Life::Attached,
@@ -434,7 +434,7 @@ impl ServerSession {
     /// The reason of a SUPERSEDED close: who has the session now, and what was received.
     #[must_use]
     pub fn superseded_reason(&self) -> String {
-        format!("{} {}", self.instance, self.flow.inbox.received())
+        format!("{} {}", self.instance, self.flow.inbox.acknowledged())
     }
 
     /// The client's first control message after WELCOME: the token it presented is spent.
@@ -480,7 +480,7 @@ impl ServerSession {
                 self.config.flow.check(&message)?;
                 attached.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
                 // After our close, or an END, nothing is handed over any more, but the position moves.
-                if !is_open && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
+                if !is_open && !turned_back(Rule::NothingIsDeliveredAfterEnd) {
                     lane.read += 1;
                     return Ok(());
                 }
@@ -506,7 +506,7 @@ impl ServerSession {
     fn handle_control(&mut self, now: Instant, control: Control) -> Result<(), SessionError> {
         let Some(attached) = self.attached.as_mut() else { return Ok(()) };
         let outcome = match control {
-            Control::Ack { received, window } => self.flow.read_acknowledgement(received, window),
+            Control::Ack { acknowledged, window } => self.flow.read_acknowledgement(acknowledged, window),
             Control::Ping(beat) => self.flow.read_ping(&attached.lane, beat),
             Control::Pong(beat) => {
                 attached.heartbeat.handle_pong(now, beat.nonce);
@@ -515,8 +515,8 @@ impl ServerSession {
             Control::Gap { first, count, cause } => {
                 self.flow.read_gap(&mut attached.lane, first, count, cause)
             }
-            Control::End { code, received, reason, .. } => {
-                let outcome = self.flow.outbox.acknowledge(received);
+            Control::End { code, acknowledged, reason, .. } => {
+                let outcome = self.flow.outbox.acknowledge(acknowledged);
                 self.handle_end(code, reason);
                 outcome
             }
@@ -550,8 +550,8 @@ impl ServerSession {
 
     fn handle_end(&mut self, code: u64, reason: String) {
         match self.life {
-            Life::EndSent { code, .. } => self.over(Over::Ended { code, by_us: true }),
-            Life::Over(_) => {}
+            Life::EndSent { code, .. } => self.over(Closed::Ended { code, by_us: true }),
+            Life::Closed(_) => {}
             _ => {
                 let allowed = u16::try_from(code).ok().and_then(CloseCode::new);
                 self.note_end(EndCause::Client, allowed, &reason);
@@ -560,7 +560,7 @@ impl ServerSession {
                     self.flow.inbox.discard_queue();
                 }
                 self.life = Life::EndReceived { code };
-                self.answer_end_if_handed();
+                self.answer_end_if_delivered();
             }
         }
     }
@@ -615,9 +615,9 @@ impl ServerSession {
                 Life::Closing { how, until }
             }
             // Our END may or may not have arrived; the tombstone tells a client that asks.
-            Life::EndSent { code, .. } => Life::Over(Over::Ended { code, by_us: true }),
-            Life::EndReceived { code } => Life::Over(Over::Ended { code, by_us: false }),
-            over @ Life::Over(_) => over,
+            Life::EndSent { code, .. } => Life::Closed(Closed::Ended { code, by_us: true }),
+            Life::EndReceived { code } => Life::Closed(Closed::Ended { code, by_us: false }),
+            over @ Life::Closed(_) => over,
         };
         if self.forgets {
             self.forget_undelivered();
@@ -679,25 +679,25 @@ impl ServerSession {
 
     /// The next message or gap for the application, in order. Handed over means received, unless the
     /// application confirms by itself.
-    pub fn hand_over(&mut self, now: Instant) -> Option<Delivery> {
-        if !self.hands_over() && !turned_back(Rule::NothingIsHandedOverAfterEnd) {
+    pub fn deliver(&mut self, now: Instant) -> Option<Delivery> {
+        if !self.delivers() && !turned_back(Rule::NothingIsDeliveredAfterEnd) {
             return None;
         }
-        let delivery = self.flow.hand_over(now);
-        self.answer_end_if_handed();
+        let delivery = self.flow.deliver(now);
+        self.answer_end_if_delivered();
         delivery
     }
 
     /// The next message from outside the stream. It was never counted: whoever asks for those of the
     /// stream first misses nothing that is kept.
-    pub fn hand_over_volatile(&mut self) -> Option<Message> {
-        self.hands_over().then(|| self.volatiles.pop()).flatten()
+    pub fn deliver_volatile(&mut self) -> Option<Message> {
+        self.delivers().then(|| self.volatiles.pop()).flatten()
     }
 
     /// Whether something may still be handed over: the session is open, or its client ended it and what came before is
     /// waiting. The end that closes hands over nothing more.
     #[must_use]
-    pub fn hands_over(&self) -> bool {
+    pub fn delivers(&self) -> bool {
         self.is_open() || matches!(self.life, Life::EndReceived { .. })
     }
 
@@ -729,8 +729,8 @@ impl ServerSession {
 
     /// From now on the application confirms what it has handled, with [`confirm`](Self::confirm). Call it
     /// before anything is handed over.
-    pub fn confirm_manually(&mut self) {
-        self.flow.inbox.confirm_manually();
+    pub fn manual_ack(&mut self) {
+        self.flow.inbox.manual_ack();
     }
 
     /// From now on a full buffer drops the oldest message that was never written, which may be the new one,
@@ -746,13 +746,13 @@ impl ServerSession {
     }
 
     /// In manual mode: the `count` oldest messages that were handed over and are not confirmed are handled.
-    pub fn confirm_oldest(&mut self, now: Instant, count: u64) {
-        self.flow.inbox.confirm_oldest(now, count);
+    pub fn acknowledge_oldest(&mut self, now: Instant, count: u64) {
+        self.flow.inbox.acknowledge_oldest(now, count);
     }
 
     /// In manual mode: everything up to and including `number` is handled, as far as it was handed over.
-    pub fn confirm(&mut self, now: Instant, number: u64) {
-        self.flow.inbox.confirm(now, number);
+    pub fn acknowledge(&mut self, now: Instant, number: u64) {
+        self.flow.inbox.acknowledge(now, number);
     }
 
     /// Ends the session in order: what was accepted before is delivered first, then END. Nothing more is handed over. A
@@ -770,12 +770,12 @@ impl ServerSession {
             Life::Parked { since } => {
                 (since + self.resume_window + CLOSE_TIMEOUT, since + self.resume_window)
             }
-            Life::Attached => (now + self.resume_window.max(CLOSE_TIMEOUT), now + LAST_WORDS),
+            Life::Attached => (now + self.resume_window.max(CLOSE_TIMEOUT), now + FINAL_WRITES),
             _ => return,
         };
         self.note_end(cause, Some(code), reason);
         let how = Box::new(Ending::End { code, reason: reason.to_owned(), by });
-        self.stop_handing_over();
+        self.stop_delivering();
         self.life = Life::Closing { how, until };
         self.queue_end_if_due(now);
     }
@@ -784,24 +784,24 @@ impl ServerSession {
     /// has a second to answer; then its connection is dropped. [`take_undelivered`](Self::take_undelivered) has the rest.
     pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
         match self.life {
-            Life::Over(_) => return,
+            Life::Closed(_) => return,
             Life::EndSent { code, until } => {
                 self.life = Life::EndSent { code, until: until.min(now + ABORT_TIMEOUT) };
                 return;
             }
             Life::EndReceived { .. } => {
                 self.flow.inbox.discard_queue();
-                return self.answer_end_if_handed();
+                return self.answer_end_if_delivered();
             }
             Life::Parked { .. } | Life::Attached | Life::Closing { .. } => {}
         }
         self.end = None;
         self.note_end(EndCause::Closed, Some(code), reason);
-        self.stop_handing_over();
+        self.stop_delivering();
         if self.attached.is_some() {
             self.end_now(now, code.into(), reason.to_owned(), ABORT_TIMEOUT);
         } else {
-            self.over(Over::Ended { code: code.into(), by_us: true });
+            self.over(Closed::Ended { code: code.into(), by_us: true });
         }
     }
 
@@ -810,11 +810,11 @@ impl ServerSession {
         if let Life::Closing { how, until } = &mut self.life
             && self.flow.outbox.acknowledged() > acknowledged
         {
-            *until = how.waits_until(now + LAST_WORDS).max(*until);
+            *until = how.waits_until(now + FINAL_WRITES).max(*until);
         }
     }
 
-    fn stop_handing_over(&mut self) {
+    fn stop_delivering(&mut self) {
         self.flow.inbox.discard_queue();
         self.volatiles = Volatiles::default();
     }
@@ -837,7 +837,7 @@ impl ServerSession {
         };
         self.flow.inbox.retract(passed_on);
         self.note_end(EndCause::Replaced, None, "");
-        self.stop_handing_over();
+        self.stop_delivering();
         self.life = Life::Closing { how: Box::new(Ending::Replaced), until };
         self.queue_end_if_due(now);
     }
@@ -876,8 +876,8 @@ impl ServerSession {
 
     /// Gives the session up without END, as if its resume window had passed.
     pub fn evict(&mut self) {
-        if !matches!(self.life, Life::Over(_)) {
-            self.over(Over::Evicted);
+        if !matches!(self.life, Life::Closed(_)) {
+            self.over(Closed::Evicted);
         }
     }
 
@@ -888,10 +888,10 @@ impl ServerSession {
         match &mut **how {
             Ending::End { code, reason, .. } if is_due && self.attached.is_some() => {
                 let (code, reason) = (*code, std::mem::take(reason));
-                let patience = if self.flow.is_flushed() { CLOSE_TIMEOUT } else { LAST_WORDS };
+                let patience = if self.flow.is_flushed() { CLOSE_TIMEOUT } else { FINAL_WRITES };
                 self.end_now(now, code.into(), reason, patience);
             }
-            Ending::Replaced if is_due => self.over(Over::Replaced),
+            Ending::Replaced if is_due => self.over(Closed::Replaced),
             _ => {}
         }
     }
@@ -899,40 +899,40 @@ impl ServerSession {
     /// Final: nothing more is written or handed over. The client has so long for its answer.
     fn end_now(&mut self, now: Instant, code: u64, reason: String, patience: Duration) {
         self.flow.inbox.discard_queue();
-        let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
+        let (acknowledged, delivered) = (self.flow.inbox.acknowledged(), self.flow.inbox.delivered());
         self.life = Life::EndSent { code, until: now + patience };
         if let Some(attached) = &mut self.attached {
-            let end = Control::End { code, reason, received, handed };
+            let end = Control::End { code, reason, acknowledged, delivered };
             attached.queue.push_back(Transmit::control(&end));
         }
     }
 
-    fn answer_end_if_handed(&mut self) {
+    fn answer_end_if_delivered(&mut self) {
         let Life::EndReceived { code } = self.life else { return };
         if !self.flow.inbox.is_empty() {
             return;
         }
-        let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
+        let (acknowledged, delivered) = (self.flow.inbox.acknowledged(), self.flow.inbox.delivered());
         if let Some(attached) = &mut self.attached {
-            let end = Control::End { code, reason: String::new(), received, handed };
+            let end = Control::End { code, reason: String::new(), acknowledged, delivered };
             attached.queue.push_back(Transmit::control(&end));
         }
-        self.over(Over::Ended { code, by_us: false });
+        self.over(Closed::Ended { code, by_us: false });
     }
 
-    fn over(&mut self, over: Over) {
-        self.stop_handing_over();
-        self.life = Life::Over(over);
+    fn over(&mut self, over: Closed) {
+        self.stop_delivering();
+        self.life = Life::Closed(over);
         if self.forgets {
             self.flow.outbox.discard();
         }
         if let Some(attached) = &mut self.attached {
             attached.queue.push_back(match over {
-                Over::Ended { .. } => Transmit::Close { code: CloseCode::NORMAL, reason: String::new() },
-                Over::Replaced => {
+                Closed::Ended { .. } => Transmit::Close { code: CloseCode::NORMAL, reason: String::new() },
+                Closed::Replaced => {
                     Transmit::Close { code: CloseCode::RESTART, reason: BACKEND_LOST.to_owned() }
                 }
-                Over::Expired | Over::Evicted => Transmit::Abort,
+                Closed::Expired | Closed::Evicted => Transmit::Abort,
             });
         }
     }
@@ -964,7 +964,7 @@ impl ServerSession {
         match self.life {
             // A client that still hands over what came before END asks whether anybody is there.
             Life::EndSent { .. } => return self.flow.write_pong(&attached.lane),
-            Life::Over(_) => return None,
+            Life::Closed(_) => return None,
             _ => {}
         }
         if let Some(transmit) =
@@ -996,13 +996,13 @@ impl ServerSession {
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
         if self.expires_at().is_some_and(|at| at <= now) {
             let replaced = matches!(&self.life, Life::Closing { how, .. } if **how == Ending::Replaced);
-            self.over(if replaced { Over::Replaced } else { Over::Expired });
+            self.over(if replaced { Closed::Replaced } else { Closed::Expired });
         }
         self.queue_end_if_due(now);
         if let Life::EndSent { code, until } = self.life
             && until <= now
         {
-            self.over(Over::Ended { code, by_us: true });
+            self.over(Closed::Ended { code, by_us: true });
             let attached = self.attached.as_mut()?;
             (attached.probe, attached.queue) = (None, VecDeque::from([Transmit::Abort]));
             return None;
@@ -1105,9 +1105,9 @@ impl ServerSession {
 
     /// Set once the session is over.
     #[must_use]
-    pub fn is_over(&self) -> Option<Over> {
+    pub fn is_closed(&self) -> Option<Closed> {
         match self.life {
-            Life::Over(over) => Some(over),
+            Life::Closed(over) => Some(over),
             _ => None,
         }
     }
@@ -1115,13 +1115,13 @@ impl ServerSession {
     /// Whether nothing that is sent from now on gets anywhere: END was sent, or the session is over.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self.life, Life::EndSent { .. } | Life::Over(_))
+        matches!(self.life, Life::EndSent { .. } | Life::Closed(_))
     }
 
     /// Whether the session is over since the last call: it is to be [buried](super::Registry::bury) then, even if its
     /// handler goes on for a while.
     pub fn poll_over(&mut self) -> bool {
-        self.is_over().is_some() && !std::mem::replace(&mut self.told_over, true)
+        self.is_closed().is_some() && !std::mem::replace(&mut self.told_over, true)
     }
 
     /// What the client's END said; `None` while there was none, and where this end was the first to end the session.
@@ -1137,13 +1137,13 @@ impl ServerSession {
         if let Some(end) = self.end.as_deref() {
             return (!self.is_open()).then(|| end.clone());
         }
-        let cause = match self.is_over()? {
-            Over::Expired => EndCause::Expired,
-            Over::Evicted if self.is_retired => EndCause::Drained,
-            Over::Evicted => EndCause::Evicted,
-            Over::Replaced => EndCause::Replaced,
-            Over::Ended { by_us: true, .. } => EndCause::Closed,
-            Over::Ended { by_us: false, .. } => EndCause::Client,
+        let cause = match self.is_closed()? {
+            Closed::Expired => EndCause::Expired,
+            Closed::Evicted if self.is_retired => EndCause::Drained,
+            Closed::Evicted => EndCause::Evicted,
+            Closed::Replaced => EndCause::Replaced,
+            Closed::Ended { by_us: true, .. } => EndCause::Closed,
+            Closed::Ended { by_us: false, .. } => EndCause::Client,
         };
         Some(End::new(cause, None, ""))
     }
@@ -1152,7 +1152,7 @@ impl ServerSession {
     /// arrived. Empty before, and the second time.
     pub fn take_undelivered(&mut self) -> Vec<Message> {
         match self.life {
-            Life::EndSent { .. } | Life::Over(_) => self.flow.outbox.take_unacknowledged(),
+            Life::EndSent { .. } | Life::Closed(_) => self.flow.outbox.take_unacknowledged(),
             _ => Vec::new(),
         }
     }
@@ -1160,7 +1160,7 @@ impl ServerSession {
     /// The application will not ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over.
     pub fn forget_undelivered(&mut self) {
         self.forgets = true;
-        if matches!(self.life, Life::Over(_)) {
+        if matches!(self.life, Life::Closed(_)) {
             self.flow.outbox.discard();
         }
     }
@@ -1186,8 +1186,8 @@ impl ServerSession {
 
     /// The highest number of the client's that counts as received.
     #[must_use]
-    pub fn received(&self) -> u64 {
-        self.flow.inbox.received()
+    pub fn acknowledged_to_client(&self) -> u64 {
+        self.flow.inbox.acknowledged()
     }
 
     /// The smoothed round-trip time of the current connection's heartbeats.
@@ -1227,17 +1227,17 @@ impl ServerSession {
 
     pub(super) fn remains(&self) -> Remains {
         let (cause, ended) = match self.life {
-            Life::Over(Over::Expired) => (Cause::Expired, None),
-            Life::Over(Over::Evicted) => (Cause::Evicted, None),
-            Life::Over(Over::Replaced) => (Cause::Replaced, None),
-            Life::Over(Over::Ended { code, by_us }) => (Cause::Ended, by_us.then_some(code)),
-            Life::EndSent { code, .. } => (Cause::Ended, Some(code)),
-            _ => (Cause::Unknown, None),
+            Life::Closed(Closed::Expired) => (LossCause::Expired, None),
+            Life::Closed(Closed::Evicted) => (LossCause::Evicted, None),
+            Life::Closed(Closed::Replaced) => (LossCause::Replaced, None),
+            Life::Closed(Closed::Ended { code, by_us }) => (LossCause::Ended, by_us.then_some(code)),
+            Life::EndSent { code, .. } => (LossCause::Ended, Some(code)),
+            _ => (LossCause::Unknown, None),
         };
-        let (received, handed) = (self.flow.inbox.received(), self.flow.inbox.handed());
+        let (acknowledged, delivered) = (self.flow.inbox.acknowledged(), self.flow.inbox.delivered());
         Remains {
-            received,
-            handed: if turned_back(Rule::AccountTellsHanded) { received } else { handed },
+            acknowledged,
+            delivered: if turned_back(Rule::AccountStatesDelivered) { acknowledged } else { delivered },
             sent: self.flow.outbox.last(),
             cause,
             ended,

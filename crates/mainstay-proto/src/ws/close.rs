@@ -53,7 +53,7 @@ impl CloseCode {
 
 /// What a client does after a close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Action {
+pub enum CloseAction {
     /// Reconnect; other clients are probably doing the same.
     Reconnect,
     /// Reconnect; this connection alone is concerned.
@@ -101,20 +101,20 @@ impl CloseCode {
     /// What a client does about a connection that ended with `code`; `None` is a connection that was
     /// lost without a Close frame (1006).
     #[must_use]
-    pub const fn action(code: Option<Self>) -> Action {
-        let Some(Self(code)) = code else { return Action::Reconnect };
+    pub const fn action(code: Option<Self>) -> CloseAction {
+        let Some(Self(code)) = code else { return CloseAction::Reconnect };
         match code {
             // Ended by a server that may just be restarting: 1000 is what developer tools produce, and
             // only END says that a session is over.
-            1000 | 1001 | 1005 | 1006 | 1011..=1014 => Action::Reconnect,
+            1000 | 1001 | 1005 | 1006 | 1011..=1014 => CloseAction::Reconnect,
             // The same bytes would be refused again.
-            1002 | 1003 | 1007 | 1008 | 1009 | 1010 => Action::ReconnectAlone,
-            3000 | 3003 => Action::Stop,
-            3008 => Action::ReconnectAlone,
+            1002 | 1003 | 1007 | 1008 | 1009 | 1010 => CloseAction::ReconnectAlone,
+            3000 | 3003 => CloseAction::Stop,
+            3008 => CloseAction::ReconnectAlone,
             // This client's own message was at fault, or this connection's.
-            4400 | 4408..=4411 => Action::ReconnectAlone,
-            4500..=4999 => Action::Stop,
-            _ => Action::Reconnect,
+            4400 | 4408..=4411 => CloseAction::ReconnectAlone,
+            4500..=4999 => CloseAction::Stop,
+            _ => CloseAction::Reconnect,
         }
     }
 }
@@ -174,10 +174,10 @@ mod tests {
     #[test]
     fn the_range_of_our_codes_says_whether_to_come_back() {
         for code in 4000..=4999 {
-            let stop = CloseCode::action(CloseCode::new(code)) == Action::Stop;
+            let stop = CloseCode::action(CloseCode::new(code)) == CloseAction::Stop;
             assert_eq!(stop, code >= 4500, "{code}");
         }
-        assert_eq!(CloseCode::action(None), Action::Reconnect);
+        assert_eq!(CloseCode::action(None), CloseAction::Reconnect);
     }
 
     #[test]

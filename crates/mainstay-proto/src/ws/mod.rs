@@ -30,7 +30,7 @@ mod packed;
 mod partial;
 mod queue;
 
-pub use close::{Action, CloseCode, CloseFrame};
+pub use close::{CloseAction, CloseCode, CloseFrame};
 pub use connection::{Connection, Limits, State};
 pub use deflate::DeflateParams;
 pub use error::ProtocolError;

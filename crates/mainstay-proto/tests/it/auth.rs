@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_proto::session::{
-    ClientConfig, ClientEvent, Control, Credentials, Frame, Refusal, RegistryConfig, SessionError, Transmit,
+    ClientConfig, ClientEvent, Control, Credentials, Frame, RefuseReason, RegistryConfig, SessionError,
+    Transmit,
 };
 use mainstay_proto::ws::Kind;
 
@@ -35,7 +36,7 @@ fn a_hello_with_wrong_credentials_is_refused_for_good() {
     let mut pair = presenting("wrong");
     pair.client_sends("a");
     pair.connect();
-    assert_eq!(pair.server.refusals, [Refusal::Unauthorized]);
+    assert_eq!(pair.server.refusals, [RefuseReason::Unauthorized]);
     let (code, fate) = pair.ended().unwrap();
     assert_eq!((code, fate.last, fate.resent), (4501, 1, false));
     assert_eq!(pair.server.sessions.len(), 0);
@@ -55,7 +56,10 @@ fn a_token_in_the_hands_of_another_principal_opens_nothing() {
     hello.credentials = Some(Credentials(Bytes::from("mallory/1")));
     pair.hello(thief, &hello);
     assert_eq!(pair.server.sessions.get(0).connection(), Some(first), "it keeps its connection");
-    assert_eq!((pair.server.sessions.get(0).epoch(), pair.server.sessions.get(1).received()), (1, 0));
+    assert_eq!(
+        (pair.server.sessions.get(0).epoch(), pair.server.sessions.get(1).acknowledged_to_client()),
+        (1, 0)
+    );
 }
 
 #[test]

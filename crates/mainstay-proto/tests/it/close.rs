@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use mainstay_proto::session::message::{Beat, Delay};
 use mainstay_proto::session::{
-    Control, Credentials, End, EndCause, Frame, Malformed, Message, Over, PeerClose, PlainSession, Refusal,
-    SessionError, Transmit,
+    Closed, Control, Credentials, End, EndCause, Frame, Malformed, Message, PeerClose, PlainSession,
+    RefuseReason, SessionError, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -23,7 +23,7 @@ fn what_the_client_sent_is_delivered_before_its_end() {
     assert_eq!(pair.over(), None, "END waits for the acknowledgement");
     pair.wait(SECOND);
     assert_eq!(pair.server_got(), ["a"]);
-    assert_eq!(pair.over(), Some(Over::Ended { code: 1000, by_us: false }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 1000, by_us: false }));
     let (code, fate) = pair.ended().unwrap();
     assert_eq!((code, fate.delivered, fate.unknown, fate.last), (1000, 1, 1, 1));
 }
@@ -38,7 +38,7 @@ fn what_the_server_sent_is_delivered_before_its_end() {
     assert_eq!(pair.ended(), None, "END waits for the acknowledgement");
     pair.wait(SECOND);
     assert_eq!(pair.client_got, ["x"]);
-    assert_eq!(pair.over(), Some(Over::Ended { code: 4500, by_us: true }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 4500, by_us: true }));
     assert_eq!(pair.ended().unwrap().0, 4500);
 }
 
@@ -63,13 +63,13 @@ fn what_came_before_the_peers_end_is_still_handed_over() {
     pair.client_sends("a");
     pair.run();
     let (now, connection) = (pair.now, pair.client.current().unwrap());
-    let end = Control::End { code: 1000, reason: String::new(), received: 0, handed: 0 };
+    let end = Control::End { code: 1000, reason: String::new(), acknowledged: 0, delivered: 0 };
     pair.session().handle_frame(now, connection, Frame::Control(end)).unwrap();
     assert_eq!(pair.over(), None, "the application has not taken all of it");
     pair.server.takes = true;
     pair.run();
     assert_eq!(pair.server_got(), ["a"]);
-    assert_eq!(pair.over(), Some(Over::Ended { code: 1000, by_us: false }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 1000, by_us: false }));
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn an_end_while_a_replacement_is_opened_is_not_lost_with_the_old_connection() {
     pair.client.close(CloseCode::NORMAL, "done");
     pair.run();
     assert_eq!(pair.ended().map(|(code, _)| code), Some(1000));
-    assert_eq!(pair.over(), Some(Over::Ended { code: 1000, by_us: false }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 1000, by_us: false }));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn an_end_while_a_replacement_fails_leaves_on_the_old_connection() {
     pair.cut(replacement);
     pair.run();
     assert_eq!(pair.ended().map(|(code, _)| code), Some(1000));
-    assert_eq!(pair.over(), Some(Over::Ended { code: 1000, by_us: false }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 1000, by_us: false }));
 }
 
 #[test]
@@ -112,11 +112,11 @@ fn an_end_while_a_replacement_is_refused_leaves_on_the_old_connection() {
     let replacement = pair.open();
     pair.lose_written(replacement);
     pair.client.close(CloseCode::NORMAL, "done");
-    let refuse = Control::Refuse { code: 4413, retryable: true, delay: Default::default(), account: None };
+    let refuse = Control::Refuse { code: 4413, temporary: true, delay: Default::default(), account: None };
     pair.client.handle_frame(pair.now, replacement, Frame::Control(refuse)).unwrap();
     pair.run();
     assert_eq!(pair.ended().map(|(code, _)| code), Some(1000));
-    assert_eq!(pair.over(), Some(Over::Ended { code: 1000, by_us: false }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 1000, by_us: false }));
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_session_that_sent_end_is_refused_with_its_code_and_account() {
             pair.cut_at_server(first);
         }
         pair.connect();
-        assert_eq!(pair.server.refusals, [Refusal::Ended]);
+        assert_eq!(pair.server.refusals, [RefuseReason::Ended]);
         let (code, fate) = pair.ended().unwrap();
         assert_eq!((code, fate.delivered, fate.unknown, fate.last), (4501, 1, 1, 2));
         assert_eq!(pair.server.sessions.len(), 1);
@@ -163,15 +163,15 @@ fn a_server_that_has_sent_end_still_answers_who_asks_whether_it_is_there() {
     pair.server_closes(CloseCode::SESSION_ENDED, "over");
     let (now, session) = (pair.now, pair.session());
     assert!(session.poll_transmit(now, first).is_some_and(|transmit| is_end(&transmit, 4500)));
-    let ping = Control::Ping(Beat { nonce: 7, sent: 0, received: 0 });
+    let ping = Control::Ping(Beat { nonce: 7, sent: 0, acknowledged: 0 });
     session.handle_frame(now, first, Frame::Control(ping)).unwrap();
-    let pong = Control::Pong(Beat { nonce: 7, sent: 0, received: 0 });
+    let pong = Control::Pong(Beat { nonce: 7, sent: 0, acknowledged: 0 });
     assert_eq!(session.poll_transmit(now, first), Some(Transmit::Control(pong.encode())));
     assert_eq!(session.poll_transmit(now, first), None);
 }
 
 /// In which second after its close the session writes END, if the client acknowledges this in each.
-fn second_of_end(pair: &mut Pair, sent: u32, received: impl Fn(u64) -> u64) -> Option<u32> {
+fn second_of_end(pair: &mut Pair, sent: u32, acknowledged: impl Fn(u64) -> u64) -> Option<u32> {
     let first = pair.connect();
     for _ in 0..sent {
         pair.server_sends("x");
@@ -181,7 +181,7 @@ fn second_of_end(pair: &mut Pair, sent: u32, received: impl Fn(u64) -> u64) -> O
     (1..200).find(|&second| {
         let now = closed + second * SECOND;
         let written: Vec<_> = std::iter::from_fn(|| session.poll_transmit(now, first)).collect();
-        let alive = Control::Ack { received: received(second.into()), window: None };
+        let alive = Control::Ack { acknowledged: acknowledged(second.into()), window: None };
         session.handle_frame(now, first, Frame::Control(alive)).unwrap();
         while session.handle_timeout(now).is_some() {}
         let more = std::iter::from_fn(|| session.poll_transmit(now, first));
@@ -196,7 +196,7 @@ fn a_client_that_acknowledges_nothing_is_ended_within_ten_seconds() {
     let closed = pair.now;
     assert_eq!(pair.session().end().map(|end| end.cause), Some(EndCause::Closed));
     while pair.session().handle_timeout(closed + 10 * SECOND).is_some() {}
-    assert_eq!(pair.over(), Some(Over::Ended { code: 4501, by_us: true }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 4501, by_us: true }));
     assert_eq!(pair.session().take_undelivered(), [Message::text("x")]);
     assert_eq!(pair.session().take_undelivered(), []);
 }
@@ -217,7 +217,7 @@ fn nothing_that_comes_after_its_close_is_handed_over() {
     pair.server_sends("x");
     pair.lose_written(first);
     pair.server_closes(CloseCode::UNAUTHORIZED, "kicked");
-    assert!(!pair.session().hands_over());
+    assert!(!pair.session().delivers());
     pair.client_sends("late");
     pair.server.takes = true;
     pair.run();
@@ -244,9 +244,9 @@ fn an_end_of_the_client_that_meets_our_close_leaves_our_cause() {
     pair.server_sends("x");
     pair.server_closes(CloseCode::UNAUTHORIZED, "kicked");
     let (now, connection) = (pair.now, pair.client.current().unwrap());
-    let end = Control::End { code: 1000, reason: "bye".into(), received: 0, handed: 0 };
+    let end = Control::End { code: 1000, reason: "bye".into(), acknowledged: 0, delivered: 0 };
     pair.session().handle_frame(now, connection, Frame::Control(end)).unwrap();
-    assert_eq!(pair.over(), Some(Over::Ended { code: 1000, by_us: false }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 1000, by_us: false }));
     assert_eq!(pair.session().end().unwrap().cause, EndCause::Closed);
     assert_eq!(pair.session().peer_close(), None);
 }
@@ -269,7 +269,7 @@ fn an_abort_ends_at_once_and_what_was_not_acknowledged_comes_back() {
     assert_eq!(session.take_undelivered(), ["written", "never written"].map(Message::text));
     assert_eq!(session.end().map(|end| end.cause), Some(EndCause::Closed));
     while session.handle_timeout(now + SECOND).is_some() {}
-    assert!(session.wants_abort() && session.is_over().is_some());
+    assert!(session.wants_abort() && session.is_closed().is_some());
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn an_abort_of_a_parked_session_is_told_to_the_client_that_asks_for_it() {
     pair.server_sends("x");
     let now = pair.now;
     pair.session().abort(now, CloseCode::UNAUTHORIZED, "kicked");
-    assert_eq!(pair.over(), Some(Over::Ended { code: 4501, by_us: true }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 4501, by_us: true }));
     pair.connect();
     assert_eq!(pair.ended().map(|(code, _)| code), Some(4501));
 }
@@ -291,7 +291,7 @@ fn an_end_says_who_ended_the_session() {
         let mut pair = Pair::attached();
         assert_eq!(pair.session().end(), None);
         end(&mut pair);
-        assert!(!pair.session().hands_over());
+        assert!(!pair.session().delivers());
         pair.session().end().map(|end| (end.cause, end.code.map(u16::from), end.reason))
     };
     let by_client = cause(|pair| {
@@ -320,7 +320,7 @@ fn an_end_says_who_ended_the_session() {
     assert_eq!(replaced, Some((EndCause::Replaced, None, String::new())));
     let broken = cause(|pair| {
         let connection = pair.client.current().unwrap();
-        let ping = Control::Ping(Beat { nonce: 1, sent: 2, received: 0 });
+        let ping = Control::Ping(Beat { nonce: 1, sent: 2, acknowledged: 0 });
         pair.at_server(connection, Kind::Binary, ping.encode());
     });
     assert_eq!(broken, Some((EndCause::ProtocolError, Some(4400), "positions differ".into())));
@@ -356,7 +356,7 @@ fn a_servers_end_that_nobody_answers_is_over_after_ten_seconds() {
     let due = pair.now + SECOND;
     assert_eq!(pair.session().poll_timeout(), Some(due));
     assert_eq!(pair.session().handle_timeout(due), None);
-    assert_eq!(pair.over(), Some(Over::Ended { code: 4500, by_us: true }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 4500, by_us: true }));
     assert!(pair.session().wants_abort());
     assert_eq!(pair.session().poll_transmit(due, first), Some(Transmit::Abort));
     assert_eq!(pair.session().poll_transmit(due, first), None);
@@ -374,11 +374,11 @@ fn what_a_plain_peer_does_not_take_within_ten_seconds_of_the_close_is_dropped() 
     let close = Transmit::Close { code: CloseCode::NORMAL, reason: "done".into() };
     assert_eq!((plain.poll_transmit(), plain.poll_transmit()), (Some(close), None));
     assert_eq!(plain.handle_timeout(now + 9 * SECOND), None);
-    assert!(!plain.is_over() && !plain.wants_abort());
+    assert!(!plain.is_closed() && !plain.wants_abort());
     assert_eq!(plain.handle_timeout(now + 10 * SECOND), None);
     assert!(plain.wants_abort());
     assert_eq!(plain.poll_transmit(), Some(Transmit::Abort));
-    assert!(plain.is_over());
+    assert!(plain.is_closed());
 }
 
 #[test]
@@ -394,7 +394,7 @@ fn a_plain_session_says_who_ended_it_and_what_no_connection_took() {
     let mut kicked = plain();
     kicked.close(now, code, "kicked");
     kicked.handle_message(now, Message::text("late"));
-    assert_eq!((kicked.hand_over(), kicked.hands_over()), (None, false));
+    assert_eq!((kicked.deliver(), kicked.delivers()), (None, false));
     assert_eq!(kicked.end(), Some(End::new(EndCause::Closed, Some(code), "kicked")));
     assert_eq!(kicked.take_undelivered(), [], "it still leaves");
     kicked.handle_lost();
@@ -411,7 +411,7 @@ fn a_plain_session_says_who_ended_it_and_what_no_connection_took() {
 
     let mut lost = plain();
     lost.handle_lost();
-    assert_eq!((lost.hands_over(), lost.hand_over()), (true, Some(Message::text("came before"))));
+    assert_eq!((lost.delivers(), lost.deliver()), (true, Some(Message::text("came before"))));
     assert_eq!(lost.end(), Some(End::new(EndCause::Lost, None, "")));
     let mut left = plain();
     left.handle_peer_close(PeerClose { code: Some(CloseCode::NORMAL), reason: "bye".into() });
@@ -426,10 +426,11 @@ fn a_plain_session_says_who_ended_it_and_what_no_connection_took() {
 
 #[test]
 fn an_acknowledgement_above_what_was_written_closes_the_connection_and_keeps_the_session() {
-    let beat = Beat { nonce: 1, sent: 0, received: 9 };
-    for control in [Control::Ack { received: 9, window: None }, Control::Ping(beat), Control::Pong(beat)] {
+    let beat = Beat { nonce: 1, sent: 0, acknowledged: 9 };
+    for control in [Control::Ack { acknowledged: 9, window: None }, Control::Ping(beat), Control::Pong(beat)]
+    {
         let pair = survives(&control.encode());
-        assert_eq!(pair.server.errors, [SessionError::AckBeyondWritten { received: 9, written: 0 }]);
+        assert_eq!(pair.server.errors, [SessionError::AckBeyondWritten { acknowledged: 9, written: 0 }]);
     }
 }
 
@@ -450,7 +451,7 @@ fn malformed_messages_close_the_connection_and_keep_the_session() {
 
 #[test]
 fn messages_that_only_a_server_sends_close_the_connection_and_keep_the_session() {
-    let refuse = Control::Refuse { code: 4413, retryable: true, delay: Default::default(), account: None };
+    let refuse = Control::Refuse { code: 4413, temporary: true, delay: Default::default(), account: None };
     let result = Control::AuthResult { accepted: true, expires_in: SECOND };
     for control in [refuse, result] {
         let name = control.name();
@@ -491,10 +492,10 @@ fn positions_that_differ_end_the_session() {
     pair.client_sends("a");
     pair.run();
     // Somebody in between swallowed a message.
-    let ping = Control::Ping(Beat { nonce: 1, sent: 2, received: 0 });
+    let ping = Control::Ping(Beat { nonce: 1, sent: 2, acknowledged: 0 });
     pair.at_server(first, Kind::Binary, ping.encode());
     assert_eq!(pair.server.errors, [SessionError::PositionMismatch { sent: 2, read: 1 }]);
-    assert_eq!(pair.over(), Some(Over::Ended { code: 4400, by_us: true }));
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 4400, by_us: true }));
     pair.run();
     let (code, fate) = pair.ended().unwrap();
     assert_eq!((code, fate.delivered), (4400, 1), "END came before the Close");
@@ -506,22 +507,23 @@ fn a_server_whose_position_differs_loses_its_client() {
     let first = pair.connect();
     pair.client_sends("a");
     pair.run();
-    let ping = Frame::Control(Control::Ping(Beat { nonce: 1, sent: 1, received: 0 }));
+    let ping = Frame::Control(Control::Ping(Beat { nonce: 1, sent: 1, acknowledged: 0 }));
     let outcome = pair.client.handle_frame(pair.now, first, ping);
     assert_eq!(outcome, Err(SessionError::PositionMismatch { sent: 1, read: 0 }));
     pair.run();
     let (code, fate) = pair.ended().unwrap();
     assert_eq!((code, fate.delivered, fate.unknown, fate.last), (4400, 0, 1, 1));
-    assert_eq!(pair.over(), Some(Over::Ended { code: 4400, by_us: false }), "END was written");
+    assert_eq!(pair.over(), Some(Closed::Ended { code: 4400, by_us: false }), "END was written");
 }
 
 #[test]
 fn what_a_server_does_wrong_closes_the_connection_and_keeps_the_session() {
     let mut pair = Pair::default();
     let first = pair.connect();
-    for control in
-        [Control::Ack { received: 9, window: None }, Control::Auth { credentials: Credentials(Bytes::new()) }]
-    {
+    for control in [
+        Control::Ack { acknowledged: 9, window: None },
+        Control::Auth { credentials: Credentials(Bytes::new()) },
+    ] {
         let outcome = pair.client.handle_frame(pair.now, first, Frame::Control(control));
         assert!(outcome.is_err());
     }
@@ -537,7 +539,7 @@ fn anything_but_an_answer_before_welcome_is_an_error() {
     let first = pair.open();
     let now = pair.now;
     assert!(pair.client.handle_frame(now, first, Frame::Message(Message::text("x"))).is_err());
-    let ack = Frame::Control(Control::Ack { received: 0, window: None });
+    let ack = Frame::Control(Control::Ack { acknowledged: 0, window: None });
     assert_eq!(pair.client.handle_frame(now, first, ack), Err(SessionError::Unexpected("ACK")));
 }
 

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::{
-    Answer, ClientConfig, ClientEvent, ClientSession, ConnectionId, Delivery, Frame, Malformed, Message,
-    Over, Presenter, Registry, RegistryConfig, ServerConfig, SessionError, Transmit,
+    Answer, ClientConfig, ClientEvent, ClientSession, Closed, ConnectionId, Delivery, Frame, Malformed,
+    Message, Presenter, Registry, RegistryConfig, ServerConfig, SessionError, Transmit,
 };
-use mainstay_proto::ws::close::Action;
+use mainstay_proto::ws::close::CloseAction;
 use mainstay_proto::ws::{CloseCode, Kind};
 use serde_json::{Value, json};
 
@@ -113,9 +113,9 @@ fn close_codes_tell_a_client_what_to_do() {
         assert_eq!(json!(code.is_some()), vector["sendable"], "{vector}");
         // A code that cannot stand in a Close frame is what a browser reports when there was none.
         let action = match CloseCode::action(code) {
-            Action::Reconnect => "reconnect",
-            Action::ReconnectAlone => "reconnect-alone",
-            Action::Stop => "stop",
+            CloseAction::Reconnect => "reconnect",
+            CloseAction::ReconnectAlone => "reconnect-alone",
+            CloseAction::Stop => "stop",
         };
         assert_eq!(vector["action"], action, "{vector}");
     }
@@ -479,7 +479,7 @@ impl End for ClientEnd {
     }
 
     fn receive(&mut self, now: Instant) -> Option<Delivery> {
-        self.0.hand_over(now)
+        self.0.deliver(now)
     }
 
     fn event(&mut self) -> Option<Value> {
@@ -495,8 +495,8 @@ impl End for ClientEnd {
                 "lost": fate.lost.map(|(first, count)| json!([first, count])),
                 "cause": json::cause_to_json(fate.cause),
             }}),
-            ClientEvent::Refused { code, retryable, .. } => {
-                json!({"refused": {"code": code, "retryable": retryable}})
+            ClientEvent::Refused { code, temporary, .. } => {
+                json!({"refused": {"code": code, "temporary": temporary}})
             }
             ClientEvent::GoAway { delay, .. } => json!({"go_away": {"delay_ms": json::delay_to_json(delay)}}),
             ClientEvent::Authenticated { accepted } => json!({"authenticated": accepted}),
@@ -548,7 +548,7 @@ impl ServerEnd {
             registry: Registry::new(start() - age, RegistryConfig::default(), Arc::clone(&config), [2; 32]),
             config,
             drops: drops_above.is_some(),
-            confirms: exchange["server_confirms"] == true,
+            confirms: exchange["server_acknowledges"] == true,
             sessions: Arena::default(),
             now: start(),
             bound: BTreeMap::new(),
@@ -569,7 +569,7 @@ impl ServerEnd {
                     self.sessions.get(session).drop_oldest_when_full();
                 }
                 if self.confirms {
-                    self.sessions.get(session).confirm_manually();
+                    self.sessions.get(session).manual_ack();
                 }
                 if let Some(fenced) = fenced {
                     let close = Output::Close(CloseCode::SUPERSEDED.into(), fenced.reason);
@@ -612,7 +612,7 @@ impl End for ServerEnd {
                 self.now = due.max(self.now);
                 let session = self.sessions.get(index);
                 session.handle_timeout(self.now);
-                if session.is_over().is_some() {
+                if session.is_closed().is_some() {
                     break;
                 }
                 let connection = session.connection();
@@ -642,17 +642,17 @@ impl End for ServerEnd {
         } else if let Some(fields) = step.get("goes_away") {
             let fields = Fields(fields);
             session.go_away(now, &fields.text("reason"), fields.delay(), fields.duration("close_in_ms"));
-        } else if let Some(count) = step["confirms"].as_u64() {
-            session.confirm_oldest(now, count);
+        } else if let Some(count) = step["acknowledges"].as_u64() {
+            session.acknowledge_oldest(now, count);
         } else if step.get("notes_replaced").is_some() {
             session.note_replaced();
         } else if let Some(passed_on) = step["renews"].as_u64() {
             session.renew(now, passed_on);
         } else if let Some(over) = step.get("over") {
-            match session.is_over() {
-                Some(Over::Ended { .. }) => assert_eq!(over, "ended"),
-                Some(Over::Expired) => assert_eq!(over, "expired"),
-                Some(Over::Replaced) => assert_eq!(over, "replaced"),
+            match session.is_closed() {
+                Some(Closed::Ended { .. }) => assert_eq!(over, "ended"),
+                Some(Closed::Expired) => assert_eq!(over, "expired"),
+                Some(Closed::Replaced) => assert_eq!(over, "replaced"),
                 other => panic!("{other:?}"),
             }
             self.registry.bury(now, session);
@@ -663,11 +663,11 @@ impl End for ServerEnd {
     }
 
     fn receive(&mut self, now: Instant) -> Option<Delivery> {
-        self.sessions.get(self.served?).hand_over(now)
+        self.sessions.get(self.served?).deliver(now)
     }
 
     fn receive_volatile(&mut self) -> Option<Message> {
-        self.sessions.get(self.served?).hand_over_volatile()
+        self.sessions.get(self.served?).deliver_volatile()
     }
 
     fn event(&mut self) -> Option<Value> {

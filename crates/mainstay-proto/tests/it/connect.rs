@@ -119,15 +119,15 @@ impl Node {
         self.drain();
     }
 
-    pub(crate) fn welcome(&mut self, connection: ConnectionId, epoch: u64, received: u64) {
-        self.welcome_to(connection, epoch, received, None);
+    pub(crate) fn welcome(&mut self, connection: ConnectionId, epoch: u64, acknowledged: u64) {
+        self.welcome_to(connection, epoch, acknowledged, None);
     }
 
     pub(crate) fn welcome_to(
         &mut self,
         connection: ConnectionId,
         epoch: u64,
-        received: u64,
+        acknowledged: u64,
         resume_at: Option<String>,
     ) {
         let welcome = Welcome {
@@ -135,7 +135,7 @@ impl Node {
             token: ResumeToken(Bytes::from(vec![epoch as u8; 24])),
             epoch,
             resumed: epoch > 1,
-            received,
+            acknowledged,
             first: 1,
             resume_window: 120 * SECOND,
             heartbeat_interval: 25 * SECOND,
@@ -202,9 +202,11 @@ pub(crate) fn unreachable() -> Lost {
     Lost::Unreachable("no route".into())
 }
 
-pub(crate) fn retry_in(event: &Event) -> Duration {
+pub(crate) fn next_attempt_in(event: &Event) -> Duration {
     match event {
-        Event::AttemptFailed { retry_in, .. } | Event::Detached { retry_in, .. } => *retry_in,
+        Event::AttemptFailed { next_attempt_in, .. } | Event::Detached { next_attempt_in, .. } => {
+            *next_attempt_in
+        }
         other => panic!("{other:?} says nothing of a retry"),
     }
 }
@@ -223,7 +225,7 @@ fn an_attempt_is_given_up_after_ten_seconds_however_far_it_got() {
         node.quiet();
         node.wait(SECOND / 1000);
         assert_eq!(node.command(), abort(first));
-        let wait = retry_in(&node.event());
+        let wait = next_attempt_in(&node.event());
         node.wait(wait);
         let second = node.dialled();
         node.open(first, Mode::Session);
@@ -240,7 +242,7 @@ fn waits_grow_from_one_failure_to_the_next_up_to_the_cap() {
     for attempt in 0..12 {
         let connection = node.dialled();
         node.lose(connection, unreachable());
-        let wait = retry_in(&node.event());
+        let wait = next_attempt_in(&node.event());
         // The cause is shared by others, so the whole range is used: full jitter.
         let range = Duration::ZERO..=if attempt == 0 { SECOND } else { longest };
         assert!(range.contains(&wait), "attempt {attempt}: {wait:?} is not within {range:?}");
@@ -258,9 +260,9 @@ fn the_servers_advice_wins_over_the_backoff() {
     node.open(first, Mode::Session);
     node.hello(first);
     let delay = Delay { min: 70 * SECOND, max: 90 * SECOND };
-    node.read(first, &Control::Refuse { code: 4413, retryable: true, delay, account: None });
+    node.read(first, &Control::Refuse { code: 4413, temporary: true, delay, account: None });
     assert_eq!(node.command(), abort(first));
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     assert!((70 * SECOND..=90 * SECOND).contains(&wait), "{wait:?}");
     node.wait(wait - SECOND / 1000);
     node.quiet();
@@ -275,7 +277,7 @@ fn a_server_that_says_when_to_come_back_is_obeyed_and_its_crowd_spread() {
     let mut node = Node::default();
     let connection = node.dialled();
     node.lose(connection, Lost::Unavailable { retry_after: 20 * SECOND, reason: "503".into() });
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     assert!((20 * SECOND..=22 * SECOND).contains(&wait), "{wait:?}");
     node.wait(wait);
     node.dialled();
@@ -354,7 +356,7 @@ fn a_connection_that_ends_before_its_replacement_is_due_says_when_that_is() {
     node.wait(30 * SECOND);
     node.lose(first, Lost::Closed { code: Some(CloseCode::GOING_AWAY), reason: String::new() });
     // Advice that names one moment is widened, so that a crowd does not arrive together.
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     assert!((30 * SECOND..=36 * SECOND).contains(&wait), "{wait:?}");
     node.wait(wait);
     node.dialled();
@@ -364,7 +366,7 @@ fn a_connection_that_ends_before_its_replacement_is_due_says_when_that_is() {
 fn a_probe_without_answer_opens_a_replacement_and_a_late_answer_calls_it_off() {
     for answered in [false, true] {
         let (mut node, first) = Node::attached();
-        node.client.retry_now(node.now);
+        node.client.probe_now(node.now);
         node.drain();
         let Control::Ping(beat) = node.control(first) else { panic!() };
         assert_eq!(node.commands.len(), 0);
@@ -383,9 +385,11 @@ fn a_silent_server_is_dead_after_two_intervals_and_five_seconds() {
     node.quiet();
     node.wait(SECOND / 1000);
     assert_eq!(node.command(), abort(first));
-    let Event::Detached { why: Lost::Dead(Evidence::Silent), retry_in } = node.event() else { panic!() };
+    let Event::Detached { why: Lost::Dead(Evidence::Silent), next_attempt_in } = node.event() else {
+        panic!()
+    };
     // Nobody else lost a connection by that: it need not wait to thin out a crowd.
-    assert!(retry_in <= SECOND / 5, "{retry_in:?}");
+    assert!(next_attempt_in <= SECOND / 5, "{next_attempt_in:?}");
 }
 
 #[test]
@@ -402,7 +406,7 @@ fn a_replacement_that_is_refused_for_good_leaves_no_connection_open() {
     node.hello(second);
     node.read(
         second,
-        &Control::Refuse { code: 4501, retryable: false, delay: Delay::default(), account: None },
+        &Control::Refuse { code: 4501, temporary: false, delay: Delay::default(), account: None },
     );
     assert!(matches!(node.event(), Event::Ended { code: Some(4501), .. }));
     assert_eq!([node.command(), node.command()], [abort(second), abort(first)]);
@@ -414,7 +418,7 @@ fn a_close_that_says_when_to_come_back_is_obeyed() {
     let (mut node, first) = Node::attached();
     let reason = "retry_ms=40000, no room".to_owned();
     node.lose(first, Lost::Closed { code: Some(CloseCode::TRY_AGAIN), reason });
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     assert!((40 * SECOND..=44 * SECOND).contains(&wait), "{wait:?}");
 }
 
@@ -440,9 +444,9 @@ fn the_state_says_what_the_client_is_doing() {
     assert_eq!(node.client.id(), Some(SessionId([1; 8])));
     node.events.clear();
     node.lose(first, Lost::Broken("reset".into()));
-    let until = node.now + retry_in(&node.event());
+    let until = node.now + next_attempt_in(&node.event());
     assert_eq!(node.client.state(), State::Waiting { until });
-    node.client.retry_now(node.now);
+    node.client.probe_now(node.now);
     node.wait(Duration::ZERO);
     assert_eq!(node.client.state(), State::Connecting);
 }
@@ -473,7 +477,7 @@ fn each_welcome_says_anew_where_to_resume() {
     (node.commands, node.events) = Default::default();
     node.lose(first, Lost::Broken("reset".into()));
     assert_eq!(node.client.endpoint(), Some("ws://home/"), "a lost connection is no failed attempt");
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     node.wait(wait);
     let second = node.dialled();
     node.open(second, Mode::Session);
@@ -524,7 +528,7 @@ fn an_end_drops_the_replacement_that_was_being_opened() {
             node.open(second, Mode::Session);
             node.hello(second);
         }
-        node.read(first, &Control::End { code: 4500, reason: "over".into(), received: 0, handed: 0 });
+        node.read(first, &Control::End { code: 4500, reason: "over".into(), acknowledged: 0, delivered: 0 });
         assert_eq!(node.control(first).name(), "END");
         let close = Transmit::Close { code: CloseCode::NORMAL, reason: String::new() };
         assert_eq!(node.command(), Command::Transmit(first, close));
@@ -565,7 +569,7 @@ fn reattach(node: &mut Node, lost: ConnectionId) -> ConnectionId {
     while !matches!(node.events.front(), Some(Event::Detached { .. })) {
         node.events.rotate_left(1);
     }
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     node.wait(wait);
     let connection = node.dialled();
     node.open(connection, Mode::Plain);
@@ -726,7 +730,7 @@ fn a_plain_peer_is_read_until_too_many_bytes_wait_for_the_application() {
         node.client.handle_message(node.now, first, message).unwrap();
     }
     assert!(!node.client.wants_input(), "4 MiB wait");
-    node.client.hand_over(node.now);
+    node.client.deliver(node.now);
     assert!(node.client.wants_input());
 }
 
@@ -734,7 +738,7 @@ fn a_plain_peer_is_read_until_too_many_bytes_wait_for_the_application() {
 fn a_server_that_changes_its_protocol_is_not_believed() {
     let (mut node, first) = Node::attached();
     node.lose(first, Lost::Broken("reset".into()));
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     node.wait(wait);
     let second = node.dialled();
     node.open(second, Mode::Plain);

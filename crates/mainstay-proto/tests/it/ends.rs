@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use mainstay_proto::confirm::Guarantee;
 use mainstay_proto::connect::{
-    Command, ConnectConfig, EndCause, EndsWith, Event, Incoming, Lost, Mode, Report, State,
+    Command, ConnectConfig, EndCause, EndsOn, Event, Incoming, Lost, Mode, Report, State,
 };
 use mainstay_proto::session::{Control, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
 
-use super::connect::{Node, abort, plain, retry_in, text, unreachable};
+use super::connect::{Node, abort, next_attempt_in, plain, text, unreachable};
 use super::pair::SECOND;
 
 fn cause(node: &Node) -> Option<EndCause> {
@@ -25,7 +25,7 @@ fn closed(code: u16) -> Lost {
 fn an_abort_says_end_and_close_and_waits_for_nothing() {
     let (mut node, connection) = Node::attached();
     node.send("a");
-    node.read(connection, &Control::Ack { received: 1, window: None });
+    node.read(connection, &Control::Ack { acknowledged: 1, window: None });
     node.send("b");
     node.commands.clear();
     node.client.abort(node.now, CloseCode::new(4000).unwrap(), "kicked");
@@ -54,7 +54,7 @@ fn an_abort_of_a_link_closes_and_tells_what_became_of_each_message() {
     assert_eq!(node.event(), Event::Report(Report::Unknown(1, 1)));
     assert_eq!(cause(&node), Some(EndCause::Aborted));
     assert_eq!(node.client.take_undelivered(), ["a"].map(Message::text));
-    assert_eq!(node.client.hand_over(node.now), None, "nothing is handed over any more");
+    assert_eq!(node.client.deliver(node.now), None, "nothing is handed over any more");
 }
 
 #[test]
@@ -77,9 +77,9 @@ fn after_close_nothing_is_handed_over() {
     node.send("a");
     node.client.close(node.now, CloseCode::NORMAL, "");
     node.client.handle_message(node.now, connection, Message::text("after")).unwrap();
-    assert_eq!(node.client.hand_over(node.now), None);
+    assert_eq!(node.client.deliver(node.now), None);
     // The server ends it at the same time: its END is answered though nobody takes what came before it.
-    let end = Control::End { code: 1000, reason: String::new(), received: 1, handed: 1 };
+    let end = Control::End { code: 1000, reason: String::new(), acknowledged: 1, delivered: 1 };
     node.read(connection, &end);
     assert_eq!(node.client.state(), State::Ended);
 
@@ -90,7 +90,7 @@ fn after_close_nothing_is_handed_over() {
         node.client.handle_message(node.now, connection, Message::text("after")).unwrap();
         assert!(node.client.wants_input(), "the confirming Pong is behind it");
     }
-    assert_eq!(node.client.hand_over(node.now), None);
+    assert_eq!(node.client.deliver(node.now), None);
     node.wait(SECOND);
     node.client.handle_pong(node.now, connection, &1_u64.to_be_bytes());
     assert_eq!(cause(&node), Some(EndCause::Closed));
@@ -106,7 +106,7 @@ fn a_link_that_reads_while_closing_hands_over_until_its_end() {
     node.send("a");
     node.client.close(node.now, CloseCode::NORMAL, "");
     node.client.handle_message(node.now, connection, Message::text("answer")).unwrap();
-    assert_eq!(node.client.hand_over(node.now), Some(Incoming::Message(Message::text("answer"))));
+    assert_eq!(node.client.deliver(node.now), Some(Incoming::Message(Message::text("answer"))));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn each_kind_of_end_is_told_apart() {
     check(ConnectConfig::default(), closed(4501), EndCause::Peer);
     check(once(), unreachable(), EndCause::Lost);
     check(once(), Lost::Broken("reset".into()), EndCause::Lost);
-    let ends = ConnectConfig { ends_with: EndsWith::Close, ..ConnectConfig::default() };
+    let ends = ConnectConfig { ends_on: EndsOn::Close, ..ConnectConfig::default() };
     check(ends, closed(1000), EndCause::Peer);
     let mut node = Node::default();
     node.client.abandon("the runtime is gone");
@@ -148,7 +148,7 @@ fn as_many_attempts_in_a_row_as_are_allowed_end_a_client_and_a_connection_clears
         let connection = node.dialled();
         node.lose(connection, unreachable());
         if node.client.end().is_none() {
-            let wait = retry_in(&node.event());
+            let wait = next_attempt_in(&node.event());
             node.wait(wait);
         }
     };
@@ -158,7 +158,7 @@ fn as_many_attempts_in_a_row_as_are_allowed_end_a_client_and_a_connection_clears
     node.open(first, Mode::Plain);
     node.events.clear();
     node.lose(first, Lost::Broken("reset".into()));
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     node.wait(wait);
     fail(&mut node);
     fail(&mut node);
@@ -179,7 +179,7 @@ fn what_came_before_the_end_is_still_handed_over_where_the_peer_ended_it() {
     node.client.handle_message(node.now, connection, Message::text("last words")).unwrap();
     node.lose(connection, Lost::Broken("reset".into()));
     assert_eq!(node.client.state(), State::Ended);
-    assert_eq!(node.client.hand_over(node.now), Some(Incoming::Message(Message::text("last words"))));
+    assert_eq!(node.client.deliver(node.now), Some(Incoming::Message(Message::text("last words"))));
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn a_message_that_ends_every_attempt_before_welcome_waits_until_there_is_a_sessi
         assert_eq!(node.hello(connection).attempt, attempt);
         assert_eq!(node.command(), text(connection, "poison"));
         node.lose(connection, closed(1007));
-        let wait = retry_in(&node.event());
+        let wait = next_attempt_in(&node.event());
         node.wait(wait);
     }
     let connection = node.dialled();
@@ -218,7 +218,7 @@ fn a_message_that_ends_every_attempt_before_welcome_waits_until_there_is_a_sessi
         node.events.clear();
         node.commands.clear();
         node.lose(lost, closed(1007));
-        let wait = retry_in(&node.event());
+        let wait = next_attempt_in(&node.event());
         node.wait(wait);
         lost = node.dialled();
         node.open(lost, Mode::Session);
@@ -242,7 +242,7 @@ fn a_session_that_is_given_up_is_one_gap_and_begins_anew_with_another_key() {
         let gap = node.events.iter().any(|event| matches!(event, Event::Gap(_)));
         assert_eq!(gap, epoch == 6, "the fifth in a row");
         let detached = node.events.iter().find(|event| matches!(event, Event::Detached { .. }));
-        let wait = retry_in(detached.unwrap());
+        let wait = next_attempt_in(detached.unwrap());
         node.commands.clear();
         node.wait(wait);
         connection = node.dialled();

@@ -7,7 +7,7 @@ use mainstay_proto::connect::{Command, ConnectConfig, Event, Incoming, Lost, Mod
 use mainstay_proto::session::{Message, Transmit};
 use mainstay_proto::ws::CloseCode;
 
-use super::connect::{Node, abort, plain, retry_in, text};
+use super::connect::{Node, abort, next_attempt_in, plain, text};
 use super::pair::SECOND;
 
 #[test]
@@ -56,7 +56,7 @@ fn a_connection_that_brings_no_message_for_too_long_is_replaced_though_it_answer
     node.events.clear();
     for _ in 0..3 {
         node.client.handle_message(node.now, first, Message::text("tick")).unwrap();
-        node.client.hand_over(node.now);
+        node.client.deliver(node.now);
         node.wait(9 * SECOND);
         node.client.handle_bytes(node.now, first);
     }
@@ -65,9 +65,9 @@ fn a_connection_that_brings_no_message_for_too_long_is_replaced_though_it_answer
     node.commands.clear();
     node.wait(SECOND);
     assert_eq!(node.command(), abort(first));
-    let Event::Detached { why: Lost::NoMessage { within }, retry_in } = node.event() else { panic!() };
+    let Event::Detached { why: Lost::NoMessage { within }, next_attempt_in } = node.event() else { panic!() };
     assert_eq!(within, 10 * SECOND);
-    assert!(retry_in <= SECOND / 5, "nobody else lost a connection by that: {retry_in:?}");
+    assert!(next_attempt_in <= SECOND / 5, "nobody else lost a connection by that: {next_attempt_in:?}");
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn what_waits_for_the_application_is_no_silence() {
             node.client.handle_bytes(node.now, first);
         }
         assert!(node.client.is_attached(), "{mode:?}");
-        node.client.hand_over(node.now);
+        node.client.deliver(node.now);
         node.wait(20 * SECOND);
         assert!(
             node.events
@@ -123,7 +123,7 @@ fn another_connection_is_dialled_at_once_when_it_is_asked_for() {
     node.client.reconnect(node.now);
     node.wait(Duration::ZERO);
     assert_eq!(node.command(), abort(first));
-    assert_eq!(node.event(), Event::Detached { why: Lost::Asked, retry_in: Duration::ZERO });
+    assert_eq!(node.event(), Event::Detached { why: Lost::Asked, next_attempt_in: Duration::ZERO });
     let second = node.dialled();
     node.open(second, Mode::Session);
     assert!(node.hello(second).resume.is_some());
@@ -148,7 +148,7 @@ fn a_reconnect_while_waiting_dials_and_after_the_end_does_nothing() {
     let mut node = Node::default();
     let first = node.dialled();
     node.lose(first, super::connect::unreachable());
-    assert!(retry_in(&node.event()) > Duration::ZERO);
+    assert!(next_attempt_in(&node.event()) > Duration::ZERO);
     node.client.reconnect(node.now);
     node.wait(Duration::ZERO);
     node.dialled();
@@ -177,7 +177,7 @@ fn a_fresh_peer_stands_between_the_messages_of_the_two_connections() {
     bring(&mut node, connection, &["2.1"]);
     assert!(!node.events.contains(&Event::FreshPeer), "what came before it waits still");
     let mut seen = Vec::new();
-    while let Some(incoming) = node.client.hand_over(node.now) {
+    while let Some(incoming) = node.client.deliver(node.now) {
         node.drain();
         seen.push((incoming, node.events.contains(&Event::FreshPeer)));
     }
@@ -197,7 +197,7 @@ fn a_fresh_peer_stands_between_the_messages_of_the_two_connections() {
     connection = node.dialled();
     node.open(connection, Mode::Plain);
     assert_eq!(node.events.iter().filter(|event| **event == Event::FreshPeer).count(), 1);
-    assert_eq!(node.client.hand_over(node.now), Some(Incoming::FreshPeer { count: 2 }));
+    assert_eq!(node.client.deliver(node.now), Some(Incoming::FreshPeer { count: 2 }));
     node.drain();
     assert_eq!(node.events.iter().filter(|event| **event == Event::FreshPeer).count(), 1);
 }

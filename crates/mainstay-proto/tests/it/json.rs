@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_proto::session::message::{
-    Account, Beat, Cause, ClientKey, Delay, GapCause, Hello, Instance, Resume, ResumeToken, SessionId,
+    Account, Beat, ClientKey, Delay, GapCause, Hello, Instance, LossCause, Resume, ResumeToken, SessionId,
     Welcome,
 };
 use mainstay_proto::session::{Control, Credentials, Frame, Message, Window};
@@ -39,14 +39,14 @@ pub(crate) fn message_to_json(message: &Message) -> Value {
     }
 }
 
-pub(crate) fn cause_to_json(cause: Cause) -> &'static str {
+pub(crate) fn cause_to_json(cause: LossCause) -> &'static str {
     match cause {
-        Cause::Unknown => "unknown",
-        Cause::Expired => "expired",
-        Cause::Ended => "ended",
-        Cause::Evicted => "evicted",
-        Cause::Restarted => "restarted",
-        Cause::Replaced => "replaced",
+        LossCause::Unknown => "unknown",
+        LossCause::Expired => "expired",
+        LossCause::Ended => "ended",
+        LossCause::Evicted => "evicted",
+        LossCause::Restarted => "restarted",
+        LossCause::Replaced => "replaced",
         other => panic!("{other:?} has no name in the vectors"),
     }
 }
@@ -72,7 +72,7 @@ fn control_to_json(control: &Control) -> Value {
             "attempt": hello.attempt,
             "resume": hello.resume.as_ref().map(|resume| json!({
                 "token": hex(&resume.token.0),
-                "received": resume.received,
+                "acknowledged": resume.acknowledged,
                 "sent": resume.sent,
                 "first_held": resume.first_held,
             })),
@@ -85,7 +85,7 @@ fn control_to_json(control: &Control) -> Value {
             "token": hex(&welcome.token.0),
             "epoch": welcome.epoch,
             "resumed": welcome.resumed,
-            "received": welcome.received,
+            "acknowledged": welcome.acknowledged,
             "first": welcome.first,
             "resume_window_ms": millis(welcome.resume_window),
             "heartbeat_interval_ms": millis(welcome.heartbeat_interval),
@@ -94,11 +94,11 @@ fn control_to_json(control: &Control) -> Value {
             "resume_at": welcome.resume_at,
             "max_message": welcome.max_message,
         }),
-        Control::Ack { received, window } => {
-            json!({"received": received, "window": window.map(window_to_json)})
+        Control::Ack { acknowledged, window } => {
+            json!({"acknowledged": acknowledged, "window": window.map(window_to_json)})
         }
         Control::Ping(beat) | Control::Pong(beat) => {
-            json!({"nonce": beat.nonce, "sent": beat.sent, "received": beat.received})
+            json!({"nonce": beat.nonce, "sent": beat.sent, "acknowledged": beat.acknowledged})
         }
         Control::GoAway { reason, delay, close_in, endpoint } => json!({
             "reason": reason,
@@ -110,17 +110,17 @@ fn control_to_json(control: &Control) -> Value {
             let cause = if *cause == GapCause::Overflow { "overflow" } else { "coalesced" };
             json!({"first": first, "count": count, "cause": cause})
         }
-        Control::End { code, reason, received, handed } => {
-            json!({"code": code, "reason": reason, "received": received, "handed": handed})
+        Control::End { code, reason, acknowledged, delivered } => {
+            json!({"code": code, "reason": reason, "acknowledged": acknowledged, "delivered": delivered})
         }
         Control::Auth { credentials } => json!({"credentials": hex(&credentials.0)}),
         Control::AuthResult { accepted, expires_in } => {
             json!({"accepted": accepted, "expires_in_ms": millis(*expires_in)})
         }
         Control::Volatile(message) => message_to_json(message),
-        Control::Refuse { code, retryable, delay, account } => json!({
+        Control::Refuse { code, temporary, delay, account } => json!({
             "code": code,
-            "retryable": retryable,
+            "temporary": temporary,
             "delay_ms": delay_to_json(*delay),
             "account": account.map(account_to_json),
         }),
@@ -132,7 +132,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
     let beat = || Beat {
         nonce: fields.integer("nonce"),
         sent: fields.integer("sent"),
-        received: fields.integer("received"),
+        acknowledged: fields.integer("acknowledged"),
     };
     match name {
         "HELLO" => Control::Hello(Box::new(Hello {
@@ -143,7 +143,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             attempt: fields.integer("attempt"),
             resume: fields.object("resume").map(|resume| Resume {
                 token: ResumeToken(resume.bytes("token")),
-                received: resume.integer("received"),
+                acknowledged: resume.integer("acknowledged"),
                 sent: resume.integer("sent"),
                 first_held: resume.integer("first_held"),
             }),
@@ -156,7 +156,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             token: ResumeToken(fields.bytes("token")),
             epoch: fields.integer("epoch"),
             resumed: fields.flag("resumed"),
-            received: fields.integer("received"),
+            acknowledged: fields.integer("acknowledged"),
             first: fields.integer("first"),
             resume_window: fields.duration("resume_window_ms"),
             heartbeat_interval: fields.duration("heartbeat_interval_ms"),
@@ -165,7 +165,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
             resume_at: fields.has("resume_at").then(|| fields.text("resume_at")),
             max_message: fields.has("max_message").then(|| fields.integer("max_message")),
         })),
-        "ACK" => Control::Ack { received: fields.integer("received"), window: fields.window() },
+        "ACK" => Control::Ack { acknowledged: fields.integer("acknowledged"), window: fields.window() },
         "PING" => Control::Ping(beat()),
         "PONG" => Control::Pong(beat()),
         "GOAWAY" => Control::GoAway {
@@ -186,8 +186,8 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
         "END" => Control::End {
             code: fields.integer("code"),
             reason: fields.text("reason"),
-            received: fields.integer("received"),
-            handed: fields.integer("handed"),
+            acknowledged: fields.integer("acknowledged"),
+            delivered: fields.integer("delivered"),
         },
         "AUTH" => Control::Auth { credentials: Credentials(fields.bytes("credentials")) },
         "AUTH_RESULT" => Control::AuthResult {
@@ -197,7 +197,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
         "VOLATILE" => Control::Volatile(message_from_json(fields.0)),
         "REFUSE" => Control::Refuse {
             code: fields.integer("code"),
-            retryable: fields.flag("retryable"),
+            temporary: fields.flag("temporary"),
             delay: fields.delay(),
             account: fields.account(),
         },
@@ -262,17 +262,17 @@ impl Fields<'_> {
 
     fn account(&self) -> Option<Account> {
         self.object("account").map(|account| Account {
-            received: account.integer("received"),
-            handed: account.integer("handed"),
+            acknowledged: account.integer("acknowledged"),
+            delivered: account.integer("delivered"),
             first_lost: account.integer("first_lost"),
             count: account.integer("count"),
             cause: match account.text("cause").as_str() {
-                "unknown" => Cause::Unknown,
-                "expired" => Cause::Expired,
-                "ended" => Cause::Ended,
-                "evicted" => Cause::Evicted,
-                "restarted" => Cause::Restarted,
-                "replaced" => Cause::Replaced,
+                "unknown" => LossCause::Unknown,
+                "expired" => LossCause::Expired,
+                "ended" => LossCause::Ended,
+                "evicted" => LossCause::Evicted,
+                "restarted" => LossCause::Restarted,
+                "replaced" => LossCause::Replaced,
                 other => panic!("{other}"),
             },
         })
@@ -281,8 +281,8 @@ impl Fields<'_> {
 
 fn account_to_json(account: Account) -> Value {
     json!({
-        "received": account.received,
-        "handed": account.handed,
+        "acknowledged": account.acknowledged,
+        "delivered": account.delivered,
         "first_lost": account.first_lost,
         "count": account.count,
         "cause": cause_to_json(account.cause),

@@ -5,20 +5,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use mainstay_proto::admission::Source;
 use mainstay_proto::heartbeat::Action;
-use mainstay_proto::session::message::{Cause, Delay};
+use mainstay_proto::session::message::{Delay, LossCause};
 use mainstay_proto::session::{
-    Answer, ClientConfig, ClientEvent, Control, Frame, Message, Over, Refusal, RegistryConfig, ServerConfig,
-    ServerSession, SessionError, Transmit, Window,
+    Answer, ClientConfig, ClientEvent, Closed, Control, Frame, Message, RefuseReason, RegistryConfig,
+    ServerConfig, ServerSession, SessionError, Transmit, Window,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
 use super::pair::{Pair, RESUME_WINDOW, SECOND, server_config};
 use super::resume::stranger;
 
-fn pair_accepting(messages: u64, bytes: u64, manual_confirm: bool) -> Pair {
+fn pair_accepting(messages: u64, bytes: u64, manual_ack: bool) -> Pair {
     let mut config: ServerConfig = server_config();
     config.flow.accept = Window { messages, bytes };
-    config.flow.manual_confirm = manual_confirm;
+    config.flow.manual_ack = manual_ack;
     Pair::new(ClientConfig::default(), config, RegistryConfig::default())
 }
 
@@ -125,7 +125,7 @@ fn what_was_acknowledged_but_is_behind_the_position_is_still_written() {
     pair.deliver_up(second);
     pair.write();
     let now = pair.now;
-    pair.session().confirm(now, 2);
+    pair.session().acknowledge(now, 2);
     pair.write();
     assert!(pair.deliver_down(second));
     assert!(pair.deliver_down(second));
@@ -149,7 +149,7 @@ fn only_what_the_application_confirmed_is_acknowledged_in_manual_mode() {
     pair.wait(SECOND);
     assert_eq!((pair.server_got().len(), pair.client.acknowledged()), (3, 0));
     let now = pair.now;
-    pair.session().confirm(now, 2);
+    pair.session().acknowledge(now, 2);
     pair.wait(SECOND);
     assert_eq!(pair.client.acknowledged(), 2);
 }
@@ -161,9 +161,13 @@ fn volatile_messages_wait_for_nobody() {
     pair.session().send_volatile(Message::text("now"));
     pair.client.send_volatile(Message::text("whatever"));
     pair.run();
-    assert_eq!(pair.session().hand_over_volatile(), Some(Message::text("whatever")));
-    assert_eq!(pair.session().hand_over_volatile(), None);
-    assert_eq!((pair.client.last_sent(), pair.session().received()), (0, 0), "it has no number");
+    assert_eq!(pair.session().deliver_volatile(), Some(Message::text("whatever")));
+    assert_eq!(pair.session().deliver_volatile(), None);
+    assert_eq!(
+        (pair.client.last_sent(), pair.session().acknowledged_to_client()),
+        (0, 0),
+        "it has no number"
+    );
     let volatile = ClientEvent::Volatile(Message::text("now"));
     assert_eq!(pair.events.iter().filter(|event| **event == volatile).count(), 1);
     pair.cut(first);
@@ -185,12 +189,12 @@ fn of_the_volatile_messages_that_wait_for_the_application_the_newest_are_kept() 
         pair.client.send_volatile(Message::text(text));
         pair.run();
     }
-    let waiting: Vec<_> = std::iter::from_fn(|| pair.session().hand_over_volatile()).collect();
+    let waiting: Vec<_> = std::iter::from_fn(|| pair.session().deliver_volatile()).collect();
     assert_eq!(waiting, ["newer", "newest"].map(Message::text));
     pair.client.send_volatile(Message::text("late"));
     pair.run();
     pair.session().evict();
-    assert_eq!(pair.session().hand_over_volatile(), None, "the session is over");
+    assert_eq!(pair.session().deliver_volatile(), None, "the session is over");
 }
 
 // ---- how long, how many -------------------------------------------------------------------------
@@ -214,7 +218,7 @@ fn a_client_may_ask_for_a_shorter_resume_window_and_gets_no_longer_one() {
             assert_eq!(pair.over(), None, "{asked} s asked for");
         }
         pair.wait(SECOND);
-        assert_eq!(pair.over(), Some(Over::Expired), "{asked} s asked for");
+        assert_eq!(pair.over(), Some(Closed::Expired), "{asked} s asked for");
     }
 }
 
@@ -229,8 +233,8 @@ fn a_server_without_room_puts_newcomers_off_and_lets_its_own_come_back() {
     let newcomer = pair.wire();
     let Answer::Refused { refuse, why } = pair.hello(newcomer, &stranger(1)) else { panic!("no room") };
     let delay = Delay { min: SECOND, max: 30 * SECOND };
-    assert_eq!(refuse, Control::Refuse { code: 4413, retryable: true, delay, account: None });
-    assert_eq!((why, pair.server.sessions.len()), (Refusal::NoRoom, 1));
+    assert_eq!(refuse, Control::Refuse { code: 4413, temporary: true, delay, account: None });
+    assert_eq!((why, pair.server.sessions.len()), (RefuseReason::NoRoom, 1));
     // The same HELLO has success when there is room.
     pair.cut(pair.client.current().unwrap());
     pair.wait(RESUME_WINDOW);
@@ -253,7 +257,7 @@ fn an_acknowledgement_that_the_connection_does_not_take_is_waited_for_without_a_
     assert!(session.poll_timeout().unwrap() > due, "it is not asked again and again");
     assert_eq!(session.handle_timeout(due + SECOND), None);
     let written: Vec<_> = std::iter::from_fn(|| session.poll_transmit(due + SECOND, first)).collect();
-    let ack = Control::Ack { received: 1, window: None };
+    let ack = Control::Ack { acknowledged: 1, window: None };
     assert_eq!(written, [Transmit::Control(ack.encode())], "it leaves as soon as there is room");
 }
 
@@ -303,7 +307,7 @@ fn a_newcomer_takes_the_place_of_who_has_been_away_for_the_longest() {
             let connection = pair.wire();
             let answer = pair.hello(connection, &stranger(number));
             assert!(
-                matches!(answer, Answer::Refused { why: Refusal::NoRoom, .. }),
+                matches!(answer, Answer::Refused { why: RefuseReason::NoRoom, .. }),
                 "away for 9 s: {answer:?}"
             );
             pair.wait(SECOND);
@@ -311,7 +315,7 @@ fn a_newcomer_takes_the_place_of_who_has_been_away_for_the_longest() {
         let connection = pair.wire();
         let answer = pair.hello(connection, &stranger(number));
         assert!(matches!(answer, Answer::Attached { created: true, evicted: Some(_), .. }), "{answer:?}");
-        let left = [0, 1, 2].map(|index| pair.server.sessions.get(index).is_over().is_none());
+        let left = [0, 1, 2].map(|index| pair.server.sessions.get(index).is_closed().is_none());
         assert_eq!(left, is_left, "the one that is attached stays, of the others the older goes first");
     }
     // Whoever has lost its session so is told what became of it, and everybody who is there keeps theirs.
@@ -319,13 +323,13 @@ fn a_newcomer_takes_the_place_of_who_has_been_away_for_the_longest() {
     pair.wait(10 * SECOND);
     let connection = pair.wire();
     pair.hello(connection, &stranger(5));
-    assert_eq!(pair.server.sessions.get(0).is_over(), Some(Over::Evicted));
+    assert_eq!(pair.server.sessions.get(0).is_closed(), Some(Closed::Evicted));
     pair.cut_at_server(connection);
     pair.wait(10 * SECOND);
     pair.connect();
     assert_eq!(
         pair.gaps().iter().map(|fate| (fate.delivered, fate.cause)).collect::<Vec<_>>(),
-        [(1, Cause::Evicted)]
+        [(1, LossCause::Evicted)]
     );
 }
 
@@ -339,7 +343,9 @@ fn opens_and_leaves(pair: &mut Pair, number: u8, address: &str) {
 }
 
 fn left(pair: &mut Pair) -> Vec<bool> {
-    (0..pair.server.sessions.len()).map(|index| pair.server.sessions.get(index).is_over().is_none()).collect()
+    (0..pair.server.sessions.len())
+        .map(|index| pair.server.sessions.get(index).is_closed().is_none())
+        .collect()
 }
 
 #[test]
@@ -405,7 +411,7 @@ fn burying_a_session_again_after_its_tombstone_is_forgotten_gives_no_place_away(
     pair.server.registry.bury(pair.now, &over);
     let connection = pair.wire();
     let answer = pair.hello(connection, &stranger(3));
-    assert!(matches!(answer, Answer::Refused { why: Refusal::NoRoom, .. }), "{answer:?}");
+    assert!(matches!(answer, Answer::Refused { why: RefuseReason::NoRoom, .. }), "{answer:?}");
 }
 
 #[test]
@@ -419,13 +425,13 @@ fn a_lost_session_waits_for_room_and_is_told_then_what_became_of_it() {
     let other = pair.wire();
     assert!(matches!(pair.hello(other, &stranger(1)), Answer::Attached { created: true, .. }));
     pair.connect();
-    assert_eq!((pair.server.refusals.as_slice(), pair.gaps()), ([Refusal::NoRoom].as_slice(), vec![]));
+    assert_eq!((pair.server.refusals.as_slice(), pair.gaps()), ([RefuseReason::NoRoom].as_slice(), vec![]));
     pair.cut(other);
     pair.wait(RESUME_WINDOW);
     pair.connect();
     assert_eq!(
         pair.gaps().iter().map(|fate| (fate.delivered, fate.cause)).collect::<Vec<_>>(),
-        [(1, Cause::Expired)]
+        [(1, LossCause::Expired)]
     );
 }
 
@@ -440,7 +446,7 @@ fn bury_strangers(pair: &mut Pair, numbers: std::ops::RangeInclusive<u8>) {
         assert!(matches!(pair.hello(connection, &stranger(number)), Answer::Attached { created: true, .. }));
         pair.cut_at_server(connection);
         pair.wait(RESUME_WINDOW);
-        assert_eq!(pair.over(), Some(Over::Expired));
+        assert_eq!(pair.over(), Some(Closed::Expired));
     }
 }
 
@@ -453,7 +459,7 @@ fn tombstones_are_bounded_and_the_oldest_go_first() {
     assert_eq!((tombstones, names), (3, pair.server.registry.tombstoned_names()));
 
     // A key with a tombstone is refused; one whose tombstone was dropped is older than the memory.
-    for (number, why) in [(5, Refusal::KeyUsed), (1, Refusal::KeyTooOld)] {
+    for (number, why) in [(5, RefuseReason::KeyUsed), (1, RefuseReason::KeyTooOld)] {
         let connection = pair.wire();
         let mut hello = stranger(number);
         hello.key_age = RESUME_WINDOW * 5;
@@ -485,7 +491,7 @@ fn a_forgotten_session_has_no_account_and_everything_unacknowledged_is_unknown()
     pair.connect();
     let fate = pair.gaps()[0];
     assert_eq!((fate.delivered, fate.unknown, fate.last), (0, 1, 1));
-    assert_eq!((fate.resent, fate.lost, fate.cause), (false, None, Cause::Unknown));
+    assert_eq!((fate.resent, fate.lost, fate.cause), (false, None, LossCause::Unknown));
 }
 
 #[test]
@@ -507,9 +513,12 @@ fn reading_an_account_does_not_use_it_up() {
     // is needed, but the account of what was asked for is still there.
     pair.server.refusals.clear();
     pair.connect();
-    assert_eq!((pair.server.refusals.as_slice(), pair.gaps().len()), ([Refusal::KeyUsed].as_slice(), 0));
+    assert_eq!((pair.server.refusals.as_slice(), pair.gaps().len()), ([RefuseReason::KeyUsed].as_slice(), 0));
     pair.connect();
-    assert_eq!(pair.gaps().first().map(|fate| (fate.lost, fate.cause)), Some((Some((1, 1)), Cause::Expired)));
+    assert_eq!(
+        pair.gaps().first().map(|fate| (fate.lost, fate.cause)),
+        Some((Some((1, 1)), LossCause::Expired))
+    );
 }
 
 #[test]
@@ -522,7 +531,7 @@ fn an_evicted_session_is_accounted_for() {
     pair.session().evict();
     pair.connect();
     let fate = pair.gaps()[0];
-    assert_eq!((fate.delivered, fate.last, fate.cause), (1, 1, Cause::Evicted));
+    assert_eq!((fate.delivered, fate.last, fate.cause), (1, 1, LossCause::Evicted));
 }
 
 #[test]
@@ -532,16 +541,16 @@ fn a_retired_session_is_over_once_it_has_no_connection() {
     pair.client_sends("a");
     pair.session().retire();
     pair.run();
-    assert_eq!(pair.session().is_over(), None, "its connection goes on");
-    assert_eq!(pair.session().received(), 1);
+    assert_eq!(pair.session().is_closed(), None, "its connection goes on");
+    assert_eq!(pair.session().acknowledged_to_client(), 1);
     pair.cut(first);
-    assert_eq!(pair.session().is_over(), Some(Over::Evicted));
+    assert_eq!(pair.session().is_closed(), Some(Closed::Evicted));
 
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.cut(first);
     pair.session().retire();
-    assert_eq!(pair.session().is_over(), Some(Over::Evicted), "nobody can come back for it");
+    assert_eq!(pair.session().is_closed(), Some(Closed::Evicted), "nobody can come back for it");
 }
 
 #[test]
@@ -551,7 +560,7 @@ fn a_full_registry_refuses_new_sessions_and_still_resumes_the_others() {
     let first = pair.connect();
     let connection = pair.wire();
     let answer = pair.hello(connection, &stranger(1));
-    assert!(matches!(answer, Answer::Refused { why: Refusal::NoRoom, .. }), "{answer:?}");
+    assert!(matches!(answer, Answer::Refused { why: RefuseReason::NoRoom, .. }), "{answer:?}");
     pair.cut(first);
     pair.connect();
     assert_eq!(pair.attaches(), [(1, false), (2, true)]);

@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mainstay_proto::connect::{
-    Client, Command, ConnectConfig, EndsWith, Event, Incoming, Lost, Mode, Report,
-};
+use mainstay_proto::connect::{Client, Command, ConnectConfig, EndsOn, Event, Incoming, Lost, Mode, Report};
 use mainstay_proto::session::{ConnectionId, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
 
@@ -89,7 +87,7 @@ fn ping(written: &[Transmit]) -> u64 {
 #[test]
 fn a_healthy_link_that_is_asked_answers_a_ping_and_stays() {
     let mut link = Link::new();
-    link.client.retry_now(link.now);
+    link.client.probe_now(link.now);
     let nonce = ping(&link.turn());
     link.now += SECOND / 2;
     link.pong(nonce);
@@ -103,7 +101,7 @@ fn a_healthy_link_that_is_asked_answers_a_ping_and_stays() {
 fn a_link_that_is_asked_and_hears_nothing_is_replaced_after_a_second_and_dead_after_two() {
     let mut link = Link::new();
     let first = link.connection();
-    link.client.retry_now(link.now);
+    link.client.probe_now(link.now);
     ping(&link.turn());
     link.now += SECOND;
     link.turn();
@@ -120,7 +118,7 @@ fn what_a_replaced_link_did_not_confirm_is_written_on_the_new_one() {
     let mut link = Link::new();
     assert_eq!(link.client.send(Message::text("a")), Ok(1));
     assert_eq!(link.turn(), [Transmit::Message(Message::text("a"))]);
-    link.client.retry_now(link.now);
+    link.client.probe_now(link.now);
     link.turn();
     link.now += SECOND;
     let first = link.connection();
@@ -157,7 +155,7 @@ fn a_peer_that_sends_but_answers_no_ping_is_kept() {
         link.now += SECOND;
         link.client.handle_message(link.now, first, Message::text("news")).unwrap();
         link.turn();
-        link.client.hand_over(link.now);
+        link.client.deliver(link.now);
     }
     assert_eq!((link.connection(), link.client.poll_command()), (first, None));
 }
@@ -240,7 +238,7 @@ fn a_close_behind_an_announced_restart_is_a_restart_whatever_its_code() {
     for (announced, ends) in [("restarting", false), ("news", true)] {
         let mut link = Link::with(ConnectConfig {
             link: true,
-            ends_with: EndsWith::FinalClose,
+            ends_on: EndsOn::FinalClose,
             announces_restart: Some(|message| message.as_text() == Some("restarting")),
             ..ConnectConfig::default()
         });
@@ -328,7 +326,7 @@ fn a_quiet_peer_that_answers_no_ping_keeps_its_connection_where_the_transport_wo
     // One that answered once is dead when it falls silent.
     let mut link = Link::new();
     link.client.handle_guarded(link.connection(), GUARD);
-    link.client.retry_now(link.now);
+    link.client.probe_now(link.now);
     let nonce = ping(&link.turn());
     link.pong(nonce);
     link.wait(60 * SECOND);
@@ -370,14 +368,14 @@ fn an_end_waits_for_no_pong_of_a_peer_that_answers_none() {
     assert_eq!(link.reports(), [Report::Unknown(1, 100), Report::Unknown(101, 101)]);
 }
 
-/// How a link that `ends_with` this takes it that its connection ends so: whether it ends, and with what code.
-fn end(ends_with: EndsWith, why: Lost) -> Option<Option<u64>> {
-    let mut link = Link::with(ConnectConfig { link: true, ends_with, ..ConnectConfig::default() });
+/// How a link that `ends_on` this takes it that its connection ends so: whether it ends, and with what code.
+fn end(ends_on: EndsOn, why: Lost) -> Option<Option<u64>> {
+    let mut link = Link::with(ConnectConfig { link: true, ends_on, ..ConnectConfig::default() });
     link.client.handle_lost(link.now, link.connection(), why.clone());
     let events: Vec<_> = std::iter::from_fn(|| link.client.poll_event()).collect();
     let at = events.iter().position(|event| matches!(event, Event::Ended { .. }))?;
     let told = matches!(&events[at - 1], Event::Detached { why: told, .. } if *told == why);
-    assert!(told || ends_with == EndsWith::Nothing, "{events:?}");
+    assert!(told || ends_on == EndsOn::Nothing, "{events:?}");
     match &events[at] {
         Event::Ended { code, .. } => Some(*code),
         _ => unreachable!(),
@@ -390,23 +388,23 @@ fn what_ends_a_link_is_its_users_choice() {
     let broken = || Lost::Broken("reset".into());
     for restart in [1001, 1005, 1011, 1012, 1013, 1014, 4000, 4499] {
         let code = CloseCode::new(restart).map(u64::from);
-        assert_eq!(end(EndsWith::Nothing, closed(restart)), None, "{restart}");
-        assert_eq!(end(EndsWith::FinalClose, closed(restart)), None, "{restart}");
-        assert_eq!(end(EndsWith::Close, closed(restart)), Some(code), "{restart}");
-        assert_eq!(end(EndsWith::Connection, closed(restart)), Some(code), "{restart}");
+        assert_eq!(end(EndsOn::Nothing, closed(restart)), None, "{restart}");
+        assert_eq!(end(EndsOn::FinalClose, closed(restart)), None, "{restart}");
+        assert_eq!(end(EndsOn::Close, closed(restart)), Some(code), "{restart}");
+        assert_eq!(end(EndsOn::Connection, closed(restart)), Some(code), "{restart}");
     }
     for last in [1000, 1002, 1003, 1007, 1008, 1009, 1010, 3999, 4500, 4999] {
-        for ends_with in [EndsWith::FinalClose, EndsWith::Close, EndsWith::Connection] {
-            assert_eq!(end(ends_with, closed(last)), Some(Some(last.into())), "{last}");
+        for ends_on in [EndsOn::FinalClose, EndsOn::Close, EndsOn::Connection] {
+            assert_eq!(end(ends_on, closed(last)), Some(Some(last.into())), "{last}");
         }
     }
-    assert_eq!(end(EndsWith::Close, broken()), None);
-    assert_eq!(end(EndsWith::Connection, broken()), Some(None));
+    assert_eq!(end(EndsOn::Close, broken()), None);
+    assert_eq!(end(EndsOn::Connection, broken()), Some(None));
 }
 
 #[test]
 fn a_peer_that_closes_five_times_without_a_word_means_it() {
-    let config = ConnectConfig { link: true, ends_with: EndsWith::FinalClose, ..ConnectConfig::default() };
+    let config = ConnectConfig { link: true, ends_on: EndsOn::FinalClose, ..ConnectConfig::default() };
     let closed = || Lost::Closed { code: None, reason: String::new() };
     let mut link = Link::with(config.clone());
     for _ in 0..4 {
@@ -427,7 +425,7 @@ fn a_peer_that_closes_five_times_without_a_word_means_it() {
 
 #[test]
 fn a_link_that_ends_with_its_connection_dials_until_it_has_one() {
-    let config = ConnectConfig { link: true, ends_with: EndsWith::Connection, ..ConnectConfig::default() };
+    let config = ConnectConfig { link: true, ends_on: EndsOn::Connection, ..ConnectConfig::default() };
     let mut link = Link { client: Client::new(Instant::now(), config, [7; 32]), now: Instant::now() };
     for _ in 0..3 {
         let connection = link.dial();
@@ -458,7 +456,7 @@ fn a_replacement_stands_between_the_messages_of_the_two_connections() {
     link.lose();
     let second = link.attach();
     link.client.handle_message(link.now, second, Message::text("b")).unwrap();
-    let taken: Vec<_> = std::iter::from_fn(|| link.client.hand_over(link.now)).collect();
+    let received: Vec<_> = std::iter::from_fn(|| link.client.deliver(link.now)).collect();
     let message = |text| Incoming::Message(Message::text(text));
-    assert_eq!(taken, [message("a"), Incoming::FreshPeer { count: 1 }, message("b")]);
+    assert_eq!(received, [message("a"), Incoming::FreshPeer { count: 1 }, message("b")]);
 }

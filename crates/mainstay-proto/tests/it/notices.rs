@@ -9,13 +9,13 @@ use mainstay_proto::session::message::{Beat, Delay};
 use mainstay_proto::session::{ConnectionId, Control, Frame, Message, Transmit};
 use mainstay_proto::ws::{CloseCode, Kind};
 
-use super::connect::{Node, abort, retry_in, unreachable};
+use super::connect::{Node, abort, next_attempt_in, unreachable};
 use super::pair::SECOND;
 
 const MS: Duration = Duration::from_millis(1);
 
-fn ack(received: u64) -> Control {
-    Control::Ack { received, window: None }
+fn ack(acknowledged: u64) -> Control {
+    Control::Ack { acknowledged, window: None }
 }
 
 /// The probes among what was written, and how many writes there were.
@@ -33,8 +33,8 @@ fn probes(node: &mut Node) -> (Vec<Beat>, usize) {
     (beats.collect(), written.len())
 }
 
-fn pong(node: &mut Node, connection: ConnectionId, beat: Beat, received: u64) {
-    node.read(connection, &Control::Pong(Beat { nonce: beat.nonce, sent: 0, received }));
+fn pong(node: &mut Node, connection: ConnectionId, beat: Beat, acknowledged: u64) {
+    node.read(connection, &Control::Pong(Beat { nonce: beat.nonce, sent: 0, acknowledged }));
 }
 
 /// When the client gave the connection up, after `sent`, and by which evidence.
@@ -63,7 +63,7 @@ fn a_session_that_sends_over_a_cut_cable_notices_after_5_s() {
 #[test]
 fn a_slow_connection_has_four_round_trips_before_the_probe_and_four_after_it() {
     let (mut node, connection) = Node::attached();
-    node.client.retry_now(node.now);
+    node.client.probe_now(node.now);
     node.flush();
     let (beats, _) = probes(&mut node);
     node.now += 2 * SECOND;
@@ -111,7 +111,7 @@ fn an_application_that_lags_behind_is_probed_for_once() {
     pong(&mut node, connection, beats[0], 0);
     for _ in 0..20 {
         node.wait_flushing(10 * SECOND);
-        let beat = Beat { nonce: 9, sent: 0, received: 0 };
+        let beat = Beat { nonce: 9, sent: 0, acknowledged: 0 };
         node.read(connection, &Control::Ping(beat));
         let (beats, written) = probes(&mut node);
         assert_eq!((beats.len(), written), (0, 1), "a PONG alone");
@@ -151,7 +151,7 @@ fn what_is_sent_again_after_a_resume_is_watched_as_well() {
     let (mut node, first) = Node::attached();
     node.send("x");
     node.lose(first, Lost::Broken("reset".into()));
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     node.wait(wait);
     node.commands.retain(|command| matches!(command, Command::Dial(_)));
     let second = node.dialled();
@@ -284,7 +284,7 @@ fn a_lost_connection_pulls_the_next_attempt_to_within_a_second_though_replacemen
     node.events.clear();
     let State::Attached { .. } = node.client.state() else { panic!("{:?}", node.client.state()) };
     node.lose(first, Lost::Closed { code: Some(CloseCode::RESTART), reason: String::new() });
-    let wait = retry_in(&node.event());
+    let wait = next_attempt_in(&node.event());
     assert!(wait <= SECOND, "{wait:?}");
     node.wait(wait);
     node.dialled();
@@ -301,7 +301,7 @@ fn a_train_ride_does_not_add_up_to_long_waits() {
         node.events.clear();
         node.commands.clear();
         node.lose(connection, Lost::Broken("tunnel".into()));
-        let wait = retry_in(&node.event());
+        let wait = next_attempt_in(&node.event());
         assert!(wait <= SECOND, "ride {ride}: {wait:?}");
         node.wait(wait);
         connection = node.dialled();

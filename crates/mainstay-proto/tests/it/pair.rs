@@ -12,9 +12,9 @@ use mainstay_proto::admission::Source;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
-    Answer, ClientConfig, ClientEvent, ClientSession, ConnectionId, Control, Delivery, Frame, Message, Over,
-    Presenter, Refusal, Registry, RegistryConfig, ServerConfig, ServerSession, SessionError, Sessions,
-    Transmit,
+    Answer, ClientConfig, ClientEvent, ClientSession, Closed, ConnectionId, Control, Delivery, Frame,
+    Message, Presenter, RefuseReason, Registry, RegistryConfig, ServerConfig, ServerSession, SessionError,
+    Sessions, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -91,7 +91,7 @@ pub(crate) struct Server {
     pub(crate) judges: bool,
     /// Errors that ended a connection, and refusals.
     pub(crate) errors: Vec<SessionError>,
-    pub(crate) refusals: Vec<Refusal>,
+    pub(crate) refusals: Vec<RefuseReason>,
 }
 
 #[derive(Default)]
@@ -264,7 +264,7 @@ impl Pair {
             for connection in connections {
                 moved |= self.deliver_up(connection) | self.deliver_down(connection);
             }
-            self.hand_over();
+            self.deliver();
             if !moved && !self.write() {
                 return;
             }
@@ -340,7 +340,10 @@ impl Pair {
                 let who = Presenter { principal: &principal, path };
                 registry.hello(self.now, connection, who, hello, sessions)
             }
-            None => Answer::Refused { refuse: Refusal::Unauthorized.refuse(), why: Refusal::Unauthorized },
+            None => Answer::Refused {
+                refuse: RefuseReason::Unauthorized.refuse(),
+                why: RefuseReason::Unauthorized,
+            },
         };
         match &answer {
             Answer::Attached { session, fenced, .. } => {
@@ -402,13 +405,13 @@ impl Pair {
         wrote
     }
 
-    fn hand_over(&mut self) {
-        while let Some(delivery) = self.client.hand_over(self.now) {
+    fn deliver(&mut self) {
+        while let Some(delivery) = self.client.deliver(self.now) {
             self.client_got.push(text_of(&delivery));
         }
         self.take_events();
         for index in 0..if self.server.takes { self.server.sessions.len() } else { 0 } {
-            while let Some(delivery) = self.server.sessions.get(index).hand_over(self.now) {
+            while let Some(delivery) = self.server.sessions.get(index).deliver(self.now) {
                 self.server.got.entry(index).or_default().push(text_of(&delivery));
             }
         }
@@ -455,8 +458,8 @@ impl Pair {
     }
 
     /// How the newest session ended.
-    pub(crate) fn over(&mut self) -> Option<Over> {
-        self.session().is_over()
+    pub(crate) fn over(&mut self) -> Option<Closed> {
+        self.session().is_closed()
     }
 
     /// The texts that either end wrote to a connection, sorted.

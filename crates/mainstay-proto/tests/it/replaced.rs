@@ -1,29 +1,29 @@
 //! What stands behind a server is lost: the session is renewed with an exact account, or goes on and its client is told.
 
-use mainstay_proto::session::message::{Cause, Control};
-use mainstay_proto::session::{Frame, Over};
+use mainstay_proto::session::message::{Control, LossCause};
+use mainstay_proto::session::{Closed, Frame};
 use mainstay_proto::ws::{CloseCode, Kind};
 
 use super::pair::{Pair, RESUME_WINDOW, SECOND};
 
 /// A server whose application confirms by hand, and was handed `a` to `d`; `a` is confirmed.
-fn handed_four() -> Pair {
+fn delivered_four() -> Pair {
     let mut pair = Pair::attached();
-    pair.session().confirm_manually();
+    pair.session().manual_ack();
     pair.client_sends_numbers(1..=4);
     pair.run();
     let now = pair.now;
-    pair.session().confirm_oldest(now, 1);
+    pair.session().acknowledge_oldest(now, 1);
     pair
 }
 
 #[test]
 fn a_renewed_session_tells_its_client_the_exact_fate_of_each_message_and_a_new_one_begins() {
-    let mut pair = handed_four();
+    let mut pair = delivered_four();
     let (now, first) = (pair.now, pair.client.current().unwrap());
     pair.session().renew(now, 2);
     pair.run();
-    assert_eq!(pair.over(), Some(Over::Replaced));
+    assert_eq!(pair.over(), Some(Closed::Replaced));
     assert_eq!(pair.client.current(), None, "its connection is closed");
     assert_ne!(pair.connect(), first);
     pair.run();
@@ -31,7 +31,7 @@ fn a_renewed_session_tells_its_client_the_exact_fate_of_each_message_and_a_new_o
     assert_eq!(gaps.len(), 1);
     let fate = gaps[0];
     assert_eq!((fate.delivered, fate.unknown, fate.last), (1, 3, 4));
-    assert_eq!((fate.resent, fate.cause), (true, Cause::Replaced));
+    assert_eq!((fate.resent, fate.cause), (true, LossCause::Replaced));
     assert_eq!(pair.attaches(), [(1, false), (1, false)]);
     assert_eq!(pair.server_got(), ["4"], "sent again, as what was never passed on");
 }
@@ -47,7 +47,7 @@ fn what_was_sent_before_the_loss_is_delivered_before_a_session_is_renewed() {
     pair.run();
     assert_eq!(pair.client_got, ["x", "y"]);
     pair.wait(SECOND);
-    assert_eq!(pair.over(), Some(Over::Replaced));
+    assert_eq!(pair.over(), Some(Closed::Replaced));
     pair.connect();
     pair.run();
     assert_eq!(pair.gaps()[0].lost, None, "nothing that the server sent is missing");
@@ -65,7 +65,7 @@ fn a_client_that_is_away_gets_what_was_kept_for_it_before_its_session_is_renewed
     assert_eq!(pair.over(), None);
     pair.connect();
     pair.wait(SECOND);
-    assert_eq!((pair.client_got.clone(), pair.over()), (vec!["x".to_owned()], Some(Over::Replaced)));
+    assert_eq!((pair.client_got.clone(), pair.over()), (vec!["x".to_owned()], Some(Closed::Replaced)));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_renewed_session_waits_for_nobody() {
     let (now, first) = (pair.now, pair.client.current().unwrap());
     pair.cut(first);
     pair.session().renew(now, 0);
-    assert_eq!(pair.over(), Some(Over::Replaced));
+    assert_eq!(pair.over(), Some(Closed::Replaced));
     // Its client takes nothing.
     let mut pair = Pair::attached();
     pair.server_sends("x");
@@ -84,7 +84,7 @@ fn a_renewed_session_waits_for_nobody() {
     pair.now += 10 * SECOND;
     let now = pair.now;
     while pair.session().handle_timeout(now).is_some() {}
-    assert_eq!(pair.over(), Some(Over::Replaced));
+    assert_eq!(pair.over(), Some(Closed::Replaced));
     // Its client does not come back.
     let mut pair = Pair::attached();
     let first = pair.client.current().unwrap();
@@ -95,7 +95,7 @@ fn a_renewed_session_waits_for_nobody() {
     pair.now += RESUME_WINDOW;
     let now = pair.now;
     while pair.session().handle_timeout(now).is_some() {}
-    assert_eq!(pair.over(), Some(Over::Replaced));
+    assert_eq!(pair.over(), Some(Closed::Replaced));
 }
 
 #[test]

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use mainstay_proto::session::message::{Cause, ClientKey, Hello, Instance, ResumeToken, SessionId, Welcome};
+use mainstay_proto::session::message::{
+    ClientKey, Hello, Instance, LossCause, ResumeToken, SessionId, Welcome,
+};
 use mainstay_proto::session::{
     Answer, ClientConfig, Control, Fate, Frame, Message, RegistryConfig, Transmit, Window,
 };
@@ -120,7 +122,7 @@ fn the_fenced_connections_unread_bytes_are_discarded() {
     let now = pair.now;
     let late = Frame::Message(Message::text("a"));
     pair.session().handle_frame(now, first, late).unwrap();
-    assert_eq!(pair.session().hand_over(now), None);
+    assert_eq!(pair.session().deliver(now), None);
     assert_eq!(pair.session().poll_transmit(now, first), None, "its writes stop, too");
     pair.run();
     assert_eq!(pair.server_got(), ["a"]);
@@ -236,8 +238,8 @@ fn assert_fresh(pair: &mut Pair, on: mainstay_proto::session::ConnectionId, hell
     let Ok(Frame::Control(Control::Welcome(welcome))) = Frame::decode(Message::Binary(bytes)) else {
         panic!("{what}")
     };
-    let Welcome { epoch, resumed, received, first, account, .. } = *welcome;
-    assert_eq!((epoch, resumed, received, first, account), (1, false, 0, 1, None), "{what}");
+    let Welcome { epoch, resumed, acknowledged, first, account, .. } = *welcome;
+    assert_eq!((epoch, resumed, acknowledged, first, account), (1, false, 0, 1, None), "{what}");
 }
 
 /// A HELLO of another instance.
@@ -256,7 +258,7 @@ pub(crate) fn stranger(number: u8) -> Hello {
 }
 
 fn resume_with(token: ResumeToken) -> mainstay_proto::session::message::Resume {
-    mainstay_proto::session::message::Resume { token, received: 0, sent: 0, first_held: 1 }
+    mainstay_proto::session::message::Resume { token, acknowledged: 0, sent: 0, first_held: 1 }
 }
 
 #[test]
@@ -305,8 +307,14 @@ fn an_expired_session_gives_exactly_one_gap_with_truthful_classes_and_resends() 
     pair.cut(second);
     assert_eq!(pair.gaps(), []);
     let third = pair.connect();
-    let expected =
-        Fate { delivered: 3, unknown: 3, last: 4, resent: true, lost: Some((1, 1)), cause: Cause::Expired };
+    let expected = Fate {
+        delivered: 3,
+        unknown: 3,
+        last: 4,
+        resent: true,
+        lost: Some((1, 1)),
+        cause: LossCause::Expired,
+    };
     assert_eq!(pair.gaps(), [expected]);
     assert_eq!(pair.server.got[&0], ["a", "b", "c"]);
     assert_eq!(pair.server.got[&1], ["d"]);
@@ -320,7 +328,7 @@ fn an_expired_session_gives_exactly_one_gap_with_truthful_classes_and_resends() 
 #[test]
 fn what_was_handed_over_and_not_confirmed_is_unknown() {
     let mut config = server_config();
-    config.flow.manual_confirm = true;
+    config.flow.manual_ack = true;
     let mut pair = Pair::new(ClientConfig::default(), config, RegistryConfig::default());
     let first = pair.connect();
     for text in ["a", "b", "c"] {
@@ -328,7 +336,7 @@ fn what_was_handed_over_and_not_confirmed_is_unknown() {
     }
     pair.run();
     let now = pair.now;
-    pair.session().confirm(now, 1);
+    pair.session().acknowledge(now, 1);
     pair.client_sends("d");
     pair.lose_written(first);
     pair.cut(first);
@@ -398,7 +406,7 @@ fn a_connection_with_progress_is_not_barren_and_ends_the_count() {
 
 #[test]
 fn a_welcome_with_impossible_counts_loses_the_session_as_unknown() {
-    for (received, first) in [(2, 1), (0, 1), (1, 9)] {
+    for (acknowledged, first) in [(2, 1), (0, 1), (1, 9)] {
         let mut pair = Pair::default();
         let old = pair.connect();
         pair.client_sends("a");
@@ -412,7 +420,7 @@ fn a_welcome_with_impossible_counts_loses_the_session_as_unknown() {
             token: ResumeToken(Bytes::from_static(b"token")),
             epoch: 2,
             resumed: true,
-            received,
+            acknowledged,
             first,
             resume_window: RESUME_WINDOW,
             heartbeat_interval: SECOND,
@@ -423,7 +431,7 @@ fn a_welcome_with_impossible_counts_loses_the_session_as_unknown() {
         };
         let outcome =
             pair.client.handle_frame(pair.now, new, Frame::Control(Control::Welcome(Box::new(welcome))));
-        assert!(outcome.is_err(), "received {received} first {first}");
+        assert!(outcome.is_err(), "acknowledged {acknowledged} first {first}");
         pair.cut(new);
         assert_eq!(pair.gaps().len(), 1);
         pair.connect();

@@ -16,7 +16,7 @@ pub(super) struct Facts {
     clients: Vec<ClientFacts>,
     sessions: Vec<SessionFacts>,
     /// Client messages that a server's application got.
-    handed: BTreeSet<Mark>,
+    delivered: BTreeSet<Mark>,
     /// Client messages that were reported as not delivered, for good.
     undelivered: BTreeSet<Mark>,
     /// Something happened that may cost a session: expiry, restart, END, a second tab.
@@ -98,7 +98,7 @@ impl Facts {
     /// The server's application got a client's message.
     pub(super) fn server_got(&mut self, session: usize, message: &Message) -> Result<(), String> {
         let mark = parse_mark(message).ok_or("a message that nobody sent")?;
-        if !self.handed.insert(mark) {
+        if !self.delivered.insert(mark) {
             return Err(format!("duplicate: the server's application got {mark:?} twice"));
         }
         if self.undelivered.contains(&mark) {
@@ -164,8 +164,8 @@ impl Facts {
     }
 
     /// A client's END reached the session, with its final count.
-    pub(super) fn client_ended(&mut self, session: usize, received: u64) -> Result<(), String> {
-        self.sessions[session].closed_at = Some(received);
+    pub(super) fn client_ended(&mut self, session: usize, acknowledged: u64) -> Result<(), String> {
+        self.sessions[session].closed_at = Some(acknowledged);
         self.check_closed(session)
     }
 
@@ -190,7 +190,7 @@ impl Facts {
             return Err(format!("untrue: {} messages were accepted, {fate:?}", facts.numbers.len()));
         }
         for (number, mark) in (1..).zip(&facts.numbers) {
-            let arrived = self.handed.contains(mark);
+            let arrived = self.delivered.contains(mark);
             if number <= fate.delivered && !arrived {
                 return Err(format!("untrue: {mark:?} was reported delivered and is not"));
             }
@@ -209,7 +209,7 @@ impl Facts {
     /// What a client counts as acknowledged was handed over.
     pub(super) fn check_client(&self, client: usize, acknowledged: u64) -> Result<(), String> {
         let numbers = &self.clients[client].numbers;
-        match numbers.iter().take(acknowledged as usize).find(|mark| !self.handed.contains(mark)) {
+        match numbers.iter().take(acknowledged as usize).find(|mark| !self.delivered.contains(mark)) {
             Some(mark) => Err(format!("{mark:?} is acknowledged and was not handed over")),
             None => Ok(()),
         }

@@ -188,7 +188,7 @@ impl World {
             0 => Window::SERVER,
             messages => Window { messages, bytes: 1 << 20 },
         };
-        let flow = FlowConfig { keep, accept: window, manual_confirm: scenario.manual, max_message: None };
+        let flow = FlowConfig { keep, accept: window, manual_ack: scenario.manual, max_message: None };
         let config = Arc::new(ServerConfig {
             flow,
             resume_window: RESUME_WINDOW,
@@ -196,7 +196,7 @@ impl World {
             ..ServerConfig::default()
         });
         let client = ClientConfig {
-            flow: FlowConfig { manual_confirm: false, keep: Window::CLIENT, ..flow },
+            flow: FlowConfig { manual_ack: false, keep: Window::CLIENT, ..flow },
             ..ClientConfig::default()
         };
         let registry = Registry::new(now - HOUR, RegistryConfig::default(), Arc::clone(&config), [1; 32]);
@@ -249,7 +249,7 @@ impl World {
         if scenario.slow {
             events.push(Event::ClientTakes(index));
         }
-        if client.machine.is_over() {
+        if client.machine.is_closed() {
             return;
         }
         if client.count < scenario.client_messages && !client.ending {
@@ -284,7 +284,7 @@ impl World {
         if scenario.manual {
             events.push(Event::ServerConfirms(index));
         }
-        if session.is_over().is_some() {
+        if session.is_closed().is_some() {
             if session.connection().is_none() {
                 events.push(Event::Buries(index));
             }
@@ -378,19 +378,19 @@ impl World {
             Event::ClientWritesLate(client) => return self.client_writes(client, late),
             Event::ServerWritesLate(session) => return self.server_writes(session, late),
             Event::ClientTakes(client) => {
-                let taken = self.client_takes(client)?;
+                let received = self.client_takes(client)?;
                 self.settle_client(client)?;
-                return Ok(taken);
+                return Ok(received);
             }
             Event::ServerTakes(session) => {
-                let taken = self.server_takes(session)?;
+                let received = self.server_takes(session)?;
                 self.settle_session(session)?;
-                return Ok(taken);
+                return Ok(received);
             }
             Event::ServerConfirms(session) => {
                 let before = self.sessions.0[session].clone();
-                let received = before.as_ref().map_or(0, |session| session.received());
-                self.session(session).confirm(now, received + 1);
+                let acknowledged = before.as_ref().map_or(0, |session| session.acknowledged_to_client());
+                self.session(session).acknowledge(now, acknowledged + 1);
                 self.settle_session(session)?;
                 return Ok(before != self.sessions.0[session]);
             }
@@ -522,7 +522,7 @@ impl World {
 
     fn opens_second_tab(&mut self) -> bool {
         let original = Rc::make_mut(&mut self.clients[0]);
-        if original.machine.is_over() {
+        if original.machine.is_closed() {
             return false;
         }
         let Some(machine) = original.machine.restored([101; 32]) else { return false };
@@ -547,8 +547,8 @@ impl World {
                 other => Err(format!("server expected HELLO, got {other:?}")),
             },
             ServerEnd::Bound(session) => {
-                if let Frame::Control(Control::End { received, .. }) = &frame {
-                    self.facts().client_ended(session, *received)?;
+                if let Frame::Control(Control::End { acknowledged, .. }) = &frame {
+                    self.facts().client_ended(session, *acknowledged)?;
                 }
                 self.session(session).handle_frame(now, ConnectionId(index as u64), frame).map_err(broke)?;
                 self.settle_session(session)
@@ -691,7 +691,7 @@ impl World {
 
     fn client_takes(&mut self, index: usize) -> Step {
         let now = self.setting.now;
-        match self.client(index).machine.hand_over(now) {
+        match self.client(index).machine.deliver(now) {
             Some(Delivery::Message(message)) => self.facts().client_got(index, &message).map(|()| true),
             Some(Delivery::Gap { first, count, .. }) => {
                 let dropped = self.sessions.0.iter().map(|session| Some(session.as_ref()?.dropped())).sum();
@@ -707,7 +707,7 @@ impl World {
         if self.sessions.0[index].is_none() {
             return Ok(false);
         }
-        match self.session(index).hand_over(now) {
+        match self.session(index).deliver(now) {
             Some(Delivery::Message(message)) => self.facts().server_got(index, &message).map(|()| true),
             Some(Delivery::Gap { .. } | Delivery::Replaced { .. }) => {
                 Err("a gap in the stream that nobody made".into())
@@ -766,7 +766,7 @@ impl World {
     pub(super) fn is_good(&self) -> bool {
         self.clients.iter().all(|client| {
             let machine = &client.machine;
-            if machine.is_over() {
+            if machine.is_closed() {
                 return true;
             }
             let (Some(connection), None, false) = (machine.current(), machine.pending(), client.ending)

@@ -405,7 +405,7 @@ impl World {
     fn client_takes(&mut self, index: usize) -> Result<(), String> {
         let (now, longest) = (self.now, self.plan.longest);
         while self.clients[index].next_take <= now {
-            let Some(incoming) = self.clients[index].machine.hand_over(now) else { break };
+            let Some(incoming) = self.clients[index].machine.deliver(now) else { break };
             if let Incoming::Gap(_) = incoming {
                 // The event came before.
                 continue;
@@ -429,7 +429,7 @@ impl World {
             }
             let Incoming::Message(message) = incoming else { return Err(format!("{incoming:?}")) };
             let letter = Letter::read(&message, 's', longest)?;
-            client.got.received(letter.whose, letter.number)?;
+            client.got.delivered(letter.whose, letter.number)?;
             self.server.read_by(letter, index, client.life)?;
         }
         Ok(())
@@ -463,7 +463,7 @@ impl World {
                 }
                 Event::Volatile(message) => {
                     let letter = Letter::read(&message, 'S', self.plan.longest)?;
-                    client.volatile.received(letter.number)?;
+                    client.volatile.delivered(letter.number)?;
                     self.counts.volatile += 1;
                 }
                 Event::Authenticated { accepted } => {

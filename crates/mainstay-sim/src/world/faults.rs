@@ -148,7 +148,7 @@ impl World {
                 self.clients[index].may_end = true;
                 self.clients[index].machine.close(now, CloseCode::NORMAL, "bye");
             }
-            Fault::Online if awake => self.clients[index].machine.retry_now(now),
+            Fault::Online if awake => self.clients[index].machine.probe_now(now),
             Fault::Credentials if awake && self.plan.judged_within.is_some() => self.renew_credentials(index),
             _ => return false,
         }

@@ -227,7 +227,7 @@ impl Wire {
         if up { &mut self.client } else { &mut self.server_ear }
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         let server = matches!(self.server, ServerEnd::Closed | ServerEnd::Fenced(_));
         !self.client_open && server && self.up.is_empty() && self.down.is_empty()
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use mainstay_proto::heartbeat::{Action, Evidence, HeartbeatConfig};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
-    Answer, ConnectionId, Control, Frame, Presenter, Refusal, Registry, RegistryConfig, ServerConfig,
+    Answer, ConnectionId, Control, Frame, Presenter, RefuseReason, Registry, RegistryConfig, ServerConfig,
     ServerSession, Sessions, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
@@ -94,7 +94,7 @@ impl Server {
         if let Some(messages) = plan.drops_above {
             config.flow.keep.messages = messages;
         }
-        config.flow.manual_confirm = plan.manual;
+        config.flow.manual_ack = plan.manual;
         let config = Arc::new(config);
         let mut limits = RegistryConfig::default();
         limits.sessions = plan.spare_room.map_or(limits.sessions, |spare| plan.clients + spare);
@@ -167,7 +167,7 @@ impl World {
             if let (Some(machine), Some(_)) =
                 (&mut hosted.machine, hosted.confirms_at.take_if(|at| *at <= self.now))
             {
-                machine.confirm(self.now, u64::MAX);
+                machine.acknowledge(self.now, u64::MAX);
             }
             self.keep_time(session)?;
         }
@@ -378,9 +378,9 @@ impl World {
         };
         match principal {
             _ if judges && (!in_time || self.no_judge_until > self.now) => {
-                self.refuse(key, &Refusal::NotJudged.refuse());
+                self.refuse(key, &RefuseReason::NotJudged.refuse());
             }
-            None => self.refuse(key, &Refusal::Unauthorized.refuse()),
+            None => self.refuse(key, &RefuseReason::Unauthorized.refuse()),
             Some(principal) => return self.hello(key, hello, principal),
         }
         Ok(())
@@ -490,18 +490,18 @@ impl World {
             let pause = self.handling();
             let hosted = &mut self.server.sessions.0[session];
             let Some(machine) = &mut hosted.machine else { return Ok(()) };
-            while let Some(message) = machine.hand_over_volatile() {
+            while let Some(message) = machine.deliver_volatile() {
                 let letter = Letter::read(&message, 'C', longest)?;
                 if letter.whose != hosted.owner.0 {
                     return Err(format!("{letter:?} in a session of client {}", hosted.owner.0));
                 }
-                hosted.volatile.received(letter.number)?;
+                hosted.volatile.delivered(letter.number)?;
                 self.counts.volatile += 1;
             }
             if hosted.next_take.is_some_and(|at| at > now) {
                 return Ok(());
             }
-            let Some(delivery) = machine.hand_over(now) else { return Ok(()) };
+            let Some(delivery) = machine.deliver(now) else { return Ok(()) };
             hosted.next_take = Some(now + pause);
             if self.plan.manual {
                 hosted.confirms_at.get_or_insert(now + pause + Duration::from_millis(700));
@@ -510,7 +510,7 @@ impl World {
             if letter.whose != hosted.owner.0 {
                 return Err(format!("{letter:?} in a session of client {}", hosted.owner.0));
             }
-            self.clients[letter.whose].sent.received(session, letter.number)?;
+            self.clients[letter.whose].sent.delivered(session, letter.number)?;
         }
     }
 
@@ -577,8 +577,8 @@ impl World {
 
     fn bury_if_over(&mut self, session: usize) {
         let hosted = &mut self.server.sessions.0[session];
-        let Some(machine) = hosted.machine.take_if(|machine| machine.is_over().is_some()) else { return };
-        self.note(|| format!("session {session} is over: {:?}", machine.is_over()));
+        let Some(machine) = hosted.machine.take_if(|machine| machine.is_closed().is_some()) else { return };
+        self.note(|| format!("session {session} is over: {:?}", machine.is_closed()));
         self.server.registry.bury(self.now, &machine);
         let bound = |end: &ServerEnd| match end {
             ServerEnd::Bound(bound) | ServerEnd::Fenced(bound) => *bound == session,

@@ -22,7 +22,7 @@ use super::core::Core;
 use super::dial::{Attempt, GiveUp, Greeting, Opened, Upgraded};
 use super::place::{Place, Server};
 use super::proxy::Proxy;
-use super::task::Task;
+use super::task::ClientTask;
 use super::{Client, Sessions, UrlError};
 use crate::Budget;
 use crate::clock::now;
@@ -106,8 +106,8 @@ impl Builder {
     /// The application confirms what it has handled, with [`Client::confirm`]. Default: being returned by
     /// [`Client::recv`] counts as received.
     #[must_use]
-    pub fn confirm_manually(mut self) -> Self {
-        self.config.session.flow.manual_confirm = true;
+    pub fn manual_ack(mut self) -> Self {
+        self.config.session.flow.manual_ack = true;
         self
     }
 
@@ -359,7 +359,7 @@ impl<P> Builder<P> {
         self.config.session.flow.max_message = Some(self.target.limits.max_message as u64);
         self.config.opening_timeout = self.target.connector.limit().saturating_add(to_answer);
         let core = Core::new(Machine::new(now(), self.config, crate::random_seed()), self.budget);
-        Task::begin(Arc::clone(&core), self.target, ready);
+        ClientTask::begin(Arc::clone(&core), self.target, ready);
         let seen = core.lock().machine.state();
         Client::begun(core, seen)
     }

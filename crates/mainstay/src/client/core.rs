@@ -14,7 +14,7 @@ use mainstay_proto::ws::CloseCode;
 use tokio::sync::oneshot;
 
 use super::events::EventQueue;
-use super::{AuthenticateError, Outcome, Refusal, Tracked};
+use super::{AuthenticateError, Outcome, Receipt, Refusal};
 use crate::SendError;
 use crate::budget::{Budget, Change, Charge, Holder};
 use crate::clock::now;
@@ -67,7 +67,7 @@ pub(crate) struct Inner {
 impl Core {
     pub(super) fn new(machine: Machine, budget: Option<Budget>) -> Arc<Self> {
         Arc::new(Self {
-            signal: Signal::new(worker::home()),
+            signal: Signal::new(worker::mailbox()),
             gives_up: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 machine,
@@ -197,7 +197,7 @@ impl Inner {
     pub(super) fn poll_recv_any(&mut self, signal: &Signal, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
         // A session may owe an acknowledgement now, and a peer that was not read may be read again.
         let matters = self.machine.mode() != Mode::Plain || !self.machine.wants_input();
-        if let Some(incoming) = self.machine.hand_over(now()) {
+        if let Some(incoming) = self.machine.deliver(now()) {
             if matters {
                 signal.ask();
             }
@@ -206,7 +206,7 @@ impl Inner {
             }
             return Poll::Ready(Some(incoming));
         }
-        if self.finished || self.machine.hands_over_nothing() {
+        if self.finished || self.machine.delivers_nothing() {
             return Poll::Ready(None);
         }
         self.receiver = Some(cx.waker().clone());
@@ -275,7 +275,7 @@ impl Inner {
         // Numbers belong to a session: what is known of the last one comes first.
         self.settle();
         if self.machine.is_ended() {
-            return Err(SendError::Over(message));
+            return Err(SendError::Closed(message));
         }
         let kept = self.pressure().map_or(0, |pressure| {
             let kept = self.machine.held().kept;
@@ -285,7 +285,7 @@ impl Inner {
             return Err(SendError::Full(message));
         }
         self.machine.send(message).map_err(|message| match self.machine.largest() {
-            _ if self.machine.is_closing() => SendError::Over(message),
+            _ if self.machine.is_closing() => SendError::Closed(message),
             limit if message.len() as u64 > limit => SendError::TooLarge { message, limit },
             _ => SendError::Full(message),
         })
@@ -308,10 +308,10 @@ impl Inner {
     }
 
     /// Settles when it is known what became of the message that was just given this number.
-    pub(super) fn track(&mut self, number: u64) -> Tracked {
+    pub(super) fn track(&mut self, number: u64) -> Receipt {
         let (sender, receiver) = oneshot::channel();
         self.tracked.push_back((number, sender));
-        Tracked(receiver)
+        Receipt(receiver)
     }
 
     fn poll_send(
@@ -338,7 +338,7 @@ impl Inner {
         // A verdict that is known by now belongs to the credentials before these.
         self.settle();
         if self.machine.is_closing() {
-            return Err(AuthenticateError::Over);
+            return Err(AuthenticateError::Closed);
         }
         if self.machine.mode() == Mode::Plain {
             return Err(AuthenticateError::Plain);
@@ -373,7 +373,7 @@ impl Inner {
                     self.settle_range(*first, *last, Outcome::Unknown);
                 }
                 Event::Report(Report::NotDelivered(first, last)) => {
-                    self.settle_range(*first, *last, Outcome::Lost);
+                    self.settle_range(*first, *last, Outcome::NotDelivered);
                 }
                 Event::Report(Report::Undeliverable(number, _)) => {
                     self.settle_range(*number, *number, Outcome::Unknown);
@@ -403,7 +403,7 @@ impl Inner {
                     self.tracked.push_back((n - fate.unknown, sender));
                     continue;
                 }
-                _ => Outcome::Lost,
+                _ => Outcome::NotDelivered,
             };
             let _ = sender.send(outcome);
         }
@@ -442,7 +442,7 @@ fn verdict(event: &Event) -> Option<Verdict> {
         Event::Ended { code: Some(code), .. } if *code == u64::from(CloseCode::UNAUTHORIZED) => {
             Some(Err(AuthenticateError::Refused))
         }
-        Event::Ended { .. } => Some(Err(AuthenticateError::Over)),
+        Event::Ended { .. } => Some(Err(AuthenticateError::Closed)),
         Event::Attached { mode: Mode::Plain, .. } => Some(Err(AuthenticateError::Plain)),
         _ => None,
     }

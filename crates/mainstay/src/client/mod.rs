@@ -60,7 +60,7 @@ pub use self::sender::Sender;
 pub use self::stream::ServerStream;
 pub use self::watch::{Changes, Events};
 
-pub use mainstay_proto::connect::{End, EndCause, EndsWith, Event, Incoming, Lost, Mode, Report, State};
+pub use mainstay_proto::connect::{End, EndCause, EndsOn, Event, Incoming, Lost, Mode, Report, State};
 pub use mainstay_proto::endpoint::Follow;
 pub use mainstay_proto::reach::{ConnectFailure, FailureKind};
 pub use mainstay_proto::ws::DeflateParams;
@@ -93,7 +93,7 @@ pub enum AuthenticateError {
     Plain,
     /// The client has ended.
     #[error("the client has ended")]
-    Over,
+    Closed,
 }
 
 /// What a [`Client`] expects of its peer: `mainstay.v1`, or plain WebSocket if it does not speak that.
@@ -120,16 +120,16 @@ pub enum Outcome {
     /// The peer has it: its application (`mainstay.v1`), or its WebSocket stack (plain peers).
     Delivered,
     /// It certainly was not delivered, and will not be.
-    Lost,
+    NotDelivered,
     /// It may or may not have been.
     Unknown,
 }
 
 /// Settles when it is known what became of a message. Dropping it changes nothing.
 #[derive(Debug)]
-pub struct Tracked(oneshot::Receiver<Outcome>);
+pub struct Receipt(oneshot::Receiver<Outcome>);
 
-impl Future for Tracked {
+impl Future for Receipt {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
@@ -153,10 +153,10 @@ impl Client {
         self.core.lock().machine.id()
     }
 
-    /// With [`Builder::confirm_manually`]: everything that [`recv`](Self::recv) has returned so far is
+    /// With [`Builder::manual_ack`]: everything that [`recv`](Self::recv) has returned so far is
     /// handled. See `server::Session::confirm`.
-    pub fn confirm(&self) {
-        self.core.change(|inner| inner.machine.confirm(now()));
+    pub fn ack(&self) {
+        self.core.change(|inner| inner.machine.acknowledge(now()));
     }
 
     /// Presents new credentials in place of [`Builder::credentials`], and waits for the verdict: on the live
@@ -240,7 +240,7 @@ impl<P> Client<P> {
     pub fn send_tracked(
         &self,
         message: impl Into<Message>,
-    ) -> impl Future<Output = Result<Tracked, SendError>> + Send + '_ {
+    ) -> impl Future<Output = Result<Receipt, SendError>> + Send + '_ {
         sender::send_tracked(&self.core, message.into())
     }
 
@@ -278,8 +278,8 @@ impl<P> Client<P> {
     }
 
     /// Something suggests that the network changed: dials at once if waiting, probes if attached.
-    pub fn retry_now(&self) {
-        self.core.change(|inner| inner.machine.retry_now(now()));
+    pub fn probe_now(&self) {
+        self.core.change(|inner| inner.machine.probe_now(now()));
     }
 
     /// Gives up the present connection for another, whatever it is worth, and dials at once: for an application that knows

@@ -9,7 +9,7 @@ use mainstay_proto::session::Message;
 use mainstay_proto::session::message::SessionId;
 use mainstay_proto::ws::CloseCode;
 
-use super::Tracked;
+use super::Receipt;
 use super::core::Core;
 use crate::SendError;
 use crate::clock::now;
@@ -31,7 +31,7 @@ pub(super) fn send(
 pub(super) fn send_tracked(
     core: &Arc<Core>,
     message: Message,
-) -> impl Future<Output = Result<Tracked, SendError>> + Send + '_ {
+) -> impl Future<Output = Result<Receipt, SendError>> + Send + '_ {
     let mut sending = Some(message);
     poll_fn(move |cx| {
         let sent = std::task::ready!(core.poll_send(&mut sending, cx.waker()));
@@ -74,7 +74,7 @@ impl Sender {
     pub fn send_tracked(
         &self,
         message: impl Into<Message>,
-    ) -> impl Future<Output = Result<Tracked, SendError>> + Send + '_ {
+    ) -> impl Future<Output = Result<Receipt, SendError>> + Send + '_ {
         send_tracked(&self.core, message.into())
     }
 
@@ -112,7 +112,7 @@ impl Sender {
 
     /// Whether the client has ended, or is about to: nothing more is accepted.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.core.lock().machine.is_closing()
     }
 
@@ -149,9 +149,9 @@ impl Sender {
         self.core.lock().machine.kept_bytes()
     }
 
-    /// As [`Client::retry_now`](super::Client::retry_now).
-    pub fn retry_now(&self) {
-        self.core.change(|inner| inner.machine.retry_now(now()));
+    /// As [`Client::probe_now`](super::Client::probe_now).
+    pub fn probe_now(&self) {
+        self.core.change(|inner| inner.machine.probe_now(now()));
     }
 
     /// As [`Client::state`](super::Client::state).

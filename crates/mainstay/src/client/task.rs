@@ -18,7 +18,7 @@ use super::dial::{Failed, Opened, dial, greet};
 use crate::budget::{Change, Part};
 use crate::clock::now;
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
-use crate::worker::{Here, Resident, Signal, Turn};
+use crate::worker::{Signal, Task, TaskContext, TaskPoll};
 
 /// Why a connection ended whose memory was needed.
 const NO_MEMORY: &str = "the memory budget is used up";
@@ -28,7 +28,7 @@ const ROUNDS: usize = 4;
 type Dialling = Pin<Box<dyn Future<Output = Result<Opened, Failed>> + Send>>;
 
 /// See the module.
-pub(super) struct Task {
+pub(super) struct ClientTask {
     core: Arc<Core>,
     target: Target,
     wires: Vec<Open>,
@@ -45,7 +45,7 @@ struct Open {
     is_guarded: bool,
 }
 
-impl Task {
+impl ClientTask {
     /// From here on the client lives with its worker. A connection that is `ready` is the answer to the first dial.
     pub(super) fn begin(core: Arc<Core>, target: Target, ready: Option<Opened>) {
         let mut task = Self { core: Arc::clone(&core), target, wires: Vec::new(), dials: Vec::new() };
@@ -59,7 +59,7 @@ impl Task {
                 inner.settle();
             }
         }
-        core.signal.move_in(Box::pin(task));
+        core.signal.spawn(Box::pin(task));
     }
 
     fn handle_opened(&mut self, inner: &mut Inner, connection: ConnectionId, opened: Opened) {
@@ -79,19 +79,19 @@ impl Task {
     }
 }
 
-impl Resident for Task {
+impl Task for ClientTask {
     fn signal(&self) -> &Signal {
         &self.core.signal
     }
 
-    fn turn(self: Pin<&mut Self>, here: &Here<'_>) -> Turn {
+    fn turn(self: Pin<&mut Self>, context: &TaskContext<'_>) -> TaskPoll {
         let this = self.get_mut();
         let waker = Waker::from(Arc::clone(&this.core));
         let cx = &mut Context::from_waker(&waker);
-        let mut stirred = this.arrive(here);
+        let mut stirred = this.arrive(context);
         for _ in 0..ROUNDS {
             if this.core.signal.take_poll() {
-                stirred |= this.poll_dials(cx, here);
+                stirred |= this.poll_dials(cx, context);
             }
             let more = this.read(cx, &mut stirred);
             match this.keep_time() {
@@ -100,7 +100,7 @@ impl Resident for Task {
                     stirred |= this.obey();
                     stirred |= this.write(cx);
                     this.finish(cx, stirred);
-                    return Turn::Again;
+                    return TaskPoll::Again;
                 }
                 acted => stirred |= acted.is_some(),
             }
@@ -108,19 +108,19 @@ impl Resident for Task {
             this.core.signal.end_turn();
             stirred |= this.write(cx);
             if this.finish(cx, stirred) {
-                return Turn::Done;
+                return TaskPoll::Done;
             }
             if !more {
                 return this.rest();
             }
         }
-        Turn::Again
+        TaskPoll::Again
     }
 }
 
-impl Task {
+impl ClientTask {
     /// Hears what the worker says of the connections. `true`: one is lost by that.
-    fn arrive(&mut self, here: &Here<'_>) -> bool {
+    fn arrive(&mut self, context: &TaskContext<'_>) -> bool {
         let mut lost = Vec::new();
         let gives_up = self.core.gives_up.load(Ordering::Relaxed);
         if gives_up {
@@ -129,7 +129,7 @@ impl Task {
         for open in &mut self.wires {
             if gives_up {
                 lost.push((open.connection, Lost::Broken(NO_MEMORY.to_owned())));
-            } else if let Err(error) = open.wire.arrive(here) {
+            } else if let Err(error) = open.wire.arrive(context) {
                 lost.push((open.connection, Lost::Broken(error.to_string())));
             }
         }
@@ -146,15 +146,15 @@ impl Task {
     }
 
     /// When there is something to do again.
-    fn rest(&self) -> Turn {
+    fn rest(&self) -> TaskPoll {
         if self.core.signal.wants_poll() {
-            return Turn::Again;
+            return TaskPoll::Again;
         }
-        Turn::Until(self.core.lock().machine.poll_timeout())
+        TaskPoll::Until(self.core.lock().machine.poll_timeout())
     }
 
     /// `true`: one came to something.
-    fn poll_dials(&mut self, cx: &mut Context<'_>, here: &Here<'_>) -> bool {
+    fn poll_dials(&mut self, cx: &mut Context<'_>, context: &TaskContext<'_>) -> bool {
         let mut done = Vec::new();
         self.dials.retain_mut(|(connection, dialling)| match poll_caught(dialling, cx) {
             Poll::Pending => true,
@@ -167,7 +167,7 @@ impl Task {
         let core = Arc::clone(&self.core);
         for (connection, result) in done {
             let arrived = result.and_then(|mut opened| {
-                opened.wire.arrive(here).map_err(|error| Lost::Broken(error.to_string()))?;
+                opened.wire.arrive(context).map_err(|error| Lost::Broken(error.to_string()))?;
                 Ok(opened)
             });
             let mut inner = core.lock();
@@ -389,7 +389,7 @@ fn poll_caught(dialling: &mut Dialling, cx: &mut Context<'_>) -> Poll<Result<Ope
     })
 }
 
-impl Drop for Task {
+impl Drop for ClientTask {
     /// However it ends, with its runtime too: whoever waits is told.
     fn drop(&mut self) {
         let mut inner = self.core.lock();
@@ -440,7 +440,7 @@ mod tests {
         let mut waiting = send(&mut inner, "c");
         inner.settle();
         assert!(under_way.0.try_recv().is_err() && waiting.0.try_recv().is_err());
-        assert_eq!(dropped.0.try_recv(), Ok(Outcome::Lost));
+        assert_eq!(dropped.0.try_recv(), Ok(Outcome::NotDelivered));
 
         let later = start + std::time::Duration::from_secs(1);
         while inner.machine.poll_transmit(later, connection).is_some() {}

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use mainstay_proto::session::{ConnectionId, Refusal};
+use mainstay_proto::session::{ConnectionId, RefuseReason};
 use tokio::time::{Instant, timeout_at};
 
 use super::core::CoreRef;
@@ -19,7 +19,7 @@ use super::core::CoreRef;
 /// Why credentials prove nothing. Log the reason where you know it: the client is told no more than this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Denied {
+pub enum AuthError {
     /// They are wrong, missing or expired. The client ends (4501): it would present the same again.
     #[error("the credentials are refused")]
     Refused,
@@ -30,7 +30,7 @@ pub enum Denied {
 
 /// The application's function.
 pub(crate) type Authenticate = Arc<dyn Fn(Option<Bytes>) -> Judging + Send + Sync>;
-pub(crate) type Judging = Pin<Box<dyn Future<Output = Result<Bytes, Denied>> + Send>>;
+pub(crate) type Judging = Pin<Box<dyn Future<Output = Result<Bytes, AuthError>> + Send>>;
 
 /// Credentials that came on a live session.
 pub(super) struct Asked {
@@ -45,17 +45,17 @@ pub(super) async fn judge(
     authenticate: &Authenticate,
     credentials: Option<Bytes>,
     deadline: Instant,
-) -> Result<Bytes, Refusal> {
+) -> Result<Bytes, RefuseReason> {
     // It is called in the first poll, which is where a panic is caught.
     let mut judging = Box::pin(async { authenticate(credentials).await });
     let caught = poll_fn(|cx| {
         let polled = catch_unwind(AssertUnwindSafe(|| judging.as_mut().poll(cx)));
-        polled.unwrap_or(Poll::Ready(Err(Denied::Unavailable)))
+        polled.unwrap_or(Poll::Ready(Err(AuthError::Unavailable)))
     });
     match timeout_at(deadline, caught).await {
         Ok(Ok(principal)) => Ok(principal),
-        Ok(Err(Denied::Refused)) => Err(Refusal::Unauthorized),
-        Ok(Err(Denied::Unavailable)) | Err(_) => Err(Refusal::NotJudged),
+        Ok(Err(AuthError::Refused)) => Err(RefuseReason::Unauthorized),
+        Ok(Err(AuthError::Unavailable)) | Err(_) => Err(RefuseReason::NotJudged),
     }
 }
 

@@ -19,19 +19,19 @@ use tracing::field::Empty;
 
 use super::auth::Authenticate;
 use super::meddle::Act;
-use super::upgrade::PeerFacts;
+use super::upgrade::PeerInfo;
 use super::{REASON, Shared};
 use crate::budget::{Charge, Holder};
 use crate::clock::now;
 use crate::driver::Wire;
-use crate::worker::{Home, Signal};
+use crate::worker::{Mailbox, Signal};
 
 /// One session. What changes is behind one lock, held only for calls into the machine.
 pub(crate) struct Core {
     /// Wakes the session's task. The handler's waker is the core itself.
     pub(super) signal: Signal,
     pub(super) shared: Arc<Shared>,
-    pub(super) facts: PeerFacts,
+    pub(super) facts: PeerInfo,
     inner: Mutex<Inner>,
 }
 
@@ -125,7 +125,7 @@ pub(super) struct ComesFrom {
 }
 
 impl Core {
-    pub(super) fn new(shared: Arc<Shared>, home: Arc<Home>, facts: PeerFacts, peer: Peer) -> CoreRef {
+    pub(super) fn new(shared: Arc<Shared>, mailbox: Arc<Mailbox>, facts: PeerInfo, peer: Peer) -> CoreRef {
         let inner = Inner {
             peer,
             receiver: None,
@@ -135,7 +135,7 @@ impl Core {
             act: None,
             charge: Charge::default(),
         };
-        Arc::new(Self { signal: Signal::new(home), shared, facts, inner: Mutex::new(inner) })
+        Arc::new(Self { signal: Signal::new(mailbox), shared, facts, inner: Mutex::new(inner) })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -216,7 +216,7 @@ impl Core {
         let incoming = Incoming { connection, wire, fenced, from };
         let mut inner = self.lock();
         let Peer::Session(session) = &inner.peer else { return None };
-        let is_bound = session.connection() == Some(connection) && session.is_over().is_none();
+        let is_bound = session.connection() == Some(connection) && session.is_closed().is_none();
         let reason = session.superseded_reason();
         let loser = if is_bound {
             inner.incoming.replace(Box::new(incoming)).map(|earlier| earlier.wire)
@@ -328,7 +328,7 @@ impl Inner {
 /// makes is told of the one who asked.
 pub(super) struct Cores {
     pub(super) shared: Arc<Shared>,
-    pub(super) facts: PeerFacts,
+    pub(super) facts: PeerInfo,
     /// Its route's.
     pub(super) heartbeat: HeartbeatConfig,
 }
@@ -337,7 +337,7 @@ impl Cores {
     /// For what concerns no newcomer.
     pub(super) fn of_nobody(shared: &Arc<Shared>) -> Self {
         let facts =
-            PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
+            PeerInfo { address: None, subprotocol: None, resumable: false, principal: Box::default() };
         Self { shared: Arc::clone(shared), facts, heartbeat: shared.config.heartbeat }
     }
 }
@@ -355,7 +355,7 @@ impl Sessions for Cores {
     fn create(&mut self, session: ServerSession) -> CoreRef {
         Core::new(
             Arc::clone(&self.shared),
-            crate::worker::home(),
+            crate::worker::mailbox(),
             self.facts.clone(),
             Peer::Session(Box::new(session)),
         )
@@ -378,7 +378,7 @@ mod tests {
     use mainstay_proto::ws::{Connection, Kind, Limits, Role};
 
     use super::*;
-    use crate::server::Mainstay;
+    use crate::server::Server;
     use crate::transport::Transport;
 
     fn hello(attempt: u64, token: Option<ResumeToken>) -> Hello {
@@ -388,7 +388,7 @@ mod tests {
             key_age: Duration::from_secs(1),
             instance: Instance([7; 8]),
             attempt,
-            resume: token.map(|token| Resume { token, received: 0, sent: 0, first_held: 1 }),
+            resume: token.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 }),
             credentials: None,
             resume_window: None,
             max_message: None,
@@ -407,8 +407,7 @@ mod tests {
         connection: u64,
         hello: &Hello,
     ) -> (CoreRef, Option<Fenced>, ResumeToken) {
-        let facts =
-            PeerFacts { address: None, subprotocol: None, resumable: true, principal: Box::default() };
+        let facts = PeerInfo { address: None, subprotocol: None, resumable: true, principal: Box::default() };
         let heartbeat = shared.config.heartbeat;
         let mut cores = Cores { shared: Arc::clone(shared), facts, heartbeat };
         let (now, connection, who) = (now(), ConnectionId(connection), Presenter::default());
@@ -428,7 +427,7 @@ mod tests {
     async fn of_two_attaches_that_race_the_later_one_has_the_session_in_whatever_order_they_come() {
         // What happens in which order: `d` an attach is decided, `t` it is taken to the session.
         for schedule in ["d2 d3 t2 t3", "d2 d3 t3 t2", "d2 t2 d3 t3"] {
-            let shared = Arc::clone(&Mainstay::default().shared);
+            let shared = Arc::clone(&Server::default().shared);
             let first = Hello { key_age: Duration::ZERO, ..hello(1, None) };
             let (core, _, mut token) = attach(&shared, 1, &first);
             let (mut fenced, mut losers) = ([None, None], Vec::new());

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use mainstay_proto::admission::{Admission, AdmissionConfig, Admitted, Refused};
 
-use super::stats::Stats;
+use super::stats::Counters;
 use crate::driver;
 
 /// The limits on connections of one server.
@@ -49,7 +49,7 @@ impl Gate {
     }
 
     /// Counts a connection that was accepted. An error: drop it.
-    pub(super) fn arrive(self: &Arc<Self>, address: IpAddr, stats: &Stats) -> Result<Option<Permit>, ()> {
+    pub(super) fn arrive(self: &Arc<Self>, address: IpAddr, stats: &Counters) -> Result<Option<Permit>, ()> {
         let Some(mut admission) = self.admission() else { return Ok(None) };
         let tickets = Arc::strong_count(&self.tickets) - 1;
         let (refused, dropped) = match admission.arrive_beside(address, tickets) {
@@ -59,7 +59,7 @@ impl Gate {
         };
         drop(admission);
         if let Some(why) = dropped.or(refused.map(|refused| refused.why)) {
-            Stats::add(stats.refused(why), 1);
+            Counters::add(stats.refused(why), 1);
             tracing::debug!(%address, ?why, "connection refused");
         }
         match dropped {
@@ -128,7 +128,7 @@ mod tests {
     fn a_connection_counts_once_before_and_after_it_became_a_websocket() {
         for per_address in [None, Some(100)] {
             let gate = Gate::new(AdmissionConfig { connections: Some(2), per_address }, 1);
-            let (stats, address) = (Stats::default(), [127, 0, 0, 1].into());
+            let (stats, address) = (Counters::default(), [127, 0, 0, 1].into());
             let arrive = || gate.arrive(address, &stats).unwrap().map(Arc::new).unwrap();
             let http = arrive();
             let kept = Arc::clone(&http).keep();
@@ -153,7 +153,7 @@ mod tests {
             panic!("as the test asks for");
         });
         assert!(panicked.join().is_err());
-        let (stats, address) = (Stats::default(), [127, 0, 0, 1].into());
+        let (stats, address) = (Counters::default(), [127, 0, 0, 1].into());
         let refused =
             |permit: &Option<Permit>| permit.as_ref().is_some_and(|permit| permit.refused().is_some());
         let first = gate.arrive(address, &stats).unwrap();

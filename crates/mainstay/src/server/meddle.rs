@@ -57,7 +57,7 @@ impl Sender {
     /// zero: it is not. Plain peers cannot be asked: theirs is closed with 1012 at once, and their session is over.
     /// While no connection is attached it does nothing.
     ///
-    /// For tests and demonstrations; [`Mainstay::drain`](super::Mainstay::drain) sends everyone away.
+    /// For tests and demonstrations; [`Server::drain`](super::Server::drain) sends everyone away.
     ///
     /// Source: `docs/PROTOCOL.md` "GOAWAY".
     pub fn go_away(&self, reason: &str, delay: RangeInclusive<Duration>, close_in: Duration) {
@@ -98,10 +98,10 @@ impl Inner {
     /// at its other end.
     pub(super) fn take_act(&mut self, now: Instant, connection: ConnectionId, hung_up: bool) -> Option<Then> {
         let attached = self.connection();
-        let is_over = |act: &mut Box<Act>| {
+        let is_closed = |act: &mut Box<Act>| {
             act.connection != attached || (act.concerns(connection) && (hung_up || act.at <= now))
         };
-        let act = self.act.take_if(is_over)?;
+        let act = self.act.take_if(is_closed)?;
         act.concerns(connection).then_some(act.then)
     }
 }

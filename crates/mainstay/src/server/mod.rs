@@ -1,11 +1,11 @@
 //! The server: an axum extractor, a handler per session, and a shutdown that waits for both.
 //!
-//! [`Mainstay`] is the application's handle on all of it: every connection and session is counted
+//! [`Server`] is the application's handle on all of it: every connection and session is counted
 //! there and can be drained. It is part of the router's state; [`SessionUpgrade`] takes it from there.
 //!
 //! ```no_run
 //! use axum::{Router, routing::any};
-//! use mainstay::{Mainstay, SessionUpgrade};
+//! use mainstay::{Server, SessionUpgrade};
 //!
 //! async fn echo(upgrade: SessionUpgrade) -> axum::response::Response {
 //!     upgrade.on_session(|mut session| async move {
@@ -18,7 +18,7 @@
 //! }
 //!
 //! # async fn run() -> std::io::Result<()> {
-//! let mainstay = Mainstay::default();
+//! let mainstay = Server::default();
 //! let app = Router::new().route("/echo", any(echo)).with_state(mainstay.clone());
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
 //! mainstay::serve(listener, app, &mainstay).await
@@ -57,14 +57,15 @@ use mainstay_proto::ws::{CloseCode, Limits};
 use slab::Slab;
 use tokio_util::task::TaskTracker;
 
-pub use self::auth::Denied;
+pub use self::auth::AuthError;
 use self::core::{Core, CoreRef, Cores, Peer};
 use self::limits::Gate;
 pub use self::room::{Membership, Room, SlowMember};
 pub use self::serve::{DRAIN_WITHIN, MakeService, Serve, serve};
 pub use self::session::{Changes, Received, Sender, Session, SessionState};
-pub use self::stats::{RTT_BUCKETS, Snapshot, Stats};
-pub use self::upgrade::{PeerFacts, SessionUpgrade, UpgradeRejection};
+use self::stats::Counters;
+pub use self::stats::{RTT_BUCKETS, Stats};
+pub use self::upgrade::{PeerInfo, SessionUpgrade, UpgradeRejection};
 use crate::Budget;
 
 /// How a server behaves. `docs/DEFAULTS.md` has the reasons.
@@ -108,7 +109,7 @@ pub struct Config {
     pub origins: Origins,
     /// Whether permessage-deflate may be agreed on. Default: no; it costs memory per connection.
     pub deflate: bool,
-    /// Whether the span that handlers run in (`session`, at `info`) names the [principal](PeerFacts::principal), beside
+    /// Whether the span that handlers run in (`session`, at `info`) names the [principal](PeerInfo::principal), beside
     /// `session` and `epoch`. Default: no; it may be a person's name.
     pub log_principal: bool,
 }
@@ -159,7 +160,7 @@ impl Config {
 
 /// The owner of all sessions. Cheap to clone; every clone is the same.
 #[derive(Clone)]
-pub struct Mainstay {
+pub struct Server {
     shared: Arc<Shared>,
 }
 
@@ -176,10 +177,10 @@ pub(crate) struct Shared {
     /// Set once draining began: over what time those who are there are sent away.
     draining: OnceLock<Duration>,
     told_too_big: AtomicBool,
-    pub(crate) stats: Stats,
+    pub(crate) stats: Counters,
 }
 
-impl Mainstay {
+impl Server {
     /// A server without sessions.
     ///
     /// # Errors
@@ -202,7 +203,7 @@ impl Mainstay {
             bytes: config.accept.bytes.max(least.bytes),
         };
         let max_message = Some(config.limits.max_message as u64);
-        let flow = FlowConfig { keep: config.keep, accept, manual_confirm: false, max_message };
+        let flow = FlowConfig { keep: config.keep, accept, manual_ack: false, max_message };
         let sessions = Arc::new(ServerConfig {
             flow,
             resume_window: config.resume_window,
@@ -229,7 +230,7 @@ impl Mainstay {
             cores: Mutex::new(Slab::new()),
             draining: OnceLock::new(),
             told_too_big: AtomicBool::new(false),
-            stats: Stats::default(),
+            stats: Counters::default(),
         };
         let shared = Arc::new(shared);
         shared.config.budget.serve(&shared);
@@ -244,7 +245,7 @@ impl Mainstay {
 
     /// Figures since the start.
     #[must_use]
-    pub fn stats(&self) -> Snapshot {
+    pub fn stats(&self) -> Stats {
         self.shared.stats.snapshot()
     }
 
@@ -279,7 +280,7 @@ impl Mainstay {
         let mut cores = Cores::of_nobody(&self.shared);
         let evicted = self.shared.registry().evict(crate::clock::now(), &mut cores);
         if let Some(core) = &evicted {
-            Stats::add(&self.shared.stats.evicted_resource, 1);
+            Counters::add(&self.shared.stats.evicted_resource, 1);
             core.look();
         }
         evicted.is_some()
@@ -366,15 +367,15 @@ impl Sessions {
     }
 }
 
-impl Default for Mainstay {
+impl Default for Server {
     fn default() -> Self {
         Self::new(Config::default())
     }
 }
 
-impl std::fmt::Debug for Mainstay {
+impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mainstay").field("config", &self.shared.config).finish_non_exhaustive()
+        f.debug_struct("Server").field("config", &self.shared.config).finish_non_exhaustive()
     }
 }
 
@@ -437,7 +438,7 @@ impl Shared {
         let is_session = matches!(core.lock().peer, Peer::Session(_));
         if is_session {
             self.registry().evict_this(crate::clock::now(), core, &mut Cores::of_nobody(self));
-            Stats::add(&self.stats.evicted_memory, 1);
+            Counters::add(&self.stats.evicted_memory, 1);
             core.look();
         }
         is_session
@@ -474,7 +475,7 @@ impl Shared {
     }
 
     /// One line for the first client that sends more than it may; the others are counted with the errors.
-    pub(crate) fn tell_too_big(&self, peer: &PeerFacts) {
+    pub(crate) fn tell_too_big(&self, peer: &PeerInfo) {
         let (limit, address) = (self.config.limits.max_message, peer.address);
         if self.told_too_big.swap(true, Ordering::Relaxed) {
             tracing::debug!(limit, ?address, "a message is larger than max_message");
@@ -520,7 +521,7 @@ mod tests {
         let check = |change: fn(&mut Config), expected: &str| {
             let mut config = Config::default();
             change(&mut config);
-            let error = Mainstay::try_new(config).err().map(|error| error.to_string());
+            let error = Server::try_new(config).err().map(|error| error.to_string());
             assert_eq!(error.as_deref(), Some(expected).filter(|expected| !expected.is_empty()));
         };
         check(|_| {}, "");

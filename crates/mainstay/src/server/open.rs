@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
-    Answer, ConnectionId, Control, Frame, PlainSession, Presenter, Refusal, SessionError, Transmit,
+    Answer, ConnectionId, Control, Frame, PlainSession, Presenter, RefuseReason, SessionError, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Limits, Role};
 use tokio::net::TcpStream;
@@ -28,9 +28,9 @@ use super::core::{ComesFrom, Core, CoreRef, Cores, Peer};
 use super::limits::Permit;
 use super::pace::Paced;
 use super::session::Session;
-use super::stats::Stats;
+use super::stats::Counters;
 use super::task::SessionTask;
-use super::upgrade::PeerFacts;
+use super::upgrade::PeerInfo;
 use crate::clock::now;
 use crate::driver::{Arrived, Framing, Reading, Wire};
 use crate::transport::Transport;
@@ -40,7 +40,7 @@ use crate::worker;
 pub(super) struct Opening {
     pub(super) on_upgrade: OnUpgrade,
     pub(super) permit: Option<Arc<Permit>>,
-    pub(super) facts: PeerFacts,
+    pub(super) facts: PeerInfo,
     pub(super) terms: Terms,
     /// Of the opening deadline, what the peer took for its request.
     pub(super) head_took: Duration,
@@ -86,7 +86,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         Ok(upgraded) => upgraded,
         Err(error) => {
             tracing::debug!(%error, "upgrade failed");
-            Stats::add(&stats.openings_failed, 1);
+            Counters::add(&stats.openings_failed, 1);
             return None;
         }
     };
@@ -99,21 +99,22 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     let mut wire = Wire::new(transport, codec, early);
     wire.permit = permit.map(Permit::keep);
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
-    Stats::add(&stats.connections_opened, 1);
+    Counters::add(&stats.connections_opened, 1);
     let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_took);
     if !facts.resumable {
         return match terms.principal(None, deadline).await {
             Ok(principal) => {
-                Stats::add(&stats.connections, 1);
+                Counters::add(&stats.connections, 1);
                 facts.principal = principal.as_ref().into();
                 let plain = PlainSession::new(now(), shared.sessions_with(terms.heartbeat), connection.0);
-                let core = Core::new(Arc::clone(shared), worker::home(), facts, Peer::Plain(Box::new(plain)));
+                let core =
+                    Core::new(Arc::clone(shared), worker::mailbox(), facts, Peer::Plain(Box::new(plain)));
                 core.begin_epoch(None);
                 Some((connection, core, wire))
             }
             Err(why) => {
                 // It had nothing to present but its request, and nothing is said to it but a Close.
-                Stats::add(&stats.openings_failed, 1);
+                Counters::add(&stats.openings_failed, 1);
                 wire.leave(why.code(), "").await;
                 None
             }
@@ -161,21 +162,21 @@ async fn attach(
         }
         Answer::Attached { session: core, created, lost, evicted, fenced } => {
             if let Some(evicted) = evicted {
-                Stats::add(&stats.evicted, 1);
+                Counters::add(&stats.evicted, 1);
                 evicted.look();
             }
-            Stats::add(&stats.connections, 1);
+            Counters::add(&stats.connections, 1);
             let counter = match (created, lost) {
                 (true, false) => &stats.attached_new,
                 (_, true) => &stats.attached_lost,
                 (false, false) => &stats.attached_resumed,
             };
-            Stats::add(counter, 1);
+            Counters::add(counter, 1);
             core.begin_epoch(terms.authenticate);
             if created {
                 core.with_session(|session| {
                     if terms.manual {
-                        session.confirm_manually();
+                        session.manual_ack();
                     }
                     if terms.drops_oldest {
                         session.drop_oldest_when_full();
@@ -184,12 +185,12 @@ async fn attach(
                 return Some((connection, core, wire));
             }
             let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
-            Stats::add(&stats.replayed, replayed);
+            Counters::add(&stats.replayed, replayed);
             let from = ComesFrom { address, path: terms.path };
             let loser = core.supersede(fenced, connection, wire, from);
             shared.dismiss_if_draining(&core);
             if let Some((wire, frame)) = loser {
-                Stats::subtract(&stats.connections, 1);
+                Counters::subtract(&stats.connections, 1);
                 wire.leave(frame.code, &frame.reason).await;
             }
             None
@@ -197,15 +198,15 @@ async fn attach(
     }
 }
 
-async fn refuse(stats: &Stats, mut wire: Wire, refuse: &Control, why: Refusal) {
+async fn refuse(stats: &Counters, mut wire: Wire, refuse: &Control, why: RefuseReason) {
     tracing::debug!(?why, "HELLO refused");
-    Stats::add(&stats.attach_refused, 1);
+    Counters::add(&stats.attach_refused, 1);
     wire.say(refuse).await;
     wire.leave(why.code(), "").await;
 }
 
 impl Terms {
-    async fn principal(&self, credentials: Option<Bytes>, deadline: Instant) -> Result<Bytes, Refusal> {
+    async fn principal(&self, credentials: Option<Bytes>, deadline: Instant) -> Result<Bytes, RefuseReason> {
         match &self.authenticate {
             Some(authenticate) => judge(authenticate, credentials, deadline).await,
             None => Ok(self.principal.clone()),
@@ -214,7 +215,7 @@ impl Terms {
 }
 
 /// HELLO, in time. An error was counted, and what is to be said about it is queued.
-async fn wait_for_hello(stats: &Stats, wire: &mut Wire, deadline: Instant) -> Result<Hello, ()> {
+async fn wait_for_hello(stats: &Counters, wire: &mut Wire, deadline: Instant) -> Result<Hello, ()> {
     let (counter, frame) = match timeout_at(deadline, read_hello(wire)).await {
         Ok(Ok(hello)) => return Ok(hello),
         Ok(Err(None)) => (&stats.openings_failed, None),
@@ -227,7 +228,7 @@ async fn wait_for_hello(stats: &Stats, wire: &mut Wire, deadline: Instant) -> Re
             (&stats.openings_failed, Some(frame))
         }
     };
-    Stats::add(counter, 1);
+    Counters::add(counter, 1);
     frame.into_iter().for_each(|frame| wire.close(&frame));
     Err(())
 }

@@ -132,7 +132,7 @@ impl Room {
             }
             let outcome = self.deliver(member, message.clone());
             sent += usize::from(outcome.is_ok());
-            !matches!(outcome, Err(SendError::Over(_)))
+            !matches!(outcome, Err(SendError::Closed(_)))
         });
         sent
     }
@@ -145,7 +145,7 @@ impl Room {
         match sent {
             Err(SendError::Full(message)) if self.shared.slow != SlowMember::Skip => {
                 self.disconnect(member);
-                Err(SendError::Over(message))
+                Err(SendError::Closed(message))
             }
             Err(refused @ (SendError::Full(_) | SendError::TooLarge { .. })) => {
                 self.shared.skipped.fetch_add(1, Ordering::Relaxed);

@@ -36,8 +36,8 @@ use tower_service::Service;
 
 use super::limits::Permit;
 use super::pace::Paced;
-use super::stats::Stats;
-use super::{Mainstay, target};
+use super::stats::Counters;
+use super::{Server, target};
 
 /// The head of a request may be this large, in this many fields.
 const MAX_HEAD: usize = 16 * 1024;
@@ -70,7 +70,7 @@ const MAX_FIELDS: usize = 64;
 /// [`Config::opening_deadline`]: super::Config::opening_deadline
 /// [`Config::admission`]: super::Config::admission
 #[must_use = "await it"]
-pub fn serve<L, M>(listener: L, app: M, mainstay: &Mainstay) -> Serve<L, M>
+pub fn serve<L, M>(listener: L, app: M, mainstay: &Server) -> Serve<L, M>
 where
     L: Listener<Addr: 'static>,
     M: MakeService<L::Addr>,
@@ -154,7 +154,7 @@ where
     }
 }
 
-/// The usual time for [`Serve::with_graceful_shutdown`] and [`Mainstay::drain`], closing included: what `mainstay serve`
+/// The usual time for [`Serve::with_graceful_shutdown`] and [`Server::drain`], closing included: what `mainstay serve`
 /// takes, too. A drain with nowhere to go only lengthens the outage.
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -175,9 +175,9 @@ const LAST_ACCEPT: Duration = Duration::from_millis(10);
 pub struct Serve<L = TcpListener, M = Router> {
     listener: L,
     app: M,
-    mainstay: Mainstay,
+    mainstay: Server,
     /// Drained with it.
-    others: Vec<Mainstay>,
+    others: Vec<Server>,
     shutdown: Option<Signal>,
     successor: Option<Signal>,
     within: Duration,
@@ -192,7 +192,7 @@ where
     /// When `signal` completes: stops accepting, sends everyone away, and waits for all sessions and for the responses
     /// that are under way, at most for `within`, closing included. What waits to be accepted at that moment is
     /// accepted and refused with 503, not reset. HTTP connections without a request end within half a second, the
-    /// others with their response. See [`Mainstay::drain`]. A supervisor must wait longer than `within` before it
+    /// others with their response. See [`Server::drain`]. A supervisor must wait longer than `within` before it
     /// kills: 5 s are within the usual 10 s (Docker), 30 s (Kubernetes) and 90 s (systemd).
     pub fn with_graceful_shutdown(
         mut self,
@@ -225,7 +225,7 @@ where
     }
 
     /// Drains this one, too, when the server goes away: for an application with several, such as two heartbeats.
-    pub fn also_drain(mut self, other: &Mainstay) -> Self {
+    pub fn also_drain(mut self, other: &Server) -> Self {
         self.others.push(other.clone());
         self
     }
@@ -294,7 +294,7 @@ struct Door<L, M> {
     listener: Option<L>,
     successor: Option<Signal>,
     app: M,
-    mainstay: Mainstay,
+    mainstay: Server,
     http: http1::Builder,
     visitors: TaskTracker,
     leave: CancellationToken,
@@ -437,14 +437,14 @@ struct Visitor {
     /// `None`: it does not come over IP.
     address: Option<SocketAddr>,
     permit: Option<Arc<Permit>>,
-    mainstay: Mainstay,
+    mainstay: Server,
     accepted: Instant,
     /// Whether there was a request.
     spoke: AtomicBool,
 }
 
 impl Visitor {
-    fn new(address: Option<SocketAddr>, permit: Option<Permit>, mainstay: Mainstay) -> Self {
+    fn new(address: Option<SocketAddr>, permit: Option<Permit>, mainstay: Server) -> Self {
         let permit = permit.map(Arc::new);
         Self { address, permit, mainstay, accepted: Instant::now(), spoke: AtomicBool::new(false) }
     }
@@ -492,7 +492,7 @@ impl Visitor {
             }
         }
         if !self.spoke.load(Ordering::Relaxed) {
-            Stats::add(&shared.stats.openings_failed, 1);
+            Counters::add(&shared.stats.openings_failed, 1);
             tracing::debug!(address = ?self.address, "no request within the opening deadline");
         }
     }
@@ -507,7 +507,7 @@ impl Visitor {
         }
         let (mut head, body) = request.into_parts();
         if let Err(line) = target::settle(&mut head) {
-            Stats::add(&self.mainstay.shared.stats.openings_failed, 1);
+            Counters::add(&self.mainstay.shared.stats.openings_failed, 1);
             let headers = [(header::CONNECTION, HeaderValue::from_static("close"))];
             return Ok((StatusCode::BAD_REQUEST, headers, format!("{line}\n")).into_response());
         }

@@ -16,8 +16,8 @@ use mainstay_proto::session::{Delivery, End, EndCause, Message, PeerClose, Serve
 use mainstay_proto::ws::CloseCode;
 
 use super::core::{Core, CoreRef, Inner, Peer};
-use super::stats::Stats;
-use super::upgrade::PeerFacts;
+use super::stats::Counters;
+use super::upgrade::PeerInfo;
 use crate::SendError;
 use crate::clock::now;
 
@@ -98,7 +98,7 @@ pub enum SessionState {
     /// The client is away, and its session is kept.
     Parked,
     /// Nothing follows.
-    Over,
+    Closed,
 }
 
 impl Session {
@@ -148,17 +148,17 @@ impl Session {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         let mut inner = self.core.lock();
         let received = match &mut inner.peer {
-            Peer::Session(session) => match session.hand_over(now()) {
+            Peer::Session(session) => match session.deliver(now()) {
                 Some(Delivery::Message(message)) => Some(Received::Message(message)),
                 Some(Delivery::Gap { first, count, cause }) => {
-                    Stats::add(&self.core.shared.stats.gaps, 1);
+                    Counters::add(&self.core.shared.stats.gaps, 1);
                     Some(Received::Gap { first, count, cause })
                 }
                 // Only servers write it, and a client's is ignored.
                 Some(Delivery::Replaced { .. }) => None,
-                None => session.hand_over_volatile().map(Received::Volatile),
+                None => session.deliver_volatile().map(Received::Volatile),
             },
-            Peer::Plain(plain) => plain.hand_over().map(Received::Message),
+            Peer::Plain(plain) => plain.deliver().map(Received::Message),
         };
         if received.is_some() {
             drop(inner);
@@ -166,7 +166,7 @@ impl Session {
             self.core.signal.ask();
             return Poll::Ready(received);
         }
-        if !inner.hands_over() {
+        if !inner.delivers() {
             return Poll::Ready(None);
         }
         inner.wait_for_message(cx.waker());
@@ -175,16 +175,16 @@ impl Session {
 
     /// Everything that [`recv`](Self::recv) has returned so far is handled: from here on the client may
     /// forget it. Only for a session that
-    /// [`confirm_manually`](super::SessionUpgrade::confirm_manually) was called for; otherwise, and towards a
+    /// [`manual_ack`](super::SessionUpgrade::manual_ack) was called for; otherwise, and towards a
     /// plain peer, it does nothing.
     ///
     /// Whether confirmed or not, a message is returned once. What differs is what a client learns that loses
     /// its session: what was returned and not confirmed is *unknown* to it. Confirm before a quarter of
     /// [`Config::accept`](super::Config::accept) lies unconfirmed: when all of it does, nothing more comes.
-    pub fn confirm(&self) {
+    pub fn ack(&self) {
         let mut inner = self.core.lock();
         if let Peer::Session(session) = &mut inner.peer {
-            session.confirm(now(), u64::MAX);
+            session.acknowledge(now(), u64::MAX);
         }
         drop(inner);
         self.core.signal.ask();
@@ -192,19 +192,19 @@ impl Session {
 
     /// As [`confirm`](Self::confirm), for the `count` oldest messages that [`recv`](Self::recv) has returned and
     /// nobody confirmed.
-    pub fn confirm_oldest(&self, count: u64) {
-        self.core.confirm_oldest(count);
+    pub fn ack_oldest(&self, count: u64) {
+        self.core.ack_oldest(count);
     }
 
     /// Ends the session because what the application keeps for it is gone: a gateway's connection to its backend, an
     /// actor that crashed. What was sent to the client is delivered first, for at most 10 s while it is attached. Then a
     /// plain client is closed with 1012. A client that speaks `mainstay.v1` gets one gap event with the exact fate of
-    /// each of its messages (cause [`Replaced`](mainstay_proto::session::message::Cause::Replaced)) and a fresh session,
+    /// each of its messages (cause [`Replaced`](mainstay_proto::session::message::LossCause::Replaced)) and a fresh session,
     /// in which its application begins anew.
     ///
-    /// `passed_on` counts those of the returned and not [confirmed](Self::confirm_oldest) messages that may have had an
+    /// `passed_on` counts those of the returned and not [confirmed](Self::ack_oldest) messages that may have had an
     /// effect, the oldest first: their fate is unknown. The client sends those above them again. Without
-    /// [`confirm_manually`](super::SessionUpgrade::confirm_manually) everything that was returned counts as delivered.
+    /// [`manual_ack`](super::SessionUpgrade::manual_ack) everything that was returned counts as delivered.
     ///
     /// Source: `docs/PROTOCOL.md` "Closing".
     pub fn renew(&self, passed_on: u64) {
@@ -335,7 +335,7 @@ impl Session {
 
     /// What is known of the client.
     #[must_use]
-    pub fn peer(&self) -> &PeerFacts {
+    pub fn peer(&self) -> &PeerInfo {
         &self.core.facts
     }
 
@@ -382,7 +382,7 @@ impl Seen {
         match state {
             SessionState::Attached { epoch } => Self(epoch),
             SessionState::Parked => Self(0),
-            SessionState::Over => Self(u64::MAX),
+            SessionState::Closed => Self(u64::MAX),
         }
     }
 }
@@ -407,7 +407,7 @@ impl Stream for Session {
 }
 
 impl Changes {
-    /// The next state that differs from the one before; `None` after [`Over`](SessionState::Over). States that came and
+    /// The next state that differs from the one before; `None` after [`Closed`](SessionState::Over). States that came and
     /// went meanwhile are left out.
     ///
     /// # Cancel safety
@@ -417,7 +417,7 @@ impl Changes {
     }
 
     fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<Option<SessionState>> {
-        if self.seen == Seen::of(SessionState::Over) {
+        if self.seen == Seen::of(SessionState::Closed) {
             return Poll::Ready(None);
         }
         self.seen.poll_change(&self.core, cx).map(Some)
@@ -499,8 +499,8 @@ impl Sender {
 
     /// Whether the session is over: nothing that is sent from now on gets anywhere.
     #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.state() == SessionState::Over
+    pub fn is_closed(&self) -> bool {
+        self.state() == SessionState::Closed
     }
 
     /// As [`Session::end`].
@@ -517,13 +517,13 @@ impl Sender {
 
     /// As [`Session::peer`].
     #[must_use]
-    pub fn peer(&self) -> &PeerFacts {
+    pub fn peer(&self) -> &PeerInfo {
         &self.core.facts
     }
 
-    /// As [`Session::confirm_oldest`].
-    pub fn confirm_oldest(&self, count: u64) {
-        self.core.confirm_oldest(count);
+    /// As [`Session::ack_oldest`].
+    pub fn ack_oldest(&self, count: u64) {
+        self.core.ack_oldest(count);
     }
 
     /// As [`Session::note_replaced`].
@@ -563,7 +563,7 @@ impl std::fmt::Debug for Sender {
 fn closed(core: &CoreRef) -> impl Future<Output = ()> + Send + '_ {
     poll_fn(|cx| {
         let mut inner = core.lock();
-        if inner.state() == SessionState::Over {
+        if inner.state() == SessionState::Closed {
             return Poll::Ready(());
         }
         inner.wait_for_change(cx.waker());
@@ -597,8 +597,8 @@ fn send(core: &CoreRef, message: Message) -> impl Future<Output = Result<(), Sen
 }
 
 impl Core {
-    fn confirm_oldest(&self, count: u64) {
-        self.with_session(|session| session.confirm_oldest(now(), count));
+    fn ack_oldest(&self, count: u64) {
+        self.with_session(|session| session.acknowledge_oldest(now(), count));
         self.signal.ask();
     }
 
@@ -670,21 +670,21 @@ impl Core {
 impl Inner {
     pub(super) fn state(&self) -> SessionState {
         match &self.peer {
-            Peer::Session(session) if session.is_final() => SessionState::Over,
+            Peer::Session(session) if session.is_final() => SessionState::Closed,
             Peer::Session(session) if session.connection().is_some() => {
                 SessionState::Attached { epoch: session.epoch() }
             }
             Peer::Session(_) => SessionState::Parked,
-            Peer::Plain(plain) if plain.is_final() => SessionState::Over,
+            Peer::Plain(plain) if plain.is_final() => SessionState::Closed,
             Peer::Plain(_) => SessionState::Attached { epoch: 1 },
         }
     }
 
     /// Whether something may still be received.
-    pub(super) fn hands_over(&self) -> bool {
+    pub(super) fn delivers(&self) -> bool {
         match &self.peer {
-            Peer::Session(session) => session.hands_over(),
-            Peer::Plain(plain) => plain.hands_over(),
+            Peer::Session(session) => session.delivers(),
+            Peer::Plain(plain) => plain.delivers(),
         }
     }
 
@@ -732,7 +732,7 @@ impl Inner {
         sent.map_err(|message| match open {
             true if message.len() as u64 > largest => SendError::TooLarge { message, limit: largest },
             true => SendError::Full(message),
-            false => SendError::Over(message),
+            false => SendError::Closed(message),
         })
     }
 }

@@ -14,7 +14,7 @@ macro_rules! figures {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counters that every connection adds to.
         #[derive(Debug, Default)]
-        pub struct Stats {
+        pub(crate) struct Counters {
             $(pub(crate) $name: AtomicU64,)*
             rtt_buckets: [AtomicU64; RTT_BUCKETS.len()],
             rtt_micros: AtomicU64,
@@ -23,7 +23,7 @@ macro_rules! figures {
 
         /// The figures at one moment.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-        pub struct Snapshot {
+        pub struct Stats {
             $($(#[$doc])* pub $name: u64,)*
             /// Round trips of heartbeats at or below each of [`RTT_BUCKETS`], not cumulated. An answer to no probe
             /// is none, and so is one to a probe whose time cannot be told.
@@ -34,11 +34,11 @@ macro_rules! figures {
             pub rtt_count: u64,
         }
 
-        impl Stats {
+        impl Counters {
             /// Reads all figures.
             #[must_use]
-            pub fn snapshot(&self) -> Snapshot {
-                Snapshot {
+            pub(crate) fn snapshot(&self) -> Stats {
+                Stats {
                     $($name: self.$name.load(Relaxed),)*
                     rtt_buckets: std::array::from_fn(|n| self.rtt_buckets[n].load(Relaxed)),
                     rtt_sum: Duration::from_micros(self.rtt_micros.load(Relaxed)),
@@ -114,7 +114,7 @@ figures! {
     refused_memory,
 }
 
-impl Stats {
+impl Counters {
     pub(crate) fn add(counter: &AtomicU64, amount: u64) {
         if amount > 0 {
             counter.fetch_add(amount, Relaxed);

@@ -15,7 +15,7 @@ use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::Lost;
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{
-    ConnectionId, Control, End, EndCause, Frame, Leave, Over, PeerClose, SessionError, Transmit,
+    Closed, ConnectionId, Control, End, EndCause, Frame, Leave, PeerClose, SessionError, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 
@@ -27,11 +27,11 @@ use super::auth::{Asked, judge_anew};
 use super::core::{ComesFrom, Core, CoreRef, Incoming, Inner, Loss, Peer};
 use super::meddle::Then;
 use super::session::Session;
-use super::stats::Stats;
+use super::stats::Counters;
 use crate::budget::{Change, Part};
 use crate::clock::{self, now};
 use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
-use crate::worker::{Here, Resident, Signal, Turn};
+use crate::worker::{Signal, Task, TaskContext, TaskPoll};
 
 /// Reads per turn.
 const ROUNDS: usize = 4;
@@ -71,7 +71,7 @@ impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
         wire: Wire,
         handler: impl FnOnce(Session) -> F,
     ) {
-        Stats::add(&core.shared.stats.sessions, 1);
+        Counters::add(&core.shared.stats.sessions, 1);
         let connected = Connected {
             connection,
             wire: Some(wire),
@@ -85,29 +85,29 @@ impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
         let span = core.lock().span();
         let handler = span.unwrap_or_else(Span::none).in_scope(|| handler(Session::new(Arc::clone(&core))));
         task.as_mut().project().handler.set(Some(handler));
-        core.signal.move_in(task);
+        core.signal.spawn(task);
     }
 }
 
-impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
+impl<F: Future<Output = ()> + Send> Task for SessionTask<F> {
     fn signal(&self) -> &Signal {
         &self.connected.core.signal
     }
 
-    fn turn(self: Pin<&mut Self>, here: &Here<'_>) -> Turn {
+    fn turn(self: Pin<&mut Self>, context: &TaskContext<'_>) -> TaskPoll {
         let this = self.project();
         let (mut handler, connected) = (this.handler, this.connected);
         let waker = Waker::from(Arc::clone(&connected.core));
         let cx = &mut Context::from_waker(&waker);
-        let span = connected.arrive(here, cx);
+        let span = connected.arrive(context, cx);
         let _inside = span.as_ref().map(Span::enter);
         for _ in 0..ROUNDS {
-            let more = connected.read(here, cx);
+            let more = connected.read(context, cx);
             if connected.keep_time() {
                 // This process was paused. The worker says what became readable, and the socket what it takes; then
                 // we judge.
-                connected.write(here, cx);
-                return Turn::Again;
+                connected.write(context, cx);
+                return TaskPoll::Again;
             }
             if connected.core.signal.take_poll() {
                 if handler.as_mut().as_pin_mut().is_some_and(|handler| handler.poll(cx).is_ready()) {
@@ -118,9 +118,9 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
                 clock::begin_turn();
             }
             connected.core.signal.end_turn();
-            connected.write(here, cx);
+            connected.write(context, cx);
             if handler.is_none() && connected.is_done() {
-                return Turn::Done;
+                return TaskPoll::Done;
             }
             if !more {
                 return connected.rest();
@@ -133,7 +133,7 @@ impl<F: Future<Output = ()> + Send> Resident for SessionTask<F> {
 impl Connected {
     /// Takes a connection that another task attached; the one before it was fenced then. Hears what the
     /// worker says of either. Returns what its epoch is logged in.
-    fn arrive(&mut self, here: &Here<'_>, cx: &mut Context<'_>) -> Option<Span> {
+    fn arrive(&mut self, context: &TaskContext<'_>, cx: &mut Context<'_>) -> Option<Span> {
         let (incoming, meddled, welcomes, span) = {
             let mut inner = self.core.lock();
             let welcomes = matches!(&inner.peer, Peer::Session(session) if session.owes_welcome());
@@ -147,18 +147,18 @@ impl Connected {
                 if let Some(fenced) = fenced {
                     old.close(&fenced);
                 }
-                self.core.shared.tracker.spawn(old.depart(here).finish());
-                Stats::subtract(&self.core.shared.stats.connections, 1);
+                self.core.shared.tracker.spawn(old.depart(context).finish());
+                Counters::subtract(&self.core.shared.stats.connections, 1);
             }
         }
-        if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(here)) {
-            self.lose(&Lost::Broken(error.to_string()), here, cx);
+        if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(context)) {
+            self.lose(&Lost::Broken(error.to_string()), context, cx);
         }
         if meddled {
             self.suffer();
         }
         if welcomes {
-            self.write(here, cx);
+            self.write(context, cx);
         }
         span
     }
@@ -174,7 +174,7 @@ impl Connected {
     /// The one line about a session that waits for its client.
     fn log_parked(&self, inner: &Inner) {
         if let Peer::Session(session) = &inner.peer
-            && session.is_over().is_none()
+            && session.is_closed().is_none()
         {
             let (id, epoch, cause) = (session.id(), session.epoch(), self.loss.as_str());
             tracing::debug!(session = %id, epoch, connection = self.connection.0, cause, "session parked");
@@ -220,9 +220,9 @@ impl Connected {
     }
 
     /// When there is something to do again.
-    fn rest(&mut self) -> Turn {
+    fn rest(&mut self) -> TaskPoll {
         let (mut inner, sockets) = (self.core.lock(), self.held());
-        let is_over = match &mut inner.peer {
+        let is_closed = match &mut inner.peer {
             Peer::Session(session) => session.poll_over(),
             Peer::Plain(_) => false,
         };
@@ -231,17 +231,17 @@ impl Connected {
         let until = inner.poll_timeout();
         drop(inner);
         self.core.shared.config.budget.apply(Part::Sessions, change);
-        if is_over {
+        if is_closed {
             // Its handler may take its time, or never look: it holds no place among the living meanwhile.
             self.core.shared.bury(&self.core);
         }
-        if wakes { Turn::Again } else { Turn::Until(until) }
+        if wakes { TaskPoll::Again } else { TaskPoll::Until(until) }
     }
 
     /// More was done than a turn may do.
-    fn go_on(&mut self) -> Turn {
+    fn go_on(&mut self) -> TaskPoll {
         self.rest();
-        Turn::Again
+        TaskPoll::Again
     }
 
     /// What the connection keeps.
@@ -251,7 +251,7 @@ impl Connected {
     }
 
     /// Reads once. `true`: there may be more.
-    fn read(&mut self, here: &Here<'_>, cx: &mut Context<'_>) -> bool {
+    fn read(&mut self, context: &TaskContext<'_>, cx: &mut Context<'_>) -> bool {
         let Some(wire) = self.wire.as_mut().filter(|wire| wire.may_read()) else { return false };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
@@ -291,15 +291,15 @@ impl Connected {
             }
             true
         });
-        Stats::add(&stats.messages_in, messages);
-        Stats::add(&stats.bytes_in, bytes);
+        Counters::add(&stats.messages_in, messages);
+        Counters::add(&stats.bytes_in, bytes);
         if let Some(asked) = inner.poll_auth() {
             judge_anew(&self.core, asked);
         }
         let lost = match (reading, closed, broken) {
             (_, _, Some(error)) => {
                 tracing::debug!(%error, "client broke the session protocol");
-                Stats::add(&stats.session_errors, 1);
+                Counters::add(&stats.session_errors, 1);
                 if let SessionError::MessageTooBig { .. } = error {
                     self.core.shared.tell_too_big(&self.core.facts);
                 }
@@ -309,7 +309,7 @@ impl Connected {
             (_, Some(closed), None) => Some(closed),
             (Reading::Ended(lost), None, None) => {
                 if wire.is_closing() {
-                    Stats::add(&stats.protocol_errors, 1);
+                    Counters::add(&stats.protocol_errors, 1);
                     inner.handle_violation(&lost);
                 }
                 if let Lost::TooBig { .. } = lost {
@@ -325,20 +325,20 @@ impl Connected {
         };
         drop(inner);
         if let Some(lost) = lost {
-            self.lose(&lost, here, cx);
+            self.lose(&lost, context, cx);
         }
         false
     }
 
     /// The connection is gone for the session; what is queued on it still leaves, best effort.
-    fn lose(&mut self, why: &Lost, here: &Here<'_>, cx: &mut Context<'_>) {
+    fn lose(&mut self, why: &Lost, context: &TaskContext<'_>, cx: &mut Context<'_>) {
         tracing::debug!(connection = self.connection.0, ?why, "connection lost");
         let Some(wire) = self.wire.take() else { return };
-        Stats::subtract(&self.core.shared.stats.connections, 1);
+        Counters::subtract(&self.core.shared.stats.connections, 1);
         if wire.is_closing()
             && let Some(wire) = wire.end(cx)
         {
-            self.core.shared.tracker.spawn(wire.depart(here).finish());
+            self.core.shared.tracker.spawn(wire.depart(context).finish());
         }
         self.loss = Loss::of(why);
         let mut inner = self.core.lock();
@@ -364,18 +364,18 @@ impl Connected {
                     // a large frame that is on its way.
                     park = matches!(inner.peer, Peer::Session(_))
                         && self.wire.as_ref().is_some_and(|wire| !wire.is_mid_frame());
-                    Stats::add(&stats.not_listening, 1);
+                    Counters::add(&stats.not_listening, 1);
                 }
                 Action::Dead(evidence) => {
-                    Stats::add(stats.dead(evidence), 1);
+                    Counters::add(stats.dead(evidence), 1);
                     break;
                 }
             }
         }
         if let Some(leave) = inner.poll_leave() {
-            Stats::add(stats.left(leave), 1);
+            Counters::add(stats.left(leave), 1);
         }
-        if !inner.hands_over() {
+        if !inner.delivers() {
             inner.wake_application();
         }
         let abort = inner.wants_abort();
@@ -389,7 +389,7 @@ impl Connected {
         false
     }
 
-    fn write(&mut self, here: &Here<'_>, cx: &mut Context<'_>) {
+    fn write(&mut self, context: &TaskContext<'_>, cx: &mut Context<'_>) {
         let Some(wire) = &mut self.wire else { return };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
@@ -407,8 +407,8 @@ impl Connected {
             }
             Some(transmit)
         });
-        Stats::add(&stats.messages_out, messages);
-        Stats::add(&stats.bytes_out, bytes);
+        Counters::add(&stats.messages_out, messages);
+        Counters::add(&stats.bytes_out, bytes);
         let lost = match outcome {
             Ok(Written::All) => {
                 inner.handle_flushed(now, connection);
@@ -430,7 +430,7 @@ impl Connected {
             Some(_) if self.wire.as_ref().is_some_and(|wire| !wire.is_closing()) => {
                 self.drop_wire(Loss::Dead);
             }
-            Some(lost) => self.lose(&lost, here, cx),
+            Some(lost) => self.lose(&lost, context, cx),
             None => {}
         }
     }
@@ -440,7 +440,7 @@ impl Connected {
         tracing::debug!(connection = self.connection.0, why = why.as_str(), "connection dropped");
         if let Some(wire) = self.wire.take() {
             wire.abort();
-            Stats::subtract(&self.core.shared.stats.connections, 1);
+            Counters::subtract(&self.core.shared.stats.connections, 1);
         }
         self.loss = why;
         let mut inner = self.core.lock();
@@ -451,7 +451,7 @@ impl Connected {
 
     /// The session is over, and what was to be said is said.
     fn is_done(&self) -> bool {
-        self.wire.is_none() && self.core.lock().is_over()
+        self.wire.is_none() && self.core.lock().is_closed()
     }
 
     fn bury(&mut self) {
@@ -462,16 +462,16 @@ impl Connected {
         };
         self.core.shared.config.budget.apply(Part::Sessions, change);
         let left = u64::from(self.wire.take().is_some()) + u64::from(incoming.is_some());
-        Stats::subtract(&stats.connections, left);
-        Stats::subtract(&stats.sessions, 1);
+        Counters::subtract(&stats.connections, left);
+        Counters::subtract(&stats.sessions, 1);
         self.core.shared.unlist(self.slot);
         let expired = self.core.with_session(|session| {
             // A task that is dropped before its time (a runtime that shuts down) leaves no live name.
             session.evict();
-            session.is_over() == Some(Over::Expired)
+            session.is_closed() == Some(Closed::Expired)
         });
         if expired == Some(true) {
-            Stats::add(&stats.expired, 1);
+            Counters::add(&stats.expired, 1);
         }
         self.log_end();
         self.core.shared.bury(&self.core);
@@ -521,7 +521,7 @@ impl Inner {
         now: Instant,
         connection: ConnectionId,
         message: mainstay_proto::session::Message,
-        stats: &Stats,
+        stats: &Counters,
     ) -> Result<Option<usize>, SessionError> {
         match &mut self.peer {
             Peer::Plain(plain) => {
@@ -557,7 +557,7 @@ impl Inner {
         Some(Asked { connection, credentials, authenticate })
     }
 
-    fn handle_pong(&mut self, now: Instant, connection: ConnectionId, payload: [u8; 8], stats: &Stats) {
+    fn handle_pong(&mut self, now: Instant, connection: ConnectionId, payload: [u8; 8], stats: &Counters) {
         match &mut self.peer {
             Peer::Session(session) => session.handle_bytes(now, connection),
             Peer::Plain(plain) => {
@@ -653,10 +653,10 @@ impl Inner {
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn is_closed(&self) -> bool {
         match &self.peer {
-            Peer::Session(session) => session.is_over().is_some(),
-            Peer::Plain(plain) => plain.is_over(),
+            Peer::Session(session) => session.is_closed().is_some(),
+            Peer::Plain(plain) => plain.is_closed(),
         }
     }
 }
@@ -672,7 +672,7 @@ mod tests {
 
     use super::*;
     use crate::server::core::Core;
-    use crate::server::{Mainstay, PeerFacts};
+    use crate::server::{PeerInfo, Server};
     use crate::transport::Transport;
 
     async fn echo(mut session: crate::Session) {
@@ -699,7 +699,7 @@ mod tests {
 
     /// How long the task of a plain connection whose peer reads nothing goes on after the handler is done.
     async fn lives_for(closes: bool) -> Duration {
-        let shared = Arc::clone(&Mainstay::default().shared);
+        let shared = Arc::clone(&Server::default().shared);
         let (ours, _theirs) = tokio::io::duplex(16);
         let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
         let wire = Wire::new(Transport::other(ours), codec, Bytes::new());
@@ -709,9 +709,9 @@ mod tests {
             plain.close(now(), CloseCode::NORMAL, "");
         }
         let facts =
-            PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
-        let home = crate::worker::home();
-        let core = Core::new(Arc::clone(&shared), home, facts, Peer::Plain(Box::new(plain)));
+            PeerInfo { address: None, subprotocol: None, resumable: false, principal: Box::default() };
+        let mailbox = crate::worker::mailbox();
+        let core = Core::new(Arc::clone(&shared), mailbox, facts, Peer::Plain(Box::new(plain)));
         let start = Instant::now();
         SessionTask::begin(core, ConnectionId(1), wire, async |_| {});
         shared.tracker.close();
@@ -723,15 +723,15 @@ mod tests {
     async fn half_a_message(budget: &crate::Budget) -> (Arc<crate::server::Shared>, tokio::io::DuplexStream) {
         use tokio::io::AsyncWriteExt;
         let config = crate::server::Config { budget: budget.clone(), ..crate::server::Config::default() };
-        let shared = Arc::clone(&Mainstay::new(config).shared);
+        let shared = Arc::clone(&Server::new(config).shared);
         let (ours, mut peer) = tokio::io::duplex(1 << 20);
         let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
         let wire = Wire::new(Transport::other(ours), codec, Bytes::new());
         let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), 1);
         let facts =
-            PeerFacts { address: None, subprotocol: None, resumable: false, principal: Box::default() };
-        let home = crate::worker::home();
-        let core = Core::new(Arc::clone(&shared), home, facts, Peer::Plain(Box::new(plain)));
+            PeerInfo { address: None, subprotocol: None, resumable: false, principal: Box::default() };
+        let mailbox = crate::worker::mailbox();
+        let core = Core::new(Arc::clone(&shared), mailbox, facts, Peer::Plain(Box::new(plain)));
         SessionTask::begin(
             core,
             ConnectionId(1),

@@ -17,34 +17,34 @@ use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::ws::DeflateParams;
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
 
-use super::Mainstay;
-use super::auth::Denied;
+use super::Server;
+use super::auth::AuthError;
 use super::limits::Permit;
 use super::open::{Opening, Terms, open};
 use super::serve::HeadTook;
 use super::session::Session;
 use super::spelling;
-use super::stats::Stats;
+use super::stats::Counters;
 
 /// The subprotocol of `mainstay.v1`; `mainstay.v1+name` carries an application's own name.
 pub(crate) const SUBPROTOCOL: &str = "mainstay.v1";
 
 /// Extracts an upgrade request. Answers anything else with the status and one line that says why.
 ///
-/// The router's state must give a [`Mainstay`]: it is one, or says how it is taken out of it.
+/// The router's state must give a [`Server`]: it is one, or says how it is taken out of it.
 ///
 /// ```no_run
 /// use axum::extract::{FromRef, State};
 /// use axum::{Router, response::Response, routing::any};
-/// use mainstay::{Mainstay, SessionUpgrade};
+/// use mainstay::{Server, SessionUpgrade};
 ///
 /// #[derive(Clone, Default)]
 /// struct App {
-///     mainstay: Mainstay,
+///     mainstay: Server,
 ///     greeting: &'static str,
 /// }
 ///
-/// impl FromRef<App> for Mainstay {
+/// impl FromRef<App> for Server {
 ///     fn from_ref(app: &App) -> Self {
 ///         app.mainstay.clone()
 ///     }
@@ -62,12 +62,12 @@ pub(crate) const SUBPROTOCOL: &str = "mainstay.v1";
 /// does it: `Router::new().route("/ws", any(handler)).with_state(mainstay)` can be merged into a router of any state.
 /// `Option<SessionUpgrade>` is `None` where the request asks for no WebSocket.
 pub struct SessionUpgrade {
-    mainstay: Mainstay,
+    mainstay: Server,
     request: Accept,
     on_upgrade: OnUpgrade,
     uri: Uri,
     headers: HeaderMap,
-    facts: PeerFacts,
+    facts: PeerInfo,
     permit: Option<Arc<Permit>>,
     head_took: Duration,
     terms: Terms,
@@ -80,7 +80,7 @@ pub struct SessionUpgrade {
 /// the upgrade's ([`SessionUpgrade::headers`]).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct PeerFacts {
+pub struct PeerInfo {
     /// Where its first connection came from, as far as the server loop told.
     pub address: Option<SocketAddr>,
     /// The application's subprotocol, if one was agreed on.
@@ -108,32 +108,32 @@ pub enum UpgradeRejection {
 
 impl<S> FromRequestParts<S> for SessionUpgrade
 where
-    Mainstay: FromRef<S>,
+    Server: FromRef<S>,
     S: Send + Sync,
 {
     type Rejection = UpgradeRejection;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, UpgradeRejection> {
-        let mainstay = Mainstay::from_ref(state);
+        let mainstay = Server::from_ref(state);
         let stats = &mainstay.shared.stats;
         let request = handshake::check_request(&parts.method, parts.version, &parts.headers)
-            .inspect_err(|_| Stats::add(&stats.openings_failed, 1))
+            .inspect_err(|_| Counters::add(&stats.openings_failed, 1))
             .map_err(UpgradeRejection::Request)?;
         mainstay
             .shared
             .config
             .origins
             .check(&parts.headers)
-            .inspect_err(|_| Stats::add(&stats.refused_origin, 1))
+            .inspect_err(|_| Counters::add(&stats.refused_origin, 1))
             .map_err(UpgradeRejection::Request)?;
         if mainstay.shared.is_draining() {
-            Stats::add(&stats.openings_failed, 1);
-            Stats::add(&stats.refused_draining, 1);
+            Counters::add(&stats.openings_failed, 1);
+            Counters::add(&stats.refused_draining, 1);
             return Err(UpgradeRejection::Draining);
         }
         let may_resume = request.protocols().any(is_ours);
         if !may_resume && !mainstay.shared.config.budget.level().admits() {
-            Stats::add(&stats.refused_memory, 1);
+            Counters::add(&stats.refused_memory, 1);
             return Err(UpgradeRejection::NoMemory);
         }
         let on_upgrade = parts.extensions.remove::<OnUpgrade>().ok_or(UpgradeRejection::NotUpgradable)?;
@@ -148,7 +148,7 @@ where
             on_upgrade,
             uri,
             headers: parts.headers.clone(),
-            facts: PeerFacts { address, subprotocol: None, resumable: false, principal: Box::default() },
+            facts: PeerInfo { address, subprotocol: None, resumable: false, principal: Box::default() },
             permit: parts.extensions.remove::<Arc<Permit>>(),
             head_took: parts.extensions.get::<HeadTook>().map_or(Duration::ZERO, |head| head.0),
             terms: Terms {
@@ -169,7 +169,7 @@ where
 /// For a route that serves a page, too: `None` where the request asks for no WebSocket.
 impl<S> OptionalFromRequestParts<S> for SessionUpgrade
 where
-    Mainstay: FromRef<S>,
+    Server: FromRef<S>,
     S: Send + Sync,
 {
     type Rejection = UpgradeRejection;
@@ -203,15 +203,15 @@ impl SessionUpgrade {
     /// It is asked at every attach, and again when the client presents new credentials on a live session.
     /// There a refusal, or another principal, is told to the client and changes nothing: end the session
     /// with [`Session::close`] if it is to end. An answer that takes longer than
-    /// [`Config::opening_deadline`](super::Config::opening_deadline), or a panic, is [`Denied::Unavailable`].
+    /// [`Config::opening_deadline`](super::Config::opening_deadline), or a panic, is [`AuthError::Unavailable`].
     ///
     /// ```no_run
-    /// # use mainstay::{SessionUpgrade, server::Denied};
+    /// # use mainstay::{SessionUpgrade, server::AuthError};
     /// async fn chat(upgrade: SessionUpgrade) -> axum::response::Response {
     ///     let upgrade = upgrade.authenticate(|credentials| async move {
     ///         match credentials.as_deref() {
     ///             Some(b"open sesame") => Ok("ali baba"),
-    ///             _ => Err(Denied::Refused),
+    ///             _ => Err(AuthError::Refused),
     ///         }
     ///     });
     ///     upgrade.on_session(|session| async move { println!("{:?}", session.peer().principal) })
@@ -221,7 +221,7 @@ impl SessionUpgrade {
     pub fn authenticate<A, F, P>(mut self, judge: A) -> Self
     where
         A: Fn(Option<Bytes>) -> F + Send + Sync + 'static,
-        F: Future<Output = Result<P, Denied>> + Send + 'static,
+        F: Future<Output = Result<P, AuthError>> + Send + 'static,
         P: Into<Bytes>,
     {
         self.terms.authenticate = Some(Arc::new(move |credentials| {
@@ -234,7 +234,7 @@ impl SessionUpgrade {
     /// The handler confirms what it has handled, with [`Session::confirm`]. Default: being returned by
     /// [`Session::recv`] counts as received.
     #[must_use]
-    pub fn confirm_manually(mut self) -> Self {
+    pub fn manual_ack(mut self) -> Self {
         self.terms.manual = true;
         self
     }
@@ -298,8 +298,8 @@ impl SessionUpgrade {
     }
 
     /// The application's subprotocols that the client offers.
-    pub fn offered(&self) -> impl Iterator<Item = &str> {
-        offered(&self.request)
+    pub fn requested_subprotocols(&self) -> impl Iterator<Item = &str> {
+        requested(&self.request)
     }
 
     /// Whether the client will speak `mainstay.v1` once this is accepted.
@@ -341,7 +341,7 @@ impl SessionUpgrade {
     fn choose(&self) -> Option<String> {
         let wanted: Vec<&str> = match &self.subprotocols {
             Some(names) => names.iter().map(String::as_str).collect(),
-            None => self.offered().collect(),
+            None => self.requested_subprotocols().collect(),
         };
         let list: Vec<&str> = self.request.protocols().collect();
         let with_name = |ours: &&&str| application_name(ours).is_none_or(|name| wanted.contains(&name));
@@ -372,7 +372,7 @@ fn application_name(name: &str) -> Option<&str> {
     name.strip_prefix(SUBPROTOCOL)?.strip_prefix('+')
 }
 
-fn offered(request: &Accept) -> impl Iterator<Item = &str> {
+fn requested(request: &Accept) -> impl Iterator<Item = &str> {
     request.protocols().filter_map(application_name)
 }
 

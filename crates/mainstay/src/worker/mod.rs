@@ -1,17 +1,17 @@
 //! Workers: each polls the connections that live with it, from one tokio task.
 //!
 //! A task, a timer and an entry in tokio's reactor for every connection cost a kilobyte and a few
-//! microseconds per heartbeat. A worker has one of each for all its *residents*: an epoll of its own
+//! microseconds per heartbeat. A worker has one of each for all its *tasks*: an epoll of its own
 //! behind one [`AsyncFd`], a wheel of deadlines behind one `Sleep`, and a list of who has something to do.
 //!
 //! ```text
-//! a pass:  who arrived, who was woken -> whose socket is ready -> whose time has come -> a turn for each
+//! a pass:  who spawned, who was woken -> whose socket is ready -> whose time has come -> a turn for each
 //! ```
 //!
-//! A pass gives every resident at most one turn, a turn is bounded, and after a pass the other tasks of
+//! A pass gives every task at most one turn, a turn is bounded, and after a pass the other tasks of
 //! the runtime have theirs. That is what bounds the wait of a ready connection when thousands are busy.
 //!
-//! A resident stays with its worker for life. It is woken from anywhere through its [`Signal`], and its
+//! A task stays with its worker for life. It is woken from anywhere through its [`Signal`], and its
 //! future need not know: the [`Waker`] that it is polled with leads to the same signal.
 //!
 //! Not here: what a turn does ([`server`](crate::server), [`client`](crate::client)), and what a machine decides.
@@ -45,24 +45,24 @@ use crate::transport::Readiness;
 const EVENTS: usize = 1024;
 
 /// Whatever lives with a worker: something that does a bounded amount of work when it is its turn.
-pub(crate) trait Resident: Send {
+pub(crate) trait Task: Send {
     /// Where it is woken.
     fn signal(&self) -> &Signal;
 
     /// One turn. What is ready stays ready until it was used up: a turn that leaves some says
-    /// [`Turn::Again`].
-    fn turn(self: Pin<&mut Self>, here: &Here<'_>) -> Turn;
+    /// [`TaskPoll::Again`].
+    fn turn(self: Pin<&mut Self>, context: &TaskContext<'_>) -> TaskPoll;
 }
 
 /// What a turn is told.
-pub(crate) struct Here<'a> {
+pub(crate) struct TaskContext<'a> {
     registry: &'a Registry,
     token: Token,
     /// What its sockets became ready for since the last turn.
     pub(crate) readiness: Readiness,
 }
 
-impl Here<'_> {
+impl TaskContext<'_> {
     /// From here on this worker says when `socket` is ready.
     pub(crate) fn register(&self, socket: &mut mio::net::TcpStream) -> io::Result<()> {
         self.registry.register(socket, self.token, Interest::READABLE | Interest::WRITABLE)
@@ -75,7 +75,7 @@ impl Here<'_> {
 }
 
 /// What a turn came to.
-pub(crate) enum Turn {
+pub(crate) enum TaskPoll {
     /// Nothing until it is woken, a socket is ready, or this moment comes.
     Until(Option<Instant>),
     /// There is more to do; the others have their turn first.
@@ -86,10 +86,10 @@ pub(crate) enum Turn {
 
 // ---- waking -----------------------------------------------------------------------------------------
 
-/// The bell of one resident.
+/// The bell of one task.
 pub(crate) struct Signal {
-    home: Arc<Home>,
-    /// Its place with the worker; [`NOWHERE`] before it arrived.
+    mailbox: Arc<Mailbox>,
+    /// Its place with the worker; [`NOWHERE`] before it spawned.
     key: AtomicU32,
     flags: AtomicU8,
 }
@@ -101,8 +101,8 @@ const QUEUED: u8 = 1;
 const POLL: u8 = 2;
 
 impl Signal {
-    pub(crate) fn new(home: Arc<Home>) -> Self {
-        Self { home, key: AtomicU32::new(NOWHERE), flags: AtomicU8::new(POLL) }
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox, key: AtomicU32::new(NOWHERE), flags: AtomicU8::new(POLL) }
     }
 
     /// Asks for a turn, after a change behind a lock that the turn takes after [`end_turn`](Self::end_turn):
@@ -119,11 +119,11 @@ impl Signal {
     }
 
     fn raise(&self, flags: u8) {
-        // Most often the resident itself is at work and looks again before its turn ends.
+        // Most often the task itself is at work and looks again before its turn ends.
         let before = self.flags.fetch_or(flags, Ordering::AcqRel);
         let key = self.key.load(Ordering::Acquire);
         if before & QUEUED == 0 && key != NOWHERE {
-            self.home.queue(key);
+            self.mailbox.queue(key);
         }
     }
 
@@ -147,52 +147,52 @@ impl Signal {
         self.flags.load(Ordering::Acquire) & POLL != 0
     }
 
-    /// Brings the resident that this belongs to home.
-    pub(crate) fn move_in(&self, resident: Pin<Box<dyn Resident>>) {
-        self.home.receive(resident);
+    /// Brings the task that this belongs to mailbox.
+    pub(crate) fn spawn(&self, task: Pin<Box<dyn Task>>) {
+        self.mailbox.receive(task);
     }
 }
 
 /// The letter box of a worker: the part of it that others reach.
-pub(crate) struct Home {
-    letters: Mutex<Letters>,
+pub(crate) struct Mailbox {
+    queues: Mutex<Queues>,
 }
 
 #[derive(Default)]
-struct Letters {
-    arrived: Vec<Pin<Box<dyn Resident>>>,
+struct Queues {
+    spawned: Vec<Pin<Box<dyn Task>>>,
     woken: Vec<u32>,
     /// The worker's task, while it waits.
     worker: Option<Waker>,
     /// The worker is gone, with its runtime.
-    abandoned: bool,
+    closed: bool,
 }
 
-impl Home {
-    fn letters(&self) -> MutexGuard<'_, Letters> {
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+impl Mailbox {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn queue(&self, key: u32) {
-        self.write(|letters| letters.woken.push(key));
+        self.write(|queues| queues.woken.push(key));
     }
 
-    fn receive(&self, resident: Pin<Box<dyn Resident>>) {
-        let mut resident = Some(resident);
-        self.write(|letters| {
-            if !letters.abandoned {
-                letters.arrived.extend(resident.take());
+    fn receive(&self, task: Pin<Box<dyn Task>>) {
+        let mut task = Some(task);
+        self.write(|queues| {
+            if !queues.closed {
+                queues.spawned.extend(task.take());
             }
         });
-        // One that comes too late is dropped here, where no lock is held.
-        drop(resident);
+        // One that comes too late is dropped context, where no lock is held.
+        drop(task);
     }
 
-    fn write(&self, write: impl FnOnce(&mut Letters)) {
+    fn write(&self, write: impl FnOnce(&mut Queues)) {
         let worker = {
-            let mut letters = self.letters();
-            write(&mut letters);
-            letters.worker.take()
+            let mut queues = self.queues();
+            write(&mut queues);
+            queues.worker.take()
         };
         if let Some(worker) = worker {
             worker.wake();
@@ -200,52 +200,52 @@ impl Home {
     }
 }
 
-/// Where the next resident of this runtime is to live: beside whoever has its turn now, so that a link lives
+/// Where the next task of this runtime is to live: beside whoever has its turn now, so that a link lives
 /// with the session that it serves, and otherwise with one worker after the other. A runtime has as many as
 /// threads, each begun when it is first needed and ended with the runtime.
 ///
-/// Without a descriptor for a worker's epoll it is a home where nobody lives: whoever moves in is dropped.
-pub(crate) fn home() -> Arc<Home> {
-    if let Some(here) = CURRENT.with_borrow(Clone::clone) {
-        return here;
+/// Without a descriptor for a worker's epoll it is a mailbox where nobody lives: whoever moves in is dropped.
+pub(crate) fn mailbox() -> Arc<Mailbox> {
+    if let Some(mailbox) = CURRENT.with_borrow(Clone::clone) {
+        return mailbox;
     }
     static RUNTIMES: Mutex<Vec<Runtime>> = Mutex::new(Vec::new());
     let mut runtimes = RUNTIMES.lock().unwrap_or_else(PoisonError::into_inner);
     let handle = Handle::current();
     let at = runtimes.iter().position(|runtime| runtime.id == handle.id()).unwrap_or_else(|| {
-        runtimes.retain(|runtime| runtime.homes.iter().all(|home| !home.letters().abandoned));
-        runtimes.push(Runtime { id: handle.id(), homes: Vec::new(), next: 0 });
+        runtimes.retain(|runtime| runtime.mailboxes.iter().all(|mailbox| !mailbox.queues().closed));
+        runtimes.push(Runtime { id: handle.id(), mailboxes: Vec::new(), next: 0 });
         runtimes.len() - 1
     });
-    runtimes[at].home(handle.metrics().num_workers())
+    runtimes[at].mailbox(handle.metrics().num_workers())
 }
 
 thread_local! {
     /// The worker that is at work on this thread.
-    static CURRENT: RefCell<Option<Arc<Home>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Arc<Mailbox>>> = const { RefCell::new(None) };
 }
 
 struct Runtime {
     id: tokio::runtime::Id,
-    homes: Vec<Arc<Home>>,
+    mailboxes: Vec<Arc<Mailbox>>,
     next: usize,
 }
 
 impl Runtime {
-    fn home(&mut self, threads: usize) -> Arc<Home> {
-        if self.homes.len() < threads {
+    fn mailbox(&mut self, threads: usize) -> Arc<Mailbox> {
+        if self.mailboxes.len() < threads {
             match Worker::begin() {
-                Ok(home) => self.homes.push(home),
-                Err(error) if self.homes.is_empty() => {
+                Ok(mailbox) => self.mailboxes.push(mailbox),
+                Err(error) if self.mailboxes.is_empty() => {
                     tracing::error!(%error, "no worker; the connection is dropped");
-                    let letters = Letters { abandoned: true, ..Letters::default() };
-                    return Arc::new(Home { letters: Mutex::new(letters) });
+                    let queues = Queues { closed: true, ..Queues::default() };
+                    return Arc::new(Mailbox { queues: Mutex::new(queues) });
                 }
                 Err(error) => tracing::debug!(%error, "no further worker"),
             }
         }
-        self.next = (self.next + 1) % self.homes.len();
-        Arc::clone(&self.homes[self.next])
+        self.next = (self.next + 1) % self.mailboxes.len();
+        Arc::clone(&self.mailboxes[self.next])
     }
 }
 
@@ -253,14 +253,14 @@ impl Runtime {
 
 /// See the module.
 struct Worker {
-    home: Arc<Home>,
+    mailbox: Arc<Mailbox>,
     reactor: AsyncFd<Reactor>,
-    residents: Slab<Entry>,
+    tasks: Slab<Entry>,
     /// Whose turn it is, in this order.
     queue: Vec<u32>,
     wheel: Wheel,
     alarm: Pin<Box<Sleep>>,
-    /// What its residents sent compressed in this pass and the last.
+    /// What its tasks sent compressed in this pass and the last.
     packed: Packed,
 }
 
@@ -271,7 +271,7 @@ struct Reactor {
 
 impl Reactor {
     /// Queues everyone whose socket became ready; returns how many did.
-    fn collect(&mut self, residents: &mut Slab<Entry>, queue: &mut Vec<u32>) -> usize {
+    fn collect(&mut self, tasks: &mut Slab<Entry>, queue: &mut Vec<u32>) -> usize {
         if let Err(error) = self.poll.poll(&mut self.events, Some(Duration::ZERO)) {
             tracing::error!(%error, "epoll failed");
             return 0;
@@ -280,7 +280,7 @@ impl Reactor {
         for event in &self.events {
             count += 1;
             let key = event.token().0;
-            if let Some(entry) = residents.get_mut(key) {
+            if let Some(entry) = tasks.get_mut(key) {
                 entry.readiness.add(event);
                 entry.enqueue(key as u32, queue);
             }
@@ -290,7 +290,7 @@ impl Reactor {
 }
 
 struct Entry {
-    resident: Pin<Box<dyn Resident>>,
+    task: Pin<Box<dyn Task>>,
     readiness: Readiness,
     queued: bool,
 }
@@ -310,8 +310,8 @@ impl std::os::fd::AsRawFd for Reactor {
 }
 
 impl Worker {
-    fn begin() -> io::Result<Arc<Home>> {
-        let home = Arc::new(Home { letters: Mutex::default() });
+    fn begin() -> io::Result<Arc<Mailbox>> {
+        let mailbox = Arc::new(Mailbox { queues: Mutex::default() });
         let reactor = Reactor { poll: mio::Poll::new()?, events: Events::with_capacity(EVENTS) };
         #[expect(
             deprecated,
@@ -319,21 +319,21 @@ impl Worker {
         )]
         let reactor = AsyncFd::with_interest(reactor, tokio::io::Interest::READABLE)?;
         let worker = Self {
-            home: Arc::clone(&home),
+            mailbox: Arc::clone(&mailbox),
             reactor,
-            residents: Slab::new(),
+            tasks: Slab::new(),
             queue: Vec::new(),
             wheel: Wheel::new(now()),
             alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
             packed: Packed::new(),
         };
         tokio::spawn(worker);
-        Ok(home)
+        Ok(mailbox)
     }
 
     /// One pass. `false`: there is nothing to do until something wakes this task.
     fn pass(&mut self, cx: &mut Context<'_>) -> bool {
-        let outer = CURRENT.replace(Some(Arc::clone(&self.home)));
+        let outer = CURRENT.replace(Some(Arc::clone(&self.mailbox)));
         driver::swap_packed(&mut self.packed);
         let worked = self.give_turns(cx);
         driver::swap_packed(&mut self.packed);
@@ -368,76 +368,76 @@ impl Worker {
     }
 
     fn open_letters(&mut self) {
-        let (arrived, mut woken) = {
-            let mut letters = self.home.letters();
-            (std::mem::take(&mut letters.arrived), std::mem::take(&mut letters.woken))
+        let (spawned, mut woken) = {
+            let mut queues = self.mailbox.queues();
+            (std::mem::take(&mut queues.spawned), std::mem::take(&mut queues.woken))
         };
-        for resident in arrived {
-            let entry = self.residents.vacant_entry();
+        for task in spawned {
+            let entry = self.tasks.vacant_entry();
             let key = u32::try_from(entry.key()).unwrap_or(NOWHERE);
-            let signal = resident.signal();
+            let signal = task.signal();
             signal.begin_turn();
             signal.key.store(key, Ordering::Release);
-            entry.insert(Entry { resident, readiness: Readiness::default(), queued: true });
+            entry.insert(Entry { task, readiness: Readiness::default(), queued: true });
             self.queue.push(key);
         }
         woken.drain(..).for_each(|key| self.enqueue(key));
-        let mut letters = self.home.letters();
-        if letters.woken.is_empty() {
-            letters.woken = woken;
+        let mut queues = self.mailbox.queues();
+        if queues.woken.is_empty() {
+            queues.woken = woken;
         }
     }
 
     /// Whoever was woken may have left since; a newcomer in its place does not mind.
     fn enqueue(&mut self, key: u32) {
-        if let Some(entry) = self.residents.get_mut(key as usize) {
+        if let Some(entry) = self.tasks.get_mut(key as usize) {
             entry.enqueue(key, &mut self.queue);
         }
     }
 
     fn look_at_sockets(&mut self, cx: &mut Context<'_>) {
-        let Self { reactor, residents, queue, .. } = self;
+        let Self { reactor, tasks, queue, .. } = self;
         while let Poll::Ready(Ok(mut guard)) = reactor.poll_read_ready_mut(cx) {
-            if guard.get_inner_mut().collect(residents, queue) < EVENTS {
+            if guard.get_inner_mut().collect(tasks, queue) < EVENTS {
                 // That was all. What becomes ready from here on makes the epoll itself ready once more.
                 guard.clear_ready();
             }
         }
         if !queue.is_empty() {
             // While there is work the runtime looks at its own reactor, and so at ours, only now and then.
-            reactor.get_mut().collect(residents, queue);
+            reactor.get_mut().collect(tasks, queue);
         }
     }
 
     fn keep_time(&mut self) {
-        let Self { wheel, residents, queue, .. } = self;
+        let Self { wheel, tasks, queue, .. } = self;
         wheel.advance(now(), |key| {
-            if let Some(entry) = residents.get_mut(key as usize) {
+            if let Some(entry) = tasks.get_mut(key as usize) {
                 entry.enqueue(key, queue);
             }
         });
     }
 
     fn give_turn(&mut self, key: u32) {
-        let Some(entry) = self.residents.get_mut(key as usize) else { return };
+        let Some(entry) = self.tasks.get_mut(key as usize) else { return };
         entry.queued = false;
-        let here = Here {
+        let context = TaskContext {
             registry: self.reactor.get_ref().poll.registry(),
             token: Token(key as usize),
             readiness: std::mem::take(&mut entry.readiness),
         };
-        entry.resident.signal().begin_turn();
+        entry.task.signal().begin_turn();
         clock::begin_turn();
         // A handler that panics ends its own session and no other.
-        let turn = catch_unwind(AssertUnwindSafe(|| entry.resident.as_mut().turn(&here)));
+        let turn = catch_unwind(AssertUnwindSafe(|| entry.task.as_mut().turn(&context)));
         clock::end_turn();
         match turn {
-            Ok(Turn::Until(None)) => self.wheel.disarm(key),
-            Ok(Turn::Until(Some(at))) => self.wheel.arm(key, at),
-            Ok(Turn::Again) => self.enqueue(key),
-            Ok(Turn::Done) | Err(_) => {
+            Ok(TaskPoll::Until(None)) => self.wheel.disarm(key),
+            Ok(TaskPoll::Until(Some(at))) => self.wheel.arm(key, at),
+            Ok(TaskPoll::Again) => self.enqueue(key),
+            Ok(TaskPoll::Done) | Err(_) => {
                 self.wheel.disarm(key);
-                let entry = self.residents.remove(key as usize);
+                let entry = self.tasks.remove(key as usize);
                 // Dropping what an application wrote may panic as well.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(entry)));
             }
@@ -446,11 +446,11 @@ impl Worker {
 
     /// Nobody lives here: what their number made grow is given back.
     fn shrink(&mut self) {
-        if self.residents.capacity() > 0 {
-            self.residents = Slab::new();
+        if self.tasks.capacity() > 0 {
+            self.tasks = Slab::new();
             self.wheel.shrink();
             self.queue = Vec::new();
-            self.home.letters().woken = Vec::new();
+            self.mailbox.queues().woken = Vec::new();
         }
     }
 
@@ -465,9 +465,9 @@ impl Worker {
                 return false;
             }
         }
-        let mut letters = self.home.letters();
-        letters.worker = Some(cx.waker().clone());
-        letters.woken.is_empty() && letters.arrived.is_empty()
+        let mut queues = self.mailbox.queues();
+        queues.worker = Some(cx.waker().clone());
+        queues.woken.is_empty() && queues.spawned.is_empty()
     }
 }
 
@@ -476,7 +476,7 @@ impl Future for Worker {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let worked = self.pass(cx);
-        if self.residents.is_empty() {
+        if self.tasks.is_empty() {
             self.shrink();
         }
         if worked || !self.rest(cx) {
@@ -489,12 +489,12 @@ impl Future for Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let arrived = {
-            let mut letters = self.home.letters();
-            letters.abandoned = true;
-            std::mem::take(&mut letters.arrived)
+        let spawned = {
+            let mut queues = self.mailbox.queues();
+            queues.closed = true;
+            std::mem::take(&mut queues.spawned)
         };
-        drop(arrived);
+        drop(spawned);
     }
 }
 
@@ -513,12 +513,12 @@ mod tests {
         act: F,
     }
 
-    impl<F: FnMut(&Signal, usize) -> Turn + Send + Unpin> Resident for Probe<F> {
+    impl<F: FnMut(&Signal, usize) -> TaskPoll + Send + Unpin> Task for Probe<F> {
         fn signal(&self) -> &Signal {
             &self.signal
         }
 
-        fn turn(self: Pin<&mut Self>, _: &Here<'_>) -> Turn {
+        fn turn(self: Pin<&mut Self>, _: &TaskContext<'_>) -> TaskPoll {
             let this = self.get_mut();
             let turn = {
                 let mut turns = this.turns.lock().unwrap();
@@ -530,16 +530,16 @@ mod tests {
         }
     }
 
-    /// Moves a probe into `home`; the signal is what wakes it.
+    /// Moves a probe into `mailbox`; the signal is what wakes it.
     fn settle(
-        home: &Arc<Home>,
+        mailbox: &Arc<Mailbox>,
         name: char,
         turns: &Arc<Mutex<String>>,
-        act: impl FnMut(&Signal, usize) -> Turn + Send + Unpin + 'static,
+        act: impl FnMut(&Signal, usize) -> TaskPoll + Send + Unpin + 'static,
     ) -> Arc<Signal> {
-        let signal = Arc::new(Signal::new(Arc::clone(home)));
+        let signal = Arc::new(Signal::new(Arc::clone(mailbox)));
         let probe = Probe { signal: Arc::clone(&signal), name, turns: Arc::clone(turns), act };
-        signal.move_in(Box::pin(probe));
+        signal.spawn(Box::pin(probe));
         signal
     }
 
@@ -550,16 +550,21 @@ mod tests {
         }
     }
 
-    fn rest(signal: &Signal) -> Turn {
+    fn rest(signal: &Signal) -> TaskPoll {
         signal.end_turn();
-        if signal.wants_poll() { Turn::Again } else { Turn::Until(None) }
+        if signal.wants_poll() { TaskPoll::Again } else { TaskPoll::Until(None) }
     }
 
     #[tokio::test]
     async fn everybody_has_a_turn_before_anybody_has_another() {
-        let (home, turns) = (Worker::begin().unwrap(), Arc::default());
+        let (mailbox, turns) = (Worker::begin().unwrap(), Arc::default());
         for name in ['a', 'b', 'c'] {
-            settle(&home, name, &turns, |_, turn| if turn < 3 { Turn::Again } else { Turn::Until(None) });
+            settle(
+                &mailbox,
+                name,
+                &turns,
+                |_, turn| if turn < 3 { TaskPoll::Again } else { TaskPoll::Until(None) },
+            );
         }
         quiet().await;
         assert_eq!(*turns.lock().unwrap(), "abcabcabc");
@@ -567,8 +572,8 @@ mod tests {
 
     #[tokio::test]
     async fn asking_again_and_again_brings_one_turn() {
-        let (home, turns) = (Worker::begin().unwrap(), Arc::default());
-        let signal = settle(&home, 'a', &turns, |signal, _| rest(signal));
+        let (mailbox, turns) = (Worker::begin().unwrap(), Arc::default());
+        let signal = settle(&mailbox, 'a', &turns, |signal, _| rest(signal));
         quiet().await;
         (0..10).for_each(|_| signal.ask());
         quiet().await;
@@ -577,8 +582,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_woken_in_the_middle_of_a_turn_gets_another() {
-        let (home, turns) = (Worker::begin().unwrap(), Arc::default());
-        settle(&home, 'a', &turns, |signal, turn| {
+        let (mailbox, turns) = (Worker::begin().unwrap(), Arc::default());
+        settle(&mailbox, 'a', &turns, |signal, turn| {
             if turn == 1 {
                 signal.wake();
             }
@@ -590,9 +595,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_ends_its_own_resident_and_nobody_else() {
-        let (home, turns) = (Worker::begin().unwrap(), Arc::default());
-        settle(&home, 'a', &turns, |_, _| panic!("on purpose"));
-        let other = settle(&home, 'b', &turns, |signal, _| rest(signal));
+        let (mailbox, turns) = (Worker::begin().unwrap(), Arc::default());
+        settle(&mailbox, 'a', &turns, |_, _| panic!("on purpose"));
+        let other = settle(&mailbox, 'b', &turns, |signal, _| rest(signal));
         quiet().await;
         other.ask();
         quiet().await;
@@ -601,9 +606,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_deadline_brings_a_turn() {
-        let (home, turns) = (Worker::begin().unwrap(), Arc::<Mutex<String>>::default());
+        let (mailbox, turns) = (Worker::begin().unwrap(), Arc::<Mutex<String>>::default());
         let start = now();
-        settle(&home, 'a', &turns, move |_, _| Turn::Until(Some(start + Duration::from_secs(1))));
+        settle(&mailbox, 'a', &turns, move |_, _| TaskPoll::Until(Some(start + Duration::from_secs(1))));
         tokio::time::sleep(Duration::from_millis(900)).await;
         assert_eq!(*turns.lock().unwrap(), "a");
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -618,16 +623,16 @@ mod tests {
         turns: Arc<AtomicU32>,
     }
 
-    impl Resident for Watcher {
+    impl Task for Watcher {
         fn signal(&self) -> &Signal {
             &self.signal
         }
 
-        fn turn(self: Pin<&mut Self>, here: &Here<'_>) -> Turn {
+        fn turn(self: Pin<&mut Self>, context: &TaskContext<'_>) -> TaskPoll {
             let this = self.get_mut();
-            this.socket.settle(here).unwrap();
+            this.socket.settle(context).unwrap();
             if this.turns.fetch_add(1, Ordering::Relaxed) > 0 && this.departs {
-                this.socket.depart(here);
+                this.socket.depart(context);
             }
             this.signal.take_poll();
             rest(&this.signal)
@@ -636,14 +641,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_departed_brings_no_turn_any_more() {
-        let (home, listener) = (Worker::begin().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let (mailbox, listener) = (Worker::begin().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let (mut peers, mut counts) = (Vec::new(), Vec::new());
         for departs in [true, false] {
             peers.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
             let socket = Transport::tcp(listener.accept().await.unwrap().0);
-            let (signal, turns) = (Arc::new(Signal::new(Arc::clone(&home))), Arc::<AtomicU32>::default());
+            let (signal, turns) = (Arc::new(Signal::new(Arc::clone(&mailbox))), Arc::<AtomicU32>::default());
             let watcher = Watcher { signal: Arc::clone(&signal), socket, departs, turns: Arc::clone(&turns) };
-            signal.move_in(Box::pin(watcher));
+            signal.spawn(Box::pin(watcher));
             quiet().await;
             signal.ask();
             quiet().await;
@@ -661,10 +666,10 @@ mod tests {
     #[test]
     fn who_comes_after_the_runtime_has_ended_is_dropped() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let home = runtime.block_on(async { Worker::begin().unwrap() });
+        let mailbox = runtime.block_on(async { Worker::begin().unwrap() });
         drop(runtime);
         let turns = Arc::default();
-        let signal = settle(&home, 'a', &turns, |_, _| Turn::Until(None));
+        let signal = settle(&mailbox, 'a', &turns, |_, _| TaskPoll::Until(None));
         assert_eq!(Arc::strong_count(&signal), 1);
     }
 }

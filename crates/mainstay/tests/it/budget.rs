@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Lost};
 use mainstay::server::Config;
-use mainstay::{BackoffConfig, Budget, Client, Level, Link, Mainstay, Message, Session};
+use mainstay::{BackoffConfig, Budget, Client, Level, Link, Message, Server, Session};
 use tokio::sync::Semaphore;
 
 use crate::support::{Proxy, handled, until};
@@ -13,7 +13,7 @@ use crate::support::{Proxy, handled, until};
 const KIB: u64 = 1024;
 
 /// A server whose handlers receive nothing before the gate is opened, and everything from then on.
-async fn gated(budget: &Budget) -> (String, Mainstay, Arc<Semaphore>) {
+async fn gated(budget: &Budget) -> (String, Server, Arc<Semaphore>) {
     let gate = Arc::new(Semaphore::new(0));
     let opened = Arc::clone(&gate);
     let handler = move |mut session: Session| {
@@ -24,7 +24,7 @@ async fn gated(budget: &Budget) -> (String, Mainstay, Arc<Semaphore>) {
         }
     };
     let config = Config { budget: budget.clone(), ..Config::default() };
-    let (address, mainstay) = handled(Mainstay::new(config), handler).await;
+    let (address, mainstay) = handled(Server::new(config), handler).await;
     (format!("ws://{address}/echo"), mainstay, gate)
 }
 
@@ -60,7 +60,7 @@ async fn a_session_that_ends_gives_back_what_it_kept() {
     let budget = Budget::new(64 * 1024 * KIB);
     let config =
         Config { budget: budget.clone(), resume_window: Duration::from_millis(200), ..Config::default() };
-    let (address, mainstay) = handled(Mainstay::new(config), |mut session: Session| async move {
+    let (address, mainstay) = handled(Server::new(config), |mut session: Session| async move {
         let _ = session.recv().await;
         session.send(large(500)).await.unwrap();
         session.send(large(50)).await.unwrap();
@@ -128,7 +128,7 @@ async fn while_memory_is_short_newcomers_are_refused_and_whoever_was_there_is_se
 async fn where_all_is_used_a_session_whose_client_is_away_is_given_up() {
     let budget = Budget::new(512 * KIB);
     let config = Config { budget: budget.clone(), ..Config::default() };
-    let (address, mainstay) = handled(Mainstay::new(config), |mut session: Session| async move {
+    let (address, mainstay) = handled(Server::new(config), |mut session: Session| async move {
         while let Some(message) = session.recv().await {
             if message.as_text() == Some("feed") {
                 session.changed().await;
@@ -153,7 +153,7 @@ async fn where_all_is_used_a_session_whose_client_is_away_is_given_up() {
     loop {
         match away.event().await {
             Some(Event::Gap(fate)) => {
-                break assert_eq!((fate.cause, fate.lost), (mainstay::Cause::Evicted, Some((1, 1))));
+                break assert_eq!((fate.cause, fate.lost), (mainstay::LossCause::Evicted, Some((1, 1))));
             }
             Some(_) => {}
             None => panic!("it ended"),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use mainstay::{Client, Mainstay, Message};
+use mainstay::{Client, Message, Server};
 use tokio::net::TcpListener;
 
 use crate::support::Proxy;
@@ -11,7 +11,7 @@ use crate::support::Proxy;
 #[path = "../../examples/chat.rs"]
 mod example;
 
-async fn serve() -> (SocketAddr, Mainstay) {
+async fn serve() -> (SocketAddr, Server) {
     let chat = example::Chat::default();
     let mainstay = chat.mainstay.clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay::client::{AuthenticateError, Event, Lost};
-use mainstay::server::{Config, Denied};
-use mainstay::{Client, CloseCode, Link, Mainstay, Message};
+use mainstay::server::{AuthError, Config};
+use mainstay::{Client, CloseCode, Link, Message, Server};
 
 use crate::support::{Proxy, echo, server, until};
 
 /// An echo server that knows `alice:...` and `bob:...`, and the credentials that it was asked about.
-async fn guarded() -> (std::net::SocketAddr, Mainstay, Arc<Mutex<Vec<Option<Bytes>>>>) {
+async fn guarded() -> (std::net::SocketAddr, Server, Arc<Mutex<Vec<Option<Bytes>>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);
     let (address, mainstay) = server(Config::default(), move |upgrade| {
@@ -20,9 +20,9 @@ async fn guarded() -> (std::net::SocketAddr, Mainstay, Arc<Mutex<Vec<Option<Byte
         let upgrade = upgrade.authenticate(move |credentials| {
             seen.lock().unwrap().push(credentials.clone());
             async move {
-                let credentials = credentials.ok_or(Denied::Refused)?;
+                let credentials = credentials.ok_or(AuthError::Refused)?;
                 let (name, _) =
-                    std::str::from_utf8(&credentials).unwrap().split_once(':').ok_or(Denied::Refused)?;
+                    std::str::from_utf8(&credentials).unwrap().split_once(':').ok_or(AuthError::Refused)?;
                 Ok(name.to_owned())
             }
         });
@@ -112,7 +112,7 @@ async fn new_credentials_of_a_client_that_is_away_are_judged_when_it_comes_back(
     let (verdict, ()) = tokio::join!(client.authenticate("expired"), async { proxy.open() });
     assert_eq!(verdict, Err(AuthenticateError::Refused));
     assert_eq!(end_of(&client).await, Some(4501));
-    assert_eq!(client.authenticate("alice:3").await, Err(AuthenticateError::Over));
+    assert_eq!(client.authenticate("alice:3").await, Err(AuthenticateError::Closed));
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn a_judge_that_cannot_tell_or_does_not_answer_puts_the_client_off() {
                 async move {
                     match known.load(Ordering::Relaxed) {
                         true => Ok("alice"),
-                        false if answers => Err(Denied::Unavailable),
+                        false if answers => Err(AuthError::Unavailable),
                         false => std::future::pending().await,
                     }
                 }
@@ -157,7 +157,7 @@ async fn a_judge_that_panics_puts_the_client_off_and_holds_nothing() {
                 assert!(!(still && at_once), "as the test asks for");
                 async move {
                     assert!(!still, "as the test asks for");
-                    Ok::<_, Denied>("alice")
+                    Ok::<_, AuthError>("alice")
                 }
             });
             upgrade.on_session(echo)
@@ -182,7 +182,7 @@ async fn a_judge_that_panics_on_a_live_session_refuses_and_the_session_goes_on()
     let (address, _mainstay) = server(Config::default(), |upgrade| {
         let upgrade = upgrade.authenticate(|credentials| async move {
             assert_ne!(credentials.as_deref(), Some(b"bad".as_slice()));
-            Ok::<_, Denied>("alice")
+            Ok::<_, AuthError>("alice")
         });
         upgrade.on_session(echo)
     })
@@ -216,6 +216,6 @@ async fn a_full_server_puts_newcomers_off_until_somebody_leaves() {
     assert!(attached(&first).await, "who has a session resumes it");
     first.close(CloseCode::NORMAL, "").await;
     until("the first is gone", || mainstay.stats().sessions == 0).await;
-    second.retry_now();
+    second.probe_now();
     attached(&second).await;
 }

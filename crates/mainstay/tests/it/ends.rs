@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use mainstay::client::{Connector, EndCause, Event, Lost, Outcome, State};
 use mainstay::server::Config;
-use mainstay::{Client, CloseCode, Link, Mainstay, Message, SendError, Session};
+use mainstay::{Client, CloseCode, Link, Message, SendError, Server, Session};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -86,7 +86,7 @@ async fn what_an_application_gave_may_panic_and_that_is_an_attempt_that_failed()
             assert!(why.contains("panicked"), "{why}");
         }
         link.abort(code(4000), "enough");
-        assert_eq!(tracked.await, Outcome::Lost);
+        assert_eq!(tracked.await, Outcome::NotDelivered);
     }
 }
 
@@ -101,8 +101,8 @@ async fn a_stream_that_panics_once_it_is_in_use_ends_the_client_with_a_reason() 
     let end = client.end().unwrap();
     assert_eq!((end.cause, client.state()), (EndCause::Abandoned, State::Ended));
     assert!(end.to_string().contains("panicked"), "{end}");
-    assert_eq!(tracked.await, Outcome::Lost, "it was never written");
-    assert_eq!(client.send("y").await, Err(SendError::Over("y".into())));
+    assert_eq!(tracked.await, Outcome::NotDelivered, "it was never written");
+    assert_eq!(client.send("y").await, Err(SendError::Closed("y".into())));
     assert_eq!(client.take_undelivered(), [Message::text("x")]);
     client.close(CloseCode::NORMAL, "").await;
 }
@@ -119,7 +119,7 @@ fn a_client_whose_runtime_is_gone_says_so_and_gives_back_what_was_not_delivered(
     let end = client.end().unwrap();
     assert_eq!(end.cause, EndCause::Abandoned);
     assert!(end.reason.contains("runtime"), "{}", end.reason);
-    assert_eq!(client.try_send("late"), Err(SendError::Over("late".into())));
+    assert_eq!(client.try_send("late"), Err(SendError::Closed("late".into())));
     assert_eq!(client.take_undelivered(), [Message::text("order")]);
 }
 
@@ -141,7 +141,7 @@ async fn the_end_of_a_client_has_its_kind_and_the_attempt_that_failed_as_its_sou
 #[tokio::test]
 async fn an_abort_ends_a_client_now_and_the_server_hears_the_code() {
     let (seen, mut ends) = tokio::sync::mpsc::unbounded_channel();
-    let (address, mainstay) = handled(Mainstay::default(), move |mut session: Session| {
+    let (address, mainstay) = handled(Server::default(), move |mut session: Session| {
         let seen = seen.clone();
         async move {
             while session.recv().await.is_some() {}
@@ -165,7 +165,7 @@ async fn an_abort_ends_a_client_now_and_the_server_hears_the_code() {
 
 #[tokio::test]
 async fn nothing_is_handed_over_after_close_and_a_sender_closes_as_well() {
-    let (address, _mainstay) = handled(Mainstay::default(), |session: Session| async move {
+    let (address, _mainstay) = handled(Server::default(), |session: Session| async move {
         while session.send("again and again").await.is_ok() {}
     })
     .await;
@@ -178,7 +178,7 @@ async fn nothing_is_handed_over_after_close_and_a_sender_closes_as_well() {
         tokio::join!(client_sender.close(CloseCode::NORMAL, ""), link_sender.close(CloseCode::NORMAL, ""))
     };
     let taking = async {
-        until("they are closing", || client_sender.is_over() && link_sender.is_over()).await;
+        until("they are closing", || client_sender.is_closed() && link_sender.is_closed()).await;
         assert_eq!((client.recv().await, link.recv().await), (None, None));
     };
     tokio::join!(closing, taking);
@@ -257,7 +257,7 @@ async fn it_is_waited_for_a_connection_for_as_long_as_is_said() {
         let url = format!("ws://{address}/echo");
         Client::builder(&url).unwrap().backoff(quick()).connect_ready(Duration::from_secs(60)).await
     });
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let route = axum::routing::any(|upgrade: mainstay::SessionUpgrade| async {
         upgrade.on_session(crate::support::echo)
     });

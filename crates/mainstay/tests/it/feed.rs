@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use mainstay::client::{Connector, Event, Incoming, Lost, Proxy};
 use mainstay::server::Config;
-use mainstay::{Client, Link, Mainstay, Message, Session};
+use mainstay::{Client, Link, Message, Server, Session};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -19,7 +19,7 @@ type Heard = Arc<Mutex<Vec<Vec<String>>>>;
 async fn listener() -> (String, Heard) {
     let heard = Heard::default();
     let list = Arc::clone(&heard);
-    let (address, _mainstay) = handled(Mainstay::default(), move |mut session: Session| {
+    let (address, _mainstay) = handled(Server::default(), move |mut session: Session| {
         let list = Arc::clone(&list);
         async move {
             let n = {
@@ -86,7 +86,7 @@ async fn a_session_gets_no_greeting() {
 
 #[tokio::test]
 async fn a_feed_that_has_fallen_silent_is_left_for_another_connection() {
-    let (address, mainstay) = handled(Mainstay::default(), |mut session: Session| async move {
+    let (address, mainstay) = handled(Server::default(), |mut session: Session| async move {
         session.send("one tick").await.unwrap();
         while session.recv().await.is_some() {}
     })
@@ -200,7 +200,7 @@ async fn a_server_is_reached_through_a_proxy_that_asks_for_credentials() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_and_a_server_meet_over_a_duplex_in_paused_time() {
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let route = axum::routing::any(|upgrade: mainstay::SessionUpgrade| async {
         upgrade.on_session(crate::support::echo)
     });

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mainstay::server::Config;
-use mainstay::{Client, Mainstay, Message};
+use mainstay::{Client, Message, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// An echo server, and an honest client of it.
 struct Stage {
     address: SocketAddr,
-    mainstay: Mainstay,
+    mainstay: Server,
     honest: Client,
 }
 

@@ -33,9 +33,9 @@ async fn a_tracked_message_settles_when_the_peers_stack_has_it() {
 
 #[test]
 fn a_pause_between_pings_is_at_most_a_minute() {
-    let link = |pause| Link::to("ws://127.0.0.1:1/").unwrap().min_interval(Duration::from_secs(pause));
+    let link = |pause| Link::to("ws://127.0.0.1:1/").unwrap().min_ping_interval(Duration::from_secs(pause));
     assert!(link(60).is_ok());
-    assert_eq!(link(61).err().map(|error| error.field), Some("confirm.min_interval"));
+    assert_eq!(link(61).err().map(|error| error.field), Some("confirm.min_ping_interval"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -45,7 +45,7 @@ async fn an_end_that_could_not_wait_settles_every_message_as_not_delivered() {
     let first = link.send_tracked(Message::text("a")).await.unwrap();
     let second = link.send_tracked(Message::text("b")).await.unwrap();
     link.close(CloseCode::NORMAL, "").await;
-    assert_eq!((first.await, second.await), (Outcome::Lost, Outcome::Lost));
+    assert_eq!((first.await, second.await), (Outcome::NotDelivered, Outcome::NotDelivered));
     assert_eq!(link.state(), State::Ended);
     assert_eq!(reports(&link).await, [Report::NotDelivered(1, 2)]);
 }
@@ -70,6 +70,6 @@ async fn a_full_queue_waits_fails_or_drops_the_oldest_as_it_was_told() {
     for _ in 0..3 {
         tracked.push(dropping.send_tracked(third.clone()).await.unwrap());
     }
-    assert_eq!(tracked.remove(0).await, Outcome::Lost);
+    assert_eq!(tracked.remove(0).await, Outcome::NotDelivered);
     assert_eq!(dropping.event().await, Some(Event::Report(Report::NotDelivered(1, 3))), "one report");
 }

@@ -15,10 +15,10 @@ async fn what_the_handler_confirmed_is_delivered_and_what_it_only_took_is_unknow
     let (took, mut taken) = mpsc::unbounded_channel();
     let (address, _mainstay) = server(config, move |upgrade| {
         let took = took.clone();
-        upgrade.confirm_manually().on_session(|mut session| async move {
+        upgrade.manual_ack().on_session(|mut session| async move {
             while let Some(message) = session.recv().await {
                 if message.as_text() == Some("2") {
-                    session.confirm();
+                    session.ack();
                 }
                 let _ = took.send(message);
             }
@@ -53,12 +53,12 @@ async fn nothing_comes_twice_over_a_cut_whether_it_was_confirmed_or_not() {
     let (took, mut taken) = mpsc::unbounded_channel();
     let (address, mainstay) = server(Config::default(), move |upgrade| {
         let took = took.clone();
-        upgrade.confirm_manually().on_session(|mut session| async move {
+        upgrade.manual_ack().on_session(|mut session| async move {
             let mut count = 0;
             while let Some(message) = session.recv().await {
                 count += 1;
                 if count == 2 {
-                    session.confirm();
+                    session.ack();
                 }
                 let _ = took.send(message);
             }
@@ -90,15 +90,15 @@ async fn a_client_that_confirms_holds_the_server_back_until_it_does() {
     })
     .await;
     let builder = Client::builder(&format!("ws://{address}/echo")).unwrap();
-    let mut client = builder.confirm_manually().connect();
+    let mut client = builder.manual_ack().connect();
     for n in 1..=2 {
         assert_eq!(client.recv().await, Some(Message::text(n.to_string())));
     }
     let third = tokio::time::timeout(Duration::from_millis(500), client.recv()).await;
     assert!(third.is_err(), "two are unconfirmed: {third:?}");
-    client.confirm();
+    client.ack();
     assert_eq!(client.recv().await, Some(Message::text("3")));
-    client.confirm();
+    client.ack();
     assert_eq!(client.recv().await, None);
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Lost, Mode, State};
 use mainstay::server::{Config, Sender, SessionState};
-use mainstay::{Client, Link, Mainstay, Message, Session};
+use mainstay::{Client, Link, Message, Server, Session};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -15,8 +15,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// An echo server, the handles of whose sessions come out in order.
 async fn echo_server_with_handles(
-    mainstay: Mainstay,
-) -> (std::net::SocketAddr, Mainstay, mpsc::UnboundedReceiver<Sender>) {
+    mainstay: Server,
+) -> (std::net::SocketAddr, Server, mpsc::UnboundedReceiver<Sender>) {
     let (came, handles) = mpsc::unbounded_channel();
     let (address, mainstay) = handled(mainstay, move |session: Session| {
         came.send(session.sender()).unwrap();
@@ -27,16 +27,16 @@ async fn echo_server_with_handles(
 }
 
 /// A client that was attached, and the server's handle on its session.
-async fn attached() -> (Client, Sender, Mainstay) {
-    let (address, mainstay, mut handles) = echo_server_with_handles(Mainstay::default()).await;
+async fn attached() -> (Client, Sender, Server) {
+    let (address, mainstay, mut handles) = echo_server_with_handles(Server::default()).await;
     let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     assert_eq!(client.event().await, Some(is_attached(1)));
     (client, handles.recv().await.unwrap(), mainstay)
 }
 
 /// As [`attached`], with something in between that can be closed.
-async fn attached_through_a_proxy() -> (Client, Sender, Mainstay, Proxy) {
-    let (address, mainstay, mut handles) = echo_server_with_handles(Mainstay::default()).await;
+async fn attached_through_a_proxy() -> (Client, Sender, Server, Proxy) {
+    let (address, mainstay, mut handles) = echo_server_with_handles(Server::default()).await;
     let proxy = Proxy::to(address).await;
     let client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
     assert_eq!(client.event().await, Some(is_attached(1)));
@@ -73,7 +73,7 @@ async fn a_connection_that_is_cut_is_resumed_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn a_handler_cuts_its_own_connection_before_another_byte_is_written() {
-    let (address, _mainstay) = handled(Mainstay::default(), |mut session: Session| async move {
+    let (address, _mainstay) = handled(Server::default(), |mut session: Session| async move {
         while let Some(message) = session.recv().await {
             if session.state() == (SessionState::Attached { epoch: 1 }) {
                 session.sender().cut();
@@ -102,7 +102,7 @@ async fn a_connection_that_is_held_is_silent_and_then_goes_on() {
 #[tokio::test(start_paused = true)]
 async fn a_hold_over_several_heartbeats_is_no_evidence_against_the_client() {
     let every = |interval| mainstay::HeartbeatConfig::every(interval).unwrap();
-    let mainstay = Mainstay::new(Config { heartbeat: every(10 * SECOND), ..Config::default() });
+    let mainstay = Server::new(Config { heartbeat: every(10 * SECOND), ..Config::default() });
     let (address, mainstay, mut handles) = echo_server_with_handles(mainstay).await;
     // It asks for nothing itself, and so does not mind.
     let link = Link::to(&format!("ws://{address}/echo")).unwrap().heartbeat(every(HOUR));
@@ -171,7 +171,7 @@ async fn a_client_that_is_sent_away_replaces_its_connection_without_losing_it() 
 
 #[tokio::test]
 async fn a_plain_session_ends_when_its_connection_is_cut_or_sent_away() {
-    let (address, mainstay, mut handles) = echo_server_with_handles(Mainstay::default()).await;
+    let (address, mainstay, mut handles) = echo_server_with_handles(Server::default()).await;
     let mut code = async |end: fn(&Sender)| {
         let url = format!("ws://{address}/echo");
         let mut client = Link::to(&url).unwrap().connect_once().await.unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Incoming, State};
 use mainstay::server::{Config, SessionState};
-use mainstay::{BackoffConfig, Client, GapCause, Link, Mainstay, Message, Session, Window};
+use mainstay::{BackoffConfig, Client, GapCause, Link, Message, Server, Session, Window};
 
 use crate::support::{Proxy, echo_server, handled, quick, server, until};
 
@@ -107,7 +107,7 @@ async fn a_message_behind_a_gap_is_received_though_nobody_listens_to_events() {
 /// A feed whose connection number n brings n.1, n.2 and n.3, and a link that reads nothing while the first is lost.
 async fn link_behind_a_break() -> Link {
     let count = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
-    let (address, _mainstay) = handled(Mainstay::default(), move |mut session: Session| {
+    let (address, _mainstay) = handled(Server::default(), move |mut session: Session| {
         let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         async move {
             for i in 1..=3 {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use mainstay::client::Event;
-use mainstay::{Client, HeartbeatConfig, Mainstay, Message};
+use mainstay::{Client, HeartbeatConfig, Message, Server};
 use tokio::net::TcpListener;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ fn every(interval: Duration) -> HeartbeatConfig {
 }
 
 /// Serves these routes.
-async fn serve(mainstay: &Mainstay, app: Router<Mainstay>) -> SocketAddr {
+async fn serve(mainstay: &Server, app: Router<Server>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = mainstay::serve(listener, app.with_state(mainstay.clone()), mainstay);

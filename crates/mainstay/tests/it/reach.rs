@@ -277,7 +277,7 @@ fn a_client_whose_runtime_has_shut_down_has_ended() {
     assert_eq!(client.state(), State::Ended);
     assert!(client.try_send(Message::text("y")).is_err());
     let other = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    assert_eq!(other.block_on(tracked), Outcome::Lost);
+    assert_eq!(other.block_on(tracked), Outcome::NotDelivered);
     let ended = other.block_on(async {
         while let Some(event) = client.event().await {
             if matches!(event, Event::Ended { .. }) {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use mainstay::client::{Event, Lost, Request};
-use mainstay::server::{Config, Denied};
+use mainstay::server::{AuthError, Config};
 use mainstay::{Client, Link, Message};
 
 use crate::support::{Proxy, echo, server};
@@ -34,7 +34,7 @@ async fn every_attempt_presents_a_token_of_its_own() {
         let header = upgrade.headers()[AUTHORIZATION].to_str().unwrap().to_owned();
         let upgrade = upgrade.authenticate(move |credentials| {
             seen.lock().unwrap().push((header.clone(), credentials));
-            async { Ok::<_, Denied>("alice") }
+            async { Ok::<_, AuthError>("alice") }
         });
         upgrade.on_session(echo)
     })

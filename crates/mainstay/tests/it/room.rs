@@ -4,17 +4,17 @@ use std::net::SocketAddr;
 
 use mainstay::client::{Event, Events};
 use mainstay::server::{Config, EndCause, Room, SessionState, SlowMember};
-use mainstay::{Client, CloseCode, Mainstay, Message, Session, Window};
+use mainstay::{Client, CloseCode, Message, Server, Session, Window};
 use tokio::sync::mpsc;
 
 use crate::support::{Proxy, handled, until};
 
 /// A server whose sessions are members of a room and say in it what they receive; the messages of `quiet` members go
 /// nowhere. Their ends are reported.
-async fn serve(room: &Room, keep: Window) -> (SocketAddr, Mainstay, mpsc::UnboundedReceiver<EndCause>) {
+async fn serve(room: &Room, keep: Window) -> (SocketAddr, Server, mpsc::UnboundedReceiver<EndCause>) {
     let (report, reports) = mpsc::unbounded_channel();
     let room = room.clone();
-    let mainstay = Mainstay::new(Config { keep, ..Config::default() });
+    let mainstay = Server::new(Config { keep, ..Config::default() });
     let (address, mainstay) = handled(mainstay, move |mut session: Session| {
         let (room, report) = (room.clone(), report.clone());
         async move {
@@ -60,7 +60,7 @@ async fn what_one_says_reaches_all_in_one_order_also_those_who_are_away_meanwhil
 async fn a_member_leaves_when_its_membership_is_dropped_and_one_may_be_left_out() {
     let room = Room::new();
     let (handed, mut sessions) = mpsc::unbounded_channel();
-    let (address, _mainstay) = handled(Mainstay::default(), move |session: Session| {
+    let (address, _mainstay) = handled(Server::default(), move |session: Session| {
         let handed = handed.clone();
         async move {
             handed.send(session.sender()).unwrap();

@@ -7,7 +7,7 @@ use axum::extract::{ConnectInfo, Request};
 use axum::routing::{any, get};
 use axum::{Router, ServiceExt};
 use mainstay::server::{MakeService, Serve};
-use mainstay::{Mainstay, Session, SessionUpgrade};
+use mainstay::{Server, Session, SessionUpgrade};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Notify;
@@ -19,7 +19,7 @@ use crate::support::{echo, until};
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-fn app(mainstay: &Mainstay) -> Router {
+fn app(mainstay: &Server) -> Router {
     let address = async |ConnectInfo(address): ConnectInfo<std::net::SocketAddr>| address.to_string();
     let page_or_socket = async |upgrade: Option<SessionUpgrade>| match upgrade {
         Some(upgrade) => upgrade.on_session(echo),
@@ -59,7 +59,7 @@ async fn echoes(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
 
 /// Serves on TCP whatever `make` makes of a router, and asks for `path`.
 async fn served<M: MakeService<std::net::SocketAddr>>(make: fn(Router) -> M, path: &str) -> String {
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server: Serve<_, M> = mainstay::serve(listener, make(app(&mainstay)), &mainstay);
@@ -107,7 +107,7 @@ async fn a_route_may_serve_a_page_and_a_socket() {
 
 #[tokio::test]
 async fn a_listener_may_be_another_than_tcp() {
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let path = std::env::temp_dir().join(format!("mainstay-serve-{}", std::process::id()));
     let listener = UnixListener::bind(&path).unwrap();
     let stop = Arc::new(Notify::new());
@@ -124,8 +124,8 @@ async fn a_listener_may_be_another_than_tcp() {
 
 #[tokio::test]
 async fn one_server_drains_all_that_it_was_told_of() {
-    let (first, second) = (Mainstay::default(), Mainstay::default());
-    let route = |mainstay: &Mainstay| app(mainstay);
+    let (first, second) = (Server::default(), Server::default());
+    let route = |mainstay: &Server| app(mainstay);
     let routes = Router::new().nest("/a", route(&first)).nest("/b", route(&second));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -145,7 +145,7 @@ async fn one_server_drains_all_that_it_was_told_of() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_may_wait_for_its_next_request_longer_than_for_its_first() {
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(mainstay::serve(listener, app(&mainstay), &mainstay).into_future());
@@ -170,12 +170,11 @@ async fn a_connection_may_wait_for_its_next_request_longer_than_for_its_first() 
 
 #[tokio::test]
 async fn a_handler_that_takes_its_time_after_the_end_is_waited_for_when_the_drain_is_zero() {
-    let (address, mainstay) =
-        crate::support::handled(Mainstay::default(), |mut session: Session| async move {
-            while session.recv().await.is_some() {}
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        })
-        .await;
+    let (address, mainstay) = crate::support::handled(Server::default(), |mut session: Session| async move {
+        while session.recv().await.is_some() {}
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    })
+    .await;
     let _client = mainstay::Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     until("it is there", || mainstay.stats().sessions == 1).await;
     mainstay.drain(Duration::ZERO).await;

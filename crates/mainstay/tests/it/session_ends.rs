@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mainstay::client::Event;
 use mainstay::server::{Changes, Config, EndCause, Sender, SessionState};
-use mainstay::{Client, CloseCode, Link, Mainstay, Message, SendError, Session};
+use mainstay::{Client, CloseCode, Link, Message, SendError, Server, Session};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -17,7 +17,7 @@ const KICKED: CloseCode = match CloseCode::new(4000) {
     None => panic!("4000 is a code"),
 };
 
-/// Cause, code and reason.
+/// LossCause, code and reason.
 type HowItEnded = (EndCause, Option<u16>, String);
 
 /// A handler's view of one session.
@@ -61,11 +61,11 @@ impl Seen {
     }
 }
 
-async fn serve(config: Config) -> (SocketAddr, Mainstay, Seen) {
+async fn serve(config: Config) -> (SocketAddr, Server, Seen) {
     let seen = Seen::default();
     let handler = seen.clone();
     let (address, mainstay) =
-        handled(Mainstay::new(config), move |session| handler.clone().handle(session)).await;
+        handled(Server::new(config), move |session| handler.clone().handle(session)).await;
     (address, mainstay, seen)
 }
 
@@ -89,7 +89,7 @@ async fn nothing_is_received_after_a_close_however_long_the_client_reads_nothing
     assert!(client.send("to nobody").await.is_err(), "it does not wait for a session that was ended");
     assert!(closed.elapsed() <= Duration::from_secs(11), "{:?}", closed.elapsed());
     assert_eq!((seen.received(), seen.end()), (1, kicked()));
-    assert!(seen.sender().is_over());
+    assert!(seen.sender().is_closed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,8 +107,8 @@ async fn a_client_that_was_closed_accepts_nothing_more_though_it_did_not_read_wh
             }
         }
     });
-    assert_eq!(outcome.await.unwrap(), SendError::Over("after".into()));
-    assert!(client.sender().is_over());
+    assert_eq!(outcome.await.unwrap(), SendError::Closed("after".into()));
+    assert!(client.sender().is_closed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -135,7 +135,7 @@ async fn an_abort_is_now_and_the_client_is_told() {
     until_quiet("it is heard", || seen.received() == 1).await;
     let aborted = Instant::now();
     seen.sender().abort(KICKED, "kicked");
-    assert!(seen.sender().is_over() && seen.sender().try_send("late").is_err());
+    assert!(seen.sender().is_closed() && seen.sender().try_send("late").is_err());
     let ended = loop {
         if let Event::Ended { code, reason, .. } = events.next().await.unwrap() {
             break (code, reason);
@@ -214,7 +214,7 @@ async fn a_handler_learns_that_the_server_drains_and_that_a_plain_connection_was
 async fn a_senders_end_says_that_the_handler_panicked() {
     let sender = Arc::new(Mutex::new(None));
     let keep = Arc::clone(&sender);
-    let (address, _mainstay) = handled(Mainstay::default(), move |mut session: Session| {
+    let (address, _mainstay) = handled(Server::default(), move |mut session: Session| {
         *keep.lock().unwrap() = Some(session.sender());
         async move {
             session.recv().await;
@@ -235,7 +235,7 @@ async fn a_senders_end_says_that_the_handler_panicked() {
 #[tokio::test]
 async fn messages_and_changes_of_state_are_waited_for_together() {
     let (report, mut reports) = mpsc::unbounded_channel();
-    let (address, _mainstay) = handled(Mainstay::default(), move |mut session: Session| {
+    let (address, _mainstay) = handled(Server::default(), move |mut session: Session| {
         let report = report.clone();
         async move {
             let mut changes = session.changes();
@@ -265,13 +265,13 @@ async fn messages_and_changes_of_state_are_waited_for_together() {
     assert_eq!(client.recv().await, Some("b".into()));
     assert_eq!(reports.recv().await, Some(SessionState::Attached { epoch: 2 }));
     client.close(CloseCode::NORMAL, "").await;
-    assert_eq!(reports.recv().await, Some(SessionState::Over));
+    assert_eq!(reports.recv().await, Some(SessionState::Closed));
 }
 
 #[tokio::test]
 async fn senders_of_one_session_are_equal_and_know_it() {
     let (handed, mut sessions) = mpsc::unbounded_channel();
-    let (address, _mainstay) = handled(Mainstay::default(), move |session: Session| {
+    let (address, _mainstay) = handled(Server::default(), move |session: Session| {
         let handed = handed.clone();
         async move {
             handed.send((session.sender(), session.id())).unwrap();
@@ -285,9 +285,9 @@ async fn senders_of_one_session_are_equal_and_know_it() {
     let (second, _) = sessions.recv().await.unwrap();
     assert_eq!((first.id(), first.clone()), (id, first.clone()));
     assert_ne!(first, second);
-    assert_eq!((first.state(), first.is_over()), (SessionState::Attached { epoch: 1 }, false));
+    assert_eq!((first.state(), first.is_closed()), (SessionState::Attached { epoch: 1 }, false));
     let mut changes: Changes = first.changes();
     first.abort(KICKED, "");
-    assert_eq!(changes.next().await, Some(SessionState::Over));
+    assert_eq!(changes.next().await, Some(SessionState::Closed));
     assert_eq!(changes.next().await, None);
 }

@@ -13,7 +13,7 @@ use axum::Router;
 use axum::routing::{any, get};
 use mainstay::client::Event;
 use mainstay::server::Config;
-use mainstay::{Client, Link, Mainstay, SessionUpgrade};
+use mainstay::{Client, Link, Server, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -27,7 +27,7 @@ const WITHIN: Duration = Duration::from_secs(30);
 /// A server with sessions at `/echo` and a response at `/slow` that takes as long as it was told to.
 struct Stage {
     address: SocketAddr,
-    mainstay: Mainstay,
+    mainstay: Server,
     stop: Arc<Notify>,
     server: JoinHandle<io::Result<()>>,
     /// Whether a request for `/slow` came, and whether it was answered.
@@ -46,7 +46,7 @@ impl Stage {
             "slowly"
         };
         // Nobody is to leave because of this one.
-        let mainstay = Mainstay::new(Config { opening_deadline: 100 * WITHIN, ..Config::default() });
+        let mainstay = Server::new(Config { opening_deadline: 100 * WITHIN, ..Config::default() });
         let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
         let app = Router::new().route("/slow", get(slowly)).route("/echo", sessions);
         let app = app.with_state(mainstay.clone());
@@ -149,7 +149,7 @@ async fn with_successor() -> (SocketAddr, std::net::TcpListener, Arc<Notify>, St
     let address = listener.local_addr().unwrap();
     let copy = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned().unwrap());
     let (stop, taken) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let app = Router::new().route("/echo", any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) }));
     let (stopped, took) = (Arc::clone(&stop), Arc::clone(&taken));
     let server = mainstay::serve(listener, app.with_state(mainstay.clone()), &mainstay)
@@ -193,7 +193,7 @@ async fn where_no_successor_comes_newcomers_are_refused_with_503_to_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_without_time_still_tells_sessions_and_waits_for_their_handlers() {
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let saved = Arc::new(AtomicBool::new(false));
     let saving = Arc::clone(&saved);
     let handler = any(async move |upgrade: SessionUpgrade| {

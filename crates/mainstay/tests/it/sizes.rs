@@ -3,7 +3,7 @@
 
 use mainstay::client::{Event, Outcome};
 use mainstay::server::{Config, Received};
-use mainstay::{Client, Limits, Link, Mainstay, Message, Report, SendError, Session, Window};
+use mainstay::{Client, Limits, Link, Message, Report, SendError, Server, Session, Window};
 use tokio::net::TcpListener;
 
 use crate::support::{echo, handled, quick, until};
@@ -25,7 +25,7 @@ async fn attached(client: &Client) {
 async fn the_largest_message_that_the_server_takes_passes_and_one_byte_more_comes_back() {
     for limit in [1000, 70_000] {
         let config = Config { limits: limits(limit), ..Config::default() };
-        let (address, mainstay) = handled(Mainstay::new(config), echo).await;
+        let (address, mainstay) = handled(Server::new(config), echo).await;
         let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
         attached(&client).await;
         for (message, larger) in both(limit).into_iter().zip(both(limit + 1)) {
@@ -51,7 +51,7 @@ async fn the_largest_message_that_the_client_takes_passes_and_one_byte_more_come
             }
         }
     };
-    let (address, mainstay) = handled(Mainstay::default(), handler).await;
+    let (address, mainstay) = handled(Server::default(), handler).await;
     let builder = Client::builder(&format!("ws://{address}/echo")).unwrap();
     let mut client = builder.limits(limits(1000)).connect();
     client.send(Message::text("go")).await.unwrap();
@@ -79,7 +79,7 @@ async fn what_was_accepted_before_the_limit_was_known_is_reported_and_the_rest_i
             }
         }
     };
-    let mainstay = Mainstay::new(Config { limits: limits(1000), ..Config::default() });
+    let mainstay = Server::new(Config { limits: limits(1000), ..Config::default() });
     let on_upgrade = move |upgrade: mainstay::SessionUpgrade| {
         let handler = handler.clone();
         async move { upgrade.on_session(handler) }
@@ -111,15 +111,15 @@ async fn what_was_accepted_before_the_limit_was_known_is_reported_and_the_rest_i
     for one in tracked {
         outcomes.push(one.await);
     }
-    use Outcome::{Delivered, Lost};
-    assert_eq!(outcomes, [Delivered, Lost, Delivered, Lost, Lost, Delivered]);
+    use Outcome::{Delivered, NotDelivered};
+    assert_eq!(outcomes, [Delivered, NotDelivered, Delivered, NotDelivered, NotDelivered, Delivered]);
 }
 
 #[tokio::test]
 async fn one_message_that_is_larger_than_every_window_passes_in_both_directions() {
     let small = Window { messages: 16, bytes: 64 * 1024 };
     let config = Config { keep: small, accept: small, limits: limits(1 << 20), ..Config::default() };
-    let (address, mainstay) = handled(Mainstay::new(config), echo).await;
+    let (address, mainstay) = handled(Server::new(config), echo).await;
     let url = format!("ws://{address}/echo");
     let mut client = Client::builder(&url).unwrap().connect();
     // Above a link's queue, and what may be unconfirmed.
@@ -138,16 +138,16 @@ async fn one_message_that_is_larger_than_every_window_passes_in_both_directions(
 
 #[tokio::test]
 async fn a_plain_peer_that_sends_more_than_a_link_takes_is_told_apart_and_ends_it_where_that_is_asked_for() {
-    use mainstay::client::{EndsWith, Lost};
+    use mainstay::client::{EndsOn, Lost};
     let handler = |mut session: Session| async move {
         session.send(Message::text("x".repeat(1001))).await.unwrap();
         while session.recv().await.is_some() {}
     };
-    let (address, mainstay) = handled(Mainstay::default(), handler).await;
+    let (address, mainstay) = handled(Server::default(), handler).await;
     let link = || Link::to(&format!("ws://{address}/echo")).unwrap().limits(limits(1000)).backoff(quick());
-    for ends_with in [EndsWith::FinalClose, EndsWith::Close, EndsWith::Connection] {
+    for ends_on in [EndsOn::FinalClose, EndsOn::Close, EndsOn::Connection] {
         let opened = mainstay.stats().connections_opened;
-        let link = link().ends_with(ends_with).connect();
+        let link = link().ends_on(ends_on).connect();
         let mut events = Vec::new();
         while let Some(event) = link.event().await {
             events.push(event);
@@ -155,7 +155,7 @@ async fn a_plain_peer_that_sends_more_than_a_link_takes_is_told_apart_and_ends_i
         let [.., Event::Detached { why, .. }, Event::Ended { code, .. }] = events.as_slice() else {
             panic!("{events:?}")
         };
-        assert_eq!((why, *code), (&Lost::TooBig { limit: 1000 }, Some(1009)), "{ends_with:?}");
+        assert_eq!((why, *code), (&Lost::TooBig { limit: 1000 }, Some(1009)), "{ends_on:?}");
         assert_eq!(mainstay.stats().connections_opened, opened + 1);
     }
     // Otherwise the application sees why, again and again.

@@ -22,7 +22,7 @@ async fn what_goes_into_the_sink_comes_back_out_of_the_stream_and_closing_it_end
     assert_eq!((client.next().await, client.state()), (None, State::Ended));
     until("the session is over", || mainstay.stats().sessions == 0).await;
     let late = SinkExt::send(&mut client, Message::text("late")).await;
-    assert_eq!(late, Err(SendError::Over(Message::text("late"))));
+    assert_eq!(late, Err(SendError::Closed(Message::text("late"))));
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ fn a_flush_is_done_when_everything_has_left_and_not_before() {
     let (server, heard) = (tokio::runtime::Runtime::new().unwrap(), std::sync::mpsc::channel());
     let (sender, heard) = heard;
     let (address, mainstay) =
-        server.block_on(handled(mainstay::Mainstay::default(), move |mut session: mainstay::Session| {
+        server.block_on(handled(mainstay::Server::default(), move |mut session: mainstay::Session| {
             let sender = sender.clone();
             async move {
                 while let Some(message) = session.recv().await {

@@ -8,17 +8,17 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::any;
 use mainstay::server::Config;
-use mainstay::{BackoffConfig, Mainstay, Session, SessionUpgrade};
+use mainstay::{BackoffConfig, Server, Session, SessionUpgrade};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 
 /// An echo server at `/echo`.
-pub(crate) async fn echo_server(config: Config) -> (SocketAddr, Mainstay) {
-    handled(Mainstay::new(config), echo).await
+pub(crate) async fn echo_server(config: Config) -> (SocketAddr, Server) {
+    handled(Server::new(config), echo).await
 }
 
 /// A server whose sessions at `/echo` are handled by `handler`.
-pub(crate) async fn handled<H, F>(mainstay: Mainstay, handler: H) -> (SocketAddr, Mainstay)
+pub(crate) async fn handled<H, F>(mainstay: Server, handler: H) -> (SocketAddr, Server)
 where
     H: Fn(Session) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
@@ -27,14 +27,14 @@ where
 }
 
 /// A server at `/echo`, and at `/nested/echo`, whose sessions are made as `on_upgrade` says.
-pub(crate) async fn server<F>(config: Config, on_upgrade: F) -> (SocketAddr, Mainstay)
+pub(crate) async fn server<F>(config: Config, on_upgrade: F) -> (SocketAddr, Server)
 where
     F: Fn(SessionUpgrade) -> axum::response::Response + Clone + Send + Sync + 'static,
 {
-    serve(Mainstay::new(config), on_upgrade).await
+    serve(Server::new(config), on_upgrade).await
 }
 
-async fn serve<F>(mainstay: Mainstay, on_upgrade: F) -> (SocketAddr, Mainstay)
+async fn serve<F>(mainstay: Server, on_upgrade: F) -> (SocketAddr, Server)
 where
     F: Fn(SessionUpgrade) -> axum::response::Response + Clone + Send + Sync + 'static,
 {

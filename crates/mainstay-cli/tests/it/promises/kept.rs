@@ -82,7 +82,7 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
         let n = receipts.len() as u64;
         receipts.push(client.send_tracked(Message::text(n.to_string())).await.unwrap());
         tokio::time::sleep(Duration::from_millis(dice.roll(10))).await;
-        client.retry_now();
+        client.probe_now();
         match dice.roll(25) {
             0 => front.shut(),
             1 => behind.shut(),
@@ -96,7 +96,7 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
         let outcome = loop {
             match tokio::time::timeout(SECOND / 10, &mut receipt).await {
                 Ok(outcome) => break outcome,
-                Err(_) => client.retry_now(),
+                Err(_) => client.probe_now(),
             }
         };
         outcomes.insert(n, outcome);
@@ -119,7 +119,7 @@ async fn r13_over_random_faults_of_both_legs_each_message_arrives_once_or_a_gap_
             let arrived = received.binary_search(n).is_ok();
             match outcome {
                 Outcome::Delivered => assert!(arrived, "seed {seed}: {n} was called delivered"),
-                Outcome::Lost => assert!(!arrived, "seed {seed}: {n} was called lost"),
+                Outcome::NotDelivered => assert!(!arrived, "seed {seed}: {n} was called lost"),
                 _ => assert!(gaps > 0, "seed {seed}: {n} is unknown, and no gap was told"),
             }
         }

@@ -70,7 +70,7 @@ async fn r7_the_figures_of_states_follow_every_step_that_visitors_take() {
             3 => away.extend(here.pop().map(|(number, _cut, token)| (number, token))),
             _ => {
                 let Some((number, token)) = away.pop() else { continue };
-                let resume = Resume { token, received: 0, sent: 0, first_held: 1 };
+                let resume = Resume { token, acknowledged: 0, sent: 0, first_held: 1 };
                 let (frames, welcome) = session(&gateway, "/", number, Some(resume)).await;
                 assert!(welcome.resumed, "step {step}");
                 here.push((number, frames, welcome.token));
@@ -135,10 +135,10 @@ async fn r10_a_thousand_reconnects_of_a_visitor_are_one_connection_and_one_handl
         assert_eq!(visitor.text().await, Some(text));
         // Leaves without a word, and says again what the backend had not confirmed yet.
         drop(visitor);
-        let resume = Resume { token, received: n + 1, sent: n + 1, first_held: received + 1 };
+        let resume = Resume { token, acknowledged: n + 1, sent: n + 1, first_held: received + 1 };
         let (back, welcome) = session(&gateway, "/", 1, Some(resume)).await;
         assert!(welcome.resumed, "{n}");
-        (visitor, token, received) = (back, welcome.token, welcome.received);
+        (visitor, token, received) = (back, welcome.token, welcome.acknowledged);
         for again in received..=n {
             visitor.write(TEXT, again.to_string().as_bytes()).await;
         }
@@ -184,9 +184,9 @@ async fn r11_however_visitors_end_no_session_link_file_or_byte_is_left() {
 async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
     let gateway = before_an_echo(&["--heartbeat", "100ms"]).await;
     let door = Door::to(gateway.address()).await;
-    let is_over = Arc::new(AtomicBool::new(false));
+    let is_closed = Arc::new(AtomicBool::new(false));
     let (over, mut client) =
-        (Arc::clone(&is_over), Client::builder(&format!("ws://{}/", door.address)).unwrap().connect());
+        (Arc::clone(&is_closed), Client::builder(&format!("ws://{}/", door.address)).unwrap().connect());
     let pressing = client.sender();
     let application = tokio::spawn(async move {
         let mut count = 0;
@@ -201,7 +201,7 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
         let before = messages();
         until("it goes on", || {
             // The network is there again, as the machine would say.
-            pressing.retry_now();
+            pressing.probe_now();
             messages() > before + 20.0
         })
         .await;
@@ -222,7 +222,7 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
             }
         }
     }
-    is_over.store(true, Relaxed);
+    is_closed.store(true, Relaxed);
     let count = application.await.unwrap();
     // It asserts by itself that each came back once, and in order.
     assert!(count > 160, "{count}");

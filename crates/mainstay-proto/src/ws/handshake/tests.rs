@@ -284,7 +284,7 @@ fn a_client_that_offered_no_compression_accepts_none() {
 
 #[test]
 fn refusals_that_may_pass_are_retryable() {
-    for (status, retryable) in [
+    for (status, temporary) in [
         (200, false),
         (301, false),
         (400, false),
@@ -302,7 +302,7 @@ fn refusals_that_may_pass_are_retryable() {
     ] {
         let status = StatusCode::from_u16(status).unwrap();
         let error = offer().check_response(status, &response()).unwrap_err();
-        assert_eq!(error.is_retryable(), retryable, "{status}");
+        assert_eq!(error.is_retryable(), temporary, "{status}");
     }
 }
 

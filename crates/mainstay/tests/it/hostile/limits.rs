@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, SessionState};
-use mainstay::{Client, Mainstay, Message};
+use mainstay::{Client, Message, Server};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Raw, Stage, upgrade};
@@ -131,7 +131,7 @@ async fn a_connection_at_work_is_not_idle() {
 async fn a_handler_that_panics_when_it_is_called_leaves_no_session_behind() {
     let config = Config { max_sessions: 1, ..Config::default() };
     let calls = Arc::new(AtomicU32::new(0));
-    let (address, mainstay) = crate::support::handled(Mainstay::new(config), move |session| {
+    let (address, mainstay) = crate::support::handled(Server::new(config), move |session| {
         assert!(calls.fetch_add(1, Ordering::Relaxed) > 1, "as the test asks for");
         crate::support::echo(session)
     })
@@ -148,7 +148,7 @@ async fn a_handler_that_panics_when_it_is_called_leaves_no_session_behind() {
 /// A handler that panics, beside others on the same server.
 #[tokio::test]
 async fn a_handler_that_panics_takes_nobody_with_it() {
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let (address, mainstay) = crate::support::handled(mainstay, |mut session| async move {
         while let Some(message) = session.recv().await {
             assert_ne!(message, Message::text("panic"), "as the test asks for");
@@ -156,7 +156,7 @@ async fn a_handler_that_panics_takes_nobody_with_it() {
                 break;
             }
         }
-        assert_eq!(session.state(), SessionState::Over);
+        assert_eq!(session.state(), SessionState::Closed);
     })
     .await;
     let url = format!("ws://{address}/echo");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::any;
 use mainstay::server::{Config, Origins};
-use mainstay::{Mainstay, SessionUpgrade};
+use mainstay::{Server, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -241,7 +241,7 @@ async fn a_connection_that_was_kept_alive_has_the_whole_time_again() {
 
 #[tokio::test(start_paused = true)]
 async fn the_time_that_an_application_takes_before_101_is_not_its_clients() {
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let slowly = any(|upgrade: SessionUpgrade| async {
         tokio::time::sleep(Duration::from_secs(60)).await;
         upgrade.on_session(echo)
@@ -259,7 +259,7 @@ async fn the_time_that_an_application_takes_before_101_is_not_its_clients() {
 
 #[tokio::test(start_paused = true)]
 async fn behind_another_server_the_deadline_holds_from_the_answer_on() {
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
     let app = Router::new().route("/echo", sessions).with_state(mainstay.clone());
     let (address, listener) = listener().await;

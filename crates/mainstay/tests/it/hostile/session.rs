@@ -35,7 +35,7 @@ fn control(control: &Control) -> Vec<u8> {
 }
 
 /// The control message in the next frame.
-async fn received(raw: &mut Raw) -> Control {
+async fn acknowledged(raw: &mut Raw) -> Control {
     loop {
         let (first, payload) = raw.frame().await.unwrap();
         match (first, Frame::decode(Message::Binary(payload.into()))) {
@@ -55,7 +55,7 @@ fn token_in(answer: Control) -> ResumeToken {
 async fn opened(stage: &Stage, hello: Hello) -> (Raw, Control) {
     let mut raw = Raw::open(stage.address, OFFER).await;
     raw.write(&control(&Control::Hello(Box::new(hello)))).await;
-    let answer = received(&mut raw).await;
+    let answer = acknowledged(&mut raw).await;
     (raw, answer)
 }
 
@@ -69,7 +69,7 @@ async fn whatever_is_no_hello_ends_the_opening() {
         ("no bytes", frame(0x82, b""), 4400),
         ("an unknown type", frame(0x82, &[0x7f]), 4400),
         ("half a HELLO", frame(0x82, &[1, 1]), 4400),
-        ("an ACK", control(&Control::Ack { received: 0, window: None }), 4400),
+        ("an ACK", control(&Control::Ack { acknowledged: 0, window: None }), 4400),
         ("a broken frame", vec![0x82, 0], 1002),
     ] {
         let mut raw = Raw::open(stage.address, OFFER).await;
@@ -84,20 +84,20 @@ async fn what_an_attached_client_may_not_say_costs_its_connection_and_the_sessio
     let mut stage = Stage::set(Config::default()).await;
     let cases = [
         ("a second HELLO", control(&Control::Hello(Box::new(hello(99))))),
-        ("an ACK of what was never written", control(&Control::Ack { received: 1, window: None })),
+        ("an ACK of what was never written", control(&Control::Ack { acknowledged: 1, window: None })),
         ("an ACK of 2^53", frame(0x82, &[3, 0xc0, 0x20, 0, 0, 0, 0, 0, 0])),
         ("a field that ends early", frame(0x82, &[4, 1])),
         // The counts of both ends differ: nothing more can be promised.
-        ("a jump in positions", control(&Control::Ping(Beat { nonce: 1, sent: 7, received: 0 }))),
+        ("a jump in positions", control(&Control::Ping(Beat { nonce: 1, sent: 7, acknowledged: 0 }))),
     ];
     for (key, (what, bytes)) in (0..).zip(cases) {
         let (mut raw, answer) = opened(&stage, hello(key)).await;
         let token = token_in(answer);
-        raw.write(&control(&Control::Ack { received: 0, window: None })).await;
+        raw.write(&control(&Control::Ack { acknowledged: 0, window: None })).await;
         raw.write(&bytes).await;
         assert_eq!(raw.close_code().await, Some(4400), "{what}");
         assert_eq!(stage.mainstay.stats().session_errors, key + 1, "{what}");
-        let resume = Some(Resume { token, received: 0, sent: 0, first_held: 1 });
+        let resume = Some(Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
         let (_, answer) = opened(&stage, Hello { resume, attempt: 2, ..hello(key) }).await;
         match answer {
             Control::Welcome(welcome) => assert!(welcome.resumed, "{what}"),
@@ -112,7 +112,7 @@ async fn what_an_attached_client_may_not_say_costs_its_connection_and_the_sessio
 async fn a_client_that_takes_nothing_is_kept_no_more_than_the_windows_for() {
     let mut stage = Stage::set(Config::default()).await;
     let (mut raw, _) = opened(&stage, hello(1)).await;
-    raw.write(&control(&Control::Ack { received: 0, window: None })).await;
+    raw.write(&control(&Control::Ack { acknowledged: 0, window: None })).await;
     // The handler echoes until what it may keep is full; then it takes nothing, and the window is full too.
     let message = frame(0x82, &[0; 60_000]);
     let mut written = 0;
@@ -135,9 +135,10 @@ async fn of_attaches_that_race_one_has_the_session_and_the_others_are_told() {
     let (first, answer) = opened(&stage, hello(1)).await;
     let (mut winner, mut token, mut echoed) = (first, token_in(answer), 0);
     for round in 0..50 {
-        winner.write(&control(&Control::Ack { received: echoed, window: None })).await;
+        winner.write(&control(&Control::Ack { acknowledged: echoed, window: None })).await;
         let racing = (0..RACERS).map(|racer| {
-            let resume = Some(Resume { token: token.clone(), received: echoed, sent: echoed, first_held: 1 });
+            let resume =
+                Some(Resume { token: token.clone(), acknowledged: echoed, sent: echoed, first_held: 1 });
             let hello = Hello { resume, attempt: 2 + round * RACERS + racer, ..hello(1) };
             let address = stage.address;
             tokio::spawn(async move {
@@ -163,7 +164,7 @@ async fn of_attaches_that_race_one_has_the_session_and_the_others_are_told() {
         for (mut loser, _) in welcomed {
             assert_eq!(loser.close_code().await, Some(4409), "round {round}");
         }
-        raw.write(&control(&Control::Ack { received: echoed, window: None })).await;
+        raw.write(&control(&Control::Ack { acknowledged: echoed, window: None })).await;
         raw.echoes("it goes on").await;
         (winner, token, echoed) = (raw, welcome.token, echoed + 1);
     }
@@ -177,11 +178,11 @@ async fn a_pong_that_answers_no_probe_measures_nothing() {
     let (address, mainstay) = echo_server(Config { heartbeat, ..Config::default() }).await;
     let mut raw = Raw::open(address, OFFER).await;
     raw.write(&control(&Control::Hello(Box::new(hello(8))))).await;
-    let pong = |nonce| control(&Control::Pong(Beat { nonce, sent: 0, received: 0 }));
+    let pong = |nonce| control(&Control::Pong(Beat { nonce, sent: 0, acknowledged: 0 }));
     let unasked = (0..100).map(pong).collect::<Vec<_>>().concat();
     raw.write(&unasked).await;
     let probe = loop {
-        if let Control::Ping(probe) = received(&mut raw).await {
+        if let Control::Ping(probe) = acknowledged(&mut raw).await {
             break probe.nonce;
         }
     };
@@ -206,8 +207,8 @@ async fn an_acknowledgement_that_goes_back_is_ignored() {
             break assert_eq!(payload, b"a");
         }
     }
-    for received in [1, 0, 1] {
-        raw.write(&control(&Control::Ack { received, window: None })).await;
+    for acknowledged in [1, 0, 1] {
+        raw.write(&control(&Control::Ack { acknowledged, window: None })).await;
     }
     raw.write(&frame(0x81, b"b")).await;
     loop {
@@ -225,10 +226,10 @@ async fn a_guessed_token_gets_a_fresh_session_and_disturbs_nobody() {
     let stage = Stage::set(Config { resume_window: Duration::from_millis(50), ..Config::default() }).await;
     for guess in 0..300_u64 {
         let token = ResumeToken(guess.to_be_bytes().repeat(3).into());
-        let resume = Some(Resume { token, received: 0, sent: 0, first_held: 1 });
+        let resume = Some(Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
         let (raw, answer) = opened(&stage, Hello { resume, ..hello(guess) }).await;
         let Control::Welcome(welcome) = answer else { panic!("{answer:?}") };
-        assert!(!welcome.resumed && welcome.received == 0, "{welcome:?}");
+        assert!(!welcome.resumed && welcome.acknowledged == 0, "{welcome:?}");
         drop(raw);
     }
     assert_eq!(stage.mainstay.stats().attached_lost, 300);
@@ -243,13 +244,13 @@ async fn a_token_opens_nothing_at_another_path_though_a_nested_router_sees_the_s
     let mut token = token_in(answer);
     let attempts = [("/nested/echo", false), ("/echo?and=a+query", true), ("/nested/echo", false)];
     for (attempt, (path, is_resumed)) in (2..).zip(attempts) {
-        let resume = Some(Resume { token: token.clone(), received: 0, sent: 0, first_held: 1 });
+        let resume = Some(Resume { token: token.clone(), acknowledged: 0, sent: 0, first_held: 1 });
         let hello = Hello { resume, attempt, key_age: Duration::from_secs(1), ..hello(1) };
         let stream = TcpStream::connect(stage.address).await.unwrap();
         let request = upgrade(OFFER).replace("/echo", path);
         let mut raw = Raw::over(stream, request.as_bytes()).await;
         raw.write(&control(&Control::Hello(Box::new(hello)))).await;
-        let Control::Welcome(welcome) = received(&mut raw).await else { panic!("no WELCOME at {path}") };
+        let Control::Welcome(welcome) = acknowledged(&mut raw).await else { panic!("no WELCOME at {path}") };
         assert_eq!(welcome.resumed, is_resumed, "{path}");
         if is_resumed {
             token = welcome.token;
@@ -264,8 +265,8 @@ async fn sessions_that_are_opened_and_abandoned_are_bounded_in_number() {
     let mut refused = 0;
     for key in 0..100 {
         let (mut raw, answer) = opened(&stage, hello(key)).await;
-        if let Control::Refuse { code, retryable, .. } = answer {
-            assert_eq!((code, retryable), (4413, true));
+        if let Control::Refuse { code, temporary, .. } = answer {
+            assert_eq!((code, temporary), (4413, true));
             assert_eq!(raw.close_code().await, Some(4413));
             refused += 1;
         }
@@ -309,7 +310,7 @@ async fn an_idle_client_that_acknowledges_nothing_is_closed_all_the_same() {
     while let Ok((_, payload)) = raw.frame().await {
         match Frame::decode(Message::Binary(payload.into())) {
             Ok(Frame::Control(Control::Ping(beat))) => {
-                let beat = Beat { sent: 1, received: 0, ..beat };
+                let beat = Beat { sent: 1, acknowledged: 0, ..beat };
                 raw.write(&control(&Control::Pong(beat))).await;
             }
             Ok(Frame::Control(Control::End { code, .. })) => ends.push((code, Instant::now())),

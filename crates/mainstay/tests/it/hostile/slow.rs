@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use mainstay::server::Config;
-use mainstay::{Client, HeartbeatConfig, Mainstay, Message, Window};
+use mainstay::{Client, HeartbeatConfig, Message, Server, Window};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
 
@@ -79,7 +79,7 @@ async fn a_handler_that_waits_is_no_evidence_against_its_peer() {
         accept: Window { messages: 16, bytes: 1024 * 1024 },
         ..Config::default()
     };
-    let (address, mainstay) = handled(Mainstay::new(config), |session| async {
+    let (address, mainstay) = handled(Server::new(config), |session| async {
         tokio::time::sleep(Duration::from_secs(600)).await;
         echo(session).await;
     })

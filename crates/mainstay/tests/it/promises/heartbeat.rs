@@ -6,7 +6,7 @@ use axum::Router;
 use axum::routing::any;
 use mainstay::client::{Event, Lost, State};
 use mainstay::server::{Config, SessionState};
-use mainstay::{Client, Evidence, Mainstay, Message, Session, SessionUpgrade};
+use mainstay::{Client, Evidence, Message, Server, Session, SessionUpgrade};
 use mainstay_proto::session::message::{ClientKey, Hello, Instance};
 use mainstay_proto::session::{Control, Frame, Window};
 use tokio::net::TcpSocket;
@@ -36,7 +36,7 @@ async fn ping(raw: &mut Raw) -> Vec<u8> {
 async fn r1_a_heartbeat_begins_with_the_connection_at_a_moment_of_its_own_and_routes_may_have_their_own_interval()
  {
     small_leaps(SECOND / 200);
-    let mainstay = Mainstay::new(Config { heartbeat: every(20 * SECOND), ..Config::default() });
+    let mainstay = Server::new(Config { heartbeat: every(20 * SECOND), ..Config::default() });
     let app = Router::new()
         .route("/echo", any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) }))
         .route(
@@ -195,7 +195,7 @@ async fn r4_a_silent_peer_is_found_within_the_interval_the_deadline_and_a_second
 /// A client that is attached, and the server's handle on its session.
 async fn held_server() -> (Client, mainstay::server::Sender) {
     let (came, mut handles) = mpsc::unbounded_channel();
-    let (address, _) = handled(Mainstay::default(), move |session: Session| {
+    let (address, _) = handled(Server::default(), move |session: Session| {
         came.send(session.sender()).unwrap();
         echo(session)
     })
@@ -213,7 +213,7 @@ async fn r4_a_peer_that_moves_100_mb_at_1_mbit_a_second_is_never_called_dead() {
     small_leaps(SECOND / 200);
     let mut config = Config::default();
     config.limits.max_message = 128 << 20;
-    let (address, mainstay) = handled(Mainstay::new(config), |mut session: Session| async move {
+    let (address, mainstay) = handled(Server::new(config), |mut session: Session| async move {
         let large = session.recv().await.unwrap();
         session.send(large).await.unwrap();
         while session.recv().await.is_some() {}
@@ -249,11 +249,11 @@ async fn r4_a_peer_that_moves_100_mb_at_1_mbit_a_second_is_never_called_dead() {
 async fn r5_the_verdict_ends_the_transport_at_once_and_says_one_reason_at_both_ends() {
     small_leaps(SECOND / 200);
     let (came, mut ended) = mpsc::unbounded_channel();
-    let (address, mainstay) = handled(Mainstay::default(), move |mut session: Session| {
+    let (address, mainstay) = handled(Server::default(), move |mut session: Session| {
         let came = came.clone();
         async move {
             assert!(matches!(session.state(), SessionState::Attached { epoch: 1 }));
-            while !matches!(session.changed().await, SessionState::Parked | SessionState::Over) {}
+            while !matches!(session.changed().await, SessionState::Parked | SessionState::Closed) {}
             came.send(Instant::now()).unwrap();
         }
     })
@@ -282,13 +282,13 @@ async fn r5_the_verdict_ends_the_transport_at_once_and_says_one_reason_at_both_e
 
     let (mut client, handle) = held_server().await;
     handle.hold(HOUR);
-    let (why, retry_in) = event(&client, |event| match event {
-        Event::Detached { why, retry_in } => Some((why.clone(), *retry_in)),
+    let (why, next_attempt_in) = event(&client, |event| match event {
+        Event::Detached { why, next_attempt_in } => Some((why.clone(), *next_attempt_in)),
         _ => None,
     })
     .await;
     assert_eq!(why, Lost::Dead(Evidence::Silent));
-    assert!(retry_in <= SECOND / 5, "{retry_in:?}");
+    assert!(next_attempt_in <= SECOND / 5, "{next_attempt_in:?}");
     assert!(attached(&client, 2).await, "resumed");
     comes_back(&mut client, "at once").await;
 }
@@ -330,7 +330,7 @@ async fn r16_a_client_derives_its_deadline_from_the_interval_that_its_server_ann
         [(5 * SECOND, 15 * SECOND), (25 * SECOND, 55 * SECOND), (60 * SECOND, 125 * SECOND)]
     {
         let (came, mut handles) = mpsc::unbounded_channel();
-        let mainstay = Mainstay::new(Config { heartbeat: every(interval), ..Config::default() });
+        let mainstay = Server::new(Config { heartbeat: every(interval), ..Config::default() });
         let (address, _) = handled(mainstay, move |session: Session| {
             came.send(session.sender()).unwrap();
             echo(session)

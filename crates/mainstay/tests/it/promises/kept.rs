@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use mainstay::client::{Event, Outcome};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig};
-use mainstay::{Budget, Client, Level, Mainstay, Message, Session, SessionUpgrade};
+use mainstay::{Budget, Client, Level, Message, Server, Session, SessionUpgrade};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -26,7 +26,7 @@ async fn r12_slow_readers_stay_within_the_budget_others_are_served_and_a_drain_e
     const MIB: u64 = 1 << 20;
     small_leaps(SECOND / 100);
     let config = Config { budget: Budget::new(8 * MIB), ..Config::default() };
-    let mainstay = Mainstay::new(config);
+    let mainstay = Server::new(config);
     let feed = any(|upgrade: SessionUpgrade| async {
         upgrade.on_session(|session| async move {
             while session.send(Message::binary(vec![7; 16 * 1024])).await.is_ok() {}
@@ -77,7 +77,7 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
     let received: Received = Arc::default();
     let log = Arc::clone(&received);
     let config = Config { resume_window: 8 * SECOND, ..Config::default() };
-    let (address, _mainstay) = handled(Mainstay::new(config), move |mut session: Session| {
+    let (address, _mainstay) = handled(Server::new(config), move |mut session: Session| {
         let log = Arc::clone(&log);
         async move {
             while let Some(message) = session.recv().await {
@@ -138,7 +138,7 @@ async fn r13_over_random_faults_each_message_arrives_once_and_in_order_or_a_gap_
             let arrived = received.binary_search(n).is_ok();
             match outcome {
                 Outcome::Delivered => assert!(arrived, "seed {seed}: {n} was called delivered"),
-                Outcome::Lost => assert!(!arrived, "seed {seed}: {n} was called lost"),
+                Outcome::NotDelivered => assert!(!arrived, "seed {seed}: {n} was called lost"),
                 _ => assert!(gaps > 0, "seed {seed}: {n} is unknown, and no gap was told"),
             }
         }
@@ -181,7 +181,7 @@ async fn r15_peers_that_are_idle_old_or_too_many_are_ended_or_refused_with_the_c
         lifetime.idle_timeout(60 * SECOND).and_then(|both| both.max_lifetime(600 * SECOND)).unwrap();
     let admission = AdmissionConfig { connections: Some(4), per_address: Some(2) };
     let (address, mainstay) =
-        handled(Mainstay::new(Config { lifetime, admission, ..Config::default() }), echo).await;
+        handled(Server::new(Config { lifetime, admission, ..Config::default() }), echo).await;
     let from = async |local: &str| {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(local.parse().unwrap()).unwrap();
@@ -234,7 +234,7 @@ async fn r17_one_line_makes_a_route_hooks_run_before_the_upgrade_and_a_shutdown_
     assert!(lines.clone().count() <= 17, "{example}");
     assert_eq!(lines.filter(|line| line.contains(".route(")).count(), 1);
 
-    let mainstay = Mainstay::default();
+    let mainstay = Server::default();
     let echoed = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
     let app = Router::new().route("/echo", echoed).layer(from_fn(knows_its_visitors));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

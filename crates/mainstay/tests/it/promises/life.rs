@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Mode, Request, State};
 use mainstay::server::{Config, Sender, SessionState};
-use mainstay::{Client, CloseCode, Link, Mainstay, Message, Session};
+use mainstay::{Client, CloseCode, Link, Message, Server, Session};
 use mainstay_proto::connect::{Client as Machine, Command, ConnectConfig, Event as Told, Lost};
 use mainstay_proto::session::Window;
 use tokio::net::{TcpListener, TcpStream};
@@ -96,7 +96,7 @@ async fn r6_clients_that_are_cut_at_once_come_back_apart_to_sessions_that_were_k
     let mut waits = Vec::new();
     for client in &clients {
         let wait = |event: &Event| match event {
-            Event::Detached { retry_in, .. } => Some(*retry_in),
+            Event::Detached { next_attempt_in, .. } => Some(*next_attempt_in),
             _ => None,
         };
         waits.push(event(client, wait).await);
@@ -141,7 +141,7 @@ fn r7_no_sequence_of_events_leads_a_client_to_a_state_that_may_not_follow() {
                     let code = CloseCode::new(code);
                     machine.handle_lost(now, connection, Lost::Closed { code, reason: String::new() });
                 }
-                (3, _) => machine.retry_now(now),
+                (3, _) => machine.probe_now(now),
                 (4, _) if dice.roll(8) == 0 => machine.close(now, CloseCode::NORMAL, ""),
                 (5, _) => drop(machine.send(Message::text("x"))),
                 (6, Some(connection)) => {
@@ -169,12 +169,12 @@ fn r7_no_sequence_of_events_leads_a_client_to_a_state_that_may_not_follow() {
 async fn r7_a_session_is_attached_or_parked_until_it_is_over_and_says_which() {
     let (came, mut handles) = mpsc::unbounded_channel();
     let (said, mut states) = mpsc::unbounded_channel();
-    let (address, mainstay) = handled(Mainstay::default(), move |mut session: Session| {
+    let (address, mainstay) = handled(Server::default(), move |mut session: Session| {
         came.send(session.sender()).unwrap();
         let said = said.clone();
         async move {
             said.send(session.state()).unwrap();
-            while session.state() != SessionState::Over {
+            while session.state() != SessionState::Closed {
                 said.send(session.changed().await).unwrap();
             }
         }
@@ -190,7 +190,7 @@ async fn r7_a_session_is_attached_or_parked_until_it_is_over_and_says_which() {
     }
     assert_eq!(states.recv().await, Some(SessionState::Attached { epoch: 4 }));
     client.close(CloseCode::NORMAL, "").await;
-    assert_eq!(states.recv().await, Some(SessionState::Over));
+    assert_eq!(states.recv().await, Some(SessionState::Closed));
     until_quiet("the handler is done", || mainstay.stats().sessions == 0).await;
     assert!(states.try_recv().is_err(), "nothing follows");
 }
@@ -251,7 +251,7 @@ async fn r9_each_attempt_has_its_own_url_and_deadline_and_no_two_connections_liv
         // An application that presses again and again makes no second attempt beside the first.
         cut.send(()).unwrap();
         for _ in 0..5 {
-            client.retry_now();
+            client.probe_now();
         }
     }
     attached(&client, 8).await;
@@ -264,7 +264,7 @@ async fn r9_each_attempt_has_its_own_url_and_deadline_and_no_two_connections_liv
 async fn r10_a_thousand_reconnects_leave_one_handler_and_bring_each_message_once() {
     let (calls, came) = (Arc::new(AtomicUsize::new(0)), mpsc::unbounded_channel());
     let (count, (send_handle, mut handles)) = (Arc::clone(&calls), came);
-    let (address, mainstay) = handled(Mainstay::default(), move |session: Session| {
+    let (address, mainstay) = handled(Server::default(), move |session: Session| {
         count.fetch_add(1, Relaxed);
         send_handle.send(session.sender()).unwrap();
         echo(session)
@@ -332,9 +332,9 @@ async fn r11_however_connections_end_no_task_session_or_byte_is_left() {
 }
 
 /// An application that knows no connection: it sends, and takes what comes.
-async fn application(mut client: Client, is_over: Arc<AtomicBool>) -> u64 {
+async fn application(mut client: Client, is_closed: Arc<AtomicBool>) -> u64 {
     for n in 0.. {
-        if is_over.load(Relaxed) {
+        if is_closed.load(Relaxed) {
             client.close(CloseCode::NORMAL, "done").await;
             return n;
         }
@@ -349,14 +349,14 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
     small_leaps(SECOND / 50);
     let config = Config { accept: Window { messages: 16, bytes: 1 << 16 }, ..Config::default() };
     let (came, mut handles) = mpsc::unbounded_channel();
-    let (address, mainstay) = handled(Mainstay::new(config), move |session: Session| {
+    let (address, mainstay) = handled(Server::new(config), move |session: Session| {
         came.send(session.sender()).unwrap();
         echo(session)
     })
     .await;
     let proxy = Proxy::to(address).await;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let running = tokio::spawn(application(client_at(proxy.address), Arc::clone(&is_over)));
+    let is_closed = Arc::new(AtomicBool::new(false));
+    let running = tokio::spawn(application(client_at(proxy.address), Arc::clone(&is_closed)));
     let handle: Sender = handles.recv().await.unwrap();
     for fault in 0..16 {
         let before = mainstay.stats().messages_in;
@@ -373,7 +373,7 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
             _ => handle.go_away("move", Duration::ZERO..=SECOND, 5 * SECOND),
         }
     }
-    is_over.store(true, Relaxed);
+    is_closed.store(true, Relaxed);
     let count = running.await.unwrap();
     let stats = mainstay.stats();
     assert_eq!((stats.attached_new, stats.attached_lost, stats.messages_in), (1, 0, count), "{stats:?}");
