@@ -8,6 +8,7 @@ mod autobahn;
 mod bench;
 mod cable;
 mod clients;
+mod crates;
 mod docs;
 mod ecosystems;
 mod install;
@@ -34,6 +35,12 @@ const STEPS: &[Step] = &[
     Step::new("test", "unit, documentation and integration tests", |_| cargo("test --workspace")),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
     Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
+    Step::new("features", "each feature of each crate, alone and none", |_| crates::features()),
+    Step::new("msrv", "the oldest compiler that we promise", |_| crates::msrv()),
+    Step::new("rustdoc", "documentation without a warning, with each feature", |_| crates::rustdoc()),
+    Step::new("package", "the crates as the registry gets them", |_| crates::package()),
+    Step::new("deny", "licences and sources of the dependencies", |_| crates::deny()),
+    Step::new("semver", "the public API beside the last release's", |_| crates::semver()),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new(
