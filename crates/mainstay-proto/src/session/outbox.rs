@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 
 use super::error::SessionError;
 use super::message::{Message, Window};
-use super::queue::{append, take_first};
+use crate::queue::{append, take_first};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::message::{Account, Control, Delay, Hello, Instance, LossCause, ResumeToken};
 use super::names::{Name, Presenter, Secrets};
-use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
+use super::server::{Attach, Attempt, Fenced, Identity, Remains, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
 use crate::admission::Source;
 use crate::ws::CloseCode;
@@ -263,7 +263,7 @@ impl<H: Clone> Registry<H> {
                 let (token, name) = self.new_token(who);
                 let seed = Self::connection_seed(connection);
                 let attach = sessions.with(&handle, |session| {
-                    session.attach_by_token(now, connection, hello, presented, (token, name), seed)
+                    session.attach_by_token(now, Attempt { connection, hello, token, name, seed }, presented)
                 });
                 match attach {
                     Attach::Done { fenced, dropped } => {
@@ -332,8 +332,9 @@ impl<H: Clone> Registry<H> {
         };
         let (token, name) = self.new_token(who);
         let seed = Self::connection_seed(connection);
-        let attach = sessions
-            .with(&handle, |session| session.attach_by_key(now, connection, hello, (token, name), seed));
+        let attach = sessions.with(&handle, |session| {
+            session.attach_by_key(now, Attempt { connection, hello, token, name, seed })
+        });
         match attach {
             Attach::Done { fenced, dropped } => {
                 self.rename(&handle, name, dropped);
