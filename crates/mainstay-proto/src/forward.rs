@@ -3,10 +3,9 @@
 //! A machine derives deadlines from the times that it is given. A driver that passes an older time than before measures
 //! negative round trips and misses deadlines, and nothing else would notice. Without debug assertions this is empty.
 
-use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
-/// The newest time that a machine was given. Two machines that differ only in this are equal.
+/// The newest time that a machine was given.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Forward {
     #[cfg(debug_assertions)]
@@ -27,18 +26,6 @@ impl Forward {
         }
         let _ = now;
     }
-}
-
-impl PartialEq for Forward {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Forward {}
-
-impl Hash for Forward {
-    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 #[cfg(all(test, debug_assertions))]

@@ -378,6 +378,7 @@ impl Heartbeat {
     }
 
     fn elapsed(&self, now: Instant) -> u32 {
+        debug_assert!(self.since <= now, "time ran backwards: {:?}, then {now:?}", self.since);
         millis(now.saturating_duration_since(self.since))
     }
 }

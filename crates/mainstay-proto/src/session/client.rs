@@ -27,7 +27,6 @@ use super::message::{
 use super::names::Secrets;
 use super::transmit::{ConnectionId, Transmit};
 use crate::budget::{Held, held};
-use crate::forward::Forward;
 
 /// What a client session is made of. Every field has the default of `docs/DEFAULTS.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -189,7 +188,6 @@ pub struct ClientSession {
     /// By the fate that the end told.
     delivered_at_the_end: u64,
     events: VecDeque<ClientEvent>,
-    forward: Forward,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -261,7 +259,6 @@ impl ClientSession {
             life: Life::Open,
             delivered_at_the_end: 0,
             events: VecDeque::new(),
-            forward: Forward::default(),
         }
     }
 
@@ -315,7 +312,6 @@ impl ClientSession {
 
     /// The next message or gap for the application, in order.
     pub fn deliver(&mut self, now: Instant) -> Option<Delivery> {
-        self.forward.check(now);
         if matches!(self.life, Life::Closing { .. } | Life::EndSent { .. } | Life::Closed) {
             return None;
         }

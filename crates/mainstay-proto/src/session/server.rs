@@ -1,10 +1,10 @@
 //! The server's end of one session.
 //!
-//! A session is *attached* (bound to a connection) or *parked* (waiting for its client to come
-//! back). Messages go in and out all the same; while parked they are kept. An attach bumps the
-//! epoch and fences the connection before it: from then on nothing that the old one still brings is
-//! looked at. [`Registry`](super::registry::Registry) decides which session a HELLO belongs to; this
-//! machine decides whether that HELLO may have it.
+//! A session is *attached* (bound to a connection) or *parked* (waiting for its client to come back). The application
+//! sends and receives in both states; a parked session keeps the messages. An attach increments the epoch and fences
+//! the previous connection: from then on the session ignores everything that still arrives there.
+//! [`Registry`](super::registry::Registry) decides which session a HELLO names; this machine decides whether the
+//! HELLO may attach to it.
 //!
 //! ```text
 //! any mutation -> poll_transmit until None -> deliver until None -> poll_timeout
@@ -36,25 +36,24 @@ use super::names::Name;
 use super::replaced::Replacements;
 use super::transmit::{ConnectionId, Transmit};
 use crate::budget::{Held, held};
-use crate::forward::Forward;
 use crate::heartbeat::{Heartbeat, HeartbeatConfig};
 
-/// The reason of the Close that ends the connection of a session whose backend was lost.
+/// The reason in the Close with which the server ends the connection of a session whose backend was lost.
 pub const BACKEND_LOST: &str = "the backend was lost, come back";
 
-/// What all sessions of a server share.
+/// The configuration that all sessions of a server share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerConfig {
     /// Buffers and windows.
     pub flow: FlowConfig,
-    /// How long a parked session is kept, unless its client asks for less. Default: 2 minutes.
+    /// How long the server keeps a parked session, unless its client asks for less. Default: 2 minutes.
     pub resume_window: Duration,
-    /// When to probe and when to call a client dead.
+    /// When the server probes a client, and when it declares the client dead.
     pub heartbeat: HeartbeatConfig,
-    /// For how long connections may be idle, and for how long they may live. Default: no limits.
+    /// How long a connection may be idle, and how long it may live. Default: no limits.
     pub lifetime: LifetimeConfig,
-    /// Volatile messages that wait for a slow connection, and as many that wait for a slow application;
-    /// of more the oldest are dropped. Default: 64, 256 KiB.
+    /// Bound of the volatile messages that wait for a slow connection, and of those that wait for a slow application.
+    /// Above it the oldest are dropped. Default: 64, 256 KiB.
     pub volatile_queue: Window,
 }
 
@@ -75,49 +74,49 @@ impl Default for ServerConfig {
     }
 }
 
-/// See the module.
+/// One session on the server; the module describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerSession {
     config: Arc<ServerConfig>,
     id: SessionId,
     flow: Flow,
-    /// Whose it is: a hash of the principal.
+    /// A hash of the principal that owns the session.
     principal: Name,
-    /// How long it is kept without a connection: what its client asked for, or the server's, if that is less.
+    /// How long the session is kept without a connection: the client's wish or the server's limit, whichever is less.
     resume_window: Duration,
-    /// Where the client's key leads; a secret until the first epoch is confirmed, then only a name.
+    /// The name of the client's key. The key is a secret until the first epoch is established; after that it only
+    /// names the session.
     pub(super) key: Name,
-    /// The token that was presented to attach, valid until the epoch is confirmed.
+    /// The token with which the client attached. It stays valid until the epoch is established.
     presented: Option<Name>,
-    /// The token issued with the newest WELCOME.
+    /// The token that the newest WELCOME issued.
     issued: Option<Name>,
-    /// A token that is valid no longer but still stands in the registry, until the next attach.
+    /// A token that is no longer valid. The registry still has its name, until the next attach.
     spent: Option<Name>,
     epoch: u64,
     confirmed: bool,
     instance: Instance,
     attempt: u64,
-    /// The fate of the session that this one replaces; rides in WELCOME until the epoch is confirmed.
+    /// The account of the session that this one replaces. Every WELCOME carries it until the epoch is established.
     account: Option<Box<Account>>,
     life: Life,
-    /// Nobody can come back for it: the connection it has is its last.
+    /// No client can resume the session: it ends with its current connection.
     is_retired: bool,
-    /// [`poll_over`](Self::poll_over) said so.
-    told_over: bool,
-    /// The application will not ask for what was not delivered.
+    /// [`poll_closed`](Self::poll_closed) has reported the end.
+    is_closed_reported: bool,
+    /// The application will not ask for undelivered messages.
     forgets: bool,
-    /// In a box, as a parked session has none.
+    /// Boxed, because a parked session has none.
     attached: Option<Box<Attached>>,
-    /// What came outside the stream and waits for the application.
+    /// Messages outside the stream that wait for the application.
     volatiles: Volatiles,
-    /// Where the connection behind this server was replaced; `None`: it never was.
+    /// Where in the stream the connection behind this server was replaced; `None`: never.
     replaced: Option<Box<Replacements>>,
-    /// Which end ended it and how, once one did.
+    /// Which end ended the session, and how; `None` while neither did.
     end: Option<Box<End>>,
-    forward: Forward,
 }
 
-/// The connection that a session is bound to.
+/// The connection that a session is attached to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Attached {
     connection: ConnectionId,
@@ -125,31 +124,31 @@ struct Attached {
     welcome: Option<Box<Welcome>>,
     heartbeat: Heartbeat,
     lifetime: Option<Box<Lifetime>>,
-    /// It was asked to leave, and is closed then.
+    /// When the server closes the connection, if the client does not follow the GOAWAY before.
     gone_by: Option<Instant>,
     probe: Option<Probe>,
-    /// Control messages in order: GOAWAY, END and what follows it.
+    /// Control messages in order: GOAWAY, END and what follows END.
     queue: VecDeque<Transmit>,
     volatiles: Volatiles,
     auth: Option<Auth>,
 }
 
-/// A probe's two messages, as far as they are still to be written. A newer probe takes the place of one that waits: only
-/// the newest nonce comes back from a client that answers once.
+/// The two messages of a probe, as long as they wait to be written. A newer probe replaces one that waits: a client
+/// that answers only once returns only the newest nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Probe {
-    /// The RFC Ping goes first: a peer that answers only that is alive, if not listening.
+    /// The RFC Ping goes first: a peer that answers nothing else is alive, although its application does not listen.
     Both(u64),
     Ping(u64),
 }
 
-/// New credentials, until AUTH_RESULT.
+/// New credentials, until AUTH_RESULT is written.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Auth {
     Asked(Credentials),
     Judging,
-    /// Its result is still to be written; until then another AUTH is too early, or results would pile up for a
-    /// client that reads nothing.
+    /// AUTH_RESULT waits to be written. Until then another AUTH is a protocol error; otherwise results would pile up
+    /// for a client that does not read.
     Judged {
         accepted: bool,
     },
@@ -162,18 +161,18 @@ enum Life {
         since: Instant,
     },
     Attached,
-    /// Ended by us once everything before is acknowledged, and at the latest `until` then. Until then a session
-    /// without a connection waits for its client.
+    /// This end ends the session once the client has acknowledged everything, and at `until` at the latest. Until
+    /// then a session without a connection waits for its client.
     Closing {
         how: Box<Ending>,
         until: Instant,
     },
-    /// END is written; only the peer's END is awaited, and not for ever.
+    /// END is written. The session waits for the client's END, until `until` at the latest.
     EndSent {
         code: u64,
         until: Instant,
     },
-    /// The peer's END came; what was taken before it is still being handed over.
+    /// The client's END arrived. The application still receives what arrived before it.
     EndReceived {
         code: u64,
     },
@@ -207,35 +206,35 @@ impl ServerSession {
             account: identity.account.map(Box::new),
             life: Life::Parked { since: now },
             is_retired: false,
-            told_over: false,
+            is_closed_reported: false,
             forgets: false,
             attached: None,
             volatiles: Volatiles::default(),
             replaced: None,
             end: None,
-            forward: Forward::default(),
         }
     }
 
-    /// The public name.
+    /// Returns the public name of the session.
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.id
     }
 
-    /// How often a connection was attached.
+    /// Returns how many times a connection was attached.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The connection it is bound to, `None` while parked.
+    /// Returns the connection that the session is attached to; `None` while it is parked.
     #[must_use]
     pub fn connection(&self) -> Option<ConnectionId> {
         self.attached.as_ref().map(|a| a.connection)
     }
 
-    /// Since when nobody is attached; of a session that is being ended, as far as its end tells.
+    /// Returns since when no connection is attached. For a session that is being ended, the time is derived from the
+    /// time of its end.
     #[must_use]
     pub fn parked_since(&self) -> Option<Instant> {
         match self.life {
@@ -247,43 +246,43 @@ impl ServerSession {
         }
     }
 
-    /// Whether new messages are accepted.
+    /// Whether the session accepts new messages.
     #[must_use]
     pub fn is_open(&self) -> bool {
         matches!(self.life, Life::Parked { .. } | Life::Attached)
     }
 
-    /// The highest number of ours that the client acknowledged.
+    /// Returns the highest number of this end's messages that the client has acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> u64 {
         self.flow.outbox.acknowledged()
     }
 
-    /// The highest number of the client's that counts as received.
+    /// Returns the highest number of the client's messages that this end acknowledges.
     #[must_use]
     pub fn acknowledged_to_client(&self) -> u64 {
         self.flow.inbox.acknowledged()
     }
 
-    /// The smoothed round-trip time of the current connection's heartbeats.
+    /// Returns the smoothed round-trip time of the current connection's heartbeats.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         self.attached.as_ref().and_then(|a| a.heartbeat.rtt())
     }
 
-    /// Payload bytes kept for the client.
+    /// Returns the payload bytes that are kept for the client.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.flow.outbox.bytes()
     }
 
-    /// Payload bytes that came from the client and that the application was not handed yet.
+    /// Returns the payload bytes that arrived from the client and were not delivered yet.
     #[must_use]
     pub fn unread_bytes(&self) -> u64 {
         self.flow.inbox.queued_bytes()
     }
 
-    /// What the session keeps, with what each message costs beside its payload.
+    /// Returns what the session keeps in memory, including the overhead of each message.
     #[must_use]
     pub fn held(&self) -> Held {
         let waiting = self.attached.as_ref().map_or(0, |attached| attached.volatiles.bytes());
@@ -300,8 +299,7 @@ mod tests {
 
     #[test]
     fn a_parked_session_is_small_and_an_attached_one_little_larger() {
-        let size = size_of::<ServerSession>() - size_of::<Forward>();
-        assert!(size <= 496, "{size}");
+        assert!(size_of::<ServerSession>() <= 496, "{}", size_of::<ServerSession>());
         assert!(size_of::<Attached>() <= 200, "{}", size_of::<Attached>());
     }
 }

@@ -590,7 +590,7 @@ impl World {
         match packet {
             Packet::Message(kind, payload) => {
                 let frame = crate::letter::frame(kind, payload).map_err(broke)?;
-                self.client(client).machine.handle_frame(now, connection, frame).map_err(broke)?;
+                self.client(client).machine.handle_frame(connection, frame).map_err(broke)?;
             }
             Packet::Close { superseded: true, reason } => {
                 self.client(client).machine.handle_superseded(connection, &reason);

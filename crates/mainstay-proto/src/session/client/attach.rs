@@ -23,7 +23,6 @@ impl ClientSession {
     /// pending before is ignored from here on; close its connection. Ignored itself once END has passed:
     /// close every connection that is neither [`current`](Self::current) nor [`pending`](Self::pending).
     pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId) {
-        self.forward.check(now);
         // A session that sent or got END is not attached again.
         if !matches!(self.life, Life::Open | Life::Closing { .. }) {
             return;

@@ -1,7 +1,5 @@
 //! What the attached connection brings.
 
-use std::time::Instant;
-
 use super::{ClientEvent, ClientSession, EndedBy, Life};
 use crate::session::error::SessionError;
 use crate::session::message::{Control, Frame};
@@ -13,13 +11,7 @@ impl ClientSession {
     ///
     /// # Errors
     /// The peer broke the protocol: fail this connection; the session goes on over the next one.
-    pub fn handle_frame(
-        &mut self,
-        now: Instant,
-        connection: ConnectionId,
-        frame: Frame,
-    ) -> Result<(), SessionError> {
-        self.forward.check(now);
+    pub fn handle_frame(&mut self, connection: ConnectionId, frame: Frame) -> Result<(), SessionError> {
         if self.pending.as_ref().is_some_and(|p| p.connection == connection) {
             return self.handle_answer(frame);
         }

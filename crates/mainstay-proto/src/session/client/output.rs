@@ -28,7 +28,6 @@ impl ClientSession {
 
     /// The next thing to do to some connection.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<(ConnectionId, Transmit)> {
-        self.forward.check(now);
         if let Some(pending) = &mut self.pending {
             let connection = pending.connection;
             if let Some(hello) = pending.hello.take() {
@@ -62,7 +61,6 @@ impl ClientSession {
     /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed; earlier does nothing. A driver
     /// that does not is asked again and again for as long as its socket is full.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.forward.check(now);
         self.flow.inbox.handle_timeout(now);
     }
 

@@ -1,4 +1,4 @@
-//! Binding a connection to a session: who may, and the one step in which a session changes hands.
+//! Attaching a connection to a session: which HELLO may, and the one step in which a session changes its connection.
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching".
 
@@ -18,36 +18,38 @@ use crate::session::names::Name;
 use crate::session::transmit::ConnectionId;
 use crate::session::{CLOSE_TIMEOUT, FINAL_WRITES};
 
-/// What an attempt to attach came to.
+/// The outcome of an attempt to attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::session) enum Attach {
-    /// The session has a new connection. The one before it, if any, is fenced; the names in `dropped`
-    /// lead here no longer.
+    /// The session has a new connection. The previous one, if there was one, is fenced. The names in `dropped` no
+    /// longer lead to the session.
     Done { fenced: Option<Fenced>, dropped: [Option<Name>; 2] },
-    /// A later attempt of the same instance holds it already.
+    /// A later attempt of the same instance holds the session already.
     Stale,
-    /// The name is only a name by now, or belongs to another instance.
+    /// The key is not a secret any more, or the name belongs to another instance.
     NotYours,
-    /// The counts are those of another copy of this client.
+    /// The counts in HELLO are those of another copy of this client.
     Contradiction,
-    /// END was sent: nobody attaches to this session again.
+    /// END was sent: no connection attaches to this session again.
     Ending { code: u64 },
 }
 
-/// A connection that lost its session to a later attach. Close it with this, best effort.
+/// A connection that lost its session to a later attach. The server closes it with this reason; the Close may get
+/// lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fenced {
-    /// Which connection.
+    /// The fenced connection.
     pub connection: ConnectionId,
-    /// The reason of the SUPERSEDED close: the winner's instance, and what was received.
+    /// The reason of the SUPERSEDED close: the instance that has the session now, and the number that this end has
+    /// acknowledged.
     pub reason: String,
 }
 
-/// A HELLO that asks for a session, and what the session gets if the HELLO may have it.
+/// A HELLO that asks for a session, and what the session gets from the registry if the HELLO attaches.
 pub(in crate::session) struct Attempt<'a> {
     pub(in crate::session) connection: ConnectionId,
     pub(in crate::session) hello: &'a Hello,
-    /// The resume token that WELCOME issues, and the name it has here.
+    /// The resume token that WELCOME issues, and the name under which the registry finds it.
     pub(in crate::session) token: ResumeToken,
     pub(in crate::session) name: Name,
     /// Seeds the phase of the heartbeat.
@@ -55,7 +57,7 @@ pub(in crate::session) struct Attempt<'a> {
 }
 
 impl ServerSession {
-    /// A HELLO without `resume`, or whose token led nowhere: it names this session by its key.
+    /// Attaches by the key in HELLO: the HELLO has no `resume`, or the registry does not know its token.
     pub(in crate::session) fn attach_by_key(&mut self, now: Instant, attempt: Attempt<'_>) -> Attach {
         let hello = attempt.hello;
         if let Some(refusal) = self.refusal(hello) {
@@ -64,13 +66,13 @@ impl ServerSession {
         if self.confirmed || hello.instance != self.instance {
             return Attach::NotYours;
         }
-        // A client that sent `resume` has written nothing and starts where WELCOME says; one that did
-        // not is already writing from 1.
+        // A client that sent `resume` has written no message and begins where WELCOME says. A client that did not
+        // send `resume` is already writing from number 1.
         let read = if hello.resume.is_some() { self.flow.inbox.acknowledged() } else { 0 };
         self.take_over(now, attempt, Lane { wrote: 0, read }, None)
     }
 
-    /// A HELLO that presents a token of this session.
+    /// Attaches by a resume token of this session.
     pub(in crate::session) fn attach_by_token(
         &mut self,
         now: Instant,
@@ -108,7 +110,8 @@ impl ServerSession {
         stale.then_some(Attach::Stale)
     }
 
-    /// The one step in which a session changes hands: fence first, then look at our own `acknowledged`.
+    /// Moves the session to a new connection, in one step: it fences the old connection first, and reads its own
+    /// counts after that.
     fn take_over(
         &mut self,
         now: Instant,
@@ -116,13 +119,12 @@ impl ServerSession {
         lane: Lane,
         presented: Option<Name>,
     ) -> Attach {
-        self.forward.check(now);
         let Attempt { connection, hello, token, name, seed } = attempt;
         let old = self.attached.take();
         self.flow.forget_owed();
         self.epoch += 1;
         self.confirmed = false;
-        // Of the two that were valid, only the one that was presented stays so.
+        // Two tokens were valid; only the presented one stays valid.
         let other = [self.presented, self.issued].into_iter().flatten().find(|name| Some(*name) != presented);
         let dropped = [self.spent.take(), other];
         self.presented = presented;
@@ -131,7 +133,7 @@ impl ServerSession {
         self.attempt = hello.attempt;
         let fenced = old.map(|old| Fenced { connection: old.connection, reason: self.superseded_reason() });
         self.flow.outbox.set_peer_window(hello.window);
-        // What this client does not take stands as a gap in its stream, and is counted as dropped.
+        // A message above the client's limit becomes a gap in the client's stream, and counts as dropped.
         self.flow.outbox.set_largest(hello.max_message);
         self.flow.outbox.trim(lane.wrote);
         let most = self.config.resume_window;
@@ -178,20 +180,22 @@ impl ServerSession {
         Attach::Done { fenced, dropped }
     }
 
-    /// The reason of a SUPERSEDED close: who has the session now, and what was received.
+    /// Returns the reason of a SUPERSEDED close: the instance that has the session now, and the number that this end
+    /// has acknowledged.
     #[must_use]
     pub fn superseded_reason(&self) -> String {
         format!("{} {}", self.instance, self.flow.inbox.acknowledged())
     }
 
-    /// The client's first control message after WELCOME: the token it presented is spent.
+    /// Handles the client's first control message after WELCOME: the epoch is established, and the presented token is
+    /// spent.
     pub(super) fn confirm_epoch(&mut self) {
         self.confirmed = true;
         self.spent = self.presented.take();
         self.account = None;
     }
 
-    /// The names under which this session may be attached now, its key included.
+    /// Returns the names under which a client may attach to this session now, its key included.
     pub(in crate::session) fn names(&self) -> impl Iterator<Item = Name> + '_ {
         [Some(self.key), self.presented, self.issued].into_iter().flatten()
     }

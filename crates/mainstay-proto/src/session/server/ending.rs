@@ -1,4 +1,4 @@
-//! How a session ends, and what it leaves behind.
+//! How a session ends, and the counts that it leaves to its tombstone.
 //!
 //! Source: `docs/PROTOCOL.md` "Closing".
 
@@ -16,32 +16,32 @@ use crate::ws::CloseCode;
 /// Why a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Closed {
-    /// END passed, with this code.
+    /// One end sent END with this code.
     Ended {
         /// The code of the END.
         code: u64,
-        /// Whether we sent it first.
+        /// Whether this end sent END first.
         by_us: bool,
     },
     /// The resume window passed.
     Expired,
-    /// The server needed the memory, or was told to forget it.
+    /// The server needed the memory, or the operator evicted the session.
     Evicted,
-    /// What stood behind the server lost its state.
+    /// The backend behind the server lost its state.
     Replaced,
 }
 
-/// How a session ends that is flushed first.
+/// How a session ends after everything is acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Ending {
-    /// By END, whatever the client acknowledges by then.
+    /// By END. At `by` END is sent, whatever the client has acknowledged.
     End { code: CloseCode, reason: String, by: Instant },
-    /// By a Close of the connection: the client comes back, and its account is exact.
+    /// By a Close of the connection: the client comes back and receives the exact account of this session.
     Replaced,
 }
 
 impl Ending {
-    /// How long a client has for what precedes the end, if it has until `at` by other reasons.
+    /// Returns until when the client may acknowledge what precedes the end, where other limits allow it until `at`.
     pub(super) fn waits_until(&self, at: Instant) -> Instant {
         match self {
             Self::End { by, .. } => at.min(*by),
@@ -50,31 +50,31 @@ impl Ending {
     }
 }
 
-/// What a dead session leaves behind.
+/// The final counts of a session, kept in its tombstone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::session) struct Remains {
     pub(in crate::session) acknowledged: u64,
     pub(in crate::session) delivered: u64,
     pub(in crate::session) sent: u64,
     pub(in crate::session) cause: LossCause,
-    /// The code of an END that we sent.
+    /// The code of an END that this end sent.
     pub(in crate::session) ended: Option<u64>,
 }
 
 impl ServerSession {
-    /// Ends the session in order: what was accepted before is delivered first, then END. Nothing more is handed over. A
-    /// client that is attached and acknowledges nothing for 5 s, or not everything within the resume window (10 s at
-    /// least), gets END without: nobody can put off its end. An END that is not answered within 10 s (5 s, if END could
-    /// not wait for the client) ends the connection too.
+    /// Ends the session in order: the client receives everything that was accepted before, then END. From now on
+    /// nothing is delivered to the application. An attached client that acknowledges nothing for 5 s gets END without
+    /// waiting for the rest, and so does a client that has not acknowledged everything within the resume window (at
+    /// least 10 s). So no client can postpone the end without limit. If the client does not answer END within 10 s,
+    /// the connection ends too; after 5 s where END did not wait for the client.
     pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         self.close_for(now, EndCause::Closed, code, reason);
     }
 
-    /// As [`close`](Self::close), for a cause that the application is to see in [`end`](Self::end).
+    /// Like [`close`](Self::close), with the cause that [`end`](Self::end) reports to the application.
     pub fn close_for(&mut self, now: Instant, cause: EndCause, code: CloseCode, reason: &str) {
-        self.forward.check(now);
         let (by, until) = match self.life {
-            // It has the resume window to come back, and then time to take what waits.
+            // The client has the resume window to come back, and then time to receive what is kept.
             Life::Parked { since } => {
                 (since + self.resume_window + CLOSE_TIMEOUT, since + self.resume_window)
             }
@@ -88,10 +88,10 @@ impl ServerSession {
         self.queue_end_if_due(now);
     }
 
-    /// Ends the session now: what was not written yet is not written, and a client that is attached gets END at once. It
-    /// has a second to answer; then its connection is dropped. [`take_undelivered`](Self::take_undelivered) has the rest.
+    /// Ends the session now. Messages that are not written stay unwritten, and an attached client gets END at once.
+    /// It has one second to answer; then its connection is dropped. [`take_undelivered`](Self::take_undelivered)
+    /// returns the rest.
     pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
-        self.forward.check(now);
         match self.life {
             Life::Closed(_) => return,
             Life::EndSent { code, until } => {
@@ -114,7 +114,7 @@ impl ServerSession {
         }
     }
 
-    /// A client that goes on acknowledging what precedes END has more time for it.
+    /// Extends the time for a client that goes on acknowledging what precedes END.
     pub(super) fn put_off_end(&mut self, now: Instant, acknowledged: u64) {
         if let Life::Closing { how, until } = &mut self.life
             && self.flow.outbox.acknowledged() > acknowledged
@@ -128,18 +128,19 @@ impl ServerSession {
         self.volatiles = Volatiles::default();
     }
 
-    /// The first who ends a session is who ended it.
+    /// Records the end that ended the session first; later ends do not replace it.
     pub(super) fn note_end(&mut self, cause: EndCause, code: Option<CloseCode>, reason: &str) {
         self.end.get_or_insert_with(|| Box::new(End::new(cause, code, reason)));
     }
 
-    /// Ends the session because what stands behind this server lost its state. What was accepted for the client is
-    /// delivered first, for at most 10 s while it is attached; then its connection is closed with 1012. When it comes
-    /// back it gets a fresh session and the exact account of this one. `passed_on`: how many messages went on to what
-    /// stood there, of those that were handed over and are not confirmed, the oldest first; the others count as never
-    /// handed over. Only for a session that confirms by hand; otherwise everything that was handed over is received.
+    /// Ends the session because the backend behind this server lost its state. The client first receives everything
+    /// that was accepted for it, for at most 10 s while it is attached; then its connection is closed with 1012. When
+    /// the client comes back, it gets a new session and the exact account of this one.
+    ///
+    /// `passed_on`: how many of the delivered, unacknowledged messages reached the lost backend, counted from the
+    /// oldest. The others count as never delivered. Use it only in manual mode; otherwise everything that was
+    /// delivered is acknowledged.
     pub fn renew(&mut self, now: Instant, passed_on: u64) {
-        self.forward.check(now);
         let until = match self.life {
             Life::Parked { since } => since + self.resume_window,
             Life::Attached => now + CLOSE_TIMEOUT,
@@ -152,10 +153,10 @@ impl ServerSession {
         self.queue_end_if_due(now);
     }
 
-    /// Asks the client to leave this connection after a delay; nothing is lost. A connection that is still there
-    /// after `close_in` is closed; zero: it is not, and the client is not told when. While parked it does nothing.
+    /// Asks the client to leave this connection after `delay`; nothing is lost. The server closes a connection that
+    /// still exists after `close_in`. With a `close_in` of zero the server does not close it, and GOAWAY announces no
+    /// time. Does nothing while the session is parked.
     pub fn go_away(&mut self, now: Instant, reason: &str, delay: Delay, close_in: Duration) {
-        self.forward.check(now);
         if let Some(attached) = &mut self.attached {
             let control = Control::GoAway { reason: reason.to_owned(), delay, close_in, endpoint: None };
             attached.queue.push_back(Transmit::control(&control));
@@ -163,8 +164,7 @@ impl ServerSession {
         }
     }
 
-    /// The server takes nobody in any more: the session is over once it has no connection, at once if it has
-    /// none now.
+    /// Stops the session from being resumed: it is over once it has no connection, which may be at once.
     pub fn retire(&mut self) {
         self.is_retired = true;
         if self.attached.is_none() {
@@ -178,14 +178,14 @@ impl ServerSession {
         self.is_retired
     }
 
-    /// Gives the session up without END, as if its resume window had passed.
+    /// Drops the session without END, as if its resume window had passed.
     pub fn evict(&mut self) {
         if !matches!(self.life, Life::Closed(_)) {
             self.over(Closed::Evicted);
         }
     }
 
-    /// END leaves once everything is acknowledged, or when it was waited for long enough.
+    /// Queues END once everything is acknowledged, or once the time for that is over.
     pub(super) fn queue_end_if_due(&mut self, now: Instant) {
         let Life::Closing { how, until } = &mut self.life else { return };
         let is_due = self.flow.is_flushed() || (self.attached.is_some() && *until <= now);
@@ -200,7 +200,7 @@ impl ServerSession {
         }
     }
 
-    /// Final: nothing more is written or handed over. The client has so long for its answer.
+    /// Sends END: after this nothing is written or delivered. The client has `patience` to answer.
     pub(super) fn end_now(&mut self, now: Instant, code: u64, reason: String, patience: Duration) {
         self.flow.inbox.discard_queue();
         let (acknowledged, delivered) = (self.flow.inbox.acknowledged(), self.flow.inbox.delivered());
@@ -241,7 +241,7 @@ impl ServerSession {
         }
     }
 
-    /// Set once the session is over.
+    /// Returns why the session is over; `None` while it is not.
     #[must_use]
     pub fn is_closed(&self) -> Option<Closed> {
         match self.life {
@@ -250,26 +250,26 @@ impl ServerSession {
         }
     }
 
-    /// Whether nothing that is sent from now on gets anywhere: END was sent, or the session is over.
+    /// Whether no message that is sent from now on is written: END was sent, or the session is over.
     #[must_use]
     pub fn is_final(&self) -> bool {
         matches!(self.life, Life::EndSent { .. } | Life::Closed(_))
     }
 
-    /// Whether the session is over since the last call: it is to be [buried](super::Registry::bury) then, even if its
-    /// handler goes on for a while.
+    /// Returns `true` once after the session is over. [Bury](super::Registry::bury) the session then, even if its
+    /// handler keeps running for a while.
     pub fn poll_over(&mut self) -> bool {
         self.is_closed().is_some() && !std::mem::replace(&mut self.told_over, true)
     }
 
-    /// What the client's END said; `None` while there was none, and where this end was the first to end the session.
+    /// Returns what the client's END said; `None` without one, and `None` if this end ended the session first.
     #[must_use]
     pub fn peer_close(&self) -> Option<PeerClose> {
         let end = self.end.as_ref().filter(|end| end.cause == EndCause::Client)?;
         Some(PeerClose { code: end.code, reason: end.reason.clone() })
     }
 
-    /// Why nothing more is handed over; `None` while something may be.
+    /// Returns why nothing more is delivered; `None` while a delivery is still possible.
     #[must_use]
     pub fn end(&self) -> Option<End> {
         if let Some(end) = self.end.as_deref() {
@@ -286,8 +286,8 @@ impl ServerSession {
         Some(End::new(cause, None, ""))
     }
 
-    /// What the client never acknowledged, in order, once END was sent or the session is over; some of it may have
-    /// arrived. Empty before, and the second time.
+    /// Returns the messages that the client never acknowledged, in order, once END was sent or the session is over.
+    /// Some of them may have arrived. Returns nothing before that, and nothing on a second call.
     pub fn take_undelivered(&mut self) -> Vec<Message> {
         match self.life {
             Life::EndSent { .. } | Life::Closed(_) => self.flow.outbox.take_unacknowledged(),
@@ -295,7 +295,8 @@ impl ServerSession {
         }
     }
 
-    /// The application will not ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over.
+    /// Declares that the application will not ask for [undelivered messages](Self::take_undelivered): they are freed
+    /// once the session is over.
     pub fn forget_undelivered(&mut self) {
         self.forgets = true;
         if matches!(self.life, Life::Closed(_)) {

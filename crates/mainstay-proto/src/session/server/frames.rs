@@ -1,4 +1,4 @@
-//! What connections bring: frames, bytes, and their own loss.
+//! What arrives on a connection: frames, bytes, and the loss of the connection.
 
 use std::time::{Duration, Instant};
 
@@ -12,20 +12,18 @@ use crate::session::transmit::ConnectionId;
 use crate::ws::CloseCode;
 
 impl ServerSession {
-    /// Takes one message that `connection` brought. One from a fenced connection is dropped.
+    /// Handles a message that arrived on `connection`. A message from a fenced connection is dropped.
     ///
     /// # Errors
-    /// The peer broke the protocol: fail this connection with
-    /// [`close_code`](SessionError::close_code). The session is kept, except after a
-    /// [`PositionMismatch`](SessionError::PositionMismatch), which ends it: the counts of both ends
-    /// differ, so nothing more can be promised.
+    /// The peer violated the protocol: fail this connection with [`close_code`](SessionError::close_code). The
+    /// session is kept, except after a [`PositionMismatch`](SessionError::PositionMismatch), which ends it: both ends
+    /// counted differently, so no guarantee holds any more.
     pub fn handle_frame(
         &mut self,
         now: Instant,
         connection: ConnectionId,
         frame: Frame,
     ) -> Result<(), SessionError> {
-        self.forward.check(now);
         let is_open = self.is_open();
         let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else {
             return Ok(());
@@ -37,7 +35,7 @@ impl ServerSession {
             Frame::Message(message) => {
                 self.config.flow.check(&message)?;
                 attached.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
-                // After our close, or an END, nothing is handed over any more, but the position moves.
+                // After an END of either end nothing is delivered any more, but the position still advances.
                 if !is_open {
                     lane.read += 1;
                     return Ok(());
@@ -91,7 +89,7 @@ impl ServerSession {
             | Control::GoAway { .. }
             | Control::AuthResult { .. }
             | Control::Refuse { .. } => Err(SessionError::Unexpected(control.name())),
-            // A type that ends before it ignore stays ignored where it means nothing.
+            // A message of a type that clients without that type ignore: the server ignores it too.
             Control::Replaced { .. } => Ok(()),
         };
         if let Err(SessionError::PositionMismatch { .. }) = outcome {
@@ -110,7 +108,7 @@ impl ServerSession {
                 let allowed = u16::try_from(code).ok().and_then(CloseCode::new);
                 self.note_end(EndCause::Client, allowed, &reason);
                 if !self.is_open() {
-                    // We were about to end it ourselves.
+                    // This end was about to end the session itself.
                     self.flow.inbox.discard_queue();
                 }
                 self.life = Life::EndReceived { code };
@@ -119,43 +117,39 @@ impl ServerSession {
         }
     }
 
-    /// Any bytes arrived on the attached connection, for example an RFC 6455 Pong.
+    /// Bytes arrived on the attached connection, for example an RFC 6455 Pong.
     pub fn handle_bytes(&mut self, now: Instant, connection: ConnectionId) {
-        self.forward.check(now);
         if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
             attached.heartbeat.handle_bytes(now);
         }
     }
 
-    /// The round trip that a PONG with this nonce measures, if `connection` brings it now; `None` if it answers no
-    /// probe. Ask before [`handle_frame`](Self::handle_frame) takes it.
+    /// Returns the round trip that a PONG with this nonce measures if it arrives on `connection` now; `None` if it
+    /// answers no probe. Call it before [`handle_frame`](Self::handle_frame).
     #[must_use]
     pub fn round_trip(&self, now: Instant, connection: ConnectionId, nonce: u64) -> Option<Duration> {
         let attached = self.attached.as_ref().filter(|a| a.connection == connection)?;
         attached.heartbeat.round_trip(now, nonce)
     }
 
-    /// Everything transmitted so far has left the process: probes count from here.
+    /// Everything that was transmitted so far has left the process. The deadlines of probes count from here.
     pub fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
-        self.forward.check(now);
         let attached = self.attached.as_mut().filter(|a| a.connection == connection);
-        // A probe that was not even polled has not left.
+        // A probe that was not polled has not left.
         if let Some(attached) = attached.filter(|a| a.probe.is_none()) {
             attached.heartbeat.handle_flushed(now);
         }
     }
 
-    /// The socket took some of what was transmitted, but not all.
+    /// The socket accepted part of what was transmitted.
     pub fn handle_write_progress(&mut self, now: Instant, connection: ConnectionId) {
-        self.forward.check(now);
         if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
             attached.heartbeat.handle_write_progress(now);
         }
     }
 
-    /// The connection is gone, however that came about. The session parks.
+    /// The connection is gone, for whatever reason. The session parks.
     pub fn handle_lost(&mut self, now: Instant, connection: ConnectionId) {
-        self.forward.check(now);
         if self.attached.as_ref().is_none_or(|a| a.connection != connection) {
             return;
         }
@@ -164,7 +158,7 @@ impl ServerSession {
         self.flow.outbox.trim(u64::MAX);
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
             Life::Attached | Life::Parked { .. } => Life::Parked { since: now },
-            // The client may still come for what it did not acknowledge.
+            // The client may still come back for what it has not acknowledged.
             Life::Closing { how, .. } if *how == Ending::Replaced => {
                 Life::Closing { how, until: now + self.resume_window }
             }
@@ -172,7 +166,7 @@ impl ServerSession {
                 let until = how.waits_until(now + self.resume_window.max(CLOSE_TIMEOUT));
                 Life::Closing { how, until }
             }
-            // Our END may or may not have arrived; the tombstone tells a client that asks.
+            // END may or may not have arrived. A client that comes back gets its answer from the tombstone.
             Life::EndSent { code, .. } => Life::Closed(Closed::Ended { code, by_us: true }),
             Life::EndReceived { code } => Life::Closed(Closed::Ended { code, by_us: false }),
             over @ Life::Closed(_) => over,

@@ -1,4 +1,4 @@
-//! What is written next, and what time makes due.
+//! What is written next, and what is due at which time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,9 +13,8 @@ use crate::session::transmit::{ConnectionId, Transmit};
 use crate::ws::CloseCode;
 
 impl ServerSession {
-    /// The next thing to do to `connection`. A fenced connection gets nothing.
+    /// Returns the next thing to do to `connection`. A fenced connection gets nothing.
     pub fn poll_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
-        self.forward.check(now);
         let attached = self.attached.as_mut().filter(|a| a.connection == connection)?;
         if let Some(welcome) = attached.welcome.take() {
             return Some(Transmit::control(&Control::Welcome(welcome)));
@@ -37,7 +36,7 @@ impl ServerSession {
             return Some(transmit);
         }
         match self.life {
-            // A client that still hands over what came before END asks whether anybody is there.
+            // A client that still delivers what came before END may probe this end.
             Life::EndSent { .. } => return self.flow.write_pong(&attached.lane),
             Life::Closed(_) => return None,
             _ => {}
@@ -57,19 +56,18 @@ impl ServerSession {
         Some(message)
     }
 
-    /// The transport is to be dropped, whatever still waits to be written: a socket that takes nothing must
-    /// not keep the [`Transmit::Abort`] from being polled.
+    /// Whether the driver must drop the transport now, even if bytes wait to be written. A socket that accepts no
+    /// bytes must not keep [`Transmit::Abort`] from being polled.
     #[must_use]
     pub fn wants_abort(&self) -> bool {
         self.attached.as_ref().is_some_and(|attached| attached.queue.contains(&Transmit::Abort))
     }
 
-    /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed, until it returns `None`
-    /// or [`Action::Dead`]; earlier does nothing. After [`Action::NotListening`] drop the transport and
-    /// call [`handle_lost`](Self::handle_lost), unless the client is in the middle of a frame: the session
-    /// parks, and a client that lives resumes it.
+    /// Does what is due. Call it once [`poll_timeout`](Self::poll_timeout) has passed, until it returns `None` or
+    /// [`Action::Dead`]; an earlier call does nothing. After [`Action::NotListening`] drop the transport and call
+    /// [`handle_lost`](Self::handle_lost), unless the client is in the middle of a frame: the session parks, and a
+    /// client that is alive resumes it.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
-        self.forward.check(now);
         if self.expires_at().is_some_and(|at| at <= now) {
             let replaced = matches!(&self.life, Life::Closing { how, .. } if **how == Ending::Replaced);
             self.over(if replaced { Closed::Replaced } else { Closed::Expired });
@@ -95,7 +93,7 @@ impl ServerSession {
         action
     }
 
-    /// Begins to send the connection away if it has been there, or idle, for too long.
+    /// Ends a connection that has been idle for too long, and drains one that has lived for too long.
     fn send_away(&mut self, now: Instant) {
         let Some(attached) = &mut self.attached else { return };
         if attached.gone_by.take_if(|at| *at <= now).is_some() {
@@ -114,12 +112,12 @@ impl ServerSession {
         }
     }
 
-    /// Why the connection is being sent away, once it is. Told once, for metrics.
+    /// Returns why the server ends the connection, once, for metrics.
     pub fn poll_leave(&mut self) -> Option<Leave> {
         self.attached.as_mut()?.lifetime.as_mut()?.poll_leave()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    /// Returns when to call [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let leave = self.attached.as_ref().and_then(|attached| {
@@ -147,15 +145,15 @@ impl ServerSession {
         self.flow.outbox.trim(self.attached.as_ref().map_or(u64::MAX, |a| a.lane.wrote));
     }
 
-    /// WELCOME is still to be written. It goes before anything is read: what follows HELLO may end the connection, and
-    /// the client has to know why.
+    /// Whether WELCOME waits to be written. Write it before you read more: a frame behind HELLO may end the
+    /// connection, and the client must learn why.
     #[must_use]
     pub fn owes_welcome(&self) -> bool {
         self.attached.as_ref().is_some_and(|attached| attached.welcome.is_some())
     }
 
-    /// How many messages the current connection has to write again: an earlier one wrote them, and the
-    /// client did not say that it received them.
+    /// Returns how many messages the current connection has to write again. An earlier connection wrote them, and the
+    /// client has not acknowledged them.
     #[must_use]
     pub fn to_replay(&self) -> u64 {
         self.attached.as_ref().map_or(0, |a| self.flow.outbox.written().saturating_sub(a.lane.wrote))
