@@ -23,7 +23,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 pub use self::config::{ConnectConfig, EndsOn, Silence};
-pub use self::event::{End, EndCause, Event, Incoming, Lost, Mode, Report, State};
+pub use self::event::{End, EndCause, Event, Incoming, Lost, Mode, ReasonCode, Report, State};
 use self::pings::Signs;
 use self::unproven::Unproven;
 use crate::backoff::{Advice, Backoff, Scope};
@@ -280,7 +280,7 @@ impl Client {
             // was promised under the one cannot be kept under the other.
             _ => {
                 self.abort_connection(connection);
-                let why = Lost::Unreachable("the server changed the protocol it speaks".into());
+                let why = Lost::NotOpened("the server changed the protocol it speaks".into());
                 self.dial_failed(now, why, None);
             }
         }
@@ -702,8 +702,8 @@ impl Client {
             {
                 self.session.handle_lost(connection);
                 self.abort_connection(connection);
-                let why = format!("no answer within {:?}", self.config.opening_timeout);
-                self.dial_failed(now, Lost::Unreachable(why), None);
+                let within = self.config.opening_timeout;
+                self.dial_failed(now, Lost::NoAnswer { within }, None);
             }
             _ => {}
         }
@@ -1114,16 +1114,15 @@ impl Client {
                     self.events.push_back(Event::Gap(fate));
                 }
                 ClientEvent::TooLarge { number } => {
-                    self.events.push_back(Event::Report(Report::NotDelivered(number, number)));
+                    self.events.push_back(Event::Report(Report::NotDelivered(number..=number)));
                 }
                 ClientEvent::Refused { code, delay, .. } => {
                     if let Dial::Attaching { connection, .. } = self.dial {
                         self.abort_connection(connection);
-                        self.dial_failed(
-                            now,
-                            Lost::Unreachable(format!("refused with code {code}")),
-                            Some(delay),
-                        );
+                        let (code, reason) =
+                            (ReasonCode::of_session(code), format!("refused with code {code}"));
+                        let why = Lost::Unavailable { code, retry_after: None, reason };
+                        self.dial_failed(now, why, Some(delay));
                     }
                 }
                 ClientEvent::GoAway { delay, close_in, endpoint, .. } => {
@@ -1161,7 +1160,7 @@ impl Client {
                     (self.attached, self.dial) = (None, Dial::Rest);
                     self.end_with(End {
                         cause: cause_of(by),
-                        code: Some(code),
+                        code: Some(ReasonCode::of_session(code)),
                         reason,
                         fate: Some(fate),
                         lost: None,
@@ -1177,9 +1176,9 @@ impl Client {
         let report = match outcome {
             // `settled` tells.
             None | Some(confirm::Event::Confirmed(_)) => return,
-            Some(confirm::Event::Unknown(first, last)) => Report::Unknown(first, last),
-            Some(confirm::Event::NotDelivered(first, last)) => Report::NotDelivered(first, last),
-            Some(confirm::Event::Undeliverable(number, message)) => Report::Undeliverable(number, message),
+            Some(confirm::Event::Unknown(first, last)) => Report::Unknown(first..=last),
+            Some(confirm::Event::NotDelivered(first, last)) => Report::NotDelivered(first..=last),
+            Some(confirm::Event::Undeliverable(number, message)) => Report::Undeliverable { number, message },
         };
         self.events.push_back(Event::Report(report));
     }
@@ -1191,7 +1190,7 @@ impl Client {
         self.report(outcome);
         if self.ends_on(&why) {
             let (code, reason) = match &why {
-                Lost::Closed { code, reason } => (code.map(u64::from), reason.clone()),
+                Lost::Closed { code, reason } => (code.map(ReasonCode::from), reason.clone()),
                 Lost::TooBig { .. } => (Some(CloseCode::TOO_BIG.into()), why.to_string()),
                 _ => (None, why.to_string()),
             };
@@ -1252,7 +1251,7 @@ impl Client {
             _ => Scope::Shared,
         };
         let at = match why {
-            Lost::Unavailable { retry_after, .. } => Some(*retry_after),
+            Lost::Unavailable { retry_after, .. } => *retry_after,
             Lost::Closed { code, reason } => code.and_then(|code| code.retry_after(reason)),
             _ => None,
         };
@@ -1286,15 +1285,17 @@ impl Client {
     /// Whether this loss is the end: the peer said so, or one connection was all that was wanted.
     fn ends_here(&mut self, why: &Lost) -> bool {
         let (cause, code, reason) = match why {
-            Lost::Refused { status, reason } => (EndCause::Refused, status.map(u64::from), reason.clone()),
+            Lost::Refused { status, reason } => {
+                (EndCause::Refused, status.map(ReasonCode::from), reason.clone())
+            }
             Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => {
-                (EndCause::Peer, code.map(u64::from), reason.clone())
+                (EndCause::Peer, code.map(ReasonCode::from), reason.clone())
             }
             Lost::TooBig { .. } if self.config.once => {
                 (EndCause::Lost, Some(CloseCode::TOO_BIG.into()), why.to_string())
             }
             Lost::Closed { code, reason } if self.config.once => {
-                (EndCause::Peer, code.map(u64::from), reason.clone())
+                (EndCause::Peer, code.map(ReasonCode::from), reason.clone())
             }
             _ if self.config.once => (EndCause::Lost, None, why.to_string()),
             _ => return false,
@@ -1323,7 +1324,7 @@ impl Client {
         }
     }
 
-    fn give_up(&mut self, cause: EndCause, code: Option<u64>, reason: String, lost: Option<Lost>) {
+    fn give_up(&mut self, cause: EndCause, code: Option<ReasonCode>, reason: String, lost: Option<Lost>) {
         if self.end.is_some() {
             return;
         }
@@ -1341,9 +1342,9 @@ impl Client {
     }
 
     fn end_with(&mut self, end: End) {
-        let End { cause, code, reason, fate, .. } = end.clone();
-        self.end = Some(Box::new(end));
-        self.events.push_back(Event::Ended { cause, code, reason, fate });
+        let end = Box::new(end);
+        self.end = Some(end.clone());
+        self.events.push_back(Event::Ended(end));
     }
 
     fn abort_connection(&mut self, connection: ConnectionId) {

@@ -492,7 +492,7 @@ impl End for ClientEnd {
                 "unknown": fate.unknown,
                 "last": fate.last,
                 "resent": fate.resent,
-                "lost": fate.lost.map(|(first, count)| json!([first, count])),
+                "lost": fate.lost.map(|lost| json!([lost.first, lost.count])),
                 "cause": json::cause_to_json(fate.cause),
             }}),
             ClientEvent::Refused { code, temporary, .. } => {

@@ -7,8 +7,8 @@ use mainstay_proto::admission::Source;
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::message::{Delay, LossCause};
 use mainstay_proto::session::{
-    Answer, ClientConfig, ClientEvent, Closed, Control, Frame, Message, RefuseReason, RegistryConfig,
-    ServerConfig, ServerSession, SessionError, Transmit, Window,
+    Answer, ClientConfig, ClientEvent, Closed, Control, Frame, LostMessages, Message, RefuseReason,
+    RegistryConfig, ServerConfig, ServerSession, SessionError, Transmit, Window,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -517,7 +517,7 @@ fn reading_an_account_does_not_use_it_up() {
     pair.connect();
     assert_eq!(
         pair.gaps().first().map(|fate| (fate.lost, fate.cause)),
-        Some((Some((1, 1)), LossCause::Expired))
+        Some((Some(LostMessages { first: 1, count: 1 }), LossCause::Expired))
     );
 }
 

@@ -152,7 +152,7 @@ impl Connected {
             }
         }
         if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(context)) {
-            self.lose(&Lost::Broken(error.to_string()), context, cx);
+            self.lose(&Lost::Broken(error.into()), context, cx);
         }
         if meddled {
             self.suffer();
@@ -304,7 +304,7 @@ impl Connected {
                     self.core.shared.tell_too_big(&self.core.facts);
                 }
                 wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
-                Some(Lost::Broken(error.to_string()))
+                Some(Lost::Broken(error.to_string().into()))
             }
             (_, Some(closed), None) => Some(closed),
             (Reading::Ended(lost), None, None) => {
@@ -601,7 +601,7 @@ impl Inner {
         let Peer::Plain(plain) = &mut self.peer else { return };
         match why {
             Lost::TooBig { .. } => plain.handle_violation(CloseCode::TOO_BIG, "a message is too big"),
-            Lost::Broken(reason) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, reason),
+            Lost::Broken(failure) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, failure.message()),
             _ => {}
         }
     }
