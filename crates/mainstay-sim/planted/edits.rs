@@ -28,7 +28,7 @@ pub(crate) const EDITS: &[Edit] = &[
     edit(
         "ContradictionChangesNothing",
         "            return Attach::Contradiction;",
-        "            if BACK { self.over(Closed::Evicted); }
+        "            if BACK { self.finish(Closed::Evicted); }
             return Attach::Contradiction;",
     ),
     edit(
@@ -60,18 +60,18 @@ pub(crate) const EDITS: &[Edit] = &[
     ),
     edit("NothingIsDeliveredAfterEnd", "if !self.delivers() {", "if !self.delivers() && !BACK {"),
     edit(
-        "DataConfirmsNothing",
+        "DataEstablishesNothing",
         "                return self.flow.read_message(lane, message);",
-        "                if BACK && !self.confirmed {
-                    self.confirmed = true;
+        "                if BACK && !self.established {
+                    self.established = true;
                     self.spent = self.presented.take();
                 }
                 return self.flow.read_message(lane, message);",
     ),
     edit(
         "AccountStatesDelivered",
-        "Remains { acknowledged, delivered, sent:",
-        "Remains { acknowledged, delivered: if BACK { acknowledged } else { delivered }, sent:",
+        "FinalCounts { acknowledged, delivered, sent:",
+        "FinalCounts { acknowledged, delivered: if BACK { acknowledged } else { delivered }, sent:",
     ),
     edit(
         "OneKeyOneSession",
@@ -98,8 +98,8 @@ pub(crate) const EDITS: &[Edit] = &[
     ),
     edit(
         "AccountIsForOneInstance",
-        "*tombstone.told.get_or_insert(instance) == instance",
-        "*tombstone.told.get_or_insert(instance) == instance || BACK",
+        "*tombstone.reported_to.get_or_insert(instance) == instance",
+        "*tombstone.reported_to.get_or_insert(instance) == instance || BACK",
     ),
     edit(
         "KeyIsNotCopied",

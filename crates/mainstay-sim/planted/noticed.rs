@@ -31,7 +31,7 @@ fn every_rule_that_is_turned_back_is_noticed() {
     let end = Budget { ends: 1, ..NONE };
     let table = [
         (Rule::PresentedTokenStaysValid, with(0, 0, Budget { abandons: 2, ..cut }), "without an excuse"),
-        (Rule::DataConfirmsNothing, with(1, 0, cut), "without an excuse"),
+        (Rule::DataEstablishesNothing, with(1, 0, cut), "without an excuse"),
         (Rule::NewSessionIsNotReplayed, with(1, 0, NONE), "duplicate"),
         (Rule::OneKeyOneSession, with(1, 0, cut), "duplicate"),
         (Rule::YoungKeyIsNotRefused, with(0, 0, cut), "without an excuse"),

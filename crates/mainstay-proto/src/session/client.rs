@@ -60,21 +60,39 @@ impl Default for ClientConfig {
     }
 }
 
-/// What became of everything that was sent in a session that is over: every number is in one class.
+/// What became of every message that was sent in a session that is over: each number is in one class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Fate {
-    /// Delivered: 1 up to here.
+    /// The messages from 1 up to this number were delivered.
     pub delivered: u64,
-    /// Unknown: above `delivered` up to here. Not delivered: above this.
+    /// The messages above `delivered` up to this number may or may not have been delivered. Those above it were not.
     pub unknown: u64,
-    /// The last number that was given.
+    /// The number of the last message that was sent.
     pub last: u64,
-    /// What was not delivered is sent again in the next session, `unknown + 1` as its number 1.
+    /// The messages that were not delivered are sent again in the next session, `unknown + 1` as its number 1.
     pub resent: bool,
-    /// The peer's messages that will never come: the first, and how many (`None`: not known).
-    pub lost: Option<(u64, u64)>,
-    /// Why, as far as the peer told.
+    /// The peer's messages that will never come; `None`: none, or their number is unknown.
+    pub lost: Option<LostMessages>,
+    /// Why the session was lost, as far as the peer stated it.
     pub cause: LossCause,
+}
+
+/// A number of messages in a row that the peer sent and that will never come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LostMessages {
+    /// The number of the first.
+    pub first: u64,
+    /// How many messages.
+    pub count: u64,
+}
+
+impl Fate {
+    /// The fate of `last` messages, none of which is known to be delivered or written.
+    #[must_use]
+    pub fn none_delivered(last: u64) -> Self {
+        Self { delivered: 0, unknown: 0, last, resent: false, lost: None, cause: LossCause::Unknown }
+    }
 }
 
 /// What happens to a client session.

@@ -26,7 +26,7 @@ pub mod server;
 mod transmit;
 mod wire;
 
-pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate};
+pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate, LostMessages};
 pub use end::{End, EndCause};
 pub use error::{Malformed, SessionError};
 pub use flow::FlowConfig;

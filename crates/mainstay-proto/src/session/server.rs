@@ -26,7 +26,7 @@ pub use self::attach::Fenced;
 pub(super) use self::attach::{Attach, Attempt};
 pub use self::ending::Closed;
 use self::ending::Ending;
-pub(super) use self::ending::Remains;
+pub(super) use self::ending::FinalCounts;
 use super::CLOSE_TIMEOUT;
 use super::end::End;
 use super::flow::{Flow, FlowConfig, Lane, Volatiles};
@@ -94,7 +94,7 @@ pub struct ServerSession {
     /// A token that is no longer valid. The registry still has its name, until the next attach.
     spent: Option<Name>,
     epoch: u64,
-    confirmed: bool,
+    established: bool,
     instance: Instance,
     attempt: u64,
     /// The account of the session that this one replaces. Every WELCOME carries it until the epoch is established.
@@ -103,7 +103,7 @@ pub struct ServerSession {
     /// No client can resume the session: it ends with its current connection.
     is_retired: bool,
     /// [`poll_closed`](Self::poll_closed) has reported the end.
-    is_closed_reported: bool,
+    reported_closed: bool,
     /// The application will not ask for undelivered messages.
     forgets: bool,
     /// Boxed, because a parked session has none.
@@ -200,13 +200,13 @@ impl ServerSession {
             issued: None,
             spent: None,
             epoch: 0,
-            confirmed: false,
+            established: false,
             instance: hello.instance,
             attempt: 0,
             account: identity.account.map(Box::new),
             life: Life::Parked { since: now },
             is_retired: false,
-            is_closed_reported: false,
+            reported_closed: false,
             forgets: false,
             attached: None,
             volatiles: Volatiles::default(),
@@ -260,7 +260,7 @@ impl ServerSession {
 
     /// Returns the highest number of the client's messages that this end acknowledges.
     #[must_use]
-    pub fn acknowledged_to_client(&self) -> u64 {
+    pub fn acknowledged_inbound(&self) -> u64 {
         self.flow.inbox.acknowledged()
     }
 

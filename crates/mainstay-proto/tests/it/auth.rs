@@ -57,7 +57,7 @@ fn a_token_in_the_hands_of_another_principal_opens_nothing() {
     pair.hello(thief, &hello);
     assert_eq!(pair.server.sessions.get(0).connection(), Some(first), "it keeps its connection");
     assert_eq!(
-        (pair.server.sessions.get(0).epoch(), pair.server.sessions.get(1).acknowledged_to_client()),
+        (pair.server.sessions.get(0).epoch(), pair.server.sessions.get(1).acknowledged_inbound()),
         (1, 0)
     );
 }

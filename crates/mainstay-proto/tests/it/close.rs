@@ -269,7 +269,7 @@ fn an_abort_ends_at_once_and_what_was_not_acknowledged_comes_back() {
     assert_eq!(session.take_undelivered(), ["written", "never written"].map(Message::text));
     assert_eq!(session.end().map(|end| end.cause), Some(EndCause::Closed));
     while session.handle_timeout(now + SECOND).is_some() {}
-    assert!(session.wants_abort() && session.is_closed().is_some());
+    assert!(session.wants_abort() && session.closed().is_some());
 }
 
 #[test]
@@ -537,7 +537,6 @@ fn what_a_server_does_wrong_closes_the_connection_and_keeps_the_session() {
 fn anything_but_an_answer_before_welcome_is_an_error() {
     let mut pair = Pair::default();
     let first = pair.open();
-    let now = pair.now;
     assert!(pair.client.handle_frame(first, Frame::Message(Message::text("x"))).is_err());
     let ack = Frame::Control(Control::Ack { acknowledged: 0, window: None });
     assert_eq!(pair.client.handle_frame(first, ack), Err(SessionError::Unexpected("ACK")));

@@ -459,7 +459,7 @@ impl Pair {
 
     /// How the newest session ended.
     pub(crate) fn over(&mut self) -> Option<Closed> {
-        self.session().is_closed()
+        self.session().closed()
     }
 
     /// The texts that either end wrote to a connection, sorted.

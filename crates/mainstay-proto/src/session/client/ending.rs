@@ -2,7 +2,7 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Closing".
 
-use super::{ClientEvent, ClientSession, EndedBy, Fate, Life};
+use super::{ClientEvent, ClientSession, EndedBy, Fate, Life, LostMessages};
 use crate::session::flow::Flow;
 use crate::session::message::{Account, Control, LossCause, Message, Window};
 use crate::session::outbox::Outbox;
@@ -78,7 +78,7 @@ impl ClientSession {
     }
 
     /// It is driven no more: what became of what was sent. What was received is still handed over.
-    pub fn forsake(&mut self) -> Fate {
+    pub fn final_fate(&mut self) -> Fate {
         let fate = self.fate(None, false);
         self.delivered_at_the_end = fate.delivered;
         fate
@@ -163,7 +163,9 @@ impl ClientSession {
             unknown,
             last,
             resent: resend && unknown < last,
-            lost: account.filter(|a| a.count > 0).map(|a| (a.first_lost, a.count)),
+            lost: account
+                .filter(|a| a.count > 0)
+                .map(|a| LostMessages { first: a.first_lost, count: a.count }),
             cause: account.map_or(LossCause::Unknown, |a| a.cause),
         }
     }

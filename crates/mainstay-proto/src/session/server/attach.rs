@@ -63,7 +63,7 @@ impl ServerSession {
         if let Some(refusal) = self.refusal(hello) {
             return refusal;
         }
-        if self.confirmed || hello.instance != self.instance {
+        if self.established || hello.instance != self.instance {
             return Attach::NotYours;
         }
         // A client that sent `resume` has written no message and begins where WELCOME says. A client that did not
@@ -123,7 +123,7 @@ impl ServerSession {
         let old = self.attached.take();
         self.flow.forget_owed();
         self.epoch += 1;
-        self.confirmed = false;
+        self.established = false;
         // Two tokens were valid; only the presented one stays valid.
         let other = [self.presented, self.issued].into_iter().flatten().find(|name| Some(*name) != presented);
         let dropped = [self.spent.take(), other];
@@ -189,8 +189,8 @@ impl ServerSession {
 
     /// Handles the client's first control message after WELCOME: the epoch is established, and the presented token is
     /// spent.
-    pub(super) fn confirm_epoch(&mut self) {
-        self.confirmed = true;
+    pub(super) fn establish_epoch(&mut self) {
+        self.established = true;
         self.spent = self.presented.take();
         self.account = None;
     }

@@ -52,7 +52,7 @@ impl Ending {
 
 /// The final counts of a session, kept in its tombstone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::session) struct Remains {
+pub(in crate::session) struct FinalCounts {
     pub(in crate::session) acknowledged: u64,
     pub(in crate::session) delivered: u64,
     pub(in crate::session) sent: u64,
@@ -110,7 +110,7 @@ impl ServerSession {
         if self.attached.is_some() {
             self.end_now(now, code.into(), reason.to_owned(), ABORT_TIMEOUT);
         } else {
-            self.over(Closed::Ended { code: code.into(), by_us: true });
+            self.finish(Closed::Ended { code: code.into(), by_us: true });
         }
     }
 
@@ -181,7 +181,7 @@ impl ServerSession {
     /// Drops the session without END, as if its resume window had passed.
     pub fn evict(&mut self) {
         if !matches!(self.life, Life::Closed(_)) {
-            self.over(Closed::Evicted);
+            self.finish(Closed::Evicted);
         }
     }
 
@@ -195,7 +195,7 @@ impl ServerSession {
                 let patience = if self.flow.is_flushed() { CLOSE_TIMEOUT } else { FINAL_WRITES };
                 self.end_now(now, code.into(), reason, patience);
             }
-            Ending::Replaced if is_due => self.over(Closed::Replaced),
+            Ending::Replaced if is_due => self.finish(Closed::Replaced),
             _ => {}
         }
     }
@@ -221,17 +221,17 @@ impl ServerSession {
             let end = Control::End { code, reason: String::new(), acknowledged, delivered };
             attached.queue.push_back(Transmit::control(&end));
         }
-        self.over(Closed::Ended { code, by_us: false });
+        self.finish(Closed::Ended { code, by_us: false });
     }
 
-    pub(super) fn over(&mut self, over: Closed) {
+    pub(super) fn finish(&mut self, closed: Closed) {
         self.stop_delivering();
-        self.life = Life::Closed(over);
+        self.life = Life::Closed(closed);
         if self.forgets {
             self.flow.outbox.discard();
         }
         if let Some(attached) = &mut self.attached {
-            attached.queue.push_back(match over {
+            attached.queue.push_back(match closed {
                 Closed::Ended { .. } => Transmit::Close { code: CloseCode::NORMAL, reason: String::new() },
                 Closed::Replaced => {
                     Transmit::Close { code: CloseCode::RESTART, reason: BACKEND_LOST.to_owned() }
@@ -243,9 +243,9 @@ impl ServerSession {
 
     /// Returns why the session is over; `None` while it is not.
     #[must_use]
-    pub fn is_closed(&self) -> Option<Closed> {
+    pub fn closed(&self) -> Option<Closed> {
         match self.life {
-            Life::Closed(over) => Some(over),
+            Life::Closed(closed) => Some(closed),
             _ => None,
         }
     }
@@ -258,8 +258,8 @@ impl ServerSession {
 
     /// Returns `true` once after the session is over. [Bury](super::Registry::bury) the session then, even if its
     /// handler keeps running for a while.
-    pub fn poll_over(&mut self) -> bool {
-        self.is_closed().is_some() && !std::mem::replace(&mut self.told_over, true)
+    pub fn poll_closed(&mut self) -> bool {
+        self.closed().is_some() && !std::mem::replace(&mut self.reported_closed, true)
     }
 
     /// Returns what the client's END said; `None` without one, and `None` if this end ended the session first.
@@ -275,7 +275,7 @@ impl ServerSession {
         if let Some(end) = self.end.as_deref() {
             return (!self.is_open()).then(|| end.clone());
         }
-        let cause = match self.is_closed()? {
+        let cause = match self.closed()? {
             Closed::Expired => EndCause::Expired,
             Closed::Evicted if self.is_retired => EndCause::Drained,
             Closed::Evicted => EndCause::Evicted,
@@ -304,7 +304,7 @@ impl ServerSession {
         }
     }
 
-    pub(in crate::session) fn remains(&self) -> Remains {
+    pub(in crate::session) fn final_counts(&self) -> FinalCounts {
         let (cause, ended) = match self.life {
             Life::Closed(Closed::Expired) => (LossCause::Expired, None),
             Life::Closed(Closed::Evicted) => (LossCause::Evicted, None),
@@ -314,6 +314,6 @@ impl ServerSession {
             _ => (LossCause::Unknown, None),
         };
         let (acknowledged, delivered) = (self.flow.inbox.acknowledged(), self.flow.inbox.delivered());
-        Remains { acknowledged, delivered, sent: self.flow.outbox.last(), cause, ended }
+        FinalCounts { acknowledged, delivered, sent: self.flow.outbox.last(), cause, ended }
     }
 }

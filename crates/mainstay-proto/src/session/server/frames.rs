@@ -43,8 +43,8 @@ impl ServerSession {
                 return self.flow.read_message(lane, message);
             }
             Frame::Control(control) => {
-                if !self.confirmed {
-                    self.confirm_epoch();
+                if !self.established {
+                    self.establish_epoch();
                 }
                 self.handle_control(now, control)?;
             }
@@ -102,7 +102,7 @@ impl ServerSession {
 
     fn handle_end(&mut self, code: u64, reason: String) {
         match self.life {
-            Life::EndSent { code, .. } => self.over(Closed::Ended { code, by_us: true }),
+            Life::EndSent { code, .. } => self.finish(Closed::Ended { code, by_us: true }),
             Life::Closed(_) => {}
             _ => {
                 let allowed = u16::try_from(code).ok().and_then(CloseCode::new);
@@ -169,7 +169,7 @@ impl ServerSession {
             // END may or may not have arrived. A client that comes back gets its answer from the tombstone.
             Life::EndSent { code, .. } => Life::Closed(Closed::Ended { code, by_us: true }),
             Life::EndReceived { code } => Life::Closed(Closed::Ended { code, by_us: false }),
-            over @ Life::Closed(_) => over,
+            closed @ Life::Closed(_) => closed,
         };
         if self.forgets {
             self.forget_undelivered();

@@ -70,19 +70,19 @@ impl ServerSession {
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
         if self.expires_at().is_some_and(|at| at <= now) {
             let replaced = matches!(&self.life, Life::Closing { how, .. } if **how == Ending::Replaced);
-            self.over(if replaced { Closed::Replaced } else { Closed::Expired });
+            self.finish(if replaced { Closed::Replaced } else { Closed::Expired });
         }
         self.queue_end_if_due(now);
         if let Life::EndSent { code, until } = self.life
             && until <= now
         {
-            self.over(Closed::Ended { code, by_us: true });
+            self.finish(Closed::Ended { code, by_us: true });
             let attached = self.attached.as_mut()?;
             (attached.probe, attached.queue) = (None, VecDeque::from([Transmit::Abort]));
             return None;
         }
         self.flow.inbox.handle_timeout(now);
-        self.send_away(now);
+        self.leave_if_due(now);
         let attached = self.attached.as_mut()?;
         let action = attached.heartbeat.handle_timeout(now, &self.config.heartbeat);
         match &action {
@@ -94,7 +94,7 @@ impl ServerSession {
     }
 
     /// Ends a connection that has been idle for too long, and drains one that has lived for too long.
-    fn send_away(&mut self, now: Instant) {
+    fn leave_if_due(&mut self, now: Instant) {
         let Some(attached) = &mut self.attached else { return };
         if attached.gone_by.take_if(|at| *at <= now).is_some() {
             let code = CloseCode::RESTART;
