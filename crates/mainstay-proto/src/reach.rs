@@ -1,12 +1,12 @@
-//! Reaching a server: which of its addresses next, when, and why none of them was reached.
+//! Reaching a server: which of its addresses is tried next, when, and why none of them was reached.
 //!
-//! A name has several addresses, and the first may be one that nothing answers: IPv6 that is announced and not
-//! routed is the commonest. So the families alternate, the next address has its turn 250 ms after the one before, or
-//! at once when an attempt failed, and the first connection that comes about is taken.
+//! A name has several addresses, and the first may not answer: most often IPv6 that is announced and not routed.
+//! Therefore the families alternate. The next address is tried 250 ms after the previous one, or at once when an
+//! attempt failed. The first connection that is established wins.
 //!
-//! Not here: the look-up of the name, which gives all addresses at once, in the system's order of preference
-//! (RFC 6724); and the time that the whole may take, at which the driver drops what is still under way. That bounds the
-//! attempts too: four a second are added to those that nothing answers.
+//! Not here: the look-up of the name, which returns all addresses at once in the system's order of preference (RFC
+//! 6724), and the time limit of the whole, at which the driver drops the attempts in progress. That limit bounds the
+//! attempts, too: every second adds four to those without an answer.
 //!
 //! Source: RFC 8305 sections 4 and 5.
 
@@ -18,15 +18,15 @@ use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 
-/// How long an address is alone before the next has its turn.
+/// How long an address is tried alone before the next one.
 ///
 /// Source: RFC 8305 section 8, "Connection Attempt Delay".
 pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Failures that are named one by one.
+/// The number of failures that an error lists one by one.
 const NAMED: usize = 4;
 
-/// Why no byte stream to a server came about. Another attempt may bring one. As an error its source is the operating
-/// system's or the TLS library's error, where one caused it.
+/// Why no byte stream to a server was established. Another attempt may succeed. As an error its source is the error
+/// of the operating system or of the TLS library, if one caused it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectFailure {
@@ -40,15 +40,15 @@ pub struct ConnectFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FailureKind {
-    /// Nothing is known under the server's name.
+    /// No address is known under the server's name.
     UnknownName,
     /// The server's machine answered that nothing listens there.
     Refused,
-    /// No answer came in time.
+    /// No answer arrived in time.
     TimedOut,
-    /// This machine has no way to the address.
+    /// This machine has no route to the address.
     NoRoute,
-    /// Every local port towards the address is taken, by connections that are open or were closed just now.
+    /// Every local port towards the address is in use, by connections that are open or were closed just now.
     NoLocalPort,
     /// This process or this machine has no file descriptors left.
     NoDescriptor,
@@ -56,14 +56,14 @@ pub enum FailureKind {
     Certificate,
     /// The TLS handshake failed for another reason, such as a server that speaks no TLS.
     Tls,
-    /// The proxy on the way refused, or its answer was none.
+    /// The proxy on the way refused, or sent an invalid answer.
     Proxy,
-    /// Anything else; the reason says what.
+    /// Any other failure; the reason states it.
     Other,
 }
 
 impl FailureKind {
-    /// A word for logs and labels of metrics.
+    /// Returns a word for logs and labels of metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -80,8 +80,8 @@ impl FailureKind {
         }
     }
 
-    /// The failure with the highest rank, among those of several addresses, is what happened: what this process can
-    /// mend first, then what a server said, then silence.
+    /// Among the failures of several addresses, the one with the highest rank is reported: first what this process
+    /// can repair, then what a server answered, then silence.
     fn rank(self) -> u8 {
         match self {
             Self::NoLocalPort | Self::NoDescriptor => 4,
@@ -100,7 +100,7 @@ impl fmt::Display for FailureKind {
 }
 
 impl ConnectFailure {
-    /// A failure of this kind.
+    /// Creates a failure of this kind.
     #[must_use]
     pub fn new(kind: FailureKind, failure: impl Into<Failure>) -> Self {
         Self { kind, failure: failure.into() }
@@ -119,7 +119,7 @@ impl Error for ConnectFailure {
     }
 }
 
-/// The attempts to reach one server. See the module.
+/// The attempts to reach one server; the module describes them.
 #[derive(Debug)]
 pub struct Attempts {
     /// In the order of their turns.
@@ -130,13 +130,13 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// Nothing is under way; the first attempt is due. `addresses`: in the order of preference.
+    /// Creates the attempts of `addresses`, in the order of preference. The first attempt is due.
     #[must_use]
     pub fn new(now: Instant, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         Self { waiting: interleaved(addresses), under_way: Vec::new(), next_at: now, failed: Vec::new() }
     }
 
-    /// The next address to connect to; `None`: it is nobody's turn.
+    /// Returns the next address to connect to; `None`: no attempt is due.
     pub fn poll_attempt(&mut self, now: Instant) -> Option<SocketAddr> {
         if self.next_at > now {
             return None;
@@ -147,33 +147,33 @@ impl Attempts {
         Some(address)
     }
 
-    /// An attempt failed: the next has its turn at once.
+    /// An attempt failed: the next one is due at once.
     pub fn handle_failed(&mut self, now: Instant, address: SocketAddr, failure: ConnectFailure) {
         self.under_way.retain(|open| *open != address);
         self.failed.push((address, failure));
         self.next_at = now;
     }
 
-    /// When the next address has its turn; `None` after the last.
+    /// Returns when the next attempt is due; `None` after the last.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         (!self.waiting.is_empty()).then_some(self.next_at)
     }
 
-    /// Every attempt failed, and no address waits.
+    /// Whether every attempt failed and no address waits.
     #[must_use]
     pub fn are_over(&self) -> bool {
         self.waiting.is_empty() && self.under_way.is_empty()
     }
 
-    /// What they came to: `after` so long, where some are still under way.
+    /// Returns the failure of all attempts: `after` this long, if some are still in progress.
     #[must_use]
     pub fn into_failure(self, after: Duration) -> ConnectFailure {
         let silent = |address: &SocketAddr| {
             (*address, ConnectFailure::new(FailureKind::TimedOut, format!("no answer within {after:?}")))
         };
         let failed: Vec<_> = self.under_way.iter().map(silent).chain(self.failed).collect();
-        // The first of equals: `max_by_key` takes the last.
+        // The first of equals: `max_by_key` returns the last.
         let worst = failed.iter().rev().max_by_key(|(_, failure)| failure.kind.rank());
         let Some(kind) = worst.map(|(_, failure)| failure.kind) else {
             return ConnectFailure::new(FailureKind::UnknownName, "the name has no address");
@@ -187,7 +187,7 @@ impl Attempts {
         if let Some(more) = failed.len().checked_sub(NAMED).filter(|more| *more > 0) {
             let _ = write!(reason, "; and {more} more addresses");
         }
-        // One error alone is the source; several are words.
+        // A single error becomes the source; several become words.
         match failed.as_slice() {
             [(address, only)] => ConnectFailure::new(kind, only.failure.context(&address.to_string())),
             _ => ConnectFailure::new(kind, reason),
@@ -195,7 +195,7 @@ impl Attempts {
     }
 }
 
-/// The families in turns, the first address's first; each address once.
+/// Orders the addresses so that the families alternate, the family of the first one first. Each address appears once.
 fn interleaved(addresses: impl IntoIterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
     let mut all: Vec<SocketAddr> = Vec::new();
     for address in addresses {
@@ -232,7 +232,7 @@ mod tests {
         ConnectFailure::new(kind, "words")
     }
 
-    /// All that is due at one moment.
+    /// Returns all attempts that are due at one moment.
     fn due(attempts: &mut Attempts, now: Instant) -> Vec<SocketAddr> {
         std::iter::from_fn(|| attempts.poll_attempt(now)).collect()
     }

@@ -101,7 +101,7 @@ impl Event {
 /// What all states of a run share.
 pub(super) struct Setting {
     scenario: Scenario,
-    now: Instant,
+    start: Instant,
     config: Arc<ServerConfig>,
 }
 
@@ -203,7 +203,7 @@ impl World {
         let mut facts = Facts::default();
         facts.add_client();
         Self {
-            setting: Rc::new(Setting { scenario: *scenario, now, config }),
+            setting: Rc::new(Setting { scenario: *scenario, start: now, config }),
             clients: vec![Rc::new(Client {
                 machine: ClientSession::new(client, [100; 32]),
                 count: 0,
@@ -362,7 +362,7 @@ impl World {
     }
 
     fn apply(&mut self, event: Event) -> Step {
-        let now = self.setting.now;
+        let now = self.now();
         let late = now + Duration::from_millis(250);
         match event {
             Event::ClientSends(client) => return self.client_sends(client),
@@ -489,7 +489,7 @@ impl World {
         }
         let (up, down) = (Lane::default(), Lane::default());
         self.links.push(Rc::new(Link { client, client_open: true, server: ServerEnd::AwaitHello, up, down }));
-        let now = self.setting.now;
+        let now = self.now();
         self.client(client).machine.handle_opened(now, connection);
         self.client_writes(client, now)?;
         self.settle_client(client)
@@ -497,9 +497,8 @@ impl World {
 
     /// The heartbeat of an attached session fires, after as long a pause as it takes.
     fn server_pings(&mut self, index: usize) -> Step {
-        let hours = 3 * u32::from(self.setting.scenario.faults.pings - self.left.pings + 1);
         self.left.pings -= 1;
-        let at = self.setting.now + HOUR * hours;
+        let at = self.now();
         let session = self.session(index);
         let mut action = session.handle_timeout(at);
         if action == Some(Action::Drain) {
@@ -509,13 +508,19 @@ impl World {
         Ok(matches!(action, Some(Action::Probe { .. })))
     }
 
+    /// Returns the time of the next event. Time stands still, except that each PING comes three hours after the event before.
+    fn now(&self) -> Instant {
+        let pings = self.setting.scenario.faults.pings - self.left.pings;
+        self.setting.start + HOUR * 3 * u32::from(pings)
+    }
+
     fn restarts(&mut self) {
         self.left.restarts -= 1;
         self.incarnation += 1;
         self.facts().excuse();
-        let Setting { now, config, .. } = &*self.setting;
+        let (now, config) = (self.now(), &self.setting.config);
         let seed = [self.incarnation; 32];
-        self.registry = Rc::new(Registry::new(*now, RegistryConfig::default(), Arc::clone(config), seed));
+        self.registry = Rc::new(Registry::new(now, RegistryConfig::default(), Arc::clone(config), seed));
         self.sessions.0.fill(None);
         (0..self.links.len()).for_each(|link| self.close_server_end(link));
     }
@@ -536,7 +541,7 @@ impl World {
     // ---- connections ----------------------------------------------------------------------------
 
     fn reaches_server(&mut self, index: usize) -> Result<(), String> {
-        let now = self.setting.now;
+        let now = self.now();
         let Some(packet) = self.link(index).up.packets.pop_front() else { return Ok(()) };
         let Packet::Message(kind, payload) = packet else { return self.server_lost(index) };
         let frame = crate::letter::frame(kind, payload).map_err(broke)?;
@@ -557,7 +562,7 @@ impl World {
     }
 
     fn hello(&mut self, index: usize, hello: &Hello) -> Result<(), String> {
-        let (now, connection) = (self.setting.now, ConnectionId(index as u64));
+        let (now, connection) = (self.now(), ConnectionId(index as u64));
         let registry = Rc::make_mut(&mut self.registry);
         match registry.hello(now, connection, Presenter::default(), hello, &mut self.sessions) {
             Answer::Attached { session, created, fenced, .. } => {
@@ -611,7 +616,7 @@ impl World {
     }
 
     fn server_lost(&mut self, index: usize) -> Result<(), String> {
-        let (end, now) = (self.links[index].server, self.setting.now);
+        let (end, now) = (self.links[index].server, self.now());
         self.close_server_end(index);
         let ServerEnd::Bound(session) = end else { return Ok(()) };
         self.session(session).handle_lost(now, ConnectionId(index as u64));
@@ -649,7 +654,7 @@ impl World {
     // ---- what drivers and applications do after an event ----------------------------------------
 
     fn settle_client(&mut self, index: usize) -> Result<(), String> {
-        let now = self.setting.now;
+        let now = self.now();
         if !self.setting.scenario.slow {
             while self.client_takes(index)? {}
         }
@@ -675,7 +680,7 @@ impl World {
     }
 
     fn settle_session(&mut self, index: usize) -> Result<(), String> {
-        let now = self.setting.now;
+        let now = self.now();
         if !self.setting.scenario.slow {
             while self.server_takes(index)? {}
         }
@@ -689,7 +694,7 @@ impl World {
     }
 
     fn client_takes(&mut self, index: usize) -> Step {
-        let now = self.setting.now;
+        let now = self.now();
         match self.client(index).machine.deliver(now) {
             Some(Delivery::Message(message)) => self.facts().client_got(index, &message).map(|()| true),
             Some(Delivery::Gap { first, count, .. }) => {
@@ -702,7 +707,7 @@ impl World {
     }
 
     fn server_takes(&mut self, index: usize) -> Step {
-        let now = self.setting.now;
+        let now = self.now();
         if self.sessions.0[index].is_none() {
             return Ok(false);
         }
@@ -736,7 +741,7 @@ impl World {
     }
 
     fn server_writes(&mut self, index: usize, at: Instant) -> Step {
-        let now = self.setting.now;
+        let now = self.now();
         let Some(connection) = self.sessions.0[index].as_ref().and_then(|session| session.connection())
         else {
             return Ok(false);
