@@ -12,35 +12,38 @@ use crate::session::{ClientConfig, Message};
 /// How a client behaves.
 #[derive(Debug, Clone)]
 pub struct ConnectConfig {
-    /// The peer is known to speak plain WebSocket: no session is begun. Default: false.
+    /// The peer is known to speak plain WebSocket, so the client starts no session. Default: false.
     pub link: bool,
-    /// Towards peers that speak `mainstay.v1`.
+    /// Configuration towards peers that speak `mainstay.v1`.
     pub session: ClientConfig,
-    /// Towards plain peers.
+    /// Configuration towards plain peers.
     pub confirm: ConfirmConfig,
-    /// Towards plain peers, which we must probe ourselves; a session's server announces its own.
+    /// The heartbeat towards plain peers, which the client must probe; a session's server announces its own
+    /// heartbeat.
     pub heartbeat: HeartbeatConfig,
-    /// When to try again.
+    /// When to connect again.
     pub backoff: BackoffConfig,
-    /// Give up after the first connection is lost or refused. Default: false.
+    /// Whether the client ends when its first connection is lost or refused. Default: false.
     pub once: bool,
-    /// Give up after so many attempts in a row that brought no connection. Default: never. Range: at least 1.
+    /// How many attempts in a row may fail before the client ends. Default: no limit. Range: at least 1.
     pub max_attempts: Option<NonZeroU32>,
-    /// A connection that brought no message for so long is replaced by another. Default: none is.
+    /// How long a connection may carry no message before it is replaced. Default: no limit.
     pub silence: Option<Silence>,
-    /// What ends a client of a plain peer, besides what ends every client. Default: nothing.
+    /// What ends a client of a plain peer, in addition to what ends every client. Default: nothing.
     pub ends_on: EndsOn,
-    /// Towards plain peers: every connection but the first is held back, see [`Client::send_ahead`](super::Client::send_ahead). Default: false.
+    /// Towards plain peers: whether every connection but the first is held back, see
+    /// [`Client::send_ahead`](super::Client::send_ahead). Default: false.
     pub holds_replaced: bool,
-    /// A message by which a plain peer announces that it restarts: whatever the code of the Close behind it, that counts
-    /// as [`CloseCode::RESTART`](crate::ws::CloseCode::RESTART). Default: there is none.
+    /// Recognizes a message by which a plain peer announces its restart. Whatever the code of the following Close, it
+    /// then counts as [`CloseCode::RESTART`](crate::ws::CloseCode::RESTART). Default: none.
     pub announces_restart: Option<fn(&Message) -> bool>,
-    /// Towards plain peers: what comes while the client is closing is handed over, for applications that confirm by it.
-    /// Default: false.
+    /// Towards plain peers: whether messages are delivered while the client closes, for applications whose answers
+    /// confirm. Default: false.
     pub reads_while_closing: bool,
-    /// Towards plain peers: a message that stays unconfirmed is a reason to look whether the peer lives. Default: true.
+    /// Towards plain peers: whether an unconfirmed message makes the client probe the peer. Default: true.
     pub probes_unconfirmed: bool,
-    /// From dialling to WELCOME, or to the answer of a plain peer; then the attempt is given up. Default: 10 s.
+    /// How long an attempt may take, from connecting to WELCOME or to the handshake response of a plain peer.
+    /// Default: 10 s.
     pub opening_timeout: Duration,
 }
 
@@ -77,30 +80,32 @@ impl Default for ConnectConfig {
     }
 }
 
-/// What ends a client of a plain peer for good: what its application cannot go on after. Before there was a connection,
-/// each of these dials again and again. (A refused opening handshake, and a code that says stop, end every client.)
+/// What ends a client of a plain peer finally, because its application cannot continue after it. Before the first
+/// connection none of these ends the client; it connects again. (A refused opening handshake, and a code that forbids
+/// reconnecting, end every client.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum EndsOn {
     /// Nothing: a connection that ended is replaced.
     #[default]
     Nothing,
-    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`](crate::ws::CloseCode::is_restart)); the fifth such Close in a
-    /// row on a connection that brought no message and no confirmation; and a message of the peer that is too big.
+    /// The peer's Close, unless its code announces a restart
+    /// ([`CloseCode::is_restart`](crate::ws::CloseCode::is_restart)); the fifth Close in a row on connections without
+    /// a message or a confirmation; and a message of the peer that is too large.
     FinalClose,
-    /// The peer's Close, whatever its code, and a message of the peer that is too big.
+    /// The peer's Close, whatever its code, and a message of the peer that is too large.
     Close,
-    /// The end of the connection, however it comes about.
+    /// The end of the connection, for whatever reason.
     Connection,
 }
 
-/// For how long a peer may bring no message, checked where it is made. Pings and Pongs are none: this is for a feed that
-/// has stopped behind a connection that lives.
+/// How long a peer may send no message, checked by the constructor. Pings and Pongs do not count: this is for a feed
+/// that has stopped behind a connection that is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Silence(Duration);
 
 impl Silence {
-    /// Range: 100 ms to 1 week.
+    /// Creates the limit. Range: 100 ms to 1 week.
     ///
     /// # Errors
     /// It is out of range.
