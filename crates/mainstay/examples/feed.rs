@@ -16,7 +16,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (Some(url), Some(token)) = (arguments.next(), arguments.next()) else {
         return Err("usage: feed URL TOKEN".into());
     };
-    let mut link = Link::to(&url)?
+    let mut link = Link::builder(&url)?
         .proxy(Proxy::from_environment()?)
         // First on each connection, ahead of everything that was kept.
         .greeting(move || {
