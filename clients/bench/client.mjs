@@ -13,6 +13,8 @@ const BINARY = 2;
 const CLOSE = 8;
 const PING = 9;
 const PONG = 10;
+/** The types of messages of a session. */
+const [HELLO, WELCOME, ACK, SESSION_PING, SESSION_PONG, END] = [1, 2, 3, 4, 5, 8];
 
 /** A masked frame. The mask is not zero, or a server would have nothing to unmask. */
 export function frame(opcode, payload) {
@@ -78,7 +80,7 @@ export class Client {
       this.#socket.on("close", resolve);
       this.#socket.on("end", () => this.#socket.end());
       // The server of a session closes the connection once the session has ended.
-      if (this.#dialect === "session") this.write(frame(BINARY, encode([8, 1000, "", this.received, this.received])));
+      if (this.#dialect === "session") this.write(frame(BINARY, encode({ type: END, code: 1000, reason: "", acknowledged: this.received, delivered: this.received })));
       else this.write(CLOSING);
     });
   }
@@ -151,7 +153,7 @@ export class Client {
     if (this.#dialect === "session" && (++this.received - this.told >= 32 || this.untold >= 65_536)) {
       this.told = this.received;
       this.untold = 0;
-      this.write(frame(BINARY, encode([3, this.received])));
+      this.write(frame(BINARY, encode({ type: ACK, acknowledged: this.received })));
     }
     this.onMessage();
   }
@@ -159,17 +161,17 @@ export class Client {
   #greet() {
     if (this.#dialect === "plain") this.#ready();
     if (this.#dialect !== "session") return;
-    this.write(frame(BINARY, encode([1, 1, [1024, 4_194_304], randomBytes(16), 0, randomBytes(8), 1])));
+    this.write(frame(BINARY, encode({ type: HELLO, version: 1, window: { messages: 1024, bytes: 4_194_304 }, key: randomBytes(16), keyAgeMs: 0, instance: randomBytes(8), attempt: 1 })));
   }
 
   #control(message) {
-    if (message?.[0] === 2) {
-      this.write(frame(BINARY, encode([3, 0])));
+    if (message?.type === WELCOME) {
+      this.write(frame(BINARY, encode({ type: ACK, acknowledged: 0 })));
       this.#ready();
-    } else if (message?.[0] === 4) {
+    } else if (message?.type === SESSION_PING) {
       this.onProbe();
       this.told = this.received;
-      this.write(frame(BINARY, encode([5, message[1], this.sent, this.received])));
+      this.write(frame(BINARY, encode({ type: SESSION_PONG, nonce: message.nonce, sent: this.sent, acknowledged: this.received })));
     }
   }
 }

@@ -135,7 +135,7 @@ export class Driver extends Resident implements Listener {
   private plainMessage(plain: PlainSession, connection: Connection, data: Data, length: number): void {
     const now = this.host.clock();
     const isAwaited = !this.isStepping && !this.senders && this.session.listenerCount("message") > 0;
-    if (!isAwaited || !plain.passIn(now)) plain.receive(now, connection.id, [Type.Data, data], length);
+    if (!isAwaited || !plain.passIn(now)) plain.receive(now, connection.id, { type: Type.Data, data }, length);
     else {
       this.isStepping = true;
       this.tell("message", present(data));
@@ -240,7 +240,7 @@ export class Driver extends Resident implements Listener {
 
   /** Asks a client to come back elsewhere; one that is away cannot. */
   goAway(spread: number): void {
-    if (this.connection) this.machine.goAway(GOING_AWAY, [0, spread], spread);
+    if (this.connection) this.machine.goAway(GOING_AWAY, { earliestMs: 0, latestMs: spread }, spread);
     else this.machine.evict(GOING_AWAY);
     this.step();
   }
@@ -248,7 +248,7 @@ export class Driver extends Resident implements Listener {
   /** Asks the client to move to another connection within `spread`; this one is closed after `closeIn`. */
   move(reason: string, spread: number, closeIn: number): void {
     if (this.mode === "plain") this.close(1012, reason);
-    else this.machine.goAway(reason, [0, spread], closeIn);
+    else this.machine.goAway(reason, { earliestMs: 0, latestMs: spread }, closeIn);
     this.step();
   }
 

@@ -205,7 +205,7 @@ function windowOf(name: string, bound: Bound | undefined): Window {
   const { messages = 1024, bytes = 1_048_576, ...rest } = bound ?? {};
   const [unknown] = Object.keys(rest);
   if (unknown !== undefined) throw new TypeError(`${name.replace(/\S+$/, "there is no option $&")}.${unknown}`);
-  return [inRange(`${name}.messages`, messages, 1, 1_000_000, ""), inRange(`${name}.bytes`, bytes, 0, 2 ** 40, " bytes")];
+  return { messages: inRange(`${name}.messages`, messages, 1, 1_000_000, ""), bytes: inRange(`${name}.bytes`, bytes, 0, 2 ** 40, " bytes") };
 }
 
 function inRange(name: string, value: unknown, lowest: number, highest: number, unit: string): number {

@@ -70,14 +70,14 @@ export class DroppingOutbox extends Outbox {
     const item = this.items[this.index(position + 1)];
     const ahead = position + 1 - this.acknowledged;
     if (!item || ahead <= 1) return item;
-    return ahead <= this.peer[0] && item.end - this.endOf(this.acknowledged) <= this.peer[1] ? item : undefined;
+    return ahead <= this.peer.messages && item.end - this.endOf(this.acknowledged) <= this.peer.bytes ? item : undefined;
   }
 
   /** A gap that was not written does not count: there is one at most, and it must leave room for the newest message. */
   private isOverFull(): boolean {
     const unwrittenGap = +!!this.items[this.index(this.written + 1)]?.isGap;
     const kept = this.items.length - this.index(this.acknowledged + 1) - unwrittenGap;
-    return kept > 1 && (kept > this.limit[0] || this.bytes > this.limit[1]);
+    return kept > 1 && (kept > this.limit.messages || this.bytes > this.limit.bytes);
   }
 
   /** Puts the oldest message that was never written into the gap before it, or makes a gap of it. False: there is none. */
@@ -131,6 +131,6 @@ export class DroppingFlow extends Flow {
     const first = lane.wrote + 1;
     lane.wrote = last;
     this.outbox.written = Math.max(this.outbox.written, last);
-    return encode([Type.Gap, first, last - first + 1, OVERFLOW]);
+    return encode({ type: Type.Gap, first, count: last - first + 1, cause: OVERFLOW });
   }
 }

@@ -39,7 +39,7 @@ export class PlainSession {
   /** `length`: the bytes of the message. */
   receive(now: number, _connection: number, frame: Frame, length?: number): void {
     this.heartbeat.bytes(now);
-    if (frame?.[0] === Type.Data && this.isOpen) (this.inbox ??= new Queue()).push(frame[1], length);
+    if (frame?.type === Type.Data && this.isOpen) (this.inbox ??= new Queue()).push(frame.data, length);
   }
 
   /** A message came that goes to the application at once. False: it has to wait behind others; {@link receive} takes it. */

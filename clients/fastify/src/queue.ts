@@ -32,12 +32,12 @@ export class Queue {
   }
 
   /** Whether it stays within the bound with one more of this length. One always fits. */
-  holds([messages, bytes]: Window, length: number): boolean {
+  holds({ messages, bytes }: Window, length: number): boolean {
     return !this.items || (this.items.length < messages && this.bytes + length <= bytes);
   }
 
   /** Whether it is within the bound. One always is. */
-  fits([messages, bytes]: Window): boolean {
+  fits({ messages, bytes }: Window): boolean {
     return this.length <= messages && (this.length <= 1 || this.bytes <= bytes);
   }
 }

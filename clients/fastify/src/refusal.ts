@@ -24,7 +24,7 @@ export interface Refusal {
 export function refusalOf(status: number, retryAfter?: unknown): Refusal | undefined {
   if (status < 400) return;
   const seconds = Number(retryAfter);
-  const delay: Delay = seconds > 0 ? [seconds * 1000, seconds * 1500] : [0, 0];
+  const delay: Delay = seconds > 0 ? { earliestMs: seconds * 1000, latestMs: seconds * 1500 } : { earliestMs: 0, latestMs: 0 };
   const isLater = status >= 500 || [408, 425, 429].includes(status);
   if (!isLater) return { code: 4501, isRetryable: false, delay };
   return { code: status === 429 || status === 503 ? 4413 : 4414, isRetryable: true, delay };
@@ -93,7 +93,7 @@ export class Refuser {
     this.count();
     request.log.info({ statusCode: status, code: refusal.code, reason }, "an upgrade was refused");
     reply.hijack();
-    const message: Refuse = [Type.Refuse, refusal.code, refusal.isRetryable, refusal.delay, undefined];
+    const message: Refuse = { type: Type.Refuse, code: refusal.code, temporary: refusal.isRetryable, delay: refusal.delay };
     this.server().handleUpgrade(request.raw, upgrade.socket, upgrade.head, (socket) => {
       socket.on("error", () => {});
       socket.send(encode(message));

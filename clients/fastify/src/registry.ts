@@ -39,7 +39,7 @@ const TOMBSTONE_LIFE = 86_400_000;
 /** The longest that a HELLO is on its way: the client gives an attempt up after this. */
 const HELLO_TRANSIT = 10_000;
 /** So long that asking again costs little, so spread that not everybody asks at once. */
-const NO_ROOM: Delay = [1000, 30_000];
+const NO_ROOM: Delay = { earliestMs: 1000, latestMs: 30_000 };
 const ENDED = 2;
 
 export class Registry {
@@ -74,39 +74,39 @@ export class Registry {
   /** Answers a HELLO; `sessions` is what a new session is made with. Unknown, wrong and foreign tokens get the same answer: a fresh session. */
   hello(now: number, connection: number, owner: string, hello: Hello, sessions = this.sessions): Answer {
     this.forgetOld(now);
-    const resumed = hello[7] && this.resume(now, connection, owner, hello, hello[7][0]);
+    const resumed = hello.resume && this.resume(now, connection, owner, hello, hello.resume.token);
     return resumed?.answer ?? this.open(now, connection, owner, hello, resumed?.account, sessions);
   }
 
   /** Whether a session lives that this HELLO presents a token of. */
   holds(owner: string, hello: Hello): boolean {
-    return !!hello[7] && this.names.get(nameOf(owner, hello[7][0])) instanceof ServerSession;
+    return !!hello.resume && this.names.get(nameOf(owner, hello.resume.token)) instanceof ServerSession;
   }
 
   /** The session that the token names, or what became of it. */
   private resume(now: number, connection: number, owner: string, hello: Hello, secret: Bytes): { answer?: Answer; account?: Account | undefined } {
-    const received = hello[7]![1];
+    const { acknowledged } = hello.resume!;
     const presented = nameOf(owner, secret);
     const found = this.find(now, presented);
     if (!found) return {};
     if (!(found instanceof ServerSession)) {
-      if (found.remains.ended !== undefined) return { answer: refuseEnded(found.remains, received) };
-      found.told ??= toHex(hello[5]);
-      return { account: found.told === toHex(hello[5]) ? accountOf(found.remains, received) : undefined };
+      if (found.remains.ended !== undefined) return { answer: refuseEnded(found.remains, acknowledged) };
+      found.told ??= toHex(hello.instance);
+      return { account: found.told === toHex(hello.instance) ? accountOf(found.remains, acknowledged) : undefined };
     }
     const token = this.newToken(owner);
     const attach = found.attachByToken(now, connection, hello, presented, token, this.fraction);
     if (attach.is === "not yours") return {};
-    return { answer: this.answer(found, false, attach, token, received) };
+    return { answer: this.answer(found, false, attach, token, acknowledged) };
   }
 
   /** The session that the client's key names, or a new one under that key. */
   private open(now: number, connection: number, owner: string, hello: Hello, account: Account | undefined, sessions: SessionConfig): Answer {
-    const key = nameOf(owner, hello[3]);
+    const key = nameOf(owner, hello.key);
     const found = this.find(now, key);
     if (found && !(found instanceof ServerSession)) return refuse(4411, false, accountOf(found.remains, 0));
     // With `resume` it has written nothing under this key.
-    if (!found && !hello[7] && this.mayHaveLived(now, hello[4])) return refuse(4411, false);
+    if (!found && !hello.resume && this.mayHaveLived(now, hello.keyAgeMs)) return refuse(4411, false);
     // The account waits for the HELLO that gets a session.
     if (!found && !this.hasRoom) return refuse(4413, true);
     const session = found ?? new ServerSession(now, sessions, this.random(8), owner, key, hello, account);
@@ -118,9 +118,9 @@ export class Registry {
     return this.answer(session, !found, session.attachByKey(now, connection, hello, token, this.fraction), token, 0);
   }
 
-  private answer(session: ServerSession, isNew: boolean, attach: Attach, token: Token, received: number): Answer {
+  private answer(session: ServerSession, isNew: boolean, attach: Attach, token: Token, acknowledged: number): Answer {
     if (attach.is === "stale") return refuse(4410, true);
-    if (attach.is === "ending") return refuseEnded(session.remains, received);
+    if (attach.is === "ending") return refuseEnded(session.remains, acknowledged);
     if (attach.is === "not yours") return refuse(4411, false, accountOf(session.remains, 0));
     for (const name of attach.dropped) if (name !== undefined) this.names.delete(name);
     this.names.set(token.name, session);
@@ -185,14 +185,14 @@ export class Registry {
 
 /** The REFUSE with a code of the table in `docs/PROTOCOL.md` "Closing". */
 export function refuse(code: number, isRetryable: boolean, account?: Account): { refuse: Refuse } {
-  return { refuse: [Type.Refuse, code, isRetryable, code === 4413 ? NO_ROOM : [0, 0], account] };
+  return { refuse: { type: Type.Refuse, code, temporary: isRetryable, delay: code === 4413 ? NO_ROOM : { earliestMs: 0, latestMs: 0 }, account } };
 }
 
-function refuseEnded(remains: Remains, received: number): Answer {
-  return refuse(remains.ended ?? 4500, false, accountOf(remains, received));
+function refuseEnded(remains: Remains, acknowledged: number): Answer {
+  return refuse(remains.ended ?? 4500, false, accountOf(remains, acknowledged));
 }
 
-/** `received`: what the client says it received, so that what it lacks can be counted. */
-function accountOf({ received: taken, handed, sent, cause, ended }: Remains, received: number): Account {
-  return [taken, handed, received + 1, Math.max(sent - received, 0), ended === undefined ? cause : ENDED];
+/** `seen`: the number up to which the client acknowledged, so that the messages that it lacks can be counted. */
+function accountOf({ acknowledged, delivered, sent, cause, ended }: Remains, seen: number): Account {
+  return { acknowledged, delivered, firstLost: seen + 1, count: Math.max(sent - seen, 0), cause: ended === undefined ? cause : ENDED };
 }

@@ -106,8 +106,8 @@ export interface Fenced {
 
 /** What a dead session leaves behind. `ended`: the code of an END that we sent. */
 export interface Remains {
-  received: number;
-  handed: number;
+  acknowledged: number;
+  delivered: number;
   sent: number;
   cause: number;
   ended: number | undefined;
@@ -123,7 +123,7 @@ export interface Token {
 export const CLOSE_TIMEOUT = 10_000;
 /** A client that acknowledges nothing of what precedes END has this long. */
 const LAST_WORDS = 5000;
-const VOLATILES: Window = [64, 262_144];
+const VOLATILES: Window = { messages: 64, bytes: 262_144 };
 const CAUSES = { expired: 1, ended: 2, evicted: 3, lost: 0 };
 
 export class ServerSession {
@@ -159,7 +159,7 @@ export class ServerSession {
     this.id = id;
     this.owner = owner;
     this.key = key;
-    this.instance = toHex(hello[5]);
+    this.instance = toHex(hello.instance);
     this.account = account;
     this.resumeWindow = config.resumeWindow;
     this.life = { is: "parked", since: now };
@@ -173,41 +173,41 @@ export class ServerSession {
   attachByKey(now: number, connection: number, hello: Hello, token: Token, random: () => number): Attach {
     const refusal = this.refusal(hello);
     if (refusal) return refusal;
-    if (this.isConfirmed || toHex(hello[5]) !== this.instance) return { is: "not yours" };
+    if (this.isConfirmed || toHex(hello.instance) !== this.instance) return { is: "not yours" };
     // A client that sent `resume` has written nothing and starts where WELCOME says; one that did not is already
     // writing from 1.
-    const lane = { wrote: 0, read: hello[7] ? this.flow.inbox.received : 0 };
+    const lane = { wrote: 0, read: hello.resume ? this.flow.inbox.acknowledged : 0 };
     return this.takeOver(now, connection, hello, lane, undefined, token, random);
   }
 
   /** A HELLO that presents a token of this session. */
   attachByToken(now: number, connection: number, hello: Hello, presented: Name, token: Token, random: () => number): Attach {
     const { outbox, inbox } = this.flow;
-    const resume = hello[7];
+    const { resume } = hello;
     if (!resume || (presented !== this.presented && presented !== this.issued)) return { is: "not yours" };
     const refusal = this.refusal(hello);
     if (refusal) return refusal;
-    const [, received, sent, firstHeld] = resume;
+    const { acknowledged, sent, firstHeld } = resume;
     const isPossible =
-      received <= outbox.written && received >= outbox.acknowledged && sent >= inbox.taken && firstHeld <= inbox.received + 1;
+      acknowledged <= outbox.written && acknowledged >= outbox.acknowledged && sent >= inbox.received && firstHeld <= inbox.acknowledged + 1;
     if (!isPossible) return { is: "not yours" };
-    outbox.acknowledge(received);
-    return this.takeOver(now, connection, hello, { wrote: received, read: inbox.received }, presented, token, random);
+    outbox.acknowledge(acknowledged);
+    return this.takeOver(now, connection, hello, { wrote: acknowledged, read: inbox.acknowledged }, presented, token, random);
   }
 
   private refusal(hello: Hello): Attach | undefined {
     const { life } = this;
     if (life.is === "end sent" || life.is === "end received") return { is: "ending" };
     if (life.is === "over") return { is: "not yours" };
-    return toHex(hello[5]) === this.instance && hello[6] <= this.attempt ? { is: "stale" } : undefined;
+    return toHex(hello.instance) === this.instance && hello.attempt <= this.attempt ? { is: "stale" } : undefined;
   }
 
-  /** The one step in which a session changes hands: fence first, then look at our own `received`. */
+  /** The one step in which a session changes hands: fence first, then look at our own `acknowledged`. */
   private takeOver(now: number, connection: number, hello: Hello, lane: Lane, presented: Name | undefined, token: Token, random: () => number): Attach {
     const { flow, config, attached, life } = this;
-    this.instance = toHex(hello[5]);
-    this.attempt = hello[6];
-    const fenced = attached && { connection: attached.connection, reason: `${this.instance} ${flow.inbox.received}` };
+    this.instance = toHex(hello.instance);
+    this.attempt = hello.attempt;
+    const fenced = attached && { connection: attached.connection, reason: `${this.instance} ${flow.inbox.acknowledged}` };
     flow.pong = undefined;
     this.epoch++;
     this.isConfirmed = false;
@@ -217,28 +217,27 @@ export class ServerSession {
     this.spent = undefined;
     this.presented = presented;
     this.issued = token.name;
-    flow.outbox.peer = hello[2];
-    this.limit = hello[10] ?? Infinity;
+    flow.outbox.peer = hello.window;
+    this.limit = hello.maxMessage ?? Infinity;
     flow.outbox.trim(lane.wrote);
-    this.resumeWindow = Math.min(hello[9] ?? Infinity, config.resumeWindow);
+    this.resumeWindow = Math.min(hello.resumeWindowMs ?? Infinity, config.resumeWindow);
     this.attached = {
       connection,
       lane,
-      welcome: [
-        Type.Welcome,
-        this.id,
-        token.secret,
-        this.epoch,
-        presented !== undefined,
-        flow.inbox.tell(),
-        lane.wrote + 1,
-        this.resumeWindow,
-        config.heartbeat,
-        flow.inbox.window,
-        this.account,
-        undefined,
-        config.maxMessage,
-      ],
+      welcome: {
+        type: Type.Welcome,
+        id: this.id,
+        token: token.secret,
+        epoch: this.epoch,
+        resumed: presented !== undefined,
+        acknowledged: flow.inbox.ack(),
+        first: lane.wrote + 1,
+        resumeWindowMs: this.resumeWindow,
+        heartbeatIntervalMs: config.heartbeat,
+        window: flow.inbox.window,
+        account: this.account,
+        maxMessage: config.maxMessage,
+      },
       heartbeat: new Heartbeat(now, config.heartbeat, random),
       probe: undefined,
       queue: [],
@@ -274,11 +273,11 @@ export class ServerSession {
     if (attached?.connection !== connection) return;
     attached.heartbeat.bytes(now);
     // A type that ends ignore which do not know it stays ignored where it means nothing.
-    if (!frame || frame[0] === Type.Replaced) return;
-    if (frame[0] === Type.Data) {
+    if (!frame || frame.type === Type.Replaced) return;
+    if (frame.type === Type.Data) {
       // After our close, or an END, nothing is handed over any more, but the position moves.
       if (!this.isOpen) attached.lane.read++;
-      else flow.readData(attached.lane, frame[1], length);
+      else flow.readData(attached.lane, frame.data, length);
       return;
     }
     if (!this.isConfirmed) this.confirmEpoch();
@@ -298,29 +297,29 @@ export class ServerSession {
 
   private receiveControl(now: number, attached: Attached, frame: Control): void {
     const { flow } = this;
-    switch (frame[0]) {
+    switch (frame.type) {
       case Type.Ack:
-        flow.outbox.acknowledge(frame[1]);
-        flow.outbox.peer = frame[2] ?? flow.outbox.peer;
+        flow.outbox.acknowledge(frame.acknowledged);
+        flow.outbox.peer = frame.window ?? flow.outbox.peer;
         return;
       case Type.Pong:
-        attached.heartbeat.pong(now, frame[1]);
+        attached.heartbeat.pong(now, frame.nonce);
         return flow.readBeat(attached.lane, frame);
       case Type.Ping:
         return flow.readBeat(attached.lane, frame);
       case Type.Gap:
-        return flow.readGap(attached.lane, frame[1], frame[2]);
+        return flow.readGap(attached.lane, frame.first, frame.count);
       case Type.Volatile:
-        return this.volatiles.push(frame[1]);
+        return this.volatiles.push(frame.data);
       case Type.End:
-        this.receiveEnd(frame[1], frame[2]);
-        return flow.outbox.acknowledge(frame[3]);
+        this.receiveEnd(frame.code, frame.reason);
+        return flow.outbox.acknowledge(frame.acknowledged);
       case Type.Auth:
         if (attached.auth) throw new ProtocolError("AUTH before AUTH_RESULT");
-        attached.auth = frame[1];
+        attached.auth = frame.credentials;
         return;
       default:
-        throw new ProtocolError(`message type ${frame[0]} is not allowed here`);
+        throw new ProtocolError(`message type ${frame.type} is not allowed here`);
     }
   }
 
@@ -384,7 +383,7 @@ export class ServerSession {
   /** The next message or gap for the application, in order. Handed over means received. */
   handOver(now: number): Delivery | undefined {
     if (!this.handsOver) return;
-    const delivery = this.flow.inbox.handOver(now);
+    const delivery = this.flow.inbox.deliver(now);
     this.answerEndIfHanded();
     return delivery;
   }
@@ -438,7 +437,7 @@ export class ServerSession {
 
   /** Asks the client to leave this connection after a delay; nothing is lost. */
   goAway(reason: string, delay: Delay, closeIn: number): void {
-    this.attached?.queue.push(encode([Type.GoAway, reason, delay, closeIn]));
+    this.attached?.queue.push(encode({ type: Type.GoAway, reason, delay, closeInMs: closeIn }));
   }
 
   /** Gives the session up without END, as if its resume window had passed. */
@@ -468,8 +467,8 @@ export class ServerSession {
   }
 
   private queueEnd(code: number, reason: string): void {
-    const { received, handed } = this.flow.inbox;
-    this.attached?.queue.push(encode([Type.End, code, reason, received, handed]));
+    const { acknowledged, delivered } = this.flow.inbox;
+    this.attached?.queue.push(encode({ type: Type.End, code, reason, acknowledged, delivered }));
   }
 
   private finish(over: Over): void {
@@ -497,7 +496,7 @@ export class ServerSession {
     }
     if (typeof auth === "object" && "accepted" in auth) {
       attached.auth = undefined;
-      return encode([Type.AuthResult, auth.accepted, 0]);
+      return encode({ type: Type.AuthResult, accepted: auth.accepted, expiresInMs: 0 });
     }
     if (queue.length) return queue.shift();
     if (this.life.is === "end sent" || this.life.is === "over") {
@@ -507,7 +506,7 @@ export class ServerSession {
       return this.life.is === "end sent" && pong !== undefined ? flow.writeBeat(Type.Pong, pong, lane) : undefined;
     }
     const volatile = attached.volatiles.shift();
-    if (volatile !== undefined) return encode([Type.Volatile, volatile]);
+    if (volatile !== undefined) return encode({ type: Type.Volatile, data: volatile });
     return flow.writeOwed(now, lane) ?? flow.writeData(lane);
   }
 
@@ -534,7 +533,7 @@ export class ServerSession {
   get dueAt(): number {
     const { life, attached } = this;
     const end = "until" in life ? life.until : this.expiresAt;
-    return attached ? Math.min(end, attached.heartbeat.dueAt, this.flow.inbox.dueAt) : end;
+    return attached ? Math.min(end, attached.heartbeat.dueAt, this.flow.inbox.ackDueAt) : end;
   }
 
   private get expiresAt(): number {
@@ -576,7 +575,7 @@ export class ServerSession {
 
   /** Messages handed to the application, and accepted for the client. */
   get traffic(): [received: number, sent: number] {
-    return [this.flow.inbox.handed, this.flow.outbox.last];
+    return [this.flow.inbox.delivered, this.flow.outbox.last];
   }
 
   /** Payload bytes that wait, either way. */
@@ -591,8 +590,8 @@ export class ServerSession {
 
   get remains(): Remains {
     const { life, flow } = this;
-    const { received, handed } = flow.inbox;
-    const remains = { received, handed, sent: flow.outbox.last, cause: 0, ended: undefined };
+    const { acknowledged, delivered } = flow.inbox;
+    const remains = { acknowledged, delivered, sent: flow.outbox.last, cause: 0, ended: undefined };
     if (life.is === "end sent") return { ...remains, cause: CAUSES.ended, ended: life.code };
     if (life.is !== "over") return remains;
     const { why, byUs, code } = life.over;

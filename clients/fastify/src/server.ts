@@ -127,7 +127,7 @@ export class Server implements Host {
     }
     if (this.cluster && (await this.passOn(opening, hello, first))) return true;
     if (opening.isLost) return false;
-    const principal = this.settingsOf(connection.request).authenticate ? await this.principal(opening, hello[8], connection.request) : "";
+    const principal = this.settingsOf(connection.request).authenticate ? await this.principal(opening, hello.credentials, connection.request) : "";
     if (opening.isLost) return false;
     if (typeof principal !== "string") return this.refuse(opening, refuse(principal.code, principal.code === 4414).refuse, "credentials");
     if (this.isDraining) return this.refuse(opening, refuse(4413, true).refuse, "draining");
@@ -135,12 +135,12 @@ export class Server implements Host {
     if (crowd > 1 && !this.registry.holds(owner, hello)) return this.refuseCrowd(opening);
     const ask = () => this.registry.hello(this.clock(), connection.id, owner, hello, this.settingsOf(connection.request));
     let answer = ask();
-    if (answer.refuse?.[1] === 4413 && this.giveUpOldest()) answer = ask();
-    if (answer.refuse) return this.refuse(opening, answer.refuse, answer.refuse[1] === 4413 ? "full" : undefined);
+    if (answer.refuse?.code === 4413 && this.giveUpOldest()) answer = ask();
+    if (answer.refuse) return this.refuse(opening, answer.refuse, answer.refuse.code === 4413 ? "full" : undefined);
     const { session, isNew, fenced } = answer;
     if (isNew) {
-      if (hello[7]) this.counts.gaps.session++;
-      this.counts.attaches[hello[7] ? "lost" : "new"]++;
+      if (hello.resume) this.counts.gaps.session++;
+      this.counts.attaches[hello.resume ? "lost" : "new"]++;
       this.begin(session, connection, principal, begin);
     } else this.resume(session, connection, principal, fenced?.reason ?? "");
     return true;
@@ -149,8 +149,8 @@ export class Server implements Host {
   /** To the process that the token names, if that is another one and still there. */
   private async passOn(opening: Opening, hello: Hello, first: Data): Promise<boolean> {
     const { cluster } = this;
-    if (!cluster || !hello[7] || this.isDraining) return false;
-    const name = processOf(hello[7][0]);
+    if (!cluster || !hello.resume || this.isDraining) return false;
+    const name = processOf(hello.resume.token);
     if (cluster.isHere(name)) return false;
     const isPassed = await opening.inTime(cluster.pass(opening.connection, name, first, this.settings.openingDeadline, () => opening.isOpen));
     if (isPassed) this.counts.passedOn++;
@@ -213,7 +213,7 @@ export class Server implements Host {
     if (why) this.counts.refused[why]++;
     this.counts.attaches.refused++;
     opening.connection.put(encode(answer));
-    return opening.refuse(answer[1], WORDS[answer[1]] ?? "the session has ended");
+    return opening.refuse(answer.code, WORDS[answer.code] ?? "the session has ended");
   }
 
   private refuseCrowd(opening: Opening): false {
@@ -400,7 +400,7 @@ type ServerMachine = Driver["machine"];
 function helloOf(first: Data): Hello | ProtocolError {
   try {
     const frame: Frame = decode(first);
-    return frame?.[0] === Type.Hello ? frame : new ProtocolError("no HELLO");
+    return frame?.type === Type.Hello ? frame : new ProtocolError("no HELLO");
   } catch (error) {
     if (error instanceof ProtocolError) return error;
     throw error;

@@ -7,7 +7,7 @@
 
 import { randomFillSync } from "node:crypto";
 import { once } from "node:events";
-import { type Bytes, ClientSession, type Data, decode, type Fate, type SessionHooks, type SessionIo, toHex, type Welcome } from "@mainstay/client/protocol";
+import { type Bytes, ClientSession, type Data, decode, type Fate, type SessionEvent, toHex } from "@mainstay/client/protocol";
 import type { FastifyInstance } from "fastify";
 import type { WebSocket } from "ws";
 import { dataOf, type Sendable, type Session } from "./session.js";
@@ -80,7 +80,6 @@ export class TestClient {
     this.#client = new ClientSession({}, (length) => randomFillSync(new Uint8Array(length)) as Bytes);
     const { credentials } = options;
     if (credentials !== undefined) this.#client.credentials = new Uint8Array(Buffer.from(credentials));
-    this.#client.io = this.#client.hooks = this.#events();
   }
 
   /** The server's end of it: what the handler got. */
@@ -138,6 +137,7 @@ export class TestClient {
     const wire = await this.#dial(++this.#connections, (code, reason) => (closed = [code, reason]));
     this.#wire = wire;
     this.#client.handleOpened(performance.now(), this.#connections);
+    this.#write();
     // The Close has the words of a refusal.
     await this.#until(() => this.#isAttached || !!closed);
     cut(old);
@@ -192,7 +192,7 @@ export class TestClient {
 
   #receive(epoch: number, data: Data): void {
     this.#client.handleFrame(epoch, decode(data));
-    for (let delivery; (delivery = this.#client.handOver(performance.now())); ) {
+    for (let delivery; (delivery = this.#client.deliver(performance.now())); ) {
       if (delivery.data !== undefined) this.#heard.push(present(delivery.data));
     }
     this.#write();
@@ -201,38 +201,33 @@ export class TestClient {
 
   /** Everything that is due, and acknowledgements before their time, so that no timer is needed. */
   #write(): void {
-    if (this.#wire) this.#client.writeAll(performance.now() + 1000);
+    for (let output; (output = this.#client.pollTransmit(performance.now() + 1000)); ) {
+      if (output.kind === "write") this.#wire?.near.send(output.data);
+      else this.#wire?.near.close(1000);
+    }
+    for (let event; (event = this.#client.pollEvent()); ) this.#handle(event);
   }
 
   #lose(): void {
     this.#wire = undefined;
     this.#client.handleLost(this.#connections);
+    this.#write();
   }
 
   async #until(isTrue: () => boolean): Promise<void> {
     while (!isTrue()) await new Promise<void>((resolve) => (this.#wake = resolve));
   }
 
-  /** What the machine of the client has to say. */
-  #events(): SessionHooks & SessionIo {
-    return {
-      writeTo: (_id, data) => this.#wire?.near.send(data),
-      forget: () => this.#wire?.near.close(1000),
-      emit: (type, fields) => {
-        if (type === "gap") this.gaps.push((fields as { fate: Fate }).fate);
-        if (type === "volatile") this.#volatile.push(present((fields as { data: Data }).data));
-      },
-      onAttached: (_id, welcome: Welcome) => {
-        this.#isAttached = true;
-        this.#session = this.#app.mainstay.get(toHex(welcome[1])) ?? this.#session;
-      },
-      onRefused: () => {},
-      onGoAway: () => {},
-      endNow: (code, reason) => {
-        this.end = { code, reason };
-        this.#wake();
-      },
-    };
+  #handle(event: SessionEvent): void {
+    if (event.type === "gap") this.gaps.push(event.fate);
+    else if (event.type === "volatile") this.#volatile.push(present(event.data));
+    else if (event.type === "attached") {
+      this.#isAttached = true;
+      this.#session = this.#app.mainstay.get(toHex(event.welcome.id)) ?? this.#session;
+    } else if (event.type === "ended") {
+      this.end = { code: event.code, reason: event.reason };
+      this.#wake();
+    }
   }
 }
 

@@ -6,7 +6,7 @@ import { once } from "node:events";
 import type { Socket } from "node:net";
 import { createInterface } from "node:readline";
 import { test } from "node:test";
-import { ClientSession, type Data, decode, type SessionHooks, type SessionIo } from "@mainstay/client/protocol";
+import { ClientSession, decode } from "@mainstay/client/protocol";
 import type { FastifyInstance } from "fastify";
 import WebSocket from "ws";
 import type { Session } from "@mainstay/fastify";
@@ -84,7 +84,7 @@ function cutter(app: FastifyInstance): () => void {
 }
 
 /** A client's session on one connection after the other, without any wait. */
-class Client implements SessionHooks, SessionIo {
+class Client {
   heard: unknown[] = [];
   gaps: unknown[] = [];
   connections = 0;
@@ -94,7 +94,6 @@ class Client implements SessionHooks, SessionIo {
   private timer = setInterval(() => this.flush(), 50);
 
   constructor(private url: string) {
-    this.session.io = this.session.hooks = this;
     this.dial();
   }
 
@@ -127,7 +126,7 @@ class Client implements SessionHooks, SessionIo {
     });
     socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => {
       this.session.handleFrame(id, decode(isBinary ? data : data.toString()));
-      for (let delivery; (delivery = this.session.handOver(performance.now())); ) this.heard.push(delivery.data);
+      for (let delivery; (delivery = this.session.deliver(performance.now())); ) this.heard.push(delivery.data);
       this.flush();
     });
     socket.on("error", () => {});
@@ -138,23 +137,10 @@ class Client implements SessionHooks, SessionIo {
   }
 
   private flush(): void {
-    if (this.socket.readyState === 1) this.session.writeAll(performance.now());
-  }
-
-  writeTo(_id: number, data: Data): void {
-    if (this.socket.readyState === 1) this.socket.send(data);
-  }
-  forget(): void {
-    this.socket.close();
-  }
-  emit(...event: unknown[]): void {
-    this.gaps.push(event);
-  }
-
-  onAttached(): void {}
-  onRefused(): void {}
-  onGoAway(): void {}
-  endNow(...end: unknown[]): void {
-    this.gaps.push(end);
+    for (let output; (output = this.session.pollTransmit(performance.now())); ) {
+      if (output.kind !== "write") this.socket.close();
+      else if (this.socket.readyState === 1) this.socket.send(output.data);
+    }
+    for (let event; (event = this.session.pollEvent()); ) if (["gap", "ended"].includes(event.type)) this.gaps.push(event);
   }
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { encode, toHex, type Data, type Frame, type Hello } from "@mainstay/client/protocol";
 import { type End, play, START, type Written } from "../../conformance/player.js";
-import { unhex, vectors } from "../../conformance/vectors.js";
+import { toDelay, unhex, vectors } from "../../conformance/vectors.js";
 import { Registry } from "../dist/registry.js";
 import type { ServerSession, SessionConfig } from "../dist/server-session.js";
 
@@ -27,8 +27,8 @@ class ServerEnd implements End {
     this.config = {
       heartbeat: heartbeat_ms,
       resumeWindow: 120_000,
-      keep: [server_drops_above ?? 1024, 1_048_576],
-      accept: [1024, 1_048_576],
+      keep: { messages: server_drops_above ?? 1024, bytes: 1_048_576 },
+      accept: { messages: 1024, bytes: 1_048_576 },
       dropOldest: server_drops_above !== undefined,
     };
     this.registry = this.newRegistry(START - server_age_ms);
@@ -85,7 +85,7 @@ class ServerEnd implements End {
       assert.equal(toHex(credentials), toHex(unhex(step.judges)));
       session.verdict(connection, step.accepted ? "" : undefined);
     } else if (step.closes) session.close(now, step.closes, step.reason);
-    else if (step.goes_away) session.goAway(step.goes_away.reason, step.goes_away.delay_ms, step.goes_away.close_in_ms);
+    else if (step.goes_away) session.goAway(step.goes_away.reason, toDelay(step.goes_away.delay_ms), step.goes_away.close_in_ms);
     else if (step.over) {
       assert.equal(session.over?.why, step.over);
       this.registry.bury(now, session);

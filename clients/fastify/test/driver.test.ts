@@ -126,7 +126,7 @@ test("a loop over messages ends when its session is closed, whatever the client 
 });
 
 test("a client that goes on acknowledging what precedes its end has the time for it", async (t) => {
-  const stage = new Stage(t, { ...CONFIG, keep: [1024, 1_000_000] });
+  const stage = new Stage(t, { ...CONFIG, keep: { messages: 1024, bytes: 1_000_000 } });
   const { session } = stage.driver;
   for (let n = 0; n < 12; n++) session.trySend(`${n}`);
   session.close(4000, "enough");

@@ -133,12 +133,14 @@ test("the nonce after the last of 32 bits is 0", () => {
   assert.equal(beat.rtt, 100);
 });
 
+const DATA = 0;
+
 test("a plain client is not read while its handler is behind, and takes what precedes its Close", () => {
-  const config = { heartbeat: INTERVAL, resumeWindow: 0, keep: [2, 10], accept: [2, 10], dropOldest: false } as const;
+  const config = { heartbeat: INTERVAL, resumeWindow: 0, keep: { messages: 2, bytes: 10 }, accept: { messages: 2, bytes: 10 }, dropOldest: false } as const;
   const session = new PlainSession(0, config as any, 1, half);
-  session.receive(0, 1, [0, "1"]);
+  session.receive(0, 1, { type: DATA, data: "1" });
   assert.ok(session.wantsInput);
-  session.receive(0, 1, [0, "2"]);
+  session.receive(0, 1, { type: DATA, data: "2" });
   assert.ok(!session.wantsInput);
   assert.equal(session.handOver()?.data, "1");
   assert.ok(session.wantsInput);

@@ -3,7 +3,9 @@ import { test } from "node:test";
 import { decode, type Frame, type Hello, ProtocolError } from "@mainstay/client/protocol";
 import { unhex, vectors } from "../../conformance/vectors.js";
 import { Registry } from "../dist/registry.js";
-import { bytes, hello, randomFrom } from "./peer.js";
+import { bytes, frameOf, hello, randomFrom } from "./peer.js";
+
+const HELLO = 1;
 
 test("whatever bytes a client sends, what comes of it is a frame, an answer or a protocol error", () => {
   const random = randomFrom(11);
@@ -14,13 +16,13 @@ test("whatever bytes a client sends, what comes of it is a frame, an answer or a
     for (let changes = below(4); changes > 0 && message.length; changes--) message[below(message.length)] = [0, 1, 63, 64, 255, below(256)][below(6)]!;
     return message.subarray(0, random() < 0.2 ? below(message.length + 1) : undefined);
   };
-  const config = { heartbeat: 1000, resumeWindow: 1000, keep: [4, 100], accept: [4, 100], dropOldest: true } as const;
+  const config = { heartbeat: 1000, resumeWindow: 1000, keep: { messages: 4, bytes: 100 }, accept: { messages: 4, bytes: 100 }, dropOldest: true } as const;
   const registry = new Registry(0, { sessions: 5, tombstones: 5 }, config as any, bytes);
   const outcomes = { frames: 0, errors: 0, attached: 0, refused: 0 };
   let now = 0;
   let attempt = 0;
   const attach = () => {
-    const answer = registry.hello(now, ++attempt, "", hello({ attempt }));
+    const answer = registry.hello(now, ++attempt, "", frameOf(hello({ attempt })) as Hello);
     return answer.refuse ? undefined : answer.session;
   };
   const open = (hello: Hello) => {
@@ -37,7 +39,7 @@ test("whatever bytes a client sends, what comes of it is a frame, an answer or a
     let frame: Frame;
     try {
       frame = decode(mutated());
-      if (frame?.[0] === 1) open(frame);
+      if (frame?.type === HELLO) open(frame);
       session.receive(now, session.connection ?? allowed, frame);
       outcomes.frames++;
     } catch (error) {

@@ -22,7 +22,7 @@ const ECHOES: Record<string, (session: Session) => void> = {
 for (const mode of MODES) {
   for (const [what, echo] of Object.entries(ECHOES)) {
     test(`${what} gets no more while what it sent waits for a client that takes nothing: ${mode}`, async (t) => {
-      const stage = new Stage(t, { ...CONFIG, keep: [10, 1_000_000], accept: [19, 1_000_000] }, mode);
+      const stage = new Stage(t, { ...CONFIG, keep: { messages: 10, bytes: 1_000_000 }, accept: { messages: 19, bytes: 1_000_000 } }, mode);
       let paused = 0;
       stage.socket.pause = () => void paused++;
       let handed = 0;
@@ -40,7 +40,7 @@ for (const mode of MODES) {
       assert.equal(machine.hasInput, true);
       // A client of sessions is held back by its window, which it would break by more; a plain one is not read.
       if (mode === "plain") assert.equal(paused, 1);
-      else assert.equal((machine as any).flow.inbox.received, 11);
+      else assert.equal((machine as any).flow.inbox.acknowledged, 11);
       const heard: unknown[] = [];
       for (let i = 0; i < 40; i++) {
         stage.socket.tcp.flow();
@@ -53,7 +53,7 @@ for (const mode of MODES) {
   }
 
   test(`messages outside the stream wait as well, the newest stay: ${mode}`, async (t) => {
-    const stage = new Stage(t, { ...CONFIG, keep: [2, 1_000_000] }, "session");
+    const stage = new Stage(t, { ...CONFIG, keep: { messages: 2, bytes: 1_000_000 } }, "session");
     let handed = 0;
     stage.driver.session.on("volatile", (data) => {
       handed++;

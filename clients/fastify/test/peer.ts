@@ -1,6 +1,6 @@
 /** A client that does what a test tells it, over a real socket. */
 
-import { type Control, type Data, decode, encode, encodeData, type Frame, type Hello, type Welcome } from "@mainstay/client/protocol";
+import { type Control, type Data, decode, encode, encodeData, type Frame } from "@mainstay/client/protocol";
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from "fastify";
 import WebSocket from "ws";
 import { mainstay, type MainstayOptions, type SessionHandler } from "@mainstay/fastify";
@@ -12,6 +12,48 @@ export async function serve(options: MainstayOptions, handler: SessionHandler, f
   app.get("/", { websocket: true }, handler);
   const url = await app.listen({ port: 0, host: "127.0.0.1" });
   return { app, url: url.replace("http", "ws") };
+}
+
+/** A message by its values, in the order of the wire; windows, delays, accounts and resumes too. */
+export type Tuple = [type: number, ...values: any[]];
+
+const WINDOW = ["messages", "bytes"];
+const FIELDS: { [type: number]: string[] } = {
+  0: ["data"],
+  1: ["version", "window", "key", "keyAgeMs", "instance", "attempt", "resume", "credentials", "resumeWindowMs", "maxMessage"],
+  2: ["id", "token", "epoch", "resumed", "acknowledged", "first", "resumeWindowMs", "heartbeatIntervalMs", "window", "account", "resumeAt", "maxMessage"],
+  3: ["acknowledged", "window"],
+  4: ["nonce", "sent", "acknowledged"],
+  5: ["nonce", "sent", "acknowledged"],
+  6: ["reason", "delay", "closeInMs", "endpoint"],
+  7: ["first", "count", "cause"],
+  8: ["code", "reason", "acknowledged", "delivered"],
+  9: ["credentials"],
+  10: ["accepted", "expiresInMs"],
+  11: ["data"],
+  12: ["code", "temporary", "delay", "account"],
+  128: ["after", "count"],
+};
+const PARTS: { [field: string]: string[] } = {
+  window: WINDOW,
+  delay: ["earliestMs", "latestMs"],
+  account: ["acknowledged", "delivered", "firstLost", "count", "cause"],
+  resume: ["token", "acknowledged", "sent", "firstHeld"],
+};
+
+/** The message of these values. */
+export function frameOf([type, ...values]: Tuple): Control {
+  const object = (names: string[], values: any[]): object =>
+    Object.fromEntries(names.map((name, i) => [name, PARTS[name] && values[i] ? object(PARTS[name], values[i]) : values[i]]));
+  return { type, ...object(FIELDS[type]!, values) } as Control;
+}
+
+/** The values of a message, without the optional ones that are missing at its end. */
+export function tupleOf(frame: Frame): Tuple {
+  const values = (names: string[], object: any): any[] => names.map((name) => (PARTS[name] && object[name] ? values(PARTS[name], object[name]) : object[name]));
+  const tuple: Tuple = [frame!.type, ...values(FIELDS[frame!.type]!, frame)];
+  while (tuple.at(-1) === undefined) tuple.pop();
+  return tuple;
 }
 
 /** Bytes that no other call gave: a count. */
@@ -27,20 +69,20 @@ export interface Hi {
   key?: Uint8Array<ArrayBuffer>;
   instance?: Uint8Array<ArrayBuffer>;
   attempt?: number;
-  resume?: Hello[7];
+  resume?: [token: Uint8Array<ArrayBuffer>, acknowledged: number, sent: number, firstHeld: number] | undefined;
   credentials?: string;
   window?: [number, number];
   maxMessage?: number;
 }
 
-export function hello({ key = bytes(16), instance = bytes(8), attempt = 1, resume, credentials, window = [1024, 4_194_304], maxMessage }: Hi = {}): Hello {
-  return [1, 1, window, key, 0, instance, attempt, resume, credentials === undefined ? undefined : new TextEncoder().encode(credentials), undefined, maxMessage] as unknown as Hello;
+export function hello({ key = bytes(16), instance = bytes(8), attempt = 1, resume, credentials, window = [1024, 4_194_304], maxMessage }: Hi = {}): Tuple {
+  return [1, 1, window, key, 0, instance, attempt, resume, credentials === undefined ? undefined : new TextEncoder().encode(credentials), undefined, maxMessage];
 }
 
 export class Peer {
   readonly socket: WebSocket;
   readonly closed: Promise<{ code: number; reason: string }>;
-  private frames: (Frame | Data)[] = [];
+  private frames: (Tuple | Data)[] = [];
   private wake: (() => void) | undefined;
 
   constructor(
@@ -51,25 +93,25 @@ export class Peer {
     this.socket = new WebSocket(url, protocols);
     this.socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => {
       const message = isBinary ? data : data.toString();
-      this.frames.push(this.isPlain ? message : decode(message));
+      this.frames.push(this.isPlain ? message : tupleOf(decode(message)));
       this.wake?.();
     });
     this.closed = new Promise((resolve) => this.socket.on("close", (code, reason) => resolve({ code, reason: reason.toString() })));
     this.socket.on("error", () => {});
   }
 
-  static async attached(url: string, hi?: Hi): Promise<[peer: Peer, welcome: Welcome]> {
+  static async attached(url: string, hi?: Hi): Promise<[peer: Peer, welcome: Tuple]> {
     const peer = await new Peer(url).opened();
     peer.write(hello(hi));
-    return [peer, (await peer.next()) as Welcome];
+    return [peer, await peer.next()];
   }
 
   opened(): Promise<this> {
     return new Promise((resolve) => this.socket.on("open", () => resolve(this)));
   }
 
-  write(...messages: (Control | Data)[]): void {
-    for (const message of messages) this.socket.send(Array.isArray(message) ? encode(message) : this.isPlain ? message : encodeData(message));
+  write(...messages: (Tuple | Data)[]): void {
+    for (const message of messages) this.socket.send(Array.isArray(message) ? encode(frameOf(message)) : this.isPlain ? message : encodeData(message));
   }
 
   /** The next message. PINGs are passed over, unless they are what is waited for. */

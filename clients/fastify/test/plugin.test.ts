@@ -419,7 +419,7 @@ test("both kinds of client are probed, and their answers are measured", async (t
   const peer = new Peer(url);
   peer.socket.on("message", (data: Buffer<ArrayBuffer>) => {
     const frame = decode(data);
-    if (frame?.[0] === 4) peer.write([5, frame[1], 0, 0]);
+    if (frame && "nonce" in frame) peer.write([5, frame.nonce, 0, 0]);
   });
   const pings = [once(peer.socket, "ping")];
   (await peer.opened()).write(hello());

@@ -9,10 +9,11 @@ import { test, type TestContext } from "node:test";
 import { fileURLToPath } from "node:url";
 import { mainstay, type MainstayOptions, type Session, type SessionHandler } from "@mainstay/fastify";
 import { connect } from "@mainstay/fastify/testing";
+import type { Hello } from "@mainstay/client/protocol";
 import Fastify, { type FastifyInstance } from "fastify";
 import { type Action, Heartbeat } from "../dist/heartbeat.js";
 import { Registry } from "../dist/registry.js";
-import { bytes, hello, Peer, randomFrom, serve } from "./peer.js";
+import { bytes, frameOf, hello, Peer, randomFrom, serve } from "./peer.js";
 
 const until = async (isTrue: () => boolean) => {
   while (!isTrue()) await new Promise((resolve) => setImmediate(resolve));
@@ -162,13 +163,13 @@ test("R6 a session whose connection is lost is parked, keeps what is sent and is
 
 test("R7 the state is explicit: whatever happens, a session is attached, parked or over, and over is for good", () => {
   const random = randomFrom(7);
-  const config = { heartbeat: 1000, resumeWindow: 5000, keep: [4, 1000] as [number, number], accept: [4, 1000] as [number, number], dropOldest: false };
+  const config = { heartbeat: 1000, resumeWindow: 5000, keep: { messages: 4, bytes: 1000 }, accept: { messages: 4, bytes: 1000 }, dropOldest: false };
   const seen = new Set<string>();
   for (let round = 0; round < 300; round++) {
     const registry = new Registry(0, { sessions: 3, tombstones: 3 }, config, bytes);
     const [key, instance] = [bytes(16), bytes(8)];
     let [now, connection, attempt] = [0, 0, 0];
-    const answer = registry.hello(now, ++connection, "", hello({ key, instance, attempt: ++attempt }));
+    const answer = registry.hello(now, ++connection, "", frameOf(hello({ key, instance, attempt: ++attempt })) as Hello);
     assert.ok(!answer.refuse);
     const { session } = answer;
     const state = () => (session.over ? "over" : session.connection === undefined ? "parked" : "attached");
@@ -176,7 +177,7 @@ test("R7 the state is explicit: whatever happens, a session is attached, parked 
       now += random() * 2000;
       const act = Math.floor(random() * 7);
       if (act === 0) session.lost(now, connection);
-      else if (act === 1) registry.hello(now, ++connection, "", hello({ key, instance, attempt: ++attempt }));
+      else if (act === 1) registry.hello(now, ++connection, "", frameOf(hello({ key, instance, attempt: ++attempt })) as Hello);
       else if (act === 2) session.close(now, 1000, "");
       else if (act === 3) session.evict("no room");
       else if (act === 4) session.send("x");

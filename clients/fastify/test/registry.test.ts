@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { decode, type Hello, type Welcome } from "@mainstay/client/protocol";
+import { decode, type Hello } from "@mainstay/client/protocol";
 import { type Answer, Registry } from "../dist/registry.js";
 import type { ServerSession, SessionConfig } from "../dist/server-session.js";
-import { bytes, type Hi, hello } from "./peer.js";
+import { bytes, frameOf, type Hi, hello, type Tuple, tupleOf } from "./peer.js";
 
-const CONFIG: SessionConfig = { heartbeat: 25_000, resumeWindow: 120_000, keep: [2, 1000], accept: [16, 1000], dropOldest: false };
+const CONFIG: SessionConfig = { heartbeat: 25_000, resumeWindow: 120_000, keep: { messages: 2, bytes: 1000 }, accept: { messages: 16, bytes: 1000 }, dropOldest: false };
 const DAY = 86_400_000;
 
 /** A registry, and what it answers. Every HELLO has a connection of its own. */
@@ -18,14 +18,14 @@ class Directory {
   }
 
   ask(now: number, hi: Hi, owner = ""): Answer {
-    return this.registry.hello(now, ++this.connection, owner, hello(hi));
+    return this.registry.hello(now, ++this.connection, owner, frameOf(hello(hi)) as Hello);
   }
 
   /** The session and its WELCOME. */
-  attach(now: number, hi: Hi, owner = ""): [ServerSession, Welcome] {
+  attach(now: number, hi: Hi, owner = ""): [ServerSession, Tuple] {
     const answer = this.ask(now, hi, owner);
     assert.ok(!answer.refuse, JSON.stringify(answer));
-    return [answer.session, decode(answer.session.transmit(now, this.connection) as any) as Welcome];
+    return [answer.session, tupleOf(decode(answer.session.transmit(now, this.connection) as any))];
   }
 
   expire(now: number, session: ServerSession): void {
@@ -40,12 +40,12 @@ test("counts of another copy of the client are answered like an unknown token, a
   const instance = bytes(8);
   const [session, welcome] = directory.attach(0, { instance });
   const connection = session.connection!;
-  session.receive(0, connection, [3, 0]);
+  session.receive(0, connection, frameOf([3, 0]));
   session.send("1");
   session.send("2");
   while (session.transmit(0, connection));
-  session.receive(0, connection, [3, 1]);
-  session.receive(0, connection, [0, "C1"]);
+  session.receive(0, connection, frameOf([3, 1]));
+  session.receive(0, connection, frameOf([0, "C1"]));
   const impossible: [string, number, number, number][] = [
     ["received what was never written", 3, 1, 1],
     ["received less than it acknowledged", 0, 1, 1],
@@ -64,12 +64,12 @@ test("counts of another copy of the client are answered like an unknown token, a
 test("results of AUTH do not pile up for a client that reads nothing", () => {
   const [session] = new Directory().attach(0, {});
   const connection = session.connection!;
-  session.receive(0, connection, [3, 0]);
+  session.receive(0, connection, frameOf([3, 0]));
   for (const round of [1, 2]) {
-    session.receive(0, connection, [9, bytes(8)]);
+    session.receive(0, connection, frameOf([9, bytes(8)]));
     session.verdict(session.takeAuth()!.connection, session.owner);
-    assert.throws(() => session.receive(0, connection, [9, bytes(8)]), /AUTH before AUTH_RESULT/, `round ${round}`);
-    assert.deepEqual(decode(session.transmit(0, connection) as any), [10, true, 0]);
+    assert.throws(() => session.receive(0, connection, frameOf([9, bytes(8)])), /AUTH before AUTH_RESULT/, `round ${round}`);
+    assert.deepEqual(tupleOf(decode(session.transmit(0, connection) as any)), [10, true, 0]);
     assert.equal(session.transmit(0, connection), undefined);
   }
 });
@@ -77,18 +77,18 @@ test("results of AUTH do not pile up for a client that reads nothing", () => {
 test("a session that has sent END still answers who asks whether it is there", () => {
   const [session] = new Directory().attach(0, {});
   const connection = session.connection!;
-  session.receive(0, connection, [3, 0]);
+  session.receive(0, connection, frameOf([3, 0]));
   session.close(0, 4500, "over");
   assert.equal((session.transmit(0, connection) as any)[0], 8);
-  session.receive(0, connection, [4, 7, 0, 0]);
-  assert.deepEqual(decode(session.transmit(0, connection) as any), [5, 7, 0, 0]);
+  session.receive(0, connection, frameOf([4, 7, 0, 0]));
+  assert.deepEqual(tupleOf(decode(session.transmit(0, connection) as any)), [5, 7, 0, 0]);
   assert.equal(session.transmit(0, connection), undefined);
 });
 
 test("of two probes that wait only the newer leaves", () => {
   const [session] = new Directory().attach(0, {});
   const connection = session.connection!;
-  session.receive(0, connection, [3, 0]);
+  session.receive(0, connection, frameOf([3, 0]));
   let now = 0;
   const probe = () => {
     for (;;) {
@@ -102,7 +102,7 @@ test("of two probes that wait only the newer leaves", () => {
   // The socket is full until the next is due.
   const newer = probe();
   assert.deepEqual(session.transmit(newer.now, connection), { ping: newer.nonce });
-  assert.deepEqual((decode(session.transmit(newer.now, connection) as any) as any).slice(0, 2), [4, newer.nonce]);
+  assert.deepEqual(tupleOf(decode(session.transmit(newer.now, connection) as any)).slice(0, 2), [4, newer.nonce]);
   assert.equal(session.transmit(newer.now, connection), undefined);
 });
 
@@ -113,13 +113,13 @@ test("no client puts off its end by acknowledging nothing", () => {
   session.close(0, 4501, "revoked");
   while (session.transmit(0, connection));
   for (let now = 1000; now < 5000; now += 1000) {
-    session.receive(now, connection, [3, 0]);
+    session.receive(now, connection, frameOf([3, 0]));
     while (session.timeout(now));
     for (let output; (output = session.transmit(now, connection)); ) assert.notEqual((output as any)[0], 8, "END came too early");
   }
-  session.receive(5000, connection, [3, 0]);
+  session.receive(5000, connection, frameOf([3, 0]));
   session.timeout(5000);
-  assert.deepEqual((decode(session.transmit(5000, connection) as any) as any).slice(0, 3), [8, 4501, "revoked"]);
+  assert.deepEqual(tupleOf(decode(session.transmit(5000, connection) as any)).slice(0, 3), [8, 4501, "revoked"]);
 });
 
 test("the token of somebody else names nothing", () => {
@@ -133,7 +133,7 @@ test("the account of a dead session is for the first instance that asks", () => 
   const directory = new Directory();
   const [session, welcome] = directory.attach(0, {});
   directory.expire(0, session);
-  const resume: Hello[7] = [welcome[2], 0, 3, 1];
+  const resume: Hi["resume"] = [welcome[2], 0, 3, 1];
   const instance = bytes(8);
   const account = [0, 0, 1, 0, 1];
   assert.deepEqual(directory.attach(DAY / 2, { instance, resume })[1][10], account);
@@ -149,7 +149,7 @@ test("tombstones are bounded in number and in time, and leave no names behind", 
     const [, welcome] = directory.attach(i, { instance });
     const [session] = directory.attach(i, { instance, attempt: 2, resume: [welcome[2], 0, 0, 1] });
     // From here on the first token is spent, and its name only stands there.
-    session.receive(i, session.connection!, [3, 0]);
+    session.receive(i, session.connection!, frameOf([3, 0]));
     directory.expire(i, session);
   }
   assert.deepEqual(registry.size, { names: 4, tombstones: 2 });
@@ -164,7 +164,7 @@ test("tombstones are bounded in number and in time, and leave no names behind", 
 
 test("a key that is older than what is remembered may have lived, and is refused", () => {
   const directory = new Directory({ tombstones: 0 });
-  const old = (now: number, age: number) => directory.registry.hello(now, 99, "", hello().with(4, age) as Hello).refuse?.[1];
+  const old = (now: number, age: number) => directory.registry.hello(now, 99, "", frameOf(hello().with(4, age) as Tuple) as Hello).refuse?.code;
   assert.equal(old(20_000, 10_001), 4411);
   assert.equal(old(20_000, 9999), undefined);
   // A tombstone was dropped: memory begins at its burial.
@@ -178,7 +178,7 @@ test("names do not pile up over a thousand attaches", () => {
   let [session, welcome] = directory.attach(0, { instance });
   for (let attempt = 2; attempt < 1000; attempt++) {
     // Every third epoch is never confirmed: its WELCOME was lost.
-    if (attempt % 3) session.receive(0, session.connection!, [3, 0]);
+    if (attempt % 3) session.receive(0, session.connection!, frameOf([3, 0]));
     [session, welcome] = directory.attach(0, { instance, attempt, resume: [welcome[2], 0, 0, 1] });
   }
   assert.ok(directory.registry.size.names <= 4, String(directory.registry.size.names));

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { EventEmitter } from "node:events";
 import type { TestContext } from "node:test";
-import { type Control, type Data, decode, encode, encodeData, type Welcome } from "@mainstay/client/protocol";
+import { type Data, decode, encode, encodeData, type Hello } from "@mainstay/client/protocol";
 import { Connection } from "../dist/connection.js";
 import { Driver, type Host } from "../dist/driver.js";
 import { PlainSession } from "../dist/plain-session.js";
@@ -11,9 +11,9 @@ import { Registry } from "../dist/registry.js";
 import { Rooms } from "../dist/rooms.js";
 import type { SessionConfig } from "../dist/server-session.js";
 import { Wheel } from "../dist/wheel.js";
-import { bytes, hello } from "./peer.js";
+import { bytes, frameOf, hello, type Tuple, tupleOf } from "./peer.js";
 
-export const CONFIG: SessionConfig = { heartbeat: 25_000, resumeWindow: 120_000, keep: [1024, 1_000_000], accept: [1024, 1_000_000], dropOldest: false };
+export const CONFIG: SessionConfig = { heartbeat: 25_000, resumeWindow: 120_000, keep: { messages: 1024, bytes: 1_000_000 }, accept: { messages: 1024, bytes: 1_000_000 }, dropOldest: false };
 
 export class Socket extends EventEmitter {
   protocol = "mainstay.v1";
@@ -29,9 +29,9 @@ export class Socket extends EventEmitter {
   get bufferedAmount(): number {
     return this.tcp.writableLength;
   }
-  arrive(control: Control): void {
+  arrive(control: Tuple): void {
     this.tcp.bytesRead += 10;
-    this.emit("message", Buffer.from(encode(control)), true);
+    this.emit("message", Buffer.from(encode(frameOf(control))), true);
   }
   pause(): void {}
   resume(): void {}
@@ -66,8 +66,8 @@ export class Tcp extends EventEmitter {
     if (typeof chunk === "string") return;
     if (!this.isFlowing) this.writableLength += chunk.length;
     const [opcode, payload] = [chunk[0]! & 15, chunk.subarray(2) as Buffer<ArrayBuffer>];
-    if (opcode === 1) this.written.push(decode(payload.toString()));
-    else if (opcode === 2) this.written.push(decode(payload));
+    if (opcode === 1) this.written.push(tupleOf(decode(payload.toString())));
+    else if (opcode === 2) this.written.push(tupleOf(decode(payload)));
   }
   flow(): void {
     this.writableLength = 0;
@@ -103,11 +103,11 @@ export class Stage implements Host {
       this.driver = new Driver(new PlainSession(0, config, connection.id, () => 0.5), this, connection, NOBODY);
       return;
     }
-    const answer = this.registry.hello(0, connection.id, "", hello());
+    const answer = this.registry.hello(0, connection.id, "", frameOf(hello()) as Hello);
     assert.ok(!answer.refuse);
     this.driver = new Driver(answer.session, this, connection, NOBODY);
     this.driver.step();
-    assert.equal((this.socket.written.shift() as Welcome)[0], 2);
+    assert.equal(this.socket.written.shift()[0], 2);
     this.socket.arrive([3, 0]);
   }
 
