@@ -73,13 +73,13 @@ const USE = `
 import { MainstaySocket, type Fate, type Options, type SocketEvents, type WebSocketLike } from "@mainstay/client";
 import { MainstaySocket as Plain } from "@mainstay/client/plain";
 import { decode, type Frame } from "@mainstay/client/protocol";
-import { inSession } from "@mainstay/client/reload";
+import { sessionStorageStore } from "@mainstay/client/reload";
 import { MainstaySocket as Mini, type Wx } from "@mainstay/client/wx";
 import { useMainstay } from "@mainstay/client/react";
 import { TestServer } from "@mainstay/client/testing";
 
 declare const wx: Wx;
-const options: Options = { credentials: "token", resume: inSession, greeting: async () => ["hello", new Uint8Array(1)], shouldReconnectOnClose: ({ code }) => code !== 4001 };
+const options: Options = { credentials: "token", persist: sessionStorageStore(), greeting: async () => ["hello", new Uint8Array(1)], shouldReconnectOnClose: ({ code }) => code !== 4001 };
 const socket = new MainstaySocket("wss://example.com", [], options);
 const told = (event: SocketEvents["gap"]): Fate | undefined => event.fate;
 socket.addEventListener("gap", (event) => told(event));
@@ -133,10 +133,10 @@ test("each entry point is imported and required, by every Node that the packages
 test("two entry points that are required share what both know: an error is one class, and a session is kept over a reload", () => {
   const code = `
     const { MainstaySocket } = require("@mainstay/client");
-    const { inSession } = require("@mainstay/client/reload");
+    const { sessionStorageStore } = require("@mainstay/client/reload");
     globalThis.sessionStorage = { getItem: () => null, setItem() {}, removeItem() {} };
     globalThis.document = new EventTarget();
-    const socket = new MainstaySocket("wss://example.com", [], { resume: inSession, WebSocket: require("ws").WebSocket, startClosed: true });
+    const socket = new MainstaySocket("wss://example.com", [], { persist: sessionStorageStore(), WebSocket: require("ws").WebSocket, startClosed: true });
     socket.on("close", ({ code }) => console.log("closed", code));
     socket.close();`;
   assert.equal(execFileSync(process.execPath, ["--input-type=commonjs", "-e", code], { cwd: home, encoding: "utf8" }).trim(), "closed 1000");
