@@ -1,8 +1,8 @@
 //! Development tasks. `cargo xtask test` is the whole proof of a change, on a fresh machine too; `cargo xtask
 //! nightly` is its long form.
 //!
-//! [`STEPS`] is what they run, in this order, until the first failure: one line a step. What a step needs and the
-//! machine lacks is installed by the ordinary package managers, after saying so (`install`).
+//! [`STEPS`] lists what they run, in this order, until the first failure. If the machine lacks something that a step
+//! needs, the step prints that and installs it by the ordinary package managers (`install`).
 
 mod autobahn;
 mod bench;
@@ -66,7 +66,7 @@ struct Step {
     run: fn(Depth) -> Result<Outcome>,
 }
 
-/// How much a step does: `Test` minutes in all, `Nightly` whatever it takes.
+/// How much a step does: `Test` takes minutes in all, `Nightly` as long as it needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Depth {
     Test,
@@ -75,7 +75,7 @@ enum Depth {
 
 enum Outcome {
     Passed,
-    /// Could not run here, and why; not a failure, but said loudly.
+    /// The step could not run on this machine, and why. No failure, but printed last.
     Skipped(String),
 }
 
@@ -135,7 +135,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the selected steps; false if one failed.
+/// Runs the selected steps. Returns false if one failed.
 fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
     let mut summary = Summary::default();
     for step in STEPS.iter().filter(|step| selection.holds(step)) {
