@@ -287,7 +287,8 @@ mod tests {
 
     #[test]
     fn non_strict_passes_and_is_listed() {
-        let verdict = verdict(&json!({ "1.1.1": field("OK", "OK"), "6.4.3": field("NON-STRICT", "OK") }), &[]);
+        let verdict =
+            verdict(&json!({ "1.1.1": field("OK", "OK"), "6.4.3": field("NON-STRICT", "OK") }), &[]);
         assert_eq!(verdict.passed, 2);
         assert_eq!(verdict.remarks["non-strict"], ["6.4.3"]);
     }
@@ -301,7 +302,8 @@ mod tests {
     #[test]
     fn an_allowed_failure_passes_with_its_reason_until_it_is_mended() {
         let allowed = [("6.4.3", "because")];
-        let failing = verdict(&json!({ "1.1.1": field("OK", "OK"), "6.4.3": field("FAILED", "OK") }), &allowed);
+        let failing =
+            verdict(&json!({ "1.1.1": field("OK", "OK"), "6.4.3": field("FAILED", "OK") }), &allowed);
         assert_eq!((failing.passed, failing.failures.len()), (2, 0));
         assert_eq!(failing.remarks["allowed, because"], ["6.4.3"]);
         let mended = verdict(&json!({ "1.1.1": field("OK", "OK"), "6.4.3": field("OK", "OK") }), &allowed);

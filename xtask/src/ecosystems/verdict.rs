@@ -137,7 +137,11 @@ impl Row {
                 Some(seen) => vec![format!("did not come to its end: {}", seen.broken)],
                 None => vec!["was not played".to_owned()],
             };
-            findings.extend(findings_of.into_iter().map(|what| Finding { row: self.name.clone(), leg, what }));
+            findings.extend(findings_of.into_iter().map(|what| Finding {
+                row: self.name.clone(),
+                leg,
+                what,
+            }));
         }
         findings
     }
