@@ -87,7 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     if options.quick {
         all_there(&servers, &results)?;
     }
-    let plugin = wanted.has(plugin::PLUGIN).then(|| plugin::measure(options.quick)).transpose();
+    let plugin = wanted.has(field::PLUGIN).then(|| plugin::measure(options.quick)).transpose();
     let plugin = match plugin {
         Err(error) if options.quick => return Err(error),
         Err(error) => {

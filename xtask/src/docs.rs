@@ -17,8 +17,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::markdown::{Block, Document};
-use crate::run::{Background, cargo};
-use crate::{Outcome, Result, install, tidy};
+use crate::run::{Background, cargo, tracked_files};
+use crate::{Outcome, Result, install};
 
 /// How long a block may take to end, or a block in the background to print the text that the runner waits for.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -50,7 +50,7 @@ impl Mode {
 /// Runs the blocks of all documents; the first that fails is the error.
 pub(crate) fn run_all() -> Result<Outcome> {
     let mut documents = Vec::new();
-    for path in tidy::tracked_files()?.into_iter().filter(|path| is_run(path)) {
+    for path in tracked_files()?.into_iter().filter(|path| is_run(path)) {
         let blocks = Document::parse(&fs::read_to_string(&path)?).blocks;
         documents.push((path, blocks.into_iter().filter(|block| block.tag == "sh").collect::<Vec<_>>()));
     }

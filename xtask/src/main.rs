@@ -7,6 +7,7 @@
 mod autobahn;
 mod bench;
 mod cable;
+mod circles;
 mod clients;
 mod crates;
 mod docs;

@@ -1,5 +1,6 @@
 //! Runs other programs to their end, or keeps them running in the background and always ends them by process id.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::error::Error;
 use std::fs::{self, File};
@@ -48,6 +49,14 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         );
     }
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The existing files that git tracks or would track.
+pub(crate) fn tracked_files() -> Result<Vec<String>> {
+    let listed =
+        output(Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]))?;
+    let files: BTreeSet<_> = listed.lines().filter(|path| Path::new(path).is_file()).collect();
+    Ok(files.into_iter().map(str::to_owned).collect())
 }
 
 /// Whether a command can be started and succeeds. Discards its output.

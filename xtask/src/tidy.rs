@@ -7,8 +7,8 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use crate::markdown::Document;
-use crate::run::output;
-use crate::{Outcome, Result, docs};
+use crate::run::{output, tracked_files};
+use crate::{Outcome, Result, circles, docs};
 
 /// Tags of code blocks in the documents that `docs` runs. `sh` is run by `docs`, `rust` is a documentation
 /// test, `json` is parsed here; a block that is none of these languages is `text`.
@@ -53,20 +53,16 @@ pub(crate) fn check() -> Result<Outcome> {
             shows_every_promise(&text, &mut complain);
         }
     }
+    let circles = circles::find(&files)?;
+    complaints.extend(
+        circles.iter().map(|files| format!("{}: a circle of files that use each other", files.join(", "))),
+    );
     complaints.extend(proto_without_runtime()?);
     if complaints.is_empty() {
         println!("{} files are tidy", files.len());
         return Ok(Outcome::Passed);
     }
     Err(format!("{} complaints\n{}", complaints.len(), complaints.join("\n")).into())
-}
-
-/// The existing files that git tracks or would track.
-pub(crate) fn tracked_files() -> Result<Vec<String>> {
-    let listed =
-        output(Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]))?;
-    let files: BTreeSet<_> = listed.lines().filter(|path| Path::new(path).is_file()).collect();
-    Ok(files.into_iter().map(str::to_owned).collect())
 }
 
 type Complain<'a> = dyn FnMut(usize, &str) + 'a;

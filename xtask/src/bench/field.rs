@@ -8,7 +8,6 @@ use std::error::Error;
 use std::fs;
 use std::process::Command;
 
-use super::plugin::PLUGIN;
 use crate::Result;
 use crate::install;
 use crate::run::{check, output};
@@ -40,6 +39,9 @@ pub(super) const NAMES: [&str; 19] = [
 
 /// A Python server on uWebSockets: its figures are those of a call into CPython for each message.
 pub(super) const SOCKETIFY: &str = "socketify (Python)";
+
+/// The Fastify plugin; [`plugin`](super::plugin) measures it.
+pub(super) const PLUGIN: &str = "@mainstay/fastify";
 
 const HTTP_PROXY: &str = "@fastify/http-proxy";
 

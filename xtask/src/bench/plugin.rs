@@ -6,13 +6,12 @@ use std::process::Command;
 
 use serde::Deserialize;
 
+use super::field::PLUGIN;
 use super::figures::shown;
 use crate::Result;
 use crate::install;
 use crate::run::{check, output};
 
-/// Its name for `--server`.
-pub(super) const PLUGIN: &str = "@mainstay/fastify";
 /// The server that the plugin replaces.
 const REPLACED: &str = "@fastify/websocket";
 
