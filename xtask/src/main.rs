@@ -19,6 +19,7 @@ mod markdown;
 mod memory;
 mod metrics;
 mod outage;
+mod release;
 mod run;
 mod scale;
 mod tidy;
@@ -42,6 +43,7 @@ const STEPS: &[Step] = &[
     Step::new("package", "the crates as the registry gets them", |_| crates::package()),
     Step::new("deny", "licences and sources of the dependencies", |_| crates::deny()),
     Step::new("semver", "the public API beside the last release's", |_| crates::semver()),
+    Step::new("release", "what users download, not optimised", release::step),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new(
@@ -97,6 +99,8 @@ enum Task {
     Losses(losses::Options),
     /// Hold very many idle connections, and bring thousands of clients back; writes docs/SCALE.md
     Scale(scale::Options),
+    /// Make what users download: a tarball, a Debian package, a bill of materials, checksums
+    Release(release::Options),
 }
 
 #[derive(Args)]
@@ -120,6 +124,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Losses(options) => losses::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Scale(options) => scale::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Release(options) => release::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,
