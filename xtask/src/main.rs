@@ -33,7 +33,10 @@ const STEPS: &[Step] = &[
     Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings")),
     Step::new("test", "unit, documentation and integration tests", |_| cargo("test --workspace")),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
-    Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
+    Step::new("docs", "commands in the documents, as written", |_| docs::run_documents()),
+    Step::new("examples", "one program per need: what it prints is what its page shows", |_| {
+        docs::run_examples()
+    }),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new(
