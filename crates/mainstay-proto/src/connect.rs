@@ -108,7 +108,7 @@ struct Plain {
     /// While the current connection is held back, and until what goes ahead of the stream is written.
     ahead: Option<Box<Ahead>>,
     /// How often it was attached again, as far as an event told.
-    told_fresh: u64,
+    reported_fresh: u64,
     /// The peer announced that it restarts.
     restarts: bool,
     /// Written once, and neither confirmed nor written again.
@@ -146,7 +146,7 @@ impl Plain {
             progressed: false,
             barren: 0,
             ahead: None,
-            told_fresh: 0,
+            reported_fresh: 0,
             restarts: false,
             volatiles: Volatiles::default(),
         }
@@ -401,7 +401,7 @@ impl Client {
             }
         }
         let before = self.session.acknowledged();
-        let outcome = self.session.handle_frame(now, connection, frame);
+        let outcome = self.session.handle_frame(connection, frame);
         // What WELCOME acknowledges came over the connection before.
         if progressed || (is_attached && self.session.acknowledged() > before) {
             self.note_progress(now);
@@ -521,7 +521,7 @@ impl Client {
                 Some(Incoming::Dropped { first, count, cause })
             }
             Some(Delivery::Replaced { count }) if self.plain.is_some() => {
-                self.tell_of_fresh_peer(count);
+                self.report_fresh_peer(count);
                 Some(Incoming::FreshPeer { count })
             }
             Some(Delivery::Replaced { count }) => {
@@ -546,9 +546,9 @@ impl Client {
 
     /// Once for each time that a plain peer was attached again: at once where nothing waits that came before, and otherwise
     /// when that was handed over.
-    fn tell_of_fresh_peer(&mut self, count: u64) {
-        if let Some(plain) = self.plain.as_mut().filter(|plain| plain.told_fresh < count) {
-            plain.told_fresh = count;
+    fn report_fresh_peer(&mut self, count: u64) {
+        if let Some(plain) = self.plain.as_mut().filter(|plain| plain.reported_fresh < count) {
+            plain.reported_fresh = count;
             self.events.push_back(Event::FreshPeer);
         }
     }
@@ -647,7 +647,7 @@ impl Client {
         if let Some(plain) = &mut self.plain {
             (plain.inbox, plain.inbox_bytes) = (VecDeque::new(), 0);
         }
-        self.say_goodbye(now, code, reason);
+        self.begin_close(now, code, reason);
         self.give_up(EndCause::Aborted, Some(code.into()), reason.to_owned(), None);
     }
 
@@ -1065,7 +1065,7 @@ impl Client {
         self.epoch += 1;
         self.events.push_back(Event::Attached { mode: Mode::Plain, resumed: false, epoch: self.epoch });
         if !first && is_next {
-            self.tell_of_fresh_peer(self.epoch - 1);
+            self.report_fresh_peer(self.epoch - 1);
         }
     }
 
@@ -1310,13 +1310,13 @@ impl Client {
         };
         if plain.confirmer.is_flushed() {
             let (code, reason) = (closing.code, closing.reason.clone());
-            self.say_goodbye(now, code, &reason);
+            self.begin_close(now, code, &reason);
             self.give_up(EndCause::Closed, Some(code.into()), reason, None);
         }
     }
 
     /// The closing handshake on the attached connection begins; the client itself is done with it.
-    fn say_goodbye(&mut self, now: Instant, code: CloseCode, reason: &str) {
+    fn begin_close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         if let Some(attached) = self.attached.take() {
             let close = Transmit::Close { code, reason: reason.to_owned() };
             self.commands.push_back(Command::Transmit(attached.connection, close));
@@ -1335,9 +1335,9 @@ impl Client {
             self.abort_connection(attached.connection);
         }
         self.dial = Dial::Rest;
-        let told = self.plain.as_mut().map(|plain| plain.confirmer.abandon());
-        told.into_iter().flatten().for_each(|outcome| self.report(outcome));
-        let fate = self.plain.is_none().then(|| self.session.forsake());
+        let outcomes = self.plain.as_mut().map(|plain| plain.confirmer.abandon());
+        outcomes.into_iter().flatten().for_each(|outcome| self.report(outcome));
+        let fate = self.plain.is_none().then(|| self.session.final_fate());
         self.end_with(End { cause, code, reason, fate, lost: lost.map(Box::new) });
     }
 

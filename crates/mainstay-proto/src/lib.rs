@@ -21,9 +21,9 @@ pub mod confirm;
 pub mod connect;
 pub mod endpoint;
 pub mod failure;
+mod forward;
 pub mod heartbeat;
-#[doc(hidden)]
-pub mod planted;
+mod queue;
 pub mod reach;
 pub mod session;
 pub mod ws;

@@ -10,6 +10,7 @@
 //! Source: `docs/PROTOCOL.md`.
 
 pub mod client;
+mod codec;
 pub mod end;
 mod error;
 mod flow;
@@ -19,7 +20,6 @@ pub mod message;
 mod names;
 mod outbox;
 pub mod plain;
-mod queue;
 pub mod registry;
 mod replaced;
 pub mod server;

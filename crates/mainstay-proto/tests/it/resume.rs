@@ -424,8 +424,7 @@ fn a_welcome_with_impossible_counts_loses_the_session_as_unknown() {
             resume_at: None,
             max_message: None,
         };
-        let outcome =
-            pair.client.handle_frame(pair.now, new, Frame::Control(Control::Welcome(Box::new(welcome))));
+        let outcome = pair.client.handle_frame(new, Frame::Control(Control::Welcome(Box::new(welcome))));
         assert!(outcome.is_err(), "acknowledged {acknowledged} first {first}");
         pair.cut(new);
         assert_eq!(pair.gaps().len(), 1);
