@@ -20,8 +20,8 @@ use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
 use super::Server;
 use super::auth::AuthError;
 use super::limits::Permit;
-use super::open::{Opening, Terms, open};
-use super::serve::HeadTook;
+use super::open::{HeadDuration, Opening, SessionOptions, open};
+use super::peer::PeerInfo;
 use super::session::Session;
 use super::spelling;
 use super::stats::Counters;
@@ -67,29 +67,13 @@ pub struct SessionUpgrade {
     on_upgrade: OnUpgrade,
     uri: Uri,
     headers: HeaderMap,
-    facts: PeerInfo,
+    info: PeerInfo,
     permit: Option<Arc<Permit>>,
-    head_took: Duration,
-    terms: Terms,
+    head_duration: Duration,
+    options: SessionOptions,
     subprotocols: Option<Vec<String>>,
     /// What the 101 says besides, and how its names are spelled.
     answer: Option<Box<(HeaderMap, Extensions)>>,
-}
-
-/// What is known of a session's client. Small, because every session holds it; the request's headers are
-/// the upgrade's ([`SessionUpgrade::headers`]).
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct PeerInfo {
-    /// Where its first connection came from, as far as the server loop told.
-    pub address: Option<SocketAddr>,
-    /// The application's subprotocol, if one was agreed on.
-    pub subprotocol: Option<Box<str>>,
-    /// Whether it speaks `mainstay.v1`.
-    pub resumable: bool,
-    /// Who it is: what [`SessionUpgrade::principal`] was told or [`SessionUpgrade::authenticate`] found.
-    /// Empty: nobody in particular.
-    pub principal: Box<[u8]>,
 }
 
 /// Why a request did not become a session.
@@ -148,10 +132,10 @@ where
             on_upgrade,
             uri,
             headers: parts.headers.clone(),
-            facts: PeerInfo { address, subprotocol: None, resumable: false, principal: Box::default() },
+            info: PeerInfo::new(address),
             permit: parts.extensions.remove::<Arc<Permit>>(),
-            head_took: parts.extensions.get::<HeadTook>().map_or(Duration::ZERO, |head| head.0),
-            terms: Terms {
+            head_duration: parts.extensions.get::<HeadDuration>().map_or(Duration::ZERO, |head| head.0),
+            options: SessionOptions {
                 path,
                 principal: Bytes::new(),
                 authenticate: None,
@@ -192,7 +176,7 @@ impl SessionUpgrade {
     /// path than its session's, query aside.
     #[must_use]
     pub fn principal(mut self, principal: impl Into<Bytes>) -> Self {
-        self.terms.principal = principal.into();
+        self.options.principal = principal.into();
         self
     }
 
@@ -224,7 +208,7 @@ impl SessionUpgrade {
         F: Future<Output = Result<P, AuthError>> + Send + 'static,
         P: Into<Bytes>,
     {
-        self.terms.authenticate = Some(Arc::new(move |credentials| {
+        self.options.authenticate = Some(Arc::new(move |credentials| {
             let judging = judge(credentials);
             Box::pin(async move { judging.await.map(Into::into) })
         }));
@@ -235,7 +219,7 @@ impl SessionUpgrade {
     /// [`Session::recv`] counts as received.
     #[must_use]
     pub fn manual_ack(mut self) -> Self {
-        self.terms.manual = true;
+        self.options.manual = true;
         self
     }
 
@@ -244,7 +228,7 @@ impl SessionUpgrade {
     /// connection asks for changes nothing. Default: [`Config::heartbeat`](super::Config::heartbeat).
     #[must_use]
     pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {
-        self.terms.heartbeat = heartbeat;
+        self.options.heartbeat = heartbeat;
         self
     }
 
@@ -274,7 +258,7 @@ impl SessionUpgrade {
     /// Towards a plain peer, which cannot be told of a gap, it changes nothing.
     #[must_use]
     pub fn drop_oldest(mut self) -> Self {
-        self.terms.drops_oldest = true;
+        self.options.drops_oldest = true;
         self
     }
 
@@ -294,7 +278,7 @@ impl SessionUpgrade {
     /// Where the request came from, as far as the server loop told.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
-        self.facts.address
+        self.info.address
     }
 
     /// The application's subprotocols that the client offers.
@@ -319,14 +303,14 @@ impl SessionUpgrade {
         let shared = &self.mainstay.shared;
         let deflate = shared.config.deflate.then(DeflateParams::default);
         let (handshake, agreed) = self.request.response(chosen.as_deref(), deflate);
-        self.facts.resumable = chosen.as_deref().is_some_and(is_ours);
-        self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
-        self.terms.deflate = agreed.deflate;
+        self.info.resumable = chosen.as_deref().is_some_and(is_ours);
+        self.info.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
+        self.options.deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
-        let Self { on_upgrade, permit, head_took, facts, terms, .. } = self;
+        let Self { on_upgrade, permit, head_duration, info, options, .. } = self;
         // A task for the opening alone: once it is over, the session lives with a worker.
         let opened =
-            open(self.mainstay.shared, Opening { on_upgrade, permit, facts, terms, head_took }, handler);
+            open(self.mainstay.shared, Opening { on_upgrade, permit, info, options, head_duration }, handler);
         tracker.spawn(Box::pin(opened));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
