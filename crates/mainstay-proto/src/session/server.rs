@@ -30,6 +30,7 @@ use super::message::{
     Welcome, Window,
 };
 use super::names::Name;
+use super::outbox::Progress;
 use super::plain::PeerClose;
 use super::replaced::Replacements;
 use super::transmit::{ConnectionId, Transmit};
@@ -1176,6 +1177,18 @@ impl ServerSession {
     #[must_use]
     pub fn owes_welcome(&self) -> bool {
         self.attached.as_ref().is_some_and(|attached| attached.welcome.is_some())
+    }
+
+    /// How far the message has come that [`send`](Self::send) gave this number.
+    #[must_use]
+    pub fn progress(&self, number: u64) -> Progress {
+        self.flow.outbox.progress(number)
+    }
+
+    /// Whether a connection has written every message that was accepted.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        self.flow.outbox.written() >= self.flow.outbox.last()
     }
 
     /// The highest number of ours that the client acknowledged.

@@ -37,7 +37,6 @@ mod watch;
 
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -48,7 +47,6 @@ use mainstay_proto::connect::ConnectConfig;
 use mainstay_proto::session::Message;
 use mainstay_proto::session::message::SessionId;
 use mainstay_proto::ws::CloseCode;
-use tokio::sync::oneshot;
 
 pub use self::answer::Refusal;
 pub use self::builder::{Builder, ConnectError, Request};
@@ -70,8 +68,8 @@ pub use mainstay_proto::ws::handshake::InvalidProtocol;
 pub use rustls;
 
 use self::core::Core;
-use crate::SendError;
 use crate::clock::now;
+use crate::{Receipt, SendError};
 
 /// A URL or header that no attempt could use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,31 +109,6 @@ pub struct Client<P = Sessions> {
     /// What [`changed`](Self::changed) returned last.
     seen: State,
     peer: PhantomData<fn() -> P>,
-}
-
-/// What became of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// The peer has it: its application (`mainstay.v1`), or its WebSocket stack (plain peers).
-    Delivered,
-    /// It certainly was not delivered, and will not be.
-    NotDelivered,
-    /// It may or may not have been.
-    Unknown,
-}
-
-/// Settles when it is known what became of a message. Dropping it changes nothing.
-#[derive(Debug)]
-pub struct Receipt(oneshot::Receiver<Outcome>);
-
-impl Future for Receipt {
-    type Output = Outcome;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        // A client that is gone cannot say any more.
-        Pin::new(&mut self.0).poll(cx).map(|settled| settled.unwrap_or(Outcome::Unknown))
-    }
 }
 
 impl Client {

@@ -9,10 +9,9 @@ use mainstay_proto::session::Message;
 use mainstay_proto::session::message::SessionId;
 use mainstay_proto::ws::CloseCode;
 
-use super::Receipt;
 use super::core::Core;
-use crate::SendError;
 use crate::clock::now;
+use crate::{Receipt, SendError};
 
 /// Sends through a client from elsewhere. Cheap to clone; does not keep the client open.
 #[derive(Clone)]

@@ -417,8 +417,8 @@ mod tests {
     use mainstay_proto::connect::{Client as Machine, ConnectConfig};
     use mainstay_proto::session::Message;
 
-    use super::super::Outcome;
     use super::*;
+    use crate::Outcome;
 
     #[tokio::test]
     async fn what_was_dropped_says_nothing_of_what_is_under_way() {

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::Wake;
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Wake};
+use std::time::Duration;
 
 use mainstay_proto::admission::Source;
 use mainstay_proto::budget::{Candidate, Pressure, in_order};
@@ -20,6 +20,7 @@ use tracing::field::Empty;
 
 use super::auth::Authenticate;
 use super::config::Config;
+#[cfg(feature = "fault-injection")]
 use super::fault::Fault;
 use super::inner::{Extras, Incoming, Inner, Origin};
 use super::limits::Gate;
@@ -85,6 +86,37 @@ impl Core {
         self.change(|peer| peer.send(message, pressure)).map(drop)
     }
 
+    /// Sends `sending`, or keeps it there until there is room. Calls `sent` with the number of the message, which a plain
+    /// client's have not.
+    pub(super) fn poll_send<R>(
+        self: &Arc<Self>,
+        sending: &mut Option<Message>,
+        cx: &mut Context<'_>,
+        sent: impl FnOnce(&mut Inner, Option<u64>) -> R,
+    ) -> Poll<Result<R, SendError>> {
+        // A future that is polled after it has returned.
+        let Some(message) = sending.take() else { return Poll::Pending };
+        let mut inner = self.lock();
+        let pressure = self.shared.config.budget.pressure();
+        match inner.peer.send(message, pressure) {
+            Err(SendError::Full(message)) => {
+                *sending = Some(message);
+                inner.wait_for_room(cx.waker());
+                if pressure.is_some() && self.wait_for_memory(&mut inner).is_none() {
+                    // It fell just now, and no other task would wake this one.
+                    inner.wake_senders();
+                }
+                Poll::Pending
+            }
+            done => {
+                let done = done.map(|number| sent(&mut inner, number));
+                drop(inner);
+                self.signal.ask();
+                Poll::Ready(done)
+            }
+        }
+    }
+
     /// A plain client, which cannot be told of a gap, may be full.
     pub(super) fn send_dropping_oldest(&self, message: Message) -> Result<(), SendError> {
         let pressure = self.shared.config.budget.pressure();
@@ -99,7 +131,8 @@ impl Core {
         self.change_state(|peer| peer.abort(now(), code, reason));
     }
 
-    pub(super) fn inject(&self, fault: Fault, at: Instant) {
+    #[cfg(feature = "fault-injection")]
+    pub(super) fn inject(&self, fault: Fault, at: std::time::Instant) {
         self.lock().inject(fault, at);
         self.signal.ask();
     }

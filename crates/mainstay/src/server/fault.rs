@@ -19,12 +19,15 @@ pub(super) struct Injected {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     /// It is dropped without a closing handshake.
+    #[cfg_attr(not(feature = "fault-injection"), allow(dead_code, reason = "no verb requests it"))]
     Cut,
     /// It stalled, and goes on.
+    #[cfg_attr(not(feature = "fault-injection"), allow(dead_code, reason = "no verb requests it"))]
     Stall,
 }
 
 impl Injected {
+    #[cfg(feature = "fault-injection")]
     pub(super) fn new(connection: Option<ConnectionId>, at: Instant, fault: Fault) -> Self {
         Self { connection, at, fault }
     }
@@ -35,13 +38,13 @@ impl Injected {
 
     /// Takes the fault that is due on `connection`. A fault is forgotten once its connection was replaced or has hung up.
     pub(super) fn take_due(
-        injected: &mut Option<Box<Self>>,
+        injected: &mut Option<Self>,
         now: Instant,
         attached: Option<ConnectionId>,
         connection: ConnectionId,
         hung_up: bool,
     ) -> Option<Fault> {
-        let is_over = |fault: &mut Box<Self>| {
+        let is_over = |fault: &mut Self| {
             fault.connection != attached || (fault.concerns(connection) && (hung_up || fault.at <= now))
         };
         let injected = injected.take_if(is_over)?;

@@ -1,11 +1,12 @@
 //! What changes of a session, behind its lock: the machine, and the tasks that wait for it.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::task::Waker;
 use std::time::Instant;
 
 use mainstay_proto::budget::Held;
-use mainstay_proto::session::ConnectionId;
+use mainstay_proto::session::{ConnectionId, Message, Progress};
 use mainstay_proto::ws::CloseFrame;
 use tracing::Span;
 
@@ -14,6 +15,7 @@ use super::fault::{Fault, Injected};
 use super::peer::Peer;
 use crate::budget::{Change, Charge};
 use crate::driver::Wire;
+use crate::receipt::{Outcome, Receipt, Settle};
 
 /// See the module.
 pub(crate) struct Inner {
@@ -26,8 +28,8 @@ pub(crate) struct Inner {
     pub(super) incoming: Option<Box<Incoming>>,
     /// What few connections have.
     pub(super) extras: Option<Box<Extras>>,
-    /// A fault that was requested for the connection.
-    fault: Option<Box<Injected>>,
+    /// What few sessions ever have.
+    rare: Option<Box<Rare>>,
     pub(super) charge: Charge,
 }
 
@@ -37,6 +39,17 @@ pub(super) struct Extras {
     pub(super) authenticate: Option<Authenticate>,
     /// The span of its epoch; `None` where no subscriber wants it.
     pub(super) span: Option<Span>,
+}
+
+/// See [`Inner::rare`]: a session without any of this pays one empty pointer for it.
+#[derive(Default)]
+struct Rare {
+    /// A fault that was requested for the connection.
+    fault: Option<Injected>,
+    /// Receipts that are not settled, by the number of the message.
+    receipts: VecDeque<(u64, Settle)>,
+    /// A message that the session accepted as a `Sink` before there was room for it.
+    sending: Option<Message>,
 }
 
 #[derive(Default)]
@@ -65,7 +78,7 @@ pub(super) struct Origin {
 impl Inner {
     pub(super) fn new(peer: Peer) -> Self {
         let charge = Charge::default();
-        Self { peer, receiver: None, waiting: None, incoming: None, extras: None, fault: None, charge }
+        Self { peer, receiver: None, waiting: None, incoming: None, extras: None, rare: None, charge }
     }
 
     pub(super) fn span(&self) -> Option<Span> {
@@ -79,7 +92,9 @@ impl Inner {
     }
 
     pub(super) fn handle_lost(&mut self, now: Instant, connection: ConnectionId) {
-        self.fault.take_if(|fault| fault.concerns(connection));
+        if let Some(rare) = &mut self.rare {
+            rare.fault.take_if(|fault| fault.concerns(connection));
+        }
         self.peer.handle_lost(now, connection);
     }
 
@@ -91,20 +106,25 @@ impl Inner {
 
 /// Faults.
 impl Inner {
+    #[cfg(feature = "fault-injection")]
     pub(super) fn inject(&mut self, fault: Fault, at: Instant) {
         let connection = self.peer.connection();
         if connection.is_some() || !self.peer.is_session() {
-            self.fault = Some(Box::new(Injected::new(connection, at, fault)));
+            self.rare.get_or_insert_default().fault = Some(Injected::new(connection, at, fault));
         }
     }
 
     /// Whether a fault keeps this connection from reading and writing.
     pub(super) fn is_stalled(&self, connection: ConnectionId) -> bool {
-        self.fault.as_ref().is_some_and(|fault| fault.concerns(connection))
+        self.fault().is_some_and(|fault| fault.concerns(connection))
     }
 
     pub(super) fn fault_at(&self) -> Option<Instant> {
-        self.fault.as_ref().map(|fault| fault.at)
+        self.fault().map(|fault| fault.at)
+    }
+
+    fn fault(&self) -> Option<&Injected> {
+        self.rare.as_ref()?.fault.as_ref()
     }
 
     pub(super) fn take_fault(
@@ -113,7 +133,55 @@ impl Inner {
         connection: ConnectionId,
         hung_up: bool,
     ) -> Option<Fault> {
-        Injected::take_due(&mut self.fault, now, self.peer.connection(), connection, hung_up)
+        let rare = self.rare.as_mut()?;
+        Injected::take_due(&mut rare.fault, now, self.peer.connection(), connection, hung_up)
+    }
+}
+
+/// Receipts.
+impl Inner {
+    /// Returns a receipt for the message that was just sent with this number; `None`: the client is a plain one, which
+    /// acknowledges nothing.
+    pub(super) fn track(&mut self, number: Option<u64>) -> Receipt {
+        let (settle, receipt) = Receipt::new();
+        match number {
+            Some(number) => self.rare.get_or_insert_default().receipts.push_back((number, settle)),
+            None => drop(settle.send(Outcome::Unknown)),
+        }
+        receipt
+    }
+
+    /// Settles the receipts of messages whose fate is known by now. Once the session is over that is all of them.
+    pub(super) fn settle_receipts(&mut self) {
+        let Some(rare) = self.rare.as_mut().filter(|rare| !rare.receipts.is_empty()) else { return };
+        let Some(session) = self.peer.session() else { return };
+        let is_over = session.is_closed().is_some();
+        let fate = |number| match session.progress(number) {
+            Progress::Acknowledged => Some(Outcome::Delivered),
+            Progress::Dropped => Some(Outcome::NotDelivered),
+            Progress::Queued if is_over => Some(Outcome::NotDelivered),
+            _ if is_over => Some(Outcome::Unknown),
+            _ => None,
+        };
+        let waiting = std::mem::take(&mut rare.receipts).into_iter().filter_map(|(number, settle)| {
+            match fate(number) {
+                Some(outcome) => drop(settle.send(outcome)),
+                None => return Some((number, settle)),
+            }
+            None
+        });
+        rare.receipts = waiting.collect();
+    }
+}
+
+/// The session as a `Sink`.
+impl Inner {
+    pub(super) fn keep_sending(&mut self, message: Message) {
+        self.rare.get_or_insert_default().sending = Some(message);
+    }
+
+    pub(super) fn take_sending(&mut self) -> Option<Message> {
+        self.rare.as_mut()?.sending.take()
     }
 }
 

@@ -29,6 +29,8 @@ mod auth;
 mod changes;
 mod config;
 mod core;
+#[cfg(feature = "fault-injection")]
+mod disturb;
 mod drain;
 mod fault;
 mod inner;
@@ -39,6 +41,7 @@ mod room;
 mod sender;
 mod serve;
 mod session;
+mod sink;
 mod spelling;
 mod stats;
 mod target;
@@ -75,22 +78,33 @@ pub struct Server {
 
 impl Server {
     /// Creates a server without sessions.
-    ///
-    /// # Errors
-    /// A value of `config` is [out of range](Config::check).
-    pub fn try_new(config: Config) -> Result<Self, mainstay_proto::ConfigError> {
-        config.check()?;
-        Ok(Self::new(config))
-    }
-
-    /// As [`try_new`](Self::try_new), for values that are known to be right: what is out of range is logged as an error
-    /// and taken as it is.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        if let Err(error) = config.check() {
-            tracing::error!("the server's configuration is wrong: {error}");
-        }
         Self { shared: Shared::new(config) }
+    }
+
+    /// Returns a layer that gives this server to the requests of a router or a route, for [`SessionUpgrade`]. Only needed
+    /// behind another server than [`serve`], and for routes with a server of their own.
+    ///
+    /// ```no_run
+    /// # use axum::{Router, routing::any};
+    /// # use mainstay::{Server, SessionUpgrade};
+    /// # async fn chat(upgrade: SessionUpgrade) -> axum::response::Response { upgrade.on_session(|_| async {}) }
+    /// # async fn run(listener: tokio::net::TcpListener) -> std::io::Result<()> {
+    /// let server = Server::default();
+    /// let app = Router::new().route("/chat", any(chat)).layer(server.layer());
+    /// axum::serve(listener, app).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// What such a server lacks, in comparison with [`serve`]: a shutdown that waits for sessions (call
+    /// [`drain`](Self::drain) by hand), the limits of [`Config::admission`], a deadline for the head of a request and for a
+    /// response that its client does not read, limits of the head, and the client's address, unless
+    /// `into_make_service_with_connect_info` provides it. Sessions are the same.
+    #[must_use]
+    pub fn layer(&self) -> axum::Extension<Self> {
+        axum::Extension(self.clone())
     }
 
     /// The memory budget: its level, and how much of it is used.
@@ -178,30 +192,5 @@ impl Default for Server {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("config", &self.shared.config).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_value_out_of_range_is_named_with_its_bound() {
-        let check = |change: fn(&mut Config), expected: &str| {
-            let mut config = Config::default();
-            change(&mut config);
-            let error = Server::try_new(config).err().map(|error| error.to_string());
-            assert_eq!(error.as_deref(), Some(expected).filter(|expected| !expected.is_empty()));
-        };
-        check(|_| {}, "");
-        check(|config| config.resume_window = Duration::MAX, "resume_window must be at most 30 days");
-        check(|config| config.limits.max_message = 0, "limits.max_message must be 1 byte to 1 GiB");
-        check(|config| config.limits.max_fragments = 0, "limits.max_fragments must be at least 1");
-        check(|config| config.keep.messages = 0, "keep must be at least 1 message and 1 byte");
-        check(|config| config.opening_deadline = Duration::MAX, "opening_deadline must be at most a day");
-        check(|config| config.max_sessions = 0, "max_sessions must be at least 1");
-        check(|config| config.max_parked_per_address = Some(0), "max_parked_per_address must be at least 1");
     }
 }

@@ -179,6 +179,14 @@ impl Peer {
         pressure.lets_read(unread, assembling, owed)
     }
 
+    /// Whether a connection has written every message that was accepted.
+    pub(super) fn is_written(&self) -> bool {
+        match self {
+            Self::Session(session) => session.is_written(),
+            Self::Plain(plain) => plain.kept_bytes() == 0,
+        }
+    }
+
     pub(super) fn take_undelivered(&mut self) -> Vec<Message> {
         either!(self, peer => peer.take_undelivered())
     }

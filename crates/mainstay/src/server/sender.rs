@@ -2,27 +2,22 @@
 
 use std::future::poll_fn;
 use std::hash::{Hash, Hasher};
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
-use mainstay_proto::session::message::Delay;
-use mainstay_proto::session::{EndCause, Message};
-use mainstay_proto::ws::CloseCode;
+use mainstay_proto::session::Message;
 
 use super::core::CoreRef;
-use super::fault::Fault;
+use super::inner::Inner;
 use super::peer::SessionState;
-use crate::SendError;
-use crate::clock::now;
+use crate::{Receipt, SendError};
 
 /// Sends into a session from elsewhere. Cheap to clone; does not keep the session open.
 ///
 /// Two senders are equal if they send into the same session.
 #[derive(Clone)]
 pub struct Sender {
-    core: CoreRef,
+    pub(super) core: CoreRef,
 }
 
 /// Defines the verbs of [`Session`](super::Session) and [`Sender`], once.
@@ -42,6 +37,41 @@ macro_rules! shared_verbs {
                 message: impl Into<mainstay_proto::session::Message>,
             ) -> impl Future<Output = Result<(), $crate::SendError>> + Send + '_ {
                 $crate::server::sender::send(&self.core, message.into())
+            }
+
+            /// As [`send`](Self::send), and returns a [`Receipt`](crate::Receipt) that settles when the fate of the message
+            /// is known: delivered once the client acknowledged it, not delivered or unknown once the session is over. A
+            /// plain client acknowledges nothing: there it is unknown at once.
+            ///
+            /// # Errors
+            /// As [`send`](Self::send).
+            ///
+            /// # Cancel safety
+            /// Safe.
+            pub fn send_tracked(
+                &self,
+                message: impl Into<mainstay_proto::session::Message>,
+            ) -> impl Future<Output = Result<$crate::Receipt, $crate::SendError>> + Send + '_ {
+                $crate::server::sender::send_tracked(&self.core, message.into())
+            }
+
+            /// As [`send`](Self::send), of `value` as JSON in a text message.
+            ///
+            /// # Errors
+            /// The value has no form in JSON, or as [`send`](Self::send).
+            ///
+            /// # Cancel safety
+            /// Safe.
+            #[cfg(feature = "json")]
+            pub fn send_json<T: serde::Serialize + ?Sized>(
+                &self,
+                value: &T,
+            ) -> impl Future<Output = Result<(), $crate::SendJsonError>> + Send + '_ {
+                let message = mainstay_proto::session::Message::json(value);
+                async move {
+                    let message = message.map_err($crate::SendJsonError::Encode)?;
+                    Ok(self.send(message).await?)
+                }
             }
 
             /// Sends a message, or returns it at once.
@@ -172,40 +202,6 @@ impl Sender {
     }
 }
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Fault injection, for tests and demonstrations.
-impl Sender {
-    /// Drops the session's connection now, without a closing handshake, as a cut cable does: the client sees a reset, and
-    /// data in flight is lost. The session is kept and can be resumed; the session of a plain peer is over. While no
-    /// connection is attached it does nothing.
-    pub fn cut(&self) {
-        self.core.inject(Fault::Cut, now());
-    }
-
-    /// Stalls the attached connection for `duration`: it neither reads nor writes, as if this process were frozen. Then it
-    /// goes on, and the pause is not held against the client. The handler runs meanwhile, and a client that opens another
-    /// connection resumes its session there: the stall does not concern that one. A second call replaces the time, and zero
-    /// ends it; so does a client that hangs up, where the connection is TCP without TLS in this process. While no connection
-    /// is attached it does nothing. Range: up to a day, and more is a day.
-    pub fn hold(&self, duration: Duration) {
-        self.core.inject(Fault::Stall, now() + duration.min(DAY));
-    }
-
-    /// Asks the client to replace its connection after a time between the two of `delay`, as a server does that goes away
-    /// (GOAWAY); nothing is lost. A connection that is still open after `close_in` is closed with 1012; with zero it is not.
-    /// A plain peer cannot be asked: its connection is closed with 1012 at once, and its session is over. While no
-    /// connection is attached it does nothing. [`Server::drain`](super::Server::drain) asks every client.
-    ///
-    /// Source: `docs/PROTOCOL.md` "GOAWAY".
-    pub fn go_away(&self, reason: &str, delay: RangeInclusive<Duration>, close_in: Duration) {
-        let delay = Delay { min: *delay.start(), max: *delay.end().max(delay.start()) };
-        if !self.core.change(|peer| peer.go_away(now(), reason, delay, close_in)) {
-            self.core.close(EndCause::Closed, CloseCode::RESTART, reason);
-        }
-    }
-}
-
 impl PartialEq for Sender {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.core, &other.core)
@@ -241,26 +237,14 @@ pub(super) fn send(
     core: &CoreRef,
     message: Message,
 ) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
-    let mut waiting = Some(message);
-    poll_fn(move |cx| {
-        let Some(message) = waiting.take() else { return Poll::Ready(Ok(())) };
-        let mut inner = core.lock();
-        let pressure = core.shared.config.budget.pressure();
-        match inner.peer.send(message, pressure) {
-            Err(SendError::Full(message)) => {
-                waiting = Some(message);
-                inner.wait_for_room(cx.waker());
-                if pressure.is_some() && core.wait_for_memory(&mut inner).is_none() {
-                    // It fell just now, and no other task would wake this one.
-                    inner.wake_senders();
-                }
-                Poll::Pending
-            }
-            done => {
-                drop(inner);
-                core.signal.ask();
-                Poll::Ready(done.map(drop))
-            }
-        }
-    })
+    let mut sending = Some(message);
+    poll_fn(move |cx| core.poll_send(&mut sending, cx, |_, _| ()))
+}
+
+pub(super) fn send_tracked(
+    core: &CoreRef,
+    message: Message,
+) -> impl Future<Output = Result<Receipt, SendError>> + Send + '_ {
+    let mut sending = Some(message);
+    poll_fn(move |cx| core.poll_send(&mut sending, cx, Inner::track))
 }

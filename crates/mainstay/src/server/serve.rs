@@ -514,7 +514,8 @@ impl HttpConnection {
         if let Some(address) = self.address {
             extensions.insert(ConnectInfo(address));
         }
-        // Of a connection that was kept alive, this request's peer has all of the time again.
+        extensions.insert(self.mainstay.clone());
+        // On a kept-alive connection each request has the full deadline again.
         extensions.insert(HeadDuration(if is_first { self.accepted.elapsed() } else { Duration::ZERO }));
         if let Some(permit) = &self.permit {
             // It goes with the connection, if that is upgraded.

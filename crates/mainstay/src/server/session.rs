@@ -1,10 +1,8 @@
 //! The application's handle on one session.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use futures_core::Stream;
 use mainstay_proto::session::message::GapCause;
 use mainstay_proto::session::{Delivery, EndCause, Message, PeerClose};
 use mainstay_proto::ws::CloseCode;
@@ -20,7 +18,7 @@ use crate::clock::now;
 ///
 /// A session outlives connections: while the client is away, [`recv`](Self::recv) waits and [`send`](Self::send) keeps
 /// messages. The drop of this value, when the handler returns, ends the session in order, as [`close`](Self::close) does.
-/// It is a [`Stream`] of messages, too.
+/// It is a `Stream` and a `Sink` of messages, too.
 ///
 /// ```no_run
 /// # use mainstay::{Session, server::SessionState};
@@ -39,7 +37,7 @@ use crate::clock::now;
 /// }
 /// ```
 pub struct Session {
-    core: CoreRef,
+    pub(super) core: CoreRef,
     /// The state that `changed` returned last.
     seen: Seen,
 }
@@ -85,7 +83,7 @@ impl Session {
         poll_fn(|cx| self.poll_message(cx))
     }
 
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+    pub(super) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
         loop {
             match ready!(self.poll_recv(cx)) {
                 None => return Poll::Ready(None),
@@ -97,6 +95,17 @@ impl Session {
                 Some(Received::Volatile(_)) => {}
             }
         }
+    }
+
+    /// As [`recv`](Self::recv), parsed as JSON. A message that is no JSON of this type is received all the same.
+    ///
+    /// # Cancel safety
+    /// Safe, as [`recv`](Self::recv).
+    #[cfg(feature = "json")]
+    pub async fn recv_json<T: serde::de::DeserializeOwned>(
+        &mut self,
+    ) -> Option<Result<T, serde_json::Error>> {
+        crate::json::parse(self.recv().await)
     }
 
     /// Receives the next message or gap, in order; when there is none, the next volatile message. The newest 64 volatile
@@ -201,14 +210,6 @@ impl Drop for Session {
             self.close(CloseCode::NORMAL, "");
         }
         self.core.lock().peer.forget_undelivered();
-    }
-}
-
-impl Stream for Session {
-    type Item = Message;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
-        self.poll_message(cx)
     }
 }
 

@@ -215,6 +215,7 @@ impl Connected {
     fn rest(&mut self) -> TaskPoll {
         let (mut inner, sockets) = (self.core.lock(), self.held());
         let is_over = inner.peer.poll_over();
+        inner.settle_receipts();
         let change = inner.account(sockets);
         let wakes = self.core.signal.is_woken() || inner.fault_at().is_some_and(|at| at <= now());
         let until = inner.poll_timeout();
@@ -463,6 +464,7 @@ impl Connected {
         if expired == Some(true) {
             Counters::add(&stats.expired, 1);
         }
+        self.core.lock().settle_receipts();
         self.log_end();
         self.core.shared.bury(&self.core);
     }
@@ -599,7 +601,7 @@ mod tests {
     /// A plain peer that begins a message of 1 MiB and stops half-way, at a server with this budget.
     async fn half_a_message(budget: &crate::Budget) -> (Arc<crate::server::Shared>, tokio::io::DuplexStream) {
         use tokio::io::AsyncWriteExt;
-        let config = crate::server::Config { budget: budget.clone(), ..crate::server::Config::default() };
+        let config = crate::server::Config::new().budget(budget.clone());
         let shared = Arc::clone(&Server::new(config).shared);
         let (ours, mut peer) = tokio::io::duplex(1 << 20);
         let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::SinkExt;
-use mainstay::client::{Connector, EndCause, Event, Lost, Outcome, State};
+use mainstay::client::{Connector, EndCause, Event, Lost, State};
 use mainstay::server::Config;
-use mainstay::{Client, CloseCode, Link, Message, SendError, Server, Session};
+use mainstay::{Client, CloseCode, Link, Message, Outcome, SendError, Server, Session};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -5,11 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
-use mainstay::client::{
-    Connector, Event, FailureKind, Lost, Outcome, Refusal, ServerStream, State, Upgraded,
-};
+use mainstay::client::{Connector, Event, FailureKind, Lost, Refusal, ServerStream, State, Upgraded};
 use mainstay::server::Config;
-use mainstay::{Client, CloseCode, Link, Message, SessionUpgrade};
+use mainstay::{Client, CloseCode, Link, Message, Outcome, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
