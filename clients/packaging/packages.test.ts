@@ -52,7 +52,10 @@ for (const packed of packages) {
   test(`what npm carries has its licences, says where it comes from, and no link that leads nowhere: ${packed.name}`, () => {
     for (const file of ["LICENSE-MIT", "LICENSE-APACHE", "README.md", "package.json"]) assert.ok(packed.files.includes(file), file);
     assert.deepEqual(packed.files.filter((file) => /(^|\/)(test|node_modules)\/|build\.mjs|tsconfig/.test(file)), []);
-    for (const field of ["author", "homepage", "repository", "bugs", "license"]) assert.ok(packed.manifest[field], field);
+    for (const field of ["author", "homepage", "repository", "bugs", "license", "description", "keywords", "engines", "types"]) assert.ok(packed.manifest[field], field);
+    // A package with a scope is private unless it says otherwise.
+    assert.equal(packed.manifest.publishConfig.access, "public");
+    for (const file of ["LICENSE-MIT", "LICENSE-APACHE"]) assert.equal(readFileSync(join(home, "node_modules", packed.name, file), "utf8"), readFileSync(join(CLIENTS, "..", file), "utf8"), file);
     const readme = readFileSync(join(home, "node_modules", packed.name, "README.md"), "utf8");
     assert.deepEqual(readme.match(/\]\((?!https:\/\/|#)[^)]*\)/g), null, "links that are relative");
   });
@@ -73,13 +76,13 @@ const USE = `
 import { MainstaySocket, type Fate, type Options, type SocketEvents, type WebSocketLike } from "@mainstay/client";
 import { MainstaySocket as Plain } from "@mainstay/client/plain";
 import { decode, type Frame } from "@mainstay/client/protocol";
-import { inSession } from "@mainstay/client/reload";
+import { sessionStorageStore } from "@mainstay/client/reload";
 import { MainstaySocket as Mini, type Wx } from "@mainstay/client/wx";
 import { useMainstay } from "@mainstay/client/react";
 import { TestServer } from "@mainstay/client/testing";
 
 declare const wx: Wx;
-const options: Options = { credentials: "token", resume: inSession, greeting: async () => ["hello", new Uint8Array(1)], shouldReconnectOnClose: ({ code }) => code !== 4001 };
+const options: Options = { credentials: "token", persist: sessionStorageStore(), greeting: async () => ["hello", new Uint8Array(1)], shouldReconnectOnClose: ({ code }) => code !== 4001 };
 const socket = new MainstaySocket("wss://example.com", [], options);
 const told = (event: SocketEvents["gap"]): Fate | undefined => event.fate;
 socket.addEventListener("gap", (event) => told(event));
@@ -133,10 +136,10 @@ test("each entry point is imported and required, by every Node that the packages
 test("two entry points that are required share what both know: an error is one class, and a session is kept over a reload", () => {
   const code = `
     const { MainstaySocket } = require("@mainstay/client");
-    const { inSession } = require("@mainstay/client/reload");
+    const { sessionStorageStore } = require("@mainstay/client/reload");
     globalThis.sessionStorage = { getItem: () => null, setItem() {}, removeItem() {} };
     globalThis.document = new EventTarget();
-    const socket = new MainstaySocket("wss://example.com", [], { resume: inSession, WebSocket: require("ws").WebSocket, startClosed: true });
+    const socket = new MainstaySocket("wss://example.com", [], { persist: sessionStorageStore(), WebSocket: require("ws").WebSocket, startClosed: true });
     socket.on("close", ({ code }) => console.log("closed", code));
     socket.close();`;
   assert.equal(execFileSync(process.execPath, ["--input-type=commonjs", "-e", code], { cwd: home, encoding: "utf8" }).trim(), "closed 1000");

@@ -354,7 +354,7 @@ export abstract class BaseSocket extends EventTarget {
   }
 
   private transmit(output: Transmit): void {
-    if (output.kind === "dial") void this.dial(output.id);
+    if (output.kind === "dial") void this.dial(output.id, output.offers);
     else if (output.kind === "write") this.writeTo(output.id, output.data);
     else if (output.kind === "close") this.byId[output.id]?.close(output.code, output.reason);
     else this.forget(output.id, output.code, output.reason);
@@ -473,7 +473,7 @@ export abstract class BaseSocket extends EventTarget {
 
   // ---- connections --------------------------------------------------------------------------------
 
-  private async dial(id: number): Promise<void> {
+  private async dial(id: number, offers: boolean): Promise<void> {
     try {
       const [url, protocols, greeting] = await Promise.all([ask(this.askedFor[0]), ask(this.askedFor[1]), this.chosen.greeting?.(), this.prepare()]);
       this.greetings = [greeting ?? []].flat();
@@ -481,7 +481,8 @@ export abstract class BaseSocket extends EventTarget {
       this.cameFrom = new URL(this.place).origin;
       // It may have been given up meanwhile.
       if (this.machine.dialled !== id) return;
-      const names = this.offer(readProtocols(protocols));
+      const asked = readProtocols(protocols);
+      const names = offers ? this.offer(asked) : asked;
       let connection = new this.connectionClass!(this.place, names);
       if (connection instanceof BaseSocket) {
         // What is global makes sockets like this one.

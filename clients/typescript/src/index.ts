@@ -36,8 +36,6 @@ export interface Options extends BaseOptions {
   resendUndelivered?: boolean;
   /** `sessionStorageStore` of `@mainstay/client/reload`: keep token, positions and unacknowledged messages in `sessionStorage` while the page is away, so that a reload resumes. @default false */
   persist?: ((socket: MainstaySocket, protocols?: unknown) => void) | false;
-  /** Names what is kept there, where a page makes its sockets to one URL in another order each time. @default the URL without its query */
-  resumeKey?: string;
 }
 
 /** One message that was sent. */
@@ -57,7 +55,7 @@ export class MainstaySocket extends BaseSocket {
   /** As written, whatever minifiers make of it. */
   static override readonly name: string = "MainstaySocket";
   /** @internal */
-  declare protected machine: Machine & { name?: string; offers?: boolean };
+  declare protected machine: Machine & { name?: string };
   /** @internal */
   declare protected queued: Message[];
   /** @internal */
@@ -205,7 +203,7 @@ export class MainstaySocket extends BaseSocket {
 
   /** @internal */
   protected override offer(names: string[]): string[] {
-    return this.machine.offers ? offerFor(names) : names;
+    return offerFor(names);
   }
 
   // ---- messages -----------------------------------------------------------------------------------

@@ -23,14 +23,21 @@ const LOST = "lost";
 /** The keys of the sockets that live in this page. */
 const used = new Set<string>();
 
-/** For the option `persist`: keeps what goes on in the tab's `sessionStorage` while the page is away. */
-export const sessionStorageStore = (): ((socket: MainstaySocket, protocols?: unknown) => void) => persistIn;
+/**
+ * For the option `persist`: keeps the session in the tab's `sessionStorage` while the page is away.
+ *
+ * `key` names it there, for a page that makes its sockets to one URL in another order each time. Default: the URL without
+ * its query.
+ */
+export const sessionStorageStore =
+  ({ key }: { key?: string } = {}) =>
+  (socket: MainstaySocket, protocols?: unknown): void => persistIn(socket, protocols, key);
 
-function persistIn(socket: MainstaySocket, protocols?: unknown): void {
-  const { clientSession: session, chosen, url } = socket;
+function persistIn(socket: MainstaySocket, protocols: unknown, name?: string): void {
+  const { clientSession: session, url } = socket;
   const { document } = globalThis;
-  if (!url && !chosen.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
-  let key = `mainstay ${chosen.resumeKey ?? url.split("?")[0]}`;
+  if (!url && !name) throw new TypeError("sessionStorageStore needs a key where the URL is a function: sessionStorageStore({ key })");
+  let key = `mainstay ${name ?? url.split("?")[0]}`;
   if (typeof protocols !== "function" && `${protocols}`) key += ` ${protocols}`;
   while (used.has(key)) key += " +";
   const free = () => used.delete(key);

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use mainstay_proto::connect::Lost;
+use mainstay_proto::failure::Failure;
 use mainstay_proto::session::{Message, Transmit};
 use mainstay_proto::ws::{CloseFrame, Connection, Incoming, Limits, Packed, ProtocolError, SendQueue, State};
 
@@ -113,7 +114,7 @@ impl Wire {
         with_scratch(|scratch| match self.transport.poll_read(cx, &mut scratch.read) {
             Poll::Pending => Reading::Idle,
             Poll::Ready(Ok(0)) => Reading::Ended(self.lost(None)),
-            Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(&error))),
+            Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(error))),
             Poll::Ready(Ok(count)) => {
                 take(Arrived::Bytes);
                 if self.codec.wants_time() {
@@ -156,7 +157,7 @@ impl Wire {
                     self.closing = true;
                     return Some(Reading::Ended(match error {
                         ProtocolError::MessageTooBig { limit } => Lost::TooBig { limit },
-                        error => Lost::Broken(error.to_string()),
+                        error => Lost::Broken(error.to_string().into()),
                     }));
                 }
             };
@@ -168,10 +169,10 @@ impl Wire {
         }
     }
 
-    fn lost(&self, error: Option<&io::Error>) -> Lost {
+    fn lost(&self, error: Option<io::Error>) -> Lost {
         // TLS reports a stream that ends in the middle as an error.
         let error = error.filter(|error| error.kind() != io::ErrorKind::UnexpectedEof);
-        Lost::Broken(error.map_or_else(|| "connection ended without a close".to_owned(), ToString::to_string))
+        Lost::Broken(error.map_or_else(|| "connection ended without a close".into(), Failure::from))
     }
 
     /// Encodes what `next` returns and writes it with one call.

@@ -155,7 +155,7 @@ impl Inner {
     pub(super) fn settle_receipts(&mut self) {
         let Some(rare) = self.rare.as_mut().filter(|rare| !rare.receipts.is_empty()) else { return };
         let Some(session) = self.peer.session() else { return };
-        let is_over = session.is_closed().is_some();
+        let is_over = session.closed().is_some();
         let fate = |number| match session.progress(number) {
             Progress::Acknowledged => Some(Outcome::Delivered),
             Progress::Dropped => Some(Outcome::NotDelivered),

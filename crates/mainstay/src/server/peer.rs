@@ -139,7 +139,7 @@ impl Peer {
 
     pub(super) fn is_closed(&self) -> bool {
         match self {
-            Self::Session(session) => session.is_closed().is_some(),
+            Self::Session(session) => session.closed().is_some(),
             Self::Plain(plain) => plain.is_closed(),
         }
     }
@@ -387,7 +387,7 @@ impl Peer {
         let Self::Plain(plain) = self else { return };
         match why {
             Lost::TooBig { .. } => plain.handle_violation(CloseCode::TOO_BIG, "a message is too big"),
-            Lost::Broken(reason) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, reason),
+            Lost::Broken(failure) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, failure.message()),
             _ => {}
         }
     }
@@ -424,8 +424,8 @@ impl Peer {
 
     /// Whether a session is over since the last call: the registry buries it then, even if its handler goes on. A plain
     /// peer has no name there.
-    pub(super) fn poll_over(&mut self) -> bool {
-        self.session_mut().is_some_and(ServerSession::poll_over)
+    pub(super) fn poll_closed(&mut self) -> bool {
+        self.session_mut().is_some_and(ServerSession::poll_closed)
     }
 
     /// WELCOME is still to be written.

@@ -150,7 +150,7 @@ impl Connected {
             }
         }
         if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.register(context)) {
-            self.lose(&Lost::Broken(error.to_string()), context, cx);
+            self.lose(&Lost::Broken(error.into()), context, cx);
         }
         if has_fault {
             self.apply_fault();
@@ -170,7 +170,7 @@ impl Connected {
 
     /// Logs one line about a session that waits for its client.
     fn log_parked(&self, inner: &Inner) {
-        if let Some(session) = inner.peer.session().filter(|session| session.is_closed().is_none()) {
+        if let Some(session) = inner.peer.session().filter(|session| session.closed().is_none()) {
             let (id, epoch, cause) = (session.id(), session.epoch(), self.loss.as_str());
             tracing::debug!(session = %id, epoch, connection = self.connection.0, cause, "session parked");
         }
@@ -214,7 +214,7 @@ impl Connected {
     /// Ends a poll: returns when there is something to do again.
     fn rest(&mut self) -> TaskPoll {
         let (mut inner, sockets) = (self.core.lock(), self.held());
-        let is_over = inner.peer.poll_over();
+        let is_over = inner.peer.poll_closed();
         inner.settle_receipts();
         let change = inner.account(sockets);
         let wakes = self.core.signal.is_woken() || inner.fault_at().is_some_and(|at| at <= now());
@@ -295,7 +295,7 @@ impl Connected {
                     self.core.shared.log_too_big(&self.core.info);
                 }
                 wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
-                Some(Lost::Broken(error.to_string()))
+                Some(Lost::Broken(error.to_string().into()))
             }
             (_, Some(closed), None) => Some(closed),
             (Reading::Ended(lost), None, None) => {
@@ -459,7 +459,7 @@ impl Connected {
         let expired = self.core.with_session(|session| {
             // A task that is dropped early, by a runtime that shuts down, leaves no live name.
             session.evict();
-            session.is_closed() == Some(Closed::Expired)
+            session.closed() == Some(Closed::Expired)
         });
         if expired == Some(true) {
             Counters::add(&stats.expired, 1);
