@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::{Router, routing::any};
-use mainstay::client::Outcome;
+use mainstay::Outcome;
 use mainstay::{Client, CloseCode, Server, Session, SessionUpgrade};
 
 /// Stands for billing's database.
