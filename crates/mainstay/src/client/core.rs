@@ -16,10 +16,11 @@ use tokio::sync::oneshot;
 
 use super::events::EventQueue;
 use super::{AuthenticateError, Rejection};
+use crate::SendError;
 use crate::budget::{Budget, Change, Charge, Holder};
 use crate::clock::now;
+use crate::receipt::{Outcome, Receipt, Settle};
 use crate::worker::{self, Signal};
-use crate::{Outcome, Receipt, SendError};
 
 /// When `recv` has been polled so often since an event came up that tells of a place between two messages, it returns what
 /// stands behind that place, event taken or not: in a `select!` a listener is polled between any two of these, in
@@ -53,7 +54,7 @@ pub(crate) struct Inner {
     polls_for_listener: u8,
     /// A flush waits until everything has left.
     flushing: bool,
-    tracked: VecDeque<(u64, oneshot::Sender<Outcome>)>,
+    tracked: VecDeque<(u64, Settle)>,
     authenticating: Option<oneshot::Sender<Verdict>>,
     receiver: Option<Waker>,
     /// Those who wait for events, for another state, for the end, or until everything has left.
@@ -307,9 +308,9 @@ impl Inner {
 
     /// Settles when it is known what became of the message that was just given this number.
     pub(super) fn track(&mut self, number: u64) -> Receipt {
-        let (sender, receiver) = oneshot::channel();
-        self.tracked.push_back((number, sender));
-        Receipt(receiver)
+        let (settle, receipt) = Receipt::new();
+        self.tracked.push_back((number, settle));
+        receipt
     }
 
     fn poll_send(

@@ -85,13 +85,13 @@ impl Task for ClientTask {
         &self.core.signal
     }
 
-    fn turn(self: Pin<&mut Self>, context: &TaskContext<'_>) -> TaskPoll {
+    fn poll_task(self: Pin<&mut Self>, context: &TaskContext<'_>) -> TaskPoll {
         let this = self.get_mut();
         let waker = Waker::from(Arc::clone(&this.core));
         let cx = &mut Context::from_waker(&waker);
         let mut stirred = this.arrive(context);
         for _ in 0..ROUNDS {
-            if this.core.signal.take_poll() {
+            if this.core.signal.take_wake() {
                 stirred |= this.poll_dials(cx, context);
             }
             let more = this.read(cx, &mut stirred);
@@ -106,7 +106,7 @@ impl Task for ClientTask {
                 acted => stirred |= acted.is_some(),
             }
             stirred |= this.obey();
-            this.core.signal.end_turn();
+            this.core.signal.end_poll();
             stirred |= this.write(cx);
             if this.finish(cx, stirred) {
                 return TaskPoll::Done;
@@ -130,7 +130,7 @@ impl ClientTask {
         for open in &mut self.wires {
             if gives_up {
                 lost.push((open.connection, Lost::Broken(NO_MEMORY.into())));
-            } else if let Err(error) = open.wire.arrive(context) {
+            } else if let Err(error) = open.wire.register(context) {
                 lost.push((open.connection, Lost::Broken(error.into())));
             }
         }
@@ -148,7 +148,7 @@ impl ClientTask {
 
     /// When there is something to do again.
     fn rest(&self) -> TaskPoll {
-        if self.core.signal.wants_poll() {
+        if self.core.signal.is_woken() {
             return TaskPoll::Again;
         }
         TaskPoll::Until(self.core.lock().machine.poll_timeout())
@@ -168,7 +168,7 @@ impl ClientTask {
         let core = Arc::clone(&self.core);
         for (connection, result) in done {
             let arrived = result.and_then(|mut opened| {
-                opened.wire.arrive(context).map_err(|error| Lost::Broken(error.into()))?;
+                opened.wire.register(context).map_err(|error| Lost::Broken(error.into()))?;
                 Ok(opened)
             });
             let mut inner = core.lock();
