@@ -11,7 +11,7 @@ use std::task::{Context, Waker};
 
 use bytes::Bytes;
 
-use mainstay_proto::connect::Lost;
+use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{Closed, ConnectionId, End, EndCause, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
@@ -28,7 +28,7 @@ use super::session::Session;
 use super::stats::Counters;
 use crate::budget::Part;
 use crate::clock::{self, now};
-use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
+use crate::driver::{Abort, Arrived, Reading, Wire, Written};
 use crate::worker::{Signal, Task, TaskContext, TaskPoll};
 
 /// Reads for each poll.
@@ -236,8 +236,8 @@ impl Connected {
 
     /// Bytes that the connection keeps.
     fn held(&self) -> u64 {
-        let framing = if self.core.info.resumable { Framing::Session } else { Framing::Plain };
-        self.wire.as_ref().map_or(0, |wire| wire.held(framing))
+        let mode = if self.core.info.resumable { Mode::Session } else { Mode::Plain };
+        self.wire.as_ref().map_or(0, |wire| wire.held(mode))
     }
 
     /// Reads once. `true`: there may be more.
@@ -387,9 +387,9 @@ impl Connected {
         if inner.is_stalled(connection) {
             return;
         }
-        let framing = inner.peer.framing();
+        let mode = inner.peer.mode();
         let (mut wrote, mut messages, mut bytes) = (false, 0, 0);
-        let outcome = wire.poll_write(cx, framing, || {
+        let outcome = wire.poll_write(cx, mode, || {
             let transmit = inner.peer.poll_transmit(now, connection)?;
             wrote = true;
             if let Transmit::Message(message) = &transmit {
