@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { settingsOf } from "../src/options.js";
+import { settingsOf } from "../dist/options.js";
 
 const rows = readFileSync(new URL("../../../docs/DEFAULTS.md", import.meta.url), "utf8").split("\n").map((line) => line.split(" | "));
 
@@ -23,9 +23,9 @@ test("each numeric option of the plugin has a row among the defaults, and its de
   assert.ok(numbers.length >= 10);
   const complaints = [...numbers, ...windows].map(([path, value]) => {
     const name = (path as string).split(".")[0];
-    const row = rows.find(([first]) => first.includes("astify") && first.includes(`\`${name}\``));
+    const row = rows.find(([first = ""]) => first.includes("astify") && first.includes(`\`${name}\``));
     if (!row) return `${name} has no row that names it`;
-    return written(path as string, value as number | undefined).test(row[1]) ? undefined : `${path} is ${value}, and the row says: ${row[1]}`;
+    return written(path as string, value as number | undefined).test(row[1] ?? "") ? undefined : `${path} is ${value}, and the row says: ${row[1]}`;
   });
   assert.deepEqual(complaints.filter((complaint) => complaint), []);
 });
