@@ -36,7 +36,10 @@ const STEPS: &[Step] = &[
     Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings")),
     Step::new("test", "unit, documentation and integration tests", |_| cargo("test --workspace")),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
-    Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
+    Step::new("docs", "commands in the documents, as written", |_| docs::run_documents()),
+    Step::new("examples", "one program per need: what it prints is what its page shows", |_| {
+        docs::run_examples()
+    }),
     Step::new("features", "each feature of each crate, alone and none", |_| crates::features()),
     Step::new("msrv", "the oldest compiler that we promise", |_| crates::msrv()),
     Step::new("rustdoc", "documentation without a warning, with each feature", |_| crates::rustdoc()),
