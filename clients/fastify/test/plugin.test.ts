@@ -286,6 +286,7 @@ test("abort sends END at once, drops messages that were not written, and ends a 
   const closed = once(session, "closed");
   session.abort(4500, "enough");
   assert.deepEqual([session.trySend("later"), await peer.text()], [false, "written"]);
+  peer.write(ack(1));
   assert.deepEqual(endIn(await peer.next()), [END, 4500, "enough"]);
   peer.write(end(4500, "", 1, 1));
   assert.deepEqual(await closed, [{ cause: "ended", code: 4500, reason: "enough" }]);
