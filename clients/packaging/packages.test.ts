@@ -52,7 +52,10 @@ for (const packed of packages) {
   test(`what npm carries has its licences, says where it comes from, and no link that leads nowhere: ${packed.name}`, () => {
     for (const file of ["LICENSE-MIT", "LICENSE-APACHE", "README.md", "package.json"]) assert.ok(packed.files.includes(file), file);
     assert.deepEqual(packed.files.filter((file) => /(^|\/)(test|node_modules)\/|build\.mjs|tsconfig/.test(file)), []);
-    for (const field of ["author", "homepage", "repository", "bugs", "license"]) assert.ok(packed.manifest[field], field);
+    for (const field of ["author", "homepage", "repository", "bugs", "license", "description", "keywords", "engines", "types"]) assert.ok(packed.manifest[field], field);
+    // A package with a scope is private unless it says otherwise.
+    assert.equal(packed.manifest.publishConfig.access, "public");
+    for (const file of ["LICENSE-MIT", "LICENSE-APACHE"]) assert.equal(readFileSync(join(home, "node_modules", packed.name, file), "utf8"), readFileSync(join(CLIENTS, "..", file), "utf8"), file);
     const readme = readFileSync(join(home, "node_modules", packed.name, "README.md"), "utf8");
     assert.deepEqual(readme.match(/\]\((?!https:\/\/|#)[^)]*\)/g), null, "links that are relative");
   });

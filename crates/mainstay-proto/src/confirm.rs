@@ -29,10 +29,10 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Plain peers: the ping is the acknowledgement".
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::ConfigError;
+use crate::queue::{ByteQueue, Counted};
 
 /// What may be written and not confirmed.
 const WINDOW_MESSAGES: usize = 64;
@@ -198,9 +198,7 @@ pub struct Full<M>(pub M);
 pub struct Confirmer<M> {
     config: ConfirmConfig,
     /// In the order of their numbers.
-    kept: VecDeque<Kept<M>>,
-    /// The bytes of all messages that are kept.
-    kept_bytes: u64,
+    kept: ByteQueue<Kept<M>>,
     /// The number given last.
     last: u64,
     /// The highest number ever written, on whatever connection.
@@ -233,6 +231,12 @@ struct Kept<M> {
     number: u64,
     bytes: usize,
     message: M,
+}
+
+impl<M> Counted for Kept<M> {
+    fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
 }
 
 /// What is known of the current connection.
@@ -285,8 +289,7 @@ impl<M> Confirmer<M> {
     pub fn new(config: ConfirmConfig) -> Self {
         Self {
             config,
-            kept: VecDeque::new(),
-            kept_bytes: 0,
+            kept: ByteQueue::default(),
             last: 0,
             reached: 0,
             confirmed: 0,
@@ -312,7 +315,7 @@ impl<M> Confirmer<M> {
             return Err(Full(message));
         }
         let oldest = self.index_after(self.reached);
-        let first = self.kept.get(oldest).map_or(self.last + 1, |kept| kept.number);
+        let first = self.kept.items().get(oldest).map_or(self.last + 1, |kept| kept.number);
         let mut dropped = first;
         while !self.has_room(bytes) {
             let Some(gone) = self.kept.remove(oldest) else {
@@ -320,7 +323,6 @@ impl<M> Confirmer<M> {
                 return Ok((self.last, Some(Event::NotDelivered(first, self.last))));
             };
             self.queue.remove(gone.bytes);
-            self.kept_bytes -= gone.bytes as u64;
             dropped = gone.number;
         }
         Ok((self.adopt(message, bytes), Some(Event::NotDelivered(first, dropped))))
@@ -329,8 +331,7 @@ impl<M> Confirmer<M> {
     /// As [`push`](Self::push), whatever the queue holds: for what another machine had accepted.
     pub(crate) fn adopt(&mut self, message: M, bytes: usize) -> u64 {
         self.last += 1;
-        self.kept.push_back(Kept { number: self.last, bytes, message });
-        self.kept_bytes += bytes as u64;
+        self.kept.push(Kept { number: self.last, bytes, message });
         self.queue.add(bytes);
         self.last
     }
@@ -354,7 +355,7 @@ impl<M> Confirmer<M> {
         }
         let index = self.index_after(self.line.written);
         let Kept { number, bytes, message } =
-            self.kept.get(index).filter(|next| self.has_window(next.bytes))?;
+            self.kept.items().get(index).filter(|next| self.has_window(next.bytes))?;
         self.line.written = *number;
         self.reached = self.reached.max(*number);
         self.line.in_flight.add(*bytes);
@@ -393,7 +394,7 @@ impl<M> Confirmer<M> {
         // Some of that was let go meanwhile.
         let position = position.max(self.line.confirmed);
         let covered = self.index_after(self.line.confirmed)..self.index_after(position);
-        for Kept { number, bytes, .. } in self.kept.range(covered) {
+        for Kept { number, bytes, .. } in self.kept.items().range(covered) {
             self.line.in_flight.remove(*bytes);
             self.line.kept_back.add(*bytes);
             if *number > self.confirmed {
@@ -454,12 +455,11 @@ impl<M> Confirmer<M> {
             let first = kept.next()?.number;
             Some((first, kept.next_back().map_or(first, |last| last.number)))
         };
-        let unknown = span(self.kept.range(from..fresh.max(from)));
-        let not_delivered = span(self.kept.range(fresh.max(from)..));
-        let kept = std::mem::take(&mut self.kept);
+        let unknown = span(self.kept.items().range(from..fresh.max(from)));
+        let not_delivered = span(self.kept.items().range(fresh.max(from)..));
+        let kept = self.kept.take();
         self.undelivered = kept.into_iter().skip(from).map(|kept| kept.message).collect();
         (self.queue, self.line) = (Load::default(), Line::default());
-        self.kept_bytes = 0;
         (self.confirmed, self.line.confirmed, self.line.written) = (self.last, self.last, self.last);
         [
             unknown.map(|(first, last)| Event::Unknown(first, last)),
@@ -542,7 +542,7 @@ impl<M> Confirmer<M> {
     /// Up to here nothing is kept any more: every message met its fate.
     #[must_use]
     pub fn settled(&self) -> u64 {
-        self.kept.front().map_or(self.last, |oldest| oldest.number - 1)
+        self.kept.items().front().map_or(self.last, |oldest| oldest.number - 1)
     }
 
     /// Messages that wait for their confirmation, written or not.
@@ -554,20 +554,20 @@ impl<M> Confirmer<M> {
     /// Bytes of the messages that are kept, confirmed ones that are kept back included.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
-        self.kept_bytes
+        self.kept.bytes()
     }
 
     /// Messages that are kept, confirmed ones that are kept back included.
     #[must_use]
     pub fn kept(&self) -> usize {
-        self.kept.len()
+        self.kept.items().len()
     }
 
     /// Whether everything is confirmed, on this connection where it has to be written again. An orderly
     /// end waits for this.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        self.kept.back().is_none_or(|newest| newest.number <= self.line.confirmed)
+        self.kept.items().back().is_none_or(|newest| newest.number <= self.line.confirmed)
     }
 
     /// Whether a sender that found the queue full is to wait for room.
@@ -586,13 +586,13 @@ impl<M> Confirmer<M> {
 
     /// The next message waits for the window.
     fn is_blocked(&self) -> bool {
-        let next = || self.kept.get(self.index_after(self.line.written));
+        let next = || self.kept.items().get(self.index_after(self.line.written));
         self.line.written < self.last && next().is_some_and(|next| !self.has_window(next.bytes))
     }
 
     /// The oldest message that is written and not confirmed.
     fn first_in_line(&self) -> Option<u64> {
-        let oldest = self.kept.get(self.index_after(self.line.confirmed))?;
+        let oldest = self.kept.items().get(self.index_after(self.line.confirmed))?;
         (oldest.number <= self.line.written).then_some(oldest.number)
     }
 
@@ -617,15 +617,16 @@ impl<M> Confirmer<M> {
     /// Ends the keeping of the oldest messages, as far as `confirm` allows.
     fn release(&mut self) -> Option<Event<M>> {
         let before = self.settled();
-        while let Some(oldest) = self.kept.front().filter(|oldest| oldest.number <= self.line.confirmed) {
+        while let Some(oldest) =
+            self.kept.items().front().filter(|oldest| oldest.number <= self.line.confirmed)
+        {
             let Load { messages, bytes } = self.line.kept_back;
             let fits = messages <= KEPT_BACK_MESSAGES && bytes <= KEPT_BACK_BYTES;
             if self.config.confirm == Confirm::PongWindow && fits {
                 break;
             }
             self.line.kept_back.remove(oldest.bytes);
-            self.kept_bytes -= oldest.bytes as u64;
-            self.kept.pop_front();
+            self.kept.pop();
         }
         self.catch_up(before)
     }
@@ -642,9 +643,8 @@ impl<M> Confirmer<M> {
     /// Takes a written message out of the line.
     fn take_written(&mut self, number: u64) -> Option<M> {
         let index = self.index_after(number.checked_sub(1)?);
-        self.kept.get(index).filter(|kept| kept.number == number && number <= self.line.written)?;
+        self.kept.items().get(index).filter(|kept| kept.number == number && number <= self.line.written)?;
         let Kept { bytes, message, .. } = self.kept.remove(index)?;
-        self.kept_bytes -= bytes as u64;
         if number > self.line.confirmed {
             self.line.in_flight.remove(bytes);
         } else {
@@ -659,7 +659,9 @@ impl<M> Confirmer<M> {
     /// Gives up what was written up to and including `last`.
     fn forget_written(&mut self, last: u64) -> Option<Event<M>> {
         let before = self.settled();
-        while let Some(first) = self.kept.front().map(|oldest| oldest.number).filter(|first| *first <= last) {
+        while let Some(first) =
+            self.kept.items().front().map(|oldest| oldest.number).filter(|first| *first <= last)
+        {
             if self.take_written(first).is_none() {
                 break;
             }
@@ -691,7 +693,7 @@ impl<M> Confirmer<M> {
 
     /// Where the first message with a higher number is kept.
     fn index_after(&self, number: u64) -> usize {
-        self.kept.partition_point(|kept| kept.number <= number)
+        self.kept.items().partition_point(|kept| kept.number <= number)
     }
 }
 

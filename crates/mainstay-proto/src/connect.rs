@@ -23,7 +23,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 pub use self::config::{ConnectConfig, EndsOn, Silence};
-pub use self::event::{End, EndCause, Event, Incoming, Lost, Mode, Report, State};
+pub use self::event::{End, EndCause, Event, Incoming, Lost, Mode, ReasonCode, Report, State};
 use self::pings::Signs;
 use self::unproven::Unproven;
 use crate::backoff::{Advice, Backoff, Scope};
@@ -108,7 +108,7 @@ struct Plain {
     /// While the current connection is held back, and until what goes ahead of the stream is written.
     ahead: Option<Box<Ahead>>,
     /// How often it was attached again, as far as an event told.
-    told_fresh: u64,
+    reported_fresh: u64,
     /// The peer announced that it restarts.
     restarts: bool,
     /// Written once, and neither confirmed nor written again.
@@ -146,7 +146,7 @@ impl Plain {
             progressed: false,
             barren: 0,
             ahead: None,
-            told_fresh: 0,
+            reported_fresh: 0,
             restarts: false,
             volatiles: Volatiles::default(),
         }
@@ -280,7 +280,7 @@ impl Client {
             // was promised under the one cannot be kept under the other.
             _ => {
                 self.abort_connection(connection);
-                let why = Lost::Unreachable("the server changed the protocol it speaks".into());
+                let why = Lost::NotOpened("the server changed the protocol it speaks".into());
                 self.dial_failed(now, why, None);
             }
         }
@@ -401,7 +401,7 @@ impl Client {
             }
         }
         let before = self.session.acknowledged();
-        let outcome = self.session.handle_frame(now, connection, frame);
+        let outcome = self.session.handle_frame(connection, frame);
         // What WELCOME acknowledges came over the connection before.
         if progressed || (is_attached && self.session.acknowledged() > before) {
             self.note_progress(now);
@@ -521,7 +521,7 @@ impl Client {
                 Some(Incoming::Dropped { first, count, cause })
             }
             Some(Delivery::Replaced { count }) if self.plain.is_some() => {
-                self.tell_of_fresh_peer(count);
+                self.report_fresh_peer(count);
                 Some(Incoming::FreshPeer { count })
             }
             Some(Delivery::Replaced { count }) => {
@@ -546,9 +546,9 @@ impl Client {
 
     /// Once for each time that a plain peer was attached again: at once where nothing waits that came before, and otherwise
     /// when that was handed over.
-    fn tell_of_fresh_peer(&mut self, count: u64) {
-        if let Some(plain) = self.plain.as_mut().filter(|plain| plain.told_fresh < count) {
-            plain.told_fresh = count;
+    fn report_fresh_peer(&mut self, count: u64) {
+        if let Some(plain) = self.plain.as_mut().filter(|plain| plain.reported_fresh < count) {
+            plain.reported_fresh = count;
             self.events.push_back(Event::FreshPeer);
         }
     }
@@ -647,7 +647,7 @@ impl Client {
         if let Some(plain) = &mut self.plain {
             (plain.inbox, plain.inbox_bytes) = (VecDeque::new(), 0);
         }
-        self.say_goodbye(now, code, reason);
+        self.begin_close(now, code, reason);
         self.give_up(EndCause::Aborted, Some(code.into()), reason.to_owned(), None);
     }
 
@@ -702,8 +702,8 @@ impl Client {
             {
                 self.session.handle_lost(connection);
                 self.abort_connection(connection);
-                let why = format!("no answer within {:?}", self.config.opening_timeout);
-                self.dial_failed(now, Lost::Unreachable(why), None);
+                let within = self.config.opening_timeout;
+                self.dial_failed(now, Lost::NoAnswer { within }, None);
             }
             _ => {}
         }
@@ -1065,7 +1065,7 @@ impl Client {
         self.epoch += 1;
         self.events.push_back(Event::Attached { mode: Mode::Plain, resumed: false, epoch: self.epoch });
         if !first && is_next {
-            self.tell_of_fresh_peer(self.epoch - 1);
+            self.report_fresh_peer(self.epoch - 1);
         }
     }
 
@@ -1114,16 +1114,15 @@ impl Client {
                     self.events.push_back(Event::Gap(fate));
                 }
                 ClientEvent::TooLarge { number } => {
-                    self.events.push_back(Event::Report(Report::NotDelivered(number, number)));
+                    self.events.push_back(Event::Report(Report::NotDelivered(number..=number)));
                 }
                 ClientEvent::Refused { code, delay, .. } => {
                     if let Dial::Attaching { connection, .. } = self.dial {
                         self.abort_connection(connection);
-                        self.dial_failed(
-                            now,
-                            Lost::Unreachable(format!("refused with code {code}")),
-                            Some(delay),
-                        );
+                        let (code, reason) =
+                            (ReasonCode::of_session(code), format!("refused with code {code}"));
+                        let why = Lost::Unavailable { code, retry_after: None, reason };
+                        self.dial_failed(now, why, Some(delay));
                     }
                 }
                 ClientEvent::GoAway { delay, close_in, endpoint, .. } => {
@@ -1161,7 +1160,7 @@ impl Client {
                     (self.attached, self.dial) = (None, Dial::Rest);
                     self.end_with(End {
                         cause: cause_of(by),
-                        code: Some(code),
+                        code: Some(ReasonCode::of_session(code)),
                         reason,
                         fate: Some(fate),
                         lost: None,
@@ -1177,9 +1176,9 @@ impl Client {
         let report = match outcome {
             // `settled` tells.
             None | Some(confirm::Event::Confirmed(_)) => return,
-            Some(confirm::Event::Unknown(first, last)) => Report::Unknown(first, last),
-            Some(confirm::Event::NotDelivered(first, last)) => Report::NotDelivered(first, last),
-            Some(confirm::Event::Undeliverable(number, message)) => Report::Undeliverable(number, message),
+            Some(confirm::Event::Unknown(first, last)) => Report::Unknown(first..=last),
+            Some(confirm::Event::NotDelivered(first, last)) => Report::NotDelivered(first..=last),
+            Some(confirm::Event::Undeliverable(number, message)) => Report::Undeliverable { number, message },
         };
         self.events.push_back(Event::Report(report));
     }
@@ -1191,7 +1190,7 @@ impl Client {
         self.report(outcome);
         if self.ends_on(&why) {
             let (code, reason) = match &why {
-                Lost::Closed { code, reason } => (code.map(u64::from), reason.clone()),
+                Lost::Closed { code, reason } => (code.map(ReasonCode::from), reason.clone()),
                 Lost::TooBig { .. } => (Some(CloseCode::TOO_BIG.into()), why.to_string()),
                 _ => (None, why.to_string()),
             };
@@ -1252,7 +1251,7 @@ impl Client {
             _ => Scope::Shared,
         };
         let at = match why {
-            Lost::Unavailable { retry_after, .. } => Some(*retry_after),
+            Lost::Unavailable { retry_after, .. } => *retry_after,
             Lost::Closed { code, reason } => code.and_then(|code| code.retry_after(reason)),
             _ => None,
         };
@@ -1286,15 +1285,17 @@ impl Client {
     /// Whether this loss is the end: the peer said so, or one connection was all that was wanted.
     fn ends_here(&mut self, why: &Lost) -> bool {
         let (cause, code, reason) = match why {
-            Lost::Refused { status, reason } => (EndCause::Refused, status.map(u64::from), reason.clone()),
+            Lost::Refused { status, reason } => {
+                (EndCause::Refused, status.map(ReasonCode::from), reason.clone())
+            }
             Lost::Closed { code, reason } if CloseCode::action(*code) == CloseAction::Stop => {
-                (EndCause::Peer, code.map(u64::from), reason.clone())
+                (EndCause::Peer, code.map(ReasonCode::from), reason.clone())
             }
             Lost::TooBig { .. } if self.config.once => {
                 (EndCause::Lost, Some(CloseCode::TOO_BIG.into()), why.to_string())
             }
             Lost::Closed { code, reason } if self.config.once => {
-                (EndCause::Peer, code.map(u64::from), reason.clone())
+                (EndCause::Peer, code.map(ReasonCode::from), reason.clone())
             }
             _ if self.config.once => (EndCause::Lost, None, why.to_string()),
             _ => return false,
@@ -1309,13 +1310,13 @@ impl Client {
         };
         if plain.confirmer.is_flushed() {
             let (code, reason) = (closing.code, closing.reason.clone());
-            self.say_goodbye(now, code, &reason);
+            self.begin_close(now, code, &reason);
             self.give_up(EndCause::Closed, Some(code.into()), reason, None);
         }
     }
 
     /// The closing handshake on the attached connection begins; the client itself is done with it.
-    fn say_goodbye(&mut self, now: Instant, code: CloseCode, reason: &str) {
+    fn begin_close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         if let Some(attached) = self.attached.take() {
             let close = Transmit::Close { code, reason: reason.to_owned() };
             self.commands.push_back(Command::Transmit(attached.connection, close));
@@ -1323,7 +1324,7 @@ impl Client {
         }
     }
 
-    fn give_up(&mut self, cause: EndCause, code: Option<u64>, reason: String, lost: Option<Lost>) {
+    fn give_up(&mut self, cause: EndCause, code: Option<ReasonCode>, reason: String, lost: Option<Lost>) {
         if self.end.is_some() {
             return;
         }
@@ -1334,16 +1335,16 @@ impl Client {
             self.abort_connection(attached.connection);
         }
         self.dial = Dial::Rest;
-        let told = self.plain.as_mut().map(|plain| plain.confirmer.abandon());
-        told.into_iter().flatten().for_each(|outcome| self.report(outcome));
-        let fate = self.plain.is_none().then(|| self.session.forsake());
+        let outcomes = self.plain.as_mut().map(|plain| plain.confirmer.abandon());
+        outcomes.into_iter().flatten().for_each(|outcome| self.report(outcome));
+        let fate = self.plain.is_none().then(|| self.session.final_fate());
         self.end_with(End { cause, code, reason, fate, lost: lost.map(Box::new) });
     }
 
     fn end_with(&mut self, end: End) {
-        let End { cause, code, reason, fate, .. } = end.clone();
-        self.end = Some(Box::new(end));
-        self.events.push_back(Event::Ended { cause, code, reason, fate });
+        let end = Box::new(end);
+        self.end = Some(end.clone());
+        self.events.push_back(Event::Ended(end));
     }
 
     fn abort_connection(&mut self, connection: ConnectionId) {

@@ -57,7 +57,7 @@ pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::{Evidence, HeartbeatConfig};
 pub use mainstay_proto::session::message::{GapCause, LossCause, SessionId};
-pub use mainstay_proto::session::{Fate, Message, PeerClose, Window};
+pub use mainstay_proto::session::{Fate, LostMessages, Message, PeerClose, Window};
 /// What a client does after a close code: see [`CloseCode::action`].
 pub use mainstay_proto::ws::close::CloseAction;
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};

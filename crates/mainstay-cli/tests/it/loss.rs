@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use mainstay::client::Event;
+use mainstay::client::{Event, ReasonCode};
 use mainstay::{Client, CloseCode, Fate, Link, LossCause, Message};
 use tokio::net::TcpListener;
 
@@ -141,7 +141,7 @@ async fn a_backend_that_restarts_renews_a_session_and_any_other_close_ends_it() 
         let (_, mut backend) = Frames::serve(&listener).await;
         backend.write(CLOSE, &close(code, "token expired")).await;
         let end = event(&client, |event| match event {
-            Event::Ended { code, reason, .. } => Some((code, reason)),
+            Event::Ended(end) => Some((end.code.map(ReasonCode::get), end.reason)),
             _ => None,
         });
         assert_eq!(end.await, (Some(code.into()), "token expired".to_owned()));
@@ -183,7 +183,7 @@ async fn a_backend_that_closes_five_times_without_a_word_ends_a_session_that_is_
     }
     assert_eq!(client.recv().await, None);
     let end = event(&client, |event| match event {
-        Event::Ended { code, reason, .. } => Some((code, reason)),
+        Event::Ended(end) => Some((end.code.map(ReasonCode::get), end.reason)),
         _ => None,
     });
     assert_eq!(end.await, (Some(1011), "broken".to_owned()));

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::any;
-use mainstay::client::Event;
+use mainstay::client::{Event, ReasonCode};
 use mainstay::{Client, Link, Message, Server, SessionUpgrade};
 use tokio::net::TcpListener;
 
@@ -44,7 +44,7 @@ async fn gateway(arguments: &[&str]) -> Gateway {
 async fn end<P>(client: &Client<P>) -> (Option<u64>, String) {
     loop {
         match client.event().await {
-            Some(Event::Ended { code, reason, .. }) => return (code, reason),
+            Some(Event::Ended(end)) => return (end.code.map(ReasonCode::get), end.reason),
             Some(_) => {}
             None => panic!("ended without a word"),
         }

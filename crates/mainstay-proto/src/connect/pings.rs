@@ -27,7 +27,7 @@ const SLACK: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Signs {
     /// When bytes came last.
-    heard: Option<Instant>,
+    last_bytes: Option<Instant>,
     /// Without an acknowledgement for so long the transport reports the connection lost.
     guard: Option<Duration>,
     /// The heartbeat found no sign of life; by then the transport has found none either, or there is one.
@@ -36,11 +36,11 @@ pub(super) struct Signs {
 
 impl Signs {
     pub(super) fn handle_bytes(&mut self, now: Instant) {
-        (self.heard, self.doubt_until) = (Some(now), None);
+        (self.last_bytes, self.doubt_until) = (Some(now), None);
     }
 
-    pub(super) fn heard(&self) -> Option<Instant> {
-        self.heard
+    pub(super) fn last_bytes(&self) -> Option<Instant> {
+        self.last_bytes
     }
 
     pub(super) fn doubt_until(&self) -> Option<Instant> {
@@ -72,7 +72,7 @@ impl Client {
             return None;
         }
         let usual = since + beat.deadline();
-        if attached.signs.heard.is_some_and(|heard| heard > since) {
+        if attached.signs.last_bytes.is_some_and(|last_bytes| last_bytes > since) {
             return Some(usual);
         }
         attached.signs.guard.map(|within| usual.max(since + within + SLACK))

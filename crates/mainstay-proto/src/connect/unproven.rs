@@ -62,11 +62,11 @@ impl Client {
             Some(plain) => plain.unconfirmed_since(attached)?,
             None => self.unacknowledged_since(attached)?,
         };
-        let (heard, patience) = match &attached.pulse {
-            Pulse::Watched(watch) => (watch.heard(), watch.patience()),
-            Pulse::Driven(beat, _) => (attached.signs.heard().unwrap_or(since), beat.patience()),
+        let (last_bytes, patience) = match &attached.pulse {
+            Pulse::Watched(watch) => (watch.last_bytes(), watch.patience()),
+            Pulse::Driven(beat, _) => (attached.signs.last_bytes().unwrap_or(since), beat.patience()),
         };
-        Some(since.max(heard) + patience)
+        Some(since.max(last_bytes) + patience)
     }
 
     /// Probes for what was written, if that is due.

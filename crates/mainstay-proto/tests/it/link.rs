@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use mainstay_proto::connect::{Client, Command, ConnectConfig, EndsOn, Event, Incoming, Lost, Mode, Report};
+use mainstay_proto::connect::{
+    Client, Command, ConnectConfig, EndsOn, Event, Incoming, Lost, Mode, ReasonCode, Report,
+};
 use mainstay_proto::session::{ConnectionId, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
 
@@ -143,7 +145,7 @@ fn a_message_that_ends_three_connections_comes_back() {
         link.lose();
         link.attach();
     }
-    assert_eq!(link.reports(), [Report::Undeliverable(1, Message::text("poison"))]);
+    assert_eq!(link.reports(), [Report::Undeliverable { number: 1, message: Message::text("poison") }]);
     assert_eq!(link.client.settled(), 1);
 }
 
@@ -229,8 +231,8 @@ fn a_link_that_is_abandoned_ends_at_once_and_reports_what_it_kept() {
     link.client.abandon("no use");
     assert!(link.client.is_ended());
     let events: Vec<_> = std::iter::from_fn(|| link.client.poll_event()).collect();
-    assert!(events.contains(&Event::Report(Report::Unknown(1, 1))), "{events:?}");
-    assert!(events.contains(&Event::Report(Report::NotDelivered(2, 2))), "{events:?}");
+    assert!(events.contains(&Event::Report(Report::Unknown(1..=1))), "{events:?}");
+    assert!(events.contains(&Event::Report(Report::NotDelivered(2..=2))), "{events:?}");
 }
 
 #[test]
@@ -298,7 +300,7 @@ fn a_peer_that_sends_and_answers_no_ping_is_written_to_after_the_deadline() {
     assert_eq!(link.wait(SECOND), 36);
     assert_eq!(link.client.settled(), 100, "nothing is kept");
     link.lose();
-    assert_eq!(link.reports(), [Report::Unknown(1, 100)]);
+    assert_eq!(link.reports(), [Report::Unknown(1..=100)]);
     link.attach();
     assert_eq!(messages(&link.turn()), 0, "nothing is doubled");
     link.client.send(Message::text("more")).unwrap();
@@ -365,7 +367,7 @@ fn an_end_waits_for_no_pong_of_a_peer_that_answers_none() {
     assert!(!link.client.is_ended(), "the last one has not left");
     assert_eq!(messages(&link.turn()), 1);
     assert!(link.client.is_ended());
-    assert_eq!(link.reports(), [Report::Unknown(1, 100), Report::Unknown(101, 101)]);
+    assert_eq!(link.reports(), [Report::Unknown(1..=100), Report::Unknown(101..=101)]);
 }
 
 /// How a link that `ends_on` this takes it that its connection ends so: whether it ends, and with what code.
@@ -373,11 +375,11 @@ fn end(ends_on: EndsOn, why: Lost) -> Option<Option<u64>> {
     let mut link = Link::with(ConnectConfig { link: true, ends_on, ..ConnectConfig::default() });
     link.client.handle_lost(link.now, link.connection(), why.clone());
     let events: Vec<_> = std::iter::from_fn(|| link.client.poll_event()).collect();
-    let at = events.iter().position(|event| matches!(event, Event::Ended { .. }))?;
+    let at = events.iter().position(|event| matches!(event, Event::Ended(_)))?;
     let told = matches!(&events[at - 1], Event::Detached { why: told, .. } if *told == why);
     assert!(told || ends_on == EndsOn::Nothing, "{events:?}");
     match &events[at] {
-        Event::Ended { code, .. } => Some(*code),
+        Event::Ended(end) => Some(end.code.map(ReasonCode::get)),
         _ => unreachable!(),
     }
 }
@@ -429,7 +431,7 @@ fn a_link_that_ends_with_its_connection_dials_until_it_has_one() {
     let mut link = Link { client: Client::new(Instant::now(), config, [7; 32]), now: Instant::now() };
     for _ in 0..3 {
         let connection = link.dial();
-        link.client.handle_lost(link.now, connection, Lost::Unreachable("refused".into()));
+        link.client.handle_lost(link.now, connection, Lost::NotOpened("refused".into()));
     }
     link.attach();
     assert!(link.client.is_attached());

@@ -446,11 +446,11 @@ impl World {
                     client.got.gap();
                     client.replaced = 0;
                 }
-                Event::Ended { fate, reason, code, .. } => {
+                Event::Ended(end) => {
                     if !client.may_end {
-                        return Err(format!("client {index} ended by itself: {code:?} {reason}"));
+                        return Err(format!("client {index} ended by itself: {:?} {end}", end.code));
                     }
-                    if let Some(fate) = fate {
+                    if let Some(fate) = end.fate {
                         client.sent.lost(&fate)?;
                     }
                     self.counts.ended += 1;

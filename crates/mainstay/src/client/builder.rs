@@ -10,20 +10,19 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use mainstay_proto::ConfigError;
 use mainstay_proto::backoff::BackoffConfig;
-use mainstay_proto::connect::{Client as Machine, ConnectConfig, EndCause, Event, Lost, Silence};
+use mainstay_proto::connect::{Client as Machine, ConnectConfig, End, EndCause, Event, Lost, Silence};
 use mainstay_proto::endpoint::Follow;
 use mainstay_proto::session::{Credentials, Message};
 use mainstay_proto::ws::Limits;
 use mainstay_proto::ws::handshake::InvalidProtocol;
 
-use super::answer::Refusal;
 use super::connector::{Connector, checked};
 use super::core::Core;
 use super::dial::{Attempt, GiveUp, Greeting, Opened, Upgraded};
 use super::place::{Place, Server};
 use super::proxy::Proxy;
 use super::task::ClientTask;
-use super::{Client, Sessions, UrlError};
+use super::{BoxError, Client, ConnectError, Sessions, UrlError};
 use crate::Budget;
 use crate::clock::now;
 use crate::link::Plain;
@@ -46,26 +45,7 @@ pub struct Request {
     pub credentials: Option<Bytes>,
 }
 
-/// Why [`Builder::connect_once`] or [`Builder::connect_ready`] came to nothing. Its source is the attempt that failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-#[non_exhaustive]
-pub struct ConnectError {
-    /// The kind of end.
-    pub cause: EndCause,
-    /// As in [`Event::Ended`]: below 1000 the status of the HTTP response that refused the opening handshake, else
-    /// the code of the close or the refusal. `None`: nobody answered, or another attempt may succeed (503, 4413).
-    pub code: Option<u64>,
-    /// In words.
-    pub reason: String,
-    /// What the server answered, where it answered with anything but a WebSocket.
-    pub refusal: Option<Box<Refusal>>,
-    /// How the last attempt failed.
-    #[source]
-    pub lost: Option<Box<Lost>>,
-}
-
-type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, String>> + Send>> + Send + Sync>;
+type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, BoxError>> + Send>> + Send + Sync>;
 
 /// A client that is not connecting yet. `P` as in [`Client`].
 pub struct Builder<P = Sessions> {
@@ -187,7 +167,7 @@ impl<P> Builder<P> {
     pub fn request<F, R>(mut self, make: F) -> Self
     where
         F: Fn() -> R + Send + Sync + 'static,
-        R: Future<Output = Result<Request, String>> + Send + 'static,
+        R: Future<Output = Result<Request, BoxError>> + Send + 'static,
     {
         self.target.factory = Some(Arc::new(move || Box::pin(make())));
         self
@@ -202,7 +182,7 @@ impl<P> Builder<P> {
     /// With [`Confirm::Reply`](crate::Confirm::Reply) the peer's answer to them would be taken for another's.
     ///
     /// ```no_run
-    /// # async fn token() -> Result<String, String> { Ok(String::new()) }
+    /// # async fn token() -> std::io::Result<String> { Ok(String::new()) }
     /// # fn run() -> Result<(), mainstay::client::UrlError> {
     /// let link = mainstay::Link::to("wss://feed.example/")?
     ///     .greeting(|| async { Ok([format!("AUTH {}", token().await?), "SUBSCRIBE book".to_owned()]) })
@@ -214,7 +194,7 @@ impl<P> Builder<P> {
     pub fn greeting<F, R, M>(mut self, make: F) -> Self
     where
         F: Fn() -> R + Send + Sync + 'static,
-        R: Future<Output = Result<M, String>> + Send + 'static,
+        R: Future<Output = Result<M, BoxError>> + Send + 'static,
         M: IntoIterator<Item: Into<Message>>,
     {
         let make = Arc::new(make);
@@ -393,17 +373,8 @@ impl<P> Builder<P> {
             Ok(Ok(())) => Ok(client),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                let why = match &last {
-                    Some(lost) => format!("the last attempt: {lost}"),
-                    None => "the first attempt is still under way".to_owned(),
-                };
-                Err(ConnectError {
-                    cause: EndCause::Attempts,
-                    code: None,
-                    reason: format!("no connection within {within:?}; {why}"),
-                    refusal: client.refusal().map(Box::new),
-                    lost: last.map(Box::new),
-                })
+                let rejection = client.rejection().map(Box::new);
+                Err(ConnectError::TimedOut { within, last: last.map(Box::new), rejection })
             }
         }
     }
@@ -415,15 +386,13 @@ async fn attached_after<P>(client: &Client<P>, last: &mut Option<Lost>) -> Resul
         match client.event().await {
             Some(Event::Attached { .. }) => return Ok(()),
             Some(Event::AttemptFailed { why, .. }) => *last = Some(why),
-            Some(Event::Ended { cause, code, reason, .. }) => {
-                let refusal = client.refusal().map(Box::new);
-                let lost = client.end().and_then(|end| end.lost);
-                return Err(ConnectError { cause, code, reason, refusal, lost });
+            Some(Event::Ended(end)) => {
+                return Err(ConnectError::Ended { end, rejection: client.rejection().map(Box::new) });
             }
             Some(_) => {}
             None => {
-                let (cause, reason) = (EndCause::Abandoned, "ended before it began".into());
-                return Err(ConnectError { cause, code: None, reason, refusal: None, lost: None });
+                let end = Box::new(End::new(EndCause::Abandoned, "ended before it began"));
+                return Err(ConnectError::Ended { end, rejection: None });
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What a client's task and its handles share.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
@@ -14,7 +15,7 @@ use mainstay_proto::ws::CloseCode;
 use tokio::sync::oneshot;
 
 use super::events::EventQueue;
-use super::{AuthenticateError, Outcome, Receipt, Refusal};
+use super::{AuthenticateError, Outcome, Receipt, Rejection};
 use crate::SendError;
 use crate::budget::{Budget, Change, Charge, Holder};
 use crate::clock::now;
@@ -38,8 +39,8 @@ pub(crate) struct Inner {
     pub(crate) machine: Machine,
     pub(super) events: EventQueue,
     pub(super) subprotocol: Option<String>,
-    /// What the newest attempt was answered, if that was no WebSocket.
-    pub(super) refusal: Option<Box<Refusal>>,
+    /// The response to the newest attempt, if it opened no WebSocket.
+    pub(super) rejection: Option<Box<Rejection>>,
     /// The fields of the response that opened the newest connection.
     pub(super) response: Option<Box<HeaderMap>>,
     /// The application dropped the handle.
@@ -73,7 +74,7 @@ impl Core {
                 machine,
                 events: EventQueue::default(),
                 subprotocol: None,
-                refusal: None,
+                rejection: None,
                 response: None,
                 abandoned: false,
                 finished: false,
@@ -368,15 +369,17 @@ impl Inner {
             }
             match &event {
                 Event::Gap(fate) => self.settle_by(fate),
-                Event::Ended { fate: Some(fate), .. } => self.settle_by(fate),
-                Event::Report(Report::Unknown(first, last)) => {
-                    self.settle_range(*first, *last, Outcome::Unknown);
+                Event::Ended(end) => {
+                    if let Some(fate) = &end.fate {
+                        self.settle_by(fate);
+                    }
                 }
-                Event::Report(Report::NotDelivered(first, last)) => {
-                    self.settle_range(*first, *last, Outcome::NotDelivered);
+                Event::Report(Report::Unknown(range)) => self.settle_range(range, Outcome::Unknown),
+                Event::Report(Report::NotDelivered(range)) => {
+                    self.settle_range(range, Outcome::NotDelivered);
                 }
-                Event::Report(Report::Undeliverable(number, _)) => {
-                    self.settle_range(*number, *number, Outcome::Unknown);
+                Event::Report(Report::Undeliverable { number, .. }) => {
+                    self.settle_range(&(*number..=*number), Outcome::Unknown);
                 }
                 _ => {}
             }
@@ -410,9 +413,9 @@ impl Inner {
     }
 
     /// What is before the range may still be under way.
-    fn settle_range(&mut self, first: u64, last: u64, outcome: Outcome) {
-        let from = self.tracked.partition_point(|(number, _)| *number < first);
-        let to = self.tracked.partition_point(|(number, _)| *number <= last);
+    fn settle_range(&mut self, range: &RangeInclusive<u64>, outcome: Outcome) {
+        let from = self.tracked.partition_point(|(number, _)| number < range.start());
+        let to = self.tracked.partition_point(|(number, _)| number <= range.end());
         for (_, sender) in self.tracked.drain(from..to) {
             let _ = sender.send(outcome);
         }
@@ -439,10 +442,10 @@ fn verdict(event: &Event) -> Option<Verdict> {
     match event {
         Event::Authenticated { accepted: true } => Some(Ok(())),
         Event::Authenticated { accepted: false } => Some(Err(AuthenticateError::Refused)),
-        Event::Ended { code: Some(code), .. } if *code == u64::from(CloseCode::UNAUTHORIZED) => {
+        Event::Ended(end) if end.code == Some(CloseCode::UNAUTHORIZED.into()) => {
             Some(Err(AuthenticateError::Refused))
         }
-        Event::Ended { .. } => Some(Err(AuthenticateError::Closed)),
+        Event::Ended(_) => Some(Err(AuthenticateError::Closed)),
         Event::Attached { mode: Mode::Plain, .. } => Some(Err(AuthenticateError::Plain)),
         _ => None,
     }

@@ -19,14 +19,15 @@
 //! # }
 //! ```
 
-mod answer;
 mod builder;
 mod connector;
 mod core;
 mod dial;
+mod error;
 mod events;
 mod place;
 mod proxy;
+mod rejection;
 mod sender;
 mod sink;
 mod stream;
@@ -50,18 +51,22 @@ use mainstay_proto::session::message::SessionId;
 use mainstay_proto::ws::CloseCode;
 use tokio::sync::oneshot;
 
-pub use self::answer::Refusal;
-pub use self::builder::{Builder, ConnectError, Request};
+pub use self::builder::{Builder, Request};
 pub use self::connector::Connector;
 pub use self::dial::Upgraded;
+pub use self::error::{AuthenticateError, BoxError, ConnectError, UrlError, UrlErrorKind};
 pub use self::place::Place;
 pub use self::proxy::Proxy;
+pub use self::rejection::Rejection;
 pub use self::sender::Sender;
 pub use self::stream::ServerStream;
 pub use self::watch::{Changes, Events};
 
-pub use mainstay_proto::connect::{End, EndCause, EndsOn, Event, Incoming, Lost, Mode, Report, State};
+pub use mainstay_proto::connect::{
+    End, EndCause, EndsOn, Event, Incoming, Lost, Mode, ReasonCode, Report, State,
+};
 pub use mainstay_proto::endpoint::Follow;
+pub use mainstay_proto::failure::Failure;
 pub use mainstay_proto::reach::{ConnectFailure, FailureKind};
 pub use mainstay_proto::ws::DeflateParams;
 pub use mainstay_proto::ws::handshake::InvalidProtocol;
@@ -72,29 +77,6 @@ pub use rustls;
 use self::core::Core;
 use crate::SendError;
 use crate::clock::now;
-
-/// A URL or header that no attempt could use.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct UrlError(String);
-
-/// Why new credentials did not count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AuthenticateError {
-    /// The server refused them. On a live session it goes on with those before; in HELLO that ends the client.
-    #[error("the server refused the credentials")]
-    Refused,
-    /// Others were presented before these were judged.
-    #[error("newer credentials took their place")]
-    Replaced,
-    /// The peer speaks plain WebSocket, where only the request carries credentials: see [`Builder::request`].
-    #[error("a plain peer takes no credentials after its request")]
-    Plain,
-    /// The client has ended.
-    #[error("the client has ended")]
-    Closed,
-}
 
 /// What a [`Client`] expects of its peer: `mainstay.v1`, or plain WebSocket if it does not speak that.
 #[derive(Debug)]
@@ -375,11 +357,11 @@ impl<P> Client<P> {
         self.core.lock().response.as_deref().cloned()
     }
 
-    /// What the server answered to the newest attempt, where that was no WebSocket: status, fields and body of the HTTP
-    /// response. Beside [`Event::AttemptFailed`] and [`Event::Ended`], which have the reason.
+    /// The HTTP response to the newest attempt, where it opened no WebSocket: status, header fields and body. The reason
+    /// in words is in [`Event::AttemptFailed`] and [`Event::Ended`].
     #[must_use]
-    pub fn refusal(&self) -> Option<Refusal> {
-        self.core.lock().refusal.as_deref().cloned()
+    pub fn rejection(&self) -> Option<Rejection> {
+        self.core.lock().rejection.as_deref().cloned()
     }
 }
 

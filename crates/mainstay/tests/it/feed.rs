@@ -67,11 +67,11 @@ async fn a_greeting_that_cannot_be_made_is_an_attempt_that_failed() {
     let made = AtomicU32::new(0);
     let link = Link::to(&url).unwrap().backoff(quick()).greeting(move || {
         let is_first = made.fetch_add(1, Ordering::Relaxed) == 0;
-        async move { if is_first { Err("no token today".to_owned()) } else { Ok(["auth"]) } }
+        async move { if is_first { Err("no token today".into()) } else { Ok(["auth"]) } }
     });
     let link = link.connect();
     let Some(Event::AttemptFailed { why, .. }) = link.event().await else { panic!("it failed") };
-    assert_eq!(why, Lost::Unreachable("the greeting could not be made: no token today".to_owned()));
+    assert_eq!(why, Lost::NotOpened("the greeting could not be made: no token today".into()));
     until("the next one came about", || heard.lock().unwrap().iter().any(|one| one == &["auth"])).await;
 }
 
@@ -187,7 +187,7 @@ async fn a_server_is_reached_through_a_proxy_that_asks_for_credentials() {
         asked.lock().unwrap()[0].starts_with(&format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n"))
     );
     let refused = Link::to(&url).unwrap().proxy(through("")).connect_once().await.unwrap_err();
-    assert!(refused.reason.contains("it asks for a user and a password"), "{refused}");
+    assert!(refused.to_string().contains("it asks for a user and a password"), "{refused}");
     // What is excepted goes directly.
     let count = asked.lock().unwrap().len();
     let direct = Link::to(&url).unwrap().proxy(through("").except("127.0.0.0/8")).connect_once().await;
@@ -195,7 +195,7 @@ async fn a_server_is_reached_through_a_proxy_that_asks_for_credentials() {
     assert_eq!((asked.lock().unwrap().len(), mainstay.stats().connections_opened), (count, 2));
     let nobody = Proxy::at("http://127.0.0.1:1").unwrap();
     let error = Link::to(&url).unwrap().proxy(nobody).connect_once().await.unwrap_err();
-    assert!(error.reason.contains("the proxy 127.0.0.1:1"), "{error}");
+    assert!(error.to_string().contains("the proxy 127.0.0.1:1"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

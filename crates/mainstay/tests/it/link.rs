@@ -47,7 +47,7 @@ async fn an_end_that_could_not_wait_settles_every_message_as_not_delivered() {
     link.close(CloseCode::NORMAL, "").await;
     assert_eq!((first.await, second.await), (Outcome::NotDelivered, Outcome::NotDelivered));
     assert_eq!(link.state(), State::Ended);
-    assert_eq!(reports(&link).await, [Report::NotDelivered(1, 2)]);
+    assert_eq!(reports(&link).await, [Report::NotDelivered(1..=2)]);
 }
 
 #[tokio::test]
@@ -71,5 +71,5 @@ async fn a_full_queue_waits_fails_or_drops_the_oldest_as_it_was_told() {
         tracked.push(dropping.send_tracked(third.clone()).await.unwrap());
     }
     assert_eq!(tracked.remove(0).await, Outcome::NotDelivered);
-    assert_eq!(dropping.event().await, Some(Event::Report(Report::NotDelivered(1, 3))), "one report");
+    assert_eq!(dropping.event().await, Some(Event::Report(Report::NotDelivered(1..=3))), "one report");
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Lost, Mode, State};
 use mainstay::server::{Config, Sender, SessionState};
-use mainstay::{Client, Link, Message, Server, Session};
+use mainstay::{Client, CloseCode, Link, Message, Server, Session};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -179,11 +179,14 @@ async fn a_plain_session_ends_when_its_connection_is_cut_or_sent_away() {
         while client.recv().await.is_some() {}
         until("the session is over", || mainstay.stats().sessions == 0).await;
         loop {
-            if let Event::Ended { code, .. } = client.event().await.unwrap() {
-                return code;
+            if let Event::Ended(end) = client.event().await.unwrap() {
+                return end.code;
             }
         }
     };
     assert_eq!(code(Sender::cut).await, None);
-    assert_eq!(code(|handle| handle.go_away("restart", Duration::ZERO..=SECOND, SECOND)).await, Some(1012));
+    assert_eq!(
+        code(|handle| handle.go_away("restart", Duration::ZERO..=SECOND, SECOND)).await,
+        Some(CloseCode::RESTART.into())
+    );
 }

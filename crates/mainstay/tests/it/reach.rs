@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::header::{AUTHORIZATION, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
 use mainstay::client::{
-    Connector, Event, FailureKind, Lost, Outcome, Refusal, ServerStream, State, Upgraded,
+    Connector, Event, FailureKind, Lost, Outcome, ReasonCode, Rejection, ServerStream, State, Upgraded,
 };
 use mainstay::server::Config;
 use mainstay::{Client, CloseCode, Link, Message, SessionUpgrade};
@@ -100,7 +100,7 @@ async fn an_address_that_takes_nobody_is_left_after_the_connectors_time() {
     let connector = Connector::default().timeout(Duration::from_millis(100)).unwrap();
     let failure = connector.connect(&format!("http://{address}/").parse().unwrap()).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::TimedOut, "{failure}");
-    assert!(failure.reason.contains(&address.to_string()), "{failure}");
+    assert!(failure.to_string().contains(&address.to_string()), "{failure}");
 }
 
 #[tokio::test]
@@ -134,26 +134,26 @@ async fn scripted(answers: Vec<Vec<u8>>) -> (String, Arc<Mutex<String>>) {
     (url, seen)
 }
 
-async fn refused(answer: &str) -> (Option<u64>, Refusal) {
+async fn refused(answer: &str) -> (Option<u64>, Rejection) {
     let (url, _) = scripted(vec![answer.as_bytes().to_vec()]).await;
     let error = Client::builder(&url).unwrap().connect_once().await.unwrap_err();
-    (error.code, *error.refusal.unwrap())
+    (error.code().map(ReasonCode::get), error.rejection().unwrap().clone())
 }
 
 #[tokio::test]
 async fn a_refusal_is_kept_with_its_fields_and_its_body() {
-    let (code, refusal) = refused(
+    let (code, rejection) = refused(
         "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic\r\n\
          Set-Cookie: a=b\r\nSet-Cookie: c=d\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nlog in\r\n0\r\n\r\n",
     )
     .await;
-    assert_eq!((code, refusal.status.as_u16()), (Some(401), 401));
-    assert_eq!(refusal.headers[WWW_AUTHENTICATE], "Basic");
-    assert_eq!(refusal.headers.get_all(SET_COOKIE).iter().count(), 2);
-    assert_eq!((refusal.body.as_ref(), refusal.is_complete), (&b"log in"[..], true));
-    let (code, refusal) =
+    assert_eq!((code, rejection.status.as_u16()), (Some(401), 401));
+    assert_eq!(rejection.headers[WWW_AUTHENTICATE], "Basic");
+    assert_eq!(rejection.headers.get_all(SET_COOKIE).iter().count(), 2);
+    assert_eq!((rejection.body.as_ref(), rejection.is_complete), (&b"log in"[..], true));
+    let (code, rejection) =
         refused("HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n").await;
-    assert_eq!((code, refusal.headers["location"].to_str().unwrap()), (Some(302), "/login"));
+    assert_eq!((code, rejection.headers["location"].to_str().unwrap()), (Some(302), "/login"));
 }
 
 #[tokio::test]
@@ -166,11 +166,11 @@ async fn an_answer_that_may_change_is_shown_beside_the_attempt_that_failed() {
         let (url, _) = scripted(vec![answer.into()]).await;
         let client = Link::to(&url).unwrap().connect();
         let Some(Event::AttemptFailed { why, .. }) = client.event().await else { panic!("{answer}") };
-        let asked = matches!(why, Lost::Unavailable { retry_after, .. } if retry_after.as_secs() == 7);
+        let asked = matches!(why, Lost::Unavailable { retry_after, .. } if retry_after == Some(Duration::from_secs(7)));
         assert_eq!(asked, retry_after.is_some(), "{why:?}");
-        let refusal = client.refusal().unwrap();
+        let rejection = client.rejection().unwrap();
         assert_eq!(
-            (refusal.body.as_ref(), refusal.headers.get(RETRY_AFTER).is_some()),
+            (rejection.body.as_ref(), rejection.headers.get(RETRY_AFTER).is_some()),
             (&b"wait"[..], asked)
         );
     }
@@ -197,12 +197,13 @@ async fn which_statuses_end_a_client_is_for_the_application_to_say() {
         .give_up(|status| status == http::StatusCode::FORBIDDEN)
         .connect();
     assert!(matches!(client.event().await, Some(Event::AttemptFailed { .. })));
-    assert_eq!(client.refusal().map(|refusal| refusal.status), Some(http::StatusCode::UNAUTHORIZED));
+    assert_eq!(client.rejection().map(|rejection| rejection.status), Some(http::StatusCode::UNAUTHORIZED));
     assert!(matches!(client.event().await, Some(Event::Attached { .. })));
-    assert_eq!(client.refusal(), None, "it was no refusal this time");
+    assert_eq!(client.rejection(), None, "the server did not respond this time");
     let (url, _) = scripted(vec![b"HTTP/1.1 503 Never\r\nContent-Length: 0\r\n\r\n".to_vec()]).await;
     let client = Client::builder(&url).unwrap().give_up(|_| true).connect();
-    assert!(matches!(client.event().await, Some(Event::Ended { code: Some(503), .. })));
+    let Some(Event::Ended(end)) = client.event().await else { panic!("it ends") };
+    assert_eq!(end.code, Some(http::StatusCode::SERVICE_UNAVAILABLE.into()));
 }
 
 #[tokio::test]
@@ -238,9 +239,9 @@ async fn a_subprotocol_that_is_no_token_ends_a_client_before_anything_is_dialled
     let builder = || Link::to("ws://127.0.0.1:1/").unwrap();
     assert!(builder().subprotocols(["jwt", name]).unwrap_err().to_string().contains(name));
     let error = builder().subprotocol(name).connect_once().await.unwrap_err();
-    assert!(error.reason.contains(name), "{error}");
+    assert!(error.to_string().contains(name), "{error}");
     let client = builder().subprotocol(name).connect();
-    assert!(matches!(client.event().await, Some(Event::Ended { .. })));
+    assert!(matches!(client.event().await, Some(Event::Ended(_))));
 }
 
 #[tokio::test]
@@ -259,7 +260,7 @@ async fn a_request_maker_that_panics_is_an_attempt_that_failed() {
         .connect();
     client.send(Message::text("x")).await.unwrap();
     let Some(Event::AttemptFailed { why, .. }) = client.event().await else { panic!("it failed") };
-    assert!(matches!(&why, Lost::Unreachable(reason) if reason.contains("panicked")), "{why:?}");
+    assert!(matches!(&why, Lost::NotOpened(failure) if failure.message().contains("panicked")), "{why:?}");
     assert_eq!(client.recv().await, Some(Message::text("x")));
 }
 
@@ -280,7 +281,7 @@ fn a_client_whose_runtime_has_shut_down_has_ended() {
     assert_eq!(other.block_on(tracked), Outcome::NotDelivered);
     let ended = other.block_on(async {
         while let Some(event) = client.event().await {
-            if matches!(event, Event::Ended { .. }) {
+            if matches!(event, Event::Ended(_)) {
                 return true;
             }
         }

@@ -74,12 +74,12 @@ async fn a_request_that_cannot_be_made_is_an_attempt_that_failed() {
         .unwrap()
         .request(move || {
             let is_first = made.fetch_add(1, Ordering::Relaxed) == 0;
-            async move { if is_first { Err("no token today".to_owned()) } else { Ok(Request::default()) } }
+            async move { if is_first { Err("no token today".into()) } else { Ok(Request::default()) } }
         })
         .connect();
     client.send(Message::text("x")).await.unwrap();
     let Some(Event::AttemptFailed { why, .. }) = client.event().await else { panic!("it failed") };
-    assert_eq!(why, Lost::Unreachable("no token today".to_owned()));
+    assert_eq!(why, Lost::NotOpened("no token today".into()));
     assert_eq!(client.recv().await, Some(Message::text("x")));
 }
 

@@ -214,10 +214,10 @@ async fn a_connection_that_is_refused_for_good_says_with_which_status() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let refused =
         Client::builder(&format!("ws://{address}/nothing")).unwrap().connect_once().await.unwrap_err();
-    assert_eq!(refused.code, Some(404));
+    assert_eq!(refused.code(), Some(http::StatusCode::NOT_FOUND.into()));
     assert!(refused.to_string().contains("404"), "{refused}");
     let nobody = Client::builder("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
-    assert_eq!(nobody.code, None);
+    assert_eq!(nobody.code(), None);
     assert!(nobody.to_string().contains("127.0.0.1:1"), "{nobody}");
 }
 

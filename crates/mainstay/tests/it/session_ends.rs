@@ -137,11 +137,11 @@ async fn an_abort_is_now_and_the_client_is_told() {
     seen.sender().abort(KICKED, "kicked");
     assert!(seen.sender().is_closed() && seen.sender().try_send("late").is_err());
     let ended = loop {
-        if let Event::Ended { code, reason, .. } = events.next().await.unwrap() {
-            break (code, reason);
+        if let Event::Ended(end) = events.next().await.unwrap() {
+            break (end.code, end.reason);
         }
     };
-    assert_eq!(ended, (Some(4000), "kicked".into()));
+    assert_eq!(ended, (Some(KICKED.into()), "kicked".into()));
     until_quiet("it holds no place", || mainstay.stats().sessions == 0).await;
     assert!(aborted.elapsed() <= Duration::from_secs(2), "{:?}", aborted.elapsed());
     assert_eq!(seen.end(), kicked());

@@ -244,7 +244,7 @@ async fn r17_one_line_makes_a_route_hooks_run_before_the_upgrade_and_a_shutdown_
         .with_graceful_shutdown(async { drop(ended.await) }, SECOND);
     let server = tokio::spawn(async move { server.await });
     let stranger = Client::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await;
-    assert_eq!(stranger.unwrap_err().code, Some(401));
+    assert_eq!(stranger.unwrap_err().code(), Some(http::StatusCode::UNAUTHORIZED.into()));
     let cookie = (header::COOKIE, "sid=1".parse().unwrap());
     let url = format!("ws://{address}/echo");
     let mut client = Client::builder(&url).unwrap().header(cookie.0, cookie.1).connect();
