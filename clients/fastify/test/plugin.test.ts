@@ -57,12 +57,12 @@ test("hooks run before every upgrade, and refuse a plain client with an HTTP res
   });
   await app.ready();
   await assert.rejects(app.injectWS("/kitchen"), /401/);
-  let heard: Promise<unknown[]> | undefined;
-  const socket = await app.injectWS("/kitchen", { headers: { "x-key": "1" } }, { onInit: (ws) => (heard = once(ws, "message")) });
-  assert.equal(String((await heard!)[0]), "hello kitchen plain");
-  heard = once(socket, "message");
+  let received: Promise<unknown[]> | undefined;
+  const socket = await app.injectWS("/kitchen", { headers: { "x-key": "1" } }, { onInit: (ws) => (received = once(ws, "message")) });
+  assert.equal(String((await received!)[0]), "hello kitchen plain");
+  received = once(socket, "message");
   socket.send("ping");
-  assert.equal(String((await heard)[0]), "ping");
+  assert.equal(String((await received)[0]), "ping");
   socket.terminate();
   assert.deepEqual(seen, ["/kitchen", "/kitchen", "to kitchen"]);
 });
@@ -108,9 +108,9 @@ test("HTTP routes, wsHandler and HEAD are served as without the plugin", async (
   assert.equal((await app.inject("/both")).body, "http");
   assert.equal((await app.inject("/only")).statusCode, 404);
   assert.equal((await app.inject({ method: "HEAD", url: "/both" })).statusCode, 200);
-  let heard: Promise<unknown[]> | undefined;
-  const socket = await app.injectWS("/both", {}, { onInit: (ws) => (heard = once(ws, "message")) });
-  assert.equal(String((await heard!)[0]), "ws");
+  let received: Promise<unknown[]> | undefined;
+  const socket = await app.injectWS("/both", {}, { onInit: (ws) => (received = once(ws, "message")) });
+  assert.equal(String((await received!)[0]), "ws");
   socket.terminate();
 });
 
