@@ -93,13 +93,14 @@ pub(crate) struct Failure {
 impl Failure {
     /// `None`: it did come about.
     pub(crate) fn of(lost: &Lost) -> Option<Self> {
-        let (reason, why) = match lost {
+        let reason = match lost {
             Lost::NotConnected(failure) => return Some(failure.clone().into()),
-            Lost::Unreachable(why) => (reason_in(why), why),
-            Lost::Unavailable { reason, .. } | Lost::Refused { reason, .. } => (Reason::Status, reason),
+            Lost::NotOpened(_) => Reason::Handshake,
+            Lost::NoAnswer { .. } => Reason::NoAnswer,
+            Lost::Unavailable { .. } | Lost::Refused { .. } => Reason::Status,
             _ => return None,
         };
-        Some(Self { reason, why: why.clone() })
+        Some(Self { reason, why: lost.to_string() })
     }
 
     /// What failed about a request over HTTP. `None`: its client's fault.
@@ -131,18 +132,7 @@ impl From<ConnectFailure> for Failure {
             FailureKind::Tls => Reason::Tls,
             _ => Reason::Other,
         };
-        Self { reason, why: failure.reason }
-    }
-}
-
-/// Why no WebSocket came of a server that was reached.
-fn reason_in(why: &str) -> Reason {
-    if why.starts_with("the server answered ") {
-        Reason::Status
-    } else if why.contains("no answer within") {
-        Reason::NoAnswer
-    } else {
-        Reason::Handshake
+        Self { reason, why: failure.to_string() }
     }
 }
 
@@ -344,6 +334,8 @@ pub(crate) fn log(line: Line) {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
 
     /// A backend in virtual time, and all its lines.
@@ -487,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_says_is_told_apart() {
+    fn each_failure_of_a_link_has_its_reason() {
         let check = |lost: Lost, expected| {
             let failure = Failure::of(&lost);
             assert_eq!(failure.map(|failure| failure.reason), expected, "{lost:?}");
@@ -502,14 +494,10 @@ mod tests {
             check(Lost::NotConnected(ConnectFailure::new(kind, "why")), Some(expected));
             assert_eq!(expected.label(), kind.as_str());
         }
-        for (why, expected) in [
-            ("no answer within 10s", Reason::NoAnswer),
-            ("opening handshake: no answer within 60s", Reason::NoAnswer),
-            ("the server answered 503 Service Unavailable", Reason::Status),
-            ("opening handshake: the server closed the connection", Reason::Handshake),
-        ] {
-            check(Lost::Unreachable(why.to_owned()), Some(expected));
-        }
+        check(Lost::NoAnswer { within: Duration::from_secs(10) }, Some(Reason::NoAnswer));
+        let code = StatusCode::SERVICE_UNAVAILABLE.into();
+        check(Lost::Unavailable { code, retry_after: None, reason: "503".into() }, Some(Reason::Status));
+        check(Lost::NotOpened("the server closed the connection".into()), Some(Reason::Handshake));
         check(Lost::Broken("reset".into()), None);
     }
 

@@ -3,12 +3,13 @@
 //! Every dial of a link and every request is reported here, and so to [`Backend`]: this is its driver.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{StatusCode, Uri};
-use mainstay::client::{Connector, Event, Lost, Sender, State};
+use mainstay::client::{Connector, Event, Lost, ReasonCode, Sender, State};
 use mainstay::{Evidence, Report, SessionId};
 use slab::Slab;
 use tokio::sync::Notify;
@@ -152,13 +153,13 @@ impl Links {
     }
 
     /// The backend answered a visitor with this status instead of what was asked for.
-    pub(crate) fn refused(&self, status: u16) {
+    pub(crate) fn refused(&self, status: StatusCode) {
         self.reached();
-        let class = usize::from(status / 100).checked_sub(3);
+        let class = usize::from(status.as_u16() / 100).checked_sub(3);
         if let Some(counter) = class.and_then(|class| self.0.figures.refused.get(class)) {
             counter.fetch_add(1, Relaxed);
         }
-        self.tell(|backend| backend.handle_status(Instant::now(), status));
+        self.tell(|backend| backend.handle_status(Instant::now(), status.as_u16()));
     }
 
     /// A visitor was sent away because the backend cannot be reached.
@@ -382,26 +383,23 @@ impl Account {
                 let waits = !next_attempt_in.is_zero();
                 self.links.tell(|backend| backend.handle_lost(Instant::now(), &why, waits));
             }
-            Event::Ended { code, .. } => {
+            Event::Ended(end) => {
                 self.attached(false);
-                // Below 1000 it is the status of the answer that refused the opening handshake.
-                if let Some(status) =
-                    code.and_then(|code| u16::try_from(code).ok()).filter(|code| *code < 1000)
-                {
+                if let Some(status) = end.code.and_then(ReasonCode::status) {
                     self.links.refused(status);
                 }
             }
             Event::PingsUnanswered => self.links.note_pings(Some(false)),
             Event::PingsAnswered => self.links.note_pings(Some(true)),
-            Event::Report(Report::Unknown(first, last)) => {
-                let count = self.not_told_before(*first, *last);
+            Event::Report(Report::Unknown(range)) => {
+                let count = self.not_told_before(range);
                 self.unknown += count;
                 self.links.0.figures.unknown.fetch_add(count, Relaxed);
             }
-            Event::Report(Report::NotDelivered(first, last)) => {
-                self.not_delivered(self.not_told_before(*first, *last));
+            Event::Report(Report::NotDelivered(range)) => {
+                self.not_delivered(self.not_told_before(range));
             }
-            Event::Report(Report::Undeliverable(number, _)) => {
+            Event::Report(Report::Undeliverable { number, .. }) => {
                 self.undeliverable.push(*number);
                 self.links.0.figures.undeliverable.fetch_add(1, Relaxed);
             }
@@ -411,7 +409,11 @@ impl Account {
 
     fn attempt_failed(&self, why: &Lost) {
         let Some(failure) = Failure::of(why) else { return };
-        let status = status_in(&failure.why);
+        let status = match why {
+            Lost::Unavailable { code, .. } => code.status(),
+            Lost::Refused { status, .. } => *status,
+            _ => None,
+        };
         let answered = !failure.reason.is_down();
         self.links.failed(failure);
         match status {
@@ -438,9 +440,9 @@ impl Account {
         self.links.0.figures.not_delivered.fetch_add(count, Relaxed);
     }
 
-    fn not_told_before(&self, first: u64, last: u64) -> u64 {
-        let before = self.undeliverable.iter().filter(|number| (first..=last).contains(number)).count();
-        (last + 1 - first).saturating_sub(before as u64)
+    fn not_told_before(&self, range: &RangeInclusive<u64>) -> u64 {
+        let before = self.undeliverable.iter().filter(|number| range.contains(number)).count();
+        (range.end() + 1 - range.start()).saturating_sub(before as u64)
     }
 }
 
@@ -466,11 +468,6 @@ impl Drop for Account {
     }
 }
 
-/// The status in "the server answered 503 Service Unavailable".
-fn status_in(why: &str) -> Option<u16> {
-    why.strip_prefix("the server answered ")?.get(..3)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use mainstay::{Link, Message};
@@ -480,16 +477,16 @@ mod tests {
     #[tokio::test]
     async fn each_message_is_counted_by_its_first_fate_and_links_while_they_are_open() {
         let links = Links::default();
-        let link = Link::to("ws://127.0.0.1:1/").unwrap().connect();
+        let link = Link::builder("ws://127.0.0.1:1/").unwrap().connect();
         link.send(Message::text("four")).await.unwrap();
         let mut account = links.open(link.sender(), None);
         assert_eq!(links.figures().kept_bytes, 4);
         let report = |report| Event::Report(report);
-        account.note(&report(Report::Undeliverable(3, Message::text("x"))));
-        account.note(&report(Report::Unknown(1, 5)));
-        account.note(&report(Report::NotDelivered(6, 6)));
+        account.note(&report(Report::Undeliverable { number: 3, message: Message::text("x") }));
+        account.note(&report(Report::Unknown(1..=5)));
+        account.note(&report(Report::NotDelivered(6..=6)));
         account.not_delivered(1);
-        for why in [Lost::Dead(Evidence::Frozen), Lost::Broken(String::new())] {
+        for why in [Lost::Dead(Evidence::Frozen), Lost::Broken("reset".into())] {
             account.note(&Event::Detached { why, next_attempt_in: std::time::Duration::ZERO });
         }
         account.note(&Event::PingsUnanswered);
@@ -512,7 +509,7 @@ mod tests {
         // By itself it dials once more in an hour.
         let backoff =
             mainstay::BackoffConfig::new(hour, hour).and_then(|backoff| backoff.first(hour, hour)).unwrap();
-        let link = Link::to(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
+        let link = Link::builder(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
         let mut account = links.open(link.sender(), None);
         let failed = link.event().await.unwrap();
         account.note(&failed);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use mainstay::client::{Event, Events, Incoming, Lost};
+use mainstay::client::{Event, Events, Incoming, Lost, ReasonCode};
 use mainstay::server::{Sender as ToClient, Session};
 use mainstay::{CloseCode, Link, PeerClose, Report};
 use tokio::sync::Notify;
@@ -53,10 +53,8 @@ enum End {
 struct BackendEnd {
     /// How its last connection ended; `None`: no connection, a handshake was refused.
     lost: Option<Lost>,
-    /// What the link ended with.
-    code: Option<CloseCode>,
-    /// That was the status of a refused handshake.
-    was_refused: bool,
+    /// The code or the status that the link ended with.
+    code: Option<ReasonCode>,
     reason: String,
     /// What became of the messages that were not confirmed.
     unknown: Option<u64>,
@@ -135,7 +133,7 @@ pub(crate) async fn relay(
                 // One that does not take it gets the close all the same.
                 let _ = to_client.try_send(message);
             }
-            visitor.ended(By::Backend, end.code, &end.cause());
+            visitor.ended(By::Backend, end.close_code(), &end.cause());
             end.announce(&session, &config, sent, confirmed);
         }
         End::Away => {
@@ -195,7 +193,7 @@ impl BackendEnd {
             }
             // Without a code it was refused by HTTP: a client cannot mend that by asking again.
             None if self.prologue.is_none() => {
-                session.close(self.code.unwrap_or(CloseCode::POLICY), &self.reason);
+                session.close(self.close_code().unwrap_or(CloseCode::POLICY), &self.reason);
             }
             _ => {
                 let delivered = self.first_unconfirmed.map_or(sent, |first| first - 1);
@@ -204,6 +202,10 @@ impl BackendEnd {
                 session.renew(passed_on.saturating_sub(delivered));
             }
         }
+    }
+
+    fn close_code(&self) -> Option<CloseCode> {
+        self.code.and_then(ReasonCode::close_code)
     }
 
     /// In words.
@@ -222,7 +224,9 @@ impl BackendEnd {
         let general = || {
             is_plain || config.settings.on_backend_loss == BackendLoss::Keep || !CloseCode::is_restart(*code)
         };
-        let is_last = self.prologue.is_none() && !self.was_refused;
+        // With a status the backend refused the connection that was to follow. Only the client can ask in other words.
+        let was_refused = self.code.and_then(ReasonCode::status).is_some();
+        let is_last = self.prologue.is_none() && !was_refused;
         is_last && (config.settings.closes.are_words(*code) || general())
     }
 }
@@ -274,7 +278,6 @@ async fn watch(
     let mut end = BackendEnd {
         lost: None,
         code: None,
-        was_refused: false,
         reason: String::new(),
         unknown: None,
         first_unconfirmed: None,
@@ -310,18 +313,15 @@ async fn watch(
                 // What a loss reports stands before its own event, and is that connection's.
                 (end.unknown, end.first_unconfirmed) = (None, None);
             }
-            Event::Report(Report::Unknown(first, last)) => {
-                end.unknown = end.unknown.max(Some(last));
-                end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
+            Event::Report(Report::Unknown(range)) => {
+                end.unknown = end.unknown.max(Some(*range.end()));
+                end.first_unconfirmed = end.first_unconfirmed.or(Some(*range.start()));
             }
-            Event::Report(Report::NotDelivered(first, _)) => {
-                end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
+            Event::Report(Report::NotDelivered(range)) => {
+                end.first_unconfirmed = end.first_unconfirmed.or(Some(*range.start()));
             }
-            Event::Ended { code, reason, .. } => {
-                // A status: the connection that was to follow was refused. Only the client can ask in other words.
-                end.was_refused = code.is_some_and(|code| code < 1000);
-                end.code = code.and_then(|code| u16::try_from(code).ok()).and_then(CloseCode::new);
-                end.reason = reason;
+            Event::Ended(ended) => {
+                (end.code, end.reason) = (ended.code, ended.reason);
                 return end;
             }
             _ => {}

@@ -188,8 +188,8 @@ impl Upstream {
         });
         let stream = noted.map_err(|failure| match failure.kind {
             FailureKind::TimedOut => Failure::ConnectTimeout,
-            FailureKind::Certificate | FailureKind::Tls => Failure::Untrusted(failure.reason),
-            _ => Failure::Unreachable(failure.reason),
+            FailureKind::Certificate | FailureKind::Tls => Failure::Untrusted(failure.to_string()),
+            _ => Failure::Unreachable(failure.to_string()),
         })?;
         let opened = self.http.handshake(TokioIo::new(Heard(stream))).await;
         let (sender, connection) = opened.map_err(|error| Failure::Unreachable(error.to_string()))?;

@@ -18,7 +18,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use mainstay::client::{Builder, EndsOn, Event, Upgraded};
+use mainstay::client::{Builder, EndsOn, Event, ReasonCode, Upgraded};
 use mainstay::link::Plain;
 use mainstay::{Link, Server, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
@@ -79,7 +79,7 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
         Err(failure) => return failure.into_response(),
     };
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        config.links.refused(answer.status().as_u16());
+        config.links.refused(answer.status());
         return pass::passed_back(answer, connection, upstream);
     }
     let (mut fields, extensions, upgraded) = match switched(answer, &offer).await {
@@ -202,7 +202,7 @@ impl Visit {
             BackendLoss::Keep if is_plain && !settings.closes.keep_plain => EndsOn::Close,
             BackendLoss::Keep => EndsOn::FinalClose,
         };
-        let mut builder = Link::to(&self.url.to_string())
+        let mut builder = Link::builder(&self.url.to_string())
             .map_err(|error| error.to_string())?
             .connector(config.connector.clone())
             .answer_timeout(config.passing.upstream.answer_timeout)
@@ -248,9 +248,9 @@ pub(crate) async fn answer(link: &Link, account: &mut Account, config: &LinkConf
         bounds::note(&event, &config.mainstay);
         match event {
             Event::Attached { .. } => return Ok(()),
-            Event::Ended { code, reason, .. } => {
-                let status = code.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
-                return Err(Refusal { status, reason });
+            Event::Ended(end) => {
+                let status = end.code.and_then(ReasonCode::status);
+                return Err(Refusal { status, reason: end.reason });
             }
             _ => {}
         }

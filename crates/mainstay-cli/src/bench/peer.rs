@@ -217,7 +217,7 @@ impl Peer {
         if matches!(frame, Frame::Control(Control::Ping(_))) {
             turn.ping();
         }
-        session.handle_frame(turn.instant(), ConnectionId(self.links), frame).map_err(broken)?;
+        session.handle_frame(ConnectionId(self.links), frame).map_err(broken)?;
         while let Some(session) = &mut self.session
             && let Some(delivery) = session.deliver(turn.instant())
         {
