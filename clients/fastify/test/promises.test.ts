@@ -1,4 +1,4 @@
-/** One test for each row of the table in `docs/GUARANTEES.md` "What the origin asks for": the plugin's part. */
+/** One test for each row of the table in `docs/GUARANTEES.md` "R1 to R17": the plugin's part. */
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -251,7 +251,7 @@ test("R10 handlers belong to the session: over 1,000 reconnects one call, the sa
   const all = Array.from({ length: 1000 }, (_, i) => `message ${i + 1}`);
   assert.deepEqual([received, back], [all, all]);
   assert.deepEqual([calls, client.session.epoch, listeners()], [1, 1001, before]);
-  // A leak of a connection's objects would be 4.5 MB: 6 KB each.
+  // A leak of the connections' objects would be 4.5 MB: 6 KB for each.
   assert.ok(heaps.at(-1)! - heaps[0]! < 2_000_000, heaps.join());
 });
 
