@@ -32,6 +32,7 @@ mod budget;
 mod clock;
 mod driver;
 mod memory;
+mod receipt;
 mod transport;
 mod worker;
 
@@ -61,6 +62,8 @@ pub use mainstay_proto::session::{Fate, LostMessages, Message, PeerClose, Window
 /// What a client does after a close code: see [`CloseCode::action`].
 pub use mainstay_proto::ws::close::CloseAction;
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
+
+pub use receipt::{Outcome, Receipt};
 
 /// A message that was not accepted, and why. It comes back with the error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -259,7 +259,7 @@ impl ClientTask {
     fn keep_time(&mut self) -> Option<bool> {
         let now = now();
         let mut inner = self.core.lock();
-        let is_due = inner.machine.poll_timeout().is_some_and(|at| at <= now);
+        let is_due = inner.machine.is_due(now);
         is_due.then(|| inner.machine.handle_timeout(now))
     }
 
@@ -418,8 +418,8 @@ mod tests {
     use mainstay_proto::connect::{Client as Machine, ConnectConfig};
     use mainstay_proto::session::Message;
 
-    use super::super::Outcome;
     use super::*;
+    use crate::Outcome;
 
     #[tokio::test]
     async fn what_was_dropped_says_nothing_of_what_is_under_way() {
