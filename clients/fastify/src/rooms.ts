@@ -117,7 +117,7 @@ export function sendTo(sessions: Iterable<Session>, data: Sendable, options: Sen
     }
     if (member.trySend(message)) return "sent";
     if (slow === "skip") return "skipped";
-    member.disconnectSlow();
+    member.evictSlow();
     return "disconnected";
   };
   shareFrame(message, () => {

@@ -389,7 +389,7 @@ export class Server {
     const drivers = [...this.drivers.values()];
     for (const driver of drivers) driver.goAway(drainMs);
     await this.waitUntilEmpty(drainMs, drivers.filter((driver) => driver.mode === "plain"));
-    for (const driver of [...this.drivers.values()]) driver.disconnect();
+    for (const driver of [...this.drivers.values()]) driver.closeAndEvict();
     for (const opening of this.openings) opening.refuse(1012, GOING_AWAY);
     this.cluster?.closeRelays(1012, GOING_AWAY);
   }

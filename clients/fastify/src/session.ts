@@ -187,7 +187,7 @@ export class Session extends EventEmitter<SessionEvents> {
 
   /**
    * Ends the session now, with `code` and `reason`: messages that were not written yet are dropped, the application receives
-   * no further message, and the client does not come back. A client that does not answer within a second is disconnected.
+   * no further message, and the client does not come back. The connection of a client that does not answer within a second is dropped.
    * @throws RangeError if `code` may not be sent, or `reason` is longer than 123 bytes.
    */
   abort(code = 1000, reason = ""): void {
