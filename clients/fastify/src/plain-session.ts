@@ -126,7 +126,9 @@ export class PlainSession {
     return true;
   }
 
-  /** Accepts a message that is dropped if there is no room. A plain client's messages are not numbered, so it is a usual one. */
+  /**
+   * Accepts a message that is dropped if there is no room. A plain client's messages are not numbered, so it is a usual one.
+   */
   sendVolatile(data: Data): void {
     this.send(data);
   }
