@@ -16,10 +16,12 @@ mod conversation;
 mod descriptors;
 mod environment;
 mod forward;
+mod health;
 mod heartbeats;
 mod join;
 mod links;
 mod log;
+mod manual;
 mod operations;
 mod pass;
 mod pattern;
@@ -34,9 +36,11 @@ mod successor;
 mod trust;
 mod upstream;
 mod values;
+mod version;
 mod visit;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -45,13 +49,14 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// The system's allocator keeps nine tenths of what closed connections gave back; this one returns it within a
 /// second, as `.cargo/config.toml` has it built. See `docs/adr/0007-an-allocator-that-gives-back.md`.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// WebSocket connections that stay: notices in seconds when one has died, brings it back, and loses,
 /// repeats or reorders nothing on the way.
 #[derive(Parser)]
-#[command(name = "mainstay", version, about)]
+#[command(name = "mainstay", version, long_version = version::LONG)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -67,10 +72,18 @@ enum Command {
     Connect(connect::Arguments),
     /// Measure what a WebSocket server costs: any server, by its URL.
     Bench(bench::Arguments),
+    /// Ask a running `mainstay serve` whether it is ready: exit code 0 if it is, 1 if not.
+    Health(health::Arguments),
     /// Print a completion script for a shell.
     Completions {
         /// For which shell.
         shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder.
+    #[command(hide = true)]
+    Man {
+        /// The folder, which is made if it is not there.
+        folder: PathBuf,
     },
 }
 
@@ -105,11 +118,19 @@ fn run() -> ExitCode {
         Command::Serve(arguments) => in_runtime(serve::run(*arguments)),
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Health(arguments) => health::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "mainstay", &mut script);
             print(&script)
         }
+        Command::Man { folder } => match manual::write(command, &folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                log::say(&format!("{}: {error}", folder.display()));
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

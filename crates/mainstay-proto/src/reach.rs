@@ -1,12 +1,12 @@
-//! Reaching a server: which of its addresses is tried next, when, and why none of them was reached.
+//! Reaching a server: which of its addresses to try next, when, and why none of them was reached.
 //!
-//! A name has several addresses, and the first may not answer: most often IPv6 that is announced and not routed.
-//! Therefore the families alternate. The next address is tried 250 ms after the previous one, or at once when an
-//! attempt failed. The first connection that is established wins.
+//! A name has several addresses, and the first may never answer; most often it is an IPv6 address that is announced and not
+//! routed. So the families alternate. The next attempt begins 250 ms after the one before, or at once when an attempt failed,
+//! and the first connection that comes about is used.
 //!
-//! Not here: the look-up of the name, which returns all addresses at once in the system's order of preference (RFC
-//! 6724), and the time limit of the whole, at which the driver drops the attempts in progress. That limit bounds the
-//! attempts, too: every second adds four to those without an answer.
+//! Not here: the look-up of the name, which returns all addresses at once, in the system's order of preference (RFC 6724);
+//! and the limit of the whole time, at which the driver drops the attempts that are still under way. That bounds the number
+//! of attempts, too: four more begin in each second.
 //!
 //! Source: RFC 8305 sections 4 and 5.
 
@@ -18,15 +18,15 @@ use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 
-/// How long an address is tried alone before the next one.
+/// The time between the beginnings of two attempts.
 ///
 /// Source: RFC 8305 section 8, "Connection Attempt Delay".
 pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// The number of failures that an error lists one by one.
+/// The number of failures that a message names one by one.
 const NAMED: usize = 4;
 
-/// Why no byte stream to a server was established. Another attempt may succeed. As an error its source is the error
-/// of the operating system or of the TLS library, if one caused it.
+/// Why no byte stream to a server came about. Another attempt may bring one. As an error its source is the operating
+/// system's or the TLS library's error, where one caused it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectFailure {
@@ -40,11 +40,11 @@ pub struct ConnectFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FailureKind {
-    /// No address is known under the server's name.
+    /// The server's name has no address, or cannot be looked up.
     UnknownName,
-    /// The server's machine answered that nothing listens there.
+    /// The server's machine answered that no process listens there.
     Refused,
-    /// No answer arrived in time.
+    /// No answer came in time.
     TimedOut,
     /// This machine has no route to the address.
     NoRoute,
@@ -56,14 +56,14 @@ pub enum FailureKind {
     Certificate,
     /// The TLS handshake failed for another reason, such as a server that speaks no TLS.
     Tls,
-    /// The proxy on the way refused, or sent an invalid answer.
+    /// The proxy refused, or its answer was invalid.
     Proxy,
-    /// Any other failure; the reason states it.
+    /// Anything else; the message states what.
     Other,
 }
 
 impl FailureKind {
-    /// Returns a word for logs and labels of metrics.
+    /// A word for logs and for labels of metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -80,8 +80,8 @@ impl FailureKind {
         }
     }
 
-    /// Among the failures of several addresses, the one with the highest rank is reported: first what this process
-    /// can repair, then what a server answered, then silence.
+    /// Orders the failures of several addresses: the highest stands for all. What this process can fix comes first, then a
+    /// server's answer, then silence.
     fn rank(self) -> u8 {
         match self {
             Self::NoLocalPort | Self::NoDescriptor => 4,
@@ -100,7 +100,7 @@ impl fmt::Display for FailureKind {
 }
 
 impl ConnectFailure {
-    /// Creates a failure of this kind.
+    /// A failure of this kind.
     #[must_use]
     pub fn new(kind: FailureKind, failure: impl Into<Failure>) -> Self {
         Self { kind, failure: failure.into() }
@@ -119,10 +119,10 @@ impl Error for ConnectFailure {
     }
 }
 
-/// The attempts to reach one server; the module describes them.
+/// The attempts to reach one server. See the module.
 #[derive(Debug)]
 pub struct Attempts {
-    /// In the order of their turns.
+    /// The addresses that were not tried yet, in order.
     waiting: VecDeque<SocketAddr>,
     under_way: Vec<SocketAddr>,
     next_at: Instant,
@@ -130,13 +130,13 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// Creates the attempts of `addresses`, in the order of preference. The first attempt is due.
+    /// The first attempt is due. `addresses`: in the order of preference.
     #[must_use]
     pub fn new(now: Instant, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         Self { waiting: interleaved(addresses), under_way: Vec::new(), next_at: now, failed: Vec::new() }
     }
 
-    /// Returns the next address to connect to; `None`: no attempt is due.
+    /// The next address to connect to; `None`: no attempt is due.
     pub fn poll_attempt(&mut self, now: Instant) -> Option<SocketAddr> {
         if self.next_at > now {
             return None;
@@ -147,33 +147,33 @@ impl Attempts {
         Some(address)
     }
 
-    /// An attempt failed: the next one is due at once.
+    /// Notes that an attempt failed: the next one is due at once.
     pub fn handle_failed(&mut self, now: Instant, address: SocketAddr, failure: ConnectFailure) {
         self.under_way.retain(|open| *open != address);
         self.failed.push((address, failure));
         self.next_at = now;
     }
 
-    /// Returns when the next attempt is due; `None` after the last.
+    /// When the next attempt is due; `None` after the last address.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         (!self.waiting.is_empty()).then_some(self.next_at)
     }
 
-    /// Whether every attempt failed and no address waits.
+    /// Whether every attempt failed and no address is left.
     #[must_use]
     pub fn are_over(&self) -> bool {
         self.waiting.is_empty() && self.under_way.is_empty()
     }
 
-    /// Returns the failure of all attempts: `after` this long, if some are still in progress.
+    /// The failure of all attempts. Those that are still under way count as timed out after `after`.
     #[must_use]
     pub fn into_failure(self, after: Duration) -> ConnectFailure {
         let silent = |address: &SocketAddr| {
             (*address, ConnectFailure::new(FailureKind::TimedOut, format!("no answer within {after:?}")))
         };
         let failed: Vec<_> = self.under_way.iter().map(silent).chain(self.failed).collect();
-        // The first of equals: `max_by_key` returns the last.
+        // The first of equals: `max_by_key` takes the last.
         let worst = failed.iter().rev().max_by_key(|(_, failure)| failure.kind.rank());
         let Some(kind) = worst.map(|(_, failure)| failure.kind) else {
             return ConnectFailure::new(FailureKind::UnknownName, "the name has no address");
@@ -187,7 +187,7 @@ impl Attempts {
         if let Some(more) = failed.len().checked_sub(NAMED).filter(|more| *more > 0) {
             let _ = write!(reason, "; and {more} more addresses");
         }
-        // A single error becomes the source; several become words.
+        // One error alone is the source; several are words.
         match failed.as_slice() {
             [(address, only)] => ConnectFailure::new(kind, only.failure.context(&address.to_string())),
             _ => ConnectFailure::new(kind, reason),
@@ -195,7 +195,7 @@ impl Attempts {
     }
 }
 
-/// Orders the addresses so that the families alternate, the family of the first one first. Each address appears once.
+/// The addresses with their families in turns, beginning with the family of the first; each address once.
 fn interleaved(addresses: impl IntoIterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
     let mut all: Vec<SocketAddr> = Vec::new();
     for address in addresses {
@@ -232,13 +232,13 @@ mod tests {
         ConnectFailure::new(kind, "words")
     }
 
-    /// Returns all attempts that are due at one moment.
+    /// All that is due at one moment.
     fn due(attempts: &mut Attempts, now: Instant) -> Vec<SocketAddr> {
         std::iter::from_fn(|| attempts.poll_attempt(now)).collect()
     }
 
     #[test]
-    fn families_take_turns_and_no_address_is_tried_twice() {
+    fn families_alternate_and_no_address_is_tried_twice() {
         let order = |addresses: &[SocketAddr]| Vec::from(interleaved(addresses.iter().copied()));
         assert_eq!(order(&[v6(1), v6(2), v4(1), v4(2)]), [v6(1), v4(1), v6(2), v4(2)]);
         assert_eq!(order(&[v4(1), v6(1), v6(2), v6(3)]), [v4(1), v6(1), v6(2), v6(3)]);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_says_nothing_keeps_the_next_waiting_for_a_quarter_of_a_second() {
+    fn the_next_attempt_begins_a_quarter_of_a_second_after_one_that_stays_unanswered() {
         let start = origin();
         let mut attempts = Attempts::new(start, [v6(1), v4(1), v4(2)]);
         assert_eq!(due(&mut attempts, start), [v6(1)]);
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_gives_the_next_address_its_turn_at_once_and_a_late_one_does_too() {
+    fn after_a_refusal_the_next_attempt_is_due_at_once_and_after_a_late_one_too() {
         let start = origin();
         let mut attempts = Attempts::new(start, [v6(1), v4(1), v6(2), v4(2)]);
         assert_eq!(due(&mut attempts, start), [v6(1)]);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_names_its_addresses_and_is_of_the_kind_that_says_most() {
+    fn a_failure_names_its_addresses_and_has_the_kind_of_the_highest_rank() {
         let check = |failed: &[(SocketAddr, FailureKind)], under_way: &[SocketAddr], kind, words: &str| {
             let start = origin();
             let all = failed.iter().map(|(address, _)| *address).chain(under_way.iter().copied());

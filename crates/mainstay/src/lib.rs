@@ -31,7 +31,10 @@ compile_error!(
 mod budget;
 mod clock;
 mod driver;
+#[cfg(feature = "json")]
+mod json;
 mod memory;
+mod receipt;
 mod transport;
 mod worker;
 
@@ -50,6 +53,9 @@ pub use client::Client;
 #[cfg(feature = "client")]
 pub use link::Link;
 
+#[cfg(feature = "json")]
+pub use self::json::SendJsonError;
+pub use self::receipt::{Outcome, Receipt};
 pub use budget::{Budget, Kept, Level};
 pub use mainstay_proto::ConfigError;
 pub use mainstay_proto::backoff::BackoffConfig;

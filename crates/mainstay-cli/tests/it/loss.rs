@@ -100,7 +100,7 @@ async fn a_session_whose_backend_connection_is_lost_is_renewed_with_an_exact_acc
         assert_eq!(backend.text().await.as_deref(), Some("unknown"));
         backend
     });
-    assert_eq!(confirmed.await, mainstay::client::Outcome::Delivered, "by the backend, not by the gateway");
+    assert_eq!(confirmed.await, mainstay::Outcome::Delivered, "by the backend, not by the gateway");
     client.send(Message::text("unknown")).await.unwrap();
     drop(reading.await.unwrap());
     let fate = gap(&client).await;
@@ -217,7 +217,7 @@ async fn a_backend_that_reads_answers_and_closes_handles_an_order_once() {
                 let next = (code != 1000).then(|| Message::text("done"));
                 assert_eq!(client.recv().await, next, "{arguments:?} {code}");
             } else {
-                let connect = || Link::to(&gateway.url).unwrap().connect_once();
+                let connect = || Link::builder(&gateway.url).unwrap().connect_once();
                 for (text, answer) in [("order", "receipt"), ("no order", "done")] {
                     let mut client = connect().await.unwrap();
                     client.send(Message::text(text)).await.unwrap();

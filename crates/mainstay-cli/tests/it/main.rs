@@ -13,6 +13,7 @@ mod http;
 mod loss;
 mod losses;
 mod operate;
+mod packaging;
 mod page;
 mod profiles;
 mod promises;

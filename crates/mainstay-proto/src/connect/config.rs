@@ -1,4 +1,4 @@
-//! How a client behaves, and what ends it.
+//! The settings of a client, and what ends it.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -9,41 +9,39 @@ use crate::confirm::ConfirmConfig;
 use crate::heartbeat::HeartbeatConfig;
 use crate::session::{ClientConfig, Message};
 
-/// How a client behaves.
+/// The settings of a client.
 #[derive(Debug, Clone)]
 pub struct ConnectConfig {
-    /// The peer is known to speak plain WebSocket, so the client starts no session. Default: false.
+    /// The peer is known to speak plain WebSocket, so no session begins. Default: false.
     pub link: bool,
-    /// Configuration towards peers that speak `mainstay.v1`.
+    /// The session with a peer that speaks `mainstay.v1`.
     pub session: ClientConfig,
-    /// Configuration towards plain peers.
+    /// How messages to a plain peer are confirmed.
     pub confirm: ConfirmConfig,
-    /// The heartbeat towards plain peers, which the client must probe; a session's server announces its own
-    /// heartbeat.
+    /// The heartbeat towards a plain peer. A session's server drives the heartbeat itself, and announces it.
     pub heartbeat: HeartbeatConfig,
-    /// When to connect again.
+    /// The waits between attempts.
     pub backoff: BackoffConfig,
-    /// Whether the client ends when its first connection is lost or refused. Default: false.
+    /// Ends after the first connection is lost or refused. Default: false.
     pub once: bool,
-    /// How many attempts in a row may fail before the client ends. Default: no limit. Range: at least 1.
+    /// Ends after this many attempts in a row that brought no connection. Default: never. Range: at least 1.
     pub max_attempts: Option<NonZeroU32>,
-    /// How long a connection may carry no message before it is replaced. Default: no limit.
+    /// Replaces a connection that brought no message for this long. Default: no connection is replaced for that.
     pub silence: Option<Silence>,
-    /// What ends a client of a plain peer, in addition to what ends every client. Default: nothing.
+    /// What ends a client of a plain peer, beside what ends every client. Default: nothing.
     pub ends_on: EndsOn,
-    /// Towards plain peers: whether every connection but the first is held back, see
+    /// Towards a plain peer: holds back the stream on every connection but the first; see
     /// [`Client::send_ahead`](super::Client::send_ahead). Default: false.
     pub holds_replaced: bool,
-    /// Recognizes a message by which a plain peer announces its restart. Whatever the code of the following Close, it
-    /// then counts as [`CloseCode::RESTART`](crate::ws::CloseCode::RESTART). Default: none.
+    /// Recognises the message by which a plain peer announces that it restarts: the Close behind it counts as
+    /// [`CloseCode::RESTART`](crate::ws::CloseCode::RESTART), whatever its code. Default: no message announces it.
     pub announces_restart: Option<fn(&Message) -> bool>,
-    /// Towards plain peers: whether messages are delivered while the client closes, for applications whose answers
-    /// confirm. Default: false.
+    /// Towards a plain peer: delivers messages that come while the client is closing, for applications that confirm by them.
+    /// Default: false.
     pub reads_while_closing: bool,
-    /// Towards plain peers: whether an unconfirmed message makes the client probe the peer. Default: true.
+    /// Towards a plain peer: probes at once when a message stays unconfirmed. Default: true.
     pub probes_unconfirmed: bool,
-    /// How long an attempt may take, from connecting to WELCOME or to the handshake response of a plain peer.
-    /// Default: 10 s.
+    /// Limits the time of an attempt: from dialling to WELCOME, or to the response of a plain peer. Default: 10 s.
     pub opening_timeout: Duration,
 }
 
@@ -80,32 +78,32 @@ impl Default for ConnectConfig {
     }
 }
 
-/// What ends a client of a plain peer finally, because its application cannot continue after it. Before the first
-/// connection none of these ends the client; it connects again. (A refused opening handshake, and a code that forbids
-/// reconnecting, end every client.)
+/// What ends a client of a plain peer, because its application could not continue on another connection. Before the first
+/// connection a client dials again in any case. (A final refusal of the opening handshake, and a close code after which no
+/// client reconnects, end every client.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum EndsOn {
-    /// Nothing: a connection that ended is replaced.
+    /// Nothing: the client replaces a connection that ended.
     #[default]
     Nothing,
-    /// The peer's Close, unless its code announces a restart
-    /// ([`CloseCode::is_restart`](crate::ws::CloseCode::is_restart)); the fifth Close in a row on connections without
-    /// a message or a confirmation; and a message of the peer that is too large.
+    /// The peer's Close, unless its code is one of a restart
+    /// ([`CloseCode::is_restart`](crate::ws::CloseCode::is_restart)); the fifth Close of a restart in a row on connections that
+    /// brought no message and no confirmation; and a message of the peer that is too big.
     FinalClose,
-    /// The peer's Close, whatever its code, and a message of the peer that is too large.
+    /// The peer's Close, whatever its code, and a message of the peer that is too big.
     Close,
-    /// The end of the connection, for whatever reason.
+    /// Any end of the connection.
     Connection,
 }
 
-/// How long a peer may send no message, checked by the constructor. Pings and Pongs do not count: this is for a feed
-/// that has stopped behind a connection that is alive.
+/// The time that a connection may bring no message, checked where it is made. Pings and Pongs do not count: this is for a
+/// feed that has stopped although the connection lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Silence(Duration);
 
 impl Silence {
-    /// Creates the limit. Range: 100 ms to 1 week.
+    /// Sets the limit. Range: 100 ms to 1 week.
     ///
     /// # Errors
     /// It is out of range.

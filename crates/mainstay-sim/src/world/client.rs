@@ -142,6 +142,8 @@ impl World {
         let send = (!self.healing).then_some(client.next_send);
         let times = match client.reborn_at {
             Some(at) => [Some(at).filter(|_| !client.leaves), None, None],
+            // A process that is paused polls nothing.
+            None if !client.process.is_awake(self.now) => [Some(client.process.paused_until), None, None],
             None => [client.machine.poll_timeout(), send, take],
         };
         let paused_until = client.process.paused_until;
@@ -302,6 +304,8 @@ impl World {
             let mut wrote = self.client_commands(index)?;
             self.client_events(index)?;
             self.client_takes(index)?;
+            // What the application takes may be an event, too.
+            self.client_events(index)?;
             wrote |= self.client_writes(index)?;
             if !wrote {
                 break;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mainstay::client::{Event, Incoming, State};
+use mainstay::client::{ClientHandle, Event, Incoming, State};
 use mainstay::server::{Config, SessionState};
 use mainstay::{BackoffConfig, Client, GapCause, Link, Message, Server, Session, Window};
 
@@ -15,7 +15,7 @@ fn text(message: &Message) -> String {
 /// A client that has received nothing yet of: a, b, a gap of six, 8, 9 and two more.
 async fn client_behind_a_gap() -> Client {
     let keep = Window { messages: 4, bytes: 1 << 20 };
-    let (address, mainstay) = server(Config { keep, ..Config::default() }, |upgrade| {
+    let (address, mainstay) = server(Config::new().keep(keep).unwrap(), |upgrade| {
         upgrade.drop_oldest().on_session(|mut session: Session| async move {
             session.send("a").await.unwrap();
             session.send("b").await.unwrap();
@@ -56,7 +56,7 @@ async fn a_gap_stands_in_its_place_in_the_one_stream() {
 }
 
 /// What events and `recv` give together, whichever is polled first.
-async fn both<P>(client: &mut Client<P>, last: &str, events_first: bool) -> Vec<String> {
+async fn both<P>(client: &mut ClientHandle<P>, last: &str, events_first: bool) -> Vec<String> {
     let (events, mut seen) = (client.events(), Vec::new());
     let name = |event: Option<Event>| match event {
         Some(Event::Dropped { .. } | Event::FreshPeer) => Some("gap".to_owned()),
@@ -121,7 +121,7 @@ async fn link_behind_a_break() -> Link {
         }
     })
     .await;
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().backoff(quick()).connect();
+    let link = Link::builder(&format!("ws://{address}/echo")).unwrap().backoff(quick()).connect();
     until("the first has brought all", || link.sender().unread_bytes() == 9).await;
     link.send_volatile("cut");
     until("the second has too", || link.sender().unread_bytes() == 18).await;
@@ -149,7 +149,7 @@ async fn a_break_stands_between_the_messages_of_two_connections() {
 
 #[tokio::test]
 async fn a_lost_session_stands_before_the_messages_of_the_new_one() {
-    let config = Config { resume_window: Duration::from_millis(1), ..Config::default() };
+    let config = Config::new().resume_window(Duration::from_millis(1)).unwrap();
     let (address, _mainstay) = echo_server(config).await;
     let proxy = Proxy::to(address).await;
     let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay::client::{Event, Mode, Outcome, State};
+use mainstay::client::{Event, Mode, State};
 use mainstay::server::Config;
-use mainstay::{Client, CloseCode, Link, Message, Window};
+use mainstay::{Client, CloseCode, Link, Message, Outcome, Window};
 
 use crate::support::{Proxy, echo_server, until};
 
@@ -51,7 +51,7 @@ async fn nothing_is_lost_repeated_or_reordered_over_ten_cuts() {
 #[tokio::test]
 async fn a_small_window_takes_what_a_client_writes_before_it_knows_of_it() {
     let accept = Window { messages: 1, bytes: 1 };
-    let (address, mainstay) = echo_server(Config { accept, ..Config::default() }).await;
+    let (address, mainstay) = echo_server(Config::new().accept(accept)).await;
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     for n in 0..100 {
         client.send(Message::text(n.to_string())).await.unwrap();
@@ -116,7 +116,7 @@ async fn a_tracked_message_settles_when_the_server_has_it() {
 async fn a_plain_peer_is_served_by_the_same_handler_and_says_when_it_is_fresh() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let proxy = Proxy::to(address).await;
-    let mut client = Link::to(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    let mut client = Link::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
     client.send(Message::text("one")).await.unwrap();
     assert_eq!(client.recv().await, Some(Message::text("one")));
     assert_eq!(client.state(), State::Attached { mode: Mode::Plain, epoch: 1 });
@@ -130,7 +130,7 @@ async fn a_plain_peer_is_served_by_the_same_handler_and_says_when_it_is_fresh() 
 
 #[tokio::test]
 async fn an_expired_session_is_one_gap_and_a_new_session() {
-    let config = Config { resume_window: Duration::from_millis(1), ..Config::default() };
+    let config = Config::new().resume_window(Duration::from_millis(1)).unwrap();
     let (address, mainstay) = echo_server(config).await;
     let proxy = Proxy::to(address).await;
     let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
@@ -151,7 +151,7 @@ async fn an_expired_session_is_one_gap_and_a_new_session() {
 #[tokio::test]
 async fn a_draining_server_refuses_newcomers_and_tells_the_others() {
     let (address, mainstay) = echo_server(Config::default()).await;
-    let mut plain = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
+    let mut plain = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
     let draining = mainstay.clone();
     tokio::spawn(async move { draining.drain(Duration::from_millis(100)).await });
     assert_eq!(plain.recv().await, None, "closed with 1012");

@@ -1,9 +1,11 @@
 //! How large a message may be: the largest that the other end takes is known, one byte more is refused at once, and one
 //! message is never too large for a window.
 
-use mainstay::client::{Event, Outcome};
+use mainstay::client::Event;
 use mainstay::server::{Config, Received};
-use mainstay::{Client, CloseCode, Limits, Link, Message, Report, SendError, Server, Session, Window};
+use mainstay::{
+    Client, CloseCode, Limits, Link, Message, Outcome, Report, SendError, Server, Session, Window,
+};
 use tokio::net::TcpListener;
 
 use crate::support::{echo, handled, quick, until};
@@ -24,7 +26,7 @@ async fn attached(client: &Client) {
 #[tokio::test]
 async fn the_largest_message_that_the_server_takes_passes_and_one_byte_more_comes_back() {
     for limit in [1000, 70_000] {
-        let config = Config { limits: limits(limit), ..Config::default() };
+        let config = Config::new().limits(limits(limit)).unwrap();
         let (address, mainstay) = handled(Server::new(config), echo).await;
         let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
         attached(&client).await;
@@ -79,7 +81,7 @@ async fn what_was_accepted_before_the_limit_was_known_is_reported_and_the_rest_i
             }
         }
     };
-    let mainstay = Server::new(Config { limits: limits(1000), ..Config::default() });
+    let mainstay = Server::new(Config::new().limits(limits(1000)).unwrap());
     let on_upgrade = move |upgrade: mainstay::SessionUpgrade| {
         let handler = handler.clone();
         async move { upgrade.on_session(handler) }
@@ -118,12 +120,12 @@ async fn what_was_accepted_before_the_limit_was_known_is_reported_and_the_rest_i
 #[tokio::test]
 async fn one_message_that_is_larger_than_every_window_passes_in_both_directions() {
     let small = Window { messages: 16, bytes: 64 * 1024 };
-    let config = Config { keep: small, accept: small, limits: limits(1 << 20), ..Config::default() };
+    let config = Config::new().keep(small).unwrap().accept(small).limits(limits(1 << 20)).unwrap();
     let (address, mainstay) = handled(Server::new(config), echo).await;
     let url = format!("ws://{address}/echo");
     let mut client = Client::builder(&url).unwrap().connect();
     // Above a link's queue, and what may be unconfirmed.
-    let mut link = Link::to(&url).unwrap().queue(4, 1000).unwrap().connect();
+    let mut link = Link::builder(&url).unwrap().queue(4, 1000).unwrap().connect();
     for length in [64 * 1024, 64 * 1024 + 1, 256 * 1024 + 1, 1 << 20] {
         for message in both(length) {
             client.send(message.clone()).await.unwrap();
@@ -144,7 +146,8 @@ async fn a_plain_peer_that_sends_more_than_a_link_takes_is_told_apart_and_ends_i
         while session.recv().await.is_some() {}
     };
     let (address, mainstay) = handled(Server::default(), handler).await;
-    let link = || Link::to(&format!("ws://{address}/echo")).unwrap().limits(limits(1000)).backoff(quick());
+    let link =
+        || Link::builder(&format!("ws://{address}/echo")).unwrap().limits(limits(1000)).backoff(quick());
     for ends_on in [EndsOn::FinalClose, EndsOn::Close, EndsOn::Connection] {
         let opened = mainstay.stats().connections_opened;
         let link = link().ends_on(ends_on).connect();

@@ -8,8 +8,8 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::any;
-use mainstay::client::{Event, Outcome};
-use mainstay::{Client, Message, SessionUpgrade};
+use mainstay::client::Event;
+use mainstay::{Client, Message, Outcome, SessionUpgrade};
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::{Dice, SECOND, attached, before_an_echo, comes_back};
