@@ -15,6 +15,15 @@ pub struct End {
     pub reason: String,
 }
 
+/// How the peer ended: the code and the reason of its Close or END.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PeerClose {
+    /// The code; `None` if the Close had none, or a code that no Close frame may carry.
+    pub code: Option<CloseCode>,
+    /// The reason.
+    pub reason: String,
+}
+
 /// What ended a session. A connection that is replaced by a newer one ends no session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

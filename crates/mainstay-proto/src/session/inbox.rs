@@ -73,6 +73,15 @@ struct Queued {
     number: u64,
 }
 
+impl Counted for Delivery {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Message(message) => message.bytes(),
+            Self::Gap { .. } | Self::Replaced { .. } => 0,
+        }
+    }
+}
+
 impl Counted for Queued {
     fn bytes(&self) -> u64 {
         self.delivery.bytes()

@@ -27,7 +27,7 @@ mod transmit;
 mod wire;
 
 pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate, LostMessages};
-pub use end::{End, EndCause};
+pub use end::{End, EndCause, PeerClose};
 pub use error::{Malformed, SessionError};
 pub use flow::FlowConfig;
 pub(crate) use flow::Volatiles;
@@ -36,7 +36,7 @@ pub use lifetime::{Leave, LifetimeConfig};
 pub use message::{Control, Credentials, Frame, Message, Window};
 pub use names::Presenter;
 pub use outbox::Progress;
-pub use plain::{PeerClose, PlainSession};
+pub use plain::PlainSession;
 pub use registry::{Answer, RefuseReason, Registry, RegistryConfig, Sessions};
 pub use server::{Closed, ServerConfig, ServerSession};
 pub use transmit::{ConnectionId, Transmit};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::end::{self, EndCause};
+use super::end::{self, EndCause, PeerClose};
 use super::lifetime::{self, Leave, Lifetime};
 use super::message::{Message, Window};
 use super::server::ServerConfig;
@@ -44,15 +44,6 @@ enum End {
     Dead(Option<Box<end::End>>),
     /// The connection is gone. `None`: it was lost.
     Closed(Option<Box<end::End>>),
-}
-
-/// How the peer ended: the code and the reason of its Close or END.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PeerClose {
-    /// The code; `None` if the Close had none, or a code that no Close frame may carry.
-    pub code: Option<CloseCode>,
-    /// The reason.
-    pub reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

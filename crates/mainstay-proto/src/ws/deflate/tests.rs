@@ -2,6 +2,8 @@ use std::collections::HashSet;
 
 use flate2::Compress;
 
+use flate2::{Compression, FlushCompress};
+
 use super::*;
 
 const MAX: usize = 64 * 1024;
