@@ -101,6 +101,7 @@ pub(crate) fn package() -> Result<Outcome> {
     for package in &packages {
         let name = text(package, "name");
         lists_what_it_should(name)?;
+        shows_its_features(package)?;
         together.args(["--package", name]);
     }
     check(&mut together)?;
@@ -149,6 +150,17 @@ fn lists_what_it_should(name: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The README of a package names each of its features.
+fn shows_its_features(package: &Value) -> Result<()> {
+    let path = format!("crates/{}/README.md", text(package, "name"));
+    let readme = fs::read_to_string(&path)?;
+    let mut features = package["features"].as_object().into_iter().flatten().map(|(name, _)| name);
+    match features.find(|name| *name != "default" && !readme.contains(&format!("`{name}`"))) {
+        Some(feature) => Err(format!("{path} does not name the feature `{feature}`").into()),
+        None => Ok(()),
+    }
 }
 
 /// Judges every dependency by deny.toml: by cargo-deny where it is installed, else its licences and its source.
