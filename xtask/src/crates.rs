@@ -36,11 +36,13 @@ const PROFILE: [&str; 6] = [
     "profile.dev.package.mainstay-proto.opt-level=2",
 ];
 
-/// Lints each crate with no feature, and with each of its features alone.
+/// Lints each crate with no feature, and with each of its features alone; then its tests and examples, whose dependencies
+/// may add features to the crate itself.
 pub(crate) fn features() -> Result<Outcome> {
     for package in members(&metadata(&["--no-deps"])?) {
         for selection in selections(package) {
             let name = text(package, "name");
+            cargo(&format!("clippy --package {name} {selection} -- -D warnings"))?;
             cargo(&format!("clippy --package {name} {selection} --all-targets -- -D warnings"))?;
         }
     }
@@ -120,6 +122,7 @@ pub(crate) fn package() -> Result<Outcome> {
             .args(["--quiet", "--manifest-path"])
             .arg(manifest)
             .args(is_library.then_some("--doc"))
+            .arg("--all-features")
             .args(PROFILE);
         // The crates beside it may be on no registry yet.
         for other in packages.iter().filter(|other| other["name"] != package["name"]) {
