@@ -132,21 +132,21 @@ fn replaced(text: &str, table: &str) -> Result<String> {
 fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
     let mut page = format!(
         "# What a fault costs\n\nWritten by `cargo xtask losses`; do not edit.\n\n\
-         Client and server each say ten numbered messages a second over a TCP proxy. Everything is well for {} s, then\n\
-         one fault happens, then {} s are watched, and what is on its way arrives. The same fault happens at the same\n\
-         moment to three lanes:\n\n\
+         Client and server each send ten numbered messages a second through a TCP proxy. The path is undisturbed for {} s, then\n\
+         one fault happens, then the run goes on for {} s, and messages in flight arrive. The same fault happens at the same\n\
+         moment in three lanes:\n\n\
          | | Client | Server |\n|---|---|---|\n\
          | by hand | `new WebSocket` 3 s after `close`; sends if it is open | `@fastify/websocket`, a ping every 7.5 s, \
-         `close(1000)` when 5 s later no pong came |\n\
+         `close(1000)` if no pong comes within 5 s |\n\
          | plugin | `@mainstay/client` | `@mainstay/fastify` |\n\
-         | gateway | `@mainstay/client` | `mainstay serve` in front of the server by hand, which is not changed |\n\n\
-         Mainstay runs with its defaults. A message is lost if one side sent it and the other's application never received\n\
-         it, over the whole run: what a server sends while its client has no session counts, and so does what a client's\n\
-         full queue did not take. It is reported if the application learned of it: message by message towards the\n\
-         server (`delivered`), by a `gap` event towards the client.\n\n\
-         After a cut the old connection stays dead, as after a change of networks, or where a NAT forgot it; an attempt that\n\
-         is under way when the path is back gets through at once. A path that comes back with its connection is not shown here:\n\
-         TCP then sends again what was under way.\n\n",
+         | gateway | `@mainstay/client` | `mainstay serve` in front of the server by hand, which is unchanged |\n\n\
+         Mainstay runs with its defaults. A message is lost if one end sent it and the application of the other end never received\n\
+         it during the whole run. Messages that a server sends while its client has no session count, and so do messages for which a\n\
+         client's queue had no room. A loss is reported if the sending or receiving application learned of it: towards the server for\n\
+         each message (`delivered`), towards the client by a `gap` event.\n\n\
+         After a cut the old connection stays dead, as after a change of networks or after a NAT dropped it; an attempt in\n\
+         progress gets through as soon as the path is back. A path that comes back together with its connection is not shown here: TCP\n\
+         then retransmits the data in flight.\n\n",
         WHOLE.calm.as_secs(),
         WHOLE.watched.as_secs(),
     );
@@ -175,12 +175,13 @@ fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
         }
     }
     page += "\n## Notes\n\n\
-             Times count from the fault's begin until one end notices (`never`: not before the run's end, or there was\n\
-             nothing to notice), and from the fault's end until a message arrives at the server that was sent since. In the\n\
-             gateway's lane \"server notices\" is the server behind the gateway. Messages may come twice where the gateway\n\
-             sends again what a lost backend did not confirm (`--delivery at-least-once`).\n\n\
-             Two minutes offline are the resume window itself: a session whose client comes back later (it dials at random\n\
-             within 30 s by then) is lost, which is reported. A client keeps 1,024 messages while it is away, by default, and reports what it did not take.\n\n\
+             \"Notices\" is the time from the beginning of the fault (`never`: not before the end of the run, or there was nothing to notice).\n\
+             \"Flows again\" is the time from the end of the fault until the server receives a message that was sent after it. In the\n\
+             gateway's lane, \"server notices\" is the server behind the gateway. Messages may arrive twice where the gateway\n\
+             sends messages again that a lost backend had not confirmed (`--delivery at-least-once`).\n\n\
+             Two minutes offline are exactly the resume window: if the client comes back later (by then it dials at random within 30 s), its\n\
+             session is lost, and the loss is reported. By default a client keeps 1,024 messages while it is away, and reports each message\n\
+             that it does not accept.\n\n\
              ```sh\ncargo xtask losses                # all of it, 20 minutes; writes this page and the READMEs' tables\n\
              cargo xtask losses --fault cut --quick --json\n```\n";
     Ok(page.replace("```sh\n", "<!-- run: skip, it is what wrote this -->\n\n```sh\n"))
