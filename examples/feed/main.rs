@@ -10,7 +10,7 @@ use mainstay::client::{Event, Incoming};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let url = std::env::args().nth(1).ok_or("usage: feed URL")?;
-    let mut link = Link::to(&url)?
+    let mut link = Link::builder(&url)?
         // Written first on each connection, ahead of everything that waits.
         .greeting(async || Ok(["auth s3cret", "subscribe BTC-EUR"]))
         // A feed without a message for so long has stopped, whatever its Pongs say.

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use mainstay::Session;
 use mainstay::server::{Config, EndCause, SessionState};
 use mainstay::test::{self, Network};
-use mainstay::Session;
 
 /// The handler under test: counts the messages of its client.
 async fn count(mut session: Session) {

@@ -4,8 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::{Router, routing::any};
-use mainstay::Outcome;
-use mainstay::{Client, CloseCode, Server, Session, SessionUpgrade};
+use mainstay::{Client, CloseCode, Outcome, Server, Session, SessionUpgrade};
 
 /// Stands for billing's database.
 type Ledger = Arc<Mutex<Vec<String>>>;

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -87,28 +88,42 @@ pub(crate) fn rustdoc() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Packages the published crates, builds each from its package, and runs the library's documentation tests there.
+/// Packages the published crates, and builds each of them as it was packed, documentation tests included.
 pub(crate) fn package() -> Result<Outcome> {
     let metadata = metadata(&["--no-deps"])?;
+    let packages: Vec<&Value> = published(&metadata).collect();
     let mut together = command("package");
-    together.args(["--quiet", "--allow-dirty"]).args(PROFILE);
-    for package in published(&metadata) {
+    // Cargo's own verification unpacks the crates that depend on each other below its home, and never again.
+    together.args(["--quiet", "--allow-dirty", "--no-verify"]);
+    for package in &packages {
         let name = text(package, "name");
         lists_what_it_should(name)?;
         together.args(["--package", name]);
     }
     check(&mut together)?;
-    for package in published(&metadata).filter(|package| package["targets"][0]["kind"][0] == "lib") {
-        let home = format!("target/package/{}-{}", text(package, "name"), text(package, "version"));
-        let mut tests = command("test");
-        tests.args(["--quiet", "--doc", "--manifest-path", &format!("{home}/Cargo.toml")]).args(PROFILE);
-        // The crates beside it are on no registry yet.
-        for other in published(&metadata).filter(|other| other["name"] != package["name"]) {
-            let (name, version) = (text(other, "name"), text(other, "version"));
-            let folder = env::current_dir()?.join(format!("target/package/{name}-{version}"));
-            tests.args(["--config", &format!("patch.crates-io.{name}.path='{}'", folder.display())]);
+    let unpacked = |package: &Value| format!("{}-{}", text(package, "name"), text(package, "version"));
+    for package in &packages {
+        let (archive, folder) = (format!("{}.crate", unpacked(package)), Path::new("target/package"));
+        let _ = fs::remove_dir_all(folder.join(unpacked(package)));
+        check(Command::new("tar").args(["-xzf", &archive]).current_dir(folder))?;
+    }
+    let target = env::current_dir()?.join("target");
+    for package in &packages {
+        let manifest = target.join("package").join(unpacked(package)).join("Cargo.toml");
+        let is_library = package["targets"][0]["kind"][0] == "lib";
+        let mut build = command(if is_library { "test" } else { "build" });
+        build
+            .args(["--quiet", "--manifest-path"])
+            .arg(manifest)
+            .args(is_library.then_some("--doc"))
+            .args(PROFILE);
+        // The crates beside it may be on no registry yet.
+        for other in packages.iter().filter(|other| other["name"] != package["name"]) {
+            let folder = target.join("package").join(unpacked(other));
+            let patch = format!("patch.crates-io.{}.path='{}'", text(other, "name"), folder.display());
+            build.args(["--config", &patch]);
         }
-        check(tests.env("CARGO_TARGET_DIR", env::current_dir()?.join("target")))?;
+        check(build.env("CARGO_TARGET_DIR", &target))?;
     }
     Ok(Outcome::Passed)
 }

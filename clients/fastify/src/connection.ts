@@ -220,7 +220,7 @@ export class Connection {
 
   private closeTooLarge(): void {
     this.request.log.info("a client's message is larger than maxMessage: its connection is closed with 1009");
-    this.close(1009, "the message is larger than this server takes");
+    this.close(1009, "the message is larger than this server accepts");
   }
 
   // ---- writing -------------------------------------------------------------------------------------

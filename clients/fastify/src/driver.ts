@@ -114,7 +114,7 @@ export class Driver extends TimerTask implements Listener {
     this.step();
   }
 
-  /** Takes a message of a plain client. Nearly always it goes straight to the listener, and nothing else is left to do. */
+  /** Handles a message of a plain client. Nearly always it goes straight to the listener, and nothing else is left to do. */
   private handlePlainMessage(plain: PlainSession, connection: Connection, data: Data, length: number): void {
     const now = this.server.clock();
     const isAwaited = !this.isStepping && !this.pendingSends && this.session.listenerCount("message") > 0;

@@ -99,7 +99,7 @@ export class Heartbeat {
     this.progressAt = now;
   }
 
-  /** Takes an answer: it answers the probe with this nonce and all earlier ones. An unknown nonce counts as bytes only. */
+  /** Handles an answer: it answers the probe with this nonce and all earlier ones. An unknown nonce counts as bytes only. */
   handlePong(now: number, nonce: number): void {
     this.handleBytes(now);
     const answered = (nonce - this.answered) >>> 0;

@@ -6,7 +6,7 @@ import type { FastifyRequest } from "fastify";
 import type { ServerOptions } from "ws";
 import { isOrigin, type Origins } from "./origin.js";
 
-/** A limit on queued messages. A queue that is empty takes one message of any size. */
+/** A limit on queued messages. An empty queue accepts one message of any size. */
 export interface QueueLimit {
   /** Messages. Range: 1 to 1000000. @default 1024 */
   messages?: number;
@@ -16,7 +16,7 @@ export interface QueueLimit {
 
 /**
  * Decides who a client is, by the credentials in its HELLO and by its upgrade request. `credentials` is undefined if the
- * client sent none, as every plain client does.
+ * client sent none; a plain client never sends any.
  *
  * The returned string is the client's principal; "" stands for an anonymous client. Null or undefined refuses the client
  * with 4501, and the client stops. An error, or an answer later than `openingDeadlineMs`, refuses it with 4414, and the

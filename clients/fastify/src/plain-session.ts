@@ -38,7 +38,7 @@ export class PlainSession {
     this.heartbeat = new Heartbeat(now, config.heartbeatMs, random);
   }
 
-  /** Takes a message of the client. `length`: its bytes. */
+  /** Handles a message of the client. `length`: its bytes. */
   handleFrame(now: number, _connection: number, frame: Frame, length?: number): void {
     this.heartbeat.handleBytes(now);
     if (frame?.type === Type.Data && this.isOpen) (this.inbox ??= new ByteQueue()).push(frame.data, length);
@@ -91,7 +91,7 @@ export class PlainSession {
     else this.heartbeat.handleUnread(now);
   }
 
-  /** Takes an RFC 6455 Pong, or a Ping with the nonce -1. */
+  /** Handles an RFC 6455 Pong, or a Ping with the nonce -1. */
   handlePong(now: number, _connection: number, nonce: number): void {
     this.heartbeat.handlePong(now, nonce);
   }
@@ -107,7 +107,7 @@ export class PlainSession {
     this.heartbeat.handleWriteProgress(now);
   }
 
-  /** Takes the end of the connection, which ends the session. */
+  /** Handles the end of the connection, which ends the session. */
   handleLost(_now: number, _connection: number, code: number, reason: string): void {
     const { closing } = this;
     this.connection = undefined;

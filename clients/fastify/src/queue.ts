@@ -15,7 +15,7 @@ export class ByteQueue {
     return this.items?.length ?? 0;
   }
 
-  /** Appends a message. `length`: its bytes, where the caller knows them. */
+  /** Appends a message. `length`: its bytes, if the caller has counted them. */
   push(data: Data, length = sizeOf(data)): void {
     (this.items ??= []).push(data);
     this.bytes += length;

@@ -38,7 +38,7 @@ interface Tombstone {
 }
 
 const TOMBSTONE_LIFE_MS = 86_400_000;
-/** The longest transit time of a HELLO: after it the client gives the attempt up. */
+/** The longest transit time of a HELLO: the client abandons the attempt after it. */
 const HELLO_TRANSIT_MS = 10_000;
 /** When a client that found no room may ask again: rarely enough to cost little, and spread over time. */
 const NO_ROOM: Delay = { earliestMs: 1000, latestMs: 30_000 };

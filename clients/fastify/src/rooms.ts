@@ -17,7 +17,7 @@ export interface SendOptions {
   where?: ((session: Session) => boolean) | undefined;
   /**
    * What happens to a member whose `keep` is full, because its client is away or slow. `"disconnect"` ends its session: a
-   * client of `mainstay.v1` comes back to a new session and is told exactly what it missed, and a plain client is closed
+   * client of `mainstay.v1` comes back to a new session and learns from one gap exactly what it missed, and a plain client is closed
    * with 1013. `"skip"` leaves the message out without a report to that client, for messages that are soon replaced by newer
    * ones. With the option `dropOldest` no member is ever full: its oldest message is dropped, and the client receives a gap.
    * @default "disconnect"
@@ -29,7 +29,7 @@ export interface SendOptions {
 export interface Sent {
   /** Sessions that accepted the message. */
   sent: number;
-  /** Sessions that were skipped: their `keep` is full, or the message is larger than their client takes. */
+  /** Sessions that were skipped: their `keep` is full, or the message is larger than their client accepts. */
   skipped: number;
   /** Sessions that were ended because their `keep` is full. */
   disconnected: number;

@@ -281,7 +281,7 @@ export class ServerSession {
   // ---- events of connections --------------------------------------------------------------------
 
   /**
-   * Takes a message of a connection; one of a fenced connection is dropped. `length`: the bytes of a message of the
+   * Handles a message of a connection; a message of a fenced connection is dropped. `length`: the bytes of a message of the
    * application.
    * @throws ProtocolError: fail the connection with 4400. The session goes on, unless the error is fatal.
    */
@@ -354,7 +354,7 @@ export class ServerSession {
     if (this.attached?.connection === connection) this.attached.heartbeat.handleBytes(now);
   }
 
-  /** Takes an RFC 6455 Pong, which counts as bytes only: the PONG of the session answers a probe. */
+  /** Handles an RFC 6455 Pong, which counts as bytes only: the PONG of the session answers a probe. */
   handlePong(now: number, connection: number, _nonce: number): void {
     this.handleBytes(now, connection);
   }
@@ -371,7 +371,7 @@ export class ServerSession {
     if (this.attached?.connection === connection) this.attached.heartbeat.handleWriteProgress(now);
   }
 
-  /** Takes the end of a connection, for any reason. The session parks. */
+  /** Handles the end of a connection, for any reason. The session parks. */
   handleLost(now: number, connection: number): void {
     const { attached, life } = this;
     if (attached?.connection !== connection) return;
@@ -415,7 +415,7 @@ export class ServerSession {
     return this.isOpen || this.life.kind === "end received";
   }
 
-  /** Returns credentials that the client sent on the live session, once each. {@link handleAuthResult} takes the result. */
+  /** Returns credentials that the client sent on the live session, once each. Pass the result to {@link handleAuthResult}. */
   pollAuth(): { connection: number; credentials: Bytes } | undefined {
     const { attached } = this;
     if (attached?.auth?.kind !== "received") return;
@@ -425,7 +425,8 @@ export class ServerSession {
   }
 
   /**
-   * Takes the owner that the credentials prove; undefined if they were refused. Credentials of another owner are refused too.
+   * Handles the result of new credentials: `owner` is the owner that they prove, or undefined if they were refused. Credentials
+   * of another owner are refused too.
    * The session goes on in either case.
    */
   handleAuthResult(connection: number, owner: string | undefined): void {

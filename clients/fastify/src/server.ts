@@ -80,7 +80,7 @@ export class Server {
     return Math.floor(performance.now());
   }
 
-  /** Takes an upgraded connection. The handler is called once for each session, not for each connection. */
+  /** Opens a session for an upgraded connection. The handler is called once for each session, not for each connection. */
   open(socket: WebSocket, request: FastifyRequest, callHandler: CallHandler): Promise<void> | undefined {
     const settings = this.settingsOf(request);
     const connection = new Connection(++this.connections, socket, request, settings.maxMessage);
@@ -269,7 +269,7 @@ export class Server {
 
   // ---- events of sessions -----------------------------------------------------------------------
 
-  /** Takes the loss of a session's connection. The session waits for its client, unless it has ended. */
+  /** Handles the loss of a session's connection. The session waits for its client, unless it has ended. */
   handleLost(driver: Driver, loss: Loss): void {
     const { request, id, mode, session, machine } = driver;
     const isFault = loss.code === 1006 || loss.code === 4408;

@@ -148,7 +148,7 @@ export class Session extends EventEmitter<SessionEvents> {
 
   /**
    * Sends a message. The promise settles with true once the session accepted the message, which waits while `keep` is full.
-   * An accepted message is kept until the client acknowledges it or, for a plain client, until the socket takes it. The
+   * An accepted message is kept until the client acknowledges it or, for a plain client, until the socket accepts it. The
    * promise settles with false if the session ended before. It never rejects.
    *
    * An application that does not await the promise has no limit on the number of waiting messages.

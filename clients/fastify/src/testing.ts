@@ -61,7 +61,7 @@ interface Wire {
   server: WebSocket | undefined;
 }
 
-/** A client whose connection breaks when the test says so. */
+/** A client whose connection the test controls. */
 export class TestClient {
   /** One entry for each lost session: what became of the client's messages, and how many of the server's it missed. */
   readonly gaps: Fate[] = [];
@@ -220,7 +220,7 @@ export class TestClient {
   #update(): void {
     for (let event; (event = this.#client.pollEvent()); ) this.#handleEvent(event);
     for (let output; (output = this.#client.pollTransmit(performance.now() + 1000)); ) {
-      // Output for an older connection has no effect: that connection is gone.
+      // Output for an older connection has no effect: that connection is lost.
       if (output.id !== this.#connections) continue;
       if (output.kind === "write") this.#wire?.client.send(output.data);
       else this.#wire?.client.close(1000);

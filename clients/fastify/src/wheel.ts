@@ -6,9 +6,9 @@
  * that moves later is not touched: its task fires early, finds nothing due and is armed again. A deadline that is further
  * away than the wheel is long does the same.
  *
- * Deadlines are spread. Each takes the emptiest of the slots from its own to 1/16 of its distance later, at most 64 ms
- * later, so that the probes of thousands of connections leave evenly. A deadline that is half a second away or more takes
- * every second slot only, because one wake-up costs as much as many probes.
+ * Deadlines are spread. Each goes into the emptiest of the slots from its own to 1/16 of its distance later, at most 64 ms
+ * later, so that the probes of thousands of connections leave evenly. A deadline that is half a second away or more
+ * goes into every second slot only, because one wake-up costs as much as many probes.
  */
 
 /** The length of a slot in milliseconds. */
@@ -17,7 +17,7 @@ const SLOT = 8;
 const SLOTS = 4096;
 /** By how many slots a deadline may be delayed at most to find an emptier slot. */
 const SPREAD = 8;
-/** A deadline that is this many slots away or more takes every second slot only. */
+/** A deadline that is this many slots away or more goes into every second slot only. */
 const FAR = 64;
 /** The slot of a task that is not armed; the first slot is 1. */
 const NONE = 0;
@@ -43,7 +43,7 @@ export class Wheel {
   /** How many tasks are armed. */
   armed = 0;
   private start: number;
-  /** Every slot up to this one is empty, and takes no deadline. */
+  /** Every slot up to this one is empty, and accepts no deadline. */
   private passed = 0;
   private slots: (Slot | undefined)[] = new Array(SLOTS).fill(undefined);
   private timer: NodeJS.Timeout | undefined;

@@ -116,7 +116,7 @@ test("a message to many sockets is framed once, with the same bytes as a message
   });
 });
 
-test("a member without room is disconnected and told exactly what it missed, or is skipped, as the sender chooses", async (t) => {
+test("a member without room is disconnected and learns exactly what it missed, or is skipped, as the sender chooses", async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({ keep: { messages: 2 } }, (session) => {
     sessions.push(session);

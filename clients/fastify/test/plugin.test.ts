@@ -57,12 +57,12 @@ test("hooks run before every upgrade, and refuse a plain client with an HTTP res
   });
   await app.ready();
   await assert.rejects(app.injectWS("/kitchen"), /401/);
-  let heard: Promise<unknown[]> | undefined;
-  const socket = await app.injectWS("/kitchen", { headers: { "x-key": "1" } }, { onInit: (ws) => (heard = once(ws, "message")) });
-  assert.equal(String((await heard!)[0]), "hello kitchen plain");
-  heard = once(socket, "message");
+  let received: Promise<unknown[]> | undefined;
+  const socket = await app.injectWS("/kitchen", { headers: { "x-key": "1" } }, { onInit: (ws) => (received = once(ws, "message")) });
+  assert.equal(String((await received!)[0]), "hello kitchen plain");
+  received = once(socket, "message");
   socket.send("ping");
-  assert.equal(String((await heard)[0]), "ping");
+  assert.equal(String((await received)[0]), "ping");
   socket.terminate();
   assert.deepEqual(seen, ["/kitchen", "/kitchen", "to kitchen"]);
 });
@@ -108,9 +108,9 @@ test("HTTP routes, wsHandler and HEAD are served as without the plugin", async (
   assert.equal((await app.inject("/both")).body, "http");
   assert.equal((await app.inject("/only")).statusCode, 404);
   assert.equal((await app.inject({ method: "HEAD", url: "/both" })).statusCode, 200);
-  let heard: Promise<unknown[]> | undefined;
-  const socket = await app.injectWS("/both", {}, { onInit: (ws) => (heard = once(ws, "message")) });
-  assert.equal(String((await heard!)[0]), "ws");
+  let received: Promise<unknown[]> | undefined;
+  const socket = await app.injectWS("/both", {}, { onInit: (ws) => (received = once(ws, "message")) });
+  assert.equal(String((await received!)[0]), "ws");
   socket.terminate();
 });
 
@@ -274,6 +274,36 @@ test("send waits for room, trySend does not, and both return false once the sess
   assert.deepEqual(await closed, [{ cause: "ended", code: 4500, reason: "enough" }]);
   assert.equal((await peer.closed).code, 1000);
   assert.equal(session.state, "closed");
+});
+
+test("abort sends END at once, drops messages that were not written, and ends a parked session immediately", async (t) => {
+  const sessions: Session[] = [];
+  const { app, url } = await serve({}, (session) => void sessions.push(session));
+  t.after(() => app.close());
+  const [peer] = await Peer.attached(url, { window: { messages: 1, bytes: 1000 } });
+  const [session] = sessions as [Session];
+  assert.ok(session.trySend("written") && session.trySend("not written"));
+  const closed = once(session, "closed");
+  session.abort(4500, "enough");
+  assert.deepEqual([session.trySend("later"), await peer.text()], [false, "written"]);
+  peer.write(ack(1));
+  assert.deepEqual(endIn(await peer.next()), [END, 4500, "enough"]);
+  peer.write(end(4500, "", 1, 1));
+  assert.deepEqual(await closed, [{ cause: "ended", code: 4500, reason: "enough" }]);
+  assert.equal((await peer.closed).code, 1000);
+
+  const [away] = await Peer.attached(url);
+  const detached = once(sessions[1]!, "detached");
+  await away.cut();
+  await detached;
+  sessions[1]!.abort(4501, "revoked");
+  assert.equal(sessions[1]!.state, "closed");
+
+  const plain = await new Peer(url, [], true).opened();
+  while (sessions.length < 3) await new Promise((resolve) => setImmediate(resolve));
+  sessions[2]!.abort(4500, "enough");
+  assert.deepEqual(await plain.closed, { code: 4500, reason: "enough" });
+  assert.throws(() => session.abort(1005), /^RangeError: close code 1005/);
 });
 
 test("with dropOldest a full buffer drops the oldest messages, and the client receives the gap", async (t) => {

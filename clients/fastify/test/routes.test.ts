@@ -109,9 +109,9 @@ test("routes that are declared after the plugin, and HTTP routes, pass the check
   app.get("/http", async () => "http");
   await app.ready();
   for (const path of ["/later", "/after"]) {
-    let heard: Promise<unknown[]> | undefined;
-    const socket = await app.injectWS(path, {}, { onInit: (ws) => (heard = once(ws, "message")) });
-    assert.equal(String((await heard!)[0]), "hello");
+    let received: Promise<unknown[]> | undefined;
+    const socket = await app.injectWS(path, {}, { onInit: (ws) => (received = once(ws, "message")) });
+    assert.equal(String((await received!)[0]), "hello");
     socket.terminate();
   }
 });

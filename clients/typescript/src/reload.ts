@@ -10,7 +10,8 @@
  * made. A page that may not store anything (a sandboxed frame, blocked cookies) has a socket without this.
  */
 
-import type { MainstaySocket } from "./index.js";
+import type { SessionStore } from "./index.js";
+import type { SessionDriver } from "./session-driver.js";
 import type { ClientSession } from "./session.js";
 import type { Bytes, Data } from "./wire.js";
 
@@ -30,34 +31,34 @@ const used = new Set<string>();
  * its query.
  */
 export const sessionStorageStore =
-  ({ key }: { key?: string } = {}) =>
-  (socket: MainstaySocket, protocols?: unknown): void => persistIn(socket, protocols, key);
+  ({ key }: { key?: string } = {}): SessionStore =>
+  (driver, protocols) => persist(driver, protocols, key);
 
-function persistIn(socket: MainstaySocket, protocols: unknown, name?: string): void {
-  const { clientSession: session, url } = socket;
+function persist(driver: SessionDriver, protocols: unknown, name?: string): void {
+  const { session, url } = driver;
   const { document } = globalThis;
   if (!url && !name) throw new TypeError("sessionStorageStore needs a key where the URL is a function: sessionStorageStore({ key })");
   let key = `mainstay ${name ?? url.split("?")[0]}`;
   if (typeof protocols !== "function" && `${protocols}`) key += ` ${protocols}`;
   while (used.has(key)) key += " +";
   const free = () => used.delete(key);
-  socket.on("close", free);
+  driver.target.addEventListener("close", free);
 
   const leave = () => {
     // What comes after the copy was made would be lost with it.
     const stored = store(session);
     if (stored && !put(key, serialize(stored))) put(key, LOST);
-    socket.hide();
+    driver.hide();
     free();
   };
   const enter = () => {
     put(key);
     used.add(key);
   };
-  socket.listen(document, "freeze", "lifecycle", leave);
-  socket.listen(globalThis, "pagehide", "lifecycle", leave);
-  socket.listen(document, "resume", "lifecycle", enter);
-  socket.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && enter());
+  driver.listen(document, "freeze", "lifecycle", leave);
+  driver.listen(globalThis, "pagehide", "lifecycle", leave);
+  driver.listen(document, "resume", "lifecycle", enter);
+  driver.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && enter());
 
   const found = find(key);
   enter();

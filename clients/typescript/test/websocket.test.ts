@@ -362,7 +362,7 @@ each("an error that nothing listens for is a warning, and one that repeats is on
   const heard = new Socket(fails, [], { WebSocket });
   await event(heard, "error");
   heard.suspend();
-  assert.deepEqual(warned, ["Error: no token now", "QueueFullError: too much waits to be sent"]);
+  assert.deepEqual(warned, ["Error: no token now", "QueueFullError: too many messages wait to be sent"]);
 });
 
 test("listeners are typed as those of WebSocket, and each class may stand for it", () => {

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use mainstay::client::{Builder, Event, Lost, Mode, ReasonCode, State};
+use mainstay::client::{Builder, ClientHandle, Event, Lost, Mode, ReasonCode, State};
 use mainstay::{Client, CloseCode, Fate, Limits, Link, Message, Report};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -70,7 +70,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     if arguments.plain {
-        connect(Link::to(&arguments.url), &arguments).await
+        connect(Link::builder(&arguments.url), &arguments).await
     } else {
         connect(Client::builder(&arguments.url), &arguments).await
     }
@@ -156,7 +156,12 @@ impl Told {
 
 /// Pairs the three streams until the input has ended and nothing more comes, the user interrupts, whoever
 /// read the output is gone, or the client has ended. Returns the exit code.
-async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output, mut interrupts: Stops) -> u8 {
+async fn talk<P>(
+    mut client: ClientHandle<P>,
+    linger: Duration,
+    output: &Output,
+    mut interrupts: Stops,
+) -> u8 {
     let (sender, events) = (client.sender(), client.events());
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut input_open = true;

@@ -477,7 +477,7 @@ mod tests {
     #[tokio::test]
     async fn each_message_is_counted_by_its_first_fate_and_links_while_they_are_open() {
         let links = Links::default();
-        let link = Link::to("ws://127.0.0.1:1/").unwrap().connect();
+        let link = Link::builder("ws://127.0.0.1:1/").unwrap().connect();
         link.send(Message::text("four")).await.unwrap();
         let mut account = links.open(link.sender(), None);
         assert_eq!(links.figures().kept_bytes, 4);
@@ -509,7 +509,7 @@ mod tests {
         // By itself it dials once more in an hour.
         let backoff =
             mainstay::BackoffConfig::new(hour, hour).and_then(|backoff| backoff.first(hour, hour)).unwrap();
-        let link = Link::to(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
+        let link = Link::builder(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
         let mut account = links.open(link.sender(), None);
         let failed = link.event().await.unwrap();
         account.note(&failed);

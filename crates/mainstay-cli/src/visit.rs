@@ -202,7 +202,7 @@ impl Visit {
             BackendLoss::Keep if is_plain && !settings.closes.keep_plain => EndsOn::Close,
             BackendLoss::Keep => EndsOn::FinalClose,
         };
-        let mut builder = Link::to(&self.url.to_string())
+        let mut builder = Link::builder(&self.url.to_string())
             .map_err(|error| error.to_string())?
             .connector(config.connector.clone())
             .answer_timeout(config.passing.upstream.answer_timeout)

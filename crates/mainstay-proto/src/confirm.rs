@@ -9,7 +9,7 @@
 //! message before it. One Ping is open at a time: some stacks end a connection over a few dozen.
 //! When the connection is lost, what is kept is written again or reported, by [`Guarantee`].
 //!
-//! Every number meets one fate: the [`Event`] that covers it first.
+//! Every number meets one fate: the [`Outcome`] that covers it first.
 //!
 //! The queue is bounded, and [`WhenFull`] says what happens to a message that does not fit. Only what was
 //! never written on any connection can be dropped: of that, and of nothing else, it is certain that the
@@ -167,7 +167,7 @@ impl Default for ConfirmConfig {
 
 /// What to write to the connection, in this order.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Transmit<'a, M> {
+pub enum Output<'a, M> {
     /// A message and its number.
     Message(u64, &'a M),
     /// A Ping with this payload. It must leave after the last frame of the message before it; one that
@@ -177,7 +177,7 @@ pub enum Transmit<'a, M> {
 
 /// What became of messages. A number that was reported before keeps its first fate.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event<M> {
+pub enum Outcome<M> {
     /// All up to this number are kept no longer.
     Confirmed(u64),
     /// From the first to the second number: they may or may not have been taken in, and are not written again.
@@ -307,7 +307,7 @@ impl<M> Confirmer<M> {
     ///
     /// # Errors
     /// The queue is full; the message comes back.
-    pub fn push(&mut self, message: M, bytes: usize) -> Result<(u64, Option<Event<M>>), Full<M>> {
+    pub fn push(&mut self, message: M, bytes: usize) -> Result<(u64, Option<Outcome<M>>), Full<M>> {
         if self.has_room(bytes) {
             return Ok((self.adopt(message, bytes), None));
         }
@@ -320,12 +320,12 @@ impl<M> Confirmer<M> {
         while !self.has_room(bytes) {
             let Some(gone) = self.kept.remove(oldest) else {
                 self.last += 1;
-                return Ok((self.last, Some(Event::NotDelivered(first, self.last))));
+                return Ok((self.last, Some(Outcome::NotDelivered(first, self.last))));
             };
             self.queue.remove(gone.bytes);
             dropped = gone.number;
         }
-        Ok((self.adopt(message, bytes), Some(Event::NotDelivered(first, dropped))))
+        Ok((self.adopt(message, bytes), Some(Outcome::NotDelivered(first, dropped))))
     }
 
     /// As [`push`](Self::push), whatever the queue holds: for what another machine had accepted.
@@ -343,12 +343,12 @@ impl<M> Confirmer<M> {
     }
 
     /// The next thing to write; `None` until something is pushed or confirmed, or time passes.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_, M>> {
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Output<'_, M>> {
         if self.poll_timeout().is_some_and(|due| due <= now) {
             self.line.ping = Some(self.line.written);
             self.line.last_ping = Some(now);
             (self.line.unpinged, self.line.asked) = (None, None);
-            return Some(Transmit::Ping(self.line.written.to_be_bytes()));
+            return Some(Output::Ping(self.line.written.to_be_bytes()));
         }
         if self.line.written == self.last {
             return None;
@@ -360,7 +360,7 @@ impl<M> Confirmer<M> {
         self.reached = self.reached.max(*number);
         self.line.in_flight.add(*bytes);
         self.line.unpinged.get_or_insert(now);
-        Some(Transmit::Message(*number, message))
+        Some(Output::Message(*number, message))
     }
 
     /// When a Ping is due; `poll_transmit` then returns it.
@@ -375,7 +375,7 @@ impl<M> Confirmer<M> {
     }
 
     /// Everything written so far has left the process. From a peer that answers no Ping nothing more will be known of it.
-    pub fn handle_flushed(&mut self, now: Instant) -> Option<Event<M>> {
+    pub fn handle_flushed(&mut self, now: Instant) -> Option<Outcome<M>> {
         if self.line.ping.is_some() {
             self.line.ping_left.get_or_insert(now);
         }
@@ -383,7 +383,7 @@ impl<M> Confirmer<M> {
     }
 
     /// A Pong. Any that does not answer the open Ping is ignored, and so is one after the peer's Close.
-    pub fn handle_pong(&mut self, payload: &[u8]) -> Option<Event<M>> {
+    pub fn handle_pong(&mut self, payload: &[u8]) -> Option<Outcome<M>> {
         let answered = |position: &mut u64| payload == position.to_be_bytes();
         let position = self.line.ping.take_if(answered)?;
         self.line.ping_left = None;
@@ -408,7 +408,7 @@ impl<M> Confirmer<M> {
 
     /// With [`Confirm::Reply`]: the application answered the message `number`, or the oldest one written
     /// that it has not answered yet. An answer that matches nothing, or comes in another mode, is ignored.
-    pub fn handle_reply(&mut self, number: Option<u64>) -> Option<Event<M>> {
+    pub fn handle_reply(&mut self, number: Option<u64>) -> Option<Outcome<M>> {
         if self.config.confirm != Confirm::Reply || !self.line.open {
             return None;
         }
@@ -426,7 +426,7 @@ impl<M> Confirmer<M> {
     /// before it may be the answer to all that was written by then: a peer that reads, answers and closes has handled it.
     /// None of that is written again where the Pong is what confirms, for what is handled once must not be handled twice;
     /// it is unknown. `goes_on`: another connection will follow.
-    pub fn handle_peer_close(&mut self, goes_on: bool) -> Option<Event<M>> {
+    pub fn handle_peer_close(&mut self, goes_on: bool) -> Option<Outcome<M>> {
         self.line.open = false;
         self.line.ping = None;
         if !goes_on || self.config.confirm != Confirm::Pong {
@@ -436,7 +436,7 @@ impl<M> Confirmer<M> {
     }
 
     /// The connection is gone, however that came about.
-    pub fn handle_lost(&mut self) -> Option<Event<M>> {
+    pub fn handle_lost(&mut self) -> Option<Outcome<M>> {
         let event = match self.config.guarantee {
             // Without Pongs all of it may have been taken in, and most of it was.
             _ if self.is_without_pongs() => self.forget_written(self.line.written),
@@ -449,7 +449,7 @@ impl<M> Confirmer<M> {
 
     /// Nothing more is sent. What is written and not confirmed is unknown, what was never written is not
     /// delivered; both are told, in this order, and kept only to be [taken](Self::take_undelivered).
-    pub fn abandon(&mut self) -> [Option<Event<M>>; 2] {
+    pub fn abandon(&mut self) -> [Option<Outcome<M>>; 2] {
         let (from, fresh) = (self.index_after(self.line.confirmed), self.index_after(self.reached));
         let span = |mut kept: std::collections::vec_deque::Iter<'_, Kept<M>>| {
             let first = kept.next()?.number;
@@ -462,8 +462,8 @@ impl<M> Confirmer<M> {
         (self.queue, self.line) = (Load::default(), Line::default());
         (self.confirmed, self.line.confirmed, self.line.written) = (self.last, self.last, self.last);
         [
-            unknown.map(|(first, last)| Event::Unknown(first, last)),
-            not_delivered.map(|(first, last)| Event::NotDelivered(first, last)),
+            unknown.map(|(first, last)| Outcome::Unknown(first, last)),
+            not_delivered.map(|(first, last)| Outcome::NotDelivered(first, last)),
         ]
     }
 
@@ -615,7 +615,7 @@ impl<M> Confirmer<M> {
     }
 
     /// Ends the keeping of the oldest messages, as far as `confirm` allows.
-    fn release(&mut self) -> Option<Event<M>> {
+    fn release(&mut self) -> Option<Outcome<M>> {
         let before = self.settled();
         while let Some(oldest) =
             self.kept.items().front().filter(|oldest| oldest.number <= self.line.confirmed)
@@ -632,12 +632,12 @@ impl<M> Confirmer<M> {
     }
 
     /// After messages were taken out: nothing stands before what is still kept.
-    fn catch_up(&mut self, before: u64) -> Option<Event<M>> {
+    fn catch_up(&mut self, before: u64) -> Option<Outcome<M>> {
         let settled = self.settled();
         self.confirmed = self.confirmed.max(settled);
         self.line.confirmed = self.line.confirmed.max(settled);
         self.line.written = self.line.written.max(settled);
-        (settled > before).then_some(Event::Confirmed(settled))
+        (settled > before).then_some(Outcome::Confirmed(settled))
     }
 
     /// Takes a written message out of the line.
@@ -657,7 +657,7 @@ impl<M> Confirmer<M> {
     }
 
     /// Gives up what was written up to and including `last`.
-    fn forget_written(&mut self, last: u64) -> Option<Event<M>> {
+    fn forget_written(&mut self, last: u64) -> Option<Outcome<M>> {
         let before = self.settled();
         while let Some(first) =
             self.kept.items().front().map(|oldest| oldest.number).filter(|first| *first <= last)
@@ -666,10 +666,10 @@ impl<M> Confirmer<M> {
                 break;
             }
         }
-        self.catch_up(before).map(|_| Event::Unknown(before + 1, last))
+        self.catch_up(before).map(|_| Outcome::Unknown(before + 1, last))
     }
 
-    fn blame_first_in_line(&mut self) -> Option<Event<M>> {
+    fn blame_first_in_line(&mut self) -> Option<Outcome<M>> {
         let first = self.first_in_line()?;
         let (suspect, tries) = self.suspect;
         let tries = if suspect == first { tries + 1 } else { 1 };
@@ -683,7 +683,7 @@ impl<M> Confirmer<M> {
         let before = self.settled();
         let message = self.take_written(first)?;
         self.catch_up(before);
-        Some(Event::Undeliverable(first, message))
+        Some(Outcome::Undeliverable(first, message))
     }
 
     /// A connection on which nothing has happened yet.

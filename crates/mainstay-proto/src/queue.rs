@@ -65,13 +65,6 @@ impl<T: Counted> ByteQueue<T> {
         Some(item)
     }
 
-    /// Removes the newest item.
-    pub(crate) fn pop_newest(&mut self) -> Option<T> {
-        let item = self.items.pop_back()?;
-        self.bytes -= item.bytes();
-        Some(item)
-    }
-
     /// Removes the item at `index`, counted from the oldest.
     pub(crate) fn remove(&mut self, index: usize) -> Option<T> {
         let item = self.items.remove(index)?;
@@ -153,10 +146,9 @@ mod tests {
         }
         assert_eq!(queue.bytes(), 10);
         assert_eq!(queue.remove(1), Some(Message::text("bc")));
-        assert_eq!(queue.pop_newest(), Some(Message::text("ghij")));
-        assert_eq!((queue.bytes(), queue.items().len()), (4, 2));
+        assert_eq!((queue.bytes(), queue.items().len()), (8, 3));
         assert_eq!(queue.pop(), Some(Message::text("a")));
-        assert_eq!(queue.take().len(), 1);
+        assert_eq!(queue.take().len(), 2);
         assert_eq!((queue.bytes(), queue.items().capacity()), (0, 0));
     }
 

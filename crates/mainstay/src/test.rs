@@ -68,7 +68,7 @@ use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::sync::mpsc;
 
-use crate::client::{Connector, Sessions};
+use crate::client::{ClientHandle, Connector, Sessions};
 use crate::link::Plain;
 use crate::server::{Config, MakeService, Sender};
 use crate::{Client, CloseCode, Link, Message, Server, Session, SessionUpgrade};
@@ -201,7 +201,7 @@ impl Network {
     /// The client does not get a connection within a minute.
     pub async fn connect_plain(&self, path: &str) -> Peer<Plain> {
         let line = Line::default();
-        let builder = Link::to(&url(path)).map(|builder| builder.connector(self.connector(&line)));
+        let builder = Link::builder(&url(path)).map(|builder| builder.connector(self.connector(&line)));
         #[expect(clippy::expect_used, reason = "a test without a client has failed")]
         let builder = builder.expect("the path makes a URL");
         self.peer(builder.connect_ready(WITHIN).await, line)
@@ -214,7 +214,7 @@ impl Network {
         Connector::default().open_with(move |_url| ready(line.open(&dial)))
     }
 
-    fn peer<P>(&self, client: Result<Client<P>, crate::client::ConnectError>, line: Line) -> Peer<P> {
+    fn peer<P>(&self, client: Result<ClientHandle<P>, crate::client::ConnectError>, line: Line) -> Peer<P> {
         #[expect(clippy::expect_used, reason = "a test without a client has failed")]
         let client = client.expect("the client gets a connection");
         Peer { client, line, server: self.server.clone() }
@@ -247,13 +247,13 @@ impl Listener for InMemory {
 /// A client in memory, and the line to it.
 pub struct Peer<P = Sessions> {
     /// The client, for everything that has no shortcut here.
-    pub client: Client<P>,
+    pub client: ClientHandle<P>,
     line: Line,
     server: Server,
 }
 
 impl<P> Peer<P> {
-    /// Sends a message to the server, as [`Client::send`].
+    /// Sends a message to the server, as [`Client::send`](ClientHandle::send).
     ///
     /// # Errors
     /// The client has ended, or the message is larger than the server accepts.
@@ -264,7 +264,7 @@ impl<P> Peer<P> {
         self.client.send(message).await
     }
 
-    /// Receives the next message of the server, as [`Client::recv`]; `None` once the client has ended.
+    /// Receives the next message of the server, as [`Client::recv`](ClientHandle::recv); `None` once the client has ended.
     ///
     /// # Cancel safety
     /// Safe.

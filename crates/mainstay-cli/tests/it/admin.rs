@@ -19,8 +19,8 @@ async fn it_is_alive_and_ready_until_it_drains_and_then_alive_only() {
     let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
     // Two plain visitors: they are sent away over half a minute, so it drains for some seconds at least.
     let url = format!("{}/echo", gateway.url);
-    let first = Link::to(&url).unwrap().connect_once().await.unwrap();
-    let second = Link::to(&url).unwrap().connect_once().await.unwrap();
+    let first = Link::builder(&url).unwrap().connect_once().await.unwrap();
+    let second = Link::builder(&url).unwrap().connect_once().await.unwrap();
     for path in ["/healthz", "/readyz"] {
         assert_eq!(status(&gateway.ask(path, "")), "200", "{path}");
     }

@@ -217,7 +217,7 @@ async fn a_backend_that_reads_answers_and_closes_handles_an_order_once() {
                 let next = (code != 1000).then(|| Message::text("done"));
                 assert_eq!(client.recv().await, next, "{arguments:?} {code}");
             } else {
-                let connect = || Link::to(&gateway.url).unwrap().connect_once();
+                let connect = || Link::builder(&gateway.url).unwrap().connect_once();
                 for (text, answer) in [("order", "receipt"), ("no order", "done")] {
                     let mut client = connect().await.unwrap();
                     client.send(Message::text(text)).await.unwrap();

@@ -77,7 +77,7 @@ async fn what_a_visitor_leaves_to_a_backend_that_stays_away_is_counted_and_told(
     backend(listener, app).await;
     let gateway =
         Gateway::in_front_of(door.address, &["--admin", "127.0.0.1:0", "--on-backend-loss", "keep"]);
-    let connect = || Link::to(&gateway.url).unwrap().connect_once();
+    let connect = || Link::builder(&gateway.url).unwrap().connect_once();
     let (mut first, mut second) = (connect().await.unwrap(), connect().await.unwrap());
     for visitor in [&mut first, &mut second] {
         visitor.send(Message::text("delivered")).await.unwrap();

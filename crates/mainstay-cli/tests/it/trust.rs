@@ -91,7 +91,7 @@ async fn pass_on(mut down: impl AsyncRead + AsyncWrite + Unpin, to: SocketAddr) 
 /// Whether a visitor's message comes back from the backend.
 async fn serves(arguments: &[&str]) -> bool {
     let gateway = Gateway::start(arguments);
-    let mut visitor = match Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await {
+    let mut visitor = match Link::builder(&format!("{}/echo", gateway.url)).unwrap().connect_once().await {
         Ok(visitor) => visitor,
         Err(_) => return false,
     };

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::any;
-use mainstay::client::{Event, ReasonCode};
+use mainstay::client::{ClientHandle, Event, ReasonCode};
 use mainstay::{Client, Link, Message, Server, SessionUpgrade};
 use tokio::net::TcpListener;
 
@@ -41,7 +41,7 @@ async fn gateway(arguments: &[&str]) -> Gateway {
     Gateway::in_front_of(address, arguments)
 }
 
-async fn end<P>(client: &Client<P>) -> (Option<u64>, String) {
+async fn end<P>(client: &ClientHandle<P>) -> (Option<u64>, String) {
     loop {
         match client.event().await {
             Some(Event::Ended(end)) => return (end.code.map(ReasonCode::get), end.reason),
@@ -61,7 +61,7 @@ async fn a_plain_visitor_gets_the_subprotocol_that_the_backend_chose() {
         ("/echo", &[], None),
         ("/silent", &["a"], None),
     ] {
-        let mut builder = Link::to(&format!("{}{path}", gateway.url)).unwrap();
+        let mut builder = Link::builder(&format!("{}{path}", gateway.url)).unwrap();
         for name in offered {
             builder = builder.subprotocol(*name);
         }
@@ -76,10 +76,10 @@ async fn a_plain_visitor_gets_the_subprotocol_that_the_backend_chose() {
 async fn a_plain_visitor_gets_the_status_that_the_backend_refuses_with() {
     let gateway = gateway(&[]).await;
     for (path, status) in [("/401", 401), ("/403", 403), ("/404", 404), ("/nowhere", 404)] {
-        let visitor = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect();
+        let visitor = Link::builder(&format!("{}{path}", gateway.url)).unwrap().connect();
         assert_eq!(end(&visitor).await.0, Some(status), "{path}");
     }
-    let visitor = Link::to(&format!("{}/302", gateway.url)).unwrap().connect_once().await;
+    let visitor = Link::builder(&format!("{}/302", gateway.url)).unwrap().connect_once().await;
     assert!(visitor.unwrap_err().to_string().contains("302"));
 }
 
@@ -129,7 +129,7 @@ async fn a_backend_that_is_not_there_is_seen_at_once_and_so_is_its_return() {
     gateway.reaches("backend_up", 1.0).await;
     assert!(gateway.ask("/readyz", "").starts_with("HTTP/1.1 200"));
     until("its return is told", || lines("the backend is reached for the first time, after") == 1).await;
-    let visitor = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
+    let visitor = Link::builder(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
     gateway.reaches("links", 1.0).await;
     drop(visitor);
     gateway.reaches("links", 0.0).await;
@@ -171,7 +171,7 @@ async fn a_backend_that_says_nothing_is_reached_and_its_silence_is_told() {
 async fn refusals_of_the_backend_are_counted_by_class_and_its_troubles_told() {
     let gateway = gateway(&["--admin", "127.0.0.1:0"]).await;
     for path in ["/401", "/404", "/404", "/302"] {
-        let visitor = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect_once().await;
+        let visitor = Link::builder(&format!("{}{path}", gateway.url)).unwrap().connect_once().await;
         assert!(visitor.is_err());
     }
     for (class, count) in [("3xx", 1.0), ("4xx", 3.0), ("5xx", 0.0)] {
@@ -231,9 +231,9 @@ async fn plain_visitors_of_a_backend_that_is_away_are_asked_to_come_back_and_fin
     let address = nobody().await;
     let mut gateway = Gateway::in_front_of(address, &["--upstream-wait", "50ms"]);
     let url = format!("{}/echo", gateway.url);
-    let refused = Link::to(&url).unwrap().connect_once().await;
+    let refused = Link::builder(&url).unwrap().connect_once().await;
     assert!(refused.unwrap_err().to_string().contains("503"));
-    let mut visitor = Link::to(&url).unwrap().connect();
+    let mut visitor = Link::builder(&url).unwrap().connect();
     visitor.send(Message::text("hello")).await.unwrap();
     assert!(matches!(visitor.event().await, Some(Event::AttemptFailed { .. })));
     assert!(gateway.is_up());
@@ -251,7 +251,7 @@ async fn a_plain_visitor_whose_backend_stays_away_is_closed_with_1013_and_a_sess
         &["--upstream-wait", "100ms", "--on-backend-loss", "keep", "--delivery", "at-most-once"],
     );
     let url = format!("{}/echo", gateway.url);
-    let mut plain = Link::to(&url).unwrap().connect_once().await.unwrap();
+    let mut plain = Link::builder(&url).unwrap().connect_once().await.unwrap();
     let mut session = Client::builder(&url).unwrap().connect();
     for message in [Message::text("1"), Message::text("2")] {
         plain.send(message.clone()).await.unwrap();
@@ -281,7 +281,7 @@ async fn a_plain_visitor_keeps_its_connection_while_the_link_reconnects() {
         &["--admin", "127.0.0.1:0", "--on-backend-loss", "keep", "--delivery", "at-most-once"],
     );
     // It ends with its first connection.
-    let mut visitor = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
+    let mut visitor = Link::builder(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
     for round in 1..=3_u32 {
         door.shut();
         gateway.reaches("links_lost_total", round.into()).await;

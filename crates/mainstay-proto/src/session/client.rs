@@ -1,11 +1,11 @@
 //! The client's end of one session, over one connection after the other.
 //!
-//! At most two connections matter at a time: the *current* one, and a *pending* one that has sent
-//! HELLO and waits for WELCOME. From the pending HELLO on, the current one is only read (make before
-//! break); WELCOME ends it, and if the pending one is refused or lost, it is written again.
+//! At most two connections matter at a time: the *current* one, and a *pending* one that has sent HELLO and waits for
+//! WELCOME. While an attempt is pending the client only reads from the current connection (make before break).
+//! WELCOME ends the current connection. If the pending attempt is refused or lost, the client writes to the current
+//! connection again.
 //!
-//! When to dial, what to do after a loss and how long to wait is not decided here
-//! ([`connect`](crate::connect)).
+//! Not here: when to dial, what follows a loss, and how long to wait ([`connect`](crate::connect)).
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching", "Closing".
 
@@ -28,18 +28,20 @@ use super::names::Secrets;
 use super::transmit::{ConnectionId, Transmit};
 use crate::budget::{Held, held};
 
-/// What a client session is made of. Every field has the default of `docs/DEFAULTS.md`.
+/// The configuration of a client session. Every field has the default of `docs/DEFAULTS.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClientConfig {
     /// Buffers and windows.
     pub flow: FlowConfig,
-    /// Sent in HELLO, where the opening handshake cannot carry them.
+    /// Credentials in HELLO, for clients whose opening handshake cannot carry them.
     pub credentials: Option<Credentials>,
-    /// The resume window asked for; the server decides. Default: the server's.
+    /// The resume window that the client asks for; the server decides. Default: the server's.
     pub resume_window: Option<Duration>,
-    /// Send again in the next session what a lost one certainly did not deliver. Default: true.
+    /// Whether messages that a lost session certainly did not deliver are sent again in the next session. Default:
+    /// true.
     pub resend_undelivered: bool,
-    /// Volatile messages that wait for a slow connection; of more the oldest are dropped. Default: 64, 256 KiB.
+    /// Bound of the volatile messages that wait for a slow connection. Above it the oldest are dropped. Default: 64,
+    /// 256 KiB.
     pub volatile_queue: Window,
 }
 
@@ -95,14 +97,14 @@ impl Fate {
     }
 }
 
-/// What happens to a client session.
+/// An event of a client session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ClientEvent {
-    /// Bound to a connection.
+    /// The session is attached to a connection.
     Attached {
-        /// The public name.
+        /// The public name of the session.
         id: SessionId,
-        /// Counts the attaches of this session.
+        /// The number of attaches of this session so far.
         epoch: u64,
         /// The session continues: nothing was lost.
         resumed: bool,
@@ -110,57 +112,57 @@ pub enum ClientEvent {
         heartbeat_interval: Duration,
         /// How long the server keeps the session without a connection.
         resume_window: Duration,
-        /// Where to resume, if the server said.
+        /// Where to resume, if the server announced an endpoint.
         resume_at: Option<String>,
     },
-    /// The session is lost, and a new one follows. The one event about it: see [`Fate`].
+    /// The session is lost, and a new one follows. This is the only event about the loss; [`Fate`] has the details.
     Gap(Fate),
-    /// The attempt was refused; the session, if there is one, is as it was.
+    /// The attempt was refused. The session, if there is one, did not change.
     Refused {
-        /// From the table of codes.
+        /// The code, from the table in `docs/PROTOCOL.md` "Closing".
         code: u64,
-        /// Whether trying again makes sense.
+        /// Whether a later attempt may succeed.
         temporary: bool,
-        /// When.
+        /// When to attempt again.
         delay: Delay,
     },
-    /// A message that was accepted before it was known what the server takes is larger than that: it is not delivered.
+    /// A message was accepted before the client knew the limit of the server, and it is larger. It is not delivered.
     TooLarge {
-        /// Its number.
+        /// The number of the message.
         number: u64,
     },
-    /// Leave the connection after the delay; nothing is lost.
+    /// Leave the connection after `delay`; nothing is lost.
     GoAway {
-        /// The connection that said so.
+        /// The connection on which GOAWAY arrived.
         connection: ConnectionId,
         /// When to leave.
         delay: Delay,
-        /// When the server will close it; 0: it did not say.
+        /// When the server will close the connection; 0 if it announced no time.
         close_in: Duration,
-        /// Where to, if the server said.
+        /// Where to connect next, if the server announced an endpoint.
         endpoint: Option<String>,
     },
     /// A message outside the stream.
     Volatile(Message),
-    /// What became of the credentials that [`authenticate`](ClientSession::authenticate) presented.
+    /// The server judged the credentials that [`authenticate`](ClientSession::authenticate) presented.
     Authenticated {
-        /// They are the ones that every later HELLO presents. Otherwise those before them go on.
+        /// Whether every later HELLO presents these credentials. Otherwise the previous ones stay in use.
         accepted: bool,
     },
-    /// Over, on purpose or because another instance took the session; nothing follows.
+    /// The session ended: an end closed it, or another instance attached to it. No event follows.
     Ended {
-        /// The code of END or of the close.
+        /// The code of END or of the Close.
         code: u64,
-        /// The reason given.
+        /// The reason in END or in the Close.
         reason: String,
-        /// What became of what was sent.
+        /// What became of the messages that were sent.
         fate: Fate,
-        /// Which end ended it.
+        /// The end that ended the session.
         by: EndedBy,
     },
 }
 
-/// Which end ended a session.
+/// The end that ended a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EndedBy {
     /// This end, with [`close`](ClientSession::close).
@@ -171,13 +173,13 @@ pub enum EndedBy {
     Server,
     /// The server, with a REFUSE.
     Refusal,
-    /// Another instance.
+    /// Another instance of this client, which attached to the session.
     OtherInstance,
-    /// The two ends counted differently.
+    /// Both ends, because they counted differently.
     Protocol,
 }
 
-/// See the module.
+/// One session on the client; the module describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClientSession {
     config: ClientConfig,
@@ -193,17 +195,17 @@ pub struct ClientSession {
     fresh: Option<Fresh>,
     current: Option<Current>,
     pending: Option<Pending>,
-    /// Where the client and the server stood when the current connection was attached.
+    /// The counts of both ends when the current connection was attached.
     mark: (u64, u64),
     barren: u32,
-    /// Attempts in a row that ended without an answer after messages had followed HELLO.
+    /// How many attempts in a row ended without an answer after messages followed HELLO.
     hasty: u32,
-    /// How often the connection behind the server was replaced, as the server last said.
+    /// How many times the connection behind the server was replaced, as the server announced last.
     replaced: u64,
-    /// Started from the stored state of another instance, and not attached yet: it numbers nothing new.
+    /// The session was restored from another instance's state and is not attached yet: it accepts no new message.
     restored: bool,
     life: Life,
-    /// By the fate that the end told.
+    /// The delivered count of the final fate.
     delivered_at_the_end: u64,
     events: VecDeque<ClientEvent>,
 }
@@ -215,7 +217,7 @@ struct Current {
     ping: Option<u64>,
     queue: VecDeque<Transmit>,
     volatiles: Volatiles,
-    /// An AUTH waits for its AUTH_RESULT here.
+    /// An AUTH waits for its AUTH_RESULT.
     judging: bool,
 }
 
@@ -223,16 +225,16 @@ struct Current {
 struct Pending {
     connection: ConnectionId,
     hello: Option<Box<Hello>>,
-    /// Set while this HELLO asks for a new session: messages follow it at once.
+    /// Set if this HELLO asks for a new session: messages follow it at once.
     opening: Option<Lane>,
-    /// They do not: it goes alone.
+    /// The messages wait for WELCOME; HELLO goes alone.
     waits: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Life {
     Open,
-    /// END leaves once everything before it is acknowledged.
+    /// END is sent once everything before it is acknowledged.
     Closing {
         code: u64,
         reason: String,
@@ -241,7 +243,7 @@ enum Life {
         code: u64,
         reason: String,
     },
-    /// The peer's END came, with its final counts; what came before it is still being handed over.
+    /// The server's END arrived with its final counts. The application still receives what arrived before it.
     EndReceived {
         code: u64,
         reason: String,
@@ -252,7 +254,7 @@ enum Life {
 }
 
 impl ClientSession {
-    /// A session of a new instance. `seed`: 32 bytes of the operating system's randomness.
+    /// Creates a session of a new instance. `seed`: 32 bytes of the operating system's randomness.
     #[must_use]
     pub fn new(config: ClientConfig, seed: [u8; 32]) -> Self {
         let mut secrets = Secrets::new(seed);
@@ -280,11 +282,13 @@ impl ClientSession {
         }
     }
 
-    /// A new instance that goes on from the state of this one: a second tab, a restored process.
-    /// Token, counts and buffer go over together, instance and key do not. `None` before the first WELCOME,
-    /// when there is nothing to go on from. It accepts no message until its own WELCOME.
-    /// From then on everything in the buffer counts as written, here as in the copy: either may write it
-    /// without the other's knowledge. `seed` as in [`new`](Self::new).
+    /// Creates a new instance that continues from the state of this one: a second tab, a restored process. The copy
+    /// takes the token, the counts and the buffer together; it gets its own instance and key. Returns `None` before
+    /// the first WELCOME, because there is no state to continue from. The copy accepts no message until its own
+    /// WELCOME.
+    ///
+    /// From then on every message in the buffer counts as written, here and in the copy: either instance may write
+    /// it, and the other does not know. `seed` as in [`new`](Self::new).
     ///
     /// Source: `docs/PROTOCOL.md` "Attaching", "What was never written".
     #[must_use]
@@ -300,35 +304,35 @@ impl ClientSession {
         Some(copy)
     }
 
-    /// Accepts a message and returns its number; it is kept until acknowledged.
+    /// Accepts a message and returns its number. The session keeps the message until the server acknowledges it.
     ///
     /// # Errors
-    /// Gives the message back when the buffer is full, the session is ending, or the server does not
-    /// [take](Self::largest) it.
+    /// Returns the message if the buffer is full, the session is ending, or the message is [larger than the server
+    /// accepts](Self::largest).
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
         if self.life == Life::Open && !self.restored { self.flow.outbox.push(message) } else { Err(message) }
     }
 
-    /// Whether `send` would accept a message of this many bytes.
+    /// Whether `send` would accept a message of `length` bytes.
     #[must_use]
     pub fn has_room(&self, length: usize) -> bool {
         self.flow.outbox.has_room(length, u64::MAX)
     }
 
-    /// The payload of the largest message that the server takes, as far as it said.
+    /// Returns the largest payload that the server accepts; `u64::MAX` if the server announced no limit.
     #[must_use]
     pub fn largest(&self) -> u64 {
         self.flow.outbox.largest()
     }
 
-    /// Writes a message that is not numbered, kept or replayed. Dropped while detached.
+    /// Sends a message that is not numbered, kept or replayed. It is dropped while the session is detached.
     pub fn send_volatile(&mut self, message: Message) {
         if let (Some(current), true) = (&mut self.current, self.pending.is_none()) {
             current.volatiles.push(message, self.config.volatile_queue);
         }
     }
 
-    /// The next message or gap for the application, in order.
+    /// Returns the next message or gap for the application, in order.
     pub fn deliver(&mut self, now: Instant) -> Option<Delivery> {
         if matches!(self.life, Life::Closing { .. } | Life::EndSent { .. } | Life::Closed) {
             return None;
@@ -338,42 +342,42 @@ impl ClientSession {
         delivery
     }
 
-    /// In manual mode: everything up to and including `number` is handled.
+    /// In manual mode: acknowledges everything up to and including `number`.
     pub fn acknowledge(&mut self, now: Instant, number: u64) {
         self.flow.inbox.acknowledge(now, number);
     }
 
-    /// The number of the last message that was written to the current connection.
+    /// Returns the number of the last message that was written to the current connection.
     #[must_use]
     pub fn wrote(&self) -> Option<u64> {
         self.current.as_ref().map(|current| current.lane.wrote)
     }
 
-    /// The connection that the session is bound to.
+    /// Returns the connection that the session is attached to.
     #[must_use]
     pub fn current(&self) -> Option<ConnectionId> {
         self.current.as_ref().map(|c| c.connection)
     }
 
-    /// The connection that waits for WELCOME.
+    /// Returns the connection that waits for WELCOME.
     #[must_use]
     pub fn pending(&self) -> Option<ConnectionId> {
         self.pending.as_ref().map(|p| p.connection)
     }
 
-    /// The highest number that the server acknowledged.
+    /// Returns the highest number that the server acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> u64 {
         self.flow.outbox.acknowledged()
     }
 
-    /// Payload bytes kept for the server.
+    /// Returns the payload bytes that are kept for the server.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.flow.outbox.bytes()
     }
 
-    /// What the session keeps, with what each message costs beside its payload.
+    /// Returns what the session keeps in memory, including the overhead of each message.
     #[must_use]
     pub fn held(&self) -> Held {
         Held {
@@ -382,25 +386,25 @@ impl ClientSession {
         }
     }
 
-    /// The last number given.
+    /// Returns the number of the last message that was sent.
     #[must_use]
     pub fn last_sent(&self) -> u64 {
         self.flow.outbox.last()
     }
 
-    /// The session is over and has nothing more to write.
+    /// Whether the session is over and has nothing more to write.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.life == Life::Closed
     }
 
-    /// Whether the server's END came, and what came before it is still being handed over.
+    /// Whether the server's END arrived, and the application still receives what arrived before it.
     #[must_use]
     pub fn is_ended_by_peer(&self) -> bool {
         matches!(self.life, Life::EndReceived { .. })
     }
 
-    /// Which running client this is.
+    /// Returns the identity of this running client.
     #[must_use]
     pub fn instance(&self) -> Instance {
         self.instance

@@ -77,6 +77,7 @@ impl Node {
     /// Time passes; what is due is done when it is due.
     pub(crate) fn wait(&mut self, time: Duration) {
         let until = self.now + time;
+        self.drain();
         while let Some(due) = self.client.poll_timeout().filter(|due| *due <= until) {
             self.now = due.max(self.now);
             // What is readable has been read: asked to drain first, it is asked again.
@@ -88,7 +89,7 @@ impl Node {
     }
 
     pub(crate) fn drain(&mut self) {
-        if self.client.poll_timeout().is_some_and(|due| due <= self.now) {
+        if self.client.is_due(self.now) {
             while self.client.handle_timeout(self.now) {}
         }
         while let Some(command) = self.client.poll_command() {
@@ -655,6 +656,7 @@ fn a_peer_that_takes_nothing_keeps_no_client_from_its_end() {
     let (mut node, first) = plain(Guarantee::AtMostOnce, &[]);
     node.client.close(node.now, CloseCode::NORMAL, "done");
     assert_eq!(node.client.state(), State::Ended);
+    node.drain();
     node.commands.clear();
     // Its Close waits in a socket that takes nothing.
     assert_eq!(node.client.poll_timeout(), Some(node.now + 10 * SECOND));

@@ -16,11 +16,11 @@ use tokio::sync::oneshot;
 
 use super::events::EventQueue;
 use super::{AuthenticateError, Rejection};
-use crate::SendError;
 use crate::budget::{Budget, Change, Charge, Holder};
 use crate::clock::now;
-use crate::receipt::{Outcome, Receipt, Settle};
+use crate::receipt::Settle;
 use crate::worker::{self, Signal};
+use crate::{Outcome, Receipt, SendError};
 
 /// When `recv` has been polled so often since an event came up that tells of a place between two messages, it returns what
 /// stands behind that place, event taken or not: in a `select!` a listener is polled between any two of these, in
@@ -57,8 +57,6 @@ pub(crate) struct Inner {
     tracked: VecDeque<(u64, Settle)>,
     authenticating: Option<oneshot::Sender<Verdict>>,
     receiver: Option<Waker>,
-    /// Waits for messages to meet their fate.
-    pub(super) settling: Option<Waker>,
     /// Those who wait for events, for another state, for the end, or until everything has left.
     waiting: Vec<Waker>,
     senders: Vec<Waker>,
@@ -86,7 +84,6 @@ impl Core {
                 tracked: VecDeque::new(),
                 authenticating: None,
                 receiver: None,
-                settling: None,
                 waiting: Vec::new(),
                 senders: Vec::new(),
                 budget,
@@ -423,9 +420,8 @@ impl Inner {
     }
 
     pub(super) fn wake_application(&mut self) {
-        let one = [self.receiver.take(), self.settling.take()];
         let many = self.waiting.drain(..).chain(self.senders.drain(..));
-        one.into_iter().flatten().chain(many).for_each(Waker::wake);
+        self.receiver.take().into_iter().chain(many).for_each(Waker::wake);
     }
 }
 

@@ -259,7 +259,7 @@ impl ClientTask {
     fn keep_time(&mut self) -> Option<bool> {
         let now = now();
         let mut inner = self.core.lock();
-        let is_due = inner.machine.poll_timeout().is_some_and(|at| at <= now);
+        let is_due = inner.machine.is_due(now);
         is_due.then(|| inner.machine.handle_timeout(now))
     }
 

@@ -44,7 +44,7 @@ async fn what_waits_for_an_application_is_charged_and_given_back() {
     let budget = Budget::new(64 * 1024 * KIB);
     let (url, mainstay, gate) = gated(&budget).await;
     let client = Client::builder(&url).unwrap().connect();
-    let link = Link::to(&url).unwrap().connect();
+    let link = Link::builder(&url).unwrap().connect();
     for _ in 0..10 {
         client.send(large(50)).await.unwrap();
         link.send(large(50)).await.unwrap();
@@ -106,7 +106,7 @@ async fn while_memory_is_short_newcomers_are_refused_and_whoever_was_there_is_se
         }
     };
     assert_eq!(refused.await, CloseCode::OVERLOADED.into());
-    let plain = Link::to(&url).unwrap().connect();
+    let plain = Link::builder(&url).unwrap().connect();
     match plain.event().await {
         Some(Event::AttemptFailed {
             why: Lost::Unavailable { retry_after: Some(retry_after), .. }, ..

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mainstay::client::{AuthenticateError, Event, Lost, ReasonCode};
+use mainstay::client::{AuthenticateError, ClientHandle, Event, Lost, ReasonCode};
 use mainstay::server::{AuthError, Config};
 use mainstay::{Client, CloseCode, Link, Message, Server};
 
@@ -39,7 +39,7 @@ fn client(address: std::net::SocketAddr, credentials: &'static str) -> Client {
     Client::builder(&format!("ws://{address}/echo")).unwrap().credentials(credentials).connect()
 }
 
-async fn end_of<P>(client: &Client<P>) -> Option<u64> {
+async fn end_of<P>(client: &ClientHandle<P>) -> Option<u64> {
     loop {
         match client.event().await {
             Some(Event::Ended(end)) => return end.code.map(ReasonCode::get),
@@ -73,7 +73,7 @@ async fn wrong_or_missing_credentials_end_a_client_with_4501() {
     assert_eq!(end_of(&client(address, "mallory")).await, Some(4501));
     let silent = Client::builder(&format!("ws://{address}/echo")).unwrap();
     assert_eq!(end_of(&silent.clone().connect()).await, Some(4501));
-    let plain = Link::to(&format!("ws://{address}/echo")).unwrap();
+    let plain = Link::builder(&format!("ws://{address}/echo")).unwrap();
     assert_eq!(end_of(&plain.connect()).await, Some(4501), "a plain peer can present nothing");
     assert_eq!(*asked.lock().unwrap(), [Some(Bytes::from("mallory")), None, None]);
     until("nothing is left", || mainstay.stats().sessions == 0 && mainstay.stats().connections == 0).await;
@@ -174,7 +174,7 @@ async fn a_judge_that_panics_puts_the_client_off_and_holds_nothing() {
             ),
             "{why:?}"
         );
-        let plain = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
+        let plain = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
         assert_eq!(end_of(&plain).await, Some(4414));
         let stats = mainstay.stats();
         assert!(stats.attach_refused >= 1 && stats.openings_failed == 1, "{stats:?}");

@@ -23,7 +23,7 @@ async fn a_tracked_message_settles_when_the_peers_stack_has_it() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     // The first heartbeat comes at random within its interval: with 25 s, once in a hundred runs in this test.
     let heartbeat = HeartbeatConfig::every(Duration::from_secs(3600)).unwrap();
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().heartbeat(heartbeat).connect();
+    let link = Link::builder(&format!("ws://{address}/echo")).unwrap().heartbeat(heartbeat).connect();
     let tracked = link.send_tracked(Message::text("x")).await.unwrap();
     assert_eq!(tracked.await, Outcome::Delivered);
     assert!(link.rtt().is_none(), "only a heartbeat measures it");
@@ -33,7 +33,8 @@ async fn a_tracked_message_settles_when_the_peers_stack_has_it() {
 
 #[test]
 fn a_pause_between_pings_is_at_most_a_minute() {
-    let link = |pause| Link::to("ws://127.0.0.1:1/").unwrap().min_ping_interval(Duration::from_secs(pause));
+    let link =
+        |pause| Link::builder("ws://127.0.0.1:1/").unwrap().min_ping_interval(Duration::from_secs(pause));
     assert!(link(60).is_ok());
     assert_eq!(link(61).err().map(|error| error.field), Some("confirm.min_ping_interval"));
 }
@@ -41,7 +42,7 @@ fn a_pause_between_pings_is_at_most_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn an_end_that_could_not_wait_settles_every_message_as_not_delivered() {
     let (_listener, url) = silence().await;
-    let link = Link::to(&url).unwrap().connect();
+    let link = Link::builder(&url).unwrap().connect();
     let first = link.send_tracked(Message::text("a")).await.unwrap();
     let second = link.send_tracked(Message::text("b")).await.unwrap();
     link.close(CloseCode::NORMAL, "").await;
@@ -53,7 +54,8 @@ async fn an_end_that_could_not_wait_settles_every_message_as_not_delivered() {
 #[tokio::test]
 async fn a_full_queue_waits_fails_or_drops_the_oldest_as_it_was_told() {
     let (_listener, url) = silence().await;
-    let link = |when_full| Link::to(&url).unwrap().queue(2, 1024).unwrap().when_full(when_full).connect();
+    let link =
+        |when_full| Link::builder(&url).unwrap().queue(2, 1024).unwrap().when_full(when_full).connect();
     let waiting = link(WhenFull::Wait);
     let failing = link(WhenFull::Fail);
     let dropping = link(WhenFull::DropOldest);

@@ -54,7 +54,7 @@ async fn clients_and_links_reach_a_server_by_its_unix_socket() {
     unix_in_front_of(&path, address);
     let url = format!("unix:{}:/echo", path.0.display());
     let mut client = Client::builder(&url).unwrap().connect_once().await.unwrap();
-    let mut link = Link::to(&url).unwrap().connect_once().await.unwrap();
+    let mut link = Link::builder(&url).unwrap().connect_once().await.unwrap();
     for message in [Message::text("x"), Message::binary(vec![7; 60_000])] {
         client.send(message.clone()).await.unwrap();
         assert_eq!(client.recv().await.as_ref(), Some(&message));
@@ -66,7 +66,7 @@ async fn clients_and_links_reach_a_server_by_its_unix_socket() {
     assert_eq!(client.recv().await, None);
     // Or by what the builder is told.
     let connector = Connector::default().unix(&path.0);
-    let link = Link::to("ws://any.example/echo").unwrap().connector(connector).connect_once().await;
+    let link = Link::builder("ws://any.example/echo").unwrap().connector(connector).connect_once().await;
     assert!(link.is_ok());
 }
 
@@ -80,7 +80,7 @@ async fn a_server_that_is_not_reached_says_why_by_type() {
         (unix, FailureKind::Refused),
         ("ws://no-such-host.invalid/".to_owned(), FailureKind::UnknownName),
     ] {
-        let client = Link::to(&url).unwrap().connect();
+        let client = Link::builder(&url).unwrap().connect();
         let Some(Event::AttemptFailed { why: Lost::NotConnected(failure), .. }) = client.event().await else {
             panic!("{url}");
         };
@@ -164,7 +164,7 @@ async fn an_answer_that_may_change_is_shown_beside_the_attempt_that_failed() {
         ("HTTP/1.1 503 Later\r\nContent-Length: 4\r\n\r\nwait", None),
     ] {
         let (url, _) = scripted(vec![answer.into()]).await;
-        let client = Link::to(&url).unwrap().connect();
+        let client = Link::builder(&url).unwrap().connect();
         let Some(Event::AttemptFailed { why, .. }) = client.event().await else { panic!("{answer}") };
         let asked = matches!(why, Lost::Unavailable { retry_after, .. } if retry_after == Some(Duration::from_secs(7)));
         assert_eq!(asked, retry_after.is_some(), "{why:?}");
@@ -211,7 +211,7 @@ async fn a_server_sees_field_names_as_the_rfc_spells_them_and_answers_with_many_
     let fields: String = (0..100).map(|n| format!("X-{n}: {n}\r\n")).collect();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
-    let link = Link::to(&url).unwrap().connect();
+    let link = Link::builder(&url).unwrap().connect();
     let (mut socket, _) = listener.accept().await.unwrap();
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -236,7 +236,7 @@ async fn a_server_sees_field_names_as_the_rfc_spells_them_and_answers_with_many_
 #[tokio::test]
 async fn a_subprotocol_that_is_no_token_ends_a_client_before_anything_is_dialled() {
     let name = "eyJh/b+c==";
-    let builder = || Link::to("ws://127.0.0.1:1/").unwrap();
+    let builder = || Link::builder("ws://127.0.0.1:1/").unwrap();
     assert!(builder().subprotocols(["jwt", name]).unwrap_err().to_string().contains(name));
     let error = builder().subprotocol(name).connect_once().await.unwrap_err();
     assert!(error.to_string().contains(name), "{error}");
@@ -269,7 +269,7 @@ fn a_client_whose_runtime_has_shut_down_has_ended() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (client, tracked) = runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = Link::to(&format!("ws://{}/", listener.local_addr().unwrap())).unwrap().connect();
+        let client = Link::builder(&format!("ws://{}/", listener.local_addr().unwrap())).unwrap().connect();
         let tracked = client.send_tracked(Message::text("x")).await.unwrap();
         until("it has its worker", || client.state() == State::Connecting).await;
         (client, tracked)
@@ -314,7 +314,7 @@ async fn a_link_begins_with_a_connection_that_somebody_else_opened_and_dials_whe
         server(Config::default(), |upgrade| upgrade.subprotocols(["chat"]).on_session(echo)).await;
     let proxy = Proxy::to(address).await;
     let upgraded = upgraded(proxy.address, "chat").await;
-    let builder = Link::to(&format!("ws://{}/echo", proxy.address)).unwrap().subprotocol("chat");
+    let builder = Link::builder(&format!("ws://{}/echo", proxy.address)).unwrap().subprotocol("chat");
     let mut link = builder.adopt(upgraded);
     assert!(matches!(link.state(), State::Attached { epoch: 1, .. }), "at once");
     assert_eq!(link.subprotocol().as_deref(), Some("chat"));
@@ -335,7 +335,7 @@ async fn a_link_takes_any_stream_and_what_came_early() {
     let (ours, mut theirs) = tokio::io::duplex(1024);
     let early = bytes::Bytes::from_static(b"\x81\x05early");
     let upgraded = Upgraded { stream: ServerStream::other(ours), early, subprotocol: None, deflate: None };
-    let mut link = Link::to("ws://127.0.0.1:1/").unwrap().adopt(upgraded);
+    let mut link = Link::builder("ws://127.0.0.1:1/").unwrap().adopt(upgraded);
     assert_eq!(link.recv().await, Some(Message::text("early")));
     theirs.write_all(b"\x81\x05later").await.unwrap();
     assert_eq!(link.recv().await, Some(Message::text("later")));

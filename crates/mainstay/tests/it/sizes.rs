@@ -125,7 +125,7 @@ async fn one_message_that_is_larger_than_every_window_passes_in_both_directions(
     let url = format!("ws://{address}/echo");
     let mut client = Client::builder(&url).unwrap().connect();
     // Above a link's queue, and what may be unconfirmed.
-    let mut link = Link::to(&url).unwrap().queue(4, 1000).unwrap().connect();
+    let mut link = Link::builder(&url).unwrap().queue(4, 1000).unwrap().connect();
     for length in [64 * 1024, 64 * 1024 + 1, 256 * 1024 + 1, 1 << 20] {
         for message in both(length) {
             client.send(message.clone()).await.unwrap();
@@ -146,7 +146,8 @@ async fn a_plain_peer_that_sends_more_than_a_link_takes_is_told_apart_and_ends_i
         while session.recv().await.is_some() {}
     };
     let (address, mainstay) = handled(Server::default(), handler).await;
-    let link = || Link::to(&format!("ws://{address}/echo")).unwrap().limits(limits(1000)).backoff(quick());
+    let link =
+        || Link::builder(&format!("ws://{address}/echo")).unwrap().limits(limits(1000)).backoff(quick());
     for ends_on in [EndsOn::FinalClose, EndsOn::Close, EndsOn::Connection] {
         let opened = mainstay.stats().connections_opened;
         let link = link().ends_on(ends_on).connect();

@@ -50,7 +50,7 @@ async fn messages_go_over_tls_to_whom_the_client_was_told_to_trust() {
     let url = format!("wss://localhost:{}/echo", secure.port());
     let trusts = trusting(certificate);
     let mut client = Client::builder(&url).unwrap().tls(Arc::clone(&trusts)).connect_once().await.unwrap();
-    let mut link = Link::to(&url).unwrap().tls(trusts).connect_once().await.unwrap();
+    let mut link = Link::builder(&url).unwrap().tls(trusts).connect_once().await.unwrap();
     // More than a record of TLS, and more than one write of ours.
     for message in [Message::text("x"), Message::binary(vec![7; 60_000])] {
         client.send(message.clone()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Binding a connection to the session: HELLO, what answers it, and the loss of a connection.
+//! Attaching a connection to the session: HELLO, its answer, and the loss of a connection.
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching".
 
@@ -12,18 +12,18 @@ use crate::session::message::{Account, Control, Delay, Frame, Hello, LossCause, 
 use crate::session::transmit::ConnectionId;
 use crate::ws::CloseCode;
 
-/// Connections in a row that may end after WELCOME without progress before the session is given up.
+/// How many connections in a row may end after WELCOME without progress. Then the client gives the session up.
 const BARREN_LIMIT: u32 = 5;
-/// Attempts in a row that may end without an answer after messages had followed HELLO. From then on HELLO goes alone: one
-/// of them may be what ends the connection.
+/// How many attempts in a row may end without an answer after messages followed HELLO. From then on HELLO goes alone:
+/// one of the messages may be what ends the connection.
 const HASTY_LIMIT: u32 = 3;
 
 impl ClientSession {
-    /// `connection` is open and speaks `mainstay.v1`: ask for the session on it. An attempt that was
-    /// pending before is ignored from here on; close its connection. Ignored itself once END has passed:
+    /// `connection` is open and speaks `mainstay.v1`: asks for the session on it. A previous attempt that still waits
+    /// for WELCOME is ignored from now on; close its connection. The call does nothing once END was sent or received:
     /// close every connection that is neither [`current`](Self::current) nor [`pending`](Self::pending).
     pub fn handle_opened(&mut self, now: Instant, connection: ConnectionId) {
-        // A session that sent or got END is not attached again.
+        // A session that sent or received END is not attached again.
         if !matches!(self.life, Life::Open | Life::Closing { .. }) {
             return;
         }
@@ -34,7 +34,7 @@ impl ClientSession {
             sent: self.flow.outbox.last(),
             first_held: self.flow.outbox.acknowledged() + 1,
         });
-        // Age 0 says "never sent before"; a second HELLO in the same millisecond must not say it.
+        // Age 0 means "never sent before". A second HELLO in the same millisecond must not say it.
         let key_age = match self.key_sent {
             None => Duration::ZERO,
             Some(sent) => now.saturating_duration_since(sent).max(Duration::from_millis(1)),
@@ -66,7 +66,7 @@ impl ClientSession {
         self.pending = Some(Pending { connection, hello: Some(Box::new(hello)), opening, waits });
     }
 
-    /// The connection is gone, however that came about.
+    /// The connection is gone, for whatever reason.
     pub fn handle_lost(&mut self, connection: ConnectionId) {
         if let Some(pending) = self.pending.take_if(|pending| pending.connection == connection) {
             self.hasty += u32::from(pending.opening.is_some_and(|lane| lane.wrote > 0));
@@ -78,13 +78,13 @@ impl ClientSession {
         }
     }
 
-    /// The server closed `connection` with SUPERSEDED and this reason (the winner's instance, and
-    /// what the server received).
+    /// The server closed `connection` with SUPERSEDED and this reason: the instance that has the session now, and the
+    /// number that the server has acknowledged.
     pub fn handle_superseded(&mut self, connection: ConnectionId, reason: &str) {
         let mut words = reason.split_ascii_whitespace();
         let by_us = words.next() == Some(self.instance.to_string().as_str());
-        // A pending one counts too: its HELLO was taken, though WELCOME never got here. Coming back would
-        // take the session from the winner, who would come back as well, for ever.
+        // A pending connection counts too: the server accepted its HELLO, although WELCOME did not arrive. A client
+        // that came back would take the session from the other instance, which would come back as well, for ever.
         let ours = [self.current(), self.pending()].contains(&Some(connection));
         if by_us || !ours || words.next().is_none() {
             return self.handle_lost(connection);
@@ -111,7 +111,7 @@ impl ClientSession {
         self.barren = if mark == self.mark { self.barren + 1 } else { 0 };
         self.flow.outbox.trim(u64::MAX);
         match std::mem::replace(&mut self.life, Life::Open) {
-            // Nobody answers END any more.
+            // END gets no answer any more.
             Life::EndSent { code, reason } => {
                 let fate = self.fate(None, false);
                 self.end(EndedBy::Us, code, reason, fate);
@@ -124,7 +124,7 @@ impl ClientSession {
         }
     }
 
-    /// WELCOME or REFUSE on the pending connection; nothing else may come there.
+    /// Handles WELCOME or REFUSE on the pending connection; any other message is a protocol error there.
     pub(super) fn handle_answer(&mut self, frame: Frame) -> Result<(), SessionError> {
         match frame {
             Frame::Control(Control::Welcome(welcome)) => self.handle_welcome(*welcome),
@@ -144,7 +144,7 @@ impl ClientSession {
         if pending.hello.is_some() {
             return Err(SessionError::Unexpected("WELCOME before HELLO"));
         }
-        // The server has fenced the old connection; whatever it still brings is a repetition.
+        // The server has fenced the old connection; everything that still arrives there is a repetition.
         self.drop_old_connection();
         let lane = match (&pending.opening, welcome.resumed) {
             (Some(lane), false) => {
@@ -172,12 +172,12 @@ impl ClientSession {
         self.flow.outbox.trim(lane.wrote);
         self.token = Some(welcome.token);
         self.restored = false;
-        // The key has served; the next session, if this one is lost, gets another.
+        // The key has done its work. If this session is lost, the next one gets another key.
         if !welcome.resumed {
             self.renew_key();
         }
         self.mark = (self.flow.outbox.acknowledged(), self.flow.inbox.received());
-        // ACK comes before anything else on this connection: it confirms the epoch.
+        // ACK precedes everything else on this connection: it establishes the epoch.
         let queue = VecDeque::from([self.flow.write_acknowledgement()]);
         let volatiles = Volatiles::default();
         let connection = pending.connection;
@@ -195,7 +195,7 @@ impl ClientSession {
         Ok(())
     }
 
-    /// Whether the counts in WELCOME can be those of the session we know.
+    /// Whether the counts in WELCOME are possible for the session that this end knows.
     fn is_continued_by(&self, welcome: &Welcome) -> bool {
         let outbox = &self.flow.outbox;
         welcome.acknowledged >= outbox.acknowledged()
@@ -213,7 +213,7 @@ impl ClientSession {
             return;
         }
         if code == u64::from(CloseCode::KEY_REFUSED) {
-            // The key may have named a session. With a token in hand only the key is at fault.
+            // The key may have named an earlier session. If the client has a token, only the key is at fault.
             if asked_to_resume {
                 self.renew_key();
             } else {
@@ -234,7 +234,8 @@ impl ClientSession {
     }
 
     fn drop_old_connection(&mut self) {
-        // One that was replaced while it lived was not barren; one that was lost before was counted then.
+        // A connection that was replaced while it lived made progress. One that was lost before was counted at that
+        // time.
         if self.current.take().is_some() {
             self.barren = 0;
         }

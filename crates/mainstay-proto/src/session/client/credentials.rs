@@ -12,25 +12,25 @@ use crate::session::transmit::{ConnectionId, Transmit};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Fresh {
     pub(super) credentials: Credentials,
-    /// Where they were presented, in HELLO or in AUTH.
+    /// The connection on which HELLO or AUTH presented them.
     pub(super) on: Option<ConnectionId>,
 }
 
 impl ClientSession {
-    /// Presents new credentials: on the live connection, or in the next HELLO where there is none. What
-    /// became of them is a [`ClientEvent::Authenticated`]; a HELLO that is refused ends the session. Of
-    /// credentials that wait for a verdict the newest count, and only they get an event.
+    /// Presents new credentials: on the attached connection, or in the next HELLO if there is none.
+    /// [`ClientEvent::Authenticated`] reports the verdict; a HELLO that is refused ends the session. If several
+    /// credentials wait for a verdict, only the newest are presented and get an event.
     pub fn authenticate(&mut self, credentials: Bytes) {
         self.fresh = Some(Fresh { credentials: Credentials(credentials), on: None });
         self.present();
     }
 
-    /// What every HELLO from here on presents, except while others wait for their verdict.
+    /// Sets the credentials that every HELLO presents from now on, except while others wait for their verdict.
     pub fn set_credentials(&mut self, credentials: Bytes) {
         self.config.credentials = Some(Credentials(credentials));
     }
 
-    /// Writes AUTH, unless a HELLO has presented them, or another AUTH still waits for its result.
+    /// Sends AUTH, unless a HELLO has presented the credentials, or another AUTH waits for its result.
     fn present(&mut self) {
         let (Some(fresh), Some(current), None) = (&mut self.fresh, &mut self.current, &self.pending) else {
             return;
@@ -42,7 +42,7 @@ impl ClientSession {
         }
     }
 
-    /// The connection that they were presented on got no answer.
+    /// The connection on which they were presented ended without an answer: presents them again.
     pub(super) fn present_again(&mut self, connection: ConnectionId) {
         if let Some(fresh) = self.fresh.as_mut().filter(|fresh| fresh.on == Some(connection)) {
             fresh.on = None;
@@ -50,7 +50,7 @@ impl ClientSession {
         self.present();
     }
 
-    /// What was presented on this connection is accepted or refused; newer credentials have their turn.
+    /// Handles the verdict for the credentials that were presented on this connection. Newer credentials follow.
     pub(super) fn judged(&mut self, connection: ConnectionId, accepted: bool) {
         if let Some(fresh) = self.fresh.take_if(|fresh| fresh.on == Some(connection)) {
             if accepted {

@@ -10,7 +10,8 @@ use crate::session::transmit::Transmit;
 use crate::ws::CloseCode;
 
 impl ClientSession {
-    /// Ends the session in order: what was accepted before is delivered first, then END. Nothing more is handed over.
+    /// Ends the session in order: the server receives everything that was accepted before, then END. From now on
+    /// nothing is delivered to the application.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
         if self.life == Life::Open {
             self.life = Life::Closing { code: code.into(), reason: reason.to_owned() };
@@ -18,7 +19,7 @@ impl ClientSession {
         }
     }
 
-    /// Gives up waiting for an orderly end: the fate of what is unacknowledged is unknown.
+    /// Stops waiting for an orderly end: the fate of unacknowledged messages is unknown.
     pub fn abandon(&mut self) {
         let (code, reason) = match std::mem::replace(&mut self.life, Life::Open) {
             Life::Closed => {
@@ -33,14 +34,14 @@ impl ClientSession {
         self.end(EndedBy::Us, code, reason, fate);
     }
 
-    /// Ends the session now: END leaves where a connection is attached, and nothing is waited for. What was written and
-    /// not acknowledged is unknown, the rest is not delivered.
+    /// Ends the session now: END is sent if a connection is attached, and the client waits for nothing. Messages that
+    /// were written and not acknowledged are unknown; the rest is not delivered.
     pub fn abort(&mut self, code: CloseCode, reason: &str) {
         match self.life {
             Life::Closed => return,
             Life::EndSent { .. } | Life::EndReceived { .. } => {}
             Life::Open | Life::Closing { .. } => {
-                // The server would take no END on a connection that a HELLO may have fenced.
+                // The server ignores END on a connection that a HELLO may have fenced.
                 if self.pending.take().is_none() {
                     self.end_now(code.into(), reason.to_owned());
                 }
@@ -51,16 +52,16 @@ impl ClientSession {
         self.end(EndedBy::Abort, code.into(), reason.to_owned(), fate);
     }
 
-    /// Once it is over: what was accepted and is not known to be delivered, in order, once. Of these the first
-    /// `unknown - delivered` by the [`Fate`] may have been.
+    /// Returns, once the session is over, the messages that were accepted and are not known to be delivered, in
+    /// order, once. The first `unknown - delivered` of them, by the [`Fate`], may have been delivered.
     pub fn take_undelivered(&mut self) -> Vec<Message> {
         let delivered = self.flow.outbox.acknowledged().max(self.delivered_at_the_end);
         let fresh = Outbox::new(self.config.flow.keep, Window::BEFORE_WELCOME);
         std::mem::replace(&mut self.flow.outbox, fresh).into_messages_after(delivered).collect()
     }
 
-    /// The peer turned out not to speak `mainstay.v1`: takes back what was never written, and says
-    /// what became of the rest (messages may have left on an attempt that got no WELCOME).
+    /// The peer does not speak `mainstay.v1`: returns the messages that were never written, and the fate of the
+    /// others. (Messages may have left on an attempt that got no WELCOME.)
     pub fn take_unsent(&mut self) -> (Fate, Vec<Message>) {
         let (written, last) = (self.flow.outbox.written(), self.flow.outbox.last());
         let delivered = self.flow.outbox.acknowledged();
@@ -77,7 +78,8 @@ impl ClientSession {
         (fate, unsent.collect())
     }
 
-    /// It is driven no more: what became of what was sent. What was received is still handed over.
+    /// Declares that the session is not driven any more, and returns the fate of what was sent. Messages that were
+    /// received are still delivered.
     pub fn final_fate(&mut self) -> Fate {
         let fate = self.fate(None, false);
         self.delivered_at_the_end = fate.delivered;
@@ -85,7 +87,7 @@ impl ClientSession {
     }
 
     pub(super) fn queue_end_if_flushed(&mut self) {
-        // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
+        // While an attempt is pending the current connection is not written, and WELCOME would drop an END on it.
         let writable = self.current.is_some() && self.pending.is_none();
         if !matches!(self.life, Life::Closing { .. }) || !writable || !self.flow.is_flushed() {
             return;
@@ -136,23 +138,25 @@ impl ClientSession {
         Account { acknowledged, delivered, first_lost, count: 0, cause: LossCause::Ended }
     }
 
-    /// The session is lost: one gap event, and a new session takes over what was certainly not delivered.
+    /// The session is lost: reports one gap event. A new session takes over the messages that were certainly not
+    /// delivered.
     pub(super) fn start_over(&mut self, account: Option<Account>) {
         let fate = self.fate(account, self.config.resend_undelivered);
         let fresh = Flow::new(&self.config.flow, Window::BEFORE_WELCOME);
         let lost = std::mem::replace(&mut self.flow, fresh);
-        // Without anything to send again it takes over what the server takes.
+        // If nothing is sent again, the new session only takes over the limit of the server.
         self.flow.outbox.adopt_after(lost.outbox, if fate.resent { fate.unknown } else { u64::MAX });
         self.token = None;
         self.replaced = 0;
-        // The server may know the key, from a HELLO that asked to resume: it would tell of a loss that was told.
+        // The server may know the key from a HELLO that asked to resume. It would then report a loss that it has
+        // reported already.
         self.renew_key();
         self.events.push_back(ClientEvent::Gap(fate));
     }
 
     pub(super) fn fate(&self, account: Option<Account>, resend: bool) -> Fate {
         let (last, known) = (self.flow.outbox.last(), self.flow.outbox.acknowledged());
-        // What was never written is nowhere but here, whatever the account says or leaves unsaid.
+        // Messages that were never written exist only here, whatever the account says.
         let written = self.flow.outbox.written();
         let (acknowledged, handled) =
             account.map_or((0, written), |a| (a.acknowledged.min(written), a.delivered.min(written)));

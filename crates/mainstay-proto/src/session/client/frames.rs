@@ -1,4 +1,4 @@
-//! What the attached connection brings.
+//! What arrives on the attached connection.
 
 use super::{ClientEvent, ClientSession, EndedBy, Life};
 use crate::session::error::SessionError;
@@ -7,10 +7,11 @@ use crate::session::transmit::ConnectionId;
 use crate::ws::CloseCode;
 
 impl ClientSession {
-    /// Takes one message that `connection` brought. One from a connection that matters no more is dropped.
+    /// Handles a message that arrived on `connection`. A message from a connection that is neither current nor
+    /// pending is dropped.
     ///
     /// # Errors
-    /// The peer broke the protocol: fail this connection; the session goes on over the next one.
+    /// The peer violated the protocol: fail this connection. The session continues on the next one.
     pub fn handle_frame(&mut self, connection: ConnectionId, frame: Frame) -> Result<(), SessionError> {
         if self.pending.as_ref().is_some_and(|p| p.connection == connection) {
             return self.handle_answer(frame);
@@ -67,7 +68,8 @@ impl ClientSession {
                 Err(SessionError::PositionMismatch { sent: after, read: current.lane.read })
             }
             Control::Replaced { count, .. } => {
-                // A session that ends delivers no more, and a resume writes again what the client may not have seen.
+                // A session that ends delivers nothing more. After a resume the server writes a mark again that the
+                // client may not have received.
                 if count > self.replaced && matches!(self.life, Life::Open | Life::Closing { .. }) {
                     self.replaced = count;
                     self.flow.inbox.take_replaced(count);
@@ -98,7 +100,7 @@ impl ClientSession {
     ) -> Result<(), SessionError> {
         self.flow.outbox.acknowledge(acknowledged)?;
         match std::mem::replace(&mut self.life, Life::Closed) {
-            // The answer to ours: the code and the reason are what we said.
+            // This answers the END of this end: the code and the reason are those that this end sent.
             Life::EndSent { code, reason } => {
                 let fate = self.fate(Some(self.final_account(acknowledged, delivered)), false);
                 self.close_current();
@@ -107,7 +109,7 @@ impl ClientSession {
             Life::Closed => {}
             before => {
                 if matches!(before, Life::Closing { .. }) {
-                    // After `close` nothing is handed over.
+                    // After `close` nothing is delivered.
                     self.flow.inbox.discard_queue();
                 }
                 self.life = Life::EndReceived { code, reason, acknowledged, delivered };

@@ -7,26 +7,26 @@ use crate::session::message::Control;
 use crate::session::transmit::{ConnectionId, Transmit};
 
 impl ClientSession {
-    /// Sends a PING on the current connection, to see whether it lives.
+    /// Sends a PING on the current connection, to find out whether the server is alive.
     pub fn probe(&mut self, nonce: u64) {
         if let Some(current) = &mut self.current {
             current.ping = Some(nonce);
         }
     }
 
-    /// A probe was asked for and is not transmitted yet.
+    /// Whether a requested probe waits to be transmitted.
     #[must_use]
     pub fn owes_probe(&self) -> bool {
         self.current.as_ref().is_some_and(|current| current.ping.is_some())
     }
 
-    /// The connection that may be written now.
+    /// Returns the connection that may be written now.
     #[must_use]
     pub fn writer(&self) -> Option<ConnectionId> {
         self.pending().or_else(|| self.current())
     }
 
-    /// The next thing to do to some connection.
+    /// Returns the next thing to do, and to which connection.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<(ConnectionId, Transmit)> {
         if let Some(pending) = &mut self.pending {
             let connection = pending.connection;
@@ -53,18 +53,18 @@ impl ClientSession {
         owed.or_else(|| self.flow.write_message(&mut current.lane)).map(|transmit| (connection, transmit))
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
         self.events.pop_front()
     }
 
-    /// Does what is due. Call it when [`poll_timeout`](Self::poll_timeout) passed; earlier does nothing. A driver
-    /// that does not is asked again and again for as long as its socket is full.
+    /// Does what is due. Call it once [`poll_timeout`](Self::poll_timeout) has passed; an earlier call does nothing.
+    /// Without the call `poll_timeout` keeps returning a time in the past while the socket is full.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.flow.inbox.handle_timeout(now);
     }
 
-    /// When an acknowledgement is due even if nothing more comes.
+    /// Returns when an acknowledgement is due even if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         // While an attempt is pending nothing is written, so nothing is due.

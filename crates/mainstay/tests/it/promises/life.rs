@@ -299,7 +299,7 @@ async fn r11_however_connections_end_no_task_session_or_byte_is_left() {
     for n in 0..400 {
         match n % 4 {
             0 => {
-                let mut plain = Link::to(&url).unwrap().connect_once().await.unwrap();
+                let mut plain = Link::builder(&url).unwrap().connect_once().await.unwrap();
                 plain.send(Message::text("x")).await.unwrap();
                 plain.recv().await.unwrap();
                 plain.close(CloseCode::NORMAL, "").await;
