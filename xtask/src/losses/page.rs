@@ -21,7 +21,7 @@ struct Language {
     fault: fn(Fault) -> &'static str,
     /// The words after a number: "so many of so many", and "reported".
     of: fn(u64, u64) -> String,
-    told: fn(u64) -> String,
+    reported: fn(u64) -> String,
 }
 
 const LANGUAGES: [Language; 2] = [
@@ -37,8 +37,8 @@ const LANGUAGES: [Language; 2] = [
             Fault::Kill => "the server crashes",
             Fault::Deploy => "a new version is deployed",
         },
-        of: |lost, said| format!("**{lost}** of {said}"),
-        told: |lost| format!("{lost}, each reported"),
+        of: |lost, sent| format!("**{lost}** of {sent}"),
+        reported: |lost| format!("{lost}, each reported"),
     },
     Language {
         file: "README.zh-CN.md",
@@ -52,8 +52,8 @@ const LANGUAGES: [Language; 2] = [
             Fault::Kill => "服务器崩溃",
             Fault::Deploy => "部署新版本",
         },
-        of: |lost, said| format!("**{lost}** / {said}"),
-        told: |lost| format!("{lost}，均已告知"),
+        of: |lost, sent| format!("**{lost}** / {sent}"),
+        reported: |lost| format!("{lost}，均已告知"),
     },
 ];
 
@@ -94,7 +94,7 @@ fn check_table(language: &Language, table: &str) -> std::result::Result<(), Stri
         for cell in ours {
             let lost: u64 =
                 cell.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(u64::MAX);
-            let is_right = *cell == "0" || (!fault.is_survived() && *cell == (language.told)(lost));
+            let is_right = *cell == "0" || (!fault.is_survived() && *cell == (language.reported)(lost));
             if !is_right || ours.len() != LANES.len() - 1 {
                 return Err(format!("`{label}`: `{cell}` is not what is measured"));
             }
@@ -108,11 +108,11 @@ fn table(language: &Language, found: &[(Fault, [Measured; 3])]) -> String {
     for (fault, [recipe, ours @ ..]) in found {
         let cell = |measured: &Measured| match measured.lost() {
             0 => "0".to_owned(),
-            lost if measured.silently() == 0 => (language.told)(lost),
-            lost => (language.of)(lost, measured.said()),
+            lost if measured.silently() == 0 => (language.reported)(lost),
+            lost => (language.of)(lost, measured.sent()),
         };
         let cells: Vec<_> = ours.iter().map(cell).collect();
-        let by_hand = (language.of)(recipe.lost(), recipe.said());
+        let by_hand = (language.of)(recipe.lost(), recipe.sent());
         table += &format!("| {} | {by_hand} | {} |\n", (language.fault)(*fault), cells.join(" | "));
     }
     table
@@ -159,13 +159,13 @@ fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
         page += "| | lost to the server | lost to the client | reported | twice | client notices | server notices | flows again |\n";
         page += "|---|--:|--:|--:|--:|--:|--:|--:|\n";
         for (lane, measured) in ["by hand", "plugin", "gateway"].iter().zip(lanes) {
-            let of = |direction: Direction| format!("{} of {}", direction.lost, direction.said);
-            let told = measured.up.told + measured.down.told;
+            let of = |direction: Direction| format!("{} of {}", direction.lost, direction.sent);
+            let reported = measured.up.reported + measured.down.reported;
             let twice = measured.up.twice + measured.down.twice;
             let seconds = |time: Option<f64>| time.map_or("never".to_owned(), |time| format!("{time:.1} s"));
             writeln!(
                 page,
-                "| {lane} | {} | {} | {told} | {twice} | {} | {} | {} |",
+                "| {lane} | {} | {} | {reported} | {twice} | {} | {} | {} |",
                 of(measured.up),
                 of(measured.down),
                 seconds(measured.client_noticed),
@@ -200,7 +200,7 @@ mod tests {
     /// A plausible result: everything lost by hand, and by Mainstay only the reported losses of ended processes.
     fn found(lost_in_a_crash: Direction) -> Vec<(Fault, [Measured; 3])> {
         let by_hand =
-            Measured { up: Direction { said: 10, lost: 9, told: 0, twice: 0 }, ..Measured::default() };
+            Measured { up: Direction { sent: 10, lost: 9, reported: 0, twice: 0 }, ..Measured::default() };
         let ours = |fault| match fault {
             Fault::Kill => Measured { up: lost_in_a_crash, ..Measured::default() },
             _ => Measured::default(),
@@ -211,9 +211,10 @@ mod tests {
     #[test]
     fn a_table_that_was_measured_has_the_right_shape() {
         for language in &LANGUAGES {
-            let told = found(Direction { said: 10, lost: 2, told: 2, twice: 0 });
+            let reported = found(Direction { sent: 10, lost: 2, reported: 2, twice: 0 });
             let text =
-                replaced(&format!("before\n{BEGIN}\nold\n{END}\nafter\n"), &table(language, &told)).unwrap();
+                replaced(&format!("before\n{BEGIN}\nold\n{END}\nafter\n"), &table(language, &reported))
+                    .unwrap();
             assert!(text.starts_with("before\n") && text.ends_with("after\n") && !text.contains("old"));
             assert_eq!(check_table(language, between(&text).unwrap()), Ok(()));
         }
@@ -222,7 +223,7 @@ mod tests {
     #[test]
     fn a_table_with_a_silent_loss_or_without_a_row_is_refused() {
         for language in &LANGUAGES {
-            let silent = found(Direction { said: 10, lost: 2, told: 0, twice: 0 });
+            let silent = found(Direction { sent: 10, lost: 2, reported: 0, twice: 0 });
             assert!(check_table(language, &table(language, &silent)).is_err());
             let table = table(language, &found(Direction::default()));
             let (without, _) = table.trim_end().rsplit_once('\n').unwrap();
