@@ -20,6 +20,7 @@ use crate::SendError;
 use crate::budget::{Budget, Change, Charge, Holder};
 use crate::clock::now;
 use crate::receipt::{Outcome, Receipt, Settle};
+
 use crate::worker::{self, Signal};
 
 /// An event that reports a place between two messages should be taken before `recv` returns the message behind that place.
