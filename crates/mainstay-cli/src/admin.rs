@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz` and `/metrics`, on a listener of their own.
 //!
-//! A supervisor is answered, whatever visitors and others do: the listener has a server loop and
+//! A supervisor is answered, whatever clients and others do: the listener has a server loop and
 //! limits of its own. Above [`CONNECTIONS`] connections the oldest is dropped for the newest, so connections
 //! that say nothing keep nobody out, and a few files are kept for it.
 //!
@@ -30,10 +30,10 @@ use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 
-use crate::backend::Reason;
 use crate::descriptors::{self, Spare};
+use crate::health::Reason;
 use crate::links::{Figures, Links};
-use crate::{log, process, successor};
+use crate::{log, process_metrics, successor};
 
 /// Connections at a time. Supervisors and scrapers are few.
 const CONNECTIONS: usize = 32;
@@ -240,7 +240,7 @@ impl Gauges {
 
 /// What is kept, in bytes.
 struct Kept {
-    for_visitors: u64,
+    for_clients: u64,
     for_backend: u64,
     budget: Budget,
 }
@@ -250,7 +250,7 @@ impl Kept {
     fn now(mainstay: &Server, links: &Links) -> Self {
         let links = links.figures();
         Self {
-            for_visitors: mainstay.kept_bytes() + links.unread_bytes,
+            for_clients: mainstay.kept_bytes() + links.unread_bytes,
             for_backend: mainstay.unread_bytes() + links.kept_bytes,
             budget: mainstay.budget().clone(),
         }
@@ -268,7 +268,7 @@ fn render(s: &Stats, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
     };
     family("connections", "gauge", "Connections open now.", &[("", s.connections)]);
     family("sessions", "gauge", "Sessions alive now, attached or parked.", &[("", s.sessions)]);
-    let queues = [("{leg=\"visitor\"}", kept.for_visitors), ("{leg=\"backend\"}", kept.for_backend)];
+    let queues = [("{leg=\"client\"}", kept.for_clients), ("{leg=\"backend\"}", kept.for_backend)];
     let states = [
         ("{state=\"attached\"}", gauges.sessions.attached),
         ("{state=\"parked\"}", gauges.sessions.parked),
@@ -278,7 +278,7 @@ fn render(s: &Stats, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
     family("sessions_by_state", "gauge", by_state, &states);
     let draining = u64::from(gauges.is_draining);
     family("draining", "gauge", "1 from the signal that ends the process on.", &[("", draining)]);
-    family("queue_bytes", "gauge", "Payload bytes kept for visitors, and for the backend.", &queues);
+    family("queue_bytes", "gauge", "Payload bytes kept for clients, and for the backend.", &queues);
     let parts = kept.budget.parts().map(|(kind, bytes)| (format!("{{kind=\"{kind}\"}}"), bytes));
     let parts = parts.each_ref().map(|(labels, bytes)| (labels.as_str(), *bytes));
     family("budget_bytes", "gauge", "Bytes that count in the memory budget, by what keeps them.", &parts);
@@ -305,7 +305,7 @@ fn render(s: &Stats, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
         ("{reason=\"backend_5xx\"}", broken),
         ("{reason=\"memory\"}", s.refused_memory),
     ];
-    family("refused_total", "counter", "Visitors refused, by cause: a limit, or the backend.", &refused);
+    family("refused_total", "counter", "Clients refused, by cause: a limit, or the backend.", &refused);
     let left = [("{reason=\"idle\"}", s.left_idle), ("{reason=\"lifetime\"}", s.left_old)];
     family("sent_away_total", "counter", "Connections sent away because of their age or silence.", &left);
     let attaches = [
@@ -316,9 +316,9 @@ fn render(s: &Stats, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
     ];
     family("attaches_total", "counter", "HELLOs by outcome.", &attaches);
     let dead = [
-        ("{leg=\"visitor\",evidence=\"silent\"}", s.dead_silent),
-        ("{leg=\"visitor\",evidence=\"frozen\"}", s.dead_frozen),
-        ("{leg=\"visitor\",evidence=\"stalled\"}", s.dead_stalled),
+        ("{leg=\"client\",evidence=\"silent\"}", s.dead_silent),
+        ("{leg=\"client\",evidence=\"frozen\"}", s.dead_frozen),
+        ("{leg=\"client\",evidence=\"stalled\"}", s.dead_stalled),
         ("{leg=\"backend\",evidence=\"silent\"}", links.dead_silent),
         ("{leg=\"backend\",evidence=\"frozen\"}", links.dead_frozen),
         ("{leg=\"backend\",evidence=\"stalled\"}", links.dead_stalled),
@@ -366,7 +366,7 @@ fn render(s: &Stats, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
         ("{fate=\"not_delivered\"}", links.not_delivered),
         ("{fate=\"undeliverable\"}", links.undeliverable),
     ];
-    let uncertain = "Messages of visitors that the backend did not certainly get, by fate.";
+    let uncertain = "Messages of clients that the backend did not certainly get, by fate.";
     family("link_messages_total", "counter", uncertain, &fates);
     let [switched, ok, moved, refused, failed] = links.requests;
     let requests = [
@@ -398,14 +398,13 @@ fn render(s: &Stats, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
     let told = "Prologues for new connections to the backend, by outcome.";
     family("prologues_total", "counter", told, &outcomes);
     render_rtt(&mut out, s);
-    process::render(&mut out);
+    process_metrics::render(&mut out);
     out
 }
 
 fn render_rtt(out: &mut String, s: &Stats) {
     let name = "mainstay_heartbeat_rtt_seconds";
-    let _ =
-        writeln!(out, "# HELP {name} Round-trip time of heartbeats to visitors.\n# TYPE {name} histogram");
+    let _ = writeln!(out, "# HELP {name} Round-trip time of heartbeats to clients.\n# TYPE {name} histogram");
     let mut cumulated = 0;
     for (bound, count) in RTT_BUCKETS.iter().zip(s.rtt_buckets) {
         cumulated += count;
@@ -420,9 +419,9 @@ mod tests {
     use super::*;
 
     fn rendered() -> String {
-        process::started();
+        process_metrics::started();
         let stats = Stats { attached_resumed: 7, rtt_count: 1, ..Stats::default() };
-        let kept = Kept { for_visitors: 5, for_backend: 6, budget: Budget::new(1 << 20) };
+        let kept = Kept { for_clients: 5, for_backend: 6, budget: Budget::new(1 << 20) };
         render(&stats, &Gauges::default(), &kept, &Figures { lost: 3, unknown: 2, ..Figures::default() })
     }
 
@@ -432,7 +431,7 @@ mod tests {
         for sample in [
             "mainstay_links_lost_total 3\n",
             "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
-            "mainstay_queue_bytes{leg=\"visitor\"} 5\n",
+            "mainstay_queue_bytes{leg=\"client\"} 5\n",
             "mainstay_queue_bytes{leg=\"backend\"} 6\n",
             "mainstay_budget_bytes{kind=\"links\"} 0\n",
             "mainstay_budget_limit_bytes 1048576\n",

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use crate::upstream::Kept;
+use crate::upstream::PooledConnection;
 
 /// How long a client may give nothing of a body that it has begun.
 const CLIENT_IDLE: Duration = Duration::from_secs(60);
@@ -198,12 +198,12 @@ async fn linger(mut body: Body) {
 pub(crate) struct Download {
     body: Incoming,
     idle: Idle,
-    connection: Option<Kept>,
+    connection: Option<PooledConnection>,
 }
 
 impl Download {
     /// `idle`: how long the backend may give nothing.
-    pub(crate) fn new(body: Incoming, connection: Kept, idle: Duration) -> Self {
+    pub(crate) fn new(body: Incoming, connection: PooledConnection, idle: Duration) -> Self {
         Self { body, idle: Idle::new(idle), connection: Some(connection) }
     }
 }
@@ -234,7 +234,7 @@ impl HttpBody for Download {
                 if (frame.is_none() || this.body.is_end_stream())
                     && let Some(connection) = this.connection.take()
                 {
-                    connection.keep();
+                    connection.release();
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }

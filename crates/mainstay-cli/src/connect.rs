@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::signals::Stops;
-use crate::{log, trust, values};
+use crate::{log, tls, values};
 
 /// What `--help` ends with.
 pub(crate) const EXAMPLES: &str = "\
@@ -90,7 +90,7 @@ async fn connect<P>(
         builder = builder.subprotocol(name);
     }
     if let Some(file) = &arguments.cacert {
-        match trust::config(Some(file), None) {
+        match tls::config(Some(file), None) {
             Ok(config) => builder = builder.tls(config),
             Err(error) => return complain(&error.replacen("ca", "--cacert", 1), 2),
         }

@@ -1,5 +1,5 @@
-//! Open files and local ports: a visitor takes one file, its link to the backend another and a port, and those stay
-//! while the visitor is away.
+//! Open files and local ports: a client takes one file, its link to the backend another and a port, and those stay
+//! while the client is away.
 
 use std::fs::File;
 
@@ -19,9 +19,9 @@ pub(crate) fn take_all() -> Option<u64> {
     }
 }
 
-/// How many connections of visitors there may be at a time, and how many sessions, so that neither takes the files that
+/// How many connections of clients there may be at a time, and how many sessions, so that neither takes the files that
 /// others come in by.
-pub(crate) fn visitors(files: Option<u64>, has_backend: bool) -> usize {
+pub(crate) fn clients(files: Option<u64>, has_backend: bool) -> usize {
     const MOST: usize = 1_000_000;
     let Some(files) = files else { return MOST };
     // An eighth, and not too few, for listeners, for the log, for /metrics, for who is refused.
@@ -33,7 +33,7 @@ pub(crate) fn visitors(files: Option<u64>, has_backend: bool) -> usize {
 /// What the process has open by itself, the few connections that are being refused, and those to the admin listener.
 const KEPT: u64 = 64;
 
-/// Files that are open for nothing but to be closed, for the admin listener: when visitors, links and whatever else
+/// Files that are open for nothing but to be closed, for the admin listener: when clients, links and whatever else
 /// took all there are, whoever asks for the health of the process is still answered.
 pub(crate) struct Spare(Vec<File>);
 
@@ -78,12 +78,12 @@ fn parse_ports(range: &str) -> Option<u64> {
     last.checked_sub(first).map(|count| count + 1)
 }
 
-/// How many sessions there may be, so that those of absent visitors do not take the files that others come in by, nor
+/// How many sessions there may be, so that those of absent clients do not take the files that others come in by, nor
 /// the ports. `ports`: those towards a backend over TCP.
 pub(crate) fn sessions(files: Option<u64>, has_backend: bool, ports: Option<u64>) -> usize {
     const MOST: usize = 1_000_000;
     let each = if has_backend { 2 } else { 1 };
-    // An eighth is kept: for listeners, for /metrics, for plain visitors, for a visitor that is refused.
+    // An eighth is kept: for listeners, for /metrics, for plain clients, for a client that is refused.
     let kept = |count: u64| count - count / 8;
     let bounds = [files.map(|files| kept(files) / each), ports.map(kept)];
     let least = bounds.into_iter().flatten().min().unwrap_or(u64::MAX);
@@ -95,11 +95,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn visitors_leave_files_for_who_comes_in() {
-        assert_eq!((visitors(Some(1024), true), visitors(Some(1024), false)), (448, 896));
-        assert_eq!((visitors(Some(256), true), visitors(Some(256), false)), (96, 192));
-        assert_eq!((visitors(None, true), visitors(Some(u64::MAX), true)), (1_000_000, 1_000_000));
-        assert_eq!((visitors(Some(40), true), visitors(Some(1), true)), (10, 1));
+    fn clients_leave_files_for_who_comes_in() {
+        assert_eq!((clients(Some(1024), true), clients(Some(1024), false)), (448, 896));
+        assert_eq!((clients(Some(256), true), clients(Some(256), false)), (96, 192));
+        assert_eq!((clients(None, true), clients(Some(u64::MAX), true)), (1_000_000, 1_000_000));
+        assert_eq!((clients(Some(40), true), clients(Some(1), true)), (10, 1));
     }
 
     #[test]

@@ -69,19 +69,19 @@ impl Forwarding {
     ///
     /// # Errors
     /// They cannot stand there, or the path might lead out of the backend's.
-    pub(crate) fn target(&self, visited: &Uri) -> Result<PathAndQuery, String> {
+    pub(crate) fn target(&self, requested: &Uri) -> Result<PathAndQuery, String> {
         let prefix = self.upstream.path();
-        let path = visited.path_and_query().map_or("/", PathAndQuery::as_str);
+        let path = requested.path_and_query().map_or("/", PathAndQuery::as_str);
         if prefix == "/" || prefix.is_empty() {
             return path.parse().map_err(|_| "the path cannot be forwarded".to_owned());
         }
         if !path.starts_with('/') {
             return Err("the request's target must be a path".to_owned());
         }
-        if climbs(visited.path()) {
+        if climbs(requested.path()) {
             return Err("the path must not have a part that is `..`".to_owned());
         }
-        let joined = match visited.path() {
+        let joined = match requested.path() {
             "/" => format!("{prefix}{}", path.trim_start_matches('/')),
             _ => format!("{}{path}", prefix.trim_end_matches('/')),
         };
@@ -92,9 +92,9 @@ impl Forwarding {
     ///
     /// # Errors
     /// As [`target`](Self::target).
-    pub(crate) fn url(&self, visited: &Uri) -> Result<Uri, String> {
+    pub(crate) fn url(&self, requested: &Uri) -> Result<Uri, String> {
         let mut parts = self.upstream.clone().into_parts();
-        parts.path_and_query = Some(self.target(visited)?);
+        parts.path_and_query = Some(self.target(requested)?);
         Uri::from_parts(parts).map_err(|_| "the path cannot be forwarded".to_owned())
     }
 
@@ -157,7 +157,7 @@ fn forwarded_for(asked: &HeaderMap, peer: Option<IpAddr>, is_believed: bool) -> 
 }
 
 /// Takes out of an answer's fields what speaks of the connection to the backend.
-pub(crate) fn answer_fields(fields: &mut HeaderMap, status: StatusCode) {
+pub(crate) fn response_fields(fields: &mut HeaderMap, status: StatusCode) {
     if fields.contains_key(header::TRANSFER_ENCODING) {
         // It was not read by the other one, which must not lead anybody else (RFC 9112 section 6.3).
         fields.remove(header::CONTENT_LENGTH);
@@ -179,7 +179,7 @@ pub(crate) fn answer_fields(fields: &mut HeaderMap, status: StatusCode) {
 
 /// Takes out of the fields of a 101 what the gateway says itself, besides what no 101 can have.
 pub(crate) fn switching_fields(fields: &mut HeaderMap) {
-    answer_fields(fields, StatusCode::SWITCHING_PROTOCOLS);
+    response_fields(fields, StatusCode::SWITCHING_PROTOCOLS);
     fields.remove(header::CONTENT_LENGTH);
     for name in
         [&header::SEC_WEBSOCKET_ACCEPT, &header::SEC_WEBSOCKET_PROTOCOL, &header::SEC_WEBSOCKET_EXTENSIONS]
@@ -199,7 +199,7 @@ fn connection_options(fields: &HeaderMap) -> Vec<&str> {
 }
 
 /// Whether these fields say that the client takes trailers.
-pub(crate) fn takes_trailers(fields: &HeaderMap) -> bool {
+pub(crate) fn accepts_trailers(fields: &HeaderMap) -> bool {
     let lines = fields.get_all(header::TE).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
@@ -347,7 +347,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_speaks_of_the_visitors_connection_is_not_forwarded() {
+    fn what_speaks_of_the_clients_connection_is_not_forwarded() {
         let peer = Some(([127, 0, 0, 1], 5000).into());
         let headers = to("ws://backend", &[]).fields(&asked(&[]), peer, Scheme::WebSocket);
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_visitor_claims_of_itself_is_not_passed_on() {
+    fn what_a_client_claims_of_itself_is_not_passed_on() {
         assert_eq!(told(&[], "192.0.2.7:5000", &[]), OURS);
         assert_eq!(told(&CLAIMED, "192.0.2.7:5000", &[]), OURS);
         assert_eq!(told(&CLAIMED, "192.0.2.7:5000", &["192.0.2.8", "10.0.0.0/8"]), OURS);
@@ -406,12 +406,12 @@ mod tests {
         }
     }
 
-    fn join(upstream: &'static str, visited: &'static str) -> Result<String, String> {
-        to(upstream, &[]).url(&Uri::from_static(visited)).map(|url| url.to_string())
+    fn join(upstream: &'static str, requested: &'static str) -> Result<String, String> {
+        to(upstream, &[]).url(&Uri::from_static(requested)).map(|url| url.to_string())
     }
 
     #[test]
-    fn the_visitors_path_goes_behind_the_backends() {
+    fn the_clients_path_goes_behind_the_backends() {
         let check =
             |upstream, expected: &str| assert_eq!(join(upstream, "/room/7?user=x").unwrap(), expected);
         check("ws://backend:3000", "ws://backend:3000/room/7?user=x");
@@ -420,8 +420,8 @@ mod tests {
 
     #[test]
     fn the_root_is_the_backends_path_itself() {
-        let check = |upstream, visited, expected: &str| {
-            assert_eq!(join(upstream, visited).unwrap(), expected, "{upstream} {visited}");
+        let check = |upstream, requested, expected: &str| {
+            assert_eq!(join(upstream, requested).unwrap(), expected, "{upstream} {requested}");
         };
         check("ws://b/ws", "/", "ws://b/ws");
         check("ws://b/ws", "/?a=1", "ws://b/ws?a=1");
@@ -507,11 +507,11 @@ mod tests {
             fields.append(name, value.parse().unwrap());
         }
         let mut required = fields.clone();
-        answer_fields(&mut fields, StatusCode::OK);
+        response_fields(&mut fields, StatusCode::OK);
         let mut names: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["date", "set-cookie", "trailer"]);
-        answer_fields(&mut required, StatusCode::UPGRADE_REQUIRED);
+        response_fields(&mut required, StatusCode::UPGRADE_REQUIRED);
         assert_eq!(required["upgrade"], "h2c");
     }
 

@@ -1,6 +1,6 @@
 //! The log: standard error, written by a thread of its own.
 //!
-//! Nothing that serves a visitor waits for whoever reads the log. Lines go into a bounded queue, and one thread writes
+//! Nothing that serves a client waits for whoever reads the log. Lines go into a bounded queue, and one thread writes
 //! them. When the queue is full, or a write fails, the line is lost and counted; the first write that works afterwards
 //! is followed by one line that gives the count. Everything that the program writes to standard error goes this way:
 //! `eprintln!` would panic where the disk is full, and block where the reader stalls.
@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 const LINES: usize = 4096;
 const BYTES: usize = 1 << 20;
 /// What is shown unless `MAINSTAY_LOG` says otherwise: troubles, and what the gateway notes about itself and its
-/// backend. Lines about single visitors are of level info too, and not shown; neither is the span of a session, of which
+/// backend. Lines about single clients are of level info too, and not shown; neither is the span of a session, of which
 /// each would cost some 300 bytes. (A directive holds for every target that begins with it: `mainstay::serve` alone would
 /// let the library's `mainstay::server` through.)
 const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::server=warn,mainstay::admin=info,\
@@ -42,7 +42,7 @@ pub(crate) enum Format {
 #[derive(clap::Args, Clone)]
 pub(crate) struct LogArguments {
     /// How lines of the log are written. MAINSTAY_LOG says which: a level (error, warn, info, debug, trace) or
-    /// TARGET=LEVEL, several with commas. With info each visitor's end and return is one line.
+    /// TARGET=LEVEL, several with commas. With info each client's end and return is one line.
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
     pub(crate) log_format: Format,
 }
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_gateway_notes_about_itself_is_shown_and_what_concerns_single_visitors_is_not() {
+    fn what_the_gateway_notes_about_itself_is_shown_and_what_concerns_single_clients_is_not() {
         let shown = |variable: Option<&str>| {
             let subscriber = tracing_subscriber::registry().with(filter(variable).unwrap());
             tracing::subscriber::with_default(subscriber, || {

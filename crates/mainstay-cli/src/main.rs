@@ -1,40 +1,41 @@
 //! `mainstay`: WebSocket connections that stay, for any backend.
 //!
-//! - [`serve`]: the gateway; visitors in front, one link per visitor behind.
+//! - [`serve`]: the gateway; clients in front, one link per client behind.
 //! - [`connect`]: a client for people and pipes.
 //! - [`bench`]: what a server costs, ours or any other.
 
-mod access;
+mod access_log;
 mod admin;
-mod backend;
 mod bench;
 mod body;
-mod bounds;
 mod builtin;
 mod connect;
-mod conversation;
 mod descriptors;
-mod environment;
 mod forward;
+mod graphql;
+mod handshake;
+mod health;
 mod heartbeats;
-mod join;
+mod http_proxy;
+mod limits;
 mod links;
 mod log;
-mod operations;
-mod pass;
-mod pattern;
+mod message_filter;
 mod principal;
-mod process;
+mod process_metrics;
 mod profiles;
 mod prologue;
 mod relay;
+mod retry_after;
+mod rules;
 mod serve;
+mod session;
 mod signals;
 mod successor;
-mod trust;
+mod tls;
 mod upstream;
 mod values;
-mod visit;
+mod variables;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ use std::time::Duration;
 
 use clap::error::{ContextValue, ErrorKind};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::variables::UnknownVariable;
 
 /// The system's allocator keeps nine tenths of what closed connections gave back; this one returns it within a
 /// second, as `.cargo/config.toml` has it built. See `docs/adr/0007-an-allocator-that-gives-back.md`.
@@ -78,7 +81,7 @@ enum Command {
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    process::started();
+    process_metrics::started();
     log::start();
     let code = run();
     log::flush(LAST_LINES);
@@ -86,7 +89,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let command = Arguments::command().mut_subcommand("serve", environment::with_variables);
+    let command = Arguments::command().mut_subcommand("serve", variables::with_variables);
     let given = command.clone().try_get_matches();
     let read = given.and_then(|matches| Ok((Arguments::from_arg_matches(&matches)?, matches)));
     let (arguments, matches) = match read {
@@ -120,12 +123,12 @@ fn check(command: &clap::Command, matches: &ArgMatches) -> Result<(), String> {
         return Ok(());
     };
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    for stranger in environment::strangers(serve, names) {
-        match stranger {
-            environment::Stranger::Misspelt(name, meant) => {
+    for variable in variables::unknown_variables(serve, names) {
+        match variable {
+            UnknownVariable::Misspelt(name, meant) => {
                 return Err(format!("{name} is no variable of mainstay; write {meant}, or unset it"));
             }
-            environment::Stranger::Unknown(name) => {
+            UnknownVariable::Unrelated(name) => {
                 tracing::warn!(
                     name,
                     "unknown variable of the environment, not used; see mainstay serve --help"
@@ -133,7 +136,7 @@ fn check(command: &clap::Command, matches: &ArgMatches) -> Result<(), String> {
             }
         }
     }
-    environment::check_backend(given)
+    variables::check_backend(given)
 }
 
 /// Writes to standard output, for whoever reads it; a reader that is gone wants no more.
@@ -175,7 +178,7 @@ fn variable_behind(error: &clap::Error) -> Option<String> {
     let flag = argument.split([' ', '=']).next().filter(|flag| flag.starts_with("--"))?;
     let is_written = std::env::args_os()
         .any(|word| word.to_str().is_some_and(|word| word == flag || word.starts_with(&format!("{flag}="))));
-    let variable = environment::variable(flag);
+    let variable = variables::variable(flag);
     (!is_written && std::env::var_os(&variable).is_some()).then_some(variable)
 }
 

@@ -1,20 +1,20 @@
 //! Who may resume a session: whoever brings what the request that opened it was authenticated by.
 //!
-//! The backend judges a visitor once, by the headers of that request. Where the operator says which of them say who a
-//! visitor is, the session cannot be had with a stolen token alone.
+//! The backend judges a client once, by the headers of that request. Where the operator says which of them say who a
+//! client is, the session cannot be had with a stolen token alone.
 //! `docs/adr/0012-what-a-session-of-the-gateway-is-bound-to.md` says why it is the operator who says so.
 
 use http::header::{COOKIE, HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
-/// What says who a visitor is.
+/// What says who a client is.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Bound {
+pub(crate) struct PrincipalSource {
     pub(crate) headers: Vec<HeaderName>,
     pub(crate) cookies: Vec<String>,
 }
 
-impl Bound {
+impl PrincipalSource {
     /// A hash of the named headers and cookies; empty if the request has none of them.
     pub(crate) fn principal(&self, request: &HeaderMap) -> Vec<u8> {
         let headers = self.headers.iter().flat_map(|name| {
@@ -62,7 +62,7 @@ mod tests {
             headers.append(name, value);
         }
         let cookies = cookies.iter().map(|name| (*name).to_owned()).collect();
-        Bound { headers: vec![http::header::AUTHORIZATION], cookies }.principal(&headers)
+        PrincipalSource { headers: vec![http::header::AUTHORIZATION], cookies }.principal(&headers)
     }
 
     #[test]
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(principal(&[("cookie", "side=1; asid=1; sid")], &["sid"]), b"");
         let mut authorized = HeaderMap::new();
         authorized.append(http::header::AUTHORIZATION, HeaderValue::from_static("Bearer a"));
-        assert_eq!(Bound::default().principal(&authorized), b"", "tokens are renewed");
+        assert_eq!(PrincipalSource::default().principal(&authorized), b"", "tokens are renewed");
     }
 
     #[test]

@@ -14,9 +14,9 @@ use clap::ValueEnum;
 use mainstay::{CloseCode, Confirm, Guarantee, Message};
 use serde::Deserialize;
 
-use crate::pattern::{self, Pattern, Rule};
 use crate::prologue::{Answer, MOST_RULES, Rules};
 use crate::relay::BackendLoss;
+use crate::rules::{self, Pattern, Rule};
 
 /// What is true of the backend: by `--profile`, or by hand.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -40,7 +40,7 @@ pub(crate) struct ProfileFlags {
     #[arg(long, value_name = "RULE", value_parser = Rule::parse)]
     prologue: Vec<Rule>,
     /// What names a frame of the prologue, for example /id: a later frame of the same name takes its place.
-    #[arg(long, value_name = "POINTER", value_parser = pattern::pointer)]
+    #[arg(long, value_name = "POINTER", value_parser = rules::pointer)]
     prologue_key: Option<String>,
     /// A message of the client or the backend after which the frames of its name are not told again: match=REGEX or
     /// json=/POINTER[=VALUE]. May be repeated. Needs --prologue-key.

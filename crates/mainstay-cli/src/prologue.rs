@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::Message;
 
-use crate::pattern::{LARGEST, Look, Pattern, Rule};
+use crate::rules::{LARGEST, MessageView, Pattern, Rule};
 
 /// What may be recorded of one client. More cannot be replayed.
 const MOST_FRAMES: usize = 256;
@@ -203,12 +203,12 @@ impl Prologue {
     /// The link accepted a message of the client as `number`.
     pub(crate) fn handle_client(&mut self, number: u64, message: &Message) {
         let rules = Arc::clone(&self.rules);
-        let look = Look::at_message(message);
-        self.forget(&rules, &look);
-        if !self.is_recorded(&rules, &look) {
+        let view = MessageView::new(message);
+        self.forget(&rules, &view);
+        if !self.is_recorded(&rules, &view) {
             return;
         }
-        let key = rules.key.as_ref().and_then(|pointer| look.key(pointer));
+        let key = rules.key.as_ref().and_then(|pointer| view.key(pointer));
         let answers = self.replaced_by(key.as_deref(), message);
         self.has_recorded = true;
         self.bytes += message.len();
@@ -282,20 +282,20 @@ impl Prologue {
     /// The backend sent a message on the current connection.
     pub(crate) fn handle_backend(&mut self, message: &Message) -> Verdict {
         let rules = Arc::clone(&self.rules);
-        let look = Look::at_message(message);
+        let view = MessageView::new(message);
         if rules.announces_restart.is_some_and(|announces| announces(message)) {
             return Verdict::Swallow;
         }
-        if self.forget(&rules, &look) {
+        if self.forget(&rules, &view) {
             return Verdict::Pass;
         }
-        let key = rules.key.as_ref().and_then(|pointer| look.key(pointer));
+        let key = rules.key.as_ref().and_then(|pointer| view.key(pointer));
         let mut verdict = Verdict::Pass;
         for (index, (bit, answer)) in bits().zip(&rules.answers).enumerate() {
             let is_due = match (&answer.rule, self.counted.get_mut(index)) {
                 (Rule::First(count), Some(counted)) => counted.first(*count),
-                (Rule::Until(pattern), Some(counted)) => counted.until(pattern.matches(&look)),
-                (Rule::Each(pattern), _) => pattern.matches(&look) && self.answered(bit, key.as_deref()),
+                (Rule::Until(pattern), Some(counted)) => counted.until(pattern.matches(&view)),
+                (Rule::Each(pattern), _) => pattern.matches(&view) && self.answered(bit, key.as_deref()),
                 (_, None) => false,
             };
             if is_due && !answer.passes {
@@ -340,7 +340,7 @@ impl Prologue {
         self.bytes
     }
 
-    fn is_recorded(&mut self, rules: &Rules, look: &Look<'_>) -> bool {
+    fn is_recorded(&mut self, rules: &Rules, view: &MessageView<'_>) -> bool {
         if self.too_much {
             return false;
         }
@@ -351,24 +351,24 @@ impl Prologue {
                 Rule::First(count) => self.seen <= *count,
                 Rule::Until(pattern) => {
                     let is_open = self.until_met & bit == 0;
-                    if is_open && pattern.matches(look) {
+                    if is_open && pattern.matches(view) {
                         self.until_met |= bit;
                     }
                     is_open
                 }
-                Rule::Each(pattern) => pattern.matches(look),
+                Rule::Each(pattern) => pattern.matches(view),
             };
         }
         recorded
     }
 
     /// `true`: a frame was forgotten.
-    fn forget(&mut self, rules: &Rules, look: &Look<'_>) -> bool {
+    fn forget(&mut self, rules: &Rules, view: &MessageView<'_>) -> bool {
         let Some(pointer) = &rules.key else { return false };
-        if self.frames.is_empty() || !rules.forget.iter().any(|pattern| pattern.matches(look)) {
+        if self.frames.is_empty() || !rules.forget.iter().any(|pattern| pattern.matches(view)) {
             return false;
         }
-        look.key(pointer).is_some_and(|key| self.remove_key(Some(&key)))
+        view.key(pointer).is_some_and(|key| self.remove_key(Some(&key)))
     }
 
     /// Takes out the frame whose place a new one takes. One that is the same once more has its answers already: it may

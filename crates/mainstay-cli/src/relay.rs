@@ -19,12 +19,13 @@ use mainstay::{CloseCode, Link, PeerClose, Report};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::access::{self, By, Visitor};
-use crate::bounds;
-use crate::conversation::Conversation;
-use crate::join::{LinkConfig, SPREAD, come_back, jitter};
-use crate::links::Account;
+use crate::access_log::{self, AccessEntry, EndedBy};
+use crate::limits;
+use crate::links::LinkMonitor;
+use crate::message_filter::MessageFilter;
 use crate::prologue::Failure;
+use crate::retry_after::{self, SPREAD, jitter};
+use crate::session::LinkConfig;
 
 /// How long what a client left behind may take to enter the link's queue.
 pub(crate) const UNLOADING: Duration = Duration::from_secs(5);
@@ -70,21 +71,21 @@ struct BackendEnd {
 pub(crate) async fn relay(
     mut session: Session,
     mut link: Link,
-    mut account: Account,
-    visitor: Visitor,
+    mut monitor: LinkMonitor,
+    entry: AccessEntry,
     config: Arc<LinkConfig>,
 ) {
     let is_plain = !session.peer().resumable;
     let (to_client, to_backend) = (session.sender(), link.sender());
-    let (away, conversation) = (Notify::new(), Conversation::new(&config));
+    let (away, filter) = (Notify::new(), MessageFilter::new(&config));
     let (mut sent, mut in_hand, mut confirmed) = (0, false, 0);
     let wait = is_plain.then_some(config.upstream_wait);
-    let watching = watch(link.events(), &config, &mut account, wait, &away);
+    let watching = watch(link.events(), &config, &mut monitor, wait, &away);
     let up = async {
         let mut until = None;
         while let Some(message) = session.recv().await {
             in_hand = true;
-            let heard = conversation.listens().then(|| message.clone());
+            let heard = filter.listens().then(|| message.clone());
             tokio::select! {
                 biased; // while the link has room the second is not even polled
                 sent = to_backend.send(message) => {
@@ -99,7 +100,7 @@ pub(crate) async fn relay(
             in_hand = false;
             sent += 1;
             if let Some(message) = heard {
-                conversation.note_client(sent, &message);
+                filter.note_client(sent, &message);
             }
         }
     };
@@ -116,33 +117,33 @@ pub(crate) async fn relay(
     let end = tokio::select! {
         biased; // all are polled on every message: no dice are thrown for the first
         () = up => End::Client,
-        (prologue, end) = async { tokio::join!(deliver(&mut link, &to_client, &conversation), watching) } => {
+        (prologue, end) = async { tokio::join!(deliver(&mut link, &to_client, &filter), watching) } => {
             End::Backend(BackendEnd { prologue, ..end })
         }
         () = acknowledge => End::Client,
         () = away.notified() => End::Away,
     };
-    account.not_delivered(in_hand.into());
+    monitor.not_delivered(in_hand.into());
     match end {
         End::Client => {
             let close = session.peer_close();
-            visitor.left(session.end().as_ref());
-            account.not_delivered(left_behind(&mut session).await);
-            finish(link, close, &conversation, &mut account).await;
+            entry.left(session.end().as_ref());
+            monitor.not_delivered(left_behind(&mut session).await);
+            finish(link, close, &filter, &mut monitor).await;
         }
         End::Backend(end) => {
-            for message in conversation.last_words() {
+            for message in filter.final_messages() {
                 // One that does not take it gets the close all the same.
                 let _ = to_client.try_send(message);
             }
-            visitor.ended(By::Backend, end.code, &end.cause());
+            entry.ended(EndedBy::Backend, end.code, &end.cause());
             end.announce(&session, &config, sent, confirmed);
         }
         End::Away => {
-            config.links.turned_away();
-            visitor.ended(By::Gateway, Some(CloseCode::TRY_AGAIN), "the backend was away for too long");
-            session.close(CloseCode::TRY_AGAIN, &come_back());
-            finish(link, None, &conversation, &mut account).await;
+            config.links.refused_unreachable();
+            entry.ended(EndedBy::Gateway, Some(CloseCode::TRY_AGAIN), "the backend was away for too long");
+            session.close(CloseCode::TRY_AGAIN, &retry_after::close_reason());
+            finish(link, None, &filter, &mut monitor).await;
         }
     }
 }
@@ -155,14 +156,14 @@ async fn unloaded(to_client: &ToClient, until: &mut Option<Instant>) {
 
 /// Everything that the link brings goes to the client, and nowhere once the client is gone. Returns why a new connection
 /// could not be told what the backend must know, if that is why it ends.
-async fn deliver(link: &mut Link, to_client: &ToClient, conversation: &Conversation) -> Option<Failure> {
+async fn deliver(link: &mut Link, to_client: &ToClient, filter: &MessageFilter) -> Option<Failure> {
     loop {
-        match conversation.next(link).await {
+        match filter.next(link).await {
             Ok(Some(Incoming::Message(message))) => {
-                let since = conversation.is_replaying().then(Instant::now);
+                let since = filter.is_replaying().then(Instant::now);
                 let _ = to_client.send(message).await;
                 if let Some(since) = since {
-                    conversation.postpone(since.elapsed());
+                    filter.postpone(since.elapsed());
                 }
             }
             Ok(Some(Incoming::FreshPeer { .. })) => to_client.note_replaced(),
@@ -181,7 +182,7 @@ impl BackendEnd {
     fn announce(self, session: &Session, config: &LinkConfig, sent: u64, confirmed: u64) {
         if let Some(failure) = &self.prologue {
             config.links.count_failed_prologue();
-            tracing::warn!(session = %access::name(session.id()), %failure, "a client is not kept: it has to begin anew");
+            tracing::warn!(session = %access_log::session_name(session.id()), %failure, "a client is not kept: it has to begin anew");
         }
         match &self.lost {
             Some(Lost::Closed { code, reason }) if self.is_final(session, config) => {
@@ -237,12 +238,7 @@ async fn left_behind(session: &mut Session) -> u64 {
 }
 
 /// Ends the link in order, with what the client said when it left, and notes to the end what became of what it had.
-async fn finish(
-    mut link: Link,
-    close: Option<PeerClose>,
-    conversation: &Conversation,
-    account: &mut Account,
-) {
+async fn finish(mut link: Link, close: Option<PeerClose>, filter: &MessageFilter, monitor: &mut LinkMonitor) {
     let (code, reason) = match close {
         Some(close) => (close.code.unwrap_or(CloseCode::NO_STATUS), close.reason),
         None => (CloseCode::GOING_AWAY, String::new()),
@@ -250,14 +246,14 @@ async fn finish(
     // Begun, and not waited for: until the backend is read nothing more of it would confirm anything.
     let _ = timeout(Duration::ZERO, link.close(code, &reason)).await;
     loop {
-        match conversation.next(&mut link).await {
+        match filter.next(&mut link).await {
             Ok(Some(_)) => {}
             Ok(None) => break,
             Err(failure) => break link.abandon(&failure.to_string()),
         }
     }
     while let Some(event) = link.event().await {
-        account.note(&event);
+        monitor.observe(&event);
     }
 }
 
@@ -266,7 +262,7 @@ async fn finish(
 async fn watch(
     events: Events,
     config: &LinkConfig,
-    account: &mut Account,
+    monitor: &mut LinkMonitor,
     wait: Option<Duration>,
     away: &Notify,
 ) -> BackendEnd {
@@ -297,8 +293,8 @@ async fn watch(
             }
         };
         let Some(event) = event else { return end };
-        account.note(&event);
-        bounds::note(&event, &config.mainstay);
+        monitor.observe(&event);
+        limits::handle_event(&event, &config.mainstay);
         match event {
             Event::Detached { why, .. } => {
                 // Clients that lost their backend together are not sent away together.

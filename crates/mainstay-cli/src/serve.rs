@@ -1,4 +1,4 @@
-//! `mainstay serve`: visitors in front, the backend behind.
+//! `mainstay serve`: clients in front, the backend behind.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -18,24 +18,25 @@ use mainstay::{ConfigError, Limits, Server};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
-use crate::bounds::Bounds;
 use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::links::Links;
-use crate::principal::Bound;
+use crate::principal::PrincipalSource;
 use crate::profiles::{ProfileFlags, Settings};
 use crate::signals::{self, Stops};
 use crate::successor::{Baton, Found};
-use crate::{admin, builtin, descriptors, join, log, pass, successor, trust, values, visit};
+use crate::{
+    admin, builtin, descriptors, handshake, http_proxy, limits, log, session, successor, tls, values,
+};
 
-/// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
+/// Clients that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
 /// who finds the queue full is not heard until TCP asks again, a second later or more.
 const BACKLOG: u32 = 65_535;
 
 /// What `--help` ends with.
 pub(crate) const OPERATION: &str = "\
 Signals:
-  TERM, INT, QUIT  drain: /readyz says no, visitors are sent away, then it ends
+  TERM, INT, QUIT  drain: /readyz says no, clients are sent away, then it ends
                    once more: ends at once
   HUP, USR1, USR2  ignored, with a line of the log
   A successor that is started with the same addresses while this process drains
@@ -61,22 +62,22 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Arguments {
-    /// Where visitors connect.
+    /// Where clients connect.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: SocketAddr,
     /// The backend to front, for example ws://127.0.0.1:3000, or unix:/run/app.sock. Its path, if any, goes in front of the
-    /// visitor's. Without it a built-in backend answers at /echo and /broadcast, and / is a page that shows a
+    /// client's. Without it a built-in backend answers at /echo and /broadcast, and / is a page that shows a
     /// live connection and breaks it.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
     upstream: Option<Place>,
     #[command(flatten)]
-    trust: trust::Arguments,
-    /// How long a plain visitor is kept while the backend cannot be reached. One that speaks mainstay.v1
+    tls: tls::Arguments,
+    /// How long a plain client is kept while the backend cannot be reached. One that speaks mainstay.v1
     /// is kept for as long as it stays.
     #[arg(long, value_name = "DURATION", value_parser = values::wait, default_value = "30s")]
     upstream_wait: Duration,
     #[command(flatten)]
-    passing: pass::Arguments,
+    proxy: http_proxy::Arguments,
     #[command(flatten)]
     heartbeats: Heartbeats,
     /// The largest message, in either direction. Its sender is closed with 1009.
@@ -85,10 +86,10 @@ pub(crate) struct Arguments {
     /// The most fragments in one message.
     #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 4096, allow_negative_numbers = true)]
     max_fragments: u32,
-    /// Agree on permessage-deflate with visitors that offer it.
+    /// Agree on permessage-deflate with clients that offer it.
     #[arg(long)]
     deflate: bool,
-    /// How long a visitor that speaks mainstay.v1 may be away.
+    /// How long a client that speaks mainstay.v1 may be away.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "2m")]
     resume_window: Duration,
     #[command(flatten)]
@@ -98,15 +99,15 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
     /// The most connections at a time from one address (one /64 of IPv6). Not behind a proxy: all
-    /// visitors have its address, also if it is trusted.
+    /// clients have its address, also if it is trusted.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
-    /// The most sessions at a time, those of absent visitors included. Default: as many as open files and, towards a
+    /// The most sessions at a time, those of absent clients included. Default: as many as open files and, towards a
     /// backend, local ports allow, at most 1,000,000.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_sessions: Option<usize>,
     #[command(flatten)]
-    bounds: Bounds,
+    limits: limits::Arguments,
     /// End what carried no message for this long, in either direction.
     #[arg(long, value_name = "DURATION", value_parser = values::idle_timeout)]
     idle_timeout: Option<Duration>,
@@ -114,18 +115,18 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", value_parser = values::max_lifetime)]
     max_lifetime: Option<Duration>,
     /// Only pages of this origin may connect, for example https://example.com. May be repeated. Without
-    /// it the backend decides, which sees each visitor's Origin.
+    /// it the backend decides, which sees each client's Origin.
     #[arg(long, value_name = "ORIGIN", value_parser = values::origin)]
     allow_origin: Vec<String>,
     /// A proxy in front, by address or network, whose X-Forwarded-For, Forwarded and X-Real-IP are passed on. May
-    /// be repeated. Without it the backend is told who connected, and nothing that visitors say of themselves.
+    /// be repeated. Without it the backend is told who connected, and nothing that clients say of themselves.
     #[arg(long, value_name = "NETWORK", value_parser = values::network)]
     trusted_proxy: Vec<Network>,
-    /// A cookie by which the backend knows who a visitor is: a session is resumed only with the same value. May be
+    /// A cookie by which the backend knows who a client is: a session is resumed only with the same value. May be
     /// repeated.
     #[arg(long, value_name = "NAME", value_parser = values::token)]
     session_cookie: Vec<String>,
-    /// A header by which the backend knows who a visitor is, such as Authorization, if it stays the same for as long as
+    /// A header by which the backend knows who a client is, such as Authorization, if it stays the same for as long as
     /// a session lives. May be repeated.
     #[arg(long, value_name = "NAME")]
     session_header: Vec<HeaderName>,
@@ -136,7 +137,7 @@ pub(crate) struct Arguments {
     /// loopback address.
     #[arg(long, value_name = "FILE", requires = "admin", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
     admin_token_file: Option<PathBuf>,
-    /// How long the end takes at most after SIGTERM: visitors are sent away, and what is under way is finished. A
+    /// How long the end takes at most after SIGTERM: clients are sent away, and what is under way is finished. A
     /// supervisor must wait longer before it kills.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "5s")]
     drain: Duration,
@@ -144,11 +145,11 @@ pub(crate) struct Arguments {
     pub(crate) log: log::LogArguments,
 }
 
-/// What a visitor's handler needs.
+/// What a client's handler needs.
 #[derive(Clone)]
 struct Gateway {
     mainstay: Server,
-    link: Arc<join::LinkConfig>,
+    link: Arc<session::LinkConfig>,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
@@ -160,14 +161,14 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let connector =
-        match arguments.upstream.as_ref().map(|place| arguments.trust.connector(place)).transpose() {
-            Ok(connector) => connector,
-            Err(line) => {
-                log::say(&line);
-                return ExitCode::from(2);
-            }
-        };
+    let connector = match arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()
+    {
+        Ok(connector) => connector,
+        Err(line) => {
+            log::say(&line);
+            return ExitCode::from(2);
+        }
+    };
     match serve(arguments, token, settings, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
@@ -197,7 +198,7 @@ async fn serve(
     connector: Option<Connector>,
 ) -> Result<(), String> {
     let files = descriptors::take_all();
-    let most = descriptors::visitors(files, arguments.upstream.is_some());
+    let most = descriptors::clients(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
     let mainstay = Server::new(Config {
         heartbeat: arguments.heartbeats.default(),
@@ -214,8 +215,8 @@ async fn serve(
             let ports = over_tcp.and_then(|_| descriptors::ports());
             descriptors::sessions(files, arguments.upstream.is_some(), ports)
         }),
-        max_parked_per_address: arguments.bounds.max_parked_per_ip,
-        budget: arguments.bounds.budget(arguments.max_message),
+        max_parked_per_address: arguments.limits.max_parked_per_ip,
+        budget: arguments.limits.budget(arguments.max_message),
         origins: match arguments.allow_origin.as_slice() {
             [] => Origins::Any,
             allowed => Origins::Only(allowed.to_vec()),
@@ -227,29 +228,24 @@ async fn serve(
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default();
-            let link = join::LinkConfig {
-                passing: arguments.passing.passing(
-                    &upstream.url,
-                    &connector,
-                    &arguments.trusted_proxy,
-                    &links,
-                ),
+            let link = session::LinkConfig {
+                proxy: arguments.proxy.proxy(&upstream.url, &connector, &arguments.trusted_proxy, &links),
                 connector,
                 upstream_wait: arguments.upstream_wait,
-                deflate_upstream: arguments.passing.deflate(),
+                deflate_upstream: arguments.proxy.deflate(),
                 heartbeats: arguments.heartbeats.clone(),
                 limits,
                 settings,
-                bound: Bound {
+                bound: PrincipalSource {
                     headers: arguments.session_header.clone(),
                     cookies: arguments.session_cookie.clone(),
                 },
                 links: links.clone(),
                 mainstay: mainstay.clone(),
             };
-            let _ = link.passing.upstream.room.set(mainstay.clone());
+            let _ = link.proxy.upstream.server.set(mainstay.clone());
             let gateway = Gateway { mainstay: mainstay.clone(), link: Arc::new(link) };
-            Router::new().fallback(any(visit)).with_state(gateway)
+            Router::new().fallback(any(answer)).with_state(gateway)
         }
     };
     let (listener, baton) = bind(arguments.listen, "--listen")?;
@@ -280,7 +276,7 @@ async fn serve(
         .with_graceful_shutdown(termination(stops, links.clone()), arguments.drain)
         .with_successor(taken_over)
         .await;
-    tell_what_is_kept(&links);
+    warn_about_unconfirmed(&links);
     served.map_err(|error| error.to_string())
 }
 
@@ -300,8 +296,8 @@ fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
     Ok(config)
 }
 
-async fn visit(State(gateway): State<Gateway>, request: Request) -> Response {
-    visit::answer_request(request, &gateway.mainstay, gateway.link).await
+async fn answer(State(gateway): State<Gateway>, request: Request) -> Response {
+    handshake::answer_request(request, &gateway.mainstay, gateway.link).await
 }
 
 /// Listens there, or goes on listening where a process of ours drains.
@@ -371,16 +367,16 @@ async fn termination(mut stops: Stops, links: Links) {
     tracing::info!(signal = ?stop, "draining; once more to end at once");
     tokio::spawn(async move {
         let stop = stops.next().await;
-        tell_what_is_kept(&links);
+        warn_about_unconfirmed(&links);
         log::flush(LAST_LINES);
         std::process::exit(stop.exit_code().into());
     });
 }
 
 /// The end of the process is the end of what it keeps, and nobody is left to ask.
-fn tell_what_is_kept(links: &Links) {
+fn warn_about_unconfirmed(links: &Links) {
     let bytes = links.kept_bytes();
     if bytes > 0 {
-        tracing::warn!(bytes, "ends with messages of visitors that the backend did not certainly get");
+        tracing::warn!(bytes, "ends with messages of clients that the backend did not certainly get");
     }
 }

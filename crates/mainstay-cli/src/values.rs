@@ -203,7 +203,7 @@ pub(crate) fn upstream(text: &str) -> Result<Place, String> {
     let place = place(written.as_deref().unwrap_or(text))?;
     match place.url.query() {
         None => Ok(place),
-        Some(_) => Err("must have no ?query: each visitor's own is passed on; write it without".to_owned()),
+        Some(_) => Err("must have no ?query: each client's own is passed on; write it without".to_owned()),
     }
 }
 

@@ -57,7 +57,7 @@ fn a_gateway_that_runs_out_of_descriptors_goes_on_when_there_are_some_again() {
 
 #[test]
 fn health_is_told_however_few_descriptors_are_left() {
-    // As many visitors as open files allow by themselves, and more than they allow.
+    // As many clients as open files allow by themselves, and more than they allow.
     for flags in ["--admin 127.0.0.1:0", "--admin 127.0.0.1:0 --max-connections 1000"] {
         let (_gateway, addresses) = serve(100, flags);
         let half = |address: &String| {

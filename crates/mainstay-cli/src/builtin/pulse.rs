@@ -1,19 +1,19 @@
-//! What the page talks to, over a session or a plain WebSocket alike. Messages are JSON texts, and a visitor can act on
+//! What the page talks to, over a session or a plain WebSocket alike. Messages are JSON texts, and a client can act on
 //! no connection but its own:
 //!
 //! ```text
-//! visitor                              server
+//! client                              server
 //! {"type":"pulse","n":1}               the same message, whatever else it has
 //!                                      {"type":"tick","n":3592000001}, one more every 500 ms
 //! {"type":"cut"}                       drops the connection
 //! {"type":"freeze","seconds":5}        holds it for so long, 1 to 30
 //! {"type":"silent"}                    holds it for an hour
-//! {"type":"restart"}                   sends the visitor away, to come back within a second
+//! {"type":"restart"}                   sends the client away, to come back within a second
 //! {"type":"forget"}                    ends the session, as if what stands behind it were lost
 //! anything else                        {"type":"error","message":"..."}
 //! ```
 //!
-//! Ticks are numbered by the time and not by the visitor, so that a visitor that was away sees how many it missed.
+//! Ticks are numbered by the time and not by the client, so that a client that was away sees how many it missed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,10 +26,10 @@ const TICK: Duration = Duration::from_millis(500);
 const FREEZE_SECONDS: std::ops::RangeInclusive<u64> = 1..=30;
 const SILENCE: Duration = Duration::from_secs(60 * 60);
 const COME_BACK: std::ops::RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(1);
-/// A visitor that has not come back by then is closed.
+/// A client that has not come back by then is closed.
 const GONE_BY: Duration = Duration::from_secs(5);
 
-/// The number of the newest tick: the same for every visitor, and it goes on over a restart of the program.
+/// The number of the newest tick: the same for every client, and it goes on over a restart of the program.
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
     started: Instant,
@@ -49,7 +49,7 @@ impl Clock {
     }
 }
 
-/// Serves one visitor, ticks included, until its session is over.
+/// Serves one client, ticks included, until its session is over.
 pub(super) async fn run(mut session: Session, clock: Clock) {
     let sender = session.sender();
     let mut timer = interval(TICK);
@@ -96,14 +96,14 @@ fn handle(message: &Message, session: &Sender) -> Then {
         Ok(Wish::Pulse) => return Then::Answer(message.clone()),
         Ok(Wish::Cut) => session.cut(),
         Ok(Wish::Hold(duration)) => session.hold(duration),
-        Ok(Wish::Restart) => session.go_away("the visitor asked for it", COME_BACK, GONE_BY),
+        Ok(Wish::Restart) => session.go_away("the client asked for it", COME_BACK, GONE_BY),
         Ok(Wish::Forget) => return Then::Forget,
         Err(why) => return Then::Answer(text(&json!({"type": "error", "message": why}))),
     }
     Then::Nothing
 }
 
-/// What a visitor wants done.
+/// What a client wants done.
 #[derive(Debug, PartialEq)]
 enum Wish {
     Pulse,

@@ -1,4 +1,4 @@
-//! `--admin`: whether it lives, whether it takes visitors, and who may read its figures.
+//! `--admin`: whether it lives, whether it takes clients, and who may read its figures.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,7 +17,7 @@ fn status(answer: &str) -> &str {
 #[tokio::test]
 async fn it_is_alive_and_ready_until_it_drains_and_then_alive_only() {
     let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
-    // Two plain visitors: they are sent away over half a minute, so it drains for some seconds at least.
+    // Two plain clients: they are sent away over half a minute, so it drains for some seconds at least.
     let url = format!("{}/echo", gateway.url);
     let first = Link::to(&url).unwrap().connect_once().await.unwrap();
     let second = Link::to(&url).unwrap().connect_once().await.unwrap();
@@ -36,13 +36,13 @@ async fn a_backend_that_is_called_dead_is_counted_on_its_leg() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0", "--heartbeat", "100ms"]);
-    let _visitor = Client::builder(&gateway.url).unwrap().connect();
+    let _client = Client::builder(&gateway.url).unwrap().connect();
     // Answers one Ping, or its silence might be its way, and is never read again.
     let (_, mut silent) = Frames::serve(&listener).await;
     let (_, ping) = silent.read().await.unwrap();
     silent.write(0x8a, &ping).await;
     gateway.reaches("dead_peers_total{leg=\"backend\",evidence=\"silent\"}", 1.0).await;
-    assert_eq!(gateway.metric("dead_peers_total{leg=\"visitor\",evidence=\"silent\"}"), 0.0);
+    assert_eq!(gateway.metric("dead_peers_total{leg=\"client\",evidence=\"silent\"}"), 0.0);
     assert_eq!(gateway.metric("links_lost_total"), 1.0);
 }
 

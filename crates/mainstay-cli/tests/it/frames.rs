@@ -1,4 +1,4 @@
-//! A WebSocket frame by frame: a visitor or a backend that does only what the test says.
+//! A WebSocket frame by frame: a client or a backend that does only what the test says.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,21 +27,21 @@ impl From<TcpStream> for Frames {
 }
 
 impl Frames {
-    /// The head of the answer to a visitor with these further headers (each with its line's end), and what follows.
-    pub(crate) async fn visit(address: SocketAddr, path: &str, headers: &str) -> (String, Self) {
-        Self::visit_over(TcpStream::connect(address).await.unwrap(), path, headers).await
+    /// The head of the answer to a client with these further headers (each with its line's end), and what follows.
+    pub(crate) async fn connect(address: SocketAddr, path: &str, headers: &str) -> (String, Self) {
+        Self::connect_over(TcpStream::connect(address).await.unwrap(), path, headers).await
     }
 
-    /// A visitor whose kernel takes little more than this many bytes ahead of it.
-    pub(crate) async fn visit_slowly(address: SocketAddr, path: &str, ahead: u32) -> (String, Self) {
+    /// A client whose kernel takes little more than this many bytes ahead of it.
+    pub(crate) async fn connect_slowly(address: SocketAddr, path: &str, ahead: u32) -> (String, Self) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(ahead).unwrap();
         // Loopback's segments of 64 KiB make the other end's kernel keep far more than a network's would.
         socket2::SockRef::from(&socket).set_tcp_mss(1220).unwrap();
-        Self::visit_over(socket.connect(address).await.unwrap(), path, "").await
+        Self::connect_over(socket.connect(address).await.unwrap(), path, "").await
     }
 
-    pub(crate) async fn visit_over(mut stream: TcpStream, path: &str, headers: &str) -> (String, Self) {
+    pub(crate) async fn connect_over(mut stream: TcpStream, path: &str, headers: &str) -> (String, Self) {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"

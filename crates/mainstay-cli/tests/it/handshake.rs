@@ -248,7 +248,7 @@ async fn our_own_101_is_spelled_as_rfc_6455_does() {
         (gateway.address(), "/echo", session),
         (stage.gateway.address(), "/", session),
     ] {
-        let (answered, _) = Frames::visit(address, path, fields).await;
+        let (answered, _) = Frames::connect(address, path, fields).await;
         for name in ["Connection: ", "Upgrade: ", "Sec-WebSocket-Accept: ", "Date: "] {
             assert!(answered.contains(name), "{name}: {answered}");
         }

@@ -1,4 +1,4 @@
-//! Hostile visitors before a backend, and honest ones beside them. What each input gets is shown in the tests of
+//! Hostile clients before a backend, and honest ones beside them. What each input gets is shown in the tests of
 //! `mainstay`; here it has a link behind it.
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ const SESSION: &str = "Sec-WebSocket-Protocol: mainstay.v1\r\n";
 /// As many as the window holds, and the message after them.
 const GAPS: u64 = 1023;
 
-/// What each hostile visitor writes once it is accepted.
+/// What each hostile client writes once it is accepted.
 fn inputs() -> Vec<(&'static str, Vec<u8>)> {
     let masked = |first: u8, payload: &[u8]| {
         let mut frame = vec![first, 0x80 | u8::try_from(payload.len()).unwrap(), 0, 0, 0, 0];
@@ -59,25 +59,25 @@ pub(crate) fn hello() -> Vec<u8> {
 
 /// Drops messages of its own, and says so each time.
 async fn tells_of_gaps(gateway: &Gateway) -> Frames {
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/", SESSION).await;
-    visitor.write(BINARY, &hello()).await;
+    let (_, mut client) = Frames::connect(gateway.address(), "/", SESSION).await;
+    client.write(BINARY, &hello()).await;
     for first in 1..=GAPS {
         let gap = Control::Gap { first, count: 1, cause: GapCause::Overflow };
-        visitor.write(BINARY, &gap.encode()).await;
+        client.write(BINARY, &gap.encode()).await;
     }
-    visitor.write(TEXT, b"after the gaps").await;
-    assert_eq!(visitor.text().await.as_deref(), Some("after the gaps"));
-    visitor
+    client.write(TEXT, b"after the gaps").await;
+    assert_eq!(client.text().await.as_deref(), Some("after the gaps"));
+    client
 }
 
 /// Writes until nobody takes it any more, and reads nothing.
 async fn never_reads(gateway: &Gateway) -> Frames {
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/", "").await;
-    let write_one = async |visitor: &mut Frames| {
-        tokio::time::timeout(Duration::from_millis(100), visitor.write(TEXT, &[b'x'; 60_000])).await
+    let (_, mut client) = Frames::connect(gateway.address(), "/", "").await;
+    let write_one = async |client: &mut Frames| {
+        tokio::time::timeout(Duration::from_millis(100), client.write(TEXT, &[b'x'; 60_000])).await
     };
-    while write_one(&mut visitor).await.is_ok() {}
-    visitor
+    while write_one(&mut client).await.is_ok() {}
+    client
 }
 
 async fn begins_a_request(gateway: &Gateway) -> TcpStream {
@@ -87,7 +87,7 @@ async fn begins_a_request(gateway: &Gateway) -> TcpStream {
 }
 
 #[tokio::test]
-async fn honest_visitors_lose_nothing_beside_hostile_ones() {
+async fn honest_clients_lose_nothing_beside_hostile_ones() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let echo = any(|upgrade: SessionUpgrade| async {
@@ -105,9 +105,9 @@ async fn honest_visitors_lose_nothing_beside_hostile_ones() {
     let mut silent = Vec::new();
     let mut sent = 0..;
     for (headers, input) in inputs() {
-        let (_, mut visitor) = Frames::visit(gateway.address(), "/", headers).await;
-        visitor.write_bytes(&input).await;
-        hostile.push(visitor);
+        let (_, mut client) = Frames::connect(gateway.address(), "/", headers).await;
+        client.write_bytes(&input).await;
+        hostile.push(client);
         silent.push(begins_a_request(&gateway).await);
         serve_both(&mut session, &mut plain, sent.next().unwrap()).await;
     }
@@ -124,7 +124,7 @@ async fn honest_visitors_lose_nothing_beside_hostile_ones() {
     assert_eq!(gateway.metric("attaches_total{outcome=\"resumed\"}"), 0.0, "nobody had to come back");
     assert_eq!(gateway.metric("gaps_total{cause=\"client\"}"), GAPS as f64);
     assert!(gateway.is_up());
-    assert!(gateway.said().lines().count() <= 1, "no visitor fills the log: {}", gateway.said());
+    assert!(gateway.said().lines().count() <= 1, "no client fills the log: {}", gateway.said());
 }
 
 async fn serve_both(session: &mut Client, plain: &mut Link, number: u32) {

@@ -21,7 +21,7 @@ async fn gateway(arguments: &[&str]) -> (Gateway, TcpListener) {
 
 /// A plain client, and the backend's end of its link.
 async fn plain(gateway: &Gateway, listener: &TcpListener) -> (Frames, Frames) {
-    let (visit, served) = tokio::join!(Frames::visit(gateway.address(), "/", ""), Frames::serve(listener));
+    let (visit, served) = tokio::join!(Frames::connect(gateway.address(), "/", ""), Frames::serve(listener));
     assert!(visit.0.starts_with("HTTP/1.1 101"), "{}", visit.0);
     (visit.1, served.1)
 }
@@ -256,7 +256,7 @@ async fn a_backend_that_agrees_on_another_subprotocol_than_before_is_not_joined(
     let (gateway, listener) = gateway(&KEEP).await;
     let offer = "Sec-WebSocket-Protocol: a.v2, b.v1\r\n";
     let (visit, served) = tokio::join!(
-        Frames::visit(gateway.address(), "/", offer),
+        Frames::connect(gateway.address(), "/", offer),
         Frames::serve_with(&listener, "Sec-WebSocket-Protocol: a.v2\r\n")
     );
     let (mut client, backend) = (visit.1, served.1);
@@ -269,7 +269,7 @@ async fn a_backend_that_agrees_on_another_subprotocol_than_before_is_not_joined(
 /// A client that reads nothing fills every queue on its way to the backend and back, and is gone.
 async fn fill_and_leave(gateway: &Gateway, resumable: bool) {
     let offer = if resumable { "Sec-WebSocket-Protocol: mainstay.v1\r\n" } else { "" };
-    let (_, mut client) = Frames::visit(gateway.address(), "/", offer).await;
+    let (_, mut client) = Frames::connect(gateway.address(), "/", offer).await;
     if resumable {
         client.write(BINARY, &crate::hostile::hello()).await;
     }

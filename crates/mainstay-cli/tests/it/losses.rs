@@ -26,16 +26,16 @@ fn lines_that_say(gateway: &Gateway, what: &str) -> usize {
 #[tokio::test]
 async fn at_most_once_what_a_killed_backend_may_have_got_is_counted_and_told() {
     let (gateway, listener) = bare(&["--delivery", "at-most-once"]).await;
-    let visitor = Client::builder(&gateway.url).unwrap().connect();
-    visitor.send(Message::text("a")).await.unwrap();
+    let client = Client::builder(&gateway.url).unwrap().connect();
+    client.send(Message::text("a")).await.unwrap();
     let (_, mut killed) = Frames::serve(&listener).await;
     assert_eq!(killed.text().await.as_deref(), Some("a"));
     drop(killed);
     gateway.reaches(UNKNOWN, 1.0).await;
-    visitor.send(Message::text("b")).await.unwrap();
+    client.send(Message::text("b")).await.unwrap();
     let (_, mut next) = Frames::serve(&listener).await;
     assert_eq!(next.text().await.as_deref(), Some("b"), "at most once");
-    tokio::join!(visitor.close(CloseCode::NORMAL, ""), async { while next.text().await.is_some() {} });
+    tokio::join!(client.close(CloseCode::NORMAL, ""), async { while next.text().await.is_some() {} });
     until("the loss is told", || lines_that_say(&gateway, "unknown=1 not_delivered=0 undeliverable=0") == 1)
         .await;
     assert_eq!(gateway.said().lines().count(), 1, "{}", gateway.said());
@@ -45,23 +45,23 @@ async fn at_most_once_what_a_killed_backend_may_have_got_is_counted_and_told() {
 #[tokio::test]
 async fn a_message_that_ends_three_connections_is_counted_and_told() {
     let (gateway, listener) = bare(&[]).await;
-    let visitor = Client::builder(&gateway.url).unwrap().connect();
-    visitor.send(Message::text("poison")).await.unwrap();
+    let client = Client::builder(&gateway.url).unwrap().connect();
+    client.send(Message::text("poison")).await.unwrap();
     for _ in 0..3 {
         let (_, mut poisoned) = Frames::serve(&listener).await;
         assert_eq!(poisoned.text().await.as_deref(), Some("poison"));
     }
     gateway.reaches(UNDELIVERABLE, 1.0).await;
-    visitor.send(Message::text("bread")).await.unwrap();
+    client.send(Message::text("bread")).await.unwrap();
     let (_, mut next) = Frames::serve(&listener).await;
     assert_eq!(next.text().await.as_deref(), Some("bread"));
-    tokio::join!(visitor.close(CloseCode::NORMAL, ""), async { while next.text().await.is_some() {} });
+    tokio::join!(client.close(CloseCode::NORMAL, ""), async { while next.text().await.is_some() {} });
     until("the loss is told", || lines_that_say(&gateway, "unknown=0 not_delivered=0 undeliverable=1") == 1)
         .await;
 }
 
 #[tokio::test]
-async fn what_a_visitor_leaves_to_a_backend_that_stays_away_is_counted_and_told() {
+async fn what_a_client_leaves_to_a_backend_that_stays_away_is_counted_and_told() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = Door::to(listener.local_addr().unwrap()).await;
     let app: Router<Server> = Router::new().route(
@@ -79,9 +79,9 @@ async fn what_a_visitor_leaves_to_a_backend_that_stays_away_is_counted_and_told(
         Gateway::in_front_of(door.address, &["--admin", "127.0.0.1:0", "--on-backend-loss", "keep"]);
     let connect = || Link::to(&gateway.url).unwrap().connect_once();
     let (mut first, mut second) = (connect().await.unwrap(), connect().await.unwrap());
-    for visitor in [&mut first, &mut second] {
-        visitor.send(Message::text("delivered")).await.unwrap();
-        assert_eq!(visitor.recv().await, Some(Message::text("delivered")));
+    for client in [&mut first, &mut second] {
+        client.send(Message::text("delivered")).await.unwrap();
+        assert_eq!(client.recv().await, Some(Message::text("delivered")));
     }
     gateway.reaches(KEPT, 0.0).await;
     assert_eq!(gateway.metric("messages_total{direction=\"in\"}"), 2.0, "and no control messages");
@@ -101,8 +101,8 @@ async fn what_a_visitor_leaves_to_a_backend_that_stays_away_is_counted_and_told(
 #[tokio::test]
 async fn a_gateway_that_is_ended_says_what_it_had_kept() {
     let (mut gateway, listener) = bare(&["--confirm", "reply"]).await;
-    let visitor = Client::builder(&gateway.url).unwrap().connect();
-    visitor.send(Message::text("kept")).await.unwrap();
+    let client = Client::builder(&gateway.url).unwrap().connect();
+    client.send(Message::text("kept")).await.unwrap();
     let (_, mut served) = Frames::serve(&listener).await;
     assert_eq!(served.text().await.as_deref(), Some("kept"));
     assert_eq!(gateway.metric(KEPT), 4.0, "it is not answered");
@@ -116,14 +116,14 @@ async fn a_gateway_that_is_ended_says_what_it_had_kept() {
 }
 
 #[tokio::test]
-async fn a_visitor_that_ends_before_the_backend_answers_loses_nothing() {
+async fn a_client_that_ends_before_the_backend_answers_loses_nothing() {
     let (gateway, listener) = bare(&["--confirm", "reply"]).await;
-    let visitor = Client::builder(&gateway.url).unwrap().connect();
-    visitor.send(Message::text("a")).await.unwrap();
+    let client = Client::builder(&gateway.url).unwrap().connect();
+    client.send(Message::text("a")).await.unwrap();
     let (_, mut served) = Frames::serve(&listener).await;
     assert_eq!(served.text().await.as_deref(), Some("a"));
     // It leaves once the backend has answered, and not before.
-    tokio::join!(visitor.close(CloseCode::NORMAL, ""), async {
+    tokio::join!(client.close(CloseCode::NORMAL, ""), async {
         served.write(crate::frames::TEXT, b"answer").await;
         assert_eq!(served.text().await, None, "closed in order");
     });
@@ -135,8 +135,8 @@ async fn a_visitor_that_ends_before_the_backend_answers_loses_nothing() {
 #[tokio::test]
 async fn with_reply_a_message_is_kept_until_the_backend_answered_it() {
     let (gateway, listener) = bare(&["--confirm", "reply", "--heartbeat", "100ms"]).await;
-    let mut visitor = Client::builder(&gateway.url).unwrap().connect();
-    visitor.send(Message::text("a")).await.unwrap();
+    let mut client = Client::builder(&gateway.url).unwrap().connect();
+    client.send(Message::text("a")).await.unwrap();
     let (_, mut unanswered) = Frames::serve(&listener).await;
     assert_eq!(unanswered.text().await.as_deref(), Some("a"));
     // More than enough for a confirming Ping, if there were one.
@@ -147,9 +147,9 @@ async fn with_reply_a_message_is_kept_until_the_backend_answered_it() {
     let (_, mut answered) = Frames::serve(&listener).await;
     assert_eq!(answered.text().await.as_deref(), Some("a"), "a Pong confirms nothing");
     answered.write(crate::frames::TEXT, b"answer").await;
-    assert_eq!(visitor.recv().await, Some(Message::text("answer")));
+    assert_eq!(client.recv().await, Some(Message::text("answer")));
     drop(answered);
-    visitor.send(Message::text("b")).await.unwrap();
+    client.send(Message::text("b")).await.unwrap();
     let (_, mut next) = Frames::serve(&listener).await;
     assert_eq!(next.text().await.as_deref(), Some("b"), "an answer does");
 }
@@ -158,15 +158,15 @@ async fn with_reply_a_message_is_kept_until_the_backend_answered_it() {
 async fn with_pong_and_window_what_was_confirmed_last_is_sent_again() {
     for (confirm, again) in [("pong", "b"), ("pong+window", "a")] {
         let (gateway, listener) = bare(&["--confirm", confirm, "--heartbeat", "100ms"]).await;
-        let visitor = Client::builder(&gateway.url).unwrap().connect();
-        visitor.send(Message::text("a")).await.unwrap();
+        let client = Client::builder(&gateway.url).unwrap().connect();
+        client.send(Message::text("a")).await.unwrap();
         let (_, mut confirmed) = Frames::serve(&listener).await;
         assert_eq!(confirmed.text().await.as_deref(), Some("a"));
         while ping(&mut confirmed).await != 1_u64.to_be_bytes() {}
         // The next one comes after the answer was read.
         ping(&mut confirmed).await;
         drop(confirmed);
-        visitor.send(Message::text("b")).await.unwrap();
+        client.send(Message::text("b")).await.unwrap();
         let (_, mut next) = Frames::serve(&listener).await;
         assert_eq!(next.text().await.as_deref(), Some(again), "{confirm}");
     }
@@ -196,9 +196,9 @@ async fn take(backend: &mut Frames, count: usize) {
 async fn a_backend_that_answers_no_ping_gets_every_message_once_and_is_told_of_once() {
     let (gateway, listener) = bare(&[]).await;
     let visit = async |found_out: bool| {
-        let visitor = Client::builder(&gateway.url).unwrap().connect();
+        let client = Client::builder(&gateway.url).unwrap().connect();
         for _ in 0..100 {
-            visitor.send(Message::text("x")).await.unwrap();
+            client.send(Message::text("x")).await.unwrap();
         }
         let (_, mut backend) = Frames::serve(&listener).await;
         take(&mut backend, 64).await;
@@ -208,7 +208,7 @@ async fn a_backend_that_answers_no_ping_gets_every_message_once_and_is_told_of_o
             backend.write(0x81, b"news").await;
         }
         take(&mut backend, 36).await;
-        visitor.close(CloseCode::NORMAL, "").await;
+        client.close(CloseCode::NORMAL, "").await;
         gateway.reaches("links_pings_unanswered_total", 1.0).await;
         let rest = backend.text().await;
         assert_eq!(rest, None, "nothing is doubled");

@@ -3,13 +3,13 @@
 
 mod admin;
 mod bench;
-mod bounds;
 mod connect;
 mod flags;
 mod frames;
 mod handshake;
 mod hostile;
 mod http;
+mod limits;
 mod loss;
 mod losses;
 mod operate;
@@ -20,5 +20,5 @@ mod restart;
 mod resume;
 mod smuggling;
 mod support;
-mod trust;
+mod tls;
 mod upstream;

@@ -34,11 +34,11 @@ fn full_pipe() -> (Stdio, std::io::PipeReader) {
 }
 
 async fn is_drained_in_order(what: &str, mut process: Child, address: SocketAddr) {
-    let (_, mut visitor) = Frames::visit(address, "/echo", "").await;
+    let (_, mut client) = Frames::connect(address, "/echo", "").await;
     signal(&process, "TERM");
-    let close = visitor.read().await.unwrap();
+    let close = client.read().await.unwrap();
     assert_eq!((close.0, &close.1[..2]), (CLOSE, &1012_u16.to_be_bytes()[..]), "{what}");
-    drop(visitor);
+    drop(client);
     assert_eq!(process.wait().unwrap().code(), Some(0), "{what}");
 }
 
@@ -99,11 +99,11 @@ async fn lines_that_are_lost_are_counted_and_told_when_the_log_can_be_written_ag
 #[tokio::test]
 async fn signals_that_do_not_mean_the_end_do_not_end_it_and_are_answered_in_one_line() {
     let mut gateway = Gateway::start(&[]);
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/echo", "").await;
+    let (_, mut client) = Frames::connect(gateway.address(), "/echo", "").await;
     for name in ["HUP", "USR1", "USR2", "ALRM", "PIPE"] {
         gateway.signal(name);
-        visitor.write(crate::frames::TEXT, name.as_bytes()).await;
-        assert_eq!(visitor.text().await.as_deref(), Some(name));
+        client.write(crate::frames::TEXT, name.as_bytes()).await;
+        assert_eq!(client.text().await.as_deref(), Some(name));
     }
     let lines = |name: &str| {
         let said = gateway.said();
@@ -123,9 +123,9 @@ async fn signals_that_do_not_mean_the_end_do_not_end_it_and_are_answered_in_one_
 async fn the_first_signal_drains_and_the_second_ends_at_once_with_its_code() {
     for (first, second, code) in [("QUIT", "TERM", 143), ("TERM", "INT", 130), ("INT", "QUIT", 131)] {
         let (mut process, address) = serve(&["--drain", "1h"], Stdio::piped());
-        let mut visitors = Vec::new();
+        let mut clients = Vec::new();
         for _ in 0..2 {
-            visitors.push(Frames::visit(address, "/echo", "").await.1);
+            clients.push(Frames::connect(address, "/echo", "").await.1);
         }
         let mut said = BufReader::new(process.stderr.take().unwrap());
         signal(&process, first);

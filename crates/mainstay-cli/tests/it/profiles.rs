@@ -25,7 +25,7 @@ async fn gateway(arguments: &[&str]) -> (Gateway, TcpListener) {
 /// A plain client and its connection to the backend.
 async fn join(gateway: &Gateway, listener: &TcpListener) -> (Frames, Frames) {
     let address = gateway.address();
-    let (visited, (_, served)) = tokio::join!(Frames::visit(address, "/", ""), Frames::serve(listener));
+    let (visited, (_, served)) = tokio::join!(Frames::connect(address, "/", ""), Frames::serve(listener));
     assert!(visited.0.starts_with("HTTP/1.1 101"), "{}", visited.0);
     (visited.1, served)
 }

@@ -77,18 +77,18 @@ fn of_process(gateway: &Gateway, name: &str) -> f64 {
     sample.unwrap_or_else(|| panic!("no {name} in {metrics}")).trim().parse().unwrap()
 }
 
-/// A visitor that speaks mainstay.v1 frame by frame, and what it was welcomed with.
+/// A client that speaks mainstay.v1 frame by frame, and what it was welcomed with.
 async fn session(gateway: &Gateway, path: &str, number: u64, resume: Option<Resume>) -> (Frames, Welcome) {
-    let (head, mut visitor) = Frames::visit(gateway.address(), path, SESSION).await;
+    let (head, mut client) = Frames::connect(gateway.address(), path, SESSION).await;
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     // Each attempt of a client has a higher number than those before it.
     static ATTEMPT: AtomicU64 = AtomicU64::new(1);
-    visitor.write(BINARY, &hello(number, resume, ATTEMPT.fetch_add(1, Relaxed))).await;
-    let (_, payload) = visitor.read().await.unwrap();
+    client.write(BINARY, &hello(number, resume, ATTEMPT.fetch_add(1, Relaxed))).await;
+    let (_, payload) = client.read().await.unwrap();
     match Frame::decode(Message::binary(payload)) {
         Ok(Frame::Control(Control::Welcome(welcome))) => {
-            visitor.write(BINARY, &Control::Ack { acknowledged: 0, window: None }.encode()).await;
-            (visitor, *welcome)
+            client.write(BINARY, &Control::Ack { acknowledged: 0, window: None }.encode()).await;
+            (client, *welcome)
         }
         other => panic!("{other:?}"),
     }

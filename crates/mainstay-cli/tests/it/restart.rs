@@ -32,8 +32,8 @@ async fn a_successor_gets_both_listeners_while_the_old_process_drains_and_nobody
     let addresses = ["--listen", &listen, "--admin", &admin];
     let old = Gateway::at(&[&addresses[..], &["--drain", "40s"]].concat());
     let address = old.address();
-    // Two plain visitors: they are sent away one after the other, so it drains for some seconds at least.
-    let visitors = (Frames::visit(address, "/echo", "").await, Frames::visit(address, "/echo", "").await);
+    // Two plain clients: they are sent away one after the other, so it drains for some seconds at least.
+    let clients = (Frames::connect(address, "/echo", "").await, Frames::connect(address, "/echo", "").await);
     let (done, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let newcomers = std::thread::spawn({
         let (done, served) = (Arc::clone(&done), Arc::clone(&served));
@@ -59,18 +59,18 @@ async fn a_successor_gets_both_listeners_while_the_old_process_drains_and_nobody
     until("it says where it is", || elsewhere().is_some()).await;
     let moved = Gateway::ask_at(elsewhere().unwrap(), "/metrics", "");
     assert!(moved.contains("mainstay_draining 1\n"), "{moved}");
-    drop(visitors);
+    drop(clients);
 }
 
 #[test]
 fn a_successor_may_be_started_in_the_moment_of_the_signal() {
     let listen = free();
     let old = Gateway::at(&["--listen", &listen]);
-    let visitors = [TcpStream::connect(old.address()).unwrap(), TcpStream::connect(old.address()).unwrap()];
+    let clients = [TcpStream::connect(old.address()).unwrap(), TcpStream::connect(old.address()).unwrap()];
     old.signal("TERM");
     let new = Gateway::at(&["--listen", &listen]);
     assert_eq!(newcomer(new.address()).unwrap(), "101");
-    drop(visitors);
+    drop(clients);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::support::{Gateway, backend};
 /// What a client is told that sends these headers (each with its line's end) and this token. `number`: another for each.
 async fn welcome(gateway: &Gateway, headers: &str, number: u64, token: Option<ResumeToken>) -> Welcome {
     let headers = format!("Sec-WebSocket-Protocol: mainstay.v1\r\n{headers}");
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/", &headers).await;
+    let (_, mut client) = Frames::connect(gateway.address(), "/", &headers).await;
     let mut key = [0; 16];
     key[..8].copy_from_slice(&number.to_be_bytes());
     let hello = Control::Hello(Box::new(Hello {
@@ -29,8 +29,8 @@ async fn welcome(gateway: &Gateway, headers: &str, number: u64, token: Option<Re
         resume_window: None,
         max_message: None,
     }));
-    visitor.write(BINARY, &hello.encode()).await;
-    let (_, payload) = visitor.read().await.unwrap();
+    client.write(BINARY, &hello.encode()).await;
+    let (_, payload) = client.read().await.unwrap();
     match Frame::decode(Message::Binary(payload.into())) {
         Ok(Frame::Control(Control::Welcome(welcome))) => *welcome,
         other => panic!("{other:?}"),

@@ -1,4 +1,4 @@
-//! What a visitor learns of the backend: its choice, its refusal, its absence.
+//! What a client learns of the backend: its choice, its refusal, its absence.
 
 use std::net::SocketAddr;
 
@@ -52,7 +52,7 @@ async fn end<P>(client: &Client<P>) -> (Option<u64>, String) {
 }
 
 #[tokio::test]
-async fn a_plain_visitor_gets_the_subprotocol_that_the_backend_chose() {
+async fn a_plain_client_gets_the_subprotocol_that_the_backend_chose() {
     let gateway = gateway(&[]).await;
     for (path, offered, agreed) in [
         ("/echo", &["a", "c", "b"][..], Some("b")),
@@ -65,30 +65,30 @@ async fn a_plain_visitor_gets_the_subprotocol_that_the_backend_chose() {
         for name in offered {
             builder = builder.subprotocol(*name);
         }
-        let mut visitor = builder.connect_once().await.unwrap();
-        assert_eq!(visitor.subprotocol().as_deref(), agreed, "{path} {offered:?}");
-        visitor.send(Message::text("hello")).await.unwrap();
-        assert_eq!(visitor.recv().await, Some(Message::text("hello")));
+        let mut client = builder.connect_once().await.unwrap();
+        assert_eq!(client.subprotocol().as_deref(), agreed, "{path} {offered:?}");
+        client.send(Message::text("hello")).await.unwrap();
+        assert_eq!(client.recv().await, Some(Message::text("hello")));
     }
 }
 
 #[tokio::test]
-async fn a_plain_visitor_gets_the_status_that_the_backend_refuses_with() {
+async fn a_plain_client_gets_the_status_that_the_backend_refuses_with() {
     let gateway = gateway(&[]).await;
     for (path, status) in [("/401", 401), ("/403", 403), ("/404", 404), ("/nowhere", 404)] {
-        let visitor = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect();
-        assert_eq!(end(&visitor).await.0, Some(status), "{path}");
+        let client = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect();
+        assert_eq!(end(&client).await.0, Some(status), "{path}");
     }
-    let visitor = Link::to(&format!("{}/302", gateway.url)).unwrap().connect_once().await;
-    assert!(visitor.unwrap_err().to_string().contains("302"));
+    let client = Link::to(&format!("{}/302", gateway.url)).unwrap().connect_once().await;
+    assert!(client.unwrap_err().to_string().contains("302"));
 }
 
 #[tokio::test]
 async fn a_session_is_told_in_band_what_the_backend_refuses() {
     let gateway = gateway(&[]).await;
     for (path, code) in [("/401", 4501), ("/403", 4501), ("/404", 1008)] {
-        let visitor = Client::builder(&format!("{}{path}", gateway.url)).unwrap().connect();
-        let (ended, reason) = end(&visitor).await;
+        let client = Client::builder(&format!("{}{path}", gateway.url)).unwrap().connect();
+        let (ended, reason) = end(&client).await;
         assert_eq!(ended, Some(code), "{path}");
         assert!(reason.contains(&path[1..]), "{reason}");
     }
@@ -121,17 +121,17 @@ async fn a_backend_that_is_not_there_is_seen_at_once_and_so_is_its_return() {
     let ready = gateway.ask("/readyz", "");
     assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
     assert!(ready.contains("not reached yet") && ready.contains("refused"), "{ready}");
-    // It is looked for without a visitor.
+    // It is looked for without a client.
     let failed = "link_attempts_failed_total{reason=\"refused\"}";
     until("it is tried again", || gateway.metric(failed) >= 2.0).await;
     assert_eq!((gateway.metric("backend_up"), lines("cannot be reached")), (0.0, 1));
     backend(TcpListener::bind(address).await.unwrap(), app()).await;
     gateway.reaches("backend_up", 1.0).await;
     assert!(gateway.ask("/readyz", "").starts_with("HTTP/1.1 200"));
-    until("its return is told", || lines("the backend is reached for the first time, after") == 1).await;
-    let visitor = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
+    until("its return is told", || lines("the backend is reachable for the first time, after") == 1).await;
+    let client = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
     gateway.reaches("links", 1.0).await;
-    drop(visitor);
+    drop(client);
     gateway.reaches("links", 0.0).await;
 }
 
@@ -157,10 +157,10 @@ async fn a_backend_that_says_nothing_is_reached_and_its_silence_is_told() {
     let gateway =
         Gateway::in_front_of(address, &["--admin", "127.0.0.1:0", "--upstream-answer-timeout", "500ms"]);
     gateway.reaches("backend_up", 1.0).await;
-    let (head, _) = Frames::visit(gateway.address(), "/", "").await;
+    let (head, _) = Frames::connect(gateway.address(), "/", "").await;
     assert!(head.starts_with("HTTP/1.1 504"), "{head}");
     until("a line says so", || {
-        gateway.said().contains("the backend was reached, and did not answer as it should")
+        gateway.said().contains("the backend was reached and did not respond properly")
     })
     .await;
     assert!(gateway.said().contains("no_answer"), "{}", gateway.said());
@@ -171,8 +171,8 @@ async fn a_backend_that_says_nothing_is_reached_and_its_silence_is_told() {
 async fn refusals_of_the_backend_are_counted_by_class_and_its_troubles_told() {
     let gateway = gateway(&["--admin", "127.0.0.1:0"]).await;
     for path in ["/401", "/404", "/404", "/302"] {
-        let visitor = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect_once().await;
-        assert!(visitor.is_err());
+        let client = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect_once().await;
+        assert!(client.is_err());
     }
     for (class, count) in [("3xx", 1.0), ("4xx", 3.0), ("5xx", 0.0)] {
         gateway.reaches(&format!("refused_total{{reason=\"backend_{class}\"}}"), count).await;
@@ -181,7 +181,7 @@ async fn refusals_of_the_backend_are_counted_by_class_and_its_troubles_told() {
 }
 
 #[tokio::test]
-async fn a_visitors_end_and_its_return_are_one_line_each_for_who_asks_for_them() {
+async fn a_clients_end_and_its_return_are_one_line_each_for_who_asks_for_them() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     backend(listener, app()).await;
@@ -202,9 +202,9 @@ async fn a_visitors_end_and_its_return_are_one_line_each_for_who_asks_for_them()
         assert!(back.contains(words), "{back}");
     }
     session.close(mainstay::CloseCode::NORMAL, "").await;
-    until("it has ended", || line("visitor ended").is_some()).await;
-    let end = line("visitor ended").unwrap();
-    for words in [&id, "peer=\"127.0.0.1:", "path=\"/echo\"", "by=\"visitor\"", "cause="] {
+    until("it has ended", || line("client ended").is_some()).await;
+    let end = line("client ended").unwrap();
+    for words in [&id, "peer=\"127.0.0.1:", "path=\"/echo\"", "by=\"client\"", "cause="] {
         assert!(end.contains(words), "{end}");
     }
     assert!(!gateway.said().contains("secret"));
@@ -214,35 +214,35 @@ async fn a_visitors_end_and_its_return_are_one_line_each_for_who_asks_for_them()
 async fn sessions_wait_for_a_backend_that_appears_later() {
     let address = nobody().await;
     let mut gateway = Gateway::in_front_of(address, &[]);
-    let mut visitor = Client::builder(&format!("{}/echo", gateway.url)).unwrap().connect();
+    let mut client = Client::builder(&format!("{}/echo", gateway.url)).unwrap().connect();
     for number in 0..100 {
-        visitor.send(Message::text(number.to_string())).await.unwrap();
+        client.send(Message::text(number.to_string())).await.unwrap();
     }
-    while !matches!(visitor.event().await.unwrap(), Event::Attached { .. }) {}
+    while !matches!(client.event().await.unwrap(), Event::Attached { .. }) {}
     assert!(gateway.is_up());
     backend(TcpListener::bind(address).await.unwrap(), app()).await;
     for number in 0..100 {
-        assert_eq!(visitor.recv().await, Some(Message::text(number.to_string())));
+        assert_eq!(client.recv().await, Some(Message::text(number.to_string())));
     }
 }
 
 #[tokio::test]
-async fn plain_visitors_of_a_backend_that_is_away_are_asked_to_come_back_and_find_it_later() {
+async fn plain_clients_of_a_backend_that_is_away_are_asked_to_come_back_and_find_it_later() {
     let address = nobody().await;
     let mut gateway = Gateway::in_front_of(address, &["--upstream-wait", "50ms"]);
     let url = format!("{}/echo", gateway.url);
     let refused = Link::to(&url).unwrap().connect_once().await;
     assert!(refused.unwrap_err().to_string().contains("503"));
-    let mut visitor = Link::to(&url).unwrap().connect();
-    visitor.send(Message::text("hello")).await.unwrap();
-    assert!(matches!(visitor.event().await, Some(Event::AttemptFailed { .. })));
+    let mut client = Link::to(&url).unwrap().connect();
+    client.send(Message::text("hello")).await.unwrap();
+    assert!(matches!(client.event().await, Some(Event::AttemptFailed { .. })));
     assert!(gateway.is_up());
     backend(TcpListener::bind(address).await.unwrap(), app()).await;
-    assert_eq!(visitor.recv().await, Some(Message::text("hello")));
+    assert_eq!(client.recv().await, Some(Message::text("hello")));
 }
 
 #[tokio::test]
-async fn a_plain_visitor_whose_backend_stays_away_is_closed_with_1013_and_a_session_is_kept() {
+async fn a_plain_client_whose_backend_stays_away_is_closed_with_1013_and_a_session_is_kept() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = Door::to(listener.local_addr().unwrap()).await;
     backend(listener, app()).await;
@@ -271,7 +271,7 @@ async fn a_plain_visitor_whose_backend_stays_away_is_closed_with_1013_and_a_sess
 }
 
 #[tokio::test]
-async fn a_plain_visitor_keeps_its_connection_while_the_link_reconnects() {
+async fn a_plain_client_keeps_its_connection_while_the_link_reconnects() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = Door::to(listener.local_addr().unwrap()).await;
     backend(listener, app()).await;
@@ -281,14 +281,14 @@ async fn a_plain_visitor_keeps_its_connection_while_the_link_reconnects() {
         &["--admin", "127.0.0.1:0", "--on-backend-loss", "keep", "--delivery", "at-most-once"],
     );
     // It ends with its first connection.
-    let mut visitor = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
+    let mut client = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
     for round in 1..=3_u32 {
         door.shut();
         gateway.reaches("links_lost_total", round.into()).await;
         let message = Message::text(round.to_string());
-        visitor.send(message.clone()).await.unwrap();
+        client.send(message.clone()).await.unwrap();
         door.open();
-        assert_eq!(visitor.recv().await, Some(message));
+        assert_eq!(client.recv().await, Some(message));
     }
     assert_eq!(gateway.metric("connections_opened_total"), 1.0);
 }
@@ -301,14 +301,14 @@ async fn a_path_that_may_lead_out_of_the_backends_is_refused() {
     let gateway = Gateway::start(&["--upstream", &upstream]);
     for (path, status) in [("/echo", "101"), ("/../echo", "400"), ("/%2e%2e/echo", "400")] {
         for offer in ["", "Sec-WebSocket-Protocol: mainstay.v1\r\n"] {
-            let (head, _) = Frames::visit(gateway.address(), path, offer).await;
+            let (head, _) = Frames::connect(gateway.address(), path, offer).await;
             assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{path} {offer}: {head}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_backend_is_told_who_connected_and_a_visitors_own_word_only_by_a_trusted_proxy() {
+async fn a_backend_is_told_who_connected_and_a_clients_own_word_only_by_a_trusted_proxy() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     for (trusted, told) in
@@ -317,7 +317,7 @@ async fn a_backend_is_told_who_connected_and_a_visitors_own_word_only_by_a_trust
         let gateway = Gateway::in_front_of(address, trusted);
         let claim = "X-Forwarded-For: 192.0.2.7\r\n";
         let (visit, served) =
-            tokio::join!(Frames::visit(gateway.address(), "/", claim), Frames::serve(&listener));
+            tokio::join!(Frames::connect(gateway.address(), "/", claim), Frames::serve(&listener));
         assert!(visit.0.starts_with("HTTP/1.1 101"), "{}", visit.0);
         let fields = served.0.lines().filter_map(|line| line.split_once(": "));
         let fields = fields.filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-for"));

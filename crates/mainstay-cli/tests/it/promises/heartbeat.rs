@@ -23,10 +23,10 @@ async fn ping(end: &mut Frames) -> Vec<u8> {
     }
 }
 
-async fn visitor(gateway: &Gateway, path: &str) -> Frames {
-    let (head, visitor) = Frames::visit(gateway.address(), path, "").await;
+async fn client(gateway: &Gateway, path: &str) -> Frames {
+    let (head, client) = Frames::connect(gateway.address(), path, "").await;
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-    visitor
+    client
 }
 
 #[tokio::test]
@@ -34,10 +34,10 @@ async fn r1_first_beats_are_spread_over_the_interval_on_both_legs_and_routes_may
     let gateway = before_an_echo(&["--heartbeat", "2s", "--route-heartbeat", "/prices=300ms"]).await;
     let mut first = JoinSet::new();
     for _ in 0..60 {
-        let mut visitor = visitor(&gateway, "/").await;
+        let mut client = client(&gateway, "/").await;
         let begin = Instant::now();
         first.spawn(async move {
-            ping(&mut visitor).await;
+            ping(&mut client).await;
             begin.elapsed()
         });
     }
@@ -58,7 +58,7 @@ async fn r1_first_beats_are_spread_over_the_interval_on_both_legs_and_routes_may
 async fn r1_the_backends_leg_of_a_route_has_its_interval_too() {
     let (gateway, listener) =
         before_a_listener(&["--heartbeat", "1h", "--route-heartbeat", "/a=100ms"]).await;
-    let (_visitor, (_, mut backend)) = tokio::join!(visitor(&gateway, "/a"), Frames::serve(&listener));
+    let (_client, (_, mut backend)) = tokio::join!(client(&gateway, "/a"), Frames::serve(&listener));
     for _ in 0..3 {
         let payload = ping(&mut backend).await;
         backend.write(PONG, &payload).await;
@@ -66,9 +66,9 @@ async fn r1_the_backends_leg_of_a_route_has_its_interval_too() {
 }
 
 #[tokio::test]
-async fn r2_visitors_and_backends_get_pings_of_at_most_125_bytes_and_sessions_beat_in_band_too() {
+async fn r2_clients_and_backends_get_pings_of_at_most_125_bytes_and_sessions_beat_in_band_too() {
     let (gateway, listener) = before_a_listener(&["--heartbeat", "100ms"]).await;
-    let (mut plain, (_, mut backend)) = tokio::join!(visitor(&gateway, "/"), Frames::serve(&listener));
+    let (mut plain, (_, mut backend)) = tokio::join!(client(&gateway, "/"), Frames::serve(&listener));
     for end in [&mut plain, &mut backend] {
         for _ in 0..3 {
             let payload = ping(end).await;
@@ -99,20 +99,20 @@ async fn r2_visitors_and_backends_get_pings_of_at_most_125_bytes_and_sessions_be
 async fn r3_a_stale_pong_measures_nothing_and_the_histogram_counts_the_others() {
     let gateway = before_an_echo(&["--heartbeat", "100ms"]).await;
     let samples = || gateway.metric("heartbeat_rtt_seconds_count");
-    let mut visitor = visitor(&gateway, "/").await;
-    let first = ping(&mut visitor).await;
-    visitor.write(PONG, &first).await;
+    let mut client = client(&gateway, "/").await;
+    let first = ping(&mut client).await;
+    client.write(PONG, &first).await;
     until("it is a sample", || samples() == 1.0).await;
-    // The probe after it stays open however often the first one is answered; any byte keeps the visitor alive.
+    // The probe after it stays open however often the first one is answered; any byte keeps the client alive.
     for _ in 0..10 {
-        ping(&mut visitor).await;
-        visitor.write(PONG, &first).await;
+        ping(&mut client).await;
+        client.write(PONG, &first).await;
     }
     assert_eq!(samples(), 1.0);
     // The newest one's Pong answers all that are open, and the next is a sample again.
     while samples() < 3.0 {
-        let payload = ping(&mut visitor).await;
-        visitor.write(PONG, &payload).await;
+        let payload = ping(&mut client).await;
+        client.write(PONG, &payload).await;
     }
     let metrics = gateway.ask("/metrics", "");
     let all =
@@ -124,13 +124,13 @@ async fn r3_a_stale_pong_measures_nothing_and_the_histogram_counts_the_others() 
 /// The frozen one neither reads nor writes; the slow one reads 40 KiB a second, so that Pings reach it long after
 /// the deadline of 5 s. What the gateway's kernel holds at the end, some 100 KiB, it reads within that.
 #[tokio::test]
-async fn r4_a_frozen_visitor_is_found_and_one_that_is_slow_and_busy_is_not_called_dead() {
+async fn r4_a_frozen_client_is_found_and_one_that_is_slow_and_busy_is_not_called_dead() {
     const MESSAGE: usize = 512 * 1024;
     let (gateway, listener) = before_a_listener(&["--heartbeat", "500ms"]).await;
-    let (frozen, (_, backend)) = tokio::join!(visitor(&gateway, "/"), Frames::serve(&listener));
+    let (frozen, (_, backend)) = tokio::join!(client(&gateway, "/"), Frames::serve(&listener));
     let answering = |mut backend: Frames| async move { while backend.text().await.is_some() {} };
     tokio::spawn(answering(backend));
-    let slow = Frames::visit_slowly(gateway.address(), "/", 8 * 1024);
+    let slow = Frames::connect_slowly(gateway.address(), "/", 8 * 1024);
     let ((head, mut slow), (_, mut backend)) = tokio::join!(slow, Frames::serve(&listener));
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     backend.write(TEXT, &vec![b'x'; MESSAGE]).await;
@@ -145,7 +145,7 @@ async fn r4_a_frozen_visitor_is_found_and_one_that_is_slow_and_busy_is_not_calle
         }
     }
     let dead = |evidence: &str| {
-        gateway.metric(&format!("dead_peers_total{{leg=\"visitor\",evidence=\"{evidence}\"}}"))
+        gateway.metric(&format!("dead_peers_total{{leg=\"client\",evidence=\"{evidence}\"}}"))
     };
     until("the frozen one is found", || dead("silent") + dead("frozen") == 1.0).await;
     assert_eq!(dead("stalled"), 0.0);
@@ -154,7 +154,7 @@ async fn r4_a_frozen_visitor_is_found_and_one_that_is_slow_and_busy_is_not_calle
 }
 
 #[tokio::test]
-async fn r5_the_verdict_ends_the_visitors_connection_without_a_close_and_the_backend_is_told_at_once() {
+async fn r5_the_verdict_ends_the_clients_connection_without_a_close_and_the_backend_is_told_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut command =
         mainstay(&["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--heartbeat", "100ms"]);
@@ -162,7 +162,7 @@ async fn r5_the_verdict_ends_the_visitors_connection_without_a_close_and_the_bac
         .args(["--upstream", &format!("ws://{}", listener.local_addr().unwrap())])
         .env("MAINSTAY_LOG", "info");
     let gateway = Gateway::begin(command);
-    let (mut visitor, (_, mut backend)) = tokio::join!(visitor(&gateway, "/"), Frames::serve(&listener));
+    let (mut client, (_, mut backend)) = tokio::join!(client(&gateway, "/"), Frames::serve(&listener));
     let told = async {
         loop {
             match backend.read().await.unwrap() {
@@ -174,13 +174,13 @@ async fn r5_the_verdict_ends_the_visitors_connection_without_a_close_and_the_bac
     };
     // Reads, and answers nothing: neither a Ping nor a Close, had there been one.
     let left = async {
-        while let Ok((first, _)) = visitor.read().await {
+        while let Ok((first, _)) = client.read().await {
             assert_eq!(first, PING, "no closing handshake with a dead peer");
         }
     };
     let (code, ()) = tokio::join!(told, left);
     assert_eq!(code, 1001);
-    assert_eq!(gateway.metric("dead_peers_total{leg=\"visitor\",evidence=\"silent\"}"), 1.0);
+    assert_eq!(gateway.metric("dead_peers_total{leg=\"client\",evidence=\"silent\"}"), 1.0);
     gateway.reaches("connections", 0.0).await;
     gateway.reaches("sessions", 0.0).await;
     let verdict = "is gone without a close: dead: no sign of life after a probe";
@@ -190,7 +190,7 @@ async fn r5_the_verdict_ends_the_visitors_connection_without_a_close_and_the_bac
 #[tokio::test]
 async fn r8_a_gateway_that_was_stopped_calls_nobody_dead_for_it_and_a_client_of_it_is_back_at_once() {
     let gateway = before_an_echo(&["--heartbeat", "100ms"]).await;
-    let mut plain = visitor(&gateway, "/").await;
+    let mut plain = client(&gateway, "/").await;
     let mut client = Client::builder(&gateway.url).unwrap().connect();
     comes_back(&mut client, "before").await;
     gateway.signal("STOP");

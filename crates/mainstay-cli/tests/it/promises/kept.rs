@@ -32,9 +32,9 @@ async fn r12_slow_readers_stay_within_the_memory_budget_and_a_drain_ends_the_pro
     let (mut slow, mut most) = (Vec::new(), 0.0_f64);
     for number in 0..40 {
         // They are welcomed and read nothing more; those that come when it is nearly used up are put off.
-        let (_, mut visitor) = Frames::visit(gateway.address(), "/", super::SESSION).await;
-        visitor.write(crate::frames::BINARY, &super::hello(number, None, 1)).await;
-        slow.push(visitor);
+        let (_, mut client) = Frames::connect(gateway.address(), "/", super::SESSION).await;
+        client.write(crate::frames::BINARY, &super::hello(number, None, 1)).await;
+        slow.push(client);
         tokio::time::sleep(SECOND / 20).await;
         let used: f64 = ["sessions", "links", "sockets"]
             .map(|kind| gateway.metric(&format!("budget_bytes{{kind=\"{kind}\"}}")))
@@ -128,18 +128,18 @@ async fn r13_over_random_faults_of_both_legs_each_message_arrives_once_or_a_gap_
     assert!(lost_sessions > 0, "the backend was lost now and then");
 }
 
-/// The code that a visitor is closed with which answers each Ping, and says something each time where it `talks`.
-async fn closed(visitor: &mut Frames, talks: bool) -> Option<u16> {
+/// The code that a client is closed with which answers each Ping, and says something each time where it `talks`.
+async fn closed(client: &mut Frames, talks: bool) -> Option<u16> {
     loop {
-        match visitor.read().await.ok()? {
+        match client.read().await.ok()? {
             (PING, payload) => {
-                visitor.write(PONG, &payload).await;
+                client.write(PONG, &payload).await;
                 if talks {
-                    visitor.write(TEXT, b"x").await;
+                    client.write(TEXT, b"x").await;
                 }
             }
             (CLOSE, code) => {
-                visitor.write(CLOSE, &code).await;
+                client.write(CLOSE, &code).await;
                 return code.first_chunk().map(|code| u16::from_be_bytes(*code));
             }
             _ => {}
@@ -148,7 +148,7 @@ async fn closed(visitor: &mut Frames, talks: bool) -> Option<u16> {
 }
 
 #[tokio::test]
-async fn r15_visitors_that_are_idle_old_or_too_many_are_ended_or_refused_with_the_code_that_says_so() {
+async fn r15_clients_that_are_idle_old_or_too_many_are_ended_or_refused_with_the_code_that_says_so() {
     let gateway = before_an_echo(&[
         "--heartbeat",
         "100ms",
@@ -162,9 +162,9 @@ async fn r15_visitors_that_are_idle_old_or_too_many_are_ended_or_refused_with_th
         "2",
     ])
     .await;
-    let (_, mut idle) = Frames::visit(gateway.address(), "/", "").await;
-    let (_, mut busy) = Frames::visit(gateway.address(), "/", "").await;
-    let (head, _) = Frames::visit(gateway.address(), "/", "").await;
+    let (_, mut idle) = Frames::connect(gateway.address(), "/", "").await;
+    let (_, mut busy) = Frames::connect(gateway.address(), "/", "").await;
+    let (head, _) = Frames::connect(gateway.address(), "/", "").await;
     assert!(head.starts_with("HTTP/1.1 503") && head.to_ascii_lowercase().contains("retry-after:"), "{head}");
     assert_eq!(gateway.metric("refused_total{reason=\"address\"}"), 1.0);
     let other = |host: &str| {
@@ -173,7 +173,7 @@ async fn r15_visitors_that_are_idle_old_or_too_many_are_ended_or_refused_with_th
         socket.connect(gateway.address())
     };
     let _third = other("127.0.0.2:0").await.unwrap();
-    let (head, _) = Frames::visit_over(other("127.0.0.3:0").await.unwrap(), "/", "").await;
+    let (head, _) = Frames::connect_over(other("127.0.0.3:0").await.unwrap(), "/", "").await;
     assert!(head.starts_with("HTTP/1.1 503"), "{head}");
     assert_eq!(gateway.metric("refused_total{reason=\"full\"}"), 1.0);
     let (idle, busy) = tokio::join!(closed(&mut idle, false), closed(&mut busy, true));
@@ -182,7 +182,7 @@ async fn r15_visitors_that_are_idle_old_or_too_many_are_ended_or_refused_with_th
     assert_eq!(gateway.metric("sent_away_total{reason=\"lifetime\"}"), 1.0);
 }
 
-/// As a backend has it that knows its visitors by a cookie.
+/// As a backend has it that knows its clients by a cookie.
 async fn guarded(headers: axum::http::HeaderMap, upgrade: SessionUpgrade) -> axum::response::Response {
     match headers.get(header::COOKIE) {
         Some(cookie) if cookie == "sid=1" => upgrade.on_session(|mut session| async move {
@@ -201,7 +201,7 @@ async fn r17_one_command_fronts_a_backend_unchanged_its_hooks_decide_first_and_a
     let address = listener.local_addr().unwrap();
     backend(listener, Router::new().fallback(any(guarded))).await;
     let mut gateway = Gateway::in_front_of(address, &["--drain", "2s"]);
-    let (head, _) = Frames::visit(gateway.address(), "/", "").await;
+    let (head, _) = Frames::connect(gateway.address(), "/", "").await;
     assert!(head.starts_with("HTTP/1.1 401"), "{head}");
     let stranger = Client::builder(&gateway.url).unwrap().connect();
     let code = loop {
@@ -214,7 +214,7 @@ async fn r17_one_command_fronts_a_backend_unchanged_its_hooks_decide_first_and_a
         Client::builder(&gateway.url).unwrap().header(header::COOKIE, "sid=1".parse().unwrap()).connect();
     attached(&client, 1).await;
     comes_back(&mut client, "hello").await;
-    let (_, mut plain) = Frames::visit(gateway.address(), "/", "Cookie: sid=1\r\n").await;
+    let (_, mut plain) = Frames::connect(gateway.address(), "/", "Cookie: sid=1\r\n").await;
     gateway.signal("TERM");
     assert_eq!(closed(&mut plain, false).await, Some(1012));
     assert_eq!(gateway.ended().await, Some(0), "{}", gateway.said());

@@ -1,4 +1,4 @@
-//! R6, R7, R9, R10, R11 and R14: how visitors and links come back, and what is left of those that do not.
+//! R6, R7, R9, R10, R11 and R14: how clients and links come back, and what is left of those that do not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -17,26 +17,26 @@ use crate::frames::{CLOSE, Frames, TEXT};
 use crate::support::{Door, Gateway, backend, until};
 
 #[tokio::test]
-async fn r6_visitors_are_kept_and_links_come_back_apart_once_the_backend_is_there_again() {
+async fn r6_clients_are_kept_and_links_come_back_apart_once_the_backend_is_there_again() {
     let address = echo_backend().await;
     let door = Door::to(address).await;
     let keep = ["--on-backend-loss", "keep", "--admin", "127.0.0.1:0"];
     let gateway = Gateway::in_front_of(door.address, &keep);
-    let mut visitors = Vec::new();
+    let mut clients = Vec::new();
     for _ in 0..20 {
         let mut client = Client::builder(&gateway.url).unwrap().connect();
         // What the backend confirmed is not written to the next connection once more.
         let before = client.send_tracked(Message::text("before")).await.unwrap();
         assert_eq!((client.recv().await, before.await), (Some(Message::text("before")), Outcome::Delivered));
-        visitors.push(client);
+        clients.push(client);
     }
     assert_eq!(gateway.metric("links"), 20.0);
     door.shut();
     gateway.reaches("links", 0.0).await;
-    assert_eq!(gateway.metric("connections"), 20.0, "their visitors are kept");
+    assert_eq!(gateway.metric("connections"), 20.0, "their clients are kept");
     door.open();
     let mut back = JoinSet::new();
-    for mut client in visitors {
+    for mut client in clients {
         back.spawn(async move {
             comes_back(&mut client, "after").await;
             Instant::now()
@@ -54,13 +54,13 @@ type Here = (u64, Frames, ResumeToken);
 
 /// What the figures say must be what a model of states says, after every step of a random walk.
 #[tokio::test]
-async fn r7_the_figures_of_states_follow_every_step_that_visitors_take() {
+async fn r7_the_figures_of_states_follow_every_step_that_clients_take() {
     let gateway = before_an_echo(&[]).await;
     let mut dice = Dice(7);
     let (mut plain, mut here, mut away) = (Vec::new(), Vec::<Here>::new(), Vec::new());
     for step in 0..60 {
         match dice.roll(5) {
-            0 => plain.push(Frames::visit(gateway.address(), "/", "").await.1),
+            0 => plain.push(Frames::connect(gateway.address(), "/", "").await.1),
             1 => drop(plain.pop()),
             2 => {
                 let (frames, welcome) = session(&gateway, "/", step, None).await;
@@ -112,7 +112,7 @@ async fn r9_a_session_has_one_connection_to_its_backend_at_a_time_and_dials_when
 }
 
 #[tokio::test]
-async fn r10_a_thousand_reconnects_of_a_visitor_are_one_connection_and_one_handler_at_the_backend() {
+async fn r10_a_thousand_reconnects_of_a_client_are_one_connection_and_one_handler_at_the_backend() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let handlers = Arc::new(AtomicUsize::new(0));
@@ -127,20 +127,20 @@ async fn r10_a_thousand_reconnects_of_a_visitor_are_one_connection_and_one_handl
     });
     backend(listener, Router::new().fallback(counting)).await;
     let gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0"]);
-    let (mut visitor, welcome) = session(&gateway, "/", 1, None).await;
+    let (mut client, welcome) = session(&gateway, "/", 1, None).await;
     let (mut token, mut received) = (welcome.token, 0);
     for n in 0..1_000 {
         let text = n.to_string();
-        visitor.write(TEXT, text.as_bytes()).await;
-        assert_eq!(visitor.text().await, Some(text));
+        client.write(TEXT, text.as_bytes()).await;
+        assert_eq!(client.text().await, Some(text));
         // Leaves without a word, and says again what the backend had not confirmed yet.
-        drop(visitor);
+        drop(client);
         let resume = Resume { token, acknowledged: n + 1, sent: n + 1, first_held: received + 1 };
         let (back, welcome) = session(&gateway, "/", 1, Some(resume)).await;
         assert!(welcome.resumed, "{n}");
-        (visitor, token, received) = (back, welcome.token, welcome.acknowledged);
+        (client, token, received) = (back, welcome.token, welcome.acknowledged);
         for again in received..=n {
-            visitor.write(TEXT, again.to_string().as_bytes()).await;
+            client.write(TEXT, again.to_string().as_bytes()).await;
         }
     }
     assert_eq!((handlers.load(Relaxed), gateway.metric("links")), (1, 1.0));
@@ -148,19 +148,21 @@ async fn r10_a_thousand_reconnects_of_a_visitor_are_one_connection_and_one_handl
 }
 
 #[tokio::test]
-async fn r11_however_visitors_end_no_session_link_file_or_byte_is_left() {
+async fn r11_however_clients_end_no_session_link_file_or_byte_is_left() {
     let gateway = before_an_echo(&["--resume-window", "1s"]).await;
     let cycle = async |numbers: std::ops::Range<u64>| {
         for n in numbers {
             match n % 3 {
                 0 => {
-                    let (_, mut plain) = Frames::visit(gateway.address(), "/", "").await;
+                    let (_, mut plain) = Frames::connect(gateway.address(), "/", "").await;
                     plain.write(TEXT, b"x").await;
                     assert_eq!(plain.text().await.as_deref(), Some("x"));
                     plain.write(CLOSE, &1000_u16.to_be_bytes()).await;
                 }
                 // In the middle of a frame.
-                1 => Frames::visit(gateway.address(), "/", "").await.1.write_bytes(&[0x81, 0xfe, 0xff]).await,
+                1 => {
+                    Frames::connect(gateway.address(), "/", "").await.1.write_bytes(&[0x81, 0xfe, 0xff]).await
+                }
                 _ => drop(session(&gateway, "/", n, None).await),
             }
         }
@@ -172,7 +174,7 @@ async fn r11_however_visitors_end_no_session_link_file_or_byte_is_left() {
     let (files, memory) = (of_process(&gateway, "open_fds"), of_process(&gateway, "resident_memory_bytes"));
     cycle(150..1_150).await;
     until("its files are closed", || of_process(&gateway, "open_fds") <= files).await;
-    for leg in ["visitor", "backend"] {
+    for leg in ["client", "backend"] {
         assert_eq!(gateway.metric(&format!("queue_bytes{{leg=\"{leg}\"}}")), 0.0);
     }
     // It goes up and down by a megabyte, however many come and go: a page that each left would be 4 MB.

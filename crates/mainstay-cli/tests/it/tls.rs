@@ -88,15 +88,15 @@ async fn pass_on(mut down: impl AsyncRead + AsyncWrite + Unpin, to: SocketAddr) 
     let _ = tokio::io::copy_bidirectional(&mut down, &mut up).await;
 }
 
-/// Whether a visitor's message comes back from the backend.
+/// Whether a client's message comes back from the backend.
 async fn serves(arguments: &[&str]) -> bool {
     let gateway = Gateway::start(arguments);
-    let mut visitor = match Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await {
-        Ok(visitor) => visitor,
+    let mut client = match Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await {
+        Ok(client) => client,
         Err(_) => return false,
     };
-    visitor.send(Message::text("x")).await.unwrap();
-    visitor.recv().await == Some(Message::text("x"))
+    client.send(Message::text("x")).await.unwrap();
+    client.recv().await == Some(Message::text("x"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,5 @@
-//! One line for each visitor's end: who it was, how long it stayed, and who ended it why. Level info, target
-//! `mainstay::access`; not shown unless `MAINSTAY_LOG` asks for it. A visitor that comes back to its session makes a
+//! One line for each client's end: who it was, how long it stayed, and who ended it why. Level info, target
+//! `mainstay::access`; not shown unless `MAINSTAY_LOG` asks for it. A client that comes back to its session makes a
 //! line too, by the library (`mainstay::server`).
 
 use std::net::SocketAddr;
@@ -8,37 +8,37 @@ use std::time::Instant;
 use mainstay::server::{End, EndCause, Session};
 use mainstay::{CloseCode, SessionId};
 
-/// A visitor that is there. Its line is written by [`ended`](Self::ended), or when this is dropped.
-pub(crate) struct Visitor {
+/// A client that is there. Its line is written by [`ended`](Self::ended), or when this is dropped.
+pub(crate) struct AccessEntry {
     session: Option<SessionId>,
     peer: Option<SocketAddr>,
     path: Box<str>,
     since: Instant,
-    is_told: bool,
+    is_written: bool,
 }
 
 /// The end that ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum By {
-    /// The visitor left, or did not come back in time.
-    Visitor,
+pub(crate) enum EndedBy {
+    /// The client left, or did not come back in time.
+    Client,
     /// The backend closed it, with what follows.
     Backend,
     /// The gateway did, with what follows.
     Gateway,
 }
 
-impl By {
+impl EndedBy {
     fn label(self) -> &'static str {
         match self {
-            Self::Visitor => "visitor",
+            Self::Client => "client",
             Self::Backend => "backend",
             Self::Gateway => "gateway",
         }
     }
 }
 
-impl Visitor {
+impl AccessEntry {
     /// From here on. `path`: what its request asked for, without the query.
     pub(crate) fn new(session: &Session, path: impl Into<Box<str>>) -> Self {
         Self {
@@ -46,32 +46,32 @@ impl Visitor {
             peer: session.peer().address,
             path: path.into(),
             since: Instant::now(),
-            is_told: false,
+            is_written: false,
         }
     }
 
     /// Writes the line. `cause` is in words; the reason of a close, for example.
-    pub(crate) fn ended(mut self, by: By, code: Option<CloseCode>, cause: &str) {
+    pub(crate) fn ended(mut self, by: EndedBy, code: Option<CloseCode>, cause: &str) {
         self.write(by, code, cause);
     }
 
-    /// Writes the line of a visitor that no longer sends anything, for the reason that ended its session.
+    /// Writes the line of a client that no longer sends anything, for the reason that ended its session.
     pub(crate) fn left(self, end: Option<&End>) {
         let (by, cause) = match end.map_or(EndCause::Lost, |end| end.cause) {
-            EndCause::Client => (By::Visitor, "left"),
-            EndCause::Lost => (By::Visitor, "is gone without a close"),
-            EndCause::Expired => (By::Visitor, "did not come back"),
-            EndCause::ProtocolError => (By::Visitor, "broke the protocol"),
-            other => (By::Gateway, other.as_str()),
+            EndCause::Client => (EndedBy::Client, "left"),
+            EndCause::Lost => (EndedBy::Client, "is gone without a close"),
+            EndCause::Expired => (EndedBy::Client, "did not come back"),
+            EndCause::ProtocolError => (EndedBy::Client, "broke the protocol"),
+            other => (EndedBy::Gateway, other.as_str()),
         };
         let reason = end.map_or("", |end| &end.reason);
         let cause = if reason.is_empty() { cause.to_owned() } else { format!("{cause}: {reason}") };
         self.ended(by, end.and_then(|end| end.code), &cause);
     }
 
-    fn write(&mut self, by: By, code: Option<CloseCode>, cause: &str) {
-        self.is_told = true;
-        let session = name(self.session);
+    fn write(&mut self, by: EndedBy, code: Option<CloseCode>, cause: &str) {
+        self.is_written = true;
+        let session = session_name(self.session);
         let peer = self.peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
         let (code, stayed_ms) = (code.map(CloseCode::get), self.since.elapsed().as_millis() as u64);
         tracing::info!(
@@ -82,20 +82,20 @@ impl Visitor {
             code,
             cause,
             stayed_ms,
-            "visitor ended"
+            "client ended"
         );
     }
 }
 
 /// A session in the log.
-pub(crate) fn name(session: Option<SessionId>) -> String {
+pub(crate) fn session_name(session: Option<SessionId>) -> String {
     session.map_or_else(|| "plain".to_owned(), |id| id.to_string())
 }
 
-impl Drop for Visitor {
+impl Drop for AccessEntry {
     fn drop(&mut self) {
-        if !self.is_told {
-            self.write(By::Gateway, None, "the gateway ended");
+        if !self.is_written {
+            self.write(EndedBy::Gateway, None, "the gateway ended");
         }
     }
 }

@@ -20,7 +20,7 @@ const LONGEST_ID: usize = 256;
 
 /// What of one client is in flight. See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Operations {
+pub(crate) struct Mutations {
     mutations: Vec<Mutation>,
 }
 
@@ -30,7 +30,7 @@ struct Mutation {
     has_result: bool,
 }
 
-impl Operations {
+impl Mutations {
     /// The client sent a message to the backend.
     pub(crate) fn handle_client(&mut self, message: &Message) {
         // Most messages are neither, and are not read as a whole.
@@ -208,14 +208,14 @@ mod tests {
     }
 
     /// What the client is told of each id.
-    fn told(operations: &mut Operations) -> Vec<(String, String)> {
+    fn told(operations: &mut Mutations) -> Vec<(String, String)> {
         let told = operations.handle_lost();
         let read = |message: &Message| serde_json::from_slice(message.payload()).unwrap();
         told.iter().map(read).map(|Frame { kind, id }| (id, kind)).collect()
     }
 
     fn check(payload: Value, expected: bool) {
-        let mut operations = Operations::default();
+        let mut operations = Mutations::default();
         operations.handle_client(&subscribe("1", payload.clone()));
         assert_eq!(!operations.handle_lost().is_empty(), expected, "{payload}");
     }
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_mutation_in_flight_is_answered_when_the_backend_is_lost_and_nothing_else_is() {
-        let mut operations = Operations::default();
+        let mut operations = Mutations::default();
         let mutation = || json!({ "query": "mutation { pay }" });
         operations.handle_client(&Message::text(r#"{"type":"connection_init"}"#));
         for id in ["answered", "given up", "refused", "has its result", "in flight"] {
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn what_a_client_can_make_the_gateway_keep_is_bounded() {
-        let mut operations = Operations::default();
+        let mut operations = Mutations::default();
         for id in 0..MOST + 10 {
             operations.handle_client(&subscribe(&id.to_string(), json!({ "query": "mutation { pay }" })));
         }

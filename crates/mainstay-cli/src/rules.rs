@@ -74,12 +74,12 @@ impl Pattern {
     }
 
     /// Whether a message looks like this.
-    pub(crate) fn matches(&self, look: &Look<'_>) -> bool {
+    pub(crate) fn matches(&self, view: &MessageView<'_>) -> bool {
         match self {
-            _ if look.message.len() > LARGEST => false,
-            Self::Regex(regex) => regex.is_match(look.message.payload()),
+            _ if view.message.len() > LARGEST => false,
+            Self::Regex(regex) => regex.is_match(view.message.payload()),
             Self::Json { pointer, value } => {
-                let found = look.at(pointer);
+                let found = view.at(pointer);
                 found.is_some_and(|found| value.as_ref().is_none_or(|value| shown(found) == *value))
             }
         }
@@ -120,14 +120,14 @@ fn shown(found: &Value) -> Cow<'_, str> {
 }
 
 /// One message, as the rules look at it.
-pub(crate) struct Look<'a> {
+pub(crate) struct MessageView<'a> {
     message: &'a Message,
     json: OnceCell<Option<Value>>,
 }
 
-impl<'a> Look<'a> {
+impl<'a> MessageView<'a> {
     /// Nothing is read yet.
-    pub(crate) fn at_message(message: &'a Message) -> Self {
+    pub(crate) fn new(message: &'a Message) -> Self {
         Self { message, json: OnceCell::new() }
     }
 
@@ -154,7 +154,7 @@ mod tests {
 
     fn matches(rule: &str, payload: &str) -> bool {
         let pattern = Pattern::parse(rule).unwrap();
-        pattern.matches(&Look::at_message(&Message::text(payload)))
+        pattern.matches(&MessageView::new(&Message::text(payload)))
     }
 
     #[test]
@@ -179,8 +179,8 @@ mod tests {
     #[test]
     fn binary_messages_are_looked_at_as_bytes() {
         let pattern = Pattern::parse("match=(?-u)^\\x10").unwrap();
-        assert!(pattern.matches(&Look::at_message(&Message::binary(&b"\x10\xff"[..]))));
-        assert!(!pattern.matches(&Look::at_message(&Message::binary(&b"\x30\xff"[..]))));
+        assert!(pattern.matches(&MessageView::new(&Message::binary(&b"\x10\xff"[..]))));
+        assert!(!pattern.matches(&MessageView::new(&Message::binary(&b"\x30\xff"[..]))));
     }
 
     #[test]

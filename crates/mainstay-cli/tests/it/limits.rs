@@ -1,4 +1,4 @@
-//! What visitors make the gateway keep, and what it does where something runs out.
+//! What clients make the gateway keep, and what it does where something runs out.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ const MIB: f64 = (1 << 20) as f64;
 
 /// Opens a session of mainstay.v1 and leaves without a word.
 async fn opens_and_leaves(gateway: &Gateway, number: u32) {
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/", SESSION).await;
-    visitor.write(BINARY, &hello(number)).await;
+    let (_, mut client) = Frames::connect(gateway.address(), "/", SESSION).await;
+    client.write(BINARY, &hello(number)).await;
     // WELCOME, or a refusal.
-    let _ = visitor.read().await;
+    let _ = client.read().await;
 }
 
 fn hello(number: u32) -> Vec<u8> {
@@ -97,23 +97,23 @@ async fn abandoned_feeds_together_stay_within_the_memory_budget() {
 }
 
 #[tokio::test]
-async fn what_a_visitor_sent_and_an_absent_backend_has_not_taken_is_in_the_figures() {
+async fn what_a_client_sent_and_an_absent_backend_has_not_taken_is_in_the_figures() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let gateway = Gateway::in_front_of(nobody, &["--admin", "127.0.0.1:0"]);
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/", SESSION).await;
-    visitor.write(BINARY, &hello(1)).await;
-    visitor.read().await.unwrap();
+    let (_, mut client) = Frames::connect(gateway.address(), "/", SESSION).await;
+    client.write(BINARY, &hello(1)).await;
+    client.read().await.unwrap();
     for _ in 0..10 {
-        visitor.write(TEXT, &[b'x'; 50_000]).await;
+        client.write(TEXT, &[b'x'; 50_000]).await;
     }
     gateway.reaches("queue_bytes{leg=\"backend\"}", 500_000.0).await;
-    assert_eq!(gateway.metric("queue_bytes{leg=\"visitor\"}"), 0.0);
+    assert_eq!(gateway.metric("queue_bytes{leg=\"client\"}"), 0.0);
 }
 
 /// The code of the Close that comes, however many messages come before it.
-async fn close_code(visitor: &mut Frames) -> u16 {
+async fn close_code(client: &mut Frames) -> u16 {
     loop {
-        let (first, payload) = visitor.read().await.unwrap();
+        let (first, payload) = client.read().await.unwrap();
         if first == CLOSE {
             return u16::from_be_bytes([payload[0], payload[1]]);
         }
@@ -121,7 +121,7 @@ async fn close_code(visitor: &mut Frames) -> u16 {
 }
 
 #[tokio::test]
-async fn a_message_of_the_backend_above_the_limit_ends_its_visitor_with_1009_and_is_asked_for_once() {
+async fn a_message_of_the_backend_above_the_limit_ends_its_client_with_1009_and_is_asked_for_once() {
     for policy in ["renew", "keep"] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let flags = ["--max-message", "1000", "--on-backend-loss", policy];
@@ -133,9 +133,9 @@ async fn a_message_of_the_backend_above_the_limit_ends_its_visitor_with_1009_and
             let code = close_code(&mut first).await;
             (code, listener)
         });
-        let (_, mut visitor) = Frames::visit(gateway.address(), "/", "").await;
-        assert_eq!(visitor.text().await.map(|text| text.len()), Some(1000), "{policy}");
-        assert_eq!(close_code(&mut visitor).await, 1009, "{policy}");
+        let (_, mut client) = Frames::connect(gateway.address(), "/", "").await;
+        assert_eq!(client.text().await.map(|text| text.len()), Some(1000), "{policy}");
+        assert_eq!(close_code(&mut client).await, 1009, "{policy}");
         let (code, listener) = serving.await.unwrap();
         assert_eq!(code, 1009, "{policy}");
         let again = tokio::time::timeout(Duration::from_millis(1500), listener.accept()).await;
@@ -145,15 +145,15 @@ async fn a_message_of_the_backend_above_the_limit_ends_its_visitor_with_1009_and
 }
 
 #[tokio::test]
-async fn a_message_of_a_visitor_above_the_limit_ends_its_connection_with_1009_and_one_line_says_so() {
+async fn a_message_of_a_client_above_the_limit_ends_its_connection_with_1009_and_one_line_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let gateway = Gateway::in_front_of(listener.local_addr().unwrap(), &["--max-message", "1000"]);
     let serving = tokio::spawn(async move { Frames::serve(&listener).await });
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/", "").await;
+    let (_, mut client) = Frames::connect(gateway.address(), "/", "").await;
     let (_, mut served) = serving.await.unwrap();
-    visitor.write(TEXT, &[b'x'; 1000]).await;
+    client.write(TEXT, &[b'x'; 1000]).await;
     assert_eq!(served.text().await.map(|text| text.len()), Some(1000));
-    visitor.write(TEXT, &[b'x'; 1001]).await;
-    assert_eq!(close_code(&mut visitor).await, 1009);
+    client.write(TEXT, &[b'x'; 1001]).await;
+    assert_eq!(close_code(&mut client).await, 1009);
     until("it is logged", || gateway.said().contains("--max-message")).await;
 }

@@ -50,32 +50,35 @@ pub(crate) fn variable(flag: &str) -> String {
 
 /// A variable that is not one of ours.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Stranger {
+pub(crate) enum UnknownVariable {
     /// It was probably meant to be the second one.
     Misspelt(String, String),
-    Unknown(String),
+    Unrelated(String),
 }
 
 /// Those among `names` that look like ours, and are not.
-pub(crate) fn strangers(serve: &Command, names: impl Iterator<Item = String>) -> Vec<Stranger> {
+pub(crate) fn unknown_variables(
+    serve: &Command,
+    names: impl Iterator<Item = String>,
+) -> Vec<UnknownVariable> {
     let flags = serve.get_arguments().filter_map(variable_of);
     let known: Vec<String> = flags.chain(OTHERS.map(str::to_owned)).collect();
     let judge = |name: String| {
         let upper = name.to_ascii_uppercase();
-        if !upper.starts_with(PREFIX) || known.contains(&name) || is_injected(&upper) {
+        if !upper.starts_with(PREFIX) || known.contains(&name) || is_injected_by_kubernetes(&upper) {
             return None;
         }
         let nearest = known.iter().min_by_key(|known| edits(known, &upper))?;
         Some(match edits(nearest, &upper) {
-            ..=2 => Stranger::Misspelt(name, nearest.clone()),
-            _ => Stranger::Unknown(name),
+            ..=2 => UnknownVariable::Misspelt(name, nearest.clone()),
+            _ => UnknownVariable::Unrelated(name),
         })
     };
     names.filter_map(judge).collect()
 }
 
 /// By Kubernetes, for services called `mainstay` or `mainstay-something`.
-fn is_injected(name: &str) -> bool {
+fn is_injected_by_kubernetes(name: &str) -> bool {
     let rest = name.strip_prefix(PREFIX).unwrap_or_default();
     let of_port = |rest: &str| {
         let mut words = rest.split('_').skip_while(|word| *word != "PORT").skip(1);
@@ -143,8 +146,8 @@ mod tests {
         crate::Arguments::command().find_subcommand("serve").unwrap().clone()
     }
 
-    fn judged(names: &[&str]) -> Vec<Stranger> {
-        strangers(&serve(), names.iter().map(|name| (*name).to_owned()))
+    fn judged(names: &[&str]) -> Vec<UnknownVariable> {
+        unknown_variables(&serve(), names.iter().map(|name| (*name).to_owned()))
     }
 
     #[test]
@@ -159,13 +162,16 @@ mod tests {
             ("MAINSTAY_LOG_FORMATT", "MAINSTAY_LOG_FORMAT"),
             ("mainstay_upstream", "MAINSTAY_UPSTREAM"),
         ] {
-            assert_eq!(judged(&[written]), [Stranger::Misspelt(written.into(), meant.into())]);
+            assert_eq!(judged(&[written]), [UnknownVariable::Misspelt(written.into(), meant.into())]);
         }
     }
 
     #[test]
     fn other_strangers_are_named_and_what_kubernetes_injects_is_none() {
-        assert_eq!(judged(&["MAINSTAY_BACKUP_DIR"]), [Stranger::Unknown("MAINSTAY_BACKUP_DIR".into())]);
+        assert_eq!(
+            judged(&["MAINSTAY_BACKUP_DIR"]),
+            [UnknownVariable::Unrelated("MAINSTAY_BACKUP_DIR".into())]
+        );
         let injected = [
             "MAINSTAY_SERVICE_HOST",
             "MAINSTAY_SERVICE_PORT",
@@ -178,7 +184,7 @@ mod tests {
             "MAINSTAY_ADMIN_PORT_9090_TCP_PROTO",
         ];
         assert_eq!(judged(&injected), []);
-        assert_eq!(judged(&["MAINSTAY_EXPORT"]), [Stranger::Unknown("MAINSTAY_EXPORT".into())]);
+        assert_eq!(judged(&["MAINSTAY_EXPORT"]), [UnknownVariable::Unrelated("MAINSTAY_EXPORT".into())]);
         assert_eq!(judged(&["MAINSTAY", "PATH", "MAINSTAY_LOG", "MAINSTAY_LISTEN"]), []);
     }
 
@@ -186,7 +192,7 @@ mod tests {
     fn no_flag_has_a_variable_that_kubernetes_injects() {
         for argument in serve().get_arguments() {
             let variable = variable_of(argument);
-            assert!(!variable.as_deref().is_some_and(is_injected), "{variable:?}");
+            assert!(!variable.as_deref().is_some_and(is_injected_by_kubernetes), "{variable:?}");
         }
     }
 

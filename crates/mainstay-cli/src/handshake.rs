@@ -23,68 +23,73 @@ use mainstay::link::Plain;
 use mainstay::{Link, Server, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
-use crate::access::Visitor;
+use crate::access_log::AccessEntry;
 use crate::body::Upload;
-use crate::bounds;
 use crate::forward::{self, Scheme};
-use crate::join::{self, LinkConfig, SPREAD, jitter};
-use crate::links::Account;
-use crate::pass;
+use crate::http_proxy;
+use crate::limits;
+use crate::links::LinkMonitor;
 use crate::relay::{BackendLoss, relay};
-use crate::upstream::{Failure, Heard};
+use crate::retry_after;
+use crate::session::{self, LinkConfig};
+use crate::upstream::{UpstreamError, UpstreamIo};
 use crate::values;
 
 /// Answers a request: one for a WebSocket here, any other as plain HTTP.
 pub(crate) async fn answer_request(request: Request, mainstay: &Server, config: Arc<LinkConfig>) -> Response {
     if !lists(request.headers(), &header::UPGRADE, "websocket") {
-        return config.passing.pass(request).await;
+        return config.proxy.forward(request).await;
     }
     let (mut head, _) = request.into_parts();
     let response = match SessionUpgrade::from_request_parts(&mut head, mainstay).await {
         // In a box: every request's future would be as large as this one's.
-        Ok(upgrade) => Box::pin(visit(upgrade, head, Arc::clone(&config))).await,
+        Ok(upgrade) => Box::pin(answer_handshake(upgrade, head, Arc::clone(&config))).await,
         Err(refused) => refused.into_response(),
     };
-    config.links.passed(response.status());
+    config.links.responded(response.status());
     response
 }
 
 /// Answers a client, and joins it to the backend if both agree.
-async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: Arc<LinkConfig>) -> Response {
-    let visit = match Visit::of(&head, &config) {
-        Ok(visit) => visit,
+async fn answer_handshake(
+    upgrade: SessionUpgrade,
+    mut head: http::request::Parts,
+    config: Arc<LinkConfig>,
+) -> Response {
+    let request = match ClientRequest::of(&head, &config) {
+        Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade.heartbeat(config.heartbeats.of(&visit.path));
+    let upgrade = upgrade.heartbeat(config.heartbeats.of(&request.path));
     if upgrade.is_resumable() {
         let principal = config.bound.principal(upgrade.headers());
         return upgrade
             .principal(principal)
             .manual_ack()
-            .on_session(move |session| join::join_session(session, visit, config));
+            .on_session(move |session| session::serve_session(session, request, config));
     }
     let Some(offer) = Offer::of_request(&head.headers, config.deflate_upstream) else {
         return cannot_be_forwarded("the request has no valid Sec-WebSocket-Key");
     };
     // How the client spelled its fields is in here.
     let spelling = std::mem::take(&mut head.extensions);
-    let request = || visit.handshake(&head.headers, spelling.clone(), &offer);
-    let upstream = &config.passing.upstream;
-    let (answer, connection) = match upstream.switch(config.upstream_wait, request).await {
+    let asked = || request.handshake(&head.headers, spelling.clone(), &offer);
+    let upstream = &config.proxy.upstream;
+    let (answer, connection) = match upstream.upgrade(config.upstream_wait, asked).await {
         Ok(answered) => answered,
-        Err(Failure::Unreachable(_) | Failure::NoAnswer(_)) => {
-            config.links.turned_away();
-            return unreachable_now();
+        Err(error) if error.may_pass() => {
+            config.links.refused_unreachable();
+            return backend_unreachable();
         }
-        Err(failure) => return failure.into_response(),
+        Err(error) => return error.into_response(),
     };
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         config.links.refused(answer.status().as_u16());
-        return pass::passed_back(answer, connection, upstream);
+        return http_proxy::relay_response(answer, connection, upstream);
     }
     let (mut fields, extensions, upgraded) = match switched(answer, &offer).await {
         Ok(switched) => switched,
-        Err(wrong) => return upstream.fail(Failure::Nonsense(wrong)).into_response(),
+        Err(wrong) => return upstream.fail(UpstreamError::BadResponse(wrong)).into_response(),
     };
     forward::switching_fields(&mut fields);
     let agreed = upgraded.subprotocol.clone();
@@ -94,15 +99,15 @@ async fn visit(upgrade: SessionUpgrade, mut head: http::request::Parts, config: 
         .filter(|name| values::token(name).is_ok())
         .map(str::to_owned)
         .collect();
-    let path = visit.path.clone();
-    let link = match visit.builder(&offered, &config, true) {
+    let path = request.path.clone();
+    let link = match request.builder(&offered, &config, true) {
         Ok(builder) => builder.adopt(upgraded),
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let account = config.links.open(link.sender(), None);
+    let monitor = config.links.open(link.sender(), None);
     upgrade.subprotocols(agreed).response_fields(fields, extensions).on_session(move |session| {
-        let visitor = Visitor::new(&session, path);
-        relay(session, link, account, visitor, config)
+        let entry = AccessEntry::new(&session, path);
+        relay(session, link, monitor, entry, config)
     })
 }
 
@@ -120,7 +125,7 @@ async fn switched(
     let parts = upgrading
         .await
         .map_err(|error| format!("it ended the connection with its 101: {error}"))?
-        .downcast::<TokioIo<Heard>>()
+        .downcast::<TokioIo<UpstreamIo>>()
         .map_err(|_| "its connection cannot be taken over".to_owned())?;
     let upgraded = Upgraded {
         stream: parts.io.into_inner().into_inner(),
@@ -138,16 +143,16 @@ fn lists(fields: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 }
 
 /// What a client's request asks for, as it is passed on.
-pub(crate) struct Visit {
+pub(crate) struct ClientRequest {
     /// As the client wrote it, for the log.
     pub(crate) path: Box<str>,
     url: Uri,
     fields: HeaderMap,
 }
 
-impl Visit {
+impl ClientRequest {
     fn of(head: &http::request::Parts, config: &LinkConfig) -> Result<Self, String> {
-        let forwarding = &config.passing.forwarding;
+        let forwarding = &config.proxy.forwarding;
         let url = forwarding.url(&head.uri)?;
         let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         let mut fields = forwarding.fields(&head.headers, peer, Scheme::WebSocket);
@@ -205,7 +210,7 @@ impl Visit {
         let mut builder = Link::to(&self.url.to_string())
             .map_err(|error| error.to_string())?
             .connector(config.connector.clone())
-            .answer_timeout(config.passing.upstream.answer_timeout)
+            .answer_timeout(config.proxy.upstream.answer_timeout)
             .map_err(|error| error.to_string())?
             .deflate(config.deflate_upstream.is_some())
             .ends_on(ends_on)
@@ -218,7 +223,7 @@ impl Visit {
             .budget(config.mainstay.budget().clone())
             .confirm(settings.confirm)
             .guarantee(settings.guarantee)
-            .read_ahead(bounds::READ_AHEAD)
+            .read_ahead(limits::READ_AHEAD)
             .budget(config.mainstay.budget().clone())
             .holds_replaced(settings.prologue.is_some());
         if let Some(announces) = settings.prologue.as_ref().and_then(|rules| rules.announces_restart) {
@@ -242,10 +247,14 @@ pub(crate) struct Refusal {
 }
 
 /// The backend's answer to a link's opening handshake, however many attempts it takes.
-pub(crate) async fn answer(link: &Link, account: &mut Account, config: &LinkConfig) -> Result<(), Refusal> {
+pub(crate) async fn answer(
+    link: &Link,
+    monitor: &mut LinkMonitor,
+    config: &LinkConfig,
+) -> Result<(), Refusal> {
     while let Some(event) = link.event().await {
-        account.note(&event);
-        bounds::note(&event, &config.mainstay);
+        monitor.observe(&event);
+        limits::handle_event(&event, &config.mainstay);
         match event {
             Event::Attached { .. } => return Ok(()),
             Event::Ended { code, reason, .. } => {
@@ -262,8 +271,8 @@ fn cannot_be_forwarded(reason: &str) -> Response {
     (StatusCode::BAD_REQUEST, format!("{reason}\n")).into_response()
 }
 
-fn unreachable_now() -> Response {
-    let after = 1 + jitter(SPREAD).as_secs();
-    let headers = [(header::RETRY_AFTER, after.to_string())];
-    (StatusCode::SERVICE_UNAVAILABLE, headers, "the backend cannot be reached, come back\n").into_response()
+fn backend_unreachable() -> Response {
+    let headers = [(header::RETRY_AFTER, retry_after::seconds())];
+    (StatusCode::SERVICE_UNAVAILABLE, headers, "the backend cannot be reached; try again later\n")
+        .into_response()
 }

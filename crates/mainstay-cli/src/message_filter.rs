@@ -1,10 +1,10 @@
-//! What the gateway remembers of one client's conversation with its backend, and what the link brings in its light.
+//! What the gateway remembers of one client's filter with its backend, and what the link brings in its light.
 //!
 //! Both arms of a relay take part: what the client sends is recorded, what the backend sends is looked at. A backend
-//! that needs neither a prologue nor answers for lost mutations has an empty conversation, which costs a comparison per
+//! that needs neither a prologue nor answers for lost mutations has an empty filter, which costs a comparison per
 //! message.
 //!
-//! Here [`Prologue`] and [`Operations`] meet the link: a new connection is held back while the prologue is written to it.
+//! Here [`Prologue`] and [`Mutations`] meet the link: a new connection is held back while the prologue is written to it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,13 +13,13 @@ use mainstay::client::Incoming;
 use mainstay::{Confirm, Kept, Link, Message};
 use tokio::time::{Instant, sleep_until};
 
-use crate::join::LinkConfig;
+use crate::graphql::Mutations;
 use crate::links::Links;
-use crate::operations::Operations;
 use crate::prologue::{Failure, Prologue, Verdict};
+use crate::session::LinkConfig;
 
 /// See the module.
-pub(crate) struct Conversation {
+pub(crate) struct MessageFilter {
     /// Each answer of the backend confirms a message.
     replies: bool,
     links: Links,
@@ -28,7 +28,7 @@ pub(crate) struct Conversation {
 
 struct Memory {
     prologue: Option<Prologue>,
-    operations: Option<Operations>,
+    operations: Option<Mutations>,
     /// Names the link's current connection.
     replacement: u64,
     /// What is recorded, in the memory budget.
@@ -37,12 +37,12 @@ struct Memory {
     counted_bytes: usize,
 }
 
-impl Conversation {
+impl MessageFilter {
     /// Nothing was said yet.
     pub(crate) fn new(config: &LinkConfig) -> Self {
         let (settings, links) = (&config.settings, config.links.clone());
         let prologue = settings.prologue.clone().map(Prologue::new);
-        let operations = settings.answers_mutations.then(Operations::default);
+        let operations = settings.answers_mutations.then(Mutations::default);
         let remembers = prologue.is_some() || operations.is_some();
         let memory = remembers.then(|| {
             let kept = config.mainstay.budget().keep();
@@ -103,10 +103,10 @@ impl Conversation {
     }
 
     /// The backend is lost, and the client's connection ends: what the client is told before.
-    pub(crate) fn last_words(&self) -> Vec<Message> {
+    pub(crate) fn final_messages(&self) -> Vec<Message> {
         let mut memory = self.memory();
         let operations = memory.as_mut().and_then(|memory| memory.operations.as_mut());
-        operations.map(Operations::handle_lost).unwrap_or_default()
+        operations.map(Mutations::handle_lost).unwrap_or_default()
     }
 
     async fn receive(&self, link: &mut Link) -> Result<Option<Incoming>, Failure> {
@@ -193,7 +193,7 @@ impl Memory {
     }
 }
 
-impl Drop for Conversation {
+impl Drop for MessageFilter {
     fn drop(&mut self) {
         if let Some(memory) = self.memory() {
             self.links.recorded(memory.counted_bytes, 0);
