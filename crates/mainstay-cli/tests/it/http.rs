@@ -308,7 +308,7 @@ async fn a_backend_that_is_not_there_or_says_nothing_is_502_or_504() {
     assert!(head(&mut client).await.starts_with("HTTP/1.1 504 "));
     drop(backend);
     client.write_all(GET.as_bytes()).await.unwrap();
-    exactly(&mut client, "the backend did not answer in time\n".len()).await;
+    exactly(&mut client, "the backend did not respond in time\n".len()).await;
     let mut backend = stage.accept().await;
     backend.write_all(b"SSH-2.0-OpenSSH\r\n").await.unwrap();
     assert!(head(&mut client).await.starts_with("HTTP/1.1 502 "));
