@@ -6,7 +6,7 @@ import { endAll } from './lib/processes.mjs';
 const [name, legName, folder, times] = process.argv.slice(2);
 process.chdir(import.meta.dirname);
 console.log = console.info = console.debug = console.error; // results alone go to the standard output
-// A client that throws where nothing catches it has failed what was under way; the rest goes on.
+// An uncaught exception of a client fails the check under way; the others continue.
 process.on('uncaughtException', (error) => console.error(`uncaught: ${error.stack}`));
 process.on('unhandledRejection', (error) => console.error(`unhandled: ${error?.stack ?? error}`));
 

@@ -1,13 +1,13 @@
-// An ordinary Fastify application with @fastify/websocket: it knows nothing of Mainstay.
+// An ordinary Fastify application with @fastify/websocket, without any code of Mainstay.
 //
 //   node backend.mjs PORT RECORD [RATE]
 //
 // Every message that reaches the application (`{"id": ...}`) is recorded, then answered with `{"re": id, "gen"}`. Every
 // connection is also sent `{"n": 1, "gen"}`, `{"n": 2, "gen"}`, ... RATE times a second; the count goes on where the
-// record ends, so a number is never used twice, over connections and restarts. `GET /ws?visitor=NAME` counts by visitor.
+// record ends, so a number is never used twice, over connections and restarts. `GET /ws?client=NAME` counts by client.
 //
-// RECORD gets one JSON line per message, before anything else happens with it: `{"gen", "visitor", "id"}` for a
-// message received, `{"gen", "visitor", "n"}` for one sent. Lines are written synchronously, so that a process killed
+// RECORD gets one JSON line per message, before anything else happens with it: `{"gen", "client", "id"}` for a
+// message received, `{"gen", "client", "n"}` for one sent. Lines are written synchronously, so that a process killed
 // outright loses none; `gen` counts the processes that wrote to the file. PORT 0 takes a free port.
 
 import { existsSync, openSync, readFileSync, writeSync } from 'node:fs';
@@ -20,16 +20,16 @@ const record = openRecord(recordPath);
 const app = Fastify();
 await app.register(websocket);
 app.get('/ws', { websocket: true }, (socket, request) => {
-  const visitor = request.query.visitor ?? '';
+  const client = request.query.client ?? '';
   socket.on('message', (data) => {
     const { id } = JSON.parse(data);
-    record.append({ visitor, id });
+    record.append({ client, id });
     socket.send(JSON.stringify({ re: id, gen: record.gen }));
   });
   const timer = setInterval(() => {
     if (socket.readyState !== socket.OPEN) return;
-    const n = record.next(visitor);
-    record.append({ visitor, n });
+    const n = record.next(client);
+    record.append({ client, n });
     socket.send(JSON.stringify({ n, gen: record.gen }));
   }, 1000 / Number(rate));
   socket.on('close', () => clearInterval(timer));
@@ -42,14 +42,14 @@ console.log(`listening ${app.server.address().port}`);
 function openRecord(path) {
   const lines = existsSync(path) ? readFileSync(path, 'utf8').trimEnd().split('\n').filter(Boolean).map(JSON.parse) : [];
   const gen = 1 + lines.reduce((max, line) => Math.max(max, line.gen), 0);
-  const last = new Map(lines.filter((line) => line.n).map((line) => [line.visitor, line.n]));
+  const last = new Map(lines.filter((line) => line.n).map((line) => [line.client, line.n]));
   const file = openSync(path, 'a');
   return {
     gen,
     append: (entry) => writeSync(file, `${JSON.stringify({ gen, ...entry })}\n`),
-    next(visitor) {
-      const n = (last.get(visitor) ?? 0) + 1;
-      last.set(visitor, n);
+    next(client) {
+      const n = (last.get(client) ?? 0) + 1;
+      last.set(client, n);
       return n;
     },
   };

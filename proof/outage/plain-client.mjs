@@ -5,9 +5,9 @@
 // Sends `{"id": ...}` RATE times a second (default 50) for SECONDS, waits up to two seconds for late answers, and
 // prints one line of JSON:
 //
-//   sent             messages the application gave away, also those it had no open WebSocket for
-//   answered         of these, answered by the backend
-//   lost_up          of these, never in the backend's record
+//   sent             messages that the application sent, also those for which no WebSocket was open
+//   answered         how many of them the backend answered
+//   lost_up          how many of them are not in the backend's record
 //   duplicates_up    records of a message beyond its first
 //   received_down    numbered messages received
 //   gaps_down        numbered messages the backend sent before the last one received that never came
@@ -20,7 +20,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import WebSocket from 'ws';
 
 const [url, seconds, recordPath, rate = '50'] = process.argv.slice(2);
-const visitor = new URL(url).searchParams.get('visitor') ?? '';
+const client = new URL(url).searchParams.get('client') ?? '';
 const sent = [];
 const answered = new Set();
 const down = [];
@@ -58,7 +58,7 @@ function send() {
 
 function counts() {
   const record = readFileSync(recordPath, 'utf8').trimEnd().split('\n').map(JSON.parse)
-    .filter((line) => line.visitor === visitor);
+    .filter((line) => line.client === client);
   const ids = new Set(sent);
   const arrived = record.map((line) => line.id).filter((id) => ids.has(id));
   const numbers = new Set(down);

@@ -1,8 +1,8 @@
 //! The Autobahn test suite as an outside judge of our WebSocket server and client.
 //!
 //! For each role: write the suite's specification, start one side as a child, run the other to its end, then read
-//! the report ourselves. A case that did not run has failed, so a server that dies cannot pass. The commands under
-//! test are given addresses in their environment (`AUTOBAHN_ADDR`; `AUTOBAHN_URL` and `AUTOBAHN_AGENT`).
+//! the report ourselves. A case that did not run has failed, so a server that dies cannot pass. Each command under
+//! test gets its address from its environment (`AUTOBAHN_ADDR`; `AUTOBAHN_URL` and `AUTOBAHN_AGENT`).
 //!
 //! The server must echo text and binary messages unchanged, take messages of 16 MiB and of 65,536 fragments, and
 //! send no Ping: the suite answers one inside its own half-sent frame and then fails 6.4.3 and 6.4.4. The client
@@ -23,7 +23,7 @@ use crate::{Depth, Outcome, Result, install};
 /// Cases we mean to fail, each with its reason. One that passes again fails the run until its entry is gone.
 const ALLOWED: &[(&str, &str)] = &[];
 
-// Nothing of ours is sent before the server's first heartbeat; the suite answers a Ping in the middle of
+// The server sends nothing before its first heartbeat; the suite answers a Ping in the middle of
 // its own half-sent frame.
 const SERVER: &str = r#"exec cargo run -qr -p mainstay-cli -- serve --listen "$AUTOBAHN_ADDR" \
     --heartbeat 1h --max-message 16MiB --max-fragments 100000 --deflate"#;
@@ -32,18 +32,18 @@ const CLIENT: &str =
 
 const AGENT: &str = "mainstay";
 
-/// Failures printed one by one.
+/// At most this many failures are printed one by one.
 const LISTED: usize = 30;
 
-/// Until a side listens; the commands may build before they do.
+/// How long a side may take until it listens: the command may build first.
 const START_LIMIT: Duration = Duration::from_secs(600);
 
-/// For all cases of one role. The whole suite takes a quarter of an hour, half of it the suite's own work.
+/// How long all cases of one role may take. The whole suite takes a quarter of an hour, half of it the suite's own work.
 const RUN_LIMIT: Duration = Duration::from_secs(3600);
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Which side of ours is judged; both if not given
+    /// Which of our two sides to judge [default: both]
     #[arg(long)]
     role: Option<Role>,
     /// How many cases: 301 without deflate, a sample of 36 deflate cases more, or all 517
@@ -78,7 +78,7 @@ pub(crate) fn step(depth: Depth) -> Result<Outcome> {
     run(&Options { role: None, set, cases: Vec::new(), server: SERVER.into(), client: CLIENT.into() })
 }
 
-/// Judges the chosen roles; an error if any case failed in any of them.
+/// Judges the chosen roles. A case that failed in any of them is an error.
 pub(crate) fn run(options: &Options) -> Result<Outcome> {
     let Some(programs) = install::autobahn()? else {
         println!("!!! The Autobahn test suite did NOT run: it needs Python 2.7, and none was found.");
@@ -99,7 +99,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
         let verdict = trial.verdict();
         println!("{role:?}, {:.0} s, reports in {}", started.elapsed().as_secs_f64(), trial.folder.display());
         if verdict.passed > 0 || ran.is_ok() {
-            verdict.print(); // even if a side died: it says how far that came
+            verdict.print(); // even if a side died: it shows how far the run got
         }
         ran?;
         if verdict.passed == 0 || !verdict.failures.is_empty() {
@@ -185,12 +185,12 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// What a report says of the cases that should have run.
+/// What a report states about the cases that should have run.
 #[derive(Default)]
 struct Verdict {
     passed: usize,
     failures: Vec<String>,
-    /// Cases that passed with a remark of the suite, by that remark.
+    /// The cases that passed with a remark of the suite, by remark.
     remarks: BTreeMap<String, Vec<String>>,
 }
 
@@ -198,8 +198,8 @@ impl Verdict {
     fn of(expected: &[String], report: &Value, allowed: &[(&str, &str)]) -> Self {
         let mut verdict = Self::default();
         for case in expected {
-            let said = |key: &str| report[case][key].as_str().unwrap_or("NOT RUN").to_owned();
-            let (behavior, close) = (said("behavior"), said("behaviorClose"));
+            let field = |key: &str| report[case][key].as_str().unwrap_or("NOT RUN").to_owned();
+            let (behavior, close) = (field("behavior"), field("behaviorClose"));
             let good = matches!(behavior.as_str(), "OK" | "NON-STRICT" | "INFORMATIONAL")
                 && matches!(close.as_str(), "OK" | "INFORMATIONAL");
             match (good, allowed.iter().find(|(id, _)| id == case)) {
@@ -270,13 +270,13 @@ mod tests {
         Verdict::of(&["1.1.1".into(), "6.4.3".into()], report, allowed)
     }
 
-    fn said(behavior: &str, close: &str) -> Value {
+    fn field(behavior: &str, close: &str) -> Value {
         json!({ "behavior": behavior, "behaviorClose": close })
     }
 
     #[test]
     fn a_case_that_did_not_run_has_failed() {
-        let verdict = verdict(&json!({ "1.1.1": said("OK", "OK") }), &[]);
+        let verdict = verdict(&json!({ "1.1.1": field("OK", "OK") }), &[]);
         assert_eq!((verdict.passed, verdict.failures), (1, vec!["6.4.3: NOT RUN, closing NOT RUN".into()]));
     }
 
@@ -287,24 +287,26 @@ mod tests {
 
     #[test]
     fn non_strict_passes_and_is_listed() {
-        let verdict = verdict(&json!({ "1.1.1": said("OK", "OK"), "6.4.3": said("NON-STRICT", "OK") }), &[]);
+        let verdict =
+            verdict(&json!({ "1.1.1": field("OK", "OK"), "6.4.3": field("NON-STRICT", "OK") }), &[]);
         assert_eq!(verdict.passed, 2);
         assert_eq!(verdict.remarks["non-strict"], ["6.4.3"]);
     }
 
     #[test]
     fn unimplemented_and_a_wrong_close_fail() {
-        let report = json!({ "1.1.1": said("UNIMPLEMENTED", "OK"), "6.4.3": said("OK", "WRONG CODE") });
+        let report = json!({ "1.1.1": field("UNIMPLEMENTED", "OK"), "6.4.3": field("OK", "WRONG CODE") });
         assert_eq!(verdict(&report, &[]).failures.len(), 2);
     }
 
     #[test]
     fn an_allowed_failure_passes_with_its_reason_until_it_is_mended() {
         let allowed = [("6.4.3", "because")];
-        let failing = verdict(&json!({ "1.1.1": said("OK", "OK"), "6.4.3": said("FAILED", "OK") }), &allowed);
+        let failing =
+            verdict(&json!({ "1.1.1": field("OK", "OK"), "6.4.3": field("FAILED", "OK") }), &allowed);
         assert_eq!((failing.passed, failing.failures.len()), (2, 0));
         assert_eq!(failing.remarks["allowed, because"], ["6.4.3"]);
-        let mended = verdict(&json!({ "1.1.1": said("OK", "OK"), "6.4.3": said("OK", "OK") }), &allowed);
+        let mended = verdict(&json!({ "1.1.1": field("OK", "OK"), "6.4.3": field("OK", "OK") }), &allowed);
         assert_eq!(mended.failures, ["6.4.3: passes, yet is on the allow-list"]);
     }
 }

@@ -5,10 +5,10 @@
 //! gateway (first core) <-- loopback --> mainstay bench and the upstream (second core)
 //! ```
 //!
-//! Round by round, scenario by scenario, every server has its turn, in a fresh process each time, so that what
-//! disturbs the machine disturbs all of them. [`field`] says who takes part and how each is built, [`figures`] what
+//! Round by round, scenario by scenario, every server is measured once, in a fresh process each time, so that what
+//! disturbs the machine disturbs all of them. [`field`] lists the servers and builds them, [`figures`] lists what
 //! is measured and what is read from it, [`page`] and [`chart`] write it down. Nothing here judges a time: the
-//! smoke test only wants every figure to be there and no connection to be lost.
+//! smoke test requires only that every figure exists and that no connection is lost.
 
 mod chart;
 mod field;
@@ -41,13 +41,13 @@ const SCRATCH: &str = "target/xtask/bench";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Few connections, one round, a fraction of a second, hardly any but ours: whether everything works
+    /// A smoke test: few connections, one round, a fraction of a second, hardly any server but ours
     #[arg(long)]
     quick: bool,
     /// Only these servers
     #[arg(long = "server", value_name = "NAME", value_parser = field::NAMES)]
     servers: Vec<String>,
-    /// How often every server has its turn; the page has the medians
+    /// How often every server is measured; the page has the medians
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: u32,
     /// Where PERFORMANCE.md and performance.svg go [default: docs; with --quick target/xtask/bench]
@@ -55,7 +55,7 @@ pub(crate) struct Options {
     output: Option<PathBuf>,
 }
 
-/// Whether the whole path works.
+/// The smoke test: the whole path works.
 pub(crate) fn step() -> Result<Outcome> {
     run(&Options { quick: true, servers: Vec::new(), rounds: 1, output: None })
 }
@@ -87,7 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     if options.quick {
         all_there(&servers, &results)?;
     }
-    let plugin = wanted.has(plugin::PLUGIN).then(|| plugin::measure(options.quick)).transpose();
+    let plugin = wanted.has(field::PLUGIN).then(|| plugin::measure(options.quick)).transpose();
     let plugin = match plugin {
         Err(error) if options.quick => return Err(error),
         Err(error) => {
@@ -104,10 +104,10 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// How much of everything, and where.
+/// The size of a run, and the folder for its output.
 struct Scale {
     quick: bool,
-    /// The most connections that a process here may hold.
+    /// The most connections that one process may hold on this machine.
     connections: u32,
     /// Whether server and generator get a core each.
     pinned: bool,
@@ -133,7 +133,7 @@ impl Scale {
     }
 }
 
-/// One server's turn: what `mainstay bench` found. Behind a gateway the upstream is started first.
+/// Measures one server with `mainstay bench`. For a gateway, starts the upstream server first.
 fn measure(server: &Server, servers: &[Server], scenario: &Scenario, scale: &Scale) -> Result<Value> {
     let behind = match server.place {
         Place::Gateway => servers.iter().find(|other| other.place == Place::Upstream),
@@ -142,7 +142,7 @@ fn measure(server: &Server, servers: &[Server], scenario: &Scenario, scale: &Sca
     let behind = behind.map(|upstream| Running::start(upstream, None, scenario, scale)).transpose()?;
     let running = Running::start(server, behind.as_ref(), scenario, scale)?;
     let mut bench = scenario.command(MAINSTAY, &format!("ws://{}", running.address), server.session, scale);
-    // What the upstream costs is its own affair.
+    // The upstream server's cost is not the gateway's.
     if server.place != Place::Upstream {
         bench.extend(["--pid".to_owned(), running.worker.to_string()]);
     }
@@ -157,7 +157,7 @@ fn measure(server: &Server, servers: &[Server], scenario: &Scenario, scale: &Sca
     Ok(found)
 }
 
-/// A server that listens, until this is dropped.
+/// A server that listens until this value is dropped.
 struct Running {
     _process: Background,
     address: SocketAddr,
@@ -187,13 +187,13 @@ fn child(of: u32) -> Option<u32> {
     children.split(' ').next()?.parse().ok()
 }
 
-/// Everything that was found, and why something was not.
+/// All results, and why some are missing.
 #[derive(Default)]
 struct Results {
     found: BTreeMap<(&'static str, &'static str), Vec<Value>>,
     /// Servers that could not be built or installed here.
     missing: Vec<String>,
-    /// Turns that came to nothing.
+    /// Measurements that failed.
     failures: Vec<String>,
 }
 
@@ -208,7 +208,7 @@ impl Results {
         self.failures.push(format!("{}, {}: {line}", server.name, scenario.name));
     }
 
-    /// The median of the rounds and half their range. Of an added figure it is the median above [`DIRECT`]'s.
+    /// The median of the rounds and half their range. For an added figure: the median minus that of [`DIRECT`].
     fn value(&self, figure: &Figure, server: &Server) -> Option<(f64, f64)> {
         let (median, spread) = self.measured(figure, server.name)?;
         match figure.added {

@@ -11,7 +11,7 @@ use crate::Result;
 
 const POLL: Duration = Duration::from_millis(2);
 
-/// Connections to `address` are relayed to the server, until they are cut. Dropping it cuts them all.
+/// Relays connections to `address` to the server until they are cut. Dropping the cable cuts them all.
 pub(crate) struct Cable {
     pub(crate) address: SocketAddr,
     server: Arc<Mutex<SocketAddr>>,
@@ -25,7 +25,7 @@ type Pairs = Mutex<Vec<Pair>>;
 
 struct Pair {
     ends: [TcpStream; 2],
-    /// Nothing passes any more, not even an end.
+    /// Nothing passes any more, not even the end of a connection.
     is_dead: Arc<AtomicBool>,
 }
 
@@ -48,14 +48,14 @@ impl Cable {
         Ok(cable)
     }
 
-    /// Ends every connection on both sides, without a closing handshake; what is under way is lost.
+    /// Ends every connection on both sides, without a closing handshake; bytes under way are lost.
     pub(crate) fn cut(&self) {
         for pair in self.pairs.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             pair.ends.iter().for_each(|end| drop(end.shutdown(Shutdown::Both)));
         }
     }
 
-    /// What is connected is dead from now on, and neither end is told; nothing new gets through until
+    /// Every present connection is dead from now on, and neither end notices; no new one gets through until
     /// [`heal`](Self::heal).
     pub(crate) fn silence(&self) {
         self.is_silent.store(true, Relaxed);
@@ -64,7 +64,7 @@ impl Cable {
         }
     }
 
-    /// New connections get through again, those that were begun meanwhile too. The old ones stay dead.
+    /// New connections get through again, also those that were opened meanwhile. The old ones stay dead.
     pub(crate) fn heal(&self) {
         self.is_silent.store(false, Relaxed);
     }
@@ -99,7 +99,7 @@ impl Cable {
                     continue;
                 }
                 match listener.accept() {
-                    // A failed one is dropped: its client sees that.
+                    // A failed connection is dropped: its client sees that.
                     Ok((client, _)) => {
                         let server = *server.lock().unwrap_or_else(PoisonError::into_inner);
                         drop(relay(client, server, &pairs));

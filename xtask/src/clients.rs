@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::run::{cargo, check};
 use crate::{Outcome, Result, install};
 
-/// What the tests talk to: the gateway, and two servers among the examples.
+/// The programs that the tests connect to: the gateway, and two servers among the examples.
 const PROGRAMS: &str = "build --release --package mainstay-cli --package mainstay \
                         --bin mainstay --example echo --example credentials_server";
 

@@ -17,13 +17,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::markdown::{Block, Document};
-use crate::run::{Background, cargo};
-use crate::{Outcome, Result, install, tidy};
+use crate::run::{Background, cargo, tracked_files};
+use crate::{Outcome, Result, install};
 
-/// For a block to end, or for a block in the background to print what it is waited for.
+/// How long a block may take to end, or a block in the background to print the text that the runner waits for.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What the comment before a block asks for.
+/// How to run a block, by the comment before it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     ToItsEnd,
@@ -50,7 +50,7 @@ impl Mode {
 /// Runs the blocks of all documents; the first that fails is the error.
 pub(crate) fn run_all() -> Result<Outcome> {
     let mut documents = Vec::new();
-    for path in tidy::tracked_files()?.into_iter().filter(|path| is_run(path)) {
+    for path in tracked_files()?.into_iter().filter(|path| is_run(path)) {
         let blocks = Document::parse(&fs::read_to_string(&path)?).blocks;
         documents.push((path, blocks.into_iter().filter(|block| block.tag == "sh").collect::<Vec<_>>()));
     }
@@ -72,7 +72,7 @@ pub(crate) fn is_run(path: &str) -> bool {
     at_the_top || (path.starts_with("docs/") && path.ends_with(".md"))
 }
 
-/// Folders of what the blocks call beside our own programs, installed if it is not here.
+/// The folders of the other programs that the blocks call. Installs missing ones.
 fn tools<'a>(blocks: impl Iterator<Item = &'a Block> + Clone) -> Result<Vec<PathBuf>> {
     let calls = |program: &str| {
         let mut lines = blocks.clone().flat_map(|block| block.text.lines());
@@ -83,7 +83,7 @@ fn tools<'a>(blocks: impl Iterator<Item = &'a Block> + Clone) -> Result<Vec<Path
     }
     let nginx = if calls("nginx") { Some(install::nginx()?) } else { None };
     let here = env::current_dir()?;
-    // One without a folder is on the path.
+    // A program without a folder is on the path.
     let folders = nginx.iter().filter_map(|nginx| nginx.parent()).filter(|folder| *folder != Path::new(""));
     Ok(folders.map(|folder| here.join(folder)).collect())
 }

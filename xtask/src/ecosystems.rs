@@ -3,7 +3,7 @@
 //!
 //! `proof/ecosystems` plays the rows and writes down what each leg saw; [`verdict`] compares the legs. Mainstay may do
 //! nothing worse than nginx, may let a subscription wait at most a second longer than a direct connection does when
-//! the server restarts, and may hand nothing twice to a server that a direct connection hands over once.
+//! the server restarts, and may deliver nothing twice that a direct connection delivers once.
 
 mod verdict;
 
@@ -26,18 +26,18 @@ const PLAYERS: &str = "proof/ecosystems";
 const FOLDER: &str = "target/xtask/ecosystems";
 const DOCUMENT: &str = "docs/ECOSYSTEMS.md";
 
-/// Lines of each log that a failure shows.
+/// How many lines of each log a failure shows.
 const TAIL: usize = 15;
 
-/// For all rows together.
+/// How long all rows together may take.
 const LIMIT: Duration = Duration::from_secs(1800);
 
 struct Planned {
     name: &'static str,
     needs: Needs,
-    /// Rows of `Test` are played by `Nightly` too.
+    /// `Nightly` plays the rows of `Test` too.
     depth: Depth,
-    /// Why the row is played and shown, but not judged.
+    /// The reason why a row is played and shown, but not judged.
     known: Option<&'static str>,
 }
 
@@ -51,7 +51,7 @@ enum Needs {
     Jupyter,
 }
 
-/// Those that take longest first.
+/// All rows; the ones that take longest come first.
 const ROWS: &[Planned] = &[
     Planned::new("actioncable", Needs::ActionCable),
     Planned::new("paho", Needs::Mosquitto),
@@ -127,7 +127,7 @@ fn prove(planned: &[&Planned], depth: Depth, write: bool) -> Result<Outcome> {
     Err(format!("{} findings\n{}", lines.len(), lines.join("\n")).into())
 }
 
-/// The last lines of each log of the legs that something was found at.
+/// The last lines of each log of the legs with a finding.
 fn print_logs(findings: &[Finding]) {
     let mut legs: Vec<_> = findings.iter().map(|finding| (&finding.row, finding.leg)).collect();
     legs.dedup();
@@ -200,7 +200,7 @@ fn play(player: &mut Command, planned: &[&Planned], depth: Depth) -> Result<Vec<
     Row::read(&fs::read_to_string(results)?)
 }
 
-/// Each row's counts, leg by leg.
+/// The counts of each row, leg by leg.
 fn table(rows: &[Row]) -> String {
     let mut table = format!(
         "{:20} {:27} {:28} {:28} {}\n",

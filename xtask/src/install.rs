@@ -1,7 +1,7 @@
 //! What the proofs need beyond a Rust toolchain, installed by the ordinary package managers after saying so.
 //!
 //! Nothing is installed twice: npm packages stay in their folder's `node_modules`, Python packages in
-//! `target/xtask`. Only `apt-get` touches the system, and only where we are root.
+//! `target/xtask`. Only `apt-get` changes the system, and only if the user is root.
 
 use std::env;
 use std::fs;
@@ -27,7 +27,7 @@ const WSACCEL: &str = "wsaccel==0.6.2";
 /// The last line of virtualenv that can make environments for Python 2.7.
 const VIRTUALENV: &str = "virtualenv<20.22";
 
-/// Makes sure that Node.js is here and the locked packages of `folder` are installed.
+/// Makes sure that Node.js and the locked packages of `folder` are installed.
 pub(crate) fn node_packages(folder: &str) -> Result<()> {
     if !(succeeds(Command::new("node").arg("--version")) && succeeds(Command::new("npm").arg("--version"))) {
         apt("nodejs npm", "Node.js 20 or newer with npm is needed")?;
@@ -42,8 +42,8 @@ pub(crate) fn node_packages(folder: &str) -> Result<()> {
     Ok(())
 }
 
-/// The Autobahn test suite's folder of programs (`wstest`, `python`), or `None` where no Python 2.7 is to be had:
-/// the suite has never been ported from it.
+/// The Autobahn test suite's folder of programs (`wstest`, `python`), or `None` if there is no Python 2.7:
+/// the suite was never ported to Python 3.
 pub(crate) fn autobahn() -> Result<Option<PathBuf>> {
     let home = env::current_dir()?.join("target/xtask/autobahn-suite");
     let (programs, stamp) = (home.join("bin"), home.join(format!("{AUTOBAHN}.installed")));
@@ -82,7 +82,7 @@ pub(crate) fn socketify() -> Result<PathBuf> {
     announce(&format!("{SOCKETIFY} from PyPI into {}", home.display()));
     environment(&home)?;
     check(Command::new(home.join("bin/pip")).args(["install", "--quiet", SOCKETIFY]))?;
-    // Its library is linked against libuv, which the wheel does not bring.
+    // The library is linked against libuv, which the wheel does not contain.
     let imports = || succeeds(Command::new(&python).args(["-c", "import socketify"]));
     if !imports() {
         apt("libuv1", "libuv is needed by socketify")?;
@@ -109,7 +109,7 @@ pub(crate) fn uwebsockets(peers: &str) -> Result<(PathBuf, String)> {
         apt("g++", "a C++ compiler is needed by uWebSockets")?;
     }
     fs::create_dir_all(home)?;
-    // Neither TLS nor compression, which nobody here is asked for. Its own Makefile has the same switches.
+    // Neither TLS nor compression: no measurement needs them. Its own Makefile has the same switches.
     let compile = "uws=$1; ours=$2; program=$3; cd \"$4\"
         flags=\"-O3 -flto=auto -DLIBUS_NO_SSL -DUWS_NO_ZLIB -I$uws/uSockets/src -I$uws/src\"
         gcc -std=gnu11 -w $flags -c \"$uws\"/uSockets/src/*.c \"$uws\"/uSockets/src/eventing/*.c
@@ -141,14 +141,14 @@ pub(crate) fn python_packages(requirements: &Path, home: &Path) -> Result<PathBu
     }
     announce(&format!("the PyPI packages locked in {} into {}", requirements.display(), home.display()));
     environment(home)?;
-    // The file names all of them: what they ask for beyond it, they do not need here.
+    // The file names all packages that are needed: other dependencies of theirs are not used.
     let mut pip = Command::new(home.join("bin/pip"));
     check(pip.args(["install", "--quiet", "--no-deps", "--requirement"]).arg(requirements))?;
     fs::write(stamp, locked)?;
     Ok(python)
 }
 
-/// Makes sure that valgrind is here, which counts instructions.
+/// Makes sure that valgrind, which counts instructions, is installed.
 pub(crate) fn valgrind() -> Result<()> {
     if !succeeds(Command::new("valgrind").arg("--version")) {
         apt("valgrind", "valgrind is needed")?;
@@ -156,7 +156,7 @@ pub(crate) fn valgrind() -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that `ss` is here.
+/// Makes sure that `ss` is installed.
 pub(crate) fn socket_statistics() -> Result<()> {
     if !succeeds(Command::new("ss").arg("--version")) {
         apt("iproute2", "`ss` of iproute2 is needed")?;
@@ -164,7 +164,7 @@ pub(crate) fn socket_statistics() -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that curl is here.
+/// Makes sure that curl is installed.
 pub(crate) fn curl() -> Result<()> {
     if !succeeds(Command::new("curl").arg("--version")) {
         apt("curl", "curl is needed")?;
@@ -172,7 +172,7 @@ pub(crate) fn curl() -> Result<()> {
     Ok(())
 }
 
-/// nginx: the one that is here, or Debian's package unpacked into `target`.
+/// nginx: the installed one, or Debian's package unpacked into `target`.
 pub(crate) fn nginx() -> Result<PathBuf> {
     let home = Path::new("target/xtask/nginx");
     let places = ["nginx".into(), "/usr/sbin/nginx".into(), home.join("usr/sbin/nginx")];
@@ -184,13 +184,13 @@ pub(crate) fn nginx() -> Result<PathBuf> {
     found().ok_or_else(|| "nginx does not start here: please install it, then run this again".into())
 }
 
-/// mosquitto and the folder of its libraries: the one that is here, or Debian's package unpacked into `target`.
+/// mosquitto and the folder of its libraries: the installed one, or Debian's package unpacked into `target`.
 pub(crate) fn mosquitto() -> Result<(PathBuf, PathBuf)> {
     let home = Path::new("target/xtask/mosquitto");
     let libraries = home.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH));
     let places = ["mosquitto".into(), "/usr/sbin/mosquitto".into(), home.join("usr/sbin/mosquitto")];
     let starts = |place: &PathBuf| {
-        // Asked for help it says so and ends with 3; without a library it ends with 127.
+        // `--help` ends with 3; a missing library ends with 127.
         let mut command = Command::new(place);
         command.arg("-h").env("LD_LIBRARY_PATH", &libraries).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|status| status.code() != Some(127))
@@ -206,7 +206,7 @@ pub(crate) fn mosquitto() -> Result<(PathBuf, PathBuf)> {
     Ok((place, libraries))
 }
 
-/// Makes sure that Ruby is here with Action Cable and puma.
+/// Makes sure that Ruby, Action Cable and puma are installed.
 pub(crate) fn action_cable() -> Result<()> {
     let is_here = || succeeds(Command::new("ruby").args(["-e", "require 'action_cable'; require 'puma'"]));
     if !is_here() {
@@ -215,7 +215,7 @@ pub(crate) fn action_cable() -> Result<()> {
     if is_here() { Ok(()) } else { Err("Ruby finds no Action Cable or no puma".into()) }
 }
 
-/// Makes sure that Go is here with gorilla/websocket.
+/// Makes sure that Go and gorilla/websocket are installed.
 pub(crate) fn gorilla() -> Result<()> {
     let source = Path::new(GO_PACKAGES).join("src/github.com/gorilla/websocket");
     if !(source.exists() && succeeds(Command::new("go").arg("version"))) {
@@ -224,7 +224,7 @@ pub(crate) fn gorilla() -> Result<()> {
     Ok(())
 }
 
-/// Unpacks a Debian package, and those it needs and the system lacks, into `home`. Installed, its service would start.
+/// Unpacks a Debian package, and those of its dependencies that the system lacks, into `home`. Installing it would start its service.
 fn unpack(package: &str, home: &Path) -> Result<()> {
     announce(&format!(
         "the Debian package {package}, unpacked into {}, its service not installed",
@@ -248,7 +248,7 @@ fn unpack(package: &str, home: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that Chromium is here, and Firefox if it can be had.
+/// Makes sure that Chromium is installed, and Firefox if it is available.
 pub(crate) fn browsers() -> Result<()> {
     let is_here = |name: &str, place: &str| {
         let named = env::var_os(name).map_or_else(|| PathBuf::from(place), PathBuf::from);
@@ -292,7 +292,7 @@ fn python27() -> Option<PathBuf> {
     found.into_iter().find(|python| succeeds(Command::new(python).args(["-c", is_27])))
 }
 
-/// Installs Debian packages where we are root and `apt-get` exists; elsewhere says what is missing.
+/// Installs Debian packages if the user is root and `apt-get` exists; otherwise returns what is missing.
 fn apt(packages: &str, need: &str) -> Result<()> {
     if !is_root() || !succeeds(Command::new("apt-get").arg("--version")) {
         return Err(format!("{need}: please install it, then run this again").into());

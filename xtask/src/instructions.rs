@@ -1,7 +1,7 @@
 //! How many instructions the server executes for a message, counted by callgrind, which no other load on the
-//! machine disturbs. System calls count as one: what the kernel does for them is not seen.
+//! machine disturbs. A system call counts as one instruction: the kernel's work is not counted.
 //!
-//! Each kind of work is compared with connections that do nothing: what the server executes more is for the
+//! Each kind of work is compared with connections that do nothing: the additional instructions are for the
 //! messages. Starting, opening and closing cancel out.
 
 use std::fs;
@@ -30,18 +30,18 @@ const WORK: [Work; 3] = [
     },
 ];
 
-/// How long the load lasts: longer where the machine was too busy for [`ENOUGH`].
+/// How long the load lasts: longer if the machine was too busy for [`ENOUGH`].
 const DURATIONS: [&str; 3] = ["2s", "8s", "30s"];
-/// So many messages that the few still under way at the end do not matter.
+/// So many messages that those still under way at the end do not matter.
 const ENOUGH: u64 = 10_000;
-/// For the server to start under callgrind, and to end.
+/// How long the server may take to start under callgrind, and to end.
 const LIMIT: Duration = Duration::from_secs(60);
 const MAINSTAY: &str = "target/release/mainstay";
 const SERVER: &str = "target/release/examples/bench_server";
 const SCRATCH: &str = "target/xtask/instructions";
 const PROFILE: &str = "target/xtask/instructions/callgrind.out";
 
-/// As `mainstay bench` is told.
+/// The arguments of `mainstay bench`.
 struct Work {
     load: &'static str,
     at: &'static str,
@@ -51,7 +51,7 @@ struct Work {
     session: f64,
 }
 
-/// Counts, prints, fails if anything is above its limit.
+/// Counts, prints, and fails if a figure is above its limit.
 pub(crate) fn step() -> Result<Outcome> {
     if !cfg!(target_arch = "x86_64") {
         return Ok(Outcome::Skipped("the limits are for x86-64".into()));
@@ -78,7 +78,7 @@ pub(crate) fn step() -> Result<Outcome> {
 }
 
 impl Work {
-    /// Instructions of each, and how many they are the mean of.
+    /// The mean of instructions for each message, and the number of messages.
     fn each(&self, flags: &[&str]) -> Result<(f64, u64)> {
         let idle = self.run("idle", "200ms", flags)?;
         for duration in DURATIONS {
@@ -107,20 +107,20 @@ impl Work {
     }
 }
 
-/// What a server did from its start to its end.
+/// The work of a server from its start to its end.
 struct Life {
     instructions: u64,
     /// Messages, or deliveries.
     count: u64,
 }
 
-/// A server that is counted.
+/// A server under callgrind.
 fn start() -> Result<(Background, SocketAddr)> {
     let address = free_address()?;
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", &format!("--callgrind-out-file={PROFILE}"), SERVER]);
     valgrind.args(["--listen", &address.to_string(), "--interval", "25"]);
-    // With one worker no thread looks for another's work, however many cores there are.
+    // With one worker no thread steals another's work, on any number of cores.
     valgrind.env("TOKIO_WORKER_THREADS", "1");
     let mut server = Background::start(&mut valgrind, Path::new(SCRATCH).join("server.log"))?;
     server.wait_listening(LIMIT, address)?;

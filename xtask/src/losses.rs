@@ -1,4 +1,4 @@
-//! What the same fault costs: the heartbeat and the reconnect that people write by hand, and Mainstay.
+//! What the same fault costs with a heartbeat and a reconnect written by hand, and with Mainstay.
 //!
 //! ```text
 //! recipe-client   <-> Cable <-> recipe-server
@@ -6,9 +6,9 @@
 //! mainstay-client <-> Cable <-> mainstay serve <-> Cable <-> recipe-server
 //! ```
 //!
-//! Client and server each say ten numbers a second and write down what they say and receive (`clients/losses`). The
-//! three lanes meet each fault at the same moment, as [`stage`] makes it; [`verdict`] compares what was said with what
-//! arrived, and [`page`] writes it into the READMEs and `docs/LOSSES.md`.
+//! Client and server each send ten numbers a second and write down what they send and receive (`clients/losses`). The
+//! three lanes meet each fault at the same moment, as [`stage`] causes it; [`verdict`] compares what was sent with what
+//! arrived, and [`page`] writes the result into the READMEs and `docs/LOSSES.md`.
 
 mod page;
 mod stage;
@@ -30,7 +30,7 @@ use crate::{Depth, Outcome, Result, install};
 
 const SCRATCH: &str = "target/xtask/losses";
 
-/// Long enough for a table; and as long as a test run may take.
+/// How long a run watches: long enough for a table, or as long as a test run may take.
 const WHOLE: Pace = Pace { calm: Duration::from_secs(10), watched: Duration::from_secs(60) };
 const SHORT: Pace = Pace { calm: Duration::from_secs(3), watched: Duration::from_secs(10) };
 
@@ -68,7 +68,7 @@ enum Fault {
     Deploy,
 }
 
-/// What keeps the connection.
+/// What keeps the connection alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lane {
     /// `@fastify/websocket` with a heartbeat, and `new WebSocket` in `close`.
@@ -81,7 +81,7 @@ enum Lane {
 
 const LANES: [Lane; 3] = [Lane::Recipe, Lane::Plugin, Lane::Gateway];
 
-/// A part for the test run, which judges the committed table as well; all of it nightly.
+/// Runs a part of the faults in the test run, which judges the committed table as well; all of them nightly.
 pub(crate) fn step(depth: Depth) -> Result<Outcome> {
     page::check(Path::new("."))?;
     let (faults, quick) = match depth {
@@ -91,7 +91,7 @@ pub(crate) fn step(depth: Depth) -> Result<Outcome> {
     run(&Options { faults, quick, json: false, output: None })
 }
 
-/// Measures; writes the documents if everything was measured.
+/// Measures, and writes the documents if everything was measured.
 pub(crate) fn run(options: &Options) -> Result<Outcome> {
     let mainstay = prepare()?;
     let faults = if options.faults.is_empty() { Fault::value_variants() } else { options.faults.as_slice() };
@@ -112,7 +112,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     if failures.is_empty() { Ok(Outcome::Passed) } else { Err(failures.join("; ").into()) }
 }
 
-/// Builds everything; the program `mainstay`, or the one that the environment names.
+/// Builds everything. Returns the program `mainstay`, or the one that the environment names.
 fn prepare() -> Result<PathBuf> {
     install::node_packages("clients")?;
     check(Command::new("npm").args(["run", "--silent", "build"]).current_dir("clients"))?;
@@ -123,7 +123,7 @@ fn prepare() -> Result<PathBuf> {
     Ok(env::current_dir()?.join("target/release/mainstay"))
 }
 
-/// One fault, the lanes beside each other.
+/// Plays one fault on all lanes at the same time.
 fn measure(fault: Fault, pace: Pace, mainstay: &Path) -> Result<[Measured; 3]> {
     let played = thread::scope(|scope| {
         let threads = LANES.map(|lane| {
@@ -143,7 +143,7 @@ fn measure(fault: Fault, pace: Pace, mainstay: &Path) -> Result<[Measured; 3]> {
     Ok(measured)
 }
 
-/// What was promised and did not come; and a recipe that lost nothing, as then nothing was shown.
+/// Promises that did not hold. A recipe that lost nothing is one too: then the run showed nothing.
 fn failures(fault: Fault, lanes: &[Measured; 3]) -> Vec<String> {
     let [recipe, ours @ ..] = lanes;
     let mut failures = Vec::new();
@@ -175,14 +175,14 @@ impl Fault {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Its docstring, as `--help` prints it.
+    /// Its docstring, which `--help` prints.
     fn words(self) -> String {
         let value = self.to_possible_value();
         value.and_then(|value| Some(value.get_help()?.to_string())).unwrap_or_default()
     }
 
     /// Whether both processes live and the client is back within the resume window: then nothing is lost. Two minutes
-    /// are the window itself, and what a client may keep is less than it says in that time.
+    /// are the window itself, and a client may keep less than it sends in that time.
     fn is_survived(self) -> bool {
         matches!(self, Self::Cut | Self::Minute | Self::Stopped)
     }

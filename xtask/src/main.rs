@@ -1,13 +1,15 @@
 //! Development tasks. `cargo xtask test` is the whole proof of a change, on a fresh machine too; `cargo xtask
 //! nightly` is its long form.
 //!
-//! [`STEPS`] is what they run, in this order, until the first failure: one line a step. What a step needs and the
-//! machine lacks is installed by the ordinary package managers, after saying so (`install`).
+//! [`STEPS`] lists what they run, in this order, until the first failure. If the machine lacks something that a step
+//! needs, the step prints that and installs it by the ordinary package managers (`install`).
 
 mod autobahn;
 mod bench;
 mod cable;
+mod circles;
 mod clients;
+mod crates;
 mod docs;
 mod ecosystems;
 mod install;
@@ -34,6 +36,12 @@ const STEPS: &[Step] = &[
     Step::new("test", "unit, documentation and integration tests", |_| cargo("test --workspace")),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
     Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
+    Step::new("features", "each feature of each crate, alone and none", |_| crates::features()),
+    Step::new("msrv", "the oldest compiler that we promise", |_| crates::msrv()),
+    Step::new("rustdoc", "documentation without a warning, with each feature", |_| crates::rustdoc()),
+    Step::new("package", "the crates as the registry gets them", |_| crates::package()),
+    Step::new("deny", "licences and sources of the dependencies", |_| crates::deny()),
+    Step::new("semver", "the public API beside the last release's", |_| crates::semver()),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new(
@@ -57,7 +65,7 @@ struct Step {
     run: fn(Depth) -> Result<Outcome>,
 }
 
-/// How much a step does: `Test` minutes in all, `Nightly` whatever it takes.
+/// How much a step does: `Test` takes minutes in all, `Nightly` as long as it needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Depth {
     Test,
@@ -66,7 +74,7 @@ enum Depth {
 
 enum Outcome {
     Passed,
-    /// Could not run here, and why; not a failure, but said loudly.
+    /// The step could not run on this machine, and why. No failure, but printed last.
     Skipped(String),
 }
 
@@ -123,7 +131,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the selected steps; false if one failed.
+/// Runs the selected steps. Returns false if one failed.
 fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
     let mut summary = Summary::default();
     for step in STEPS.iter().filter(|step| selection.holds(step)) {

@@ -1,10 +1,10 @@
-//! The little of Markdown that our checks need: fenced code blocks, links and headings.
+//! The part of Markdown that the checks need: fenced code blocks, links and headings.
 
 /// A fenced code block.
 pub(crate) struct Block {
     /// Number of the line that opens the fence, from 1.
     pub(crate) line: usize,
-    /// What stands right behind the fence: `sh`, `rust`, ...; empty if nothing.
+    /// The tag after the fence: `sh`, `rust`, ...; empty if there is none.
     pub(crate) tag: String,
     pub(crate) text: String,
     /// The text of `<!-- run: ... -->` in the last line before the block that is not blank.
@@ -38,7 +38,7 @@ impl Document {
         document
     }
 
-    /// The directive that the prose since the last block ends with.
+    /// The directive at the end of the prose since the last block.
     fn directive(&self) -> Option<String> {
         let since = self.blocks.last().map_or(0, |block| block.line);
         let mut prose = self.prose.iter().rev().take_while(|(number, _)| *number > since);
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     const PAGE: &str = "\
-# Of links: a `Page`
+# About links: a `Page`
 See [one](a.md), [two](b.md#c \"title\") and `[no](code.md)`.
 
 [three]: d.md
@@ -117,6 +117,6 @@ cat [x](y.md)
 
     #[test]
     fn headings_make_anchors() {
-        assert_eq!(Document::parse(PAGE).anchors(), ["of-links-a-page"]);
+        assert_eq!(Document::parse(PAGE).anchors(), ["about-links-a-page"]);
     }
 }

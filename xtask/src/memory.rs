@@ -1,5 +1,5 @@
-//! What a client that does nothing costs in resident memory: `mainstay serve` under many, heartbeats on. A plain
-//! connection, a session, and a session that waits for a client that is gone.
+//! The resident memory of an idle client: `mainstay serve` under many, with heartbeats. Measures a plain
+//! connection, a session, and a parked session, whose client is gone.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -15,20 +15,20 @@ use crate::run::{Background, cargo, free_address, output};
 use crate::{Outcome, Result};
 
 const MAINSTAY: &str = "target/release/mainstay";
-/// Both ends of each need a descriptor, in two processes.
+/// The number of clients. Both ends of each connection need a descriptor, in two processes.
 const CLIENTS: u32 = 10_000;
 
-/// Bytes for each, 20 % above what was measured. More is a regression, whatever the machine.
+/// Bytes for each, 20 % above the measured figure. More is a regression on any machine.
 const PLAIN: f64 = 900.0;
 const SESSION: f64 = 1_700.0;
 const PARKED: f64 = 1_430.0;
 
-/// For everything that is waited for.
+/// How long any wait may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// The server's allocator gives memory back that long after it was freed.
+/// The server's allocator returns memory to the system this long after it was freed.
 const SETTLE: Duration = Duration::from_millis(1500);
 
-/// Measures each in a fresh server, prints all, fails if one is above its limit.
+/// Measures each kind in a fresh server, prints all figures, and fails if one is above its limit.
 pub(crate) fn step() -> Result<Outcome> {
     cargo("build --release --package mainstay-cli")?;
     fs::create_dir_all("target/xtask")?;
@@ -53,7 +53,7 @@ struct Server {
 }
 
 impl Server {
-    /// One that had a few clients: what the first of them make it allocate once is no cost of each.
+    /// A server that has had a few clients: what it allocates once for the first ones is not a cost of each.
     fn start() -> Result<Self> {
         let (address, admin) = (free_address()?, free_address()?);
         let mut serve = Command::new(MAINSTAY);
@@ -77,7 +77,7 @@ impl Server {
         bench
     }
 
-    /// What `mainstay bench` says of each.
+    /// The figure of `mainstay bench` for each.
     fn idle(self, flags: &[&str]) -> Result<f64> {
         let mut bench = self.clients(CLIENTS, "2s", flags);
         let printed = output(bench.args(["--json", "--pid", &self.process.id().to_string()]))?;
@@ -110,7 +110,7 @@ impl Server {
     }
 }
 
-/// Of a process, as `mainstay bench` reads it.
+/// The memory of a process, as `mainstay bench` reads it.
 fn resident(id: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{id}/smaps_rollup"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));

@@ -1,4 +1,4 @@
-//! What a server says of itself at `/metrics`.
+//! Reads a server's `/metrics`.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

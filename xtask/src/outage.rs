@@ -1,15 +1,15 @@
 //! The outage proof: an unmodified Fastify application behind `mainstay serve`, with our client in front, while the
 //! backend is killed, the network is cut, the client is frozen, and the gateway is full. The kills are played twice: with
-//! `--on-backend-loss keep`, which this application without state in the connection may have, and with `renew`.
+//! `--on-backend-loss keep`, which this application may use because its connections have no state, and with `renew`.
 //!
 //! ```text
 //! outage_client <-> Cable (cut) <-> mainstay serve <-> backend.mjs (killed)
 //!  (frozen)                            (full)
 //! ```
 //!
-//! Every part is a process of its own; two of them write down what they saw: the backend each message it received
-//! and sent ("the record"), the client each message it gave away and received, and each event. [`Verdict`] compares
-//! the two. Nothing is waited for by the clock but the outages themselves.
+//! Every part is a process of its own. Two of them write down what they saw: the backend each message that it received
+//! and sent ("the record"), the client each message that it sent and received, and each event. [`Verdict`] compares
+//! the two. Only the outages themselves last by the clock.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -30,28 +30,28 @@ use crate::{Outcome, Result, install};
 const KILLS: usize = 3;
 const CUTS: usize = 10;
 
-/// A cut each, a freeze that ends one connection, and a refusal that ends another.
+/// The number of lost connections: one for each cut, one for the freeze, and one for the refusal.
 const CLIENT_LOSSES: u64 = CUTS as u64 + 2;
 
 /// Messages that may be unconfirmed on a link: `docs/DEFAULTS.md`.
 const UNCONFIRMED: usize = 64;
 
-/// Messages a second that the backend sends on its own, beside its answers.
+/// Messages a second that the backend sends beside its answers.
 const BACKEND_RATE: &str = "50";
 
 const BACKEND_AWAY: Duration = Duration::from_secs(1);
 const CALM: Duration = Duration::from_secs(1);
 const BETWEEN_CUTS: Duration = Duration::from_millis(300);
-/// Longer than the gateway's heartbeat of 1 s, its jitter and the shortest deadline of 5 s.
+/// How long the freeze lasts: longer than the gateway's heartbeat of 1 s, its jitter and the shortest deadline of 5 s.
 const FREEZE: Duration = Duration::from_secs(8);
 const REFUSAL: Duration = Duration::from_secs(3);
-/// Of which the client needs one.
+/// The gateway's connections; the client needs one.
 const MAX_CONNECTIONS: usize = 4;
 const REFUSED: &str = "mainstay_refused_total{reason=\"full\"}";
-/// One connection of our own, to see that the gateway is full.
+/// One more connection, to observe that the gateway is full.
 const OURS_REFUSED: u64 = 1;
 
-/// For anything that must happen sooner or later: a link's third backoff in a row takes up to 8 s.
+/// How long any wait may take: a link's third backoff in a row takes up to 8 s.
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn step() -> Result<Outcome> {
@@ -113,7 +113,7 @@ impl Stage {
         Ok(Self { folder, client, cable, listening, gateway, backend: Some(backend), backend_port, admin })
     }
 
-    /// One kill after the other, each only once the one before is overcome.
+    /// Plays one kill after the other; waits for the recovery before the next.
     fn play_kills(&mut self) -> Result<()> {
         self.wait_for("\"received\"", 1)?;
         sleep(CALM);
@@ -128,7 +128,7 @@ impl Stage {
         Ok(())
     }
 
-    /// One kind of outage after the other, as the kills.
+    /// Plays one kind of outage after the other, in the same way.
     fn play_other_outages(&mut self) -> Result<()> {
         println!("client cut off {CUTS} times");
         for cut in 1..=CUTS {
@@ -152,8 +152,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Takes every place that the gateway has, while the client is cut off: with connections that say nothing, which
-    /// the gateway bears for its opening deadline of 5 s.
+    /// Occupies every connection that the gateway allows while the client is cut off: with silent connections, which the
+    /// gateway keeps for its opening deadline of 5 s.
     fn fill_gateway(&mut self) -> Result<Vec<TcpStream>> {
         self.wait_for_metric("mainstay_connections", 0)?;
         let taken =
@@ -171,7 +171,7 @@ impl Stage {
             .map_err(|error| format!("{name} is not {value}: {error}").into())
     }
 
-    /// Lets everything arrive that is under way, then ends all in order.
+    /// Waits for everything under way, then ends all processes in order.
     fn close(mut self) -> Result<(Verdict, String)> {
         self.client.signal("USR1")?; // no further messages from here on
         sleep(CALM);
@@ -213,7 +213,7 @@ fn client_log(folder: &Path) -> PathBuf {
     folder.join("client.jsonl")
 }
 
-/// The backend once it listens, and its port.
+/// Starts the backend. Returns it once it listens, and its port.
 fn start_backend(folder: &Path, port: &str) -> Result<(Background, String)> {
     let mut node = Command::new("node");
     node.args(["proof/outage/backend.mjs", port]).arg(record(folder)).arg(BACKEND_RATE);
@@ -222,7 +222,7 @@ fn start_backend(folder: &Path, port: &str) -> Result<(Background, String)> {
     Ok((backend, port))
 }
 
-/// A message of one generation of the backend, that is of one process between two kills.
+/// A message of one generation of the backend: of one process between two kills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Sent {
     Answer { generation: u64, id: u64 },
@@ -237,12 +237,12 @@ impl Sent {
     }
 }
 
-/// What the record and the client's list say of each other.
+/// The comparison of the record and the client's list.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Verdict {
     sent: u64,
     lost_up: u64,
-    /// Recorded again by a later process, and unconfirmed when the earlier one was killed.
+    /// Recorded again by a later process, but unconfirmed when the earlier one was killed.
     repeated_up: u64,
     /// Recorded again without that excuse.
     wrongly_repeated_up: u64,
@@ -250,16 +250,16 @@ struct Verdict {
     answered: u64,
     received: u64,
     lost_down: u64,
-    /// The last words of a killed process, which never left it: not the gateway's to keep.
+    /// Written to the record by a killed process that never sent them: the gateway never had them.
     cut_short: u64,
     repeated_down: u64,
     disordered_down: u64,
-    /// What the client was told.
+    /// The client's events.
     detached: u64,
     resumed: u64,
     gaps: u64,
     replaced: u64,
-    /// Messages that gaps called unknown.
+    /// Messages that gaps reported as unknown.
     unknown: u64,
 }
 
@@ -304,7 +304,7 @@ impl Verdict {
             sent.iter().enumerate().map(|(place, sent)| (*sent, place)).collect();
         let received = client.iter().filter_map(|line| as_sent(&line["received"], "re"));
         let (mut seen, mut answered) = (HashSet::new(), HashSet::new());
-        // The last message that came of each process: what is missing behind it was cut short by the kill.
+        // The last message that came from each process: the kill cut off what is missing after it.
         let mut ends: HashMap<u64, Option<usize>> = HashMap::new();
         let mut newest = None;
         for message in received {
@@ -329,7 +329,7 @@ impl Verdict {
         }
     }
 
-    /// Each figure with what is expected of it.
+    /// Each figure with its expected value.
     fn rows(&self, metrics: &str) -> Vec<Row> {
         use Expected::{Anything, AtLeast, Exactly};
         let row = |name, count, expected| Row { name, count, expected, compared: "" };
@@ -339,7 +339,7 @@ impl Verdict {
         let dead = |evidence| {
             metric(&format!("mainstay_dead_peers_total{{leg=\"client\",evidence=\"{evidence}\"}}"))
         };
-        // A frozen client's kernel goes on taking bytes until its buffers are full: which it is depends on that.
+        // A frozen client's kernel accepts bytes until its buffers are full: the result depends on that.
         let silent = dead("silent") + dead("frozen") + dead("stalled");
         let links_lost = metric("mainstay_links_lost_total");
         vec![
@@ -368,14 +368,14 @@ impl Verdict {
 }
 
 impl Verdict {
-    /// What is expected where a lost backend renews the session: nothing twice, and a gap for each kill that names what
+    /// The expected values if a lost backend renews the session: nothing twice, and for each kill one gap that names what
     /// may be lost.
     fn rows_renewed(&self) -> Vec<Row> {
         use Expected::{Anything, AtLeast, AtMost, Exactly};
         let row = |name, count, expected| Row { name, count, expected, compared: "" };
         vec![
             row("up: sent", self.sent, AtLeast(1)),
-            row("up: unknown, as the client was told", self.unknown, AtMost((KILLS * UNCONFIRMED) as u64)),
+            row("up: unknown, as the client learned", self.unknown, AtMost((KILLS * UNCONFIRMED) as u64)),
             row("up: lost", self.lost_up, AtMost(self.unknown)),
             row("up: twice", self.repeated_up + self.wrongly_repeated_up, Exactly(0)),
             row("up: out of order", self.disordered_up, Exactly(0)),
@@ -405,7 +405,7 @@ struct Row {
     name: &'static str,
     count: u64,
     expected: Expected,
-    /// The comparison's field for the same thing, if it has one.
+    /// The comparison's field for the same figure, if it has one.
     compared: &'static str,
 }
 
@@ -421,7 +421,7 @@ impl Row {
         Self { compared, ..self }
     }
 
-    /// What was expected and did not come.
+    /// The expectations that failed.
     fn failure(&self) -> Option<String> {
         let (name, count) = (self.name, self.count);
         match self.expected {
@@ -435,7 +435,7 @@ impl Row {
     }
 }
 
-/// Prints a table, the comparison beside; returns the failures.
+/// Prints a table with the comparison beside it. Returns the failures.
 fn print(rows: &[Row], comparison: &Value) -> Vec<String> {
     println!("{:40} {:>8} {:>20}", "", "mainstay", "@fastify/http-proxy");
     for row in rows {

@@ -1,5 +1,6 @@
-//! Other programs: run to their end, or kept running beside us and always ended by process id.
+//! Runs other programs to their end, or keeps them running in the background and always ends them by process id.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::error::Error;
 use std::fs::{self, File};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Outcome, Result};
 
-/// How often a program beside us is looked after.
+/// How often a background program is checked.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Lines of a program's log that its errors quote.
@@ -30,7 +31,7 @@ pub(crate) fn cargo(arguments: &str) -> Result<Outcome> {
     check(Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(arguments.split(' ')))
 }
 
-/// Runs a command to its end, its output passed on. Anything but success is an error that names the command.
+/// Runs a command to its end and passes its output on. Anything but success is an error that names the command.
 pub(crate) fn check(command: &mut Command) -> Result<Outcome> {
     let line = shown(command);
     println!("$ {line}");
@@ -38,7 +39,7 @@ pub(crate) fn check(command: &mut Command) -> Result<Outcome> {
     if status.success() { Ok(Outcome::Passed) } else { Err(format!("`{line}`: {status}").into()) }
 }
 
-/// What a command prints on its standard output, if it ends well.
+/// Returns what a command prints on its standard output, if it succeeds.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let line = shown(command);
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("`{line}`: {error}"))?;
@@ -50,7 +51,15 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Whether a command can be started and ends well, its output thrown away.
+/// The existing files that git tracks or would track.
+pub(crate) fn tracked_files() -> Result<Vec<String>> {
+    let listed =
+        output(Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]))?;
+    let files: BTreeSet<_> = listed.lines().filter(|path| Path::new(path).is_file()).collect();
+    Ok(files.into_iter().map(str::to_owned).collect())
+}
+
+/// Whether a command can be started and succeeds. Discards its output.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
     command
         .stdin(Stdio::null())
@@ -60,14 +69,14 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
         .is_ok_and(|s| s.success())
 }
 
-/// A loopback address nobody listened on a moment ago.
+/// A loopback address that was free a moment ago.
 pub(crate) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// A program beside us, leader of its own process group; the group is ended when this is dropped.
+/// A background program, leader of its own process group. Dropping this value ends the group.
 ///
-/// Its errors end with the last lines of its log.
+/// Its errors contain the last lines of its log.
 pub(crate) struct Background {
     child: Child,
     name: String,
@@ -86,7 +95,7 @@ impl Background {
         Self::start_quietly(command, log)
     }
 
-    /// The same, without a word about it.
+    /// The same, but prints nothing.
     pub(crate) fn start_quietly(command: &mut Command, log: PathBuf) -> Result<Self> {
         let name = shown(command);
         let file = File::create(&log)?;
@@ -95,7 +104,7 @@ impl Background {
         Ok(Self { child, name, log })
     }
 
-    /// Waits until `ready` is true: an error if the program ends before, or `limit` passes.
+    /// Waits until `ready` is true. It is an error if the program ends first, or if `limit` passes.
     pub(crate) fn wait_until(&mut self, limit: Duration, mut ready: impl FnMut(&Path) -> bool) -> Result<()> {
         let started = Instant::now();
         while !ready(&self.log) {
@@ -133,13 +142,13 @@ impl Background {
         self.wait_until(limit, |_| TcpStream::connect(address).is_ok())
     }
 
-    /// Waits for the program's own end: an error if it is no success, or `limit` passes.
+    /// Waits until the program ends by itself. A failure is an error, and so is `limit`.
     pub(crate) fn wait_success(&mut self, limit: Duration) -> Result<()> {
         let status = self.wait_end(limit)?;
         if status.success() { Ok(()) } else { Err(self.error(&status.to_string())) }
     }
 
-    /// Waits for the program's own end, whatever it ends with: an error if `limit` passes.
+    /// Waits until the program ends by itself, with any status. It is an error if `limit` passes.
     pub(crate) fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let started = Instant::now();
         loop {
@@ -176,7 +185,7 @@ impl Drop for Background {
     }
 }
 
-/// A command as a person would type it; of a shell, the script alone.
+/// A command as a person would type it; for a shell, its script alone.
 fn shown(command: &Command) -> String {
     let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).collect();
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();

@@ -1,4 +1,4 @@
-//! What does not fit into `bench`: a million idle connections, and ten thousand clients that come back at
+//! Measurements too large for `bench`: a million idle connections, and ten thousand clients that come back at
 //! once.
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //! One process holds as many connections as it may open files, so larger numbers are spread over processes,
 //! each server at a loopback address of its own. [`idle`] and [`storm`] measure, [`machine`] reads what the
 //! kernel counts and raises its limits while we run, [`page`] writes `docs/SCALE.md`. No time and no size is
-//! judged here; a lost connection, and a message that is lost without a word, are errors.
+//! judged here; a lost connection and an unreported lost message are errors.
 
 mod idle;
 mod machine;
@@ -28,7 +28,7 @@ use crate::{Outcome, Result};
 /// Logs, records, and the page of a smoke test.
 const SCRATCH: &str = "target/xtask/scale";
 const MILLION: u32 = 1_000_000;
-/// Of the heartbeat, in seconds, with so many connections: at 25 s their heartbeats alone fill two cores.
+/// The heartbeat interval in seconds for many connections: at 25 s their heartbeats alone fill two cores.
 const MILLIONS_INTERVAL: u32 = 100;
 
 #[derive(Args)]
@@ -36,7 +36,7 @@ pub(crate) struct Options {
     /// Idle connections. May be repeated [default: 10000 and 100000]
     #[arg(long = "connections", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
     connections: Vec<u32>,
-    /// A million as well: 10 minutes and about 10 GiB
+    /// Also measure a million: 10 minutes and about 10 GiB
     #[arg(long)]
     million: bool,
     /// Connections opened in a second, all processes together
@@ -45,7 +45,7 @@ pub(crate) struct Options {
     /// Clients of the storms; 0: no storm
     #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
     clients: u32,
-    /// Few of everything: whether it works
+    /// A smoke test: few connections and clients
     #[arg(long)]
     quick: bool,
     /// Where SCALE.md goes [default: docs; with --quick target/xtask/scale]
@@ -53,7 +53,7 @@ pub(crate) struct Options {
     output: Option<PathBuf>,
 }
 
-/// Whether the whole path works.
+/// The smoke test: the whole path works.
 pub(crate) fn step() -> Result<Outcome> {
     if output(Command::new("id").arg("-u"))?.trim() != "0" {
         return Ok(Outcome::Skipped("only root may cut connections, as `cargo xtask scale` does".into()));
@@ -81,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     let most = sizes.iter().copied().max().unwrap_or(0);
     let _raised = if options.quick { None } else { Some(machine::Raised::for_connections(most)?) };
     let (page, mut idle, mut storms) = (folder.join("SCALE.md"), Vec::new(), Vec::new());
-    // Written anew after each part: the last one may be more than the machine has memory for.
+    // Written again after each part: the machine may lack the memory for the last one.
     let write = |idle: &[_], storms: &[_]| -> Result<()> {
         Ok(fs::write(&page, page::write(idle, &load, storms, options.quick)?)?)
     };
@@ -112,14 +112,14 @@ impl Options {
     }
 }
 
-/// What a process may hold, a few files of its own apart.
+/// How many connections a process may hold, besides a few files of its own.
 fn most_of_a_process() -> Result<u32> {
     let files = output(Command::new("sh").args(["-c", "ulimit -n"]))?;
     let files: u32 = files.trim().parse().unwrap_or(u32::MAX);
     Ok(files.saturating_sub(500).clamp(1, 19_500))
 }
 
-/// A command that ends when we do, however we do.
+/// A command that ends with this process, however this process ends.
 fn tied(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", program]);

@@ -1,4 +1,4 @@
-//! Rules that no compiler checks, over every file git knows. A complaint names file and line.
+//! Rules that no compiler checks, for every file that git knows. A complaint names file and line.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -7,8 +7,8 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use crate::markdown::Document;
-use crate::run::output;
-use crate::{Outcome, Result, docs};
+use crate::run::{output, tracked_files};
+use crate::{Outcome, Result, circles, docs};
 
 /// Tags of code blocks in the documents that `docs` runs. `sh` is run by `docs`, `rust` is a documentation
 /// test, `json` is parsed here; a block that is none of these languages is `text`.
@@ -53,20 +53,16 @@ pub(crate) fn check() -> Result<Outcome> {
             shows_every_promise(&text, &mut complain);
         }
     }
+    let circles = circles::find(&files)?;
+    complaints.extend(
+        circles.iter().map(|files| format!("{}: a circle of files that use each other", files.join(", "))),
+    );
     complaints.extend(proto_without_runtime()?);
     if complaints.is_empty() {
         println!("{} files are tidy", files.len());
         return Ok(Outcome::Passed);
     }
     Err(format!("{} complaints\n{}", complaints.len(), complaints.join("\n")).into())
-}
-
-/// Files git tracks or would track, that exist.
-pub(crate) fn tracked_files() -> Result<Vec<String>> {
-    let listed =
-        output(Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]))?;
-    let files: BTreeSet<_> = listed.lines().filter(|path| Path::new(path).is_file()).collect();
-    Ok(files.into_iter().map(str::to_owned).collect())
 }
 
 type Complain<'a> = dyn FnMut(usize, &str) + 'a;
@@ -77,7 +73,7 @@ fn ends_with_newline(text: &str, complain: &mut Complain) {
     }
 }
 
-/// Neither a path of the machine the work was done on nor a registry's host.
+/// A file names neither a path of the machine that it was written on nor a registry's host.
 fn names_no_place(path: &str, text: &str, local: &[String], complain: &mut Complain) {
     let cargo_lock = path.ends_with("Cargo.lock"); // cargo names its own index there
     for (number, line) in numbered(text) {
@@ -90,7 +86,7 @@ fn names_no_place(path: &str, text: &str, local: &[String], complain: &mut Compl
     }
 }
 
-/// The folders that this checkout and this user live in, each ending in a slash.
+/// The folders of this checkout and of this user, each with a slash at the end.
 fn local_paths() -> Result<Vec<String>> {
     let root = env::current_dir()?;
     let beside = root.parent().filter(|parent| *parent != env::temp_dir()).map(Path::to_path_buf);
@@ -99,7 +95,7 @@ fn local_paths() -> Result<Vec<String>> {
     Ok(named.map(|folder| format!("{}/", folder.display())).collect())
 }
 
-/// Work left to do needs an issue behind it, as in `(#12)`; the other marks are for one's own desk.
+/// A mark of work left to do names its issue, as in `(#12)`; the other marks may not be committed.
 fn unfinished(text: &str, complain: &mut Complain) {
     let later = concat!("TO", "DO");
     for (number, line) in numbered(text) {
@@ -127,10 +123,10 @@ fn sides_stay_apart(path: &str, text: &str, complain: &mut Complain) {
     }
 }
 
-/// `println!` and its kin panic where nothing can be written, and block where the reader stalls: a full disk would end a
-/// server, and a stalled log its traffic. The program writes by `log::say`, or by `writeln!` with an answer to the error.
+/// `println!` and its relatives panic if nothing can be written, and block if the reader stalls: a full disk would end a
+/// server, and a stalled log its traffic. The program writes by `log::say`, or by `writeln!` and handles the error.
 fn prints_nothing_that_may_panic(path: &str, text: &str, complain: &mut Complain) {
-    // The simulator is a test that happens to be a program.
+    // The simulator is a test in the form of a program.
     let is_program = path.starts_with("crates/") && path.contains("/src/");
     if !is_program || path.starts_with("crates/mainstay-sim/") {
         return;
@@ -146,7 +142,7 @@ fn prints_nothing_that_may_panic(path: &str, text: &str, complain: &mut Complain
     }
 }
 
-/// Code blocks are tagged with what is checked, and links lead somewhere.
+/// Code blocks have known tags, and links have targets.
 fn markdown(path: &str, text: &str, files: &[String], complain: &mut Complain) {
     let document = Document::parse(text);
     if docs::is_run(path) {
@@ -177,7 +173,7 @@ fn markdown(path: &str, text: &str, files: &[String], complain: &mut Complain) {
     }
 }
 
-/// What is promised is shown by tests that exist. Options and the like have names of two words.
+/// The tests that promises name exist. Options have names of two words, tests longer ones.
 fn names_tests(text: &str, functions: &BTreeSet<String>, complain: &mut Complain) {
     for (number, line) in numbered(text) {
         let quoted = line.split('`').skip(1).step_by(2);
@@ -203,7 +199,7 @@ fn names_tests_of_clients(text: &str, files: &[String], titles: &[String], compl
     }
 }
 
-/// R1 to R17 have a row each, and each of its servers a test that carries its number.
+/// R1 to R17 have a row each, and each server in it has a test with that number.
 fn shows_every_promise(text: &str, complain: &mut Complain) {
     for wanted in 1..=17 {
         let row = numbered(text).find(|(_, line)| line.starts_with(&format!("| R{wanted} |")));
@@ -270,7 +266,7 @@ fn beside(path: &str, target: &str) -> String {
     resolved.display().to_string()
 }
 
-/// `mainstay-proto` runs in virtual time under the simulator, so nothing beneath it may bring a runtime.
+/// `mainstay-proto` runs in virtual time under the simulator, so none of its dependencies may be a runtime.
 fn proto_without_runtime() -> Result<Option<String>> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments =

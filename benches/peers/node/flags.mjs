@@ -5,7 +5,7 @@ export function flags() {
   return { host, port: Number(port), interval: Number(value("--interval")) * 1000, upstream: value("--upstream") };
 }
 
-// Pings everybody every interval, and ends whoever did not answer the Ping before.
+// Pings every connection each interval, and ends those that did not answer the Ping before.
 export function beat(sockets, interval) {
   sockets.on("connection", (socket) => {
     socket.alive = true;

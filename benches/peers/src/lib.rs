@@ -1,7 +1,7 @@
-//! What the peers have in common: two flags, a listener, a beat.
+//! What the peers share: two flags, a listener, a heartbeat.
 //!
 //! Every peer answers at `/echo` and `/broadcast`, pings each connection every interval, and ends a connection
-//! from which nothing came since the Ping before.
+//! that sent nothing since the Ping before.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 use tokio::time::{Interval, interval_at};
 
-/// Messages a slow member of a room may be behind.
+/// How many messages a slow member of a room may be behind.
 pub const ROOM: usize = 1024;
 
 /// `--listen ADDRESS --interval SECONDS`
@@ -40,12 +40,12 @@ pub async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// Ticks every interval, for the first time after one.
+/// Ticks every interval, first after one interval.
 pub fn beat(interval: Duration) -> Interval {
     interval_at(tokio::time::Instant::now() + interval, interval)
 }
 
-/// The next message of a room; never, outside of one.
+/// The next message of a room; never completes outside a room.
 pub async fn next<T: Clone>(room: &mut Option<broadcast::Receiver<T>>) -> Option<T> {
     match room {
         None => std::future::pending().await,

@@ -7,7 +7,7 @@
  */
 
 import { cutSoon, needClass, On } from "./host.js";
-import type { Io, Machine, MachineConfig, Mode, Status } from "./machine.js";
+import type { Machine, MachineConfig, MachineEvent, Mode, Status, Transmit } from "./machine.js";
 import type { Fate } from "./session.js";
 import { eventOf, missing, readFarewell, readProtocols, readUrl } from "./surface.js";
 import { sizeOf } from "./text.js";
@@ -25,7 +25,7 @@ export interface BaseOptions extends MachineConfig {
    * what the handlers of `open` send. @default nothing
    */
   greeting?: () => Awaitable<string | ArrayBuffer | ArrayBufferView | (string | ArrayBuffer | ArrayBufferView)[]>;
-  /** Does not dial before `reconnect` or `retryNow` is called. @default false */
+  /** Does not dial before `reconnect` is called. @default false */
   startClosed?: boolean;
   /** Closes the socket in order. */
   signal?: AbortSignal;
@@ -65,7 +65,7 @@ export interface SocketEvents {
   /** Attached: to the same session, or to a new one. */
   session: Event & { mode: Mode; resumed: boolean; epoch: number; id: string };
   /** What it is doing; after a loss, why, and when the next attempt is made. */
-  status: Event & { status: Status; code?: number; reason?: string; retryInMs?: number };
+  status: Event & { status: Status; code?: number; reason?: string; nextAttemptInMs?: number };
   /**
    * Something is lost, told once. `fate`: a session was lost, and what became of what was sent in it; or, with the cause
    * `replaced` and no `open` behind it, the session goes on and what the backend sent meanwhile may be missing. `dropped`:
@@ -96,7 +96,7 @@ export interface Waiting {
   /** Undefined while its Blob is being read. */
   data: Data | undefined;
   blob: Blob | undefined;
-  settleAs?(outcome: "not delivered"): void;
+  settleAs?(outcome: "not-delivered"): void;
 }
 
 /** What listens to an event, a function or an object, as in `WebSocket`. */
@@ -142,6 +142,8 @@ export abstract class BaseSocket extends EventTarget {
   private cameFrom = "";
   /** What was written since the last microtask to a connection that counts it no longer. */
   declare private writtenNow: Data[] | undefined;
+  /** What waits to be accepted, and goes out before a close. @internal */
+  protected queued: Waiting[] = [];
   /** @internal */
   protected events: [type: string, fields?: any][] = [];
   /** The event `close`, which comes behind all others. */
@@ -172,7 +174,7 @@ export abstract class BaseSocket extends EventTarget {
     url: Fresh<string | URL>,
     protocols: Fresh<string | string[]>,
     options: BaseOptions,
-    makeMachine: (now: number, io: Io) => Machine,
+    makeMachine: (now: number) => Machine,
   ) {
     super();
     if (url === undefined) throw missing();
@@ -181,13 +183,14 @@ export abstract class BaseSocket extends EventTarget {
     checkRange("connectTimeoutMs", options.connectTimeoutMs);
     checkRange("silenceLimitMs", options.silenceLimitMs);
     checkRange("ping.intervalMs", options.ping?.intervalMs);
-    checkRange("keep[0]", options.keep?.[0]);
+    checkRange("keep.messages", options.keep?.messages);
+    checkRange("keep.bytes", options.keep?.bytes, 0);
     checkRange("maxRetries", options.maxRetries, 0);
     for (const name of ["greeting", "shouldReconnectOnClose"] as const) if (options[name] && typeof options[name] !== "function") throw new TypeError(`${name} is no function`);
     this.chosen = options;
     if (!On.Browser) needClass(this.connectionClass);
     this.askedFor = [url, protocols];
-    this.machine = makeMachine(Date.now(), this);
+    this.machine = makeMachine(Date.now());
     this.listenToPage();
     // The first attempt starts when the caller has set its handlers.
     this.staysAway = options.startClosed;
@@ -284,22 +287,16 @@ export abstract class BaseSocket extends EventTarget {
     this.addEventListener(type, listener, { once: true });
   }
 
-  /** Dials now if it waits, probes if it is attached. */
-  retryNow(): void {
-    this.staysAway = false;
-    this.proceed((machine) => machine.retryNow());
-  }
-
   /**
-   * Leaves the connection with this code and dials at once, whatever it was doing, and the count of attempts begins anew. A
-   * session goes on. After `close` it does nothing: make another socket.
+   * Leaves the connection with this code, if there is one, and dials at once, whatever the socket was doing. The count of
+   * attempts begins anew, and a session goes on. After `close` it does nothing: make another socket.
    */
   reconnect(code = 1000, reason = ""): void {
     this.staysAway = false;
     this.proceed((machine) => machine.reconnect(code, reason));
   }
 
-  /** Leaves the connection and stays away until {@link retryNow}. A session goes on for as long as the server keeps it. */
+  /** Leaves the connection and stays away until {@link reconnect}. A session goes on for as long as the server keeps it. */
   suspend(): void {
     this.staysAway = true;
     this.hide();
@@ -315,20 +312,23 @@ export abstract class BaseSocket extends EventTarget {
    * @internal
    */
   protected proceed(act?: (machine: Machine) => unknown): void {
-    const { machine } = this;
-    machine.nowMs = this.clock();
-    machine.isBusy = this.leaving;
-    act?.(machine);
+    this.machine.nowMs = this.clock();
+    this.machine.isBusy = this.leaving;
+    this.machine.waiting = this.queued.length;
+    act?.(this.machine);
+    this.flush();
     if (this.isStepping) return;
     this.isStepping = true;
     try {
-      machine.handleTimeout();
+      this.machine.handleTimeout();
+      this.flush();
       for (let event; (event = this.nextEvent()); ) this.dispatch(...event);
     } finally {
       this.isStepping = false;
     }
+    const { machine } = this;
     if (machine.beginning) void this.begin();
-    let at = Math.max(machine.dueAt, machine.nowMs);
+    let at = Math.max(machine.pollTimeout(), machine.nowMs);
     if (machine.current) at = Math.min(at, machine.nowMs + TICK);
     if (machine.isEnded) {
       at = Infinity;
@@ -341,10 +341,29 @@ export abstract class BaseSocket extends EventTarget {
     }
   }
 
+  /** Does what the machine wants done, and takes over what happened. @internal */
+  protected flush(): void {
+    this.machine.waiting = this.queued.length;
+    for (let output; (output = this.machine.pollTransmit()); ) this.transmit(output);
+    for (let event; (event = this.machine.pollEvent()); ) this.observe(event);
+    const { successor } = this.machine;
+    if (!successor) return;
+    this.machine = successor;
+    this.machine.successor = undefined;
+    this.flush();
+  }
+
+  private transmit(output: Transmit): void {
+    if (output.kind === "dial") void this.dial(output.id);
+    else if (output.kind === "write") this.writeTo(output.id, output.data);
+    else if (output.kind === "close") this.byId[output.id]?.close(output.code, output.reason);
+    else this.forget(output.id, output.code, output.reason);
+  }
+
   private nextEvent(): [type: string, fields?: any] | undefined {
     const { events } = this;
     this.pump();
-    this.machine.writeOut();
+    this.flush();
     if (!this.farewell) this.tellStatus();
     else if (!events.length && !this.isHeld) {
       const { farewell } = this;
@@ -359,7 +378,7 @@ export abstract class BaseSocket extends EventTarget {
     const late = this.clock() - this.timerAt;
     this.timerAt = Infinity;
     // Asleep, and not merely a hidden page whose timers are held back: the peer may have given up on us.
-    if (late > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden) this.retryNow();
+    if (late > TICK / 2 && this.chosen.page?.sleep !== false && !globalThis.document?.hidden) this.wake();
     else this.proceed();
   }
 
@@ -370,15 +389,17 @@ export abstract class BaseSocket extends EventTarget {
     return wall + this.skew;
   }
 
-  /** Hands over the next that a session has for the application, if that wants it. @internal */
+  /** Queues the next delivery of a session, if the application wants it. @internal */
   protected pump(): void {}
 
+  /** Something happened. @internal */
+  protected observe(event: MachineEvent): void {
+    if (event.type === "close") this.farewell = event;
+    else this.queue(event.type, event);
+  }
+
   /** @internal */
-  emit(type: string, fields?: object): void {
-    if (type === "close") {
-      this.farewell = fields;
-      return;
-    }
+  protected queue(type: string, fields?: object): void {
     this.tellStatus();
     this.events.push([type, fields]);
   }
@@ -425,7 +446,7 @@ export abstract class BaseSocket extends EventTarget {
   protected noRoom(payload: unknown): void {
     const error = new QueueFullError(payload);
     if ((this.chosen as { whenFull?: string }).whenFull === "throw") throw error;
-    this.emit("error", { error });
+    this.queue("error", { error });
   }
 
   /** Reads a message that is a Blob and waits. What cannot be read is an error, and not sent. @internal */
@@ -433,10 +454,9 @@ export abstract class BaseSocket extends EventTarget {
     try {
       message.data = new Uint8Array(await message.blob!.arrayBuffer());
     } catch (error) {
-      const { queued } = this.machine;
-      queued.splice(queued.indexOf(message), 1);
-      message.settleAs?.("not delivered");
-      this.emit("error", { error });
+      this.queued.splice(this.queued.indexOf(message), 1);
+      message.settleAs?.("not-delivered");
+      this.queue("error", { error });
     }
     this.proceed();
   }
@@ -453,16 +473,14 @@ export abstract class BaseSocket extends EventTarget {
 
   // ---- connections --------------------------------------------------------------------------------
 
-  /** @internal */
-  async dial(id: number): Promise<void> {
-    const { machine } = this;
+  private async dial(id: number): Promise<void> {
     try {
       const [url, protocols, greeting] = await Promise.all([ask(this.askedFor[0]), ask(this.askedFor[1]), this.chosen.greeting?.(), this.prepare()]);
       this.greetings = [greeting ?? []].flat();
       this.place = readUrl(url);
       this.cameFrom = new URL(this.place).origin;
       // It may have been given up meanwhile.
-      if (machine.dialled !== id) return;
+      if (this.machine.dialled !== id) return;
       const names = this.offer(readProtocols(protocols));
       let connection = new this.connectionClass!(this.place, names);
       if (connection instanceof BaseSocket) {
@@ -474,39 +492,32 @@ export abstract class BaseSocket extends EventTarget {
       connection.binaryType = "arraybuffer";
       /** Of one that was forgotten nothing is heard any more. */
       const then = (act: (event: any) => void) => (event: any) => this.byId[id] && this.proceed(() => act(event));
-      connection.onopen = then(() => machine.handleOpened(id, connection.protocol));
-      connection.onmessage = then(({ data }) => machine.handleMessage(id, data));
+      connection.onopen = then(() => this.machine.handleOpened(id, connection.protocol));
+      connection.onmessage = then(({ data }) => this.machine.handleMessage(id, data));
       /** Why, where the class tells it: browsers do not. */
       let cause = "";
-      connection.onclose = then(({ code, reason }) => machine.handleLost(id, code, On.Browser ? reason : reason || cause));
+      connection.onclose = then(({ code, reason }) => this.machine.handleLost(id, code, On.Browser ? reason : reason || cause));
       // Set in any case: `ws` throws where nobody listens.
       connection.onerror = On.Browser ? () => {} : then(({ message }) => {
         cause = message || "";
         // The WebSocket of Node 20 fires no `close` after a handshake that failed.
-        if (machine.dialled === id) machine.handleLost(id, 1006, cause || "cannot be opened");
+        if (this.machine.dialled === id) this.machine.handleLost(id, 1006, cause || "cannot be opened");
       });
     } catch (error) {
-      this.emit("error", { error });
+      this.queue("error", { error });
       // It says nothing of the server.
-      this.proceed(() => machine.handleLost(id, 1011, `${error}`));
+      this.proceed((machine) => machine.handleLost(id, 1011, `${error}`));
     }
   }
 
-  /** @internal */
-  writeTo(id: number, data: Data): void {
+  private writeTo(id: number, data: Data): void {
     const connection = this.byId[id];
     connection?.send(data);
     // The class of `ws` writes at once and says 0.
     if (!On.Browser && connection?.bufferedAmount === 0 && (this.writtenNow ??= []).push(data) === 1) queueMicrotask(() => (this.writtenNow!.length = 0));
   }
 
-  /** @internal */
-  leave(id: number, code: number, reason: string): void {
-    this.byId[id]?.close(code, reason);
-  }
-
-  /** @internal */
-  forget(id: number, code = 1000, reason = ""): void {
+  private forget(id: number, code: number, reason: string): void {
     const connection: any = this.byId[id];
     const isLeft = !On.Browser && connection?.readyState === 2;
     delete this.byId[id];
@@ -524,8 +535,7 @@ export abstract class BaseSocket extends EventTarget {
 
   /** What was sent and no connection has. @internal */
   protected get unsent(): number {
-    const { bufferedAmount, queued } = this.machine;
-    return bufferedAmount + sizeOf(queued.map(({ data, blob }: Waiting) => data ?? { length: blob!.size }));
+    return this.machine.bufferedAmount + sizeOf(this.queued.map(({ data, blob }) => data ?? { length: blob!.size }));
   }
 
   /** What was written and has not left. */
@@ -553,7 +563,11 @@ export abstract class BaseSocket extends EventTarget {
 
   /** Something suggests that the network is there again. @internal */
   comeBack(): void {
-    if (!this.staysAway) this.retryNow();
+    if (!this.staysAway) this.wake();
+  }
+
+  private wake(): void {
+    this.proceed((machine) => machine.wake());
   }
 
   /** Something suggests that the network is gone. @internal */

@@ -1,8 +1,8 @@
 /**
- * What both ends of a session do alike: number and keep what goes out, count and hand over what comes in,
- * acknowledge, and check that both ends counted the same.
+ * What both ends of a session do alike: they number and keep what they send, count and deliver what they receive,
+ * acknowledge it, and check that both ends counted the same.
  *
- * No number travels with a message. A {@link Lane} is one connection's place in the two streams; it starts where
+ * No number travels with a message. A {@link Lane} is one connection's position in the two streams; it starts where
  * HELLO and WELCOME say and moves by one with every message. The flow outlives its lanes.
  *
  * Source: `docs/PROTOCOL.md` "Sequence rules".
@@ -10,15 +10,15 @@
 
 import { type Beat, type Bytes, bytesOf, type Data, encode, encodeData, fail, Type, type Window } from "./wire.js";
 
-/** One connection's position in each direction: the number last written, the number last read. */
+/** The position of one connection in each direction: the number last written, the number last read. */
 export interface Lane {
   wrote: number;
   read: number;
 }
 
 /**
- * The next thing for the application: a message, or `count` messages from `first` on that the peer's policy dropped. A
- * `count` of 0: what stands behind the peer was replaced before message `first`.
+ * The next thing for the application: a message, or `count` messages from `first` on that the peer dropped by its policy.
+ * A `count` of 0: the backend behind the peer was replaced before message `first`.
  */
 export interface Delivery {
   data?: Data;
@@ -26,15 +26,16 @@ export interface Delivery {
   count: number;
 }
 
-/** A message is larger than the other end takes. */
+/** A message is larger than the other end accepts. */
 export class MessageTooLargeError extends RangeError {
   override name = "MessageTooLargeError";
-  /** Payload bytes: those of the message, and the most that the other end takes. */
+  /** The payload bytes of the message. */
   declare size: number;
+  /** The most payload bytes that the other end accepts. */
   declare limit: number;
 
   constructor(size: number, limit: number) {
-    super(`the message has ${size} bytes, the other end takes at most ${limit}`);
+    super(`the message has ${size} bytes, the other end accepts at most ${limit}`);
     this.size = size;
     this.limit = limit;
   }
@@ -42,18 +43,18 @@ export class MessageTooLargeError extends RangeError {
 
 /** Messages accepted and not yet acknowledged, kept so that an attach can write them again. */
 export class Outbox {
-  /** What is above `base`, one for each number; `end` is the sum of payload bytes up to and with it. */
+  /** The messages above `base`, one for each number; `end` is the sum of payload bytes up to and including it. */
   items: { data: Data; end: number }[] = [];
   base = 0;
   baseEnd = 0;
   acknowledged = 0;
-  /** The highest number of which a byte was given to any connection. */
+  /** The highest number of which any connection was given a byte. */
   written = 0;
-  /** What is above this number is not written yet: others may come before it. */
+  /** Messages above this number are not written yet: others may be inserted before them. */
   ready = Infinity;
-  /** What the peer accepts. */
-  peer: Window = [16, 65_536];
-  /** What is kept at most. */
+  /** The window of the peer. */
+  peer: Window = { messages: 16, bytes: 65_536 };
+  /** The bound of this buffer. */
   declare limit: Window;
 
   constructor(limit: Window) {
@@ -70,14 +71,15 @@ export class Outbox {
   }
 
   /**
-   * Numbers and keeps a message. 0: there is no room. One message always fits, of any size. `isFirst`: it comes before
-   * what is not {@link ready}, and has as much room again, as what waits may have taken all. `length`: its bytes.
+   * Numbers and keeps a message, and returns its number. 0: there is no room. One message always fits, of any size.
+   * `isFirst`: it is inserted before the messages that are not {@link ready}, and has as much room again, as these may
+   * fill the buffer. `length`: its bytes.
    */
   push(data: Data, isFirst = false, length = bytesOf(data).length): number {
     const { items, base, limit } = this;
     const kept = this.last - this.acknowledged;
     const room = isFirst ? 2 : 1;
-    if (kept && (kept >= limit[0] * room || this.bytes + length > limit[1] * room)) return 0;
+    if (kept && (kept >= limit.messages * room || this.bytes + length > limit.bytes * room)) return 0;
     let at = items.length;
     if (isFirst) {
       for (; at > this.ready - base; at--) {
@@ -90,25 +92,26 @@ export class Outbox {
     return base + at + 1;
   }
 
-  /** Takes out what was never written. */
+  /** Removes and returns the messages that were never written. */
   takeUnwritten(): Data[] {
     return this.items.splice(this.written - this.base).map((item) => item.data);
   }
 
-  /** What follows this position, if it is ready and the peer's window holds it. */
+  /** The message after this position, if it is ready and fits into the peer's window. */
   next(position: number): Data | undefined {
     if (position >= this.ready) return;
     const ahead = position + 1 - this.acknowledged;
-    const fits = ahead <= this.peer[0] && this.endOf(position + 1) - this.endOf(this.acknowledged) <= this.peer[1];
+    const fits = ahead <= this.peer.messages && this.endOf(position + 1) - this.endOf(this.acknowledged) <= this.peer.bytes;
     if (ahead <= 1 || fits) return this.items[position - this.base]?.data;
   }
 
-  acknowledge(received: number): void {
-    if (received > this.written) fail(`acknowledged ${received} of ${this.written}`);
-    this.acknowledged = Math.max(this.acknowledged, received);
+  /** The peer acknowledged the messages up to this number. */
+  acknowledge(number: number): void {
+    if (number > this.written) fail(`acknowledged ${number} of ${this.written}`);
+    this.acknowledged = Math.max(this.acknowledged, number);
   }
 
-  /** Frees what is acknowledged and stands at or below the position of every living connection. */
+  /** Frees messages that are acknowledged and stand at or below the position of every live connection. */
   trim(lowestPosition: number): void {
     const floor = Math.min(this.acknowledged, lowestPosition);
     if (floor <= this.base) return;
@@ -117,7 +120,7 @@ export class Outbox {
     this.base = floor;
   }
 
-  /** What is kept above this number. */
+  /** The messages above this number. */
   after(number: number): Data[] {
     return this.items.slice(number - this.base).map((item) => item.data);
   }
@@ -127,94 +130,95 @@ export class Outbox {
   }
 }
 
-/** Messages read and not yet handed to the application, and what the peer may be told about them. */
+/** Messages received and not yet delivered to the application, and how far they are acknowledged. */
 export class Inbox {
   queue: (Delivery & { bytes: number })[] = [];
-  /** The highest number read from any connection. */
-  taken = 0;
-  /** The highest number that the application was handed. */
-  handed = 0;
-  /** The highest number that is acknowledged: `handed`, unless a subclass waits for the application's word. */
+  /** The highest number that any connection received. */
   received = 0;
-  /** The last `received` that the peer was told. */
-  told = 0;
+  /** The highest number that was delivered to the application. */
+  delivered = 0;
+  /** The highest number that may be acknowledged: `delivered`, unless a subclass waits until the application acknowledges. */
+  acknowledged = 0;
+  /** The `acknowledged` that was last written to the peer. */
+  acked = 0;
   openBytes = 0;
-  untoldBytes = 0;
-  /** When an acknowledgement is due even if nothing more comes. */
-  dueAt = Infinity;
+  unackedBytes = 0;
+  /** When an acknowledgement is due even if no more is delivered. */
+  ackDueAt = Infinity;
   declare window: Window;
 
   constructor(window: Window) {
     this.window = window;
   }
 
-  take(data: Data, bytes = bytesOf(data).length): void {
+  receive(data: Data, bytes = bytesOf(data).length): void {
     this.checkWindow(bytes);
     this.openBytes += bytes;
-    this.queue.push({ data, first: ++this.taken, count: 1, bytes });
+    this.queue.push({ data, first: ++this.received, count: 1, bytes });
   }
 
-  /** Takes what the peer sends without asking. What the window's bytes do not hold is dropped, and counted in its place. */
-  hold(data: Data): void {
-    // An empty one costs something too.
+  /** Receives from a peer that respects no window. A message that exceeds the window's bytes is dropped, and counted in its place. */
+  receiveOrDrop(data: Data): void {
+    // An empty message costs something too.
     const bytes = data.length + 64;
     const last = this.queue[this.queue.length - 1];
-    if (!last || this.openBytes + bytes <= this.window[1]) {
+    if (!last || this.openBytes + bytes <= this.window.bytes) {
       this.openBytes += bytes;
-      this.queue.push({ data, first: ++this.taken, count: 1, bytes });
+      this.queue.push({ data, first: ++this.received, count: 1, bytes });
     } else if (last && last.data === undefined) {
       last.count++;
-      this.taken++;
-    } else this.queue.push({ first: ++this.taken, count: 1, bytes: 0 });
+      this.received++;
+    } else this.queue.push({ first: ++this.received, count: 1, bytes: 0 });
   }
 
-  /** Messages up to `last` that never come. What was taken before stays out of it. */
-  takeGap(last: number): void {
-    if (last <= this.taken) return;
+  /** Messages up to `last` never come. Those that were received before stay out of the gap. */
+  receiveGap(last: number): void {
+    if (last <= this.received) return;
     this.checkWindow(0);
-    this.queue.push({ first: this.taken + 1, count: last - this.taken, bytes: 0 });
-    this.taken = last;
+    this.queue.push({ first: this.received + 1, count: last - this.received, bytes: 0 });
+    this.received = last;
   }
 
-  /** What stands behind the peer was replaced here. Marks that meet are one. */
-  takeReplaced(): void {
-    if (this.queue[this.queue.length - 1]?.count !== 0) this.queue.push({ first: this.taken + 1, count: 0, bytes: 0 });
+  /** The backend behind the peer was replaced at this position. Adjacent marks become one. */
+  receiveReplaced(): void {
+    if (this.queue[this.queue.length - 1]?.count !== 0) this.queue.push({ first: this.received + 1, count: 0, bytes: 0 });
   }
 
   checkWindow(bytes: number): void {
-    const open = this.taken - this.received;
-    if (open > 0 && (open >= this.window[0] || this.openBytes + bytes > this.window[1])) fail("more than the window");
+    const open = this.received - this.acknowledged;
+    if (open > 0 && (open >= this.window.messages || this.openBytes + bytes > this.window.bytes)) fail("more than the window");
   }
 
-  handOver(now: number): Delivery | undefined {
+  /** Returns the next message or gap, which counts as delivered from then on. */
+  deliver(now: number): Delivery | undefined {
     const next = this.queue.shift();
     if (next?.count) {
-      this.handed = next.first + next.count - 1;
-      this.settle(now, this.handed, next.bytes);
+      this.delivered = next.first + next.count - 1;
+      this.acknowledge(now, this.delivered, next.bytes);
     }
     return next;
   }
 
-  /** The application has what stands up to this number. */
-  settle(now: number, number: number, bytes: number): void {
-    this.received = number;
+  /** The messages up to this number may be acknowledged to the peer. */
+  acknowledge(now: number, number: number, bytes: number): void {
+    this.acknowledged = number;
     this.openBytes -= bytes;
-    this.untoldBytes += bytes;
-    this.dueAt = Math.min(this.dueAt, now + 250);
+    this.unackedBytes += bytes;
+    this.ackDueAt = Math.min(this.ackDueAt, now + 250);
   }
 
   /** After 32 messages or a quarter of the window, after 64 KiB or a quarter, or after 250 ms. */
-  isDue(now: number): boolean {
-    const untold = this.received - this.told;
-    const [messages, bytes] = this.window;
-    return untold > 0 && (untold >= Math.min(Math.max(messages >> 2, 1), 32) || this.untoldBytes >= Math.min(bytes / 4, 65_536) || this.dueAt <= now);
+  isAckDue(now: number): boolean {
+    const unacked = this.acknowledged - this.acked;
+    const { messages, bytes } = this.window;
+    return unacked > 0 && (unacked >= Math.min(Math.max(messages >> 2, 1), 32) || this.unackedBytes >= Math.min(bytes / 4, 65_536) || this.ackDueAt <= now);
   }
 
-  /** `received`, which the peer is told now. */
-  tell(): number {
-    this.untoldBytes = 0;
-    this.dueAt = Infinity;
-    return (this.told = this.received);
+  /** Returns `acknowledged`, which the caller writes to the peer now. */
+  ack(): number {
+    this.unackedBytes = 0;
+    this.ackDueAt = Infinity;
+    return (this.acked = this.acknowledged);
   }
 }
 
@@ -224,8 +228,9 @@ export class Flow {
   declare inbox: Inbox;
   /** The nonce of the newest PING that waits for its PONG. */
   declare pong: number | undefined;
-  /** Messages written again; messages that came again and were dropped. */
+  /** Messages written again. */
   replayed = 0;
+  /** Messages received again, and dropped. */
   repeated = 0;
 
   constructor(outbox: Outbox, inbox: Inbox) {
@@ -233,38 +238,38 @@ export class Flow {
     this.inbox = inbox;
   }
 
-  /** `length`: the bytes of the message, where they are known. */
+  /** `length`: the bytes of the message, where the caller has counted them. */
   readData(lane: Lane, data: Data, length?: number): void {
-    if (lane.read + 1 > this.inbox.taken) this.inbox.take(data, length);
+    if (lane.read + 1 > this.inbox.received) this.inbox.receive(data, length);
     else this.repeated++;
     lane.read++;
   }
 
   readGap(lane: Lane, first: number, count: number): void {
     if (first !== lane.read + 1) fail(`gap at ${first}, ${lane.read} read`, true);
-    this.inbox.takeGap(lane.read + count);
+    this.inbox.receiveGap(lane.read + count);
     lane.read += count;
   }
 
-  readBeat(lane: Lane, [type, nonce, sent, received]: Beat): void {
+  readBeat(lane: Lane, { type, nonce, sent, acknowledged }: Beat): void {
     if (sent !== lane.read) fail(`${sent} written, ${lane.read} read`, true);
     if (type === Type.Ping) this.pong = nonce;
-    this.outbox.acknowledge(received);
+    this.outbox.acknowledge(acknowledged);
   }
 
   writeBeat(type: Type.Ping | Type.Pong, nonce: number, lane: Lane): Bytes {
-    return encode([type, nonce, lane.wrote, this.inbox.tell()]);
+    return encode({ type, nonce, sent: lane.wrote, acknowledged: this.inbox.ack() });
   }
 
-  /** A PONG or an ACK, if one is due. */
+  /** The PONG or the ACK that is due, if one is. */
   writeOwed(now: number, lane: Lane): Bytes | undefined {
     const nonce = this.pong;
     this.pong = undefined;
     if (nonce !== undefined) return this.writeBeat(Type.Pong, nonce, lane);
-    if (this.inbox.isDue(now)) return encode([Type.Ack, this.inbox.tell()]);
+    if (this.inbox.isAckDue(now)) return encode({ type: Type.Ack, acknowledged: this.inbox.ack() });
   }
 
-  /** The next application message, if the window holds it. */
+  /** The next application message, if the peer's window has room for it. */
   writeData(lane: Lane): Data | undefined {
     const data = this.outbox.next(lane.wrote);
     if (data === undefined) return;

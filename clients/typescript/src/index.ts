@@ -3,7 +3,8 @@
 import { type BaseOptions, BaseSocket, type Fresh, type Waiting } from "./client.js";
 import { MessageTooLargeError } from "./flow.js";
 import { On } from "./host.js";
-import { ClientSession, type Fate } from "./session.js";
+import type { Machine, MachineEvent } from "./machine.js";
+import { ClientSession } from "./session.js";
 import { offerFor, SessionMachine } from "./sessions.js";
 import { complete, dataOf, isBlob, missing } from "./surface.js";
 import { type Bytes, bytesOf, type Data, viewOf } from "./wire.js";
@@ -15,7 +16,7 @@ export type { Fate } from "./session.js";
 export { ProtocolError } from "./wire.js";
 
 /** What became of a message. Towards a plain peer, all that was written is `unknown`. */
-export type Outcome = "delivered" | "not delivered" | "unknown";
+export type Outcome = "delivered" | "not-delivered" | "unknown";
 
 /** What may be sent. */
 export type Sendable = string | ArrayBufferLike | ArrayBufferView | Blob;
@@ -24,7 +25,7 @@ export interface Options extends BaseOptions {
   /** Presented in HELLO. A function is asked before each attempt; a value holds until `authenticate` replaces it. */
   credentials?: Fresh<string | Bytes | undefined>;
   /**
-   * What becomes of a message when as much is kept as may be. `error`: it is `not delivered`, and an `error` event has a
+   * What becomes of a message when as much is kept as may be. `error`: it is `not-delivered`, and an `error` event has a
    * {@link QueueFullError}. `throw`: `send` throws that. `wait`: `accepted` of what `send` returns settles when there is room;
    * an application that does not await it makes the queue unbounded. @default "error"
    */
@@ -32,9 +33,9 @@ export interface Options extends BaseOptions {
   /** How long the server is asked to keep the session without a connection. @default the server's */
   resumeWindowMs?: number;
   /** Send again in the next session what a lost one certainly did not deliver. @default true */
-  resend?: boolean;
-  /** `inSession` of `@mainstay/client/reload`: keep token, positions and unacknowledged messages in `sessionStorage` while the page is away, so that a reload resumes. @default false */
-  resume?: ((socket: MainstaySocket, protocols?: unknown) => void) | false;
+  resendUndelivered?: boolean;
+  /** `sessionStorageStore` of `@mainstay/client/reload`: keep token, positions and unacknowledged messages in `sessionStorage` while the page is away, so that a reload resumes. @default false */
+  persist?: ((socket: MainstaySocket, protocols?: unknown) => void) | false;
   /** Names what is kept there, where a page makes its sockets to one URL in another order each time. @default the URL without its query */
   resumeKey?: string;
 }
@@ -56,7 +57,9 @@ export class MainstaySocket extends BaseSocket {
   /** As written, whatever minifiers make of it. */
   static override readonly name: string = "MainstaySocket";
   /** @internal */
-  declare protected machine: SessionMachine;
+  declare protected machine: Machine & { name?: string; offers?: boolean };
+  /** @internal */
+  declare protected queued: Message[];
   /** @internal */
   declare chosen: Options;
   /** @internal */
@@ -74,16 +77,16 @@ export class MainstaySocket extends BaseSocket {
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
     const { credentials } = options;
     const session = new ClientSession(options, randomBytes, true);
-    super(url, protocols, options, (now, io) => new SessionMachine(now, options, Math.random, io, session));
+    super(url, protocols, options, (now) => new SessionMachine(now, options, Math.random, session));
     this.clientSession = session;
     // Once: `authenticate` may replace them.
     if (credentials && typeof credentials !== "function") session.credentials = bytesOf(credentials);
-    if (options.resume) options.resume(this, protocols);
+    if (options.persist) options.persist(this, protocols);
   }
 
   /** The session's public name; opens nothing. Empty before the first attach and towards plain peers. */
   get sessionId(): string {
-    return this.machine.name;
+    return this.machine.name ?? "";
   }
 
   /** Counts, for people to look at. Numbers are those of the current session. */
@@ -95,8 +98,8 @@ export class MainstaySocket extends BaseSocket {
       epoch: this.machine.epoch,
       sent: outbox.last,
       "acknowledged": outbox.acknowledged,
-      received: inbox.handed,
-      acknowledgedToPeer: inbox.told,
+      received: inbox.delivered,
+      acknowledgedToPeer: inbox.acked,
       replayed,
       repeatedAndDropped: repeated,
     };
@@ -104,20 +107,19 @@ export class MainstaySocket extends BaseSocket {
 
   /**
    * Accepts a message and keeps it until the peer has acknowledged it. What is neither text, bytes nor a Blob is made
-   * text. After `close`, or where there is no room ({@link Options.whenFull}), it is `not delivered`.
+   * text. After `close`, or where there is no room ({@link Options.whenFull}), it is `not-delivered`.
    * @throws {@link MessageTooLargeError} if it is larger than the server said that it takes. TypeError without an argument.
    */
   send(payload: Sendable): Sent {
     const message = new Message(payload, arguments.length);
     if (this.readyState > 1) {
-      message.settleAs("not delivered");
+      message.settleAs("not-delivered");
       return message;
     }
     const { blob, data } = message;
     const error = this.tooLarge(blob ?? data!);
     if (error) throw error;
-    const { machine } = this;
-    const queued: Message[] = machine.queued;
+    const { machine, queued } = this;
     if (machine.beginning && !blob && this.accept(message)) {
       this.proceed();
       return message;
@@ -128,7 +130,7 @@ export class MainstaySocket extends BaseSocket {
     queued.push(message);
     this.admit();
     if (!waits && queued.pop()) {
-      message.settleAs("not delivered");
+      message.settleAs("not-delivered");
       this.noRoom(payload);
     }
     if (blob) void this.readBlob(message);
@@ -222,28 +224,28 @@ export class MainstaySocket extends BaseSocket {
     this.settle();
     this.letGo();
     const { last } = this.clientSession.flow.outbox;
-    const { data, first, count } = (this.isWanted && this.clientSession.handOver(this.machine.nowMs)) || {};
+    const { data, first, count } = (this.isWanted && this.clientSession.deliver(this.machine.nowMs)) || {};
     if (data !== undefined) {
       this.wakeReaders(data);
-      if (this.isFlowing) super.emit("message", { data });
-    } else if (count) this.emit("gap", { dropped: { first, count } });
-    else if (first) super.emit("gap", { fate: { delivered: last, unknown: last, last, resent: false, lost: undefined, cause: "replaced" } });
+      if (this.isFlowing) this.queue("message", { data });
+    } else if (count) this.queue("gap", { dropped: { first, count } });
+    else if (first) this.queue("gap", { fate: { delivered: last, unknown: last, last, resent: false, lost: undefined, cause: "replaced" } });
     else if (this.machine.isEnded) this.wakeReaders();
   }
 
   /** What nothing listens for is kept up to half of what may be; then the oldest is gone, as with `WebSocket`. */
   private letGo(): void {
-    const { isOver, flow: { inbox } } = this.clientSession;
+    const { isEnding: isOver, flow: { inbox } } = this.clientSession;
     const isHeard = this.isFlowing || this.readers.size;
     // An end waits until what came before it is handed over.
     const isEnding = isOver || this.status === "closing";
     while (!isHeard && !this.isWanted && inbox.queue.length > (isEnding || inbox.openBytes > 2_097_152 ? 0 : 512)) {
-      const { first, count } = this.clientSession.handOver(this.machine.nowMs)!;
+      const { first, count } = this.clientSession.deliver(this.machine.nowMs)!;
       this.gone ??= { first, count: 0 };
       this.gone.count += count;
     }
     if (!isHeard || !this.gone) return;
-    this.emit("gap", { dropped: this.gone });
+    this.queue("gap", { dropped: this.gone });
     this.gone = undefined;
   }
 
@@ -261,27 +263,27 @@ export class MainstaySocket extends BaseSocket {
   }
 
   /** @internal */
-  override emit(type: string, fields?: any, behind?: number): void {
-    // A plain peer's messages wait for somebody who listens, like a session's.
-    if (type === "message") return this.clientSession.flow.inbox.hold(viewOf(fields.data));
-    // A fate counts from when it is so, not from when it is told: what is accepted in between is of the next session.
-    if (fields?.fate) {
-      const { delivered, unknown, resent, last } = fields.fate as Fate;
+  protected override observe(event: MachineEvent): void {
+    // A plain peer's messages wait for a listener, like a session's.
+    if (event.type === "message") return this.clientSession.flow.inbox.receiveOrDrop(viewOf(event.data));
+    // A fate counts from when it is so, not from when it is reported: messages that are accepted in between belong to the next session.
+    if ("fate" in event && event.fate) {
+      const { delivered, unknown, resent, last } = event.fate;
       const settled = last - this.unsettled.length;
       this.unsettled = this.unsettled.filter((message, index) => {
         const number = settled + index + 1;
         if (number > unknown && resent) return true;
-        message.settleAs(number <= delivered ? "delivered" : number <= unknown ? "unknown" : "not delivered");
+        message.settleAs(number <= delivered ? "delivered" : number <= unknown ? "unknown" : "not-delivered");
         return false;
       });
     }
     // A message that waited cannot be sent.
-    if (behind! >= 0) this.unsettled.splice(-1 - behind!, 1)[0]?.settleAs("not delivered");
-    if (type === "close") {
+    if (event.type === "error" && event.behind! >= 0) this.unsettled.splice(-1 - event.behind!, 1)[0]?.settleAs("not-delivered");
+    if (event.type === "close") {
       this.settle();
-      for (const message of [...this.unsettled.splice(0), ...this.machine.queued.splice(0)]) message.settleAs("not delivered");
+      for (const message of [...this.unsettled.splice(0), ...this.queued.splice(0)]) message.settleAs("not-delivered");
     }
-    super.emit(type, fields);
+    super.observe(event);
   }
 
   /** @internal */
@@ -289,7 +291,7 @@ export class MainstaySocket extends BaseSocket {
     if (type === "session") this.counts.connections++;
     if (type === "gap") this.counts.gaps++;
     super.dispatch(type, fields);
-    if (type === "gap" && this.chosen.endOnGap) {
+    if (type === "gap" && this.chosen.closeOnGap) {
       // What has happened since belongs to what came after the gap.
       this.events = [];
       this.machine.endNow(1006, "something was lost: start again");
@@ -303,17 +305,17 @@ export class MainstaySocket extends BaseSocket {
 
   /** What waited longest comes first, once `open` was handled. */
   private admit(): void {
-    const queued: Message[] = this.machine.queued;
+    const { queued } = this;
     for (let first; !this.machine.beginning && (first = queued[0]) && first.data !== undefined; queued.shift()) {
       const error = this.tooLarge(first.data);
       if (error) {
-        first.settleAs("not delivered");
-        this.emit("error", { error });
+        first.settleAs("not-delivered");
+        this.queue("error", { error });
         continue;
       }
       // A plain peer makes room by what is written.
       if (this.accept(first)) continue;
-      this.machine.writeOut();
+      this.flush();
       if (!this.accept(first)) return;
     }
   }

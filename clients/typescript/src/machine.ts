@@ -1,16 +1,18 @@
 /**
  * A client's life: dialling, attached, probing, waiting, ended. It decides when to dial and how long to wait;
- * `client.ts` opens connections when told to, moves messages, and reports what happened.
+ * `driver.ts` opens connections when it is asked to, moves messages, and reports what happened.
  *
- * This machine knows plain peers: it reconnects, watches for silence, and reports every re-attach as fresh.
+ * This machine speaks to plain peers: it reconnects, watches for silence, and reports every re-attach as fresh.
  * `sessions.ts` adds `mainstay.v1`. At most two connections live at a time: the attached one, and one being opened,
  * which follows it, or with sessions replaces it (after GOAWAY, or when a probe stays unanswered).
  *
- * Pure: time is what `nowMs` was set to, randomness an argument, and what is to be done goes through {@link Io}. Milliseconds throughout.
+ * Pure: time is what the driver set `nowMs` to, and randomness an argument. The driver polls for what is to be done
+ * ({@link Machine.pollTransmit}), what happened ({@link Machine.pollEvent}) and when to call again. Milliseconds throughout.
  * Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
  */
 
 import { concernsOne, isFinal } from "./close.js";
+import type { Fate, SessionTransmit } from "./session.js";
 import { sizeOf } from "./text.js";
 import type { Data, Received, Window } from "./wire.js";
 
@@ -20,40 +22,49 @@ export type Mode = "session" | "plain";
 /** What a client is doing. Messages flow while it is `attached`; nothing follows `ended`. */
 export type Status = "connecting" | "attached" | "waiting" | "suspended" | "closing" | "ended";
 
-/** What the driver does when it is told to. None of these calls back before it returns. */
-export interface Io {
-  /** Opens a connection and reports with `handleOpened` or `handleLost`. */
-  dial(id: number): void;
-  writeTo(id: number, data: Data): void;
-  /** Begins the closing handshake of a connection, which is over with `handleLost`. */
-  leave(id: number, code: number, reason: string): void;
-  /** Closes a connection and forgets it: nothing about it is reported any more. */
-  forget(id: number, code?: number, reason?: string): void;
-  /** Tells the application, later, and before it of a status that changed. */
-  emit(type: string, fields?: object): void;
-}
+/** Something that the driver does to a connection. */
+export type Transmit =
+  | SessionTransmit
+  /** Open a connection, and report with `handleOpened` or `handleLost`. */
+  | { kind: "dial"; id: number }
+  /** Begin the closing handshake of the connection, and report its end with `handleLost`. */
+  | { kind: "close"; id: number; code: number; reason: string };
+
+/** What happened, for the application: the events of the socket, but for its status. */
+export type MachineEvent =
+  | { type: "open" }
+  | { type: "message"; data: Received }
+  | { type: "session"; mode: Mode; resumed: boolean; epoch: number; id: string }
+  | { type: "gap"; fate?: Fate }
+  | { type: "volatile"; data: Data }
+  | { type: "authenticated"; accepted: boolean }
+  | { type: "error"; error: unknown; behind?: number }
+  | { type: "close"; code: number; reason: string; wasClean: boolean; fate: Fate | undefined };
 
 /** How a client behaves. */
 export interface MachineConfig {
   /** From dialling to WELCOME. @default 10000 */
   connectTimeoutMs?: number | undefined;
-  /** Towards plain peers: silence for so long is a verdict. @default never; with `ping`, two intervals and 5 s */
+  /** Towards plain peers: a connection that is silent for so long is given up. @default never; with `ping`, two intervals and 5 s */
   silenceLimitMs?: number | undefined;
-  /** Towards plain peers: an application's own ping. What `matches` is its answer, and is not handed on. */
+  /** Towards plain peers: an application's own ping. A message that `matches` is its answer, and is not delivered. */
   ping?: { message: Data; matches: (data: unknown) => boolean; intervalMs: number } | undefined;
-  /** A plain peer that closes with 1000 or 3000-4999 meant it. @default false */
-  endsWithPeer?: boolean | undefined;
+  /** The client ends when a plain peer closes with 1000 or 3000-4999, instead of reconnecting. @default false */
+  closeWithPeer?: boolean | undefined;
   /** Asked after every lost connection and failed attempt: false ends the client with that code. @default the codes of PROTOCOL.md */
   shouldReconnectOnClose?: ((event: { code: number; reason: string }) => boolean) | undefined;
-  /** How many attempts in a row may fail after the first; then the client ends with the code of the last. @default Infinity */
+  /** The number of attempts in a row that may fail after the first; then the client ends with the code of the last. @default Infinity */
   maxRetries?: number | undefined;
   /**
-   * End with a `close` event where a gap would be reported: for libraries that recover by themselves. Towards plain
-   * peers that is where the first connection is lost, with its code; of a lost session it is 1006. @default false
+   * The client ends with a `close` event instead of reporting a gap: for libraries that recover by themselves. Towards plain
+   * peers it ends when the first connection is lost, with its code; when a session is lost, the code is 1006. @default false
    */
-  endOnGap?: boolean | undefined;
-  /** What is kept until acknowledged, or until a plain connection is there: messages, bytes. @default [1024, 4194304] */
-  keep?: Window | undefined;
+  closeOnGap?: boolean | undefined;
+  /**
+   * The bound of messages kept until they are acknowledged, or until a plain connection is there; towards plain peers only
+   * their number counts. @default { messages: 1024, bytes: 4194304 }
+   */
+  keep?: Partial<Window> | undefined;
 }
 
 /** The reason of an attempt that was given up. */
@@ -69,22 +80,25 @@ export class Machine {
   /** Smoothed round-trip time; grows faster than it falls, so that one slow answer is enough to expect another. */
   declare rtt: number | undefined;
   declare isEnded: boolean | undefined;
-  /** What has not been told of the last loss, or of the end. */
-  declare loss: { code: number; reason: string; retryInMs?: number } | undefined;
-  /** Set before every call, as `nowMs` is: something that was written has not left yet. */
+  /** The last loss, or the end, until the driver has reported it. */
+  declare loss: { code: number; reason: string; nextAttemptInMs?: number } | undefined;
+  /** The driver sets it before every call, as `nowMs`: some of what was written has not left yet. */
   declare isBusy: unknown;
+  /** The driver sets it before every call: how many messages wait there to be accepted, and go out before a close. */
+  declare waiting: number;
+  /** The machine that goes on in this one's place, once the peer turned out to speak no sessions: the driver holds that from then on. */
+  declare successor: Machine | undefined;
   /** The connection in use, and the one that is being opened; 0, or nothing at first: none. */
   declare current: number;
   declare dialled: number;
-  /** The connection whose `open` is being handled: what is sent meanwhile goes before what waited. */
+  /** The connection whose `open` is being handled: messages sent meanwhile go before those that waited. */
   declare beginning: number | undefined;
-  /** The driver's: what waits to be accepted, and goes out before a close. */
-  queued: any[] = [];
   /** Accepted and never given to a connection. */
   unsent: Data[] = [];
   declare protected behaviour: MachineConfig;
   declare protected chance: () => number;
-  declare protected io: Io;
+  protected outputs: Transmit[] = [];
+  protected events: MachineEvent[] = [];
   declare protected closeWith: { code: number; reason: string } | undefined;
   /** When closing is over, done or not. */
   private closeBy = Infinity;
@@ -126,12 +140,11 @@ export class Machine {
   declare private pace: number;
   declare private probeSentAt: number;
 
-  /** Dials at once. `nowMs` is to be set before every other call; `random` is uniform in [0, 1). */
-  constructor(now: number, config: MachineConfig, random: () => number, io: Io) {
+  /** Dials at once. `random` returns numbers that are uniform in [0, 1). */
+  constructor(now: number, config: MachineConfig, random: () => number) {
     this.nowMs = this.dialAt = now;
     this.behaviour = config;
     this.chance = random;
-    this.io = io;
   }
 
   // ---- what happened to connections -------------------------------------------------------------
@@ -143,23 +156,23 @@ export class Machine {
     const limit = this.behaviour.silenceLimitMs ?? 2 * interval + 5000;
     this.attach(id, limit, limit / 8, interval);
     this.beginning = id;
-    if (this.epoch++) this.io.emit("gap");
-    this.io.emit("session", { mode: "plain", resumed: false, epoch: this.epoch, id: "" });
-    if (!this.closeWith) this.io.emit("open");
+    if (this.epoch++) this.events.push({ type: "gap" });
+    this.events.push({ type: "session", mode: "plain", resumed: false, epoch: this.epoch, id: "" });
+    if (!this.closeWith) this.events.push({ type: "open" });
   }
 
   /** A connection is gone, could not be opened, or is given up. */
   handleLost(id: number, code: number, reason: string): void {
-    this.io.forget(id);
-    const { endsWithPeer, endOnGap } = this.behaviour;
+    this.forget(id);
+    const { closeWithPeer, closeOnGap } = this.behaviour;
     const wasAttached = id === this.current;
     if (!id || (!wasAttached && id !== this.dialled)) return;
     if (wasAttached) {
       this.current = this.beginning = 0;
-      // The peer's word, or that of its connection's loss.
+      // The code of the peer, or of the loss of its connection.
       if (this.isLeaving) return this.endNow(code === 4408 ? 1006 : code, reason);
       const lived = this.nowMs - this.attachedAt;
-      // What replacements waited for was that this connection lived: their failures hold nothing back.
+      // Replacements were delayed because this connection lived: their failures delay nothing now.
       this.attempts = lived >= (this.hasWorked ? 2000 : 10_000) ? 0 : this.attemptsBefore;
       this.leaveStuck();
       if (this.hasFailed && !this.dialled) this.dialAt = Infinity;
@@ -169,15 +182,15 @@ export class Machine {
       this.hasFailed = true;
     }
     const isMeant = code === 1000 || (code > 2999 && code !== 4408);
-    const isOver = (endOnGap && wasAttached) || (endsWithPeer && isMeant);
+    const isOver = (closeOnGap && wasAttached) || (closeWithPeer && isMeant);
     if (!this.current && (isFinal(code) || (!this.isSuspended && ((isOver && this.mode === "plain") || !this.mayReconnect(code, reason))))) {
       // Our own verdict would be read as the peer's word.
-      return this.endNow(endOnGap && code === 4408 ? 1006 : code, reason);
+      return this.endNow(closeOnGap && code === 4408 ? 1006 : code, reason);
     }
     if (this.isEnded) return;
     // A replacement may be on its way already.
     if (this.dialAt === Infinity && !this.isSuspended) this.dialAt = this.nowMs + this.backoff(concernsOne(code), +/^1013retry_ms=(\d+)/.exec(code + reason)?.[1]!);
-    this.loss = { code, reason, retryInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.nowMs };
+    this.loss = { code, reason, nextAttemptInMs: this.dialled || this.isSuspended ? 0 : this.dialAt - this.nowMs };
   }
 
   /** A message arrived on the current connection. */
@@ -185,41 +198,41 @@ export class Machine {
     this.heard();
     this.progressed((data as string).length ?? (data as ArrayBuffer).byteLength);
     const { ping } = this.behaviour;
-    if (ping && this.told(() => ping.matches(data))) this.answered();
-    else if (!this.closeWith) this.io.emit("message", { data });
+    if (ping && this.ask(() => ping.matches(data))) this.answered();
+    else if (!this.closeWith) this.events.push({ type: "message", data });
   }
 
   // ---- what the application does ----------------------------------------------------------------
 
   /** Accepts a message. 0: there is no room. */
   send(data: Data): number {
-    if (this.beginning) return this.writePlain(this.beginning, data), 1;
-    return this.unsent.length < (this.behaviour.keep?.[0] ?? 1024) ? this.unsent.push(data) : 0;
+    if (this.beginning) return this.outputs.push(this.writePlain(this.beginning, data));
+    return this.unsent.length < (this.behaviour.keep?.messages ?? 1024) ? this.unsent.push(data) : 0;
   }
 
-  /** Something suggests that the network changed: dial now if waiting, probe if attached. */
-  retryNow(): void {
+  /** Something suggests that the network changed: dials now if it waits, probes if it is attached. */
+  wake(): void {
     this.isSuspended = false;
     this.leaveStuck();
     if (!(this.current || this.dialled)) this.dialAt = this.nowMs;
     this.probe();
   }
 
-  /** Leaves the connection with this code and dials at once. */
+  /** Leaves the connection with this code and dials at once; the count of attempts begins anew. */
   reconnect(code: number, reason: string): void {
     if (this.closeWith) return;
-    this.io.forget(this.current, code, reason);
+    this.forget(this.current, code, reason);
     this.suspend(reason);
     this.attempts = 0;
-    this.retryNow();
+    this.wake();
   }
 
-  /** Something suggests a look at the peer. Never a verdict by itself. */
+  /** Something suggests that the peer may be gone: asks it for an answer. That alone gives no connection up. */
   probe(): void {
     this.probeAt = this.nowMs;
   }
 
-  /** Leaves the connection and stays away until {@link retryNow}. */
+  /** Leaves the connection and stays away until {@link wake} or {@link reconnect}. */
   suspend(reason = "suspended"): void {
     this.isSuspended = true;
     this.handleLost(this.dialled, 1000, reason);
@@ -227,26 +240,26 @@ export class Machine {
     this.dialAt = Infinity;
   }
 
-  /** Ends in order: what was accepted is delivered first. What is not within 10 s is unknown. */
+  /** Ends in order: messages that were accepted are delivered first. Those that are not within 10 s are unknown. */
   close(code: number, reason: string): void {
     if (this.closeWith) return;
     this.closeWith = { code, reason };
     this.closeBy = this.nowMs + 10_000;
-    if (this.current || this.keeps) this.retryNow();
+    if (this.current || this.keeps) this.wake();
     else this.endNow(code, reason, undefined, false);
   }
 
   /** Ends now. `wasClean`: the other end closed, or answered our closing. */
-  endNow(code: number, reason: string, fate?: object, wasClean = code !== 1006): void {
+  endNow(code: number, reason: string, fate?: Fate, wasClean = code !== 1006): void {
     if (this.isEnded) return;
     this.isEnded = true;
     this.loss = { code, reason };
     this.closeWith ??= this.loss;
     this.dialAt = this.closeBy = Infinity;
-    this.io.forget(this.dialled, code, reason);
-    this.io.forget(this.current, code, reason);
+    this.forget(this.dialled, code, reason);
+    this.forget(this.current, code, reason);
     this.current = this.dialled = 0;
-    this.io.emit("close", { code, reason, wasClean, fate });
+    this.events.push({ type: "close", code, reason, wasClean, fate });
   }
 
   // ---- time and output --------------------------------------------------------------------------
@@ -299,8 +312,8 @@ export class Machine {
     return this.owedAt + Math.min(Math.max(3000, 4 * (this.rtt ?? 0)), 20_000);
   }
 
-  /** When {@link handleTimeout} has something to do. */
-  get dueAt(): number {
+  /** Returns when {@link handleTimeout} has something to do; Infinity: not before something happens. */
+  pollTimeout(): number {
     return Math.min(this.dialAt, this.closeBy, this.current ? Math.min(this.heardAt + this.patienceMs, this.deadlineAt, this.probeAt, this.doubtAt) : Infinity);
   }
 
@@ -312,31 +325,41 @@ export class Machine {
     return this.dialled || !this.lastId ? "connecting" : "waiting";
   }
 
+  /** Returns the next event for the application, in order. */
+  pollEvent(): MachineEvent | undefined {
+    return this.events.shift();
+  }
+
+  /** Returns the next thing to do to a connection. The driver does it before it reports anything else. */
+  pollTransmit(): Transmit | undefined {
+    return this.outputs.shift() ?? this.nextMessage();
+  }
+
   // ---- what sessions do otherwise ---------------------------------------------------------------
 
-  /** Gives the connections what is to be written. */
-  writeOut(): void {
-    if (this.current && !this.beginning) {
-      for (const data of this.unsent.splice(0)) this.writePlain(this.current, data);
-      if (this.closeWith && !this.queued.length && !this.isLeaving) {
-        this.isLeaving = true;
-        // A peer that is there answers in far less, unless something has yet to leave.
-        if (!this.isBusy) this.closeBy = Math.min(this.closeBy, this.nowMs + 5000);
-        this.io.leave(this.current, this.closeWith.code, this.closeWith.reason);
-      }
-    }
+  /** The next message that may be written, or the close behind the last. */
+  protected nextMessage(): Transmit | undefined {
+    const { current: id, closeWith } = this;
+    if (!id || this.beginning) return;
+    const data = this.unsent.shift();
+    if (data !== undefined) return this.writePlain(id, data);
+    if (!closeWith || this.waiting || this.isLeaving) return;
+    this.isLeaving = true;
+    // A peer that is there answers in far less, unless something has yet to leave.
+    if (!this.isBusy) this.closeBy = Math.min(this.closeBy, this.nowMs + 5000);
+    return { kind: "close", id, ...closeWith };
   }
 
   /** Sends a probe. Nothing: this peer cannot be probed. */
   protected writeProbe(): unknown {
     const { ping } = this.behaviour;
-    if (ping) this.io.writeTo(this.current, ping.message);
+    if (ping) this.outputs.push({ kind: "write", id: this.current, data: ping.message });
     return ping;
   }
 
   /** Whether something accepted would be lost by an end now. */
   protected get keeps(): number {
-    return this.unsent.length + this.queued.length;
+    return this.unsent.length + this.waiting;
   }
 
   /** Payload that is accepted and not acknowledged, or not given to a connection. */
@@ -350,7 +373,7 @@ export class Machine {
     this.dialled = ++this.lastId;
     this.stuckAt = this.nowMs + this.stuckMs;
     this.dialAt = this.nowMs + (this.behaviour.connectTimeoutMs ?? 10_000);
-    this.io.dial(this.dialled);
+    this.outputs.push({ kind: "dial", id: this.dialled });
   }
 
   protected attach(id: number, limit: number, slack: number, interval: number): void {
@@ -389,10 +412,15 @@ export class Machine {
     this.rtt += (sample - this.rtt) / (sample > this.rtt ? 2 : 8);
   }
 
-  /** Writes an application's message to a plain peer, which answers it or, later, a probe. */
-  private writePlain(id: number, data: Data): void {
-    this.io.writeTo(id, data);
+  /** An application's message to a plain peer, which answers it or, later, a probe. */
+  private writePlain(id: number, data: Data): Transmit {
     if (this.behaviour.ping) this.owedAt = Math.min(this.owedAt, this.nowMs);
+    return { kind: "write", id, data };
+  }
+
+  /** Closes a connection, if there is one, about which nothing is reported any more. */
+  protected forget(id: number, code = 1000, reason = ""): void {
+    if (id) this.outputs.push({ kind: "forget", id, code, reason });
   }
 
   /** An attempt that hangs is not waited for. The next one may take twice as long, as the network may only be slow. */
@@ -406,21 +434,21 @@ export class Machine {
 
   /** Closes a connection that was not attached. */
   protected letGo(id: number): void {
-    this.io.forget(id);
+    this.forget(id);
   }
 
   /** What the application's options say to a loss. */
   private mayReconnect(code: number, reason: string): boolean {
     const { maxRetries = Infinity, shouldReconnectOnClose } = this.behaviour;
-    return this.attempts < maxRetries && this.told(() => shouldReconnectOnClose?.({ code, reason })) !== false;
+    return this.attempts < maxRetries && this.ask(() => shouldReconnectOnClose?.({ code, reason })) !== false;
   }
 
-  /** Asks a function of the options: what it throws is told, and is no answer. */
-  private told<T>(act: () => T): T | undefined {
+  /** Asks a function of the options. An error that it throws is reported, and is no answer. */
+  private ask<T>(act: () => T): T | undefined {
     try {
       return act();
     } catch (error) {
-      this.io.emit("error", { error });
+      this.events.push({ type: "error", error });
     }
     return;
   }

@@ -1,6 +1,6 @@
 /** The socket without sessions, at less than half the size: reconnect and heartbeat towards servers that speak plain WebSocket. */
 
-import { type BaseOptions, BaseSocket, type Fresh, type Waiting } from "./client.js";
+import { type BaseOptions, BaseSocket, type Fresh } from "./client.js";
 import { Machine } from "./machine.js";
 import { complete, dataOf, isBlob, missing } from "./surface.js";
 
@@ -18,7 +18,7 @@ export class MainstaySocket extends BaseSocket {
   static override readonly name: string = "MainstaySocket";
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
-    super(url, protocols, options, (now, io) => new Machine(now, options, Math.random, io));
+    super(url, protocols, options, (now) => new Machine(now, options, Math.random));
   }
 
   /**
@@ -28,15 +28,14 @@ export class MainstaySocket extends BaseSocket {
   send(payload: string | ArrayBufferLike | ArrayBufferView | Blob): void {
     if (!arguments.length) throw missing();
     if (this.readyState > 1) return;
-    const { machine } = this;
-    const queued: Waiting[] = machine.queued;
+    const { machine, queued } = this;
     const blob = isBlob(payload) ? payload : undefined;
     const data = blob ? undefined : dataOf(payload);
     if (data === undefined || (queued.length && !machine.beginning)) {
       // What is sent after it waits behind it.
       machine.beginning = 0;
       const message = { data, blob };
-      if (machine.unsent.length + queued.length >= (this.chosen.keep?.[0] ?? 1024)) this.noRoom(payload);
+      if (machine.unsent.length + queued.length >= (this.chosen.keep?.messages ?? 1024)) this.noRoom(payload);
       else if (queued.push(message) && blob) void this.readBlob(message);
     } else if (!machine.send(data)) this.noRoom(payload);
     this.proceed();
@@ -44,8 +43,7 @@ export class MainstaySocket extends BaseSocket {
 
   /** @internal */
   protected override pump(): void {
-    const { machine } = this;
-    const queued: Waiting[] = machine.queued;
+    const { machine, queued } = this;
     while (!machine.beginning && queued[0]?.data !== undefined && machine.send(queued[0].data)) queued.shift();
   }
 }

@@ -21,17 +21,19 @@ type Stored = [token: Bytes, received: number, acknowledged: number, kept: Data[
 const LOST = "lost";
 
 /** The keys of the sockets that live in this page. */
-const taken = new Set<string>();
+const used = new Set<string>();
 
-/** For the option `resume`: what goes on is kept in the tab's `sessionStorage` while the page is away. */
-export function inSession(socket: MainstaySocket, protocols?: unknown): void {
+/** For the option `persist`: keeps what goes on in the tab's `sessionStorage` while the page is away. */
+export const sessionStorageStore = (): ((socket: MainstaySocket, protocols?: unknown) => void) => persistIn;
+
+function persistIn(socket: MainstaySocket, protocols?: unknown): void {
   const { clientSession: session, chosen, url } = socket;
   const { document } = globalThis;
   if (!url && !chosen.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
   let key = `mainstay ${chosen.resumeKey ?? url.split("?")[0]}`;
   if (typeof protocols !== "function" && `${protocols}`) key += ` ${protocols}`;
-  while (taken.has(key)) key += " +";
-  const free = () => taken.delete(key);
+  while (used.has(key)) key += " +";
+  const free = () => used.delete(key);
   socket.on("close", free);
 
   const leave = () => {
@@ -43,7 +45,7 @@ export function inSession(socket: MainstaySocket, protocols?: unknown): void {
   };
   const enter = () => {
     put(key);
-    taken.add(key);
+    used.add(key);
   };
   socket.listen(document, "freeze", "lifecycle", leave);
   socket.listen(globalThis, "pagehide", "lifecycle", leave);
@@ -55,21 +57,21 @@ export function inSession(socket: MainstaySocket, protocols?: unknown): void {
   const stored = found && found !== LOST ? parse(found) : undefined;
   if (stored) restore(session, stored);
   // How much is not known.
-  else if (found) session.io.emit("gap", { fate: session.fate() });
+  else if (found) session.lose();
 }
 
 /** What a new instance needs to go on from here. From now on everything kept counts as written: either may write it. */
-function store({ token, life, flow: { outbox, inbox } }: ClientSession): Stored | undefined {
-  if (!token || life) return;
+function store({ token, isOpen, flow: { outbox, inbox } }: ClientSession): Stored | undefined {
+  if (!token || !isOpen) return;
   outbox.written = outbox.last;
-  return [token, inbox.received, outbox.acknowledged, outbox.after(outbox.acknowledged)];
+  return [token, inbox.acknowledged, outbox.acknowledged, outbox.after(outbox.acknowledged)];
 }
 
 /** Goes on from what another instance stored. */
 function restore(session: ClientSession, [token, received, acknowledged, kept]: Stored): void {
   const { outbox, inbox } = session.flow;
   session.token = token;
-  inbox.taken = inbox.handed = inbox.received = inbox.told = received;
+  inbox.received = inbox.delivered = inbox.acknowledged = inbox.acked = received;
   outbox.base = outbox.acknowledged = acknowledged;
   for (const data of kept) outbox.push(data);
   // Their numbers are given: what the new page sends first comes behind them.

@@ -2,10 +2,11 @@
  * The client's end of one session, over one connection after the other.
  *
  * At most two connections matter at a time: the *current* one, and a *pending* one (`opening`) that has sent HELLO
- * and waits for WELCOME. From the pending HELLO on the current one is only read (make before break); WELCOME ends it, and if
- * the pending one is refused or lost, it is written again. When to dial is not decided here (`machine.ts`).
+ * and waits for WELCOME. From the pending HELLO on, the current one is only read (make before break); WELCOME ends it, and
+ * if the pending one is refused or lost, the current one is written again. `machine.ts` decides when to dial.
  *
- * Pure: time and randomness are arguments, and what is to be done goes through {@link SessionIo}. Source: `docs/PROTOCOL.md` "Attaching", "Closing".
+ * Pure: time and randomness are arguments, and the driver polls for what is to be written and what happened.
+ * Source: `docs/PROTOCOL.md` "Attaching", "Closing".
  */
 
 import { type Delivery, Flow, Inbox, type Lane, MessageTooLargeError, Outbox } from "./flow.js";
@@ -20,7 +21,6 @@ import {
   type End,
   fail,
   type Frame,
-  type Hello,
   type Refuse,
   type Replaced,
   toHex,
@@ -29,97 +29,92 @@ import {
   type Window,
 } from "./wire.js";
 
-/** What became of everything that was sent in a session that is over: every number is in one class. */
+/** What became of all messages that were sent in a session that is over: every number is in one class. */
 export interface Fate {
   /** Delivered: 1 up to here. */
   delivered: number;
   /** Unknown: above `delivered` up to here. Not delivered: above this. */
   unknown: number;
-  /** The last of them: so many were accepted. */
+  /** The number of the last message: so many were accepted. */
   last: number;
-  /** What was not delivered is sent again in the next session, in order, behind what the handlers of `open` send. */
+  /** The messages that were not delivered are sent again in the next session, in order, after those that the handlers of `open` send. */
   resent: boolean;
-  /** The peer's messages that will never come; undefined: how many is not known. */
+  /** The peer's messages that will never come; undefined: their number is not known. */
   lost: { first: number; count: number } | undefined;
   /**
-   * Why, as far as the peer told. `replaced`: a gateway's connection to its backend was lost. Where the session goes on
+   * Why, as far as the peer reported it. `replaced`: a gateway's connection to its backend was lost. If the session goes on
    * all the same, nothing that was sent is lost, and all of it is in the first class.
    */
   cause: "unknown" | "expired" | "ended" | "evicted" | "restarted" | "replaced";
 }
 
-/** What a session has done to its connections, and told to the application. None of these calls back before it returns. */
-export interface SessionIo {
-  writeTo(id: number, data: Data): void;
-  /** Closes a connection, in order. */
-  forget(id: number, code: number, reason: string): void;
-  /**
-   * By the names of the application's events: `gap` where the session is lost and a new one follows, the one word about
-   * it; `volatile`; and `authenticated`, what became of the credentials that `authenticate` presented. `error`: a message
-   * that waited is larger than the server takes, and was dropped; so many that were accepted after it are kept.
-   */
-  emit(type: string, fields: object, behind?: number): void;
-}
+/** Something to do to a connection. */
+export type SessionTransmit =
+  | { kind: "write"; id: number; data: Data }
+  /** Close the connection, and report nothing more about it. */
+  | { kind: "forget"; id: number; code: number; reason: string };
 
-/** What happens to a session. */
-export interface SessionHooks {
-  /** Bound to a connection. */
-  onAttached(id: number, welcome: Welcome): void;
-  /** An attempt was refused; another may have success, after the delay. */
-  onRefused(code: number, delay: Delay): void;
-  /** Leave the connection after the delay; nothing is lost. */
-  onGoAway(delay: Delay, closeIn: number): void;
-  /** Nothing follows. */
-  endNow(code: number, reason: string, fate: Fate, wasClean?: boolean): void;
-}
+/** What happened to a session. */
+export type SessionEvent =
+  /** It is bound to a connection. */
+  | { type: "attached"; id: number; welcome: Welcome }
+  /** An attempt was refused; another may succeed, after the delay. */
+  | { type: "refused"; code: number; delay: Delay }
+  /** The server asks the client to leave the connection after the delay; nothing is lost. */
+  | { type: "goAway"; delay: Delay; closeInMs: number }
+  /** The session is lost and a new one follows. */
+  | { type: "gap"; fate: Fate }
+  | { type: "volatile"; data: Data }
+  /** The server judged the credentials that `authenticate` presented. */
+  | { type: "authenticated"; accepted: boolean }
+  /** A message that waited is larger than the server accepts, and was dropped; `behind` messages that were accepted after it are kept. */
+  | { type: "error"; error: Error; behind?: number }
+  /** The session is over: no event follows. `wasClean` is false if the peer did not answer. */
+  | { type: "ended"; code: number; reason: string; fate: Fate; wasClean: boolean | undefined };
 
 export interface SessionConfig {
-  /** What is kept until acknowledged. Default 1,024 messages, 4 MiB. */
-  keep?: Window | undefined;
-  /** The resume window asked for; the server decides. */
+  /** The bound of messages kept until they are acknowledged. Default: 1,024 messages, 4 MiB. */
+  keep?: Partial<Window> | undefined;
+  /** The resume window that the client asks for; the server decides. */
   resumeWindowMs?: number | undefined;
-  /** Send again in the next session what a lost one certainly did not deliver. Default true. */
-  resend?: boolean | undefined;
+  /** Send again in the next session the messages that a lost one certainly did not deliver. Default: true. */
+  resendUndelivered?: boolean | undefined;
 }
 
 interface Connection extends Lane {
   id: number;
-  /** It was asked for an existing session: nothing but HELLO goes out before WELCOME. */
+  /** It was opened for an existing session: only HELLO is written before WELCOME. */
   resumes: boolean;
   /** The credentials that were presented here and wait for a verdict. */
   judging?: Bytes | undefined;
 }
 
-const enum Life {
-  Open,
+type Life =
+  | { kind: "open" }
   /** END leaves once everything before it is acknowledged. */
-  Closing,
-  /** The peer's END came; what came before it is still being handed over. */
-  EndReceived,
-  EndSent,
-  Over,
-}
+  | { kind: "closing"; code: number; reason: string }
+  /** The peer's END came; messages received before it are still being delivered. */
+  | { kind: "end received"; end: End }
+  | { kind: "end sent"; code: number; reason: string }
+  | { kind: "over" };
 
-const ACCEPT: Window = [1024, 4_194_304];
+/** The window that the client announces, and the default of `keep`. */
+const ACCEPT: Window = { messages: 1024, bytes: 4_194_304 };
 const CAUSES = /* @__PURE__ */ "unknown expired ended evicted restarted replaced".split(" ") as Fate["cause"][];
 
 export class ClientSession {
-  declare io: SessionIo;
-  declare hooks: SessionHooks;
   declare flow: Flow;
-  /** The credentials of every HELLO; new ones go through {@link authenticate}. */
+  /** The credentials of every HELLO; {@link authenticate} replaces them. */
   declare credentials: Bytes | undefined;
   declare current: Connection | undefined;
   declare opening: Connection | undefined;
   /** Drawn when the first connection is open, as not every platform has randomness before. */
   declare instanceId: Bytes;
-  /** The largest message that the server takes, as it last said. */
+  /** The largest message that the server accepts, as it last announced. */
   limit = Infinity;
-  /** Started from stored state and not attached yet: it numbers nothing new. */
+  /** Started from stored state and not attached yet: it numbers no new message. */
   isRestored = false;
-  /** Only of an open session there is something to store. */
-  life = Life.Open;
-  private farewell: End = [Type.End, 0, "", 0, 0];
+  private life: Life = { kind: "open" };
   declare token: Bytes | undefined;
   private attempt = 0;
   declare private clientKey: Bytes | undefined;
@@ -130,15 +125,17 @@ export class ClientSession {
   private stoodAt = 0;
   /** Connections in a row that ended after WELCOME without progress. */
   private barren = 0;
-  /** How often what stands behind the server was replaced, as it last said. */
+  /** How often the backend behind the server was replaced, as the server last announced. */
   private replaced = 0;
+  private outputs: SessionTransmit[] = [];
+  private events: SessionEvent[] = [];
   declare private isHeld: boolean;
   declare private behaviour: SessionConfig;
   declare private randomBytes: (length: number) => Bytes;
 
   /**
-   * A session of a new instance. `random` gives bytes of the platform's cryptographic randomness. `isHeld`: what is sent in
-   * a session that is not begun, and what is sent again in it, waits until the driver calls {@link begin}.
+   * Makes the session of a new instance. `random` returns bytes of the platform's cryptographic randomness. `isHeld`: messages
+   * that wait in a session that is not begun, and those sent again in it, wait until the driver calls {@link begin}.
    */
   constructor(config: SessionConfig, random: (length: number) => Bytes, isHeld = false) {
     this.behaviour = config;
@@ -149,105 +146,103 @@ export class ClientSession {
 
   // ---- connections ----------------------------------------------------------------------------
 
-  /** A connection is open and speaks `mainstay.v1`: ask for the session on it, unless it is ending. */
+  /** A connection is open and speaks `mainstay.v1`: asks for the session on it, unless the session is ending. */
   handleOpened(now: number, id: number): void {
-    if (this.life > Life.Closing) return;
+    if (this.isEnding) return;
     const { token, fresh, flow: { outbox, inbox } } = this;
-    if (!token) outbox.peer = [16, 65_536];
+    if (!token) outbox.peer = { messages: 16, bytes: 65_536 };
     this.instanceId ??= this.randomBytes(8);
     this.clientKey ??= this.randomBytes(16);
-    const hello: Hello = [
-      Type.Hello,
-      1,
-      inbox.window,
-      this.clientKey,
-      // Age 0 says "never sent before"; a second HELLO in the same millisecond must not say it.
-      this.keySentAt <= now ? Math.max(now - this.keySentAt, 1) : 0,
-      this.instanceId,
-      ++this.attempt,
-      token && [token, inbox.received, outbox.last, outbox.acknowledged + 1],
-      fresh ?? this.credentials,
-      this.behaviour.resumeWindowMs,
-    ];
+    this.write(id, {
+      type: Type.Hello,
+      version: 1,
+      window: inbox.window,
+      key: this.clientKey,
+      // Age 0 means "never sent before"; a second HELLO in the same millisecond must not have it.
+      keyAgeMs: this.keySentAt <= now ? Math.max(now - this.keySentAt, 1) : 0,
+      instance: this.instanceId,
+      attempt: ++this.attempt,
+      resume: token && { token, acknowledged: inbox.acknowledged, sent: outbox.last, firstHeld: outbox.acknowledged + 1 },
+      credentials: fresh ?? this.credentials,
+      resumeWindowMs: this.behaviour.resumeWindowMs,
+    });
     this.keySentAt ||= now;
-    // One that resumes stands behind everything until WELCOME says where.
+    // A connection that resumes has no position until WELCOME brings it.
     this.opening = { id, wrote: token ? Infinity : 0, read: 0, resumes: !!token, judging: fresh };
-    this.io.writeTo(id, encode(hello));
   }
 
   /**
-   * A connection is gone, however that came about. The reason of 4409 is the winner's instance and what the server
-   * received; a pending connection counts too: coming back would take the session from the winner, who would come back
-   * as well.
+   * A connection is gone, for any reason. The reason of 4409 is the winner's instance and the number up to which the server
+   * acknowledged; it concerns a pending connection too: an attempt to come back would take the session from the winner, which
+   * would come back as well.
    */
   handleLost(id: number, code?: number, reason = ""): void {
+    const { life } = this;
     const isPending = this.opening?.id === id;
     const isCurrent = this.current?.id === id;
-    const [winner, received] = reason.split(" ");
+    const [winner, acknowledged] = reason.split(" ");
     if (code === 4409 && (isPending || isCurrent) && winner && winner !== toHex(this.instanceId)) {
-      return this.conclude(code, "another instance took the session", this.fate([+received! || 0, Infinity, 0, 0, 0]));
+      const fate = this.fate({ acknowledged: +acknowledged! || 0, delivered: Infinity, firstLost: 0, count: 0, cause: 0 });
+      return this.conclude(code, "another instance took the session", fate);
     }
     if (isPending) this.leavePending();
     if (isCurrent) {
-      const wasEnding = this.life === Life.EndSent;
       this.barren = this.standing === this.stoodAt ? this.barren + 1 : 0;
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
-      // Nobody answers END any more.
-      if (wasEnding) this.conclude(this.farewell[1], this.farewell[2], this.fate(), false);
+      // The answer to END cannot come any more.
+      if (life.kind === "end sent") this.conclude(life.code, life.reason, this.fate(), false);
       else if (this.barren > 4) this.startOver();
     }
   }
 
   // ---- what connections bring -----------------------------------------------------------------
 
-  /** Takes what a connection brought. @throws {@link ProtocolError}: fail this connection; the session goes on over the next. */
+  /** Handles what a connection brought. @throws {@link ProtocolError}: fail this connection; the session goes on over the next. */
   handleFrame(id: number, frame: Frame): void {
     const { current, opening, flow } = this;
     if (!frame) return;
     if (opening?.id === id) {
-      if (frame[0] === Type.Welcome) this.welcome(opening, frame);
-      else if (frame[0] === Type.Refuse) this.refused(opening, frame);
+      if (frame.type === Type.Welcome) this.welcome(opening, frame);
+      else if (frame.type === Type.Refuse) this.refused(opening, frame);
       else fail("no WELCOME");
     } else if (current?.id !== id) return;
-    else if (frame[0]) this.receiveControl(current, frame);
-    else if (this.life > Life.Closing) current.read++;
-    else flow.readData(current, frame[1]);
+    else if (frame.type) this.receiveControl(current, frame);
+    else if (this.isEnding) current.read++;
+    else flow.readData(current, frame.data);
     this.trimOutbox();
-    this.settle();
+    this.advanceEnd();
   }
 
   private receiveControl(current: Connection, frame: Control): void {
-    const { flow, hooks, io } = this;
+    const { flow, life } = this;
     const { outbox } = flow;
-    if (frame[0] === Type.Ping || frame[0] === Type.Pong) flow.readBeat(current, frame);
-    else if (frame[0] === Type.Ack) {
-      outbox.acknowledge(frame[1]);
-      outbox.peer = frame[2] ?? outbox.peer;
-    } else if (frame[0] === Type.Gap) flow.readGap(current, frame[1], frame[2]);
-    else if (frame[0] === Type.GoAway) hooks.onGoAway(frame[2], frame[3]);
-    else if (frame[0] === Type.Volatile) io.emit("volatile", { data: frame[1] });
-    else if (frame[0] === Type.AuthResult && current.judging) this.judged(current, frame[1]);
-    else if (frame[0] === Type.Replaced) this.readReplaced(current, frame);
-    else if (frame[0] === Type.End) {
-      outbox.acknowledge(frame[3]);
-      if (this.life < Life.EndReceived) {
-        this.life = Life.EndReceived;
-        this.farewell = frame;
-      } else if (this.life === Life.EndSent) {
-        // The answer to ours: code and reason are what we said.
-        io.forget(current.id, 1000, "");
-        this.conclude(this.farewell[1], this.farewell[2], this.finalFate(frame));
+    if (frame.type === Type.Ping || frame.type === Type.Pong) flow.readBeat(current, frame);
+    else if (frame.type === Type.Ack) {
+      outbox.acknowledge(frame.acknowledged);
+      outbox.peer = frame.window ?? outbox.peer;
+    } else if (frame.type === Type.Gap) flow.readGap(current, frame.first, frame.count);
+    else if (frame.type === Type.GoAway) this.events.push({ type: "goAway", delay: frame.delay, closeInMs: frame.closeInMs });
+    else if (frame.type === Type.Volatile) this.events.push({ type: "volatile", data: frame.data });
+    else if (frame.type === Type.AuthResult && current.judging) this.judged(current, frame.accepted);
+    else if (frame.type === Type.Replaced) this.readReplaced(current, frame);
+    else if (frame.type === Type.End) {
+      outbox.acknowledge(frame.acknowledged);
+      if (!this.isEnding) this.life = { kind: "end received", end: frame };
+      else if (life.kind === "end sent") {
+        // The answer to ours: code and reason are those of our END.
+        this.forget(current.id, 1000);
+        this.conclude(life.code, life.reason, this.finalFate(frame));
       }
-    } else fail(`type ${frame[0]} is not allowed here`);
+    } else fail(`type ${frame.type} is not allowed here`);
   }
 
-  /** What the client does not acknowledge is written again: a count is told once. */
-  private readReplaced(current: Connection, [, after, count]: Replaced): void {
+  /** The client does not acknowledge a REPLACED, and the server writes it again: each count is reported once. */
+  private readReplaced(current: Connection, { after, count }: Replaced): void {
     if (after !== current.read) fail(`replaced after ${after}, ${current.read} read`, true);
-    if (count <= this.replaced || this.life > Life.Closing) return;
+    if (count <= this.replaced || this.isEnding) return;
     this.replaced = count;
-    this.flow.inbox.takeReplaced();
+    this.flow.inbox.receiveReplaced();
   }
 
   /** The peer broke the session. */
@@ -257,139 +252,143 @@ export class ClientSession {
     this.conclude(4400, reason, fate, false);
   }
 
-  private welcome(opening: Connection, frame: Welcome): void {
+  private welcome(opening: Connection, welcome: Welcome): void {
     const { id, resumes } = opening;
-    const [, , token, , isResumed, received, first, , , window, account, , limit] = frame;
+    const { token, resumed, acknowledged, first } = welcome;
     const { outbox, inbox } = this.flow;
     this.opening = undefined;
-    // The server has fenced the old connection. One that was replaced while it lived was not barren.
+    // The server has fenced the old connection. A connection that was replaced while it lived was not barren.
     if (this.current) this.barren = 0;
     this.dropCurrent();
-    const isImpossible = received < outbox.acknowledged || received > outbox.written || first - 1 > inbox.taken;
-    if (resumes && (!isResumed || isImpossible)) this.startOver(account);
-    if (isResumed && (!resumes || isImpossible)) fail("impossible WELCOME");
-    this.flow.outbox.acknowledge(resumes && !isResumed ? 0 : received);
-    this.flow.outbox.peer = window;
-    this.limit = limit ?? Infinity;
+    const isImpossible = acknowledged < outbox.acknowledged || acknowledged > outbox.written || first - 1 > inbox.received;
+    if (resumes && (!resumed || isImpossible)) this.startOver(welcome.account);
+    if (resumed && (!resumes || isImpossible)) fail("impossible WELCOME");
+    this.flow.outbox.acknowledge(resumes && !resumed ? 0 : acknowledged);
+    this.flow.outbox.peer = welcome.window;
+    this.limit = welcome.maxMessage ?? Infinity;
     this.dropTooLarge();
     this.token = token;
     this.isRestored = false;
-    if (!isResumed) this.renewKey();
+    if (!resumed) this.renewKey();
     this.stoodAt = this.standing;
     this.current = opening;
     opening.read = first - 1;
-    if (resumes) opening.wrote = received;
+    if (resumes) opening.wrote = acknowledged;
     // Before anything else on this connection: it confirms the epoch.
-    this.io.writeTo(id, encode([Type.Ack, this.flow.inbox.tell()]));
-    this.hooks.onAttached(id, frame);
+    this.write(id, { type: Type.Ack, acknowledged: this.flow.inbox.ack() });
+    this.events.push({ type: "attached", id, welcome });
     this.judged(opening, true);
   }
 
-  private refused({ resumes }: Connection, [, code, isRetryable, delay, account]: Refuse): void {
-    if (!isRetryable) {
+  private refused({ resumes }: Connection, { code, temporary, delay, account }: Refuse): void {
+    if (!temporary) {
       if (code !== 4411) return this.conclude(code, "refused", this.fate(account));
-      // The key may have named a session. With a token in hand, or where nothing was written, only the key is at fault.
+      // The key may have named a session. If the client presented a token, or has written nothing, only the key is at fault.
       if (!resumes && (account || this.flow.outbox.written)) this.startOver(account);
       this.renewKey();
     }
     this.leavePending();
-    this.hooks.onRefused(code, delay);
+    this.events.push({ type: "refused", code, delay });
   }
 
   // ---- what the application does --------------------------------------------------------------
 
   /**
-   * Accepts a message and returns its number. 0: there is no room, or it is ending, or not restored yet. `isFirst`: it
-   * goes before what waits for {@link begin}.
+   * Accepts a message and returns its number. 0: there is no room, or the session is ending, or not restored yet. `isFirst`:
+   * it is inserted before the messages that wait for {@link begin}.
    */
   send(data: Data, isFirst?: boolean): number {
-    return this.life || this.isRestored ? 0 : this.flow.outbox.push(data, isFirst);
+    return !this.isOpen || this.isRestored ? 0 : this.flow.outbox.push(data, isFirst);
   }
 
-  /** The application has begun the session: what waits follows what it sent first. */
+  /** The application has begun the session: messages that wait follow those it sent first. */
   begin(): void {
     this.flow.outbox.ready = Infinity;
   }
 
-  /** Nothing more comes: what has come waits for the application. */
-  get isOver(): boolean {
-    return this.life > Life.Closing;
+  /** Neither end has begun to end the session. */
+  get isOpen(): boolean {
+    return this.life.kind === "open";
   }
 
-  /** Writes a message that is not numbered, kept or replayed. Dropped while detached. */
+  /** Nothing more is received: messages received before wait for the application. */
+  get isEnding(): boolean {
+    return !this.isOpen && this.life.kind !== "closing";
+  }
+
+  /** Writes a message that is not numbered, kept or replayed. It is dropped while the session is detached. */
   sendVolatile(data: Data): void {
-    if (this.current && !this.opening) this.io.writeTo(this.current.id, encode([Type.Volatile, data]));
+    if (this.current && !this.opening) this.write(this.current.id, { type: Type.Volatile, data });
   }
 
-  /** Asks for a PONG with this nonce. Not while another connection is pending. */
+  /** Asks for a PONG with this nonce. Does nothing while another connection is pending. */
   ping(nonce: number): void {
-    if (this.current && !this.opening) this.io.writeTo(this.current.id, this.flow.writeBeat(Type.Ping, nonce, this.current));
+    const { current } = this;
+    if (current && !this.opening) this.outputs.push({ kind: "write", id: current.id, data: this.flow.writeBeat(Type.Ping, nonce, current) });
   }
 
-  /** Presents new credentials: on the live connection, or in the next HELLO where there is none. */
+  /** Presents new credentials: on the live connection, or in the next HELLO if there is none. */
   authenticate(credentials: Bytes): void {
     this.fresh = credentials;
     this.present();
   }
 
-  /** The next message or gap for the application, in order. */
-  handOver(now: number): Delivery | undefined {
-    const delivery = this.flow.inbox.handOver(now);
-    this.settle();
+  /** Returns the next message or gap for the application, in order. */
+  deliver(now: number): Delivery | undefined {
+    const delivery = this.flow.inbox.deliver(now);
+    this.advanceEnd();
     return delivery;
   }
 
-  /** Ends the session in order: what was accepted before is delivered first, then END. */
+  /** Ends the session in order: messages that were accepted before are delivered first, then END. */
   close(code: number, reason: string): void {
-    if (this.life) return;
-    this.life = Life.Closing;
-    this.farewell = [Type.End, code, reason, 0, 0];
-    this.settle();
+    if (!this.isOpen) return;
+    this.life = { kind: "closing", code, reason };
+    this.advanceEnd();
   }
 
-  /** The peer turned out not to speak `mainstay.v1`: takes back what was never written. */
-  takeUnsent(): [fate: Fate, unsent: Data[]] {
+  /** The peer turned out not to speak `mainstay.v1`: returns the messages that were never written. */
+  takeUnsent(): { fate: Fate; unsent: Data[] } {
     const { outbox } = this.flow;
     const fate = { ...this.fate(), resent: outbox.written < outbox.last };
     this.flow = this.newFlow();
     this.token = undefined;
     this.limit = Infinity;
-    return [fate, outbox.after(outbox.written)];
+    return { fate, unsent: outbox.after(outbox.written) };
   }
 
-  /** What would become of what was sent if the session were lost now. */
+  /** What would become of the messages that were sent if the session were lost now. */
   fate(account?: Account): Fate {
     const { acknowledged, written, last } = this.flow.outbox;
-    const [received, handed, first, count, cause] = account ?? [0, written, 0, 0, 0];
-    // What was never written is nowhere but here, whatever the account says or leaves unsaid.
-    const delivered = Math.max(Math.min(received, written), acknowledged);
+    // A message that was never written exists only here, whatever the account says or omits.
+    const delivered = Math.max(Math.min(account?.acknowledged ?? 0, written), acknowledged);
     return {
       delivered,
-      unknown: Math.max(Math.min(handed, written), delivered),
+      unknown: Math.max(Math.min(account?.delivered ?? written, written), delivered),
       last,
       resent: false,
-      lost: count ? { first, count } : undefined,
-      cause: CAUSES[cause]!,
+      lost: account?.count ? { first: account.firstLost, count: account.count } : undefined,
+      cause: CAUSES[account?.cause ?? 0]!,
     };
   }
 
   // ---- credentials ----------------------------------------------------------------------------
 
-  /** Writes AUTH, unless another waits for its verdict. What a HELLO presents has its verdict with WELCOME. */
+  /** Writes AUTH, unless another waits for its verdict. Credentials in a HELLO have their verdict with WELCOME. */
   private present(): void {
     const { fresh, current } = this;
-    if (!fresh || !current || current.judging || this.opening || this.life > Life.Closing) return;
+    if (!fresh || !current || current.judging || this.opening || this.isEnding) return;
     current.judging = fresh;
-    this.io.writeTo(current.id, encode([Type.Auth, fresh]));
+    this.write(current.id, { type: Type.Auth, credentials: fresh });
   }
 
-  private judged(connection: Connection, isAccepted: boolean): void {
+  private judged(connection: Connection, accepted: boolean): void {
     const { judging } = connection;
     connection.judging = undefined;
     if (judging && judging === this.fresh) {
       this.fresh = undefined;
-      if (isAccepted) this.credentials = judging;
-      this.io.emit("authenticated", { accepted: isAccepted });
+      if (accepted) this.credentials = judging;
+      this.events.push({ type: "authenticated", accepted });
     }
     this.present();
   }
@@ -397,68 +396,72 @@ export class ClientSession {
   // ---- ending ---------------------------------------------------------------------------------
 
   /** Sends END, or answers the peer's, when nothing stands before it. */
-  private settle(): void {
-    const { outbox, inbox } = this.flow;
+  private advanceEnd(): void {
+    const { life, current, flow: { outbox, inbox } } = this;
     // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
-    if (this.life === Life.Closing && this.current && !this.opening && outbox.acknowledged === outbox.last) {
-      this.sendEnd(this.farewell[1], this.farewell[2]);
-    } else if (this.life === Life.EndReceived && !inbox.queue.length) {
-      const [, code, reason] = this.farewell;
-      const fate = this.finalFate(this.farewell);
+    if (life.kind === "closing" && current && !this.opening && outbox.acknowledged === outbox.last) {
+      this.sendEnd(life.code, life.reason);
+    } else if (life.kind === "end received" && !inbox.queue.length) {
+      const { code, reason } = life.end;
+      const fate = this.finalFate(life.end);
       this.sendEnd(code, "");
-      if (this.current) this.io.forget(this.current.id, 1000, "");
+      if (current) this.forget(current.id, 1000);
       this.conclude(code, reason, fate);
     }
   }
 
   private sendEnd(code: number, reason: string): void {
-    const { received, handed } = this.flow.inbox;
+    const { acknowledged, delivered } = this.flow.inbox;
     this.flow.inbox.queue = [];
-    this.farewell = [Type.End, code, reason, received, handed];
-    this.life = Life.EndSent;
-    if (this.current) this.io.writeTo(this.current.id, encode(this.farewell));
+    this.life = { kind: "end sent", code, reason };
+    if (this.current) this.write(this.current.id, { type: Type.End, code, reason, acknowledged, delivered });
   }
 
-  private finalFate([, , , received, handed]: End): Fate {
-    return this.fate([received, handed, 0, 0, 2]);
+  private finalFate({ acknowledged, delivered }: End): Fate {
+    return this.fate({ acknowledged, delivered, firstLost: 0, count: 0, cause: 2 });
   }
 
   private conclude(code: number, reason: string, fate: Fate, wasClean?: boolean): void {
-    this.life = Life.Over;
+    this.life = { kind: "over" };
     this.flow.inbox.queue = [];
     this.opening = undefined;
-    this.hooks.endNow(code, reason, fate, wasClean);
+    this.events.push({ type: "ended", code, reason, fate, wasClean });
   }
 
   // ---- losing a session -----------------------------------------------------------------------
 
-  /** The session is lost: one gap, and a new session takes over what was certainly not delivered. */
+  /** The session is lost: one gap, and a new session sends the messages that were certainly not delivered. */
   private startOver(account?: Account): void {
     const { outbox } = this.flow;
     const fate = this.fate(account);
-    fate.resent = this.behaviour.resend !== false && fate.unknown < fate.last;
+    fate.resent = this.behaviour.resendUndelivered !== false && fate.unknown < fate.last;
     this.flow = this.newFlow();
-    // It fitted the old buffer, so it fits the new one, with what comes first.
+    // They fitted the old buffer, so they fit the new one, together with what comes first.
     if (fate.resent) for (const data of outbox.after(fate.unknown)) this.flow.outbox.push(data, true);
     if (this.isHeld) this.flow.outbox.ready = 0;
     this.token = undefined;
     this.renewKey();
     this.isRestored = false;
     this.barren = this.replaced = 0;
-    this.io.emit("gap", { fate });
+    this.events.push({ type: "gap", fate });
   }
 
-  /** What is larger than the server takes would end every connection that it is written on. */
+  /** A message that is larger than the server accepts would end every connection that it is written on. */
   private dropTooLarge(): void {
     const { limit, flow: { outbox } } = this;
     if (limit === Infinity) return;
     const { ready } = outbox;
     outbox.takeUnwritten().forEach((data, index, { length }) => {
       const size = bytesOf(data).length;
-      if (size > limit) this.io.emit("error", { error: new MessageTooLargeError(size, limit) }, length - 1 - index);
+      if (size > limit) this.events.push({ type: "error", error: new MessageTooLargeError(size, limit), behind: length - 1 - index });
       else outbox.push(data, true);
     });
     outbox.ready = ready;
+  }
+
+  /** What another instance stored of the session is incomplete: the application gets one gap. */
+  lose(): void {
+    this.events.push({ type: "gap", fate: this.fate() });
   }
 
   private dropCurrent(): void {
@@ -470,7 +473,7 @@ export class ClientSession {
   private leavePending(): void {
     this.opening = undefined;
     this.present();
-    this.settle();
+    this.advanceEnd();
   }
 
   private renewKey(): void {
@@ -478,13 +481,14 @@ export class ClientSession {
     this.keySentAt = NaN;
   }
 
-  /** Grows with everything that is acknowledged or received. */
+  /** Grows with every message that is acknowledged or received. */
   private get standing(): number {
-    return this.flow.outbox.acknowledged + this.flow.inbox.taken;
+    return this.flow.outbox.acknowledged + this.flow.inbox.received;
   }
 
   private newFlow(): Flow {
-    const flow = new Flow(new Outbox(this.behaviour.keep ?? ACCEPT), new Inbox(ACCEPT));
+    const { messages = ACCEPT.messages, bytes = ACCEPT.bytes } = this.behaviour.keep ?? {};
+    const flow = new Flow(new Outbox({ messages, bytes }), new Inbox(ACCEPT));
     if (this.isHeld) flow.outbox.ready = 0;
     return flow;
   }
@@ -495,17 +499,35 @@ export class ClientSession {
 
   // ---- output ---------------------------------------------------------------------------------
 
-  /** Writes what is owed and what the window holds: from the HELLO of a pending connection on, only to that. */
-  writeAll(now: number): void {
-    const { opening, current, flow } = this;
-    const writer = opening ?? current;
-    if (!writer || this.life >= Life.EndSent) return;
-    const next = () => (opening ? undefined : flow.writeOwed(now, writer)) ?? flow.writeData(writer);
-    for (let data; (data = next()) !== undefined; ) this.io.writeTo(writer.id, data);
+  private write(id: number, message: Control): void {
+    this.outputs.push({ kind: "write", id, data: encode(message) });
   }
 
-  /** When an acknowledgement is due even if nothing more comes. */
-  get dueAt(): number {
-    return this.current && !this.opening ? this.flow.inbox.dueAt : Infinity;
+  private forget(id: number, code: number): void {
+    this.outputs.push({ kind: "forget", id, code, reason: "" });
+  }
+
+  /** Returns the next thing to do that is decided already, messages of the streams not included. */
+  pollControl(): SessionTransmit | undefined {
+    return this.outputs.shift();
+  }
+
+  /** Returns the next thing to do. From the HELLO of a pending connection on, messages of the streams go only to that. */
+  pollTransmit(now: number): SessionTransmit | undefined {
+    const { opening, current, flow } = this;
+    const writer = opening ?? current;
+    if (this.outputs.length || !writer || this.life.kind === "end sent" || this.life.kind === "over") return this.pollControl();
+    const data = (opening ? undefined : flow.writeOwed(now, writer)) ?? flow.writeData(writer);
+    if (data !== undefined) return { kind: "write", id: writer.id, data };
+  }
+
+  /** Returns the next event, in order. */
+  pollEvent(): SessionEvent | undefined {
+    return this.events.shift();
+  }
+
+  /** Returns when an acknowledgement is due even if nothing more comes. */
+  pollTimeout(): number {
+    return this.current && !this.opening ? this.flow.inbox.ackDueAt : Infinity;
   }
 }

@@ -1,19 +1,19 @@
 /**
- * The machine that speaks `mainstay.v1` where the server does. A server that does not is treated as the plain peer it
- * is, from the first connection on and for good: what was promised under the one cannot be kept under the other.
+ * The machine that speaks `mainstay.v1` if the server does. For a server that does not, a {@link Machine} goes on in its
+ * place, from the first connection on: a promise made in one mode cannot be kept in the other.
  *
  * A replacement may be opened beside the attached connection: after GOAWAY, and when a probe stays unanswered.
  */
 
-import { Machine, type Io, type MachineConfig, type Mode, NO_ANSWER } from "./machine.js";
-import type { ClientSession, SessionHooks } from "./session.js";
+import { Machine, type MachineConfig, type Mode, type MachineEvent, NO_ANSWER, type Transmit } from "./machine.js";
+import type { ClientSession, SessionEvent } from "./session.js";
 import { type Data, decode, type Delay, type ProtocolError, type Received, toHex, Type, viewOf, type Welcome } from "./wire.js";
 
 /** Offered beside sessions, so that a server which takes the first offer unseen, or must take one, speaks plain WebSocket. */
 const PLAIN = "plain";
 const SESSION = "mainstay.v1";
 
-export class SessionMachine extends Machine implements SessionHooks {
+export class SessionMachine extends Machine {
   override mode: Mode | undefined = undefined;
   declare clientSession: ClientSession;
   /** The session's public name. */
@@ -22,7 +22,7 @@ export class SessionMachine extends Machine implements SessionHooks {
   offers = true;
   /** One that opened without an offer. It waits while the offer is made once more: the server may only have been away. */
   private trial = 0;
-  private heardOnTrial: Received[] = [];
+  private receivedOnTrial: Received[] = [];
   /** How it was closed, if the server said all that it had to say. */
   declare private trialLoss: [code: number, reason: string] | undefined;
   /** When HELLO left; when the session was left without a connection, and how long the server keeps it so. */
@@ -36,13 +36,11 @@ export class SessionMachine extends Machine implements SessionHooks {
   private replaceAt = Infinity;
   private probes = 0;
   /** What the server said about the next attempt. */
-  private advice: Delay = [0, 0];
+  private advice: Delay = { earliestMs: 0, latestMs: 0 };
 
-  constructor(now: number, config: MachineConfig, random: () => number, io: Io, session: ClientSession) {
-    super(now, config, random, io);
+  constructor(now: number, config: MachineConfig, random: () => number, session: ClientSession) {
+    super(now, config, random);
     this.clientSession = session;
-    session.io = io;
-    session.hooks = this;
   }
 
   override handleOpened(id: number, protocol: string): void {
@@ -51,7 +49,7 @@ export class SessionMachine extends Machine implements SessionHooks {
     this.protocol = isSession ? application : name === PLAIN ? "" : protocol;
     if (this.mayBePlain && !this.offers) {
       this.trial = id;
-      this.heardOnTrial = [];
+      this.receivedOnTrial = [];
       this.trialLoss = undefined;
       this.offers = true;
       this.dial();
@@ -66,11 +64,12 @@ export class SessionMachine extends Machine implements SessionHooks {
     const neverSpoke = this.mayBePlain && !this.isSuspended && code === 1006 && id === this.dialled && this.clientSession.opening?.id !== id;
     if (id === this.current) this.leftAt = this.nowMs;
     this.clientSession.handleLost(id, code, reason);
+    this.followSession();
     // Where there was a session a plain server is the least likely reason, and to try for one the last resort.
     if (neverSpoke && (!this.mode || !this.offers || this.attempts > 4)) {
       // Browsers fail a connection whose server answers an offer with nothing.
       this.offers = !this.offers;
-      this.io.forget(id);
+      this.forget(id);
       if (this.trial) return this.becomePlain(this.trial);
       // At once, so that no server comes up in between and meets a client that asks for no session.
       if (!this.offers && reason !== NO_ANSWER) return this.dial();
@@ -80,8 +79,8 @@ export class SessionMachine extends Machine implements SessionHooks {
 
   /** The trial is over. A server that restarts says nothing about what it speaks; any other may have said all it had to say. */
   private trialLost(code: number, reason: string): void {
-    this.io.forget(this.trial);
-    if (code === 1006 ? !this.heardOnTrial.length : [1001, 1012, 1013].includes(code)) this.trial = 0;
+    this.forget(this.trial);
+    if (code === 1006 ? !this.receivedOnTrial.length : [1001, 1012, 1013].includes(code)) this.trial = 0;
     else this.trialLoss = [code, reason];
   }
 
@@ -91,29 +90,33 @@ export class SessionMachine extends Machine implements SessionHooks {
   }
 
   override handleMessage(id: number, data: Received): void {
-    if (id === this.trial) return void this.heardOnTrial.push(data);
+    if (id === this.trial) return void this.receivedOnTrial.push(data);
     if (id === this.current) this.heard();
     try {
       const message = viewOf(data);
       const frame = decode(message);
-      const [type, value] = frame ?? [];
-      if (type === Type.Pong && id === this.current && value === this.probes) {
+      if (frame?.type === Type.Pong && id === this.current && frame.nonce === this.probes) {
         this.answered();
         this.proven = this.asked;
       }
-      if (type === Type.Data || type === Type.Ack || type === Type.Pong) this.progressed(message.length);
+      if (frame?.type === Type.Data || frame?.type === Type.Ack || frame?.type === Type.Pong) this.progressed(message.length);
       this.clientSession.handleFrame(id, frame);
+      this.followSession();
     } catch (error) {
       const { message, isFatal } = error as ProtocolError;
-      this.io.emit("error", { error });
-      if (isFatal) return this.clientSession.abandon(message);
-      this.io.forget(id, 4400, message);
+      this.followSession();
+      this.events.push({ type: "error", error });
+      if (isFatal) {
+        this.clientSession.abandon(message);
+        return this.followSession();
+      }
+      this.forget(id, 4400, message);
       this.handleLost(id, 4400, message);
     }
   }
 
   override suspend(reason?: string): void {
-    this.io.forget(this.trial);
+    this.forget(this.trial);
     this.trial = 0;
     super.suspend(reason);
   }
@@ -123,15 +126,28 @@ export class SessionMachine extends Machine implements SessionHooks {
   }
 
   override endNow(code: number, reason: string, fate = this.clientSession.fate(), wasClean?: boolean): void {
-    this.io.forget(this.trial);
+    this.forget(this.trial);
     super.endNow(code, reason, fate, wasClean);
   }
 
-  override writeOut(): void {
-    if (this.clientSession.current && !this.beginning) this.clientSession.begin();
-    if (this.closeWith && !this.queued.length) this.clientSession.close(this.closeWith.code, this.closeWith.reason);
-    this.clientSession.writeAll(this.nowMs);
+  override pollEvent(): MachineEvent | undefined {
+    // What the application read may have ended the session.
+    this.followSession();
+    return super.pollEvent();
+  }
+
+  override pollTransmit(): Transmit | undefined {
+    // Nothing is written to a connection that was forgotten, and what was written before leaves first.
+    return this.clientSession.pollControl() ?? super.pollTransmit();
+  }
+
+  protected override nextMessage(): Transmit | undefined {
+    const { clientSession: session } = this;
+    if (session.current && !this.beginning) session.begin();
+    if (this.closeWith && !this.waiting) session.close(this.closeWith.code, this.closeWith.reason);
+    const next = session.pollTransmit(this.nowMs);
     this.lookAtOwed();
+    return next;
   }
 
   /**
@@ -158,6 +174,7 @@ export class SessionMachine extends Machine implements SessionHooks {
   protected override letGo(id: number): void {
     super.letGo(id);
     this.clientSession.handleLost(id);
+    this.followSession();
   }
 
   protected override heard(): void {
@@ -173,76 +190,85 @@ export class SessionMachine extends Machine implements SessionHooks {
     super.handleTimeout();
   }
 
-  override get dueAt(): number {
-    return Math.min(super.dueAt, this.clientSession.dueAt, this.current ? this.replaceAt : Infinity);
+  override pollTimeout(): number {
+    return Math.min(super.pollTimeout(), this.clientSession.pollTimeout(), this.current ? this.replaceAt : Infinity);
   }
 
   protected override get keeps(): number {
-    return this.clientSession.flow.outbox.last + this.epoch + this.queued.length;
+    return this.clientSession.flow.outbox.last + this.epoch + this.waiting;
   }
 
   override get bufferedAmount(): number {
     return this.clientSession.flow.outbox.bytes;
   }
 
-  /** This server speaks no sessions: from now on this is a {@link Machine} and nothing else. */
+  /** This server speaks no sessions: a {@link Machine} goes on from here. */
   private becomePlain(id: number): void {
-    this.mode = "plain";
-    this.offers = false;
-    // What was sent before it was known what the peer speaks.
-    const [fate, unsent] = this.clientSession.takeUnsent();
-    if (fate.unknown || this.epoch) this.io.emit("gap", { fate });
-    this.epoch = 0;
-    this.name = "";
-    this.unsent = unsent;
-    Object.setPrototypeOf(this, Machine.prototype);
-    this.handleOpened(id, this.protocol);
+    // Messages that were sent before it was known what the peer speaks.
+    const { fate, unsent } = this.clientSession.takeUnsent();
+    if (fate.unknown || this.epoch) this.events.push({ type: "gap", fate });
+    const machine = Object.assign(new Machine(this.nowMs, this.behaviour, this.chance), this, { mode: "plain", offers: false, epoch: 0, name: "", unsent });
+    this.successor = machine;
+    machine.handleOpened(id, this.protocol);
     if (id !== this.trial) return;
-    for (const data of this.heardOnTrial.splice(0)) this.handleMessage(id, data);
-    if (this.trialLoss) this.handleLost(id, ...this.trialLoss);
+    for (const data of this.receivedOnTrial) machine.handleMessage(id, data);
+    if (this.trialLoss) machine.handleLost(id, ...this.trialLoss);
   }
 
   /** Advice wins, up to 10 minutes and widened to 1 s or a tenth of its length. */
   protected override backoff(isAlone: boolean, retryMs?: number): number {
     const own = super.backoff(isAlone, retryMs);
-    const [earliest, latest] = this.advice;
-    this.advice = [0, 0];
-    if (!latest || retryMs! >= 0) return own;
-    const from = Math.min(Math.max(earliest, 1), 540_000);
-    const to = Math.min(Math.max(latest, from * 1.1, from + 1000), 600_000);
+    const { earliestMs, latestMs } = this.advice;
+    this.advice = { earliestMs: 0, latestMs: 0 };
+    if (!latestMs || retryMs! >= 0) return own;
+    const from = Math.min(Math.max(earliestMs, 1), 540_000);
+    const to = Math.min(Math.max(latestMs, from * 1.1, from + 1000), 600_000);
     return from + (to - from) * this.chance();
   }
 
-  // ---- what the session says ------------------------------------------------------------------------
+  // ---- what happens to the session ------------------------------------------------------------------
 
-  onAttached(id: number, [, sessionId, , epoch, resumed, , , window, interval]: Welcome): void {
-    const announced = Math.min(Math.max(interval, 100), 3_600_000);
-    // The first of this socket is one too, where it goes on from a page that was reloaded.
+  /** Handles the events of the session, or passes them on. */
+  private followSession(): void {
+    for (let event; (event = this.clientSession.pollEvent()); ) this.handleSession(event);
+  }
+
+  private handleSession(event: SessionEvent): void {
+    if (event.type === "attached") this.handleAttached(event.id, event.welcome);
+    else if (event.type === "refused") this.handleRefused(event.code, event.delay);
+    else if (event.type === "goAway") this.handleGoAway(event.delay, event.closeInMs);
+    else if (event.type === "ended") this.endNow(event.code, event.reason, event.fate, event.wasClean);
+    else this.events.push(event);
+  }
+
+  private handleAttached(id: number, { id: sessionId, epoch, resumed, resumeWindowMs, heartbeatIntervalMs }: Welcome): void {
+    const announced = Math.min(Math.max(heartbeatIntervalMs, 100), 3_600_000);
+    // The first attach of this socket opens it too, also when it resumes the session of a page that was reloaded.
     const isOpening = !resumed || !this.epoch;
-    this.io.forget(this.trial);
-    this.io.forget(this.current);
+    this.forget(this.trial);
+    this.forget(this.current);
     this.trial = 0;
     this.mode = "session";
-    this.windowMs = window;
+    this.windowMs = resumeWindowMs;
     this.asked = this.proven = 0;
-    // The server's time to judge is in it: no more of it counts than what makes no limit long.
+    // It includes the time that the server takes to judge: no more of it counts than what makes no limit long.
     this.rtt ??= Math.min(this.nowMs - this.helloAt, 1000);
     this.epoch = epoch;
     this.name = toHex(sessionId);
     this.attach(id, 2 * announced + 5000, announced / 4, Infinity);
     if (isOpening) this.beginning = id;
-    this.io.emit("session", { mode: "session", resumed, epoch, id: this.name });
-    if (isOpening && !this.closeWith) this.io.emit("open");
+    this.events.push({ type: "session", mode: "session", resumed, epoch, id: this.name });
+    if (isOpening && !this.closeWith) this.events.push({ type: "open" });
   }
 
-  onRefused(code: number, delay: Delay): void {
+  private handleRefused(code: number, delay: Delay): void {
     this.advice = delay;
     super.handleLost(this.dialled, code, `refused with ${code}`);
   }
 
-  onGoAway([earliest, latest]: Delay, closeIn: number): void {
+  private handleGoAway({ earliestMs, latestMs }: Delay, closeInMs: number): void {
     // A replacement that is there before the server closes costs no interruption.
-    this.advice = [earliest, earliest < closeIn ? Math.min(latest, closeIn) : latest];
+    this.advice = { earliestMs, latestMs: earliestMs < closeInMs ? Math.min(latestMs, closeInMs) : latestMs };
     if (this.dialAt === Infinity) this.dialAt = this.nowMs + this.backoff(false);
   }
 }

@@ -2,14 +2,14 @@
  * A server of `mainstay.v1` for tests of an application, without a network: it is handed to the socket as its `WebSocket`,
  * and does what servers and networks do when the test says so: it delivers, detaches, resumes, and lets a session expire.
  *
- * It sets no timer; the client's are its own. After a loss that dials again within a second, or at once on `retryNow()`.
+ * It sets no timer; the client's are its own. After a loss that dials again within a second, or at once on `reconnect()`.
  */
 
 import type { WebSocketLike } from "./client.js";
 import { Flow, Inbox, type Lane, Outbox } from "./flow.js";
-import { type Account, type Bytes, bytesOf, type Control, type Data, decode, encode, type Frame, type Hello, toHex, Type, viewOf } from "./wire.js";
+import { type Account, type Bytes, bytesOf, Cause, type Control, type Data, decode, encode, type Frame, type Hello, toHex, Type, viewOf, type Window } from "./wire.js";
 
-const WINDOW: [messages: number, bytes: number] = [1024, 1_048_576];
+const WINDOW: Window = { messages: 1024, bytes: 1_048_576 };
 /** The interval of the announced heartbeat, which is not sent: the client is patient for two hours. */
 const HOUR = 3_600_000;
 
@@ -22,7 +22,7 @@ export class TestServer {
   readonly WebSocket: WebSocketLike;
   /** All sessions that were begun, the newest last. */
   readonly sessions: TestSession[] = [];
-  private taken = 0;
+  private given = 0;
   private wake = () => {};
 
   constructor() {
@@ -40,8 +40,8 @@ export class TestServer {
 
   /** The next session that is begun, in their order: each is given once. */
   async session(): Promise<TestSession> {
-    while (this.sessions.length <= this.taken) await new Promise<void>((resolve) => (this.wake = resolve));
-    return this.sessions[this.taken++]!;
+    while (this.sessions.length <= this.given) await new Promise<void>((resolve) => (this.wake = resolve));
+    return this.sessions[this.given++]!;
   }
 }
 
@@ -86,7 +86,7 @@ export class TestSession {
 
   /** Sends the client a message outside the stream. */
   deliverVolatile(data: string | Bytes): void {
-    this.connection?.say([Type.Volatile, data]);
+    this.connection?.say({ type: Type.Volatile, data });
   }
 
   /** The next message of the client. @throws if the session ends before one comes */
@@ -118,7 +118,7 @@ export class TestSession {
   expire(): void {
     const { inbox, outbox } = this.flow;
     const lost = outbox.last - outbox.acknowledged;
-    this.account = [inbox.received, inbox.handed, outbox.acknowledged + 1, lost, 1];
+    this.account = { acknowledged: inbox.acknowledged, delivered: inbox.delivered, firstLost: outbox.acknowledged + 1, count: lost, cause: Cause.Expired };
     this.connection?.drop(1006, "");
     this.asking?.[0].drop(1006, "");
     this.wake();
@@ -128,7 +128,7 @@ export class TestSession {
   end(code = 1000, reason = ""): void {
     const { inbox } = this.flow;
     this.ended = { code, reason };
-    this.connection?.say([Type.End, code, reason, inbox.received, inbox.handed]);
+    this.connection?.say({ type: Type.End, code, reason, acknowledged: inbox.acknowledged, delivered: inbox.delivered });
     this.wake();
   }
 
@@ -139,7 +139,7 @@ export class TestSession {
   }
 
   /** @internal */
-  attach(connection: Connection, [, , window, , , , , resume, credentials]: Hello, account?: Account): void {
+  attach(connection: Connection, { window, resume, credentials }: Hello, account?: Account): void {
     const { inbox, outbox } = this.flow;
     const before = this.connection;
     this.asking = undefined;
@@ -147,13 +147,25 @@ export class TestSession {
     before?.drop(4409, "");
     this.credentials = credentials ?? this.credentials;
     outbox.peer = window;
-    const received = resume && this.epoch ? resume[1] : 0;
-    outbox.acknowledge(received);
-    this.lane = { wrote: received, read: inbox.received };
+    const acknowledged = resume && this.epoch ? resume.acknowledged : 0;
+    outbox.acknowledge(acknowledged);
+    this.lane = { wrote: acknowledged, read: inbox.acknowledged };
     this.token = Uint8Array.from(this.token, (byte, at) => (at ? byte : byte + 1));
     connection.session = this;
     const id = new Uint8Array(8).fill(this.number);
-    connection.say([Type.Welcome, id, this.token, ++this.epoch, this.epoch > 1, inbox.tell(), received + 1, 120_000, HOUR, WINDOW, account]);
+    connection.say({
+      type: Type.Welcome,
+      id,
+      token: this.token,
+      epoch: ++this.epoch,
+      resumed: this.epoch > 1,
+      acknowledged: inbox.ack(),
+      first: acknowledged + 1,
+      resumeWindowMs: 120_000,
+      heartbeatIntervalMs: HOUR,
+      window: WINDOW,
+      account,
+    });
     this.write();
     this.wake();
   }
@@ -169,18 +181,18 @@ export class TestSession {
     const { flow, lane, connection } = this;
     const { outbox, inbox } = flow;
     if (!frame || !connection) return;
-    if (frame[0] === Type.Data) flow.readData(lane, frame[1]);
-    else if (frame[0] === Type.Ack) outbox.acknowledge(frame[1]);
-    else if (frame[0] === Type.Ping || frame[0] === Type.Pong) flow.readBeat(lane, frame);
-    else if (frame[0] === Type.Volatile) this.volatiles.push(frame[1]);
-    else if (frame[0] === Type.Auth) {
-      this.credentials = frame[1];
-      connection.say([Type.AuthResult, true, 0]);
-    } else if (frame[0] === Type.End) this.over(frame[1], frame[2]);
-    for (let got; (got = inbox.handOver(0)); ) if (got.data !== undefined) this.waiting.push(got.data);
+    if (frame.type === Type.Data) flow.readData(lane, frame.data);
+    else if (frame.type === Type.Ack) outbox.acknowledge(frame.acknowledged);
+    else if (frame.type === Type.Ping || frame.type === Type.Pong) flow.readBeat(lane, frame);
+    else if (frame.type === Type.Volatile) this.volatiles.push(frame.data);
+    else if (frame.type === Type.Auth) {
+      this.credentials = frame.credentials;
+      connection.say({ type: Type.AuthResult, accepted: true, expiresInMs: 0 });
+    } else if (frame.type === Type.End) this.over(frame.code, frame.reason);
+    for (let got; (got = inbox.deliver(0)); ) if (got.data !== undefined) this.waiting.push(got.data);
     const beat = flow.writeOwed(0, lane);
     if (beat) connection.write(beat);
-    else if (inbox.received > inbox.told) connection.say([Type.Ack, inbox.tell()]);
+    else if (inbox.acknowledged > inbox.acked) connection.say({ type: Type.Ack, acknowledged: inbox.ack() });
     outbox.trim(lane.wrote);
     this.write();
     this.wake();
@@ -234,7 +246,7 @@ class Connection {
     later(() => {
       if (this.readyState > 1) return;
       if (this.session) this.session.read(frame);
-      else if (frame?.[0] === Type.Hello) this.hello(frame);
+      else if (frame?.type === Type.Hello) this.hello(frame);
     });
   }
 
@@ -243,7 +255,7 @@ class Connection {
   }
 
   private hello(hello: Hello): void {
-    const token = hello[7] && toHex(hello[7][0]);
+    const token = hello.resume && toHex(hello.resume.token);
     const session = token && this.sessions.find((session) => toHex(session.token) === token);
     if (session && !session.account && !session.ended) return session.hello(this, hello);
     const begun = new TestSession(this.sessions.length + 1);

@@ -2,8 +2,8 @@
  * The messages of `mainstay.v1` and their bytes. A text message is application text, untouched; a binary one starts
  * with a type byte: `00` is application binary, `01`-`80` are control messages, `81`-`ff` are ignored.
  *
- * A control message is a tuple: its type, its fixed fields, its optional ones. One table says what they are, and
- * reading and writing both follow it.
+ * A control message is an object with its `type`. {@link SHAPES} names its fields in the order of the wire, and both
+ * reading and writing follow that table.
  *
  * Source: `docs/PROTOCOL.md` "Framing". Durations are milliseconds.
  */
@@ -12,24 +12,52 @@ import { bytesOf, textOf } from "./text.js";
 
 export { bytesOf, viewOf } from "./text.js";
 
-/** Bytes of a buffer that is not shared. Said so that TypeScript below 5.7, which has no word for that, reads it too. */
+/** Bytes of a buffer that is not shared, written so that TypeScript below 5.7, which has no name for them, reads it too. */
 export type Bytes = ReturnType<Uint8ArrayConstructor["of"]>;
 
 /** Application data. */
 export type Data = string | Bytes;
 
-/** What one end accepts above what it has received. */
-export type Window = [messages: number, bytes: number];
+/** A bound of a buffer: how many messages it holds, and how many payload bytes. */
+export interface Window {
+  messages: number;
+  bytes: number;
+}
 
-/** When to come; 0 and 0 is no advice. */
-export type Delay = [earliest: number, latest: number];
+/** When to make the next attempt: at random between the two. Both are 0 where the server gives no advice. */
+export interface Delay {
+  earliestMs: number;
+  latestMs: number;
+}
 
-/** What became of a lost session, as the peer tells it. Causes: 0 unknown, 1 expired, 2 ended, 3 evicted, 4 restarted, 5 replaced. */
-export type Account = [received: number, handed: number, firstLost: number, count: number, cause: number];
+/** The cause in an {@link Account}. */
+export const enum Cause {
+  Unknown,
+  Expired,
+  Ended,
+  Evicted,
+  Restarted,
+  Replaced,
+}
 
-export type Resume = [token: Bytes, received: number, sent: number, firstHeld: number];
+/** What the server reports of a lost session. Lost are `count` of its messages, the first of them `firstLost`. */
+export interface Account {
+  acknowledged: number;
+  delivered: number;
+  firstLost: number;
+  count: number;
+  cause: Cause;
+}
 
-/** The type of a control message. 0 stands for application data. */
+/** Which session a client resumes, and up to where it has both streams. */
+export interface Resume {
+  token: Bytes;
+  acknowledged: number;
+  sent: number;
+  firstHeld: number;
+}
+
+/** The type of a message. 0 stands for application data. */
 export const enum Type {
   Data,
   Hello,
@@ -44,55 +72,114 @@ export const enum Type {
   AuthResult,
   Volatile,
   Refuse,
-  /** In the range that ends which do not know it ignore. */
+  /** In the range that an implementation ignores if it does not implement the type. */
   Replaced = 128,
 }
 
-export type Hello = [
-  type: Type.Hello,
-  version: 1,
-  window: Window,
-  key: Bytes,
-  keyAge: number,
-  instance: Bytes,
-  attempt: number,
-  resume?: Resume | undefined,
-  credentials?: Bytes | undefined,
-  resumeWindow?: number | undefined,
-  maxMessage?: number | undefined,
-];
-export type Welcome = [
-  type: Type.Welcome,
-  id: Bytes,
-  token: Bytes,
-  epoch: number,
-  resumed: boolean,
-  received: number,
-  first: number,
-  resumeWindow: number,
-  heartbeatInterval: number,
-  window: Window,
-  account?: Account | undefined,
-  resumeAt?: string | undefined,
-  maxMessage?: number | undefined,
-];
-export type Ack = [type: Type.Ack, received: number, window?: Window | undefined];
-export type Beat = [type: Type.Ping | Type.Pong, nonce: number, sent: number, received: number];
-export type GoAway = [type: Type.GoAway, reason: string, delay: Delay, closeIn: number, endpoint?: string | undefined];
-export type Gap = [type: Type.Gap, first: number, count: number, cause: number];
-export type End = [type: Type.End, code: number, reason: string, received: number, handed: number];
-export type Auth = [type: Type.Auth, credentials: Bytes];
-export type AuthResult = [type: Type.AuthResult, accepted: boolean, expiresIn: number];
-export type Volatile = [type: Type.Volatile, data: Data];
-export type Refuse = [type: Type.Refuse, code: number, temporary: boolean, delay: Delay, account?: Account | undefined];
-export type Replaced = [type: Type.Replaced, after: number, count: number];
+export interface Hello {
+  type: Type.Hello;
+  version: 1;
+  window: Window;
+  key: Bytes;
+  keyAgeMs: number;
+  instance: Bytes;
+  attempt: number;
+  resume?: Resume | undefined;
+  credentials?: Bytes | undefined;
+  resumeWindowMs?: number | undefined;
+  maxMessage?: number | undefined;
+}
+
+export interface Welcome {
+  type: Type.Welcome;
+  id: Bytes;
+  token: Bytes;
+  epoch: number;
+  resumed: boolean;
+  acknowledged: number;
+  first: number;
+  resumeWindowMs: number;
+  heartbeatIntervalMs: number;
+  window: Window;
+  account?: Account | undefined;
+  resumeAt?: string | undefined;
+  maxMessage?: number | undefined;
+}
+
+export interface Ack {
+  type: Type.Ack;
+  acknowledged: number;
+  window?: Window | undefined;
+}
+
+/** A probe of the session, or its answer. */
+export interface Beat {
+  type: Type.Ping | Type.Pong;
+  nonce: number;
+  sent: number;
+  acknowledged: number;
+}
+
+export interface GoAway {
+  type: Type.GoAway;
+  reason: string;
+  delay: Delay;
+  closeInMs: number;
+  endpoint?: string | undefined;
+}
+
+export interface Gap {
+  type: Type.Gap;
+  first: number;
+  count: number;
+  /** 1: an overflow; 2: coalesced. */
+  cause: number;
+}
+
+export interface End {
+  type: Type.End;
+  code: number;
+  reason: string;
+  acknowledged: number;
+  delivered: number;
+}
+
+export interface Auth {
+  type: Type.Auth;
+  credentials: Bytes;
+}
+
+export interface AuthResult {
+  type: Type.AuthResult;
+  accepted: boolean;
+  expiresInMs: number;
+}
+
+export interface Volatile {
+  type: Type.Volatile;
+  data: Data;
+}
+
+export interface Refuse {
+  type: Type.Refuse;
+  code: number;
+  temporary: boolean;
+  delay: Delay;
+  account?: Account | undefined;
+}
+
+export interface Replaced {
+  type: Type.Replaced;
+  after: number;
+  count: number;
+}
 
 export type Control = Hello | Welcome | Ack | Beat | GoAway | Gap | End | Auth | AuthResult | Volatile | Refuse | Replaced;
 
-/** What one WebSocket message carries; nothing, if its type is reserved. */
-export type Frame = Control | [type: Type.Data, data: Data] | undefined;
+/** The content of one WebSocket message; undefined if its type is reserved. */
+export type Frame = Control | { type: Type.Data; data: Data } | undefined;
 
-/** A message that is not allowed: its connection is failed with 4400. `isFatal`: the session is over as well. */
+/** A message that the protocol does not allow: its connection is failed with 4400. `isFatal`: the session ends too. */
 export class ProtocolError extends Error {
   override name = "ProtocolError";
   declare isFatal: boolean | undefined;
@@ -110,46 +197,106 @@ export function fail(message: string, isFatal?: boolean): never {
 /** The largest number on the wire: a JavaScript number holds it exactly. */
 export const MAX_INTEGER = Number.MAX_SAFE_INTEGER;
 
-// A letter for each field, by message type; after `|` the optional ones, by their types from 1. v version; i integer;
-// p integer above 0; f flag; b bytes; k 16 bytes; n 8 bytes; t text; w window; d delay; c cause of a GAP; A account;
-// u its cause; R resume; and up to the end: B bytes, T text, D kind and data.
-const SHAPES = /* @__PURE__ */ Object.assign(" vwkini|RBii nbpfipiiw|ATi i|w iii iii tdi|T ppc itii b fi D ifd|A".split(" "), { 128: "ip" });
-const PARTS: Record<string, string> = { w: "pi", d: "ii", A: "iiiiu", R: "biii" };
+/** The values that a field may have. From `RestBytes` on a value has no length: it reaches to the end. */
+const enum Kind {
+  Version,
+  Integer,
+  Positive,
+  GapCause,
+  AccountCause,
+  Flag,
+  Bytes,
+  Bytes8,
+  Bytes16,
+  Text,
+  RestBytes,
+  RestText,
+  /** A flag for binary, and the payload. */
+  RestData,
+}
 
-/** A message as a connection gives it, which is asked for array buffers. */
+/** Fields by name, in the order of the wire. */
+interface Fields {
+  [name: string]: Kind | Fields;
+}
+
+/** An optional field has its own type and length: types count from 1 in this order. */
+type Shape = [fixed: Fields, optional?: Fields];
+
+const WINDOW: Fields = { messages: Kind.Positive, bytes: Kind.Integer };
+const DELAY: Fields = { earliestMs: Kind.Integer, latestMs: Kind.Integer };
+const ACCOUNT: Fields = { acknowledged: Kind.Integer, delivered: Kind.Integer, firstLost: Kind.Integer, count: Kind.Integer, cause: Kind.AccountCause };
+const RESUME: Fields = { token: Kind.Bytes, acknowledged: Kind.Integer, sent: Kind.Integer, firstHeld: Kind.Integer };
+const BEAT: Shape = [{ nonce: Kind.Integer, sent: Kind.Integer, acknowledged: Kind.Integer }];
+
+const SHAPES: { [type: number]: Shape } = {
+  [Type.Hello]: [
+    { version: Kind.Version, window: WINDOW, key: Kind.Bytes16, keyAgeMs: Kind.Integer, instance: Kind.Bytes8, attempt: Kind.Integer },
+    { resume: RESUME, credentials: Kind.RestBytes, resumeWindowMs: Kind.Integer, maxMessage: Kind.Integer },
+  ],
+  [Type.Welcome]: [
+    {
+      id: Kind.Bytes8,
+      token: Kind.Bytes,
+      epoch: Kind.Positive,
+      resumed: Kind.Flag,
+      acknowledged: Kind.Integer,
+      first: Kind.Positive,
+      resumeWindowMs: Kind.Integer,
+      heartbeatIntervalMs: Kind.Integer,
+      window: WINDOW,
+    },
+    { account: ACCOUNT, resumeAt: Kind.RestText, maxMessage: Kind.Integer },
+  ],
+  [Type.Ack]: [{ acknowledged: Kind.Integer }, { window: WINDOW }],
+  [Type.Ping]: BEAT,
+  [Type.Pong]: BEAT,
+  [Type.GoAway]: [{ reason: Kind.Text, delay: DELAY, closeInMs: Kind.Integer }, { endpoint: Kind.RestText }],
+  [Type.Gap]: [{ first: Kind.Positive, count: Kind.Positive, cause: Kind.GapCause }],
+  [Type.End]: [{ code: Kind.Integer, reason: Kind.Text, acknowledged: Kind.Integer, delivered: Kind.Integer }],
+  [Type.Auth]: [{ credentials: Kind.Bytes }],
+  [Type.AuthResult]: [{ accepted: Kind.Flag, expiresInMs: Kind.Integer }],
+  [Type.Volatile]: [{ data: Kind.RestData }],
+  [Type.Refuse]: [{ code: Kind.Integer, temporary: Kind.Flag, delay: DELAY }, { account: ACCOUNT }],
+  [Type.Replaced]: [{ after: Kind.Integer, count: Kind.Positive }],
+};
+
+/** A message as a connection delivers it, which is asked for array buffers. */
 export type Received = string | ArrayBuffer;
 
 export const toHex = (bytes: Bytes): string => Array.from(bytes, (byte) => (byte | 256).toString(16).slice(1)).join("");
 
-/** What a WebSocket message carries. @throws {@link ProtocolError}, its message as in `conformance/vectors/malformed.json`. */
+/** Returns the content of a WebSocket message. @throws {@link ProtocolError}, its message as in `conformance/vectors/malformed.json`. */
 export function decode(message: Data): Frame {
-  if (typeof message === "string") return [Type.Data, message];
+  if (typeof message === "string") return { type: Type.Data, data: message };
   const type = message[0]!;
   if (!message.length) fail("Empty");
   if (type > 128) return;
-  const body = message.subarray(1);
-  if (!type) return [Type.Data, body];
-  if (!SHAPES[type]) fail("UnknownType");
-  return [type, ...readFields(body, SHAPES[type]!)] as Frame;
+  const data = message.subarray(1);
+  if (!type) return { type, data };
+  return { type, ...readFields(data, SHAPES[type] ?? fail("UnknownType")) } as Frame;
 }
 
-/** The bytes of a control message. */
-export function encode([type, ...values]: Control): Bytes {
-  const [fixed, optional] = SHAPES[type]!.split("|") as [string, string?];
-  const out = [type as number];
-  [...fixed].forEach((letter, i) => write(out, letter, values[i]));
-  [...(optional ?? "")].forEach((letter, i) => {
-    const value = values[fixed.length + i];
-    if (value === undefined) return;
+/** Returns the bytes of a control message. */
+export function encode(message: Control): Bytes {
+  const { type } = message;
+  const [fixed, optional] = SHAPES[type]!;
+  const out: number[] = [type];
+  write(out, fixed, message);
+  let number = 0;
+  for (const name in optional) {
+    const value = (message as any)[name];
+    number++;
+    if (value === undefined) continue;
     const field: number[] = [];
-    write(field, letter, value);
-    out.push(i + 1);
-    write(out, "b", field);
-  });
+    write(field, optional[name]!, value);
+    out.push(number);
+    write(out, Kind.Bytes, field);
+  }
   return Uint8Array.from(out);
 }
 
-/** Application data as it travels. */
+/** Returns application data as it travels. */
 export function encodeData(data: Data): Data {
   if (typeof data === "string") return data;
   const message = new Uint8Array(data.length + 1);
@@ -157,7 +304,7 @@ export function encodeData(data: Data): Data {
   return message;
 }
 
-function readFields(bytes: Bytes, shape: string): unknown[] {
+function readFields(bytes: Bytes, [fixed, optional]: Shape): any {
   let at = 0;
 
   const take = (length: number) => {
@@ -175,20 +322,26 @@ function readFields(bytes: Bytes, shape: string): unknown[] {
     return value;
   };
 
-  const read = (letter: string): any => {
-    if (PARTS[letter]) return [...PARTS[letter]].map(read);
-    if (letter === "v") return integer(1, 1, "Version");
-    if (letter === "i") return integer();
-    if (letter === "p") return integer(1);
-    if (letter === "c") return integer(1, 2);
-    if (letter === "u") return [0, 1, 2, 3, 4, 5][integer()] ?? 0;
-    if (letter === "f") return !!integer(0, 1);
-    if (letter === "D") return read(read("f") ? "B" : "T");
-    // Bytes, or text: what is left, or so many.
-    const value = take("BT".includes(letter) ? bytes.length - at : integer());
-    const length = { k: 16, n: 8 }[letter];
+  const read = (kind: Kind | Fields): any => {
+    if (typeof kind === "object") {
+      const values: any = {};
+      for (const name in kind) values[name] = read(kind[name]!);
+      return values;
+    }
+    if (kind === Kind.Version) return integer(1, 1, "Version");
+    if (kind === Kind.Integer) return integer();
+    if (kind === Kind.Positive) return integer(1);
+    if (kind === Kind.GapCause) return integer(1, 2);
+    if (kind === Kind.AccountCause) {
+      const cause = integer();
+      return cause > Cause.Replaced ? Cause.Unknown : cause;
+    }
+    if (kind === Kind.Flag) return !!integer(0, 1);
+    if (kind === Kind.RestData) return read(integer(0, 1) ? Kind.RestBytes : Kind.RestText);
+    const value = take(kind < Kind.RestBytes ? integer() : bytes.length - at);
+    const length = kind === Kind.Bytes8 ? 8 : kind === Kind.Bytes16 && 16;
     if (length && value.length !== length) fail("BadValue");
-    if (!"tT".includes(letter)) return value;
+    if (kind !== Kind.Text && kind !== Kind.RestText) return value;
     try {
       return textOf(value);
     } catch {
@@ -196,31 +349,32 @@ function readFields(bytes: Bytes, shape: string): unknown[] {
     }
   };
 
-  const [fixed, optional = ""] = shape.split("|") as [string, string?];
-  const values = [...fixed].map(read);
-  if (shape.endsWith("c") && values[0] + values[1] > MAX_INTEGER) fail("BadValue");
+  const values = read(fixed);
+  // The last number of a GAP is on the wire too.
+  if (values.first + values.count > MAX_INTEGER) fail("BadValue");
+  const names = Object.keys(optional ?? {});
   for (const seen: number[] = []; at < bytes.length; ) {
     const type = integer();
     const field = take(integer());
     if (seen.includes(type)) fail("RepeatedField");
     if (seen.push(type) > 32) fail("TooManyFields");
-    const letter = optional[type - 1];
-    if (letter) [values[fixed.length + type - 1]] = readFields(field, letter + "|");
+    const name = names[type - 1];
+    if (name) values[name] = readFields(field, [{ name: optional![name]! }]).name;
   }
   return values;
 }
 
-function write(out: number[], letter: string, value: any): void {
-  if (PARTS[letter]) [...PARTS[letter]].forEach((part, i) => write(out, part, value[i]));
+function write(out: number[], kind: Kind | Fields, value: any): void {
+  if (typeof kind === "object") for (const name in kind) write(out, kind[name]!, value[name]);
   else if (typeof value === "number" || typeof value === "boolean") {
     // Whole, not below 0, not above 2^53-1, in the shortest form.
     const whole = Math.min(Math.max(Math.floor(+value), 0), MAX_INTEGER);
     const form = whole < 64 ? 0 : whole < 16384 ? 1 : whole < 2 ** 30 ? 2 : 3;
     for (let i = (1 << form) - 1, mark = form << 6; i >= 0; i--, mark = 0) out.push((Math.floor(whole / 256 ** i) % 256) | mark);
   } else {
-    if (letter === "D") out.push(+(typeof value !== "string"));
+    if (kind === Kind.RestData) out.push(+(typeof value !== "string"));
     const bytes = bytesOf(value);
-    if (letter > "Z") write(out, "i", bytes.length);
+    if (kind < Kind.RestBytes) write(out, Kind.Integer, bytes.length);
     for (const byte of bytes) out.push(byte);
   }
 }

@@ -4,7 +4,7 @@
 //! counterexample is a shortest one. States are told apart by a 64-bit fingerprint; time stands still
 //! but for what an event is about (an expiry, a heartbeat, a late acknowledgement).
 //!
-//! What must hold ([`facts`]): no duplicate, no hole, no reorder at either application; acknowledged
+//! What must hold (`facts`): no duplicate, no hole, no reorder at either application; acknowledged
 //! means handed over; no protocol error and no failed integrity check between correct ends; no session
 //! lost without an excuse; every [`Fate`](mainstay_proto::session::Fate) true. And from every state some
 //! continuation without faults leads to a good one: nobody is locked out.

@@ -2,8 +2,8 @@
 //!
 //! A run is load under faults, then healing, then everyone leaves, then the tombstones' day. Within a moment the
 //! order is a driver's: faults strike, what is readable is read, timers are looked at, and then every machine that
-//! is awake says what it has to say. Both ends of a process are in [`client`] and [`server`], what lies between
-//! them in [`network`], what goes wrong in [`faults`].
+//! is awake says what it has to say. Both ends of a process are in `client` and `server`, what lies between
+//! them in `network`, what goes wrong in `faults`.
 
 mod client;
 mod faults;

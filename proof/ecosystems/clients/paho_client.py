@@ -27,7 +27,7 @@ def on_message(client, _, message):
 
 client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="paho", transport="websockets")
 client.on_connect, client.on_message = on_connect, on_message
-client.reconnect_delay_set(1, 1)  # steady, as lib/leg.mjs says
+client.reconnect_delay_set(1, 1)  # steady, as lib/leg.mjs explains
 client.connect("127.0.0.1", int(sys.argv[1]))
 client.loop_start()
 for command in sys.stdin:

@@ -1,4 +1,4 @@
-// Checks that every WebSocket server is asked for, through `ws`.
+// The checks for every WebSocket server, by the client `ws`.
 
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
@@ -7,7 +7,7 @@ import WebSocket from 'ws';
 
 const MESSAGES = 300;
 
-/** An open connection; what it receives is kept in `inbox` from the first byte on. */
+/** An open connection. It keeps what it receives in `inbox`, from the first byte on. */
 export async function open(url, protocols = [], options = {}) {
   const socket = new WebSocket(url, protocols, options);
   socket.inbox = [];
@@ -18,7 +18,7 @@ export async function open(url, protocols = [], options = {}) {
   return socket;
 }
 
-/** Waits for the connection's message number `index`; its end is an error. */
+/** Waits for the connection's message number `index`. The connection's end is an error. */
 export async function message(socket, index = 0) {
   const over = socket.closed.then(({ code, reason }) => { throw new Error(`closed with ${code} ${reason}`); });
   over.catch(() => {});
@@ -82,7 +82,7 @@ export async function http(url, options) {
   return { status: answer.status, type: answer.headers.get('content-type'), digest: digest(Buffer.from(await answer.arrayBuffer())) };
 }
 
-/** What the server learns of a client's leave, out of its record. */
+/** What the server observes when a client leaves, from its record. */
 export async function leave(leg, how) {
   const before = leg.seen().length;
   const socket = await open(leg.url('/leave'), [], { origin: leg.origin });

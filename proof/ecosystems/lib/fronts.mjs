@@ -16,7 +16,7 @@ export async function front(leg, backend, row, folder) {
   return { port, program };
 }
 
-/** As nginx's own documentation says for WebSocket, with the visitor's Host. */
+/** As nginx's own documentation describes for WebSocket, with the client's Host. */
 function nginx(port, backend, folder) {
   const home = join(folder, 'nginx');
   mkdirSync(home, { recursive: true });

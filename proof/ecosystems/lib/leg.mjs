@@ -12,11 +12,11 @@ import { Program, freePort } from './processes.mjs';
 const LIMIT = 20;
 
 /**
- * Milliseconds after its kill that the server is started again: it is back between two attempts of most clients here, not
+ * The server is started again this many milliseconds after its kill: between two attempts of most clients here, not
  * at the time of one.
  *
- * Clients are steady: where waits grow from attempt to attempt, an option of theirs keeps them from it while servers are
- * restarted. Else a server that is a little later on one leg, on a busy machine, makes a difference of many seconds.
+ * Clients wait steadily: if their waits grow from attempt to attempt, an option keeps them constant while servers are
+ * restarted. Otherwise a server that is a little later on one leg of a busy machine makes a difference of many seconds.
  */
 const AWAY = 1300;
 
@@ -53,19 +53,19 @@ export class Leg {
     await this.server.listens(this.backend, 60);
   }
 
-  /** What the server has written down so far: objects. */
+  /** The objects that the server has written down so far. */
   seen() {
     if (!existsSync(this.record)) return [];
     return readFileSync(this.record, 'utf8').split('\n').filter(Boolean).map((line) => JSON.parse(line));
   }
 
-  /** Runs one check. What it returns is compared with the other legs' as JSON; an error is a check that failed. */
+  /** Runs one check. Its result is compared with those of the other legs, as JSON; an error is a failed check. */
   async check(name, act) {
     try {
       const saw = await within(LIMIT, act());
       this.report({ check: name, ok: true, saw: saw ?? null });
     } catch (error) {
-      const cause = error?.cause ? `: ${error.cause.message}` : ''; // what fetch says of its failure
+      const cause = error?.cause ? `: ${error.cause.message}` : ''; // the reason of fetch's failure
       this.report({ check: name, ok: false, saw: `${error?.message ?? error}${cause}`.slice(0, 300) });
     }
   }
@@ -116,7 +116,7 @@ export class Leg {
     return true;
   }
 
-  /** After the restarts: what the last server was asked to subscribe to, as it wrote it down. */
+  /** After the restarts: the subscriptions that the last server wrote down. */
   subscribedAgain() {
     return this.check('subscribed again: what was not left, once', async () => {
       const last = this.seen().filter((line) => line.subscribed && Number(line.generation) === this.generation);

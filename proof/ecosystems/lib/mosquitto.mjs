@@ -1,4 +1,4 @@
-// The broker of both MQTT rows, and somebody who speaks to it directly, by TCP: publishes ticks, and writes down what arrives.
+// The broker of both MQTT rows, and a client that connects to it directly, by TCP: it publishes ticks, and writes down what arrives.
 
 import { appendFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -21,7 +21,7 @@ protocol websockets
   return { command: process.env.MOSQUITTO ?? 'mosquitto', args: ['-c', file, '-v'], env };
 }
 
-/** Ticks carry the generation of the broker that runs; whatever comes to `orders` is written down as an order. */
+/** Ticks carry the generation of the running broker; every message to `orders` is written down as an order. */
 export function insider(leg) {
   const client = mqtt.connect(`mqtt://127.0.0.1:${tcp}`, { clientId: 'insider', reconnectPeriod: 20, connectTimeout: 2000 });
   client.on('connect', () => client.subscribe('orders', { qos: 2 }));

@@ -1,9 +1,9 @@
-// The checks of a row whose server speaks no protocol of its own: `servers/` has the same application in several
-// frameworks, each in its own idiom. The client is `ws`, and for what lasts reconnecting-websocket.
+// The checks of a row whose server has no protocol of its own: `servers/` has the same application in several
+// frameworks, each in its own idiom. The client is `ws`, and reconnecting-websocket where a connection must last.
 //
 // Paths: /echo; /close and /close-CODE end with such a Close; /raise and /return end their handler; /secret refuses with
-// 401, /cookie sets one, /sub knows the subprotocol b.v2 alone, /browser admits who comes from a page of this host, /leave
-// writes down how a client left, /feed sends ticks to who has joined and takes orders, /page is HTTP.
+// 401, /cookie sets one, /sub supports the subprotocol b.v2 alone, /browser admits pages of this host only, /leave
+// writes down how a client left, /feed sends ticks to clients that have joined and accepts orders, /page is HTTP.
 
 import ReconnectingWebSocket from 'reconnecting-websocket';
 import WebSocket from 'ws';
@@ -40,7 +40,7 @@ export async function plainChecks(leg, { without = [], closes = CLOSES, sizes, p
   await check('a client leaves with 4321 "logged out"', () => leave(leg, (socket) => socket.close(4321, 'logged out')));
   await check('a client that is cut is no 1000', async () => {
     const [code] = await leave(leg, (socket) => socket.terminate());
-    if (code === 1000) throw new Error('the server was told 1000');
+    if (code === 1000) throw new Error('the server observed 1000');
   });
   if (page) {
     await check('GET of a page', () => http(url('/page')));
@@ -49,13 +49,13 @@ export async function plainChecks(leg, { without = [], closes = CLOSES, sizes, p
   }
 }
 
-/** Across restarts: a client that joins again after each `open`, as applications do. */
+/** A client across restarts: it joins again after each `open`, as applications do. */
 export async function plainRestarts(leg, times) {
   const flow = new Flow();
   class FromPage extends WebSocket {
     constructor(url, protocols) { super(url, protocols, { origin: leg.origin }); }
   }
-  const steady = { minUptime: 200, maxReconnectionDelay: 3000 }; // as lib/leg.mjs says
+  const steady = { minUptime: 200, maxReconnectionDelay: 3000 }; // as lib/leg.mjs explains
   const socket = new ReconnectingWebSocket(leg.url('/feed'), [], { WebSocket: FromPage, ...steady });
   socket.addEventListener('open', () => socket.send('{"join":true}'));
   socket.addEventListener('message', ({ data }) => flow.saw(JSON.parse(data).generation ?? 0));

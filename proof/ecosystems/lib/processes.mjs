@@ -1,4 +1,4 @@
-// Programs beside us: started with a log of their own, ended by process id, and all of them when we end.
+// Background programs: each has a log, is ended by process id, and ends with this process at the latest.
 
 import { spawn } from 'node:child_process';
 import { closeSync, openSync, readFileSync } from 'node:fs';

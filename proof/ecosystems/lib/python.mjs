@@ -1,4 +1,4 @@
-// Programs in Python, out of the environment that the proof has installed.
+// Programs in Python, in the environment that the proof has installed.
 
 /** How to start Python with these arguments; it finds the modules of servers/. */
 export function python(...args) {

@@ -54,7 +54,7 @@ export async function playSocketIo(leg, times, options) {
   await leg.check('an ordinary page', () => http(leg.url('/')));
 
   const flow = new Flow();
-  const socket = connect({ reconnectionDelayMax: 1000 }); // steady, as lib/leg.mjs says
+  const socket = connect({ reconnectionDelayMax: 1000 }); // steady, as lib/leg.mjs explains
   socket.on('connect', () => socket.emit('join', 'news'));
   socket.on('tick', (generation) => flow.saw(generation));
   await leg.check('a room is left', async () => {

@@ -30,7 +30,7 @@ export default {
   },
 };
 
-/** The client is made for browsers: it is given what it looks for there. */
+/** The client is made for browsers: this provides the globals that it uses. */
 function consumer(leg) {
   globalThis.document ??= { visibilityState: 'visible' };
   globalThis.addEventListener ??= () => {};

@@ -12,7 +12,7 @@ export default {
   profile: 'graphql-transport-ws',
   server: () => ({ command: process.execPath, args: ['servers/graphql.mjs'] }),
   async play(leg, { times }) {
-    // In Node, an attempt that is refused is final for this client unless it is told otherwise; in a browser it is not.
+    // In Node, an attempt that is refused is final for this client unless an option says otherwise; in a browser it is not.
     const connect = (options) => createClient({ shouldRetry: () => true, url: leg.url('/graphql'), webSocketImpl: WebSocket, connectionParams: { token: 'right' }, generateID: randomUUID, ...options });
     await leg.check('subprotocol agreed', async () => {
       const socket = await open(leg.url('/graphql'), ['graphql-transport-ws']);
@@ -25,7 +25,7 @@ export default {
     await leg.check('a subscription before init ends with 4401', () => uninvited(leg));
 
     const flow = new Flow();
-    const client = connect({ retryWait: () => sleep(1000), retryAttempts: 60 }); // steady, as lib/leg.mjs says
+    const client = connect({ retryWait: () => sleep(1000), retryAttempts: 60 }); // steady, as lib/leg.mjs explains
     client.subscribe({ query: 'subscription { ticks }' }, { next: ({ data }) => flow.saw(data.ticks), error: () => {}, complete: () => {} });
     const order = (id) => client.subscribe({ query: 'mutation ($id: String) { order(text: $id) }', variables: { id } }, { next: () => {}, error: () => {}, complete: () => {} });
     await leg.check('a subscription is left', async () => {

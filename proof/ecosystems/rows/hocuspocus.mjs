@@ -12,8 +12,8 @@ export default {
   server: () => ({ command: process.execPath, args: ['servers/hocuspocus.mjs'] }),
   async play(leg, { times }) {
     const all = [];
-    const visitor = (token = 'right') => {
-      // `factor` makes it steady, as lib/leg.mjs says.
+    const join = (token = 'right') => {
+      // `factor` makes it steady, as lib/leg.mjs explains.
       const websocketProvider = new HocuspocusProviderWebsocket({ url: leg.url('/'), WebSocketPolyfill: WebSocket, factor: 1 });
       const provider = new HocuspocusProvider({ websocketProvider, name: 'letter', document: new Y.Doc(), token });
       provider.attach();
@@ -22,12 +22,12 @@ export default {
     };
     const text = (provider) => provider.document.getText('text');
     const until = async (is) => { while (!is()) await sleep(10); };
-    await leg.check('a wrong token is refused', () => new Promise((done) => visitor('wrong').on('authenticationFailed', ({ reason }) => done(reason))));
-    const ann = visitor();
+    await leg.check('a wrong token is refused', () => new Promise((done) => join('wrong').on('authenticationFailed', ({ reason }) => done(reason))));
+    const ann = join();
     await leg.check('connects and is in step', () => until(() => ann.isSynced));
     await leg.check('200,000 bytes reach who comes later', async () => {
       text(ann).insert(0, 'x'.repeat(LARGE));
-      const ben = visitor();
+      const ben = join();
       await until(() => text(ben).length === LARGE);
     });
     const ben = all.at(-1);

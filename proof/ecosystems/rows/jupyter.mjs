@@ -41,7 +41,7 @@ export default {
       return (await refusal(leg.url(`/api/kernels/${kernel.id}/channels`), options)).status;
     });
 
-    // Kernels end with their server. An application starts another one when its own is gone.
+    // Kernels end with their server. An application starts a new one when its own is gone.
     const flow = new Flow();
     let over = false;
     const work = async () => {

@@ -15,7 +15,7 @@ export default {
       socket.close();
       return socket.protocol;
     });
-    const client = mqtt.connect(leg.url('/mqtt'), { clientId: 'visitor' });
+    const client = mqtt.connect(leg.url('/mqtt'), { clientId: 'reader' });
     client.on('error', () => {}).setMaxListeners(0);
     await leg.check('connects', () => new Promise((done) => client.once('connect', () => done())));
     for (const qos of [0, 1, 2]) {
@@ -44,10 +44,10 @@ async function round(client, qos, size) {
 
 async function will(leg, client) {
   await client.subscribeAsync('wills');
-  const said = new Promise((done) => client.on('message', (name, payload) => name === 'wills' && done(payload.toString())));
+  const will = new Promise((done) => client.on('message', (name, payload) => name === 'wills' && done(payload.toString())));
   const other = mqtt.connect(leg.url('/mqtt'), { clientId: 'mortal', reconnectPeriod: 0, will: { topic: 'wills', payload: 'gone' } });
   other.on('error', () => {});
   await new Promise((done) => other.once('connect', done));
   other.stream.destroy();
-  return said;
+  return will;
 }

@@ -21,12 +21,12 @@ export default {
       if (word === 'tick') flow.saw(value);
       else waiting[word]?.(value);
     });
-    const said = (word) => new Promise((done) => { waiting[word] = done; });
-    await leg.check('connects', () => said('connected'));
+    const printed = (word) => new Promise((done) => { waiting[word] = done; });
+    await leg.check('connects', () => printed('connected'));
     for (const [size, qos] of [[10, 0], [100_000, 0], [100_000, 1], [100_000, 2]]) {
       await leg.check(`${size} B to itself, QoS ${qos}`, () => {
         client.stdin.write(`round ${size} ${qos}\n`);
-        return said('round');
+        return printed('round');
       });
     }
     const inside = insider(leg);

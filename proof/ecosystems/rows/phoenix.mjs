@@ -3,7 +3,7 @@ import WebSocket from 'ws';
 
 import { Flow } from '../lib/leg.mjs';
 
-/** Its own waits, but none above 1 s: steady, as lib/leg.mjs says. */
+/** Its own waits, but none above 1 s: steady, as lib/leg.mjs explains. */
 const steady = (tries) => [10, 50, 100, 150, 200, 250, 500][tries - 1] ?? 1000;
 
 export default {

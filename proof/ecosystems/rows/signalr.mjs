@@ -8,7 +8,7 @@ export default {
   profile: 'signalr',
   server: () => ({ command: process.execPath, args: ['servers/signalr.mjs'] }),
   async play(leg, { times }) {
-    // Steady, as lib/leg.mjs says: its own waits are 0, 2, 10 and 30 s.
+    // Steady, as lib/leg.mjs explains: its own waits are 0, 2, 10 and 30 s.
     const hub = new HubConnectionBuilder().withUrl(`${leg.origin}/hub`).withAutomaticReconnect([0, ...Array(60).fill(1000)]).configureLogging(LogLevel.None).build();
     await leg.check('negotiates and connects', () => hub.start());
     for (const size of [10, 100_000, 1_000_000]) {

@@ -3,7 +3,7 @@ import SockJS from 'sockjs-client';
 import { http } from '../lib/client.mjs';
 import { Flow } from '../lib/leg.mjs';
 
-/** SockJS leaves it to applications to connect again. */
+/** SockJS does not reconnect: applications do. */
 const AGAIN = 500;
 
 export default {

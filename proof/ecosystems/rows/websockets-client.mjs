@@ -18,7 +18,7 @@ export default {
     ]) {
       await leg.check(what, () => new Promise((done, fail) => {
         const lines = client(leg, path, check);
-        lines.once('line', (line) => done(JSON.parse(line))).once('close', () => fail(new Error('it said nothing')));
+        lines.once('line', (line) => done(JSON.parse(line))).once('close', () => fail(new Error('it printed nothing')));
       }));
     }
     const flow = new Flow();
@@ -27,8 +27,8 @@ export default {
   },
 };
 
-/** What it prints. Its first wait after a loss is drawn out of 5 s: here it is 2.5 s on each leg, and steady, as
- * lib/leg.mjs says. */
+/** Its output. Its first wait after a loss is a random time up to 5 s: here it is 2.5 s on each leg, and steady, as
+ * lib/leg.mjs explains. */
 function client(leg, path, check) {
   const { command, args, env } = python('-c', 'import random, runpy, sys; random.random = lambda: 0.5; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")', 'clients/websockets_client.py', leg.url(path), check);
   const child = spawn(command, args, { env: { ...process.env, ...env, WEBSOCKETS_BACKOFF_FACTOR: '1' }, stdio: ['ignore', 'pipe', 'ignore'] });

@@ -32,7 +32,7 @@ export default {
   },
 };
 
-/** A stream of bytes: websockify keeps no borders of messages. */
+/** A stream of bytes: websockify does not preserve message boundaries. */
 async function stream(leg, size) {
   const socket = await open(leg.url('/websockify'), ['binary']);
   await message(socket);

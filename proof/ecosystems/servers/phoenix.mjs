@@ -1,6 +1,6 @@
-// A STAND-IN for a Phoenix endpoint, as none is to be had by npm, PyPI or Debian: its channel protocol of serializer 2.0.0
-// ([join_ref, ref, topic, event, payload]), as phoenix.js speaks it. A connection knows the channels that it has joined;
-// what comes for another is answered "unmatched topic", as Phoenix does.
+// A STAND-IN for a Phoenix endpoint, because neither npm nor PyPI nor Debian has one: its channel protocol of serializer 2.0.0
+// ([join_ref, ref, topic, event, payload]), as phoenix.js speaks it. A connection keeps the channels that it has joined;
+// it answers a message for another channel with "unmatched topic", as Phoenix does.
 
 import { appendFileSync } from 'node:fs';
 import { WebSocketServer } from 'ws';

@@ -1,4 +1,4 @@
-"""What the servers in Python share: where to listen, what to write down, and what /feed says."""
+"""What the servers in Python share: where to listen, what to write down, and what /feed sends."""
 
 import json
 import os

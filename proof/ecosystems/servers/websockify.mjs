@@ -1,4 +1,4 @@
-// What stands behind websockify: a TCP server that greets as a VNC server does and echoes. Prints its port.
+// The server behind websockify: a TCP server that greets as a VNC server does and echoes. Prints its port.
 
 import { createServer } from 'node:net';
 

@@ -7,9 +7,9 @@ use super::figures::{FIGURES, Figure, shown};
 const PANEL: f64 = 460.0;
 const ROW: f64 = 18.0;
 const HEAD: f64 = 46.0;
-/// Where bars begin and how long the longest is.
+/// The left edge of the bars, and the length of the longest.
 const BARS: (f64, f64) = (172.0, 200.0);
-/// From this ratio between the longest and the shortest bar on, lengths are logarithms.
+/// If the ratio between the longest and the shortest bar is at least this, lengths are logarithms.
 const WIDE: f64 = 30.0;
 
 const STYLE: &str = "\
@@ -66,7 +66,7 @@ fn panel(figure: &Figure, servers: &[Server], results: &Results) -> String {
     out
 }
 
-/// How values become lengths.
+/// Maps values to lengths.
 struct Lengths {
     most: f64,
     least: f64,
@@ -82,7 +82,7 @@ impl Lengths {
         Self { most, least, logarithmic: most > WIDE * least }
     }
 
-    /// The longest is whole; of logarithms the shortest is a twentieth.
+    /// The longest bar has the full length; on the logarithmic scale the shortest has a twentieth of it.
     fn length(&self, value: f64) -> f64 {
         let share = match self.logarithmic {
             false => value / self.most,

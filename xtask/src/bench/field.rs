@@ -1,14 +1,13 @@
-//! Who takes part: ours, and the peers of `benches/peers`, each built or installed by its own package manager.
+//! The servers that take part: ours, and the peers of `benches/peers`, each built or installed by its own package manager.
 //!
-//! Servers are asked by the generator itself. Gateways stand before one more server, the same for all of them, which
-//! is asked without a gateway too.
+//! The generator connects to servers directly. Gateways stand before one more server, the same for all of them, which
+//! the generator also measures without a gateway.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::process::Command;
 
-use super::plugin::PLUGIN;
 use crate::Result;
 use crate::install;
 use crate::run::{check, output};
@@ -41,24 +40,27 @@ pub(super) const NAMES: [&str; 19] = [
 /// A Python server on uWebSockets: its figures are those of a call into CPython for each message.
 pub(super) const SOCKETIFY: &str = "socketify (Python)";
 
+/// The Fastify plugin; [`plugin`](super::plugin) measures it.
+pub(super) const PLUGIN: &str = "@mainstay/fastify";
+
 const HTTP_PROXY: &str = "@fastify/http-proxy";
 
-/// The server behind the gateways, asked directly.
+/// The server behind the gateways, measured directly.
 pub(super) const DIRECT: &str = "no gateway";
 
 pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with("mainstay")
 }
 
-/// Whose turn it is to be prepared.
+/// Which servers are to be prepared.
 pub(super) struct Wanted<'a> {
     pub(super) quick: bool,
-    /// By the user; if there are none, all.
+    /// The ones that the user named; all if the user named none.
     pub(super) named: &'a [String],
 }
 
 impl Wanted<'_> {
-    /// A smoke test is of ours, and of what one `npm ci` brings to prove that gateways are measured alike.
+    /// A smoke test has our servers, and those that one `npm ci` installs, to prove that gateways are measured alike.
     pub(super) fn has(&self, name: &str) -> bool {
         match self.named {
             [] => !self.quick || is_ours(name) || name == HTTP_PROXY || name == PLUGIN,
@@ -73,7 +75,7 @@ impl Wanted<'_> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Asked by the generator, nobody behind it.
+    /// The generator connects to it; it has no upstream.
     Server,
     Gateway,
     /// Behind the gateways.
@@ -85,7 +87,7 @@ pub(super) struct Server {
     pub(super) name: &'static str,
     /// What it is, with its versions.
     pub(super) about: String,
-    /// The words that start it: `LISTEN` stands for an address, `INTERVAL` for the seconds between its heartbeats,
+    /// The command line that starts it: `LISTEN` stands for an address, `INTERVAL` for the seconds between its heartbeats,
     /// `UPSTREAM` for the address of the server behind it.
     program: String,
     pub(super) place: Place,
@@ -102,7 +104,7 @@ impl Server {
         Self { name, about, program, place: Place::Server, session, forks: false }
     }
 
-    /// One with the flags that all peers have.
+    /// A peer with the flags that all peers have.
     fn peer(name: &'static str, about: impl Into<String>, program: &str) -> Self {
         Self::new(name, about, format!("{program} --listen LISTEN --interval INTERVAL"))
     }
@@ -137,7 +139,7 @@ pub(super) fn ours() -> Vec<Server> {
     ]
 }
 
-/// Builds and installs what is wanted; also says who cannot take part here, and why.
+/// Builds and installs what is wanted; also returns which servers cannot take part here, and why.
 pub(super) fn prepare(wanted: &Wanted) -> Result<(Vec<Server>, Vec<String>)> {
     let mut servers = wanted.of(ours());
     let mut missing = Vec::new();
@@ -183,7 +185,7 @@ fn rust(wanted: &Wanted) -> Result<Vec<Server>> {
     ]))
 }
 
-/// Builds them, and says which versions of some that are.
+/// Builds them, and returns the versions of some.
 fn rust_packages() -> Result<impl Fn(&[&str]) -> String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments = ["build", "--release", "--locked"];
@@ -215,7 +217,7 @@ fn ws() -> Result<Server> {
     Ok(Server::peer("ws", about, &format!("node {PEERS}/node/ws.mjs")))
 }
 
-/// Installs them, and says which version of one that is.
+/// Installs them, and returns the version of one.
 fn node_packages() -> Result<impl Fn(&str) -> String> {
     let folder = format!("{PEERS}/node");
     install::node_packages(&folder)?;
@@ -266,7 +268,7 @@ fn nginx(wanted: &Wanted) -> Result<Vec<Server>> {
     ]))
 }
 
-/// What all gateways stand before. The smoke test takes what came with [`HTTP_PROXY`].
+/// The server behind all gateways. The smoke test uses the one that came with [`HTTP_PROXY`].
 fn upstream(quick: bool) -> Result<Server> {
     let server = if quick {
         ws()?
@@ -279,7 +281,7 @@ fn upstream(quick: bool) -> Result<Server> {
     Ok(Server { name: DIRECT, about, place: Place::Upstream, ..server })
 }
 
-/// Name and version of every package of a Cargo.lock; of several versions the last.
+/// The name and version of every package in a Cargo.lock; the last if there are several versions.
 fn locked_crates(lock: &str) -> BTreeMap<String, String> {
     let value = |line: &str, key: &str| Some(line.strip_prefix(key)?.trim_matches('"').to_owned());
     let mut name = String::new();

@@ -10,13 +10,13 @@ pub(super) struct Scenario {
     full: &'static str,
     /// The same for the smoke test.
     quick: &'static str,
-    /// Whether clients that speak mainstay.v1 take part: a session's end is no matter of the closing handshake.
+    /// Whether clients that speak mainstay.v1 take part: a session does not end with the closing handshake.
     sessions: bool,
     /// For gateways, and the core of the server behind them; for servers otherwise.
     behind: Option<u32>,
 }
 
-/// In the order they are run.
+/// All scenarios, in the order in which they run.
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "idle",
@@ -95,7 +95,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         sessions: true,
         behind: Some(1),
     },
-    // With a rate the generator stays awake: nobody else can have its core.
+    // With a rate the generator stays awake: nothing else can have its core.
     Scenario {
         name: "gateway-rate",
         full: "echo URL/echo --connections 100 --rate 2000 --warm-up 1s --duration 3s",
@@ -125,7 +125,7 @@ impl Scenario {
         if quick { 1 } else { 4 }
     }
 
-    /// The generator's words.
+    /// The generator's command line.
     pub(super) fn command(&self, program: &str, url: &str, session: bool, scale: &Scale) -> Vec<String> {
         let words = if scale.quick { self.quick } else { self.full };
         let words = words.replace("URL", url).replace("MOST", &scale.connections.to_string());
@@ -133,7 +133,7 @@ impl Scenario {
         [program, "bench"].into_iter().chain(words.split(' ')).chain(session).map(str::to_owned).collect()
     }
 
-    /// As it stands on the page.
+    /// The command as the page shows it.
     pub(super) fn shown(&self, scale: &Scale) -> String {
         self.command("mainstay", "URL", false, scale).join(" ")
     }
@@ -145,10 +145,10 @@ pub(super) struct Figure {
     pub(super) scenario: &'static str,
     pub(super) key: &'static str,
     pub(super) unit: &'static str,
-    /// What the number that `mainstay bench` prints is divided by.
+    /// The divisor of the number that `mainstay bench` prints.
     pub(super) per: f64,
     pub(super) more_is_better: bool,
-    /// Whether what it is without a gateway is taken off.
+    /// Whether the figure without a gateway is subtracted.
     pub(super) added: bool,
 }
 
@@ -164,7 +164,7 @@ const fn added(title: &'static str, key: &'static str) -> Figure {
     Figure { added: true, ..less(title, "gateway-rate", key, "us") }
 }
 
-/// In the order of the page.
+/// All figures, in the order of the page.
 pub(super) const FIGURES: &[Figure] = &[
     less("Memory of an idle connection", "idle", "resident_bytes_per_connection", "bytes"),
     less("CPU of a heartbeat", "idle", "cpu_us_per_heartbeat", "us"),
@@ -207,7 +207,7 @@ impl Figure {
     }
 }
 
-/// Three digits, thousands apart.
+/// Formats a number with three digits and a separator between thousands.
 pub(super) fn shown(value: f64) -> String {
     if value < 0.0 {
         return format!("-{}", shown(-value));

@@ -78,7 +78,7 @@ pub(super) fn write(
     Ok(page)
 }
 
-/// How gateways are measured.
+/// The section about how gateways are measured.
 fn gateways(scale: &Scale) -> String {
     let cores = if scale.pinned {
         "\n\nThe gateway has the first core; generator and upstream share the second. Where a gateway is slower than these\n\
@@ -110,7 +110,7 @@ fn tables(
     figures.try_for_each(|figure| table(page, figure, servers, results, rounds))
 }
 
-/// One figure of all servers, the best first; the last column says how ours does against each.
+/// One figure of all servers, the best first; the last column compares ours with each.
 fn table(
     page: &mut String,
     figure: &Figure,
@@ -167,7 +167,7 @@ fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> 
     let interval = SCENARIOS.first().map_or(4, |scenario| scenario.interval(scale.quick));
     for server in servers {
         let line = server.command("ADDRESS", "UPSTREAM", interval).join(" ");
-        // A path of this machine is nobody's business: everything lies in the workspace.
+        // No path of this machine goes into the page: everything lies in the workspace.
         let line = line.replace(&format!("{}/", std::env::current_dir()?.display()), "");
         let line = pin(if server.place == Place::Upstream { "1" } else { "0" }) + &line;
         if !shown.contains(&line) {
@@ -177,7 +177,7 @@ fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> 
     }
     writeln!(
         page,
-        "```\n\nThe generator, `URL` being `ws://ADDRESS` and `PID` the server; `--session` where it says session:\n"
+        "```\n\nThe generator, `URL` being `ws://ADDRESS` and `PID` the server; `--session` where the row says session:\n"
     )?;
     writeln!(page, "```text")?;
     for scenario in SCENARIOS.iter().filter(|scenario| servers.iter().any(|server| scenario.has(server))) {
@@ -187,7 +187,7 @@ fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> 
     Ok(())
 }
 
-/// What this ran on.
+/// The machine of this run.
 pub(crate) fn machine() -> Vec<(&'static str, String)> {
     let first = |program: &str, arguments: &[&str]| {
         let text = output(Command::new(program).args(arguments)).unwrap_or_default();

@@ -1,19 +1,18 @@
-//! The Fastify plugin beside what it replaces. `clients/bench` measures: its servers run at the same time and have their
-//! load in short turns, as a Node process needs no fresh start but the same disturbance as the others.
+//! The Fastify plugin beside what it replaces. `clients/bench` measures: its servers run at the same time and get their
+//! load in short turns: a Node process needs no fresh start, but the same disturbance as the others.
 
 use std::fmt::Write;
 use std::process::Command;
 
 use serde::Deserialize;
 
+use super::field::PLUGIN;
 use super::figures::shown;
 use crate::Result;
 use crate::install;
 use crate::run::{check, output};
 
-/// What `--server` calls it.
-pub(super) const PLUGIN: &str = "@mainstay/fastify";
-/// What it replaces.
+/// The server that the plugin replaces.
 const REPLACED: &str = "@fastify/websocket";
 
 /// What `clients/bench/measure.mjs --json` prints.
@@ -32,7 +31,7 @@ struct Row {
 #[derive(Deserialize)]
 struct Measured {
     name: String,
-    /// Not there: nothing came in that time.
+    /// Missing: nothing came in that time.
     value: Option<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! What the legs of a row saw, compared.
+//! Compares what the legs of a row saw.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::Result;
 /// Seconds that a subscription may take longer through Mainstay than directly, after a restart of its server.
 const SLACK: f64 = 1.0;
 
-/// Restarts whose median counts.
+/// The fewest restarts for which a median counts.
 const ENOUGH: usize = 3;
 
 /// Orders that may be missing: a client that waits long for a server drops what waits with it, on one leg and not on the
@@ -21,7 +21,7 @@ pub(super) const LEGS: [&str; 4] = ["direct", "nginx", "mainstay", "profile"];
 const DIRECT: &str = "direct";
 const NGINX: &str = "nginx";
 
-/// How a server is ended: at once, and in order.
+/// How the play ends a server: at once, or in order.
 pub(super) const SIGNALS: [&str; 2] = ["SIGKILL", "SIGTERM"];
 
 /// One row: a server, a client, and what each leg saw.
@@ -56,8 +56,8 @@ struct Check {
 #[derive(Debug)]
 struct Restart {
     signal: String,
-    /// Seconds from the server's end until the subscription flowed again, and how many of them its successor was there
-    /// already; nothing if it did not flow again.
+    /// Seconds from the server's end until the subscription flowed again, and for how many of them its successor was
+    /// running; `None` if it did not flow again.
     waited: Option<Wait>,
 }
 
@@ -67,14 +67,14 @@ pub(super) struct Wait {
     since_back: f64,
 }
 
-/// Orders of which each was under way when its server was ended.
+/// Orders that were under way when their server ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Orders {
     arrived: u64,
     twice: u64,
 }
 
-/// What a leg does worse than it may, or why the comparison is void.
+/// What a leg does worse than allowed, or why the comparison is void.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) row: String,
@@ -132,12 +132,16 @@ impl Row {
     pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         for leg in LEGS.into_iter().filter(|leg| *leg != "profile" || self.profile.is_some()) {
-            let said = match self.legs.get(leg) {
+            let findings_of = match self.legs.get(leg) {
                 Some(seen) if seen.is_done => self.worse(leg, seen),
                 Some(seen) => vec![format!("did not come to its end: {}", seen.broken)],
                 None => vec!["was not played".to_owned()],
             };
-            findings.extend(said.into_iter().map(|what| Finding { row: self.name.clone(), leg, what }));
+            findings.extend(findings_of.into_iter().map(|what| Finding {
+                row: self.name.clone(),
+                leg,
+                what,
+            }));
         }
         findings
     }
@@ -157,14 +161,14 @@ impl Row {
         }
     }
 
-    /// Checks that hold on a leg as they do directly, out of all; nothing for a leg that was not played.
+    /// How many checks hold on a leg as they do directly, and of how many; `None` for a leg that was not played.
     pub(super) fn held(&self, leg: &str) -> Option<(usize, usize)> {
         let (direct, seen) = (self.legs.get(DIRECT)?, self.legs.get(leg)?);
         let held = direct.checks.iter().filter(|check| check.ok && seen.holds(check)).count();
         Some((held, direct.checks.len()))
     }
 
-    /// Medians of the waits until the subscription flows again; nothing if it did not, half the times.
+    /// The medians of the waits until the subscription flows again; `None` if half of them never did.
     pub(super) fn flows_again(&self, leg: &str, signal: &str) -> Option<Wait> {
         median(&self.legs.get(leg)?.waits(signal))
     }
@@ -176,7 +180,7 @@ impl Row {
 }
 
 impl Leg {
-    /// What is wrong with the measure itself.
+    /// Faults of the measurement itself.
     fn void(&self) -> impl Iterator<Item = String> {
         let checks = self.checks.iter().filter(|check| !check.ok);
         let signals = SIGNALS.into_iter().filter(|signal| self.was_sent(signal));
@@ -187,7 +191,7 @@ impl Leg {
         )
     }
 
-    /// What holds directly and through nginx, and not here.
+    /// Checks that hold directly and through nginx, but not here.
     fn lacking(&self, direct: &Leg, nginx: &Leg) -> impl Iterator<Item = String> {
         let demanded = direct.checks.iter().filter(|check| check.ok && nginx.holds(check));
         demanded.filter(|check| !self.holds(check)).map(|check| {
@@ -197,7 +201,7 @@ impl Leg {
         })
     }
 
-    /// Subscriptions that are lost for good, or that wait longer than they may.
+    /// Subscriptions that never flow again, or that wait longer than allowed.
     fn late(&self, direct: &Leg) -> impl Iterator<Item = String> {
         SIGNALS.into_iter().filter(|signal| direct.was_sent(signal)).filter_map(|signal| {
             let (ours, theirs) = (self.waits(signal), direct.waits(signal));
@@ -209,7 +213,7 @@ impl Leg {
                 return None; // one wait is chance
             }
             let (ours, theirs) = (median(&ours)?, median(&theirs)?);
-            // Late by both measures: a server that was back later than the other leg's is nobody's fault here.
+            // Late by both measures: if the server itself was back later than on the other leg, Mainstay is not at fault.
             let is_late =
                 ours.seconds > theirs.seconds + SLACK && ours.since_back > theirs.since_back + SLACK;
             let (ours, theirs) = (ours.seconds, theirs.seconds);
@@ -233,7 +237,7 @@ impl Leg {
     }
 }
 
-/// The median of each figure; nothing if half of the subscriptions did not flow again.
+/// The median of each figure; `None` if half of the subscriptions did not flow again.
 fn median(waits: &[Option<Wait>]) -> Option<Wait> {
     let middle = |figure: fn(Wait) -> f64| {
         let mut figures: Vec<f64> = waits.iter().map(|wait| wait.map_or(f64::INFINITY, figure)).collect();
@@ -245,7 +249,7 @@ fn median(waits: &[Option<Wait>]) -> Option<Wait> {
 
 impl Orders {
     fn worse(self, direct: Self) -> Option<String> {
-        // Where directly some arrive twice, the client itself sends them again.
+        // If some arrive twice on the direct leg, the client itself sends them again.
         if direct.twice == 0 && self.twice > 0 {
             return Some(format!("{} orders arrive twice, directly none", self.twice));
         }
@@ -254,8 +258,8 @@ impl Orders {
     }
 }
 
-/// The same; or an end with 1012 where the connection directly ends without a Close (1006): who connects again on a loss
-/// does so on 1012, and learns more.
+/// The same; or an end with 1012 where the direct connection ends without a Close (1006): a client that reconnects after
+/// a loss also does so after 1012, and learns more.
 fn is_as_good(reference: &Value, seen: &Value) -> bool {
     let is_named_loss =
         reference["code"] == 1006 && seen["code"] == 1012 && reference["before"] == seen["before"];
@@ -266,7 +270,7 @@ fn is_as_good(reference: &Value, seen: &Value) -> bool {
 mod tests {
     use super::*;
 
-    /// A row of three legs that saw the same, with `more` after it.
+    /// A row of three legs that saw the same, followed by `more`.
     fn row(more: &[&str]) -> Row {
         let mut lines = vec![r#"{"row":"x","title":"a server","uses":[]}"#.to_owned()];
         for leg in ["direct", "nginx", "mainstay"] {
@@ -283,7 +287,7 @@ mod tests {
         Row::read(&lines.join("\n")).unwrap().remove(0)
     }
 
-    fn said(row: &Row) -> Vec<String> {
+    fn findings_of(row: &Row) -> Vec<String> {
         row.findings().iter().map(Finding::to_string).collect()
     }
 
@@ -315,7 +319,7 @@ mod tests {
     #[test]
     fn a_check_that_fails_directly_makes_the_row_void() {
         let void = row(&[r#""leg":"direct","check":"close","ok":false,"saw":"no""#]);
-        assert_eq!(said(&void), ["x, direct: close: \"no\""]);
+        assert_eq!(findings_of(&void), ["x, direct: close: \"no\""]);
     }
 
     #[test]
@@ -330,7 +334,7 @@ mod tests {
     fn the_median_of_three_waits_may_be_a_second_longer() {
         let restart = |seconds: &str, back: &str| {
             let line = format!(r#""leg":"mainstay","restart":"SIGKILL","seconds":{seconds},"back":{back}"#);
-            said(&row(&[&line, &line]))
+            findings_of(&row(&[&line, &line]))
         };
         assert!(restart("2.9", "1.5").is_empty());
         assert!(restart("3.1", "2.0").is_empty(), "its server was back later");
@@ -348,7 +352,7 @@ mod tests {
         };
         assert!(row(&[&stop("direct", "2.0"), &stop("mainstay", "9.0")]).findings().is_empty());
         let lost = row(&[&stop("direct", "2.0"), &stop("mainstay", "null")]);
-        assert_eq!(said(&lost), ["x, mainstay: does not flow again after SIGTERM"]);
+        assert_eq!(findings_of(&lost), ["x, mainstay: does not flow again after SIGTERM"]);
     }
 
     #[test]
@@ -369,8 +373,8 @@ mod tests {
     fn a_leg_that_broke_or_was_not_played_is_a_finding() {
         let profiled =
             row(&[r#""title":"t","profile":"mqtt","uses":[]"#, r#""leg":"profile","broken":"no such flag""#]);
-        assert_eq!(said(&profiled), ["x, profile: did not come to its end: no such flag"]);
+        assert_eq!(findings_of(&profiled), ["x, profile: did not come to its end: no such flag"]);
         let absent = row(&[r#""title":"t","profile":"mqtt","uses":[]"#]);
-        assert_eq!(said(&absent), ["x, profile: was not played"]);
+        assert_eq!(findings_of(&absent), ["x, profile: was not played"]);
     }
 }

@@ -19,7 +19,7 @@ struct Language {
     file: &'static str,
     head: &'static str,
     fault: fn(Fault) -> &'static str,
-    /// Behind a number: so many of so many; told.
+    /// The words after a number: "so many of so many", and "reported".
     of: fn(u64, u64) -> String,
     told: fn(u64) -> String,
 }
@@ -70,8 +70,8 @@ pub(super) fn write(folder: &Path, found: &[(Fault, [Measured; 3])]) -> Result<(
     Ok(())
 }
 
-/// Whether the READMEs' tables have the shape of what is measured: every fault, losses by hand, none by Mainstay that
-/// is not reported, and none at all where both processes live.
+/// Checks that the READMEs' tables fit the measurement: every fault, losses by hand, no unreported loss by Mainstay, and
+/// no loss at all if both processes live.
 pub(super) fn check(folder: &Path) -> Result<()> {
     for language in &LANGUAGES {
         let text = fs::read_to_string(folder.join(language.file))?;
@@ -89,7 +89,7 @@ fn check_table(language: &Language, table: &str) -> std::result::Result<(), Stri
         let cells: Vec<_> = row.trim_end_matches('|').split('|').map(str::trim).collect();
         let [recipe, ours @ ..] = cells.as_slice() else { return Err(format!("`{label}` has no cells")) };
         if !recipe.starts_with("**") || recipe.starts_with("**0") {
-            return Err(format!("`{label}`: by hand nothing is lost, it says"));
+            return Err(format!("`{label}`: it states no loss by hand"));
         }
         for cell in ours {
             let lost: u64 =
@@ -140,8 +140,8 @@ fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
          `close(1000)` when 5 s later no pong came |\n\
          | plugin | `@mainstay/client` | `@mainstay/fastify` |\n\
          | gateway | `@mainstay/client` | `mainstay serve` in front of the server by hand, which is not changed |\n\n\
-         Mainstay runs with its defaults. A message is lost if one side said it and the other's application never received\n\
-         it, over the whole run: what a server says while its client has no session counts, and so does what a client's\n\
+         Mainstay runs with its defaults. A message is lost if one side sent it and the other's application never received\n\
+         it, over the whole run: what a server sends while its client has no session counts, and so does what a client's\n\
          full queue did not take. It is reported if the application learned of it: message by message towards the\n\
          server (`delivered`), by a `gap` event towards the client.\n\n\
          After a cut the old connection stays dead, as after a change of networks, or where a NAT forgot it; an attempt that\n\
@@ -176,7 +176,7 @@ fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
     }
     page += "\n## Notes\n\n\
              Times count from the fault's begin until one end notices (`never`: not before the run's end, or there was\n\
-             nothing to notice), and from the fault's end until a message arrives at the server that was said since. In the\n\
+             nothing to notice), and from the fault's end until a message arrives at the server that was sent since. In the\n\
              gateway's lane \"server notices\" is the server behind the gateway. Messages may come twice where the gateway\n\
              sends again what a lost backend did not confirm (`--delivery at-least-once`).\n\n\
              Two minutes offline are the resume window itself: a session whose client comes back later (it dials at random\n\
@@ -196,7 +196,7 @@ fn title(fault: Fault) -> String {
 mod tests {
     use super::*;
 
-    /// What a run may find: all lost by hand, nothing by Mainstay but reports of lost processes.
+    /// A plausible result: everything lost by hand, and by Mainstay only the reported losses of ended processes.
     fn found(lost_in_a_crash: Direction) -> Vec<(Fault, [Measured; 3])> {
         let by_hand =
             Measured { up: Direction { said: 10, lost: 9, told: 0, twice: 0 }, ..Measured::default() };

@@ -18,15 +18,15 @@ const MINUTE: Duration = Duration::from_secs(60);
 const OFFLINE: Duration = Duration::from_secs(120);
 const STOPPED: Duration = Duration::from_secs(60);
 
-/// For a process to begin or end: a server that drains takes 30 s.
+/// How long a process may take to begin or end: a server that drains takes 30 s.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How long nothing arrives before all has arrived that will.
+/// If nothing arrives for this long, everything has arrived.
 const QUIET: Duration = Duration::from_secs(4);
-/// For what is on its way when nothing more is said: two heartbeats and 5 s notice any dead connection.
+/// How long messages may be under way when nothing more is sent: two heartbeats and 5 s notice any dead connection.
 const SETTLED: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long everything is well before a fault, and how long is watched what comes of it.
+/// The calm before a fault, and how long the run watches after it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
     pub(super) calm: Duration,
@@ -37,19 +37,19 @@ pub(super) struct Stage {
     fault: Fault,
     lane: Lane,
     folder: PathBuf,
-    /// When the servers' numbers began, in milliseconds.
+    /// The start of the servers' numbers, in milliseconds.
     since: u64,
     client: Background,
-    /// In front of the client.
+    /// The cable of the client.
     cable: Cable,
     gateway: Option<Gateway>,
     server: Background,
     port: u16,
-    /// Servers so far.
+    /// The number of servers so far.
     servers: usize,
 }
 
-/// The gateway, and the way from there to the server.
+/// The gateway, and its cable to the server.
 struct Gateway {
     _program: Background,
     cable: Cable,
@@ -92,7 +92,7 @@ impl Stage {
         })
     }
 
-    /// Calm, the fault, what comes of it, and the end of everything that is on its way.
+    /// Plays the calm, the fault and the time after it, and waits for everything under way.
     pub(super) fn play(mut self, pace: Pace) -> Result<Measured> {
         sleep(pace.calm);
         let from = now();
@@ -105,12 +105,12 @@ impl Stage {
         self.settle()?;
         drop(old);
         let measured = Measured::of(&self.logs()?, from, until)?;
-        // By hand no message has a fate.
+        // Without Mainstay no message has an outcome.
         let pending = if self.lane == Lane::Recipe { 0 } else { measured.pending };
         Ok(Measured { pending, ..measured })
     }
 
-    /// What happens. A server that still goes is returned.
+    /// Causes the fault. Returns a server that is still ending.
     fn strike(&mut self) -> Result<Option<Background>> {
         match self.fault {
             Fault::Cut => self.silence(CUT),
@@ -142,7 +142,7 @@ impl Stage {
         self.cable.heal();
     }
 
-    /// The new one takes the new connections from the moment on in which the old one is told to go.
+    /// The new server gets the new connections from the moment in which the old one gets SIGTERM.
     fn deploy(&mut self) -> Result<Background> {
         let (address, old) = self.start_again(0)?;
         self.gateway.as_ref().map_or(&self.cable, |gateway| &gateway.cable).lead_to(address);
@@ -150,14 +150,14 @@ impl Stage {
         Ok(old)
     }
 
-    /// The server's place is taken by a new one; its address, and the old one.
+    /// Replaces the server by a new one. Returns the new address, and the old server.
     fn start_again(&mut self, port: u16) -> Result<(SocketAddr, Background)> {
         self.servers += 1;
         let (server, address) = start_server(self.lane, &self.folder, self.since, self.servers, port)?;
         Ok((address, std::mem::replace(&mut self.server, server)))
     }
 
-    /// Waits until nothing arrives any more and the client knows what became of each message.
+    /// Waits until nothing arrives any more and the client knows the outcome of each message.
     fn settle(&mut self) -> Result<()> {
         let (started, mut changed, mut size) = (Instant::now(), Instant::now(), 0);
         while started.elapsed() < SETTLED {
@@ -219,7 +219,7 @@ fn server_log(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("server-{number}.jsonl"))
 }
 
-/// Milliseconds, as the programs count them.
+/// The time in milliseconds, as the programs count it.
 fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

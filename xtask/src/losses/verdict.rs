@@ -1,4 +1,4 @@
-//! What the logs of one lane say of each other.
+//! Compares the logs of one lane.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,24 +7,24 @@ use serde_json::{Value, json};
 
 use crate::Result;
 
-/// What the processes wrote, each line an object; other lines are words for people.
+/// The lines that the processes wrote: each is an object; other lines are for people.
 pub(super) struct Logs {
     pub(super) client: String,
     pub(super) servers: Vec<String>,
 }
 
-/// What one fault did to one lane. Times are seconds.
+/// The effect of one fault on one lane. Times are seconds.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub(super) struct Measured {
     /// From the client to the server.
     pub(super) up: Direction,
     pub(super) down: Direction,
-    /// The client does not know what became of so many messages.
+    /// How many messages are without an outcome at the client.
     pub(super) pending: u64,
     /// From the fault's begin until the client notices; `None`: never.
     pub(super) client_noticed: Option<f64>,
     pub(super) server_noticed: Option<f64>,
-    /// From the fault's end until something arrives at the server that was said since.
+    /// From the fault's end until a message arrives at the server that was sent since.
     pub(super) back: Option<f64>,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Measured {
 pub(super) struct Direction {
     pub(super) said: u64,
     pub(super) lost: u64,
-    /// Lost, and the application learned that.
+    /// Lost, and reported to the application.
     pub(super) told: u64,
     pub(super) twice: u64,
 }
@@ -42,7 +42,7 @@ impl Logs {
         self.client.len() + self.servers.iter().map(String::len).sum::<usize>()
     }
 
-    /// Messages that were neither refused nor have a fate.
+    /// Messages that were not refused and have no outcome.
     pub(super) fn pending(&self) -> Result<u64> {
         let client = Log::read(&self.client)?;
         let settled = client.refused.len() + client.fates.len();
@@ -51,7 +51,7 @@ impl Logs {
 }
 
 impl Measured {
-    /// The fault lasted from and until these milliseconds.
+    /// The begin and end of the fault, in milliseconds.
     pub(super) fn of(logs: &Logs, from: u64, until: u64) -> Result<Self> {
         let client = Log::read(&logs.client)?;
         let servers: Vec<_> = logs.servers.iter().map(|log| Log::read(log)).collect::<Result<_>>()?;
@@ -81,7 +81,7 @@ impl Measured {
         self.up.lost + self.down.lost
     }
 
-    /// Lost, and no application knows.
+    /// Lost, and reported to no application.
     pub(super) fn silently(&self) -> u64 {
         self.lost() - self.up.told - self.down.told
     }
@@ -102,7 +102,7 @@ impl Measured {
     }
 }
 
-/// What a client said is lost if no server received it; it is told by what `send` threw or by the message's fate.
+/// A client's message is lost if no server received it. The loss is reported if `send` threw or the message has an outcome.
 fn up(client: &Log, servers: &[Log]) -> Direction {
     let mut times = BTreeMap::<u64, u64>::new();
     for (n, _) in servers.iter().flat_map(|server| &server.got) {
@@ -119,8 +119,8 @@ fn up(client: &Log, servers: &[Log]) -> Direction {
     }
 }
 
-/// What any server said since the client first received something is lost if the client did not receive it. A gap event
-/// tells it all: it says that something is lost, and not how much.
+/// A server's message since the client first received something is lost if the client did not receive it. A gap event
+/// reports all such losses: it states that messages are lost, not how many.
 fn down(client: &Log, servers: &[Log]) -> Direction {
     let got: BTreeSet<_> = client.got.iter().map(|(n, _)| *n).collect();
     let Some(first) = got.first() else { return Direction::default() };
@@ -135,7 +135,7 @@ fn down(client: &Log, servers: &[Log]) -> Direction {
     }
 }
 
-/// One process's log. Numbers with when they were.
+/// The log of one process: numbers, with their times.
 #[derive(Default)]
 struct Log {
     said: BTreeMap<u64, u64>,

@@ -1,4 +1,4 @@
-//! Idle connections with heartbeats: as many servers as it takes, and as many generators.
+//! Idle connections with heartbeats: as many servers as needed, and as many generators.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -23,11 +23,11 @@ const SHOWN_EVERY: u32 = 10;
 pub(super) struct Load {
     pub(super) per_process: u32,
     pub(super) rate: u32,
-    /// Of the heartbeat, in seconds.
+    /// The heartbeat interval, in seconds.
     pub(super) interval: u32,
 }
 
-/// Memory in bytes; whatever grew counts from before the first process was started.
+/// Memory in bytes; growth counts from before the first process was started.
 pub(super) struct Found {
     pub(super) connections: u32,
     pub(super) interval: u32,
@@ -38,10 +38,10 @@ pub(super) struct Found {
     pub(super) generators: u64,
     pub(super) slab: u64,
     pub(super) buffers: u64,
-    /// What is no longer available on this machine: all of the above and what else it took.
+    /// The decrease of the memory that is available on this machine: all of the above and everything else.
     pub(super) all: u64,
     pub(super) opening: Duration,
-    /// From here on in one interval, of `took`.
+    /// The following figures are for one interval, of length `took`.
     pub(super) took: Duration,
     pub(super) heartbeats: u64,
     pub(super) servers_cpu: Duration,
@@ -89,7 +89,7 @@ pub(super) fn server_words(listen: &str, load: &Load) -> Vec<String> {
     ["serve", "--listen", listen, "--admin", listen, "--heartbeat", &interval].map(str::to_owned).to_vec()
 }
 
-/// The command of a generator. It holds its connections until it is ended: the servers say whether one was
+/// The command of a generator. It holds its connections until it is ended: the servers' metrics show whether one was
 /// lost.
 pub(super) fn generator_words(url: &str, connections: &str, rate: &str) -> Vec<String> {
     let words = ["bench", "idle", url, "--connections", connections, "--rate", rate, "--duration", "1h"];
@@ -116,14 +116,14 @@ struct Reading {
 }
 
 impl Stage {
-    /// The servers, and nobody who connects.
+    /// Starts the servers, without a generator.
     fn set(connections: u32, load: &Load) -> Result<Self> {
         let numbers = 0..connections.div_ceil(load.per_process);
         let servers = numbers.map(|number| Server::start(number, load)).collect::<Result<_>>()?;
         Ok(Self { servers, generators: Vec::new() })
     }
 
-    /// Starts the generators, waits until every connection is open, and says how long that took.
+    /// Starts the generators and waits until every connection is open. Returns how long that took.
     fn open(&mut self, connections: u32, load: &Load) -> Result<Duration> {
         let started = Instant::now();
         let processes = self.servers.len() as u32;
@@ -156,7 +156,7 @@ impl Stage {
         Ok(started.elapsed())
     }
 
-    /// Waits, as long as everything runs and there is memory.
+    /// Waits. It is an error if a process ends or memory runs out.
     fn pass(&mut self, time: Duration) -> Result<()> {
         let started = Instant::now();
         while started.elapsed() < time {
@@ -204,7 +204,7 @@ impl Server {
     }
 }
 
-/// What all servers say of themselves.
+/// The sum of all servers' metrics.
 struct Tally {
     open: u64,
     opened: u64,

@@ -1,4 +1,4 @@
-//! What the kernel counts (Linux), and those of its limits that are too low for the run.
+//! Counts of the kernel (Linux), and its limits that are too low for the run.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// Below this the run ends, before the machine does.
+/// The run ends below this much available memory, before the machine fails.
 const LEAST_AVAILABLE: u64 = 2 << 30;
 /// Sockets of an earlier run that may still wait for their end: below 10 MiB of memory.
 const FEW: u64 = 20_000;
 const LOWEST_PORT: u32 = 10_000;
-/// How long they may take: TIME_WAIT lasts a minute.
+/// How long such sockets may take: TIME_WAIT lasts a minute.
 const FORGOTTEN: Duration = Duration::from_secs(100);
 
 /// Memory of the whole machine, in bytes.
@@ -22,7 +22,7 @@ const FORGOTTEN: Duration = Duration::from_secs(100);
 pub(super) struct Memory {
     pub(super) available: u64,
     pub(super) slab: u64,
-    /// Of TCP's buffers.
+    /// TCP's buffers.
     pub(super) buffers: u64,
 }
 
@@ -61,7 +61,7 @@ pub(super) fn wait_until_forgotten() -> Result<()> {
     }
 }
 
-/// Memory of processes in bytes, pages that they share counted once.
+/// Memory of processes in bytes. Shared pages count once.
 pub(super) fn memory(pids: &[u32]) -> Result<u64> {
     let mut sum = 0;
     for pid in pids {
@@ -98,18 +98,18 @@ fn tcp(text: &str, name: &str) -> u64 {
 
 /// Limits of the kernel that are raised while this lives.
 ///
-/// They are set back by a shell that waits for our end of its input to close, and so outlives us in any case.
+/// A shell restores them once its input closes, so it works even if this process is killed.
 pub(super) struct Raised(Option<Child>);
 
 impl Raised {
-    /// What both ends of `connections` need; most machines allow it as they are.
+    /// Raises what both ends of `connections` need; most machines allow it already.
     pub(super) fn for_connections(connections: u32) -> Result<Self> {
         let ends = 2 * u64::from(connections) + 50_000;
         let mut back = widen_ports()?;
         for path in ["/proc/sys/fs/file-max", "/proc/sys/fs/epoll/max_user_watches"] {
             back += &raise(path, ends)?;
         }
-        // Counts connections only where a rule asks for it: then this one of ours is there by now.
+        // The kernel counts connections only if a firewall rule asks for it: then this connection is counted by now.
         let tracked = "/proc/sys/net/netfilter/nf_conntrack_count";
         if fs::read_to_string(tracked).is_ok_and(|count| count.trim() != "0") {
             back += &raise("/proc/sys/net/netfilter/nf_conntrack_max", ends)?;
@@ -133,7 +133,7 @@ impl Drop for Raised {
     }
 }
 
-/// Raises a limit if it is below `least`, and returns the line of a shell that sets it back.
+/// Raises a limit if it is below `least`. Returns the shell line that restores it.
 fn raise(path: &str, least: u64) -> Result<String> {
     let text = fs::read_to_string(path)?;
     let old: u64 = text.trim().parse()?;
@@ -155,7 +155,7 @@ fn widen_ports() -> Result<String> {
     set(path, &bounds.join(" "), &format!("{LOWEST_PORT} 65535"))
 }
 
-/// Changes a setting, and returns the line of a shell that sets it back.
+/// Changes a setting. Returns the shell line that restores it.
 fn set(path: &str, old: &str, new: &str) -> Result<String> {
     fs::write(path, new).map_err(|error| format!("{path} is {old}, and {new} is needed: {error}"))?;
     let name = Path::new(path).strip_prefix("/proc/sys").unwrap_or(Path::new(path)).display();

@@ -144,7 +144,7 @@ fn whole(value: f64) -> String {
     grouped(value.round() as u64)
 }
 
-/// With a comma before each three digits.
+/// Formats a number with a comma before each three digits.
 fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();

@@ -1,10 +1,9 @@
 //! Thousands of clients that lose their connections at once, in two ways.
 //!
 //! The network fails: `ss -K` resets every connection of the server, which lives. All sessions resume. Or the
-//! server is killed and started again: its memory is gone, and so are the sessions, and every client is told
-//! what became of each of its messages. The server's record and the clients' list of fates are held against
-//! each other.
-
+//! server is killed and started again: its memory and its sessions are gone, and every client learns the outcome
+//! of each of its messages. The judge compares the server's record with the clients' list of outcomes.
+/// How long any wait may take: the backoff's cap is 30 s.
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,14 +35,14 @@ pub(super) struct Stage {
 /// One storm.
 pub(super) struct Found {
     pub(super) title: &'static str,
-    /// What the clients say of their return.
+    /// What the clients report about their return.
     pub(super) back: Value,
     pub(super) cost: Cost,
     pub(super) rows: Vec<Row>,
 }
 
 impl Found {
-    /// What happened, in words.
+    /// What happened, for the page.
     pub(super) fn about(&self) -> String {
         let what = match self.title {
             NETWORK => "All connections are cut at once (`ss -K`: both ends see a reset); the server lives."
@@ -53,19 +52,19 @@ impl Found {
         format!(
             "{what} Clients are `mainstay::Client` with its defaults, all in one process,\n\
              and send a numbered message every few seconds, which the server must return. The server appends to a file\n\
-             what is handed to it; that record, over both processes, is held against what the clients were told."
+             each message that it receives; that record, over both processes, is held against what the clients learned."
         )
     }
 }
 
-/// CPU of both ends from the loss (or the server's new start) until all were back, and how long that was.
+/// The CPU time of both ends from the loss (or the server's restart) until all clients were back, and how long that was.
 pub(super) struct Cost {
     pub(super) took: Duration,
     pub(super) server: Duration,
     pub(super) clients: Duration,
 }
 
-/// A count, and what it must be, if anything.
+/// A count, and its required value if it has one.
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) count: u64,
@@ -73,7 +72,7 @@ pub(super) struct Row {
 }
 
 impl Stage {
-    /// All connections are cut, the server lives.
+    /// Cuts all connections; the server lives.
     pub(super) fn network_fails(&self) -> Result<Found> {
         println!("--- the connections of {} clients are cut", self.clients);
         install::socket_statistics()?;
@@ -91,7 +90,7 @@ impl Stage {
         found(NETWORK, back, cost, rows)
     }
 
-    /// The server is killed, and started again at the same address.
+    /// Kills the server, and starts it again at the same address.
     pub(super) fn server_dies(&self) -> Result<Found> {
         println!("--- the server of {} clients is killed", self.clients);
         let mut running = Running::start(self)?;
@@ -148,12 +147,12 @@ impl Running {
         Ok(running)
     }
 
-    /// Time for every client to send, and for what it sent to come back.
+    /// Waits until every client has sent, and has received what it sent.
     fn let_messages_pass(&self, stage: &Stage) {
         sleep(Duration::from_secs_f64(1.5 * stage.every) + Duration::from_secs(1));
     }
 
-    /// Waits until all clients are attached for the `count`th time, and returns what they say of that.
+    /// Waits until all clients are attached for the `count`th time. Returns their reports.
     fn wait_attached(&mut self, count: usize) -> Result<Value> {
         let mut line = None;
         self.client.wait_until(LIMIT, |log| {
@@ -181,7 +180,7 @@ impl Running {
         Ok((back, cost))
     }
 
-    /// Ends every connection, at one moment for both ends: they stand still while `ss` goes through them.
+    /// Ends every connection, at one moment for both ends: both are stopped while `ss` goes through them.
     fn cut(&self) -> Result<()> {
         let port = self.address.rsplit(':').next().unwrap_or_default();
         let mut cut = Command::new("ss");
@@ -194,7 +193,7 @@ impl Running {
         if status.success() { Ok(()) } else { Err(format!("`ss -K`: {status}; it needs root").into()) }
     }
 
-    /// Ends all, and judges what the clients were told by what the servers had in their hands.
+    /// Ends all processes, and compares the outcomes at the clients with what the servers had received.
     fn end(
         mut self,
         first: &[(&'static str, u64, Option<u64>)],
@@ -212,21 +211,21 @@ impl Running {
         let sent = field(&summary, "sent");
         let mut rows: Vec<Row> = first.iter().map(|(name, count, must)| row(name, *count, *must)).collect();
         rows.extend([
-            told("gaps told", "gaps"),
-            told("clients told of a gap", "clients_told_of_a_gap"),
+            told("gaps reported", "gaps"),
+            told("clients that got a gap", "clients_told_of_a_gap"),
             row("messages sent", sent, None),
-            row("messages whose fate was told", verdict.told, Some(sent)),
-            told("told: delivered", "delivered"),
-            told("told: not delivered", "lost"),
-            told("told: unknown", "unknown"),
+            row("messages whose outcome was reported", verdict.told, Some(sent)),
+            told("reported: delivered", "delivered"),
+            told("reported: not delivered", "lost"),
+            told("reported: unknown", "unknown"),
             row("of the unknown: the server had them", verdict.unknown_seen, None),
-            row("told delivered, but the server had them not", verdict.not_seen, Some(0)),
-            row("told not delivered, but the server had them", verdict.seen_all_the_same, Some(0)),
+            row("reported as delivered, but not at the server", verdict.not_seen, Some(0)),
+            row("reported as not delivered, but at the server", verdict.seen_all_the_same, Some(0)),
             row("handed to the server twice", verdict.repeated, Some(0)),
             row("handed to the server out of order", verdict.disordered, Some(0)),
             row("handed to the server, but never sent", verdict.invented, Some(0)),
             row("came back twice or out of order", field(&summary, "repeated"), Some(0)),
-            row("did not come back, and no gap told", field(&summary, "jumps_without_a_gap"), Some(0)),
+            row("did not come back, without a gap", field(&summary, "jumps_without_a_gap"), Some(0)),
             row(
                 "clients whose last message did not come back",
                 field(&summary, "last_message_not_back"),
@@ -237,7 +236,7 @@ impl Running {
     }
 }
 
-/// The server once it listens, and its address.
+/// Starts the server. Returns it once it listens, and its address.
 fn start_server(folder: &Path, listen: &str) -> Result<(Background, String)> {
     let mut server = tied(SERVER);
     server.args(["--listen", listen, "--record"]).arg(record(folder));
@@ -254,7 +253,7 @@ fn field(value: &Value, name: &str) -> u64 {
     value[name].as_u64().unwrap_or(u64::MAX)
 }
 
-/// What the record says of the fates.
+/// Compares the record with the outcomes.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Verdict {
     told: u64,
@@ -267,7 +266,7 @@ struct Verdict {
 }
 
 impl Verdict {
-    /// Of lines `client number` in the record, and `client number fate` in the fates.
+    /// Reads lines `client number` of the record, and lines `client number outcome` of the outcomes.
     fn of(record: &str, fates: &str) -> Self {
         let mut verdict = Self::default();
         let (mut seen, mut last) = (HashMap::new(), HashMap::new());

@@ -1,4 +1,4 @@
-//! axum's WebSockets (tungstenite), as they come; `--read-buffer BYTES` sets the size of their read buffer.
+//! axum's WebSockets (tungstenite) with their defaults; `--read-buffer BYTES` sets the size of their read buffer.
 
 use axum::Router;
 use axum::extract::State;
@@ -61,7 +61,7 @@ async fn serve(mut socket: WebSocket, interval: Duration, room: Option<broadcast
                         Ok(())
                     }
                     (Some(Ok(Message::Ping(_) | Message::Pong(_))), _) => Ok(()),
-                    // After a Close the stream has to be read to its end, so that the answer leaves.
+                    // After a Close the stream must be read to its end, so that the answer leaves.
                     (Some(Ok(Message::Close(_))), _) => Ok(()),
                     (Some(Err(_)) | None, _) => return,
                 }

@@ -1,5 +1,5 @@
-//! fastwebsockets behind hyper's upgrade. Its `read_frame` may not be cancelled, so reading, beating and the room
-//! are loops of their own, all in one task, that share the writing half.
+//! fastwebsockets behind hyper's upgrade. Its `read_frame` is not cancel safe, so reading, the heartbeat and the room
+//! are separate loops in one task, which share the writing half.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -1,5 +1,5 @@
-//! What gateways stand before: an echo by tokio-websockets that writes once for all that came at once, so that it
-//! is not what holds up a gateway that does the same.
+//! The server behind the gateways: an echo by tokio-websockets that answers all messages of one read with one write, so that it
+//! does not slow down a gateway that does the same.
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use peers::{Flags, accept, beat};
