@@ -1,6 +1,6 @@
-//! One line for each client's end: who it was, how long it stayed, and who ended it why. Level info, target
-//! `mainstay::access`; not shown unless `MAINSTAY_LOG` asks for it. A client that comes back to its session makes a
-//! line too, by the library (`mainstay::server`).
+//! The access log: one line for each client that ended, with its session, peer and path, how long it stayed, which end
+//! ended it and why. Level info, target `mainstay::access_log`; shown only if `MAINSTAY_LOG` selects it. The library
+//! (`mainstay::server`) logs each resume in a line of its own.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use mainstay::server::{End, EndCause, Session};
 use mainstay::{CloseCode, SessionId};
 
-/// A client that is there. Its line is written by [`ended`](Self::ended), or when this is dropped.
+/// A connected client. [`ended`](Self::ended) writes its line; dropping it does too.
 pub(crate) struct AccessEntry {
     session: Option<SessionId>,
     peer: Option<SocketAddr>,
@@ -17,14 +17,14 @@ pub(crate) struct AccessEntry {
     is_written: bool,
 }
 
-/// The end that ended it.
+/// The end that ended the client's session or connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EndedBy {
-    /// The client left, or did not come back in time.
+    /// The client closed, disappeared, or did not reconnect in time.
     Client,
-    /// The backend closed it, with what follows.
+    /// The backend closed its connection, or refused the client.
     Backend,
-    /// The gateway did, with what follows.
+    /// The gateway closed it.
     Gateway,
 }
 
@@ -39,7 +39,7 @@ impl EndedBy {
 }
 
 impl AccessEntry {
-    /// From here on. `path`: what its request asked for, without the query.
+    /// Starts the entry. `path`: the path of the client's request, without the query.
     pub(crate) fn new(session: &Session, path: impl Into<Box<str>>) -> Self {
         Self {
             session: session.id(),
@@ -50,18 +50,18 @@ impl AccessEntry {
         }
     }
 
-    /// Writes the line. `cause` is in words; the reason of a close, for example.
+    /// Writes the line. `cause` is a phrase, for example the reason of a Close.
     pub(crate) fn ended(mut self, by: EndedBy, code: Option<CloseCode>, cause: &str) {
         self.write(by, code, cause);
     }
 
-    /// Writes the line of a client that no longer sends anything, for the reason that ended its session.
+    /// Writes the line with the reason that ended the session.
     pub(crate) fn left(self, end: Option<&End>) {
         let (by, cause) = match end.map_or(EndCause::Lost, |end| end.cause) {
-            EndCause::Client => (EndedBy::Client, "left"),
-            EndCause::Lost => (EndedBy::Client, "is gone without a close"),
-            EndCause::Expired => (EndedBy::Client, "did not come back"),
-            EndCause::ProtocolError => (EndedBy::Client, "broke the protocol"),
+            EndCause::Client => (EndedBy::Client, "closed"),
+            EndCause::Lost => (EndedBy::Client, "disappeared without a Close"),
+            EndCause::Expired => (EndedBy::Client, "did not reconnect within the resume window"),
+            EndCause::ProtocolError => (EndedBy::Client, "violated the protocol"),
             other => (EndedBy::Gateway, other.as_str()),
         };
         let reason = end.map_or("", |end| &end.reason);
@@ -87,7 +87,7 @@ impl AccessEntry {
     }
 }
 
-/// A session in the log.
+/// Returns the name of a session in the log.
 pub(crate) fn session_name(session: Option<SessionId>) -> String {
     session.map_or_else(|| "plain".to_owned(), |id| id.to_string())
 }

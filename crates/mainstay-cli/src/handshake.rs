@@ -1,13 +1,14 @@
-//! A request for a WebSocket: the backend is asked, and its answer is the client's.
+//! Opening handshakes: the backend decides, and the client gets the backend's response.
 //!
-//! The opening handshake of a plain client is passed on, not rebuilt: its own key, subprotocols as it wrote them, every
-//! field that is not of one hop. So is the answer, whatever it is. From a 101 the client gets the fields, spelled as they came;
-//! then the connection to the backend becomes a link, and the client's a session. Extensions are of one hop.
+//! The handshake of a plain client is forwarded, not rebuilt: with its key, its subprotocols as written, and every field
+//! that is not hop-by-hop. The response is forwarded too, whatever its status. After a 101, which keeps the spelling of its
+//! fields, the connection to the backend becomes a link and the client's connection becomes a session. Extensions are
+//! negotiated on each leg.
 //!
-//! That cannot be done for a client that speaks `mainstay.v1`. Its request does not say whether it opens a session or
-//! resumes one, and a backend asked for every resume would see connections that come and go. Nor can WELCOME wait for
-//! the backend: a HELLO is answered in one step, or two attempts of one client could make two sessions. Such a client
-//! is accepted first, and told by END what the backend says.
+//! A client that speaks `mainstay.v1` is accepted before the backend responds. Its request does not say whether it opens a
+//! session or resumes one, and a backend that is asked for every resume would see connections come and go. WELCOME cannot
+//! wait for the backend either: a HELLO is handled in one step, or two attempts of one client could open two sessions. If
+//! the backend refuses, the client receives END.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,23 +36,23 @@ use crate::session::{self, LinkConfig};
 use crate::upstream::{UpstreamError, UpstreamIo};
 use crate::values;
 
-/// Answers a request: one for a WebSocket here, any other as plain HTTP.
-pub(crate) async fn answer_request(request: Request, mainstay: &Server, config: Arc<LinkConfig>) -> Response {
+/// Responds to a request: accepts a WebSocket here, forwards anything else as plain HTTP.
+pub(crate) async fn respond(request: Request, server: &Server, config: Arc<LinkConfig>) -> Response {
     if !lists(request.headers(), &header::UPGRADE, "websocket") {
         return config.proxy.forward(request).await;
     }
     let (mut head, _) = request.into_parts();
-    let response = match SessionUpgrade::from_request_parts(&mut head, mainstay).await {
-        // In a box: every request's future would be as large as this one's.
-        Ok(upgrade) => Box::pin(answer_handshake(upgrade, head, Arc::clone(&config))).await,
-        Err(refused) => refused.into_response(),
+    let response = match SessionUpgrade::from_request_parts(&mut head, server).await {
+        // Boxed, or the future of every request would be as large as this one.
+        Ok(upgrade) => Box::pin(forward_handshake(upgrade, head, Arc::clone(&config))).await,
+        Err(rejection) => rejection.into_response(),
     };
     config.links.responded(response.status());
     response
 }
 
-/// Answers a client, and joins it to the backend if both agree.
-async fn answer_handshake(
+/// Forwards an opening handshake and relays between both ends if the backend accepts.
+async fn forward_handshake(
     upgrade: SessionUpgrade,
     mut head: http::request::Parts,
     config: Arc<LinkConfig>,
@@ -60,9 +61,9 @@ async fn answer_handshake(
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade.heartbeat(config.heartbeats.of(&request.path));
+    let upgrade = upgrade.heartbeat(config.heartbeats.for_path(&request.path));
     if upgrade.is_resumable() {
-        let principal = config.bound.principal(upgrade.headers());
+        let principal = config.principal.of(upgrade.headers());
         return upgrade
             .principal(principal)
             .manual_ack()
@@ -71,29 +72,29 @@ async fn answer_handshake(
     let Some(offer) = Offer::of_request(&head.headers, config.deflate_upstream) else {
         return cannot_be_forwarded("the request has no valid Sec-WebSocket-Key");
     };
-    // How the client spelled its fields is in here.
+    // The client's spelling of its field names is in the extensions.
     let spelling = std::mem::take(&mut head.extensions);
     let asked = || request.handshake(&head.headers, spelling.clone(), &offer);
     let upstream = &config.proxy.upstream;
-    let (answer, connection) = match upstream.upgrade(config.upstream_wait, asked).await {
-        Ok(answered) => answered,
+    let (response, connection) = match upstream.upgrade(config.upstream_wait, asked).await {
+        Ok(response) => response,
         Err(error) if error.may_pass() => {
             config.links.refused_unreachable();
             return backend_unreachable();
         }
         Err(error) => return error.into_response(),
     };
-    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        config.links.refused(answer.status().as_u16());
-        return http_proxy::relay_response(answer, connection, upstream);
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        config.links.refused(response.status().as_u16());
+        return http_proxy::relay_response(response, connection, upstream);
     }
-    let (mut fields, extensions, upgraded) = match switched(answer, &offer).await {
-        Ok(switched) => switched,
+    let (mut fields, extensions, upgraded) = match accept_response(response, &offer).await {
+        Ok(accepted) => accepted,
         Err(wrong) => return upstream.fail(UpstreamError::BadResponse(wrong)).into_response(),
     };
     forward::switching_fields(&mut fields);
     let agreed = upgraded.subprotocol.clone();
-    // Another connection would be asked with all that this client offered; some have a credential there.
+    // A later connection offers the same subprotocols: some clients put a credential there.
     let offered: Vec<String> = upgrade
         .requested_subprotocols()
         .filter(|name| values::token(name).is_ok())
@@ -111,22 +112,22 @@ async fn answer_handshake(
     })
 }
 
-/// What a 101 says besides, how it is spelled, and the connection as the two agreed on it.
+/// Checks a 101. Returns its fields, their spelling, and the upgraded connection.
 ///
 /// # Errors
-/// It does not answer what was asked.
-async fn switched(
-    mut answer: http::Response<Incoming>,
+/// The response does not match the offer.
+async fn accept_response(
+    mut response: http::Response<Incoming>,
     offer: &Offer,
 ) -> Result<(HeaderMap, http::Extensions, Upgraded), String> {
-    let upgrading = hyper::upgrade::on(&mut answer);
-    let (head, _) = answer.into_parts();
+    let upgrading = hyper::upgrade::on(&mut response);
+    let (head, _) = response.into_parts();
     let agreed = offer.check_response(head.status, &head.headers).map_err(|error| error.to_string())?;
     let parts = upgrading
         .await
-        .map_err(|error| format!("it ended the connection with its 101: {error}"))?
+        .map_err(|error| format!("the backend ended the connection after its 101: {error}"))?
         .downcast::<TokioIo<UpstreamIo>>()
-        .map_err(|_| "its connection cannot be taken over".to_owned())?;
+        .map_err(|_| "the connection cannot be upgraded".to_owned())?;
     let upgraded = Upgraded {
         stream: parts.io.into_inner().into_inner(),
         early: parts.read_buf,
@@ -136,15 +137,15 @@ async fn switched(
     Ok((head.headers, head.extensions, upgraded))
 }
 
-/// Whether a field lists this token.
+/// Returns whether a field lists this token.
 fn lists(fields: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let lines = fields.get_all(name).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     lines.map(<[u8]>::trim_ascii).any(|listed| listed.eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// What a client's request asks for, as it is passed on.
+/// A client's opening handshake, prepared for the backend.
 pub(crate) struct ClientRequest {
-    /// As the client wrote it, for the log.
+    /// The client's path, for the log.
     pub(crate) path: Box<str>,
     url: Uri,
     fields: HeaderMap,
@@ -157,11 +158,11 @@ impl ClientRequest {
         let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         let mut fields = forwarding.fields(&head.headers, peer, Scheme::WebSocket);
         fields.remove(header::CONTENT_LENGTH);
-        // It may be kept for as long as a link.
+        // Copied, because a link keeps them for its whole life.
         Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields) })
     }
 
-    /// The client's own opening handshake.
+    /// Builds the request for the backend.
     fn handshake(
         &self,
         asked: &HeaderMap,
@@ -186,15 +187,15 @@ impl ClientRequest {
         request
     }
 
-    /// A link that dials by itself and offers these subprotocols.
+    /// Opens a link that dials and offers these subprotocols.
     ///
     /// # Errors
-    /// It cannot be dialled.
+    /// The URL or a subprotocol is invalid.
     pub(crate) fn link(self, subprotocols: &[String], config: &LinkConfig) -> Result<Link, String> {
         Ok(self.builder(subprotocols, config, false)?.connect())
     }
 
-    /// A link for this client: its path, query, cookies, fields and subprotocols.
+    /// Configures a link with the client's path, query, fields and these subprotocols.
     fn builder(
         self,
         subprotocols: &[String],
@@ -215,16 +216,16 @@ impl ClientRequest {
             .deflate(config.deflate_upstream.is_some())
             .ends_on(ends_on)
             .keep_response(false)
-            // A backend may stand still for seconds, and is near: its end shows.
+            // A near backend may stall for seconds; when it ends, its connection ends visibly.
             .probes_unconfirmed(false)
             .reads_while_closing(true)
-            .heartbeat(config.heartbeats.of(&self.path))
+            .heartbeat(config.heartbeats.for_path(&self.path))
             .limits(config.limits)
-            .budget(config.mainstay.budget().clone())
+            .budget(config.server.budget().clone())
             .confirm(settings.confirm)
             .guarantee(settings.guarantee)
             .read_ahead(limits::READ_AHEAD)
-            .budget(config.mainstay.budget().clone())
+            .budget(config.server.budget().clone())
             .holds_replaced(settings.prologue.is_some());
         if let Some(announces) = settings.prologue.as_ref().and_then(|rules| rules.announces_restart) {
             builder = builder.announces_restart(announces);
@@ -240,31 +241,31 @@ impl ClientRequest {
     }
 }
 
-/// What the backend said instead of accepting.
-pub(crate) struct Refusal {
+/// How the backend refused a link.
+pub(crate) struct BackendRefusal {
     pub(crate) status: Option<StatusCode>,
     pub(crate) reason: String,
 }
 
-/// The backend's answer to a link's opening handshake, however many attempts it takes.
-pub(crate) async fn answer(
+/// Waits until the backend accepts a link or refuses it for good, over as many attempts as that takes.
+pub(crate) async fn accepted(
     link: &Link,
     monitor: &mut LinkMonitor,
     config: &LinkConfig,
-) -> Result<(), Refusal> {
+) -> Result<(), BackendRefusal> {
     while let Some(event) = link.event().await {
         monitor.observe(&event);
-        limits::handle_event(&event, &config.mainstay);
+        limits::handle_event(&event, &config.server);
         match event {
             Event::Attached { .. } => return Ok(()),
             Event::Ended { code, reason, .. } => {
                 let status = code.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
-                return Err(Refusal { status, reason });
+                return Err(BackendRefusal { status, reason });
             }
             _ => {}
         }
     }
-    Err(Refusal { status: None, reason: "the link ended".into() })
+    Err(BackendRefusal { status: None, reason: "the link ended".into() })
 }
 
 fn cannot_be_forwarded(reason: &str) -> Response {

@@ -1,8 +1,8 @@
 //! `mainstay`: WebSocket connections that stay, for any backend.
 //!
-//! - [`serve`]: the gateway; clients in front, one link per client behind.
-//! - [`connect`]: a client for people and pipes.
-//! - [`bench`]: what a server costs, ours or any other.
+//! - [`serve`]: the gateway between clients and a backend, with one link to the backend for each client.
+//! - [`connect`]: a client for terminals and pipes.
+//! - [`bench`]: measures any WebSocket server.
 
 mod access_log;
 mod admin;
@@ -21,6 +21,7 @@ mod limits;
 mod links;
 mod log;
 mod message_filter;
+mod metrics;
 mod principal;
 mod process_metrics;
 mod profiles;
@@ -46,13 +47,13 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::variables::UnknownVariable;
 
-/// The system's allocator keeps nine tenths of what closed connections gave back; this one returns it within a
-/// second, as `.cargo/config.toml` has it built. See `docs/adr/0007-an-allocator-that-gives-back.md`.
+/// The system's allocator keeps nine tenths of the memory of closed connections. jemalloc, built as `.cargo/config.toml`
+/// configures it, returns the memory to the system within a second. See `docs/adr/0007-an-allocator-that-gives-back.md`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// WebSocket connections that stay: notices in seconds when one has died, brings it back, and loses,
-/// repeats or reorders nothing on the way.
+/// WebSocket connections that stay: detects a dead connection within seconds, reconnects, and loses, repeats and reorders
+/// no message.
 #[derive(Parser)]
 #[command(name = "mainstay", version, about)]
 struct Arguments {
@@ -62,29 +63,42 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Accept WebSockets, and front a backend with them (or answer with a built-in one).
-    #[command(after_help = serve::OPERATION)]
+    /// Accept WebSocket and HTTP connections and forward them to a backend, or serve a built-in demonstration.
+    #[command(after_help = serve::AFTER_HELP)]
     Serve(Box<serve::Arguments>),
-    /// Talk to a WebSocket: lines in, messages out.
-    #[command(after_help = connect::EXAMPLES)]
+    /// Connect to a WebSocket server: send lines of standard input, print received messages.
+    #[command(after_help = connect::AFTER_HELP)]
     Connect(connect::Arguments),
-    /// Measure what a WebSocket server costs: any server, by its URL.
+    /// Measure a WebSocket server: throughput, latency, CPU time and memory.
+    #[command(after_help = bench::AFTER_HELP)]
     Bench(bench::Arguments),
     /// Print a completion script for a shell.
+    #[command(after_help = COMPLETIONS_AFTER_HELP)]
     Completions {
-        /// For which shell.
+        /// The shell to print a script for.
         shell: clap_complete::Shell,
     },
 }
 
-/// How long the end of the process waits for its log to be written.
-const LAST_LINES: Duration = Duration::from_secs(1);
+/// The end of `mainstay completions --help`.
+const COMPLETIONS_AFTER_HELP: &str = "\
+Examples:
+  mainstay completions bash > /etc/bash_completion.d/mainstay
+  mainstay completions zsh > /usr/local/share/zsh/site-functions/_mainstay
+
+Exit codes:
+  0  printed
+  1  standard output cannot be written
+  2  the arguments are wrong";
+
+/// How long the process waits at its end for the log to be written.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     process_metrics::started();
     log::start();
     let code = run();
-    log::flush(LAST_LINES);
+    log::flush(LOG_FLUSH_TIMEOUT);
     code
 }
 
@@ -116,7 +130,7 @@ fn run() -> ExitCode {
     }
 }
 
-/// What clap cannot know: variables that nobody reads, and flags about a backend that is not there.
+/// Checks what clap does not: unknown environment variables, and flags about a backend without `--upstream`.
 fn check(command: &clap::Command, matches: &ArgMatches) -> Result<(), String> {
     let Some((serve, given)) = command.find_subcommand("serve").zip(matches.subcommand_matches("serve"))
     else {
@@ -126,20 +140,17 @@ fn check(command: &clap::Command, matches: &ArgMatches) -> Result<(), String> {
     for variable in variables::unknown_variables(serve, names) {
         match variable {
             UnknownVariable::Misspelt(name, meant) => {
-                return Err(format!("{name} is no variable of mainstay; write {meant}, or unset it"));
+                return Err(format!("{name} is not a variable of mainstay; write {meant}, or unset it"));
             }
             UnknownVariable::Unrelated(name) => {
-                tracing::warn!(
-                    name,
-                    "unknown variable of the environment, not used; see mainstay serve --help"
-                );
+                tracing::warn!(name, "unknown environment variable ignored; see mainstay serve --help");
             }
         }
     }
     variables::check_backend(given)
 }
 
-/// Writes to standard output, for whoever reads it; a reader that is gone wants no more.
+/// Writes to standard output. A closed pipe is success: its reader has what it wants.
 pub(crate) fn print(bytes: &[u8]) -> ExitCode {
     let mut output = std::io::stdout().lock();
     match output.write_all(bytes).and_then(|()| output.flush()) {
@@ -151,7 +162,7 @@ pub(crate) fn print(bytes: &[u8]) -> ExitCode {
     }
 }
 
-/// Help and version as they are; a mistake in one line.
+/// Prints help and version as they are, and a usage error as one line.
 fn refuse(error: clap::Error) -> ExitCode {
     if !error.use_stderr() {
         let _ = error.print();
@@ -162,15 +173,16 @@ fn refuse(error: clap::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     let text = error.to_string();
-    let told = text.split("\n\n").filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more"));
+    let parts =
+        text.split("\n\n").filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more"));
     let in_one_line = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = told.map(in_one_line).collect::<Vec<_>>().join("; ");
+    let line = parts.map(in_one_line).collect::<Vec<_>>().join("; ");
     let source = variable_behind(&error).map(|variable| format!(" (from {variable})")).unwrap_or_default();
     log::say(&format!("{}{source}; see --help", line.trim_start_matches("error: ")));
     ExitCode::from(2)
 }
 
-/// The variable that a wrong value came from, if its flag was not written.
+/// Returns the environment variable that a wrong value came from, if its flag was not on the command line.
 fn variable_behind(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(argument)) = error.get(clap::error::ContextKind::InvalidArg) else {
         return None;
@@ -182,7 +194,7 @@ fn variable_behind(error: &clap::Error) -> Option<String> {
     (!is_written && std::env::var_os(&variable).is_some()).then_some(variable)
 }
 
-/// What was written is quoted, but nothing before an `@`: it may be the password of a URL.
+/// Removes everything before an `@` from the quoted values: it may be the password of a URL.
 fn without_passwords(mut error: clap::Error) -> clap::Error {
     let before_at = |value: &ContextValue| match value {
         ContextValue::String(text) => text.rsplit_once('@').map(|(_, rest)| format!("...@{rest}")),
@@ -200,12 +212,12 @@ fn in_runtime(run: impl Future<Output = ExitCode>) -> ExitCode {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(run);
-            // Standard input is read on a thread that cannot be stopped.
+            // A thread may be blocked reading standard input, and cannot be stopped.
             runtime.shutdown_background();
             code
         }
         Err(error) => {
-            log::say(&format!("no runtime: {error}"));
+            log::say(&format!("the runtime cannot be started: {error}"));
             ExitCode::FAILURE
         }
     }

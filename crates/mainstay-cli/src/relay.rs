@@ -1,13 +1,12 @@
-//! One client's session joined to one link to the backend.
+//! Relays messages between one client's session and its link to the backend.
 //!
-//! The two legs fail apart. While a client that speaks `mainstay.v1` is away its link stays up, and what the backend
-//! sends is kept within the session's window. What the lost backend does to the client is the operator's choice:
-//! [`BackendLoss`]. Full means waiting, on either leg, never dropping.
+//! The two legs fail independently. While a client that speaks `mainstay.v1` is away, its link stays up and the backend's
+//! messages are kept within the session's window. [`BackendLoss`] is the operator's choice of what a lost backend means for
+//! the client. A full queue makes its sender wait, on either leg; no message is dropped.
 //!
-//! A message is acknowledged to a client that speaks `mainstay.v1` once the link has it confirmed, so the client's own
-//! account of a lost backend is exact. Each arm of the relay waits for one leg alone, and none waits for another arm:
-//! the link is read until its end, also for a client that is gone, since the Pongs that empty its queue stand behind the
-//! messages that wait there.
+//! A message of a `mainstay.v1` client is acknowledged once the backend confirmed it, so that the client's report of a lost
+//! backend is exact. Each arm of the relay waits for one leg only, and no arm waits for another. The link is read until its
+//! end even if the client is gone: the Pongs that empty the link's queue arrive behind the messages that wait there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,28 +22,29 @@ use crate::access_log::{self, AccessEntry, EndedBy};
 use crate::limits;
 use crate::links::LinkMonitor;
 use crate::message_filter::MessageFilter;
-use crate::prologue::Failure;
+use crate::prologue::ReplayError;
 use crate::retry_after::{self, SPREAD, jitter};
 use crate::session::LinkConfig;
 
-/// How long what a client left behind may take to enter the link's queue.
-pub(crate) const UNLOADING: Duration = Duration::from_secs(5);
+/// How long the messages of a client that is gone may take to enter the link's queue.
+pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What becomes of a client whose backend connection is lost.
+/// What happens to a client whose backend connection is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendLoss {
-    /// It is told at once: closed with 1012, or given a new session, and its application initialises again. For backends
-    /// that keep state with the connection: a login, a subscription, a room.
+    /// The client is closed with 1012 or gets a new session at once, and its application initialises again. For backends
+    /// that keep state in the connection, such as a login, a subscription or a room.
     Renew,
-    /// It stays, and a new connection to the backend is joined to it. For backends that keep no state with the connection.
+    /// The client stays connected, and the gateway opens a new connection to the backend. For backends that keep no state in
+    /// the connection.
     Keep,
 }
 
 /// Why a relay ended.
 enum End {
-    /// The client left, or its session expired.
+    /// The client closed, or its session expired.
     Client,
-    /// The backend's connection ended for good.
+    /// The link ended.
     Backend(BackendEnd),
     /// The backend was away for longer than a plain client is kept.
     Away,
@@ -52,22 +52,23 @@ enum End {
 
 /// How the backend ended the link.
 struct BackendEnd {
-    /// How its last connection ended; `None`: no connection, a handshake was refused.
+    /// How the last connection ended; `None` if an opening handshake was refused.
     lost: Option<Lost>,
-    /// What the link ended with.
+    /// The close code of the link.
     code: Option<CloseCode>,
-    /// That was the status of a refused handshake.
+    /// The backend refused a new opening handshake with an HTTP status.
     was_refused: bool,
     reason: String,
-    /// What became of the messages that were not confirmed.
+    /// The last message whose delivery is unknown.
     unknown: Option<u64>,
+    /// The first message that the backend did not confirm.
     first_unconfirmed: Option<u64>,
-    /// Why a new connection could not be told what the backend must know.
-    prologue: Option<Failure>,
+    /// Why the prologue could not be replayed to a new connection.
+    prologue: Option<ReplayError>,
 }
 
-/// Runs until the client or the backend ends it, or the backend was away for longer than a plain client is kept. What
-/// the backend did not certainly get is counted and logged.
+/// Relays until the client ends, the backend ends, or the backend was away for longer than `--upstream-wait`. Counts and
+/// logs the messages that may not have reached the backend.
 pub(crate) async fn relay(
     mut session: Session,
     mut link: Link,
@@ -78,29 +79,29 @@ pub(crate) async fn relay(
     let is_plain = !session.peer().resumable;
     let (to_client, to_backend) = (session.sender(), link.sender());
     let (away, filter) = (Notify::new(), MessageFilter::new(&config));
-    let (mut sent, mut in_hand, mut confirmed) = (0, false, 0);
+    let (mut sent, mut is_sending, mut confirmed) = (0, false, 0);
     let wait = is_plain.then_some(config.upstream_wait);
     let watching = watch(link.events(), &config, &mut monitor, wait, &away);
     let up = async {
         let mut until = None;
         while let Some(message) = session.recv().await {
-            in_hand = true;
-            let heard = filter.listens().then(|| message.clone());
+            is_sending = true;
+            let recorded = filter.is_active().then(|| message.clone());
             tokio::select! {
-                biased; // while the link has room the second is not even polled
+                biased; // while the link has room, the second branch is not polled
                 sent = to_backend.send(message) => {
                     if sent.is_err() {
-                        // The link has ended, and `watching` says how.
+                        // The link has ended; `watching` returns how.
                         return std::future::pending().await;
                     }
                 }
-                // The client is gone, and the backend takes nothing of what it left behind.
-                () = unloaded(&to_client, &mut until) => return,
+                // The client is gone, and the backend does not accept its last messages.
+                () = forward_timeout(&to_client, &mut until) => return,
             }
-            in_hand = false;
+            is_sending = false;
             sent += 1;
-            if let Some(message) = heard {
-                filter.note_client(sent, &message);
+            if let Some(message) = recorded {
+                filter.handle_client(sent, &message);
             }
         }
     };
@@ -115,7 +116,7 @@ pub(crate) async fn relay(
         }
     };
     let end = tokio::select! {
-        biased; // all are polled on every message: no dice are thrown for the first
+        biased; // all branches are polled on every message, so a random order would cost time for nothing
         () = up => End::Client,
         (prologue, end) = async { tokio::join!(deliver(&mut link, &to_client, &filter), watching) } => {
             End::Backend(BackendEnd { prologue, ..end })
@@ -123,17 +124,17 @@ pub(crate) async fn relay(
         () = acknowledge => End::Client,
         () = away.notified() => End::Away,
     };
-    monitor.not_delivered(in_hand.into());
+    monitor.not_delivered(is_sending.into());
     match end {
         End::Client => {
             let close = session.peer_close();
             entry.left(session.end().as_ref());
-            monitor.not_delivered(left_behind(&mut session).await);
+            monitor.not_delivered(unsent_messages(&mut session).await);
             finish(link, close, &filter, &mut monitor).await;
         }
         End::Backend(end) => {
             for message in filter.final_messages() {
-                // One that does not take it gets the close all the same.
+                // A client whose queue is full gets the Close all the same.
                 let _ = to_client.try_send(message);
             }
             entry.ended(EndedBy::Backend, end.code, &end.cause());
@@ -148,15 +149,15 @@ pub(crate) async fn relay(
     }
 }
 
-/// Waits until the client is gone, and as long after that as what it left behind may take.
-async fn unloaded(to_client: &ToClient, until: &mut Option<Instant>) {
+/// Completes [`FORWARD_TIMEOUT`] after the client is gone.
+async fn forward_timeout(to_client: &ToClient, until: &mut Option<Instant>) {
     to_client.closed().await;
-    sleep_until(*until.get_or_insert_with(|| Instant::now() + UNLOADING)).await;
+    sleep_until(*until.get_or_insert_with(|| Instant::now() + FORWARD_TIMEOUT)).await;
 }
 
-/// Everything that the link brings goes to the client, and nowhere once the client is gone. Returns why a new connection
-/// could not be told what the backend must know, if that is why it ends.
-async fn deliver(link: &mut Link, to_client: &ToClient, filter: &MessageFilter) -> Option<Failure> {
+/// Sends every message of the link to the client; drops them once the client is gone. Returns the error if the replay of
+/// the prologue failed.
+async fn deliver(link: &mut Link, to_client: &ToClient, filter: &MessageFilter) -> Option<ReplayError> {
     loop {
         match filter.next(link).await {
             Ok(Some(Incoming::Message(message))) => {
@@ -169,32 +170,32 @@ async fn deliver(link: &mut Link, to_client: &ToClient, filter: &MessageFilter) 
             Ok(Some(Incoming::FreshPeer { .. })) => to_client.note_replaced(),
             Ok(Some(_)) => {}
             Ok(None) => return None,
-            Err(failure) => {
-                link.abandon(&failure.to_string());
-                return Some(failure);
+            Err(error) => {
+                link.abandon(&error.to_string());
+                return Some(error);
             }
         }
     }
 }
 
 impl BackendEnd {
-    /// Passes the end on to the client: the backend's own words where it spoke any.
+    /// Ends the client's session as the backend's end requires.
     fn announce(self, session: &Session, config: &LinkConfig, sent: u64, confirmed: u64) {
-        if let Some(failure) = &self.prologue {
+        if let Some(error) = &self.prologue {
             config.links.count_failed_prologue();
-            tracing::warn!(session = %access_log::session_name(session.id()), %failure, "a client is not kept: it has to begin anew");
+            tracing::warn!(session = %access_log::session_name(session.id()), %error, "the prologue could not be replayed; the client has to start again");
         }
         match &self.lost {
             Some(Lost::Closed { code, reason }) if self.is_final(session, config) => {
-                // END carries no code that says that there is none.
+                // END cannot carry "no code".
                 let none = if session.peer().resumable { CloseCode::NORMAL } else { CloseCode::NO_STATUS };
                 session.close(code.unwrap_or(none), reason);
             }
-            // A new session would get the same message again.
+            // A new session would receive the same message again.
             Some(lost @ Lost::TooBig { .. }) => {
                 session.close(CloseCode::TOO_BIG, &format!("from the backend: {lost}"));
             }
-            // Without a code it was refused by HTTP: a client cannot mend that by asking again.
+            // Without a code the backend refused by HTTP: connecting again would not help the client.
             None if self.prologue.is_none() => {
                 session.close(self.code.unwrap_or(CloseCode::POLICY), &self.reason);
             }
@@ -207,7 +208,7 @@ impl BackendEnd {
         }
     }
 
-    /// In words.
+    /// Returns the cause, for the log.
     fn cause(&self) -> String {
         match &self.lost {
             Some(Lost::Closed { reason, .. }) => format!("the backend closed its connection: {reason}"),
@@ -216,7 +217,7 @@ impl BackendEnd {
         }
     }
 
-    /// Whether the backend's Close is the application's last word. A plain client judges any Close by itself.
+    /// Returns whether the backend's Close also ends the client's session. A plain client gets every Close.
     fn is_final(&self, session: &Session, config: &LinkConfig) -> bool {
         let Some(Lost::Closed { code, .. }) = &self.lost else { return false };
         let is_plain = !session.peer().resumable;
@@ -224,12 +225,12 @@ impl BackendEnd {
             is_plain || config.settings.on_backend_loss == BackendLoss::Keep || !CloseCode::is_restart(*code)
         };
         let is_last = self.prologue.is_none() && !self.was_refused;
-        is_last && (config.settings.closes.are_words(*code) || general())
+        is_last && (config.settings.closes.are_final(*code) || general())
     }
 }
 
-/// How many messages of a client that is gone nobody took.
-async fn left_behind(session: &mut Session) -> u64 {
+/// Counts the messages of a client that is gone that did not enter the link's queue.
+async fn unsent_messages(session: &mut Session) -> u64 {
     let mut count = 0;
     while let Ok(Some(_)) = timeout(Duration::ZERO, session.recv()).await {
         count += 1;
@@ -237,19 +238,19 @@ async fn left_behind(session: &mut Session) -> u64 {
     count
 }
 
-/// Ends the link in order, with what the client said when it left, and notes to the end what became of what it had.
+/// Closes the link with the client's code and reason, and observes the fate of its messages until its end.
 async fn finish(mut link: Link, close: Option<PeerClose>, filter: &MessageFilter, monitor: &mut LinkMonitor) {
     let (code, reason) = match close {
         Some(close) => (close.code.unwrap_or(CloseCode::NO_STATUS), close.reason),
         None => (CloseCode::GOING_AWAY, String::new()),
     };
-    // Begun, and not waited for: until the backend is read nothing more of it would confirm anything.
+    // Starts the close without waiting for it: the backend must be read for its confirmations.
     let _ = timeout(Duration::ZERO, link.close(code, &reason)).await;
     loop {
         match filter.next(&mut link).await {
             Ok(Some(_)) => {}
             Ok(None) => break,
-            Err(failure) => break link.abandon(&failure.to_string()),
+            Err(error) => break link.abandon(&error.to_string()),
         }
     }
     while let Some(event) = link.event().await {
@@ -257,8 +258,7 @@ async fn finish(mut link: Link, close: Option<PeerClose>, filter: &MessageFilter
     }
 }
 
-/// Notes what the link loses, as it happens, and says when the backend was away for too long; returns how the link
-/// ended.
+/// Observes the link's events; notifies `away` when the backend was away for too long. Returns how the link ended.
 async fn watch(
     events: Events,
     config: &LinkConfig,
@@ -294,16 +294,16 @@ async fn watch(
         };
         let Some(event) = event else { return end };
         monitor.observe(&event);
-        limits::handle_event(&event, &config.mainstay);
+        limits::handle_event(&event, &config.server);
         match event {
             Event::Detached { why, .. } => {
-                // Clients that lost their backend together are not sent away together.
+                // A random part keeps clients of the same backend from being closed at the same moment.
                 give_up = wait.map(|wait| Instant::now() + wait + jitter(SPREAD.min(wait)));
                 end.lost = Some(why);
             }
             Event::Attached { .. } => {
                 give_up = None;
-                // What a loss reports stands before its own event, and is that connection's.
+                // Reports of a loss precede its `Detached` event, and belong to the connection before this one.
                 (end.unknown, end.first_unconfirmed) = (None, None);
             }
             Event::Report(Report::Unknown(first, last)) => {
@@ -314,7 +314,8 @@ async fn watch(
                 end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
             }
             Event::Ended { code, reason, .. } => {
-                // A status: the connection that was to follow was refused. Only the client can ask in other words.
+                // Below 1000 it is an HTTP status: the backend refused the next connection, and only the client can send
+                // other credentials.
                 end.was_refused = code.is_some_and(|code| code < 1000);
                 end.code = code.and_then(|code| u16::try_from(code).ok()).and_then(CloseCode::new);
                 end.reason = reason;

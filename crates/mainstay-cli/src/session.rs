@@ -1,4 +1,4 @@
-//! A session of `mainstay.v1` that gets its link to the backend, and what all links are made with.
+//! A `mainstay.v1` session and its link to the backend, and the configuration of all links.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,62 +11,62 @@ use mainstay_proto::ws::DeflateParams;
 use tokio::time::sleep;
 
 use crate::access_log::{AccessEntry, EndedBy};
-use crate::handshake::{ClientRequest, Refusal, answer};
+use crate::handshake::{BackendRefusal, ClientRequest, accepted};
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
 use crate::principal::PrincipalSource;
 use crate::profiles::Settings;
-use crate::relay::{UNLOADING, relay};
+use crate::relay::{FORWARD_TIMEOUT, relay};
 
-/// How links are made, and what is believed of who asks for one.
+/// The configuration of all links.
 pub(crate) struct LinkConfig {
-    /// Where requests go and how, those for a WebSocket too.
+    /// Forwards requests and opening handshakes.
     pub(crate) proxy: HttpProxy,
-    /// How the backend is reached.
+    /// Opens connections to the backend.
     pub(crate) connector: Connector,
-    /// The compression that the backend is offered.
+    /// The compression to offer to the backend.
     pub(crate) deflate_upstream: Option<DeflateParams>,
     /// How long a plain client is kept while the backend cannot be reached.
     pub(crate) upstream_wait: Duration,
     pub(crate) heartbeats: Heartbeats,
     pub(crate) limits: Limits,
-    /// What is right for the backend's protocol.
+    /// The settings of the backend's protocol.
     pub(crate) settings: Settings,
-    /// What says who may resume a session.
-    pub(crate) bound: PrincipalSource,
+    /// The credentials that a resume must repeat.
+    pub(crate) principal: PrincipalSource,
     pub(crate) links: Links,
-    /// What gives up a session where a link finds no local port.
-    pub(crate) mainstay: Server,
+    /// Evicts a session where a link finds no local port.
+    pub(crate) server: Server,
 }
 
-/// Asks the backend with the subprotocol that the client was promised; it must agree on that one. Until
-/// then what the client sends waits in its session, not acknowledged.
+/// Opens a link for a session and relays. The backend must agree on the subprotocol that the client already received.
+/// Until it does, the client's messages wait in the session, unacknowledged.
 pub(crate) async fn serve_session(session: Session, request: ClientRequest, config: Arc<LinkConfig>) {
-    let promised = session.peer().subprotocol.as_deref().map(str::to_owned);
+    let subprotocol = session.peer().subprotocol.as_deref().map(str::to_owned);
     let entry = AccessEntry::new(&session, request.path.clone());
-    let link = match request.link(promised.as_slice(), &config) {
+    let link = match request.link(subprotocol.as_slice(), &config) {
         Ok(link) => link,
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
     let mut monitor = config.links.open(link.sender(), session.id());
     let to_client = session.sender();
     let answered = tokio::select! {
-        answered = answer(&link, &mut monitor, &config) => answered,
-        // A client that left meanwhile still has its last words: they go where it asked to go.
-        () = async { to_client.closed().await; sleep(UNLOADING).await } => {
-            return entry.ended(EndedBy::Client, None, "left before the backend answered");
+        answered = accepted(&link, &mut monitor, &config) => answered,
+        // A client that closed meanwhile may have sent messages: the backend has this long to accept them.
+        () = async { to_client.closed().await; sleep(FORWARD_TIMEOUT).await } => {
+            return entry.ended(EndedBy::Client, None, "closed before the backend responded");
         }
     };
-    match (answered, promised) {
-        (Err(Refusal { status, reason }), _) => {
+    match (answered, subprotocol) {
+        (Err(BackendRefusal { status, reason }), _) => {
             let unauthorized = matches!(status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN));
             let code = if unauthorized { CloseCode::UNAUTHORIZED } else { CloseCode::POLICY };
             session.close(code, &format!("the backend refused: {reason}"));
             entry.ended(EndedBy::Backend, Some(code), &reason);
         }
         (Ok(()), Some(name)) if link.subprotocol().as_ref() != Some(&name) => {
-            let reason = format!("the backend does not agree on the subprotocol {name}");
+            let reason = format!("the backend did not agree on the subprotocol {name}");
             session.close(CloseCode::POLICY, &reason);
             entry.ended(EndedBy::Gateway, Some(CloseCode::POLICY), &reason);
         }

@@ -1,4 +1,4 @@
-//! The built-in backend: something to talk to without one, and a page that shows what a connection does.
+//! The built-in backend, for trying the gateway without one, and a page that shows what a connection does.
 
 mod page;
 mod pulse;
@@ -14,8 +14,8 @@ use mainstay::{Server, Session, SessionUpgrade};
 
 use self::room::Room;
 
-/// `/` is the page and `/pulse` what it talks to; `/echo` returns each message, `/broadcast` sends each message to
-/// everyone connected to that path.
+/// Builds the routes: `/` is the page and `/pulse` its backend; `/echo` returns each message, `/broadcast` sends each message
+/// to every client of that path.
 pub(crate) fn router(mainstay: Server) -> Router {
     let backend = Backend { mainstay, room: Room::default() };
     let (page, clock) = (page::Page::new(), pulse::Clock::start());
@@ -53,9 +53,9 @@ async fn echo(mut session: Session) {
 
 async fn broadcast(State(backend): State<Backend>, upgrade: SessionUpgrade) -> Response {
     upgrade.on_session(move |mut session| async move {
-        let id = backend.room.enter(session.sender());
+        let id = backend.room.join(session.sender());
         while let Some(message) = session.recv().await {
-            backend.room.say(&message);
+            backend.room.send(&message);
         }
         backend.room.leave(id);
     })

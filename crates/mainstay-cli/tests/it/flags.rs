@@ -56,11 +56,14 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     let wss = "wss://127.0.0.1:1";
     check(&["serve", "--upstream", "ws://h", "--upstream-ca", "/x"], &["--upstream-ca", "wss://"]);
     check(&["serve", "--upstream", wss, "--upstream-ca", "/nowhere"], &["--upstream-ca", "/nowhere"]);
-    check(&["serve", "--upstream", wss, "--upstream-ca", "/dev/null"], &["--upstream-ca", "no certificate"]);
+    check(
+        &["serve", "--upstream", wss, "--upstream-ca", "/dev/null"],
+        &["--upstream-ca", "no certificate found"],
+    );
     check(&["serve", "--upstream", wss, "--upstream-cert", "/x"], &["--upstream-key"]);
     check(&["serve", "--upstream", wss, "--upstream-server-name", "a b"], &["--upstream-server-name", "a b"]);
     check(&["serve", "--upstream", "unix:"], &["--upstream", "unix:/run/app.sock"]);
-    check(&["connect", url, "--cacert", "/dev/null"], &["--cacert", "no certificate"]);
+    check(&["connect", url, "--cacert", "/dev/null"], &["--cacert", "no certificate found"]);
     check(&["connect"], &["<URL>"]);
     check(&["connect", "example.com"], &["<URL>", "ws://"]);
     check(&["connect", "http://example.com"], &["<URL>", "ws://"]);

@@ -90,7 +90,7 @@ async fn lines_that_are_lost_are_counted_and_told_when_the_log_can_be_written_ag
         said.borrow().contains(words)
     };
     let says = std::cell::RefCell::new(&mut says);
-    until("it tells how many", || says.borrow_mut()("lines of the log were lost")).await;
+    until("it tells how many", || says.borrow_mut()("log lines were lost")).await;
     assert!(said.borrow().contains("lines=1") && said.borrow().contains("SIGHUP"), "{}", said.borrow());
     assert!(gateway.is_up());
     std::fs::remove_dir_all(&folder).unwrap();
@@ -131,7 +131,7 @@ async fn the_first_signal_drains_and_the_second_ends_at_once_with_its_code() {
         signal(&process, first);
         let mut line = String::new();
         said.read_line(&mut line).unwrap();
-        assert!(line.contains("draining; once more to end at once"), "{line}");
+        assert!(line.contains("draining; send the signal again to end at once"), "{line}");
         signal(&process, second);
         assert_eq!(process.wait().unwrap().code(), Some(code), "{first}, {second}");
     }

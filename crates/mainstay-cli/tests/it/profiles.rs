@@ -74,14 +74,8 @@ async fn confirm(backend: &mut Frames, last: u64) {
     }
 }
 
-const LOGIN: [&str; 6] = [
-    "--on-backend-loss",
-    "keep",
-    "--prologue",
-    "match=^(login|join)",
-    "--prologue-swallow",
-    "match=^welcome",
-];
+const LOGIN: [&str; 6] =
+    ["--on-backend-loss", "keep", "--prologue", "match=^(login|join)", "--prologue-hide", "match=^welcome"];
 
 #[tokio::test]
 async fn a_new_backend_connection_is_told_what_it_must_know_before_anything_else() {
@@ -161,7 +155,7 @@ async fn a_session_is_told_of_the_replacement_in_its_place_and_not_answered_twic
 
 #[tokio::test]
 async fn a_greeting_is_not_delivered_twice() {
-    let (gateway, listener) = gateway(&["--on-backend-loss", "keep", "--prologue-swallow", "first=1"]).await;
+    let (gateway, listener) = gateway(&["--on-backend-loss", "keep", "--prologue-hide", "first=1"]).await;
     let (mut client, mut backend) = join(&gateway, &listener).await;
     say(&mut backend, "RFB 003.008").await;
     hears(&mut client, "RFB 003.008").await;
@@ -462,10 +456,7 @@ fn rules_and_profiles_that_cannot_be_used_are_told() {
     serve(&["--profile", "actioncable", "--prologue", "first=1"], &["--prologue", "actioncable"]);
     serve(&["--prologue", "first=1"], &["--prologue", "--on-backend-loss keep"]);
     serve(&["--on-backend-loss", "keep", "--prologue", "last=1"], &["--prologue", "first=N"]);
-    serve(
-        &["--on-backend-loss", "keep", "--prologue-swallow", "match=("],
-        &["--prologue-swallow", "expression"],
-    );
+    serve(&["--on-backend-loss", "keep", "--prologue-hide", "match=("], &["--prologue-hide", "expression"]);
     serve(&["--on-backend-loss", "keep", "--prologue-key", "id"], &["--prologue-key", "/type"]);
     serve(&["--on-backend-loss", "keep", "--prologue-forget", "json=/a"], &["--prologue-key"]);
     check(&["serve", "--profile", "mqtt"], &["--upstream"]);
