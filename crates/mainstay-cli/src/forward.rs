@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_claims_of_itself_is_not_passed_on() {
+    fn fields_that_a_client_claims_about_itself_are_not_forwarded() {
         assert_eq!(described(&[], "192.0.2.7:5000", &[]), OURS);
         assert_eq!(described(&CLAIMED, "192.0.2.7:5000", &[]), OURS);
         assert_eq!(described(&CLAIMED, "192.0.2.7:5000", &["192.0.2.8", "10.0.0.0/8"]), OURS);

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mutation_in_flight_is_answered_when_the_backend_is_lost_and_nothing_else_is() {
+    fn a_mutation_in_flight_is_answered_when_the_backend_is_lost_and_no_other_operation_is() {
         let mut operations = Mutations::default();
         let mutation = || json!({ "query": "mutation { pay }" });
         operations.handle_client(&Message::text(r#"{"type":"connection_init"}"#));

@@ -125,7 +125,9 @@ fn resolve(url: &Uri) -> Result<SocketAddr, String> {
     match url.scheme_str() {
         Some("ws") => {}
         Some("wss") => {
-            return Err(format!("{url}: bench speaks ws:// only; connect to the server behind its TLS proxy"));
+            return Err(format!(
+                "{url}: bench speaks ws:// only; connect to the server behind its TLS proxy"
+            ));
         }
         _ => return Err(format!("{url}: must start with ws://, for example ws://127.0.0.1:8080/echo")),
     }

@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_shown_as_people_read_them() {
+    fn figures_have_commas_and_few_digits() {
         for (value, expected) in
             [(0.0, "0"), (4.567, "4.57"), (99.0, "99"), (123.4, "123"), (1234.0, "1,234"), (1e6, "1,000,000")]
         {

@@ -1,4 +1,4 @@
-//! The real binary, as people, scripts and backends meet it.
+//! The real binary, with the clients and backends that use it.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod admin;
