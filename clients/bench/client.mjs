@@ -1,30 +1,39 @@
 /**
- * A client that costs little, so that the server is what is measured: frames that are made once and sent again, and a
- * parser that looks at no payload which it does not need. It speaks three dialects: `plain` WebSocket, `session`
- * (`mainstay.v1`) and `socketio`.
+ * A client that uses little CPU, so that the benchmark measures the server: it makes a frame once and sends it again, and its
+ * parser skips payloads that it does not need. It speaks three dialects: `plain` WebSocket, `session` (`mainstay.v1`) and
+ * `socketio`.
  */
 
 import { randomBytes } from "node:crypto";
 import net from "node:net";
 import { decode, encode } from "@mainstay/client/protocol";
 
+// Opcodes of RFC 6455.
 const TEXT = 1;
 const BINARY = 2;
 const CLOSE = 8;
 const PING = 9;
 const PONG = 10;
 
-/** A masked frame. The mask is not zero, or a server would have nothing to unmask. */
+// Message types of mainstay.v1.
+const HELLO = 1;
+const WELCOME = 2;
+const ACK = 3;
+const SESSION_PING = 4;
+const SESSION_PONG = 5;
+const END = 8;
+
+/** Returns a masked frame. The mask is not zero, so that the server has to unmask the payload. */
 export function frame(opcode, payload) {
   const length = payload.length;
-  const front = length < 126 ? [128 | length] : length < 65_536 ? [254, length >> 8, length & 255] : [255, 0, 0, 0, 0, length >>> 24, (length >> 16) & 255, (length >> 8) & 255, length & 255];
+  const header = length < 126 ? [128 | length] : length < 65_536 ? [254, length >> 8, length & 255] : [255, 0, 0, 0, 0, length >>> 24, (length >> 16) & 255, (length >> 8) & 255, length & 255];
   const mask = [0x37, 0xfa, 0x21, 0x3d];
   const masked = Buffer.from(payload);
   for (let i = 0; i < length; i++) masked[i] ^= mask[i & 3];
-  return Buffer.concat([Buffer.from([128 | opcode, ...front, ...mask]), masked]);
+  return Buffer.concat([Buffer.from([128 | opcode, ...header, ...mask]), masked]);
 }
 
-/** What a dialect writes for an echo of `size` bytes. */
+/** Returns the frame of a dialect's message with `size` bytes. */
 export function echoFrame(dialect, size) {
   const text = "x".repeat(size);
   return frame(TEXT, Buffer.from(dialect === "socketio" ? `42["m","${text}"]` : text));
@@ -39,11 +48,12 @@ export class Client {
   onMessage = () => {};
   /** Called for each probe of the heartbeat. */
   onProbe = () => {};
-  /** Messages of the session, in both directions; the server is told now and then. */
+  /** Messages of the session, in both directions. */
   sent = 0;
   received = 0;
-  told = 0;
-  untold = 0;
+  /** The number of the last acknowledged message, and the bytes that are not acknowledged. */
+  acked = 0;
+  unackedBytes = 0;
   #rest = undefined;
   #isUpgraded = false;
   #dialect;
@@ -72,13 +82,13 @@ export class Client {
     this.#socket.write(frames);
   }
 
-  /** In order, and until the end of TCP. */
+  /** Closes in order. The promise settles when the TCP connection has ended. */
   close() {
     return new Promise((resolve) => {
       this.#socket.on("close", resolve);
       this.#socket.on("end", () => this.#socket.end());
       // The server of a session closes the connection once the session has ended.
-      if (this.#dialect === "session") this.write(frame(BINARY, encode([8, 1000, "", this.received, this.received])));
+      if (this.#dialect === "session") this.write(frame(BINARY, encode({ type: END, code: 1000, reason: "", acknowledged: this.received, delivered: this.received })));
       else this.write(CLOSING);
     });
   }
@@ -108,7 +118,7 @@ export class Client {
     }
   }
 
-  /** Takes one frame. Undefined: it is not whole. */
+  /** Handles one frame. Returns where it ends; undefined if it is incomplete. */
   #frame(data, at) {
     if (data.length < at + 2) return;
     let length = data[at + 1] & 127;
@@ -123,11 +133,11 @@ export class Client {
       from += 8;
     }
     if (data.length < from + length) return;
-    this.#take(data[at] & 15, data, from, from + length);
+    this.#handle(data[at] & 15, data, from, from + length);
     return from + length;
   }
 
-  #take(opcode, data, from, to) {
+  #handle(opcode, data, from, to) {
     if (opcode === TEXT) this.#text(data, from, to - from);
     else if (opcode === BINARY) this.#control(decode(data.subarray(from, to)));
     else if (opcode === PING) {
@@ -146,12 +156,12 @@ export class Client {
       }
       if (data[from + 1] === 48) return this.#ready();
     }
-    // As our client does.
-    this.untold += length;
-    if (this.#dialect === "session" && (++this.received - this.told >= 32 || this.untold >= 65_536)) {
-      this.told = this.received;
-      this.untold = 0;
-      this.write(frame(BINARY, encode([3, this.received])));
+    // Acknowledges as often as @mainstay/client.
+    this.unackedBytes += length;
+    if (this.#dialect === "session" && (++this.received - this.acked >= 32 || this.unackedBytes >= 65_536)) {
+      this.acked = this.received;
+      this.unackedBytes = 0;
+      this.write(frame(BINARY, encode({ type: ACK, acknowledged: this.received })));
     }
     this.onMessage();
   }
@@ -159,17 +169,18 @@ export class Client {
   #greet() {
     if (this.#dialect === "plain") this.#ready();
     if (this.#dialect !== "session") return;
-    this.write(frame(BINARY, encode([1, 1, [1024, 4_194_304], randomBytes(16), 0, randomBytes(8), 1])));
+    const window = { messages: 1024, bytes: 4_194_304 };
+    this.write(frame(BINARY, encode({ type: HELLO, version: 1, window, key: randomBytes(16), keyAgeMs: 0, instance: randomBytes(8), attempt: 1 })));
   }
 
   #control(message) {
-    if (message?.[0] === 2) {
-      this.write(frame(BINARY, encode([3, 0])));
+    if (message?.type === WELCOME) {
+      this.write(frame(BINARY, encode({ type: ACK, acknowledged: 0 })));
       this.#ready();
-    } else if (message?.[0] === 4) {
+    } else if (message?.type === SESSION_PING) {
       this.onProbe();
-      this.told = this.received;
-      this.write(frame(BINARY, encode([5, message[1], this.sent, this.received])));
+      this.acked = this.received;
+      this.write(frame(BINARY, encode({ type: SESSION_PONG, nonce: message.nonce, sent: this.sent, acknowledged: this.received })));
     }
   }
 }

@@ -1,8 +1,8 @@
 /**
- * The plugin beside what it replaces, in one run: `@fastify/websocket` with the heartbeat of the README of `ws`, and
- * Socket.IO. All servers run at the same time and get their load in turns of a fifth of a second, again and again, so that
- * what disturbs the machine disturbs all of them alike; heartbeats have turns of seconds. Printed are the medians
- * of the turns, and what they are of those of `@fastify/websocket`. CPU is the user and system time of a server's process.
+ * Compares the plugin with `@fastify/websocket` plus the heartbeat of the README of `ws`, and with Socket.IO, in one run. All
+ * servers run at the same time and get their load in turns of a fifth of a second, so that a disturbance of the machine
+ * affects all of them alike; heartbeats have turns of seconds. The program prints the medians of the turns, and their ratio to
+ * those of `@fastify/websocket`. CPU is the user and system time of a server's process.
  *
  *     node bench/measure.mjs [--turns 15] [--quick] [--json] [--only echo,heartbeat] [--server plugin,websocket]
  */
@@ -35,7 +35,7 @@ const SIZES = options.quick
   ? { connections: 10, turn: 50, turns: 2, beats: 20, interval: 200, held: 50 }
   : { connections: 100, turn: 200, turns: Number(options.turns), beats: 2500, interval: 2000, held: 3000 };
 
-/** Each takes the running servers and gives its figures: by name, for each server, its values. */
+/** Each scenario takes the running servers and returns its figures by name, with the values of each server. */
 const SCENARIOS = {
   echo: (all) => inTurns(all, "echo of 64 B, us", (running) => new Echo(running, 64, 1)),
   echo16: (all) => inTurns(all, "echo of 64 B, 16 in flight, us", (running) => new Echo(running, 64, 16)),
@@ -45,19 +45,19 @@ const SCENARIOS = {
   memory,
 };
 
-/** This process has the second core for itself, and the servers share the first: who wakes whom would change the figures. */
+/** This process has the second core to itself and the servers share the first: wake-ups across cores would change the figures. */
 const isPinned = spawnSync("taskset", ["-cp", "1", String(process.pid)]).status === 0;
 
 const sleep = (ms) => new Promise((wake) => setTimeout(wake, ms));
 
-/** A fresh process: what one scenario leaves behind is no matter of the next. */
+/** A server in a fresh process, so that one scenario does not affect the next. */
 class Running {
-  static async start({ program: kind, dialect }, interval = 3_600_000) {
+  static async start({ program: kind, dialect }, intervalMs = 3_600_000) {
     const running = new Running();
     running.dialect = dialect;
     const program = fileURLToPath(new URL("server.mjs", import.meta.url));
     const pinned = { execPath: "taskset", execArgv: ["-c", "0", process.execPath, "--expose-gc"] };
-    running.process = fork(program, [kind, String(interval)], isPinned ? pinned : { execArgv: ["--expose-gc"] });
+    running.process = fork(program, [kind, String(intervalMs)], isPinned ? pinned : { execArgv: ["--expose-gc"] });
     [{ port: running.port }] = await once(running.process, "message");
     return running;
   }
@@ -72,7 +72,7 @@ class Running {
     return (await this.ask("cpu")).cpu;
   }
 
-  /** Probes are counted from here, in slots of 10 ms. */
+  /** Counts probes from now on, in slots of 10 ms. */
   begin() {
     this.from = performance.now();
     this.beats = 0;
@@ -89,7 +89,7 @@ class Running {
     return Client.open(this.port, this.dialect);
   }
 
-  /** So many, a few at a time. */
+  /** Opens `count` connections, 50 at a time. */
   async openAll(count) {
     const clients = [];
     while (clients.length < count) clients.push(...(await Promise.all(Array.from({ length: Math.min(50, count - clients.length) }, () => this.open()))));
@@ -101,7 +101,7 @@ class Running {
   }
 }
 
-/** CPU of one of what a load does. The first turn warms up. */
+/** Measures the CPU time of one operation of a load. The first turn only warms up. */
 async function inTurns(all, figure, loadOf) {
   const loads = all.map(loadOf);
   for (const load of loads) await load.prepare();
@@ -119,7 +119,7 @@ async function inTurns(all, figure, loadOf) {
   return { [figure]: values };
 }
 
-/** This process never sleeps, so that no server pays for waking it: that would depend on who of the two is faster. */
+/** Keeps this process awake, so that no server has to wake it: that cost would depend on the server's speed. */
 function stayAwake() {
   let isOver = false;
   const turn = () => isOver || setImmediate(turn);
@@ -139,7 +139,7 @@ class Echo {
     for (const client of this.clients) client.onMessage = () => this.answered(client);
   }
 
-  /** Until what is under way has come back. */
+  /** Runs for `ms`, and until the last messages have come back. */
   run(ms) {
     this.count = 0;
     this.open = this.clients.length * this.inFlight;
@@ -155,7 +155,7 @@ class Echo {
       if (!--this.open) this.done(this.count);
       return;
     }
-    // What comes together is answered together.
+    // Messages that arrive together are answered together.
     client.owed = (client.owed ?? 0) + 1;
     if (client.owed > 1) return;
     process.nextTick(() => {
@@ -192,7 +192,7 @@ class Handshake {
   }
 }
 
-/** One server after the other, again and again: they would drive each other out of the core's caches. */
+/** Measures one server after the other, several times: together they would evict each other from the core's caches. */
 async function heartbeat(all) {
   const used = all.map(() => []);
   const worst = all.map(() => []);
@@ -234,13 +234,13 @@ const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
 const shown = (value) => (value < 100 ? value.toFixed(value < 10 ? 2 : 1) : String(Math.round(value)));
 
 const servers = ALL.filter(({ name, program }) => !options.server || options.server.split(",").some((one) => one === program || one === name));
-/** What was installed, as a sentence has it. */
+/** The installed versions, as a list for a sentence. */
 const versions = ["fastify", "@fastify/websocket", "ws", "socket.io"].map((name) => `${name} ${createRequire(import.meta.url)(`${name}/package.json`).version}`).join(", ");
 
 const figures = [];
 for (const [scenario, run] of Object.entries(SCENARIOS)) {
   if (options.only && !options.only.split(",").includes(scenario)) continue;
-  // What one scenario leaves behind is no matter of the next.
+  // Every scenario has fresh processes.
   const all = await Promise.all(servers.map((server) => Running.start(server, scenario === "heartbeat" ? SIZES.interval : undefined)));
   for (const [figure, values] of Object.entries(await run(all))) {
     figures.push({ figure, servers: servers.map(({ name }, i) => ({ name, value: median(values[i]) })) });

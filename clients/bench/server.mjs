@@ -1,25 +1,25 @@
 /**
- * One server to be measured, in a process of its own: `node --expose-gc server.mjs NAME INTERVAL`. It echoes at `/echo`,
- * probes every client each INTERVAL milliseconds, and tells its parent where it listens and, when asked, what it has used.
+ * One measured server, in its own process: `node --expose-gc server.mjs NAME INTERVAL`. It echoes at `/echo` and probes every
+ * client each INTERVAL milliseconds. It reports its port to the parent process and, when asked, its CPU time or memory.
  */
 
 import Fastify from "fastify";
 
-const [name, interval] = [process.argv[2], Number(process.argv[3])];
+const [name, intervalMs] = [process.argv[2], Number(process.argv[3])];
 
 const SERVERS = {
   /** The README's example. */
   async plugin() {
     const { mainstay } = await import("@mainstay/fastify");
     const app = Fastify();
-    await app.register(mainstay, { heartbeat: interval });
+    await app.register(mainstay, { heartbeatMs: intervalMs });
     app.get("/echo", { websocket: true }, (session) => {
       session.on("message", (data) => session.send(data));
     });
     return app.listen({ port: 0, host: "127.0.0.1" });
   },
 
-  /** `@fastify/websocket` and the heartbeat of the README of `ws`. */
+  /** `@fastify/websocket` with the heartbeat of the README of `ws`. */
   async websocket() {
     const { default: websocket } = await import("@fastify/websocket");
     const app = Fastify();
@@ -39,15 +39,15 @@ const SERVERS = {
         socket.isAlive = false;
         socket.ping();
       }
-    }, interval);
+    }, intervalMs);
     return app.listen({ port: 0, host: "127.0.0.1" });
   },
 
-  /** Socket.IO on the server of Fastify, without its long-polling. */
+  /** Socket.IO on Fastify's server, without long polling. */
   async socketio() {
     const { Server } = await import("socket.io");
     const app = Fastify();
-    const io = new Server(app.server, { path: "/echo", transports: ["websocket"], serveClient: false, pingInterval: interval });
+    const io = new Server(app.server, { path: "/echo", transports: ["websocket"], serveClient: false, pingInterval: intervalMs });
     io.on("connection", (socket) => {
       socket.on("m", (data) => socket.emit("m", data));
     });
@@ -60,8 +60,8 @@ function used() {
   return { cpu: user + system };
 }
 
-/** Twice: what the first collection finalizes the second one frees. */
-async function held() {
+/** Collects twice: the second collection frees what the first one finalizes. */
+async function memory() {
   for (let i = 0; i < 2; i++) {
     globalThis.gc();
     await new Promise((wake) => setTimeout(wake, 50));
@@ -71,6 +71,6 @@ async function held() {
 }
 
 const url = await SERVERS[name]();
-process.on("message", async (question) => process.send(question === "memory" ? await held() : used()));
+process.on("message", async (question) => process.send(question === "memory" ? await memory() : used()));
 process.on("disconnect", () => process.exit());
 process.send({ port: Number(new URL(url).port) });

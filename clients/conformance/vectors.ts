@@ -1,26 +1,26 @@
 /** The vectors of `conformance/`, and the conversion between their JSON and the objects of `wire.ts`. */
 
 import { readFileSync } from "node:fs";
-import { type Control, type Data, decode, type Delay, encode, encodeData, type Frame, toHex, Type, type Window } from "@mainstay/client/protocol";
+import { type Control, type Data, decode, type Delay, encode, encodeData, type Frame, toHex, type Window } from "@mainstay/client/protocol";
 
 export const vectors = (name: string) =>
   JSON.parse(readFileSync(new URL(`../../conformance/vectors/${name}.json`, import.meta.url), "utf8"));
 
-/** The control messages by name. */
-const TYPES: { [name: string]: Type } = {
-  HELLO: Type.Hello,
-  WELCOME: Type.Welcome,
-  ACK: Type.Ack,
-  PING: Type.Ping,
-  PONG: Type.Pong,
-  GOAWAY: Type.GoAway,
-  GAP: Type.Gap,
-  END: Type.End,
-  AUTH: Type.Auth,
-  AUTH_RESULT: Type.AuthResult,
-  VOLATILE: Type.Volatile,
-  REFUSE: Type.Refuse,
-  REPLACED: Type.Replaced,
+/** The types of control messages by name. */
+const TYPES: { [name: string]: number } = {
+  HELLO: 1,
+  WELCOME: 2,
+  ACK: 3,
+  PING: 4,
+  PONG: 5,
+  GOAWAY: 6,
+  GAP: 7,
+  END: 8,
+  AUTH: 9,
+  AUTH_RESULT: 10,
+  VOLATILE: 11,
+  REFUSE: 12,
+  REPLACED: 128,
 };
 export const CAUSES = ["unknown", "expired", "ended", "evicted", "restarted", "replaced"];
 const GAP_CAUSES = ["", "overflow", "coalesced"];
@@ -43,9 +43,9 @@ export function dataToJson(data: Data): object {
 export function toJson(frame: Frame): any {
   if (!frame) return { reserved: true };
   const { type, ...fields } = frame;
-  if (type === Type.Data) return dataToJson(frame.data);
-  const name = Object.keys(TYPES).find((name) => TYPES[name] === type)!;
-  return { [name]: type === Type.Volatile ? dataToJson(frame.data) : objectToJson(fields, name) };
+  const name = Object.keys(TYPES).find((name) => TYPES[name] === type);
+  if (!name) return dataToJson((frame as { data: Data }).data);
+  return { [name]: name === "VOLATILE" ? dataToJson((frame as { data: Data }).data) : objectToJson(fields, name) };
 }
 
 function objectToJson(fields: object, name = ""): object {
@@ -63,11 +63,10 @@ function valueToJson(field: string, value: any, name: string): unknown {
 
 export function fromJson(json: any): Frame {
   if (json.reserved) return undefined;
-  if ("text" in json || "binary" in json) return { type: Type.Data, data: dataFromJson(json) };
+  if ("text" in json || "binary" in json) return { type: 0, data: dataFromJson(json) };
   const [[name, values]] = Object.entries(json) as [[string, any]];
-  const type = TYPES[name]!;
-  if (type === Type.Volatile) return { type, data: dataFromJson(values) };
-  return { type, ...(type === Type.Hello && { version: 1 }), ...objectFromJson(values, name) } as Frame;
+  const fields = name === "VOLATILE" ? { data: dataFromJson(values) } : objectFromJson(values, name);
+  return { type: TYPES[name], ...(name === "HELLO" && { version: 1 }), ...fields } as unknown as Frame;
 }
 
 const dataFromJson = (json: any): Data => ("text" in json ? json.text : unhex(json.binary));
@@ -87,7 +86,7 @@ function valueFromJson(field: string, value: any, name: string): unknown {
 /** The WebSocket message that carries this. */
 export function onTheWire(frame: Frame): Data {
   if (!frame) throw new Error("reserved types are never sent");
-  return frame.type === Type.Data ? encodeData(frame.data) : encode(frame as Control);
+  return frame.type ? encode(frame as Control) : encodeData((frame as { data: Data }).data);
 }
 
 /** A WebSocket message as a transcript shows it. */

@@ -1,4 +1,4 @@
-// The same client with @mainstay/client, by its defaults: towards the plugin, or towards the gateway.
+// The same client with @mainstay/client and its defaults, towards the plugin or the gateway.
 //
 //   node mainstay-client.mjs URL
 
@@ -20,6 +20,6 @@ count((n) => {
   try {
     void socket.send(String(n)).delivered.then((fate) => note({ fate, of: n }));
   } catch {
-    note({ refused: n }); // as much is kept as may be
+    note({ refused: n }); // the client keeps as many messages as it may
   }
 });

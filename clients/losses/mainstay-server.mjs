@@ -1,4 +1,4 @@
-// The same server with @mainstay/fastify, by its defaults.
+// The same server with @mainstay/fastify and its defaults.
 //
 //   FACTS_SINCE=0 node mainstay-server.mjs PORT
 

@@ -1,35 +1,35 @@
-// What all of these programs do: say a number ten times a second, and write down what they say and receive.
+// The common part of these programs: they send a number ten times a second, and log what they send and receive.
 //
 // A line of the log is a JSON object with `at` (milliseconds, as `Date.now()`) and one of `said`, `got`, `refused`, `fate`,
-// `event`. The judge (`xtask/src/losses/verdict.rs`) knows nothing but these logs.
+// `event`. The judge (`xtask/src/losses/verdict.rs`) reads only these logs.
 
 import { writeSync } from "node:fs";
 
-const EVERY = 100;
+const EVERY_MS = 100;
 
-/** Appended at once, so that a process that is killed has written what it did. */
+/** Appends a line to the log at once, so that the log of a killed process is complete. */
 export const note = (entry) => writeSync(1, `${JSON.stringify({ at: Date.now(), ...entry })}\n`);
 
-/** A client counts by itself: 1, 2, 3 ..., until it is told to stop (SIGUSR2). */
-export function count(say) {
+/** Sends a client's numbers, 1, 2, 3 ..., until SIGUSR2. */
+export function count(send) {
   let n = 0;
-  stoppable(setInterval(() => say(++n), EVERY));
+  stoppable(setInterval(() => send(++n), EVERY_MS));
 }
 
 /**
- * The servers' numbers are facts of the world, one every 100 ms: each process that lives tells them to its own clients, and
- * whoever asks later is told the later ones. FACTS_SINCE (milliseconds) is when they began.
+ * Publishes a server's numbers: one every 100 ms since FACTS_SINCE (milliseconds), the same in every process. Each live
+ * process sends them to its own clients; a client that connects later receives the later numbers.
  */
-export function facts(tell) {
+export function facts(publish) {
   const since = Number(process.env.FACTS_SINCE);
-  let told = Math.floor((Date.now() - since) / EVERY);
+  let newest = Math.floor((Date.now() - since) / EVERY_MS);
   stoppable(setInterval(() => {
-    for (const last = Math.floor((Date.now() - since) / EVERY); told < last; ) {
-      told += 1;
-      note({ said: told });
-      tell(String(told));
+    for (const last = Math.floor((Date.now() - since) / EVERY_MS); newest < last; ) {
+      newest += 1;
+      note({ said: newest });
+      publish(String(newest));
     }
-  }, EVERY));
+  }, EVERY_MS));
 }
 
 function stoppable(timer) {

@@ -1,11 +1,11 @@
-// The recipe's client: connect again 3 s after `close`, send if it is open.
+// The recipe's client: it connects again 3 s after `close`, and sends if the socket is open.
 //
 //   node recipe-client.mjs URL
 
 import WebSocket from "ws";
 import { count, note } from "./numbers.mjs";
 
-const RECONNECT_AFTER = 3000;
+const RECONNECT_AFTER_MS = 3000;
 let socket;
 
 function connect() {
@@ -15,7 +15,7 @@ function connect() {
   socket.onerror = () => {}; // `close` follows
   socket.onclose = () => {
     note({ event: "lost" });
-    setTimeout(connect, RECONNECT_AFTER);
+    setTimeout(connect, RECONNECT_AFTER_MS);
   };
 }
 

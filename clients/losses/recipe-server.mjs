@@ -1,4 +1,4 @@
-// The recipe's server: @fastify/websocket, and the heartbeat that tutorials add to it.
+// The recipe's server: @fastify/websocket with the heartbeat of tutorials.
 //
 //   FACTS_SINCE=0 node recipe-server.mjs PORT
 
@@ -6,8 +6,8 @@ import websocket from "@fastify/websocket";
 import Fastify from "fastify";
 import { facts, note } from "./numbers.mjs";
 
-const PING_EVERY = 7500;
-const PONG_WITHIN = 5000;
+const PING_EVERY_MS = 7500;
+const PONG_WITHIN_MS = 5000;
 
 const app = Fastify();
 await app.register(websocket);
@@ -22,8 +22,8 @@ app.get("/ws", { websocket: true }, (socket) => {
     deadline = setTimeout(() => {
       note({ event: "lost" });
       socket.close(1000);
-    }, PONG_WITHIN);
-  }, PING_EVERY);
+    }, PONG_WITHIN_MS);
+  }, PING_EVERY_MS);
   socket.on("pong", () => clearTimeout(deadline));
   socket.on("message", (data) => note({ got: Number(data) }));
   socket.on("close", () => {

@@ -1,4 +1,4 @@
-/** The npm packages as they are packed, looked at by those who install them: linters, compilers old and new, `import` and `require`. */
+/** The npm packages as `npm pack` makes them, checked by linters, by an old and a new compiler, by `import` and by `require`. */
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
@@ -24,18 +24,18 @@ interface Packed {
   manifest: any;
 }
 
-/** Packs as `npm publish` would, and installs what came out. */
+/** Packs a package as `npm publish` does, and installs the tarball. */
 function pack(folder: string): Packed {
   const [{ filename, files }] = JSON.parse(execFileSync("npm", ["pack", "--json", "--pack-destination", home], { cwd: join(CLIENTS, folder), encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }));
   const manifest = JSON.parse(readFileSync(join(CLIENTS, folder, "package.json"), "utf8"));
-  const place = join(home, "node_modules", manifest.name);
-  mkdirSync(place, { recursive: true });
-  execFileSync("tar", ["-xzf", join(home, filename), "-C", place, "--strip-components=1"]);
+  const target = join(home, "node_modules", manifest.name);
+  mkdirSync(target, { recursive: true });
+  execFileSync("tar", ["-xzf", join(home, filename), "-C", target, "--strip-components=1"]);
   return { name: manifest.name, tarball: join(home, filename), files: files.map(({ path }: any) => path), manifest };
 }
 
 const packages = ["typescript", "fastify"].map(pack);
-// What they stand on.
+// The packages' dependencies.
 for (const name of ["react", "@types/react", "csstype", "ws", "@types/ws", "@types/node", "undici-types", "fastify", "fastify-plugin", "@fastify/websocket"]) {
   const to = join(home, "node_modules", name);
   mkdirSync(dirname(to), { recursive: true });
@@ -44,25 +44,28 @@ for (const name of ["react", "@types/react", "csstype", "ws", "@types/ws", "@typ
   } catch {}
 }
 
-/** `@mainstay/client` and the like, of all entry points. */
+/** Returns the names of a package's entry points, such as `@mainstay/client`. */
 const entriesOf = ({ name, manifest }: Packed) => Object.keys(manifest.exports).filter((path) => path !== "./package.json").map((path) => name + path.slice(1));
 const entries = packages.flatMap(entriesOf);
 
 for (const packed of packages) {
-  test(`what npm carries has its licences, says where it comes from, and no link that leads nowhere: ${packed.name}`, () => {
+  test(`the tarball has licence files and metadata, and its README has no relative link: ${packed.name}`, () => {
     for (const file of ["LICENSE-MIT", "LICENSE-APACHE", "README.md", "package.json"]) assert.ok(packed.files.includes(file), file);
     assert.deepEqual(packed.files.filter((file) => /(^|\/)(test|node_modules)\/|build\.mjs|tsconfig/.test(file)), []);
-    for (const field of ["author", "homepage", "repository", "bugs", "license"]) assert.ok(packed.manifest[field], field);
+    for (const field of ["author", "homepage", "repository", "bugs", "license", "description", "keywords", "engines", "types"]) assert.ok(packed.manifest[field], field);
+    // A scoped package is private unless `publishConfig` makes it public.
+    assert.equal(packed.manifest.publishConfig.access, "public");
+    for (const file of ["LICENSE-MIT", "LICENSE-APACHE"]) assert.equal(readFileSync(join(home, "node_modules", packed.name, file), "utf8"), readFileSync(join(CLIENTS, "..", file), "utf8"), file);
     const readme = readFileSync(join(home, "node_modules", packed.name, "README.md"), "utf8");
-    assert.deepEqual(readme.match(/\]\((?!https:\/\/|#)[^)]*\)/g), null, "links that are relative");
+    assert.deepEqual(readme.match(/\]\((?!https:\/\/|#)[^)]*\)/g), null, "relative links");
   });
 
-  test(`publint finds nothing: ${packed.name}`, async () => {
+  test(`publint reports no problem: ${packed.name}`, async () => {
     const { messages } = await publint({ pkgDir: join(home, "node_modules", packed.name), strict: true, pack: false });
     assert.deepEqual(messages.map((message) => formatMessage(message, packed.manifest)), []);
   });
 
-  test(`the types are right for every way to resolve them: ${packed.name}`, async () => {
+  test(`the types resolve in every module resolution: ${packed.name}`, async () => {
     const result = await checkPackage(createPackageFromTarballData(readFileSync(packed.tarball)));
     assert.ok(result.types);
     assert.deepEqual(result.problems, []);
@@ -73,16 +76,16 @@ const USE = `
 import { MainstaySocket, type Fate, type Options, type SocketEvents, type WebSocketLike } from "@mainstay/client";
 import { MainstaySocket as Plain } from "@mainstay/client/plain";
 import { decode, type Frame } from "@mainstay/client/protocol";
-import { inSession } from "@mainstay/client/reload";
+import { sessionStorageStore } from "@mainstay/client/reload";
 import { MainstaySocket as Mini, type Wx } from "@mainstay/client/wx";
 import { useMainstay } from "@mainstay/client/react";
 import { TestServer } from "@mainstay/client/testing";
 
 declare const wx: Wx;
-const options: Options = { credentials: "token", resume: inSession, greeting: async () => ["hello", new Uint8Array(1)], shouldReconnectOnClose: ({ code }) => code !== 4001 };
+const options: Options = { credentials: "token", persist: sessionStorageStore(), greeting: async () => ["hello", new Uint8Array(1)], shouldReconnectOnClose: ({ code }) => code !== 4001 };
 const socket = new MainstaySocket("wss://example.com", [], options);
-const told = (event: SocketEvents["gap"]): Fate | undefined => event.fate;
-socket.addEventListener("gap", (event) => told(event));
+const fateOf = (event: SocketEvents["gap"]): Fate | undefined => event.fate;
+socket.addEventListener("gap", (event) => fateOf(event));
 socket.addEventListener("message", (event) => console.log(event.data));
 const frame: Frame = decode(new Uint8Array(1));
 new Plain("wss://example.com", "x", { WebSocket: new TestServer().WebSocket satisfies WebSocketLike });
@@ -99,12 +102,12 @@ export { mainstay, connect };
 const compilers = [["TypeScript 5.4", require.resolve("typescript/bin/tsc")], ["TypeScript 7", join(CLIENTS, "node_modules/typescript/bin/tsc")]] as const;
 for (const [name, tsc] of compilers) {
   for (const [resolution, module, extension] of [["node10", "commonjs", "ts"], ["node16", "node16", "cts"], ["nodenext", "nodenext", "mts"], ["bundler", "esnext", "ts"]] as const) {
-    // The newest have no such resolution any more.
+    // Newer compilers have no `node10` resolution.
     if (name !== "TypeScript 5.4" && resolution === "node10") continue;
-    test(`a strict project that looks into the declarations compiles: ${name}, ${resolution}, .${extension}`, () => {
+    test(`a strict project that checks the declarations compiles: ${name}, ${resolution}, .${extension}`, () => {
       const project = mkdtempSync(join(home, "use-"));
       const compilerOptions = { strict: true, noEmit: true, skipLibCheck: false, target: "es2022", lib: ["es2022", "esnext.disposable", "dom", "dom.iterable"], types: [], jsx: "react-jsx", module, moduleResolution: resolution };
-      // React's own types are of a newer compiler.
+      // React's types need a newer compiler.
       const use = resolution === "nodenext" ? USE + PLUGIN : USE;
       const text = name === "TypeScript 5.4" ? use.replace(/^import .*react.*$/m, "").replace(", useMainstay", "") : use;
       writeFileSync(join(project, `use.${extension}`), text);
@@ -112,7 +115,7 @@ for (const [name, tsc] of compilers) {
       try {
         execFileSync(process.execPath, [tsc, "--project", project], { encoding: "utf8" });
       } catch (error: any) {
-        // What others declare is none of our business.
+        // Errors in the declarations of other packages do not count.
         const ours = error.stdout.split("\n").filter((line: string) => /^(\S*@mainstay\S*|use\.\w+)\(/.test(line));
         assert.deepEqual(ours, []);
       }
@@ -120,23 +123,23 @@ for (const [name, tsc] of compilers) {
   }
 }
 
-test("each entry point is imported and required, by every Node that the packages are for", () => {
+test("each entry point can be imported and required, in every Node that the packages support", () => {
   const run = (type: string, code: string) => execFileSync(process.execPath, [`--input-type=${type}`, "-e", code], { cwd: home, encoding: "utf8" });
   const imported = run("module", `for (const name of ${JSON.stringify(entries)}) console.log(name, Object.keys(await import(name)).sort().join());`);
-  // Not as an ES module is required, which Node cannot do before 20.19.
+  // `require` has to find the CommonJS file: Node cannot require an ES module before 20.19.
   const required = run("commonjs", `for (const name of ${JSON.stringify(entries)}) { if (!require.resolve(name).endsWith(".cjs")) throw name; console.log(name, Object.keys(require(name)).sort().join()); }`);
   assert.equal(required, imported);
   assert.match(imported, /@mainstay\/client MainstaySocket,/);
   assert.equal(run("commonjs", 'console.log(require("@mainstay/client").MainstaySocket.name)').trim(), "MainstaySocket");
 });
 
-test("two entry points that are required share what both know: an error is one class, and a session is kept over a reload", () => {
+test("two required entry points share their modules, so that a session persists over a reload", () => {
   const code = `
     const { MainstaySocket } = require("@mainstay/client");
-    const { inSession } = require("@mainstay/client/reload");
+    const { sessionStorageStore } = require("@mainstay/client/reload");
     globalThis.sessionStorage = { getItem: () => null, setItem() {}, removeItem() {} };
     globalThis.document = new EventTarget();
-    const socket = new MainstaySocket("wss://example.com", [], { resume: inSession, WebSocket: require("ws").WebSocket, startClosed: true });
+    const socket = new MainstaySocket("wss://example.com", [], { persist: sessionStorageStore(), WebSocket: require("ws").WebSocket, startClosed: true });
     socket.on("close", ({ code }) => console.log("closed", code));
     socket.close();`;
   assert.equal(execFileSync(process.execPath, ["--input-type=commonjs", "-e", code], { cwd: home, encoding: "utf8" }).trim(), "closed 1000");

@@ -107,8 +107,8 @@ socket.on("message", ({ data }) => {
   refresh();
 });
 
-socket.on("status", ({ status, code, reason, retryInMs }) => {
-  retryAt = retryInMs === undefined ? undefined : performance.now() + retryInMs;
+socket.on("status", ({ status, code, reason, nextAttemptInMs }) => {
+  retryAt = nextAttemptInMs === undefined ? undefined : performance.now() + nextAttemptInMs;
   if (status === "attached") return;
   if (status === "ended") ours.tell(fill(WORDS.ended, { why: reason || `${code}` }), "bad");
   else if (ours.lostAt === undefined && ours.attachedAt !== undefined) {

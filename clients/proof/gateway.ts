@@ -15,7 +15,7 @@ export const MAINSTAY =
   fail("no mainstay binary: run `cargo build -p mainstay-cli`, or name one in the environment variable MAINSTAY");
 
 /** The example that judges credentials, which cargo puts beside it. */
-export const CREDENTIALS_SERVER = join(dirname(MAINSTAY), "examples/credentials_server");
+export const CREDENTIALS_SERVER = join(dirname(MAINSTAY), "credentials_server");
 
 export class Server {
   private constructor(

@@ -62,7 +62,7 @@ function outcomeOf(number: number, chapters: Chapter[]): Outcome {
     if (!fate || number <= offset + fate.delivered) return "delivered";
     if (number <= offset + fate.unknown) return "unknown";
   }
-  return "not delivered";
+  return "not-delivered";
 }
 
 /** What is called delivered was handed over, and what is called not delivered was not. */

@@ -6,7 +6,7 @@
  */
 
 import { MainstaySocket, type Options, type Outcome, type SocketEvents } from "@mainstay/client";
-import { inSession } from "@mainstay/client/reload";
+import { sessionStorageStore } from "@mainstay/client/reload";
 
 /** One thing that happened, in the order in which the application was told. */
 export type Entry =
@@ -45,7 +45,7 @@ export class Run {
     if (found) this.record = JSON.parse(found);
     sessionStorage.removeItem(KEY);
     const { overReload, ...asked } = JSON.parse(query.get("options") ?? "{}");
-    const options: Options = { ...asked, resume: overReload && inSession };
+    const options: Options = { ...asked, persist: overReload && sessionStorageStore() };
     this.bearer = query.get("bearer") ?? "";
     if (this.bearer) options.credentials = () => this.ticket();
     this.watchPage();

@@ -19,15 +19,11 @@ const ENTRIES = ["index", "plain", "reload", "react"];
 const ALONE = ["wx", "native"];
 /** Entry points whose names are nobody's but ours, and are not shortened. */
 const WHOLE = ["protocol", "testing"];
-/** Where the classes stand that an application holds, and may extend: their names are not to meet its own. */
-const HELD = ["client", "index", "wx", "native"];
-
 /** Words of the platform, or of the public declarations, that are nobody's but ours wherever they name a member without quotes. */
 const OURS = ["written", "acknowledged", "queue", "ready", "items", "base", "replaced", "window", "accept"];
 
 /** How often two short names are tried in each other's place: about a second. */
 const SWAPS = 6000;
-const LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 
 const at = (path) => fileURLToPath(new URL(path, import.meta.url));
 const read = (path) => readFile(at(path), "utf8");
@@ -72,13 +68,6 @@ async function platformNames() {
   return texts.flatMap((text) => Array.from(withoutComments(text).matchAll(declared), ([, name]) => name));
 }
 
-/** The names of members in the classes that an application holds. */
-async function heldNames() {
-  const member = /^  (?:(?:declare|private|protected|override|readonly|async|get|set) )*(\w+)[(<:?!; ]/gm;
-  const texts = await Promise.all(HELD.map((name) => read(`src/${name}.ts`)));
-  return new Set(texts.flatMap((text) => Array.from(text.matchAll(member), ([, name]) => name)));
-}
-
 /** A class that another entry point exports is that one, and not a copy. */
 const inCommon = { name: "in common", setup: (build) => build.onResolve({ filter: /^\.\/index\.js$/ }, () => ({ path: "./index.cjs", external: true })) };
 
@@ -98,8 +87,6 @@ async function bestNames(given) {
   let least = size();
   for (let i = 0, seed = 1; i < SWAPS; i++) {
     const [a, b] = [0, 0].map(() => (seed = (seed * 48271) % 2147483647)).map((drawn) => used[drawn % used.length]);
-    // Those of classes that an application holds remain so.
-    if ((shorts[a][0] === "_") !== (shorts[b][0] === "_")) continue;
     [shorts[a], shorts[b]] = [shorts[b], shorts[a]];
     const now = size();
     if (now > least) [shorts[a], shorts[b]] = [shorts[b], shorts[a]];
@@ -118,10 +105,8 @@ const { mangleCache } = await build({ ...all, mangleProps: /^[a-z]/, mangleCache
 const others = new Set([...(await publicWords()), ...(await platformNames())]);
 for (const name of OURS) others.delete(name);
 const own = Object.keys(mangleCache).filter((name) => !others.has(name));
-const held = await heldNames();
-const prefixed = own.filter((name) => held.has(name)).map((name, number) => [name, `_${LETTERS[number % 62]}${number > 61 ? number : ""}`]);
 const mangled = { mangleProps: new RegExp(`^(?:${own.join("|")})$`) };
-const { mangleCache: given } = await build({ ...pages, ...mangled, mangleCache: Object.fromEntries(prefixed), write: false });
+const { mangleCache: given } = await build({ ...pages, ...mangled, mangleCache: {}, write: false });
 const names = await bestNames(given);
 await build({ ...pages, ...mangled, mangleCache: names });
 await build({ ...pages, ...mangled, mangleCache: names, outdir: at("dist/browser"), plugins: [inBrowsers] });

@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &str)] = &[];
 const SERVER: &str = r#"exec cargo run -qr -p mainstay-cli -- serve --listen "$AUTOBAHN_ADDR" \
     --heartbeat 1h --max-message 16MiB --max-fragments 100000 --deflate"#;
 const CLIENT: &str =
-    r#"exec cargo run -qr -p mainstay --example autobahn_client -- "$AUTOBAHN_URL" "$AUTOBAHN_AGENT""#;
+    r#"exec cargo run -qr -p mainstay-peers --bin autobahn_client -- "$AUTOBAHN_URL" "$AUTOBAHN_AGENT""#;
 
 const AGENT: &str = "mainstay";
 

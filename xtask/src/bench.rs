@@ -66,7 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     fs::create_dir_all(SCRATCH)?;
     fs::create_dir_all(folder)?;
     cargo("build --release --package mainstay-cli")?;
-    cargo("build --release --package mainstay --example bench_server")?;
+    cargo("build --release --package mainstay-peers --bin bench_server")?;
     let wanted = Wanted { quick: options.quick, named: &options.servers };
     let (servers, missing) = field::prepare(&wanted)?;
     let scale = Scale::of_this_machine(options.quick)?;

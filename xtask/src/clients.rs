@@ -9,9 +9,9 @@ use std::process::Command;
 use crate::run::{cargo, check};
 use crate::{Outcome, Result, install};
 
-/// The programs that the tests connect to: the gateway, and two servers among the examples.
-const PROGRAMS: &str = "build --release --package mainstay-cli --package mainstay \
-                        --bin mainstay --example echo --example credentials_server";
+/// The programs that the tests connect to: the gateway, the example of the README, and a server that judges credentials.
+const PROGRAMS: &str = "build --release --package mainstay-cli --package mainstay --package mainstay-peers \
+                        --bin mainstay --example echo --bin credentials_server";
 
 pub(crate) fn step() -> Result<Outcome> {
     install::node_packages("clients")?;

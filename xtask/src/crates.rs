@@ -254,4 +254,15 @@ mod tests {
             assert!(!is_allowed(refused, &allowed), "{refused}");
         }
     }
+
+    #[test]
+    fn the_workflows_call_steps_that_exist() {
+        let workflow = include_str!("../../.github/workflows/ci.yml");
+        let called = workflow.lines().filter_map(|line| line.trim().strip_prefix("- run: cargo xtask test "));
+        let steps: Vec<&str> = called.collect();
+        assert!(!steps.is_empty() && workflow.contains("bash .ci/run"));
+        for step in steps {
+            assert!(crate::STEPS.iter().any(|known| known.name == step), "{step}");
+        }
+    }
 }

@@ -1,34 +1,45 @@
-//! Runs every `sh` block of the READMEs, of CONTRIBUTING and of `docs/`, as written, so that no command there can go
-//! stale.
+//! Runs every `sh` block of the READMEs, of CONTRIBUTING, of `docs/` and of `examples/`, as written, so that no command
+//! there can go stale.
 //!
-//! The blocks of one document run in order in one empty folder, each by `sh -eu`, with our release programs on the
-//! path; what a block writes, the next one finds. A comment in the line before a block changes that:
+//! The blocks of one document run in order in one empty folder (those of `examples/` in the workspace), each by `sh -eu`,
+//! with our release programs on the path; the next block finds what a block writes. A comment in the line before a block
+//! changes that:
 //!
 //! ```text
 //! <!-- run: background until "listening" -->    keep it running until the document ends; go on at that output
 //! <!-- run: skip, it needs a certificate -->    do not run it; the reason is required
+//! <!-- run: printed -->                         before a `text` block: the last command prints these lines, in this order
 //! ```
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use crate::markdown::{Block, Document};
-use crate::run::{Background, cargo, tracked_files};
+use crate::run::{Background, cargo, check, tracked_files};
 use crate::{Outcome, Result, install};
 
 /// How long a block may take to end, or a block in the background to print the text that the runner waits for.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// The folder of the examples; their commands run in the workspace.
+const EXAMPLES: &str = "examples";
+
 /// How to run a block, by the comment before it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     ToItsEnd,
-    Background { until: String },
-    Skip { reason: String },
+    Background {
+        until: String,
+    },
+    Skip {
+        reason: String,
+    },
+    /// Runs nothing: its lines are in the output of the block before.
+    Printed,
 }
 
 impl Mode {
@@ -40,28 +51,55 @@ impl Mode {
                 .map(|until| Self::Background { until: until.to_owned() })
                 .ok_or("no text in quotes".into());
         }
+        if directive == "printed" {
+            return if block.tag == "text" {
+                Ok(Self::Printed)
+            } else {
+                Err("`printed` is for `text`".into())
+            };
+        }
         match directive.strip_prefix("skip,").map(str::trim) {
             Some(reason) if !reason.is_empty() => Ok(Self::Skip { reason: reason.to_owned() }),
-            _ => Err(format!("`run: {directive}` is neither `background until \"text\"` nor `skip, reason`")),
+            _ => Err(format!(
+                "`run: {directive}` is none of `background until \"text\"`, `skip, reason` and `printed`"
+            )),
         }
     }
 }
 
-/// Runs the blocks of all documents; the first that fails is the error.
-pub(crate) fn run_all() -> Result<Outcome> {
+/// Runs the blocks of the documents; the first that fails is the error.
+pub(crate) fn run_documents() -> Result<Outcome> {
+    cargo("build --release --package mainstay-cli")?;
+    run_all(|path| is_run(path) && !is_example(path), "target/release")
+}
+
+/// Runs the examples by their pages, each of which has the commands and what they print.
+pub(crate) fn run_examples() -> Result<Outcome> {
+    install::node_packages("clients")?;
+    install::node_packages(EXAMPLES)?;
+    install::browsers()?;
+    check(Command::new("npm").args(["run", "--silent", "build"]).current_dir("clients"))?;
+    cargo("build --package mainstay-cli --package mainstay-examples --bins")?;
+    run_all(is_example, "target/debug")
+}
+
+/// Runs the chosen documents with our programs from that folder.
+fn run_all(is_chosen: impl Fn(&str) -> bool, programs: &str) -> Result<Outcome> {
     let mut documents = Vec::new();
-    for path in tracked_files()?.into_iter().filter(|path| is_run(path)) {
+    for path in tracked_files()?.into_iter().filter(|path| is_chosen(path)) {
         let blocks = Document::parse(&fs::read_to_string(&path)?).blocks;
-        documents.push((path, blocks.into_iter().filter(|block| block.tag == "sh").collect::<Vec<_>>()));
+        let is_ours = |block: &Block| block.tag == "sh" || matches!(Mode::of(block), Ok(Mode::Printed));
+        documents.push((path, blocks.into_iter().filter(is_ours).collect::<Vec<_>>()));
     }
     let count: usize = documents.iter().map(|(_, blocks)| blocks.len()).sum();
     if count == 0 {
         return Ok(Outcome::Skipped("no document has a command".into()));
     }
-    cargo("build --release --package mainstay-cli")?;
     let tools = tools(documents.iter().flat_map(|(_, blocks)| blocks))?;
-    for (path, blocks) in &documents {
-        run_document(path, blocks, &tools)?;
+    let (inherited, ours) = (env::var_os("PATH").unwrap_or_default(), env::current_dir()?.join(programs));
+    let path = env::join_paths([ours].into_iter().chain(env::split_paths(&inherited)).chain(tools))?;
+    for (document, blocks) in &documents {
+        run_document(document, blocks, &path)?;
     }
     Ok(Outcome::Passed)
 }
@@ -69,7 +107,11 @@ pub(crate) fn run_all() -> Result<Outcome> {
 /// Whether the commands in this file are run.
 pub(crate) fn is_run(path: &str) -> bool {
     let at_the_top = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"].contains(&path);
-    at_the_top || (path.starts_with("docs/") && path.ends_with(".md"))
+    at_the_top || is_example(path) || (path.starts_with("docs/") && path.ends_with(".md"))
+}
+
+fn is_example(path: &str) -> bool {
+    path.strip_prefix(EXAMPLES).is_some_and(|path| path.starts_with('/') && path.ends_with(".md"))
 }
 
 /// The folders of the other programs that the blocks call. Installs missing ones.
@@ -88,21 +130,25 @@ fn tools<'a>(blocks: impl Iterator<Item = &'a Block> + Clone) -> Result<Vec<Path
     Ok(folders.map(|folder| here.join(folder)).collect())
 }
 
-fn run_document(path: &str, blocks: &[Block], tools: &[PathBuf]) -> Result<()> {
-    let scratch = Scratch::new(path, tools)?;
+fn run_document(document: &str, blocks: &[Block], path: &OsStr) -> Result<()> {
+    let scratch = Scratch::new(document, path)?;
     let mut background = Vec::new(); // dropped, and so ended, before the folder
+    let mut log = PathBuf::new();
     for block in blocks {
-        let place = format!("{path}:{}", block.line);
+        let place = format!("{document}:{}", block.line);
         println!("--- {place}");
-        run_block(block, &scratch, &mut background).map_err(|error| format!("{place}: {error}"))?;
+        if block.tag == "sh" {
+            log = scratch.logs.join(block.line.to_string());
+        }
+        run_block(block, &scratch, &log, &mut background).map_err(|error| format!("{place}: {error}"))?;
     }
     Ok(())
 }
 
-fn run_block(block: &Block, scratch: &Scratch, background: &mut Vec<Background>) -> Result<()> {
-    let start =
-        || Background::start(&mut scratch.shell(&block.text), scratch.logs.join(block.line.to_string()));
+fn run_block(block: &Block, scratch: &Scratch, log: &Path, background: &mut Vec<Background>) -> Result<()> {
+    let start = || Background::start(&mut scratch.shell(&block.text), log.to_owned());
     match Mode::of(block)? {
+        Mode::Printed => check_printed(&block.text, log)?,
         Mode::Skip { reason } => println!("skipped: {reason}"),
         Mode::ToItsEnd => start()?.wait_success(LIMIT)?,
         Mode::Background { until } => {
@@ -115,7 +161,23 @@ fn run_block(block: &Block, scratch: &Scratch, background: &mut Vec<Background>)
     Ok(())
 }
 
-/// The empty folder one document's blocks run in, outside of any workspace, and the logs beside it.
+/// An error if the log lacks one of the lines, or has it too early.
+fn check_printed(lines: &str, log: &Path) -> Result<()> {
+    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    match missing(lines, &text) {
+        None => Ok(()),
+        Some(line) => Err(format!("`{line}` is missing, or comes too early, in\n{text}").into()),
+    }
+}
+
+/// The first of the lines that `text` lacks behind those before it.
+fn missing<'a>(lines: &'a str, text: &str) -> Option<&'a str> {
+    let mut printed = text.lines();
+    lines.lines().find(|line| !printed.any(|other| other.trim_end() == *line))
+}
+
+/// The folder one document's blocks run in (an empty one outside of any workspace, or for an example the workspace),
+/// and the logs beside it.
 struct Scratch {
     home: PathBuf,
     folder: PathBuf,
@@ -124,17 +186,14 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new(document: &str, tools: &[PathBuf]) -> Result<Self> {
+    fn new(document: &str, path: &OsStr) -> Result<Self> {
         let name = format!("mainstay-docs-{}-{}", std::process::id(), document.replace('/', "-"));
         let home = env::temp_dir().join(name);
-        let (folder, logs) = (home.join("work"), home.join("logs"));
+        let (empty, logs) = (home.join("work"), home.join("logs"));
+        let folder = if is_example(document) { env::current_dir()? } else { empty };
         fs::create_dir_all(&folder)?;
         fs::create_dir_all(&logs)?;
-        let inherited = env::var_os("PATH").unwrap_or_default();
-        let ours = env::current_dir()?.join("target/release");
-        let path = [ours].into_iter().chain(env::split_paths(&inherited)).chain(tools.iter().cloned());
-        let path = env::join_paths(path)?;
-        Ok(Self { home, folder, logs, path })
+        Ok(Self { home, folder, logs, path: path.to_owned() })
     }
 
     fn shell(&self, text: &str) -> Command {
@@ -171,7 +230,29 @@ mod tests {
         let documents =
             ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/PROTOCOL.md", "docs/adr/0001-a.md"];
         assert!(documents.into_iter().all(is_run));
-        assert!(!is_run("clients/README.md") && !is_run("docs/pulse.png"));
+        assert!(is_run("examples/README.md") && is_run("examples/chat/README.md"));
+        assert!(
+            !is_run("clients/README.md") && !is_run("docs/pulse.png") && !is_run("examples/chat/main.rs")
+        );
+    }
+
+    #[test]
+    fn printed_lines_are_looked_for_in_their_order() {
+        assert_eq!(missing("a\nc\n", "a\nb\nc\n"), None);
+        assert_eq!(missing("c\na\n", "a\nb\nc\n"), Some("a"));
+        assert_eq!(missing("a\n", "ab\n"), Some("a"), "a line is compared as a whole");
+    }
+
+    #[test]
+    fn what_is_printed_is_no_command() {
+        let block = |tag: &str| Block {
+            line: 1,
+            tag: tag.into(),
+            text: String::new(),
+            directive: Some("printed".into()),
+        };
+        assert_eq!(Mode::of(&block("text")), Ok(Mode::Printed));
+        assert!(Mode::of(&block("sh")).is_err());
     }
 
     #[test]

@@ -37,7 +37,7 @@ const ENOUGH: u64 = 10_000;
 /// How long the server may take to start under callgrind, and to end.
 const LIMIT: Duration = Duration::from_secs(60);
 const MAINSTAY: &str = "target/release/mainstay";
-const SERVER: &str = "target/release/examples/bench_server";
+const SERVER: &str = "target/release/bench_server";
 const SCRATCH: &str = "target/xtask/instructions";
 const PROFILE: &str = "target/xtask/instructions/callgrind.out";
 
@@ -60,7 +60,7 @@ pub(crate) fn step() -> Result<Outcome> {
         return Ok(Outcome::Skipped(error.to_string()));
     }
     cargo("build --release --package mainstay-cli")?;
-    cargo("build --release --package mainstay --example bench_server")?;
+    cargo("build --release --package mainstay-peers --bin bench_server")?;
     fs::create_dir_all(SCRATCH)?;
     let mut above = Vec::new();
     for work in &WORK {

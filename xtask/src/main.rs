@@ -19,6 +19,7 @@ mod markdown;
 mod memory;
 mod metrics;
 mod outage;
+mod release;
 mod run;
 mod scale;
 mod tidy;
@@ -35,13 +36,17 @@ const STEPS: &[Step] = &[
     Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings")),
     Step::new("test", "unit, documentation and integration tests", |_| cargo("test --workspace")),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
-    Step::new("docs", "commands in the documents, as written", |_| docs::run_all()),
+    Step::new("docs", "commands in the documents, as written", |_| docs::run_documents()),
+    Step::new("examples", "one program per need: what it prints is what its page shows", |_| {
+        docs::run_examples()
+    }),
     Step::new("features", "each feature of each crate, alone and none", |_| crates::features()),
     Step::new("msrv", "the oldest compiler that we promise", |_| crates::msrv()),
     Step::new("rustdoc", "documentation without a warning, with each feature", |_| crates::rustdoc()),
     Step::new("package", "the crates as the registry gets them", |_| crates::package()),
     Step::new("deny", "licences and sources of the dependencies", |_| crates::deny()),
     Step::new("semver", "the public API beside the last release's", |_| crates::semver()),
+    Step::new("release", "what users download, not optimised", release::step),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new(
@@ -97,6 +102,8 @@ enum Task {
     Losses(losses::Options),
     /// Hold very many idle connections, and bring thousands of clients back; writes docs/SCALE.md
     Scale(scale::Options),
+    /// Make what users download: a tarball, a Debian package, a bill of materials, checksums
+    Release(release::Options),
 }
 
 #[derive(Args)]
@@ -120,6 +127,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Losses(options) => losses::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Scale(options) => scale::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Release(options) => release::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -57,7 +57,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) fn step() -> Result<Outcome> {
     install::node_packages("proof")?;
     cargo(
-        "build --release --package mainstay-cli --package mainstay --bin mainstay --example outage_client",
+        "build --release --package mainstay-cli --package mainstay-peers --bin mainstay --bin outage_client",
     )?;
     println!("--on-backend-loss keep");
     let mut stage = Stage::set("keep")?;
@@ -107,7 +107,7 @@ impl Stage {
         let admin = gateway.announced(LIMIT, "admin on http://")?.trim_end_matches(':').parse()?;
         let cable = Cable::to(listening)?;
         let client = Background::start(
-            Command::new("target/release/examples/outage_client").arg(format!("ws://{}/ws", cable.address)),
+            Command::new("target/release/outage_client").arg(format!("ws://{}/ws", cable.address)),
             client_log(&folder),
         )?;
         Ok(Self { folder, client, cable, listening, gateway, backend: Some(backend), backend_port, admin })

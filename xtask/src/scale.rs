@@ -74,7 +74,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     fs::create_dir_all(SCRATCH)?;
     fs::create_dir_all(folder)?;
     cargo("build --release --package mainstay-cli")?;
-    cargo("build --release --package mainstay --example storm_server --example storm_client")?;
+    cargo("build --release --package mainstay-peers --bin storm_server --bin storm_client")?;
     let per_process = if options.quick { 200 } else { most_of_a_process()? };
     let load = idle::Load { per_process, rate: options.rate, interval: if options.quick { 2 } else { 25 } };
     let sizes = options.sizes();

@@ -2,7 +2,7 @@ import { mainstay } from "@mainstay/fastify";
 import Fastify from "fastify";
 
 const app = Fastify();
-await app.register(mainstay, { heartbeat: 25_000, resumeWindow: 120_000 });
+await app.register(mainstay, { heartbeatMs: 25_000, resumeWindowMs: 120_000 });
 
 app.get("/echo", { websocket: true }, async (session) => {
   for await (const data of session) await session.send(data);

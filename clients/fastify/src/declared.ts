@@ -1,8 +1,8 @@
 /**
- * WebSocket routes that the plugin never saw, because they were declared before it was loaded: their handlers would get a
- * request instead of a session, and their clients a socket that hangs up.
+ * Finds WebSocket routes that were declared before the plugin was loaded. The plugin cannot serve them: their handlers
+ * would get a request instead of a session, and their clients would see the connection hang up.
  *
- * Fastify tells nobody of routes that are there already, so every instance is watched from its start.
+ * Fastify does not report routes that exist already, so this module watches every Fastify instance from its start.
  */
 
 import { subscribe } from "node:diagnostics_channel";
@@ -11,7 +11,7 @@ import type { MainstayRouteOptions } from "./options.js";
 
 export type WebSocketRoute = RouteOptions & { websocket?: boolean; wsHandler?: unknown; mainstay?: MainstayRouteOptions };
 
-/** Routes by the HTTP server of their instance, which its scopes share, with the scope that each was declared in. */
+/** The routes of each HTTP server, which all scopes of an instance share, with the scope in which each was declared. */
 const declared = new WeakMap<object, { scope: FastifyInstance; route: WebSocketRoute }[]>();
 const served = new WeakSet<WebSocketRoute>();
 
@@ -25,18 +25,20 @@ subscribe("fastify.initialization", (message) => {
   });
 });
 
+/** Returns whether a route serves WebSocket upgrades. */
 export function isWebSocketRoute(route: WebSocketRoute): boolean {
   return !!(route.websocket || route.wsHandler) && route.method !== "HEAD";
 }
 
+/** Records that the plugin serves this route. */
 export function markServed(route: WebSocketRoute): void {
   served.add(route);
 }
 
-/** @throws if a route in the plugin's reach was declared too early. */
+/** @throws Error if a route in the plugin's scope was declared before the plugin was loaded. */
 export function checkDeclared(fastify: FastifyInstance): void {
-  const isInReach = (scope: FastifyInstance) => scope === fastify || Object.prototype.isPrototypeOf.call(fastify, scope);
-  const missed = declared.get(fastify.server)?.find(({ scope, route }) => !served.has(route) && isInReach(scope));
+  const isInScope = (scope: FastifyInstance) => scope === fastify || Object.prototype.isPrototypeOf.call(fastify, scope);
+  const missed = declared.get(fastify.server)?.find(({ scope, route }) => !served.has(route) && isInScope(scope));
   if (!missed) return;
   throw new Error(
     `mainstay: route ${missed.route.url} was declared before the plugin was loaded: write "await app.register(mainstay)" in front of it, or declare it in a plugin that is registered later`,

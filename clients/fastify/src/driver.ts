@@ -1,10 +1,10 @@
 /**
- * Moves one session: its machine, its connection if it has one, its one deadline on the server's wheel, and the
- * application's waiting calls. Whatever happens changes the machine and then asks three questions in one order
- * ({@link Driver.step}): what does the application get, what was it waiting to send, what is to be written.
+ * Drives one session: its machine, its connection while it is attached, its one deadline on the server's wheel, and the
+ * pending calls of the application. Every event first changes the machine. Then {@link Driver.step} asks three questions, in
+ * one order: what is delivered to the application, which waiting message is accepted, and what is written.
  *
- * While a message of the application waits to be accepted, the application gets none: a handler that sends what it was
- * handed is held to the pace of its client, whether it waits for `send` or not.
+ * While a message of the application waits to be accepted, nothing is delivered to the application. A handler that sends
+ * what it receives is thereby slowed down to its client, whether it awaits `send` or not.
  */
 
 import type { EventEmitter } from "node:events";
@@ -14,74 +14,57 @@ import type { Connection, Listener } from "./connection.js";
 import { toHex } from "./names.js";
 import { PlainSession } from "./plain-session.js";
 import type { ServerSession } from "./server-session.js";
-import type { Rooms } from "./rooms.js";
-import { type Loss, type Peer, Session } from "./session.js";
-import { Resident, type Wheel } from "./wheel.js";
-
-/** What a session needs of the server that holds it. */
-export interface Host {
-  clock(): number;
-  readonly wheel: Wheel;
-  readonly isDraining: boolean;
-  readonly rooms: Rooms;
-  /** Has credentials judged that came on a live session. Undefined: refused. */
-  judge(credentials: Uint8Array, request: FastifyRequest): Promise<string | undefined>;
-  /** The connection is gone; the session, if it is not over, waits for its client. */
-  lost(driver: Driver, loss: Loss): void;
-  /** The heartbeat's verdict on the connection. */
-  judged(driver: Driver, evidence: "silent" | "frozen" | "stalled"): void;
-  /** The client broke the session protocol. */
-  refused(driver: Driver): void;
-  /** A client told of messages that it dropped. */
-  dropped(count: number): void;
-  /** The session is over. */
-  forget(driver: Driver): void;
-}
+import type { Server } from "./server.js";
+import { type PeerInfo, Session } from "./session.js";
+import { TimerTask } from "./wheel.js";
 
 export const GOING_AWAY = "the server is going away, come back";
 export const TOO_SLOW = "too far behind what is sent to its rooms";
 
-/** What the heartbeat found, in words. */
-const VERDICTS = {
+/** The reasons for dropping a connection, by the evidence of the heartbeat. */
+const DEAD_REASONS = {
   silent: "silent: nothing came back after a heartbeat",
-  frozen: "frozen: its system takes bytes and answers no heartbeat",
-  stalled: "stalled: a heartbeat could not even leave",
-  "not listening": "not listening: it sends and answers no heartbeat",
+  frozen: "frozen: its kernel accepts bytes, and nothing answers a heartbeat",
+  stalled: "stalled: a heartbeat could not leave this process",
+  "not listening": "not listening: it sends messages and answers no heartbeat",
 };
 
-/** One promise each for all calls that need not wait. */
+/** The results of all `send` calls that need not wait. */
 const ACCEPTED = Promise.resolve(true);
-const REFUSED = Promise.resolve(false);
+const NOT_ACCEPTED = Promise.resolve(false);
 
-interface Sender {
+/** A `send` of the application that waits for room. */
+interface PendingSend {
   data: Data;
   settle: (isAccepted: boolean) => void;
 }
 
-export class Driver extends Resident implements Listener {
+/** One session, driven. */
+export class Driver extends TimerTask implements Listener {
   readonly session: Session;
   readonly id: string;
   readonly machine: ServerSession | PlainSession;
-  peer: Peer;
+  peer: PeerInfo;
   request: FastifyRequest;
-  readonly host: Host;
-  /** The machine, if it is that of a plain client. */
+  readonly server: Server;
+  /** The machine of a plain client; undefined for a session. */
   private plain: PlainSession | undefined;
   private connection: Connection | undefined;
-  /** What the wheel was asked for; 0 is nothing. */
+  /** The deadline on the wheel; 0 is none. */
   private armedAt = 0;
-  /** Reads what is readable before it judges. */
-  private judging: NodeJS.Immediate | undefined;
+  /** Set while the driver reads what is readable before the heartbeat decides. */
+  private reading: NodeJS.Immediate | undefined;
   private isStepping = false;
-  private isForgotten = false;
-  /** Calls of the application that wait, while any does. */
-  private senders: Sender[] | undefined;
+  private isFinished = false;
+  /** Calls of `send` that wait for room; undefined if there are none. */
+  private pendingSends: PendingSend[] | undefined;
+  /** Calls of `next` that wait for a message; undefined if there are none. */
   private receivers: ((data: Buffer | string | undefined) => void)[] | undefined;
 
-  constructor(machine: ServerSession | PlainSession, host: Host, connection: Connection, peer: Peer) {
+  constructor(machine: ServerSession | PlainSession, server: Server, connection: Connection, peer: PeerInfo) {
     super();
     this.machine = machine;
-    this.host = host;
+    this.server = server;
     this.plain = machine instanceof PlainSession ? machine : undefined;
     this.id = machine instanceof PlainSession ? "" : toHex(machine.id);
     this.peer = peer;
@@ -95,8 +78,8 @@ export class Driver extends Resident implements Listener {
     return this.plain ? "plain" : "session";
   }
 
-  /** The session has a new connection; the one before it was fenced and is closed with this reason. */
-  attach(connection: Connection, peer: Peer, fenced: string): void {
+  /** Moves the session to a new connection. Closes the previous one, which was fenced, with this reason. */
+  attach(connection: Connection, peer: PeerInfo, fenced: string): void {
     const old = this.connection;
     this.connection = connection;
     connection.listener = this;
@@ -106,96 +89,96 @@ export class Driver extends Resident implements Listener {
       old.listener = undefined;
       old.close(4409, fenced);
     }
-    this.tell("attached", this.machine.epoch);
+    this.emit("attached", this.machine.epoch);
     this.step();
   }
 
-  // ---- what the connection brings ---------------------------------------------------------------
+  // ---- events of the connection -----------------------------------------------------------------
 
-  message(connection: Connection, data: Data, length: number): void {
-    if (this.plain) return this.plainMessage(this.plain, connection, data, length);
+  handleMessage(connection: Connection, data: Data, length: number): void {
+    if (this.plain) return this.handlePlainMessage(this.plain, connection, data, length);
     const { machine } = this;
     try {
-      machine.receive(this.host.clock(), connection.id, decode(data), length);
+      machine.handleFrame(this.server.clock(), connection.id, decode(data), length);
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
-      this.refuse(connection, error);
+      this.failConnection(connection, error);
     }
-    const auth = machine.takeAuth();
+    const auth = machine.pollAuth();
     if (auth) {
-      this.host.judge(auth.credentials, this.request).then((owner) => {
-        machine.verdict(auth.connection, owner);
+      this.server.authenticateAgain(auth.credentials, this.request).then((owner) => {
+        machine.handleAuthResult(auth.connection, owner);
         this.step();
       });
     }
     this.step();
   }
 
-  /** Nearly always it goes straight to the listener, and leaves nothing to be done behind it. */
-  private plainMessage(plain: PlainSession, connection: Connection, data: Data, length: number): void {
-    const now = this.host.clock();
-    const isAwaited = !this.isStepping && !this.senders && this.session.listenerCount("message") > 0;
-    if (!isAwaited || !plain.passIn(now)) plain.receive(now, connection.id, [Type.Data, data], length);
+  /** Handles a message of a plain client. Nearly always it goes straight to the listener, and nothing else is left to do. */
+  private handlePlainMessage(plain: PlainSession, connection: Connection, data: Data, length: number): void {
+    const now = this.server.clock();
+    const isAwaited = !this.isStepping && !this.pendingSends && this.session.listenerCount("message") > 0;
+    if (!isAwaited || !plain.bypassInbox(now)) plain.handleFrame(now, connection.id, { type: Type.Data, data }, length);
     else {
       this.isStepping = true;
-      this.tell("message", present(data));
+      this.emit("message", present(data));
       this.isStepping = false;
       if (!this.hasWork) return;
     }
     this.step(now);
   }
 
-  /** Whether there may be anything to do. */
+  /** Whether {@link step} may have something to do. */
   private get hasWork(): boolean {
-    return !this.plain?.isQuiet || this.senders !== undefined;
+    return !this.plain?.isQuiet || this.pendingSends !== undefined;
   }
 
-  pong(connection: Connection, nonce: number): void {
-    this.machine.pong(this.host.clock(), connection.id, nonce);
+  handlePong(connection: Connection, nonce: number): void {
+    this.machine.handlePong(this.server.clock(), connection.id, nonce);
   }
 
-  wrote(connection: Connection, isAll: boolean): void {
-    const now = this.host.clock();
-    if (isAll) this.machine.flushed(now, connection.id);
-    else this.machine.progress(now, connection.id);
+  handleWritten(connection: Connection, isAll: boolean): void {
+    const now = this.server.clock();
+    if (isAll) this.machine.handleFlushed(now, connection.id);
+    else this.machine.handleWriteProgress(now, connection.id);
     if (this.hasWork) this.step(now);
   }
 
-  lost(connection: Connection, code: number, reason: string): void {
-    const { machine, host } = this;
+  handleLost(connection: Connection, code: number, reason: string): void {
+    const { machine, server } = this;
     if (connection !== this.connection) return;
     this.connection = undefined;
-    machine.lost(host.clock(), connection.id, code, reason);
-    // Nobody can come back to a server that takes no connections.
-    if (host.isDraining) machine.evict(GOING_AWAY);
-    host.lost(this, { code, reason });
-    if (!machine.over) this.tell("detached", { code, reason });
+    machine.handleLost(server.clock(), connection.id, code, reason);
+    // No client can come back to a server that accepts no connections.
+    if (server.isDraining) machine.evict(GOING_AWAY);
+    server.handleLost(this, { code, reason });
+    if (!machine.closed) this.emit("detached", { code, reason });
     this.step();
   }
 
-  private refuse(connection: Connection, error: ProtocolError): void {
+  private failConnection(connection: Connection, error: ProtocolError): void {
     this.request.log.debug({ err: error, session: this.id }, "the client broke the session protocol");
-    this.host.refused(this);
-    // Where positions differ the session ends, and the client is told so first.
-    if (error.isFatal) this.write(this.host.clock());
+    this.server.counts.protocolErrors.session++;
+    // If the positions of both ends differ, the session ends, and END has to go before the Close.
+    if (error.isFatal) this.transmit(this.server.clock());
     connection.close(4400, error.message);
   }
 
-  // ---- what the application does ----------------------------------------------------------------
+  // ---- calls of the application -----------------------------------------------------------------
 
   send(data: Data): Promise<boolean> {
     if (this.trySend(data)) return ACCEPTED;
-    if (!this.machine.isOpen) return REFUSED;
-    return new Promise((settle) => (this.senders ??= []).push({ data, settle }));
+    if (!this.machine.isOpen) return NOT_ACCEPTED;
+    return new Promise((settle) => (this.pendingSends ??= []).push({ data, settle }));
   }
 
   trySend(data: Data): boolean {
-    const { plain, connection, senders, machine } = this;
-    // What waits comes first.
-    if (senders) return false;
-    if (connection && plain?.passesOut && !connection.isFull) {
-      connection.put(data, plain.isProbing);
-      plain.sent++;
+    const { plain, connection, pendingSends, machine } = this;
+    // Messages that wait come first.
+    if (pendingSends) return false;
+    if (connection && plain?.bypassesOutbox && !connection.isFull) {
+      connection.send(data, plain.isProbing);
+      plain.accepted++;
       return true;
     }
     const isAccepted = machine.send(data);
@@ -209,69 +192,78 @@ export class Driver extends Resident implements Listener {
   }
 
   close(code: number, reason: string): void {
-    this.machine.close(this.host.clock(), code, reason);
-    this.dismissReceivers();
+    this.machine.close(this.server.clock(), code, reason);
+    this.endReceivers();
     this.step();
   }
 
-  /** Undefined: nothing more is handed over. */
+  abort(code: number, reason: string): void {
+    this.machine.abort(this.server.clock(), code, reason);
+    this.endReceivers();
+    this.step();
+  }
+
+  /** Returns the next message; undefined once none is delivered any more. */
   next(): Promise<string | Buffer | undefined> {
-    if (this.isForgotten || !this.machine.handsOver) return Promise.resolve(undefined);
+    if (this.isFinished || !this.machine.delivers) return Promise.resolve(undefined);
     return new Promise((receive) => {
       (this.receivers ??= []).push(receive);
       this.step();
     });
   }
 
-  /** The application's handler failed: that concerns this session and no other. */
+  /** Ends this session, because the application's handler failed. Other sessions are not affected. */
   fail(error: unknown): void {
     this.request.log.error({ err: error, session: this.id }, "a session's handler failed");
     this.close(1011, "internal error");
   }
 
-  /** One of the application's listeners failed: what it was told counts as taken, and the session goes on. */
+  /** Reports the error of a listener. The message that it received counts as delivered, and the session goes on. */
   report(error: unknown, event: string): void {
     this.request.log.error({ err: error, session: this.id, event }, "a session's listener failed; the session goes on");
-    // An `error` listener that fails is not told of that.
-    if (event !== "error" && this.session.listenerCount("error")) this.tell("error", error);
+    // The failure of an `error` listener causes no further `error` event.
+    if (event !== "error" && this.session.listenerCount("error")) this.emit("error", error);
   }
 
-  // ---- what the server does ---------------------------------------------------------------------
+  // ---- calls of the server ----------------------------------------------------------------------
 
-  /** Asks a client to come back elsewhere; one that is away cannot. */
-  goAway(spread: number): void {
-    if (this.connection) this.machine.goAway(GOING_AWAY, [0, spread], spread);
+  /** Asks the client to come back elsewhere within `withinMs`. Ends a parked session, whose client cannot be asked. */
+  goAway(withinMs: number): void {
+    if (this.connection) this.machine.goAway(GOING_AWAY, { earliestMs: 0, latestMs: withinMs }, withinMs);
     else this.machine.evict(GOING_AWAY);
     this.step();
   }
 
-  /** Asks the client to move to another connection within `spread`; this one is closed after `closeIn`. */
-  move(reason: string, spread: number, closeIn: number): void {
+  /**
+   * Asks the client to move to another connection within `withinMs`, and announces that this one is closed after `closeInMs`.
+   * Closes a plain client, which cannot be asked.
+   */
+  move(reason: string, withinMs: number, closeInMs: number): void {
     if (this.mode === "plain") this.close(1012, reason);
-    else this.machine.goAway(reason, [0, spread], closeIn);
+    else this.machine.goAway(reason, { earliestMs: 0, latestMs: withinMs }, closeInMs);
     this.step();
   }
 
-  /** Closes the connection; a session waits for its client. */
+  /** Closes the connection. A session parks. */
   closeConnection(code: number, reason: string): void {
     this.connection?.close(code, reason);
   }
 
-  /** Closes what is still there. */
-  leave(code = 1012, reason = GOING_AWAY): void {
+  /** Closes the connection and ends the session without END. */
+  disconnect(code = 1012, reason = GOING_AWAY): void {
     this.connection?.close(code, reason);
-    this.stop(reason);
+    this.evict(reason);
   }
 
-  /** Its resume window passes now, if it is parked. */
+  /** Ends the session as if its resume window had passed, if it is parked. */
   expire(): void {
-    if (this.connection || this.machine.over) return;
-    this.machine.timeout(this.machine.dueAt);
+    if (this.connection || this.machine.closed) return;
+    this.machine.handleTimeout(this.machine.pollTimeout());
     this.step();
   }
 
-  /** Ends without a word; no timer is left. */
-  stop(reason = GOING_AWAY): void {
+  /** Drops the connection and ends the session without END. No timer is left. */
+  evict(reason = GOING_AWAY): void {
     this.connection?.abort();
     this.machine.evict(reason);
     this.step();
@@ -279,9 +271,10 @@ export class Driver extends Resident implements Listener {
 
   // ---- facts ------------------------------------------------------------------------------------
 
+  /** The messages of both directions. */
   get messages(): number {
-    const [received, sent] = this.machine.traffic;
-    return received + sent;
+    const { delivered, accepted } = this.machine.traffic;
+    return delivered + accepted;
   }
 
   get connectionId(): number | undefined {
@@ -292,88 +285,88 @@ export class Driver extends Resident implements Listener {
     return this.machine.isOpen;
   }
 
+  /** The largest message that the client accepts. */
   get limit(): number {
     return this.machine.limit;
   }
 
-  /** A member of a room that is too far behind for its messages. */
-  giveUp(): void {
-    this.leave(1013, TOO_SLOW);
+  /** Ends the session of a room's member that has no room for a message. */
+  disconnectSlow(): void {
+    this.disconnect(1013, TOO_SLOW);
   }
 
   // ---- the one loop -----------------------------------------------------------------------------
 
-  /** Does what there is to do. A listener that calls back in is already inside. */
-  step(now = this.host.clock()): void {
-    if (this.isStepping || this.isForgotten) return;
+  /** Does everything that can be done now. A call from inside a listener returns at once: the outer call goes on. */
+  step(now = this.server.clock()): void {
+    if (this.isStepping || this.isFinished) return;
     this.isStepping = true;
     do {
-      while (this.handOver(now));
-      this.admit();
-      this.write(now);
-      // What was written to a plain client has made room.
-    } while (this.admit() || this.handOver(now));
+      while (this.deliver(now));
+      this.acceptPending();
+      this.transmit(now);
+      // Writing to a plain client makes room in its outbox.
+    } while (this.acceptPending() || this.deliver(now));
     this.throttle();
     this.isStepping = false;
-    if (this.machine.over) this.finish();
+    if (this.machine.closed) this.finish();
     else this.arm(now);
   }
 
-  /** Time has passed. */
-  due(): void {
+  fire(): void {
     this.armedAt = 0;
-    if (this.isForgotten) return;
-    const now = this.host.clock();
+    if (this.isFinished) return;
+    const now = this.server.clock();
     this.isStepping = true;
-    this.keepTime(now);
+    this.handleTimeout(now);
     this.isStepping = false;
     if (this.hasWork) this.step(now);
     else this.arm(now);
   }
 
-  private keepTime(now: number): void {
-    const { machine, connection, host } = this;
-    if (this.judging || machine.dueAt > now) return;
-    if (connection?.tookBytes()) machine.bytes(now, connection.id);
-    if (connection?.madeProgress()) machine.progress(now, connection.id);
-    for (let action; (action = machine.timeout(now)); ) {
-      if (action.is === "drain") return this.readFirst();
-      // A session loses nothing by a new connection; a plain client would, and so would a large message on its way.
-      const isStuck = action.is === "not listening" && this.mode === "session" && !connection?.isMidFrame;
-      if (action.is !== "dead" && !isStuck) continue;
-      if (action.is === "dead") host.judged(this, action.evidence);
-      return connection?.abort(4408, VERDICTS[action.is === "dead" ? action.evidence : "not listening"]);
+  private handleTimeout(now: number): void {
+    const { machine, connection, server } = this;
+    if (this.reading || machine.pollTimeout() > now) return;
+    if (connection?.hasNewBytes()) machine.handleBytes(now, connection.id);
+    if (connection?.hasWriteProgress()) machine.handleWriteProgress(now, connection.id);
+    for (let action; (action = machine.handleTimeout(now)); ) {
+      if (action.kind === "drain") return this.readFirst();
+      // A session loses nothing with its connection. A plain client loses messages, and so does a client in a large message.
+      const isStuck = action.kind === "not listening" && this.mode === "session" && !connection?.isMidFrame;
+      if (action.kind !== "dead" && !isStuck) continue;
+      if (action.kind === "dead") server.counts.deadPeers[action.evidence]++;
+      return connection?.abort(4408, DEAD_REASONS[action.kind === "dead" ? action.evidence : "not listening"]);
     }
   }
 
   private readFirst(): void {
-    this.judging = setImmediate(() => {
-      this.judging = undefined;
-      this.due();
+    this.reading = setImmediate(() => {
+      this.reading = undefined;
+      this.fire();
     });
   }
 
-  /** True: the application got something, and may want more. */
-  private handOver(now: number): boolean {
+  /** Delivers the next messages to the application. Returns true if there may be more. */
+  private deliver(now: number): boolean {
     const { machine, session } = this;
-    // What the application sent comes first: what is handed over now may make it send more.
-    if (!machine.hasInput || this.senders) return false;
-    const volatile = session.listenerCount("volatile") ? machine.handOverVolatile() : undefined;
+    // Pending sends come first: a delivery may make the application send more.
+    if (!machine.hasInput || this.pendingSends) return false;
+    const volatile = session.listenerCount("volatile") ? machine.deliverVolatile() : undefined;
     if (volatile !== undefined) {
-      this.tell("volatile", present(volatile));
-      if (this.senders) return true;
+      this.emit("volatile", present(volatile));
+      if (this.pendingSends) return true;
     }
-    const isFlowing = session.listenerCount("message") > 0;
-    const delivery = isFlowing || this.receivers ? machine.handOver(now) : undefined;
-    if (delivery) this.deliver(delivery, isFlowing);
+    const hasListener = session.listenerCount("message") > 0;
+    const delivery = hasListener || this.receivers ? machine.deliver(now) : undefined;
+    if (delivery) this.dispatch(delivery, hasListener);
     return volatile !== undefined || delivery !== undefined;
   }
 
-  private deliver({ data, first, count }: Delivery, isFlowing: boolean): void {
+  private dispatch({ data, first, count }: Delivery, hasListener: boolean): void {
     if (data === undefined) {
-      this.host.dropped(count);
-      this.tell("gap", { first, count });
-    } else if (isFlowing) this.tell("message", present(data));
+      this.server.countGap(count);
+      this.emit("gap", { first, count });
+    } else if (hasListener) this.emit("message", present(data));
     else {
       const receive = this.receivers!.shift()!;
       if (!this.receivers!.length) this.receivers = undefined;
@@ -381,7 +374,7 @@ export class Driver extends Resident implements Listener {
     }
   }
 
-  /** A plain client is held back by not being read; one with a session by its window. */
+  /** Stops reading from a plain client whose messages wait. The window of a session does the same for its client. */
   private throttle(): void {
     const { plain, connection } = this;
     if (!plain || !connection) return;
@@ -389,63 +382,64 @@ export class Driver extends Resident implements Listener {
     else connection.pause();
   }
 
-  /** True: something that waited was accepted, or will never be. */
-  private admit(): boolean {
-    const { senders, machine } = this;
-    if (!senders) return false;
+  /** Accepts pending sends while there is room. Returns true if a promise was settled. */
+  private acceptPending(): boolean {
+    const { pendingSends, machine } = this;
+    if (!pendingSends) return false;
     let settled = 0;
-    for (let first; (first = senders[settled]); settled++) {
+    for (let first; (first = pendingSends[settled]); settled++) {
       const isAccepted = machine.send(first.data);
       if (!isAccepted && machine.isOpen) break;
       first.settle(isAccepted);
     }
-    senders.splice(0, settled);
-    if (!senders.length) this.senders = undefined;
+    pendingSends.splice(0, settled);
+    if (!pendingSends.length) this.pendingSends = undefined;
     return settled > 0;
   }
 
-  private write(now: number): void {
+  /** Writes output of the machine while the connection has room. */
+  private transmit(now: number): void {
     if (this.plain && !this.plain.hasOutput) return;
     for (let connection; (connection = this.connection) && !connection.isFull; ) {
-      const output = this.machine.transmit(now, connection.id);
+      const output = this.machine.pollTransmit(now, connection.id);
       if (output === undefined) return;
-      connection.put(output, this.machine.isProbing);
+      connection.transmit(output, this.machine.isProbing);
     }
   }
 
-  /** Asks the wheel only when something is due before it calls; being called early costs a comparison. */
+  /** Arms the wheel only for an earlier deadline than it has: firing too early costs one comparison. */
   private arm(now: number): void {
-    const { dueAt } = this.machine;
-    if (this.judging || dueAt === Infinity || (this.armedAt && dueAt >= this.armedAt)) return;
+    const dueAt = this.machine.pollTimeout();
+    if (this.reading || dueAt === Infinity || (this.armedAt && dueAt >= this.armedAt)) return;
     this.armedAt = dueAt;
-    // What is due may have to wait for a socket that is full.
+    // An acknowledgement that is due may have to wait for a full socket.
     const least = this.connection?.isFull ? now + 100 : 0;
-    this.host.wheel.arm(this, Math.max(dueAt, least), now);
+    this.server.wheel.arm(this, Math.max(dueAt, least), now);
   }
 
-  /** The session is over; what was to be said is said, or is not taken. */
+  /** Removes the session from the server, once its final writes have left or cannot leave. */
   private finish(): void {
-    const { why, code, reason } = this.machine.over!;
-    // The last words wait in a socket that takes nothing: until the heartbeat's verdict, or it takes them.
-    if (this.connection?.isFull) return this.arm(this.host.clock());
-    this.isForgotten = true;
-    this.host.wheel.disarm(this);
-    clearImmediate(this.judging);
-    this.host.forget(this);
-    for (const { settle } of this.senders ?? []) settle(false);
-    this.senders = undefined;
-    this.dismissReceivers();
-    this.tell("closed", { why, code, reason });
+    const { cause, code, reason } = this.machine.closed!;
+    // The final writes wait behind a full socket, until it has room or the heartbeat calls the client dead.
+    if (this.connection?.isFull) return this.arm(this.server.clock());
+    this.isFinished = true;
+    this.server.wheel.disarm(this);
+    clearImmediate(this.reading);
+    this.server.remove(this);
+    for (const { settle } of this.pendingSends ?? []) settle(false);
+    this.pendingSends = undefined;
+    this.endReceivers();
+    this.emit("closed", { cause, code, reason });
   }
 
-  /** Those that wait for a message learn that there is none. */
-  private dismissReceivers(): void {
+  /** Settles all calls of {@link next}: no message follows. */
+  private endReceivers(): void {
     for (const receive of this.receivers ?? []) receive(undefined);
     this.receivers = undefined;
   }
 
-  /** Calls the application's listeners; one that throws is reported, and the others are called. */
-  private tell(event: string, argument: unknown): void {
+  /** Calls the application's listeners. A listener that throws is reported, and the others are called. */
+  private emit(event: string, argument: unknown): void {
     const session: EventEmitter = this.session as any;
     try {
       if (session.listenerCount(event) < 2) return void session.emit(event, argument);
@@ -465,6 +459,7 @@ export class Driver extends Resident implements Listener {
   }
 }
 
+/** Returns the data as the application receives it. */
 function present(data: Data): string | Buffer {
   return typeof data === "string" || Buffer.isBuffer(data) ? data : Buffer.from(data.buffer, data.byteOffset, data.length);
 }

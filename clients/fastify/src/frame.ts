@@ -1,6 +1,6 @@
 /**
- * The frames of messages and Pings, as a server writes them: unmasked, in one piece, so that each is a few bytes in front
- * of its payload. `ws` reads what clients send and makes the closing handshake.
+ * Writes the frames of messages and Pings as a server sends them: unmasked and unfragmented, so each frame is a header of
+ * a few bytes in front of its payload. `ws` reads the clients' frames and performs the closing handshake.
  *
  * Source: RFC 6455 section 5.2.
  */
@@ -13,13 +13,13 @@ const TEXT = 1;
 const BINARY = 2;
 const PING = 9;
 
-/** Up to so many bytes are copied behind their front, and are one chunk. They come from Node's pool of buffers. */
+/** A payload of up to this many bytes is copied behind its header into one chunk from Node's buffer pool. */
 const SMALL = 2048;
 
-/** A message that goes to many, and its frame once somebody got it. */
+/** A message that goes to many connections, and its frame from the first write on. */
 let shared: { data: Data; chunks: Buffer[] | undefined } | undefined;
 
-/** While `act` runs, `data` is framed once for all that it is written to. */
+/** Calls `act`. Meanwhile `data` is framed only once, however many connections it is written to. */
 export function shareFrame(data: Data, act: () => void): void {
   const outer = shared;
   shared = { data, chunks: undefined };
@@ -30,7 +30,7 @@ export function shareFrame(data: Data, act: () => void): void {
   }
 }
 
-/** Writes a message. */
+/** Writes a message as one frame. */
 export function writeMessage(to: Socket, data: Data): void {
   if (shared?.data === data) {
     for (const chunk of (shared.chunks ??= chunksOf(data))) to.write(chunk);
@@ -41,8 +41,8 @@ function chunksOf(data: Data): Buffer[] {
   const isText = typeof data === "string";
   const payload = isText ? Buffer.from(data) : Buffer.from(data.buffer, data.byteOffset, data.length);
   const opcode = isText ? TEXT : BINARY;
-  if (payload.length > SMALL) return [front(opcode, payload.length, 0), payload];
-  const frame = front(opcode, payload.length, payload.length);
+  if (payload.length > SMALL) return [header(opcode, payload.length, 0), payload];
+  const frame = header(opcode, payload.length, payload.length);
   frame.set(payload, frame.length - payload.length);
   return [frame];
 }
@@ -52,13 +52,13 @@ function writeOnce(to: Socket, data: Data): void {
   const length = isText ? Buffer.byteLength(data) : data.length;
   const opcode = isText ? TEXT : BINARY;
   if (length > SMALL) {
-    to.write(front(opcode, length, 0));
+    to.write(header(opcode, length, 0));
     // Text of as many bytes as characters is ASCII, which needs no encoding.
     if (isText) to.write(data, length === data.length ? "latin1" : "utf8");
     else to.write(data);
     return;
   }
-  const frame = front(opcode, length, length);
+  const frame = header(opcode, length, length);
   const from = frame.length - length;
   if (!isText) frame.set(data, from);
   else frame.write(data, from, length === data.length ? "latin1" : "utf8");
@@ -67,14 +67,14 @@ function writeOnce(to: Socket, data: Data): void {
 
 /** Writes a Ping whose payload is a nonce of 32 bits, as a number of 64. */
 export function writePing(to: Socket, nonce: number): void {
-  const frame = front(PING, 8, 8);
+  const frame = header(PING, 8, 8);
   frame.writeUInt32BE(0, 2);
   frame.writeUInt32BE(nonce, 6);
   to.write(frame);
 }
 
-/** The front of a frame with a payload of `length` bytes, and `room` bytes behind it. */
-function front(opcode: number, length: number, room: number): Buffer {
+/** Returns a frame's header for a payload of `length` bytes, in a buffer with `room` bytes behind it. */
+function header(opcode: number, length: number, room: number): Buffer {
   if (length < 126) {
     const frame = Buffer.allocUnsafe(2 + room);
     frame[0] = FINAL | opcode;

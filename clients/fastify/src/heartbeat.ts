@@ -1,56 +1,73 @@
 /**
- * When to probe a client, and when to call it dead.
+ * Decides when to probe a client and when to call it dead.
  *
- * It probes every interval, busy or not. Once the probe has left the process the client has clamp(4 x srtt + 1 s,
- * 5 s, 20 s) to show a sign of life: any byte is one and starts that time anew; progress of our own writes is a
- * weaker one, which stretches it to four times its length; a probe that cannot even leave counts after as long
- * without a byte either way, and after 24 times whatever arrives: who takes nothing for so long reads nothing.
+ * The heartbeat probes every interval, whether the connection is busy or not. Once the probe has left the process, the
+ * client has a deadline of clamp(4 x srtt + 1 s, 5 s, 20 s) to show a sign of life:
  *
- * **Our own pause is no evidence about the client.** A timer that fires late by more than a quarter of the interval
- * asks to read first, then for a fresh probe, and only that one is judged. Even in time, nobody is called dead before
- * what was readable has been read.
+ * - any byte that arrives is a sign of life and restarts the deadline;
+ * - progress of our own writes is a weaker one, because it shows the client's kernel and not the client: it stretches the
+ *   deadline to four times its length at most;
+ * - a probe that cannot leave the process counts against the client after four deadlines without a byte in either
+ *   direction, and after 24 deadlines whatever arrives: a client that accepts no bytes for that long is not reading.
  *
- * Bytes only note when they came: no timer is touched per message.
+ * **A pause of this process is no evidence about the client.** A timer that fires late by more than a quarter of the
+ * interval makes the heartbeat read first and then send a fresh probe, and only the fresh probe counts. Even in time, the
+ * heartbeat calls no client dead before the driver has read what was readable.
+ *
+ * Bytes only record when they arrived: no message touches a timer.
  *
  * Pure: time and randomness are arguments, in milliseconds. Source: `docs/PROTOCOL.md` "Heartbeat".
  */
 
-/** What is to be done now. `drain`: read what is readable, yield once, and call `timeout` again at once. */
-export type Action =
-  | { is: "probe"; nonce: number }
-  | { is: "drain" }
-  /** It sends bytes and answers no probe. No verdict; said again after each five minutes. */
-  | { is: "not listening" }
-  /** `silent`: nothing came back after a probe. `frozen`: its kernel took bytes. `stalled`: the probe could not leave. */
-  | { is: "dead"; evidence: "silent" | "frozen" | "stalled" };
+/**
+ * What shows that a client is dead. `silent`: no byte arrived after a probe. `frozen`: only its kernel accepted bytes.
+ * `stalled`: the probe could not leave this process.
+ */
+export type Evidence = "silent" | "frozen" | "stalled";
 
+/** What the driver has to do now. */
+export type HeartbeatAction =
+  /** Send a probe with this nonce. */
+  | { kind: "probe"; nonce: number }
+  /** Read what is readable, yield once, and call {@link Heartbeat.handleTimeout} again at once. */
+  | { kind: "drain" }
+  /** The client sends bytes and answers no probe. The client counts as alive; the heartbeat reports this every five minutes. */
+  | { kind: "not listening" }
+  /** Drop the connection: the client is dead. */
+  | { kind: "dead"; evidence: Evidence };
+
+/** A client that sends bytes and leaves probes unanswered for so long is not listening. Milliseconds. */
 const ANSWER_LIMIT = 300_000;
-/** How many deadlines pass at most while only our own writes make progress. */
+/** Upper bound, in deadlines, while only our own writes make progress. */
 const HARD_CAP = 4;
-/** How many deadlines pass at most while the client sends and takes nothing. */
-const TAKES_NOTHING = 24;
+/** Upper bound, in deadlines, for a client that sends bytes and accepts none. */
+const STALL_CAP = 24;
 
+/** The heartbeat of one connection. */
 export class Heartbeat {
   /** Smoothed round-trip time of the probes (RFC 6298). */
   rtt: number | undefined;
   private nextBeat: number;
-  /** What an open deadline counts from: when the oldest open probe was made and, once it left, when it left. */
+  /** The start of an open deadline: when the oldest open probe was made or, once it left, when it left. */
   private since: number;
   private bytesAt: number;
   private progressAt: number;
-  /** The probes after `answered` up to `newest` are open. 32 bits. */
+  /** The probes after `answered` up to `newest` are open. Nonces have 32 bits. */
   private newest: number;
   private answered: number;
   private drained: "no" | "in time" | "late" = "no";
-  /** The oldest open probe has left. */
+  /** The oldest open probe has left the process. */
   private hasLeft = false;
-  /** The newest one has not. */
+  /** The newest probe has not left yet. */
   private isQueued = false;
-  /** `since` belongs to the probe after `answered`, so its answer measures the round trip. */
+  /** `since` belongs to the probe after `answered`, so the answer to that probe measures the round trip. */
   private isTimed = false;
   private interval: number;
 
-  /** The first beat is uniform in (0, interval), so that connections made together beat apart. `random`: [0, 1). */
+  /**
+   * The first probe comes at a uniform time in (0, interval), so that connections that were opened together are probed at
+   * different times. `random` returns numbers in [0, 1).
+   */
   constructor(now: number, interval: number, random: () => number) {
     this.interval = interval;
     this.since = this.bytesAt = this.progressAt = now;
@@ -58,18 +75,18 @@ export class Heartbeat {
     this.newest = this.answered = Math.floor(random() * 2 ** 32);
   }
 
-  /** Bytes arrived, of whatever kind. */
-  bytes(now: number): void {
+  /** Records that bytes arrived, of whatever kind. */
+  handleBytes(now: number): void {
     this.bytesAt = now;
   }
 
-  /** Readable bytes were left unread on purpose: our doing, and no evidence, unless a probe of ours cannot leave. */
-  unread(now: number): void {
-    if (!this.isQueued) this.bytes(now);
+  /** Records that the driver left readable bytes unread on purpose. That counts like bytes, unless a probe cannot leave. */
+  handleUnread(now: number): void {
+    if (!this.isQueued) this.handleBytes(now);
   }
 
-  /** Everything written so far has left the process: an open deadline counts from here. */
-  flushed(now: number): void {
+  /** Records that everything written so far has left the process: an open deadline starts here. */
+  handleFlushed(now: number): void {
     if (this.isQueued && !this.hasLeft) {
       this.restart(now);
       this.hasLeft = true;
@@ -77,14 +94,14 @@ export class Heartbeat {
     this.isQueued = false;
   }
 
-  /** Some of what was written left. */
-  progress(now: number): void {
+  /** Records that some written bytes left the process. */
+  handleWriteProgress(now: number): void {
     this.progressAt = now;
   }
 
-  /** An answer: confirms the probe with this nonce and those before it. An unknown one is only bytes. */
-  pong(now: number, nonce: number): void {
-    this.bytes(now);
+  /** Handles an answer: it answers the probe with this nonce and all earlier ones. An unknown nonce counts as bytes only. */
+  handlePong(now: number, nonce: number): void {
+    this.handleBytes(now);
     const answered = (nonce - this.answered) >>> 0;
     if (nonce > 0xffff_ffff || !answered || answered > this.open) return;
     if (this.isTimed && this.hasLeft && answered === 1) {
@@ -94,14 +111,14 @@ export class Heartbeat {
     this.answered = nonce;
     this.isTimed = false;
     if (this.open) {
-      // It answers, only late: the newer probes get their time from here.
+      // The client answers, only late: the deadline of the newer probes starts here.
       this.restart(now);
       this.hasLeft = !this.isQueued;
     }
   }
 
-  /** Does what is due, and nothing when called early. Call it until it returns nothing. */
-  timeout(now: number): Action | undefined {
+  /** Returns the next action that is due; undefined if none is. Call it until it returns undefined. An early call does nothing. */
+  handleTimeout(now: number): HeartbeatAction | undefined {
     const late = now - this.due;
     const { drained } = this;
     this.drained = "no";
@@ -111,23 +128,23 @@ export class Heartbeat {
       if (late > this.interval / 4) return this.drain("late");
       if (this.deadAt <= now) return this.drain("in time");
     }
-    if (this.deadAt <= now) return { is: "dead", evidence: this.evidence };
+    if (this.deadAt <= now) return { kind: "dead", evidence: this.evidence };
     if (this.open && this.hasLeft && now - this.since >= ANSWER_LIMIT) {
       this.restart(now);
       this.isTimed = false;
-      return { is: "not listening" };
+      return { kind: "not listening" };
     }
     if (this.nextBeat <= now) return this.beat(now, false);
     return;
   }
 
-  /** A probe is not answered: whoever drives tells when what is written leaves. */
+  /** Whether a probe is unanswered: the driver then has to report when written bytes leave the process. */
   get isProbing(): boolean {
     return this.newest !== this.answered;
   }
 
-  /** When {@link timeout} has something to do. */
-  get dueAt(): number {
+  /** Returns when to call {@link handleTimeout}. */
+  pollTimeout(): number {
     return this.drained === "no" ? this.due : 0;
   }
 
@@ -135,8 +152,8 @@ export class Heartbeat {
     return Math.min(this.nextBeat, this.deadAt);
   }
 
-  /** A probe shares the deadline of an open one, or a dead client would be given more time with every beat. */
-  private beat(now: number, isFresh: boolean): Action {
+  /** Makes a probe. It shares the deadline of an open probe, because a dead client would get more time with every probe otherwise. */
+  private beat(now: number, isFresh: boolean): HeartbeatAction {
     if (isFresh || !this.open) {
       this.restart(now);
       this.answered = this.newest;
@@ -146,39 +163,40 @@ export class Heartbeat {
     this.newest = (this.newest + 1) >>> 0;
     this.isQueued = true;
     this.nextBeat = now + Math.floor(this.interval * (0.9 + 0.2 * spread(this.newest)));
-    return { is: "probe", nonce: this.newest };
+    return { kind: "probe", nonce: this.newest };
   }
 
-  private drain(why: "in time" | "late"): Action {
-    this.drained = why;
-    return { is: "drain" };
+  private drain(timing: "in time" | "late"): HeartbeatAction {
+    this.drained = timing;
+    return { kind: "drain" };
   }
 
-  /** When the open probes count as unanswered, if nothing else happens. */
+  /** When the client counts as dead, if nothing else happens. */
   private get deadAt(): number {
     if (!this.open) return Infinity;
     const deadline = Math.min(Math.max(4 * (this.rtt ?? 0) + 1000, 5000), 20_000);
     const signOfLife = Math.max(this.since, this.bytesAt, this.progressAt);
-    if (!this.hasLeft) return Math.min(signOfLife + deadline * HARD_CAP, Math.max(this.since, this.progressAt) + deadline * TAKES_NOTHING);
+    if (!this.hasLeft) return Math.min(signOfLife + deadline * HARD_CAP, Math.max(this.since, this.progressAt) + deadline * STALL_CAP);
     return Math.min(signOfLife + deadline, Math.max(this.since, this.bytesAt) + deadline * HARD_CAP);
   }
 
-  private get evidence(): "silent" | "frozen" | "stalled" {
+  private get evidence(): Evidence {
     if (!this.hasLeft) return "stalled";
     return this.progressAt > Math.max(this.since, this.bytesAt) ? "frozen" : "silent";
   }
 
+  /** How many probes are open. */
   private get open(): number {
     return (this.newest - this.answered) >>> 0;
   }
 
-  /** The open probes get their whole deadline from `now`. */
+  /** Restarts the deadline of the open probes at `now`. */
   private restart(now: number): void {
     this.since = this.bytesAt = this.progressAt = now;
   }
 }
 
-/** In [0, 1): 2^32 over the golden ratio throws consecutive nonces far apart, so that beats are jittered. */
+/** Returns a number in [0, 1). The factor, 2^32 divided by the golden ratio, spreads consecutive nonces, so probes are jittered. */
 function spread(nonce: number): number {
   return (Math.imul(nonce, 0x9e37_79b1) >>> 0) / 2 ** 32;
 }

@@ -1,10 +1,21 @@
-/** WebSocket sessions that stay, for Fastify: see the README. */
+/**
+ * WebSocket sessions that survive reconnects, for Fastify.
+ *
+ * @example
+ * import { mainstay } from "@mainstay/fastify";
+ *
+ * await app.register(mainstay, { heartbeatMs: 25_000 });
+ * app.get("/echo", { websocket: true }, async (session) => {
+ *   for await (const data of session) await session.send(data);
+ * });
+ */
 
 export { MessageTooLargeError } from "@mainstay/client/protocol";
-export type { Mainstay, Presence } from "./mainstay.js";
+export type { Mainstay, SessionListeners } from "./mainstay.js";
 export type { Stats } from "./metrics.js";
-export type { Authenticate, Bound, MainstayOptions, MainstayRouteOptions } from "./options.js";
+export type { Authenticate, MainstayOptions, MainstayRouteOptions, QueueLimit } from "./options.js";
+export type { Origins } from "./origin.js";
 export { mainstay } from "./plugin.js";
 export type { Audience, SendOptions, Sent } from "./rooms.js";
-export type { Closed, Loss, Peer, Sendable, Session, SessionEvents } from "./session.js";
+export type { End, Loss, PeerInfo, Sendable, Session, SessionEvents } from "./session.js";
 export type { SessionHandler } from "./types.js";

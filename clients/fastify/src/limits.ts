@@ -1,13 +1,13 @@
 /**
- * Limits on clients that break no rule: connections of one address, sessions that wait for their clients, sessions
- * without messages, connections that are old.
+ * Limits for clients that follow the protocol: connections from one address, parked sessions, sessions without messages,
+ * and old connections.
  *
- * Nothing here is touched per message: {@link Lifetimes} compares counts now and then.
+ * No message touches anything here: {@link Lifetimes} compares message counts from time to time.
  */
 
 import { isIPv6 } from "node:net";
 
-/** An IPv6 network has a /64 at least, so all of that is one client. */
+/** Returns the network of an address, which counts as one client. A subscriber has a whole /64 of IPv6. */
 export function networkOf(address: string): string {
   if (!isIPv6(address)) return address;
   const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(address);
@@ -19,17 +19,18 @@ export function networkOf(address: string): string {
   return `${all.slice(0, 4).map((group) => parseInt(group, 16).toString(16)).join(":")}::/64`;
 }
 
-/** How many connections each address has. */
+/** Counts the connections of each address. */
 export class Addresses {
   private counts = new Map<string, number>();
 
-  /** Returns how many it has now. */
+  /** Counts one connection more. Returns how many the address has now. */
   enter(address: string): number {
     const count = (this.counts.get(address) ?? 0) + 1;
     this.counts.set(address, count);
     return count;
   }
 
+  /** Counts one connection less. */
   leave(address: string): void {
     const count = this.counts.get(address)! - 1;
     if (count) this.counts.set(address, count);
@@ -37,12 +38,12 @@ export class Addresses {
   }
 }
 
-/** Sessions whose clients are away, by address; the longest away first. */
+/** The parked sessions of each address; the one that has been parked for the longest comes first. */
 export class Parked<Session> {
   private addresses = new Map<string, Set<Session>>();
   private places = new Map<Session, string>();
 
-  /** Returns the one that gives way, if there are more than `most` now. */
+  /** Adds a session. Returns the oldest of its address if there are more than `most` now. */
   enter(session: Session, address: string, most: number): Session | undefined {
     const set = this.addresses.get(address) ?? new Set();
     this.addresses.set(address, set.add(session));
@@ -50,6 +51,7 @@ export class Parked<Session> {
     return set.size > most ? set.values().next().value : undefined;
   }
 
+  /** Removes a session, if it is here. */
   leave(session: Session): void {
     const address = this.places.get(session);
     if (address === undefined) return;
@@ -60,34 +62,34 @@ export class Parked<Session> {
   }
 }
 
-/** What {@link Lifetimes} looks at. */
+/** The properties of a session that {@link Lifetimes} reads. */
 export interface Aging {
-  /** Counts messages, whichever direction. */
+  /** Counts the messages in both directions. */
   readonly messages: number;
-  /** Names the connection; undefined: there is none now. */
+  /** Identifies the connection; undefined while the session is parked. */
   readonly connectionId: number | undefined;
 }
 
 interface Watched {
-  idleTimeout: number;
-  maxLifetime: number;
+  idleTimeoutMs: number;
+  maxLifetimeMs: number;
   messages: number;
   activeAt: number;
   connection: number | undefined;
   oldAt: number;
-  isTold: boolean;
+  isReported: boolean;
 }
 
-/** What is to be done: end the session; ask its client to move; close the connection that was asked to move and stayed. */
-export type Verdict = "idle" | "old" | "overstayed";
+/** What a session exceeded: end an idle one, ask the client of an old connection to move, close the connection if it stays. */
+export type Exceeded = "idle" | "old" | "overstayed";
 
-/** A client that was asked to move gets this long. */
-export const MOVE_WITHIN = 15_000;
+/** How long a client that was asked to move has. Milliseconds. */
+export const MOVE_WITHIN_MS = 15_000;
 
-/** Which sessions carried no message for too long, and which connections are too old. Pure: time is an argument. */
+/** Finds sessions that carried no message for too long, and connections that are too old. Pure: time is an argument. */
 export class Lifetimes<Session extends Aging> {
   private watched = new Map<Session, Watched>();
-  /** How often to look: a tenth of the shortest limit. */
+  /** How often to call {@link check}: a tenth of the shortest limit, in milliseconds. */
   interval = Infinity;
   private random: () => number;
 
@@ -95,53 +97,56 @@ export class Lifetimes<Session extends Aging> {
     this.random = random;
   }
 
+  /** How many sessions have a limit. */
   get size(): number {
     return this.watched.size;
   }
 
-  watch(now: number, session: Session, idleTimeout = Infinity, maxLifetime = Infinity): void {
-    if (idleTimeout === Infinity && maxLifetime === Infinity) return;
-    this.interval = Math.min(this.interval, idleTimeout / 10, maxLifetime / 10);
-    const watched = { idleTimeout, maxLifetime, messages: -1, activeAt: now, connection: undefined, oldAt: Infinity, isTold: false };
+  /** Watches a session from now on, unless it has no limit. */
+  watch(now: number, session: Session, idleTimeoutMs = Infinity, maxLifetimeMs = Infinity): void {
+    if (idleTimeoutMs === Infinity && maxLifetimeMs === Infinity) return;
+    this.interval = Math.min(this.interval, idleTimeoutMs / 10, maxLifetimeMs / 10);
+    const watched = { idleTimeoutMs, maxLifetimeMs, messages: -1, activeAt: now, connection: undefined, oldAt: Infinity, isReported: false };
     this.watched.set(session, watched);
     this.renew(now, session, watched);
   }
 
+  /** Stops watching a session. */
   forget(session: Session): void {
     this.watched.delete(session);
   }
 
-  /** Tells of those that are due, each once for one reason. */
-  look(now: number, tell: (session: Session, verdict: Verdict) => void): void {
+  /** Reports every session that exceeds a limit, once for each limit. */
+  check(now: number, report: (session: Session, exceeded: Exceeded) => void): void {
     for (const [session, watched] of this.watched) {
-      const verdict = this.judge(now, session, watched);
-      if (verdict) tell(session, verdict);
+      const exceeded = this.exceededBy(now, session, watched);
+      if (exceeded) report(session, exceeded);
     }
   }
 
-  private judge(now: number, session: Session, watched: Watched): Verdict | undefined {
+  private exceededBy(now: number, session: Session, watched: Watched): Exceeded | undefined {
     if (session.connectionId !== watched.connection) this.renew(now, session, watched);
     if (session.messages !== watched.messages) {
       watched.messages = session.messages;
       watched.activeAt = now;
     }
     if (watched.connection === undefined) return;
-    if (now - watched.activeAt >= watched.idleTimeout) {
-      watched.idleTimeout = Infinity;
+    if (now - watched.activeAt >= watched.idleTimeoutMs) {
+      watched.idleTimeoutMs = Infinity;
       return "idle";
     }
     if (now < watched.oldAt) return;
-    watched.oldAt = watched.isTold ? Infinity : now + MOVE_WITHIN;
-    const verdict = watched.isTold ? "overstayed" : "old";
-    watched.isTold = true;
-    return verdict;
+    const exceeded = watched.isReported ? "overstayed" : "old";
+    watched.oldAt = watched.isReported ? Infinity : now + MOVE_WITHIN_MS;
+    watched.isReported = true;
+    return exceeded;
   }
 
-  /** Another connection is young, and whose client is back is not idle. */
+  /** Restarts both limits for a new connection. */
   private renew(now: number, session: Session, watched: Watched): void {
     watched.connection = session.connectionId;
     watched.activeAt = now;
-    watched.isTold = false;
-    watched.oldAt = now + watched.maxLifetime * (0.8 + 0.4 * this.random());
+    watched.isReported = false;
+    watched.oldAt = now + watched.maxLifetimeMs * (0.8 + 0.4 * this.random());
   }
 }

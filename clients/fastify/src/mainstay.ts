@@ -1,18 +1,32 @@
-/** `app.mainstay`: every session of one registration, from anywhere in the application. */
+/** `app.mainstay`: the sessions of one registration, from anywhere in the application. */
 
+import { metricsOf, type Stats, statsOf } from "./metrics.js";
 import { type Audience, type SendOptions, type Sent, sendTo, sendVolatileTo } from "./rooms.js";
 import type { Server } from "./server.js";
-import { type Closed, driverOf, type Loss, type Sendable, type Session } from "./session.js";
-import { metricsOf, type Stats, statsOf } from "./metrics.js";
+import { driverOf, type End, type Loss, type Sendable, type Session } from "./session.js";
 
-/** What is told of sessions, whatever their route. A listener that throws is logged; the session and the other listeners go on. */
-export interface Presence {
+/**
+ * The listeners for the sessions of all routes. A listener that throws is logged; the session goes on, and the other
+ * listeners are called.
+ */
+export interface SessionListeners {
+  /** A session began. */
   session: (session: Session) => void;
+  /** A session's client came back. `epoch` counts its connections. */
   resumed: (session: Session, epoch: number) => void;
+  /** A session lost its connection. */
   detached: (session: Session, loss: Loss) => void;
-  closed: (session: Session, closed: Closed) => void;
+  /** A session ended. */
+  closed: (session: Session, end: End) => void;
 }
 
+/**
+ * The sessions of one registration: rooms, broadcast, presence and metrics.
+ *
+ * @example
+ * app.mainstay.onSession((session) => session.join("everyone"));
+ * app.mainstay.to("everyone").send("hello");
+ */
 export class Mainstay {
   #server: Server;
 
@@ -21,17 +35,17 @@ export class Mainstay {
     this.#server = server;
   }
 
-  /** Sessions that are not over, those whose clients are away included, in the order in which they began. */
+  /** The sessions that have not ended, parked ones included, in the order in which they began. */
   get sessions(): ReadonlySet<Session> {
     return this.#server.sessions;
   }
 
-  /** The session with this {@link Session.id}. Plain clients have none. */
+  /** Returns the session with this {@link Session.id}; undefined if there is none. Plain clients have no id. */
   get(id: string): Session | undefined {
     return this.#server.find(id);
   }
 
-  /** The sessions in one of these rooms: `to("a", "b").send(data)` reaches each once. */
+  /** Returns the sessions in one or more of these rooms: `to("a", "b").send(data)` sends to each session once. */
   to(...rooms: string[]): Audience {
     const { rooms: all } = this.#server;
     return {
@@ -39,11 +53,11 @@ export class Mainstay {
         return all.in(rooms);
       },
       send: (data, options) => this.#send(all.in(rooms), data, options),
-      sendVolatile: (data, options) => sendVolatileTo(all.in(rooms), driverOf, data, options),
+      sendVolatile: (data, options) => sendVolatileTo(all.in(rooms), data, options),
     };
   }
 
-  /** Sends to every session, without waiting. */
+  /** Sends a message to every session, without waiting. */
   broadcast(data: Sendable, options?: SendOptions): Sent {
     return this.#send(this.sessions, data, options);
   }
@@ -53,44 +67,44 @@ export class Mainstay {
     return this.#server.rooms.names;
   }
 
-  /** A session begins: before its handler is called. Returns what removes the listener, as the next three do. */
-  onSession(listener: Presence["session"]): () => void {
+  /** Calls `listener` for every new session, before its handler. Returns a function that removes the listener. */
+  onSession(listener: SessionListeners["session"]): () => void {
     return this.#server.listen("session", listener);
   }
 
-  /** A session's client is back over a new connection. */
-  onResumed(listener: Presence["resumed"]): () => void {
+  /** Calls `listener` when a session's client is back on a new connection. Returns a function that removes the listener. */
+  onResumed(listener: SessionListeners["resumed"]): () => void {
     return this.#server.listen("resumed", listener);
   }
 
-  /** A session's client is away; the session waits for it. */
-  onDetached(listener: Presence["detached"]): () => void {
+  /** Calls `listener` when a session lost its connection and waits for its client. Returns a function that removes the listener. */
+  onDetached(listener: SessionListeners["detached"]): () => void {
     return this.#server.listen("detached", listener);
   }
 
-  /** A session is over; it has left its rooms. */
-  onClosed(listener: Presence["closed"]): () => void {
+  /** Calls `listener` when a session ended; it has left its rooms. Returns a function that removes the listener. */
+  onClosed(listener: SessionListeners["closed"]): () => void {
     return this.#server.listen("closed", listener);
   }
 
-  /** Counts of now and since the start. Looks at every session. */
+  /** Returns the current figures and the counts since the start. Visits every session. */
   stats(): Stats {
     return statsOf(this.#server);
   }
 
-  /** The same in Prometheus' text format, named as in the gateway's `docs/METRICS.md`. */
+  /** Returns {@link stats} in Prometheus' text format, with the names of the gateway's `docs/METRICS.md`. */
   metrics(): string {
     return metricsOf(this.stats());
   }
 
-  /** @internal For `@mainstay/fastify/testing`: the session's resume window passes now, if its client is away. */
+  /** @internal Ends the session as if its resume window had passed, if it is parked. For `@mainstay/fastify/testing`. */
   expire(session: Session): void {
     driverOf(session).expire();
   }
 
   #send(sessions: Iterable<Session>, data: Sendable, options?: SendOptions): Sent {
-    const result = sendTo(sessions, driverOf, data, options);
-    this.#server.counts.slow.closed += result.closed;
+    const result = sendTo(sessions, data, options);
+    this.#server.counts.slow.disconnected += result.disconnected;
     this.#server.counts.slow.skipped += result.skipped;
     return result;
   }

@@ -1,6 +1,6 @@
 /**
- * What sessions and tombstones are found by. A server never stores a secret, only the hash of it together with the
- * owner who presents it: stolen by another owner it names nothing at all.
+ * The names under which the registry finds sessions and tombstones. A server never stores a secret. It stores a hash of
+ * the secret together with the owner that presents it, so a secret that another owner stole names nothing.
  *
  * Source: `docs/PROTOCOL.md` "Tokens and names".
  */
@@ -11,7 +11,7 @@ export type Name = string;
 
 export const toHex = (bytes: Uint8Array): string => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("hex");
 
-/** The name of a secret as presented by `owner`: who, and where. */
+/** Returns the name of a secret that `owner` presents. An owner is a principal at a path. */
 export function nameOf(owner: string, secret: Uint8Array): Name {
   const bytes = Buffer.from(owner);
   const length = Buffer.alloc(8);

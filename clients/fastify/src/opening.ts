@@ -1,25 +1,26 @@
 /**
- * From the upgrade to a session: the first message, who the client is, and which session it may have. An opening has
- * a deadline; what comes out of it lives with a driver.
+ * A connection between its upgrade and its session: waits for the first message and for the answer of `authenticate`, both
+ * before one deadline. Afterwards a driver takes the connection over.
  *
  * Source: `docs/PROTOCOL.md` "Attaching", "Credentials".
  */
 
 import type { Data } from "@mainstay/client/protocol";
 import type { Connection, Listener } from "./connection.js";
-import { Resident, type Wheel } from "./wheel.js";
+import { TimerTask, type Wheel } from "./wheel.js";
 
-/** A connection that is not bound to a session yet. */
-export class Opening extends Resident implements Listener {
+/** A connection that has no session yet. */
+export class Opening extends TimerTask implements Listener {
   readonly connection: Connection;
-  /** What came first, and what came behind it while the first was judged. */
+  /** The messages that arrived, the first one first. */
   private early: { data: Data; length: number }[] = [];
   private state: "open" | "lost" | "late" = "open";
   private wheel: Wheel;
   private deadline: number;
+  /** Wakes {@link first}. */
   private wake: (() => void) | undefined;
-  /** Says that there is nothing more to wait for. */
-  private end: (() => void) | undefined;
+  /** Settles the promise of {@link inTime} when the opening is lost or late. */
+  private stopWaiting: (() => void) | undefined;
 
   /** `deadline`: a time of the wheel's clock. */
   constructor(connection: Connection, wheel: Wheel, deadline: number) {
@@ -31,71 +32,71 @@ export class Opening extends Resident implements Listener {
     connection.listener = this;
   }
 
-  message(connection: Connection, data: Data, length: number): void {
+  handleMessage(connection: Connection, data: Data, length: number): void {
     this.early.push({ data, length });
-    // What is not read yet waits in the kernel: an opening holds no more than one read.
+    // Further bytes wait in the kernel: an opening holds the messages of one read at most.
     connection.pause();
     this.wake?.();
   }
 
-  due(): void {
+  fire(): void {
     if (this.wheel.now < this.deadline) this.wheel.arm(this, this.deadline);
     else this.finish("late");
   }
 
-  pong(): void {}
+  handlePong(): void {}
 
-  wrote(): void {}
+  handleWritten(): void {}
 
-  lost(): void {
+  handleLost(): void {
     this.finish("lost");
   }
 
-  /** The first message. Undefined: none came in time. */
+  /** Returns the first message; undefined if none arrived in time. */
   async first(): Promise<Data | undefined> {
     if (!this.early.length && this.state === "open") await new Promise<void>((wake) => (this.wake = wake));
     return this.early.shift()?.data;
   }
 
-  /** What `answer` comes to, or undefined if it takes too long. */
+  /** Returns the result of `answer`; undefined if the opening is lost or late before. */
   inTime<T>(answer: Promise<T>): Promise<T | undefined> {
     if (this.state !== "open") return Promise.resolve(undefined);
-    return Promise.race([answer, new Promise<undefined>((end) => (this.end = () => end(undefined)))]);
+    return Promise.race([answer, new Promise<undefined>((settle) => (this.stopWaiting = () => settle(undefined)))]);
   }
 
-  /** It is neither lost nor late. */
+  /** Whether the connection is neither lost nor late. */
   get isOpen(): boolean {
     return this.state === "open";
   }
 
+  /** Whether the connection is lost. */
   get isLost(): boolean {
     return this.state === "lost";
   }
 
-  /** What came meanwhile belongs to the connection's next listener. */
-  handOn(): void {
+  /** Ends the opening: the connection's new listener receives the remaining messages. */
+  release(): void {
     const { connection, early } = this;
-    this.settle();
+    this.disarm();
     connection.resume();
-    for (const { data, length } of early.splice(0)) connection.listener?.message(connection, data, length);
+    for (const { data, length } of early.splice(0)) connection.listener?.handleMessage(connection, data, length);
   }
 
-  /** Closes it. False, as no session comes out of it. */
+  /** Closes the connection. Returns false, because the connection gets no session. */
   refuse(code: number, reason: string): false {
-    this.settle();
+    this.disarm();
     this.connection.close(code, reason);
     return false;
   }
 
-  /** The wheel knows it no more. */
-  settle(): void {
+  private disarm(): void {
     this.wheel.disarm(this);
   }
 
   private finish(state: "lost" | "late"): void {
     this.state = state;
-    this.settle();
+    this.disarm();
     this.wake?.();
-    this.end?.();
+    this.stopWaiting?.();
   }
 }

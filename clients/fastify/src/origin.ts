@@ -1,9 +1,9 @@
 /**
- * Which web pages may open a WebSocket here: the defence against cross-site WebSocket hijacking.
+ * Decides which web pages may open a WebSocket: the defence against cross-site WebSocket hijacking.
  *
- * A browser opens a WebSocket for any page, to any host, and adds the host's cookies. The one sign of whose page it was
- * is `Origin`, which scripts cannot change. A request without `Origin` comes from no page: a program that sends a cookie
- * owns it.
+ * A browser opens a WebSocket for any page, to any host, and adds the host's cookies. Only the field `Origin`, which
+ * scripts cannot change, names the page. A request without `Origin` comes from a program, not from a page, and a program
+ * owns the cookie that it sends.
  *
  * Source: RFC 6455 section 10.2, RFC 6454 section 7.
  */
@@ -11,12 +11,16 @@
 import type { IncomingHttpHeaders } from "node:http";
 
 /**
- * `same-host`: a request with cookies or `Authorization` must come from a page of the host and port that it asks for, in
- * `Host` or, as a proxy in front may have replaced that, in `X-Forwarded-Host`. `any`: every page. A list: a request with
- * an `Origin` must have one of these, such as `https://example.com`.
+ * Which web pages may open a WebSocket.
+ *
+ * - `"same-host"`: a request with cookies or `Authorization` must come from a page of the host and port that it asks for
+ *   in `Host`, or in `X-Forwarded-Host`, as a proxy may have replaced `Host`.
+ * - `"any"`: every page.
+ * - A list: a request that has an `Origin` must have one of these, such as `https://example.com`.
  */
 export type Origins = "same-host" | "any" | string[];
 
+/** Returns whether a request with these fields may open a WebSocket. */
 export function isAllowed(origins: Origins, headers: IncomingHttpHeaders): boolean {
   const { origin, cookie, authorization, host } = headers;
   if (origin === undefined || origins === "any") return true;
@@ -27,7 +31,7 @@ export function isAllowed(origins: Origins, headers: IncomingHttpHeaders): boole
   return asked.some((name) => from !== undefined && name !== undefined && parse(`${from.protocol}//${name}`)?.host === from.host);
 }
 
-/** Whether `text` is an origin: scheme and host, and nothing behind them. */
+/** Returns whether `text` is an origin: a scheme and a host, with nothing behind them. */
 export function isOrigin(text: unknown): boolean {
   return typeof text === "string" && parse(text) !== undefined;
 }

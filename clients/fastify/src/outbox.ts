@@ -1,7 +1,7 @@
 /**
- * For an application that would rather lose what is old than wait for a slow client: a full buffer drops the oldest
- * message that no connection ever wrote. Neighbours that were dropped are one gap, which stands in the stream in
- * their place, is written as GAP, replayed and acknowledged like a message.
+ * An outbox for applications that prefer new messages to old ones: when it is full, it drops the oldest message that no
+ * connection has written, instead of refusing the new one. Adjacent dropped messages form one gap. The gap keeps their
+ * place in the stream: it is written as GAP, replayed and acknowledged like a message.
  *
  * Source: `docs/PROTOCOL.md` "Sequence rules" 7.
  */
@@ -9,21 +9,22 @@
 import { type Bytes, type Data, encode, Flow, type Inbox, type Lane, Outbox, Type, type Window } from "@mainstay/client/protocol";
 import { sizeOf } from "./queue.js";
 
+/** The cause of a GAP: an overflow. */
 const OVERFLOW = 1;
 
-interface Kept {
+interface Item {
   data: Data;
-  /** What stood here was dropped. */
+  /** The item stands for messages that were dropped. */
   isGap: boolean;
   /** The number of the message, or the last number of the gap. */
   last: number;
-  /** Payload bytes up to and with it. */
+  /** The payload bytes up to and with this item. */
   end: number;
 }
 
-/** An {@link Outbox} whose items may stand for several numbers. */
+/** An {@link Outbox} whose items may each stand for several numbers. */
 export class DroppingOutbox extends Outbox {
-  declare items: Kept[];
+  declare items: Item[];
 
   override get last(): number {
     return this.items.at(-1)?.last ?? this.base;
@@ -36,12 +37,12 @@ export class DroppingOutbox extends Outbox {
     return last;
   }
 
-  /** Asked only where no gap follows. */
+  /** As in {@link Outbox}. Called only where no gap follows. */
   override next(position: number): Data | undefined {
     return this.fitting(position)?.data;
   }
 
-  /** The last number of the gap that follows this position, if one does and the peer's window holds its first. */
+  /** Returns the last number of the gap after this position; undefined if none follows, or the peer's window has no room for it. */
   gapAfter(position: number): number | undefined {
     const item = this.fitting(position);
     return item?.isGap ? item.last : undefined;
@@ -66,21 +67,21 @@ export class DroppingOutbox extends Outbox {
     return (this.items[this.index(number)] ?? this.items.at(-1))?.end ?? this.baseEnd;
   }
 
-  private fitting(position: number): Kept | undefined {
+  private fitting(position: number): Item | undefined {
     const item = this.items[this.index(position + 1)];
     const ahead = position + 1 - this.acknowledged;
     if (!item || ahead <= 1) return item;
-    return ahead <= this.peer[0] && item.end - this.endOf(this.acknowledged) <= this.peer[1] ? item : undefined;
+    return ahead <= this.peer.messages && item.end - this.endOf(this.acknowledged) <= this.peer.bytes ? item : undefined;
   }
 
-  /** A gap that was not written does not count: there is one at most, and it must leave room for the newest message. */
+  /** An unwritten gap does not count: there is one at most, and it has to leave room for the newest message. */
   private isOverFull(): boolean {
     const unwrittenGap = +!!this.items[this.index(this.written + 1)]?.isGap;
     const kept = this.items.length - this.index(this.acknowledged + 1) - unwrittenGap;
-    return kept > 1 && (kept > this.limit[0] || this.bytes > this.limit[1]);
+    return kept > 1 && (kept > this.limit.messages || this.bytes > this.limit.bytes);
   }
 
-  /** Puts the oldest message that was never written into the gap before it, or makes a gap of it. False: there is none. */
+  /** Drops the oldest message that was never written, into a new gap or the one before it. Returns false if there is none. */
   private dropOldest(): boolean {
     const first = this.index(this.written + 1);
     const gap = this.items[first]?.isGap ? this.items[first] : undefined;
@@ -99,7 +100,7 @@ export class DroppingOutbox extends Outbox {
     return true;
   }
 
-  /** Where the first item stands whose last number is `number` or above. Without a gap before it that is a subtraction. */
+  /** Returns the index of the first item whose last number is `number` or above: without a gap before it, a subtraction. */
   private index(number: number): number {
     const { items, base } = this;
     let low = 0;
@@ -114,7 +115,7 @@ export class DroppingOutbox extends Outbox {
   }
 }
 
-/** A flow that writes gaps. */
+/** A {@link Flow} that writes gaps. */
 export class DroppingFlow extends Flow {
   declare outbox: DroppingOutbox;
 
@@ -131,6 +132,6 @@ export class DroppingFlow extends Flow {
     const first = lane.wrote + 1;
     lane.wrote = last;
     this.outbox.written = Math.max(this.outbox.written, last);
-    return encode([Type.Gap, first, last - first + 1, OVERFLOW]);
+    return encode({ type: Type.Gap, first, count: last - first + 1, cause: OVERFLOW });
   }
 }

@@ -1,202 +1,224 @@
 /**
- * The server's end towards a client that speaks plain WebSocket: one connection, nothing resumed. It has the heartbeat
- * and the bounds of a session and the same shape, so that one driver and one handler serve both kinds of client.
+ * The server's end of a plain WebSocket: one connection, and nothing is resumed. It has the heartbeat and the limits of a
+ * session, and the same methods, so one driver and one handler serve both kinds of client.
  *
- * Most messages pass it by: one that comes while none waits goes to the application, and one that is sent while none
- * waits goes to the connection. Queues are there only while something is in them.
+ * Most messages bypass its queues: a message that arrives while none waits goes straight to the application, and a message
+ * that is sent while none waits goes straight to the connection. A queue exists only while it holds messages.
  *
  * Pure: time and randomness are arguments. Source: `docs/PROTOCOL.md` "Plain peers".
  */
 
 import { type Bytes, type Data, type Delivery, type Frame, Type } from "@mainstay/client/protocol";
-import { type Action, Heartbeat } from "./heartbeat.js";
-import { Queue, sizeOf } from "./queue.js";
-import { CLOSE_TIMEOUT, type Output, type Over, type SessionConfig } from "./server-session.js";
+import { Heartbeat, type HeartbeatAction } from "./heartbeat.js";
+import { ByteQueue, sizeOf } from "./queue.js";
+import { ABORT_TIMEOUT_MS, CLOSE_TIMEOUT_MS, type Closed, type Output, type SessionConfig, type Traffic } from "./server-session.js";
 
+/** The session of a plain client. */
 export class PlainSession {
   readonly epoch = 1;
-  /** It says nothing of the messages that it takes. */
+  /** A plain client announces no largest message. */
   readonly limit = Infinity;
   connection: number | undefined;
-  over: Over | undefined;
+  /** Set once the session has ended. */
+  closed: Closed | undefined;
   /** Messages accepted for the client. */
-  sent = 0;
+  accepted = 0;
   private heartbeat: Heartbeat;
   private ping: number | undefined;
-  private inbox: Queue | undefined;
-  private outbox: Queue | undefined;
-  private handed = 0;
-  /** What was accepted leaves first, if the client takes it; then the Close. */
-  private closing: { code: number; reason: string; until: number; isSaid: boolean } | undefined;
+  private inbox: ByteQueue | undefined;
+  private outbox: ByteQueue | undefined;
+  private delivered = 0;
+  /** The Close that follows the accepted messages. */
+  private closing: { code: number; reason: string; until: number; isWritten: boolean } | undefined;
   private config: SessionConfig;
 
   constructor(now: number, config: SessionConfig, connection: number, random: () => number) {
     this.config = config;
     this.connection = connection;
-    this.heartbeat = new Heartbeat(now, config.heartbeat, random);
+    this.heartbeat = new Heartbeat(now, config.heartbeatMs, random);
   }
 
-  /** `length`: the bytes of the message. */
-  receive(now: number, _connection: number, frame: Frame, length?: number): void {
-    this.heartbeat.bytes(now);
-    if (frame?.[0] === Type.Data && this.isOpen) (this.inbox ??= new Queue()).push(frame[1], length);
+  /** Handles a message of the client. `length`: its bytes. */
+  handleFrame(now: number, _connection: number, frame: Frame, length?: number): void {
+    this.heartbeat.handleBytes(now);
+    if (frame?.type === Type.Data && this.isOpen) (this.inbox ??= new ByteQueue()).push(frame.data, length);
   }
 
-  /** A message came that goes to the application at once. False: it has to wait behind others; {@link receive} takes it. */
-  passIn(now: number): boolean {
+  /**
+   * Counts a message that the driver delivers to the application at once. Returns false if the message has to wait behind
+   * others: pass it to {@link handleFrame}.
+   */
+  bypassInbox(now: number): boolean {
     if (this.inbox || !this.isOpen) return false;
-    this.heartbeat.bytes(now);
-    this.handed++;
+    this.heartbeat.handleBytes(now);
+    this.delivered++;
     return true;
   }
 
-  /** Whether a message that is sent now may go to the connection at once. Otherwise {@link send} takes it. */
-  get passesOut(): boolean {
+  /** Whether the driver may write a message to the connection at once. Otherwise pass it to {@link send}. */
+  get bypassesOutbox(): boolean {
     return !this.outbox && this.ping === undefined && this.isOpen;
   }
 
-  /** Nothing is to be done before something happens. */
+  /** Whether the driver has nothing to do. */
   get isQuiet(): boolean {
     return !this.inbox && !this.hasOutput && this.isOpen;
   }
 
-  /** Something waits for the connection. */
+  /** Whether something waits for the connection. */
   get hasOutput(): boolean {
     return this.ping !== undefined || !!this.outbox || !!this.closing;
   }
 
-  /** Something waits for the application. */
+  /** Whether something waits for the application. */
   get hasInput(): boolean {
     return !!this.inbox;
   }
 
-  /** Whether more should be read now: the application is not too far behind. */
+  /** Whether the driver should read more: the inbox has room. */
   get wantsInput(): boolean {
-    return !this.inbox || this.inbox.holds(this.config.accept, 0);
+    return !this.inbox || this.inbox.hasRoom(this.config.accept, 0);
   }
 
-  /** A probe is not answered: {@link flushed} and {@link progress} matter. */
+  /** Whether a probe is unanswered: {@link handleFlushed} and {@link handleWriteProgress} matter then. */
   get isProbing(): boolean {
     return this.heartbeat.isProbing;
   }
 
-  /** Any bytes arrived, or were left unread because {@link wantsInput} says so. */
-  bytes(now: number): void {
-    if (this.wantsInput) this.heartbeat.bytes(now);
-    else this.heartbeat.unread(now);
+  /** Records that bytes arrived, or that the driver left them unread because of {@link wantsInput}. */
+  handleBytes(now: number): void {
+    if (this.wantsInput) this.heartbeat.handleBytes(now);
+    else this.heartbeat.handleUnread(now);
   }
 
-  pong(now: number, _connection: number, nonce: number): void {
-    this.heartbeat.pong(now, nonce);
+  /** Handles an RFC 6455 Pong, or a Ping with the nonce -1. */
+  handlePong(now: number, _connection: number, nonce: number): void {
+    this.heartbeat.handlePong(now, nonce);
   }
 
-  flushed(now: number): void {
-    // A probe that was not even given out has not left.
-    if (this.ping === undefined) this.heartbeat.flushed(now);
+  /** Records that everything written so far has left the process. */
+  handleFlushed(now: number): void {
+    // A probe that was not written yet has not left.
+    if (this.ping === undefined) this.heartbeat.handleFlushed(now);
   }
 
-  progress(now: number): void {
-    this.heartbeat.progress(now);
+  /** Records that some written bytes left the process. */
+  handleWriteProgress(now: number): void {
+    this.heartbeat.handleWriteProgress(now);
   }
 
-  /** The connection is gone, and the session with it. */
-  lost(_now: number, _connection: number, code: number, reason: string): void {
+  /** Handles the end of the connection, which ends the session. */
+  handleLost(_now: number, _connection: number, code: number, reason: string): void {
     const { closing } = this;
     this.connection = undefined;
-    if (this.over) return;
-    if (closing) this.over = { why: "ended", code: closing.code, reason: closing.reason, byUs: true };
-    else this.over = { why: code === 1006 || code === 4408 ? "lost" : "ended", code, reason, byUs: false };
+    if (this.closed) return;
+    if (closing) this.closed = { cause: "ended", code: closing.code, reason: closing.reason, byUs: true };
+    else this.closed = { cause: code === 1006 || code === 4408 ? "lost" : "ended", code, reason, byUs: false };
     this.outbox = undefined;
   }
 
+  /** Accepts a message for the client. Returns false if there is no room, or the session is ending. */
   send(data: Data): boolean {
     const length = sizeOf(data);
-    if (!this.isOpen || (this.outbox && !this.outbox.holds(this.config.keep, length))) return false;
-    (this.outbox ??= new Queue()).push(data, length);
-    this.sent++;
+    if (!this.isOpen || (this.outbox && !this.outbox.hasRoom(this.config.keep, length))) return false;
+    (this.outbox ??= new ByteQueue()).push(data, length);
+    this.accepted++;
     return true;
   }
 
-  /** Nothing is numbered here: a message that is dropped if the client does not keep up. */
+  /** Accepts a message that is dropped if there is no room. A plain client's messages are not numbered, so it is a usual one. */
   sendVolatile(data: Data): void {
     this.send(data);
   }
 
-  handOver(): Delivery | undefined {
+  /** Returns the next message for the application; undefined if none waits. */
+  deliver(): Delivery | undefined {
     const data = this.inbox?.shift();
     if (!this.inbox?.length) this.inbox = undefined;
-    return data === undefined ? undefined : { data, first: ++this.handed, count: 1 };
+    return data === undefined ? undefined : { data, first: ++this.delivered, count: 1 };
   }
 
-  handOverVolatile(): undefined {}
+  deliverVolatile(): undefined {}
 
-  takeAuth(): { connection: number; credentials: Bytes } | undefined {
+  pollAuth(): { connection: number; credentials: Bytes } | undefined {
     return undefined;
   }
 
-  verdict(): void {}
+  handleAuthResult(): void {}
 
   /**
-   * Ends in order: what was accepted is written first, and nothing more is handed over. What has not left within 10 s is
-   * dropped with the connection.
+   * Ends the session in order: accepted messages are written first, and nothing more is delivered. Messages that have not
+   * left within 10 s are dropped with the connection.
    */
   close(now: number, code: number, reason: string): void {
     if (!this.isOpen) return;
-    this.closing = { code, reason, until: now + CLOSE_TIMEOUT, isSaid: false };
+    this.closing = { code, reason, until: now + CLOSE_TIMEOUT_MS, isWritten: false };
     this.inbox = undefined;
   }
 
-  /** The session is open, or its client ended it and what came before waits. */
-  get handsOver(): boolean {
+  /** Ends the session now: messages that were not written yet are dropped, and the Close is written at once. */
+  abort(now: number, code: number, reason: string): void {
+    this.close(now, code, reason);
+    this.outbox = undefined;
+    if (this.closing) this.closing.until = Math.min(this.closing.until, now + ABORT_TIMEOUT_MS);
+  }
+
+  /** Whether messages are delivered: the session is open, or its client ended it and messages received before wait. */
+  get delivers(): boolean {
     return !this.closing;
   }
 
   goAway(): void {}
 
+  /** Ends the session at once, without a Close. */
   evict(reason: string): void {
-    this.over ??= { why: "evicted", code: 1006, reason, byUs: true };
+    this.closed ??= { cause: "evicted", code: 1006, reason, byUs: true };
   }
 
-  transmit(): Output | undefined {
+  /** Returns the next thing to write to the connection; undefined if there is none. */
+  pollTransmit(): Output | undefined {
     const { closing, ping } = this;
-    if (closing?.isSaid) return;
+    if (closing?.isWritten) return;
     if (ping !== undefined) {
       this.ping = undefined;
-      return { ping };
+      return { kind: "ping", nonce: ping };
     }
     const data = this.outbox?.shift();
     if (!this.outbox?.length) this.outbox = undefined;
     if (data !== undefined || !closing) return data;
-    closing.isSaid = true;
-    return { code: closing.code, reason: closing.reason };
+    closing.isWritten = true;
+    return { kind: "close", code: closing.code, reason: closing.reason };
   }
 
-  timeout(now: number): Action | undefined {
+  /** Does what is due. Call it at {@link pollTimeout}, until it returns undefined or `dead`. */
+  handleTimeout(now: number): HeartbeatAction | undefined {
     if (this.connection === undefined) return;
-    if (this.closing && this.closing.until <= now) return { is: "dead", evidence: "stalled" };
-    const action = this.heartbeat.timeout(now);
-    if (action?.is === "probe") this.ping = action.nonce;
+    if (this.closing && this.closing.until <= now) return { kind: "dead", evidence: "stalled" };
+    const action = this.heartbeat.handleTimeout(now);
+    if (action?.kind === "probe") this.ping = action.nonce;
     return action;
   }
 
-  get dueAt(): number {
-    return this.connection === undefined ? Infinity : Math.min(this.heartbeat.dueAt, this.closing?.until ?? Infinity);
+  /** Returns when to call {@link handleTimeout}. */
+  pollTimeout(): number {
+    return this.connection === undefined ? Infinity : Math.min(this.heartbeat.pollTimeout(), this.closing?.until ?? Infinity);
   }
 
+  /** Whether the session accepts messages, in both directions. */
   get isOpen(): boolean {
-    return !this.over && !this.closing;
+    return !this.closed && !this.closing;
   }
 
-  /** Messages handed to the application, and accepted for the client. */
-  get traffic(): [received: number, sent: number] {
-    return [this.handed, this.sent];
+  get traffic(): Traffic {
+    return { delivered: this.delivered, accepted: this.accepted };
   }
 
-  /** Payload bytes that wait, either way. */
+  /** Payload bytes that wait, in both directions. */
   get queueBytes(): number {
     return (this.inbox?.bytes ?? 0) + (this.outbox?.bytes ?? 0);
   }
 
+  /** The smoothed round-trip time of the heartbeat; undefined before the first answer. */
   get rtt(): number | undefined {
     return this.heartbeat.rtt;
   }

@@ -1,4 +1,4 @@
-/** The plugin: routes with `websocket: true` receive sessions, and closing the server sends their clients away. */
+/** The plugin: handlers of `{ websocket: true }` routes receive sessions, and closing the server drains them. */
 
 import type { IncomingMessage } from "node:http";
 import { createRequire } from "node:module";
@@ -16,16 +16,24 @@ import { Server } from "./server.js";
 import { choose } from "./subprotocol.js";
 import { Upgrades } from "./upgrades.js";
 
-// Without its types: they say that a handler gets a socket.
+// Loaded without its types, in which a handler receives a socket.
 const websocket: FastifyPluginCallback<any> = createRequire(import.meta.url)("@fastify/websocket");
 
 const REGISTERED =
-  "mainstay: is registered here already: give a route options of its own as { websocket: true, mainstay: { ... } }, or register it again in a plugin beside this one";
+  "mainstay: the plugin is registered here already: give a route its own options as { websocket: true, mainstay: { ... } }, or register it again in a plugin beside this one";
 
 /**
- * Gives `{ websocket: true }` routes a {@link Session}. Registers `@fastify/websocket` itself, so that hooks run before
- * every upgrade as usual. One instance has one.
- * @throws one line that names the option and its bound.
+ * The Fastify plugin: the handlers of `{ websocket: true }` routes receive a {@link Session}. It registers
+ * `@fastify/websocket` itself, so hooks run before every upgrade as usual. Register it once in a scope, and `await` the
+ * registration before you declare routes.
+ *
+ * @example
+ * await app.register(mainstay, { heartbeatMs: 25_000 });
+ * app.get("/echo", { websocket: true }, async (session) => {
+ *   for await (const data of session) await session.send(data);
+ * });
+ *
+ * @throws RangeError or TypeError: one line that names the option and its range.
  */
 export const mainstay = fp(register, { fastify: "5.x", name: "@mainstay/fastify" });
 
@@ -33,7 +41,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
   const settings = settingsOf(options, fastify.initialConfig.pluginTimeout);
   if (fastify.hasDecorator("mainstay")) throw new Error(REGISTERED);
   if (fastify.hasDecorator("websocketServer")) {
-    throw new Error("mainstay: registers @fastify/websocket itself: take yours out, its `options` go into `websocket`");
+    throw new Error("mainstay: the plugin registers @fastify/websocket itself: remove your registration, and pass its `options` as `websocket`");
   }
   const upgrades = new Upgrades(fastify);
   const server = new Server(settings, (request, socket, head) => upgrades.route(request, socket, head));
@@ -44,7 +52,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
     if (own) markRoute(request.raw, own);
     done();
   });
-  // Before those of @fastify/websocket, which takes the handler as it finds it.
+  // This hook runs before the one of @fastify/websocket, which wraps the handler that it finds.
   fastify.addHook("onRoute", (route) => serveSessions(route, server, settings, options, refuser, upgrades, fastify));
   fastify.addHook("onReady", async () => {
     checkDeclared(fastify);
@@ -54,11 +62,11 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
     options: {
       closeTimeout: 5000,
       ...settings.websocket,
-      server: upgrades.door,
+      server: upgrades.emitter,
       maxPayload: maxPayload(settings.maxMessage),
-      handleProtocols: (offered: Set<string>, request: IncomingMessage) => choose(offered, (routeOf(request) ?? settings).subprotocols),
+      handleProtocols: (requested: Set<string>, request: IncomingMessage) => choose(requested, (routeOf(request) ?? settings).subprotocols),
     },
-    // `ws` closes the connection itself, and the session waits for its client.
+    // `ws` closes the connection itself, and the session parks.
     errorHandler: (error: Error & { code?: string }, _socket: WebSocket, request: FastifyRequest) => {
       if (error.code?.startsWith("WS_ERR_")) server.counts.protocolErrors.websocket++;
       request.log.debug({ err: error }, "connection failed");
@@ -75,12 +83,12 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
   server.connectionCount = () => fastify.websocketServer.clients.size;
 }
 
-/** Puts sessions between a route and its handler, the check of origins before its hooks, and refusals behind them. */
+/** Puts sessions between a route and its handler, the check of the origin before its hooks, and refusals behind them. */
 function serveSessions(route: WebSocketRoute, server: Server, settings: Settings, options: MainstayOptions, refuser: Refuser, upgrades: Upgrades, fastify: FastifyInstance): void {
   const name = route.websocket ? "handler" : "wsHandler";
   const handler = route[name];
   if (!isWebSocketRoute(route) || typeof handler !== "function") {
-    if (route.mainstay !== undefined && route.method !== "HEAD") throw new TypeError(`mainstay: route ${route.url}: options of mainstay are for routes with websocket: true`);
+    if (route.mainstay !== undefined && route.method !== "HEAD") throw new TypeError(`mainstay: route ${route.url}: the option mainstay is for routes with websocket: true`);
     return;
   }
   const own = route.mainstay === undefined ? settings : routeSettingsOf(options, route.mainstay, route.url);
@@ -91,7 +99,7 @@ function serveSessions(route: WebSocketRoute, server: Server, settings: Settings
     reply.code(403).send({ statusCode: 403, error: "Forbidden", message: "pages of this origin may not open a WebSocket here" });
   };
   markServed(route);
-  // `ws` has one limit, the largest of all; each connection has its own.
+  // `ws` has one limit for all routes, so it gets the largest. Each connection checks its own.
   const ws = fastify.websocketServer.options;
   ws.maxPayload = Math.max(ws.maxPayload!, maxPayload(own.maxMessage));
   route.config = { ...route.config, [SETTINGS]: own } as NonNullable<typeof route.config>;

@@ -1,12 +1,13 @@
-/** Messages that wait, and their bytes. */
+/** A queue of messages that counts its bytes. */
 
 import type { Data, Window } from "@mainstay/client/protocol";
 
-/** The bytes of a message. */
+/** Returns the bytes of a message. */
 export const sizeOf = (data: Data): number => (typeof data === "string" ? Buffer.byteLength(data) : data.length);
 
-/** An empty one keeps nothing. */
-export class Queue {
+/** Messages in order, with the sum of their bytes. An empty queue allocates nothing. */
+export class ByteQueue {
+  /** The sum of the messages' bytes. */
   bytes = 0;
   private items: Data[] | undefined;
 
@@ -14,11 +15,19 @@ export class Queue {
     return this.items?.length ?? 0;
   }
 
+  /** Appends a message. `length`: its bytes, if the caller has counted them. */
   push(data: Data, length = sizeOf(data)): void {
     (this.items ??= []).push(data);
     this.bytes += length;
   }
 
+  /** Appends a message, and drops the oldest ones until the queue is within `limit`. The newest message always stays. */
+  pushDroppingOldest(data: Data, limit: Window): void {
+    this.push(data);
+    while (this.length > 1 && (this.length > limit.messages || this.bytes > limit.bytes)) this.shift();
+  }
+
+  /** Removes and returns the oldest message; undefined if the queue is empty. */
   shift(): Data | undefined {
     const data = this.items?.shift();
     if (data !== undefined) this.bytes -= sizeOf(data);
@@ -26,18 +35,14 @@ export class Queue {
     return data;
   }
 
+  /** Removes all messages. */
   clear(): void {
     this.items = undefined;
     this.bytes = 0;
   }
 
-  /** Whether it stays within the bound with one more of this length. One always fits. */
-  holds([messages, bytes]: Window, length: number): boolean {
-    return !this.items || (this.items.length < messages && this.bytes + length <= bytes);
-  }
-
-  /** Whether it is within the bound. One always is. */
-  fits([messages, bytes]: Window): boolean {
-    return this.length <= messages && (this.length <= 1 || this.bytes <= bytes);
+  /** Whether one more message of this length fits into `limit`. An empty queue has room for any message. */
+  hasRoom(limit: Window, length: number): boolean {
+    return !this.items || (this.items.length < limit.messages && this.bytes + length <= limit.bytes);
   }
 }

@@ -1,4 +1,4 @@
-/** Bytes of the platform's cryptographic randomness, fetched many at a time: a handshake needs few, and five times. */
+/** Cryptographically random bytes, fetched from the platform 4096 at a time: a handshake needs a few bytes five times. */
 
 import { randomFillSync } from "node:crypto";
 import type { Bytes } from "@mainstay/client/protocol";
@@ -6,7 +6,7 @@ import type { Bytes } from "@mainstay/client/protocol";
 const pool = new Uint8Array(4096);
 let used = pool.length;
 
-/** `length`: at most 4096. What was given out is not kept. */
+/** Returns `length` random bytes, at most 4096. The pool does not keep a copy of them. */
 export function randomBytes(length: number): Bytes {
   if (used + length > pool.length) {
     randomFillSync(pool);

@@ -1,7 +1,7 @@
 /**
- * An upgrade that a hook or a schema answers with an HTTP status. A browser's script never learns that status, so its
- * client would try for ever. A client that offers sessions is let in and refused in band, with the status in words; a
- * plain client gets the HTTP answer.
+ * Refuses an upgrade that a hook or a schema answers with an HTTP status. A script in a browser never sees that status, so
+ * its client would try again forever. The server therefore accepts the connection of a client that speaks `mainstay.v1` and
+ * sends it a REFUSE with the status in its reason. A plain client gets the HTTP response.
  *
  * Source: `docs/PROTOCOL.md` "Closing", "REFUSE".
  */
@@ -13,30 +13,30 @@ import type { FastifyReply, FastifyRequest } from "fastify";
 import type { WebSocketServer } from "ws";
 import { choose, isOurs } from "./subprotocol.js";
 
-/** What a client does about a status: come back later, or stop. */
+/** The content of the REFUSE for an HTTP status: come back later, or stop. */
 export interface Refusal {
   code: number;
-  isRetryable: boolean;
+  temporary: boolean;
   delay: Delay;
 }
 
-/** Undefined: the answer refuses nothing. `retryAfter`: the field, in seconds. */
+/** Returns the refusal for an HTTP status; undefined if the status is no error. `retryAfter`: the header field, in seconds. */
 export function refusalOf(status: number, retryAfter?: unknown): Refusal | undefined {
   if (status < 400) return;
   const seconds = Number(retryAfter);
-  const delay: Delay = seconds > 0 ? [seconds * 1000, seconds * 1500] : [0, 0];
+  const delay: Delay = seconds > 0 ? { earliestMs: seconds * 1000, latestMs: seconds * 1500 } : { earliestMs: 0, latestMs: 0 };
   const isLater = status >= 500 || [408, 425, 429].includes(status);
-  if (!isLater) return { code: 4501, isRetryable: false, delay };
-  return { code: status === 429 || status === 503 ? 4413 : 4414, isRetryable: true, delay };
+  if (!isLater) return { code: 4501, temporary: false, delay };
+  return { code: status === 429 || status === 503 ? 4413 : 4414, temporary: true, delay };
 }
 
-/** What the application said about it, in as many bytes as a Close has. */
+/** Returns the status and the application's message as the reason of a Close, which has 123 bytes at most. */
 export function reasonOf(status: number, payload: unknown): string {
   const name = `${status} ${STATUS_CODES[status] ?? ""}`.trim();
   const message = messageOf(payload);
   const bytes = Buffer.from(message && message !== STATUS_CODES[status] ? `${name}: ${message}` : name);
   if (bytes.length <= 123) return bytes.toString();
-  // A character that was cut in two is left out.
+  // The decoder leaves out a character that was cut in two.
   return `${new TextDecoder().decode(bytes.subarray(0, 120), { stream: true })}...`;
 }
 
@@ -50,13 +50,13 @@ function messageOf(payload: unknown): string | undefined {
   }
 }
 
-/** An upgrade that waits for its answer. */
+/** An upgrade that has no response yet. */
 export interface Upgrade {
   socket: Duplex;
   head: Buffer;
 }
 
-/** Refuses in band what can be. */
+/** Refuses upgrades on the WebSocket itself, where the client speaks `mainstay.v1`. */
 export class Refuser {
   private upgrades: WeakMap<IncomingMessage, Upgrade>;
   private server: () => WebSocketServer;
@@ -68,23 +68,23 @@ export class Refuser {
     this.count = count;
   }
 
-  /** An `onSend` hook. It never calls `done` for an answer that goes out in band. */
+  /** An `onSend` hook. It never calls `done` for a response that is replaced by a REFUSE. */
   onSend = (request: FastifyRequest, reply: FastifyReply, payload: unknown, done: (error: null, payload: unknown) => void): void => {
     if (!this.refuse(request, reply, reply.statusCode, payload)) done(null, payload);
   };
 
   /**
-   * A route's error handler, in front of Fastify's own: an error with a status of the client's fault is refused without a
-   * stack in the log. An application's handler gets its errors as ever, and what it answers goes through {@link onSend}.
+   * A route's error handler, in front of Fastify's own: an error with a 4xx status is refused without a stack trace in the
+   * log. An error handler of the application receives its errors as usual, and its response goes through {@link onSend}.
    */
   onError = (error: Error & { statusCode?: number }, request: FastifyRequest, reply: FastifyReply): void => {
     const { statusCode = 500, message } = error;
-    const isOfClient = statusCode >= 400 && statusCode < 500;
+    const isClientError = statusCode >= 400 && statusCode < 500;
     const isHandled = request.server.errorHandler.name !== "defaultErrorHandler";
-    if (isHandled || !isOfClient || !this.refuse(request, reply, statusCode, JSON.stringify({ message }))) throw error;
+    if (isHandled || !isClientError || !this.refuse(request, reply, statusCode, JSON.stringify({ message }))) throw error;
   };
 
-  /** Whether it could. */
+  /** Sends a REFUSE instead of the response. Returns false if the client cannot read one. */
   private refuse(request: FastifyRequest, reply: FastifyReply, status: number, payload: unknown): boolean {
     const upgrade = this.upgrades.get(request.raw);
     const refusal = refusalOf(status, reply.getHeader("retry-after"));
@@ -93,7 +93,7 @@ export class Refuser {
     this.count();
     request.log.info({ statusCode: status, code: refusal.code, reason }, "an upgrade was refused");
     reply.hijack();
-    const message: Refuse = [Type.Refuse, refusal.code, refusal.isRetryable, refusal.delay, undefined];
+    const message: Refuse = { type: Type.Refuse, ...refusal };
     this.server().handleUpgrade(request.raw, upgrade.socket, upgrade.head, (socket) => {
       socket.on("error", () => {});
       socket.send(encode(message));
@@ -103,9 +103,9 @@ export class Refuser {
   }
 
   private speaksSessions(request: IncomingMessage): boolean {
-    const offered = String(request.headers["sec-websocket-protocol"] ?? "").split(",").map((name) => name.trim());
+    const requested = String(request.headers["sec-websocket-protocol"] ?? "").split(",").map((name) => name.trim());
     const { handleProtocols } = this.server().options;
-    const chosen = handleProtocols ? handleProtocols(new Set(offered), request) : choose(offered, undefined);
+    const chosen = handleProtocols ? handleProtocols(new Set(requested), request) : choose(requested, undefined);
     return typeof chosen === "string" && isOurs(chosen);
   }
 }

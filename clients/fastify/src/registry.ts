@@ -1,60 +1,65 @@
 /**
- * The server's directory: which session a HELLO may have, and what became of those that are gone.
+ * The server's directory of sessions: decides to which session a HELLO attaches, and remembers the sessions that ended.
  *
- * It keeps names of live sessions and, for sessions that ended, *tombstones*: what was received, for a day, in
- * bounded number. Attach, END and expiry happen one at a time, each as one call.
+ * The registry keeps the names of live sessions. For a session that ended it keeps a *tombstone*: the session's counts, for
+ * a day, in limited number. Every attach, END and expiry is one call.
  *
  * Pure: time and randomness are arguments. Source: `docs/PROTOCOL.md` "Attaching".
  */
 
-import { type Account, type Bytes, type Delay, type Hello, type Refuse, Type } from "@mainstay/client/protocol";
+import { type Account, type Bytes, type Delay, type Hello, type Refuse, type Resume, Type } from "@mainstay/client/protocol";
 import { type Name, nameOf, toHex } from "./names.js";
 import { type Attach, type Fenced, type Remains, ServerSession, type SessionConfig, type Token } from "./server-session.js";
 
 export interface RegistryConfig {
-  /** How many sessions live at a time, parked ones included. */
+  /** The most live sessions, parked ones included. */
   sessions: number;
-  /** How many tombstones are kept; the oldest go first. */
+  /** The most tombstones. The oldest is dropped first. */
   tombstones: number;
-  /** What every token begins with. */
+  /** The first bytes of every token. */
   name?: Bytes | undefined;
 }
 
-/** What a HELLO came to. */
+/** The answer to a HELLO. */
 export type Answer =
-  /** The connection is bound to a session; `isNew`: its handler is to be called. */
-  | { session: ServerSession; isNew: boolean; fenced: Fenced | undefined; refuse?: undefined }
-  /** Nothing was taken, no session changed: send this and close. */
-  | { refuse: Refuse };
+  /** The connection is attached to a session. `isNew`: the server calls the handler. */
+  | { kind: "attached"; session: ServerSession; isNew: boolean; fenced: Fenced | undefined }
+  /** No session changed: the server sends this REFUSE and closes the connection. */
+  | { kind: "refused"; refuse: Refuse };
 
 interface Tombstone {
   names: Name[];
   remains: Remains;
-  buried: number;
-  /** Which instance got the account: it may send again what was not delivered. A copy of it gets none. */
-  told: string | undefined;
+  buriedAt: number;
+  /**
+   * The instance that received the account. It may send again what was not delivered; a copy of that client gets no account.
+   */
+  reportedTo: string | undefined;
 }
 
-const TOMBSTONE_LIFE = 86_400_000;
-/** The longest that a HELLO is on its way: the client gives an attempt up after this. */
-const HELLO_TRANSIT = 10_000;
-/** So long that asking again costs little, so spread that not everybody asks at once. */
-const NO_ROOM: Delay = [1000, 30_000];
+const TOMBSTONE_LIFE_MS = 86_400_000;
+/** The longest transit time of a HELLO: the client abandons the attempt after it. */
+const HELLO_TRANSIT_MS = 10_000;
+/** When a client that found no room may ask again: rarely enough to cost little, and spread over time. */
+const NO_ROOM: Delay = { earliestMs: 1000, latestMs: 30_000 };
+const AT_ONCE: Delay = { earliestMs: 0, latestMs: 0 };
+/** The cause of an account on the wire: one of the ends ended the session. */
 const ENDED = 2;
 
+/** The sessions of one server by name. */
 export class Registry {
-  /** Sessions made and not buried; plain ones are counted here by who makes them. */
+  /** Sessions that were made and not buried. The server adds its plain sessions. */
   live = 0;
   private names = new Map<Name, ServerSession | Tombstone>();
-  /** The oldest first. */
+  /** In the order in which they were buried. */
   private tombstones = new Set<Tombstone>();
-  /** A key older than this may have named a session that is forgotten by now. */
+  /** A key that is older than this time may have named a session that the registry does not remember. */
   private remembersSince: number;
   private config: RegistryConfig;
   private sessions: SessionConfig;
   private random: (length: number) => Bytes;
 
-  /** `random` gives bytes of the platform's cryptographic randomness. */
+  /** `random` returns cryptographically random bytes. */
   constructor(now: number, config: RegistryConfig, sessions: SessionConfig, random: (length: number) => Bytes) {
     this.remembersSince = now;
     this.config = config;
@@ -62,53 +67,56 @@ export class Registry {
     this.random = random;
   }
 
+  /** Whether there is room for one more session. */
   get hasRoom(): boolean {
     return this.live < this.config.sessions;
   }
 
-  /** How many names and tombstones are held. */
+  /** The number of names and tombstones. */
   get size(): { names: number; tombstones: number } {
     return { names: this.names.size, tombstones: this.tombstones.size };
   }
 
-  /** Answers a HELLO; `sessions` is what a new session is made with. Unknown, wrong and foreign tokens get the same answer: a fresh session. */
-  hello(now: number, connection: number, owner: string, hello: Hello, sessions = this.sessions): Answer {
-    this.forgetOld(now);
-    const resumed = hello[7] && this.resume(now, connection, owner, hello, hello[7][0]);
+  /**
+   * Answers a HELLO. A new session gets the configuration `sessions`. Unknown, wrong and foreign tokens get the same answer: a
+   * fresh session.
+   */
+  handleHello(now: number, connection: number, owner: string, hello: Hello, sessions = this.sessions): Answer {
+    this.forgetExpired(now);
+    const resumed = hello.resume && this.resume(now, connection, owner, hello, hello.resume);
     return resumed?.answer ?? this.open(now, connection, owner, hello, resumed?.account, sessions);
   }
 
-  /** Whether a session lives that this HELLO presents a token of. */
-  holds(owner: string, hello: Hello): boolean {
-    return !!hello[7] && this.names.get(nameOf(owner, hello[7][0])) instanceof ServerSession;
+  /** Whether this HELLO presents the token of a live session. */
+  holds(owner: string, { resume }: Hello): boolean {
+    return !!resume && this.names.get(nameOf(owner, resume.token)) instanceof ServerSession;
   }
 
-  /** The session that the token names, or what became of it. */
-  private resume(now: number, connection: number, owner: string, hello: Hello, secret: Bytes): { answer?: Answer; account?: Account | undefined } {
-    const received = hello[7]![1];
-    const presented = nameOf(owner, secret);
+  /** Finds the session that the token names, or the account of a session that ended. */
+  private resume(now: number, connection: number, owner: string, hello: Hello, resume: Resume): { answer?: Answer; account?: Account | undefined } {
+    const presented = nameOf(owner, resume.token);
     const found = this.find(now, presented);
     if (!found) return {};
     if (!(found instanceof ServerSession)) {
-      if (found.remains.ended !== undefined) return { answer: refuseEnded(found.remains, received) };
-      found.told ??= toHex(hello[5]);
-      return { account: found.told === toHex(hello[5]) ? accountOf(found.remains, received) : undefined };
+      if (found.remains.ended !== undefined) return { answer: refuseEnded(found.remains, resume.acknowledged) };
+      found.reportedTo ??= toHex(hello.instance);
+      return { account: found.reportedTo === toHex(hello.instance) ? accountOf(found.remains, resume.acknowledged) : undefined };
     }
     const token = this.newToken(owner);
     const attach = found.attachByToken(now, connection, hello, presented, token, this.fraction);
-    if (attach.is === "not yours") return {};
-    return { answer: this.answer(found, false, attach, token, received) };
+    if (attach.kind === "not yours") return {};
+    return { answer: this.answer(found, false, attach, token, resume.acknowledged) };
   }
 
-  /** The session that the client's key names, or a new one under that key. */
+  /** Finds the session that the client's key names, or makes a new one under that key. */
   private open(now: number, connection: number, owner: string, hello: Hello, account: Account | undefined, sessions: SessionConfig): Answer {
-    const key = nameOf(owner, hello[3]);
+    const key = nameOf(owner, hello.key);
     const found = this.find(now, key);
-    if (found && !(found instanceof ServerSession)) return refuse(4411, false, accountOf(found.remains, 0));
-    // With `resume` it has written nothing under this key.
-    if (!found && !hello[7] && this.mayHaveLived(now, hello[4])) return refuse(4411, false);
-    // The account waits for the HELLO that gets a session.
-    if (!found && !this.hasRoom) return refuse(4413, true);
+    if (found && !(found instanceof ServerSession)) return refused(4411, false, accountOf(found.remains, 0));
+    // A client that sent `resume` has written nothing under this key.
+    if (!found && !hello.resume && this.mayHaveLived(now, hello.keyAgeMs)) return refused(4411, false);
+    // The tombstone keeps the account for a HELLO that gets a session.
+    if (!found && !this.hasRoom) return refused(4413, true);
     const session = found ?? new ServerSession(now, sessions, this.random(8), owner, key, hello, account);
     if (!found) {
       this.live++;
@@ -118,29 +126,29 @@ export class Registry {
     return this.answer(session, !found, session.attachByKey(now, connection, hello, token, this.fraction), token, 0);
   }
 
-  private answer(session: ServerSession, isNew: boolean, attach: Attach, token: Token, received: number): Answer {
-    if (attach.is === "stale") return refuse(4410, true);
-    if (attach.is === "ending") return refuseEnded(session.remains, received);
-    if (attach.is === "not yours") return refuse(4411, false, accountOf(session.remains, 0));
+  private answer(session: ServerSession, isNew: boolean, attach: Attach, token: Token, acknowledged: number): Answer {
+    if (attach.kind === "stale") return refused(4410, true);
+    if (attach.kind === "ending") return refuseEnded(session.remains, acknowledged);
+    if (attach.kind === "not yours") return refused(4411, false, accountOf(session.remains, 0));
     for (const name of attach.dropped) if (name !== undefined) this.names.delete(name);
     this.names.set(token.name, session);
-    return { session, isNew, fenced: attach.fenced };
+    return { kind: "attached", session, isNew, fenced: attach.fenced };
   }
 
-  /** Buries a session that is over: its names lead to a tombstone from now on. Does nothing else, and nothing twice. */
+  /** Buries a session that has ended: its names lead to a tombstone from now on. A second call does nothing. */
   bury(now: number, session: ServerSession): void {
-    if (!session.over || this.names.get(session.key) !== session) return;
-    this.forgetOld(now);
+    if (!session.closed || this.names.get(session.key) !== session) return;
+    this.forgetExpired(now);
     this.live--;
     if (session.spent !== undefined) this.names.delete(session.spent);
     const { names, remains } = session;
-    const tombstone: Tombstone = { names, remains, buried: now, told: undefined };
+    const tombstone: Tombstone = { names, remains, buriedAt: now, reportedTo: undefined };
     for (const name of names) this.names.set(name, tombstone);
     this.tombstones.add(tombstone);
     while (this.tombstones.size > this.config.tombstones) this.forgetFirst();
   }
 
-  /** A session that is over, but not buried yet, is answered from its tombstone. */
+  /** Finds a session or a tombstone. A session that has ended and is not buried yet is buried first. */
   private find(now: number, name: Name): ServerSession | Tombstone | undefined {
     const found = this.names.get(name);
     if (found instanceof ServerSession) this.bury(now, found);
@@ -148,17 +156,17 @@ export class Registry {
   }
 
   /**
-   * Whether a key that a client has presented before may have named a session that is forgotten. Its age is counted
-   * by the client and says nothing of the time on the way, so the limit has a margin.
+   * Whether a key that a client has presented before may have named a session that the registry does not remember. The client
+   * counts the key's age without the transit time, so the comparison has a margin.
    */
-  private mayHaveLived(now: number, keyAge: number): boolean {
-    // One process of several does not know the keys of the others.
-    return keyAge > 0 && (!!this.config.name || now - keyAge < this.remembersSince + HELLO_TRANSIT);
+  private mayHaveLived(now: number, keyAgeMs: number): boolean {
+    // One process of a cluster does not see the keys of the others.
+    return keyAgeMs > 0 && (!!this.config.name || now - keyAgeMs < this.remembersSince + HELLO_TRANSIT_MS);
   }
 
-  private forgetOld(now: number): void {
-    for (const { buried } of this.tombstones) {
-      if (now - buried < TOMBSTONE_LIFE) return;
+  private forgetExpired(now: number): void {
+    for (const { buriedAt } of this.tombstones) {
+      if (now - buriedAt < TOMBSTONE_LIFE_MS) return;
       this.forgetFirst();
     }
   }
@@ -168,7 +176,7 @@ export class Registry {
     if (!first) return;
     this.tombstones.delete(first);
     for (const name of first.names) if (this.names.get(name) === first) this.names.delete(name);
-    this.remembersSince = Math.max(this.remembersSince, first.buried);
+    this.remembersSince = Math.max(this.remembersSince, first.buriedAt);
   }
 
   private newToken(owner: string): Token {
@@ -177,22 +185,26 @@ export class Registry {
     return { secret, name: nameOf(owner, secret) };
   }
 
-  /** Uniform in [0, 1), for what is no secret. */
+  /** Returns a number that is uniform in [0, 1), for purposes other than secrets. */
   private fraction = (): number => {
     return this.random(4).reduce((sum, byte) => (sum + byte) / 256, 0);
   };
 }
 
-/** The REFUSE with a code of the table in `docs/PROTOCOL.md` "Closing". */
-export function refuse(code: number, isRetryable: boolean, account?: Account): { refuse: Refuse } {
-  return { refuse: [Type.Refuse, code, isRetryable, code === 4413 ? NO_ROOM : [0, 0], account] };
+/** Returns the REFUSE with a code of `docs/PROTOCOL.md` "Closing". */
+export function refuse(code: number, temporary: boolean, account?: Account): Refuse {
+  return { type: Type.Refuse, code, temporary, delay: code === 4413 ? NO_ROOM : AT_ONCE, account };
 }
 
-function refuseEnded(remains: Remains, received: number): Answer {
-  return refuse(remains.ended ?? 4500, false, accountOf(remains, received));
+function refused(code: number, temporary: boolean, account?: Account): Answer {
+  return { kind: "refused", refuse: refuse(code, temporary, account) };
 }
 
-/** `received`: what the client says it received, so that what it lacks can be counted. */
-function accountOf({ received: taken, handed, sent, cause, ended }: Remains, received: number): Account {
-  return [taken, handed, received + 1, Math.max(sent - received, 0), ended === undefined ? cause : ENDED];
+function refuseEnded(remains: Remains, acknowledged: number): Answer {
+  return refused(remains.ended ?? 4500, false, accountOf(remains, acknowledged));
+}
+
+/** Returns the account of a session. `byClient`: the number up to which the client acknowledges; it lost the rest. */
+function accountOf({ acknowledged, delivered, sent, cause, ended }: Remains, byClient: number): Account {
+  return { acknowledged, delivered, firstLost: byClient + 1, count: Math.max(sent - byClient, 0), cause: ended === undefined ? cause : ENDED };
 }

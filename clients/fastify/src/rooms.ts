@@ -1,72 +1,70 @@
 /**
- * Rooms: names under which sessions are found together. A session joins and leaves; one that is over has left.
+ * Rooms: names that group sessions. A session joins and leaves rooms; a session that ends leaves all of them.
  *
- * A message to many is copied and framed once, whatever it is made of. What becomes of a member that is too far behind to take it
- * is the sender's choice, because a message that is left out in silence would be a hole in that member's stream.
+ * A message to many sessions is copied and framed once, whatever its type. The sender decides what happens to a member that
+ * has no room for the message, because a message that is left out in silence makes a hole in that member's stream.
  */
 
-import { type Data, MessageTooLargeError } from "@mainstay/client/protocol";
+import { MessageTooLargeError } from "@mainstay/client/protocol";
 import { shareFrame } from "./frame.js";
-import { dataOf, type Sendable, type Session } from "./session.js";
+import { dataOf, driverOf, type Sendable, type Session } from "./session.js";
 
-/** To whom, and what about those that are too far behind. */
+/** Which sessions receive a message, and what happens to a session that has no room for it. */
 export interface SendOptions {
-  /** Sessions that get nothing: mostly the session that it came from. */
+  /** Sessions that do not receive the message: usually the one that it came from. @default none */
   except?: Session | Iterable<Session> | undefined;
-  /** Which sessions get it; all by default. */
+  /** Selects the sessions that receive the message. @default all */
   where?: ((session: Session) => boolean) | undefined;
   /**
-   * A member that has no room for the message, as its client is away or slow and `keep` is full. `close` gives its
-   * session up: a client of `mainstay.v1` comes back to a new one and is told exactly what it missed, a plain one is
-   * closed with 1013. `skip`: it does not get this message and is not told; for what is sent again soon. With the
-   * option `dropOldest` no member is ever full: the oldest message goes, and the client is told of the gap.
-   * @default "close"
+   * What happens to a member whose `keep` is full, because its client is away or slow. `"disconnect"` ends its session: a
+   * client of `mainstay.v1` comes back to a new session and learns from one gap exactly what it missed, and a plain client is closed
+   * with 1013. `"skip"` leaves the message out without a report to that client, for messages that are soon replaced by newer
+   * ones. With the option `dropOldest` no member is ever full: its oldest message is dropped, and the client receives a gap.
+   * @default "disconnect"
    */
-  slow?: "close" | "skip" | undefined;
+  slow?: "disconnect" | "skip" | undefined;
 }
 
-/** How many members a message was accepted for, and what became of the rest. */
+/** How many members a message was accepted for, and what happened to the others. */
 export interface Sent {
+  /** Sessions that accepted the message. */
   sent: number;
-  /** Too far behind, or the message is larger than the client takes. */
+  /** Sessions that were skipped: their `keep` is full, or the message is larger than their client accepts. */
   skipped: number;
-  closed: number;
+  /** Sessions that were ended because their `keep` is full. */
+  disconnected: number;
 }
 
-/** Sessions that get a message together. */
+/** Several sessions as one target of messages. */
 export interface Audience {
-  /** Those that are there now, each once. */
+  /** The sessions that are members now, each once. */
   readonly sessions: ReadonlySet<Session>;
-  /** Sends a message to each, without waiting. */
+  /** Sends a message to each session, without waiting. */
   send(data: Sendable, options?: SendOptions): Sent;
-  /** The same outside the streams: lost for who is away, and nobody is closed. Returns how many were there. */
+  /**
+   * Sends a message outside the streams: it is lost for a client that is away, and no session is ended. Returns how many
+   * clients were there.
+   */
   sendVolatile(data: Sendable, options?: Omit<SendOptions, "slow">): number;
 }
 
-/** What a message to a session comes to. `close` gives the session up. */
-export interface Member {
-  trySend(data: Data): boolean;
-  sendVolatile(data: Data): void;
-  readonly isOpen: boolean;
-  /** Bytes that its client takes at most. */
-  readonly limit: number;
-  giveUp(): void;
-}
-
+/** The rooms of one server, and their members. */
 export class Rooms {
   private rooms = new Map<string, Set<Session>>();
   private members = new Map<Session, Set<string>>();
 
+  /** Adds a session to a room, unless the session has ended. */
   join(session: Session, name: string): void {
     check(name);
-    // It has left, and nobody would take it out again.
-    if (session.state === "over") return;
+    // A session that ended has left its rooms, and nothing would remove it again.
+    if (session.state === "closed") return;
     const room = this.rooms.get(name) ?? new Set();
     this.rooms.set(name, room.add(session));
     const joined = this.members.get(session) ?? new Set();
     this.members.set(session, joined.add(name));
   }
 
+  /** Removes a session from a room. */
   leave(session: Session, name: string): void {
     const room = this.rooms.get(name);
     if (!room?.delete(session)) return;
@@ -76,19 +74,22 @@ export class Rooms {
     if (!joined.size) this.members.delete(session);
   }
 
+  /** Removes a session from all of its rooms. */
   leaveAll(session: Session): void {
     for (const name of [...(this.members.get(session) ?? [])]) this.leave(session, name);
   }
 
+  /** Returns the rooms of a session. */
   of(session: Session): ReadonlySet<string> {
     return new Set(this.members.get(session));
   }
 
+  /** The names of the rooms that have members. */
   get names(): string[] {
     return [...this.rooms.keys()];
   }
 
-  /** The sessions in these rooms, each once. */
+  /** Returns the sessions in these rooms, each once. */
   in(names: string[]): ReadonlySet<Session> {
     names.forEach(check);
     const sets = names.map((name) => this.rooms.get(name) ?? []);
@@ -100,24 +101,24 @@ function check(name: unknown): void {
   if (typeof name !== "string" || name === "") throw new TypeError("a room's name is a string that is not empty");
 }
 
-/** Sends to all of them. The copy of the data is made once. */
-export function sendTo(sessions: Iterable<Session>, memberOf: (session: Session) => Member, data: Sendable, options: SendOptions = {}): Sent {
-  const { slow = "close" } = options;
-  if (slow !== "close" && slow !== "skip") throw new TypeError('slow must be "close" or "skip"');
+/** Sends a message to all of these sessions. Copies the data once. */
+export function sendTo(sessions: Iterable<Session>, data: Sendable, options: SendOptions = {}): Sent {
+  const { slow = "disconnect" } = options;
+  if (slow !== "disconnect" && slow !== "skip") throw new TypeError('slow must be "disconnect" or "skip"');
   const message = dataOf(data);
   const size = Buffer.byteLength(message);
-  const result = { sent: 0, skipped: 0, closed: 0 };
+  const result: Sent = { sent: 0, skipped: 0, disconnected: 0 };
   const send = (session: Session): keyof Sent | undefined => {
-    const member = memberOf(session);
+    const member = driverOf(session);
     if (!member.isOpen) return;
     if (size > member.limit) {
-      session.request.log.warn({ session: session.id, err: new MessageTooLargeError(size, member.limit) }, "a client got no message of its room");
+      session.request.log.warn({ session: session.id, err: new MessageTooLargeError(size, member.limit) }, "a client did not get a message of its room");
       return "skipped";
     }
     if (member.trySend(message)) return "sent";
     if (slow === "skip") return "skipped";
-    member.giveUp();
-    return "closed";
+    member.disconnectSlow();
+    return "disconnected";
   };
   shareFrame(message, () => {
     for (const session of chosen(sessions, options)) {
@@ -128,20 +129,21 @@ export function sendTo(sessions: Iterable<Session>, memberOf: (session: Session)
   return result;
 }
 
-export function sendVolatileTo(sessions: Iterable<Session>, memberOf: (session: Session) => Member, data: Sendable, options: SendOptions = {}): number {
+/** Sends a message outside the streams to all of these sessions that are attached. Returns how many there were. */
+export function sendVolatileTo(sessions: Iterable<Session>, data: Sendable, options: SendOptions = {}): number {
   const message = dataOf(data);
   const size = Buffer.byteLength(message);
-  let there = 0;
+  let attached = 0;
   for (const session of chosen(sessions, options)) {
-    const member = memberOf(session);
+    const member = driverOf(session);
     if (!member.isOpen || session.state !== "attached" || size > member.limit) continue;
     member.sendVolatile(message);
-    there++;
+    attached++;
   }
-  return there;
+  return attached;
 }
 
-/** A list of its own: what is sent may make sessions join and leave. */
+/** Returns the chosen sessions as a new list, because sending may make sessions join and leave. */
 function chosen(sessions: Iterable<Session>, { except, where }: SendOptions): Session[] {
   const out = except === undefined ? undefined : new Set(Symbol.iterator in except && !("send" in except) ? except : [except as Session]);
   return [...sessions].filter((session) => !out?.has(session) && (!where || where(session)));

@@ -1,4 +1,4 @@
-/** Which settings a request is served with: those of its route. They stand in the route's `config`. */
+/** The settings of a request's route. They are stored in the route's `config`. */
 
 import type { IncomingMessage } from "node:http";
 import type { FastifyRequest } from "fastify";
@@ -7,16 +7,17 @@ import type { Settings } from "./options.js";
 export const SETTINGS = Symbol("mainstay");
 type Marked = IncomingMessage & { [SETTINGS]?: Settings };
 
+/** Returns the settings of the route that Fastify chose for `request`; undefined if the route serves no sessions. */
 export function settingsOfRoute(request: FastifyRequest): Settings | undefined {
   return (request.routeOptions.config as { [SETTINGS]?: Settings } | undefined)?.[SETTINGS];
 }
 
-/** For `ws`, which knows nothing of routes. */
+/** Stores the settings in the raw request for `ws`, which does not see routes. */
 export function markRoute(request: IncomingMessage, settings: Settings): void {
   (request as Marked)[SETTINGS] = settings;
 }
 
-/** Undefined: the request has reached no route of ours. */
+/** Returns what {@link markRoute} stored; undefined if the request reached no WebSocket route. */
 export function routeOf(request: IncomingMessage): Settings | undefined {
   return (request as Marked)[SETTINGS];
 }

@@ -5,68 +5,77 @@ import { type Data, MessageTooLargeError } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { Driver } from "./driver.js";
 
-/** What is known of a session's client, by its newest connection. */
-export interface Peer {
-  /** As `request.ip`. */
+/** Facts about a session's client, from its newest connection. */
+export interface PeerInfo {
+  /** The client's address, as `request.ip`. */
   address: string;
-  /** The application's subprotocol, if one was agreed on. */
+  /** The application's subprotocol, if the two ends agreed on one. */
   subprotocol: string | undefined;
-  /** Who it is: what `authenticate` returned; "" is nobody in particular. */
+  /** The client's principal: the return value of `authenticate`; "" for an anonymous client. */
   principal: string;
 }
 
 /** How a session ended. */
-export interface Closed {
+export interface End {
   /**
-   * `ended`: on purpose, by either end. `expired`: the client did not come back in time. `lost`: the connection of a
-   * plain client broke. `evicted`: this server went away.
+   * - `"ended"`: the client or this application ended it.
+   * - `"expired"`: the client did not come back within the resume window.
+   * - `"lost"`: the connection of a plain client broke.
+   * - `"evicted"`: the server closes, or needed the session's place.
    */
-  why: "ended" | "expired" | "lost" | "evicted";
-  /** The code of the end; 1006 if none was said. */
+  cause: "ended" | "expired" | "lost" | "evicted";
+  /** The close code; 1006 if neither end sent one. */
   code: number;
+  /** The reason that went with the code; otherwise why the server ended the session. */
   reason: string;
 }
 
-/** How a connection was lost. */
+/** How a session lost its connection. */
 export interface Loss {
-  /**
-   * 4408: the heartbeat's verdict on a client that fell silent. 1006: the connection broke. Else the code with which the
-   * client closed it.
-   */
+  /** 4408: the heartbeat found the client dead. 1006: the connection broke. Otherwise the close code of the client. */
   code: number;
+  /** The client's reason, or what the heartbeat found. */
   reason: string;
 }
 
 /** The events of a session, with their arguments. */
 export interface SessionEvents {
-  /** A message, in order; binary ones are Buffers. Calling the listeners counts as received: the client may forget it. */
+  /**
+   * A message, in order. Text is a string, binary data a Buffer. The message is acknowledged once the listeners were called,
+   * and the client then forgets it.
+   */
   message: [data: string | Buffer];
-  /** A message from outside the stream. */
+  /** A message outside the stream, from the client's `sendVolatile`. */
   volatile: [data: string | Buffer];
-  /** The client's policy dropped messages of its own, which will never come. */
+  /** The client dropped `count` of its own messages, from number `first` on. They never arrive. */
   gap: [gap: { first: number; count: number }];
-  /** The client is back; nothing is lost. Not for the first connection: that is when the handler is called. */
+  /** The client is back on a new connection, and nothing is lost. The first connection has no event: it calls the handler. */
   attached: [epoch: number];
-  /** The connection is gone; the session waits for its client. */
+  /** The connection is lost, and the session waits for its client. */
   detached: [loss: Loss];
-  /** Nothing follows. */
-  closed: [closed: Closed];
-  /** A listener of this session threw, or its promise was rejected. It is logged, and the session goes on. */
+  /** The session ended. It is the last event. */
+  closed: [end: End];
+  /** A listener of this session threw, or its promise was rejected. The plugin logs the error, and the session goes on. */
   error: [error: unknown];
 }
 
-/** What may be sent. Bytes are copied. */
+/** The data of a message. Bytes are copied, so the application may change them afterwards. */
 export type Sendable = string | ArrayBuffer | ArrayBufferView;
 
-/** What moves a session. */
+/** Returns the driver of a session. */
 export let driverOf: (session: Session) => Driver;
 
 /**
- * One session. It outlives connections: while the client is away, messages to it are kept, and the handler with its
- * listeners stays. The session of a plain client is one connection.
+ * One session. It outlives connections: while the client is away, the server keeps the messages for it, and the handler with
+ * its listeners stays. The session of a plain client has one connection only.
  *
- * Take messages either with `on("message")` or with `for await`. Until one of the two is there they wait, and hold the
- * client back.
+ * Receive messages either with `on("message")` or with `for await`. Until the application does one of the two, messages
+ * wait, and the client stops sending once `accept` is full.
+ *
+ * @example
+ * app.get("/echo", { websocket: true }, async (session) => {
+ *   for await (const data of session) await session.send(data);
+ * });
  */
 export class Session extends EventEmitter<SessionEvents> {
   static {
@@ -78,49 +87,52 @@ export class Session extends EventEmitter<SessionEvents> {
   constructor(driver: Driver) {
     super({ captureRejections: true });
     this.#driver = driver;
-    (this as EventEmitter).on("newListener", Session.#wake);
+    (this as EventEmitter).on("newListener", Session.#deliverLater);
   }
 
-  /** A listener that is set now gets what waited. */
-  static #wake(this: Session): void {
+  /** Delivers the messages that wait to a listener that is added now. */
+  static #deliverLater(this: Session): void {
     queueMicrotask(() => this.#driver.step());
   }
 
-  /** Puts this session into a room, until it leaves or is over. */
+  /** Adds this session to a room, until it leaves the room or ends. */
   join(room: string): void {
-    this.#driver.host.rooms.join(this, room);
+    this.#driver.server.rooms.join(this, room);
   }
 
+  /** Removes this session from a room. */
   leave(room: string): void {
-    this.#driver.host.rooms.leave(this, room);
+    this.#driver.server.rooms.leave(this, room);
   }
 
-  /** The rooms that it is in. */
+  /** The rooms of this session. */
   get rooms(): ReadonlySet<string> {
-    return this.#driver.host.rooms.of(this);
+    return this.#driver.server.rooms.of(this);
   }
 
-  /** The public name, 16 hexadecimal digits, for logs; opens nothing. Empty for a plain client. */
+  /** The public name of the session for logs: 16 hexadecimal digits. It is no secret. "" for a plain client. */
   get id(): string {
     return this.#driver.id;
   }
 
-  /** Counts the connections, from 1. */
+  /** Counts the connections of this session, from 1. */
   get epoch(): number {
     return this.#driver.machine.epoch;
   }
 
-  /** What the client speaks: `session` survives reconnects, `plain` is one connection. */
+  /** `"session"`: the client speaks `mainstay.v1`, and the session survives reconnects. `"plain"`: it has one connection. */
   get mode(): "session" | "plain" {
     return this.#driver.mode;
   }
 
-  get state(): "attached" | "parked" | "over" {
+  /** `"attached"`: the client is connected. `"parked"`: the session waits for its client. `"closed"`: the session ended. */
+  get state(): "attached" | "parked" | "closed" {
     const { machine } = this.#driver;
-    return machine.over ? "over" : machine.connection === undefined ? "parked" : "attached";
+    return machine.closed ? "closed" : machine.connection === undefined ? "parked" : "attached";
   }
 
-  get peer(): Peer {
+  /** Facts about the client, from its newest connection. */
+  get peer(): PeerInfo {
     return this.#driver.peer;
   }
 
@@ -129,47 +141,60 @@ export class Session extends EventEmitter<SessionEvents> {
     return this.#driver.request;
   }
 
-  /** Smoothed round-trip time of the connection's heartbeats, in milliseconds. Undefined before the first and while parked. */
+  /** The smoothed round-trip time of the heartbeat in milliseconds. Undefined before the first answer and while parked. */
   get rtt(): number | undefined {
     return this.#driver.machine.rtt;
   }
 
   /**
-   * Sends a message. Settles when it is accepted, which waits while as much is kept as may be: who does not await makes
-   * the queue unbounded. From then on it is kept until the client has acknowledged it, or a plain one's socket takes it.
-   * False: the session is over, and the message was not accepted. Never rejects.
-   * @throws MessageTooLargeError at once, if the client said that it takes no message of this size.
+   * Sends a message. The promise settles with true once the session accepted the message, which waits while `keep` is full.
+   * An accepted message is kept until the client acknowledges it or, for a plain client, until the socket accepts it. The
+   * promise settles with false if the session ended before. It never rejects.
+   *
+   * An application that does not await the promise has no limit on the number of waiting messages.
+   * @throws MessageTooLargeError at once, if the message is larger than the client accepts.
    */
   send(data: Sendable): Promise<boolean> {
     return this.#driver.send(this.#fitting(data));
   }
 
-  /** Sends a message now, or returns false: there is no room, or the session is over. @throws MessageTooLargeError */
+  /**
+   * Sends a message if it can be accepted at once. Returns false if `keep` is full or the session ended.
+   * @throws MessageTooLargeError if the message is larger than the client accepts.
+   */
   trySend(data: Sendable): boolean {
     return this.#driver.trySend(this.#fitting(data));
   }
 
   /**
-   * Sends a message that is not kept: lost if the client is away, never sent again. The newest 64 that wait stay.
-   * @throws MessageTooLargeError
+   * Sends a message outside the stream: it is not kept, not repeated, and lost if the client is away. If the client is slow,
+   * the newest 64 messages wait for it and older ones are dropped.
+   * @throws MessageTooLargeError if the message is larger than the client accepts.
    */
   sendVolatile(data: Sendable): void {
     this.#driver.sendVolatile(this.#fitting(data));
   }
 
   /**
-   * Ends the session in order: what was accepted is delivered first, for as long as the resume window. The client does
-   * not come back.
-   * @throws RangeError: the code may not be sent, or the reason is longer than 123 bytes.
+   * Ends the session in order: the server first delivers the messages that it accepted, for at most the resume window, and
+   * then ends the session with `code` and `reason`. The application receives no further message, and the client does not
+   * come back.
+   * @throws RangeError if `code` may not be sent, or `reason` is longer than 123 bytes.
    */
   close(code = 1000, reason = ""): void {
-    const isCode = (code >= 1000 && code <= 1014 && ![1004, 1005, 1006].includes(code)) || (code >= 3000 && code <= 4999);
-    if (!isCode) throw new RangeError(`close code ${code}: 1000 to 1014 without 1004 to 1006, or 3000 to 4999`);
-    if (Buffer.byteLength(reason) > 123) throw new RangeError("close reason: at most 123 bytes");
-    this.#driver.close(code, reason);
+    this.#driver.close(...endOf(code, reason));
   }
 
-  /** A larger message than the client takes would end every connection that it is written on. */
+  /**
+   * Ends the session now, with `code` and `reason`: messages that were not written yet are dropped, the application receives
+   * no further message, and the client does not come back. A client that does not answer within a second is disconnected.
+   * @throws RangeError if `code` may not be sent, or `reason` is longer than 123 bytes.
+   */
+  abort(code = 1000, reason = ""): void {
+    this.#driver.abort(...endOf(code, reason));
+  }
+
+  /** Returns the message, unless it is larger than the client accepts: such a message would end every connection of the client. */
   #fitting(data: Sendable): Data {
     const { limit } = this.#driver.machine;
     const message = dataOf(data);
@@ -178,18 +203,25 @@ export class Session extends EventEmitter<SessionEvents> {
     return message;
   }
 
-  /** The messages, one at a time, until the session is over. Leaving the loop loses none. */
+  /** Yields the messages, one at a time, until the session ends. Leaving the loop loses no message. */
   async *[Symbol.asyncIterator](): AsyncGenerator<string | Buffer, void, void> {
     for (let data; (data = await this.#driver.next()) !== undefined; ) yield data;
   }
 
-  /** A listener that was an async function failed. */
+  /** Reports the error of a listener that is an async function. */
   [Symbol.for("nodejs.rejection")](error: unknown, event: string): void {
     this.#driver.report(error, event);
   }
 }
 
-/** The application may write over its bytes while a copy waits to be acknowledged. */
+function endOf(code: number, reason: string): [code: number, reason: string] {
+  const isCode = (code >= 1000 && code <= 1014 && ![1004, 1005, 1006].includes(code)) || (code >= 3000 && code <= 4999);
+  if (!isCode) throw new RangeError(`close code ${code}: use 1000 to 1014 without 1004 to 1006, or 3000 to 4999`);
+  if (Buffer.byteLength(reason) > 123) throw new RangeError("close reason: at most 123 bytes");
+  return [code, reason];
+}
+
+/** Copies the data of a message: the application may overwrite its bytes while the server keeps them. */
 export function dataOf(data: Sendable): Data {
   if (typeof data === "string") return data;
   if (ArrayBuffer.isView(data)) return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice() as Uint8Array<ArrayBuffer>;

@@ -1,23 +1,29 @@
-/** The choice of a subprotocol. Source: `docs/PROTOCOL.md` "Negotiation". */
+/** Chooses the subprotocol of a connection. Source: `docs/PROTOCOL.md` "Negotiation". */
 
 const OURS = "mainstay.v1";
-/** What a client offers that has no name of its own, so that a server must not leave a browser without a choice. */
+/**
+ * A client whose application has no subprotocol offers this beside `mainstay.v1`: a browser fails a connection whose server
+ * chooses none of the offered names.
+ */
 const PLAIN = "plain";
 
-/** Whether a subprotocol says that sessions are spoken. */
+/** Returns whether a connection with this subprotocol carries a session. */
 export function isOurs(name: string): boolean {
   return name === OURS || name.startsWith(`${OURS}+`);
 }
 
-/** The application's part of a subprotocol's name, if it has one. */
+/** Returns the application's part of a subprotocol's name; undefined if it has none. */
 export function applicationName(name: string): string | undefined {
   if (name === PLAIN) return;
   return (isOurs(name) ? name.slice(OURS.length + 1) : name) || undefined;
 }
 
-/** Sessions win over plain, then the application's order. False: none. */
-export function choose(offered: Iterable<string>, wanted: string[] | undefined): string | false {
-  const list = [...offered];
+/**
+ * Chooses among the requested subprotocols: sessions before plain WebSocket, then in the application's order. Returns false
+ * if none fits.
+ */
+export function choose(requested: Iterable<string>, wanted: string[] | undefined): string | false {
+  const list = [...requested];
   const isWanted = (name: string) => !wanted || wanted.includes(name);
   const ours = list.find((name) => isOurs(name) && isWanted(applicationName(name) ?? wanted?.[0] ?? ""));
   const plain = wanted ? wanted.find((name) => list.includes(name)) : list[0];

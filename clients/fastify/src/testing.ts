@@ -1,29 +1,37 @@
 /**
- * A client of `mainstay.v1` for tests of an application: it runs the hooks and the handler of a route without a network,
- * and does what networks do when the test says so: it detaches, resumes, and lets the session expire.
+ * A client of `mainstay.v1` for an application's tests. It runs the hooks and the handler of a route without a network. The
+ * test decides when the connection breaks, when the client comes back, and when its session expires.
  *
  * Nothing here waits for a timer.
+ *
+ * @example
+ * const client = await connect(app, "/echo");
+ * client.send("hello");
+ * assert.equal(await client.next(), "hello");
+ * await client.close();
  */
 
 import { randomFillSync } from "node:crypto";
 import { once } from "node:events";
-import { type Bytes, ClientSession, type Data, decode, type Fate, type SessionHooks, type SessionIo, toHex, type Welcome } from "@mainstay/client/protocol";
+import { type Bytes, ClientSession, type Data, decode, type Fate, type SessionEvent, toHex } from "@mainstay/client/protocol";
 import type { FastifyInstance } from "fastify";
 import type { WebSocket } from "ws";
 import { dataOf, type Sendable, type Session } from "./session.js";
 
+/** The options of {@link connect}. */
 export interface ConnectOptions {
-  /** Headers of the upgrade request, such as `cookie`. */
+  /** Header fields of the upgrade request, such as `cookie`. @default none */
   headers?: Record<string, string>;
-  /** What `authenticate` gets. */
+  /** The credentials for the server's `authenticate`. @default none */
   credentials?: string | Uint8Array;
-  /** An application's subprotocol. */
+  /** The application's subprotocol. @default none */
   subprotocol?: string;
 }
 
-/** The server refused: an end, a code of `docs/PROTOCOL.md` "Closing" or of a Close, and why. */
+/** The server refused the client, with a code of `docs/PROTOCOL.md` "Closing" or of a Close. */
 export class RefusedError extends Error {
   override name = "RefusedError";
+  /** The close code. */
   declare code: number;
 
   constructor(code: number, reason: string) {
@@ -33,8 +41,8 @@ export class RefusedError extends Error {
 }
 
 /**
- * Opens a session at a path. Settles when it is attached and its handler was called.
- * @throws RefusedError, or the error of `injectWS` if an HTTP status refused the upgrade.
+ * Opens a session at a path. The promise settles once the session is attached and its handler was called.
+ * @throws RefusedError if the server refuses the client, or the error of `injectWS` if it answers with an HTTP status.
  */
 export async function connect(app: FastifyInstance, path: string, options: ConnectOptions = {}): Promise<TestClient> {
   await app.ready();
@@ -43,21 +51,21 @@ export async function connect(app: FastifyInstance, path: string, options: Conne
   return client;
 }
 
-/** Names the upgrade of an injected connection. */
+/** Marks the upgrade request of an injected connection. */
 const INJECTED = Symbol("mainstay.testing");
 
 /** Both ends of one injected connection. */
 interface Wire {
-  near: WebSocket;
-  /** The server's: a closing handshake does not come to its end without a network. */
-  far: WebSocket | undefined;
+  client: WebSocket;
+  /** Needed to end the connection: without a network, no closing handshake finishes. */
+  server: WebSocket | undefined;
 }
 
-/** A client whose connection breaks when the test says so. */
+/** A client whose connection the test controls. */
 export class TestClient {
-  /** What the client was told of lost sessions, one for each: the fate of what it sent, and how much it missed. */
+  /** One entry for each lost session: what became of the client's messages, and how many of the server's it missed. */
   readonly gaps: Fate[] = [];
-  /** The code and the reason of the session's end, or of the refusal. Undefined: it goes on. */
+  /** The code and the reason of the session's end, or of the refusal. Undefined while the session goes on. */
   end: { code: number; reason: string } | undefined;
   #app: FastifyInstance;
   #path: string;
@@ -66,9 +74,9 @@ export class TestClient {
   #wire: Wire | undefined;
   #connections = 0;
   #session: Session | undefined;
-  #heard: (string | Buffer)[] = [];
+  #received: (string | Buffer)[] = [];
   #volatile: (string | Buffer)[] = [];
-  /** Called whenever something came. */
+  /** Called after every event. */
   #wake = () => {};
   #isAttached = false;
 
@@ -80,55 +88,57 @@ export class TestClient {
     this.#client = new ClientSession({}, (length) => randomFillSync(new Uint8Array(length)) as Bytes);
     const { credentials } = options;
     if (credentials !== undefined) this.#client.credentials = new Uint8Array(Buffer.from(credentials));
-    this.#client.io = this.#client.hooks = this.#events();
   }
 
-  /** The server's end of it: what the handler got. */
+  /** The server's end of the session, which the handler received. */
   get session(): Session {
     if (!this.#session) throw new Error("no session was attached");
     return this.#session;
   }
 
-  /** Sends a message, now or when it is resumed. */
+  /** Sends a message, now or at the next {@link resume}. @throws Error if the session has ended, or keeps too much. */
   send(data: Sendable): void {
-    if (!this.#client.send(dataOf(data))) throw new Error(this.end ? "the session is over" : "more is sent than may be kept");
-    this.#write();
+    if (!this.#client.send(dataOf(data))) throw new Error(this.end ? "the session has ended" : "the client keeps as many messages as it may: the server acknowledges none");
+    this.#update();
   }
 
-  /** The next message of the server. @throws if the session is over before one comes. */
+  /** Returns the server's next message. @throws Error if the session ends before one arrives. */
   async next(): Promise<string | Buffer> {
-    await this.#until(() => this.#heard.length > 0 || !!this.end);
-    if (!this.#heard.length) throw new Error(`the session is over: ${this.end!.code} ${this.end!.reason}`);
-    return this.#heard.shift()!;
+    return this.#nextOf(this.#received);
   }
 
-  /** The next message from outside the stream. */
+  /** Returns the server's next message outside the stream. @throws Error if the session ends before one arrives. */
   async nextVolatile(): Promise<string | Buffer> {
-    await this.#until(() => this.#volatile.length > 0 || !!this.end);
-    if (!this.#volatile.length) throw new Error(`the session is over: ${this.end!.code} ${this.end!.reason}`);
-    return this.#volatile.shift()!;
+    return this.#nextOf(this.#volatile);
   }
 
-  /** What has come and was not asked for with {@link next}. */
+  async #nextOf(queue: (string | Buffer)[]): Promise<string | Buffer> {
+    await this.#until(() => queue.length > 0 || !!this.end);
+    if (!queue.length) throw new Error(`the session has ended: ${this.end!.code} ${this.end!.reason}`);
+    return queue.shift()!;
+  }
+
+  /** The messages that arrived and that {@link next} has not returned yet. */
   get waiting(): readonly (string | Buffer)[] {
-    return this.#heard;
+    return this.#received;
   }
 
-  /** The connection breaks without a word. Settles when the server knows, and its session is parked. */
+  /** Breaks the connection, without a Close. The promise settles once the server has parked the session. */
   async detach(): Promise<void> {
     const wire = this.#wire;
     if (!wire) return;
     const session = this.session;
-    const known = session.state === "attached" && once(session, "detached");
-    this.#lose();
-    wire.near.terminate();
-    await known;
-    wire.far?.terminate();
+    const detached = session.state === "attached" && once(session, "detached");
+    this.#handleLost();
+    wire.client.terminate();
+    await detached;
+    wire.server?.terminate();
   }
 
   /**
-   * Comes back over a new connection; one that is still there is replaced by it. True: the session goes on. False: it was
-   * gone, this is a new one, and {@link gaps} has one more. @throws RefusedError, as {@link connect}
+   * Comes back over a new connection, which replaces one that still exists. Returns true if the session goes on. Returns false
+   * if the session was lost: {@link session} is a new one then, and {@link gaps} has one more entry.
+   * @throws RefusedError or the error of `injectWS`, as {@link connect}.
    */
   async resume(): Promise<boolean> {
     const before = this.#session;
@@ -138,28 +148,29 @@ export class TestClient {
     const wire = await this.#dial(++this.#connections, (code, reason) => (closed = [code, reason]));
     this.#wire = wire;
     this.#client.handleOpened(performance.now(), this.#connections);
-    // The Close has the words of a refusal.
+    this.#update();
+    // The Close that follows a REFUSE carries the reason.
     await this.#until(() => this.#isAttached || !!closed);
-    cut(old);
+    terminate(old);
     if (!this.#isAttached) {
-      cut(wire);
+      terminate(wire);
       throw new RefusedError(...closed!);
     }
     return this.#session === before;
   }
 
-  /** The session's resume window passes while its client is away: it detaches first if it has to. */
+  /** Lets the session's resume window pass while the client is away. Detaches the client first if it is attached. */
   async expire(): Promise<void> {
     await this.detach();
     this.#app.mainstay.expire(this.session);
   }
 
-  /** Ends the session in order. Settles when the server has taken everything and says so. */
+  /** Ends the session in order. The promise settles once the server has received everything and has confirmed the end. */
   async close(code = 1000, reason = ""): Promise<void> {
     this.#client.close(code, reason);
-    this.#write();
+    this.#update();
     await this.#until(() => !!this.end);
-    cut(this.#wire);
+    terminate(this.#wire);
   }
 
   async #dial(epoch: number, onClose: (code: number, reason: string) => void): Promise<Wire> {
@@ -167,79 +178,76 @@ export class TestClient {
     const { subprotocol, headers } = this.#options;
     const protocol = subprotocol === undefined ? "mainstay.v1" : `mainstay.v1+${subprotocol}`;
     const upgrade = { headers: { ...headers, "sec-websocket-protocol": protocol }, [INJECTED]: {} };
-    let far: WebSocket | undefined;
+    let server: WebSocket | undefined;
     const accept = (socket: WebSocket, request: object) => {
-      if ((request as typeof upgrade)[INJECTED] === upgrade[INJECTED]) far = socket;
+      if ((request as typeof upgrade)[INJECTED] === upgrade[INJECTED]) server = socket;
     };
     app.websocketServer.on("connection", accept);
     try {
-      const near = await app.injectWS(this.#path, upgrade, { onInit: (socket) => this.#listen(socket, epoch, onClose) });
-      return { near, far };
+      const client = await app.injectWS(this.#path, upgrade, { onInit: (socket) => this.#listen(socket, epoch, onClose) });
+      return { client, server };
     } finally {
       app.websocketServer.off("connection", accept);
     }
   }
 
   #listen(socket: WebSocket, epoch: number, onClose: (code: number, reason: string) => void): void {
-    socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => this.#receive(epoch, isBinary ? data : data.toString()));
+    socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => this.#handleMessage(epoch, isBinary ? data : data.toString()));
     socket.on("error", () => {});
     socket.on("close", (code, reason) => {
       onClose(code, reason.toString());
-      if (this.#wire?.near === socket) this.#lose();
+      if (this.#wire?.client === socket) this.#handleLost();
       this.#wake();
     });
   }
 
-  #receive(epoch: number, data: Data): void {
+  #handleMessage(epoch: number, data: Data): void {
     this.#client.handleFrame(epoch, decode(data));
-    for (let delivery; (delivery = this.#client.handOver(performance.now())); ) {
-      if (delivery.data !== undefined) this.#heard.push(present(delivery.data));
+    for (let delivery; (delivery = this.#client.deliver(performance.now())); ) {
+      if (delivery.data !== undefined) this.#received.push(present(delivery.data));
     }
-    this.#write();
+    this.#update();
     this.#wake();
   }
 
-  /** Everything that is due, and acknowledgements before their time, so that no timer is needed. */
-  #write(): void {
-    if (this.#wire) this.#client.writeAll(performance.now() + 1000);
-  }
-
-  #lose(): void {
+  #handleLost(): void {
     this.#wire = undefined;
     this.#client.handleLost(this.#connections);
+    this.#update();
+  }
+
+  /** Handles the events of the machine and writes its output. Acknowledgements go before their time, so no timer is needed. */
+  #update(): void {
+    for (let event; (event = this.#client.pollEvent()); ) this.#handleEvent(event);
+    for (let output; (output = this.#client.pollTransmit(performance.now() + 1000)); ) {
+      // Output for an older connection has no effect: that connection is lost.
+      if (output.id !== this.#connections) continue;
+      if (output.kind === "write") this.#wire?.client.send(output.data);
+      else this.#wire?.client.close(1000);
+    }
+  }
+
+  #handleEvent(event: SessionEvent): void {
+    if (event.type === "gap") this.gaps.push(event.fate);
+    else if (event.type === "volatile") this.#volatile.push(present(event.data));
+    else if (event.type === "attached") {
+      this.#isAttached = true;
+      this.#session = this.#app.mainstay.get(toHex(event.welcome.id)) ?? this.#session;
+    } else if (event.type === "ended") {
+      this.end = { code: event.code, reason: event.reason };
+      this.#wake();
+    }
   }
 
   async #until(isTrue: () => boolean): Promise<void> {
     while (!isTrue()) await new Promise<void>((resolve) => (this.#wake = resolve));
   }
-
-  /** What the machine of the client has to say. */
-  #events(): SessionHooks & SessionIo {
-    return {
-      writeTo: (_id, data) => this.#wire?.near.send(data),
-      forget: () => this.#wire?.near.close(1000),
-      emit: (type, fields) => {
-        if (type === "gap") this.gaps.push((fields as { fate: Fate }).fate);
-        if (type === "volatile") this.#volatile.push(present((fields as { data: Data }).data));
-      },
-      onAttached: (_id, welcome: Welcome) => {
-        this.#isAttached = true;
-        this.#session = this.#app.mainstay.get(toHex(welcome[1])) ?? this.#session;
-      },
-      onRefused: () => {},
-      onGoAway: () => {},
-      endNow: (code, reason) => {
-        this.end = { code, reason };
-        this.#wake();
-      },
-    };
-  }
 }
 
-/** Both ends see that it is gone. */
-function cut(wire: Wire | undefined): void {
-  wire?.near.terminate();
-  wire?.far?.terminate();
+/** Ends the connection at both ends. */
+function terminate(wire: Wire | undefined): void {
+  wire?.client.terminate();
+  wire?.server?.terminate();
 }
 
 function present(data: Data): string | Buffer {

@@ -1,4 +1,4 @@
-/** What the plugin adds to Fastify's types: the handler of a `{ websocket: true }` route gets a session. */
+/** Extends Fastify's types: the handler of a `{ websocket: true }` route receives a session. */
 
 import type {
   ContextConfigDefault,
@@ -20,7 +20,15 @@ import type { Mainstay } from "./mainstay.js";
 import type { MainstayRouteOptions } from "./options.js";
 import type { Session } from "./session.js";
 
-/** Called once for each session. What it returns is waited for by nobody; if it fails, the session ends with 1011. */
+/**
+ * The handler of a WebSocket route. The plugin calls it once for each session, not for each connection. The plugin does not
+ * wait for a promise that the handler returns. If the handler throws or the promise rejects, its session ends with 1011.
+ *
+ * @example
+ * const echo: SessionHandler = async (session) => {
+ *   for await (const data of session) await session.send(data);
+ * };
+ */
 export type SessionHandler<
   RawServer extends RawServerBase = RawServerDefault,
   RawRequest extends RawRequestDefaultExpression<RawServer> = RawRequestDefaultExpression<RawServer>,
@@ -37,19 +45,20 @@ export type SessionHandler<
 
 declare module "fastify" {
   interface RouteShorthandOptions<RawServer extends RawServerBase = RawServerDefault> {
+    /** Serves WebSocket upgrades: the handler receives a session. @default false */
     websocket?: boolean;
-    /** What this WebSocket route has otherwise than the plugin's registration says. */
+    /** Options of this WebSocket route, which override those of the plugin's registration. */
     mainstay?: MainstayRouteOptions;
   }
 
   interface FastifyInstance<RawServer, RawRequest, RawReply, Logger, TypeProvider> {
-    /** All sessions: rooms, broadcast, presence, figures. */
+    /** All sessions: rooms, broadcast, presence and metrics. */
     mainstay: Mainstay;
 
-    /** The `ws` server behind it. */
+    /** The underlying `ws` server. */
     websocketServer: WebSocketServer;
 
-    /** Opens a connection without a network, for tests: runs the hooks and the handler. */
+    /** Opens a plain connection without a network, for tests: runs the hooks and the handler. */
     injectWS(
       path?: string,
       upgradeContext?: Partial<RawRequest>,
@@ -102,9 +111,9 @@ declare module "fastify" {
     TypeProvider extends FastifyTypeProvider = FastifyTypeProviderDefault,
     Logger extends FastifyBaseLogger = FastifyBaseLogger,
   > {
-    /** What this WebSocket route has otherwise than the plugin's registration says. */
+    /** Options of this WebSocket route, which override those of the plugin's registration. */
     mainstay?: MainstayRouteOptions;
-    /** Serves upgrades of a route that answers plain requests too. */
+    /** Serves the upgrades of a route that answers HTTP requests too. */
     wsHandler?: SessionHandler<RawServer, RawRequest, RouteGeneric, ContextConfig, SchemaCompiler & FastifySchema, TypeProvider, Logger>;
   }
 }

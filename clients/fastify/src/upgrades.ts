@@ -1,9 +1,9 @@
 /**
- * Upgrade requests, from the HTTP server to `@fastify/websocket`: each is routed once, however many registrations the
- * server has, and those that come while it closes are answered.
+ * Passes upgrade requests from the HTTP server to `@fastify/websocket`: each request is routed once, however many
+ * registrations the server has, and requests that arrive while the server closes get a response.
  *
- * The HTTP server forgets connections that it upgraded, and yet waits for them when it closes. One that was answered with
- * 503 is not even read, so its end is never seen.
+ * The HTTP server does not track the connections that it upgraded, but waits for them when it closes. It does not even read
+ * a connection that got 503, so it never sees the end of that connection. This module closes both.
  */
 
 import { EventEmitter } from "node:events";
@@ -13,19 +13,23 @@ import type { FastifyInstance } from "fastify";
 import type { Upgrade } from "./refusal.js";
 
 const UNAVAILABLE = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-/** How long a connection has for the closing handshake while the server closes: fastify-cli ends the process after 500 ms. */
-const LAST_WORDS = 200;
+/**
+ * How long a connection has for its final writes and the closing handshake while the server closes, in milliseconds:
+ * fastify-cli ends the process after 500 ms.
+ */
+const FINAL_WRITES_MS = 200;
 
-/** The registrations of each HTTP server, the first first. */
+/** The registrations of each HTTP server, in order. */
 const registered = new WeakMap<object, Upgrades[]>();
 
+/** The upgrade requests of one registration. */
 export class Upgrades {
-  /** Those that are not answered yet. */
+  /** The requests that have no response yet. */
   readonly open = new WeakMap<IncomingMessage, Upgrade>();
-  /** What `@fastify/websocket` listens to instead of the HTTP server. */
-  readonly door = new EventEmitter();
+  /** `@fastify/websocket` listens to this emitter instead of the HTTP server. */
+  readonly emitter = new EventEmitter();
   private sockets = new Set<Duplex>();
-  /** What sockets call: one function for all of them, so that an idle connection keeps none of its own. */
+  /** The `close` listener of all sockets: one function, so that an idle connection has none of its own. */
   private forget: (this: Duplex) => void;
   private isRefusing = false;
   private isClosing = false;
@@ -39,43 +43,43 @@ export class Upgrades {
     registered.set(server, all);
     all.push(this);
     const remember = (request: IncomingMessage, socket: Duplex, head: Buffer) => void this.open.set(request, { socket, head });
-    this.door.on("upgrade", remember);
+    this.emitter.on("upgrade", remember);
     server.prependListener("upgrade", (request, socket, head) => {
       remember(request, socket, head);
-      // One that routes is enough for all scopes, and two would get in each other's way.
+      // Exactly one registration routes the requests of all scopes: two would route each request twice.
       const isOurs = all[0] === this && !server.listeners("upgrade").some(({ name }) => name === "onUpgrade");
       if (isOurs) this.route(request, socket, head);
       else this.keep(socket);
     });
   }
 
-  /** Routes an upgrade, or answers it. */
+  /** Routes an upgrade request, or answers it with 503 while the server closes. */
   route(request: IncomingMessage, socket: Duplex, head: Buffer): void {
     this.keep(socket);
-    // Only `remember` listens: @fastify/websocket has left.
-    if (this.isRefusing && this.door.listenerCount("upgrade") === 1) socket.end(UNAVAILABLE);
-    else this.door.emit("upgrade", request, socket, head);
+    // Only `remember` listens: @fastify/websocket has removed its listener.
+    if (this.isRefusing && this.emitter.listenerCount("upgrade") === 1) socket.end(UNAVAILABLE);
+    else this.emitter.emit("upgrade", request, socket, head);
   }
 
-  /** Newcomers are answered with 503 once `@fastify/websocket` does not listen any more. */
+  /** Answers new requests with 503 as soon as `@fastify/websocket` stops listening. */
   refuse(): void {
     this.isRefusing = true;
   }
 
-  /** Closes them all, those that come later included. A closing handshake, or an answer, gets a moment. */
+  /** Closes all sockets, and those that come later, after a moment for the closing handshake or the response. */
   close(): void {
     this.isClosing = true;
-    this.sockets.forEach(drop);
+    this.sockets.forEach(closeSoon);
   }
 
   private keep(socket: Duplex): void {
     this.sockets.add(socket);
     socket.on("close", this.forget);
-    if (this.isClosing) drop(socket);
+    if (this.isClosing) closeSoon(socket);
   }
 }
 
-function drop(socket: Duplex): void {
-  const timer = setTimeout(() => socket.destroy(), LAST_WORDS);
+function closeSoon(socket: Duplex): void {
+  const timer = setTimeout(() => socket.destroy(), FINAL_WRITES_MS);
   socket.once("close", () => clearTimeout(timer));
 }

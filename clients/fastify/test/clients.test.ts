@@ -1,4 +1,4 @@
-/** The clients that it is made for, over connections that break. */
+/** Mainstay's own clients, over connections that break. */
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -6,19 +6,19 @@ import { once } from "node:events";
 import type { Socket } from "node:net";
 import { createInterface } from "node:readline";
 import { test } from "node:test";
-import { ClientSession, type Data, decode, type SessionHooks, type SessionIo } from "@mainstay/client/protocol";
+import { ClientSession, decode } from "@mainstay/client/protocol";
 import type { FastifyInstance } from "fastify";
 import WebSocket from "ws";
 import type { Session } from "@mainstay/fastify";
 import { bytes, randomFrom, serve } from "./peer.js";
 
-test("the TypeScript session over connections that break at any moment: nothing is lost, doubled or reordered, both ways", async (t) => {
-  const heard: unknown[] = [];
+test("the TypeScript session over connections that break at any moment loses, repeats and reorders nothing in either direction", async (t) => {
+  const received: unknown[] = [];
   let sessions = 0;
   const { app, url } = await serve({ keep: { messages: 64 }, accept: { messages: 64 } }, async (session) => {
     sessions++;
     for await (const data of session) {
-      heard.push(data);
+      received.push(data);
       await session.send(data);
     }
   });
@@ -33,18 +33,18 @@ test("the TypeScript session over connections that break at any moment: nothing 
     sent.push(text);
     if (random() < 0.01) client.cut();
     if (random() < 0.01) cuts();
-    // Now and then both ends get to read.
+    // Sometimes both ends have time to read.
     if (random() < 0.1) await new Promise((resolve) => setImmediate(resolve));
   }
-  await client.until(() => client.heard.length >= sent.length);
-  assert.deepEqual([heard, client.heard], [sent, sent]);
+  await client.until(() => client.received.length >= sent.length);
+  assert.deepEqual([received, client.received], [sent, sent]);
   assert.equal(sessions, 1);
   assert.ok(client.connections > 20, `${client.connections} connections`);
-  assert.deepEqual(client.gaps, []);
+  assert.deepEqual(client.events, []);
   client.stop();
 });
 
-test("the Rust client echoes, and resumes after its connection was cut", { skip: !process.env.MAINSTAY && "MAINSTAY names no client" }, async (t) => {
+test("the Rust client echoes, and resumes after its connection was cut", { skip: !process.env.MAINSTAY && "the variable MAINSTAY names no program" }, async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({}, (session) => {
     sessions.push(session);
@@ -61,19 +61,19 @@ test("the Rust client echoes, and resumes after its connection was cut", { skip:
     if (number % 5) continue;
     const back = once(sessions[0]!, "attached");
     cut();
-    // Said to nobody, and heard all the same.
+    // The client is away, and gets the message when it is back.
     assert.ok(await sessions[0]!.send(`away ${number}`));
     assert.equal((await lines.next()).value, `away ${number}`);
     await back;
   }
   const closed = once(sessions[0]!, "closed");
   client.stdin.end();
-  assert.deepEqual(await closed, [{ why: "ended", code: 1000, reason: "" }]);
+  assert.deepEqual(await closed, [{ cause: "ended", code: 1000, reason: "" }]);
   assert.deepEqual(await exit, [0, null]);
   assert.deepEqual([sessions.length, sessions[0]!.epoch], [1, 5]);
 });
 
-/** Breaks all connections that a server has, at its end. */
+/** Returns a function that breaks all connections of a server. */
 function cutter(app: FastifyInstance): () => void {
   const sockets = new Set<Socket>();
   app.server.on("connection", (socket) => {
@@ -83,10 +83,11 @@ function cutter(app: FastifyInstance): () => void {
   return () => sockets.forEach((socket) => socket.destroy());
 }
 
-/** A client's session on one connection after the other, without any wait. */
-class Client implements SessionHooks, SessionIo {
-  heard: unknown[] = [];
-  gaps: unknown[] = [];
+/** A client's session that reconnects at once whenever its connection breaks. */
+class Client {
+  received: unknown[] = [];
+  /** The events other than `attached`. */
+  events: unknown[] = [];
   connections = 0;
   private session = new ClientSession({}, bytes);
   private socket!: WebSocket;
@@ -94,7 +95,6 @@ class Client implements SessionHooks, SessionIo {
   private timer = setInterval(() => this.flush(), 50);
 
   constructor(private url: string) {
-    this.session.io = this.session.hooks = this;
     this.dial();
   }
 
@@ -127,7 +127,7 @@ class Client implements SessionHooks, SessionIo {
     });
     socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => {
       this.session.handleFrame(id, decode(isBinary ? data : data.toString()));
-      for (let delivery; (delivery = this.session.handOver(performance.now())); ) this.heard.push(delivery.data);
+      for (let delivery; (delivery = this.session.deliver(performance.now())); ) this.received.push(delivery.data);
       this.flush();
     });
     socket.on("error", () => {});
@@ -138,23 +138,12 @@ class Client implements SessionHooks, SessionIo {
   }
 
   private flush(): void {
-    if (this.socket.readyState === 1) this.session.writeAll(performance.now());
-  }
-
-  writeTo(_id: number, data: Data): void {
-    if (this.socket.readyState === 1) this.socket.send(data);
-  }
-  forget(): void {
-    this.socket.close();
-  }
-  emit(...event: unknown[]): void {
-    this.gaps.push(event);
-  }
-
-  onAttached(): void {}
-  onRefused(): void {}
-  onGoAway(): void {}
-  endNow(...end: unknown[]): void {
-    this.gaps.push(end);
+    if (this.socket.readyState !== 1) return;
+    for (let event; (event = this.session.pollEvent()); ) if (event.type !== "attached") this.events.push(event);
+    for (let output; (output = this.session.pollTransmit(performance.now())); ) {
+      if (output.id !== this.connections) continue;
+      if (output.kind === "write") this.socket.send(output.data);
+      else this.socket.close();
+    }
   }
 }

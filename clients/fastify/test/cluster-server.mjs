@@ -1,4 +1,4 @@
-// Four processes behind one port. Each says who it is, echoes, and answers "who" with its pid.
+// Four processes behind one port. Each echoes messages, and answers "who" with its pid and the client's address.
 import cluster from "node:cluster";
 import { mainstay } from "@mainstay/fastify";
 import Fastify from "fastify";
@@ -8,7 +8,7 @@ if (cluster.isPrimary) {
   cluster.on("listening", (_worker, { port }) => ++ready === 4 && console.log(`http://127.0.0.1:${port}`));
   for (let i = 0; i < 4; i++) cluster.fork();
   let isStopping = false;
-  // One that died is replaced.
+  // A process that died is replaced.
   cluster.on("exit", () => {
     if (!isStopping) cluster.fork();
     else if (!Object.keys(cluster.workers).length) process.exit();

@@ -8,9 +8,10 @@ import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import WebSocket from "ws";
+import { ack, resumeAt } from "./frames.js";
 import { bytes, Peer } from "./peer.js";
 
-/** Four processes, for all tests: the last one stops them. */
+/** Four processes for all tests. The last test stops them. */
 let url: string;
 let parent: ChildProcess;
 
@@ -19,7 +20,7 @@ before(async () => {
   await once(free, "listening");
   const { port } = free.address() as { port: number };
   free.close();
-  const env = { ...process.env, PORT: String(port), OPTIONS: JSON.stringify({ heartbeat: 200 }) };
+  const env = { ...process.env, PORT: String(port), OPTIONS: JSON.stringify({ heartbeatMs: 200 }) };
   parent = spawn(process.execPath, [fileURLToPath(new URL("cluster-server.mjs", import.meta.url))], { env, stdio: ["ignore", "pipe", "inherit"] });
   const [line] = (await once(createInterface(parent.stdout!), "line")) as [string];
   url = line.replace("http", "ws");
@@ -38,39 +39,39 @@ class Client {
 
   constructor(private url: string) {}
 
-  /** `received`, `sent`: by the session so far. */
-  async attach(received = 0, sent = 0): Promise<this> {
+  /** Attaches, with the client's counts so far: acknowledged and sent messages. */
+  async attach(acknowledged = 0, sent = 0): Promise<this> {
     const { key, instance, token, url } = this;
-    const [peer, welcome] = await Peer.attached(url, { key, instance, attempt: ++this.attempt, ...(token && { resume: [token, received, sent, sent + 1] }) });
+    const [peer, welcome] = await Peer.attached(url, { key, instance, attempt: ++this.attempt, ...(token && { resume: resumeAt(token, acknowledged, sent, sent + 1) }) });
     this.peer = peer;
-    this.token = welcome[2];
-    this.isResumed = welcome[4];
+    this.token = welcome.token;
+    this.isResumed = welcome.resumed;
     return this;
   }
 
-  async ask(text: string, received: number): Promise<string> {
-    this.peer.write([3, received], text);
+  async ask(text: string, acknowledged: number): Promise<string> {
+    this.peer.write(ack(acknowledged), text);
     return this.peer.text();
   }
 }
 
-test("a client that comes back to any of four processes resumes its session, whichever has it, and keeps its address", async () => {
+test("a client that comes back to any of four processes resumes its session, whichever process has it, and keeps its address", async () => {
   const client = await new Client(url).attach();
-  const home = await client.ask("who", 0);
-  assert.match(home, / 127\.0\.0\.1$/);
+  const first = await client.ask("who", 0);
+  assert.match(first, / 127\.0\.0\.1$/);
   for (let count = 1; count <= 12; count++) {
     await client.peer.cut();
     await client.attach(count, count);
     assert.ok(client.isResumed, `reconnect ${count}`);
-    assert.equal(await client.ask("who", count), home);
+    assert.equal(await client.ask("who", count), first);
   }
-  // Others really live elsewhere.
-  const homes = new Set<string>();
-  for (let i = 0; i < 8; i++) homes.add(await (await new Client(url).attach()).ask("who", 0));
-  assert.ok(homes.size > 1, [...homes].join());
+  // The sessions of other clients are in other processes.
+  const answers = new Set<string>();
+  for (let i = 0; i < 8; i++) answers.add(await (await new Client(url).attach()).ask("who", 0));
+  assert.ok(answers.size > 1, [...answers].join());
 });
 
-test("large messages, binary ones and heartbeats pass between the processes as they are", async () => {
+test("large messages, binary messages and heartbeats pass unchanged between the processes", async () => {
   const clients = [];
   for (let i = 0; i < 4; i++) {
     const client = await new Client(url).attach();
@@ -84,17 +85,17 @@ test("large messages, binary ones and heartbeats pass between the processes as t
     peer.socket.on("ping", (data) => pings.push(data.length));
     peer.socket.on("message", (data: Buffer) => data[0] === 4 && beats.push(data.length));
     const text = "é".repeat(400_000);
-    peer.write([3, 1], text);
+    peer.write(ack(1), text);
     assert.equal(await peer.text(), text);
     const data = new Uint8Array(500_000).fill(7);
-    peer.write([3, 2], data);
+    peer.write(ack(2), data);
     assert.deepEqual(new Uint8Array(await peer.text()), data);
     while (pings.length < 2 || beats.length < 2) await new Promise((resolve) => setImmediate(resolve));
     assert.ok(pings.every((length) => length === 8));
   }
 });
 
-test("when the process that has a session dies, its client is told by a fresh session, as after any restart", async () => {
+test("a client whose process died gets a fresh session, as after any restart", async () => {
   for (let i = 0; i < 3; i++) {
     const client = await new Client(url).attach();
     assert.equal(await client.ask("hello", 0), "hello");
@@ -106,13 +107,13 @@ test("when the process that has a session dies, its client is told by a fresh se
   }
 });
 
-test("the hooks of the process that has the session judge who comes back", async () => {
+test("an upgrade that a hook refuses is refused in every process", async () => {
   const socket = new WebSocket(url, ["mainstay.v1"], { headers: { cookie: "bad" } });
   const [code] = await once(socket, "close");
   assert.equal(code, 4501);
 });
 
-test("a parent that stops its processes stops, with clients that were passed on", async () => {
+test("a parent process stops its workers and itself while connections are relayed", async () => {
   const clients = [];
   for (let i = 0; i < 6; i++) {
     const client = await new Client(url).attach();

@@ -4,19 +4,19 @@ import { test } from "node:test";
 import WebSocket from "ws";
 import { serve } from "./peer.js";
 
-test("a connection that compresses takes more than it has room for, in order", async (t) => {
-  // What compresses well is held by `ws` while the TCP socket has next to nothing to write.
+test("a compressed connection delivers more messages than it has room for, in order", async (t) => {
+  // `ws` queues messages for compression, while the TCP socket has next to nothing to write.
   const words = Array.from({ length: 300 }, (_, i) => `${i} ${"x".repeat(20_000)}`);
   const { app, url } = await serve({ keep: { messages: 2 }, websocket: { perMessageDeflate: true } }, async (session) => {
     for (const word of words) await session.send(word);
   });
   t.after(() => app.close());
   const socket = new WebSocket(url, { perMessageDeflate: true });
-  const heard: string[] = [];
-  const done = new Promise<void>((resolve) => socket.on("message", (data) => (heard.push(String(data)), heard.length === words.length && resolve())));
+  const received: string[] = [];
+  const done = new Promise<void>((resolve) => socket.on("message", (data) => (received.push(String(data)), received.length === words.length && resolve())));
   await once(socket, "open");
   assert.match(socket.extensions, /deflate/);
   await done;
-  assert.deepEqual(heard, words);
+  assert.deepEqual(received, words);
   socket.terminate();
 });

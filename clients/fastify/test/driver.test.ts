@@ -1,23 +1,24 @@
-/** The driver with a socket that does what a test says, and time that passes when a test says. */
+/** The driver, with a socket and a clock that the test controls. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { ack, data, END, endIn, PING, pong } from "./frames.js";
 import { CONFIG, Stage } from "./stage.js";
 
 test("a silent client is dropped without a closing handshake, and its session parks and then expires", async (t) => {
   const stage = new Stage(t);
   const events: unknown[] = [];
   stage.driver.session.on("detached", () => events.push("detached"));
-  stage.driver.session.on("closed", ({ why }) => events.push(why));
+  stage.driver.session.on("closed", ({ cause }) => events.push(cause));
   await stage.pass(31_000);
   assert.deepEqual([stage.socket.isTerminated, stage.socket.closes, events], [true, [], ["detached"]]);
-  stage.now += CONFIG.resumeWindow;
-  stage.driver.due();
-  assert.deepEqual([events, stage.forgotten], [["detached", "expired"], 1]);
+  stage.now += CONFIG.resumeWindowMs;
+  stage.driver.fire();
+  assert.deepEqual([events, stage.removed], [["detached", "expired"], 1]);
 });
 
-test("a client whose system takes heartbeats and that answers none is found by the first deadline, however short the interval", async (t) => {
-  const stage = new Stage(t, { ...CONFIG, heartbeat: 1000 });
+test("a client whose kernel accepts heartbeats and that answers none is found at the first deadline, however short the interval", async (t) => {
+  const stage = new Stage(t, { ...CONFIG, heartbeatMs: 1000 });
   const losses: unknown[] = [];
   stage.driver.session.on("detached", (loss) => losses.push(loss));
   // The two messages of a heartbeat leave in one system call.
@@ -27,29 +28,29 @@ test("a client whose system takes heartbeats and that answers none is found by t
   assert.ok(stage.now < 7000, `after ${stage.now} ms`);
 });
 
-test("a client that answers stays, and so does one that is in the middle of a large message", async (t) => {
+test("a client that answers heartbeats stays attached, and so does a client in the middle of a large message", async (t) => {
   const stage = new Stage(t);
   await stage.pass(100_000, () => {
-    for (const frame of stage.socket.written.splice(0)) if (frame[0] === 4) stage.socket.arrive([5, frame[1], 0, 0]);
+    for (const frame of stage.socket.written.splice(0)) if (frame.type === PING) stage.socket.arrive(pong(frame.nonce, 0, 0));
   });
   assert.equal(stage.driver.session.state, "attached");
   assert.equal(stage.driver.session.rtt, 100);
-  // From here on it answers nothing, but bytes come.
+  // From here on the client answers no heartbeat, but bytes arrive.
   await stage.pass(100_000, () => void (stage.socket.tcp.bytesRead += 1));
   assert.equal(stage.driver.session.state, "attached");
   await stage.pass(400_000, () => void (stage.socket.tcp.bytesRead += 1));
-  assert.equal(stage.driver.session.state, "attached", "not listening, and mid-message");
+  assert.equal(stage.driver.session.state, "attached", "it answers nothing, but is in the middle of a message");
 });
 
-test("who sends messages and answers no probe is dropped after five minutes, and can resume", async (t) => {
+test("a client that sends messages and answers no probe is dropped after five minutes, and can resume", async (t) => {
   const stage = new Stage(t);
-  await stage.pass(300_000, () => stage.socket.arrive([3, 0]));
+  await stage.pass(300_000, () => stage.socket.arrive(ack(0)));
   assert.equal(stage.driver.session.state, "attached");
-  await stage.pass(60_000, () => stage.socket.arrive([3, 0]));
+  await stage.pass(60_000, () => stage.socket.arrive(ack(0)));
   assert.equal(stage.driver.session.state, "parked");
 });
 
-test("a probe that waits behind a large write is no verdict while the kernel takes some of it", async (t) => {
+test("a probe that waits behind a large write does not end the connection while the kernel accepts bytes of that write", async (t) => {
   const stage = new Stage(t);
   stage.socket.tcp.isFlowing = false;
   stage.socket.tcp.writableLength = 60_000;
@@ -59,57 +60,57 @@ test("a probe that waits behind a large write is no verdict while the kernel tak
   assert.equal(stage.driver.session.state, "parked");
 });
 
-test("what a full socket does not take stays ours, and leaves when it has room", async (t) => {
+test("messages wait in the session while the socket is full, and leave when it has room", async (t) => {
   const stage = new Stage(t);
   stage.socket.tcp.writableLength = 100_000;
   assert.ok(stage.driver.session.trySend("later"));
   assert.deepEqual(stage.socket.written, []);
   stage.socket.tcp.flow();
-  assert.deepEqual(stage.socket.written, [[0, "later"]]);
+  assert.deepEqual(stage.socket.written, [data("later")]);
 });
 
-test("a message is acknowledged within 250 ms, by the one timer", async (t) => {
+test("a message is acknowledged within 250 ms, by the session's only timer", async (t) => {
   const stage = new Stage(t);
   stage.driver.session.on("message", () => {});
   await new Promise((resolve) => setImmediate(resolve));
   stage.socket.emit("message", Buffer.from("hi"), false);
   stage.now = 249;
-  stage.driver.due();
+  stage.driver.fire();
   assert.deepEqual(stage.socket.written, []);
   stage.now = 250;
-  stage.driver.due();
-  assert.deepEqual(stage.socket.written, [[3, 1]]);
+  stage.driver.fire();
+  assert.deepEqual(stage.socket.written, [ack(1)]);
 });
 
 for (const [what, state] of [["nothing", "parked"], ["a message", "attached"]] as const) {
-  test(`at the deadline what is readable is read before the verdict: ${what}`, async (t) => {
+  test(`at the deadline the driver reads what is readable before it drops the connection: ${what}`, async (t) => {
     const stage = new Stage(t);
     for (const step of ["probe", "deadline"]) {
-      stage.now = stage.driver.machine.dueAt;
-      stage.driver.due();
+      stage.now = stage.driver.machine.pollTimeout();
+      stage.driver.fire();
       assert.equal(stage.driver.session.state, "attached", step);
       // The probe leaves when this turn ends.
       if (step === "probe") await new Promise((resolve) => setImmediate(resolve));
     }
-    if (what !== "nothing") stage.socket.arrive([3, 0]);
+    if (what !== "nothing") stage.socket.arrive(ack(0));
     await new Promise((resolve) => setImmediate(resolve));
     assert.equal(stage.driver.session.state, state);
   });
 }
 
-test("a client that is closed and acknowledges nothing is not heard any more, and is gone in 10 s", async (t) => {
+test("after a close the handler receives nothing more, and a client that acknowledges nothing is disconnected within 10 s", async (t) => {
   const stage = new Stage(t);
   const { session } = stage.driver;
-  const heard: unknown[] = [];
-  session.on("message", (data) => heard.push(data));
+  const received: unknown[] = [];
+  session.on("message", (data) => received.push(data));
   assert.ok(session.trySend("welcome"));
   session.close(4000, "kicked");
   const closedAt = stage.now;
   await stage.pass(20_000, () => void stage.socket.emit("message", Buffer.from("still here"), false));
-  assert.deepEqual(heard, []);
-  const end = stage.socket.written.find((frame) => frame[0] === 8);
-  assert.deepEqual(end?.slice(0, 3), [8, 4000, "kicked"]);
-  assert.equal(stage.forgotten, 1);
+  assert.deepEqual(received, []);
+  const end = stage.socket.written.find((frame) => frame.type === END);
+  assert.deepEqual(endIn(end), [END, 4000, "kicked"]);
+  assert.equal(stage.removed, 1);
   assert.ok(stage.now - closedAt >= 10_000);
 });
 
@@ -125,16 +126,16 @@ test("a loop over messages ends when its session is closed, whatever the client 
   assert.equal(await loop, "ended");
 });
 
-test("a client that goes on acknowledging what precedes its end has the time for it", async (t) => {
-  const stage = new Stage(t, { ...CONFIG, keep: [1024, 1_000_000] });
+test("a client that goes on acknowledging messages gets END only after the last one", async (t) => {
+  const stage = new Stage(t, { ...CONFIG, keep: { messages: 1024, bytes: 1_000_000 } });
   const { session } = stage.driver;
   for (let n = 0; n < 12; n++) session.trySend(`${n}`);
   session.close(4000, "enough");
   let acknowledged = 0;
-  const ends = () => stage.socket.written.some((frame) => frame[0] === 8);
+  const ends = () => stage.socket.written.some((frame) => frame.type === END);
   for (; acknowledged < 12; acknowledged++) {
     assert.ok(!ends(), `END after ${acknowledged} of 12`);
-    stage.socket.arrive([3, acknowledged + 1]);
+    stage.socket.arrive(ack(acknowledged + 1));
     if (acknowledged < 11) await stage.pass(4000);
   }
   assert.ok(ends());

@@ -5,19 +5,19 @@ import { mainstay } from "@mainstay/fastify";
 import { connect } from "@mainstay/fastify/testing";
 import Fastify, { type FastifyInstance } from "fastify";
 
-/** The TypeScript of a guide, block by block. */
+/** Returns the TypeScript blocks of a guide. */
 function blocks(guide: string): string[] {
   const text = readFileSync(new URL(`../../../docs/guides/${guide}.md`, import.meta.url), "utf8");
   return [...text.matchAll(/^```ts\n(.*?)^```$/gms)].map(([, block]) => block!);
 }
 
-/** Runs a block as it stands, with these names beside its own. */
+/** Runs a block unchanged, with these names in its scope. */
 async function run(block: string, names: Record<string, unknown>): Promise<void> {
   const AsyncFunction = (async () => {}).constructor as FunctionConstructor;
   await new AsyncFunction(...Object.keys(names), block.replace(/^import .*$/gm, ""))(...Object.values(names));
 }
 
-/** What `@fastify/cookie` does. */
+/** Parses cookies as `@fastify/cookie` does. */
 function withCookies(app: FastifyInstance): void {
   app.decorateRequest("cookies");
   app.addHook("onRequest", async (request) => {
@@ -26,13 +26,13 @@ function withCookies(app: FastifyInstance): void {
   });
 }
 
-test("authentication: a hook knows visitors by their cookie, and authenticate by their token", async (t) => {
+test("the authentication guide: a hook checks a client's cookie, and authenticate its token", async (t) => {
   const [hook, token, fresh, renewed, ...rest] = blocks("authentication");
   assert.deepEqual(rest, []);
   const app = Fastify();
   t.after(() => app.close());
   withCookies(app);
-  // What `@fastify/jwt` does.
+  // The part of `@fastify/jwt` that the guide uses.
   const verify = (text: string) => {
     if (!text.startsWith("good ")) throw new Error("bad signature");
     return { sub: text.slice("good ".length) };
@@ -47,10 +47,10 @@ test("authentication: a hook knows visitors by their cookie, and authenticate by
   await assert.rejects(connect(app, "/me", { headers }), /4501/);
   await assert.rejects(connect(app, "/me", { credentials: "good ada" }), /4501.*401/);
 
-  // The page's part, with a socket that notes what is asked of it.
+  // The page's part, with a socket that records its calls.
   const listeners: Record<string, (event: object) => void> = {};
   const presented: unknown[] = [];
-  let went = "";
+  let location = "";
   let closed = 0;
   class MainstaySocket {
     constructor(_url: string, _protocols: string[], { credentials }: { credentials: () => unknown }) {
@@ -67,12 +67,12 @@ test("authentication: a hook knows visitors by their cookie, and authenticate by
     }
   }
   const ticks: (() => Promise<void>)[] = [];
-  const names = { MainstaySocket, freshToken: () => "a token", location: { assign: (to: string) => (went = to) } };
+  const names = { MainstaySocket, freshToken: () => "a token", location: { assign: (to: string) => (location = to) } };
   await run(`${fresh}${renewed}`, { ...names, setInterval: (tick: () => Promise<void>) => ticks.push(tick) });
   listeners.close!({ code: 1000 });
-  assert.equal(went, "");
+  assert.equal(location, "");
   listeners.close!({ code: 4501 });
-  assert.equal(went, "/login");
+  assert.equal(location, "/login");
   await ticks[0]!();
   assert.deepEqual(presented, ["a token", "a token"]);
   listeners.authenticated!({ accepted: true });
@@ -80,7 +80,7 @@ test("authentication: a hook knows visitors by their cookie, and authenticate by
   assert.equal(closed, 1);
 });
 
-test("broadcast: a room reaches its members, and a list of people says who is here, away and gone", async (t) => {
+test("the broadcast guide: a room reaches its members, and a list shows which members are here, away or gone", async (t) => {
   const [rooms, presence, ...rest] = blocks("broadcast");
   assert.deepEqual(rest, []);
   const app = Fastify();

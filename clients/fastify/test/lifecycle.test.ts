@@ -1,4 +1,4 @@
-/** What must hold over many connections, and when the server goes away. */
+/** Promises over many connections, and while the server closes. */
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -7,15 +7,16 @@ import { createInterface } from "node:readline";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 import type { Session } from "@mainstay/fastify";
+import { ack, GO_AWAY, goAway, refusalIn, REFUSE, resumeAt } from "./frames.js";
 import { bytes, hello, Peer, serve } from "./peer.js";
 
-test("a thousand reconnects: the handler is called once, listeners stay, each message comes once, the heap is flat", async (t) => {
-  const heard: unknown[] = [];
+test("over a thousand reconnects the handler is called once, listeners stay, each message arrives once, and the heap does not grow", async (t) => {
+  const received: unknown[] = [];
   const sessions: Session[] = [];
   const { app, url } = await serve({}, (session) => {
     sessions.push(session);
     session.on("message", (data) => {
-      heard.push(data);
+      received.push(data);
       session.send(data);
     });
   });
@@ -28,12 +29,12 @@ test("a thousand reconnects: the handler is called once, listeners stay, each me
   const listeners = () => [sessions[0]!.listenerCount("message"), sessions[0]!.eventNames().length];
   let before: number[] | undefined;
   for (let cycle = 1; cycle <= 1000; cycle++) {
-    const [peer, welcome] = await Peer.attached(url, { key, instance, attempt: cycle, resume: token && [token, cycle - 1, cycle - 1, cycle] });
-    token = welcome[2];
-    peer.write([3, cycle - 1], `message ${cycle}`);
+    const [peer, welcome] = await Peer.attached(url, { key, instance, attempt: cycle, resume: token && resumeAt(token, cycle - 1, cycle - 1, cycle) });
+    token = welcome.token;
+    peer.write(ack(cycle - 1), `message ${cycle}`);
     back.push(await peer.text());
     before ??= listeners();
-    // Every other connection is replaced while it lives.
+    // Every second connection is replaced while it is alive.
     if (cycle % 2) await peer.cut();
     else peer.socket.on("close", () => peer.socket.terminate());
     if (cycle % 250 === 0) {
@@ -43,15 +44,15 @@ test("a thousand reconnects: the handler is called once, listeners stay, each me
     }
   }
   const all = Array.from({ length: 1000 }, (_, i) => `message ${i + 1}`);
-  assert.deepEqual([heard, back], [all, all]);
+  assert.deepEqual([received, back], [all, all]);
   assert.deepEqual([sessions.length, sessions[0]!.epoch, listeners()], [1, 1000, before]);
-  // A leak of a connection's objects would be 4.5 MB: 6 KB each.
+  // A leak of the connections' objects would be 4.5 MB: 6 KB for each.
   assert.ok(heaps.at(-1)! - heaps[0]! < 2_000_000, `heap after each 250: ${heaps.map((heap) => Math.round(heap / 1000))} KB`);
 });
 
-test("closing the server tells sessions to leave and waits for them; newcomers are refused; who stays gets 1012", async () => {
+test("a closing server asks sessions to leave and waits for them, refuses new clients, and closes the remaining connections with 1012", async () => {
   const ends: unknown[] = [];
-  const { app, url } = await serve({ drain: 400 }, (session) => void session.on("closed", (closed) => ends.push([session.mode, closed.why])));
+  const { app, url } = await serve({ drainMs: 400 }, (session) => void session.on("closed", ({ cause }) => ends.push([session.mode, cause])));
   const [leaver] = await Peer.attached(url);
   const [stayer] = await Peer.attached(url);
   const [parked] = await Peer.attached(url);
@@ -59,11 +60,11 @@ test("closing the server tells sessions to leave and waits for them; newcomers a
   const plain = await new Peer(url, [], true).opened();
   const half = await new Peer(url).opened();
   const closing = app.close();
-  assert.deepEqual(await leaver.next(), [6, "the server is going away, come back", [0, 400], 400]);
-  assert.ok(ends.some((end) => String(end) === "session,evicted"), "who is away cannot come back");
+  assert.deepEqual(await leaver.next(), goAway("the server is going away, come back", 400, 400));
+  assert.ok(ends.some((end) => String(end) === "session,evicted"), "a parked session ends, because its client cannot come back");
   await leaver.cut();
   half.write(hello());
-  assert.deepEqual((await half.next()).slice(0, 3), [12, 4413, true]);
+  assert.deepEqual(refusalIn(await half.next()), [REFUSE, 4413, true]);
   const refused = new Peer(url);
   const [, response] = await once(refused.socket, "unexpected-response");
   assert.equal(response.statusCode, 503);
@@ -81,12 +82,12 @@ test("a client that never answers the Close does not keep the server from closin
   peer.socket.terminate();
 });
 
-test("close comes to an end, although a newcomer was answered with 503 and nothing else keeps the process", async () => {
+test("close() finishes after a new client got 503, even if nothing else keeps the process alive", async () => {
   const script = `
     import { mainstay } from "@mainstay/fastify";
     import Fastify from "fastify";
     const app = Fastify();
-    await app.register(mainstay, { drain: 200 });
+    await app.register(mainstay, { drainMs: 200 });
     app.get("/", { websocket: true }, (session) => {});
     console.log(await app.listen({ port: 0 }));
     process.once("SIGTERM", async () => {
@@ -101,7 +102,7 @@ test("close comes to an end, although a newcomer was answered with 503 and nothi
   const url = `ws://127.0.0.1:${new URL((await lines.next()).value).port}/`;
   const [peer] = await Peer.attached(url);
   child.kill("SIGTERM");
-  while ((await peer.next())[0] !== 6);
+  while ((await peer.next()).type !== GO_AWAY);
   const [, response] = await once(new Peer(url).socket, "unexpected-response");
   assert.equal(response.statusCode, 503);
   response.destroy();
@@ -109,21 +110,21 @@ test("close comes to an end, although a newcomer was answered with 503 and nothi
   assert.equal((await lines.next()).value, "closed");
 });
 
-test("the example echoes, and its process exits by itself when it is told to close", async () => {
+test("the example echoes, and its process exits by itself after SIGTERM", async () => {
   const path = fileURLToPath(new URL("../examples/echo.mjs", import.meta.url));
   const child = spawn(process.execPath, [path], { env: { ...process.env, PORT: "0" }, stdio: ["ignore", "pipe", "inherit"] });
   const [line] = (await once(createInterface(child.stdout), "line")) as [string];
   const url = `ws://127.0.0.1:${new URL(line).port}/echo`;
   const [peer] = await Peer.attached(url);
-  peer.write([3, 0], "hi");
+  peer.write(ack(0), "hi");
   assert.equal(await peer.text(), "hi");
   const [away] = await Peer.attached(url);
-  // Parked: its session alone must not keep the process.
+  // A parked session alone must not keep the process alive.
   await away.cut();
   child.kill("SIGTERM");
   let frame;
-  while ((frame = await peer.next())[0] !== 6);
-  assert.equal(frame[1], "the server is going away, come back");
+  while ((frame = await peer.next()).type !== GO_AWAY);
+  assert.equal(frame.reason, "the server is going away, come back");
   await peer.cut();
   assert.deepEqual(await once(child, "exit"), [0, null]);
 });

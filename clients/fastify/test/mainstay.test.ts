@@ -1,4 +1,4 @@
-/** `app.mainstay`: rooms, broadcast, presence and figures. */
+/** `app.mainstay`: rooms, broadcast, presence and metrics. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -8,13 +8,14 @@ import { type Data } from "@mainstay/client/protocol";
 import { mainstay, type Session } from "@mainstay/fastify";
 import Fastify from "fastify";
 import { shareFrame, writeMessage } from "../dist/frame.js";
+import { ack, end, gap, resumeAt, volatile } from "./frames.js";
 import { bytes, hello, Peer, serve } from "./peer.js";
 
 const until = async (isTrue: () => boolean) => {
   while (!isTrue()) await new Promise((resolve) => setImmediate(resolve));
 };
 
-test("sessions are found from anywhere: all of them, by id, and no longer when they are over", async (t) => {
+test("app.mainstay finds all sessions, and a session by its id, until the session ends", async (t) => {
   const { app, url } = await serve({}, () => {});
   t.after(() => app.close());
   const { mainstay } = app;
@@ -29,14 +30,14 @@ test("sessions are found from anywhere: all of them, by id, and no longer when t
   const detached = once(session, "detached");
   await peer.cut();
   await detached;
-  assert.equal(mainstay.get(session.id)?.state, "parked", "whose client is away is still there");
+  assert.equal(mainstay.get(session.id)?.state, "parked", "a parked session is still there");
   session.close();
   plain.close();
   await until(() => mainstay.sessions.size === 1);
-  assert.deepEqual([...mainstay.sessions], [session], "what it closes with waits for its client");
+  assert.deepEqual([...mainstay.sessions], [session], "the END of a parked session waits for its client");
 });
 
-test("a room reaches who joined, in order, whatever they speak, away or not, and not who left or is over", async (t) => {
+test("a room's message reaches every member in order, plain, attached or parked, and no session that left or ended", async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({}, (session) => void sessions.push(session));
   t.after(() => app.close());
@@ -55,13 +56,13 @@ test("a room reaches who joined, in order, whatever they speak, away or not, and
   const detached = once(a, "detached");
   await near.cut();
   await detached;
-  assert.deepEqual(mainstay.to("kitchen").send("one"), { sent: 2, skipped: 0, closed: 0 });
-  assert.deepEqual(mainstay.to("kitchen", "garden").send("two", { except: c }), { sent: 2, skipped: 0, closed: 0 });
-  assert.deepEqual(mainstay.broadcast("three", { except: [a, c] }), { sent: 1, skipped: 0, closed: 0 });
-  assert.deepEqual(mainstay.broadcast("four", { where: ({ mode }) => mode === "plain" }), { sent: 1, skipped: 0, closed: 0 });
-  assert.deepEqual(mainstay.broadcast("five"), { sent: 3, skipped: 0, closed: 0 });
-  assert.deepEqual(mainstay.to("nobody").send("six"), { sent: 0, skipped: 0, closed: 0 });
-  const [back] = await Peer.attached(url, { resume: [welcome[2], 0, 0, 1] });
+  assert.deepEqual(mainstay.to("kitchen").send("one"), { sent: 2, skipped: 0, disconnected: 0 });
+  assert.deepEqual(mainstay.to("kitchen", "garden").send("two", { except: c }), { sent: 2, skipped: 0, disconnected: 0 });
+  assert.deepEqual(mainstay.broadcast("three", { except: [a, c] }), { sent: 1, skipped: 0, disconnected: 0 });
+  assert.deepEqual(mainstay.broadcast("four", { where: ({ mode }) => mode === "plain" }), { sent: 1, skipped: 0, disconnected: 0 });
+  assert.deepEqual(mainstay.broadcast("five"), { sent: 3, skipped: 0, disconnected: 0 });
+  assert.deepEqual(mainstay.to("empty").send("six"), { sent: 0, skipped: 0, disconnected: 0 });
+  const [back] = await Peer.attached(url, { resume: resumeAt(welcome.token, 0, 0, 1) });
   assert.deepEqual([await back.text(), await back.text(), await back.text()], ["one", "two", "five"]);
   for (const text of ["one", "two", "three", "four", "five"]) assert.equal(await plain.text(), text);
   assert.equal(await other.text(), "five");
@@ -73,13 +74,13 @@ test("a room reaches who joined, in order, whatever they speak, away or not, and
   await closed;
   assert.deepEqual([mainstay.rooms, [...a.rooms], [...b.rooms]], [["garden"], [], []]);
   b.join("garden");
-  assert.deepEqual([...b.rooms], [], "who is over joins nothing");
+  assert.deepEqual([...b.rooms], [], "a session that ended joins no room");
   assert.throws(() => mainstay.to(["garden"] as never).send("x"), /a room's name is a string that is not empty/);
   assert.throws(() => a.join(""), /a room's name is a string that is not empty/);
   assert.throws(() => a.join(7 as never), TypeError);
 });
 
-test("what is sent to a room is copied once: its bytes may be written over at once, and all members share them", async (t) => {
+test("a room's message is copied once: the application may overwrite its bytes at once, and all members share the copy", async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({}, (session) => void sessions.push(session));
   t.after(() => app.close());
@@ -92,7 +93,7 @@ test("what is sent to a room is copied once: its bytes may be written over at on
   assert.throws(() => app.mainstay.broadcast({} as never), /a message is a string, an ArrayBuffer or a view of one/);
 });
 
-test("a message to many is framed once: its sockets get the same chunks, and the bytes are those of any message", () => {
+test("a message to many sockets is framed once, with the same bytes as a message to one", () => {
   const writes = (data: Data, isShared: boolean) => {
     const chunks: unknown[][] = [[], []];
     const act = () => chunks.forEach((list) => writeMessage({ write: (chunk: unknown, encoding?: BufferEncoding) => list.push(typeof chunk === "string" ? Buffer.from(chunk, encoding) : chunk) } as never, data));
@@ -111,11 +112,11 @@ test("a message to many is framed once: its sockets get the same chunks, and the
   }
   shareFrame("outer", () => {
     shareFrame("inner", () => {});
-    assert.equal(writes("outer", false)[0]![0], writes("outer", false)[1]![0], "another room's message between does not end it");
+    assert.equal(writes("outer", false)[0]![0], writes("outer", false)[1]![0], "a message of another room in between does not end the sharing");
   });
 });
 
-test("a member that is too far behind is given up and learns exactly what it missed, or is skipped, as the sender says", async (t) => {
+test("a member without room is disconnected and learns exactly what it missed, or is skipped, as the sender chooses", async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({ keep: { messages: 2 } }, (session) => {
     sessions.push(session);
@@ -130,51 +131,51 @@ test("a member that is too far behind is given up and learns exactly what it mis
   await slow.cut();
   await detached;
   const [quick] = await Peer.attached(url);
-  for (const text of ["1", "2"]) assert.deepEqual(room.send(text), { sent: 2, skipped: 0, closed: 0 });
-  quick.write([3, 2]);
+  for (const text of ["1", "2"]) assert.deepEqual(room.send(text), { sent: 2, skipped: 0, disconnected: 0 });
+  quick.write(ack(2));
   for (const text of ["1", "2"]) assert.equal(await quick.text(), text);
   await until(() => sessions[1]!.trySend("only for you"));
-  assert.deepEqual(room.send("3", { slow: "skip" }), { sent: 1, skipped: 1, closed: 0 });
+  assert.deepEqual(room.send("3", { slow: "skip" }), { sent: 1, skipped: 1, disconnected: 0 });
   assert.equal(await quick.text(), "only for you");
   assert.equal(await quick.text(), "3");
-  quick.write([3, 4]);
+  quick.write(ack(4));
   await until(() => sessions[1]!.trySend("5"));
   const closed = once(sessions[0]!, "closed");
-  assert.deepEqual(room.send("6"), { sent: 1, skipped: 0, closed: 1 });
-  assert.deepEqual(await closed, [{ why: "evicted", code: 1006, reason: "too far behind what is sent to its rooms" }]);
-  // It is told that it lacks two: those that had been accepted for it.
-  const [, again] = await Peer.attached(url, { key: bytes(16), instance, attempt: 2, resume: [welcome[2], 0, 0, 1] });
-  assert.deepEqual([again[4], again[10]?.[3]], [false, 2]);
-  assert.deepEqual(app.mainstay.stats().slow, { closed: 1, skipped: 1 });
+  assert.deepEqual(room.send("6"), { sent: 1, skipped: 0, disconnected: 1 });
+  assert.deepEqual(await closed, [{ cause: "evicted", code: 1006, reason: "too far behind what is sent to its rooms" }]);
+  // The account names the two lost messages: those that were accepted for it.
+  const [, again] = await Peer.attached(url, { key: bytes(16), instance, attempt: 2, resume: resumeAt(welcome.token, 0, 0, 1) });
+  assert.deepEqual([again.resumed, again.account?.count], [false, 2]);
+  assert.deepEqual(app.mainstay.stats().slow, { disconnected: 1, skipped: 1 });
   assert.equal(app.mainstay.stats().evicted.slow, 1);
-  assert.throws(() => room.send("x", { slow: "wait" as never }), /slow must be "close" or "skip"/);
+  assert.throws(() => room.send("x", { slow: "wait" as never }), /slow must be "disconnect" or "skip"/);
 });
 
-test("a plain member that reads nothing is closed with 1013, and the others get everything", async (t) => {
+test("a plain member that reads nothing is closed with 1013, and the other members get every message", async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({ keep: { messages: 4 } }, (session) => void sessions.push(session));
   t.after(() => app.close());
-  const deaf = await new Peer(url, [], true).opened();
-  deaf.socket.pause();
+  const stuck = await new Peer(url, [], true).opened();
+  stuck.socket.pause();
   const [quick] = await Peer.attached(url);
   await until(() => sessions.length === 2);
   const closed = once(sessions[0]!, "closed");
   const large = "x".repeat(200_000);
   let sent = 0;
   for (let closes = 0; !closes; ) {
-    closes = app.mainstay.broadcast(large).closed;
+    closes = app.mainstay.broadcast(large).disconnected;
     sent++;
     assert.equal((await quick.text()).length, 200_000);
-    quick.write([3, sent]);
+    quick.write(ack(sent));
     await until(() => sessions[1]!.state === "attached" && app.mainstay.stats().sessions.attached === 1);
   }
   const [{ code, reason }] = await closed;
   assert.deepEqual([code, reason], [1013, "too far behind what is sent to its rooms"]);
   assert.equal(sessions[1]!.state, "attached");
-  deaf.socket.terminate();
+  stuck.socket.terminate();
 });
 
-test("with dropOldest no member of a room is closed: the oldest goes, and the client is told of the gap", async (t) => {
+test("with dropOldest no member of a room is disconnected: its oldest message is dropped, and its client receives a gap", async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({ keep: { messages: 2 }, dropOldest: true }, (session) => void sessions.push(session));
   t.after(() => app.close());
@@ -183,24 +184,24 @@ test("with dropOldest no member of a room is closed: the oldest goes, and the cl
   await peer.cut();
   await detached;
   for (const text of ["1", "2", "3"]) assert.equal(app.mainstay.broadcast(text).sent, 1);
-  const [back] = await Peer.attached(url, { resume: [welcome[2], 0, 0, 1] });
-  assert.deepEqual(await back.next(), [7, 1, 1, 1]);
+  const [back] = await Peer.attached(url, { resume: resumeAt(welcome.token, 0, 0, 1) });
+  assert.deepEqual(await back.next(), gap(1, 1));
   assert.equal(await back.text(), "2");
 });
 
-test("a message that a member does not take is left out for that member alone, and the log says so", async (t) => {
+test("a message that is too large for one member is skipped for that member only, and logged", async (t) => {
   const lines: string[] = [];
   const logger = { level: "warn", stream: { write: (line: string) => void lines.push(line) } };
   const { app, url } = await serve({}, () => {}, { logger });
   t.after(() => app.close());
   await Peer.attached(url, { maxMessage: 1001 });
   const [other] = await Peer.attached(url);
-  assert.deepEqual(app.mainstay.broadcast("x".repeat(1002)), { sent: 1, skipped: 1, closed: 0 });
+  assert.deepEqual(app.mainstay.broadcast("x".repeat(1002)), { sent: 1, skipped: 1, disconnected: 0 });
   assert.equal((await other.text()).length, 1002);
-  assert.equal(lines.filter((line) => line.includes("a client got no message of its room")).length, 1);
+  assert.equal(lines.filter((line) => line.includes("a client did not get a message of its room")).length, 1);
 });
 
-test("volatile messages to a room reach who is there", async (t) => {
+test("volatile messages to a room reach the attached members", async (t) => {
   const sessions: Session[] = [];
   const { app, url } = await serve({}, (session) => void (sessions.push(session), session.join("a")));
   t.after(() => app.close());
@@ -210,38 +211,38 @@ test("volatile messages to a room reach who is there", async (t) => {
   await away.cut();
   await detached;
   assert.equal(app.mainstay.to("a").sendVolatile("now"), 1);
-  assert.deepEqual(await near.next(), [11, "now"]);
+  assert.deepEqual(await near.next(), volatile("now"));
 });
 
-test("presence: begin, away, back and over are told once each, and a listener that fails concerns nobody", async (t) => {
+test("presence listeners are called once for each begin, loss, return and end, and a failing listener affects no session", async (t) => {
   const lines: string[] = [];
   const logger = { level: "error", stream: { write: (line: string) => void lines.push(line) } };
-  const told: unknown[] = [];
-  const { app, url } = await serve({ resumeWindow: 60_000 }, (session) => void told.push(["handler", [...session.rooms]]), { logger });
+  const events: unknown[] = [];
+  const { app, url } = await serve({ resumeWindowMs: 60_000 }, (session) => void events.push(["handler", [...session.rooms]]), { logger });
   t.after(() => app.close());
   const { mainstay } = app;
   mainstay.onSession(() => assert.fail("a listener's bug"));
   mainstay.onSession(async () => assert.fail("an asynchronous listener's bug"));
-  const remove = mainstay.onSession(() => void told.push("removed"));
+  const remove = mainstay.onSession(() => void events.push("removed"));
   remove();
   mainstay.onSession((session) => {
-    told.push(["session", session.mode]);
+    events.push(["session", session.mode]);
     session.join("everybody");
   });
-  mainstay.onDetached((session, { code }) => void told.push(["detached", code, session.state]));
-  mainstay.onResumed((session, epoch) => void told.push(["resumed", epoch, session.state]));
-  mainstay.onClosed((session, { why }) => void told.push(["closed", why, [...session.rooms]]));
+  mainstay.onDetached((session, { code }) => void events.push(["detached", code, session.state]));
+  mainstay.onResumed((session, epoch) => void events.push(["resumed", epoch, session.state]));
+  mainstay.onClosed((session, { cause }) => void events.push(["closed", cause, [...session.rooms]]));
   const [peer, welcome] = await Peer.attached(url);
   await peer.cut();
-  await until(() => told.length === 3);
-  const [back] = await Peer.attached(url, { resume: [welcome[2], 0, 0, 1] });
-  back.write([8, 1000, "", 0, 0]);
+  await until(() => events.length === 3);
+  const [back] = await Peer.attached(url, { resume: resumeAt(welcome.token, 0, 0, 1) });
+  back.write(end(1000, "", 0, 0));
   await back.closed;
   const plain = await new Peer(url, [], true).opened();
-  await until(() => told.length === 7);
+  await until(() => events.length === 7);
   await plain.cut();
-  await until(() => told.length === 8);
-  assert.deepEqual(told, [
+  await until(() => events.length === 8);
+  assert.deepEqual(events, [
     ["session", "session"],
     ["handler", ["everybody"]],
     ["detached", 1006, "parked"],
@@ -255,7 +256,7 @@ test("presence: begin, away, back and over are told once each, and a listener th
   assert.throws(() => mainstay.onClosed(undefined as never), /a listener is a function/);
 });
 
-test("figures: what happened is counted without a count per message, and Prometheus reads it", async (t) => {
+test("metrics count what happened without work per message, and are readable by Prometheus", async (t) => {
   const authenticate = (credentials: Buffer | undefined) => (String(credentials) === "no" ? null : "");
   const app = Fastify();
   t.after(() => app.close());
@@ -268,15 +269,15 @@ test("figures: what happened is counted without a count per message, and Prometh
   const address = await app.listen({ port: 0, host: "127.0.0.1" });
   const url = address.replace("http", "ws");
   const [peer, welcome] = await Peer.attached(url);
-  peer.write([3, 0], "one", "two");
+  peer.write(ack(0), "one", "two");
   for (const text of ["one", "two"]) assert.equal(await peer.text(), text);
   await peer.cut();
   await until(() => app.mainstay.stats().sessions.parked === 1);
   const kept = app.mainstay.stats().queueBytes;
   assert.equal(kept, 6);
-  await Peer.attached(url, { resume: [welcome[2], 2, 2, 1] });
+  await Peer.attached(url, { resume: resumeAt(welcome.token, 2, 2, 1) });
   const ended = await Peer.attached(url);
-  ended[0].write("three", [8, 1000, "", 0, 0]);
+  ended[0].write("three", end(1000, "", 0, 0));
   await ended[0].closed;
   await (await new Peer(url, [], true).opened()).cut();
   const refused = await new Peer(url).opened();
@@ -286,9 +287,9 @@ test("figures: what happened is counted without a count per message, and Prometh
   garbage.write("no HELLO");
   await garbage.closed;
   const [dropper] = await Peer.attached(url);
-  dropper.write([7, 1, 2, 1], "after a gap");
+  dropper.write(gap(1, 2), "after a gap");
   assert.equal(await dropper.text(), "after a gap");
-  dropper.write([8, 1000, "", 0, 0]);
+  dropper.write(end(1000, "", 0, 0));
   await dropper.closed;
   const wrong = await new Peer(url, [], true).opened();
   // A frame with a reserved bit.
@@ -310,7 +311,7 @@ test("figures: what happened is counted without a count per message, and Prometh
   for (const line of text.trimEnd().split("\n")) {
     assert.match(line, /^# (HELP|TYPE) mainstay_[a-z_]+ |^mainstay_[a-z_]+(\{[a-z]+="[a-z_]+"\})? \d+$/);
   }
-  // Names that the gateway has too mean the same here; the others are the plugin's own.
+  // A name that the gateway has too has the same meaning here. The other names are the plugin's own.
   const gateway = readFileSync(new URL("../../../docs/METRICS.md", import.meta.url), "utf8");
   const own = ["mainstay_connections_passed_on_total", "mainstay_rooms", "mainstay_room_messages_not_sent_total"];
   for (const [, name] of text.matchAll(/^# TYPE (\S+)/gm)) assert.ok(own.includes(name!) || gateway.includes(`\`${name}`), name);

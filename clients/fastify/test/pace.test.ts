@@ -1,16 +1,17 @@
-/** A handler is held to the pace of its client, and outlives a listener that fails. */
+/** A handler is slowed down to its client, and a session outlives a failing listener. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { test } from "node:test";
 import type { Session } from "@mainstay/fastify";
+import { ack, volatile } from "./frames.js";
 import { serve, Peer, hello } from "./peer.js";
 import { CONFIG, Stage } from "./stage.js";
 
 const turn = () => new Promise((resolve) => setImmediate(resolve));
 const MODES = ["session", "plain"] as const;
 
-/** The ways to echo, none of which waits for `send`. */
+/** Ways to echo that do not slow themselves down. */
 const ECHOES: Record<string, (session: Session) => void> = {
   "a listener": (session) => void session.on("message", (data) => session.send(data)),
   "an async listener": (session) => void session.on("message", async (data) => void (await session.send(data))),
@@ -21,51 +22,51 @@ const ECHOES: Record<string, (session: Session) => void> = {
 
 for (const mode of MODES) {
   for (const [what, echo] of Object.entries(ECHOES)) {
-    test(`${what} gets no more while what it sent waits for a client that takes nothing: ${mode}`, async (t) => {
-      const stage = new Stage(t, { ...CONFIG, keep: [10, 1_000_000], accept: [19, 1_000_000] }, mode);
+    test(`${what} receives no more messages while its own wait for a client that accepts nothing: ${mode}`, async (t) => {
+      const stage = new Stage(t, { ...CONFIG, keep: { messages: 10, bytes: 1_000_000 }, accept: { messages: 19, bytes: 1_000_000 } }, mode);
       let paused = 0;
       stage.socket.pause = () => void paused++;
-      let handed = 0;
+      let delivered = 0;
       const { session, machine } = stage.driver;
-      session.emit = new Proxy(session.emit, { apply: (emit, self, args) => ((handed += +(args[0] === "message")), Reflect.apply(emit, self, args)) });
+      session.emit = new Proxy(session.emit, { apply: (emit, self, args) => ((delivered += +(args[0] === "message")), Reflect.apply(emit, self, args)) });
       echo(session);
       await turn();
       stage.socket.tcp.isFlowing = false;
       if (mode === "plain") stage.socket.tcp.writableLength = 100_000;
       for (let i = 0; i < 30; i++) {
-        stage.say(`${i}`);
+        stage.receive(`${i}`);
         await turn();
       }
-      if (what !== "a loop") assert.equal(handed, 11, "ten that are kept, and one that waits");
+      if (what !== "a loop") assert.equal(delivered, 11, "ten are kept, and one waits");
       assert.equal(machine.hasInput, true);
-      // A client of sessions is held back by its window, which it would break by more; a plain one is not read.
+      // A session's client is stopped by its window; a plain client is not read any more.
       if (mode === "plain") assert.equal(paused, 1);
-      else assert.equal((machine as any).flow.inbox.received, 11);
-      const heard: unknown[] = [];
+      else assert.equal((machine as any).flow.inbox.acknowledged, 11);
+      const written: unknown[] = [];
       for (let i = 0; i < 40; i++) {
         stage.socket.tcp.flow();
         await turn();
-        heard.push(...stage.heard());
-        if (mode === "session") stage.socket.arrive([3, heard.length]);
+        written.push(...stage.written());
+        if (mode === "session") stage.socket.arrive(ack(written.length));
       }
-      assert.deepEqual(heard, Array.from({ length: 30 }, (_, i) => `${i}`), "all of it, in order");
+      assert.deepEqual(written, Array.from({ length: 30 }, (_, i) => `${i}`), "all messages, in order");
     });
   }
 
-  test(`messages outside the stream wait as well, the newest stay: ${mode}`, async (t) => {
-    const stage = new Stage(t, { ...CONFIG, keep: [2, 1_000_000] }, "session");
-    let handed = 0;
+  test(`messages outside the stream wait as well, and the newest stay: ${mode}`, async (t) => {
+    const stage = new Stage(t, { ...CONFIG, keep: { messages: 2, bytes: 1_000_000 } }, "session");
+    let delivered = 0;
     stage.driver.session.on("volatile", (data) => {
-      handed++;
+      delivered++;
       stage.driver.session.send(data);
     });
-    for (let i = 0; i < 200; i++) stage.socket.arrive([11, new Uint8Array([i])]);
+    for (let i = 0; i < 200; i++) stage.socket.arrive(volatile(new Uint8Array([i])));
     await turn();
-    assert.equal(handed, 3);
+    assert.equal(delivered, 3);
     assert.equal((stage.driver.machine as any).volatiles.length, 64);
   });
 
-  test(`a listener that throws, or whose promise is rejected, is reported, and its session goes on: ${mode}`, async (t) => {
+  test(`a listener that throws or rejects is reported, and its session goes on: ${mode}`, async (t) => {
     const stage = new Stage(t, CONFIG, mode);
     const { session, id } = stage.driver;
     const errors: unknown[] = [];
@@ -78,25 +79,25 @@ for (const mode of MODES) {
     session.on("message", (data) => void session.send(data));
     await turn();
     for (const data of ["throw", "reject", "go"]) {
-      stage.say(data);
+      stage.receive(data);
       await turn();
     }
-    assert.deepEqual(stage.heard(), ["throw", "reject", "go"], "the other listeners got all");
+    assert.deepEqual(stage.written(), ["throw", "reject", "go"], "the other listeners received every message");
     session.on("error", (error) => {
       errors.push((error as Error).message);
       throw new Error("once more");
     });
     session.on("error", async () => Promise.reject(new Error("and again")));
-    stage.say("throw");
+    stage.receive("throw");
     await turn();
     assert.deepEqual(errors, ["thrown"]);
     const logged = stage.errors.map(({ err, session, event }) => [err.message, session, event]);
     assert.deepEqual(logged, [["thrown", id, "message"], ["rejected", id, "message"], ["thrown", id, "message"], ["once more", id, "error"], ["and again", id, "error"]]);
-    assert.match(stage.errors[0].words, /goes on/);
+    assert.match(stage.errors[0].message, /goes on/);
     assert.equal(session.state, "attached");
   });
 
-  test(`one listener alone that throws is reported as well: ${mode}`, async (t) => {
+  test(`a single listener that throws is reported as well: ${mode}`, async (t) => {
     const stage = new Stage(t, CONFIG, mode);
     const { session } = stage.driver;
     let isFailing = true;
@@ -105,37 +106,37 @@ for (const mode of MODES) {
       session.send(data);
     });
     await turn();
-    stage.say("lost");
+    stage.receive("lost");
     isFailing = false;
-    stage.say("found");
+    stage.receive("found");
     await turn();
-    assert.deepEqual([stage.heard(), stage.errors.length, session.state], [["found"], 1, "attached"]);
+    assert.deepEqual([stage.written(), stage.errors.length, session.state], [["found"], 1, "attached"]);
   });
 }
 
-test("over a real socket the README's echo takes no more than its windows from a client that acknowledges nothing", async (t) => {
-  let handed = 0;
+test("over a real socket the README's echo receives no more than its windows from a client that acknowledges nothing", async (t) => {
+  let delivered = 0;
   const { app, url } = await serve({ keep: { messages: 20 }, accept: { messages: 20 } }, (session) => {
     session.on("message", (data) => {
-      handed++;
+      delivered++;
       session.send(data);
     });
   });
   t.after(() => app.close());
   const peer = new Peer(url);
   await peer.opened();
-  peer.write(hello({ window: [5, 4_194_304] }));
+  peer.write(hello({ window: { messages: 5, bytes: 4_194_304 } }));
   await peer.next();
-  peer.write([3, 0], ...Array.from({ length: 30 }, () => "x".repeat(1000)));
+  peer.write(ack(0), ...Array.from({ length: 30 }, () => "x".repeat(1000)));
   await peer.text();
   await peer.text();
-  assert.ok(handed <= 21);
+  assert.ok(delivered <= 21);
   peer.write(...Array.from({ length: 100 }, () => "x".repeat(1000)));
   assert.equal((await peer.closed).code, 4400, "more than the window");
-  assert.equal(handed, 21);
+  assert.equal(delivered, 21);
 });
 
-test("over a real socket a plain client that reads nothing is not read", async (t) => {
+test("over a real socket the server stops reading a plain client that reads nothing", async (t) => {
   const { app, url } = await serve({ keep: { messages: 4 }, accept: { messages: 4 } }, (session) => {
     session.on("message", (data) => session.send(data));
   });
@@ -151,10 +152,10 @@ test("over a real socket a plain client that reads nothing is not read", async (
     sent++;
     const drained = new Promise<boolean>((resolve) => peer.socket.ping("", true, () => resolve(true)));
     isDrained = await Promise.race([drained, new Promise<boolean>((resolve) => setTimeout(resolve, 1000, false))]);
-    assert.ok(sent < 1000, "the server takes all");
+    assert.ok(sent < 1000, "the server reads everything");
   }
   peer.socket.resume();
-  for (let heard = 0; heard < sent; heard++) assert.equal(await peer.text(), words);
+  for (let received = 0; received < sent; received++) assert.equal(await peer.text(), words);
   peer.socket.close();
   await once(peer.socket, "close");
 });

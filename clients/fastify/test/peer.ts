@@ -1,20 +1,21 @@
-/** A client that does what a test tells it, over a real socket. */
+/** A client that a test controls, over a real socket. */
 
-import { type Control, type Data, decode, encode, encodeData, type Frame, type Hello, type Welcome } from "@mainstay/client/protocol";
+import { type Control, type Data, decode, encode, encodeData, type Frame, type Hello, type Resume, type Welcome, type Window } from "@mainstay/client/protocol";
+import { mainstay, type MainstayOptions, type SessionHandler } from "@mainstay/fastify";
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from "fastify";
 import WebSocket from "ws";
-import { mainstay, type MainstayOptions, type SessionHandler } from "@mainstay/fastify";
+import { DATA, HELLO, PING } from "./frames.js";
 
-/** A listening server with one route, `/`. */
+/** Starts a server with one route, `/`. */
 export async function serve(options: MainstayOptions, handler: SessionHandler, fastify: FastifyServerOptions = {}): Promise<{ app: FastifyInstance; url: string }> {
   const app = Fastify(fastify);
-  await app.register(mainstay, { drain: 0, ...options });
+  await app.register(mainstay, options);
   app.get("/", { websocket: true }, handler);
   const url = await app.listen({ port: 0, host: "127.0.0.1" });
   return { app, url: url.replace("http", "ws") };
 }
 
-/** Bytes that no other call gave: a count. */
+/** Returns bytes that no other call returns: a count. */
 let drawn = 0;
 export function bytes(length: number): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(length);
@@ -22,19 +23,20 @@ export function bytes(length: number): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** The fields of a HELLO that matter to a test. */
-export interface Hi {
+/** The fields of a HELLO that tests set. */
+export interface HelloFields {
   key?: Uint8Array<ArrayBuffer>;
+  keyAgeMs?: number;
   instance?: Uint8Array<ArrayBuffer>;
   attempt?: number;
-  resume?: Hello[7];
+  resume?: Resume | undefined;
   credentials?: string;
-  window?: [number, number];
+  window?: Window;
   maxMessage?: number;
 }
 
-export function hello({ key = bytes(16), instance = bytes(8), attempt = 1, resume, credentials, window = [1024, 4_194_304], maxMessage }: Hi = {}): Hello {
-  return [1, 1, window, key, 0, instance, attempt, resume, credentials === undefined ? undefined : new TextEncoder().encode(credentials), undefined, maxMessage] as unknown as Hello;
+export function hello({ key = bytes(16), keyAgeMs = 0, instance = bytes(8), attempt = 1, resume, credentials, window = { messages: 1024, bytes: 4_194_304 }, maxMessage }: HelloFields = {}): Hello {
+  return { type: HELLO, version: 1, window, key, keyAgeMs, instance, attempt, resume, credentials: credentials === undefined ? undefined : new TextEncoder().encode(credentials), maxMessage };
 }
 
 export class Peer {
@@ -58,10 +60,16 @@ export class Peer {
     this.socket.on("error", () => {});
   }
 
-  static async attached(url: string, hi?: Hi): Promise<[peer: Peer, welcome: Welcome]> {
+  static async attached(url: string, fields?: HelloFields): Promise<[peer: Peer, welcome: Welcome]> {
+    const { peer, answer } = await Peer.greeted(url, fields);
+    return [peer, answer];
+  }
+
+  /** Returns the answer to a HELLO: a WELCOME or a REFUSE. */
+  static async greeted(url: string, fields?: HelloFields): Promise<{ peer: Peer; answer: any }> {
     const peer = await new Peer(url).opened();
-    peer.write(hello(hi));
-    return [peer, (await peer.next()) as Welcome];
+    peer.write(hello(fields));
+    return { peer, answer: await peer.next() };
   }
 
   opened(): Promise<this> {
@@ -69,37 +77,41 @@ export class Peer {
   }
 
   write(...messages: (Control | Data)[]): void {
-    for (const message of messages) this.socket.send(Array.isArray(message) ? encode(message) : this.isPlain ? message : encodeData(message));
+    for (const message of messages) {
+      const isControl = typeof message === "object" && "type" in message;
+      this.socket.send(isControl ? encode(message) : this.isPlain ? message : encodeData(message));
+    }
   }
 
-  /** The next message. PINGs are passed over, unless they are what is waited for. */
+  /** Returns the next message that is no PING. */
   async next(): Promise<any> {
     for (;;) {
       while (!this.frames.length) {
         const isClosed = await Promise.race([new Promise<void>((resolve) => (this.wake = resolve)), this.closed]);
         if (isClosed && !this.frames.length) throw new Error(`closed with ${isClosed.code} ${isClosed.reason}`);
       }
-      const frame = this.frames.shift();
-      if (!(Array.isArray(frame) && frame[0] === 4)) return frame;
+      const frame: any = this.frames.shift();
+      if (frame?.type !== PING) return frame;
     }
   }
 
-  /** The next application message. */
+  /** Returns the next message of the application. */
   async text(): Promise<any> {
     for (;;) {
       const frame = await this.next();
-      if (frame[0] === 0 || this.isPlain) return this.isPlain ? frame : frame[1];
+      if (this.isPlain) return frame;
+      if (frame.type === DATA) return frame.data;
     }
   }
 
-  /** The connection breaks, without a word. */
+  /** Breaks the connection, without a Close. */
   async cut(): Promise<void> {
     this.socket.terminate();
     await this.closed;
   }
 }
 
-/** Numbers in [0, 1), the same in every run (mulberry32). */
+/** Returns a generator of numbers in [0, 1) that are the same in every run (mulberry32). */
 export function randomFrom(seed: number): () => number {
   return () => {
     seed = (seed + 0x6d2b79f5) | 0;

@@ -9,7 +9,7 @@ import { Peer } from "./peer.js";
 
 const read = (path: string) => readFileSync(new URL(`../${path}`, import.meta.url), "utf8");
 
-test("the example of the README is the one that the tests run, and has 15 lines at most", () => {
+test("the README's example is the file that the tests run, and has at most 15 lines", () => {
   const example = read("examples/echo.mjs");
   assert.ok(read("README.md").includes("```js\n" + example + "```"));
   assert.ok(example.trimEnd().split("\n").length <= 15);
@@ -23,10 +23,10 @@ test("the README names every option with its default", () => {
   }
 });
 
-/** The README's blocks of a language, in order. */
+/** Returns the README's blocks of a language, in order. */
 const blocks = (language: string) => [...read("README.md").matchAll(new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\`$`, "gms"))].map(([, text]) => text!);
 
-/** Runs a block as it stands, with what it imports. */
+/** Runs a block unchanged, with its imports. */
 async function run(text: string, app: FastifyInstance): Promise<void> {
   const body = text.replace(/^import .*$/gm, "");
   const names = { app, mainstay, connect, websocket: (await import("@fastify/websocket" as string)).default };
@@ -34,7 +34,7 @@ async function run(text: string, app: FastifyInstance): Promise<void> {
   await new AsyncFunction(...Object.keys(names), body)(...Object.values(names));
 }
 
-test("every other example of the README runs as it stands, one after the other in one application", async (t) => {
+test("every other example of the README runs unchanged, one after the other in one application", async (t) => {
   const [, moving, ...rest] = blocks("js");
   const mixed = Fastify();
   t.after(() => mixed.close());
@@ -49,7 +49,7 @@ test("every other example of the README runs as it stands, one after the other i
   const app = Fastify();
   t.after(() => app.close());
   await app.register(mainstay);
-  // What @fastify/cookie does.
+  // Parses cookies as @fastify/cookie does.
   app.decorateRequest("cookies");
   app.addHook("onRequest", async (request) => {
     (request as any).cookies = Object.fromEntries((request.headers.cookie ?? "").split("; ").map((pair) => pair.split("=")));

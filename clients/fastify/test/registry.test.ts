@@ -1,14 +1,15 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { decode, type Hello, type Welcome } from "@mainstay/client/protocol";
+import { decode, type Welcome } from "@mainstay/client/protocol";
 import { type Answer, Registry } from "../dist/registry.js";
 import type { ServerSession, SessionConfig } from "../dist/server-session.js";
-import { bytes, type Hi, hello } from "./peer.js";
+import { ack, auth, authResult, data, END, endIn, PING, ping, pong, resumeAt } from "./frames.js";
+import { bytes, hello, type HelloFields } from "./peer.js";
 
-const CONFIG: SessionConfig = { heartbeat: 25_000, resumeWindow: 120_000, keep: [2, 1000], accept: [16, 1000], dropOldest: false };
+const CONFIG: SessionConfig = { heartbeatMs: 25_000, resumeWindowMs: 120_000, keep: { messages: 2, bytes: 1000 }, accept: { messages: 16, bytes: 1000 }, dropOldest: false };
 const DAY = 86_400_000;
 
-/** A registry, and what it answers. Every HELLO has a connection of its own. */
+/** A registry, and its answers. Every HELLO has its own connection. */
 class Directory {
   registry: Registry;
   private connection = 0;
@@ -17,139 +18,140 @@ class Directory {
     this.registry = new Registry(0, { sessions: 10, tombstones: 10, ...limits }, CONFIG, bytes);
   }
 
-  ask(now: number, hi: Hi, owner = ""): Answer {
-    return this.registry.hello(now, ++this.connection, owner, hello(hi));
+  ask(now: number, fields: HelloFields, owner = ""): Answer {
+    return this.registry.handleHello(now, ++this.connection, owner, hello(fields));
   }
 
-  /** The session and its WELCOME. */
-  attach(now: number, hi: Hi, owner = ""): [ServerSession, Welcome] {
-    const answer = this.ask(now, hi, owner);
-    assert.ok(!answer.refuse, JSON.stringify(answer));
-    return [answer.session, decode(answer.session.transmit(now, this.connection) as any) as Welcome];
+  /** Returns the session and its WELCOME. */
+  attach(now: number, fields: HelloFields, owner = ""): [ServerSession, Welcome] {
+    const answer = this.ask(now, fields, owner);
+    assert.ok(answer.kind === "attached", JSON.stringify(answer));
+    return [answer.session, decode(answer.session.pollTransmit(now, this.connection) as any) as Welcome];
   }
 
   expire(now: number, session: ServerSession): void {
-    session.lost(now, session.connection!);
-    session.timeout(now + CONFIG.resumeWindow);
-    this.registry.bury(now + CONFIG.resumeWindow, session);
+    session.handleLost(now, session.connection!);
+    session.handleTimeout(now + CONFIG.resumeWindowMs);
+    this.registry.bury(now + CONFIG.resumeWindowMs, session);
   }
 }
 
-test("counts of another copy of the client are answered like an unknown token, and touch nothing", () => {
+test("a HELLO with the counts of another copy of the client is answered like an unknown token, and changes no session", () => {
   const directory = new Directory();
   const instance = bytes(8);
   const [session, welcome] = directory.attach(0, { instance });
   const connection = session.connection!;
-  session.receive(0, connection, [3, 0]);
+  session.handleFrame(0, connection, ack(0));
   session.send("1");
   session.send("2");
-  while (session.transmit(0, connection));
-  session.receive(0, connection, [3, 1]);
-  session.receive(0, connection, [0, "C1"]);
+  while (session.pollTransmit(0, connection));
+  session.handleFrame(0, connection, ack(1));
+  session.handleFrame(0, connection, data("C1"));
   const impossible: [string, number, number, number][] = [
-    ["received what was never written", 3, 1, 1],
-    ["received less than it acknowledged", 0, 1, 1],
-    ["gave fewer numbers than were taken", 1, 0, 1],
-    ["holds nothing that is needed next", 1, 3, 2],
+    ["acknowledges a message that was never written", 3, 1, 1],
+    ["acknowledges less than before", 0, 1, 1],
+    ["sent fewer messages than the server received", 1, 0, 1],
+    ["does not hold the message that the server needs next", 1, 3, 2],
   ];
-  for (const [what, received, sent, firstHeld] of impossible) {
-    const [other, { 4: isResumed }] = directory.attach(0, { resume: [welcome[2], received, sent, firstHeld] });
+  for (const [what, acknowledged, sent, firstHeld] of impossible) {
+    const [other, { resumed: isResumed }] = directory.attach(0, { resume: resumeAt(welcome.token, acknowledged, sent, firstHeld) });
     assert.deepEqual([isResumed, other === session, session.connection], [false, false, connection], what);
   }
-  const [same] = directory.attach(0, { instance, attempt: 2, resume: [welcome[2], 2, 1, 1] });
+  const [same] = directory.attach(0, { instance, attempt: 2, resume: resumeAt(welcome.token, 2, 1, 1) });
   assert.equal(same, session);
-  assert.ok(session.send("3") && session.send("4"), "what HELLO says was received makes room");
+  assert.ok(session.send("3") && session.send("4"), "the messages that HELLO acknowledges make room");
 });
 
-test("results of AUTH do not pile up for a client that reads nothing", () => {
+test("AUTH_RESULTs do not pile up for a client that reads nothing", () => {
   const [session] = new Directory().attach(0, {});
   const connection = session.connection!;
-  session.receive(0, connection, [3, 0]);
+  session.handleFrame(0, connection, ack(0));
   for (const round of [1, 2]) {
-    session.receive(0, connection, [9, bytes(8)]);
-    session.verdict(session.takeAuth()!.connection, session.owner);
-    assert.throws(() => session.receive(0, connection, [9, bytes(8)]), /AUTH before AUTH_RESULT/, `round ${round}`);
-    assert.deepEqual(decode(session.transmit(0, connection) as any), [10, true, 0]);
-    assert.equal(session.transmit(0, connection), undefined);
+    session.handleFrame(0, connection, auth(bytes(8)));
+    session.handleAuthResult(session.pollAuth()!.connection, session.owner);
+    assert.throws(() => session.handleFrame(0, connection, auth(bytes(8))), /AUTH before AUTH_RESULT/, `round ${round}`);
+    assert.deepEqual(decode(session.pollTransmit(0, connection) as any), authResult(true));
+    assert.equal(session.pollTransmit(0, connection), undefined);
   }
 });
 
-test("a session that has sent END still answers who asks whether it is there", () => {
+test("a session that has sent END still answers a PING", () => {
   const [session] = new Directory().attach(0, {});
   const connection = session.connection!;
-  session.receive(0, connection, [3, 0]);
-  session.close(0, 4500, "over");
-  assert.equal((session.transmit(0, connection) as any)[0], 8);
-  session.receive(0, connection, [4, 7, 0, 0]);
-  assert.deepEqual(decode(session.transmit(0, connection) as any), [5, 7, 0, 0]);
-  assert.equal(session.transmit(0, connection), undefined);
+  session.handleFrame(0, connection, ack(0));
+  session.close(0, 4500, "closed");
+  assert.equal((decode(session.pollTransmit(0, connection) as any) as any).type, END);
+  session.handleFrame(0, connection, ping(7, 0, 0));
+  assert.deepEqual(decode(session.pollTransmit(0, connection) as any), pong(7, 0, 0));
+  assert.equal(session.pollTransmit(0, connection), undefined);
 });
 
-test("of two probes that wait only the newer leaves", () => {
+test("only the newer of two waiting probes is written", () => {
   const [session] = new Directory().attach(0, {});
   const connection = session.connection!;
-  session.receive(0, connection, [3, 0]);
+  session.handleFrame(0, connection, ack(0));
   let now = 0;
   const probe = () => {
     for (;;) {
-      now = Math.max(now, session.dueAt);
-      session.bytes(now, connection);
-      for (let action; (action = session.timeout(now)); ) if (action.is === "probe") return { now, nonce: action.nonce };
+      now = Math.max(now, session.pollTimeout());
+      session.handleBytes(now, connection);
+      for (let action; (action = session.handleTimeout(now)); ) if (action.kind === "probe") return { now, nonce: action.nonce };
     }
   };
   const older = probe();
-  assert.deepEqual(session.transmit(older.now, connection), { ping: older.nonce });
-  // The socket is full until the next is due.
+  assert.deepEqual(session.pollTransmit(older.now, connection), { kind: "ping", nonce: older.nonce });
+  // The socket is full until the next probe is due.
   const newer = probe();
-  assert.deepEqual(session.transmit(newer.now, connection), { ping: newer.nonce });
-  assert.deepEqual((decode(session.transmit(newer.now, connection) as any) as any).slice(0, 2), [4, newer.nonce]);
-  assert.equal(session.transmit(newer.now, connection), undefined);
+  assert.deepEqual(session.pollTransmit(newer.now, connection), { kind: "ping", nonce: newer.nonce });
+  const written: any = decode(session.pollTransmit(newer.now, connection) as any);
+  assert.deepEqual([written.type, written.nonce], [PING, newer.nonce]);
+  assert.equal(session.pollTransmit(newer.now, connection), undefined);
 });
 
-test("no client puts off its end by acknowledging nothing", () => {
+test("a client that acknowledges nothing cannot delay its end", () => {
   const [session] = new Directory().attach(0, {});
   const connection = session.connection!;
   session.send("never acknowledged");
   session.close(0, 4501, "revoked");
-  while (session.transmit(0, connection));
+  while (session.pollTransmit(0, connection));
   for (let now = 1000; now < 5000; now += 1000) {
-    session.receive(now, connection, [3, 0]);
-    while (session.timeout(now));
-    for (let output; (output = session.transmit(now, connection)); ) assert.notEqual((output as any)[0], 8, "END came too early");
+    session.handleFrame(now, connection, ack(0));
+    while (session.handleTimeout(now));
+    for (let output; (output = session.pollTransmit(now, connection)); ) assert.notEqual((decode(output as any) as any).type, END, "END came too early");
   }
-  session.receive(5000, connection, [3, 0]);
-  session.timeout(5000);
-  assert.deepEqual((decode(session.transmit(5000, connection) as any) as any).slice(0, 3), [8, 4501, "revoked"]);
+  session.handleFrame(5000, connection, ack(0));
+  session.handleTimeout(5000);
+  assert.deepEqual(endIn(decode(session.pollTransmit(5000, connection) as any)), [END, 4501, "revoked"]);
 });
 
-test("the token of somebody else names nothing", () => {
+test("a token that another principal presents names no session", () => {
   const directory = new Directory();
   const [session, welcome] = directory.attach(0, {}, "ann");
-  const [other] = directory.attach(0, { resume: [welcome[2], 0, 0, 1] }, "bob");
+  const [other] = directory.attach(0, { resume: resumeAt(welcome.token, 0, 0, 1) }, "bob");
   assert.notEqual(other, session);
 });
 
-test("the account of a dead session is for the first instance that asks", () => {
+test("the account of an ended session is given to the first instance that asks, and to no other", () => {
   const directory = new Directory();
   const [session, welcome] = directory.attach(0, {});
   directory.expire(0, session);
-  const resume: Hello[7] = [welcome[2], 0, 3, 1];
+  const resume = resumeAt(welcome.token, 0, 3, 1);
   const instance = bytes(8);
-  const account = [0, 0, 1, 0, 1];
-  assert.deepEqual(directory.attach(DAY / 2, { instance, resume })[1][10], account);
-  assert.equal(directory.attach(DAY / 2, { resume })[1][10], undefined);
-  assert.deepEqual(directory.attach(DAY / 2, { instance, resume, attempt: 2 })[1][10], account);
+  const account = { acknowledged: 0, delivered: 0, firstLost: 1, count: 0, cause: 1 };
+  assert.deepEqual(directory.attach(DAY / 2, { instance, resume })[1].account, account);
+  assert.equal(directory.attach(DAY / 2, { resume })[1].account, undefined);
+  assert.deepEqual(directory.attach(DAY / 2, { instance, resume, attempt: 2 })[1].account, account);
 });
 
-test("tombstones are bounded in number and in time, and leave no names behind", () => {
+test("tombstones are limited in number and in time, and leave no names behind", () => {
   const directory = new Directory({ tombstones: 2 });
   const { registry } = directory;
   for (let i = 0; i < 5; i++) {
     const instance = bytes(8);
     const [, welcome] = directory.attach(i, { instance });
-    const [session] = directory.attach(i, { instance, attempt: 2, resume: [welcome[2], 0, 0, 1] });
-    // From here on the first token is spent, and its name only stands there.
-    session.receive(i, session.connection!, [3, 0]);
+    const [session] = directory.attach(i, { instance, attempt: 2, resume: resumeAt(welcome.token, 0, 0, 1) });
+    // From here on the first token is spent, but its name is still registered.
+    session.handleFrame(i, session.connection!, ack(0));
     directory.expire(i, session);
   }
   assert.deepEqual(registry.size, { names: 4, tombstones: 2 });
@@ -162,12 +164,15 @@ test("tombstones are bounded in number and in time, and leave no names behind", 
   assert.deepEqual([registry.live, registry.size.tombstones], [0, 1]);
 });
 
-test("a key that is older than what is remembered may have lived, and is refused", () => {
+test("a key that is older than the registry's memory is refused, because it may have named a session", () => {
   const directory = new Directory({ tombstones: 0 });
-  const old = (now: number, age: number) => directory.registry.hello(now, 99, "", hello().with(4, age) as Hello).refuse?.[1];
+  const old = (now: number, keyAgeMs: number) => {
+    const answer = directory.registry.handleHello(now, 99, "", hello({ keyAgeMs }));
+    return answer.kind === "refused" ? answer.refuse.code : undefined;
+  };
   assert.equal(old(20_000, 10_001), 4411);
   assert.equal(old(20_000, 9999), undefined);
-  // A tombstone was dropped: memory begins at its burial.
+  // The registry dropped a tombstone: its memory begins when that session was buried.
   directory.expire(20_000, directory.attach(20_000, {})[0]);
   assert.equal(old(155_000, 9999), 4411);
 });
@@ -177,9 +182,9 @@ test("names do not pile up over a thousand attaches", () => {
   const instance = bytes(8);
   let [session, welcome] = directory.attach(0, { instance });
   for (let attempt = 2; attempt < 1000; attempt++) {
-    // Every third epoch is never confirmed: its WELCOME was lost.
-    if (attempt % 3) session.receive(0, session.connection!, [3, 0]);
-    [session, welcome] = directory.attach(0, { instance, attempt, resume: [welcome[2], 0, 0, 1] });
+    // No epoch whose number is a multiple of three is confirmed: its WELCOME was lost.
+    if (attempt % 3) session.handleFrame(0, session.connection!, ack(0));
+    [session, welcome] = directory.attach(0, { instance, attempt, resume: resumeAt(welcome.token, 0, 0, 1) });
   }
   assert.ok(directory.registry.size.names <= 4, String(directory.registry.size.names));
 });

@@ -1,15 +1,15 @@
-/** Options of one route, routes that come too early, and upgrades that a hook answers. */
+/** Options of a route, routes that are declared too early, and upgrades that a hook refuses. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { test, type TestContext } from "node:test";
 import { MainstaySocket, type Options } from "@mainstay/client";
-import { encode } from "@mainstay/client/protocol";
 import { mainstay, type MainstayOptions, type MainstayRouteOptions } from "@mainstay/fastify";
 import Fastify, { type FastifyInstance } from "fastify";
 import WebSocket from "ws";
 import { reasonOf, refusalOf } from "../dist/refusal.js";
-import { Peer } from "./peer.js";
+import { refusalIn, REFUSE } from "./frames.js";
+import { hello, Peer } from "./peer.js";
 
 async function build(t: TestContext, options: MainstayOptions = {}, lines: string[] = []): Promise<FastifyInstance> {
   const app = Fastify({ logger: { level: "info", stream: { write: (line: string) => void lines.push(line) } } });
@@ -20,59 +20,59 @@ async function build(t: TestContext, options: MainstayOptions = {}, lines: strin
 
 const listen = async (app: FastifyInstance) => (await app.listen({ port: 0, host: "127.0.0.1" })).replace("http", "ws");
 
-test("a route's own options win over the registration's, and hold for no other route", async (t) => {
-  const app = await build(t, { heartbeat: 30_000, maxMessage: 100, subprotocols: ["a"], authenticate: () => null, openingDeadline: 5000 });
-  const own: MainstayRouteOptions = { heartbeat: 5000, maxMessage: 2000, resumeWindow: 0, subprotocols: ["b"], authenticate: () => "anybody", keep: { messages: 1 } };
+test("a route's options override those of the registration, and apply to no other route", async (t) => {
+  const app = await build(t, { heartbeatMs: 30_000, maxMessage: 100, subprotocols: ["a"], authenticate: () => null, openingDeadlineMs: 5000 });
+  const own: MainstayRouteOptions = { heartbeatMs: 5000, maxMessage: 2000, resumeWindowMs: 0, subprotocols: ["b"], authenticate: () => "ann", keep: { messages: 1 } };
   let room: boolean[] = [];
   app.get("/own", { websocket: true, mainstay: own }, (session) => {
     if (session.mode === "session") room = [session.trySend("1"), session.trySend("2")];
   });
-  app.get("/other", { websocket: true, mainstay: { authenticate: () => "anybody" } }, () => {});
+  app.get("/other", { websocket: true, mainstay: { authenticate: () => "ann" } }, () => {});
   app.get("/closed", { websocket: true }, () => {});
   const url = await listen(app);
   const welcome = async (path: string, protocol: string) => {
     const peer = await new Peer(url + path, [`mainstay.v1+${protocol}`, protocol]).opened();
     assert.equal(peer.socket.protocol, `mainstay.v1+${protocol}`);
-    peer.write([1, 1, [1024, 1_000_000], new Uint8Array(16), 0, new Uint8Array(8), 1, undefined, undefined] as any);
+    peer.write(hello());
     const frame = await peer.next();
-    return [frame[7], frame[8], frame[12]];
+    return [frame.resumeWindowMs, frame.heartbeatIntervalMs, frame.maxMessage];
   };
   assert.deepEqual(await welcome("/own", "b"), [0, 5000, 2000]);
   assert.deepEqual(room, [true, false]);
   assert.deepEqual(await welcome("/other", "a"), [120_000, 30_000, 100]);
   assert.equal((await new Peer(`${url}/closed`, ["a"], true).closed).code, 4501);
 
-  // The larger limit of one route is not the other's.
-  for (const [path, size, isTaken] of [["/own", 2000, true], ["/own", 2001, false], ["/other", 101, false]] as const) {
+  // The larger limit of one route does not apply to another.
+  for (const [path, size, passes] of [["/own", 2000, true], ["/own", 2001, false], ["/other", 101, false]] as const) {
     const peer = await new Peer(url + path, path === "/own" ? ["b"] : ["a"], true).opened();
     peer.write("x".repeat(size));
-    if (isTaken) peer.socket.close();
-    assert.equal((await peer.closed).code, isTaken ? 1005 : 1009, `${path} ${size}`);
+    if (passes) peer.socket.close();
+    assert.equal((await peer.closed).code, passes ? 1005 : 1009, `${path} ${size}`);
   }
 });
 
-test("a route's options are refused where the route is declared, in one line that names route and option", async (t) => {
+test("an invalid option of a route throws where the route is declared, in one line that names the route and the option", async (t) => {
   const app = await build(t);
   const cases: [unknown, RegExp][] = [
-    [{ heartbeet: 1 }, /^TypeError: mainstay: route \/x: there is no option heartbeet$/],
-    [{ heartbeat: 1 }, /^RangeError: mainstay: route \/x: heartbeat must be a whole number between 100 and 3600000 ms, not 1$/],
-    [{ keep: { message: 1 } }, /^TypeError: mainstay: route \/x: there is no option keep\.message$/],
-    [{ drain: 0 }, /^TypeError: mainstay: route \/x: drain holds for all routes: set it where the plugin is registered$/],
-    [{ maxSessions: 1 }, /maxSessions holds for all routes/],
-    [{ maxPerIp: 1 }, /maxPerIp holds for all routes/],
-    [{ prefix: "/a" }, /prefix holds for all routes/],
+    [{ heartbeet: 1 }, /^TypeError: mainstay: route \/x: there is no option heartbeet; the options are /],
+    [{ heartbeatMs: 1 }, /^RangeError: mainstay: route \/x: heartbeatMs must be a whole number between 100 and 3600000 ms, not 1$/],
+    [{ keep: { message: 1 } }, /^TypeError: mainstay: route \/x: there is no option keep\.message; use messages and bytes$/],
+    [{ drainMs: 0 }, /^TypeError: mainstay: route \/x: drainMs applies to all routes: set it where the plugin is registered$/],
+    [{ maxSessions: 1 }, /maxSessions applies to all routes/],
+    [{ maxPerIp: 1 }, /maxPerIp applies to all routes/],
+    [{ prefix: "/a" }, /prefix applies to all routes/],
     [true, /^TypeError: mainstay: route \/x: mainstay must be an object of options$/],
     [null, /mainstay must be an object of options/],
   ];
-  for (const [options, words] of cases) {
-    assert.throws(() => app.get("/x", { websocket: true, mainstay: options as MainstayRouteOptions }, () => {}), (error) => words.test(String(error)), String(words));
+  for (const [options, message] of cases) {
+    assert.throws(() => app.get("/x", { websocket: true, mainstay: options as MainstayRouteOptions }, () => {}), (error) => message.test(String(error)), String(message));
   }
-  assert.throws(() => app.get("/y", { mainstay: { heartbeat: 5000 } }, async () => ""), /route \/y: options of mainstay are for routes with websocket: true/);
+  assert.throws(() => app.get("/y", { mainstay: { heartbeatMs: 5000 } }, async () => ""), /route \/y: the option mainstay is for routes with websocket: true/);
   app.get("/z", { websocket: true, mainstay: {} }, () => {});
-  app.route({ method: "GET", url: "/both", mainstay: { heartbeat: 5000 }, handler: async () => "", wsHandler: () => {} });
+  app.route({ method: "GET", url: "/both", mainstay: { heartbeatMs: 5000 }, handler: async () => "", wsHandler: () => {} });
 });
 
-test("routes that were declared before the plugin was loaded fail at onReady, in words", async () => {
+test("a route that was declared before the plugin was loaded fails at onReady, with an error that names the remedy", async () => {
   const early: [string, (app: FastifyInstance) => unknown][] = [
     ["beside an unawaited register", (app) => {
       app.register(mainstay);
@@ -94,13 +94,13 @@ test("routes that were declared before the plugin was loaded fail at onReady, in
   for (const [what, declare] of early) {
     const app = Fastify();
     await declare(app);
-    const words = /^Error: mainstay: route \/x was declared before the plugin was loaded: write "await app\.register\(mainstay\)" in front of it/;
-    await assert.rejects(async () => app.ready(), (error) => words.test(String(error)), what);
+    const message = /^Error: mainstay: route \/x was declared before the plugin was loaded: write "await app\.register\(mainstay\)" in front of it/;
+    await assert.rejects(async () => app.ready(), (error) => message.test(String(error)), what);
     await app.close();
   }
 });
 
-test("routes that come after the plugin, or belong to somebody else, are none of its business", async (t) => {
+test("routes that are declared after the plugin, and HTTP routes, pass the check", async (t) => {
   const app = Fastify();
   t.after(() => app.close());
   app.register(mainstay);
@@ -109,14 +109,14 @@ test("routes that come after the plugin, or belong to somebody else, are none of
   app.get("/http", async () => "http");
   await app.ready();
   for (const path of ["/later", "/after"]) {
-    let heard: Promise<unknown[]> | undefined;
-    const socket = await app.injectWS(path, {}, { onInit: (ws) => (heard = once(ws, "message")) });
-    assert.equal(String((await heard!)[0]), "hello");
+    let received: Promise<unknown[]> | undefined;
+    const socket = await app.injectWS(path, {}, { onInit: (ws) => (received = once(ws, "message")) });
+    assert.equal(String((await received!)[0]), "hello");
     socket.terminate();
   }
 });
 
-test("the plugin stands beside @fastify/websocket and beside itself, in scopes of their own: each route gets what is its, once", async (t) => {
+test("the plugin works beside @fastify/websocket and beside itself in scopes of their own, and each route is called once", async (t) => {
   const foreign = (await import("@fastify/websocket" as string)).default;
   for (const isFirst of [true, false]) {
     const lines: string[] = [];
@@ -128,10 +128,10 @@ test("the plugin stands beside @fastify/websocket and beside itself, in scopes o
       scope.get("/socket", { websocket: true }, ((socket: WebSocket) => (calls.push("socket"), socket.send("a socket"))) as any);
     };
     if (isFirst) await app.register(sockets);
-    for (const heartbeat of [5000, 6000]) {
+    for (const heartbeatMs of [5000, 6000]) {
       await app.register(async (scope) => {
-        await scope.register(mainstay, { heartbeat });
-        scope.get(`/${heartbeat}`, { websocket: true }, (session) => (calls.push(`session ${heartbeat}`), session.send(`${scope.mainstay.sessions.size} of ${heartbeat}`)));
+        await scope.register(mainstay, { heartbeatMs });
+        scope.get(`/${heartbeatMs}`, { websocket: true }, (session) => (calls.push(`session ${heartbeatMs}`), session.send(`${scope.mainstay.sessions.size} of ${heartbeatMs}`)));
       });
     }
     if (!isFirst) await app.register(sockets);
@@ -145,16 +145,18 @@ test("the plugin stands beside @fastify/websocket and beside itself, in scopes o
   }
 });
 
-test("a second registration in the same scope says what to do", async (t) => {
+test("a second registration in the same scope fails with an error that names the remedy", async (t) => {
   const app = await build(t);
-  await assert.rejects(async () => app.register(mainstay), /^Error: mainstay: is registered here already: give a route options of its own/);
+  await assert.rejects(async () => app.register(mainstay), /^Error: mainstay: the plugin is registered here already: give a route its own options/);
 });
 
-/** Every way in which an application answers an upgrade with a status. */
+/** How often a hook went on after it had awaited its response. */
 let awaited = 0;
+
+/** Declares one route for each way in which an application refuses an upgrade. */
 function refusing(app: FastifyInstance): void {
   const room = { type: "object", required: ["room"], properties: { room: { type: "string" } } };
-  const handler = () => assert.fail("no handler is called");
+  const handler = () => assert.fail("the handler is called");
   app.get("/onRequest", { websocket: true, onRequest: async (_request, reply) => reply.code(401).send({ message: "who are you?" }) }, handler);
   app.get("/callback", { websocket: true, onRequest: (_request, reply) => void reply.code(403).send() }, handler);
   app.get("/awaited", { websocket: true, onRequest: async (_request, reply) => (await reply.code(401).send("no"), void awaited++) }, handler);
@@ -166,7 +168,7 @@ function refusing(app: FastifyInstance): void {
   app.get("/broken", { websocket: true, onRequest: async () => Promise.reject(new Error("a bug")) }, handler);
 }
 
-const REFUSALS: [path: string, status: number, code: number, isRetryable: boolean, reason: RegExp][] = [
+const REFUSALS: [path: string, status: number, code: number, temporary: boolean, reason: RegExp][] = [
   ["/onRequest", 401, 4501, false, /^401 Unauthorized: who are you\?$/],
   ["/callback", 403, 4501, false, /^403 Forbidden$/],
   ["/awaited", 401, 4501, false, /^401 Unauthorized$/],
@@ -178,22 +180,22 @@ const REFUSALS: [path: string, status: number, code: number, isRetryable: boolea
   ["/broken", 500, 4414, true, /^500 Internal Server Error: a bug$/],
 ];
 
-test("what a hook or a schema answers to an upgrade reaches a client of mainstay.v1 in band, and a plain one as HTTP", async (t) => {
+test("the status of a hook or a schema reaches a client of mainstay.v1 as a REFUSE, and a plain client as an HTTP response", async (t) => {
   const lines: string[] = [];
   const app = await build(t, {}, lines);
   refusing(app);
   const url = await listen(app);
-  for (const [path, status, code, isRetryable, reason] of REFUSALS) {
+  for (const [path, status, code, temporary, reason] of REFUSALS) {
     lines.length = 0;
     const peer = await new Peer(url + path).opened();
     const frame = await peer.next();
-    assert.deepEqual(frame.slice(0, 3), [12, code, isRetryable], path);
-    if (path === "/busy") assert.deepEqual(frame[3], [7000, 10_500]);
+    assert.deepEqual(refusalIn(frame), [REFUSE, code, temporary], path);
+    if (path === "/busy") assert.deepEqual(frame.delay, { earliestMs: 7000, latestMs: 10_500 });
     const closed = await peer.closed;
     assert.equal(closed.code, code, path);
     assert.match(closed.reason, reason);
-    const said = lines.map((line) => JSON.parse(line)).filter(({ msg }) => msg === "an upgrade was refused");
-    assert.deepEqual(said.map(({ statusCode, reqId }) => [statusCode, typeof reqId]), [[status, "string"]]);
+    const logged = lines.map((line) => JSON.parse(line)).filter(({ msg }) => msg === "an upgrade was refused");
+    assert.deepEqual(logged.map(({ statusCode, reqId }) => [statusCode, typeof reqId]), [[status, "string"]]);
     if (status < 500) assert.ok(!lines.some((line) => line.includes("stack")), lines.join(""));
 
     const plain = new Peer(url + path, [], true);
@@ -203,11 +205,11 @@ test("what a hook or a schema answers to an upgrade reaches a client of mainstay
     await plain.cut();
   }
   assert.equal(app.mainstay.stats().refused.hook, REFUSALS.length);
-  assert.equal(awaited, 2, "a hook that waits for its answer goes on");
+  assert.equal(awaited, 2, "a hook that awaits its response goes on");
   assert.equal(app.mainstay.sessions.size, 0);
 });
 
-test("an application's own error handler is asked as ever, and what it answers is refused in band", async (t) => {
+test("an application's error handler receives its errors as usual, and its response becomes a REFUSE", async (t) => {
   const app = await build(t);
   const seen: string[] = [];
   app.setErrorHandler((error: Error, _request, reply) => {
@@ -221,7 +223,7 @@ test("an application's own error handler is asked as ever, and what it answers i
   assert.deepEqual(seen, ["expired", "away"]);
 });
 
-test("the TypeScript client stops when a hook answers 401, and goes on trying at 503", async (t) => {
+test("the TypeScript client stops when a hook answers 401, and keeps reconnecting after 503", async (t) => {
   const app = await build(t);
   refusing(app);
   const url = await listen(app);
@@ -240,13 +242,14 @@ test("the TypeScript client stops when a hook answers 401, and goes on trying at
   assert.equal(closes, 0);
 });
 
-test("a status becomes come back later or stop, and words that a Close holds", () => {
+test("an HTTP status becomes a temporary or a final refusal, with a reason that fits into a Close", () => {
+  const none = { earliestMs: 0, latestMs: 0 };
   assert.equal(refusalOf(200), undefined);
   assert.equal(refusalOf(302), undefined);
-  assert.deepEqual(refusalOf(401), { code: 4501, isRetryable: false, delay: [0, 0] });
-  for (const status of [408, 425, 500, 502, 504]) assert.deepEqual(refusalOf(status), { code: 4414, isRetryable: true, delay: [0, 0] });
-  assert.deepEqual(refusalOf(429, 2), { code: 4413, isRetryable: true, delay: [2000, 3000] });
-  assert.deepEqual(refusalOf(503, "Wed, 21 Oct 2026 07:28:00 GMT"), { code: 4413, isRetryable: true, delay: [0, 0] });
+  assert.deepEqual(refusalOf(401), { code: 4501, temporary: false, delay: none });
+  for (const status of [408, 425, 500, 502, 504]) assert.deepEqual(refusalOf(status), { code: 4414, temporary: true, delay: none });
+  assert.deepEqual(refusalOf(429, 2), { code: 4413, temporary: true, delay: { earliestMs: 2000, latestMs: 3000 } });
+  assert.deepEqual(refusalOf(503, "Wed, 21 Oct 2026 07:28:00 GMT"), { code: 4413, temporary: true, delay: none });
   assert.equal(reasonOf(401, "{broken"), "401 Unauthorized");
   assert.equal(reasonOf(401, '{"message":"Unauthorized"}'), "401 Unauthorized");
   assert.equal(reasonOf(499, undefined), "499");
@@ -256,7 +259,7 @@ test("a status becomes come back later or stop, and words that a Close holds", (
   }
 });
 
-test("a plain client that is refused reads why in the Close", async (t) => {
+test("the Close of a refused plain client carries the reason", async (t) => {
   const app = await build(t, { authenticate: () => null });
   app.get("/", { websocket: true }, () => {});
   app.get("/busy", { websocket: true, mainstay: { authenticate: () => Promise.reject(new Error("no database")) } }, () => {});
@@ -264,6 +267,6 @@ test("a plain client that is refused reads why in the Close", async (t) => {
   assert.deepEqual(await new Peer(url, [], true).closed, { code: 4501, reason: "the credentials were refused" });
   assert.deepEqual(await new Peer(`${url}/busy`, [], true).closed, { code: 4414, reason: "the credentials cannot be judged now, come back" });
   const session = await new Peer(url).opened();
-  session.socket.send(encode([1, 1, [16, 65_536], new Uint8Array(16), 0, new Uint8Array(8), 1, undefined, undefined] as any));
+  session.write(hello());
   assert.deepEqual(await session.closed, { code: 4501, reason: "the credentials were refused" });
 });

@@ -1,19 +1,22 @@
-/** A driver with a socket that does what a test says, and time that passes when a test says. */
+/** A driver with a socket and a clock that a test controls. */
 
 import assert from "node:assert/strict";
 import { EventEmitter } from "node:events";
 import type { TestContext } from "node:test";
-import { type Control, type Data, decode, encode, encodeData, type Welcome } from "@mainstay/client/protocol";
+import { type Control, type Data, decode, encode, encodeData } from "@mainstay/client/protocol";
 import { Connection } from "../dist/connection.js";
-import { Driver, type Host } from "../dist/driver.js";
+import { Driver } from "../dist/driver.js";
+import { Counts } from "../dist/metrics.js";
 import { PlainSession } from "../dist/plain-session.js";
 import { Registry } from "../dist/registry.js";
 import { Rooms } from "../dist/rooms.js";
+import type { Server } from "../dist/server.js";
 import type { SessionConfig } from "../dist/server-session.js";
 import { Wheel } from "../dist/wheel.js";
+import { ack, DATA, WELCOME } from "./frames.js";
 import { bytes, hello } from "./peer.js";
 
-export const CONFIG: SessionConfig = { heartbeat: 25_000, resumeWindow: 120_000, keep: [1024, 1_000_000], accept: [1024, 1_000_000], dropOldest: false };
+export const CONFIG: SessionConfig = { heartbeatMs: 25_000, resumeWindowMs: 120_000, keep: { messages: 1024, bytes: 1_000_000 }, accept: { messages: 1024, bytes: 1_000_000 }, dropOldest: false };
 
 export class Socket extends EventEmitter {
   protocol = "mainstay.v1";
@@ -22,7 +25,7 @@ export class Socket extends EventEmitter {
   readyState = 1;
   isTerminated = false;
   closes: [number, string][] = [];
-  /** The messages that were written, without those of pings. */
+  /** The written messages, without Pings. */
   written: any[] = [];
   tcp = new Tcp(this.written);
 
@@ -43,7 +46,7 @@ export class Socket extends EventEmitter {
   }
 }
 
-/** What it takes leaves at once, unless it is not flowing. */
+/** A socket whose bytes leave at once while `isFlowing`. */
 export class Tcp extends EventEmitter {
   bytesRead = 0;
   writableLength = 0;
@@ -76,21 +79,23 @@ export class Tcp extends EventEmitter {
   }
 }
 
-const NOBODY = { address: "", subprotocol: undefined, principal: "" };
+const ANONYMOUS = { address: "", subprotocol: undefined, principal: "" };
 
-/** A session on a connection that took its WELCOME, or a plain client. */
-export class Stage implements Host {
+/** The part of a server that a driver uses, with one session whose client has received WELCOME, or with one plain client. */
+export class Stage implements Pick<Server, "clock" | "wheel" | "isDraining" | "rooms" | "counts" | "authenticateAgain" | "handleLost" | "countGap" | "remove"> {
   now = 0;
   isDraining = false;
-  /** One for all stages of a test that only looks at what they keep. */
+  /** The wheel of all stages, for tests that compare how much memory they keep. */
   static wheel: Wheel | undefined;
   wheel = Stage.wheel ?? new Wheel(() => this.now);
-  forgotten = 0;
+  /** How many sessions ended. */
+  removed = 0;
   rooms = new Rooms();
+  counts = new Counts();
   registry: Registry;
   socket = new Socket();
   driver: Driver;
-  /** What was logged as an error. */
+  /** The errors in the log. */
   errors: any[] = [];
   private connections = 0;
 
@@ -98,40 +103,41 @@ export class Stage implements Host {
     this.registry = new Registry(0, { sessions: 10, tombstones: 10 }, config, bytes);
     if (mode === "plain") this.socket.protocol = "";
     const connection = this.connect();
-    t.after(() => this.driver.stop());
+    t.after(() => this.driver.evict());
+    const server = this as unknown as Server;
     if (mode === "plain") {
-      this.driver = new Driver(new PlainSession(0, config, connection.id, () => 0.5), this, connection, NOBODY);
+      this.driver = new Driver(new PlainSession(0, config, connection.id, () => 0.5), server, connection, ANONYMOUS);
       return;
     }
-    const answer = this.registry.hello(0, connection.id, "", hello());
-    assert.ok(!answer.refuse);
-    this.driver = new Driver(answer.session, this, connection, NOBODY);
+    const answer = this.registry.handleHello(0, connection.id, "", hello());
+    assert.ok(answer.kind === "attached");
+    this.driver = new Driver(answer.session, server, connection, ANONYMOUS);
     this.driver.step();
-    assert.equal((this.socket.written.shift() as Welcome)[0], 2);
-    this.socket.arrive([3, 0]);
+    assert.equal(this.socket.written.shift().type, WELCOME);
+    this.socket.arrive(ack(0));
   }
 
-  /** A message of the application arrives. */
-  say(data: Data): void {
+  /** A message of the client's application arrives. */
+  receive(data: Data): void {
     const isBinary = typeof data !== "string";
     this.socket.emit("message", Buffer.from(isBinary && this.driver.mode === "session" ? encodeData(data) : data), isBinary);
   }
 
-  /** The messages of the application that were written since the last call. */
-  heard(): Data[] {
-    return this.socket.written.splice(0).flatMap((frame) => (frame[0] === 0 ? [frame[1]] : []));
+  /** Returns the messages of the application that were written since the last call. */
+  written(): Data[] {
+    return this.socket.written.splice(0).flatMap((frame) => (frame.type === DATA ? [frame.data] : []));
   }
 
   connect(): Connection {
-    const request = { raw: { socket: this.socket.tcp }, log: { debug() {}, error: (fields: object, words: string) => this.errors.push({ ...fields, words }) } };
+    const request = { raw: { socket: this.socket.tcp }, log: { debug() {}, error: (fields: object, message: string) => this.errors.push({ ...fields, message }) } };
     return new Connection(++this.connections, this.socket as any, request as any);
   }
 
-  /** Time passes in small steps; what is due is done, and what was asked to be read first is read. */
+  /** Lets time pass in steps of 100 ms. The driver's timer fires, and readable bytes are read. */
   async pass(ms: number, meanwhile = () => {}): Promise<void> {
     for (const until = this.now + ms; this.now < until && this.driver.session.state === "attached"; this.now += 100) {
       meanwhile();
-      this.driver.due();
+      this.driver.fire();
       await new Promise((resolve) => setImmediate(resolve));
     }
   }
@@ -139,12 +145,10 @@ export class Stage implements Host {
   clock(): number {
     return this.now;
   }
-  async judge(): Promise<undefined> {}
-  lost(): void {}
-  judged(): void {}
-  refused(): void {}
-  dropped(): void {}
-  forget(): void {
-    this.forgotten++;
+  async authenticateAgain(): Promise<undefined> {}
+  handleLost(): void {}
+  countGap(): void {}
+  remove(): void {
+    this.removed++;
   }
 }

@@ -1,4 +1,4 @@
-/** The kit with which applications test their handlers: everything here runs without a network. */
+/** The test kit for applications' handlers. Everything here runs without a network. */
 
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
@@ -18,7 +18,7 @@ const echo: SessionHandler = async (session) => {
   for await (const data of session) await session.send(typeof data === "string" ? data.toUpperCase() : data);
 };
 
-test("a handler is tested over a lost connection: what either end says meanwhile arrives once, and it is called once", async (t) => {
+test("over a lost connection the messages of both ends arrive once, and the handler is called once", async (t) => {
   let calls = 0;
   const app = await build(t, (session, request) => (calls++, echo.call(app, session, request)));
   const client = await connect(app, "/chat");
@@ -32,20 +32,20 @@ test("a handler is tested over a lost connection: what either end says meanwhile
   await client.session.send("from the server");
   assert.equal(await client.resume(), true);
   assert.deepEqual([await client.next(), await client.next()], ["from the server", "WHILE AWAY"]);
-  assert.equal(await client.resume(), true, "a connection that lives is replaced");
+  assert.equal(await client.resume(), true, "a live connection is replaced");
   client.send("last");
   assert.equal(await client.next(), "LAST");
   assert.deepEqual([calls, client.session.epoch, client.gaps, client.waiting], [1, 3, [], []]);
   await client.close(1000, "bye");
-  assert.deepEqual([client.end, client.session.state], [{ code: 1000, reason: "bye" }, "over"]);
-  await assert.rejects(client.next(), /the session is over: 1000 bye/);
+  assert.deepEqual([client.end, client.session.state], [{ code: 1000, reason: "bye" }, "closed"]);
+  await assert.rejects(client.next(), /the session has ended: 1000 bye/);
 });
 
-test("a session that expires ends with that, and its client comes back to a new one with one exact gap", async (t) => {
+test("an expired session ends with the cause expired, and its client comes back to a new session with one exact gap", async (t) => {
   const ends: string[] = [];
   const app = await build(t, (session) => {
     session.on("message", () => {});
-    session.on("closed", ({ why }) => ends.push(why));
+    session.on("closed", ({ cause }) => ends.push(cause));
   });
   const client = await connect(app, "/chat");
   client.send("delivered");
@@ -55,7 +55,7 @@ test("a session that expires ends with that, and its client comes back to a new 
   await session.send("never seen");
   client.send("never sent");
   await client.expire();
-  assert.deepEqual([ends, session.state], [["expired"], "over"]);
+  assert.deepEqual([ends, session.state], [["expired"], "closed"]);
   assert.equal(await client.resume(), false);
   assert.notEqual(client.session, session);
   assert.equal(client.gaps.length, 1);
@@ -66,7 +66,7 @@ test("a session that expires ends with that, and its client comes back to a new 
   assert.deepEqual(ends, ["expired", "expired"]);
 });
 
-test("hooks, credentials and subprotocols are those of any client, and a refusal is an error with its code", async (t) => {
+test("hooks, credentials and subprotocols work as for any client, and a refusal is an error with its code", async (t) => {
   const app = Fastify();
   t.after(() => app.close());
   await app.register(mainstay, { subprotocols: ["chat"], authenticate: (credentials) => (String(credentials) === "secret" ? "ann" : null) });
@@ -77,19 +77,19 @@ test("hooks, credentials and subprotocols are those of any client, and a refusal
   const options = { headers: { cookie: "id=1" }, credentials: "secret", subprotocol: "chat" };
   const client = await connect(app, "/chat", options);
   assert.equal(await client.next(), "ann chat");
-  const refused = (code: number, words: RegExp) => (error: unknown) => error instanceof RefusedError && error.code === code && words.test(error.message);
+  const refused = (code: number, message: RegExp) => (error: unknown) => error instanceof RefusedError && error.code === code && message.test(error.message);
   await assert.rejects(connect(app, "/chat", { ...options, headers: {} }), refused(4501, /^refused with 4501: 401 Unauthorized$/));
   await assert.rejects(connect(app, "/chat", { ...options, credentials: "wrong" }), refused(4501, /the credentials were refused/));
   await assert.rejects(connect(app, "/nowhere", options), /404/);
 });
 
-test("a session that the server ends is over for its client, and rooms and volatile messages reach it", async (t) => {
+test("rooms and volatile messages reach the test client, and a session that the server ends is closed for it", async (t) => {
   const app = await build(t, (session) => session.join("all"));
   const client = await connect(app, "/chat");
   app.mainstay.to("all").send("hello");
   app.mainstay.to("all").sendVolatile("now");
   assert.deepEqual([await client.nextVolatile(), await client.next()], ["now", "hello"]);
   client.session.close(4500, "enough");
-  await assert.rejects(client.next(), /the session is over: 4500 enough/);
-  assert.throws(() => client.send("more"), /the session is over/);
+  await assert.rejects(client.next(), /the session has ended: 4500 enough/);
+  assert.throws(() => client.send("more"), /the session has ended/);
 });

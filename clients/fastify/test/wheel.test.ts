@@ -1,24 +1,24 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
-import { Resident, Wheel } from "../dist/wheel.js";
+import { TimerTask, Wheel } from "../dist/wheel.js";
 import { randomFrom } from "./peer.js";
 
-/** Says when it was called. */
-class Caller extends Resident {
-  called: number[] = [];
+/** Records when the wheel fired it. */
+class Recorder extends TimerTask {
+  firedAt: number[] = [];
   constructor(
     private wheel: Wheel,
     private then: () => void = () => {},
   ) {
     super();
   }
-  due(): void {
-    this.called.push(this.wheel.now);
+  fire(): void {
+    this.firedAt.push(this.wheel.now);
     this.then();
   }
 }
 
-/** A wheel in virtual time, and how many timers it ever had at one time. */
+/** Returns a wheel in virtual time, and counts of its timers. */
 function stage(t: TestContext): { wheel: Wheel; pass(ms: number): void; timers: { now: number; most: number; made: number } } {
   t.mock.timers.enable({ apis: ["setTimeout"] });
   let now = 0;
@@ -48,98 +48,98 @@ function stage(t: TestContext): { wheel: Wheel; pass(ms: number): void; timers: 
   return { wheel: new Wheel(() => now), pass, timers };
 }
 
-test("what is armed is called once, not early and at most 80 ms late, by one timer", (t) => {
+test("an armed task fires once, not early and at most 80 ms late, and all tasks share one timer", (t) => {
   const { wheel, pass, timers } = stage(t);
-  const callers = Array.from({ length: 500 }, () => new Caller(wheel));
-  callers.forEach((caller, i) => wheel.arm(caller, i * 37));
+  const tasks = Array.from({ length: 500 }, () => new Recorder(wheel));
+  tasks.forEach((task, i) => wheel.arm(task, i * 37));
   pass(19_000);
-  callers.forEach(({ called: [at = NaN, ...more] }, i) => assert.ok(at >= i * 37 && at <= Math.max(i * 37, 16) + 80 && !more.length, `${i} at ${at}`));
+  tasks.forEach(({ firedAt: [at = NaN, ...more] }, i) => assert.ok(at >= i * 37 && at <= Math.max(i * 37, 16) + 80 && !more.length, `${i} at ${at}`));
   assert.deepEqual([timers.most, timers.now, wheel.armed], [1, 0, 0]);
 });
 
-test("deadlines that fall together are spread evenly over four slots", (t) => {
+test("deadlines at the same time are spread evenly over four slots", (t) => {
   const { wheel, pass } = stage(t);
-  const callers = Array.from({ length: 1000 }, () => new Caller(wheel));
-  for (const caller of callers) wheel.arm(caller, 25_000);
+  const tasks = Array.from({ length: 1000 }, () => new Recorder(wheel));
+  for (const task of tasks) wheel.arm(task, 25_000);
   pass(26_000);
-  const times = callers.map(({ called }) => called[0]!);
+  const times = tasks.map(({ firedAt }) => firedAt[0]!);
   const counts = [...new Set(times)].map((time) => times.filter((other) => other === time).length);
   assert.deepEqual(counts, [250, 250, 250, 250]);
 });
 
-test("heartbeats of thousands of connections leave evenly, and a wake serves those of 16 ms", (t) => {
+test("the heartbeats of thousands of connections leave evenly, and one wake-up serves those of 16 ms", (t) => {
   const { wheel, pass, timers } = stage(t);
   const random = randomFrom(1);
   const interval = () => 2000 * (0.9 + 0.2 * random());
-  const callers: Caller[] = Array.from({ length: 2500 }, () => {
-    const caller: Caller = new Caller(wheel, () => wheel.arm(caller, wheel.now + interval()));
-    return caller;
+  const tasks: Recorder[] = Array.from({ length: 2500 }, () => {
+    const task: Recorder = new Recorder(wheel, () => wheel.arm(task, wheel.now + interval()));
+    return task;
   });
-  for (const caller of callers) wheel.arm(caller, 2000 * random());
+  for (const task of tasks) wheel.arm(task, 2000 * random());
   pass(4000);
-  for (const caller of callers) caller.called = [];
+  for (const task of tasks) task.firedAt = [];
   timers.made = 0;
   pass(4000);
   assert.ok(timers.made <= 4000 / 16 + 1, `${timers.made} wakes`);
   const counts = new Uint32Array(400);
-  for (const { called } of callers) for (const at of called) counts[Math.floor((at - 4000) / 10)]!++;
+  for (const { firedAt } of tasks) for (const at of firedAt) counts[Math.floor((at - 4000) / 10)]!++;
   const mean = counts.reduce((sum, count) => sum + count, 0) / 400;
   assert.ok(Math.max(...counts) <= 2 * mean, `${Math.max(...counts)} in the worst 10 ms, ${mean} in the mean`);
 });
 
-test("a deadline beyond the wheel is called early, and can be armed again", (t) => {
+test("a task whose deadline is beyond the wheel fires early, and can be armed again", (t) => {
   const { wheel, pass } = stage(t);
-  const caller: Caller = new Caller(wheel, () => wheel.now < 100_000 && wheel.arm(caller, 100_000));
-  wheel.arm(caller, 100_000);
+  const task: Recorder = new Recorder(wheel, () => wheel.now < 100_000 && wheel.arm(task, 100_000));
+  wheel.arm(task, 100_000);
   pass(101_000);
-  assert.equal(caller.called.length, 4);
-  assert.ok(caller.called[3]! >= 100_000 && caller.called[3]! <= 100_080);
+  assert.equal(task.firedAt.length, 4);
+  assert.ok(task.firedAt[3]! >= 100_000 && task.firedAt[3]! <= 100_080);
 });
 
-test("an earlier deadline moves its resident, a later one does not", (t) => {
+test("an earlier deadline moves its task, a later deadline does not", (t) => {
   const { wheel, pass, timers } = stage(t);
-  const caller = new Caller(wheel);
-  wheel.arm(caller, 1000);
-  for (let i = 0; i < 1000; i++) wheel.arm(caller, 5000 + i);
+  const task = new Recorder(wheel);
+  wheel.arm(task, 1000);
+  for (let i = 0; i < 1000; i++) wheel.arm(task, 5000 + i);
   assert.equal(timers.made, 1, "a deadline that moves away touches no timer");
-  wheel.arm(caller, 100);
+  wheel.arm(task, 100);
   pass(200);
-  assert.equal(caller.called.length, 1);
+  assert.equal(task.firedAt.length, 1);
   pass(6000);
-  assert.equal(caller.called.length, 1);
+  assert.equal(task.firedAt.length, 1);
 });
 
-test("residents that leave, while others are called too, are not called, and keep no place", (t) => {
+test("a task that is disarmed, even while others fire, does not fire and keeps no memory", (t) => {
   const { wheel, pass, timers } = stage(t);
-  const callers = Array.from({ length: 100 }, () => new Caller(wheel, () => callers.slice(0, 99).forEach((other) => wheel.disarm(other))));
-  for (const caller of callers) wheel.arm(caller, 20);
+  const tasks = Array.from({ length: 100 }, () => new Recorder(wheel, () => tasks.slice(0, 99).forEach((other) => wheel.disarm(other))));
+  for (const task of tasks) wheel.arm(task, 20);
   pass(100);
-  assert.equal(callers.filter(({ called }) => called.length).length, 1);
-  wheel.disarm(callers[0]!);
+  assert.equal(tasks.filter(({ firedAt }) => firedAt.length).length, 1);
+  wheel.disarm(tasks[0]!);
   assert.deepEqual([wheel.armed, timers.now], [0, 0]);
-  assert.equal((wheel as any).slots.reduce((sum: number, slot: any) => sum + (slot?.residents.length ?? 0), 0), 0);
+  assert.equal((wheel as any).slots.reduce((sum: number, slot: any) => sum + (slot?.tasks.length ?? 0), 0), 0);
 });
 
-test("one that throws keeps none of the others from being called", (t) => {
+test("a task that throws does not keep the others from firing", (t) => {
   const { wheel, pass } = stage(t);
-  const others = [new Caller(wheel), new Caller(wheel)];
-  const failing = new Caller(wheel, () => {
+  const others = [new Recorder(wheel), new Recorder(wheel)];
+  const failing = new Recorder(wheel, () => {
     throw new Error("it fails");
   });
-  for (const caller of [others[0]!, failing, others[1]!]) wheel.arm(caller, 20);
+  for (const task of [others[0]!, failing, others[1]!]) wheel.arm(task, 20);
   assert.throws(() => pass(100), /it fails/);
   pass(100);
-  assert.deepEqual(others.map(({ called }) => called.length), [1, 1]);
+  assert.deepEqual(others.map(({ firedAt }) => firedAt.length), [1, 1]);
 });
 
-test("a wheel that stood still for long finds its way", (t) => {
+test("a wheel without tasks for a long time fires its next task in time", (t) => {
   const { wheel, pass } = stage(t);
-  const caller = new Caller(wheel);
+  const task = new Recorder(wheel);
   for (const wait of [100_000, 50, 400_000]) {
     pass(wait);
-    wheel.arm(caller, wheel.now + 100);
+    wheel.arm(task, wheel.now + 100);
     pass(180);
-    assert.equal(caller.called.length, 1);
-    caller.called = [];
+    assert.equal(task.firedAt.length, 1);
+    task.firedAt = [];
   }
 });

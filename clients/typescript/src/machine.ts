@@ -25,8 +25,8 @@ export type Status = "connecting" | "attached" | "waiting" | "suspended" | "clos
 /** Something that the driver does to a connection. */
 export type Transmit =
   | SessionTransmit
-  /** Open a connection, and report with `handleOpened` or `handleLost`. */
-  | { kind: "dial"; id: number }
+  /** Open a connection, with an offer of sessions or without, and report with `handleOpened` or `handleLost`. */
+  | { kind: "dial"; id: number; offers: boolean }
   /** Begin the closing handshake of the connection, and report its end with `handleLost`. */
   | { kind: "close"; id: number; code: number; reason: string };
 
@@ -97,6 +97,8 @@ export class Machine {
   unsent: Data[] = [];
   declare protected behaviour: MachineConfig;
   declare protected chance: () => number;
+  /** Whether the next attempt offers sessions. */
+  protected offers = false;
   protected outputs: Transmit[] = [];
   protected events: MachineEvent[] = [];
   declare protected closeWith: { code: number; reason: string } | undefined;
@@ -373,7 +375,7 @@ export class Machine {
     this.dialled = ++this.lastId;
     this.stuckAt = this.nowMs + this.stuckMs;
     this.dialAt = this.nowMs + (this.behaviour.connectTimeoutMs ?? 10_000);
-    this.outputs.push({ kind: "dial", id: this.dialled });
+    this.outputs.push({ kind: "dial", id: this.dialled, offers: this.offers });
   }
 
   protected attach(id: number, limit: number, slack: number, interval: number): void {

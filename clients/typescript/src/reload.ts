@@ -10,7 +10,8 @@
  * made. A page that may not store anything (a sandboxed frame, blocked cookies) has a socket without this.
  */
 
-import type { MainstaySocket } from "./index.js";
+import type { SessionStore } from "./index.js";
+import type { SessionDriver } from "./session-driver.js";
 import type { ClientSession } from "./session.js";
 import type { Bytes, Data } from "./wire.js";
 
@@ -23,34 +24,41 @@ const LOST = "lost";
 /** The keys of the sockets that live in this page. */
 const used = new Set<string>();
 
-/** For the option `persist`: keeps what goes on in the tab's `sessionStorage` while the page is away. */
-export const sessionStorageStore = (): ((socket: MainstaySocket, protocols?: unknown) => void) => persistIn;
+/**
+ * For the option `persist`: keeps the session in the tab's `sessionStorage` while the page is away.
+ *
+ * `key` names it there, for a page that makes its sockets to one URL in another order each time. Default: the URL without
+ * its query.
+ */
+export const sessionStorageStore =
+  ({ key }: { key?: string } = {}): SessionStore =>
+  (driver, protocols) => persist(driver, protocols, key);
 
-function persistIn(socket: MainstaySocket, protocols?: unknown): void {
-  const { clientSession: session, chosen, url } = socket;
+function persist(driver: SessionDriver, protocols: unknown, name?: string): void {
+  const { session, url } = driver;
   const { document } = globalThis;
-  if (!url && !chosen.resumeKey) throw new TypeError("resumeKey is needed where the URL is a function");
-  let key = `mainstay ${chosen.resumeKey ?? url.split("?")[0]}`;
+  if (!url && !name) throw new TypeError("sessionStorageStore needs a key where the URL is a function: sessionStorageStore({ key })");
+  let key = `mainstay ${name ?? url.split("?")[0]}`;
   if (typeof protocols !== "function" && `${protocols}`) key += ` ${protocols}`;
   while (used.has(key)) key += " +";
   const free = () => used.delete(key);
-  socket.on("close", free);
+  driver.target.addEventListener("close", free);
 
   const leave = () => {
     // What comes after the copy was made would be lost with it.
     const stored = store(session);
     if (stored && !put(key, serialize(stored))) put(key, LOST);
-    socket.hide();
+    driver.hide();
     free();
   };
   const enter = () => {
     put(key);
     used.add(key);
   };
-  socket.listen(document, "freeze", "lifecycle", leave);
-  socket.listen(globalThis, "pagehide", "lifecycle", leave);
-  socket.listen(document, "resume", "lifecycle", enter);
-  socket.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && enter());
+  driver.listen(document, "freeze", "lifecycle", leave);
+  driver.listen(globalThis, "pagehide", "lifecycle", leave);
+  driver.listen(document, "resume", "lifecycle", enter);
+  driver.listen(globalThis, "pageshow", "lifecycle", ({ persisted }) => persisted && enter());
 
   const found = find(key);
   enter();

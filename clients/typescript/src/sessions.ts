@@ -18,8 +18,7 @@ export class SessionMachine extends Machine {
   declare clientSession: ClientSession;
   /** The session's public name. */
   name = "";
-  /** Whether the next attempt offers sessions. */
-  offers = true;
+  protected override offers = true;
   /** One that opened without an offer. It waits while the offer is made once more: the server may only have been away. */
   private trial = 0;
   private receivedOnTrial: Received[] = [];

@@ -56,9 +56,12 @@ export function eventOf(type: string, fields: any = {}): Event {
   return event;
 }
 
-/** The listener behind every handler. One that is an object and no function is kept and not called. */
+/** The `on...` attributes of each socket. */
+const handlers = new WeakMap<object, { [type: string]: unknown }>();
+
+/** The listener behind every handler. A handler that is an object and no function is kept and not called. */
 function handle(this: any, event: Event): void {
-  const handler = this.handlers[event.type];
+  const handler = handlers.get(this)![event.type];
   if (typeof handler === "function") handler.call(this, event);
 }
 
@@ -81,11 +84,11 @@ export function complete(Class: { prototype: object }, Base: { prototype: object
   for (const type of ["open", "message", "close", "error"]) {
     define(prototype, `on${type}`, {
       get(this: any) {
-        return this.handlers[type] ?? null;
+        return handlers.get(this)?.[type] ?? null;
       },
       set(this: any, handler: unknown) {
         const isHandler = Object(handler) === handler;
-        this.handlers[type] = isHandler ? handler : null;
+        handlers.set(this, { ...handlers.get(this), [type]: isHandler ? handler : null });
         this[isHandler ? "addEventListener" : "removeEventListener"](type, handle);
       },
     });

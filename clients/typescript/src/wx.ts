@@ -4,7 +4,9 @@
  */
 
 import { MainstaySocket as Base, type Options as BaseOptions } from "./index.js";
-import type { Fresh } from "./client.js";
+import { ask, drivers } from "./driver.js";
+import type { SessionDriver } from "./session-driver.js";
+import type { Fresh } from "./socket.js";
 import { pool } from "./platform.js";
 
 export * from "./index.js";
@@ -42,29 +44,18 @@ declare const wx: Wx | undefined;
 export class MainstaySocket extends Base {
   /** As written, whatever minifiers make of it. */
   static override readonly name: string = "MainstaySocket";
-  /** @internal */
-  declare host: Wx;
-  /** @internal */
-  declare header: Options["header"];
-  /** What the next attempt sends. @internal */
-  fields: { [name: string]: string } | undefined;
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], { wx: host = typeof wx === "object" ? wx : undefined, header, ...options }: Options = {}) {
     if (!host?.connectSocket) throw new TypeError("no wx.connectSocket here: pass the object that has it as option, { wx: tt }");
-    super(url, protocols, { WebSocket: classOver(host, () => this.fields), ...options });
-    this.host = host;
-    this.header = header;
-    this.binaryType = "arraybuffer";
+    /** The header of the next attempt. */
+    let fields: { [name: string]: string } | undefined;
+    super(url, protocols, { WebSocket: classOver(host, () => fields), ...options });
+    const driver: SessionDriver = drivers.get(this);
+    driver.binaryType = "arraybuffer";
+    driver.preparations.push(async () => (fields = await ask(header)), () => fill(host));
     const { onAppShow, offAppShow, onNetworkStatusChange, offNetworkStatusChange } = host;
-    this.listen(target(onAppShow, offAppShow), "show", "visibility", () => this.comeBack());
-    this.listen(target(onNetworkStatusChange, offNetworkStatusChange), "network", "network", ({ isConnected }) => (isConnected ? this.comeBack() : this.look()));
-  }
-
-  /** @internal */
-  protected override async prepare(): Promise<void> {
-    const { header } = this;
-    const [fields] = await Promise.all([typeof header === "function" ? header() : header, fill(this.host), super.prepare()]);
-    this.fields = fields;
+    driver.listen(target(onAppShow, offAppShow), "show", "visibility", () => driver.comeBack());
+    driver.listen(target(onNetworkStatusChange, offNetworkStatusChange), "network", "network", ({ isConnected }) => (isConnected ? driver.comeBack() : driver.probe()));
   }
 }
 

@@ -7,18 +7,18 @@ import { test, type TestContext } from "node:test";
 import { MainstaySocket, QueueFullError, type Options, type Outcome } from "@mainstay/client";
 import { MainstaySocket as PlainSocket } from "@mainstay/client/plain";
 import { WebSocketServer } from "ws";
-import type { Account } from "../src/wire.js";
+import { type Account, Type } from "../src/wire.js";
 import { SessionServer, WebSocket } from "./session-server.js";
 import { until } from "./support.js";
 
 /** Nothing of it was received or handed over. */
-const NOTHING: Account = [0, 0, 1, 0, 5];
+const NOTHING: Account = { acknowledged: 0, delivered: 0, firstLost: 1, count: 0, cause: 5 };
 const LIMIT = { timeout: 20_000 };
 
 function open(t: TestContext, url: string, options: Options = {}): MainstaySocket {
   const socket = new MainstaySocket(url, [], { WebSocket, ...options });
   // None of these is about waiting.
-  socket.on("status", ({ status }) => status === "waiting" && socket.retryNow());
+  socket.on("status", ({ status }) => status === "waiting" && socket.reconnect());
   t.after(() => socket.suspend());
   return socket;
 }
@@ -76,7 +76,7 @@ for (const [form, listen] of FORMS) {
 test("a lost session's messages have a fate each, and what was handed over is not sent again", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   // Two received, one more handed over, of four.
-  server.onHello = (visit, number) => visit.welcome(number === 2 ? [2, 3, 1, 0, 5] : undefined);
+  server.onHello = (visit, number) => visit.welcome(number === 2 ? { acknowledged: 2, delivered: 3, firstLost: 1, count: 0, cause: 5 } : undefined);
   server.onMessage = (visit, message) => (message === "4" && server.visits.length === 1 ? visit.cut() : server.visits.length === 2 && visit.acknowledge());
   const socket = open(t, server.url);
   const fates: unknown[] = [];
@@ -91,7 +91,7 @@ test("a lost session's messages have a fate each, and what was handed over is no
 test("what is sent between a gap and the next open follows what is sent again, in its order", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   // A key that is refused: the gap comes with the refusal, a connection before the open.
-  server.onHello = (visit, number) => (number === 1 ? visit.write([12, 4411, false, [0, 0], [0, 0, 1, 0, 1]]) : number > 2 && visit.welcome());
+  server.onHello = (visit, number) => (number === 1 ? visit.write({ type: Type.Refuse, code: 4411, temporary: false, delay: { earliestMs: 0, latestMs: 0 }, account: { acknowledged: 0, delivered: 0, firstLost: 1, count: 0, cause: 1 } }) : number > 2 && visit.welcome());
   server.onMessage = (visit) => visit.acknowledge();
   const socket = open(t, server.url);
   const events: string[] = [];
@@ -122,13 +122,13 @@ test("a session that goes on has no open: what waited goes on at once", LIMIT, a
 test("a full queue leaves room for what is sent first, and what waits for room comes last", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   server.onMessage = (visit) => visit.acknowledge();
-  const socket = open(t, server.url, { keep: [2, 1000], whenFull: "wait" });
+  const socket = open(t, server.url, { keep: { messages: 2, bytes: 1000 }, whenFull: "wait" });
   socket.on("open", () => ["login", "subscribe"].forEach((text) => socket.send(text)));
   const sent = ["1", "2", "3", "4"].map((text) => socket.send(text).delivered);
   assert.deepEqual(await Promise.all(sent), Array(4).fill("delivered"));
   assert.deepEqual(server.visits[0]!.heard, ["login", "subscribe", "1", "2", "3", "4"]);
 
-  const throwing = open(t, server.url, { keep: [2, 1000], whenFull: "throw" });
+  const throwing = open(t, server.url, { keep: { messages: 2, bytes: 1000 }, whenFull: "throw" });
   const thrown: unknown[] = [];
   throwing.on("open", () => {
     for (let number = 1; number <= 3; number++) {
@@ -177,7 +177,7 @@ test("a handler of open that leaves the connection loses nothing", LIMIT, async 
   socket.on("open", () => {
     socket.suspend();
     socket.send("login");
-    socket.retryNow();
+    socket.reconnect();
   });
   socket.send("1");
   await until(() => server.visits.at(-1)?.heard.length === 2);
@@ -214,7 +214,7 @@ for (const [name, Socket] of [["@mainstay/client", MainstaySocket], ["@mainstay/
     await until(() => socket.status === "waiting");
     for (const text of ["3", "4"]) socket.send(text);
     assert.equal(socket.bufferedAmount, 2);
-    socket.retryNow();
+    socket.reconnect();
     await until(() => server.heard[1]?.length === 4);
     assert.deepEqual(server.heard, [["login", "subscribe", "1", "2"], ["login", "subscribe", "3", "4"]]);
   });
@@ -241,7 +241,7 @@ for (const [name, Socket] of [["@mainstay/client", MainstaySocket], ["@mainstay/
       if (opens++) return;
       socket.suspend();
       socket.send("kept");
-      socket.retryNow();
+      socket.reconnect();
     });
     await until(() => server.heard[1]?.length === 1);
     assert.deepEqual(server.heard[1], ["kept"]);

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ClientSession, closeAction, type Data, decode, type Fate, ProtocolError, type SessionHooks, type SessionIo, toHex } from "@mainstay/client/protocol";
+import { ClientSession, closeAction, type Data, decode, ProtocolError, type SessionEvent, toHex } from "@mainstay/client/protocol";
 import { type End, play, type Written } from "../../conformance/player.js";
-import { dataToJson, fromJson, onTheWire, toJson, unhex, vectors } from "../../conformance/vectors.js";
+import { dataToJson, fromDelay, fromJson, onTheWire, toJson, unhex, vectors } from "../../conformance/vectors.js";
 
 test("messages decode to their fields and encode to their bytes", () => {
   for (const { name, message, kind, hex, only } of vectors("messages")) {
@@ -41,17 +41,14 @@ for (const exchange of vectors("exchanges")) {
   test(`a client takes its part: ${exchange.name}`, () => play(exchange, new ClientEnd(exchange)));
 }
 
-class ClientEnd implements End, SessionHooks, SessionIo {
+class ClientEnd implements End {
   readonly name = "client";
   private session: ClientSession;
-  private events: object[] = [];
-  private written: Written[] = [];
   private drawn = 0;
 
   constructor(exchange: any) {
     const random = (length: number) => new Uint8Array(length).fill(++this.drawn);
     this.session = new ClientSession({ resumeWindowMs: exchange.client_resume_window_ms }, random);
-    this.session.io = this.session.hooks = this;
   }
 
   open(now: number, id: number): void {
@@ -74,38 +71,31 @@ class ClientEnd implements End, SessionHooks, SessionIo {
     return true;
   }
   receive(now: number) {
-    return this.session.handOver(now);
+    return this.session.deliver(now);
   }
   event() {
-    return this.events.shift();
+    const event = this.session.pollEvent();
+    return event && shown(event);
   }
   collect(now: number): Written[] {
-    this.session.writeAll(now);
-    return this.written.splice(0);
+    const written: Written[] = [];
+    for (let output; (output = this.session.pollTransmit(now)); ) {
+      const { id } = output;
+      written.push([id, output.kind === "write" ? output.data : { code: output.code, reason: output.reason }]);
+    }
+    return written;
   }
+}
 
-  writeTo(id: number, data: Data): void {
-    this.written.push([id, data]);
-  }
-  forget(id: number, code: number, reason: string): void {
-    this.written.push([id, { code, reason }]);
-  }
-  emit(type: string, { fate, data, accepted }: { fate?: Fate; data?: Data; accepted?: boolean }): void {
-    if (data !== undefined) this.events.push({ volatile: dataToJson(data) });
-    else if (fate) this.events.push({ gap: { ...fate, lost: fate.lost ? [fate.lost.first, fate.lost.count] : null } });
-    else this.events.push({ [type]: accepted });
-  }
-
-  onAttached(_id: number, [, , , epoch, resumed]: any): void {
-    this.events.push({ attached: { epoch, resumed } });
-  }
-  onRefused(code: number): void {
-    this.events.push({ refused: { code, temporary: true } });
-  }
-  onGoAway(delay: readonly number[]): void {
-    this.events.push({ go_away: { delay_ms: delay } });
-  }
-  endNow(code: number, _reason: string, { delivered, unknown, last }: Fate): void {
-    this.events.push({ ended: { code, delivered, unknown, last } });
-  }
+/** An event as a transcript shows it. */
+function shown(event: SessionEvent): object {
+  if (event.type === "attached") return { attached: { epoch: event.welcome.epoch, resumed: event.welcome.resumed } };
+  if (event.type === "refused") return { refused: { code: event.code, temporary: true } };
+  if (event.type === "goAway") return { go_away: { delay_ms: fromDelay(event.delay) } };
+  if (event.type === "gap") return { gap: { ...event.fate, lost: event.fate.lost ? [event.fate.lost.first, event.fate.lost.count] : null } };
+  if (event.type === "volatile") return { volatile: dataToJson(event.data) };
+  if (event.type === "authenticated") return { authenticated: event.accepted };
+  if (event.type === "error") return { error: event.error.message };
+  const { delivered, unknown, last } = event.fate;
+  return { ended: { code: event.code, delivered, unknown, last } };
 }

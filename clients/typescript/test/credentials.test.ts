@@ -8,7 +8,7 @@ import { decode, encode, Type } from "../src/wire.js";
 
 const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
 const bytes = (length: number) => new Uint8Array(length).fill(7);
-const WELCOME = encode([Type.Welcome, bytes(8), bytes(24), 1, false, 0, 1, 120_000, 25_000, [1024, 1_048_576]]);
+const WELCOME = encode({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
 
 /** What two HELLOs present, where `accepted` was presented and accepted between them. */
 async function presented(credentials: Options["credentials"], accepted: string): Promise<string[]> {
@@ -19,8 +19,8 @@ async function presented(credentials: Options["credentials"], accepted: string):
     server.on("connection", (connection) => {
       connection.on("message", (data: Buffer) => {
         const frame = decode(new Uint8Array(data));
-        if (frame?.[0] === Type.Hello && hellos.push(Buffer.from(frame[8]!).toString()) < 2) connection.send(WELCOME);
-        if (frame?.[0] === Type.Auth) connection.send(encode([Type.AuthResult, true, 0]));
+        if (frame?.type === Type.Hello && hellos.push(Buffer.from(frame.credentials!).toString()) < 2) connection.send(WELCOME);
+        if (frame?.type === Type.Auth) connection.send(encode({ type: Type.AuthResult, accepted: true, expiresInMs: 0 }));
         if (hellos.length === 2) resolve();
       });
     });
@@ -29,7 +29,7 @@ async function presented(credentials: Options["credentials"], accepted: string):
   const socket = new MainstaySocket(url, [], { WebSocket, credentials });
   socket.on("session", () => socket.authenticate(accepted));
   socket.on("authenticated", () => server.clients.forEach((client) => client.terminate()));
-  socket.on("status", ({ status }) => status === "waiting" && socket.retryNow());
+  socket.on("status", ({ status }) => status === "waiting" && socket.reconnect());
   await both;
   socket.suspend();
   for (const client of server.clients) client.terminate();

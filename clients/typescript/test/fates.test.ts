@@ -8,20 +8,20 @@ import { type Account, encode, Type } from "../src/wire.js";
 
 const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
 const bytes = (length: number) => new Uint8Array(length).fill(7);
-const welcome = (account?: Account) => encode([Type.Welcome, bytes(8), bytes(24), 1, false, 0, 1, 120_000, 25_000, [1024, 1_048_576], account]);
+const welcome = (account?: Account) => encode({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 }, account });
 
 test("what waits for room when a session is lost has the fate of the next one", async () => {
   const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "mainstay.v1" });
   await once(server, "listening");
   // The first session is lost and accounted for, the second lost without a word.
-  const answers = [welcome(), welcome([1, 1, 0, 0, 1]), welcome()];
+  const answers = [welcome(), welcome({ acknowledged: 1, delivered: 1, firstLost: 0, count: 0, cause: 1 }), welcome()];
   server.on("connection", (socket) => {
     socket.once("message", () => socket.send(answers.shift()!));
     socket.on("message", (_, isBinary) => isBinary || socket.terminate());
   });
   const url = `ws://127.0.0.1:${(server.address() as net.AddressInfo).port}`;
-  const socket = new MainstaySocket(url, [], { WebSocket, keep: [1, 1000], whenFull: "wait" });
-  socket.on("status", ({ status }) => status === "waiting" && socket.retryNow());
+  const socket = new MainstaySocket(url, [], { WebSocket, keep: { messages: 1, bytes: 1000 }, whenFull: "wait" });
+  socket.on("status", ({ status }) => status === "waiting" && socket.reconnect());
   const [first, second] = [socket.send("first"), socket.send("second")];
   assert.deepEqual([await first.delivered, await second.delivered], ["delivered", "unknown"]);
   socket.suspend();
@@ -37,17 +37,17 @@ test("a fate is told by the numbers of its session, and what is sent again by th
     server.on("connection", (socket) => {
       const isFirst = !connections++;
       // Of four, the first was acknowledged, the second delivered, and of the third it is not known.
-      socket.once("message", () => socket.send(welcome(isFirst ? undefined : [2, 3, 0, 0, 1])));
+      socket.once("message", () => socket.send(welcome(isFirst ? undefined : { acknowledged: 2, delivered: 3, firstLost: 0, count: 0, cause: 1 })));
       socket.on("message", (data, isBinary) => {
-        if (!isBinary) socket.send(encode([Type.Ack, 1]));
+        if (!isBinary) socket.send(encode({ type: Type.Ack, acknowledged: 1 }));
         if (`${data}` === "4" && isFirst) setImmediate(() => socket.terminate());
       });
     });
     const url = `ws://127.0.0.1:${(server.address() as net.AddressInfo).port}`;
-    const socket = new MainstaySocket(url, [], { WebSocket, resend });
-    socket.on("status", ({ status }) => status === "waiting" && socket.retryNow());
+    const socket = new MainstaySocket(url, [], { WebSocket, resendUndelivered: resend });
+    socket.on("status", ({ status }) => status === "waiting" && socket.reconnect());
     const outcomes = await Promise.all(["1", "2", "3", "4"].map((message) => socket.send(message).delivered));
-    assert.deepEqual(outcomes, ["delivered", "delivered", "unknown", resend ? "delivered" : "not delivered"]);
+    assert.deepEqual(outcomes, ["delivered", "delivered", "unknown", resend ? "delivered" : "not-delivered"]);
     socket.suspend();
     for (const client of server.clients) client.terminate();
     server.close();

@@ -31,7 +31,7 @@ for (const [form, make] of forms) {
       (error: MessageTooLargeError) => {
         assert.ok(error instanceof MessageTooLargeError && error instanceof RangeError);
         assert.deepEqual([error.name, error.size, error.limit], ["MessageTooLargeError", 1002, 1001]);
-        assert.equal(error.message, "the message has 1002 bytes, the other end takes at most 1001");
+        assert.equal(error.message, "the message has 1002 bytes, the other end accepts at most 1001");
         return true;
       },
     );
@@ -49,7 +49,7 @@ for (const [form, make] of forms) {
     const errors: unknown[] = [];
     socket.on("error", ({ error }) => errors.push((error as MessageTooLargeError).size));
     const sent = ["1", make(1001), make(1002), "2", make(2000), "3"].map((message) => socket.send(message).delivered);
-    const expected = ["delivered", "delivered", "not delivered", "delivered", "not delivered", "delivered"];
+    const expected = ["delivered", "delivered", "not-delivered", "delivered", "not-delivered", "delivered"];
     assert.deepEqual(await Promise.all(sent), expected);
     assert.deepEqual([errors, server.visits.length, server.visits[0]!.heard.length], [[1002, 2000], 1, 4]);
     assert.deepEqual([socket.stats.sent, socket.bufferedAmount], [4, 0]);
@@ -58,7 +58,7 @@ for (const [form, make] of forms) {
 
 test("what is sent again and is larger than the next server takes is not delivered, what open sends goes first", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  const lost: Account = [0, 0, 1, 0, 3];
+  const lost: Account = { acknowledged: 0, delivered: 0, firstLost: 1, count: 0, cause: 3 };
   server.onHello = (visit, number) => (number === 1 ? visit.welcome() : visit.welcome(lost, 100));
   server.onMessage = (visit) => (server.visits.length > 1 ? visit.acknowledge() : visit.heard.length === 3 && visit.cut());
   const socket = new MainstaySocket(server.url, [], { WebSocket });
@@ -66,7 +66,7 @@ test("what is sent again and is larger than the next server takes is not deliver
   let logins = 0;
   socket.on("open", () => logins++ && socket.send("login"));
   const sent = ["1", "x".repeat(101), "3"].map((message) => socket.send(message).delivered);
-  assert.deepEqual(await Promise.all(sent), ["delivered", "not delivered", "delivered"]);
+  assert.deepEqual(await Promise.all(sent), ["delivered", "not-delivered", "delivered"]);
   assert.deepEqual(server.visits[1]!.heard, ["login", "1", "3"]);
 });
 
@@ -80,7 +80,7 @@ test("a limit is known while the client is away, a server that announces none ta
   socket.sendVolatile("x".repeat(100));
   socket.suspend();
   assert.throws(() => socket.send("x".repeat(101)), MessageTooLargeError);
-  socket.retryNow();
+  socket.reconnect();
   await until(() => socket.status === "attached");
   socket.send("x".repeat(101));
   await until(() => server.visits[1]?.heard.length === 1);
@@ -90,10 +90,10 @@ test("behind what waits for room, a message that is too large is refused when th
   const server = await SessionServer.open(t);
   server.onHello = (visit) => visit.welcome(undefined, 100);
   server.onMessage = (visit) => visit.acknowledge();
-  const socket = new MainstaySocket(server.url, [], { WebSocket, keep: [1, 1000], whenFull: "wait" });
+  const socket = new MainstaySocket(server.url, [], { WebSocket, keep: { messages: 1, bytes: 1000 }, whenFull: "wait" });
   t.after(() => socket.suspend());
   const sent = ["1", "x".repeat(101), "2"].map((message) => socket.send(message));
-  assert.deepEqual(await Promise.all(sent.map(({ delivered }) => delivered)), ["delivered", "not delivered", "delivered"]);
+  assert.deepEqual(await Promise.all(sent.map(({ delivered }) => delivered)), ["delivered", "not-delivered", "delivered"]);
   await sent[1]!.accepted;
   assert.deepEqual(server.visits[0]!.heard, ["1", "2"]);
 });

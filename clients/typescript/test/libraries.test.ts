@@ -1,7 +1,7 @@
 /**
  * Libraries that take a `WebSocket` class, given this one and otherwise as they come.
  *
- * All want `endOnGap`: they recover by themselves, from a `close` event, and must not go on over a gap as if nothing
+ * All want `closeOnGap`: they recover by themselves, from a `close` event, and must not go on over a gap as if nothing
  * had happened. They call the class with url and protocols only, so a subclass with the options fixed is handed over.
  * Towards a plain server it ends as any WebSocket does, and they connect again; towards one that speaks `mainstay.v1`
  * they never learn that a connection was lost.
@@ -36,7 +36,7 @@ class Socket extends MainstaySocket {
 
   constructor(url: string | URL, protocols?: string | string[]) {
     // A browser's page leaves `WebSocket` out: it has one of its own.
-    super(url, protocols, { endOnGap: true, WebSocket });
+    super(url, protocols, { closeOnGap: true, WebSocket });
     Socket.opened.push(this);
   }
 }
@@ -120,7 +120,7 @@ function shareDocument(doc: Y.Doc): (socket: WebSocket) => void {
 
 test("a plain server that is silent for too long ends a socket with 1006: our own 4408 would be taken for the server's refusal", LIMIT, async (t) => {
   const server = await serve(t, () => {});
-  const socket = new MainstaySocket(addressOf(server), [], { endOnGap: true, silenceLimitMs: 50, WebSocket });
+  const socket = new MainstaySocket(addressOf(server), [], { closeOnGap: true, silenceLimitMs: 50, WebSocket });
   const code = await new Promise((done) => socket.on("close", ({ code }) => done(code)));
   assert.equal(code, 1006);
   assert.equal(socket.stats.connections, 1);

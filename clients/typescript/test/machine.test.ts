@@ -1,47 +1,67 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Machine, type Io, type MachineConfig, type Mode } from "../src/machine.js";
+import { Machine, type MachineConfig, type MachineEvent, type Mode } from "../src/machine.js";
 import { ClientSession } from "../src/session.js";
 import { SessionMachine } from "../src/sessions.js";
-import { type Control, type Data, decode, encode, Type } from "../src/wire.js";
+import { type Control, type Data, decode, encode, type Hello, Type } from "../src/wire.js";
 
-/** A machine, its clock, and all that it did. */
+/** A machine, its clock, and all that it did. What it has done so far is asked for when a test looks. */
 class Stage {
   now = 1_000_000;
-  did: string[] = [];
-  events: [string, any][] = [];
-  written: [number, Data][] = [];
-  machine: Machine;
+  readonly #did: string[] = [];
+  readonly #events: MachineEvent[] = [];
+  readonly #written: [number, Data][] = [];
+  #machine: Machine;
   random = 0.5;
   isBusy = false;
   /** Connections that were opened and are not gone. */
   private there = new Set<number>();
 
   constructor(config: MachineConfig = {}, sessions = true) {
-    const io: Io = {
-      dial: (id) => {
-        this.there.add(id);
-        this.did.push(`dial ${id}${(this.machine as SessionMachine).offers ? " offering" : ""}`);
-      },
-      writeTo: (id, data) => this.written.push([id, data]),
-      leave: (id, code) => this.did.push(`leave ${id} ${code}`),
-      forget: (id, code) => this.there.delete(id) && this.did.push(`drop ${id}${code ? ` ${code}` : ""}`),
-      emit: (type, fields) => this.events.push([type, fields]),
-    };
     let drawn = 0;
     const session = new ClientSession({}, (length) => new Uint8Array(length).fill(++drawn));
     const random = () => this.random;
-    this.machine = sessions ? new SessionMachine(this.now, config, random, io, session) : new Machine(this.now, config, random, io);
+    this.#machine = sessions ? new SessionMachine(this.now, config, random, session) : new Machine(this.now, config, random);
     this.step();
+  }
+
+  get machine(): Machine {
+    return (this.#machine = this.#machine.successor ?? this.#machine);
+  }
+  get did(): string[] {
+    this.collect();
+    return this.#did;
+  }
+  get events(): MachineEvent[] {
+    this.collect();
+    return this.#events;
+  }
+  get written(): [number, Data][] {
+    this.collect();
+    return this.#written;
+  }
+
+  private collect(): void {
+    for (let output; (output = this.machine.pollTransmit()); ) {
+      const { id } = output;
+      if (output.kind === "write") this.#written.push([id, output.data]);
+      else if (output.kind === "close") this.#did.push(`close ${id} ${output.code}`);
+      else if (output.kind === "forget") this.there.delete(id) && this.#did.push(`drop ${id}${output.code === 1000 ? "" : ` ${output.code}`}`);
+      else {
+        this.there.add(id);
+        this.#did.push(`dial ${id}${output.offers ? " offering" : ""}`);
+      }
+    }
+    for (let event; (event = this.machine.pollEvent()); ) this.#events.push(event);
   }
 
   /** Time passes, and what is due is done, as if every timer were on time. */
   pass(ms: number): void {
     for (const end = this.now + ms; this.now < end; ) {
-      this.now = Math.min(end, Math.max(this.now, Math.min(this.machine.dueAt, end)));
+      this.now = Math.min(end, Math.max(this.now, Math.min(this.machine.pollTimeout(), end)));
       this.step();
-      if (this.machine.dueAt <= this.now) this.step();
-      if (this.now < end && this.machine.dueAt <= this.now) this.now++;
+      if (this.machine.pollTimeout() <= this.now) this.step();
+      if (this.now < end && this.machine.pollTimeout() <= this.now) this.now++;
     }
   }
 
@@ -49,14 +69,15 @@ class Stage {
   at(later = 0): Machine {
     this.machine.nowMs = this.now + later;
     this.machine.isBusy = this.isBusy;
+    this.machine.waiting = 0;
     return this.machine;
   }
 
   step(): void {
     this.at().handleTimeout();
     // What had arrived is read by now.
-    if (this.machine.dueAt <= this.now) this.at().handleTimeout();
-    this.at().writeOut();
+    if (this.machine.pollTimeout() <= this.now) this.at().handleTimeout();
+    this.collect();
   }
 
   open(id: number, mode: Mode = "session"): void {
@@ -65,6 +86,7 @@ class Stage {
   }
 
   lose(id: number, code: number, reason: string, later = 0): void {
+    this.collect();
     this.there.delete(id);
     this.at(later).handleLost(id, code, reason);
   }
@@ -80,16 +102,16 @@ class Stage {
 
   welcome(id: number, epoch = 1, resumed = false, interval = 25_000): void {
     const bytes = (length: number) => new Uint8Array(length).fill(epoch);
-    this.says(id, [Type.Welcome, bytes(8), bytes(24), epoch, resumed, 0, 1, 120_000, interval, [1024, 1_048_576]]);
+    this.says(id, { type: Type.Welcome, id: bytes(8), token: bytes(24), epoch, resumed, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: interval, window: { messages: 1024, bytes: 1_048_576 } });
   }
 
   pings(): number {
-    return this.written.splice(0).filter(([, data]) => decode(data)?.[0] === Type.Ping).length;
+    return this.written.splice(0).filter(([, data]) => decode(data)?.type === Type.Ping).length;
   }
 
   last(type: string): any {
     if (type === "status") return this.machine.loss;
-    return this.events.findLast(([name]) => name === type)?.[1];
+    return this.events.findLast((event) => event.type === type);
   }
 }
 
@@ -108,7 +130,7 @@ test("waits between attempts are spread, never zero, never above the cap, at att
       stage.random = random;
       (stage.machine as any).attempts = attempt - 1;
       stage.lose(1, 1006, "");
-      return stage.last("status").retryInMs;
+      return stage.last("status").nextAttemptInMs;
     });
     const ceiling = attempt === 1 ? 1000 : Math.min(30_000, 500 * 2 ** (attempt - 2));
     assert.ok(waits[0]! >= 1 && waits[2]! <= ceiling, `${attempt}: ${waits}`);
@@ -121,12 +143,12 @@ test("a client that lost its connection alone comes back sooner, and never in th
   const stage = attached();
   stage.random = 0.999999;
   stage.lose(1, 4408, "");
-  assert.ok(stage.last("status").retryInMs <= 200);
+  assert.ok(stage.last("status").nextAttemptInMs <= 200);
   stage.random = 0;
   (stage.machine as any).attempts = 5;
   stage.pass(200);
   stage.lose(2, 1002, "");
-  assert.ok(stage.last("status").retryInMs >= 4000);
+  assert.ok(stage.last("status").nextAttemptInMs >= 4000);
 });
 
 test("a connection that was merely accepted does not clear the count of attempts; one that lived for 10 s does, or for 2 s and was of use", () => {
@@ -146,12 +168,12 @@ test("a train ride, a cut every three seconds with messages between them, never 
     const stage = new Stage({}, sessions);
     for (let id = 1; id <= 12; id++) {
       stage.open(id, sessions ? "session" : "plain");
-      if (sessions) stage.says(id, [Type.Welcome, new Uint8Array(8), new Uint8Array(24), id, id > 1, 0, id, 120_000, 25_000, [1024, 1_048_576]]);
+      if (sessions) stage.says(id, { type: Type.Welcome, id: new Uint8Array(8), token: new Uint8Array(24), epoch: id, resumed: id > 1, acknowledged: 0, first: id, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
       stage.pass(2500);
       stage.arrives(id, "news");
       stage.pass(500);
       stage.lose(id, 1006, "");
-      assert.ok(stage.last("status").retryInMs <= 1000, `cut ${id}: ${stage.last("status").retryInMs}`);
+      assert.ok(stage.last("status").nextAttemptInMs <= 1000, `cut ${id}: ${stage.last("status").nextAttemptInMs}`);
       stage.pass(1000);
     }
   }
@@ -160,24 +182,24 @@ test("a train ride, a cut every three seconds with messages between them, never 
 test("a connection that is lost after replacements for it failed is followed within a second", () => {
   const stage = attached();
   stage.random = 0.999999;
-  stage.says(1, [Type.GoAway, "restart", [0, 0], 60_000]);
+  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 0, latestMs: 0 }, closeInMs: 60_000 });
   for (let id = 2; id < 9; id++) {
     while (stage.machine.dialled !== id) {
       stage.pass(1000);
-      stage.says(1, [Type.Ack, 0]);
+      stage.says(1, { type: Type.Ack, acknowledged: 0 });
     }
     stage.lose(id, 1006, "refused");
   }
   stage.lose(1, 1001, "");
-  assert.ok(stage.last("status").retryInMs <= 1000, `${stage.last("status").retryInMs}`);
+  assert.ok(stage.last("status").nextAttemptInMs <= 1000, `${stage.last("status").nextAttemptInMs}`);
 });
 
 test("a connection that is lost while its server's advice is followed is followed when the server said", () => {
   const stage = attached();
-  stage.says(1, [Type.GoAway, "restart", [5000, 9000], 60_000]);
+  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 5000, latestMs: 9000 }, closeInMs: 60_000 });
   stage.pass(100);
   stage.lose(1, 1012, "");
-  assert.ok(stage.last("status").retryInMs >= 4900, `${stage.last("status").retryInMs}`);
+  assert.ok(stage.last("status").nextAttemptInMs >= 4900, `${stage.last("status").nextAttemptInMs}`);
 });
 
 test("an attempt without an answer is given up after ten seconds", () => {
@@ -230,10 +252,8 @@ test("a timer that fires late drains, then probes, and judges only the probe", (
   const stage = attached();
   stage.now += 600_000;
   stage.at().handleTimeout();
-  stage.at().writeOut();
-  assert.deepEqual([stage.pings(), stage.machine.dueAt <= stage.now], [0, true], "what has arrived is read first");
+  assert.deepEqual([stage.pings(), stage.machine.pollTimeout() <= stage.now], [0, true], "what has arrived is read first");
   stage.at().handleTimeout();
-  stage.at().writeOut();
   assert.equal(stage.machine.status, "attached");
   assert.equal(stage.pings(), 1);
   stage.pass(1999);
@@ -246,7 +266,7 @@ test("what was readable before a late verdict is life", () => {
   const stage = attached();
   stage.now += 600_000;
   stage.at().handleTimeout();
-  stage.says(1, [Type.Ack, 0]);
+  stage.says(1, { type: Type.Ack, acknowledged: 0 });
   stage.at().handleTimeout();
   assert.equal(stage.pings(), 0);
   assert.equal(stage.machine.status, "attached");
@@ -254,7 +274,7 @@ test("what was readable before a late verdict is life", () => {
 
 test("a probe without an answer for a second opens a replacement; an answer calls that off", () => {
   const stage = attached();
-  stage.at().retryNow();
+  stage.at().wake();
   stage.step();
   assert.equal(stage.pings(), 1);
   stage.pass(999);
@@ -264,28 +284,28 @@ test("a probe without an answer for a second opens a replacement; an answer call
   assert.equal(stage.machine.status, "attached", "the old one is used until then");
 
   const answered = attached();
-  answered.at().retryNow();
+  answered.at().wake();
   answered.step();
   answered.pass(300);
-  answered.says(1, [Type.Pong, 1, 0, 0]);
+  answered.says(1, { type: Type.Pong, nonce: 1, sent: 0, acknowledged: 0 });
   answered.pass(5000);
   assert.deepEqual([answered.did, answered.machine.rtt], [[], 150], "WELCOME was the first sample, after 0 ms; a slow answer counts half");
 });
 
 test("a replacement that is welcomed takes over without a moment detached", () => {
   const stage = attached();
-  stage.at().retryNow();
+  stage.at().wake();
   stage.pass(1000);
   stage.open(2);
   stage.events.length = 0;
   stage.welcome(2, 2, true);
   assert.deepEqual(stage.did, ["dial 2 offering", "drop 1"]);
-  assert.deepEqual(stage.events.map(([type, fields]) => [type, fields?.epoch]), [["session", 2]], "it is no opening");
+  assert.deepEqual(stage.events.map((event) => [event.type, (event as { epoch?: number }).epoch]), [["session", 2]], "it is no opening");
   assert.equal(stage.machine.loss, undefined);
 });
 
 /** What the client wrote, by what it is: probes, acknowledgements, messages. */
-const kinds = (stage: Stage) => stage.written.splice(0).map(([, data]) => (typeof data === "string" ? "message" : decode(data)![0] === Type.Ping ? "probe" : "other"));
+const kinds = (stage: Stage) => stage.written.splice(0).map(([, data]) => (typeof data === "string" ? "message" : decode(data)!.type === Type.Ping ? "probe" : "other"));
 
 test("a message that nothing acknowledges for three seconds is a reason to probe, and the cut is noticed two seconds later", () => {
   const stage = attached();
@@ -300,7 +320,7 @@ test("a message that nothing acknowledges for three seconds is a reason to probe
   assert.deepEqual([stage.machine.current, stage.did], [1, []], "no replacement is opened beside it: it may be a long message that comes");
   stage.pass(1);
   assert.deepEqual([stage.machine.current, stage.last("status").code], [0, 4408]);
-  assert.ok(stage.last("status").retryInMs <= 200);
+  assert.ok(stage.last("status").nextAttemptInMs <= 200);
 });
 
 test("a client that sends all the time notices a cut five seconds after the last answer, whatever came before", () => {
@@ -311,7 +331,7 @@ test("a client that sends all the time notices a cut five seconds after the last
       stage.machine.send(`${++sent}`);
       stage.step();
       stage.pass(100);
-      if (!isCut && i % 3 === 0) stage.says(1, [Type.Ack, sent]);
+      if (!isCut && i % 3 === 0) stage.says(1, { type: Type.Ack, acknowledged: sent });
     }
   };
   for (let i = 0; i < 20; i++) second(false);
@@ -324,11 +344,11 @@ test("an idle client, and one whose messages are acknowledged, write not a byte 
   const stage = attached();
   stage.machine.send("one");
   stage.step();
-  stage.says(1, [Type.Ack, 1]);
+  stage.says(1, { type: Type.Ack, acknowledged: 1 });
   stage.written.length = 0;
   for (let i = 0; i < 30; i++) {
     stage.pass(20_000);
-    stage.says(1, [Type.Ack, 1]);
+    stage.says(1, { type: Type.Ack, acknowledged: 1 });
   }
   assert.deepEqual(stage.written, []);
 });
@@ -341,7 +361,7 @@ test("a server that lives and acknowledges nothing is asked once for what was wr
     for (; stage.now - from < seconds * 1000; stage.pass(100)) {
       if (!stage.pings()) continue;
       asked.push(Math.round((stage.now - from) / 1000));
-      stage.says(1, [Type.Pong, nonce, 0, 0]);
+      stage.says(1, { type: Type.Pong, nonce, sent: 0, acknowledged: 0 });
     }
   };
   stage.machine.send("a job for minutes");
@@ -399,7 +419,7 @@ test("a slow link is given four round trips, and a server that judged for long a
   stage.pass(1);
   assert.equal(stage.pings(), 1);
   stage.pass(3000);
-  stage.says(1, [Type.Pong, 1, 0, 1]);
+  stage.says(1, { type: Type.Pong, nonce: 1, sent: 0, acknowledged: 1 });
   assert.equal(stage.machine.rtt, 2000);
   stage.machine.send("farther");
   stage.step();
@@ -413,7 +433,7 @@ test("while another connection is being opened, what the old one does not acknow
   const stage = attached();
   stage.machine.send("one");
   stage.step();
-  stage.says(1, [Type.GoAway, "restart", [0, 0], 60_000]);
+  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 0, latestMs: 0 }, closeInMs: 60_000 });
   stage.pass(1200);
   stage.open(2);
   stage.pass(8000);
@@ -447,7 +467,7 @@ test("what was sent to a plain server that can be probed, and not answered, is a
   mute.machine.send("one");
   mute.step();
   mute.pass(3600_000);
-  assert.deepEqual([mute.written.length, mute.machine.status, mute.machine.dueAt], [1, "attached", Infinity]);
+  assert.deepEqual([mute.written.length, mute.machine.status, mute.machine.pollTimeout()], [1, "attached", Infinity]);
 });
 
 test("a peer whose answers take longer than a probe waits is called dead once at most: then it is given longer", () => {
@@ -458,7 +478,7 @@ test("a peer whose answers take longer than a probe waits is called dead once at
     stage.machine.rtt = first;
     let verdicts = 0;
     for (let i = 0, id = 1; i < 10; i++) {
-      stage.at().retryNow();
+      stage.at().wake();
       stage.step();
       for (let waited = 0; waited < takes && stage.machine.current === id; waited += 500) stage.pass(500);
       if (stage.machine.current === id) stage.arrives(id, "pong");
@@ -477,7 +497,7 @@ test("a session's probe is given four times as long after a verdict, until the s
   const stage = attached();
   const verdictAfter = (limit: number) => {
     const id = stage.machine.current;
-    stage.at().retryNow();
+    stage.at().wake();
     stage.step();
     stage.pass(limit - 1);
     assert.equal(stage.machine.current, id, `${limit}`);
@@ -488,14 +508,14 @@ test("a session's probe is given four times as long after a verdict, until the s
     stage.welcome(stage.machine.dialled, id + 1, true);
   };
   for (const limit of [2000, 8000, 32_000]) verdictAfter(limit);
-  stage.says(stage.machine.current, [Type.Ack, 0]);
+  stage.says(stage.machine.current, { type: Type.Ack, acknowledged: 0 });
   verdictAfter(2000);
 });
 
 test("of many requests to look at the peer one probe comes while it is open", () => {
   const stage = attached();
   for (let i = 0; i < 20; i++) {
-    stage.at().retryNow();
+    stage.at().wake();
     stage.step();
   }
   assert.equal(stage.pings(), 1);
@@ -504,7 +524,7 @@ test("of many requests to look at the peer one probe comes while it is open", ()
 test("a probe leaves when what was written before it has, and its time counts from then", () => {
   const stage = attached();
   stage.isBusy = true;
-  stage.at().retryNow();
+  stage.at().wake();
   stage.pass(10_000);
   assert.deepEqual([stage.pings(), stage.machine.status], [0, "attached"]);
   stage.isBusy = false;
@@ -519,7 +539,7 @@ test("a probe leaves when what was written before it has, and its time counts fr
 test("a replacement is opened a second after it was asked for, though the probe cannot leave", () => {
   const stage = attached();
   stage.isBusy = true;
-  stage.at().retryNow();
+  stage.at().wake();
   stage.pass(999);
   assert.deepEqual(stage.did, []);
   stage.pass(1);
@@ -547,7 +567,7 @@ test("an application's own ping is sent every interval, its answer is not handed
   assert.deepEqual(stage.written.splice(0), [[1, "ping"]]);
   stage.arrives(1, "pong", 40);
   stage.arrives(1, "news", 50);
-  assert.deepEqual(stage.events.filter(([type]) => type === "message").map(([, { data }]) => data), ["news"]);
+  assert.deepEqual(stage.events.filter(({ type }) => type === "message").map((event: any) => event.data), ["news"]);
   assert.equal(stage.machine.rtt, 40);
   stage.pass(10_000);
   assert.deepEqual(stage.written.splice(0), [[1, "ping"]]);
@@ -558,16 +578,16 @@ test("an application's own ping is sent every interval, its answer is not handed
 test("every re-attach of a plain server is a gap of unknown size", () => {
   const stage = new Stage({}, false);
   stage.open(1, "plain");
-  assert.equal(stage.events.filter(([type]) => type === "gap").length, 0);
+  assert.equal(stage.events.filter(({ type }) => type === "gap").length, 0);
   stage.lose(1, 1006, "");
   stage.pass(1000);
   stage.open(2, "plain");
-  assert.equal(stage.events.filter(([type]) => type === "gap").length, 1);
+  assert.equal(stage.events.filter(({ type }) => type === "gap").length, 1);
 });
 
 test("a plain server that closes with a code of its own ends the client only if that is asked for", () => {
-  for (const [endsWithPeer, status] of [[false, "waiting"], [true, "ended"]] as const) {
-    const stage = new Stage({ endsWithPeer }, false);
+  for (const [closeWithPeer, status] of [[false, "waiting"], [true, "ended"]] as const) {
+    const stage = new Stage({ closeWithPeer }, false);
     stage.open(1, "plain");
     stage.lose(1, 4000, "enough");
     assert.equal(stage.machine.status, status);
@@ -584,7 +604,7 @@ test("a server that answers an offer with nothing is asked again without one, an
   stage.arrives(2, "a greeting");
   assert.equal(stage.machine.mode, undefined);
   stage.lose(3, 1006, "");
-  assert.deepEqual([stage.machine.mode, stage.machine.status, stage.last("message")], ["plain", "attached", { data: "a greeting" }]);
+  assert.deepEqual([stage.machine.mode, stage.machine.status, stage.last("message")], ["plain", "attached", { type: "message", data: "a greeting" }]);
   stage.lose(2, 1006, "");
   stage.pass(1000);
   assert.equal(stage.did.at(-1), "dial 4");
@@ -602,7 +622,7 @@ test("a server that was only away when it was offered sessions is not taken for 
 
 test("a client that ends, or is suspended, while an offer is made once more leaves neither connection open", () => {
   for (const [act, status, drops] of [
-    [(machine: Machine) => machine.close(1000, ""), "ended", ["drop 2", "drop 3 1000"]],
+    [(machine: Machine) => machine.close(1000, ""), "ended", ["drop 2", "drop 3"]],
     [(machine: Machine) => machine.suspend(), "suspended", ["drop 2", "drop 3"]],
   ] as const) {
     const stage = new Stage();
@@ -630,12 +650,12 @@ test("a plain server that says something and closes at once is heard: the messag
     stage.lose(2, code, "unauthorized");
     assert.equal(stage.machine.mode, undefined, "what it speaks is told by the second offer");
     stage.lose(3, 1006, "");
-    const order = stage.events.map(([type]) => type).filter((type) => type === "message" || type === "close" || type === "open");
+    const order = stage.events.map(({ type }) => type).filter((type) => type === "message" || type === "close" || type === "open");
     assert.deepEqual([stage.machine.mode, stage.machine.status, order], ["plain", status, status === "ended" ? ["open", "message", "close"] : ["open", "message"]], `${code}`);
     const loss = stage.last("status");
     assert.deepEqual([loss.code, loss.reason], [code, "unauthorized"]);
   }
-  const silent = onTrial({ endsWithPeer: true });
+  const silent = onTrial({ closeWithPeer: true });
   silent.lose(2, 4401, "");
   silent.lose(3, 1006, "");
   assert.deepEqual([silent.machine.status, silent.last("close").code], ["ended", 4401], "a code alone is a word, too");
@@ -667,7 +687,7 @@ test("what a trial brought that came to nothing is not handed over by a later co
   stage.arrives(2, "hello, plain client");
   stage.lose(2, 4000, "enough");
   stage.at().suspend();
-  stage.at().retryNow();
+  stage.at().wake();
   stage.step();
   stage.at().handleOpened(stage.machine.dialled, "plain");
   stage.step();
@@ -714,23 +734,23 @@ test("a server that turned plain is served once it has forgotten the session, wi
     };
     const from = stage.now;
     while (stage.now - from < 85_000) attempt();
-    assert.deepEqual([stage.machine.mode, stage.events.some(([type]) => type === "gap")], ["session", false]);
+    assert.deepEqual([stage.machine.mode, stage.events.some(({ type }) => type === "gap")], ["session", false]);
     while (stage.machine.mode === "session" && stage.now - from < 300_000) attempt();
     assert.deepEqual([stage.machine.mode, stage.machine.status], ["plain", "attached"]);
-    const gaps = stage.events.filter(([type]) => type === "gap").map(([, { fate }]) => [fate.delivered, fate.unknown, fate.last]);
+    const gaps = stage.events.filter(({ type }) => type === "gap").map(({ fate }: any) => [fate.delivered, fate.unknown, fate.last]);
     assert.deepEqual(gaps, [[0, 1, 1]]);
-    assert.equal(stage.events.filter(([type]) => type === "open").length, 2);
+    assert.equal(stage.events.filter(({ type }) => type === "open").length, 2);
     stage.lose(stage.machine.current, 1006, "");
     stage.pass(1000);
     stage.open(stage.machine.dialled, "plain");
-    assert.equal(stage.events.filter(([type]) => type === "gap").length, 2, "and then as with any plain server");
+    assert.equal(stage.events.filter(({ type }) => type === "gap").length, 2, "and then as with any plain server");
   }
 });
 
 test("where there was a session a plain server is the last thing to be tried for, however short the session is kept", () => {
   const stage = new Stage();
   stage.open(1);
-  stage.says(1, [Type.Welcome, new Uint8Array(8), new Uint8Array(24), 1, false, 0, 1, 100, 25_000, [1024, 1_048_576]]);
+  stage.says(1, { type: Type.Welcome, id: new Uint8Array(8), token: new Uint8Array(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 100, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
   stage.lose(1, 1006, "");
   for (let id = 2; id < 6; id++) {
     while (stage.machine.dialled !== id) stage.pass(100);
@@ -753,15 +773,15 @@ test("a lost session is one gap, though the server refuses the next key for its 
   stage.machine.send("more than the server takes");
   stage.step();
   let id = 1;
-  const gaps = () => stage.events.filter(([type]) => type === "gap").length;
+  const gaps = () => stage.events.filter(({ type }) => type === "gap").length;
   while (!gaps()) {
     stage.lose(id++, 1006, "");
     while (stage.machine.dialled !== id) stage.pass(1000);
     stage.open(id);
     if (!gaps()) stage.welcome(id, id, true);
   }
-  assert.equal(decode(stage.written.findLast(([, data]) => decode(data)?.[0] === Type.Hello)![1])?.[4], 0, "a new key was never sent before");
-  stage.says(id, [Type.Refuse, 4411, false, [0, 0]]);
+  assert.equal((decode(stage.written.findLast(([, data]) => decode(data)?.type === Type.Hello)![1]) as Hello).keyAgeMs, 0, "a new key was never sent before");
+  stage.says(id, { type: Type.Refuse, code: 4411, temporary: false, delay: { earliestMs: 0, latestMs: 0 } });
   stage.pass(1000);
   stage.open(++id);
   stage.welcome(id);
@@ -774,17 +794,17 @@ test("a key that is refused before anything was written is no gap: nothing is lo
   stage.lose(1, 1006, "");
   stage.pass(1000);
   stage.open(2);
-  stage.says(2, [Type.Refuse, 4411, false, [0, 0]]);
+  stage.says(2, { type: Type.Refuse, code: 4411, temporary: false, delay: { earliestMs: 0, latestMs: 0 } });
   stage.pass(1000);
   stage.open(3);
   stage.welcome(3);
-  assert.deepEqual([stage.machine.status, stage.events.map(([type]) => type)], ["attached", ["session", "open"]]);
+  assert.deepEqual([stage.machine.status, stage.events.map(({ type }) => type)], ["attached", ["session", "open"]]);
 });
 
 test("an attempt that hangs for two seconds is not waited for when somebody asks; the next may take twice as long", () => {
   const stage = new Stage();
   const ask = () => {
-    stage.at().retryNow();
+    stage.at().wake();
     stage.step();
   };
   stage.pass(1999);
@@ -805,7 +825,7 @@ test("an attempt that hangs for two seconds is not waited for when somebody asks
 
 test("a connection that is lost beside a replacement that hangs is followed within a second", () => {
   const stage = attached();
-  stage.says(1, [Type.GoAway, "restart", [0, 0], 60_000]);
+  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 0, latestMs: 0 }, closeInMs: 60_000 });
   stage.pass(1000);
   assert.equal(stage.machine.dialled, 2);
   stage.pass(3000);
@@ -849,7 +869,7 @@ test("the application says after which losses the client stays away, and is aske
   session.machine.send("a");
   session.step();
   session.lose(1, 1006, "cut");
-  assert.deepEqual([session.machine.status, session.last("close").fate.unknown, session.machine.dueAt], ["ended", 1, Infinity]);
+  assert.deepEqual([session.machine.status, session.last("close").fate.unknown, session.machine.pollTimeout()], ["ended", 1, Infinity]);
 
   const own = attached({ shouldReconnectOnClose: () => false });
   own.at().suspend();
@@ -863,9 +883,9 @@ test("a function of the options that throws is told as an error, and what it was
   const stage = new Stage({ shouldReconnectOnClose: oops, ping: { message: "ping", matches: oops, intervalMs: 60_000 } }, false);
   stage.open(1, "plain");
   stage.arrives(1, "news");
-  assert.deepEqual([stage.last("error").error.name, stage.last("message")], ["SyntaxError", { data: "news" }], "the message is not lost");
+  assert.deepEqual([stage.last("error").error.name, stage.last("message")], ["SyntaxError", { type: "message", data: "news" }], "the message is not lost");
   stage.lose(1, 1006, "");
-  assert.deepEqual([stage.events.filter(([type]) => type === "error").length, stage.machine.status], [2, "waiting"]);
+  assert.deepEqual([stage.events.filter(({ type }) => type === "error").length, stage.machine.status], [2, "waiting"]);
 });
 
 test("a client that is told to reconnect leaves with the code, dials at once and counts its attempts anew; after the end it does nothing", () => {
@@ -888,7 +908,7 @@ test("a client that is told to reconnect leaves with the code, dials at once and
   ended.at().endNow(1000, "");
   ended.at().reconnect(1000, "");
   ended.step();
-  assert.deepEqual([ended.machine.status, ended.machine.dueAt], ["ended", Infinity]);
+  assert.deepEqual([ended.machine.status, ended.machine.pollTimeout()], ["ended", Infinity]);
 });
 
 test("an END that nothing answers is over with the probe that goes with it, and not clean", () => {
@@ -919,7 +939,7 @@ test("a Close that a plain server does not answer is over after five seconds; wi
 test("GOAWAY is followed within its delay, and before the server closes", () => {
   const stage = attached();
   stage.random = 0.999999;
-  stage.says(1, [Type.GoAway, "restart", [2000, 30_000], 6000]);
+  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 2000, latestMs: 30_000 }, closeInMs: 6000 });
   stage.pass(1999);
   assert.deepEqual(stage.did, []);
   stage.pass(4001);
@@ -929,18 +949,18 @@ test("GOAWAY is followed within its delay, and before the server closes", () => 
 test("the advice of a REFUSE wins over the client's own delay, and a final one ends it", () => {
   const stage = new Stage();
   stage.open(1);
-  stage.says(1, [Type.Refuse, 4413, true, [5000, 9000]]);
-  const { retryInMs } = stage.last("status");
-  assert.ok(retryInMs >= 5000 && retryInMs <= 9000, String(retryInMs));
+  stage.says(1, { type: Type.Refuse, code: 4413, temporary: true, delay: { earliestMs: 5000, latestMs: 9000 } });
+  const { nextAttemptInMs } = stage.last("status");
+  assert.ok(nextAttemptInMs >= 5000 && nextAttemptInMs <= 9000, String(nextAttemptInMs));
   stage.pass(9000);
   stage.open(2);
   stage.lose(2, 1006, "");
-  assert.ok(stage.last("status").retryInMs <= 500, "it was about one attempt");
+  assert.ok(stage.last("status").nextAttemptInMs <= 500, "it was about one attempt");
   stage.pass(500);
   stage.open(3);
-  stage.says(3, [Type.Refuse, 4501, false, [0, 0]]);
+  stage.says(3, { type: Type.Refuse, code: 4501, temporary: false, delay: { earliestMs: 0, latestMs: 0 } });
   assert.deepEqual([stage.machine.status, stage.last("close").code], ["ended", 4501]);
-  assert.equal(stage.machine.dueAt, Infinity);
+  assert.equal(stage.machine.pollTimeout(), Infinity);
 });
 
 test("a client that is asked to end before it ever had a connection ends at once; one that sent something first delivers it", () => {
@@ -965,7 +985,7 @@ test("a close with 1013 says when to come back: that wins over the client's own 
         const stage = new Stage({}, sessions);
         stage.random = random;
         stage.lose(1, code, reason);
-        return Math.round(stage.last("status").retryInMs);
+        return Math.round(stage.last("status").nextAttemptInMs);
       });
     assert.deepEqual(waits("retry_ms=40000, no room"), [40_000, 44_000]);
     assert.deepEqual(waits("retry_ms=1500"), [1500, 2500]);
@@ -979,7 +999,7 @@ test("a close with 1013 says when to come back: that wins over the client's own 
 test("a server that restarts is come back to within a second, and its session goes on", () => {
   const stage = attached();
   stage.lose(1, 1012, "");
-  assert.ok(stage.last("status").retryInMs <= 1000);
+  assert.ok(stage.last("status").nextAttemptInMs <= 1000);
   stage.pass(1000);
   stage.open(2);
   stage.welcome(2, 2, true);
@@ -988,12 +1008,12 @@ test("a server that restarts is come back to within a second, and its session go
 
 test("a mark of a backend that was replaced costs no acknowledgement and no timer", () => {
   const stage = attached();
-  stage.says(1, [Type.Replaced, 0, 1]);
+  stage.says(1, { type: Type.Replaced, after: 0, count: 1 });
   const { clientSession } = stage.machine as SessionMachine;
-  assert.deepEqual(clientSession.handOver(stage.now), { first: 1, count: 0, bytes: 0 });
-  assert.deepEqual([clientSession.dueAt, clientSession.flow.inbox.received, clientSession.flow.inbox.handed], [Infinity, 0, 0]);
+  assert.deepEqual(clientSession.deliver(stage.now), { first: 1, count: 0, bytes: 0 });
+  assert.deepEqual([clientSession.pollTimeout(), clientSession.flow.inbox.acknowledged, clientSession.flow.inbox.delivered], [Infinity, 0, 0]);
   stage.arrives(1, "x");
-  assert.equal(clientSession.handOver(stage.now)?.first, 1);
+  assert.equal(clientSession.deliver(stage.now)?.first, 1);
 });
 
 test("a suspended client stays away until it is asked to come back, and its session goes on", () => {
@@ -1002,7 +1022,7 @@ test("a suspended client stays away until it is asked to come back, and its sess
   assert.deepEqual([stage.machine.status, stage.did], ["suspended", ["drop 1"]]);
   stage.pass(3600_000);
   assert.equal(stage.did.length, 1);
-  stage.at().retryNow();
+  stage.at().wake();
   stage.step();
   stage.open(2);
   stage.welcome(2, 2, true);
@@ -1013,18 +1033,18 @@ test("what a server sends against the protocol fails the connection with 4400, i
   const hostile: [string, Data][] = [
     ["an unknown type", Uint8Array.of(0x0d)],
     ["no bytes", new Uint8Array()],
-    ["a second WELCOME", encode([Type.Welcome, new Uint8Array(8), new Uint8Array(24), 2, false, 0, 1, 0, 100, [1, 0]])],
-    ["HELLO", encode([Type.Hello, 1, [1, 0], new Uint8Array(16), 0, new Uint8Array(8), 1])],
-    ["an acknowledgement of what was never written", encode([Type.Ack, 7])],
-    ["AUTH_RESULT without AUTH", encode([Type.AuthResult, true, 0])],
-    ["REFUSE after WELCOME", encode([Type.Refuse, 4413, true, [0, 0]])],
+    ["a second WELCOME", encode({ type: Type.Welcome, id: new Uint8Array(8), token: new Uint8Array(24), epoch: 2, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 0, heartbeatIntervalMs: 100, window: { messages: 1, bytes: 0 } })],
+    ["HELLO", encode({ type: Type.Hello, version: 1, window: { messages: 1, bytes: 0 }, key: new Uint8Array(16), keyAgeMs: 0, instance: new Uint8Array(8), attempt: 1 })],
+    ["an acknowledgement of what was never written", encode({ type: Type.Ack, acknowledged: 7 })],
+    ["AUTH_RESULT without AUTH", encode({ type: Type.AuthResult, accepted: true, expiresInMs: 0 })],
+    ["REFUSE after WELCOME", encode({ type: Type.Refuse, code: 4413, temporary: true, delay: { earliestMs: 0, latestMs: 0 } })],
   ];
   for (const [name, message] of hostile) {
     const stage = attached();
     stage.arrives(1, message);
     stage.step();
     assert.deepEqual(stage.did, ["drop 1 4400"], name);
-    assert.equal(stage.events.filter(([type]) => type === "error").length, 1, name);
+    assert.equal(stage.events.filter(({ type }) => type === "error").length, 1, name);
     assert.equal(stage.machine.status, "waiting", name);
     stage.pass(200);
     stage.open(2);
@@ -1036,24 +1056,24 @@ test("what a server sends against the protocol fails the connection with 4400, i
 test("of credentials that wait for a verdict only the newest are reported, and each has its AUTH", () => {
   const stage = attached();
   const { clientSession } = stage.machine as SessionMachine;
-  const judged = () => stage.events.filter(([type]) => type === "authenticated").map(([, { accepted }]) => accepted);
+  const judged = () => stage.events.filter(({ type }) => type === "authenticated").map((event: any) => event.accepted);
   for (const credentials of [Uint8Array.of(1), Uint8Array.of(2)]) clientSession.authenticate(credentials);
-  stage.says(1, [Type.AuthResult, true, 0]);
+  stage.says(1, { type: Type.AuthResult, accepted: true, expiresInMs: 0 });
   assert.deepEqual(judged(), []);
-  stage.says(1, [Type.AuthResult, false, 0]);
+  stage.says(1, { type: Type.AuthResult, accepted: false, expiresInMs: 0 });
   assert.deepEqual(judged(), [false]);
-  const presented = stage.written.map(([, data]) => decode(data)).filter((frame) => frame?.[0] === Type.Auth);
-  assert.deepEqual(presented.map((frame) => frame?.[1]), [Uint8Array.of(1), Uint8Array.of(2)]);
+  const presented = stage.written.map(([, data]) => decode(data)).filter((frame) => frame?.type === Type.Auth);
+  assert.deepEqual(presented.map((frame) => frame?.credentials), [Uint8Array.of(1), Uint8Array.of(2)]);
 });
 
 test("positions that differ end the session, with one error and one end", () => {
   const stage = attached();
-  stage.arrives(1, encode([Type.Ping, 1, 5, 0]));
+  stage.arrives(1, encode({ type: Type.Ping, nonce: 1, sent: 5, acknowledged: 0 }));
   stage.step();
   assert.deepEqual([stage.machine.status, stage.last("close").code], ["ended", 4400]);
-  assert.deepEqual(stage.events.slice(-2).map(([type]) => type), ["error", "close"]);
-  const end = stage.written.map(([, data]) => decode(data)).find((frame) => frame?.[0] === Type.End);
-  assert.equal(end?.[1], 4400);
+  assert.deepEqual(stage.events.slice(-2).map(({ type }) => type), ["error", "close"]);
+  const end = stage.written.map(([, data]) => decode(data)).find((frame) => frame?.type === Type.End);
+  assert.equal(end?.code, 4400);
 });
 
 test("more than the window is refused, and nothing of it is handed over", () => {
@@ -1065,7 +1085,7 @@ test("more than the window is refused, and nothing of it is handed over", () => 
 });
 
 test("nothing but WELCOME and REFUSE may come before WELCOME", () => {
-  for (const message of ["early", encode([Type.Ping, 1, 0, 0])]) {
+  for (const message of ["early", encode({ type: Type.Ping, nonce: 1, sent: 0, acknowledged: 0 })]) {
     const stage = new Stage();
     stage.open(1);
     stage.arrives(1, message);

@@ -3,8 +3,9 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 import { MainstaySocket } from "@mainstay/client";
-import { inSession } from "@mainstay/client/reload";
-import { SessionServer, WebSocket } from "./session-server.js";
+import { sessionStorageStore } from "@mainstay/client/reload";
+import { Type } from "../src/wire.js";
+import { positionsOf, SessionServer, WebSocket } from "./session-server.js";
 import { until } from "./support.js";
 
 const LIMIT = { timeout: 20_000 };
@@ -31,17 +32,17 @@ for (const isKnown of [true, false]) {
   test(`what a page left behind is ${isKnown ? "sent before" : "sent again behind"} what the next one sends first, where its session ${isKnown ? "goes on" : "is lost"}`, LIMIT, async (t) => {
     const server = await SessionServer.open(t);
     const { leave } = page(t);
-    const socket = new MainstaySocket(server.url, [], { WebSocket, resume: inSession });
+    const socket = new MainstaySocket(server.url, [], { WebSocket, persist: sessionStorageStore() });
     await until(() => socket.status === "attached");
     for (const text of ["1", "2", "3"]) socket.send(text);
     await until(() => server.visits[0]?.heard.length === 3);
-    server.visits[0]!.write([3, 1]);
+    server.visits[0]!.write({ type: Type.Ack, acknowledged: 1 });
     await until(() => socket.stats.acknowledged === 1);
     leave();
     assert.equal(socket.status, "suspended");
 
-    server.onHello = (visit) => (isKnown ? visit.resume(2, 1, 1) : visit.welcome([2, 2, 1, 0, 1]));
-    const next = new MainstaySocket(server.url, [], { WebSocket, resume: inSession });
+    server.onHello = (visit) => (isKnown ? visit.resume(2, 1, 1) : visit.welcome({ acknowledged: 2, delivered: 2, firstLost: 1, count: 0, cause: 1 }));
+    const next = new MainstaySocket(server.url, [], { WebSocket, persist: sessionStorageStore() });
     t.after(() => next.suspend());
     const opened: boolean[] = [];
     next.on("session", ({ resumed }) => opened.push(resumed));
@@ -50,7 +51,7 @@ for (const isKnown of [true, false]) {
     const count = isKnown ? 4 : 3;
     await until(() => server.visits[1]?.heard.length === count);
     assert.deepEqual(server.visits[1]!.heard, isKnown ? ["2", "3", "login", "4"] : ["login", "3", "4"]);
-    assert.deepEqual([server.visits[1]!.hello![7]!.slice(1), opened], [[0, 3, 2], [isKnown]]);
+    assert.deepEqual([positionsOf(server.visits[1]!), opened], [[0, 3, 2], [isKnown]]);
   });
 }
 
@@ -58,7 +59,7 @@ test("two sockets to one URL each go on with their own session after a reload, b
   const server = await SessionServer.open(t);
   const { leave } = page(t);
   const open = (protocols: string[] = []) => {
-    const socket = new MainstaySocket(server.url, protocols, { WebSocket, resume: inSession });
+    const socket = new MainstaySocket(server.url, protocols, { WebSocket, persist: sessionStorageStore() });
     t.after(() => socket.suspend());
     return socket;
   };
@@ -68,7 +69,7 @@ test("two sockets to one URL each go on with their own session after a reload, b
     socket.send(`of ${index}`);
   }
   await until(() => server.visits.every(({ heard }) => heard.length === 1));
-  const tokens = (visits: typeof server.visits) => visits.map(({ heard, hello }) => [heard[0], hello![7]?.[0]]);
+  const tokens = (visits: typeof server.visits) => visits.map(({ heard, hello }) => [heard[0], hello!.resume?.token]);
   const opened = tokens(server.visits).map(([of], index) => [of, new Uint8Array(24).fill(index + 1)]);
   leave();
   server.onHello = (visit) => visit.resume(2, 0, 1);
@@ -94,7 +95,7 @@ test("a page that may not store anything has a socket all the same, and starts a
   for (const isThere of [true, false]) {
     // A document made by a server has none at all.
     if (!isThere) for (const name of ["sessionStorage", "document"]) delete (globalThis as any)[name];
-    const socket = new MainstaySocket(server.url, [], { WebSocket, resume: inSession });
+    const socket = new MainstaySocket(server.url, [], { WebSocket, persist: sessionStorageStore() });
     t.after(() => socket.suspend());
     await until(() => socket.status === "attached");
   }

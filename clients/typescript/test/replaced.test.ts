@@ -4,11 +4,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { MainstaySocket } from "@mainstay/client";
 import { type Control, Type } from "../src/wire.js";
-import { SessionServer, WebSocket } from "./session-server.js";
+import { positionsOf, SessionServer, WebSocket } from "./session-server.js";
 import { until } from "./support.js";
 
 const LIMIT = { timeout: 20_000 };
-const replaced = (after: number, count: number): Control => [Type.Replaced, after, count];
+const replaced = (after: number, count: number): Control => ({ type: Type.Replaced, after, count });
 
 /** All that a socket's application is told, in order. */
 function logOf(socket: MainstaySocket): unknown[] {
@@ -21,7 +21,7 @@ function logOf(socket: MainstaySocket): unknown[] {
 
 test("a session whose backend was lost is one gap with that cause, and a new session: the room is joined again", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onHello = (visit, number) => visit.welcome(number === 2 ? [1, 1, 1, 0, 5] : undefined);
+  server.onHello = (visit, number) => visit.welcome(number === 2 ? { acknowledged: 1, delivered: 1, firstLost: 1, count: 0, cause: 5 } : undefined);
   server.onMessage = (visit, message) => message === "join" && visit.write("news");
   const socket = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => socket.suspend());
@@ -85,7 +85,7 @@ test("a mark that was under way with a connection is read from the next one, in 
   server.visits[0]!.write("1");
   await until(() => log.length === 2);
   server.onHello = (visit) => {
-    visit.resume(2, 0, visit.hello![7]![1] + 1);
+    visit.resume(2, 0, visit.hello!.resume!.acknowledged + 1);
     visit.write(replaced(1, 1), "2");
   };
   server.visits[0]!.cut();
@@ -115,7 +115,7 @@ test("an application that only sends is told too, and one that takes messages on
 
 test("a library's socket ends where the backend was replaced: it begins again by itself", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  const socket = new MainstaySocket(server.url, [], { WebSocket, endOnGap: true });
+  const socket = new MainstaySocket(server.url, [], { WebSocket, closeOnGap: true });
   const log = logOf(socket);
   await until(() => server.visits.length === 1);
   server.visits[0]!.write("1", replaced(1, 1), "2");
@@ -142,5 +142,5 @@ test("a mark of no count is a protocol error, and the session goes on", LIMIT, a
   await until(() => server.visits.length === 1);
   server.visits[0]!.write(replaced(0, 0));
   await until(() => server.visits.length === 2);
-  assert.deepEqual([log, server.visits[1]!.hello![7]!.slice(1)], [["open", "error"], [0, 0, 1]]);
+  assert.deepEqual([log, positionsOf(server.visits[1]!)], [["open", "error"], [0, 0, 1]]);
 });

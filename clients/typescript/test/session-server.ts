@@ -28,17 +28,17 @@ export class Visit {
 
   welcome(account?: Account, maxMessage?: number): void {
     const bytes = (length: number) => new Uint8Array(length).fill(this.server.visits.length);
-    this.write([Type.Welcome, bytes(8), bytes(24), 1, false, 0, 1, 120_000, 25_000, [1024, 1_048_576], account, undefined, maxMessage]);
+    this.write({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 }, account, maxMessage });
   }
 
-  resume(epoch: number, received: number, first: number): void {
+  resume(epoch: number, acknowledged: number, first: number): void {
     const bytes = (length: number) => new Uint8Array(length).fill(this.server.visits.length);
-    this.write([Type.Welcome, bytes(8), bytes(24), epoch, true, received, first, 120_000, 25_000, [1024, 1_048_576]]);
+    this.write({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch, resumed: true, acknowledged, first, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
   }
 
   /** The application of the server was handed all that was heard. */
   acknowledge(): void {
-    this.write([Type.Ack, this.heard.length]);
+    this.write({ type: Type.Ack, acknowledged: this.heard.length });
   }
 
   cut(): void {
@@ -50,11 +50,11 @@ export class Visit {
   }
 
   private read(frame: Frame): void {
-    if (frame?.[0] === Type.Hello) {
+    if (frame?.type === Type.Hello) {
       this.hello = frame;
       this.server.onHello(this, this.server.visits.push(this));
-    } else if (frame?.[0] === Type.Data) {
-      const [, data] = frame;
+    } else if (frame?.type === Type.Data) {
+      const { data } = frame;
       this.heard.push(typeof data === "string" ? data : data.length);
       this.server.onMessage(this, this.heard.at(-1)!);
     }
@@ -80,4 +80,10 @@ export class SessionServer {
     });
     return self;
   }
+}
+
+/** The numbers with which a connection resumed: acknowledged, sent, first held. */
+export function positionsOf({ hello }: Visit): number[] {
+  const { acknowledged, sent, firstHeld } = hello!.resume!;
+  return [acknowledged, sent, firstHeld];
 }

@@ -111,7 +111,7 @@ test("an option out of its range is refused, by name and bound", () => {
     [{ connectTimeoutMs: -1 }, "connectTimeoutMs"],
     [{ silenceLimitMs: NaN }, "silenceLimitMs"],
     [{ ping }, "ping.intervalMs"],
-    [{ keep: [0, 1000] }, "keep[0]"],
+    [{ keep: { messages: 0, bytes: 1000 } }, "keep.messages"],
   ] as [Options, string][]) {
     assert.throws(() => new MainstaySocket("ws://127.0.0.1:9/", [], options), { name: "RangeError", message: new RegExp(`^${name.replace(/[[\].]/g, "\\$&")} is .*: at least 1`) });
   }
@@ -141,7 +141,7 @@ test("url, subprotocols and credentials are asked for before each attempt, and o
   assert.equal(socket.protocol, "app");
   assert.match(socket.url, /attempt=1$/);
   assert.equal((await failed).error?.message, "no token now");
-  socket.retryNow();
+  socket.reconnect();
   await next(socket, "open");
   assert.match(socket.url, /attempt=3$/);
   assert.deepEqual(offered.slice(0, 2), ["app,mainstay.v1+app", "app"], "a plain server is asked once whether it is one");
@@ -151,15 +151,15 @@ test("url, subprotocols and credentials are asked for before each attempt, and o
 for (const Socket of [MainstaySocket, PlainSocket]) {
   test(`a message without room is an event, or a throw where that is asked for: ${Socket === PlainSocket ? "plain" : "sessions"}`, async () => {
     const nobody = "ws://127.0.0.1:9/";
-    const socket = new Socket(nobody, [], { WebSocket, keep: [2, 1000] });
+    const socket = new Socket(nobody, [], { WebSocket, keep: { messages: 2, bytes: 1000 } });
     const failed = next(socket, "error");
     const sent = ["1", "2", "3"].map((text) => socket.send(text));
     const { error } = await failed;
     assert.ok(error instanceof QueueFullError);
     assert.equal(error.data, "3");
-    if (sent[2]) assert.equal(await sent[2].delivered, "not delivered");
+    if (sent[2]) assert.equal(await sent[2].delivered, "not-delivered");
     socket.suspend();
-    const throwing = new Socket(nobody, [], { WebSocket, keep: [2, 1000], whenFull: "throw" });
+    const throwing = new Socket(nobody, [], { WebSocket, keep: { messages: 2, bytes: 1000 }, whenFull: "throw" });
     for (const text of ["1", "2"]) throwing.send(text);
     assert.throws(() => throwing.send("3"), QueueFullError);
     throwing.suspend();
@@ -168,7 +168,7 @@ for (const Socket of [MainstaySocket, PlainSocket]) {
 
 test("what has no room may wait for it", async () => {
   const url = await serve(echo);
-  const waiting = new MainstaySocket(url, [], { WebSocket, keep: [2, 1000], whenFull: "wait" });
+  const waiting = new MainstaySocket(url, [], { WebSocket, keep: { messages: 2, bytes: 1000 }, whenFull: "wait" });
   const heard: unknown[] = [];
   waiting.on("message", ({ data }) => heard.push(data));
   const sent = ["1", "2", "3", "4", "5"].map((text) => waiting.send(text));
@@ -185,25 +185,25 @@ test("what has no room may wait for it", async () => {
 test("what waits is accepted before the socket closes, a Blob too", async () => {
   const heard: string[] = [];
   const url = await serve((socket) => socket.on("message", (data) => heard.push(String(data))));
-  const socket = new MainstaySocket(url, [], { WebSocket, keep: [1, 1000], whenFull: "wait" });
+  const socket = new MainstaySocket(url, [], { WebSocket, keep: { messages: 1, bytes: 1000 }, whenFull: "wait" });
   for (const message of ["1", "2", new Blob(["3"])]) socket.send(message);
   const closed = next(socket, "close");
   socket.close();
   assert.equal(socket.readyState, 2);
   const late = socket.send("late");
   await late.accepted;
-  assert.equal(await late.delivered, "not delivered");
+  assert.equal(await late.delivered, "not-delivered");
   await closed;
   while (heard.length < 3) await new Promise((resolve) => setImmediate(resolve));
   assert.deepEqual(heard, ["1", "2", "3"]);
 });
 
 test("accepted settles for everyone who waits for it, at the end too", async () => {
-  const socket = new MainstaySocket(await ending(), [], { WebSocket, keep: [1, 1000], whenFull: "wait" });
+  const socket = new MainstaySocket(await ending(), [], { WebSocket, keep: { messages: 1, bytes: 1000 }, whenFull: "wait" });
   socket.send("kept");
   const waits = socket.send("waits");
   await Promise.all([waits.accepted, waits.accepted]);
-  assert.equal(await waits.delivered, "not delivered");
+  assert.equal(await waits.delivered, "not-delivered");
 });
 
 test("delivered of a plain peer is unknown, in a farewell too", async () => {
@@ -221,8 +221,8 @@ test("what waits for a server that refuses is not delivered", async () => {
   const socket = new MainstaySocket(await ending(), [], { WebSocket });
   const sent = Array.from({ length: 17 }, (_, number) => socket.send(`${number}`));
   const outcomes = await Promise.all(sent.map(({ delivered }) => delivered));
-  assert.deepEqual(outcomes, Array(17).fill("not delivered"));
-  assert.equal(await socket.send("later").delivered, "not delivered");
+  assert.deepEqual(outcomes, Array(17).fill("not-delivered"));
+  assert.equal(await socket.send("later").delivered, "not-delivered");
 });
 
 test("an abort signal closes in order", async () => {
@@ -261,7 +261,7 @@ for (const Socket of [MainstaySocket, PlainSocket]) {
   test(`one that starts closed dials when it is asked to, in the same breath too: ${Socket === PlainSocket ? "plain" : "sessions"}`, async () => {
     let connections = 0;
     const url = await serve(() => connections++);
-    for (const [count, ask] of [[1, (socket: PlainSocket) => socket.reconnect()], [2, (socket: PlainSocket) => socket.retryNow()]] as const) {
+    for (const [count, ask] of [[1, (socket: PlainSocket) => socket.reconnect()], [2, (socket: PlainSocket) => socket.reconnect()]] as const) {
       const socket = new Socket(url, [], { WebSocket, startClosed: true });
       ask(socket as PlainSocket);
       await next(socket, "open");
@@ -328,7 +328,7 @@ test("the async iterator gives the messages in order and ends with the socket", 
     for (let i = 0; i < 5; i++) socket.send(`${i}`);
     setImmediate(() => socket.close(1000));
   });
-  const socket = new MainstaySocket(url, [], { WebSocket, endsWithPeer: true });
+  const socket = new MainstaySocket(url, [], { WebSocket, closeWithPeer: true });
   const heard: unknown[] = [];
   for await (const data of socket) heard.push(data);
   assert.deepEqual([heard, socket.readyState], [["0", "1", "2", "3", "4"], 3]);
@@ -338,14 +338,14 @@ test("the async iterator gives the messages in order and ends with the socket", 
 
 const session = (act: (socket: NodeSocket) => void) => serve(act, { handleProtocols: () => "mainstay.v1" });
 /** Refuses whoever comes, for good. */
-const ending = () => session((socket) => socket.once("message", () => socket.send(encode([Type.Refuse, 4501, false, [0, 0]]))));
+const ending = () => session((socket) => socket.once("message", () => socket.send(encode({ type: Type.Refuse, code: 4501, temporary: false, delay: { earliestMs: 0, latestMs: 0 } }))));
 const bytes = (length: number) => new Uint8Array(length).fill(7);
-const WELCOME = encode([Type.Welcome, bytes(8), bytes(24), 1, false, 0, 1, 120_000, 25_000, [1024, 1_048_576]]);
+const WELCOME = encode({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
 
 test("what a session brings arrives as the type that is asked for, what is volatile too", async () => {
   const url = await session((socket) => {
     socket.once("message", () => {
-      for (const message of [WELCOME, encodeData(bytes(3)), encode([Type.Volatile, bytes(2)])]) socket.send(message);
+      for (const message of [WELCOME, encodeData(bytes(3)), encode({ type: Type.Volatile, data: bytes(2) })]) socket.send(message);
     });
   });
   const socket = new MainstaySocket(url, [], { WebSocket });
@@ -361,8 +361,8 @@ const HOSTILE: [string, (socket: NodeSocket) => void][] = [
   ["an empty message", (socket) => socket.send(new Uint8Array())],
   ["a truncated WELCOME", (socket) => socket.send(WELCOME.subarray(0, 20))],
   ["two WELCOMEs", (socket) => (socket.send(WELCOME), socket.send(WELCOME))],
-  ["PONG before WELCOME", (socket) => socket.send(encode([Type.Pong, 1, 0, 0]))],
-  ["an acknowledgement of nothing", (socket) => (socket.send(WELCOME), socket.send(encode([Type.Ack, 9])))],
+  ["PONG before WELCOME", (socket) => socket.send(encode({ type: Type.Pong, nonce: 1, sent: 0, acknowledged: 0 }))],
+  ["an acknowledgement of nothing", (socket) => (socket.send(WELCOME), socket.send(encode({ type: Type.Ack, acknowledged: 9 })))],
 ];
 
 for (const [name, act] of HOSTILE) {
@@ -385,8 +385,8 @@ for (const [name, act] of HOSTILE) {
 test("a server that chooses what was not offered, or answers with HTTP, is an attempt that failed", async () => {
   for (const url of [await serve(echo, { handleProtocols: () => "other" }), await serve(echo, { verifyClient: (_, done) => done(false, 403) })]) {
     const socket = new MainstaySocket(url, ["app"], { WebSocket });
-    const { code, retryInMs } = await next(socket, "status").then((first) => (first.code ? first : next(socket, "status")));
-    assert.deepEqual([code, retryInMs! > 0], [1006, true]);
+    const { code, nextAttemptInMs } = await next(socket, "status").then((first) => (first.code ? first : next(socket, "status")));
+    assert.deepEqual([code, nextAttemptInMs! > 0], [1006, true]);
     socket.close();
   }
 });
@@ -402,7 +402,7 @@ test("a thousand connections that are lost leave nothing behind", async () => {
   });
   const heap = () => (collect(), collect(), process.memoryUsage().heapUsed);
   const socket = new MainstaySocket(url, [], { WebSocket });
-  socket.on("status", ({ status }) => status === "waiting" && queueMicrotask(() => socket.retryNow()));
+  socket.on("status", ({ status }) => status === "waiting" && queueMicrotask(() => socket.reconnect()));
   const cycles = async (count: number) => {
     for (let i = 0; i < count; i++) await next(socket, "session");
   };

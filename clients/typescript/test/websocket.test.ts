@@ -174,7 +174,7 @@ test("a session that both ends closed is clean, whatever the code; one whose ser
     socket.close(4001, "signed out");
     assert.equal(socket.readyState, socket.CLOSING);
     const closed = event(socket, "close");
-    if (answers) server.visits[0]!.write([Type.End, 4001, "", 0, 0]);
+    if (answers) server.visits[0]!.write({ type: Type.End, code: 4001, reason: "", acknowledged: 0, delivered: 0 });
     else server.visits[0]!.cut();
     const { code, reason, wasClean } = await closed;
     assert.deepEqual([code, reason, wasClean], [4001, "signed out", answers]);
@@ -192,7 +192,7 @@ each("after close nothing is sent and no message is heard", async (t, open) => {
   socket.close();
   peer!.send("late");
   const late = socket.send("after");
-  if (late) assert.equal(await late.delivered, "not delivered");
+  if (late) assert.equal(await late.delivered, "not-delivered");
   await event(socket, "close");
   socket.send("much later");
   assert.deepEqual([heard, messages], [["before"], []]);
@@ -228,7 +228,7 @@ each("a Blob that cannot be read is an error, and what was sent after it leaves"
   const sent = socket.send(blob);
   socket.send("next");
   assert.match((await failed).error!.message, /gone/);
-  if (sent) assert.equal(await sent.delivered, "not delivered");
+  if (sent) assert.equal(await sent.delivered, "not-delivered");
   await until(() => got.length > 0);
   assert.deepEqual(got, ["next"]);
 });
@@ -287,7 +287,7 @@ each("a handler is a listener from when it is first set; what is no object is nu
 
 each("events are of the platform's classes, a message has the origin of its server, and Node prints their fields", async (t, open) => {
   const url = await serve(t, (peer) => (peer.send("x"), peer.on("message", () => peer.close(4001, "bye"))));
-  const socket = open(url, [], { endsWithPeer: true });
+  const socket = open(url, [], { closeWithPeer: true });
   const [message, attached] = await Promise.all([event(socket, "message"), event(socket, "session")]);
   assert.ok(message instanceof MessageEvent);
   assert.equal(message.origin, url.slice(0, -1));
@@ -304,7 +304,7 @@ each("events are of the platform's classes, a message has the origin of its serv
   }
   for (const isThere of [true, false]) {
     if (isThere) Object.assign(globalThis, { CloseEvent });
-    const ends = open(url, [], { endsWithPeer: true });
+    const ends = open(url, [], { closeWithPeer: true });
     await event(ends, "open");
     ends.send("end");
     const closed = await event(ends, "close");
@@ -353,16 +353,16 @@ each("an error that nothing listens for is a warning, and one that repeats is on
   };
   const silent = new Socket(fails, [], { WebSocket });
   await until(() => warned.length === 1);
-  silent.retryNow();
+  silent.reconnect();
   await new Promise((resolve) => setImmediate(resolve));
   silent.suspend();
-  const full = new Socket(NOWHERE, [], { WebSocket, keep: [1, 1000] });
+  const full = new Socket(NOWHERE, [], { WebSocket, keep: { messages: 1, bytes: 1000 } });
   for (let i = 0; i < 100; i++) full.send("x");
   full.suspend();
   const heard = new Socket(fails, [], { WebSocket });
   await event(heard, "error");
   heard.suspend();
-  assert.deepEqual(warned, ["Error: no token now", "QueueFullError: too much waits to be sent"]);
+  assert.deepEqual(warned, ["Error: no token now", "QueueFullError: too many messages wait to be sent"]);
 });
 
 test("listeners are typed as those of WebSocket, and each class may stand for it", () => {

@@ -4,12 +4,13 @@
 //! The command serves people and scripts. [`AFTER_HELP`] has its exit codes.
 
 use std::io::{IsTerminal, Write};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use mainstay::client::{Builder, Event, Lost, Mode, State};
+use mainstay::client::{Builder, ClientHandle, Event, Lost, Mode, ReasonCode, State};
 use mainstay::{Client, CloseCode, Fate, Limits, Link, Message, Report};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -80,7 +81,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     if arguments.plain {
-        connect(Link::to(&arguments.url), &arguments).await
+        connect(Link::builder(&arguments.url), &arguments).await
     } else {
         connect(Client::builder(&arguments.url), &arguments).await
     }
@@ -155,9 +156,9 @@ impl Summary {
             Event::Attached { .. } => self.attached = true,
             Event::Report(_) => self.missing = true,
             Event::Gap(fate) => self.missing |= undelivered(fate),
-            Event::Ended { code, fate, .. } => {
-                self.missing |= fate.as_ref().is_some_and(undelivered);
-                self.refused = !closing && *code != Some(u64::from(CloseCode::NORMAL));
+            Event::Ended(end) => {
+                self.missing |= end.fate.as_ref().is_some_and(undelivered);
+                self.refused = !closing && end.code != Some(CloseCode::NORMAL.into());
             }
             _ => {}
         }
@@ -166,7 +167,12 @@ impl Summary {
 
 /// Copies input to messages and messages to output. Ends when the input has ended and nothing was received for `linger`,
 /// when a signal arrives, when the output is closed, or when the client has ended. Returns the exit code.
-async fn talk<P>(mut client: Client<P>, linger: Duration, output: &Output, mut interrupts: Stops) -> u8 {
+async fn talk<P>(
+    mut client: ClientHandle<P>,
+    linger: Duration,
+    output: &Output,
+    mut interrupts: Stops,
+) -> u8 {
     let (sender, events) = (client.sender(), client.events());
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut input_open = true;
@@ -311,7 +317,7 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
         Event::Detached { why, next_attempt_in } => waiting("detached", why, *next_attempt_in),
         Event::AttemptFailed { why, next_attempt_in } => waiting("waiting", why, *next_attempt_in),
         Event::Gap(fate) => {
-            let lost = fate.lost.map(|(_, count)| count);
+            let lost = fate.lost.map(|lost| lost.count);
             let detail = format!(
                 "sent {}: delivered {}, unknown {}, {} {}; lost from the server: {}",
                 fate.last,
@@ -330,14 +336,10 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
         ),
         Event::PingsAnswered => ("pongs", "the server answers Pings after all".to_owned(), json!({})),
         Event::FreshPeer => ("fresh", "a plain server: what it sent meanwhile is lost".to_owned(), json!({})),
-        Event::Report(Report::Unknown(first, last)) => {
-            report("unknown", *first, *last, "may or may not have arrived")
-        }
-        Event::Report(Report::NotDelivered(first, last)) => {
-            report("not delivered", *first, *last, "were not delivered")
-        }
-        Event::Report(Report::Undeliverable(number, _)) => {
-            report("undeliverable", *number, *number, "ended three connections and are given up")
+        Event::Report(Report::Unknown(range)) => report("unknown", range, "may or may not have arrived"),
+        Event::Report(Report::NotDelivered(range)) => report("not delivered", range, "were not delivered"),
+        Event::Report(Report::Undeliverable { number, .. }) => {
+            report("undeliverable", &(*number..=*number), "ended three connections and are given up")
         }
         Event::Dropped { first, count, .. } => (
             "dropped",
@@ -359,11 +361,12 @@ fn describe(event: &Event) -> (&'static str, String, Value) {
             let text = message.as_text().map_or_else(|| hex(message.payload()), str::to_owned);
             ("volatile", text.clone(), json!({"message": text}))
         }
-        Event::Ended { code, reason, fate, .. } => {
+        Event::Ended(end) => {
+            let (code, reason) = (end.code.map(ReasonCode::get), &end.reason);
             let code_words = code.map(|code| format!("code {code}"));
             let words: Vec<_> =
                 code_words.into_iter().chain((!reason.is_empty()).then(|| reason.clone())).collect();
-            let facts = json!({"code": code, "reason": reason, "sent": fate.as_ref().map(sent)});
+            let facts = json!({"code": code, "reason": reason, "sent": end.fate.as_ref().map(sent)});
             ("ended", words.join(", "), facts)
         }
         other => ("other", format!("{other:?}"), json!({})),
@@ -381,14 +384,9 @@ fn sent(fate: &Fate) -> Value {
 
 fn waiting(name: &'static str, why: &Lost, next_attempt_in: Duration) -> (&'static str, String, Value) {
     let (why, code) = match why {
-        Lost::Unreachable(what)
-        | Lost::Unavailable { reason: what, .. }
-        | Lost::Refused { reason: what, .. }
-        | Lost::Broken(what) => (what.clone(), None),
         Lost::TooBig { limit } => {
             (format!("a message of more than {limit} bytes came; --max-message allows larger ones"), None)
         }
-        Lost::NotConnected(failure) => (failure.to_string(), None),
         Lost::Closed { code, reason } => {
             let words = code.map_or_else(|| "no code".to_owned(), |code| code.to_string());
             (
@@ -402,7 +400,8 @@ fn waiting(name: &'static str, why: &Lost, next_attempt_in: Duration) -> (&'stat
     (name, format!("{why}; next attempt in {next_attempt_in:.1?}"), facts)
 }
 
-fn report(fate: &str, first: u64, last: u64, words: &str) -> (&'static str, String, Value) {
+fn report(fate: &str, range: &RangeInclusive<u64>, words: &str) -> (&'static str, String, Value) {
+    let (first, last) = (range.start(), range.end());
     let facts = json!({"fate": fate, "first": first, "last": last});
     ("report", format!("messages {first} to {last} {words}"), facts)
 }
@@ -432,12 +431,14 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mainstay::client::EndCause;
+    use mainstay::client::{End, EndCause};
 
     use super::*;
 
     fn fate(delivered: u64, unknown: u64, last: u64, resent: bool) -> Fate {
-        Fate { delivered, unknown, last, resent, lost: None, cause: mainstay::LossCause::Unknown }
+        let mut fate = Fate::none_delivered(last);
+        (fate.delivered, fate.unknown, fate.resent) = (delivered, unknown, resent);
+        fate
     }
 
     #[test]
@@ -456,15 +457,19 @@ mod tests {
             events.iter().for_each(|event| summary.observe(event, closing));
             assert_eq!(summary.exit_code(), expected, "{events:?}");
         };
-        let ended = |code, fate| Event::Ended { cause: EndCause::Peer, code, reason: String::new(), fate };
-        check(&[ended(Some(1000), Some(fate(2, 2, 2, false)))], true, 0);
+        let ended = |code, fate| {
+            let mut end = End::new(EndCause::Peer, "");
+            (end.code, end.fate) = (CloseCode::new(code).map(ReasonCode::Close), fate);
+            Event::Ended(Box::new(end))
+        };
+        check(&[ended(1000, Some(fate(2, 2, 2, false)))], true, 0);
         assert_eq!(Summary::default().exit_code(), 1, "the server was never reached");
-        check(&[ended(Some(1000), Some(fate(1, 2, 2, false)))], true, 3);
-        check(&[ended(Some(1000), Some(fate(1, 1, 2, false)))], true, 3);
-        check(&[ended(Some(4501), None)], false, 1);
-        check(&[ended(Some(1000), None)], false, 0);
-        check(&[Event::Gap(fate(1, 1, 2, true)), ended(Some(1000), None)], true, 0);
-        check(&[Event::Gap(fate(0, 1, 2, true)), ended(Some(1000), None)], true, 3);
-        check(&[Event::Report(Report::NotDelivered(1, 1)), ended(Some(1000), None)], true, 3);
+        check(&[ended(1000, Some(fate(1, 2, 2, false)))], true, 3);
+        check(&[ended(1000, Some(fate(1, 1, 2, false)))], true, 3);
+        check(&[ended(4501, None)], false, 1);
+        check(&[ended(1000, None)], false, 0);
+        check(&[Event::Gap(fate(1, 1, 2, true)), ended(1000, None)], true, 0);
+        check(&[Event::Gap(fate(0, 1, 2, true)), ended(1000, None)], true, 3);
+        check(&[Event::Report(Report::NotDelivered(1..=1)), ended(1000, None)], true, 3);
     }
 }

@@ -19,7 +19,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use mainstay::client::{Builder, EndsOn, Event, Upgraded};
+use mainstay::client::{Builder, EndsOn, Event, ReasonCode, Upgraded};
 use mainstay::link::Plain;
 use mainstay::{Link, Server, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
@@ -85,7 +85,7 @@ async fn forward_handshake(
         Err(error) => return error.into_response(),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        config.links.refused(response.status().as_u16());
+        config.links.refused(response.status());
         return http_proxy::relay_response(response, connection, upstream);
     }
     let (mut fields, extensions, upgraded) = match accept_response(response, &offer).await {
@@ -208,7 +208,7 @@ impl ClientRequest {
             BackendLoss::Keep if is_plain && !settings.closes.keep_plain => EndsOn::Close,
             BackendLoss::Keep => EndsOn::FinalClose,
         };
-        let mut builder = Link::to(&self.url.to_string())
+        let mut builder = Link::builder(&self.url.to_string())
             .map_err(|error| error.to_string())?
             .connector(config.connector.clone())
             .answer_timeout(config.proxy.upstream.answer_timeout)
@@ -258,9 +258,9 @@ pub(crate) async fn accepted(
         limits::handle_event(&event, &config.server);
         match event {
             Event::Attached { .. } => return Ok(()),
-            Event::Ended { code, reason, .. } => {
-                let status = code.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
-                return Err(BackendRefusal { status, reason });
+            Event::Ended(end) => {
+                let status = end.code.and_then(ReasonCode::status);
+                return Err(BackendRefusal { status, reason: end.reason });
             }
             _ => {}
         }

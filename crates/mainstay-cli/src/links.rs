@@ -3,18 +3,19 @@
 //! Links and requests report every attempt here. This is the driver of [`BackendHealth`].
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{StatusCode, Uri};
-use mainstay::client::{Connector, Event, Lost, Sender, State};
+use mainstay::client::{Connector, Event, Lost, ReasonCode, Sender, State};
 use mainstay::{Evidence, Report, SessionId};
 use slab::Slab;
 use tokio::sync::Notify;
 
 use crate::access_log;
-use crate::health::{BackendHealth, Failure, Line, Reason};
+use crate::backend_health::{BackendHealth, Failure, Line, Reason};
 use crate::upstream::UpstreamError;
 
 /// Waiting links dial spread over at most this time once the backend can be reached.
@@ -153,13 +154,13 @@ impl Links {
     }
 
     /// The backend responded to an opening handshake with this status instead of 101.
-    pub(crate) fn refused(&self, status: u16) {
+    pub(crate) fn refused(&self, status: StatusCode) {
         self.reached();
-        let class = usize::from(status / 100).checked_sub(3);
+        let class = usize::from(status.as_u16() / 100).checked_sub(3);
         if let Some(counter) = class.and_then(|class| self.0.figures.refused.get(class)) {
             counter.fetch_add(1, Relaxed);
         }
-        self.update(|health| health.handle_status(Instant::now(), status));
+        self.update(|health| health.handle_status(Instant::now(), status.as_u16()));
     }
 
     /// A client was refused because the backend cannot be reached.
@@ -230,7 +231,7 @@ impl Links {
         if has_changed {
             self.0.changed.notify_one();
         }
-        lines.into_iter().for_each(crate::health::log);
+        lines.into_iter().for_each(crate::backend_health::log);
         result
     }
 
@@ -383,26 +384,23 @@ impl LinkMonitor {
                 let waits = !next_attempt_in.is_zero();
                 self.links.update(|health| health.handle_lost(Instant::now(), &why, waits));
             }
-            Event::Ended { code, .. } => {
+            Event::Ended(end) => {
                 self.attached(false);
-                // Below 1000 it is the HTTP status that refused the opening handshake.
-                if let Some(status) =
-                    code.and_then(|code| u16::try_from(code).ok()).filter(|code| *code < 1000)
-                {
+                if let Some(status) = end.code.and_then(ReasonCode::status) {
                     self.links.refused(status);
                 }
             }
             Event::PingsUnanswered => self.links.note_pings(Some(false)),
             Event::PingsAnswered => self.links.note_pings(Some(true)),
-            Event::Report(Report::Unknown(first, last)) => {
-                let count = self.newly_reported(*first, *last);
+            Event::Report(Report::Unknown(range)) => {
+                let count = self.newly_reported(range);
                 self.unknown += count;
                 self.links.0.figures.unknown.fetch_add(count, Relaxed);
             }
-            Event::Report(Report::NotDelivered(first, last)) => {
-                self.not_delivered(self.newly_reported(*first, *last));
+            Event::Report(Report::NotDelivered(range)) => {
+                self.not_delivered(self.newly_reported(range));
             }
-            Event::Report(Report::Undeliverable(number, _)) => {
+            Event::Report(Report::Undeliverable { number, .. }) => {
                 self.undeliverable.push(*number);
                 self.links.0.figures.undeliverable.fetch_add(1, Relaxed);
             }
@@ -412,7 +410,11 @@ impl LinkMonitor {
 
     fn attempt_failed(&self, why: &Lost) {
         let Some(failure) = Failure::of(why) else { return };
-        let status = status_in(&failure.why);
+        let status = match why {
+            Lost::Unavailable { code, .. } => code.status(),
+            Lost::Refused { status, .. } => *status,
+            _ => None,
+        };
         let answered = !failure.reason.is_down();
         self.links.failed(failure);
         match status {
@@ -439,9 +441,9 @@ impl LinkMonitor {
         self.links.0.figures.not_delivered.fetch_add(count, Relaxed);
     }
 
-    fn newly_reported(&self, first: u64, last: u64) -> u64 {
-        let before = self.undeliverable.iter().filter(|number| (first..=last).contains(number)).count();
-        (last + 1 - first).saturating_sub(before as u64)
+    fn newly_reported(&self, range: &RangeInclusive<u64>) -> u64 {
+        let before = self.undeliverable.iter().filter(|number| range.contains(number)).count();
+        (range.end() + 1 - range.start()).saturating_sub(before as u64)
     }
 }
 
@@ -467,11 +469,6 @@ impl Drop for LinkMonitor {
     }
 }
 
-/// Returns the status in "the server answered 503 Service Unavailable".
-fn status_in(why: &str) -> Option<u16> {
-    why.strip_prefix("the server answered ")?.get(..3)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use mainstay::client::FailureKind;
@@ -482,16 +479,16 @@ mod tests {
     #[tokio::test]
     async fn each_message_is_counted_once_by_its_first_fate_and_open_links_by_their_bytes() {
         let links = Links::default();
-        let link = Link::to("ws://127.0.0.1:1/").unwrap().connect();
+        let link = Link::builder("ws://127.0.0.1:1/").unwrap().connect();
         link.send(Message::text("four")).await.unwrap();
         let mut monitor = links.open(link.sender(), None);
         assert_eq!(links.figures().kept_bytes, 4);
         let report = |report| Event::Report(report);
-        monitor.observe(&report(Report::Undeliverable(3, Message::text("x"))));
-        monitor.observe(&report(Report::Unknown(1, 5)));
-        monitor.observe(&report(Report::NotDelivered(6, 6)));
+        monitor.observe(&report(Report::Undeliverable { number: 3, message: Message::text("x") }));
+        monitor.observe(&report(Report::Unknown(1..=5)));
+        monitor.observe(&report(Report::NotDelivered(6..=6)));
         monitor.not_delivered(1);
-        for why in [Lost::Dead(Evidence::Frozen), Lost::Broken(String::new())] {
+        for why in [Lost::Dead(Evidence::Frozen), Lost::Broken("reset".into())] {
             monitor.observe(&Event::Detached { why, next_attempt_in: std::time::Duration::ZERO });
         }
         monitor.observe(&Event::PingsUnanswered);
@@ -515,7 +512,7 @@ mod tests {
         // Without help the link dials again in an hour.
         let backoff =
             mainstay::BackoffConfig::new(hour, hour).and_then(|backoff| backoff.first(hour, hour)).unwrap();
-        let link = Link::to(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
+        let link = Link::builder(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
         let mut monitor = links.open(link.sender(), None);
         let failed = link.event().await.unwrap();
         monitor.observe(&failed);

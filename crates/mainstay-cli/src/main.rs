@@ -6,6 +6,7 @@
 
 mod access_log;
 mod admin;
+mod backend_health;
 mod bench;
 mod body;
 mod builtin;
@@ -20,6 +21,7 @@ mod http_proxy;
 mod limits;
 mod links;
 mod log;
+mod manual;
 mod message_filter;
 mod metrics;
 mod principal;
@@ -37,8 +39,10 @@ mod tls;
 mod upstream;
 mod values;
 mod variables;
+mod version;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -49,13 +53,14 @@ use crate::variables::UnknownVariable;
 
 /// The system's allocator keeps nine tenths of the memory of closed connections. jemalloc, built as `.cargo/config.toml`
 /// configures it, returns the memory to the system within a second. See `docs/adr/0007-an-allocator-that-gives-back.md`.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// WebSocket connections that stay: detects a dead connection within seconds, reconnects, and loses, repeats and reorders
 /// no message.
 #[derive(Parser)]
-#[command(name = "mainstay", version, about)]
+#[command(name = "mainstay", version, long_version = version::LONG)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -72,11 +77,20 @@ enum Command {
     /// Measure a WebSocket server: throughput, latency, CPU time and memory.
     #[command(after_help = bench::AFTER_HELP)]
     Bench(bench::Arguments),
+    /// Ask a running `mainstay serve` whether it is ready.
+    #[command(after_help = health::AFTER_HELP)]
+    Health(health::Arguments),
     /// Print a completion script for a shell.
     #[command(after_help = COMPLETIONS_AFTER_HELP)]
     Completions {
         /// The shell to print a script for.
         shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory; created if it does not exist.
+        folder: PathBuf,
     },
 }
 
@@ -122,11 +136,19 @@ fn run() -> ExitCode {
         Command::Serve(arguments) => in_runtime(serve::run(*arguments)),
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Health(arguments) => health::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "mainstay", &mut script);
             print(&script)
         }
+        Command::Man { folder } => match manual::write(command, &folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                log::say(&format!("{}: {error}", folder.display()));
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

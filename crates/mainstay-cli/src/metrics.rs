@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use mainstay::server::{RTT_BUCKETS, Sessions, Stats};
 use mainstay::{Budget, Server};
 
-use crate::health::Reason;
+use crate::backend_health::Reason;
 use crate::links::{Figures, Links};
 use crate::{log, process_metrics};
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use mainstay::client::{Event, Events, Incoming, Lost};
+use mainstay::client::{Event, Events, Incoming, Lost, ReasonCode};
 use mainstay::server::{Sender as ToClient, Session};
 use mainstay::{CloseCode, Link, PeerClose, Report};
 use tokio::sync::Notify;
@@ -54,10 +54,8 @@ enum End {
 struct BackendEnd {
     /// How the last connection ended; `None` if an opening handshake was refused.
     lost: Option<Lost>,
-    /// The close code of the link.
-    code: Option<CloseCode>,
-    /// The backend refused a new opening handshake with an HTTP status.
-    was_refused: bool,
+    /// The code or HTTP status that the link ended with.
+    code: Option<ReasonCode>,
     reason: String,
     /// The last message whose delivery is unknown.
     unknown: Option<u64>,
@@ -137,7 +135,7 @@ pub(crate) async fn relay(
                 // A client whose queue is full gets the Close all the same.
                 let _ = to_client.try_send(message);
             }
-            entry.ended(EndedBy::Backend, end.code, &end.cause());
+            entry.ended(EndedBy::Backend, end.close_code(), &end.cause());
             end.announce(&session, &config, sent, confirmed);
         }
         End::Away => {
@@ -197,7 +195,7 @@ impl BackendEnd {
             }
             // Without a code the backend refused by HTTP: connecting again would not help the client.
             None if self.prologue.is_none() => {
-                session.close(self.code.unwrap_or(CloseCode::POLICY), &self.reason);
+                session.close(self.close_code().unwrap_or(CloseCode::POLICY), &self.reason);
             }
             _ => {
                 let delivered = self.first_unconfirmed.map_or(sent, |first| first - 1);
@@ -206,6 +204,10 @@ impl BackendEnd {
                 session.renew(passed_on.saturating_sub(delivered));
             }
         }
+    }
+
+    fn close_code(&self) -> Option<CloseCode> {
+        self.code.and_then(ReasonCode::close_code)
     }
 
     /// Returns the cause, for the log.
@@ -224,7 +226,9 @@ impl BackendEnd {
         let general = || {
             is_plain || config.settings.on_backend_loss == BackendLoss::Keep || !CloseCode::is_restart(*code)
         };
-        let is_last = self.prologue.is_none() && !self.was_refused;
+        // With a status the backend refused the next connection, and only the client can send other credentials.
+        let was_refused = self.code.and_then(ReasonCode::status).is_some();
+        let is_last = self.prologue.is_none() && !was_refused;
         is_last && (config.settings.closes.are_final(*code) || general())
     }
 }
@@ -270,7 +274,6 @@ async fn watch(
     let mut end = BackendEnd {
         lost: None,
         code: None,
-        was_refused: false,
         reason: String::new(),
         unknown: None,
         first_unconfirmed: None,
@@ -306,19 +309,15 @@ async fn watch(
                 // Reports of a loss precede its `Detached` event, and belong to the connection before this one.
                 (end.unknown, end.first_unconfirmed) = (None, None);
             }
-            Event::Report(Report::Unknown(first, last)) => {
-                end.unknown = end.unknown.max(Some(last));
-                end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
+            Event::Report(Report::Unknown(range)) => {
+                end.unknown = end.unknown.max(Some(*range.end()));
+                end.first_unconfirmed = end.first_unconfirmed.or(Some(*range.start()));
             }
-            Event::Report(Report::NotDelivered(first, _)) => {
-                end.first_unconfirmed = end.first_unconfirmed.or(Some(first));
+            Event::Report(Report::NotDelivered(range)) => {
+                end.first_unconfirmed = end.first_unconfirmed.or(Some(*range.start()));
             }
-            Event::Ended { code, reason, .. } => {
-                // Below 1000 it is an HTTP status: the backend refused the next connection, and only the client can send
-                // other credentials.
-                end.was_refused = code.is_some_and(|code| code < 1000);
-                end.code = code.and_then(|code| u16::try_from(code).ok()).and_then(CloseCode::new);
-                end.reason = reason;
+            Event::Ended(ended) => {
+                (end.code, end.reason) = (ended.code, ended.reason);
                 return end;
             }
             _ => {}

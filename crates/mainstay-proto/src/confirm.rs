@@ -9,7 +9,7 @@
 //! message before it. One Ping is open at a time: some stacks end a connection over a few dozen.
 //! When the connection is lost, what is kept is written again or reported, by [`Guarantee`].
 //!
-//! Every number meets one fate: the [`Event`] that covers it first.
+//! Every number meets one fate: the [`Outcome`] that covers it first.
 //!
 //! The queue is bounded, and [`WhenFull`] says what happens to a message that does not fit. Only what was
 //! never written on any connection can be dropped: of that, and of nothing else, it is certain that the
@@ -29,10 +29,10 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Plain peers: the ping is the acknowledgement".
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::ConfigError;
+use crate::queue::{ByteQueue, Counted};
 
 /// What may be written and not confirmed.
 const WINDOW_MESSAGES: usize = 64;
@@ -167,7 +167,7 @@ impl Default for ConfirmConfig {
 
 /// What to write to the connection, in this order.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Transmit<'a, M> {
+pub enum Output<'a, M> {
     /// A message and its number.
     Message(u64, &'a M),
     /// A Ping with this payload. It must leave after the last frame of the message before it; one that
@@ -177,7 +177,7 @@ pub enum Transmit<'a, M> {
 
 /// What became of messages. A number that was reported before keeps its first fate.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event<M> {
+pub enum Outcome<M> {
     /// All up to this number are kept no longer.
     Confirmed(u64),
     /// From the first to the second number: they may or may not have been taken in, and are not written again.
@@ -198,9 +198,7 @@ pub struct Full<M>(pub M);
 pub struct Confirmer<M> {
     config: ConfirmConfig,
     /// In the order of their numbers.
-    kept: VecDeque<Kept<M>>,
-    /// The bytes of all messages that are kept.
-    kept_bytes: u64,
+    kept: ByteQueue<Kept<M>>,
     /// The number given last.
     last: u64,
     /// The highest number ever written, on whatever connection.
@@ -233,6 +231,12 @@ struct Kept<M> {
     number: u64,
     bytes: usize,
     message: M,
+}
+
+impl<M> Counted for Kept<M> {
+    fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
 }
 
 /// What is known of the current connection.
@@ -285,8 +289,7 @@ impl<M> Confirmer<M> {
     pub fn new(config: ConfirmConfig) -> Self {
         Self {
             config,
-            kept: VecDeque::new(),
-            kept_bytes: 0,
+            kept: ByteQueue::default(),
             last: 0,
             reached: 0,
             confirmed: 0,
@@ -304,7 +307,7 @@ impl<M> Confirmer<M> {
     ///
     /// # Errors
     /// The queue is full; the message comes back.
-    pub fn push(&mut self, message: M, bytes: usize) -> Result<(u64, Option<Event<M>>), Full<M>> {
+    pub fn push(&mut self, message: M, bytes: usize) -> Result<(u64, Option<Outcome<M>>), Full<M>> {
         if self.has_room(bytes) {
             return Ok((self.adopt(message, bytes), None));
         }
@@ -312,25 +315,23 @@ impl<M> Confirmer<M> {
             return Err(Full(message));
         }
         let oldest = self.index_after(self.reached);
-        let first = self.kept.get(oldest).map_or(self.last + 1, |kept| kept.number);
+        let first = self.kept.items().get(oldest).map_or(self.last + 1, |kept| kept.number);
         let mut dropped = first;
         while !self.has_room(bytes) {
             let Some(gone) = self.kept.remove(oldest) else {
                 self.last += 1;
-                return Ok((self.last, Some(Event::NotDelivered(first, self.last))));
+                return Ok((self.last, Some(Outcome::NotDelivered(first, self.last))));
             };
             self.queue.remove(gone.bytes);
-            self.kept_bytes -= gone.bytes as u64;
             dropped = gone.number;
         }
-        Ok((self.adopt(message, bytes), Some(Event::NotDelivered(first, dropped))))
+        Ok((self.adopt(message, bytes), Some(Outcome::NotDelivered(first, dropped))))
     }
 
     /// As [`push`](Self::push), whatever the queue holds: for what another machine had accepted.
     pub(crate) fn adopt(&mut self, message: M, bytes: usize) -> u64 {
         self.last += 1;
-        self.kept.push_back(Kept { number: self.last, bytes, message });
-        self.kept_bytes += bytes as u64;
+        self.kept.push(Kept { number: self.last, bytes, message });
         self.queue.add(bytes);
         self.last
     }
@@ -342,24 +343,24 @@ impl<M> Confirmer<M> {
     }
 
     /// The next thing to write; `None` until something is pushed or confirmed, or time passes.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_, M>> {
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Output<'_, M>> {
         if self.poll_timeout().is_some_and(|due| due <= now) {
             self.line.ping = Some(self.line.written);
             self.line.last_ping = Some(now);
             (self.line.unpinged, self.line.asked) = (None, None);
-            return Some(Transmit::Ping(self.line.written.to_be_bytes()));
+            return Some(Output::Ping(self.line.written.to_be_bytes()));
         }
         if self.line.written == self.last {
             return None;
         }
         let index = self.index_after(self.line.written);
         let Kept { number, bytes, message } =
-            self.kept.get(index).filter(|next| self.has_window(next.bytes))?;
+            self.kept.items().get(index).filter(|next| self.has_window(next.bytes))?;
         self.line.written = *number;
         self.reached = self.reached.max(*number);
         self.line.in_flight.add(*bytes);
         self.line.unpinged.get_or_insert(now);
-        Some(Transmit::Message(*number, message))
+        Some(Output::Message(*number, message))
     }
 
     /// When a Ping is due; `poll_transmit` then returns it.
@@ -374,7 +375,7 @@ impl<M> Confirmer<M> {
     }
 
     /// Everything written so far has left the process. From a peer that answers no Ping nothing more will be known of it.
-    pub fn handle_flushed(&mut self, now: Instant) -> Option<Event<M>> {
+    pub fn handle_flushed(&mut self, now: Instant) -> Option<Outcome<M>> {
         if self.line.ping.is_some() {
             self.line.ping_left.get_or_insert(now);
         }
@@ -382,7 +383,7 @@ impl<M> Confirmer<M> {
     }
 
     /// A Pong. Any that does not answer the open Ping is ignored, and so is one after the peer's Close.
-    pub fn handle_pong(&mut self, payload: &[u8]) -> Option<Event<M>> {
+    pub fn handle_pong(&mut self, payload: &[u8]) -> Option<Outcome<M>> {
         let answered = |position: &mut u64| payload == position.to_be_bytes();
         let position = self.line.ping.take_if(answered)?;
         self.line.ping_left = None;
@@ -393,7 +394,7 @@ impl<M> Confirmer<M> {
         // Some of that was let go meanwhile.
         let position = position.max(self.line.confirmed);
         let covered = self.index_after(self.line.confirmed)..self.index_after(position);
-        for Kept { number, bytes, .. } in self.kept.range(covered) {
+        for Kept { number, bytes, .. } in self.kept.items().range(covered) {
             self.line.in_flight.remove(*bytes);
             self.line.kept_back.add(*bytes);
             if *number > self.confirmed {
@@ -407,7 +408,7 @@ impl<M> Confirmer<M> {
 
     /// With [`Confirm::Reply`]: the application answered the message `number`, or the oldest one written
     /// that it has not answered yet. An answer that matches nothing, or comes in another mode, is ignored.
-    pub fn handle_reply(&mut self, number: Option<u64>) -> Option<Event<M>> {
+    pub fn handle_reply(&mut self, number: Option<u64>) -> Option<Outcome<M>> {
         if self.config.confirm != Confirm::Reply || !self.line.open {
             return None;
         }
@@ -425,7 +426,7 @@ impl<M> Confirmer<M> {
     /// before it may be the answer to all that was written by then: a peer that reads, answers and closes has handled it.
     /// None of that is written again where the Pong is what confirms, for what is handled once must not be handled twice;
     /// it is unknown. `goes_on`: another connection will follow.
-    pub fn handle_peer_close(&mut self, goes_on: bool) -> Option<Event<M>> {
+    pub fn handle_peer_close(&mut self, goes_on: bool) -> Option<Outcome<M>> {
         self.line.open = false;
         self.line.ping = None;
         if !goes_on || self.config.confirm != Confirm::Pong {
@@ -435,7 +436,7 @@ impl<M> Confirmer<M> {
     }
 
     /// The connection is gone, however that came about.
-    pub fn handle_lost(&mut self) -> Option<Event<M>> {
+    pub fn handle_lost(&mut self) -> Option<Outcome<M>> {
         let event = match self.config.guarantee {
             // Without Pongs all of it may have been taken in, and most of it was.
             _ if self.is_without_pongs() => self.forget_written(self.line.written),
@@ -448,22 +449,21 @@ impl<M> Confirmer<M> {
 
     /// Nothing more is sent. What is written and not confirmed is unknown, what was never written is not
     /// delivered; both are told, in this order, and kept only to be [taken](Self::take_undelivered).
-    pub fn abandon(&mut self) -> [Option<Event<M>>; 2] {
+    pub fn abandon(&mut self) -> [Option<Outcome<M>>; 2] {
         let (from, fresh) = (self.index_after(self.line.confirmed), self.index_after(self.reached));
         let span = |mut kept: std::collections::vec_deque::Iter<'_, Kept<M>>| {
             let first = kept.next()?.number;
             Some((first, kept.next_back().map_or(first, |last| last.number)))
         };
-        let unknown = span(self.kept.range(from..fresh.max(from)));
-        let not_delivered = span(self.kept.range(fresh.max(from)..));
-        let kept = std::mem::take(&mut self.kept);
+        let unknown = span(self.kept.items().range(from..fresh.max(from)));
+        let not_delivered = span(self.kept.items().range(fresh.max(from)..));
+        let kept = self.kept.take();
         self.undelivered = kept.into_iter().skip(from).map(|kept| kept.message).collect();
         (self.queue, self.line) = (Load::default(), Line::default());
-        self.kept_bytes = 0;
         (self.confirmed, self.line.confirmed, self.line.written) = (self.last, self.last, self.last);
         [
-            unknown.map(|(first, last)| Event::Unknown(first, last)),
-            not_delivered.map(|(first, last)| Event::NotDelivered(first, last)),
+            unknown.map(|(first, last)| Outcome::Unknown(first, last)),
+            not_delivered.map(|(first, last)| Outcome::NotDelivered(first, last)),
         ]
     }
 
@@ -542,7 +542,7 @@ impl<M> Confirmer<M> {
     /// Up to here nothing is kept any more: every message met its fate.
     #[must_use]
     pub fn settled(&self) -> u64 {
-        self.kept.front().map_or(self.last, |oldest| oldest.number - 1)
+        self.kept.items().front().map_or(self.last, |oldest| oldest.number - 1)
     }
 
     /// Messages that wait for their confirmation, written or not.
@@ -554,20 +554,20 @@ impl<M> Confirmer<M> {
     /// Bytes of the messages that are kept, confirmed ones that are kept back included.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
-        self.kept_bytes
+        self.kept.bytes()
     }
 
     /// Messages that are kept, confirmed ones that are kept back included.
     #[must_use]
     pub fn kept(&self) -> usize {
-        self.kept.len()
+        self.kept.items().len()
     }
 
     /// Whether everything is confirmed, on this connection where it has to be written again. An orderly
     /// end waits for this.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        self.kept.back().is_none_or(|newest| newest.number <= self.line.confirmed)
+        self.kept.items().back().is_none_or(|newest| newest.number <= self.line.confirmed)
     }
 
     /// Whether a sender that found the queue full is to wait for room.
@@ -586,13 +586,13 @@ impl<M> Confirmer<M> {
 
     /// The next message waits for the window.
     fn is_blocked(&self) -> bool {
-        let next = || self.kept.get(self.index_after(self.line.written));
+        let next = || self.kept.items().get(self.index_after(self.line.written));
         self.line.written < self.last && next().is_some_and(|next| !self.has_window(next.bytes))
     }
 
     /// The oldest message that is written and not confirmed.
     fn first_in_line(&self) -> Option<u64> {
-        let oldest = self.kept.get(self.index_after(self.line.confirmed))?;
+        let oldest = self.kept.items().get(self.index_after(self.line.confirmed))?;
         (oldest.number <= self.line.written).then_some(oldest.number)
     }
 
@@ -615,36 +615,36 @@ impl<M> Confirmer<M> {
     }
 
     /// Ends the keeping of the oldest messages, as far as `confirm` allows.
-    fn release(&mut self) -> Option<Event<M>> {
+    fn release(&mut self) -> Option<Outcome<M>> {
         let before = self.settled();
-        while let Some(oldest) = self.kept.front().filter(|oldest| oldest.number <= self.line.confirmed) {
+        while let Some(oldest) =
+            self.kept.items().front().filter(|oldest| oldest.number <= self.line.confirmed)
+        {
             let Load { messages, bytes } = self.line.kept_back;
             let fits = messages <= KEPT_BACK_MESSAGES && bytes <= KEPT_BACK_BYTES;
             if self.config.confirm == Confirm::PongWindow && fits {
                 break;
             }
             self.line.kept_back.remove(oldest.bytes);
-            self.kept_bytes -= oldest.bytes as u64;
-            self.kept.pop_front();
+            self.kept.pop();
         }
         self.catch_up(before)
     }
 
     /// After messages were taken out: nothing stands before what is still kept.
-    fn catch_up(&mut self, before: u64) -> Option<Event<M>> {
+    fn catch_up(&mut self, before: u64) -> Option<Outcome<M>> {
         let settled = self.settled();
         self.confirmed = self.confirmed.max(settled);
         self.line.confirmed = self.line.confirmed.max(settled);
         self.line.written = self.line.written.max(settled);
-        (settled > before).then_some(Event::Confirmed(settled))
+        (settled > before).then_some(Outcome::Confirmed(settled))
     }
 
     /// Takes a written message out of the line.
     fn take_written(&mut self, number: u64) -> Option<M> {
         let index = self.index_after(number.checked_sub(1)?);
-        self.kept.get(index).filter(|kept| kept.number == number && number <= self.line.written)?;
+        self.kept.items().get(index).filter(|kept| kept.number == number && number <= self.line.written)?;
         let Kept { bytes, message, .. } = self.kept.remove(index)?;
-        self.kept_bytes -= bytes as u64;
         if number > self.line.confirmed {
             self.line.in_flight.remove(bytes);
         } else {
@@ -657,17 +657,19 @@ impl<M> Confirmer<M> {
     }
 
     /// Gives up what was written up to and including `last`.
-    fn forget_written(&mut self, last: u64) -> Option<Event<M>> {
+    fn forget_written(&mut self, last: u64) -> Option<Outcome<M>> {
         let before = self.settled();
-        while let Some(first) = self.kept.front().map(|oldest| oldest.number).filter(|first| *first <= last) {
+        while let Some(first) =
+            self.kept.items().front().map(|oldest| oldest.number).filter(|first| *first <= last)
+        {
             if self.take_written(first).is_none() {
                 break;
             }
         }
-        self.catch_up(before).map(|_| Event::Unknown(before + 1, last))
+        self.catch_up(before).map(|_| Outcome::Unknown(before + 1, last))
     }
 
-    fn blame_first_in_line(&mut self) -> Option<Event<M>> {
+    fn blame_first_in_line(&mut self) -> Option<Outcome<M>> {
         let first = self.first_in_line()?;
         let (suspect, tries) = self.suspect;
         let tries = if suspect == first { tries + 1 } else { 1 };
@@ -681,7 +683,7 @@ impl<M> Confirmer<M> {
         let before = self.settled();
         let message = self.take_written(first)?;
         self.catch_up(before);
-        Some(Event::Undeliverable(first, message))
+        Some(Outcome::Undeliverable(first, message))
     }
 
     /// A connection on which nothing has happened yet.
@@ -691,7 +693,7 @@ impl<M> Confirmer<M> {
 
     /// Where the first message with a higher number is kept.
     fn index_after(&self, number: u64) -> usize {
-        self.kept.partition_point(|kept| kept.number <= number)
+        self.kept.items().partition_point(|kept| kept.number <= number)
     }
 }
 

@@ -41,7 +41,7 @@ const SHORTEST_PATIENCE: Duration = Duration::from_secs(3);
 const HARD_CAP: u32 = 4;
 /// How many deadlines pass at most while the peer sends and takes nothing. On a slow link the socket says only now
 /// and then that it took something: it has room for 128 KiB.
-const TAKES_NOTHING: u32 = 24;
+const STALL_CAP: u32 = 24;
 
 /// How often to probe; one value for all connections of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -354,7 +354,7 @@ impl Heartbeat {
                 let cap = self.bytes.saturating_add(deadline * HARD_CAP);
                 sign_of_life.saturating_add(deadline).min(cap)
             } else {
-                let cap = self.progress.saturating_add(deadline * TAKES_NOTHING);
+                let cap = self.progress.saturating_add(deadline * STALL_CAP);
                 sign_of_life.saturating_add(deadline * HARD_CAP).min(cap)
             }
         })
@@ -378,6 +378,7 @@ impl Heartbeat {
     }
 
     fn elapsed(&self, now: Instant) -> u32 {
+        debug_assert!(self.since <= now, "time ran backwards: {:?}, then {now:?}", self.since);
         millis(now.saturating_duration_since(self.since))
     }
 }
@@ -386,7 +387,7 @@ impl Heartbeat {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Watch {
     announced: Duration,
-    heard: Instant,
+    last_bytes: Instant,
     /// When the socket last took some of what waited for it.
     progress: Option<Instant>,
     /// When the open probe left; cleared by any byte after it.
@@ -412,7 +413,7 @@ impl Watch {
     pub fn new(now: Instant, announced: Duration) -> Self {
         Self {
             announced: announced.clamp(Duration::from_millis(100), Duration::from_secs(3600)),
-            heard: now,
+            last_bytes: now,
             progress: None,
             left: None,
             timed: None,
@@ -434,14 +435,14 @@ impl Watch {
 
     /// Bytes arrived, of whatever kind. Cheap: one call per read.
     pub fn handle_bytes(&mut self, now: Instant) {
-        self.heard = now;
+        self.last_bytes = now;
         self.left = None;
     }
 
     /// When bytes arrived last, or the connection began.
     #[must_use]
-    pub fn heard(&self) -> Instant {
-        self.heard
+    pub fn last_bytes(&self) -> Instant {
+        self.last_bytes
     }
 
     /// Everything written so far has left the process: the deadline of a probe counts from here.
@@ -490,7 +491,7 @@ impl Watch {
         match std::mem::replace(&mut self.drained, Drained::No) {
             Drained::Late => {
                 // One fresh limit, in case the probe cannot leave.
-                (self.heard, self.is_patient) = (now, false);
+                (self.last_bytes, self.is_patient) = (now, false);
                 return Some(self.make_probe(now));
             }
             Drained::InTime if overdue.is_some() => return Some(Action::Dead(evidence)),
@@ -507,7 +508,7 @@ impl Watch {
     /// [`Action::Drain`], at once.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
-        if self.asked || self.drained != Drained::No { self.heard } else { self.judged_at().0 }
+        if self.asked || self.drained != Drained::No { self.last_bytes } else { self.judged_at().0 }
     }
 
     /// For how long what was written may be unacknowledged before that is a reason to [`probe`](Self::probe):
@@ -543,11 +544,11 @@ impl Watch {
 
     /// When the peer counts as dead if nothing happens, and by which evidence.
     fn judged_at(&self) -> (Instant, Evidence) {
-        let limit = self.heard + self.announced * 2 + Duration::from_secs(5);
+        let limit = self.last_bytes + self.announced * 2 + Duration::from_secs(5);
         let unanswered = self.left.map(|left| left + self.probe_deadline());
         let silent = unanswered.map_or(limit, |at| at.min(limit));
         let stalled = self.queued.map(|made| {
-            let moved = made.max(self.heard).max(self.progress.unwrap_or(made));
+            let moved = made.max(self.last_bytes).max(self.progress.unwrap_or(made));
             moved + self.srtt.deadline() * HARD_CAP
         });
         match stalled.filter(|at| *at < silent) {

@@ -8,7 +8,7 @@
 //! - [`backoff`]: how long to wait before the next attempt.
 //! - [`confirm`]: sending to a plain peer, whose Pong is the acknowledgement.
 //! - [`connect`]: the client's life: dialling, attached, waiting, ended. [`endpoint`]: where it may be sent. [`reach`]:
-//!   which of a server's addresses is tried when.
+//!   which of a server's addresses is tried when. [`failure`]: what went wrong, in words and as an error.
 //!
 //! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of
 //! randomness: `now` and every seed are arguments. The same machines run under tokio, in the
@@ -20,9 +20,10 @@ pub mod budget;
 pub mod confirm;
 pub mod connect;
 pub mod endpoint;
+pub mod failure;
+mod forward;
 pub mod heartbeat;
-#[doc(hidden)]
-pub mod planted;
+mod queue;
 pub mod reach;
 pub mod session;
 pub mod ws;

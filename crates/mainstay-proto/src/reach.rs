@@ -11,9 +11,12 @@
 //! Source: RFC 8305 sections 4 and 5.
 
 use std::collections::VecDeque;
-use std::fmt::Write;
+use std::error::Error;
+use std::fmt::{self, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+use crate::failure::Failure;
 
 /// How long an address is alone before the next has its turn.
 ///
@@ -22,15 +25,15 @@ pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Failures that are named one by one.
 const NAMED: usize = 4;
 
-/// Why no byte stream to a server came about. Another attempt may bring one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
+/// Why no byte stream to a server came about. Another attempt may bring one. As an error its source is the operating
+/// system's or the TLS library's error, where one caused it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectFailure {
-    /// What kind of failure it is.
+    /// The kind of failure.
     pub kind: FailureKind,
-    /// In words, with the address or the name.
-    pub reason: String,
+    /// In words, with the address or the name, and the error behind it.
+    pub failure: Failure,
 }
 
 /// Kinds of failures to reach a server.
@@ -90,8 +93,8 @@ impl FailureKind {
     }
 }
 
-impl std::fmt::Display for FailureKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
@@ -99,8 +102,20 @@ impl std::fmt::Display for FailureKind {
 impl ConnectFailure {
     /// A failure of this kind.
     #[must_use]
-    pub fn new(kind: FailureKind, reason: impl Into<String>) -> Self {
-        Self { kind, reason: reason.into() }
+    pub fn new(kind: FailureKind, failure: impl Into<Failure>) -> Self {
+        Self { kind, failure: failure.into() }
+    }
+}
+
+impl fmt::Display for ConnectFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.fmt(f)
+    }
+}
+
+impl Error for ConnectFailure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.failure.source()
     }
 }
 
@@ -172,7 +187,11 @@ impl Attempts {
         if let Some(more) = failed.len().checked_sub(NAMED).filter(|more| *more > 0) {
             let _ = write!(reason, "; and {more} more addresses");
         }
-        ConnectFailure { kind, reason }
+        // One error alone is the source; several are words.
+        match failed.as_slice() {
+            [(address, only)] => ConnectFailure::new(kind, only.failure.context(&address.to_string())),
+            _ => ConnectFailure::new(kind, reason),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use mainstay_proto::connect::Lost;
+use mainstay_proto::failure::Failure;
 use mainstay_proto::session::{Message, Transmit};
 use mainstay_proto::ws::{CloseFrame, Connection, Incoming, Limits, Packed, ProtocolError, SendQueue, State};
 
@@ -135,7 +136,7 @@ impl Wire {
         SCRATCH.with_borrow_mut(|scratch| match self.transport.poll_read(cx, &mut scratch.read) {
             Poll::Pending => Reading::Idle,
             Poll::Ready(Ok(0)) => Reading::Ended(self.lost(None)),
-            Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(&error))),
+            Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(error))),
             Poll::Ready(Ok(count)) => {
                 take(Arrived::Bytes);
                 if self.codec.wants_time() {
@@ -179,7 +180,7 @@ impl Wire {
                     self.closing = true;
                     return Some(Reading::Ended(match error {
                         ProtocolError::MessageTooBig { limit } => Lost::TooBig { limit },
-                        error => Lost::Broken(error.to_string()),
+                        error => Lost::Broken(error.to_string().into()),
                     }));
                 }
             };
@@ -191,10 +192,10 @@ impl Wire {
         }
     }
 
-    fn lost(&self, error: Option<&io::Error>) -> Lost {
+    fn lost(&self, error: Option<io::Error>) -> Lost {
         // TLS has words of its own for a stream that ends in the middle.
         let error = error.filter(|error| error.kind() != io::ErrorKind::UnexpectedEof);
-        Lost::Broken(error.map_or_else(|| "connection ended without a close".to_owned(), ToString::to_string))
+        Lost::Broken(error.map_or_else(|| "connection ended without a close".into(), Failure::from))
     }
 
     /// Encodes what `next` gives and writes it, in one go.

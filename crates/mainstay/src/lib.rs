@@ -32,6 +32,7 @@ mod budget;
 mod clock;
 mod driver;
 mod memory;
+mod receipt;
 mod transport;
 mod worker;
 
@@ -57,10 +58,12 @@ pub use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 pub use mainstay_proto::connect::Report;
 pub use mainstay_proto::heartbeat::{Evidence, HeartbeatConfig};
 pub use mainstay_proto::session::message::{GapCause, LossCause, SessionId};
-pub use mainstay_proto::session::{Fate, Message, PeerClose, Window};
+pub use mainstay_proto::session::{Fate, LostMessages, Message, PeerClose, Window};
 /// What a client does after a close code: see [`CloseCode::action`].
 pub use mainstay_proto::ws::close::CloseAction;
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
+
+pub use receipt::{Outcome, Receipt};
 
 /// A message that was not accepted, and why. It comes back with the error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,20 +1,20 @@
 //! The link: a client towards a peer that speaks plain WebSocket.
 //!
-//! It dials, detects a dead connection and dials again, as every [`Client`]. Nothing is resumed, because
-//! the peer has nothing to resume: what it sent meanwhile is lost, and every new connection is an
-//! [`Event::FreshPeer`](crate::client::Event::FreshPeer). What the link sends is numbered, kept and
-//! confirmed by the peer's Pongs, and every message meets one fate: confirmed, or told in a [`Report`].
+//! It dials, detects a dead connection and dials again, as every [`Client`](crate::Client) does. Nothing is resumed, because
+//! the peer has nothing to resume: messages that it sent meanwhile are lost, and every new connection is an
+//! [`Event::FreshPeer`](crate::client::Event::FreshPeer). The link numbers and keeps the messages that it sends, and the
+//! peer's Pongs confirm them. Every message meets one fate: it is confirmed, or a [`Report`] states what became of it.
 //!
 //! ```no_run
-//! use mainstay::{Guarantee, Link, Message, WhenFull};
+//! use mainstay::{Guarantee, Link, WhenFull};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut link = Link::to("wss://exchange.example/orders")?
+//! let mut link = Link::builder("wss://exchange.example/orders")?
 //!     .guarantee(Guarantee::AtMostOnce)
 //!     .queue(256, 1024 * 1024)?
 //!     .when_full(WhenFull::Fail)
 //!     .connect();
-//! link.send(Message::text(r#"{"buy": 1}"#)).await?;
+//! link.send(r#"{"buy": 1}"#).await?;
 //! while let Some(message) = link.recv().await {
 //!     println!("{:?}", message.as_text());
 //! }
@@ -34,75 +34,74 @@ use mainstay_proto::connect::{ConnectConfig, EndsOn};
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::{Message, Window};
 
-use crate::client::{Builder, Client, UrlError};
+use crate::client::{Builder, ClientHandle, UrlError};
 use crate::clock::now;
 
-/// What a [`Link`] expects of its peer: WebSocket without more.
+/// The kind of peer that a [`Link`] expects: one that speaks plain WebSocket.
 #[derive(Debug)]
 pub enum Plain {}
 
 /// A client towards a peer that speaks plain WebSocket. See the [module](self).
-pub type Link = Client<Plain>;
+pub type Link = ClientHandle<Plain>;
 
-impl Client<Plain> {
-    /// A link to `url` (`ws://` or `wss://`).
+impl ClientHandle<Plain> {
+    /// Returns a builder of a link to `url`: `ws://`, `wss://` or a Unix socket, in the forms that
+    /// [`Place`](crate::client::Place) reads.
     ///
     /// # Errors
-    /// The URL cannot be used.
-    pub fn to(url: &str) -> Result<Builder<Plain>, UrlError> {
+    /// The URL cannot be dialled.
+    pub fn builder(url: &str) -> Result<Builder<Plain>, UrlError> {
         Builder::new(url, ConnectConfig { link: true, ..ConnectConfig::default() })
     }
 
-    /// With [`Confirm::Reply`]: the application's answer to the oldest unanswered message came.
+    /// With [`Confirm::Reply`]: confirms the oldest unanswered message, because the application has received its answer.
     pub fn confirm_reply(&self) {
         self.core.change(|inner| inner.machine.handle_reply(now()));
     }
 
     /// With [`Builder::holds_replaced`]: writes a message ahead of the stream to the connection that
-    /// [`Incoming::FreshPeer`] announced with the count `replacement`. It is not kept, and lost with that connection. Nothing
-    /// happens if the stream flows on it already, or it was replaced itself.
+    /// [`Incoming::FreshPeer`] announced with the count `replacement`. The message is not kept, and is lost with that
+    /// connection. If the stream flows on that connection already, or the connection was replaced, this does nothing.
     ///
     /// [`Incoming::FreshPeer`]: crate::client::Incoming::FreshPeer
     pub fn send_ahead(&self, replacement: u64, message: impl Into<Message>) {
         self.core.change(|inner| inner.machine.send_ahead(replacement, message.into()));
     }
 
-    /// With [`Builder::holds_replaced`]: the stream flows on that connection, behind what was [sent
+    /// With [`Builder::holds_replaced`]: lets the stream flow on that connection, behind the messages that were [sent
     /// ahead](Self::send_ahead).
     pub fn release(&self, replacement: u64) {
         self.core.change(|inner| inner.machine.release(replacement));
     }
 
-    /// Up to this number every message has met its fate: confirmed or reported.
+    /// The number up to which every message has met its fate: confirmed or reported.
     #[must_use]
     pub fn settled_now(&self) -> u64 {
         self.core.lock().machine.settled()
     }
 
-    /// Ends now, without a closing handshake. What is kept is reported: as unknown what was written, as not delivered the
-    /// rest.
+    /// Ends the link now, without a closing handshake. Messages that are kept are reported: those that were written as unknown,
+    /// the others as not delivered.
     pub fn abandon(&self, reason: &str) {
         self.core.change(|inner| inner.machine.abandon(reason));
     }
 }
 
 impl Builder<Plain> {
-    /// What ends a message's keeping. Default: the Pong.
-    #[must_use]
+    /// Chooses what confirms a message, so that it is no longer kept. Default: the Pong.
     pub fn confirm(mut self, confirm: Confirm) -> Self {
         self.config.confirm = self.config.confirm.confirm(confirm);
         self
     }
 
-    /// What becomes of unconfirmed messages when the connection is lost. Default: they are sent again.
-    #[must_use]
+    /// Chooses what becomes of unconfirmed messages when the connection is lost. Default: they are sent again.
     pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
         self.config.confirm = self.config.confirm.guarantee(guarantee);
         self
     }
 
-    /// How many messages, and how many bytes of them, may wait for confirmation, written or not; one
-    /// larger message alone is accepted. Default: 1,024 and 4 MiB. Range: at least 1 each.
+    /// Limits the messages, and their payload bytes, that may wait for confirmation, written or not. One larger message is
+    /// accepted while nothing else waits. Default: 1,024 messages and 4 MiB. Range: at least 1 each.
     ///
     /// # Errors
     /// One of them is 0.
@@ -111,15 +110,14 @@ impl Builder<Plain> {
         Ok(self)
     }
 
-    /// What happens to a message that does not fit the queue. Default: its sender waits.
-    #[must_use]
+    /// Chooses what happens to a message that does not fit the queue. Default: its sender waits.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.config.confirm = self.config.confirm.when_full(when_full);
         self
     }
 
-    /// Shortest time between two confirming Pings, for services that count them. It bounds what the link carries to
-    /// 64 messages or 256 KiB in that time. Default: none. Range: up to 1 minute.
+    /// Sets the shortest time between two confirming Pings, for services that limit them. The link carries at most 64 messages
+    /// or 256 KiB in that time. Default: none. Range: up to 1 minute.
     ///
     /// # Errors
     /// It is out of range.
@@ -128,68 +126,60 @@ impl Builder<Plain> {
         Ok(self)
     }
 
-    /// What is read ahead of the application: once so much waits for [`recv`](Client::recv) the peer is not read, so it
-    /// waits too. What one look at the socket brings above that, up to 64 KiB or one message, is kept. Default: 1,024
-    /// messages and 4 MiB. Range: at least 1 each; less counts as that.
-    #[must_use]
+    /// Limits what is read ahead of the application: while so much waits for [`recv`](ClientHandle::recv) the link reads
+    /// nothing more, so the peer has to wait, too. One read may exceed the limit by up to 64 KiB or one message. Default:
+    /// 1,024 messages and 4 MiB. Range: at least 1 each; less counts as 1.
     pub fn read_ahead(mut self, ahead: Window) -> Self {
         let Window { messages, bytes } = ahead;
         self.config.session.flow.accept = Window { messages: messages.max(1), bytes: bytes.max(1) };
         self
     }
 
-    /// Whether the peer answers Pings, where that is known beforehand. If not, it is served at-most-once from the first
-    /// message on, whatever [`guarantee`](Self::guarantee) says, and until its first Pong; if so, its silence is never
-    /// taken for that. Default: it is [found out](crate::client::Event::PingsUnanswered).
-    #[must_use]
+    /// States whether the peer answers Pings, where that is known beforehand. With `false` messages are sent at most once,
+    /// whatever [`guarantee`](Self::guarantee) states, until the peer's first Pong. With `true` a missing Pong always counts
+    /// against the peer. Default: the link [finds out](crate::client::Event::PingsUnanswered).
     pub fn expects_pongs(mut self, expects_pongs: bool) -> Self {
         self.config.confirm = self.config.confirm.expects_pongs(expects_pongs);
         self
     }
 
-    /// How often to probe. Default: every 25 s.
-    #[must_use]
+    /// Sets how often the link probes the peer. Default: every 25 s.
     pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {
         self.config.heartbeat = heartbeat;
         self
     }
 
-    /// Whether a message that stays unconfirmed for 3 s, or four round trips, is a reason to look at once whether the peer
-    /// lives. It has 5 to 20 s to show that, as for any heartbeat. Leave it out where the peer is near and may stand still
-    /// for longer than that. Default: yes, towards a peer that is known to answer Pings.
-    #[must_use]
+    /// Whether the link probes the peer at once when a message stays unconfirmed for 3 s, or for four round trips. The peer
+    /// has 5 to 20 s to answer, as for any heartbeat. Turn it off for a peer that is near and may pause for longer than that.
+    /// Default: yes, towards a peer that is known to answer Pings.
     pub fn probes_unconfirmed(mut self, probes: bool) -> Self {
         self.config.probes_unconfirmed = probes;
         self
     }
 
-    /// Whether what the peer sends after [`Client::close`] is handed over until the end: for applications whose
-    /// [`confirm_reply`](Link::confirm_reply) depends on it. Default: no.
-    #[must_use]
+    /// Whether messages that the peer sends after [`close`](ClientHandle::close) are delivered until the end: for applications
+    /// whose [`confirm_reply`](Link::confirm_reply) depends on them. Default: no.
     pub fn reads_while_closing(mut self, reads: bool) -> Self {
         self.config.reads_while_closing = reads;
         self
     }
 
-    /// What ends the link for good, instead of another dial; the [`Event::Detached`](crate::client::Event::Detached)
-    /// before its [`Event::Ended`](crate::client::Event::Ended) says why. Default: [`EndsOn::Nothing`].
-    #[must_use]
+    /// Chooses what ends the link instead of another dial. The [`Event::Detached`](crate::client::Event::Detached) before its
+    /// [`Event::Ended`](crate::client::Event::Ended) states why. Default: [`EndsOn::Nothing`].
     pub fn ends_on(mut self, ends_on: EndsOn) -> Self {
         self.config.ends_on = ends_on;
         self
     }
 
-    /// Every connection but the first carries nothing of the stream until [`Link::release`], so that the peer can be
-    /// told first what it knew on the connection before. Default: no.
-    #[must_use]
+    /// Whether every connection but the first carries nothing of the stream until [`Link::release`], so that the application
+    /// can first restore the state that the peer had on the connection before. Default: no.
     pub fn holds_replaced(mut self, holds: bool) -> Self {
         self.config.holds_replaced = holds;
         self
     }
 
-    /// A message by which the peer announces that it restarts: whatever the code of the Close behind it, that counts as
-    /// 1012. Default: there is none.
-    #[must_use]
+    /// Recognises the message by which the peer announces that it restarts: the Close behind it counts as 1012, whatever its
+    /// code. Default: no message announces it.
     pub fn announces_restart(mut self, announces: fn(&Message) -> bool) -> Self {
         self.config.announces_restart = Some(announces);
         self

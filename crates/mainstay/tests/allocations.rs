@@ -14,7 +14,7 @@ use allocation_counter::{AllocationInfo, measure};
 use axum::Router;
 use axum::routing::any;
 use bytes::Bytes;
-use mainstay::client::{Builder, UrlError};
+use mainstay::client::{Builder, ClientHandle, UrlError};
 use mainstay::server::{Config, Sender};
 use mainstay::{Client, CloseCode, Link, Message, Server, Session, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,7 +78,7 @@ impl Work {
 fn a_message_costs_no_more_allocations_than_it_did() {
     let mut verdict = Verdict::default();
     for (work, plain, session) in &WORK {
-        verdict.judge(&format!("{}, plain", work.about), per_message(work, Link::to), *plain);
+        verdict.judge(&format!("{}, plain", work.about), per_message(work, Link::builder), *plain);
         verdict.judge(&format!("{}, session", work.about), per_message(work, Client::builder), *session);
     }
     verdict.give();
@@ -87,7 +87,7 @@ fn a_message_costs_no_more_allocations_than_it_did() {
 #[test]
 fn an_idle_connection_holds_no_more_than_it_did() {
     let mut verdict = Verdict::default();
-    let (idle, _) = held(Link::to);
+    let (idle, _) = held(Link::builder);
     verdict.judge_held("idle plain connection", idle, IDLE_PLAIN);
     verdict.give();
 }
@@ -105,7 +105,7 @@ fn a_session_holds_no_more_than_it_did_whether_its_client_is_there_or_not() {
 #[test]
 fn r11_connections_that_come_and_go_leave_nothing_and_sessions_a_tombstone() {
     let mut verdict = Verdict::default();
-    verdict.judge("left by a plain connection, bytes", left_behind(Link::to), LEFT_BEHIND_PLAIN);
+    verdict.judge("left by a plain connection, bytes", left_behind(Link::builder), LEFT_BEHIND_PLAIN);
     verdict.judge("left by a session, bytes", left_behind(Client::builder), LEFT_BEHIND_SESSION);
     verdict.give();
 }
@@ -113,7 +113,8 @@ fn r11_connections_that_come_and_go_leave_nothing_and_sessions_a_tombstone() {
 #[test]
 fn a_message_to_many_is_compressed_once() {
     let mut verdict = Verdict::default();
-    for (kind, bytes) in [("plain", packed_bytes(Link::to)), ("session", packed_bytes(Client::builder))] {
+    for (kind, bytes) in [("plain", packed_bytes(Link::builder)), ("session", packed_bytes(Client::builder))]
+    {
         verdict.judge(&format!("compressed delivery, bytes, {kind}"), bytes, PACKED_DELIVERY);
     }
     verdict.give();
@@ -124,7 +125,7 @@ fn a_compressor_is_not_set_up_for_each_message() {
     static WORK: Work = Work::echo("compressed echo", 1, 1024);
     const ROUNDS: usize = 64;
     let bench = Bench::compressing();
-    let clients = bench.counted(open(bench.url("echo"), Link::to, 1)).0;
+    let clients = bench.counted(open(bench.url("echo"), Link::builder, 1)).0;
     let clients = bench.counted(exchange(clients, &WORK, ROUNDS)).0;
     let (_clients, counted) = bench.counted(exchange(clients, &WORK, ROUNDS));
     let mut verdict = Verdict::default();
@@ -169,7 +170,7 @@ fn held_by_slow_receivers() -> Held {
     let bench = Bench::compressing();
     let slow = bench.counted(open_slow(bench.address)).0;
     // The last to enter the room: when the messages are back, everyone else had a turn.
-    let mut sender = bench.counted(open(bench.url("broadcast"), Link::to, 1)).0;
+    let mut sender = bench.counted(open(bench.url("broadcast"), Link::builder, 1)).0;
     bench.settle(COUNTED + 1);
     // The compressor is the worker's, not theirs.
     let exchanged = bench.counted(async move {
@@ -323,7 +324,11 @@ async fn one_message<P: 'static>(builder: Builder<P>) {
 }
 
 /// Compression is offered, and agreed on where the server likes it.
-async fn open<P>(url: String, to: fn(&str) -> Result<Builder<P>, UrlError>, count: usize) -> Vec<Client<P>> {
+async fn open<P>(
+    url: String,
+    to: fn(&str) -> Result<Builder<P>, UrlError>,
+    count: usize,
+) -> Vec<ClientHandle<P>> {
     let mut clients = Vec::new();
     for _ in 0..count {
         clients.push(to(&url).unwrap().deflate(true).connect_once().await.unwrap());
@@ -353,7 +358,11 @@ async fn open_slow(address: SocketAddr) -> Vec<TcpStream> {
 }
 
 /// The first client sends, everyone receives.
-async fn exchange<P>(mut clients: Vec<Client<P>>, work: &'static Work, rounds: usize) -> Vec<Client<P>> {
+async fn exchange<P>(
+    mut clients: Vec<ClientHandle<P>>,
+    work: &'static Work,
+    rounds: usize,
+) -> Vec<ClientHandle<P>> {
     let payload = compressible(work.size);
     for _ in 0..rounds {
         for _ in 0..work.in_flight {

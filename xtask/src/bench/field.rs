@@ -125,7 +125,7 @@ impl Server {
 
 /// Ours.
 pub(super) fn ours() -> Vec<Server> {
-    let app = "target/release/examples/bench_server";
+    let app = "target/release/bench_server";
     let serve = "target/release/mainstay serve --listen LISTEN";
     let builtin = format!("{serve} --heartbeat INTERVALs");
     let gateway = format!("{serve} --upstream ws://UPSTREAM");

@@ -17,8 +17,8 @@ use super::{SCRATCH, machine, tied};
 use crate::run::Background;
 use crate::{Result, install};
 
-pub(super) const SERVER: &str = "target/release/examples/storm_server";
-pub(super) const CLIENT: &str = "target/release/examples/storm_client";
+pub(super) const SERVER: &str = "target/release/storm_server";
+pub(super) const CLIENT: &str = "target/release/storm_client";
 const NETWORK: &str = "The network fails";
 const SERVER_DIES: &str = "The server is killed";
 /// How long the killed server is away.

@@ -216,7 +216,7 @@ impl Peer {
         if matches!(frame, Frame::Control(Control::Ping(_))) {
             cx.ping();
         }
-        session.handle_frame(cx.instant(), ConnectionId(self.connections), frame).map_err(broken)?;
+        session.handle_frame(ConnectionId(self.connections), frame).map_err(broken)?;
         while let Some(session) = &mut self.session
             && let Some(delivery) = session.deliver(cx.instant())
         {

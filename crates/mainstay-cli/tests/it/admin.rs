@@ -19,8 +19,8 @@ async fn the_process_is_ready_until_it_drains_and_alive_to_its_end() {
     let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
     // Two plain clients, which are drained one after the other, so that the drain takes some seconds.
     let url = format!("{}/echo", gateway.url);
-    let first = Link::to(&url).unwrap().connect_once().await.unwrap();
-    let second = Link::to(&url).unwrap().connect_once().await.unwrap();
+    let first = Link::builder(&url).unwrap().connect_once().await.unwrap();
+    let second = Link::builder(&url).unwrap().connect_once().await.unwrap();
     for path in ["/healthz", "/readyz"] {
         assert_eq!(status(&gateway.get(path, "")), "200", "{path}");
     }

@@ -99,7 +99,7 @@ async fn compression_is_negotiated_on_each_leg() {
         let url = format!("{}/echo", gateway.url);
         let message = mainstay::Message::text(long.clone());
         let returned = if is_plain {
-            let mut client = mainstay::Link::to(&url).unwrap().connect();
+            let mut client = mainstay::Link::builder(&url).unwrap().connect();
             client.send(message.clone()).await.unwrap();
             client.recv().await
         } else {

@@ -81,7 +81,7 @@ async fn honest_clients_lose_nothing_beside_hostile_ones() {
     backend(listener, Router::new().route("/", any(echo))).await;
     let mut gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0"]);
     let mut session = Client::builder(&gateway.url).unwrap().connect();
-    let mut plain = Link::to(&gateway.url).unwrap().connect_once().await.unwrap();
+    let mut plain = Link::builder(&gateway.url).unwrap().connect_once().await.unwrap();
     let mut hostile = Vec::new();
     let mut silent = Vec::new();
     let mut sent = 0..;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use mainstay::client::Event;
+use mainstay::client::{Event, ReasonCode};
 use mainstay::{Client, CloseCode, Fate, Link, LossCause, Message};
 use tokio::net::TcpListener;
 
@@ -101,11 +101,7 @@ async fn a_session_whose_backend_connection_is_lost_is_renewed_with_exact_fates(
         assert_eq!(backend.text().await.as_deref(), Some("unknown"));
         backend
     });
-    assert_eq!(
-        confirmed.await,
-        mainstay::client::Outcome::Delivered,
-        "confirmed by the backend, not by the gateway"
-    );
+    assert_eq!(confirmed.await, mainstay::Outcome::Delivered, "confirmed by the backend, not by the gateway");
     client.send(Message::text("unknown")).await.unwrap();
     drop(reading.await.unwrap());
     let fate = gap(&client).await;
@@ -146,7 +142,7 @@ async fn a_backend_that_restarts_renews_a_session_and_any_other_close_ends_it() 
         let (_, mut backend) = Frames::serve(&listener).await;
         backend.write(CLOSE, &close(code, "token expired")).await;
         let end = event(&client, |event| match event {
-            Event::Ended { code, reason, .. } => Some((code, reason)),
+            Event::Ended(end) => Some((end.code.map(ReasonCode::get), end.reason)),
             _ => None,
         });
         assert_eq!(end.await, (Some(code.into()), "token expired".to_owned()));
@@ -188,7 +184,7 @@ async fn a_backend_that_closes_five_times_without_a_message_ends_a_kept_session(
     }
     assert_eq!(client.recv().await, None);
     let end = event(&client, |event| match event {
-        Event::Ended { code, reason, .. } => Some((code, reason)),
+        Event::Ended(end) => Some((end.code.map(ReasonCode::get), end.reason)),
         _ => None,
     });
     assert_eq!(end.await, (Some(1011), "broken".to_owned()));
@@ -222,7 +218,7 @@ async fn a_backend_that_reads_answers_and_closes_handles_an_order_once() {
                 let next = (code != 1000).then(|| Message::text("done"));
                 assert_eq!(client.recv().await, next, "{arguments:?} {code}");
             } else {
-                let connect = || Link::to(&gateway.url).unwrap().connect_once();
+                let connect = || Link::builder(&gateway.url).unwrap().connect_once();
                 for (text, answer) in [("order", "receipt"), ("no order", "done")] {
                     let mut client = connect().await.unwrap();
                     client.send(Message::text(text)).await.unwrap();

@@ -67,7 +67,7 @@ async fn messages_that_a_client_left_for_an_unreachable_backend_are_counted_and_
     backend(listener, Router::new().route("/", any(echo))).await;
     let gateway =
         Gateway::in_front_of(proxy.address, &["--admin", "127.0.0.1:0", "--on-backend-loss", "keep"]);
-    let connect = || Link::to(&gateway.url).unwrap().connect_once();
+    let connect = || Link::builder(&gateway.url).unwrap().connect_once();
     let (mut first, mut second) = (connect().await.unwrap(), connect().await.unwrap());
     for client in [&mut first, &mut second] {
         client.send(Message::text("delivered")).await.unwrap();

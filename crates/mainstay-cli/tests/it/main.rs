@@ -13,6 +13,7 @@ mod limits;
 mod loss;
 mod losses;
 mod operate;
+mod packaging;
 mod page;
 mod profiles;
 mod promises;

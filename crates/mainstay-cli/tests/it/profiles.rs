@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use mainstay::client::Event;
-use mainstay::{Client, Message};
+use mainstay::client::{Event, ReasonCode};
+use mainstay::{Client, CloseCode, Message};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -367,7 +367,7 @@ async fn a_kept_session_whose_next_backend_connection_is_refused_is_renewed() {
     loop {
         match soon(client.event()).await {
             Some(Event::Gap(_)) => break,
-            Some(Event::Ended { code, reason, .. }) => panic!("{code:?} {reason}"),
+            Some(Event::Ended(end)) => panic!("{:?} {end}", end.code),
             Some(_) => {}
             None => panic!("the event does not arrive"),
         }
@@ -423,8 +423,9 @@ async fn a_session_gets_the_codes_of_graphql_as_they_are() {
     backend.write(CLOSE, &[&4401_u16.to_be_bytes()[..], b"Unauthorized"].concat()).await;
     loop {
         match soon(client.event()).await {
-            Some(Event::Ended { code, reason, .. }) => {
-                break assert_eq!((code, reason.as_str()), (Some(4401), "Unauthorized"));
+            Some(Event::Ended(end)) => {
+                let code = CloseCode::new(4401).map(ReasonCode::Close);
+                break assert_eq!((end.code, end.reason.as_str()), (code, "Unauthorized"));
             }
             Some(_) => {}
             None => panic!("the event does not arrive"),

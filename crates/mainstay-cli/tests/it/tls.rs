@@ -91,7 +91,7 @@ async fn forward(mut down: impl AsyncRead + AsyncWrite + Unpin, to: SocketAddr) 
 /// Returns whether the backend echoes a client's message.
 async fn serves(arguments: &[&str]) -> bool {
     let gateway = Gateway::start(arguments);
-    let mut client = match Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await {
+    let mut client = match Link::builder(&format!("{}/echo", gateway.url)).unwrap().connect_once().await {
         Ok(client) => client,
         Err(_) => return false,
     };

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::any;
-use mainstay::client::Event;
+use mainstay::client::{ClientHandle, Event, ReasonCode};
 use mainstay::{Client, Link, Message, Server, SessionUpgrade};
 use tokio::net::TcpListener;
 
@@ -31,10 +31,10 @@ async fn gateway(arguments: &[&str]) -> Gateway {
     Gateway::in_front_of(address, arguments)
 }
 
-async fn end<P>(client: &Client<P>) -> (Option<u64>, String) {
+async fn end<P>(client: &ClientHandle<P>) -> (Option<u64>, String) {
     loop {
         match client.event().await {
-            Some(Event::Ended { code, reason, .. }) => return (code, reason),
+            Some(Event::Ended(end)) => return (end.code.map(ReasonCode::get), end.reason),
             Some(_) => {}
             None => panic!("the client ended without an event"),
         }
@@ -51,7 +51,7 @@ async fn a_plain_client_gets_the_subprotocol_that_the_backend_chose() {
         ("/echo", &[], None),
         ("/silent", &["a"], None),
     ] {
-        let mut builder = Link::to(&format!("{}{path}", gateway.url)).unwrap();
+        let mut builder = Link::builder(&format!("{}{path}", gateway.url)).unwrap();
         for name in offered {
             builder = builder.subprotocol(*name);
         }
@@ -66,10 +66,10 @@ async fn a_plain_client_gets_the_subprotocol_that_the_backend_chose() {
 async fn a_plain_client_gets_the_status_that_the_backend_refuses_with() {
     let gateway = gateway(&[]).await;
     for (path, status) in [("/401", 401), ("/403", 403), ("/404", 404), ("/nowhere", 404)] {
-        let client = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect();
+        let client = Link::builder(&format!("{}{path}", gateway.url)).unwrap().connect();
         assert_eq!(end(&client).await.0, Some(status), "{path}");
     }
-    let client = Link::to(&format!("{}/302", gateway.url)).unwrap().connect_once().await;
+    let client = Link::builder(&format!("{}/302", gateway.url)).unwrap().connect_once().await;
     assert!(client.unwrap_err().to_string().contains("302"));
 }
 
@@ -120,7 +120,7 @@ async fn a_backend_that_cannot_be_reached_is_logged_at_once_and_so_is_its_return
     gateway.wait_for_metric("backend_up", 1.0).await;
     assert!(gateway.get("/readyz", "").starts_with("HTTP/1.1 200"));
     until("its return is logged", || lines("the backend is reachable for the first time, after") == 1).await;
-    let client = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
+    let client = Link::builder(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
     gateway.wait_for_metric("links", 1.0).await;
     drop(client);
     gateway.wait_for_metric("links", 0.0).await;
@@ -162,7 +162,7 @@ async fn a_silent_backend_counts_as_reached_and_its_silence_is_logged() {
 async fn refusals_of_the_backend_are_counted_by_class_of_status() {
     let gateway = gateway(&["--admin", "127.0.0.1:0"]).await;
     for path in ["/401", "/404", "/404", "/302"] {
-        let client = Link::to(&format!("{}{path}", gateway.url)).unwrap().connect_once().await;
+        let client = Link::builder(&format!("{}{path}", gateway.url)).unwrap().connect_once().await;
         assert!(client.is_err());
     }
     for (class, count) in [("3xx", 1.0), ("4xx", 3.0), ("5xx", 0.0)] {
@@ -222,9 +222,9 @@ async fn plain_clients_of_an_unreachable_backend_get_503_and_connect_once_it_is_
     let address = closed_address().await;
     let mut gateway = Gateway::in_front_of(address, &["--upstream-wait", "50ms"]);
     let url = format!("{}/echo", gateway.url);
-    let refused = Link::to(&url).unwrap().connect_once().await;
+    let refused = Link::builder(&url).unwrap().connect_once().await;
     assert!(refused.unwrap_err().to_string().contains("503"));
-    let mut client = Link::to(&url).unwrap().connect();
+    let mut client = Link::builder(&url).unwrap().connect();
     client.send(Message::text("hello")).await.unwrap();
     assert!(matches!(client.event().await, Some(Event::AttemptFailed { .. })));
     assert!(gateway.is_up());
@@ -242,7 +242,7 @@ async fn a_plain_client_whose_backend_stays_away_is_closed_with_1013_and_a_sessi
         &["--upstream-wait", "100ms", "--on-backend-loss", "keep", "--delivery", "at-most-once"],
     );
     let url = format!("{}/echo", gateway.url);
-    let mut plain = Link::to(&url).unwrap().connect_once().await.unwrap();
+    let mut plain = Link::builder(&url).unwrap().connect_once().await.unwrap();
     let mut session = Client::builder(&url).unwrap().connect();
     for message in [Message::text("1"), Message::text("2")] {
         plain.send(message.clone()).await.unwrap();
@@ -272,7 +272,7 @@ async fn a_plain_client_keeps_its_connection_while_the_link_reconnects() {
         &["--admin", "127.0.0.1:0", "--on-backend-loss", "keep", "--delivery", "at-most-once"],
     );
     // This client ends with its first connection.
-    let mut client = Link::to(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
+    let mut client = Link::builder(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
     for round in 1..=3_u32 {
         proxy.cut();
         gateway.wait_for_metric("links_lost_total", round.into()).await;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::origin;
 use proptest::prelude::*;
+use std::collections::VecDeque;
 
 const MIN_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -31,17 +32,17 @@ impl Rig {
         let (mut messages, mut pings) = (Vec::new(), Vec::new());
         while let Some(transmit) = self.link.poll_transmit(self.now) {
             match transmit {
-                Transmit::Message(number, message) => {
+                Output::Message(number, message) => {
                     assert_eq!(number, *message);
                     messages.push(number);
                 }
-                Transmit::Ping(position) => pings.push(u64::from_be_bytes(position)),
+                Output::Ping(position) => pings.push(u64::from_be_bytes(position)),
             }
         }
         (messages, pings)
     }
 
-    fn pong(&mut self, position: u64) -> Option<Event<u64>> {
+    fn pong(&mut self, position: u64) -> Option<Outcome<u64>> {
         self.link.handle_pong(&position.to_be_bytes())
     }
 
@@ -61,7 +62,7 @@ impl Rig {
         }
     }
 
-    fn reconnect(&mut self) -> Option<Event<u64>> {
+    fn reconnect(&mut self) -> Option<Outcome<u64>> {
         let event = self.link.handle_lost();
         self.link.handle_attached();
         event
@@ -74,7 +75,7 @@ fn at_most_64_messages_go_unconfirmed_and_one_ping_is_open() {
     assert_eq!(rig.write(), ((1..=64).collect(), vec![64]));
     rig.now += Duration::from_secs(60);
     assert_eq!((rig.write(), rig.link.poll_timeout()), ((vec![], vec![]), None), "a late Pong is waited for");
-    assert_eq!(rig.pong(64), Some(Event::Confirmed(64)));
+    assert_eq!(rig.pong(64), Some(Outcome::Confirmed(64)));
     assert_eq!(rig.write(), ((65..=128).collect(), vec![128]));
 }
 
@@ -137,7 +138,7 @@ fn the_quarter_of_a_second_counts_from_the_oldest_unconfirmed_message() {
     rig.now += Duration::from_millis(100);
     assert_eq!(rig.write(), (vec![2], vec![]));
     rig.now += Duration::from_millis(100);
-    assert_eq!(rig.pong(1), Some(Event::Confirmed(1)));
+    assert_eq!(rig.pong(1), Some(Outcome::Confirmed(1)));
     assert_eq!(rig.link.poll_timeout(), Some(start + PING_DELAY + Duration::from_millis(350)));
 }
 
@@ -161,7 +162,7 @@ fn only_the_answer_to_the_open_ping_confirms() {
     }
     assert_eq!(rig.link.handle_pong(b""), None);
     assert_eq!(rig.link.handle_pong(&[0; 125]), None);
-    assert_eq!(rig.pong(64), Some(Event::Confirmed(64)));
+    assert_eq!(rig.pong(64), Some(Outcome::Confirmed(64)));
     assert_eq!(rig.pong(64), None, "a Pong sent twice");
     assert_eq!(rig.link.unconfirmed(), 36);
 }
@@ -180,7 +181,7 @@ fn pongs_after_the_peers_close_prove_nothing() {
 
 #[test]
 fn what_a_peer_may_have_answered_before_it_closed_is_unknown_and_not_written_again() {
-    for (goes_on, told) in [(true, Some(Event::Unknown(1, 2))), (false, None)] {
+    for (goes_on, told) in [(true, Some(Outcome::Unknown(1, 2))), (false, None)] {
         let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 2);
         rig.write();
         rig.link.handle_peer_message();
@@ -230,7 +231,7 @@ fn at_most_once_reports_what_was_written_and_keeps_what_was_not() {
     rig.write();
     rig.pong(64);
     rig.write();
-    assert_eq!(rig.reconnect(), Some(Event::Unknown(65, 128)));
+    assert_eq!(rig.reconnect(), Some(Outcome::Unknown(65, 128)));
     assert_eq!(rig.settle(), (129..=200).collect::<Vec<_>>());
     assert_eq!(rig.reconnect(), None);
 }
@@ -254,7 +255,7 @@ fn pong_window_keeps_the_last_64_confirmed_and_writes_them_again() {
     rig.write();
     rig.now += PING_DELAY;
     assert_eq!(rig.write().1, [100]);
-    assert_eq!(rig.pong(100), Some(Event::Confirmed(36)));
+    assert_eq!(rig.pong(100), Some(Outcome::Confirmed(36)));
     assert_eq!((rig.link.unconfirmed(), rig.link.kept_bytes()), (0, 64 * 64));
     rig.reconnect();
     assert_eq!(rig.settle(), (37..=100).collect::<Vec<_>>());
@@ -270,7 +271,7 @@ fn what_pong_window_keeps_back_never_fills_the_queue() {
     for _ in 0..100 {
         rig.push(1024 * 1024);
         rig.settle();
-        assert!(rig.link.kept.len() <= 1, "large messages are kept back by bytes");
+        assert!(rig.link.kept.items().len() <= 1, "large messages are kept back by bytes");
     }
 }
 
@@ -285,7 +286,7 @@ fn a_reply_ends_the_keeping_and_a_pong_does_not() {
     assert_eq!(rig.write().0, []);
     assert_eq!(rig.link.handle_reply(Some(65)), None, "not even written");
     assert_eq!(rig.link.unconfirmed(), 100);
-    assert_eq!(rig.link.handle_reply(None), Some(Event::Confirmed(1)));
+    assert_eq!(rig.link.handle_reply(None), Some(Outcome::Confirmed(1)));
     assert_eq!(rig.write().0, [65]);
 }
 
@@ -298,11 +299,11 @@ fn replies_may_come_in_any_order_and_each_counts_once() {
     assert_eq!(rig.link.handle_reply(Some(2)), None);
     assert_eq!((rig.link.handle_reply(Some(0)), rig.link.handle_reply(Some(6))), (None, None));
     assert_eq!(rig.link.unconfirmed(), 3);
-    assert_eq!(rig.link.handle_reply(None), Some(Event::Confirmed(3)), "the oldest open one was 1");
+    assert_eq!(rig.link.handle_reply(None), Some(Outcome::Confirmed(3)), "the oldest open one was 1");
     assert_eq!(rig.link.handle_reply(Some(5)), None);
     rig.reconnect();
     assert_eq!(rig.write().0, [4], "what was answered is not written again");
-    assert_eq!(rig.link.handle_reply(None), Some(Event::Confirmed(5)));
+    assert_eq!(rig.link.handle_reply(None), Some(Outcome::Confirmed(5)));
     assert_eq!(rig.link.handle_reply(None), None);
 }
 
@@ -323,12 +324,12 @@ fn a_full_queue_that_drops_the_oldest_keeps_the_newest_and_reports_what_went() {
     let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 0);
     rig.link = Confirmer::new(config);
     (1..=3).for_each(|_| rig.push(64));
-    assert_eq!(rig.link.push(4, 64), Ok((4, Some(Event::NotDelivered(1, 1)))));
+    assert_eq!(rig.link.push(4, 64), Ok((4, Some(Outcome::NotDelivered(1, 1)))));
     rig.link.handle_attached();
     assert_eq!(rig.write().0, [2, 3, 4]);
     assert_eq!(
         rig.link.push(5, 64),
-        Ok((5, Some(Event::NotDelivered(5, 5)))),
+        Ok((5, Some(Outcome::NotDelivered(5, 5)))),
         "what is written is not dropped"
     );
     assert_eq!(rig.reconnect(), None);
@@ -351,7 +352,7 @@ fn messages_that_were_dropped_leave_nothing_behind() {
     for _ in 0..10_000 {
         rig.link.push(rig.link.last() + 1, 64).unwrap();
     }
-    assert_eq!(rig.link.kept.len(), 100);
+    assert_eq!(rig.link.kept.items().len(), 100);
     rig.link.handle_attached();
     assert_eq!(rig.settle(), (1..=50).chain(10_001..=10_050).collect::<Vec<_>>());
 }
@@ -362,13 +363,13 @@ fn an_end_tells_what_is_unknown_and_what_was_never_written() {
     rig.write();
     rig.pong(64);
     rig.write();
-    assert_eq!(rig.link.abandon(), [Some(Event::Unknown(65, 128)), Some(Event::NotDelivered(129, 150))]);
+    assert_eq!(rig.link.abandon(), [Some(Outcome::Unknown(65, 128)), Some(Outcome::NotDelivered(129, 150))]);
     assert_eq!((rig.link.settled(), rig.link.abandon()), (150, [None, None]));
     let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 10);
     rig.write();
     rig.link.handle_lost();
     rig.push(64);
-    assert_eq!(rig.link.abandon(), [Some(Event::Unknown(1, 10)), Some(Event::NotDelivered(11, 11))]);
+    assert_eq!(rig.link.abandon(), [Some(Outcome::Unknown(1, 10)), Some(Outcome::NotDelivered(11, 11))]);
 }
 
 #[test]
@@ -384,7 +385,7 @@ fn what_has_to_be_written_again_is_not_flushed() {
 
 /// The peer ends the connection whenever it meets the message `poison`, before any later Pong.
 /// Returns the number of connections it took until the link reported one undeliverable.
-fn connections_until_undeliverable(rig: &mut Rig, poison: u64) -> (u32, Event<u64>) {
+fn connections_until_undeliverable(rig: &mut Rig, poison: u64) -> (u32, Outcome<u64>) {
     for connections in 1..100 {
         loop {
             let (messages, pings) = rig.write();
@@ -406,7 +407,7 @@ fn connections_until_undeliverable(rig: &mut Rig, poison: u64) -> (u32, Event<u6
 #[test]
 fn a_message_that_ends_three_connections_is_given_up_and_the_next_goes_on() {
     let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 2);
-    assert_eq!(connections_until_undeliverable(&mut rig, 1), (3, Event::Undeliverable(1, 1)));
+    assert_eq!(connections_until_undeliverable(&mut rig, 1), (3, Outcome::Undeliverable(1, 1)));
     assert_eq!(rig.settle(), [2]);
     assert_eq!(rig.link.unconfirmed(), 0);
 }
@@ -416,7 +417,7 @@ fn the_innocent_in_front_of_a_poisonous_message_are_not_given_up() {
     for confirm in [Confirm::Pong, Confirm::PongWindow] {
         let mut rig = Rig::new(confirm, Guarantee::AtLeastOnce, 300);
         let (connections, event) = connections_until_undeliverable(&mut rig, 164);
-        assert_eq!((connections, event), (5, Event::Undeliverable(164, 164)), "{confirm:?}");
+        assert_eq!((connections, event), (5, Outcome::Undeliverable(164, 164)), "{confirm:?}");
         assert!(!rig.settle().contains(&164));
         assert_eq!(rig.link.unconfirmed(), 0);
     }
@@ -431,7 +432,7 @@ fn two_lost_connections_are_no_blame_once_the_third_makes_progress() {
     }
     assert_eq!(rig.write(), (vec![1], vec![1]), "one by one");
     rig.now += MIN_INTERVAL;
-    assert_eq!(rig.pong(1), Some(Event::Confirmed(1)));
+    assert_eq!(rig.pong(1), Some(Outcome::Confirmed(1)));
     assert_eq!(rig.write(), (vec![2], vec![2]));
     assert_eq!(rig.reconnect(), None);
     assert_eq!(rig.settle(), [2, 3]);
@@ -474,11 +475,11 @@ fn a_peer_that_answers_no_ping_is_written_to_at_most_once_and_nothing_stalls() {
     rig.link.expect_no_pongs();
     assert_eq!(rig.link.stalled_since(), None);
     assert_eq!(rig.write(), ((65..=200).collect(), vec![]), "one Ping stays open");
-    assert_eq!(rig.link.handle_flushed(rig.now), Some(Event::Unknown(1, 200)));
+    assert_eq!(rig.link.handle_flushed(rig.now), Some(Outcome::Unknown(1, 200)));
     assert!(rig.link.is_flushed(), "an end waits for nothing");
     rig.push(64);
     rig.write();
-    assert_eq!(rig.reconnect(), Some(Event::Unknown(201, 201)), "it had not left");
+    assert_eq!(rig.reconnect(), Some(Outcome::Unknown(201, 201)), "it had not left");
     rig.push(64);
     assert_eq!(rig.settle(), [202], "nothing is doubled");
 }
@@ -679,7 +680,7 @@ impl World {
         let (now, pause) = (self.rig.now, self.rig.link.config.min_ping_interval);
         let Some(transmit) = self.rig.link.poll_transmit(now) else { return };
         match transmit {
-            Transmit::Message(number, _) => {
+            Output::Message(number, _) => {
                 assert!(number > self.last_written, "in order on each connection");
                 self.last_written = number;
                 self.ever_written.insert(number);
@@ -689,7 +690,7 @@ impl World {
                 let fits = messages <= WINDOW_MESSAGES && (messages == 1 || bytes <= WINDOW_BYTES);
                 assert!(fits || self.rig.link.is_without_pongs());
             }
-            Transmit::Ping(position) => {
+            Output::Ping(position) => {
                 let apart = self.last_ping.replace(now).is_none_or(|last| now >= last + pause);
                 assert!(apart, "Pings keep their distance");
                 assert!(!self.wire.iter().any(|sent| matches!(sent, Sent::Ping(_))), "one Ping is open");
@@ -721,32 +722,32 @@ impl World {
         self.attached = false;
     }
 
-    fn note(&mut self, event: Option<Event<u64>>) {
+    fn note(&mut self, event: Option<Outcome<u64>>) {
         match event {
-            Some(Event::Confirmed(upto)) => {
+            Some(Outcome::Confirmed(upto)) => {
                 assert!(upto > self.settled, "confirmations only grow");
                 for number in self.settled + 1..=upto {
                     assert!(self.taken.contains(&number) || self.reported.contains(&number), "{number}");
                 }
                 self.settled = upto;
             }
-            Some(Event::Unknown(first, last)) => {
+            Some(Outcome::Unknown(first, last)) => {
                 assert!(first > self.settled && last >= first);
                 self.reported.extend(first..=last);
             }
-            Some(Event::NotDelivered(first, last)) => {
+            Some(Outcome::NotDelivered(first, last)) => {
                 assert!(last >= first);
                 let written = |number: &u64| self.ever_written.contains(number);
                 assert!(!(first..=last).any(|number| written(&number)), "written, and dropped all the same");
                 self.reported.extend(first..=last);
             }
-            Some(Event::Undeliverable(number, message)) => {
+            Some(Outcome::Undeliverable(number, message)) => {
                 assert!(number == message && number > self.settled);
                 assert!(self.reported.insert(number), "given up once");
             }
             None => {}
         }
-        assert!(self.rig.link.kept.len() <= self.rig.link.unconfirmed() + KEPT_BACK_MESSAGES);
+        assert!(self.rig.link.kept.items().len() <= self.rig.link.unconfirmed() + KEPT_BACK_MESSAGES);
     }
 
     /// The faults end: everything gets through.

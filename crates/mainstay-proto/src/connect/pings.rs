@@ -16,6 +16,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::peer::Peer;
 use super::{Client, Event, Pulse};
 use crate::heartbeat::{Evidence, Heartbeat};
 use crate::session::ConnectionId;
@@ -27,7 +28,7 @@ const SLACK: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Signs {
     /// When bytes came last.
-    heard: Option<Instant>,
+    last_bytes: Option<Instant>,
     /// Without an acknowledgement for so long the transport reports the connection lost.
     guard: Option<Duration>,
     /// The heartbeat found no sign of life; by then the transport has found none either, or there is one.
@@ -36,11 +37,11 @@ pub(super) struct Signs {
 
 impl Signs {
     pub(super) fn handle_bytes(&mut self, now: Instant) {
-        (self.heard, self.doubt_until) = (Some(now), None);
+        (self.last_bytes, self.doubt_until) = (Some(now), None);
     }
 
-    pub(super) fn heard(&self) -> Option<Instant> {
-        self.heard
+    pub(super) fn last_bytes(&self) -> Option<Instant> {
+        self.last_bytes
     }
 
     pub(super) fn doubt_until(&self) -> Option<Instant> {
@@ -59,12 +60,12 @@ impl Client {
     /// Whether a plain peer answers Pings; `None`: it has not shown yet.
     #[must_use]
     pub fn answers_pings(&self) -> Option<bool> {
-        self.plain.as_ref()?.confirmer.answers_pings()
+        self.peer.plain()?.confirmer.answers_pings()
     }
 
     /// When messages that wait for a first Pong have waited for long enough.
     pub(super) fn pings_judged_at(&self) -> Option<Instant> {
-        let since = self.plain.as_ref()?.confirmer.stalled_since()?;
+        let since = self.peer.plain()?.confirmer.stalled_since()?;
         let attached = self.attached.as_ref()?;
         let Pulse::Driven(beat, _) = &attached.pulse else { return None };
         // A Pong may stand unread behind what the application does not take.
@@ -72,7 +73,7 @@ impl Client {
             return None;
         }
         let usual = since + beat.deadline();
-        if attached.signs.heard.is_some_and(|heard| heard > since) {
+        if attached.signs.last_bytes.is_some_and(|last_bytes| last_bytes > since) {
             return Some(usual);
         }
         attached.signs.guard.map(|within| usual.max(since + within + SLACK))
@@ -82,7 +83,7 @@ impl Client {
         let Some(at) = self.pings_judged_at().filter(|at| *at <= now) else { return };
         if now.duration_since(at) <= SLACK {
             self.expect_no_pongs(now);
-        } else if let Some(plain) = &mut self.plain {
+        } else if let Peer::Plain(plain) = &mut self.peer {
             // This process was paused: that is no evidence about the peer.
             plain.confirmer.restart_stall(now);
         }
@@ -90,7 +91,7 @@ impl Client {
 
     /// The peer lives and answers no Ping, unless it ever answered one.
     pub(super) fn expect_no_pongs(&mut self, now: Instant) {
-        if let Some(plain) = self.plain.as_mut().filter(|plain| plain.confirmer.answers_pings().is_none()) {
+        if let Some(plain) = self.peer.plain_mut().filter(|plain| plain.confirmer.answers_pings().is_none()) {
             plain.confirmer.expect_no_pongs();
             self.events.push_back(Event::PingsUnanswered);
             self.close_plain_if_done(now);
@@ -99,7 +100,7 @@ impl Client {
 
     /// Whether the heartbeat's verdict is none, as this peer has never answered a Ping.
     pub(super) fn is_spared(&mut self, now: Instant, evidence: Evidence) -> bool {
-        let (Some(plain), Some(attached)) = (&self.plain, &mut self.attached) else { return false };
+        let (Peer::Plain(plain), Some(attached)) = (&self.peer, &mut self.attached) else { return false };
         if evidence == Evidence::Stalled {
             return false;
         }

@@ -19,7 +19,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Attached, Client, Plain, Pulse};
+use super::peer::{Peer, Plain};
+use super::{Attached, Client, Pulse};
+use crate::session::ClientSession;
 
 /// What is known of the writes on the attached connection.
 #[derive(Debug, Default)]
@@ -56,17 +58,17 @@ impl Client {
     /// When what was written has been unacknowledged for long enough to probe for it.
     pub(super) fn unproven_at(&self) -> Option<Instant> {
         let attached = self.attached.as_ref()?;
-        let since = match &self.plain {
+        let since = match &self.peer {
             // A Pong may stand unread behind what the application does not take.
-            Some(_) if !self.config.probes_unconfirmed || !self.wants_input() => return None,
-            Some(plain) => plain.unconfirmed_since(attached)?,
-            None => self.unacknowledged_since(attached)?,
+            Peer::Plain(_) if !self.config.probes_unconfirmed || !self.wants_input() => return None,
+            Peer::Plain(plain) => plain.unconfirmed_since(attached)?,
+            Peer::Session(session) => unacknowledged_since(session, attached)?,
         };
-        let (heard, patience) = match &attached.pulse {
-            Pulse::Watched(watch) => (watch.heard(), watch.patience()),
-            Pulse::Driven(beat, _) => (attached.signs.heard().unwrap_or(since), beat.patience()),
+        let (last_bytes, patience) = match &attached.pulse {
+            Pulse::Watched(watch) => (watch.last_bytes(), watch.patience()),
+            Pulse::Driven(beat, _) => (attached.signs.last_bytes().unwrap_or(since), beat.patience()),
         };
-        Some(since.max(heard) + patience)
+        Some(since.max(last_bytes) + patience)
     }
 
     /// Probes for what was written, if that is due.
@@ -100,13 +102,13 @@ impl Client {
             watch.allow(Duration::ZERO);
         }
     }
+}
 
-    fn unacknowledged_since(&self, attached: &Attached) -> Option<Instant> {
-        let known = self.session.acknowledged().max(attached.unproven.proven);
-        // While an attempt is pending nothing is written to the attached connection.
-        let is_unproven = self.session.wrote()? > known && self.session.pending().is_none();
-        attached.unproven.since.filter(|_| is_unproven)
-    }
+fn unacknowledged_since(session: &ClientSession, attached: &Attached) -> Option<Instant> {
+    let known = session.acknowledged().max(attached.unproven.proven);
+    // While an attempt is pending nothing is written to the attached connection.
+    let is_unproven = session.wrote()? > known && session.pending().is_none();
+    attached.unproven.since.filter(|_| is_unproven)
 }
 
 impl Plain {

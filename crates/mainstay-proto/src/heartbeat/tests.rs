@@ -241,7 +241,7 @@ fn a_peer_that_sends_and_takes_nothing_is_dead_after_24_deadlines() {
             break evidence;
         }
     };
-    assert_eq!((verdict, rig.now), (Evidence::Stalled, made + SHORTEST_DEADLINE * TAKES_NOTHING));
+    assert_eq!((verdict, rig.now), (Evidence::Stalled, made + SHORTEST_DEADLINE * STALL_CAP));
 }
 
 #[test]
@@ -284,9 +284,9 @@ fn silence_after_bytes_is_judged_one_deadline_after_the_last() {
     let (mut rig, _) = Rig::probed(INTERVAL);
     rig.pass(4 * SECOND);
     rig.beat.handle_bytes(rig.now);
-    let heard = rig.now;
+    let last_bytes = rig.now;
     assert_eq!(rig.next(), Action::Drain);
-    assert_eq!(rig.now, heard + SHORTEST_DEADLINE);
+    assert_eq!(rig.now, last_bytes + SHORTEST_DEADLINE);
     assert_eq!(rig.next(), Action::Dead(Evidence::Silent));
 }
 
@@ -506,12 +506,12 @@ fn next(watch: &mut Watch, now: &mut Instant) -> Action {
 fn a_client_waits_two_announced_intervals_and_five_seconds_after_the_last_byte() {
     let mut now = origin();
     let mut watch = Watch::new(now, INTERVAL);
-    let heard = now + 10 * SECOND;
-    watch.handle_bytes(heard);
-    assert_eq!(watch.handle_timeout(heard + 54 * SECOND), None);
+    let last_bytes = now + 10 * SECOND;
+    watch.handle_bytes(last_bytes);
+    assert_eq!(watch.handle_timeout(last_bytes + 54 * SECOND), None);
     assert_eq!(next(&mut watch, &mut now), Action::Drain);
     assert_eq!(next(&mut watch, &mut now), Action::Dead(Evidence::Silent));
-    assert_eq!(now, heard + 55 * SECOND);
+    assert_eq!(now, last_bytes + 55 * SECOND);
 }
 
 #[test]

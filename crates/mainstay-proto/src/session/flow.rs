@@ -8,7 +8,6 @@
 //! Not here: who may attach ([`registry`](super::registry)), what an attach does to either end
 //! ([`server`](super::server), [`client`](super::client)).
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::error::SessionError;
@@ -16,7 +15,7 @@ use super::inbox::{Delivery, Inbox};
 use super::message::{Beat, Control, GapCause, Message, Window};
 use super::outbox::{Next, Outbox};
 use super::transmit::Transmit;
-use crate::planted::{Rule, turned_back};
+use crate::queue::ByteQueue;
 
 /// One connection's position in each direction: the number last written and last read there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -25,41 +24,30 @@ pub(super) struct Lane {
     pub(super) read: u64,
 }
 
-/// Messages outside the stream that wait for a slow connection, or for a slow application. The newest
-/// are worth most. One word while there are none.
+/// Messages outside the stream that wait for a slow connection, or for a slow application. The newest are worth most. One
+/// word while there are none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(crate) struct Volatiles(Option<Box<Waiting>>);
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-struct Waiting {
-    queue: VecDeque<Message>,
-    bytes: u64,
-}
+pub(crate) struct Volatiles(Option<Box<ByteQueue<Message>>>);
 
 impl Volatiles {
-    /// Appends; of more than `limit` the oldest go.
+    /// Appends a message and drops the oldest above `limit`.
     pub(crate) fn push(&mut self, message: Message, limit: Window) {
-        let Waiting { queue, bytes } = &mut **self.0.get_or_insert_default();
-        *bytes += message.len() as u64;
-        queue.push_back(message);
-        while queue.len() as u64 > limit.messages || (queue.len() > 1 && *bytes > limit.bytes) {
-            *bytes -= queue.pop_front().map_or(0, |oldest| oldest.len() as u64);
-        }
+        self.0.get_or_insert_default().push_dropping_oldest(message, limit);
     }
 
+    /// Removes the oldest message.
     pub(crate) fn pop(&mut self) -> Option<Message> {
-        let Waiting { queue, bytes } = &mut **self.0.as_mut()?;
-        let message = queue.pop_front();
-        *bytes -= message.as_ref().map_or(0, |message| message.len() as u64);
-        if queue.is_empty() {
+        let queue = self.0.as_mut()?;
+        let message = queue.pop();
+        if queue.items().is_empty() {
             self.0 = None;
         }
         message
     }
 
-    /// Payload bytes of all.
+    /// The payload bytes of all messages.
     pub(crate) fn bytes(&self) -> u64 {
-        self.0.as_ref().map_or(0, |waiting| waiting.bytes)
+        self.0.as_ref().map_or(0, |queue| queue.bytes())
     }
 
     pub(super) fn transmit(&mut self) -> Option<Transmit> {
@@ -112,9 +100,7 @@ impl Flow {
 
     /// Reads a numbered message. What was taken before moves the position and is dropped.
     pub(super) fn read_message(&mut self, lane: &mut Lane, message: Message) -> Result<(), SessionError> {
-        let by_acknowledged = turned_back(Rule::RepetitionIsJudgedByReceived);
-        let known = if by_acknowledged { self.inbox.acknowledged() } else { self.inbox.received() };
-        if lane.read + 1 > known {
+        if lane.read + 1 > self.inbox.received() {
             self.inbox.take(message)?;
         }
         lane.read += 1;
@@ -156,10 +142,8 @@ impl Flow {
 
     /// Compares positions, then takes the acknowledgement.
     pub(super) fn read_pong(&mut self, lane: &Lane, beat: Beat) -> Result<(), SessionError> {
-        let by_session = turned_back(Rule::PingIsComparedWithThePosition);
-        let read = if by_session { self.inbox.acknowledged() } else { lane.read };
-        if beat.sent != read {
-            return Err(SessionError::PositionMismatch { sent: beat.sent, read });
+        if beat.sent != lane.read {
+            return Err(SessionError::PositionMismatch { sent: beat.sent, read: lane.read });
         }
         self.outbox.acknowledge(beat.acknowledged)
     }
@@ -189,8 +173,7 @@ impl Flow {
     }
 
     fn beat(&mut self, nonce: u64, lane: &Lane) -> Beat {
-        let sent = if turned_back(Rule::SentInPingIsThePosition) { self.outbox.last() } else { lane.wrote };
-        Beat { nonce, sent, acknowledged: self.inbox.ack() }
+        Beat { nonce, sent: lane.wrote, acknowledged: self.inbox.ack() }
     }
 
     /// The next numbered message for this lane, if the peer's window has room.
@@ -203,7 +186,7 @@ impl Flow {
                 (Transmit::control(&gap), last)
             }
         };
-        lane.wrote = if turned_back(Rule::GapTakesOverNumbers) { lane.wrote + 1 } else { last };
+        lane.wrote = last;
         self.outbox.note_written(lane.wrote);
         Some(transmit)
     }
@@ -220,26 +203,5 @@ impl Flow {
     /// Everything sent was acknowledged.
     pub(super) fn is_flushed(&self) -> bool {
         self.outbox.acknowledged() == self.outbox.last()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_too_many_volatile_messages_the_oldest_go() {
-        let mut volatiles = Volatiles::default();
-        for text in ["old", "newer", "newest"] {
-            volatiles.push(Message::text(text), Window { messages: 2, bytes: 100 });
-        }
-        let left: Vec<_> = std::iter::from_fn(|| volatiles.pop()).collect();
-        assert_eq!(left, ["newer", "newest"].map(Message::text));
-        for text in ["old", "newer", "larger than ten bytes"] {
-            volatiles.push(Message::text(text), Window { messages: 8, bytes: 10 });
-        }
-        assert_eq!(volatiles.pop(), Some(Message::text("larger than ten bytes")), "one always fits");
-        volatiles.push(Message::text("none"), Window { messages: 0, bytes: 10 });
-        assert_eq!(volatiles.pop(), None);
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::error::SessionError;
 use super::message::{GapCause, Message, Window};
-use super::queue::{append, take_first};
+use crate::queue::{ByteQueue, Counted};
 
 /// Acknowledge at the latest after this many messages.
 const ACK_MESSAGES: u64 = 32;
@@ -46,14 +46,12 @@ pub enum Delivery {
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Inbox {
-    queue: VecDeque<Queued>,
+    queue: ByteQueue<Queued>,
     received: u64,
     delivered: u64,
     acknowledged: u64,
     /// Payload bytes of what was taken and is not received.
     open_bytes: u64,
-    /// Payload bytes that were taken and are not handed.
-    queued_bytes: u64,
     /// What was handed and is not received (manual mode only).
     unacknowledged: VecDeque<Unacknowledged>,
     window: Window,
@@ -74,6 +72,12 @@ struct Queued {
     number: u64,
 }
 
+impl Counted for Queued {
+    fn bytes(&self) -> u64 {
+        self.delivery.bytes()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Unacknowledged {
     /// The last number that it covers.
@@ -85,12 +89,11 @@ struct Unacknowledged {
 impl Inbox {
     pub(super) fn new(window: Window, manual: bool) -> Self {
         Self {
-            queue: VecDeque::new(),
+            queue: ByteQueue::default(),
             received: 0,
             delivered: 0,
             acknowledged: 0,
             open_bytes: 0,
-            queued_bytes: 0,
             unacknowledged: VecDeque::new(),
             window,
             manual,
@@ -109,9 +112,8 @@ impl Inbox {
             return Err(SessionError::WindowExceeded);
         }
         self.open_bytes += length;
-        self.queued_bytes += length;
         self.received += 1;
-        append(&mut self.queue, Queued { delivery: Delivery::Message(message), number: self.received });
+        self.queue.push(Queued { delivery: Delivery::Message(message), number: self.received });
         Ok(())
     }
 
@@ -127,30 +129,27 @@ impl Inbox {
         }
         let (first, count) = (self.received + 1, last - self.received);
         self.received = last;
-        self.queue.push_back(Queued { delivery: Delivery::Gap { first, count, cause }, number: last });
+        self.queue.push(Queued { delivery: Delivery::Gap { first, count, cause }, number: last });
         Ok(())
     }
 
     /// Takes a mark that stands behind what was taken last. Marks that meet are one: no peer fills the queue with them.
     pub(super) fn take_replaced(&mut self, count: u64) {
-        match self.queue.back_mut() {
+        match self.queue.newest_mut() {
             Some(Queued { delivery: Delivery::Replaced { count: before }, .. }) => *before = count,
-            _ => {
-                self.queue.push_back(Queued { delivery: Delivery::Replaced { count }, number: self.received })
-            }
+            _ => self.queue.push(Queued { delivery: Delivery::Replaced { count }, number: self.received }),
         }
     }
 
     /// Hands over the next in order. From here on it counts as handed, whatever becomes of it.
     pub(super) fn deliver(&mut self, now: Instant) -> Option<Delivery> {
-        let Queued { delivery, number } = take_first(&mut self.queue)?;
+        let Queued { delivery, number } = self.queue.pop()?;
         self.delivered = number;
         let length = match &delivery {
             Delivery::Message(message) => Some(message.len() as u64),
             Delivery::Gap { .. } => None,
             Delivery::Replaced { .. } => return Some(delivery),
         };
-        self.queued_bytes -= length.unwrap_or(0);
         if self.manual {
             self.unacknowledged.push_back(Unacknowledged { number, length });
         } else {
@@ -241,18 +240,17 @@ impl Inbox {
 
     /// Forgets what was taken and not handed over: the session is over.
     pub(super) fn discard_queue(&mut self) {
-        self.queue = VecDeque::new();
-        self.queued_bytes = 0;
+        self.queue = ByteQueue::default();
     }
 
     /// Payload bytes of what waits to be handed over.
     pub(super) fn queued_bytes(&self) -> u64 {
-        self.queued_bytes
+        self.queue.bytes()
     }
 
     /// What waits to be handed over.
     pub(super) fn len(&self) -> usize {
-        self.queue.len()
+        self.queue.items().len()
     }
 
     pub(super) fn received(&self) -> u64 {
@@ -268,7 +266,7 @@ impl Inbox {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.items().is_empty()
     }
 
     pub(super) fn window(&self) -> Window {

@@ -10,6 +10,7 @@
 //! Source: `docs/PROTOCOL.md`.
 
 pub mod client;
+mod codec;
 pub mod end;
 mod error;
 mod flow;
@@ -19,14 +20,13 @@ pub mod message;
 mod names;
 mod outbox;
 pub mod plain;
-mod queue;
 pub mod registry;
 mod replaced;
 pub mod server;
 mod transmit;
 mod wire;
 
-pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate};
+pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate, LostMessages};
 pub use end::{End, EndCause};
 pub use error::{Malformed, SessionError};
 pub use flow::FlowConfig;

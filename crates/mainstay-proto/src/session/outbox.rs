@@ -18,8 +18,7 @@ use std::collections::VecDeque;
 
 use super::error::SessionError;
 use super::message::{Message, Window};
-use super::queue::{append, take_first};
-use crate::planted::{Rule, turned_back};
+use crate::queue::{append, take_first};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -241,8 +240,7 @@ impl Outbox {
 
     /// Frees what is acknowledged and behind every position in use.
     pub(super) fn trim(&mut self, lowest_position: u64) {
-        let early = turned_back(Rule::AcknowledgedIsKeptUntilWritten);
-        let floor = if early { self.acknowledged } else { self.acknowledged.min(lowest_position) };
+        let floor = self.acknowledged.min(lowest_position);
         while let Some(first) = self.items.front().filter(|item| item.last <= floor) {
             (self.base, self.base_bytes) = (first.last, first.bytes);
             take_first(&mut self.items);

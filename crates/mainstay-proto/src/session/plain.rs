@@ -5,7 +5,6 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Plain peers".
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,28 +13,28 @@ use rand::rngs::StdRng;
 
 use super::end::{self, EndCause};
 use super::lifetime::{self, Leave, Lifetime};
-use super::message::Message;
-use super::queue::{append, take_first};
+use super::message::{Message, Window};
 use super::server::ServerConfig;
 use super::transmit::Transmit;
 use super::{ABORT_TIMEOUT, CLOSE_TIMEOUT};
 use crate::budget::{Held, held};
+use crate::forward::Forward;
 use crate::heartbeat::{Action, Heartbeat};
+use crate::queue::ByteQueue;
 use crate::ws::CloseCode;
 
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct PlainSession {
     config: Arc<ServerConfig>,
-    outbox: VecDeque<Message>,
-    outbox_bytes: u64,
-    inbox: VecDeque<Message>,
-    inbox_bytes: u64,
+    outbox: ByteQueue<Message>,
+    inbox: ByteQueue<Message>,
     heartbeat: Heartbeat,
     lifetime: Option<Box<Lifetime>>,
     /// The nonce of a probe that waits to be polled; they stay below 2^32.
     ping: Option<u32>,
     end: End,
+    forward: Forward,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,21 +91,20 @@ impl PlainSession {
             heartbeat: Heartbeat::new(now, &config.heartbeat, &mut rng),
             lifetime: Lifetime::new(now, &config.lifetime, &mut rng),
             config,
-            outbox: VecDeque::new(),
-            outbox_bytes: 0,
-            inbox: VecDeque::new(),
-            inbox_bytes: 0,
+            outbox: ByteQueue::default(),
+            inbox: ByteQueue::default(),
             ping: None,
             end: End::Open,
+            forward: Forward::default(),
         }
     }
 
     /// A message arrived, in bytes that [`handle_bytes`](Self::handle_bytes) was told of.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
+        self.forward.check(now);
         self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
         if self.end == End::Open {
-            self.inbox_bytes += message.len() as u64;
-            append(&mut self.inbox, message);
+            self.inbox.push(message);
         }
     }
 
@@ -114,12 +112,12 @@ impl PlainSession {
     /// counts as bytes that arrived: report it with [`handle_bytes`](Self::handle_bytes).
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        let window = self.config.flow.accept;
-        (self.inbox.len() as u64) < window.messages && self.inbox_bytes < window.bytes
+        self.inbox.is_below(self.config.flow.accept)
     }
 
     /// Any bytes arrived, or were left unread because [`wants_input`](Self::wants_input) says so.
     pub fn handle_bytes(&mut self, now: Instant) {
+        self.forward.check(now);
         if self.wants_input() {
             self.heartbeat.handle_bytes(now);
         } else {
@@ -129,12 +127,14 @@ impl PlainSession {
 
     /// A Pong arrived.
     pub fn handle_pong(&mut self, now: Instant, payload: &[u8]) -> Option<Duration> {
+        self.forward.check(now);
         let nonce = payload.try_into().map(u64::from_be_bytes).ok()?;
         self.heartbeat.handle_pong(now, nonce)
     }
 
     /// Everything transmitted has left the process.
     pub fn handle_flushed(&mut self, now: Instant) {
+        self.forward.check(now);
         // A probe that was not even polled has not left.
         if self.ping.is_none() {
             self.heartbeat.handle_flushed(now);
@@ -144,6 +144,7 @@ impl PlainSession {
 
     /// The socket took some of what was transmitted, but not all.
     pub fn handle_write_progress(&mut self, now: Instant) {
+        self.forward.check(now);
         self.heartbeat.handle_write_progress(now);
         self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_progress(now));
     }
@@ -185,7 +186,7 @@ impl PlainSession {
     /// waiting. The end that closes hands over nothing more.
     #[must_use]
     pub fn delivers(&self) -> bool {
-        self.end == End::Open || !self.inbox.is_empty()
+        self.end == End::Open || !self.inbox.items().is_empty()
     }
 
     /// What no connection took, in order, once the session is over or aborted. What was written may have arrived or not. Empty
@@ -194,8 +195,7 @@ impl PlainSession {
         if !self.is_final() {
             return Vec::new();
         }
-        self.outbox_bytes = 0;
-        std::mem::take(&mut self.outbox).into()
+        self.outbox.take().into()
     }
 
     /// The connection is gone, and the session with it.
@@ -204,7 +204,7 @@ impl PlainSession {
             End::Open => End::Closed(None),
             End::Closing(closing) => {
                 if closing.forgets {
-                    (self.outbox, self.outbox_bytes) = (VecDeque::new(), 0);
+                    self.outbox = ByteQueue::default();
                 }
                 End::Closed(Some(Box::new(closing.end())))
             }
@@ -228,8 +228,7 @@ impl PlainSession {
         if self.end != End::Open || !self.has_room_within(message.len(), room) {
             return Err(message);
         }
-        self.outbox_bytes += message.len() as u64;
-        append(&mut self.outbox, message);
+        self.outbox.push(message);
         Ok(())
     }
 
@@ -241,36 +240,32 @@ impl PlainSession {
 
     fn has_room_within(&self, length: usize, room: u64) -> bool {
         let window = self.config.flow.keep;
-        self.outbox.is_empty()
-            || ((self.outbox.len() as u64) < window.messages
-                && self.outbox_bytes + length as u64 <= window.bytes.min(room))
+        self.outbox.has_room(length, Window { bytes: window.bytes.min(room), ..window })
     }
 
     /// The next message for the application.
     pub fn deliver(&mut self) -> Option<Message> {
-        let message = take_first(&mut self.inbox)?;
-        self.inbox_bytes -= message.len() as u64;
-        Some(message)
+        self.inbox.pop()
     }
 
     /// Payload bytes that wait to be written.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
-        self.outbox_bytes
+        self.outbox.bytes()
     }
 
     /// Payload bytes that came from the peer and wait for the application.
     #[must_use]
     pub fn unread_bytes(&self) -> u64 {
-        self.inbox_bytes
+        self.inbox.bytes()
     }
 
     /// What is kept, with what each message costs beside its payload.
     #[must_use]
     pub fn held(&self) -> Held {
         Held {
-            unread: held(self.inbox_bytes, self.inbox.len()),
-            kept: held(self.outbox_bytes, self.outbox.len()),
+            unread: held(self.inbox.bytes(), self.inbox.items().len()),
+            kept: held(self.outbox.bytes(), self.outbox.items().len()),
         }
     }
 
@@ -282,6 +277,7 @@ impl PlainSession {
 
     /// As [`close`](Self::close), for a cause that the application is to see in [`end`](Self::end).
     pub fn close_for(&mut self, now: Instant, cause: EndCause, code: CloseCode, reason: &str) {
+        self.forward.check(now);
         if self.end == End::Open {
             let closing = Closing::new(cause, code, reason, now + CLOSE_TIMEOUT);
             self.end = End::Closing(Box::new(closing));
@@ -292,6 +288,7 @@ impl PlainSession {
     /// Ends now: what was not written yet is not written, the Close is, if the peer takes it within a second.
     /// [`take_undelivered`](Self::take_undelivered) has the rest.
     pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        self.forward.check(now);
         let until = now + ABORT_TIMEOUT;
         match &mut self.end {
             End::Open => {
@@ -319,7 +316,7 @@ impl PlainSession {
     }
 
     fn stop_delivering(&mut self) {
-        (self.inbox, self.inbox_bytes) = (VecDeque::new(), 0);
+        self.inbox = ByteQueue::default();
     }
 
     /// The next thing to write.
@@ -335,9 +332,8 @@ impl PlainSession {
             return Some(Transmit::Ping(nonce.into()));
         }
         if !self.is_aborted()
-            && let Some(message) = take_first(&mut self.outbox)
+            && let Some(message) = self.outbox.pop()
         {
-            self.outbox_bytes -= message.len() as u64;
             self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_writing());
             return Some(Transmit::Message(message));
         }
@@ -357,6 +353,7 @@ impl PlainSession {
     /// Does what is due. Call it until it returns `None`. [`Action::NotListening`] asks for nothing: a
     /// connection that is dropped cannot be resumed, and a peer that sends bytes is alive.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
+        self.forward.check(now);
         if matches!(self.end, End::Dead(_) | End::Closed(_)) {
             return None;
         }
@@ -405,7 +402,7 @@ impl PlainSession {
         let (end, forgets) = (closing.end(), closing.forgets);
         self.end = End::Dead(Some(Box::new(end)));
         if forgets {
-            (self.outbox, self.outbox_bytes) = (VecDeque::new(), 0);
+            self.outbox = ByteQueue::default();
         }
     }
 

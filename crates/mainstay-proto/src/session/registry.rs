@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 
 use super::message::{Account, Control, Delay, Hello, Instance, LossCause, ResumeToken};
 use super::names::{Name, Presenter, Secrets};
-use super::server::{Attach, Fenced, Identity, Remains, ServerConfig, ServerSession};
+use super::server::{Attach, Attempt, Fenced, FinalCounts, Identity, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
 use crate::admission::Source;
-use crate::planted::{Rule, turned_back};
 use crate::ws::CloseCode;
 
 /// Where live sessions are kept, and how one is borrowed.
@@ -107,11 +106,11 @@ enum Entry<H> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Tombstone {
     names: Vec<Name>,
-    remains: Remains,
+    final_counts: FinalCounts,
     buried: Instant,
     /// Who got the account: it may send again what was not delivered. A copy of it, which holds the
     /// same messages, gets none.
-    told: Option<Instance>,
+    reported_to: Option<Instance>,
 }
 
 /// What a HELLO came to.
@@ -250,13 +249,13 @@ impl<H: Clone> Registry<H> {
         self.bury_if_over(now, presented, sessions);
         match self.names.get(&presented).cloned() {
             None => Resumed::Lost(None),
-            Some(Entry::Tombstone(number)) => match self.tombstone(number).map(|t| t.remains) {
-                Some(remains) if remains.ended.is_some() => {
-                    Resumed::Answer(refuse_ended(remains, acknowledged))
+            Some(Entry::Tombstone(number)) => match self.tombstone(number).map(|t| t.final_counts) {
+                Some(final_counts) if final_counts.ended.is_some() => {
+                    Resumed::Answer(refuse_ended(final_counts, acknowledged))
                 }
-                Some(remains) => {
-                    let first = self.tells(number, hello.instance);
-                    Resumed::Lost(first.then(|| account_of(remains, acknowledged)))
+                Some(final_counts) => {
+                    let first = self.may_have_account(number, hello.instance);
+                    Resumed::Lost(first.then(|| account_of(final_counts, acknowledged)))
                 }
                 None => Resumed::Lost(None),
             },
@@ -264,7 +263,7 @@ impl<H: Clone> Registry<H> {
                 let (token, name) = self.new_token(who);
                 let seed = Self::connection_seed(connection);
                 let attach = sessions.with(&handle, |session| {
-                    session.attach_by_token(now, connection, hello, presented, (token, name), seed)
+                    session.attach_by_token(now, Attempt { connection, hello, token, name, seed }, presented)
                 });
                 match attach {
                     Attach::Done { fenced, dropped } => {
@@ -279,8 +278,8 @@ impl<H: Clone> Registry<H> {
                     }
                     Attach::Stale => Resumed::Answer(refuse(RefuseReason::Stale, None)),
                     Attach::Ending { .. } => {
-                        let remains = sessions.with(&handle, |session| session.remains());
-                        Resumed::Answer(refuse_ended(remains, acknowledged))
+                        let final_counts = sessions.with(&handle, |session| session.final_counts());
+                        Resumed::Answer(refuse_ended(final_counts, acknowledged))
                     }
                     Attach::NotYours | Attach::Contradiction => Resumed::Lost(None),
                 }
@@ -301,11 +300,11 @@ impl<H: Clone> Registry<H> {
         let key = who.name(&hello.key.0);
         let lost = hello.resume.is_some();
         self.bury_if_over(now, key, sessions);
-        let found = self.names.get(&key).filter(|_| !turned_back(Rule::OneKeyOneSession)).cloned();
+        let found = self.names.get(&key).cloned();
         let mut evicted = None;
         let (handle, created) = match found {
             Some(Entry::Tombstone(number)) => {
-                let account = self.tombstone(number).map(|t| account_of(t.remains, 0));
+                let account = self.tombstone(number).map(|t| account_of(t.final_counts, 0));
                 return refuse(RefuseReason::KeyUsed, account);
             }
             Some(Entry::Live(handle)) => (handle, false),
@@ -333,8 +332,9 @@ impl<H: Clone> Registry<H> {
         };
         let (token, name) = self.new_token(who);
         let seed = Self::connection_seed(connection);
-        let attach = sessions
-            .with(&handle, |session| session.attach_by_key(now, connection, hello, (token, name), seed));
+        let attach = sessions.with(&handle, |session| {
+            session.attach_by_key(now, Attempt { connection, hello, token, name, seed })
+        });
         match attach {
             Attach::Done { fenced, dropped } => {
                 self.rename(&handle, name, dropped);
@@ -344,10 +344,12 @@ impl<H: Clone> Registry<H> {
                 Answer::Attached { session: handle, created, lost, evicted, fenced }
             }
             Attach::Stale => refuse(RefuseReason::Stale, None),
-            Attach::Ending { .. } => refuse_ended(sessions.with(&handle, |session| session.remains()), 0),
+            Attach::Ending { .. } => {
+                refuse_ended(sessions.with(&handle, |session| session.final_counts()), 0)
+            }
             Attach::NotYours | Attach::Contradiction => {
-                let remains = sessions.with(&handle, |session| session.remains());
-                refuse(RefuseReason::KeyUsed, Some(account_of(remains, 0)))
+                let final_counts = sessions.with(&handle, |session| session.final_counts());
+                refuse(RefuseReason::KeyUsed, Some(account_of(final_counts, 0)))
             }
         }
     }
@@ -418,11 +420,11 @@ impl<H: Clone> Registry<H> {
     }
 
     /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every
-    /// session whose [`is_closed`](ServerSession::is_closed) is set, before dropping it. Does nothing else.
+    /// session whose [`closed`](ServerSession::closed) is set, before dropping it. Does nothing else.
     pub fn bury(&mut self, now: Instant, session: &ServerSession) {
         // A tombstone may be forgotten by now: that leaves no name, and must not be taken for a session.
         let is_live = matches!(self.names.get(&session.key), Some(Entry::Live(_)));
-        if session.is_closed().is_none() || !is_live {
+        if session.closed().is_none() || !is_live {
             return;
         }
         self.forget_old(now);
@@ -435,10 +437,12 @@ impl<H: Clone> Registry<H> {
         for name in &names {
             self.names.insert(*name, Entry::Tombstone(number));
         }
-        if turned_back(Rule::TombstoneHasAllNames) {
-            names.iter().rev().skip(1).for_each(|name| drop(self.names.remove(name)));
-        }
-        self.tombstones.push_back(Tombstone { names, remains: session.remains(), buried: now, told: None });
+        self.tombstones.push_back(Tombstone {
+            names,
+            final_counts: session.final_counts(),
+            buried: now,
+            reported_to: None,
+        });
         while self.tombstones.len() > self.config.tombstones {
             self.forget_first();
         }
@@ -474,10 +478,6 @@ impl<H: Clone> Registry<H> {
     /// Its age is counted by the client and says nothing of the time on the way, so the limit has a
     /// margin: a HELLO that is not the first (age 0) and is nearly as old as our memory is too old.
     fn may_have_lived(&self, now: Instant, key_age: Duration) -> bool {
-        let known = turned_back(Rule::OldKeyIsRefused);
-        if known || turned_back(Rule::YoungKeyIsNotRefused) {
-            return !known && !key_age.is_zero();
-        }
         !key_age.is_zero()
             && now.checked_sub(key_age).is_none_or(|made| made < self.remembers_since + HELLO_TRANSIT)
     }
@@ -488,10 +488,10 @@ impl<H: Clone> Registry<H> {
     }
 
     /// Whether `instance` may have the account: it is the first to ask, or the same again.
-    fn tells(&mut self, number: u64, instance: Instance) -> bool {
+    fn may_have_account(&mut self, number: u64, instance: Instance) -> bool {
         let index = usize::try_from(number - self.first_tombstone).ok();
         let Some(tombstone) = index.and_then(|index| self.tombstones.get_mut(index)) else { return false };
-        *tombstone.told.get_or_insert(instance) == instance || turned_back(Rule::AccountIsForOneInstance)
+        *tombstone.reported_to.get_or_insert(instance) == instance
     }
 
     fn forget_old(&mut self, now: Instant) {
@@ -541,23 +541,23 @@ fn refuse<H>(why: RefuseReason, account: Option<Account>) -> Answer<H> {
     Answer::Refused { refuse: why.with_account(account), why }
 }
 
-fn refuse_ended<H>(remains: Remains, acknowledged: u64) -> Answer<H> {
+fn refuse_ended<H>(final_counts: FinalCounts, acknowledged: u64) -> Answer<H> {
     let refuse = Control::Refuse {
-        code: remains.ended.unwrap_or_else(|| CloseCode::SESSION_ENDED.into()),
+        code: final_counts.ended.unwrap_or_else(|| CloseCode::SESSION_ENDED.into()),
         temporary: false,
         delay: Delay::default(),
-        account: Some(account_of(remains, acknowledged)),
+        account: Some(account_of(final_counts, acknowledged)),
     };
     Answer::Refused { refuse, why: RefuseReason::Ended }
 }
 
 /// `acknowledged`: what the client says it received, so that what it lacks can be counted.
-fn account_of(remains: Remains, acknowledged: u64) -> Account {
+fn account_of(final_counts: FinalCounts, acknowledged: u64) -> Account {
     Account {
-        acknowledged: remains.acknowledged,
-        delivered: remains.delivered,
+        acknowledged: final_counts.acknowledged,
+        delivered: final_counts.delivered,
         first_lost: acknowledged + 1,
-        count: remains.sent.saturating_sub(acknowledged),
-        cause: if remains.ended.is_some() { LossCause::Ended } else { remains.cause },
+        count: final_counts.sent.saturating_sub(acknowledged),
+        cause: if final_counts.ended.is_some() { LossCause::Ended } else { final_counts.cause },
     }
 }

@@ -57,7 +57,7 @@ fn a_token_in_the_hands_of_another_principal_opens_nothing() {
     pair.hello(thief, &hello);
     assert_eq!(pair.server.sessions.get(0).connection(), Some(first), "it keeps its connection");
     assert_eq!(
-        (pair.server.sessions.get(0).epoch(), pair.server.sessions.get(1).acknowledged_to_client()),
+        (pair.server.sessions.get(0).epoch(), pair.server.sessions.get(1).acknowledged_inbound()),
         (1, 0)
     );
 }
@@ -193,7 +193,7 @@ fn a_second_auth_before_the_result_and_a_result_without_auth_are_errors() {
     let first = pair.connect();
     pair.server.judges = false;
     let result = Frame::Control(Control::AuthResult { accepted: true, expires_in: SECOND });
-    let outcome = pair.client.handle_frame(pair.now, first, result);
+    let outcome = pair.client.handle_frame(first, result);
     assert_eq!(outcome, Err(SessionError::Unexpected("AUTH_RESULT")));
     let auth = Control::Auth { credentials: Credentials(Bytes::from("alice/2")) };
     pair.at_server(first, Kind::Binary, auth.encode());

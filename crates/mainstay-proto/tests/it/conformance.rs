@@ -448,8 +448,8 @@ impl End for ClientEnd {
         self.0.handle_opened(now, connection);
     }
 
-    fn read(&mut self, now: Instant, connection: ConnectionId, frame: Frame) {
-        self.0.handle_frame(now, connection, frame).unwrap();
+    fn read(&mut self, _: Instant, connection: ConnectionId, frame: Frame) {
+        self.0.handle_frame(connection, frame).unwrap();
     }
 
     fn lose(&mut self, _: Instant, connection: ConnectionId, close: Option<(u64, String)>) {
@@ -492,7 +492,7 @@ impl End for ClientEnd {
                 "unknown": fate.unknown,
                 "last": fate.last,
                 "resent": fate.resent,
-                "lost": fate.lost.map(|(first, count)| json!([first, count])),
+                "lost": fate.lost.map(|lost| json!([lost.first, lost.count])),
                 "cause": json::cause_to_json(fate.cause),
             }}),
             ClientEvent::Refused { code, temporary, .. } => {
@@ -612,7 +612,7 @@ impl End for ServerEnd {
                 self.now = due.max(self.now);
                 let session = self.sessions.get(index);
                 session.handle_timeout(self.now);
-                if session.is_closed().is_some() {
+                if session.closed().is_some() {
                     break;
                 }
                 let connection = session.connection();
@@ -649,7 +649,7 @@ impl End for ServerEnd {
         } else if let Some(passed_on) = step["renews"].as_u64() {
             session.renew(now, passed_on);
         } else if let Some(over) = step.get("over") {
-            match session.is_closed() {
+            match session.closed() {
                 Some(Closed::Ended { .. }) => assert_eq!(over, "ended"),
                 Some(Closed::Expired) => assert_eq!(over, "expired"),
                 Some(Closed::Replaced) => assert_eq!(over, "replaced"),

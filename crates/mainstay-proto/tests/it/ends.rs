@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mainstay_proto::confirm::Guarantee;
 use mainstay_proto::connect::{
-    Command, ConnectConfig, EndCause, EndsOn, Event, Incoming, Lost, Mode, Report, State,
+    Command, ConnectConfig, EndCause, EndsOn, Event, Incoming, Lost, Mode, ReasonCode, Report, State,
 };
 use mainstay_proto::session::{Control, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
@@ -36,7 +36,8 @@ fn an_abort_says_end_and_close_and_waits_for_nothing() {
     assert!(matches!(node.command(), Command::Transmit(_, Transmit::Close { .. })));
     let end = node.client.end().unwrap();
     let fate = end.fate.unwrap();
-    assert_eq!((end.cause, end.code, fate.delivered, fate.unknown), (EndCause::Aborted, Some(4000), 1, 2));
+    let code = CloseCode::new(4000).map(ReasonCode::Close);
+    assert_eq!((end.cause, end.code, fate.delivered, fate.unknown), (EndCause::Aborted, code, 1, 2));
     assert_eq!(node.client.take_undelivered(), ["b"].map(Message::text));
     assert_eq!(node.client.take_undelivered(), []);
     assert_eq!(node.client.send(Message::text("c")), Err(Message::text("c")));
@@ -51,7 +52,7 @@ fn an_abort_of_a_link_closes_and_tells_what_became_of_each_message() {
     let code = CloseCode::new(4000).unwrap();
     let close = Transmit::Close { code, reason: "kicked".into() };
     assert_eq!(node.command(), Command::Transmit(connection, close));
-    assert_eq!(node.event(), Event::Report(Report::Unknown(1, 1)));
+    assert_eq!(node.event(), Event::Report(Report::Unknown(1..=1)));
     assert_eq!(cause(&node), Some(EndCause::Aborted));
     assert_eq!(node.client.take_undelivered(), ["a"].map(Message::text));
     assert_eq!(node.client.deliver(node.now), None, "nothing is handed over any more");
@@ -111,12 +112,12 @@ fn a_link_that_reads_while_closing_hands_over_until_its_end() {
 
 #[test]
 fn each_kind_of_end_is_told_apart() {
-    let refused = || Lost::Refused { status: Some(403), reason: "no".into() };
+    let refused = || Lost::Refused { status: Some(http::StatusCode::FORBIDDEN), reason: "no".into() };
     let once = || ConnectConfig { once: true, ..ConnectConfig::default() };
     let check = |config: ConnectConfig, why: Lost, expected: EndCause| {
         let mut node = Node::new(config);
         let connection = node.dialled();
-        if !matches!(why, Lost::Refused { .. } | Lost::Unreachable(_)) {
+        if !matches!(why, Lost::Refused { .. } | Lost::NotOpened(_)) {
             node.open(connection, Mode::Plain);
         }
         node.lose(connection, why.clone());

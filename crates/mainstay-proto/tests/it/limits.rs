@@ -7,8 +7,8 @@ use mainstay_proto::admission::Source;
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::message::{Delay, LossCause};
 use mainstay_proto::session::{
-    Answer, ClientConfig, ClientEvent, Closed, Control, Frame, Message, RefuseReason, RegistryConfig,
-    ServerConfig, ServerSession, SessionError, Transmit, Window,
+    Answer, ClientConfig, ClientEvent, Closed, Control, Frame, LostMessages, Message, RefuseReason,
+    RegistryConfig, ServerConfig, ServerSession, SessionError, Transmit, Window,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -163,11 +163,7 @@ fn volatile_messages_wait_for_nobody() {
     pair.run();
     assert_eq!(pair.session().deliver_volatile(), Some(Message::text("whatever")));
     assert_eq!(pair.session().deliver_volatile(), None);
-    assert_eq!(
-        (pair.client.last_sent(), pair.session().acknowledged_to_client()),
-        (0, 0),
-        "it has no number"
-    );
+    assert_eq!((pair.client.last_sent(), pair.session().acknowledged_inbound()), (0, 0), "it has no number");
     let volatile = ClientEvent::Volatile(Message::text("now"));
     assert_eq!(pair.events.iter().filter(|event| **event == volatile).count(), 1);
     pair.cut(first);
@@ -315,7 +311,7 @@ fn a_newcomer_takes_the_place_of_who_has_been_away_for_the_longest() {
         let connection = pair.wire();
         let answer = pair.hello(connection, &stranger(number));
         assert!(matches!(answer, Answer::Attached { created: true, evicted: Some(_), .. }), "{answer:?}");
-        let left = [0, 1, 2].map(|index| pair.server.sessions.get(index).is_closed().is_none());
+        let left = [0, 1, 2].map(|index| pair.server.sessions.get(index).closed().is_none());
         assert_eq!(left, is_left, "the one that is attached stays, of the others the older goes first");
     }
     // Whoever has lost its session so is told what became of it, and everybody who is there keeps theirs.
@@ -323,7 +319,7 @@ fn a_newcomer_takes_the_place_of_who_has_been_away_for_the_longest() {
     pair.wait(10 * SECOND);
     let connection = pair.wire();
     pair.hello(connection, &stranger(5));
-    assert_eq!(pair.server.sessions.get(0).is_closed(), Some(Closed::Evicted));
+    assert_eq!(pair.server.sessions.get(0).closed(), Some(Closed::Evicted));
     pair.cut_at_server(connection);
     pair.wait(10 * SECOND);
     pair.connect();
@@ -343,9 +339,7 @@ fn opens_and_leaves(pair: &mut Pair, number: u8, address: &str) {
 }
 
 fn left(pair: &mut Pair) -> Vec<bool> {
-    (0..pair.server.sessions.len())
-        .map(|index| pair.server.sessions.get(index).is_closed().is_none())
-        .collect()
+    (0..pair.server.sessions.len()).map(|index| pair.server.sessions.get(index).closed().is_none()).collect()
 }
 
 #[test]
@@ -517,7 +511,7 @@ fn reading_an_account_does_not_use_it_up() {
     pair.connect();
     assert_eq!(
         pair.gaps().first().map(|fate| (fate.lost, fate.cause)),
-        Some((Some((1, 1)), LossCause::Expired))
+        Some((Some(LostMessages { first: 1, count: 1 }), LossCause::Expired))
     );
 }
 
@@ -541,16 +535,16 @@ fn a_retired_session_is_over_once_it_has_no_connection() {
     pair.client_sends("a");
     pair.session().retire();
     pair.run();
-    assert_eq!(pair.session().is_closed(), None, "its connection goes on");
-    assert_eq!(pair.session().acknowledged_to_client(), 1);
+    assert_eq!(pair.session().closed(), None, "its connection goes on");
+    assert_eq!(pair.session().acknowledged_inbound(), 1);
     pair.cut(first);
-    assert_eq!(pair.session().is_closed(), Some(Closed::Evicted));
+    assert_eq!(pair.session().closed(), Some(Closed::Evicted));
 
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.cut(first);
     pair.session().retire();
-    assert_eq!(pair.session().is_closed(), Some(Closed::Evicted), "nobody can come back for it");
+    assert_eq!(pair.session().closed(), Some(Closed::Evicted), "nobody can come back for it");
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! The client towards a plain peer.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use mainstay_proto::connect::{Client, Command, ConnectConfig, EndsOn, Event, Incoming, Lost, Mode, Report};
+use mainstay_proto::connect::{
+    Client, Command, ConnectConfig, EndsOn, Event, Incoming, Lost, Mode, ReasonCode, Report,
+};
 use mainstay_proto::session::{ConnectionId, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
 
@@ -11,6 +14,8 @@ const SECOND: Duration = Duration::from_secs(1);
 struct Link {
     client: Client,
     now: Instant,
+    commands: VecDeque<Command>,
+    events: VecDeque<Event>,
 }
 
 impl Link {
@@ -20,10 +25,15 @@ impl Link {
     }
 
     fn with(config: ConnectConfig) -> Self {
-        let now = Instant::now();
-        let mut link = Self { client: Client::new(now, config, [7; 32]), now };
+        let mut link = Self::detached(config);
         link.attach();
         link
+    }
+
+    fn detached(config: ConnectConfig) -> Self {
+        let now = Instant::now();
+        let client = Client::new(now, config, [7; 32]);
+        Self { client, now, commands: VecDeque::new(), events: VecDeque::new() }
     }
 
     /// Dials when that is due, and opens the connection.
@@ -36,12 +46,28 @@ impl Link {
     fn dial(&mut self) -> ConnectionId {
         loop {
             self.client.handle_timeout(self.now);
-            match self.client.poll_command() {
+            match self.command() {
                 Some(Command::Dial(connection)) => return connection,
                 Some(_) => {}
                 None => self.now = self.now.max(self.client.poll_timeout().unwrap()),
             }
         }
+    }
+
+    /// Polls every command and event, as a driver does before it waits.
+    fn drain(&mut self) {
+        self.commands.extend(std::iter::from_fn(|| self.client.poll_command()));
+        self.events.extend(std::iter::from_fn(|| self.client.poll_event()));
+    }
+
+    fn command(&mut self) -> Option<Command> {
+        self.drain();
+        self.commands.pop_front()
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        self.drain();
+        self.events.drain(..).collect()
     }
 
     fn connection(&self) -> ConnectionId {
@@ -67,7 +93,7 @@ impl Link {
     }
 
     fn reports(&mut self) -> Vec<Report> {
-        let events = std::iter::from_fn(|| self.client.poll_event());
+        let events = self.events().into_iter();
         events
             .filter_map(|event| if let Event::Report(report) = event { Some(report) } else { None })
             .collect()
@@ -93,7 +119,7 @@ fn a_healthy_link_that_is_asked_answers_a_ping_and_stays() {
     link.pong(nonce);
     link.now += 2 * SECOND;
     link.turn();
-    assert_eq!(link.client.poll_command(), None);
+    assert_eq!(link.command(), None);
     assert_eq!(link.client.rtt(), Some(SECOND / 2));
 }
 
@@ -106,10 +132,10 @@ fn a_link_that_is_asked_and_hears_nothing_is_replaced_after_a_second_and_dead_af
     link.now += SECOND;
     link.turn();
     link.turn();
-    assert!(matches!(link.client.poll_command(), Some(Command::Dial(_))));
+    assert!(matches!(link.command(), Some(Command::Dial(_))));
     link.now += SECOND;
     while link.client.handle_timeout(link.now) {}
-    assert_eq!(link.client.poll_command(), Some(Command::Transmit(first, Transmit::Abort)));
+    assert_eq!(link.command(), Some(Command::Transmit(first, Transmit::Abort)));
     assert!(!link.client.is_attached());
 }
 
@@ -124,7 +150,7 @@ fn what_a_replaced_link_did_not_confirm_is_written_on_the_new_one() {
     let first = link.connection();
     let second = link.attach();
     assert_eq!(
-        (link.connection(), link.client.poll_command()),
+        (link.connection(), link.command()),
         (second, Some(Command::Transmit(first, Transmit::Abort)))
     );
     assert_eq!(link.turn(), [Transmit::Message(Message::text("a"))]);
@@ -143,7 +169,7 @@ fn a_message_that_ends_three_connections_comes_back() {
         link.lose();
         link.attach();
     }
-    assert_eq!(link.reports(), [Report::Undeliverable(1, Message::text("poison"))]);
+    assert_eq!(link.reports(), [Report::Undeliverable { number: 1, message: Message::text("poison") }]);
     assert_eq!(link.client.settled(), 1);
 }
 
@@ -157,7 +183,7 @@ fn a_peer_that_sends_but_answers_no_ping_is_kept() {
         link.turn();
         link.client.deliver(link.now);
     }
-    assert_eq!((link.connection(), link.client.poll_command()), (first, None));
+    assert_eq!((link.connection(), link.command()), (first, None));
 }
 
 #[test]
@@ -228,9 +254,9 @@ fn a_link_that_is_abandoned_ends_at_once_and_reports_what_it_kept() {
     link.client.send(Message::text("waits")).unwrap();
     link.client.abandon("no use");
     assert!(link.client.is_ended());
-    let events: Vec<_> = std::iter::from_fn(|| link.client.poll_event()).collect();
-    assert!(events.contains(&Event::Report(Report::Unknown(1, 1))), "{events:?}");
-    assert!(events.contains(&Event::Report(Report::NotDelivered(2, 2))), "{events:?}");
+    let events: Vec<_> = link.events();
+    assert!(events.contains(&Event::Report(Report::Unknown(1..=1))), "{events:?}");
+    assert!(events.contains(&Event::Report(Report::NotDelivered(2..=2))), "{events:?}");
 }
 
 #[test]
@@ -266,6 +292,7 @@ impl Link {
         let until = self.now + time;
         let mut written = 0;
         while self.client.is_attached() {
+            self.drain();
             let Some(due) = self.client.poll_timeout().filter(|due| *due <= until) else { break };
             self.now = due.max(self.now);
             while self.client.handle_timeout(self.now) {}
@@ -278,7 +305,7 @@ impl Link {
     }
 
     fn was_told(&mut self, event: &Event) -> bool {
-        std::iter::from_fn(|| self.client.poll_event()).filter(|told| told == event).count() == 1
+        self.events().into_iter().filter(|reported| reported == event).count() == 1
     }
 }
 
@@ -298,7 +325,7 @@ fn a_peer_that_sends_and_answers_no_ping_is_written_to_after_the_deadline() {
     assert_eq!(link.wait(SECOND), 36);
     assert_eq!(link.client.settled(), 100, "nothing is kept");
     link.lose();
-    assert_eq!(link.reports(), [Report::Unknown(1, 100)]);
+    assert_eq!(link.reports(), [Report::Unknown(1..=100)]);
     link.attach();
     assert_eq!(messages(&link.turn()), 0, "nothing is doubled");
     link.client.send(Message::text("more")).unwrap();
@@ -312,7 +339,7 @@ fn a_peer_that_only_takes_is_known_to_live_by_its_transport() {
     assert_eq!(link.wait(GUARD), 0);
     assert_eq!(link.wait(2 * SECOND), 36);
     assert!(link.was_told(&Event::PingsUnanswered));
-    assert_eq!(link.client.poll_command(), None);
+    assert_eq!(link.command(), None);
 }
 
 #[test]
@@ -322,7 +349,7 @@ fn a_quiet_peer_that_answers_no_ping_keeps_its_connection_where_the_transport_wo
     link.wait(60 * SECOND);
     assert!(link.was_told(&Event::PingsUnanswered));
     link.wait(3600 * SECOND);
-    assert_eq!((link.client.is_attached(), link.client.poll_command()), (true, None));
+    assert_eq!((link.client.is_attached(), link.command()), (true, None));
     // One that answered once is dead when it falls silent.
     let mut link = Link::new();
     link.client.handle_guarded(link.connection(), GUARD);
@@ -365,19 +392,19 @@ fn an_end_waits_for_no_pong_of_a_peer_that_answers_none() {
     assert!(!link.client.is_ended(), "the last one has not left");
     assert_eq!(messages(&link.turn()), 1);
     assert!(link.client.is_ended());
-    assert_eq!(link.reports(), [Report::Unknown(1, 100), Report::Unknown(101, 101)]);
+    assert_eq!(link.reports(), [Report::Unknown(1..=100), Report::Unknown(101..=101)]);
 }
 
 /// How a link that `ends_on` this takes it that its connection ends so: whether it ends, and with what code.
 fn end(ends_on: EndsOn, why: Lost) -> Option<Option<u64>> {
     let mut link = Link::with(ConnectConfig { link: true, ends_on, ..ConnectConfig::default() });
     link.client.handle_lost(link.now, link.connection(), why.clone());
-    let events: Vec<_> = std::iter::from_fn(|| link.client.poll_event()).collect();
-    let at = events.iter().position(|event| matches!(event, Event::Ended { .. }))?;
+    let events: Vec<_> = link.events();
+    let at = events.iter().position(|event| matches!(event, Event::Ended(_)))?;
     let told = matches!(&events[at - 1], Event::Detached { why: told, .. } if *told == why);
     assert!(told || ends_on == EndsOn::Nothing, "{events:?}");
     match &events[at] {
-        Event::Ended { code, .. } => Some(*code),
+        Event::Ended(end) => Some(end.code.map(ReasonCode::get)),
         _ => unreachable!(),
     }
 }
@@ -426,10 +453,10 @@ fn a_peer_that_closes_five_times_without_a_word_means_it() {
 #[test]
 fn a_link_that_ends_with_its_connection_dials_until_it_has_one() {
     let config = ConnectConfig { link: true, ends_on: EndsOn::Connection, ..ConnectConfig::default() };
-    let mut link = Link { client: Client::new(Instant::now(), config, [7; 32]), now: Instant::now() };
+    let mut link = Link::detached(config);
     for _ in 0..3 {
         let connection = link.dial();
-        link.client.handle_lost(link.now, connection, Lost::Unreachable("refused".into()));
+        link.client.handle_lost(link.now, connection, Lost::NotOpened("refused".into()));
     }
     link.attach();
     assert!(link.client.is_attached());

@@ -291,7 +291,7 @@ impl Pair {
         match packet {
             Packet::Message(kind, payload) => {
                 let frame = Frame::decode(Message::new(kind, payload).unwrap()).unwrap();
-                self.client.handle_frame(self.now, connection, frame).unwrap();
+                self.client.handle_frame(connection, frame).unwrap();
             }
             Packet::Close(CloseCode::SUPERSEDED, reason) => {
                 self.client.handle_superseded(connection, &reason)
@@ -459,7 +459,7 @@ impl Pair {
 
     /// How the newest session ended.
     pub(crate) fn over(&mut self) -> Option<Closed> {
-        self.session().is_closed()
+        self.session().closed()
     }
 
     /// The texts that either end wrote to a connection, sorted.

@@ -132,8 +132,7 @@ fn a_replacement_out_of_its_place_ends_the_session_and_a_clients_is_ignored() {
     let mark = Control::Replaced { after: 3, count: 1 };
     pair.at_server(connection, Kind::Binary, mark.encode());
     assert_eq!(pair.over(), None);
-    let now = pair.now;
-    assert!(pair.client.handle_frame(now, connection, Frame::Control(mark)).is_err());
+    assert!(pair.client.handle_frame(connection, Frame::Control(mark)).is_err());
     pair.run();
     assert_eq!(pair.ended().map(|(code, _)| code), Some(u64::from(CloseCode::PROTOCOL_VIOLATION)));
 }
@@ -141,10 +140,10 @@ fn a_replacement_out_of_its_place_ends_the_session_and_a_clients_is_ignored() {
 #[test]
 fn marks_without_messages_between_them_fill_no_queue() {
     let mut pair = Pair::attached();
-    let (now, connection) = (pair.now, pair.client.current().unwrap());
+    let connection = pair.client.current().unwrap();
     for count in 1..1000 {
         let mark = Frame::Control(Control::Replaced { after: 0, count });
-        pair.client.handle_frame(now, connection, mark).unwrap();
+        pair.client.handle_frame(connection, mark).unwrap();
     }
     pair.run();
     assert_eq!(pair.client_got, ["replaced 999"]);

@@ -284,7 +284,7 @@ impl World {
         if scenario.manual {
             events.push(Event::ServerConfirms(index));
         }
-        if session.is_closed().is_some() {
+        if session.closed().is_some() {
             if session.connection().is_none() {
                 events.push(Event::Buries(index));
             }
@@ -389,7 +389,7 @@ impl World {
             }
             Event::ServerConfirms(session) => {
                 let before = self.sessions.0[session].clone();
-                let acknowledged = before.as_ref().map_or(0, |session| session.acknowledged_to_client());
+                let acknowledged = before.as_ref().map_or(0, |session| session.acknowledged_inbound());
                 self.session(session).acknowledge(now, acknowledged + 1);
                 self.settle_session(session)?;
                 return Ok(before != self.sessions.0[session]);
@@ -584,13 +584,12 @@ impl World {
     }
 
     fn reaches_client(&mut self, index: usize) -> Result<(), String> {
-        let (now, client, connection) =
-            (self.setting.now, self.links[index].client, ConnectionId(index as u64));
+        let (client, connection) = (self.links[index].client, ConnectionId(index as u64));
         let Some(packet) = self.link(index).down.packets.pop_front() else { return Ok(()) };
         match packet {
             Packet::Message(kind, payload) => {
                 let frame = crate::letter::frame(kind, payload).map_err(broke)?;
-                self.client(client).machine.handle_frame(now, connection, frame).map_err(broke)?;
+                self.client(client).machine.handle_frame(connection, frame).map_err(broke)?;
             }
             Packet::Close { superseded: true, reason } => {
                 self.client(client).machine.handle_superseded(connection, &reason);

@@ -179,7 +179,7 @@ impl World {
         // One thing that is due may make another, as often as a driver would come back.
         for _ in 0..4 {
             let machine = &mut self.clients[index].machine;
-            let is_due = machine.poll_timeout().is_some_and(|at| at <= now);
+            let is_due = machine.is_due(now);
             // What was readable was delivered before this turn.
             if is_due && machine.handle_timeout(now) {
                 self.client_commands(index)?;
@@ -446,11 +446,11 @@ impl World {
                     client.got.gap();
                     client.replaced = 0;
                 }
-                Event::Ended { fate, reason, code, .. } => {
+                Event::Ended(end) => {
                     if !client.may_end {
-                        return Err(format!("client {index} ended by itself: {code:?} {reason}"));
+                        return Err(format!("client {index} ended by itself: {:?} {end}", end.code));
                     }
-                    if let Some(fate) = fate {
+                    if let Some(fate) = end.fate {
                         client.sent.lost(&fate)?;
                     }
                     self.counts.ended += 1;

@@ -577,8 +577,8 @@ impl World {
 
     fn bury_if_over(&mut self, session: usize) {
         let hosted = &mut self.server.sessions.0[session];
-        let Some(machine) = hosted.machine.take_if(|machine| machine.is_closed().is_some()) else { return };
-        self.note(|| format!("session {session} is over: {:?}", machine.is_closed()));
+        let Some(machine) = hosted.machine.take_if(|machine| machine.closed().is_some()) else { return };
+        self.note(|| format!("session {session} is over: {:?}", machine.closed()));
         self.server.registry.bury(self.now, &machine);
         let bound = |end: &ServerEnd| match end {
             ServerEnd::Bound(bound) | ServerEnd::Fenced(bound) => *bound == session,

@@ -1,4 +1,4 @@
-//! A client that is not connecting yet, and what its attempts are made from.
+//! The settings of a client that does not connect yet, and what its attempts are made from.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -7,23 +7,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, InvalidHeaderValue};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use mainstay_proto::ConfigError;
 use mainstay_proto::backoff::BackoffConfig;
-use mainstay_proto::connect::{Client as Machine, ConnectConfig, EndCause, Event, Lost, Silence};
+use mainstay_proto::connect::{Client as Machine, ConnectConfig, End, EndCause, Event, Lost, Silence};
 use mainstay_proto::endpoint::Follow;
 use mainstay_proto::session::{Credentials, Message};
 use mainstay_proto::ws::Limits;
 use mainstay_proto::ws::handshake::InvalidProtocol;
 
-use super::answer::Refusal;
 use super::connector::{Connector, checked};
 use super::core::Core;
 use super::dial::{Attempt, GiveUp, Greeting, Opened, Upgraded};
 use super::place::{Place, Server};
 use super::proxy::Proxy;
 use super::task::ClientTask;
-use super::{Client, Sessions, UrlError};
+use super::{BoxError, ClientHandle, ConnectError, Sessions, UrlError};
 use crate::Budget;
 use crate::clock::now;
 use crate::link::Plain;
@@ -31,43 +31,98 @@ use crate::link::Plain;
 /// The subprotocol of `mainstay.v1`.
 pub(super) const SUBPROTOCOL: &str = "mainstay.v1";
 
-/// What an attempt is made with. Made anew before each by [`Builder::request`].
+/// The request of one attempt. The function of [`Builder::request`] makes one before each attempt.
+///
+/// ```
+/// use mainstay::client::Request;
+///
+/// let request = Request::default().bearer("token")?.subprotocols(["chat.v2"]);
+/// assert_eq!(request.headers["authorization"], "Bearer token");
+/// # Ok::<(), http::header::InvalidHeaderValue>(())
+/// ```
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct Request {
-    /// Where to; `None`: the URL that the client was built with.
+    /// The URL to dial; `None`: the URL that the client was built with.
     pub url: Option<Uri>,
-    /// Sent in addition to those of [`Builder::header`]; one of the same name takes their place.
+    /// Header fields to send beside those of [`Builder::header`]. A field replaces those of the same name there.
     pub headers: HeaderMap,
     /// The application's subprotocols to offer, in order of preference; `None`: those of [`Builder::subprotocol`].
     pub subprotocols: Option<Vec<String>>,
-    /// Sent inside the session's HELLO, as those of [`Builder::credentials`], and by later attempts too that bring
-    /// none. Those of [`Client::authenticate`] that wait for their verdict come first. A plain peer gets none.
+    /// Credentials to send inside the session's HELLO, as [`Builder::credentials`] does. Later attempts that bring none
+    /// send them again. Credentials of [`ClientHandle::authenticate`] that the server has not judged yet come first. A plain
+    /// peer gets none.
     pub credentials: Option<Bytes>,
 }
 
-/// Why [`Builder::connect_once`] or [`Builder::connect_ready`] came to nothing. Its source is the attempt that failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-#[non_exhaustive]
-pub struct ConnectError {
-    /// The kind of end.
-    pub cause: EndCause,
-    /// As in [`Event::Ended`]: below 1000 the status of the HTTP response that refused the opening handshake, else
-    /// the code of the close or the refusal. `None`: nobody answered, or another attempt may succeed (503, 4413).
-    pub code: Option<u64>,
-    /// In words.
-    pub reason: String,
-    /// What the server answered, where it answered with anything but a WebSocket.
-    pub refusal: Option<Box<Refusal>>,
-    /// How the last attempt failed.
-    #[source]
-    pub lost: Option<Box<Lost>>,
+impl Request {
+    /// Sets the [`url`](Self::url).
+    #[must_use]
+    pub fn url(mut self, url: Uri) -> Self {
+        self.url = Some(url);
+        self
+    }
+
+    /// Adds a header field.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.append(name, value);
+        self
+    }
+
+    /// Sets the header field `Authorization` to this bearer token.
+    ///
+    /// # Errors
+    /// The token contains a control character or a character that is not ASCII.
+    pub fn bearer(mut self, token: &str) -> Result<Self, InvalidHeaderValue> {
+        self.headers.insert(AUTHORIZATION, bearer(token)?);
+        Ok(self)
+    }
+
+    /// Sets the [`subprotocols`](Self::subprotocols).
+    #[must_use]
+    pub fn subprotocols<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.subprotocols = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets the [`credentials`](Self::credentials).
+    #[must_use]
+    pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
+        self.credentials = Some(credentials.into());
+        self
+    }
 }
 
-type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, String>> + Send>> + Send + Sync>;
+/// The value of `Authorization` for this token, which no log shows.
+fn bearer(token: &str) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {token}"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
 
-/// A client that is not connecting yet. `P` as in [`Client`].
+type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, BoxError>> + Send>> + Send + Sync>;
+
+/// The settings of a client that does not connect yet. `P` is the kind of peer, as in [`ClientHandle`].
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use mainstay::client::ConnectError;
+/// use mainstay::{BackoffConfig, Client};
+///
+/// # async fn run() -> Result<(), ConnectError> {
+/// let client = Client::builder("wss://chat.example/")?
+///     .subprotocols(["chat.v2"])?
+///     .credentials("alice:secret")
+///     .backoff(BackoffConfig::new(Duration::from_millis(500), Duration::from_secs(30))?)
+///     .silence(Duration::from_secs(60))?
+///     .connect_ready(Duration::from_secs(10))
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a builder does nothing until it connects"]
 pub struct Builder<P = Sessions> {
     pub(super) target: Target,
     pub(crate) config: ConnectConfig,
@@ -75,7 +130,7 @@ pub struct Builder<P = Sessions> {
     peer: PhantomData<fn() -> P>,
 }
 
-/// What every attempt is made from.
+/// The parts that every attempt is made from.
 #[derive(Clone)]
 pub(super) struct Target {
     url: Uri,
@@ -95,24 +150,22 @@ pub(super) struct Target {
 }
 
 impl Builder {
-    /// Credentials sent inside the session's HELLO, where the request cannot carry them. They are renewed with
-    /// [`Client::authenticate`].
-    #[must_use]
+    /// Sends credentials inside the session's HELLO, where the request cannot carry them. [`ClientHandle::authenticate`]
+    /// renews them. Default: none.
     pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
         self.config.session.credentials = Some(Credentials(credentials.into()));
         self
     }
 
-    /// The application confirms what it has handled, with [`Client::confirm`]. Default: being returned by
-    /// [`Client::recv`] counts as received.
-    #[must_use]
+    /// Has the application acknowledge the messages that it has handled, with [`ClientHandle::ack`]. Default: a message is
+    /// acknowledged when [`ClientHandle::recv`] returns it.
     pub fn manual_ack(mut self) -> Self {
         self.config.session.flow.manual_ack = true;
         self
     }
 
-    /// The resume window to ask the server for, in whole milliseconds. It gives no more than its own.
-    /// Default: the server's own. Range: up to 1 week.
+    /// Asks the server for this resume window, in whole milliseconds. The server grants at most its own. Default: the
+    /// server's own. Range: up to 1 week.
     ///
     /// # Errors
     /// It is out of range.
@@ -121,6 +174,13 @@ impl Builder {
         ConfigError::unless(is_in_range, "resume_window", "at most 1 week")?;
         self.config.session.resume_window = Some(window);
         Ok(self)
+    }
+
+    /// Whether messages that a lost session certainly did not deliver are sent again in the next session, ahead of newer
+    /// ones. [`Event::Gap`] states which they are. Default: yes.
+    pub fn resend_undelivered(mut self, resend: bool) -> Self {
+        self.config.session.resend_undelivered = resend;
+        self
     }
 }
 
@@ -151,19 +211,17 @@ impl<P> Builder<P> {
         Ok(Self { target, config, budget: None, peer: PhantomData })
     }
 
-    /// An application subprotocol to offer; call it again for more, in order of preference. A client with one that
-    /// is not a token of HTTP ends at once, before anything is dialled; see [`subprotocols`](Self::subprotocols).
-    #[must_use]
+    /// Offers one more subprotocol of the application, behind those before. A client with a name that is not a token of
+    /// HTTP ends before it dials anything; see [`subprotocols`](Self::subprotocols). Default: none.
     pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
         self.target.subprotocols.push(name.into());
         self
     }
 
-    /// The application subprotocols to offer, in order of preference, instead of those before: for names that
-    /// somebody else chose.
+    /// Offers these subprotocols of the application, in order of preference, instead of those before.
     ///
     /// # Errors
-    /// One is not a token of HTTP, as base64 with `/` or `=` is not.
+    /// A name is not a token of HTTP, as base64 with `/` or `=` is not.
     pub fn subprotocols<S: Into<String>>(
         mut self,
         names: impl IntoIterator<Item = S>,
@@ -173,48 +231,69 @@ impl<P> Builder<P> {
         Ok(self)
     }
 
-    /// A header for every attempt's request.
-    #[must_use]
+    /// Adds a header field to the request of every attempt.
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.target.headers.append(name, value);
         self
     }
 
-    /// Makes each attempt's request anew: another URL, a fresh token. It counts against the time that an attempt may
-    /// take. An `Err` is an attempt that failed, and is tried again after the backoff; so is a panic. A URL that cannot
-    /// be used ends the client.
-    #[must_use]
+    /// Sets the header field `Authorization` of every attempt to this bearer token. For a fresh token each time, see
+    /// [`request`](Self::request).
+    ///
+    /// # Errors
+    /// The token contains a control character or a character that is not ASCII.
+    pub fn bearer(mut self, token: &str) -> Result<Self, InvalidHeaderValue> {
+        self.target.headers.insert(AUTHORIZATION, bearer(token)?);
+        Ok(self)
+    }
+
+    /// Makes the request of each attempt anew: another URL, a fresh token. The time that this needs counts as the
+    /// attempt's. An error or a panic is an attempt that failed; another follows after the backoff. A URL that cannot be
+    /// dialled ends the client.
+    ///
+    /// ```no_run
+    /// use mainstay::Client;
+    /// use mainstay::client::Request;
+    ///
+    /// # async fn fresh_token() -> std::io::Result<String> { Ok(String::new()) }
+    /// # fn run() -> Result<(), mainstay::client::UrlError> {
+    /// let client = Client::builder("wss://chat.example/")?
+    ///     .request(|| async { Ok(Request::default().bearer(&fresh_token().await?)?) })
+    ///     .connect();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn request<F, R>(mut self, make: F) -> Self
     where
         F: Fn() -> R + Send + Sync + 'static,
-        R: Future<Output = Result<Request, String>> + Send + 'static,
+        R: Future<Output = Result<Request, BoxError>> + Send + 'static,
     {
         self.target.factory = Some(Arc::new(move || Box::pin(make())));
         self
     }
 
-    /// What a plain peer is told first on each connection: who asks, and for what. The messages are made anew for each,
-    /// written ahead of everything that was kept, and lost with it: the next connection gets its own. They count against
-    /// the time that an attempt may take; an `Err` is an attempt that failed, and so is a panic. A server that speaks
-    /// `mainstay.v1` gets none: its session goes on, and [`credentials`](Self::credentials) say who asks. Nor does the
-    /// connection of [`adopt`](Self::adopt), whose handshake was somebody else's.
+    /// Makes the first messages to a plain peer on each connection: a login, subscriptions. They are made anew for each
+    /// connection, written ahead of every message that was kept, and lost with the connection. The time that this needs
+    /// counts as the attempt's; an error or a panic is an attempt that failed. A server that speaks `mainstay.v1` gets no
+    /// greeting: its session continues, and [`credentials`](Self::credentials) authenticate it. The connection of
+    /// [`adopt`](Self::adopt) gets none either.
     ///
-    /// With [`Confirm::Reply`](crate::Confirm::Reply) the peer's answer to them would be taken for another's.
+    /// Do not use it with [`Confirm::Reply`](crate::Confirm::Reply): the link would take the peer's answer to a greeting for
+    /// the answer to another message.
     ///
     /// ```no_run
-    /// # async fn token() -> Result<String, String> { Ok(String::new()) }
+    /// # async fn token() -> std::io::Result<String> { Ok(String::new()) }
     /// # fn run() -> Result<(), mainstay::client::UrlError> {
-    /// let link = mainstay::Link::to("wss://feed.example/")?
+    /// let link = mainstay::Link::builder("wss://feed.example/")?
     ///     .greeting(|| async { Ok([format!("AUTH {}", token().await?), "SUBSCRIBE book".to_owned()]) })
     ///     .connect();
     /// # Ok(())
     /// # }
     /// ```
-    #[must_use]
     pub fn greeting<F, R, M>(mut self, make: F) -> Self
     where
         F: Fn() -> R + Send + Sync + 'static,
-        R: Future<Output = Result<M, String>> + Send + 'static,
+        R: Future<Output = Result<M, BoxError>> + Send + 'static,
         M: IntoIterator<Item: Into<Message>>,
     {
         let make = Arc::new(make);
@@ -225,9 +304,9 @@ impl<P> Builder<P> {
         self
     }
 
-    /// A connection that brings no message for so long is replaced by another: for a feed that can stop behind a connection
-    /// that lives, which no heartbeat finds. Messages that wait for [`Client::recv`] are no silence. Default: none is.
-    /// Range: 100 ms to 1 week.
+    /// Replaces a connection that brings no message for this long: for a feed that can stop although the connection lives,
+    /// which no heartbeat detects. Messages that wait for [`ClientHandle::recv`] are no silence. Default: no connection is
+    /// replaced for that. Range: 100 ms to 1 week.
     ///
     /// # Errors
     /// It is out of range.
@@ -236,8 +315,8 @@ impl<P> Builder<P> {
         Ok(self)
     }
 
-    /// Ends the client when so many attempts in a row brought no connection. A connection that came about clears the
-    /// count. Default: it never gives up. Range: at least 1.
+    /// Ends the client after this many attempts in a row that brought no connection. A connection clears the count.
+    /// Default: the client never gives up. Range: at least 1.
     ///
     /// # Errors
     /// It is 0.
@@ -247,69 +326,62 @@ impl<P> Builder<P> {
     }
 
     /// Reaches the server through this proxy. Default: directly. See [`Connector::proxy`].
-    #[must_use]
     pub fn proxy(mut self, proxy: Proxy) -> Self {
         self.target.connector = self.target.connector.proxy(proxy);
         self
     }
 
-    /// Whether [`Client::response_headers`] keeps them, some hundred bytes for each client. Default: yes.
-    #[must_use]
+    /// Whether the header fields for [`ClientHandle::response_headers`] are kept, some hundred bytes for each client.
+    /// Default: yes.
     pub fn keep_response(mut self, keeps: bool) -> Self {
         self.target.keeps_response = keeps;
         self
     }
 
-    /// When to try again. Default: 0.5 s doubling to 30 s, jittered.
-    #[must_use]
+    /// Sets the waits between attempts. Default: 0.5 s doubling to 30 s, jittered.
     pub fn backoff(mut self, backoff: BackoffConfig) -> Self {
         self.config.backoff = backoff;
         self
     }
 
-    /// What the peer may make this end keep per message. A server that speaks `mainstay.v1` is told the size of the
-    /// largest, type bytes aside. Default: 1 MiB, 1,024 fragments.
-    #[must_use]
+    /// Limits the size and the fragments of a message that the peer may send. A server that speaks `mainstay.v1` learns the
+    /// largest size, without type bytes. Default: 1 MiB, 1,024 fragments.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.target.limits = limits;
         self
     }
 
-    /// What this client keeps counts in `budget`, and it waits where others that share the budget do. For programs that
-    /// hold many. A client whose memory is needed when all is used loses its connection. Default: it counts in none, and
-    /// is bounded by its own windows.
-    #[must_use]
+    /// Counts what this client keeps in `budget`, so that it waits where the others that share the budget wait. For programs
+    /// with many clients. When the budget is used up, a client whose memory is needed loses its connection. Default: no
+    /// budget; the client's own windows bound it.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = Some(budget);
         self
     }
 
     /// Offers permessage-deflate. Default: no.
-    #[must_use]
     pub fn deflate(mut self, deflate: bool) -> Self {
         self.target.deflate = deflate;
         self
     }
 
-    /// How TLS is spoken on `wss://`: with a root certificate of one's own, with a certificate of the client. Leave
-    /// its ALPN protocols empty, or name `http/1.1` alone. Default: TLS 1.2 and 1.3, and what the system trusts.
+    /// Sets the TLS of `wss://`: other root certificates, a certificate of the client. Leave its ALPN protocols empty, or
+    /// name `http/1.1` alone. Default: TLS 1.2 and 1.3, and the certificates that the system trusts.
     #[cfg(feature = "tls")]
-    #[must_use]
     pub fn tls(mut self, config: Arc<rustls::ClientConfig>) -> Self {
         self.target.connector = self.target.connector.tls(config);
         self
     }
 
-    /// How the server is reached. The Unix socket that the URL of this builder names stays, unless this has one.
-    /// Default: `Connector::default()`.
-    #[must_use]
+    /// Reaches the server by this connector. The Unix socket that this builder's URL names stays, unless the connector has
+    /// one. Default: `Connector::default()`.
     pub fn connector(mut self, connector: Connector) -> Self {
         self.target.connector = connector.or_unix(&self.target.connector);
         self
     }
 
-    /// How long an attempt may take: to reach the server and, without an [`answer_timeout`](Self::answer_timeout), to
-    /// open the WebSocket. Default: 10 s. Range: 1 ms to 1 hour.
+    /// Limits the time of an attempt: to reach the server and, without an [`answer_timeout`](Self::answer_timeout), to open
+    /// the WebSocket. Default: 10 s. Range: 1 ms to 1 hour.
     ///
     /// # Errors
     /// It is out of range.
@@ -318,8 +390,8 @@ impl<P> Builder<P> {
         Ok(self)
     }
 
-    /// How long the server may take for its answer to the opening handshake, from when it was reached, in addition to
-    /// what reaching it took. Default: what the [`connect_timeout`](Self::connect_timeout) leaves. Range: 1 ms to 1 hour.
+    /// Limits the time from the moment the server is reached until it has answered the opening handshake; the time to reach
+    /// it does not count. Default: the rest of the [`connect_timeout`](Self::connect_timeout). Range: 1 ms to 1 hour.
     ///
     /// # Errors
     /// It is out of range.
@@ -328,120 +400,106 @@ impl<P> Builder<P> {
         Ok(self)
     }
 
-    /// Which statuses of an HTTP response end the client. All others are attempts that failed, and are tried again
-    /// after the backoff: for servers behind a proxy that answers 404 while they are replaced, or for a 401 where
-    /// [`request`](Self::request) makes a fresh token each time. Default: all but 408, 425, 426, 429 and 5xx, of which 501
-    /// and 505 end it.
-    #[must_use]
+    /// Chooses the statuses of an HTTP response that end the client. Any other status is an attempt that failed, and another
+    /// follows after the backoff: for a proxy that answers 404 while the server behind it is replaced, or for a 401 where
+    /// [`request`](Self::request) makes a fresh token each time. Default: every status ends it but 408, 425, 426, 429 and
+    /// 5xx; 501 and 505 end it.
     pub fn give_up(mut self, ends: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
         self.target.give_up = Some(Arc::new(ends));
         self
     }
 
-    /// Which of the endpoints that the server names are dialled instead of the URL. Default: those on the
-    /// URL's host. Never one that has TLS where the URL has none, or the other way round.
-    #[must_use]
+    /// Chooses which endpoints that the server names are dialled instead of the URL. An endpoint with TLS where the URL has
+    /// none, or the other way round, is never dialled. Default: those on the URL's host.
     pub fn follow(mut self, follow: Follow) -> Self {
         self.target.follow = follow;
         self
     }
 
-    /// Connects in the background; the first connect follows the same policy as every later one.
-    /// Needs a tokio runtime.
-    #[must_use]
-    pub fn connect(self) -> Client<P> {
+    /// Connects in the background; the first attempt follows the same policy as every later one. Needs a tokio runtime.
+    #[must_use = "dropping a client closes it"]
+    pub fn connect(self) -> ClientHandle<P> {
         self.begin(None)
     }
 
-    /// Connects, or goes on with a connection that is open already.
-    fn begin(mut self, ready: Option<Opened>) -> Client<P> {
+    /// Connects, or continues with a connection that is open already.
+    fn begin(mut self, ready: Option<Opened>) -> ClientHandle<P> {
         let to_answer = self.target.answer_timeout.unwrap_or_default();
         self.config.session.flow.max_message = Some(self.target.limits.max_message as u64);
         self.config.opening_timeout = self.target.connector.limit().saturating_add(to_answer);
         let core = Core::new(Machine::new(now(), self.config, crate::random_seed()), self.budget);
         ClientTask::begin(Arc::clone(&core), self.target, ready);
         let seen = core.lock().machine.state();
-        Client::begun(core, seen)
+        ClientHandle::begun(core, seen)
     }
 
-    /// Connects, and ends with the first connection that is lost or cannot be opened.
+    /// Connects once, and returns when the connection is attached. The client ends when that connection is lost.
     ///
     /// # Errors
-    /// Why the connection could not be opened.
+    /// The connection could not be opened.
     ///
     /// # Cancel safety
-    /// Safe: nothing stays behind.
-    pub async fn connect_once(mut self) -> Result<Client<P>, ConnectError> {
+    /// Safe: the attempt is given up.
+    pub async fn connect_once(mut self) -> Result<ClientHandle<P>, ConnectError> {
         self.config.once = true;
         let client = self.connect();
         attached_after(&client, &mut None).await.map(|()| client)
     }
 
-    /// As [`connect`](Self::connect), and returns once a connection is attached. Attempts that fail before are followed by
-    /// others, within this time.
+    /// Connects as [`connect`](Self::connect) does, and returns when a connection is attached. After an attempt that fails
+    /// others follow, within this time.
     ///
     /// # Errors
-    /// There was none within this time, or the client has ended: it was refused for good, or
-    /// [`max_attempts`](Self::max_attempts) failed. It tries no more.
+    /// No connection was attached within this time, or the client has ended: the server refused it finally, or
+    /// [`max_attempts`](Self::max_attempts) failed. It makes no more attempts.
     ///
     /// # Cancel safety
-    /// Safe: nothing stays behind.
-    pub async fn connect_ready(self, within: Duration) -> Result<Client<P>, ConnectError> {
+    /// Safe: the client is closed.
+    pub async fn connect_ready(self, within: Duration) -> Result<ClientHandle<P>, ConnectError> {
         let client = self.connect();
         let mut last = None;
         match tokio::time::timeout(within, attached_after(&client, &mut last)).await {
             Ok(Ok(())) => Ok(client),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                let why = match &last {
-                    Some(lost) => format!("the last attempt: {lost}"),
-                    None => "the first attempt is still under way".to_owned(),
-                };
-                Err(ConnectError {
-                    cause: EndCause::Attempts,
-                    code: None,
-                    reason: format!("no connection within {within:?}; {why}"),
-                    refusal: client.refusal().map(Box::new),
-                    lost: last.map(Box::new),
-                })
+                let rejection = client.rejection().map(Box::new);
+                Err(ConnectError::TimedOut { within, last: last.map(Box::new), rejection })
             }
         }
     }
 }
 
-/// Waits for the first connection; `last`: how the last attempt failed.
-async fn attached_after<P>(client: &Client<P>, last: &mut Option<Lost>) -> Result<(), ConnectError> {
+/// Waits for the first connection, and notes in `last` how the last attempt failed.
+async fn attached_after<P>(client: &ClientHandle<P>, last: &mut Option<Lost>) -> Result<(), ConnectError> {
     loop {
         match client.event().await {
             Some(Event::Attached { .. }) => return Ok(()),
             Some(Event::AttemptFailed { why, .. }) => *last = Some(why),
-            Some(Event::Ended { cause, code, reason, .. }) => {
-                let refusal = client.refusal().map(Box::new);
-                let lost = client.end().and_then(|end| end.lost);
-                return Err(ConnectError { cause, code, reason, refusal, lost });
+            Some(Event::Ended(end)) => {
+                return Err(ConnectError::Ended { end, rejection: client.rejection().map(Box::new) });
             }
             Some(_) => {}
             None => {
-                let (cause, reason) = (EndCause::Abandoned, "ended before it began".into());
-                return Err(ConnectError { cause, code: None, reason, refusal: None, lost: None });
+                let end = Box::new(End::new(EndCause::Abandoned, "ended before it began"));
+                return Err(ConnectError::Ended { end, rejection: None });
             }
         }
     }
 }
 
 impl Builder<Plain> {
-    /// A link that begins with a connection whose opening handshake is done, for who passes on a handshake of
-    /// somebody else's. It is attached at once. When that connection is lost the link dials as every other, with what
-    /// this builder says.
-    #[must_use]
-    pub fn adopt(self, upgraded: Upgraded) -> Client<Plain> {
+    /// Begins with a connection whose opening handshake is done, for a gateway that passes a client's handshake on. The link
+    /// is attached at once. When that connection is lost the link dials as every other does, with the settings of this
+    /// builder.
+    #[must_use = "dropping a link closes it"]
+    pub fn adopt(self, upgraded: Upgraded) -> ClientHandle<Plain> {
         let opened = upgraded.opened(self.target.limits, false);
         self.begin(Some(opened))
     }
 }
 
 impl Target {
-    /// What to ask for at `endpoint`, where the server named one and it may be followed.
+    /// The attempt at `endpoint`, if the server named one and it may be followed; otherwise at the request's or the own URL.
     pub(super) fn attempt(&self, request: Request, endpoint: Option<&str>) -> Attempt {
         let mut headers = self.headers.clone();
         headers.extend(request.headers);
@@ -476,7 +534,7 @@ impl Target {
 }
 
 impl std::fmt::Debug for Request {
-    /// The names of headers alone: values are often secrets, and credentials always.
+    /// Shows only the names of header fields: values are often secrets, and credentials always are.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Request")
             .field("url", &self.url)
@@ -508,23 +566,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_attempt_goes_where_the_server_says_if_that_may_be_followed() {
+    fn an_endpoint_that_the_server_names_is_dialled_if_it_may_be_followed() {
         let dialled = |builder: Builder, endpoint: Option<&str>, request: Request| {
             builder.target.attempt(request, endpoint).url.to_string()
         };
-        let own = || Client::builder("ws://example.com/a").unwrap();
+        let own = || crate::Client::builder("ws://example.com/a").unwrap();
         let (near, far) = (Some("ws://example.com:81/b"), Some("ws://other.example/b"));
         assert_eq!(dialled(own(), None, Request::default()), "ws://example.com/a");
         assert_eq!(dialled(own(), near, Request::default()), "ws://example.com:81/b");
         assert_eq!(dialled(own(), far, Request::default()), "ws://example.com/a");
         assert_eq!(dialled(own().follow(Follow::Anywhere), far, Request::default()), "ws://other.example/b");
         assert_eq!(dialled(own().follow(Follow::Never), near, Request::default()), "ws://example.com/a");
-        // Where nobody can be dialled.
+        // An endpoint that cannot be dialled.
         assert_eq!(
             dialled(own(), Some("ws://example.com:99999/b"), Request::default()),
             "ws://example.com/a"
         );
-        // What counts is the URL of this attempt.
+        // An endpoint is compared with the URL of this attempt.
         let moved = Request { url: Some(Uri::from_static("ws://other.example/")), ..Request::default() };
         assert_eq!(dialled(own(), near, moved.clone()), "ws://other.example/");
         assert_eq!(dialled(own(), far, moved), "ws://other.example/b");

@@ -15,10 +15,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
-use super::UrlError;
 use super::place::Server;
 use super::proxy::{At, Proxy};
 use super::stream::{ServerStream, one_kind};
+use super::{Failure, UrlError};
 use crate::clock::now;
 
 /// A Unix socket whose queue of connections is full is asked again after this.
@@ -135,7 +135,7 @@ impl Connector {
     /// It is neither a name of DNS nor an IP address.
     #[cfg(feature = "tls")]
     pub fn server_name(self, name: &str) -> Result<Self, UrlError> {
-        let name = super::tls::server_name(name).map_err(UrlError)?;
+        let name = super::tls::server_name(name)?;
         Ok(Self { server_name: Some(name), ..self })
     }
 
@@ -147,7 +147,8 @@ impl Connector {
     /// # Cancel safety
     /// Safe: nothing stays behind but the look-up of a name that the system was asked for.
     pub async fn connect(&self, url: &Uri) -> Result<ServerStream, ConnectFailure> {
-        let server = self.check(url).map_err(|error| ConnectFailure::new(FailureKind::Other, error.0))?;
+        let server =
+            self.check(url).map_err(|error| ConnectFailure::new(FailureKind::Other, error.into_failure()))?;
         let deadline = Instant::now() + self.timeout;
         if let Some(open) = &self.opener {
             let stream = self.opened(open(url.clone()), deadline).await?;
@@ -171,8 +172,9 @@ impl Connector {
         deadline: Instant,
     ) -> Result<ServerStream, ConnectFailure> {
         match timeout_at(deadline, opening).await {
-            Ok(opened) => opened
-                .map_err(|error| ConnectFailure::new(unix_kind(&error), format!("own connector: {error}"))),
+            Ok(opened) => opened.map_err(|error| {
+                ConnectFailure::new(unix_kind(&error), Failure::from(error).context("own connector"))
+            }),
             Err(_) => {
                 let words = format!("own connector: no stream within {:?}", self.timeout);
                 Err(ConnectFailure::new(FailureKind::TimedOut, words))
@@ -186,8 +188,10 @@ impl Connector {
         server: &Server,
         deadline: Instant,
     ) -> Result<TcpStream, ConnectFailure> {
-        let to_proxy =
-            |why: ConnectFailure| ConnectFailure::new(why.kind, format!("the proxy {}", why.reason));
+        let to_proxy = |why: ConnectFailure| {
+            let words = format!("the proxy {}", why.failure);
+            ConnectFailure::new(why.kind, why.failure.with_message(words))
+        };
         let mut socket = self.tcp(&proxy.server, deadline).await.map_err(to_proxy)?;
         match timeout_at(deadline, proxy.tunnel(&mut socket, server)).await {
             Ok(tunnel) => tunnel.map(|()| socket),
@@ -217,23 +221,24 @@ impl Connector {
         let server = Server::of(url)?;
         #[cfg(feature = "tls")]
         if server.secure && self.server_name.is_none() {
-            super::tls::server_name(&server.host).map_err(UrlError)?;
+            super::tls::server_name(&server.host)?;
         }
         #[cfg(not(feature = "tls"))]
         if server.secure {
-            return Err(UrlError(format!("{url}: wss:// needs the feature `tls` of the crate `mainstay`")));
+            let words = format!("{url}: wss:// needs the feature `tls` of the crate `mainstay`");
+            return Err(UrlError::new(super::UrlErrorKind::NoTls, words));
         }
         Ok(server)
     }
 
     async fn tcp(&self, server: &Server, deadline: Instant) -> Result<TcpStream, ConnectFailure> {
         let Server { host, port, .. } = server;
-        let unknown = |why: &dyn std::fmt::Display| {
-            ConnectFailure::new(FailureKind::UnknownName, format!("{host}: {why}"))
+        let unknown = |error: io::Error| {
+            ConnectFailure::new(FailureKind::UnknownName, Failure::from(error).context(host))
         };
         let addresses = match timeout_at(deadline, tokio::net::lookup_host((host.as_str(), *port))).await {
             Ok(Ok(addresses)) => addresses,
-            Ok(Err(error)) => return Err(unknown(&error)),
+            Ok(Err(error)) => return Err(unknown(error)),
             Err(_) => {
                 let words = format!("{host}: the name was not looked up within {:?}", self.timeout);
                 return Err(ConnectFailure::new(FailureKind::TimedOut, words));
@@ -246,9 +251,8 @@ impl Connector {
     }
 
     async fn unix_socket(&self, path: &Path, deadline: Instant) -> Result<TcpStream, ConnectFailure> {
-        let failed = |kind, why: &dyn std::fmt::Display| {
-            ConnectFailure::new(kind, format!("unix:{}: {why}", path.display()))
-        };
+        let failed =
+            |kind, why: Failure| ConnectFailure::new(kind, why.context(&format!("unix:{}", path.display())));
         let connecting = async {
             loop {
                 match UnixStream::connect(path).await {
@@ -259,10 +263,12 @@ impl Connector {
             }
         };
         match timeout_at(deadline, connecting).await {
-            Ok(connected) => connected.and_then(one_kind).map_err(|error| failed(unix_kind(&error), &error)),
+            Ok(connected) => {
+                connected.and_then(one_kind).map_err(|error| failed(unix_kind(&error), error.into()))
+            }
             Err(_) => {
                 let words = format!("its queue of connections was full for {:?}", self.timeout);
-                Err(failed(FailureKind::TimedOut, &words))
+                Err(failed(FailureKind::TimedOut, words.into()))
             }
         }
     }
@@ -297,7 +303,7 @@ impl Connector {
         let name = match &self.server_name {
             Some(name) => name.clone(),
             None => super::tls::server_name(&server.host)
-                .map_err(|why| ConnectFailure::new(FailureKind::Certificate, why))?,
+                .map_err(|error| ConnectFailure::new(FailureKind::Certificate, error.into_failure()))?,
         };
         match timeout_at(deadline, super::tls::handshake(stream, &name, self.tls.as_ref())).await {
             Ok(secured) => secured,
@@ -375,7 +381,7 @@ impl Race {
                     false
                 }
                 Poll::Ready(Err(error)) => {
-                    attempts.handle_failed(now(), *address, tcp_failure(&error, *address));
+                    attempts.handle_failed(now(), *address, tcp_failure(error, *address));
                     false
                 }
             });
@@ -394,13 +400,13 @@ impl Race {
     }
 }
 
-fn tcp_failure(error: &io::Error, address: SocketAddr) -> ConnectFailure {
-    let kind = tcp_kind(error, address);
-    let reason = match kind {
-        FailureKind::NoLocalPort => format!("no local port is left: {error}"),
-        _ => error.to_string(),
-    };
-    ConnectFailure::new(kind, reason)
+fn tcp_failure(error: io::Error, address: SocketAddr) -> ConnectFailure {
+    let kind = tcp_kind(&error, address);
+    let failure = Failure::from(error);
+    match kind {
+        FailureKind::NoLocalPort => ConnectFailure::new(kind, failure.context("no local port is left")),
+        _ => ConnectFailure::new(kind, failure),
+    }
 }
 
 fn tcp_kind(error: &io::Error, address: SocketAddr) -> FailureKind {

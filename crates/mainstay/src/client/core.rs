@@ -1,6 +1,7 @@
 //! What a client's task and its handles share.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
@@ -14,11 +15,11 @@ use mainstay_proto::ws::CloseCode;
 use tokio::sync::oneshot;
 
 use super::events::EventQueue;
-use super::{AuthenticateError, Outcome, Receipt, Refusal};
-use crate::SendError;
+use super::{AuthenticateError, Rejection};
 use crate::budget::{Budget, Change, Charge, Holder};
 use crate::clock::now;
 use crate::worker::{self, Signal};
+use crate::{Outcome, Receipt, SendError};
 
 /// When `recv` has been polled so often since an event came up that tells of a place between two messages, it returns what
 /// stands behind that place, event taken or not: in a `select!` a listener is polled between any two of these, in
@@ -38,8 +39,8 @@ pub(crate) struct Inner {
     pub(crate) machine: Machine,
     pub(super) events: EventQueue,
     pub(super) subprotocol: Option<String>,
-    /// What the newest attempt was answered, if that was no WebSocket.
-    pub(super) refusal: Option<Box<Refusal>>,
+    /// The response to the newest attempt, if it opened no WebSocket.
+    pub(super) rejection: Option<Box<Rejection>>,
     /// The fields of the response that opened the newest connection.
     pub(super) response: Option<Box<HeaderMap>>,
     /// The application dropped the handle.
@@ -55,8 +56,6 @@ pub(crate) struct Inner {
     tracked: VecDeque<(u64, oneshot::Sender<Outcome>)>,
     authenticating: Option<oneshot::Sender<Verdict>>,
     receiver: Option<Waker>,
-    /// Waits for messages to meet their fate.
-    pub(super) settling: Option<Waker>,
     /// Those who wait for events, for another state, for the end, or until everything has left.
     waiting: Vec<Waker>,
     senders: Vec<Waker>,
@@ -73,7 +72,7 @@ impl Core {
                 machine,
                 events: EventQueue::default(),
                 subprotocol: None,
-                refusal: None,
+                rejection: None,
                 response: None,
                 abandoned: false,
                 finished: false,
@@ -84,7 +83,6 @@ impl Core {
                 tracked: VecDeque::new(),
                 authenticating: None,
                 receiver: None,
-                settling: None,
                 waiting: Vec::new(),
                 senders: Vec::new(),
                 budget,
@@ -368,15 +366,17 @@ impl Inner {
             }
             match &event {
                 Event::Gap(fate) => self.settle_by(fate),
-                Event::Ended { fate: Some(fate), .. } => self.settle_by(fate),
-                Event::Report(Report::Unknown(first, last)) => {
-                    self.settle_range(*first, *last, Outcome::Unknown);
+                Event::Ended(end) => {
+                    if let Some(fate) = &end.fate {
+                        self.settle_by(fate);
+                    }
                 }
-                Event::Report(Report::NotDelivered(first, last)) => {
-                    self.settle_range(*first, *last, Outcome::NotDelivered);
+                Event::Report(Report::Unknown(range)) => self.settle_range(range, Outcome::Unknown),
+                Event::Report(Report::NotDelivered(range)) => {
+                    self.settle_range(range, Outcome::NotDelivered);
                 }
-                Event::Report(Report::Undeliverable(number, _)) => {
-                    self.settle_range(*number, *number, Outcome::Unknown);
+                Event::Report(Report::Undeliverable { number, .. }) => {
+                    self.settle_range(&(*number..=*number), Outcome::Unknown);
                 }
                 _ => {}
             }
@@ -410,18 +410,17 @@ impl Inner {
     }
 
     /// What is before the range may still be under way.
-    fn settle_range(&mut self, first: u64, last: u64, outcome: Outcome) {
-        let from = self.tracked.partition_point(|(number, _)| *number < first);
-        let to = self.tracked.partition_point(|(number, _)| *number <= last);
+    fn settle_range(&mut self, range: &RangeInclusive<u64>, outcome: Outcome) {
+        let from = self.tracked.partition_point(|(number, _)| number < range.start());
+        let to = self.tracked.partition_point(|(number, _)| number <= range.end());
         for (_, sender) in self.tracked.drain(from..to) {
             let _ = sender.send(outcome);
         }
     }
 
     pub(super) fn wake_application(&mut self) {
-        let one = [self.receiver.take(), self.settling.take()];
         let many = self.waiting.drain(..).chain(self.senders.drain(..));
-        one.into_iter().flatten().chain(many).for_each(Waker::wake);
+        self.receiver.take().into_iter().chain(many).for_each(Waker::wake);
     }
 }
 
@@ -439,10 +438,10 @@ fn verdict(event: &Event) -> Option<Verdict> {
     match event {
         Event::Authenticated { accepted: true } => Some(Ok(())),
         Event::Authenticated { accepted: false } => Some(Err(AuthenticateError::Refused)),
-        Event::Ended { code: Some(code), .. } if *code == u64::from(CloseCode::UNAUTHORIZED) => {
+        Event::Ended(end) if end.code == Some(CloseCode::UNAUTHORIZED.into()) => {
             Some(Err(AuthenticateError::Refused))
         }
-        Event::Ended { .. } => Some(Err(AuthenticateError::Closed)),
+        Event::Ended(_) => Some(Err(AuthenticateError::Closed)),
         Event::Attached { mode: Mode::Plain, .. } => Some(Err(AuthenticateError::Plain)),
         _ => None,
     }

@@ -1,6 +1,5 @@
 //! Opening one connection: a byte stream to the server, and the opening handshake on it.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +7,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, Uri};
 use mainstay_proto::connect::{Lost, Mode};
+use mainstay_proto::failure::Failure;
 use mainstay_proto::session::Message;
 use mainstay_proto::ws::handshake::{Agreed, Offer, ResponseError};
 use mainstay_proto::ws::{Connection, DeflateParams, Limits, Role};
 use tokio::io::AsyncWriteExt;
 
-use super::answer::{Head, Refusal, read_head};
+use super::BoxError;
 use super::connector::Connector;
+use super::rejection::{Head, Rejection, read_head};
 use super::stream::ServerStream;
 use crate::driver::Wire;
 
@@ -39,7 +40,7 @@ pub(super) type GiveUp = Arc<dyn Fn(StatusCode) -> bool + Send + Sync>;
 
 /// Makes the first words to a plain peer.
 pub(super) type Greeting =
-    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Vec<Message>, String>> + Send>> + Send + Sync>;
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Vec<Message>, BoxError>> + Send>> + Send + Sync>;
 
 /// What it came to.
 pub(super) struct Opened {
@@ -60,13 +61,13 @@ pub(super) struct Opened {
 /// It came to nothing.
 pub(super) struct Failed {
     pub(super) why: Lost,
-    /// What the server answered.
-    pub(super) refusal: Option<Box<Refusal>>,
+    /// The response, if it opened no WebSocket.
+    pub(super) rejection: Option<Box<Rejection>>,
 }
 
 impl From<Lost> for Failed {
     fn from(why: Lost) -> Self {
-        Self { why, refusal: None }
+        Self { why, rejection: None }
     }
 }
 
@@ -82,9 +83,9 @@ pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Failed> {
     let opening = open(stream, &attempt, &offer);
     let (stream, agreed, response, early) = match attempt.answer_timeout {
         None => opening.await?,
-        Some(limit) => tokio::time::timeout(limit, opening)
-            .await
-            .map_err(|_| Lost::Unreachable(format!("opening handshake: no answer within {limit:?}")))??,
+        Some(limit) => {
+            tokio::time::timeout(limit, opening).await.map_err(|_| Lost::NoAnswer { within: limit })??
+        }
     };
     let upgraded = Upgraded { stream, early, subprotocol: agreed.protocol, deflate: agreed.deflate };
     let mut opened = upgraded.opened(attempt.limits, attempt.resumable);
@@ -95,7 +96,8 @@ pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Failed> {
 
 /// Makes the first words to a plain peer.
 pub(super) async fn greet(make: &Greeting) -> Result<Vec<Message>, Lost> {
-    make().await.map_err(|reason| Lost::Unreachable(format!("the greeting could not be made: {reason}")))
+    let failed = |error| Lost::NotOpened(Failure::from(error).context("the greeting could not be made"));
+    make().await.map_err(failed)
 }
 
 /// No attempt can succeed.
@@ -111,21 +113,21 @@ async fn open(
 ) -> Result<(ServerStream, Agreed, HeaderMap, Bytes), Failed> {
     let mut headers = attempt.headers.clone();
     headers.extend(offer.headers());
-    let broken = |error: io::Error| Lost::Unreachable(format!("opening handshake: {error}"));
+    let broken = |failure: Failure| Lost::NotOpened(failure.context("opening handshake"));
     // An answer may come before the request was taken, and instead of that.
     let written = stream.write_all(&request_head(&attempt.url, &headers)).await;
     let head = match (read_head(&mut stream).await, written) {
         (Ok(head), _) => head,
-        (Err(_), Err(error)) => return Err(broken(error).into()),
-        (Err(lost), Ok(())) => return Err(lost.into()),
+        (Err(_), Err(error)) => return Err(broken(error.into()).into()),
+        (Err(failure), Ok(())) => return Err(broken(failure).into()),
     };
     match offer.check_response(head.status, &head.headers) {
         Ok(agreed) => Ok((stream, agreed, head.headers, Bytes::from(head.rest))),
-        Err(error) => Err(refusal(error, head, &mut stream, attempt.give_up.as_ref()).await),
+        Err(error) => Err(rejected(error, head, &mut stream, attempt.give_up.as_ref()).await),
     }
 }
 
-async fn refusal(
+async fn rejected(
     error: ResponseError,
     head: Head,
     stream: &mut ServerStream,
@@ -134,12 +136,11 @@ async fn refusal(
     let reason = error.to_string();
     let ResponseError::Refused { status, retry_after } = error else { return refused(reason).into() };
     let is_final = give_up.map_or(!error.is_retryable(), |give_up| give_up(status));
-    let why = match retry_after {
-        _ if is_final => Lost::Refused { status: Some(status.as_u16()), reason },
-        Some(retry_after) => Lost::Unavailable { retry_after, reason },
-        None => Lost::Unreachable(reason),
+    let why = match is_final {
+        true => Lost::Refused { status: Some(status), reason },
+        false => Lost::Unavailable { code: status.into(), retry_after, reason },
     };
-    Failed { why, refusal: Some(Box::new(Refusal::read(head, stream).await)) }
+    Failed { why, rejection: Some(Box::new(Rejection::read(head, stream).await)) }
 }
 
 /// A connection whose opening handshake somebody else has done, for

@@ -54,10 +54,10 @@ impl EventQueue {
     fn goes_on_with(&mut self, event: &Event) -> bool {
         use Report::NotDelivered;
         match (self.events.back_mut(), event) {
-            (Some(Event::Report(NotDelivered(_, before))), Event::Report(NotDelivered(first, last)))
-                if *before + 1 == *first =>
+            (Some(Event::Report(NotDelivered(before))), Event::Report(NotDelivered(range)))
+                if *before.end() + 1 == *range.start() =>
             {
-                *before = *last;
+                *before = *before.start()..=*range.end();
                 true
             }
             _ => false,
@@ -78,7 +78,7 @@ impl EventQueue {
 
 fn tells_of_loss(event: &Event) -> bool {
     use Event::{Dropped, Ended, FreshPeer, Gap, Replaced, Report};
-    matches!(event, Gap(_) | FreshPeer | Report(_) | Dropped { .. } | Replaced { .. } | Ended { .. })
+    matches!(event, Gap(_) | FreshPeer | Report(_) | Dropped { .. } | Replaced { .. } | Ended(_))
 }
 
 #[cfg(test)]
@@ -110,14 +110,15 @@ mod tests {
     #[test]
     fn ranges_that_touch_are_one_report() {
         let mut queue = EventQueue::default();
-        for (first, last) in [(1, 1), (2, 5), (7, 7)] {
-            queue.push(Event::Report(Report::NotDelivered(first, last)));
+        for range in [1..=1, 2..=5, 7..=7] {
+            queue.push(Event::Report(Report::NotDelivered(range)));
         }
-        let told = [queue.pop(), queue.pop(), queue.pop()].map(|event| match event {
-            Some(Event::Report(Report::NotDelivered(first, last))) => (first, last),
-            _ => (0, 0),
-        });
-        assert_eq!(told, [(1, 5), (7, 7), (0, 0)]);
+        let reported = [queue.pop(), queue.pop(), queue.pop()];
+        let expected = [Some(1..=5), Some(7..=7), None];
+        assert_eq!(
+            reported,
+            expected.map(|range| range.map(|range| Event::Report(Report::NotDelivered(range))))
+        );
     }
 
     #[test]

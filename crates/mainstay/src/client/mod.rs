@@ -1,46 +1,49 @@
 //! The client: one handle that stays, over as many connections as it takes.
 //!
-//! It dials, detects a dead connection, dials again with a jittered backoff, and resumes its session:
-//! what was sent is delivered once and in order, what the server sent meanwhile is replayed. Where
-//! that cannot be kept there is one [`Event::Gap`]. Towards a server that turns out to speak plain
-//! WebSocket it reconnects, confirms what was taken in by Ping, and says what that could not keep. Where
-//! that is known beforehand, use a [`Link`](crate::Link), which can be told how.
+//! It dials, detects a dead connection, dials again with a jittered backoff, and resumes its session: messages are delivered
+//! once and in order, and the server replays what it sent meanwhile. Where a session is lost, one [`Event::Gap`] states the
+//! fate of every message. Towards a server that turns out to speak plain WebSocket the client reconnects, confirms messages
+//! by Ping, and reports what it could not keep. Where that is known beforehand, use a [`Link`](crate::Link), which has
+//! settings for it.
 //!
 //! ```no_run
-//! use mainstay::{Client, Message};
+//! use mainstay::Client;
 //!
-//! # async fn run() -> Result<(), mainstay::client::UrlError> {
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let mut client = Client::builder("ws://127.0.0.1:8080/echo")?.connect();
-//! client.send(Message::text("hello")).await.ok();
+//! client.send("hello").await?;
 //! while let Some(message) = client.recv().await {
 //!     println!("{:?}", message.as_text());
 //! }
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`Client`](crate::Client) and [`Link`](crate::Link) are one type, [`ClientHandle`], for two kinds of peers. A function
+//! that needs neither kind in particular is generic: `async fn run<P>(client: ClientHandle<P>)`.
 
-mod answer;
 mod builder;
 mod connector;
 mod core;
 mod dial;
+mod error;
 mod events;
 mod place;
 mod proxy;
+mod rejection;
 mod sender;
 mod sink;
 mod stream;
 mod task;
 #[cfg(feature = "tls")]
 mod tls;
+mod verbs;
 mod watch;
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::marker::PhantomData;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -48,101 +51,62 @@ use mainstay_proto::connect::ConnectConfig;
 use mainstay_proto::session::Message;
 use mainstay_proto::session::message::SessionId;
 use mainstay_proto::ws::CloseCode;
-use tokio::sync::oneshot;
 
-pub use self::answer::Refusal;
-pub use self::builder::{Builder, ConnectError, Request};
+pub use self::builder::{Builder, Request};
 pub use self::connector::Connector;
 pub use self::dial::Upgraded;
+pub use self::error::{AuthenticateError, BoxError, ConnectError, UrlError, UrlErrorKind};
 pub use self::place::Place;
 pub use self::proxy::Proxy;
+pub use self::rejection::Rejection;
 pub use self::sender::Sender;
 pub use self::stream::ServerStream;
+pub use self::verbs::Closing;
 pub use self::watch::{Changes, Events};
 
-pub use mainstay_proto::connect::{End, EndCause, EndsOn, Event, Incoming, Lost, Mode, Report, State};
+pub use mainstay_proto::connect::{
+    End, EndCause, EndsOn, Event, Incoming, Lost, Mode, ReasonCode, Report, State,
+};
 pub use mainstay_proto::endpoint::Follow;
+pub use mainstay_proto::failure::Failure;
 pub use mainstay_proto::reach::{ConnectFailure, FailureKind};
 pub use mainstay_proto::ws::DeflateParams;
 pub use mainstay_proto::ws::handshake::InvalidProtocol;
-/// What [`Builder::tls`] takes its configuration from.
+/// The TLS library that [`Builder::tls`] has its configuration from.
 #[cfg(feature = "tls")]
 pub use rustls;
 
 use self::core::Core;
-use crate::SendError;
+use self::verbs::shared_verbs;
 use crate::clock::now;
 
-/// A URL or header that no attempt could use.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct UrlError(String);
-
-/// Why new credentials did not count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AuthenticateError {
-    /// The server refused them. On a live session it goes on with those before; in HELLO that ends the client.
-    #[error("the server refused the credentials")]
-    Refused,
-    /// Others were presented before these were judged.
-    #[error("newer credentials took their place")]
-    Replaced,
-    /// The peer speaks plain WebSocket, where only the request carries credentials: see [`Builder::request`].
-    #[error("a plain peer takes no credentials after its request")]
-    Plain,
-    /// The client has ended.
-    #[error("the client has ended")]
-    Closed,
-}
-
-/// What a [`Client`] expects of its peer: `mainstay.v1`, or plain WebSocket if it does not speak that.
+/// The kind of peer that a [`Client`](crate::Client) expects: one that speaks `mainstay.v1`, or plain WebSocket if it does
+/// not.
 #[derive(Debug)]
 pub enum Sessions {}
 
-/// A connection that stays. [`close`](Self::close) ends it in order and waits for that; dropping it does
-/// the same in the background.
+/// A connection that stays, to a server that is expected to speak `mainstay.v1`. See the [module](crate::client).
+pub type Client = ClientHandle<Sessions>;
+
+/// A connection that stays: what [`Client`](crate::Client) and [`Link`](crate::Link) are. `P` is the kind of peer.
 ///
-/// `P` is what is expected of the peer. Leave it away; [`Link`](crate::Link) is the other kind.
-pub struct Client<P = Sessions> {
+/// [`close`](Self::close) ends it in order; a drop does the same in the background.
+pub struct ClientHandle<P> {
     pub(crate) core: Arc<Core>,
-    /// Taken by `start_send`, given to the machine when there is room.
+    /// The message that `start_send` accepted and the machine had no room for.
     sending: Option<Message>,
-    /// What [`changed`](Self::changed) returned last.
+    /// The state that [`changed`](Self::changed) returned last.
     seen: State,
     peer: PhantomData<fn() -> P>,
 }
 
-/// What became of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// The peer has it: its application (`mainstay.v1`), or its WebSocket stack (plain peers).
-    Delivered,
-    /// It certainly was not delivered, and will not be.
-    NotDelivered,
-    /// It may or may not have been.
-    Unknown,
-}
+shared_verbs!([P] ClientHandle<P>);
 
-/// Settles when it is known what became of a message. Dropping it changes nothing.
-#[derive(Debug)]
-pub struct Receipt(oneshot::Receiver<Outcome>);
-
-impl Future for Receipt {
-    type Output = Outcome;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        // A client that is gone cannot say any more.
-        Pin::new(&mut self.0).poll(cx).map(|settled| settled.unwrap_or(Outcome::Unknown))
-    }
-}
-
-impl Client {
-    /// A client for `url`: `ws://`, `wss://` or a Unix socket, as [`Place`] reads them.
+impl ClientHandle<Sessions> {
+    /// Returns a builder of a client for `url`: `ws://`, `wss://` or a Unix socket, in the forms that [`Place`] reads.
     ///
     /// # Errors
-    /// The URL cannot be used.
+    /// The URL cannot be dialled.
     pub fn builder(url: &str) -> Result<Builder, UrlError> {
         Builder::new(url, ConnectConfig::default())
     }
@@ -153,35 +117,37 @@ impl Client {
         self.core.lock().machine.id()
     }
 
-    /// With [`Builder::manual_ack`]: everything that [`recv`](Self::recv) has returned so far is
-    /// handled. See `server::Session::confirm`.
+    /// Acknowledges every message that [`recv`](Self::recv) has returned so far: the application has handled it, and the
+    /// server may forget it. Only with [`Builder::manual_ack`]; otherwise a message is acknowledged when it is returned.
     pub fn ack(&self) {
         self.core.change(|inner| inner.machine.acknowledge(now()));
     }
 
-    /// Presents new credentials in place of [`Builder::credentials`], and waits for the verdict: on the live
-    /// connection, or in the next HELLO while there is none. A server that speaks `mainstay.v1` asks the
-    /// function that its application gave.
+    /// Presents new credentials in place of [`Builder::credentials`], and waits until the server judges them: on the live
+    /// connection, or in the next HELLO while there is none. A server that speaks `mainstay.v1` asks the `authenticate`
+    /// function of its application.
     ///
     /// # Errors
-    /// See [`AuthenticateError`].
+    /// The server refused them, or cannot judge them: see [`AuthenticateError`].
     ///
     /// # Cancel safety
-    /// They are presented all the same, only the waiting ends.
+    /// Safe: the credentials are presented all the same, only the wait ends.
     pub async fn authenticate(&self, credentials: impl Into<Bytes>) -> Result<(), AuthenticateError> {
         let verdict = self.core.change(|inner| inner.authenticate(credentials.into()))?;
         verdict.await.unwrap_or(Err(AuthenticateError::Replaced))
     }
 }
 
-impl<P> Client<P> {
+impl<P> ClientHandle<P> {
     fn begun(core: Arc<Core>, seen: State) -> Self {
         Self { core, sending: None, seen, peer: PhantomData }
     }
 
-    /// The next message, in order; `None` once nothing follows. What was lost with a session is an
-    /// [`Event::Gap`], what the server dropped by its own policy an [`Event::Dropped`]: the event is there before the first
-    /// message behind that place is returned. [`recv_any`](Self::recv_any) has both in one stream.
+    /// Receives the next message, in order; `None` once nothing follows.
+    ///
+    /// Where messages were lost with a session, or dropped by the server's own policy, an [`Event::Gap`] or an
+    /// [`Event::Dropped`] reports it before the first message behind that place is returned.
+    /// [`recv_any`](Self::recv_any) returns both in one stream.
     ///
     /// # Cancel safety
     /// Safe: a message is taken only when it is returned.
@@ -189,7 +155,7 @@ impl<P> Client<P> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// The next message, or what stands between two of them, in order; `None` once nothing follows.
+    /// Receives the next message, or what stands between two messages, in order; `None` once nothing follows.
     ///
     /// # Cancel safety
     /// Safe, as [`recv`](Self::recv).
@@ -208,62 +174,19 @@ impl<P> Client<P> {
             match std::task::ready!(inner.poll_recv_any(&self.core.signal, cx)) {
                 None => return Poll::Ready(None),
                 Some(Incoming::Message(message)) => return Poll::Ready(Some(message)),
-                // An event tells of it, and has its turn before what follows.
+                // An event reports it, and has its turn before the next message.
                 Some(_) => {}
             }
         }
     }
 
-    /// As [`Sender::send`].
-    ///
-    /// # Errors
-    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
-    /// comes back.
-    ///
-    /// # Cancel safety
-    /// Safe: a message is accepted only when this returns.
-    pub fn send(
-        &self,
-        message: impl Into<Message>,
-    ) -> impl Future<Output = Result<(), SendError>> + Send + '_ {
-        sender::send(&self.core, message.into())
-    }
-
-    /// As [`Sender::send_tracked`].
-    ///
-    /// # Errors
-    /// The client has ended, its link's policy is to fail, or the server takes no message that is as large: the message
-    /// comes back.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub fn send_tracked(
-        &self,
-        message: impl Into<Message>,
-    ) -> impl Future<Output = Result<Receipt, SendError>> + Send + '_ {
-        sender::send_tracked(&self.core, message.into())
-    }
-
-    /// Sends a message, or gives it back at once.
-    ///
-    /// # Errors
-    /// The window is full, the client has ended, or the server takes no message that is as large.
-    pub fn try_send(&self, message: impl Into<Message>) -> Result<(), SendError> {
-        self.core.change(|inner| inner.send(message.into())).map(drop)
-    }
-
-    /// As [`Sender::send_volatile`].
-    pub fn send_volatile(&self, message: impl Into<Message>) {
-        self.core.change(|inner| inner.machine.send_volatile(message.into()));
-    }
-
-    /// A handle that sends from elsewhere.
+    /// Returns a handle that sends from elsewhere.
     #[must_use]
     pub fn sender(&self) -> Sender {
         Sender::new(&self.core)
     }
 
-    /// The next event; `None` after [`Event::Ended`]. See [`Events::next`].
+    /// Returns the next event; `None` after [`Event::Ended`]. See [`Events`].
     ///
     /// # Cancel safety
     /// Safe.
@@ -271,124 +194,48 @@ impl<P> Client<P> {
         self.events().next().await
     }
 
-    /// A handle on the events, to be awaited beside [`recv`](Self::recv).
-    #[must_use]
-    pub fn events(&self) -> Events {
-        Events::new(&self.core)
-    }
-
-    /// Something suggests that the network changed: dials at once if waiting, probes if attached.
-    pub fn probe_now(&self) {
-        self.core.change(|inner| inner.machine.probe_now(now()));
-    }
-
-    /// Gives up the present connection for another, whatever it is worth, and dials at once: for an application that knows
-    /// better, as that its URL or its rights changed. A session goes on over it; a plain peer is a
-    /// [fresh one](Incoming::FreshPeer).
-    pub fn reconnect(&self) {
-        self.core.change(|inner| inner.machine.reconnect(now()));
-    }
-
-    /// Ends in order: what was accepted is delivered first, for at most 10 s. Nothing more is handed over:
-    /// [`recv`](Self::recv) returns `None` from now on.
-    ///
-    /// # Cancel safety
-    /// Safe: the closing goes on, only the waiting ends.
-    pub async fn close(&self, code: CloseCode, reason: &str) {
-        close(&self.core, code, reason).await;
-    }
-
-    /// Ends now. The peer is told so where a connection is attached, and nothing is waited for: what was not acknowledged
-    /// may have arrived or not. [`take_undelivered`](Self::take_undelivered) has it.
-    pub fn abort(&self, code: CloseCode, reason: &str) {
-        self.core.abort(code, reason);
-    }
-
-    /// Why it has ended; `None` as long as it has not.
-    #[must_use]
-    pub fn end(&self) -> Option<End> {
-        self.core.lock().machine.end().cloned()
-    }
-
-    /// After the end, once: what was accepted and is not known to be delivered, in the order in which it was sent. First
-    /// what may have arrived and then what certainly did not, as [`Event::Report`] and [`End::fate`] number them.
+    /// Takes the messages that were accepted and are not known to be delivered, once the client has ended, in the order in
+    /// which they were sent: first those that may have been delivered, then those that were not, as [`Event::Report`] and
+    /// [`End::fate`] number them. Empty before the end, and at the second call.
     #[must_use]
     pub fn take_undelivered(&self) -> Vec<Message> {
         self.core.lock().machine.take_undelivered()
     }
 
-    /// What the client is doing.
-    #[must_use]
-    pub fn state(&self) -> State {
-        self.core.lock().machine.state()
-    }
-
-    /// Waits until the state differs from what was returned (or first seen) before, and returns it. A
-    /// state that passed meanwhile is not returned; the [`events`](Self::events) tell of every one.
+    /// Waits until the state differs from the one that this call returned last (the first time: from the state when the
+    /// client was made), and returns it. States that came and went meanwhile are left out; [`events`](Self::events) report
+    /// every one. To wait for messages in the same `select!`, use [`changes`](Self::changes).
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn changed(&mut self) -> State {
-        self.seen = watch::changed(&self.core, self.seen).await;
-        self.seen
+        let Self { core, seen, .. } = self;
+        poll_fn(|cx| watch::poll_change(core, seen, cx)).await
     }
 
-    /// A handle on the changes of the state, to be awaited beside [`recv`](Self::recv).
-    ///
-    /// ```no_run
-    /// # async fn run(mut client: mainstay::Client) {
-    /// let mut changes = client.changes();
-    /// loop {
-    ///     tokio::select! {
-    ///         message = client.recv() => match message {
-    ///             Some(message) => println!("{message:?}"),
-    ///             None => break,
-    ///         },
-    ///         Some(state) = changes.next() => println!("{state:?}"),
-    ///     }
-    /// }
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn changes(&self) -> Changes {
-        Changes::new(&self.core)
-    }
-
-    /// The smoothed round-trip time of this end's probes on the current connection. A session's server
-    /// drives the heartbeat, so its client knows one only after a probe of its own.
-    #[must_use]
-    pub fn rtt(&self) -> Option<Duration> {
-        self.core.lock().machine.rtt()
-    }
-
-    /// The application's subprotocol that was agreed on with the newest connection.
+    /// The subprotocol of the application that the newest connection agreed on, without the part that `mainstay.v1` adds.
     #[must_use]
     pub fn subprotocol(&self) -> Option<String> {
         self.core.lock().subprotocol.clone()
     }
 
-    /// The fields of the response that opened the newest connection: a balancer's cookie, limits, the server's name.
-    /// `None` before the first, where the builder [keeps none](Builder::keep_response), and with a connection that was
-    /// adopted.
+    /// The header fields of the response that opened the newest connection: a balancer's cookie, limits, the server's name.
+    /// `None` before the first connection, where the builder [keeps none](Builder::keep_response), and with a connection that
+    /// was adopted.
     #[must_use]
     pub fn response_headers(&self) -> Option<HeaderMap> {
         self.core.lock().response.as_deref().cloned()
     }
 
-    /// What the server answered to the newest attempt, where that was no WebSocket: status, fields and body of the HTTP
-    /// response. Beside [`Event::AttemptFailed`] and [`Event::Ended`], which have the reason.
+    /// The HTTP response to the newest attempt, where it opened no WebSocket: status, header fields and body. The reason
+    /// in words is in [`Event::AttemptFailed`] and [`Event::Ended`].
     #[must_use]
-    pub fn refusal(&self) -> Option<Refusal> {
-        self.core.lock().refusal.as_deref().cloned()
+    pub fn rejection(&self) -> Option<Rejection> {
+        self.core.lock().rejection.as_deref().cloned()
     }
 }
 
-async fn close(core: &Core, code: CloseCode, reason: &str) {
-    core.close(code, reason);
-    poll_fn(|cx| core.lock().poll_finished(cx)).await;
-}
-
-impl<P> Drop for Client<P> {
+impl<P> Drop for ClientHandle<P> {
     fn drop(&mut self) {
         self.core.change(|inner| {
             inner.abandoned = true;
@@ -397,7 +244,7 @@ impl<P> Drop for Client<P> {
     }
 }
 
-impl<P> std::fmt::Debug for Client<P> {
+impl<P> std::fmt::Debug for ClientHandle<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client").field("state", &self.state()).finish_non_exhaustive()
     }

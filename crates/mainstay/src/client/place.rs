@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use http::Uri;
 
-use super::UrlError;
+use super::{Failure, UrlError, UrlErrorKind};
 
 /// Where a server is: a URL, and the Unix socket to reach it by, if it has one.
 ///
@@ -37,9 +37,12 @@ impl FromStr for Place {
             return Self::on_socket(secure, rest);
         }
         if matches!(text.split_once("://"), Some((_, "" | "/"))) {
-            return Err(UrlError(format!("{text}: the URL names no host")));
+            return Err(no_host(&text));
         }
-        let url: Uri = text.parse().map_err(|error| UrlError(format!("{text}: no URL: {error}")))?;
+        let url: Uri = text.parse().map_err(|error| {
+            let words = format!("{text}: not a URL: {error}");
+            UrlError::new(UrlErrorKind::Syntax, Failure::caused_by(error, words))
+        })?;
         Server::of(&url)?;
         Ok(Self { url, socket: None })
     }
@@ -64,14 +67,20 @@ impl Place {
             Some((socket, path)) => (socket, path),
             None => (rest.trim_end_matches(':'), ""),
         };
-        let wrong = |why: &dyn std::fmt::Display| UrlError(format!("unix:{rest}: {why}"));
         if socket.is_empty() {
-            return Err(UrlError("the URL names no socket, for example unix:/run/app.sock".to_owned()));
+            let words = "the URL names no socket, for example unix:/run/app.sock";
+            return Err(UrlError::new(UrlErrorKind::Socket, words));
         }
-        // Too long, as a rule: the system takes 107 bytes.
-        std::os::unix::net::SocketAddr::from_pathname(socket).map_err(|error| wrong(&error))?;
+        // Usually it is too long: the system allows 107 bytes.
+        std::os::unix::net::SocketAddr::from_pathname(socket).map_err(|error| {
+            UrlError::new(UrlErrorKind::Socket, Failure::from(error).context(&format!("unix:{rest}")))
+        })?;
         let scheme = if secure { "wss" } else { "ws" };
-        let url = format!("{scheme}://localhost/{path}").parse().map_err(|error| wrong(&error))?;
+        let url =
+            format!("{scheme}://localhost/{path}").parse().map_err(|error: http::uri::InvalidUri| {
+                let words = format!("unix:{rest}: {error}");
+                UrlError::new(UrlErrorKind::Syntax, Failure::caused_by(error, words))
+            })?;
         Ok(Self { url, socket: Some(PathBuf::from(socket)) })
     }
 }
@@ -137,27 +146,37 @@ impl Server {
         let authority = url.authority().map_or("", |authority| authority.as_str());
         if let Some((_, place)) = authority.rsplit_once('@') {
             // The rest of the URL is a secret.
-            return Err(UrlError(format!(
+            let words = format!(
                 "the URL of {place} has credentials, which are not sent: use a header, as `Authorization`"
-            )));
+            );
+            return Err(UrlError::new(UrlErrorKind::Credentials, words));
         }
         // A `Uri` that somebody made keeps capitals, and they mean the same (RFC 3986 section 3.1).
         let scheme = url.scheme_str().map(str::to_ascii_lowercase);
         let (secure, usual) = match scheme.as_deref() {
             Some("ws" | "http") => (false, 80),
             Some("wss" | "https") => (true, 443),
-            _ => return Err(UrlError(format!("{url}: the URL must start with ws://, wss:// or unix:"))),
+            _ => {
+                let words = format!("{url}: the URL must start with ws://, wss:// or unix:");
+                return Err(UrlError::new(UrlErrorKind::Scheme, words));
+            }
         };
         let host = url.host().filter(|host| !host.is_empty());
-        let host = host.ok_or_else(|| UrlError(format!("{url}: the URL names no host")))?;
+        let host = host.ok_or_else(|| no_host(url))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = match port_of(authority) {
             "" => usual,
-            port => parse_port(port)
-                .ok_or_else(|| UrlError(format!("{url}: the port `{port}` is not one of 1 to 65535")))?,
+            port => parse_port(port).ok_or_else(|| {
+                let words = format!("{url}: the port `{port}` is not a number from 1 to 65535");
+                UrlError::new(UrlErrorKind::Port, words)
+            })?,
         };
         Ok(Self { host, port, secure })
     }
+}
+
+fn no_host(url: &dyn std::fmt::Display) -> UrlError {
+    UrlError::new(UrlErrorKind::NoHost, format!("{url}: the URL names no host"))
 }
 
 /// As it is written: `Uri` takes any text there, and then knows of no port at all.

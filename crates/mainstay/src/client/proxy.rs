@@ -11,9 +11,9 @@ use http::{StatusCode, Uri};
 use mainstay_proto::reach::{ConnectFailure, FailureKind};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::UrlError;
-use super::answer::{Head, read_head};
 use super::place::Server;
+use super::rejection::{Head, read_head};
+use super::{Failure, UrlError, UrlErrorKind};
 
 /// A proxy that servers are reached through, by CONNECT: for `ws://` as for `wss://`, so that nothing on the way takes a
 /// WebSocket apart.
@@ -65,9 +65,7 @@ impl Proxy {
             found.map(|(name, url)| (name.to_owned(), url.trim().to_owned())).find(|(_, url)| !url.is_empty())
         };
         let parse = |found: Option<(String, String)>| {
-            found.map(|(name, url)| {
-                At::parse(&url).map_err(|UrlError(why)| UrlError(format!("{name}: {why}")))
-            })
+            found.map(|(name, url)| At::parse(&url).map_err(|error| error.found_in(&name)))
         };
         let secure = parse(find(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])).transpose()?;
         let plain = parse(find(&["http_proxy", "all_proxy", "ALL_PROXY"])).transpose()?;
@@ -112,7 +110,8 @@ impl At {
         if !scheme.eq_ignore_ascii_case("http") {
             let known = scheme.chars().all(|letter| letter.is_ascii_alphanumeric());
             let scheme = if known { scheme } else { "another scheme" };
-            return Err(UrlError(format!("a proxy must be http://host:port; {scheme}:// is not supported")));
+            let words = format!("a proxy must be http://host:port; {scheme}:// is not supported");
+            return Err(UrlError::new(UrlErrorKind::Proxy, words));
         }
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let (user, place) = match authority.rsplit_once('@') {
@@ -120,7 +119,8 @@ impl At {
             None => (None, authority),
         };
         let url: Uri = format!("http://{place}/").parse().map_err(|_| {
-            UrlError(format!("a proxy must be http://host:port, and `{place}` is not host:port"))
+            let words = format!("a proxy must be http://host:port, and `{place}` is not host:port");
+            UrlError::new(UrlErrorKind::Proxy, words)
         })?;
         let authorization = user.map(|user| format!("Basic {}", STANDARD.encode(decoded(user))));
         Ok(Self { server: Server::of(&url)?, authorization })
@@ -133,25 +133,28 @@ impl At {
         server: &Server,
     ) -> Result<(), ConnectFailure> {
         let proxy = self.server.authority();
-        let failed =
-            |why: String| ConnectFailure::new(FailureKind::Proxy, format!("the proxy {proxy}: {why}"));
+        let failed = |why: Failure| {
+            ConnectFailure::new(FailureKind::Proxy, why.context(&format!("the proxy {proxy}")))
+        };
         let to = server.authority();
         let mut request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n");
         if let Some(authorization) = &self.authorization {
             request.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));
         }
         request.push_str("\r\n");
-        stream.write_all(request.as_bytes()).await.map_err(|error| failed(error.to_string()))?;
-        let Head { status, rest, .. } = read_head(stream).await.map_err(|lost| failed(lost.to_string()))?;
+        stream.write_all(request.as_bytes()).await.map_err(|error| failed(error.into()))?;
+        let Head { status, rest, .. } = read_head(stream).await.map_err(failed)?;
         match status {
             StatusCode::PROXY_AUTHENTICATION_REQUIRED if self.authorization.is_none() => {
-                Err(failed("it asks for a user and a password (407)".to_owned()))
+                Err(failed("it asks for a user and a password (407)".into()))
             }
             StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-                Err(failed("it refuses this user and password (407)".to_owned()))
+                Err(failed("it refuses this user and password (407)".into()))
             }
-            status if !status.is_success() => Err(failed(format!("it answered {status} to CONNECT {to}"))),
-            _ if !rest.is_empty() => Err(failed("it sent bytes of its own through the tunnel".to_owned())),
+            status if !status.is_success() => {
+                Err(failed(format!("it answered {status} to CONNECT {to}").into()))
+            }
+            _ if !rest.is_empty() => Err(failed("it sent bytes of its own through the tunnel".into())),
             _ => Ok(()),
         }
     }

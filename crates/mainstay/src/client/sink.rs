@@ -8,10 +8,10 @@ use futures_sink::Sink;
 use mainstay_proto::session::Message;
 use mainstay_proto::ws::CloseCode;
 
-use super::Client;
+use super::ClientHandle;
 use crate::SendError;
 
-impl<P> Stream for Client<P> {
+impl<P> Stream for ClientHandle<P> {
     type Item = Message;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
@@ -19,7 +19,7 @@ impl<P> Stream for Client<P> {
     }
 }
 
-impl<P> Sink<Message> for Client<P> {
+impl<P> Sink<Message> for ClientHandle<P> {
     type Error = SendError;
 
     fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -38,9 +38,9 @@ impl<P> Sink<Message> for Client<P> {
         })
     }
 
-    /// Ready when everything that was accepted has left this process. It is delivered only when the peer says so: await
-    /// [`Client::send_tracked`], or close. Ready too once the client has ended; then [`Client::take_undelivered`] has what
-    /// did not leave.
+    /// Ready when every message that was accepted has left this process. A message that has left is not delivered yet: await
+    /// [`ClientHandle::send_tracked`], or close. Ready also once the client has ended; then
+    /// [`ClientHandle::take_undelivered`] returns the messages that did not leave.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         std::task::ready!(self.as_mut().poll_ready(cx))?;
         self.core.change(|inner| inner.poll_flushed(cx))

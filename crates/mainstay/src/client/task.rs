@@ -9,6 +9,7 @@ use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use mainstay_proto::connect::{Command, Lost, Mode};
+use mainstay_proto::failure::Failure;
 use mainstay_proto::session::{ConnectionId, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
 
@@ -65,7 +66,7 @@ impl ClientTask {
     fn handle_opened(&mut self, inner: &mut Inner, connection: ConnectionId, opened: Opened) {
         let Opened { wire, mode, subprotocol, credentials, guard, response, greeting } = opened;
         let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
-        (inner.subprotocol, inner.refusal, inner.response) = (subprotocol, None, response);
+        (inner.subprotocol, inner.rejection, inner.response) = (subprotocol, None, response);
         let is_guarded = guard.is_some();
         self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new(), is_guarded });
         if let Some(credentials) = credentials {
@@ -128,9 +129,9 @@ impl ClientTask {
         }
         for open in &mut self.wires {
             if gives_up {
-                lost.push((open.connection, Lost::Broken(NO_MEMORY.to_owned())));
+                lost.push((open.connection, Lost::Broken(NO_MEMORY.into())));
             } else if let Err(error) = open.wire.arrive(context) {
-                lost.push((open.connection, Lost::Broken(error.to_string())));
+                lost.push((open.connection, Lost::Broken(error.into())));
             }
         }
         self.lose(lost)
@@ -167,7 +168,7 @@ impl ClientTask {
         let core = Arc::clone(&self.core);
         for (connection, result) in done {
             let arrived = result.and_then(|mut opened| {
-                opened.wire.arrive(context).map_err(|error| Lost::Broken(error.to_string()))?;
+                opened.wire.arrive(context).map_err(|error| Lost::Broken(error.into()))?;
                 Ok(opened)
             });
             let mut inner = core.lock();
@@ -177,8 +178,8 @@ impl ClientTask {
             });
             match accepted {
                 Ok(opened) => self.handle_opened(&mut inner, connection, opened),
-                Err(Failed { why, refusal }) => {
-                    inner.refusal = refusal;
+                Err(Failed { why, rejection }) => {
+                    inner.rejection = rejection;
                     inner.machine.handle_lost(now(), connection, why);
                 }
             }
@@ -234,7 +235,7 @@ impl ClientTask {
                     SessionError::MessageTooBig { limit, .. } => {
                         Lost::TooBig { limit: usize::try_from(limit).unwrap_or(usize::MAX) }
                     }
-                    error => Lost::Broken(error.to_string()),
+                    error => Lost::Broken(Failure::caused_by(error, error.to_string())),
                 };
                 lost.push((connection, why));
                 continue;
@@ -258,7 +259,7 @@ impl ClientTask {
     fn keep_time(&mut self) -> Option<bool> {
         let now = now();
         let mut inner = self.core.lock();
-        let is_due = inner.machine.poll_timeout().is_some_and(|at| at <= now);
+        let is_due = inner.machine.is_due(now);
         is_due.then(|| inner.machine.handle_timeout(now))
     }
 
@@ -295,7 +296,7 @@ impl ClientTask {
         let endpoint = self.core.lock().machine.endpoint().map(str::to_owned);
         Box::pin(async move {
             let request = match &target.factory {
-                Some(make) => make().await.map_err(Lost::Unreachable)?,
+                Some(make) => make().await.map_err(|error| Lost::NotOpened(error.into()))?,
                 None => Request::default(),
             };
             let mut opened = dial(target.attempt(request, endpoint.as_deref())).await?;
@@ -385,7 +386,7 @@ impl ClientTask {
 fn poll_caught(dialling: &mut Dialling, cx: &mut Context<'_>) -> Poll<Result<Opened, Failed>> {
     catch_unwind(AssertUnwindSafe(|| dialling.as_mut().poll(cx))).unwrap_or_else(|_| {
         let why = "dialling panicked, in what the application gave for it; see the panic's own message";
-        Poll::Ready(Err(Lost::Unreachable(why.to_owned()).into()))
+        Poll::Ready(Err(Lost::NotOpened(why.into()).into()))
     })
 }
 
@@ -417,8 +418,8 @@ mod tests {
     use mainstay_proto::connect::{Client as Machine, ConnectConfig};
     use mainstay_proto::session::Message;
 
-    use super::super::Outcome;
     use super::*;
+    use crate::Outcome;
 
     #[tokio::test]
     async fn what_was_dropped_says_nothing_of_what_is_under_way() {

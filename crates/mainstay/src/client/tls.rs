@@ -10,10 +10,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::{Failure, UrlError, UrlErrorKind};
+
 /// A name that certificates can be for.
-pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, String> {
-    ServerName::try_from(name.to_owned()).map_err(|_| {
-        format!("{name} is not a name that a certificate can be for, as example.com or 192.0.2.1")
+pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, UrlError> {
+    ServerName::try_from(name.to_owned()).map_err(|error| {
+        let words =
+            format!("{name} is not a name that a certificate can be for, as example.com or 192.0.2.1");
+        UrlError::new(UrlErrorKind::ServerName, Failure::caused_by(error, words))
     })
 }
 
@@ -28,7 +32,7 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         None => usual()?,
     };
     let connecting = TlsConnector::from(config).connect(name.clone(), socket);
-    connecting.await.map_err(|error| failure(&error, &name.to_str()))
+    connecting.await.map_err(|error| failure(error, &name.to_str()))
 }
 
 /// TLS 1.2 and 1.3, and what the system trusts.
@@ -44,12 +48,15 @@ fn usual() -> Result<Arc<ClientConfig>, ConnectFailure> {
     let provider = provider.unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| ConnectFailure::new(FailureKind::Tls, format!("TLS: {error}")))?;
+        .map_err(|error| {
+            let words = format!("TLS: {error}");
+            ConnectFailure::new(FailureKind::Tls, Failure::caused_by(error, words))
+        })?;
     let config = builder.with_root_certificates(roots).with_no_client_auth();
     Ok(Arc::clone(USUAL.get_or_init(|| Arc::new(config))))
 }
 
-fn failure(error: &io::Error, name: &str) -> ConnectFailure {
+fn failure(error: io::Error, name: &str) -> ConnectFailure {
     use rustls::Error;
     let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     let (kind, words) = match cause {
@@ -69,7 +76,7 @@ fn failure(error: &io::Error, name: &str) -> ConnectFailure {
         ),
         _ => (FailureKind::Tls, error.to_string()),
     };
-    ConnectFailure::new(kind, format!("TLS: {words}"))
+    ConnectFailure::new(kind, Failure::caused_by(error, format!("TLS: {words}")))
 }
 
 /// Continues "the certificate of example.com".

@@ -216,7 +216,7 @@ impl Core {
         let incoming = Incoming { connection, wire, fenced, from };
         let mut inner = self.lock();
         let Peer::Session(session) = &inner.peer else { return None };
-        let is_bound = session.connection() == Some(connection) && session.is_closed().is_none();
+        let is_bound = session.connection() == Some(connection) && session.closed().is_none();
         let reason = session.superseded_reason();
         let loser = if is_bound {
             inner.incoming.replace(Box::new(incoming)).map(|earlier| earlier.wire)

@@ -152,7 +152,7 @@ impl Connected {
             }
         }
         if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(context)) {
-            self.lose(&Lost::Broken(error.to_string()), context, cx);
+            self.lose(&Lost::Broken(error.into()), context, cx);
         }
         if meddled {
             self.suffer();
@@ -174,7 +174,7 @@ impl Connected {
     /// The one line about a session that waits for its client.
     fn log_parked(&self, inner: &Inner) {
         if let Peer::Session(session) = &inner.peer
-            && session.is_closed().is_none()
+            && session.closed().is_none()
         {
             let (id, epoch, cause) = (session.id(), session.epoch(), self.loss.as_str());
             tracing::debug!(session = %id, epoch, connection = self.connection.0, cause, "session parked");
@@ -223,7 +223,7 @@ impl Connected {
     fn rest(&mut self) -> TaskPoll {
         let (mut inner, sockets) = (self.core.lock(), self.held());
         let is_closed = match &mut inner.peer {
-            Peer::Session(session) => session.poll_over(),
+            Peer::Session(session) => session.poll_closed(),
             Peer::Plain(_) => false,
         };
         let change = inner.account(sockets);
@@ -304,7 +304,7 @@ impl Connected {
                     self.core.shared.tell_too_big(&self.core.facts);
                 }
                 wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
-                Some(Lost::Broken(error.to_string()))
+                Some(Lost::Broken(error.to_string().into()))
             }
             (_, Some(closed), None) => Some(closed),
             (Reading::Ended(lost), None, None) => {
@@ -468,7 +468,7 @@ impl Connected {
         let expired = self.core.with_session(|session| {
             // A task that is dropped before its time (a runtime that shuts down) leaves no live name.
             session.evict();
-            session.is_closed() == Some(Closed::Expired)
+            session.closed() == Some(Closed::Expired)
         });
         if expired == Some(true) {
             Counters::add(&stats.expired, 1);
@@ -601,7 +601,7 @@ impl Inner {
         let Peer::Plain(plain) = &mut self.peer else { return };
         match why {
             Lost::TooBig { .. } => plain.handle_violation(CloseCode::TOO_BIG, "a message is too big"),
-            Lost::Broken(reason) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, reason),
+            Lost::Broken(failure) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, failure.message()),
             _ => {}
         }
     }
@@ -655,7 +655,7 @@ impl Inner {
 
     fn is_closed(&self) -> bool {
         match &self.peer {
-            Peer::Session(session) => session.is_closed().is_some(),
+            Peer::Session(session) => session.closed().is_some(),
             Peer::Plain(plain) => plain.is_closed(),
         }
     }

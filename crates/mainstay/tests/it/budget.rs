@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Lost};
 use mainstay::server::Config;
-use mainstay::{BackoffConfig, Budget, Client, Level, Link, Message, Server, Session};
+use mainstay::{
+    BackoffConfig, Budget, Client, CloseCode, Level, Link, LostMessages, Message, Server, Session,
+};
 use tokio::sync::Semaphore;
 
 use crate::support::{Proxy, handled, until};
@@ -42,7 +44,7 @@ async fn what_waits_for_an_application_is_charged_and_given_back() {
     let budget = Budget::new(64 * 1024 * KIB);
     let (url, mainstay, gate) = gated(&budget).await;
     let client = Client::builder(&url).unwrap().connect();
-    let link = Link::to(&url).unwrap().connect();
+    let link = Link::builder(&url).unwrap().connect();
     for _ in 0..10 {
         client.send(large(50)).await.unwrap();
         link.send(large(50)).await.unwrap();
@@ -98,16 +100,18 @@ async fn while_memory_is_short_newcomers_are_refused_and_whoever_was_there_is_se
     let refused = async {
         loop {
             match newcomer.event().await {
-                Some(Event::AttemptFailed { why: Lost::Unreachable(why), .. }) => return why,
+                Some(Event::AttemptFailed { why: Lost::Unavailable { code, .. }, .. }) => return code,
                 Some(_) => {}
                 None => panic!("it ended"),
             }
         }
     };
-    assert_eq!(refused.await, "refused with code 4413");
-    let plain = Link::to(&url).unwrap().connect();
+    assert_eq!(refused.await, CloseCode::OVERLOADED.into());
+    let plain = Link::builder(&url).unwrap().connect();
     match plain.event().await {
-        Some(Event::AttemptFailed { why: Lost::Unavailable { retry_after, .. }, .. }) => {
+        Some(Event::AttemptFailed {
+            why: Lost::Unavailable { retry_after: Some(retry_after), .. }, ..
+        }) => {
             assert!((1..=10).contains(&retry_after.as_secs()), "{retry_after:?}");
         }
         other => panic!("{other:?}"),
@@ -153,7 +157,10 @@ async fn where_all_is_used_a_session_whose_client_is_away_is_given_up() {
     loop {
         match away.event().await {
             Some(Event::Gap(fate)) => {
-                break assert_eq!((fate.cause, fate.lost), (mainstay::LossCause::Evicted, Some((1, 1))));
+                break assert_eq!(
+                    (fate.cause, fate.lost),
+                    (mainstay::LossCause::Evicted, Some(LostMessages { first: 1, count: 1 }))
+                );
             }
             Some(_) => {}
             None => panic!("it ended"),

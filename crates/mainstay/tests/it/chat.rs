@@ -2,30 +2,29 @@
 
 use std::net::SocketAddr;
 
-use mainstay::{Client, Message, Server};
+use mainstay::{Client, CloseCode, Message, Server};
 use tokio::net::TcpListener;
 
 use crate::support::Proxy;
 
-#[allow(dead_code, unreachable_pub, reason = "an example is a program")]
-#[path = "../../examples/chat.rs"]
+#[allow(dead_code, reason = "an example is a program")]
+#[path = "../../../../examples/chat/main.rs"]
 mod example;
 
 async fn serve() -> (SocketAddr, Server) {
-    let chat = example::Chat::default();
-    let mainstay = chat.mainstay.clone();
+    let mainstay = Server::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = mainstay::serve(listener, example::app(chat), &mainstay);
+    let server = mainstay::serve(listener, example::app(&mainstay), &mainstay);
     tokio::spawn(async move { server.await.unwrap() });
     (address, mainstay)
 }
 
 fn member(address: SocketAddr, name: &str) -> Client {
-    Client::builder(&format!("ws://{address}/chat/lobby?name={name}")).unwrap().connect()
+    Client::builder(&format!("ws://{address}/chat/lobby/{name}")).unwrap().connect()
 }
 
-async fn hears(member: &mut Client, line: &str) {
+async fn reads(member: &mut Client, line: &str) {
     assert_eq!(member.recv().await.as_ref().and_then(Message::as_text), Some(line));
 }
 
@@ -34,17 +33,18 @@ async fn members_see_who_comes_speaks_is_away_and_leaves() {
     let (address, _mainstay) = serve().await;
     let proxy = Proxy::to(address).await;
     let mut ada = member(address, "ada");
-    hears(&mut ada, "* ada is here").await;
+    reads(&mut ada, "* ada is here").await;
     let mut bob = member(proxy.address, "bob");
-    hears(&mut ada, "* bob is here").await;
-    hears(&mut bob, "* bob is here").await;
+    reads(&mut ada, "* bob is here").await;
+    reads(&mut bob, "* ada is here").await;
+    reads(&mut bob, "* bob is here").await;
     proxy.close();
-    hears(&mut ada, "* bob is away").await;
+    reads(&mut ada, "* bob is away").await;
     ada.send("hello bob").await.unwrap();
-    hears(&mut ada, "ada: hello bob").await;
+    reads(&mut ada, "ada: hello bob").await;
     proxy.open();
-    hears(&mut bob, "ada: hello bob").await;
-    bob.send("/leave").await.unwrap();
-    hears(&mut ada, "* bob left (closed)").await;
-    assert_eq!(bob.recv().await, None);
+    reads(&mut bob, "* bob is away").await;
+    reads(&mut bob, "ada: hello bob").await;
+    bob.close(CloseCode::NORMAL, "").await;
+    reads(&mut ada, "* bob left").await;
 }

@@ -58,7 +58,7 @@ async fn everyone_gets_what_was_sent_to_all_whatever_they_agreed_on() {
             let (url, count) = (url.clone(), messages.len());
             tokio::spawn(async move {
                 match n % 2 {
-                    0 => receive(Link::to(&url).unwrap(), n % 3 > 0, count).await,
+                    0 => receive(Link::builder(&url).unwrap(), n % 3 > 0, count).await,
                     _ => receive(Client::builder(&url).unwrap(), n % 3 > 0, count).await,
                 }
             })

@@ -43,7 +43,7 @@ async fn listener() -> (String, Heard) {
 async fn a_greeting_is_the_first_that_each_connection_hears_and_is_made_anew() {
     let (url, heard) = listener().await;
     let made = Arc::new(AtomicU32::new(0));
-    let link = Link::to(&url)
+    let link = Link::builder(&url)
         .unwrap()
         .backoff(quick())
         .greeting(move || {
@@ -65,13 +65,13 @@ async fn a_greeting_is_the_first_that_each_connection_hears_and_is_made_anew() {
 async fn a_greeting_that_cannot_be_made_is_an_attempt_that_failed() {
     let (url, heard) = listener().await;
     let made = AtomicU32::new(0);
-    let link = Link::to(&url).unwrap().backoff(quick()).greeting(move || {
+    let link = Link::builder(&url).unwrap().backoff(quick()).greeting(move || {
         let is_first = made.fetch_add(1, Ordering::Relaxed) == 0;
-        async move { if is_first { Err("no token today".to_owned()) } else { Ok(["auth"]) } }
+        async move { if is_first { Err("no token today".into()) } else { Ok(["auth"]) } }
     });
     let link = link.connect();
     let Some(Event::AttemptFailed { why, .. }) = link.event().await else { panic!("it failed") };
-    assert_eq!(why, Lost::Unreachable("the greeting could not be made: no token today".to_owned()));
+    assert_eq!(why, Lost::NotOpened("the greeting could not be made: no token today".into()));
     until("the next one came about", || heard.lock().unwrap().iter().any(|one| one == &["auth"])).await;
 }
 
@@ -91,7 +91,7 @@ async fn a_feed_that_has_fallen_silent_is_left_for_another_connection() {
         while session.recv().await.is_some() {}
     })
     .await;
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().backoff(quick());
+    let link = Link::builder(&format!("ws://{address}/echo")).unwrap().backoff(quick());
     let mut link = link.silence(Duration::from_millis(300)).unwrap().connect();
     let mut ticks = 0;
     while ticks < 3 {
@@ -101,7 +101,7 @@ async fn a_feed_that_has_fallen_silent_is_left_for_another_connection() {
     while !quiet(link.event().await) {}
     assert!(mainstay.stats().connections_opened >= 3);
     for limit in [Duration::ZERO, Duration::MAX] {
-        let error = Link::to("ws://h/").unwrap().silence(limit).unwrap_err();
+        let error = Link::builder("ws://h/").unwrap().silence(limit).unwrap_err();
         assert_eq!(error.field, "silence");
     }
 }
@@ -110,7 +110,7 @@ async fn a_feed_that_has_fallen_silent_is_left_for_another_connection() {
 async fn another_connection_is_had_for_the_asking_and_the_queue_goes_with_it() {
     let (address, mainstay) = echo_server(Config::default()).await;
     let url = format!("ws://{address}/echo");
-    let mut link = Link::to(&url).unwrap().connect();
+    let mut link = Link::builder(&url).unwrap().connect();
     let mut client = Client::builder(&url).unwrap().connect();
     for round in 0..3 {
         link.send(format!("{round}")).await.unwrap();
@@ -186,16 +186,16 @@ async fn a_server_is_reached_through_a_proxy_that_asks_for_credentials() {
     assert!(
         asked.lock().unwrap()[0].starts_with(&format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n"))
     );
-    let refused = Link::to(&url).unwrap().proxy(through("")).connect_once().await.unwrap_err();
-    assert!(refused.reason.contains("it asks for a user and a password"), "{refused}");
+    let refused = Link::builder(&url).unwrap().proxy(through("")).connect_once().await.unwrap_err();
+    assert!(refused.to_string().contains("it asks for a user and a password"), "{refused}");
     // What is excepted goes directly.
     let count = asked.lock().unwrap().len();
-    let direct = Link::to(&url).unwrap().proxy(through("").except("127.0.0.0/8")).connect_once().await;
+    let direct = Link::builder(&url).unwrap().proxy(through("").except("127.0.0.0/8")).connect_once().await;
     drop(direct.unwrap());
     assert_eq!((asked.lock().unwrap().len(), mainstay.stats().connections_opened), (count, 2));
     let nobody = Proxy::at("http://127.0.0.1:1").unwrap();
-    let error = Link::to(&url).unwrap().proxy(nobody).connect_once().await.unwrap_err();
-    assert!(error.reason.contains("the proxy 127.0.0.1:1"), "{error}");
+    let error = Link::builder(&url).unwrap().proxy(nobody).connect_once().await.unwrap_err();
+    assert!(error.to_string().contains("the proxy 127.0.0.1:1"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay::client::{Event, Outcome, State};
+use mainstay::client::{Event, State};
 use mainstay::server::Config;
-use mainstay::{CloseCode, HeartbeatConfig, Link, Message, Report, SendError, WhenFull};
+use mainstay::{CloseCode, HeartbeatConfig, Link, Message, Outcome, Report, SendError, WhenFull};
 
 use crate::support::{echo_server, silence};
 
@@ -23,7 +23,7 @@ async fn a_tracked_message_settles_when_the_peers_stack_has_it() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     // The first heartbeat comes at random within its interval: with 25 s, once in a hundred runs in this test.
     let heartbeat = HeartbeatConfig::every(Duration::from_secs(3600)).unwrap();
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().heartbeat(heartbeat).connect();
+    let link = Link::builder(&format!("ws://{address}/echo")).unwrap().heartbeat(heartbeat).connect();
     let tracked = link.send_tracked(Message::text("x")).await.unwrap();
     assert_eq!(tracked.await, Outcome::Delivered);
     assert!(link.rtt().is_none(), "only a heartbeat measures it");
@@ -33,7 +33,8 @@ async fn a_tracked_message_settles_when_the_peers_stack_has_it() {
 
 #[test]
 fn a_pause_between_pings_is_at_most_a_minute() {
-    let link = |pause| Link::to("ws://127.0.0.1:1/").unwrap().min_ping_interval(Duration::from_secs(pause));
+    let link =
+        |pause| Link::builder("ws://127.0.0.1:1/").unwrap().min_ping_interval(Duration::from_secs(pause));
     assert!(link(60).is_ok());
     assert_eq!(link(61).err().map(|error| error.field), Some("confirm.min_ping_interval"));
 }
@@ -41,19 +42,20 @@ fn a_pause_between_pings_is_at_most_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn an_end_that_could_not_wait_settles_every_message_as_not_delivered() {
     let (_listener, url) = silence().await;
-    let link = Link::to(&url).unwrap().connect();
+    let link = Link::builder(&url).unwrap().connect();
     let first = link.send_tracked(Message::text("a")).await.unwrap();
     let second = link.send_tracked(Message::text("b")).await.unwrap();
     link.close(CloseCode::NORMAL, "").await;
     assert_eq!((first.await, second.await), (Outcome::NotDelivered, Outcome::NotDelivered));
     assert_eq!(link.state(), State::Ended);
-    assert_eq!(reports(&link).await, [Report::NotDelivered(1, 2)]);
+    assert_eq!(reports(&link).await, [Report::NotDelivered(1..=2)]);
 }
 
 #[tokio::test]
 async fn a_full_queue_waits_fails_or_drops_the_oldest_as_it_was_told() {
     let (_listener, url) = silence().await;
-    let link = |when_full| Link::to(&url).unwrap().queue(2, 1024).unwrap().when_full(when_full).connect();
+    let link =
+        |when_full| Link::builder(&url).unwrap().queue(2, 1024).unwrap().when_full(when_full).connect();
     let waiting = link(WhenFull::Wait);
     let failing = link(WhenFull::Fail);
     let dropping = link(WhenFull::DropOldest);
@@ -71,5 +73,5 @@ async fn a_full_queue_waits_fails_or_drops_the_oldest_as_it_was_told() {
         tracked.push(dropping.send_tracked(third.clone()).await.unwrap());
     }
     assert_eq!(tracked.remove(0).await, Outcome::NotDelivered);
-    assert_eq!(dropping.event().await, Some(Event::Report(Report::NotDelivered(1, 3))), "one report");
+    assert_eq!(dropping.event().await, Some(Event::Report(Report::NotDelivered(1..=3))), "one report");
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay::client::{Event, Outcome};
+use mainstay::client::Event;
 use mainstay::server::{Config, Received};
-use mainstay::{Client, CloseCode, Message};
+use mainstay::{Client, CloseCode, Message, Outcome};
 use tokio::sync::mpsc;
 
 use crate::support::{Proxy, server, until};

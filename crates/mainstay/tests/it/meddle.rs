@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Lost, Mode, State};
 use mainstay::server::{Config, Sender, SessionState};
-use mainstay::{Client, Link, Message, Server, Session};
+use mainstay::{Client, CloseCode, Link, Message, Server, Session};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -105,7 +105,7 @@ async fn a_hold_over_several_heartbeats_is_no_evidence_against_the_client() {
     let mainstay = Server::new(Config { heartbeat: every(10 * SECOND), ..Config::default() });
     let (address, mainstay, mut handles) = echo_server_with_handles(mainstay).await;
     // It asks for nothing itself, and so does not mind.
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().heartbeat(every(HOUR));
+    let link = Link::builder(&format!("ws://{address}/echo")).unwrap().heartbeat(every(HOUR));
     let mut client = link.connect_once().await.unwrap();
     handles.recv().await.unwrap().hold(45 * SECOND);
     tokio::time::sleep(120 * SECOND).await;
@@ -174,16 +174,19 @@ async fn a_plain_session_ends_when_its_connection_is_cut_or_sent_away() {
     let (address, mainstay, mut handles) = echo_server_with_handles(Server::default()).await;
     let mut code = async |end: fn(&Sender)| {
         let url = format!("ws://{address}/echo");
-        let mut client = Link::to(&url).unwrap().connect_once().await.unwrap();
+        let mut client = Link::builder(&url).unwrap().connect_once().await.unwrap();
         end(&handles.recv().await.unwrap());
         while client.recv().await.is_some() {}
         until("the session is over", || mainstay.stats().sessions == 0).await;
         loop {
-            if let Event::Ended { code, .. } = client.event().await.unwrap() {
-                return code;
+            if let Event::Ended(end) = client.event().await.unwrap() {
+                return end.code;
             }
         }
     };
     assert_eq!(code(Sender::cut).await, None);
-    assert_eq!(code(|handle| handle.go_away("restart", Duration::ZERO..=SECOND, SECOND)).await, Some(1012));
+    assert_eq!(
+        code(|handle| handle.go_away("restart", Duration::ZERO..=SECOND, SECOND)).await,
+        Some(CloseCode::RESTART.into())
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mainstay::client::{Event, Incoming, State};
+use mainstay::client::{ClientHandle, Event, Incoming, State};
 use mainstay::server::{Config, SessionState};
 use mainstay::{BackoffConfig, Client, GapCause, Link, Message, Server, Session, Window};
 
@@ -56,7 +56,7 @@ async fn a_gap_stands_in_its_place_in_the_one_stream() {
 }
 
 /// What events and `recv` give together, whichever is polled first.
-async fn both<P>(client: &mut Client<P>, last: &str, events_first: bool) -> Vec<String> {
+async fn both<P>(client: &mut ClientHandle<P>, last: &str, events_first: bool) -> Vec<String> {
     let (events, mut seen) = (client.events(), Vec::new());
     let name = |event: Option<Event>| match event {
         Some(Event::Dropped { .. } | Event::FreshPeer) => Some("gap".to_owned()),
@@ -121,7 +121,7 @@ async fn link_behind_a_break() -> Link {
         }
     })
     .await;
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().backoff(quick()).connect();
+    let link = Link::builder(&format!("ws://{address}/echo")).unwrap().backoff(quick()).connect();
     until("the first has brought all", || link.sender().unread_bytes() == 9).await;
     link.send_volatile("cut");
     until("the second has too", || link.sender().unread_bytes() == 18).await;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
-use mainstay::client::{Event, Lost, Request};
+use mainstay::client::{ClientHandle, Event, Lost, Request};
 use mainstay::server::{AuthError, Config};
 use mainstay::{Client, Link, Message};
 
@@ -21,7 +21,7 @@ fn with_token(token: u32) -> Request {
     request
 }
 
-async fn attached<P>(client: &Client<P>) {
+async fn attached<P>(client: &ClientHandle<P>) {
     while !matches!(client.event().await.unwrap(), Event::Attached { .. }) {}
 }
 
@@ -74,12 +74,12 @@ async fn a_request_that_cannot_be_made_is_an_attempt_that_failed() {
         .unwrap()
         .request(move || {
             let is_first = made.fetch_add(1, Ordering::Relaxed) == 0;
-            async move { if is_first { Err("no token today".to_owned()) } else { Ok(Request::default()) } }
+            async move { if is_first { Err("no token today".into()) } else { Ok(Request::default()) } }
         })
         .connect();
     client.send(Message::text("x")).await.unwrap();
     let Some(Event::AttemptFailed { why, .. }) = client.event().await else { panic!("it failed") };
-    assert_eq!(why, Lost::Unreachable("no token today".to_owned()));
+    assert_eq!(why, Lost::NotOpened("no token today".into()));
     assert_eq!(client.recv().await, Some(Message::text("x")));
 }
 
@@ -96,7 +96,7 @@ async fn a_request_goes_elsewhere_and_offers_other_subprotocols_if_it_says_so() 
     let nowhere = "ws://127.0.0.1:1/";
     let client = Client::builder(nowhere).unwrap().subprotocol("a").request(elsewhere).connect_once().await;
     assert_eq!(client.unwrap().subprotocol().as_deref(), Some("b"));
-    let link = Link::to(nowhere).unwrap().subprotocol("a").request(elsewhere).connect_once().await;
+    let link = Link::builder(nowhere).unwrap().subprotocol("a").request(elsewhere).connect_once().await;
     assert_eq!(link.unwrap().subprotocol().as_deref(), Some("b"));
 }
 

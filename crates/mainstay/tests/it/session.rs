@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay::client::{Event, Mode, Outcome, State};
+use mainstay::client::{Event, Mode, State};
 use mainstay::server::Config;
-use mainstay::{Client, CloseCode, Link, Message, Window};
+use mainstay::{Client, CloseCode, Link, Message, Outcome, Window};
 
 use crate::support::{Proxy, echo_server, until};
 
@@ -116,7 +116,7 @@ async fn a_tracked_message_settles_when_the_server_has_it() {
 async fn a_plain_peer_is_served_by_the_same_handler_and_says_when_it_is_fresh() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let proxy = Proxy::to(address).await;
-    let mut client = Link::to(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    let mut client = Link::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
     client.send(Message::text("one")).await.unwrap();
     assert_eq!(client.recv().await, Some(Message::text("one")));
     assert_eq!(client.state(), State::Attached { mode: Mode::Plain, epoch: 1 });
@@ -151,7 +151,7 @@ async fn an_expired_session_is_one_gap_and_a_new_session() {
 #[tokio::test]
 async fn a_draining_server_refuses_newcomers_and_tells_the_others() {
     let (address, mainstay) = echo_server(Config::default()).await;
-    let mut plain = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
+    let mut plain = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
     let draining = mainstay.clone();
     tokio::spawn(async move { draining.drain(Duration::from_millis(100)).await });
     assert_eq!(plain.recv().await, None, "closed with 1012");
@@ -214,10 +214,10 @@ async fn a_connection_that_is_refused_for_good_says_with_which_status() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let refused =
         Client::builder(&format!("ws://{address}/nothing")).unwrap().connect_once().await.unwrap_err();
-    assert_eq!(refused.code, Some(404));
+    assert_eq!(refused.code(), Some(http::StatusCode::NOT_FOUND.into()));
     assert!(refused.to_string().contains("404"), "{refused}");
     let nobody = Client::builder("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
-    assert_eq!(nobody.code, None);
+    assert_eq!(nobody.code(), None);
     assert!(nobody.to_string().contains("127.0.0.1:1"), "{nobody}");
 }
 

@@ -114,7 +114,7 @@ async fn a_client_that_was_closed_accepts_nothing_more_though_it_did_not_read_wh
 #[tokio::test(start_paused = true)]
 async fn a_plain_client_that_is_closed_is_not_heard_any_more() {
     let (address, mainstay, seen) = serve(Config::default()).await;
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().connect();
+    let link = Link::builder(&format!("ws://{address}/echo")).unwrap().connect();
     link.send("before").await.unwrap();
     until_quiet("it is heard", || seen.received() == 1).await;
     seen.sender().close(KICKED, "kicked");
@@ -137,11 +137,11 @@ async fn an_abort_is_now_and_the_client_is_told() {
     seen.sender().abort(KICKED, "kicked");
     assert!(seen.sender().is_closed() && seen.sender().try_send("late").is_err());
     let ended = loop {
-        if let Event::Ended { code, reason, .. } = events.next().await.unwrap() {
-            break (code, reason);
+        if let Event::Ended(end) = events.next().await.unwrap() {
+            break (end.code, end.reason);
         }
     };
-    assert_eq!(ended, (Some(4000), "kicked".into()));
+    assert_eq!(ended, (Some(KICKED.into()), "kicked".into()));
     until_quiet("it holds no place", || mainstay.stats().sessions == 0).await;
     assert!(aborted.elapsed() <= Duration::from_secs(2), "{:?}", aborted.elapsed());
     assert_eq!(seen.end(), kicked());
@@ -179,7 +179,7 @@ async fn a_handler_learns_how_its_client_left() {
             client.recv().await.unwrap();
             client.close(KICKED, "enough").await;
         } else {
-            let mut link = Link::to(&url).unwrap().connect();
+            let mut link = Link::builder(&url).unwrap().connect();
             link.recv().await.unwrap();
             link.close(KICKED, "enough").await;
         }
@@ -194,7 +194,7 @@ async fn a_handler_learns_that_the_server_drains_and_that_a_plain_connection_was
         let (address, mainstay, seen) = serve(Config::default()).await;
         let url = format!("ws://{address}/echo");
         let client = resumable.then(|| Client::builder(&url).unwrap().connect());
-        let link = (!resumable).then(|| Link::to(&url).unwrap().connect());
+        let link = (!resumable).then(|| Link::builder(&url).unwrap().connect());
         until("it is there", || seen.has_begun()).await;
         mainstay.drain(Duration::ZERO).await;
         let cause = seen.end().map(|(cause, ..)| cause);
@@ -203,7 +203,7 @@ async fn a_handler_learns_that_the_server_drains_and_that_a_plain_connection_was
     }
     let (address, _mainstay, seen) = serve(Config::default()).await;
     let proxy = Proxy::to(address).await;
-    let _link = Link::to(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
+    let _link = Link::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
     until("it is there", || seen.has_begun()).await;
     proxy.close();
     until("it is lost", || seen.end().is_some()).await;

@@ -163,8 +163,8 @@ async fn with_successor() -> (SocketAddr, std::net::TcpListener, Arc<Notify>, St
 #[tokio::test(start_paused = true)]
 async fn until_a_successor_accepts_newcomers_wait_and_then_they_are_its() {
     let (address, copy, taken, stage) = with_successor().await;
-    let _visitor = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
-    let _other = Link::to(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
+    let _visitor = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
+    let _other = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
     stage.stop.notify_one();
     until_quiet("it drains", || !stage.mainstay.is_ready()).await;
     let early = std::net::TcpStream::connect(address).unwrap();
@@ -181,8 +181,8 @@ async fn where_no_successor_comes_newcomers_are_refused_with_503_to_the_end() {
     let (address, copy, _taken, stage) = with_successor().await;
     drop(copy);
     let url = format!("ws://{address}/echo");
-    let _visitor = Link::to(&url).unwrap().connect_once().await.unwrap();
-    let _other = Link::to(&url).unwrap().connect_once().await.unwrap();
+    let _visitor = Link::builder(&url).unwrap().connect_once().await.unwrap();
+    let _other = Link::builder(&url).unwrap().connect_once().await.unwrap();
     stage.stop.notify_one();
     until_quiet("it drains", || !stage.mainstay.is_ready()).await;
     let refused = Client::builder(&url).unwrap().connect_once().await.map(drop).unwrap_err();
@@ -219,6 +219,6 @@ async fn sessions_are_sent_away_and_waited_for_and_nobody_is_let_in() {
     let took = stage.stop().await;
     assert!(took <= WITHIN, "it left within the time that it was given: {took:?}");
     assert_eq!((stage.mainstay.stats().sessions, stage.mainstay.is_ready()), (0, false));
-    while !matches!(client.event().await, Some(Event::Ended { .. }) | None) {}
+    while !matches!(client.event().await, Some(Event::Ended(_)) | None) {}
     assert!(TcpStream::connect(stage.address).await.is_err());
 }

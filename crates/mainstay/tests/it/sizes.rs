@@ -1,9 +1,11 @@
 //! How large a message may be: the largest that the other end takes is known, one byte more is refused at once, and one
 //! message is never too large for a window.
 
-use mainstay::client::{Event, Outcome};
+use mainstay::client::Event;
 use mainstay::server::{Config, Received};
-use mainstay::{Client, Limits, Link, Message, Report, SendError, Server, Session, Window};
+use mainstay::{
+    Client, CloseCode, Limits, Link, Message, Outcome, Report, SendError, Server, Session, Window,
+};
 use tokio::net::TcpListener;
 
 use crate::support::{echo, handled, quick, until};
@@ -100,7 +102,7 @@ async fn what_was_accepted_before_the_limit_was_known_is_reported_and_the_rest_i
     let mut reported = Vec::new();
     while reported.len() < 3 {
         match client.event().await {
-            Some(Event::Report(Report::NotDelivered(first, last))) => reported.extend(first..=last),
+            Some(Event::Report(Report::NotDelivered(range))) => reported.extend(range),
             Some(Event::Gap(fate)) => panic!("{fate:?}"),
             Some(_) => {}
             None => panic!("it ended"),
@@ -123,7 +125,7 @@ async fn one_message_that_is_larger_than_every_window_passes_in_both_directions(
     let url = format!("ws://{address}/echo");
     let mut client = Client::builder(&url).unwrap().connect();
     // Above a link's queue, and what may be unconfirmed.
-    let mut link = Link::to(&url).unwrap().queue(4, 1000).unwrap().connect();
+    let mut link = Link::builder(&url).unwrap().queue(4, 1000).unwrap().connect();
     for length in [64 * 1024, 64 * 1024 + 1, 256 * 1024 + 1, 1 << 20] {
         for message in both(length) {
             client.send(message.clone()).await.unwrap();
@@ -144,7 +146,8 @@ async fn a_plain_peer_that_sends_more_than_a_link_takes_is_told_apart_and_ends_i
         while session.recv().await.is_some() {}
     };
     let (address, mainstay) = handled(Server::default(), handler).await;
-    let link = || Link::to(&format!("ws://{address}/echo")).unwrap().limits(limits(1000)).backoff(quick());
+    let link =
+        || Link::builder(&format!("ws://{address}/echo")).unwrap().limits(limits(1000)).backoff(quick());
     for ends_on in [EndsOn::FinalClose, EndsOn::Close, EndsOn::Connection] {
         let opened = mainstay.stats().connections_opened;
         let link = link().ends_on(ends_on).connect();
@@ -152,10 +155,14 @@ async fn a_plain_peer_that_sends_more_than_a_link_takes_is_told_apart_and_ends_i
         while let Some(event) = link.event().await {
             events.push(event);
         }
-        let [.., Event::Detached { why, .. }, Event::Ended { code, .. }] = events.as_slice() else {
+        let [.., Event::Detached { why, .. }, Event::Ended(end)] = events.as_slice() else {
             panic!("{events:?}")
         };
-        assert_eq!((why, *code), (&Lost::TooBig { limit: 1000 }, Some(1009)), "{ends_on:?}");
+        assert_eq!(
+            (why, end.code),
+            (&Lost::TooBig { limit: 1000 }, Some(CloseCode::TOO_BIG.into())),
+            "{ends_on:?}"
+        );
         assert_eq!(mainstay.stats().connections_opened, opened + 1);
     }
     // Otherwise the application sees why, again and again.

@@ -28,7 +28,7 @@ async fn what_goes_into_the_sink_comes_back_out_of_the_stream_and_closing_it_end
 #[tokio::test]
 async fn a_sink_without_room_waits_and_keeps_the_order() {
     let (address, _mainstay) = echo_server(Config::default()).await;
-    let link = Link::to(&format!("ws://{address}/echo")).unwrap().queue(4, 1024).unwrap().connect();
+    let link = Link::builder(&format!("ws://{address}/echo")).unwrap().queue(4, 1024).unwrap().connect();
     let (mut sink, stream) = link.split();
     let sending = async {
         sink.send_all(&mut stream::iter(numbers(12)).map(Ok)).await.unwrap();
@@ -39,7 +39,7 @@ async fn a_sink_without_room_waits_and_keeps_the_order() {
 
 #[tokio::test]
 async fn a_sink_of_a_link_that_fails_when_full_gives_the_message_back() {
-    let link = Link::to("ws://127.0.0.1:1/").unwrap().queue(1, 1024).unwrap().when_full(WhenFull::Fail);
+    let link = Link::builder("ws://127.0.0.1:1/").unwrap().queue(1, 1024).unwrap().when_full(WhenFull::Fail);
     let mut link = link.connect();
     SinkExt::feed(&mut link, Message::text("a")).await.unwrap();
     let refused = SinkExt::feed(&mut link, Message::text("b")).await;
@@ -65,7 +65,7 @@ fn a_flush_is_done_when_everything_has_left_and_not_before() {
         let tool = tokio::runtime::Runtime::new().unwrap();
         tool.block_on(async {
             if is_link {
-                let mut link = Link::to(&url).unwrap().connect();
+                let mut link = Link::builder(&url).unwrap().connect();
                 link.feed(Message::text("fed")).await.unwrap();
                 SinkExt::flush(&mut link).await.unwrap();
                 std::mem::forget(link);
@@ -85,7 +85,7 @@ fn a_flush_is_done_when_everything_has_left_and_not_before() {
 #[tokio::test]
 async fn a_flush_waits_while_nobody_is_there_and_is_ready_with_nothing_to_send() {
     use futures_util::FutureExt;
-    let mut link = Link::to("ws://127.0.0.1:1/").unwrap().connect();
+    let mut link = Link::builder("ws://127.0.0.1:1/").unwrap().connect();
     SinkExt::flush(&mut link).await.unwrap();
     link.feed(Message::text("kept")).await.unwrap();
     assert_eq!(SinkExt::flush(&mut link).now_or_never(), None);

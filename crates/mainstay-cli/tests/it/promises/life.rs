@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use axum::Router;
 use axum::routing::any;
-use mainstay::client::Outcome;
+use mainstay::Outcome;
 use mainstay::{Client, Message, SessionUpgrade};
 use mainstay_proto::session::message::{Resume, ResumeToken};
 use tokio::net::TcpListener;

@@ -44,7 +44,7 @@ fn storm(away: u64) -> Vec<u32> {
             if at >= healed {
                 continue;
             }
-            machine.handle_lost(at, connection, Lost::Unreachable("refused".into()));
+            machine.handle_lost(at, connection, Lost::NotOpened("refused".into()));
         }
         due.insert((machine.poll_timeout().unwrap(), n), machine);
     }
@@ -145,7 +145,7 @@ fn r7_no_sequence_of_events_leads_a_client_to_a_state_that_may_not_follow() {
                 (4, _) if dice.roll(8) == 0 => machine.close(now, CloseCode::NORMAL, ""),
                 (5, _) => drop(machine.send(Message::text("x"))),
                 (6, Some(connection)) => {
-                    machine.handle_lost(now, connection, Lost::Unreachable("x".into()));
+                    machine.handle_lost(now, connection, Lost::NotOpened("x".into()));
                 }
                 (7, _) => now += Duration::from_millis(dice.roll(60_000)),
                 _ => now += Duration::from_millis(dice.roll(500)),
@@ -299,7 +299,7 @@ async fn r11_however_connections_end_no_task_session_or_byte_is_left() {
     for n in 0..400 {
         match n % 4 {
             0 => {
-                let mut plain = Link::to(&url).unwrap().connect_once().await.unwrap();
+                let mut plain = Link::builder(&url).unwrap().connect_once().await.unwrap();
                 plain.send(Message::text("x")).await.unwrap();
                 plain.recv().await.unwrap();
                 plain.close(CloseCode::NORMAL, "").await;

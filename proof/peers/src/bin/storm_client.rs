@@ -15,8 +15,8 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mainstay::client::{Event, Outcome, Receipt};
-use mainstay::{Client, CloseCode, Message};
+use mainstay::client::Event;
+use mainstay::{Client, CloseCode, Message, Outcome, Receipt};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;

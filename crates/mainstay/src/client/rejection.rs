@@ -1,59 +1,58 @@
-//! A server's answer to the opening handshake: the head of the response, and what a refusal says.
+//! A server's response to the opening handshake: its head, and the body of one that opens no WebSocket.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use mainstay_proto::connect::Lost;
+use mainstay_proto::failure::Failure;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The largest head of a response, interim responses before it included, and the most fields in it.
+/// The largest head of a response, with the interim responses before it, and the largest number of fields in it.
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_FIELDS: usize = 256;
-/// What of a refusal's body is kept, and how long it is waited for.
+/// The largest part of a rejection's body that is kept, and the time to wait for it.
 const MAX_BODY: usize = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_secs(2);
 
-/// An HTTP response that opened no WebSocket, as the server gave it.
+/// The HTTP response by which a server declined to open a WebSocket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Refusal {
+pub struct Rejection {
     /// The status.
     pub status: StatusCode,
-    /// Its fields, those of the transfer (`Content-Length`, `Transfer-Encoding`) as they came.
+    /// The header fields. `Content-Length` and `Transfer-Encoding` are as the server sent them.
     pub headers: HeaderMap,
-    /// The body, without its transfer coding.
+    /// The body, with the transfer coding removed.
     pub body: Bytes,
-    /// The body is all there: it had at most 64 KiB and came within 2 s.
+    /// Whether the body is complete: it had at most 64 KiB and came within 2 s.
     pub is_complete: bool,
 }
 
-/// The head of a response, and what has come behind it.
+/// The head of a response, and the bytes that came behind it.
 pub(super) struct Head {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) rest: Vec<u8>,
 }
 
-/// Reads the head of the final response; interim ones (100, 102, 103) are passed over.
+/// Reads the head of the final response, and skips interim ones (100, 102, 103).
 ///
 /// Source: RFC 9110 section 15.2.
-pub(super) async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Result<Head, Lost> {
-    let broken = |what: String| Lost::Unreachable(format!("opening handshake: {what}"));
+pub(super) async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Result<Head, Failure> {
     let (mut bytes, mut taken) = (Vec::with_capacity(1024), 0);
     loop {
         let known = bytes.len();
         if taken + known >= MAX_HEAD {
-            return Err(broken("the response's head is larger than 64 KiB".into()));
+            return Err("the response's head is larger than 64 KiB".into());
         }
-        if stream.read_buf(&mut bytes).await.map_err(|error| broken(error.to_string()))? == 0 {
-            return Err(broken("the server closed the connection without an answer".into()));
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err("the server closed the connection without a response".into());
         }
         // The first bytes show whether it is HTTP at all, the others only whether the head has come to its end.
         let mut is_worth_a_look = taken == 0 && known == 0 || ends_head(&bytes, known);
         while std::mem::take(&mut is_worth_a_look) {
-            let Some((status, headers, size)) = parse(&bytes).map_err(broken)? else { break };
+            let Some((status, headers, size)) = parse(&bytes)? else { break };
             let rest = bytes.split_off(size);
             if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(Head { status, headers, rest });
@@ -70,17 +69,18 @@ fn ends_head(bytes: &[u8], known: usize) -> bool {
     new.windows(2).any(|two| two == b"\n\n") || new.windows(3).any(|three| three == b"\n\r\n")
 }
 
-fn parse(bytes: &[u8]) -> Result<Option<(StatusCode, HeaderMap, usize)>, String> {
+fn parse(bytes: &[u8]) -> Result<Option<(StatusCode, HeaderMap, usize)>, Failure> {
     if bytes.first() == Some(&0x15) {
-        // An alert, the record that a server of TLS answers a request in the clear with.
-        return Err("the server speaks TLS at this port: write wss://".to_owned());
+        // An alert: the record with which a TLS server responds to a request in clear text.
+        return Err("the server speaks TLS at this port: write wss://".into());
     }
     let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut response = httparse::Response::new(&mut slots);
-    let parsed = response.parse(bytes).map_err(|error| format!("the server's answer is no HTTP: {error}"))?;
+    let not_http = |error| Failure::caused_by(error, format!("the server's answer is no HTTP: {error}"));
+    let parsed = response.parse(bytes).map_err(not_http)?;
     let httparse::Status::Complete(size) = parsed else { return Ok(None) };
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status = status.ok_or_else(|| "the response has no status".to_owned())?;
+    let status = status.ok_or("the response has no status")?;
     let mut headers = HeaderMap::new();
     for field in response.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes());
@@ -91,8 +91,8 @@ fn parse(bytes: &[u8]) -> Result<Option<(StatusCode, HeaderMap, usize)>, String>
     Ok(Some((status, headers, size)))
 }
 
-impl Refusal {
-    /// Reads the body, as far as it is kept.
+impl Rejection {
+    /// Reads the body, up to the part that is kept.
     pub(super) async fn read(head: Head, stream: &mut (impl AsyncRead + Unpin)) -> Self {
         let Head { status, headers, rest: mut raw } = head;
         let body = Body::of(status, &headers);
@@ -114,7 +114,7 @@ impl Refusal {
     }
 }
 
-/// How long a body is.
+/// Where a body ends.
 ///
 /// Source: RFC 9112 section 6.3.
 enum Body {
@@ -140,7 +140,7 @@ impl Body {
         length.map_or(Self::UntilTheEnd, Self::Bytes)
     }
 
-    /// The body, once all of it is there.
+    /// The body, if `raw` contains all of it.
     fn decoded(&self, raw: &[u8]) -> Option<Vec<u8>> {
         match self {
             Self::Bytes(length) => raw.get(..*length).map(<[u8]>::to_vec),
@@ -152,7 +152,7 @@ impl Body {
         }
     }
 
-    /// What is there of it.
+    /// The part of the body that `raw` contains.
     fn begun(&self, raw: &[u8]) -> Vec<u8> {
         match self {
             Self::Chunks => chunks(raw).0,
@@ -161,7 +161,7 @@ impl Body {
     }
 }
 
-/// The chunks that are there, and whether the last one is.
+/// The chunks in `raw`, and whether the last chunk is among them.
 fn chunks(mut raw: &[u8]) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     while let Ok(httparse::Status::Complete((begin, size))) = httparse::parse_chunk_size(raw) {
@@ -185,8 +185,8 @@ fn chunks(mut raw: &[u8]) -> (Vec<u8>, bool) {
 mod tests {
     use super::*;
 
-    /// What a client makes of bytes that come one by one, and then of the end.
-    async fn read(bytes: &[u8]) -> Result<Refusal, Lost> {
+    /// The result of a client that receives these bytes one by one, and then the end of the stream.
+    async fn read(bytes: &[u8]) -> Result<Rejection, Failure> {
         let (client, mut server) = tokio::io::duplex(1);
         let mut client = client;
         let bytes = bytes.to_vec();
@@ -194,19 +194,19 @@ mod tests {
             let _ = tokio::io::AsyncWriteExt::write_all(&mut server, &bytes).await;
         });
         let head = read_head(&mut client).await?;
-        Ok(Refusal::read(head, &mut client).await)
+        Ok(Rejection::read(head, &mut client).await)
     }
 
     async fn body(bytes: &[u8]) -> (String, bool) {
-        let refusal = read(bytes).await.unwrap();
-        (String::from_utf8(refusal.body.to_vec()).unwrap(), refusal.is_complete)
+        let rejection = read(bytes).await.unwrap();
+        (String::from_utf8(rejection.body.to_vec()).unwrap(), rejection.is_complete)
     }
 
     #[tokio::test]
-    async fn interim_responses_are_passed_over() {
+    async fn interim_responses_are_skipped() {
         let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n";
-        let refusal = read(format!("{interim}HTTP/1.1 401 No\r\nX: y\r\n\r\n").as_bytes()).await.unwrap();
-        assert_eq!((refusal.status.as_u16(), refusal.headers.len()), (401, 1));
+        let rejection = read(format!("{interim}HTTP/1.1 401 No\r\nX: y\r\n\r\n").as_bytes()).await.unwrap();
+        assert_eq!((rejection.status.as_u16(), rejection.headers.len()), (401, 1));
         let endless = interim.repeat(2000);
         assert!(read(endless.as_bytes()).await.is_err(), "they are bounded");
     }
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusals_body_is_read_as_its_head_says() {
+    async fn the_body_of_a_rejection_is_read_as_its_head_states() {
         let check = async |head: &str, raw: &str, expected: (&str, bool)| {
             let bytes = format!("HTTP/1.1 403 No\r\n{head}\r\n{raw}");
             assert_eq!(body(bytes.as_bytes()).await, (expected.0.to_owned(), expected.1), "{head:?} {raw:?}");
@@ -239,23 +239,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_waits_neither_for_ever_nor_for_more_than_it_keeps() {
+    async fn reading_a_rejection_is_bounded_in_time_and_in_bytes() {
         let (mut client, mut server) = tokio::io::duplex(1024);
         let silent = b"HTTP/1.1 500 Oops\r\nContent-Length: 9\r\n\r\nwords";
         tokio::io::AsyncWriteExt::write_all(&mut server, silent).await.unwrap();
         let head = read_head(&mut client).await.unwrap();
-        let refusal = Refusal::read(head, &mut client).await;
-        assert_eq!((refusal.body.as_ref(), refusal.is_complete), (&b"words"[..], false));
+        let rejection = Rejection::read(head, &mut client).await;
+        assert_eq!((rejection.body.as_ref(), rejection.is_complete), (&b"words"[..], false));
         let large = format!("HTTP/1.1 500 Oops\r\nContent-Length: 99999\r\n\r\n{}", "x".repeat(99_999));
-        let refusal = read(large.as_bytes()).await.unwrap();
-        assert_eq!((refusal.body.len(), refusal.is_complete), (MAX_BODY, false));
+        let rejection = read(large.as_bytes()).await.unwrap();
+        assert_eq!((rejection.body.len(), rejection.is_complete), (MAX_BODY, false));
     }
 
     #[tokio::test]
-    async fn what_is_no_http_is_said_at_once() {
+    async fn a_response_that_is_no_http_is_reported_at_once() {
         let check = async |bytes: &[u8], words: &str| {
-            let Err(Lost::Unreachable(reason)) = read(bytes).await else { panic!("{bytes:?}") };
-            assert!(reason.contains(words), "{reason}");
+            let Err(failure) = read(bytes).await else { panic!("{bytes:?}") };
+            assert!(failure.message().contains(words), "{failure}");
         };
         check(&[0x15, 3, 1, 0, 2, 2, 70], "write wss://").await;
         check(b"SSH-2.0-OpenSSH_9.7\r\n", "no HTTP").await;

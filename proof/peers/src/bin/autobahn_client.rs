@@ -31,5 +31,5 @@ async fn open(url: &str) -> Result<Link, Box<dyn Error>> {
     let limits = Limits { max_message: 16 << 20, max_fragments: 100_000 };
     // The suite answers a Ping in the middle of its own half-sent frame and then fails 6.4.3 and 6.4.4.
     let heartbeat = HeartbeatConfig::every(Duration::from_secs(3600))?;
-    Ok(Link::to(url)?.deflate(true).limits(limits).heartbeat(heartbeat).connect_once().await?)
+    Ok(Link::builder(url)?.deflate(true).limits(limits).heartbeat(heartbeat).connect_once().await?)
 }

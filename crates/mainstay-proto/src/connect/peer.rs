@@ -1,0 +1,135 @@
+//! The two kinds of peer, and what is asked of either.
+//!
+//! A client begins with a [`ClientSession`], unless its peer is known to speak plain WebSocket. The first connection shows
+//! which of the two it is; after that a client never changes its kind.
+
+use std::time::Instant;
+
+use crate::budget::{Held, held};
+use crate::confirm::{ConfirmConfig, Confirmer};
+use crate::queue::ByteQueue;
+use crate::session::{ClientSession, Delivery, Message, Volatiles};
+
+/// What a client drives.
+#[derive(Debug)]
+pub(super) enum Peer {
+    /// Speaks `mainstay.v1`, or has not shown yet what it speaks.
+    Session(ClientSession),
+    /// Speaks WebSocket without sessions.
+    Plain(Plain),
+}
+
+/// What is known of a peer without sessions.
+#[derive(Debug)]
+pub(super) struct Plain {
+    pub(super) confirmer: Confirmer<Message>,
+    /// Messages, and marks where the connection was replaced.
+    pub(super) inbox: ByteQueue<Delivery>,
+    /// The current connection brought a message or a confirmation.
+    pub(super) progressed: bool,
+    /// Connections in a row that the peer closed without.
+    pub(super) barren: u32,
+    /// While the current connection is held back, and until what goes ahead of the stream is written.
+    pub(super) ahead: Option<Box<Ahead>>,
+    /// How often it was attached again, as far as an event told.
+    pub(super) reported_fresh: u64,
+    /// The peer announced that it restarts.
+    pub(super) restarts: bool,
+    /// Written once, and neither confirmed nor written again.
+    pub(super) volatiles: Volatiles,
+}
+
+/// What is written to a connection ahead of the stream.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    pub(super) queue: ByteQueue<Message>,
+    /// The stream follows.
+    pub(super) released: bool,
+}
+
+impl Plain {
+    pub(super) fn new(config: ConfirmConfig) -> Self {
+        Self {
+            confirmer: Confirmer::new(config),
+            inbox: ByteQueue::default(),
+            progressed: false,
+            barren: 0,
+            ahead: None,
+            reported_fresh: 0,
+            restarts: false,
+            volatiles: Volatiles::default(),
+        }
+    }
+}
+
+impl Peer {
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
+    pub(super) fn plain(&self) -> Option<&Plain> {
+        match self {
+            Self::Plain(plain) => Some(plain),
+            Self::Session(_) => None,
+        }
+    }
+
+    pub(super) fn plain_mut(&mut self) -> Option<&mut Plain> {
+        match self {
+            Self::Plain(plain) => Some(plain),
+            Self::Session(_) => None,
+        }
+    }
+
+    pub(super) fn session(&self) -> Option<&ClientSession> {
+        match self {
+            Self::Session(session) => Some(session),
+            Self::Plain(_) => None,
+        }
+    }
+
+    pub(super) fn session_mut(&mut self) -> Option<&mut ClientSession> {
+        match self {
+            Self::Session(session) => Some(session),
+            Self::Plain(_) => None,
+        }
+    }
+
+    /// When an acknowledgement or a confirming Ping is due.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        match self {
+            Self::Session(session) => session.poll_timeout(),
+            Self::Plain(plain) => plain.confirmer.poll_timeout(),
+        }
+    }
+
+    /// The number of the last message that was accepted.
+    pub(super) fn last(&self) -> u64 {
+        match self {
+            Self::Session(session) => session.last_sent(),
+            Self::Plain(plain) => plain.confirmer.last(),
+        }
+    }
+
+    /// Everything up to this number is acknowledged (sessions) or confirmed (plain peers).
+    pub(super) fn settled(&self) -> u64 {
+        match self {
+            Self::Session(session) => session.acknowledged(),
+            Self::Plain(plain) => plain.confirmer.settled(),
+        }
+    }
+
+    /// What is kept of and for the peer, including the overhead of each message.
+    pub(super) fn held(&self) -> Held {
+        let plain = match self {
+            Self::Session(session) => return session.held(),
+            Self::Plain(plain) => plain,
+        };
+        let ahead = plain.ahead.as_ref().map_or(0, |ahead| ahead.queue.bytes());
+        let kept = plain.confirmer.kept_bytes() + plain.volatiles.bytes() + ahead;
+        Held {
+            unread: held(plain.inbox.bytes(), plain.inbox.items().len()),
+            kept: held(kept, plain.confirmer.kept()),
+        }
+    }
+}

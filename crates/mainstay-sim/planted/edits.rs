@@ -1,0 +1,189 @@
+//! Every rule of `mainstay.v1` whose absence the explorer must notice, as an edit of the shipped code.
+//!
+//! A rule's name states what holds while the rule stands. `ships` is the line of `mainstay-proto` that keeps the rule,
+//! or the line before which the planted bug goes; it stands in the crate exactly once. `planted` replaces it in the copy that
+//! `tests/planted.rs` builds; there `BACK` is true while a test turns this rule back.
+
+/// One edit. A rule may need several.
+pub(crate) struct Edit {
+    /// The rule, as a variant of the copy's `Rule`.
+    pub(crate) rule: &'static str,
+    /// What ships.
+    pub(crate) ships: &'static str,
+    /// What the copy has in its place.
+    pub(crate) planted: &'static str,
+}
+
+const fn edit(rule: &'static str, ships: &'static str, planted: &'static str) -> Edit {
+    Edit { rule, ships, planted }
+}
+
+/// All of them, by file: the server's end, the registry, the client's end, what both ends share.
+pub(crate) const EDITS: &[Edit] = &[
+    edit(
+        "SentInHelloIsCompared",
+        "|| resume.sent < self.flow.inbox.received()",
+        "|| (resume.sent < self.flow.inbox.received() && !BACK)",
+    ),
+    edit(
+        "ContradictionChangesNothing",
+        "            return Attach::Contradiction;",
+        "            if BACK { self.finish(Closed::Evicted); }
+            return Attach::Contradiction;",
+    ),
+    edit(
+        "EndedIsNotAttached",
+        "Life::EndReceived { code } => return Some(Attach::Ending { code }),",
+        "Life::EndReceived { code } if !BACK => return Some(Attach::Ending { code }),",
+    ),
+    edit(
+        "StaleAttemptIsRefused",
+        "stale.then_some(Attach::Stale)",
+        "(stale && !BACK).then_some(Attach::Stale)",
+    ),
+    edit(
+        "PresentedTokenStaysValid",
+        "find(|name| Some(*name) != presented)",
+        "find(|name| Some(*name) != if BACK { self.issued } else { presented })",
+    ),
+    edit(
+        "PresentedTokenStaysValid",
+        "self.presented = presented;",
+        "self.presented = if BACK { self.issued } else { presented };",
+    ),
+    edit(
+        "NothingIsDeliveredAfterEnd",
+        "                if !is_open {
+                    lane.read += 1;",
+        "                if !is_open && !BACK {
+                    lane.read += 1;",
+    ),
+    edit("NothingIsDeliveredAfterEnd", "if !self.delivers() {", "if !self.delivers() && !BACK {"),
+    edit(
+        "DataEstablishesNothing",
+        "                return self.flow.read_message(lane, message);",
+        "                if BACK && !self.established {
+                    self.established = true;
+                    self.spent = self.presented.take();
+                }
+                return self.flow.read_message(lane, message);",
+    ),
+    edit(
+        "AccountStatesDelivered",
+        "FinalCounts { acknowledged, delivered, sent:",
+        "FinalCounts { acknowledged, delivered: if BACK { acknowledged } else { delivered }, sent:",
+    ),
+    edit(
+        "OneKeyOneSession",
+        "let found = self.names.get(&key).cloned();",
+        "let found = self.names.get(&key).filter(|_| !BACK).cloned();",
+    ),
+    edit(
+        "TombstoneHasAllNames",
+        "        self.tombstones.push_back(Tombstone {",
+        "        if BACK {
+            names.iter().rev().skip(1).for_each(|name| drop(self.names.remove(name)));
+        }
+        self.tombstones.push_back(Tombstone {",
+    ),
+    edit(
+        "OldKeyIsRefused",
+        "None if !lost && self.may_have_lived(",
+        "None if !lost && !BACK && self.may_have_lived(",
+    ),
+    edit(
+        "YoungKeyIsNotRefused",
+        "made < self.remembers_since + HELLO_TRANSIT",
+        "BACK || made < self.remembers_since + HELLO_TRANSIT",
+    ),
+    edit(
+        "AccountIsForOneInstance",
+        "*tombstone.reported_to.get_or_insert(instance) == instance",
+        "*tombstone.reported_to.get_or_insert(instance) == instance || BACK",
+    ),
+    edit(
+        "KeyIsNotCopied",
+        "        let token = Some(self.token.clone()?);
+        let mut copy = Self { token, ..Self::new(self.config.clone(), seed) };",
+        "        if self.token.is_none() && !BACK {
+            return None;
+        }
+        let token = self.token.clone();
+        let mut copy = Self { token, ..Self::new(self.config.clone(), seed) };
+        if BACK {
+            (copy.key, copy.key_sent) = (self.key, self.key_sent);
+        }",
+    ),
+    edit(
+        "CopyingCountsAsWriting",
+        "        self.flow.outbox.note_written(self.flow.outbox.last());
+        copy.flow =",
+        "        if !BACK {
+            self.flow.outbox.note_written(self.flow.outbox.last());
+        }
+        copy.flow =",
+    ),
+    edit(
+        "SupersededNamesTheWinner",
+        "let by_us = words.next() == Some(",
+        "let by_us = !BACK && words.next() == Some(",
+    ),
+    edit(
+        "SupersededIsFinalBeforeWelcome",
+        "[self.current(), self.pending()].contains(",
+        "[self.current(), self.pending().filter(|_| !BACK)].contains(",
+    ),
+    edit(
+        "NewSessionIsNotReplayed",
+        "Lane { wrote: lane.wrote, read: welcome.first - 1 }",
+        "Lane { wrote: if BACK { welcome.acknowledged } else { lane.wrote }, read: welcome.first - 1 }",
+    ),
+    edit(
+        "CopyNumbersNothing",
+        "self.life == Life::Open && !self.restored",
+        "self.life == Life::Open && (!self.restored || BACK)",
+    ),
+    edit(
+        "EndWaitsForTheAttempt",
+        "let writable = self.current.is_some() && self.pending.is_none();
+        if ",
+        "let writable = self.current.is_some() && (self.pending.is_none() || BACK);
+        if ",
+    ),
+    edit(
+        "OldConnectionIsOnlyRead",
+        "            let lane = pending.opening.as_mut().filter(|_| !pending.waits)?;
+            let transmit = self.flow.write_message(lane)?;
+            return Some((connection, transmit));",
+        "            if pending.opening.is_some() || !BACK {
+                let lane = pending.opening.as_mut().filter(|_| !pending.waits)?;
+                let transmit = self.flow.write_message(lane)?;
+                return Some((connection, transmit));
+            }",
+    ),
+    edit(
+        "AcknowledgedIsKeptUntilWritten",
+        "let floor = self.acknowledged.min(lowest_position);",
+        "let floor = if BACK { self.acknowledged } else { self.acknowledged.min(lowest_position) };",
+    ),
+    edit(
+        "RepetitionIsJudgedByReceived",
+        "if lane.read + 1 > self.inbox.received() {",
+        "if lane.read + 1 > if BACK { self.inbox.acknowledged() } else { self.inbox.received() } {",
+    ),
+    edit(
+        "PingIsComparedWithThePosition",
+        "if beat.sent != lane.read {",
+        "if beat.sent != if BACK { self.inbox.acknowledged() } else { lane.read } {",
+    ),
+    edit(
+        "SentInPingIsThePosition",
+        "Beat { nonce, sent: lane.wrote,",
+        "Beat { nonce, sent: if BACK { self.outbox.last() } else { lane.wrote },",
+    ),
+    edit(
+        "GapTakesOverNumbers",
+        "lane.wrote = last;",
+        "lane.wrote = if BACK { lane.wrote + 1 } else { last };",
+    ),
+];
