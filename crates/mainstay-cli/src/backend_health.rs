@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::client::{ConnectFailure, FailureKind, Lost};
 
-use crate::upstream::UpstreamError;
+use crate::upstream_error::UpstreamError;
 
 /// Interval between two probes of a backend that is down.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);

@@ -13,15 +13,27 @@ pub(crate) struct Heartbeats {
     heartbeat: HeartbeatConfig,
     /// Another --heartbeat for a path and everything below it, for example /prices=5s. May be repeated; the longest
     /// matching path wins.
-    #[arg(long, value_name = "PATH=DURATION", value_parser = values::route_heartbeat)]
+    #[arg(long, value_name = "PATH=DURATION", value_parser = route_heartbeat)]
     route_heartbeat: Vec<RouteHeartbeat>,
 }
 
 /// A path and the heartbeat of its connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RouteHeartbeat {
-    pub(crate) path: Box<str>,
-    pub(crate) heartbeat: HeartbeatConfig,
+struct RouteHeartbeat {
+    path: Box<str>,
+    heartbeat: HeartbeatConfig,
+}
+
+/// Parses a path and its heartbeat, as in `/prices=5s`.
+fn route_heartbeat(text: &str) -> Result<RouteHeartbeat, String> {
+    let (path, interval) =
+        text.rsplit_once('=').ok_or("write a path and an interval, for example /prices=5s")?;
+    if !path.starts_with('/') || path.contains(['?', '#']) {
+        return Err(format!(
+            "{path:?} is not a path; a path begins with / and has no query, for example /prices=5s"
+        ));
+    }
+    Ok(RouteHeartbeat { path: path.into(), heartbeat: values::heartbeat(interval)? })
 }
 
 impl Heartbeats {
@@ -50,7 +62,7 @@ mod tests {
     use super::*;
 
     fn seconds(path: &str, routes: &[&str]) -> u64 {
-        let route_heartbeat = routes.iter().map(|route| values::route_heartbeat(route).unwrap()).collect();
+        let route_heartbeat = routes.iter().map(|route| super::route_heartbeat(route).unwrap()).collect();
         let heartbeats = Heartbeats { heartbeat: HeartbeatConfig::default(), route_heartbeat };
         heartbeats.for_path(path).interval().as_secs()
     }

@@ -16,11 +16,13 @@ use hyper::body::{Body as _, Incoming};
 use mainstay::client::{Connector, FailureKind};
 use mainstay_proto::ws::DeflateParams;
 
-use crate::body::{Broken, Download, Upload};
 use crate::forward::{self, Forwarding, Network, Scheme};
 use crate::links::Links;
+use crate::request_body::{Broken, Upload};
+use crate::response_body::Download;
 use crate::retry_after;
-use crate::upstream::{PooledConnection, Upstream, UpstreamError};
+use crate::upstream::{PooledConnection, Upstream};
+use crate::upstream_error::UpstreamError;
 use crate::values;
 
 /// Flags for requests to the backend.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::access_log;
 use crate::backend_health::{BackendHealth, Failure, Line, Reason};
-use crate::upstream::UpstreamError;
+use crate::upstream_error::UpstreamError;
 
 /// Waiting links dial spread over at most this time once the backend can be reached.
 const RECONNECT_SPREAD: Duration = Duration::from_secs(1);

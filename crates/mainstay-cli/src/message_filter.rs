@@ -14,9 +14,9 @@ use mainstay::{Confirm, Kept, Link, Message};
 use tokio::time::{Instant, sleep_until};
 
 use crate::graphql::Mutations;
+use crate::link_config::LinkConfig;
 use crate::links::Links;
 use crate::prologue::{Prologue, ReplayError, Verdict};
-use crate::session::LinkConfig;
 
 /// See the module.
 pub(crate) struct MessageFilter {

@@ -15,7 +15,6 @@ use mainstay::{CloseCode, Confirm, Guarantee, Message};
 use serde::Deserialize;
 
 use crate::prologue::{Answer, MAX_RULES, Rules};
-use crate::relay::BackendLoss;
 use crate::rules::{self, Pattern, Rule};
 
 /// Flags for the backend's protocol: `--profile`, or single settings.
@@ -54,6 +53,17 @@ pub(crate) struct ProfileFlags {
     /// Syntax as --prologue. May be repeated.
     #[arg(long, value_name = "RULE", value_parser = Rule::parse)]
     prologue_await: Vec<Rule>,
+}
+
+/// What happens to a client whose backend connection is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendLoss {
+    /// The client is closed with 1012 or gets a new session at once, and its application initialises again. For backends
+    /// that keep state in the connection, such as a login, a subscription or a room.
+    Renew,
+    /// The client stays connected, and the gateway opens a new connection to the backend. For backends that keep no state in
+    /// the connection.
+    Keep,
 }
 
 /// The protocols that have a profile.

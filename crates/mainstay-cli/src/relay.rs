@@ -1,44 +1,34 @@
 //! Relays messages between one client's session and its link to the backend.
 //!
 //! The two legs fail independently. While a client that speaks `mainstay.v1` is away, its link stays up and the backend's
-//! messages are kept within the session's window. [`BackendLoss`] is the operator's choice of what a lost backend means for
-//! the client. A full queue makes its sender wait, on either leg; no message is dropped.
+//! messages are kept within the session's window. A full queue makes its sender wait, on either leg; no message is dropped.
 //!
 //! A message of a `mainstay.v1` client is acknowledged once the backend confirmed it, so that the client's report of a lost
 //! backend is exact. Each arm of the relay waits for one leg only, and no arm waits for another. The link is read until its
 //! end even if the client is gone: the Pongs that empty the link's queue arrive behind the messages that wait there.
+//!
+//! Not here: the effect of a lost backend on the client (`backend_end`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::ValueEnum;
-use mainstay::client::{Event, Events, Incoming, Lost, ReasonCode};
+use mainstay::client::{Event, Events, Incoming};
 use mainstay::server::{Sender as ToClient, Session};
-use mainstay::{CloseCode, Link, PeerClose, Report};
+use mainstay::{CloseCode, Link, PeerClose};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::access_log::{self, AccessEntry, EndedBy};
+use crate::backend_end::{BackendEnd, ClientEnd};
 use crate::limits;
+use crate::link_config::LinkConfig;
 use crate::links::LinkMonitor;
 use crate::message_filter::MessageFilter;
 use crate::prologue::ReplayError;
 use crate::retry_after::{self, SPREAD, jitter};
-use crate::session::LinkConfig;
 
 /// How long the messages of a client that is gone may take to enter the link's queue.
 pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What happens to a client whose backend connection is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BackendLoss {
-    /// The client is closed with 1012 or gets a new session at once, and its application initialises again. For backends
-    /// that keep state in the connection, such as a login, a subscription or a room.
-    Renew,
-    /// The client stays connected, and the gateway opens a new connection to the backend. For backends that keep no state in
-    /// the connection.
-    Keep,
-}
 
 /// Why a relay ended.
 enum End {
@@ -48,21 +38,6 @@ enum End {
     Backend(BackendEnd),
     /// The backend was away for longer than a plain client is kept.
     Away,
-}
-
-/// How the backend ended the link.
-struct BackendEnd {
-    /// How the last connection ended; `None` if an opening handshake was refused.
-    lost: Option<Lost>,
-    /// The code or HTTP status that the link ended with.
-    code: Option<ReasonCode>,
-    reason: String,
-    /// The last message whose delivery is unknown.
-    unknown: Option<u64>,
-    /// The first message that the backend did not confirm.
-    first_unconfirmed: Option<u64>,
-    /// Why the prologue could not be replayed to a new connection.
-    prologue: Option<ReplayError>,
 }
 
 /// Relays until the client ends, the backend ends, or the backend was away for longer than `--upstream-wait`. Counts and
@@ -117,7 +92,7 @@ pub(crate) async fn relay(
         biased; // all branches are polled on every message, so a random order would cost time for nothing
         () = up => End::Client,
         (prologue, end) = async { tokio::join!(deliver(&mut link, &to_client, &filter), watching) } => {
-            End::Backend(BackendEnd { prologue, ..end })
+            End::Backend(end.with(prologue))
         }
         () = acknowledge => End::Client,
         () = away.notified() => End::Away,
@@ -136,7 +111,7 @@ pub(crate) async fn relay(
                 let _ = to_client.try_send(message);
             }
             entry.ended(EndedBy::Backend, end.close_code(), &end.cause());
-            end.announce(&session, &config, sent, confirmed);
+            end_session(&session, &end, &config, sent, confirmed);
         }
         End::Away => {
             config.links.refused_unreachable();
@@ -176,60 +151,20 @@ async fn deliver(link: &mut Link, to_client: &ToClient, filter: &MessageFilter) 
     }
 }
 
-impl BackendEnd {
-    /// Ends the client's session as the backend's end requires.
-    fn announce(self, session: &Session, config: &LinkConfig, sent: u64, confirmed: u64) {
-        if let Some(error) = &self.prologue {
-            config.links.count_failed_prologue();
-            tracing::warn!(session = %access_log::session_name(session.id()), %error, "the prologue could not be replayed; the client has to start again");
-        }
-        match &self.lost {
-            Some(Lost::Closed { code, reason }) if self.is_final(session, config) => {
-                // END cannot carry "no code".
-                let none = if session.peer().resumable { CloseCode::NORMAL } else { CloseCode::NO_STATUS };
-                session.close(code.unwrap_or(none), reason);
-            }
-            // A new session would receive the same message again.
-            Some(lost @ Lost::TooBig { .. }) => {
-                session.close(CloseCode::TOO_BIG, &format!("from the backend: {lost}"));
-            }
-            // Without a code the backend refused by HTTP: connecting again would not help the client.
-            None if self.prologue.is_none() => {
-                session.close(self.close_code().unwrap_or(CloseCode::POLICY), &self.reason);
-            }
-            _ => {
-                let delivered = self.first_unconfirmed.map_or(sent, |first| first - 1);
-                let passed_on = self.unknown.unwrap_or(delivered);
-                session.ack_oldest(delivered.saturating_sub(confirmed));
-                session.renew(passed_on.saturating_sub(delivered));
-            }
-        }
+/// Ends the client's session as the backend's end requires.
+fn end_session(session: &Session, end: &BackendEnd, config: &LinkConfig, sent: u64, confirmed: u64) {
+    if let Some(error) = end.replay_error() {
+        config.links.count_failed_prologue();
+        let session = access_log::session_name(session.id());
+        tracing::warn!(%session, %error, "the prologue could not be replayed; the client has to start again");
     }
-
-    fn close_code(&self) -> Option<CloseCode> {
-        self.code.and_then(ReasonCode::close_code)
-    }
-
-    /// Returns the cause, for the log.
-    fn cause(&self) -> String {
-        match &self.lost {
-            Some(Lost::Closed { reason, .. }) => format!("the backend closed its connection: {reason}"),
-            Some(lost) => format!("the connection to the backend was lost: {lost:?}"),
-            None => format!("the backend refused: {}", self.reason),
+    match end.client_end(&config.settings, session.peer().resumable) {
+        ClientEnd::Close(code, reason) => session.close(code, &reason),
+        ClientEnd::Renew => {
+            let (delivered, unknown) = end.fates(sent);
+            session.ack_oldest(delivered.saturating_sub(confirmed));
+            session.renew(unknown);
         }
-    }
-
-    /// Returns whether the backend's Close also ends the client's session. A plain client gets every Close.
-    fn is_final(&self, session: &Session, config: &LinkConfig) -> bool {
-        let Some(Lost::Closed { code, .. }) = &self.lost else { return false };
-        let is_plain = !session.peer().resumable;
-        let general = || {
-            is_plain || config.settings.on_backend_loss == BackendLoss::Keep || !CloseCode::is_restart(*code)
-        };
-        // With a status the backend refused the next connection, and only the client can send other credentials.
-        let was_refused = self.code.and_then(ReasonCode::status).is_some();
-        let is_last = self.prologue.is_none() && !was_refused;
-        is_last && (config.settings.closes.are_final(*code) || general())
     }
 }
 
@@ -271,14 +206,7 @@ async fn watch(
     away: &Notify,
 ) -> BackendEnd {
     let mut give_up: Option<Instant> = None;
-    let mut end = BackendEnd {
-        lost: None,
-        code: None,
-        reason: String::new(),
-        unknown: None,
-        first_unconfirmed: None,
-        prologue: None,
-    };
+    let mut end = BackendEnd::default();
     loop {
         let too_long = async {
             match give_up {
@@ -298,29 +226,16 @@ async fn watch(
         let Some(event) = event else { return end };
         monitor.observe(&event);
         limits::handle_event(&event, &config.server);
-        match event {
-            Event::Detached { why, .. } => {
-                // A random part keeps clients of the same backend from being closed at the same moment.
+        match &event {
+            // A random part keeps clients of the same backend from being closed at the same moment.
+            Event::Detached { .. } => {
                 give_up = wait.map(|wait| Instant::now() + wait + jitter(SPREAD.min(wait)));
-                end.lost = Some(why);
             }
-            Event::Attached { .. } => {
-                give_up = None;
-                // Reports of a loss precede its `Detached` event, and belong to the connection before this one.
-                (end.unknown, end.first_unconfirmed) = (None, None);
-            }
-            Event::Report(Report::Unknown(range)) => {
-                end.unknown = end.unknown.max(Some(*range.end()));
-                end.first_unconfirmed = end.first_unconfirmed.or(Some(*range.start()));
-            }
-            Event::Report(Report::NotDelivered(range)) => {
-                end.first_unconfirmed = end.first_unconfirmed.or(Some(*range.start()));
-            }
-            Event::Ended(ended) => {
-                (end.code, end.reason) = (ended.code, ended.reason);
-                return end;
-            }
+            Event::Attached { .. } => give_up = None,
             _ => {}
+        }
+        if end.handle_event(event) {
+            return end;
         }
     }
 }

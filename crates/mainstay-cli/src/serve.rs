@@ -20,14 +20,13 @@ use tokio::net::{TcpListener, TcpSocket};
 use crate::admin::Token;
 use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
+use crate::link_config::LinkConfig;
 use crate::links::Links;
 use crate::principal::PrincipalSource;
 use crate::profiles::{ProfileFlags, Settings};
 use crate::signals::{self, Stops};
 use crate::successor::{Found, Predecessor};
-use crate::{
-    admin, builtin, descriptors, handshake, http_proxy, limits, log, session, successor, tls, values,
-};
+use crate::{admin, builtin, descriptors, handshake, http_proxy, limits, log, successor, tls, values};
 
 /// The accept queue of the listener; the kernel caps it at `net.core.somaxconn`. After a restart all clients connect at
 /// once, and a client that finds the queue full is delayed until TCP retransmits its SYN, a second later or more.
@@ -158,7 +157,7 @@ pub(crate) struct Arguments {
 #[derive(Clone)]
 struct Gateway {
     server: Server,
-    link: Arc<session::LinkConfig>,
+    link: Arc<LinkConfig>,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
@@ -237,7 +236,7 @@ async fn serve(
         None => builtin::router(mainstay.clone()),
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default();
-            let link = session::LinkConfig {
+            let link = LinkConfig {
                 proxy: arguments.proxy.proxy(&upstream.url, &connector, &arguments.trusted_proxy, &links),
                 connector,
                 upstream_wait: arguments.upstream_wait,

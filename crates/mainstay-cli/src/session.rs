@@ -1,44 +1,16 @@
-//! A `mainstay.v1` session and its link to the backend, and the configuration of all links.
+//! A `mainstay.v1` session and its link to the backend.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::StatusCode;
-use mainstay::client::Connector;
+use mainstay::CloseCode;
 use mainstay::server::Session;
-use mainstay::{CloseCode, Limits, Server};
-use mainstay_proto::ws::DeflateParams;
 use tokio::time::sleep;
 
 use crate::access_log::{AccessEntry, EndedBy};
-use crate::handshake::{BackendRefusal, ClientRequest, accepted};
-use crate::heartbeats::Heartbeats;
-use crate::http_proxy::HttpProxy;
-use crate::links::Links;
-use crate::principal::PrincipalSource;
-use crate::profiles::Settings;
+use crate::client_request::{BackendRefusal, ClientRequest, accepted};
+use crate::link_config::LinkConfig;
 use crate::relay::{FORWARD_TIMEOUT, relay};
-
-/// The configuration of all links.
-pub(crate) struct LinkConfig {
-    /// Forwards requests and opening handshakes.
-    pub(crate) proxy: HttpProxy,
-    /// Opens connections to the backend.
-    pub(crate) connector: Connector,
-    /// The compression to offer to the backend.
-    pub(crate) deflate_upstream: Option<DeflateParams>,
-    /// How long a plain client is kept while the backend cannot be reached.
-    pub(crate) upstream_wait: Duration,
-    pub(crate) heartbeats: Heartbeats,
-    pub(crate) limits: Limits,
-    /// The settings of the backend's protocol.
-    pub(crate) settings: Settings,
-    /// The credentials that a resume must repeat.
-    pub(crate) principal: PrincipalSource,
-    pub(crate) links: Links,
-    /// Evicts a session where a link finds no local port.
-    pub(crate) server: Server,
-}
 
 /// Opens a link for a session and relays. The backend must agree on the subprotocol that the client already received.
 /// Until it does, the client's messages wait in the session, unacknowledged.

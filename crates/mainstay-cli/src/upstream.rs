@@ -19,9 +19,10 @@ use mainstay::client::{ConnectFailure, Connector, FailureKind, ServerStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use crate::body::{Broken, Progress, Upload};
 use crate::limits;
 use crate::links::Links;
+use crate::request_body::{Progress, Upload};
+use crate::upstream_error::UpstreamError;
 
 /// How many idle connections the pool holds, and for how long.
 const POOL_SIZE: usize = 256;
@@ -52,47 +53,6 @@ struct Pool {
     connections: Vec<(SendRequest<Upload>, Instant)>,
     /// Whether a task closes connections that were idle for too long.
     has_reaper: bool,
-}
-
-/// Why a request got no response.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum UpstreamError {
-    /// No connection was opened.
-    Connect(ConnectFailure),
-    /// The backend accepted the connection and did not respond in time.
-    ResponseTimeout,
-    /// The backend ended the connection without a response.
-    NoAnswer(String),
-    /// The response is not HTTP, or cannot be forwarded.
-    BadResponse(String),
-    /// The client did not finish its own request.
-    Client(Broken),
-}
-
-impl UpstreamError {
-    /// Whether another attempt may succeed soon: a backend that is not there, or that ends the connection without a
-    /// response. Some port forwarders accept connections for a backend that is not there.
-    pub(crate) fn may_pass(&self) -> bool {
-        match self {
-            Self::Connect(failure) => {
-                !matches!(failure.kind, FailureKind::TimedOut | FailureKind::Certificate | FailureKind::Tls)
-            }
-            Self::NoAnswer(_) => true,
-            Self::ResponseTimeout | Self::BadResponse(_) | Self::Client(_) => false,
-        }
-    }
-}
-
-impl std::fmt::Display for UpstreamError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Connect(failure) => failure.fmt(f),
-            Self::ResponseTimeout => write!(f, "no response within --upstream-answer-timeout"),
-            Self::NoAnswer(why) => write!(f, "the backend ended the connection: {why}"),
-            Self::BadResponse(why) => write!(f, "the response cannot be forwarded: {why}"),
-            Self::Client(broken) => broken.fmt(f),
-        }
-    }
 }
 
 /// The connection that a response came on. It returns to the pool once the response was read.

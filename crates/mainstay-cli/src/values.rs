@@ -9,7 +9,6 @@ use mainstay::server::{LifetimeConfig, Origins};
 use mainstay::{Budget, HeartbeatConfig};
 
 use crate::forward::Network;
-use crate::heartbeats::RouteHeartbeat;
 
 /// Parses a duration such as `25s`, `2m` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -51,18 +50,6 @@ fn bytes(text: &str) -> Result<Option<u64>, String> {
 /// Parses the interval of a heartbeat.
 pub(crate) fn heartbeat(text: &str) -> Result<HeartbeatConfig, String> {
     HeartbeatConfig::every(duration(text)?).map_err(|error| format!("must be {}", error.bound))
-}
-
-/// Parses a path and its heartbeat, as in `/prices=5s`.
-pub(crate) fn route_heartbeat(text: &str) -> Result<RouteHeartbeat, String> {
-    let (path, interval) =
-        text.rsplit_once('=').ok_or("write a path and an interval, for example /prices=5s")?;
-    if !path.starts_with('/') || path.contains(['?', '#']) {
-        return Err(format!(
-            "{path:?} is not a path; a path begins with / and has no query, for example /prices=5s"
-        ));
-    }
-    Ok(RouteHeartbeat { path: path.into(), heartbeat: heartbeat(interval)? })
 }
 
 /// Parses an idle timeout.

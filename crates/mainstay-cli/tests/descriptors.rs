@@ -19,14 +19,14 @@ impl Drop for Gateway {
 /// Starts `mainstay serve` with this limit of open files; returns the addresses that it prints.
 fn serve(files: u32, flags: &str) -> (Gateway, Vec<String>) {
     let command = format!("ulimit -n {files} && exec \"$0\" serve --listen 127.0.0.1:0 {flags}");
-    let mut gateway = Gateway(
-        Command::new("sh")
-            .args(["-c", &command, env!("CARGO_BIN_EXE_mainstay")])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command, env!("CARGO_BIN_EXE_mainstay")]);
+    for (variable, _) in std::env::vars_os() {
+        if variable.as_encoded_bytes().starts_with(b"MAINSTAY_") {
+            shell.env_remove(variable);
+        }
+    }
+    let mut gateway = Gateway(shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let lines = BufReader::new(gateway.0.stdout.take().unwrap()).lines().map_while(Result::ok);
     let lines = lines.take_while(|line| !line.contains("try:"));
     let addresses = lines.filter_map(|line| {

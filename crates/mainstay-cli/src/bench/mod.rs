@@ -4,6 +4,7 @@
 //! loop over its share of the connections ([`peer`]). The main thread moves all workers through the
 //! [`Phase`](plan::Phase)s, reads the server's CPU time and memory ([`usage`]), and prints the [`report`].
 
+mod context;
 mod counts;
 mod pace;
 mod peer;

@@ -15,9 +15,9 @@ use mainstay_proto::ws::{CloseCode, Connection as Codec, Incoming, Role, SendQue
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::context::Context;
 use super::plan::{Load, Plan, explain};
 use super::stamp;
-use super::worker::Context;
 
 /// EINPROGRESS, the result of a non-blocking connect. The standard library has no stable name for it.
 const IN_PROGRESS: i32 = if cfg!(target_os = "linux") { 115 } else { 36 };

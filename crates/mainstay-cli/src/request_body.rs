@@ -1,6 +1,7 @@
-//! Streams bodies with backpressure: a frame is read from one side only when the other side has room for it.
+//! A request's body on its way to the backend, with backpressure: a frame is read from the client only when the backend has
+//! room for it.
 //!
-//! A side that sends nothing for too long ends its body, and so the exchange, with an error. Time in which the other side
+//! A client that sends nothing for too long ends the body, and so the exchange, with an error. Time in which the backend
 //! has no room does not count.
 
 use std::error::Error;
@@ -13,10 +14,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, timeout};
 
-use crate::upstream::PooledConnection;
+use crate::idle_timeout::IdleTimeout;
 
 /// How long a client may pause within a body.
 const CLIENT_IDLE: Duration = Duration::from_secs(60);
@@ -24,8 +25,6 @@ const CLIENT_IDLE: Duration = Duration::from_secs(60);
 /// nginx's `lingering_time` and `lingering_timeout`.
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
-
-type Failed = Box<dyn Error + Send + Sync>;
 
 /// Why a request's body ended early. The client is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +104,7 @@ pub(crate) struct Upload(Option<Box<Uploading>>);
 struct Uploading {
     body: Body,
     progress: Arc<Progress>,
-    idle: Idle,
+    idle: IdleTimeout,
     /// Bytes left until the limit.
     left: u64,
     /// Whether the rest is read even if the backend does not want it.
@@ -126,7 +125,7 @@ impl Upload {
         let uploading = Uploading {
             body,
             progress: Arc::clone(&progress),
-            idle: Idle::new(CLIENT_IDLE),
+            idle: IdleTimeout::new(CLIENT_IDLE),
             left: most.unwrap_or(u64::MAX),
             lingers: !expects,
         };
@@ -194,113 +193,10 @@ async fn linger(mut body: Body) {
     while matches!(timeout(LINGER_IDLE, next()).await, Ok(Some(Ok(_)))) {}
 }
 
-/// A response's body. At its end the connection returns to the pool.
-pub(crate) struct Download {
-    body: Incoming,
-    idle: Idle,
-    connection: Option<PooledConnection>,
-}
-
-impl Download {
-    /// `idle`: how long the backend may pause.
-    pub(crate) fn new(body: Incoming, connection: PooledConnection, idle: Duration) -> Self {
-        Self { body, idle: Idle::new(idle), connection: Some(connection) }
-    }
-}
-
-impl HttpBody for Download {
-    type Data = Bytes;
-    type Error = Failed;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
-        let this = &mut *self;
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
-        let frame = match ready!(this.idle.watch(cx, polled)) {
-            Ok(frame) => frame,
-            Err(stalled) => {
-                this.fail("the backend paused for too long within its response");
-                return Poll::Ready(Some(Err(stalled.into())));
-            }
-        };
-        match frame {
-            Some(Err(error)) => {
-                this.fail(&error.to_string());
-                Poll::Ready(Some(Err(error.into())))
-            }
-            frame => {
-                if (frame.is_none() || this.body.is_end_stream())
-                    && let Some(connection) = this.connection.take()
-                {
-                    connection.release();
-                }
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Download {
-    fn fail(&mut self, why: &str) {
-        if let Some(connection) = self.connection.take() {
-            connection.failed(why);
-        }
-    }
-}
-
-/// Ends a wait that lasts too long. Costs nothing while frames arrive in time.
-struct Idle {
-    most: Duration,
-    since: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-#[derive(Debug)]
-struct Stalled;
-
-impl fmt::Display for Stalled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no data for too long")
-    }
-}
-
-impl Error for Stalled {}
-
-impl Idle {
-    fn new(most: Duration) -> Self {
-        Self { most, since: None, timer: None }
-    }
-
-    /// One timer serves many waits: it is reset when it fires, not when a frame arrives.
-    fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<T>) -> Poll<Result<T, Stalled>> {
-        if let Poll::Ready(ready) = polled {
-            self.since = None;
-            return Poll::Ready(Ok(ready));
-        }
-        let until = *self.since.get_or_insert_with(Instant::now) + self.most;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        while timer.as_mut().poll(cx).is_ready() {
-            if timer.deadline() >= until {
-                return Poll::Ready(Err(Stalled));
-            }
-            timer.as_mut().reset(until);
-        }
-        Poll::Pending
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::time::Sleep;
+
     use super::*;
 
     /// A body that yields one byte every `pause`, and nothing after `count` bytes.
