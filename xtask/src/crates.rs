@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -46,27 +47,30 @@ pub(crate) fn features() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Checks the workspace by the compiler that `rust-version` names, if this machine has it.
+/// Checks the workspace by the compiler that `rust-version` names. Where this machine lacks it, the step checks what the
+/// dependencies demand, and is skipped.
 pub(crate) fn msrv() -> Result<Outcome> {
-    let metadata = metadata(&["--no-deps"])?;
-    let version = members(&metadata).map(|package| text(package, "rust_version")).max().unwrap_or_default();
+    let metadata = metadata(&["--filter-platform", &host()?])?;
+    let ours = members(&metadata).find(|package| package["name"] == "mainstay").ok_or("no crate mainstay")?;
+    let version = text(ours, "rust_version");
+    let parts =
+        |version: &str| version.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
+    let newer =
+        |package: &&Value| parts(text(package, "rust_version")) > [parts(version), vec![u32::MAX]].concat();
+    if let Some(package) = members(&metadata).find(newer) {
+        let (name, needed) = (text(package, "name"), text(package, "rust_version"));
+        return Err(format!("{name} needs Rust {needed}, and rust-version promises {version}").into());
+    }
     let installed = output(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
     let is_it = |name: &&str| name.strip_prefix(version).is_some_and(|rest| rest.starts_with(['.', '-']));
     let Some(toolchain) = installed.split_whitespace().find(is_it) else {
-        return Ok(Outcome::Skipped(format!("no Rust {version} here: rustup toolchain install {version}")));
+        let lacks =
+            format!("no Rust {version} here (rustup toolchain install {version}): no dependency needs more");
+        return Ok(Outcome::Skipped(lacks));
     };
     let mut command = Command::new("rustup");
-    command.args([
-        "run",
-        toolchain,
-        "cargo",
-        "check",
-        "--workspace",
-        "--all-features",
-        "--target-dir",
-        "target/msrv",
-    ]);
-    // These name the compiler of this run.
+    command.args(["run", toolchain, "cargo", "check", "--workspace", "--all-features"]);
+    // These variables name the compiler of this run.
     check(command.env_remove("CARGO").env_remove("RUSTC").env_remove("RUSTUP_TOOLCHAIN"))
 }
 
@@ -87,28 +91,42 @@ pub(crate) fn rustdoc() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Packages the published crates, builds each from its package, and runs the library's documentation tests there.
+/// Packages the published crates, and builds each of them as it was packed, documentation tests included.
 pub(crate) fn package() -> Result<Outcome> {
     let metadata = metadata(&["--no-deps"])?;
+    let packages: Vec<&Value> = published(&metadata).collect();
     let mut together = command("package");
-    together.args(["--quiet", "--allow-dirty"]).args(PROFILE);
-    for package in published(&metadata) {
+    // Cargo's own verification unpacks the crates that depend on each other below its home, and never again.
+    together.args(["--quiet", "--allow-dirty", "--no-verify"]);
+    for package in &packages {
         let name = text(package, "name");
         lists_what_it_should(name)?;
         together.args(["--package", name]);
     }
     check(&mut together)?;
-    for package in published(&metadata).filter(|package| package["targets"][0]["kind"][0] == "lib") {
-        let home = format!("target/package/{}-{}", text(package, "name"), text(package, "version"));
-        let mut tests = command("test");
-        tests.args(["--quiet", "--doc", "--manifest-path", &format!("{home}/Cargo.toml")]).args(PROFILE);
-        // The crates beside it are on no registry yet.
-        for other in published(&metadata).filter(|other| other["name"] != package["name"]) {
-            let (name, version) = (text(other, "name"), text(other, "version"));
-            let folder = env::current_dir()?.join(format!("target/package/{name}-{version}"));
-            tests.args(["--config", &format!("patch.crates-io.{name}.path='{}'", folder.display())]);
+    let unpacked = |package: &Value| format!("{}-{}", text(package, "name"), text(package, "version"));
+    for package in &packages {
+        let (archive, folder) = (format!("{}.crate", unpacked(package)), Path::new("target/package"));
+        let _ = fs::remove_dir_all(folder.join(unpacked(package)));
+        check(Command::new("tar").args(["-xzf", &archive]).current_dir(folder))?;
+    }
+    let target = env::current_dir()?.join("target");
+    for package in &packages {
+        let manifest = target.join("package").join(unpacked(package)).join("Cargo.toml");
+        let is_library = package["targets"][0]["kind"][0] == "lib";
+        let mut build = command(if is_library { "test" } else { "build" });
+        build
+            .args(["--quiet", "--manifest-path"])
+            .arg(manifest)
+            .args(is_library.then_some("--doc"))
+            .args(PROFILE);
+        // The crates beside it may be on no registry yet.
+        for other in packages.iter().filter(|other| other["name"] != package["name"]) {
+            let folder = target.join("package").join(unpacked(other));
+            let patch = format!("patch.crates-io.{}.path='{}'", text(other, "name"), folder.display());
+            build.args(["--config", &patch]);
         }
-        check(tests.env("CARGO_TARGET_DIR", env::current_dir()?.join("target")))?;
+        check(build.env("CARGO_TARGET_DIR", &target))?;
     }
     Ok(Outcome::Passed)
 }
@@ -211,7 +229,7 @@ fn command(subcommand: &str) -> Command {
     command
 }
 
-/// The packages of the workspace: without dependencies, cargo lists no other.
+/// The packages that cargo lists: with `--no-deps`, those of the workspace.
 fn members(metadata: &Value) -> impl Iterator<Item = &Value> {
     metadata["packages"].as_array().into_iter().flatten()
 }

@@ -86,8 +86,13 @@ pub(crate) fn run_examples() -> Result<Outcome> {
 /// Runs the chosen documents with our programs from that folder.
 fn run_all(is_chosen: impl Fn(&str) -> bool, programs: &str) -> Result<Outcome> {
     let mut documents = Vec::new();
+    let compiled = fs::read_to_string("docs/documents.rs")?;
     for path in tracked_files()?.into_iter().filter(|path| is_chosen(path)) {
         let blocks = Document::parse(&fs::read_to_string(&path)?).blocks;
+        let entry = format!("{}\")", path.trim_start_matches("docs/"));
+        if blocks.iter().any(|block| block.tag == "rust") && !compiled.contains(&entry) {
+            return Err(format!("{path} has Rust that nothing compiles: add it to docs/documents.rs").into());
+        }
         let is_ours = |block: &Block| block.tag == "sh" || matches!(Mode::of(block), Ok(Mode::Printed));
         documents.push((path, blocks.into_iter().filter(is_ours).collect::<Vec<_>>()));
     }

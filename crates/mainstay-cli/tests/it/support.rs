@@ -200,7 +200,7 @@ pub(crate) async fn echo(upgrade: SessionUpgrade) -> Response {
 /// for a while.
 pub(crate) async fn backend(listener: TcpListener, app: Router<Server>) {
     let heartbeat = HeartbeatConfig::every(Duration::from_secs(3600)).unwrap();
-    let mainstay = Server::new(Config { heartbeat, ..Config::default() });
+    let mainstay = Server::new(Config::new().heartbeat(heartbeat));
     let app = app.with_state(mainstay.clone());
     tokio::spawn(async move { mainstay::serve(listener, app, &mainstay).await.unwrap() });
 }
