@@ -7,6 +7,7 @@
 
 import { type Driver, drivers, nativeWebSocket } from "./driver.js";
 import type { Mode, Status } from "./machine.js";
+import type { WebSocketLike } from "./options.js";
 import type { Fate } from "./session.js";
 
 /** The events by name. Those of `WebSocket` are among them: `open` for every attach that is not a resume. */
