@@ -190,6 +190,41 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
     }
 }
 
+/// The library's configuration for these arguments.
+fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize) -> Result<Config, String> {
+    let max_sessions = arguments.max_sessions.unwrap_or_else(|| {
+        let over_tcp = arguments.upstream.as_ref().filter(|place| place.socket.is_none());
+        let ports = over_tcp.and_then(|_| descriptors::ports());
+        descriptors::sessions(files, arguments.upstream.is_some(), ports)
+    });
+    let admission = AdmissionConfig {
+        connections: Some(arguments.max_connections.unwrap_or(most)),
+        per_address: arguments.max_per_ip,
+    };
+    let origins = match arguments.allow_origin.as_slice() {
+        [] => Origins::Any,
+        allowed => Origins::Only(allowed.to_vec()),
+    };
+    let checked = || {
+        let config = Config::new()
+            .limits(limits)?
+            .resume_window(arguments.resume_window)?
+            .max_sessions(max_sessions)?;
+        match arguments.bounds.max_parked_per_ip {
+            Some(sessions) => config.max_parked_per_address(sessions),
+            None => Ok(config),
+        }
+    };
+    let config = checked().map_err(|error: ConfigError| error.to_string())?;
+    Ok(config
+        .heartbeat(arguments.heartbeats.default())
+        .deflate(arguments.deflate)
+        .admission(admission)
+        .lifetime(lifetime(arguments)?)
+        .budget(arguments.bounds.budget(arguments.max_message))
+        .origins(origins))
+}
+
 async fn serve(
     arguments: Arguments,
     token: Option<Token>,
@@ -199,32 +234,10 @@ async fn serve(
     let files = descriptors::take_all();
     let most = descriptors::visitors(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
-    let mainstay = Server::new(Config {
-        heartbeat: arguments.heartbeats.default(),
-        limits,
-        resume_window: arguments.resume_window,
-        deflate: arguments.deflate,
-        admission: AdmissionConfig {
-            connections: Some(arguments.max_connections.unwrap_or(most)),
-            per_address: arguments.max_per_ip,
-        },
-        lifetime: lifetime(&arguments)?,
-        max_sessions: arguments.max_sessions.unwrap_or_else(|| {
-            let over_tcp = arguments.upstream.as_ref().filter(|place| place.socket.is_none());
-            let ports = over_tcp.and_then(|_| descriptors::ports());
-            descriptors::sessions(files, arguments.upstream.is_some(), ports)
-        }),
-        max_parked_per_address: arguments.bounds.max_parked_per_ip,
-        budget: arguments.bounds.budget(arguments.max_message),
-        origins: match arguments.allow_origin.as_slice() {
-            [] => Origins::Any,
-            allowed => Origins::Only(allowed.to_vec()),
-        },
-        ..Config::default()
-    });
+    let mainstay = Server::new(config(&arguments, limits, files, most)?);
     let links = Links::default();
     let app = match &arguments.upstream {
-        None => builtin::router(mainstay.clone()),
+        None => builtin::router(),
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default();
             let link = join::LinkConfig {

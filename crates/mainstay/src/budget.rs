@@ -47,9 +47,12 @@ struct Ledger {
     waiting: Mutex<Vec<Weak<dyn Holder>>>,
     /// A task is taking memory back.
     reclaiming: AtomicBool,
-    #[cfg(feature = "server")]
-    servers: Mutex<Vec<Weak<crate::server::Shared>>>,
+    /// One for each server.
+    reclaimers: Mutex<Vec<Reclaimer>>,
 }
+
+/// See [`Budget::add_reclaimer`].
+type Reclaimer = Arc<dyn Fn(Duration, u64) -> Option<u64> + Send + Sync>;
 
 /// What is charged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,8 +171,7 @@ impl Budget {
             level: AtomicU8::new(0),
             waiting: Mutex::default(),
             reclaiming: AtomicBool::new(false),
-            #[cfg(feature = "server")]
-            servers: Mutex::default(),
+            reclaimers: Mutex::default(),
         }))
     }
 
@@ -292,10 +294,11 @@ impl Budget {
     fn take_from(&self, victims: &Victims) {
         self.waiting().retain(|holder| holder.strong_count() > 0);
         let mut freed = 0;
-        #[cfg(feature = "server")]
-        for server in self.servers() {
+        // Called without the lock: what they give up changes this budget.
+        let reclaimers = self.reclaimers().clone();
+        for reclaimer in reclaimers {
             if freed < victims.bytes {
-                freed += server.give_up_parked(victims.away_for, victims.bytes - freed);
+                freed += reclaimer(victims.away_for, victims.bytes - freed).unwrap_or(0);
             }
         }
         if !victims.waiting || freed >= victims.bytes {
@@ -323,19 +326,19 @@ impl Budget {
         }
     }
 
-    #[cfg(feature = "server")]
-    fn servers(&self) -> Vec<Arc<crate::server::Shared>> {
-        let mut servers = self.0.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        servers.retain(|server| server.strong_count() > 0);
-        servers.iter().filter_map(Weak::upgrade).collect()
+    /// Adds a function that gives up what has been away for at least a time, until so many bytes are free, and returns how
+    /// many are; `None`: its owner is gone.
+    pub(crate) fn add_reclaimer(
+        &self,
+        reclaimer: impl Fn(Duration, u64) -> Option<u64> + Send + Sync + 'static,
+    ) {
+        let mut reclaimers = self.reclaimers();
+        reclaimers.retain(|reclaimer| reclaimer(Duration::MAX, 0).is_some());
+        reclaimers.push(Arc::new(reclaimer));
     }
 
-    /// Sessions of this server whose clients are away give their memory up where it is short.
-    #[cfg(feature = "server")]
-    pub(crate) fn serve(&self, server: &Arc<crate::server::Shared>) {
-        let mut servers = self.0.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        servers.retain(|server| server.strong_count() > 0);
-        servers.push(Arc::downgrade(server));
+    fn reclaimers(&self) -> MutexGuard<'_, Vec<Reclaimer>> {
+        self.0.reclaimers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,29 +1,29 @@
-//! The clock that machines are told of: read once a turn.
+//! The clock of the machines: a worker reads it once for each poll of a task.
 //!
-//! What a turn does happens at one moment, and a message costs no reading. Outside of turns, and with tokio's
-//! clock paused in a test, it is tokio's clock.
+//! So a poll happens at one moment, and a message costs no reading of the clock. Outside of polls, and where a test has
+//! paused tokio's clock, this is tokio's clock.
 
 use std::cell::Cell;
 use std::time::Instant;
 
 thread_local! {
-    /// The moment of the turn that this thread is at.
-    static TURN: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// When the poll began that runs on this thread.
+    static POLL: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// The time now, or of the turn that is under way.
+/// The time now or, inside a poll, the time at which it began.
 pub(crate) fn now() -> Instant {
-    TURN.get().unwrap_or_else(read)
+    POLL.get().unwrap_or_else(read)
 }
 
-/// From here on, and until [`end_turn`], it is this moment. Again in a turn that waited for somebody else's code.
-pub(crate) fn begin_turn() {
-    TURN.set(Some(read()));
+/// Reads the clock: [`now`] returns this moment until [`end_poll`]. A poll that ran code of the application reads it again.
+pub(crate) fn begin_poll() {
+    POLL.set(Some(read()));
 }
 
-/// The clock runs again.
-pub(crate) fn end_turn() {
-    TURN.set(None);
+/// Ends the poll: the clock runs again.
+pub(crate) fn end_poll() {
+    POLL.set(None);
 }
 
 fn read() -> Instant {
@@ -37,12 +37,12 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_happens_at_one_moment_and_ends() {
-        begin_turn();
+    async fn a_poll_happens_at_one_moment() {
+        begin_poll();
         let start = now();
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(now(), start);
-        end_turn();
+        end_poll();
         assert_eq!(now(), start + Duration::from_secs(1));
     }
 }

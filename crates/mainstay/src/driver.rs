@@ -1,50 +1,28 @@
-//! One connection's bytes: read, parsed, encoded and written. What they mean is the machines' affair.
+//! Reads, parses, encodes and writes the bytes of one connection. The machines decide what they mean.
 //!
-//! A [`Wire`] holds no buffer while idle. Reads go into a scratch buffer of the worker, after
-//! readiness; everything that a turn produced is encoded into a queue of the worker and leaves in one
-//! vectored write; only what the socket does not take is moved into the connection. While it waits,
-//! nothing more is encoded, so what is kept is bounded by one turn. A message that goes out on many
-//! connections is compressed for the first of them.
+//! A [`Wire`] holds no buffer while idle. It reads into a scratch buffer of the worker, after readiness. It encodes
+//! everything that one poll produced into a queue of the worker and writes that with one vectored call; only what the
+//! socket does not accept moves into the connection. While that waits, nothing more is encoded, so one poll bounds what a
+//! connection keeps. A message that goes out on many connections is compressed once, for the first of them.
 
-use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use mainstay_proto::connect::Lost;
+use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::failure::Failure;
 use mainstay_proto::session::{Message, Transmit};
 use mainstay_proto::ws::{CloseFrame, Connection, Incoming, Limits, Packed, ProtocolError, SendQueue, State};
 
 use crate::clock::now;
 use crate::transport::Transport;
-use crate::worker::TaskContext;
+use crate::worker::{Scratch, TaskContext, with_scratch};
 
-/// Bytes read per turn: a connection's share before the others have theirs.
-const READ: usize = 64 * 1024;
-/// What may stand before the payload in a message of `mainstay.v1`: the type, and of a volatile one its kind.
+/// Bytes before the payload in a message of `mainstay.v1`: the type and, in a volatile message, the kind.
 const BEFORE_PAYLOAD: usize = 2;
-/// Encoded bytes per turn, at which the rest waits for the next.
+/// Encoded bytes for each poll; the rest waits for the next poll.
 const WRITE: usize = 256 * 1024;
-
-struct Scratch {
-    read: Vec<u8>,
-    write: SendQueue,
-    /// That of the worker which is at work on this thread.
-    packed: Packed,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> =
-        RefCell::new(Scratch { read: vec![0; READ], write: SendQueue::new(), packed: Packed::new() });
-}
-
-/// Lends a worker's memory of what was compressed to the turns that it is about to give on this thread, and gives it
-/// back: the next pass may be on another.
-pub(crate) fn swap_packed(packed: &mut Packed) {
-    SCRATCH.with_borrow_mut(|scratch| std::mem::swap(&mut scratch.packed, packed));
-}
 
 /// A WebSocket connection on its transport.
 pub(crate) struct Wire {
@@ -53,43 +31,35 @@ pub(crate) struct Wire {
     /// Bytes that came with the opening handshake.
     early: Option<Box<Bytes>>,
     unsent: Option<Box<SendQueue>>,
-    /// Whatever counts this connection, for as long as there is one.
+    /// Counts this connection for as long as it exists.
     pub(crate) permit: Option<Arc<Permit>>,
-    /// Set when a Close is on its way out and only the end of the stream is awaited.
+    /// Set once a Close is queued: only the end of the stream is awaited.
     closing: bool,
 }
 
-/// Counts a connection by being there: by its references, or by what it holds. Most connections have none, so it takes one
-/// word of them.
+/// Counts a connection while it exists: by its references, or by what it holds. Most connections have none, so it costs
+/// them one word.
 #[derive(Default)]
 pub(crate) struct Permit {
     pub(crate) _held: Option<Arc<dyn Send + Sync>>,
 }
 
-/// What the peer sent, in order.
+/// What the peer sent, in the order in which it came.
 pub(crate) enum Arrived {
     Message(Message),
     Pong([u8; 8]),
-    /// Bytes, whatever they are part of: comes first in every read.
+    /// Bytes of any frame: comes first in every read.
     Bytes,
     Close(Option<CloseFrame>),
 }
 
-/// How messages of the application are framed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Framing {
-    /// `mainstay.v1`: a type byte in front of binary messages.
-    Session,
-    Plain,
-}
-
-/// What a turn of reading came to.
+/// The outcome of one read.
 pub(crate) enum Reading {
     /// The socket has no more for now.
     Idle,
-    /// There may be more, or the handler of what was read asked to stop here.
+    /// There may be more, or the receiver of the messages asked to stop.
     More,
-    /// Nothing will come any more.
+    /// The connection delivers nothing more.
     Ended(Lost),
 }
 
@@ -99,14 +69,14 @@ impl Wire {
         Self { transport, codec, early, unsent: None, permit: None, closing: false }
     }
 
-    /// A turn begins at the worker that this connection lives with, or comes to live with.
-    pub(crate) fn arrive(&mut self, context: &TaskContext<'_>) -> io::Result<()> {
-        self.transport.settle(context)
+    /// Registers a new connection with the worker, or adds what the worker reports of it. Comes first in every poll.
+    pub(crate) fn register(&mut self, context: &TaskContext<'_>) -> io::Result<()> {
+        self.transport.register(context)
     }
 
-    /// It leaves the worker, to be [finished](Self::finish) elsewhere.
-    pub(crate) fn depart(mut self, context: &TaskContext<'_>) -> Self {
-        self.transport.depart(context);
+    /// Deregisters the connection from the worker, for [`finish`](Self::finish) in a tokio task.
+    pub(crate) fn deregister(mut self, context: &TaskContext<'_>) -> Self {
+        self.transport.deregister(context);
         self
     }
 
@@ -115,12 +85,12 @@ impl Wire {
         self.early.is_some() || self.transport.may_read()
     }
 
-    /// The peer hung up, as far as that is known without reading.
+    /// Whether the worker has reported that the peer hung up.
     pub(crate) fn has_ended(&self) -> bool {
         self.transport.has_ended()
     }
 
-    /// Reads once and hands over what is complete, until `take` says stop.
+    /// Reads once and passes each complete message to `take`, until that returns `false`.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -133,7 +103,7 @@ impl Wire {
             self.queue(replies);
             return reading.unwrap_or(Reading::More);
         }
-        SCRATCH.with_borrow_mut(|scratch| match self.transport.poll_read(cx, &mut scratch.read) {
+        with_scratch(|scratch| match self.transport.poll_read(cx, &mut scratch.read) {
             Poll::Pending => Reading::Idle,
             Poll::Ready(Ok(0)) => Reading::Ended(self.lost(None)),
             Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(error))),
@@ -152,8 +122,7 @@ impl Wire {
         })
     }
 
-    /// Pings are answered one by one while the socket takes what is written; behind a full socket only
-    /// the last one is.
+    /// Answers each Ping while the socket accepts bytes; behind a full socket only the last one is answered.
     fn parse(
         &mut self,
         mut input: &mut [u8],
@@ -185,7 +154,7 @@ impl Wire {
                 }
             };
             if !take(arrived) {
-                // Rare: the receiver changed hands in the middle. The rest is read again later.
+                // Rare: the receiver accepts no more for now. The rest is parsed at the next read.
                 self.early = (!input.is_empty()).then(|| Box::new(Bytes::copy_from_slice(input)));
                 return Some(Reading::More);
             }
@@ -193,16 +162,16 @@ impl Wire {
     }
 
     fn lost(&self, error: Option<io::Error>) -> Lost {
-        // TLS has words of its own for a stream that ends in the middle.
+        // TLS reports a stream that ends in the middle as an error.
         let error = error.filter(|error| error.kind() != io::ErrorKind::UnexpectedEof);
         Lost::Broken(error.map_or_else(|| "connection ended without a close".into(), Failure::from))
     }
 
-    /// Encodes what `next` gives and writes it, in one go.
+    /// Encodes what `next` returns and writes it with one call.
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
-        framing: Framing,
+        mode: Mode,
         mut next: impl FnMut() -> Option<Transmit>,
     ) -> Result<Written, Abort> {
         let mut progress = false;
@@ -214,7 +183,7 @@ impl Wire {
                 Poll::Ready(Ok(())) => (self.unsent, progress) = (None, true),
             }
         }
-        SCRATCH.with_borrow_mut(|Scratch { write: out, packed, .. }| {
+        with_scratch(|Scratch { write: out, packed, .. }| {
             self.codec.flush_replies(out);
             while out.len() < WRITE {
                 match next() {
@@ -223,7 +192,7 @@ impl Wire {
                         drop(out.take_rest());
                         return Err(Abort);
                     }
-                    Some(transmit) => self.encode(framing, transmit, packed, out),
+                    Some(transmit) => self.encode(mode, transmit, packed, out),
                 }
             }
             if out.is_empty() {
@@ -245,14 +214,14 @@ impl Wire {
         })
     }
 
-    fn encode(&mut self, framing: Framing, transmit: Transmit, packed: &mut Packed, out: &mut SendQueue) {
-        match (&transmit, framing) {
+    fn encode(&mut self, mode: Mode, transmit: Transmit, packed: &mut Packed, out: &mut SendQueue) {
+        match (&transmit, mode) {
             (Transmit::Ping(nonce), _) => self.codec.ping(&nonce.to_be_bytes(), out),
             (Transmit::Close { code, reason }, _) => {
                 self.codec.close(*code, reason, out);
                 self.closing = true;
             }
-            (Transmit::Message(message), Framing::Plain) => {
+            (Transmit::Message(message), Mode::Plain) => {
                 self.codec.send_shared(message.kind(), &[], message.payload(), packed, out);
             }
             _ => {
@@ -271,7 +240,8 @@ impl Wire {
         self.closing = true;
     }
 
-    /// What is queued behind bytes that wait is lost with the connection: these are last words.
+    /// Queues the final writes of a connection. They are dropped if earlier bytes are still unsent: `out` then holds no
+    /// more than a final Close.
     fn queue(&mut self, out: SendQueue) {
         if self.unsent.is_none() && !out.is_empty() {
             self.unsent = Some(Box::new(out));
@@ -283,57 +253,57 @@ impl Wire {
         self.codec.set_max_message(limits.max_message.saturating_add(BEFORE_PAYLOAD));
     }
 
-    /// Bytes that are kept of a message that is not complete.
+    /// Bytes of a message that is not complete yet.
     pub(crate) fn assembling(&self) -> u64 {
         self.codec.assembling() as u64
     }
 
-    /// What is kept here: of a message that is not complete, of what was read and not looked at, and of what the socket
-    /// did not take. What a session keeps anyway until it is acknowledged does not count again.
-    pub(crate) fn held(&self, framing: Framing) -> u64 {
-        let unsent = self.unsent.as_ref().map_or(0, |unsent| match framing {
-            Framing::Session => unsent.copied(),
-            Framing::Plain => unsent.len(),
+    /// Bytes that this connection keeps: of a message that is not complete, of input that was not parsed, and of output
+    /// that the socket did not accept. Messages that the session keeps until they are acknowledged do not count twice.
+    pub(crate) fn held(&self, mode: Mode) -> u64 {
+        let unsent = self.unsent.as_ref().map_or(0, |unsent| match mode {
+            Mode::Session => unsent.copied(),
+            _ => unsent.len(),
         });
         let early = self.early.as_ref().map_or(0, |early| early.len());
         self.assembling() + (unsent + early) as u64
     }
 
-    /// The peer has shown that it answers Pings: the system need not judge it.
+    /// Undoes the kernel's own timeout, once the peer has shown that it answers Pings.
     pub(crate) fn relax(&self) {
         self.transport.relax();
     }
 
-    /// The peer is in the middle of a frame, where it cannot answer.
+    /// Whether the peer is in the middle of a frame, where it cannot answer.
     pub(crate) fn is_mid_frame(&self) -> bool {
         self.codec.is_mid_frame()
     }
 
-    /// A Close was written, or the peer's was answered: only the end of the stream is awaited.
+    /// Whether a Close was queued or the peer's was answered: only the end of the stream is awaited.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing || self.codec.state() != State::Open
     }
 
-    /// Ends a closing connection at once, if nothing is missing: both Closes are said, and the socket took ours and
-    /// has nothing unread, so that its end is no reset. Gives back one that needs [`finish`](Self::finish).
+    /// Ends a closing connection at once if its closing handshake is complete, the socket has accepted our Close and holds
+    /// no unread bytes, so that its end is no reset. Returns a connection that needs [`finish`](Self::finish).
     ///
     /// Source: RFC 6455 section 7.1.1.
     pub(crate) fn end(mut self, cx: &mut Context<'_>) -> Option<Self> {
-        let said = matches!(self.poll_write(cx, Framing::Plain, || None), Ok(Written::All));
+        let said = matches!(self.poll_write(cx, Mode::Plain, || None), Ok(Written::All));
         let is_closed = said && self.codec.ends_in_order() && !self.may_read();
         (!is_closed).then_some(self)
     }
 
-    /// Sees a closing connection to its end: what is queued leaves, then both sides shut down. Bounded,
-    /// so that a peer that does neither holds nothing.
+    /// Completes a closing connection: writes what is queued, then shuts down both sides. Bounded in time, so that a peer
+    /// that does neither keeps no resources.
     pub(crate) async fn finish(mut self) {
-        if self.transport.leave().is_err() {
+        if self.transport.into_tokio().is_err() {
             return;
         }
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
         let linger = std::future::poll_fn(|cx| {
             loop {
-                match self.poll_write(cx, Framing::Plain, || None) {
+                match self.poll_write(cx, Mode::Plain, || None) {
                     Err(Abort) => return Poll::Ready(()),
                     Ok(Written::Some | Written::None) => return Poll::Pending,
                     Ok(Written::All) => {}
@@ -343,7 +313,7 @@ impl Wire {
                 }
                 match self.poll_read(cx, |_| true) {
                     Reading::Idle => return Poll::Pending,
-                    // The peer's Close may have come: it is answered, and a server ends the stream first.
+                    // The peer's Close may have come: then it was answered, and a server ends the stream first.
                     Reading::More => {}
                     Reading::Ended(_) => return Poll::Ready(()),
                 }
@@ -358,13 +328,13 @@ impl Wire {
     }
 }
 
-/// What a turn of writing came to.
+/// The outcome of one write.
 pub(crate) enum Written {
-    /// Everything has left.
+    /// The socket accepted everything.
     All,
-    /// The socket took some of it.
+    /// The socket accepted a part.
     Some,
-    /// The socket takes nothing.
+    /// The socket accepted nothing.
     None,
 }
 
@@ -374,7 +344,7 @@ impl Written {
     }
 }
 
-/// The transport failed or is to be dropped.
+/// The transport failed, or the machine asked for the connection to be dropped.
 pub(crate) struct Abort;
 
 #[cfg(test)]
@@ -409,12 +379,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_says_whether_the_socket_took_anything() {
+    async fn a_write_reports_whether_the_socket_accepted_anything() {
         let (mut wire, mut peer) = wire(16);
         let mut messages = vec![Transmit::Message(Message::text("x".repeat(40)))];
         let mut write = async |wire: &mut Wire| {
-            std::future::poll_fn(|cx| Poll::Ready(wire.poll_write(cx, Framing::Plain, || messages.pop())))
-                .await
+            std::future::poll_fn(|cx| Poll::Ready(wire.poll_write(cx, Mode::Plain, || messages.pop()))).await
         };
         assert!(matches!(write(&mut wire).await, Ok(Written::Some)));
         assert!(matches!(write(&mut wire).await, Ok(Written::None)));

@@ -31,6 +31,8 @@ compile_error!(
 mod budget;
 mod clock;
 mod driver;
+#[cfg(feature = "json")]
+mod json;
 mod memory;
 mod receipt;
 mod transport;
@@ -51,6 +53,9 @@ pub use client::Client;
 #[cfg(feature = "client")]
 pub use link::Link;
 
+#[cfg(feature = "json")]
+pub use self::json::SendJsonError;
+pub use self::receipt::{Outcome, Receipt};
 pub use budget::{Budget, Kept, Level};
 pub use mainstay_proto::ConfigError;
 pub use mainstay_proto::backoff::BackoffConfig;
@@ -62,8 +67,6 @@ pub use mainstay_proto::session::{Fate, LostMessages, Message, PeerClose, Window
 /// What a client does after a close code: see [`CloseCode::action`].
 pub use mainstay_proto::ws::close::CloseAction;
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
-
-pub use receipt::{Outcome, Receipt};
 
 /// A message that was not accepted, and why. It comes back with the error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! What became of one message.
+//! What became of a message that was sent with `send_tracked`, on either side.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The peer has it: its application (`mainstay.v1`), or its WebSocket stack (a plain peer).
+    /// The peer acknowledged it: its application (`mainstay.v1`), or its WebSocket stack (plain servers).
     Delivered,
     /// It was not delivered, and will not be.
     NotDelivered,
@@ -17,30 +17,38 @@ pub enum Outcome {
     Unknown,
 }
 
-/// A future that resolves to what became of one message. A drop of it changes nothing.
+/// A future that returns what became of a message. Its drop changes nothing.
 ///
 /// ```no_run
-/// use mainstay::{Client, Outcome};
-///
-/// # async fn run(client: Client) -> Result<(), mainstay::SendError> {
-/// let receipt = client.send_tracked("order 17").await?;
+/// # use mainstay::{Outcome, Session};
+/// # async fn pay(session: Session) -> Result<(), mainstay::SendError> {
+/// let receipt = session.send_tracked("invoice 7").await?;
 /// match receipt.await {
-///     Outcome::Delivered => println!("the server has it"),
-///     Outcome::NotDelivered => println!("send it again"),
-///     _ => println!("ask the server"),
+///     Outcome::Delivered => println!("the client has it"),
+///     outcome => println!("send a letter: {outcome:?}"),
 /// }
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "a receipt resolves to what became of the message; use `send` where that does not matter"]
+#[must_use = "await it; `send` sends without a receipt"]
 pub struct Receipt(pub(crate) oneshot::Receiver<Outcome>);
+
+/// The other end of a [`Receipt`].
+pub(crate) type Settle = oneshot::Sender<Outcome>;
+
+impl Receipt {
+    pub(crate) fn new() -> (Settle, Self) {
+        let (settle, receiver) = oneshot::channel();
+        (settle, Self(receiver))
+    }
+}
 
 impl Future for Receipt {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        // Without its sender nothing will be known any more.
+        // A sender that is gone cannot report any more.
         Pin::new(&mut self.0).poll(cx).map(|settled| settled.unwrap_or(Outcome::Unknown))
     }
 }

@@ -1,7 +1,7 @@
-//! What moves the bytes of a connection: TCP, TLS over TCP, or any other stream.
+//! Moves the bytes of a connection: over TCP, TLS over TCP, or any other stream.
 //!
-//! A TCP socket is watched by tokio, or by the worker that its connection lives with. The worker's is the
-//! cheaper one: it costs no memory, and no lock to look at.
+//! Either tokio or the worker of the connection watches a TCP socket. The worker's way is the cheaper one: it needs no
+//! memory and no lock.
 
 use std::io::{self, Read, Write};
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::worker::TaskContext;
+use crate::worker::{Readiness, TaskContext};
 
 /// Any byte stream: an HTTP/2 stream, a test's duplex, a Unix socket.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -20,37 +20,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// The byte stream of one connection. The common case needs no box and no virtual call, and is 16 bytes.
 pub(crate) enum Transport {
-    /// Watched by a worker, which says what it is ready for.
+    /// Registered with a worker, which reports its readiness.
     Own(mio::net::TcpStream, Readiness),
     Tcp(Box<TcpStream>),
     Other(Box<Box<dyn Stream>>),
-    /// Nothing moves any more.
+    /// Moves no more bytes.
     Closed,
-}
-
-/// What a socket that a worker watches can do without waiting. Edges: each is reported once and holds
-/// until it is used up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Readiness {
-    readable: bool,
-    writable: bool,
-    /// The end has come, or an error: reading never waits again.
-    ended: bool,
-}
-
-impl Readiness {
-    /// What an event of the worker's epoll says.
-    pub(crate) fn add(&mut self, event: &mio::event::Event) {
-        self.readable |= event.is_readable();
-        self.writable |= event.is_writable();
-        self.ended |= event.is_read_closed() || event.is_error();
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.readable |= other.readable | other.ended;
-        self.writable |= other.writable;
-        self.ended |= other.ended;
-    }
 }
 
 impl Transport {
@@ -62,8 +37,8 @@ impl Transport {
         Self::Other(Box::new(Box::new(stream)))
     }
 
-    /// Has the worker watch the socket from here on, if this is one, and hears what it says of it.
-    pub(crate) fn settle(&mut self, context: &TaskContext<'_>) -> io::Result<()> {
+    /// Registers a TCP socket with the worker, or adds what the worker reports of it.
+    pub(crate) fn register(&mut self, context: &TaskContext<'_>) -> io::Result<()> {
         if let Self::Own(_, known) = self {
             known.merge(context.readiness);
             return Ok(());
@@ -73,8 +48,8 @@ impl Transport {
                 keep_little_unsent(&stream);
                 let mut stream = mio::net::TcpStream::from_std(stream.into_std()?);
                 context.register(&mut stream)?;
-                // A new socket takes bytes; whether it has some the worker will say. What it has said by now is about
-                // another.
+                // A new socket accepts bytes; the worker will report whether it has any. What the worker has reported by
+                // now concerns another socket.
                 *self = Self::Own(stream, Readiness { writable: true, ..Readiness::default() });
             }
             other => *self = other,
@@ -82,8 +57,8 @@ impl Transport {
         Ok(())
     }
 
-    /// Has tokio watch the socket again, so that any task may poll it.
-    pub(crate) fn leave(&mut self) -> io::Result<()> {
+    /// Registers the socket with tokio again, so that any tokio task may poll it.
+    pub(crate) fn into_tokio(&mut self) -> io::Result<()> {
         match std::mem::replace(self, Self::Closed) {
             Self::Own(stream, _) => *self = Self::tcp(TcpStream::from_std(stream.into())?),
             other => *self = other,
@@ -91,14 +66,15 @@ impl Transport {
         Ok(())
     }
 
-    /// Before [`leave`](Self::leave), where another socket of the resident stays or comes.
-    pub(crate) fn depart(&mut self, context: &TaskContext<'_>) {
+    /// Deregisters the socket from the worker. Comes before [`into_tokio`](Self::into_tokio) where the task goes on with
+    /// another socket.
+    pub(crate) fn deregister(&mut self, context: &TaskContext<'_>) {
         if let Self::Own(stream, _) = self {
             context.deregister(stream);
         }
     }
 
-    /// Whether there may be something to read: for sure not, if the worker that watches the socket has not said so.
+    /// Whether there may be bytes to read: `false` is certain, because the worker has reported none.
     pub(crate) fn may_read(&self) -> bool {
         match self {
             Self::Own(_, readiness) => readiness.readable,
@@ -106,7 +82,7 @@ impl Transport {
         }
     }
 
-    /// Whether the end has come, or an error, as far as a worker has said so.
+    /// Whether the worker has reported that the stream ended or failed.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self, Self::Own(_, readiness) if readiness.ended)
     }
@@ -119,7 +95,7 @@ impl Transport {
                     return Poll::Pending;
                 }
                 let read = without_waiting(|| stream.read(buffer));
-                // A short read took all there was; what comes later is another edge.
+                // A short read took all there was; bytes that come later are another edge.
                 readiness.readable = match &read {
                     Poll::Ready(Ok(count)) => *count == buffer.len() || readiness.ended,
                     Poll::Ready(Err(_)) => true,
@@ -133,7 +109,7 @@ impl Transport {
         }
     }
 
-    /// Writes from the front of `queue` in as few calls as it takes; `Ready` when all has left.
+    /// Writes from the front of `queue` in as few calls as possible; `Ready` once the socket has accepted all of it.
     pub(crate) fn poll_write_all(
         &mut self,
         cx: &mut Context<'_>,
@@ -148,7 +124,7 @@ impl Transport {
             }
         }
         match self {
-            // TLS may hold bytes of its own; TCP does not.
+            // TLS may buffer bytes; TCP does not.
             Self::Other(stream) => Pin::new(stream).poll_flush(cx),
             _ => Poll::Ready(Ok(())),
         }
@@ -186,7 +162,7 @@ impl Transport {
         };
     }
 
-    /// Says that nothing more is written.
+    /// Shuts down the writing side.
     pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Own(stream, _) => Poll::Ready(stream.shutdown(std::net::Shutdown::Write)),
@@ -196,9 +172,9 @@ impl Transport {
         }
     }
 
-    /// Drops the connection at once: a reset where the transport can, so that nothing lingers.
+    /// Drops the connection at once, with a reset where the transport can, so that no unsent data stays in the kernel.
     pub(crate) fn abort(mut self) {
-        if self.leave().is_ok()
+        if self.into_tokio().is_ok()
             && let Self::Tcp(stream) = &self
         {
             let _ = stream.set_zero_linger();
@@ -209,9 +185,9 @@ impl Transport {
 /// Bytes that the kernel may hold without having sent them.
 const UNSENT: u32 = 128 * 1024;
 
-/// Has the socket refuse bytes while the kernel has many left to send. Otherwise it takes megabytes, a probe
-/// waits behind them, and a slow peer that reads all the time looks dead: what is left to write would no longer
-/// tell how fast it reads. Best effort, and Linux only.
+/// Makes the socket refuse bytes while the kernel has many left to send. Otherwise the kernel accepts megabytes, a probe
+/// waits behind them, and a slow peer that reads all the time looks dead: the bytes left to write would no longer show how
+/// fast it reads. Best effort, and Linux only.
 pub(crate) fn keep_little_unsent(stream: &TcpStream) {
     #[cfg(target_os = "linux")]
     let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
@@ -219,17 +195,17 @@ pub(crate) fn keep_little_unsent(stream: &TcpStream) {
     let _ = (stream, UNSENT);
 }
 
-/// How long the system bears a peer's machine that acknowledges nothing.
+/// How long the kernel waits for a peer's kernel that acknowledges nothing.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: std::time::Duration = std::time::Duration::from_secs(20);
 
-/// See [`UNACKNOWLEDGED`]; returns it where the system does so. Towards a peer that takes nothing it does the same, so it
-/// is [undone](Transport::relax) once there is a better sign of life.
+/// Sets [`UNACKNOWLEDGED`], and returns it where the system has that option. It also ends the connection of a peer that
+/// accepts no bytes, so the client [undoes](Transport::relax) it once there is a better sign of life.
 pub(crate) fn guard(stream: &TcpStream) -> Option<std::time::Duration> {
     #[cfg(target_os = "linux")]
     {
         let socket = socket2::SockRef::from(stream);
-        // The other end of a Unix socket is on this machine, and its end shows at once.
+        // The other end of a Unix socket is on this machine, so its end is seen at once.
         let is_local = socket.domain().is_ok_and(|domain| domain == socket2::Domain::UNIX);
         let guarded = is_local || socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)).is_ok();
         guarded.then_some(UNACKNOWLEDGED)
@@ -250,7 +226,7 @@ fn poll_read(
     stream.poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len())
 }
 
-/// Calls a socket that does not block until it is not merely interrupted.
+/// Repeats a call of a non-blocking socket while a signal interrupts it.
 fn without_waiting(mut call: impl FnMut() -> io::Result<usize>) -> Poll<io::Result<usize>> {
     loop {
         match call() {
@@ -268,8 +244,8 @@ mod tests {
 
     use super::*;
 
-    /// How much a socket takes for a peer that reads nothing and has little room itself.
-    async fn taken(prepare: impl FnOnce(&TcpStream)) -> usize {
+    /// How many bytes a socket accepts for a peer that reads nothing and has a small receive buffer.
+    async fn accepted(prepare: impl FnOnce(&TcpStream)) -> usize {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = TcpSocket::new_v4().unwrap();
         peer.set_recv_buffer_size(8 * 1024).unwrap();
@@ -285,9 +261,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_probe_never_waits_behind_megabytes_in_the_kernel() {
-        let unbounded = taken(|_| {}).await;
-        let bounded = taken(keep_little_unsent).await;
+    async fn the_kernel_holds_less_than_400_kib_in_front_of_a_probe() {
+        let unbounded = accepted(|_| {}).await;
+        let bounded = accepted(keep_little_unsent).await;
         assert!(bounded < 400 * 1024 && bounded < unbounded / 2, "{bounded} of {unbounded}");
     }
 }

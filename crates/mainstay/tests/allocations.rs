@@ -235,7 +235,7 @@ impl Bench {
     }
 
     fn compressing() -> Self {
-        Self::of(Config { deflate: true, ..Config::default() })
+        Self::of(Config::new().deflate(true))
     }
 
     fn of(config: Config) -> Self {

@@ -7,36 +7,23 @@ mod room;
 mod tests;
 
 use axum::Router;
-use axum::extract::{FromRef, State};
+use axum::extract::State;
 use axum::response::Response;
 use axum::routing::{any, get};
-use mainstay::{Server, Session, SessionUpgrade};
+use mainstay::{Session, SessionUpgrade};
 
 use self::room::Room;
 
 /// `/` is the page and `/pulse` what it talks to; `/echo` returns each message, `/broadcast` sends each message to
 /// everyone connected to that path.
-pub(crate) fn router(mainstay: Server) -> Router {
-    let backend = Backend { mainstay, room: Room::default() };
+pub(crate) fn router() -> Router {
     let (page, clock) = (page::Page::new(), pulse::Clock::start());
     Router::new()
         .route("/", get(move |headers, query| std::future::ready(page.response(&headers, query))))
         .route("/pulse", any(move |upgrade: SessionUpgrade| pulse(upgrade, clock)))
         .route("/echo", any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) }))
         .route("/broadcast", any(broadcast))
-        .with_state(backend)
-}
-
-#[derive(Clone)]
-struct Backend {
-    mainstay: Server,
-    room: Room,
-}
-
-impl FromRef<Backend> for Server {
-    fn from_ref(backend: &Backend) -> Self {
-        backend.mainstay.clone()
-    }
+        .with_state(Room::default())
 }
 
 async fn pulse(upgrade: SessionUpgrade, clock: pulse::Clock) -> Response {
@@ -51,12 +38,12 @@ async fn echo(mut session: Session) {
     }
 }
 
-async fn broadcast(State(backend): State<Backend>, upgrade: SessionUpgrade) -> Response {
+async fn broadcast(State(room): State<Room>, upgrade: SessionUpgrade) -> Response {
     upgrade.on_session(move |mut session| async move {
-        let id = backend.room.enter(session.sender());
+        let id = room.enter(session.sender());
         while let Some(message) = session.recv().await {
-            backend.room.say(&message);
+            room.say(&message);
         }
-        backend.room.leave(id);
+        room.leave(id);
     })
 }

@@ -188,7 +188,7 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
 /// a gateway that a test stops for a while is not called dead by it.
 pub(crate) async fn backend(listener: TcpListener, app: Router<Server>) {
     let heartbeat = HeartbeatConfig::every(Duration::from_secs(3600)).unwrap();
-    let mainstay = Server::new(Config { heartbeat, ..Config::default() });
+    let mainstay = Server::new(Config::new().heartbeat(heartbeat));
     let app = app.with_state(mainstay.clone());
     tokio::spawn(async move { mainstay::serve(listener, app, &mainstay).await.unwrap() });
 }

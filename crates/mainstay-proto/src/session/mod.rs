@@ -35,6 +35,7 @@ pub use inbox::Delivery;
 pub use lifetime::{Leave, LifetimeConfig};
 pub use message::{Control, Credentials, Frame, Message, Window};
 pub use names::Presenter;
+pub use outbox::Progress;
 pub use plain::{PeerClose, PlainSession};
 pub use registry::{Answer, RefuseReason, Registry, RegistryConfig, Sessions};
 pub use server::{Closed, ServerConfig, ServerSession};

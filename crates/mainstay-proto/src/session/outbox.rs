@@ -77,6 +77,20 @@ pub(super) enum Next<'a> {
     },
 }
 
+/// How far a message that was accepted has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Progress {
+    /// No connection wrote it yet.
+    Queued,
+    /// A connection wrote it.
+    Written,
+    /// The peer acknowledged it.
+    Acknowledged,
+    /// It was dropped before it was written.
+    Dropped,
+}
+
 impl Outbox {
     pub(super) fn new(limit: Window, peer: Window) -> Self {
         Self {
@@ -284,6 +298,16 @@ impl Outbox {
 
     pub(super) fn written(&self) -> u64 {
         self.written
+    }
+
+    /// How far the message with this number has come. A dropped one is reported until its gap is acknowledged.
+    pub(super) fn progress(&self, number: u64) -> Progress {
+        match self.item(number) {
+            Some(item) if item.is_gap() => Progress::Dropped,
+            _ if number <= self.acknowledged => Progress::Acknowledged,
+            _ if number <= self.written => Progress::Written,
+            _ => Progress::Queued,
+        }
     }
 
     /// The last number given.

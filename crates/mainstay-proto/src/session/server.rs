@@ -33,6 +33,7 @@ use super::flow::{Flow, FlowConfig, Lane, Volatiles};
 use super::lifetime::{Lifetime, LifetimeConfig};
 use super::message::{Account, Credentials, Hello, Instance, SessionId, Welcome, Window};
 use super::names::Name;
+use super::outbox::Progress;
 use super::replaced::Replacements;
 use super::transmit::{ConnectionId, Transmit};
 use crate::budget::{Held, held};
@@ -250,6 +251,18 @@ impl ServerSession {
     #[must_use]
     pub fn is_open(&self) -> bool {
         matches!(self.life, Life::Parked { .. } | Life::Attached)
+    }
+
+    /// How far the message has come that [`send`](Self::send) gave this number.
+    #[must_use]
+    pub fn progress(&self, number: u64) -> Progress {
+        self.flow.outbox.progress(number)
+    }
+
+    /// Whether a connection has written every message that was accepted.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        self.flow.outbox.written() >= self.flow.outbox.last()
     }
 
     /// Returns the highest number of this end's messages that the client has acknowledged.

@@ -24,6 +24,8 @@ mod flood;
 mod frame;
 pub mod handshake;
 mod incoming;
+#[cfg(feature = "json")]
+mod json;
 mod message;
 pub mod origin;
 mod packed;

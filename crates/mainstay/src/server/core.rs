@@ -1,148 +1,146 @@
-//! What a session's task and the application's handles share: the machine, and who waits for what.
+//! What a server, the tasks of its sessions and the handles of the application share.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Wake, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 
 use mainstay_proto::admission::Source;
-use mainstay_proto::budget::{Held, Pressure};
-use mainstay_proto::connect::Lost;
+use mainstay_proto::budget::{Candidate, Pressure, in_order};
 use mainstay_proto::heartbeat::HeartbeatConfig;
-use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::server::{Fenced, ServerConfig};
-use mainstay_proto::session::{ConnectionId, EndCause, PlainSession, ServerSession, Sessions};
+use mainstay_proto::session::{
+    ConnectionId, EndCause, FlowConfig, Message, Registry, RegistryConfig, ServerSession, Sessions, Window,
+};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
-
+use slab::Slab;
+use tokio_util::task::TaskTracker;
 use tracing::Span;
 use tracing::field::Empty;
 
 use super::auth::Authenticate;
-use super::meddle::Act;
-use super::upgrade::PeerInfo;
-use super::{REASON, Shared};
-use crate::budget::{Charge, Holder};
+use super::config::Config;
+#[cfg(feature = "fault-injection")]
+use super::fault::Fault;
+use super::inner::{Extras, Incoming, Inner, Origin};
+use super::limits::Gate;
+use super::peer::{Peer, PeerInfo};
+use super::stats::Counters;
+use crate::SendError;
+use crate::budget::Holder;
 use crate::clock::now;
 use crate::driver::Wire;
-use crate::worker::{Mailbox, Signal};
+use crate::worker::{self, Mailbox, Signal};
 
 /// One session. What changes is behind one lock, held only for calls into the machine.
 pub(crate) struct Core {
     /// Wakes the session's task. The handler's waker is the core itself.
     pub(super) signal: Signal,
     pub(super) shared: Arc<Shared>,
-    pub(super) facts: PeerInfo,
+    pub(super) info: PeerInfo,
     inner: Mutex<Inner>,
 }
 
 pub(crate) type CoreRef = Arc<Core>;
 
-pub(crate) struct Inner {
-    pub(crate) peer: Peer,
-    /// Waits for a message.
-    pub(super) receiver: Option<Waker>,
-    /// Those that wait for something rarer.
-    waiting: Option<Box<Waiting>>,
-    /// A connection that was attached by another task and waits to be taken over.
-    pub(super) incoming: Option<Box<Incoming>>,
-    /// What few connections have.
-    pub(super) extras: Option<Box<Extras>>,
-    /// What somebody wants done to the connection.
-    pub(super) act: Option<Box<Act>>,
-    pub(super) charge: Charge,
-}
-
-/// Why a session lost its last connection, for the log.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Loss {
-    /// It has its first one.
-    #[default]
-    None,
-    Closed,
-    Broken,
-    Dead,
-    NotListening,
-    Cut,
-}
-
-impl Loss {
-    pub(super) fn of(lost: &Lost) -> Self {
-        match lost {
-            Lost::Closed { .. } => Self::Closed,
-            Lost::Dead(_) => Self::Dead,
-            _ => Self::Broken,
-        }
-    }
-
-    /// In words.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none was lost",
-            Self::Closed => "the client closed its connection",
-            Self::Broken => "the connection ended, or broke, without a close",
-            Self::Dead => "the client was called dead, or did not take what was written",
-            Self::NotListening => "the client sent bytes and answered nothing",
-            Self::Cut => "the connection was cut on purpose",
-        }
-    }
-}
-
-/// The machine, by what the peer speaks.
-pub(crate) enum Peer {
-    Session(Box<ServerSession>),
-    Plain(Box<PlainSession>),
-}
-
-/// What belongs to the current connection and most have not.
-pub(super) struct Extras {
-    /// Judges credentials that come on it.
-    pub(super) authenticate: Option<Authenticate>,
-    /// Its epoch of the session; `None` where no subscriber wants it.
-    span: Option<Span>,
-}
-
-#[derive(Default)]
-struct Waiting {
-    /// For room in the window.
-    senders: Vec<Waker>,
-    /// For a change of state.
-    watchers: Vec<Waker>,
-}
-
-pub(super) struct Incoming {
-    pub(super) connection: ConnectionId,
-    pub(super) wire: Wire,
-    /// What the connection before it is closed with.
-    pub(super) fenced: Option<CloseFrame>,
-    pub(super) from: ComesFrom,
-}
-
-/// Where a connection was opened, for the log. The address may be another than that which the session was opened from.
-#[derive(Default)]
-pub(super) struct ComesFrom {
-    pub(super) address: Option<SocketAddr>,
-    pub(super) path: Box<str>,
-}
-
 impl Core {
-    pub(super) fn new(shared: Arc<Shared>, mailbox: Arc<Mailbox>, facts: PeerInfo, peer: Peer) -> CoreRef {
-        let inner = Inner {
-            peer,
-            receiver: None,
-            waiting: None,
-            incoming: None,
-            extras: None,
-            act: None,
-            charge: Charge::default(),
-        };
-        Arc::new(Self { signal: Signal::new(mailbox), shared, facts, inner: Mutex::new(inner) })
+    pub(super) fn new(shared: Arc<Shared>, mailbox: Arc<Mailbox>, info: PeerInfo, peer: Peer) -> CoreRef {
+        Arc::new(Self { signal: Signal::new(mailbox), shared, info, inner: Mutex::new(Inner::new(peer)) })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection was attached: from here on its judge is asked, and the handler runs in its span.
+    /// Changes the machine, then has the session's task look at it.
+    pub(super) fn change<R>(&self, change: impl FnOnce(&mut Peer) -> R) -> R {
+        let changed = change(&mut self.lock().peer);
+        self.signal.ask();
+        changed
+    }
+
+    /// As [`change`](Self::change), and wakes the tasks that wait for the session.
+    pub(super) fn change_state<R>(&self, change: impl FnOnce(&mut Peer) -> R) -> R {
+        let mut inner = self.lock();
+        let changed = change(&mut inner.peer);
+        inner.wake_application();
+        drop(inner);
+        self.signal.ask();
+        changed
+    }
+
+    /// Calls `f` if the client speaks `mainstay.v1`.
+    pub(crate) fn with_session<R>(&self, f: impl FnOnce(&mut ServerSession) -> R) -> Option<R> {
+        self.lock().peer.session_mut().map(f)
+    }
+
+    /// Has the session's task and the application look at a change that another task made.
+    pub(super) fn notify(&self) {
+        self.change_state(|_| ());
+    }
+
+    // ---- what the application does --------------------------------------------------------------
+
+    pub(super) fn try_send(&self, message: Message) -> Result<(), SendError> {
+        let pressure = self.shared.config.budget.pressure();
+        self.change(|peer| peer.send(message, pressure)).map(drop)
+    }
+
+    /// Sends `sending`, or keeps it there until there is room. Calls `sent` with the number of the message, which a plain
+    /// client's have not.
+    pub(super) fn poll_send<R>(
+        self: &Arc<Self>,
+        sending: &mut Option<Message>,
+        cx: &mut Context<'_>,
+        sent: impl FnOnce(&mut Inner, Option<u64>) -> R,
+    ) -> Poll<Result<R, SendError>> {
+        // A future that is polled after it has returned.
+        let Some(message) = sending.take() else { return Poll::Pending };
+        let mut inner = self.lock();
+        let pressure = self.shared.config.budget.pressure();
+        match inner.peer.send(message, pressure) {
+            Err(SendError::Full(message)) => {
+                *sending = Some(message);
+                inner.wait_for_room(cx.waker());
+                if pressure.is_some() && self.wait_for_memory(&mut inner).is_none() {
+                    // It fell just now, and no other task would wake this one.
+                    inner.wake_senders();
+                }
+                Poll::Pending
+            }
+            done => {
+                let done = done.map(|number| sent(&mut inner, number));
+                drop(inner);
+                self.signal.ask();
+                Poll::Ready(done)
+            }
+        }
+    }
+
+    /// A plain client, which cannot be told of a gap, may be full.
+    pub(super) fn send_dropping_oldest(&self, message: Message) -> Result<(), SendError> {
+        let pressure = self.shared.config.budget.pressure();
+        self.change(|peer| peer.send_dropping_oldest(message, pressure)).map(drop)
+    }
+
+    pub(super) fn close(&self, cause: EndCause, code: CloseCode, reason: &str) {
+        self.change_state(|peer| peer.close(now(), cause, code, reason));
+    }
+
+    pub(super) fn abort(&self, code: CloseCode, reason: &str) {
+        self.change_state(|peer| peer.abort(now(), code, reason));
+    }
+
+    #[cfg(feature = "fault-injection")]
+    pub(super) fn inject(&self, fault: Fault, at: std::time::Instant) {
+        self.lock().inject(fault, at);
+        self.signal.ask();
+    }
+
+    // ---- what connections do --------------------------------------------------------------------
+
+    /// Notes that a connection was attached: from here on its `authenticate` judges credentials, and the handler runs in
+    /// its span.
     pub(super) fn begin_epoch(&self, authenticate: Option<Authenticate>) {
         let span = self.epoch_span();
         let extras = authenticate.is_some() || span.is_some();
@@ -157,65 +155,29 @@ impl Core {
         if span.is_disabled() {
             return None;
         }
-        if self.shared.config.log_principal && !self.facts.principal.is_empty() {
-            span.record("principal", tracing::field::display(self.facts.principal.escape_ascii()));
+        if self.shared.config.log_principal && !self.info.principal.is_empty() {
+            span.record("principal", tracing::field::display(self.info.principal.escape_ascii()));
         }
         Some(span)
     }
 
-    /// Calls `f` if the peer speaks `mainstay.v1`.
-    pub(crate) fn with_session<R>(&self, f: impl FnOnce(&mut ServerSession) -> R) -> Option<R> {
-        match &mut self.lock().peer {
-            Peer::Session(session) => Some(f(session)),
-            Peer::Plain(_) => None,
-        }
-    }
-
-    /// Sends the client away, for good as far as this server goes. Plain peers know no such word: `false`.
-    pub(super) fn dismiss(&self, spread: Duration) -> bool {
-        let mut inner = self.lock();
-        let Peer::Session(session) = &mut inner.peer else { return false };
-        let delay = Delay { min: Duration::ZERO, max: spread };
-        session.go_away(now(), REASON, delay, spread);
-        session.retire();
-        inner.wake_application();
-        drop(inner);
-        self.signal.ask();
-        true
-    }
-
-    /// The session is woken when the level of the memory budget falls. Returns the pressure after that.
-    pub(super) fn wait_for_memory(self: &Arc<Self>, inner: &mut Inner) -> Option<Pressure> {
-        if inner.charge.begin_to_wait() {
-            return self.shared.config.budget.pressure();
-        }
-        let holder: Weak<Self> = Arc::downgrade(self);
-        self.shared.config.budget.wait(holder)
-    }
-
-    /// Something happened to the session behind its task's back.
-    pub(super) fn look(&self) {
-        self.lock().wake_application();
-        self.signal.ask();
-    }
-
-    /// A later attach has the session: its connection replaces the one before, which is told so.
+    /// Gives the session the connection of a later attach, which replaces the one before; the client is told so there.
     ///
-    /// Attaches are decided one at a time, under the registry's lock, and come here after it: in any order, and
-    /// perhaps two before the session's task looks. The machine knows which one it is bound to. The other comes
-    /// back, with what to close it with.
+    /// The registry decides attaches one at a time, under its lock. They come here after it, in any order, and perhaps two
+    /// before the session's task looks. The machine knows the connection that it is bound to. This returns the other one,
+    /// with the Close for it.
     pub(super) fn supersede(
         &self,
         fenced: Option<Fenced>,
         connection: ConnectionId,
         wire: Wire,
-        from: ComesFrom,
+        from: Origin,
     ) -> Option<(Wire, CloseFrame)> {
         let superseded = |reason| CloseFrame { code: CloseCode::SUPERSEDED, reason };
         let fenced = fenced.map(|fenced| superseded(fenced.reason));
         let incoming = Incoming { connection, wire, fenced, from };
         let mut inner = self.lock();
-        let Peer::Session(session) = &inner.peer else { return None };
+        let session = inner.peer.session()?;
         let is_bound = session.connection() == Some(connection) && session.closed().is_none();
         let reason = session.superseded_reason();
         let loser = if is_bound {
@@ -227,6 +189,29 @@ impl Core {
         drop(inner);
         self.signal.ask();
         loser.map(|wire| (wire, superseded(reason)))
+    }
+
+    // ---- memory ---------------------------------------------------------------------------------
+
+    /// Whether nothing more may be read before the level of the memory budget falls. Then the session is woken.
+    pub(super) fn must_wait_for_memory(self: &Arc<Self>, inner: &mut Inner, wire: &Wire) -> bool {
+        let lets = |inner: &Inner, pressure: Option<Pressure>| {
+            pressure.is_none_or(|pressure| inner.peer.lets_read(pressure, wire.assembling()))
+        };
+        if lets(inner, self.shared.config.budget.pressure()) {
+            return false;
+        }
+        let pressure = self.wait_for_memory(inner);
+        !lets(inner, pressure)
+    }
+
+    /// Has the session woken when the level of the memory budget falls. Returns the pressure after that.
+    pub(super) fn wait_for_memory(self: &Arc<Self>, inner: &mut Inner) -> Option<Pressure> {
+        if inner.charge.begin_to_wait() {
+            return self.shared.config.budget.pressure();
+        }
+        let holder: Weak<Self> = Arc::downgrade(self);
+        self.shared.config.budget.wait(holder)
     }
 }
 
@@ -243,10 +228,10 @@ impl Holder for Core {
         self.lock().charge.bytes()
     }
 
-    /// A session is over as if its resume window had passed, and a plain connection is closed with 1013.
+    /// Ends a session as if its resume window had passed, and closes a plain connection with 1013.
     fn give_up(self: Arc<Self>) {
         if !self.shared.evict(&self) {
-            self.close_for(EndCause::Evicted, CloseCode::TRY_AGAIN, "the server is out of memory");
+            self.close(EndCause::Evicted, CloseCode::TRY_AGAIN, "the server is out of memory");
         }
     }
 }
@@ -262,83 +247,202 @@ impl Wake for Core {
     }
 }
 
-impl Inner {
-    pub(super) fn span(&self) -> Option<Span> {
-        self.extras.as_ref()?.span.clone()
+// ---- the server -----------------------------------------------------------------------------------------
+
+/// What all sessions of one server share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) sessions: Arc<ServerConfig>,
+    /// Configurations of sessions whose routes have a heartbeat of their own, while there are any.
+    by_heartbeat: Mutex<Vec<Weak<ServerConfig>>>,
+    registry: Mutex<Registry<CoreRef>>,
+    pub(crate) tracker: TaskTracker,
+    pub(super) gate: Arc<Gate>,
+    /// Every session that has a task, so that a drain reaches all of them.
+    cores: Mutex<Slab<Weak<Core>>>,
+    /// Set once draining began: over which time the sessions leave.
+    pub(super) draining: OnceLock<Duration>,
+    logged_too_big: AtomicBool,
+    pub(crate) stats: Counters,
+}
+
+impl Shared {
+    pub(super) fn new(config: Config) -> Arc<Self> {
+        let least = Window::BEFORE_WELCOME;
+        let accept = Window {
+            messages: config.accept.messages.max(least.messages),
+            bytes: config.accept.bytes.max(least.bytes),
+        };
+        let max_message = Some(config.limits.max_message as u64);
+        let sessions = Arc::new(ServerConfig {
+            flow: FlowConfig { keep: config.keep, accept, manual_ack: false, max_message },
+            resume_window: config.resume_window,
+            heartbeat: config.heartbeat,
+            lifetime: config.lifetime,
+            ..ServerConfig::default()
+        });
+        let names = RegistryConfig {
+            sessions: config.max_sessions,
+            parked_per_source: config.max_parked_per_address,
+            ..RegistryConfig::default()
+        };
+        let registry = Registry::new(now(), names, Arc::clone(&sessions), crate::random_seed());
+        // The waits that refused connections are told are no secret.
+        let gate = Gate::new(config.admission, u64::from(std::process::id()));
+        let shared = Arc::new(Self {
+            config,
+            sessions,
+            by_heartbeat: Mutex::default(),
+            registry: Mutex::new(registry),
+            tracker: TaskTracker::new(),
+            gate,
+            cores: Mutex::new(Slab::new()),
+            draining: OnceLock::new(),
+            logged_too_big: AtomicBool::new(false),
+            stats: Counters::default(),
+        });
+        let server = Arc::downgrade(&shared);
+        shared
+            .config
+            .budget
+            .add_reclaimer(move |away_for, bytes| Some(server.upgrade()?.give_up_parked(away_for, bytes)));
+        shared
     }
 
-    /// What the machine keeps.
-    pub(super) fn held(&self) -> Held {
-        match &self.peer {
-            Peer::Session(session) => session.held(),
-            Peer::Plain(plain) => plain.held(),
+    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry<CoreRef>> {
+        // A panic while it was held left no broken promise that a later call could make worse.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The configuration of a session with this heartbeat. All sessions that have the same heartbeat share it.
+    pub(crate) fn sessions_with(&self, heartbeat: HeartbeatConfig) -> Arc<ServerConfig> {
+        if heartbeat == self.sessions.heartbeat {
+            return Arc::clone(&self.sessions);
+        }
+        let mut known = self.by_heartbeat.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|config| config.strong_count() > 0);
+        let found = known.iter().filter_map(Weak::upgrade).find(|config| config.heartbeat == heartbeat);
+        found.unwrap_or_else(|| {
+            let config = Arc::new(ServerConfig { heartbeat, ..(*self.sessions).clone() });
+            known.push(Arc::downgrade(&config));
+            config
+        })
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.get().is_some()
+    }
+
+    /// Lists a session until [`unlist`](Self::unlist) is called with the slot that this returns.
+    pub(crate) fn list(&self, core: &CoreRef) -> u32 {
+        let slot = self.cores.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::downgrade(core));
+        // Four thousand million sessions do not fit any machine.
+        u32::try_from(slot).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn unlist(&self, slot: u32) {
+        let mut cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
+        cores.try_remove(slot as usize);
+        if cores.is_empty() {
+            *cores = Slab::new();
         }
     }
 
-    /// Whether the connection may be read that has `assembling` bytes of a message.
-    pub(super) fn lets_read(&self, pressure: Pressure, assembling: u64) -> bool {
-        let Held { unread, kept } = self.held();
-        // What is kept for a plain peer leaves without being acknowledged.
-        let owed = if matches!(self.peer, Peer::Session(_)) { kept } else { 0 };
-        pressure.lets_read(unread, assembling, owed)
+    pub(super) fn cores(&self) -> Vec<Weak<Core>> {
+        let cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
+        cores.iter().map(|(_, core)| Weak::clone(core)).collect()
     }
 
-    /// Wakes the caller once a message may have come.
-    pub(super) fn wait_for_message(&mut self, waker: &Waker) {
-        match &mut self.receiver {
-            Some(receiver) => receiver.clone_from(waker),
-            none => *none = Some(waker.clone()),
+    /// Gives up the session whose client has been away for the longest, of a sample. Returns `false` if there is none.
+    pub(super) fn make_room(self: &Arc<Self>) -> bool {
+        let evicted = self.registry().evict(now(), &mut Cores::without_client(self));
+        if let Some(core) = &evicted {
+            Counters::add(&self.stats.evicted_resource, 1);
+            core.notify();
+        }
+        evicted.is_some()
+    }
+
+    /// Gives a session up for its memory. Returns `false` for a plain connection.
+    pub(crate) fn evict(self: &Arc<Self>, core: &CoreRef) -> bool {
+        let is_session = core.lock().peer.is_session();
+        if is_session {
+            self.registry().evict_this(now(), core, &mut Cores::without_client(self));
+            Counters::add(&self.stats.evicted_memory, 1);
+            core.notify();
+        }
+        is_session
+    }
+
+    /// Gives up sessions whose clients have been away for at least `away_for`, the largest first, until `bytes` are free.
+    /// Returns how many bytes are.
+    fn give_up_parked(self: &Arc<Self>, away_for: Duration, bytes: u64) -> u64 {
+        if bytes == 0 {
+            return 0;
+        }
+        let now = now();
+        let parked = |core: Arc<Core>| {
+            let inner = core.lock();
+            let since = inner.peer.session()?.parked_since()?;
+            let (charged, is_away) = (inner.charge.bytes(), now.saturating_duration_since(since) >= away_for);
+            drop(inner);
+            let source = core.info.address.map(|address| Source::of(address.ip()));
+            (charged > 0 && is_away).then_some(Candidate { source, bytes: charged, since, holder: core })
+        };
+        let mut candidates: Vec<_> =
+            self.cores().iter().filter_map(Weak::upgrade).filter_map(parked).collect();
+        in_order(&mut candidates);
+        let (mut freed, mut count) = (0, 0_u32);
+        for Candidate { bytes: charged, holder: core, .. } in candidates {
+            if freed >= bytes {
+                break;
+            }
+            self.evict(&core);
+            (freed, count) = (freed + charged, count + 1);
+        }
+        if count > 0 {
+            tracing::warn!(count, freed, "memory budget: sessions whose clients are away are given up");
+        }
+        freed
+    }
+
+    /// Logs a warning for the first client that sends a larger message than it may; the others are logged at `debug` and
+    /// counted with the errors.
+    pub(crate) fn log_too_big(&self, peer: &PeerInfo) {
+        let (limit, address) = (self.config.limits.max_message, peer.address);
+        if self.logged_too_big.swap(true, Ordering::Relaxed) {
+            tracing::debug!(limit, ?address, "a message is larger than max_message");
+        } else {
+            tracing::warn!(
+                limit,
+                ?address,
+                "a message is larger than max_message (--max-message of `mainstay serve`): its sender is closed with \
+                 1009; later ones are logged at debug"
+            );
         }
     }
 
-    /// Wakes the caller once there may be room.
-    pub(super) fn wait_for_room(&mut self, waker: &Waker) {
-        let senders = &mut self.waiting.get_or_insert_default().senders;
-        // A future that is polled again without having been woken must not be listed twice.
-        if !senders.iter().any(|listed| listed.will_wake(waker)) {
-            senders.push(waker.clone());
-        }
-    }
-
-    /// Wakes the caller once the state may have changed.
-    pub(super) fn wait_for_change(&mut self, waker: &Waker) {
-        let watchers = &mut self.waiting.get_or_insert_default().watchers;
-        if !watchers.iter().any(|listed| listed.will_wake(waker)) {
-            watchers.push(waker.clone());
-        }
-    }
-
-    /// There may be room again.
-    pub(super) fn wake_senders(&mut self) {
-        if let Some(waiting) = &mut self.waiting {
-            waiting.senders.drain(..).for_each(Waker::wake);
-        }
-    }
-
-    /// Something arrived, left, or changed: whoever waits looks again.
-    pub(super) fn wake_application(&mut self) {
-        self.receiver.take().into_iter().for_each(Waker::wake);
-        if let Some(waiting) = self.waiting.take() {
-            waiting.watchers.into_iter().chain(waiting.senders).for_each(Waker::wake);
-        }
+    /// Replaces the names of a session that is over by a tombstone.
+    pub(crate) fn bury(&self, core: &Core) {
+        let mut registry = self.registry();
+        core.with_session(|session| registry.bury(now(), session));
     }
 }
 
-/// The registry's view of the cores: only sessions have names. One value per HELLO, since a session that it
-/// makes is told of the one who asked.
+/// The registry's view of the cores: only sessions of `mainstay.v1` have names. One value for each HELLO, because a session
+/// that it creates gets the properties of its client.
 pub(super) struct Cores {
     pub(super) shared: Arc<Shared>,
-    pub(super) facts: PeerInfo,
-    /// Its route's.
+    pub(super) info: PeerInfo,
+    /// The heartbeat of the client's route.
     pub(super) heartbeat: HeartbeatConfig,
 }
 
 impl Cores {
-    /// For what concerns no newcomer.
-    pub(super) fn of_nobody(shared: &Arc<Shared>) -> Self {
-        let facts =
-            PeerInfo { address: None, subprotocol: None, resumable: false, principal: Box::default() };
-        Self { shared: Arc::clone(shared), facts, heartbeat: shared.config.heartbeat }
+    /// For calls that create no session.
+    fn without_client(shared: &Arc<Shared>) -> Self {
+        let heartbeat = shared.config.heartbeat;
+        Self { shared: Arc::clone(shared), info: PeerInfo::new(None), heartbeat }
     }
 }
 
@@ -346,19 +450,15 @@ impl Sessions for Cores {
     type Handle = CoreRef;
 
     fn with<R>(&mut self, handle: &CoreRef, f: impl FnOnce(&mut ServerSession) -> R) -> R {
-        match &mut handle.lock().peer {
-            Peer::Session(session) => f(session),
-            Peer::Plain(_) => unreachable!("a plain connection has no name in the registry"),
+        match handle.lock().peer.session_mut() {
+            Some(session) => f(session),
+            None => unreachable!("a plain connection has no name in the registry"),
         }
     }
 
     fn create(&mut self, session: ServerSession) -> CoreRef {
-        Core::new(
-            Arc::clone(&self.shared),
-            crate::worker::mailbox(),
-            self.facts.clone(),
-            Peer::Session(Box::new(session)),
-        )
+        let peer = Peer::Session(Box::new(session));
+        Core::new(Arc::clone(&self.shared), worker::mailbox(), self.info.clone(), peer)
     }
 
     fn config(&mut self) -> Option<Arc<ServerConfig>> {
@@ -366,7 +466,7 @@ impl Sessions for Cores {
     }
 
     fn source(&mut self, handle: &CoreRef) -> Option<Source> {
-        handle.facts.address.map(|address| Source::of(address.ip()))
+        handle.info.address.map(|address| Source::of(address.ip()))
     }
 }
 
@@ -407,9 +507,9 @@ mod tests {
         connection: u64,
         hello: &Hello,
     ) -> (CoreRef, Option<Fenced>, ResumeToken) {
-        let facts = PeerInfo { address: None, subprotocol: None, resumable: true, principal: Box::default() };
+        let info = PeerInfo { resumable: true, ..PeerInfo::new(None) };
         let heartbeat = shared.config.heartbeat;
-        let mut cores = Cores { shared: Arc::clone(shared), facts, heartbeat };
+        let mut cores = Cores { shared: Arc::clone(shared), info, heartbeat };
         let (now, connection, who) = (now(), ConnectionId(connection), Presenter::default());
         let answer = shared.registry().hello(now, connection, who, hello, &mut cores);
         let Answer::Attached { session, fenced, .. } = answer else { panic!("{connection:?} was refused") };
@@ -424,8 +524,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_two_attaches_that_race_the_later_one_has_the_session_in_whatever_order_they_come() {
-        // What happens in which order: `d` an attach is decided, `t` it is taken to the session.
+    async fn the_later_of_two_racing_attaches_gets_the_session_in_any_order_of_arrival() {
+        // The order of events: `d` decides an attach, `t` takes it to the session.
         for schedule in ["d2 d3 t2 t3", "d2 d3 t3 t2", "d2 t2 d3 t3"] {
             let shared = Arc::clone(&Server::default().shared);
             let first = Hello { key_age: Duration::ZERO, ..hello(1, None) };
@@ -441,7 +541,7 @@ mod tests {
                         decided.take(),
                         ConnectionId(attempt),
                         wire(),
-                        ComesFrom::default(),
+                        Origin::default(),
                     ));
                 }
             }

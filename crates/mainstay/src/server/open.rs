@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use mainstay_proto::connect::Mode;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
@@ -22,17 +23,18 @@ use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Limit
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::Shared;
 use super::auth::{Authenticate, judge};
-use super::core::{ComesFrom, Core, CoreRef, Cores, Peer};
+use super::core::{Core, CoreRef, Cores, Shared};
+use super::inner::Origin;
 use super::limits::Permit;
-use super::pace::Paced;
+use super::peer::{Peer, PeerInfo};
+
 use super::session::Session;
 use super::stats::Counters;
 use super::task::SessionTask;
-use super::upgrade::PeerInfo;
+use super::write_timeout::WriteTimeout;
 use crate::clock::now;
-use crate::driver::{Arrived, Framing, Reading, Wire};
+use crate::driver::{Arrived, Reading, Wire};
 use crate::transport::Transport;
 use crate::worker;
 
@@ -40,14 +42,14 @@ use crate::worker;
 pub(super) struct Opening {
     pub(super) on_upgrade: OnUpgrade,
     pub(super) permit: Option<Arc<Permit>>,
-    pub(super) facts: PeerInfo,
-    pub(super) terms: Terms,
+    pub(super) info: PeerInfo,
+    pub(super) options: SessionOptions,
     /// Of the opening deadline, what the peer took for its request.
-    pub(super) head_took: Duration,
+    pub(super) head_duration: Duration,
 }
 
 /// What the request and the application said about the session before it begins.
-pub(super) struct Terms {
+pub(super) struct SessionOptions {
     /// Where the session is opened, and may be resumed.
     pub(super) path: Box<str>,
     pub(super) principal: Bytes,
@@ -57,6 +59,10 @@ pub(super) struct Terms {
     pub(super) drops_oldest: bool,
     pub(super) deflate: Option<DeflateParams>,
 }
+
+/// An extension of requests: the part of the opening deadline that the head of the request used up.
+#[derive(Clone, Copy)]
+pub(super) struct HeadDuration(pub(super) Duration);
 
 /// The largest HELLO, credentials included.
 const LARGEST_HELLO: usize = 64 * 1024;
@@ -74,13 +80,13 @@ where
 {
     if let Some((connection, core, wire)) = bind(&shared, opening).await {
         SessionTask::begin(Arc::clone(&core), connection, wire, handler);
-        shared.dismiss_if_draining(&core);
+        shared.drain_if_draining(&core);
     }
 }
 
 /// Binds a new connection to a session. `None`: to one that has its handler already, or to none.
 async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
-    let Opening { on_upgrade, permit, mut facts, terms, head_took } = opening;
+    let Opening { on_upgrade, permit, mut info, options, head_duration } = opening;
     let stats = &shared.stats;
     let upgraded = match on_upgrade.await {
         Ok(upgraded) => upgraded,
@@ -93,29 +99,29 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     let (transport, early) = raw(upgraded);
     let limits = shared.config.limits;
     // Nothing is known of a client before its HELLO, and no budget counts what it makes us keep.
-    let most = if facts.resumable { LARGEST_HELLO.min(limits.max_message) } else { limits.max_message };
+    let most = if info.resumable { LARGEST_HELLO.min(limits.max_message) } else { limits.max_message };
     let first = Limits { max_message: most, ..limits };
-    let codec = Connection::new(Role::Server, first, terms.deflate, [0; 32]);
+    let codec = Connection::new(Role::Server, first, options.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
     wire.permit = permit.map(Permit::keep);
     let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     Counters::add(&stats.connections_opened, 1);
-    let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_took);
-    if !facts.resumable {
-        return match terms.principal(None, deadline).await {
+    let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_duration);
+    if !info.resumable {
+        return match options.principal(None, deadline).await {
             Ok(principal) => {
                 Counters::add(&stats.connections, 1);
-                facts.principal = principal.as_ref().into();
-                let plain = PlainSession::new(now(), shared.sessions_with(terms.heartbeat), connection.0);
+                info.principal = principal.as_ref().into();
+                let plain = PlainSession::new(now(), shared.sessions_with(options.heartbeat), connection.0);
                 let core =
-                    Core::new(Arc::clone(shared), worker::mailbox(), facts, Peer::Plain(Box::new(plain)));
+                    Core::new(Arc::clone(shared), worker::mailbox(), info, Peer::Plain(Box::new(plain)));
                 core.begin_epoch(None);
                 Some((connection, core, wire))
             }
             Err(why) => {
                 // It had nothing to present but its request, and nothing is said to it but a Close.
                 Counters::add(&stats.openings_failed, 1);
-                wire.leave(why.code(), "").await;
+                wire.close_and_finish(why.code(), "").await;
                 None
             }
         };
@@ -125,12 +131,12 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         wire.finish().await;
         return None;
     };
-    match terms.principal(hello.credentials.clone().map(|credentials| credentials.0), deadline).await {
+    match options.principal(hello.credentials.clone().map(|credentials| credentials.0), deadline).await {
         Ok(principal) => {
-            facts.principal = principal.as_ref().into();
+            info.principal = principal.as_ref().into();
             wire.begin_session(limits);
-            let cores = Cores { shared: Arc::clone(shared), facts, heartbeat: terms.heartbeat };
-            attach(cores, connection, terms, &hello, wire).await
+            let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat };
+            attach(cores, connection, options, &hello, wire).await
         }
         Err(why) => {
             refuse(stats, wire, &why.refuse(), why).await;
@@ -142,14 +148,14 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
 async fn attach(
     mut cores: Cores,
     connection: ConnectionId,
-    terms: Terms,
+    options: SessionOptions,
     hello: &Hello,
     wire: Wire,
 ) -> Option<Bound> {
-    let (shared, principal) = (Arc::clone(&cores.shared), cores.facts.principal.clone());
-    let address = cores.facts.address;
+    let (shared, principal) = (Arc::clone(&cores.shared), cores.info.principal.clone());
+    let address = cores.info.address;
     let stats = &shared.stats;
-    let who = Presenter { principal: &principal, path: &terms.path };
+    let who = Presenter { principal: &principal, path: &options.path };
     let answer = {
         let mut registry = shared.registry();
         registry.set_closed(!shared.config.budget.level().admits());
@@ -163,7 +169,7 @@ async fn attach(
         Answer::Attached { session: core, created, lost, evicted, fenced } => {
             if let Some(evicted) = evicted {
                 Counters::add(&stats.evicted, 1);
-                evicted.look();
+                evicted.notify();
             }
             Counters::add(&stats.connections, 1);
             let counter = match (created, lost) {
@@ -172,13 +178,13 @@ async fn attach(
                 (false, false) => &stats.attached_resumed,
             };
             Counters::add(counter, 1);
-            core.begin_epoch(terms.authenticate);
+            core.begin_epoch(options.authenticate);
             if created {
                 core.with_session(|session| {
-                    if terms.manual {
+                    if options.manual {
                         session.manual_ack();
                     }
-                    if terms.drops_oldest {
+                    if options.drops_oldest {
                         session.drop_oldest_when_full();
                     }
                 });
@@ -186,12 +192,12 @@ async fn attach(
             }
             let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
             Counters::add(&stats.replayed, replayed);
-            let from = ComesFrom { address, path: terms.path };
+            let from = Origin { address, path: options.path };
             let loser = core.supersede(fenced, connection, wire, from);
-            shared.dismiss_if_draining(&core);
+            shared.drain_if_draining(&core);
             if let Some((wire, frame)) = loser {
                 Counters::subtract(&stats.connections, 1);
-                wire.leave(frame.code, &frame.reason).await;
+                wire.close_and_finish(frame.code, &frame.reason).await;
             }
             None
         }
@@ -201,11 +207,11 @@ async fn attach(
 async fn refuse(stats: &Counters, mut wire: Wire, refuse: &Control, why: RefuseReason) {
     tracing::debug!(?why, "HELLO refused");
     Counters::add(&stats.attach_refused, 1);
-    wire.say(refuse).await;
-    wire.leave(why.code(), "").await;
+    wire.send_control(refuse).await;
+    wire.close_and_finish(why.code(), "").await;
 }
 
-impl Terms {
+impl SessionOptions {
     async fn principal(&self, credentials: Option<Bytes>, deadline: Instant) -> Result<Bytes, RefuseReason> {
         match &self.authenticate {
             Some(authenticate) => judge(authenticate, credentials, deadline).await,
@@ -269,7 +275,7 @@ async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
 
 /// The stream under an upgraded connection, without hyper's state around it where that is possible.
 fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
-    let ours = upgraded.downcast::<TokioIo<Paced<TcpStream>>>();
+    let ours = upgraded.downcast::<TokioIo<WriteTimeout<TcpStream>>>();
     let tcp = ours.map(|parts| (parts.io.into_inner().into_inner(), parts.read_buf)).or_else(|upgraded| {
         let others = upgraded.downcast::<TokioIo<TcpStream>>();
         others.map(|parts| (parts.io.into_inner(), parts.read_buf))
@@ -285,13 +291,13 @@ fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
 
 impl Wire {
     /// Writes one control message, best effort.
-    async fn say(&mut self, control: &Control) {
+    async fn send_control(&mut self, control: &Control) {
         let mut message = Some(Transmit::Control(control.encode()));
-        let _ = poll_fn(|cx| Poll::Ready(self.poll_write(cx, Framing::Session, || message.take()))).await;
+        let _ = poll_fn(|cx| Poll::Ready(self.poll_write(cx, Mode::Session, || message.take()))).await;
     }
 
     /// Closes and sees to the end of it.
-    async fn leave(mut self, code: CloseCode, reason: &str) {
+    async fn close_and_finish(mut self, code: CloseCode, reason: &str) {
         self.close(&CloseFrame { code, reason: reason.to_owned() });
         self.finish().await;
     }

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mainstay_proto::session::Message;
 use mainstay_proto::ws::CloseCode;
 
-use super::session::{Sender, Session};
+use super::sender::Sender;
+use super::session::Session;
 use crate::SendError;
 
 /// Sessions that get the same messages. Cheap to clone; every clone is the same room.
@@ -139,7 +140,7 @@ impl Room {
 
     fn deliver(&self, member: &Sender, message: Message) -> Result<(), SendError> {
         let sent = match self.shared.slow {
-            SlowMember::DropOldest => member.core.send_dropping_oldest(message),
+            SlowMember::DropOldest => member.send_dropping_oldest(message),
             SlowMember::Disconnect | SlowMember::Skip => member.try_send(message),
         };
         match sent {

@@ -35,8 +35,9 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use super::limits::Permit;
-use super::pace::Paced;
+use super::open::HeadDuration;
 use super::stats::Counters;
+use super::write_timeout::WriteTimeout;
 use super::{Server, target};
 
 /// The head of a request may be this large, in this many fields.
@@ -249,37 +250,37 @@ where
     async fn run(self) -> io::Result<()> {
         let Self { listener, app, mainstay, others, http, shutdown, successor, within } = self;
         let mut shutdown = shutdown.unwrap_or_else(|| Box::pin(std::future::pending()));
-        let (visitors, leave) = (TaskTracker::new(), CancellationToken::new());
-        let mut door = Door {
+        let (connections, leave) = (TaskTracker::new(), CancellationToken::new());
+        let mut acceptor = Acceptor {
             listener: Some(listener),
             successor,
             app,
             mainstay,
             http,
-            visitors,
+            connections,
             leave,
             failing: false,
         };
         tokio::select! {
             biased;
             () = &mut shutdown => {}
-            () = door.serve() => shutdown.await,
+            () = acceptor.serve() => shutdown.await,
         }
-        door.leave.cancel();
-        door.visitors.close();
-        let (mainstay, visitors) = (door.mainstay.clone(), door.visitors.clone());
-        if door.successor.is_none() {
-            door.close().await;
+        acceptor.leave.cancel();
+        acceptor.connections.close();
+        let (mainstay, connections) = (acceptor.mainstay.clone(), acceptor.connections.clone());
+        if acceptor.successor.is_none() {
+            acceptor.close().await;
         }
         let others: Vec<_> =
             others.into_iter().map(|other| tokio::spawn(async move { other.drain(within).await })).collect();
         tokio::select! {
             biased; // newcomers find it draining
-            () = mainstay.drain_after(visitors.wait(), within) => {}
-            never = door.wait_for_successor() => match never {},
+            () = mainstay.drain_after(connections.wait(), within) => {}
+            never = acceptor.wait_for_successor() => match never {},
         }
-        if door.close().await > 0 {
-            let _ = tokio::time::timeout(2 * LAST_WORD, visitors.wait()).await;
+        if acceptor.close().await > 0 {
+            let _ = tokio::time::timeout(2 * LAST_WORD, connections.wait()).await;
         }
         for other in others {
             let _ = other.await;
@@ -289,20 +290,20 @@ where
 }
 
 /// The listener, and what becomes of those who come in.
-struct Door<L, M> {
+struct Acceptor<L, M> {
     /// `None` once it is closed or a successor has it.
     listener: Option<L>,
     successor: Option<Signal>,
     app: M,
     mainstay: Server,
     http: http1::Builder,
-    visitors: TaskTracker,
+    connections: TaskTracker,
     leave: CancellationToken,
     /// Accepting fails, and that was logged.
     failing: bool,
 }
 
-impl<L, M> Door<L, M>
+impl<L, M> Acceptor<L, M>
 where
     L: Listener<Addr: 'static>,
     M: MakeService<L::Addr>,
@@ -335,12 +336,12 @@ where
         let peer = (&address as &dyn Any).downcast_ref::<SocketAddr>().copied();
         let ip = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
         if let Ok(permit) = self.mainstay.shared.gate.arrive(ip, &self.mainstay.shared.stats) {
-            let visitor = Visitor::new(peer, permit, self.mainstay.clone());
+            let connection = HttpConnection::new(peer, permit, self.mainstay.clone());
             let (app, http, leave) = (self.app.clone(), self.http.clone(), self.leave.clone());
             // In a box, as tokio copies a task's future several times.
-            self.visitors.spawn(Box::pin(async move {
+            self.connections.spawn(Box::pin(async move {
                 let app = app.make(address).await;
-                visitor.serve(stream, app, http, leave).await;
+                connection.serve(stream, app, http, leave).await;
             }));
         }
     }
@@ -428,12 +429,8 @@ where
     }
 }
 
-/// How long the peer took for its request, of the time that it has to present its session. An extension of requests.
-#[derive(Clone, Copy)]
-pub(super) struct HeadTook(pub(super) Duration);
-
 /// One connection, for as long as it speaks HTTP.
-struct Visitor {
+struct HttpConnection {
     /// `None`: it does not come over IP.
     address: Option<SocketAddr>,
     permit: Option<Arc<Permit>>,
@@ -443,7 +440,7 @@ struct Visitor {
     spoke: AtomicBool,
 }
 
-impl Visitor {
+impl HttpConnection {
     fn new(address: Option<SocketAddr>, permit: Option<Permit>, mainstay: Server) -> Self {
         let permit = permit.map(Arc::new);
         Self { address, permit, mainstay, accepted: Instant::now(), spoke: AtomicBool::new(false) }
@@ -457,7 +454,7 @@ impl Visitor {
         let shared = &self.mainstay.shared;
         let deadline = shared.config.opening_deadline;
         let service = service_fn(|request| self.answer(app.clone(), request));
-        let io = TokioIo::new(Paced::new(stream));
+        let io = TokioIo::new(WriteTimeout::new(stream));
         let mut served = http.serve_connection(io, service).with_upgrades();
         let silent = async {
             tokio::time::sleep_until(self.accepted + deadline).await;
@@ -517,8 +514,9 @@ impl Visitor {
         if let Some(address) = self.address {
             extensions.insert(ConnectInfo(address));
         }
-        // Of a connection that was kept alive, this request's peer has all of the time again.
-        extensions.insert(HeadTook(if is_first { self.accepted.elapsed() } else { Duration::ZERO }));
+        extensions.insert(self.mainstay.clone());
+        // On a kept-alive connection each request has the full deadline again.
+        extensions.insert(HeadDuration(if is_first { self.accepted.elapsed() } else { Duration::ZERO }));
         if let Some(permit) = &self.permit {
             // It goes with the connection, if that is upgraded.
             extensions.insert(Arc::clone(permit));

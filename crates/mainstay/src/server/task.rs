@@ -1,39 +1,37 @@
-//! A session's task: its connection, its deadline and its handler, which have their turn together at the
-//! [`worker`](crate::worker) that the session lives with.
+//! A session's task: its connection, its deadline and its handler, which its [`worker`](crate::worker) polls together.
 //!
-//! One turn asks four questions in one order: what arrived, what is due, what does the handler do
-//! about it, what is to be written. Work per turn is bounded; then the others have theirs. The handler
-//! never runs inside the read path, so a handler that waits does not look like a dead peer.
+//! One poll asks four questions in one order: what arrived, what is due, what does the handler do about it, what is to be
+//! written. A poll does a bounded amount of work. The handler never runs inside the read path, so a handler that waits does
+//! not look like a dead peer.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
-use std::time::Instant;
 
-use mainstay_proto::budget::{Held, Pressure};
-use mainstay_proto::connect::Lost;
+use bytes::Bytes;
+
+use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::heartbeat::Action;
-use mainstay_proto::session::{
-    Closed, ConnectionId, Control, End, EndCause, Frame, Leave, PeerClose, SessionError, Transmit,
-};
-use mainstay_proto::ws::{CloseCode, CloseFrame};
+use mainstay_proto::session::{Closed, ConnectionId, End, EndCause, SessionError, Transmit};
+use mainstay_proto::ws::CloseFrame;
 
 use pin_project_lite::pin_project;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Span;
 
-use super::auth::{Asked, judge_anew};
-use super::core::{ComesFrom, Core, CoreRef, Incoming, Inner, Loss, Peer};
-use super::meddle::Then;
+use super::auth::{Authenticate, judge};
+use super::core::CoreRef;
+use super::fault::Fault;
+use super::inner::{Incoming, Inner, Origin};
 use super::session::Session;
 use super::stats::Counters;
-use crate::budget::{Change, Part};
+use crate::budget::Part;
 use crate::clock::{self, now};
-use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
+use crate::driver::{Abort, Arrived, Reading, Wire, Written};
 use crate::worker::{Signal, Task, TaskContext, TaskPoll};
 
-/// Reads per turn.
+/// Reads for each poll.
 const ROUNDS: usize = 4;
 
 pin_project! {
@@ -56,15 +54,15 @@ struct Connected {
     core: CoreRef,
     connection: ConnectionId,
     wire: Option<Wire>,
-    /// In the list of all sessions.
+    /// Its slot in the list of all sessions.
     slot: u32,
-    /// Why it lost its last connection.
+    /// Why the session lost its last connection.
     loss: Loss,
     _token: TaskTrackerToken,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
-    /// From here on the session lives with its worker. If `handler` panics, it is buried instead.
+    /// Spawns the session at its worker. If `handler` panics, the session is buried instead.
     pub(super) fn begin(
         core: CoreRef,
         connection: ConnectionId,
@@ -94,30 +92,30 @@ impl<F: Future<Output = ()> + Send> Task for SessionTask<F> {
         &self.connected.core.signal
     }
 
-    fn turn(self: Pin<&mut Self>, context: &TaskContext<'_>) -> TaskPoll {
+    fn poll_task(self: Pin<&mut Self>, context: &TaskContext<'_>) -> TaskPoll {
         let this = self.project();
         let (mut handler, connected) = (this.handler, this.connected);
         let waker = Waker::from(Arc::clone(&connected.core));
         let cx = &mut Context::from_waker(&waker);
-        let span = connected.arrive(context, cx);
+        let span = connected.begin_poll(context, cx);
         let _inside = span.as_ref().map(Span::enter);
         for _ in 0..ROUNDS {
             let more = connected.read(context, cx);
             if connected.keep_time() {
-                // This process was paused. The worker says what became readable, and the socket what it takes; then
-                // we judge.
+                // This process was paused. First the worker reports what became readable and the socket accepts what it
+                // can; then the heartbeat judges.
                 connected.write(context, cx);
                 return TaskPoll::Again;
             }
-            if connected.core.signal.take_poll() {
+            if connected.core.signal.take_wake() {
                 if handler.as_mut().as_pin_mut().is_some_and(|handler| handler.poll(cx).is_ready()) {
-                    // Its `Session` goes with it, and that ends the session in order.
+                    // The drop of its `Session` ends the session in order.
                     handler.set(None);
                 }
-                // It may have taken its time.
-                clock::begin_turn();
+                // The handler may have run for long.
+                clock::begin_poll();
             }
-            connected.core.signal.end_turn();
+            connected.core.signal.end_poll();
             connected.write(context, cx);
             if handler.is_none() && connected.is_done() {
                 return TaskPoll::Done;
@@ -126,18 +124,18 @@ impl<F: Future<Output = ()> + Send> Task for SessionTask<F> {
                 return connected.rest();
             }
         }
-        connected.go_on()
+        connected.yield_now()
     }
 }
 
 impl Connected {
-    /// Takes a connection that another task attached; the one before it was fenced then. Hears what the
-    /// worker says of either. Returns what its epoch is logged in.
-    fn arrive(&mut self, context: &TaskContext<'_>, cx: &mut Context<'_>) -> Option<Span> {
-        let (incoming, meddled, welcomes, span) = {
+    /// Takes over a connection that another task attached, which fenced the one before, and notes what the worker reports
+    /// of the socket. Returns the span of the epoch.
+    fn begin_poll(&mut self, context: &TaskContext<'_>, cx: &mut Context<'_>) -> Option<Span> {
+        let (incoming, has_fault, owes_welcome, span) = {
             let mut inner = self.core.lock();
-            let welcomes = matches!(&inner.peer, Peer::Session(session) if session.owes_welcome());
-            (inner.incoming.take(), inner.act.is_some(), welcomes, inner.span())
+            let owes_welcome = inner.peer.owes_welcome();
+            (inner.incoming.take(), inner.fault_at().is_some(), owes_welcome, inner.span())
         };
         if let Some(incoming) = incoming {
             let Incoming { connection, wire, fenced, from } = *incoming;
@@ -147,48 +145,42 @@ impl Connected {
                 if let Some(fenced) = fenced {
                     old.close(&fenced);
                 }
-                self.core.shared.tracker.spawn(old.depart(context).finish());
+                self.core.shared.tracker.spawn(old.deregister(context).finish());
                 Counters::subtract(&self.core.shared.stats.connections, 1);
             }
         }
-        if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.arrive(context)) {
+        if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.register(context)) {
             self.lose(&Lost::Broken(error.into()), context, cx);
         }
-        if meddled {
-            self.suffer();
+        if has_fault {
+            self.apply_fault();
         }
-        if welcomes {
+        if owes_welcome {
             self.write(context, cx);
         }
         span
     }
 
     fn log_begin(&self) {
-        let facts = &self.core.facts;
-        let session = self.core.with_session(|session| session.id());
-        let (session, peer) =
-            (session.map(tracing::field::display), facts.address.map(tracing::field::display));
-        tracing::debug!(session, peer, subprotocol = facts.subprotocol.as_deref(), "session begins");
+        let info = &self.core.info;
+        let session = self.core.lock().peer.id().map(tracing::field::display);
+        let peer = info.address.map(tracing::field::display);
+        tracing::debug!(session, peer, subprotocol = info.subprotocol.as_deref(), "session begins");
     }
 
-    /// The one line about a session that waits for its client.
+    /// Logs one line about a session that waits for its client.
     fn log_parked(&self, inner: &Inner) {
-        if let Peer::Session(session) = &inner.peer
-            && session.closed().is_none()
-        {
+        if let Some(session) = inner.peer.session().filter(|session| session.closed().is_none()) {
             let (id, epoch, cause) = (session.id(), session.epoch(), self.loss.as_str());
             tracing::debug!(session = %id, epoch, connection = self.connection.0, cause, "session parked");
         }
     }
 
-    /// The one line about a session that is over: above `debug` hostile clients would flood the log.
+    /// Logs one line about a session that is over: above `debug` hostile clients would flood the log.
     fn log_end(&self) {
         let inner = self.core.lock();
-        let Some(End { cause, code, .. }) = inner.end() else { return };
-        let (id, epoch) = match &inner.peer {
-            Peer::Session(session) => (Some(session.id()), Some(session.epoch())),
-            Peer::Plain(_) => (None, None),
-        };
+        let Some(End { cause, code, .. }) = inner.peer.end() else { return };
+        let (id, epoch) = (inner.peer.id(), inner.peer.epoch());
         drop(inner);
         let (session, close_code) = (id.map(tracing::field::display), code.map(u16::from));
         if cause == EndCause::Panicked {
@@ -198,56 +190,54 @@ impl Connected {
         }
     }
 
-    /// The one line about a client that is back.
-    fn log_return(&self, from: &ComesFrom, was_there: bool) {
+    /// Logs one line about a client that is back.
+    fn log_return(&self, from: &Origin, was_there: bool) {
         if !tracing::enabled!(tracing::Level::INFO) {
             return;
         }
         let cause = if was_there { "a newer connection took its place" } else { self.loss.as_str() };
-        let facts = self.core.with_session(|session| (session.id(), session.epoch()));
-        let Some((session, epoch)) = facts else { return };
+        let known = self.core.with_session(|session| (session.id(), session.epoch()));
+        let Some((session, epoch)) = known else { return };
         let peer = from.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         tracing::info!(%session, peer, path = &*from.path, epoch, cause, "session resumed");
     }
 
-    /// Has done to the connection what somebody asked for.
-    fn suffer(&mut self) {
+    /// Applies a fault that is due on the connection.
+    fn apply_fault(&mut self) {
         let hung_up = self.wire.as_ref().is_none_or(Wire::has_ended);
-        let fell_due = self.core.lock().take_act(now(), self.connection, hung_up);
-        if fell_due == Some(Then::Cut) {
+        let fault = self.core.lock().take_fault(now(), self.connection, hung_up);
+        if fault == Some(Fault::Cut) {
             self.drop_wire(Loss::Cut);
         }
     }
 
-    /// When there is something to do again.
+    /// Ends a poll: returns when there is something to do again.
     fn rest(&mut self) -> TaskPoll {
         let (mut inner, sockets) = (self.core.lock(), self.held());
-        let is_closed = match &mut inner.peer {
-            Peer::Session(session) => session.poll_closed(),
-            Peer::Plain(_) => false,
-        };
+        let is_over = inner.peer.poll_closed();
+        inner.settle_receipts();
         let change = inner.account(sockets);
-        let wakes = self.core.signal.wants_poll() || inner.act.as_ref().is_some_and(|act| act.at <= now());
+        let wakes = self.core.signal.is_woken() || inner.fault_at().is_some_and(|at| at <= now());
         let until = inner.poll_timeout();
         drop(inner);
         self.core.shared.config.budget.apply(Part::Sessions, change);
-        if is_closed {
-            // Its handler may take its time, or never look: it holds no place among the living meanwhile.
+        if is_over {
+            // Its handler may go on for long: meanwhile the session occupies no place in the registry.
             self.core.shared.bury(&self.core);
         }
         if wakes { TaskPoll::Again } else { TaskPoll::Until(until) }
     }
 
-    /// More was done than a turn may do.
-    fn go_on(&mut self) -> TaskPoll {
+    /// Ends a poll that did as much as it may: there is more to do.
+    fn yield_now(&mut self) -> TaskPoll {
         self.rest();
         TaskPoll::Again
     }
 
-    /// What the connection keeps.
+    /// Bytes that the connection keeps.
     fn held(&self) -> u64 {
-        let framing = if self.core.facts.resumable { Framing::Session } else { Framing::Plain };
-        self.wire.as_ref().map_or(0, |wire| wire.held(framing))
+        let mode = if self.core.info.resumable { Mode::Session } else { Mode::Plain };
+        self.wire.as_ref().map_or(0, |wire| wire.held(mode))
     }
 
     /// Reads once. `true`: there may be more.
@@ -255,37 +245,38 @@ impl Connected {
         let Some(wire) = self.wire.as_mut().filter(|wire| wire.may_read()) else { return false };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
-        if inner.is_held(connection) {
+        if inner.is_stalled(connection) {
             return false;
         }
-        if !inner.wants_input() || self.core.must_wait_for_memory(&mut inner, wire) {
-            // What stands unread is our doing, and no evidence against the peer.
-            inner.handle_bytes(now, connection);
+        if !inner.peer.wants_input() || self.core.must_wait_for_memory(&mut inner, wire) {
+            // Unread bytes are this server's doing, and no evidence against the peer.
+            inner.peer.handle_bytes(now, connection);
             return false;
         }
         let (mut closed, mut broken) = (None, None);
         let (mut messages, mut bytes) = (0, 0);
         let reading = wire.poll_read(cx, |arrived| {
             match arrived {
-                Arrived::Message(message) => match inner.handle_message(now, connection, message, stats) {
+                Arrived::Message(message) => match inner.peer.handle_message(now, connection, message, stats)
+                {
                     Ok(None) => {}
                     Ok(Some(length)) => {
                         messages += 1;
                         bytes += length as u64;
-                        // A few compressed bytes may be many messages. What follows waits where it is.
-                        return inner.wants_input();
+                        // A few compressed bytes may be many messages. The rest waits in the buffer.
+                        return inner.peer.wants_input();
                     }
                     Err(error) => {
                         broken = Some(error);
                         return false;
                     }
                 },
-                Arrived::Pong(payload) => inner.handle_pong(now, connection, payload, stats),
-                Arrived::Bytes => inner.handle_bytes(now, connection),
+                Arrived::Pong(payload) => inner.peer.handle_pong(now, connection, payload, stats),
+                Arrived::Bytes => inner.peer.handle_bytes(now, connection),
                 Arrived::Close(frame) => {
                     let code = frame.as_ref().map(|frame| frame.code);
                     let reason = frame.map(|frame| frame.reason).unwrap_or_default();
-                    inner.handle_peer_close(code, &reason);
+                    inner.peer.handle_peer_close(code, &reason);
                     closed = Some(Lost::Closed { code, reason });
                 }
             }
@@ -293,7 +284,7 @@ impl Connected {
         });
         Counters::add(&stats.messages_in, messages);
         Counters::add(&stats.bytes_in, bytes);
-        if let Some(asked) = inner.poll_auth() {
+        if let Some(asked) = poll_auth(&mut inner) {
             judge_anew(&self.core, asked);
         }
         let lost = match (reading, closed, broken) {
@@ -301,7 +292,7 @@ impl Connected {
                 tracing::debug!(%error, "client broke the session protocol");
                 Counters::add(&stats.session_errors, 1);
                 if let SessionError::MessageTooBig { .. } = error {
-                    self.core.shared.tell_too_big(&self.core.facts);
+                    self.core.shared.log_too_big(&self.core.info);
                 }
                 wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
                 Some(Lost::Broken(error.to_string().into()))
@@ -310,10 +301,10 @@ impl Connected {
             (Reading::Ended(lost), None, None) => {
                 if wire.is_closing() {
                     Counters::add(&stats.protocol_errors, 1);
-                    inner.handle_violation(&lost);
+                    inner.peer.handle_violation(&lost);
                 }
                 if let Lost::TooBig { .. } = lost {
-                    self.core.shared.tell_too_big(&self.core.facts);
+                    self.core.shared.log_too_big(&self.core.info);
                 }
                 Some(lost)
             }
@@ -330,7 +321,7 @@ impl Connected {
         false
     }
 
-    /// The connection is gone for the session; what is queued on it still leaves, best effort.
+    /// Takes the connection from the session; what is queued on it is still written, best effort.
     fn lose(&mut self, why: &Lost, context: &TaskContext<'_>, cx: &mut Context<'_>) {
         tracing::debug!(connection = self.connection.0, ?why, "connection lost");
         let Some(wire) = self.wire.take() else { return };
@@ -338,7 +329,7 @@ impl Connected {
         if wire.is_closing()
             && let Some(wire) = wire.end(cx)
         {
-            self.core.shared.tracker.spawn(wire.depart(context).finish());
+            self.core.shared.tracker.spawn(wire.deregister(context).finish());
         }
         self.loss = Loss::of(why);
         let mut inner = self.core.lock();
@@ -347,7 +338,7 @@ impl Connected {
         inner.wake_application();
     }
 
-    /// Does what is due. `true`: read what is readable first.
+    /// Handles deadlines. Returns `true` if readable bytes must be read first.
     fn keep_time(&mut self) -> bool {
         let now = now();
         let mut inner = self.core.lock();
@@ -355,14 +346,14 @@ impl Connected {
             return false;
         }
         let (stats, mut park) = (&self.core.shared.stats, false);
-        while let Some(action) = inner.handle_timeout(now) {
+        while let Some(action) = inner.peer.handle_timeout(now) {
             match action {
                 Action::Probe { .. } => {}
                 Action::Drain => return true,
                 Action::NotListening => {
-                    // A session loses nothing by a new connection; a plain peer would, and so would
-                    // a large frame that is on its way.
-                    park = matches!(inner.peer, Peer::Session(_))
+                    // A session loses nothing by a new connection; a plain peer would, and so would a large frame
+                    // that is on its way.
+                    park = inner.peer.is_session()
                         && self.wire.as_ref().is_some_and(|wire| !wire.is_mid_frame());
                     Counters::add(&stats.not_listening, 1);
                 }
@@ -372,18 +363,18 @@ impl Connected {
                 }
             }
         }
-        if let Some(leave) = inner.poll_leave() {
+        if let Some(leave) = inner.peer.poll_leave() {
             Counters::add(stats.left(leave), 1);
         }
-        if !inner.delivers() {
+        if !inner.peer.delivers() {
             inner.wake_application();
         }
-        let abort = inner.wants_abort();
+        let abort = inner.peer.wants_abort();
         drop(inner);
         if park {
             self.drop_wire(Loss::NotListening);
         } else if abort {
-            // At once: an order to drop it would wait behind the bytes that it does not take.
+            // At once: a queued order would wait behind the bytes that the peer does not accept.
             self.drop_wire(Loss::Dead);
         }
         false
@@ -393,13 +384,13 @@ impl Connected {
         let Some(wire) = &mut self.wire else { return };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
-        if inner.is_held(connection) {
+        if inner.is_stalled(connection) {
             return;
         }
-        let framing = inner.framing();
+        let mode = inner.peer.mode();
         let (mut wrote, mut messages, mut bytes) = (false, 0, 0);
-        let outcome = wire.poll_write(cx, framing, || {
-            let transmit = inner.poll_transmit(now, connection)?;
+        let outcome = wire.poll_write(cx, mode, || {
+            let transmit = inner.peer.poll_transmit(now, connection)?;
             wrote = true;
             if let Transmit::Message(message) = &transmit {
                 messages += 1;
@@ -411,11 +402,11 @@ impl Connected {
         Counters::add(&stats.bytes_out, bytes);
         let lost = match outcome {
             Ok(Written::All) => {
-                inner.handle_flushed(now, connection);
+                inner.peer.handle_flushed(now, connection);
                 wire.is_closing().then(|| Lost::Broken("closed by us".into()))
             }
             Ok(Written::Some) => {
-                inner.handle_write_progress(now, connection);
+                inner.peer.handle_write_progress(now, connection);
                 None
             }
             Ok(Written::None) => None,
@@ -449,9 +440,9 @@ impl Connected {
         inner.wake_application();
     }
 
-    /// The session is over, and what was to be said is said.
+    /// Whether the session is over and its connection gone.
     fn is_done(&self) -> bool {
-        self.wire.is_none() && self.core.lock().is_closed()
+        self.wire.is_none() && self.core.lock().peer.is_closed()
     }
 
     fn bury(&mut self) {
@@ -466,199 +457,88 @@ impl Connected {
         Counters::subtract(&stats.sessions, 1);
         self.core.shared.unlist(self.slot);
         let expired = self.core.with_session(|session| {
-            // A task that is dropped before its time (a runtime that shuts down) leaves no live name.
+            // A task that is dropped early, by a runtime that shuts down, leaves no live name.
             session.evict();
             session.closed() == Some(Closed::Expired)
         });
         if expired == Some(true) {
             Counters::add(&stats.expired, 1);
         }
+        self.core.lock().settle_receipts();
         self.log_end();
         self.core.shared.bury(&self.core);
     }
 }
 
-impl Core {
-    /// Whether nothing more may be read before the level of the memory budget falls. Then the session is woken.
-    fn must_wait_for_memory(self: &Arc<Self>, inner: &mut Inner, wire: &Wire) -> bool {
-        let lets = |inner: &Inner, pressure: Option<Pressure>| {
-            pressure.is_none_or(|pressure| inner.lets_read(pressure, wire.assembling()))
-        };
-        if lets(inner, self.shared.config.budget.pressure()) {
-            return false;
+/// Why a session lost its last connection, for the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Loss {
+    /// It has its first one.
+    #[default]
+    None,
+    Closed,
+    Broken,
+    Dead,
+    NotListening,
+    Cut,
+}
+
+impl Loss {
+    fn of(lost: &Lost) -> Self {
+        match lost {
+            Lost::Closed { .. } => Self::Closed,
+            Lost::Dead(_) => Self::Dead,
+            _ => Self::Broken,
         }
-        let pressure = self.wait_for_memory(inner);
-        !lets(inner, pressure)
+    }
+
+    /// In words.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none was lost",
+            Self::Closed => "the client closed its connection",
+            Self::Broken => "the connection ended, or broke, without a close",
+            Self::Dead => "the client was called dead, or did not take what was written",
+            Self::NotListening => "the client sent bytes and answered nothing",
+            Self::Cut => "the connection was cut on purpose",
+        }
     }
 }
 
-/// The two machines behind one set of verbs.
-impl Inner {
-    /// Charges for what is kept now, with these bytes of the connection.
-    fn account(&mut self, sockets: u64) -> Option<Change> {
-        let Held { unread, kept } = self.held();
-        self.charge.set(unread + kept, sockets)
-    }
+// ---- credentials on a live session ----------------------------------------------------------------------
 
-    fn framing(&self) -> Framing {
-        match &self.peer {
-            Peer::Session(_) => Framing::Session,
-            Peer::Plain(_) => Framing::Plain,
-        }
-    }
+/// Credentials that came on a live session.
+struct Asked {
+    connection: ConnectionId,
+    credentials: Bytes,
+    authenticate: Authenticate,
+}
 
-    fn wants_input(&self) -> bool {
-        match &self.peer {
-            // A session's peer is held back by its window.
-            Peer::Session(_) => true,
-            Peer::Plain(plain) => plain.wants_input(),
-        }
-    }
+/// Returns new credentials and their judge. Without a judge they are refused.
+fn poll_auth(inner: &mut Inner) -> Option<Asked> {
+    let session = inner.peer.session_mut()?;
+    let (connection, credentials) = session.poll_auth()?;
+    let judge = inner.extras.as_ref().and_then(|extras| extras.authenticate.clone());
+    let Some(authenticate) = judge else {
+        session.handle_verdict(connection, None);
+        return None;
+    };
+    Some(Asked { connection, credentials, authenticate })
+}
 
-    /// The length of the payload, if it is the application's.
-    fn handle_message(
-        &mut self,
-        now: Instant,
-        connection: ConnectionId,
-        message: mainstay_proto::session::Message,
-        stats: &Counters,
-    ) -> Result<Option<usize>, SessionError> {
-        match &mut self.peer {
-            Peer::Plain(plain) => {
-                let length = message.len();
-                plain.handle_message(now, message);
-                Ok(Some(length))
-            }
-            Peer::Session(session) => {
-                let frame = Frame::decode(message)?;
-                let (length, round_trip) = match &frame {
-                    Frame::Message(message) => (Some(message.len()), None),
-                    Frame::Control(Control::Pong(beat)) => {
-                        (None, session.round_trip(now, connection, beat.nonce))
-                    }
-                    _ => (None, None),
-                };
-                session.handle_frame(now, connection, frame)?;
-                round_trip.into_iter().for_each(|sample| stats.rtt(sample));
-                Ok(length)
-            }
+/// Judges new credentials in a tokio task beside the session, which goes on.
+fn judge_anew(core: &CoreRef, asked: Asked) {
+    let shared = Arc::clone(&core.shared);
+    let (core, deadline) = (Arc::clone(core), tokio::time::Instant::now() + shared.config.opening_deadline);
+    let Asked { connection, credentials, authenticate } = asked;
+    shared.tracker.spawn(async move {
+        let principal = judge(&authenticate, Some(credentials), deadline).await.ok();
+        let accepted = core.with_session(|session| session.handle_verdict(connection, principal.as_deref()));
+        if accepted != Some(true) {
+            tracing::info!(connection = connection.0, "new credentials refused");
         }
-    }
-
-    /// New credentials, and who judges them. Where nobody does they are refused.
-    fn poll_auth(&mut self) -> Option<Asked> {
-        let Peer::Session(session) = &mut self.peer else { return None };
-        let (connection, credentials) = session.poll_auth()?;
-        let judge = self.extras.as_ref().and_then(|extras| extras.authenticate.clone());
-        let Some(authenticate) = judge else {
-            session.handle_verdict(connection, None);
-            return None;
-        };
-        Some(Asked { connection, credentials, authenticate })
-    }
-
-    fn handle_pong(&mut self, now: Instant, connection: ConnectionId, payload: [u8; 8], stats: &Counters) {
-        match &mut self.peer {
-            Peer::Session(session) => session.handle_bytes(now, connection),
-            Peer::Plain(plain) => {
-                if let Some(rtt) = plain.handle_pong(now, &payload) {
-                    stats.rtt(rtt);
-                }
-            }
-        }
-    }
-
-    fn handle_bytes(&mut self, now: Instant, connection: ConnectionId) {
-        match &mut self.peer {
-            Peer::Session(session) => session.handle_bytes(now, connection),
-            Peer::Plain(plain) => plain.handle_bytes(now),
-        }
-    }
-
-    fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
-        match &mut self.peer {
-            Peer::Session(session) => session.handle_flushed(now, connection),
-            Peer::Plain(plain) => plain.handle_flushed(now),
-        }
-    }
-
-    fn handle_write_progress(&mut self, now: Instant, connection: ConnectionId) {
-        match &mut self.peer {
-            Peer::Session(session) => session.handle_write_progress(now, connection),
-            Peer::Plain(plain) => plain.handle_write_progress(now),
-        }
-    }
-
-    /// A session outlives its connection, and is ended by END alone.
-    fn handle_peer_close(&mut self, code: Option<CloseCode>, reason: &str) {
-        if let Peer::Plain(plain) = &mut self.peer {
-            plain.handle_peer_close(PeerClose { code, reason: reason.to_owned() });
-        }
-    }
-
-    /// A session's connection is replaced; a plain client has no other.
-    fn handle_violation(&mut self, why: &Lost) {
-        let Peer::Plain(plain) = &mut self.peer else { return };
-        match why {
-            Lost::TooBig { .. } => plain.handle_violation(CloseCode::TOO_BIG, "a message is too big"),
-            Lost::Broken(failure) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, failure.message()),
-            _ => {}
-        }
-    }
-
-    fn handle_lost(&mut self, now: Instant, connection: ConnectionId) {
-        self.act.take_if(|act| act.concerns(connection));
-        match &mut self.peer {
-            Peer::Session(session) => session.handle_lost(now, connection),
-            Peer::Plain(plain) => plain.handle_lost(),
-        }
-    }
-
-    fn poll_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
-        match &mut self.peer {
-            Peer::Session(session) => session.poll_transmit(now, connection),
-            Peer::Plain(plain) => plain.poll_transmit(),
-        }
-    }
-
-    fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
-        match &mut self.peer {
-            Peer::Session(session) => session.handle_timeout(now),
-            Peer::Plain(plain) => plain.handle_timeout(now),
-        }
-    }
-
-    fn poll_leave(&mut self) -> Option<Leave> {
-        match &mut self.peer {
-            Peer::Session(session) => session.poll_leave(),
-            Peer::Plain(plain) => plain.poll_leave(),
-        }
-    }
-
-    /// Nothing is due on a connection that is held.
-    fn poll_timeout(&self) -> Option<Instant> {
-        if let Some(act) = &self.act {
-            return Some(act.at);
-        }
-        match &self.peer {
-            Peer::Session(session) => session.poll_timeout(),
-            Peer::Plain(plain) => plain.poll_timeout(),
-        }
-    }
-
-    fn wants_abort(&self) -> bool {
-        match &self.peer {
-            Peer::Session(session) => session.wants_abort(),
-            Peer::Plain(plain) => plain.wants_abort(),
-        }
-    }
-
-    fn is_closed(&self) -> bool {
-        match &self.peer {
-            Peer::Session(session) => session.closed().is_some(),
-            Peer::Plain(plain) => plain.is_closed(),
-        }
-    }
+        core.signal.ask();
+    });
 }
 
 #[cfg(test)]
@@ -672,6 +552,7 @@ mod tests {
 
     use super::*;
     use crate::server::core::Core;
+    use crate::server::peer::Peer;
     use crate::server::{PeerInfo, Server};
     use crate::transport::Transport;
 
@@ -689,7 +570,7 @@ mod tests {
 
     #[test]
     fn a_connection_at_rest_is_a_few_hundred_bytes() {
-        // All that a plain connection holds while it waits: its task with the handler inside, what handles
+        // All that a plain connection holds while it waits: its task with the handler inside, the core that handles
         // share, the machine. Worker, list and allocator add some 80 bytes.
         let (task, core) = (size_of_task(echo), size_of::<Core>());
         let machine = size_of::<PlainSession>();
@@ -697,7 +578,7 @@ mod tests {
         assert!(size_of::<Connected>() <= 168, "{}", size_of::<Connected>());
     }
 
-    /// How long the task of a plain connection whose peer reads nothing goes on after the handler is done.
+    /// How long the task of a plain connection whose peer reads nothing lives on after its handler.
     async fn lives_for(closes: bool) -> Duration {
         let shared = Arc::clone(&Server::default().shared);
         let (ours, _theirs) = tokio::io::duplex(16);
@@ -708,10 +589,8 @@ mod tests {
         if closes {
             plain.close(now(), CloseCode::NORMAL, "");
         }
-        let facts =
-            PeerInfo { address: None, subprotocol: None, resumable: false, principal: Box::default() };
         let mailbox = crate::worker::mailbox();
-        let core = Core::new(Arc::clone(&shared), mailbox, facts, Peer::Plain(Box::new(plain)));
+        let core = Core::new(Arc::clone(&shared), mailbox, PeerInfo::new(None), Peer::Plain(Box::new(plain)));
         let start = Instant::now();
         SessionTask::begin(core, ConnectionId(1), wire, async |_| {});
         shared.tracker.close();
@@ -722,16 +601,14 @@ mod tests {
     /// A plain peer that begins a message of 1 MiB and stops half-way, at a server with this budget.
     async fn half_a_message(budget: &crate::Budget) -> (Arc<crate::server::Shared>, tokio::io::DuplexStream) {
         use tokio::io::AsyncWriteExt;
-        let config = crate::server::Config { budget: budget.clone(), ..crate::server::Config::default() };
+        let config = crate::server::Config::new().budget(budget.clone());
         let shared = Arc::clone(&Server::new(config).shared);
         let (ours, mut peer) = tokio::io::duplex(1 << 20);
         let codec = Connection::new(Role::Server, Limits::default(), None, [0; 32]);
         let wire = Wire::new(Transport::other(ours), codec, Bytes::new());
         let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), 1);
-        let facts =
-            PeerInfo { address: None, subprotocol: None, resumable: false, principal: Box::default() };
         let mailbox = crate::worker::mailbox();
-        let core = Core::new(Arc::clone(&shared), mailbox, facts, Peer::Plain(Box::new(plain)));
+        let core = Core::new(Arc::clone(&shared), mailbox, PeerInfo::new(None), Peer::Plain(Box::new(plain)));
         SessionTask::begin(
             core,
             ConnectionId(1),
@@ -745,7 +622,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn half_a_message_is_charged_and_dropped_where_all_memory_is_used_for_ten_seconds() {
+    async fn half_a_message_is_charged_and_dropped_when_all_memory_is_used_for_ten_seconds() {
         use tokio::io::AsyncReadExt;
         let budget = crate::Budget::new(256 << 10);
         let (shared, mut peer) = half_a_message(&budget).await;
@@ -754,25 +631,25 @@ mod tests {
         assert!((256 << 10..600 << 10).contains(&held), "it is read to there and no further: {held}");
         assert_eq!(budget.level(), crate::Level::Full);
         let start = Instant::now();
-        let mut said = Vec::new();
-        while !said.ends_with(b"out of memory") {
-            said.push(peer.read_u8().await.unwrap());
+        let mut received = Vec::new();
+        while !received.ends_with(b"out of memory") {
+            received.push(peer.read_u8().await.unwrap());
         }
         assert!((8..=10).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
-        // Its Close, with 1013; then it is gone, and what it kept with it.
-        assert!(said.windows(2).any(|code| code == 1013_u16.to_be_bytes()));
+        // Its Close, with 1013; then the connection is gone, with what it kept.
+        assert!(received.windows(2).any(|code| code == 1013_u16.to_be_bytes()));
         shared.tracker.close();
         shared.tracker.wait().await;
         assert_eq!((budget.used(), budget.level()), (0, crate::Level::Calm));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_nothing_is_dropped_ten_seconds_after_the_close() {
+    async fn a_peer_that_accepts_nothing_is_dropped_ten_seconds_after_the_close() {
         assert_eq!(lives_for(true).await.as_secs(), 10);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_nothing_is_dropped_at_the_verdict() {
+    async fn a_peer_that_accepts_nothing_is_dropped_at_the_verdict() {
         // Up to an interval until the first probe, and four deadlines of 5 s in which it cannot leave.
         assert!(lives_for(false).await < Duration::from_secs(60));
     }

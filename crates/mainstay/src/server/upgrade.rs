@@ -1,5 +1,6 @@
-//! The extractor: an upgrade request, and what the application says of the session that it asks for.
+//! The extractor: an upgrade request, and the application's options for the session that it asks for.
 
+use std::any::Any;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OptionalFromRequestParts, OriginalUri};
+use axum::extract::{ConnectInfo, FromRequestParts, OptionalFromRequestParts, OriginalUri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
@@ -20,8 +21,8 @@ use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
 use super::Server;
 use super::auth::AuthError;
 use super::limits::Permit;
-use super::open::{Opening, Terms, open};
-use super::serve::HeadTook;
+use super::open::{HeadDuration, Opening, SessionOptions, open};
+use super::peer::PeerInfo;
 use super::session::Session;
 use super::spelling;
 use super::stats::Counters;
@@ -29,129 +30,123 @@ use super::stats::Counters;
 /// The subprotocol of `mainstay.v1`; `mainstay.v1+name` carries an application's own name.
 pub(crate) const SUBPROTOCOL: &str = "mainstay.v1";
 
-/// Extracts an upgrade request. Answers anything else with the status and one line that says why.
+/// Extracts an upgrade request. Answers any other request with the status and one line that states the reason.
 ///
-/// The router's state must give a [`Server`]: it is one, or says how it is taken out of it.
+/// The [`Server`] comes with the request: [`serve`](super::serve) puts it there, and so does [`Server::layer`] on a router
+/// or a route, behind any other server. The router's state is the application's.
 ///
 /// ```no_run
-/// use axum::extract::{FromRef, State};
+/// use axum::extract::State;
 /// use axum::{Router, response::Response, routing::any};
 /// use mainstay::{Server, SessionUpgrade};
 ///
-/// #[derive(Clone, Default)]
+/// #[derive(Clone)]
 /// struct App {
-///     mainstay: Server,
 ///     greeting: &'static str,
-/// }
-///
-/// impl FromRef<App> for Server {
-///     fn from_ref(app: &App) -> Self {
-///         app.mainstay.clone()
-///     }
 /// }
 ///
 /// async fn greet(State(app): State<App>, upgrade: SessionUpgrade) -> Response {
 ///     upgrade.on_session(move |session| async move { drop(session.send(app.greeting).await) })
 /// }
 ///
-/// let app = App::default();
-/// let routes: Router = Router::new().route("/", any(greet)).with_state(app.clone());
+/// # async fn run() -> std::io::Result<()> {
+/// let app = Router::new().route("/", any(greet)).with_state(App { greeting: "hello" });
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+/// mainstay::serve(listener, app, &Server::default()).await
+/// # }
 /// ```
 ///
-/// Without `FromRef`, where the state is something else, an [`Extension`](axum::Extension) or a state of the route's own
-/// does it: `Router::new().route("/ws", any(handler)).with_state(mainstay)` can be merged into a router of any state.
-/// `Option<SessionUpgrade>` is `None` where the request asks for no WebSocket.
+/// A router whose state is a [`Server`] uses that one: `Router::new().route("/ws", any(handler)).with_state(server)`.
+///
+/// For a route that serves a page, too, `Option<SessionUpgrade>` is `None` where the request asks for no WebSocket, and
+/// `Result<SessionUpgrade, UpgradeRejection>` lets the handler answer a request that is refused.
+#[must_use = "answer the request with the response of `on_session`"]
 pub struct SessionUpgrade {
-    mainstay: Server,
+    server: Server,
     request: Accept,
     on_upgrade: OnUpgrade,
     uri: Uri,
     headers: HeaderMap,
-    facts: PeerInfo,
+    info: PeerInfo,
     permit: Option<Arc<Permit>>,
-    head_took: Duration,
-    terms: Terms,
+    head_duration: Duration,
+    options: SessionOptions,
     subprotocols: Option<Vec<String>>,
-    /// What the 101 says besides, and how its names are spelled.
+    /// Further fields of the 101, and the spelling of its names.
     answer: Option<Box<(HeaderMap, Extensions)>>,
 }
 
-/// What is known of a session's client. Small, because every session holds it; the request's headers are
-/// the upgrade's ([`SessionUpgrade::headers`]).
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct PeerInfo {
-    /// Where its first connection came from, as far as the server loop told.
-    pub address: Option<SocketAddr>,
-    /// The application's subprotocol, if one was agreed on.
-    pub subprotocol: Option<Box<str>>,
-    /// Whether it speaks `mainstay.v1`.
-    pub resumable: bool,
-    /// Who it is: what [`SessionUpgrade::principal`] was told or [`SessionUpgrade::authenticate`] found.
-    /// Empty: nobody in particular.
-    pub principal: Box<[u8]>,
-}
-
-/// Why a request did not become a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a request did not become a session. As a response it is the status and this text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpgradeRejection {
-    /// It is not a valid upgrade request.
-    Request(HandshakeError),
-    /// The server is draining.
+    /// The request is no valid upgrade request, or its origin is not allowed.
+    #[error(transparent)]
+    Request(#[from] HandshakeError),
+    /// The server is draining (503).
+    #[error("the server is going away, come back")]
     Draining,
-    /// The memory budget is used up to where no newcomer is taken.
+    /// The memory budget leaves no room for a new session (503).
+    #[error("the server is out of memory, come back")]
     NoMemory,
-    /// The HTTP server in use cannot upgrade connections.
+    /// The HTTP server in use cannot upgrade connections (500).
+    #[error("this HTTP server cannot upgrade connections")]
     NotUpgradable,
+    /// The request carries no [`Server`] (500).
+    #[error("no server for sessions: use `mainstay::serve`, or add `.layer(server.layer())` to the router")]
+    NoServer,
 }
 
-impl<S> FromRequestParts<S> for SessionUpgrade
-where
-    Server: FromRef<S>,
-    S: Send + Sync,
-{
+/// The server of a request: the router's state if that is one, otherwise what [`serve`](super::serve) or
+/// [`Server::layer`] put into the request.
+fn server_of<S: 'static>(parts: &Parts, state: &S) -> Result<Server, UpgradeRejection> {
+    let state = (state as &dyn Any).downcast_ref::<Server>();
+    state.or_else(|| parts.extensions.get()).cloned().ok_or(UpgradeRejection::NoServer)
+}
+
+impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
     type Rejection = UpgradeRejection;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, UpgradeRejection> {
-        let mainstay = Server::from_ref(state);
-        let stats = &mainstay.shared.stats;
+        let server = server_of(parts, state)
+            .inspect_err(|error| tracing::error!(path = parts.uri.path(), "{error}"))?;
+        let stats = &server.shared.stats;
         let request = handshake::check_request(&parts.method, parts.version, &parts.headers)
             .inspect_err(|_| Counters::add(&stats.openings_failed, 1))
             .map_err(UpgradeRejection::Request)?;
-        mainstay
+        server
             .shared
             .config
             .origins
             .check(&parts.headers)
             .inspect_err(|_| Counters::add(&stats.refused_origin, 1))
             .map_err(UpgradeRejection::Request)?;
-        if mainstay.shared.is_draining() {
+        if server.shared.is_draining() {
             Counters::add(&stats.openings_failed, 1);
             Counters::add(&stats.refused_draining, 1);
             return Err(UpgradeRejection::Draining);
         }
         let may_resume = request.protocols().any(is_ours);
-        if !may_resume && !mainstay.shared.config.budget.level().admits() {
+        if !may_resume && !server.shared.config.budget.level().admits() {
             Counters::add(&stats.refused_memory, 1);
             return Err(UpgradeRejection::NoMemory);
         }
         let on_upgrade = parts.extensions.remove::<OnUpgrade>().ok_or(UpgradeRejection::NotUpgradable)?;
-        // A router that is nested in another sees the rest of the path only.
+        // A router that is nested in another sees only the rest of the path.
         let original = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |original| &original.0);
         let (uri, path) = (parts.uri.clone(), original.path().into());
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-        let heartbeat = mainstay.shared.config.heartbeat;
+        let heartbeat = server.shared.config.heartbeat;
         Ok(Self {
-            mainstay,
+            server,
             request,
             on_upgrade,
             uri,
             headers: parts.headers.clone(),
-            facts: PeerInfo { address, subprotocol: None, resumable: false, principal: Box::default() },
+            info: PeerInfo::new(address),
             permit: parts.extensions.remove::<Arc<Permit>>(),
-            head_took: parts.extensions.get::<HeadTook>().map_or(Duration::ZERO, |head| head.0),
-            terms: Terms {
+            head_duration: parts.extensions.get::<HeadDuration>().map_or(Duration::ZERO, |head| head.0),
+            options: SessionOptions {
                 path,
                 principal: Bytes::new(),
                 authenticate: None,
@@ -166,12 +161,8 @@ where
     }
 }
 
-/// For a route that serves a page, too: `None` where the request asks for no WebSocket.
-impl<S> OptionalFromRequestParts<S> for SessionUpgrade
-where
-    Server: FromRef<S>,
-    S: Send + Sync,
-{
+/// `None` where the request asks for no WebSocket.
+impl<S: Send + Sync + 'static> OptionalFromRequestParts<S> for SessionUpgrade {
     type Rejection = UpgradeRejection;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Option<Self>, UpgradeRejection> {
@@ -187,23 +178,22 @@ where
 }
 
 impl SessionUpgrade {
-    /// Binds the session to whoever this request authenticated as: a resume token presented by
-    /// another principal is answered like one that was never issued, and so is one that is presented at another
-    /// path than its session's, query aside.
-    #[must_use]
+    /// Binds the session to the principal that this request authenticated as. A resume token that another principal presents
+    /// is answered like one that was never issued, and so is one that is presented at another path than that of its session,
+    /// query aside.
     pub fn principal(mut self, principal: impl Into<Bytes>) -> Self {
-        self.terms.principal = principal.into();
+        self.options.principal = principal.into();
         self
     }
 
-    /// Asks `judge` who the client is, by the credentials in its HELLO (`None` if it sent none, and for a
-    /// plain peer, which cannot send any). What it returns is the [principal](Self::principal); what it
-    /// denies gets no session.
+    /// Has `judge` authenticate the client by the credentials in its HELLO (`None` if it sent none, and for a plain peer,
+    /// which cannot send any). The value that it returns is the [principal](Self::principal); a client that it refuses gets
+    /// no session.
     ///
-    /// It is asked at every attach, and again when the client presents new credentials on a live session.
-    /// There a refusal, or another principal, is told to the client and changes nothing: end the session
-    /// with [`Session::close`] if it is to end. An answer that takes longer than
-    /// [`Config::opening_deadline`](super::Config::opening_deadline), or a panic, is [`AuthError::Unavailable`].
+    /// `judge` is called at every attach, and again when the client presents new credentials on a live session. There a
+    /// refusal, or another principal, is reported to the client and changes nothing: end the session with
+    /// [`Session::close`] if it is to end. An answer after [`Config::opening_deadline`](super::Config::opening_deadline), or
+    /// a panic, is [`AuthError::Unavailable`].
     ///
     /// ```no_run
     /// # use mainstay::{SessionUpgrade, server::AuthError};
@@ -217,64 +207,57 @@ impl SessionUpgrade {
     ///     upgrade.on_session(|session| async move { println!("{:?}", session.peer().principal) })
     /// }
     /// ```
-    #[must_use]
     pub fn authenticate<A, F, P>(mut self, judge: A) -> Self
     where
         A: Fn(Option<Bytes>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<P, AuthError>> + Send + 'static,
         P: Into<Bytes>,
     {
-        self.terms.authenticate = Some(Arc::new(move |credentials| {
+        self.options.authenticate = Some(Arc::new(move |credentials| {
             let judging = judge(credentials);
             Box::pin(async move { judging.await.map(Into::into) })
         }));
         self
     }
 
-    /// The handler confirms what it has handled, with [`Session::confirm`]. Default: being returned by
-    /// [`Session::recv`] counts as received.
-    #[must_use]
+    /// Lets the handler acknowledge messages, with [`Session::ack`]. Default: a message that [`Session::recv`] returns is
+    /// acknowledged.
     pub fn manual_ack(mut self) -> Self {
-        self.terms.manual = true;
+        self.options.manual = true;
         self
     }
 
-    /// How often the client of this session is probed, where a route needs another interval than the rest. A client that
-    /// speaks `mainstay.v1` is told, and derives its own deadline from it. It holds for the session's life: what a later
-    /// connection asks for changes nothing. Default: [`Config::heartbeat`](super::Config::heartbeat).
-    #[must_use]
+    /// Sets the heartbeat of this session, where a route needs another than the rest. WELCOME announces the interval to a
+    /// client that speaks `mainstay.v1`, which derives its own deadline from it. It holds for the session's life: a later
+    /// connection does not change it. Default: [`Config::heartbeat`](super::Config::heartbeat).
     pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {
-        self.terms.heartbeat = heartbeat;
+        self.options.heartbeat = heartbeat;
         self
     }
 
-    /// The application's subprotocols, in order of preference. Without this call the first that the
-    /// client offers is agreed on.
-    #[must_use]
+    /// Sets the application's subprotocols, in order of preference. Without this call the server selects the first that the
+    /// client offers.
     pub fn subprotocols<I: IntoIterator<Item: Into<String>>>(mut self, names: I) -> Self {
         self.subprotocols = Some(names.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Fields for the 101 response besides those of the handshake, which stay ours, and extensions for it: hyper takes
-    /// the spelling of field names from there, for example from the answer of a backend that is passed on. Default: no
-    /// more fields, spelled as RFC 6455 does.
-    #[must_use]
+    /// Sets further fields of the 101 response, which cannot replace those of the handshake, and its extensions: hyper takes
+    /// the spelling of field names from there, for example from the answer of a backend that a proxy passes on. Default: no
+    /// further fields, spelled as in RFC 6455.
     pub fn response_fields(mut self, fields: HeaderMap, extensions: Extensions) -> Self {
         self.answer = Some(Box::new((fields, extensions)));
         self
     }
 
-    /// A client that does not keep up loses messages instead of making [`Session::send`] wait: when what is
-    /// kept for it is full ([`Config::keep`](super::Config::keep)), the oldest message that was never written
-    /// is dropped, which may be the new one. The client is told of the gap, at its place in the order. For
-    /// what one client's slowness must not hold up: a room, a feed. Default: `send` waits, and
-    /// [`Session::try_send`] gives the message back.
+    /// Makes a client that does not keep up lose messages instead of making [`Session::send`] wait: when its window
+    /// ([`Config::keep`](super::Config::keep)) is full, the session drops its oldest message that was never written, which
+    /// may be the new one, and reports the gap to the client at its place in the order. For data that the slowness of one
+    /// client must not hold up: a room, a feed. Default: `send` waits, and [`Session::try_send`] returns the message.
     ///
     /// Towards a plain peer, which cannot be told of a gap, it changes nothing.
-    #[must_use]
     pub fn drop_oldest(mut self) -> Self {
-        self.terms.drops_oldest = true;
+        self.options.drops_oldest = true;
         self
     }
 
@@ -284,20 +267,19 @@ impl SessionUpgrade {
         &self.uri
     }
 
-    /// The request's headers. They share one buffer with each other: copy what you keep for the life of
-    /// the session.
+    /// The request's headers. They share one buffer: copy what you keep for the life of the session.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// Where the request came from, as far as the server loop told.
+    /// Where the request came from, if the server loop reported that.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
-        self.facts.address
+        self.info.address
     }
 
-    /// The application's subprotocols that the client offers.
+    /// The application's subprotocols that the client requests.
     pub fn requested_subprotocols(&self) -> impl Iterator<Item = &str> {
         requested(&self.request)
     }
@@ -308,25 +290,26 @@ impl SessionUpgrade {
         self.choose().as_deref().is_some_and(is_ours)
     }
 
-    /// Accepts. `handler` runs once per session, not per connection: it goes on while the client is
-    /// away and comes back. It need not be a tokio task of its own.
+    /// Accepts the request. `handler` runs once for each session, not for each connection: it goes on while the client is
+    /// away and comes back. It is not promised to be a tokio task of its own.
+    #[must_use = "the upgrade happens when this response is returned from the axum handler"]
     pub fn on_session<H, F>(mut self, handler: H) -> Response
     where
         H: FnOnce(Session) -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
         let chosen = self.choose();
-        let shared = &self.mainstay.shared;
+        let shared = &self.server.shared;
         let deflate = shared.config.deflate.then(DeflateParams::default);
         let (handshake, agreed) = self.request.response(chosen.as_deref(), deflate);
-        self.facts.resumable = chosen.as_deref().is_some_and(is_ours);
-        self.facts.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
-        self.terms.deflate = agreed.deflate;
+        self.info.resumable = chosen.as_deref().is_some_and(is_ours);
+        self.info.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
+        self.options.deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
-        let Self { on_upgrade, permit, head_took, facts, terms, .. } = self;
-        // A task for the opening alone: once it is over, the session lives with a worker.
+        let Self { on_upgrade, permit, head_duration, info, options, .. } = self;
+        // A tokio task for the opening alone: after it, a worker polls the session.
         let opened =
-            open(self.mainstay.shared, Opening { on_upgrade, permit, facts, terms, head_took }, handler);
+            open(self.server.shared, Opening { on_upgrade, permit, info, options, head_duration }, handler);
         tracker.spawn(Box::pin(opened));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -350,7 +333,7 @@ impl SessionUpgrade {
     }
 }
 
-/// These fields, and those of the handshake instead of any that have their names.
+/// Adds the fields of the handshake, which replace any of the same name.
 fn with_handshake(mut fields: HeaderMap, handshake: HeaderMap) -> HeaderMap {
     for name in
         [&header::SEC_WEBSOCKET_ACCEPT, &header::SEC_WEBSOCKET_PROTOCOL, &header::SEC_WEBSOCKET_EXTENSIONS]
@@ -378,32 +361,24 @@ fn requested(request: &Accept) -> impl Iterator<Item = &str> {
 
 impl IntoResponse for UpgradeRejection {
     fn into_response(self) -> Response {
-        let (status, line, headers) = match self {
-            Self::Request(error) => (error.status(), error.to_string(), error.headers()),
-            Self::Draining => {
-                let headers = [
-                    (header::RETRY_AFTER, HeaderValue::from_static("1")),
-                    (header::CONNECTION, HeaderValue::from_static("close")),
-                ];
-                let line = "the server is going away, come back".to_owned();
-                (StatusCode::SERVICE_UNAVAILABLE, line, HeaderMap::from_iter(headers))
-            }
+        let line = format!("{self}\n");
+        let come_back = |seconds: u64| {
+            HeaderMap::from_iter([
+                (header::RETRY_AFTER, HeaderValue::from(seconds)),
+                (header::CONNECTION, HeaderValue::from_static("close")),
+            ])
+        };
+        let (status, headers) = match self {
+            Self::Request(error) => (error.status(), error.headers()),
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, come_back(1)),
             Self::NoMemory => {
                 // Spread, so that a crowd does not come back at once.
                 static REFUSED: AtomicU64 = AtomicU64::new(0);
                 let after = 1 + REFUSED.fetch_add(7, Ordering::Relaxed) % 10;
-                let headers = [
-                    (header::RETRY_AFTER, HeaderValue::from(after)),
-                    (header::CONNECTION, HeaderValue::from_static("close")),
-                ];
-                let line = "the server is out of memory, come back".to_owned();
-                (StatusCode::SERVICE_UNAVAILABLE, line, HeaderMap::from_iter(headers))
+                (StatusCode::SERVICE_UNAVAILABLE, come_back(after))
             }
-            Self::NotUpgradable => {
-                let line = "this HTTP server cannot upgrade connections".to_owned();
-                (StatusCode::INTERNAL_SERVER_ERROR, line, HeaderMap::new())
-            }
+            Self::NotUpgradable | Self::NoServer => (StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new()),
         };
-        (status, headers, line + "\n").into_response()
+        (status, headers, line).into_response()
     }
 }

@@ -1,20 +1,20 @@
-//! Deadlines of a worker's residents, one each, in slots of 10 ms.
+//! A timer wheel: one deadline for each task of a worker, in slots of 10 ms.
 //!
-//! A coarse wheel: arming and disarming are a few writes, nothing is allocated, and nothing is ordered
-//! within a slot. A deadline that moves away is not touched; it fires early, finds nothing due and is armed
-//! again. One that is further away than the wheel is long does the same.
+//! The wheel is coarse: arming and disarming are a few writes, nothing is allocated, and the deadlines within a slot have
+//! no order. A deadline that moves to a later time is not touched: it fires early, the task finds nothing due and arms it
+//! again. A deadline beyond the length of the wheel does the same.
 //!
-//! Deadlines are spread: of the slots from its own to 1/16 of its distance later, 40 ms at most, each takes
-//! the emptiest, so that probes of thousands of connections leave evenly and not in heaps.
+//! Deadlines are spread: each takes the emptiest of the slots from its own to 1/16 of its distance later, 40 ms at most.
+//! So the probes of thousands of connections leave evenly and not in bursts.
 
 use std::time::{Duration, Instant};
 
 const SLOT_MICROS: u64 = 10_000;
-/// Slots: a power of two, and longer than the default heartbeat interval.
+/// Number of slots: a power of two, which covers more than the default heartbeat interval.
 const SLOTS: u64 = 4096;
-/// Slots that a deadline may be put off by, so that it finds an emptier one.
+/// How many slots later than its own a deadline may fire, so that it finds an emptier one.
 const SPREAD: u64 = 4;
-/// No resident.
+/// No task.
 const NONE: u32 = u32::MAX;
 /// Not armed.
 const NEVER: u64 = u64::MAX;
@@ -22,12 +22,12 @@ const NEVER: u64 = u64::MAX;
 /// See the module.
 pub(super) struct Wheel {
     start: Instant,
-    /// Everything up to this slot has fired.
+    /// Every slot up to this one has fired.
     fired: u64,
     slots: Box<[Slot]>,
     /// A bit for each slot that is not empty.
     occupied: [u64; SLOTS as usize / 64],
-    /// By resident.
+    /// By the key of the task.
     links: Vec<Link>,
 }
 
@@ -37,7 +37,7 @@ struct Slot {
     load: u32,
 }
 
-/// A resident's place in the list of its slot.
+/// The place of a task in the list of its slot.
 #[derive(Clone, Copy)]
 struct Link {
     /// In slots since the start, or [`NEVER`].
@@ -57,7 +57,7 @@ impl Wheel {
         }
     }
 
-    /// Sees to it that `key` fires at `at`, or earlier: never more than 50 ms later.
+    /// Arms `key`: it fires at `at` or earlier, and never more than 50 ms later.
     pub(super) fn arm(&mut self, key: u32, at: Instant) {
         let index = key as usize;
         if index >= self.links.len() {
@@ -74,7 +74,7 @@ impl Wheel {
         self.link(key, tick);
     }
 
-    /// `key` fires no more.
+    /// Disarms `key`.
     pub(super) fn disarm(&mut self, key: u32) {
         let Some(link) = self.links.get_mut(key as usize) else { return };
         let Link { tick, previous, next } = *link;
@@ -96,7 +96,7 @@ impl Wheel {
         }
     }
 
-    /// Calls `fire` for every resident whose slot has come; it is not armed any more then.
+    /// Calls `fire` for every task whose slot has come, and disarms it.
     pub(super) fn advance(&mut self, now: Instant, mut fire: impl FnMut(u32)) {
         let reached = self.tick_before(now);
         while let Some(tick) = self.next_occupied().filter(|tick| *tick <= reached) {
@@ -114,12 +114,12 @@ impl Wheel {
         self.fired = self.fired.max(reached);
     }
 
-    /// When [`advance`](Self::advance) has something to do.
+    /// When the next task fires.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next_occupied().map(|tick| self.start + Duration::from_micros(tick * SLOT_MICROS))
     }
 
-    /// Nothing is armed: gives memory back.
+    /// Frees memory. Only for a wheel without armed tasks.
     pub(super) fn shrink(&mut self) {
         self.links = Vec::new();
     }
@@ -135,10 +135,10 @@ impl Wheel {
         }
     }
 
-    /// The first slot after those that fired which is not empty.
+    /// The first slot that is not empty and has not fired.
     fn next_occupied(&self) -> Option<u64> {
         let (words, from) = (self.occupied.len(), slot(self.fired + 1));
-        // The word of the first slot is looked at twice: from that slot on, and at last up to it.
+        // The word of the first slot is searched twice: from that slot on, and at last up to it.
         (0..=words).find_map(|step| {
             let word = (from / 64 + step) % words;
             let mask = match step {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_armed_fires_once_not_early_and_at_most_50_ms_late() {
+    fn an_armed_deadline_fires_once_not_early_and_at_most_50_ms_late() {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         for key in 0..1000 {
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_moment_is_that_of_the_first_slot_wherever_the_wheel_stands() {
+    fn the_next_wake_up_is_the_first_occupied_slot_wherever_the_wheel_stands() {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         for turn in 0..10_000_u64 {
@@ -213,7 +213,7 @@ mod tests {
             wheel.arm(7, now + ms(130));
             let next = wheel.next().unwrap();
             assert!(next >= now + ms(130) && next <= now + ms(180), "{turn}");
-            // Late by design when it is spread, so go where it is.
+            // A spread deadline is late by design: arm it at its own slot.
             fired(&mut wheel, now + ms(129));
             wheel.disarm(7);
             wheel.arm(7, now + ms(130));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn deadlines_that_fall_together_are_spread_over_50_ms() {
+    fn deadlines_at_the_same_time_are_spread_over_50_ms() {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         for key in 0..1000 {

@@ -25,7 +25,7 @@ async fn gated(budget: &Budget) -> (String, Server, Arc<Semaphore>) {
             while session.recv().await.is_some() {}
         }
     };
-    let config = Config { budget: budget.clone(), ..Config::default() };
+    let config = Config::new().budget(budget.clone());
     let (address, mainstay) = handled(Server::new(config), handler).await;
     (format!("ws://{address}/echo"), mainstay, gate)
 }
@@ -60,8 +60,7 @@ async fn what_waits_for_an_application_is_charged_and_given_back() {
 #[tokio::test]
 async fn a_session_that_ends_gives_back_what_it_kept() {
     let budget = Budget::new(64 * 1024 * KIB);
-    let config =
-        Config { budget: budget.clone(), resume_window: Duration::from_millis(200), ..Config::default() };
+    let config = Config::new().budget(budget.clone()).resume_window(Duration::from_millis(200)).unwrap();
     let (address, mainstay) = handled(Server::new(config), |mut session: Session| async move {
         let _ = session.recv().await;
         session.send(large(500)).await.unwrap();
@@ -131,7 +130,7 @@ async fn while_memory_is_short_newcomers_are_refused_and_whoever_was_there_is_se
 #[tokio::test]
 async fn where_all_is_used_a_session_whose_client_is_away_is_given_up() {
     let budget = Budget::new(512 * KIB);
-    let config = Config { budget: budget.clone(), ..Config::default() };
+    let config = Config::new().budget(budget.clone());
     let (address, mainstay) = handled(Server::new(config), |mut session: Session| async move {
         while let Some(message) = session.recv().await {
             if message.as_text() == Some("feed") {

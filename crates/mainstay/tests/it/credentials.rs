@@ -117,7 +117,7 @@ async fn new_credentials_of_a_client_that_is_away_are_judged_when_it_comes_back(
 
 #[tokio::test]
 async fn a_judge_that_cannot_tell_or_does_not_answer_puts_the_client_off() {
-    let config = Config { opening_deadline: Duration::from_millis(50), ..Config::default() };
+    let config = Config::new().opening_deadline(Duration::from_millis(50)).unwrap();
     for answers in [true, false] {
         let recovered = Arc::new(AtomicBool::new(false));
         let known = Arc::clone(&recovered);
@@ -147,7 +147,7 @@ async fn a_judge_that_cannot_tell_or_does_not_answer_puts_the_client_off() {
 #[tokio::test]
 async fn a_judge_that_panics_puts_the_client_off_and_holds_nothing() {
     for at_once in [true, false] {
-        let config = Config { max_sessions: 1, ..Config::default() };
+        let config = Config::new().max_sessions(1).unwrap();
         let panics = Arc::new(AtomicBool::new(true));
         let still = Arc::clone(&panics);
         let (address, mainstay) = server(config, move |upgrade| {
@@ -210,7 +210,7 @@ async fn a_server_that_judges_nothing_accepts_any_hello_and_no_renewal() {
 
 #[tokio::test]
 async fn a_full_server_puts_newcomers_off_until_somebody_leaves() {
-    let config = Config { max_sessions: 1, ..Config::default() };
+    let config = Config::new().max_sessions(1).unwrap();
     let (address, mainstay) = crate::support::echo_server(config).await;
     let proxy = Proxy::to(address).await;
     let first = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();

@@ -49,7 +49,7 @@ fn messages() -> Vec<Message> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn everyone_gets_what_was_sent_to_all_whatever_they_agreed_on() {
     const RECEIVERS: usize = 32;
-    let (room, mainstay) = (Room::default(), Server::new(Config { deflate: true, ..Config::default() }));
+    let (room, mainstay) = (Room::default(), Server::new(Config::new().deflate(true)));
     let handler_room = Arc::clone(&room);
     let (address, _) = handled(mainstay, move |session| broadcast(session, Arc::clone(&handler_room))).await;
     let (url, messages) = (format!("ws://{address}/echo"), messages());

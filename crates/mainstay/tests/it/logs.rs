@@ -51,7 +51,7 @@ async fn each_turn_of_a_session_is_one_line_and_its_handler_runs_in_its_span() {
             .with_writer(lines.clone())
             .finish();
         let _here = tracing::subscriber::set_default(subscriber);
-        let config = Config { log_principal, ..Config::default() };
+        let config = Config::new().log_principal(log_principal);
         let (address, mainstay) = server(config, |upgrade| {
             upgrade.principal("ada").on_session(|mut session| async move {
                 while let Some(message) = session.recv().await {

@@ -11,7 +11,7 @@ use crate::support::{Proxy, server, until};
 
 #[tokio::test]
 async fn what_the_handler_confirmed_is_delivered_and_what_it_only_took_is_unknown() {
-    let config = Config { resume_window: Duration::from_millis(1), ..Config::default() };
+    let config = Config::new().resume_window(Duration::from_millis(1)).unwrap();
     let (took, mut taken) = mpsc::unbounded_channel();
     let (address, _mainstay) = server(config, move |upgrade| {
         let took = took.clone();
@@ -79,7 +79,7 @@ async fn nothing_comes_twice_over_a_cut_whether_it_was_confirmed_or_not() {
 
 #[tokio::test]
 async fn a_client_that_confirms_holds_the_server_back_until_it_does() {
-    let config = Config { keep: mainstay::Window { messages: 2, bytes: 1 << 20 }, ..Config::default() };
+    let config = Config::new().keep(mainstay::Window { messages: 2, bytes: 1 << 20 }).unwrap();
     let (address, _mainstay) = server(config, |upgrade| {
         upgrade.on_session(|session| async move {
             for n in 1..=3 {
@@ -138,7 +138,7 @@ async fn a_client_asks_for_a_shorter_resume_window() {
 
 #[tokio::test]
 async fn a_session_that_drops_the_oldest_never_waits_and_the_client_is_told_what_is_missing() {
-    let config = Config { keep: mainstay::Window { messages: 3, bytes: 1 << 20 }, ..Config::default() };
+    let config = Config::new().keep(mainstay::Window { messages: 3, bytes: 1 << 20 }).unwrap();
     let (dropped, mut told) = mpsc::unbounded_channel();
     let (address, _mainstay) = server(config, move |upgrade| {
         let dropped = dropped.clone();

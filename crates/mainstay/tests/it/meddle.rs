@@ -102,7 +102,7 @@ async fn a_connection_that_is_held_is_silent_and_then_goes_on() {
 #[tokio::test(start_paused = true)]
 async fn a_hold_over_several_heartbeats_is_no_evidence_against_the_client() {
     let every = |interval| mainstay::HeartbeatConfig::every(interval).unwrap();
-    let mainstay = Server::new(Config { heartbeat: every(10 * SECOND), ..Config::default() });
+    let mainstay = Server::new(Config::new().heartbeat(every(10 * SECOND)));
     let (address, mainstay, mut handles) = echo_server_with_handles(mainstay).await;
     // It asks for nothing itself, and so does not mind.
     let link = Link::builder(&format!("ws://{address}/echo")).unwrap().heartbeat(every(HOUR));

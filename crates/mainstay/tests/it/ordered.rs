@@ -15,7 +15,7 @@ fn text(message: &Message) -> String {
 /// A client that has received nothing yet of: a, b, a gap of six, 8, 9 and two more.
 async fn client_behind_a_gap() -> Client {
     let keep = Window { messages: 4, bytes: 1 << 20 };
-    let (address, mainstay) = server(Config { keep, ..Config::default() }, |upgrade| {
+    let (address, mainstay) = server(Config::new().keep(keep).unwrap(), |upgrade| {
         upgrade.drop_oldest().on_session(|mut session: Session| async move {
             session.send("a").await.unwrap();
             session.send("b").await.unwrap();
@@ -149,7 +149,7 @@ async fn a_break_stands_between_the_messages_of_two_connections() {
 
 #[tokio::test]
 async fn a_lost_session_stands_before_the_messages_of_the_new_one() {
-    let config = Config { resume_window: Duration::from_millis(1), ..Config::default() };
+    let config = Config::new().resume_window(Duration::from_millis(1)).unwrap();
     let (address, _mainstay) = echo_server(config).await;
     let proxy = Proxy::to(address).await;
     let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();

@@ -14,7 +14,7 @@ use crate::support::{Proxy, handled, until};
 async fn serve(room: &Room, keep: Window) -> (SocketAddr, Server, mpsc::UnboundedReceiver<EndCause>) {
     let (report, reports) = mpsc::unbounded_channel();
     let room = room.clone();
-    let mainstay = Server::new(Config { keep, ..Config::default() });
+    let mainstay = Server::new(Config::new().keep(keep).unwrap());
     let (address, mainstay) = handled(mainstay, move |mut session: Session| {
         let (room, report) = (room.clone(), report.clone());
         async move {

@@ -51,7 +51,7 @@ async fn nothing_is_lost_repeated_or_reordered_over_ten_cuts() {
 #[tokio::test]
 async fn a_small_window_takes_what_a_client_writes_before_it_knows_of_it() {
     let accept = Window { messages: 1, bytes: 1 };
-    let (address, mainstay) = echo_server(Config { accept, ..Config::default() }).await;
+    let (address, mainstay) = echo_server(Config::new().accept(accept)).await;
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     for n in 0..100 {
         client.send(Message::text(n.to_string())).await.unwrap();
@@ -130,7 +130,7 @@ async fn a_plain_peer_is_served_by_the_same_handler_and_says_when_it_is_fresh() 
 
 #[tokio::test]
 async fn an_expired_session_is_one_gap_and_a_new_session() {
-    let config = Config { resume_window: Duration::from_millis(1), ..Config::default() };
+    let config = Config::new().resume_window(Duration::from_millis(1)).unwrap();
     let (address, mainstay) = echo_server(config).await;
     let proxy = Proxy::to(address).await;
     let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();

@@ -149,7 +149,7 @@ async fn an_abort_is_now_and_the_client_is_told() {
 
 #[tokio::test]
 async fn what_an_expired_client_never_got_comes_back() {
-    let config = Config { resume_window: Duration::from_millis(200), ..Config::default() };
+    let config = Config::new().resume_window(Duration::from_millis(200)).unwrap();
     let (address, mainstay, seen) = serve(config).await;
     let proxy = Proxy::to(address).await;
     let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();

@@ -46,7 +46,7 @@ impl Stage {
             "slowly"
         };
         // Nobody is to leave because of this one.
-        let mainstay = Server::new(Config { opening_deadline: 100 * WITHIN, ..Config::default() });
+        let mainstay = Server::new(Config::new().opening_deadline(100 * WITHIN).unwrap());
         let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
         let app = Router::new().route("/slow", get(slowly)).route("/echo", sessions);
         let app = app.with_state(mainstay.clone());

@@ -26,7 +26,7 @@ async fn attached(client: &Client) {
 #[tokio::test]
 async fn the_largest_message_that_the_server_takes_passes_and_one_byte_more_comes_back() {
     for limit in [1000, 70_000] {
-        let config = Config { limits: limits(limit), ..Config::default() };
+        let config = Config::new().limits(limits(limit)).unwrap();
         let (address, mainstay) = handled(Server::new(config), echo).await;
         let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
         attached(&client).await;
@@ -81,7 +81,7 @@ async fn what_was_accepted_before_the_limit_was_known_is_reported_and_the_rest_i
             }
         }
     };
-    let mainstay = Server::new(Config { limits: limits(1000), ..Config::default() });
+    let mainstay = Server::new(Config::new().limits(limits(1000)).unwrap());
     let on_upgrade = move |upgrade: mainstay::SessionUpgrade| {
         let handler = handler.clone();
         async move { upgrade.on_session(handler) }
@@ -120,7 +120,7 @@ async fn what_was_accepted_before_the_limit_was_known_is_reported_and_the_rest_i
 #[tokio::test]
 async fn one_message_that_is_larger_than_every_window_passes_in_both_directions() {
     let small = Window { messages: 16, bytes: 64 * 1024 };
-    let config = Config { keep: small, accept: small, limits: limits(1 << 20), ..Config::default() };
+    let config = Config::new().keep(small).unwrap().accept(small).limits(limits(1 << 20)).unwrap();
     let (address, mainstay) = handled(Server::new(config), echo).await;
     let url = format!("ws://{address}/echo");
     let mut client = Client::builder(&url).unwrap().connect();

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRef, State};
+use axum::extract::State;
 use axum::response::Response;
 use axum::routing::any;
 use mainstay::server::{Config, Sender, Session};
@@ -23,12 +23,10 @@ use tokio::net::TcpListener;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let interval = Duration::from_secs(flag("--interval")?.parse()?);
-    let config = Config { heartbeat: HeartbeatConfig::every(interval)?, ..Config::default() };
-    let app = App { mainstay: Server::new(config), room: Room::default() };
+    let config = Config::new().heartbeat(HeartbeatConfig::every(interval)?);
     let listener = TcpListener::bind(flag("--listen")?).await?;
-    let mainstay = app.mainstay.clone();
-    let routes = Router::new().route("/echo", any(echo)).route("/broadcast", any(broadcast)).with_state(app);
-    mainstay::serve(listener, routes, &mainstay).await?;
+    let app = Router::new().route("/echo", any(echo)).route("/broadcast", any(broadcast));
+    mainstay::serve(listener, app.with_state(Room::default()), &Server::new(config)).await?;
     Ok(())
 }
 
@@ -42,26 +40,14 @@ async fn echo(upgrade: SessionUpgrade) -> Response {
     })
 }
 
-async fn broadcast(State(app): State<App>, upgrade: SessionUpgrade) -> Response {
+async fn broadcast(State(room): State<Room>, upgrade: SessionUpgrade) -> Response {
     upgrade.on_session(async move |mut session: Session| {
-        let place = app.room.enter(session.sender());
+        let place = room.enter(session.sender());
         while let Some(message) = session.recv().await {
-            app.room.say(&message);
+            room.say(&message);
         }
-        app.room.leave(place);
+        room.leave(place);
     })
-}
-
-#[derive(Clone)]
-struct App {
-    mainstay: Server,
-    room: Room,
-}
-
-impl FromRef<App> for Server {
-    fn from_ref(app: &App) -> Self {
-        app.mainstay.clone()
-    }
 }
 
 /// Everyone at `/broadcast`.

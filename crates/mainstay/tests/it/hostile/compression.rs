@@ -10,7 +10,7 @@ use super::{Raw, Stage, frame};
 const OFFER: &str = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
 
 async fn stage() -> Stage {
-    Stage::set(Config { deflate: true, ..Config::default() }).await
+    Stage::set(Config::new().deflate(true)).await
 }
 
 async fn check(stage: &Stage, what: &str, bytes: &[u8], code: u16) {

@@ -20,7 +20,7 @@ async fn connect_from(local: &str, stage: &Stage) -> TcpStream {
 #[tokio::test]
 async fn whoever_is_one_too_many_gets_503_and_a_time_to_wait() {
     let admission = AdmissionConfig { connections: Some(2), per_address: None };
-    let stage = Stage::set(Config { admission, ..Config::default() }).await;
+    let stage = Stage::set(Config::new().admission(admission)).await;
     let mut last = stage.open().await;
     let answer = stage.answer(upgrade("").as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
@@ -52,7 +52,7 @@ async fn answer_is_101(mut stream: TcpStream) -> bool {
 #[tokio::test]
 async fn one_address_that_opens_all_it_can_keeps_nobody_out() {
     let admission = AdmissionConfig { connections: None, per_address: Some(50) };
-    let stage = Stage::set(Config { admission, ..Config::default() }).await;
+    let stage = Stage::set(Config::new().admission(admission)).await;
     let mut idle = Vec::new();
     for _ in 0..500 {
         idle.push(connect_from("127.0.0.2:0", &stage).await);
@@ -68,7 +68,7 @@ async fn one_address_that_opens_all_it_can_keeps_nobody_out() {
 #[tokio::test]
 async fn a_refused_resume_comes_back_when_there_is_room() {
     let admission = AdmissionConfig { connections: Some(1), per_address: None };
-    let (address, mainstay) = echo_server(Config { admission, ..Config::default() }).await;
+    let (address, mainstay) = echo_server(Config::new().admission(admission)).await;
     let taken = TcpStream::connect(address).await.unwrap();
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     client.send(Message::text("x")).await.unwrap();
@@ -78,7 +78,7 @@ async fn a_refused_resume_comes_back_when_there_is_room() {
 }
 
 fn lifetime(of: impl Fn(LifetimeConfig) -> Result<LifetimeConfig, mainstay::ConfigError>) -> Config {
-    Config { lifetime: of(LifetimeConfig::default()).unwrap(), ..Config::default() }
+    Config::new().lifetime(of(LifetimeConfig::default()).unwrap())
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn a_connection_at_work_is_not_idle() {
 /// Before there is a future that the session could live in.
 #[tokio::test]
 async fn a_handler_that_panics_when_it_is_called_leaves_no_session_behind() {
-    let config = Config { max_sessions: 1, ..Config::default() };
+    let config = Config::new().max_sessions(1).unwrap();
     let calls = Arc::new(AtomicU32::new(0));
     let (address, mainstay) = crate::support::handled(Server::new(config), move |session| {
         assert!(calls.fetch_add(1, Ordering::Relaxed) > 1, "as the test asks for");

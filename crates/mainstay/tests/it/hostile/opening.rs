@@ -15,7 +15,7 @@ use super::{Raw, Stage, frame, upgrade};
 use crate::support::echo;
 
 fn impatient() -> Config {
-    Config { opening_deadline: Duration::from_millis(100), ..Config::default() }
+    Config::new().opening_deadline(Duration::from_millis(100)).unwrap()
 }
 
 #[tokio::test]
@@ -148,7 +148,7 @@ async fn subprotocols_that_cannot_be_read_are_as_good_as_none() {
 #[tokio::test]
 async fn extensions_that_are_unknown_or_contradict_themselves_are_declined() {
     for deflate in [false, true] {
-        let stage = Stage::set(Config { deflate, ..Config::default() }).await;
+        let stage = Stage::set(Config::new().deflate(deflate)).await;
         for offer in [
             "x-webkit-deflate-frame",
             "permessage-deflate; server_max_window_bits=7",
@@ -187,7 +187,7 @@ async fn a_page_of_another_host_may_not_use_the_visitors_cookies() {
 #[tokio::test]
 async fn only_pages_of_the_list_may_open_a_websocket() {
     let origins = Origins::Only(vec!["https://example.com".to_owned()]);
-    let stage = Stage::set(Config { origins, ..Config::default() }).await;
+    let stage = Stage::set(Config::new().origins(origins)).await;
     let answer = stage.answer(upgrade("Origin: http://x\r\n").as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     Raw::open(stage.address, "Origin: https://example.com\r\n").await.echoes("x").await;

@@ -61,7 +61,7 @@ async fn opened(stage: &Stage, hello: Hello) -> (Raw, Control) {
 
 #[tokio::test]
 async fn whatever_is_no_hello_ends_the_opening() {
-    let config = Config { opening_deadline: Duration::from_millis(200), ..Config::default() };
+    let config = Config::new().opening_deadline(Duration::from_millis(200)).unwrap();
     let stage = Stage::set(config).await;
     for (what, bytes, code) in [
         ("nothing", vec![], 4412),
@@ -131,7 +131,7 @@ async fn a_client_that_takes_nothing_is_kept_no_more_than_the_windows_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_attaches_that_race_one_has_the_session_and_the_others_are_told() {
     const RACERS: u64 = 4;
-    let stage = Stage::set(Config { resume_window: Duration::from_secs(1), ..Config::default() }).await;
+    let stage = Stage::set(Config::new().resume_window(Duration::from_secs(1)).unwrap()).await;
     let (first, answer) = opened(&stage, hello(1)).await;
     let (mut winner, mut token, mut echoed) = (first, token_in(answer), 0);
     for round in 0..50 {
@@ -175,7 +175,7 @@ async fn of_attaches_that_race_one_has_the_session_and_the_others_are_told() {
 #[tokio::test]
 async fn a_pong_that_answers_no_probe_measures_nothing() {
     let heartbeat = HeartbeatConfig::every(Duration::from_millis(100)).unwrap();
-    let (address, mainstay) = echo_server(Config { heartbeat, ..Config::default() }).await;
+    let (address, mainstay) = echo_server(Config::new().heartbeat(heartbeat)).await;
     let mut raw = Raw::open(address, OFFER).await;
     raw.write(&control(&Control::Hello(Box::new(hello(8))))).await;
     let pong = |nonce| control(&Control::Pong(Beat { nonce, sent: 0, acknowledged: 0 }));
@@ -198,7 +198,7 @@ async fn a_pong_that_answers_no_probe_measures_nothing() {
 
 #[tokio::test]
 async fn an_acknowledgement_that_goes_back_is_ignored() {
-    let stage = Stage::set(Config { resume_window: Duration::from_millis(50), ..Config::default() }).await;
+    let stage = Stage::set(Config::new().resume_window(Duration::from_millis(50)).unwrap()).await;
     let (mut raw, _) = opened(&stage, hello(5)).await;
     raw.write(&frame(0x81, b"a")).await;
     loop {
@@ -223,7 +223,7 @@ async fn an_acknowledgement_that_goes_back_is_ignored() {
 
 #[tokio::test]
 async fn a_guessed_token_gets_a_fresh_session_and_disturbs_nobody() {
-    let stage = Stage::set(Config { resume_window: Duration::from_millis(50), ..Config::default() }).await;
+    let stage = Stage::set(Config::new().resume_window(Duration::from_millis(50)).unwrap()).await;
     for guess in 0..300_u64 {
         let token = ResumeToken(guess.to_be_bytes().repeat(3).into());
         let resume = Some(Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
@@ -261,7 +261,7 @@ async fn a_token_opens_nothing_at_another_path_though_a_nested_router_sees_the_s
 
 #[tokio::test]
 async fn sessions_that_are_opened_and_abandoned_are_bounded_in_number() {
-    let mut stage = Stage::set(Config { max_sessions: 11, ..Config::default() }).await;
+    let mut stage = Stage::set(Config::new().max_sessions(11).unwrap()).await;
     let mut refused = 0;
     for key in 0..100 {
         let (mut raw, answer) = opened(&stage, hello(key)).await;
@@ -280,7 +280,7 @@ async fn sessions_that_are_opened_and_abandoned_are_bounded_in_number() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_leave_when_asked_to_is_closed() {
     let lifetime = LifetimeConfig::default().max_lifetime(Duration::from_secs(60)).unwrap();
-    let (address, mainstay) = echo_server(Config { lifetime, ..Config::default() }).await;
+    let (address, mainstay) = echo_server(Config::new().lifetime(lifetime)).await;
     let mut raw = Raw::open(address, OFFER).await;
     raw.write(&control(&Control::Hello(Box::new(hello(1))))).await;
     let mut asked = 0;
@@ -302,7 +302,7 @@ async fn a_client_that_does_not_leave_when_asked_to_is_closed() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_client_that_acknowledges_nothing_is_closed_all_the_same() {
     let lifetime = LifetimeConfig::default().idle_timeout(Duration::from_secs(60)).unwrap();
-    let (address, mainstay) = echo_server(Config { lifetime, ..Config::default() }).await;
+    let (address, mainstay) = echo_server(Config::new().lifetime(lifetime)).await;
     let mut raw = Raw::open(address, OFFER).await;
     raw.write(&control(&Control::Hello(Box::new(hello(1))))).await;
     raw.write(&frame(0x81, b"echo me")).await;

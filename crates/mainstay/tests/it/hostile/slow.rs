@@ -74,11 +74,9 @@ async fn a_peer_that_asks_over_http_and_reads_no_answer_is_dropped() {
 /// For ten minutes, with an inbox so full that nothing more is read, the peer's Pongs neither.
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_waits_is_no_evidence_against_its_peer() {
-    let config = Config {
-        heartbeat: HeartbeatConfig::every(Duration::from_secs(1)).unwrap(),
-        accept: Window { messages: 16, bytes: 1024 * 1024 },
-        ..Config::default()
-    };
+    let config = Config::new()
+        .heartbeat(HeartbeatConfig::every(Duration::from_secs(1)).unwrap())
+        .accept(Window { messages: 16, bytes: 1024 * 1024 });
     let (address, mainstay) = handled(Server::new(config), |session| async {
         tokio::time::sleep(Duration::from_secs(600)).await;
         echo(session).await;

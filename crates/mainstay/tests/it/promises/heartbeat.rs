@@ -6,7 +6,7 @@ use axum::Router;
 use axum::routing::any;
 use mainstay::client::{Event, Lost, State};
 use mainstay::server::{Config, SessionState};
-use mainstay::{Client, Evidence, Message, Server, Session, SessionUpgrade};
+use mainstay::{Client, Evidence, Limits, Message, Server, Session, SessionUpgrade};
 use mainstay_proto::session::message::{ClientKey, Hello, Instance};
 use mainstay_proto::session::{Control, Frame, Window};
 use tokio::net::TcpSocket;
@@ -36,7 +36,7 @@ async fn ping(raw: &mut Raw) -> Vec<u8> {
 async fn r1_a_heartbeat_begins_with_the_connection_at_a_moment_of_its_own_and_routes_may_have_their_own_interval()
  {
     small_leaps(SECOND / 200);
-    let mainstay = Server::new(Config { heartbeat: every(20 * SECOND), ..Config::default() });
+    let mainstay = Server::new(Config::new().heartbeat(every(20 * SECOND)));
     let app = Router::new()
         .route("/echo", any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) }))
         .route(
@@ -129,8 +129,7 @@ async fn r2_every_peer_gets_pings_of_at_most_125_bytes_and_one_that_speaks_mains
 #[tokio::test(start_paused = true)]
 async fn r3_a_pong_counts_for_its_own_ping_and_those_before_it_and_any_byte_is_a_sign_of_life() {
     small_leaps(SECOND / 200);
-    let (address, mainstay) =
-        echo_server(Config { heartbeat: every(10 * SECOND), ..Config::default() }).await;
+    let (address, mainstay) = echo_server(Config::new().heartbeat(every(10 * SECOND))).await;
     let mut raw = Raw::open(address, "").await;
     let first = ping(&mut raw).await;
     raw.write(&frame(PONG, &first)).await;
@@ -211,8 +210,8 @@ async fn r4_a_peer_that_moves_100_mb_at_1_mbit_a_second_is_never_called_dead() {
     const PIECE: usize = 12_500;
     const PIECES: usize = 8_000;
     small_leaps(SECOND / 200);
-    let mut config = Config::default();
-    config.limits.max_message = 128 << 20;
+    let limits = Limits { max_message: 128 << 20, ..Limits::default() };
+    let config = Config::new().limits(limits).unwrap();
     let (address, mainstay) = handled(Server::new(config), |mut session: Session| async move {
         let large = session.recv().await.unwrap();
         session.send(large).await.unwrap();
@@ -330,7 +329,7 @@ async fn r16_a_client_derives_its_deadline_from_the_interval_that_its_server_ann
         [(5 * SECOND, 15 * SECOND), (25 * SECOND, 55 * SECOND), (60 * SECOND, 125 * SECOND)]
     {
         let (came, mut handles) = mpsc::unbounded_channel();
-        let mainstay = Server::new(Config { heartbeat: every(interval), ..Config::default() });
+        let mainstay = Server::new(Config::new().heartbeat(every(interval)));
         let (address, _) = handled(mainstay, move |session: Session| {
             came.send(session.sender()).unwrap();
             echo(session)

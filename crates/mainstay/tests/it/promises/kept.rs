@@ -25,7 +25,7 @@ use crate::support::{Proxy, echo, handled, number, until_quiet};
 async fn r12_slow_readers_stay_within_the_budget_others_are_served_and_a_drain_ends_it_in_time() {
     const MIB: u64 = 1 << 20;
     small_leaps(SECOND / 100);
-    let config = Config { budget: Budget::new(8 * MIB), ..Config::default() };
+    let config = Config::new().budget(Budget::new(8 * MIB));
     let mainstay = Server::new(config);
     let feed = any(|upgrade: SessionUpgrade| async {
         upgrade.on_session(|session| async move {
@@ -76,7 +76,7 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
     let mut dice = Dice(seed);
     let received: Received = Arc::default();
     let log = Arc::clone(&received);
-    let config = Config { resume_window: 8 * SECOND, ..Config::default() };
+    let config = Config::new().resume_window(8 * SECOND).unwrap();
     let (address, _mainstay) = handled(Server::new(config), move |mut session: Session| {
         let log = Arc::clone(&log);
         async move {
@@ -181,7 +181,7 @@ async fn r15_peers_that_are_idle_old_or_too_many_are_ended_or_refused_with_the_c
         lifetime.idle_timeout(60 * SECOND).and_then(|both| both.max_lifetime(600 * SECOND)).unwrap();
     let admission = AdmissionConfig { connections: Some(4), per_address: Some(2) };
     let (address, mainstay) =
-        handled(Server::new(Config { lifetime, admission, ..Config::default() }), echo).await;
+        handled(Server::new(Config::new().lifetime(lifetime).admission(admission)), echo).await;
     let from = async |local: &str| {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(local.parse().unwrap()).unwrap();

@@ -287,7 +287,7 @@ async fn r10_a_thousand_reconnects_leave_one_handler_and_bring_each_message_once
 
 #[tokio::test(start_paused = true)]
 async fn r11_however_connections_end_no_task_session_or_byte_is_left() {
-    let config = Config { resume_window: Duration::from_millis(200), ..Config::default() };
+    let config = Config::new().resume_window(Duration::from_millis(200)).unwrap();
     let (address, mainstay) = echo_server(config).await;
     let url = format!("ws://{address}/echo");
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
@@ -347,7 +347,7 @@ async fn application(mut client: Client, is_closed: Arc<AtomicBool>) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
     small_leaps(SECOND / 50);
-    let config = Config { accept: Window { messages: 16, bytes: 1 << 16 }, ..Config::default() };
+    let config = Config::new().accept(Window { messages: 16, bytes: 1 << 16 });
     let (came, mut handles) = mpsc::unbounded_channel();
     let (address, mainstay) = handled(Server::new(config), move |session: Session| {
         came.send(session.sender()).unwrap();

@@ -17,10 +17,10 @@ use crate::transport::{Stream, keep_little_unsent};
 
 /// How long the peer may take nothing of what waits for it. The kernel is asked to hold little unsent and so tells of
 /// every 64 KiB that were taken (Linux): who reads 2 KiB a second is served.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WRITE_STALL: Duration = Duration::from_secs(30);
 
 /// A stream whose writes fail once the peer has taken nothing for too long.
-pub(super) struct Paced<S> {
+pub(super) struct WriteTimeout<S> {
     stream: S,
     /// Runs while the stream is full.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -28,7 +28,7 @@ pub(super) struct Paced<S> {
     give_up: fn(&S),
 }
 
-impl<S: 'static> Paced<S> {
+impl<S: 'static> WriteTimeout<S> {
     /// A TCP stream that is given up leaves nothing in the kernel either.
     pub(super) fn new(stream: S) -> Self {
         tcp(&stream).into_iter().for_each(keep_little_unsent);
@@ -47,27 +47,27 @@ fn tcp<S: 'static>(stream: &S) -> Option<&TcpStream> {
     (stream as &dyn Any).downcast_ref()
 }
 
-impl<S> Paced<S> {
+impl<S> WriteTimeout<S> {
     pub(super) fn into_inner(self) -> S {
         self.stream
     }
 
-    fn pace(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn check(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.stalled = None;
             return written;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL)));
         std::task::ready!(stalled.as_mut().poll(cx));
         (self.give_up)(&self.stream);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing of its response")))
     }
 }
 
-impl<S: Stream> AsyncWrite for Paced<S> {
+impl<S: Stream> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.pace(cx, written)
+        self.check(cx, written)
     }
 
     fn poll_write_vectored(
@@ -76,7 +76,7 @@ impl<S: Stream> AsyncWrite for Paced<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.pace(cx, written)
+        self.check(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -92,7 +92,7 @@ impl<S: Stream> AsyncWrite for Paced<S> {
     }
 }
 
-impl<S: Stream> AsyncRead for Paced<S> {
+impl<S: Stream> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -109,14 +109,14 @@ mod tests {
 
     use super::*;
 
-    fn paced() -> (Paced<DuplexStream>, DuplexStream) {
+    fn with_timeout() -> (WriteTimeout<DuplexStream>, DuplexStream) {
         let (ours, peer) = duplex(16);
-        (Paced { stream: ours, stalled: None, give_up: |_| {} }, peer)
+        (WriteTimeout { stream: ours, stalled: None, give_up: |_| {} }, peer)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_write_of_which_nothing_is_taken_fails_after_30_s() {
-        let (mut stream, _peer) = paced();
+        let (mut stream, _peer) = with_timeout();
         let start = Instant::now();
         let error = stream.write_all(&[0; 100]).await.unwrap_err();
         assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, 30));
@@ -124,7 +124,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_write_that_is_taken_byte_by_byte_goes_on() {
-        let (mut stream, mut peer) = paced();
+        let (mut stream, mut peer) = with_timeout();
         let reading = tokio::spawn(async move {
             for _ in 0..100 {
                 tokio::time::sleep(Duration::from_secs(29)).await;
