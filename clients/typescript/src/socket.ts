@@ -171,13 +171,18 @@ export abstract class BaseSocket extends EventTarget {
    * attempts begins anew, and a session goes on. After `close` it has no effect: make another socket.
    *
    * @example
-   * networkChanged.subscribe(() => socket.reconnect());
+   * settings.onUrlChange(() => socket.reconnect());
    */
   reconnect(code = 1000, reason = ""): void {
     driverOf(this).reconnect(code, reason);
   }
 
-  /** Leaves the connection and stays away until {@link reconnect}. A session goes on for as long as the server keeps it. */
+  /** Dials at once if the socket waits, and probes the connection if it has one: a connection that lives is kept. */
+  probeNow(): void {
+    driverOf(this).probeNow();
+  }
+
+  /** Leaves the connection and stays away until {@link reconnect} or {@link probeNow}. A session goes on for as long as the server keeps it. */
   suspend(): void {
     driverOf(this).suspend();
   }
