@@ -20,7 +20,7 @@ const ALONE = ["wx", "native"];
 /** Entry points whose names are nobody's but ours, and are not shortened. */
 const WHOLE = ["protocol", "testing"];
 /** Words of the platform, or of the public declarations, that are nobody's but ours wherever they name a member without quotes. */
-const OURS = ["written", "acknowledged", "queue", "ready", "items", "base", "replaced", "window", "accept"];
+const OURS = ["written", "acknowledged", "queue", "ready", "items", "base", "replaced", "window", "accept", "outputs", "observe", "transmit"];
 
 /** How often two short names are tried in each other's place: about a second. */
 const SWAPS = 6000;

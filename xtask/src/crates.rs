@@ -47,27 +47,30 @@ pub(crate) fn features() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Checks the workspace by the compiler that `rust-version` names, if this machine has it.
+/// Checks the workspace by the compiler that `rust-version` names. Where this machine lacks it, the step checks what the
+/// dependencies demand, and is skipped.
 pub(crate) fn msrv() -> Result<Outcome> {
-    let metadata = metadata(&["--no-deps"])?;
-    let version = members(&metadata).map(|package| text(package, "rust_version")).max().unwrap_or_default();
+    let metadata = metadata(&["--filter-platform", &host()?])?;
+    let ours = members(&metadata).find(|package| package["name"] == "mainstay").ok_or("no crate mainstay")?;
+    let version = text(ours, "rust_version");
+    let parts =
+        |version: &str| version.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
+    let newer =
+        |package: &&Value| parts(text(package, "rust_version")) > [parts(version), vec![u32::MAX]].concat();
+    if let Some(package) = members(&metadata).find(newer) {
+        let (name, needed) = (text(package, "name"), text(package, "rust_version"));
+        return Err(format!("{name} needs Rust {needed}, and rust-version promises {version}").into());
+    }
     let installed = output(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
     let is_it = |name: &&str| name.strip_prefix(version).is_some_and(|rest| rest.starts_with(['.', '-']));
     let Some(toolchain) = installed.split_whitespace().find(is_it) else {
-        return Ok(Outcome::Skipped(format!("no Rust {version} here: rustup toolchain install {version}")));
+        let lacks =
+            format!("no Rust {version} here (rustup toolchain install {version}): no dependency needs more");
+        return Ok(Outcome::Skipped(lacks));
     };
     let mut command = Command::new("rustup");
-    command.args([
-        "run",
-        toolchain,
-        "cargo",
-        "check",
-        "--workspace",
-        "--all-features",
-        "--target-dir",
-        "target/msrv",
-    ]);
-    // These name the compiler of this run.
+    command.args(["run", toolchain, "cargo", "check", "--workspace", "--all-features"]);
+    // These variables name the compiler of this run.
     check(command.env_remove("CARGO").env_remove("RUSTC").env_remove("RUSTUP_TOOLCHAIN"))
 }
 
@@ -226,7 +229,7 @@ fn command(subcommand: &str) -> Command {
     command
 }
 
-/// The packages of the workspace: without dependencies, cargo lists no other.
+/// The packages that cargo lists: with `--no-deps`, those of the workspace.
 fn members(metadata: &Value) -> impl Iterator<Item = &Value> {
     metadata["packages"].as_array().into_iter().flatten()
 }

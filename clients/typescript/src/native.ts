@@ -1,7 +1,7 @@
 /** The socket for React Native, which lacks EventTarget, Event, crypto and a whole URL: `@mainstay/client` there is this. */
 
 import { MainstaySocket as Base, type Options } from "./index.js";
-import type { Fresh } from "./socket.js";
+import type { Fresh } from "./options.js";
 
 export * from "./index.js";
 

@@ -10,7 +10,7 @@
  * made. A page that may not store anything (a sandboxed frame, blocked cookies) has a socket without this.
  */
 
-import type { SessionStore } from "./index.js";
+import type { SessionStore } from "./options.js";
 import type { SessionDriver } from "./session-driver.js";
 import type { ClientSession } from "./session.js";
 import type { Bytes, Data } from "./wire.js";

@@ -40,6 +40,7 @@ export class SessionMachine extends Machine {
   constructor(now: number, config: MachineConfig, random: () => number, session: ClientSession) {
     super(now, config, random);
     this.clientSession = session;
+    this.outputs = session.outputs;
   }
 
   override handleOpened(id: number, protocol: string): void {
@@ -133,11 +134,6 @@ export class SessionMachine extends Machine {
     // What the application read may have ended the session.
     this.followSession();
     return super.pollEvent();
-  }
-
-  override pollTransmit(): Transmit | undefined {
-    // Nothing is written to a connection that was forgotten, and what was written before leaves first.
-    return this.clientSession.pollControl() ?? super.pollTransmit();
   }
 
   protected override nextMessage(): Transmit | undefined {

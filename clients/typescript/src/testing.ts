@@ -5,7 +5,7 @@
  * It sets no timer; the client's are its own. After a loss that dials again within a second, or at once on `reconnect()`.
  */
 
-import type { WebSocketLike } from "./socket.js";
+import type { WebSocketLike } from "./options.js";
 import { Flow, Inbox, type Lane, Outbox } from "./flow.js";
 import { type Account, type Bytes, bytesOf, Cause, type Control, type Data, decode, encode, type Frame, type Hello, toHex, Type, viewOf, type Window } from "./wire.js";
 

@@ -6,7 +6,7 @@
 import { MainstaySocket as Base, type Options as BaseOptions } from "./index.js";
 import { ask, drivers } from "./driver.js";
 import type { SessionDriver } from "./session-driver.js";
-import type { Fresh } from "./socket.js";
+import type { Fresh } from "./options.js";
 import { pool } from "./platform.js";
 
 export * from "./index.js";
