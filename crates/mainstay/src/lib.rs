@@ -47,6 +47,9 @@ pub mod link;
 #[cfg(feature = "server")]
 pub mod server;
 
+#[cfg(feature = "test")]
+pub mod test;
+
 #[cfg(feature = "server")]
 pub use server::{Server, Session, SessionUpgrade, serve};
 
