@@ -39,7 +39,9 @@ mod driver;
 mod json;
 mod memory;
 mod receipt;
+mod subprotocol;
 mod transport;
+mod waiters;
 mod worker;
 
 #[cfg(feature = "client")]
