@@ -15,7 +15,11 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "server", feature = "client")),
-    allow(dead_code, reason = "either side alone leaves out what only the other needs of the sockets"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "either side alone leaves out what only the other needs of the sockets"
+    ),
     allow(
         rustdoc::broken_intra_doc_links,
         reason = "a side that is left out has no page that a link leads to"
@@ -35,7 +39,9 @@ mod driver;
 mod json;
 mod memory;
 mod receipt;
+mod subprotocol;
 mod transport;
+mod waiters;
 mod worker;
 
 #[cfg(feature = "client")]
@@ -44,6 +50,9 @@ pub mod client;
 pub mod link;
 #[cfg(feature = "server")]
 pub mod server;
+
+#[cfg(feature = "test")]
+pub mod test;
 
 #[cfg(feature = "server")]
 pub use server::{Server, Session, SessionUpgrade, serve};
