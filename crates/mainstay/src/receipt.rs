@@ -17,15 +17,17 @@ pub enum Outcome {
     Unknown,
 }
 
-/// A future that returns what became of a message. Its drop changes nothing.
+/// A future that resolves to what became of one message. A drop of it changes nothing.
 ///
 /// ```no_run
-/// # use mainstay::{Outcome, Session};
-/// # async fn pay(session: Session) -> Result<(), mainstay::SendError> {
-/// let receipt = session.send_tracked("invoice 7").await?;
+/// use mainstay::{Client, Outcome};
+///
+/// # async fn run(client: Client) -> Result<(), mainstay::SendError> {
+/// let receipt = client.send_tracked("order 17").await?;
 /// match receipt.await {
-///     Outcome::Delivered => println!("the client has it"),
-///     outcome => println!("send a letter: {outcome:?}"),
+///     Outcome::Delivered => println!("the server has it"),
+///     Outcome::NotDelivered => println!("send it again"),
+///     _ => println!("ask the server"),
 /// }
 /// # Ok(())
 /// # }

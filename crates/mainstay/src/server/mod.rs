@@ -154,6 +154,13 @@ impl Server {
         sessions
     }
 
+    /// The handle of the session with this name.
+    #[cfg(feature = "test")]
+    pub(crate) fn find(&self, id: mainstay_proto::session::message::SessionId) -> Option<Sender> {
+        let mut cores = self.shared.cores().into_iter().filter_map(|core| core.upgrade());
+        cores.find(|core| core.lock().peer.id() == Some(id)).map(|core| Sender::new(&core))
+    }
+
     /// Whether the server accepts new connections; `false` once draining began.
     #[must_use]
     pub fn is_ready(&self) -> bool {
