@@ -5,7 +5,7 @@
 //!
 //! 1. *Prefix* and 2. *no duplicate*: an application receives what the other sent, in order, once.
 //! 3. *Explicit gap*: an index may be missing only if a gap event put it among the unknown or the not delivered
-//! messages; and a message that was reported as delivered or as not delivered was so.
+//!    messages; and a message that was reported as delivered or as not delivered was so.
 //! 4. *Acknowledged means delivered*: no count that an end announces is above what the application received.
 //! 5. *Convergence*: after healing no accepted message is outstanding.
 //!
