@@ -20,6 +20,7 @@ mod outage;
 mod run;
 mod scale;
 mod tidy;
+mod words;
 
 use std::error::Error;
 use std::process::ExitCode;
