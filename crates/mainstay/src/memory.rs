@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_group_and_those_around_it_the_least_counts() {
+    fn the_least_limit_of_a_group_and_those_around_it_counts() {
         let group = ("proc/self/cgroup", "0::/system.slice/mainstay.service\n");
         let own = ("sys/fs/cgroup/system.slice/mainstay.service/memory.max", "max\n");
         let around = ("sys/fs/cgroup/system.slice/memory.max", "5000\n");
