@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_range_of_our_codes_says_whether_to_come_back() {
+    fn the_range_of_a_code_determines_whether_to_come_back() {
         for code in 4000..=4999 {
             let stop = CloseCode::action(CloseCode::new(code)) == CloseAction::Stop;
             assert_eq!(stop, code >= 4500, "{code}");
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_overloaded_may_say_when_to_come_back() {
+    fn an_overloaded_server_may_advise_when_to_come_back() {
         let at = |code: CloseCode, reason| code.retry_after(reason).map(|at| at.as_millis());
         assert_eq!(at(CloseCode::TRY_AGAIN, "retry_ms=1500"), Some(1500));
         assert_eq!(at(CloseCode::TRY_AGAIN, "retry_ms=20, the backend is away"), Some(20));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_of_a_server_that_is_deployed_is_no_last_word() {
+    fn a_close_of_a_server_that_restarts_is_not_final() {
         let restarts = |code| CloseCode::is_restart(CloseCode::new(code));
         assert!([1001, 1011, 1012, 1013, 1014, 4000, 4499].into_iter().all(restarts));
         assert!(

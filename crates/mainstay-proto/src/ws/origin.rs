@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_replaces_the_host_may_say_what_it_was() {
+    fn a_proxy_that_replaces_the_host_may_state_the_original() {
         let proxied = [
             ("host", "127.0.0.1:8080"),
             ("x-forwarded-host", "example.com"),

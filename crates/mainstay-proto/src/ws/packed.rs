@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_everyone_gets_in_one_turn_are_all_remembered() {
+    fn messages_that_every_connection_gets_in_one_turn_are_all_remembered() {
         let mut packed = Packed::new();
         let bodies: Vec<_> = (0..MOST).map(|_| Bytes::from(vec![0; 100])).collect();
         assert!(bodies.iter().all(|body| compresses(&mut packed, 15, b"", body)));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_forgotten_once_nobody_sent_it_for_a_whole_round() {
+    fn a_message_is_forgotten_once_no_connection_sent_it_for_a_whole_round() {
         let (mut packed, body) = (Packed::new(), Bytes::from(vec![0; 100]));
         assert!(compresses(&mut packed, 15, b"", &body));
         for _ in 0..3 {

@@ -244,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_leave_in_order_however_they_are_taken(
+        fn bytes_leave_in_order_however_they_are_read(
             bodies in prop::collection::vec(prop_oneof![0usize..200, 1000usize..6000], 0..40),
             steps in prop::collection::vec((1usize..10_000, 1usize..6, prop::bool::weighted(0.1)), 1..40),
         ) {
