@@ -77,22 +77,22 @@ pub use mainstay_proto::session::{Fate, LostMessages, Message, PeerClose, Window
 pub use mainstay_proto::ws::close::CloseAction;
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
 
-/// A message that was not accepted, and why. It comes back with the error.
+/// Why a message was not accepted. The error holds the message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// What may be kept for the peer is kept already; it fits again once the peer confirms.
+    /// The window is full: as much is kept for the peer as may be. There is room again once the peer acknowledges.
     #[error("the window is full")]
     Full(Message),
-    /// The session is ending or over.
+    /// The session or the client accepts nothing more: it was closed, or it has ended.
     #[error("the session is over")]
     Closed(Message),
-    /// The peer said that it takes no message that is as large.
-    #[error("a message of {} bytes, and the peer takes at most {limit}", message.len())]
+    /// The message is larger than the peer accepts.
+    #[error("a message of {} bytes, and the peer accepts at most {limit}", message.len())]
     TooLarge {
         /// The message.
         message: Message,
-        /// The payload of the largest message that the peer takes, in bytes.
+        /// The payload of the largest message that the peer accepts, in bytes.
         limit: u64,
     },
 }
