@@ -1,4 +1,4 @@
-/** What an application sends from the handlers of `open`, a login, goes before what waited and what is sent again. */
+/** Messages that an application sends in the handlers of `open`, a login, go before those that waited and those sent again. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -11,13 +11,13 @@ import { type Account, Type } from "../src/wire.js";
 import { SessionServer, WebSocket } from "./session-server.js";
 import { until } from "./support.js";
 
-/** Nothing of it was received or handed over. */
+/** The server received and delivered no message of the session. */
 const NOTHING: Account = { acknowledged: 0, delivered: 0, firstLost: 1, count: 0, cause: 5 };
 const LIMIT = { timeout: 20_000 };
 
 function open(t: TestContext, url: string, options: Options = {}): MainstaySocket {
   const socket = new MainstaySocket(url, [], { WebSocket, ...options });
-  // None of these is about waiting.
+  // No test here is about waiting.
   socket.on("status", ({ status }) => status === "waiting" && socket.reconnect());
   t.after(() => socket.suspend());
   return socket;
@@ -55,78 +55,78 @@ const FORMS: [string, (socket: MainstaySocket, login: () => void) => unknown][] 
 ];
 
 for (const [form, listen] of FORMS) {
-  test(`what ${form} sends goes before what waited, and before what a lost session did not deliver`, LIMIT, async (t) => {
+  test(`messages that ${form} sends go before those that waited, and before those that a lost session did not deliver`, LIMIT, async (t) => {
     const server = await SessionServer.open(t);
-    server.onHello = (visit, number) => visit.welcome(number === 2 ? NOTHING : undefined);
-    server.onMessage = (visit) => server.visits.length === 1 ? visit.heard.length === 4 && visit.close(1012) : visit.acknowledge();
+    server.onHello = (connection, number) => connection.welcome(number === 2 ? NOTHING : undefined);
+    server.onMessage = (connection) => server.connections.length === 1 ? connection.received.length === 4 && connection.close(1012) : connection.acknowledge();
     const socket = open(t, server.url);
     const logins: Promise<Outcome>[] = [];
     listen(socket, () => ["login", "subscribe"].forEach((text) => logins.push(socket.send(text).delivered)));
     const orders = ["one", "two"].map((text) => socket.send(text).delivered);
     assert.deepEqual(await Promise.all(orders), ["delivered", "delivered"]);
-    const [first, second] = server.visits;
-    assert.deepEqual(first!.heard, ["login", "subscribe", "one", "two"]);
+    const [first, second] = server.connections;
+    assert.deepEqual(first!.received, ["login", "subscribe", "one", "two"]);
     // A login that was not delivered is sent again like all else.
-    assert.deepEqual(second!.heard, ["login", "subscribe", "login", "subscribe", "one", "two"]);
+    assert.deepEqual(second!.received, ["login", "subscribe", "login", "subscribe", "one", "two"]);
     assert.deepEqual(await Promise.all(logins), ["delivered", "delivered", "delivered", "delivered"]);
     assert.deepEqual([socket.stats.sent, socket.stats.acknowledged, socket.bufferedAmount], [6, 6, 0]);
   });
 }
 
-test("a lost session's messages have a fate each, and what was handed over is not sent again", LIMIT, async (t) => {
+test("each message of a lost session has a fate, and a delivered message is not sent again", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  // Two received, one more handed over, of four.
-  server.onHello = (visit, number) => visit.welcome(number === 2 ? { acknowledged: 2, delivered: 3, firstLost: 1, count: 0, cause: 5 } : undefined);
-  server.onMessage = (visit, message) => (message === "4" && server.visits.length === 1 ? visit.cut() : server.visits.length === 2 && visit.acknowledge());
+  // Four messages: two acknowledged, one more delivered.
+  server.onHello = (connection, number) => connection.welcome(number === 2 ? { acknowledged: 2, delivered: 3, firstLost: 1, count: 0, cause: 5 } : undefined);
+  server.onMessage = (connection, message) => (message === "4" && server.connections.length === 1 ? connection.cut() : server.connections.length === 2 && connection.acknowledge());
   const socket = open(t, server.url);
   const fates: unknown[] = [];
   socket.on("gap", ({ fate }) => fates.push(fate));
   socket.on("open", () => socket.send("login"));
   const sent = ["2", "3", "4"].map((text) => socket.send(text).delivered);
   assert.deepEqual(await Promise.all(sent), ["delivered", "unknown", "delivered"]);
-  assert.deepEqual(server.visits.map(({ heard }) => heard), [["login", "2", "3", "4"], ["login", "4"]]);
+  assert.deepEqual(server.connections.map(({ received }) => received), [["login", "2", "3", "4"], ["login", "4"]]);
   assert.deepEqual(fates, [{ delivered: 2, unknown: 3, last: 4, resent: true, lost: undefined, cause: "replaced" }]);
 });
 
-test("what is sent between a gap and the next open follows what is sent again, in its order", LIMIT, async (t) => {
+test("messages sent between a gap and the next open follow those that are sent again, in order", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   // A key that is refused: the gap comes with the refusal, a connection before the open.
-  server.onHello = (visit, number) => (number === 1 ? visit.write({ type: Type.Refuse, code: 4411, temporary: false, delay: { earliestMs: 0, latestMs: 0 }, account: { acknowledged: 0, delivered: 0, firstLost: 1, count: 0, cause: 1 } }) : number > 2 && visit.welcome());
-  server.onMessage = (visit) => visit.acknowledge();
+  server.onHello = (connection, number) => (number === 1 ? connection.write({ type: Type.Refuse, code: 4411, temporary: false, delay: { earliestMs: 0, latestMs: 0 }, account: { acknowledged: 0, delivered: 0, firstLost: 1, count: 0, cause: 1 } }) : number > 2 && connection.welcome());
+  server.onMessage = (connection) => connection.acknowledge();
   const socket = open(t, server.url);
   const events: string[] = [];
   for (const type of ["gap", "open"] as const) socket.on(type, () => events.push(type));
   socket.on("open", () => socket.send("login"));
   socket.send("1");
-  await until(() => server.visits.length === 2);
+  await until(() => server.connections.length === 2);
   socket.send("2");
-  server.visits[1]!.cut();
+  server.connections[1]!.cut();
   const last = socket.send("3");
   assert.equal(await last.delivered, "delivered");
-  assert.deepEqual([server.visits[2]!.heard, events], [["login", "1", "2", "3"], ["gap", "open"]]);
+  assert.deepEqual([server.connections[2]!.received, events], [["login", "1", "2", "3"], ["gap", "open"]]);
 });
 
-test("a session that goes on has no open: what waited goes on at once", LIMIT, async (t) => {
+test("a session that goes on has no open: waiting messages leave at once", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onHello = (visit, number) => (number === 1 ? visit.welcome() : visit.resume(number, 1, 1));
+  server.onHello = (connection, number) => (number === 1 ? connection.welcome() : connection.resume(number, 1, 1));
   const socket = open(t, server.url);
   socket.on("open", () => socket.send("login"));
   socket.send("1");
-  await until(() => server.visits[0]?.heard.length === 2);
-  server.visits[0]!.cut();
+  await until(() => server.connections[0]?.received.length === 2);
+  server.connections[0]!.cut();
   socket.send("2");
-  await until(() => server.visits[1]?.heard.length === 2);
-  assert.deepEqual(server.visits[1]!.heard, ["1", "2"]);
+  await until(() => server.connections[1]?.received.length === 2);
+  assert.deepEqual(server.connections[1]!.received, ["1", "2"]);
 });
 
-test("a full queue leaves room for what is sent first, and what waits for room comes last", LIMIT, async (t) => {
+test("a full queue leaves room for the messages sent first, and messages that wait for room come last", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onMessage = (visit) => visit.acknowledge();
+  server.onMessage = (connection) => connection.acknowledge();
   const socket = open(t, server.url, { keep: { messages: 2, bytes: 1000 }, whenFull: "wait" });
   socket.on("open", () => ["login", "subscribe"].forEach((text) => socket.send(text)));
   const sent = ["1", "2", "3", "4"].map((text) => socket.send(text).delivered);
   assert.deepEqual(await Promise.all(sent), Array(4).fill("delivered"));
-  assert.deepEqual(server.visits[0]!.heard, ["login", "subscribe", "1", "2", "3", "4"]);
+  assert.deepEqual(server.connections[0]!.received, ["login", "subscribe", "1", "2", "3", "4"]);
 
   const throwing = open(t, server.url, { keep: { messages: 2, bytes: 1000 }, whenFull: "throw" });
   const thrown: unknown[] = [];
@@ -142,23 +142,23 @@ test("a full queue leaves room for what is sent first, and what waits for room c
   throwing.send("1");
   throwing.send("2");
   assert.throws(() => throwing.send("3"), QueueFullError);
-  await until(() => server.visits[1]?.heard.length === 4);
-  assert.deepEqual(server.visits[1]!.heard, ["login 1", "login 2", "1", "2"]);
+  await until(() => server.connections[1]?.received.length === 4);
+  assert.deepEqual(server.connections[1]!.received, ["login 1", "login 2", "1", "2"]);
   assert.ok(thrown.length === 1 && thrown[0] instanceof QueueFullError, "the buffer is bounded all the same");
 });
 
-test("a Blob among what is sent first keeps its place among that, behind what waited", LIMIT, async (t) => {
+test("a Blob among the messages sent first keeps its place among them, after those that waited", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   const socket = open(t, server.url);
   socket.on("open", () => ["login", new Blob(["1234"]), "after"].forEach((message) => socket.send(message)));
   socket.send("waited");
-  await until(() => server.visits[0]?.heard.length === 4);
-  assert.deepEqual(server.visits[0]!.heard, ["login", "waited", 4, "after"]);
+  await until(() => server.connections[0]?.received.length === 4);
+  assert.deepEqual(server.connections[0]!.received, ["login", "waited", 4, "after"]);
 });
 
-test("what waits when a socket is closed leaves in order all the same, behind what open sends", LIMIT, async (t) => {
+test("messages that wait when a socket is closed leave in order all the same, after those that open sends", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onMessage = (visit) => visit.acknowledge();
+  server.onMessage = (connection) => connection.acknowledge();
   const socket = open(t, server.url);
   socket.on("open", () => {
     socket.send("login");
@@ -167,12 +167,12 @@ test("what waits when a socket is closed leaves in order all the same, behind wh
   });
   const { delivered } = socket.send("1");
   assert.equal(await delivered, "delivered");
-  assert.deepEqual(server.visits[0]!.heard, ["login", "1"]);
+  assert.deepEqual(server.connections[0]!.received, ["login", "1"]);
 });
 
 test("a handler of open that leaves the connection loses nothing", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onHello = (visit, number) => (number === 1 ? visit.welcome() : visit.resume(number, 0, 1));
+  server.onHello = (connection, number) => (number === 1 ? connection.welcome() : connection.resume(number, 0, 1));
   const socket = open(t, server.url);
   socket.on("open", () => {
     socket.suspend();
@@ -180,46 +180,46 @@ test("a handler of open that leaves the connection loses nothing", LIMIT, async 
     socket.reconnect();
   });
   socket.send("1");
-  await until(() => server.visits.at(-1)?.heard.length === 2);
-  assert.deepEqual(server.visits.at(-1)!.heard.toSorted(), ["1", "login"]);
+  await until(() => server.connections.at(-1)?.received.length === 2);
+  assert.deepEqual(server.connections.at(-1)!.received.toSorted(), ["1", "login"]);
 });
 
 // ---- plain servers --------------------------------------------------------------------------------
 
-/** Counts its connections, and keeps what each brought. */
-async function plain(t: TestContext): Promise<{ url: string; heard: string[][]; cut(): void }> {
+/** Counts its connections, and keeps the messages of each. */
+async function plain(t: TestContext): Promise<{ url: string; received: string[][]; cut(): void }> {
   const server = new WebSocketServer({ port: 0, host: "127.0.0.1" });
-  const heard: string[][] = [];
+  const received: string[][] = [];
   server.on("connection", (socket) => {
     const mine: string[] = [];
-    heard.push(mine);
+    received.push(mine);
     socket.on("message", (data) => mine.push(String(data)));
   });
   await once(server, "listening");
   const cut = () => server.clients.forEach((client) => client.terminate());
   t.after(() => (cut(), server.close()));
-  return { url: `ws://127.0.0.1:${(server.address() as AddressInfo).port}`, heard, cut };
+  return { url: `ws://127.0.0.1:${(server.address() as AddressInfo).port}`, received, cut };
 }
 
 for (const [name, Socket] of [["@mainstay/client", MainstaySocket], ["@mainstay/client/plain", PlainSocket]] as const) {
-  test(`what waits for a plain server goes behind what open sends, on every connection: ${name}`, LIMIT, async (t) => {
+  test(`messages that wait for a plain server go after those that open sends, on every connection: ${name}`, LIMIT, async (t) => {
     const server = await plain(t);
     const socket = new Socket(server.url, [], { WebSocket });
     t.after(() => socket.close());
     socket.on("open", () => ["login", "subscribe"].forEach((text) => socket.send(text)));
     for (const text of ["1", "2"]) socket.send(text);
-    await until(() => server.heard[0]?.length === 4);
+    await until(() => server.received[0]?.length === 4);
     assert.equal(socket.bufferedAmount, 0);
     server.cut();
     await until(() => socket.status === "waiting");
     for (const text of ["3", "4"]) socket.send(text);
     assert.equal(socket.bufferedAmount, 2);
     socket.reconnect();
-    await until(() => server.heard[1]?.length === 4);
-    assert.deepEqual(server.heard, [["login", "subscribe", "1", "2"], ["login", "subscribe", "3", "4"]]);
+    await until(() => server.received[1]?.length === 4);
+    assert.deepEqual(server.received, [["login", "subscribe", "1", "2"], ["login", "subscribe", "3", "4"]]);
   });
 
-  test(`a handler of open that closes gets its words out, and those that waited: ${name}`, LIMIT, async (t) => {
+  test(`a handler of open that closes sends its messages, and those that waited: ${name}`, LIMIT, async (t) => {
     const server = await plain(t);
     const socket = new Socket(server.url, [], { WebSocket });
     socket.onopen = () => {
@@ -228,8 +228,8 @@ for (const [name, Socket] of [["@mainstay/client", MainstaySocket], ["@mainstay/
     };
     socket.send("1");
     await new Promise((resolve) => socket.on("close", resolve));
-    await until(() => server.heard[0]?.length === 2);
-    assert.deepEqual(server.heard, [["login", "1"]]);
+    await until(() => server.received[0]?.length === 2);
+    assert.deepEqual(server.received, [["login", "1"]]);
   });
 
   test(`a handler of open that leaves a plain server sends on the next connection: ${name}`, LIMIT, async (t) => {
@@ -243,12 +243,12 @@ for (const [name, Socket] of [["@mainstay/client", MainstaySocket], ["@mainstay/
       socket.send("kept");
       socket.reconnect();
     });
-    await until(() => server.heard[1]?.length === 1);
-    assert.deepEqual(server.heard[1], ["kept"]);
+    await until(() => server.received[1]?.length === 1);
+    assert.deepEqual(server.received[1], ["kept"]);
   });
 }
 
-test("towards a plain server what is sent first is unknown at once, and what waited when it is written", LIMIT, async (t) => {
+test("towards a plain server a message sent first is unknown at once, and a waiting message when it is written", LIMIT, async (t) => {
   const server = await plain(t);
   const socket = open(t, server.url);
   const outcomes: string[] = [];

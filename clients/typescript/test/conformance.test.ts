@@ -15,7 +15,7 @@ test("messages decode to their fields and encode to their bytes", () => {
   }
 });
 
-test("malformed messages are refused for what is wrong with them", () => {
+test("malformed messages are refused with the error of their fault", () => {
   const { errors, truncated } = vectors("malformed");
   const refusal = (bytes: Uint8Array<ArrayBuffer>) => {
     try {
@@ -38,7 +38,7 @@ test("close codes tell a client what to do", () => {
 });
 
 for (const exchange of vectors("exchanges")) {
-  test(`a client takes its part: ${exchange.name}`, () => play(exchange, new ClientEnd(exchange)));
+  test(`a client plays its part: ${exchange.name}`, () => play(exchange, new ClientEnd(exchange)));
 }
 
 class ClientEnd implements End {
@@ -60,7 +60,7 @@ class ClientEnd implements End {
   lose(_now: number, id: number, close?: { code: number; reason: string }): void {
     this.session.handleLost(id, close?.code, close?.reason);
   }
-  // What is due is an acknowledgement, and those are looked for whenever something may be written.
+  // Only acknowledgements may be due, and pollTransmit returns those.
   waitUntil(): void {}
   act(_now: number, step: any): boolean {
     if ("sends" in step) assert.ok(this.session.send(step.sends));

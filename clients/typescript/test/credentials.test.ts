@@ -10,7 +10,7 @@ const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
 const bytes = (length: number) => new Uint8Array(length).fill(7);
 const WELCOME = encode({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
 
-/** What two HELLOs present, where `accepted` was presented and accepted between them. */
+/** Returns the credentials of two HELLOs; `accepted` is presented and accepted between them. */
 async function presented(credentials: Options["credentials"], accepted: string): Promise<string[]> {
   const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "mainstay.v1" });
   await once(server, "listening");
@@ -37,11 +37,11 @@ async function presented(credentials: Options["credentials"], accepted: string):
   return hellos;
 }
 
-test("credentials that were accepted later replace those of the options", async () => {
+test("credentials that the server accepted later replace those of the options", async () => {
   assert.deepEqual(await presented("old", "new"), ["old", "new"]);
 });
 
-test("a function of the options is asked again, and has the last word", async () => {
+test("a function of the options is called again, and its result wins", async () => {
   let asked = 0;
   assert.deepEqual(await presented(() => `asked ${++asked}`, "new"), ["asked 1", "asked 2"]);
 });

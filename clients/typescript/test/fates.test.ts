@@ -10,7 +10,7 @@ const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
 const bytes = (length: number) => new Uint8Array(length).fill(7);
 const welcome = (account?: Account) => encode({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 }, account });
 
-test("what waits for room when a session is lost has the fate of the next one", async () => {
+test("a message that waits for room when a session is lost has its fate in the next one", async () => {
   const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "mainstay.v1" });
   await once(server, "listening");
   // The first session is lost and accounted for, the second lost without a word.
@@ -29,14 +29,14 @@ test("what waits for room when a session is lost has the fate of the next one", 
   server.close();
 });
 
-test("a fate is told by the numbers of its session, and what is sent again by those of the next", async () => {
+test("a fate counts in the numbers of its session, and messages that are sent again in those of the next", async () => {
   for (const resend of [true, false]) {
     const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "mainstay.v1" });
     await once(server, "listening");
     let connections = 0;
     server.on("connection", (socket) => {
       const isFirst = !connections++;
-      // Of four, the first was acknowledged, the second delivered, and of the third it is not known.
+      // Four messages: the first two are acknowledged, one more is delivered, and one was never written.
       socket.once("message", () => socket.send(welcome(isFirst ? undefined : { acknowledged: 2, delivered: 3, firstLost: 0, count: 0, cause: 1 })));
       socket.on("message", (data, isBinary) => {
         if (!isBinary) socket.send(encode({ type: Type.Ack, acknowledged: 1 }));

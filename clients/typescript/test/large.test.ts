@@ -20,8 +20,8 @@ const forms: [string, (size: number) => Sendable][] = [
 for (const [form, make] of forms) {
   test(`${form} of the server's limit is sent, one byte more is refused at once`, LIMIT, async (t) => {
     const server = await SessionServer.open(t);
-    server.onHello = (visit) => visit.welcome(undefined, 1001);
-    server.onMessage = (visit) => visit.acknowledge();
+    server.onHello = (connection) => connection.welcome(undefined, 1001);
+    server.onMessage = (connection) => connection.acknowledge();
     const socket = new MainstaySocket(server.url, [], { WebSocket });
     t.after(() => socket.suspend());
     await new Promise((resolve) => socket.on("open", resolve));
@@ -37,13 +37,13 @@ for (const [form, make] of forms) {
     );
     const after = socket.send("after");
     assert.deepEqual([await fits.delivered, await after.delivered], ["delivered", "delivered"]);
-    assert.deepEqual([server.visits.length, server.visits[0]!.heard.at(-1), server.visits[0]!.heard.length], [1, "after", 2]);
+    assert.deepEqual([server.connections.length, server.connections[0]!.received.at(-1), server.connections[0]!.received.length], [1, "after", 2]);
   });
 
-  test(`${form} that waited and is one byte too large is not delivered and one error, and all else is sent`, LIMIT, async (t) => {
+  test(`${form} that waited and is one byte too large is not delivered and one error, and all other messages are sent`, LIMIT, async (t) => {
     const server = await SessionServer.open(t);
-    server.onHello = (visit) => visit.welcome(undefined, 1001);
-    server.onMessage = (visit) => visit.acknowledge();
+    server.onHello = (connection) => connection.welcome(undefined, 1001);
+    server.onMessage = (connection) => connection.acknowledge();
     const socket = new MainstaySocket(server.url, [], { WebSocket });
     t.after(() => socket.suspend());
     const errors: unknown[] = [];
@@ -51,28 +51,28 @@ for (const [form, make] of forms) {
     const sent = ["1", make(1001), make(1002), "2", make(2000), "3"].map((message) => socket.send(message).delivered);
     const expected = ["delivered", "delivered", "not-delivered", "delivered", "not-delivered", "delivered"];
     assert.deepEqual(await Promise.all(sent), expected);
-    assert.deepEqual([errors, server.visits.length, server.visits[0]!.heard.length], [[1002, 2000], 1, 4]);
+    assert.deepEqual([errors, server.connections.length, server.connections[0]!.received.length], [[1002, 2000], 1, 4]);
     assert.deepEqual([socket.stats.sent, socket.bufferedAmount], [4, 0]);
   });
 }
 
-test("what is sent again and is larger than the next server takes is not delivered, what open sends goes first", LIMIT, async (t) => {
+test("a message that is sent again and is larger than the next server accepts is not delivered; messages of open go first", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   const lost: Account = { acknowledged: 0, delivered: 0, firstLost: 1, count: 0, cause: 3 };
-  server.onHello = (visit, number) => (number === 1 ? visit.welcome() : visit.welcome(lost, 100));
-  server.onMessage = (visit) => (server.visits.length > 1 ? visit.acknowledge() : visit.heard.length === 3 && visit.cut());
+  server.onHello = (connection, number) => (number === 1 ? connection.welcome() : connection.welcome(lost, 100));
+  server.onMessage = (connection) => (server.connections.length > 1 ? connection.acknowledge() : connection.received.length === 3 && connection.cut());
   const socket = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => socket.suspend());
   let logins = 0;
   socket.on("open", () => logins++ && socket.send("login"));
   const sent = ["1", "x".repeat(101), "3"].map((message) => socket.send(message).delivered);
   assert.deepEqual(await Promise.all(sent), ["delivered", "not-delivered", "delivered"]);
-  assert.deepEqual(server.visits[1]!.heard, ["login", "1", "3"]);
+  assert.deepEqual(server.connections[1]!.received, ["login", "1", "3"]);
 });
 
-test("a limit is known while the client is away, a server that announces none takes all, and volatile messages have it too", LIMIT, async (t) => {
+test("a limit holds while the client is away, a server that announces none accepts all, and volatile messages have it too", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onHello = (visit, number) => visit.welcome(undefined, number === 1 ? 100 : undefined);
+  server.onHello = (connection, number) => connection.welcome(undefined, number === 1 ? 100 : undefined);
   const socket = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => socket.suspend());
   await until(() => socket.status === "attached");
@@ -83,17 +83,17 @@ test("a limit is known while the client is away, a server that announces none ta
   socket.reconnect();
   await until(() => socket.status === "attached");
   socket.send("x".repeat(101));
-  await until(() => server.visits[1]?.heard.length === 1);
+  await until(() => server.connections[1]?.received.length === 1);
 });
 
-test("behind what waits for room, a message that is too large is refused when that is known", LIMIT, async (t) => {
+test("behind messages that wait for room, a message that is too large is refused once the limit is known", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onHello = (visit) => visit.welcome(undefined, 100);
-  server.onMessage = (visit) => visit.acknowledge();
+  server.onHello = (connection) => connection.welcome(undefined, 100);
+  server.onMessage = (connection) => connection.acknowledge();
   const socket = new MainstaySocket(server.url, [], { WebSocket, keep: { messages: 1, bytes: 1000 }, whenFull: "wait" });
   t.after(() => socket.suspend());
   const sent = ["1", "x".repeat(101), "2"].map((message) => socket.send(message));
   assert.deepEqual(await Promise.all(sent.map(({ delivered }) => delivered)), ["delivered", "not-delivered", "delivered"]);
   await sent[1]!.accepted;
-  assert.deepEqual(server.visits[0]!.heard, ["1", "2"]);
+  assert.deepEqual(server.connections[0]!.received, ["1", "2"]);
 });

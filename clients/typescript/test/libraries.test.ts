@@ -2,7 +2,7 @@
  * Libraries that take a `WebSocket` class, given this one and otherwise as they come.
  *
  * All want `closeOnGap`: they recover by themselves, from a `close` event, and must not go on over a gap as if nothing
- * had happened. They call the class with url and protocols only, so a subclass with the options fixed is handed over.
+ * had happened. They call the class with url and protocols only, so the tests pass a subclass with fixed options.
  * Towards a plain server it ends as any WebSocket does, and they connect again; towards one that speaks `mainstay.v1`
  * they never learn that a connection was lost.
  */
@@ -30,7 +30,7 @@ import { cableTo, until } from "./support.js";
 
 const LIMIT = { timeout: 30_000 };
 
-/** What is handed to a library. */
+/** The class that a library gets. */
 class Socket extends MainstaySocket {
   static opened: Socket[] = [];
 
@@ -96,7 +96,7 @@ function leave(provider: WebsocketProvider): void {
   provider.doc.destroy();
 }
 
-/** As much of y-websocket's server as documents need: the state to whoever comes, and each update to all others. */
+/** The part of y-websocket's server that documents need: the state to each new client, and each update to all others. */
 function shareDocument(doc: Y.Doc): (socket: WebSocket) => void {
   const message = (write: (encoder: encoding.Encoder) => void) => {
     const encoder = encoding.createEncoder();
@@ -118,7 +118,7 @@ function shareDocument(doc: Y.Doc): (socket: WebSocket) => void {
   };
 }
 
-test("a plain server that is silent for too long ends a socket with 1006: our own 4408 would be taken for the server's refusal", LIMIT, async (t) => {
+test("a plain server that is silent for too long ends a socket with 1006: the client's own 4408 would look like the server's refusal", LIMIT, async (t) => {
   const server = await serve(t, () => {});
   const socket = new MainstaySocket(addressOf(server), [], { closeOnGap: true, silenceLimitMs: 50, WebSocket });
   const code = await new Promise((done) => socket.on("close", ({ code }) => done(code)));
@@ -173,7 +173,7 @@ async function graphql(t: TestContext, isFronted: boolean, isWelcome = true) {
   const ticking = new Set<object>();
   let seen = 0;
   const subscription = {
-    // At most ten ahead of what the subscriber has: a cut is then in the middle of the work.
+    // At most ten values ahead of the subscriber, so that a cut is in the middle of the work.
     async *count() {
       for (let count = 1; count <= 100; count++) {
         await until(() => count - seen <= 10);
@@ -303,7 +303,7 @@ async function wire(t: TestContext, server: WebSocketServer, isFronted: boolean,
   return wired;
 }
 
-/** What was begun last ends first: a library whose server goes before it would begin again. */
+/** Ends the newest first: a library whose server ends before it would begin again. */
 function after(t: TestContext, end: () => unknown): void {
   const begun = ends.get(t) ?? [];
   if (!begun.length) t.after(async () => {

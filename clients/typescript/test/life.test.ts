@@ -1,4 +1,4 @@
-/** The life of the sockets as npm carries them, over real connections: what begins each, why one fails, and that a process ends. */
+/** The life of the sockets as npm carries them, over real connections: how each begins, why one fails, and that a process ends. */
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -15,24 +15,24 @@ import { until } from "./support.js";
 const LIMIT = { timeout: 40_000 };
 const entries = [["@mainstay/client", MainstaySocket], ["@mainstay/client/plain", PlainSocket]] as const;
 
-/** A plain server, and what each of its connections brought. */
-async function plain(t: TestContext, port = 0): Promise<{ url: string; port: number; heard: string[][]; cut(): void }> {
+/** A plain server, and the messages of each of its connections. */
+async function plain(t: TestContext, port = 0): Promise<{ url: string; port: number; received: string[][]; cut(): void }> {
   const server = new WebSocketServer({ port, host: "127.0.0.1" });
-  const heard: string[][] = [];
+  const received: string[][] = [];
   server.on("connection", (socket) => {
     const mine: string[] = [];
-    heard.push(mine);
+    received.push(mine);
     socket.on("message", (data) => mine.push(String(data)));
   });
   await once(server, "listening");
   const cut = () => server.clients.forEach((client) => client.terminate());
   t.after(() => (cut(), server.close()));
-  const { port: taken } = server.address() as AddressInfo;
-  return { url: `ws://127.0.0.1:${taken}`, port: taken, heard, cut };
+  const { port: bound } = server.address() as AddressInfo;
+  return { url: `ws://127.0.0.1:${bound}`, port: bound, received, cut };
 }
 
 for (const [name, Socket] of entries) {
-  test(`a greeting is made anew for each connection of a plain server, before what open sends and what waits: ${name}`, LIMIT, async (t) => {
+  test(`a greeting is made anew for each connection of a plain server, before the messages of open and those that wait: ${name}`, LIMIT, async (t) => {
     const server = await plain(t);
     let made = 0;
     const greeting = async () => [`hello ${++made}`, new Uint8Array([120])];
@@ -40,15 +40,15 @@ for (const [name, Socket] of entries) {
     t.after(() => socket.close());
     socket.on("open", () => socket.send("subscribe"));
     socket.send("1");
-    await until(() => server.heard[0]?.length === 4);
+    await until(() => server.received[0]?.length === 4);
     server.cut();
     await until(() => socket.status !== "attached");
     socket.send("2");
-    await until(() => server.heard[1]?.length === 4);
-    assert.deepEqual(server.heard, [["hello 1", "x", "subscribe", "1"], ["hello 2", "x", "subscribe", "2"]]);
+    await until(() => server.received[1]?.length === 4);
+    assert.deepEqual(server.received, [["hello 1", "x", "subscribe", "1"], ["hello 2", "x", "subscribe", "2"]]);
   });
 
-  test(`a socket that starts closed dials when it is told to, and not because a page is visible: ${name}`, LIMIT, async (t) => {
+  test(`a socket that starts closed dials when the application asks for it, and not because a page is visible: ${name}`, LIMIT, async (t) => {
     const server = await plain(t);
     const document = ((globalThis as any).document = Object.assign(new EventTarget(), { hidden: false }));
     t.after(() => delete (globalThis as any).document);
@@ -58,13 +58,13 @@ for (const [name, Socket] of entries) {
     await new Promise((done) => setTimeout(done, 50));
     document.dispatchEvent(new Event("visibilitychange"));
     await new Promise((done) => setTimeout(done, 50));
-    assert.deepEqual([socket.status, server.heard], ["suspended", []]);
+    assert.deepEqual([socket.status, server.received], ["suspended", []]);
     socket.reconnect();
-    await until(() => server.heard[0]?.length === 1);
-    assert.deepEqual(server.heard, [["kept"]]);
+    await until(() => server.received[0]?.length === 1);
+    assert.deepEqual(server.received, [["kept"]]);
   });
 
-  test(`why a connection cannot be opened is told, where the class tells it: ${name}`, LIMIT, async (t) => {
+  test(`the status reports why a connection cannot be opened, if the class reports it: ${name}`, LIMIT, async (t) => {
     const denying = http.createServer().on("upgrade", (_request, socket) => socket.end("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"));
     denying.listen(0, "127.0.0.1");
     await once(denying, "listening");
@@ -93,23 +93,23 @@ for (const [name, Socket] of entries) {
   });
 }
 
-test("a greeting begins each session, and is not said again where one is resumed", LIMIT, async (t) => {
+test("a greeting begins each session, and is not sent again when it is resumed", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onHello = (visit, number) => (number === 2 ? visit.resume(2, 3, 1) : visit.welcome());
-  server.onMessage = (visit) => visit.acknowledge();
+  server.onHello = (connection, number) => (number === 2 ? connection.resume(2, 3, 1) : connection.welcome());
+  server.onMessage = (connection) => connection.acknowledge();
   let made = 0;
   const socket = new MainstaySocket(server.url, [], { WebSocket, greeting: () => `hello ${++made}` });
   t.after(() => socket.close());
   socket.on("open", () => socket.send("subscribe"));
   socket.send("1");
-  await until(() => server.visits[0]?.heard.length === 3);
-  server.visits[0]!.cut();
-  await until(() => server.visits.length === 2 && socket.status === "attached");
+  await until(() => server.connections[0]?.received.length === 3);
+  server.connections[0]!.cut();
+  await until(() => server.connections.length === 2 && socket.status === "attached");
   socket.send("2");
-  await until(() => server.visits[1]!.heard.length === 1);
-  server.visits[1]!.cut();
-  await until(() => server.visits[2]?.heard.length === 2);
-  assert.deepEqual(server.visits.map(({ heard }) => heard), [["hello 1", "subscribe", "1"], ["2"], ["hello 3", "subscribe"]]);
+  await until(() => server.connections[1]!.received.length === 1);
+  server.connections[1]!.cut();
+  await until(() => server.connections[2]?.received.length === 2);
+  assert.deepEqual(server.connections.map(({ received }) => received), [["hello 1", "subscribe", "1"], ["2"], ["hello 3", "subscribe"]]);
 });
 
 test("a greeting that throws is an error and another attempt", LIMIT, async (t) => {
@@ -123,8 +123,8 @@ test("a greeting that throws is an error and another attempt", LIMIT, async (t) 
   t.after(() => socket.close());
   const errors: unknown[] = [];
   socket.on("error", ({ error }) => errors.push(error));
-  await until(() => server.heard[0]?.length === 1);
-  assert.deepEqual([errors.map(String), server.heard], [["SyntaxError: no token yet"], [["hello"]]]);
+  await until(() => server.received[0]?.length === 1);
+  assert.deepEqual([errors.map(String), server.received], [["SyntaxError: no token yet"], [["hello"]]]);
 });
 
 test("reconnect leaves with its code, dials at once and asks for the URL again", LIMIT, async (t) => {
@@ -202,15 +202,15 @@ async function frozen(t: TestContext, protocol: string): Promise<string> {
 }
 
 for (const [entry, protocol] of [["index", "mainstay.v1"], ["index", "plain"], ["plain", "plain"]] as const) {
-  test(`a process ends soon after everything is closed, though its server is frozen: ${entry}, ${protocol}`, LIMIT, async (t) => {
+  test(`a process ends soon after all sockets are closed, though its server is frozen: ${entry}, ${protocol}`, LIMIT, async (t) => {
     const url = await frozen(t, protocol);
     const took = await endsAfter(entry, url, 'socket.on("open", () => { console.log("open"); socket.close(); });', t);
-    // Half a minute is what `ws` waits by itself; the limits of the client are tested in virtual time.
+    // `ws` waits half a minute by itself; the limits of the client are tested in virtual time.
     assert.ok(took < 20_000, `${took} ms`);
   });
 }
 
-test("a process ends at once where a socket is suspended, or was closed while it waited", LIMIT, async (t) => {
+test("a process ends at once if a socket is suspended, or was closed while it waited", LIMIT, async (t) => {
   for (const act of ["socket.suspend()", "socket.close()"]) {
     const took = await endsAfter("index", "ws://127.0.0.1:9/", `socket.on("status", ({ status }) => status === "waiting" && (console.log("waits"), ${act}));`, t);
     assert.ok(took < 20_000, `${act}: ${took} ms`);

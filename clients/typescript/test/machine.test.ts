@@ -5,7 +5,7 @@ import { ClientSession } from "../src/session.js";
 import { SessionMachine } from "../src/sessions.js";
 import { type Control, type Data, decode, encode, type Hello, Type } from "../src/wire.js";
 
-/** A machine, its clock, and all that it did. What it has done so far is asked for when a test looks. */
+/** A machine, its clock, and all that it did. The machine is polled when a test looks. */
 class Stage {
   now = 1_000_000;
   readonly #did: string[] = [];
@@ -55,7 +55,7 @@ class Stage {
     for (let event; (event = this.machine.pollEvent()); ) this.#events.push(event);
   }
 
-  /** Time passes, and what is due is done, as if every timer were on time. */
+  /** Lets time pass, as if every timer were on time. */
   pass(ms: number): void {
     for (const end = this.now + ms; this.now < end; ) {
       this.now = Math.min(end, Math.max(this.now, Math.min(this.machine.pollTimeout(), end)));
@@ -65,7 +65,7 @@ class Stage {
     }
   }
 
-  /** The machine, told what time it is. */
+  /** Returns the machine, after setting its clock. */
   at(later = 0): Machine {
     this.machine.nowMs = this.now + later;
     this.machine.isBusy = this.isBusy;
@@ -75,7 +75,7 @@ class Stage {
 
   step(): void {
     this.at().handleTimeout();
-    // What had arrived is read by now.
+    // Messages that had arrived are read by now.
     if (this.machine.pollTimeout() <= this.now) this.at().handleTimeout();
     this.collect();
   }
@@ -91,7 +91,7 @@ class Stage {
     this.at(later).handleLost(id, code, reason);
   }
 
-  says(id: number, frame: Control): void {
+  serverSends(id: number, frame: Control): void {
     this.arrives(id, encode(frame));
     this.step();
   }
@@ -102,7 +102,7 @@ class Stage {
 
   welcome(id: number, epoch = 1, resumed = false, interval = 25_000): void {
     const bytes = (length: number) => new Uint8Array(length).fill(epoch);
-    this.says(id, { type: Type.Welcome, id: bytes(8), token: bytes(24), epoch, resumed, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: interval, window: { messages: 1024, bytes: 1_048_576 } });
+    this.serverSends(id, { type: Type.Welcome, id: bytes(8), token: bytes(24), epoch, resumed, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: interval, window: { messages: 1024, bytes: 1_048_576 } });
   }
 
   pings(): number {
@@ -151,7 +151,7 @@ test("a client that lost its connection alone comes back sooner, and never in th
   assert.ok(stage.last("status").nextAttemptInMs >= 4000);
 });
 
-test("a connection that was merely accepted does not clear the count of attempts; one that lived for 10 s does, or for 2 s and was of use", () => {
+test("a connection that was merely accepted does not clear the count of attempts; one that lived for 10 s does, or for 2 s and brought a message", () => {
   const attemptsAfter = (ms: number, isUsed: boolean) => {
     const stage = attached();
     (stage.machine as any).attempts = (stage.machine as any).attemptsBefore = 9;
@@ -168,7 +168,7 @@ test("a train ride, a cut every three seconds with messages between them, never 
     const stage = new Stage({}, sessions);
     for (let id = 1; id <= 12; id++) {
       stage.open(id, sessions ? "session" : "plain");
-      if (sessions) stage.says(id, { type: Type.Welcome, id: new Uint8Array(8), token: new Uint8Array(24), epoch: id, resumed: id > 1, acknowledged: 0, first: id, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
+      if (sessions) stage.serverSends(id, { type: Type.Welcome, id: new Uint8Array(8), token: new Uint8Array(24), epoch: id, resumed: id > 1, acknowledged: 0, first: id, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
       stage.pass(2500);
       stage.arrives(id, "news");
       stage.pass(500);
@@ -182,11 +182,11 @@ test("a train ride, a cut every three seconds with messages between them, never 
 test("a connection that is lost after replacements for it failed is followed within a second", () => {
   const stage = attached();
   stage.random = 0.999999;
-  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 0, latestMs: 0 }, closeInMs: 60_000 });
+  stage.serverSends(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 0, latestMs: 0 }, closeInMs: 60_000 });
   for (let id = 2; id < 9; id++) {
     while (stage.machine.dialled !== id) {
       stage.pass(1000);
-      stage.says(1, { type: Type.Ack, acknowledged: 0 });
+      stage.serverSends(1, { type: Type.Ack, acknowledged: 0 });
     }
     stage.lose(id, 1006, "refused");
   }
@@ -194,9 +194,9 @@ test("a connection that is lost after replacements for it failed is followed wit
   assert.ok(stage.last("status").nextAttemptInMs <= 1000, `${stage.last("status").nextAttemptInMs}`);
 });
 
-test("a connection that is lost while its server's advice is followed is followed when the server said", () => {
+test("a connection that is lost while its server's advice is followed has its successor when the server advised", () => {
   const stage = attached();
-  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 5000, latestMs: 9000 }, closeInMs: 60_000 });
+  stage.serverSends(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 5000, latestMs: 9000 }, closeInMs: 60_000 });
   stage.pass(100);
   stage.lose(1, 1012, "");
   assert.ok(stage.last("status").nextAttemptInMs >= 4900, `${stage.last("status").nextAttemptInMs}`);
@@ -220,7 +220,7 @@ test("a WELCOME that does not come within ten seconds of the dial is given up to
   assert.deepEqual(stage.did.slice(0, 2), ["dial 1 offering", "drop 1"]);
 });
 
-test("a silent server is called dead after two announced intervals and five seconds", () => {
+test("a silent server is given up after two announced intervals and five seconds", () => {
   const stage = attached();
   stage.pass(54_999);
   assert.equal(stage.machine.status, "attached");
@@ -228,7 +228,7 @@ test("a silent server is called dead after two announced intervals and five seco
   assert.deepEqual([stage.did[0], stage.last("status").code], ["drop 1", 4408]);
 });
 
-test("a message that takes longer than the limit to arrive is waited for twice as long after every verdict", () => {
+test("a message that takes longer than the limit to arrive has twice the time after each connection that is given up", () => {
   const stage = attached();
   for (const [id, limit] of [[1, 55_000], [2, 110_000], [3, 220_000]] as const) {
     stage.pass(limit - 1);
@@ -262,11 +262,11 @@ test("a timer that fires late drains, then probes, and judges only the probe", (
   assert.equal(stage.machine.status, "connecting", "the replacement that the probe asked for is under way");
 });
 
-test("what was readable before a late verdict is life", () => {
+test("a message that was readable before a late timer shows life", () => {
   const stage = attached();
   stage.now += 600_000;
   stage.at().handleTimeout();
-  stage.says(1, { type: Type.Ack, acknowledged: 0 });
+  stage.serverSends(1, { type: Type.Ack, acknowledged: 0 });
   stage.at().handleTimeout();
   assert.equal(stage.pings(), 0);
   assert.equal(stage.machine.status, "attached");
@@ -274,7 +274,7 @@ test("what was readable before a late verdict is life", () => {
 
 test("a probe without an answer for a second opens a replacement; an answer calls that off", () => {
   const stage = attached();
-  stage.at().wake();
+  stage.at().probeNow();
   stage.step();
   assert.equal(stage.pings(), 1);
   stage.pass(999);
@@ -284,17 +284,17 @@ test("a probe without an answer for a second opens a replacement; an answer call
   assert.equal(stage.machine.status, "attached", "the old one is used until then");
 
   const answered = attached();
-  answered.at().wake();
+  answered.at().probeNow();
   answered.step();
   answered.pass(300);
-  answered.says(1, { type: Type.Pong, nonce: 1, sent: 0, acknowledged: 0 });
+  answered.serverSends(1, { type: Type.Pong, nonce: 1, sent: 0, acknowledged: 0 });
   answered.pass(5000);
   assert.deepEqual([answered.did, answered.machine.rtt], [[], 150], "WELCOME was the first sample, after 0 ms; a slow answer counts half");
 });
 
 test("a replacement that is welcomed takes over without a moment detached", () => {
   const stage = attached();
-  stage.at().wake();
+  stage.at().probeNow();
   stage.pass(1000);
   stage.open(2);
   stage.events.length = 0;
@@ -304,7 +304,7 @@ test("a replacement that is welcomed takes over without a moment detached", () =
   assert.equal(stage.machine.loss, undefined);
 });
 
-/** What the client wrote, by what it is: probes, acknowledgements, messages. */
+/** The kinds of what the client wrote: probes, messages, others. */
 const kinds = (stage: Stage) => stage.written.splice(0).map(([, data]) => (typeof data === "string" ? "message" : decode(data)!.type === Type.Ping ? "probe" : "other"));
 
 test("a message that nothing acknowledges for three seconds is a reason to probe, and the cut is noticed two seconds later", () => {
@@ -331,7 +331,7 @@ test("a client that sends all the time notices a cut five seconds after the last
       stage.machine.send(`${++sent}`);
       stage.step();
       stage.pass(100);
-      if (!isCut && i % 3 === 0) stage.says(1, { type: Type.Ack, acknowledged: sent });
+      if (!isCut && i % 3 === 0) stage.serverSends(1, { type: Type.Ack, acknowledged: sent });
     }
   };
   for (let i = 0; i < 20; i++) second(false);
@@ -340,20 +340,20 @@ test("a client that sends all the time notices a cut five seconds after the last
   assert.deepEqual([stage.machine.current, stage.last("status").code], [0, 4408]);
 });
 
-test("an idle client, and one whose messages are acknowledged, write not a byte of their own in ten minutes", () => {
+test("an idle client, and one whose messages are acknowledged, write no byte of their own in ten minutes", () => {
   const stage = attached();
   stage.machine.send("one");
   stage.step();
-  stage.says(1, { type: Type.Ack, acknowledged: 1 });
+  stage.serverSends(1, { type: Type.Ack, acknowledged: 1 });
   stage.written.length = 0;
   for (let i = 0; i < 30; i++) {
     stage.pass(20_000);
-    stage.says(1, { type: Type.Ack, acknowledged: 1 });
+    stage.serverSends(1, { type: Type.Ack, acknowledged: 1 });
   }
   assert.deepEqual(stage.written, []);
 });
 
-test("a server that lives and acknowledges nothing is asked once for what was written, and again for what is written later", () => {
+test("a server that lives and acknowledges nothing is probed once for the messages written, and again for those written later", () => {
   const stage = attached();
   const asked: number[] = [];
   const from = stage.now;
@@ -361,7 +361,7 @@ test("a server that lives and acknowledges nothing is asked once for what was wr
     for (; stage.now - from < seconds * 1000; stage.pass(100)) {
       if (!stage.pings()) continue;
       asked.push(Math.round((stage.now - from) / 1000));
-      stage.says(1, { type: Type.Pong, nonce, sent: 0, acknowledged: 0 });
+      stage.serverSends(1, { type: Type.Pong, nonce, sent: 0, acknowledged: 0 });
     }
   };
   stage.machine.send("a job for minutes");
@@ -373,7 +373,7 @@ test("a server that lives and acknowledges nothing is asked once for what was wr
   assert.deepEqual([asked, stage.machine.status, stage.did], [[3, 33], "attached", []]);
 });
 
-test("what has not left is no reason to probe: a slow upload is not called dead, and no replacement is opened", () => {
+test("bytes that have not left are no reason to probe: a slow upload is not given up, and no replacement is opened", () => {
   const stage = attached();
   stage.machine.send("many bytes");
   stage.isBusy = true;
@@ -385,7 +385,7 @@ test("what has not left is no reason to probe: a slow upload is not called dead,
   assert.equal(stage.pings(), 0, "it is looked at every three seconds, and not asked for as soon as it has left");
 });
 
-test("what is large is given a second for each megabyte: what is on its way to the server, and what may come from it", () => {
+test("a large message has a second for each megabyte: on its way to the server, and from it", () => {
   const stage = attached();
   const verdictAfter = () => {
     const from = stage.now;
@@ -406,7 +406,7 @@ test("what is large is given a second for each megabyte: what is on its way to t
   assert.equal(receiver.machine.current, 0);
 });
 
-test("a slow link is given four round trips, and a server that judged for long at first is not taken for one", () => {
+test("a slow link has four round trips, and a server that judged for long at first does not count as one", () => {
   const stage = new Stage();
   stage.open(1);
   stage.pass(9000);
@@ -419,7 +419,7 @@ test("a slow link is given four round trips, and a server that judged for long a
   stage.pass(1);
   assert.equal(stage.pings(), 1);
   stage.pass(3000);
-  stage.says(1, { type: Type.Pong, nonce: 1, sent: 0, acknowledged: 1 });
+  stage.serverSends(1, { type: Type.Pong, nonce: 1, sent: 0, acknowledged: 1 });
   assert.equal(stage.machine.rtt, 2000);
   stage.machine.send("farther");
   stage.step();
@@ -429,18 +429,18 @@ test("a slow link is given four round trips, and a server that judged for long a
   assert.equal(stage.pings(), 1);
 });
 
-test("while another connection is being opened, what the old one does not acknowledge is no verdict", () => {
+test("while another connection is being opened, the old one is not given up for missing acknowledgements", () => {
   const stage = attached();
   stage.machine.send("one");
   stage.step();
-  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 0, latestMs: 0 }, closeInMs: 60_000 });
+  stage.serverSends(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 0, latestMs: 0 }, closeInMs: 60_000 });
   stage.pass(1200);
   stage.open(2);
   stage.pass(8000);
   assert.deepEqual([stage.pings(), stage.machine.current], [0, 1]);
 });
 
-test("what was sent to a plain server that can be probed, and not answered, is a reason to probe; without a ping there is none", () => {
+test("an unanswered message to a plain server with a ping is a reason to probe; without a ping there is none", () => {
   const ping = { message: "ping", matches: (data: unknown) => data === "pong", intervalMs: 60_000 };
   const stage = new Stage({ ping }, false);
   stage.open(1, "plain");
@@ -470,7 +470,7 @@ test("what was sent to a plain server that can be probed, and not answered, is a
   assert.deepEqual([mute.written.length, mute.machine.status, mute.machine.pollTimeout()], [1, "attached", Infinity]);
 });
 
-test("a peer whose answers take longer than a probe waits is called dead once at most: then it is given longer", () => {
+test("a peer whose answers take longer than a probe waits is given up once at most: then it has longer", () => {
   for (const [first, takes] of [[undefined, 2500], [20, 2500], [20, 6000]] as const) {
     const ping = { message: "ping", matches: (data: unknown) => data === "pong", intervalMs: 25_000 };
     const stage = new Stage({ ping }, false);
@@ -478,7 +478,7 @@ test("a peer whose answers take longer than a probe waits is called dead once at
     stage.machine.rtt = first;
     let verdicts = 0;
     for (let i = 0, id = 1; i < 10; i++) {
-      stage.at().wake();
+      stage.at().probeNow();
       stage.step();
       for (let waited = 0; waited < takes && stage.machine.current === id; waited += 500) stage.pass(500);
       if (stage.machine.current === id) stage.arrives(id, "pong");
@@ -493,11 +493,11 @@ test("a peer whose answers take longer than a probe waits is called dead once at
   }
 });
 
-test("a session's probe is given four times as long after a verdict, until the server does something", () => {
+test("a session's probe has four times as long after a connection is given up, until the server makes progress", () => {
   const stage = attached();
   const verdictAfter = (limit: number) => {
     const id = stage.machine.current;
-    stage.at().wake();
+    stage.at().probeNow();
     stage.step();
     stage.pass(limit - 1);
     assert.equal(stage.machine.current, id, `${limit}`);
@@ -508,23 +508,23 @@ test("a session's probe is given four times as long after a verdict, until the s
     stage.welcome(stage.machine.dialled, id + 1, true);
   };
   for (const limit of [2000, 8000, 32_000]) verdictAfter(limit);
-  stage.says(stage.machine.current, { type: Type.Ack, acknowledged: 0 });
+  stage.serverSends(stage.machine.current, { type: Type.Ack, acknowledged: 0 });
   verdictAfter(2000);
 });
 
-test("of many requests to look at the peer one probe comes while it is open", () => {
+test("many requests to probe the peer make one probe while it is open", () => {
   const stage = attached();
   for (let i = 0; i < 20; i++) {
-    stage.at().wake();
+    stage.at().probeNow();
     stage.step();
   }
   assert.equal(stage.pings(), 1);
 });
 
-test("a probe leaves when what was written before it has, and its time counts from then", () => {
+test("a probe leaves when the bytes before it have left, and its time counts from then", () => {
   const stage = attached();
   stage.isBusy = true;
-  stage.at().wake();
+  stage.at().probeNow();
   stage.pass(10_000);
   assert.deepEqual([stage.pings(), stage.machine.status], [0, "attached"]);
   stage.isBusy = false;
@@ -536,17 +536,17 @@ test("a probe leaves when what was written before it has, and its time counts fr
   assert.equal(stage.last("status").code, 4408);
 });
 
-test("a replacement is opened a second after it was asked for, though the probe cannot leave", () => {
+test("a replacement is opened a second after the probe was asked for, though the probe cannot leave", () => {
   const stage = attached();
   stage.isBusy = true;
-  stage.at().wake();
+  stage.at().probeNow();
   stage.pass(999);
   assert.deepEqual(stage.did, []);
   stage.pass(1);
   assert.deepEqual(stage.did, ["dial 2 offering"]);
 });
 
-test("the silence limit of a plain server is a verdict, and without one there is none", () => {
+test("a plain server is given up at its silence limit, and never without one", () => {
   const limited = new Stage({ silenceLimitMs: 8000 }, false);
   limited.open(1, "plain");
   limited.pass(7999);
@@ -560,7 +560,7 @@ test("the silence limit of a plain server is a verdict, and without one there is
   assert.equal(patient.machine.status, "attached");
 });
 
-test("an application's own ping is sent every interval, its answer is not handed on, and none is a verdict", () => {
+test("an application's own ping is sent every interval, its answer is not delivered, and a missing answer gives the connection up", () => {
   const stage = new Stage({ ping: { message: "ping", matches: (data) => data === "pong", intervalMs: 10_000 } }, false);
   stage.open(1, "plain");
   stage.pass(10_000);
@@ -585,7 +585,7 @@ test("every re-attach of a plain server is a gap of unknown size", () => {
   assert.equal(stage.events.filter(({ type }) => type === "gap").length, 1);
 });
 
-test("a plain server that closes with a code of its own ends the client only if that is asked for", () => {
+test("a plain server that closes with a code of its own ends the client only if the options say so", () => {
   for (const [closeWithPeer, status] of [[false, "waiting"], [true, "ended"]] as const) {
     const stage = new Stage({ closeWithPeer }, false);
     stage.open(1, "plain");
@@ -594,7 +594,7 @@ test("a plain server that closes with a code of its own ends the client only if 
   }
 });
 
-test("a server that answers an offer with nothing is asked again without one, and offered once more before it counts as plain", () => {
+test("a server that answers an offer with no subprotocol gets an attempt without one, and one more offer before it counts as plain", () => {
   const stage = new Stage();
   stage.lose(1, 1006, "");
   stage.pass(1000);
@@ -610,7 +610,7 @@ test("a server that answers an offer with nothing is asked again without one, an
   assert.equal(stage.did.at(-1), "dial 4");
 });
 
-test("a server that was only away when it was offered sessions is not taken for a plain one", () => {
+test("a server that was only away when the client offered sessions does not count as plain", () => {
   const stage = new Stage();
   stage.lose(1, 1006, "");
   stage.pass(1000);
@@ -634,7 +634,7 @@ test("a client that ends, or is suspended, while an offer is made once more leav
   }
 });
 
-/** A client whose offer a server answered with nothing, whose trial is open as 2, and whose second offer is under way as 3. */
+/** A client whose offer the server answered with no subprotocol, whose trial is open as 2, and whose second offer is under way as 3. */
 function onTrial(config: MachineConfig = {}): Stage {
   const stage = new Stage(config);
   stage.lose(1, 1006, "");
@@ -643,7 +643,7 @@ function onTrial(config: MachineConfig = {}): Stage {
   return stage;
 }
 
-test("a plain server that says something and closes at once is heard: the message, then the code", () => {
+test("a plain server that sends a message and closes at once is read: the message, then the code", () => {
   for (const [code, status] of [[3000, "ended"], [4401, "waiting"], [1000, "waiting"], [1008, "waiting"]] as const) {
     const stage = onTrial();
     stage.arrives(2, "you may not come in");
@@ -661,7 +661,7 @@ test("a plain server that says something and closes at once is heard: the messag
   assert.deepEqual([silent.machine.status, silent.last("close").code], ["ended", 4401], "a code alone is a word, too");
 });
 
-test("a server that closes the trial because it restarts, or is gone, is not taken for a plain one", () => {
+test("a server that closes the trial because it restarts, or is gone, does not count as plain", () => {
   for (const code of [1001, 1012, 1013, 1006]) {
     const stage = onTrial();
     if (code !== 1006) stage.arrives(2, "hello, plain client");
@@ -673,7 +673,7 @@ test("a server that closes the trial because it restarts, or is gone, is not tak
   }
 });
 
-test("a server that answers the second offer with a session speaks sessions, whatever it said on the trial", () => {
+test("a server that answers the second offer with a session speaks sessions, whatever it sent on the trial", () => {
   const stage = onTrial();
   stage.arrives(2, "hello, plain client");
   stage.lose(2, 4000, "enough");
@@ -682,12 +682,12 @@ test("a server that answers the second offer with a session speaks sessions, wha
   assert.deepEqual([stage.machine.mode, stage.last("message"), stage.machine.status], ["session", undefined, "attached"]);
 });
 
-test("what a trial brought that came to nothing is not handed over by a later connection", () => {
+test("messages of a trial that failed are not delivered by a later connection", () => {
   const stage = onTrial();
   stage.arrives(2, "hello, plain client");
   stage.lose(2, 4000, "enough");
   stage.at().suspend();
-  stage.at().wake();
+  stage.at().probeNow();
   stage.step();
   stage.at().handleOpened(stage.machine.dialled, "plain");
   stage.step();
@@ -718,7 +718,7 @@ test("an attempt that was given up, or that a function of the options prevented,
   assert.equal(stage.machine.status, "waiting", "and one without an answer is not followed at once");
 });
 
-test("a server that turned plain is served once it has forgotten the session, with one gap", () => {
+test("a server that turned plain is accepted once it has forgotten the session, with one gap", () => {
   for (const isBrowser of [false, true]) {
     const stage = attached();
     stage.machine.send("a");
@@ -747,10 +747,10 @@ test("a server that turned plain is served once it has forgotten the session, wi
   }
 });
 
-test("where there was a session a plain server is the last thing to be tried for, however short the session is kept", () => {
+test("after a session, an attempt without an offer is the last resort, however short the session is kept", () => {
   const stage = new Stage();
   stage.open(1);
-  stage.says(1, { type: Type.Welcome, id: new Uint8Array(8), token: new Uint8Array(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 100, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
+  stage.serverSends(1, { type: Type.Welcome, id: new Uint8Array(8), token: new Uint8Array(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 100, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
   stage.lose(1, 1006, "");
   for (let id = 2; id < 6; id++) {
     while (stage.machine.dialled !== id) stage.pass(100);
@@ -759,7 +759,7 @@ test("where there was a session a plain server is the last thing to be tried for
   assert.ok(stage.did.filter((line) => line.startsWith("dial")).every((line) => line.endsWith("offering")), stage.did.join());
 });
 
-test("a session that outlived the absence is resumed, though the server was tried as a plain one", () => {
+test("a session that outlived the absence is resumed, though the client tried the server as a plain one", () => {
   const stage = attached();
   stage.lose(1, 1006, "");
   stage.pass(200_000);
@@ -781,7 +781,7 @@ test("a lost session is one gap, though the server refuses the next key for its 
     if (!gaps()) stage.welcome(id, id, true);
   }
   assert.equal((decode(stage.written.findLast(([, data]) => decode(data)?.type === Type.Hello)![1]) as Hello).keyAgeMs, 0, "a new key was never sent before");
-  stage.says(id, { type: Type.Refuse, code: 4411, temporary: false, delay: { earliestMs: 0, latestMs: 0 } });
+  stage.serverSends(id, { type: Type.Refuse, code: 4411, temporary: false, delay: { earliestMs: 0, latestMs: 0 } });
   stage.pass(1000);
   stage.open(++id);
   stage.welcome(id);
@@ -794,17 +794,17 @@ test("a key that is refused before anything was written is no gap: nothing is lo
   stage.lose(1, 1006, "");
   stage.pass(1000);
   stage.open(2);
-  stage.says(2, { type: Type.Refuse, code: 4411, temporary: false, delay: { earliestMs: 0, latestMs: 0 } });
+  stage.serverSends(2, { type: Type.Refuse, code: 4411, temporary: false, delay: { earliestMs: 0, latestMs: 0 } });
   stage.pass(1000);
   stage.open(3);
   stage.welcome(3);
   assert.deepEqual([stage.machine.status, stage.events.map(({ type }) => type)], ["attached", ["session", "open"]]);
 });
 
-test("an attempt that hangs for two seconds is not waited for when somebody asks; the next may take twice as long", () => {
+test("an attempt that hangs for two seconds is abandoned when the page asks for a connection; the next may take twice as long", () => {
   const stage = new Stage();
   const ask = () => {
-    stage.at().wake();
+    stage.at().probeNow();
     stage.step();
   };
   stage.pass(1999);
@@ -825,7 +825,7 @@ test("an attempt that hangs for two seconds is not waited for when somebody asks
 
 test("a connection that is lost beside a replacement that hangs is followed within a second", () => {
   const stage = attached();
-  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 0, latestMs: 0 }, closeInMs: 60_000 });
+  stage.serverSends(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 0, latestMs: 0 }, closeInMs: 60_000 });
   stage.pass(1000);
   assert.equal(stage.machine.dialled, 2);
   stage.pass(3000);
@@ -834,7 +834,7 @@ test("a connection that is lost beside a replacement that hangs is followed with
   assert.deepEqual(stage.did, ["dial 2 offering", "drop 2", "dial 3 offering"]);
 });
 
-test("a client gives up after as many attempts in a row as it may make, with the code of the last", () => {
+test("a client gives up after the configured number of attempts in a row, with the code of the last", () => {
   for (const [maxRetries, dials] of [[0, 2], [3, 8]] as const) {
     const stage = new Stage({ maxRetries });
     for (let id = 1; stage.machine.status !== "ended" && id < 20; id++) {
@@ -854,7 +854,7 @@ test("a client gives up after as many attempts in a row as it may make, with the
   }
 });
 
-test("the application says after which losses the client stays away, and is asked about each", () => {
+test("the application decides after which losses the client stays away, and is asked about each", () => {
   const asked: number[] = [];
   const shouldReconnectOnClose = ({ code }: { code: number }) => asked.push(code) < 3 && code !== 4001;
   const stage = new Stage({ shouldReconnectOnClose }, false);
@@ -876,7 +876,7 @@ test("the application says after which losses the client stays away, and is aske
   assert.equal(own.machine.status, "suspended", "leaving is no loss");
 });
 
-test("a function of the options that throws is told as an error, and what it was asked about goes on", () => {
+test("a function of the options that throws is reported as an error, and the client goes on", () => {
   const oops = (): never => {
     throw new SyntaxError("oops");
   };
@@ -888,7 +888,7 @@ test("a function of the options that throws is told as an error, and what it was
   assert.deepEqual([stage.events.filter(({ type }) => type === "error").length, stage.machine.status], [2, "waiting"]);
 });
 
-test("a client that is told to reconnect leaves with the code, dials at once and counts its attempts anew; after the end it does nothing", () => {
+test("reconnect leaves with the code, dials at once and counts attempts anew; after the end it has no effect", () => {
   const stage = attached();
   (stage.machine as any).attempts = 7;
   stage.at().reconnect(4000, "another room");
@@ -911,7 +911,7 @@ test("a client that is told to reconnect leaves with the code, dials at once and
   assert.deepEqual([ended.machine.status, ended.machine.pollTimeout()], ["ended", Infinity]);
 });
 
-test("an END that nothing answers is over with the probe that goes with it, and not clean", () => {
+test("an END without an answer ends with the probe after it, and is not clean", () => {
   const stage = attached();
   stage.at().close(1000, "bye");
   stage.step();
@@ -921,7 +921,7 @@ test("an END that nothing answers is over with the probe that goes with it, and 
   assert.deepEqual([stage.machine.status, stage.last("close").code, stage.last("close").wasClean], ["ended", 1000, false]);
 });
 
-test("a Close that a plain server does not answer is over after five seconds; with bytes that have not left, after ten", () => {
+test("a Close that a plain server does not answer ends after five seconds; with bytes that have not left, after ten", () => {
   for (const [isBusy, limit] of [[false, 5000], [true, 10_000]] as const) {
     const stage = new Stage({}, false);
     stage.open(1, "plain");
@@ -939,17 +939,17 @@ test("a Close that a plain server does not answer is over after five seconds; wi
 test("GOAWAY is followed within its delay, and before the server closes", () => {
   const stage = attached();
   stage.random = 0.999999;
-  stage.says(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 2000, latestMs: 30_000 }, closeInMs: 6000 });
+  stage.serverSends(1, { type: Type.GoAway, reason: "restart", delay: { earliestMs: 2000, latestMs: 30_000 }, closeInMs: 6000 });
   stage.pass(1999);
   assert.deepEqual(stage.did, []);
   stage.pass(4001);
   assert.deepEqual(stage.did, ["dial 2 offering"]);
 });
 
-test("the advice of a REFUSE wins over the client's own delay, and a final one ends it", () => {
+test("the advice of a REFUSE takes precedence over the client's own delay, and a final REFUSE ends the client", () => {
   const stage = new Stage();
   stage.open(1);
-  stage.says(1, { type: Type.Refuse, code: 4413, temporary: true, delay: { earliestMs: 5000, latestMs: 9000 } });
+  stage.serverSends(1, { type: Type.Refuse, code: 4413, temporary: true, delay: { earliestMs: 5000, latestMs: 9000 } });
   const { nextAttemptInMs } = stage.last("status");
   assert.ok(nextAttemptInMs >= 5000 && nextAttemptInMs <= 9000, String(nextAttemptInMs));
   stage.pass(9000);
@@ -958,12 +958,12 @@ test("the advice of a REFUSE wins over the client's own delay, and a final one e
   assert.ok(stage.last("status").nextAttemptInMs <= 500, "it was about one attempt");
   stage.pass(500);
   stage.open(3);
-  stage.says(3, { type: Type.Refuse, code: 4501, temporary: false, delay: { earliestMs: 0, latestMs: 0 } });
+  stage.serverSends(3, { type: Type.Refuse, code: 4501, temporary: false, delay: { earliestMs: 0, latestMs: 0 } });
   assert.deepEqual([stage.machine.status, stage.last("close").code], ["ended", 4501]);
   assert.equal(stage.machine.pollTimeout(), Infinity);
 });
 
-test("a client that is asked to end before it ever had a connection ends at once; one that sent something first delivers it", () => {
+test("a client that is closed before it ever had a connection ends at once; one that has sent a message delivers it first", () => {
   const stage = new Stage();
   stage.at().close(1000, "");
   assert.deepEqual([stage.machine.status, stage.last("close").wasClean], ["ended", false]);
@@ -978,7 +978,7 @@ test("a client that is asked to end before it ever had a connection ends at once
   assert.deepEqual([sender.machine.status, sender.last("close").fate.last], ["ended", 1]);
 });
 
-test("a close with 1013 says when to come back: that wins over the client's own delay, and is spread", () => {
+test("a close with 1013 states when to come back: that takes precedence over the client's own delay, and is spread", () => {
   for (const sessions of [true, false]) {
     const waits = (reason: string, code = 1013) =>
       [0, 0.999999].map((random) => {
@@ -996,7 +996,7 @@ test("a close with 1013 says when to come back: that wins over the client's own 
   }
 });
 
-test("a server that restarts is come back to within a second, and its session goes on", () => {
+test("a client comes back to a restarted server within a second, and its session goes on", () => {
   const stage = attached();
   stage.lose(1, 1012, "");
   assert.ok(stage.last("status").nextAttemptInMs <= 1000);
@@ -1006,9 +1006,9 @@ test("a server that restarts is come back to within a second, and its session go
   assert.equal(stage.last("session").resumed, true);
 });
 
-test("a mark of a backend that was replaced costs no acknowledgement and no timer", () => {
+test("a REPLACED costs no acknowledgement and no timer", () => {
   const stage = attached();
-  stage.says(1, { type: Type.Replaced, after: 0, count: 1 });
+  stage.serverSends(1, { type: Type.Replaced, after: 0, count: 1 });
   const { clientSession } = stage.machine as SessionMachine;
   assert.deepEqual(clientSession.deliver(stage.now), { first: 1, count: 0, bytes: 0 });
   assert.deepEqual([clientSession.pollTimeout(), clientSession.flow.inbox.acknowledged, clientSession.flow.inbox.delivered], [Infinity, 0, 0]);
@@ -1016,20 +1016,20 @@ test("a mark of a backend that was replaced costs no acknowledgement and no time
   assert.equal(clientSession.deliver(stage.now)?.first, 1);
 });
 
-test("a suspended client stays away until it is asked to come back, and its session goes on", () => {
+test("a suspended client stays away until the application reconnects, and its session goes on", () => {
   const stage = attached();
   stage.at().suspend();
   assert.deepEqual([stage.machine.status, stage.did], ["suspended", ["drop 1"]]);
   stage.pass(3600_000);
   assert.equal(stage.did.length, 1);
-  stage.at().wake();
+  stage.at().probeNow();
   stage.step();
   stage.open(2);
   stage.welcome(2, 2, true);
   assert.deepEqual([stage.machine.status, stage.last("session").resumed], ["attached", true]);
 });
 
-test("what a server sends against the protocol fails the connection with 4400, is one error, and keeps the session", () => {
+test("a message against the protocol fails the connection with 4400, is one error, and keeps the session", () => {
   const hostile: [string, Data][] = [
     ["an unknown type", Uint8Array.of(0x0d)],
     ["no bytes", new Uint8Array()],
@@ -1053,20 +1053,20 @@ test("what a server sends against the protocol fails the connection with 4400, i
   }
 });
 
-test("of credentials that wait for a verdict only the newest are reported, and each has its AUTH", () => {
+test("only the newest of the credentials that wait for a verdict are reported, and each has its AUTH", () => {
   const stage = attached();
   const { clientSession } = stage.machine as SessionMachine;
   const judged = () => stage.events.filter(({ type }) => type === "authenticated").map((event: any) => event.accepted);
   for (const credentials of [Uint8Array.of(1), Uint8Array.of(2)]) clientSession.authenticate(credentials);
-  stage.says(1, { type: Type.AuthResult, accepted: true, expiresInMs: 0 });
+  stage.serverSends(1, { type: Type.AuthResult, accepted: true, expiresInMs: 0 });
   assert.deepEqual(judged(), []);
-  stage.says(1, { type: Type.AuthResult, accepted: false, expiresInMs: 0 });
+  stage.serverSends(1, { type: Type.AuthResult, accepted: false, expiresInMs: 0 });
   assert.deepEqual(judged(), [false]);
   const presented = stage.written.map(([, data]) => decode(data)).filter((frame) => frame?.type === Type.Auth);
   assert.deepEqual(presented.map((frame) => frame?.credentials), [Uint8Array.of(1), Uint8Array.of(2)]);
 });
 
-test("positions that differ end the session, with one error and one end", () => {
+test("positions that differ end the session, with one error and one close", () => {
   const stage = attached();
   stage.arrives(1, encode({ type: Type.Ping, nonce: 1, sent: 5, acknowledged: 0 }));
   stage.step();
@@ -1076,7 +1076,7 @@ test("positions that differ end the session, with one error and one end", () => 
   assert.equal(end?.code, 4400);
 });
 
-test("more than the window is refused, and nothing of it is handed over", () => {
+test("a message beyond the window is refused, and not delivered", () => {
   const stage = attached();
   for (let i = 0; i < 1024; i++) stage.arrives(1, `${i}`);
   assert.equal(stage.machine.status, "attached");
@@ -1084,7 +1084,7 @@ test("more than the window is refused, and nothing of it is handed over", () => 
   assert.deepEqual(stage.did, ["drop 1 4400"]);
 });
 
-test("nothing but WELCOME and REFUSE may come before WELCOME", () => {
+test("only WELCOME and REFUSE may come before WELCOME", () => {
   for (const message of ["early", encode({ type: Type.Ping, nonce: 1, sent: 0, acknowledged: 0 })]) {
     const stage = new Stage();
     stage.open(1);

@@ -29,7 +29,7 @@ function Status({ url }: { url: string | undefined }) {
   return createElement("p", null, render.status);
 }
 
-test("a mounted component shows what its socket is doing, and renders again when that changes", LIMIT, async (t) => {
+test("a mounted component shows the status of its socket, and renders again when it changes", LIMIT, async (t) => {
   const { url, visitors } = await serve(t);
   const page = mount(t);
   page.render(createElement(Status, { url }));
@@ -44,7 +44,7 @@ test("a mounted component shows what its socket is doing, and renders again when
   assert.deepEqual(changes, ["connecting", "attached", "waiting", "connecting", "attached", "closing", "ended"]);
 });
 
-test("a component that goes closes its socket", LIMIT, async (t) => {
+test("a component that unmounts closes its socket", LIMIT, async (t) => {
   const { url, visitors } = await serve(t);
   const page = mount(t);
   page.render(createElement(Status, { url }));

@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 
 const at = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 
-test("what README.md shows compiles", () => {
+test("the examples of README.md compile", () => {
   // Under `dist`, which no commit has, so that packages are found as from anywhere in this one.
   const folder = at("../dist/readme");
   rmSync(folder, { recursive: true, force: true });

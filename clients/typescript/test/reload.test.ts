@@ -1,4 +1,4 @@
-/** What a page leaves in `sessionStorage`, and what the next one does with it. Real pages are in `clients/proof`. */
+/** The entry that a page leaves in `sessionStorage`, and how the next page uses it. Real pages are in `clients/proof`. */
 
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
@@ -10,7 +10,7 @@ import { until } from "./support.js";
 
 const LIMIT = { timeout: 20_000 };
 
-/** A page's globals; `leave` is what a browser does when it goes. */
+/** The globals of a page; `leave` fires the events of a page that goes. */
 function page(t: TestContext): { leave(): void } {
   const stored = new Map<string, string>();
   const window = new EventTarget();
@@ -29,19 +29,19 @@ function page(t: TestContext): { leave(): void } {
 }
 
 for (const isKnown of [true, false]) {
-  test(`what a page left behind is ${isKnown ? "sent before" : "sent again behind"} what the next one sends first, where its session ${isKnown ? "goes on" : "is lost"}`, LIMIT, async (t) => {
+  test(`messages that a page left behind are ${isKnown ? "sent before" : "sent again after"} those that the next one sends first, if its session ${isKnown ? "goes on" : "is lost"}`, LIMIT, async (t) => {
     const server = await SessionServer.open(t);
     const { leave } = page(t);
     const socket = new MainstaySocket(server.url, [], { WebSocket, persist: sessionStorageStore() });
     await until(() => socket.status === "attached");
     for (const text of ["1", "2", "3"]) socket.send(text);
-    await until(() => server.visits[0]?.heard.length === 3);
-    server.visits[0]!.write({ type: Type.Ack, acknowledged: 1 });
+    await until(() => server.connections[0]?.received.length === 3);
+    server.connections[0]!.write({ type: Type.Ack, acknowledged: 1 });
     await until(() => socket.stats.acknowledged === 1);
     leave();
     assert.equal(socket.status, "suspended");
 
-    server.onHello = (visit) => (isKnown ? visit.resume(2, 1, 1) : visit.welcome({ acknowledged: 2, delivered: 2, firstLost: 1, count: 0, cause: 1 }));
+    server.onHello = (connection) => (isKnown ? connection.resume(2, 1, 1) : connection.welcome({ acknowledged: 2, delivered: 2, firstLost: 1, count: 0, cause: 1 }));
     const next = new MainstaySocket(server.url, [], { WebSocket, persist: sessionStorageStore() });
     t.after(() => next.suspend());
     const opened: boolean[] = [];
@@ -49,9 +49,9 @@ for (const isKnown of [true, false]) {
     next.on("open", () => next.send("login"));
     next.send("4");
     const count = isKnown ? 4 : 3;
-    await until(() => server.visits[1]?.heard.length === count);
-    assert.deepEqual(server.visits[1]!.heard, isKnown ? ["2", "3", "login", "4"] : ["login", "3", "4"]);
-    assert.deepEqual([positionsOf(server.visits[1]!), opened], [[0, 3, 2], [isKnown]]);
+    await until(() => server.connections[1]?.received.length === count);
+    assert.deepEqual(server.connections[1]!.received, isKnown ? ["2", "3", "login", "4"] : ["login", "3", "4"]);
+    assert.deepEqual([positionsOf(server.connections[1]!), opened], [[0, 3, 2], [isKnown]]);
   });
 }
 
@@ -65,22 +65,22 @@ test("two sockets to one URL each go on with their own session after a reload, b
   };
   const firsts = [open(), open(), open()];
   for (const [index, socket] of firsts.entries()) {
-    await until(() => socket.status === "attached" && server.visits.length === 3);
+    await until(() => socket.status === "attached" && server.connections.length === 3);
     socket.send(`of ${index}`);
   }
-  await until(() => server.visits.every(({ heard }) => heard.length === 1));
-  const tokens = (visits: typeof server.visits) => visits.map(({ heard, hello }) => [heard[0], hello!.resume?.token]);
-  const opened = tokens(server.visits).map(([of], index) => [of, new Uint8Array(24).fill(index + 1)]);
+  await until(() => server.connections.every(({ received }) => received.length === 1));
+  const tokens = (connections: typeof server.connections) => connections.map(({ received, hello }) => [received[0], hello!.resume?.token]);
+  const opened = tokens(server.connections).map(([of], index) => [of, new Uint8Array(24).fill(index + 1)]);
   leave();
-  server.onHello = (visit) => visit.resume(2, 0, 1);
+  server.onHello = (connection) => connection.resume(2, 0, 1);
   const second = [open(), open(), open()];
-  await until(() => server.visits.length === 6 && second.every(({ status }) => status === "attached"));
-  const again = server.visits.slice(3);
-  await until(() => again.every(({ heard }) => heard.length === 1));
+  await until(() => server.connections.length === 6 && second.every(({ status }) => status === "attached"));
+  const again = server.connections.slice(3);
+  await until(() => again.every(({ received }) => received.length === 1));
   const sorted = (all: unknown[][]) => all.map((each) => JSON.stringify(each)).sort();
   assert.deepEqual(sorted(tokens(again)), sorted(opened), "each token comes with what was sent in its session");
   for (const [index, socket] of second.entries()) assert.equal(socket.stats.sent, firsts[index]!.stats.sent);
-  await until(() => again.every(({ heard }) => heard.length === 1));
+  await until(() => again.every(({ received }) => received.length === 1));
 });
 
 test("a page that may not store anything has a socket all the same, and starts a session at each load", LIMIT, async (t) => {
@@ -99,5 +99,5 @@ test("a page that may not store anything has a socket all the same, and starts a
     t.after(() => socket.suspend());
     await until(() => socket.status === "attached");
   }
-  assert.equal(server.visits.length, 2);
+  assert.equal(server.connections.length, 2);
 });

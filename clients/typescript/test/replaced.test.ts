@@ -10,7 +10,7 @@ import { until } from "./support.js";
 const LIMIT = { timeout: 20_000 };
 const replaced = (after: number, count: number): Control => ({ type: Type.Replaced, after, count });
 
-/** All that a socket's application is told, in order. */
+/** The events of a socket, in order. */
 function logOf(socket: MainstaySocket): unknown[] {
   const log: unknown[] = [];
   socket.on("gap", ({ fate, dropped }) => log.push(fate ? `gap ${fate.cause}` : dropped));
@@ -19,24 +19,24 @@ function logOf(socket: MainstaySocket): unknown[] {
   return log;
 }
 
-test("a session whose backend was lost is one gap with that cause, and a new session: the room is joined again", LIMIT, async (t) => {
+test("a lost backend is one gap with that cause, and a new session: the client joins the room again", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onHello = (visit, number) => visit.welcome(number === 2 ? { acknowledged: 1, delivered: 1, firstLost: 1, count: 0, cause: 5 } : undefined);
-  server.onMessage = (visit, message) => message === "join" && visit.write("news");
+  server.onHello = (connection, number) => connection.welcome(number === 2 ? { acknowledged: 1, delivered: 1, firstLost: 1, count: 0, cause: 5 } : undefined);
+  server.onMessage = (connection, message) => message === "join" && connection.write("news");
   const socket = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => socket.suspend());
   socket.on("open", () => socket.send("join"));
   const log = logOf(socket);
   await until(() => log.length === 2);
-  server.visits[0]!.close(1012, "the backend was lost");
+  server.connections[0]!.close(1012, "the backend was lost");
   await until(() => log.length === 5);
   assert.deepEqual(log, ["open", "news", "gap replaced", "open", "news"]);
-  assert.deepEqual(server.visits[1]!.heard, ["join"]);
+  assert.deepEqual(server.connections[1]!.received, ["join"]);
 });
 
-test("a backend that was replaced is a gap in its place among the messages, once, and nothing of ours is lost", LIMIT, async (t) => {
+test("a backend that was replaced is one gap in its place among the messages, and no message of the client is lost", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onMessage = (visit) => visit.write("1", "2", replaced(2, 1), "3");
+  server.onMessage = (connection) => connection.write("1", "2", replaced(2, 1), "3");
   const socket = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => socket.suspend());
   const fates: unknown[] = [];
@@ -51,96 +51,96 @@ test("a backend that was replaced is a gap in its place among the messages, once
   assert.deepEqual(fates, [{ delivered: 1, unknown: 1, last: 1, resent: false, lost: undefined, cause: "replaced" }]);
   assert.deepEqual([socket.stats.gaps, socket.stats.received, socket.status], [1, 3, "attached"]);
 
-  // It goes on, over a connection that is lost: what is written again is known, a later count is not.
-  server.onHello = (visit) => {
-    visit.resume(2, 1, 3);
-    visit.write(replaced(2, 1), "3", replaced(3, 3));
+  // A connection is lost: a REPLACED that is written again is known, and one with a later count is not.
+  server.onHello = (connection) => {
+    connection.resume(2, 1, 3);
+    connection.write(replaced(2, 1), "3", replaced(3, 3));
   };
-  server.visits[0]!.cut();
+  server.connections[0]!.cut();
   await until(() => log.length === 6);
-  server.visits[1]!.write(replaced(3, 3), "4");
+  server.connections[1]!.write(replaced(3, 3), "4");
   await until(() => log.length === 7);
   assert.deepEqual(log.slice(5), ["gap replaced", "4"]);
   assert.equal(settled, "delivered", "by the WELCOME");
   server.onMessage = () => {};
   socket.send("more");
-  await until(() => server.visits[1]!.heard.length === 1);
+  await until(() => server.connections[1]!.received.length === 1);
 
   // A new session counts from 1 again.
-  server.onHello = (visit) => {
-    visit.welcome();
-    visit.write(replaced(0, 1));
+  server.onHello = (connection) => {
+    connection.welcome();
+    connection.write(replaced(0, 1));
   };
-  server.visits[1]!.cut();
+  server.connections[1]!.cut();
   await until(() => log.length === 10);
   assert.deepEqual(log.slice(7), ["gap unknown", "open", "gap replaced"]);
 });
 
-test("a mark that was under way with a connection is read from the next one, in its place", LIMIT, async (t) => {
+test("a REPLACED that was lost with a connection is read from the next one, in its place", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   const socket = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => socket.suspend());
   const log = logOf(socket);
-  await until(() => server.visits.length === 1);
-  server.visits[0]!.write("1");
+  await until(() => server.connections.length === 1);
+  server.connections[0]!.write("1");
   await until(() => log.length === 2);
-  server.onHello = (visit) => {
-    visit.resume(2, 0, visit.hello!.resume!.acknowledged + 1);
-    visit.write(replaced(1, 1), "2");
+  server.onHello = (connection) => {
+    connection.resume(2, 0, connection.hello!.resume!.acknowledged + 1);
+    connection.write(replaced(1, 1), "2");
   };
-  server.visits[0]!.cut();
+  server.connections[0]!.cut();
   await until(() => log.length === 4);
   assert.deepEqual(log, ["open", "1", "gap replaced", "2"]);
 });
 
-test("an application that only sends is told too, and one that takes messages one at a time in the place", LIMIT, async (t) => {
+test("an application that only sends gets the gap too, and one that reads messages one at a time gets it in its place", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   const sender = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => sender.suspend());
   let gaps = 0;
   sender.on("gap", () => gaps++);
-  await until(() => server.visits.length === 1);
-  server.visits[0]!.write(replaced(0, 1));
+  await until(() => server.connections.length === 1);
+  server.connections[0]!.write(replaced(0, 1));
   await until(() => gaps === 1);
 
   const reader = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => reader.suspend());
   const log: unknown[] = [];
   reader.on("gap", ({ fate }) => log.push(fate?.cause));
-  await until(() => server.visits.length === 2);
-  server.visits[1]!.write("1", replaced(1, 1), replaced(1, 2), "2");
+  await until(() => server.connections.length === 2);
+  server.connections[1]!.write("1", replaced(1, 1), replaced(1, 2), "2");
   for await (const message of reader) if (log.push(message) > 2) break;
   assert.deepEqual(log, ["1", "replaced", "2"], "marks that meet are one");
 });
 
-test("a library's socket ends where the backend was replaced: it begins again by itself", LIMIT, async (t) => {
+test("a library's socket ends where the backend was replaced: the library begins again by itself", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   const socket = new MainstaySocket(server.url, [], { WebSocket, closeOnGap: true });
   const log = logOf(socket);
-  await until(() => server.visits.length === 1);
-  server.visits[0]!.write("1", replaced(1, 1), "2");
+  await until(() => server.connections.length === 1);
+  server.connections[0]!.write("1", replaced(1, 1), "2");
   await until(() => socket.readyState === 3);
   assert.deepEqual(log, ["open", "1", "gap replaced", "close"]);
 });
 
-test("a mark behind another message than it says ends the session, as positions differ", LIMIT, async (t) => {
+test("a REPLACED after another message than it states ends the session, as positions differ", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   const socket = new MainstaySocket(server.url, [], { WebSocket });
   const log = logOf(socket);
-  await until(() => server.visits.length === 1);
-  server.visits[0]!.write("1", replaced(0, 1));
+  await until(() => server.connections.length === 1);
+  server.connections[0]!.write("1", replaced(0, 1));
   await until(() => socket.readyState === 3);
   assert.deepEqual(log, ["open", "1", "error", "close"]);
 });
 
-test("a mark of no count is a protocol error, and the session goes on", LIMIT, async (t) => {
+test("a REPLACED without a count is a protocol error, and the session goes on", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onHello = (visit, number) => (number === 1 ? visit.welcome() : visit.resume(number, 0, 1));
+  server.onHello = (connection, number) => (number === 1 ? connection.welcome() : connection.resume(number, 0, 1));
   const socket = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => socket.suspend());
   const log = logOf(socket);
-  await until(() => server.visits.length === 1);
-  server.visits[0]!.write(replaced(0, 0));
-  await until(() => server.visits.length === 2);
-  assert.deepEqual([log, positionsOf(server.visits[1]!)], [["open", "error"], [0, 0, 1]]);
+  await until(() => server.connections.length === 1);
+  server.connections[0]!.write(replaced(0, 0));
+  await until(() => server.connections.length === 2);
+  assert.deepEqual([log, positionsOf(server.connections[1]!)], [["open", "error"], [0, 0, 1]]);
 });

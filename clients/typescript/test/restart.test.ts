@@ -11,7 +11,7 @@ import { gateway, until } from "./support.js";
 
 const LIMIT = { timeout: 60_000 };
 
-/** It keeps what each of its connections brought, answers each message, and forgets everybody when it restarts. */
+/** Keeps the messages of each connection, answers each message, and forgets its clients when it restarts. */
 class Backend {
   readonly connections: string[][] = [];
   private server: WebSocketServer | undefined;
@@ -59,7 +59,7 @@ for (const code of [undefined, 1012]) {
   test(`with renew, a backend that ${code ? `closes with ${code}` : "dies"} gets a login first on each connection, and each order at most once`, LIMIT, async (t) => {
     const { backend, socket, log } = await stage(t, "renew");
     socket.on("open", () => socket.send("login"));
-    // What the backend sent before is taken first, and then the session ends.
+    // The client reads what the backend sent before, and then the session ends.
     socket.on("message", () => {});
     const orders = new Map<string, Promise<Outcome>>();
     const order = () => {
@@ -93,10 +93,10 @@ for (const code of [undefined, 1012]) {
   });
 }
 
-test("with keep, the session goes on, and the replacement is told once and in its place", LIMIT, async (t) => {
+test("with keep, the session goes on, and the replacement is reported once and in its place", LIMIT, async (t) => {
   const { backend, socket, log } = await stage(t, "keep");
   socket.on("message", ({ data }) => log.push(data));
-  // What the backend has not confirmed it would get again.
+  // The backend would get unconfirmed messages again.
   assert.equal(await socket.send("1").delivered, "delivered");
   await until(() => log.includes("got 1"));
   await backend.stop();

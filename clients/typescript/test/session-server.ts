@@ -1,4 +1,4 @@
-/** A server of `mainstay.v1` that does what a test tells it: it shows what each session was sent, in order. */
+/** A server of `mainstay.v1` that a test controls. It keeps the messages of each connection, in order. */
 
 import { once } from "node:events";
 import type { AddressInfo } from "node:net";
@@ -10,9 +10,9 @@ import { type Account, type Control, decode, encode, type Frame, type Hello, Typ
 export const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
 
 /** One connection of the client. */
-export class Visit {
-  /** The application's messages, text or length. */
-  readonly heard: (string | number)[] = [];
+export class ClientConnection {
+  /** The application's messages: text, or the length of bytes. */
+  readonly received: (string | number)[] = [];
   hello: Hello | undefined;
 
   constructor(
@@ -27,18 +27,18 @@ export class Visit {
   }
 
   welcome(account?: Account, maxMessage?: number): void {
-    const bytes = (length: number) => new Uint8Array(length).fill(this.server.visits.length);
+    const bytes = (length: number) => new Uint8Array(length).fill(this.server.connections.length);
     this.write({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 }, account, maxMessage });
   }
 
   resume(epoch: number, acknowledged: number, first: number): void {
-    const bytes = (length: number) => new Uint8Array(length).fill(this.server.visits.length);
+    const bytes = (length: number) => new Uint8Array(length).fill(this.server.connections.length);
     this.write({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch, resumed: true, acknowledged, first, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
   }
 
-  /** The application of the server was handed all that was heard. */
+  /** Acknowledges all messages that were received. */
   acknowledge(): void {
-    this.write({ type: Type.Ack, acknowledged: this.heard.length });
+    this.write({ type: Type.Ack, acknowledged: this.received.length });
   }
 
   cut(): void {
@@ -52,26 +52,26 @@ export class Visit {
   private read(frame: Frame): void {
     if (frame?.type === Type.Hello) {
       this.hello = frame;
-      this.server.onHello(this, this.server.visits.push(this));
+      this.server.onHello(this, this.server.connections.push(this));
     } else if (frame?.type === Type.Data) {
       const { data } = frame;
-      this.heard.push(typeof data === "string" ? data : data.length);
-      this.server.onMessage(this, this.heard.at(-1)!);
+      this.received.push(typeof data === "string" ? data : data.length);
+      this.server.onMessage(this, this.received.at(-1)!);
     }
   }
 }
 
 export class SessionServer {
   url = "";
-  readonly visits: Visit[] = [];
-  /** `visit` counts them from 1. */
-  onHello: (visit: Visit, number: number) => void = (visit) => visit.welcome();
-  onMessage: (visit: Visit, message: string | number) => void = () => {};
+  readonly connections: ClientConnection[] = [];
+  /** `number` counts the connections from 1. */
+  onHello: (connection: ClientConnection, number: number) => void = (connection) => connection.welcome();
+  onMessage: (connection: ClientConnection, message: string | number) => void = () => {};
 
   static async open(t: TestContext): Promise<SessionServer> {
     const self = new SessionServer();
     const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "mainstay.v1" });
-    server.on("connection", (socket) => new Visit(socket, self));
+    server.on("connection", (socket) => new ClientConnection(socket, self));
     await once(server, "listening");
     self.url = `ws://127.0.0.1:${(server.address() as AddressInfo).port}`;
     t.after(() => {
@@ -83,7 +83,7 @@ export class SessionServer {
 }
 
 /** The numbers with which a connection resumed: acknowledged, sent, first held. */
-export function positionsOf({ hello }: Visit): number[] {
+export function positionsOf({ hello }: ClientConnection): number[] {
   const { acknowledged, sent, firstHeld } = hello!.resume!;
   return [acknowledged, sent, firstHeld];
 }

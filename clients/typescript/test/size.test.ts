@@ -1,6 +1,6 @@
 /**
- * What each client costs a page, ours and others, as npm carries it, bundled in one run: esbuild's minified ES2022
- * module of the whole entry point, and that by gzip -9. The table in README.md is this one; `UPDATE=1 npm test` writes it.
+ * The bytes of each client, ours and others, as npm carries it: esbuild's minified ES2022 module of the whole entry point, and that
+ * compressed by gzip -9, all in one run. The table in README.md is this one; `UPDATE=1 npm test` writes it.
  */
 
 import assert from "node:assert/strict";
@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
-/** Bytes of gzip, 1 % above what it is now. The goals are 3600 without sessions and 9216 with them: being right comes first. */
+/** Bytes of gzip, 1 % above the current sizes. The goals are 3600 without sessions and 9216 with them: correctness comes first. */
 const PLAIN = 5_380;
 const SESSION = 12_350;
 
@@ -20,7 +20,7 @@ const AND = "` and `";
 const README = new URL("../README.md", import.meta.url);
 const MARKS = ["<!-- sizes: written by size.test.ts -->\n", "<!-- end of sizes -->"] as const;
 
-/** Entry points, and what they do of what this is about. Peers as of their documents and what we saw them do. */
+/** Entry points, and what they do. The columns of other clients follow their documents and our tests of them. */
 const clients: [entry: string, reconnects: string, noticesSilence: string, resumes: string][] = [
   ["@mainstay/client/plain", "yes", "with `ping` or `silenceLimitMs`", "no"],
   ["@mainstay/client", "yes", "yes", "both ways"],
@@ -35,7 +35,7 @@ const clients: [entry: string, reconnects: string, noticesSilence: string, resum
   ["centrifuge", "yes", "yes", "from the server, where a channel has history"],
 ];
 
-test("a page pays no more than the limits for this client, and README.md says what it pays for others", async () => {
+test("the bundles stay within their limits, and README.md has their sizes and those of other clients", async () => {
   const sizes = new Map<string, [minified: number, zipped: number]>();
   for (const [entry] of clients) sizes.set(entry, await sizeOf(entry));
   const rows = clients.map(([entry, ...does]) => [`\`${entry}\``, ...sizes.get(entry)!.map((bytes) => bytes.toLocaleString("en")), ...does]);

@@ -40,7 +40,7 @@ function next<Name extends keyof SocketEvents>(socket: PlainSocket, type: Name):
   });
 }
 
-test("has what WebSocket has", async () => {
+test("a socket has the members of WebSocket", async () => {
   const url = await serve(echo);
   const socket = new MainstaySocket(url, [], { WebSocket });
   assert.deepEqual([MainstaySocket.CONNECTING, MainstaySocket.OPEN, MainstaySocket.CLOSING, MainstaySocket.CLOSED], [0, 1, 2, 3]);
@@ -49,9 +49,9 @@ test("has what WebSocket has", async () => {
   const order: string[] = [];
   socket.onopen = () => order.push("open");
   socket.addEventListener("open", () => order.push("open listener"));
-  const heard = new Promise<unknown>((resolve) => (socket.onmessage = ({ data }) => resolve(data)));
+  const received = new Promise<unknown>((resolve) => (socket.onmessage = ({ data }) => resolve(data)));
   socket.send("before it is open");
-  assert.equal(await heard, "before it is open");
+  assert.equal(await received, "before it is open");
   assert.deepEqual([order, socket.readyState, socket.mode], [["open", "open listener"], 1, "plain"]);
   const closed = next(socket, "close");
   socket.close(4001, "done");
@@ -60,7 +60,7 @@ test("has what WebSocket has", async () => {
   assert.deepEqual([code, reason, socket.readyState], [4001, "done", 3]);
 });
 
-test("binary arrives as the type that is asked for, whatever it was sent as", async () => {
+test("binary messages arrive as the type of binaryType, whatever type was sent", async () => {
   const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
   const bytes = Uint8Array.of(0, 1, 2, 255);
   socket.binaryType = "arraybuffer";
@@ -84,17 +84,17 @@ test("binary arrives as the type that is asked for, whatever it was sent as", as
 test("a Blob keeps its place among the messages", async () => {
   const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
   socket.binaryType = "arraybuffer";
-  const heard: unknown[] = [];
-  const all = new Promise<void>((resolve) => socket.on("message", ({ data }) => heard.push(typeof data === "string" ? data : "blob") === 3 && resolve()));
+  const received: unknown[] = [];
+  const all = new Promise<void>((resolve) => socket.on("message", ({ data }) => received.push(typeof data === "string" ? data : "blob") === 3 && resolve()));
   socket.send("first");
   socket.send(new Blob(["second"]));
   socket.send("third");
   await all;
-  assert.deepEqual(heard, ["first", "blob", "third"]);
+  assert.deepEqual(received, ["first", "blob", "third"]);
   socket.close();
 });
 
-test("what is sent may be changed afterwards", async () => {
+test("the application may change bytes after it has sent them", async () => {
   const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
   socket.binaryType = "arraybuffer";
   const bytes = Uint8Array.of(1, 2, 3);
@@ -117,13 +117,13 @@ test("an option out of its range is refused, by name and bound", () => {
   }
 });
 
-test("an option that is to be a function, or a count, and is not, is refused by its name", () => {
+test("an option of a wrong type is refused by its name", () => {
   const make = (options: object) => () => new MainstaySocket("ws://127.0.0.1:9/", [], { WebSocket, ...options });
   for (const name of ["greeting", "shouldReconnectOnClose"]) assert.throws(make({ [name]: "hello" }), { name: "TypeError", message: `${name} is no function` });
   for (const maxRetries of [-1, NaN]) assert.throws(make({ maxRetries }), { name: "RangeError", message: `maxRetries is ${maxRetries}: at least 0` });
 });
 
-test("url, subprotocols and credentials are asked for before each attempt, and one that throws is an error and another attempt", async () => {
+test("functions for url, subprotocols and credentials are called before each attempt, and one that throws is an error and another attempt", async () => {
   const offered: string[] = [];
   const url = await serve((socket) => socket.close(1012), { handleProtocols: (names) => (offered.push([...names].join()), "app") });
   const asked: number[] = [];
@@ -149,7 +149,7 @@ test("url, subprotocols and credentials are asked for before each attempt, and o
 });
 
 for (const Socket of [MainstaySocket, PlainSocket]) {
-  test(`a message without room is an event, or a throw where that is asked for: ${Socket === PlainSocket ? "plain" : "sessions"}`, async () => {
+  test(`a message without room is an event, or an error that send throws with that option: ${Socket === PlainSocket ? "plain" : "sessions"}`, async () => {
     const nobody = "ws://127.0.0.1:9/";
     const socket = new Socket(nobody, [], { WebSocket, keep: { messages: 2, bytes: 1000 } });
     const failed = next(socket, "error");
@@ -166,25 +166,25 @@ for (const Socket of [MainstaySocket, PlainSocket]) {
   });
 }
 
-test("what has no room may wait for it", async () => {
+test("a message without room may wait for it", async () => {
   const url = await serve(echo);
   const waiting = new MainstaySocket(url, [], { WebSocket, keep: { messages: 2, bytes: 1000 }, whenFull: "wait" });
-  const heard: unknown[] = [];
-  waiting.on("message", ({ data }) => heard.push(data));
+  const received: unknown[] = [];
+  waiting.on("message", ({ data }) => received.push(data));
   const sent = ["1", "2", "3", "4", "5"].map((text) => waiting.send(text));
   let accepted = false;
   void sent[4]!.accepted.then(() => (accepted = true));
   await Promise.resolve();
   assert.equal(accepted, false);
   await Promise.all(sent.map((message) => message.accepted));
-  while (heard.length < 5) await next(waiting, "message");
-  assert.deepEqual(heard, ["1", "2", "3", "4", "5"]);
+  while (received.length < 5) await next(waiting, "message");
+  assert.deepEqual(received, ["1", "2", "3", "4", "5"]);
   waiting.close();
 });
 
-test("what waits is accepted before the socket closes, a Blob too", async () => {
-  const heard: string[] = [];
-  const url = await serve((socket) => socket.on("message", (data) => heard.push(String(data))));
+test("waiting messages are accepted before the socket closes, a Blob too", async () => {
+  const received: string[] = [];
+  const url = await serve((socket) => socket.on("message", (data) => received.push(String(data))));
   const socket = new MainstaySocket(url, [], { WebSocket, keep: { messages: 1, bytes: 1000 }, whenFull: "wait" });
   for (const message of ["1", "2", new Blob(["3"])]) socket.send(message);
   const closed = next(socket, "close");
@@ -194,11 +194,11 @@ test("what waits is accepted before the socket closes, a Blob too", async () => 
   await late.accepted;
   assert.equal(await late.delivered, "not-delivered");
   await closed;
-  while (heard.length < 3) await new Promise((resolve) => setImmediate(resolve));
-  assert.deepEqual(heard, ["1", "2", "3"]);
+  while (received.length < 3) await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(received, ["1", "2", "3"]);
 });
 
-test("accepted settles for everyone who waits for it, at the end too", async () => {
+test("accepted settles for every message that waits, at the end too", async () => {
   const socket = new MainstaySocket(await ending(), [], { WebSocket, keep: { messages: 1, bytes: 1000 }, whenFull: "wait" });
   socket.send("kept");
   const waits = socket.send("waits");
@@ -206,7 +206,7 @@ test("accepted settles for everyone who waits for it, at the end too", async () 
   assert.equal(await waits.delivered, "not-delivered");
 });
 
-test("delivered of a plain peer is unknown, in a farewell too", async () => {
+test("the outcome towards a plain peer is unknown, for the last messages before a close too", async () => {
   const url = await serve(echo);
   const socket = new MainstaySocket(url, [], { WebSocket });
   assert.equal(await socket.send("x").delivered, "unknown");
@@ -217,7 +217,7 @@ test("delivered of a plain peer is unknown, in a farewell too", async () => {
   assert.equal(await delivered, "unknown");
 });
 
-test("what waits for a server that refuses is not delivered", async () => {
+test("messages that wait for a server that refuses are not delivered", async () => {
   const socket = new MainstaySocket(await ending(), [], { WebSocket });
   const sent = Array.from({ length: 17 }, (_, number) => socket.send(`${number}`));
   const outcomes = await Promise.all(sent.map(({ delivered }) => delivered));
@@ -258,7 +258,7 @@ test("a server that never answers the handshake costs ten seconds, or what is co
 });
 
 for (const Socket of [MainstaySocket, PlainSocket]) {
-  test(`one that starts closed dials when it is asked to, in the same breath too: ${Socket === PlainSocket ? "plain" : "sessions"}`, async () => {
+  test(`a socket that starts closed dials on reconnect, in the same task too: ${Socket === PlainSocket ? "plain" : "sessions"}`, async () => {
     let connections = 0;
     const url = await serve(() => connections++);
     for (const [count, ask] of [[1, (socket: PlainSocket) => socket.reconnect()], [2, (socket: PlainSocket) => socket.reconnect()]] as const) {
@@ -276,7 +276,7 @@ for (const Socket of [MainstaySocket, PlainSocket]) {
   });
 }
 
-test("a handler that throws harms nobody else", async () => {
+test("a handler that throws affects no other handler", async () => {
   const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
   const seen: unknown[] = [];
   const thrown = new Promise<unknown>((resolve) => process.setUncaughtExceptionCaptureCallback(resolve));
@@ -293,56 +293,56 @@ test("a handler that throws harms nobody else", async () => {
   socket.close();
 });
 
-test("of a connection that was left nothing is heard any more", async () => {
+test("a connection that was left reports nothing more", async () => {
   const url = await serve((peer) => ["1", "2"].forEach((message) => peer.send(message)));
   const socket = new PlainSocket(url, [], { WebSocket });
-  const heard: unknown[] = [];
+  const received: unknown[] = [];
   socket.on("message", ({ data }) => {
-    heard.push(data);
+    received.push(data);
     socket.suspend();
   });
   await next(socket, "message");
   const server = servers.at(-1)!;
   while (server.clients.size) await new Promise((resolve) => setImmediate(resolve));
-  assert.deepEqual([heard, socket.status], [["1"], "suspended"]);
+  assert.deepEqual([received, socket.status], [["1"], "suspended"]);
 });
 
 test("messages that are sent from a handler keep their order", async () => {
   const socket = new MainstaySocket(await serve(echo), [], { WebSocket });
-  const heard: string[] = [];
+  const received: string[] = [];
   const all = new Promise<void>((resolve) => {
     socket.on("message", ({ data }) => {
-      heard.push(data);
+      received.push(data);
       if (data.length < 3) for (const letter of "ab") socket.send(data + letter);
-      if (heard.length === 7) resolve();
+      if (received.length === 7) resolve();
     });
   });
   socket.send("x");
   await all;
-  assert.deepEqual(heard, ["x", "xa", "xb", "xaa", "xab", "xba", "xbb"]);
+  assert.deepEqual(received, ["x", "xa", "xb", "xaa", "xab", "xba", "xbb"]);
   socket.close();
 });
 
-test("the async iterator gives the messages in order and ends with the socket", async () => {
+test("the async iterator returns the messages in order and ends with the socket", async () => {
   const url = await serve((socket) => {
     for (let i = 0; i < 5; i++) socket.send(`${i}`);
     setImmediate(() => socket.close(1000));
   });
   const socket = new MainstaySocket(url, [], { WebSocket, closeWithPeer: true });
-  const heard: unknown[] = [];
-  for await (const data of socket) heard.push(data);
-  assert.deepEqual([heard, socket.readyState], [["0", "1", "2", "3", "4"], 3]);
+  const received: unknown[] = [];
+  for await (const data of socket) received.push(data);
+  assert.deepEqual([received, socket.readyState], [["0", "1", "2", "3", "4"], 3]);
 });
 
 // ---- servers that do as they like ---------------------------------------------------------------
 
 const session = (act: (socket: NodeSocket) => void) => serve(act, { handleProtocols: () => "mainstay.v1" });
-/** Refuses whoever comes, for good. */
+/** A server that refuses each client, with a code that ends it. */
 const ending = () => session((socket) => socket.once("message", () => socket.send(encode({ type: Type.Refuse, code: 4501, temporary: false, delay: { earliestMs: 0, latestMs: 0 } }))));
 const bytes = (length: number) => new Uint8Array(length).fill(7);
 const WELCOME = encode({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
 
-test("what a session brings arrives as the type that is asked for, what is volatile too", async () => {
+test("binary messages of a session arrive as the type of binaryType, volatile ones too", async () => {
   const url = await session((socket) => {
     socket.once("message", () => {
       for (const message of [WELCOME, encodeData(bytes(3)), encode({ type: Type.Volatile, data: bytes(2) })]) socket.send(message);
@@ -382,7 +382,7 @@ for (const [name, act] of HOSTILE) {
   });
 }
 
-test("a server that chooses what was not offered, or answers with HTTP, is an attempt that failed", async () => {
+test("an attempt fails if the server chooses a subprotocol that was not offered, or answers with an HTTP status", async () => {
   for (const url of [await serve(echo, { handleProtocols: () => "other" }), await serve(echo, { verifyClient: (_, done) => done(false, 403) })]) {
     const socket = new MainstaySocket(url, ["app"], { WebSocket });
     const { code, nextAttemptInMs } = await next(socket, "status").then((first) => (first.code ? first : next(socket, "status")));
@@ -391,7 +391,7 @@ test("a server that chooses what was not offered, or answers with HTTP, is an at
   }
 });
 
-test("a thousand connections that are lost leave nothing behind", async () => {
+test("a thousand lost connections leave nothing behind", async () => {
   const collect = globalThis.gc;
   if (!collect) return;
   const url = await session((socket) => {
@@ -407,7 +407,7 @@ test("a thousand connections that are lost leave nothing behind", async () => {
     for (let i = 0; i < count; i++) await next(socket, "session");
   };
   await cycles(1000);
-  // What is left behind is left in each round; what the machine had not finished is not.
+  // A leak grows in each round; work that the machine had not finished does not.
   const rounds: number[] = [];
   for (let before = heap(); rounds.length < 3; before = heap()) {
     await cycles(700);

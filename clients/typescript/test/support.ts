@@ -1,4 +1,4 @@
-/** What tests over real connections share: the gateway as a child process, and a wait for what is to become true. */
+/** Helpers of tests over real connections: the gateway as a child process, and a wait for a condition. */
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -10,7 +10,7 @@ import { Cable } from "../../proof/cable.js";
 const target = fileURLToPath(new URL("../../../target", import.meta.url));
 const program = [process.env.MAINSTAY, `${target}/release/mainstay`, `${target}/debug/mainstay`].find((path) => path && existsSync(path));
 
-/** Runs until `stop`. What it prints beside its address is for people. */
+/** Runs the gateway until `stop`. The test reads only its address from the output. */
 export async function gateway(upstream: string, options: string[] = []): Promise<{ port: number; stop(): Promise<void> }> {
   if (!program) throw new Error("the gateway is not built: cargo build -p mainstay-cli, or MAINSTAY=its path");
   const child = spawn(program, ["serve", "--listen", "127.0.0.1:0", "--upstream", upstream, ...options], { stdio: ["ignore", "pipe", "inherit"] });
@@ -28,7 +28,7 @@ export async function gateway(upstream: string, options: string[] = []): Promise
   throw new Error(`the gateway ended with ${await exited}`);
 }
 
-/** A cable to a server on this port: to itself, or to a gateway in front of it. `replace`: a new gateway, which knows nobody. */
+/** A cable to a server on this port: to itself, or to a gateway in front of it. `replace` starts a new gateway, which has no sessions. */
 export async function cableTo(port: number, isFronted: boolean, options?: string[]): Promise<{ cable: Cable; replace(): Promise<void>; close(): Promise<void> }> {
   const begin = async () => (isFronted ? gateway(`ws://127.0.0.1:${port}`, options) : undefined);
   let front = await begin();
@@ -44,7 +44,7 @@ export async function cableTo(port: number, isFronted: boolean, options?: string
   return { cable, replace, close };
 }
 
-/** Waits for what no event tells, and says what never came true. */
+/** Waits for a condition that no event reports. The error names the condition that never became true. */
 export async function until(isSo: () => boolean): Promise<void> {
   for (const end = Date.now() + 25_000; !isSo(); await new Promise((done) => setTimeout(done, 5))) {
     if (Date.now() > end) throw new Error(`after 25 s this is not so: ${isSo}`);

@@ -1,4 +1,4 @@
-/** The test kit as npm carries it: what an application's tests do with it. */
+/** The test kit as npm carries it, used as in an application's tests. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -11,22 +11,22 @@ const LIMIT = { timeout: 20_000 };
 function open() {
   const server = new TestServer();
   const socket = new MainstaySocket("ws://test", [], { WebSocket: server.WebSocket, credentials: "token" });
-  const heard: string[] = [];
+  const received: string[] = [];
   const gaps: SocketEvents["gap"][] = [];
-  socket.onmessage = ({ data }) => heard.push(data);
+  socket.onmessage = ({ data }) => received.push(data);
   socket.on("gap", (event) => gaps.push(event));
-  return { server, socket, heard, gaps };
+  return { server, socket, received, gaps };
 }
 
-test("what either end sends arrives, and is acknowledged", LIMIT, async () => {
-  const { server, socket, heard } = open();
+test("messages of both ends arrive, and are acknowledged", LIMIT, async () => {
+  const { server, socket, received } = open();
   const sent = socket.send("hello");
   const session = await server.session();
   assert.equal(await session.next(), "hello");
   assert.equal(await sent.delivered, "delivered");
   session.deliver("welcome");
-  await until(() => heard.length === 1);
-  assert.deepEqual([heard, socket.mode, textOf(session.credentials!)], [["welcome"], "session", "token"]);
+  await until(() => received.length === 1);
+  assert.deepEqual([received, socket.mode, textOf(session.credentials!)], [["welcome"], "session", "token"]);
   socket.send(Uint8Array.of(1, 2));
   assert.deepEqual(await session.next(), Uint8Array.of(1, 2));
   socket.sendVolatile("typing");
@@ -34,8 +34,8 @@ test("what either end sends arrives, and is acknowledged", LIMIT, async () => {
   socket.close();
 });
 
-test("a session that is detached loses nothing and is resumed when the test says so", LIMIT, async () => {
-  const { server, socket, heard, gaps } = open();
+test("a detached session loses nothing and is resumed when the test resumes it", LIMIT, async () => {
+  const { server, socket, received, gaps } = open();
   const session = await server.session();
   for (let round = 0; round < 3; round++) {
     session.detach();
@@ -46,9 +46,9 @@ test("a session that is detached loses nothing and is resumed when the test says
     await session.resume();
     assert.equal(await session.next(), `from the client ${round}`);
     assert.equal(await sent.delivered, "delivered");
-    await until(() => heard.length === round + 1);
+    await until(() => received.length === round + 1);
   }
-  assert.deepEqual([heard.length, gaps.length, socket.stats.connections, server.sessions.length], [3, 0, 4, 1]);
+  assert.deepEqual([received.length, gaps.length, socket.stats.connections, server.sessions.length], [3, 0, 4, 1]);
   socket.close();
 });
 
@@ -82,11 +82,11 @@ test("either end ends a session in order", LIMIT, async () => {
   ending.deliver("before the end");
   ending.end(4500, "idle");
   const end = await new Promise<SocketEvents["close"]>((resolve) => other.socket.on("close", resolve));
-  assert.deepEqual([end.code, end.reason, other.heard], [4500, "idle", ["before the end"]]);
+  assert.deepEqual([end.code, end.reason, other.received], [4500, "idle", ["before the end"]]);
   await assert.rejects(ending.next(), /4500 idle/);
 });
 
-test("what a session delivers while nobody takes it is bounded", LIMIT, async () => {
+test("messages that a session delivers to a client that reads none are bounded", LIMIT, async () => {
   const { server, socket } = open();
   const session = await server.session();
   session.detach();

@@ -1,5 +1,5 @@
 /**
- * What the platform's `WebSocket` does, rule by rule, both classes do: towards plain servers, and towards servers of
+ * The rules of the platform's `WebSocket`, which both classes follow: towards plain servers, and towards servers of
  * sessions where the rule has another side there. Source: WHATWG "WebSockets", Web IDL, HTML "Event handlers".
  */
 
@@ -77,7 +77,7 @@ each("a URL of another scheme, with a fragment, or that cannot be read is a Synt
   assert.throws(() => new (Socket as any)(), TypeError);
 });
 
-each("what a function gives is checked at each attempt, and a bad one is an error and another attempt", async (t, _, Socket) => {
+each("the result of a function is checked at each attempt, and a bad one is an error and another attempt", async (t, _, Socket) => {
   const url = await serve(t);
   const urls = [`${url}#a`, url];
   const protocols = [["b", "b"], []];
@@ -91,7 +91,7 @@ each("what a function gives is checked at each attempt, and a bad one is an erro
 
 // ---- close --------------------------------------------------------------------------------------
 
-each("a close code but 1000 and 3000-4999 is an InvalidAccessError, a reason above 123 bytes a SyntaxError, and neither closes", async (t, open) => {
+each("a close code other than 1000 and 3000-4999 is an InvalidAccessError, a reason above 123 bytes a SyntaxError, and neither closes", async (t, open) => {
   const socket = open(await serve(t));
   await event(socket, "open");
   for (const code of [0, 500, 999, 1001, 1005, 1006, 1015, 2999, 5000, 65_536, NaN, -1, "text"]) {
@@ -101,9 +101,9 @@ each("a close code but 1000 and 3000-4999 is an InvalidAccessError, a reason abo
   assert.equal(socket.readyState, socket.OPEN);
 });
 
-each("a close code and reason reach the server whole, and come back as the event, which is clean", async (t, open) => {
-  const heard: [number, string][] = [];
-  const url = await serve(t, (peer) => peer.on("close", (code, reason) => heard.push([code, `${reason}`])));
+each("a close code and reason reach the server unchanged, and come back in the event, which is clean", async (t, open) => {
+  const received: [number, string][] = [];
+  const url = await serve(t, (peer) => peer.on("close", (code, reason) => received.push([code, `${reason}`])));
   for (const [code, reason] of [[1000, ""], [3000, "x".repeat(123)], [4999, "\u20ac".repeat(41)], [4001, "\ud800"]] as const) {
     const socket = open(url);
     await event(socket, "open");
@@ -112,7 +112,7 @@ each("a close code and reason reach the server whole, and come back as the event
     const closed = await event(socket, "close");
     const arrived = reason.replace("\ud800", "\ufffd");
     assert.deepEqual([closed.code, closed.reason, closed.wasClean, socket.readyState], [code, arrived, true, 3]);
-    assert.deepEqual(heard.pop(), [code, arrived]);
+    assert.deepEqual(received.pop(), [code, arrived]);
   }
 });
 
@@ -129,7 +129,7 @@ each("close comes in a later task, once, and the state is CLOSING until then", a
     await Promise.resolve();
     assert.equal(socket.readyState, socket.CLOSING);
     const states: number[] = [];
-    const heard = new Promise<SocketEvents["close"]>((resolve) => {
+    const received = new Promise<SocketEvents["close"]>((resolve) => {
       socket.onclose = (closed) => {
         count++;
         states.push(socket.readyState);
@@ -138,18 +138,18 @@ each("close comes in a later task, once, and the state is CLOSING until then", a
         resolve(closed);
       };
     });
-    const { wasClean } = await heard;
+    const { wasClean } = await received;
     await new Promise((resolve) => setTimeout(resolve, 20));
     assert.deepEqual([count, opened, states, wasClean], [1, 0, [3, 3], isOpen]);
   }
 });
 
-each("the server's own code is clean; a connection that breaks while it is closed is 1006 and not", async (t, open) => {
+each("a close with the server's own code is clean; a connection that breaks during the closing handshake is 1006 and not clean", async (t, open) => {
   const saysNo = open(await serve(t, (peer) => peer.close(3000, "signed out")));
   const said = await event(saysNo, "close");
   assert.deepEqual([said.code, said.reason, said.wasClean], [3000, "signed out", true]);
 
-  // Both closed at once: the server's word is what arrived.
+  // Both ends closed at once: the event has the server's code.
   let peer: Peer | undefined;
   const both = open(await serve(t, (opened) => (peer = opened)));
   await event(both, "open");
@@ -166,7 +166,7 @@ each("the server's own code is clean; a connection that breaks while it is close
   assert.deepEqual([broken.code, broken.wasClean], [1006, false]);
 });
 
-test("a session that both ends closed is clean, whatever the code; one whose server does not answer is not", LIMIT, async (t) => {
+test("a session that both ends closed is clean, whatever the code; one without an answer of its server is not", LIMIT, async (t) => {
   for (const answers of [true, false]) {
     const server = await SessionServer.open(t);
     const socket = new MainstaySocket(server.url, [], { WebSocket });
@@ -174,17 +174,17 @@ test("a session that both ends closed is clean, whatever the code; one whose ser
     socket.close(4001, "signed out");
     assert.equal(socket.readyState, socket.CLOSING);
     const closed = event(socket, "close");
-    if (answers) server.visits[0]!.write({ type: Type.End, code: 4001, reason: "", acknowledged: 0, delivered: 0 });
-    else server.visits[0]!.cut();
+    if (answers) server.connections[0]!.write({ type: Type.End, code: 4001, reason: "", acknowledged: 0, delivered: 0 });
+    else server.connections[0]!.cut();
     const { code, reason, wasClean } = await closed;
     assert.deepEqual([code, reason, wasClean], [4001, "signed out", answers]);
   }
 });
 
-each("after close nothing is sent and no message is heard", async (t, open) => {
-  const heard: string[] = [];
+each("after close no message is sent and none is received", async (t, open) => {
+  const received: string[] = [];
   let peer: Peer | undefined;
-  const socket = open(await serve(t, (opened) => (peer = opened).on("message", (data) => heard.push(`${data}`))));
+  const socket = open(await serve(t, (opened) => (peer = opened).on("message", (data) => received.push(`${data}`))));
   await event(socket, "open");
   const messages: unknown[] = [];
   socket.onmessage = ({ data }) => messages.push(data);
@@ -195,12 +195,12 @@ each("after close nothing is sent and no message is heard", async (t, open) => {
   if (late) assert.equal(await late.delivered, "not-delivered");
   await event(socket, "close");
   socket.send("much later");
-  assert.deepEqual([heard, messages], [["before"], []]);
+  assert.deepEqual([received, messages], [["before"], []]);
 });
 
 // ---- send ---------------------------------------------------------------------------------------
 
-each("send takes any value, and what is neither bytes nor a Blob is text", async (t, open) => {
+each("send accepts any value, and one that is neither bytes nor a Blob becomes text", async (t, open) => {
   const got: unknown[] = [];
   const socket = open(await serve(t, (peer) => peer.on("message", (data, isBinary) => got.push(isBinary ? [...(data as Buffer)] : `${data}`))));
   await event(socket, "open");
@@ -218,7 +218,7 @@ each("send takes any value, and what is neither bytes nor a Blob is text", async
   assert.throws(() => socket.send(Symbol("no") as any), TypeError);
 });
 
-each("a Blob that cannot be read is an error, and what was sent after it leaves", async (t, open) => {
+each("a Blob that cannot be read is an error, and messages sent after it leave", async (t, open) => {
   const got: string[] = [];
   const socket = open(await serve(t, (peer) => peer.on("message", (data) => got.push(`${data}`))));
   await event(socket, "open");
@@ -248,7 +248,7 @@ each("bufferedAmount is bytes of UTF-8, Blobs counted, and goes down to 0", asyn
 
 // ---- events -------------------------------------------------------------------------------------
 
-each("a handler is a listener from when it is first set; what is no object is null", async (t, open) => {
+each("a handler is a listener from when it is first set; a value that is no object becomes null", async (t, open) => {
   const socket = open(await serve(t, (peer) => peer.send("x")));
   const order: string[] = [];
   for (const type of ["onopen", "onmessage", "onclose", "onerror"] as const) {
@@ -315,7 +315,7 @@ each("events are of the platform's classes, a message has the origin of its serv
   }
 });
 
-each("a listener that throws is reported, and harms nothing: not even where a document lets it through", async (t, open) => {
+each("a listener that throws is reported, and breaks nothing, not even if a document rethrows its error", async (t, open) => {
   const thrown: string[] = [];
   process.setUncaughtExceptionCaptureCallback((error) => thrown.push(error.message));
   t.after(() => process.setUncaughtExceptionCaptureCallback(null));
@@ -345,7 +345,7 @@ each("a listener that throws is reported, and harms nothing: not even where a do
   assert.equal(socket.status, "attached");
 });
 
-each("an error that nothing listens for is a warning, and one that repeats is one", async (t, _, Socket) => {
+each("an error without a listener is a warning, and one that repeats is one warning", async (t, _, Socket) => {
   const warned: unknown[] = [];
   t.mock.method(console, "warn", (error: unknown) => warned.push(error));
   const fails = () => {
@@ -359,9 +359,9 @@ each("an error that nothing listens for is a warning, and one that repeats is on
   const full = new Socket(NOWHERE, [], { WebSocket, keep: { messages: 1, bytes: 1000 } });
   for (let i = 0; i < 100; i++) full.send("x");
   full.suspend();
-  const heard = new Socket(fails, [], { WebSocket });
-  await event(heard, "error");
-  heard.suspend();
+  const received = new Socket(fails, [], { WebSocket });
+  await event(received, "error");
+  received.suspend();
   assert.deepEqual(warned, ["Error: no token now", "QueueFullError: too many messages wait to be sent"]);
 });
 
@@ -442,7 +442,7 @@ for (const entry of Object.keys(SOCKETS)) {
     });
   }
 
-  test(`where there is no WebSocket at all the constructor throws and says what to pass: ${entry}`, LIMIT, async () => {
+  test(`without any WebSocket the constructor throws and states which option to pass: ${entry}`, LIMIT, async () => {
     const { stdout } = await inProcess(`
       delete globalThis.WebSocket;
       const { MainstaySocket } = await import("${entry}");
@@ -455,7 +455,7 @@ for (const entry of Object.keys(SOCKETS)) {
     assert.match(stdout, /^TypeError no WebSocket here.*\{ WebSocket \}.*"ws"\nno WebSocket here.*\nno WebSocket here/);
   });
 
-  test(`what a platform lacks is missed only when it is needed: ${entry}`, LIMIT, async (t) => {
+  test(`a class that the platform lacks matters only when it is needed: ${entry}`, LIMIT, async (t) => {
     const url = await serve(t, echo);
     const { stdout } = await inProcess(`
       import { WebSocket } from "ws";
@@ -470,7 +470,7 @@ for (const entry of Object.keys(SOCKETS)) {
     assert.equal(stdout.trim(), "hello");
   });
 
-  test(`the bundle for browsers speaks, ends and refuses where a test runs it in Node with "ws": ${entry}`, LIMIT, async (t) => {
+  test(`the bundle for browsers sends, ends and refuses in a test that runs it in Node with "ws": ${entry}`, LIMIT, async (t) => {
     const url = await serve(t, echo);
     const script = `
       import { WebSocket } from "${import.meta.resolve("ws")}";
@@ -490,7 +490,7 @@ for (const entry of Object.keys(SOCKETS)) {
   });
 }
 
-// ---- who reads ----------------------------------------------------------------------------------
+// ---- readers ------------------------------------------------------------------------------------
 
 for (const kind of ["plain", "session"]) {
   const source = async (t: TestContext, count: number) => {
@@ -499,7 +499,7 @@ for (const kind of ["plain", "session"]) {
     };
     if (kind === "plain") return serve(t, (peer) => send((text) => peer.send(text)));
     const server = await SessionServer.open(t);
-    server.onHello = (visit) => (visit.welcome(), send((text) => visit.write(text)));
+    server.onHello = (connection) => (connection.welcome(), send((text) => connection.write(text)));
     return server.url;
   };
   const numbers = (count: number) => Array.from({ length: count }, (_, i) => `${i}`);
@@ -521,40 +521,40 @@ for (const kind of ["plain", "session"]) {
     assert.deepEqual(got, { listener: numbers(6), handler: numbers(6), fast: numbers(6), slow: numbers(6), leaves: ["0", "1"] });
   });
 
-  test(`a listener that is set while an iterator works, or after it left, hears what comes then: ${kind}`, LIMIT, async (t) => {
+  test(`a listener that is set while an iterator reads, or after it left, receives later messages: ${kind}`, LIMIT, async (t) => {
     const socket = new MainstaySocket(await source(t, 6), [], { WebSocket });
     t.after(() => socket.suspend());
-    const heard: unknown[] = [];
+    const received: unknown[] = [];
     await assert.rejects(async () => {
       for await (const data of socket) {
-        if (data === "2") socket.on("message", (message) => heard.push(message.data));
+        if (data === "2") socket.on("message", (message) => received.push(message.data));
         if (data === "4") throw new Error("a reader's own");
       }
     }, /own/);
-    await until(() => heard.length === 3);
-    assert.deepEqual(heard, ["3", "4", "5"]);
+    await until(() => received.length === 3);
+    assert.deepEqual(received, ["3", "4", "5"]);
   });
 }
 
-test("what an iterator that left did not read is heard at once", LIMIT, async (t) => {
+test("a listener receives at once the messages that an iterator left unread", LIMIT, async (t) => {
   let peer: Peer | undefined;
   const socket = new MainstaySocket(await serve(t, (opened) => (peer = opened)), [], { WebSocket });
   t.after(() => socket.suspend());
   await event(socket, "open");
-  const heard: unknown[] = [];
-  socket.on("message", ({ data }) => heard.push(data));
+  const received: unknown[] = [];
+  socket.on("message", ({ data }) => received.push(data));
   const reader = socket[Symbol.asyncIterator]();
   const first = reader.next();
   const answered = once(peer!, "pong");
   for (const text of ["1", "2", "3"]) peer!.send(text);
   peer!.ping();
   await Promise.all([first, answered]);
-  assert.deepEqual(heard, ["1"]);
+  assert.deepEqual(received, ["1"]);
   await reader.return();
-  assert.deepEqual(heard, ["1", "2", "3"]);
+  assert.deepEqual(received, ["1", "2", "3"]);
 });
 
-test("an iterator that is slow is kept 4 MiB of a plain server's messages, and how many more there were is told in their place", LIMIT, async (t) => {
+test("for a slow iterator 4 MiB of a plain server's messages are kept, and a gap in their place counts the others", LIMIT, async (t) => {
   const size = 1024;
   const fit = Math.floor(4_194_304 / (size + 64));
   let peer: Peer | undefined;
@@ -566,7 +566,7 @@ test("an iterator that is slow is kept 4 MiB of a plain server's messages, and h
   peer!.send("first");
   assert.equal((await first).value, "first");
   for (let i = 0; i < fit + 100; i++) peer!.send(`${i}`.padEnd(size));
-  // Everything has arrived when the answer to what was sent last has.
+  // All messages have arrived when the answer to the last one has.
   const answered = once(peer!, "pong");
   peer!.ping();
   await answered;
@@ -581,23 +581,23 @@ test("an iterator that is slow is kept 4 MiB of a plain server's messages, and h
   assert.deepEqual(gaps, [{ first: fit + 2, count: 100 }]);
 });
 
-test("a session whose messages nothing listens for is not stuck", LIMIT, async (t) => {
+test("a session without a listener for its messages is not stuck", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
   let acknowledged = 0;
-  server.onHello = (visit) => {
-    visit.welcome();
-    for (let i = 0; i < 1000; i++) visit.write(`${i}`);
+  server.onHello = (connection) => {
+    connection.welcome();
+    for (let i = 0; i < 1000; i++) connection.write(`${i}`);
   };
   const socket = new MainstaySocket(server.url, [], { WebSocket });
   t.after(() => socket.suspend());
   await until(() => (acknowledged = socket.stats.acknowledgedToPeer) > 400);
   const gaps: unknown[] = [];
-  const heard: unknown[] = [];
+  const received: unknown[] = [];
   socket.on("gap", ({ dropped }) => gaps.push(dropped));
-  socket.on("message", ({ data }) => heard.push(+data));
-  await until(() => heard.length > 0 && heard.at(-1) === 999);
-  const [first] = heard as number[];
+  socket.on("message", ({ data }) => received.push(+data));
+  await until(() => received.length > 0 && received.at(-1) === 999);
+  const [first] = received as number[];
   assert.deepEqual(gaps, [{ first: 1, count: first }]);
-  assert.deepEqual(heard, Array.from({ length: 1000 - first! }, (_, i) => first! + i));
+  assert.deepEqual(received, Array.from({ length: 1000 - first! }, (_, i) => first! + i));
   assert.ok(acknowledged > 400);
 });

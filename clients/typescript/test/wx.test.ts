@@ -16,9 +16,9 @@ import { until } from "./support.js";
 const LIMIT = { timeout: 40_000 };
 const ABSENT = ["EventTarget", "Event", "MessageEvent", "CloseEvent", "AbortController", "URL", "Blob", "crypto", "TextEncoder", "TextDecoder", "queueMicrotask", "WebSocket", "structuredClone", "document", "location"];
 
-/** `wx` as it is documented: `connectSocket` and its task, and what tells of the foreground and the network. */
+/** `wx` as it is documented: `connectSocket` and its task, and the events of the foreground and the network. */
 class Mini {
-  /** What was asked for, by `connectSocket` and `getRandomValues`. */
+  /** The arguments of `connectSocket` and `getRandomValues`. */
   readonly asked: any[] = [];
   readonly tasks: NodeSocket[] = [];
   readonly listeners: { [name: string]: Set<(result?: any) => void> } = { show: new Set(), network: new Set() };
@@ -61,7 +61,7 @@ class Mini {
   };
 }
 
-/** What a bundle exports, loaded where nothing else is. */
+/** The exports of a bundle, loaded without any other global. */
 function bare(entry: string, globals: object): any {
   const context = createContext({ setTimeout, clearTimeout, module: { exports: {} }, ...globals });
   for (const name of ABSENT) assert.equal(runInContext(`typeof ${name}`, context), "undefined", name);
@@ -84,26 +84,26 @@ for (const [name, showsHeader, hasRandomness] of [
 ] as const) {
   test(`a mini-program has a session that resumes, text and bytes once and in order: ${name}`, LIMIT, async (t) => {
     const server = await SessionServer.open(t);
-    server.onHello = (visit, number) => (number === 1 ? visit.welcome() : visit.resume(2, 2, 1));
-    server.onMessage = (visit) => visit.acknowledge();
+    server.onHello = (connection, number) => (number === 1 ? connection.welcome() : connection.resume(2, 2, 1));
+    server.onMessage = (connection) => connection.acknowledge();
     const wx = new Mini(showsHeader, hasRandomness);
     const { MainstaySocket } = bare("wx", { wx });
     const socket = new MainstaySocket(server.url, [], { header: () => ({ "x-from": "mini" }) });
     t.after(() => socket.close());
-    const heard: unknown[] = [];
-    socket.onmessage = ({ data }: any) => heard.push(typeof data === "string" ? data : [...new Uint8Array(data)]);
+    const received: unknown[] = [];
+    socket.onmessage = ({ data }: any) => received.push(typeof data === "string" ? data : [...new Uint8Array(data)]);
     socket.send("één 🙂");
     assert.equal(await socket.send(Uint8Array.of(1, 2, 3)).delivered, "delivered");
-    const [visit] = server.visits;
-    visit!.write("hello");
-    await until(() => heard.length === 1);
-    visit!.cut();
-    await until(() => server.visits.length === 2 && socket.status === "attached");
-    assert.equal(server.visits[1]!.hello!.resume && socket.stats.connections, 2);
-    assert.deepEqual([server.visits[0]!.heard, heard, socket.mode], [["één 🙂", 3], ["hello"], "session"]);
+    const [connection] = server.connections;
+    connection!.write("hello");
+    await until(() => received.length === 1);
+    connection!.cut();
+    await until(() => server.connections.length === 2 && socket.status === "attached");
+    assert.equal(server.connections[1]!.hello!.resume && socket.stats.connections, 2);
+    assert.deepEqual([server.connections[0]!.received, received, socket.mode], [["één 🙂", 3], ["hello"], "session"]);
     const dials = wx.asked.filter(({ url }) => url);
     assert.deepEqual([dials[0].protocols.join(), dials[0].header], ["plain,mainstay.v1", { "x-from": "mini" }]);
-    const keys = server.visits.map(({ hello }) => Buffer.from(hello!.key).toString("hex"));
+    const keys = server.connections.map(({ hello }) => Buffer.from(hello!.key).toString("hex"));
     assert.ok(keys.every((key) => !/^(00)+$/.test(key)), keys.join());
     assert.equal(wx.asked.some(({ length }) => length), hasRandomness);
   });
@@ -127,7 +127,7 @@ test("a mini-program dials at once when it is shown or the network is back, and 
   assert.deepEqual([wx.listeners.show!.size, wx.listeners.network!.size], [0, 0]);
 });
 
-test("a mini-program is served by a plain server that answers no subprotocol, and hears why it is refused", LIMIT, async (t) => {
+test("a mini-program speaks to a plain server that answers no subprotocol, and gets the reason of a refusal", LIMIT, async (t) => {
   const url = await plain(t, (peer) => {
     peer.send(Uint8Array.of(7));
     peer.send("you may not come in");
@@ -135,25 +135,25 @@ test("a mini-program is served by a plain server that answers no subprotocol, an
   });
   const { MainstaySocket } = bare("wx", { tt: new Mini() });
   const socket = new MainstaySocket(url, [], { wx: new Mini() });
-  const heard: unknown[] = [];
-  socket.on("message", ({ data }: any) => heard.push(typeof data === "string" ? data : data.byteLength));
+  const received: unknown[] = [];
+  socket.on("message", ({ data }: any) => received.push(typeof data === "string" ? data : data.byteLength));
   const end = await new Promise<any>((resolve) => socket.on("close", resolve));
-  assert.deepEqual([heard, end.code, end.reason], [[1, "you may not come in"], 4501, "not you"]);
+  assert.deepEqual([received, end.code, end.reason], [[1, "you may not come in"], 4501, "not you"]);
 });
 
-test("the folder that a mini-program's tools copy has what each import names", () => {
+test("the folder that a mini-program's tools copy has the file of each import", () => {
   const { miniprogram } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"));
   const read = (name: string) => readFileSync(new URL(`../${miniprogram}/${name}`, import.meta.url), "utf8");
   assert.equal(read("wx.js"), readFileSync(new URL("../dist/wx.cjs", import.meta.url), "utf8"));
   assert.match(read("index.js"), /require\("\.\/wx\.js"\)/);
 });
 
-test("a mini-program without connectSocket is told so", () => {
+test("without connectSocket the constructor throws and states which option to pass", () => {
   const { MainstaySocket } = bare("wx", {});
   assert.throws(() => new MainstaySocket("wss://example.com"), /wx\.connectSocket/);
 });
 
-test("a listener that throws harms no other, one that is once is called once, and one that is an object is called", LIMIT, async (t) => {
+test("a listener that throws affects no other, a listener for one event is called once, and one that is an object is called", LIMIT, async (t) => {
   const url = await plain(t, (peer) => ["1", "2", "3"].forEach((text) => peer.send(text)));
   const thrown: unknown[] = [];
   const later = (act: () => void, ms?: number) =>
@@ -167,19 +167,19 @@ test("a listener that throws harms no other, one that is once is called once, an
   const { MainstaySocket } = bare("wx", { setTimeout: later });
   const socket = new MainstaySocket(url, [], { wx: new Mini() });
   t.after(() => socket.close());
-  const heard: string[] = [];
+  const received: string[] = [];
   socket.addEventListener("message", () => {
     throw new Error("mine");
   });
-  socket.addEventListener("message", ({ data }: any) => heard.push(`once ${data}`), { once: true });
-  socket.addEventListener("message", { handleEvent: ({ data }: any) => heard.push(data) });
-  await until(() => heard.length === 4 && thrown.length === 3);
-  assert.deepEqual(heard, ["once 1", "1", "2", "3"]);
+  socket.addEventListener("message", ({ data }: any) => received.push(`once ${data}`), { once: true });
+  socket.addEventListener("message", { handleEvent: ({ data }: any) => received.push(data) });
+  await until(() => received.length === 4 && thrown.length === 3);
+  assert.deepEqual(received, ["once 1", "1", "2", "3"]);
 });
 
 test("React Native, which lacks classes and half of URL, has a session too", LIMIT, async (t) => {
   const server = await SessionServer.open(t);
-  server.onMessage = (visit) => visit.acknowledge();
+  server.onMessage = (connection) => connection.acknowledge();
   class HalfURL {
     get origin(): string {
       throw new Error("not implemented");
@@ -190,15 +190,15 @@ test("React Native, which lacks classes and half of URL, has a session too", LIM
   const { MainstaySocket } = context.module.exports;
   const socket = new MainstaySocket(server.url);
   t.after(() => socket.close());
-  const heard: unknown[] = [];
-  socket.onmessage = ({ data }: any) => heard.push(data);
+  const received: unknown[] = [];
+  socket.onmessage = ({ data }: any) => received.push(data);
   assert.equal(await socket.send("x").delivered, "delivered");
-  server.visits[0]!.write("y");
-  await until(() => heard.length === 1);
-  assert.deepEqual([heard, socket.mode, socket.binaryType], [["y"], "session", "arraybuffer"]);
+  server.connections[0]!.write("y");
+  await until(() => received.length === 1);
+  assert.deepEqual([received, socket.mode, socket.binaryType], [["y"], "session", "arraybuffer"]);
 });
 
-test("the text coders for platforms without any are those of the platform that has them", async () => {
+test("the text coders for platforms without any agree with those of the platform", async () => {
   const { TextEncoder: Encoder, TextDecoder: Decoder } = await own();
   const texts = ["", "abc", "é€🙂", "\ud800x", "\uffff\u0000", "中文小程序"];
   for (const text of texts) assert.deepEqual([...new Encoder().encode(text)], [...new TextEncoder().encode(text)], text);
@@ -217,7 +217,7 @@ test("the text coders for platforms without any are those of the platform that h
   for (const bytes of samples) assert.equal(decoded(new Decoder(), bytes), decoded(strict, bytes), Buffer.from(bytes).toString("hex"));
 });
 
-/** What stands in, taken from the source where no global hides it. */
+/** The replacements of globals, from the source.  */
 async function own(): Promise<any> {
   const { build } = await import("esbuild");
   const { outputFiles } = await build({ entryPoints: [new URL("../src/platform.ts", import.meta.url).pathname], bundle: true, format: "cjs", write: false });

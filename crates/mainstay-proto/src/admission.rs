@@ -1,8 +1,8 @@
-//! Who may connect: so many at a time altogether, and so many from one address.
+//! Which connections are admitted: a maximum in total, and a maximum from one address.
 //!
-//! An address of IPv6 counts by its /64, which is what one subscriber gets. Who is one too many is answered, so that
-//! honest clients learn when to come back; how many are being answered at a time is bounded too, and whoever comes
-//! above that is dropped.
+//! An IPv6 address counts by its /64, which one subscriber gets. A connection over the limit gets a response, so that
+//! honest clients know when to retry. The number of responses in progress is bounded too; a connection above that
+//! bound is dropped.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,22 +12,22 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// How many may be there at a time. 0 is nobody.
+/// Limits on concurrent connections; 0 rejects all.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct AdmissionConfig {
-    /// Altogether. Default: no limit.
+    /// The limit in total. Default: none.
     pub connections: Option<usize>,
-    /// From one address of IPv4 or one /64 of IPv6. Default: no limit.
+    /// The limit for one IPv4 address or one /64 of IPv6. Default: none.
     pub per_address: Option<usize>,
 }
 
-/// Refusals that are being written at a time, at most; an eighth of the limit where that is less, but not below 8: they
-/// take files, too.
+/// Maximum number of refusals in progress. An eighth of the limit if that is less, but at least 8: refusals need file
+/// descriptors, too.
 const REFUSING: usize = 256;
-/// A client that was refused is asked to wait for this at most; uniform, so that a crowd does not come back at once.
+/// The longest `Retry-After` of a refusal; drawn uniformly, so that refused clients do not return at once.
 const LONGEST_WAIT: u64 = 10;
 
-/// See the module.
+/// The counts of admitted connections; the module describes them.
 #[derive(Debug)]
 pub struct Admission {
     config: AdmissionConfig,
@@ -37,45 +37,45 @@ pub struct Admission {
     rng: StdRng,
 }
 
-/// What one subscriber has: an address of IPv4, a /64 of IPv6.
+/// What one subscriber has: an IPv4 address, a /64 of IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Source(u64);
 
-/// What becomes of a connection that was just accepted.
+/// The verdict on a connection that was just accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admitted {
-    /// It may go on. Call [`leave`](Admission::leave) with the same address when it is gone.
+    /// Admit it. Call [`leave`](Admission::leave) with the same address when it is gone.
     Yes,
-    /// Answer it with 503 and how long to wait. Call [`refused`](Admission::refused) when that is done.
+    /// Answer it with 503 and this `Retry-After`. Call [`refused`](Admission::refused) when that is done.
     No(Refused, Duration),
-    /// Drop it.
+    /// Drop it without an answer.
     Dropped(Refused),
 }
 
-/// Which limit a connection is above.
+/// The limit that a connection exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refused {
-    /// All that may connect have.
+    /// The limit in total.
     Full,
-    /// All that may connect from its address have.
+    /// The limit for one address.
     Address,
 }
 
 impl Admission {
-    /// Nobody is there yet. `seed` draws the waits of those who are refused.
+    /// Creates the counts, without any connection. `seed` draws the waits of refused clients.
     #[must_use]
     pub fn new(config: AdmissionConfig, seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed);
         Self { config, admitted: 0, refusing: 0, per_address: HashMap::new(), rng }
     }
 
-    /// Somebody connected.
+    /// Counts a connection that was just accepted, and returns the verdict.
     pub fn arrive(&mut self, address: IpAddr) -> Admitted {
         self.arrive_beside(address, 0)
     }
 
-    /// As [`arrive`](Self::arrive), beside so many that were admitted and are counted elsewhere since they
-    /// [left](Self::leave) here.
+    /// Like [`arrive`](Self::arrive), with `elsewhere` connections that were admitted and are counted elsewhere since
+    /// they [left](Self::leave) here.
     pub fn arrive_beside(&mut self, address: IpAddr, others: usize) -> Admitted {
         if self.config.connections.is_some_and(|limit| self.admitted + others >= limit) {
             return self.refuse(Refused::Full);
@@ -91,7 +91,7 @@ impl Admission {
         Admitted::Yes
     }
 
-    /// Somebody who was admitted is gone.
+    /// An admitted connection is gone.
     pub fn leave(&mut self, address: IpAddr) {
         self.admitted = self.admitted.saturating_sub(1);
         if let Entry::Occupied(mut there) = self.per_address.entry(Source::of(address)) {
@@ -102,7 +102,7 @@ impl Admission {
         }
     }
 
-    /// A refusal was written, or given up.
+    /// A refusal was written, or its connection is gone.
     pub fn refused(&mut self) {
         self.refusing = self.refusing.saturating_sub(1);
     }
@@ -118,8 +118,8 @@ impl Admission {
 }
 
 impl Source {
-    /// The source of a connection from `address`. An IPv4 address mapped into IPv6 is that address, else a /64 would
-    /// hold all of them.
+    /// Returns the source of a connection from `address`. An IPv4 address that is mapped into IPv6 counts as the IPv4
+    /// address; otherwise a single /64 would contain all of them.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {

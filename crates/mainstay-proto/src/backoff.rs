@@ -1,15 +1,15 @@
 //! How long to wait before the next attempt to connect.
 //!
-//! The first attempt after a loss comes soon, spread by its [`Scope`]: over 0.2 s when only this client
-//! lost its connection, over a second when others did too. Every later wait has a ceiling
-//! d = min(cap, base x 2^n) and is drawn below it: capped first, jittered after, so that a crowd at the
-//! cap stays spread. A lone client draws from (d/2, d); one of a crowd draws from all of (0, d), because
-//! the width of the draw is what thins a crowd out. The server's [`Advice`] wins over all of this.
+//! The wait after a loss is short at first and spread by its [`Scope`]: over 0.2 s if only this client lost its
+//! connection, over 1 s if others did too. Every later wait has a ceiling d = min(cap, base x 2^n) and is drawn below
+//! it: capped first, jittered after, so that clients at the cap stay spread. A client on its own draws from (d/2, d).
+//! One of many draws from all of (0, d), because the width of the range is what spreads them. The server's [`Advice`]
+//! takes precedence over all of this.
 //!
-//! A connection that lived for 10 s clears the count, and so does a message that was delivered or acknowledged once the
-//! connection is 2 s old: on a train connections are short and good. One that was merely accepted clears nothing: a
-//! server that accepts and drops must not be hammered. Attempts to replace a connection that lives do not count once
-//! that one is lost: they failed for reasons of their own.
+//! A connection that lived for 10 s clears the count. So does a message that is delivered or acknowledged once the
+//! connection is 2 s old: on a train connections are short and good. A connection that was merely accepted clears
+//! nothing; otherwise clients would hammer a server that accepts and drops. Attempts to replace a living connection
+//! do not count once that connection is lost: they failed for other reasons.
 //!
 //! Source: `docs/DEFAULTS.md`.
 
@@ -19,17 +19,17 @@ use rand::{Rng, RngExt};
 
 use crate::ConfigError;
 
-/// The longest that advice may send a client away for; more is cut to this.
+/// The longest wait that advice may cause; longer advice is cut to this.
 pub const LONGEST_ADVICE: Duration = Duration::from_secs(600);
 
-/// No wait is shorter: zero would be a loop without a pause.
+/// The shortest wait: zero would be a loop without a pause.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// A connection that lived for so long clears the count. Range: no shorter life may be configured.
+/// The life of a connection after which the count is cleared. No shorter life can be configured.
 const LIFE: Duration = Duration::from_secs(10);
-/// A message that is delivered or acknowledged on a connection of this age clears it too.
+/// The age of a connection at which a delivered or acknowledged message clears the count, too.
 const BUSY_LIFE: Duration = Duration::from_secs(2);
 
-/// Bounds of the waits, checked where they are made.
+/// Bounds of the waits, checked by the setters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackoffConfig {
     base: Duration,
@@ -40,8 +40,8 @@ pub struct BackoffConfig {
 }
 
 impl BackoffConfig {
-    /// Ceilings that double from `base`, the second wait's, up to `cap`, which holds for every wait.
-    /// Default: 0.5 s and 30 s. Range: 1 ms to `cap`, and `base` to 1 hour.
+    /// Sets the ceilings: they double from `base`, the ceiling of the second wait, up to `cap`, which bounds every
+    /// wait. Default: 0.5 s and 30 s. Range: 1 ms to `cap`, and `base` to 1 hour.
     ///
     /// # Errors
     /// One of them is out of range.
@@ -51,9 +51,9 @@ impl BackoffConfig {
         Self { base, cap, first_individual, first_shared, reset_after }.checked()
     }
 
-    /// Ceilings of the first wait: where only this client lost its connection (it woke, came online, or found it dead), and
-    /// where others may have too (the server restarted).
-    /// Default: 0.2 s and 1 s. Range: 1 ms to the cap.
+    /// Sets the ceilings of the first wait: `individual` if only this client lost its connection (it woke up, came
+    /// online, or found the connection dead), `shared` if others may have, too (the server restarted). Default: 0.2 s
+    /// and 1 s. Range: 1 ms to the cap.
     ///
     /// # Errors
     /// One of them is out of range.
@@ -61,8 +61,8 @@ impl BackoffConfig {
         Self { first_individual: individual, first_shared: shared, ..self }.checked()
     }
 
-    /// How long a connection must live to clear the count, messages or not. Default: 10 s, or 2 s and then a message that
-    /// is delivered or acknowledged. Range: at least 10 s.
+    /// Sets how long a connection must live to clear the count, messages or not. Default: 10 s, or 2 s and then a
+    /// message that is delivered or acknowledged. Range: at least 10 s.
     ///
     /// # Errors
     /// It is out of range.
@@ -106,22 +106,22 @@ impl Default for BackoffConfig {
     }
 }
 
-/// Who else lost a connection at the same moment.
+/// Which clients lost a connection at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Nobody: this client woke up, came online, or found its own connection dead.
+    /// Only this one: it woke up, came online, or found its own connection dead.
     Individual,
-    /// Perhaps everybody: close codes 1001, 1006, 1012 and 1013, a 5xx answer, whatever else a
-    /// restart of the server explains.
+    /// Perhaps all: close codes 1001, 1006, 1012 and 1013, a 5xx response, and everything else that a restart of the
+    /// server explains.
     Shared,
 }
 
 /// When the server wants the client back: GOAWAY, REFUSE, `Retry-After`, or 1013 with a delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Advice {
-    /// Not before.
+    /// The earliest time.
     pub min: Duration,
-    /// Not after, if that leaves room to spread.
+    /// The latest time, if that leaves room to spread clients.
     pub max: Duration,
 }
 
@@ -133,16 +133,16 @@ pub struct Backoff {
     connected: Option<Connected>,
 }
 
-/// The connection that is up.
+/// The attached connection.
 #[derive(Debug, Clone, Copy)]
 struct Connected {
     since: Instant,
-    /// The count when it came up.
+    /// The count when the connection was attached.
     attempts: u32,
 }
 
 impl Backoff {
-    /// A backoff before its first attempt.
+    /// Creates a backoff before the first attempt.
     #[must_use]
     pub fn new(config: BackoffConfig) -> Self {
         Self { config, attempts: 0, connected: None }
@@ -150,9 +150,9 @@ impl Backoff {
 
     /// Draws the wait before the next attempt and counts that attempt.
     ///
-    /// Never zero, never the same for all, and never above the cap, or above [`LONGEST_ADVICE`] with
-    /// advice. Advice too narrow to spread a crowd (`Retry-After` names one moment) is widened by
-    /// `first_shared` or a tenth of its own length, whichever is longer.
+    /// The wait is never zero, never the same for all clients, and never above the cap; with advice never above
+    /// [`LONGEST_ADVICE`]. Advice that is too narrow to spread clients (`Retry-After` names one moment) is widened by
+    /// `first_shared` or by a tenth of its own length, whichever is longer.
     pub fn next_delay(&mut self, cause: Scope, advice: Option<Advice>, rng: &mut impl Rng) -> Duration {
         let attempt = self.attempts;
         self.attempts = attempt.saturating_add(1);
@@ -166,18 +166,18 @@ impl Backoff {
         uniform(from.max(SHORTEST), to.max(SHORTEST), rng)
     }
 
-    /// Attempts since the count was last cleared.
+    /// Returns the number of attempts since the count was last cleared.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// A connection is up (its whole opening, WELCOME included). This alone clears nothing.
+    /// A connection is attached (its whole opening, WELCOME included). This alone clears nothing.
     pub fn handle_connected(&mut self, now: Instant) {
         self.connected = Some(Connected { since: now, attempts: self.attempts });
     }
 
-    /// A message was delivered or acknowledged on the connection that is up. Cheap where the count is clear.
+    /// A message was delivered or acknowledged on the attached connection. Cheap while the count is clear.
     pub fn handle_progress(&mut self, now: Instant) {
         let is_counting = |up: &&mut Connected| up.attempts > 0 && self.config.reset_after.is_none();
         if let Some(up) = self.connected.as_mut().filter(is_counting)
@@ -187,15 +187,15 @@ impl Backoff {
         }
     }
 
-    /// The connection is gone; the count is cleared if it lived for long enough, and otherwise what it was when the
-    /// connection came up.
+    /// The connection is gone. The count is cleared if the connection lived for long enough; otherwise it returns to
+    /// what it was when the connection was attached.
     pub fn handle_lost(&mut self, now: Instant) {
         let Some(up) = self.connected.take() else { return };
         let lived = now.saturating_duration_since(up.since) >= self.config.reset_after.unwrap_or(LIFE);
         self.attempts = if lived { 0 } else { up.attempts };
     }
 
-    /// min(cap, base x 2^n) in integers, for any n.
+    /// Returns min(cap, base x 2^n) in integers, for any n.
     fn ceiling(&self, n: u32) -> Duration {
         let factor = 1_u32.checked_shl(n).unwrap_or(u32::MAX);
         self.config.base.saturating_mul(factor).min(self.config.cap)
@@ -228,7 +228,7 @@ mod tests {
         Backoff::new(BackoffConfig::default())
     }
 
-    /// The wait after `before` attempts, drawn by 4,000 clients with a seed each.
+    /// Returns the waits after `before` attempts, drawn by 4,000 clients with a seed each.
     fn crowd(before: u32, cause: Scope, advice: Option<Advice>) -> Vec<Duration> {
         let draw = |seed| {
             let mut client = Backoff { attempts: before, ..backoff() };
@@ -237,7 +237,7 @@ mod tests {
         (0..4000).map(draw).collect()
     }
 
-    /// All draws lie in the range, and every tenth of the range gets its share of them.
+    /// Checks that all draws lie in the range, and that every tenth of the range gets its share of them.
     #[track_caller]
     fn check_spread(draws: &[Duration], from: Duration, to: Duration) {
         let mut tenths = [0_u32; 10];
@@ -264,7 +264,7 @@ mod tests {
         }
     }
 
-    /// Others' doublings overflowed into no delay, a panic, or the same delay for all.
+    /// In other implementations the doubling overflowed into no delay, a panic, or the same delay for all.
     #[test]
     fn an_outage_of_days_neither_overflows_nor_loses_its_jitter() {
         for before in [31, 32, 33, 50, 62, 63, 64, 65, 1_015, 2_000, u32::MAX - 1, u32::MAX] {
@@ -284,7 +284,8 @@ mod tests {
         assert_eq!(client.attempts(), u32::MAX, "the count must not start again by wrapping");
     }
 
-    /// The count after one connection that came up at a count of 5, lived for so long and said so.
+    /// Returns the count after one connection that was attached at a count of 5, lived for `life`, and made progress
+    /// or not.
     fn count_after(config: BackoffConfig, lived: Duration, message_at: Option<Duration>) -> u32 {
         let mut client = Backoff { attempts: 5, ..Backoff::new(config) };
         let now = crate::origin();

@@ -1,21 +1,25 @@
-//! The memory that all connections of a process share: how much of it is used, and who has to wait for it.
+//! The memory that all connections of a process share: how much of it is used, and which connections must wait for
+//! it.
 //!
 //! Each connection keeps no more than its own windows allow. A thousand of them may still keep more than the machine
-//! has. So what all keep together has a budget, and the part of it that is used has a [`Level`]. A level rises at its
-//! own mark and falls ten percent of the budget below it, so that it does not flicker.
+//! has. Therefore all connections share a budget, and the used part of it has a [`Level`]. A level begins at its own
+//! mark and ends ten percent of the budget below that mark, so that it does not flicker.
 //!
 //! | Level | From | What changes |
 //! |---|---|---|
 //! | calm | | nothing |
-//! | tight | 75 % | a holder that keeps its fair share takes in no more, and one whose peer is away no more than a floor |
-//! | short | 90 % | that includes messages which are not complete; no new sessions; sessions whose client is away for 10 s are given up |
-//! | full | 100 % | nobody takes in more than the floor; any session whose client is away is given up |
+//! | tight | 75 % | a holder that keeps its fair share receives no more, and a holder whose peer is away no more than
+//! the floor |
+//! | short | 90 % | the share includes incomplete messages; no new sessions; sessions whose client has been away for
+//! 10 s are evicted |
+//! | full | 100 % | no holder receives more than the floor; any session whose client is away is evicted |
 //!
-//! What is kept can always leave: writing is never held back, and [`Pressure::lets_read`] lets a session read that waits
-//! for acknowledgements, except when all is used. If all is used for 10 s and nothing leaves, the largest of those that
-//! wait are given up ([`Reclaim`]).
+//! What is kept can always leave: writing is never restricted, and [`Pressure::lets_read`] lets a session read while
+//! it waits for acknowledgements, unless the budget is exhausted. If the budget is exhausted for 10 s and nothing
+//! leaves, the largest of the waiting holders are dropped ([`Reclaim`]).
 //!
-//! Not here: what a connection keeps (its machines know), and who is told ([`registry`](crate::session::registry)).
+//! Not here: what a connection keeps (its machine counts it), and how its owner is notified
+//! ([`registry`](crate::session::registry)).
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -33,22 +37,22 @@ pub enum Level {
     Tight,
     /// From 90 %.
     Short,
-    /// All of it.
+    /// The whole budget.
     Full,
 }
 
-/// What every holder may take in at any level: so much that small messages pass.
+/// How much every holder may receive at any level: enough for small messages to pass.
 pub const FLOOR: u64 = 64 * 1024;
-/// A client that was cut off a moment ago is on its way back.
+/// A client that was just cut off is probably reconnecting; its session is not evicted before this.
 const ON_THE_WAY_BACK: Duration = Duration::from_secs(10);
-/// If all is used for so long, holders that wait are given up.
+/// If the budget is exhausted for this long, holders that wait are dropped.
 const STUCK: Duration = Duration::from_secs(10);
 
 impl Level {
     /// All levels, the lowest first.
     pub const ALL: [Self; 4] = [Self::Calm, Self::Tight, Self::Short, Self::Full];
 
-    /// The level once `used` bytes of `limit` are used, where it was this one before.
+    /// Returns the level once `used` bytes of `limit` are used, if it was this level before.
     #[must_use]
     pub fn after(self, used: u64, limit: u64) -> Self {
         let reached = Self::ALL.into_iter().rfind(|level| used >= level.rises_at(limit)).unwrap_or_default();
@@ -66,7 +70,7 @@ impl Level {
         percent_of(percent, limit)
     }
 
-    /// Where the level below this one begins, on the way down.
+    /// Returns where the level below this one begins while the use falls.
     #[must_use]
     pub fn falls_below(self, limit: u64) -> u64 {
         self.rises_at(limit).saturating_sub(percent_of(10, limit))
@@ -78,7 +82,7 @@ impl Level {
         self < Self::Short
     }
 
-    /// Its name, for logs.
+    /// Returns the name, for logs.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -93,16 +97,16 @@ impl Level {
 /// What a connection keeps, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Held {
-    /// Bytes that its peer sent and the application has not received yet.
+    /// Bytes that the peer sent and that are not delivered to the application.
     pub unread: u64,
-    /// For its peer: not yet written, or not yet acknowledged.
+    /// Bytes for the peer that are not written, or not acknowledged.
     pub kept: u64,
 }
 
-/// What a message costs beside its payload: its place in a queue, and the allocation that holds the payload.
+/// The overhead of a message: its place in a queue, and the allocation of its payload.
 const BESIDE_PAYLOAD: u64 = 96;
 
-/// What so many payload bytes cost in so many messages.
+/// Returns the memory of `bytes` payload bytes in `messages` messages.
 pub(crate) fn held(payload: u64, messages: usize) -> u64 {
     payload + messages as u64 * BESIDE_PAYLOAD
 }
@@ -112,24 +116,24 @@ fn percent_of(percent: u64, limit: u64) -> u64 {
     limit.saturating_mul(percent) / 100
 }
 
-/// What a holder is asked to bear.
+/// The limits that a holder must respect now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pressure {
     level: Level,
-    /// A holder's fair share, in bytes.
+    /// The fair share of a holder, in bytes.
     share: u64,
 }
 
 impl Pressure {
-    /// The pressure at `level` of a budget of `limit` bytes that so many share.
+    /// Returns the pressure at `level` of a budget of `limit` bytes that `holders` share.
     #[must_use]
     pub fn new(level: Level, limit: u64, holders: u64) -> Self {
         let share = Level::Tight.rises_at(limit) / holders.max(1);
         Self { level, share: share.max(FLOOR) }
     }
 
-    /// What a holder may keep in one of its queues, in bytes; it may keep one message there in any case. What is kept
-    /// for a peer that is away does not leave before it comes back, if it does.
+    /// Returns how many bytes a holder may keep in one of its queues. It may keep one message in any case. What is
+    /// kept for a peer that is away leaves only if the peer comes back.
     #[must_use]
     pub fn room(self, is_away: bool) -> u64 {
         match self.level {
@@ -139,10 +143,10 @@ impl Pressure {
         }
     }
 
-    /// Whether a connection may be read that keeps `unread` bytes of what it brought for its application, and has
-    /// `assembling` bytes of a message that is not complete. `owed`: bytes that only an acknowledgement of its peer
-    /// frees. While there are any it is read until all is used, or what waits for that acknowledgement would wait for
-    /// ever. A message that has begun is read to its end while there is room at all.
+    /// Whether to read from a connection that keeps `unread` bytes for its application and `assembling` bytes of an
+    /// incomplete message. `owed`: bytes that only an acknowledgement of the peer frees. While there are any, the
+    /// connection is read until the budget is exhausted; otherwise the bytes would wait for that acknowledgement for
+    /// ever. A message that has begun is read to its end while there is any room.
     #[must_use]
     pub fn lets_read(self, unread: u64, assembling: u64, owed: u64) -> bool {
         let counts = if self.level < Level::Short { unread } else { unread + assembling };
@@ -150,25 +154,25 @@ impl Pressure {
     }
 }
 
-/// The holders that have to give up what they keep, decided every so often while memory is short.
+/// The holders that must free what they keep, decided at intervals while memory is short.
 #[derive(Debug, Clone, Default)]
 pub struct Reclaim {
     full_since: Option<Instant>,
 }
 
-/// Whose memory is taken back.
+/// Which holders must free their memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Victims {
-    /// Sessions whose clients are away for so long, or longer; the largest first.
+    /// Sessions whose clients have been away for this long or longer; the largest first.
     pub away_for: Duration,
-    /// Those as well that wait for memory, if the others are not enough; the largest first.
+    /// Also holders that wait for memory, if the others are not enough; the largest first.
     pub waiting: bool,
-    /// Until so many bytes are freed.
+    /// How many bytes to free.
     pub bytes: u64,
 }
 
 impl Reclaim {
-    /// The holders that are to give up their memory now, where `used` bytes of `limit` are used. `None`: none.
+    /// Returns which holders must free their memory now, if `used` bytes of `limit` are used; `None`: none.
     pub fn poll(&mut self, now: Instant, level: Level, used: u64, limit: u64) -> Option<Victims> {
         if level == Level::Full {
             self.full_since.get_or_insert(now);
@@ -186,21 +190,21 @@ impl Reclaim {
     }
 }
 
-/// Something that may be given up.
+/// A holder that may be dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate<T> {
-    /// Where its client came from.
+    /// The source of its client.
     pub source: Option<Source>,
-    /// What it keeps.
+    /// The bytes that it keeps.
     pub bytes: u64,
     /// Since when its client is away.
     pub since: Instant,
-    /// What it is.
+    /// The holder itself.
     pub holder: T,
 }
 
-/// Puts candidates in the order in which they are given up: those of the source that keeps most of all go first; of one
-/// source the larger, and of about one size (a factor of two) the one that has been away for longer.
+/// Sorts candidates in the order in which they are dropped. Those of the source that keeps most go first; within a
+/// source the larger ones; among those of about one size (a factor of two) the ones that have been away for longer.
 pub fn in_order<T>(candidates: &mut [Candidate<T>]) {
     let mut sources: BTreeMap<Option<Source>, u64> = BTreeMap::new();
     for candidate in candidates.iter() {

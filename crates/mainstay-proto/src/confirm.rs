@@ -1,228 +1,127 @@
 //! Sending to a peer that speaks plain WebSocket: the Ping is the acknowledgement.
 //!
-//! An unmodified endpoint answers a Ping after it has read every frame before it. Its Pong proves that
-//! its WebSocket stack has *taken in* those messages, not that the application has seen them; what a
-//! message's keeping ends with is therefore a choice, [`Confirm`].
+//! An unmodified endpoint answers a Ping after it has read every frame before it. Its Pong proves that its WebSocket
+//! stack has *received* those messages, not that the application has. Therefore [`Confirm`] selects what ends the
+//! keeping of a message.
 //!
-//! Messages are numbered from 1 for the life of the link and kept in order. `push` appends,
-//! `poll_transmit` writes within the window and puts a Ping in between, which names the last whole
-//! message before it. One Ping is open at a time: some stacks end a connection over a few dozen.
-//! When the connection is lost, what is kept is written again or reported, by [`Guarantee`].
+//! Messages are numbered from 1 for the life of the link and kept in order. `push` appends, `poll_transmit` writes
+//! within the window and adds Pings, each of which names the last whole message before it. One Ping is open at a
+//! time: some stacks end a connection over a few dozen. When the connection is lost, the messages that are kept are
+//! written again or reported, as [`Guarantee`] says.
 //!
-//! Every number meets one fate: the [`Outcome`] that covers it first.
+//! Every number has one fate: the first [`Outcome`] that covers it.
 //!
-//! The queue is bounded, and [`WhenFull`] says what happens to a message that does not fit. Only what was
-//! never written on any connection can be dropped: of that, and of nothing else, it is certain that the
-//! peer does not have it.
+//! The queue is bounded, and [`WhenFull`] says what happens to a message that does not fit. Only a message that was
+//! never written on any connection can be dropped: only then it is certain that the peer does not have it.
 //!
-//! **A message that ends the connection** (too large, not what the peer expects) would be sent for
-//! ever, so whoever is first in line when three connections end is given up. The first in line need not
-//! be the guilty one, only the first of a window; before the third try the suspects therefore go out
-//! one by one, each with its own Ping. That clears the innocent and leaves the guilty one in front.
+//! **A message that ends the connection** (too large, not what the peer expects) would be sent for ever. Therefore
+//! the message that is first in line when three connections end is given up. The first in line need not be the cause,
+//! it is only the first of a window. So before the third attempt the suspects go out one by one, each with its own
+//! Ping. That clears the others and leaves the cause first in line.
 //!
-//! **A peer that answers no Ping** breaks RFC 6455 section 5.5.2, and would stop the link at 64 messages. Once that is
-//! found ([`Confirmer::expect_no_pongs`]) it is served with what remains possible, at-most-once: writing goes on, and what
-//! has left is unknown and never written again. A Pong ends that.
+//! **A peer that answers no Ping** violates RFC 6455 section 5.5.2, and would stop the link after 64 messages. Once
+//! that is known ([`Confirmer::expect_no_pongs`]), the peer is served at-most-once: writing goes on, and a message
+//! that has left is unknown and never written again. A Pong ends this mode.
 //!
-//! Not here: when a peer is dead (`heartbeat`), and what shows that it lives and answers no Ping (`connect`). A late Pong
-//! means a slow peer.
+//! Not here: when a peer is dead (`heartbeat`), and what shows that it is alive and answers no Ping (`connect`). A
+//! late Pong means a slow peer.
+//!
+//! # Cursors
+//!
+//! A *cursor* is a number up to which something holds. Some hold for the link, some for the current connection only.
+//!
+//! | Cursor | Scope | Everything up to it |
+//! |---|---|---|
+//! | `last` | link | was pushed |
+//! | `reached` | link | was written on some connection, so it is not dropped when the queue is full |
+//! | `confirmed` | link | was confirmed on some connection; the rest is the queue |
+//! | `settled()` | link | has its fate and is not kept any more |
+//! | `line.written` | connection | was written on this connection |
+//! | `line.answered` | connection | was written on this connection when the peer's last message arrived |
+//! | `line.confirmed` | connection | was confirmed on this connection |
+//!
+//! A new connection begins with `line.written = line.confirmed = settled`: it writes again what is kept.
 //!
 //! Source: `docs/PROTOCOL.md` "Plain peers: the ping is the acknowledgement".
 
+mod config;
+
 use std::time::{Duration, Instant};
 
-use crate::ConfigError;
+pub use self::config::{Confirm, ConfirmConfig, Guarantee, WhenFull};
 use crate::queue::{ByteQueue, Counted};
 
-/// What may be written and not confirmed.
+/// How much may be written and not confirmed.
 const WINDOW_MESSAGES: usize = 64;
 const WINDOW_BYTES: usize = 256 * 1024;
-/// What makes a Ping due; fewer messages wait `PING_DELAY`.
+/// How much makes a Ping due; fewer messages wait for `PING_DELAY`.
 const PING_BYTES: usize = 64 * 1024;
 const PING_DELAY: Duration = Duration::from_millis(250);
-/// What `pong+window` keeps of the confirmed; in bytes too, or large messages would fill the memory.
+/// How much of the confirmed messages `pong+window` keeps; bounded in bytes too, because large messages would fill
+/// the memory.
 const KEPT_BACK_MESSAGES: usize = 64;
 const KEPT_BACK_BYTES: usize = WINDOW_BYTES;
-/// Connections that may end with the same message first in line.
+/// How many connections may end with the same message first in line.
 const TRIES: u8 = 3;
-
-/// What ends a message's keeping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Confirm {
-    /// The Pong: for stacks that hand over a message before they read the next.
-    #[default]
-    Pong,
-    /// The Pong, and then 64 more messages or 256 KiB confirmed: for stacks that read ahead by no more.
-    PongWindow,
-    /// The application's matching answer. Nothing but this shows that the application has handled it.
-    Reply,
-}
-
-/// What becomes of a message that is kept when the connection is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Guarantee {
-    /// It is written again; the peer may see it twice.
-    #[default]
-    AtLeastOnce,
-    /// It is not, and is reported as unknown: it may or may not have arrived.
-    AtMostOnce,
-}
-
-/// What happens to a message that does not fit the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum WhenFull {
-    /// Its sender waits for room.
-    #[default]
-    Wait,
-    /// It is given back.
-    Fail,
-    /// The oldest messages that were never written make room for it, and are reported as not delivered. Where there are none it is itself the oldest. No sender waits.
-    DropOldest,
-}
-
-/// How to send to a plain peer, checked where it is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConfirmConfig {
-    confirm: Confirm,
-    guarantee: Guarantee,
-    when_full: WhenFull,
-    queue_messages: usize,
-    queue_bytes: usize,
-    min_ping_interval: Duration,
-    pongs: Pongs,
-}
-
-impl ConfirmConfig {
-    /// What ends a message's keeping. Default: the Pong.
-    #[must_use]
-    pub fn confirm(self, confirm: Confirm) -> Self {
-        Self { confirm, ..self }
-    }
-
-    /// What becomes of what is kept when the connection is lost. Default: it is written again.
-    #[must_use]
-    pub fn guarantee(self, guarantee: Guarantee) -> Self {
-        Self { guarantee, ..self }
-    }
-
-    /// What happens to a message that does not fit the queue. Default: its sender waits.
-    #[must_use]
-    pub fn when_full(self, when_full: WhenFull) -> Self {
-        Self { when_full, ..self }
-    }
-
-    /// Messages that may wait for confirmation, written or not, and their bytes; one larger message
-    /// alone is accepted. Default: 1,024 and 4 MiB. Range: at least 1 each.
-    ///
-    /// # Errors
-    /// One of them is 0.
-    pub fn queue(self, messages: usize, bytes: usize) -> Result<Self, ConfigError> {
-        Self { queue_messages: messages, queue_bytes: bytes, ..self }.checked()
-    }
-
-    /// Shortest time between two Pings; longer where the peer counts frames. It bounds what a link carries to 64
-    /// messages or 256 KiB in that time. Default: none, so that one Ping follows 64 messages, 64 KiB or 250 ms.
-    /// Range: up to 1 minute.
-    ///
-    /// # Errors
-    /// It is out of range.
-    pub fn min_ping_interval(self, min_ping_interval: Duration) -> Result<Self, ConfigError> {
-        Self { min_ping_interval, ..self }.checked()
-    }
-
-    /// Whether the peer answers Pings, where that is known beforehand. If not, it is served at-most-once from the first
-    /// message on, and until its first Pong; if so, its silence is never taken for that. Default: not known.
-    #[must_use]
-    pub fn expects_pongs(self, expects_pongs: bool) -> Self {
-        Self { pongs: if expects_pongs { Pongs::Come } else { Pongs::Missing }, ..self }
-    }
-
-    fn checked(self) -> Result<Self, ConfigError> {
-        if self.queue_messages == 0 {
-            return Err(ConfigError { field: "confirm.queue_messages", bound: "at least 1" });
-        }
-        if self.queue_bytes == 0 {
-            return Err(ConfigError { field: "confirm.queue_bytes", bound: "at least 1 byte" });
-        }
-        if self.min_ping_interval > Duration::from_secs(60) {
-            return Err(ConfigError { field: "confirm.min_ping_interval", bound: "at most 1 minute" });
-        }
-        Ok(self)
-    }
-}
-
-impl Default for ConfirmConfig {
-    fn default() -> Self {
-        Self {
-            confirm: Confirm::default(),
-            guarantee: Guarantee::default(),
-            when_full: WhenFull::default(),
-            queue_messages: 1024,
-            queue_bytes: 4 * 1024 * 1024,
-            min_ping_interval: Duration::ZERO,
-            pongs: Pongs::Unknown,
-        }
-    }
-}
 
 /// What to write to the connection, in this order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output<'a, M> {
     /// A message and its number.
     Message(u64, &'a M),
-    /// A Ping with this payload. It must leave after the last frame of the message before it; one that
-    /// overtakes a fragment would confirm what is not written.
+    /// A Ping with this payload. It must leave after the last frame of the message before it; a Ping that overtakes a
+    /// fragment would confirm bytes that are not written.
     Ping([u8; 8]),
 }
 
 /// What became of messages. A number that was reported before keeps its first fate.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome<M> {
-    /// All up to this number are kept no longer.
+    /// The messages up to this number are confirmed, and not kept any more.
     Confirmed(u64),
-    /// From the first to the second number: they may or may not have been taken in, and are not written again.
+    /// The messages from the first to the second number may or may not have been received, and are not written again.
     Unknown(u64, u64),
-    /// From the first to the second number: they were never written and never will be.
+    /// The messages from the first to the second number were never written and never will be.
     NotDelivered(u64, u64),
-    /// The connection ended three times with this message first in line. It is given up.
+    /// The connection ended three times with this message first in line. The message is given up.
     Undeliverable(u64, M),
 }
 
-/// The queue is full; gives the message back.
+/// The queue is full; contains the message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the queue to the peer is full")]
 pub struct Full<M>(pub M);
 
-/// The outgoing side of a link to a plain peer; outlives its connections. See the module.
+/// The sending side of a link to a plain peer. It outlives its connections; the module describes it.
 #[derive(Debug)]
 pub struct Confirmer<M> {
     config: ConfirmConfig,
     /// In the order of their numbers.
     kept: ByteQueue<Kept<M>>,
-    /// The number given last.
+    /// The number of the last message.
     last: u64,
-    /// The highest number ever written, on whatever connection.
+    /// The highest number that was written on any connection.
     reached: u64,
-    /// Up to here confirmed on some connection: what is after it is the queue.
+    /// The messages up to this number were confirmed on some connection; those behind it are the queue.
     confirmed: u64,
     queue: Load,
     line: Line,
-    /// First in line when the last connection ended, and for how many connections.
+    /// The number that was first in line when the last connection ended, and for how many connections.
     suspect: (u64, u8),
-    /// Up to here messages go out one by one.
+    /// The messages up to this number go out one by one.
     careful_until: u64,
     pongs: Pongs,
-    /// What was still kept at the end.
+    /// The messages that were kept at the end.
     undelivered: Vec<M>,
 }
 
-/// Whether the peer answers Pings, on whatever connection.
+/// Whether the peer answers Pings, on any connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pongs {
-    /// None has come yet.
+    /// No Pong has arrived yet.
     Unknown,
     Come,
-    /// None comes, as far as is known.
+    /// No Pong arrives, as far as is known.
     Missing,
 }
 
@@ -239,24 +138,24 @@ impl<M> Counted for Kept<M> {
     }
 }
 
-/// What is known of the current connection.
+/// The state of the current connection.
 #[derive(Debug, Default)]
 struct Line {
     /// Attached, and the peer has sent no Close.
     open: bool,
-    /// Up to here written.
+    /// The messages up to this number are written.
     written: u64,
-    /// Up to here confirmed.
+    /// The messages up to this number are confirmed.
     confirmed: u64,
-    /// Up to here written when the peer's last message came.
+    /// The messages up to this number were written when the peer's last message arrived.
     answered: u64,
-    /// Written and not confirmed.
+    /// Messages that are written and not confirmed.
     in_flight: Load,
-    /// Confirmed and kept back.
+    /// Messages that are confirmed and kept back.
     kept_back: Load,
     /// The position that the open Ping names.
     ping: Option<u64>,
-    /// When it left the process.
+    /// When the open Ping left the process.
     ping_left: Option<Instant>,
     last_ping: Option<Instant>,
     /// When the oldest message after the last Ping was written.
@@ -284,7 +183,7 @@ impl Load {
 }
 
 impl<M> Confirmer<M> {
-    /// Nothing pushed, no connection.
+    /// Creates a link without messages and without a connection.
     #[must_use]
     pub fn new(config: ConfirmConfig) -> Self {
         Self {
@@ -302,11 +201,11 @@ impl<M> Confirmer<M> {
         }
     }
 
-    /// Numbers a message of `bytes` bytes and keeps it, attached or not. The event is about messages that
-    /// had to make room for it, or about itself.
+    /// Numbers and keeps a message of `bytes` bytes, attached or not. The outcome is about messages that made room
+    /// for it, or about the message itself.
     ///
     /// # Errors
-    /// The queue is full; the message comes back.
+    /// The queue is full; the error contains the message.
     pub fn push(&mut self, message: M, bytes: usize) -> Result<(u64, Option<Outcome<M>>), Full<M>> {
         if self.has_room(bytes) {
             return Ok((self.adopt(message, bytes), None));
@@ -328,7 +227,7 @@ impl<M> Confirmer<M> {
         Ok((self.adopt(message, bytes), Some(Outcome::NotDelivered(first, dropped))))
     }
 
-    /// As [`push`](Self::push), whatever the queue holds: for what another machine had accepted.
+    /// Like [`push`](Self::push), whatever the queue holds: for messages that another machine had accepted.
     pub(crate) fn adopt(&mut self, message: M, bytes: usize) -> u64 {
         self.last += 1;
         self.kept.push(Kept { number: self.last, bytes, message });
@@ -336,13 +235,13 @@ impl<M> Confirmer<M> {
         self.last
     }
 
-    /// A connection is up: all that is kept is written to it, oldest first.
+    /// A connection is attached: everything that is kept is written to it, oldest first.
     pub fn handle_attached(&mut self) {
         debug_assert!(!self.line.open, "the connection before was not reported lost");
         self.line = Line { open: true, ..self.rewound() };
     }
 
-    /// The next thing to write; `None` until something is pushed or confirmed, or time passes.
+    /// Returns the next thing to write; `None` until something is pushed or confirmed, or time passes.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Output<'_, M>> {
         if self.poll_timeout().is_some_and(|due| due <= now) {
             self.line.ping = Some(self.line.written);
@@ -363,7 +262,7 @@ impl<M> Confirmer<M> {
         Some(Output::Message(*number, message))
     }
 
-    /// When a Ping is due; `poll_transmit` then returns it.
+    /// Returns when a Ping is due; `poll_transmit` then returns it.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let Line { open: true, ping: None, last_ping, asked, .. } = self.line else { return None };
@@ -374,7 +273,7 @@ impl<M> Confirmer<M> {
         Some(last_ping.map_or(due, |last| due.max(last + self.config.min_ping_interval)))
     }
 
-    /// Everything written so far has left the process. From a peer that answers no Ping nothing more will be known of it.
+    /// Everything written so far has left the process. A peer that answers no Ping never confirms it.
     pub fn handle_flushed(&mut self, now: Instant) -> Option<Outcome<M>> {
         if self.line.ping.is_some() {
             self.line.ping_left.get_or_insert(now);
@@ -382,7 +281,7 @@ impl<M> Confirmer<M> {
         if self.is_without_pongs() { self.forget_written(self.line.written) } else { None }
     }
 
-    /// A Pong. Any that does not answer the open Ping is ignored, and so is one after the peer's Close.
+    /// A Pong arrived. It is ignored if it does not answer the open Ping, or follows the peer's Close.
     pub fn handle_pong(&mut self, payload: &[u8]) -> Option<Outcome<M>> {
         let answered = |position: &mut u64| payload == position.to_be_bytes();
         let position = self.line.ping.take_if(answered)?;
@@ -391,7 +290,7 @@ impl<M> Confirmer<M> {
         if self.config.confirm == Confirm::Reply {
             return None;
         }
-        // Some of that was let go meanwhile.
+        // Some of these messages were given up in the meantime.
         let position = position.max(self.line.confirmed);
         let covered = self.index_after(self.line.confirmed)..self.index_after(position);
         for Kept { number, bytes, .. } in self.kept.items().range(covered) {
@@ -406,8 +305,8 @@ impl<M> Confirmer<M> {
         self.release()
     }
 
-    /// With [`Confirm::Reply`]: the application answered the message `number`, or the oldest one written
-    /// that it has not answered yet. An answer that matches nothing, or comes in another mode, is ignored.
+    /// With [`Confirm::Reply`]: the application answered the message `number`, or the oldest written message that it
+    /// has not answered. An answer that matches no message, or arrives in another mode, is ignored.
     pub fn handle_reply(&mut self, number: Option<u64>) -> Option<Outcome<M>> {
         if self.config.confirm != Confirm::Reply || !self.line.open {
             return None;
@@ -417,15 +316,15 @@ impl<M> Confirmer<M> {
         self.catch_up(before)
     }
 
-    /// A message of the peer came.
+    /// A message of the peer arrived.
     pub fn handle_peer_message(&mut self) {
         self.line.answered = self.line.written;
     }
 
-    /// The peer sent its Close: nothing more is written, and Pongs prove nothing any more. A message that the peer sent
-    /// before it may be the answer to all that was written by then: a peer that reads, answers and closes has handled it.
-    /// None of that is written again where the Pong is what confirms, for what is handled once must not be handled twice;
-    /// it is unknown. `goes_on`: another connection will follow.
+    /// The peer sent its Close: nothing more is written, and Pongs prove nothing any more. A message that the peer
+    /// sent before its Close may answer everything that was written until then: a peer that reads, answers and closes
+    /// has processed it. If the Pong is what confirms, none of these messages is written again, because a processed
+    /// message must not be processed twice; their fate is unknown. `goes_on`: another connection will follow.
     pub fn handle_peer_close(&mut self, goes_on: bool) -> Option<Outcome<M>> {
         self.line.open = false;
         self.line.ping = None;
@@ -435,10 +334,10 @@ impl<M> Confirmer<M> {
         self.forget_written(self.line.answered)
     }
 
-    /// The connection is gone, however that came about.
+    /// The connection is gone, for whatever reason.
     pub fn handle_lost(&mut self) -> Option<Outcome<M>> {
         let event = match self.config.guarantee {
-            // Without Pongs all of it may have been taken in, and most of it was.
+            // Without Pongs all of it may have been received, and most of it was.
             _ if self.is_without_pongs() => self.forget_written(self.line.written),
             Guarantee::AtMostOnce => self.forget_written(self.line.written),
             Guarantee::AtLeastOnce => self.blame_first_in_line(),
@@ -447,8 +346,9 @@ impl<M> Confirmer<M> {
         event
     }
 
-    /// Nothing more is sent. What is written and not confirmed is unknown, what was never written is not
-    /// delivered; both are told, in this order, and kept only to be [taken](Self::take_undelivered).
+    /// Stops sending. Messages that are written and not confirmed are unknown; messages that were never written are
+    /// not delivered. Both are reported in this order, and kept only for
+    /// [`take_undelivered`](Self::take_undelivered).
     pub fn abandon(&mut self) -> [Option<Outcome<M>>; 2] {
         let (from, fresh) = (self.index_after(self.line.confirmed), self.index_after(self.reached));
         let span = |mut kept: std::collections::vec_deque::Iter<'_, Kept<M>>| {
@@ -467,36 +367,37 @@ impl<M> Confirmer<M> {
         ]
     }
 
-    /// After [`abandon`](Self::abandon): what is unknown and what is not delivered, in order, once.
+    /// After [`abandon`](Self::abandon): returns the messages that are unknown and those that are not delivered, in
+    /// order, once.
     pub fn take_undelivered(&mut self) -> Vec<M> {
         std::mem::take(&mut self.undelivered)
     }
 
-    /// Asks for a Ping although nothing may be unconfirmed: the heartbeat's. While one is open no other
-    /// leaves, and the open one serves.
+    /// Requests a Ping of the heartbeat, even if every message is confirmed. While a Ping is open no other leaves,
+    /// and the open one serves.
     pub fn probe(&mut self, now: Instant) {
         if self.line.open && self.line.ping.is_none() {
             self.line.asked.get_or_insert(now);
         }
     }
 
-    /// A Pong came that answers a Ping of somebody else's, the heartbeat's: this peer answers Pings.
+    /// A Pong arrived that answers a Ping of the heartbeat: this peer answers Pings.
     pub fn handle_other_pong(&mut self) {
         self.pongs = Pongs::Come;
     }
 
-    /// The peer lives and answers no Ping, by what is known outside: nothing waits for one any more.
+    /// The peer is alive and answers no Ping, as its connection showed: no message waits for a Pong any more.
     pub fn expect_no_pongs(&mut self) {
         self.pongs = Pongs::Missing;
     }
 
-    /// Whether nothing waits for a Pong any more. Never so with [`Confirm::Reply`], which needs none.
+    /// Whether no message waits for a Pong. Never with [`Confirm::Reply`], which needs no Pong.
     #[must_use]
     pub fn is_without_pongs(&self) -> bool {
         self.pongs == Pongs::Missing && self.config.confirm != Confirm::Reply
     }
 
-    /// Whether the peer answers Pings; `None`: it has not shown yet.
+    /// Whether the peer answers Pings; `None` if that is not known yet.
     #[must_use]
     pub fn answers_pings(&self) -> Option<bool> {
         match self.pongs {
@@ -506,77 +407,77 @@ impl<M> Confirmer<M> {
         }
     }
 
-    /// Since when messages wait for the first Pong of a peer that has answered no Ping so far: its window is full, and
-    /// the Ping has left.
+    /// Returns since when messages wait for the first Pong of a peer that has not answered a Ping: its window is
+    /// full, and the Ping has left.
     #[must_use]
     pub fn stalled_since(&self) -> Option<Instant> {
         let since = self.line.ping_left.filter(|_| self.pongs == Pongs::Unknown)?;
         self.is_blocked().then_some(since)
     }
 
-    /// When the Ping was made that is open.
+    /// Returns when the open Ping was made.
     #[must_use]
     pub fn pinged_at(&self) -> Option<Instant> {
         self.line.last_ping.filter(|_| self.line.ping.is_some())
     }
 
-    /// The number of the last message that was written to the current connection.
+    /// Returns the number of the last message that was written to the current connection.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.line.written
     }
 
-    /// What made it wait so far was our own pause: it begins now.
+    /// This process was paused, so the wait was its own fault: the wait starts now.
     pub fn restart_stall(&mut self, now: Instant) {
         if let Some(since) = &mut self.line.ping_left {
             *since = now;
         }
     }
 
-    /// The number given last; 0 before the first.
+    /// Returns the number of the last message; 0 before the first.
     #[must_use]
     pub fn last(&self) -> u64 {
         self.last
     }
 
-    /// Up to here nothing is kept any more: every message met its fate.
+    /// Returns the number up to which nothing is kept any more: each of these messages has its fate.
     #[must_use]
     pub fn settled(&self) -> u64 {
         self.kept.items().front().map_or(self.last, |oldest| oldest.number - 1)
     }
 
-    /// Messages that wait for their confirmation, written or not.
+    /// Returns how many messages wait for their confirmation, written or not.
     #[must_use]
     pub fn unconfirmed(&self) -> usize {
         self.queue.messages
     }
 
-    /// Bytes of the messages that are kept, confirmed ones that are kept back included.
+    /// Returns the bytes of the messages that are kept, including confirmed ones that are kept back.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.kept.bytes()
     }
 
-    /// Messages that are kept, confirmed ones that are kept back included.
+    /// Returns how many messages are kept, including confirmed ones that are kept back.
     #[must_use]
     pub fn kept(&self) -> usize {
         self.kept.items().len()
     }
 
-    /// Whether everything is confirmed, on this connection where it has to be written again. An orderly
-    /// end waits for this.
+    /// Whether every message is confirmed, on this connection if it has to be written again. An orderly end waits for
+    /// this.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
         self.kept.items().back().is_none_or(|newest| newest.number <= self.line.confirmed)
     }
 
-    /// Whether a sender that found the queue full is to wait for room.
+    /// Whether a sender that found the queue full has to wait for room.
     #[must_use]
     pub fn waits_when_full(&self) -> bool {
         self.config.when_full == WhenFull::Wait
     }
 
-    /// When the messages after the last Ping want one.
+    /// Returns when the messages behind the last Ping are due for another.
     fn unpinged_due(&self) -> Option<Instant> {
         let since = self.line.unpinged.filter(|_| self.config.confirm != Confirm::Reply)?;
         let Load { messages, bytes } = self.line.in_flight;
@@ -584,13 +485,13 @@ impl<M> Confirmer<M> {
         Some(if enough || self.is_blocked() { since } else { since + PING_DELAY })
     }
 
-    /// The next message waits for the window.
+    /// Whether the next message waits for the window.
     fn is_blocked(&self) -> bool {
         let next = || self.kept.items().get(self.index_after(self.line.written));
         self.line.written < self.last && next().is_some_and(|next| !self.has_window(next.bytes))
     }
 
-    /// The oldest message that is written and not confirmed.
+    /// Returns the oldest message that is written and not confirmed.
     fn first_in_line(&self) -> Option<u64> {
         let oldest = self.kept.items().get(self.index_after(self.line.confirmed))?;
         (oldest.number <= self.line.written).then_some(oldest.number)
@@ -614,7 +515,7 @@ impl<M> Confirmer<M> {
         self.line.confirmed < self.careful_until
     }
 
-    /// Ends the keeping of the oldest messages, as far as `confirm` allows.
+    /// Stops keeping the oldest messages, as far as `confirm` allows.
     fn release(&mut self) -> Option<Outcome<M>> {
         let before = self.settled();
         while let Some(oldest) =
@@ -631,7 +532,7 @@ impl<M> Confirmer<M> {
         self.catch_up(before)
     }
 
-    /// After messages were taken out: nothing stands before what is still kept.
+    /// Moves the cursors after messages were removed: no cursor stays behind the oldest kept message.
     fn catch_up(&mut self, before: u64) -> Option<Outcome<M>> {
         let settled = self.settled();
         self.confirmed = self.confirmed.max(settled);
@@ -640,7 +541,7 @@ impl<M> Confirmer<M> {
         (settled > before).then_some(Outcome::Confirmed(settled))
     }
 
-    /// Takes a written message out of the line.
+    /// Removes a written message from the line.
     fn take_written(&mut self, number: u64) -> Option<M> {
         let index = self.index_after(number.checked_sub(1)?);
         self.kept.items().get(index).filter(|kept| kept.number == number && number <= self.line.written)?;
@@ -656,7 +557,7 @@ impl<M> Confirmer<M> {
         Some(message)
     }
 
-    /// Gives up what was written up to and including `last`.
+    /// Gives up the messages that were written, up to and including `last`.
     fn forget_written(&mut self, last: u64) -> Option<Outcome<M>> {
         let before = self.settled();
         while let Some(first) =
@@ -686,12 +587,12 @@ impl<M> Confirmer<M> {
         Some(Outcome::Undeliverable(first, message))
     }
 
-    /// A connection on which nothing has happened yet.
+    /// Returns the state of a connection on which nothing has happened yet.
     fn rewound(&self) -> Line {
         Line { written: self.settled(), confirmed: self.settled(), ..Line::default() }
     }
 
-    /// Where the first message with a higher number is kept.
+    /// Returns the index of the first message with a higher number.
     fn index_after(&self, number: u64) -> usize {
         self.kept.items().partition_point(|kept| kept.number <= number)
     }

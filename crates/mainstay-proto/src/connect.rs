@@ -1,12 +1,11 @@
-//! The client's life: dialling, attached, probing, waiting, ended.
+//! The client's life: connecting, attached, probing, waiting, ended.
 //!
-//! One machine for both kinds of peer. Towards `mainstay.v1` it drives a
-//! [`ClientSession`]; towards a plain peer it reconnects, beats, confirms by Ping and reports every
-//! re-attach as fresh. It decides when to dial and how long to wait; a driver opens connections when
-//! told to, moves bytes, and reports what happened.
+//! One machine for both kinds of peer. Towards `mainstay.v1` it drives a [`ClientSession`]. Towards a plain peer it
+//! reconnects, probes, confirms by Ping, and reports every new connection as a fresh peer. It decides when to connect
+//! and how long to wait. A driver opens the connections, moves bytes, and reports what happens to them.
 //!
-//! At most two connections live at a time: the attached one, and one being opened, which replaces it
-//! (after GOAWAY, or when a probe stays unanswered) or follows it.
+//! At most two connections live at a time: the attached one, and one that is being opened. The second replaces the
+//! first (after GOAWAY, or when a probe stays unanswered) or follows it.
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching", "Heartbeat", "Closing"; `docs/DEFAULTS.md`.
 
@@ -42,49 +41,50 @@ use crate::session::message::SessionId;
 use crate::session::{ClientSession, ConnectionId, Fate, Transmit};
 use crate::ws::CloseCode;
 
-/// A replacement is opened when a probe is unanswered for this long.
+/// How long a probe stays unanswered before the client opens a replacement.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// Marks the payload of a heartbeat's Ping, so that it is never read as a position.
 const HEARTBEAT_PING: u64 = 1 << 63;
 
-/// What to do to connections.
+/// What to do to a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Open a connection and report with `handle_opened` or `handle_lost`.
     Dial(ConnectionId),
-    /// Write to one, close it or drop it. After [`Transmit::Close`] and [`Transmit::Abort`] nothing
-    /// about it need be reported any more.
+    /// Write to it, close it or drop it. After [`Transmit::Close`] and [`Transmit::Abort`] the driver reports nothing
+    /// more about it.
     Transmit(ConnectionId, Transmit),
 }
 
-/// See the module.
+/// The machine of a client; the module describes it.
 #[derive(Debug)]
 pub struct Client {
     config: ConnectConfig,
     rng: StdRng,
     backoff: Backoff,
     peer: Peer,
-    /// The subprotocol of a plain peer's first connection; `None`: there was none yet.
+    /// The subprotocol of a plain peer's first connection; `None` before that connection.
     agreed: Option<Option<String>>,
     attached: Option<Attached>,
     dial: Dial,
     next_connection: u64,
     epoch: u64,
-    /// The public name of the session, as the newest WELCOME said it.
+    /// The public name of the session, from the newest WELCOME.
     id: Option<SessionId>,
     /// Where the server wants the next connection. Forgotten when an attempt fails there.
     endpoint: Option<String>,
-    /// A server that was to close said that nobody is wanted before.
+    /// The server announced that it closes, and refuses connections until then.
     unwanted_until: Option<Instant>,
     closing: Option<Closing>,
     end: Option<Box<End>>,
-    /// Attempts in a row that brought no connection.
+    /// How many attempts in a row brought no connection.
     failed: u32,
-    /// A session was lost, and the application has not been handed that yet.
+    /// A session was lost, and the application has not received that yet.
     gap: Option<Box<Fate>>,
-    /// Up to here everything that was sent has left the process.
+    /// Every message up to this number has left the process.
     left: u64,
-    /// How long an answer was waited for when a session's connection was last called dead, if nothing came in time since.
+    /// How long the client waited for an answer when it last declared a session's connection dead; zero once an
+    /// answer came in time.
     slow: Duration,
     /// After the end: the connection that still has something to write, and until when it may.
     lingering: Option<(ConnectionId, Instant)>,
@@ -97,17 +97,17 @@ pub struct Client {
 struct Attached {
     connection: ConnectionId,
     pulse: Pulse,
-    /// Set by a probe; a replacement is opened then.
+    /// When a replacement is opened, unless a byte arrives before. Set by a probe.
     replace_at: Option<Instant>,
     signs: Signs,
     unproven: Unproven,
-    /// Since when no message came.
+    /// Since when no message has arrived.
     quiet_since: Instant,
-    /// It has been so for too long, and what was readable is being read first.
+    /// That was too long ago; everything readable is read before the verdict.
     is_judging: bool,
 }
 
-/// Who drives the heartbeat: the server of a session, or we.
+/// Which end probes: the server of a session, or this client.
 #[derive(Debug)]
 enum Pulse {
     Watched(Watch),
@@ -116,7 +116,7 @@ enum Pulse {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dial {
-    /// Nothing to open.
+    /// No connection is being opened.
     Rest,
     Waiting {
         until: Instant,
@@ -125,7 +125,7 @@ enum Dial {
         connection: ConnectionId,
         until: Instant,
     },
-    /// HELLO is out.
+    /// HELLO is sent; the client waits for WELCOME.
     Attaching {
         connection: ConnectionId,
         until: Instant,
@@ -140,7 +140,7 @@ struct Closing {
 }
 
 impl Client {
-    /// A client that dials at once. `seed`: 32 bytes of the operating system's randomness.
+    /// Creates a client that connects at once. `seed`: 32 bytes of the operating system's randomness.
     #[must_use]
     pub fn new(now: Instant, config: ConnectConfig, seed: [u8; 32]) -> Self {
         let mut rng = StdRng::from_seed(seed);
@@ -176,12 +176,12 @@ impl Client {
         }
     }
 
-    /// The next connection to open, close or drop, and what an ended session still has to say.
+    /// Returns the next connection to open, close or drop, or the last transmit of an ended session.
     pub fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
     }
 
-    /// The next thing to write to `connection`; `None` if it is not the one to be written.
+    /// Returns the next thing to write to `connection`; `None` if it is not the connection to write to.
     pub fn poll_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
         self.forward.check(now);
         match self.peer {
@@ -190,7 +190,7 @@ impl Client {
         }
     }
 
-    /// The connection that may be written now.
+    /// Returns the connection that may be written now.
     #[must_use]
     pub fn writer(&self) -> Option<ConnectionId> {
         match &self.peer {
@@ -199,44 +199,45 @@ impl Client {
         }
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// How a message of the application is written: `mainstay.v1` puts a byte in front of binary ones.
+    /// Returns the protocol of the peer, which decides how messages are written: `mainstay.v1` puts a byte in front
+    /// of binary ones.
     #[must_use]
     pub fn mode(&self) -> Mode {
         if self.peer.is_plain() { Mode::Plain } else { Mode::Session }
     }
 
-    /// What it is doing.
+    /// Returns what the client is doing.
     #[must_use]
     pub fn state(&self) -> State {
         match self.dial {
             _ if self.end.is_some() => State::Ended,
             _ if self.closing.is_some() => State::Closing,
             _ if self.attached.is_some() => State::Attached { mode: self.mode(), epoch: self.epoch },
-            // The first attempt is merely due.
+            // The first attempt is due at once; nothing is waited for.
             Dial::Waiting { until } if self.next_connection > 1 => State::Waiting { until },
             _ => State::Connecting,
         }
     }
 
-    /// The public name of the session; `None` before the first attach and towards plain peers.
+    /// Returns the public name of the session; `None` before the first attach and towards plain peers.
     #[must_use]
     pub fn id(&self) -> Option<SessionId> {
         self.id
     }
 
-    /// Where the server wants the next connection, if it said so. Whether to follow is
-    /// [`Follow`](crate::endpoint::Follow)'s to decide.
+    /// Returns where the server wants the next connection, if it announced an endpoint.
+    /// [`Follow`](crate::endpoint::Follow) decides whether to connect there.
     #[must_use]
     pub fn endpoint(&self) -> Option<&str> {
         self.endpoint.as_deref()
     }
 
-    /// Whether a sender that got its message back is to wait for room.
+    /// Whether a sender whose message was returned has to wait for room.
     #[must_use]
     pub fn waits_when_full(&self) -> bool {
         self.peer.plain().is_none_or(|plain| plain.confirmer.waits_when_full())
@@ -248,8 +249,8 @@ impl Client {
         self.attached.is_some()
     }
 
-    /// Whether nothing more is accepted: the application asked to end, or the server ended the session, though what it
-    /// sent before is not read yet.
+    /// Whether no message is accepted any more: the application closed the client, or the server ended the session,
+    /// although earlier messages of the server may not be read yet.
     #[must_use]
     pub fn is_closing(&self) -> bool {
         self.closing.is_some()
@@ -257,8 +258,8 @@ impl Client {
             || matches!(&self.peer, Peer::Session(session) if session.is_ended_by_peer())
     }
 
-    /// Whether more should be read now: the application is not too far behind. (A session's server is
-    /// held back by its window.) What is left unread counts as bytes that arrived: report it with
+    /// Whether to read more now: the application is not too far behind. (A session's server is limited by its
+    /// window.) Bytes that stay unread count as bytes that arrived: report them with
     /// [`handle_bytes`](Self::handle_bytes).
     #[must_use]
     pub fn wants_input(&self) -> bool {
@@ -266,31 +267,31 @@ impl Client {
         self.peer.plain().is_none_or(|plain| plain.inbox.is_below(bound))
     }
 
-    /// Everything that was accepted has left this process, or met its fate before.
+    /// Whether every accepted message has left this process, or has its fate already.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
         self.end.is_some() || self.left.max(self.settled()) >= self.peer.last()
     }
 
-    /// Why it has ended.
+    /// Returns why the client has ended; `None` while it has not.
     #[must_use]
     pub fn end(&self) -> Option<&End> {
         self.end.as_deref()
     }
 
-    /// Nothing follows.
+    /// Whether the client has ended. No event follows.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.end.is_some()
     }
 
-    /// Everything up to this number is delivered (sessions) or confirmed (plain peers).
+    /// Returns the number up to which every message is acknowledged (sessions) or confirmed (plain peers).
     #[must_use]
     pub fn settled(&self) -> u64 {
         self.peer.settled()
     }
 
-    /// The payload of the largest message that the peer takes, as far as it said.
+    /// Returns the largest payload that the peer accepts; `u64::MAX` if the peer announced no limit.
     #[must_use]
     pub fn largest(&self) -> u64 {
         match &self.peer {
@@ -299,19 +300,20 @@ impl Client {
         }
     }
 
-    /// Payload bytes that came from a plain peer and wait for the application. A session's are bounded by its window.
+    /// Returns the payload bytes that arrived from a plain peer and wait for the application. For a session the
+    /// window bounds them.
     #[must_use]
     pub fn unread_bytes(&self) -> u64 {
         self.peer.plain().map_or(0, |plain| plain.inbox.bytes())
     }
 
-    /// What is kept of and for the peer, with what each message costs beside its payload.
+    /// Returns what the client keeps in memory, including the overhead of each message.
     #[must_use]
     pub fn held(&self) -> Held {
         self.peer.held()
     }
 
-    /// Payload bytes that are kept for the peer until it acknowledges or confirms them.
+    /// Returns the payload bytes that are kept until the peer acknowledges or confirms them.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         match &self.peer {
@@ -320,7 +322,7 @@ impl Client {
         }
     }
 
-    /// The smoothed round-trip time of this end's probes.
+    /// Returns the smoothed round-trip time of this end's probes.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         match &self.attached.as_ref()?.pulse {

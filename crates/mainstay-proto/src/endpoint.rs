@@ -1,27 +1,27 @@
-//! Whether to dial where a server sends its client: WELCOME's `resume at`, GOAWAY's `endpoint`.
+//! Whether to connect where a server redirects its client: WELCOME's `resume at`, GOAWAY's `endpoint`.
 //!
-//! The next HELLO carries the resume token and the request its headers and cookies, so whoever names an
-//! endpoint is handed all of them. What is dialled is therefore never less protected than the connection
-//! that named it, and by default on the same host.
+//! The next HELLO carries the resume token, and the request carries its headers and cookies: the server at the
+//! endpoint receives all of them. Therefore an endpoint is followed only if its connection is no less protected than
+//! the one that named it, and by default only to the same host.
 //!
 //! Source: `docs/PROTOCOL.md` "Closing".
 
 use http::Uri;
 
-/// Which of a server's endpoints are dialled.
+/// Which of a server's endpoints the client follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Follow {
-    /// None: every attempt goes to the application's own URL.
+    /// None: every attempt goes to the URL of the application.
     Never,
-    /// Those on the host of the application's own URL, on whatever port.
+    /// Those on the host of the application's URL, on any port.
     #[default]
     SameHost,
-    /// All: the server is trusted to choose who gets the token, the headers and the cookies.
+    /// All: the application trusts the server to choose which host receives the token, the headers and the cookies.
     Anywhere,
 }
 
 impl Follow {
-    /// Where to dial instead of `own`; `None`: there. The endpoint must be an absolute URL of the same
+    /// Returns where to connect instead of `own`; `None`: to `own`. The endpoint must be an absolute URL of the same
     /// scheme (`ws` never follows `wss`, nor the other way round), without credentials in it.
     #[must_use]
     pub fn allows(self, own: &Uri, endpoint: &str) -> Option<Uri> {

@@ -1,27 +1,27 @@
-//! When to probe a peer, and when to call it dead.
+//! When to probe a peer, and when to declare it dead.
 //!
-//! [`Heartbeat`] is the side that drives. It probes every interval, busy or not. Once the probe has left
-//! the process the peer has clamp(4 x srtt + 1 s, 5 s, 20 s) to show a sign of life:
+//! [`Heartbeat`] is the end that probes. It probes every interval, busy or not. Once a probe has left the process,
+//! the peer has clamp(4 x srtt + 1 s, 5 s, 20 s), its *deadline*, to show a sign of life:
 //!
-//! - any byte that arrives is one, and starts that time anew;
-//! - progress of our own writes is a weaker one: it shows the peer's kernel, not the peer, so it
-//!   stretches the time to four times its length at most;
-//! - a probe that cannot even leave, behind bytes that do not move, counts against the peer after four
-//!   times the length without a byte either way, and after 24 times whatever arrives: who takes nothing for
-//!   so long reads nothing.
+//! - any byte that arrives is one, and restarts the deadline;
+//! - progress of this end's own writes is a weaker one: it shows the peer's kernel, not the peer, so it extends the
+//!   deadline to at most four times its length;
+//! - a probe that cannot leave, because the socket accepts no more bytes, counts against the peer after four
+//!   deadlines without a byte in either direction, and after 24 deadlines whatever arrives: a peer that accepts no
+//!   bytes for that long is not reading.
 //!
-//! A peer that sends bytes but answers no probe for long is alive and not listening: that is reported,
-//! and is no verdict. [`Watch`] is the side that is probed: it expects a byte within twice the announced
-//! interval plus 5 s, and probes only when asked to: as soon as what this end wrote is unacknowledged for longer than
-//! [`Watch::patience`], for one.
+//! A peer that keeps sending bytes but answers no probe is alive and not listening: that is reported, and is no
+//! verdict. [`Watch`] is the end that is probed: it expects a byte within twice the announced interval plus 5 s. It
+//! probes only on request, for example when what this end wrote is unacknowledged for longer than
+//! [`Watch::patience`].
 //!
-//! **Our own pause is no evidence about the peer.** A timer that fires late by more than a quarter
-//! interval asks for [`Action::Drain`], then for a fresh probe, and only that one is judged. Even in
-//! time, nobody is called dead before what was readable has been read.
+//! **A pause of this process is no evidence about the peer.** A timer that fires late by more than a quarter interval
+//! requests [`Action::Drain`], then a new probe, and only that probe is judged. Even in time, no peer is declared
+//! dead before everything readable has been read.
 //!
-//! **No timer is touched per message.** Bytes only note when they came. A driver asks
-//! [`Heartbeat::poll_timeout`] after `handle_timeout`, `handle_flushed` and `probe`; everything else
-//! can only move the moment later, and coming early costs one comparison.
+//! **No timer is touched for a message.** Bytes only record their time. A driver asks [`Heartbeat::poll_timeout`]
+//! after `handle_timeout`, `handle_flushed` and `probe`. Everything else can only move the time later, and an early
+//! call costs one comparison.
 //!
 //! Source: `docs/PROTOCOL.md` "Heartbeat".
 
@@ -35,15 +35,16 @@ use crate::ConfigError;
 const SHORTEST_DEADLINE: Duration = Duration::from_secs(5);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(20);
 const SHORTEST_PROBE_DEADLINE: Duration = Duration::from_secs(2);
-/// What was written may be unacknowledged for so long, or four round trips, before the peer is probed for it.
+/// How long written data may stay unacknowledged (or four round trips, if that is longer) before this end probes the
+/// peer.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(3);
-/// How many deadlines pass at most while only our own writes make progress.
+/// Upper bound, in deadlines, while only this end's own writes make progress.
 const HARD_CAP: u32 = 4;
-/// How many deadlines pass at most while the peer sends and takes nothing. On a slow link the socket says only now
-/// and then that it took something: it has room for 128 KiB.
+/// Upper bound, in deadlines, for a peer that sends but accepts no data. On a slow link the socket reports progress
+/// only now and then: it has a buffer of 128 KiB.
 const STALL_CAP: u32 = 24;
 
-/// How often to probe; one value for all connections of a route.
+/// How often to probe; one configuration for all connections of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HeartbeatConfig {
     interval: Duration,
@@ -51,7 +52,7 @@ pub struct HeartbeatConfig {
 }
 
 impl HeartbeatConfig {
-    /// A probe every `interval`, +-10 %. Default: 25 s. Range: 100 ms to 1 hour.
+    /// Probes every `interval`, +-10 %. Default: 25 s. Range: 100 ms to 1 hour.
     ///
     /// # Errors
     /// The interval is out of range.
@@ -62,8 +63,8 @@ impl HeartbeatConfig {
         Ok(Self { interval, ..Self::default() })
     }
 
-    /// How long a peer may send bytes and answer no probe before it counts as one that does not listen: a session parks, a
-    /// plain peer is kept for what it sends.
+    /// Sets how long a peer may send bytes and answer no probe before it is reported as not listening: a session
+    /// parks, a plain peer stays attached for what it sends.
     /// Default: 5 minutes. Range: 1 minute to 1 day.
     ///
     /// # Errors
@@ -75,7 +76,7 @@ impl HeartbeatConfig {
         Ok(Self { answer_limit, ..self })
     }
 
-    /// The time between two probes.
+    /// Returns the time between two probes.
     #[must_use]
     pub fn interval(&self) -> Duration {
         self.interval
@@ -88,31 +89,31 @@ impl Default for HeartbeatConfig {
     }
 }
 
-/// What the driver is to do now.
+/// What the driver has to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Send a probe that carries `nonce`, and call `handle_flushed` when it has left the process.
     Probe {
-        /// Comes back in the answer. Below 2^32.
+        /// Returned in the answer. Below 2^32.
         nonce: u64,
     },
-    /// Read what is readable, write what the socket takes, yield once, and call `handle_timeout` again at once.
+    /// Read what is readable, write what the socket accepts, yield once, and call `handle_timeout` again at once.
     Drain,
-    /// The peer sends bytes and answers nothing: its page hangs, its reader is stuck, or it is in the
-    /// middle of one very large frame, which only the driver knows. Reported again after each limit.
+    /// The peer sends bytes and answers no probe: its page hangs, its reader is stuck, or it is in the middle of a
+    /// very large frame, which only the driver can see. Reported again after each limit.
     NotListening,
     /// Abort the transport, without a closing handshake.
     Dead(Evidence),
 }
 
-/// Why a peer was called dead.
+/// Why a peer was declared dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Evidence {
-    /// Nothing came back after a probe.
+    /// Nothing arrived after a probe.
     Silent,
-    /// Its kernel took bytes, but none came back.
+    /// The peer's kernel accepted bytes, but none arrived from the peer.
     Frozen,
-    /// The probe could not leave: nothing was taken off our hands.
+    /// The probe could not leave: the connection accepted no bytes.
     Stalled,
 }
 
@@ -120,34 +121,34 @@ impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Silent => "dead: no sign of life after a probe",
-            Self::Frozen => "dead: its kernel takes bytes, and nothing comes back",
-            Self::Stalled => "dead: it takes nothing that is sent",
+            Self::Frozen => "dead: its kernel accepts bytes, and no byte comes back",
+            Self::Stalled => "dead: it accepts no bytes",
         })
     }
 }
 
-/// What the call before asked the driver for.
+/// What the previous call requested from the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Drained {
     No,
     /// Before a verdict.
     InTime,
-    /// After a pause of our own.
+    /// After a pause of this process.
     Late,
 }
 
-/// The driving side, one per connection; see the module.
+/// The probing side, one per connection; the module describes it.
 ///
-/// It is 48 bytes: the configuration is shared, and the times are milliseconds after the only `Instant`.
-/// While no probe is open the two signs of life are noted and not looked at.
+/// Its size is 48 bytes: connections share the configuration, and the times are milliseconds after the only
+/// `Instant`. While no probe is open, the two signs of life are recorded and not evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Heartbeat {
-    /// What the times below count from: when the oldest open probe was made and, once it left, when it left.
+    /// The origin of the times below: when the oldest open probe was made or, once it left, when it left.
     since: Instant,
     next_beat: u32,
-    /// When the last byte came; 0 is "none since".
+    /// When the last byte arrived; 0 means "none since".
     bytes: u32,
-    /// When a write last made progress; 0 is "none since".
+    /// When a write last made progress; 0 means "none since".
     progress: u32,
     srtt: Srtt,
     /// The probes after `answered` up to `newest` are open.
@@ -156,18 +157,19 @@ pub struct Heartbeat {
     drained: Drained,
     /// The oldest open probe has left.
     left: bool,
-    /// The newest one has not.
+    /// The newest open probe has not left.
     queued: bool,
     /// `since` belongs to the probe after `answered`, so its answer measures the round trip.
     timed: bool,
     /// `probe` was called.
     asked: bool,
-    /// The open probe was asked for: the short deadline holds.
+    /// The open probe was requested: the short deadline applies.
     urgent: bool,
 }
 
 impl Heartbeat {
-    /// Starts with the first beat uniform in (0, interval), so that connections made together beat apart.
+    /// Creates a heartbeat whose first beat is uniform in (0, interval), so that connections made together beat
+    /// apart.
     #[must_use]
     pub fn new(now: Instant, config: &HeartbeatConfig, rng: &mut impl Rng) -> Self {
         let nonce = rng.random();
@@ -188,15 +190,15 @@ impl Heartbeat {
         }
     }
 
-    /// Bytes arrived, of whatever kind. Cheap: one call per read.
+    /// Bytes of any kind arrived. Cheap: one call per read.
     ///
-    /// A driver that leaves readable bytes unread on purpose reports [`handle_unread`](Self::handle_unread).
+    /// A driver that leaves readable bytes unread on purpose calls [`handle_unread`](Self::handle_unread) instead.
     pub fn handle_bytes(&mut self, now: Instant) {
         self.bytes = self.elapsed(now);
     }
 
-    /// Readable bytes were left unread on purpose. That is our doing, and no evidence against the peer, unless a
-    /// probe of ours cannot leave: then the peer does not read either.
+    /// Readable bytes stayed unread on purpose. That is the decision of this end, and no evidence against the peer,
+    /// unless a probe of this end cannot leave: then the peer does not read either.
     pub fn handle_unread(&mut self, now: Instant) {
         if !self.queued {
             self.handle_bytes(now);
@@ -211,13 +213,13 @@ impl Heartbeat {
         }
     }
 
-    /// Bytes of ours were taken by the socket, or acknowledged by the peer's kernel.
+    /// The socket accepted bytes of this end, or the peer's kernel acknowledged some.
     pub fn handle_write_progress(&mut self, now: Instant) {
         self.progress = self.elapsed(now);
     }
 
-    /// An answer: confirms the probe with this nonce and the ones before it, never a newer one. An
-    /// unknown nonce is only bytes. Returns the round trip where it can be told.
+    /// An answer arrived. It answers the probe with this nonce and all before it, never a newer one. An unknown nonce
+    /// only counts as bytes. Returns the round trip if it can be measured.
     pub fn handle_pong(&mut self, now: Instant, nonce: u64) -> Option<Duration> {
         self.handle_bytes(now);
         let answered = self.answered_by(nonce)?;
@@ -226,23 +228,24 @@ impl Heartbeat {
         self.answered = self.answered.wrapping_add(answered);
         (self.timed, self.urgent) = (false, false);
         if self.is_open() {
-            // It answers, only late: the newer probes get their time from here.
+            // The peer answers late: the newer probes get their time from here.
             self.restart(now);
             self.left = !self.queued;
         }
         round_trip
     }
 
-    /// The round trip that an answer with this nonce measures, if it comes now and that can be told.
+    /// Returns the round trip that an answer with this nonce measures if it arrives now; `None` if that cannot be
+    /// measured.
     #[must_use]
     pub fn round_trip(&self, now: Instant, nonce: u64) -> Option<Duration> {
         let measured = self.timed && self.left && self.answered_by(nonce)? == 1;
         measured.then(|| now.saturating_duration_since(self.since))
     }
 
-    /// Asks for a probe at once, judged by max(2 s, 4 x srtt), at most 20 s: after wake, when the page
-    /// becomes visible or the network comes back, when the application wants to know. Asking again
-    /// while such a probe is open changes nothing.
+    /// Requests a probe at once, judged after max(2 s, 4 x srtt), at most 20 s: after a wake-up, when the page
+    /// becomes visible or the network returns, when the application asks. While such a probe is open, another call
+    /// changes nothing.
     pub fn probe(&mut self, now: Instant) {
         if !(self.is_open() && self.urgent) {
             self.asked = true;
@@ -250,15 +253,15 @@ impl Heartbeat {
         }
     }
 
-    /// Makes the next probe due now, with the usual deadline: there is a reason to look, and no haste. While one is open
-    /// nothing changes.
+    /// Makes the next probe due now, with the usual deadline: there is a reason to probe, and no urgency. While a
+    /// probe is open the call changes nothing.
     pub fn beat_now(&mut self, now: Instant) {
         if !self.is_open() {
             self.next_beat = self.elapsed(now);
         }
     }
 
-    /// Does what is due at `now`, and nothing when called early. Call it until it returns `None`.
+    /// Does what is due at `now`; an early call does nothing. Call it until it returns `None`.
     pub fn handle_timeout(&mut self, now: Instant, config: &HeartbeatConfig) -> Option<Action> {
         let due = self.due();
         match std::mem::replace(&mut self.drained, Drained::No) {
@@ -282,7 +285,7 @@ impl Heartbeat {
         (self.elapsed(now) >= self.next_beat).then(|| self.beat(now, config, false))
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout); after [`Action::Drain`], at once.
+    /// Returns when to call [`handle_timeout`](Self::handle_timeout); after [`Action::Drain`] that is at once.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
         if self.drained != Drained::No {
@@ -296,26 +299,26 @@ impl Heartbeat {
         self.since + Duration::from_millis(due.into())
     }
 
-    /// How long an open probe may stay without a sign of life.
+    /// Returns how long an open probe may stay without a sign of life.
     #[must_use]
     pub fn deadline(&self) -> Duration {
         self.srtt.deadline()
     }
 
-    /// For how long what was written may be unacknowledged before that is a reason to [`probe`](Self::probe).
+    /// Returns how long written data may stay unacknowledged before that is a reason to [`probe`](Self::probe).
     #[must_use]
     pub fn patience(&self) -> Duration {
         self.srtt.patience()
     }
 
-    /// The smoothed round-trip time (RFC 6298: each sample weighs an eighth).
+    /// Returns the smoothed round-trip time (RFC 6298: each sample weighs an eighth).
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         self.srtt.get()
     }
 
-    /// Makes the next probe. It shares the deadline of an open one, or a dead peer would be given more
-    /// time with every beat; a `fresh` one, or one that was asked for, starts its own.
+    /// Makes the next probe. It shares the deadline of an open probe; otherwise every beat would give a dead peer
+    /// more time. A `fresh` probe, or one that was requested, starts its own deadline.
     fn beat(&mut self, now: Instant, config: &HeartbeatConfig, fresh: bool) -> Action {
         let asked = std::mem::take(&mut self.asked);
         if fresh || asked || !self.is_open() {
@@ -343,8 +346,8 @@ impl Heartbeat {
         })
     }
 
-    /// When the open probes count as unanswered, if nothing else happens. What cannot leave behind bytes that do not
-    /// move has the long deadline, asked for or not: a slow link may take nothing for a while.
+    /// Returns when the open probes count as unanswered, if nothing else happens. A probe that cannot leave has the
+    /// long deadline, requested or not: a slow link may accept no bytes for a while.
     fn dead_at(&self) -> Option<u32> {
         let is_short = self.urgent && self.left;
         let deadline = millis(if is_short { self.srtt.probe_deadline() } else { self.srtt.deadline() });
@@ -364,14 +367,14 @@ impl Heartbeat {
         self.newest != self.answered
     }
 
-    /// How many of the open probes an answer with this nonce confirms; `None`: it answers none of them.
+    /// Returns how many of the open probes an answer with this nonce answers; `None`: none of them.
     fn answered_by(&self, nonce: u64) -> Option<u32> {
         let open = self.newest.wrapping_sub(self.answered);
         let answered = u32::try_from(nonce).ok()?.wrapping_sub(self.answered);
         (1..=open).contains(&answered).then_some(answered)
     }
 
-    /// Counts the times from `now`: the open probes get their whole deadline.
+    /// Restarts the times at `now`: the open probes get their whole deadline.
     fn restart(&mut self, now: Instant) {
         self.next_beat = self.next_beat.saturating_sub(self.elapsed(now));
         (self.since, self.bytes, self.progress) = (now, 0, 0);
@@ -383,16 +386,16 @@ impl Heartbeat {
     }
 }
 
-/// The watching side: the peer drives and has announced how often; see the module.
+/// The watching side: the peer probes and has announced how often; the module describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Watch {
     announced: Duration,
     last_bytes: Instant,
-    /// When the socket last took some of what waited for it.
+    /// When the socket last accepted part of what waited.
     progress: Option<Instant>,
     /// When the open probe left; cleared by any byte after it.
     left: Option<Instant>,
-    /// When the probe to measure left.
+    /// When the probe that measures the round trip left.
     timed: Option<Instant>,
     srtt: Srtt,
     nonce: u32,
@@ -400,15 +403,15 @@ pub struct Watch {
     asked: bool,
     /// When the probe was made that has not left yet.
     queued: Option<Instant>,
-    /// An answer may take so long, whatever was measured.
+    /// How long an answer may take, whatever was measured.
     slow: Duration,
-    /// The open probe was asked for what is unacknowledged: `slow` counts.
+    /// The open probe was requested for unacknowledged data: `slow` applies.
     is_patient: bool,
 }
 
 impl Watch {
-    /// Expects a byte at least every 2 x `announced` + 5 s. What a peer announces is taken as
-    /// between 100 ms and 1 hour.
+    /// Creates a watch that expects a byte at least every 2 x `announced` + 5 s. The announcement of the peer is
+    /// clamped to 100 ms .. 1 hour.
     #[must_use]
     pub fn new(now: Instant, announced: Duration) -> Self {
         Self {
@@ -427,19 +430,19 @@ impl Watch {
         }
     }
 
-    /// An answer may take as long as `slow`, whatever was measured: [`patience`](Self::patience) and the deadline of
-    /// [`probe_patiently`](Self::probe_patiently) are four times that, at most 20 s.
+    /// Allows an answer to take as long as `slow`, whatever was measured: [`patience`](Self::patience) and the
+    /// deadline of [`probe_patiently`](Self::probe_patiently) become four times that, at most 20 s.
     pub fn allow(&mut self, slow: Duration) {
         self.slow = slow;
     }
 
-    /// Bytes arrived, of whatever kind. Cheap: one call per read.
+    /// Bytes of any kind arrived. Cheap: one call per read.
     pub fn handle_bytes(&mut self, now: Instant) {
         self.last_bytes = now;
         self.left = None;
     }
 
-    /// When bytes arrived last, or the connection began.
+    /// Returns when bytes last arrived, or when the connection began.
     #[must_use]
     pub fn last_bytes(&self) -> Instant {
         self.last_bytes
@@ -452,18 +455,18 @@ impl Watch {
         }
     }
 
-    /// The socket took some of what waits for it.
+    /// The socket accepted part of what waits.
     pub fn handle_write_progress(&mut self, now: Instant) {
         self.progress = Some(now);
     }
 
-    /// The answer to the newest probe; another nonce is only bytes. Returns the round trip.
+    /// The answer to the newest probe arrived; another nonce only counts as bytes. Returns the round trip.
     pub fn handle_pong(&mut self, now: Instant, nonce: u64) -> Option<Duration> {
         self.handle_bytes(now);
         if nonce != u64::from(self.nonce) {
             return None;
         }
-        // Its deadline would begin when what was written after it has left.
+        // Its deadline would begin only when what was written after it has left.
         self.queued = None;
         let left = self.timed.take()?;
         let round_trip = now.saturating_duration_since(left);
@@ -471,26 +474,26 @@ impl Watch {
         Some(round_trip)
     }
 
-    /// Asks for a probe at once, judged by max(2 s, 4 x srtt), at most 20 s. Asking again while one is
-    /// open changes nothing.
+    /// Requests a probe at once, judged after max(2 s, 4 x srtt), at most 20 s. While a probe is open, another call
+    /// changes nothing.
     pub fn probe(&mut self) {
         self.asked = self.queued.is_none() && self.left.is_none();
         self.is_patient &= !self.asked;
     }
 
-    /// As [`probe`](Self::probe), judged by no less than what is [allowed](Self::allow).
+    /// Like [`probe`](Self::probe), judged after no less than what is [allowed](Self::allow).
     pub fn probe_patiently(&mut self) {
         self.probe();
         self.is_patient = self.asked;
     }
 
-    /// Does what is due at `now`, and nothing when called early. Call it until it returns `None`.
+    /// Does what is due at `now`; an early call does nothing. Call it until it returns `None`.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
         let (at, evidence) = self.judged_at();
         let overdue = now.checked_duration_since(at);
         match std::mem::replace(&mut self.drained, Drained::No) {
             Drained::Late => {
-                // One fresh limit, in case the probe cannot leave.
+                // A new limit, in case the probe cannot leave.
                 (self.last_bytes, self.is_patient) = (now, false);
                 return Some(self.make_probe(now));
             }
@@ -504,28 +507,28 @@ impl Watch {
         self.asked.then(|| self.make_probe(now))
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout); after [`probe`](Self::probe) and
-    /// [`Action::Drain`], at once.
+    /// Returns when to call [`handle_timeout`](Self::handle_timeout); after [`probe`](Self::probe) and
+    /// [`Action::Drain`] that is at once.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
         if self.asked || self.drained != Drained::No { self.last_bytes } else { self.judged_at().0 }
     }
 
-    /// For how long what was written may be unacknowledged before that is a reason to [`probe`](Self::probe):
-    /// max(3 s, 4 x srtt), at most 20 s.
+    /// Returns how long written data may stay unacknowledged before that is a reason to [`probe`](Self::probe): max(3
+    /// s, 4 x srtt), at most 20 s.
     #[must_use]
     pub fn patience(&self) -> Duration {
         self.srtt.patience().max((self.slow * 4).min(LONGEST_DEADLINE))
     }
 
-    /// How long the open probe may stay without a byte once it has left.
+    /// Returns how long an open probe that has left may stay without a byte.
     #[must_use]
     pub fn probe_deadline(&self) -> Duration {
         let usual = self.srtt.probe_deadline();
         if self.is_patient { usual.max((self.slow * 4).min(LONGEST_DEADLINE)) } else { usual }
     }
 
-    /// The smoothed round-trip time of the probes.
+    /// Returns the smoothed round-trip time of the probes.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         self.srtt.get()
@@ -542,7 +545,7 @@ impl Watch {
         Action::Drain
     }
 
-    /// When the peer counts as dead if nothing happens, and by which evidence.
+    /// Returns when the peer counts as dead if nothing happens, and by which evidence.
     fn judged_at(&self) -> (Instant, Evidence) {
         let limit = self.last_bytes + self.announced * 2 + Duration::from_secs(5);
         let unanswered = self.left.map(|left| left + self.probe_deadline());
@@ -558,7 +561,7 @@ impl Watch {
     }
 }
 
-/// A smoothed round-trip time in microseconds; 0 is "no sample yet".
+/// A smoothed round-trip time in microseconds; 0 means "no sample yet".
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct Srtt(u32);
 
@@ -592,8 +595,8 @@ impl Srtt {
     }
 }
 
-/// The interval +-10 %. Multiplying by 2^32 over the golden ratio throws consecutive nonces far apart;
-/// their random start keeps connections out of step.
+/// Returns the interval +-10 %. The multiplication by 2^32 over the golden ratio spreads consecutive nonces far
+/// apart; their random start keeps connections out of step.
 fn jittered(interval: Duration, nonce: u32) -> u32 {
     let thousandths = (u64::from(nonce.wrapping_mul(0x9e37_79b1)) * 201) >> 32;
     millis(interval * (900 + thousandths as u32) / 1000)

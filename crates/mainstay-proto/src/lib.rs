@@ -2,17 +2,19 @@
 //!
 //! - [`ws`]: RFC 6455 frames and messages, RFC 7692 compression, the rules of the opening handshake.
 //! - [`session`]: `mainstay.v1`, the session that outlives connections.
-//! - [`heartbeat`]: when to probe a peer and when to call it dead.
-//! - [`admission`]: who may connect.
-//! - [`budget`]: what all connections may keep together.
+//! - [`heartbeat`]: when to probe a peer and when to declare it dead.
+//! - [`admission`]: which connections are admitted.
+//! - [`budget`]: how much memory all connections may use together.
 //! - [`backoff`]: how long to wait before the next attempt.
-//! - [`confirm`]: sending to a plain peer, whose Pong is the acknowledgement.
-//! - [`connect`]: the client's life: dialling, attached, waiting, ended. [`endpoint`]: where it may be sent. [`reach`]:
-//!   which of a server's addresses is tried when. [`failure`]: what went wrong, in words and as an error.
+//! - [`confirm`]: sending to a plain peer, whose Pong confirms what was sent.
+//! - [`connect`]: the client's life: connecting, attached, waiting, ended.
+//! - [`endpoint`]: which redirects of a server the client follows.
+//! - [`reach`]: which of a server's addresses is tried, and when.
+//! - [`failure`]: what went wrong, in words and as an error.
 //!
-//! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of
-//! randomness: `now` and every seed are arguments. The same machines run under tokio, in the
-//! simulator and as the reference for the TypeScript client.
+//! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of randomness: `now` and
+//! every seed are arguments. The same machines run under tokio and in the simulator, and are the reference for the
+//! TypeScript client.
 
 pub mod admission;
 pub mod backoff;
@@ -28,19 +30,19 @@ pub mod reach;
 pub mod session;
 pub mod ws;
 
-/// A setting outside its range; names both.
+/// A setting outside its range; the error states both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{field} must be {bound}")]
 #[non_exhaustive]
 pub struct ConfigError {
     /// The setting, as a configuration file spells it.
     pub field: &'static str,
-    /// What it may be.
+    /// What the setting may be.
     pub bound: &'static str,
 }
 
 impl ConfigError {
-    /// Lets a setting pass where its rule holds.
+    /// Returns `Ok` if the rule of a setting holds.
     ///
     /// # Errors
     /// It does not.
@@ -49,7 +51,7 @@ impl ConfigError {
     }
 }
 
-/// The moment tests start from; any does.
+/// The instant at which tests start; any will do.
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "only the differences count")]
 fn origin() -> std::time::Instant {

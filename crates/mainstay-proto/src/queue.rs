@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::session::{Delivery, Message, Window};
+use crate::session::message::{Message, Window};
 
 /// How many items the first buffer holds.
 const HANDFUL: usize = 16;
@@ -17,15 +17,6 @@ pub(crate) trait Counted {
 impl Counted for Message {
     fn bytes(&self) -> u64 {
         self.len() as u64
-    }
-}
-
-impl Counted for Delivery {
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Message(message) => message.bytes(),
-            Self::Gap { .. } | Self::Replaced { .. } => 0,
-        }
     }
 }
 

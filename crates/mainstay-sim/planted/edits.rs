@@ -28,7 +28,7 @@ pub(crate) const EDITS: &[Edit] = &[
     edit(
         "ContradictionChangesNothing",
         "            return Attach::Contradiction;",
-        "            if BACK { self.finish(Closed::Evicted); }
+        "            if BACK { self.evict(); }
             return Attach::Contradiction;",
     ),
     edit(

@@ -1,16 +1,15 @@
 //! Every run of a small world: the session machines under all orders of all events, within a budget.
 //!
-//! A seed of the simulator plays one long run; this plays all short ones. Breadth first, so the first
-//! counterexample is a shortest one. States are told apart by a 64-bit fingerprint; time stands still
-//! but for what an event is about (an expiry, a heartbeat, a late acknowledgement).
+//! A seed of the simulator plays one long run; the explorer plays all short ones. Breadth first, so the first
+//! counterexample is a shortest one. A 64-bit fingerprint distinguishes states. Time stands still, except for events
+//! about time (an expiry, a heartbeat, a late acknowledgement).
 //!
-//! What must hold (`facts`): no duplicate, no hole, no reorder at either application; acknowledged
-//! means handed over; no protocol error and no failed integrity check between correct ends; no session
-//! lost without an excuse; every [`Fate`](mainstay_proto::session::Fate) true. And from every state some
-//! continuation without faults leads to a good one: nobody is locked out.
+//! The invariants (`facts`): no duplicate, no hole, no reorder at either application; acknowledged means delivered;
+//! no protocol error and no failed integrity check between correct ends; no session lost without an excuse; every
+//! [`Fate`](mainstay_proto::session::Fate) true. And from every state some continuation without faults leads to a
+//! good one: no client is locked out.
 //!
-//! Not here: byte windows, VOLATILE, GOAWAY, credentials, real time. Those are the
-//! simulator's.
+//! Not here: byte windows, VOLATILE, GOAWAY, credentials, real time. The simulator covers those.
 
 mod facts;
 mod world;
@@ -21,18 +20,18 @@ use std::hash::{Hash, Hasher};
 
 use world::World;
 
-/// How often each fault may happen in one run.
+/// How often each fault may occur in one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Budget {
-    /// A connection falls silent, in one direction or both.
+    /// A connection becomes silent, in one direction or both.
     pub cuts: u8,
     /// A client replaces a living connection.
     pub replacements: u8,
     /// A client gives up a connection that waits for WELCOME.
     pub abandons: u8,
-    /// The server forgets everything.
+    /// The server loses its state.
     pub restarts: u8,
-    /// A parked session expires, or nobody answers an END.
+    /// A parked session expires, or an END gets no answer.
     pub expiries: u8,
     /// Either application ends the session.
     pub ends: u8,
@@ -42,35 +41,35 @@ pub struct Budget {
     pub pings: u8,
 }
 
-/// One exhaustion, and its bounds.
+/// One scenario of the explorer, and its bounds.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
-    /// For reports.
+    /// The name, for reports.
     pub name: &'static str,
-    /// Messages that a client's application sends, at most.
+    /// Maximum number of messages that a client's application sends.
     pub client_messages: u64,
-    /// Messages that the server's application sends in a session, at most.
+    /// Maximum number of messages that the server's application sends in a session.
     pub server_messages: u64,
     /// The window of both ends, in messages.
     pub window: u64,
-    /// The server keeps so many and drops the oldest that were never written; 0: it keeps all.
+    /// How many messages the server keeps; above it the oldest that were never written are dropped. 0: it keeps all.
     pub drops_above: u64,
-    /// Faults.
+    /// The faults.
     pub faults: Budget,
-    /// The server's application confirms what it has handled.
+    /// The server's application acknowledges the messages that it has processed.
     pub manual: bool,
-    /// Each write is an event of its own; else everything is written at once.
+    /// Each write is an event of its own; otherwise everything is written at once.
     pub lazy: bool,
-    /// Each message waits until the application takes it; else it is taken at once.
+    /// Each message waits until the application receives it; otherwise it is received at once.
     pub slow: bool,
-    /// Look for lock-outs too.
+    /// Whether to look for lock-outs, too.
     pub live: bool,
-    /// Stop after this many states.
+    /// The number of states after which the explorer stops.
     pub most_states: usize,
 }
 
 impl Scenario {
-    /// One message each way, and nothing goes wrong.
+    /// One message in each direction, and no fault.
     pub const CALM: Self = Self {
         name: "calm",
         client_messages: 1,
@@ -90,16 +89,16 @@ impl Scenario {
 pub const NONE: Budget =
     Budget { cuts: 0, replacements: 0, abandons: 0, restarts: 0, expiries: 0, ends: 0, tabs: 0, pings: 0 };
 
-/// What an exhaustion came to.
+/// The outcome of an exploration.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// Different states seen.
+    /// The number of different states.
     pub states: usize,
-    /// Events played.
+    /// The number of events played.
     pub transitions: u64,
-    /// The longest run.
+    /// The length of the longest run.
     pub depth: usize,
-    /// Whether that was all of them.
+    /// Whether all states were visited.
     pub exhausted: bool,
     /// A shortest run that breaks something.
     pub counterexample: Option<Counterexample>,
@@ -108,13 +107,13 @@ pub struct Outcome {
 /// A run that breaks something.
 #[derive(Debug, Clone)]
 pub struct Counterexample {
-    /// What broke.
+    /// The invariant that broke.
     pub what: String,
     /// The events up to it.
     pub trace: Vec<String>,
 }
 
-/// How a state was reached: from which one, by which of its events.
+/// How a state was reached: from which state, by which of its events.
 #[derive(Clone, Copy)]
 struct Origin {
     parent: u32,
@@ -199,7 +198,7 @@ impl Search {
         Ok(())
     }
 
-    /// The number of a state, and whether it is new.
+    /// Returns the number of a state, and whether it is new.
     fn note(&mut self, world: &World, origin: Origin) -> (u32, bool) {
         let mut hasher = DefaultHasher::new();
         world.hash(&mut hasher);
@@ -215,7 +214,7 @@ impl Search {
         }
     }
 
-    /// The first state from which no fault-free continuation leads to a good one.
+    /// Returns the first state from which no fault-free continuation leads to a good one.
     fn locked_out(&mut self) -> Option<u32> {
         self.progress.sort_unstable();
         let mut reached = self.good.clone();
@@ -232,7 +231,7 @@ impl Search {
         (0..).zip(&reached).find(|(_, reached)| !**reached).map(|(state, _)| state)
     }
 
-    /// The events that lead to a state, played once more.
+    /// Returns the events that lead to a state, played once more.
     fn trace(&self, mut state: u32) -> Vec<String> {
         let mut choices = Vec::new();
         while state != 0 {
@@ -262,7 +261,7 @@ impl Scenario {
         Self { name, client_messages, server_messages, faults, ..Self::CALM }
     }
 
-    /// Everything is written at once: fewer orders, so more messages and faults fit.
+    /// Writes everything at once: there are fewer orders, so more messages and faults fit.
     fn at_once(self) -> Self {
         Self { lazy: false, ..self }
     }
@@ -276,7 +275,7 @@ impl Scenario {
     }
 }
 
-/// What `cargo test` plays. The two numbers are the messages of client and server.
+/// Returns what `cargo test` plays. The two numbers are the messages of client and server.
 #[must_use]
 pub fn small() -> Vec<Scenario> {
     let new = Scenario::new;
@@ -332,7 +331,7 @@ pub fn small() -> Vec<Scenario> {
     ]
 }
 
-/// What `mainstay-sim explore --large` plays besides.
+/// Returns what `mainstay-sim explore --large` plays in addition.
 #[must_use]
 pub fn large() -> Vec<Scenario> {
     let new = Scenario::new;

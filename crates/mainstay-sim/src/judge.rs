@@ -1,17 +1,17 @@
-//! When an end may call the other one dead, and when it must: judged by what its connection brought it.
+//! When an end may declare the other one dead, and when it must, judged by what its connection carried.
 //!
-//! An [`Ear`] is what one end of one connection could know: when it last read bytes, which of its probes left
-//! and were not answered, whether its socket was full, and when its process slept. The network keeps it; no
-//! machine is asked, but for its round-trip time, of which the protocol makes the deadline.
+//! An [`Observed`] records what one end of one connection could observe: when it last read bytes, which of its probes left
+//! and were not answered, whether its socket was full, and when its process slept. The network keeps it. The judge
+//! asks a machine only for its round-trip time, from which the protocol derives the deadline.
 //!
-//! - *Too late* (invariant 8): an end that hears nothing gives up within its own bound, whatever the cause. Sleep
-//!   of the judging process moves the bound to one fresh deadline after it, no further.
-//! - *Too early* (invariant 9): nobody is called dead within the time that it has, counted from the last byte and
-//!   from the moment the probe left.
+//! - *Too late* (invariant 8): an end that receives nothing gives up within its own bound, whatever the cause. Sleep
+//!   of the judging process moves the bound to one new deadline after it, no further.
+//! - *Too early* (invariant 9): no peer is declared dead within the time that it has, counted from the last byte and
+//!   from the moment at which the probe left.
 //! - *Too early* after sleep (invariant 10): a timer that was late by more than a quarter interval is no evidence;
 //!   only a probe that left after it is.
 //!
-//! Whether there was a cause at all is judged by the [`world`](crate::world), which knows the faults.
+//! The [`world`](crate::world), which knows the faults, judges whether there was a cause.
 //!
 //! Source: `docs/PROTOCOL.md` "Heartbeat".
 
@@ -25,29 +25,29 @@ const ROUNDING: Duration = Duration::from_millis(6);
 /// How late a driver may look at a timer: see the world's `TICK`.
 const TICK: Duration = Duration::from_millis(250);
 
-/// See the module.
+/// What one end of a connection could observe; the module describes it.
 #[derive(Debug, Clone)]
-pub struct Ear {
-    heard: Instant,
+pub struct Observed {
+    last_read: Instant,
     /// When the newest probe was written, or the connection was attached.
     beat: Instant,
     /// Probes that left and were not answered: nonce, and when.
     probes: VecDeque<(u64, Instant)>,
-    /// Something waits for the socket.
+    /// Bytes wait for the socket.
     waits: bool,
-    /// When something last began to wait, or some of what waited was taken.
+    /// When bytes last began to wait, or the socket accepted some of them.
     stuck: Option<Instant>,
     woke: Option<Instant>,
-    /// The process slept past a deadline: nothing from before is evidence.
+    /// The process slept past a deadline: nothing from before counts as evidence.
     fresh_from: Option<Instant>,
 }
 
-impl Ear {
-    /// An end that has just been attached.
+impl Observed {
+    /// Creates the observations of an end that was just attached.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
-            heard: now,
+            last_read: now,
             beat: now,
             probes: VecDeque::new(),
             waits: false,
@@ -57,12 +57,12 @@ impl Ear {
         }
     }
 
-    /// Bytes were read.
-    pub fn heard(&mut self, now: Instant) {
-        self.heard = now;
+    /// The end read bytes.
+    pub fn read_bytes(&mut self, now: Instant) {
+        self.last_read = now;
     }
 
-    /// A probe was written.
+    /// The end wrote a probe.
     pub fn beats(&mut self, now: Instant) {
         self.beat = now;
     }
@@ -72,14 +72,14 @@ impl Ear {
         self.probes.push_back((nonce, now));
     }
 
-    /// The answer to a probe was read: it answers those before it too.
+    /// The end read the answer to a probe: it answers all probes before it too.
     pub fn answered(&mut self, nonce: u64) {
         if let Some(at) = self.probes.iter().position(|(probe, _)| *probe == nonce) {
             self.probes.drain(..=at);
         }
     }
 
-    /// The socket took some of what was written or not, and something waits now or not.
+    /// The socket accepted part of what was written, or not, and bytes wait now, or not.
     pub fn wrote(&mut self, now: Instant, progress: bool, waits: bool) {
         if self.waits && progress || self.waits != waits {
             self.stuck = Some(now);
@@ -87,19 +87,19 @@ impl Ear {
         self.waits = waits;
     }
 
-    /// The last sleep made everything before it worthless.
+    /// The last sleep invalidated everything before it.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.fresh_from.is_some() && self.fresh_from == self.woke
     }
 
-    /// For a failing seed.
+    /// Returns a description for a failing seed.
     #[must_use]
     pub fn describe(&self, now: Instant) -> String {
         let ago = |at: Option<Instant>| at.map_or("never".to_owned(), |at| format!("{:?} ago", now - at));
         format!(
-            "heard {}, oldest open probe {}, waits: {}, stuck {}, woke {}",
-            ago(Some(self.heard)),
+            "last_read {}, oldest open probe {}, waits: {}, stuck {}, woke {}",
+            ago(Some(self.last_read)),
             ago(self.probes.front().map(|(_, left)| *left)),
             self.waits,
             ago(self.stuck),
@@ -108,7 +108,7 @@ impl Ear {
     }
 
     fn was_stuck(&self) -> bool {
-        self.waits || self.stuck.is_some_and(|at| at >= self.heard)
+        self.waits || self.stuck.is_some_and(|at| at >= self.last_read)
     }
 
     fn since_sleep(&self, at: Instant) -> Instant {
@@ -133,53 +133,55 @@ impl Server {
             .clamp(Duration::from_secs(5), Duration::from_secs(20))
     }
 
-    /// The longest that a silent peer is given with this evidence.
+    /// Returns the longest time that a silent peer has with this evidence.
     #[must_use]
     pub fn patience(&self, evidence: Evidence) -> Duration {
         if evidence == Evidence::Silent { self.deadline() } else { self.deadline() * 4 }
     }
 
-    /// The process slept until now, and has read what was readable.
-    pub fn woke(&self, now: Instant, ear: &mut Ear) {
-        let verdict = ear.probes.front().map(|(_, left)| ear.heard.max(*left) + self.deadline());
-        let due = (ear.beat + self.interval.mul_f64(1.1)).min(verdict.unwrap_or(now));
-        ear.woke = Some(now);
-        if !ear.was_stuck() && now > due + self.interval / 4 + ROUNDING {
-            ear.fresh_from = Some(now);
-            ear.probes.clear();
+    /// The process slept until now, and has read everything readable.
+    pub fn woke(&self, now: Instant, observed: &mut Observed) {
+        let verdict =
+            observed.probes.front().map(|(_, left)| observed.last_read.max(*left) + self.deadline());
+        let due = (observed.beat + self.interval.mul_f64(1.1)).min(verdict.unwrap_or(now));
+        observed.woke = Some(now);
+        if !observed.was_stuck() && now > due + self.interval / 4 + ROUNDING {
+            observed.fresh_from = Some(now);
+            observed.probes.clear();
         }
     }
 
-    /// What is wrong with a verdict, if anything.
+    /// Returns what is wrong with a verdict, if anything.
     #[must_use]
-    pub fn too_early(&self, now: Instant, ear: &Ear, evidence: Evidence) -> Option<&'static str> {
-        let (from, patience) = match (evidence, ear.probes.front()) {
+    pub fn too_early(&self, now: Instant, observed: &Observed, evidence: Evidence) -> Option<&'static str> {
+        let (from, patience) = match (evidence, observed.probes.front()) {
             (Evidence::Stalled, _) => {
-                // Who sends and takes nothing is given longer, and not for ever.
-                let stuck = ear.stuck.unwrap_or(ear.heard);
-                let silent = stuck.max(ear.heard) + self.deadline() * 4;
+                // A peer that sends and accepts no bytes has longer, and not for ever.
+                let stuck = observed.stuck.unwrap_or(observed.last_read);
+                let silent = stuck.max(observed.last_read) + self.deadline() * 4;
                 let until = silent.min(stuck + self.deadline() * 24);
-                return (now + ROUNDING < ear.since_sleep(until)).then_some("the deadline had not passed");
+                return (now + ROUNDING < observed.since_sleep(until))
+                    .then_some("the deadline had not passed");
             }
             (_, None) => return Some("no probe left since the last answer or our own sleep"),
-            (_, Some((_, left))) => (ear.heard.max(*left), self.deadline()),
+            (_, Some((_, left))) => (observed.last_read.max(*left), self.deadline()),
         };
-        (now + ROUNDING < ear.since_sleep(from) + patience).then_some("the deadline had not passed")
+        (now + ROUNDING < observed.since_sleep(from) + patience).then_some("the deadline had not passed")
     }
 
-    /// Until when a peer that is silent must have been given up.
+    /// Returns until when the end must give up a silent peer.
     #[must_use]
-    pub fn bound(&self, ear: &Ear) -> Instant {
-        let probed = ear.heard + self.interval.mul_f64(1.1);
-        let (from, patience) = match ear.stuck.filter(|_| ear.was_stuck()) {
+    pub fn bound(&self, observed: &Observed) -> Instant {
+        let probed = observed.last_read + self.interval.mul_f64(1.1);
+        let (from, patience) = match observed.stuck.filter(|_| observed.was_stuck()) {
             Some(stuck) => (probed.max(stuck), self.deadline() * 4),
             None => (probed, self.deadline()),
         };
-        ear.woke.map_or(from, |woke| from.max(woke)) + patience + TICK
+        observed.woke.map_or(from, |woke| from.max(woke)) + patience + TICK
     }
 }
 
-/// The end that is probed, and probes only when asked to.
+/// The end that is probed, and probes only on request.
 #[derive(Debug, Clone, Copy)]
 pub struct Client {
     /// Heartbeat interval, as the server announced it.
@@ -197,58 +199,61 @@ impl Client {
         (self.rtt.unwrap_or_default() * 4).clamp(Duration::from_secs(2), Duration::from_secs(20))
     }
 
-    /// The probe that is open: any byte ends it.
-    fn probe(ear: &Ear) -> Option<Instant> {
-        ear.probes.back().map(|(_, left)| *left).filter(|left| *left >= ear.heard)
+    /// Returns the open probe: any byte ends it.
+    fn probe(observed: &Observed) -> Option<Instant> {
+        observed.probes.back().map(|(_, left)| *left).filter(|left| *left >= observed.last_read)
     }
 
-    /// How long a probe that cannot leave is given without a byte either way.
+    /// Returns how long a probe that cannot leave has without a byte in either direction.
     fn stalled(&self) -> Duration {
         Server { interval: self.interval, rtt: self.rtt }.deadline() * 4
     }
 
-    /// For how long this verdict says that the peer was silent.
+    /// Returns how long the peer was silent, according to this verdict.
     #[must_use]
-    pub fn patience(&self, now: Instant, ear: &Ear, evidence: Evidence) -> Duration {
+    pub fn patience(&self, now: Instant, observed: &Observed, evidence: Evidence) -> Duration {
         if evidence == Evidence::Stalled {
             return self.stalled();
         }
-        let long = now + ROUNDING >= ear.since_sleep(ear.heard) + self.limit();
+        let long = now + ROUNDING >= observed.since_sleep(observed.last_read) + self.limit();
         if long { self.limit() } else { self.probe_deadline() }
     }
 
-    /// The process slept until now, and has read what was readable.
-    pub fn woke(&self, now: Instant, ear: &mut Ear) {
-        let verdict = Self::probe(ear).map_or(now + self.limit(), |left| left + self.probe_deadline());
-        // A machine that was late before counts from then.
-        let due = (ear.woke.map_or(ear.heard, |woke| woke.max(ear.heard)) + self.limit()).min(verdict);
-        ear.woke = Some(now);
-        if !ear.was_stuck() && now > due + self.interval / 4 + ROUNDING {
-            ear.fresh_from = Some(now);
-            ear.probes.clear();
+    /// The process slept until now, and has read everything readable.
+    pub fn woke(&self, now: Instant, observed: &mut Observed) {
+        let verdict = Self::probe(observed).map_or(now + self.limit(), |left| left + self.probe_deadline());
+        // A machine that was late before counts from that time.
+        let due = (observed.woke.map_or(observed.last_read, |woke| woke.max(observed.last_read))
+            + self.limit())
+        .min(verdict);
+        observed.woke = Some(now);
+        if !observed.was_stuck() && now > due + self.interval / 4 + ROUNDING {
+            observed.fresh_from = Some(now);
+            observed.probes.clear();
         }
     }
 
-    /// What is wrong with a verdict, if anything.
+    /// Returns what is wrong with a verdict, if anything.
     #[must_use]
-    pub fn too_early(&self, now: Instant, ear: &Ear, evidence: Evidence) -> Option<&'static str> {
+    pub fn too_early(&self, now: Instant, observed: &Observed, evidence: Evidence) -> Option<&'static str> {
         if evidence == Evidence::Stalled {
-            let moved = ear.stuck.unwrap_or(ear.heard).max(ear.heard);
-            let until = ear.since_sleep(moved) + self.stalled();
+            let moved = observed.stuck.unwrap_or(observed.last_read).max(observed.last_read);
+            let until = observed.since_sleep(moved) + self.stalled();
             return (now + ROUNDING < until)
                 .then_some("the deadline of a probe that cannot leave had not passed");
         }
-        let silent = now + ROUNDING >= ear.since_sleep(ear.heard) + self.limit();
-        let unanswered = Self::probe(ear).is_some_and(|left| now + ROUNDING >= left + self.probe_deadline());
+        let silent = now + ROUNDING >= observed.since_sleep(observed.last_read) + self.limit();
+        let unanswered =
+            Self::probe(observed).is_some_and(|left| now + ROUNDING >= left + self.probe_deadline());
         (!silent && !unanswered).then_some("neither the limit nor the deadline of a probe had passed")
     }
 
-    /// Until when a silent server must have been given up. `hindered`: after sleep the probe may not leave.
+    /// Returns until when the end must give up a silent server. `hindered`: after sleep the probe may not leave.
     #[must_use]
-    pub fn bound(&self, ear: &Ear, hindered: bool) -> Instant {
-        let fresh = if hindered || ear.was_stuck() { self.limit() } else { self.probe_deadline() };
-        let from_sleep = ear.woke.map(|woke| woke + fresh);
-        let from_silence = ear.heard + self.limit();
+    pub fn bound(&self, observed: &Observed, hindered: bool) -> Instant {
+        let fresh = if hindered || observed.was_stuck() { self.limit() } else { self.probe_deadline() };
+        let from_sleep = observed.woke.map(|woke| woke + fresh);
+        let from_silence = observed.last_read + self.limit();
         from_sleep.map_or(from_silence, |at| at.max(from_silence)) + TICK
     }
 }

@@ -1,17 +1,17 @@
-//! Mainstay's machines in virtual time, on a network that does its worst.
+//! Mainstay's machines in virtual time, on a network with every fault.
 //!
-//! One seed is one world: a server, a few clients, and a plan of faults drawn from the seed. The
-//! [`world`] moves messages and time, the [`oracle`] watches what the applications see and knows
-//! nothing of how it came about, the [`judge`] says when a silent peer may and must be called dead. The
-//! same seed gives the same run, to the byte.
+//! One seed is one world: a server, a few clients, and a plan of faults that the seed determines. The [`world`] moves
+//! messages and time. The [`oracle`] observes what the applications send and receive, and nothing else. The [`judge`]
+//! decides when an end may, and when it must, declare a silent peer dead. The same seed gives the same run, to the
+//! byte.
 //!
-//! - [`run`] plays one seed and says what broke, if anything.
+//! - [`run`] plays one seed and returns what broke, if anything.
 //! - [`explore`] plays every run of a very small world.
 
 pub mod explore;
 pub mod judge;
-mod letter;
 pub mod oracle;
+mod payload;
 pub mod plan;
 pub mod world;
 

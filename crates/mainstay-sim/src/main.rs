@@ -1,4 +1,4 @@
-//! `mainstay-sim`: plays seeds of the simulator, or every run of a small world, and says what breaks.
+//! `mainstay-sim`: plays seeds of the simulator, or every run of a small world, and reports what breaks.
 
 use std::process::ExitCode;
 
@@ -13,25 +13,25 @@ use mainstay_sim::{Counts, Plan, run};
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// How many seeds to play.
+    /// How many seeds to play
     #[arg(long, default_value_t = 2_000)]
     seeds: u64,
-    /// The first seed.
+    /// The first seed
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Print what happened in each seed.
+    /// Print the events of each seed
     #[arg(long)]
     trace: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Plays every run of small worlds, within budgets of faults.
+    /// Plays every run of small worlds, within budgets of faults
     Explore {
-        /// The large ones too: minutes, and gigabytes.
+        /// Play the large ones too: minutes, and gigabytes
         #[arg(long)]
         large: bool,
-        /// Only scenarios whose name contains this.
+        /// Only scenarios whose name contains this
         #[arg(long, default_value = "")]
         only: String,
     },
@@ -105,7 +105,7 @@ fn play_seeds(arguments: &Arguments) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What the seeds reached: a fault that strikes nobody shows nothing.
+/// Prints what the seeds reached: a fault that hits nothing shows nothing.
 fn report(seeds: u64, counts: &Counts) {
     let Counts { messages, volatile, resumed, gaps, dropped, ended, .. } = counts;
     let Counts { given_up, full, partial, refused, judged, .. } = counts;

@@ -1,46 +1,46 @@
-//! What must hold, judged from outside: only what applications send, receive and are told.
+//! The invariants, judged from outside: only by what applications send and receive, and by the events they get.
 //!
-//! A client's messages carry an index that counts on over session after session; a server's carry
-//! the session and a number within it. From these follow the invariants:
+//! A client's messages carry an index that continues from session to session; a server's messages carry the session
+//! and a number within it. From these follow the invariants:
 //!
-//! 1. *Prefix* and 2. *no duplicate*: what an application gets is what the other sent, in order, once.
-//! 3. *Explicit gap*: an index may be missing only if a gap event put it among the unknown or the not
-//!    delivered; and what was reported delivered or not delivered was so.
-//! 4. *Acknowledged is handed over*: no count that an end is told is above what the other application got.
-//! 5. *Convergence*: after healing nothing that was accepted is outstanding.
+//! 1. *Prefix* and 2. *no duplicate*: an application receives what the other sent, in order, once.
+//! 3. *Explicit gap*: an index may be missing only if a gap event put it among the unknown or the not delivered
+//! messages; and a message that was reported as delivered or as not delivered was so.
+//! 4. *Acknowledged means delivered*: no count that an end announces is above what the application received.
+//! 5. *Convergence*: after healing no accepted message is outstanding.
 //!
-//! What is outside the stream ([`Volatile`]) may be lost, but comes once and in order.
+//! A message outside the stream ([`Volatile`]) may be lost, but arrives once and in order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mainstay_proto::session::Fate;
 
-/// One client's account of what it sent and what became of it.
+/// What one client sent, and what became of it.
 #[derive(Debug, Default)]
 pub struct Sent {
     next: u64,
     /// Index of each message of the current session, by number - 1.
     numbers: Vec<u64>,
-    /// The first so many of them were acknowledged.
+    /// How many of them, from the first, were acknowledged.
     acknowledged: u64,
     /// Indices that may be missing: unknown, or reported as not delivered and not sent again.
     excused: BTreeSet<u64>,
     /// Indices that were reported as not delivered and not sent again.
     undelivered: BTreeSet<u64>,
-    /// What the server's application got.
+    /// The indices that the server's application received.
     got: BTreeSet<u64>,
-    /// The last index that each of the server's sessions got. (A HELLO that was long under way may open
-    /// a session that its client has given up: what it brings was reported unknown.)
+    /// The last index that each of the server's sessions received. (A HELLO that was in transit for long may open a
+    /// session that its client has given up: messages on it were reported as unknown.)
     last: BTreeMap<usize, u64>,
 }
 
 impl Sent {
-    /// The index of the next message.
+    /// Returns the index of the next message.
     pub fn next_index(&self) -> u64 {
         self.next
     }
 
-    /// The client accepted the message with the next index as this number.
+    /// The client accepted the message with the next index under this number.
     pub fn accepted(&mut self, number: u64) -> Result<(), String> {
         if number != self.numbers.len() as u64 + 1 {
             return Err(format!("message accepted as {number}, expected {}", self.numbers.len() + 1));
@@ -50,7 +50,7 @@ impl Sent {
         Ok(())
     }
 
-    /// The server's application got this index.
+    /// The server's application received this index.
     pub fn delivered(&mut self, session: usize, index: u64) -> Result<(), String> {
         if !self.got.insert(index) {
             return Err(format!("duplicate: client message {index} handed over twice"));
@@ -64,7 +64,7 @@ impl Sent {
         Ok(())
     }
 
-    /// The client learned that the first so many messages of its session were delivered.
+    /// The client learned that the first `count` messages of its session were delivered.
     pub fn acknowledged(&mut self, number: u64) -> Result<(), String> {
         while self.acknowledged < number {
             let index = self.numbers.get(self.acknowledged as usize);
@@ -76,13 +76,13 @@ impl Sent {
         Ok(())
     }
 
-    /// The client is gone, and with it what it knew of its messages: they may be missing.
+    /// The client is gone, and its state with it: its messages may be missing.
     pub fn forgotten(&mut self) {
         self.excused.extend(self.numbers.drain(..));
         self.acknowledged = 0;
     }
 
-    /// The client was told what became of its session.
+    /// The client received the fate of its session.
     pub fn lost(&mut self, fate: &Fate) -> Result<(), String> {
         if fate.last != self.numbers.len() as u64 {
             return Err(format!("fate speaks of {} messages, {} were sent", fate.last, self.numbers.len()));
@@ -108,7 +108,7 @@ impl Sent {
         Ok(())
     }
 
-    /// After healing: everything arrived, or its loss was told.
+    /// After healing: every message arrived, or its loss was reported.
     pub fn settled(&self) -> Result<(), String> {
         match (0..self.next).find(|index| !self.got.contains(index) && !self.excused.contains(index)) {
             Some(index) => Err(format!("silent loss: client message {index} of {}", self.next)),
@@ -117,19 +117,19 @@ impl Sent {
     }
 }
 
-/// What one client's application got from the server: per session 1, 2, 3, ...
+/// What one client's application received from the server: 1, 2, 3, ... in each session.
 #[derive(Debug, Default)]
 pub struct Got {
     session: Option<usize>,
     last: u64,
     gaps: u64,
     gaps_used: u64,
-    /// Dropped at the beginning of a session that nothing was heard of yet.
+    /// Messages dropped at the beginning of a session from which none was delivered yet.
     skipped: u64,
 }
 
 impl Got {
-    /// A message of this session with this number was handed over.
+    /// A message of this session with this number was delivered.
     pub fn delivered(&mut self, session: usize, number: u64) -> Result<(), String> {
         if self.session != Some(session) {
             if self.session.is_some() {
@@ -147,8 +147,8 @@ impl Got {
         Ok(())
     }
 
-    /// The client was told that the server dropped these. A gap from 1 begins a session of which nothing
-    /// else says which one it is.
+    /// The client received a gap: the server dropped these messages. Nothing but the gap shows the session that
+    /// begins with it.
     pub fn dropped(&mut self, first: u64, count: u64) -> Result<(), String> {
         let last = if first == 1 || self.skipped > 0 { &mut self.skipped } else { &mut self.last };
         if first != *last + 1 {
@@ -158,26 +158,26 @@ impl Got {
         Ok(())
     }
 
-    /// The client was told that its session is lost.
+    /// The client received the loss of its session.
     pub fn gap(&mut self) {
         self.gaps += 1;
         self.skipped = 0;
     }
 
-    /// The session that the client is in, and the last number it got.
+    /// Returns the session that the client is in, and the last number that it received.
     pub fn position(&self) -> (Option<usize>, u64) {
         (self.session, self.last)
     }
 }
 
-/// What came outside the stream.
+/// The messages that arrived outside the stream.
 #[derive(Debug, Default)]
 pub struct Volatile {
     last: u64,
 }
 
 impl Volatile {
-    /// The how-manieth of its sender was handed over.
+    /// The message with this number of its sender was delivered.
     pub fn delivered(&mut self, number: u64) -> Result<(), String> {
         if number <= self.last {
             return Err(format!("volatile message {number} after {}", self.last));

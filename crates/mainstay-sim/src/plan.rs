@@ -1,4 +1,4 @@
-//! What one seed does to the world: drawn up front, so that it can be printed.
+//! The load and the faults of one seed, determined at the start, so that they can be printed.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use rand::{RngExt, SeedableRng};
 /// The faults and the load of one run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The seed it was drawn from.
+    /// The seed of the plan.
     pub seed: u64,
-    /// Running clients.
+    /// The number of running clients.
     pub clients: usize,
-    /// How long faults and load go on; healing follows.
+    /// How long load and faults last; healing follows.
     pub length: Duration,
     /// Mean time between two messages of one sender.
     pub message_every: Duration,
@@ -23,79 +23,79 @@ pub struct Plan {
     pub windows: Option<Window>,
     /// One-way latency, and how much it varies.
     pub latency: (Duration, Duration),
-    /// How many bytes a socket takes that the other end has not read.
+    /// How many bytes a socket accepts that the other end has not read.
     pub socket: usize,
     /// Heartbeat interval.
     pub heartbeat: Duration,
     /// Resume window.
     pub resume_window: Duration,
-    /// How long the application takes over a message, at most.
+    /// The longest time that an application needs for a message.
     pub handling: Duration,
-    /// The server keeps so many messages per session and drops the oldest that were never written.
+    /// How many messages the server keeps per session; above it the oldest that were never written are dropped.
     pub drops_above: Option<u64>,
-    /// The server's application confirms what it was handed, a while later.
+    /// The server's application acknowledges messages by itself, some time after their delivery.
     pub manual: bool,
     /// Both ends send messages outside the stream.
     pub volatile: bool,
-    /// The server judges credentials, which takes so long at most.
+    /// The server judges credentials, and needs up to this long.
     pub judged_within: Option<Duration>,
-    /// As many sessions as the server may have above one for each client.
+    /// How many sessions the server may have in addition to one per client.
     pub spare_room: Option<usize>,
-    /// As many tombstones as the server keeps.
+    /// How many tombstones the server keeps.
     pub tombstones: Option<usize>,
     /// Mean time between two faults, per kind.
     pub faults: Vec<(Fault, Duration)>,
 }
 
-/// A kind of fault. Faults hit one connection, one process or the whole server, as their names say.
+/// A kind of fault. A fault affects one connection, one process or the whole server, as its name says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
-    /// A connection is reset; what is under way is lost.
+    /// A connection is reset; the bytes in transit are lost.
     Reset,
-    /// A connection falls silent in both directions; nobody is told.
+    /// A connection becomes silent in both directions; no end is notified.
     BlackHole,
     /// Only what the client writes is lost.
     BlackHoleUp,
     /// Only what the server writes is lost.
     BlackHoleDown,
-    /// Everything stands still for a while, then arrives.
+    /// All bytes stand still for a while, then arrive.
     Stall,
-    /// The socket at one end of a connection takes nothing for a while.
+    /// The socket at one end of a connection accepts no bytes for a while.
     Jam,
-    /// The socket at one end of a connection takes a few bytes at a time for a while.
+    /// The socket at one end of a connection accepts a few bytes at a time for a while.
     Trickle,
-    /// A client's process is paused; what arrives lies ready when it goes on.
+    /// A client's process is paused; bytes that arrive are readable when it continues.
     PauseClient,
     /// The server's process is paused.
     PauseServer,
-    /// A client's machine sleeps; what was sent to it arrives a little after it wakes.
+    /// A client's machine sleeps; bytes that were sent to it arrive a little after it wakes.
     SleepClient,
     /// The server's machine sleeps.
     SleepServer,
-    /// A client's process dies, and its machine perhaps with it; a new instance follows.
+    /// A client's process dies, perhaps with its machine; a new instance follows.
     Crash,
     /// A client's application ends its session; a new instance follows.
     Leave,
     /// The server's application ends a session; a new instance follows.
     End,
-    /// Dials fail for a while.
+    /// Connection attempts fail for a while.
     Refuse,
-    /// The server is restarted and remembers nothing.
+    /// The server restarts without its state.
     Restart,
-    /// The server sends GOAWAY to everyone.
+    /// The server sends GOAWAY to every client.
     GoAway,
     /// The client believes that its network changed.
     Online,
-    /// A client presents new credentials: good ones, somebody else's or bad ones.
+    /// A client presents new credentials: good ones, those of another client, or bad ones.
     Credentials,
-    /// Nobody judges credentials for a while.
+    /// No credentials are judged for a while.
     NoJudge,
-    /// A client's application takes nothing for a while, and then its process dies: what was on its way to it fills every
-    /// queue.
+    /// A client's application receives nothing for a while, and then its process dies: the bytes on their way to it
+    /// fill every queue.
     StopReading,
-    /// What stands behind the server loses its state: a session is renewed.
+    /// The backend behind the server loses its state: a session is renewed.
     Renew,
-    /// What stands behind the server is replaced, and the sessions go on.
+    /// The connection behind the server is replaced, and the sessions continue.
     Replace,
 }
 
@@ -127,7 +127,7 @@ impl Fault {
         Self::Replace,
     ];
 
-    /// What costs somebody a session is rare, or sessions would never grow old.
+    /// A fault that costs a session is rare; otherwise sessions would never grow old.
     fn mean(self, rng: &mut SmallRng) -> Duration {
         match self {
             Self::Restart | Self::Crash | Self::Leave | Self::End | Self::StopReading | Self::Renew => {
@@ -138,11 +138,11 @@ impl Fault {
     }
 }
 
-/// What a socket holds in most seeds: the bound that the server sets on the kernel.
+/// The capacity of a socket in most seeds: the bound that the server sets on the kernel.
 pub(crate) const WIDE: usize = 128 * 1024;
 
 impl Plan {
-    /// Draws the plan of a seed: one in ten has no fault at all, one in twenty has every kind.
+    /// Draws the plan of a seed: one in ten has no fault, one in twenty has every kind.
     #[must_use]
     pub fn draw(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -153,7 +153,7 @@ impl Plan {
         };
         let faults = kinds.into_iter().map(|kind| (kind, kind.mean(&mut rng))).collect();
         let longest = if rng.random_bool(0.3) { rng.random_range(1..4_000) } else { 0 };
-        // Large messages behind default windows would take longer than healing does.
+        // Large messages behind default windows would take longer than the healing lasts.
         let narrow = longest > 0 || rng.random_bool(0.2);
         let windows = narrow
             .then(|| Window { messages: rng.random_range(1..=40), bytes: rng.random_range(64..16_384) });
@@ -179,13 +179,13 @@ impl Plan {
         }
     }
 
-    /// Whether this kind of fault strikes.
+    /// Whether this kind of fault occurs.
     pub(crate) fn has(&self, fault: Fault) -> bool {
         self.faults.iter().any(|(kind, _)| *kind == fault)
     }
 
-    /// The longest time from a message that enters a connection without a fault to the answer to it, one large
-    /// message behind a narrow socket on either way included.
+    /// Returns the longest time from a message that enters a connection without a fault to its answer, including one
+    /// large message behind a narrow socket in either direction.
     pub(crate) fn round_trip(&self) -> Duration {
         let pieces = 1 + self.longest.div_ceil(self.socket) as u32;
         (self.latency.0 + self.latency.1) * 2 * pieces

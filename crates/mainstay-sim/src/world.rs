@@ -1,9 +1,9 @@
 //! The world of one seed: machines, a network between them, and time.
 //!
-//! A run is load under faults, then healing, then everyone leaves, then the tombstones' day. Within a moment the
-//! order is a driver's: faults strike, what is readable is read, timers are looked at, and then every machine that
-//! is awake says what it has to say. Both ends of a process are in `client` and `server`, what lies between
-//! them in `network`, what goes wrong in `faults`.
+//! A run is load under faults, then healing, then every client leaves, then the day of the tombstones passes. Within
+//! a moment the order is that of a driver: faults occur, readable bytes are read, timers are checked, and then every
+//! machine that is awake writes. The two processes are in `client` and `server`, the network between them in
+//! `network`, the faults in `faults`.
 
 mod client;
 mod faults;
@@ -18,26 +18,26 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::judge::{self, Ear};
+use crate::judge::{self, Observed};
 use crate::plan::{Fault, Plan};
 use client::ClientNode;
 use network::{Key, Packet, ServerEnd, Wire};
 use server::Server;
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// What broke, and when.
     pub failure: Option<String>,
-    /// Hash of everything that happened: the same seed gives the same.
+    /// Hash of all events: the same seed gives the same.
     pub trace: u64,
-    /// What happened how often.
+    /// How often what happened.
     pub counts: Counts,
     /// The last events, for a failing seed.
     pub log: Vec<String>,
 }
 
-/// What happened how often: whether the faults reach what they are meant for.
+/// How often what happened: whether the faults reach their targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Messages accepted from both sides.
@@ -46,9 +46,9 @@ pub struct Counts {
     pub volatile: u64,
     /// Attaches that resumed a session.
     pub resumed: u64,
-    /// Sessions lost and told.
+    /// Sessions that were lost and reported.
     pub gaps: u64,
-    /// Gaps in the stream, of what the server dropped.
+    /// Gaps in the stream, for messages that the server dropped.
     pub dropped: u64,
     /// Sessions that ended, on purpose or with their client.
     pub ended: u64,
@@ -56,20 +56,20 @@ pub struct Counts {
     pub dead: [u64; 3],
     /// Verdicts of clients.
     pub given_up: u64,
-    /// Sends that were given back because a buffer was full.
+    /// Sends that were returned because a buffer was full.
     pub full: u64,
-    /// Writes that a socket did not take as a whole.
+    /// Writes that a socket accepted in part.
     pub partial: u64,
     /// HELLOs that were refused.
     pub refused: u64,
     /// Credentials that were judged on a live session.
     pub judged: u64,
-    /// Faults that struck, in the order of [`Fault::ALL`].
+    /// Faults that occurred, in the order of [`Fault::ALL`].
     pub faults: [u64; Fault::ALL.len()],
 }
 
 impl Counts {
-    /// Adds another run's.
+    /// Adds the counts of another run.
     pub fn add(&mut self, other: &Self) {
         self.messages += other.messages;
         self.volatile += other.volatile;
@@ -95,19 +95,19 @@ pub fn run(plan: &Plan, keep_log: bool) -> Outcome {
     Outcome { failure, trace: world.hasher.finish(), counts: world.counts, log: world.log.into() }
 }
 
-/// How long healing may take: the longest wait between attempts, the longest detection and the
-/// connect timeout, twice over, and then time for the backlog.
+/// How long healing may take: the longest wait between attempts, the longest detection and the connect timeout,
+/// twice, and then time for the backlog.
 const HEALING: Duration = Duration::from_secs(400);
-/// Resume windows pass, and everything that waits for an end.
+/// How long resume windows and orderly ends may take.
 const LEAVING: Duration = Duration::from_secs(300);
 /// How long tombstones are kept.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// From dialling to WELCOME, as the client has it.
+/// From the attempt to WELCOME, the client's limit.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// From accept to HELLO and its verdict, as the server's driver has it.
+/// From accept to HELLO and its verdict, the limit of the server's driver.
 const OPENING_DEADLINE: Duration = Duration::from_secs(5);
 
-/// When a driver looks again at a timer that is due and did nothing.
+/// When a driver checks again a timer that is due and did nothing.
 const TICK: Duration = Duration::from_millis(100);
 
 struct World {
@@ -133,11 +133,11 @@ struct World {
 #[derive(Debug, Clone, Copy)]
 struct Process {
     paused_until: Instant,
-    /// It was paused and has not had a turn since.
+    /// It was paused and has not run since.
     sleeps: bool,
-    /// Until then it cannot be expected to answer.
+    /// Until then no answer can be expected of it.
     hampered_until: Option<Instant>,
-    /// Its machine slept: what was sent to it arrives until then.
+    /// Its machine slept: bytes that were sent to it arrive until then.
     late_until: Option<Instant>,
 }
 
@@ -200,7 +200,7 @@ impl World {
         self.leave_all();
         self.play_until(self.now + LEAVING)?;
         self.check_empty()?;
-        // The registry forgets when somebody comes, so somebody comes: of what was before nothing is left.
+        // The registry forgets when a HELLO arrives, so one arrives: nothing older is left.
         self.play_until(self.now + DAY)?;
         self.clients.truncate(1);
         self.clients[0].renew(self.now, &self.plan, self.rng.random());
@@ -234,7 +234,7 @@ impl World {
         }
     }
 
-    /// When the next thing happens.
+    /// Returns when the next event happens.
     fn next_event(&self) -> Instant {
         let far = self.now + DAY * 10;
         let faults = self.faults.iter().map(|(at, ..)| *at);
@@ -251,8 +251,8 @@ impl World {
             [down, room_up, up, room_down].into_iter().flatten()
         });
         let times = faults.chain(clients).chain(server).chain(packets);
-        // What is due already had its turn: it waits for something else, for example for a socket. A driver
-        // looks again all the same, as it does not know what for.
+        // A timer that is due was handled: it waits for something else, for example for a socket. A driver checks it
+        // again all the same, because it does not know for what.
         times.map(|at| if at > self.now { at } else { self.now + TICK }).fold(far, Instant::min)
     }
 
@@ -260,7 +260,7 @@ impl World {
         self.strike();
         self.deliver()?;
         self.wake();
-        // Before a verdict a driver reads what is there and writes what the socket takes.
+        // Before a verdict a driver reads what is readable and writes what the socket accepts.
         self.drain_all();
         for index in 0..self.clients.len() {
             if self.clients[index].process.is_awake(self.now) {
@@ -274,7 +274,7 @@ impl World {
         Ok(())
     }
 
-    /// Lets every machine that is awake say what it has to say.
+    /// Lets every machine that is awake write and report.
     fn settle(&mut self) -> Result<(), String> {
         for index in 0..self.clients.len() {
             if self.clients[index].process.is_awake(self.now) && !self.clients[index].crashed {
@@ -295,7 +295,7 @@ impl World {
         let keys: Vec<_> = self.wires.keys().copied().collect();
         for key in keys {
             while let Some(wire) = self.wires.get_mut(&key) {
-                // What a dead process would read is read by nobody.
+                // A dead process reads nothing.
                 let client_awake = self.clients.get(key.client).is_none_or(|c| c.process.is_awake(self.now));
                 let server_awake = self.server.process.is_awake(self.now)
                     && !matches!(wire.server, ServerEnd::Judging { .. });
@@ -316,7 +316,7 @@ impl World {
         self.plan.latency.0 + self.plan.latency.1.mul_f64(self.rng.random_range(0.0..1.0))
     }
 
-    /// Writes a packet behind what waits already.
+    /// Writes a packet behind those that wait already.
     fn write(&mut self, key: Key, up: bool, packet: Packet) {
         let Some(wire) = self.wires.get_mut(&key) else { return };
         if packet.control(&[4]).is_some() {
@@ -326,7 +326,7 @@ impl World {
         self.drain(key, up);
     }
 
-    /// The socket takes what it can.
+    /// The socket accepts what it can.
     fn drain(&mut self, key: Key, up: bool) {
         let (at, now, socket) = (self.now + self.latency(), self.now, self.plan.socket);
         let Some(wire) = self.wires.get_mut(&key) else { return };
@@ -345,7 +345,7 @@ impl World {
         }
     }
 
-    /// What waits tries again, where its process runs.
+    /// Bytes that wait are offered again, where the process runs.
     fn drain_all(&mut self) {
         let keys: Vec<_> = self.wires.keys().copied().collect();
         for key in keys {
@@ -364,7 +364,7 @@ impl World {
         }
     }
 
-    /// An end drops the connection: what waits is lost, what flies arrives before the reset.
+    /// An end drops the connection: waiting bytes are lost, bytes in transit arrive before the reset.
     fn reset(&mut self, key: Key, up: bool) {
         if let Some(wire) = self.wires.get_mut(&key) {
             wire.lane(up).unsent.clear();
@@ -372,7 +372,7 @@ impl World {
         self.fly(key, up, Packet::Reset);
     }
 
-    /// Puts what needs no room on its way.
+    /// Sends a packet that needs no room.
     fn fly(&mut self, key: Key, up: bool, packet: Packet) {
         let at = self.now + self.latency();
         if let Some(wire) = self.wires.get_mut(&key) {
@@ -382,7 +382,7 @@ impl World {
 
     // ---- invariants -----------------------------------------------------------------------------
 
-    /// Those who slept and woke have read what was readable by now.
+    /// Processes that slept and woke have read everything readable by now.
     fn wake(&mut self) {
         let now = self.now;
         let interval = self.server.config.heartbeat.interval();
@@ -401,20 +401,20 @@ impl World {
                     }
                     _ => None,
                 };
-                judge::Server { interval, rtt }.woke(now, &mut wire.server_ear);
+                judge::Server { interval, rtt }.woke(now, &mut wire.server_observed);
             }
         }
     }
 
-    /// Whether something since then explains that an end heard nothing: the network, or the other process. What
-    /// the end itself did explains nothing, but for one thing: a sleep that ended before its deadline, so that the
-    /// rule about late timers does not apply, though the answer is still on its way.
-    fn is_excused(wire: &Wire, ear: &Ear, [own, peer]: [&Process; 2], since: Instant) -> bool {
-        let overslept = own.late_until.is_some_and(|at| at >= since) && !ear.is_fresh();
+    /// Whether something since then explains that an end received nothing: the network, or the other process. What
+    /// the end itself did explains nothing, with one exception: a sleep that ended before its deadline, so that the
+    /// rule about late timers does not apply, although the answer is still in transit.
+    fn is_excused(wire: &Wire, observed: &Observed, [own, peer]: [&Process; 2], since: Instant) -> bool {
+        let overslept = own.late_until.is_some_and(|at| at >= since) && !observed.is_fresh();
         overslept || wire.up.had_trouble(since) || wire.down.had_trouble(since) || peer.was_hampered(since)
     }
 
-    /// An end that hears nothing gives up in time, whatever the cause.
+    /// An end that receives nothing gives up in time, whatever the cause.
     fn check_detection(&self) -> Result<(), String> {
         for (key, wire) in &self.wires {
             self.check_server_detection(*key, wire)?;
@@ -431,8 +431,11 @@ impl World {
             return Ok(());
         }
         let judge = judge::Server { interval: self.server.config.heartbeat.interval(), rtt: machine.rtt() };
-        if self.now > judge.bound(&wire.server_ear) {
-            return Err(format!("server still holds {key:?}, late: {}", wire.server_ear.describe(self.now)));
+        if self.now > judge.bound(&wire.server_observed) {
+            return Err(format!(
+                "server still holds {key:?}, late: {}",
+                wire.server_observed.describe(self.now)
+            ));
         }
         Ok(())
     }

@@ -15,7 +15,11 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "server", feature = "client")),
-    allow(dead_code, reason = "either side alone leaves out what only the other needs of the sockets"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "either side alone leaves out what only the other needs of the sockets"
+    ),
     allow(
         rustdoc::broken_intra_doc_links,
         reason = "a side that is left out has no page that a link leads to"
@@ -35,7 +39,9 @@ mod driver;
 mod json;
 mod memory;
 mod receipt;
+mod subprotocol;
 mod transport;
+mod waiters;
 mod worker;
 
 #[cfg(feature = "client")]
@@ -71,22 +77,22 @@ pub use mainstay_proto::session::{Fate, LostMessages, Message, PeerClose, Window
 pub use mainstay_proto::ws::close::CloseAction;
 pub use mainstay_proto::ws::{CloseCode, CloseFrame, Kind, Limits, NotUtf8, Utf8Bytes};
 
-/// A message that was not accepted, and why. It comes back with the error.
+/// Why a message was not accepted. The error holds the message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// What may be kept for the peer is kept already; it fits again once the peer confirms.
+    /// The window is full: as much is kept for the peer as may be. There is room again once the peer acknowledges.
     #[error("the window is full")]
     Full(Message),
-    /// The session is ending or over.
+    /// The session or the client accepts nothing more: it was closed, or it has ended.
     #[error("the session is over")]
     Closed(Message),
-    /// The peer said that it takes no message that is as large.
-    #[error("a message of {} bytes, and the peer takes at most {limit}", message.len())]
+    /// The message is larger than the peer accepts.
+    #[error("a message of {} bytes, and the peer accepts at most {limit}", message.len())]
     TooLarge {
         /// The message.
         message: Message,
-        /// The payload of the largest message that the peer takes, in bytes.
+        /// The payload of the largest message that the peer accepts, in bytes.
         limit: u64,
     },
 }

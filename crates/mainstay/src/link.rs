@@ -55,6 +55,20 @@ impl ClientHandle<Plain> {
     }
 
     /// With [`Confirm::Reply`]: confirms the oldest unanswered message, because the application has received its answer.
+    ///
+    /// ```no_run
+    /// use mainstay::{Confirm, Link};
+    ///
+    /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut link = Link::builder("wss://exchange.example/orders")?.confirm(Confirm::Reply).connect();
+    /// link.send("order 17").await?;
+    /// while let Some(answer) = link.recv().await {
+    ///     println!("{:?}", answer.as_text());
+    ///     link.confirm_reply();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn confirm_reply(&self) {
         self.core.change(|inner| inner.machine.handle_reply(now()));
     }
@@ -173,6 +187,26 @@ impl Builder<Plain> {
 
     /// Whether every connection but the first carries nothing of the stream until [`Link::release`], so that the application
     /// can first restore the state that the peer had on the connection before. Default: no.
+    ///
+    /// ```no_run
+    /// use mainstay::Link;
+    /// use mainstay::client::Incoming;
+    ///
+    /// # async fn run() -> Result<(), mainstay::client::UrlError> {
+    /// let mut link = Link::builder("ws://127.0.0.1:3000/")?.holds_replaced(true).connect();
+    /// while let Some(incoming) = link.recv_any().await {
+    ///     match incoming {
+    ///         Incoming::Message(message) => println!("{message:?}"),
+    ///         Incoming::FreshPeer { count } => {
+    ///             link.send_ahead(count, "join room 7");
+    ///             link.release(count);
+    ///         }
+    ///         _ => {}
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn holds_replaced(mut self, holds: bool) -> Self {
         self.config.holds_replaced = holds;
         self

@@ -15,8 +15,8 @@ impl Client {
     /// Accepts a message and returns its number.
     ///
     /// # Errors
-    /// Gives the message back when what may be kept is kept already ([`waits_when_full`] says whether to
-    /// wait for room), or nothing more is sent.
+    /// Returns the message if the buffer is full ([`waits_when_full`] says whether to wait for room), or if nothing
+    /// more is sent.
     ///
     /// [`waits_when_full`]: Self::waits_when_full
     pub fn send(&mut self, message: Message) -> Result<u64, Message> {
@@ -33,7 +33,7 @@ impl Client {
         }
     }
 
-    /// Writes a message that is not numbered, kept or sent again. Dropped while nobody is attached.
+    /// Sends a message that is not numbered, kept or sent again. It is dropped while no connection is attached.
     pub fn send_volatile(&mut self, message: Message) {
         match &mut self.peer {
             _ if self.end.is_some() || self.closing.is_some() => {}
@@ -45,7 +45,8 @@ impl Client {
         }
     }
 
-    /// The next message, or what stands between two of them, in order. Nothing after [`close`](Self::close).
+    /// Returns the next message, or what stands between two messages, in order. Returns nothing after
+    /// [`close`](Self::close).
     pub fn deliver(&mut self, now: Instant) -> Option<Incoming> {
         self.forward.check(now);
         if self.delivers_nothing() {
@@ -78,7 +79,7 @@ impl Client {
         incoming
     }
 
-    /// The application has ended it: whatever comes is not for it any more.
+    /// Whether the application has ended the client: nothing that arrives is delivered any more.
     #[must_use]
     pub fn delivers_nothing(&self) -> bool {
         let is_aborted = self.end().is_some_and(|end| end.cause == EndCause::Aborted);
@@ -89,7 +90,7 @@ impl Client {
         self.peer.is_plain() && self.config.reads_while_closing
     }
 
-    /// In manual mode: everything that was handed over is handled. Nothing to a plain peer.
+    /// In manual mode: acknowledges everything that was delivered. Does nothing towards a plain peer.
     pub fn acknowledge(&mut self, now: Instant) {
         self.forward.check(now);
         if let Peer::Session(session) = &mut self.peer {
@@ -97,8 +98,8 @@ impl Client {
         }
     }
 
-    /// Presents new credentials: at once where a connection is attached, else in the next HELLO. See
-    /// [`Event::Authenticated`]. Nothing to a plain peer.
+    /// Presents new credentials: on the attached connection, or in the next HELLO if there is none.
+    /// [`Event::Authenticated`] reports the verdict. Does nothing towards a plain peer.
     pub fn authenticate(&mut self, now: Instant, credentials: Bytes) {
         self.forward.check(now);
         if let Peer::Session(session) = &mut self.peer {
@@ -107,7 +108,8 @@ impl Client {
         }
     }
 
-    /// What every HELLO from here on presents, except while others wait for their verdict. Nothing to a plain peer.
+    /// Sets the credentials that every HELLO presents from now on, except while others wait for their verdict. Does
+    /// nothing towards a plain peer.
     pub fn set_credentials(&mut self, credentials: Bytes) {
         if let Peer::Session(session) = &mut self.peer {
             session.set_credentials(credentials);
@@ -124,7 +126,7 @@ impl Client {
         }
     }
 
-    /// Something suggests that the network changed: dial now if waiting, probe if attached.
+    /// The network may have changed: connects now if the client waits, probes if it is attached.
     pub fn probe_now(&mut self, now: Instant) {
         self.forward.check(now);
         if let Dial::Waiting { until } = &mut self.dial {
@@ -139,8 +141,7 @@ impl Client {
         }
     }
 
-    /// Another connection, whatever the present one is worth: that is dropped and the next one dialled, at once. An attempt
-    /// under way begins anew.
+    /// Drops the connection, whatever its state, and connects again at once. An attempt in progress starts again.
     pub fn reconnect(&mut self, now: Instant) {
         self.forward.check(now);
         if self.end.is_some() {
@@ -154,7 +155,7 @@ impl Client {
             let connection = attached.connection;
             let goodbye = match self.peer {
                 Peer::Plain(_) => Transmit::Close { code: CloseCode::GOING_AWAY, reason: String::new() },
-                // To a session's server that would be no more than the loss of a connection.
+                // For a session's server a Close would mean no more than the loss of a connection.
                 Peer::Session(_) => Transmit::Abort,
             };
             self.commands.push_back(Command::Transmit(connection, goodbye));
@@ -162,8 +163,8 @@ impl Client {
         }
     }
 
-    /// Ends in order: what was accepted is delivered first, and nothing more is handed over. What is not within 10 s is
-    /// unknown.
+    /// Ends the client in order: the peer receives everything that was accepted before, and nothing more is delivered
+    /// to the application. Messages that are not acknowledged or confirmed within 10 s are unknown.
     pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         self.forward.check(now);
         if self.end.is_some() || self.closing.is_some() {
@@ -189,8 +190,8 @@ impl Client {
         self.close_plain_if_done(now);
     }
 
-    /// Ends at once: the peer is told so where a connection is attached, and nothing is waited for. What was written and
-    /// not acknowledged or confirmed is unknown, the rest is not delivered.
+    /// Ends the client at once: the peer receives END or Close if a connection is attached, and the client waits for
+    /// nothing. Messages that were written and not acknowledged or confirmed are unknown; the rest is not delivered.
     pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
         self.forward.check(now);
         if self.end.is_some() {
@@ -208,14 +209,15 @@ impl Client {
         self.give_up(EndCause::Aborted, Some(code.into()), reason.to_owned(), None);
     }
 
-    /// Ends at once, without a word to the peer, where nobody drives this client any more or its connection is of no use:
-    /// what was written and not confirmed is reported as unknown, the rest as not delivered.
+    /// Ends the client at once and sends nothing, because no task drives it any more, or its connection is of no use.
+    /// Messages that were written and not confirmed are reported as unknown, the rest as not delivered.
     pub fn abandon(&mut self, reason: &str) {
         self.give_up(EndCause::Abandoned, None, reason.to_owned(), None);
     }
 
-    /// After the end: what was accepted and is not known to be delivered, in order, once. First what may have arrived, by
-    /// the reports or the [`Fate`], then what certainly did not.
+    /// After the end: returns the messages that were accepted and are not known to be delivered, in order, once.
+    /// First those that may have been delivered, by the reports or the [`Fate`](crate::session::Fate), then those
+    /// that certainly were not.
     pub fn take_undelivered(&mut self) -> Vec<Message> {
         match &mut self.peer {
             _ if self.end.is_none() => Vec::new(),

@@ -1,4 +1,4 @@
-//! When to dial, and what a failed attempt or a lost connection is followed by.
+//! When to connect, and what follows a failed attempt or a lost connection.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,11 @@ use crate::session::message::Delay;
 use crate::ws::CloseCode;
 use crate::ws::close::CloseAction;
 
-/// When a local port is looked for again: one comes free when a connection ends, and the peer is not asked meanwhile.
+/// How long the client waits for a free local port. A port becomes free when a connection ends, and the peer is not
+/// contacted meanwhile.
 const PORT_AGAIN: Duration = Duration::from_millis(100);
-/// With [`EndsOn::FinalClose`]: connections that the peer may close in a row without having brought anything.
+/// With [`EndsOn::FinalClose`]: how many connections in a row the peer may close without having sent a message or a
+/// confirmation.
 const BARREN_LIMIT: u32 = 5;
 
 impl Client {
@@ -64,14 +66,14 @@ impl Client {
         }
         let next_attempt_in = match self.dial {
             Dial::Rest => self.schedule(now, &why, None),
-            // A replacement was to follow later, or failed before: the loss is a new start.
+            // A replacement was planned for later, or failed before: the loss starts a new wait.
             Dial::Waiting { until } => {
                 let own = (now + self.schedule(now, &why, None)).max(self.unwanted_until.unwrap_or(now));
                 let until = own.min(until);
                 self.dial = Dial::Waiting { until };
                 until.saturating_duration_since(now)
             }
-            // One is on its way already.
+            // An attempt is in progress.
             Dial::Connecting { .. } | Dial::Attaching { .. } => Duration::ZERO,
         };
         self.events.push_back(Event::Detached { why, next_attempt_in });
@@ -89,7 +91,7 @@ impl Client {
         self.events.push_back(Event::AttemptFailed { why, next_attempt_in });
     }
 
-    /// Whether so many attempts have failed in a row that this one was the last.
+    /// Whether this was the last of the allowed attempts in a row.
     fn is_last_attempt(&mut self, why: &Lost) -> bool {
         self.failed = self.failed.saturating_add(1);
         let Some(limit) = self.config.max_attempts.filter(|limit| self.failed >= limit.get()) else {
@@ -125,7 +127,7 @@ impl Client {
         wait
     }
 
-    /// Whether the end of a plain peer's connection is the end of this client, by its configuration.
+    /// Whether the configuration makes the end of a plain peer's connection the end of this client.
     fn ends_on(&mut self, why: &Lost) -> bool {
         let Peer::Plain(plain) = &mut self.peer else { return false };
         if let Lost::Closed { .. } = why {
@@ -133,7 +135,7 @@ impl Client {
         }
         match (self.config.ends_on, why) {
             (EndsOn::Connection, _) | (EndsOn::Close, Lost::Closed { .. }) => true,
-            // The next connection would bring it again.
+            // The next connection would bring the same message again.
             (EndsOn::Close | EndsOn::FinalClose, Lost::TooBig { .. }) => true,
             (EndsOn::FinalClose, Lost::Closed { code, .. }) => {
                 let restarts = plain.restarts || CloseCode::is_restart(*code);
@@ -143,7 +145,7 @@ impl Client {
         }
     }
 
-    /// Whether this loss is the end: the peer said so, or one connection was all that was wanted.
+    /// Whether this loss ends the client: the peer's code says so, or the application wanted one connection only.
     fn ends_here(&mut self, why: &Lost) -> bool {
         let (cause, code, reason) = match why {
             Lost::Refused { status, reason } => {

@@ -1,4 +1,4 @@
-//! What happens to connections: opened, lost, bytes and messages.
+//! What happens to connections: they open, carry bytes and messages, and get lost.
 
 use std::time::Instant;
 
@@ -8,11 +8,12 @@ use crate::session::{ConnectionId, Control, Delivery, Frame, Message, SessionErr
 use crate::ws::CloseCode;
 
 impl Client {
-    /// Whether a dialled connection on which the peer agreed on `subprotocol` can go on with what was agreed on before.
-    /// Ask before [`handle_opened`](Self::handle_opened), and report an error with [`handle_lost`](Self::handle_lost).
+    /// Checks whether the client can continue on a new connection whose peer selected `subprotocol`. Call it before
+    /// [`handle_opened`](Self::handle_opened), and report an error with [`handle_lost`](Self::handle_lost).
     ///
     /// # Errors
-    /// A plain peer agrees on another one than on the first connection, and the application is in the middle of that.
+    /// A plain peer selected another subprotocol than on the first connection, and the application is in the middle
+    /// of that one.
     ///
     /// Source: RFC 6455 section 4.2.2: the subprotocol that was agreed on is the connection's.
     pub fn check_subprotocol(&mut self, mode: Mode, subprotocol: Option<&str>) -> Result<(), Lost> {
@@ -46,7 +47,7 @@ impl Client {
                 self.dial = Dial::Attaching { connection, until };
                 session.handle_opened(now, connection);
                 if session.pending() != Some(connection) {
-                    // END has passed: nothing is attached any more.
+                    // END was sent or received: no connection attaches any more.
                     self.abort_connection(connection);
                     self.dial = Dial::Rest;
                 }
@@ -56,8 +57,8 @@ impl Client {
                 self.become_plain();
                 self.attach_plain(now, connection);
             }
-            // A server that spoke sessions before does not any more, or the other way round: what
-            // was promised under the one cannot be kept under the other.
+            // The server spoke sessions before and does not any more, or the other way round. A guarantee of the one
+            // protocol cannot be kept under the other.
             _ => {
                 self.abort_connection(connection);
                 let why = Lost::NotOpened("the server changed the protocol it speaks".into());
@@ -87,7 +88,7 @@ impl Client {
         self.collect(now);
     }
 
-    /// Any bytes arrived.
+    /// Bytes of any kind arrived.
     pub fn handle_bytes(&mut self, now: Instant, connection: ConnectionId) {
         self.forward.check(now);
         if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
@@ -104,7 +105,7 @@ impl Client {
     pub fn handle_flushed(&mut self, now: Instant, connection: ConnectionId) {
         self.forward.check(now);
         let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else { return };
-        // A probe that was not even polled has not left.
+        // A probe that was not polled has not left.
         match (&mut attached.pulse, &mut self.peer) {
             (Pulse::Watched(watch), Peer::Session(session)) if !session.owes_probe() => {
                 watch.handle_flushed(now)
@@ -123,7 +124,7 @@ impl Client {
         }
     }
 
-    /// The socket took some of what was to be written, but not all.
+    /// The socket accepted part of what waited.
     pub fn handle_write_progress(&mut self, now: Instant, connection: ConnectionId) {
         self.forward.check(now);
         match self.attached.as_mut().filter(|a| a.connection == connection).map(|a| &mut a.pulse) {
@@ -136,7 +137,7 @@ impl Client {
     /// A message arrived.
     ///
     /// # Errors
-    /// The peer broke `mainstay.v1`: fail that connection and report it lost.
+    /// The peer violated `mainstay.v1`: fail that connection and report it lost.
     pub fn handle_message(
         &mut self,
         now: Instant,
@@ -159,7 +160,7 @@ impl Client {
         self.backoff.handle_progress(now);
         plain.restarts |= self.config.announces_restart.is_some_and(|announces| announces(&message));
         if self.closing.is_some() && !self.config.reads_while_closing {
-            // Nothing more is handed over, and nothing may fill up: the confirming Pongs are still to come.
+            // Nothing more is delivered, and the inbox must not fill up: the confirming Pongs are still to come.
             return;
         }
         plain.inbox.push(Delivery::Message(message));
@@ -180,7 +181,7 @@ impl Client {
         let progressed = attached.is_some_and(|attached| attached.note_frame(now, &frame));
         let before = session.acknowledged();
         let outcome = session.handle_frame(connection, frame);
-        // What WELCOME acknowledges came over the connection before.
+        // Messages that WELCOME acknowledges were received on an earlier connection.
         if progressed || (is_attached && session.acknowledged() > before) {
             self.note_progress(now);
         }
@@ -216,7 +217,7 @@ impl Client {
         self.close_plain_if_done(now);
     }
 
-    /// The peer began the closing handshake: Pongs prove nothing any more.
+    /// The peer started the closing handshake: Pongs prove nothing any more.
     pub fn handle_peer_close(&mut self, connection: ConnectionId, code: Option<CloseCode>) {
         let is_attached = self.attached.as_ref().is_some_and(|a| a.connection == connection);
         let Some(plain) = self.peer.plain_mut().filter(|_| is_attached) else { return };
@@ -231,7 +232,7 @@ impl Client {
 }
 
 impl Attached {
-    /// Notes what a frame of a session's server shows about the connection. Returns whether it is a message.
+    /// Records what a frame of a session's server shows about the connection. Returns whether it is a message.
     fn note_frame(&mut self, now: Instant, frame: &Frame) -> bool {
         match frame {
             Frame::Control(Control::Pong(beat)) => {

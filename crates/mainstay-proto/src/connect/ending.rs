@@ -8,7 +8,7 @@ use crate::session::{CLOSE_TIMEOUT, ConnectionId, Transmit};
 use crate::ws::CloseCode;
 
 impl Client {
-    /// The closing handshake on the attached connection begins; the client itself is done with it.
+    /// Starts the closing handshake on the attached connection; the client itself does not wait for its end.
     pub(super) fn begin_close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         if let Some(attached) = self.attached.take() {
             let close = Transmit::Close { code, reason: reason.to_owned() };

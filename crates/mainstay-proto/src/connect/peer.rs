@@ -1,7 +1,7 @@
-//! The two kinds of peer, and what is asked of either.
+//! The two kinds of peer, and the questions whose answer depends on the kind.
 //!
-//! A client begins with a [`ClientSession`], unless its peer is known to speak plain WebSocket. The first connection shows
-//! which of the two it is; after that a client never changes its kind.
+//! A client starts with a [`ClientSession`], unless its peer is known to speak plain WebSocket. The first connection
+//! shows the kind of the peer; after that a client never changes its kind.
 
 use std::time::Instant;
 
@@ -10,40 +10,40 @@ use crate::confirm::{ConfirmConfig, Confirmer};
 use crate::queue::ByteQueue;
 use crate::session::{ClientSession, Delivery, Message, Volatiles};
 
-/// What a client drives.
+/// The peer of a client, and the machine for it.
 #[derive(Debug)]
 pub(super) enum Peer {
-    /// Speaks `mainstay.v1`, or has not shown yet what it speaks.
+    /// The peer speaks `mainstay.v1`, or has not shown yet what it speaks.
     Session(ClientSession),
-    /// Speaks WebSocket without sessions.
+    /// The peer speaks WebSocket without sessions.
     Plain(Plain),
 }
 
-/// What is known of a peer without sessions.
+/// The state towards a peer without sessions.
 #[derive(Debug)]
 pub(super) struct Plain {
     pub(super) confirmer: Confirmer<Message>,
     /// Messages, and marks where the connection was replaced.
     pub(super) inbox: ByteQueue<Delivery>,
-    /// The current connection brought a message or a confirmation.
+    /// The current connection carried a message of the peer or a confirmation.
     pub(super) progressed: bool,
-    /// Connections in a row that the peer closed without.
+    /// How many connections in a row the peer closed without one.
     pub(super) barren: u32,
-    /// While the current connection is held back, and until what goes ahead of the stream is written.
+    /// Set while the current connection is held back, and until the messages ahead of the stream are written.
     pub(super) ahead: Option<Box<Ahead>>,
-    /// How often it was attached again, as far as an event told.
+    /// How many attaches of a fresh peer events have reported.
     pub(super) reported_fresh: u64,
-    /// The peer announced that it restarts.
+    /// The peer announced its restart.
     pub(super) restarts: bool,
-    /// Written once, and neither confirmed nor written again.
+    /// Messages that are written once, and neither confirmed nor written again.
     pub(super) volatiles: Volatiles,
 }
 
-/// What is written to a connection ahead of the stream.
+/// Messages that go ahead of the stream on a connection.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     pub(super) queue: ByteQueue<Message>,
-    /// The stream follows.
+    /// The stream may follow.
     pub(super) released: bool,
 }
 
@@ -95,7 +95,7 @@ impl Peer {
         }
     }
 
-    /// When an acknowledgement or a confirming Ping is due.
+    /// Returns when an acknowledgement or a confirming Ping is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match self {
             Self::Session(session) => session.poll_timeout(),
@@ -103,7 +103,7 @@ impl Peer {
         }
     }
 
-    /// The number of the last message that was accepted.
+    /// Returns the number of the last message that was accepted.
     pub(super) fn last(&self) -> u64 {
         match self {
             Self::Session(session) => session.last_sent(),
@@ -111,7 +111,7 @@ impl Peer {
         }
     }
 
-    /// Everything up to this number is acknowledged (sessions) or confirmed (plain peers).
+    /// Returns the number up to which every message is acknowledged (sessions) or confirmed (plain peers).
     pub(super) fn settled(&self) -> u64 {
         match self {
             Self::Session(session) => session.acknowledged(),
@@ -119,7 +119,7 @@ impl Peer {
         }
     }
 
-    /// What is kept of and for the peer, including the overhead of each message.
+    /// Returns what is kept in memory, including the overhead of each message.
     pub(super) fn held(&self) -> Held {
         let plain = match self {
             Self::Session(session) => return session.held(),

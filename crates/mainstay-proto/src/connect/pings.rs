@@ -1,16 +1,19 @@
-//! A plain peer that answers no Ping: what shows that it lives all the same, and what changes then.
+//! A plain peer that answers no Ping: what shows that it is alive nevertheless, and what changes then.
 //!
-//! RFC 6455 section 5.5.2 has every endpoint answer a Ping, and some do not. Towards them a link would write 64 messages
-//! and wait for ever, and its heartbeat would call every connection dead on which the peer has nothing to say. One Pong
-//! of a link's peer, on whatever connection, ends all doubt. Until then the peer is found to answer none
+//! RFC 6455 section 5.5.2 requires every endpoint to answer a Ping, and some do not. Towards them a link would write
+//! 64 messages and then wait for ever, and its heartbeat would declare every connection dead on which the peer has
+//! nothing to send. One Pong of a link's peer, on any connection, ends the doubt. Until then the client concludes
+//! that the peer answers no Ping
 //!
-//! - when messages wait behind a Ping for longer than the heartbeat's deadline, though bytes came after it had left;
-//! - when they wait, or a probe does, for longer than the transport bears without an acknowledgement of TCP, where it
-//!   has such a limit ([`Client::handle_guarded`]): the peer's machine is there, and the connection is its own;
-//! - when the heartbeat finds that it sends bytes and answers nothing (5 minutes).
+//! - when messages wait behind a Ping for longer than the heartbeat's deadline, although bytes arrived after the Ping
+//!   had left;
+//! - when messages or a probe wait for longer than the transport tolerates without an acknowledgement of TCP, if it
+//!   has such a limit ([`Client::handle_guarded`]): the peer's machine is reachable, and the connection is its own;
+//! - when the heartbeat finds that the peer sends bytes and answers no probe (5 minutes).
 //!
-//! From then on it is served at-most-once ([`Confirmer`](crate::confirm::Confirmer)), silence is no verdict, and probes
-//! go on for what TCP makes of them. What its connection does not even take ends it as before. A Pong ends all of that.
+//! From then on the peer is served at-most-once ([`Confirmer`](crate::confirm::Confirmer)), silence is no verdict,
+//! and probes continue so that TCP notices a loss. A connection that accepts no bytes still ends as before. A Pong
+//! ends this mode.
 //!
 //! Source: `docs/PROTOCOL.md` "Plain peers".
 
@@ -21,17 +24,18 @@ use super::{Client, Event, Pulse};
 use crate::heartbeat::{Evidence, Heartbeat};
 use crate::session::ConnectionId;
 
-/// The transport's limit may be noticed this much later.
+/// How much later the transport may report its limit.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// What is known of the connection beside its heartbeat.
+/// What is known about the connection in addition to its heartbeat.
 #[derive(Debug, Default)]
 pub(super) struct Signs {
-    /// When bytes came last.
+    /// When bytes last arrived.
     last_bytes: Option<Instant>,
-    /// Without an acknowledgement for so long the transport reports the connection lost.
+    /// How long the transport waits for an acknowledgement before it reports the connection lost.
     guard: Option<Duration>,
-    /// The heartbeat found no sign of life; by then the transport has found none either, or there is one.
+    /// The heartbeat found no sign of life. At this time the transport has reported the connection lost, or the peer
+    /// is alive.
     doubt_until: Option<Instant>,
 }
 
@@ -50,25 +54,25 @@ impl Signs {
 }
 
 impl Client {
-    /// The transport of this connection reports it lost when the peer's machine acknowledges nothing for `within`.
+    /// The transport of this connection reports it lost if the peer's machine acknowledges nothing for `within`.
     pub fn handle_guarded(&mut self, connection: ConnectionId, within: Duration) {
         if let Some(attached) = self.attached.as_mut().filter(|attached| attached.connection == connection) {
             attached.signs.guard = Some(within);
         }
     }
 
-    /// Whether a plain peer answers Pings; `None`: it has not shown yet.
+    /// Whether a plain peer answers Pings; `None` if that is not known yet.
     #[must_use]
     pub fn answers_pings(&self) -> Option<bool> {
         self.peer.plain()?.confirmer.answers_pings()
     }
 
-    /// When messages that wait for a first Pong have waited for long enough.
+    /// Returns when messages have waited long enough for a first Pong.
     pub(super) fn pings_judged_at(&self) -> Option<Instant> {
         let since = self.peer.plain()?.confirmer.stalled_since()?;
         let attached = self.attached.as_ref()?;
         let Pulse::Driven(beat, _) = &attached.pulse else { return None };
-        // A Pong may stand unread behind what the application does not take.
+        // A Pong may stand unread behind messages that the application does not receive.
         if !self.wants_input() {
             return None;
         }
@@ -89,7 +93,7 @@ impl Client {
         }
     }
 
-    /// The peer lives and answers no Ping, unless it ever answered one.
+    /// The peer is alive and answers no Ping, unless it ever answered one.
     pub(super) fn expect_no_pongs(&mut self, now: Instant) {
         if let Some(plain) = self.peer.plain_mut().filter(|plain| plain.confirmer.answers_pings().is_none()) {
             plain.confirmer.expect_no_pongs();
@@ -98,7 +102,7 @@ impl Client {
         }
     }
 
-    /// Whether the heartbeat's verdict is none, as this peer has never answered a Ping.
+    /// Whether to ignore the heartbeat's verdict, because this peer has never answered a Ping.
     pub(super) fn is_spared(&mut self, now: Instant, evidence: Evidence) -> bool {
         let (Peer::Plain(plain), Some(attached)) = (&self.peer, &mut self.attached) else { return false };
         if evidence == Evidence::Stalled {
@@ -113,7 +117,7 @@ impl Client {
         guard.is_some()
     }
 
-    /// The transport would have noticed a peer that is gone.
+    /// The transport would have reported a peer that is gone.
     pub(super) fn end_doubt(&mut self, now: Instant) {
         if let Some(attached) = &mut self.attached {
             attached.signs.doubt_until = None;

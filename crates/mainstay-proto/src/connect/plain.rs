@@ -1,4 +1,4 @@
-//! Towards a plain peer: messages ahead of the stream, confirmations and what is reported of them.
+//! Towards a plain peer: messages ahead of the stream, confirmations, and the reports about them.
 //!
 //! Source: `docs/PROTOCOL.md` "Plain peers".
 
@@ -11,8 +11,9 @@ use crate::heartbeat::Heartbeat;
 use crate::session::{ConnectionId, Delivery, Message, Transmit, Volatiles};
 
 impl Client {
-    /// The first words to the plain peer that [`handle_opened`](Self::handle_opened) has just attached: written ahead of
-    /// the stream, in this order, not numbered, not kept, lost with the connection. Ignored anywhere else.
+    /// Sends the first messages to the plain peer that [`handle_opened`](Self::handle_opened) has just attached:
+    /// ahead of the stream, in this order, not numbered, not kept, lost with the connection. Does nothing on another
+    /// connection.
     pub fn greet(&mut self, connection: ConnectionId, words: Vec<Message>) {
         let is_current = self.attached.as_ref().is_some_and(|attached| attached.connection == connection);
         if let Some(plain) = self.peer.plain_mut().filter(|_| is_current && !words.is_empty()) {
@@ -22,26 +23,27 @@ impl Client {
         }
     }
 
-    /// Writes a message ahead of the stream: not numbered, not kept, lost with the connection. With
-    /// [`ConnectConfig::holds_replaced`] a connection that replaced another carries nothing else until it is
-    /// [released](Self::release), so that the peer can be told first what it knew on the connection before.
-    /// `replacement`: the count of the [`Delivery::Replaced`] that announced the connection; one that is not held back
-    /// any more, or was replaced itself, is written nothing.
+    /// Sends a message ahead of the stream: not numbered, not kept, lost with the connection. With
+    /// [`ConnectConfig::holds_replaced`](super::ConnectConfig::holds_replaced) a connection that replaced another
+    /// carries nothing else until it is [released](Self::release), so that the peer can first receive what it knew on
+    /// the previous connection. `replacement`: the count of the [`Incoming::FreshPeer`](super::Incoming::FreshPeer)
+    /// that announced the connection. Does nothing if that connection is not held back any more, or was replaced
+    /// itself.
     pub fn send_ahead(&mut self, replacement: u64, message: Message) {
         if let Some(ahead) = self.held_back(replacement) {
             ahead.queue.push(message);
         }
     }
 
-    /// The stream flows on the connection that was held back, behind what was sent ahead.
+    /// Releases the connection that was held back: the stream follows what was sent ahead.
     pub fn release(&mut self, replacement: u64) {
         if let Some(ahead) = self.held_back(replacement) {
             ahead.released = true;
         }
     }
 
-    /// Once for each time that a plain peer was attached again: at once where nothing waits that came before, and otherwise
-    /// when that was handed over.
+    /// Reports a fresh peer, once for each attach: at once if no earlier message waits, otherwise after the earlier
+    /// messages were delivered.
     pub(super) fn report_fresh_peer(&mut self, count: u64) {
         if let Some(plain) = self.peer.plain_mut().filter(|plain| plain.reported_fresh < count) {
             plain.reported_fresh = count;
@@ -73,7 +75,8 @@ impl Client {
         })
     }
 
-    /// The first connection showed that the peer speaks no `mainstay.v1`: what was sent before that goes to a plain peer.
+    /// The first connection showed that the peer does not speak `mainstay.v1`: messages that were sent before go to
+    /// the plain peer.
     pub(super) fn become_plain(&mut self) {
         let Peer::Session(session) = &mut self.peer else { return };
         let (fate, unsent) = session.take_unsent();
@@ -98,14 +101,14 @@ impl Client {
         plain.ahead = (self.config.holds_replaced && !first).then(Box::default);
         let is_next = !plain.inbox.items().iter().any(|delivery| matches!(delivery, Delivery::Message(_)));
         if !first && (self.closing.is_none() || self.config.reads_while_closing) {
-            // Marks that meet are one.
+            // Marks that follow each other become one.
             let count = self.epoch;
             match plain.inbox.newest_mut() {
                 Some(Delivery::Replaced { count: before }) => *before = count,
                 _ => plain.inbox.push(Delivery::Replaced { count }),
             }
         }
-        // A replacement: what the old connection was told and did not confirm is told again.
+        // A replacement: messages that were written to the old connection and not confirmed are written again.
         let outcome = self.attached.is_some().then(|| plain.confirmer.handle_lost()).flatten();
         plain.confirmer.handle_attached();
         self.report(outcome);
@@ -118,17 +121,17 @@ impl Client {
         }
     }
 
-    /// What goes ahead on the connection that `replacement` announced, if that is the current one.
+    /// Returns what goes ahead on the connection that `replacement` announced, if that is the current one.
     fn held_back(&mut self, replacement: u64) -> Option<&mut Ahead> {
         let is_current = self.attached.is_some() && self.epoch == replacement + 1;
         let ahead = self.peer.plain_mut().filter(|_| is_current)?.ahead.as_deref_mut();
         ahead.filter(|ahead| !ahead.released)
     }
 
-    /// Takes what the confirmer has to say.
+    /// Reports an outcome of the confirmer.
     pub(super) fn report(&mut self, outcome: Option<confirm::Outcome<Message>>) {
         let report = match outcome {
-            // `settled` tells.
+            // `settled` shows it.
             None | Some(confirm::Outcome::Confirmed(_)) => return,
             Some(confirm::Outcome::Unknown(first, last)) => Report::Unknown(first..=last),
             Some(confirm::Outcome::NotDelivered(first, last)) => Report::NotDelivered(first..=last),

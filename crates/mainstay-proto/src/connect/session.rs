@@ -31,7 +31,7 @@ impl Client {
         Some(transmit)
     }
 
-    /// Takes what the session machine has to say.
+    /// Handles the events of the session's machine.
     pub(super) fn collect(&mut self, now: Instant) {
         while let Some(event) = self.peer.session_mut().and_then(|session| session.poll_event()) {
             match event {
@@ -46,7 +46,7 @@ impl Client {
                     }
                 }
                 ClientEvent::Gap(fate) => {
-                    // What was received and not handed over went with it.
+                    // Messages that were received and not delivered are lost with the session.
                     (self.gap, self.left) = (Some(Box::new(fate)), 0);
                     self.events.push_back(Event::Gap(fate));
                 }
@@ -77,7 +77,7 @@ impl Client {
                     self.events.push_back(Event::Authenticated { accepted });
                 }
                 ClientEvent::Ended { code, reason, fate, by } => {
-                    // What is still owed (the answer to END, the Close) leaves before the end.
+                    // The last transmits (the answer to END, the Close) leave before the end.
                     let mut closed = None;
                     while let Some((id, transmit)) =
                         self.peer.session_mut().and_then(|session| session.poll_transmit(now))
@@ -90,7 +90,7 @@ impl Client {
                         self.dial
                     {
                         self.abort_connection(connection);
-                        // If the attempt was refused for good, nothing is told to the one it was to replace.
+                        // If the attempt was refused finally, the connection that it was to replace gets no Close.
                         let old = self.attached.as_ref().map(|old| old.connection);
                         old.filter(|old| Some(*old) != closed)
                             .into_iter()
@@ -122,8 +122,8 @@ fn cause_of(by: EndedBy) -> EndCause {
     }
 }
 
-/// The part of a delay that is over before the server closes the connection, if there is one. (0 says
-/// nothing of when that will be; an earliest moment after it is one before which nobody is wanted.)
+/// Returns the part of a delay that is over before the server closes the connection, if there is one. (A `close_in`
+/// of 0 announces no time. An earliest moment after the close means that the server refuses connections before it.)
 fn before(delay: Delay, close_in: Duration) -> Delay {
     if delay.min < close_in { Delay { max: delay.max.min(close_in), ..delay } } else { delay }
 }

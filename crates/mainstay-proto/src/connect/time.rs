@@ -8,8 +8,8 @@ use crate::heartbeat::Action;
 use crate::session::{ConnectionId, Transmit};
 
 impl Client {
-    /// Does what is due. After the end: drops a connection that did not take within 10 s what was still to be written.
-    /// `true`: this process was paused; read what is readable and call it again.
+    /// Does what is due. After the end: drops a connection that did not accept the last bytes within 10 s. Returns
+    /// `true` if this process was paused: read everything readable, then call it again.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
         self.forward.check(now);
         if self.end.is_some() {
@@ -56,14 +56,14 @@ impl Client {
         drain
     }
 
-    /// When the connection has brought no message for too long.
+    /// Returns when the connection has carried no message for too long.
     fn quiet_at(&self) -> Option<Instant> {
         Some(self.attached.as_ref()?.quiet_since + self.config.silence?.get())
     }
 
-    /// `true`: read what is readable first.
+    /// Returns `true` if everything readable must be read first.
     fn judge_quiet(&mut self, now: Instant) -> bool {
-        // What waits for the application keeps the peer from sending more.
+        // Messages that wait for the application keep the peer from sending more.
         let is_held_up = self.held().unread > 0 || !self.wants_input();
         let due = self.quiet_at().is_some_and(|at| at <= now);
         let (Some(attached), Some(silence)) = (self.attached.as_mut().filter(|_| due), self.config.silence)
@@ -117,7 +117,7 @@ impl Client {
                         session.probe(nonce);
                     }
                 }
-                // No verdict: a plain peer that answers no Ping is kept for what it sends.
+                // No verdict: a plain peer that answers no Ping stays attached for what it sends.
                 (Some(Action::NotListening), _) => {
                     self.expect_no_pongs(now);
                     return false;

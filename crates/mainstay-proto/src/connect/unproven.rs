@@ -1,19 +1,20 @@
-//! A cut is noticed in seconds by the end that sends.
+//! The end that sends notices a cut within seconds.
 //!
-//! What was written and is not acknowledged within max(3 s, 4 x rtt) is a reason to probe, and the probe's own deadline
-//! makes of it a verdict. An acknowledgement shows that the connection carries, and so does the answer to a probe, for
-//! everything that was written before that probe: an application at the other end that lags behind is probed for once,
-//! not again and again. Any byte that arrives starts the time anew. So an end that sends nothing writes no byte more, nor
-//! does one whose acknowledgements come.
+//! If written messages are not acknowledged within max(3 s, 4 x rtt), the client probes, and the probe's own deadline
+//! leads to a verdict. An acknowledgement shows that the connection works. So does the answer to a probe, for
+//! everything that was written before that probe: a slow application at the other end causes one probe, not one after
+//! the other. Any byte that arrives restarts the time. So an end that sends nothing writes no additional byte, and
+//! neither does an end whose acknowledgements arrive.
 //!
-//! No clock is read and no timer set for a message: the first of those that are not proven notes the time of its turn,
-//! and one deadline for the connection follows from that.
+//! No clock is read and no timer is set for a message. The first unproven message records the time of its turn, and
+//! the connection has one deadline that follows from it.
 //!
-//! A link whose buffers are full answers late, and to call it dead makes it no faster: after such a verdict the next
-//! connection is given four times as long, until a message, an acknowledgement or an answer comes.
+//! A link with full buffers answers late, and a verdict makes it no faster. After such a verdict the next connection
+//! gets four times as long, until a message, an acknowledgement or an answer arrives.
 //!
-//! Towards a plain peer the confirming Ping is what is unanswered. Only one that is known to answer Pings is probed, and
-//! with the heartbeat's deadline: there is no session that goes on if a peer that was merely busy is called dead.
+//! Towards a plain peer the confirming Ping is what stays unanswered. The client probes only a peer that is known to
+//! answer Pings, and with the heartbeat's deadline: no session would continue if a merely busy peer were declared
+//! dead.
 //!
 //! Source: `docs/PROTOCOL.md` "Heartbeat"; `docs/DEFAULTS.md` "Heartbeat".
 
@@ -23,19 +24,19 @@ use super::peer::{Peer, Plain};
 use super::{Attached, Client, Pulse};
 use crate::session::ClientSession;
 
-/// What is known of the writes on the attached connection.
+/// The state of the writes on the attached connection.
 #[derive(Debug, Default)]
 pub(super) struct Unproven {
-    /// The first write that is not proven, or the last time that a probe was asked for.
+    /// When the first unproven message was written, or when a probe was last requested.
     since: Option<Instant>,
-    /// A session's server has everything up to here: a probe that left behind it was answered.
+    /// A session's server has every message up to this number: it answered a probe behind it.
     proven: u64,
-    /// The newest probe, and what was written before it.
+    /// The newest probe, and the number of the last message before it.
     probe: Option<(u64, u64)>,
 }
 
 impl Unproven {
-    /// Message `number` was written to a session's server that acknowledged up to `acknowledged`.
+    /// Message `number` was written to a session's server that has acknowledged up to `acknowledged`.
     pub(super) fn note_written(&mut self, now: Instant, number: u64, acknowledged: u64) {
         if number <= acknowledged.max(self.proven) + 1 {
             self.since = Some(now);
@@ -55,11 +56,11 @@ impl Unproven {
 }
 
 impl Client {
-    /// When what was written has been unacknowledged for long enough to probe for it.
+    /// Returns when written messages have been unacknowledged for long enough to probe.
     pub(super) fn unproven_at(&self) -> Option<Instant> {
         let attached = self.attached.as_ref()?;
         let since = match &self.peer {
-            // A Pong may stand unread behind what the application does not take.
+            // A Pong may stand unread behind messages that the application does not receive.
             Peer::Plain(_) if !self.config.probes_unconfirmed || !self.wants_input() => return None,
             Peer::Plain(plain) => plain.unconfirmed_since(attached)?,
             Peer::Session(session) => unacknowledged_since(session, attached)?,
@@ -71,7 +72,7 @@ impl Client {
         Some(since.max(last_bytes) + patience)
     }
 
-    /// Probes for what was written, if that is due.
+    /// Probes for written messages, if that is due.
     pub(super) fn probe_for_unproven(&mut self, now: Instant) {
         if self.unproven_at().is_none_or(|at| at > now) {
             return;
@@ -85,14 +86,14 @@ impl Client {
         }
     }
 
-    /// The connection is called dead: an answer may have been under way for longer than it was given.
+    /// The connection is declared dead: an answer may have been in transit for longer than allowed.
     pub(super) fn allow_for_verdict(&mut self) {
         if let Some(Attached { pulse: Pulse::Watched(watch), .. }) = &self.attached {
             self.slow = watch.probe_deadline();
         }
     }
 
-    /// A session's connection carries, and answers in time.
+    /// A session's connection works, and answers in time.
     pub(super) fn note_progress(&mut self, now: Instant) {
         self.backoff.handle_progress(now);
         if !self.slow.is_zero()
@@ -112,7 +113,7 @@ fn unacknowledged_since(session: &ClientSession, attached: &Attached) -> Option<
 }
 
 impl Plain {
-    /// Since when its confirming Ping is unanswered.
+    /// Returns since when the confirming Ping is unanswered.
     fn unconfirmed_since(&self, attached: &Attached) -> Option<Instant> {
         let since = self.confirmer.pinged_at().filter(|_| self.confirmer.answers_pings() == Some(true))?;
         Some(attached.unproven.since.map_or(since, |asked| asked.max(since)))

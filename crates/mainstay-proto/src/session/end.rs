@@ -1,4 +1,4 @@
-//! Why a session ended, in the words of the end that serves it.
+//! Why a session ended, as the server reports it.
 
 use crate::ws::CloseCode;
 
@@ -6,21 +6,29 @@ use crate::ws::CloseCode;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct End {
-    /// Which side ended it, or what did.
+    /// The side or the event that ended the session.
     pub cause: EndCause,
-    /// The code of END or Close: the client's, or ours. `None`: neither was sent, or its code is none that a Close may
-    /// carry.
+    /// The code of END or Close, sent by either end. `None` if neither was sent, or if no Close may carry the code.
     pub code: Option<CloseCode>,
-    /// The reason that went with the code, or the verdict on a plain client that was called dead; empty where there was
+    /// The reason that came with the code, or the verdict on a plain client that was declared dead. Empty if there is
     /// none.
     pub reason: String,
 }
 
-/// What ended a session. A connection that gives way to a newer one ends no session.
+/// How the peer ended: the code and the reason of its Close or END.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PeerClose {
+    /// The code; `None` if the Close had none, or a code that no Close frame may carry.
+    pub code: Option<CloseCode>,
+    /// The reason.
+    pub reason: String,
+}
+
+/// What ended a session. A connection that is replaced by a newer one ends no session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EndCause {
-    /// The client: by END, or by the Close of a plain one.
+    /// The client: by END, or by the Close of a plain client.
     Client,
     /// This server's application closed or aborted it, or its handler returned.
     Closed,
@@ -28,24 +36,24 @@ pub enum EndCause {
     Idle,
     /// The plain connection was older than [`max_lifetime`](super::LifetimeConfig::max_lifetime).
     Old,
-    /// The server drains.
+    /// The server drains its clients.
     Drained,
-    /// The client stayed away for longer than the resume window.
+    /// The client was away for longer than the resume window.
     Expired,
-    /// The server needed the memory, or the place.
+    /// The server needed the memory, or the place for another session.
     Evicted,
-    /// What stood behind the server lost its state.
+    /// The backend behind the server lost its state.
     Replaced,
-    /// The client broke the protocol in a way that no reconnection mends.
+    /// The client violated the protocol in a way that a reconnection does not repair.
     ProtocolError,
-    /// The connection of a plain client ended, or was called dead, without a Close.
+    /// The connection of a plain client ended without a Close, or was declared dead.
     Lost,
     /// The handler panicked.
     Panicked,
 }
 
 impl End {
-    /// For this cause, with this code and reason.
+    /// Creates an end with this cause, code and reason.
     #[must_use]
     pub fn new(cause: EndCause, code: Option<CloseCode>, reason: impl Into<String>) -> Self {
         Self { cause, code, reason: reason.into() }
@@ -53,7 +61,7 @@ impl End {
 }
 
 impl EndCause {
-    /// The cause in one word, for logs and metrics.
+    /// Returns the cause in one word, for logs and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

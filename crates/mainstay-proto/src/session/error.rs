@@ -1,13 +1,13 @@
-//! What can be wrong with what a peer of `mainstay.v1` sent.
+//! What is wrong with a message of a peer.
 
 use crate::ws::CloseCode;
 
-/// A message that cannot be read. The bytes are at fault, whatever the state.
+/// A message that cannot be decoded, whatever the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Malformed {
-    /// A binary message without the type byte that every one starts with.
-    #[error("binary message of no bytes; the first byte names the type")]
+    /// A binary message without a type byte.
+    #[error("binary message without bytes; the first byte names its type")]
     Empty,
     /// A control type (0x01-0x7f) that this version does not know.
     #[error("unknown control type {0:#04x}")]
@@ -21,7 +21,7 @@ pub enum Malformed {
     /// A field holds a value outside its range.
     #[error("field value out of range")]
     BadValue,
-    /// An optional field came twice.
+    /// An optional field appears twice.
     #[error("optional field repeated")]
     RepeatedField,
     /// More than 32 optional fields.
@@ -29,50 +29,50 @@ pub enum Malformed {
     TooManyFields,
 }
 
-/// A peer of `mainstay.v1` broke the protocol: its connection is closed, its session is kept.
+/// A violation of `mainstay.v1` by the peer. Its connection is closed; its session is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
     /// See [`Malformed`].
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// The peer acknowledged what was never written to it.
-    #[error("acknowledged {acknowledged}, but the last written is {written}")]
+    /// The peer acknowledged a message that was never written to it.
+    #[error("peer acknowledged message {acknowledged}, but the last written message is {written}")]
     AckBeyondWritten {
-        /// What the peer says it received.
+        /// The number that the peer acknowledged.
         acknowledged: u64,
-        /// The highest number ever written to it.
+        /// The highest number that was ever written to it.
         written: u64,
     },
-    /// The peer's count of this stream and ours differ: something between lost or doubled a message.
+    /// The two ends count the stream differently: a message was lost or duplicated between them.
     #[error("peer wrote {sent} messages on this connection, {read} were read")]
     PositionMismatch {
         /// The peer's position.
         sent: u64,
-        /// Ours.
+        /// This end's position.
         read: u64,
     },
-    /// The peer sent more than the window allows.
-    #[error("peer sent past the window that was announced to it")]
+    /// The peer wrote more than its window allows.
+    #[error("peer wrote past the window that this end announced")]
     WindowExceeded,
-    /// The peer sent a message that is larger than this end takes.
-    #[error("a message of {length} bytes is larger than this end takes: {limit}")]
+    /// The peer sent a message that is larger than this end accepts.
+    #[error("a message of {length} bytes is larger than the limit that this end announced: {limit}")]
     MessageTooBig {
-        /// Payload bytes.
+        /// The payload bytes of the message.
         length: u64,
-        /// What was announced.
+        /// The limit that this end announced.
         limit: u64,
     },
     /// A message that is not allowed here, for example a second HELLO.
     #[error("{0} is not allowed here")]
     Unexpected(&'static str),
-    /// The opening of the session speaks another version.
+    /// The peer speaks another version.
     #[error("version {0} is not supported; this end speaks version 1")]
     Version(u64),
 }
 
 impl SessionError {
-    /// The close code that ends the connection.
+    /// Returns the close code that ends the connection.
     #[must_use]
     pub const fn close_code(&self) -> CloseCode {
         match self {

@@ -1,11 +1,11 @@
-//! What both ends of a session do alike: number and keep what goes out, count and hand over what
-//! comes in, acknowledge, and check that both ends counted the same.
+//! What both ends of a session have in common: they number and keep what they send, count and deliver what they
+//! receive, acknowledge, and check that both ends counted the same.
 //!
-//! A [`Lane`] is one connection's place in the two streams. No number travels with a message, so the
-//! place is all there is: it starts where HELLO and WELCOME say and moves by one with every message
-//! written or read. The flow outlives its lanes.
+//! A [`Lane`] is the position of one connection in the two streams. No number travels with a message, so the position
+//! is all there is: it starts where HELLO and WELCOME say, and advances by one with every message that is written or
+//! read. The flow outlives its lanes.
 //!
-//! Not here: who may attach ([`registry`](super::registry)), what an attach does to either end
+//! Not here: which connection may attach ([`registry`](super::registry)), and what an attach does to either end
 //! ([`server`](super::server), [`client`](super::client)).
 
 use std::time::Instant;
@@ -17,15 +17,15 @@ use super::outbox::{Next, Outbox};
 use super::transmit::Transmit;
 use crate::queue::ByteQueue;
 
-/// One connection's position in each direction: the number last written and last read there.
+/// The position of one connection in each direction: the number of the message last written, and last read, there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) struct Lane {
     pub(super) wrote: u64,
     pub(super) read: u64,
 }
 
-/// Messages outside the stream that wait for a slow connection, or for a slow application. The newest are worth most. One
-/// word while there are none.
+/// Messages outside the stream that wait for a slow connection, or for a slow application. The newest messages are
+/// the most valuable. One word in size while it is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Volatiles(Option<Box<ByteQueue<Message>>>);
 
@@ -60,18 +60,18 @@ impl Volatiles {
 pub struct FlowConfig {
     /// What this end keeps until it is acknowledged. A full buffer makes the sender wait.
     pub keep: Window,
-    /// What this end lets the peer write above what it acknowledged.
+    /// How much the peer may write above what this end acknowledged.
     pub accept: Window,
-    /// Whether the application confirms what it has handled (`true`), or being handed a message
-    /// counts as received (`false`, the default).
+    /// Whether the application acknowledges messages itself (`true`), or a delivery counts as acknowledgement
+    /// (`false`, the default).
     pub manual_ack: bool,
-    /// The payload of the largest message that this end takes, which it tells the peer. Default: not bounded here, and
-    /// nothing is told.
+    /// The largest payload that this end accepts, announced to the peer. Default: no limit here, and none is
+    /// announced.
     pub max_message: Option<u64>,
 }
 
 impl FlowConfig {
-    /// Whether this end takes a message of the peer.
+    /// Checks a message of the peer against the limit of this end.
     pub(super) fn check(&self, message: &Message) -> Result<(), SessionError> {
         let length = message.len() as u64;
         match self.max_message {
@@ -85,7 +85,7 @@ impl FlowConfig {
 pub(super) struct Flow {
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
-    /// PONGs owed, by nonce; only the newest is answered.
+    /// The nonce of the PONG to send; only the newest PING is answered.
     pong: Option<u64>,
 }
 
@@ -98,10 +98,10 @@ impl Flow {
         }
     }
 
-    /// Reads a numbered message. What was taken before moves the position and is dropped.
+    /// Reads a numbered message. A message that was received before advances the position and is dropped.
     pub(super) fn read_message(&mut self, lane: &mut Lane, message: Message) -> Result<(), SessionError> {
         if lane.read + 1 > self.inbox.received() {
-            self.inbox.take(message)?;
+            self.inbox.receive(message)?;
         }
         lane.read += 1;
         Ok(())
@@ -117,7 +117,7 @@ impl Flow {
         if first != lane.read + 1 {
             return Err(SessionError::PositionMismatch { sent: first.saturating_sub(1), read: lane.read });
         }
-        self.inbox.take_gap(lane.read + count, cause)?;
+        self.inbox.receive_gap(lane.read + count, cause)?;
         lane.read += count;
         Ok(())
     }
@@ -140,7 +140,7 @@ impl Flow {
         Ok(())
     }
 
-    /// Compares positions, then takes the acknowledgement.
+    /// Compares the positions, then applies the acknowledgement.
     pub(super) fn read_pong(&mut self, lane: &Lane, beat: Beat) -> Result<(), SessionError> {
         if beat.sent != lane.read {
             return Err(SessionError::PositionMismatch { sent: beat.sent, read: lane.read });
@@ -148,7 +148,7 @@ impl Flow {
         self.outbox.acknowledge(beat.acknowledged)
     }
 
-    /// The control message that is owed now, if any: a PONG, or an acknowledgement.
+    /// Returns the control message that is due now: a PONG, or an acknowledgement.
     pub(super) fn write_owed(&mut self, now: Instant, lane: &Lane) -> Option<Transmit> {
         if let Some(pong) = self.write_pong(lane) {
             return Some(pong);
@@ -176,7 +176,7 @@ impl Flow {
         Beat { nonce, sent: lane.wrote, acknowledged: self.inbox.ack() }
     }
 
-    /// The next numbered message for this lane, if the peer's window has room.
+    /// Returns the next numbered message for this lane, if the peer's window has room.
     pub(super) fn write_message(&mut self, lane: &mut Lane) -> Option<Transmit> {
         let (transmit, last) = match self.outbox.next(lane.wrote)? {
             Next::Message(message) => (Transmit::Message(message.clone()), lane.wrote + 1),
@@ -195,12 +195,12 @@ impl Flow {
         self.inbox.deliver(now)
     }
 
-    /// A connection is gone: what it owed goes with it.
+    /// A connection is gone: forgets the PONG that it had to carry.
     pub(super) fn forget_owed(&mut self) {
         self.pong = None;
     }
 
-    /// Everything sent was acknowledged.
+    /// Whether everything that was sent is acknowledged.
     pub(super) fn is_flushed(&self) -> bool {
         self.outbox.acknowledged() == self.outbox.last()
     }

@@ -1,9 +1,9 @@
-//! Messages read but not yet handed to the application, and what the peer may be acked about them.
+//! Messages that arrived and wait for the application, and the acknowledgements that the peer gets for them.
 //!
-//! Three counts, each at most the one before: `received` (read from a connection), `delivered` (the
-//! application's receive call returned it), `acknowledged` (acknowledged: equal to `delivered`, or what the
-//! application confirmed in manual mode). The queue between `received` and `delivered` outlives
-//! connections. When to acknowledge is decided here, in the receive path; the deadline only backs it up.
+//! Three counts, each at most the one before: `received` (read from a connection), `delivered` (returned by the
+//! application's receive call) and `acknowledged` (equal to `delivered`; in manual mode what the application
+//! acknowledged). The queue between `received` and `delivered` outlives connections. The receive path decides when to
+//! acknowledge; the deadline is only the fallback.
 //!
 //! Source: `docs/PROTOCOL.md` "Sequence rules" 2 and 5.
 
@@ -16,60 +16,70 @@ use crate::queue::{ByteQueue, Counted};
 
 /// Acknowledge at the latest after this many messages.
 const ACK_MESSAGES: u64 = 32;
-/// Acknowledge at the latest after this many payload bytes: the peer keeps them all, and memory that it uses again soon
-/// is still near its processor.
+/// Acknowledge at the latest after this many payload bytes: the peer keeps all of them, and memory that is reused
+/// soon is still in the cache of its processor.
 const ACK_BYTES: u64 = 64 * 1024;
-/// Acknowledge at the latest this long after something was received.
+/// Acknowledge at the latest this long after a message was delivered.
 const ACK_DELAY: Duration = Duration::from_millis(250);
 
-/// What the application gets from a session's stream, in order.
+/// An item of a session's stream, in the order in which the application receives it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Delivery {
     /// A message.
     Message(Message),
-    /// The peer's policy dropped `count` messages here.
+    /// Here the peer dropped `count` messages, by its own policy.
     Gap {
-        /// The number of the first.
+        /// The number of the first dropped message.
         first: u64,
-        /// How many.
+        /// How many messages.
         count: u64,
-        /// Why.
+        /// Why they were dropped.
         cause: GapCause,
     },
-    /// The connection behind the peer was replaced here: what was sent there meanwhile may be missing.
+    /// Here the connection behind the peer was replaced: messages that were sent there in the meantime may be
+    /// missing.
     Replaced {
-        /// How often so far.
+        /// How many times so far.
         count: u64,
     },
 }
 
-/// See the module.
+/// The receiving side of a session; the module describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Inbox {
     queue: ByteQueue<Queued>,
     received: u64,
     delivered: u64,
     acknowledged: u64,
-    /// Payload bytes of what was taken and is not received.
+    /// Payload bytes of messages that are received and not acknowledged.
     open_bytes: u64,
-    /// What was handed and is not received (manual mode only).
+    /// Messages and gaps that are delivered and not acknowledged (manual mode only).
     unacknowledged: VecDeque<Unacknowledged>,
     window: Window,
     manual: bool,
-    /// What the peer was acked on the current connection.
+    /// The count that the peer was sent last on the current connection.
     acked: u64,
-    /// Payload bytes received since then; what is above 4 GiB makes no difference.
+    /// Payload bytes that were acknowledged since then; above 4 GiB the exact number makes no difference.
     unacked_bytes: u32,
     unacked_since: Option<Instant>,
-    /// The peer should have been acked by now, and will be as soon as the connection takes it.
+    /// The time for an acknowledgement has passed; it leaves as soon as the connection accepts it.
     is_overdue: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Queued {
     delivery: Delivery,
-    /// The last number that it covers.
+    /// The last number that the item covers.
     number: u64,
+}
+
+impl Counted for Delivery {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Message(message) => message.bytes(),
+            Self::Gap { .. } | Self::Replaced { .. } => 0,
+        }
+    }
 }
 
 impl Counted for Queued {
@@ -80,9 +90,9 @@ impl Counted for Queued {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Unacknowledged {
-    /// The last number that it covers.
+    /// The last number that the item covers.
     number: u64,
-    /// Its payload bytes; `None`: a gap.
+    /// The payload bytes; `None` for a gap.
     length: Option<u64>,
 }
 
@@ -104,8 +114,8 @@ impl Inbox {
         }
     }
 
-    /// Takes the message numbered `received + 1`.
-    pub(super) fn take(&mut self, message: Message) -> Result<(), SessionError> {
+    /// Receives the message with number `received + 1`.
+    pub(super) fn receive(&mut self, message: Message) -> Result<(), SessionError> {
         let length = message.len() as u64;
         let open = self.received - self.acknowledged;
         if open > 0 && (open >= self.window.messages || self.open_bytes + length > self.window.bytes) {
@@ -117,12 +127,12 @@ impl Inbox {
         Ok(())
     }
 
-    /// Takes a gap that ends at `last`; what was taken before is left out of it.
-    pub(super) fn take_gap(&mut self, last: u64, cause: GapCause) -> Result<(), SessionError> {
+    /// Receives a gap that ends at `last`. Messages that were received before are left out of it.
+    pub(super) fn receive_gap(&mut self, last: u64, cause: GapCause) -> Result<(), SessionError> {
         if last <= self.received {
             return Ok(());
         }
-        // It may reach past the window, but not begin behind it: else gaps could fill the queue.
+        // A gap may reach past the window, but must not begin behind it; otherwise gaps could fill the queue.
         let open = self.received - self.acknowledged;
         if open > 0 && open >= self.window.messages {
             return Err(SessionError::WindowExceeded);
@@ -133,15 +143,16 @@ impl Inbox {
         Ok(())
     }
 
-    /// Takes a mark that stands behind what was taken last. Marks that meet are one: no peer fills the queue with them.
-    pub(super) fn take_replaced(&mut self, count: u64) {
+    /// Receives a mark behind the last received item. Marks that follow each other become one, so no peer fills the
+    /// queue with them.
+    pub(super) fn receive_replaced(&mut self, count: u64) {
         match self.queue.newest_mut() {
             Some(Queued { delivery: Delivery::Replaced { count: before }, .. }) => *before = count,
             _ => self.queue.push(Queued { delivery: Delivery::Replaced { count }, number: self.received }),
         }
     }
 
-    /// Hands over the next in order. From here on it counts as handed, whatever becomes of it.
+    /// Delivers the next item in order. It counts as delivered from now on, whatever the application does with it.
     pub(super) fn deliver(&mut self, now: Instant) -> Option<Delivery> {
         let Queued { delivery, number } = self.queue.pop()?;
         self.delivered = number;
@@ -158,23 +169,23 @@ impl Inbox {
         Some(delivery)
     }
 
-    /// The application confirms everything up to and including `number` (manual mode).
+    /// The application acknowledges everything up to and including `number` (manual mode).
     pub(super) fn acknowledge(&mut self, now: Instant, number: u64) {
         while self.unacknowledged.front().is_some_and(|oldest| oldest.number <= number) {
             self.acknowledge_first(now);
         }
     }
 
-    /// The application confirms the `count` oldest messages that it was handed and has not confirmed, and the gaps before
-    /// them (manual mode).
+    /// The application acknowledges the `count` oldest messages that are delivered and not acknowledged, and the gaps
+    /// before them (manual mode).
     pub(super) fn acknowledge_oldest(&mut self, now: Instant, mut count: u64) {
         while count > 0 && !self.unacknowledged.is_empty() {
             count -= u64::from(self.acknowledge_first(now));
         }
     }
 
-    /// The application passed on no more than the `count` oldest messages that it was handed and has not confirmed: those
-    /// above them count as never handed (manual mode).
+    /// The application passed on no more than the `count` oldest of the delivered and unacknowledged messages: those
+    /// above count as never delivered (manual mode).
     pub(super) fn retract(&mut self, count: u64) {
         let messages = self.unacknowledged.iter().filter(|one| one.length.is_some());
         let last = messages.take(usize::try_from(count).unwrap_or(usize::MAX)).last();
@@ -183,7 +194,7 @@ impl Inbox {
         self.unacknowledged.retain(|one| one.number <= delivered);
     }
 
-    /// `true`: it was a message.
+    /// Returns whether it was a message.
     fn acknowledge_first(&mut self, now: Instant) -> bool {
         let Some(Unacknowledged { number, length }) = self.unacknowledged.pop_front() else { return false };
         self.note_acknowledged(now, number, length.unwrap_or(0));
@@ -216,7 +227,7 @@ impl Inbox {
                 || self.acknowledge_by().is_some_and(|by| by <= now))
     }
 
-    /// Notes that an acknowledgement is overdue: from here on no clock is waited for, but the connection.
+    /// Records that an acknowledgement is overdue: from now on it waits only for the connection.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         if self.acknowledge_by().is_some_and(|by| by <= now) {
             self.is_overdue = true;
@@ -224,12 +235,12 @@ impl Inbox {
         }
     }
 
-    /// When an acknowledgement is due even if nothing more comes.
+    /// Returns when an acknowledgement is due even if nothing else happens.
     pub(super) fn acknowledge_by(&self) -> Option<Instant> {
         self.unacked_since.map(|since| since + ACK_DELAY)
     }
 
-    /// The peer is being acked `acknowledged`.
+    /// Returns the count for the acknowledgement that the peer is sent now.
     pub(super) fn ack(&mut self) -> u64 {
         self.acked = self.acknowledged;
         self.unacked_bytes = 0;
@@ -238,17 +249,17 @@ impl Inbox {
         self.acknowledged
     }
 
-    /// Forgets what was taken and not handed over: the session is over.
+    /// Frees what was received and not delivered: the session is over.
     pub(super) fn discard_queue(&mut self) {
         self.queue = ByteQueue::default();
     }
 
-    /// Payload bytes of what waits to be handed over.
+    /// Returns the payload bytes that wait for delivery.
     pub(super) fn queued_bytes(&self) -> u64 {
         self.queue.bytes()
     }
 
-    /// What waits to be handed over.
+    /// Returns the number of items that wait for delivery.
     pub(super) fn len(&self) -> usize {
         self.queue.items().len()
     }
@@ -287,20 +298,20 @@ mod tests {
     fn what_is_handed_over_is_received_unless_the_application_confirms() {
         let now = start();
         let mut inbox = Inbox::new(Window::SERVER, false);
-        inbox.take(Message::text("a")).unwrap();
+        inbox.receive(Message::text("a")).unwrap();
         assert_eq!((inbox.received(), inbox.delivered(), inbox.acknowledged()), (1, 0, 0));
         inbox.deliver(now).unwrap();
         assert_eq!((inbox.received(), inbox.delivered(), inbox.acknowledged()), (1, 1, 1));
 
         let mut manual = Inbox::new(Window::SERVER, true);
-        manual.take(Message::text("a")).unwrap();
+        manual.receive(Message::text("a")).unwrap();
         manual.deliver(now).unwrap();
         assert_eq!(manual.acknowledged(), 0);
         manual.acknowledge(now, 7);
         assert_eq!(manual.acknowledged(), 1, "no more than was handed over");
 
-        manual.take_gap(4, GapCause::Overflow).unwrap();
-        manual.take(Message::text("b")).unwrap();
+        manual.receive_gap(4, GapCause::Overflow).unwrap();
+        manual.receive(Message::text("b")).unwrap();
         while manual.deliver(now).is_some() {}
         manual.acknowledge(now, 3);
         assert_eq!(manual.acknowledged(), 1, "a gap is confirmed whole");
@@ -315,16 +326,16 @@ mod tests {
         let now = start();
         let mut inbox = Inbox::new(window(1024, 4000), false);
         for n in 1..=32 {
-            inbox.take(Message::text("x")).unwrap();
+            inbox.receive(Message::text("x")).unwrap();
             inbox.deliver(now);
             assert_eq!(inbox.acknowledgement_due(now), n == 32);
         }
         assert_eq!(inbox.ack(), 32);
-        inbox.take(Message::text("x".repeat(1000))).unwrap();
+        inbox.receive(Message::text("x".repeat(1000))).unwrap();
         inbox.deliver(now);
         assert!(inbox.acknowledgement_due(now));
         inbox.ack();
-        inbox.take(Message::text("x")).unwrap();
+        inbox.receive(Message::text("x")).unwrap();
         inbox.deliver(now);
         assert!(!inbox.acknowledgement_due(now + Duration::from_millis(249)));
         assert!(inbox.acknowledgement_due(now + Duration::from_millis(250)));
@@ -335,7 +346,7 @@ mod tests {
         let now = start();
         let mut inbox = Inbox::new(Window::CLIENT, false);
         for n in 1..=4 {
-            inbox.take(Message::text("x".repeat(16 * 1024))).unwrap();
+            inbox.receive(Message::text("x".repeat(16 * 1024))).unwrap();
             inbox.deliver(now);
             assert_eq!(inbox.acknowledgement_due(now), n == 4);
         }
@@ -345,7 +356,7 @@ mod tests {
     fn a_small_window_is_acknowledged_message_by_message() {
         let now = start();
         let mut inbox = Inbox::new(window(2, 100), false);
-        inbox.take(Message::text("x")).unwrap();
+        inbox.receive(Message::text("x")).unwrap();
         inbox.deliver(now);
         assert!(inbox.acknowledgement_due(now));
     }
@@ -353,20 +364,20 @@ mod tests {
     #[test]
     fn more_than_the_window_is_refused() {
         let mut inbox = Inbox::new(window(2, 10), false);
-        inbox.take(Message::text("longer than the window")).unwrap();
-        assert_eq!(inbox.take(Message::text("x")), Err(SessionError::WindowExceeded));
+        inbox.receive(Message::text("longer than the window")).unwrap();
+        assert_eq!(inbox.receive(Message::text("x")), Err(SessionError::WindowExceeded));
         let mut inbox = Inbox::new(window(2, 10), false);
-        inbox.take_gap(5, GapCause::Overflow).unwrap();
-        assert_eq!(inbox.take_gap(6, GapCause::Overflow), Err(SessionError::WindowExceeded));
+        inbox.receive_gap(5, GapCause::Overflow).unwrap();
+        assert_eq!(inbox.receive_gap(6, GapCause::Overflow), Err(SessionError::WindowExceeded));
     }
 
     #[test]
     fn a_gap_leaves_out_what_was_taken_before() {
         let now = start();
         let mut inbox = Inbox::new(Window::SERVER, false);
-        inbox.take(Message::text("a")).unwrap();
-        inbox.take_gap(3, GapCause::Overflow).unwrap();
-        inbox.take_gap(2, GapCause::Overflow).unwrap();
+        inbox.receive(Message::text("a")).unwrap();
+        inbox.receive_gap(3, GapCause::Overflow).unwrap();
+        inbox.receive_gap(2, GapCause::Overflow).unwrap();
         inbox.deliver(now);
         assert_eq!(inbox.deliver(now), Some(Delivery::Gap { first: 2, count: 2, cause: GapCause::Overflow }));
         assert_eq!(inbox.deliver(now), None);

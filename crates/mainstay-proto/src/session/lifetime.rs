@@ -1,8 +1,8 @@
-//! When a connection has been there long enough: nothing was said on it for the idle timeout, or its lifetime is up.
+//! When a connection has to end: it carried no message for the idle timeout, or its lifetime has passed.
 //!
-//! Both are off by default. A session that is idle ends, as nobody is there who would resume it. A connection that
-//! is old leaves and its session stays: GOAWAY sends a client of `mainstay.v1` to a new connection, a plain peer
-//! gets 1012. Lifetimes are jittered, so that connections made together do not leave together.
+//! Both are off by default. An idle session ends, because no client would resume it. A connection that is too old
+//! ends and its session stays: GOAWAY moves a client of `mainstay.v1` to a new connection, a plain peer gets 1012.
+//! Lifetimes are jittered, so that connections made together do not end together.
 
 use std::time::{Duration, Instant};
 
@@ -11,32 +11,32 @@ use rand::{Rng, RngExt};
 use super::message::Delay;
 use crate::ConfigError;
 
-/// For how long a connection may be idle, and for how long it may live.
+/// How long a connection may be idle, and how long it may live.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct LifetimeConfig {
     idle: Option<Duration>,
     lifetime: Option<Duration>,
 }
 
-/// Why a connection has to go.
+/// Why a connection has to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Leave {
     /// No application message passed for the idle timeout, in either direction.
     Idle,
-    /// Its lifetime is up.
+    /// Its lifetime has passed.
     Old,
 }
 
-/// A client that was asked to leave spreads itself over this.
+/// The delay in GOAWAY, over which clients spread.
 pub(super) const GO_AWAY_WITHIN: Delay = Delay { min: Duration::ZERO, max: Duration::from_secs(5) };
-/// One that has not left by then is closed.
+/// A client that has not left by then is closed.
 pub(super) const GONE_BY: Duration = Duration::from_secs(15);
 pub(super) const IDLE: &str = "idle: no message for too long";
 pub(super) const STILL_THERE: &str = "asked to leave, and still there";
 pub(super) const OLD: &str = "this connection is old, come back with a new one";
 
 impl LifetimeConfig {
-    /// Ends what carried no application message for this long. Default: off. Range: 1 second to 1 week.
+    /// Ends a connection that carried no application message for this long. Default: off. Range: 1 second to 1 week.
     ///
     /// # Errors
     /// The time is out of range.
@@ -44,7 +44,7 @@ impl LifetimeConfig {
         in_range("idle_timeout", idle).map(|idle| Self { idle: Some(idle), ..self })
     }
 
-    /// Sends a connection away after this long, +-20 %. Default: off. Range: 1 second to 1 week.
+    /// Drains a connection after this long, +-20 %. Default: off. Range: 1 second to 1 week.
     ///
     /// # Errors
     /// The time is out of range.
@@ -59,7 +59,7 @@ fn in_range(field: &'static str, time: Duration) -> Result<Duration, ConfigError
     if range.contains(&time) { Ok(time) } else { Err(ConfigError { field, bound }) }
 }
 
-/// One connection's two times. See the module.
+/// The two times of one connection; the module describes them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Lifetime {
     /// When the last message passed.
@@ -68,12 +68,12 @@ pub(super) struct Lifetime {
     old_at: Option<Instant>,
     /// A message is being written.
     writing: bool,
-    /// What was due, for whoever counts.
+    /// What became due and was not polled, for metrics.
     left: Option<Leave>,
 }
 
 impl Lifetime {
-    /// `None` where neither is limited: such a connection keeps no times.
+    /// Returns `None` if neither time is limited: such a connection keeps no times.
     pub(super) fn new(now: Instant, config: &LifetimeConfig, rng: &mut impl Rng) -> Option<Box<Self>> {
         if *config == LifetimeConfig::default() {
             return None;
@@ -87,19 +87,19 @@ impl Lifetime {
         self.spoke = now;
     }
 
-    /// A message is given out to be written, by who does not know the time.
+    /// Records a write where the caller has no `now`.
     pub(super) fn handle_writing(&mut self) {
         self.writing = true;
     }
 
-    /// What was given out made progress.
+    /// The socket accepted part of the write.
     pub(super) fn handle_progress(&mut self, now: Instant) {
         if std::mem::take(&mut self.writing) {
             self.handle_message(now);
         }
     }
 
-    /// What is due at `now`. Each is said once.
+    /// Returns what is due at `now`, once for each.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Option<Leave> {
         let leave = if self.idle_at().is_some_and(|at| at <= now) {
             self.idle = None;
@@ -111,12 +111,12 @@ impl Lifetime {
         Some(leave)
     }
 
-    /// What was due since the last call.
+    /// Returns what became due since the last call.
     pub(super) fn poll_leave(&mut self) -> Option<Leave> {
         self.left.take()
     }
 
-    /// When something is due next.
+    /// Returns when the next thing is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         [self.idle_at(), self.old_at].into_iter().flatten().min()
     }

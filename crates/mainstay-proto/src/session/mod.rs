@@ -2,10 +2,10 @@
 //!
 //! - [`message`]: the messages and their bytes.
 //! - [`client`] and [`server`]: the two ends, as machines.
-//! - [`registry`]: which session a HELLO may have, and what became of those that are gone.
+//! - [`registry`]: the server's directory of sessions and of their ends.
 //!
-//! The order for whoever drives a machine: any mutation, then `poll_transmit` until `None`, then
-//! `deliver` and `poll_event` until `None`, then wait until `poll_timeout`.
+//! A driver keeps this order: any mutation, then `poll_transmit` until `None`, then `deliver` and `poll_event` until
+//! `None`, then wait until `poll_timeout`.
 //!
 //! Source: `docs/PROTOCOL.md`.
 
@@ -27,7 +27,7 @@ mod transmit;
 mod wire;
 
 pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate, LostMessages};
-pub use end::{End, EndCause};
+pub use end::{End, EndCause, PeerClose};
 pub use error::{Malformed, SessionError};
 pub use flow::FlowConfig;
 pub(crate) use flow::Volatiles;
@@ -36,25 +36,25 @@ pub use lifetime::{Leave, LifetimeConfig};
 pub use message::{Control, Credentials, Frame, Message, Window};
 pub use names::Presenter;
 pub use outbox::Progress;
-pub use plain::{PeerClose, PlainSession};
+pub use plain::PlainSession;
 pub use registry::{Answer, RefuseReason, Registry, RegistryConfig, Sessions};
 pub use server::{Closed, ServerConfig, ServerSession};
 pub use transmit::{ConnectionId, Transmit};
 pub use wire::MAX_INTEGER;
 
-/// How long either end waits for an orderly end; then the rest is given up.
+/// How long either end waits for an orderly end; after that it gives the rest up.
 pub(crate) const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// How long a client that is being ended, and was given up or acknowledges nothing, has for what is still to be said.
+/// How long an ending client has for the last messages if it was given up or acknowledges nothing.
 pub(crate) const FINAL_WRITES: std::time::Duration = std::time::Duration::from_secs(5);
-/// How long the transport of a session that was aborted stays, for END or the Close to leave.
+/// How long the transport of an aborted session stays open, so that END or the Close can leave.
 pub(crate) const ABORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::time::Instant;
 
-    /// Some instant, for tests that only ever add to it.
+    /// An arbitrary instant, for tests that only add to it.
     #[allow(clippy::disallowed_methods, reason = "virtual time needs a start")]
     pub(crate) fn start() -> Instant {
         Instant::now()

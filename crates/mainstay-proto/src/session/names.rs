@@ -1,12 +1,12 @@
-//! The secrets of a session, and the names they are looked up by.
+//! The secrets of a session, and the names under which the registry finds them.
 //!
-//! A server never stores a secret: it stores a [`Name`], the SHA-256 of the secret together with the
-//! [`Presenter`] of it. A token stolen by another principal therefore names nothing at all,
-//! with the same answer and the same timing as one that was never issued; and since what is compared
-//! are hashes that the peer cannot choose, the comparison tells nothing about the secret.
+//! A server never stores a secret. It stores a [`Name`]: the SHA-256 of the secret and its [`Presenter`]. A token
+//! that another principal stole names nothing, with the same answer and the same timing as a token that was never
+//! issued. The server compares hashes that the peer cannot choose, so the comparison reveals nothing about the
+//! secret.
 //!
-//! Secrets are drawn from a seed that the driver takes from the operating system: the n-th secret is
-//! the SHA-256 of seed and n. Nothing here asks for randomness, so a run can be repeated.
+//! Secrets are derived from a seed that the driver gets from the operating system: the n-th secret is the SHA-256 of
+//! seed and n. Nothing here asks for randomness, so a run can be repeated.
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching".
 
@@ -15,29 +15,29 @@ use sha2::{Digest, Sha256};
 
 use super::message::{ClientKey, Instance, ResumeToken, SessionId};
 
-/// Who presents a secret, and where. A session opens only to the one who opened it, at the path where it
-/// was opened: another path has other rules about who may come in.
+/// The principal that presents a secret, and the path. A session opens only to the principal that opened it, at the
+/// path where it was opened: another path may admit other clients.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Presenter<'a> {
-    /// As what it is authenticated; empty: nobody in particular.
+    /// The authenticated principal; empty: none.
     pub principal: &'a [u8],
-    /// The path of the opening request, without its query, in which tokens change.
+    /// The path of the opening request, without its query, because tokens in a query change.
     pub path: &'a str,
 }
 
 impl Presenter<'_> {
-    /// The name of `secret` as presented here.
+    /// Returns the name of `secret` as presented here.
     pub(super) fn name(&self, secret: &[u8]) -> Name {
         Name::of(&[self.principal, self.path.as_bytes(), secret])
     }
 
-    /// The name of the principal alone.
+    /// Returns the name of the principal alone.
     pub(super) fn principal(&self) -> Name {
         Name::of_principal(self.principal)
     }
 }
 
-/// What a session or a tombstone is found by.
+/// The name under which a session or a tombstone is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Name([u8; 16]);
 
@@ -46,7 +46,7 @@ impl Name {
         Self::of(&[principal])
     }
 
-    /// Each part with its length, so that what ends one part cannot begin the next.
+    /// Hashes each part with its length, so that bytes cannot move from one part to the next.
     fn of(parts: &[&[u8]]) -> Self {
         let mut digest = Sha256::new();
         for part in parts {
@@ -57,7 +57,7 @@ impl Name {
     }
 }
 
-/// Draws secrets and public names, one after the other, from one seed.
+/// Derives secrets and public names from one seed, one after the other.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Secrets {
     seed: [u8; 32],
@@ -85,7 +85,7 @@ impl Secrets {
         SessionId(self.draw())
     }
 
-    /// Where to begin to look around.
+    /// Returns a random name, at which eviction starts sampling.
     pub(super) fn name(&mut self) -> Name {
         Name(self.draw())
     }

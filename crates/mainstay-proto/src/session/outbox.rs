@@ -1,16 +1,15 @@
-//! Messages accepted but not yet acknowledged, kept so that an attach can write them again.
+//! Messages that are accepted and not acknowledged, kept so that a later connection can write them again.
 //!
-//! `push` numbers and appends, `acknowledge` notes how far the peer got, `next` gives what follows a
-//! position. Numbers in the buffer are contiguous. A full buffer refuses the push, unless the
-//! application chose to lose what is oldest: then the oldest message that was never written makes room,
-//! and a gap stands in its place, is replayed like a message, and is acknowledged like one.
+//! `push` numbers and appends a message, `acknowledge` records the peer's count, `next` returns what follows a
+//! position. The numbers in the buffer are contiguous. A full buffer refuses the push, unless the application chose
+//! to drop the oldest: then the oldest message that was never written makes room, and a gap takes its place. A gap is
+//! replayed and acknowledged like a message.
 //!
-//! A message that is larger than the peer takes is not accepted. What was accepted before the peer said so is taken out,
-//! and a gap stands in its place too.
+//! A message that is larger than the peer's limit is refused. If the peer announces its limit later, a gap takes the
+//! place of each larger message that was accepted before.
 //!
-//! A message may be acknowledged and still be needed: no number travels, so a connection that was
-//! told to begin at 4 must write 4 and 5 even when the peer acknowledges 5 in between. `trim` is
-//! therefore told the lowest position that a living connection still stands at.
+//! An acknowledged message may still be needed: no number travels, so a connection that begins at 4 must write 4 and
+//! 5 even if the peer acknowledges 5 in between. Therefore `trim` gets the lowest position of all living connections.
 //!
 //! Source: `docs/PROTOCOL.md` "Sequence rules" 1, 4 and 6.
 
@@ -20,7 +19,7 @@ use super::error::SessionError;
 use super::message::{Message, Window};
 use crate::queue::{append, take_first};
 
-/// See the module.
+/// The buffer of sent messages; the module describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Outbox {
     items: VecDeque<Item>,
@@ -29,15 +28,15 @@ pub(super) struct Outbox {
     /// Payload bytes of all messages up to and including `base`.
     base_bytes: u64,
     acknowledged: u64,
-    /// The highest number that ever began to leave.
+    /// The highest number that was written on any connection.
     written: u64,
-    /// Our own bound on what is kept.
+    /// This end's bound on what is kept.
     limit: Window,
-    /// What the peer lets us write above `acknowledged`.
+    /// How much the peer lets this end write above `acknowledged`.
     peer: Window,
-    /// The payload of the largest message that the peer takes, as far as it said: [`UNKNOWN`] or less than 4 GiB.
+    /// The largest payload that the peer accepts, as far as it announced one: [`UNKNOWN`] or less than 4 GiB.
     largest: u32,
-    /// A full buffer drops the oldest that was never written, instead of refusing.
+    /// A full buffer drops the oldest message that was never written, instead of refusing the new one.
     drops_oldest: bool,
     dropped: u64,
 }
@@ -47,15 +46,15 @@ struct Item {
     kept: Kept,
     /// The number of the message, or the last number of the gap.
     last: u64,
-    /// Payload bytes of all messages up to and including this one: a difference of two tells what
-    /// lies between them.
+    /// Payload bytes of all messages up to and including this one: the difference of two items is the number of bytes
+    /// between them.
     bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kept {
     Message(Message),
-    /// What stood here was dropped before any byte of it was written.
+    /// A message stood here and was dropped before any byte of it was written.
     Gap,
 }
 
@@ -65,13 +64,13 @@ impl Item {
     }
 }
 
-/// The peer did not say which messages it takes, or takes any.
+/// The peer announced no limit on the size of messages.
 const UNKNOWN: u32 = u32::MAX;
 
 /// What follows a position.
 pub(super) enum Next<'a> {
     Message(&'a Message),
-    /// Everything up to and including this number was dropped.
+    /// Every message up to and including this number was dropped.
     Gap {
         last: u64,
     },
@@ -111,13 +110,13 @@ impl Outbox {
         self.drops_oldest = true;
     }
 
-    /// Numbers a message, or gives it back when the buffer holds all it may. A single message always fits an empty
-    /// buffer, if the peer takes it.
+    /// Numbers and keeps a message, or returns it if the buffer is full. An empty buffer accepts every message that
+    /// the peer accepts.
     pub(super) fn push(&mut self, message: Message) -> Result<u64, Message> {
         self.push_within(message, u64::MAX)
     }
 
-    /// As [`push`](Self::push), where the buffer may hold no more than `room` bytes.
+    /// Like [`push`](Self::push), but the buffer holds no more than `room` bytes.
     pub(super) fn push_within(&mut self, message: Message, room: u64) -> Result<u64, Message> {
         let length = message.len();
         if !self.has_room(length, room) {
@@ -129,7 +128,7 @@ impl Outbox {
         Ok(last)
     }
 
-    /// As [`push_within`](Self::push_within), where a full buffer drops its oldest for this message.
+    /// Like [`push_within`](Self::push_within), but a full buffer drops its oldest messages for this one.
     pub(super) fn push_dropping_oldest(&mut self, message: Message, room: u64) -> Result<u64, Message> {
         let always = std::mem::replace(&mut self.drops_oldest, true);
         let pushed = self.push_within(message, room);
@@ -137,7 +136,7 @@ impl Outbox {
         pushed
     }
 
-    /// Whether a message of `length` bytes would be accepted.
+    /// Whether the buffer would accept a message of `length` bytes.
     pub(super) fn has_room(&self, length: usize, room: u64) -> bool {
         if length as u64 > self.largest() {
             return false;
@@ -154,13 +153,14 @@ impl Outbox {
         kept > 1 && (kept > self.limit.messages || bytes > self.limit.bytes.min(room))
     }
 
-    /// The payload of the largest message that the peer takes, as far as it said.
+    /// Returns the largest payload that the peer accepts; `u64::MAX` if the peer announced no limit.
     pub(super) fn largest(&self) -> u64 {
         if self.largest == UNKNOWN { u64::MAX } else { self.largest.into() }
     }
 
-    /// The peer takes no larger messages than this. Returns the numbers of those that were accepted before it was known:
-    /// they are not kept any more, and are written as gaps. The peer has none of them, as it would have refused it.
+    /// Sets the largest payload that the peer accepts. Returns the numbers of larger messages that were accepted
+    /// before: they are dropped and written as gaps. The peer has received none of them, because it would have
+    /// refused them.
     pub(super) fn set_largest(&mut self, largest: Option<u64>) -> Vec<u64> {
         self.largest = largest.and_then(|largest| u32::try_from(largest).ok()).unwrap_or(UNKNOWN);
         let largest = self.largest();
@@ -179,8 +179,8 @@ impl Outbox {
         dropped
     }
 
-    /// Takes over what another buffer kept after `number`, in order, whatever this one may hold. A gap stays one, so that
-    /// what follows it keeps its place.
+    /// Takes over the messages that another buffer kept after `number`, in order, whatever this buffer holds. A gap
+    /// stays a gap, so that the messages behind it keep their places.
     pub(super) fn adopt_after(&mut self, other: Self, number: u64) {
         self.largest = other.largest;
         for item in other.items.into_iter().filter(|item| item.last > number) {
@@ -193,8 +193,8 @@ impl Outbox {
         }
     }
 
-    /// Messages and gaps above `acknowledged`, and their payload bytes. A gap that was not written does not
-    /// count: there is one at most, and it must leave room for the newest message.
+    /// Returns the number of messages and gaps above `acknowledged`, and their payload bytes. A gap that was not
+    /// written does not count: there is at most one, and it must leave room for the newest message.
     fn kept(&self) -> (u64, u64) {
         let unwritten_gap =
             self.drops_oldest && self.items.get(self.index(self.written + 1)).is_some_and(Item::is_gap);
@@ -203,8 +203,8 @@ impl Outbox {
         (kept as u64, self.all_bytes() - self.bytes_upto(self.acknowledged))
     }
 
-    /// Puts the oldest message that was never written into the gap before it, or makes a gap of it.
-    /// `false`: there is none.
+    /// Adds the oldest message that was never written to the gap before it, or turns it into a gap. Returns `false`
+    /// if there is no such message.
     fn drop_oldest(&mut self) -> bool {
         let first = self.index(self.written + 1);
         let gap_before = self.items.get(first).is_some_and(Item::is_gap);
@@ -226,7 +226,7 @@ impl Outbox {
         true
     }
 
-    /// What follows `position`, if the peer's window lets it be written.
+    /// Returns what follows `position`, if the peer's window allows writing it.
     pub(super) fn next(&self, position: u64) -> Option<Next<'_>> {
         let item = self.item(position + 1)?;
         let ahead = (position + 1).saturating_sub(self.acknowledged);
@@ -243,7 +243,7 @@ impl Outbox {
         self.written = self.written.max(number);
     }
 
-    /// The peer received everything up to and including `acknowledged`. Lower than before is ignored.
+    /// The peer acknowledged everything up to and including `acknowledged`. A count below an earlier one is ignored.
     pub(super) fn acknowledge(&mut self, acknowledged: u64) -> Result<(), SessionError> {
         if acknowledged > self.written {
             return Err(SessionError::AckBeyondWritten { acknowledged, written: self.written });
@@ -252,7 +252,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Frees what is acknowledged and behind every position in use.
+    /// Frees the messages that are acknowledged and behind every position in use.
     pub(super) fn trim(&mut self, lowest_position: u64) {
         let floor = self.acknowledged.min(lowest_position);
         while let Some(first) = self.items.front().filter(|item| item.last <= floor) {
@@ -261,13 +261,13 @@ impl Outbox {
         }
     }
 
-    /// Forgets what is kept, and knows how much that was: the session is over.
+    /// Frees what is kept, and keeps the counts: the session is over.
     pub(super) fn discard(&mut self) {
         (self.base, self.base_bytes) = (self.last(), self.all_bytes());
         self.items = VecDeque::new();
     }
 
-    /// Gives up what the peer did not acknowledge, in order, and keeps nothing.
+    /// Removes and returns the messages that the peer did not acknowledge, in order. Keeps nothing.
     pub(super) fn take_unacknowledged(&mut self) -> Vec<Message> {
         let (last, bytes) = (self.last(), self.all_bytes());
         let items = std::mem::take(&mut self.items).into_iter().filter(|item| item.last > self.acknowledged);
@@ -280,7 +280,7 @@ impl Outbox {
         messages
     }
 
-    /// Gives up everything after `number` that is still kept, in order.
+    /// Returns every message after `number` that is still kept, in order.
     pub(super) fn into_messages_after(self, number: u64) -> impl Iterator<Item = Message> {
         self.items.into_iter().filter(move |item| item.last > number).filter_map(|item| match item.kept {
             Kept::Message(message) => Some(message),
@@ -300,7 +300,7 @@ impl Outbox {
         self.written
     }
 
-    /// How far the message with this number has come. A dropped one is reported until its gap is acknowledged.
+    /// Returns the progress of the message with this number. A dropped one is reported until its gap is acknowledged.
     pub(super) fn progress(&self, number: u64) -> Progress {
         match self.item(number) {
             Some(item) if item.is_gap() => Progress::Dropped,
@@ -310,27 +310,27 @@ impl Outbox {
         }
     }
 
-    /// The last number given.
+    /// Returns the number of the last message.
     pub(super) fn last(&self) -> u64 {
         self.items.back().map_or(self.base, |item| item.last)
     }
 
-    /// How many messages were dropped to make room.
+    /// Returns how many messages were dropped to make room.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Payload bytes held.
+    /// Returns the payload bytes that are kept.
     pub(super) fn bytes(&self) -> u64 {
         self.all_bytes() - self.base_bytes
     }
 
-    /// Messages and gaps held.
+    /// Returns the number of messages and gaps that are kept.
     pub(super) fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// Payload bytes of all messages that were ever accepted.
+    /// Returns the payload bytes of all messages that were ever accepted.
     fn all_bytes(&self) -> u64 {
         self.items.back().map_or(self.base_bytes, |item| item.bytes)
     }
@@ -339,8 +339,8 @@ impl Outbox {
         if number <= self.base { None } else { self.items.get(self.index(number)) }
     }
 
-    /// Where the first item stands whose last number is `number` or above. Without a gap before it that is
-    /// a subtraction.
+    /// Returns the index of the first item whose last number is `number` or above. Without a gap before it that is a
+    /// subtraction.
     fn index(&self, number: u64) -> usize {
         let guess = usize::try_from(number.saturating_sub(self.base + 1)).unwrap_or(usize::MAX);
         match self.items.get(guess) {
@@ -423,7 +423,7 @@ mod tests {
         assert!(outbox.next(2).is_some());
     }
 
-    /// What is written after `position`, up to the end: texts, and the numbers of gaps.
+    /// Returns what is written after `position`, up to the end: texts, and the last numbers of gaps.
     fn rest(outbox: &mut Outbox, mut position: u64) -> Vec<String> {
         let mut rest = Vec::new();
         while let Some(next) = outbox.next(position) {
@@ -450,7 +450,7 @@ mod tests {
         }
         assert_eq!((outbox.dropped(), outbox.last(), outbox.bytes()), (3, 6, 3));
         assert_eq!(rest(&mut outbox, 0), ["1", "gap 2-4", "5", "6"]);
-        // Written as it is now, so it is replayed as it is; a later gap is another one.
+        // A gap that is written is replayed as it is; a later gap is another one.
         outbox.push(Message::text("7")).unwrap();
         assert_eq!(rest(&mut outbox, 1), ["gap 2-4", "5", "6", "gap 7-7"]);
         outbox.acknowledge(6).unwrap();
@@ -488,7 +488,7 @@ mod tests {
         assert_eq!(outbox.bytes(), 1);
     }
 
-    /// What follows each position, by the length of its message; a gap is `None`.
+    /// Returns what follows each position, as the length of its message; a gap is `None`.
     fn lengths(outbox: &Outbox) -> Vec<Option<usize>> {
         let follows = |position| match outbox.next(position)? {
             Next::Message(message) => Some(Some(message.len())),
@@ -503,7 +503,7 @@ mod tests {
         for length in [3, 11, 10, 12, 13] {
             outbox.push(Message::text("x".repeat(length))).unwrap();
         }
-        // As a client does that wrote its first messages before WELCOME.
+        // As a client does that writes its first messages before WELCOME.
         outbox.note_written(2);
         assert_eq!(outbox.set_largest(Some(10)), [2, 4, 5]);
         assert_eq!(lengths(&outbox), [Some(3), None, Some(10), None, None]);
@@ -515,7 +515,7 @@ mod tests {
         outbox.acknowledge(3).unwrap();
         outbox.trim(3);
         assert_eq!(outbox.bytes(), 10);
-        // What was acknowledged before a smaller limit is nobody's concern.
+        // A message that was acknowledged before a smaller limit is not affected.
         outbox.acknowledge(6).unwrap();
         assert!(outbox.set_largest(Some(1)).is_empty());
         outbox.trim(6);

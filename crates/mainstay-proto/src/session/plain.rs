@@ -1,7 +1,7 @@
-//! The server's end towards a peer that speaks plain WebSocket: one connection, nothing resumed.
+//! The server's end towards a peer that speaks plain WebSocket: one connection, and no resume.
 //!
-//! It has the heartbeat and the bounds of a session, and the same shape, so that an application
-//! serves both kinds of peer with one handler.
+//! It has the heartbeat, the bounds and the methods of a session, so that an application serves both kinds of peer
+//! with one handler.
 //!
 //! Source: `docs/PROTOCOL.md` "Plain peers".
 
@@ -11,19 +11,18 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::end::{self, EndCause};
+use super::end::{self, EndCause, PeerClose};
 use super::lifetime::{self, Leave, Lifetime};
 use super::message::{Message, Window};
 use super::server::ServerConfig;
 use super::transmit::Transmit;
 use super::{ABORT_TIMEOUT, CLOSE_TIMEOUT};
 use crate::budget::{Held, held};
-use crate::forward::Forward;
 use crate::heartbeat::{Action, Heartbeat};
 use crate::queue::ByteQueue;
 use crate::ws::CloseCode;
 
-/// See the module.
+/// The session of a plain peer; the module describes it.
 #[derive(Debug, Clone)]
 pub struct PlainSession {
     config: Arc<ServerConfig>,
@@ -31,30 +30,20 @@ pub struct PlainSession {
     inbox: ByteQueue<Message>,
     heartbeat: Heartbeat,
     lifetime: Option<Box<Lifetime>>,
-    /// The nonce of a probe that waits to be polled; they stay below 2^32.
+    /// The nonce of a probe that waits to be polled. Nonces stay below 2^32.
     ping: Option<u32>,
     end: End,
-    forward: Forward,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum End {
     Open,
-    /// What was accepted leaves first, if the peer takes it; then the Close. Over once the connection is.
+    /// The peer receives what was accepted, then the Close. The session is over once the connection is.
     Closing(Box<Closing>),
-    /// The transport is to be dropped. `None`: it is of no use any more.
+    /// The driver must drop the transport. `None`: the connection serves no purpose any more.
     Dead(Option<Box<end::End>>),
     /// The connection is gone. `None`: it was lost.
     Closed(Option<Box<end::End>>),
-}
-
-/// How the peer left: what its Close said, or its END.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PeerClose {
-    /// The code; `None`: a Close frame without one, or a code that no Close frame may carry.
-    pub code: Option<CloseCode>,
-    /// The reason.
-    pub reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,11 +52,11 @@ struct Closing {
     code: CloseCode,
     reason: String,
     until: Instant,
-    /// The Close is polled.
+    /// The Close was polled.
     said: bool,
-    /// What waits to be written is not written any more.
+    /// Messages that are not written stay unwritten.
     is_aborted: bool,
-    /// The application will not ask for what was not delivered.
+    /// The application will not ask for undelivered messages.
     forgets: bool,
 }
 
@@ -83,7 +72,7 @@ impl Closing {
 }
 
 impl PlainSession {
-    /// A session on a connection that just opened. `seed`: sets the phase of the heartbeat.
+    /// Creates a session on a connection that has just opened. `seed` sets the phase of the heartbeat.
     #[must_use]
     pub fn new(now: Instant, config: Arc<ServerConfig>, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -95,29 +84,26 @@ impl PlainSession {
             inbox: ByteQueue::default(),
             ping: None,
             end: End::Open,
-            forward: Forward::default(),
         }
     }
 
-    /// A message arrived, in bytes that [`handle_bytes`](Self::handle_bytes) was told of.
+    /// A message arrived. [`handle_bytes`](Self::handle_bytes) was called for its bytes before.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
-        self.forward.check(now);
         self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));
         if self.end == End::Open {
             self.inbox.push(message);
         }
     }
 
-    /// Whether more should be read now: the application is not too far behind. What is left unread
-    /// counts as bytes that arrived: report it with [`handle_bytes`](Self::handle_bytes).
+    /// Whether to read more now: the application is not too far behind. Bytes that stay unread count as bytes that
+    /// arrived: report them with [`handle_bytes`](Self::handle_bytes).
     #[must_use]
     pub fn wants_input(&self) -> bool {
         self.inbox.is_below(self.config.flow.accept)
     }
 
-    /// Any bytes arrived, or were left unread because [`wants_input`](Self::wants_input) says so.
+    /// Bytes arrived, or stayed unread because [`wants_input`](Self::wants_input) returned `false`.
     pub fn handle_bytes(&mut self, now: Instant) {
-        self.forward.check(now);
         if self.wants_input() {
             self.heartbeat.handle_bytes(now);
         } else {
@@ -127,24 +113,21 @@ impl PlainSession {
 
     /// A Pong arrived.
     pub fn handle_pong(&mut self, now: Instant, payload: &[u8]) -> Option<Duration> {
-        self.forward.check(now);
         let nonce = payload.try_into().map(u64::from_be_bytes).ok()?;
         self.heartbeat.handle_pong(now, nonce)
     }
 
-    /// Everything transmitted has left the process.
+    /// Everything that was transmitted has left the process.
     pub fn handle_flushed(&mut self, now: Instant) {
-        self.forward.check(now);
-        // A probe that was not even polled has not left.
+        // A probe that was not polled has not left.
         if self.ping.is_none() {
             self.heartbeat.handle_flushed(now);
         }
         self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_progress(now));
     }
 
-    /// The socket took some of what was transmitted, but not all.
+    /// The socket accepted part of what was transmitted.
     pub fn handle_write_progress(&mut self, now: Instant) {
-        self.forward.check(now);
         self.heartbeat.handle_write_progress(now);
         self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_progress(now));
     }
@@ -156,7 +139,7 @@ impl PlainSession {
         }
     }
 
-    /// The peer broke the protocol, and its connection is failed with this code.
+    /// The peer violated the protocol, and the driver fails its connection with this code.
     pub fn handle_violation(&mut self, code: CloseCode, reason: &str) {
         if self.end == End::Open {
             let end = end::End::new(EndCause::ProtocolError, Some(code), reason);
@@ -164,14 +147,14 @@ impl PlainSession {
         }
     }
 
-    /// How the peer closed; `None` while it did not, and where the connection was lost.
+    /// Returns how the peer closed; `None` if it did not close, or if the connection was lost.
     #[must_use]
     pub fn peer_close(&self) -> Option<PeerClose> {
         let End::Closed(Some(end)) = &self.end else { return None };
         (end.cause == EndCause::Client).then(|| PeerClose { code: end.code, reason: end.reason.clone() })
     }
 
-    /// Why nothing more is handed over; `None` while something may be.
+    /// Returns why nothing more is delivered; `None` while a delivery is still possible.
     #[must_use]
     pub fn end(&self) -> Option<end::End> {
         let lost = || end::End::new(EndCause::Lost, None, "");
@@ -182,15 +165,15 @@ impl PlainSession {
         }
     }
 
-    /// Whether something may still be handed over: the session is open, or its peer ended it and what came before is
-    /// waiting. The end that closes hands over nothing more.
+    /// Whether something may still be delivered: the session is open, or the peer ended it and earlier messages wait.
+    /// After this end closed the session, nothing is delivered.
     #[must_use]
     pub fn delivers(&self) -> bool {
         self.end == End::Open || !self.inbox.items().is_empty()
     }
 
-    /// What no connection took, in order, once the session is over or aborted. What was written may have arrived or not. Empty
-    /// before, and the second time.
+    /// Returns the messages that were not written, in order, once the session is over or aborted. Messages that were
+    /// written may or may not have arrived. Returns nothing before that, and nothing on a second call.
     pub fn take_undelivered(&mut self) -> Vec<Message> {
         if !self.is_final() {
             return Vec::new();
@@ -198,7 +181,7 @@ impl PlainSession {
         self.outbox.take().into()
     }
 
-    /// The connection is gone, and the session with it.
+    /// The connection is gone, and the session ends with it.
     pub fn handle_lost(&mut self) {
         self.end = match std::mem::replace(&mut self.end, End::Open) {
             End::Open => End::Closed(None),
@@ -215,15 +198,15 @@ impl PlainSession {
     /// Accepts a message for the peer.
     ///
     /// # Errors
-    /// Gives it back when the buffer is full or the session is ending.
+    /// Returns the message if the buffer is full or the session is ending.
     pub fn send(&mut self, message: Message) -> Result<(), Message> {
         self.send_within(message, u64::MAX)
     }
 
-    /// As [`send`](Self::send), where no more than `room` bytes may be kept.
+    /// Like [`send`](Self::send), but keeps no more than `room` bytes.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`send`](Self::send).
     pub fn send_within(&mut self, message: Message, room: u64) -> Result<(), Message> {
         if self.end != End::Open || !self.has_room_within(message.len(), room) {
             return Err(message);
@@ -232,7 +215,7 @@ impl PlainSession {
         Ok(())
     }
 
-    /// Whether `send` would accept a message of this many bytes.
+    /// Whether `send` would accept a message of `length` bytes.
     #[must_use]
     pub fn has_room(&self, length: usize) -> bool {
         self.has_room_within(length, u64::MAX)
@@ -243,24 +226,24 @@ impl PlainSession {
         self.outbox.has_room(length, Window { bytes: window.bytes.min(room), ..window })
     }
 
-    /// The next message for the application.
+    /// Returns the next message for the application.
     pub fn deliver(&mut self) -> Option<Message> {
         self.inbox.pop()
     }
 
-    /// Payload bytes that wait to be written.
+    /// Returns the payload bytes that wait to be written.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.outbox.bytes()
     }
 
-    /// Payload bytes that came from the peer and wait for the application.
+    /// Returns the payload bytes that arrived from the peer and wait for the application.
     #[must_use]
     pub fn unread_bytes(&self) -> u64 {
         self.inbox.bytes()
     }
 
-    /// What is kept, with what each message costs beside its payload.
+    /// Returns what the session keeps in memory, including the overhead of each message.
     #[must_use]
     pub fn held(&self) -> Held {
         Held {
@@ -269,15 +252,14 @@ impl PlainSession {
         }
     }
 
-    /// Ends in order: what was accepted is written first. What has not left within 10 s is dropped with the
-    /// connection. Nothing more is handed over.
+    /// Ends the session in order: the peer receives everything that was accepted before. What has not left within 10
+    /// s is dropped with the connection. From now on nothing is delivered to the application.
     pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
         self.close_for(now, EndCause::Closed, code, reason);
     }
 
-    /// As [`close`](Self::close), for a cause that the application is to see in [`end`](Self::end).
+    /// Like [`close`](Self::close), with the cause that [`end`](Self::end) reports to the application.
     pub fn close_for(&mut self, now: Instant, cause: EndCause, code: CloseCode, reason: &str) {
-        self.forward.check(now);
         if self.end == End::Open {
             let closing = Closing::new(cause, code, reason, now + CLOSE_TIMEOUT);
             self.end = End::Closing(Box::new(closing));
@@ -285,10 +267,9 @@ impl PlainSession {
         }
     }
 
-    /// Ends now: what was not written yet is not written, the Close is, if the peer takes it within a second.
-    /// [`take_undelivered`](Self::take_undelivered) has the rest.
+    /// Ends the session now. Messages that are not written stay unwritten; the Close is written if the peer accepts
+    /// it within a second. [`take_undelivered`](Self::take_undelivered) returns the rest.
     pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
-        self.forward.check(now);
         let until = now + ABORT_TIMEOUT;
         match &mut self.end {
             End::Open => {
@@ -306,8 +287,8 @@ impl PlainSession {
         self.stop_delivering();
     }
 
-    /// The application will not ask for what is [undelivered](Self::take_undelivered): it is not kept once the session is over. Call it
-    /// after [`close`](Self::close).
+    /// Declares that the application will not ask for [undelivered messages](Self::take_undelivered): they are freed
+    /// once the session is over. Call it after [`close`](Self::close).
     pub fn forget_undelivered(&mut self) {
         match &mut self.end {
             End::Closing(closing) => closing.forgets = true,
@@ -319,7 +300,7 @@ impl PlainSession {
         self.inbox = ByteQueue::default();
     }
 
-    /// The next thing to write.
+    /// Returns the next thing to write.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         if let End::Dead(end) = &mut self.end {
             self.end = End::Closed(end.take());
@@ -344,16 +325,15 @@ impl PlainSession {
         None
     }
 
-    /// As [`ServerSession::wants_abort`](super::ServerSession::wants_abort).
+    /// Like [`ServerSession::wants_abort`](super::ServerSession::wants_abort).
     #[must_use]
     pub fn wants_abort(&self) -> bool {
         matches!(self.end, End::Dead(_))
     }
 
-    /// Does what is due. Call it until it returns `None`. [`Action::NotListening`] asks for nothing: a
-    /// connection that is dropped cannot be resumed, and a peer that sends bytes is alive.
+    /// Does what is due. Call it until it returns `None`. [`Action::NotListening`] requires nothing: a connection
+    /// that is dropped cannot be resumed, and a peer that sends bytes is alive.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
-        self.forward.check(now);
         if matches!(self.end, End::Dead(_) | End::Closed(_)) {
             return None;
         }
@@ -373,19 +353,19 @@ impl PlainSession {
         match action {
             Some(Action::Probe { nonce }) => self.ping = u32::try_from(nonce).ok(),
             Some(Action::Dead(evidence)) => self.die(&evidence.to_string()),
-            // Its answers may lie unread: it is this end that does not listen.
+            // The answers of the peer may lie unread here: this end is the one that does not read.
             Some(Action::NotListening) if !self.wants_input() => return None,
             _ => {}
         }
         action
     }
 
-    /// Why the connection is being sent away, once it is. Told once, for metrics.
+    /// Returns why the server ends the connection, once, for metrics.
     pub fn poll_leave(&mut self) -> Option<Leave> {
         self.lifetime.as_mut().and_then(|lifetime| lifetime.poll_leave())
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    /// Returns when to call [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let leave = self.lifetime.as_ref().and_then(|lifetime| lifetime.poll_timeout());
@@ -393,7 +373,7 @@ impl PlainSession {
         [leave.filter(|_| beat.is_some()), beat, self.closes_at()].into_iter().flatten().min()
     }
 
-    /// `why`: the verdict in words, where this end had not begun to close.
+    /// `why`: the verdict in words, used if this end had not begun to close.
     fn die(&mut self, why: &str) {
         let End::Closing(closing) = &self.end else {
             self.end = End::Dead(Some(Box::new(end::End::new(EndCause::Lost, None, why))));
@@ -413,13 +393,13 @@ impl PlainSession {
         }
     }
 
-    /// Whether new messages are accepted.
+    /// Whether the session accepts new messages.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.end == End::Open
     }
 
-    /// Whether nothing that is sent from now on gets anywhere: the session is over, or was aborted.
+    /// Whether no message that is sent from now on is written: the session is over, or was aborted.
     #[must_use]
     pub fn is_final(&self) -> bool {
         self.is_aborted() || self.is_closed()
@@ -429,13 +409,13 @@ impl PlainSession {
         matches!(&self.end, End::Closing(closing) if closing.is_aborted)
     }
 
-    /// Nothing more is read or written.
+    /// Whether nothing more is read or written.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self.end, End::Closed(_))
     }
 
-    /// The smoothed round-trip time.
+    /// Returns the smoothed round-trip time.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         self.heartbeat.rtt()

@@ -1,8 +1,8 @@
-//! The server's directory: which session a HELLO may have, and what became of those that are gone.
+//! The server's directory: which session a HELLO may attach to, and what became of sessions that are gone.
 //!
-//! Attach, END and expiry of a session happen one at a time: each is one call here, made while the
-//! caller holds the registry. Live sessions are the caller's ([`Sessions`]); the registry keeps names
-//! and, for sessions that ended, *tombstones*: what was received, for a day, in bounded number.
+//! Attach, END and expiry of a session happen one at a time: each is one call of this module, made while the caller
+//! holds the registry. The caller stores the live sessions ([`Sessions`]). The registry stores their names, and a
+//! *tombstone* with the final counts of each ended session: for a day, in bounded number.
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching".
 
@@ -18,19 +18,19 @@ use super::transmit::ConnectionId;
 use crate::admission::Source;
 use crate::ws::CloseCode;
 
-/// Where live sessions are kept, and how one is borrowed.
+/// The store of live sessions, and access to one of them.
 pub trait Sessions {
-    /// Names a session cheaply: an index, an `Arc`.
+    /// A cheap reference to a session: an index, an `Arc`.
     type Handle: Clone;
-    /// Calls `f` with the session, alone.
+    /// Calls `f` with exclusive access to the session.
     fn with<R>(&mut self, handle: &Self::Handle, f: impl FnOnce(&mut ServerSession) -> R) -> R;
-    /// Keeps a new session.
+    /// Stores a new session.
     fn create(&mut self, session: ServerSession) -> Self::Handle;
-    /// What a session that is made now is served by; `None`: what the registry was given for all.
+    /// Returns the configuration of a session that is created now; `None`: the registry's configuration.
     fn config(&mut self) -> Option<Arc<ServerConfig>> {
         None
     }
-    /// Where the session's client came from when it opened it; `None`: not known.
+    /// Returns the source from which the client opened the session; `None` if it is unknown.
     fn source(&mut self, handle: &Self::Handle) -> Option<Source> {
         let _ = handle;
         None
@@ -40,15 +40,15 @@ pub trait Sessions {
 /// Bounds of the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RegistryConfig {
-    /// How many sessions live at a time, parked ones included. One more takes the place of one whose client has
-    /// been away for 10 s or more, or is refused where there is none. Default: 1,000,000.
+    /// Maximum number of live sessions, parked ones included. Above it a new session evicts one whose client has been
+    /// away for at least 10 s; if there is none, the new session is refused. Default: 1,000,000.
     pub sessions: usize,
-    /// How many sessions of one source wait for clients that are away. A source that has more loses the one whose client
-    /// has been away for the longest whenever it opens another. Default: no limit.
+    /// Maximum number of parked sessions of one source. A source above it loses the session whose client has been
+    /// away for the longest, whenever it opens another. Default: no limit.
     pub parked_per_source: Option<usize>,
     /// How long a tombstone is kept. Default: 24 hours.
     pub tombstone_life: Duration,
-    /// How many are kept; the oldest go first. Default: 100,000 (about 128 bytes each).
+    /// Maximum number of tombstones; the oldest are dropped first. Default: 100,000 (about 128 bytes each).
     pub tombstones: usize,
 }
 
@@ -63,35 +63,36 @@ impl Default for RegistryConfig {
     }
 }
 
-/// The longest that a HELLO is on its way: the client gives an attempt up after this.
+/// The longest time that a HELLO is in transit: after it the client gives the attempt up.
 const HELLO_TRANSIT: Duration = Duration::from_secs(10);
-/// Who was cut off a moment ago is on the way back: its place is not given away before.
+/// A client that was just cut off is probably reconnecting; its session is not evicted before this.
 const ON_THE_WAY_BACK: Duration = Duration::from_secs(10);
-/// How many live names are compared for the one whose client has been away for the longest; and how many names are
-/// looked at for them, as names of the dead stand among them.
+/// How many live names an eviction compares to find the client that has been away for the longest, and how many names
+/// it looks at to find them: names of dead sessions stand between the live ones.
 const COMPARED: usize = 32;
 const LOOKED_AT: usize = 1024;
-/// Sources without a session that are remembered, beside twice the number of sessions, before they are looked for.
+/// Number of sources without a session, above twice the number of sessions, at which the registry removes them.
 const SOURCES_BEFORE_A_SWEEP: usize = 1024;
-/// When to ask again of a server that has no room: so long that asking costs little, so spread that not
-/// everybody asks at once.
+/// When a client that was refused for lack of room may try again: late enough to cost little, spread enough that
+/// clients do not return at once.
 const NO_ROOM: Delay = Delay { min: Duration::from_secs(1), max: Duration::from_secs(30) };
 
-/// See the module.
+/// The registry; the module describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Registry<H> {
     config: RegistryConfig,
     sessions: Arc<ServerConfig>,
     secrets: Secrets,
     names: BTreeMap<Name, Entry<H>>,
-    /// Sessions made and not buried.
+    /// Number of sessions that were created and not buried.
     live: usize,
     /// New sessions are refused, whatever room there is.
     is_closed: bool,
-    /// Their keys by source, only where the number of a source is bounded; those of dead sessions may stand among them.
+    /// The keys of live sessions by source, only if the sessions of a source are limited. Keys of dead sessions may
+    /// be among them.
     by_source: BTreeMap<Source, Vec<Name>>,
     tombstones: VecDeque<Tombstone>,
-    /// Number of the first tombstone in the queue.
+    /// The number of the oldest tombstone.
     first_tombstone: u64,
     /// A key older than this may have named a session that is forgotten by now.
     remembers_since: Instant,
@@ -108,32 +109,32 @@ struct Tombstone {
     names: Vec<Name>,
     final_counts: FinalCounts,
     buried: Instant,
-    /// Who got the account: it may send again what was not delivered. A copy of it, which holds the
-    /// same messages, gets none.
+    /// The instance that got the account and may send again what was not delivered. A copy of this instance holds the
+    /// same messages, and gets no account.
     reported_to: Option<Instance>,
 }
 
-/// What a HELLO came to.
+/// The answer to a HELLO.
 #[derive(Debug, Clone)]
 pub enum Answer<H> {
-    /// The connection is bound to a session; WELCOME is its first transmit.
+    /// The connection is attached to a session; WELCOME is its first transmit.
     Attached {
         /// The session.
         session: H,
-        /// Whether it was made for this HELLO: its handler is to be started.
+        /// Whether the session was created for this HELLO: start its handler.
         created: bool,
         /// Whether the client asked for a session and got another one.
         lost: bool,
-        /// The session that gave up its place: it is over and buried, and its owner is to look.
+        /// The session that was evicted for this one. It is over and buried; notify its owner.
         evicted: Option<H>,
         /// The connection that this one replaces.
         fenced: Option<Fenced>,
     },
-    /// Nothing was taken, no session changed: send this and close.
+    /// No session was changed: send this and close.
     Refused {
-        /// A REFUSE.
+        /// The REFUSE.
         refuse: Control,
-        /// Why, for logs and metrics.
+        /// The reason, for logs and metrics.
         why: RefuseReason,
     },
 }
@@ -141,15 +142,15 @@ pub enum Answer<H> {
 /// Why a HELLO was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RefuseReason {
-    /// A later attempt of the same client was there first.
+    /// A later attempt of the same client arrived first.
     Stale,
-    /// The key is only a name by now, another instance's, or a dead session's.
+    /// The key is not a secret any more, belongs to another instance, or named a session that is dead.
     KeyUsed,
-    /// The key is older than the server's memory: it may have lived.
+    /// The key is older than the server's memory: it may have named a session.
     KeyTooOld,
     /// The session was ended on purpose.
     Ended,
-    /// There are as many sessions as there may be.
+    /// The maximum number of sessions is reached.
     NoRoom,
     /// The credentials were refused.
     Unauthorized,
@@ -158,7 +159,7 @@ pub enum RefuseReason {
 }
 
 impl RefuseReason {
-    /// The code in REFUSE, from the table in `docs/PROTOCOL.md` "Closing".
+    /// Returns the code in REFUSE, from the table in `docs/PROTOCOL.md` "Closing".
     #[must_use]
     pub fn code(self) -> CloseCode {
         match self {
@@ -171,7 +172,7 @@ impl RefuseReason {
         }
     }
 
-    /// The REFUSE of a HELLO that never reached the registry.
+    /// Returns the REFUSE for a HELLO that did not reach the registry.
     #[must_use]
     pub fn refuse(self) -> Control {
         self.with_account(None)
@@ -188,7 +189,7 @@ impl RefuseReason {
 }
 
 impl<H: Clone> Registry<H> {
-    /// An empty registry. `seed` is where all secrets come from: 32 bytes of the operating system's randomness.
+    /// Creates an empty registry. All secrets are derived from `seed`: 32 bytes of the operating system's randomness.
     #[must_use]
     pub fn new(now: Instant, config: RegistryConfig, sessions: Arc<ServerConfig>, seed: [u8; 32]) -> Self {
         Self {
@@ -205,14 +206,15 @@ impl<H: Clone> Registry<H> {
         }
     }
 
-    /// From here on new sessions are refused as where there is no room (`true`), or not (`false`). Default: not.
+    /// Refuses new sessions from now on, as if there were no room (`true`), or accepts them again (`false`). Default:
+    /// accepts.
     pub fn set_closed(&mut self, is_closed: bool) {
         self.is_closed = is_closed;
     }
 
     /// Answers a HELLO that `who` sent on `connection`.
     ///
-    /// Unknown, wrong and foreign tokens get the same answer: a fresh session.
+    /// Unknown, wrong and foreign tokens get the same answer: a new session.
     pub fn hello<S: Sessions<Handle = H>>(
         &mut self,
         now: Instant,
@@ -235,7 +237,7 @@ impl<H: Clone> Registry<H> {
         self.open(now, connection, who, hello, account, sessions)
     }
 
-    /// The session that the token names, or what became of it.
+    /// Attaches to the session that the token names, or returns what became of it.
     fn resume<S: Sessions<Handle = H>>(
         &mut self,
         now: Instant,
@@ -287,7 +289,7 @@ impl<H: Clone> Registry<H> {
         }
     }
 
-    /// The session that the client's key names, or a new one under that key.
+    /// Attaches to the session that the client's key names, or creates one under that key.
     fn open<S: Sessions<Handle = H>>(
         &mut self,
         now: Instant,
@@ -316,7 +318,7 @@ impl<H: Clone> Registry<H> {
                 if self.live >= self.config.sessions {
                     evicted = self.evict(now, sessions);
                     if evicted.is_none() {
-                        // The account waits for the HELLO that gets a session.
+                        // The account is kept for the HELLO that gets a session.
                         return refuse(RefuseReason::NoRoom, None);
                     }
                 }
@@ -354,12 +356,13 @@ impl<H: Clone> Registry<H> {
         }
     }
 
-    /// Gives up a session whose client has been away for 10 s or more, and buries it: something that every session
-    /// takes is used up. `None`: there is none. The handle is the evicted session's, whose owner is to look.
+    /// Evicts a session whose client has been away for at least 10 s, and buries it, because a resource that all
+    /// sessions share is exhausted. Returns the evicted session, whose owner must be notified; `None` if there is no
+    /// such session.
     ///
-    /// Some of all the names are compared, from anywhere on. The source that has most of those loses the session
-    /// whose client has been away for the longest: a client that opens sessions and leaves them keeps nobody out, and
-    /// loses its own first. Behind a proxy all have one source, and the longest absence alone decides.
+    /// Samples 32 live names from a random start. The source with most of the sampled sessions loses the one whose
+    /// client has been away for the longest. So a client that opens and abandons sessions evicts its own first and
+    /// cannot lock others out. Behind a proxy all clients have one source, and the longest absence alone decides.
     pub fn evict<S: Sessions<Handle = H>>(&mut self, now: Instant, sessions: &mut S) -> Option<H> {
         let from = self.secrets.name();
         let around = self.names.range(from..).chain(self.names.range(..from)).take(LOOKED_AT);
@@ -381,7 +384,7 @@ impl<H: Clone> Registry<H> {
         Some(victim)
     }
 
-    /// Gives up this session, and buries it. Does nothing to one that is over and buried.
+    /// Evicts this session, and buries it. Does nothing to a session that is over and buried.
     pub fn evict_this<S: Sessions<Handle = H>>(&mut self, now: Instant, session: &H, sessions: &mut S) {
         sessions.with(session, |session| {
             session.evict();
@@ -389,8 +392,8 @@ impl<H: Clone> Registry<H> {
         });
     }
 
-    /// A source opened another session, under this key: where more of its sessions are parked than may be, the one whose
-    /// client has been away for the longest is given up.
+    /// A source opened another session, under this key. If more of its sessions are parked than allowed, the one
+    /// whose client has been away for the longest is evicted.
     fn bound_source<S: Sessions<Handle = H>>(
         &mut self,
         now: Instant,
@@ -419,10 +422,10 @@ impl<H: Clone> Registry<H> {
         Some(victim)
     }
 
-    /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every
-    /// session whose [`closed`](ServerSession::closed) is set, before dropping it. Does nothing else.
+    /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every session whose
+    /// [`closed`](ServerSession::closed) is set, before you drop the session. Does nothing for other sessions.
     pub fn bury(&mut self, now: Instant, session: &ServerSession) {
-        // A tombstone may be forgotten by now: that leaves no name, and must not be taken for a session.
+        // The tombstone may be forgotten by now. Then no name is left, and the session must not count as live.
         let is_live = matches!(self.names.get(&session.key), Some(Entry::Live(_)));
         if session.closed().is_none() || !is_live {
             return;
@@ -448,20 +451,20 @@ impl<H: Clone> Registry<H> {
         }
     }
 
-    /// A session that is over, but whose owner has not buried it yet, is answered from its tombstone.
+    /// Answers from its tombstone for a session that is over and that its owner has not buried yet.
     fn bury_if_over<S: Sessions<Handle = H>>(&mut self, now: Instant, name: Name, sessions: &mut S) {
         if let Some(Entry::Live(handle)) = self.names.get(&name).cloned() {
             sessions.with(&handle, |session| self.bury(now, session));
         }
     }
 
-    /// How many names and tombstones are held: both are zero when all is at rest.
+    /// Returns the number of names and the number of tombstones; both are zero when all is at rest.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
         (self.names.len(), self.tombstones.len())
     }
 
-    /// How many of the names lead to tombstones.
+    /// Returns how many of the names lead to tombstones.
     #[must_use]
     pub fn tombstoned_names(&self) -> usize {
         self.names.values().filter(|entry| matches!(entry, Entry::Tombstone(_))).count()
@@ -474,9 +477,9 @@ impl<H: Clone> Registry<H> {
         self.names.insert(issued, Entry::Live(handle.clone()));
     }
 
-    /// Whether a key that a client has presented before may have named a session that is forgotten.
-    /// Its age is counted by the client and says nothing of the time on the way, so the limit has a
-    /// margin: a HELLO that is not the first (age 0) and is nearly as old as our memory is too old.
+    /// Whether a key that a client presented before may have named a session that is forgotten. The client counts the
+    /// age of the key and does not know the transit time, so the limit has a margin: a HELLO that is not the first
+    /// (age 0) and whose key is nearly as old as the server's memory is too old.
     fn may_have_lived(&self, now: Instant, key_age: Duration) -> bool {
         !key_age.is_zero()
             && now.checked_sub(key_age).is_none_or(|made| made < self.remembers_since + HELLO_TRANSIT)
@@ -487,7 +490,7 @@ impl<H: Clone> Registry<H> {
         self.tombstones.get(index)
     }
 
-    /// Whether `instance` may have the account: it is the first to ask, or the same again.
+    /// Whether `instance` may have the account: it is the first instance that asks, or the same again.
     fn may_have_account(&mut self, number: u64, instance: Instance) -> bool {
         let index = usize::try_from(number - self.first_tombstone).ok();
         let Some(tombstone) = index.and_then(|index| self.tombstones.get_mut(index)) else { return false };
@@ -525,7 +528,7 @@ impl<H: Clone> Registry<H> {
         (token, name)
     }
 
-    /// Seeds the phase of a connection's heartbeat: connections must differ, no more.
+    /// Seeds the phase of a connection's heartbeat. The seeds only have to differ.
     fn connection_seed(connection: ConnectionId) -> u64 {
         connection.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
@@ -533,7 +536,7 @@ impl<H: Clone> Registry<H> {
 
 enum Resumed<H> {
     Answer(Answer<H>),
-    /// No session; an account of it if it left one.
+    /// No session; its account if there is a tombstone.
     Lost(Option<Account>),
 }
 
@@ -551,7 +554,7 @@ fn refuse_ended<H>(final_counts: FinalCounts, acknowledged: u64) -> Answer<H> {
     Answer::Refused { refuse, why: RefuseReason::Ended }
 }
 
-/// `acknowledged`: what the client says it received, so that what it lacks can be counted.
+/// `acknowledged`: the client's own count, from which the messages that it lacks are counted.
 fn account_of(final_counts: FinalCounts, acknowledged: u64) -> Account {
     Account {
         acknowledged: final_counts.acknowledged,

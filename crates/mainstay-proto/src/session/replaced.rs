@@ -1,8 +1,8 @@
-//! Where in a server's stream the connection behind it was replaced, as far as the client may not know yet.
+//! Where in a server's stream the connection behind the server was replaced, as long as the client may not know it.
 //!
-//! A mark has no number of its own. It stands behind a message, and is written on every connection that passes there,
-//! until the client acknowledges a later message: that one came behind the mark on the same connection, so the client
-//! has seen it.
+//! A mark has no number of its own. It stands behind a message. Every connection that passes this place writes the
+//! mark, until the client acknowledges a later message: that message came behind the mark on the same connection, so
+//! the client has received the mark.
 //!
 //! Source: `docs/PROTOCOL.md` "80 REPLACED".
 
@@ -11,11 +11,11 @@ use std::collections::VecDeque;
 use super::message::Control;
 use super::transmit::Transmit;
 
-/// See the module.
+/// The marks of one stream; the module describes them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Replacements {
     count: u64,
-    /// In the order of the stream, one for each place.
+    /// In the order of the stream, at most one for each place.
     marks: VecDeque<Mark>,
     /// The highest count that the current connection wrote.
     written: u64,
@@ -28,7 +28,8 @@ struct Mark {
 }
 
 impl Replacements {
-    /// The connection behind the server is replaced now, after message `after`; the client acknowledged `acknowledged`.
+    /// The connection behind the server is replaced now, after message `after`; the client has acknowledged up to
+    /// `acknowledged`.
     pub(super) fn add(&mut self, after: u64, acknowledged: u64) {
         self.count += 1;
         let count = self.count;
@@ -36,7 +37,7 @@ impl Replacements {
             Some(last) if last.after == after => last.count = count,
             _ => self.marks.push_back(Mark { after, count }),
         }
-        // Each further mark stands behind another message that is kept: their number is bounded by the window.
+        // Each further mark stands behind another message that is kept, so the window bounds their number.
         while self.marks.front().is_some_and(|mark| mark.after < acknowledged) {
             self.marks.pop_front();
         }
@@ -47,7 +48,7 @@ impl Replacements {
         self.written = 0;
     }
 
-    /// The mark that a connection has to write now that stands behind message `wrote`.
+    /// Returns the mark behind message `wrote`, if the connection has to write it now.
     pub(super) fn transmit(&mut self, wrote: u64) -> Option<Transmit> {
         let Mark { after, count } = self.marks.iter().find(|mark| mark.after >= wrote).copied()?;
         if after != wrote || count <= self.written {

@@ -1,4 +1,4 @@
-//! What a machine wants written to a connection.
+//! What a machine wants to be written to a connection.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::message::{APPLICATION_BINARY, Control, Message};
 use crate::ws::{CloseCode, Kind};
 
-/// A connection, named by whoever opened or accepted it. Unique for the life of a machine.
+/// A connection, named by the driver that opened or accepted it. Unique for the life of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
@@ -27,7 +27,7 @@ pub enum Transmit {
         /// The reason.
         reason: String,
     },
-    /// Drop the transport at once: the peer is dead or not worth a closing handshake.
+    /// Drop the transport at once: the peer is dead, or a closing handshake would serve no purpose.
     Abort,
 }
 
@@ -36,8 +36,8 @@ impl Transmit {
         Self::Control(control.encode())
     }
 
-    /// The WebSocket message that carries this in `mainstay.v1`: its kind, the byte in front, the
-    /// body. `None` for what is not a message.
+    /// Returns the WebSocket message that carries this in `mainstay.v1`: its kind, the byte in front, the body.
+    /// Returns `None` for what is not a message.
     #[must_use]
     pub fn as_message(&self) -> Option<(Kind, &'static [u8], &Bytes)> {
         match self {
@@ -50,7 +50,7 @@ impl Transmit {
 }
 
 impl fmt::Debug for Transmit {
-    /// Of a control message its type alone: HELLO and AUTH carry secrets.
+    /// Prints only the type of a control message, because HELLO and AUTH carry secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Message(message) => f.debug_tuple("Message").field(message).finish(),

@@ -1,7 +1,7 @@
 //! The primitive encodings of `mainstay.v1`: QUIC varints, byte strings and optional fields.
 //!
-//! A reader never allocates and never trusts a length: every byte string is a slice of the message
-//! it came in, and a length that reaches past the end is an error before anything is done with it.
+//! A reader never allocates and never trusts a length: every byte string is a slice of the message that it arrived
+//! in, and a length that reaches past the end is an error before anything else happens.
 //!
 //! Source: `docs/PROTOCOL.md` "Framing", RFC 9000 section 16.
 
@@ -64,9 +64,9 @@ impl Reader {
         self.rest
     }
 
-    /// Reads the optional fields that end a message. `field` is called once for each; it ignores the
-    /// types it does not know. A type below 64 that comes twice is an error: no two senders may
-    /// disagree on which one counts. (Types are one-byte varints; a larger one is unknown and skipped.)
+    /// Reads the optional fields at the end of a message. `field` is called once for each field and ignores types
+    /// that it does not know. A type below 64 that appears twice is an error: two implementations must not disagree
+    /// on which one counts. (Types are one-byte varints; a larger one is unknown and skipped.)
     pub(super) fn optional_fields(
         mut self,
         mut field: impl FnMut(u64, Reader) -> Result<(), Malformed>,
@@ -88,7 +88,7 @@ impl Reader {
     }
 }
 
-/// More optional fields than any message will ever have; bounds the check for repeated ones.
+/// More optional fields than any message has; bounds the check for repeated ones.
 const MAX_FIELDS: usize = 32;
 
 /// Writes the fields of one control message.
@@ -135,8 +135,8 @@ impl Writer {
     }
 }
 
-/// Writes the shortest form. Every value of ours is at most [`MAX_INTEGER`]: counts stay below it by
-/// construction, durations and sizes are checked where they are configured.
+/// Writes the shortest form. Every value is at most [`MAX_INTEGER`]: counts stay below it by construction, and
+/// durations and sizes are checked where they are configured.
 fn put_integer(out: &mut BytesMut, value: u64) {
     let value = value.min(MAX_INTEGER);
     match value {

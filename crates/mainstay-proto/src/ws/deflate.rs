@@ -7,8 +7,9 @@
 //! Source: RFC 7692.
 
 use bytes::Bytes;
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use flate2::{Compress, Decompress, FlushDecompress, Status};
 
+use super::compress::{FLUSH_TAIL, compressor, pack};
 use super::{Packed, ProtocolError, Role};
 
 /// The name of the extension.
@@ -203,8 +204,6 @@ struct Direction<T> {
     context: Option<Box<T>>,
 }
 
-/// What a compressor writes last at a flush, and a sender leaves out.
-const FLUSH_TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 /// A last, empty block: proves that what came before it was complete.
 const FINAL_BLOCK: [u8; 2] = [3, 0];
 /// Below this size compression without context makes a message longer.
@@ -289,40 +288,6 @@ impl Deflate {
         out.shrink_to_fit();
         Ok(out)
     }
-}
-
-pub(super) fn compressor(window_bits: u8) -> Compress {
-    Compress::new_with_window_bits(Compression::default(), false, window_bits)
-}
-
-/// One message by itself, from a compressor without context; `None` if that does not make it smaller.
-pub(super) fn pack_alone(compress: &mut Compress, head: &[u8], body: &[u8]) -> Option<Bytes> {
-    pack(compress, head, body, head.len() + body.len() + FLUSH_TAIL.len())
-}
-
-/// `None` if what comes out needs more than `room`: the compressor is of no use any more before it is reset.
-fn pack(compress: &mut Compress, head: &[u8], body: &[u8], room: usize) -> Option<Bytes> {
-    let mut packed = Vec::with_capacity(room);
-    compress_into(compress, head, FlushCompress::None, &mut packed)?;
-    compress_into(compress, body, FlushCompress::Sync, &mut packed)?;
-    let end = packed.strip_suffix(&FLUSH_TAIL)?.len();
-    packed.truncate(end);
-    packed.shrink_to_fit();
-    Some(Bytes::from(packed))
-}
-
-/// `None` if `out` has no room for everything.
-fn compress_into(
-    compress: &mut Compress,
-    input: &[u8],
-    flush: FlushCompress,
-    out: &mut Vec<u8>,
-) -> Option<()> {
-    let before = compress.total_in();
-    compress.compress_vec(input, out, flush).ok()?;
-    let taken = compress.total_in() - before;
-    // A full buffer may hide that there is more to come.
-    (taken == input.len() as u64 && out.len() < out.capacity()).then_some(())
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -17,6 +17,8 @@
 //! what messages mean ([`session`](crate::session)).
 
 pub mod close;
+mod close_frame;
+mod compress;
 mod connection;
 mod deflate;
 mod error;
@@ -32,7 +34,8 @@ mod packed;
 mod partial;
 mod queue;
 
-pub use close::{CloseAction, CloseCode, CloseFrame};
+pub use close::{CloseAction, CloseCode};
+pub use close_frame::CloseFrame;
 pub use connection::{Connection, Limits, State};
 pub use deflate::DeflateParams;
 pub use error::ProtocolError;

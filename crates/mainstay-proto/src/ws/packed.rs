@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use flate2::Compress;
 
-use super::deflate::{compressor, pack_alone};
+use super::compress::{compressor, pack_alone};
 
 /// Most messages remembered: more than one receiver gets in a turn. All get the same in the same order, so that with
 /// fewer than that the oldest would be gone whenever the next receiver comes.

@@ -1,37 +1,37 @@
-//! What the applications of a small world sent, got and were told; and what must hold of it.
+//! What the applications of a small world sent, received and were notified of, and the invariants of it.
 //!
-//! Judged from outside, like [`oracle`](crate::oracle), but for few messages and for copies of a
-//! client: a message is known by its author and a count that the author's copies continue.
+//! Judged from outside, like [`oracle`](crate::oracle), but for few messages and for copies of a client: a message is
+//! identified by its author and a count that copies of the author continue.
 
 use std::collections::BTreeSet;
 
 use mainstay_proto::session::{Fate, Message};
 
-/// A message of a client: who wrote it first (0 is `A`), and its count.
+/// A message of a client: the author that wrote it first (0 is `A`), and its count.
 pub(super) type Mark = (usize, u64);
 
-/// See the module.
+/// The facts of one state; the module describes them.
 #[derive(Clone, Hash, Default)]
 pub(super) struct Facts {
     clients: Vec<ClientFacts>,
     sessions: Vec<SessionFacts>,
-    /// Client messages that a server's application got.
+    /// Client messages that a server's application received.
     delivered: BTreeSet<Mark>,
-    /// Client messages that were reported as not delivered, for good.
+    /// Client messages that were finally reported as not delivered.
     undelivered: BTreeSet<Mark>,
-    /// Something happened that may cost a session: expiry, restart, END, a second tab.
+    /// An event occurred that may cost a session: expiry, restart, END, a second tab.
     excused: bool,
 }
 
 #[derive(Clone, Hash, Default)]
 struct ClientFacts {
-    /// What the numbers 1, 2, 3, ... of the current session stand for.
+    /// The messages behind the numbers 1, 2, 3, ... of the current session.
     numbers: Vec<Mark>,
-    /// The session it last got a message from, and that message's number.
-    heard: Option<(usize, u64)>,
+    /// The session from which it last received a message, and the number of that message.
+    delivered: Option<(usize, u64)>,
     /// A session was reported lost since then.
-    told: bool,
-    /// How many of the server's messages it was told were dropped.
+    loss_reported: bool,
+    /// How many of the server's messages were reported dropped.
     dropped: u64,
 }
 
@@ -39,13 +39,13 @@ struct ClientFacts {
 struct SessionFacts {
     /// Messages that the server's application sent.
     sent: u64,
-    /// The count of the last client message handed over.
+    /// The count of the last client message that was delivered.
     last: Option<u64>,
-    /// The highest number of the server's that some copy of the client handed over.
-    heard: u64,
+    /// The highest number of the server's that some copy of the client received.
+    delivered: u64,
     /// Its application ended it.
     closed: bool,
-    /// The client's END said that it handed over no more than this.
+    /// The number that the client's END gave as its last delivery.
     closed_at: Option<u64>,
 }
 
@@ -68,19 +68,19 @@ impl Facts {
         self.excused = true;
     }
 
-    /// The next message of a server's application.
+    /// Returns the next message of a server's application.
     pub(super) fn server_sends(&mut self, session: usize) -> Message {
         let facts = &mut self.sessions[session];
         facts.sent += 1;
         Message::text(format!("{session}.{}", facts.sent))
     }
 
-    /// The message of a client's application with this mark.
+    /// Returns the message of a client's application with this mark.
     pub(super) fn client_message((author, count): Mark) -> Message {
         Message::text(format!("{}{count}", char::from(b'A' + author as u8)))
     }
 
-    /// How many messages of the server's application a session was given.
+    /// Returns how many messages of the server's application a session was given.
     pub(super) fn sent(&self, session: usize) -> u64 {
         self.sessions[session].sent
     }
@@ -95,7 +95,7 @@ impl Facts {
         }
     }
 
-    /// The server's application got a client's message.
+    /// The server's application received a client's message.
     pub(super) fn server_got(&mut self, session: usize, message: &Message) -> Result<(), String> {
         let mark = parse_mark(message).ok_or("a message that nobody sent")?;
         if !self.delivered.insert(mark) {
@@ -111,26 +111,28 @@ impl Facts {
         }
     }
 
-    /// A client's application got a server's message.
+    /// A client's application received a server's message.
     pub(super) fn client_got(&mut self, client: usize, message: &Message) -> Result<(), String> {
         let (session, number) = parse_number(message).ok_or("a message that nobody sent")?;
         let facts = &mut self.clients[client];
-        let expected = match facts.heard {
-            Some((heard, last)) if heard == session => last + 1,
-            Some(_) if !facts.told => return Err("another session's message without a gap event".into()),
+        let expected = match facts.delivered {
+            Some((delivered, last)) if delivered == session => last + 1,
+            Some(_) if !facts.loss_reported => {
+                return Err("another session's message without a gap event".into());
+            }
             _ => 1,
         };
-        (facts.heard, facts.told) = (Some((session, number)), false);
+        (facts.delivered, facts.loss_reported) = (Some((session, number)), false);
         if number != expected {
             return Err(format!("duplicate, hole or reorder: server message {number}, expected {expected}"));
         }
         let of_session = &mut self.sessions[session];
-        of_session.heard = of_session.heard.max(number);
+        of_session.delivered = of_session.delivered.max(number);
         self.check_closed(session)
     }
 
-    /// A client's application was told that the server dropped messages. All sessions together dropped so
-    /// many, as far as they still live; no more can be told than that. A gap from 1 begins the newest session.
+    /// A client's application received a gap: the server dropped messages. The sum of all reported gaps is at most
+    /// what the living sessions dropped. A gap from 1 begins the newest session.
     pub(super) fn client_got_gap(
         &mut self,
         client: usize,
@@ -140,20 +142,22 @@ impl Facts {
     ) -> Result<(), String> {
         let facts = &mut self.clients[client];
         let newest = (self.sessions.len() - 1, 0);
-        let (session, last) = facts.heard.filter(|_| first > 1).unwrap_or(newest);
-        if facts.heard.is_some_and(|(heard, _)| heard != session) && !std::mem::take(&mut facts.told) {
+        let (session, last) = facts.delivered.filter(|_| first > 1).unwrap_or(newest);
+        if facts.delivered.is_some_and(|(delivered, _)| delivered != session)
+            && !std::mem::take(&mut facts.loss_reported)
+        {
             return Err("another session's gap without a gap event".into());
         }
         if first != last + 1 {
             return Err(format!("duplicate, hole or reorder: a gap from {first} after {last}"));
         }
-        facts.heard = Some((session, last + count));
+        facts.delivered = Some((session, last + count));
         facts.dropped += count;
         if dropped.is_some_and(|dropped| facts.dropped > dropped) {
             return Err(format!("untrue: {} were reported dropped, {dropped:?} were", facts.dropped));
         }
         let of_session = &mut self.sessions[session];
-        of_session.heard = of_session.heard.max(last + count);
+        of_session.delivered = of_session.delivered.max(last + count);
         self.check_closed(session)
     }
 
@@ -172,20 +176,20 @@ impl Facts {
     fn check_closed(&self, session: usize) -> Result<(), String> {
         let facts = &self.sessions[session];
         match facts.closed_at {
-            Some(last) if facts.heard > last => {
-                Err(format!("untrue: END said received = {last}, the application got {}", facts.heard))
+            Some(last) if facts.delivered > last => {
+                Err(format!("untrue: END said received = {last}, the application got {}", facts.delivered))
             }
             _ => Ok(()),
         }
     }
 
-    /// A client was told that its session is over, and what became of what it sent.
-    pub(super) fn told(&mut self, client: usize, fate: &Fate) -> Result<(), String> {
+    /// A client received the end of its session, and the fate of what it sent.
+    pub(super) fn learned(&mut self, client: usize, fate: &Fate) -> Result<(), String> {
         if !self.excused {
             return Err(format!("session lost without an excuse: {fate:?}"));
         }
         let facts = &mut self.clients[client];
-        facts.told = true;
+        facts.loss_reported = true;
         if fate.last != facts.numbers.len() as u64 {
             return Err(format!("untrue: {} messages were accepted, {fate:?}", facts.numbers.len()));
         }
@@ -206,7 +210,7 @@ impl Facts {
         Ok(())
     }
 
-    /// What a client counts as acknowledged was handed over.
+    /// Checks that a message that a client counts as acknowledged was delivered.
     pub(super) fn check_client(&self, client: usize, acknowledged: u64) -> Result<(), String> {
         let numbers = &self.clients[client].numbers;
         match numbers.iter().take(acknowledged as usize).find(|mark| !self.delivered.contains(mark)) {
@@ -215,13 +219,14 @@ impl Facts {
         }
     }
 
-    /// What a session counts as acknowledged was handed over, and no session outlives its end.
+    /// Checks that a message that a session counts as acknowledged was delivered, and that no session outlives its
+    /// end.
     pub(super) fn check_session(&self, session: usize, acknowledged: u64, open: bool) -> Result<(), String> {
         let facts = &self.sessions[session];
-        if acknowledged > facts.heard {
+        if acknowledged > facts.delivered {
             return Err(format!(
                 "session {session}: {acknowledged} acknowledged, {} handed over",
-                facts.heard
+                facts.delivered
             ));
         }
         if facts.closed && open {

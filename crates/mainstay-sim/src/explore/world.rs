@@ -1,7 +1,7 @@
 //! One state of a small world, the events that may happen in it, and what each event does.
 //!
-//! Parts are shared between states until one changes (`Rc`), so that a state costs little more than
-//! what sets it apart from the one before.
+//! States share their parts until one changes (`Rc`), so that a state costs little more than its difference to the
+//! one before.
 
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
@@ -22,13 +22,13 @@ use mainstay_proto::ws::{CloseCode, Kind};
 use super::facts::Facts;
 use super::{Budget, Scenario};
 
-/// Longer than any attempt in a run that gets anywhere.
+/// Longer than any attempt in a run that makes progress.
 const MOST_CONNECTIONS: usize = 12;
 const HOUR: Duration = Duration::from_secs(3600);
 const RESUME_WINDOW: Duration = Duration::from_secs(120);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One thing that may happen next. Clients, sessions and connections are named by index.
+/// One event that may happen next. Clients, sessions and connections are named by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
     ClientSends(usize),
@@ -39,25 +39,25 @@ pub(super) enum Event {
     /// One message leaves, the delay of acknowledgements having passed.
     ClientWritesLate(usize),
     ServerWritesLate(usize),
-    /// The application takes one message.
+    /// The application receives one message.
     ClientTakes(usize),
     ServerTakes(usize),
     ServerConfirms(usize),
     Opens(usize),
     /// Make before break.
     Replaces(usize),
-    /// The pending connection takes too long; what was written on it may still arrive.
+    /// The pending connection takes too long; bytes that were written on it may still arrive.
     Abandons(usize),
     /// The oldest message of a connection arrives.
     ReachesServer(usize),
     ReachesClient(usize),
-    /// What is written from now on vanishes.
+    /// Everything that is written from now on is lost.
     Cut {
         link: usize,
         up: bool,
         down: bool,
     },
-    /// What was in flight on a cut connection vanishes too.
+    /// Bytes in transit on a cut connection are lost, too.
     DropUp(usize),
     DropDown(usize),
     ClientDetects(usize),
@@ -67,9 +67,9 @@ pub(super) enum Event {
     ClientEnds(usize),
     ServerEnds(usize),
     Expires(usize),
-    /// Nobody answers its END.
+    /// END gets no answer.
     EndRunsOut(usize),
-    /// Both ends close, and neither hands over what the other waits for: this one sends END without.
+    /// Both ends close, and neither delivers what the other waits for: this one sends END without waiting.
     PatienceRunsOut(usize),
     Buries(usize),
     Restarts,
@@ -77,7 +77,7 @@ pub(super) enum Event {
 }
 
 impl Event {
-    /// What a fault-free continuation is made of.
+    /// The events of a fault-free continuation.
     fn is_progress(self) -> bool {
         use Event::*;
         matches!(
@@ -98,19 +98,19 @@ impl Event {
     }
 }
 
-/// What all states of a run share.
+/// The part that all states of a run share.
 pub(super) struct Setting {
     scenario: Scenario,
-    now: Instant,
+    start: Instant,
     config: Arc<ServerConfig>,
 }
 
 impl Hash for Setting {
-    /// The same everywhere, so it tells no two states apart.
+    /// It is the same in every state, so it distinguishes none.
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
-/// See the module.
+/// One state of a small world; the module describes it.
 #[derive(Clone, Hash)]
 pub(super) struct World {
     setting: Rc<Setting>,
@@ -126,7 +126,7 @@ pub(super) struct World {
 #[derive(Clone, Hash)]
 struct Client {
     machine: ClientSession,
-    /// Messages that its application sent; a copy goes on with the count of its original.
+    /// Messages that its application sent; a copy continues the count of its original.
     count: u64,
     ending: bool,
 }
@@ -203,7 +203,7 @@ impl World {
         let mut facts = Facts::default();
         facts.add_client();
         Self {
-            setting: Rc::new(Setting { scenario: *scenario, now, config }),
+            setting: Rc::new(Setting { scenario: *scenario, start: now, config }),
             clients: vec![Rc::new(Client {
                 machine: ClientSession::new(client, [100; 32]),
                 count: 0,
@@ -220,8 +220,8 @@ impl World {
 
     // ---- which events may happen ----------------------------------------------------------------
 
-    /// Everything that may happen, and whether it belongs to a fault-free continuation. Some of it turns
-    /// out to do nothing.
+    /// Returns every event that may happen, and whether it belongs to a fault-free continuation. Some of them do
+    /// nothing.
     pub(super) fn events(&self) -> Vec<(Event, bool)> {
         let mut events = Vec::with_capacity(32);
         (0..self.clients.len()).for_each(|client| self.client_events(client, &mut events));
@@ -337,8 +337,8 @@ impl World {
         }
     }
 
-    /// An end notices what the other end or the network did: after everything else has arrived, or, as
-    /// a fault, before.
+    /// An end notices what the other end or the network did: after everything else has arrived or, as a fault,
+    /// before.
     fn detections(&self, index: usize, events: &mut Vec<(Event, bool)>) {
         let link = &self.links[index];
         let cut = link.up.cut || link.down.cut;
@@ -355,14 +355,14 @@ impl World {
 
     // ---- what an event does ---------------------------------------------------------------------
 
-    /// The state after `event`; `None` if it does nothing.
+    /// Returns the state after `event`; `None` if the event does nothing.
     pub(super) fn after(&self, event: Event) -> Result<Option<Self>, String> {
         let mut world = self.clone();
         Ok(world.apply(event)?.then_some(world))
     }
 
     fn apply(&mut self, event: Event) -> Step {
-        let now = self.setting.now;
+        let now = self.now();
         let late = now + Duration::from_millis(250);
         match event {
             Event::ClientSends(client) => return self.client_sends(client),
@@ -489,17 +489,16 @@ impl World {
         }
         let (up, down) = (Lane::default(), Lane::default());
         self.links.push(Rc::new(Link { client, client_open: true, server: ServerEnd::AwaitHello, up, down }));
-        let now = self.setting.now;
+        let now = self.now();
         self.client(client).machine.handle_opened(now, connection);
         self.client_writes(client, now)?;
         self.settle_client(client)
     }
 
-    /// The heartbeat of an attached session fires, after as long a pause as it takes.
+    /// The heartbeat of an attached session fires, after a pause of any length.
     fn server_pings(&mut self, index: usize) -> Step {
-        let hours = 3 * u32::from(self.setting.scenario.faults.pings - self.left.pings + 1);
         self.left.pings -= 1;
-        let at = self.setting.now + HOUR * hours;
+        let at = self.now();
         let session = self.session(index);
         let mut action = session.handle_timeout(at);
         if action == Some(Action::Drain) {
@@ -509,13 +508,19 @@ impl World {
         Ok(matches!(action, Some(Action::Probe { .. })))
     }
 
+    /// Returns the time of the next event. Time stands still, except that each PING comes three hours after the event before.
+    fn now(&self) -> Instant {
+        let pings = self.setting.scenario.faults.pings - self.left.pings;
+        self.setting.start + HOUR * 3 * u32::from(pings)
+    }
+
     fn restarts(&mut self) {
         self.left.restarts -= 1;
         self.incarnation += 1;
         self.facts().excuse();
-        let Setting { now, config, .. } = &*self.setting;
+        let (now, config) = (self.now(), &self.setting.config);
         let seed = [self.incarnation; 32];
-        self.registry = Rc::new(Registry::new(*now, RegistryConfig::default(), Arc::clone(config), seed));
+        self.registry = Rc::new(Registry::new(now, RegistryConfig::default(), Arc::clone(config), seed));
         self.sessions.0.fill(None);
         (0..self.links.len()).for_each(|link| self.close_server_end(link));
     }
@@ -536,10 +541,10 @@ impl World {
     // ---- connections ----------------------------------------------------------------------------
 
     fn reaches_server(&mut self, index: usize) -> Result<(), String> {
-        let now = self.setting.now;
+        let now = self.now();
         let Some(packet) = self.link(index).up.packets.pop_front() else { return Ok(()) };
         let Packet::Message(kind, payload) = packet else { return self.server_lost(index) };
-        let frame = crate::letter::frame(kind, payload).map_err(broke)?;
+        let frame = crate::payload::frame(kind, payload).map_err(broke)?;
         match self.links[index].server {
             ServerEnd::Closed => Ok(()),
             ServerEnd::AwaitHello => match frame {
@@ -557,7 +562,7 @@ impl World {
     }
 
     fn hello(&mut self, index: usize, hello: &Hello) -> Result<(), String> {
-        let (now, connection) = (self.setting.now, ConnectionId(index as u64));
+        let (now, connection) = (self.now(), ConnectionId(index as u64));
         let registry = Rc::make_mut(&mut self.registry);
         match registry.hello(now, connection, Presenter::default(), hello, &mut self.sessions) {
             Answer::Attached { session, created, fenced, .. } => {
@@ -588,7 +593,7 @@ impl World {
         let Some(packet) = self.link(index).down.packets.pop_front() else { return Ok(()) };
         match packet {
             Packet::Message(kind, payload) => {
-                let frame = crate::letter::frame(kind, payload).map_err(broke)?;
+                let frame = crate::payload::frame(kind, payload).map_err(broke)?;
                 self.client(client).machine.handle_frame(connection, frame).map_err(broke)?;
             }
             Packet::Close { superseded: true, reason } => {
@@ -611,7 +616,7 @@ impl World {
     }
 
     fn server_lost(&mut self, index: usize) -> Result<(), String> {
-        let (end, now) = (self.links[index].server, self.setting.now);
+        let (end, now) = (self.links[index].server, self.now());
         self.close_server_end(index);
         let ServerEnd::Bound(session) = end else { return Ok(()) };
         self.session(session).handle_lost(now, ConnectionId(index as u64));
@@ -649,7 +654,7 @@ impl World {
     // ---- what drivers and applications do after an event ----------------------------------------
 
     fn settle_client(&mut self, index: usize) -> Result<(), String> {
-        let now = self.setting.now;
+        let now = self.now();
         if !self.setting.scenario.slow {
             while self.client_takes(index)? {}
         }
@@ -658,10 +663,10 @@ impl World {
         }
         while let Some(event) = self.client(index).machine.poll_event() {
             if let ClientEvent::Gap(fate) | ClientEvent::Ended { fate, .. } = event {
-                self.facts().told(index, &fate)?;
+                self.facts().learned(index, &fate)?;
             }
         }
-        // A connection that the machine is done with is closed.
+        // A connection that the machine does not use any more is closed.
         let machine = &self.clients[index].machine;
         let kept = [machine.current(), machine.pending()];
         self.facts.check_client(index, machine.acknowledged())?;
@@ -675,7 +680,7 @@ impl World {
     }
 
     fn settle_session(&mut self, index: usize) -> Result<(), String> {
-        let now = self.setting.now;
+        let now = self.now();
         if !self.setting.scenario.slow {
             while self.server_takes(index)? {}
         }
@@ -689,7 +694,7 @@ impl World {
     }
 
     fn client_takes(&mut self, index: usize) -> Step {
-        let now = self.setting.now;
+        let now = self.now();
         match self.client(index).machine.deliver(now) {
             Some(Delivery::Message(message)) => self.facts().client_got(index, &message).map(|()| true),
             Some(Delivery::Gap { first, count, .. }) => {
@@ -702,7 +707,7 @@ impl World {
     }
 
     fn server_takes(&mut self, index: usize) -> Step {
-        let now = self.setting.now;
+        let now = self.now();
         if self.sessions.0[index].is_none() {
             return Ok(false);
         }
@@ -736,7 +741,7 @@ impl World {
     }
 
     fn server_writes(&mut self, index: usize, at: Instant) -> Step {
-        let now = self.setting.now;
+        let now = self.now();
         let Some(connection) = self.sessions.0[index].as_ref().and_then(|session| session.connection())
         else {
             return Ok(false);
@@ -760,8 +765,8 @@ impl World {
 
     // ---- facts ----------------------------------------------------------------------------------
 
-    /// Every client that goes on is attached to a living session over a sound connection, and everything
-    /// sent was handed over and acknowledged, both ways.
+    /// Whether every client that continues is attached to a living session over a working connection, and everything
+    /// that was sent is delivered and acknowledged, in both directions.
     pub(super) fn is_good(&self) -> bool {
         self.clients.iter().all(|client| {
             let machine = &client.machine;
@@ -784,7 +789,7 @@ impl World {
         })
     }
 
-    /// What `event` is about, for a trace.
+    /// Returns what `event` is about, for a trace.
     pub(super) fn describe(&self, event: Event) -> String {
         let packet = match event {
             Event::ReachesServer(link) => self.links[link].up.packets.front(),
@@ -792,7 +797,7 @@ impl World {
             _ => None,
         };
         match packet {
-            Some(Packet::Message(kind, payload)) => match crate::letter::frame(*kind, payload.clone()) {
+            Some(Packet::Message(kind, payload)) => match crate::payload::frame(*kind, payload.clone()) {
                 Ok(Frame::Message(message)) => {
                     format!("{event:?} {:?}", message.as_text().unwrap_or_default())
                 }
@@ -827,7 +832,7 @@ impl Link {
         !self.client_open && self.server == ServerEnd::Closed
     }
 
-    /// Two states that differ in how a dead connection died are one.
+    /// Two states that differ only in how a dead connection died are equal.
     fn forget_if_dead(&mut self) {
         if self.is_dead() {
             (self.up, self.down) = (Lane::default(), Lane::default());

@@ -1,4 +1,4 @@
-//! A client's process: its machine, its application, and what that application knows.
+//! A client's process: its machine, its application, and the state of that application.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use rand::RngExt;
 use super::network::{Key, Packet, Wire, Written};
 use super::{CONNECT_TIMEOUT, OPENING_DEADLINE, Process, World};
 use crate::judge;
-use crate::letter::Letter;
 use crate::oracle::{Got, Sent, Volatile};
+use crate::payload::Payload;
 use crate::plan::{Fault, Plan};
 
 pub(super) struct ClientNode {
@@ -27,34 +27,34 @@ pub(super) struct ClientNode {
     pub(super) volatile_sent: u64,
     next_send: Instant,
     next_take: Instant,
-    /// Its application takes nothing until then, when its process dies.
+    /// Its application receives nothing until then, when its process dies.
     deaf_until: Option<Instant>,
-    /// How often what stands behind its session was replaced, as it last heard.
+    /// How often the connection behind its session was replaced, as it was last announced.
     replaced: u64,
     pub(super) process: Process,
-    /// The connection that it is attached to, and what was measured there.
+    /// The connection that it is attached to, and the round-trip time there.
     attached: Option<ConnectionId>,
     rtt: Option<Duration>,
     epoch: (Option<[u8; 8]>, u64),
-    /// The newest credentials, and whether they are good; told once.
+    /// The newest credentials, and whether they are good; announced once.
     fresh: Option<Grade>,
-    /// Its session may be another client's principal's.
+    /// Its session may belong to another client's principal.
     was_foreign: bool,
-    /// Something happened that may end it.
+    /// A fault occurred that may end it.
     pub(super) may_end: bool,
-    /// Nothing follows when it ends.
+    /// No instance follows when it ends.
     pub(super) leaves: bool,
     /// When the next instance begins, if this one is over.
     reborn_at: Option<Instant>,
-    /// Its process died, and says nothing more.
+    /// Its process died, and writes nothing more.
     pub(super) crashed: bool,
 }
 
-/// What credentials are worth.
+/// The value of credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Grade {
     Good,
-    /// Another client's: good in HELLO, for a session of its own.
+    /// Those of another client: good in HELLO, for a session of its own.
     Foreign,
     Bad,
 }
@@ -86,7 +86,7 @@ impl ClientNode {
         }
     }
 
-    /// A new instance begins, and knows nothing of the one before.
+    /// A new instance begins, without the state of the one before.
     pub(super) fn renew(&mut self, now: Instant, plan: &Plan, seed: [u8; 32]) {
         self.sent.forgotten();
         *self = Self {
@@ -100,24 +100,24 @@ impl ClientNode {
         };
     }
 
-    /// Its application takes nothing more; its process dies then.
+    /// Its application receives nothing more; its process dies at that time.
     pub(super) fn stops_reading(&mut self, until: Instant) {
         (self.next_take, self.deaf_until) = (until, Some(until));
     }
 
-    /// It does not die of it after all.
+    /// It survives after all.
     pub(super) fn reads_again(&mut self, now: Instant) {
         if self.deaf_until.take().is_some() {
             self.next_take = now;
         }
     }
 
-    /// Its process is there: nothing follows yet.
+    /// Its process exists: no new instance is due.
     pub(super) fn lives(&self) -> bool {
         self.reborn_at.is_none()
     }
 
-    /// Presents credentials, and remembers what they are worth.
+    /// Presents credentials, and records their value.
     pub(super) fn authenticate(&mut self, now: Instant, grade: Grade, credentials: String) {
         self.fresh = Some(grade);
         self.may_end |= grade == Grade::Bad;
@@ -142,6 +142,8 @@ impl World {
         let send = (!self.healing).then_some(client.next_send);
         let times = match client.reborn_at {
             Some(at) => [Some(at).filter(|_| !client.leaves), None, None],
+            // A process that is paused polls nothing.
+            None if !client.process.is_awake(self.now) => [Some(client.process.paused_until), None, None],
             None => [client.machine.poll_timeout(), send, take],
         };
         let paused_until = client.process.paused_until;
@@ -176,11 +178,11 @@ impl World {
         self.client_sends(index)?;
         let client = &mut self.clients[index];
         client.rtt = client.machine.rtt();
-        // One thing that is due may make another, as often as a driver would come back.
+        // A timer may make another one due, as often as a driver would come back.
         for _ in 0..4 {
             let machine = &mut self.clients[index].machine;
             let is_due = machine.is_due(now);
-            // What was readable was delivered before this turn.
+            // Everything readable was delivered before this turn.
             if is_due && machine.handle_timeout(now) {
                 self.client_commands(index)?;
                 self.client_writes(index)?;
@@ -199,11 +201,11 @@ impl World {
         client.next_send = now + pause + Duration::from_millis(1);
         if self.plan.volatile && self.rng.random_bool(0.3) {
             client.volatile_sent += 1;
-            let letter = Letter { from: 'C', whose: index, number: client.volatile_sent };
-            client.machine.send_volatile(letter.write(longest));
+            let payload = Payload { from: 'C', owner: index, number: client.volatile_sent };
+            client.machine.send_volatile(payload.write(longest));
         }
-        let letter = Letter { from: 'c', whose: index, number: client.sent.next_index() };
-        match client.machine.send(letter.write(longest)) {
+        let payload = Payload { from: 'c', owner: index, number: client.sent.next_index() };
+        match client.machine.send(payload.write(longest)) {
             Ok(number) => {
                 self.counts.messages += 1;
                 client.sent.accepted(number)
@@ -222,7 +224,7 @@ impl World {
         let Some(wire) = self.wires.get_mut(&key).filter(|wire| wire.client_open) else { return Ok(()) };
         let client = self.clients.get_mut(key.client).filter(|client| client.life == key.life);
         let Some(client) = client else { return Ok(()) };
-        wire.client.heard(now);
+        wire.client.read_bytes(now);
         let Some(packet) = arrived else {
             client.machine.handle_bytes(now, id);
             return Ok(());
@@ -256,12 +258,12 @@ impl World {
         Ok(())
     }
 
-    /// What the network's bookkeeping learns from a message.
+    /// Records what a message shows to the network's bookkeeping.
     fn client_read(&mut self, key: Key, packet: &Packet) -> Result<(), String> {
         let (now, Some(wire)) = (self.now, self.wires.get_mut(&key)) else { return Ok(()) };
         match packet.control(&[2, 5, 12]) {
             Some(Control::Welcome(welcome)) if wire.opening.is_some() => {
-                (wire.opening, wire.asks, wire.client) = (None, false, judge::Ear::new(now));
+                (wire.opening, wire.asks, wire.client) = (None, false, judge::Observed::new(now));
                 let client = &mut self.clients[key.client];
                 (client.attached, client.rtt) = (Some(key.connection), None);
                 let (before, epoch) = client.epoch;
@@ -302,6 +304,8 @@ impl World {
             let mut wrote = self.client_commands(index)?;
             self.client_events(index)?;
             self.client_takes(index)?;
+            // What the application takes may be an event, too.
+            self.client_events(index)?;
             wrote |= self.client_writes(index)?;
             if !wrote {
                 break;
@@ -322,7 +326,7 @@ impl World {
         client.sent.acknowledged(client.machine.settled())
     }
 
-    /// Dials, last words and drops.
+    /// Connects, writes the last transmits and drops connections.
     fn client_commands(&mut self, index: usize) -> Result<bool, String> {
         let mut any = false;
         while let Some(command) = self.clients[index].machine.poll_command() {
@@ -335,7 +339,7 @@ impl World {
                     let key = key(id);
                     let server_id = ConnectionId(self.next_wire);
                     self.next_wire += 1;
-                    // The server's deadline begins when it accepts.
+                    // The server's deadline starts when it accepts.
                     let opening = CONNECT_TIMEOUT + OPENING_DEADLINE;
                     self.wires.insert(key, Wire::new(self.now, server_id, CONNECT_TIMEOUT, opening));
                     self.fly(key, true, Packet::Opened);
@@ -350,7 +354,7 @@ impl World {
         Ok(any)
     }
 
-    /// The stream, as far as the socket takes it.
+    /// Writes the stream, as far as the socket accepts it.
     fn client_writes(&mut self, index: usize) -> Result<bool, String> {
         let (now, mut any) = (self.now, false);
         let life = self.clients[index].life;
@@ -407,7 +411,7 @@ impl World {
         while self.clients[index].next_take <= now {
             let Some(incoming) = self.clients[index].machine.deliver(now) else { break };
             if let Incoming::Gap(_) = incoming {
-                // The event came before.
+                // The event was reported before.
                 continue;
             }
             let pause = self.handling();
@@ -415,7 +419,7 @@ impl World {
             client.next_take = now + pause;
             if let Incoming::Replaced { count } = incoming {
                 if std::mem::replace(&mut client.replaced, count) >= count {
-                    return Err(format!("client {index} is told of replacement {count} again"));
+                    return Err(format!("client {index} receives replacement {count} again"));
                 }
                 continue;
             }
@@ -423,14 +427,14 @@ impl World {
                 self.counts.dropped += count;
                 client.got.dropped(first, count)?;
                 if let (Some(session), last) = client.got.position() {
-                    self.server.sessions.0[session].heard(last);
+                    self.server.sessions.0[session].delivered(last);
                 }
                 continue;
             }
             let Incoming::Message(message) = incoming else { return Err(format!("{incoming:?}")) };
-            let letter = Letter::read(&message, 's', longest)?;
-            client.got.delivered(letter.whose, letter.number)?;
-            self.server.read_by(letter, index, client.life)?;
+            let payload = Payload::read(&message, 's', longest)?;
+            client.got.delivered(payload.owner, payload.number)?;
+            self.server.read_by(payload, index, client.life)?;
         }
         Ok(())
     }
@@ -462,8 +466,8 @@ impl World {
                     self.judge_client_verdict(index, evidence)?;
                 }
                 Event::Volatile(message) => {
-                    let letter = Letter::read(&message, 'S', self.plan.longest)?;
-                    client.volatile.delivered(letter.number)?;
+                    let payload = Payload::read(&message, 'S', self.plan.longest)?;
+                    client.volatile.delivered(payload.number)?;
                     self.counts.volatile += 1;
                 }
                 Event::Authenticated { accepted } => {
@@ -506,7 +510,7 @@ impl World {
 
     // ---- the end --------------------------------------------------------------------------------
 
-    /// Everyone ends in order, and nobody follows.
+    /// Every client ends in order, and no instance follows.
     pub(super) fn leave_all(&mut self) {
         let now = self.now;
         for client in &mut self.clients {
@@ -515,7 +519,7 @@ impl World {
         }
     }
 
-    /// The process is gone, and nobody is told anything. Returns what it had open.
+    /// The process is gone without notice. Returns its open connections.
     pub(super) fn crash(&mut self, index: usize, back_at: Instant) -> Vec<Key> {
         let client = &mut self.clients[index];
         (client.reborn_at, client.crashed) = (Some(back_at), true);
@@ -538,7 +542,7 @@ fn describe(command: &Command) -> String {
     }
 }
 
-/// Short enough for a trace.
+/// Returns a form that is short enough for a trace.
 pub(super) fn show(transmit: &Transmit) -> String {
     Packet::of(transmit).map_or_else(|| format!("{transmit:?}"), |packet| format!("{packet:?}"))
 }

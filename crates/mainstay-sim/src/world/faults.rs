@@ -1,4 +1,4 @@
-//! What goes wrong, and when it stops to.
+//! What goes wrong, and when it stops.
 
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,7 @@ impl World {
         }
     }
 
-    /// `false`: there is no connection to strike.
+    /// Returns `false` if there is no connection to affect.
     fn strike_wire(&mut self, fault: Fault, until: Instant) -> bool {
         let open: Vec<_> =
             self.wires.iter().filter(|(_, wire)| wire.client_open).map(|(key, _)| *key).collect();
@@ -155,12 +155,12 @@ impl World {
         true
     }
 
-    /// What was sent to a machine that slept comes again a little after it woke.
+    /// Bytes that were sent to a machine that slept arrive a little after it woke.
     fn retransmission(&mut self) -> Duration {
         Duration::from_millis(self.rng.random_range(0..900))
     }
 
-    /// With its process its sockets close; with its machine nobody is told.
+    /// The sockets of a process close with it; if its machine dies, no end is notified.
     pub(super) fn crash_client(&mut self, index: usize, silently: bool) {
         let back_at = self.now + Duration::from_millis(self.rng.random_range(0..10_000));
         for key in self.crash(index, back_at) {
@@ -180,7 +180,7 @@ impl World {
         let other = (index + 1) % self.clients.len().max(2);
         let (grade, words) = match self.rng.random_range(0..10) {
             0 => (Grade::Bad, format!("nobody {number}")),
-            // A key is one principal's name: who becomes somebody else before WELCOME has two sessions.
+            // A key belongs to one principal: a client that becomes another before WELCOME has two sessions.
             1 | 2 if self.clients[index].machine.is_attached() => {
                 (Grade::Foreign, format!("user {other} {number}"))
             }
@@ -189,7 +189,7 @@ impl World {
         self.clients[index].authenticate(now, grade, words);
     }
 
-    /// Any session that is open, while the server runs.
+    /// Picks any open session, while the server runs.
     fn some_open_session(&mut self) -> Option<usize> {
         let open = |hosted: &super::server::Hosted| {
             hosted.machine.as_ref().is_some_and(mainstay_proto::session::ServerSession::is_open)
@@ -200,7 +200,7 @@ impl World {
         (is_awake && !live.is_empty()).then(|| live[self.rng.random_range(0..live.len())])
     }
 
-    /// Everything that was handed over went on to what is lost.
+    /// Every delivered message was passed on to the backend that is lost.
     fn renew_a_session(&mut self) -> bool {
         let Some(session) = self.some_open_session() else { return false };
         let now = self.now;
@@ -241,6 +241,6 @@ impl World {
         (self.refuse_until, self.no_judge_until) = (self.now, self.now);
         let now = self.now;
         self.clients.iter_mut().for_each(|client| client.reads_again(now));
-        // What is black-holed stays so: a dead connection is not brought back, it is replaced.
+        // A black hole stays one: a dead connection is not revived, it is replaced.
     }
 }

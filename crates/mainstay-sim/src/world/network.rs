@@ -1,9 +1,10 @@
-//! Connections as the network has them: two lanes each, between a socket that takes bytes and one that has them.
+//! Connections as the network sees them: two lanes each, between a socket that accepts bytes and one that provides
+//! them.
 //!
-//! What a process writes waits in its memory (`unsent`) until its socket takes it, perhaps in pieces. From there
-//! it flies; each piece that arrives is life, the last one brings the packet. A socket takes no more than `socket`
-//! bytes that the other end has not read: so a reader that stops, a lane that stands still and a black hole all
-//! fill it, and the writer notices.
+//! What a process writes waits in its memory (`unsent`) until its socket accepts it, perhaps in pieces. From there it
+//! is in transit. Each piece that arrives is a sign of life, and the last one completes the packet. A socket accepts
+//! no more than `socket` bytes that the other end has not read: so a reader that stops, a lane that stands still and
+//! a black hole all fill it, and the writer notices.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,8 +14,8 @@ use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{ConnectionId, Control, Frame, Transmit};
 use mainstay_proto::ws::Kind;
 
-use crate::judge::Ear;
-use crate::letter::{self, show};
+use crate::judge::Observed;
+use crate::payload::{self, show};
 
 /// A connection of one life of one client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,53 +31,53 @@ pub(super) struct Wire {
     pub(super) up: Lane,
     pub(super) down: Lane,
     pub(super) client_open: bool,
-    pub(super) client: Ear,
-    /// The client dialled it and waits for WELCOME until then.
+    pub(super) client: Observed,
+    /// The client opened it and waits for WELCOME until then.
     pub(super) opening: Option<Instant>,
-    /// The client wrote HELLO on it and has no answer yet.
+    /// The client wrote HELLO on it and has no answer.
     pub(super) asks: bool,
     pub(super) server: ServerEnd,
-    pub(super) server_ear: Ear,
+    pub(super) server_observed: Observed,
 }
 
-/// What a connection is to the server.
+/// The state of a connection on the server.
 pub(super) enum ServerEnd {
-    /// HELLO is awaited until then.
+    /// The server waits for HELLO until then.
     Opening(Instant),
-    /// The credentials in HELLO are being judged: the verdict comes at the first moment, and must at the second.
+    /// The credentials in HELLO are being judged: the verdict comes at the first time, and must come by the second.
     Judging {
         hello: Box<Hello>,
         at: Instant,
         until: Instant,
     },
     Bound(usize),
-    /// Another connection has the session. What still comes is given to the machine, which must not care.
+    /// Another connection has the session. What still arrives is given to the machine, which must ignore it.
     Fenced(usize),
     Closed,
 }
 
 #[derive(Default)]
 pub(super) struct Lane {
-    /// Written, and not yet taken by the socket. Of the first it took so many bytes.
+    /// Packets that are written, and not yet accepted by the socket, and how many bytes of the first it accepted.
     pub(super) unsent: VecDeque<Packet>,
     taken: usize,
-    /// The socket took something since the writer was told.
+    /// The socket accepted bytes since the writer was last notified.
     progress: bool,
-    /// The last RFC Ping that is to be answered behind what is unsent.
+    /// The last RFC Ping that must be answered behind the unsent packets.
     pub(super) pong: Option<u64>,
     flying: VecDeque<Flying>,
     flying_bytes: usize,
-    /// Nothing that is written arrives; the socket is full after so many bytes.
+    /// Nothing that is written arrives; the socket is full after this many bytes.
     pub(super) hole: Option<usize>,
     pub(super) stalled_until: Option<Instant>,
     pub(super) jammed_until: Option<Instant>,
-    /// The socket takes a few bytes at a time.
+    /// The socket accepts a few bytes at a time.
     pub(super) trickles_until: Option<Instant>,
-    /// When the network last did not carry as it should.
+    /// When the network last did not carry bytes as it should.
     trouble: Option<Instant>,
 }
 
-/// What a turn of writing came to.
+/// The outcome of a turn of writing.
 pub(super) enum Written {
     All,
     Some,
@@ -89,11 +90,11 @@ struct Flying {
     packet: Option<Packet>,
 }
 
-/// At a time, while it trickles.
+/// How many bytes at a time, while it trickles.
 const TRICKLE: usize = 60;
 
 impl Lane {
-    /// What its socket would take now.
+    /// Returns how many bytes its socket would accept now.
     fn room(&self, now: Instant, socket: usize) -> usize {
         if self.jammed_until.is_some_and(|until| until > now) {
             return 0;
@@ -103,7 +104,8 @@ impl Lane {
         most.saturating_sub(self.flying_bytes + self.hole.unwrap_or(0))
     }
 
-    /// The socket takes what it can of what waits; it arrives at `at`. Returns what left as a whole.
+    /// The socket accepts what it can of the waiting bytes; they arrive at `at`. Returns the packets that left
+    /// completely.
     pub(super) fn drain(&mut self, now: Instant, at: Instant, socket: usize) -> (bool, Vec<Packet>) {
         let (mut progress, mut left) = (false, Vec::new());
         while let Some(first) = self.unsent.front() {
@@ -131,7 +133,7 @@ impl Lane {
         [self.jammed_until, self.trickles_until].into_iter().flatten().any(|until| until >= now)
     }
 
-    /// What a writer learns at the end of its turn.
+    /// Returns what a writer learns at the end of its turn.
     pub(super) fn outcome(&mut self) -> Written {
         match (self.unsent.is_empty(), std::mem::take(&mut self.progress)) {
             (true, _) => Written::All,
@@ -140,7 +142,7 @@ impl Lane {
         }
     }
 
-    /// Puts something behind everything that flies already.
+    /// Puts a packet behind all that are in transit.
     pub(super) fn fly(&mut self, at: Instant, bytes: usize, packet: Option<Packet>) {
         if let Some(swallowed) = &mut self.hole {
             *swallowed += bytes;
@@ -156,13 +158,13 @@ impl Lane {
         self.flying.front().map(|flying| flying.at)
     }
 
-    /// When the socket may take more though nothing arrives.
+    /// Returns when the socket may accept more although nothing arrives.
     pub(super) fn next_room(&self, now: Instant) -> Option<Instant> {
         let until = [self.jammed_until, self.trickles_until];
         until.into_iter().flatten().filter(|at| *at > now && !self.unsent.is_empty()).min()
     }
 
-    /// What has arrived: `Some(None)` is bytes of a packet that is not complete.
+    /// Returns what has arrived: `Some(None)` is bytes of an incomplete packet.
     pub(super) fn arrive(&mut self, now: Instant) -> Option<Option<Packet>> {
         self.flying.front().filter(|flying| flying.at <= now)?;
         let Flying { bytes, packet, .. } = self.flying.pop_front()?;
@@ -174,20 +176,20 @@ impl Lane {
         self.unsent.is_empty() && self.flying.is_empty()
     }
 
-    /// What is under way is lost.
+    /// Everything in transit is lost.
     pub(super) fn drop_flying(&mut self) {
         self.flying.clear();
         self.flying_bytes = 0;
     }
 
-    /// Nothing arrives any more.
+    /// From now on nothing arrives.
     pub(super) fn swallow(&mut self) {
         let swallowed = self.flying_bytes;
         self.drop_flying();
         self.hole.get_or_insert(swallowed);
     }
 
-    /// Nothing arrives before `until`, whatever is under way.
+    /// Nothing arrives before `until`, whatever is in transit.
     pub(super) fn hold(&mut self, until: Instant) {
         self.stalled_until = Some(self.stalled_until.map_or(until, |at| at.max(until)));
         self.flying.iter_mut().for_each(|flying| flying.at = flying.at.max(until));
@@ -197,7 +199,7 @@ impl Lane {
         self.trouble = Some(self.trouble.map_or(until, |at| at.max(until)));
     }
 
-    /// Whether it has not carried as it should at some time since.
+    /// Whether it did not carry bytes as it should at some time since `since`.
     pub(super) fn had_trouble(&self, since: Instant) -> bool {
         self.hole.is_some() || self.trouble.is_some_and(|at| at >= since)
     }
@@ -210,11 +212,11 @@ impl Wire {
             up: Lane::default(),
             down: Lane::default(),
             client_open: true,
-            client: Ear::new(now),
+            client: Observed::new(now),
             opening: Some(now + connect),
             asks: false,
             server: ServerEnd::Opening(now + opening),
-            server_ear: Ear::new(now),
+            server_observed: Observed::new(now),
         }
     }
 
@@ -222,9 +224,9 @@ impl Wire {
         if up { &mut self.up } else { &mut self.down }
     }
 
-    /// The ear at the end that writes this lane.
-    pub(super) fn writer(&mut self, up: bool) -> &mut Ear {
-        if up { &mut self.client } else { &mut self.server_ear }
+    /// Returns the observations of the end that writes this lane.
+    pub(super) fn writer(&mut self, up: bool) -> &mut Observed {
+        if up { &mut self.client } else { &mut self.server_observed }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -244,7 +246,7 @@ pub(super) enum Packet {
 }
 
 impl Packet {
-    /// `None`: nothing that travels as such.
+    /// Returns `None` for what does not travel as a packet.
     pub(super) fn of(transmit: &Transmit) -> Option<Self> {
         if let Some((kind, head, body)) = transmit.as_message() {
             return Some(Self::Message(kind, [head, body.as_ref()].concat().into()));
@@ -257,7 +259,7 @@ impl Packet {
         }
     }
 
-    /// On the wire, headers left out; never 0, so that everything needs room.
+    /// Returns the size on the wire, without headers; never 0, so that every packet needs room.
     fn len(&self) -> usize {
         match self {
             Self::Message(_, payload) => payload.len().max(1),
@@ -267,11 +269,11 @@ impl Packet {
         }
     }
 
-    /// The control message in it, if it is one of these types.
+    /// Returns the control message in it, if it is one of these types.
     pub(super) fn control(&self, types: &[u8]) -> Option<Control> {
         let Self::Message(Kind::Binary, payload) = self else { return None };
         payload.first().filter(|kind| types.contains(kind))?;
-        match letter::frame(Kind::Binary, payload.clone()) {
+        match payload::frame(Kind::Binary, payload.clone()) {
             Ok(Frame::Control(control)) => Some(control),
             _ => None,
         }

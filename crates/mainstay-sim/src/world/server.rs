@@ -16,9 +16,9 @@ use rand::RngExt;
 use super::client::show;
 use super::network::{Key, Packet, ServerEnd, Written};
 use super::{OPENING_DEADLINE, Process, World};
-use crate::judge::{self, Ear};
-use crate::letter::Letter;
+use crate::judge::{self, Observed};
 use crate::oracle::Volatile;
+use crate::payload::Payload;
 use crate::plan::Plan;
 
 pub(super) struct Server {
@@ -30,7 +30,7 @@ pub(super) struct Server {
     /// Messages outside the stream, of all sessions.
     volatile_sent: u64,
     pub(super) process: Process,
-    /// AUTH that is being judged: when the verdict comes, of which session and connection, on what.
+    /// AUTHs that are being judged: when the verdict comes, for which session and connection, and the credentials.
     auths: Vec<(Instant, usize, ConnectionId, Bytes)>,
 }
 
@@ -40,16 +40,16 @@ pub(super) struct Hosted {
     pub(super) machine: Option<ServerSession>,
     /// The number of the last message that the application sent.
     pub(super) sent: u64,
-    /// The highest of them that the client's application got.
-    heard: u64,
-    /// Which client's it is, and of which instance.
+    /// The highest of them that the client's application received.
+    delivered: u64,
+    /// The client that owns it, and the instance.
     owner: (usize, u64),
     principal: Vec<u8>,
-    /// The newest epoch in which something was written, and the connection.
+    /// The newest epoch in which bytes were written, and the connection.
     writer: Option<(u64, ConnectionId)>,
-    /// When its application takes its next message.
+    /// When its application receives its next message.
     next_take: Option<Instant>,
-    /// When it confirms what it took.
+    /// When it acknowledges what it received.
     confirms_at: Option<Instant>,
     volatile: Volatile,
 }
@@ -59,9 +59,9 @@ impl Hosted {
         self.owner
     }
 
-    /// The client's application got everything up to here, or was told that it was dropped.
-    pub(super) fn heard(&mut self, number: u64) {
-        self.heard = self.heard.max(number);
+    /// The client's application received everything up to this number, or a gap in its place.
+    pub(super) fn delivered(&mut self, number: u64) {
+        self.delivered = self.delivered.max(number);
     }
 }
 
@@ -115,13 +115,13 @@ impl Server {
         self.sessions.0.iter().filter(|session| session.machine.is_some()).count()
     }
 
-    /// The client's application got a message of a session.
-    pub(super) fn read_by(&mut self, letter: Letter, client: usize, life: u64) -> Result<(), String> {
-        let session = self.sessions.0.get_mut(letter.whose).ok_or("a message of no session")?;
+    /// The client's application received a message of a session.
+    pub(super) fn read_by(&mut self, payload: Payload, client: usize, life: u64) -> Result<(), String> {
+        let session = self.sessions.0.get_mut(payload.owner).ok_or("a message of no session")?;
         if session.owner != (client, life) {
-            return Err(format!("client {client} got {letter:?}, which is for {:?}", session.owner));
+            return Err(format!("client {client} got {payload:?}, which is for {:?}", session.owner));
         }
-        session.heard(letter.number);
+        session.delivered(payload.number);
         Ok(())
     }
 
@@ -133,7 +133,7 @@ impl Server {
     }
 }
 
-/// Who these credentials prove that the client is.
+/// Returns the principal that these credentials prove.
 fn principal(credentials: Option<&Bytes>) -> Option<Vec<u8>> {
     let words = std::str::from_utf8(credentials?).ok()?;
     let mut words = words.split(' ');
@@ -186,12 +186,12 @@ impl World {
         let session = count - 1 - self.rng.random_range(0..count.min(self.plan.clients * 2));
         let Some(hosted) = self.server.sessions.0.get_mut(session) else { return };
         let Some(machine) = &mut hosted.machine else { return };
-        let letter = |from, number| Letter { from, whose: session, number }.write(longest);
+        let payload = |from, number| Payload { from, owner: session, number }.write(longest);
         if self.plan.volatile && self.rng.random_bool(0.3) {
             self.server.volatile_sent += 1;
-            machine.send_volatile(letter('S', self.server.volatile_sent));
+            machine.send_volatile(payload('S', self.server.volatile_sent));
         }
-        if machine.send(letter('s', hosted.sent + 1)).is_ok() {
+        if machine.send(payload('s', hosted.sent + 1)).is_ok() {
             hosted.sent += 1;
             self.counts.messages += 1;
         } else {
@@ -212,7 +212,7 @@ impl World {
         while verdict.is_none() {
             let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
             match machine.handle_timeout(now) {
-                // What was readable was delivered before this turn.
+                // Everything readable was delivered before this turn.
                 Some(Action::Drain) => drop(self.session_writes(session)?),
                 Some(action @ (Action::NotListening | Action::Dead(_))) => verdict = Some(action),
                 Some(Action::Probe { .. }) => {}
@@ -224,7 +224,7 @@ impl World {
         if let Some(Action::Dead(evidence)) = verdict {
             self.judge_server_verdict(session, connection, evidence)?;
         }
-        // A driver drops the transport at once: an order to do so would wait behind a full socket.
+        // A driver drops the transport at once: a queued command would wait behind a full socket.
         if aborts || verdict == Some(Action::NotListening) {
             self.drop_wire(session, connection);
         }
@@ -244,16 +244,16 @@ impl World {
             return Err("a verdict on a connection that is over".into());
         };
         let judge = judge::Server { interval: self.server.config.heartbeat.interval(), rtt };
-        if let Some(wrong) = judge.too_early(self.now, &wire.server_ear, evidence) {
+        if let Some(wrong) = judge.too_early(self.now, &wire.server_observed, evidence) {
             return Err(format!(
                 "verdict {evidence:?} too early: {wrong}; {}",
-                wire.server_ear.describe(self.now)
+                wire.server_observed.describe(self.now)
             ));
         }
         let since = self.now - judge.patience(evidence) - self.plan.round_trip();
         let peer = self.clients.get(key.client).map(|client| client.process);
         let own = &self.server.process;
-        if peer.is_some_and(|peer| !Self::is_excused(wire, &wire.server_ear, [own, &peer], since)) {
+        if peer.is_some_and(|peer| !Self::is_excused(wire, &wire.server_observed, [own, &peer], since)) {
             return Err(format!("false verdict {evidence:?} on a connection without a fault"));
         }
         Ok(())
@@ -276,21 +276,21 @@ impl World {
     pub(super) fn arrive_at_server(&mut self, key: Key, arrived: Option<Packet>) -> Result<(), String> {
         let now = self.now;
         let Some(wire) = self.wires.get_mut(&key) else { return Ok(()) };
-        wire.server_ear.heard(now);
+        wire.server_observed.read_bytes(now);
         let (id, session) = match wire.server {
             ServerEnd::Closed | ServerEnd::Judging { .. } => return Ok(()),
             ServerEnd::Opening(_) => return self.arrive_at_opening(key, arrived),
             ServerEnd::Bound(session) | ServerEnd::Fenced(session) => (wire.server_id, session),
         };
         if let Some(Control::Pong(beat)) = arrived.as_ref().and_then(|packet| packet.control(&[5])) {
-            wire.server_ear.answered(beat.nonce);
+            wire.server_observed.answered(beat.nonce);
         }
         self.note(|| format!("session {session} conn {} <- {arrived:?}", id.0));
         let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
         match arrived {
             Some(Packet::Message(kind, payload)) => {
                 let outcome =
-                    crate::letter::frame(kind, payload).and_then(|f| machine.handle_frame(now, id, f));
+                    crate::payload::frame(kind, payload).and_then(|f| machine.handle_frame(now, id, f));
                 if let Err(error) = outcome {
                     return Err(format!("server says client {} broke the protocol: {error}", key.client));
                 }
@@ -313,7 +313,7 @@ impl World {
         let Some(packet) = arrived else { return Ok(()) };
         self.note(|| format!("server client {} conn {} <- {packet:?}", key.client, key.connection.0));
         match packet {
-            // The opening handshake: answered unless the listener is closed.
+            // The opening handshake is answered unless the listener is closed.
             Packet::Opened if now < self.refuse_until => {
                 self.set_server_end(key, ServerEnd::Closed);
                 self.reset(key, false);
@@ -322,7 +322,7 @@ impl World {
                 self.set_server_end(key, ServerEnd::Opening(now + OPENING_DEADLINE));
                 self.write(key, false, Packet::Opened);
             }
-            Packet::Message(kind, payload) => match crate::letter::frame(kind, payload) {
+            Packet::Message(kind, payload) => match crate::payload::frame(kind, payload) {
                 Ok(Frame::Control(Control::Hello(hello))) => self.begin_hello(key, hello),
                 other => return Err(format!("server expected HELLO, got {other:?}")),
             },
@@ -343,13 +343,13 @@ impl World {
         self.set_server_end(key, ServerEnd::Judging { hello, at, until });
     }
 
-    /// How long a verdict on credentials takes.
+    /// Returns how long a verdict on credentials takes.
     fn judging(&mut self) -> Duration {
         let longest = self.plan.judged_within.unwrap_or_default();
         longest.mul_f64(self.rng.random_range(0.0..1.0))
     }
 
-    /// Verdicts that are due, and openings that took too long.
+    /// Handles verdicts that are due, and openings that took too long.
     pub(super) fn judge_hellos(&mut self) -> Result<(), String> {
         let keys: Vec<_> = self.wires.keys().copied().collect();
         for key in keys {
@@ -435,7 +435,7 @@ impl World {
         }
         self.set_server_end(key, ServerEnd::Bound(session));
         if let Some(wire) = self.wires.get_mut(&key) {
-            wire.server_ear = Ear::new(self.now);
+            wire.server_observed = Observed::new(self.now);
         }
         Ok(())
     }
@@ -491,11 +491,11 @@ impl World {
             let hosted = &mut self.server.sessions.0[session];
             let Some(machine) = &mut hosted.machine else { return Ok(()) };
             while let Some(message) = machine.deliver_volatile() {
-                let letter = Letter::read(&message, 'C', longest)?;
-                if letter.whose != hosted.owner.0 {
-                    return Err(format!("{letter:?} in a session of client {}", hosted.owner.0));
+                let payload = Payload::read(&message, 'C', longest)?;
+                if payload.owner != hosted.owner.0 {
+                    return Err(format!("{payload:?} in a session of client {}", hosted.owner.0));
                 }
-                hosted.volatile.delivered(letter.number)?;
+                hosted.volatile.delivered(payload.number)?;
                 self.counts.volatile += 1;
             }
             if hosted.next_take.is_some_and(|at| at > now) {
@@ -506,15 +506,16 @@ impl World {
             if self.plan.manual {
                 hosted.confirms_at.get_or_insert(now + pause + Duration::from_millis(700));
             }
-            let letter = Letter::from_delivery(&delivery, 'c', longest)?;
-            if letter.whose != hosted.owner.0 {
-                return Err(format!("{letter:?} in a session of client {}", hosted.owner.0));
+            let payload = Payload::from_delivery(&delivery, 'c', longest)?;
+            if payload.owner != hosted.owner.0 {
+                return Err(format!("{payload:?} in a session of client {}", hosted.owner.0));
             }
-            self.clients[letter.whose].sent.delivered(session, letter.number)?;
+            self.clients[payload.owner].sent.delivered(session, payload.number)?;
         }
     }
 
-    /// The stream, as far as the socket takes it. `true`: something was written, so there may be more.
+    /// Writes the stream, as far as the socket accepts it. Returns `true` if bytes were written, so there may be
+    /// more.
     fn session_writes(&mut self, session: usize) -> Result<bool, String> {
         let (now, mut any) = (self.now, false);
         loop {
@@ -547,15 +548,15 @@ impl World {
         }
     }
 
-    /// What the client acknowledged, its application got. (Of a session that begins with a gap the application
-    /// cannot say which one it is.)
+    /// Checks that the client's application received what the client acknowledged. (The application cannot tell to
+    /// which session an initial gap belongs.)
     fn check_acknowledged(&self, session: usize) -> Result<(), String> {
         let hosted = &self.server.sessions.0[session];
         let acknowledged = hosted.machine.as_ref().map_or(0, ServerSession::acknowledged);
-        let known = hosted.heard > 0 || self.plan.drops_above.is_none();
-        if acknowledged > hosted.heard && known {
-            let heard = hosted.heard;
-            return Err(format!("{acknowledged} acknowledged, {heard} handed over, session {session}"));
+        let known = hosted.delivered > 0 || self.plan.drops_above.is_none();
+        if acknowledged > hosted.delivered && known {
+            let delivered = hosted.delivered;
+            return Err(format!("{acknowledged} acknowledged, {delivered} handed over, session {session}"));
         }
         Ok(())
     }

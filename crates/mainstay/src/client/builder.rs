@@ -27,9 +27,7 @@ use super::{BoxError, ClientHandle, ConnectError, Sessions, UrlError};
 use crate::Budget;
 use crate::clock::now;
 use crate::link::Plain;
-
-/// The subprotocol of `mainstay.v1`.
-pub(super) const SUBPROTOCOL: &str = "mainstay.v1";
+use crate::subprotocol;
 
 /// The request of one attempt. The function of [`Builder::request`] makes one before each attempt.
 ///
@@ -404,6 +402,13 @@ impl<P> Builder<P> {
     /// follows after the backoff: for a proxy that answers 404 while the server behind it is replaced, or for a 401 where
     /// [`request`](Self::request) makes a fresh token each time. Default: every status ends it but 408, 425, 426, 429 and
     /// 5xx; 501 and 505 end it.
+    ///
+    /// ```no_run
+    /// # fn run() -> Result<(), mainstay::client::UrlError> {
+    /// let client = mainstay::Client::builder("wss://chat.example/")?.give_up(|status| status == 403).connect();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn give_up(mut self, ends: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
         self.target.give_up = Some(Arc::new(ends));
         self
@@ -504,10 +509,7 @@ impl Target {
         let mut headers = self.headers.clone();
         headers.extend(request.headers);
         let names = request.subprotocols.as_ref().unwrap_or(&self.subprotocols);
-        let ours = self.resumable.then(|| match names.as_slice() {
-            [] => vec![SUBPROTOCOL.to_owned()],
-            names => names.iter().map(|name| format!("{SUBPROTOCOL}+{name}")).collect(),
-        });
+        let ours = self.resumable.then(|| subprotocol::session_names(names));
         let subprotocols = ours.into_iter().flatten().chain(names.iter().cloned()).collect();
         let own = request.url.unwrap_or_else(|| self.url.clone());
         let named = endpoint.and_then(|endpoint| {

@@ -20,7 +20,7 @@ use crate::SendError;
 use crate::budget::{Budget, Change, Charge, Holder};
 use crate::clock::now;
 use crate::receipt::{Outcome, Receipt, Settle};
-
+use crate::waiters::register;
 use crate::worker::{self, Signal};
 
 /// An event that reports a place between two messages should be taken before `recv` returns the message behind that place.
@@ -267,7 +267,7 @@ impl Inner {
 
     /// Registers a task that is woken when anything happened.
     pub(super) fn wait(&mut self, waker: &Waker) {
-        add(&mut self.waiting, waker);
+        register(&mut self.waiting, waker);
     }
 
     /// Accepts a message and returns its number.
@@ -350,7 +350,7 @@ impl Inner {
     }
 
     fn wait_for_room(&mut self, waker: &Waker) {
-        add(&mut self.senders, waker);
+        register(&mut self.senders, waker);
     }
 
     /// Whether the client has ended and has written its last bytes.
@@ -423,13 +423,6 @@ impl Inner {
     pub(super) fn wake_application(&mut self) {
         let many = self.waiting.drain(..).chain(self.senders.drain(..));
         self.receiver.take().into_iter().chain(many).for_each(Waker::wake);
-    }
-}
-
-/// Adds a task to those that wait, unless it waits already.
-fn add(waiting: &mut Vec<Waker>, waker: &Waker) {
-    if !waiting.iter().any(|listed| listed.will_wake(waker)) {
-        waiting.push(waker.clone());
     }
 }
 

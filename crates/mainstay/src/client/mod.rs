@@ -132,6 +132,18 @@ impl ClientHandle<Sessions> {
     ///
     /// # Cancel safety
     /// Safe: the credentials are presented all the same, only the wait ends.
+    ///
+    /// ```no_run
+    /// use mainstay::client::AuthenticateError;
+    ///
+    /// # async fn run(client: mainstay::Client, fresh_token: String) {
+    /// match client.authenticate(fresh_token).await {
+    ///     Ok(()) => println!("the session continues with the new token"),
+    ///     Err(AuthenticateError::Refused) => println!("log in again"),
+    ///     Err(error) => println!("{error}"),
+    /// }
+    /// # }
+    /// ```
     pub async fn authenticate(&self, credentials: impl Into<Bytes>) -> Result<(), AuthenticateError> {
         let verdict = self.core.change(|inner| inner.authenticate(credentials.into()))?;
         verdict.await.unwrap_or(Err(AuthenticateError::Replaced))

@@ -16,6 +16,18 @@ const MAX_BODY: usize = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_secs(2);
 
 /// The HTTP response by which a server declined to open a WebSocket.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), mainstay::client::UrlError> {
+/// let connected = mainstay::Client::builder("wss://chat.example/")?.connect_once().await;
+/// if let Err(error) = connected
+///     && let Some(rejection) = error.rejection()
+/// {
+///     println!("{}: {}", rejection.status, String::from_utf8_lossy(&rejection.body));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Rejection {

@@ -12,6 +12,15 @@ use crate::transport::{Stream, Transport};
 
 /// A byte stream to a server, as a [`Connector`](super::Connector) opens one: TCP, a Unix socket, TLS over either, or any
 /// other stream.
+///
+/// ```
+/// use mainstay::client::ServerStream;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let (ours, theirs) = tokio::io::duplex(1024);
+/// let stream = ServerStream::other(ours);
+/// # }
+/// ```
 pub struct ServerStream(Kind);
 
 enum Kind {

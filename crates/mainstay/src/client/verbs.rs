@@ -121,6 +121,19 @@ macro_rules! shared_verbs {
             ///
             /// # Cancel safety
             /// Safe.
+            ///
+            /// ```no_run
+            /// use mainstay::client::{EndCause, ReasonCode};
+            ///
+            /// # async fn run(client: mainstay::Client) {
+            /// let end = client.ended().await;
+            /// match (end.cause, end.code) {
+            ///     (EndCause::Refused, Some(ReasonCode::Http(status))) => println!("refused with {status}"),
+            ///     (EndCause::Peer, Some(ReasonCode::Close(code))) => println!("closed with {code}: {end}"),
+            ///     _ => println!("{end}"),
+            /// }
+            /// # }
+            /// ```
             pub fn ended(&self) -> impl Future<Output = $crate::client::End> + Send + '_ {
                 $crate::client::verbs::ended(&self.core)
             }

@@ -16,6 +16,7 @@ use super::peer::Peer;
 use crate::budget::{Change, Charge};
 use crate::driver::Wire;
 use crate::receipt::{Outcome, Receipt, Settle};
+use crate::waiters::register;
 
 /// See the module.
 pub(crate) struct Inner {
@@ -218,12 +219,5 @@ impl Inner {
         if let Some(waiting) = self.waiting.take() {
             waiting.watchers.into_iter().chain(waiting.senders).for_each(Waker::wake);
         }
-    }
-}
-
-/// A future that is polled again without having been woken must not be listed twice.
-fn register(wakers: &mut Vec<Waker>, waker: &Waker) {
-    if !wakers.iter().any(|listed| listed.will_wake(waker)) {
-        wakers.push(waker.clone());
     }
 }

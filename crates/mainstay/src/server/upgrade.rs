@@ -26,9 +26,7 @@ use super::peer::PeerInfo;
 use super::session::Session;
 use super::spelling;
 use super::stats::Counters;
-
-/// The subprotocol of `mainstay.v1`; `mainstay.v1+name` carries an application's own name.
-pub(crate) const SUBPROTOCOL: &str = "mainstay.v1";
+use crate::subprotocol;
 
 /// Extracts an upgrade request. Answers any other request with the status and one line that states the reason.
 ///
@@ -126,7 +124,7 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
             Counters::add(&stats.refused_draining, 1);
             return Err(UpgradeRejection::Draining);
         }
-        let may_resume = request.protocols().any(is_ours);
+        let may_resume = request.protocols().any(subprotocol::is_session);
         if !may_resume && !server.shared.config.budget.level().admits() {
             Counters::add(&stats.refused_memory, 1);
             return Err(UpgradeRejection::NoMemory);
@@ -287,7 +285,7 @@ impl SessionUpgrade {
     /// Whether the client will speak `mainstay.v1` once this is accepted.
     #[must_use]
     pub fn is_resumable(&self) -> bool {
-        self.choose().as_deref().is_some_and(is_ours)
+        self.choose().as_deref().is_some_and(subprotocol::is_session)
     }
 
     /// Accepts the request. `handler` runs once for each session, not for each connection: it goes on while the client is
@@ -302,8 +300,8 @@ impl SessionUpgrade {
         let shared = &self.server.shared;
         let deflate = shared.config.deflate.then(DeflateParams::default);
         let (handshake, agreed) = self.request.response(chosen.as_deref(), deflate);
-        self.info.resumable = chosen.as_deref().is_some_and(is_ours);
-        self.info.subprotocol = chosen.and_then(|name| application_name(&name).map(Box::from));
+        self.info.resumable = chosen.as_deref().is_some_and(subprotocol::is_session);
+        self.info.subprotocol = chosen.and_then(|name| subprotocol::application(&name).map(Box::from));
         self.options.deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
         let Self { on_upgrade, permit, head_duration, info, options, .. } = self;
@@ -327,8 +325,9 @@ impl SessionUpgrade {
             None => self.requested_subprotocols().collect(),
         };
         let list: Vec<&str> = self.request.protocols().collect();
-        let with_name = |ours: &&&str| application_name(ours).is_none_or(|name| wanted.contains(&name));
-        let ours = list.iter().filter(|name| is_ours(name)).find(with_name);
+        let with_name =
+            |ours: &&&str| subprotocol::application(ours).is_none_or(|name| wanted.contains(&name));
+        let ours = list.iter().filter(|name| subprotocol::is_session(name)).find(with_name);
         ours.or_else(|| wanted.iter().find(|name| list.contains(name))).map(|name| (*name).to_owned())
     }
 }
@@ -344,19 +343,8 @@ fn with_handshake(mut fields: HeaderMap, handshake: HeaderMap) -> HeaderMap {
     fields
 }
 
-fn is_ours(name: &str) -> bool {
-    name.strip_prefix(SUBPROTOCOL).is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
-}
-
-fn application_name(name: &str) -> Option<&str> {
-    if !is_ours(name) {
-        return Some(name);
-    }
-    name.strip_prefix(SUBPROTOCOL)?.strip_prefix('+')
-}
-
 fn requested(request: &Accept) -> impl Iterator<Item = &str> {
-    request.protocols().filter_map(application_name)
+    request.protocols().filter_map(subprotocol::application)
 }
 
 impl IntoResponse for UpgradeRejection {

@@ -1,4 +1,4 @@
-//! How a client ends, and that none goes on as if nothing had happened: whatever an application gave it may panic.
+//! How a client ends. Code of the application that panics ends an attempt or the client, and is always reported.
 
 use std::error::Error;
 use std::io;
@@ -25,7 +25,7 @@ async fn attached<P>(client: &ClientHandle<P>) {
     while !matches!(client.event().await.unwrap(), Event::Attached { .. }) {}
 }
 
-/// A stream that is fine for so many reads, and panics at the next.
+/// A stream that works for a number of reads, and panics at the next.
 struct Rotten {
     stream: TcpStream,
     reads: usize,
@@ -58,14 +58,14 @@ impl AsyncWrite for Rotten {
     }
 }
 
-/// Opens streams to this address that panic after so many reads.
-fn rotten(address: SocketAddr, reads: usize) -> Connector {
+/// Opens streams to this address that panic after a number of reads.
+fn panicking(address: SocketAddr, reads: usize) -> Connector {
     Connector::default()
         .open_with(move |_| async move { Ok(Rotten { stream: TcpStream::connect(address).await?, reads }) })
 }
 
 #[tokio::test]
-async fn what_an_application_gave_may_panic_and_that_is_an_attempt_that_failed() {
+async fn a_panic_in_code_of_the_application_is_an_attempt_that_failed() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let url = format!("ws://{address}/echo");
     let link = || Link::builder(&url).unwrap().backoff(quick());
@@ -75,7 +75,7 @@ async fn what_an_application_gave_may_panic_and_that_is_an_attempt_that_failed()
     });
     let policy = Link::builder(&format!("ws://{address}/nothing")).unwrap().give_up(|_| panic!("on purpose"));
     for builder in
-        [greeting, link().connector(opener), link().connector(rotten(address, 0)), policy.backoff(quick())]
+        [greeting, link().connector(opener), link().connector(panicking(address, 0)), policy.backoff(quick())]
     {
         let link = builder.connect();
         let tracked = link.send_tracked("x").await.unwrap();
@@ -91,10 +91,10 @@ async fn what_an_application_gave_may_panic_and_that_is_an_attempt_that_failed()
 }
 
 #[tokio::test]
-async fn a_stream_that_panics_once_it_is_in_use_ends_the_client_with_a_reason() {
+async fn a_stream_that_panics_while_it_is_in_use_ends_the_client_with_a_reason() {
     let (address, _mainstay) = echo_server(Config::default()).await;
-    // The handshake takes one.
-    let connector = rotten(address, 1);
+    // The handshake needs one.
+    let connector = panicking(address, 1);
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connector(connector).connect();
     let tracked = client.send_tracked("x").await.unwrap();
     assert_eq!(client.recv().await, None);
@@ -108,7 +108,7 @@ async fn a_stream_that_panics_once_it_is_in_use_ends_the_client_with_a_reason() 
 }
 
 #[test]
-fn a_client_whose_runtime_is_gone_says_so_and_gives_back_what_was_not_delivered() {
+fn a_client_whose_runtime_is_gone_ends_and_returns_undelivered_messages() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let client = runtime.block_on(async {
         let client = Client::builder("ws://127.0.0.1:1/").unwrap().connect();
@@ -124,7 +124,7 @@ fn a_client_whose_runtime_is_gone_says_so_and_gives_back_what_was_not_delivered(
 }
 
 #[tokio::test]
-async fn the_end_of_a_client_has_its_kind_and_the_attempt_that_failed_as_its_source() {
+async fn the_end_of_a_client_has_its_cause_and_the_error_of_the_last_attempt_as_its_source() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let client = Client::builder(&format!("ws://{address}/nothing")).unwrap().connect();
     while client.event().await.is_some() {}
@@ -141,7 +141,7 @@ async fn the_end_of_a_client_has_its_kind_and_the_attempt_that_failed_as_its_sou
 }
 
 #[tokio::test]
-async fn an_abort_ends_a_client_now_and_the_server_hears_the_code() {
+async fn an_abort_ends_a_client_at_once_and_the_server_receives_the_code() {
     let (seen, mut ends) = tokio::sync::mpsc::unbounded_channel();
     let (address, mainstay) = handled(Server::default(), move |mut session: Session| {
         let seen = seen.clone();
@@ -158,7 +158,7 @@ async fn an_abort_ends_a_client_now_and_the_server_hears_the_code() {
     SinkExt::flush(&mut client).await.unwrap();
     client.sender().abort(code(4000), "kicked");
     assert_eq!(client.state(), State::Ended);
-    assert_eq!(tracked.await, Outcome::Unknown, "nobody waits for the answer");
+    assert_eq!(tracked.await, Outcome::Unknown, "an abort waits for no acknowledgement");
     assert_eq!(client.end().unwrap().cause, EndCause::Aborted);
     until("no session is left", || mainstay.stats().sessions == 0).await;
     let close = ends.recv().await.unwrap().unwrap();
@@ -166,7 +166,7 @@ async fn an_abort_ends_a_client_now_and_the_server_hears_the_code() {
 }
 
 #[tokio::test]
-async fn nothing_is_handed_over_after_close_and_a_sender_closes_as_well() {
+async fn a_client_delivers_nothing_after_close_and_its_senders_can_close_it() {
     let (address, _mainstay) = handled(Server::default(), |session: Session| async move {
         while session.send("again and again").await.is_ok() {}
     })
@@ -191,7 +191,7 @@ async fn nothing_is_handed_over_after_close_and_a_sender_closes_as_well() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_waits_is_woken_by_a_close_and_by_an_abort() {
+async fn a_close_and_an_abort_wake_a_receiver_that_waits() {
     let (_silent, url) = crate::support::silence().await;
     for aborts in [false, true] {
         let mut link = Link::builder(&url).unwrap().connect();
@@ -216,7 +216,7 @@ async fn a_receiver_that_waits_is_woken_by_a_close_and_by_an_abort() {
 }
 
 #[tokio::test]
-async fn a_session_that_was_lost_for_good_gives_back_what_it_could_not_deliver() {
+async fn a_client_that_gave_up_returns_the_messages_that_it_could_not_deliver() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let proxy = Proxy::to(address).await;
     let builder = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().backoff(quick());
@@ -239,7 +239,7 @@ async fn a_session_that_was_lost_for_good_gives_back_what_it_could_not_deliver()
 }
 
 #[tokio::test]
-async fn it_is_waited_for_a_connection_for_as_long_as_is_said() {
+async fn connect_ready_waits_for_a_connection_within_the_given_time() {
     let (_listener, silent) = crate::support::silence().await;
     let error = Link::builder(&silent).unwrap().connect_ready(Duration::from_millis(50)).await.unwrap_err();
     assert!(matches!(error, ConnectError::TimedOut { last: None, .. }), "{error:?}");

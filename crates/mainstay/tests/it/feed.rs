@@ -1,4 +1,4 @@
-//! A client of a feed: it says who it is on each connection, leaves one that has fallen silent, and goes through a proxy.
+//! A client of a feed: it logs in on each connection, replaces one that has fallen silent, and connects through a proxy.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use crate::support::{echo_server, handled, quick, server, until};
 
 type Heard = Arc<Mutex<Vec<Vec<String>>>>;
 
-/// What each connection heard; the first is cut after its first message.
+/// A server that records the messages of each connection, and cuts the first one after its first message.
 async fn listener() -> (String, Heard) {
     let heard = Heard::default();
     let list = Arc::clone(&heard);
@@ -40,7 +40,7 @@ async fn listener() -> (String, Heard) {
 }
 
 #[tokio::test]
-async fn a_greeting_is_the_first_that_each_connection_hears_and_is_made_anew() {
+async fn a_greeting_is_made_anew_for_each_connection_and_is_the_first_that_it_carries() {
     let (url, heard) = listener().await;
     let made = Arc::new(AtomicU32::new(0));
     let link = Link::builder(&url)
@@ -85,7 +85,7 @@ async fn a_session_gets_no_greeting() {
 }
 
 #[tokio::test]
-async fn a_feed_that_has_fallen_silent_is_left_for_another_connection() {
+async fn a_connection_that_has_fallen_silent_is_replaced() {
     let (address, mainstay) = handled(Server::default(), |mut session: Session| async move {
         session.send("one tick").await.unwrap();
         while session.recv().await.is_some() {}
@@ -107,7 +107,7 @@ async fn a_feed_that_has_fallen_silent_is_left_for_another_connection() {
 }
 
 #[tokio::test]
-async fn another_connection_is_had_for_the_asking_and_the_queue_goes_with_it() {
+async fn reconnect_replaces_a_connection_that_works_and_the_queue_moves_to_the_new_one() {
     let (address, mainstay) = echo_server(Config::default()).await;
     let url = format!("ws://{address}/echo");
     let mut link = Link::builder(&url).unwrap().connect();
@@ -131,7 +131,7 @@ async fn another_connection_is_had_for_the_asking_and_the_queue_goes_with_it() {
 }
 
 #[tokio::test]
-async fn the_fields_of_the_response_can_be_read() {
+async fn the_header_fields_of_the_response_can_be_read() {
     let (address, _mainstay) = server(Config::default(), |upgrade| {
         let mut response = upgrade.on_session(crate::support::echo);
         response.headers_mut().insert("x-limit", HeaderValue::from_static("7"));
@@ -145,7 +145,7 @@ async fn the_fields_of_the_response_can_be_read() {
     assert_eq!(client.response_headers(), None);
 }
 
-/// A proxy that tunnels where it is shown these credentials, and what it was asked for.
+/// A proxy that opens tunnels for these credentials, and the requests that it received.
 async fn connect_proxy(credentials: &'static str) -> (std::net::SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, asked) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
@@ -188,7 +188,7 @@ async fn a_server_is_reached_through_a_proxy_that_asks_for_credentials() {
     );
     let refused = Link::builder(&url).unwrap().proxy(through("")).connect_once().await.unwrap_err();
     assert!(refused.to_string().contains("it asks for a user and a password"), "{refused}");
-    // What is excepted goes directly.
+    // An excepted server is reached directly.
     let count = asked.lock().unwrap().len();
     let direct = Link::builder(&url).unwrap().proxy(through("").except("127.0.0.0/8")).connect_once().await;
     drop(direct.unwrap());

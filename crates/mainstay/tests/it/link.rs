@@ -19,9 +19,10 @@ async fn reports(link: &Link) -> Vec<Report> {
 }
 
 #[tokio::test]
-async fn a_tracked_message_settles_when_the_peers_stack_has_it() {
+async fn a_receipt_resolves_when_the_peers_websocket_stack_has_the_message() {
     let (address, _mainstay) = echo_server(Config::default()).await;
-    // The first heartbeat comes at random within its interval: with 25 s, once in a hundred runs in this test.
+    // The first heartbeat comes at a random moment within its interval: with 25 s it would fall into this test once in a
+    // hundred runs.
     let heartbeat = HeartbeatConfig::every(Duration::from_secs(3600)).unwrap();
     let link = Link::builder(&format!("ws://{address}/echo")).unwrap().heartbeat(heartbeat).connect();
     let tracked = link.send_tracked(Message::text("x")).await.unwrap();
@@ -40,7 +41,7 @@ fn a_pause_between_pings_is_at_most_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_end_that_could_not_wait_settles_every_message_as_not_delivered() {
+async fn a_link_that_ends_before_it_connects_reports_every_message_as_not_delivered() {
     let (_listener, url) = silence().await;
     let link = Link::builder(&url).unwrap().connect();
     let first = link.send_tracked(Message::text("a")).await.unwrap();
@@ -52,7 +53,7 @@ async fn an_end_that_could_not_wait_settles_every_message_as_not_delivered() {
 }
 
 #[tokio::test]
-async fn a_full_queue_waits_fails_or_drops_the_oldest_as_it_was_told() {
+async fn a_full_queue_waits_fails_or_drops_the_oldest_as_configured() {
     let (_listener, url) = silence().await;
     let link =
         |when_full| Link::builder(&url).unwrap().queue(2, 1024).unwrap().when_full(when_full).connect();

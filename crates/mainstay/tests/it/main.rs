@@ -3,6 +3,7 @@
 
 mod budget;
 mod chat;
+mod client_handles;
 mod credentials;
 mod ends;
 mod fanout;

@@ -1,4 +1,4 @@
-//! How a server is reached, and what it says instead of opening a WebSocket.
+//! How a client reaches a server, and the responses that open no WebSocket.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use crate::support::{Proxy, echo, echo_server, server, until};
 
-/// A path for a socket that is removed with this value.
+/// The path of a Unix socket. Its drop removes the socket.
 struct SocketPath(PathBuf);
 
 impl SocketPath {
@@ -33,7 +33,7 @@ impl Drop for SocketPath {
     }
 }
 
-/// Passes what comes at a Unix socket on to `to`.
+/// Forwards connections at a Unix socket to `to`.
 fn unix_in_front_of(path: &SocketPath, to: std::net::SocketAddr) {
     let listener = UnixListener::bind(&path.0).unwrap();
     tokio::spawn(async move {
@@ -64,14 +64,14 @@ async fn clients_and_links_reach_a_server_by_its_unix_socket() {
     }
     client.close(CloseCode::NORMAL, "").await;
     assert_eq!(client.recv().await, None);
-    // Or by what the builder is told.
+    // Or by a connector with the socket.
     let connector = Connector::default().unix(&path.0);
     let link = Link::builder("ws://any.example/echo").unwrap().connector(connector).connect_once().await;
     assert!(link.is_ok());
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_reached_says_why_by_type() {
+async fn a_failure_to_reach_a_server_has_a_kind() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let path = SocketPath::new("nobody");
     let unix = format!("unix:{}", path.0.display());
@@ -90,8 +90,8 @@ async fn a_server_that_is_not_reached_says_why_by_type() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn an_address_that_takes_nobody_is_left_after_the_connectors_time() {
-    // Its queue of connections has room for one, and is full: the system drops what asks for more.
+async fn an_attempt_at_an_address_that_never_answers_ends_after_the_connectors_timeout() {
+    // Its queue of connections has room for one and is full, so the system drops further requests to connect.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(0).unwrap();
@@ -104,7 +104,7 @@ async fn an_address_that_takes_nobody_is_left_after_the_connectors_time() {
 }
 
 #[tokio::test]
-async fn a_connector_opens_streams_for_requests_of_somebody_elses() {
+async fn a_connector_opens_streams_for_other_requests() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let url = format!("http://{address}/echo").parse().unwrap();
     let mut stream = Connector::default().connect(&url).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_connector_opens_streams_for_requests_of_somebody_elses() {
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
 }
 
-/// A server that answers each request with the next of these, and shows the last request.
+/// A server that answers each request with the next of these responses, and shows the last request.
 async fn scripted(answers: Vec<Vec<u8>>) -> (String, Arc<Mutex<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
@@ -141,7 +141,7 @@ async fn refused(answer: &str) -> (Option<u64>, Rejection) {
 }
 
 #[tokio::test]
-async fn a_refusal_is_kept_with_its_fields_and_its_body() {
+async fn a_rejection_has_the_header_fields_and_the_body_of_the_response() {
     let (code, rejection) = refused(
         "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic\r\n\
          Set-Cookie: a=b\r\nSet-Cookie: c=d\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nlog in\r\n0\r\n\r\n",
@@ -157,7 +157,7 @@ async fn a_refusal_is_kept_with_its_fields_and_its_body() {
 }
 
 #[tokio::test]
-async fn an_answer_that_may_change_is_shown_beside_the_attempt_that_failed() {
+async fn a_rejection_for_now_can_be_read_beside_the_attempt_that_failed() {
     for (answer, retry_after) in [
         ("HTTP/1.1 429 Slow down\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nwait", Some(7)),
         ("HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\nwait", None),
@@ -177,7 +177,7 @@ async fn an_answer_that_may_change_is_shown_beside_the_attempt_that_failed() {
 }
 
 #[tokio::test]
-async fn which_statuses_end_a_client_is_for_the_application_to_say() {
+async fn the_application_chooses_the_statuses_that_end_a_client() {
     let (address, _mainstay) = server(Config::default(), |upgrade: SessionUpgrade| {
         if upgrade.headers().get(AUTHORIZATION).is_none_or(|token| token == "0") {
             return axum::response::IntoResponse::into_response(http::StatusCode::UNAUTHORIZED);
@@ -207,7 +207,7 @@ async fn which_statuses_end_a_client_is_for_the_application_to_say() {
 }
 
 #[tokio::test]
-async fn a_server_sees_field_names_as_the_rfc_spells_them_and_answers_with_many_fields() {
+async fn a_request_spells_field_names_as_the_rfc_does_and_a_response_may_have_many_fields() {
     let fields: String = (0..100).map(|n| format!("X-{n}: {n}\r\n")).collect();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
@@ -245,7 +245,7 @@ async fn a_subprotocol_that_is_no_token_ends_a_client_before_anything_is_dialled
 }
 
 #[tokio::test]
-async fn a_request_maker_that_panics_is_an_attempt_that_failed() {
+async fn a_panic_of_the_request_function_is_an_attempt_that_failed() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let is_first = std::sync::atomic::AtomicBool::new(true);
     let mut client = Client::builder(&format!("ws://{address}/echo"))
@@ -290,7 +290,7 @@ fn a_client_whose_runtime_has_shut_down_has_ended() {
     assert!(ended);
 }
 
-/// Opens a WebSocket by hand, as a gateway does for its visitor.
+/// Opens a WebSocket by hand, as a gateway does for its client.
 async fn upgraded(address: std::net::SocketAddr, subprotocol: &str) -> Upgraded {
     let offer = Offer::new([3; 16], &[subprotocol], None).unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -309,7 +309,7 @@ async fn upgraded(address: std::net::SocketAddr, subprotocol: &str) -> Upgraded 
 }
 
 #[tokio::test]
-async fn a_link_begins_with_a_connection_that_somebody_else_opened_and_dials_when_it_is_lost() {
+async fn a_link_adopts_an_open_connection_and_dials_when_that_is_lost() {
     let (address, _mainstay) =
         server(Config::default(), |upgrade| upgrade.subprotocols(["chat"]).on_session(echo)).await;
     let proxy = Proxy::to(address).await;
@@ -331,7 +331,7 @@ async fn a_link_begins_with_a_connection_that_somebody_else_opened_and_dials_whe
 }
 
 #[tokio::test]
-async fn a_link_takes_any_stream_and_what_came_early() {
+async fn a_link_adopts_any_stream_with_the_bytes_that_came_early() {
     let (ours, mut theirs) = tokio::io::duplex(1024);
     let early = bytes::Bytes::from_static(b"\x81\x05early");
     let upgraded = Upgraded { stream: ServerStream::other(ours), early, subprotocol: None, deflate: None };

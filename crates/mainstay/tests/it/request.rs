@@ -1,4 +1,4 @@
-//! What an attempt is made with: the request factory.
+//! The request of each attempt.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,7 @@ async fn attached<P>(client: &ClientHandle<P>) {
 }
 
 #[tokio::test]
-async fn every_attempt_presents_a_token_of_its_own() {
+async fn every_attempt_presents_its_own_token() {
     let presented = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&presented);
     let (address, mainstay) = server(Config::default(), move |upgrade| {
@@ -84,7 +84,7 @@ async fn a_request_that_cannot_be_made_is_an_attempt_that_failed() {
 }
 
 #[tokio::test]
-async fn a_request_goes_elsewhere_and_offers_other_subprotocols_if_it_says_so() {
+async fn a_request_may_have_another_url_and_other_subprotocols() {
     let (address, _mainstay) =
         server(Config::default(), |upgrade| upgrade.subprotocols(["a", "b"]).on_session(echo)).await;
     let elsewhere = move || {
@@ -107,7 +107,7 @@ fn a_request_shows_neither_its_headers_nor_its_credentials() {
 }
 
 #[test]
-fn a_duration_out_of_range_is_refused_where_it_is_given_and_named() {
+fn a_setting_out_of_range_is_refused_where_it_is_set_and_named() {
     use std::time::Duration;
     let builder = || Client::builder("ws://h/").unwrap();
     for wrong in [Duration::ZERO, Duration::MAX] {

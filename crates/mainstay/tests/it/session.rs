@@ -105,7 +105,7 @@ async fn a_client_watches_its_own_state() {
 }
 
 #[tokio::test]
-async fn a_tracked_message_settles_when_the_server_has_it() {
+async fn a_receipt_resolves_when_the_server_acknowledges_the_message() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     let tracked = client.send_tracked(Message::text("x")).await.unwrap();
@@ -192,7 +192,7 @@ async fn a_drain_does_not_wait_for_whoever_is_cut_off_during_it() {
 }
 
 #[tokio::test]
-async fn a_url_that_cannot_work_is_refused_before_anything_is_dialled() {
+async fn a_url_that_cannot_be_dialled_is_refused_where_it_is_given() {
     for url in ["http//x", "ftp://x/", "", "ws://"] {
         assert!(Client::builder(url).is_err(), "{url}");
     }
@@ -210,7 +210,7 @@ async fn a_url_that_cannot_work_is_refused_before_anything_is_dialled() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_refused_for_good_says_with_which_status() {
+async fn the_error_of_a_refused_connection_has_the_status() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let refused =
         Client::builder(&format!("ws://{address}/nothing")).unwrap().connect_once().await.unwrap_err();

@@ -12,7 +12,7 @@ fn numbers(count: u32) -> Vec<Message> {
 }
 
 #[tokio::test]
-async fn what_goes_into_the_sink_comes_back_out_of_the_stream_and_closing_it_ends_the_client() {
+async fn messages_sent_by_the_sink_return_by_the_stream_and_a_closed_sink_ends_the_client() {
     let (address, mainstay) = echo_server(Config::default()).await;
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     client.send_all(&mut stream::iter(numbers(100)).map(Ok)).await.unwrap();
@@ -38,7 +38,7 @@ async fn a_sink_without_room_waits_and_keeps_the_order() {
 }
 
 #[tokio::test]
-async fn a_sink_of_a_link_that_fails_when_full_gives_the_message_back() {
+async fn the_sink_of_a_link_that_fails_when_full_returns_the_message() {
     let link = Link::builder("ws://127.0.0.1:1/").unwrap().queue(1, 1024).unwrap().when_full(WhenFull::Fail);
     let mut link = link.connect();
     SinkExt::feed(&mut link, Message::text("a")).await.unwrap();
@@ -47,7 +47,7 @@ async fn a_sink_of_a_link_that_fails_when_full_gives_the_message_back() {
 }
 
 #[test]
-fn a_flush_is_done_when_everything_has_left_and_not_before() {
+fn a_flush_is_ready_when_every_message_has_left_and_not_before() {
     let (server, heard) = (tokio::runtime::Runtime::new().unwrap(), std::sync::mpsc::channel());
     let (sender, heard) = heard;
     let (address, mainstay) =
@@ -83,7 +83,7 @@ fn a_flush_is_done_when_everything_has_left_and_not_before() {
 }
 
 #[tokio::test]
-async fn a_flush_waits_while_nobody_is_there_and_is_ready_with_nothing_to_send() {
+async fn a_flush_waits_for_a_connection_and_is_ready_with_nothing_to_send() {
     use futures_util::FutureExt;
     let mut link = Link::builder("ws://127.0.0.1:1/").unwrap().connect();
     SinkExt::flush(&mut link).await.unwrap();

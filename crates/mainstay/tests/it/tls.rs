@@ -1,4 +1,4 @@
-//! `wss://`, to a server in front of which TLS ends.
+//! `wss://`, to a server behind a TLS terminator.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::echo_server;
 
-/// Ends TLS, as `localhost`, and passes the bytes on. Returns where, and the only certificate that vouches for it.
+/// Terminates TLS as `localhost` and forwards the bytes. Returns its address, and its self-signed certificate.
 async fn tls_in_front_of(to: SocketAddr) -> (SocketAddr, CertificateDer<'static>) {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -44,14 +44,14 @@ fn trusting(certificate: CertificateDer<'static>) -> Arc<ClientConfig> {
 }
 
 #[tokio::test]
-async fn messages_go_over_tls_to_whom_the_client_was_told_to_trust() {
+async fn messages_go_over_tls_to_a_server_whose_certificate_is_trusted() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let (secure, certificate) = tls_in_front_of(address).await;
     let url = format!("wss://localhost:{}/echo", secure.port());
     let trusts = trusting(certificate);
     let mut client = Client::builder(&url).unwrap().tls(Arc::clone(&trusts)).connect_once().await.unwrap();
     let mut link = Link::builder(&url).unwrap().tls(trusts).connect_once().await.unwrap();
-    // More than a record of TLS, and more than one write of ours.
+    // More than one TLS record, and more than one write.
     for message in [Message::text("x"), Message::binary(vec![7; 60_000])] {
         client.send(message.clone()).await.unwrap();
         assert_eq!(client.recv().await.as_ref(), Some(&message));
@@ -62,7 +62,7 @@ async fn messages_go_over_tls_to_whom_the_client_was_told_to_trust() {
     assert_eq!(client.recv().await, None);
 }
 
-/// Why a client that trusts `issuer` does not speak to a server with this certificate.
+/// The failure of a client at a server with this certificate.
 async fn distrust(params: rcgen::CertificateParams, trusts: bool) -> ConnectFailure {
     let key = rcgen::KeyPair::generate().unwrap();
     let cert = params.self_signed(&key).unwrap();
@@ -82,7 +82,7 @@ async fn distrust(params: rcgen::CertificateParams, trusts: bool) -> ConnectFail
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_trusted_is_told_with_its_cause() {
+async fn a_failure_for_a_certificate_states_why_it_is_not_trusted() {
     let of = |name: &str| rcgen::CertificateParams::new([name.to_owned()]).unwrap();
     let (mut old, mut future, mut issuer) = (of("localhost"), of("localhost"), of("localhost"));
     old.not_after = rcgen::date_time_ymd(2001, 1, 1);
@@ -103,7 +103,7 @@ async fn a_certificate_that_is_not_trusted_is_told_with_its_cause() {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_no_tls_is_told_apart() {
+async fn a_failure_at_a_server_without_tls_states_that_it_speaks_none() {
     for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b""] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("wss://{}/", listener.local_addr().unwrap()).parse().unwrap();
@@ -120,7 +120,7 @@ async fn a_server_that_speaks_no_tls_is_told_apart() {
 }
 
 #[tokio::test]
-async fn a_certificate_may_be_for_the_name_that_the_client_was_told() {
+async fn a_certificate_may_be_for_the_server_name_of_the_connector() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let (secure, certificate) = tls_in_front_of(address).await;
     let url = format!("wss://{secure}/echo");
@@ -132,7 +132,7 @@ async fn a_certificate_may_be_for_the_name_that_the_client_was_told() {
 }
 
 #[tokio::test]
-async fn a_server_that_nobody_vouches_for_or_with_another_name_is_not_spoken_to() {
+async fn a_server_with_an_unknown_issuer_or_another_name_is_refused() {
     let (address, mainstay) = echo_server(Config::default()).await;
     let (secure, certificate) = tls_in_front_of(address).await;
     let unknown = Client::builder(&format!("wss://localhost:{}/echo", secure.port())).unwrap();

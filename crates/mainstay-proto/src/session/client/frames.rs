@@ -72,7 +72,7 @@ impl ClientSession {
                 // client may not have received.
                 if count > self.replaced && matches!(self.life, Life::Open | Life::Closing { .. }) {
                     self.replaced = count;
-                    self.flow.inbox.take_replaced(count);
+                    self.flow.inbox.receive_replaced(count);
                 }
                 Ok(())
             }

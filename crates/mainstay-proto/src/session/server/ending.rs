@@ -5,10 +5,9 @@
 use std::time::{Duration, Instant};
 
 use super::{BACKEND_LOST, Life, ServerSession};
-use crate::session::end::{End, EndCause};
+use crate::session::end::{End, EndCause, PeerClose};
 use crate::session::flow::Volatiles;
 use crate::session::message::{Control, Delay, LossCause, Message};
-use crate::session::plain::PeerClose;
 use crate::session::transmit::Transmit;
 use crate::session::{ABORT_TIMEOUT, CLOSE_TIMEOUT, FINAL_WRITES};
 use crate::ws::CloseCode;

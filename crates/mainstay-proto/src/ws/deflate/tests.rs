@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use flate2::Compress;
+use flate2::{Compress, Compression, FlushCompress};
 
 use super::*;
 

@@ -1,36 +1,37 @@
-//! What applications write to each other: who, to whom, the how-manieth, and a body that follows from these.
+//! The messages that applications send in the simulator: the sender, the owner, a number, and a body that follows
+//! from these.
 
 use bytes::Bytes;
 use mainstay_proto::session::{Delivery, Frame, Malformed, Message, SessionError};
 use mainstay_proto::ws::Kind;
 
-/// One message of an application, before it is bytes.
+/// One message of an application, before it is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Letter {
-    /// `c`: from a client, `s`: from the server; in capitals outside the stream.
+pub(crate) struct Payload {
+    /// `c`: from a client, `s`: from the server; upper case outside the stream.
     pub(crate) from: char,
-    /// Which client, or which session.
-    pub(crate) whose: usize,
+    /// The client, or the session, that the message belongs to.
+    pub(crate) owner: usize,
     pub(crate) number: u64,
 }
 
-impl Letter {
-    /// The message, with up to `longest` bytes of body. Every third is binary.
+impl Payload {
+    /// Encodes the message, with up to `longest` bytes of body. Every third is binary.
     pub(crate) fn write(self, longest: usize) -> Message {
-        let mut text = format!("{} {} {} ", self.from, self.whose, self.number);
-        let body = if longest == 0 { 0 } else { (self.number as usize * 7919 + self.whose * 31) % longest };
+        let mut text = format!("{} {} {} ", self.from, self.owner, self.number);
+        let body = if longest == 0 { 0 } else { (self.number as usize * 7919 + self.owner * 31) % longest };
         text.extend(std::iter::repeat_n('x', body));
         if self.number.is_multiple_of(3) { Message::binary(text) } else { Message::text(text) }
     }
 
-    /// Reads a message back and compares every byte.
+    /// Decodes a message and compares every byte.
     pub(crate) fn read(message: &Message, from: char, longest: usize) -> Result<Self, String> {
         let corrupt = || format!("corrupt message {}", show(message.kind(), message.payload()));
         let text = std::str::from_utf8(message.payload()).map_err(|_| corrupt())?;
         let mut words = text.split(' ').skip(1);
         let mut word = || words.next().and_then(|word| word.parse::<u64>().ok()).ok_or_else(corrupt);
-        let letter = Self { from, whose: word()? as usize, number: word()? };
-        if letter.write(longest) == *message { Ok(letter) } else { Err(corrupt()) }
+        let payload = Self { from, owner: word()? as usize, number: word()? };
+        if payload.write(longest) == *message { Ok(payload) } else { Err(corrupt()) }
     }
 
     pub(crate) fn from_delivery(delivery: &Delivery, from: char, longest: usize) -> Result<Self, String> {
@@ -41,12 +42,12 @@ impl Letter {
     }
 }
 
-/// What a WebSocket message is to the session.
+/// Returns what a WebSocket message means to the session.
 pub(crate) fn frame(kind: Kind, payload: Bytes) -> Result<Frame, SessionError> {
     Frame::decode(Message::new(kind, payload).map_err(|_| Malformed::BadValue)?)
 }
 
-/// Short enough for a trace.
+/// Returns a form that is short enough for a trace.
 pub(crate) fn show(kind: Kind, payload: &[u8]) -> String {
     let head = &payload[..payload.len().min(24)];
     format!("{kind:?} {} bytes \"{}\"", payload.len(), head.escape_ascii())
