@@ -36,11 +36,13 @@ const PROFILE: [&str; 6] = [
     "profile.dev.package.mainstay-proto.opt-level=2",
 ];
 
-/// Lints each crate with no feature, and with each of its features alone.
+/// Lints each crate with no feature, and with each of its features alone; then its tests and examples, whose dependencies
+/// may add features to the crate itself.
 pub(crate) fn features() -> Result<Outcome> {
     for package in members(&metadata(&["--no-deps"])?) {
         for selection in selections(package) {
             let name = text(package, "name");
+            cargo(&format!("clippy --package {name} {selection} -- -D warnings"))?;
             cargo(&format!("clippy --package {name} {selection} --all-targets -- -D warnings"))?;
         }
     }
@@ -101,6 +103,7 @@ pub(crate) fn package() -> Result<Outcome> {
     for package in &packages {
         let name = text(package, "name");
         lists_what_it_should(name)?;
+        shows_its_features(package)?;
         together.args(["--package", name]);
     }
     check(&mut together)?;
@@ -119,6 +122,7 @@ pub(crate) fn package() -> Result<Outcome> {
             .args(["--quiet", "--manifest-path"])
             .arg(manifest)
             .args(is_library.then_some("--doc"))
+            .arg("--all-features")
             .args(PROFILE);
         // The crates beside it may be on no registry yet.
         for other in packages.iter().filter(|other| other["name"] != package["name"]) {
@@ -149,6 +153,17 @@ fn lists_what_it_should(name: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The README of a package names each of its features.
+fn shows_its_features(package: &Value) -> Result<()> {
+    let path = format!("crates/{}/README.md", text(package, "name"));
+    let readme = fs::read_to_string(&path)?;
+    let mut features = package["features"].as_object().into_iter().flatten().map(|(name, _)| name);
+    match features.find(|name| *name != "default" && !readme.contains(&format!("`{name}`"))) {
+        Some(feature) => Err(format!("{path} does not name the feature `{feature}`").into()),
+        None => Ok(()),
+    }
 }
 
 /// Judges every dependency by deny.toml: by cargo-deny where it is installed, else its licences and its source.

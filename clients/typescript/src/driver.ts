@@ -283,7 +283,7 @@ export abstract class Driver {
     const late = this.clock() - this.timerAt;
     this.timerAt = Infinity;
     // The computer slept, and this is no hidden page whose timers are throttled: the peer may have given the connection up.
-    if (late > TICK / 2 && this.options.page?.sleep !== false && !globalThis.document?.hidden) this.wake();
+    if (late > TICK / 2 && this.options.page?.sleep !== false && !globalThis.document?.hidden) this.probeNow();
     else this.proceed();
   }
 
@@ -421,11 +421,12 @@ export abstract class Driver {
 
   /** Something suggests that the network is there again. */
   comeBack(): void {
-    if (!this.staysAway) this.wake();
+    if (!this.staysAway) this.probeNow();
   }
 
-  private wake(): void {
-    this.proceed((machine) => machine.wake());
+  probeNow(): void {
+    this.staysAway = false;
+    this.proceed((machine) => machine.probeNow());
   }
 
   /** Something suggests that the network is gone. */

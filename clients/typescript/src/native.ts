@@ -5,9 +5,9 @@ import type { Fresh } from "./options.js";
 
 export * from "./index.js";
 
-/** As everywhere, but binary messages arrive as `arraybuffer` unless `binaryType` is set: a Blob cannot be made of bytes there. */
+/** As in browsers, but binary messages arrive as `arraybuffer` unless `binaryType` is set: React Native cannot make a Blob of bytes. */
 export class MainstaySocket extends Base {
-  /** As written, whatever minifiers make of it. */
+  /** The name in source, which minifiers do not change. */
   static override readonly name: string = "MainstaySocket";
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {

@@ -361,7 +361,7 @@ export class ClientSession {
   /** What would become of the messages that were sent if the session were lost now. */
   fate(account?: Account): Fate {
     const { acknowledged, written, last } = this.flow.outbox;
-    // A message that was never written exists only here, whatever the account says or omits.
+    // A message that was never written exists only here, so the account does not matter.
     const delivered = Math.max(Math.min(account?.acknowledged ?? 0, written), acknowledged);
     return {
       delivered,

@@ -7,6 +7,7 @@
 
 import { type Driver, drivers, nativeWebSocket } from "./driver.js";
 import type { Mode, Status } from "./machine.js";
+import type { WebSocketLike } from "./options.js";
 import type { Fate } from "./session.js";
 
 /** The events by name. Those of `WebSocket` are among them: `open` for every attach that is not a resume. */
@@ -170,13 +171,18 @@ export abstract class BaseSocket extends EventTarget {
    * attempts begins anew, and a session goes on. After `close` it has no effect: make another socket.
    *
    * @example
-   * networkChanged.subscribe(() => socket.reconnect());
+   * settings.onUrlChange(() => socket.reconnect());
    */
   reconnect(code = 1000, reason = ""): void {
     driverOf(this).reconnect(code, reason);
   }
 
-  /** Leaves the connection and stays away until {@link reconnect}. A session goes on for as long as the server keeps it. */
+  /** Dials at once if the socket waits, and probes the connection if it has one: a connection that lives is kept. */
+  probeNow(): void {
+    driverOf(this).probeNow();
+  }
+
+  /** Leaves the connection and stays away until {@link reconnect} or {@link probeNow}. A session goes on for as long as the server keeps it. */
   suspend(): void {
     driverOf(this).suspend();
   }

@@ -15,7 +15,11 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "server", feature = "client")),
-    allow(dead_code, reason = "either side alone leaves out what only the other needs of the sockets"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "either side alone leaves out what only the other needs of the sockets"
+    ),
     allow(
         rustdoc::broken_intra_doc_links,
         reason = "a side that is left out has no page that a link leads to"

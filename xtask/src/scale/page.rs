@@ -40,7 +40,7 @@ const EACH: &[Column] = &[
 pub(super) fn write(idle: &[Found], load: &Load, storms: &[storm::Found], quick: bool) -> Result<String> {
     let mut page = String::from("# Scale and storms\n\nWritten by `cargo xtask scale`; do not edit.\n\n");
     if quick {
-        page += "**A smoke test (`--quick`): these figures say nothing.**\n\n";
+        page += "**A smoke test (`--quick`): these figures mean nothing.**\n\n";
     }
     page += "| | |\n|---|---|\n";
     for (what, value) in machine().iter().filter(|(what, _)| !matches!(*what, "Node.js" | "Python")) {
