@@ -5,8 +5,8 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use mainstay::server::{End, EndCause, Session};
-use mainstay::{CloseCode, SessionId};
+use mainstay::server::{End, EndCause};
+use mainstay::{CloseCode, Session, SessionId};
 
 /// A visitor that is there. Its line is written by [`ended`](Self::ended), or when this is dropped.
 pub(crate) struct Visitor {

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use mainstay::client::Connector;
-use mainstay::server::Session;
-use mainstay::{CloseCode, Limits, Server};
+use mainstay::{CloseCode, Limits, Server, Session};
 use mainstay_proto::ws::DeflateParams;
 use tokio::time::sleep;
 

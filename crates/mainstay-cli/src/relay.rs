@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use mainstay::client::{Event, Events, Incoming, Lost, ReasonCode};
-use mainstay::server::{Sender as ToClient, Session};
-use mainstay::{CloseCode, Link, PeerClose, Report};
+use mainstay::client::{Event, Events, Incoming, Lost, ReasonCode, Report};
+use mainstay::server::Sender as ToClient;
+use mainstay::{CloseCode, Link, PeerClose, Session};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 

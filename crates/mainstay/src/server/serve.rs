@@ -34,11 +34,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
+use super::handle::Server;
 use super::limits::Permit;
 use super::open::HeadDuration;
 use super::stats::Counters;
+use super::target;
 use super::write_timeout::WriteTimeout;
-use super::{Server, target};
 
 /// The head of a request may be this large, in this many fields.
 const MAX_HEAD: usize = 16 * 1024;

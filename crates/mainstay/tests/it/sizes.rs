@@ -1,11 +1,9 @@
 //! How large a message may be: the largest that the other end takes is known, one byte more is refused at once, and one
 //! message is never too large for a window.
 
-use mainstay::client::Event;
+use mainstay::client::{Event, Report};
 use mainstay::server::{Config, Received};
-use mainstay::{
-    Client, CloseCode, Limits, Link, Message, Outcome, Report, SendError, Server, Session, Window,
-};
+use mainstay::{Client, CloseCode, Limits, Link, Message, Outcome, SendError, Server, Session, Window};
 use tokio::net::TcpListener;
 
 use crate::support::{echo, handled, quick, until};
