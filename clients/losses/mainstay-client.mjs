@@ -16,7 +16,7 @@ socket.on("status", ({ status }) => {
 socket.on("gap", () => note({ event: "gap" }));
 
 count((n) => {
-  note({ said: n });
+  note({ sent: n });
   try {
     void socket.send(String(n)).delivered.then((fate) => note({ fate, of: n }));
   } catch {

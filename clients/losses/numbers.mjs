@@ -1,6 +1,6 @@
 // The common part of these programs: they send a number ten times a second, and log what they send and receive.
 //
-// A line of the log is a JSON object with `at` (milliseconds, as `Date.now()`) and one of `said`, `got`, `refused`, `fate`,
+// A line of the log is a JSON object with `at` (milliseconds, as `Date.now()`) and one of `sent`, `got`, `refused`, `fate`,
 // `event`. The judge (`xtask/src/losses/verdict.rs`) reads only these logs.
 
 import { writeSync } from "node:fs";
@@ -26,7 +26,7 @@ export function facts(publish) {
   stoppable(setInterval(() => {
     for (const last = Math.floor((Date.now() - since) / EVERY_MS); newest < last; ) {
       newest += 1;
-      note({ said: newest });
+      note({ sent: newest });
       publish(String(newest));
     }
   }, EVERY_MS));

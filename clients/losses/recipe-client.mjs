@@ -21,6 +21,6 @@ function connect() {
 
 connect();
 count((n) => {
-  note({ said: n });
+  note({ sent: n });
   if (socket.readyState === WebSocket.OPEN) socket.send(String(n));
 });

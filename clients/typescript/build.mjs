@@ -1,11 +1,11 @@
-// Makes `dist`, which is what npm carries: the declarations are the compiler's, the code is bundled and minified, and
-// the names of what is nobody's business but ours are shortened in it.
+// Makes `dist`, which is what npm carries: the declarations are the compiler's, the code is bundled and minified, and the names of
+// internal members are shortened in it.
 //
 //   node build.mjs        in clients/typescript, after tsc
 //
-// Which names these are nobody has to say, and nobody can get wrong: all that the code has, without the words of the
-// public declarations and without every name that the platform declares. What is kept needlessly costs bytes and
-// nothing else. Names with a capital are those of const enums, of which no name is left in any case.
+// No list of internal names is kept by hand, so none can be wrong: they are all names in the code, without the words of the public
+// declarations and without every name that the platform declares. A name that is kept needlessly costs bytes and nothing else. Names
+// with a capital are those of const enums, of which no name is left in any case.
 
 import { build } from "esbuild";
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
@@ -15,14 +15,14 @@ import { gzipSync } from "node:zlib";
 import { asCommon } from "./declarations.mjs";
 
 const ENTRIES = ["index", "plain", "reload", "react"];
-/** Entry points for platforms that lack what browsers have: each is one bundle, which brings what is missing. */
+/** Entry points for platforms that lack globals of browsers: each is one bundle, which brings the missing ones. */
 const ALONE = ["wx", "native"];
-/** Entry points whose names are nobody's but ours, and are not shortened. */
+/** Entry points for other packages of ours, whose names are not shortened. */
 const WHOLE = ["protocol", "testing"];
-/** Words of the platform, or of the public declarations, that are nobody's but ours wherever they name a member without quotes. */
-const OURS = ["written", "acknowledged", "queue", "ready", "items", "base", "replaced", "window", "accept"];
+/** Words of the platform, or of the public declarations, that are internal wherever they name a member without quotes. */
+const OURS = ["written", "acknowledged", "queue", "ready", "items", "base", "replaced", "window", "accept", "outputs", "observe", "transmit"];
 
-/** How often two short names are tried in each other's place: about a second. */
+/** How often the build tries to exchange two short names: for about ten seconds. */
 const SWAPS = 6000;
 
 const at = (path) => fileURLToPath(new URL(path, import.meta.url));
@@ -32,7 +32,7 @@ const withoutComments = (text) => text.replace(/\/\*.*?\*\//gs, "");
 const shared = { absWorkingDir: at("."), outdir: at("dist"), bundle: true, format: "esm", target: "es2022", sourcemap: true, charset: "utf8" };
 const pages = { ...shared, entryPoints: ENTRIES.map((name) => `src/${name}.ts`), minify: true, splitting: true, chunkNames: "shared-[hash]", external: ["react"] };
 
-/** The words of all that the entry points export, and of what that is made of. */
+/** Returns the words in the declarations of everything that the entry points export, directly or not. */
 async function publicWords() {
   const declarations = new Map();
   const texts = new Map();
@@ -57,7 +57,7 @@ async function publicWords() {
   return found;
 }
 
-/** The names of all members and globals in the platform's declarations, which come with the compiler. */
+/** Returns the names of all members and globals in the platform's declarations, which come with the compiler. */
 async function platformNames() {
   const compiler = createRequire(createRequire(import.meta.url).resolve("typescript/package.json"));
   const manifest = compiler.resolve(`@typescript/typescript-${process.platform}-${process.arch}/package.json`);
@@ -68,12 +68,12 @@ async function platformNames() {
   return texts.flatMap((text) => Array.from(withoutComments(text).matchAll(declared), ([, name]) => name));
 }
 
-/** A class that another entry point exports is that one, and not a copy. */
+/** Imports a class that another entry point exports from there, so that it is no copy. */
 const inCommon = { name: "in common", setup: (build) => build.onResolve({ filter: /^\.\/index\.js$/ }, () => ({ path: "./index.cjs", external: true })) };
 
 /**
- * The same short names, given to others: gzip makes less of a bundle where what often stands together looks alike. Two names
- * change places, and stay so if the two bundles for browsers are smaller for it; and so on, the same way in every build.
+ * Returns the same short names in another order, which gzip compresses better. The function exchanges two names, keeps that if the two
+ * bundles for browsers become smaller, and repeats: in the same way in every build.
  */
 async function bestNames(given) {
   const longs = Object.keys(given).filter((long) => given[long]);
@@ -95,7 +95,7 @@ async function bestNames(given) {
   return Object.fromEntries(longs.map((long, number) => [long, shorts[number]]));
 }
 
-/** Browsers have what `host.ts` does without. */
+/** Replaces `host.ts` in the bundles for browsers. */
 const inBrowsers = { name: "in browsers", setup: (build) => build.onResolve({ filter: /^\.\/host\.js$/ }, () => ({ path: at("src/host.browser.ts") })) };
 
 await rm(at("dist/browser"), { recursive: true, force: true });
@@ -124,7 +124,7 @@ for (const name of WHOLE) {
   await build({ ...shared, entryPoints: [`src/${name}.ts`] });
   await build({ ...shared, ...common, entryPoints: [`src/${name}.ts`] });
 }
-// A mini-program's tools copy one folder, which has the file that each import names.
+// The tools of mini-programs copy one folder: it has the file that each import names.
 await mkdir(at("dist/mini"), { recursive: true });
 await writeFile(at("dist/mini/wx.js"), await read("dist/wx.cjs"));
 await writeFile(at("dist/mini/index.js"), 'module.exports = require("./wx.js");\n');

@@ -16,17 +16,17 @@ async fn main() -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:8081").await?;
     println!("listening on ws://{}", listener.local_addr()?);
     let stop = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
-    mainstay::serve(listener, app(&server), &server).with_graceful_shutdown(stop, DRAIN_WITHIN).await
+    mainstay::serve(listener, app(), &server).with_graceful_shutdown(stop, DRAIN_WITHIN).await
 }
 
 /// Routes `/chat/ROOM/NAME`. A real service takes the name from a login.
-pub(crate) fn app(server: &Server) -> Router {
+pub(crate) fn app() -> Router {
     let rooms: HashMap<_, _> = ["lobby", "kitchen"].map(|name| (name, ChatRoom::default())).into();
     let enter = async move |Path((room, name)): Path<(String, String)>, upgrade: SessionUpgrade| {
         let Some(room) = rooms.get(&*room).cloned() else { return StatusCode::NOT_FOUND.into_response() };
         upgrade.principal(name.clone()).on_session(|session| member(room, name, session))
     };
-    Router::new().route("/chat/{room}/{name}", any(enter)).with_state(server.clone())
+    Router::new().route("/chat/{room}/{name}", any(enter))
 }
 
 /// Runs for as long as the session lives, whatever becomes of its connections.
@@ -64,9 +64,8 @@ impl ChatRoom {
     fn say(&self, line: String) {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         self.members.send(line.as_str());
+        let excess = history.len().saturating_sub(49);
+        history.drain(..excess);
         history.push_back(line);
-        if history.len() > 50 {
-            history.pop_front();
-        }
     }
 }

@@ -13,7 +13,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = Server::default();
     let reply = version.clone();
     let route = any(async |upgrade: SessionUpgrade| upgrade.on_session(|session| echo(reply, session)));
-    let app = Router::new().route("/", route).with_state(server.clone());
+    let app = Router::new().route("/", route);
 
     // Two processes may listen on one port: the kernel gives a connection to one of them.
     let socket = TcpSocket::new_v4()?;

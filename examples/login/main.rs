@@ -13,7 +13,7 @@ static NEWEST: AtomicU64 = AtomicU64::new(0);
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = Server::default();
-    let app = Router::new().route("/me", any(me)).with_state(server.clone());
+    let app = Router::new().route("/me", any(me));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("ws://{}/me", listener.local_addr()?);
     tokio::spawn(mainstay::serve(listener, app, &server).into_future());

@@ -39,7 +39,7 @@ async fn start_billing(ledger: Ledger) -> std::io::Result<String> {
     let route = any(async |upgrade: SessionUpgrade| {
         upgrade.manual_ack().on_session(move |session| store(ledger, session))
     });
-    let app = Router::new().route("/billing", route).with_state(server.clone());
+    let app = Router::new().route("/billing", route);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("ws://{}/billing", listener.local_addr()?);
     tokio::spawn(mainstay::serve(listener, app, &server).into_future());

@@ -36,38 +36,43 @@ const PROFILE: [&str; 6] = [
     "profile.dev.package.mainstay-proto.opt-level=2",
 ];
 
-/// Lints each crate with no feature, and with each of its features alone.
+/// Lints each crate with no feature, and with each of its features alone; then its tests and examples, whose dependencies
+/// may add features to the crate itself.
 pub(crate) fn features() -> Result<Outcome> {
     for package in members(&metadata(&["--no-deps"])?) {
         for selection in selections(package) {
             let name = text(package, "name");
+            cargo(&format!("clippy --package {name} {selection} -- -D warnings"))?;
             cargo(&format!("clippy --package {name} {selection} --all-targets -- -D warnings"))?;
         }
     }
     Ok(Outcome::Passed)
 }
 
-/// Checks the workspace by the compiler that `rust-version` names, if this machine has it.
+/// Checks the workspace by the compiler that `rust-version` names. Where this machine lacks it, the step checks what the
+/// dependencies demand, and is skipped.
 pub(crate) fn msrv() -> Result<Outcome> {
-    let metadata = metadata(&["--no-deps"])?;
-    let version = members(&metadata).map(|package| text(package, "rust_version")).max().unwrap_or_default();
+    let metadata = metadata(&["--filter-platform", &host()?])?;
+    let ours = members(&metadata).find(|package| package["name"] == "mainstay").ok_or("no crate mainstay")?;
+    let version = text(ours, "rust_version");
+    let parts =
+        |version: &str| version.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
+    let newer =
+        |package: &&Value| parts(text(package, "rust_version")) > [parts(version), vec![u32::MAX]].concat();
+    if let Some(package) = members(&metadata).find(newer) {
+        let (name, needed) = (text(package, "name"), text(package, "rust_version"));
+        return Err(format!("{name} needs Rust {needed}, and rust-version promises {version}").into());
+    }
     let installed = output(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
     let is_it = |name: &&str| name.strip_prefix(version).is_some_and(|rest| rest.starts_with(['.', '-']));
     let Some(toolchain) = installed.split_whitespace().find(is_it) else {
-        return Ok(Outcome::Skipped(format!("no Rust {version} here: rustup toolchain install {version}")));
+        let lacks =
+            format!("no Rust {version} here (rustup toolchain install {version}): no dependency needs more");
+        return Ok(Outcome::Skipped(lacks));
     };
     let mut command = Command::new("rustup");
-    command.args([
-        "run",
-        toolchain,
-        "cargo",
-        "check",
-        "--workspace",
-        "--all-features",
-        "--target-dir",
-        "target/msrv",
-    ]);
-    // These name the compiler of this run.
+    command.args(["run", toolchain, "cargo", "check", "--workspace", "--all-features"]);
+    // These variables name the compiler of this run.
     check(command.env_remove("CARGO").env_remove("RUSTC").env_remove("RUSTUP_TOOLCHAIN"))
 }
 
@@ -98,6 +103,7 @@ pub(crate) fn package() -> Result<Outcome> {
     for package in &packages {
         let name = text(package, "name");
         lists_what_it_should(name)?;
+        shows_its_features(package)?;
         together.args(["--package", name]);
     }
     check(&mut together)?;
@@ -116,6 +122,7 @@ pub(crate) fn package() -> Result<Outcome> {
             .args(["--quiet", "--manifest-path"])
             .arg(manifest)
             .args(is_library.then_some("--doc"))
+            .arg("--all-features")
             .args(PROFILE);
         // The crates beside it may be on no registry yet.
         for other in packages.iter().filter(|other| other["name"] != package["name"]) {
@@ -146,6 +153,17 @@ fn lists_what_it_should(name: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The README of a package names each of its features.
+fn shows_its_features(package: &Value) -> Result<()> {
+    let path = format!("crates/{}/README.md", text(package, "name"));
+    let readme = fs::read_to_string(&path)?;
+    let mut features = package["features"].as_object().into_iter().flatten().map(|(name, _)| name);
+    match features.find(|name| *name != "default" && !readme.contains(&format!("`{name}`"))) {
+        Some(feature) => Err(format!("{path} does not name the feature `{feature}`").into()),
+        None => Ok(()),
+    }
 }
 
 /// Judges every dependency by deny.toml: by cargo-deny where it is installed, else its licences and its source.
@@ -226,7 +244,7 @@ fn command(subcommand: &str) -> Command {
     command
 }
 
-/// The packages of the workspace: without dependencies, cargo lists no other.
+/// The packages that cargo lists: with `--no-deps`, those of the workspace.
 fn members(metadata: &Value) -> impl Iterator<Item = &Value> {
     metadata["packages"].as_array().into_iter().flatten()
 }

@@ -203,8 +203,8 @@ mod tests {
     use super::*;
     use crate::losses::verdict::Direction;
 
-    fn lost(lost: u64, told: u64) -> Measured {
-        Measured { up: Direction { said: 100, lost, told, twice: 0 }, ..Measured::default() }
+    fn lost(lost: u64, reported: u64) -> Measured {
+        Measured { up: Direction { sent: 100, lost, reported, twice: 0 }, ..Measured::default() }
     }
 
     #[test]

@@ -337,7 +337,7 @@ impl Verdict {
         let resumed = metric("mainstay_attaches_total{outcome=\"resumed\"}");
         let refused = metric(REFUSED).saturating_sub(OURS_REFUSED);
         let dead = |evidence| {
-            metric(&format!("mainstay_dead_peers_total{{leg=\"visitor\",evidence=\"{evidence}\"}}"))
+            metric(&format!("mainstay_dead_peers_total{{leg=\"client\",evidence=\"{evidence}\"}}"))
         };
         // A frozen client's kernel accepts bytes until its buffers are full: the result depends on that.
         let silent = dead("silent") + dead("frozen") + dead("stalled");

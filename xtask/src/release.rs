@@ -72,7 +72,7 @@ fn make(target: &str, quick: &[&str]) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// An error that says what this machine lacks for the target.
+/// Returns an error that names what this machine lacks for the target.
 fn can_be_built(target: &str) -> Result<()> {
     let library = output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
     if !Path::new(library.trim()).is_dir() {
@@ -111,7 +111,7 @@ fn builders_folders() -> Result<Vec<(String, &'static str)>> {
     ])
 }
 
-/// A path of the builder in the program says who built it and where, and makes two builds differ.
+/// A path of the builder in the program reveals who built it and where, and makes two builds differ.
 fn names_no_builder(program: &Path) -> Result<()> {
     let bytes = fs::read(program)?;
     for (folder, _) in builders_folders()? {
@@ -171,7 +171,7 @@ fn stage(program: &Path, packages: &[&Value]) -> Result<()> {
     Ok(())
 }
 
-/// The licences of the dependencies, which a binary must be passed on with: each text once, after the names of its
+/// Returns the licences of the dependencies, which must accompany a binary: each text once, after the names of its
 /// packages.
 fn licences(packages: &[&Value]) -> Result<String> {
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -197,7 +197,7 @@ fn licences(packages: &[&Value]) -> Result<String> {
     Ok(all)
 }
 
-/// A tarball whose bytes depend on the files alone.
+/// Makes a tarball whose bytes depend on the files and the commit alone.
 fn archive(name: &str) -> Result<()> {
     let time = output(Command::new("git").args(["log", "-1", "--format=%ct"]))?;
     let mut tar = Command::new("tar");
@@ -206,7 +206,7 @@ fn archive(name: &str) -> Result<()> {
     check(tar.args(["-C", DIST, "-czf", &format!("{DIST}/{name}.tar.gz"), "files"])).map(drop)
 }
 
-/// CycloneDX 1.5: each package with its licence, its checksum and what it needs.
+/// Returns CycloneDX 1.5: each package with its licence, its checksum and what it needs.
 fn bill_of_materials(metadata: &Value, packages: &[&Value]) -> Result<String> {
     let checksums = locked_checksums()?;
     let url = |package: &Value| format!("pkg:cargo/{}@{}", text(package, "name"), text(package, "version"));
@@ -254,7 +254,7 @@ fn locked_checksums() -> Result<BTreeMap<String, String>> {
     Ok(lock.split("[[package]]").filter_map(package).collect())
 }
 
-/// The Debian package, where cargo-deb and dpkg are here.
+/// Makes the Debian package. Without cargo-deb there is none.
 fn debian_package(target: &str) -> Result<()> {
     if !succeeds(Command::new("cargo").args(["deb", "--version"])) {
         println!("no Debian package: cargo install cargo-deb");
@@ -265,13 +265,13 @@ fn debian_package(target: &str) -> Result<()> {
     check(deb.args(["--target", target, "--output", &format!("{DIST}/")])).map(drop)
 }
 
-/// SHA256SUMS of all that is to be downloaded.
+/// Writes SHA256SUMS of the files that users download.
 fn checksums() -> Result<()> {
     let list = "sha256sum -- mainstay* > SHA256SUMS && cat SHA256SUMS";
     check(Command::new("sh").args(["-euc", list]).current_dir(DIST)).map(drop)
 }
 
-/// No warning of groff about a page, where man is here.
+/// groff must have no warning about a manual page. Without man the pages are not judged.
 fn manual_pages_are_clean() -> Result<()> {
     if !succeeds(Command::new("man").arg("--version")) {
         println!("the manual pages are not judged: no man here");
@@ -288,7 +288,7 @@ fn manual_pages_are_clean() -> Result<()> {
     Ok(())
 }
 
-/// systemd accepts the unit, and calls its hardening good, where systemd is here.
+/// systemd must accept the unit and find little exposure. Without systemd the unit is not judged.
 fn unit_is_valid(program: &Path) -> Result<()> {
     if !succeeds(Command::new("systemd-analyze").arg("--version")) {
         println!("the unit is not judged: no systemd here");

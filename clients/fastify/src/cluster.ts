@@ -132,7 +132,9 @@ class Relay implements Listener {
     upstream.on("close", (code, reason) => this.finish(() => (code === 1006 ? connection.abort() : connection.close(code === 1005 ? 1000 : code, reason.toString()))));
   }
 
-  /** Reports to the other process that its client is alive while a large message arrives, which it sees only once it is whole. */
+  /**
+   * Reports to the other process that its client is alive while a large message arrives, which it sees only once it is whole.
+   */
   reportLife(): void {
     if (this.connection.isMidFrame && this.connection.hasNewBytes()) this.upstream.pong();
   }

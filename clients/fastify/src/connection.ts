@@ -29,7 +29,9 @@ export interface Listener {
   handleWritten(connection: Connection, isAll: boolean): void;
 }
 
-/** The largest control message, such as HELLO with credentials, in bytes. `maxMessage` limits messages of the application only. */
+/**
+ * The largest control message, such as HELLO with credentials, in bytes. `maxMessage` limits messages of the application only.
+ */
 const MAX_CONTROL = 65_536;
 
 /** Returns the largest WebSocket message that a connection accepts: the payload, and the type bytes in front of it. */

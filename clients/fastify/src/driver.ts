@@ -250,7 +250,7 @@ export class Driver extends TimerTask implements Listener {
   }
 
   /** Closes the connection and ends the session without END. */
-  disconnect(code = 1012, reason = GOING_AWAY): void {
+  closeAndEvict(code = 1012, reason = GOING_AWAY): void {
     this.connection?.close(code, reason);
     this.evict(reason);
   }
@@ -291,8 +291,8 @@ export class Driver extends TimerTask implements Listener {
   }
 
   /** Ends the session of a room's member that has no room for a message. */
-  disconnectSlow(): void {
-    this.disconnect(1013, TOO_SLOW);
+  evictSlow(): void {
+    this.closeAndEvict(1013, TOO_SLOW);
   }
 
   // ---- the one loop -----------------------------------------------------------------------------

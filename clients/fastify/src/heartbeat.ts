@@ -117,7 +117,9 @@ export class Heartbeat {
     }
   }
 
-  /** Returns the next action that is due; undefined if none is. Call it until it returns undefined. An early call does nothing. */
+  /**
+   * Returns the next action that is due; undefined if none is. Call it until it returns undefined. An early call does nothing.
+   */
   handleTimeout(now: number): HeartbeatAction | undefined {
     const late = now - this.due;
     const { drained } = this;
@@ -152,7 +154,10 @@ export class Heartbeat {
     return Math.min(this.nextBeat, this.deadAt);
   }
 
-  /** Makes a probe. It shares the deadline of an open probe, because a dead client would get more time with every probe otherwise. */
+  /**
+   * Makes a probe. It shares the deadline of an open probe, because a dead client would get more time with every probe
+   * otherwise.
+   */
   private beat(now: number, isFresh: boolean): HeartbeatAction {
     if (isFresh || !this.open) {
       this.restart(now);
@@ -196,7 +201,10 @@ export class Heartbeat {
   }
 }
 
-/** Returns a number in [0, 1). The factor, 2^32 divided by the golden ratio, spreads consecutive nonces, so probes are jittered. */
+/**
+ * Returns a number in [0, 1). The factor, 2^32 divided by the golden ratio, spreads consecutive nonces, so probes are
+ * jittered.
+ */
 function spread(nonce: number): number {
   return (Math.imul(nonce, 0x9e37_79b1) >>> 0) / 2 ** 32;
 }

@@ -77,7 +77,10 @@ export class Mainstay {
     return this.#server.listen("resumed", listener);
   }
 
-  /** Calls `listener` when a session lost its connection and waits for its client. Returns a function that removes the listener. */
+  /**
+   * Calls `listener` when a session lost its connection and waits for its client. Returns a function that removes the
+   * listener.
+   */
   onDetached(listener: SessionListeners["detached"]): () => void {
     return this.#server.listen("detached", listener);
   }

@@ -61,7 +61,9 @@ export interface MainstayOptions {
    * back later. Range: 1 to 10000000. @default 100000
    */
   maxSessions?: number;
-  /** How many ended sessions the server remembers for a day, for clients that come back. Range: 0 to 10000000. @default 100000 */
+  /**
+   * How many ended sessions the server remembers for a day, for clients that come back. Range: 0 to 10000000. @default 100000
+   */
   tombstones?: number;
   /** The time from the upgrade to HELLO and to the answer of `authenticate`. Range: 100 to 60000. @default 5000 */
   openingDeadlineMs?: number;

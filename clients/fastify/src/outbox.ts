@@ -42,7 +42,10 @@ export class DroppingOutbox extends Outbox {
     return this.fitting(position)?.data;
   }
 
-  /** Returns the last number of the gap after this position; undefined if none follows, or the peer's window has no room for it. */
+  /**
+   * Returns the last number of the gap after this position; undefined if none follows, or the peer's window has no room for
+   * it.
+   */
   gapAfter(position: number): number | undefined {
     const item = this.fitting(position);
     return item?.isGap ? item.last : undefined;

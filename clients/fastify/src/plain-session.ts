@@ -126,7 +126,9 @@ export class PlainSession {
     return true;
   }
 
-  /** Accepts a message that is dropped if there is no room. A plain client's messages are not numbered, so it is a usual one. */
+  /**
+   * Sends an ordinary message, which is dropped if there is no room: a plain client's messages have no numbers.
+   */
   sendVolatile(data: Data): void {
     this.send(data);
   }

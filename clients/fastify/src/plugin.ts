@@ -72,7 +72,7 @@ async function register(fastify: FastifyInstance, options: MainstayOptions): Pro
       request.log.debug({ err: error }, "connection failed");
     },
     preClose: (done: () => void) => {
-      upgrades.refuse();
+      upgrades.stopAccepting();
       server.drain().finally(() => {
         upgrades.close();
         server.cluster?.close();

@@ -17,9 +17,10 @@ export interface SendOptions {
   where?: ((session: Session) => boolean) | undefined;
   /**
    * What happens to a member whose `keep` is full, because its client is away or slow. `"disconnect"` ends its session: a
-   * client of `mainstay.v1` comes back to a new session and learns from one gap exactly what it missed, and a plain client is closed
-   * with 1013. `"skip"` leaves the message out without a report to that client, for messages that are soon replaced by newer
-   * ones. With the option `dropOldest` no member is ever full: its oldest message is dropped, and the client receives a gap.
+   * client of `mainstay.v1` comes back to a new session and learns from one gap exactly what it missed, and a plain client is
+   * closed with 1013. `"skip"` leaves the message out without a report to that client, for messages that are soon replaced by
+   * newer ones. With the option `dropOldest` no member is ever full: its oldest message is dropped, and the client receives a
+   * gap.
    * @default "disconnect"
    */
   slow?: "disconnect" | "skip" | undefined;
@@ -117,7 +118,7 @@ export function sendTo(sessions: Iterable<Session>, data: Sendable, options: Sen
     }
     if (member.trySend(message)) return "sent";
     if (slow === "skip") return "skipped";
-    member.disconnectSlow();
+    member.evictSlow();
     return "disconnected";
   };
   shareFrame(message, () => {

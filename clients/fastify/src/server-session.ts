@@ -387,7 +387,10 @@ export class ServerSession {
 
   // ---- calls of the application -----------------------------------------------------------------
 
-  /** Accepts a message and keeps it until the client acknowledges it. Returns false if there is no room, or the session is ending. */
+  /**
+   * Accepts a message and keeps it until the client acknowledges it. Returns false if there is no room, or the session is
+   * ending.
+   */
   send(data: Data): boolean {
     return this.isOpen && this.flow.outbox.push(data, false, sizeOf(data)) > 0;
   }

@@ -75,7 +75,9 @@ export class Server {
     this.registry = new Registry(this.clock(), { sessions, tombstones, name: this.cluster?.name }, settings, randomBytes);
   }
 
-  /** Returns milliseconds, which never run backwards. They are whole: V8 stores a whole number inside the object that has it. */
+  /**
+   * Returns milliseconds, which never run backwards. They are whole: V8 stores a whole number inside the object that has it.
+   */
   clock(): number {
     return Math.floor(performance.now());
   }
@@ -289,7 +291,9 @@ export class Server {
     this.counts.messages.in -= count;
   }
 
-  /** Evicts the session that was parked first, unless its client is probably reconnecting. Returns whether there is room now. */
+  /**
+   * Evicts the session that was parked first, unless its client is probably reconnecting. Returns whether there is room now.
+   */
   private evictOldest(): boolean {
     const [oldest] = this.away;
     if (!oldest || this.clock() - oldest[1] < RECONNECTING_MS) return false;
@@ -389,7 +393,7 @@ export class Server {
     const drivers = [...this.drivers.values()];
     for (const driver of drivers) driver.goAway(drainMs);
     await this.waitUntilEmpty(drainMs, drivers.filter((driver) => driver.mode === "plain"));
-    for (const driver of [...this.drivers.values()]) driver.disconnect();
+    for (const driver of [...this.drivers.values()]) driver.closeAndEvict();
     for (const opening of this.openings) opening.refuse(1012, GOING_AWAY);
     this.cluster?.closeRelays(1012, GOING_AWAY);
   }

@@ -187,14 +187,17 @@ export class Session extends EventEmitter<SessionEvents> {
 
   /**
    * Ends the session now, with `code` and `reason`: messages that were not written yet are dropped, the application receives
-   * no further message, and the client does not come back. A client that does not answer within a second is disconnected.
+   * no further message, and the client does not come back. The connection of a client that does not answer within a second is
+   * dropped.
    * @throws RangeError if `code` may not be sent, or `reason` is longer than 123 bytes.
    */
   abort(code = 1000, reason = ""): void {
     this.#driver.abort(...endOf(code, reason));
   }
 
-  /** Returns the message, unless it is larger than the client accepts: such a message would end every connection of the client. */
+  /**
+   * Returns the message, unless it is larger than the client accepts: such a message would end every connection of the client.
+   */
   #fitting(data: Sendable): Data {
     const { limit } = this.#driver.machine;
     const message = dataOf(data);

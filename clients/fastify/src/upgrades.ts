@@ -62,7 +62,7 @@ export class Upgrades {
   }
 
   /** Answers new requests with 503 as soon as `@fastify/websocket` stops listening. */
-  refuse(): void {
+  stopAccepting(): void {
     this.isRefusing = true;
   }
 

@@ -98,7 +98,7 @@ for (const [what, state] of [["nothing", "parked"], ["a message", "attached"]] a
   });
 }
 
-test("after a close the handler receives nothing more, and a client that acknowledges nothing is disconnected within 10 s", async (t) => {
+test("after a close the handler receives nothing more, and the connection of a client that acknowledges nothing is closed within 10 s", async (t) => {
   const stage = new Stage(t);
   const { session } = stage.driver;
   const received: unknown[] = [];

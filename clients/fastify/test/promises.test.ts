@@ -1,4 +1,4 @@
-/** One test for each row of the table in `docs/GUARANTEES.md` "What the origin asks for": the plugin's part. */
+/** One test for each row of the table in `docs/GUARANTEES.md` "R1 to R17": the plugin's part. */
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -87,7 +87,7 @@ test("R2 every client gets an RFC 6455 Ping, and a client of mainstay.v1 also a 
   for (const length of [...pings, ...beats, ...plainPings]) assert.ok(length > 0 && length <= 125);
 });
 
-test("R3 an answer belongs to its probe: a stale answer confirms no newer probe, any byte is a sign of life, and round trips are measured", async (t) => {
+test("R3 an answer belongs to its probe: a stale answer answers no newer probe, any byte is a sign of life, and round trips are measured", async (t) => {
   const beat = new Heartbeat(0, 25_000, () => 0);
   const first = beat.handleTimeout(0) as { nonce: number };
   beat.handleFlushed(0);
@@ -251,7 +251,7 @@ test("R10 handlers belong to the session: over 1,000 reconnects one call, the sa
   const all = Array.from({ length: 1000 }, (_, i) => `message ${i + 1}`);
   assert.deepEqual([received, back], [all, all]);
   assert.deepEqual([calls, client.session.epoch, listeners()], [1, 1001, before]);
-  // A leak of a connection's objects would be 4.5 MB: 6 KB each.
+  // A leak of the connections' objects would be 4.5 MB: 6 KB for each.
   assert.ok(heaps.at(-1)! - heaps[0]! < 2_000_000, heaps.join());
 });
 
@@ -279,7 +279,7 @@ test("R11 nothing outlives its owner: after 1,000 sessions and connections no ti
   assert.ok(connections >= 0 && timers() <= none, `${timers()} timers, ${none} before`);
 });
 
-test("R12 memory is bounded for a client that reads nothing: senders wait, a room disconnects it, and other clients go on", async (t) => {
+test("R12 memory is bounded for a client that reads nothing: senders wait, a room ends its session, and other clients go on", async (t) => {
   const bound = { messages: 1024, bytes: 100_000 };
   const { app, url } = await serve({ keep: bound, accept: bound }, (session) => {
     session.join("all");
@@ -390,7 +390,7 @@ test("R16 the server announces the heartbeat interval at every attach, so that a
   }
 });
 
-test("R17 one line registers the plugin, hooks run before every upgrade, closing disconnects every client, and the tests run the example of 15 lines", async (t) => {
+test("R17 one line registers the plugin, hooks run before every upgrade, closing closes every connection, and the tests run the example of 15 lines", async (t) => {
   const example = fileURLToPath(new URL("../examples/echo.mjs", import.meta.url));
   const text = readFileSync(example, "utf8");
   assert.ok(text.trimEnd().split("\n").length <= 15);

@@ -8,7 +8,7 @@
 
 import { cutSoon, needClass, On } from "./host.js";
 import type { Machine, MachineEvent, Status, Transmit } from "./machine.js";
-import type { BaseOptions, BaseSocket, Fresh, WebSocketLike } from "./socket.js";
+import type { BaseOptions, Fresh, WebSocketLike } from "./options.js";
 import { eventOf, missing, readFarewell, readProtocols, readUrl } from "./surface.js";
 import { sizeOf } from "./text.js";
 import type { Data } from "./wire.js";
@@ -24,6 +24,9 @@ export class QueueFullError extends Error {
     this.data = data;
   }
 }
+
+/** The socket of a driver: its events are dispatched there. */
+export type Target = EventTarget & { send(message: any): unknown };
 
 /** A message that waits to be accepted. */
 export interface Waiting {
@@ -61,9 +64,9 @@ export abstract class Driver {
   protected events: QueuedEvent[] = [];
   /** The event `close`, which is dispatched after all others. */
   declare private farewell: QueuedEvent | undefined;
-  declare target: BaseSocket;
+  declare target: Target;
   declare private asked: [url: Fresh<string | URL>, protocols: Fresh<string | string[]>];
-  private connections: { [id: number]: InstanceType<WebSocketLike> } = {};
+  private byId: { [id: number]: InstanceType<WebSocketLike> } = {};
   private origin = "";
   /** Messages written since the last microtask to a connection that does not count them any more. */
   declare private writtenNow: Data[] | undefined;
@@ -87,7 +90,7 @@ export abstract class Driver {
   /** By how much the clock is ahead of the wall clock. */
   private skew = 0;
 
-  constructor(target: BaseSocket, url: Fresh<string | URL>, protocols: Fresh<string | string[]>, options: BaseOptions, machine: Machine) {
+  constructor(target: Target, url: Fresh<string | URL>, protocols: Fresh<string | string[]>, options: BaseOptions, machine: Machine) {
     if (url === undefined) throw missing();
     if (typeof url !== "function") this.url = readUrl(url);
     if (typeof protocols !== "function") readProtocols(protocols);
@@ -116,7 +119,7 @@ export abstract class Driver {
   abstract send(message: any): unknown;
 
   get extensions(): string {
-    return this.connections[this.machine.current]?.extensions ?? "";
+    return this.byId[this.machine.current]?.extensions ?? "";
   }
 
   get readyState(): 0 | 1 | 2 | 3 {
@@ -209,7 +212,7 @@ export abstract class Driver {
     const { kind, id } = output;
     if (kind === "dial") void this.dial(id, output.offers);
     else if (kind === "write") this.write(id, output.data);
-    else if (kind === "close") this.connections[id]?.close(output.code, output.reason);
+    else if (kind === "close") this.byId[id]?.close(output.code, output.reason);
     else this.forget(id, output.code, output.reason);
   }
 
@@ -280,7 +283,7 @@ export abstract class Driver {
     const late = this.clock() - this.timerAt;
     this.timerAt = Infinity;
     // The computer slept, and this is no hidden page whose timers are throttled: the peer may have given the connection up.
-    if (late > TICK / 2 && this.options.page?.sleep !== false && !globalThis.document?.hidden) this.wake();
+    if (late > TICK / 2 && this.options.page?.sleep !== false && !globalThis.document?.hidden) this.probeNow();
     else this.proceed();
   }
 
@@ -320,7 +323,7 @@ export abstract class Driver {
   /** Payload bytes that were written and have not left. */
   private get leaving(): number {
     let sum = 0;
-    for (const id in this.connections) sum += this.connections[id]!.bufferedAmount;
+    for (const id in this.byId) sum += this.byId[id]!.bufferedAmount;
     return sum;
   }
 
@@ -360,9 +363,9 @@ export abstract class Driver {
 
   /** Reports what happens to a connection, until it is forgotten. */
   private watch(id: number, connection: InstanceType<WebSocketLike>): void {
-    this.connections[id] = connection;
+    this.byId[id] = connection;
     connection.binaryType = "arraybuffer";
-    const then = (act: (machine: Machine, event: any) => void) => (event: any) => this.connections[id] && this.proceed((machine) => act(machine, event));
+    const then = (act: (machine: Machine, event: any) => void) => (event: any) => this.byId[id] && this.proceed((machine) => act(machine, event));
     connection.onopen = then((machine) => machine.handleOpened(id, connection.protocol));
     connection.onmessage = then((machine, { data }) => machine.handleMessage(id, data));
     /** Why, if the class reports it: browsers do not. */
@@ -377,7 +380,7 @@ export abstract class Driver {
   }
 
   private write(id: number, data: Data): void {
-    const connection = this.connections[id];
+    const connection = this.byId[id];
     connection?.send(data);
     // The class of `ws` writes at once and reports 0.
     if (!On.Browser && connection?.bufferedAmount === 0 && (this.writtenNow ??= []).push(data) === 1) queueMicrotask(() => (this.writtenNow!.length = 0));
@@ -385,9 +388,9 @@ export abstract class Driver {
 
   /** Closes a connection, of which nothing is reported any more. */
   private forget(id: number, code: number, reason: string): void {
-    const connection: any = this.connections[id];
+    const connection: any = this.byId[id];
     const isClosing = !On.Browser && connection?.readyState === 2;
-    delete this.connections[id];
+    delete this.byId[id];
     // It does not matter when its closing handshake ends. A browser may send 1000 and 3000-4999 only.
     connection?.close(code > 2999 ? code : 1000, reason.slice(0, 40));
     cutSoon(connection, isClosing);
@@ -418,11 +421,12 @@ export abstract class Driver {
 
   /** Something suggests that the network is there again. */
   comeBack(): void {
-    if (!this.staysAway) this.wake();
+    if (!this.staysAway) this.probeNow();
   }
 
-  private wake(): void {
-    this.proceed((machine) => machine.wake());
+  probeNow(): void {
+    this.staysAway = false;
+    this.proceed((machine) => machine.probeNow());
   }
 
   /** Something suggests that the network is gone. */

@@ -1,4 +1,4 @@
-/** `host.ts` for browsers, which have every class, randomness, and connections that end and count as the standard says. */
+/** `host.ts` for browsers, which have every class, randomness, and connections that end and count bytes as the standard demands. */
 
 const platform: { [name: string]: any } = globalThis;
 
@@ -10,10 +10,10 @@ export function refuse(message: string, name = "SyntaxError"): never {
   throw new DOMException(message, name);
 }
 
-/** Those who test in Node what they bundle for browsers may be without a CloseEvent. */
+/** An application that tests its bundle for browsers in Node may have no CloseEvent. */
 export const makeEvent = (name: string, type: string, fields: any): any => new (platform[name] ?? Event)(type, fields);
 
-/** Nothing is asked of a class that is always there. */
+/** Browsers always have the class. */
 export function needClass(_found: unknown): void {}
 
-export function cutSoon(_connection: unknown, _isLeft: boolean): void {}
+export function cutSoon(_connection: unknown, _isClosing: boolean): void {}

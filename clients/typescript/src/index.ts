@@ -11,8 +11,9 @@
 
 import { drivers } from "./driver.js";
 import { On } from "./host.js";
+import type { Fresh, Options, Sendable, Sent } from "./options.js";
 import { SessionDriver } from "./session-driver.js";
-import { type BaseOptions, BaseSocket, type Fresh } from "./socket.js";
+import { BaseSocket } from "./socket.js";
 import { complete, missing } from "./surface.js";
 import type { Bytes } from "./wire.js";
 
@@ -20,56 +21,9 @@ export { QueueFullError } from "./driver.js";
 export type { Mode, Status } from "./machine.js";
 export { MessageTooLargeError } from "./flow.js";
 export type { Fate } from "./session.js";
-export type { BaseOptions, Fresh, SocketEvents, WebSocketLike } from "./socket.js";
+export type { BaseOptions, Fresh, Options, Outcome, Sendable, Sent, SessionStore, WebSocketLike } from "./options.js";
+export type { SocketEvents } from "./socket.js";
 export { ProtocolError } from "./wire.js";
-
-/** What became of a message. Towards a plain peer, every message that was written is `unknown`. */
-export type Outcome = "delivered" | "not-delivered" | "unknown";
-
-/** A message of the application. */
-export type Sendable = string | ArrayBufferLike | ArrayBufferView | Blob;
-
-/** Where a session is kept while its page is away: `sessionStorageStore()` of `@mainstay/client/reload`. */
-export type SessionStore = (driver: never, protocols?: unknown) => void;
-
-/** The options of {@link MainstaySocket}. Times are in milliseconds. */
-export interface Options extends BaseOptions {
-  /**
-   * Presented in HELLO. A function is called before each attempt; a value holds until `authenticate` replaces it. @default none
-   *
-   * @example
-   * new MainstaySocket(url, [], { credentials: () => fetchToken() });
-   */
-  credentials?: Fresh<string | Bytes | undefined>;
-  /**
-   * What happens to a message for which there is no room in `keep`. `error`: it is `not-delivered`, and an `error` event has a
-   * {@link QueueFullError}. `throw`: `send` throws that. `wait`: `accepted` of the result of `send` settles when there is room;
-   * an application that does not await it makes the queue unbounded. @default "error"
-   */
-  whenFull?: "error" | "throw" | "wait";
-  /** For how long the client asks the server to keep the session without a connection. @default the server's */
-  resumeWindowMs?: number;
-  /** Sends again in the next session the messages that a lost one certainly did not deliver. @default true */
-  resendUndelivered?: boolean;
-  /**
-   * Keeps the resume token, positions and unacknowledged messages while the page is away, so that a reload resumes the session.
-   * @default false
-   *
-   * @example
-   * import { sessionStorageStore } from "@mainstay/client/reload";
-   *
-   * new MainstaySocket(url, [], { persist: sessionStorageStore() });
-   */
-  persist?: SessionStore | false;
-}
-
-/** One message that was sent. */
-export interface Sent {
-  /** Settles when the message is accepted, at once unless it waits for room, or when it never will be: see `delivered`. */
-  readonly accepted: Promise<void>;
-  /** Settles when the outcome is known, and never rejects. */
-  readonly delivered: Promise<Outcome>;
-}
 
 const driverOf = (socket: MainstaySocket): SessionDriver => drivers.get(socket);
 
@@ -90,7 +44,7 @@ export class MainstaySocket extends BaseSocket {
   static override readonly name: string = "MainstaySocket";
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], options: Options = {}) {
-    super((target) => new SessionDriver(target as MainstaySocket, url, protocols, options, randomBytes));
+    super((target) => new SessionDriver(target, url, protocols, options, randomBytes));
   }
 
   /** The session's public name; it is no secret. Empty before the first attach and towards plain peers. */

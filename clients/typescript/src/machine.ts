@@ -43,7 +43,7 @@ export type MachineEvent =
 
 /** How a client behaves. */
 export interface MachineConfig {
-  /** From dialling to WELCOME. @default 10000 */
+  /** The time from dialling to the attach. @default 10000 */
   connectTimeoutMs?: number | undefined;
   /** Towards plain peers: a connection that is silent for so long is given up. @default never; with `ping`, two intervals and 5 s */
   silenceLimitMs?: number | undefined;
@@ -51,7 +51,7 @@ export interface MachineConfig {
   ping?: { message: Data; matches: (data: unknown) => boolean; intervalMs: number } | undefined;
   /** The client ends when a plain peer closes with 1000 or 3000-4999, instead of reconnecting. @default false */
   closeWithPeer?: boolean | undefined;
-  /** Asked after every lost connection and failed attempt: false ends the client with that code. @default the codes of PROTOCOL.md */
+  /** Called after every lost connection and failed attempt: `false` ends the client with that code. @default the codes of PROTOCOL.md */
   shouldReconnectOnClose?: ((event: { code: number; reason: string }) => boolean) | undefined;
   /** The number of attempts in a row that may fail after the first; then the client ends with the code of the last. @default Infinity */
   maxRetries?: number | undefined;
@@ -75,25 +75,25 @@ export class Machine {
   mode: Mode | undefined = "plain";
   /** The application's subprotocol, if one was agreed on. */
   protocol = "";
-  /** Counts the attaches. */
+  /** The number of attaches so far. */
   epoch = 0;
   /** Smoothed round-trip time; grows faster than it falls, so that one slow answer is enough to expect another. */
   declare rtt: number | undefined;
   declare isEnded: boolean | undefined;
   /** The last loss, or the end, until the driver has reported it. */
   declare loss: { code: number; reason: string; nextAttemptInMs?: number } | undefined;
-  /** The driver sets it before every call, as `nowMs`: some of what was written has not left yet. */
+  /** The driver sets it before every call, as `nowMs`: some of the bytes that were written have not left yet. */
   declare isBusy: unknown;
-  /** The driver sets it before every call: how many messages wait there to be accepted, and go out before a close. */
+  /** The driver sets it before every call: the number of messages that wait there to be accepted, and go out before a close. */
   declare waiting: number;
-  /** The machine that goes on in this one's place, once the peer turned out to speak no sessions: the driver holds that from then on. */
+  /** Set once the peer turned out to speak no sessions: the machine that the driver polls from then on, in place of this one. */
   declare successor: Machine | undefined;
   /** The connection in use, and the one that is being opened; 0, or nothing at first: none. */
   declare current: number;
   declare dialled: number;
   /** The connection whose `open` is being handled: messages sent meanwhile go before those that waited. */
   declare beginning: number | undefined;
-  /** Accepted and never given to a connection. */
+  /** Messages that were accepted and never written to a connection. */
   unsent: Data[] = [];
   declare protected behaviour: MachineConfig;
   declare protected chance: () => number;
@@ -102,15 +102,16 @@ export class Machine {
   protected outputs: Transmit[] = [];
   protected events: MachineEvent[] = [];
   declare protected closeWith: { code: number; reason: string } | undefined;
-  /** When closing is over, done or not. */
+  /** When a close that is not complete is given up. */
   private closeBy = Infinity;
   /** The closing handshake of the current connection has begun. */
   declare private isLeaving: boolean | undefined;
   /** When to dial; while dialling, when to give up. */
   declare protected dialAt: number;
   /**
-   * Doubles with every verdict until something of use comes, as an answer that is slow, or a message that takes longer than the
-   * limit to arrive, looks like silence. A probe, whose limit is short, has its square: one verdict is enough to learn from.
+   * Factor of the limits. It doubles each time a connection is given up as silent, until the peer makes progress: a slow answer, or
+   * a message that takes longer than the limit to arrive, looks like silence. The limit of a probe, which is short, is multiplied by
+   * its square.
    */
   protected patience = 1;
   declare protected isSuspended: boolean | undefined;
@@ -120,24 +121,24 @@ export class Machine {
   declare private attemptsBefore: number;
   /** A replacement for the current connection has failed. */
   declare private hasFailed: boolean | undefined;
-  /** From when the attempt that is under way is not waited for, if somebody asks; and after how long the next one. */
+  /** From when on the current attempt is abandoned if the application or the page asks for a connection; and the same of the next attempt, as a duration. */
   declare private stuckAt: number;
   private stuckMs = 2000;
   declare private attachedAt: number;
   /** The current connection has brought a message or an acknowledgement. */
   declare private hasWorked: boolean | undefined;
-  // The watch of the current connection: how long nothing may come, and until when, by that and by an open probe.
+  // The limits of the current connection: how long it may be silent, when it last was not, and the deadline of an open probe.
   declare private patienceMs: number;
   declare private slack: number;
-  declare private heardAt: number;
+  declare private aliveAt: number;
   declare private deadlineAt: number;
-  /** Since when something is written that nothing has answered. */
+  /** Since when a message is written that the peer has not answered. */
   protected owedAt = Infinity;
-  /** The largest message that has come, as text or bytes have lengths. */
+  /** The length of the largest message that was received. */
   private largest = 0;
-  /** What had arrived when the connection seemed silent has been read. */
+  /** The messages that had arrived when the connection seemed silent have been read. */
   declare private hasRead: boolean | undefined;
-  /** When to probe next, and how often without being asked to. */
+  /** When to probe next, and the interval of regular probes. */
   declare private probeAt: number;
   declare private pace: number;
   declare private probeSentAt: number;
@@ -149,7 +150,7 @@ export class Machine {
     this.chance = random;
   }
 
-  // ---- what happened to connections -------------------------------------------------------------
+  // ---- connections -------------------------------------------------------------------------------
 
   /** A dialled connection is open, and speaks this subprotocol. */
   handleOpened(id: number, protocol: string): void {
@@ -176,7 +177,7 @@ export class Machine {
       const lived = this.nowMs - this.attachedAt;
       // Replacements were delayed because this connection lived: their failures delay nothing now.
       this.attempts = lived >= (this.hasWorked ? 2000 : 10_000) ? 0 : this.attemptsBefore;
-      this.leaveStuck();
+      this.abandonStuck();
       if (this.hasFailed && !this.dialled) this.dialAt = Infinity;
     } else {
       this.dialled = 0;
@@ -186,7 +187,7 @@ export class Machine {
     const isMeant = code === 1000 || (code > 2999 && code !== 4408);
     const isOver = (closeOnGap && wasAttached) || (closeWithPeer && isMeant);
     if (!this.current && (isFinal(code) || (!this.isSuspended && ((isOver && this.mode === "plain") || !this.mayReconnect(code, reason))))) {
-      // Our own verdict would be read as the peer's word.
+      // 4408 is the decision of this end, and would look like the peer's.
       return this.endNow(closeOnGap && code === 4408 ? 1006 : code, reason);
     }
     if (this.isEnded) return;
@@ -197,10 +198,10 @@ export class Machine {
 
   /** A message arrived on the current connection. */
   handleMessage(_id: number, data: Received): void {
-    this.heard();
-    this.progressed((data as string).length ?? (data as ArrayBuffer).byteLength);
+    this.noteAlive();
+    this.noteProgress((data as string).length ?? (data as ArrayBuffer).byteLength);
     const { ping } = this.behaviour;
-    if (ping && this.ask(() => ping.matches(data))) this.answered();
+    if (ping && this.ask(() => ping.matches(data))) this.noteAnswer();
     else if (!this.closeWith) this.events.push({ type: "message", data });
   }
 
@@ -212,10 +213,10 @@ export class Machine {
     return this.unsent.length < (this.behaviour.keep?.messages ?? 1024) ? this.unsent.push(data) : 0;
   }
 
-  /** Something suggests that the network changed: dials now if it waits, probes if it is attached. */
-  wake(): void {
+  /** Dials at once if the client waits or is suspended, and probes the connection if it has one. */
+  probeNow(): void {
     this.isSuspended = false;
-    this.leaveStuck();
+    this.abandonStuck();
     if (!(this.current || this.dialled)) this.dialAt = this.nowMs;
     this.probe();
   }
@@ -226,15 +227,15 @@ export class Machine {
     this.forget(this.current, code, reason);
     this.suspend(reason);
     this.attempts = 0;
-    this.wake();
+    this.probeNow();
   }
 
-  /** Something suggests that the peer may be gone: asks it for an answer. That alone gives no connection up. */
+  /** Something suggests that the peer may be gone: asks it for an answer. Only a missing answer gives the connection up. */
   probe(): void {
     this.probeAt = this.nowMs;
   }
 
-  /** Leaves the connection and stays away until {@link wake} or {@link reconnect}. */
+  /** Leaves the connection and stays away until {@link probeNow} or {@link reconnect}. */
   suspend(reason = "suspended"): void {
     this.isSuspended = true;
     this.handleLost(this.dialled, 1000, reason);
@@ -247,7 +248,7 @@ export class Machine {
     if (this.closeWith) return;
     this.closeWith = { code, reason };
     this.closeBy = this.nowMs + 10_000;
-    if (this.current || this.keeps) this.wake();
+    if (this.current || this.keeps) this.probeNow();
     else this.endNow(code, reason, undefined, false);
   }
 
@@ -275,28 +276,28 @@ export class Machine {
   }
 
   /**
-   * Our own pause is no evidence about the peer: before any verdict what has arrived is read, and a timer that is
-   * late by more than `slack` asks for a fresh probe after that, and only that one is judged.
+   * A pause of this process is no evidence about the peer. So before a connection is given up, the messages that have arrived are
+   * read; and after a timer that fires late by more than `slack`, only a fresh probe decides.
    */
   private watch(): void {
-    const late = this.nowMs - Math.min(this.heardAt + this.patienceMs, this.deadlineAt);
-    // Due still, and so looked at again when what has arrived has been read.
+    const late = this.nowMs - Math.min(this.aliveAt + this.patienceMs, this.deadlineAt);
+    // It stays due, so it is checked again when the messages that have arrived have been read.
     if ((this.hasRead = late >= 0 && !this.hasRead)) return;
     if (late >= 0) {
       if (late <= this.slack) {
         this.patience *= 2;
         return this.handleLost(this.current, 4408, "silent for too long");
       }
-      this.heard();
+      this.noteAlive();
       this.probe();
     }
     if (this.doubtAt <= this.nowMs) {
-      // Written, if it waits behind what has not left, and not sent: its time counts from when it is.
+      // A message that waits behind bytes that have not left is written and not sent: its time counts from when it is.
       if (!this.isBusy) this.probeAt = this.nowMs;
       this.owedAt = this.nowMs;
     }
     if (this.probeAt > this.nowMs) return;
-    // It would wait with what has not left yet, and its time counts from when it leaves.
+    // A probe would wait behind bytes that have not left yet, and its time counts from when it leaves.
     this.probeAt = this.nowMs + (this.isBusy ? 250 : this.pace);
     if (!this.isBusy && this.deadlineAt === Infinity && this.writeProbe()) {
       this.probeSentAt = this.nowMs;
@@ -304,19 +305,19 @@ export class Machine {
     }
   }
 
-  /** For how long an answer may stand behind what is on its way, at a megabyte a second: what is kept, and one message like the largest so far. */
+  /** The time that an answer may wait behind other bytes, at a megabyte a second: those that are kept, and one message as large as the largest so far. */
   private get bulkMs(): number {
     return Math.floor((this.bufferedAmount + this.largest) / 1000);
   }
 
-  /** When something has been written for so long, and not answered, that a probe is due: a cut is noticed by the end that sends. */
+  /** When a message has been unanswered for so long that a probe is due: so the end that sends notices a cut first. */
   private get doubtAt(): number {
     return this.owedAt + Math.min(Math.max(3000, 4 * (this.rtt ?? 0)), 20_000);
   }
 
   /** Returns when {@link handleTimeout} has something to do; Infinity: not before something happens. */
   pollTimeout(): number {
-    return Math.min(this.dialAt, this.closeBy, this.current ? Math.min(this.heardAt + this.patienceMs, this.deadlineAt, this.probeAt, this.doubtAt) : Infinity);
+    return Math.min(this.dialAt, this.closeBy, this.current ? Math.min(this.aliveAt + this.patienceMs, this.deadlineAt, this.probeAt, this.doubtAt) : Infinity);
   }
 
   get status(): Status {
@@ -339,7 +340,7 @@ export class Machine {
 
   // ---- what sessions do otherwise ---------------------------------------------------------------
 
-  /** The next message that may be written, or the close behind the last. */
+  /** The next message that may be written, or the close after the last. */
   protected nextMessage(): Transmit | undefined {
     const { current: id, closeWith } = this;
     if (!id || this.beginning) return;
@@ -347,24 +348,24 @@ export class Machine {
     if (data !== undefined) return this.writePlain(id, data);
     if (!closeWith || this.waiting || this.isLeaving) return;
     this.isLeaving = true;
-    // A peer that is there answers in far less, unless something has yet to leave.
+    // A live peer answers in far less, unless bytes have yet to leave.
     if (!this.isBusy) this.closeBy = Math.min(this.closeBy, this.nowMs + 5000);
     return { kind: "close", id, ...closeWith };
   }
 
-  /** Sends a probe. Nothing: this peer cannot be probed. */
+  /** Sends a probe. Returns nothing if this peer cannot be probed. */
   protected writeProbe(): unknown {
     const { ping } = this.behaviour;
     if (ping) this.outputs.push({ kind: "write", id: this.current, data: ping.message });
     return ping;
   }
 
-  /** Whether something accepted would be lost by an end now. */
+  /** The number of messages that an end would lose now. */
   protected get keeps(): number {
     return this.unsent.length + this.waiting;
   }
 
-  /** Payload that is accepted and not acknowledged, or not given to a connection. */
+  /** Payload bytes that are accepted and not acknowledged, or not written to a connection. */
   get bufferedAmount(): number {
     return sizeOf(this.unsent);
   }
@@ -390,23 +391,23 @@ export class Machine {
     this.stuckMs = 2000;
     this.patienceMs = limit * this.patience;
     this.slack = slack;
-    this.heard();
+    this.noteAlive();
   }
 
-  /** Any message is life. */
-  protected heard(): void {
-    this.heardAt = this.nowMs;
+  /** The peer is alive: any message shows it. */
+  protected noteAlive(): void {
+    this.aliveAt = this.nowMs;
     this.deadlineAt = this.owedAt = Infinity;
   }
 
-  /** The peer does what it is there for. */
-  protected progressed(length = 0): void {
+  /** The peer makes progress: a message, or an acknowledgement. */
+  protected noteProgress(length = 0): void {
     this.largest = Math.max(this.largest, length);
     this.patience = 1;
     this.hasWorked = true;
   }
 
-  protected answered(): void {
+  protected noteAnswer(): void {
     const sample = this.nowMs - this.probeSentAt;
     this.probeSentAt = NaN;
     if (!(sample >= 0)) return;
@@ -414,38 +415,38 @@ export class Machine {
     this.rtt += (sample - this.rtt) / (sample > this.rtt ? 2 : 8);
   }
 
-  /** An application's message to a plain peer, which answers it or, later, a probe. */
+  /** Writes an application's message to a plain peer, which answers it or, later, a probe. */
   private writePlain(id: number, data: Data): Transmit {
     if (this.behaviour.ping) this.owedAt = Math.min(this.owedAt, this.nowMs);
     return { kind: "write", id, data };
   }
 
-  /** Closes a connection, if there is one, about which nothing is reported any more. */
+  /** Closes a connection, if there is one. The driver reports nothing more about it. */
   protected forget(id: number, code = 1000, reason = ""): void {
     if (id) this.outputs.push({ kind: "forget", id, code, reason });
   }
 
-  /** An attempt that hangs is not waited for. The next one may take twice as long, as the network may only be slow. */
-  private leaveStuck(): void {
+  /** Abandons an attempt that hangs. The next one may take twice as long, as the network may only be slow. */
+  private abandonStuck(): void {
     if (!this.dialled || this.stuckAt > this.nowMs) return;
     this.stuckMs *= 2;
-    this.letGo(this.dialled);
+    this.abandon(this.dialled);
     this.dialled = 0;
     this.dialAt = Infinity;
   }
 
   /** Closes a connection that was not attached. */
-  protected letGo(id: number): void {
+  protected abandon(id: number): void {
     this.forget(id);
   }
 
-  /** What the application's options say to a loss. */
+  /** Whether the application's options allow another attempt after a loss. */
   private mayReconnect(code: number, reason: string): boolean {
     const { maxRetries = Infinity, shouldReconnectOnClose } = this.behaviour;
     return this.attempts < maxRetries && this.ask(() => shouldReconnectOnClose?.({ code, reason })) !== false;
   }
 
-  /** Asks a function of the options. An error that it throws is reported, and is no answer. */
+  /** Calls a function of the options. An error that it throws is reported, and its result is undefined. */
   private ask<T>(act: () => T): T | undefined {
     try {
       return act();
@@ -456,10 +457,10 @@ export class Machine {
   }
 
   /**
-   * How long to wait before the next attempt. The first comes soon, spread over 0.2 s when only this client lost its
-   * connection, over a second when others did too. Later waits have a ceiling of 0.5 s x 2^n, at most 30 s, and are
-   * drawn below it: from its upper half by a lone client, from all of it by one of a crowd. What the server says wins, up
-   * to 9 minutes, and a tenth of it or 1 s is added at random. `retryMs`: NaN, if it says nothing.
+   * Returns the wait before the next attempt. The first wait is short: within 0.2 s if only this client lost its connection, within
+   * a second if others probably did too. Later waits have a ceiling of 0.5 s x 2^n, at most 30 s, and are drawn at random: from the
+   * upper half below it if only this client is concerned, else from all of it. Advice of the server takes precedence, up to 9 minutes,
+   * and a tenth of it or 1 s is added at random. `retryMs`: NaN if the server gave no advice.
    */
   protected backoff(isAlone: boolean, retryMs?: number): number {
     const n = this.attempts++;

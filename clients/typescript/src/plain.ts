@@ -11,12 +11,14 @@
 
 import { Driver, drivers } from "./driver.js";
 import { Machine } from "./machine.js";
-import { type BaseOptions, BaseSocket, type Fresh } from "./socket.js";
+import type { BaseOptions, Fresh } from "./options.js";
+import { BaseSocket } from "./socket.js";
 import { complete, dataOf, isBlob, missing } from "./surface.js";
 
 export { QueueFullError } from "./driver.js";
 export type { Mode, Status } from "./machine.js";
-export type { BaseOptions, Fresh, SocketEvents, WebSocketLike } from "./socket.js";
+export type { BaseOptions, Fresh, WebSocketLike } from "./options.js";
+export type { SocketEvents } from "./socket.js";
 
 /** The options of {@link MainstaySocket}. Times are in milliseconds. */
 export interface Options extends BaseOptions {

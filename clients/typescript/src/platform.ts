@@ -1,7 +1,7 @@
 /**
- * What browsers and Node have as globals, for platforms that lack it: mini-programs, and React Native in part.
- * `build.mjs` puts these in the place of the globals of the same names, in the bundles `wx` and `native` only. They do as
- * much as the rest of this package asks of them, and become nobody's globals.
+ * Globals of browsers and Node for platforms that lack them: mini-programs, and React Native in part. `build.mjs` puts these in place
+ * of the globals of the same names, in the bundles `wx` and `native` only. They implement what the rest of this package needs, and do
+ * not become globals of the application.
  */
 
 const native: { [name: string]: any } = globalThis;
@@ -58,14 +58,14 @@ class OwnEventTarget {
   }
 }
 
-/** What a listener throws ends nothing, and is seen. */
+/** Reports the error of a listener, which ends nothing. */
 function report(error: unknown): void {
   setTimeout(() => {
     throw error;
   });
 }
 
-/** An absolute URL. Always this one: that of React Native refuses what is asked of it. */
+/** An absolute URL. React Native has a class of this name that does not implement enough, so this one is always used. */
 class OwnURL {
   readonly href: string;
   readonly origin: string;
@@ -94,7 +94,7 @@ class OwnTextEncoder {
   }
 }
 
-/** Strict, as this package asks for it. */
+/** Refuses bytes that are not UTF-8, as this package needs it. */
 class OwnTextDecoder {
   decode(bytes: Uint8Array): string {
     let text = "";
@@ -115,10 +115,10 @@ class OwnTextDecoder {
   }
 }
 
-/** Bytes of the platform's randomness that came by a call which answers later, for those who cannot wait for one. */
+/** Random bytes of a platform whose call for them answers later, for callers that cannot wait. */
 export const pool: number[] = [];
 
-/** Cryptographic where the platform is: from the pool, else as unguessable as `Math.random`. */
+/** From the pool, which is cryptographic if the platform is; else only as unguessable as `Math.random`. */
 const ownCrypto = {
   getRandomValues: (bytes: Uint8Array) => bytes.map(() => (pool.pop() ?? 0) ^ (Math.random() * 256)),
 };

@@ -1,4 +1,4 @@
-/** The machines of `mainstay.v1`, for who builds another end of it: pure, no IO. `@mainstay/fastify` stands on them. */
+/** The machines of `mainstay.v1`, for implementations of another end: pure, no IO. `@mainstay/fastify` is built on them. */
 
 export { closeAction } from "./close.js";
 export * from "./flow.js";

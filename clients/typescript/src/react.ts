@@ -4,9 +4,12 @@ import { useEffect, useState, useSyncExternalStore } from "react";
 import { MainstaySocket, type Options, type Status } from "./index.js";
 
 /**
- * Opens a socket when the component mounts, closes it when it goes, and renders again when the status changes.
- * Another `url` is another socket; without one there is none yet, and the status is `suspended`. `options` are read when a
+ * Opens a socket when the component mounts, closes it when the component unmounts, and renders again when the status changes.
+ * Another `url` makes another socket; without a `url` there is no socket, and the status is `suspended`. `options` are read when a
  * socket is made.
+ *
+ * @example
+ * const { socket, status } = useMainstay("wss://example.com/chat");
  */
 export function useMainstay(url: string | null | undefined, options?: Options & { protocols?: string | string[] }): { socket: MainstaySocket | undefined; status: Status } {
   const [socket, setSocket] = useState<MainstaySocket>();

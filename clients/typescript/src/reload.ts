@@ -1,27 +1,33 @@
 /**
- * A session that outlives a reload: token, positions and unacknowledged messages in `sessionStorage`, from the
- * moment the page goes to the moment it is back.
+ * A session that outlives a reload: the resume token, positions and unacknowledged messages are in `sessionStorage` from the moment
+ * the page goes to the moment it is back.
  *
- * Nothing is stored while the page lives, and what is found is taken out at once. So a duplicated tab, whose
- * `sessionStorage` is a copy, finds nothing and starts a session of its own. If two pages go on from one copy after
- * all, the later attach wins and the other ends with 4409: never in silence.
+ * The store is empty while the page lives: the page removes an entry as soon as it reads it. So a duplicated tab, whose
+ * `sessionStorage` is a copy, finds no entry and starts a session of its own. If two pages go on from one copy all the same, the later
+ * attach wins and the other page ends with 4409: never in silence.
  *
- * Several sockets to one URL each have a place of their own, by their subprotocols and in the order in which they are
- * made. A page that may not store anything (a sandboxed frame, blocked cookies) has a socket without this.
+ * Several sockets to one URL have one entry each, by their subprotocols and in the order in which the page makes them. A page that
+ * may not store anything (a sandboxed frame, blocked cookies) has a socket without this.
  */
 
-import type { SessionStore } from "./index.js";
+import type { SessionStore } from "./options.js";
 import type { SessionDriver } from "./session-driver.js";
 import type { ClientSession } from "./session.js";
 import type { Bytes, Data } from "./wire.js";
 
-/** All that another instance goes on from. The token opens the session: a secret. */
-type Stored = [token: Bytes, received: number, acknowledged: number, kept: Data[]];
+/** The state from which another instance goes on. The token opens the session: it is a secret. */
+interface Stored {
+  token: Bytes;
+  /** The number up to which messages were received and acknowledged. */
+  received: number;
+  acknowledged: number;
+  kept: Data[];
+}
 
-/** Stored in the place of a session that did not fit: something is lost, and that is said. */
+/** Stored in place of a session that did not fit: messages are lost, and the next page reports it. */
 const LOST = "lost";
 
-/** The keys of the sockets that live in this page. */
+/** The keys of the live sockets of this page. */
 const used = new Set<string>();
 
 /**
@@ -45,7 +51,7 @@ function persist(driver: SessionDriver, protocols: unknown, name?: string): void
   driver.target.addEventListener("close", free);
 
   const leave = () => {
-    // What comes after the copy was made would be lost with it.
+    // A message received after the copy was made would be lost with it.
     const stored = store(session);
     if (stored && !put(key, serialize(stored))) put(key, LOST);
     driver.hide();
@@ -64,30 +70,30 @@ function persist(driver: SessionDriver, protocols: unknown, name?: string): void
   enter();
   const stored = found && found !== LOST ? parse(found) : undefined;
   if (stored) restore(session, stored);
-  // How much is not known.
+  // The number of lost messages is not known.
   else if (found) session.lose();
 }
 
-/** What a new instance needs to go on from here. From now on everything kept counts as written: either may write it. */
+/** Returns the state from which a new instance goes on. From now on every kept message counts as written: either instance may write it. */
 function store({ token, isOpen, flow: { outbox, inbox } }: ClientSession): Stored | undefined {
   if (!token || !isOpen) return;
   outbox.written = outbox.last;
-  return [token, inbox.acknowledged, outbox.acknowledged, outbox.after(outbox.acknowledged)];
+  return { token, received: inbox.acknowledged, acknowledged: outbox.acknowledged, kept: outbox.after(outbox.acknowledged) };
 }
 
-/** Goes on from what another instance stored. */
-function restore(session: ClientSession, [token, received, acknowledged, kept]: Stored): void {
+/** Goes on from the state of another instance. */
+function restore(session: ClientSession, { token, received, acknowledged, kept }: Stored): void {
   const { outbox, inbox } = session.flow;
   session.token = token;
   inbox.received = inbox.delivered = inbox.acknowledged = inbox.acked = received;
   outbox.base = outbox.acknowledged = acknowledged;
   for (const data of kept) outbox.push(data);
-  // Their numbers are given: what the new page sends first comes behind them.
+  // Their numbers are fixed: messages that the new page sends come after them.
   outbox.written = outbox.ready = outbox.last;
   session.isRestored = true;
 }
 
-/** Stores it, or removes what is there. False: there is no room, or no leave. */
+/** Stores the value, or removes the entry. Returns false if there is no room, or no permission. */
 function put(key: string, value?: string): boolean {
   try {
     if (value === undefined) sessionStorage.removeItem(key);
@@ -98,7 +104,7 @@ function put(key: string, value?: string): boolean {
   }
 }
 
-/** What is stored, where there is leave to look. */
+/** Returns the entry, if the page may read it. */
 function find(key: string): string | null | undefined {
   try {
     return sessionStorage.getItem(key);
@@ -107,14 +113,15 @@ function find(key: string): string | null | undefined {
   }
 }
 
-function serialize([token, received, acknowledged, kept]: Stored): string {
+/** A list, as names differ between builds. */
+function serialize({ token, received, acknowledged, kept }: Stored): string {
   return JSON.stringify([pack(token), received, acknowledged, kept.map(pack)]);
 }
 
 function parse(text: string): Stored | undefined {
   try {
     const [token, received, acknowledged, kept] = JSON.parse(text);
-    return [unpack(token) as Bytes, received, acknowledged, kept.map(unpack)];
+    return { token: unpack(token) as Bytes, received, acknowledged, kept: kept.map(unpack) };
   } catch {
     return;
   }

@@ -3,13 +3,12 @@
  * messages of a session, or of a plain server, as fast as the application reads.
  */
 
-import { Driver, type QueuedEvent, type Waiting } from "./driver.js";
+import { Driver, type QueuedEvent, type Target, type Waiting } from "./driver.js";
 import { MessageTooLargeError } from "./flow.js";
-import type { MainstaySocket, Options, Outcome, Sendable, Sent } from "./index.js";
 import type { Machine, MachineEvent } from "./machine.js";
+import type { Fresh, Options, Outcome, Sendable, Sent } from "./options.js";
 import { ClientSession, type Fate } from "./session.js";
 import { offerFor, SessionMachine } from "./sessions.js";
-import type { Fresh } from "./socket.js";
 import { dataOf, isBlob } from "./surface.js";
 import { type Bytes, bytesOf, type Data, viewOf } from "./wire.js";
 
@@ -35,7 +34,7 @@ export class SessionDriver extends Driver {
   /** Messages that are accepted and whose outcome is not known, in the order of their numbers. */
   private unsettled: Message[] = [];
 
-  constructor(target: MainstaySocket, url: Fresh<string | URL>, protocols: Fresh<string | string[]>, options: Options, random: (length: number) => Bytes) {
+  constructor(target: Target, url: Fresh<string | URL>, protocols: Fresh<string | string[]>, options: Options, random: (length: number) => Bytes) {
     const session = new ClientSession(options, random, true);
     super(target, url, protocols, options, new SessionMachine(Date.now(), options, Math.random, session));
     this.session = session;

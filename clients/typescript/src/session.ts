@@ -127,7 +127,8 @@ export class ClientSession {
   private barren = 0;
   /** How often the backend behind the server was replaced, as the server last announced. */
   private replaced = 0;
-  private outputs: SessionTransmit[] = [];
+  /** What is decided and not done yet. A machine around the session appends to it, so that all is done in order. */
+  readonly outputs: SessionTransmit[] = [];
   private events: SessionEvent[] = [];
   declare private isHeld: boolean;
   declare private behaviour: SessionConfig;
@@ -360,7 +361,7 @@ export class ClientSession {
   /** What would become of the messages that were sent if the session were lost now. */
   fate(account?: Account): Fate {
     const { acknowledged, written, last } = this.flow.outbox;
-    // A message that was never written exists only here, whatever the account says or omits.
+    // A message that was never written exists only here, so the account does not matter.
     const delivered = Math.max(Math.min(account?.acknowledged ?? 0, written), acknowledged);
     return {
       delivered,
@@ -507,16 +508,12 @@ export class ClientSession {
     this.outputs.push({ kind: "forget", id, code, reason: "" });
   }
 
-  /** Returns the next thing to do that is decided already, messages of the streams not included. */
-  pollControl(): SessionTransmit | undefined {
-    return this.outputs.shift();
-  }
-
   /** Returns the next thing to do. From the HELLO of a pending connection on, messages of the streams go only to that. */
   pollTransmit(now: number): SessionTransmit | undefined {
     const { opening, current, flow } = this;
     const writer = opening ?? current;
-    if (this.outputs.length || !writer || this.life.kind === "end sent" || this.life.kind === "over") return this.pollControl();
+    const output = this.outputs.shift();
+    if (output || !writer || this.life.kind === "end sent" || this.life.kind === "over") return output;
     const data = (opening ? undefined : flow.writeOwed(now, writer)) ?? flow.writeData(writer);
     if (data !== undefined) return { kind: "write", id: writer.id, data };
   }

@@ -9,7 +9,7 @@ import { Machine, type MachineConfig, type Mode, type MachineEvent, NO_ANSWER, t
 import type { ClientSession, SessionEvent } from "./session.js";
 import { type Data, decode, type Delay, type ProtocolError, type Received, toHex, Type, viewOf, type Welcome } from "./wire.js";
 
-/** Offered beside sessions, so that a server which takes the first offer unseen, or must take one, speaks plain WebSocket. */
+/** Offered before sessions: a server that chooses the first offer without looking, or has to choose one, then speaks plain WebSocket. */
 const PLAIN = "plain";
 const SESSION = "mainstay.v1";
 
@@ -19,27 +19,28 @@ export class SessionMachine extends Machine {
   /** The session's public name. */
   name = "";
   protected override offers = true;
-  /** One that opened without an offer. It waits while the offer is made once more: the server may only have been away. */
+  /** A connection that opened without an offer. It waits while the client offers sessions once more: the server may only have been away. */
   private trial = 0;
   private receivedOnTrial: Received[] = [];
-  /** How it was closed, if the server said all that it had to say. */
+  /** How the trial was closed, if the server had sent everything before. */
   declare private trialLoss: [code: number, reason: string] | undefined;
-  /** When HELLO left; when the session was left without a connection, and how long the server keeps it so. */
+  /** When HELLO was sent; when the session was detached, and for how long the server keeps it then. */
   declare private helloAt: number;
   private leftAt = 0;
   private windowMs = 0;
-  /** What had been written when the last probe was sent; and what its PONG has shown to have arrived. */
+  /** The last number written before the last probe; and the last number that a PONG has shown to have arrived. */
   private asked = 0;
   private proven = 0;
-  /** When to open a replacement, unless something comes. */
+  /** When to open a replacement, unless a message comes. */
   private replaceAt = Infinity;
   private probes = 0;
-  /** What the server said about the next attempt. */
+  /** The server's advice for the next attempt. */
   private advice: Delay = { earliestMs: 0, latestMs: 0 };
 
   constructor(now: number, config: MachineConfig, random: () => number, session: ClientSession) {
     super(now, config, random);
     this.clientSession = session;
+    this.outputs = session.outputs;
   }
 
   override handleOpened(id: number, protocol: string): void {
@@ -64,41 +65,41 @@ export class SessionMachine extends Machine {
     if (id === this.current) this.leftAt = this.nowMs;
     this.clientSession.handleLost(id, code, reason);
     this.followSession();
-    // Where there was a session a plain server is the least likely reason, and to try for one the last resort.
+    // After a session, a plain server is the least likely reason, so an attempt without an offer is the last resort.
     if (neverSpoke && (!this.mode || !this.offers || this.attempts > 4)) {
-      // Browsers fail a connection whose server answers an offer with nothing.
+      // Browsers fail a connection whose server answers an offer with no subprotocol.
       this.offers = !this.offers;
       this.forget(id);
       if (this.trial) return this.becomePlain(this.trial);
-      // At once, so that no server comes up in between and meets a client that asks for no session.
+      // At once, so that no server that starts in between gets an attempt without an offer.
       if (!this.offers && reason !== NO_ANSWER) return this.dial();
     }
     super.handleLost(id, code, reason);
   }
 
-  /** The trial is over. A server that restarts says nothing about what it speaks; any other may have said all it had to say. */
+  /** The trial is over. A server that restarts shows nothing about what it speaks; any other may have sent everything that it had to send. */
   private trialLost(code: number, reason: string): void {
     this.forget(this.trial);
     if (code === 1006 ? !this.receivedOnTrial.length : [1001, 1012, 1013].includes(code)) this.trial = 0;
     else this.trialLoss = [code, reason];
   }
 
-  /** Whether the server may turn out to be a plain one: nothing is known of it, or it has forgotten the session. */
+  /** Whether the server may turn out to be a plain one: it never attached a session, or it has forgotten the session by now. */
   private get mayBePlain(): boolean {
     return !this.mode || (!this.current && this.nowMs - this.leftAt > this.windowMs);
   }
 
   override handleMessage(id: number, data: Received): void {
     if (id === this.trial) return void this.receivedOnTrial.push(data);
-    if (id === this.current) this.heard();
+    if (id === this.current) this.noteAlive();
     try {
       const message = viewOf(data);
       const frame = decode(message);
       if (frame?.type === Type.Pong && id === this.current && frame.nonce === this.probes) {
-        this.answered();
+        this.noteAnswer();
         this.proven = this.asked;
       }
-      if (frame?.type === Type.Data || frame?.type === Type.Ack || frame?.type === Type.Pong) this.progressed(message.length);
+      if (frame?.type === Type.Data || frame?.type === Type.Ack || frame?.type === Type.Pong) this.noteProgress(message.length);
       this.clientSession.handleFrame(id, frame);
       this.followSession();
     } catch (error) {
@@ -130,14 +131,9 @@ export class SessionMachine extends Machine {
   }
 
   override pollEvent(): MachineEvent | undefined {
-    // What the application read may have ended the session.
+    // The last message that the application read may have ended the session.
     this.followSession();
     return super.pollEvent();
-  }
-
-  override pollTransmit(): Transmit | undefined {
-    // Nothing is written to a connection that was forgotten, and what was written before leaves first.
-    return this.clientSession.pollControl() ?? super.pollTransmit();
   }
 
   protected override nextMessage(): Transmit | undefined {
@@ -145,15 +141,16 @@ export class SessionMachine extends Machine {
     if (session.current && !this.beginning) session.begin();
     if (this.closeWith && !this.waiting) session.close(this.closeWith.code, this.closeWith.reason);
     const next = session.pollTransmit(this.nowMs);
-    this.lookAtOwed();
+    this.updateOwed();
     return next;
   }
 
   /**
-   * What is written and neither acknowledged nor proven: a PONG comes behind all that was written before its PING, so an
-   * application that lags behind is asked for once. While another connection is being opened this one is not written, and nothing is due.
+   * Counts from when a message is written that is neither acknowledged nor proven to have arrived. A PONG proves it for all messages
+   * written before its PING, so a server whose application lags behind is probed once. While another connection is being opened this
+   * one is not written, and no answer is due.
    */
-  private lookAtOwed(): void {
+  private updateOwed(): void {
     const { flow, opening } = this.clientSession;
     const { acknowledged, written } = flow.outbox;
     this.owedAt = Math.max(acknowledged, this.proven) < written && !opening ? Math.min(this.owedAt, this.nowMs) : Infinity;
@@ -170,14 +167,14 @@ export class SessionMachine extends Machine {
     return true;
   }
 
-  protected override letGo(id: number): void {
-    super.letGo(id);
+  protected override abandon(id: number): void {
+    super.abandon(id);
     this.clientSession.handleLost(id);
     this.followSession();
   }
 
-  protected override heard(): void {
-    super.heard();
+  protected override noteAlive(): void {
+    super.noteAlive();
     this.replaceAt = Infinity;
   }
 
@@ -214,7 +211,7 @@ export class SessionMachine extends Machine {
     if (this.trialLoss) machine.handleLost(id, ...this.trialLoss);
   }
 
-  /** Advice wins, up to 10 minutes and widened to 1 s or a tenth of its length. */
+  /** Advice takes precedence, up to 10 minutes, and its range is widened to 1 s or a tenth of its length. */
   protected override backoff(isAlone: boolean, retryMs?: number): number {
     const own = super.backoff(isAlone, retryMs);
     const { earliestMs, latestMs } = this.advice;
@@ -250,7 +247,7 @@ export class SessionMachine extends Machine {
     this.mode = "session";
     this.windowMs = resumeWindowMs;
     this.asked = this.proven = 0;
-    // It includes the time that the server takes to judge: no more of it counts than what makes no limit long.
+    // The server may have judged credentials in this time: it counts up to a second, so that no limit becomes long.
     this.rtt ??= Math.min(this.nowMs - this.helloAt, 1000);
     this.epoch = epoch;
     this.name = toHex(sessionId);
@@ -272,6 +269,6 @@ export class SessionMachine extends Machine {
   }
 }
 
-/** The subprotocols that offer sessions, where the application asks for these. */
+/** The subprotocols to ask for, with an offer of sessions, if the application asks for these. */
 export const offerFor = (names: string[]): string[] =>
   names.length ? [...names, ...names.map((name) => `${SESSION}+${name}`)] : [PLAIN, SESSION];

@@ -6,53 +6,9 @@
  */
 
 import { type Driver, drivers, nativeWebSocket } from "./driver.js";
-import type { MachineConfig, Mode, Status } from "./machine.js";
+import type { Mode, Status } from "./machine.js";
+import type { WebSocketLike } from "./options.js";
 import type { Fate } from "./session.js";
-
-type Awaitable<T> = T | Promise<T>;
-
-/** A value, or a function that returns it and is called before each attempt: tokens expire. */
-export type Fresh<T> = T | (() => Awaitable<T>);
-
-/** A message of the application. */
-type Sendable = string | ArrayBuffer | ArrayBufferView;
-
-/** The options that both classes have. Times are in milliseconds. */
-export interface BaseOptions extends MachineConfig {
-  /** The groups of events of the page and the network that the socket listens to. @default all */
-  page?: { network?: boolean; visibility?: boolean; lifecycle?: boolean; sleep?: boolean };
-  /**
-   * Makes the first message, or messages, of each session and of each connection to a plain server. They are written before the
-   * messages that wait, and before those that the handlers of `open` send. Called before each attempt. @default none
-   *
-   * @example
-   * new MainstaySocket(url, [], { greeting: async () => JSON.stringify({ login: await token() }) });
-   */
-  greeting?: () => Awaitable<Sendable | Sendable[]>;
-  /** The socket makes no attempt before `reconnect` is called. @default false */
-  startClosed?: boolean;
-  /** Closes the socket in order when it is aborted. */
-  signal?: AbortSignal;
-  /** The class of the connections. @default the global one */
-  WebSocket?: WebSocketLike;
-}
-
-/** The part of the `WebSocket` class that this package uses. */
-export type WebSocketLike = new (
-  url: string,
-  protocols?: string | string[],
-) => {
-  binaryType: any;
-  readonly protocol: string;
-  readonly extensions?: string;
-  readonly bufferedAmount: number;
-  send(data: any): void;
-  close(code?: number, reason?: string): void;
-  onopen: any;
-  onmessage: any;
-  onclose: any;
-  onerror: any;
-};
 
 /** The events by name. Those of `WebSocket` are among them: `open` for every attach that is not a resume. */
 export interface SocketEvents {
@@ -215,13 +171,18 @@ export abstract class BaseSocket extends EventTarget {
    * attempts begins anew, and a session goes on. After `close` it has no effect: make another socket.
    *
    * @example
-   * networkChanged.subscribe(() => socket.reconnect());
+   * settings.onUrlChange(() => socket.reconnect());
    */
   reconnect(code = 1000, reason = ""): void {
     driverOf(this).reconnect(code, reason);
   }
 
-  /** Leaves the connection and stays away until {@link reconnect}. A session goes on for as long as the server keeps it. */
+  /** Dials at once if the socket waits, and probes the connection if it has one: a connection that lives is kept. */
+  probeNow(): void {
+    driverOf(this).probeNow();
+  }
+
+  /** Leaves the connection and stays away until {@link reconnect} or {@link probeNow}. A session goes on for as long as the server keeps it. */
   suspend(): void {
     driverOf(this).suspend();
   }

@@ -1,6 +1,6 @@
 /**
- * What makes a class the `WebSocket` that the platform has: what its constructor and methods refuse and how, its events,
- * and attributes, handlers and constants as Web IDL has them.
+ * What makes a class a drop-in for the `WebSocket` of the platform: the arguments that its constructor and methods refuse, its
+ * events, and attributes, handlers and constants as in Web IDL.
  *
  * Source: WHATWG "WebSockets"; Web IDL; HTML "Event handlers".
  */
@@ -12,7 +12,7 @@ import type { Data } from "./wire.js";
 /** The error of a call without its first argument. */
 export const missing = () => new TypeError("an argument is missing");
 
-/** Relative to the page, http as ws. @throws SyntaxError */
+/** Returns the absolute URL: relative to the page, and with ws for http. @throws SyntaxError */
 export function readUrl(url: string | URL): string {
   let read = "";
   try {
@@ -21,7 +21,7 @@ export function readUrl(url: string | URL): string {
   return /^wss?:[^#]*$/.test(read) ? read : refuse(`url ${`${url}`.split("?")[0]}: ws: or http:, without a fragment`);
 }
 
-/** The subprotocols by name; null is none, as libraries pass it. @throws SyntaxError */
+/** Returns the names of the subprotocols. Null means none, as some libraries pass it. @throws SyntaxError */
 export function readProtocols(protocols: any): string[] {
   const names: string[] = [protocols ?? []].flat().map(String);
   const different = new Set(names.map((name) => name.toLowerCase()));
@@ -29,7 +29,7 @@ export function readProtocols(protocols: any): string[] {
   return names;
 }
 
-/** A close code and reason as they travel. @throws InvalidAccessError, SyntaxError */
+/** Returns a close code and reason as they are sent. @throws InvalidAccessError, SyntaxError */
 export function readFarewell(code: any = 1000, reason: any = ""): [code: number, reason: string] {
   const whole = Math.round(code);
   const text = `${reason}`;
@@ -38,18 +38,18 @@ export function readFarewell(code: any = 1000, reason: any = ""): [code: number,
   return [whole, text];
 }
 
-/** The name of its class, of this window or another. */
+/** The name of the class of a value, which may come from another window. */
 const tagOf = (payload: unknown): string => Object.prototype.toString.call(payload);
 
 export const isBlob = (payload: unknown): payload is Blob => /Blob]$|File]$/.test(tagOf(payload));
 
-/** A copy, as what was sent may be changed later. What is neither bytes nor a Blob is made text, as `WebSocket` does it. */
+/** Returns a copy, as the application may change the bytes later. A value that is neither bytes nor a Blob becomes text, as with `WebSocket`. */
 export const dataOf = (payload: any): Data =>
   ArrayBuffer.isView(payload) || /ArrayBuffer]$/.test(tagOf(payload))
     ? new Uint8Array((payload as any).buffer ?? payload, (payload as any).byteOffset, payload.byteLength).slice()
     : `${payload}`;
 
-/** An event of the platform's class for it, with all of these fields. */
+/** Returns an event of the platform's class for this type, with all of these fields. */
 export function eventOf(type: string, fields: any = {}): Event {
   const event: any = makeEvent(type === "close" ? "CloseEvent" : fields.data == null ? "Event" : "MessageEvent", type, fields);
   for (const name in fields) if (!(name in event)) event[name] = fields[name];
@@ -69,13 +69,13 @@ const define = (target: object, name: string | symbol, member?: PropertyDescript
   Object.defineProperty(target, name, { enumerable: true, configurable: true, ...member });
 
 /**
- * Makes of a class and what it extends what Web IDL would: members that can be listed, where their names do not begin with
- * `_` as private ones do, constants, and handlers, each of which is a listener from when it is first set.
+ * Completes a class and its base as Web IDL demands: enumerable members, constants, and handlers, each of which is a listener from
+ * when it is first set.
  */
 export function complete(Class: { prototype: object }, Base: { prototype: object }): void {
   const { prototype } = Class;
   for (const target of [prototype, Base.prototype]) {
-    for (const name of Object.getOwnPropertyNames(target)) if (!/^_|^constr/.test(name)) define(target, name);
+    for (const name of Object.getOwnPropertyNames(target)) if (name !== "constructor") define(target, name);
   }
   define(prototype, Symbol.toStringTag, { value: "WebSocket" });
   ["CONNECTING", "OPEN", "CLOSING", "CLOSED"].forEach((name, value) => {

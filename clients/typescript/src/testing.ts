@@ -1,26 +1,32 @@
 /**
- * A server of `mainstay.v1` for tests of an application, without a network: it is handed to the socket as its `WebSocket`,
- * and does what servers and networks do when the test says so: it delivers, detaches, resumes, and lets a session expire.
+ * A server of `mainstay.v1` for tests of an application, without a network. The test passes it to the socket as the option
+ * `WebSocket`, and then makes it deliver, detach, resume, end and expire.
  *
- * It sets no timer; the client's are its own. After a loss that dials again within a second, or at once on `reconnect()`.
+ * The server sets no timer; the client has its own. After a loss the client dials again within a second, or at once on `reconnect()`.
+ *
+ * @example
+ * const server = new TestServer();
+ * const socket = new MainstaySocket("ws://test", [], { WebSocket: server.WebSocket });
+ * const session = await server.session();
+ * session.deliver("welcome");
  */
 
-import type { WebSocketLike } from "./socket.js";
+import type { WebSocketLike } from "./options.js";
 import { Flow, Inbox, type Lane, Outbox } from "./flow.js";
 import { type Account, type Bytes, bytesOf, Cause, type Control, type Data, decode, encode, type Frame, type Hello, toHex, Type, viewOf, type Window } from "./wire.js";
 
 const WINDOW: Window = { messages: 1024, bytes: 1_048_576 };
-/** The interval of the announced heartbeat, which is not sent: the client is patient for two hours. */
+/** The announced heartbeat interval. No heartbeat is sent, and the client waits for two hours. */
 const HOUR = 3_600_000;
 
-/** Later, and not by a timer or a microtask that a test may have replaced. */
+/** Calls the function later, without a timer or a microtask that a test may have replaced. */
 const later = (act: () => void) => void Promise.resolve().then(act);
 
-/** The server. One may have any number of sockets. */
+/** The server. It accepts any number of sockets. */
 export class TestServer {
-  /** For the option `WebSocket` of the sockets. */
+  /** The value for the option `WebSocket` of the sockets. */
   readonly WebSocket: WebSocketLike;
-  /** All sessions that were begun, the newest last. */
+  /** All sessions so far, the newest last. */
   readonly sessions: TestSession[] = [];
   private given = 0;
   private wake = () => {};
@@ -38,22 +44,22 @@ export class TestServer {
     };
   }
 
-  /** The next session that is begun, in their order: each is given once. */
+  /** Waits for the next session, and returns it. Each session is returned once, in order. */
   async session(): Promise<TestSession> {
     while (this.sessions.length <= this.given) await new Promise<void>((resolve) => (this.wake = resolve));
     return this.sessions[this.given++]!;
   }
 }
 
-/** The server's end of one session. What the client sends is received, and acknowledged, as it comes. */
+/** The server's end of one session. It receives and acknowledges the client's messages as they come. */
 export class TestSession {
-  /** What the client sent and {@link next} has not given. */
+  /** The client's messages that {@link next} has not returned. */
   readonly waiting: Data[] = [];
-  /** What the client sent outside the stream. */
+  /** The client's messages outside the stream. */
   readonly volatiles: Data[] = [];
   /** The newest credentials of the client. */
   credentials: Bytes | undefined;
-  /** The code and the reason with which the client, or {@link end}, ended it. */
+  /** The code and the reason of the end, by the client or by {@link end}. Undefined while the session goes on. */
   ended: { code: number; reason: string } | undefined;
   /** @internal */
   token: Bytes;
@@ -78,18 +84,18 @@ export class TestSession {
     return !!this.connection;
   }
 
-  /** Sends the client a message; while it is detached, it is kept. @throws RangeError if more is kept than may be */
+  /** Sends the client a message; while the client is detached, the message is kept. @throws RangeError if there is no room */
   deliver(data: string | Bytes): void {
-    if (!this.flow.outbox.push(data)) throw new RangeError("the client acknowledges nothing: no room");
+    if (!this.flow.outbox.push(data)) throw new RangeError("the client acknowledges no message: there is no room for another");
     this.write();
   }
 
   /** Sends the client a message outside the stream. */
   deliverVolatile(data: string | Bytes): void {
-    this.connection?.say({ type: Type.Volatile, data });
+    this.connection?.write({ type: Type.Volatile, data });
   }
 
-  /** The next message of the client. @throws if the session ends before one comes */
+  /** Waits for the next message of the client, and returns it. @throws if the session ends before one comes */
   async next(): Promise<Data> {
     while (!this.waiting.length) {
       if (this.ended) throw new Error(`the session is over: ${this.ended.code} ${this.ended.reason}`);
@@ -98,13 +104,13 @@ export class TestSession {
     return this.waiting.shift()!;
   }
 
-  /** The connection breaks without a word, and none is made before {@link resume}. */
+  /** Cuts the connection without a Close. The client gets no other before {@link resume}. */
   detach(): void {
     this.isAway = true;
     this.connection?.drop(1006, "");
   }
 
-  /** The client may come back. Settles when it has. */
+  /** Lets the client come back, and waits until it is attached. */
   async resume(): Promise<void> {
     this.isAway = false;
     if (this.asking) this.attach(...this.asking);
@@ -114,7 +120,7 @@ export class TestSession {
     }
   }
 
-  /** The server forgets the session, as after its resume window: the client has one `gap`, and begins another. */
+  /** Forgets the session, as a server does after the resume window: the client gets one `gap`, and begins another session. */
   expire(): void {
     const { inbox, outbox } = this.flow;
     const lost = outbox.last - outbox.acknowledged;
@@ -124,11 +130,11 @@ export class TestSession {
     this.wake();
   }
 
-  /** Ends the session from the server's side, in order. */
+  /** Ends the session in order, as the server's application does. */
   end(code = 1000, reason = ""): void {
     const { inbox } = this.flow;
     this.ended = { code, reason };
-    this.connection?.say({ type: Type.End, code, reason, acknowledged: inbox.acknowledged, delivered: inbox.delivered });
+    this.connection?.write({ type: Type.End, code, reason, acknowledged: inbox.acknowledged, delivered: inbox.delivered });
     this.wake();
   }
 
@@ -153,7 +159,7 @@ export class TestSession {
     this.token = Uint8Array.from(this.token, (byte, at) => (at ? byte : byte + 1));
     connection.session = this;
     const id = new Uint8Array(8).fill(this.number);
-    connection.say({
+    connection.write({
       type: Type.Welcome,
       id,
       token: this.token,
@@ -187,18 +193,18 @@ export class TestSession {
     else if (frame.type === Type.Volatile) this.volatiles.push(frame.data);
     else if (frame.type === Type.Auth) {
       this.credentials = frame.credentials;
-      connection.say({ type: Type.AuthResult, accepted: true, expiresInMs: 0 });
+      connection.write({ type: Type.AuthResult, accepted: true, expiresInMs: 0 });
     } else if (frame.type === Type.End) this.over(frame.code, frame.reason);
     for (let got; (got = inbox.deliver(0)); ) if (got.data !== undefined) this.waiting.push(got.data);
     const beat = flow.writeOwed(0, lane);
     if (beat) connection.write(beat);
-    else if (inbox.acknowledged > inbox.acked) connection.say({ type: Type.Ack, acknowledged: inbox.ack() });
+    else if (inbox.acknowledged > inbox.acked) connection.write({ type: Type.Ack, acknowledged: inbox.ack() });
     outbox.trim(lane.wrote);
     this.write();
     this.wake();
   }
 
-  /** The client's END: it is answered, unless it is the answer. */
+  /** Answers the client's END, unless that is an answer itself. */
   private over(code: number, reason: string): void {
     if (!this.ended) this.end(code, reason);
     const { connection } = this;
@@ -211,7 +217,7 @@ export class TestSession {
   }
 }
 
-/** What the socket takes for a WebSocket. */
+/** The connections of the socket, in place of a WebSocket. */
 class Connection {
   binaryType: unknown = "blob";
   protocol = "";
@@ -233,7 +239,7 @@ class Connection {
     const protocol = offered.find((name) => /^mainstay\.v1(\+|$)/.test(name));
     later(() => {
       if (this.readyState) return;
-      // One that offers no session is none of this server's.
+      // This server accepts only clients that offer sessions.
       if (protocol === undefined) return this.drop(1006, "");
       this.readyState = 1;
       this.protocol = protocol;
@@ -264,12 +270,8 @@ class Connection {
   }
 
   /** @internal */
-  say(message: Control): void {
-    this.write(encode(message));
-  }
-
-  /** @internal */
-  write(data: Data): void {
+  write(message: Control | Data): void {
+    const data = typeof message === "string" || message instanceof Uint8Array ? message : encode(message);
     const received = typeof data === "string" ? data : data.slice().buffer;
     later(() => this.readyState === 1 && this.onmessage?.({ data: received }));
   }
@@ -283,5 +285,5 @@ class Connection {
   }
 }
 
-/** A message as text, for comparing it in tests. */
+/** Returns a message as text, for comparisons in tests. */
 export const textOf = (data: Data): string => (typeof data === "string" ? data : new TextDecoder().decode(bytesOf(data)));

@@ -1,8 +1,8 @@
-/** Text, bytes, and UTF-8: what both entry points need of messages. `/plain` does without `wire.ts`. */
+/** Text, bytes, and UTF-8: the functions on messages that both entry points need. `/plain` does not load `wire.ts`. */
 
 import type { Bytes, Data, Received } from "./wire.js";
 
-// Made when first needed: an import alone is to succeed in jsdom, which has neither.
+// Made when first needed: jsdom has neither, and an import alone must succeed there.
 let encoder: TextEncoder | undefined;
 let decoder: TextDecoder | undefined;
 
@@ -15,5 +15,5 @@ export const textOf = (bytes: Bytes): string => (decoder ??= new TextDecoder("ut
 /** Payload bytes of all of these. */
 export const sizeOf = (messages: (Data | { length: number })[]): number => messages.reduce((sum, data) => sum + bytesOf(data as Data).length, 0);
 
-/** What a connection gave, as text or bytes. */
+/** A received message as text or bytes. */
 export const viewOf = (data: Received): Data => (typeof data === "string" ? data : new Uint8Array(data));

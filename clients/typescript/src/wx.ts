@@ -6,12 +6,12 @@
 import { MainstaySocket as Base, type Options as BaseOptions } from "./index.js";
 import { ask, drivers } from "./driver.js";
 import type { SessionDriver } from "./session-driver.js";
-import type { Fresh } from "./socket.js";
+import type { Fresh } from "./options.js";
 import { pool } from "./platform.js";
 
 export * from "./index.js";
 
-/** As much of `wx` as is used. What is optional is not everywhere. */
+/** The part of `wx` that this package uses. Not every platform has the optional members. */
 export interface Wx {
   connectSocket(options: { url: string; protocols?: string[]; header?: { [name: string]: string }; fail?: (result: { errMsg?: string }) => void }): SocketTask | undefined;
   getRandomValues?(options: { length: number; success: (result: { randomValues: ArrayBuffer }) => void; fail: () => void }): unknown;
@@ -32,17 +32,24 @@ export interface SocketTask {
 }
 
 export interface Options extends BaseOptions {
-  /** Whose `connectSocket` opens the connections. @default the global `wx` */
+  /** The object whose `connectSocket` opens the connections. @default the global `wx` */
   wx?: Wx;
-  /** Fields of the opening handshake; a function is asked before each attempt. @default none */
+  /** Fields of the opening handshake; a function is called before each attempt. @default none */
   header?: Fresh<{ [name: string]: string }>;
 }
 
 declare const wx: Wx | undefined;
 
-/** The socket of `@mainstay/client`, over `wx.connectSocket`. */
+/**
+ * The socket of `@mainstay/client`, over `wx.connectSocket`.
+ *
+ * @example
+ * import { MainstaySocket } from "@mainstay/client/wx";
+ *
+ * new MainstaySocket("wss://example.com/chat", [], { header: () => ({ authorization: "Bearer token" }) });
+ */
 export class MainstaySocket extends Base {
-  /** As written, whatever minifiers make of it. */
+  /** The name in source, which minifiers do not change. */
   static override readonly name: string = "MainstaySocket";
 
   constructor(url: Fresh<string | URL>, protocols: Fresh<string | string[]> = [], { wx: host = typeof wx === "object" ? wx : undefined, header, ...options }: Options = {}) {
@@ -59,12 +66,12 @@ export class MainstaySocket extends Base {
   }
 }
 
-/** What is listened to by one function and no longer by another, as what has listeners. */
+/** An event target over two functions that add and remove a listener. */
 function target(on: ((act: any) => void) | undefined, off: ((act: any) => void) | undefined): any {
   return on && { addEventListener: (_type: string, act: any) => on(act), removeEventListener: (_type: string, act: any) => off?.(act) };
 }
 
-/** Sees to it that there is randomness for the next keys, where the platform gives any; it is not waited for longer than a second. */
+/** Fetches random bytes for the next keys, if the platform has them. Waits for a second at most. */
 function fill(host: Wx): Promise<void> | undefined {
   if (pool.length > 64 || !host.getRandomValues) return;
   return new Promise<void>((resolve) => {
@@ -80,13 +87,13 @@ function fill(host: Wx): Promise<void> | undefined {
   });
 }
 
-/** A class as `WebSocket` is one, as far as this package asks. */
+/** A class with the members of `WebSocket` that this package uses. */
 function classOver(host: Wx, fields: () => { [name: string]: string } | undefined) {
   return class {
     binaryType = "arraybuffer";
     protocol = "";
     readyState = 0;
-    /** Payload that was given to `send` and is not complete. */
+    /** Payload bytes of sends that are not complete. */
     bufferedAmount = 0;
     onopen: any;
     onmessage: any;
@@ -123,7 +130,7 @@ function classOver(host: Wx, fields: () => { [name: string]: string } | undefine
       this.task?.close({ code, reason });
     }
 
-    /** Once, whatever the platform reports of it. */
+    /** Reports the end once, however often the platform does. */
     end(code: number, reason: string): void {
       if (this.readyState > 2) return;
       this.readyState = 3;
@@ -132,7 +139,7 @@ function classOver(host: Wx, fields: () => { [name: string]: string } | undefine
   };
 }
 
-/** The subprotocol that the server chose. Where the platform does not show its answer, it is taken to have chosen sessions, if they were offered. */
+/** Returns the subprotocol that the server chose. If the platform does not show the answer, this assumes that the server chose sessions, if they were offered. */
 function chosenOf(header: { [name: string]: string } | undefined, names: string[]): string {
   const shown = Object.keys(header ?? {});
   const name = shown.find((name) => name.toLowerCase() === "sec-websocket-protocol");

@@ -274,7 +274,7 @@ test("what was readable before a late verdict is life", () => {
 
 test("a probe without an answer for a second opens a replacement; an answer calls that off", () => {
   const stage = attached();
-  stage.at().wake();
+  stage.at().probeNow();
   stage.step();
   assert.equal(stage.pings(), 1);
   stage.pass(999);
@@ -284,7 +284,7 @@ test("a probe without an answer for a second opens a replacement; an answer call
   assert.equal(stage.machine.status, "attached", "the old one is used until then");
 
   const answered = attached();
-  answered.at().wake();
+  answered.at().probeNow();
   answered.step();
   answered.pass(300);
   answered.says(1, { type: Type.Pong, nonce: 1, sent: 0, acknowledged: 0 });
@@ -294,7 +294,7 @@ test("a probe without an answer for a second opens a replacement; an answer call
 
 test("a replacement that is welcomed takes over without a moment detached", () => {
   const stage = attached();
-  stage.at().wake();
+  stage.at().probeNow();
   stage.pass(1000);
   stage.open(2);
   stage.events.length = 0;
@@ -478,7 +478,7 @@ test("a peer whose answers take longer than a probe waits is called dead once at
     stage.machine.rtt = first;
     let verdicts = 0;
     for (let i = 0, id = 1; i < 10; i++) {
-      stage.at().wake();
+      stage.at().probeNow();
       stage.step();
       for (let waited = 0; waited < takes && stage.machine.current === id; waited += 500) stage.pass(500);
       if (stage.machine.current === id) stage.arrives(id, "pong");
@@ -497,7 +497,7 @@ test("a session's probe is given four times as long after a verdict, until the s
   const stage = attached();
   const verdictAfter = (limit: number) => {
     const id = stage.machine.current;
-    stage.at().wake();
+    stage.at().probeNow();
     stage.step();
     stage.pass(limit - 1);
     assert.equal(stage.machine.current, id, `${limit}`);
@@ -515,7 +515,7 @@ test("a session's probe is given four times as long after a verdict, until the s
 test("of many requests to look at the peer one probe comes while it is open", () => {
   const stage = attached();
   for (let i = 0; i < 20; i++) {
-    stage.at().wake();
+    stage.at().probeNow();
     stage.step();
   }
   assert.equal(stage.pings(), 1);
@@ -524,7 +524,7 @@ test("of many requests to look at the peer one probe comes while it is open", ()
 test("a probe leaves when what was written before it has, and its time counts from then", () => {
   const stage = attached();
   stage.isBusy = true;
-  stage.at().wake();
+  stage.at().probeNow();
   stage.pass(10_000);
   assert.deepEqual([stage.pings(), stage.machine.status], [0, "attached"]);
   stage.isBusy = false;
@@ -539,7 +539,7 @@ test("a probe leaves when what was written before it has, and its time counts fr
 test("a replacement is opened a second after it was asked for, though the probe cannot leave", () => {
   const stage = attached();
   stage.isBusy = true;
-  stage.at().wake();
+  stage.at().probeNow();
   stage.pass(999);
   assert.deepEqual(stage.did, []);
   stage.pass(1);
@@ -687,7 +687,7 @@ test("what a trial brought that came to nothing is not handed over by a later co
   stage.arrives(2, "hello, plain client");
   stage.lose(2, 4000, "enough");
   stage.at().suspend();
-  stage.at().wake();
+  stage.at().probeNow();
   stage.step();
   stage.at().handleOpened(stage.machine.dialled, "plain");
   stage.step();
@@ -804,7 +804,7 @@ test("a key that is refused before anything was written is no gap: nothing is lo
 test("an attempt that hangs for two seconds is not waited for when somebody asks; the next may take twice as long", () => {
   const stage = new Stage();
   const ask = () => {
-    stage.at().wake();
+    stage.at().probeNow();
     stage.step();
   };
   stage.pass(1999);
@@ -1022,7 +1022,7 @@ test("a suspended client stays away until it is asked to come back, and its sess
   assert.deepEqual([stage.machine.status, stage.did], ["suspended", ["drop 1"]]);
   stage.pass(3600_000);
   assert.equal(stage.did.length, 1);
-  stage.at().wake();
+  stage.at().probeNow();
   stage.step();
   stage.open(2);
   stage.welcome(2, 2, true);

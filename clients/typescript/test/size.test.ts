@@ -11,8 +11,8 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 /** Bytes of gzip, 1 % above what it is now. The goals are 3600 without sessions and 9216 with them: being right comes first. */
-const PLAIN = 5_300;
-const SESSION = 12_300;
+const PLAIN = 5_380;
+const SESSION = 12_350;
 
 /** Between entry points that are bundled as one. */
 const AND = "` and `";

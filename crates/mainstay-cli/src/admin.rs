@@ -1,14 +1,13 @@
 //! `/healthz`, `/readyz` and `/metrics`, on a listener of their own.
 //!
-//! A supervisor is answered, whatever visitors and others do: the listener has a server loop and
-//! limits of its own. Above [`CONNECTIONS`] connections the oldest is dropped for the newest, so connections
-//! that say nothing keep nobody out, and a few files are kept for it.
+//! Supervisors get a response whatever clients do: this listener has its own accept loop and its own limits. Above
+//! [`MAX_CONNECTIONS`] the oldest connection is dropped for the newest, so that idle connections block no health check,
+//! and some descriptors are reserved for it.
 //!
-//! Where no token protects the figures, a request must name the process as one that is here does: `localhost` or an
-//! address. A page whose name was rebound to this address sends its own name, and gets 421.
+//! Without a token, the Host of a request must be `localhost`, a loopback address or the address that it came in by. This
+//! stops DNS rebinding: a page whose name was rebound to this address sends its own name as Host and gets 421.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -24,44 +23,42 @@ use http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use mainstay::server::{RTT_BUCKETS, Stats};
-use mainstay::{Budget, Server};
+use mainstay::Server;
 use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 
-use crate::backend::Reason;
 use crate::descriptors::{self, Spare};
-use crate::links::{Figures, Links};
-use crate::{log, process, successor};
+use crate::links::Links;
+use crate::{metrics, successor};
 
-/// Connections at a time. Supervisors and scrapers are few.
-const CONNECTIONS: usize = 32;
-/// How long a connection may take for a request, or be without one.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum number of open connections. Supervisors and scrapers are few.
+const MAX_CONNECTIONS: usize = 32;
+/// How long a connection may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves until the process ends. A successor gets the listener; the figures of this process are then at another port
-/// of the same address.
-pub(crate) async fn serve(listener: TcpListener, mainstay: Server, links: Links, token: Option<Token>) {
-    let taken_over = successor::offer(&listener, mainstay.clone());
+/// Serves until the process ends. When a successor inherits the listener, this process continues on another port of the
+/// same address.
+pub(crate) async fn serve(listener: TcpListener, server: Server, links: Links, token: Option<Token>) {
+    let passed = successor::pass_listener(&listener, server.clone());
     let address = listener.local_addr();
-    let app = router(mainstay, links, token);
+    let app = router(server, links, token);
     tokio::select! {
         never = accept(listener, app.clone()) => match never {},
-        () = taken_over => {}
+        () = passed => {}
     }
     let elsewhere = address.and_then(|address| {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.bind(SocketAddr::new(address.ip(), 0))?;
-        socket.listen(CONNECTIONS as u32)
+        socket.listen(MAX_CONNECTIONS as u32)
     });
     match elsewhere.and_then(|listener| Ok((listener.local_addr()?, listener))) {
         Ok((address, listener)) => {
-            tracing::info!(%address, "a successor has the address of --admin; this process answers here until it ends");
+            tracing::info!(%address, "a successor inherited the --admin address; this process serves its metrics here until it ends");
             match accept(listener, app).await {}
         }
         Err(error) => {
-            tracing::error!(%error, "a successor has the address of --admin, and there is no other")
+            tracing::error!(%error, "a successor inherited the --admin address, and no other port is available");
         }
     }
 }
@@ -73,76 +70,75 @@ async fn accept(listener: TcpListener, app: Router) -> std::convert::Infallible 
         match listener.accept().await {
             Ok((stream, _)) => {
                 open.retain(|connection| !connection.is_finished());
-                if open.len() >= CONNECTIONS
+                if open.len() >= MAX_CONNECTIONS
                     && let Some(oldest) = open.pop_front()
                 {
                     oldest.abort();
                 }
-                open.push_back(tokio::spawn(answer(stream, app.clone())).abort_handle());
+                open.push_back(tokio::spawn(serve_connection(stream, app.clone())).abort_handle());
                 spare.refill();
             }
-            // One of the spare files is for this one.
-            Err(error) if descriptors::are_used_up(&error) && spare.release() => {}
+            // A reserved descriptor was closed for this connection.
+            Err(error) if descriptors::are_exhausted(&error) && spare.release() => {}
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
-/// Answers the requests of one connection.
-async fn answer(stream: TcpStream, app: Router) {
+/// Serves the requests of one connection.
+async fn serve_connection(stream: TcpStream, app: Router) {
     let local = stream.local_addr().ok().map(|address| address.ip());
     let app = app.layer(axum::Extension(Local(local)));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
         .await;
     if let Err(error) = served {
-        tracing::debug!(%error, "connection of the admin listener ended");
+        tracing::debug!(%error, "a connection of the admin listener ended with an error");
     }
 }
 
-/// The address that a connection came in by.
+/// The local address of a connection.
 #[derive(Clone, Copy)]
 struct Local(Option<IpAddr>);
 
-fn router(mainstay: Server, links: Links, token: Option<Token>) -> Router {
-    let (figures, is_open) = (links.clone(), token.is_none());
-    let metrics = |State(mainstay): State<Server>, headers: HeaderMap| async move {
+fn router(server: Server, links: Links, token: Option<Token>) -> Router {
+    let (measured, is_open) = (links.clone(), token.is_none());
+    let metrics = |State(server): State<Server>, headers: HeaderMap| async move {
         if token.is_some_and(|token| !token.is_presented(&headers)) {
             return unauthorized();
         }
-        let (gauges, kept) = (Gauges::of(&mainstay), Kept::now(&mainstay, &figures));
-        let text = render(&mainstay.stats(), &gauges, &kept, &figures.figures());
+        let text = metrics::render(&server, &measured);
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
     };
-    let ready = |State(mainstay): State<Server>| async move { ready(&mainstay, &links) };
+    let ready = |State(server): State<Server>| async move { ready(&server, &links) };
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(mainstay);
+        .with_state(server);
     app.layer(middleware::from_fn_with_state(is_open, check_host))
 }
 
-/// A request that names nothing, or something that is no host, gets 400; one that names another machine gets 421.
+/// Responds with 400 to a request without a valid host, and with 421 to one whose host is another machine.
 async fn check_host(State(is_open): State<bool>, request: Request, next: Next) -> Response {
-    let Some(names) = names(&request) else {
-        let line = "a request names one host, and a path or a URL\n";
+    let Some(names) = hosts(&request) else {
+        let line = "the request needs one valid Host, and a path or a URL as its target\n";
         return (StatusCode::BAD_REQUEST, line).into_response();
     };
     let local = request.extensions().get::<Local>().and_then(|local| local.0);
-    if !is_open || names.iter().all(|name| is_here(name.host(), local)) {
+    if !is_open || names.iter().all(|name| is_local(name.host(), local)) {
         return next.run(request).await;
     }
-    let line = "the Host of this request is none of this listener's: ask for localhost or for its address, or \
-                protect it with --admin-token-file\n";
+    let line = "the Host of this request is not a local name: use localhost or this listener's address, or start with \
+                --admin-token-file to accept any name\n";
     (StatusCode::MISDIRECTED_REQUEST, line).into_response()
 }
 
-/// What a request names: its Host, and its target if that is a URL. Only HTTP/1.0 knows requests that name nothing.
-/// `None`: it is not as RFC 9112 section 3.2 has it.
-fn names(request: &Request) -> Option<Vec<Authority>> {
+/// Returns the hosts of a request: its Host header, and the authority of its target if that is a URL. Only HTTP/1.0
+/// requests may have none. `None`: the request violates RFC 9112 section 3.2.
+fn hosts(request: &Request) -> Option<Vec<Authority>> {
     let target = request.uri();
     let is_right =
         target.path().starts_with('/') && target.authority().is_some() == target.scheme().is_some();
@@ -152,9 +148,9 @@ fn names(request: &Request) -> Option<Vec<Authority>> {
     (is_right && is_enough).then(|| hosts.into_iter().chain(target.authority().cloned()).collect())
 }
 
-/// Whether a name can only mean this machine, or is the address that the connection came in by. Addresses of
-/// loopback are, and who is asked by a name of `localhost` is not found by a name server (RFC 6761 section 6.3).
-fn is_here(host: &str, local: Option<IpAddr>) -> bool {
+/// Returns whether a host can only mean this machine: a loopback address, the local address of the connection, or a name
+/// under `localhost`, which no name server resolves (RFC 6761 section 6.3).
+fn is_local(host: &str, local: Option<IpAddr>) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
     match host.parse::<IpAddr>() {
         Ok(address) => {
@@ -165,27 +161,29 @@ fn is_here(host: &str, local: Option<IpAddr>) -> bool {
     }
 }
 
-/// The secret that `/metrics` asks for. Only its hash is kept.
+/// The secret that `/metrics` requires. Only its hash is kept.
 #[derive(Clone)]
 pub(crate) struct Token([u8; 32]);
 
-/// Of a token, in bytes: shorter ones can be guessed.
+/// Length of a token in bytes. Shorter tokens can be guessed.
 const TOKEN_LENGTH: std::ops::RangeInclusive<usize> = 16..=1024;
 
 impl Token {
-    /// Reads it from the only line of a file.
+    /// Reads a token from the only line of a file.
     ///
     /// # Errors
-    /// The file, and what is wrong with it; never what it holds.
+    /// Names the file and what is wrong; never quotes its content.
     pub(crate) fn read(file: &Path) -> Result<Self, String> {
         let wrong = |what: &str| format!("{}: {what}", file.display());
         let mut text = String::new();
         std::fs::File::open(file)
             .and_then(|file| file.take(*TOKEN_LENGTH.end() as u64 + 2).read_to_string(&mut text))
-            .map_err(|error| wrong(&format!("{error}; give a file that can be read")))?;
+            .map_err(|error| wrong(&format!("{error}; name a readable file")))?;
         let token = text.trim_end_matches(['\r', '\n']);
         if !TOKEN_LENGTH.contains(&token.len()) || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(wrong("must hold one line of 16 to 1024 letters, digits and signs, without spaces"));
+            return Err(wrong(
+                "must hold one line of 16 to 1024 letters, digits and punctuation, without spaces",
+            ));
         }
         Ok(Self::of(token.as_bytes()))
     }
@@ -194,7 +192,7 @@ impl Token {
         Self(Sha256::digest(token).into())
     }
 
-    /// Takes as long for a token that is almost right as for any other.
+    /// Compares in constant time.
     fn is_presented(&self, headers: &HeaderMap) -> bool {
         let value = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
         let (scheme, token) = value.split_at_checked(b"Bearer ".len()).unwrap_or_default();
@@ -207,11 +205,16 @@ impl Token {
 
 fn unauthorized() -> Response {
     let headers = [(header::WWW_AUTHENTICATE, "Bearer")];
-    (StatusCode::UNAUTHORIZED, headers, "present the token of --admin-token-file\n").into_response()
+    (
+        StatusCode::UNAUTHORIZED,
+        headers,
+        "send the token of --admin-token-file as Authorization: Bearer TOKEN\n",
+    )
+        .into_response()
 }
 
-fn ready(mainstay: &Server, links: &Links) -> (StatusCode, String) {
-    if !mainstay.is_ready() {
+fn ready(server: &Server, links: &Links) -> (StatusCode, String) {
+    if !server.is_ready() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
     match links.not_ready() {
@@ -220,252 +223,15 @@ fn ready(mainstay: &Server, links: &Links) -> (StatusCode, String) {
     }
 }
 
-/// What is not counted as it happens.
-#[derive(Default)]
-struct Gauges {
-    sessions: mainstay::server::Sessions,
-    is_draining: bool,
-    log_lines_lost: u64,
-}
-
-impl Gauges {
-    fn of(mainstay: &Server) -> Self {
-        Self {
-            sessions: mainstay.sessions(),
-            is_draining: !mainstay.is_ready(),
-            log_lines_lost: log::lines_lost(),
-        }
-    }
-}
-
-/// What is kept, in bytes.
-struct Kept {
-    for_visitors: u64,
-    for_backend: u64,
-    budget: Budget,
-}
-
-impl Kept {
-    /// What a leg brought and the other has not taken counts for that other: it waits for it.
-    fn now(mainstay: &Server, links: &Links) -> Self {
-        let links = links.figures();
-        Self {
-            for_visitors: mainstay.kept_bytes() + links.unread_bytes,
-            for_backend: mainstay.unread_bytes() + links.kept_bytes,
-            budget: mainstay.budget().clone(),
-        }
-    }
-}
-
-/// Prometheus text format, version 0.0.4. `docs/METRICS.md` says what each family is good for.
-fn render(s: &Stats, gauges: &Gauges, kept: &Kept, links: &Figures) -> String {
-    let mut out = String::new();
-    let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
-        let _ = writeln!(out, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(out, "mainstay_{name}{labels} {value}");
-        }
-    };
-    family("connections", "gauge", "Connections open now.", &[("", s.connections)]);
-    family("sessions", "gauge", "Sessions alive now, attached or parked.", &[("", s.sessions)]);
-    let queues = [("{leg=\"visitor\"}", kept.for_visitors), ("{leg=\"backend\"}", kept.for_backend)];
-    let states = [
-        ("{state=\"attached\"}", gauges.sessions.attached),
-        ("{state=\"parked\"}", gauges.sessions.parked),
-        ("{state=\"draining\"}", gauges.sessions.draining),
-    ];
-    let by_state = "Sessions alive now, by state; plain connections count as attached.";
-    family("sessions_by_state", "gauge", by_state, &states);
-    let draining = u64::from(gauges.is_draining);
-    family("draining", "gauge", "1 from the signal that ends the process on.", &[("", draining)]);
-    family("queue_bytes", "gauge", "Payload bytes kept for visitors, and for the backend.", &queues);
-    let parts = kept.budget.parts().map(|(kind, bytes)| (format!("{{kind=\"{kind}\"}}"), bytes));
-    let parts = parts.each_ref().map(|(labels, bytes)| (labels.as_str(), *bytes));
-    family("budget_bytes", "gauge", "Bytes that count in the memory budget, by what keeps them.", &parts);
-    let limit = kept.budget.limit().unwrap_or(0);
-    family("budget_limit_bytes", "gauge", "Bytes that the memory budget has; 0: no limit.", &[("", limit)]);
-    let level = kept.budget.level() as u64;
-    family("budget_level", "gauge", "0 calm, 1 tight, 2 short, 3 full.", &[("", level)]);
-    family("connections_opened_total", "counter", "Connections opened.", &[("", s.connections_opened)]);
-    family(
-        "openings_failed_total",
-        "counter",
-        "Openings refused or not finished in time.",
-        &[("", s.openings_failed)],
-    );
-    let [redirected, denied, broken] = links.refused;
-    let refused = [
-        ("{reason=\"full\"}", s.refused_full),
-        ("{reason=\"address\"}", s.refused_address),
-        ("{reason=\"origin\"}", s.refused_origin),
-        ("{reason=\"draining\"}", s.refused_draining),
-        ("{reason=\"unreachable\"}", links.unreached),
-        ("{reason=\"backend_3xx\"}", redirected),
-        ("{reason=\"backend_4xx\"}", denied),
-        ("{reason=\"backend_5xx\"}", broken),
-        ("{reason=\"memory\"}", s.refused_memory),
-    ];
-    family("refused_total", "counter", "Visitors refused, by cause: a limit, or the backend.", &refused);
-    let left = [("{reason=\"idle\"}", s.left_idle), ("{reason=\"lifetime\"}", s.left_old)];
-    family("sent_away_total", "counter", "Connections sent away because of their age or silence.", &left);
-    let attaches = [
-        ("{outcome=\"new\"}", s.attached_new),
-        ("{outcome=\"resumed\"}", s.attached_resumed),
-        ("{outcome=\"lost\"}", s.attached_lost),
-        ("{outcome=\"refused\"}", s.attach_refused),
-    ];
-    family("attaches_total", "counter", "HELLOs by outcome.", &attaches);
-    let dead = [
-        ("{leg=\"visitor\",evidence=\"silent\"}", s.dead_silent),
-        ("{leg=\"visitor\",evidence=\"frozen\"}", s.dead_frozen),
-        ("{leg=\"visitor\",evidence=\"stalled\"}", s.dead_stalled),
-        ("{leg=\"backend\",evidence=\"silent\"}", links.dead_silent),
-        ("{leg=\"backend\",evidence=\"frozen\"}", links.dead_frozen),
-        ("{leg=\"backend\",evidence=\"stalled\"}", links.dead_stalled),
-    ];
-    family("dead_peers_total", "counter", "Peers called dead, by evidence.", &dead);
-    let not_listening = "Times that a peer sent bytes and answered nothing for 5 minutes.";
-    family("peers_not_listening_total", "counter", not_listening, &[("", s.not_listening)]);
-    let errors = [("{layer=\"websocket\"}", s.protocol_errors), ("{layer=\"session\"}", s.session_errors)];
-    family("protocol_errors_total", "counter", "Connections ended over broken input.", &errors);
-    let messages = [("{direction=\"in\"}", s.messages_in), ("{direction=\"out\"}", s.messages_out)];
-    family("messages_total", "counter", "Application messages, replayed ones included.", &messages);
-    let bytes = [("{direction=\"in\"}", s.bytes_in), ("{direction=\"out\"}", s.bytes_out)];
-    family("message_bytes_total", "counter", "Payload bytes of application messages.", &bytes);
-    family("replayed_total", "counter", "Messages written again after a resume.", &[("", s.replayed)]);
-    let gaps = [("{cause=\"session\"}", s.attached_lost), ("{cause=\"client\"}", s.gaps)];
-    let told =
-        "Gaps told: to clients whose session was lost, and by clients that dropped messages of their own.";
-    family("gaps_total", "counter", told, &gaps);
-    let evicted = [
-        ("{reason=\"full\"}", s.evicted),
-        ("{reason=\"ports\"}", s.evicted_resource),
-        ("{reason=\"memory\"}", s.evicted_memory),
-    ];
-    family(
-        "sessions_evicted_total",
-        "counter",
-        "Sessions that were given up for what they took, by what was needed.",
-        &evicted,
-    );
-    family("sessions_expired_total", "counter", "Sessions whose resume window passed.", &[("", s.expired)]);
-    family(
-        "backend_up",
-        "gauge",
-        "1 if the backend was reached at last, 0 if not.",
-        &[("", links.up.into())],
-    );
-    family("links", "gauge", "Connections to the backend that are open now.", &[("", links.attached)]);
-    let labels = Reason::ALL.map(|reason| format!("{{reason=\"{}\"}}", reason.label()));
-    let failed: Vec<_> = labels.iter().map(String::as_str).zip(links.failed).collect();
-    let not_opened = "Connections to the backend that did not come about, probes included, by reason.";
-    family("link_attempts_failed_total", "counter", not_opened, &failed);
-    family("links_lost_total", "counter", "Connections to the backend that were lost.", &[("", links.lost)]);
-    let fates = [
-        ("{fate=\"unknown\"}", links.unknown),
-        ("{fate=\"not_delivered\"}", links.not_delivered),
-        ("{fate=\"undeliverable\"}", links.undeliverable),
-    ];
-    let uncertain = "Messages of visitors that the backend did not certainly get, by fate.";
-    family("link_messages_total", "counter", uncertain, &fates);
-    let [switched, ok, moved, refused, failed] = links.requests;
-    let requests = [
-        ("{status=\"1xx\"}", switched),
-        ("{status=\"2xx\"}", ok),
-        ("{status=\"3xx\"}", moved),
-        ("{status=\"4xx\"}", refused),
-        ("{status=\"5xx\"}", failed),
-    ];
-    family("http_requests_total", "counter", "Requests answered, by the class of the status.", &requests);
-    let unanswered = "Requests that the backend did not answer, or not to the end.";
-    family("http_unanswered_total", "counter", unanswered, &[("", links.unanswered)]);
-    family(
-        "links_pings_unanswered_total",
-        "counter",
-        "Times that a link found that the backend answers no Ping.",
-        &[("", links.pings_unanswered)],
-    );
-    family(
-        "log_lines_lost_total",
-        "counter",
-        "Lines of the log that could not be written, or not fast enough.",
-        &[("", gauges.log_lines_lost)],
-    );
-    let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
-    family("build_info", "gauge", "1; the label says what runs.", &[(version, 1)]);
-    let outcomes =
-        [("{outcome=\"done\"}", links.prologues), ("{outcome=\"failed\"}", links.prologues_failed)];
-    let told = "Prologues for new connections to the backend, by outcome.";
-    family("prologues_total", "counter", told, &outcomes);
-    render_rtt(&mut out, s);
-    process::render(&mut out);
-    out
-}
-
-fn render_rtt(out: &mut String, s: &Stats) {
-    let name = "mainstay_heartbeat_rtt_seconds";
-    let _ =
-        writeln!(out, "# HELP {name} Round-trip time of heartbeats to visitors.\n# TYPE {name} histogram");
-    let mut cumulated = 0;
-    for (bound, count) in RTT_BUCKETS.iter().zip(s.rtt_buckets) {
-        cumulated += count;
-        let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {cumulated}");
-    }
-    let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {}", s.rtt_count);
-    let _ = writeln!(out, "{name}_sum {}\n{name}_count {}", s.rtt_sum.as_secs_f64(), s.rtt_count);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rendered() -> String {
-        process::started();
-        let stats = Stats { attached_resumed: 7, rtt_count: 1, ..Stats::default() };
-        let kept = Kept { for_visitors: 5, for_backend: 6, budget: Budget::new(1 << 20) };
-        render(&stats, &Gauges::default(), &kept, &Figures { lost: 3, unknown: 2, ..Figures::default() })
-    }
-
     #[test]
-    fn metrics_are_prometheus_text_with_help_and_type_for_each_family() {
-        let text = rendered();
-        for sample in [
-            "mainstay_links_lost_total 3\n",
-            "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
-            "mainstay_queue_bytes{leg=\"visitor\"} 5\n",
-            "mainstay_queue_bytes{leg=\"backend\"} 6\n",
-            "mainstay_budget_bytes{kind=\"links\"} 0\n",
-            "mainstay_budget_limit_bytes 1048576\n",
-            "mainstay_budget_level 0\n",
-            "mainstay_attaches_total{outcome=\"resumed\"} 7\n",
-            "mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n",
-        ] {
-            assert!(text.contains(sample), "{sample}");
-        }
-        let families = text.lines().filter(|line| line.starts_with("# TYPE")).count();
-        assert_eq!(families, text.lines().filter(|line| line.starts_with("# HELP")).count());
-        let known = ["# ", "mainstay_", "process_"];
-        assert!(text.lines().all(|line| known.iter().any(|begin| line.starts_with(begin))));
-    }
-
-    #[test]
-    fn every_family_is_documented_and_no_other() {
-        let rendered = rendered();
-        let served: Vec<_> =
-            rendered.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-        let page = include_str!("../../../docs/METRICS.md");
-        let (gateways, _) = page.split_once("\n## The Fastify plugin\n").unwrap();
-        let rows = gateways.lines();
-        let documented: Vec<_> =
-            rows.filter_map(|row| row.strip_prefix("| `")?.split(['`', '{']).next()).collect();
-        assert_eq!(documented, served);
-    }
-
-    #[test]
-    fn a_name_that_somebody_else_may_hand_out_is_not_ours() {
+    fn a_name_that_a_name_server_may_resolve_is_not_local() {
         let check = |host: &str, expected| {
             let local = Some("10.0.0.7".parse().unwrap());
-            assert_eq!(is_here(host, local), expected, "{host}");
+            assert_eq!(is_local(host, local), expected, "{host}");
         };
         for ours in
             ["127.0.0.1", "127.8.8.8", "[::1]", "[::ffff:127.0.0.1]", "localhost", "LOCALHOST", "localhost."]

@@ -1,7 +1,7 @@
-//! `mainstay connect`: lines in, messages out; what happens to the connection goes to standard error.
+//! `mainstay connect`: sends each line of standard input as a message and prints received messages; events of the
+//! connection go to standard error.
 //!
-//! What is said and how it ends is for people and scripts alike: the exit codes are in [`EXAMPLES`], which
-//! `--help` prints.
+//! The command serves people and scripts. [`AFTER_HELP`] has its exit codes.
 
 use std::io::{IsTerminal, Write};
 use std::ops::RangeInclusive;
@@ -16,54 +16,65 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::signals::Stops;
-use crate::{log, trust, values};
+use crate::{log, tls, values};
 
-/// What `--help` ends with.
-pub(crate) const EXAMPLES: &str = "\
+/// The end of `mainstay connect --help`.
+pub(crate) const AFTER_HELP: &str = "\
 Examples:
   mainstay connect ws://127.0.0.1:8080/echo
-      talk to a server; Ctrl-C or the end of the input ends in order
+      send what you type, print what the server sends; Ctrl-D or Ctrl-C ends
   printf 'a\\nb\\n' | mainstay connect wss://example.com/feed --linger 5s
-      send two messages, and leave when nothing has come for 5 s
+      send two messages, and end when nothing was received for 5 s
   mainstay connect wss://example.com/feed --json --plain | jq -r .message
-      watch a server that speaks plain WebSocket
+      print the messages of a server that speaks plain WebSocket
+  mainstay connect wss://localhost:8443/echo --cacert ca.pem
+      trust a server's own certificate
+
+Output:
+  On a terminal, control characters in messages are shown as escapes such as
+  \\u{1b}; --raw prints them as they are. In a pipe or a file messages are
+  printed unchanged. Binary messages are printed in hexadecimal.
 
 Exit codes:
-  0  ended in order, and everything sent was delivered
-  1  the server was never reached, refused the connection or ended it
-  2  the arguments are wrong
-  3  ended, but not everything sent was delivered, as far as is known
-  130, 131, 143  interrupted twice (SIGINT, SIGQUIT, SIGTERM): nothing was waited for";
+  0    closed in order, and every message sent was delivered
+  1    the server was never reached, refused the connection or closed it
+  2    the arguments are wrong
+  3    closed, but some messages sent may not have been delivered
+  130, 131, 143  interrupted twice by SIGINT, SIGQUIT, SIGTERM";
 
 /// Flags of `mainstay connect`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Where to, for example ws://127.0.0.1:8080/echo, or unix:/run/app.sock:/echo.
+    /// The server, for example ws://127.0.0.1:8080/echo, wss://example.com/feed or unix:/run/app.sock:/echo.
     #[arg(value_parser = values::server)]
     url: String,
-    /// Print messages and events as one JSON object a line, all on standard output.
+    /// Print messages and events to standard output, one JSON object per line.
     #[arg(long)]
     json: bool,
-    /// A header for the request, as "Name: value". May be repeated.
+    /// Print control characters in messages to a terminal as they are. The server can then move the cursor, set the
+    /// window's title, and more.
+    #[arg(long, conflicts_with = "json")]
+    raw: bool,
+    /// Add this header to the opening handshake, as "Name: value". May be repeated.
     #[arg(long = "header", short = 'H', value_name = "HEADER", value_parser = values::header)]
     headers: Vec<(HeaderName, HeaderValue)>,
-    /// An application subprotocol to offer. May be repeated.
+    /// Offer this application subprotocol. May be repeated.
     #[arg(long = "subprotocol", value_name = "NAME", value_parser = values::token)]
     subprotocols: Vec<String>,
-    /// A file with the certificates (PEM) that vouch for the server, its own among them if it is self-signed, instead of
-    /// those that the system trusts.
+    /// Trust the certificates in this file (PEM) instead of the system's: those of certificate authorities, or the
+    /// server's own if it is self-signed.
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
-    /// Do not offer mainstay.v1.
+    /// Do not offer mainstay.v1: speak plain WebSocket, without sessions.
     #[arg(long)]
     plain: bool,
-    /// End when the first connection is lost.
+    /// Do not reconnect: end when the first connection is lost.
     #[arg(long)]
     once: bool,
-    /// After the input's end, leave when nothing has come for this long.
+    /// After the end of the input, close when nothing was received for this long.
     #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "1s")]
     linger: Duration,
-    /// The largest message to accept.
+    /// Maximum size of a received message. Range: 1 to 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "16MiB")]
     max_message: usize,
 }
@@ -82,7 +93,7 @@ async fn connect<P>(
 ) -> ExitCode {
     let mut builder = match builder {
         Ok(builder) => builder,
-        Err(error) => return complain(&error, 2),
+        Err(error) => return fail(&error, 2),
     };
     for (name, value) in &arguments.headers {
         builder = builder.header(name.clone(), value.clone());
@@ -91,45 +102,45 @@ async fn connect<P>(
         builder = builder.subprotocol(name);
     }
     if let Some(file) = &arguments.cacert {
-        match trust::config(Some(file), None) {
+        match tls::config(Some(file), None) {
             Ok(config) => builder = builder.tls(config),
-            Err(error) => return complain(&error.replacen("ca", "--cacert", 1), 2),
+            Err(error) => return fail(&error.replacen("ca", "--cacert", 1), 2),
         }
     }
     builder = builder.limits(Limits { max_message: arguments.max_message, max_fragments: 4096 });
-    let output = Output { json: arguments.json, interactive: std::io::stdin().is_terminal() };
+    let output = Output::new(arguments);
     output.greet(&arguments.url);
     let client = if arguments.once {
         match builder.connect_once().await {
             Ok(client) => client,
-            Err(error) => return complain(&error, 1),
+            Err(error) => return fail(&error, 1),
         }
     } else {
         builder.connect()
     };
     match Stops::listen() {
         Ok(interrupts) => ExitCode::from(talk(client, arguments.linger, &output, interrupts).await),
-        Err(error) => complain(&error, 1),
+        Err(error) => fail(&error, 1),
     }
 }
 
-fn complain(error: &impl std::fmt::Display, code: u8) -> ExitCode {
-    log::say(&visible(&error.to_string()));
+fn fail(error: &impl std::fmt::Display, code: u8) -> ExitCode {
+    log::say(&escaped(&error.to_string(), |_| false));
     ExitCode::from(code)
 }
 
-/// What the exit code is made of.
+/// What the exit code depends on.
 #[derive(Default)]
-struct Told {
-    /// Messages flowed, at least for a while.
+struct Summary {
+    /// The client was attached at least once.
     attached: bool,
-    /// The server ended it otherwise than with 1000.
+    /// The server ended the connection with another code than 1000.
     refused: bool,
-    /// Something was reported unknown or not delivered.
+    /// A message was reported as unknown or not delivered.
     missing: bool,
 }
 
-impl Told {
+impl Summary {
     fn exit_code(&self) -> u8 {
         match self {
             Self { refused: true, .. } => 1,
@@ -139,7 +150,7 @@ impl Told {
         }
     }
 
-    fn note(&mut self, event: &Event, closing: bool) {
+    fn observe(&mut self, event: &Event, closing: bool) {
         let undelivered = |fate: &Fate| fate.delivered < if fate.resent { fate.unknown } else { fate.last };
         match event {
             Event::Attached { .. } => self.attached = true,
@@ -154,8 +165,8 @@ impl Told {
     }
 }
 
-/// Pairs the three streams until the input has ended and nothing more comes, the user interrupts, whoever
-/// read the output is gone, or the client has ended. Returns the exit code.
+/// Copies input to messages and messages to output. Ends when the input has ended and nothing was received for `linger`,
+/// when a signal arrives, when the output is closed, or when the client has ended. Returns the exit code.
 async fn talk<P>(
     mut client: ClientHandle<P>,
     linger: Duration,
@@ -165,10 +176,11 @@ async fn talk<P>(
     let (sender, events) = (client.sender(), client.events());
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut input_open = true;
-    // A line that waits for room. What the server says meanwhile is read, or both would wait for ever.
+    // A line that waits for room in the queue. Messages are received meanwhile, or both ends could wait for ever.
     let mut waiting: Option<Message> = None;
-    // With `--once` the event has been taken already.
-    let mut told = Told { attached: matches!(client.state(), State::Attached { .. }), ..Told::default() };
+    // With `--once` the client was attached before its events were read.
+    let mut summary =
+        Summary { attached: matches!(client.state(), State::Attached { .. }), ..Summary::default() };
     loop {
         let sending = async {
             match &waiting {
@@ -183,12 +195,12 @@ async fn talk<P>(
         tokio::select! {
             event = events.next() => match event {
                 Some(event) => {
-                    told.note(&event, false);
+                    summary.observe(&event, false);
                     if output.event(&event).is_err() {
                         break;
                     }
                 }
-                None => return told.exit_code(),
+                None => return summary.exit_code(),
             },
             Some(message) = client.recv() => {
                 if output.message(&message).is_err() {
@@ -207,15 +219,15 @@ async fn talk<P>(
             () = leaving => break,
         }
     }
-    told.missing |= waiting.is_some();
-    // What was accepted is still delivered, and what happens to it told.
+    summary.missing |= waiting.is_some();
+    // Accepted messages are still delivered, and their fate is reported.
     let end = async {
         client.close(CloseCode::NORMAL, "").await;
         while let Some(event) = events.next().await {
-            told.note(&event, true);
+            summary.observe(&event, true);
             let _ = output.event(&event);
         }
-        told.exit_code()
+        summary.exit_code()
     };
     tokio::select! {
         code = end => code,
@@ -227,19 +239,32 @@ struct Output {
     json: bool,
     /// A person types the input.
     interactive: bool,
+    /// Control characters in messages are escaped.
+    escapes: bool,
 }
 
 impl Output {
+    fn new(arguments: &Arguments) -> Self {
+        Self {
+            json: arguments.json,
+            interactive: std::io::stdin().is_terminal(),
+            escapes: std::io::stdout().is_terminal() && !arguments.raw,
+        }
+    }
+
     fn greet(&self, url: &str) {
         if self.interactive && !self.json {
-            log::say(&format!("connecting to {url}; each line is a message, Ctrl-D or Ctrl-C ends"));
+            log::say(&format!("connecting to {url}; each line is sent as a message; Ctrl-D or Ctrl-C ends"));
         }
     }
 
     fn message(&self, message: &Message) -> std::io::Result<()> {
         match (self.json, message) {
-            (true, Message::Text(text)) => line(&json!({"message": text.as_str()})),
-            (true, Message::Binary(payload)) => line(&json!({"binary": hex(payload)})),
+            (true, Message::Text(text)) => json_line(&json!({"message": text.as_str()})),
+            (true, Message::Binary(payload)) => json_line(&json!({"binary": hex(payload)})),
+            (false, Message::Text(text)) if self.escapes => {
+                line(&escaped(text, |c| matches!(c, '\n' | '\t')))
+            }
             (false, Message::Text(text)) => line(text),
             (false, Message::Binary(payload)) => line(&hex(payload)),
         }
@@ -250,9 +275,9 @@ impl Output {
         if self.json {
             facts["event"] = json!(name);
             facts["detail"] = json!(detail);
-            return line(&facts);
+            return json_line(&facts);
         }
-        log::say(&format!("{name}: {}", visible(&detail)));
+        log::say(&format!("{name}: {}", escaped(&detail, |_| false)));
         Ok(())
     }
 }
@@ -263,7 +288,20 @@ fn line(what: &impl std::fmt::Display) -> std::io::Result<()> {
     out.flush()
 }
 
-/// An event's name, in words, and as fields.
+/// Prints an object with every control character as `\u00XX`: JSON itself lets DEL and the C1 set pass.
+fn json_line(object: &Value) -> std::io::Result<()> {
+    let text = object.to_string();
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match acts_on_terminal(character) {
+            true => out.push_str(&format!("\\u{:04x}", u32::from(character))),
+            false => out.push(character),
+        }
+    }
+    line(&out)
+}
+
+/// Returns an event's name, its description and its fields.
 fn describe(event: &Event) -> (&'static str, String, Value) {
     match event {
         Event::Attached { mode, resumed, epoch } => {
@@ -368,13 +406,23 @@ fn report(fate: &str, range: &RangeInclusive<u64>, words: &str) -> (&'static str
     ("report", format!("messages {first} to {last} {words}"), facts)
 }
 
-/// What a server says, as it may be shown on a terminal: control characters would move its cursor, or more.
-fn visible(text: &str) -> String {
-    let shown = |character: char| {
-        let escaped = character.is_control().then(|| character.escape_default());
-        escaped.is_none().then_some(character).into_iter().chain(escaped.into_iter().flatten())
-    };
-    text.chars().flat_map(shown).collect()
+/// Escapes what a terminal would act on, except what `keeps` allows. A server controls the text.
+fn escaped(text: &str, keeps: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match acts_on_terminal(character) && !keeps(character) {
+            true => out.extend(character.escape_default()),
+            false => out.push(character),
+        }
+    }
+    out
+}
+
+/// Returns whether a terminal may act on a character instead of showing it: controls (C0, DEL, C1) and those that change
+/// the direction of the text around them.
+fn acts_on_terminal(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -394,17 +442,20 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_are_shown_and_not_obeyed() {
+    fn control_characters_are_shown_as_escapes() {
+        let visible = |text| escaped(text, |_| false);
         assert_eq!(visible("bye \u{1b}[31m\r\n\u{9b}2J\u{7f}"), r"bye \u{1b}[31m\r\n\u{9b}2J\u{7f}");
+        assert_eq!(visible("a\u{202e}b"), r"a\u{202e}b");
         assert_eq!(visible("再见, \"tschüß\""), "再见, \"tschüß\"");
+        assert_eq!(escaped("a\n\tb\u{7}", |c| c == '\n' || c == '\t'), "a\n\tb\\u{7}");
     }
 
     #[test]
-    fn the_exit_code_says_whether_everything_was_delivered() {
+    fn the_exit_code_reports_whether_every_message_was_delivered() {
         let check = |events: &[Event], closing, expected| {
-            let mut told = Told { attached: true, ..Told::default() };
-            events.iter().for_each(|event| told.note(event, closing));
-            assert_eq!(told.exit_code(), expected, "{events:?}");
+            let mut summary = Summary { attached: true, ..Summary::default() };
+            events.iter().for_each(|event| summary.observe(event, closing));
+            assert_eq!(summary.exit_code(), expected, "{events:?}");
         };
         let ended = |code, fate| {
             let mut end = End::new(EndCause::Peer, "");
@@ -412,7 +463,7 @@ mod tests {
             Event::Ended(Box::new(end))
         };
         check(&[ended(1000, Some(fate(2, 2, 2, false)))], true, 0);
-        assert_eq!(Told::default().exit_code(), 1, "nobody was reached");
+        assert_eq!(Summary::default().exit_code(), 1, "the server was never reached");
         check(&[ended(1000, Some(fate(1, 2, 2, false)))], true, 3);
         check(&[ended(1000, Some(fate(1, 1, 2, false)))], true, 3);
         check(&[ended(4501, None)], false, 1);

@@ -1,40 +1,39 @@
-//! Open files and local ports: a visitor takes one file, its link to the backend another and a port, and those stay
-//! while the visitor is away.
+//! Open files and local ports. A client uses one file descriptor; its link to the backend uses another and a local port,
+//! which stay in use while the client is away.
 
 use std::fs::File;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Takes as many as the process may have, and returns how many these are. What a shell gives by itself, often 1,024,
-/// is for programs that cannot deal with more. `None`: no limit.
-pub(crate) fn take_all() -> Option<u64> {
+/// Raises the soft limit of open files to the hard limit and returns it; `None` is no limit. The soft limit, often 1,024,
+/// protects programs that use `select`.
+pub(crate) fn raise_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum,
         Err(error) => {
-            tracing::warn!(%error, "cannot raise the limit of open files");
+            tracing::warn!(%error, "the limit of open files cannot be raised");
             current
         }
     }
 }
 
-/// How many connections of visitors there may be at a time, and how many sessions, so that neither takes the files that
-/// others come in by.
-pub(crate) fn visitors(files: Option<u64>, has_backend: bool) -> usize {
+/// Returns the default of `--max-connections`: as many as leave descriptors for everything else.
+pub(crate) fn max_connections(files: Option<u64>, has_backend: bool) -> usize {
     const MOST: usize = 1_000_000;
     let Some(files) = files else { return MOST };
-    // An eighth, and not too few, for listeners, for the log, for /metrics, for who is refused.
-    let kept = (files / 8).max(KEPT).min(files / 2);
+    // An eighth, but not too few, for listeners, the log, the admin listener and connections that are being refused.
+    let kept = (files / 8).max(RESERVED).min(files / 2);
     let each = if has_backend { 2 } else { 1 };
     usize::try_from((files - kept) / each).unwrap_or(MOST).clamp(1, MOST)
 }
 
-/// What the process has open by itself, the few connections that are being refused, and those to the admin listener.
-const KEPT: u64 = 64;
+/// Descriptors for the process itself, the admin listener and connections that are being refused.
+const RESERVED: u64 = 64;
 
-/// Files that are open for nothing but to be closed, for the admin listener: when visitors, links and whatever else
-/// took all there are, whoever asks for the health of the process is still answered.
+/// Descriptors that are held in reserve for the admin listener. When every other descriptor is in use, one is closed so
+/// that a health check can be accepted.
 pub(crate) struct Spare(Vec<File>);
 
 impl Spare {
@@ -46,12 +45,12 @@ impl Spare {
         spare
     }
 
-    /// Gives one back to the process. `false`: there is none.
+    /// Closes one reserved descriptor. Returns `false` if none is left.
     pub(crate) fn release(&mut self) -> bool {
         self.0.pop().is_some()
     }
 
-    /// Takes those again that were given back, as far as there are some.
+    /// Opens the released descriptors again, as far as the limit allows.
     pub(crate) fn refill(&mut self) {
         while self.0.len() < Self::MOST {
             match File::open("/dev/null") {
@@ -62,13 +61,13 @@ impl Spare {
     }
 }
 
-/// Whether an error says that the process, or the system, has no file left.
-pub(crate) fn are_used_up(error: &std::io::Error) -> bool {
+/// Returns whether an error means that the process or the system has no descriptor left.
+pub(crate) fn are_exhausted(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// How many connections may be open to one address of a backend: each takes a local port of this range.
-pub(crate) fn ports() -> Option<u64> {
+/// Returns how many connections may be open to one address of a backend: each uses a local port of this range.
+pub(crate) fn local_ports() -> Option<u64> {
     parse_ports(&std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?)
 }
 
@@ -78,12 +77,12 @@ fn parse_ports(range: &str) -> Option<u64> {
     last.checked_sub(first).map(|count| count + 1)
 }
 
-/// How many sessions there may be, so that those of absent visitors do not take the files that others come in by, nor
-/// the ports. `ports`: those towards a backend over TCP.
-pub(crate) fn sessions(files: Option<u64>, has_backend: bool, ports: Option<u64>) -> usize {
+/// Returns the default of `--max-sessions`: as many as leave descriptors and local ports for new clients. `ports`: the
+/// local ports towards a backend over TCP.
+pub(crate) fn max_sessions(files: Option<u64>, has_backend: bool, ports: Option<u64>) -> usize {
     const MOST: usize = 1_000_000;
     let each = if has_backend { 2 } else { 1 };
-    // An eighth is kept: for listeners, for /metrics, for plain visitors, for a visitor that is refused.
+    // An eighth is left for listeners, the admin listener, plain clients and connections that are being refused.
     let kept = |count: u64| count - count / 8;
     let bounds = [files.map(|files| kept(files) / each), ports.map(kept)];
     let least = bounds.into_iter().flatten().min().unwrap_or(u64::MAX);
@@ -95,15 +94,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn visitors_leave_files_for_who_comes_in() {
-        assert_eq!((visitors(Some(1024), true), visitors(Some(1024), false)), (448, 896));
-        assert_eq!((visitors(Some(256), true), visitors(Some(256), false)), (96, 192));
-        assert_eq!((visitors(None, true), visitors(Some(u64::MAX), true)), (1_000_000, 1_000_000));
-        assert_eq!((visitors(Some(40), true), visitors(Some(1), true)), (10, 1));
+    fn the_default_of_connections_leaves_descriptors_for_everything_else() {
+        assert_eq!((max_connections(Some(1024), true), max_connections(Some(1024), false)), (448, 896));
+        assert_eq!((max_connections(Some(256), true), max_connections(Some(256), false)), (96, 192));
+        assert_eq!(
+            (max_connections(None, true), max_connections(Some(u64::MAX), true)),
+            (1_000_000, 1_000_000)
+        );
+        assert_eq!((max_connections(Some(40), true), max_connections(Some(1), true)), (10, 1));
     }
 
     #[test]
-    fn spare_files_are_given_back_one_by_one_and_taken_again() {
+    fn spare_descriptors_are_released_one_by_one_and_reserved_again() {
         let mut spare = Spare::new();
         let released = std::iter::from_fn(|| spare.release().then_some(())).count();
         assert_eq!((released, spare.0.len()), (Spare::MOST, 0));
@@ -112,21 +114,21 @@ mod tests {
     }
 
     #[test]
-    fn sessions_leave_files_for_who_comes_in() {
-        assert_eq!((sessions(Some(1024), true, None), sessions(Some(1024), false, None)), (448, 896));
+    fn the_default_of_sessions_leaves_descriptors_for_new_clients() {
+        assert_eq!((max_sessions(Some(1024), true, None), max_sessions(Some(1024), false, None)), (448, 896));
         assert_eq!(
-            (sessions(None, true, None), sessions(Some(u64::MAX), true, None)),
+            (max_sessions(None, true, None), max_sessions(Some(u64::MAX), true, None)),
             (1_000_000, 1_000_000)
         );
-        assert_eq!(sessions(Some(1), true, None), 1);
+        assert_eq!(max_sessions(Some(1), true, None), 1);
     }
 
     #[test]
-    fn sessions_leave_local_ports_for_who_comes_in() {
+    fn the_default_of_sessions_leaves_local_ports_for_new_clients() {
         assert_eq!(parse_ports("32768\t60999\n"), Some(28_232));
         assert_eq!((parse_ports("9 8"), parse_ports("9"), parse_ports("a b")), (None, None, None));
-        assert_eq!(sessions(Some(1 << 20), true, Some(28_232)), 24_703);
-        assert_eq!(sessions(Some(1024), true, Some(28_232)), 448);
-        assert_eq!(sessions(None, true, Some(1)), 1);
+        assert_eq!(max_sessions(Some(1 << 20), true, Some(28_232)), 24_703);
+        assert_eq!(max_sessions(Some(1024), true, Some(28_232)), 448);
+        assert_eq!(max_sessions(None, true, Some(1)), 1);
     }
 }

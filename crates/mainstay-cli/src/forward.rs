@@ -1,7 +1,7 @@
-//! A client's request as it is passed on: where to, with which fields, and whose word is taken for who is behind it.
+//! A client's request as it is forwarded: its target, its fields, and the fields that describe the client.
 //!
-//! Anybody can write a field. What tells of the client (`X-Forwarded-For` and its kin) is therefore taken from listed
-//! proxies only, and taken out of every other request; the backend may then believe what it gets.
+//! Any client can send any field. Fields that describe the client (`X-Forwarded-For` and its like) are therefore accepted
+//! from trusted proxies only and removed from every other request, so that the backend can trust them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,7 +15,7 @@ const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Addresses that begin with the same bits: one address, or `address/bits`.
+/// A network: one address, or `address/bits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Network {
     address: IpAddr,
@@ -29,7 +29,7 @@ impl Network {
         let address: IpAddr = address.parse().ok()?;
         let width = if address.is_ipv4() { 32 } else { 128 };
         let bits = bits.map_or(Some(width), |bits| bits.parse().ok().filter(|bits| *bits <= width))?;
-        // An IPv4 address in IPv6 is compared as IPv4, and would never be in such a network.
+        // An IPv4-mapped address is compared as IPv4, so an IPv4-mapped network would never match.
         (address.to_canonical() == address).then_some(Self { address, bits })
     }
 
@@ -46,18 +46,18 @@ impl Network {
     }
 }
 
-/// How requests are passed on.
+/// How requests are forwarded.
 pub(crate) struct Forwarding {
     pub(crate) upstream: Uri,
-    /// What the backend gets as Host; `None`: what the client sent.
+    /// The Host header for the backend; `None`: the client's.
     pub(crate) host: Option<HeaderValue>,
-    /// Fields that each request to the backend has, instead of the client's of the same name.
+    /// Fields to set on every request; they replace the client's of the same name.
     pub(crate) fields: Vec<(HeaderName, HeaderValue)>,
-    /// Whose word is taken for who the client is.
+    /// The proxies whose fields about the client are accepted.
     pub(crate) trusted_proxies: Vec<Network>,
 }
 
-/// What a request asks for, as `X-Forwarded-Proto` has it.
+/// The scheme of a request, for `X-Forwarded-Proto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scheme {
     WebSocket,
@@ -65,62 +65,62 @@ pub(crate) enum Scheme {
 }
 
 impl Forwarding {
-    /// The client's path and query behind the backend's path. `/` is the backend's path itself.
+    /// Appends the client's path and query to the backend's path. `/` is the backend's path itself.
     ///
     /// # Errors
-    /// They cannot stand there, or the path might lead out of the backend's.
-    pub(crate) fn target(&self, visited: &Uri) -> Result<PathAndQuery, String> {
+    /// The result is no valid target, or the path might lead out of the backend's.
+    pub(crate) fn target(&self, requested: &Uri) -> Result<PathAndQuery, String> {
         let prefix = self.upstream.path();
-        let path = visited.path_and_query().map_or("/", PathAndQuery::as_str);
+        let path = requested.path_and_query().map_or("/", PathAndQuery::as_str);
         if prefix == "/" || prefix.is_empty() {
             return path.parse().map_err(|_| "the path cannot be forwarded".to_owned());
         }
         if !path.starts_with('/') {
             return Err("the request's target must be a path".to_owned());
         }
-        if climbs(visited.path()) {
-            return Err("the path must not have a part that is `..`".to_owned());
+        if climbs(requested.path()) {
+            return Err("the path must not contain the segment `..`".to_owned());
         }
-        let joined = match visited.path() {
+        let joined = match requested.path() {
             "/" => format!("{prefix}{}", path.trim_start_matches('/')),
             _ => format!("{}{path}", prefix.trim_end_matches('/')),
         };
         joined.parse().map_err(|_| "the path cannot be forwarded".to_owned())
     }
 
-    /// The same as a whole URL.
+    /// Returns the same as an absolute URL.
     ///
     /// # Errors
     /// As [`target`](Self::target).
-    pub(crate) fn url(&self, visited: &Uri) -> Result<Uri, String> {
+    pub(crate) fn url(&self, requested: &Uri) -> Result<Uri, String> {
         let mut parts = self.upstream.clone().into_parts();
-        parts.path_and_query = Some(self.target(visited)?);
+        parts.path_and_query = Some(self.target(requested)?);
         Uri::from_parts(parts).map_err(|_| "the path cannot be forwarded".to_owned())
     }
 
-    /// The client's fields, without those that speak of its own connection, and with those that tell the backend who
-    /// is behind it. `peer` is who connected.
+    /// Returns the fields for the backend: the client's without hop-by-hop fields, plus those that describe the client.
+    /// `peer` is the address that connected.
     pub(crate) fn fields(&self, asked: &HeaderMap, peer: Option<SocketAddr>, scheme: Scheme) -> HeaderMap {
         let peer = peer.map(|peer| peer.ip().to_canonical());
-        let is_believed =
+        let is_trusted =
             peer.is_some_and(|peer| self.trusted_proxies.iter().any(|network| network.contains(peer)));
         let mut fields = HeaderMap::with_capacity(asked.len() + 4);
         let host = asked.get(header::HOST);
         if let Some(host) = self.host.as_ref().or(host).cloned().or_else(|| self.own_host()) {
             fields.insert(header::HOST, host);
         }
-        // A proxy that passes its clients' `Connection` on would have them say what of its own word is taken away.
-        let listed = if is_believed { Vec::new() } else { connection_options(asked) };
+        // A proxy that forwards its client's `Connection` would let the client remove the proxy's own fields.
+        let listed = if is_trusted { Vec::new() } else { connection_options(asked) };
         for (name, value) in asked {
             let is_hop_by_hop = is_hop_by_hop(name)
                 || listed.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_str()))
                     && !is_end_to_end(name);
-            let is_claim = !is_believed && tells_of_client(name);
+            let is_claim = !is_trusted && describes_client(name);
             if !is_hop_by_hop && !is_claim && !is_disguised(name) && *name != FOR && *name != header::HOST {
                 fields.append(name, value.clone());
             }
         }
-        if let Some(chain) = forwarded_for(asked, peer, is_believed) {
+        if let Some(chain) = forwarded_for(asked, peer, is_trusted) {
             fields.insert(FOR, chain);
         }
         if let Some(host) = host {
@@ -142,12 +142,12 @@ impl Forwarding {
     }
 }
 
-/// One line, however many came: not every backend reads more.
-fn forwarded_for(asked: &HeaderMap, peer: Option<IpAddr>, is_believed: bool) -> Option<HeaderValue> {
+/// Returns `X-Forwarded-For` as one line: not every backend reads several.
+fn forwarded_for(asked: &HeaderMap, peer: Option<IpAddr>, is_trusted: bool) -> Option<HeaderValue> {
     let mut chain = String::new();
-    let said = asked.get_all(FOR).iter().filter(|_| is_believed).filter_map(|hops| hops.to_str().ok());
+    let claimed = asked.get_all(FOR).iter().filter(|_| is_trusted).filter_map(|hops| hops.to_str().ok());
     let peer = peer.map(|peer| peer.to_string());
-    for hops in said.chain(peer.as_deref()) {
+    for hops in claimed.chain(peer.as_deref()) {
         if !chain.is_empty() {
             chain.push_str(", ");
         }
@@ -156,13 +156,13 @@ fn forwarded_for(asked: &HeaderMap, peer: Option<IpAddr>, is_believed: bool) -> 
     HeaderValue::try_from(chain).ok().filter(|chain| !chain.is_empty())
 }
 
-/// Takes out of an answer's fields what speaks of the connection to the backend.
-pub(crate) fn answer_fields(fields: &mut HeaderMap, status: StatusCode) {
+/// Removes the hop-by-hop fields of a response.
+pub(crate) fn response_fields(fields: &mut HeaderMap, status: StatusCode) {
     if fields.contains_key(header::TRANSFER_ENCODING) {
-        // It was not read by the other one, which must not lead anybody else (RFC 9112 section 6.3).
+        // The body was read by its chunks; the other length must not mislead the client (RFC 9112 section 6.3).
         fields.remove(header::CONTENT_LENGTH);
     }
-    // Of 426 it is what the client is asked for (RFC 9110 section 15.5.22).
+    // In a 426 response, `Upgrade` names the required protocol (RFC 9110 section 15.5.22).
     let required = fields.remove(header::UPGRADE).filter(|_| status == StatusCode::UPGRADE_REQUIRED);
     let listed: Vec<HeaderName> =
         connection_options(fields).into_iter().filter_map(|name| name.parse().ok()).collect();
@@ -177,9 +177,9 @@ pub(crate) fn answer_fields(fields: &mut HeaderMap, status: StatusCode) {
     }
 }
 
-/// Takes out of the fields of a 101 what the gateway says itself, besides what no 101 can have.
+/// Removes the fields of a 101 that the gateway sets itself, and those that a 101 cannot have.
 pub(crate) fn switching_fields(fields: &mut HeaderMap) {
-    answer_fields(fields, StatusCode::SWITCHING_PROTOCOLS);
+    response_fields(fields, StatusCode::SWITCHING_PROTOCOLS);
     fields.remove(header::CONTENT_LENGTH);
     for name in
         [&header::SEC_WEBSOCKET_ACCEPT, &header::SEC_WEBSOCKET_PROTOCOL, &header::SEC_WEBSOCKET_EXTENSIONS]
@@ -188,7 +188,7 @@ pub(crate) fn switching_fields(fields: &mut HeaderMap) {
     }
 }
 
-/// The names that `Connection` lists, apart from those that are no fields.
+/// Returns the field names that `Connection` lists; options such as `close` are left out.
 fn connection_options(fields: &HeaderMap) -> Vec<&str> {
     let lines = fields.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
     let options = lines.flat_map(|line| line.split(',')).map(str::trim);
@@ -198,13 +198,14 @@ fn connection_options(fields: &HeaderMap) -> Vec<&str> {
     options.filter(|option| !option.is_empty() && !is_flag(option)).collect()
 }
 
-/// Whether these fields say that the client takes trailers.
-pub(crate) fn takes_trailers(fields: &HeaderMap) -> bool {
+/// Returns whether the client accepts trailers.
+pub(crate) fn accepts_trailers(fields: &HeaderMap) -> bool {
     let lines = fields.get_all(header::TE).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
-/// Whether a backend may read a part of this path as `..`: some decode first, take `\` for `/`, or cut a part at `;`.
+/// Returns whether a backend may read a segment of this path as `..`: some backends decode the path first, treat `\` as
+/// `/`, or cut a segment at `;`.
 fn climbs(path: &str) -> bool {
     let decoded = decode(path.as_bytes());
     let parts = decoded.split(|byte| matches!(byte, b'/' | b'\\'));
@@ -229,7 +230,7 @@ fn decode(mut path: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Values as they came share the buffer of their whole request, which would live as long as a link that has them.
+/// Copies the values. The originals share the buffer of the whole request, which would live as long as the link.
 pub(crate) fn copied(fields: &HeaderMap) -> HeaderMap {
     let copy =
         |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
@@ -240,20 +241,20 @@ pub(crate) fn copied(fields: &HeaderMap) -> HeaderMap {
     copies
 }
 
-/// Only a proxy may say these.
-fn tells_of_client(name: &HeaderName) -> bool {
+/// Returns whether a field describes the client; only a trusted proxy may send it.
+fn describes_client(name: &HeaderName) -> bool {
     let name = name.as_str();
     matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-")
 }
 
-/// The same with `_`, which CGI and its heirs read as `-`. No proxy writes it so.
+/// Returns whether a field is one of these with `_` for `-`, which CGI treats as the same. No proxy writes it that way.
 fn is_disguised(name: &HeaderName) -> bool {
     let plain = name.as_str().contains('_').then(|| name.as_str().replace('_', "-").parse());
-    plain.is_some_and(|plain| plain.is_ok_and(|plain| tells_of_client(&plain)))
+    plain.is_some_and(|plain| plain.is_ok_and(|plain| describes_client(&plain)))
 }
 
-/// RFC 9110 section 7.6.1, what is answered here (Expect), and the opening handshake's own (RFC 6455 section 4.1).
-/// `Trailer` is not one of them: it is of the message.
+/// Returns whether a field is hop-by-hop: those of RFC 9110 section 7.6.1, `Expect`, which the gateway answers, and those of
+/// the opening handshake (RFC 6455 section 4.1). `Trailer` is not hop-by-hop: it belongs to the message.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
@@ -270,10 +271,11 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     ) || name.as_str().starts_with("sec-websocket-")
 }
 
-/// What `Connection` must not take out: it is for the backend, which would decide otherwise without it.
+/// Returns whether a field must reach the backend even if `Connection` lists it: without it the backend would decide
+/// differently.
 fn is_end_to_end(name: &HeaderName) -> bool {
     let text = name.as_str();
-    tells_of_client(name)
+    describes_client(name)
         || matches!(
             text,
             "host"
@@ -322,15 +324,16 @@ mod tests {
         }
     }
 
-    /// What of it tells of the client, as it is passed on.
-    fn told(extra: &[(&'static str, &'static str)], peer: &str, trusted: &[&str]) -> Vec<String> {
+    /// The forwarded fields that describe the client.
+    fn described(extra: &[(&'static str, &'static str)], peer: &str, trusted: &[&str]) -> Vec<String> {
         let forwarding = to("ws://backend", trusted);
         let headers = forwarding.fields(&asked(extra), Some(peer.parse().unwrap()), Scheme::WebSocket);
-        let telling = headers.iter().filter(|(name, _)| tells_of_client(name) || name.as_str().contains('_'));
-        let mut told: Vec<_> =
-            telling.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
-        told.sort_unstable();
-        told
+        let describing =
+            headers.iter().filter(|(name, _)| describes_client(name) || name.as_str().contains('_'));
+        let mut found: Vec<_> =
+            describing.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        found.sort_unstable();
+        found
     }
 
     const OURS: [&str; 3] =
@@ -347,7 +350,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_speaks_of_the_visitors_connection_is_not_forwarded() {
+    fn hop_by_hop_fields_are_not_forwarded() {
         let peer = Some(([127, 0, 0, 1], 5000).into());
         let headers = to("ws://backend", &[]).fields(&asked(&[]), peer, Scheme::WebSocket);
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
@@ -358,15 +361,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_visitor_claims_of_itself_is_not_passed_on() {
-        assert_eq!(told(&[], "192.0.2.7:5000", &[]), OURS);
-        assert_eq!(told(&CLAIMED, "192.0.2.7:5000", &[]), OURS);
-        assert_eq!(told(&CLAIMED, "192.0.2.7:5000", &["192.0.2.8", "10.0.0.0/8"]), OURS);
-        assert_eq!(told(&CLAIMED, "[::ffff:192.0.2.7]:5000", &[]), OURS);
+    fn fields_that_a_client_claims_about_itself_are_not_forwarded() {
+        assert_eq!(described(&[], "192.0.2.7:5000", &[]), OURS);
+        assert_eq!(described(&CLAIMED, "192.0.2.7:5000", &[]), OURS);
+        assert_eq!(described(&CLAIMED, "192.0.2.7:5000", &["192.0.2.8", "10.0.0.0/8"]), OURS);
+        assert_eq!(described(&CLAIMED, "[::ffff:192.0.2.7]:5000", &[]), OURS);
     }
 
     #[test]
-    fn what_a_trusted_proxy_says_is_passed_on_and_its_address_added() {
+    fn the_fields_of_a_trusted_proxy_are_forwarded_and_its_address_is_added() {
         let expected = [
             "forwarded: for=10.0.0.1",
             "x-forwarded-for: 10.0.0.1, 10.0.0.2, 192.0.2.7",
@@ -380,13 +383,13 @@ mod tests {
             ("[::ffff:192.0.2.7]:5000", "192.0.2.0/24"),
             ("192.0.2.7:1", "0.0.0.0/0"),
         ] {
-            assert_eq!(told(&CLAIMED, peer, &[network]), expected, "{peer} {network}");
+            assert_eq!(described(&CLAIMED, peer, &[network]), expected, "{peer} {network}");
         }
-        assert_eq!(told(&[], "192.0.2.7:5000", &["192.0.2.7"]), OURS);
+        assert_eq!(described(&[], "192.0.2.7:5000", &["192.0.2.7"]), OURS);
     }
 
     #[test]
-    fn a_network_holds_the_addresses_that_begin_with_its_bits() {
+    fn a_network_contains_the_addresses_that_begin_with_its_bits() {
         let check = |network: &str, address: &str, expected| {
             let network = Network::parse(network).unwrap();
             assert_eq!(network.contains(address.parse().unwrap()), expected, "{network:?} {address}");
@@ -406,22 +409,22 @@ mod tests {
         }
     }
 
-    fn join(upstream: &'static str, visited: &'static str) -> Result<String, String> {
-        to(upstream, &[]).url(&Uri::from_static(visited)).map(|url| url.to_string())
+    fn joined(upstream: &'static str, requested: &'static str) -> Result<String, String> {
+        to(upstream, &[]).url(&Uri::from_static(requested)).map(|url| url.to_string())
     }
 
     #[test]
-    fn the_visitors_path_goes_behind_the_backends() {
+    fn the_clients_path_is_appended_to_the_backends() {
         let check =
-            |upstream, expected: &str| assert_eq!(join(upstream, "/room/7?user=x").unwrap(), expected);
+            |upstream, expected: &str| assert_eq!(joined(upstream, "/room/7?user=x").unwrap(), expected);
         check("ws://backend:3000", "ws://backend:3000/room/7?user=x");
         check("ws://backend:3000/app/", "ws://backend:3000/app/room/7?user=x");
     }
 
     #[test]
     fn the_root_is_the_backends_path_itself() {
-        let check = |upstream, visited, expected: &str| {
-            assert_eq!(join(upstream, visited).unwrap(), expected, "{upstream} {visited}");
+        let check = |upstream, requested, expected: &str| {
+            assert_eq!(joined(upstream, requested).unwrap(), expected, "{upstream} {requested}");
         };
         check("ws://b/ws", "/", "ws://b/ws");
         check("ws://b/ws", "/?a=1", "ws://b/ws?a=1");
@@ -431,11 +434,11 @@ mod tests {
         check("ws://b", "/?a=1", "ws://b/?a=1");
         check("ws://b/ws", "//", "ws://b/ws//");
         check("ws://b/ws", "/ws", "ws://b/ws/ws");
-        assert!(join("ws://b/ws", "*").is_err());
+        assert!(joined("ws://b/ws", "*").is_err());
     }
 
     #[test]
-    fn connection_takes_out_nothing_that_is_for_the_backend() {
+    fn connection_removes_no_field_that_the_backend_relies_on() {
         let all = "Upgrade, X-Real-IP, x-forwarded-proto, X-Forwarded-For, Forwarded, Cookie, Authorization, Host, X-Mine";
         let asked = asked(&[
             ("connection", all),
@@ -446,14 +449,14 @@ mod tests {
         let fields = |trusted: &[&str]| {
             to("ws://backend", trusted).fields(&asked, Some(([192, 0, 2, 7], 1).into()), Scheme::Http)
         };
-        let (believed, other) = (fields(&["192.0.2.7"]), fields(&[]));
+        let (trusted, other) = (fields(&["192.0.2.7"]), fields(&[]));
         for (name, value) in
             [("x-real-ip", "10.0.0.1"), ("forwarded", "for=10.0.0.1"), ("x-forwarded-proto", "https")]
         {
-            assert_eq!(believed[name], value);
+            assert_eq!(trusted[name], value);
         }
-        // Nor anything else that the proxy says, for example who the user is.
-        assert_eq!(believed["x-mine"], "hop");
+        // Other fields of the proxy stay too, for example the user's name.
+        assert_eq!(trusted["x-mine"], "hop");
         assert_eq!(
             (&other["cookie"], &other["authorization"], &other["host"]),
             (&"a=b".parse().unwrap(), &"Bearer t".parse().unwrap(), &"example.com".parse().unwrap())
@@ -465,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_kept_or_replaced_and_there_is_one_for_http_1_0() {
+    fn the_host_is_kept_or_replaced_and_added_for_http_1_0() {
         let mut forwarding = to("ws://backend:3000", &[]);
         let host = |forwarding: &Forwarding, asked: &HeaderMap| {
             let fields = forwarding.fields(asked, None, Scheme::Http);
@@ -491,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_loses_what_speaks_of_the_backends_connection() {
+    fn a_response_loses_its_hop_by_hop_fields() {
         let mut fields = HeaderMap::new();
         for (name, value) in [
             ("connection", "keep-alive, X-Hop, Set-Cookie"),
@@ -507,11 +510,11 @@ mod tests {
             fields.append(name, value.parse().unwrap());
         }
         let mut required = fields.clone();
-        answer_fields(&mut fields, StatusCode::OK);
+        response_fields(&mut fields, StatusCode::OK);
         let mut names: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["date", "set-cookie", "trailer"]);
-        answer_fields(&mut required, StatusCode::UPGRADE_REQUIRED);
+        response_fields(&mut required, StatusCode::UPGRADE_REQUIRED);
         assert_eq!(required["upgrade"], "h2c");
     }
 
@@ -527,11 +530,11 @@ mod tests {
             "/..%5cadmin",
             "/..;x=y/admin",
         ] {
-            assert!(join("ws://backend/app", path).is_err(), "{path}");
-            assert_eq!(join("ws://backend", path).unwrap(), format!("ws://backend{path}"));
+            assert!(joined("ws://backend/app", path).is_err(), "{path}");
+            assert_eq!(joined("ws://backend", path).unwrap(), format!("ws://backend{path}"));
         }
         for path in ["/...", "/a..b", "/..a", "/%2", "/a?x=/../b", "/%e2%82%ac"] {
-            assert_eq!(join("ws://backend/app", path).unwrap(), format!("ws://backend/app{path}"));
+            assert_eq!(joined("ws://backend/app", path).unwrap(), format!("ws://backend/app{path}"));
         }
     }
 }

@@ -1,5 +1,4 @@
-//! `mainstay health`: asks a running `mainstay serve` whether clients should be sent to it. Images without a shell have
-//! no curl for that.
+//! `mainstay health`: asks a running `mainstay serve` whether it is ready, for container images without curl.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,20 +7,31 @@ use std::time::Duration;
 
 use crate::{log, values};
 
-/// For the connection, and for each piece of the answer.
-const LIMIT: Duration = Duration::from_secs(2);
-/// The answer is a status and a line; no more of it is read.
-const LONGEST: u64 = 4096;
+/// Timeout of the connection, and of each read and write.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum size of the response, which is a status and one line.
+const MAX_RESPONSE: u64 = 4096;
+
+/// The end of `mainstay health --help`.
+pub(crate) const AFTER_HELP: &str = "\
+Examples:
+  mainstay health 127.0.0.1:9090
+      exit with 0 if the process with --admin 127.0.0.1:9090 is ready
+
+Exit codes:
+  0  ready
+  1  not ready, or not reachable; standard error has the reason
+  2  the arguments are wrong";
 
 /// Flags of `mainstay health`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The address that the gateway has as --admin.
+    /// The --admin address of the gateway.
     #[arg(value_parser = values::address, env = "MAINSTAY_ADMIN")]
     address: SocketAddr,
 }
 
-/// Ends with success if the gateway is ready; else one line on standard error has the reason.
+/// Returns success if the gateway is ready; otherwise writes the reason to standard error.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let answer = match ask(arguments.address) {
         Ok(answer) => answer,
@@ -39,13 +49,13 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// What the gateway answers to a request for /readyz.
+/// Requests /readyz and returns the response.
 fn ask(address: SocketAddr) -> io::Result<String> {
-    let mut connection = TcpStream::connect_timeout(&address, LIMIT)?;
-    connection.set_read_timeout(Some(LIMIT))?;
-    connection.set_write_timeout(Some(LIMIT))?;
+    let mut connection = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    connection.set_read_timeout(Some(TIMEOUT))?;
+    connection.set_write_timeout(Some(TIMEOUT))?;
     write!(connection, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
-    connection.take(LONGEST).read_to_end(&mut answer)?;
+    connection.take(MAX_RESPONSE).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -1,44 +1,57 @@
-//! How often which connections are probed: one interval for all, and others for routes that need them.
+//! Heartbeat intervals: one default, and others for single routes.
 
 use mainstay::HeartbeatConfig;
 
 use crate::values;
 
-/// Flags of `mainstay serve` that say how often.
+/// Flags of `mainstay serve` for heartbeats.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Heartbeats {
-    /// How often to probe, on both legs. A dead peer is found within this plus 5 to 20 s.
+    /// Interval of heartbeats, towards clients and the backend. A dead peer is detected within the interval plus 5 to 20 s.
+    /// Range: 100ms to 1h.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
     heartbeat: HeartbeatConfig,
-    /// Another --heartbeat for this path and what is below it, for example /prices=5s. May be repeated; the longest path
-    /// that fits counts.
-    #[arg(long, value_name = "PATH=DURATION", value_parser = values::route_heartbeat)]
+    /// Another --heartbeat for a path and everything below it, for example /prices=5s. May be repeated; the longest
+    /// matching path wins.
+    #[arg(long, value_name = "PATH=DURATION", value_parser = route_heartbeat)]
     route_heartbeat: Vec<RouteHeartbeat>,
 }
 
-/// A path, and how often its connections are probed.
+/// A path and the heartbeat of its connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RouteHeartbeat {
-    pub(crate) path: Box<str>,
-    pub(crate) heartbeat: HeartbeatConfig,
+struct RouteHeartbeat {
+    path: Box<str>,
+    heartbeat: HeartbeatConfig,
+}
+
+/// Parses a path and its heartbeat, as in `/prices=5s`.
+fn route_heartbeat(text: &str) -> Result<RouteHeartbeat, String> {
+    let (path, interval) =
+        text.rsplit_once('=').ok_or("write a path and an interval, for example /prices=5s")?;
+    if !path.starts_with('/') || path.contains(['?', '#']) {
+        return Err(format!(
+            "{path:?} is not a path; a path begins with / and has no query, for example /prices=5s"
+        ));
+    }
+    Ok(RouteHeartbeat { path: path.into(), heartbeat: values::heartbeat(interval)? })
 }
 
 impl Heartbeats {
-    /// How often all others are.
-    pub(crate) fn default(&self) -> HeartbeatConfig {
+    /// Returns the heartbeat of all other paths.
+    pub(crate) fn global(&self) -> HeartbeatConfig {
         self.heartbeat
     }
 
-    /// How often a connection at this path is probed.
-    pub(crate) fn of(&self, path: &str) -> HeartbeatConfig {
-        let fits = self.route_heartbeat.iter().filter(|route| route.holds(path));
-        fits.max_by_key(|route| route.path.len()).map_or(self.heartbeat, |route| route.heartbeat)
+    /// Returns the heartbeat of a connection at this path.
+    pub(crate) fn for_path(&self, path: &str) -> HeartbeatConfig {
+        let matching = self.route_heartbeat.iter().filter(|route| route.matches(path));
+        matching.max_by_key(|route| route.path.len()).map_or(self.heartbeat, |route| route.heartbeat)
     }
 }
 
 impl RouteHeartbeat {
-    /// Whether it is for this path: whole segments count, as `/prices` holds `/prices/eur` and not `/prices-old`.
-    fn holds(&self, path: &str) -> bool {
+    /// Returns whether a path matches. Whole segments are compared: `/prices` matches `/prices/eur`, not `/prices-old`.
+    fn matches(&self, path: &str) -> bool {
         let own = self.path.trim_end_matches('/');
         path.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
@@ -49,13 +62,13 @@ mod tests {
     use super::*;
 
     fn seconds(path: &str, routes: &[&str]) -> u64 {
-        let route_heartbeat = routes.iter().map(|route| values::route_heartbeat(route).unwrap()).collect();
+        let route_heartbeat = routes.iter().map(|route| super::route_heartbeat(route).unwrap()).collect();
         let heartbeats = Heartbeats { heartbeat: HeartbeatConfig::default(), route_heartbeat };
-        heartbeats.of(path).interval().as_secs()
+        heartbeats.for_path(path).interval().as_secs()
     }
 
     #[test]
-    fn the_longest_path_that_fits_counts_and_whole_segments_do() {
+    fn the_longest_matching_path_wins_and_whole_segments_are_compared() {
         let routes = ["/prices=5s", "/prices/eur/=7s", "/a=b=9s"];
         for (path, expected) in [
             ("/", 25),

@@ -1,6 +1,6 @@
-//! What is known of all links to the backend together, and what is told of one when it ends.
+//! All links to the backend: their figures, their failures, and the messages that each of them may have lost.
 //!
-//! Every dial of a link and every request is reported here, and so to [`Backend`]: this is its driver.
+//! Links and requests report every attempt here. This is the driver of [`BackendHealth`].
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
@@ -14,19 +14,20 @@ use mainstay::{Evidence, SessionId};
 use slab::Slab;
 use tokio::sync::Notify;
 
-use crate::backend::{Backend, Failure, Line, Reason};
-use crate::upstream;
+use crate::access_log;
+use crate::backend_health::{BackendHealth, Failure, Line, Reason};
+use crate::upstream_error::UpstreamError;
 
-/// Over how long links dial that waited for the backend, once it is there.
-const WAKE: Duration = Duration::from_secs(1);
+/// Waiting links dial spread over at most this time once the backend can be reached.
+const RECONNECT_SPREAD: Duration = Duration::from_secs(1);
 
-/// Figures of all links. Cheap to clone; every clone is the same.
+/// All links. Cheap to clone; clones share everything.
 #[derive(Clone)]
 pub(crate) struct Links(Arc<Shared>);
 
 struct Shared {
-    backend: Mutex<Backend>,
-    /// A probe may be due.
+    health: Mutex<BackendHealth>,
+    /// The time of the next probe changed.
     changed: Notify,
     figures: Counters,
     open: Mutex<Slab<Sender>>,
@@ -36,9 +37,9 @@ struct Shared {
 struct Counters {
     attached: AtomicU64,
     failed: [AtomicU64; Reason::ALL.len()],
-    /// Answers of the backend that refused a visitor, by the hundreds of their status: 3xx, 4xx, 5xx.
+    /// Responses of the backend that refused an opening handshake, by class of status: 3xx, 4xx, 5xx.
     refused: [AtomicU64; 3],
-    /// Visitors that got 503 or 1013 because it cannot be reached.
+    /// Clients that got 503 or 1013 because the backend cannot be reached.
     unreached: AtomicU64,
     lost: AtomicU64,
     dead_silent: AtomicU64,
@@ -50,12 +51,12 @@ struct Counters {
     prologues: AtomicU64,
     prologues_failed: AtomicU64,
     recorded_bytes: AtomicU64,
-    /// Requests that were answered, by the class of the status: 1xx first.
+    /// Responses to clients, by class of status: 1xx first.
     requests: [AtomicU64; 5],
-    /// Requests that the backend did not answer.
+    /// Requests that got no complete response of the backend.
     unanswered: AtomicU64,
     pings_unanswered: AtomicU64,
-    /// Whether the backend answers Pings, by what the newest link that found out has seen.
+    /// Whether the backend answers Pings, as the latest link observed that found out.
     answers_pings: Mutex<Option<bool>>,
 }
 
@@ -69,51 +70,51 @@ impl Counters {
     }
 }
 
-/// The figures at one moment.
+/// A snapshot of all figures.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Figures {
     /// Whether the backend is up.
     pub(crate) up: bool,
-    /// Connections of links that are open now.
+    /// Links whose connection is open now.
     pub(crate) attached: u64,
-    /// Connections that did not come about, in the order of [`Reason::ALL`].
+    /// Failed attempts, in the order of [`Reason::ALL`].
     pub(crate) failed: [u64; Reason::ALL.len()],
-    /// Visitors that were refused with the backend's own status: 3xx, 4xx, 5xx.
+    /// Clients that were refused with the backend's own status: 3xx, 4xx, 5xx.
     pub(crate) refused: [u64; 3],
-    /// Visitors that were refused because it cannot be reached.
+    /// Clients that were refused because the backend cannot be reached.
     pub(crate) unreached: u64,
     /// Connections to the backend that were lost.
     pub(crate) lost: u64,
-    /// Of these, called dead, by evidence.
+    /// Lost connections that the heartbeat declared dead, by evidence.
     pub(crate) dead_silent: u64,
     pub(crate) dead_frozen: u64,
     pub(crate) dead_stalled: u64,
-    /// Messages that may or may not have reached it.
+    /// Messages that may or may not have reached the backend.
     pub(crate) unknown: u64,
-    /// Messages that were never written to it.
+    /// Messages that were never written to the backend.
     pub(crate) not_delivered: u64,
-    /// Messages that ended three of its connections.
+    /// Messages that ended three connections of a link.
     pub(crate) undeliverable: u64,
-    /// Prologues that were written to a new connection, to their end.
+    /// Prologues that were replayed to a new connection completely.
     pub(crate) prologues: u64,
-    /// Prologues that could not be.
+    /// Prologues whose replay failed.
     pub(crate) prologues_failed: u64,
     /// Links that found that the backend answers no Ping.
     pub(crate) pings_unanswered: u64,
     /// Payload bytes kept for the backend.
     pub(crate) kept_bytes: u64,
-    /// Payload bytes read ahead of visitors.
+    /// Payload bytes that links have read and clients have not received.
     pub(crate) unread_bytes: u64,
-    /// Requests answered, by the class of the status: 1xx first.
+    /// Responses to clients, by class of status: 1xx first.
     pub(crate) requests: [u64; 5],
-    /// Requests that the backend did not answer.
+    /// Requests that got no complete response of the backend.
     pub(crate) unanswered: u64,
 }
 
 impl Default for Links {
     fn default() -> Self {
         let shared = Shared {
-            backend: Mutex::new(Backend::new(Instant::now())),
+            health: Mutex::new(BackendHealth::new(Instant::now())),
             changed: Notify::new(),
             figures: Counters::default(),
             open: Mutex::default(),
@@ -123,10 +124,10 @@ impl Default for Links {
 }
 
 impl Links {
-    /// Counts one more link, from here until the account is dropped. Call it before the link has dialled.
-    pub(crate) fn open(&self, sender: Sender, session: Option<SessionId>) -> Account {
+    /// Counts one more link until its monitor is dropped. Call it before the link dials.
+    pub(crate) fn open(&self, sender: Sender, session: Option<SessionId>) -> LinkMonitor {
         let slot = self.list().insert(sender);
-        Account {
+        LinkMonitor {
             links: self.clone(),
             slot,
             session,
@@ -137,46 +138,46 @@ impl Links {
         }
     }
 
-    /// A connection to the backend came about. Links that wait for one dial now.
+    /// A connection to the backend was opened. Waiting links dial now.
     pub(crate) fn reached(&self) {
-        if self.tell(|backend| backend.handle_reached(Instant::now())) {
-            tokio::spawn(self.clone().wake());
+        if self.update(|health| health.handle_reached(Instant::now())) {
+            tokio::spawn(self.clone().dial_waiting());
         }
     }
 
-    /// A connection to the backend did not come about.
+    /// An attempt to reach the backend failed.
     pub(crate) fn failed(&self, failure: Failure) {
-        if let Some(counter) = self.0.figures.failed.get(failure.reason as usize) {
+        if let Some(counter) = self.0.figures.failed.get(failure.reason.index()) {
             counter.fetch_add(1, Relaxed);
         }
-        self.tell(|backend| backend.handle_failed(Instant::now(), failure));
+        self.update(|health| health.handle_failed(Instant::now(), failure));
     }
 
-    /// The backend answered a visitor with this status instead of what was asked for.
+    /// The backend responded to an opening handshake with this status instead of 101.
     pub(crate) fn refused(&self, status: StatusCode) {
         self.reached();
         let class = usize::from(status.as_u16() / 100).checked_sub(3);
         if let Some(counter) = class.and_then(|class| self.0.figures.refused.get(class)) {
             counter.fetch_add(1, Relaxed);
         }
-        self.tell(|backend| backend.handle_status(Instant::now(), status.as_u16()));
+        self.update(|health| health.handle_status(Instant::now(), status.as_u16()));
     }
 
-    /// A visitor was sent away because the backend cannot be reached.
-    pub(crate) fn turned_away(&self) {
+    /// A client was refused because the backend cannot be reached.
+    pub(crate) fn refused_unreachable(&self) {
         self.0.figures.unreached.fetch_add(1, Relaxed);
     }
 
-    /// Why no visitor should be sent here yet; see [`Backend::not_ready`].
+    /// Returns why no client should be sent here yet; see [`BackendHealth::not_ready`].
     pub(crate) fn not_ready(&self) -> Option<String> {
-        self.backend().not_ready()
+        self.health().not_ready()
     }
 
-    /// Probes the backend when that is due, for as long as the process lives: connects, with TLS where its URL says so,
-    /// and that is all.
+    /// Probes the backend whenever a probe is due, for as long as the process lives. A probe opens a connection, with TLS
+    /// for wss://, and closes it.
     pub(crate) async fn probe(self, connector: Connector, upstream: Uri) {
         loop {
-            let due = self.backend().poll_timeout();
+            let due = self.health().poll_timeout();
             let due = async {
                 match due {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -187,7 +188,7 @@ impl Links {
                 () = due => {}
                 () = self.0.changed.notified() => continue,
             }
-            if self.backend().poll_probe(Instant::now()) {
+            if self.health().poll_probe(Instant::now()) {
                 match connector.connect(&upstream).await {
                     Ok(_) => self.reached(),
                     Err(failure) => self.failed(failure.into()),
@@ -196,13 +197,13 @@ impl Links {
         }
     }
 
-    /// Has links dial that wait for their next attempt: a thousand of them over a second, fewer in less.
-    async fn wake(self) {
+    /// Makes links dial that wait for their next attempt: a thousand links within one second, fewer in less time.
+    async fn dial_waiting(self) {
         let is_waiting = |sender: &Sender| matches!(sender.state(), State::Waiting { .. });
         let senders: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
         let senders: Vec<Sender> = senders.into_iter().filter(is_waiting).collect();
         let count = u32::try_from(senders.len()).unwrap_or(u32::MAX);
-        let spread = WAKE.min(Duration::from_millis(1).saturating_mul(count));
+        let spread = RECONNECT_SPREAD.min(Duration::from_millis(1).saturating_mul(count));
         let random = RandomState::new();
         let part = |number: usize| (random.hash_one(number) >> 32) as f64 / f64::from(u32::MAX);
         let mut waiting: Vec<_> = senders
@@ -220,30 +221,30 @@ impl Links {
         }
     }
 
-    /// Tells the machine what happened, and logs what it says.
-    fn tell<R>(&self, what: impl FnOnce(&mut Backend) -> R) -> R {
-        let mut backend = self.backend();
-        let (before, result) = (backend.poll_timeout(), what(&mut backend));
-        let lines: Vec<Line> = std::iter::from_fn(|| backend.poll_line()).collect();
-        let has_changed = backend.poll_timeout() != before;
-        drop(backend);
+    /// Feeds the machine one input and logs its lines.
+    fn update<R>(&self, input: impl FnOnce(&mut BackendHealth) -> R) -> R {
+        let mut health = self.health();
+        let (before, result) = (health.poll_timeout(), input(&mut health));
+        let lines: Vec<Line> = std::iter::from_fn(|| health.poll_line()).collect();
+        let has_changed = health.poll_timeout() != before;
+        drop(health);
         if has_changed {
             self.0.changed.notify_one();
         }
-        lines.into_iter().for_each(crate::backend::log);
+        lines.into_iter().for_each(crate::backend_health::log);
         result
     }
 
-    fn backend(&self) -> MutexGuard<'_, Backend> {
-        self.0.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    fn health(&self) -> MutexGuard<'_, BackendHealth> {
+        self.0.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Walks the list of links.
+    /// Returns a snapshot. Walks the list of links.
     pub(crate) fn figures(&self) -> Figures {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
         let figures = &self.0.figures;
         Figures {
-            up: self.backend().is_up(),
+            up: self.health().is_up(),
             attached: read(&figures.attached),
             failed: figures.failed.each_ref().map(read),
             refused: figures.refused.each_ref().map(read),
@@ -265,27 +266,27 @@ impl Links {
         }
     }
 
-    /// A request was answered, by the backend or for it.
-    pub(crate) fn passed(&self, status: StatusCode) {
+    /// A client got a response, from the backend or from the gateway.
+    pub(crate) fn responded(&self, status: StatusCode) {
         let class = usize::from(status.as_u16() / 100).saturating_sub(1);
         if let Some(counter) = self.0.figures.requests.get(class) {
             counter.fetch_add(1, Relaxed);
         }
     }
 
-    /// The backend answered a request.
+    /// The backend responded to a request.
     pub(crate) fn answered(&self) {
         self.reached();
     }
 
-    /// The backend did not answer a request.
-    pub(crate) fn unanswered(&self, failure: &upstream::Failure) {
-        match Failure::of_request(failure) {
-            None => tracing::debug!(%failure, "a request was not passed on to its end"),
-            Some(known) => {
+    /// A request got no complete response of the backend.
+    pub(crate) fn unanswered(&self, error: &UpstreamError) {
+        match Failure::of_request(error) {
+            None => tracing::debug!(%error, "the client did not finish its request"),
+            Some(failure) => {
                 self.0.figures.unanswered.fetch_add(1, Relaxed);
-                let was_reached = !known.reason.is_down();
-                self.failed(known);
+                let was_reached = !failure.reason.is_down();
+                self.failed(failure);
                 if was_reached {
                     self.reached();
                 }
@@ -293,39 +294,39 @@ impl Links {
         }
     }
 
-    /// Payload bytes kept for the backend now.
+    /// Returns the payload bytes kept for the backend now.
     pub(crate) fn kept_bytes(&self) -> u64 {
         self.0.figures.recorded_bytes.load(Relaxed) + self.sum(Sender::kept_bytes)
     }
 
     fn sum(&self, bytes: impl Fn(&Sender) -> u64) -> u64 {
-        // Links come and go meanwhile: none of them waits for this.
+        // The list is copied, so that no link waits for the lock meanwhile.
         let open: Vec<Sender> = self.list().iter().map(|(_, sender)| sender.clone()).collect();
         open.iter().map(bytes).sum()
     }
 
-    /// A new connection was told its prologue.
+    /// A prologue was replayed to a new connection.
     pub(crate) fn count_prologue(&self) {
         self.0.figures.prologues.fetch_add(1, Relaxed);
     }
 
-    /// A new connection could not be told its prologue.
+    /// The replay of a prologue failed.
     pub(crate) fn count_failed_prologue(&self) {
         self.0.figures.prologues_failed.fetch_add(1, Relaxed);
     }
 
-    /// What one client's prologue holds has changed.
+    /// The recorded bytes of one client changed.
     pub(crate) fn recorded(&self, before: usize, now: usize) {
         self.0.figures.recorded_bytes.fetch_add(now as u64, Relaxed);
         self.0.figures.recorded_bytes.fetch_sub(before as u64, Relaxed);
     }
 
-    /// Whether the backend answers Pings, so that not every link has to find out.
+    /// Returns whether the backend answers Pings, if a link found out.
     pub(crate) fn answers_pings(&self) -> Option<bool> {
         *self.0.figures.answers_pings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What one link found out is told once, and taken for granted by the next.
+    /// Stores what a link found out about Pings; logs it if it is news.
     fn note_pings(&self, answered: Option<bool>) {
         if answered == Some(false) {
             self.0.figures.pings_unanswered.fetch_add(1, Relaxed);
@@ -333,10 +334,10 @@ impl Links {
         let mut known = self.0.figures.answers_pings.lock().unwrap_or_else(PoisonError::into_inner);
         match (answered, std::mem::replace(&mut *known, answered)) {
             (Some(false), None | Some(true)) => tracing::warn!(
-                "the backend answers no Ping (RFC 6455 section 5.5.2): what visitors send may be lost with its connection, \
-                 and is not sent again"
+                "the backend answers no Ping (RFC 6455 section 5.5.2): messages of clients may be lost with its connection \
+                 and are not sent again"
             ),
-            (Some(true), Some(false)) => tracing::info!("the backend answers Pings"),
+            (Some(true), Some(false)) => tracing::info!("the backend answers Pings again"),
             _ => {}
         }
     }
@@ -346,22 +347,22 @@ impl Links {
     }
 }
 
-/// What became of the messages of one link that did not certainly reach the backend. Counted as it is reported, and told
-/// in one line when the account is dropped: a backend that fails must not fill the log as well.
-pub(crate) struct Account {
+/// Observes one link: counts the messages that may not have reached the backend, and logs them in one line when it is
+/// dropped. One line a link, so that a failing backend does not fill the log.
+pub(crate) struct LinkMonitor {
     links: Links,
     slot: usize,
     session: Option<SessionId>,
     is_attached: bool,
     unknown: u64,
     not_delivered: u64,
-    /// Their numbers: a later report of what surrounds them covers them once more.
+    /// The numbers of undeliverable messages. A later report may cover them again.
     undeliverable: Vec<u64>,
 }
 
-impl Account {
-    /// Counts what an event of the link says.
-    pub(crate) fn note(&mut self, event: &Event) {
+impl LinkMonitor {
+    /// Counts what an event of the link reports.
+    pub(crate) fn observe(&mut self, event: &Event) {
         match event {
             Event::Attached { .. } => {
                 self.attached(true);
@@ -375,13 +376,13 @@ impl Account {
                 if let Lost::Dead(evidence) = why {
                     figures.dead(*evidence).fetch_add(1, Relaxed);
                     if self.links.answers_pings() == Some(true) {
-                        // Another may stand there by now.
+                        // Another backend may be running there by now.
                         self.links.note_pings(None);
                     }
                 }
                 let why = format!("{why:?}");
                 let waits = !next_attempt_in.is_zero();
-                self.links.tell(|backend| backend.handle_lost(Instant::now(), &why, waits));
+                self.links.update(|health| health.handle_lost(Instant::now(), &why, waits));
             }
             Event::Ended(end) => {
                 self.attached(false);
@@ -392,12 +393,12 @@ impl Account {
             Event::PingsUnanswered => self.links.note_pings(Some(false)),
             Event::PingsAnswered => self.links.note_pings(Some(true)),
             Event::Report(Report::Unknown(range)) => {
-                let count = self.not_told_before(range);
+                let count = self.newly_reported(range);
                 self.unknown += count;
                 self.links.0.figures.unknown.fetch_add(count, Relaxed);
             }
             Event::Report(Report::NotDelivered(range)) => {
-                self.not_delivered(self.not_told_before(range));
+                self.not_delivered(self.newly_reported(range));
             }
             Event::Report(Report::Undeliverable { number, .. }) => {
                 self.undeliverable.push(*number);
@@ -434,19 +435,19 @@ impl Account {
         }
     }
 
-    /// Messages of the visitor that the link did not take any more.
+    /// Counts messages of the client that the link did not accept any more.
     pub(crate) fn not_delivered(&mut self, count: u64) {
         self.not_delivered += count;
         self.links.0.figures.not_delivered.fetch_add(count, Relaxed);
     }
 
-    fn not_told_before(&self, range: &RangeInclusive<u64>) -> u64 {
+    fn newly_reported(&self, range: &RangeInclusive<u64>) -> u64 {
         let before = self.undeliverable.iter().filter(|number| range.contains(number)).count();
         (range.end() + 1 - range.start()).saturating_sub(before as u64)
     }
 }
 
-impl Drop for Account {
+impl Drop for LinkMonitor {
     fn drop(&mut self) {
         self.attached(false);
         let sender = self.links.list().try_remove(self.slot);
@@ -456,13 +457,13 @@ impl Drop for Account {
         let (unknown, not_delivered) = (self.unknown, self.not_delivered);
         let undeliverable = self.undeliverable.len();
         if unknown + not_delivered > 0 || undeliverable > 0 {
-            let session = self.session.map_or_else(|| "plain".to_owned(), |id| id.to_string());
+            let session = access_log::session_name(self.session);
             tracing::warn!(
                 session,
                 unknown,
                 not_delivered,
                 undeliverable,
-                "messages of a visitor that the backend did not certainly get"
+                "messages of a client may not have reached the backend"
             );
         }
     }
@@ -470,54 +471,56 @@ impl Drop for Account {
 
 #[cfg(test)]
 mod tests {
+    use mainstay::client::FailureKind;
     use mainstay::{Link, Message};
 
     use super::*;
 
     #[tokio::test]
-    async fn each_message_is_counted_by_its_first_fate_and_links_while_they_are_open() {
+    async fn each_message_is_counted_once_by_its_first_fate_and_open_links_by_their_bytes() {
         let links = Links::default();
         let link = Link::builder("ws://127.0.0.1:1/").unwrap().connect();
         link.send(Message::text("four")).await.unwrap();
-        let mut account = links.open(link.sender(), None);
+        let mut monitor = links.open(link.sender(), None);
         assert_eq!(links.figures().kept_bytes, 4);
         let report = |report| Event::Report(report);
-        account.note(&report(Report::Undeliverable { number: 3, message: Message::text("x") }));
-        account.note(&report(Report::Unknown(1..=5)));
-        account.note(&report(Report::NotDelivered(6..=6)));
-        account.not_delivered(1);
+        monitor.observe(&report(Report::Undeliverable { number: 3, message: Message::text("x") }));
+        monitor.observe(&report(Report::Unknown(1..=5)));
+        monitor.observe(&report(Report::NotDelivered(6..=6)));
+        monitor.not_delivered(1);
         for why in [Lost::Dead(Evidence::Frozen), Lost::Broken("reset".into())] {
-            account.note(&Event::Detached { why, next_attempt_in: std::time::Duration::ZERO });
+            monitor.observe(&Event::Detached { why, next_attempt_in: std::time::Duration::ZERO });
         }
-        account.note(&Event::PingsUnanswered);
+        monitor.observe(&Event::PingsUnanswered);
         assert_eq!((links.answers_pings(), links.figures().pings_unanswered), (Some(false), 1));
-        account.note(&Event::PingsAnswered);
+        monitor.observe(&Event::PingsAnswered);
         assert_eq!(links.answers_pings(), Some(true));
         let found = links.figures();
         assert_eq!((found.unknown, found.not_delivered, found.undeliverable), (4, 2, 1));
         assert_eq!((found.lost, found.dead_silent, found.dead_frozen), (2, 0, 1));
-        drop(account);
+        drop(monitor);
         assert_eq!((links.figures().kept_bytes, links.figures().unknown), (0, 4));
     }
+
     #[tokio::test]
     async fn links_that_wait_dial_when_the_backend_is_reached_by_another() {
-        let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = nobody.local_addr().unwrap();
-        drop(nobody);
+        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = closed.local_addr().unwrap();
+        drop(closed);
         let links = Links::default();
         let hour = Duration::from_secs(3600);
-        // By itself it dials once more in an hour.
+        // Without help the link dials again in an hour.
         let backoff =
             mainstay::BackoffConfig::new(hour, hour).and_then(|backoff| backoff.first(hour, hour)).unwrap();
         let link = Link::builder(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
-        let mut account = links.open(link.sender(), None);
+        let mut monitor = links.open(link.sender(), None);
         let failed = link.event().await.unwrap();
-        account.note(&failed);
+        monitor.observe(&failed);
         assert!(matches!(failed, Event::AttemptFailed { .. }), "{failed:?}");
-        assert_eq!(links.figures().failed[Reason::Refused as usize], 1);
+        assert_eq!(links.figures().failed[Reason::Connect(FailureKind::Refused).index()], 1);
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         links.reached();
         let accepted = tokio::time::timeout(Duration::from_secs(30), listener.accept()).await;
-        assert!(accepted.is_ok(), "it dials");
+        assert!(accepted.is_ok(), "the link dials");
     }
 }

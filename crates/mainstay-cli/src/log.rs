@@ -1,12 +1,12 @@
-//! The log: standard error, written by a thread of its own.
+//! The log on standard error, written by a thread of its own.
 //!
-//! Nothing that serves a visitor waits for whoever reads the log. Lines go into a bounded queue, and one thread writes
-//! them. When the queue is full, or a write fails, the line is lost and counted; the first write that works afterwards
-//! is followed by one line that gives the count. Everything that the program writes to standard error goes this way:
-//! `eprintln!` would panic where the disk is full, and block where the reader stalls.
+//! No task that serves a client waits for the reader of the log. Lines go into a bounded queue, and one thread writes
+//! them. If the queue is full or a write fails, the line is lost and counted; after the next successful write one line
+//! reports the count. Everything that the program writes to standard error takes this path: `eprintln!` would panic on a
+//! full disk, and block on a reader that stalls.
 //!
-//! `tracing-appender` was considered: at exit it prints to standard error itself, which may block or panic, and it does
-//! not count what could not be written.
+//! `tracing-appender` was rejected: at exit it prints to standard error itself, which may block or panic, and it does not
+//! count lines that could not be written.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,44 +18,44 @@ use std::time::{Duration, SystemTime};
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
-/// Lines that wait to be written, and their bytes.
+/// Maximum number of queued lines, and of their bytes.
 const LINES: usize = 4096;
 const BYTES: usize = 1 << 20;
-/// What is shown unless `MAINSTAY_LOG` says otherwise: troubles, and what the gateway notes about itself and its
-/// backend. Lines about single visitors are of level info too, and not shown; neither is the span of a session, of which
-/// each would cost some 300 bytes. (A directive holds for every target that begins with it: `mainstay::serve` alone would
-/// let the library's `mainstay::server` through.)
+/// The filter without `MAINSTAY_LOG`: warnings, and info lines about the process and its backend. Info lines about single
+/// clients are not shown, and neither is the span of a session, which would cost some 300 bytes for each session. (A
+/// directive matches every target that begins with it, so `mainstay::serve` alone would include the library's
+/// `mainstay::server`.)
 const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::server=warn,mainstay::admin=info,\
-                       mainstay::successor=info,mainstay::backend=info";
+                       mainstay::successor=info,mainstay::backend_health=info";
 
-/// How lines are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Words and name=value.
+    /// A message and name=value fields.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 /// Flags of the log.
 #[derive(clap::Args, Clone)]
 pub(crate) struct LogArguments {
-    /// How lines of the log are written. MAINSTAY_LOG says which: a level (error, warn, info, debug, trace) or
-    /// TARGET=LEVEL, several with commas. With info each visitor's end and return is one line.
+    /// Format of the log. MAINSTAY_LOG selects what is logged: a level (error, warn, info, debug, trace, off) or
+    /// TARGET=LEVEL, several separated by commas. With info, each client that ends or resumes is one line.
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
     pub(crate) log_format: Format,
 }
 
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
-/// Starts the thread that writes. What is logged before is lost.
+/// Starts the thread that writes. Lines logged before this call are lost.
 pub(crate) fn start() {
     let queue = Arc::new(Queue::default());
     if QUEUE.set(Arc::clone(&queue)).is_err() {
         return;
     }
-    // A descriptor of its own: the lock of `std::io::stderr` is held for as long as a write blocks.
+    // A separate descriptor: `std::io::stderr` holds its lock for as long as a write blocks.
     let Ok(output) = io::stderr().as_fd().try_clone_to_owned() else { return queue.fail() };
     let write = {
         let queue = Arc::clone(&queue);
@@ -66,10 +66,10 @@ pub(crate) fn start() {
     }
 }
 
-/// Takes what the program's code logs from here on.
+/// Installs the subscriber for the lines of the program and its libraries.
 ///
 /// # Errors
-/// `MAINSTAY_LOG` cannot be read.
+/// `MAINSTAY_LOG` is not a valid filter.
 pub(crate) fn listen(format: Format) -> Result<(), String> {
     let filter = filter(std::env::var_os("MAINSTAY_LOG").as_deref().map(std::ffi::OsStr::to_string_lossy))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Line);
@@ -82,16 +82,16 @@ pub(crate) fn listen(format: Format) -> Result<(), String> {
             builder.json().flatten_event(true).init();
         }
     }
-    // The usual hook writes to standard error itself, and waits for it.
+    // The default hook writes to standard error directly, and may block.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let what = panic.payload_as_str().unwrap_or("no words");
-        tracing::error!(place, what, "panicked");
+        let what = panic.payload_as_str().unwrap_or("no message");
+        tracing::error!(place, what, "a thread panicked");
     }));
     Ok(())
 }
 
-/// Which lines are shown.
+/// Parses the filter.
 fn filter(variable: Option<impl AsRef<str>>) -> Result<EnvFilter, String> {
     let text = variable.as_ref().map_or("", |text| text.as_ref().trim());
     let text = if text.is_empty() { DEFAULT } else { text };
@@ -101,7 +101,7 @@ fn filter(variable: Option<impl AsRef<str>>) -> Result<EnvFilter, String> {
              for example info or warn,mainstay::server=debug"
         )
     };
-    // A lone word is taken for a target by the filter, and a level that is misspelt would show nothing.
+    // `EnvFilter` reads a single word as a target, so a misspelt level would show nothing.
     let is_level = |word: &str| {
         ["error", "warn", "info", "debug", "trace", "off"].contains(&word.to_ascii_lowercase().as_str())
     };
@@ -109,19 +109,19 @@ fn filter(variable: Option<impl AsRef<str>>) -> Result<EnvFilter, String> {
     if !text.contains('[')
         && let Some(word) = words.find(|word| !word.contains('=') && !is_level(word))
     {
-        return Err(wrong(&format!("{word:?} is no level")));
+        return Err(wrong(&format!("{word:?} is not a level")));
     }
     EnvFilter::builder().parse(text).map_err(|error| wrong(&error.to_string()))
 }
 
-/// One line of the program itself, whatever `MAINSTAY_LOG` says: why it does not start, how it ended.
+/// Writes one line whatever `MAINSTAY_LOG` selects: why the program does not start, or how it ended.
 pub(crate) fn say(line: &str) {
     let Some(queue) = QUEUE.get() else { return };
     let json = queue.lock().json;
     queue.push(if json { in_json(line) } else { format!("mainstay: {line}\n").into_bytes() });
 }
 
-/// Bytes for a terminal, as they are.
+/// Writes text unchanged, for a terminal.
 pub(crate) fn show(text: String) {
     if let Some(queue) = QUEUE.get() {
         queue.push(text.into_bytes());
@@ -135,12 +135,12 @@ fn in_json(line: &str) -> Vec<u8> {
     format!("{object}\n").into_bytes()
 }
 
-/// Lines lost since the start.
+/// Returns the number of lines lost since the start.
 pub(crate) fn lines_lost() -> u64 {
     QUEUE.get().map_or(0, |queue| queue.lock().lost)
 }
 
-/// Waits until everything is written, and no longer than this.
+/// Waits until every line is written, at most for `at_most`.
 pub(crate) fn flush(at_most: Duration) {
     if let Some(queue) = QUEUE.get() {
         let idle = |state: &mut State| !state.has_failed && (state.is_writing || !state.lines.is_empty());
@@ -148,11 +148,11 @@ pub(crate) fn flush(at_most: Duration) {
     }
 }
 
-/// Where a formatted event goes.
+/// Writes a formatted event into the queue.
 struct Line;
 
 impl Write for Line {
-    /// Called once for each event.
+    /// The subscriber calls this once for each event.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if let Some(queue) = QUEUE.get() {
             queue.push(line.to_vec());
@@ -165,11 +165,11 @@ impl Write for Line {
     }
 }
 
-/// What waits to be written.
+/// Lines that wait to be written.
 #[derive(Default)]
 struct Queue {
     state: Mutex<State>,
-    /// A line came, or all are written.
+    /// Signals a new line, or that all lines are written.
     changed: Condvar,
 }
 
@@ -179,7 +179,7 @@ struct State {
     bytes: usize,
     lost: u64,
     is_writing: bool,
-    /// The writer is gone: every line is lost.
+    /// There is no writer: every line is lost.
     has_failed: bool,
     json: bool,
 }
@@ -205,9 +205,9 @@ impl Queue {
         self.lock().has_failed = true;
     }
 
-    /// Writes for as long as the process lives.
+    /// Writes lines until the process ends.
     fn write_to(&self, mut output: impl Write) {
-        let (mut told, mut torn) = (0, false);
+        let (mut reported, mut torn) = (0, false);
         loop {
             let line = self.next();
             let written = write_line(&mut output, &line, &mut torn);
@@ -216,16 +216,16 @@ impl Queue {
             if written.is_err() {
                 state.lost += 1;
             }
-            let (lost, is_idle) = (state.lost - told, state.lines.is_empty());
+            let (lost, is_idle) = (state.lost - reported, state.lines.is_empty());
             if written.is_ok() && lost > 0 {
-                told = state.lost;
+                reported = state.lost;
             }
             drop(state);
             if written.is_ok() && lost > 0 {
-                // Into the queue, as every line: if that is full, this one is lost and counted too.
+                // This line takes the queue like any other: if that is full, it is lost and counted too.
                 tracing::warn!(
                     lines = lost,
-                    "lines of the log were lost: it could not be written, or not fast enough"
+                    "log lines were lost: standard error could not be written, or not fast enough"
                 );
             } else if is_idle {
                 self.changed.notify_all();
@@ -246,7 +246,8 @@ impl Queue {
     }
 }
 
-/// One write for one line, as long as the output takes it whole. `torn`: the line before was cut short.
+/// Writes one line with one write call, unless the output accepts only part of it. `torn`: the previous line was cut
+/// short.
 fn write_line(output: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result<()> {
     if *torn {
         write_all(output, b"\n", &mut false)?;
@@ -264,7 +265,7 @@ fn write_all(output: &mut impl Write, mut rest: &[u8], torn: &mut bool) -> io::R
                 *torn = !rest.is_empty();
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Another process made the shared descriptor so. A thread that only writes may wait.
+            // Another process made the shared descriptor non-blocking. This thread only writes, so it may wait.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -280,9 +281,9 @@ mod tests {
 
     use super::*;
 
-    /// Takes `room` bytes, and then nothing until there is room again.
+    /// Accepts `room` bytes, then nothing until it has room again.
     struct Disk {
-        taken: Vec<u8>,
+        written: Vec<u8>,
         room: usize,
     }
 
@@ -290,7 +291,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let count = bytes.len().min(self.room);
             self.room -= count;
-            self.taken.extend_from_slice(&bytes[..count]);
+            self.written.extend_from_slice(&bytes[..count]);
             if count > 0 { Ok(count) } else { Err(io::ErrorKind::StorageFull.into()) }
         }
 
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_gateway_notes_about_itself_is_shown_and_what_concerns_single_visitors_is_not() {
+    fn the_default_log_shows_lines_about_the_gateway_and_none_about_single_clients() {
         let shown = |variable: Option<&str>| {
             let subscriber = tracing_subscriber::registry().with(filter(variable).unwrap());
             tracing::subscriber::with_default(subscriber, || {
@@ -315,17 +316,17 @@ mod tests {
 
     #[test]
     fn a_line_that_was_cut_short_does_not_run_into_the_next() {
-        let (mut disk, mut torn) = (Disk { taken: Vec::new(), room: 3 }, false);
+        let (mut disk, mut torn) = (Disk { written: Vec::new(), room: 3 }, false);
         assert!(write_line(&mut disk, b"first\n", &mut torn).is_err());
         assert!(write_line(&mut disk, b"second\n", &mut torn).is_err());
         disk.room = 100;
         write_line(&mut disk, b"third\n", &mut torn).unwrap();
         write_line(&mut disk, b"fourth\n", &mut torn).unwrap();
-        assert_eq!(String::from_utf8(disk.taken).unwrap(), "fir\nthird\nfourth\n");
+        assert_eq!(String::from_utf8(disk.written).unwrap(), "fir\nthird\nfourth\n");
     }
 
     #[test]
-    fn a_queue_that_nobody_empties_is_bounded_by_lines_and_by_bytes() {
+    fn a_queue_without_a_reader_is_bounded_by_lines_and_by_bytes() {
         for (size, kept) in [(10, LINES), (BYTES / 4, 4)] {
             let queue = Queue::default();
             (0..LINES + 5).for_each(|_| queue.push(vec![b'x'; size]));
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_a_level_or_targets_with_levels_and_anything_else_is_a_mistake() {
+    fn a_filter_is_a_level_or_targets_with_levels_and_anything_else_is_an_error() {
         for right in
             ["", "info", "WARN", "off", "mainstay=debug", "warn,mainstay::server=trace", "[span]=debug"]
         {
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_in_json_is_an_object_whatever_it_says() {
+    fn a_line_in_json_is_one_object_whatever_text_it_holds() {
         let line = in_json("a \"quoted\"\nword");
         let object: serde_json::Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(object["message"], "a \"quoted\"\nword");

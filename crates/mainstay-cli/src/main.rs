@@ -1,43 +1,51 @@
 //! `mainstay`: WebSocket connections that stay, for any backend.
 //!
-//! - [`serve`]: the gateway; visitors in front, one link per visitor behind.
-//! - [`connect`]: a client for people and pipes.
-//! - [`bench`]: what a server costs, ours or any other.
+//! - [`serve`]: the gateway between clients and a backend, with one link to the backend for each client.
+//! - [`connect`]: a client for terminals and pipes.
+//! - [`bench`]: measures any WebSocket server.
 
-mod access;
+mod access_log;
 mod admin;
-mod backend;
+mod backend_end;
+mod backend_health;
 mod bench;
-mod body;
-mod bounds;
 mod builtin;
+mod client_request;
 mod connect;
-mod conversation;
 mod descriptors;
-mod environment;
 mod forward;
+mod graphql;
+mod handshake;
 mod health;
 mod heartbeats;
-mod join;
+mod http_proxy;
+mod idle_timeout;
+mod limits;
+mod link_config;
 mod links;
 mod log;
 mod manual;
-mod operations;
-mod pass;
-mod pattern;
+mod message_filter;
+mod metrics;
 mod principal;
-mod process;
+mod process_metrics;
 mod profiles;
 mod prologue;
 mod relay;
+mod request_body;
+mod response_body;
+mod retry_after;
+mod rules;
 mod serve;
+mod session;
 mod signals;
 mod successor;
-mod trust;
+mod tls;
 mod upstream;
+mod upstream_error;
 mod values;
+mod variables;
 mod version;
-mod visit;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -47,14 +55,16 @@ use std::time::Duration;
 use clap::error::{ContextValue, ErrorKind};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// The system's allocator keeps nine tenths of what closed connections gave back; this one returns it within a
-/// second, as `.cargo/config.toml` has it built. See `docs/adr/0007-an-allocator-that-gives-back.md`.
+use crate::variables::UnknownVariable;
+
+/// The system's allocator keeps nine tenths of the memory of closed connections. jemalloc, built as `.cargo/config.toml`
+/// configures it, returns the memory to the system within a second. See `docs/adr/0007-an-allocator-that-gives-back.md`.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// WebSocket connections that stay: notices in seconds when one has died, brings it back, and loses,
-/// repeats or reorders nothing on the way.
+/// WebSocket connections that stay: detects a dead connection within seconds, reconnects, and loses, repeats and reorders
+/// no message.
 #[derive(Parser)]
 #[command(name = "mainstay", version, long_version = version::LONG)]
 struct Arguments {
@@ -64,42 +74,56 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Accept WebSockets, and front a backend with them (or answer with a built-in one).
-    #[command(after_help = serve::OPERATION)]
+    /// Accept WebSocket and HTTP connections and forward them to a backend, or serve a built-in demonstration.
+    #[command(after_help = serve::AFTER_HELP)]
     Serve(Box<serve::Arguments>),
-    /// Talk to a WebSocket: lines in, messages out.
-    #[command(after_help = connect::EXAMPLES)]
+    /// Connect to a WebSocket server: send lines of standard input, print received messages.
+    #[command(after_help = connect::AFTER_HELP)]
     Connect(connect::Arguments),
-    /// Measure what a WebSocket server costs: any server, by its URL.
+    /// Measure a WebSocket server: throughput, latency, CPU time and memory.
+    #[command(after_help = bench::AFTER_HELP)]
     Bench(bench::Arguments),
-    /// Ask a running `mainstay serve` whether it is ready: exit code 0 if it is, 1 if not.
+    /// Ask a running `mainstay serve` whether it is ready.
+    #[command(after_help = health::AFTER_HELP)]
     Health(health::Arguments),
     /// Print a completion script for a shell.
+    #[command(after_help = COMPLETIONS_AFTER_HELP)]
     Completions {
-        /// For which shell.
+        /// The shell to print a script for.
         shell: clap_complete::Shell,
     },
-    /// Write the manual pages into a folder.
+    /// Write the manual pages into a directory.
     #[command(hide = true)]
     Man {
-        /// The folder, which is made if it is not there.
+        /// The directory; created if it does not exist.
         folder: PathBuf,
     },
 }
 
-/// How long the end of the process waits for its log to be written.
-const LAST_LINES: Duration = Duration::from_secs(1);
+/// The end of `mainstay completions --help`.
+const COMPLETIONS_AFTER_HELP: &str = "\
+Examples:
+  mainstay completions bash > /etc/bash_completion.d/mainstay
+  mainstay completions zsh > /usr/local/share/zsh/site-functions/_mainstay
+
+Exit codes:
+  0  printed
+  1  standard output cannot be written
+  2  the arguments are wrong";
+
+/// How long the process waits at its end for the log to be written.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    process::started();
+    process_metrics::started();
     log::start();
     let code = run();
-    log::flush(LAST_LINES);
+    log::flush(LOG_FLUSH_TIMEOUT);
     code
 }
 
 fn run() -> ExitCode {
-    let command = Arguments::command().mut_subcommand("serve", environment::with_variables);
+    let command = Arguments::command().mut_subcommand("serve", variables::with_variables);
     let given = command.clone().try_get_matches();
     let read = given.and_then(|matches| Ok((Arguments::from_arg_matches(&matches)?, matches)));
     let (arguments, matches) = match read {
@@ -134,30 +158,27 @@ fn run() -> ExitCode {
     }
 }
 
-/// What clap cannot know: variables that nobody reads, and flags about a backend that is not there.
+/// Checks what clap does not: unknown environment variables, and flags about a backend without `--upstream`.
 fn check(command: &clap::Command, matches: &ArgMatches) -> Result<(), String> {
     let Some((serve, given)) = command.find_subcommand("serve").zip(matches.subcommand_matches("serve"))
     else {
         return Ok(());
     };
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    for stranger in environment::strangers(serve, names) {
-        match stranger {
-            environment::Stranger::Misspelt(name, meant) => {
-                return Err(format!("{name} is no variable of mainstay; write {meant}, or unset it"));
+    for variable in variables::unknown_variables(serve, names) {
+        match variable {
+            UnknownVariable::Misspelt(name, meant) => {
+                return Err(format!("{name} is not a variable of mainstay; write {meant}, or unset it"));
             }
-            environment::Stranger::Unknown(name) => {
-                tracing::warn!(
-                    name,
-                    "unknown variable of the environment, not used; see mainstay serve --help"
-                );
+            UnknownVariable::Unrelated(name) => {
+                tracing::warn!(name, "unknown environment variable ignored; see mainstay serve --help");
             }
         }
     }
-    environment::check_backend(given)
+    variables::check_backend(given)
 }
 
-/// Writes to standard output, for whoever reads it; a reader that is gone wants no more.
+/// Writes to standard output. A closed pipe is success: its reader has what it wants.
 pub(crate) fn print(bytes: &[u8]) -> ExitCode {
     let mut output = std::io::stdout().lock();
     match output.write_all(bytes).and_then(|()| output.flush()) {
@@ -169,7 +190,7 @@ pub(crate) fn print(bytes: &[u8]) -> ExitCode {
     }
 }
 
-/// Help and version as they are; a mistake in one line.
+/// Prints help and version as they are, and a usage error as one line.
 fn refuse(error: clap::Error) -> ExitCode {
     if !error.use_stderr() {
         let _ = error.print();
@@ -180,15 +201,16 @@ fn refuse(error: clap::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     let text = error.to_string();
-    let told = text.split("\n\n").filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more"));
+    let parts =
+        text.split("\n\n").filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more"));
     let in_one_line = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = told.map(in_one_line).collect::<Vec<_>>().join("; ");
+    let line = parts.map(in_one_line).collect::<Vec<_>>().join("; ");
     let source = variable_behind(&error).map(|variable| format!(" (from {variable})")).unwrap_or_default();
     log::say(&format!("{}{source}; see --help", line.trim_start_matches("error: ")));
     ExitCode::from(2)
 }
 
-/// The variable that a wrong value came from, if its flag was not written.
+/// Returns the environment variable that a wrong value came from, if its flag was not on the command line.
 fn variable_behind(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(argument)) = error.get(clap::error::ContextKind::InvalidArg) else {
         return None;
@@ -196,11 +218,11 @@ fn variable_behind(error: &clap::Error) -> Option<String> {
     let flag = argument.split([' ', '=']).next().filter(|flag| flag.starts_with("--"))?;
     let is_written = std::env::args_os()
         .any(|word| word.to_str().is_some_and(|word| word == flag || word.starts_with(&format!("{flag}="))));
-    let variable = environment::variable(flag);
+    let variable = variables::variable(flag);
     (!is_written && std::env::var_os(&variable).is_some()).then_some(variable)
 }
 
-/// What was written is quoted, but nothing before an `@`: it may be the password of a URL.
+/// Removes everything before an `@` from the quoted values: it may be the password of a URL.
 fn without_passwords(mut error: clap::Error) -> clap::Error {
     let before_at = |value: &ContextValue| match value {
         ContextValue::String(text) => text.rsplit_once('@').map(|(_, rest)| format!("...@{rest}")),
@@ -218,12 +240,12 @@ fn in_runtime(run: impl Future<Output = ExitCode>) -> ExitCode {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(run);
-            // Standard input is read on a thread that cannot be stopped.
+            // A thread may be blocked reading standard input, and cannot be stopped.
             runtime.shutdown_background();
             code
         }
         Err(error) => {
-            log::say(&format!("no runtime: {error}"));
+            log::say(&format!("the runtime cannot be started: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -1,10 +1,10 @@
-//! Manual pages, made from the same model as `--help`.
+//! Manual pages, generated from the same model as `--help`.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-/// Writes a page for the program and one for each subcommand into `folder`, which is made if it is not there.
+/// Writes a page for the program and one for each subcommand into `folder`, which is created if it does not exist.
 ///
 /// # Errors
 /// The folder or a file cannot be written.

@@ -1,22 +1,22 @@
-//! Who may resume a session: whoever brings what the request that opened it was authenticated by.
+//! The principal of a session: only a request with the same credentials may resume it.
 //!
-//! The backend judges a visitor once, by the headers of that request. Where the operator says which of them say who a
-//! visitor is, the session cannot be had with a stolen token alone.
-//! `docs/adr/0012-what-a-session-of-the-gateway-is-bound-to.md` says why it is the operator who says so.
+//! The backend authenticates a client once, by the headers of the request that opened the session. The operator names the
+//! headers and cookies that identify the user; a stolen resume token alone then does not resume the session.
+//! `docs/adr/0012-what-a-session-of-the-gateway-is-bound-to.md` has the reasons.
 
 use http::header::{COOKIE, HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
-/// What says who a visitor is.
+/// The headers and cookies that identify the user.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Bound {
+pub(crate) struct PrincipalSource {
     pub(crate) headers: Vec<HeaderName>,
     pub(crate) cookies: Vec<String>,
 }
 
-impl Bound {
-    /// A hash of the named headers and cookies; empty if the request has none of them.
-    pub(crate) fn principal(&self, request: &HeaderMap) -> Vec<u8> {
+impl PrincipalSource {
+    /// Returns a hash of the named headers and cookies; empty if the request has none of them.
+    pub(crate) fn of(&self, request: &HeaderMap) -> Vec<u8> {
         let headers = self.headers.iter().flat_map(|name| {
             request
                 .get_all(name)
@@ -40,7 +40,7 @@ impl Bound {
     }
 }
 
-/// The values of the cookie of this name, of which a request may have several (RFC 6265 section 4.2.2).
+/// Returns the values of a cookie; a request may have several of one name (RFC 6265 section 4.2.2).
 fn values<'a>(headers: &'a HeaderMap, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
     pairs.filter_map(move |pair| pair.trim_ascii().strip_prefix(name)?.strip_prefix(b"="))
@@ -52,7 +52,7 @@ mod tests {
 
     use super::*;
 
-    /// Of a request to a gateway that is bound to `Authorization` and these cookies.
+    /// The principal of a request where `Authorization` and these cookies identify the user.
     fn principal(headers: &[(&'static str, &'static str)], cookies: &[&str]) -> Vec<u8> {
         let parsed = headers
             .iter()
@@ -62,21 +62,21 @@ mod tests {
             headers.append(name, value);
         }
         let cookies = cookies.iter().map(|name| (*name).to_owned()).collect();
-        Bound { headers: vec![http::header::AUTHORIZATION], cookies }.principal(&headers)
+        PrincipalSource { headers: vec![http::header::AUTHORIZATION], cookies }.of(&headers)
     }
 
     #[test]
-    fn it_is_empty_where_nothing_is_presented_or_nothing_is_named() {
+    fn a_principal_is_empty_if_no_credential_is_named_or_sent() {
         assert_eq!(principal(&[], &[]), b"");
         assert_eq!(principal(&[("cookie", "sid=1")], &[]), b"");
         assert_eq!(principal(&[("cookie", "side=1; asid=1; sid")], &["sid"]), b"");
         let mut authorized = HeaderMap::new();
         authorized.append(http::header::AUTHORIZATION, HeaderValue::from_static("Bearer a"));
-        assert_eq!(Bound::default().principal(&authorized), b"", "tokens are renewed");
+        assert_eq!(PrincipalSource::default().of(&authorized), b"", "no header is named");
     }
 
     #[test]
-    fn it_changes_with_named_headers_and_cookies_and_with_nothing_else() {
+    fn a_principal_changes_with_named_headers_and_cookies_and_with_nothing_else() {
         let first = principal(&[("authorization", "Bearer a"), ("cookie", "x=1; sid=1; csrf=1")], &["sid"]);
         let check =
             |headers: &[_], same| assert_eq!(principal(headers, &["sid"]) == first, same, "{headers:?}");
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_presented_passes_for_something_else() {
+    fn one_credential_never_hashes_like_another() {
         let cookie = principal(&[("cookie", "a=bc")], &["a", "ab"]);
         assert_ne!(cookie, principal(&[("cookie", "ab=c")], &["a", "ab"]));
         assert_ne!(cookie, principal(&[("authorization", "bc")], &["a", "ab"]));

@@ -1,11 +1,11 @@
-//! What is right for a protocol: one flag instead of five.
+//! Profiles: the settings of a protocol, by one flag instead of five.
 //!
-//! A profile says what a lost backend connection means (`--on-backend-loss`), what a new one is told first (the
-//! prologue), what is taken for received (`--confirm`, `--delivery`), and which of the backend's close codes are its
-//! own words to the application. Flags beside it may refine it; one that would make the gateway lie or double what must
-//! not be doubled is an error. `docs/PROFILES.md` has the reasons, protocol by protocol.
+//! A profile sets what a lost backend connection means (`--on-backend-loss`), what is replayed to a new one (the prologue),
+//! what confirms a message (`--confirm`, `--delivery`), and which close codes of the backend belong to the application's
+//! protocol. Other flags may refine a profile. A flag that would hide a loss, or repeat what must not be repeated, is an
+//! error. `docs/PROFILES.md` has the reasons, protocol by protocol.
 //!
-//! Not here: how rules are read (`pattern`), what the prologue does (`prologue`).
+//! Not here: the syntax of rules (`rules`), the replay of a prologue (`prologue`).
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -14,143 +14,153 @@ use clap::ValueEnum;
 use mainstay::{CloseCode, Confirm, Guarantee, Message};
 use serde::Deserialize;
 
-use crate::pattern::{self, Pattern, Rule};
-use crate::prologue::{Answer, MOST_RULES, Rules};
-use crate::relay::BackendLoss;
+use crate::prologue::{Answer, MAX_RULES, Rules};
+use crate::rules::{self, Pattern, Rule};
 
-/// What is true of the backend: by `--profile`, or by hand.
+/// Flags for the backend's protocol: `--profile`, or single settings.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(crate) struct ProfileFlags {
-    /// The protocol that the backend speaks: sets what a lost backend connection means, what a new one is told first,
-    /// and what counts as received, as docs/PROFILES.md says.
+    /// The protocol that the backend speaks. Sets the defaults of --on-backend-loss, --delivery, --confirm and the prologue;
+    /// docs/PROFILES.md has the values. Default: none.
     #[arg(long, value_enum)]
     profile: Option<Protocol>,
-    /// What becomes of a client whose backend connection is lost. Default: renew, or as the profile says.
+    /// What happens to a client whose backend connection is lost. Default: renew, or the profile's.
     #[arg(long, value_enum)]
     on_backend_loss: Option<BackendLoss>,
-    /// What becomes of messages that the backend did not confirm when its connection is lost. Default: at-least-once, or
-    /// as the profile says.
+    /// What happens to messages that the backend had not confirmed when its connection was lost. Default: at-least-once, or
+    /// the profile's.
     #[arg(long, value_enum)]
     delivery: Option<Delivery>,
-    /// What confirms a message to the backend. Default: pong, or as the profile says.
+    /// What confirms that the backend received a message. Default: pong, or the profile's.
     #[arg(long, value_enum)]
     confirm: Option<ConfirmBy>,
-    /// A frame of the client that every new connection to the backend is told again, before anything else: first=N,
-    /// until=REGEX, match=REGEX or json=/POINTER[=VALUE]. May be repeated. Needs --on-backend-loss keep.
+    /// Record the client's frames that match, and replay them to every new connection to the backend before anything else:
+    /// first=N, until=REGEX, match=REGEX or json=/POINTER[=VALUE]. May be repeated. Requires --on-backend-loss keep.
     #[arg(long, value_name = "RULE", value_parser = Rule::parse)]
     prologue: Vec<Rule>,
-    /// What names a frame of the prologue, for example /id: a later frame of the same name takes its place.
-    #[arg(long, value_name = "POINTER", value_parser = pattern::pointer)]
+    /// A JSON pointer to the key of a recorded frame, for example /id: a later frame with the same key replaces it.
+    #[arg(long, value_name = "POINTER", value_parser = rules::pointer)]
     prologue_key: Option<String>,
-    /// A message of the client or the backend after which the frames of its name are not told again: match=REGEX or
-    /// json=/POINTER[=VALUE]. May be repeated. Needs --prologue-key.
+    /// Remove the recorded frames that have the key of a matching message of the client or the backend: match=REGEX or
+    /// json=/POINTER[=VALUE]. May be repeated. Requires --prologue-key.
     #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse, requires = "prologue_key")]
     prologue_forget: Vec<Pattern>,
-    /// An answer of the backend, or its greeting, that the client does not get a second time; the next frame of the
-    /// prologue waits for it. As --prologue; may be repeated.
+    /// Hide a matching answer of the backend, or its greeting, from a client that received it before; the next frame of the
+    /// prologue waits for it. Syntax as --prologue. May be repeated.
     #[arg(long, value_name = "RULE", value_parser = Rule::parse)]
-    prologue_swallow: Vec<Rule>,
-    /// An answer of the backend that the client gets again, and that its other messages wait for. As --prologue; may be
-    /// repeated.
+    prologue_hide: Vec<Rule>,
+    /// Wait for a matching answer of the backend before the client's other messages follow; the client receives it again.
+    /// Syntax as --prologue. May be repeated.
     #[arg(long, value_name = "RULE", value_parser = Rule::parse)]
     prologue_await: Vec<Rule>,
 }
 
-/// The protocols that there is a profile for.
+/// What happens to a client whose backend connection is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendLoss {
+    /// The client is closed with 1012 or gets a new session at once, and its application initialises again. For backends
+    /// that keep state in the connection, such as a login, a subscription or a room.
+    Renew,
+    /// The client stays connected, and the gateway opens a new connection to the backend. For backends that keep no state in
+    /// the connection.
+    Keep,
+}
+
+/// The protocols that have a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Protocol {
-    /// GraphQL over WebSocket, as graphql-ws and Apollo speak it.
+    /// GraphQL over WebSocket (graphql-ws, Apollo).
     #[value(name = "graphql-transport-ws")]
     GraphqlTransportWs,
     /// Phoenix channels and LiveView.
     #[value(name = "phoenix")]
     Phoenix,
-    /// Action Cable of Rails.
+    /// Action Cable (Rails).
     #[value(name = "actioncable")]
     ActionCable,
     /// MQTT 3.1.1 and 5.
     #[value(name = "mqtt")]
     Mqtt,
-    /// Engine.IO, and Socket.IO on it.
+    /// Engine.IO and Socket.IO.
     #[value(name = "engine.io")]
     EngineIo,
-    /// SignalR's hub protocols.
+    /// SignalR hubs.
     #[value(name = "signalr")]
     SignalR,
-    /// Kernel channels of Jupyter.
+    /// Jupyter kernel channels.
     #[value(name = "jupyter")]
     Jupyter,
-    /// Yjs: y-websocket and Hocuspocus.
+    /// Yjs (y-websocket, Hocuspocus).
     #[value(name = "yjs")]
     Yjs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Delivery {
-    /// Sent again: the backend may see a message twice.
+    /// They are sent again: the backend may receive a message twice.
     AtLeastOnce,
-    /// Given up: the backend may miss a message.
+    /// They are dropped and reported: the backend may miss a message.
     AtMostOnce,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ConfirmBy {
-    /// Its WebSocket stack's Pong.
+    /// A Pong of the backend's WebSocket stack.
     Pong,
-    /// The Pong, and 64 later messages: for stacks that read ahead.
+    /// A Pong, and 64 later messages: for stacks that read ahead of the application.
     #[value(name = "pong+window")]
     PongWindow,
-    /// The application's answer: one for each message, in order.
+    /// The application's reply: the backend sends one for each message, in order.
     Reply,
 }
 
-/// What the flags beside a profile say; `None`: nothing.
+/// The flags that refine a profile; `None` if not given.
 #[derive(Clone, Copy, Debug, Default)]
-struct Given {
+struct Overrides {
     on_backend_loss: Option<BackendLoss>,
     confirm: Option<Confirm>,
     delivery: Option<Guarantee>,
 }
 
-/// What follows from all of it.
+/// The settings that result from profile and flags.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) on_backend_loss: BackendLoss,
     pub(crate) confirm: Confirm,
     pub(crate) guarantee: Guarantee,
     pub(crate) closes: Closes,
-    /// What a new backend connection is told first; only with `keep`.
+    /// What is replayed to a new backend connection; only with `keep`.
     pub(crate) prologue: Option<Arc<Rules>>,
     /// GraphQL mutations in flight are answered when the backend is lost.
     pub(crate) answers_mutations: bool,
 }
 
-/// What the backend's close codes mean where the general rule would be wrong.
+/// How the backend's close codes differ from the general rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Closes {
-    /// Codes of the application's protocol: an end for a session too, with code and reason.
-    words: Option<RangeInclusive<u16>>,
-    /// With `keep`, a plain client too is kept when the backend closes as one does that restarts: its own client would
-    /// only wait and come back.
+    /// Codes of the application's protocol. They end a session too, and the client receives code and reason.
+    final_codes: Option<RangeInclusive<u16>>,
+    /// With `keep`, a plain client is kept too when the backend closes with the code of a restart: closed, it would only
+    /// wait and reconnect.
     pub(crate) keep_plain: bool,
 }
 
 impl Closes {
-    const GENERAL: Self = Self { words: None, keep_plain: false };
-    /// 4000 to 4999 belong to applications; the protocol gives them a meaning that its client knows.
-    const APPLICATION: Self = Self { words: Some(4000..=4999), keep_plain: false };
+    const GENERAL: Self = Self { final_codes: None, keep_plain: false };
+    /// 4000 to 4999 belong to applications; the client of this protocol knows their meaning.
+    const APPLICATION: Self = Self { final_codes: Some(4000..=4999), keep_plain: false };
 
-    /// Whether a close is the backend's word to its application, in a code of their protocol.
-    pub(crate) fn are_words(&self, code: Option<CloseCode>) -> bool {
-        code.is_some_and(|code| self.words.as_ref().is_some_and(|words| words.contains(&code.get())))
+    /// Returns whether a code belongs to the application's protocol.
+    pub(crate) fn are_final(&self, code: Option<CloseCode>) -> bool {
+        code.is_some_and(|code| self.final_codes.as_ref().is_some_and(|codes| codes.contains(&code.get())))
     }
 }
 
 impl ProfileFlags {
-    /// Puts flags and profile together.
+    /// Combines the flags with the profile.
     ///
     /// # Errors
-    /// What contradicts what, in one line.
+    /// Names the two flags that contradict each other.
     pub(crate) fn settings(&self) -> Result<Settings, String> {
         let confirm = self.confirm.map(|confirm| match confirm {
             ConfirmBy::Pong => Confirm::Pong,
@@ -161,26 +171,27 @@ impl ProfileFlags {
             Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
             Delivery::AtMostOnce => Guarantee::AtMostOnce,
         });
-        self.with(Given { on_backend_loss: self.on_backend_loss, confirm, delivery })
+        self.with(Overrides { on_backend_loss: self.on_backend_loss, confirm, delivery })
     }
 
-    fn with(&self, given: Given) -> Result<Settings, String> {
+    fn with(&self, given: Overrides) -> Result<Settings, String> {
         self.check_counts()?;
         let Some(protocol) = self.profile else { return self.by_hand(given) };
         if self.has_prologue() {
             let name = protocol.name();
             return Err(format!(
-                "--profile {name} has its own prologue, or needs none; leave --prologue* or --profile away"
+                "--profile {name} has its own prologue, or needs none; remove the --prologue* flags or --profile"
             ));
         }
         protocol.settings(given)
     }
 
-    fn by_hand(&self, given: Given) -> Result<Settings, String> {
+    fn by_hand(&self, given: Overrides) -> Result<Settings, String> {
         let on_backend_loss = given.on_backend_loss.unwrap_or(BackendLoss::Renew);
         if self.has_prologue() && on_backend_loss != BackendLoss::Keep {
             return Err(
-                "--prologue* needs --on-backend-loss keep: with renew the client begins anew itself".into()
+                "--prologue* requires --on-backend-loss keep: with renew the client itself starts again"
+                    .into(),
             );
         }
         Ok(Settings {
@@ -194,20 +205,20 @@ impl ProfileFlags {
     }
 
     fn has_prologue(&self) -> bool {
-        let rules = [&self.prologue, &self.prologue_swallow, &self.prologue_await];
+        let rules = [&self.prologue, &self.prologue_hide, &self.prologue_await];
         self.prologue_key.is_some() || rules.iter().any(|rules| !rules.is_empty())
     }
 
     fn check_counts(&self) -> Result<(), String> {
-        let answers = self.prologue_swallow.len() + self.prologue_await.len();
+        let answers = self.prologue_hide.len() + self.prologue_await.len();
         for (flag, count) in [
             ("--prologue", self.prologue.len()),
             ("--prologue-forget", self.prologue_forget.len()),
-            ("--prologue-swallow and --prologue-await", answers),
+            ("--prologue-hide and --prologue-await", answers),
         ] {
-            if count > MOST_RULES {
+            if count > MAX_RULES {
                 return Err(format!(
-                    "{flag}: at most {MOST_RULES} rules; join some with | in one match=REGEX"
+                    "{flag}: at most {MAX_RULES} rules; combine some with | in one match=REGEX"
                 ));
             }
         }
@@ -216,41 +227,43 @@ impl ProfileFlags {
 
     fn rules(&self) -> Rules {
         let answer = |passes| move |rule: &Rule| Answer { rule: rule.clone(), passes };
-        let swallowed = self.prologue_swallow.iter().map(answer(false));
+        let hidden = self.prologue_hide.iter().map(answer(false));
         let passed = self.prologue_await.iter().map(answer(true));
         Rules {
             record: self.prologue.clone(),
             key: self.prologue_key.clone(),
             forget: self.prologue_forget.clone(),
-            answers: swallowed.chain(passed).collect(),
+            answers: hidden.chain(passed).collect(),
             announces_restart: None,
         }
     }
 }
 
 impl Protocol {
-    /// As it is written after `--profile`.
+    /// Returns the value of `--profile`.
     fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    fn settings(self, given: Given) -> Result<Settings, String> {
+    fn settings(self, given: Overrides) -> Result<Settings, String> {
         let own = self.own();
         let name = self.name();
         let on_backend_loss = given.on_backend_loss.unwrap_or(own.on_backend_loss);
         if let (BackendLoss::Keep, Some(why)) = (on_backend_loss, self.why_not_keep()) {
-            return Err(format!("--on-backend-loss keep contradicts --profile {name}: {why}; leave it away"));
+            return Err(format!(
+                "--on-backend-loss keep contradicts --profile {name}: {why}; remove one of them"
+            ));
         }
         if given.confirm == Some(Confirm::Reply) {
             return Err(format!(
-                "--confirm reply contradicts --profile {name}: not every message is answered by one, in order; \
+                "--confirm reply contradicts --profile {name}: the protocol does not answer every message, in order; \
                  write pong or pong+window"
             ));
         }
         if on_backend_loss == BackendLoss::Keep && given.delivery == Some(Guarantee::AtLeastOnce) {
             return Err(format!(
-                "--delivery at-least-once contradicts --profile {name}: the backend would carry out an action twice; \
-                 leave it away"
+                "--delivery at-least-once contradicts --profile {name}: the backend could execute an action twice; \
+                 remove one of them"
             ));
         }
         let keeps = on_backend_loss == BackendLoss::Keep;
@@ -263,11 +276,11 @@ impl Protocol {
         })
     }
 
-    /// The profile itself.
+    /// Returns the profile's own settings.
     fn own(self) -> Settings {
         let renew = Settings {
             on_backend_loss: BackendLoss::Renew,
-            // Node, mosquitto and Tornado hand a message over before they read the Ping behind it.
+            // Node, mosquitto and Tornado deliver a message to the application before they read the Ping behind it.
             confirm: Confirm::Pong,
             guarantee: Guarantee::AtMostOnce,
             closes: Closes::GENERAL,
@@ -275,14 +288,14 @@ impl Protocol {
             answers_mutations: false,
         };
         match self {
-            // Served on every stack, and some read ahead.
+            // Servers exist on every stack, and some stacks read ahead.
             Self::GraphqlTransportWs => Settings {
                 confirm: Confirm::PongWindow,
                 closes: Closes::APPLICATION,
                 answers_mutations: true,
                 ..renew
             },
-            // Puma's reactor reads on while workers of a pool handle what came before.
+            // Puma's reactor reads on while a thread pool handles earlier messages.
             Self::ActionCable => Settings {
                 on_backend_loss: BackendLoss::Keep,
                 confirm: Confirm::PongWindow,
@@ -290,35 +303,37 @@ impl Protocol {
                 prologue: Some(Arc::new(action_cable())),
                 ..renew
             },
-            // A channel is a process with a mailbox, and Kestrel reads into a pipe: the application follows.
+            // A Phoenix channel is a process with a mailbox, and Kestrel reads into a pipe: both run ahead of the
+            // application.
             Self::Phoenix | Self::SignalR => Settings { confirm: Confirm::PongWindow, ..renew },
             Self::Yjs => Settings { closes: Closes::APPLICATION, ..renew },
             Self::Mqtt | Self::EngineIo | Self::Jupyter => renew,
         }
     }
 
-    /// What a client that is kept would not get to know.
+    /// Returns why a client of this protocol must not be kept; `None` if it may be.
     fn why_not_keep(self) -> Option<&'static str> {
         match self {
             Self::ActionCable => None,
             Self::GraphqlTransportWs => {
-                Some("the client must ask again for what it missed, with a token that is still good")
+                Some("the client must request again what it missed, with a valid token")
             }
-            Self::Phoenix => Some("a channel must be joined again by the client, which knows since when"),
+            Self::Phoenix => Some("only the client can join a channel again, from where it stopped"),
             Self::Mqtt => Some("packet identifiers and the session belong to the client and its broker"),
             Self::EngineIo => Some("a new server does not know the client's session id"),
             Self::SignalR => Some("a new server does not know the client's connection token"),
             Self::Jupyter => {
-                Some("the client must ask for the kernel's state, and output it missed never comes")
+                Some("the client must request the kernel's state, and output that it missed never arrives")
             }
             Self::Yjs => Some("the client must compare its document with the server's"),
         }
     }
 }
 
-/// The client's subscriptions are made again behind the new connection's `welcome`. Its confirmations are passed on: they
-/// run the application's `connected` callbacks, which fetch what was missed. Actions wait for them, as the server
-/// handles commands concurrently and refuses one for a channel that is not subscribed yet.
+/// Returns the prologue of Action Cable: the client's subscriptions are replayed after the new connection's `welcome`. The
+/// confirmations pass to the client: they run the application's `connected` callbacks, which fetch what was missed.
+/// Actions wait for them, because the server handles commands concurrently and refuses an action for a channel that is
+/// not subscribed yet.
 fn action_cable() -> Rules {
     let json =
         |pointer: &str, value: &str| Pattern::Json { pointer: pointer.into(), value: Some(value.into()) };
@@ -332,8 +347,8 @@ fn action_cable() -> Rules {
     }
 }
 
-/// `{"type":"disconnect","reason":"server_restart","reconnect":true}`; the close that follows has the code 1000. On its own
-/// the client would wait for 6 to 12 s.
+/// Recognises `{"type":"disconnect","reason":"server_restart","reconnect":true}`; the Close that follows has the code 1000.
+/// A client that receives it would wait for 6 to 12 s.
 fn action_cable_restarts(message: &Message) -> bool {
     #[derive(Deserialize)]
     struct Disconnect<'a> {
@@ -341,7 +356,7 @@ fn action_cable_restarts(message: &Message) -> bool {
         reason: &'a str,
         reconnect: bool,
     }
-    // All others are longer, or need not be read to the end.
+    // A longer message is not an announcement, and is not parsed.
     let short = message.as_text().filter(|text| text.len() < 256);
     let read = short.and_then(|text| serde_json::from_str(text).ok());
     read.is_some_and(|Disconnect { r#type, reason, reconnect }| {
@@ -358,9 +373,9 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_is_renewed_unless_its_client_cannot_tell_the_difference() {
+    fn a_profile_renews_unless_its_client_cannot_tell_the_difference() {
         for &protocol in Protocol::value_variants() {
-            let settings = flags(protocol).with(Given::default()).unwrap();
+            let settings = flags(protocol).with(Overrides::default()).unwrap();
             let keeps = protocol == Protocol::ActionCable;
             assert_eq!(settings.on_backend_loss == BackendLoss::Keep, keeps, "{protocol:?}");
             assert_eq!(settings.prologue.is_some(), keeps, "{protocol:?}");
@@ -369,9 +384,9 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_a_profile_is_an_error_that_says_why() {
-        let keep = Given { on_backend_loss: Some(BackendLoss::Keep), ..Given::default() };
-        let reply = Given { confirm: Some(Confirm::Reply), ..Given::default() };
+    fn a_flag_that_contradicts_a_profile_is_an_error_with_the_reason() {
+        let keep = Overrides { on_backend_loss: Some(BackendLoss::Keep), ..Overrides::default() };
+        let reply = Overrides { confirm: Some(Confirm::Reply), ..Overrides::default() };
         for &protocol in Protocol::value_variants() {
             let name = protocol.name();
             let error = flags(protocol).with(reply).unwrap_err();
@@ -381,34 +396,34 @@ mod tests {
                 assert!(error.contains("--on-backend-loss keep") && error.contains(&name), "{error}");
             }
             let prologue = vec![Rule::First(1)];
-            let error = ProfileFlags { prologue, ..flags(protocol) }.with(Given::default()).unwrap_err();
+            let error = ProfileFlags { prologue, ..flags(protocol) }.with(Overrides::default()).unwrap_err();
             assert!(error.contains("--prologue"), "{error}");
         }
-        let again = Given { delivery: Some(Guarantee::AtLeastOnce), ..Given::default() };
+        let again = Overrides { delivery: Some(Guarantee::AtLeastOnce), ..Overrides::default() };
         assert!(flags(Protocol::ActionCable).with(again).unwrap_err().contains("twice"));
     }
 
     #[test]
-    fn what_refines_a_profile_wins() {
-        let renew = Given {
+    fn a_flag_that_refines_a_profile_wins() {
+        let renew = Overrides {
             on_backend_loss: Some(BackendLoss::Renew),
             delivery: Some(Guarantee::AtLeastOnce),
-            ..Given::default()
+            ..Overrides::default()
         };
         let settings = flags(Protocol::ActionCable).with(renew).unwrap();
         assert_eq!(settings.on_backend_loss, BackendLoss::Renew);
         assert!(settings.prologue.is_none());
-        let window = Given { confirm: Some(Confirm::PongWindow), ..Given::default() };
+        let window = Overrides { confirm: Some(Confirm::PongWindow), ..Overrides::default() };
         assert_eq!(flags(Protocol::Mqtt).with(window).unwrap().confirm, Confirm::PongWindow);
     }
 
     #[test]
-    fn a_prologue_by_hand_needs_a_client_that_is_kept() {
+    fn a_prologue_without_a_profile_requires_keep() {
         let by_hand = || ProfileFlags { prologue: vec![Rule::First(1)], ..ProfileFlags::default() };
-        assert!(by_hand().with(Given::default()).unwrap_err().contains("--on-backend-loss keep"));
-        let keep = Given { on_backend_loss: Some(BackendLoss::Keep), ..Given::default() };
+        assert!(by_hand().with(Overrides::default()).unwrap_err().contains("--on-backend-loss keep"));
+        let keep = Overrides { on_backend_loss: Some(BackendLoss::Keep), ..Overrides::default() };
         assert!(by_hand().with(keep).unwrap().prologue.is_some());
-        let greeting = ProfileFlags { prologue_swallow: vec![Rule::First(1)], ..ProfileFlags::default() };
+        let greeting = ProfileFlags { prologue_hide: vec![Rule::First(1)], ..ProfileFlags::default() };
         assert!(greeting.with(keep).unwrap().prologue.is_some());
         let many = ProfileFlags { prologue: vec![Rule::First(1); 17], ..ProfileFlags::default() };
         assert!(many.with(keep).unwrap_err().contains("at most 16"));
@@ -416,19 +431,19 @@ mod tests {
     }
 
     #[test]
-    fn codes_of_the_applications_protocol_are_an_end_for_a_session_too() {
+    fn codes_of_the_applications_protocol_end_a_session_too() {
         for &protocol in Protocol::value_variants() {
-            let closes = flags(protocol).with(Given::default()).unwrap().closes;
-            let has_words = matches!(protocol, Protocol::GraphqlTransportWs | Protocol::Yjs);
-            for (code, expected) in [(4401, has_words), (4999, has_words), (1012, false), (1000, false)] {
-                assert_eq!(closes.are_words(CloseCode::new(code)), expected, "{protocol:?} {code}");
+            let closes = flags(protocol).with(Overrides::default()).unwrap().closes;
+            let has_codes = matches!(protocol, Protocol::GraphqlTransportWs | Protocol::Yjs);
+            for (code, expected) in [(4401, has_codes), (4999, has_codes), (1012, false), (1000, false)] {
+                assert_eq!(closes.are_final(CloseCode::new(code)), expected, "{protocol:?} {code}");
             }
-            assert!(!closes.are_words(None));
+            assert!(!closes.are_final(None));
         }
     }
 
     #[test]
-    fn only_a_restart_that_is_announced_is_one() {
+    fn only_the_announcement_of_a_restart_is_recognised() {
         let announces = |text: &str| action_cable_restarts(&Message::text(text));
         assert!(announces(r#"{"type":"disconnect","reason":"server_restart","reconnect":true}"#));
         for other in [

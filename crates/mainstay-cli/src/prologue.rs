@@ -1,23 +1,25 @@
-//! What a new connection to the backend is written before anything else.
+//! The prologue: frames of the client that are replayed to every new connection to the backend.
 //!
-//! With `--on-backend-loss keep` a client outlives the connection behind it. A backend that keeps state in the
-//! connection (who logged in, what is subscribed) must be told again on the next one. This machine records the
-//! client's frames that rules name, forgets those that later frames cancel, writes what is left to a new connection,
-//! and keeps back from the client what it was answered before.
+//! With `--on-backend-loss keep` a client outlives its connection to the backend. A backend that keeps state in the
+//! connection, such as a login or subscriptions, needs that state again on the next one. This machine records the client's
+//! frames that rules select, forgets those that later frames cancel, replays the rest to a new connection, and withholds
+//! from the client the answers that it received before.
 //!
-//! **Which answers are waited for is learned.** On the first connection everything passes. A message of the backend that
-//! a rule for answers names belongs to the oldest recorded frame with its key that has none by that rule yet; one that
-//! came before any frame was recorded is the backend's greeting. The replay waits for what came then: the greeting
-//! first; behind each frame its swallowed answers, before the next frame is written; and at the end the answers that are
-//! passed on. A frame that was never answered is not waited for, and its answer reaches the client, who has not got it.
+//! **The machine learns which answers to wait for.** On the first connection every message passes. A message of the
+//! backend that matches a rule for answers belongs to the oldest recorded frame with the same key that has no answer by
+//! this rule yet; a message before the first recorded frame is the backend's greeting. A replay waits for the same answers:
+//! for the greeting first; after each frame for its withheld answers, before the next frame is written; and at the end for
+//! the answers that pass to the client. A frame that was never answered is not waited for; its answer passes to the client,
+//! which has not received one.
 //!
-//! **Every frame has the number that the link gave it.** The link writes again, or reports, what it still keeps; a
-//! replay holds only what the link keeps no longer (`settled`). So no frame is written twice to one connection.
+//! **Every frame has the number that the link gave it.** The link itself writes again, or reports, the messages that it
+//! still keeps; a replay contains only frames that the link does not keep any more (`settled`). No frame is therefore
+//! written twice to one connection.
 //!
-//! A replay that cannot be done (too much was recorded, an answer does not come) ends the client's connection, as
-//! `--on-backend-loss renew` does: an application that connects again is better off than one that waits for ever.
+//! If a replay fails (too much was recorded, or an answer does not arrive), the client's connection ends as with
+//! `--on-backend-loss renew`: an application that connects again is better off than one that waits for ever.
 //!
-//! Not here: links and sessions (`join`), and which rules fit which protocol (`profiles`).
+//! Not here: links and sessions (`session`, `message_filter`), and the rules of each protocol (`profiles`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,62 +27,62 @@ use std::time::{Duration, Instant};
 
 use mainstay::Message;
 
-use crate::pattern::{LARGEST, Look, Pattern, Rule};
+use crate::rules::{MAX_MATCHED, MessageView, Pattern, Rule};
 
-/// What may be recorded of one client. More cannot be replayed.
-const MOST_FRAMES: usize = 256;
-const MOST_BYTES: usize = LARGEST;
-/// From a new connection to the last awaited answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections that may be lost in a row during their replay.
-const MOST_BARREN: u32 = 5;
-/// Rules of one kind: each frame remembers in one bit per rule what it was answered.
-pub(crate) const MOST_RULES: usize = 16;
+/// Maximum number and bytes of recorded frames of one client. More is not replayed.
+const MAX_FRAMES: usize = 256;
+const MAX_BYTES: usize = MAX_MATCHED;
+/// Time from a new connection to the last awaited answer.
+const REPLAY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum number of replays in a row that a lost connection interrupts.
+const MAX_INTERRUPTED: u32 = 5;
+/// Maximum number of rules of one kind: each frame stores its answers in one bit per rule.
+pub(crate) const MAX_RULES: usize = 16;
 
-/// What is recorded, forgotten, awaited and swallowed. Shared by all clients.
+/// The rules for recording, forgetting, awaiting and hiding. Shared by all clients.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rules {
-    /// The client's frames that are recorded.
+    /// Select the client's frames to record.
     pub(crate) record: Vec<Rule>,
-    /// A JSON pointer to what names a frame: a later frame of the same name takes its place.
+    /// A JSON pointer to the key of a frame: a later frame with the same key replaces it.
     pub(crate) key: Option<String>,
-    /// A message like this, of either end, makes the frames that have its key forgotten.
+    /// A matching message of either end removes the frames with its key.
     pub(crate) forget: Vec<Pattern>,
-    /// The backend's answers.
+    /// Select the backend's answers.
     pub(crate) answers: Vec<Answer>,
-    /// A message by which the backend announces that it restarts: it is swallowed. (The link knows it too, and takes the
-    /// close that follows for a loss, whatever its code.)
+    /// Recognises the message with which the backend announces a restart. It is hidden from the client. (The link uses the
+    /// same function, and treats the Close that follows as a loss, whatever its code.)
     pub(crate) announces_restart: Option<fn(&Message) -> bool>,
 }
 
-/// The backend's answers to what is replayed.
+/// A rule for answers of the backend to replayed frames.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) rule: Rule,
-    /// Whether the client, who had one before, gets this one too.
+    /// Whether the client, which received an answer before, receives this one too.
     pub(crate) passes: bool,
 }
 
-/// What becomes of a message of the backend.
+/// What to do with a message of the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The client gets it.
+    /// Send it to the client.
     Pass,
-    /// The client had it before, or must not act on it.
-    Swallow,
+    /// Withhold it: the client received it before, or must not act on it.
+    Hide,
 }
 
-/// Why a replay cannot be done or did not come to its end.
+/// Why a replay failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Failure {
-    #[error("more was recorded than 256 frames or 256 KiB, or memory was short")]
+pub(crate) enum ReplayError {
+    #[error("more than 256 frames or 256 KiB were recorded, or memory was short")]
     TooMuch,
-    #[error("the backend did not answer within 10 s as it did before")]
+    #[error("the backend did not send the expected answer within 10 s")]
     NoAnswer,
-    #[error("the backend ended the connection instead of answering as it did before")]
+    #[error("the backend ended the connection instead of sending the expected answer")]
     Closed,
-    #[error("five connections in a row were lost before the backend had answered")]
-    Barren,
+    #[error("five connections in a row were lost during the replay")]
+    Interrupted,
 }
 
 /// One client's prologue. See the module.
@@ -89,21 +91,21 @@ pub(crate) struct Prologue {
     rules: Arc<Rules>,
     frames: VecDeque<Frame>,
     bytes: usize,
-    /// More was recorded than may be: there is no replay any more.
+    /// More was recorded than allowed: the replay will fail.
     too_much: bool,
-    /// Messages of the client so far; no more is counted than rules ask for.
+    /// Messages of the client so far.
     seen: u64,
-    /// One bit per rule `until=` of the client's frames that has met its match.
+    /// One bit per `until=` rule of the client's frames that has matched.
     until_met: u16,
-    /// Whether a frame was ever recorded: before that the backend greets.
+    /// Whether a frame was ever recorded. A message of the backend before that is its greeting.
     has_recorded: bool,
     greeting: Answers,
-    /// By rules for answers that count: what the client got, and what is still to come again.
+    /// For counting rules (`first=`, `until=`): the answers that the client received, and those still awaited.
     counted: Vec<Counted>,
-    /// Set from a new connection to the end of its replay.
+    /// Set while a replay is in progress.
     deadline: Option<Instant>,
-    /// Replays in a row that did not come to their end.
-    barren: u32,
+    /// Replays in a row that were interrupted.
+    interrupted: u32,
 }
 
 #[derive(Debug)]
@@ -112,20 +114,21 @@ struct Frame {
     message: Message,
     key: Option<String>,
     answers: Answers,
-    /// On this connection.
+    /// How the frame is written to this connection.
     written: Written,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Written {
-    /// The link writes it, or has written it.
+    /// The link writes the frame, or has written it.
     ByLink,
-    /// The replay will.
+    /// The replay has not written it yet.
     NotYet,
+    /// The replay has written it.
     ByReplay,
 }
 
-/// One bit per rule: what was answered once, and what of it is still to come on this connection.
+/// One bit per rule: the answers that were received once, and those still awaited on this connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Answers {
     had: u16,
@@ -133,14 +136,14 @@ struct Answers {
 }
 
 impl Answers {
-    /// Takes an answer that is due.
-    fn take(&mut self, bit: u16) -> bool {
+    /// Removes an awaited answer; returns whether it was awaited.
+    fn remove(&mut self, bit: u16) -> bool {
         let is_due = self.due & bit != 0;
         self.due &= !bit;
         is_due
     }
 
-    /// Learns an answer that was not there before.
+    /// Records an answer; returns whether it is the first.
     fn learn(&mut self, bit: u16) -> bool {
         let is_new = self.had & bit == 0;
         self.had |= bit;
@@ -148,7 +151,7 @@ impl Answers {
     }
 }
 
-/// What a rule that counts (`first=`, `until=`) has let pass, and what of it is still to come on this connection.
+/// A counting rule (`first=`, `until=`): answers that the client received, and those still awaited on this connection.
 #[derive(Debug, Clone, Copy, Default)]
 struct Counted {
     had: u64,
@@ -156,7 +159,7 @@ struct Counted {
 }
 
 impl Counted {
-    /// `true`: one of the first `count`, and the client had it.
+    /// Counts a message against `first=`. Returns whether the client received it before.
     fn first(&mut self, count: u64) -> bool {
         let is_due = self.due > 0;
         self.due = self.due.saturating_sub(1);
@@ -166,7 +169,7 @@ impl Counted {
         is_due
     }
 
-    /// `true`: not behind the match, and the client had all of it.
+    /// Counts a message against `until=`. Returns whether the client received it before.
     fn until(&mut self, matches: bool) -> bool {
         let is_due = self.due > 0;
         if matches {
@@ -176,13 +179,13 @@ impl Counted {
     }
 }
 
-/// One bit per rule.
+/// Iterates over one bit per rule.
 fn bits() -> impl Iterator<Item = u16> {
     (0..u16::BITS).map(|index| 1 << index)
 }
 
 impl Prologue {
-    /// Nothing recorded, on the first connection.
+    /// Creates the machine, on the first connection.
     pub(crate) fn new(rules: Arc<Rules>) -> Self {
         let counted = vec![Counted::default(); rules.answers.len()];
         Self {
@@ -196,52 +199,51 @@ impl Prologue {
             greeting: Answers::default(),
             counted,
             deadline: None,
-            barren: 0,
+            interrupted: 0,
         }
     }
 
     /// The link accepted a message of the client as `number`.
     pub(crate) fn handle_client(&mut self, number: u64, message: &Message) {
         let rules = Arc::clone(&self.rules);
-        let look = Look::at_message(message);
-        self.forget(&rules, &look);
-        if !self.is_recorded(&rules, &look) {
+        let view = MessageView::new(message);
+        self.forget(&rules, &view);
+        if !self.is_recorded(&rules, &view) {
             return;
         }
-        let key = rules.key.as_ref().and_then(|pointer| look.key(pointer));
+        let key = rules.key.as_ref().and_then(|pointer| view.key(pointer));
         let answers = self.replaced_by(key.as_deref(), message);
         self.has_recorded = true;
         self.bytes += message.len();
-        // A copy: the payload may be a small part of a large buffer, which would be kept as a whole.
+        // Copied: the payload may be a small part of a large buffer, which would stay in memory as a whole.
         let message = match message {
             Message::Text(text) => Message::from(text.as_str()),
             Message::Binary(payload) => Message::from(payload.as_ref()),
         };
         self.frames.push_back(Frame { number, message, key, answers, written: Written::ByLink });
-        if self.frames.len() > MOST_FRAMES || self.bytes > MOST_BYTES {
+        if self.frames.len() > MAX_FRAMES || self.bytes > MAX_BYTES {
             self.give_up();
         }
     }
 
-    /// Records nothing any more, and lets go of what it had: there is no room for it.
+    /// Drops all frames and records no more: there is no memory for them.
     pub(crate) fn give_up(&mut self) {
         self.too_much = true;
         (self.frames, self.bytes) = (VecDeque::new(), 0);
     }
 
-    /// A new connection, on which nothing is written yet: begins the replay. `settled`: the link keeps nothing up to this
-    /// number.
+    /// Starts the replay to a new connection. `settled`: the link keeps no message up to this number.
     ///
     /// # Errors
-    /// There is too much to replay, or it was tried too often.
-    pub(crate) fn begin(&mut self, now: Instant, settled: u64) -> Result<(), Failure> {
+    /// Too much was recorded, or too many replays in a row were interrupted.
+    pub(crate) fn begin(&mut self, now: Instant, settled: u64) -> Result<(), ReplayError> {
         if self.too_much {
-            return Err(Failure::TooMuch);
+            return Err(ReplayError::TooMuch);
         }
-        if self.barren >= MOST_BARREN {
-            return Err(Failure::Barren);
+        if self.interrupted >= MAX_INTERRUPTED {
+            return Err(ReplayError::Interrupted);
         }
-        self.barren += 1;
+        self.interrupted += 1;
         for frame in &mut self.frames {
             frame.written = if frame.number <= settled { Written::NotYet } else { Written::ByLink };
             frame.answers.due = frame.answers.had;
@@ -250,16 +252,16 @@ impl Prologue {
         for counted in &mut self.counted {
             counted.due = counted.had;
         }
-        self.deadline = Some(now + PATIENCE);
+        self.deadline = Some(now + REPLAY_TIMEOUT);
         Ok(())
     }
 
-    /// The connection is gone: nothing more of it is awaited.
+    /// The connection was lost: no answer is awaited any more.
     pub(crate) fn handle_lost(&mut self) {
         self.deadline = None;
     }
 
-    /// The next frame to write before anything else; `None` until an answer comes, or when all are written.
+    /// Returns the next frame to write; `None` while an answer is awaited, or if all are written.
     pub(crate) fn poll_transmit(&mut self) -> Option<Message> {
         self.deadline?;
         if self.greeting.due != 0 {
@@ -282,30 +284,30 @@ impl Prologue {
     /// The backend sent a message on the current connection.
     pub(crate) fn handle_backend(&mut self, message: &Message) -> Verdict {
         let rules = Arc::clone(&self.rules);
-        let look = Look::at_message(message);
+        let view = MessageView::new(message);
         if rules.announces_restart.is_some_and(|announces| announces(message)) {
-            return Verdict::Swallow;
+            return Verdict::Hide;
         }
-        if self.forget(&rules, &look) {
+        if self.forget(&rules, &view) {
             return Verdict::Pass;
         }
-        let key = rules.key.as_ref().and_then(|pointer| look.key(pointer));
+        let key = rules.key.as_ref().and_then(|pointer| view.key(pointer));
         let mut verdict = Verdict::Pass;
         for (index, (bit, answer)) in bits().zip(&rules.answers).enumerate() {
             let is_due = match (&answer.rule, self.counted.get_mut(index)) {
                 (Rule::First(count), Some(counted)) => counted.first(*count),
-                (Rule::Until(pattern), Some(counted)) => counted.until(pattern.matches(&look)),
-                (Rule::Each(pattern), _) => pattern.matches(&look) && self.answered(bit, key.as_deref()),
+                (Rule::Until(pattern), Some(counted)) => counted.until(pattern.matches(&view)),
+                (Rule::Each(pattern), _) => pattern.matches(&view) && self.answered(bit, key.as_deref()),
                 (_, None) => false,
             };
             if is_due && !answer.passes {
-                verdict = Verdict::Swallow;
+                verdict = Verdict::Hide;
             }
         }
         verdict
     }
 
-    /// Whether the replay is through: now the link may write. Says so once.
+    /// Returns `true` once when the replay is complete; the link may then write.
     pub(crate) fn is_done(&mut self) -> bool {
         let waits = |frame: &Frame| match frame.written {
             Written::ByLink => false,
@@ -316,31 +318,31 @@ impl Prologue {
         if self.greeting.due != 0 || !counted || self.frames.iter().any(waits) {
             return false;
         }
-        self.barren = 0;
+        self.interrupted = 0;
         self.deadline.take().is_some()
     }
 
-    /// Whether a replay is under way.
+    /// Returns whether a replay is in progress.
     pub(crate) fn is_replaying(&self) -> bool {
         self.deadline.is_some()
     }
 
-    /// When a replay that is under way has failed: [`Failure::NoAnswer`].
+    /// Returns when the replay in progress fails with [`ReplayError::NoAnswer`].
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// For so long nothing of the backend could be read.
+    /// Extends the deadline by a time in which the backend could not be read.
     pub(crate) fn postpone(&mut self, waited: Duration) {
         self.deadline = self.deadline.map(|deadline| deadline + waited);
     }
 
-    /// Payload bytes that are recorded.
+    /// Returns the recorded payload bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    fn is_recorded(&mut self, rules: &Rules, look: &Look<'_>) -> bool {
+    fn is_recorded(&mut self, rules: &Rules, view: &MessageView<'_>) -> bool {
         if self.too_much {
             return false;
         }
@@ -351,28 +353,28 @@ impl Prologue {
                 Rule::First(count) => self.seen <= *count,
                 Rule::Until(pattern) => {
                     let is_open = self.until_met & bit == 0;
-                    if is_open && pattern.matches(look) {
+                    if is_open && pattern.matches(view) {
                         self.until_met |= bit;
                     }
                     is_open
                 }
-                Rule::Each(pattern) => pattern.matches(look),
+                Rule::Each(pattern) => pattern.matches(view),
             };
         }
         recorded
     }
 
-    /// `true`: a frame was forgotten.
-    fn forget(&mut self, rules: &Rules, look: &Look<'_>) -> bool {
+    /// Removes the frames that a message cancels; returns whether there was one.
+    fn forget(&mut self, rules: &Rules, view: &MessageView<'_>) -> bool {
         let Some(pointer) = &rules.key else { return false };
-        if self.frames.is_empty() || !rules.forget.iter().any(|pattern| pattern.matches(look)) {
+        if self.frames.is_empty() || !rules.forget.iter().any(|pattern| pattern.matches(view)) {
             return false;
         }
-        look.key(pointer).is_some_and(|key| self.remove_key(Some(&key)))
+        view.key(pointer).is_some_and(|key| self.remove_key(Some(&key)))
     }
 
-    /// Takes out the frame whose place a new one takes. One that is the same once more has its answers already: it may
-    /// get no others.
+    /// Removes the frame that a new one replaces. Returns its answers if the new frame is identical: the backend may send
+    /// none for it.
     fn replaced_by(&mut self, key: Option<&str>, message: &Message) -> Answers {
         if key.is_none() {
             return Answers::default();
@@ -390,13 +392,13 @@ impl Prologue {
         self.frames.len() < before
     }
 
-    /// Finds what a message answers; `true`: it was answered before, and this was due again.
+    /// Assigns an answer to the greeting or to a frame. Returns whether the answer was awaited.
     fn answered(&mut self, bit: u16, key: Option<&str>) -> bool {
-        if self.greeting.take(bit) {
+        if self.greeting.remove(bit) {
             return true;
         }
         let mut asked = self.frames.iter_mut().filter(|frame| frame.key.as_deref() == key);
-        if asked.any(|frame| frame.written != Written::NotYet && frame.answers.take(bit)) {
+        if asked.any(|frame| frame.written != Written::NotYet && frame.answers.remove(bit)) {
             return true;
         }
         let mut asked = self.frames.iter_mut().filter(|frame| frame.key.as_deref() == key);

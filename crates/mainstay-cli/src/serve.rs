@@ -1,4 +1,4 @@
-//! `mainstay serve`: visitors in front, the backend behind.
+//! `mainstay serve`: accepts clients and forwards them to the backend.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -18,137 +18,146 @@ use mainstay::{ConfigError, Limits, Server};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::admin::Token;
-use crate::bounds::Bounds;
 use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
+use crate::link_config::LinkConfig;
 use crate::links::Links;
-use crate::principal::Bound;
+use crate::principal::PrincipalSource;
 use crate::profiles::{ProfileFlags, Settings};
 use crate::signals::{self, Stops};
-use crate::successor::{Baton, Found};
-use crate::{admin, builtin, descriptors, join, log, pass, successor, trust, values, visit};
+use crate::successor::{Found, Predecessor};
+use crate::{admin, builtin, descriptors, handshake, http_proxy, limits, log, successor, tls, values};
 
-/// Visitors that wait to be accepted; the kernel cuts it to `net.core.somaxconn`. After a restart all come at once, and
-/// who finds the queue full is not heard until TCP asks again, a second later or more.
+/// The accept queue of the listener; the kernel caps it at `net.core.somaxconn`. After a restart all clients connect at
+/// once, and a client that finds the queue full is delayed until TCP retransmits its SYN, a second later or more.
 const BACKLOG: u32 = 65_535;
 
-/// What `--help` ends with.
-pub(crate) const OPERATION: &str = "\
+/// The end of `mainstay serve --help`.
+pub(crate) const AFTER_HELP: &str = "\
+Examples:
+  mainstay serve
+      serve a demonstration on http://127.0.0.1:8080
+  mainstay serve --listen 0.0.0.0:8080 --upstream ws://127.0.0.1:3000
+      forward clients to a backend on port 3000
+  mainstay serve --upstream unix:/run/app.sock --admin 127.0.0.1:9090
+      use a Unix socket; serve health checks and metrics on port 9090
+
 Signals:
-  TERM, INT, QUIT  drain: /readyz says no, visitors are sent away, then it ends
-                   once more: ends at once
-  HUP, USR1, USR2  ignored, with a line of the log
-  A successor that is started with the same addresses while this process drains
-  gets its listeners, and no connection is refused.
+  TERM, INT, QUIT  drain: /readyz returns 503, clients are asked to reconnect,
+                   then the process ends; a second signal ends it at once
+  HUP, USR1, USR2  ignored, with a line in the log
+  A successor that starts with the same addresses while this process drains
+  inherits its listeners, so that no connection is refused.
 
 Exit codes:
-  0    ended in order
-  1    it could not start, or serving failed; a line on standard error says why
-  2    the options or the environment are wrong
+  0    drained and ended in order
+  1    the process could not start, or serving failed; standard error says why
+  2    the arguments or the environment are wrong
   130, 131, 143  ended at once by a second INT, QUIT or TERM
 
 Environment:
-  MAINSTAY_LOG says what is logged: a level, or TARGET=LEVEL.
-  Each option has a variable, as MAINSTAY_LISTEN for --listen; the option wins.
-  Several values are parted by commas where none can hold one, else by line
-  breaks.";
-/// The largest head of a request, and how many fields it may have: as nginx takes them, with room for cookies.
+  MAINSTAY_LOG selects what is logged: a level, or TARGET=LEVEL.
+  Each option has a variable, such as MAINSTAY_LISTEN for --listen; the command
+  line wins. Options that may be repeated take several values: separated by
+  commas where a value cannot contain a comma, otherwise by line breaks.";
+
+/// Maximum size of a request's head, and number of its fields: nginx's limits, which leave room for cookies.
 const MAX_HEAD: usize = 32 * 1024;
 const MAX_FIELDS: usize = 100;
-/// How long a connection may be without a request; nginx's `keepalive_timeout`.
+/// How long a connection may stay idle between requests; nginx's `keepalive_timeout`.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Arguments {
-    /// Where visitors connect.
+    /// Address to accept clients on.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: SocketAddr,
-    /// The backend to front, for example ws://127.0.0.1:3000, or unix:/run/app.sock. Its path, if any, goes in front of the
-    /// visitor's. Without it a built-in backend answers at /echo and /broadcast, and / is a page that shows a
-    /// live connection and breaks it.
+    /// The backend to forward to, for example ws://127.0.0.1:3000, wss://app.internal/ws or unix:/run/app.sock. Its path is
+    /// put in front of the client's. Default: none; a built-in backend serves /echo and /broadcast, and / is a page that
+    /// shows a live connection and lets you break it.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
     upstream: Option<Place>,
     #[command(flatten)]
-    trust: trust::Arguments,
-    /// How long a plain visitor is kept while the backend cannot be reached. One that speaks mainstay.v1
-    /// is kept for as long as it stays.
+    tls: tls::Arguments,
+    /// How long a plain client is kept while the backend cannot be reached. A client that speaks mainstay.v1 is kept as long
+    /// as it stays. Range: 10ms to 1h.
     #[arg(long, value_name = "DURATION", value_parser = values::wait, default_value = "30s")]
     upstream_wait: Duration,
     #[command(flatten)]
-    passing: pass::Arguments,
+    proxy: http_proxy::Arguments,
     #[command(flatten)]
     heartbeats: Heartbeats,
-    /// The largest message, in either direction. Its sender is closed with 1009.
+    /// Maximum size of a message, in either direction. The sender of a larger one is closed with 1009. Range: 1 to 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "16MiB")]
     max_message: usize,
-    /// The most fragments in one message.
+    /// Maximum number of fragments of a message. The sender of more is closed with 1009. Range: 1 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 4096, allow_negative_numbers = true)]
     max_fragments: u32,
-    /// Agree on permessage-deflate with visitors that offer it.
+    /// Compress towards clients that offer permessage-deflate. Default: off.
     #[arg(long)]
     deflate: bool,
-    /// How long a visitor that speaks mainstay.v1 may be away.
+    /// How long the session of a client that speaks mainstay.v1 is kept after its connection was lost. Range: 0s to 1h.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "2m")]
     resume_window: Duration,
     #[command(flatten)]
     profile: ProfileFlags,
-    /// The most connections at a time. One too many gets 503 and a time to wait. Default: as many as open files allow,
-    /// at most 1,000,000.
+    /// Maximum number of open connections. A further one gets 503 with Retry-After. Default: as many as the limit of open
+    /// files allows, at most 1,000,000. Range: 0 and above; 0 refuses all.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
-    /// The most connections at a time from one address (one /64 of IPv6). Not behind a proxy: all
-    /// visitors have its address, also if it is trusted.
+    /// Maximum number of open connections of one address, which is one /64 in IPv6. Do not set it behind a proxy: all
+    /// clients then have the proxy's address, even if it is a --trusted-proxy. Default: no limit. Range: 0 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
-    /// The most sessions at a time, those of absent visitors included. Default: as many as open files and, towards a
-    /// backend, local ports allow, at most 1,000,000.
+    /// Maximum number of sessions, parked ones included. Default: as many as the limit of open files and, with a backend,
+    /// the local ports allow, at most 1,000,000. Range: 0 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_sessions: Option<usize>,
     #[command(flatten)]
-    bounds: Bounds,
-    /// End what carried no message for this long, in either direction.
+    limits: limits::Arguments,
+    /// Close sessions and plain connections that carried no message for this long, in either direction. Default: off.
     #[arg(long, value_name = "DURATION", value_parser = values::idle_timeout)]
     idle_timeout: Option<Duration>,
-    /// Send a connection away after this long, +-20 %. Sessions go on over a new one.
+    /// Ask clients to reconnect when a connection is this old, +-20 %. Sessions continue. Default: off.
     #[arg(long, value_name = "DURATION", value_parser = values::max_lifetime)]
     max_lifetime: Option<Duration>,
-    /// Only pages of this origin may connect, for example https://example.com. May be repeated. Without
-    /// it the backend decides, which sees each visitor's Origin.
+    /// Accept WebSockets only from pages of this origin, for example https://example.com. May be repeated. Default: any
+    /// origin; the backend receives each client's Origin and can decide.
     #[arg(long, value_name = "ORIGIN", value_parser = values::origin)]
     allow_origin: Vec<String>,
-    /// A proxy in front, by address or network, whose X-Forwarded-For, Forwarded and X-Real-IP are passed on. May
-    /// be repeated. Without it the backend is told who connected, and nothing that visitors say of themselves.
+    /// A proxy in front of the gateway, by address or network, whose X-Forwarded-*, Forwarded and X-Real-IP headers are
+    /// forwarded to the backend. May be repeated. Default: none; these headers are removed from every request, and
+    /// X-Forwarded-For holds the address that connected.
     #[arg(long, value_name = "NETWORK", value_parser = values::network)]
     trusted_proxy: Vec<Network>,
-    /// A cookie by which the backend knows who a visitor is: a session is resumed only with the same value. May be
-    /// repeated.
+    /// A cookie that identifies the user: a session is resumed only by a request with the same value. May be repeated.
     #[arg(long, value_name = "NAME", value_parser = values::token)]
     session_cookie: Vec<String>,
-    /// A header by which the backend knows who a visitor is, such as Authorization, if it stays the same for as long as
-    /// a session lives. May be repeated.
+    /// A header that identifies the user, such as Authorization: a session is resumed only by a request with the same value.
+    /// Its value must not change while a session lives. May be repeated.
     #[arg(long, value_name = "NAME")]
     session_header: Vec<HeaderName>,
-    /// Where /healthz, /readyz and /metrics are served.
+    /// Address to serve /healthz, /readyz and /metrics on. Default: none.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, env = "MAINSTAY_ADMIN")]
     admin: Option<SocketAddr>,
-    /// A file with the token that /metrics asks for, as "Authorization: Bearer TOKEN". Needed where --admin is not a
-    /// loopback address.
+    /// A file with the token that /metrics requires, as "Authorization: Bearer TOKEN": one line of 16 to 1024 characters.
+    /// Required if --admin is not a loopback address.
     #[arg(long, value_name = "FILE", requires = "admin", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
     admin_token_file: Option<PathBuf>,
-    /// How long the end takes at most after SIGTERM: visitors are sent away, and what is under way is finished. A
-    /// supervisor must wait longer before it kills.
+    /// Maximum duration of a drain after SIGTERM: clients are asked to reconnect, and responses are finished. A supervisor
+    /// must wait longer than this before it kills the process. Range: 0s to 1h.
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "5s")]
     drain: Duration,
     #[command(flatten)]
     pub(crate) log: log::LogArguments,
 }
 
-/// What a visitor's handler needs.
+/// The state of the request handler.
 #[derive(Clone)]
 struct Gateway {
-    mainstay: Server,
-    link: Arc<join::LinkConfig>,
+    server: Server,
+    link: Arc<LinkConfig>,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
@@ -160,14 +169,14 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let connector =
-        match arguments.upstream.as_ref().map(|place| arguments.trust.connector(place)).transpose() {
-            Ok(connector) => connector,
-            Err(line) => {
-                log::say(&line);
-                return ExitCode::from(2);
-            }
-        };
+    let connector = match arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()
+    {
+        Ok(connector) => connector,
+        Err(line) => {
+            log::say(&line);
+            return ExitCode::from(2);
+        }
+    };
     match serve(arguments, token, settings, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
@@ -177,13 +186,13 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// What /metrics asks for; who may read it is decided before anything listens.
+/// Reads the token for /metrics. Fails before anything listens if anyone on the network could read the metrics.
 fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
     match (&arguments.admin_token_file, arguments.admin) {
         (Some(file), _) => Token::read(file).map(Some).map_err(|error| format!("--admin-token-file {error}")),
         (None, Some(address)) if !address.ip().to_canonical().is_loopback() => Err(format!(
-            "--admin {address}: not a loopback address, and anybody could read /metrics; \
-             choose one, for example 127.0.0.1:{}, or pass --admin-token-file",
+            "--admin {address}: not a loopback address, so anyone on the network could read /metrics; \
+             choose a loopback address, for example 127.0.0.1:{}, or pass --admin-token-file",
             address.port()
         )),
         _ => Ok(None),
@@ -194,8 +203,8 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
 fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize) -> Result<Config, String> {
     let max_sessions = arguments.max_sessions.unwrap_or_else(|| {
         let over_tcp = arguments.upstream.as_ref().filter(|place| place.socket.is_none());
-        let ports = over_tcp.and_then(|_| descriptors::ports());
-        descriptors::sessions(files, arguments.upstream.is_some(), ports)
+        let ports = over_tcp.and_then(|_| descriptors::local_ports());
+        descriptors::max_sessions(files, arguments.upstream.is_some(), ports)
     });
     let admission = AdmissionConfig {
         connections: Some(arguments.max_connections.unwrap_or(most)),
@@ -210,18 +219,18 @@ fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize
             .limits(limits)?
             .resume_window(arguments.resume_window)?
             .max_sessions(max_sessions)?;
-        match arguments.bounds.max_parked_per_ip {
+        match arguments.limits.max_parked_per_ip {
             Some(sessions) => config.max_parked_per_address(sessions),
             None => Ok(config),
         }
     };
     let config = checked().map_err(|error: ConfigError| error.to_string())?;
     Ok(config
-        .heartbeat(arguments.heartbeats.default())
+        .heartbeat(arguments.heartbeats.global())
         .deflate(arguments.deflate)
         .admission(admission)
         .lifetime(lifetime(arguments)?)
-        .budget(arguments.bounds.budget(arguments.max_message))
+        .budget(arguments.limits.budget(arguments.max_message))
         .origins(origins))
 }
 
@@ -231,8 +240,8 @@ async fn serve(
     settings: Settings,
     connector: Option<Connector>,
 ) -> Result<(), String> {
-    let files = descriptors::take_all();
-    let most = descriptors::visitors(files, arguments.upstream.is_some());
+    let files = descriptors::raise_limit();
+    let most = descriptors::max_connections(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
     let mainstay = Server::new(config(&arguments, limits, files, most)?);
     let links = Links::default();
@@ -240,49 +249,44 @@ async fn serve(
         None => builtin::router(),
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default();
-            let link = join::LinkConfig {
-                passing: arguments.passing.passing(
-                    &upstream.url,
-                    &connector,
-                    &arguments.trusted_proxy,
-                    &links,
-                ),
+            let link = LinkConfig {
+                proxy: arguments.proxy.proxy(&upstream.url, &connector, &arguments.trusted_proxy, &links),
                 connector,
                 upstream_wait: arguments.upstream_wait,
-                deflate_upstream: arguments.passing.deflate(),
+                deflate_upstream: arguments.proxy.deflate(),
                 heartbeats: arguments.heartbeats.clone(),
                 limits,
                 settings,
-                bound: Bound {
+                principal: PrincipalSource {
                     headers: arguments.session_header.clone(),
                     cookies: arguments.session_cookie.clone(),
                 },
                 links: links.clone(),
-                mainstay: mainstay.clone(),
+                server: mainstay.clone(),
             };
-            let _ = link.passing.upstream.room.set(mainstay.clone());
-            let gateway = Gateway { mainstay: mainstay.clone(), link: Arc::new(link) };
-            Router::new().fallback(any(visit)).with_state(gateway)
+            let _ = link.proxy.upstream.server.set(mainstay.clone());
+            let gateway = Gateway { server: mainstay.clone(), link: Arc::new(link) };
+            Router::new().fallback(any(respond)).with_state(gateway)
         }
     };
-    let (listener, baton) = bind(arguments.listen, "--listen")?;
+    let (listener, predecessor) = bind(arguments.listen, "--listen")?;
     let admin = arguments.admin.map(|address| bind(address, "--admin")).transpose()?;
-    let no_signals = |error: std::io::Error| format!("no signals: {error}");
-    let stops = Stops::listen().map_err(no_signals)?;
-    signals::ignore_the_others().map_err(no_signals)?;
-    let taken_over = successor::offer(&listener, mainstay.clone());
+    let failed = |error: std::io::Error| format!("signals cannot be handled: {error}");
+    let stops = Stops::listen().map_err(failed)?;
+    signals::ignore_the_others().map_err(failed)?;
+    let passed = successor::pass_listener(&listener, mainstay.clone());
     match &arguments.upstream {
         Some(upstream) => {
-            let connector = connector.clone().unwrap_or_default().timeout(PROBE);
+            let connector = connector.clone().unwrap_or_default().timeout(PROBE_TIMEOUT);
             let connector = connector.map_err(|error| error.to_string())?;
             tokio::spawn(links.clone().probe(connector, upstream.url.clone()));
         }
         None => links.reached(),
     }
-    baton.into_iter().for_each(Baton::take_over);
-    let (admin, baton) = admin.unzip();
-    baton.flatten().into_iter().for_each(Baton::take_over);
-    announce(&arguments, &listener, admin.as_ref());
+    predecessor.into_iter().for_each(Predecessor::stop_accepting);
+    let (admin, predecessor) = admin.unzip();
+    predecessor.flatten().into_iter().for_each(Predecessor::stop_accepting);
+    print_banner(&arguments, &listener, admin.as_ref());
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
@@ -291,16 +295,16 @@ async fn serve(
     let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
     let served = server
         .with_graceful_shutdown(termination(stops, links.clone()), arguments.drain)
-        .with_successor(taken_over)
+        .with_successor(passed)
         .await;
-    tell_what_is_kept(&links);
+    warn_about_unconfirmed(&links);
     served.map_err(|error| error.to_string())
 }
 
 /// How long a probe of the backend may take.
-const PROBE: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Each bound was checked where the flag was read.
+/// Builds the lifetime limits. The parsers of the flags checked each bound.
 fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
     let wrong = |error: ConfigError| error.to_string();
     let mut config = LifetimeConfig::default();
@@ -313,12 +317,12 @@ fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
     Ok(config)
 }
 
-async fn visit(State(gateway): State<Gateway>, request: Request) -> Response {
-    visit::answer_request(request, &gateway.mainstay, gateway.link).await
+async fn respond(State(gateway): State<Gateway>, request: Request) -> Response {
+    handshake::respond(request, &gateway.server, gateway.link).await
 }
 
-/// Listens there, or goes on listening where a process of ours drains.
-fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Baton>), String> {
+/// Listens on an address, or inherits the listener of a draining predecessor.
+fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Predecessor>), String> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
@@ -329,35 +333,34 @@ fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Baton>),
         Ok(listener) => return Ok((listener, None)),
         Err(error) => error,
     };
-    let is_taken = error.kind() == std::io::ErrorKind::AddrInUse;
-    match if is_taken { successor::ask_for_a_moment(address) } else { Found::Stranger } {
-        Found::Stranger => Err(format!("{flag} {address}: {error}; choose another address")),
+    let is_in_use = error.kind() == std::io::ErrorKind::AddrInUse;
+    match if is_in_use { successor::find_predecessor(address) } else { Found::Foreign } {
+        Found::Foreign => Err(format!("{flag} {address}: {error}; choose another address")),
         Found::Running(process) => Err(format!(
-            "{flag} {address}: {error}: mainstay runs there as process {process}; choose another address, or to replace \
-             it send it SIGTERM first and start this one while it drains"
+            "{flag} {address}: {error}: mainstay runs there as process {process}; choose another address, or replace that \
+             process: send it SIGTERM and start this one while it drains"
         )),
-        Found::Handed(listener, baton) => {
-            let taken = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
-            taken
-                .map(|listener| (listener, Some(baton)))
+        Found::Inherited(listener, predecessor) => {
+            let inherited = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+            inherited
+                .map(|listener| (listener, Some(predecessor)))
                 .map_err(|error| format!("{flag} {address}: {error}"))
         }
     }
 }
 
-/// What it listens on, what it fronts, and what to try next. It need not be read.
-fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpListener>) {
+/// Prints the listen address, the backend and a command to try. Write errors are ignored.
+fn print_banner(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpListener>) {
     let address = listener.local_addr().map_or_else(|_| arguments.listen.to_string(), |a| a.to_string());
     let mut lines = vec![format!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"))];
     lines.push(match &arguments.upstream {
-        Some(upstream) => format!("  fronting {upstream}"),
+        Some(upstream) => format!("  forwarding to {upstream}"),
         None => {
-            "  fronting nothing: built-in backend at /echo and /broadcast (try --upstream ws://host:port)"
-                .into()
+            "  built-in backend at /echo and /broadcast; --upstream ws://host:port forwards to yours".into()
         }
     });
     if arguments.upstream.is_none() {
-        lines.push(format!("  a live connection to look at and break: http://{address}/"));
+        lines.push(format!("  a live connection to watch and break: http://{address}/"));
     }
     if let Some(admin) = admin.and_then(|admin| admin.local_addr().ok()) {
         lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
@@ -366,34 +369,37 @@ fn announce(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpLis
     lines.push(format!("  try: mainstay connect ws://{address}{path}"));
     lines.push(String::new());
     let banner = lines.join("\n");
-    // On a thread of its own: who reads it may stall, and serving waits for nobody.
+    // A thread of its own writes it: a reader that stalls must not delay serving.
     let write = move || {
         let _ = std::io::stdout().write_all(banner.as_bytes());
     };
     if std::thread::Builder::new().name("banner".into()).spawn(write).is_err() {
-        tracing::warn!("no thread to write the banner");
+        tracing::warn!("the banner cannot be printed: no thread");
     }
 }
 
-/// How long the end at once waits for the log.
-const LAST_LINES: Duration = Duration::from_millis(200);
+/// How long a process that ends at once waits for the log to be written.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The first signal drains, the second ends at once.
+/// Completes at the first signal, which drains. Ends the process at the second.
 async fn termination(mut stops: Stops, links: Links) {
     let stop = stops.next().await;
-    tracing::info!(signal = ?stop, "draining; once more to end at once");
+    tracing::info!(signal = ?stop, "draining; send the signal again to end at once");
     tokio::spawn(async move {
         let stop = stops.next().await;
-        tell_what_is_kept(&links);
-        log::flush(LAST_LINES);
+        warn_about_unconfirmed(&links);
+        log::flush(LOG_FLUSH_TIMEOUT);
         std::process::exit(stop.exit_code().into());
     });
 }
 
-/// The end of the process is the end of what it keeps, and nobody is left to ask.
-fn tell_what_is_kept(links: &Links) {
+/// Logs how many bytes of messages the process drops at its end.
+fn warn_about_unconfirmed(links: &Links) {
     let bytes = links.kept_bytes();
     if bytes > 0 {
-        tracing::warn!(bytes, "ends with messages of visitors that the backend did not certainly get");
+        tracing::warn!(
+            bytes,
+            "the process ends with messages of clients that may not have reached the backend"
+        );
     }
 }

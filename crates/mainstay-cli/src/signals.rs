@@ -1,4 +1,4 @@
-//! Signals: what ends the process, in order or at once, and what never does.
+//! Signals that end the process, in order or at once, and signals that are ignored.
 
 use std::io;
 
@@ -13,7 +13,7 @@ pub(crate) enum Stop {
 }
 
 impl Stop {
-    /// The code of a process that this signal ended at once: 128 and its number.
+    /// Returns the exit code of a process that this signal ended at once: 128 plus its number.
     pub(crate) fn exit_code(self) -> u8 {
         match self {
             Self::Interrupt => 130,
@@ -23,7 +23,7 @@ impl Stop {
     }
 }
 
-/// SIGINT, SIGQUIT and SIGTERM from now on.
+/// Receives SIGINT, SIGQUIT and SIGTERM.
 pub(crate) struct Stops {
     interrupt: Signal,
     quit: Signal,
@@ -39,7 +39,7 @@ impl Stops {
         })
     }
 
-    /// The next of them.
+    /// Returns the next signal.
     pub(crate) async fn next(&mut self) -> Stop {
         tokio::select! {
             _ = self.interrupt.recv() => Stop::Interrupt,
@@ -49,24 +49,24 @@ impl Stops {
     }
 }
 
-/// Signals that would end the process and are sent for other reasons: by `systemctl reload`, by the rotation of logs, by
-/// a terminal that is closed. Each gets one line that says what does what was probably meant.
+/// Signals that would end the process by default and are sent for other reasons: by `systemctl reload`, by log rotation,
+/// by a terminal that closes. Each is logged with the signal that does what the sender probably wanted.
 const IGNORED: [(&str, SignalKind, &str); 4] = [
     (
         "SIGHUP",
         SignalKind::hangup(),
-        "there is no configuration to read again; to change flags send SIGTERM and start the successor at once",
+        "there is no configuration to reload; to change flags, send SIGTERM and start the successor at once",
     ),
     (
         "SIGUSR1",
         SignalKind::user_defined1(),
-        "there is no file of the log to open again: it is standard error",
+        "there is no log file to reopen: the log goes to standard error",
     ),
-    ("SIGUSR2", SignalKind::user_defined2(), "to upgrade send SIGTERM and start the successor at once"),
-    ("SIGALRM", SignalKind::alarm(), "no alarm is set; SIGTERM ends in order"),
+    ("SIGUSR2", SignalKind::user_defined2(), "to upgrade, send SIGTERM and start the successor at once"),
+    ("SIGALRM", SignalKind::alarm(), "no alarm is set; SIGTERM ends the process in order"),
 ];
 
-/// From now on they only make a line of the log. SIGPIPE is ignored from the start, by Rust's own runtime.
+/// Logs and ignores these signals from now on. Rust's runtime ignores SIGPIPE from the start.
 pub(crate) fn ignore_the_others() -> io::Result<()> {
     for (name, kind, instead) in IGNORED {
         let mut signal = signal(kind)?;

@@ -1,46 +1,49 @@
-//! A restart without a hole: a process that drains hands its listening sockets on to its successor.
+//! A restart without refused connections: a draining process passes its listening sockets to its successor.
 //!
-//! The socket itself goes over, by a copy of its descriptor, so no connection that waits to be accepted is reset, as
-//! would happen if one of two sockets with `SO_REUSEPORT` were closed (`docs/adr/0013`). The two meet at an abstract
-//! Unix socket whose name has the address in it: it lives in the network namespace of the port, needs no file, and goes
-//! with the process. Only processes of the same user are answered.
+//! The successor inherits a copy of the descriptor, so that no connection in the accept queue is reset. Closing one of two
+//! sockets with `SO_REUSEPORT` would reset them (`docs/adr/0013`). The two processes meet at an abstract Unix socket whose
+//! name contains the address: it lives in the network namespace of the port, needs no file, and disappears with the
+//! process. Only processes of the same user get a reply.
 //!
-//! - A process that finds its address taken asks there. One that runs answers that it runs, and the newcomer ends: a
-//!   second process that was started by mistake is told so.
-//! - One that drains answers with the socket. The newcomer says when it accepts, and only then the old one stops.
+//! - A process that finds its address in use asks at that socket. A running process replies that it runs, and the new
+//!   process ends: it was started by mistake.
+//! - A draining process replies with the listener. The new process reports when it accepts; only then does the old one
+//!   stop accepting.
 //!
-//! Linux only; elsewhere an address in use is an error, as for every program.
+//! Linux only. Elsewhere an address in use is an error.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use here::ask;
-pub(crate) use here::{Baton, offer};
+pub(crate) use here::{Predecessor, pass_listener};
 #[cfg(target_os = "linux")]
 use linux as here;
 #[cfg(not(target_os = "linux"))]
 use other as here;
 
-/// Between SIGTERM and the moment from which on a busy process knows that it drains.
-const MOMENT: Duration = Duration::from_secs(1);
+/// How long a busy process may take to start draining after SIGTERM.
+const DRAIN_START: Duration = Duration::from_secs(1);
 
-/// What a process finds whose address is taken.
+/// The owner of an address that is in use.
 pub(crate) enum Found {
-    /// Another program, or another user's.
-    Stranger,
-    /// A process of ours that does not drain, by its id.
+    /// Another program, or a process of another user.
+    Foreign,
+    /// A mainstay process that does not drain, by its id.
     Running(u32),
-    /// The listening socket of one that drains. Call [`Baton::take_over`] when it is accepted from.
-    Handed(std::net::TcpListener, Baton),
+    /// The listener of a draining mainstay process. Call [`Predecessor::stop_accepting`] once this process accepts.
+    Inherited(std::net::TcpListener, Predecessor),
 }
 
-/// Asks whoever has this address; again for a moment where that is a process of ours that runs: it may have been told
-/// to end just now. Blocks its thread.
-pub(crate) fn ask_for_a_moment(address: SocketAddr) -> Found {
+/// Asks the owner of an address who it is. Repeats the question for [`DRAIN_START`] while the answer is "running": that
+/// process may have received SIGTERM just now. Blocks its thread.
+pub(crate) fn find_predecessor(address: SocketAddr) -> Found {
     let asked = Instant::now();
     loop {
         match ask(address) {
-            Found::Running(_) if asked.elapsed() < MOMENT => std::thread::sleep(Duration::from_millis(50)),
+            Found::Running(_) if asked.elapsed() < DRAIN_START => {
+                std::thread::sleep(Duration::from_millis(50))
+            }
             found => return found,
         }
     }
@@ -66,91 +69,92 @@ mod linux {
 
     use super::Found;
 
-    /// How long one end waits for the other's next word.
-    const PATIENCE: Duration = Duration::from_secs(10);
+    /// How long one process waits for the next message of the other.
+    const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
     const RUNNING: u8 = b'r';
-    const HANDED: u8 = b'h';
-    const ACCEPTS: u8 = b'a';
+    const LISTENER: u8 = b'h';
+    const ACCEPTING: u8 = b'a';
 
+    /// The name of the Unix socket at which the processes meet.
     fn name(address: SocketAddr) -> io::Result<std_unix::SocketAddr> {
         std_unix::SocketAddr::from_abstract_name(format!("mainstay/{address}"))
     }
 
-    /// Whether the other end runs as the same user.
-    fn is_ours(stream: impl AsFd) -> bool {
+    /// Returns whether the other process runs as the same user.
+    fn is_same_user(stream: impl AsFd) -> bool {
         sockopt::socket_peercred(stream).is_ok_and(|peer| peer.uid == rustix::process::geteuid())
     }
 
-    /// What the successor says when it accepts.
-    pub(crate) struct Baton(std_unix::UnixStream);
+    /// The connection to the process whose listener was inherited.
+    pub(crate) struct Predecessor(std_unix::UnixStream);
 
-    impl Baton {
-        /// From here on this process accepts; returns when the one before it has stopped. Blocks its thread.
-        pub(crate) fn take_over(mut self) {
-            let told = self.0.write_all(&[ACCEPTS]).and_then(|()| {
+    impl Predecessor {
+        /// Reports that this process accepts; returns when the predecessor has stopped accepting. Blocks its thread.
+        pub(crate) fn stop_accepting(mut self) {
+            let reported = self.0.write_all(&[ACCEPTING]).and_then(|()| {
                 self.0.set_read_timeout(Some(Duration::from_millis(500)))?;
                 self.0.read(&mut [0])
             });
-            if let Err(error) = told {
-                tracing::warn!(%error, "the process before this one did not say that it stops accepting");
+            if let Err(error) = reported {
+                tracing::warn!(%error, "the predecessor did not confirm that it stopped accepting");
             }
         }
     }
 
-    /// Asks whoever has this address.
+    /// Asks the owner of an address who it is.
     pub(super) fn ask(address: SocketAddr) -> Found {
-        answer(address).unwrap_or(Found::Stranger)
+        try_ask(address).unwrap_or(Found::Foreign)
     }
 
-    fn answer(address: SocketAddr) -> io::Result<Found> {
+    fn try_ask(address: SocketAddr) -> io::Result<Found> {
         let mut stream = std_unix::UnixStream::connect_addr(&name(address)?)?;
-        if !is_ours(&stream) {
-            return Ok(Found::Stranger);
+        if !is_same_user(&stream) {
+            return Ok(Found::Foreign);
         }
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(MESSAGE_TIMEOUT))?;
         let (mut kind, mut space) = ([0], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
         let mut rights = RecvAncillaryBuffer::new(&mut space);
         recvmsg(&stream, &mut [IoSliceMut::new(&mut kind)], &mut rights, RecvFlags::CMSG_CLOEXEC)?;
-        let handed = rights.drain().find_map(|message| match message {
+        let inherited = rights.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
             _ => None,
         });
         let mut id = [0; 4];
         stream.read_exact(&mut id)?;
-        match (kind, handed) {
-            ([HANDED], Some(socket)) => {
+        match (kind, inherited) {
+            ([LISTENER], Some(socket)) => {
                 let listener = std::net::TcpListener::from(socket);
-                let is_right = sockopt::socket_acceptconn(&listener)? && listener.local_addr()? == address;
-                Ok(if is_right { Found::Handed(listener, Baton(stream)) } else { Found::Stranger })
+                let is_expected = sockopt::socket_acceptconn(&listener)? && listener.local_addr()? == address;
+                Ok(if is_expected { Found::Inherited(listener, Predecessor(stream)) } else { Found::Foreign })
             }
             ([RUNNING], _) => Ok(Found::Running(u32::from_be_bytes(id))),
-            _ => Ok(Found::Stranger),
+            _ => Ok(Found::Foreign),
         }
     }
 
-    /// Completes when a successor accepts from this listener's socket. Until `mainstay` drains, processes that ask are
-    /// told that this one runs.
-    pub(crate) fn offer(
+    /// Completes when a successor accepts from this listener. Until the server drains, processes that ask get the reply
+    /// that this one runs.
+    pub(crate) fn pass_listener(
         listener: &TcpListener,
-        mainstay: Server,
+        server: Server,
     ) -> impl Future<Output = ()> + Send + 'static {
         let prepared =
             listener.local_addr().and_then(|address| Ok((address, listener.as_fd().try_clone_to_owned()?)));
         async move {
-            let offered = match prepared {
-                Ok((address, socket)) => answer_all(address, socket, mainstay).await,
+            let passed = match prepared {
+                Ok((address, socket)) => answer_all(address, socket, server).await,
                 Err(error) => Err(error),
             };
-            if let Err(error) = offered {
-                tracing::warn!(%error, "a successor cannot be given the listening socket");
+            if let Err(error) = passed {
+                tracing::warn!(%error, "the listener cannot be passed to a successor");
                 std::future::pending().await
             }
         }
     }
 
-    async fn answer_all(address: SocketAddr, socket: OwnedFd, mainstay: Server) -> io::Result<()> {
+    async fn answer_all(address: SocketAddr, socket: OwnedFd, server: Server) -> io::Result<()> {
         let name = name(address)?;
-        // The process before this one has the name until it heard that we accept.
+        // The predecessor owns the name until this process has reported that it accepts.
         let listener = loop {
             match std_unix::UnixListener::bind_addr(&name) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -163,27 +167,29 @@ mod linux {
         let listener = UnixListener::from_std(listener)?;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) if is_ours(&stream) => {
-                    let handing = deliver(stream, &socket, mainstay.is_ready());
-                    match tokio::time::timeout(PATIENCE, handing).await {
+                Ok((stream, _)) if is_same_user(&stream) => {
+                    let passing = pass(stream, &socket, server.is_ready());
+                    match tokio::time::timeout(MESSAGE_TIMEOUT, passing).await {
                         Ok(Ok(true)) => return Ok(()),
                         Ok(Ok(false)) => {}
-                        Ok(Err(error)) => tracing::warn!(%address, %error, "a successor did not take over"),
+                        Ok(Err(error)) => {
+                            tracing::warn!(%address, %error, "a successor did not accept from the listener")
+                        }
                         Err(_) => {
-                            tracing::warn!(%address, "a successor took the socket and did not say that it accepts")
+                            tracing::warn!(%address, "a successor inherited the listener and did not report that it accepts")
                         }
                     }
                 }
                 Ok(_) => {}
-                // Out of descriptors, for example.
+                // For example, no file descriptor is left.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }
 
-    /// Whether the other end accepts now.
-    async fn deliver(mut stream: UnixStream, socket: &OwnedFd, is_running: bool) -> io::Result<bool> {
-        let kind = if is_running { RUNNING } else { HANDED };
+    /// Replies to one process. Returns whether that process accepts now.
+    async fn pass(mut stream: UnixStream, socket: &OwnedFd, is_running: bool) -> io::Result<bool> {
+        let kind = if is_running { RUNNING } else { LISTENER };
         let id = std::process::id().to_be_bytes();
         let message: Vec<u8> = [kind].into_iter().chain(id).collect();
         let send = || {
@@ -199,7 +205,7 @@ mod linux {
         if is_running {
             return Ok(false);
         }
-        Ok(stream.read_u8().await? == ACCEPTS)
+        Ok(stream.read_u8().await? == ACCEPTING)
     }
 }
 
@@ -210,19 +216,19 @@ mod other {
 
     use super::Found;
 
-    pub(crate) enum Baton {}
+    pub(crate) enum Predecessor {}
 
-    impl Baton {
-        pub(crate) fn take_over(self) {
+    impl Predecessor {
+        pub(crate) fn stop_accepting(self) {
             match self {}
         }
     }
 
     pub(super) fn ask(_: std::net::SocketAddr) -> Found {
-        Found::Stranger
+        Found::Foreign
     }
 
-    pub(crate) async fn offer(_: &TcpListener, _: Server) {
+    pub(crate) async fn pass_listener(_: &TcpListener, _: Server) {
         std::future::pending().await
     }
 }

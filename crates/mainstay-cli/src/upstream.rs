@@ -1,7 +1,8 @@
-//! HTTP connections to the backend: opened, kept for the next request, given up.
+//! HTTP connections to the backend: opened, pooled for the next request, closed.
 //!
-//! Here and not by hyper-util's client: whether a request may be sent once more depends on whether its connection had
-//! been used before, an opening handshake needs a connection of its own, and that client starts a task for each answer.
+//! hyper-util's client is not used, for three reasons. Whether a request may be sent again depends on whether its
+//! connection was used before; an opening handshake needs a connection of its own; and that client spawns a task for each
+//! response.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -14,81 +15,48 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use mainstay::Server;
-use mainstay::client::{Connector, ServerStream};
-use mainstay_proto::reach::FailureKind;
+use mainstay::client::{ConnectFailure, Connector, FailureKind, ServerStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use crate::body::{Broken, Progress, Upload};
-use crate::bounds;
+use crate::limits;
 use crate::links::Links;
+use crate::request_body::{Progress, Upload};
+use crate::upstream_error::UpstreamError;
 
-/// How many connections are kept without a request, and for how long.
-const IDLE: usize = 256;
-const IDLE_FOR: Duration = Duration::from_secs(60);
-/// Between two attempts to reach a backend that an opening handshake waits for.
+/// How many idle connections the pool holds, and for how long.
+const POOL_SIZE: usize = 256;
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The first pause between two attempts of an opening handshake to reach the backend. It doubles up to the longest.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// What is read of the backend at once, and the largest head of an answer.
+/// The read buffer of a connection, and so the largest head of a response.
 const BUFFER: usize = 64 * 1024;
 const MAX_FIELDS: usize = 100;
 
-/// The backend, as HTTP reaches it.
+/// Opens and pools the HTTP connections to the backend.
 pub(crate) struct Upstream {
     url: Uri,
     connector: Connector,
-    /// How long the backend may take for an answer, and between two pieces of one.
+    /// How long the backend may take to respond, and between two pieces of a response.
     pub(crate) answer_timeout: Duration,
     links: Links,
     http: http1::Builder,
-    idle: Mutex<Idle>,
-    /// What gives up a session where no local port is left.
-    pub(crate) room: OnceLock<Server>,
+    pool: Mutex<Pool>,
+    /// Evicts a session where no local port is left.
+    pub(crate) server: OnceLock<Server>,
 }
 
-/// Connections without a request, the last one used last.
+/// Idle connections, the most recently used last.
 #[derive(Default)]
-struct Idle {
+struct Pool {
     connections: Vec<(SendRequest<Upload>, Instant)>,
-    /// A task closes what is here for too long.
-    is_watched: bool,
+    /// Whether a task closes connections that were idle for too long.
+    has_reaper: bool,
 }
 
-/// Why there is no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// No connection can be opened; trying again may help.
-    Unreachable(String),
-    /// TLS with it fails; that is for its operator to mend.
-    Untrusted(String),
-    /// A connection was not opened in time.
-    ConnectTimeout,
-    /// It was reached, and said nothing in time.
-    AnswerTimeout,
-    /// It ended the connection without an answer.
-    NoAnswer(String),
-    /// It answered what is no HTTP.
-    Nonsense(String),
-    /// The client did not finish its own request.
-    Client(Broken),
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unreachable(why) => write!(f, "it cannot be reached: {why}"),
-            Self::Untrusted(why) => write!(f, "{why}"),
-            Self::ConnectTimeout => write!(f, "it cannot be reached in time"),
-            Self::AnswerTimeout => write!(f, "it did not answer within --upstream-answer-timeout"),
-            Self::NoAnswer(why) => write!(f, "it ended the connection: {why}"),
-            Self::Nonsense(why) => write!(f, "its answer cannot be passed on: {why}"),
-            Self::Client(broken) => broken.fmt(f),
-        }
-    }
-}
-
-/// The connection of an answer, to be kept once that was read.
-pub(crate) struct Kept {
+/// The connection that a response came on. It returns to the pool once the response was read.
+pub(crate) struct PooledConnection {
     sender: SendRequest<Upload>,
     upstream: Arc<Upstream>,
     progress: Option<Arc<Progress>>,
@@ -98,164 +66,167 @@ impl Upstream {
     pub(crate) fn new(url: Uri, connector: Connector, answer_timeout: Duration, links: Links) -> Arc<Self> {
         let mut http = http1::Builder::new();
         http.preserve_header_case(true).title_case_headers(true).max_buf_size(BUFFER).max_headers(MAX_FIELDS);
-        let (idle, room) = (Mutex::default(), OnceLock::new());
-        Arc::new(Self { url, connector, answer_timeout, links, http, idle, room })
+        let (pool, server) = (Mutex::default(), OnceLock::new());
+        Arc::new(Self { url, connector, answer_timeout, links, http, pool, server })
     }
 
-    /// Asks, over a connection that is kept or a new one. One that was kept may have been closed by the backend just
-    /// now; a request is sent once more if nothing of it was written, or `again` makes it once more.
-    pub(crate) async fn ask(
+    /// Sends a request over a pooled connection or a new one. The backend may have closed a pooled connection just now:
+    /// the request is then sent again if no byte of it was written, or if `again` builds it a second time.
+    pub(crate) async fn send(
         self: &Arc<Self>,
         mut request: Request<Upload>,
         progress: Option<Arc<Progress>>,
         mut again: impl FnMut() -> Option<Request<Upload>>,
-    ) -> Result<(Response<Incoming>, Kept), Failure> {
+    ) -> Result<(Response<Incoming>, PooledConnection), UpstreamError> {
         loop {
-            let (mut sender, was_used) = match self.kept().await {
+            let (mut sender, was_used) = match self.checkout().await {
                 Some(sender) => (sender, true),
-                None => (self.open().await.inspect_err(|failure| self.links.unanswered(failure))?, false),
+                None => (self.open().await.inspect_err(|error| self.links.unanswered(error))?, false),
             };
             let asking = sender.try_send_request(request);
             let asked = match within(self.answer_timeout, progress.as_deref(), asking).await {
                 Some(Ok(response)) => {
                     self.links.answered();
-                    return Ok((response, Kept { sender, upstream: Arc::clone(self), progress }));
+                    return Ok((response, PooledConnection { sender, upstream: Arc::clone(self), progress }));
                 }
                 Some(Err(error)) => error,
-                None => return Err(self.fail(Failure::AnswerTimeout)),
+                None => return Err(self.fail(UpstreamError::ResponseTimeout)),
             };
             let mut asked = asked;
             request = match asked.take_message().or_else(&mut again).filter(|_| was_used) {
                 Some(request) => request,
-                None => return Err(self.fail(failure(asked.error(), progress.as_deref()))),
+                None => return Err(self.fail(upstream_error(asked.error(), progress.as_deref()))),
             };
         }
     }
 
-    /// Asks to switch protocols, over a connection of its own, and tries for `wait` while there is no backend. A
-    /// backend that ends the connection without a word is none: some forwarders accept for one that is not there.
-    pub(crate) async fn switch(
+    /// Sends an opening handshake over a connection of its own. Tries again for `wait` while the backend cannot be
+    /// reached; see [`UpstreamError::may_pass`].
+    pub(crate) async fn upgrade(
         self: &Arc<Self>,
         wait: Duration,
         request: impl Fn() -> Request<Upload>,
-    ) -> Result<(Response<Incoming>, Kept), Failure> {
+    ) -> Result<(Response<Incoming>, PooledConnection), UpstreamError> {
         let give_up = Instant::now() + wait;
         let mut pause = PAUSE;
         loop {
             let attempt = async {
                 let mut sender =
-                    timeout_at(give_up, self.open()).await.unwrap_or(Err(Failure::ConnectTimeout))?;
+                    timeout_at(give_up, self.open()).await.unwrap_or_else(|_| Err(connect_timeout()))?;
                 let asking = sender.send_request(request());
                 match within(self.answer_timeout, None, asking).await {
-                    Some(Ok(response)) => {
-                        Ok((response, Kept { sender, upstream: Arc::clone(self), progress: None }))
-                    }
-                    Some(Err(error)) => Err(failure(&error, None)),
-                    None => Err(Failure::AnswerTimeout),
+                    Some(Ok(response)) => Ok((
+                        response,
+                        PooledConnection { sender, upstream: Arc::clone(self), progress: None },
+                    )),
+                    Some(Err(error)) => Err(upstream_error(&error, None)),
+                    None => Err(UpstreamError::ResponseTimeout),
                 }
             };
-            let failure = match attempt.await {
-                Ok(answer) => {
+            let error = match attempt.await {
+                Ok(response) => {
                     self.links.answered();
-                    return Ok(answer);
+                    return Ok(response);
                 }
-                Err(failure) => self.fail(failure),
+                Err(error) => self.fail(error),
             };
-            let may_pass = matches!(failure, Failure::Unreachable(_) | Failure::NoAnswer(_));
+            let may_pass = error.may_pass();
             let next = Instant::now() + pause;
             if !may_pass || next >= give_up {
                 if may_pass {
                     sleep_until(give_up).await;
                 }
-                return Err(failure);
+                return Err(error);
             }
             sleep_until(next).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// Counts a failure.
-    pub(crate) fn fail(&self, failure: Failure) -> Failure {
-        self.links.unanswered(&failure);
-        failure
+    /// Counts an error and returns it.
+    pub(crate) fn fail(&self, error: UpstreamError) -> UpstreamError {
+        self.links.unanswered(&error);
+        error
     }
 
-    /// A new connection.
-    async fn open(&self) -> Result<SendRequest<Upload>, Failure> {
+    /// Opens a new connection.
+    async fn open(&self) -> Result<SendRequest<Upload>, UpstreamError> {
         let connected = self.connector.connect(&self.url).await;
-        let noted = connected.inspect_err(|failure| {
-            self.room.get().into_iter().for_each(|mainstay| bounds::note_failure(failure, mainstay));
+        let connected = connected.inspect_err(|failure| {
+            self.server.get().into_iter().for_each(|server| limits::free_port(failure, server));
         });
-        let stream = noted.map_err(|failure| match failure.kind {
-            FailureKind::TimedOut => Failure::ConnectTimeout,
-            FailureKind::Certificate | FailureKind::Tls => Failure::Untrusted(failure.to_string()),
-            _ => Failure::Unreachable(failure.to_string()),
+        let stream = connected.map_err(UpstreamError::Connect)?;
+        let opened = self.http.handshake(TokioIo::new(UpstreamIo(stream))).await;
+        let (sender, connection) = opened.map_err(|error| {
+            UpstreamError::Connect(ConnectFailure::new(FailureKind::Other, error.to_string()))
         })?;
-        let opened = self.http.handshake(TokioIo::new(Heard(stream))).await;
-        let (sender, connection) = opened.map_err(|error| Failure::Unreachable(error.to_string()))?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection to the backend ended");
+                tracing::debug!(%error, "a connection to the backend ended with an error");
             }
         });
         Ok(sender)
     }
 
-    /// A connection that waits for a request. It may still be busy with the end of its last one.
-    async fn kept(&self) -> Option<SendRequest<Upload>> {
+    /// Takes a connection out of the pool. It may still be finishing its last request, which this waits for.
+    async fn checkout(&self) -> Option<SendRequest<Upload>> {
         loop {
-            let (mut sender, since) = self.idle().connections.pop()?;
-            if since.elapsed() < IDLE_FOR && !sender.is_closed() && sender.ready().await.is_ok() {
+            let (mut sender, since) = self.pool().connections.pop()?;
+            if since.elapsed() < POOL_IDLE_TIMEOUT && !sender.is_closed() && sender.ready().await.is_ok() {
                 return Some(sender);
             }
         }
     }
 
-    fn keep(self: &Arc<Self>, sender: SendRequest<Upload>) {
-        let mut idle = self.idle();
-        if sender.is_closed() || idle.connections.len() >= IDLE {
+    /// Puts a connection into the pool; drops it if the pool is full.
+    fn checkin(self: &Arc<Self>, sender: SendRequest<Upload>) {
+        let mut pool = self.pool();
+        if sender.is_closed() || pool.connections.len() >= POOL_SIZE {
             return;
         }
-        idle.connections.push((sender, Instant::now()));
-        if !std::mem::replace(&mut idle.is_watched, true) {
+        pool.connections.push((sender, Instant::now()));
+        if !std::mem::replace(&mut pool.has_reaper, true) {
             tokio::spawn(Arc::clone(self).close_idle());
         }
     }
 
-    /// Closes what is kept for too long, until nothing is kept.
+    /// Closes connections that were idle for too long, until the pool is empty.
     async fn close_idle(self: Arc<Self>) {
         loop {
-            sleep(IDLE_FOR / 4).await;
-            let mut idle = self.idle();
-            idle.connections.retain(|(sender, since)| since.elapsed() < IDLE_FOR && !sender.is_closed());
-            if idle.connections.is_empty() {
-                *idle = Idle::default();
+            sleep(POOL_IDLE_TIMEOUT / 4).await;
+            let mut pool = self.pool();
+            let is_live = |(sender, since): &(SendRequest<Upload>, Instant)| {
+                since.elapsed() < POOL_IDLE_TIMEOUT && !sender.is_closed()
+            };
+            pool.connections.retain(is_live);
+            if pool.connections.is_empty() {
+                *pool = Pool::default();
                 return;
             }
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
-    /// The answer was read to its end. What the backend did not wait for of the request is still under way: then the
-    /// connection is of no use.
-    pub(crate) fn keep(self) {
+impl PooledConnection {
+    /// The response was read to its end: returns the connection to the pool. A connection whose request is not fully
+    /// written is closed, because the backend responded without reading the rest.
+    pub(crate) fn release(self) {
         if self.progress.is_none_or(|progress| progress.is_sent()) {
-            self.upstream.keep(self.sender);
+            self.upstream.checkin(self.sender);
         }
     }
 
-    /// The answer broke off.
+    /// The response ended early.
     pub(crate) fn failed(self, why: &str) {
-        self.upstream.links.unanswered(&Failure::NoAnswer(why.to_owned()));
+        self.upstream.links.unanswered(&UpstreamError::NoAnswer(why.to_owned()));
     }
 }
 
-/// Waits for this long after the request was last seen to move, or the client was last waited for.
+/// Awaits `asking`, at most for `most` after the request's body last made progress or the client last kept it waiting.
 pub(crate) async fn within<T>(
     most: Duration,
     progress: Option<&Progress>,
@@ -276,32 +247,39 @@ pub(crate) async fn within<T>(
     }
 }
 
-fn failure(error: &hyper::Error, progress: Option<&Progress>) -> Failure {
+fn connect_timeout() -> UpstreamError {
+    UpstreamError::Connect(ConnectFailure::new(
+        FailureKind::TimedOut,
+        "the backend cannot be reached within --upstream-wait",
+    ))
+}
+
+fn upstream_error(error: &hyper::Error, progress: Option<&Progress>) -> UpstreamError {
     if let Some(broken) = progress.and_then(Progress::broken) {
-        return Failure::Client(broken);
+        return UpstreamError::Client(broken);
     }
     let words = || {
         let source = std::error::Error::source(error).map(|source| format!(": {source}"));
         format!("{error}{}", source.unwrap_or_default())
     };
     if error.is_parse() || error.is_parse_too_large() || error.is_user() {
-        Failure::Nonsense(words())
+        UpstreamError::BadResponse(words())
     } else {
-        Failure::NoAnswer(words())
+        UpstreamError::NoAnswer(words())
     }
 }
 
-/// A connection to the backend, heard to the end. A backend that refuses a large body answers and closes; what is still
-/// written then fails, while its answer waits to be read. So writing never fails here: reading says what there is.
-pub(crate) struct Heard(ServerStream);
+/// A connection to the backend whose writes do not fail. A backend that refuses a large body responds and closes; a
+/// write then fails while the response still waits to be read. Reading reports how the connection ended.
+pub(crate) struct UpstreamIo(ServerStream);
 
-impl Heard {
+impl UpstreamIo {
     pub(crate) fn into_inner(self) -> ServerStream {
         self.0
     }
 }
 
-/// What was written, or would have been.
+/// Reports a write on a closed connection as done.
 fn written(polled: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
     polled.map(|written| match written {
         Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
@@ -311,7 +289,7 @@ fn written(polled: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<us
     })
 }
 
-impl AsyncWrite for Heard {
+impl AsyncWrite for UpstreamIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         written(Pin::new(&mut self.0).poll_write(cx, bytes), bytes.len())
     }
@@ -338,7 +316,7 @@ impl AsyncWrite for Heard {
     }
 }
 
-impl AsyncRead for Heard {
+impl AsyncRead for UpstreamIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

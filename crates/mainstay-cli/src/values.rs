@@ -1,4 +1,4 @@
-//! The values of flags. Each error says what may be written instead, in one line.
+//! Parsers of flag values. Each error is one line and says what to write.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,20 +9,19 @@ use mainstay::server::{LifetimeConfig, Origins};
 use mainstay::{Budget, HeartbeatConfig};
 
 use crate::forward::Network;
-use crate::heartbeats::RouteHeartbeat;
 
-/// A duration such as `25s`, `2m` or `500ms`.
+/// Parses a duration such as `25s`, `2m` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 25s, 2m or 500ms"))
 }
 
-/// A size such as `64KiB`, `1MiB` or `4096`.
+/// Parses a size such as `64KiB`, `1MiB` or `4096`.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
     let size = bytes(text)?.filter(|size| (1..=1 << 30).contains(size));
     size.and_then(|size| usize::try_from(size).ok()).ok_or_else(|| "must be between 1 B and 1 GiB".to_owned())
 }
 
-/// A size as [`size`], from 1 MiB on, or `off`.
+/// Parses a size from 1 MiB on, or `off`.
 pub(crate) fn memory_budget(text: &str) -> Result<Budget, String> {
     if text == "off" {
         return Ok(Budget::unlimited());
@@ -33,7 +32,7 @@ pub(crate) fn memory_budget(text: &str) -> Result<Budget, String> {
         .ok_or_else(|| "must be between 1 MiB and 1024 TiB, or off".to_owned())
 }
 
-/// `None`: more than can be counted.
+/// Parses a number with a unit. `None`: the size does not fit into 64 bits.
 fn bytes(text: &str) -> Result<Option<u64>, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text.get(digits.len()..).unwrap_or_default() {
@@ -48,57 +47,45 @@ fn bytes(text: &str) -> Result<Option<u64>, String> {
     Ok(number.checked_mul(unit))
 }
 
-/// A heartbeat's interval.
+/// Parses the interval of a heartbeat.
 pub(crate) fn heartbeat(text: &str) -> Result<HeartbeatConfig, String> {
     HeartbeatConfig::every(duration(text)?).map_err(|error| format!("must be {}", error.bound))
 }
 
-/// A path and its heartbeat's interval, as `/prices=5s`.
-pub(crate) fn route_heartbeat(text: &str) -> Result<RouteHeartbeat, String> {
-    let (path, interval) =
-        text.rsplit_once('=').ok_or("write a path and an interval, for example /prices=5s")?;
-    if !path.starts_with('/') || path.contains(['?', '#']) {
-        return Err(format!(
-            "{path:?} is no path; it begins with / and has no query, for example /prices=5s"
-        ));
-    }
-    Ok(RouteHeartbeat { path: path.into(), heartbeat: heartbeat(interval)? })
-}
-
-/// How long a connection may be without a message.
+/// Parses an idle timeout.
 pub(crate) fn idle_timeout(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     let checked = LifetimeConfig::default().idle_timeout(duration);
     checked.map(|_| duration).map_err(|error| format!("must be {}", error.bound))
 }
 
-/// How long a connection may live.
+/// Parses a maximum lifetime.
 pub(crate) fn max_lifetime(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     let checked = LifetimeConfig::default().max_lifetime(duration);
     checked.map(|_| duration).map_err(|error| format!("must be {}", error.bound))
 }
 
-/// A duration of at most an hour.
+/// Parses a duration of at most an hour.
 pub(crate) fn at_most_an_hour(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     if duration > Duration::from_secs(3600) { Err("must be at most 1h".to_owned()) } else { Ok(duration) }
 }
 
-/// How long to wait for something; no time at all would be a refusal.
+/// Parses how long to wait for something, from 10 ms to an hour.
 pub(crate) fn wait(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     let bounds = Duration::from_millis(10)..=Duration::from_secs(3600);
     if bounds.contains(&duration) { Ok(duration) } else { Err("must be between 10ms and 1h".to_owned()) }
 }
 
-/// An address to listen on.
+/// Parses an address to listen on.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "write an IP address and a port, for example 127.0.0.1:8080 or [::1]:8080".into())
 }
 
-/// A header, as `Name: value`.
+/// Parses a header, as `Name: value`.
 pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("write it as \"Name: value\"")?;
     let name = name.trim().parse().map_err(|_| format!("{name:?} is not a header name"))?;
@@ -106,14 +93,14 @@ pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, value))
 }
 
-/// A header for the backend, as `Name: value`, or `Name: @/path` with the value in a file.
+/// Parses a header for the backend, as `Name: value`, or `Name: @/path` with the value in a file.
 pub(crate) fn upstream_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = match text.split_once(':').map(|(name, value)| (name, value.trim())) {
         Some((name, value)) if value.starts_with("@/") => {
             let file = value.trim_start_matches('@');
             let read = std::fs::read_to_string(file);
-            let read = read.map_err(|error| format!("{file}: {error}; give a file that can be read"))?;
-            // What is in it may be a secret, and is not shown.
+            let read = read.map_err(|error| format!("{file}: {error}; name a readable file"))?;
+            // The content may be a secret, and is not quoted.
             let value = HeaderValue::from_str(read.trim_end_matches(['\r', '\n']));
             let value = value.map_err(|_| format!("{file}: must hold one line, the header's value"))?;
             let name = name.trim().parse().map_err(|_| format!("{name:?} is not a header name"))?;
@@ -122,12 +109,12 @@ pub(crate) fn upstream_header(text: &str) -> Result<(HeaderName, HeaderValue), S
         _ => header(text)?,
     };
     if is_not_for_flags(&name) {
-        return Err(format!("{name} belongs to the connection or the handshake; it cannot be set by a flag"));
+        return Err(format!("{name} belongs to the connection or the handshake and cannot be set by a flag"));
     }
     Ok((name, value))
 }
 
-/// What is of one hop, or has a flag of its own.
+/// Returns whether a header is hop-by-hop or has a flag of its own.
 fn is_not_for_flags(name: &HeaderName) -> bool {
     let name = name.as_str();
     let hop =
@@ -135,10 +122,10 @@ fn is_not_for_flags(name: &HeaderName) -> bool {
     hop.contains(&name) || name.starts_with("sec-websocket-")
 }
 
-/// What a request may have as Host.
+/// Parses a Host header.
 pub(crate) fn host(text: &str) -> Result<HeaderValue, String> {
     let wrong =
-        || "write a host, and a port if need be, for example app.internal or app.internal:8080".to_owned();
+        || "write a host, optionally with a port, for example app.internal or app.internal:8080".to_owned();
     let authority: http::uri::Authority = text.parse().map_err(|_| wrong())?;
     if authority.host().is_empty() || text.contains('@') {
         return Err(wrong());
@@ -146,7 +133,7 @@ pub(crate) fn host(text: &str) -> Result<HeaderValue, String> {
     HeaderValue::from_str(text).map_err(|_| wrong())
 }
 
-/// A size of a body, which may be larger than what is kept in memory.
+/// Parses the size of a body, which may be larger than memory.
 pub(crate) fn body_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: u64 = match text.get(digits.len()..).unwrap_or_default() {
@@ -160,7 +147,7 @@ pub(crate) fn body_size(text: &str) -> Result<u64, String> {
     size.ok_or_else(|| "write for example 64KiB, 10MiB or 1GiB".to_owned())
 }
 
-/// The name of a subprotocol (RFC 6455 section 4.1: a token of RFC 9110).
+/// Parses a token of RFC 9110, such as the name of a subprotocol (RFC 6455 section 4.1).
 pub(crate) fn token(text: &str) -> Result<String, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let token = !text.is_empty() && text.bytes().all(allowed);
@@ -169,41 +156,42 @@ pub(crate) fn token(text: &str) -> Result<String, String> {
         .ok_or_else(|| "must be letters, digits and !#$%&'*+-.^_`|~ only".to_owned())
 }
 
-/// How many there may be; none at all is possible.
+/// Parses a maximum; 0 is allowed.
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| "must be a whole number from 0, for example 1000".to_owned())
 }
 
-/// How many fragments a message may have.
+/// Parses a maximum number of fragments.
 pub(crate) fn fragments(text: &str) -> Result<u32, String> {
     let count = text.parse().ok().filter(|count| *count > 0);
     count.ok_or_else(|| format!("must be a whole number from 1 to {}, for example 1024", u32::MAX))
 }
 
-/// Addresses, as one of them or with the number of bits that they share.
+/// Parses an IP address or a network.
 pub(crate) fn network(text: &str) -> Result<Network, String> {
     Network::parse(text)
         .ok_or_else(|| "write an IP address or a network, for example 10.0.0.7 or 10.0.0.0/8".to_owned())
 }
 
-/// Where to connect: `ws://host[:port][/path][?query]`, or `wss://`.
+/// Parses the URL of a server: `ws://host[:port][/path][?query]`, or `wss://`.
 pub(crate) fn url(text: &str) -> Result<String, String> {
     parse_url(text).map(|_| text.to_owned())
 }
 
-/// Where to connect: as [`url`], or `unix:/run/app.sock[:/path][?query]`.
+/// Parses the address of a server: as [`url`], or `unix:/run/app.sock[:/path][?query]`.
 pub(crate) fn server(text: &str) -> Result<String, String> {
     place(text).map(|_| text.to_owned())
 }
 
-/// The backend: as [`server`], without a query. `http://` and `https://` mean the same: it gets both kinds of requests.
+/// Parses the address of the backend: as [`server`], without a query. `http://` and `https://` mean the same as `ws://` and
+/// `wss://`: the backend receives both kinds of requests.
 pub(crate) fn upstream(text: &str) -> Result<Place, String> {
     let same = [("http://", "ws://"), ("https://", "wss://")];
     let written = same.iter().find_map(|(http, ws)| Some(format!("{ws}{}", text.strip_prefix(http)?)));
     let place = place(written.as_deref().unwrap_or(text))?;
     match place.url.query() {
         None => Ok(place),
-        Some(_) => Err("must have no ?query: each visitor's own is passed on; write it without".to_owned()),
+        Some(_) => Err("must have no ?query, because each client's own is forwarded; remove it".to_owned()),
     }
 }
 
@@ -215,11 +203,13 @@ fn place(text: &str) -> Result<Place, String> {
     }
 }
 
-/// Says nothing of what it was given: that may hold a password.
+/// Parses a URL. Errors do not quote it: it may contain a password.
 fn parse_url(text: &str) -> Result<Uri, String> {
     let authority = text.split_once("://").and_then(|(_, rest)| rest.split(['/', '?', '#']).next());
     if authority.is_some_and(|authority| authority.contains('@')) {
-        return Err("must have no user:password@, which is not sent; use a header, Authorization".to_owned());
+        return Err(
+            "must have no user:password@, which would not be sent; use an Authorization header".to_owned()
+        );
     }
     let uri: Uri = text.parse().map_err(|error| format!("{error}; write ws://host:port"))?;
     let host = uri.host().filter(|host| !host.is_empty());
@@ -235,7 +225,7 @@ fn parse_url(text: &str) -> Result<Uri, String> {
     Ok(uri)
 }
 
-/// A page's origin: scheme and host, and a port where it is not the scheme's own.
+/// Parses the origin of a page: scheme and host, and a port that is not the scheme's default.
 pub(crate) fn origin(text: &str) -> Result<String, String> {
     if Origins::is_origin(text) {
         Ok(text.to_owned())
@@ -257,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_with_their_units_and_bounds() {
+    fn sizes_have_units_and_bounds() {
         assert_eq!(size("64KiB"), Ok(65_536));
         assert_eq!(size("4096"), Ok(4096));
         assert!(size("0").is_err_and(|error| error.contains("1 GiB")));
@@ -266,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backends_header_is_not_of_one_hop_and_may_come_from_a_file() {
+    fn a_header_for_the_backend_is_not_hop_by_hop_and_may_come_from_a_file() {
         let read = |text: &str| {
             upstream_header(text).map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
         };
@@ -323,11 +313,11 @@ mod tests {
         ] {
             assert!(upstream(wrong).is_err(), "{wrong}");
         }
-        assert!(url("unix:/run/app.sock").is_err(), "not everybody reaches one");
+        assert!(url("unix:/run/app.sock").is_err(), "bench connects over TCP only");
     }
 
     #[test]
-    fn a_port_is_a_number_that_one_can_connect_to() {
+    fn a_port_is_a_number_from_1_to_65535() {
         for right in ["ws://h", "ws://h:1", "wss://h:65535/a", "ws://[::1]:80", "ws://[::1]"] {
             assert!(url(right).is_ok(), "{right}");
         }
@@ -337,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_for_where_one_connects_to_and_not_for_the_backend() {
+    fn the_url_of_a_server_may_have_a_query_and_the_backends_may_not() {
         assert!(url("ws://h/a?b=c").is_ok());
         assert!(upstream("ws://h/a?b=c").is_err_and(|error| error.contains("?query")));
         assert!(upstream("ws://h/a?").is_err());

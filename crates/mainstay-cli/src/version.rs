@@ -1,4 +1,4 @@
-//! What `mainstay --version` prints; `mainstay -V` prints the first line alone.
+//! The output of `mainstay --version`; `mainstay -V` prints its first line only.
 
 /// The version, the commit that it was built from, the crate's features and the target. `build.rs` finds them.
 pub(crate) const LONG: &str = concat!(

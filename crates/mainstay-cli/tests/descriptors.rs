@@ -1,4 +1,4 @@
-//! A gateway that has no descriptors left.
+//! A gateway without free descriptors.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Ends with the test, however that ends.
+/// Killed when dropped.
 struct Gateway(Child);
 
 impl Drop for Gateway {
@@ -16,17 +16,17 @@ impl Drop for Gateway {
     }
 }
 
-/// `mainstay serve` that may have so many files, and the addresses that it says it listens on.
+/// Starts `mainstay serve` with this limit of open files; returns the addresses that it prints.
 fn serve(files: u32, flags: &str) -> (Gateway, Vec<String>) {
     let command = format!("ulimit -n {files} && exec \"$0\" serve --listen 127.0.0.1:0 {flags}");
-    let mut gateway = Gateway(
-        Command::new("sh")
-            .args(["-c", &command, env!("CARGO_BIN_EXE_mainstay")])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command, env!("CARGO_BIN_EXE_mainstay")]);
+    for (variable, _) in std::env::vars_os() {
+        if variable.as_encoded_bytes().starts_with(b"MAINSTAY_") {
+            shell.env_remove(variable);
+        }
+    }
+    let mut gateway = Gateway(shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let lines = BufReader::new(gateway.0.stdout.take().unwrap()).lines().map_while(Result::ok);
     let lines = lines.take_while(|line| !line.contains("try:"));
     let addresses = lines.filter_map(|line| {
@@ -39,7 +39,7 @@ fn serve(files: u32, flags: &str) -> (Gateway, Vec<String>) {
 }
 
 #[test]
-fn a_gateway_that_runs_out_of_descriptors_goes_on_when_there_are_some_again() {
+fn a_gateway_without_descriptors_continues_when_some_are_free_again() {
     let (mut gateway, addresses) = serve(60, "--max-connections 1000");
     let address = &addresses[0];
     let many: Vec<_> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
@@ -50,14 +50,14 @@ fn a_gateway_that_runs_out_of_descriptors_goes_on_when_there_are_some_again() {
     drop(many);
     let started = Instant::now();
     while !is_served(address) {
-        assert!(started.elapsed() < Duration::from_secs(30), "nobody is served");
+        assert!(started.elapsed() < Duration::from_secs(30), "no client is served");
     }
     assert!(gateway.0.try_wait().unwrap().is_none(), "the gateway ended");
 }
 
 #[test]
-fn health_is_told_however_few_descriptors_are_left() {
-    // As many visitors as open files allow by themselves, and more than they allow.
+fn health_checks_are_answered_when_no_descriptor_is_left() {
+    // The default of --max-connections, and more than the limit of open files allows.
     for flags in ["--admin 127.0.0.1:0", "--admin 127.0.0.1:0 --max-connections 1000"] {
         let (_gateway, addresses) = serve(100, flags);
         let half = |address: &String| {

@@ -1,12 +1,12 @@
-//! Reaching a server: which of its addresses next, when, and why none of them was reached.
+//! Reaching a server: which of its addresses to try next, when, and why none of them was reached.
 //!
-//! A name has several addresses, and the first may be one that nothing answers: IPv6 that is announced and not
-//! routed is the commonest. So the families alternate, the next address has its turn 250 ms after the one before, or
-//! at once when an attempt failed, and the first connection that comes about is taken.
+//! A name has several addresses, and the first may never answer; most often it is an IPv6 address that is announced and not
+//! routed. So the families alternate. The next attempt begins 250 ms after the one before, or at once when an attempt failed,
+//! and the first connection that comes about is used.
 //!
-//! Not here: the look-up of the name, which gives all addresses at once, in the system's order of preference
-//! (RFC 6724); and the time that the whole may take, at which the driver drops what is still under way. That bounds the
-//! attempts too: four a second are added to those that nothing answers.
+//! Not here: the look-up of the name, which returns all addresses at once, in the system's order of preference (RFC 6724);
+//! and the limit of the whole time, at which the driver drops the attempts that are still under way. That bounds the number
+//! of attempts, too: four more begin in each second.
 //!
 //! Source: RFC 8305 sections 4 and 5.
 
@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 
-/// How long an address is alone before the next has its turn.
+/// The time between the beginnings of two attempts.
 ///
 /// Source: RFC 8305 section 8, "Connection Attempt Delay".
 pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Failures that are named one by one.
+/// The number of failures that a message names one by one.
 const NAMED: usize = 4;
 
 /// Why no byte stream to a server came about. Another attempt may bring one. As an error its source is the operating
@@ -40,15 +40,15 @@ pub struct ConnectFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FailureKind {
-    /// Nothing is known under the server's name.
+    /// The server's name has no address, or cannot be looked up.
     UnknownName,
-    /// The server's machine answered that nothing listens there.
+    /// The server's machine answered that no process listens there.
     Refused,
     /// No answer came in time.
     TimedOut,
-    /// This machine has no way to the address.
+    /// This machine has no route to the address.
     NoRoute,
-    /// Every local port towards the address is taken, by connections that are open or were closed just now.
+    /// Every local port towards the address is in use, by connections that are open or were closed just now.
     NoLocalPort,
     /// This process or this machine has no file descriptors left.
     NoDescriptor,
@@ -56,14 +56,14 @@ pub enum FailureKind {
     Certificate,
     /// The TLS handshake failed for another reason, such as a server that speaks no TLS.
     Tls,
-    /// The proxy on the way refused, or its answer was none.
+    /// The proxy refused, or its answer was invalid.
     Proxy,
-    /// Anything else; the reason says what.
+    /// Anything else; the message states what.
     Other,
 }
 
 impl FailureKind {
-    /// A word for logs and labels of metrics.
+    /// A word for logs and for labels of metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -80,8 +80,8 @@ impl FailureKind {
         }
     }
 
-    /// The failure with the highest rank, among those of several addresses, is what happened: what this process can
-    /// mend first, then what a server said, then silence.
+    /// Orders the failures of several addresses: the highest stands for all. What this process can fix comes first, then a
+    /// server's answer, then silence.
     fn rank(self) -> u8 {
         match self {
             Self::NoLocalPort | Self::NoDescriptor => 4,
@@ -122,7 +122,7 @@ impl Error for ConnectFailure {
 /// The attempts to reach one server. See the module.
 #[derive(Debug)]
 pub struct Attempts {
-    /// In the order of their turns.
+    /// The addresses that were not tried yet, in order.
     waiting: VecDeque<SocketAddr>,
     under_way: Vec<SocketAddr>,
     next_at: Instant,
@@ -130,13 +130,13 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// Nothing is under way; the first attempt is due. `addresses`: in the order of preference.
+    /// The first attempt is due. `addresses`: in the order of preference.
     #[must_use]
     pub fn new(now: Instant, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         Self { waiting: interleaved(addresses), under_way: Vec::new(), next_at: now, failed: Vec::new() }
     }
 
-    /// The next address to connect to; `None`: it is nobody's turn.
+    /// The next address to connect to; `None`: no attempt is due.
     pub fn poll_attempt(&mut self, now: Instant) -> Option<SocketAddr> {
         if self.next_at > now {
             return None;
@@ -147,26 +147,26 @@ impl Attempts {
         Some(address)
     }
 
-    /// An attempt failed: the next has its turn at once.
+    /// Notes that an attempt failed: the next one is due at once.
     pub fn handle_failed(&mut self, now: Instant, address: SocketAddr, failure: ConnectFailure) {
         self.under_way.retain(|open| *open != address);
         self.failed.push((address, failure));
         self.next_at = now;
     }
 
-    /// When the next address has its turn; `None` after the last.
+    /// When the next attempt is due; `None` after the last address.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         (!self.waiting.is_empty()).then_some(self.next_at)
     }
 
-    /// Every attempt failed, and no address waits.
+    /// Whether every attempt failed and no address is left.
     #[must_use]
     pub fn are_over(&self) -> bool {
         self.waiting.is_empty() && self.under_way.is_empty()
     }
 
-    /// What they came to: `after` so long, where some are still under way.
+    /// The failure of all attempts. Those that are still under way count as timed out after `after`.
     #[must_use]
     pub fn into_failure(self, after: Duration) -> ConnectFailure {
         let silent = |address: &SocketAddr| {
@@ -195,7 +195,7 @@ impl Attempts {
     }
 }
 
-/// The families in turns, the first address's first; each address once.
+/// The addresses with their families in turns, beginning with the family of the first; each address once.
 fn interleaved(addresses: impl IntoIterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
     let mut all: Vec<SocketAddr> = Vec::new();
     for address in addresses {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn families_take_turns_and_no_address_is_tried_twice() {
+    fn families_alternate_and_no_address_is_tried_twice() {
         let order = |addresses: &[SocketAddr]| Vec::from(interleaved(addresses.iter().copied()));
         assert_eq!(order(&[v6(1), v6(2), v4(1), v4(2)]), [v6(1), v4(1), v6(2), v4(2)]);
         assert_eq!(order(&[v4(1), v6(1), v6(2), v6(3)]), [v4(1), v6(1), v6(2), v6(3)]);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_says_nothing_keeps_the_next_waiting_for_a_quarter_of_a_second() {
+    fn the_next_attempt_begins_a_quarter_of_a_second_after_one_that_stays_unanswered() {
         let start = origin();
         let mut attempts = Attempts::new(start, [v6(1), v4(1), v4(2)]);
         assert_eq!(due(&mut attempts, start), [v6(1)]);
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_gives_the_next_address_its_turn_at_once_and_a_late_one_does_too() {
+    fn after_a_refusal_the_next_attempt_is_due_at_once_and_after_a_late_one_too() {
         let start = origin();
         let mut attempts = Attempts::new(start, [v6(1), v4(1), v6(2), v4(2)]);
         assert_eq!(due(&mut attempts, start), [v6(1)]);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_names_its_addresses_and_is_of_the_kind_that_says_most() {
+    fn a_failure_names_its_addresses_and_has_the_kind_of_the_highest_rank() {
         let check = |failed: &[(SocketAddr, FailureKind)], under_way: &[SocketAddr], kind, words: &str| {
             let start = origin();
             let all = failed.iter().map(|(address, _)| *address).chain(under_way.iter().copied());

@@ -1,7 +1,7 @@
 //! The example of the README: an axum server whose handler belongs to the session.
 
 use axum::{Router, response::Response, routing::any};
-use mainstay::{Server, SessionUpgrade, server::Config};
+use mainstay::{Server, SessionUpgrade};
 
 async fn echo(upgrade: SessionUpgrade) -> Response {
     upgrade.on_session(|mut session| async move {
@@ -13,8 +13,8 @@ async fn echo(upgrade: SessionUpgrade) -> Response {
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
-    let mainstay = Server::new(Config::default());
-    let app = Router::new().route("/echo", any(echo)).with_state(mainstay.clone());
+    let server = Server::default();
+    let app = Router::new().route("/echo", any(echo));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
-    mainstay::serve(listener, app, &mainstay).await
+    mainstay::serve(listener, app, &server).await
 }

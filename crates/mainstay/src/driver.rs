@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use mainstay_proto::connect::Lost;
+use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::failure::Failure;
 use mainstay_proto::session::{Message, Transmit};
 use mainstay_proto::ws::{CloseFrame, Connection, Incoming, Limits, Packed, ProtocolError, SendQueue, State};
@@ -51,14 +51,6 @@ pub(crate) enum Arrived {
     /// Bytes of any frame: comes first in every read.
     Bytes,
     Close(Option<CloseFrame>),
-}
-
-/// How the messages of the application are framed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Framing {
-    /// `mainstay.v1`: a type byte in front of binary messages.
-    Session,
-    Plain,
 }
 
 /// The outcome of one read.
@@ -179,7 +171,7 @@ impl Wire {
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
-        framing: Framing,
+        mode: Mode,
         mut next: impl FnMut() -> Option<Transmit>,
     ) -> Result<Written, Abort> {
         let mut progress = false;
@@ -200,7 +192,7 @@ impl Wire {
                         drop(out.take_rest());
                         return Err(Abort);
                     }
-                    Some(transmit) => self.encode(framing, transmit, packed, out),
+                    Some(transmit) => self.encode(mode, transmit, packed, out),
                 }
             }
             if out.is_empty() {
@@ -222,14 +214,14 @@ impl Wire {
         })
     }
 
-    fn encode(&mut self, framing: Framing, transmit: Transmit, packed: &mut Packed, out: &mut SendQueue) {
-        match (&transmit, framing) {
+    fn encode(&mut self, mode: Mode, transmit: Transmit, packed: &mut Packed, out: &mut SendQueue) {
+        match (&transmit, mode) {
             (Transmit::Ping(nonce), _) => self.codec.ping(&nonce.to_be_bytes(), out),
             (Transmit::Close { code, reason }, _) => {
                 self.codec.close(*code, reason, out);
                 self.closing = true;
             }
-            (Transmit::Message(message), Framing::Plain) => {
+            (Transmit::Message(message), Mode::Plain) => {
                 self.codec.send_shared(message.kind(), &[], message.payload(), packed, out);
             }
             _ => {
@@ -268,10 +260,10 @@ impl Wire {
 
     /// Bytes that this connection keeps: of a message that is not complete, of input that was not parsed, and of output
     /// that the socket did not accept. Messages that the session keeps until they are acknowledged do not count twice.
-    pub(crate) fn held(&self, framing: Framing) -> u64 {
-        let unsent = self.unsent.as_ref().map_or(0, |unsent| match framing {
-            Framing::Session => unsent.copied(),
-            Framing::Plain => unsent.len(),
+    pub(crate) fn held(&self, mode: Mode) -> u64 {
+        let unsent = self.unsent.as_ref().map_or(0, |unsent| match mode {
+            Mode::Session => unsent.copied(),
+            _ => unsent.len(),
         });
         let early = self.early.as_ref().map_or(0, |early| early.len());
         self.assembling() + (unsent + early) as u64
@@ -297,7 +289,7 @@ impl Wire {
     ///
     /// Source: RFC 6455 section 7.1.1.
     pub(crate) fn end(mut self, cx: &mut Context<'_>) -> Option<Self> {
-        let said = matches!(self.poll_write(cx, Framing::Plain, || None), Ok(Written::All));
+        let said = matches!(self.poll_write(cx, Mode::Plain, || None), Ok(Written::All));
         let is_closed = said && self.codec.ends_in_order() && !self.may_read();
         (!is_closed).then_some(self)
     }
@@ -311,7 +303,7 @@ impl Wire {
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
         let linger = std::future::poll_fn(|cx| {
             loop {
-                match self.poll_write(cx, Framing::Plain, || None) {
+                match self.poll_write(cx, Mode::Plain, || None) {
                     Err(Abort) => return Poll::Ready(()),
                     Ok(Written::Some | Written::None) => return Poll::Pending,
                     Ok(Written::All) => {}
@@ -391,8 +383,7 @@ mod tests {
         let (mut wire, mut peer) = wire(16);
         let mut messages = vec![Transmit::Message(Message::text("x".repeat(40)))];
         let mut write = async |wire: &mut Wire| {
-            std::future::poll_fn(|cx| Poll::Ready(wire.poll_write(cx, Framing::Plain, || messages.pop())))
-                .await
+            std::future::poll_fn(|cx| Poll::Ready(wire.poll_write(cx, Mode::Plain, || messages.pop()))).await
         };
         assert!(matches!(write(&mut wire).await, Ok(Written::Some)));
         assert!(matches!(write(&mut wire).await, Ok(Written::None)));

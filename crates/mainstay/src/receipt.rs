@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The peer has it: its application (`mainstay.v1`), or its WebSocket stack (a plain peer).
+    /// The peer acknowledged it: its application (`mainstay.v1`), or its WebSocket stack (plain servers).
     Delivered,
     /// It was not delivered, and will not be.
     NotDelivered,
@@ -33,7 +33,7 @@ pub enum Outcome {
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "a receipt resolves to what became of the message; use `send` where that does not matter"]
+#[must_use = "await it; `send` sends without a receipt"]
 pub struct Receipt(pub(crate) oneshot::Receiver<Outcome>);
 
 /// The other end of a [`Receipt`].
@@ -50,7 +50,7 @@ impl Future for Receipt {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        // Without its sender nothing will be known any more.
+        // A sender that is gone cannot report any more.
         Pin::new(&mut self.0).poll(cx).map(|settled| settled.unwrap_or(Outcome::Unknown))
     }
 }

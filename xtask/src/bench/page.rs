@@ -21,20 +21,20 @@ pub(super) fn write(
     let mut page = String::new();
     writeln!(page, "# Performance\n\nWritten by `cargo xtask bench`; do not edit.\n")?;
     if scale.quick {
-        writeln!(page, "**A smoke test (`--quick`): these figures say nothing.**\n")?;
+        writeln!(page, "**A smoke test (`--quick`): these figures mean nothing.**\n")?;
     }
     writeln!(page, "![Every figure as bars, one for each server](performance.svg)\n")?;
     writeln!(page, "Very many idle connections, and ten thousand clients at once: [SCALE.md](SCALE.md).\n")?;
     write!(
         page,
         "## How\n\n\
-         Every server answers at `/echo` and `/broadcast`, pings each connection every 4 s and ends one that did not\n\
-         answer. Release builds, `TCP_NODELAY`, no compression. {}\n\
-         Every server has its turn in every scenario, in a fresh process, before the next round begins; tables show\n\
-         the median of the rounds ({rounds}) and, behind ±, half their range. CPU is the scheduler's run time of the whole\n\
-         server, the kernel's share of its sockets included; memory is resident memory. Where the generator is busy\n\
-         throughout, messages per second say what it could ask for, so CPU is the figure to trust. Figures of\n\
-         different machines do not compare; below 15 % a difference is noise.\n\n",
+         Every server answers at `/echo` and `/broadcast`, pings each connection every 4 s and ends a connection that did\n\
+         not answer. Release builds, `TCP_NODELAY`, no compression. {}\n\
+         In each round every server runs every scenario, in a fresh process; tables show the median of the rounds ({rounds})\n\
+         and, behind ±, half their range. CPU is the scheduler's run time of the whole server, including the kernel's share\n\
+         for its sockets; memory is resident memory. If the generator is busy all the time, it limits the messages per\n\
+         second, and CPU is the figure to trust. Figures of different machines are not comparable; a difference below 15 % is\n\
+         noise.\n\n",
         if scale.pinned {
             "The server has one core, the generator\nanother (`taskset`), over loopback."
         } else {
@@ -52,8 +52,8 @@ pub(super) fn write(
     if servers.iter().any(|server| server.name == field::SOCKETIFY) {
         writeln!(
             page,
-            "\n`{}` calls into CPython for each message: its figures say what that costs, and nothing of uWebSockets\n\
-             itself. `uWebSockets` is the C++ server, one thread with one loop.",
+            "\n`{}` calls into CPython for each message: its figures show that cost, not uWebSockets itself.\n\
+             `uWebSockets` is the C++ server, one thread with one loop.",
             field::SOCKETIFY
         )?;
     }
@@ -69,7 +69,7 @@ pub(super) fn write(
         page += &plugin::section(found)?;
     }
     commands(&mut page, servers, scale)?;
-    for (title, lines) in [("Not measured here", &results.missing), ("Came to nothing", &results.failures)] {
+    for (title, lines) in [("Not measured here", &results.missing), ("Failed", &results.failures)] {
         if !lines.is_empty() {
             writeln!(page, "\n## {title}\n")?;
             lines.iter().try_for_each(|line| writeln!(page, "- {line}"))?;
@@ -82,20 +82,20 @@ pub(super) fn write(
 fn gateways(scale: &Scale) -> String {
     let cores = if scale.pinned {
         "\n\nThe gateway has the first core; generator and upstream share the second. Where a gateway is slower than these\n\
-         two together, messages per second are its own. At a rate the generator is never idle, so there the upstream\n\
+         two together, messages per second are the gateway's. In runs with a rate the generator is never idle, so the upstream\n\
          shares the gateway's core, which has time for both."
     } else {
         ""
     };
     format!(
         "Each message goes through a gateway to one upstream, the same for all, which sends it back the same way: one\n\
-         message here is two passes. The upstream is none of ours, an echo by tokio-websockets that writes once for all\n\
-         that came at once. With many in flight a gateway that only copies bytes waits for it all the same, and CPU is\n\
-         the figure to trust. `{DIRECT}` is the upstream asked directly; what a gateway adds is its latency less\n\
-         that.{cores}\n\n\
-         Ours is `mainstay serve --upstream` as it comes: heartbeats on both legs, and no message forgotten before the\n\
-         upstream has confirmed it. nginx has one worker and passes bytes on without looking at them, 4 KiB at a time\n\
-         as it comes."
+         message here is two passes. The upstream is an echo by tokio-websockets, not by Mainstay, and answers all messages of a\n\
+         read with one write. With many in flight a gateway that only copies bytes waits for the upstream too, so CPU is\n\
+         the figure to trust. `{DIRECT}` is the upstream without a gateway; a gateway adds the difference between its latency\n\
+         and that.{cores}\n\n\
+         Ours is `mainstay serve --upstream` with its defaults: heartbeats on both legs, and every message is kept until the\n\
+         upstream has confirmed it. nginx has one worker and passes bytes on without parsing them, by default 4 KiB at a\n\
+         time."
     )
 }
 
@@ -158,8 +158,8 @@ fn table(
 fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> {
     writeln!(
         page,
-        "\n## Commands\n\nAll of it again: `cargo xtask bench`. The servers, `ADDRESS` being free ones\n\
-         and `UPSTREAM` that of what the gateways stand before (core 0 in `gateway-rate`):\n"
+        "\n## Commands\n\n`cargo xtask bench` repeats all of it. The servers; `ADDRESS` stands for free addresses, `UPSTREAM` for the\n\
+         upstream's address (core 0 in `gateway-rate`):\n"
     )?;
     writeln!(page, "```text")?;
     let pin = |core: &str| if scale.pinned { format!("taskset -c {core} ") } else { String::new() };
@@ -177,7 +177,7 @@ fn commands(page: &mut String, servers: &[Server], scale: &Scale) -> Result<()> 
     }
     writeln!(
         page,
-        "```\n\nThe generator, `URL` being `ws://ADDRESS` and `PID` the server; `--session` where the row says session:\n"
+        "```\n\nThe generator; `URL` is `ws://ADDRESS`, `PID` the server's process; `--session` if the row is a session's:\n"
     )?;
     writeln!(page, "```text")?;
     for scenario in SCENARIOS.iter().filter(|scenario| servers.iter().any(|server| scenario.has(server))) {

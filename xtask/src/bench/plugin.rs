@@ -53,13 +53,13 @@ pub(super) fn measure(quick: bool) -> Result<Found> {
 pub(super) fn section(found: &Found) -> Result<String> {
     let mut page = format!(
         "\n## The Fastify plugin\n\n\
-         `{PLUGIN}` beside what it replaces in front of plain clients, `{REPLACED}` with the heartbeat of the README of\n\
-         `ws`, and beside Socket.IO over WebSocket alone ({}). All run at\n\
-         the same time on one core and have their load in turns of 200 ms from a generator on another; figures are\n\
+         `{PLUGIN}` compared with the plugin that it replaces, `{REPLACED}` with the heartbeat from the README of\n\
+         `ws` and plain clients, and with Socket.IO over WebSocket alone ({}). All run at\n\
+         the same time on one core and get their load in turns of 200 ms from a generator on another core; figures are\n\
          medians of the turns. 100 connections; heartbeats of 2,500 connections every 2 s; memory is the heap after a\n\
          collection. `--server {PLUGIN}` runs this alone; in `clients` it is `node bench/measure.mjs`.\n\n\
-         A sweep over all connections, as that README has it, is the cheapest heartbeat and the one that comes in heaps: the\n\
-         plugin spreads its own, and a process that is woken 60 times a second for 20 of them finds its caches cold where others\n\
+         A loop over all connections, as in the README of `ws`, is the cheapest heartbeat, and it sends all probes at once. The\n\
+         plugin spreads its probes; a process that wakes 60 times a second for 20 probes each finds cold caches if other processes\n\
          share the core.\n",
         found.versions
     );

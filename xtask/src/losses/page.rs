@@ -21,7 +21,7 @@ struct Language {
     fault: fn(Fault) -> &'static str,
     /// The words after a number: "so many of so many", and "reported".
     of: fn(u64, u64) -> String,
-    told: fn(u64) -> String,
+    reported: fn(u64) -> String,
 }
 
 const LANGUAGES: [Language; 2] = [
@@ -37,8 +37,8 @@ const LANGUAGES: [Language; 2] = [
             Fault::Kill => "the server crashes",
             Fault::Deploy => "a new version is deployed",
         },
-        of: |lost, said| format!("**{lost}** of {said}"),
-        told: |lost| format!("{lost}, each reported"),
+        of: |lost, sent| format!("**{lost}** of {sent}"),
+        reported: |lost| format!("{lost}, each reported"),
     },
     Language {
         file: "README.zh-CN.md",
@@ -52,8 +52,8 @@ const LANGUAGES: [Language; 2] = [
             Fault::Kill => "服务器崩溃",
             Fault::Deploy => "部署新版本",
         },
-        of: |lost, said| format!("**{lost}** / {said}"),
-        told: |lost| format!("{lost}，均已告知"),
+        of: |lost, sent| format!("**{lost}** / {sent}"),
+        reported: |lost| format!("{lost}，均已告知"),
     },
 ];
 
@@ -94,7 +94,7 @@ fn check_table(language: &Language, table: &str) -> std::result::Result<(), Stri
         for cell in ours {
             let lost: u64 =
                 cell.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(u64::MAX);
-            let is_right = *cell == "0" || (!fault.is_survived() && *cell == (language.told)(lost));
+            let is_right = *cell == "0" || (!fault.is_survived() && *cell == (language.reported)(lost));
             if !is_right || ours.len() != LANES.len() - 1 {
                 return Err(format!("`{label}`: `{cell}` is not what is measured"));
             }
@@ -108,11 +108,11 @@ fn table(language: &Language, found: &[(Fault, [Measured; 3])]) -> String {
     for (fault, [recipe, ours @ ..]) in found {
         let cell = |measured: &Measured| match measured.lost() {
             0 => "0".to_owned(),
-            lost if measured.silently() == 0 => (language.told)(lost),
-            lost => (language.of)(lost, measured.said()),
+            lost if measured.silently() == 0 => (language.reported)(lost),
+            lost => (language.of)(lost, measured.sent()),
         };
         let cells: Vec<_> = ours.iter().map(cell).collect();
-        let by_hand = (language.of)(recipe.lost(), recipe.said());
+        let by_hand = (language.of)(recipe.lost(), recipe.sent());
         table += &format!("| {} | {by_hand} | {} |\n", (language.fault)(*fault), cells.join(" | "));
     }
     table
@@ -132,21 +132,21 @@ fn replaced(text: &str, table: &str) -> Result<String> {
 fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
     let mut page = format!(
         "# What a fault costs\n\nWritten by `cargo xtask losses`; do not edit.\n\n\
-         Client and server each say ten numbered messages a second over a TCP proxy. Everything is well for {} s, then\n\
-         one fault happens, then {} s are watched, and what is on its way arrives. The same fault happens at the same\n\
-         moment to three lanes:\n\n\
+         Client and server each send ten numbered messages a second through a TCP proxy. The path is undisturbed for {} s, then\n\
+         one fault happens, then the run goes on for {} s, and messages in flight arrive. The same fault happens at the same\n\
+         moment in three lanes:\n\n\
          | | Client | Server |\n|---|---|---|\n\
          | by hand | `new WebSocket` 3 s after `close`; sends if it is open | `@fastify/websocket`, a ping every 7.5 s, \
-         `close(1000)` when 5 s later no pong came |\n\
+         `close(1000)` if no pong comes within 5 s |\n\
          | plugin | `@mainstay/client` | `@mainstay/fastify` |\n\
-         | gateway | `@mainstay/client` | `mainstay serve` in front of the server by hand, which is not changed |\n\n\
-         Mainstay runs with its defaults. A message is lost if one side sent it and the other's application never received\n\
-         it, over the whole run: what a server sends while its client has no session counts, and so does what a client's\n\
-         full queue did not take. It is reported if the application learned of it: message by message towards the\n\
-         server (`delivered`), by a `gap` event towards the client.\n\n\
-         After a cut the old connection stays dead, as after a change of networks, or where a NAT forgot it; an attempt that\n\
-         is under way when the path is back gets through at once. A path that comes back with its connection is not shown here:\n\
-         TCP then sends again what was under way.\n\n",
+         | gateway | `@mainstay/client` | `mainstay serve` in front of the server by hand, which is unchanged |\n\n\
+         Mainstay runs with its defaults. A message is lost if one end sent it and the application of the other end never received\n\
+         it during the whole run. Messages that a server sends while its client has no session count, and so do messages for which a\n\
+         client's queue had no room. A loss is reported if the sending or receiving application learned of it: towards the server for\n\
+         each message (`delivered`), towards the client by a `gap` event.\n\n\
+         After a cut the old connection stays dead, as after a change of networks or after a NAT dropped it; an attempt in\n\
+         progress gets through as soon as the path is back. A path that comes back together with its connection is not shown here: TCP\n\
+         then retransmits the data in flight.\n\n",
         WHOLE.calm.as_secs(),
         WHOLE.watched.as_secs(),
     );
@@ -159,13 +159,13 @@ fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
         page += "| | lost to the server | lost to the client | reported | twice | client notices | server notices | flows again |\n";
         page += "|---|--:|--:|--:|--:|--:|--:|--:|\n";
         for (lane, measured) in ["by hand", "plugin", "gateway"].iter().zip(lanes) {
-            let of = |direction: Direction| format!("{} of {}", direction.lost, direction.said);
-            let told = measured.up.told + measured.down.told;
+            let of = |direction: Direction| format!("{} of {}", direction.lost, direction.sent);
+            let reported = measured.up.reported + measured.down.reported;
             let twice = measured.up.twice + measured.down.twice;
             let seconds = |time: Option<f64>| time.map_or("never".to_owned(), |time| format!("{time:.1} s"));
             writeln!(
                 page,
-                "| {lane} | {} | {} | {told} | {twice} | {} | {} | {} |",
+                "| {lane} | {} | {} | {reported} | {twice} | {} | {} | {} |",
                 of(measured.up),
                 of(measured.down),
                 seconds(measured.client_noticed),
@@ -175,12 +175,13 @@ fn losses(found: &[(Fault, [Measured; 3])]) -> Result<String> {
         }
     }
     page += "\n## Notes\n\n\
-             Times count from the fault's begin until one end notices (`never`: not before the run's end, or there was\n\
-             nothing to notice), and from the fault's end until a message arrives at the server that was sent since. In the\n\
-             gateway's lane \"server notices\" is the server behind the gateway. Messages may come twice where the gateway\n\
-             sends again what a lost backend did not confirm (`--delivery at-least-once`).\n\n\
-             Two minutes offline are the resume window itself: a session whose client comes back later (it dials at random\n\
-             within 30 s by then) is lost, which is reported. A client keeps 1,024 messages while it is away, by default, and reports what it did not take.\n\n\
+             \"Notices\" is the time from the beginning of the fault (`never`: not before the end of the run, or there was nothing to notice).\n\
+             \"Flows again\" is the time from the end of the fault until the server receives a message that was sent after it. In the\n\
+             gateway's lane, \"server notices\" is the server behind the gateway. Messages may arrive twice where the gateway\n\
+             sends messages again that a lost backend had not confirmed (`--delivery at-least-once`).\n\n\
+             Two minutes offline are exactly the resume window: if the client comes back later (by then it dials at random within 30 s), its\n\
+             session is lost, and the loss is reported. By default a client keeps 1,024 messages while it is away, and reports each message\n\
+             that it does not accept.\n\n\
              ```sh\ncargo xtask losses                # all of it, 20 minutes; writes this page and the READMEs' tables\n\
              cargo xtask losses --fault cut --quick --json\n```\n";
     Ok(page.replace("```sh\n", "<!-- run: skip, it is what wrote this -->\n\n```sh\n"))
@@ -199,7 +200,7 @@ mod tests {
     /// A plausible result: everything lost by hand, and by Mainstay only the reported losses of ended processes.
     fn found(lost_in_a_crash: Direction) -> Vec<(Fault, [Measured; 3])> {
         let by_hand =
-            Measured { up: Direction { said: 10, lost: 9, told: 0, twice: 0 }, ..Measured::default() };
+            Measured { up: Direction { sent: 10, lost: 9, reported: 0, twice: 0 }, ..Measured::default() };
         let ours = |fault| match fault {
             Fault::Kill => Measured { up: lost_in_a_crash, ..Measured::default() },
             _ => Measured::default(),
@@ -210,9 +211,10 @@ mod tests {
     #[test]
     fn a_table_that_was_measured_has_the_right_shape() {
         for language in &LANGUAGES {
-            let told = found(Direction { said: 10, lost: 2, told: 2, twice: 0 });
+            let reported = found(Direction { sent: 10, lost: 2, reported: 2, twice: 0 });
             let text =
-                replaced(&format!("before\n{BEGIN}\nold\n{END}\nafter\n"), &table(language, &told)).unwrap();
+                replaced(&format!("before\n{BEGIN}\nold\n{END}\nafter\n"), &table(language, &reported))
+                    .unwrap();
             assert!(text.starts_with("before\n") && text.ends_with("after\n") && !text.contains("old"));
             assert_eq!(check_table(language, between(&text).unwrap()), Ok(()));
         }
@@ -221,7 +223,7 @@ mod tests {
     #[test]
     fn a_table_with_a_silent_loss_or_without_a_row_is_refused() {
         for language in &LANGUAGES {
-            let silent = found(Direction { said: 10, lost: 2, told: 0, twice: 0 });
+            let silent = found(Direction { sent: 10, lost: 2, reported: 0, twice: 0 });
             assert!(check_table(language, &table(language, &silent)).is_err());
             let table = table(language, &found(Direction::default()));
             let (without, _) = table.trim_end().rsplit_once('\n').unwrap();

@@ -30,10 +30,10 @@ pub(super) struct Measured {
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Direction {
-    pub(super) said: u64,
+    pub(super) sent: u64,
     pub(super) lost: u64,
     /// Lost, and reported to the application.
-    pub(super) told: u64,
+    pub(super) reported: u64,
     pub(super) twice: u64,
 }
 
@@ -46,7 +46,7 @@ impl Logs {
     pub(super) fn pending(&self) -> Result<u64> {
         let client = Log::read(&self.client)?;
         let settled = client.refused.len() + client.fates.len();
-        Ok((client.said.len() as u64).saturating_sub(settled as u64))
+        Ok((client.sent.len() as u64).saturating_sub(settled as u64))
     }
 }
 
@@ -60,7 +60,7 @@ impl Measured {
             let first = received.entry(*n).or_insert(*at);
             *first = (*first).min(*at);
         }
-        let back = client.said.iter().filter(|(_, at)| **at >= until).find_map(|(n, _)| received.get(n));
+        let back = client.sent.iter().filter(|(_, at)| **at >= until).find_map(|(n, _)| received.get(n));
         let since_fault = |at: u64, begin| at.saturating_sub(begin) as f64 / 1000.0;
         let noticed = |log: &Log| log.lost.iter().find(|at| **at >= from).map(|at| since_fault(*at, from));
         Ok(Self {
@@ -73,8 +73,8 @@ impl Measured {
         })
     }
 
-    pub(super) fn said(&self) -> u64 {
-        self.up.said + self.down.said
+    pub(super) fn sent(&self) -> u64 {
+        self.up.sent + self.down.sent
     }
 
     pub(super) fn lost(&self) -> u64 {
@@ -83,13 +83,13 @@ impl Measured {
 
     /// Lost, and reported to no application.
     pub(super) fn silently(&self) -> u64 {
-        self.lost() - self.up.told - self.down.told
+        self.lost() - self.up.reported - self.down.reported
     }
 
     pub(super) fn to_json(self) -> Value {
         let direction = |direction: Direction| {
-            let Direction { said, lost, told, twice } = direction;
-            json!({ "said": said, "lost": lost, "told": told, "twice": twice })
+            let Direction { sent, lost, reported, twice } = direction;
+            json!({ "sent": sent, "lost": lost, "reported": reported, "twice": twice })
         };
         json!({
             "client_to_server": direction(self.up),
@@ -108,13 +108,13 @@ fn up(client: &Log, servers: &[Log]) -> Direction {
     for (n, _) in servers.iter().flat_map(|server| &server.got) {
         *times.entry(*n).or_default() += 1;
     }
-    let lost: Vec<_> = client.said.keys().filter(|n| !times.contains_key(n)).collect();
-    let is_told =
+    let lost: Vec<_> = client.sent.keys().filter(|n| !times.contains_key(n)).collect();
+    let is_reported =
         |n: &u64| client.refused.contains(n) || client.fates.get(n).is_some_and(|fate| fate != "delivered");
     Direction {
-        said: client.said.len() as u64,
+        sent: client.sent.len() as u64,
         lost: lost.len() as u64,
-        told: lost.iter().filter(|n| is_told(n)).count() as u64,
+        reported: lost.iter().filter(|n| is_reported(n)).count() as u64,
         twice: times.values().map(|times| times - 1).sum(),
     }
 }
@@ -124,13 +124,13 @@ fn up(client: &Log, servers: &[Log]) -> Direction {
 fn down(client: &Log, servers: &[Log]) -> Direction {
     let got: BTreeSet<_> = client.got.iter().map(|(n, _)| *n).collect();
     let Some(first) = got.first() else { return Direction::default() };
-    let said: BTreeSet<_> =
-        servers.iter().flat_map(|server| server.said.keys()).filter(|n| *n >= first).collect();
-    let lost = said.iter().filter(|n| !got.contains(n)).count() as u64;
+    let sent: BTreeSet<_> =
+        servers.iter().flat_map(|server| server.sent.keys()).filter(|n| *n >= first).collect();
+    let lost = sent.iter().filter(|n| !got.contains(n)).count() as u64;
     Direction {
-        said: said.len() as u64,
+        sent: sent.len() as u64,
         lost,
-        told: if client.gaps > 0 { lost } else { 0 },
+        reported: if client.gaps > 0 { lost } else { 0 },
         twice: (client.got.len() - got.len()) as u64,
     }
 }
@@ -138,7 +138,7 @@ fn down(client: &Log, servers: &[Log]) -> Direction {
 /// The log of one process: numbers, with their times.
 #[derive(Default)]
 struct Log {
-    said: BTreeMap<u64, u64>,
+    sent: BTreeMap<u64, u64>,
     got: Vec<(u64, u64)>,
     refused: BTreeSet<u64>,
     fates: BTreeMap<u64, String>,
@@ -152,8 +152,8 @@ impl Log {
         for line in text.lines().filter(|line| line.starts_with('{')) {
             let entry: Value = serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))?;
             let at = entry["at"].as_u64().unwrap_or(0);
-            if let Some(n) = entry["said"].as_u64() {
-                log.said.insert(n, at);
+            if let Some(n) = entry["sent"].as_u64() {
+                log.sent.insert(n, at);
             } else if let Some(n) = entry["got"].as_u64() {
                 log.got.push((n, at));
             } else if let Some(n) = entry["refused"].as_u64() {
@@ -176,10 +176,10 @@ impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |time: Option<f64>| time.map_or("never".to_owned(), |time| format!("{time:.1} s"));
         for (way, direction) in [("up", self.up), ("down", self.down)] {
-            let Direction { said, lost, told, twice } = direction;
-            write!(f, "{way}: {lost} of {said} lost")?;
-            if told > 0 {
-                write!(f, " ({told} told)")?;
+            let Direction { sent, lost, reported, twice } = direction;
+            write!(f, "{way}: {lost} of {sent} lost")?;
+            if reported > 0 {
+                write!(f, " ({reported} reported)")?;
             }
             if twice > 0 {
                 write!(f, ", {twice} twice")?;
@@ -205,28 +205,28 @@ mod tests {
     }
 
     #[test]
-    fn what_no_server_received_is_lost_and_told_only_by_its_fate_or_a_throw() {
-        let said = |n: u64| format!("{{\"at\":{n},\"said\":{n}}}");
-        let (one, two, three) = (said(1), said(2), said(3));
+    fn what_no_server_received_is_lost_and_reported_only_by_its_outcome_or_a_throw() {
+        let sent = |n: u64| format!("{{\"at\":{n},\"sent\":{n}}}");
+        let (one, two, three) = (sent(1), sent(2), sent(3));
         let fates = [r#"{"fate":"delivered","of":1}"#, r#"{"fate":"unknown","of":2}"#, r#"{"refused":3}"#];
         let client = [&*one, &*two, &*three, fates[0], fates[1], fates[2]];
         let found = measured(&client, &[]);
-        assert_eq!(found.up, Direction { said: 3, lost: 3, told: 2, twice: 0 });
+        assert_eq!(found.up, Direction { sent: 3, lost: 3, reported: 2, twice: 0 });
         assert_eq!((found.silently(), found.pending), (1, 0));
         assert_eq!(measured(&[&one], &[r#"{"at":2,"got":1}"#]).up.lost, 0);
     }
 
     #[test]
-    fn what_a_server_said_counts_from_the_first_that_arrived_and_a_gap_tells_of_the_rest() {
-        let server = [r#"{"said":7}"#, r#"{"said":8}"#, r#"{"said":9}"#];
+    fn what_a_server_sent_counts_from_the_first_that_arrived_and_a_gap_reports_the_rest() {
+        let server = [r#"{"sent":7}"#, r#"{"sent":8}"#, r#"{"sent":9}"#];
         let found = measured(&[r#"{"got":8}"#, r#"{"got":8}"#], &server);
-        assert_eq!(found.down, Direction { said: 2, lost: 1, told: 0, twice: 1 });
-        assert_eq!(measured(&[r#"{"got":8}"#, r#"{"event":"gap"}"#], &server).down.told, 1);
+        assert_eq!(found.down, Direction { sent: 2, lost: 1, reported: 0, twice: 1 });
+        assert_eq!(measured(&[r#"{"got":8}"#, r#"{"event":"gap"}"#], &server).down.reported, 1);
     }
 
     #[test]
     fn it_is_noticed_from_the_faults_begin_and_flows_again_from_its_end() {
-        let client = [r#"{"at":150,"said":1}"#, r#"{"at":1100,"event":"lost"}"#, r#"{"at":250,"said":2}"#];
+        let client = [r#"{"at":150,"sent":1}"#, r#"{"at":1100,"event":"lost"}"#, r#"{"at":250,"sent":2}"#];
         let found = measured(&client, &["listening 127.0.0.1:1", r#"{"at":1200,"got":2}"#]);
         assert_eq!((found.client_noticed, found.server_noticed, found.back), (Some(1.0), None, Some(1.0)));
     }

@@ -221,7 +221,7 @@ impl Tally {
             sum.opened += metric(&text, "mainstay_connections_opened_total");
             sum.heartbeats += metric(&text, "mainstay_heartbeat_rtt_seconds_count");
             for evidence in ["silent", "frozen", "stalled"] {
-                let name = format!("mainstay_dead_peers_total{{leg=\"visitor\",evidence=\"{evidence}\"}}");
+                let name = format!("mainstay_dead_peers_total{{leg=\"client\",evidence=\"{evidence}\"}}");
                 sum.dead += metric(&text, &name);
             }
         }

@@ -18,7 +18,7 @@ const TOTALS: &[Column] = &[
     ("generators, user memory", |f| mib(f.generators)),
     ("kernel: slab, both ends", |f| mib(f.slab)),
     ("kernel: TCP buffers, both ends", |f| mib(f.buffers)),
-    ("all that is no longer available", |f| mib(f.all)),
+    ("memory no longer available", |f| mib(f.all)),
     ("opened a second", |f| grouped((f64::from(f.connections) / f.opening.as_secs_f64()) as u64)),
     ("heartbeats in one interval", |f| grouped(f.heartbeats)),
     ("servers, of one core", |f| format!("{:.1} %", f.percent(f.servers_cpu))),
@@ -31,7 +31,7 @@ const EACH: &[Column] = &[
     ("server, user memory, B", |f| whole(f.each(f.servers.saturating_sub(f.servers_empty)))),
     ("generator, user memory, B", |f| whole(f.each(f.generators))),
     ("kernel's slab, both ends, B", |f| whole(f.each(f.slab))),
-    ("all that is no longer available, B", |f| whole(f.each(f.all))),
+    ("memory no longer available, B", |f| whole(f.each(f.all))),
     ("server CPU per heartbeat, us", |f| format!("{:.1}", f.us_per_heartbeat(f.servers_cpu))),
     ("generator CPU per heartbeat, us", |f| format!("{:.1}", f.us_per_heartbeat(f.generators_cpu))),
 ];
@@ -40,7 +40,7 @@ const EACH: &[Column] = &[
 pub(super) fn write(idle: &[Found], load: &Load, storms: &[storm::Found], quick: bool) -> Result<String> {
     let mut page = String::from("# Scale and storms\n\nWritten by `cargo xtask scale`; do not edit.\n\n");
     if quick {
-        page += "**A smoke test (`--quick`): these figures say nothing.**\n\n";
+        page += "**A smoke test (`--quick`): these figures mean nothing.**\n\n";
     }
     page += "| | |\n|---|---|\n";
     for (what, value) in machine().iter().filter(|(what, _)| !matches!(*what, "Node.js" | "Python")) {
@@ -58,18 +58,18 @@ fn idle_connections(page: &mut String, idle: &[Found], load: &Load) -> Result<()
     write!(
         page,
         "\n## Idle connections\n\n\
-         Plain connections to `mainstay serve`, both ends on this machine, with a heartbeat every {} s; a million\n\
-         gets one every {MILLIONS_INTERVAL} s, as both ends of 40,000 heartbeats a second take more than this machine has. A process holds\n\
-         at most {} connections, so there are several servers, each at a loopback address of its own. When all are open one\n\
-         interval passes; CPU and heartbeats are those of the next. CPU includes the kernel's share, which on loopback\n\
-         carries a packet to its receiver at the sender's expense. User memory is the proportional set size of all\n\
-         processes. The kernel's figures and what is no longer available are differences of the whole machine since\n\
-         before the first process was started. A connection lost on the way is an error.\n\n",
+         Plain connections to `mainstay serve`, both ends on this machine, with a heartbeat every {} s. A million\n\
+         connections have one every {MILLIONS_INTERVAL} s, because both ends of 40,000 heartbeats a second need more than this machine has. A process holds\n\
+         at most {} connections, so there are several servers, each at its own loopback address. After all connections are open, one\n\
+         interval passes; CPU and heartbeats are those of the interval after it. CPU includes the kernel's share, and on loopback the\n\
+         kernel charges the delivery of a packet to its sender. User memory is the proportional set size of all processes. The kernel's\n\
+         figures and the memory that is no longer available are differences of the whole machine since before the first process was\n\
+         started. A lost connection is an error.\n\n",
         load.interval,
         grouped(load.per_process.into()),
     )?;
     table(page, TOTALS, idle)?;
-    page.push_str("\nOf one connection, or one heartbeat:\n\n");
+    page.push_str("\nFor one connection, or one heartbeat:\n\n");
     table(page, EACH, idle)
 }
 
@@ -120,8 +120,8 @@ fn commands(page: &mut String, load: &Load) -> Result<()> {
         (server_words("127.0.1.N:0", load), generator_words("URL", "SHARE", "SHARE-OF-RATE"));
     write!(
         page,
-        "\n## Commands\n\nAll of it again: `cargo xtask scale --million`. Each server and each generator, {} connections a\n\
-         second being opened altogether:\n\n\
+        "\n## Commands\n\n`cargo xtask scale --million` repeats all of it. The commands of each server and each generator, which together open {}\n\
+         connections a second:\n\n\
          ```text\n{} {}\n{} {}\n```\n\nThe storms:\n\n\
          ```text\n{} --listen ADDRESS --record FILE\n{} --url ws://ADDRESS/ --clients COUNT --every SECONDS --fates FILE\n\
          ss -K --tcp --numeric state established sport = :PORT\n```\n",

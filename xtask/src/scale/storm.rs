@@ -52,7 +52,7 @@ impl Found {
         format!(
             "{what} Clients are `mainstay::Client` with its defaults, all in one process,\n\
              and send a numbered message every few seconds, which the server must return. The server appends to a file\n\
-             each message that it receives; that record, over both processes, is held against what the clients learned."
+             each message that it receives; that record, over both processes, is compared with what the clients learned."
         )
     }
 }
@@ -218,12 +218,12 @@ impl Running {
             told("reported: delivered", "delivered"),
             told("reported: not delivered", "lost"),
             told("reported: unknown", "unknown"),
-            row("of the unknown: the server had them", verdict.unknown_seen, None),
+            row("unknown, but received by the server", verdict.unknown_seen, None),
             row("reported as delivered, but not at the server", verdict.not_seen, Some(0)),
             row("reported as not delivered, but at the server", verdict.seen_all_the_same, Some(0)),
-            row("handed to the server twice", verdict.repeated, Some(0)),
-            row("handed to the server out of order", verdict.disordered, Some(0)),
-            row("handed to the server, but never sent", verdict.invented, Some(0)),
+            row("received by the server twice", verdict.repeated, Some(0)),
+            row("received by the server out of order", verdict.disordered, Some(0)),
+            row("received by the server, but never sent", verdict.invented, Some(0)),
             row("came back twice or out of order", field(&summary, "repeated"), Some(0)),
             row("did not come back, without a gap", field(&summary, "jumps_without_a_gap"), Some(0)),
             row(

@@ -1,37 +1,37 @@
-//! What a worker counts, and the sum over all of them.
+//! The counts of a worker, and their sum over all workers.
 
 use hdrhistogram::Histogram;
 
 /// Pings are counted in windows of this length, in nanoseconds.
 pub(super) const WINDOW: u64 = 10_000_000;
 
-/// What a worker counted while it measured.
+/// The counts of one worker during the measurement.
 pub(super) struct Counts {
-    /// Messages back, deliveries, handshakes or connections back.
+    /// Answers, deliveries, handshakes or connections that came back after a storm.
     pub(super) done: u64,
-    /// Of each of them, in nanoseconds.
+    /// The latency of each, in nanoseconds.
     pub(super) latency: Histogram<u64>,
-    /// Of every opening handshake of the run, in nanoseconds.
+    /// The duration of every opening handshake of the run, in nanoseconds.
     pub(super) opening: Histogram<u64>,
     pub(super) pings: u64,
     /// Pings in each window since the measurement began.
     pub(super) windows: Vec<u64>,
-    /// Connections that were open and ended on their own.
+    /// Open connections that ended unexpectedly.
     pub(super) lost: u64,
-    /// Openings that came to nothing.
+    /// Openings that failed.
     pub(super) failed: u64,
-    /// Messages that are not ours.
+    /// Received messages that the generator did not send.
     pub(super) foreign: u64,
     pub(super) resumed: u64,
-    /// Sessions that came back with a loss.
+    /// Sessions that reported a loss.
     pub(super) gaps: u64,
-    pub(super) first_trouble: Option<String>,
+    pub(super) first_problem: Option<String>,
 }
 
 impl Counts {
     pub(super) fn new() -> Self {
         let histogram = || {
-            // Three digits up to an hour; higher values count as an hour.
+            // Three significant digits up to an hour; higher values count as an hour.
             #[expect(clippy::expect_used, reason = "constant bounds, within the crate's limits")]
             Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("constant bounds")
         };
@@ -46,13 +46,13 @@ impl Counts {
             foreign: 0,
             resumed: 0,
             gaps: 0,
-            first_trouble: None,
+            first_problem: None,
         }
     }
 
     pub(super) fn add(&mut self, other: Self) {
         self.done += other.done;
-        // The bounds are the same, so everything fits.
+        // The bounds are equal, so every value fits.
         let _ = self.latency.add(&other.latency);
         let _ = self.opening.add(&other.opening);
         self.pings += other.pings;
@@ -63,17 +63,18 @@ impl Counts {
         self.foreign += other.foreign;
         self.resumed += other.resumed;
         self.gaps += other.gaps;
-        self.first_trouble = self.first_trouble.take().or(other.first_trouble);
+        self.first_problem = self.first_problem.take().or(other.first_problem);
     }
 
-    /// What went wrong; the first is kept.
-    pub(super) fn trouble(&mut self, line: String) {
-        self.first_trouble.get_or_insert(line);
+    /// Records a problem; the first is kept.
+    pub(super) fn problem(&mut self, line: String) {
+        self.first_problem.get_or_insert(line);
     }
 
     pub(super) fn foreign(&mut self) {
         self.foreign += 1;
-        self.first_trouble.get_or_insert_with(|| "the server sent messages that are not ours".to_owned());
+        self.first_problem
+            .get_or_insert_with(|| "the server sent messages that this generator did not send".to_owned());
     }
 }
 
@@ -85,12 +86,12 @@ mod tests {
     fn counts_of_threads_add_up() {
         let (mut all, mut one, mut other) = (Counts::new(), Counts::new(), Counts::new());
         (one.done, one.windows, other.windows) = (2, vec![1, 2], vec![1, 2, 3]);
-        other.trouble("first".to_owned());
-        other.trouble("second".to_owned());
+        other.problem("first".to_owned());
+        other.problem("second".to_owned());
         other.latency.saturating_record(7);
         all.add(one);
         all.add(other);
         assert_eq!((all.done, all.windows, all.latency.len()), (2, vec![2, 4, 3], 1));
-        assert_eq!(all.first_trouble.as_deref(), Some("first"));
+        assert_eq!(all.first_problem.as_deref(), Some("first"));
     }
 }

@@ -1,11 +1,10 @@
-//! `mainstay bench`: what a WebSocket server costs, whatever it is written in.
+//! `mainstay bench`: measures a WebSocket server, whatever it is written in.
 //!
 //! [`Arguments`] become a [`Plan`](plan::Plan), checked once. Each thread is a [`Worker`](worker::Worker): an epoll
-//! loop over its share of the connections ([`peer`]). The main thread moves all of them through the
-//! [`Phase`](plan::Phase)s, reads what the server used ([`usage`]), and prints the [`report`].
-//!
-//! Exit codes: 0 measured, 1 something failed or was lost on the way, 2 the arguments are wrong.
+//! loop over its share of the connections ([`peer`]). The main thread moves all workers through the
+//! [`Phase`](plan::Phase)s, reads the server's CPU time and memory ([`usage`]), and prints the [`report`].
 
+mod context;
 mod counts;
 mod pace;
 mod peer;
@@ -32,14 +31,29 @@ use report::Report;
 use usage::Usage;
 use worker::Worker;
 
-/// How often the main thread looks at what the workers did.
+/// How often the main thread reads the counters of the workers.
 const LOOK: Duration = Duration::from_millis(5);
-/// The same for connections that only have to be held.
+/// The same for idle connections.
 const LONG_LOOK: Duration = Duration::from_millis(50);
-/// How long connections may take to open, without any progress.
+/// How long the opening may make no progress.
 const STALLED: Duration = Duration::from_secs(10);
-/// How long the server may take to give memory back before it is read a last time.
+/// How long the server may take to free memory before its usage is read for the last time.
 const SETTLE: Duration = Duration::from_millis(1500);
+
+/// The end of `mainstay bench --help`, and of the help of each scenario.
+pub(crate) const AFTER_HELP: &str = "\
+Examples:
+  mainstay bench echo ws://127.0.0.1:8080/echo
+      messages per second and latency with 100 connections
+  mainstay bench idle ws://127.0.0.1:8080/echo -c 10000 --pid 4242
+      memory of a connection and CPU time of a heartbeat, of process 4242
+  mainstay bench storm ws://127.0.0.1:8080/echo --session --json
+      time until all sessions are resumed after a cut, as JSON
+
+Exit codes:
+  0  measured
+  1  the server could not be measured, or connections or messages were lost
+  2  the arguments are wrong";
 
 /// Flags of `mainstay bench`.
 #[derive(clap::Args)]
@@ -50,59 +64,64 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Scenario {
-    /// Connections that only answer Pings: memory of each, CPU of a heartbeat
+    /// Hold idle connections that answer Pings: memory of a connection, CPU time of a heartbeat
+    #[command(after_help = AFTER_HELP)]
     Idle(Options),
-    /// Each message comes back to its sender: messages a second, latency, CPU of a message
+    /// Send messages that the server returns to their sender: messages per second, latency, CPU time of a message
+    #[command(after_help = AFTER_HELP)]
     Echo(Options),
-    /// Each message goes to all connections: deliveries a second, latency, CPU of a delivery
+    /// Send messages that the server sends to all connections: deliveries per second, latency, CPU time of a delivery
+    #[command(after_help = AFTER_HELP)]
     Fanout(Options),
-    /// Open, close in order, again: handshakes a second, latency, CPU of both handshakes
+    /// Open and close connections: handshakes per second, latency, CPU time of opening and closing
+    #[command(after_help = AFTER_HELP)]
     Handshake(Options),
-    /// Cut all connections at once and come back: time until all are back
+    /// Cut all connections at once and reconnect: time until all are open again
+    #[command(after_help = AFTER_HELP)]
     Storm(Options),
 }
 
-/// What all scenarios share.
+/// Flags of all scenarios.
 #[derive(clap::Args)]
 struct Options {
     /// The server, for example ws://127.0.0.1:8080/echo
     #[arg(value_parser = crate::values::url)]
     url: String,
-    /// Connections; in `handshake`, how many at one time
+    /// Number of connections; in `handshake`, the maximum at one time
     #[arg(long, short = 'c', value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
-    /// Messages under way at one time: for each connection in `echo`, in all in `fanout`
+    /// Messages in flight: per connection in `echo`, in total in `fanout`
     #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     in_flight: u32,
-    /// Payload of each message; at least 8 bytes, which say when it was sent
+    /// Payload size of each message. Range: 8 (the time of sending) to 1GiB
     #[arg(long, short = 's', value_name = "SIZE", value_parser = values::size, default_value = "64")]
     size: usize,
     /// Send text instead of binary messages
     #[arg(long)]
     text: bool,
-    /// How long to measure; in `storm`, how long all may take to come back
+    /// Duration of the measurement; in `storm`, the maximum time until all are open again
     #[arg(long, short = 'd', value_name = "DURATION", value_parser = values::duration, default_value = "5s")]
     duration: Duration,
-    /// How long the load runs before the measurement
+    /// Duration of the load before the measurement
     #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "1s")]
     warm_up: Duration,
-    /// A second, in all: messages in `echo` and `fanout`, openings in the others; latency then counts from the
-    /// time a message was due [default: as fast as the server answers]
+    /// Messages per second in total (`echo`, `fanout`), or openings per second (other scenarios). Latency is then measured
+    /// from the time a message was due [default: as fast as the server answers]
     #[arg(long, short = 'r', value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// Opening handshakes under way at one time
+    /// Maximum number of opening handshakes at one time
     #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     at_once: u32,
-    /// Threads of the generator
+    /// Number of threads of the generator
     #[arg(long, short = 't', value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
     /// Speak mainstay.v1: sessions, acknowledgements, in-band heartbeats; in `storm`, resume
     #[arg(long)]
     session: bool,
-    /// A header for the opening handshake, as "Name: value". May be repeated
+    /// Add this header to the opening handshake, as "Name: value". May be repeated
     #[arg(long = "header", short = 'H', value_name = "HEADER", value_parser = values::header)]
     headers: Vec<(HeaderName, HeaderValue)>,
-    /// A process of the server, whose CPU time and memory are read (on this machine, Linux). May be repeated
+    /// Read CPU time and memory of this process of the server (on this machine, Linux only). May be repeated
     #[arg(long = "pid", short = 'p', value_name = "PID")]
     pids: Vec<u32>,
     /// Print one JSON object instead of a table
@@ -129,7 +148,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     match measure(&plan, &pids) {
         Ok(report) => {
             let printed = print(if json { report.as_json() } else { report.as_table() }.as_bytes());
-            report.troubles().for_each(log::say);
+            report.problems().for_each(log::say);
             if report.is_clean() { printed } else { ExitCode::FAILURE }
         }
         Err(line) => {
@@ -139,7 +158,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// Opens, warms up, measures, closes.
+/// Runs all phases.
 fn measure(plan: &Arc<Plan>, pids: &[u32]) -> Result<Report, String> {
     let mut report = Report::new(plan);
     let shared = Arc::new(Shared::new());
@@ -151,7 +170,7 @@ fn measure(plan: &Arc<Plan>, pids: &[u32]) -> Result<Report, String> {
             thread::Builder::new()
                 .name(format!("bench-{index}"))
                 .spawn(move || worker.run())
-                .map_err(|error| format!("no thread: {error}"))
+                .map_err(|error| format!("a thread cannot be started: {error}"))
         })
         .collect::<Result<Vec<_>, String>>()?;
     let opened = wait_open(plan, &shared, &progress).and_then(|opening| {
@@ -159,9 +178,9 @@ fn measure(plan: &Arc<Plan>, pids: &[u32]) -> Result<Report, String> {
         Ok(())
     });
     if let Err(line) = opened {
-        shared.enter(Phase::Leave);
+        shared.enter(Phase::Abort);
         let counts = join(workers);
-        return Err(counts.first_trouble.map_or(line.clone(), |why| format!("{line}: {why}")));
+        return Err(counts.first_problem.map_or(line.clone(), |why| format!("{line}: {why}")));
     }
     shared.enter(Phase::WarmUp);
     progress.wait(plan.warm_up, "warming up", &shared, |_| false);
@@ -184,7 +203,7 @@ fn measure(plan: &Arc<Plan>, pids: &[u32]) -> Result<Report, String> {
     Ok(report)
 }
 
-/// Waits until every connection is open or has failed, and says how long that took.
+/// Waits until every connection is open or has failed. Returns how long that took.
 fn wait_open(plan: &Plan, shared: &Shared, progress: &Progress) -> Result<Duration, String> {
     let started = Instant::now();
     if plan.load == plan::Load::Handshake {
@@ -204,7 +223,10 @@ fn wait_open(plan: &Plan, shared: &Shared, progress: &Progress) -> Result<Durati
         }
         if changed.elapsed() > STALLED {
             let missing = u64::from(plan.connections) - counts.0;
-            return Err(format!("{missing} of {} connections still not open, none in 10s", plan.connections));
+            return Err(format!(
+                "{missing} of {} connections are still not open, and none opened within 10s",
+                plan.connections
+            ));
         }
         progress.show(&format!("opening: {} of {}", counts.0, plan.connections));
         thread::sleep(LOOK);
@@ -216,13 +238,13 @@ fn join(workers: Vec<thread::JoinHandle<Counts>>) -> Counts {
     for worker in workers {
         match worker.join() {
             Ok(counts) => all.add(counts),
-            Err(_) => all.trouble("a thread of the generator ended early".to_owned()),
+            Err(_) => all.problem("a thread of the generator panicked".to_owned()),
         }
     }
     all
 }
 
-/// One line on a terminal, rewritten; nothing anywhere else.
+/// A progress bar on a terminal; nothing elsewhere.
 struct Progress {
     on_terminal: bool,
     look: Duration,
@@ -235,7 +257,7 @@ impl Progress {
         Self { on_terminal: std::io::stderr().is_terminal(), look, shown: std::cell::Cell::default() }
     }
 
-    /// Waits, showing a bar, until the time is over or `done` says so.
+    /// Shows a bar until the time is over or `done` returns `true`.
     fn wait(&self, time: Duration, what: &str, shared: &Shared, done: impl Fn(&Shared) -> bool) {
         const WIDTH: usize = 30;
         let started = Instant::now();

@@ -1,12 +1,12 @@
-//! Times that are due at a rate.
+//! Due times at a constant rate.
 
-/// When things are due that all threads together do at one rate: this thread's are every `threads`th.
+/// The due times of one thread, when all threads together work at one rate: this thread has every `threads`th.
 pub(super) struct Pace {
     from: u64,
     rate: Option<f64>,
     index: u32,
     threads: u32,
-    /// How many this thread took.
+    /// The number of due times that this thread used.
     pub(super) step: u64,
 }
 
@@ -19,7 +19,7 @@ impl Pace {
         self.rate.is_some()
     }
 
-    /// When this thread's `step`th is due. Reckoned from the beginning, so that nothing adds up.
+    /// Returns when this thread's `step`th is due. Computed from the start, so that rounding errors do not add up.
     pub(super) fn at(&self, step: u64) -> u64 {
         let number = step * u64::from(self.threads) + u64::from(self.index);
         self.rate.map_or(0, |rate| self.from + (number as f64 * 1e9 / rate) as u64)
@@ -29,7 +29,7 @@ impl Pace {
         self.at(self.step)
     }
 
-    /// Moves on, and says when that was due, if there is a rate.
+    /// Advances; returns when the step was due, if there is a rate.
     pub(super) fn take(&mut self) -> Option<u64> {
         let due = self.next();
         self.step += 1;
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_take_turns_at_one_rate_and_nothing_adds_up() {
+    fn threads_alternate_at_one_rate_and_rounding_errors_do_not_add_up() {
         let (mut first, mut second) = (Pace::new(100, Some(3), 0, 2), Pace::new(100, Some(3), 1, 2));
         let due: Vec<_> = (0..3).flat_map(|_| [first.take(), second.take()]).flatten().collect();
         assert_eq!(due, [100, 333_333_433, 666_666_766, 1_000_000_100, 1_333_333_433, 1_666_666_766]);

@@ -1,4 +1,4 @@
-//! What a run is to do, checked once, and what its threads share.
+//! The plan of a run, checked once, and the state that its threads share.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
@@ -14,7 +14,7 @@ use super::{Options, stamp};
 
 /// Connections from one source address: the range of ephemeral ports is 28,232 wide by default.
 const PER_SOURCE: u64 = 20_000;
-/// What a session's window leaves for messages under way: the rest may wait for an acknowledgement.
+/// The part of a session's window for messages in flight: the rest may wait for an acknowledgement.
 const WINDOW: (usize, usize) = (768, 768 * 1024);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,20 +38,20 @@ impl Load {
     }
 }
 
-/// A checked run.
+/// A checked plan.
 pub(super) struct Plan {
     pub(super) load: Load,
     pub(super) url: String,
     pub(super) target: SocketAddr,
-    /// The whole opening request, the same for every connection.
+    /// The opening handshake, the same for every connection.
     pub(super) request: Vec<u8>,
-    /// What its answer must contain.
+    /// The expected Sec-WebSocket-Accept.
     pub(super) accept: String,
     pub(super) session: bool,
     pub(super) connections: u32,
     pub(super) in_flight: u32,
     pub(super) kind: Kind,
-    /// What follows the stamp in every message.
+    /// The bytes after the stamp in every message.
     pub(super) filler: Bytes,
     pub(super) limits: Limits,
     pub(super) warm_up: Duration,
@@ -66,7 +66,7 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// One line: which flag, what it may be.
+    /// Names the flag and its range.
     pub(super) fn new(load: Load, options: Options) -> Result<Self, String> {
         let url: Uri = options.url.parse().map_err(|error| format!("{}: {error}", options.url))?;
         let target = resolve(&url)?;
@@ -76,8 +76,8 @@ impl Plan {
         if options.duration.is_zero() {
             return Err("--duration: must be more than 0s".to_owned());
         }
-        let under_way = options.in_flight as usize;
-        if options.session && (under_way > WINDOW.0 || under_way.saturating_mul(options.size) > WINDOW.1) {
+        let in_flight = options.in_flight as usize;
+        if options.session && (in_flight > WINDOW.0 || in_flight.saturating_mul(options.size) > WINDOW.1) {
             return Err("--in-flight: a session's window holds at most 768 messages and 768 KiB".to_owned());
         }
         let (request, accept) = request(&url, &options)?;
@@ -101,13 +101,13 @@ impl Plan {
         })
     }
 
-    /// Bytes of each message's payload.
+    /// Returns the size of each message's payload.
     pub(super) fn size(&self) -> usize {
         stamp::LENGTH + self.filler.len()
     }
 
-    /// The address that the connection of this number comes from: on loopback one address has too few ports for
-    /// many connections, but there are 16 million addresses.
+    /// Returns the source address of the connection of this number. On loopback one address has too few ports for many
+    /// connections, but there are 16 million addresses.
     pub(super) fn source(&self, number: u64) -> Option<SocketAddr> {
         let many = self.load == Load::Handshake || u64::from(self.connections) > PER_SOURCE;
         match self.target.ip() {
@@ -124,18 +124,23 @@ impl Plan {
 fn resolve(url: &Uri) -> Result<SocketAddr, String> {
     match url.scheme_str() {
         Some("ws") => {}
-        Some("wss") => return Err(format!("{url}: bench speaks ws:// only; put it behind what ends TLS")),
+        Some("wss") => {
+            return Err(format!(
+                "{url}: bench speaks ws:// only; connect to the server behind its TLS proxy"
+            ));
+        }
         _ => return Err(format!("{url}: must start with ws://, for example ws://127.0.0.1:8080/echo")),
     }
-    let host = url.host().filter(|host| !host.is_empty()).ok_or_else(|| format!("{url}: names no host"))?;
+    let host =
+        url.host().filter(|host| !host.is_empty()).ok_or_else(|| format!("{url}: the URL has no host"))?;
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let mut found = (bare, url.port_u16().unwrap_or(80))
         .to_socket_addrs()
-        .map_err(|error| format!("{host}: {error}; is the name right?"))?;
-    found.next().ok_or_else(|| format!("{host}: has no address"))
+        .map_err(|error| format!("{host}: {error}; check the name"))?;
+    found.next().ok_or_else(|| format!("{host}: the name has no address"))
 }
 
-/// One request for all: the key only guards against servers that do not speak WebSocket.
+/// Builds one request for all connections: the key only guards against servers that do not speak WebSocket.
 fn request(url: &Uri, options: &Options) -> Result<(Vec<u8>, String), String> {
     let protocols: &[&str] = if options.session { &["mainstay.v1"] } else { &[] };
     let offer = Offer::new(*b"mainstay's bench", protocols, None).map_err(|error| error.to_string())?;
@@ -154,31 +159,31 @@ fn request(url: &Uri, options: &Options) -> Result<(Vec<u8>, String), String> {
     Ok((head, accept_key(key)))
 }
 
-/// What all threads do now. Only the main thread moves on.
+/// The current phase of all threads. Only the main thread changes it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Phase {
     Open,
     WarmUp,
     Measure,
-    /// Leave in order.
+    /// Close in order.
     Close,
-    /// Leave at once.
-    Leave,
+    /// End at once.
+    Abort,
 }
 
-/// Written by all threads, once a turn.
+/// Counters that all threads update, once a round.
 pub(super) struct Shared {
     phase: AtomicU8,
-    /// The run's zero of time.
+    /// The start of the run.
     pub(super) started: Instant,
     pub(super) opened: AtomicU64,
     pub(super) failed: AtomicU64,
-    /// Connections that a storm cut and that are back.
+    /// Connections that are open again after a storm.
     pub(super) back: AtomicU64,
-    /// Messages, deliveries, heartbeats or handshakes, for the progress line.
+    /// Messages, deliveries, heartbeats or handshakes, for the progress bar.
     pub(super) counted: AtomicU64,
-    /// Deliveries since the load began.
+    /// Deliveries since the load started.
     pub(super) delivered: AtomicU64,
 }
 
@@ -206,7 +211,7 @@ impl Shared {
             1 => Phase::WarmUp,
             2 => Phase::Measure,
             3 => Phase::Close,
-            _ => Phase::Leave,
+            _ => Phase::Abort,
         }
     }
 
@@ -215,7 +220,7 @@ impl Shared {
     }
 }
 
-/// What a failed system call means to whoever reads it.
+/// Describes a failed system call, with what to do.
 pub(super) fn explain(error: &std::io::Error) -> String {
     match error.raw_os_error() {
         Some(24) => "too many open files; raise the limit with `ulimit -n`".to_owned(),
@@ -223,7 +228,7 @@ pub(super) fn explain(error: &std::io::Error) -> String {
             "no port left on this address; use fewer connections".to_owned()
         }
         _ if error.kind() == ErrorKind::ConnectionRefused => {
-            "connection refused; is the server up?".to_owned()
+            "connection refused; is the server running?".to_owned()
         }
         _ => error.to_string(),
     }
@@ -247,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused_by_the_name_of_its_flag() {
+    fn an_impossible_plan_is_an_error_that_names_the_flag() {
         for (words, expected) in [
             ("http://127.0.0.1:1/", "must start with ws://"),
             ("wss://127.0.0.1:1/", "ws:// only"),

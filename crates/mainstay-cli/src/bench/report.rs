@@ -1,4 +1,4 @@
-//! What a run found, as a table or as JSON.
+//! The results of a run, as a table or as JSON.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::log;
 
 const DELIVERIES: &str = "deliveries_per_second";
 
-/// One figure: its name in JSON, which carries the unit, and how a person reads it.
+/// One figure: its key in JSON, which includes the unit, and its label in the table.
 struct Figure {
     key: &'static str,
     label: String,
@@ -25,7 +25,7 @@ pub(super) struct Report {
     head: Map<String, Value>,
     title: String,
     figures: Vec<Figure>,
-    troubles: Vec<String>,
+    problems: Vec<String>,
     connections: u64,
     threads: u32,
 }
@@ -52,10 +52,10 @@ impl Report {
             title += ", mainstay.v1";
         }
         let (connections, threads) = (plan.connections.into(), plan.threads);
-        Self { head, title, figures: Vec::new(), troubles: Vec::new(), connections, threads }
+        Self { head, title, figures: Vec::new(), problems: Vec::new(), connections, threads }
     }
 
-    /// All connections are open, after `took`.
+    /// Adds the figures of the opening, which took `took`.
     pub(super) fn opened(&mut self, took: Duration, opened: u64, before: Usage, after: Usage) {
         if opened == 0 {
             return;
@@ -67,7 +67,7 @@ impl Report {
         }
     }
 
-    /// The measurement is over, after `took`.
+    /// Adds the figures of the measurement, which took `took`.
     pub(super) fn measured(
         &mut self,
         plan: &Plan,
@@ -115,7 +115,7 @@ impl Report {
         if own > 90.0 * f64::from(self.threads) && !matches!(plan.load, Load::Idle) && plan.rate.is_none() {
             log::say("the generator was busy throughout: a second may hold more than it could ask for");
         }
-        self.judge(&counts);
+        self.check(&counts);
     }
 
     fn work(&mut self, (key, label): (&'static str, &'static str), counts: &Counts, seconds: f64) {
@@ -124,7 +124,7 @@ impl Report {
         self.head.insert(counted.to_owned(), json!(counts.done));
         // A message of a fan-out is as many deliveries as there are connections.
         if counts.done == 0 || key == DELIVERIES && counts.done < self.connections {
-            self.troubles.push(
+            self.problems.push(
                 "not one message came back to all that should get it: is this the right path?".to_owned(),
             );
         }
@@ -135,7 +135,7 @@ impl Report {
         self.put("heartbeats", "heartbeats", counts.pings as f64, "");
         self.put(
             "heartbeats_per_connection",
-            "of each connection",
+            "per connection",
             counts.pings as f64 / self.connections as f64,
             "",
         );
@@ -172,17 +172,18 @@ impl Report {
         }
         if counts.done < self.connections {
             let missing = self.connections - counts.done;
-            self.troubles.push(format!("{missing} connections were not back in time; see --duration"));
+            self.problems
+                .push(format!("{missing} connections were not open again in time; raise --duration"));
         }
     }
 
-    /// What the connections held, and at the end hold no more.
+    /// Adds the memory of the open connections.
     pub(super) fn resident(&mut self, before: Usage, held: Usage) {
         let each = held.resident.saturating_sub(before.resident) as f64 / self.connections as f64;
         self.put("resident_bytes_per_connection", "resident memory of a connection", each, "B");
     }
 
-    /// What is left of it when all have closed.
+    /// Adds the memory after all connections have closed.
     pub(super) fn left(&mut self, after: Usage) {
         self.put(
             "resident_bytes_after_close",
@@ -209,23 +210,23 @@ impl Report {
         self.head.insert("latency_of".to_owned(), json!(what));
     }
 
-    fn judge(&mut self, counts: &Counts) {
+    fn check(&mut self, counts: &Counts) {
         let storm = self.head.get("scenario") == Some(&json!("storm"));
-        let why = counts.first_trouble.clone().unwrap_or_default();
+        let why = counts.first_problem.clone().unwrap_or_default();
         let failed = if storm { 0 } else { counts.failed };
         for (count, key, what) in [
             (counts.lost, "lost", "connections were lost"),
             (failed, "failed", "openings failed"),
-            (counts.foreign, "foreign", "messages were not ours"),
+            (counts.foreign, "foreign", "messages were not sent by this generator"),
         ] {
             self.head.insert(key.to_owned(), json!(count));
             if count > 0 {
-                self.troubles.push(format!("{count} {what}: {why}"));
+                self.problems.push(format!("{count} {what}: {why}"));
             }
         }
-        let told = self.troubles.iter().any(|line| line.ends_with(&why));
-        if !why.is_empty() && !told && !storm {
-            self.troubles.push(why);
+        let is_reported = self.problems.iter().any(|line| line.ends_with(&why));
+        if !why.is_empty() && !is_reported && !storm {
+            self.problems.push(why);
         }
     }
 
@@ -234,11 +235,11 @@ impl Report {
     }
 
     pub(super) fn is_clean(&self) -> bool {
-        self.troubles.is_empty()
+        self.problems.is_empty()
     }
 
-    pub(super) fn troubles(&self) -> impl Iterator<Item = &str> {
-        self.troubles.iter().map(String::as_str)
+    pub(super) fn problems(&self) -> impl Iterator<Item = &str> {
+        self.problems.iter().map(String::as_str)
     }
 
     pub(super) fn as_json(&self) -> String {
@@ -262,7 +263,7 @@ fn each(time: Duration, count: u64) -> f64 {
     time.as_secs_f64() * 1e6 / count.max(1) as f64
 }
 
-/// Three or more digits, thousands apart.
+/// Formats a number with at least three digits, and commas between thousands.
 fn shown(value: f64) -> String {
     if value < 100.0 && value.fract() != 0.0 {
         return format!("{value:.2}");
@@ -284,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_shown_as_people_read_them() {
+    fn figures_have_commas_and_few_digits() {
         for (value, expected) in
             [(0.0, "0"), (4.567, "4.57"), (99.0, "99"), (123.4, "123"), (1234.0, "1,234"), (1e6, "1,000,000")]
         {

@@ -1,14 +1,14 @@
-//! The first bytes of every message: when it was sent, in printable ASCII, so that text and binary look alike.
+//! The first bytes of every message: when it was sent, in printable ASCII, valid in text and binary messages.
 
-/// Bytes of a stamp.
+/// Length of a stamp in bytes.
 pub(super) const LENGTH: usize = 8;
 
-/// Writes nanoseconds since the run began, 6 bits a byte; 2^48 of them are 78 hours.
+/// Encodes nanoseconds since the start of the run, 6 bits per byte; 2^48 are 78 hours.
 pub(super) fn write(nanoseconds: u64) -> [u8; LENGTH] {
     std::array::from_fn(|i| b'0' + ((nanoseconds >> (6 * i)) & 63) as u8)
 }
 
-/// Reads a stamp, `None` if these bytes are none.
+/// Decodes a stamp; `None` if the payload begins with none.
 pub(super) fn read(payload: &[u8]) -> Option<u64> {
     let bytes: &[u8; LENGTH] = payload.first_chunk()?;
     let mut nanoseconds = 0;
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_is_printable_and_read_back() {
+    fn a_stamp_is_printable_and_decodes_to_the_same_time() {
         for nanoseconds in [0, 1, 63, 64, 1_234_567_890_123, (1 << 48) - 1] {
             let stamp = write(nanoseconds);
             assert!(stamp.iter().all(|byte| byte.is_ascii_graphic()), "{stamp:?}");
@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_stamp_is_not_read_as_one() {
+    fn other_bytes_are_not_a_stamp() {
         assert_eq!(read(b"short"), None);
         assert_eq!(read(b"not one!"), None);
     }

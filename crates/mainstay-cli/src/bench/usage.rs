@@ -1,4 +1,4 @@
-//! What processes have used, from `/proc` (Linux).
+//! CPU time and memory of processes, from `/proc` (Linux).
 
 use std::fs;
 use std::path::Path;
@@ -12,17 +12,17 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// Of these processes now.
+    /// Reads the current usage of these processes.
     ///
     /// # Errors
     ///
-    /// One of them cannot be read; says which and why.
+    /// Names the process that cannot be read.
     pub(super) fn of(pids: &[u32]) -> Result<Self, String> {
         let mut sum = Self::default();
         for pid in pids {
             let (cpu, resident) = (cpu(*pid), resident(*pid));
             let (Some(cpu), Some(resident)) = (cpu, resident) else {
-                return Err(format!("--pid {pid}: no such process, or it may not be read here"));
+                return Err(format!("--pid {pid}: no such process, or its /proc entries cannot be read"));
             };
             sum.cpu += cpu;
             sum.resident += resident;
@@ -30,14 +30,14 @@ impl Usage {
         Ok(sum)
     }
 
-    /// What was used since `before`; resident memory is as it is now.
+    /// Returns the CPU time since `before`, and the current resident memory.
     pub(super) fn since(self, before: Self) -> Self {
         Self { cpu: self.cpu.saturating_sub(before.cpu), resident: self.resident }
     }
 }
 
-/// The scheduler's run time of all threads, in nanoseconds and so finer than the ticks of `stat`. Of a thread that
-/// ended in between, what it used is missing.
+/// Returns the scheduler's run time of all threads: in nanoseconds, finer than the ticks of `stat`. The time of threads
+/// that have ended is missing.
 fn cpu(pid: u32) -> Option<Duration> {
     let mut sum = Duration::ZERO;
     for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
@@ -48,7 +48,8 @@ fn cpu(pid: u32) -> Option<Duration> {
     Some(sum)
 }
 
-/// `smaps_rollup` counts pages; `status` is up to some hundred KiB behind on many cores, but may always be read.
+/// Returns the resident memory. `smaps_rollup` counts pages; `status` lags by up to some hundred KiB on many cores, but is
+/// always readable.
 fn resident(pid: u32) -> Option<u64> {
     let field = |file: &str, name: &str| -> Option<u64> {
         let text = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join(file)).ok()?;
@@ -63,13 +64,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_process_has_memory_and_has_run() {
+    fn the_own_process_uses_memory_and_cpu_time() {
         let usage = Usage::of(&[std::process::id()]).unwrap();
         assert!(usage.resident > 100_000 && usage.cpu > Duration::ZERO);
     }
 
     #[test]
-    fn a_process_that_is_not_there_is_named() {
+    fn a_process_that_does_not_exist_is_named() {
         let error = Usage::of(&[u32::MAX]).err().unwrap();
         assert!(error.starts_with("--pid 4294967295: "), "{error}");
     }

@@ -1,113 +1,50 @@
 //! One thread of the generator: an epoll loop over its share of the connections.
 //!
-//! A turn: take what is ready, open what is due, send what is due, tell the others what was counted. A worker that
-//! has to be on time within a millisecond does not sleep: a generator is expected to have a core for itself.
+//! One round of the loop: handle ready sockets, open connections that are due, send messages that are due, publish the
+//! counts. A worker whose next deadline is within a millisecond does not sleep: a generator should have a core of its own.
 
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mainstay_proto::ws::SendQueue;
 use mio::{Events, Interest, Poll, Token};
 
-use super::counts::{Counts, WINDOW};
+use super::context::Context;
+use super::counts::Counts;
 use super::pace::Pace;
 use super::peer::{End, Peer};
 use super::plan::{Load, Phase, Plan, Shared, explain};
 
-/// Bytes read at one time.
+/// Size of a read.
 const SCRATCH: usize = 256 * 1024;
-/// The longest sleep: phases change and acknowledgements come due.
+/// The longest sleep: phases change, and acknowledgements become due.
 const NAP: u64 = 5_000_000;
-/// The same where nothing is sent: fifty generators beside each other must not use up a core by looking around.
+/// The same for idle connections: fifty generators on one machine must not use a core for polling.
 const LONG_NAP: u64 = 50_000_000;
-/// A sleep is rounded up to this by epoll.
+/// epoll rounds a timeout up to this.
 const MILLISECOND: u64 = 1_000_000;
-/// Pause before an opening that failed in a storm is tried again.
-const AGAIN: u64 = 20 * MILLISECOND;
-/// How long connections may take to leave in order.
-const LEAVE: u64 = 2_000 * MILLISECOND;
-/// What a peer sees of its worker.
-pub(super) struct Turn {
-    pub(super) plan: Arc<Plan>,
-    shared: Arc<Shared>,
-    phase: Phase,
-    /// Nanoseconds since the run began, as of the last read.
-    pub(super) now: u64,
-    /// Between two messages of one connection, in nanoseconds, if the run has a rate.
-    pub(super) period: u64,
-    /// When the measurement began.
-    measured: u64,
-    pub(super) out: SendQueue,
-    pub(super) counts: Counts,
-    opening: u32,
-    /// Counted since the others were told.
-    unacked: u64,
-}
-
-impl Turn {
-    pub(super) fn tell_time(&mut self) {
-        self.now = self.shared.now();
-    }
-
-    pub(super) fn instant(&self) -> Instant {
-        self.shared.started + Duration::from_nanos(self.now)
-    }
-
-    pub(super) fn is_loaded(&self) -> bool {
-        matches!(self.phase, Phase::WarmUp | Phase::Measure)
-    }
-
-    pub(super) fn is_leaving(&self) -> bool {
-        self.phase >= Phase::Close
-    }
-
-    pub(super) fn opened(&mut self, began: u64) {
-        self.opening = self.opening.saturating_sub(1);
-        self.counts.opening.saturating_record(self.now.saturating_sub(began));
-        self.shared.opened.fetch_add(1, Relaxed);
-        if self.plan.load == Load::Storm && self.phase == Phase::Measure {
-            self.shared.back.fetch_add(1, Relaxed);
-            self.answered(self.measured);
-        }
-    }
-
-    /// What was due at `sent` is done.
-    pub(super) fn answered(&mut self, sent: u64) {
-        self.counts.done += 1;
-        self.unacked += 1;
-        self.counts.latency.saturating_record(self.now.saturating_sub(sent));
-    }
-
-    pub(super) fn ping(&mut self) {
-        let window = (self.now.saturating_sub(self.measured) / WINDOW) as usize;
-        if self.phase == Phase::Measure {
-            self.counts.pings += 1;
-            self.counts.windows.resize(self.counts.windows.len().max(window + 1), 0);
-            self.counts.windows.iter_mut().skip(window).take(1).for_each(|count| *count += 1);
-        }
-        if self.plan.load == Load::Idle {
-            self.unacked += 1;
-        }
-    }
-}
+/// Pause before a failed opening is tried again.
+const REOPEN_PAUSE: u64 = 20 * MILLISECOND;
+/// How long the closing handshakes may take.
+const CLOSE_TIMEOUT: u64 = 2_000 * MILLISECOND;
 
 pub(super) struct Worker {
     index: u32,
     poll: Poll,
     peers: Vec<Peer>,
     scratch: Vec<u8>,
-    turn: Turn,
+    cx: Context,
     seed: [u8; 32],
-    /// Peers without a link that are to have one, and from when on.
+    /// Peers whose connection is to be opened, and the earliest time.
     to_open: VecDeque<(usize, u64)>,
-    /// Links that this worker started.
+    /// Connections that this worker opened.
     started: u64,
     openings: Pace,
     sends: Pace,
-    /// Messages of the fan-out's sender.
+    /// Messages that the sender of the fan-out sent.
     sent: u64,
     next_tick: u64,
     leave_by: u64,
@@ -129,7 +66,7 @@ impl Worker {
             to_open: (0..peers.len()).map(|i| (i, 0)).collect(),
             peers,
             scratch: vec![0; SCRATCH],
-            turn: Turn {
+            cx: Context {
                 plan,
                 shared,
                 phase: Phase::Open,
@@ -139,7 +76,7 @@ impl Worker {
                 out: SendQueue::new(),
                 counts: Counts::new(),
                 opening: 0,
-                unacked: 0,
+                unreported: 0,
             },
             seed,
             started: 0,
@@ -159,18 +96,18 @@ impl Worker {
             if let Err(error) = self.poll.poll(&mut events, Some(nap))
                 && error.kind() != std::io::ErrorKind::Interrupted
             {
-                self.turn.counts.trouble(explain(&error));
+                self.cx.counts.problem(explain(&error));
                 return self.finish();
             }
-            self.turn.tell_time();
+            self.cx.update_now();
             for event in &events {
                 let ended = event.is_read_closed() || event.is_error();
-                self.with_peer(event.token().0, |peer, scratch, turn| {
-                    peer.ready(event.is_writable() || event.is_error(), ended, scratch, turn)
+                self.with_peer(event.token().0, |peer, scratch, cx| {
+                    peer.ready(event.is_writable() || event.is_error(), ended, scratch, cx)
                 });
             }
-            let phase = self.turn.shared.phase();
-            if phase != self.turn.phase {
+            let phase = self.cx.shared.phase();
+            if phase != self.cx.phase {
                 self.enter(phase);
             }
             match phase {
@@ -179,90 +116,95 @@ impl Worker {
                     self.open_due();
                     self.send_due();
                 }
-                Phase::Close if self.turn.now < self.leave_by && self.peers.iter().any(Peer::has_link) => {}
-                Phase::Close | Phase::Leave => return self.finish(),
+                Phase::Close
+                    if self.cx.now < self.leave_by && self.peers.iter().any(Peer::has_connection) => {}
+                Phase::Close | Phase::Abort => return self.finish(),
             }
             self.tick();
         }
     }
 
-    /// How long nothing has to be done unless a socket is ready, in nanoseconds.
+    /// Returns how long the worker may wait for sockets, in nanoseconds.
     fn nap(&self) -> u64 {
-        let mut until = self.turn.now + if self.turn.plan.load == Load::Idle { LONG_NAP } else { NAP };
+        let mut until = self.cx.now + if self.cx.plan.load == Load::Idle { LONG_NAP } else { NAP };
         if self.may_open() {
             until = until.min(self.openings.next());
         }
-        if self.turn.is_loaded() {
-            match self.turn.plan.load {
+        if self.cx.is_loaded() {
+            match self.cx.plan.load {
                 Load::Echo if self.sends.is_paced() => until = until.min(self.sends.next()),
-                Load::Fanout if self.index == 0 && self.turn.plan.threads > 1 => until = self.turn.now,
+                Load::Fanout if self.index == 0 && self.cx.plan.threads > 1 => until = self.cx.now,
                 Load::Fanout if self.index == 0 && self.sends.is_paced() => {
                     until = until.min(self.sends.next())
                 }
                 _ => {}
             }
         }
-        let nap = until.saturating_sub(self.turn.now);
+        let nap = until.saturating_sub(self.cx.now);
         if nap < MILLISECOND { 0 } else { nap - nap % MILLISECOND }
     }
 
-    /// Does something with one peer, and what has to be done if its link does not survive it.
-    fn with_peer(&mut self, i: usize, act: impl FnOnce(&mut Peer, &mut [u8], &mut Turn) -> Result<(), End>) {
-        let Some(peer) = self.peers.get_mut(i).filter(|peer| peer.has_link()) else { return };
-        if let Err(end) = act(peer, &mut self.scratch, &mut self.turn) {
+    /// Runs `act` on one peer, and handles the end of its connection.
+    fn with_peer(
+        &mut self,
+        i: usize,
+        act: impl FnOnce(&mut Peer, &mut [u8], &mut Context) -> Result<(), End>,
+    ) {
+        let Some(peer) = self.peers.get_mut(i).filter(|peer| peer.has_connection()) else { return };
+        if let Err(end) = act(peer, &mut self.scratch, &mut self.cx) {
             self.ended(i, end);
         }
-        // What an ended link left in it is not for the next one.
-        if !self.turn.out.is_empty() {
-            drop(self.turn.out.take_rest());
+        // Bytes of an ended connection must not reach the next one.
+        if !self.cx.out.is_empty() {
+            drop(self.cx.out.take_rest());
         }
     }
 
     fn ended(&mut self, i: usize, end: End) {
         let Some(peer) = self.peers.get_mut(i) else { return };
-        let (began, was_open) = (peer.began, peer.drop_link());
-        let turn = &mut self.turn;
-        if turn.is_leaving() {
+        let (began, was_open) = (peer.began, peer.drop_connection());
+        let cx = &mut self.cx;
+        if cx.is_leaving() {
             return;
         }
-        let (load, again) = (turn.plan.load, turn.phase == Phase::Measure && turn.plan.load == Load::Storm);
+        let (load, again) = (cx.plan.load, cx.phase == Phase::Measure && cx.plan.load == Load::Storm);
         match end {
-            End::Closed if load == Load::Handshake => turn.answered(began),
+            End::Closed if load == Load::Handshake => cx.answered(began),
             End::Closed => {
-                turn.counts.lost += 1;
-                turn.counts.trouble("the server closed connections".to_owned());
+                cx.counts.lost += 1;
+                cx.counts.problem("the server closed connections".to_owned());
             }
             End::Lost(why) => {
                 if was_open {
-                    turn.counts.lost += 1;
+                    cx.counts.lost += 1;
                 } else {
-                    turn.opening = turn.opening.saturating_sub(1);
-                    turn.counts.failed += 1;
-                    turn.shared.failed.fetch_add(1, Relaxed);
+                    cx.opening = cx.opening.saturating_sub(1);
+                    cx.counts.failed += 1;
+                    cx.shared.failed.fetch_add(1, Relaxed);
                 }
-                turn.counts.trouble(why);
+                cx.counts.problem(why);
                 if load == Load::Handshake || again {
-                    return self.to_open.push_back((i, turn.now + AGAIN));
+                    return self.to_open.push_back((i, cx.now + REOPEN_PAUSE));
                 }
             }
         }
         if load == Load::Handshake {
-            if let (Some(peer), true) = (self.peers.get_mut(i), turn.plan.session) {
-                *peer = Peer::new(&turn.plan, numbered(self.seed, self.started << 32 | i as u64));
+            if let (Some(peer), true) = (self.peers.get_mut(i), cx.plan.session) {
+                *peer = Peer::new(&cx.plan, numbered(self.seed, self.started << 32 | i as u64));
             }
             self.to_open.push_back((i, 0));
         }
     }
 
     fn may_open(&self) -> bool {
-        let plan = &self.turn.plan;
+        let plan = &self.cx.plan;
         let most = if plan.load == Load::Handshake { u32::MAX } else { plan.at_once.div_ceil(plan.threads) };
-        self.turn.opening < most && self.to_open.front().is_some_and(|(_, from)| *from <= self.turn.now)
+        self.cx.opening < most && self.to_open.front().is_some_and(|(_, from)| *from <= self.cx.now)
     }
 
-    /// Starts the openings that are due and may be under way.
+    /// Opens the connections that are due, up to the limit at one time.
     fn open_due(&mut self) {
-        while self.may_open() && self.openings.next() <= self.turn.now {
+        while self.may_open() && self.openings.next() <= self.cx.now {
             let Some((i, _)) = self.to_open.pop_front() else { return };
             let due = self.openings.take();
             self.open(i, due);
@@ -271,41 +213,41 @@ impl Worker {
 
     fn open(&mut self, i: usize, due: Option<u64>) {
         let number = u64::from(self.index) << 40 | self.started;
-        let source = self.started * u64::from(self.turn.plan.threads) + u64::from(self.index);
+        let source = self.started * u64::from(self.cx.plan.threads) + u64::from(self.index);
         self.started += 1;
-        self.turn.opening += 1;
-        self.turn.tell_time();
+        self.cx.opening += 1;
+        self.cx.update_now();
         let Some(peer) = self.peers.get_mut(i) else { return };
-        peer.began = due.unwrap_or(self.turn.now);
+        peer.began = due.unwrap_or(self.cx.now);
         let registry = self.poll.registry();
         let opened = peer
-            .connect(source, numbered(self.seed, number), &self.turn.plan)
+            .connect(source, numbered(self.seed, number), &self.cx.plan)
             .and_then(|stream| registry.register(stream, Token(i), Interest::READABLE | Interest::WRITABLE));
         if let Err(error) = opened {
             self.ended(i, End::Lost(explain(&error)));
         }
     }
 
-    /// Sends the messages that are due by time. Without a rate only answers make room for messages.
+    /// Sends the messages that are due by time. Without a rate, only answers make room for messages.
     fn send_due(&mut self) {
-        match self.turn.plan.load {
+        match self.cx.plan.load {
             Load::Echo => {
-                while self.sends.is_paced() && self.sends.next() <= self.turn.now && !self.peers.is_empty() {
+                while self.sends.is_paced() && self.sends.next() <= self.cx.now && !self.peers.is_empty() {
                     let i = self.sends.step as usize % self.peers.len();
                     self.sends.take();
                     self.pump(i);
                 }
             }
             Load::Fanout if self.index == 0 => {
-                let plan = &self.turn.plan;
+                let plan = &self.cx.plan;
                 let (all, most) = (u64::from(plan.connections), u64::from(plan.in_flight));
-                let delivered = self.turn.shared.delivered.load(Relaxed) + self.turn.unacked;
-                while self.sent * all <= delivered + (most - 1) * all && self.sends.next() <= self.turn.now {
-                    let due = self.sends.take().unwrap_or(self.turn.now);
+                let delivered = self.cx.shared.delivered.load(Relaxed) + self.cx.unreported;
+                while self.sent * all <= delivered + (most - 1) * all && self.sends.next() <= self.cx.now {
+                    let due = self.sends.take().unwrap_or(self.cx.now);
                     self.sent += 1;
-                    self.with_peer(0, |peer, _, turn| {
-                        peer.send(due, turn);
-                        peer.flush(turn)
+                    self.with_peer(0, |peer, _, cx| {
+                        peer.send(due, cx);
+                        peer.flush(cx)
                     });
                 }
             }
@@ -314,60 +256,60 @@ impl Worker {
     }
 
     fn pump(&mut self, i: usize) {
-        self.with_peer(i, |peer, _, turn| {
-            peer.pump(turn);
-            peer.flush(turn)
+        self.with_peer(i, |peer, _, cx| {
+            peer.pump(cx);
+            peer.flush(cx)
         });
     }
 
     fn enter(&mut self, phase: Phase) {
-        // A short warm-up can be over before this worker looks; the load begins all the same.
-        if phase == Phase::Measure && self.turn.phase < Phase::WarmUp {
+        // A short warm-up can end before this worker sees it; the load starts all the same.
+        if phase == Phase::Measure && self.cx.phase < Phase::WarmUp {
             self.enter(Phase::WarmUp);
         }
-        self.turn.phase = phase;
+        self.cx.phase = phase;
         match phase {
             Phase::WarmUp => self.start_load(),
             Phase::Measure => {
                 let fresh = Counts::new();
-                let warm = mem::replace(&mut self.turn.counts, fresh);
-                let counts = &mut self.turn.counts;
-                // Whatever was lost before is lost now.
-                (counts.opening, counts.lost, counts.first_trouble) =
-                    (warm.opening, warm.lost, warm.first_trouble);
-                self.turn.measured = self.turn.now;
-                if self.turn.plan.load == Load::Storm {
+                let warm = mem::replace(&mut self.cx.counts, fresh);
+                let counts = &mut self.cx.counts;
+                // Connections lost before the measurement count in it.
+                (counts.opening, counts.lost, counts.first_problem) =
+                    (warm.opening, warm.lost, warm.first_problem);
+                self.cx.measured = self.cx.now;
+                if self.cx.plan.load == Load::Storm {
                     self.cut_all();
                 }
             }
             Phase::Close => {
-                self.result = Some(mem::replace(&mut self.turn.counts, Counts::new()));
-                self.leave_by = self.turn.now + LEAVE;
-                let in_order = self.turn.plan.load != Load::Handshake;
+                self.result = Some(mem::replace(&mut self.cx.counts, Counts::new()));
+                self.leave_by = self.cx.now + CLOSE_TIMEOUT;
+                let in_order = self.cx.plan.load != Load::Handshake;
                 for i in 0..self.peers.len() {
                     if in_order && self.peers.get(i).is_some_and(Peer::is_open) {
-                        self.with_peer(i, |peer, _, turn| peer.close(turn));
+                        self.with_peer(i, |peer, _, cx| peer.close(cx));
                     } else if let Some(peer) = self.peers.get_mut(i) {
-                        peer.drop_link();
+                        peer.drop_connection();
                     }
                 }
             }
-            Phase::Open | Phase::Leave => {}
+            Phase::Open | Phase::Abort => {}
         }
     }
 
     fn start_load(&mut self) {
-        let plan = Arc::clone(&self.turn.plan);
+        let plan = Arc::clone(&self.cx.plan);
         match (plan.load, plan.rate) {
             (Load::Echo, Some(rate)) => {
-                self.sends = Pace::new(self.turn.now, Some(rate), self.index, plan.threads);
-                self.turn.period = (1e9 * f64::from(plan.connections) / f64::from(rate)) as u64;
+                self.sends = Pace::new(self.cx.now, Some(rate), self.index, plan.threads);
+                self.cx.period = (1e9 * f64::from(plan.connections) / f64::from(rate)) as u64;
                 for (i, peer) in (0..).zip(&mut self.peers) {
                     peer.due = Some(self.sends.at(i));
                 }
             }
             (Load::Echo, None) => (0..self.peers.len()).for_each(|i| self.pump(i)),
-            (Load::Fanout, rate) => self.sends = Pace::new(self.turn.now, rate, 0, 1),
+            (Load::Fanout, rate) => self.sends = Pace::new(self.cx.now, rate, 0, 1),
             _ => {}
         }
     }
@@ -377,33 +319,33 @@ impl Worker {
             peer.cut();
             self.to_open.push_back((i, 0));
         }
-        self.turn.opening = 0;
+        self.cx.opening = 0;
     }
 
-    /// Acknowledgements that are due by time, and what the others want to know.
+    /// Publishes the counts and sends acknowledgements that are due by time.
     fn tick(&mut self) {
-        let turn = &mut self.turn;
-        if turn.unacked > 0 {
-            let unacked = mem::take(&mut turn.unacked);
-            turn.shared.counted.fetch_add(unacked, Relaxed);
-            if turn.plan.load == Load::Fanout {
-                turn.shared.delivered.fetch_add(unacked, Relaxed);
+        let cx = &mut self.cx;
+        if cx.unreported > 0 {
+            let unreported = mem::take(&mut cx.unreported);
+            cx.shared.counted.fetch_add(unreported, Relaxed);
+            if cx.plan.load == Load::Fanout {
+                cx.shared.delivered.fetch_add(unreported, Relaxed);
             }
         }
-        if turn.plan.session && turn.now >= self.next_tick {
-            self.next_tick = turn.now + 100 * MILLISECOND;
+        if cx.plan.session && cx.now >= self.next_tick {
+            self.next_tick = cx.now + 100 * MILLISECOND;
             for i in 0..self.peers.len() {
-                self.with_peer(i, |peer, _, turn| peer.tick(turn));
+                self.with_peer(i, |peer, _, cx| peer.tick(cx));
             }
         }
     }
 
     fn finish(self) -> Counts {
-        self.result.unwrap_or(self.turn.counts)
+        self.result.unwrap_or(self.cx.counts)
     }
 }
 
-/// A seed of its own for each number.
+/// Derives a seed for each number.
 fn numbered(mut seed: [u8; 32], number: u64) -> [u8; 32] {
     seed.iter_mut().zip(number.to_le_bytes()).for_each(|(byte, number)| *byte ^= number);
     seed

@@ -1,4 +1,4 @@
-//! The built-in backend: something to talk to without one, and a page that shows what a connection does.
+//! The built-in backend, for trying the gateway without one, and a page that shows what a connection does.
 
 mod page;
 mod pulse;
@@ -14,8 +14,8 @@ use mainstay::{Session, SessionUpgrade};
 
 use self::room::Room;
 
-/// `/` is the page and `/pulse` what it talks to; `/echo` returns each message, `/broadcast` sends each message to
-/// everyone connected to that path.
+/// Builds the routes: `/` is the page and `/pulse` its backend; `/echo` returns each message, `/broadcast` sends each message
+/// to every client of that path.
 pub(crate) fn router() -> Router {
     let (page, clock) = (page::Page::new(), pulse::Clock::start());
     Router::new()
@@ -40,9 +40,9 @@ async fn echo(mut session: Session) {
 
 async fn broadcast(State(room): State<Room>, upgrade: SessionUpgrade) -> Response {
     upgrade.on_session(move |mut session| async move {
-        let id = room.enter(session.sender());
+        let id = room.join(session.sender());
         while let Some(message) = session.recv().await {
-            room.say(&message);
+            room.send(&message);
         }
         room.leave(id);
     })

@@ -1,5 +1,4 @@
-//! The live page, in the reader's language: one file that needs nothing else, and headers that forbid it everything
-//! else.
+//! The live page, in the reader's language: one self-contained file, and headers that allow it nothing else.
 
 use std::sync::Arc;
 
@@ -14,11 +13,11 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
-/// Made from `clients/page` by its `build.mjs`.
+/// `clients/page/build.mjs` generates these files.
 const ENGLISH: &str = include_str!("../page.html");
 const CHINESE: &str = include_str!("../page.zh.html");
 
-/// The page, and what a browser may do with it.
+/// The page in each language, with its content security policy.
 #[derive(Clone)]
 pub(super) struct Page {
     english: Edition,
@@ -38,7 +37,7 @@ impl Page {
         Self { english: edition("en", ENGLISH), chinese: edition("zh-CN", CHINESE) }
     }
 
-    /// In the language that `?lang=` names, or that the browser prefers.
+    /// Responds in the language that `?lang=` names, or that the browser prefers.
     pub(super) fn response(&self, headers: &HeaderMap, RawQuery(query): RawQuery) -> Response {
         let accepted = headers.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok()).unwrap_or("");
         let named = query.as_deref().unwrap_or("").split('&').find_map(|field| field.strip_prefix("lang="));
@@ -47,7 +46,7 @@ impl Page {
             (CONTENT_TYPE, "text/html; charset=utf-8"),
             (CONTENT_LANGUAGE, edition.language),
             (VARY, "accept-language"),
-            // A newer program may have a newer page.
+            // A newer release may have a newer page.
             (CACHE_CONTROL, "no-cache"),
             (CONTENT_SECURITY_POLICY, &*edition.policy),
             (X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -57,7 +56,7 @@ impl Page {
     }
 }
 
-/// Whether a list of languages, as in `Accept-Language`, names Chinese and no English above it.
+/// Returns whether a list of languages, as in `Accept-Language`, prefers Chinese to English.
 ///
 /// Source: RFC 9110 section 12.5.4.
 fn prefers_chinese(accepted: &str) -> bool {
@@ -75,14 +74,14 @@ fn prefers_chinese(accepted: &str) -> bool {
     best[0] > best[1] || (best[0] > 0.0 && best[0] >= best[1] && first_is_chinese(accepted))
 }
 
-/// Which comes first decides between equals.
+/// Returns whether Chinese comes before English; decides between equal weights.
 fn first_is_chinese(accepted: &str) -> bool {
     let mut primary =
         accepted.split(',').map(|range| range.trim().get(..2).unwrap_or("").to_ascii_lowercase());
     primary.find(|tag| tag == "zh" || tag == "en").is_some_and(|tag| tag == "zh")
 }
 
-/// The page's own script and style by their hashes, sockets to where it came from, and nothing else.
+/// Returns a policy that allows the page's own script and style by their hashes and connections to its origin.
 fn policy(page: &str) -> String {
     format!(
         "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; base-uri 'none'; \
@@ -92,7 +91,7 @@ fn policy(page: &str) -> String {
     )
 }
 
-/// The hashes of what stands in each element of this name. `'none'`: there is no such element.
+/// Returns the hashes of the contents of all elements of this name, or `'none'`.
 fn hashes(page: &str, element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let bodies = page.split(&open).skip(1).filter_map(|rest| rest.split(&close).next());
@@ -107,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_policy_names_what_stands_in_the_elements_and_nothing_else() {
+    fn the_policy_has_the_hash_of_each_element_and_nothing_else() {
         // echo -n hello | openssl dgst -sha256 -binary | base64
         let hello = "'sha256-LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ='";
         let policy = policy("<style>hello</style><p>hello</p>");
@@ -117,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn chinese_is_for_those_who_prefer_it_to_english() {
+    fn chinese_is_served_if_it_is_preferred_to_english() {
         let chinese = [
             "zh",
             "zh-CN",
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_is_one_file_whose_every_script_and_style_has_a_hash() {
+    fn the_page_has_one_script_and_one_style_and_loads_nothing() {
         for page in [ENGLISH, CHINESE] {
             for element in ["script", "style"] {
                 let open = format!("<{element}>");

@@ -1,19 +1,19 @@
-//! What the page talks to, over a session or a plain WebSocket alike. Messages are JSON texts, and a visitor can act on
-//! no connection but its own:
+//! The backend of the page, over a session or a plain WebSocket. Messages are JSON texts; a client can affect its own
+//! connection only:
 //!
 //! ```text
-//! visitor                              server
-//! {"type":"pulse","n":1}               the same message, whatever else it has
-//!                                      {"type":"tick","n":3592000001}, one more every 500 ms
+//! client                              server
+//! {"type":"pulse","n":1}               returns the same message
+//!                                      {"type":"tick","n":3592000001}, one every 500 ms
 //! {"type":"cut"}                       drops the connection
-//! {"type":"freeze","seconds":5}        holds it for so long, 1 to 30
-//! {"type":"silent"}                    holds it for an hour
-//! {"type":"restart"}                   sends the visitor away, to come back within a second
-//! {"type":"forget"}                    ends the session, as if what stands behind it were lost
+//! {"type":"freeze","seconds":5}        stalls the connection, 1 to 30 seconds
+//! {"type":"silent"}                    stalls the connection for an hour
+//! {"type":"restart"}                   drains the connection: the client reconnects within a second
+//! {"type":"forget"}                    renews the session, as if its backend were lost
 //! anything else                        {"type":"error","message":"..."}
 //! ```
 //!
-//! Ticks are numbered by the time and not by the visitor, so that a visitor that was away sees how many it missed.
+//! Ticks are numbered by the clock, so that a client that was away sees how many it missed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,15 +25,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 const TICK: Duration = Duration::from_millis(500);
 const FREEZE_SECONDS: std::ops::RangeInclusive<u64> = 1..=30;
 const SILENCE: Duration = Duration::from_secs(60 * 60);
-const COME_BACK: std::ops::RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(1);
-/// A visitor that has not come back by then is closed.
-const GONE_BY: Duration = Duration::from_secs(5);
+const RECONNECT_WITHIN: std::ops::RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(1);
+/// A client that has not reconnected by then is closed.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The number of the newest tick: the same for every visitor, and it goes on over a restart of the program.
+/// The number of the newest tick: the same for all clients, and increasing over restarts of the program.
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
     started: Instant,
-    /// Since 1970, when it started.
+    /// The start, since 1970.
     wall: Duration,
 }
 
@@ -49,33 +49,33 @@ impl Clock {
     }
 }
 
-/// Serves one visitor, ticks included, until its session is over.
+/// Serves one client until its session is over.
 pub(super) async fn run(mut session: Session, clock: Clock) {
     let sender = session.sender();
     let mut timer = interval(TICK);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = clock.newest();
+    let mut sent = clock.newest();
     loop {
         tokio::select! {
             message = session.recv() => {
                 let Some(message) = message else { return };
                 match handle(&message, &sender) {
-                    Then::Nothing => {}
-                    Then::Answer(answer) => if session.send(answer).await.is_err() { return },
-                    Then::Forget => return session.renew(0),
+                    Outcome::Continue => {}
+                    Outcome::Reply(reply) => if session.send(reply).await.is_err() { return },
+                    Outcome::Renew => return session.renew(0),
                 }
             }
-            _ = timer.tick() => if !tell(&session, clock.newest(), &mut told) { return },
+            _ = timer.tick() => if !send_ticks(&session, clock.newest(), &mut sent) { return },
         }
     }
 }
 
-/// Sends the ticks up to the newest; false: the session is over.
-fn tell(session: &Session, newest: u64, told: &mut u64) -> bool {
-    while *told < newest {
-        match session.try_send(text(&json!({"type": "tick", "n": *told + 1}))) {
-            Ok(()) => *told += 1,
-            // It is away, and enough waits for it: the rest follows when it is back.
+/// Sends the ticks up to the newest. Returns `false` if the session is over.
+fn send_ticks(session: &Session, newest: u64, sent: &mut u64) -> bool {
+    while *sent < newest {
+        match session.try_send(text(&json!({"type": "tick", "n": *sent + 1}))) {
+            Ok(()) => *sent += 1,
+            // The client is away and its queue is full: the rest follows when it is back.
             Err(SendError::Full(_)) => return true,
             Err(_) => return false,
         }
@@ -83,29 +83,29 @@ fn tell(session: &Session, newest: u64, told: &mut u64) -> bool {
     true
 }
 
-/// What follows from a message.
-enum Then {
-    Nothing,
-    Answer(Message),
-    Forget,
+/// The effect of a message on the session.
+enum Outcome {
+    Continue,
+    Reply(Message),
+    Renew,
 }
 
-/// Does what a message asks for.
-fn handle(message: &Message, session: &Sender) -> Then {
-    match Wish::read(message) {
-        Ok(Wish::Pulse) => return Then::Answer(message.clone()),
-        Ok(Wish::Cut) => session.cut(),
-        Ok(Wish::Hold(duration)) => session.hold(duration),
-        Ok(Wish::Restart) => session.go_away("the visitor asked for it", COME_BACK, GONE_BY),
-        Ok(Wish::Forget) => return Then::Forget,
-        Err(why) => return Then::Answer(text(&json!({"type": "error", "message": why}))),
+/// Executes the request in a message.
+fn handle(message: &Message, session: &Sender) -> Outcome {
+    match Request::read(message) {
+        Ok(Request::Pulse) => return Outcome::Reply(message.clone()),
+        Ok(Request::Cut) => session.cut(),
+        Ok(Request::Hold(duration)) => session.hold(duration),
+        Ok(Request::Restart) => session.go_away("the client requested it", RECONNECT_WITHIN, DRAIN_DEADLINE),
+        Ok(Request::Forget) => return Outcome::Renew,
+        Err(why) => return Outcome::Reply(text(&json!({"type": "error", "message": why}))),
     }
-    Then::Nothing
+    Outcome::Continue
 }
 
-/// What a visitor wants done.
+/// A request of the client.
 #[derive(Debug, PartialEq)]
-enum Wish {
+enum Request {
     Pulse,
     Cut,
     Hold(Duration),
@@ -113,7 +113,7 @@ enum Wish {
     Forget,
 }
 
-impl Wish {
+impl Request {
     fn read(message: &Message) -> Result<Self, String> {
         let json = message.as_text().and_then(|text| serde_json::from_str::<Value>(text).ok());
         let json = json.ok_or("not JSON; send a text such as {\"type\":\"pulse\",\"n\":1}")?;
@@ -141,25 +141,25 @@ fn text(json: &Value) -> Message {
 mod tests {
     use super::*;
 
-    fn check(text: &str, expected: Result<Wish, &str>) {
-        let found = Wish::read(&Message::text(text));
+    fn check(text: &str, expected: Result<Request, &str>) {
+        let found = Request::read(&Message::text(text));
         match expected {
-            Ok(wish) => assert_eq!(found, Ok(wish), "{text}"),
+            Ok(request) => assert_eq!(found, Ok(request), "{text}"),
             Err(word) => assert!(matches!(&found, Err(why) if why.starts_with(word)), "{text}: {found:?}"),
         }
     }
 
     #[test]
-    fn a_wish_is_read_or_refused_by_the_field_that_is_wrong() {
-        let hold = |seconds| Ok(Wish::Hold(Duration::from_secs(seconds)));
-        check(r#"{"type":"pulse","n":0}"#, Ok(Wish::Pulse));
-        check(r#"{"type":"pulse","n":7,"text":"hello"}"#, Ok(Wish::Pulse));
-        check(r#"{"type":"cut"}"#, Ok(Wish::Cut));
+    fn a_request_is_parsed_or_refused_with_the_invalid_field() {
+        let hold = |seconds| Ok(Request::Hold(Duration::from_secs(seconds)));
+        check(r#"{"type":"pulse","n":0}"#, Ok(Request::Pulse));
+        check(r#"{"type":"pulse","n":7,"text":"hello"}"#, Ok(Request::Pulse));
+        check(r#"{"type":"cut"}"#, Ok(Request::Cut));
         check(r#"{"type":"freeze","seconds":1}"#, hold(1));
         check(r#"{"type":"freeze","seconds":30}"#, hold(30));
         check(r#"{"type":"silent"}"#, hold(3600));
-        check(r#"{"type":"restart"}"#, Ok(Wish::Restart));
-        check(r#"{"type":"forget"}"#, Ok(Wish::Forget));
+        check(r#"{"type":"restart"}"#, Ok(Request::Restart));
+        check(r#"{"type":"forget"}"#, Ok(Request::Forget));
         check(r#"{"type":"pulse"}"#, Err("n:"));
         check(r#"{"type":"pulse","n":-1}"#, Err("n:"));
         check(r#"{"type":"pulse","n":1.5}"#, Err("n:"));
@@ -171,6 +171,6 @@ mod tests {
         check("[]", Err("type:"));
         check("", Err("not JSON"));
         check("{", Err("not JSON"));
-        assert!(Wish::read(&Message::binary(b"{\"type\":\"cut\"}".to_vec())).is_err());
+        assert!(Request::read(&Message::binary(b"{\"type\":\"cut\"}".to_vec())).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! A room: what one says, everyone in it hears.
+//! A room: a message of one member goes to all members.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mainstay::server::Sender;
 use mainstay::{CloseCode, Message, SendError};
 
-/// Everyone connected to one path.
+/// The clients of one path.
 #[derive(Clone, Default)]
 pub(super) struct Room {
     members: Arc<Mutex<BTreeMap<u64, Sender>>>,
@@ -15,7 +15,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn enter(&self, sender: Sender) -> u64 {
+    pub(super) fn join(&self, sender: Sender) -> u64 {
         let id = self.next.fetch_add(1, Relaxed);
         self.members.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
         id
@@ -25,9 +25,9 @@ impl Room {
         self.members.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
-    pub(super) fn say(&self, message: &Message) {
+    pub(super) fn send(&self, message: &Message) {
         for sender in self.members.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            // Nobody waits for the slowest, and nobody misses a message unawares.
+            // The room does not wait for a slow member; a member that would miss a message is closed.
             if let Err(SendError::Full(_)) = sender.try_send(message.clone()) {
                 sender.close(CloseCode::OVERLOADED, "too slow for this room");
             }

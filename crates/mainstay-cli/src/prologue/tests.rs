@@ -1,21 +1,21 @@
 use super::*;
 
-fn rules(record: &[&str], swallow: &[&str], pass: &[&str]) -> Rules {
+fn rules(record: &[&str], hide: &[&str], pass: &[&str]) -> Rules {
     let answer = |passes| move |text: &&str| Answer { rule: Rule::parse(text).unwrap(), passes };
     Rules {
         record: record.iter().map(|text| Rule::parse(text).unwrap()).collect(),
-        answers: swallow.iter().map(answer(false)).chain(pass.iter().map(answer(true))).collect(),
+        answers: hide.iter().map(answer(false)).chain(pass.iter().map(answer(true))).collect(),
         ..Rules::default()
     }
 }
 
-/// As [`rules`], with frames that are named by `/id` and forgotten when either end says that it is done.
-fn keyed(record: &[&str], swallow: &[&str], pass: &[&str]) -> Rules {
+/// As [`rules`], with `/id` as the key of frames, which a message of type `done` removes.
+fn keyed(record: &[&str], hide: &[&str], pass: &[&str]) -> Rules {
     let forget = vec![Pattern::parse("json=/type=done").unwrap()];
-    Rules { key: Some("/id".into()), forget, ..rules(record, swallow, pass) }
+    Rules { key: Some("/id".into()), forget, ..rules(record, hide, pass) }
 }
 
-/// A client, a link that numbers what it sends, and connections one after the other.
+/// A client, a link that numbers its messages, and one connection after the other.
 struct Play {
     prologue: Prologue,
     now: Instant,
@@ -38,7 +38,7 @@ impl Play {
         self
     }
 
-    /// The next connection; the link keeps nothing of what it was given.
+    /// The next connection; the link keeps no message.
     fn again(&mut self) -> &mut Self {
         self.again_settled(self.last)
     }
@@ -49,7 +49,7 @@ impl Play {
         self
     }
 
-    /// What is written to the connection now.
+    /// The frames that are written to the connection now.
     fn written(&mut self, expected: &[&str]) -> &mut Self {
         let written = std::iter::from_fn(|| self.prologue.poll_transmit());
         let written: Vec<_> = written.map(|message| message.as_text().unwrap().to_owned()).collect();
@@ -63,10 +63,10 @@ impl Play {
     }
 }
 
-use Verdict::{Pass, Swallow};
+use Verdict::{Hide, Pass};
 
 #[test]
-fn what_rules_name_is_written_to_each_new_connection_in_the_order_of_the_client() {
+fn recorded_frames_are_replayed_to_each_new_connection_in_the_order_of_the_client() {
     for (rule, expected) in [
         ("first=2", &["login", "join a"][..]),
         ("until=^join", &["login", "join a"]),
@@ -83,13 +83,13 @@ fn what_rules_name_is_written_to_each_new_connection_in_the_order_of_the_client(
 }
 
 #[test]
-fn an_answer_that_the_client_had_is_awaited_before_the_next_frame_and_swallowed() {
+fn an_answer_that_the_client_received_is_awaited_before_the_next_frame_and_hidden() {
     let mut play = Play::by(rules(&["match=^(login|join)"], &["match=^welcome"], &[]));
     play.client("login").backend("welcome you", Pass).client("join").client("say");
     play.again().written(&["login"]).done(false);
-    play.backend("news", Pass).backend("welcome back", Swallow);
+    play.backend("news", Pass).backend("welcome back", Hide);
     play.written(&["join"]).done(true);
-    play.backend("welcome, everybody", Pass);
+    play.backend("welcome, all", Pass);
 }
 
 #[test]
@@ -97,41 +97,41 @@ fn a_frame_that_was_never_answered_is_not_awaited_and_its_answer_reaches_the_cli
     let mut play = Play::by(rules(&["match=^login"], &["match=^welcome"], &[]));
     play.client("login").again().written(&["login"]).done(true);
     play.backend("welcome", Pass);
-    play.again().written(&["login"]).done(false).backend("welcome", Swallow).done(true);
+    play.again().written(&["login"]).done(false).backend("welcome", Hide).done(true);
 }
 
 #[test]
-fn a_greeting_is_awaited_before_anything_is_written_and_not_delivered_twice() {
+fn a_greeting_is_awaited_before_the_replay_and_not_delivered_twice() {
     let mut play = Play::by(rules(&["match=^join"], &["match=^hello"], &[]));
     play.backend("hello", Pass).client("join");
-    play.again().written(&[]).done(false).backend("hello", Swallow).written(&["join"]).done(true);
+    play.again().written(&[]).done(false).backend("hello", Hide).written(&["join"]).done(true);
 
-    // One that only counts may come before or behind what is written.
+    // A greeting of a counting rule may arrive before or after the replayed frames.
     let mut play = Play::by(rules(&["match=^join"], &["first=1"], &[]));
     play.backend("RFB 003.008", Pass).backend("a frame", Pass).client("join");
-    play.again().written(&["join"]).done(false).backend("RFB 003.008", Swallow).done(true);
+    play.again().written(&["join"]).done(false).backend("RFB 003.008", Hide).done(true);
     play.backend("a frame", Pass);
 }
 
 #[test]
-fn a_greeting_that_the_first_connection_did_not_live_to_give_is_passed_on() {
-    for swallow in ["match=^hello", "first=1"] {
-        let mut play = Play::by(rules(&["match=^join"], &[swallow], &[]));
+fn a_greeting_that_the_first_connection_did_not_send_passes() {
+    for hidden in ["match=^hello", "first=1"] {
+        let mut play = Play::by(rules(&["match=^join"], &[hidden], &[]));
         play.again().done(true).backend("hello", Pass).client("join");
-        play.again().backend("hello", Swallow).written(&["join"]).done(true);
+        play.again().backend("hello", Hide).written(&["join"]).done(true);
     }
 }
 
 #[test]
-fn all_that_comes_before_a_match_is_swallowed_where_the_rule_says_until() {
+fn an_until_rule_hides_everything_up_to_its_match() {
     let mut play = Play::by(rules(&["first=1"], &["until=ready"], &[]));
     play.client("login").backend("motd", Pass).backend("ready", Pass).backend("news", Pass);
     play.again().written(&["login"]).done(false);
-    play.backend("motd", Swallow).done(false).backend("ready", Swallow).done(true).backend("news", Pass);
+    play.backend("motd", Hide).done(false).backend("ready", Hide).done(true).backend("news", Pass);
 }
 
 #[test]
-fn answers_that_are_passed_on_are_awaited_at_the_end_and_hold_no_frame_back() {
+fn answers_that_pass_are_awaited_at_the_end_and_delay_no_frame() {
     let join = |id| format!(r#"{{"type":"join","id":"{id}"}}"#);
     let joined = |id| format!(r#"{{"type":"joined","id":"{id}"}}"#);
     let mut play = Play::by(keyed(&["json=/type=join"], &[], &["json=/type=joined"]));
@@ -141,7 +141,7 @@ fn answers_that_are_passed_on_are_awaited_at_the_end_and_hold_no_frame_back() {
 }
 
 #[test]
-fn a_frame_is_forgotten_when_either_end_says_so_and_replaced_by_one_of_its_name() {
+fn a_frame_is_removed_when_either_end_cancels_it_and_replaced_by_one_with_its_key() {
     let join = |id, what| format!(r#"{{"type":"join","id":{id},"what":"{what}"}}"#);
     let done = |id| format!(r#"{{"type":"done","id":{id}}}"#);
     let mut play = Play::by(keyed(&["json=/type=join"], &[], &[]));
@@ -151,7 +151,7 @@ fn a_frame_is_forgotten_when_either_end_says_so_and_replaced_by_one_of_its_name(
 }
 
 #[test]
-fn a_frame_that_is_forgotten_during_the_replay_is_not_awaited_any_more() {
+fn a_frame_that_is_removed_during_the_replay_is_not_awaited_any_more() {
     let join = |id| format!(r#"{{"type":"join","id":"{id}"}}"#);
     let joined = |id| format!(r#"{{"type":"joined","id":"{id}"}}"#);
     let mut play = Play::by(keyed(&["json=/type=join"], &[], &["json=/type=joined"]));
@@ -162,51 +162,51 @@ fn a_frame_that_is_forgotten_during_the_replay_is_not_awaited_any_more() {
 }
 
 #[test]
-fn the_same_frame_once_more_keeps_the_answer_that_it_had() {
+fn an_identical_frame_keeps_the_answer_of_the_first() {
     let join = r#"{"type":"join","id":"a"}"#;
     let joined = r#"{"type":"joined","id":"a"}"#;
     let mut play = Play::by(keyed(&["json=/type=join"], &["json=/type=joined"], &[]));
     play.client(join).backend(joined, Pass).client(join);
-    play.again().written(&[join]).done(false).backend(joined, Swallow).done(true);
+    play.again().written(&[join]).done(false).backend(joined, Hide).done(true);
 }
 
 #[test]
-fn what_the_link_still_keeps_is_left_to_the_link_and_its_second_answer_is_swallowed() {
+fn frames_that_the_link_still_keeps_are_left_to_the_link_and_their_second_answer_is_hidden() {
     let mut play = Play::by(rules(&["match=^(login|join)"], &["match=^ok"], &[]));
     play.client("login").backend("ok login", Pass).client("join").backend("ok join", Pass);
-    play.again_settled(1).written(&["login"]).done(false).backend("ok login", Swallow).done(true);
-    play.backend("ok join", Swallow).backend("ok", Pass);
+    play.again_settled(1).written(&["login"]).done(false).backend("ok login", Hide).done(true);
+    play.backend("ok join", Hide).backend("ok", Pass);
 }
 
 #[test]
-fn a_connection_that_is_lost_during_the_replay_is_followed_by_a_whole_one() {
+fn a_replay_that_was_interrupted_starts_from_the_beginning() {
     let mut play = Play::by(rules(&["first=2"], &["match=^ok"], &[]));
     play.client("login").client("join").backend("ok", Pass).backend("ok", Pass);
-    play.again().written(&["login"]).backend("ok", Swallow).written(&["join"]).done(false);
-    play.again().written(&["login"]).backend("ok", Swallow).written(&["join"]);
-    play.done(false).backend("ok", Swallow).done(true);
+    play.again().written(&["login"]).backend("ok", Hide).written(&["join"]).done(false);
+    play.again().written(&["login"]).backend("ok", Hide).written(&["join"]);
+    play.done(false).backend("ok", Hide).done(true);
 }
 
 #[test]
-fn an_answer_that_does_not_come_is_awaited_for_ten_seconds() {
+fn an_answer_that_does_not_arrive_is_awaited_for_ten_seconds() {
     let mut play = Play::by(rules(&["first=1"], &["match=^ok"], &[]));
     play.client("login").backend("ok", Pass).again().written(&["login"]);
     let due = play.now + Duration::from_secs(10);
     assert_eq!(play.prologue.poll_timeout(), Some(due));
     play.prologue.postpone(Duration::from_secs(3));
     assert_eq!(play.prologue.poll_timeout(), Some(due + Duration::from_secs(3)));
-    play.backend("ok", Swallow).done(true);
+    play.backend("ok", Hide).done(true);
     assert_eq!(play.prologue.poll_timeout(), None);
 }
 
 #[test]
-fn more_than_may_be_recorded_cannot_be_replayed_and_holds_no_memory() {
+fn more_than_the_limit_is_not_replayed_and_holds_no_memory() {
     for (size, count) in [(1, 257), (100_000, 3)] {
         let mut play = Play::by(rules(&["match=."], &[], &[]));
         for _ in 0..count {
             play.client(&"x".repeat(size));
         }
-        assert_eq!(play.prologue.begin(play.now, play.last), Err(Failure::TooMuch), "{size}");
+        assert_eq!(play.prologue.begin(play.now, play.last), Err(ReplayError::TooMuch), "{size}");
         assert_eq!((play.prologue.frames.len(), play.prologue.bytes), (0, 0));
         assert!(!play.prologue.is_replaying());
     }
@@ -218,17 +218,17 @@ fn more_than_may_be_recorded_cannot_be_replayed_and_holds_no_memory() {
 }
 
 #[test]
-fn a_prologue_that_was_given_up_records_nothing_any_more() {
+fn a_prologue_that_was_given_up_records_no_more() {
     let mut play = Play::by(rules(&["match=."], &[], &[]));
     play.client("login");
     play.prologue.give_up();
     play.client("join");
     assert_eq!(play.prologue.bytes(), 0);
-    assert_eq!(play.prologue.begin(play.now, play.last), Err(Failure::TooMuch));
+    assert_eq!(play.prologue.begin(play.now, play.last), Err(ReplayError::TooMuch));
 }
 
 #[test]
-fn what_is_forgotten_makes_room() {
+fn removed_frames_make_room() {
     let mut play = Play::by(keyed(&["json=/type=join"], &[], &[]));
     for number in 0..1000 {
         play.client(&format!(r#"{{"type":"join","id":{number}}}"#));
@@ -238,27 +238,27 @@ fn what_is_forgotten_makes_room() {
 }
 
 #[test]
-fn a_departure_that_is_announced_is_kept_from_the_client() {
+fn an_announced_restart_is_hidden_from_the_client() {
     let announces_restart: Option<fn(&Message) -> bool> =
         Some(|message| message.as_text() == Some("restarting"));
     let mut play = Play::by(Rules { announces_restart, ..rules(&["first=1"], &[], &[]) });
     play.client("login").backend("unauthorized", Pass);
-    play.backend("restarting", Swallow).again().backend("restarting", Swallow);
+    play.backend("restarting", Hide).again().backend("restarting", Hide);
 }
 
 #[test]
-fn a_backend_that_is_lost_during_five_replays_in_a_row_is_given_up() {
+fn five_interrupted_replays_in_a_row_are_an_error() {
     let mut play = Play::by(rules(&["first=1"], &["match=^ok"], &[]));
     play.client("login").backend("ok", Pass);
     for _ in 0..2 {
         for _ in 0..4 {
             play.again().written(&["login"]).done(false);
         }
-        play.again().written(&["login"]).backend("ok", Swallow).done(true);
+        play.again().written(&["login"]).backend("ok", Hide).done(true);
     }
     for _ in 0..5 {
         play.again().done(false);
     }
     play.prologue.handle_lost();
-    assert_eq!(play.prologue.begin(play.now, play.last), Err(Failure::Barren));
+    assert_eq!(play.prologue.begin(play.now, play.last), Err(ReplayError::Interrupted));
 }

@@ -1,4 +1,4 @@
-//! `--admin`: whether it lives, whether it takes visitors, and who may read its figures.
+//! `--admin`: health, readiness, and access to the metrics.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,39 +15,39 @@ fn status(answer: &str) -> &str {
 }
 
 #[tokio::test]
-async fn it_is_alive_and_ready_until_it_drains_and_then_alive_only() {
+async fn the_process_is_ready_until_it_drains_and_alive_to_its_end() {
     let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
-    // Two plain visitors: they are sent away over half a minute, so it drains for some seconds at least.
+    // Two plain clients, which are drained one after the other, so that the drain takes some seconds.
     let url = format!("{}/echo", gateway.url);
     let first = Link::builder(&url).unwrap().connect_once().await.unwrap();
     let second = Link::builder(&url).unwrap().connect_once().await.unwrap();
     for path in ["/healthz", "/readyz"] {
-        assert_eq!(status(&gateway.ask(path, "")), "200", "{path}");
+        assert_eq!(status(&gateway.get(path, "")), "200", "{path}");
     }
     gateway.signal("TERM");
-    until("no longer ready", || status(&gateway.ask("/readyz", "")) == "503").await;
-    assert!(gateway.ask("/readyz", "").ends_with("draining\n"));
-    assert_eq!(status(&gateway.ask("/healthz", "")), "200");
+    until("the process is not ready any more", || status(&gateway.get("/readyz", "")) == "503").await;
+    assert!(gateway.get("/readyz", "").ends_with("draining\n"));
+    assert_eq!(status(&gateway.get("/healthz", "")), "200");
     drop((first, second));
 }
 
 #[tokio::test]
-async fn a_backend_that_is_called_dead_is_counted_on_its_leg() {
+async fn a_dead_backend_is_counted_on_its_leg() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0", "--heartbeat", "100ms"]);
-    let _visitor = Client::builder(&gateway.url).unwrap().connect();
-    // Answers one Ping, or its silence might be its way, and is never read again.
+    let _client = Client::builder(&gateway.url).unwrap().connect();
+    // Answers one Ping: a backend that never answers one is not declared dead. Then it stalls.
     let (_, mut silent) = Frames::serve(&listener).await;
     let (_, ping) = silent.read().await.unwrap();
     silent.write(0x8a, &ping).await;
-    gateway.reaches("dead_peers_total{leg=\"backend\",evidence=\"silent\"}", 1.0).await;
-    assert_eq!(gateway.metric("dead_peers_total{leg=\"visitor\",evidence=\"silent\"}"), 0.0);
+    gateway.wait_for_metric("dead_peers_total{leg=\"backend\",evidence=\"silent\"}", 1.0).await;
+    assert_eq!(gateway.metric("dead_peers_total{leg=\"client\",evidence=\"silent\"}"), 0.0);
     assert_eq!(gateway.metric("links_lost_total"), 1.0);
 }
 
 #[test]
-fn a_request_that_names_another_machine_gets_nothing() {
+fn a_request_for_another_host_is_refused() {
     let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
     let admin = gateway.admin.unwrap();
     let ask = |target: &str, host: &str| {
@@ -72,19 +72,19 @@ fn a_request_that_names_another_machine_gets_nothing() {
     let host = "Host: localhost\r\n";
     assert_eq!(ask("http://rebound.example/metrics HTTP/1.1", host), "421");
     assert_eq!((ask("* HTTP/1.1", host), ask("/healthz HTTP/1.1", "")), ("400".into(), "400".into()));
-    assert_eq!(ask("/healthz HTTP/1.0", ""), "200", "as old checks ask");
+    assert_eq!(ask("/healthz HTTP/1.0", ""), "200", "HTTP/1.0 needs no Host");
 }
 
 #[test]
-fn metrics_say_that_they_are_prometheus_text() {
+fn metrics_have_the_content_type_of_prometheus_text() {
     let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
-    let answer = gateway.ask("/metrics", "").to_ascii_lowercase();
+    let answer = gateway.get("/metrics", "").to_ascii_lowercase();
     assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
     assert!(answer.contains(concat!("mainstay_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1")));
 }
 
 #[test]
-fn connections_that_say_nothing_keep_nobody_out() {
+fn idle_connections_to_the_admin_listener_block_no_health_check() {
     let gateway = Gateway::start(&["--admin", "127.0.0.1:0"]);
     let half = |_| {
         let mut stream = TcpStream::connect(gateway.admin.unwrap()).unwrap();
@@ -92,12 +92,12 @@ fn connections_that_say_nothing_keep_nobody_out() {
         stream
     };
     let halves: Vec<TcpStream> = (0..200).map(half).collect();
-    assert_eq!(status(&gateway.ask("/healthz", "")), "200");
+    assert_eq!(status(&gateway.get("/healthz", "")), "200");
     drop(halves);
 }
 
 #[test]
-fn figures_are_given_for_the_token_only_and_health_to_everybody() {
+fn metrics_require_the_token_and_health_checks_do_not() {
     let file = TokenFile::holding("0123456789abcdef\n");
     let mut gateway = Gateway::start(&["--admin", "0.0.0.0:0", "--admin-token-file", file.path()]);
     gateway.admin = gateway.admin.map(|admin| ([127, 0, 0, 1], admin.port()).into());
@@ -106,17 +106,17 @@ fn figures_are_given_for_the_token_only_and_health_to_everybody() {
         ("Authorization: Bearer 0123456789abcdeX\r\n", "401"),
         ("Authorization: Bearer 0123456789abcdef\r\n", "200"),
     ] {
-        let answer = gateway.ask("/metrics", headers);
+        let answer = gateway.get("/metrics", headers);
         assert_eq!(status(&answer), expected, "{headers}");
         assert_eq!(answer.contains("mainstay_connections"), expected == "200");
     }
     for path in ["/healthz", "/readyz"] {
-        assert_eq!(status(&gateway.ask(path, "")), "200", "{path}");
+        assert_eq!(status(&gateway.get(path, "")), "200", "{path}");
     }
 }
 
 #[test]
-fn figures_are_not_given_to_everybody_by_mistake() {
+fn public_metrics_without_a_token_are_a_usage_error() {
     check(
         &["serve", "--admin", "0.0.0.0:9090"],
         &["--admin 0.0.0.0:9090", "127.0.0.1:9090", "--admin-token-file"],

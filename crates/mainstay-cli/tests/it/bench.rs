@@ -8,7 +8,7 @@ use serde_json::Value;
 const MAINSTAY: &str = env!("CARGO_BIN_EXE_mainstay");
 
 #[test]
-fn every_message_comes_back_and_is_counted() {
+fn every_echoed_message_is_counted() {
     let server = Server::start(&[]);
     for extra in
         [&[][..], &["--session"], &["--text"], &["--size", "100KiB"], &["--in-flight", "7", "--threads", "2"]]
@@ -23,14 +23,14 @@ fn every_message_comes_back_and_is_counted() {
 }
 
 #[test]
-fn without_a_warm_up_the_load_begins_with_the_measurement() {
+fn without_a_warm_up_the_load_starts_with_the_measurement() {
     let server = Server::start(&[]);
     let found = server.measure("echo", "/echo", &["--warm-up", "0s"]);
     assert!(number(&found, "messages") > 0.0, "{found}");
 }
 
 #[test]
-fn each_message_of_a_fan_out_comes_to_all() {
+fn each_message_of_a_fan_out_reaches_all_connections() {
     let server = Server::start(&[]);
     for extra in [&[][..], &["--session"], &["--threads", "2"], &["--rate", "500"]] {
         let found = server.measure("fanout", "/broadcast", extra);
@@ -41,7 +41,7 @@ fn each_message_of_a_fan_out_comes_to_all() {
 }
 
 #[test]
-fn after_a_storm_all_are_back_and_all_sessions_are_resumed() {
+fn after_a_storm_all_connections_are_open_and_all_sessions_resumed() {
     let server = Server::start(&[]);
     let found = server.measure("storm", "/echo", &["--session", "--duration", "20s"]);
     for (key, expected) in
@@ -64,7 +64,7 @@ fn heartbeats_of_both_kinds_are_counted_and_answered() {
 }
 
 #[test]
-fn handshakes_are_counted_when_tcp_has_ended() {
+fn a_handshake_is_counted_when_tcp_has_ended() {
     let found = Server::start(&[]).measure("handshake", "/echo", &[]);
     assert!(number(&found, "handshakes_per_second") > 0.0, "{found}");
 }
@@ -80,15 +80,15 @@ fn the_servers_own_cpu_and_memory_are_read() {
 }
 
 #[test]
-fn what_went_wrong_is_said_in_one_line_and_by_the_exit_code() {
+fn a_failure_is_one_line_and_an_exit_code() {
     let server = Server::start(&[]);
     for (words, code, line) in [
         (
             &["echo", "URL/nowhere"][..],
             1,
-            "10 of 10 connections could not be opened: the server refused the upgrade: status 404",
+            "10 of 10 connections could not be opened: the server refused the opening handshake with status 404",
         ),
-        (&["echo", "ws://127.0.0.1:1/"], 1, "connection refused; is the server up?"),
+        (&["echo", "ws://127.0.0.1:1/"], 1, "connection refused; is the server running?"),
         (&["fanout", "URL/echo"], 1, "is this the right path?"),
         (&["echo", "http://127.0.0.1:1/"], 2, "must start with ws://"),
         (&["echo", "URL/echo", "--pid", "4294967295"], 2, "--pid 4294967295: no such process"),
@@ -103,7 +103,7 @@ fn what_went_wrong_is_said_in_one_line_and_by_the_exit_code() {
 struct Server {
     process: Child,
     url: String,
-    /// The pipe stays open: the server prints more than the line that is waited for.
+    /// Keeps the pipe open: the server prints more lines than the test reads.
     _printed: BufReader<ChildStdout>,
 }
 

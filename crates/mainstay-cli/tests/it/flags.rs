@@ -1,4 +1,4 @@
-//! What a mistake on the command line gets: one line that names it and what to write, and exit code 2.
+//! Usage errors: one line that names the mistake and what to write, and exit code 2.
 
 use crate::support::run;
 
@@ -14,7 +14,7 @@ pub(crate) fn check(arguments: &[&str], expected: &[&str]) {
 }
 
 #[test]
-fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
+fn a_mistake_is_one_line_that_names_the_flag_and_what_to_write() {
     let url = "ws://127.0.0.1:1/";
     check(&["serve", "--listen", "8080"], &["--listen", "127.0.0.1:8080"]);
     check(&["serve", "--listen", "localhost:8080"], &["--listen", "IP address"]);
@@ -56,11 +56,14 @@ fn mistakes_are_told_in_one_line_that_names_the_flag_and_what_to_write() {
     let wss = "wss://127.0.0.1:1";
     check(&["serve", "--upstream", "ws://h", "--upstream-ca", "/x"], &["--upstream-ca", "wss://"]);
     check(&["serve", "--upstream", wss, "--upstream-ca", "/nowhere"], &["--upstream-ca", "/nowhere"]);
-    check(&["serve", "--upstream", wss, "--upstream-ca", "/dev/null"], &["--upstream-ca", "no certificate"]);
+    check(
+        &["serve", "--upstream", wss, "--upstream-ca", "/dev/null"],
+        &["--upstream-ca", "no certificate found"],
+    );
     check(&["serve", "--upstream", wss, "--upstream-cert", "/x"], &["--upstream-key"]);
     check(&["serve", "--upstream", wss, "--upstream-server-name", "a b"], &["--upstream-server-name", "a b"]);
     check(&["serve", "--upstream", "unix:"], &["--upstream", "unix:/run/app.sock"]);
-    check(&["connect", url, "--cacert", "/dev/null"], &["--cacert", "no certificate"]);
+    check(&["connect", url, "--cacert", "/dev/null"], &["--cacert", "no certificate found"]);
     check(&["connect"], &["<URL>"]);
     check(&["connect", "example.com"], &["<URL>", "ws://"]);
     check(&["connect", "http://example.com"], &["<URL>", "ws://"]);
@@ -90,7 +93,7 @@ fn a_password_in_a_url_is_refused_and_not_repeated() {
 }
 
 #[test]
-fn an_address_in_use_is_no_mistake_of_the_command_line() {
+fn an_address_in_use_exits_with_1() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(&["serve", "--listen", &address], b"");

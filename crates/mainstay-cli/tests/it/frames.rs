@@ -1,9 +1,11 @@
-//! A WebSocket frame by frame: a visitor or a backend that does only what the test says.
+//! A WebSocket frame by frame: a client or a backend that does only what the test asks for.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mainstay_proto::session::message::{ClientKey, Hello, Instance};
+use mainstay_proto::session::{Control, Window};
 use mainstay_proto::ws::handshake::accept_key;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -20,28 +22,29 @@ pub(crate) struct Frames {
 }
 
 impl From<TcpStream> for Frames {
-    /// A connection whose opening handshake is done. Its frames are written unmasked.
+    /// Wraps a connection after its opening handshake. Writes frames unmasked.
     fn from(stream: TcpStream) -> Self {
         Self { stream, masks: false }
     }
 }
 
 impl Frames {
-    /// The head of the answer to a visitor with these further headers (each with its line's end), and what follows.
-    pub(crate) async fn visit(address: SocketAddr, path: &str, headers: &str) -> (String, Self) {
-        Self::visit_over(TcpStream::connect(address).await.unwrap(), path, headers).await
+    /// Connects a client with these additional headers (each with its line end). Returns the head of the response and the
+    /// connection.
+    pub(crate) async fn connect(address: SocketAddr, path: &str, headers: &str) -> (String, Self) {
+        Self::connect_over(TcpStream::connect(address).await.unwrap(), path, headers).await
     }
 
-    /// A visitor whose kernel takes little more than this many bytes ahead of it.
-    pub(crate) async fn visit_slowly(address: SocketAddr, path: &str, ahead: u32) -> (String, Self) {
+    /// Connects a client whose kernel buffers little more than this many bytes.
+    pub(crate) async fn connect_slowly(address: SocketAddr, path: &str, ahead: u32) -> (String, Self) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(ahead).unwrap();
-        // Loopback's segments of 64 KiB make the other end's kernel keep far more than a network's would.
+        // With loopback's segments of 64 KiB, the other end's kernel would buffer far more than over a network.
         socket2::SockRef::from(&socket).set_tcp_mss(1220).unwrap();
-        Self::visit_over(socket.connect(address).await.unwrap(), path, "").await
+        Self::connect_over(socket.connect(address).await.unwrap(), path, "").await
     }
 
-    pub(crate) async fn visit_over(mut stream: TcpStream, path: &str, headers: &str) -> (String, Self) {
+    pub(crate) async fn connect_over(mut stream: TcpStream, path: &str, headers: &str) -> (String, Self) {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
@@ -51,14 +54,14 @@ impl Frames {
         (head(&mut stream).await.unwrap(), Self { stream, masks: true })
     }
 
-    /// The head of the next request, which is accepted, and what follows.
+    /// Accepts the next opening handshake. Returns the head of the request and the connection.
     pub(crate) async fn serve(listener: &TcpListener) -> (String, Self) {
         Self::serve_with(listener, "").await
     }
 
-    /// The same, with further headers in the answer.
+    /// The same, with additional headers in the response.
     pub(crate) async fn serve_with(listener: &TcpListener, headers: &str) -> (String, Self) {
-        // A dial that was given up leaves an empty connection behind.
+        // A probe, or an attempt that was cancelled, is an empty connection.
         let (mut stream, request) = loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             if let Ok(request) = head(&mut stream).await {
@@ -77,7 +80,7 @@ impl Frames {
         (request, Self { stream, masks: false })
     }
 
-    /// The next frame, of which so many bytes are taken at a time.
+    /// Reads the next frame in pieces, with a pause after each.
     pub(crate) async fn read_paced(&mut self, piece: usize, pause: Duration) -> io::Result<(u8, Vec<u8>)> {
         let (first, length, key) = self.header().await?;
         let mut payload = vec![0; length];
@@ -89,7 +92,7 @@ impl Frames {
         Ok((first, payload))
     }
 
-    /// The next frame: its first byte, and its payload.
+    /// Reads the next frame. Returns its first byte and its payload.
     pub(crate) async fn read(&mut self) -> io::Result<(u8, Vec<u8>)> {
         let (first, length, key) = self.header().await?;
         let mut payload = vec![0; length];
@@ -113,7 +116,7 @@ impl Frames {
         Ok((first, usize::try_from(length).unwrap(), key))
     }
 
-    /// The next text; what comes before it is answered as a WebSocket stack would. `None`: the connection ended first.
+    /// Reads up to the next text, answering Ping and Close as a WebSocket stack does. `None`: the connection ended first.
     pub(crate) async fn text(&mut self) -> Option<String> {
         loop {
             match self.read().await.ok()? {
@@ -137,7 +140,7 @@ impl Frames {
         }
     }
 
-    /// Best effort: the other end may be gone, and that is what the test looks at next.
+    /// Writes a frame. Ignores errors: the other end may be gone, and the test checks that next.
     pub(crate) async fn write(&mut self, first: u8, payload: &[u8]) {
         let mut bytes = vec![first];
         let mask = if self.masks { 0x80 } else { 0 };
@@ -164,11 +167,33 @@ impl Frames {
     }
 }
 
-/// The head of a message of HTTP.
+/// Reads the head of an HTTP message.
 pub(crate) async fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
     }
     Ok(String::from_utf8(head).unwrap())
+}
+
+/// The HELLO of client `number` for a new session. Tests replace the fields that matter to them.
+pub(crate) fn hello(number: u64) -> Hello {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&number.to_be_bytes());
+    Hello {
+        window: Window { messages: 1024, bytes: 1 << 20 },
+        key: ClientKey(key),
+        key_age: Duration::ZERO,
+        instance: Instance(number.to_be_bytes()),
+        attempt: 1,
+        resume: None,
+        credentials: None,
+        resume_window: None,
+        max_message: None,
+    }
+}
+
+/// The payload of a HELLO.
+pub(crate) fn encoded(hello: Hello) -> Vec<u8> {
+    Control::Hello(Box::new(hello)).encode().to_vec()
 }

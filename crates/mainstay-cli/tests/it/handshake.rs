@@ -1,4 +1,4 @@
-//! The opening handshake of a plain client as it passes: its own words to the backend, the backend's to it.
+//! The opening handshake of a plain client: its own request reaches the backend, and the backend's response reaches it.
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -24,7 +24,7 @@ fn accepted(fields: &str) -> String {
     )
 }
 
-/// What the backend is asked, and what the client is answered when the backend says this.
+/// Returns the request that the backend receives and the response that the client receives, when the backend answers this.
 async fn pass(arguments: &[&str], request: &str, answer: &str) -> (String, String) {
     let stage = Stage::set(arguments).await;
     let mut client = stage.client(request).await;
@@ -32,13 +32,13 @@ async fn pass(arguments: &[&str], request: &str, answer: &str) -> (String, Strin
     let asked = head(&mut backend).await;
     backend.write_all(answer.as_bytes()).await.unwrap();
     let answered = head(&mut client).await;
-    // An answer that is no 101 ends the connection: what follows might be frames.
+    // A response other than 101 ends the connection: the client may already have sent frames.
     let body = if answered.starts_with("HTTP/1.1 101") { String::new() } else { rest(&mut client).await };
     (asked, answered + &body)
 }
 
 #[tokio::test]
-async fn the_backend_is_asked_with_the_clients_own_words() {
+async fn the_backend_receives_the_clients_own_opening_handshake() {
     let fields = "Origin: http://example.com\r\nX-Own: 1\r\nSec-WebSocket-Protocol: jwt, eyJh/b+c==\r\n\
                   Sec-WebSocket-Extensions: permessage-deflate\r\nCookie: a=b\r\n";
     let (asked, answered) =
@@ -58,12 +58,12 @@ async fn the_backend_is_asked_with_the_clients_own_words() {
     ] {
         assert!(asked.lines().any(|asked| asked == line), "{line}: {asked}");
     }
-    assert!(!asked.contains("permessage-deflate"), "extensions are of one hop: {asked}");
+    assert!(!asked.contains("permessage-deflate"), "extensions are hop-by-hop: {asked}");
     assert!(answered.contains("Sec-WebSocket-Protocol: jwt\r\n"), "{answered}");
 }
 
 #[tokio::test]
-async fn the_fields_of_the_backends_101_are_the_clients() {
+async fn the_client_receives_the_fields_of_the_backends_101() {
     let fields =
         "Set-Cookie: sid=new; HttpOnly\r\nSet-Cookie: lb=7\r\nX-Request-ID: 42\r\nContent-Length: 0\r\n";
     let (_, answered) = pass(&[], &opening("/", ""), &accepted(fields)).await;
@@ -82,7 +82,7 @@ async fn the_fields_of_the_backends_101_are_the_clients() {
 }
 
 #[tokio::test]
-async fn compression_is_agreed_on_hop_by_hop() {
+async fn compression_is_negotiated_on_each_leg() {
     let (arguments, offer) =
         (["--upstream-deflate", "--deflate"], "Sec-WebSocket-Extensions: permessage-deflate\r\n");
     let answer = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n";
@@ -112,8 +112,8 @@ async fn compression_is_agreed_on_hop_by_hop() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_101_is_the_clients_as_it_is() {
-    for (answer, said) in [
+async fn a_response_other_than_101_reaches_the_client_unchanged() {
+    for (answer, expected) in [
         (
             "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer realm=\"api\"\r\nContent-Length: 6\r\n\r\nwords!",
             &["HTTP/1.1 401 Unauthorized", "WWW-Authenticate: Bearer realm=\"api\"", "words!"][..],
@@ -137,14 +137,14 @@ async fn an_answer_that_is_no_101_is_the_clients_as_it_is() {
         ),
     ] {
         let (_, answered) = pass(&[], &opening("/", ""), answer).await;
-        for line in said {
+        for line in expected {
             assert!(answered.lines().any(|answered| answered == *line), "{line}: {answered}");
         }
     }
 }
 
 #[tokio::test]
-async fn interim_answers_are_passed_over() {
+async fn interim_responses_are_skipped() {
     let interim =
         "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n";
     for answer in [accepted(""), "HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n".to_owned()] {
@@ -168,7 +168,7 @@ async fn a_101_that_answers_something_else_is_502() {
 }
 
 #[tokio::test]
-async fn what_the_backend_sends_with_its_101_and_the_client_with_its_request_arrives() {
+async fn bytes_behind_the_backends_101_and_the_clients_request_arrive() {
     let stage = Stage::set(&[]).await;
     let mut client = stage.client(&opening("/", "")).await;
     client.write_all(&[TEXT, 0x81, 0, 0, 0, 0, b'a']).await.unwrap();
@@ -181,7 +181,7 @@ async fn what_the_backend_sends_with_its_101_and_the_client_with_its_request_arr
 }
 
 #[tokio::test]
-async fn the_time_for_the_answer_is_not_the_time_for_a_backend_to_be_there() {
+async fn the_timeout_of_a_response_is_independent_of_upstream_wait() {
     let stage = Stage::set(&["--upstream-wait", "100ms"]).await;
     let mut client = stage.client(&opening("/", "")).await;
     let mut backend = stage.accept().await;
@@ -198,9 +198,9 @@ async fn the_time_for_the_answer_is_not_the_time_for_a_backend_to_be_there() {
     assert!(answered.starts_with("HTTP/1.1 504 "), "{answered}");
 }
 
-/// Some forwarders accept for a backend that is not there, and close.
+/// Some port forwarders accept connections for a backend that is not there, and close them.
 #[tokio::test]
-async fn an_opening_waits_for_a_backend_that_closes_unanswered() {
+async fn an_opening_handshake_waits_for_a_backend_that_closes_without_a_response() {
     let stage = Stage::set(&[]).await;
     let mut client = stage.client(&opening("/", "")).await;
     for _ in 0..3 {
@@ -213,20 +213,20 @@ async fn an_opening_waits_for_a_backend_that_closes_unanswered() {
 }
 
 #[tokio::test]
-async fn the_root_is_the_backends_path_and_other_paths_are_behind_it() {
-    for (upstream, visited, asked) in [
+async fn the_root_is_the_backends_path_and_other_paths_are_appended_to_it() {
+    for (upstream, path, asked) in [
         ("/ws", "/", "/ws"),
         ("/ws", "/?a=1", "/ws?a=1"),
         ("/ws/", "/", "/ws/"),
         ("/ws", "/room", "/ws/room"),
     ] {
-        for request in [opening(visited, ""), format!("GET {visited} HTTP/1.1\r\nHost: x\r\n\r\n")] {
+        for request in [opening(path, ""), format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}{upstream}", listener.local_addr().unwrap());
             let gateway = Gateway::start(&["--upstream", &url]);
             let mut client = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
             client.write_all(request.as_bytes()).await.unwrap();
-            // The first that says something: a probe does not.
+            // Skips probes, which send nothing.
             let mut backend = loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 if stream.peek(&mut [0]).await.is_ok_and(|count| count > 0) {
@@ -234,13 +234,13 @@ async fn the_root_is_the_backends_path_and_other_paths_are_behind_it() {
                 }
             };
             let found = head(&mut backend).await;
-            assert!(found.starts_with(&format!("GET {asked} HTTP/1.1\r\n")), "{upstream} {visited}: {found}");
+            assert!(found.starts_with(&format!("GET {asked} HTTP/1.1\r\n")), "{upstream} {path}: {found}");
         }
     }
 }
 
 #[tokio::test]
-async fn our_own_101_is_spelled_as_rfc_6455_does() {
+async fn the_gateways_own_101_is_spelled_as_in_rfc_6455() {
     let (gateway, session) = (Gateway::start(&[]), "Sec-WebSocket-Protocol: mainstay.v1\r\n");
     let stage = Stage::set(&[]).await;
     for (address, path, fields) in [
@@ -248,7 +248,7 @@ async fn our_own_101_is_spelled_as_rfc_6455_does() {
         (gateway.address(), "/echo", session),
         (stage.gateway.address(), "/", session),
     ] {
-        let (answered, _) = Frames::visit(address, path, fields).await;
+        let (answered, _) = Frames::connect(address, path, fields).await;
         for name in ["Connection: ", "Upgrade: ", "Sec-WebSocket-Accept: ", "Date: "] {
             assert!(answered.contains(name), "{name}: {answered}");
         }

@@ -1,25 +1,25 @@
-//! Hostile visitors before a backend, and honest ones beside them. What each input gets is shown in the tests of
-//! `mainstay`; here it has a link behind it.
+//! Hostile and honest clients of the same backend. The tests of `mainstay` show the response to each input; here the client
+//! has a link too.
 
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::any;
 use mainstay::client::{Event, Mode};
-use mainstay::{Client, GapCause, Link, Message, SessionUpgrade};
-use mainstay_proto::session::message::{ClientKey, Hello, Instance};
+use mainstay::{Client, GapCause, Link, Message};
+use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{Control, Window};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::frames::{BINARY, Frames, PING, TEXT};
-use crate::support::{Gateway, backend};
+use crate::frames::{BINARY, Frames, PING, TEXT, encoded, hello};
+use crate::support::{Gateway, backend, echo};
 
 const SESSION: &str = "Sec-WebSocket-Protocol: mainstay.v1\r\n";
-/// As many as the window holds, and the message after them.
+/// With the message after them, as many as the window holds.
 const GAPS: u64 = 1023;
 
-/// What each hostile visitor writes once it is accepted.
+/// The bytes that each hostile client writes after its opening handshake.
 fn inputs() -> Vec<(&'static str, Vec<u8>)> {
     let masked = |first: u8, payload: &[u8]| {
         let mut frame = vec![first, 0x80 | u8::try_from(payload.len()).unwrap(), 0, 0, 0, 0];
@@ -40,44 +40,32 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// HELLO of a new session, the same each time.
-pub(crate) fn hello() -> Vec<u8> {
-    Control::Hello(Box::new(Hello {
-        window: Window { messages: 16, bytes: 1 << 16 },
-        key: ClientKey([7; 16]),
-        key_age: Duration::ZERO,
-        instance: Instance([7; 8]),
-        attempt: 1,
-        resume: None,
-        credentials: None,
-        resume_window: None,
-        max_message: None,
-    }))
-    .encode()
-    .to_vec()
+/// The HELLO of a new session with a small window, the same each time.
+pub(crate) fn small_hello() -> Vec<u8> {
+    encoded(Hello { window: Window { messages: 16, bytes: 1 << 16 }, ..hello(7) })
 }
 
-/// Drops messages of its own, and says so each time.
-async fn tells_of_gaps(gateway: &Gateway) -> Frames {
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/", SESSION).await;
-    visitor.write(BINARY, &hello()).await;
+/// A client that drops its own messages and reports each one.
+async fn reports_gaps(gateway: &Gateway) -> Frames {
+    let (_, mut client) = Frames::connect(gateway.address(), "/", SESSION).await;
+    client.write(BINARY, &small_hello()).await;
     for first in 1..=GAPS {
         let gap = Control::Gap { first, count: 1, cause: GapCause::Overflow };
-        visitor.write(BINARY, &gap.encode()).await;
+        client.write(BINARY, &gap.encode()).await;
     }
-    visitor.write(TEXT, b"after the gaps").await;
-    assert_eq!(visitor.text().await.as_deref(), Some("after the gaps"));
-    visitor
+    client.write(TEXT, b"after the gaps").await;
+    assert_eq!(client.text().await.as_deref(), Some("after the gaps"));
+    client
 }
 
-/// Writes until nobody takes it any more, and reads nothing.
+/// A client that writes until its writes block, and reads nothing.
 async fn never_reads(gateway: &Gateway) -> Frames {
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/", "").await;
-    let write_one = async |visitor: &mut Frames| {
-        tokio::time::timeout(Duration::from_millis(100), visitor.write(TEXT, &[b'x'; 60_000])).await
+    let (_, mut client) = Frames::connect(gateway.address(), "/", "").await;
+    let write_one = async |client: &mut Frames| {
+        tokio::time::timeout(Duration::from_millis(100), client.write(TEXT, &[b'x'; 60_000])).await
     };
-    while write_one(&mut visitor).await.is_ok() {}
-    visitor
+    while write_one(&mut client).await.is_ok() {}
+    client
 }
 
 async fn begins_a_request(gateway: &Gateway) -> TcpStream {
@@ -87,17 +75,10 @@ async fn begins_a_request(gateway: &Gateway) -> TcpStream {
 }
 
 #[tokio::test]
-async fn honest_visitors_lose_nothing_beside_hostile_ones() {
+async fn honest_clients_lose_nothing_beside_hostile_ones() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let echo = any(|upgrade: SessionUpgrade| async {
-        upgrade.on_session(|mut session| async move {
-            while let Some(message) = session.recv().await {
-                session.send(message).await.ok();
-            }
-        })
-    });
-    backend(listener, Router::new().route("/", echo)).await;
+    backend(listener, Router::new().route("/", any(echo))).await;
     let mut gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0"]);
     let mut session = Client::builder(&gateway.url).unwrap().connect();
     let mut plain = Link::builder(&gateway.url).unwrap().connect_once().await.unwrap();
@@ -105,13 +86,13 @@ async fn honest_visitors_lose_nothing_beside_hostile_ones() {
     let mut silent = Vec::new();
     let mut sent = 0..;
     for (headers, input) in inputs() {
-        let (_, mut visitor) = Frames::visit(gateway.address(), "/", headers).await;
-        visitor.write_bytes(&input).await;
-        hostile.push(visitor);
+        let (_, mut client) = Frames::connect(gateway.address(), "/", headers).await;
+        client.write_bytes(&input).await;
+        hostile.push(client);
         silent.push(begins_a_request(&gateway).await);
         serve_both(&mut session, &mut plain, sent.next().unwrap()).await;
     }
-    hostile.push(tells_of_gaps(&gateway).await);
+    hostile.push(reports_gaps(&gateway).await);
     serve_both(&mut session, &mut plain, sent.next().unwrap()).await;
     hostile.push(never_reads(&gateway).await);
     for number in sent.take(200) {
@@ -121,10 +102,14 @@ async fn honest_visitors_lose_nothing_beside_hostile_ones() {
         session.event().await,
         Some(Event::Attached { mode: Mode::Session, resumed: false, epoch: 1 })
     );
-    assert_eq!(gateway.metric("attaches_total{outcome=\"resumed\"}"), 0.0, "nobody had to come back");
+    assert_eq!(
+        gateway.metric("attaches_total{outcome=\"resumed\"}"),
+        0.0,
+        "no honest client was disconnected"
+    );
     assert_eq!(gateway.metric("gaps_total{cause=\"client\"}"), GAPS as f64);
     assert!(gateway.is_up());
-    assert!(gateway.said().lines().count() <= 1, "no visitor fills the log: {}", gateway.said());
+    assert!(gateway.log().lines().count() <= 1, "no client fills the log: {}", gateway.log());
 }
 
 async fn serve_both(session: &mut Client, plain: &mut Link, number: u32) {

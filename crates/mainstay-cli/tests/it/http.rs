@@ -1,4 +1,4 @@
-//! Plain HTTP through the gateway, byte for byte: raw clients, raw backends.
+//! Plain HTTP through the gateway, with raw clients and raw backends.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::frames;
 use crate::support::Gateway;
 
-/// A backend whose connections the test serves, and the gateway in front of it.
+/// A gateway in front of a backend whose connections the test serves.
 pub(crate) struct Stage {
     pub(crate) listener: TcpListener,
     pub(crate) gateway: Gateway,
@@ -22,7 +22,7 @@ impl Stage {
         Self { listener, gateway }
     }
 
-    /// A client that has written this.
+    /// Connects a client that sends this request.
     pub(crate) async fn client(&self, request: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.gateway.address()).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -33,7 +33,7 @@ impl Stage {
     pub(crate) async fn accept(&self) -> TcpStream {
         loop {
             let (stream, _) = self.listener.accept().await.unwrap();
-            // A probe of the gateway says nothing.
+            // A probe of the gateway sends nothing.
             if stream.peek(&mut [0]).await.is_ok_and(|count| count > 0) {
                 return stream;
             }
@@ -41,12 +41,12 @@ impl Stage {
     }
 }
 
-/// The head of the next message.
+/// Reads the head of the next message.
 pub(crate) async fn head(stream: &mut TcpStream) -> String {
     frames::head(stream).await.unwrap()
 }
 
-/// All until the end.
+/// Reads to the end.
 pub(crate) async fn rest(stream: &mut TcpStream) -> String {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.unwrap();
@@ -59,7 +59,7 @@ async fn exactly(stream: &mut TcpStream, length: usize) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// The lines of a head, without the date, which is of the moment.
+/// Returns the lines of a head without its date.
 fn lines(head: &str) -> Vec<&str> {
     head.lines().filter(|line| !line.is_empty() && !line.starts_with("Date: ")).collect()
 }
@@ -67,7 +67,7 @@ fn lines(head: &str) -> Vec<&str> {
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
 #[tokio::test]
-async fn a_request_and_its_answer_pass_as_they_came_but_for_what_is_of_one_hop() {
+async fn a_request_and_its_response_pass_unchanged_except_for_hop_by_hop_fields() {
     let stage = Stage::set(&[]).await;
     let mut client = stage
         .client(
@@ -126,14 +126,14 @@ async fn the_host_and_the_fields_that_the_operator_names_replace_the_clients() {
 }
 
 #[tokio::test]
-async fn trace_which_would_show_what_only_the_backend_is_told_is_not_passed_on() {
+async fn trace_is_refused_because_it_would_show_the_backends_headers() {
     let stage = Stage::set(&["--upstream-header", "X-Key: secret"]).await;
     let mut client = stage.client("TRACE / HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(head(&mut client).await.starts_with("HTTP/1.1 405 "));
 }
 
 #[tokio::test]
-async fn bodies_are_streamed_both_ways_while_they_come() {
+async fn bodies_are_streamed_in_both_directions() {
     let stage = Stage::set(&[]).await;
     let mut client = stage.client("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     let mut backend = stage.accept().await;
@@ -171,17 +171,17 @@ async fn trailers_pass_both_ways() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_says_what_it_said() {
+async fn a_response_without_a_body_keeps_its_fields() {
     let stage = Stage::set(&[]).await;
     let mut backend = None;
-    for (method, answer, said) in [
+    for (method, answer, expected) in [
         ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", "Content-Length: 1000"),
         ("GET", "HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n", "X-A: b"),
         ("GET", "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n", "ETag: \"x\""),
     ] {
         let mut client =
             stage.client(&format!("{method} / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
-        // The connection to the backend is kept, and serves all of them.
+        // One pooled connection to the backend serves all of them.
         if backend.is_none() {
             backend = Some(stage.accept().await);
         }
@@ -189,12 +189,15 @@ async fn an_answer_without_a_body_says_what_it_said() {
         assert!(head(backend).await.starts_with(method));
         backend.write_all(answer.as_bytes()).await.unwrap();
         let answered = rest(&mut client).await;
-        assert!(answered.contains(&format!("{said}\r\n")) && answered.ends_with("\r\n\r\n"), "{answered}");
+        assert!(
+            answered.contains(&format!("{expected}\r\n")) && answered.ends_with("\r\n\r\n"),
+            "{answered}"
+        );
     }
 }
 
 #[tokio::test]
-async fn the_body_is_asked_for_when_the_backend_is_there_for_it() {
+async fn the_client_gets_100_continue_once_the_backend_is_connected() {
     let stage = Stage::set(&[]).await;
     let mut client =
         stage.client("POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await;
@@ -209,7 +212,7 @@ async fn the_body_is_asked_for_when_the_backend_is_there_for_it() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_still_sending_reads_an_answer_that_came_early() {
+async fn a_client_that_is_still_sending_reads_an_early_response() {
     let stage = Stage::set(&[]).await;
     let mut client = stage.client("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n").await;
     let (mut reading, mut writing) = client.split();
@@ -234,7 +237,7 @@ async fn a_client_that_is_still_sending_reads_an_answer_that_came_early() {
 }
 
 #[tokio::test]
-async fn a_client_of_http_1_0_gets_an_answer_to_the_end_and_a_broken_one_is_reset() {
+async fn an_http_1_0_client_gets_a_response_up_to_its_end_and_a_reset_if_it_breaks_off() {
     for is_whole in [true, false] {
         let stage = Stage::set(&[]).await;
         let mut client = stage.client("GET / HTTP/1.0\r\n\r\n").await;
@@ -260,7 +263,7 @@ async fn a_client_of_http_1_0_gets_an_answer_to_the_end_and_a_broken_one_is_rese
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_never_looks_whole() {
+async fn a_response_that_breaks_off_never_looks_complete() {
     let stage = Stage::set(&["--admin", "127.0.0.1:0"]).await;
     for begun in ["Content-Length: 10\r\n\r\npart", "Transfer-Encoding: chunked\r\n\r\n4\r\npart\r\n"] {
         let mut client = stage.client(GET).await;
@@ -276,7 +279,7 @@ async fn an_answer_that_breaks_off_never_looks_whole() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_the_backend_closed_costs_no_request_that_may_be_repeated() {
+async fn a_pooled_connection_that_the_backend_closed_costs_no_repeatable_request() {
     let stage = Stage::set(&[]).await;
     let get = |method: &str| format!("{method} / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
     let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
@@ -286,7 +289,7 @@ async fn a_kept_connection_that_the_backend_closed_costs_no_request_that_may_be_
         head(&mut backend).await;
         backend.write_all(answer).await.unwrap();
         head(&mut client).await;
-        // The next request is written to it, and then it is closed.
+        // The backend closes the connection after the next request was written to it.
         client.write_all(get(method).as_bytes()).await.unwrap();
         assert!(head(&mut backend).await.starts_with(method));
         drop(backend);
@@ -301,14 +304,14 @@ async fn a_kept_connection_that_the_backend_closed_costs_no_request_that_may_be_
 }
 
 #[tokio::test]
-async fn a_backend_that_is_not_there_or_says_nothing_is_502_or_504() {
+async fn an_unreachable_backend_is_502_and_a_silent_one_is_504() {
     let stage = Stage::set(&["--upstream-answer-timeout", "100ms"]).await;
     let mut client = stage.client(GET).await;
     let backend = stage.accept().await;
     assert!(head(&mut client).await.starts_with("HTTP/1.1 504 "));
     drop(backend);
     client.write_all(GET.as_bytes()).await.unwrap();
-    exactly(&mut client, "the backend did not answer in time\n".len()).await;
+    exactly(&mut client, "the backend did not respond in time\n".len()).await;
     let mut backend = stage.accept().await;
     backend.write_all(b"SSH-2.0-OpenSSH\r\n").await.unwrap();
     assert!(head(&mut client).await.starts_with("HTTP/1.1 502 "));
@@ -320,7 +323,7 @@ async fn a_backend_that_is_not_there_or_says_nothing_is_502_or_504() {
 }
 
 #[tokio::test]
-async fn a_body_that_takes_long_to_send_is_no_answer_that_is_late() {
+async fn a_slow_upload_does_not_count_as_a_late_response() {
     let stage = Stage::set(&["--upstream-answer-timeout", "400ms"]).await;
     let mut client = stage.client("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n").await;
     let mut backend = stage.accept().await;
@@ -335,7 +338,7 @@ async fn a_body_that_takes_long_to_send_is_no_answer_that_is_late() {
 }
 
 #[tokio::test]
-async fn a_request_whose_client_left_is_given_up() {
+async fn a_request_whose_client_disconnected_is_cancelled() {
     let stage = Stage::set(&[]).await;
     for begun in ["", "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\npart"] {
         let client = stage.client(GET).await;
@@ -349,19 +352,19 @@ async fn a_request_whose_client_left_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_body_above_the_limit_is_413_whether_it_says_so_or_not() {
+async fn a_body_above_the_limit_is_413_with_and_without_a_content_length() {
     let stage = Stage::set(&["--max-request-body", "10"]).await;
     let mut client = stage.client("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n").await;
     assert!(head(&mut client).await.starts_with("HTTP/1.1 413 "));
     let chunked =
         "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n01234567890\r\n0\r\n\r\n";
-    // Whether the backend saw a byte of it is chance.
+    // The backend may or may not have received the beginning.
     let mut client = stage.client(chunked).await;
     assert!(head(&mut client).await.starts_with("HTTP/1.1 413 "));
 }
 
 #[tokio::test]
-async fn an_answer_under_way_ends_before_the_gateway_does() {
+async fn a_drain_waits_for_the_end_of_a_response() {
     let stage = Stage::set(&["--drain", "20s"]).await;
     let mut client = stage.client(GET).await;
     let mut backend = stage.accept().await;
@@ -370,7 +373,7 @@ async fn an_answer_under_way_ends_before_the_gateway_does() {
     backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\npart").await.unwrap();
     head(&mut client).await;
     gateway.signal("TERM");
-    crate::support::until("it drains", || gateway.said().contains("draining")).await;
+    crate::support::until("the gateway drains", || gateway.log().contains("draining")).await;
     assert!(gateway.is_up());
     backend.write_all(b"rest").await.unwrap();
     assert_eq!(rest(&mut client).await, "partrest");
@@ -392,9 +395,11 @@ async fn requests_are_counted_and_a_backend_that_fails_is_one_line() {
     let figure = |status| stage.gateway.metric(&format!("http_requests_total{{status=\"{status}\"}}"));
     assert_eq!((figure("4xx"), figure("5xx"), figure("2xx")), (1.0, 2.0, 0.0));
     assert_eq!(stage.gateway.metric("http_unanswered_total"), 2.0);
-    // A thread of its own writes the log.
-    crate::support::until("it is said", || stage.gateway.said().contains("did not answer as it should"))
-        .await;
-    let said = stage.gateway.said();
-    assert_eq!(said.matches("did not answer as it should").count(), 1, "{said}");
+    // The log is written by another thread.
+    crate::support::until("the failure is logged", || {
+        stage.gateway.log().contains("did not respond properly")
+    })
+    .await;
+    let said = stage.gateway.log();
+    assert_eq!(said.matches("did not respond properly").count(), 1, "{said}");
 }

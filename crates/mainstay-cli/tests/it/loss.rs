@@ -1,5 +1,5 @@
-//! The backend's connection ends: what its client is told, by `--on-backend-loss`; and how the client's own end reaches the
-//! backend.
+//! The end of the backend's connection as its client sees it, for each `--on-backend-loss`; and the end of the client's
+//! connection as the backend sees it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -19,11 +19,12 @@ async fn gateway(arguments: &[&str]) -> (Gateway, TcpListener) {
     (Gateway::in_front_of(listener.local_addr().unwrap(), &arguments), listener)
 }
 
-/// A plain client, and the backend's end of its link.
+/// A plain client and its connection to the backend.
 async fn plain(gateway: &Gateway, listener: &TcpListener) -> (Frames, Frames) {
-    let (visit, served) = tokio::join!(Frames::visit(gateway.address(), "/", ""), Frames::serve(listener));
-    assert!(visit.0.starts_with("HTTP/1.1 101"), "{}", visit.0);
-    (visit.1, served.1)
+    let (connected, served) =
+        tokio::join!(Frames::connect(gateway.address(), "/", ""), Frames::serve(listener));
+    assert!(connected.0.starts_with("HTTP/1.1 101"), "{}", connected.0);
+    (connected.1, served.1)
 }
 
 /// The body of a Close frame.
@@ -31,7 +32,7 @@ fn close(code: u16, reason: &str) -> Vec<u8> {
     if code == 1005 { Vec::new() } else { [&code.to_be_bytes(), reason.as_bytes()].concat() }
 }
 
-/// The code and the reason of the Close that comes; 1005 without a code, 1006 where the connection ends without one.
+/// Reads up to the next Close; returns its code and reason. 1005: no code. 1006: the connection ended without a Close.
 async fn closed(end: &mut Frames) -> (u16, String) {
     loop {
         match end.read().await {
@@ -50,7 +51,7 @@ async fn closed(end: &mut Frames) -> (u16, String) {
 /// The first event of this kind.
 async fn event<T>(client: &Client, mut is_meant: impl FnMut(Event) -> Option<T>) -> T {
     loop {
-        if let Some(found) = is_meant(client.event().await.expect("ended before that")) {
+        if let Some(found) = is_meant(client.event().await.expect("the client ended before this event")) {
             return found;
         }
     }
@@ -64,14 +65,14 @@ async fn gap(client: &Client) -> Fate {
 async fn a_plain_client_whose_backend_connection_is_lost_is_closed_with_1012() {
     let (gateway, listener) = gateway(&[]).await;
     let (mut client, mut backend) = plain(&gateway, &listener).await;
-    backend.write(TEXT, b"last words").await;
+    backend.write(TEXT, b"last message").await;
     drop(backend);
-    assert_eq!(client.text().await.as_deref(), Some("last words"));
+    assert_eq!(client.text().await.as_deref(), Some("last message"));
     assert_eq!(closed(&mut client).await, (1012, "the backend was lost, come back".into()));
 }
 
 #[tokio::test]
-async fn a_plain_client_gets_the_code_and_the_reason_that_the_backend_closes_with() {
+async fn a_plain_client_is_closed_with_the_code_and_reason_of_the_backend() {
     for arguments in [&[][..], &KEEP] {
         let (gateway, listener) = gateway(arguments).await;
         for code in [
@@ -89,7 +90,7 @@ async fn a_plain_client_gets_the_code_and_the_reason_that_the_backend_closes_wit
 }
 
 #[tokio::test]
-async fn a_session_whose_backend_connection_is_lost_is_renewed_with_an_exact_account() {
+async fn a_session_whose_backend_connection_is_lost_is_renewed_with_exact_fates() {
     let (gateway, listener) = gateway(&[]).await;
     let client = Client::builder(&gateway.url).unwrap().connect();
     let (_, mut backend) = Frames::serve(&listener).await;
@@ -100,7 +101,7 @@ async fn a_session_whose_backend_connection_is_lost_is_renewed_with_an_exact_acc
         assert_eq!(backend.text().await.as_deref(), Some("unknown"));
         backend
     });
-    assert_eq!(confirmed.await, mainstay::Outcome::Delivered, "by the backend, not by the gateway");
+    assert_eq!(confirmed.await, mainstay::Outcome::Delivered, "confirmed by the backend, not by the gateway");
     client.send(Message::text("unknown")).await.unwrap();
     drop(reading.await.unwrap());
     let fate = gap(&client).await;
@@ -108,11 +109,11 @@ async fn a_session_whose_backend_connection_is_lost_is_renewed_with_an_exact_acc
     event(&client, |event| matches!(event, Event::Attached { resumed: false, .. }).then_some(())).await;
     let (_, mut next) = Frames::serve(&listener).await;
     client.send(Message::text("anew")).await.unwrap();
-    assert_eq!(next.text().await.as_deref(), Some("anew"), "and what was unknown is not sent again");
+    assert_eq!(next.text().await.as_deref(), Some("anew"), "the unknown message is not sent again");
 }
 
 #[tokio::test]
-async fn what_a_backend_says_before_it_is_lost_reaches_a_session_first() {
+async fn messages_that_a_backend_sent_before_it_was_lost_reach_a_session_first() {
     let (gateway, listener) = gateway(&[]).await;
     let mut client = Client::builder(&gateway.url).unwrap().connect();
     let (_, mut backend) = Frames::serve(&listener).await;
@@ -149,7 +150,7 @@ async fn a_backend_that_restarts_renews_a_session_and_any_other_close_ends_it() 
 }
 
 #[tokio::test]
-async fn a_session_that_is_kept_learns_where_its_backend_was_replaced() {
+async fn a_kept_session_receives_replaced_where_its_backend_connection_changed() {
     let (gateway, listener) = gateway(&KEEP).await;
     let mut client = Client::builder(&gateway.url).unwrap().connect();
     for round in 1..=3_u64 {
@@ -173,7 +174,7 @@ async fn a_session_that_is_kept_learns_where_its_backend_was_replaced() {
 }
 
 #[tokio::test]
-async fn a_backend_that_closes_five_times_without_a_word_ends_a_session_that_is_kept() {
+async fn a_backend_that_closes_five_times_without_a_message_ends_a_kept_session() {
     let (gateway, listener) = gateway(&KEEP).await;
     let mut client = Client::builder(&gateway.url).unwrap().connect();
     for _ in 0..5 {
@@ -208,7 +209,7 @@ async fn a_backend_that_reads_answers_and_closes_handles_an_order_once() {
                     backend.write(CLOSE, &close(code, "")).await;
                 }
             });
-            // What follows shows that the order is not under way any more.
+            // The second message shows that the order is no longer in flight.
             if resumable {
                 let mut client = Client::builder(&gateway.url).unwrap().connect();
                 client.send(Message::text("order")).await.unwrap();
@@ -231,7 +232,7 @@ async fn a_backend_that_reads_answers_and_closes_handles_an_order_once() {
 }
 
 #[tokio::test]
-async fn how_a_client_leaves_reaches_the_backend() {
+async fn a_clients_close_reaches_the_backend() {
     let (gateway, listener) = gateway(&[]).await;
     for (code, reason) in [(4321, "logged out"), (1000, ""), (1001, "gone"), (1005, ""), (3000, "ä")] {
         let (mut client, mut backend) = plain(&gateway, &listener).await;
@@ -242,7 +243,7 @@ async fn how_a_client_leaves_reaches_the_backend() {
     }
     let (client, mut backend) = plain(&gateway, &listener).await;
     drop(client);
-    assert_eq!(closed(&mut backend).await, (1001, String::new()), "it vanished");
+    assert_eq!(closed(&mut backend).await, (1001, String::new()), "the client disappeared");
     let client = Client::builder(&gateway.url).unwrap().connect();
     let (_, mut backend) = Frames::serve(&listener).await;
     let code = CloseCode::new(4321).unwrap();
@@ -252,26 +253,26 @@ async fn how_a_client_leaves_reaches_the_backend() {
 }
 
 #[tokio::test]
-async fn a_backend_that_agrees_on_another_subprotocol_than_before_is_not_joined() {
+async fn a_new_backend_connection_with_another_subprotocol_is_not_used() {
     let (gateway, listener) = gateway(&KEEP).await;
     let offer = "Sec-WebSocket-Protocol: a.v2, b.v1\r\n";
-    let (visit, served) = tokio::join!(
-        Frames::visit(gateway.address(), "/", offer),
+    let (connected, served) = tokio::join!(
+        Frames::connect(gateway.address(), "/", offer),
         Frames::serve_with(&listener, "Sec-WebSocket-Protocol: a.v2\r\n")
     );
-    let (mut client, backend) = (visit.1, served.1);
+    let (mut client, backend) = (connected.1, served.1);
     drop(backend);
     let (_, mut other) = Frames::serve_with(&listener, "Sec-WebSocket-Protocol: b.v1\r\n").await;
-    other.write(TEXT, b"in the words of b.v1").await;
+    other.write(TEXT, b"a message of b.v1").await;
     assert_eq!(closed(&mut client).await.0, 1012);
 }
 
-/// A client that reads nothing fills every queue on its way to the backend and back, and is gone.
+/// A client that reads nothing, fills every queue to the backend and back, and disconnects.
 async fn fill_and_leave(gateway: &Gateway, resumable: bool) {
     let offer = if resumable { "Sec-WebSocket-Protocol: mainstay.v1\r\n" } else { "" };
-    let (_, mut client) = Frames::visit(gateway.address(), "/", offer).await;
+    let (_, mut client) = Frames::connect(gateway.address(), "/", offer).await;
     if resumable {
-        client.write(BINARY, &crate::hostile::hello()).await;
+        client.write(BINARY, &crate::hostile::small_hello()).await;
     }
     let message = [&[TEXT, 0x80 | 1, 0, 0, 0, 0][..], b"x"].concat().repeat(100);
     let filling = async {
@@ -283,13 +284,13 @@ async fn fill_and_leave(gateway: &Gateway, resumable: bool) {
 }
 
 #[tokio::test]
-async fn a_client_that_fills_every_queue_and_leaves_leaves_nothing_behind() {
+async fn nothing_is_left_of_a_client_that_filled_every_queue_and_disappeared() {
     let (gateway, listener) = gateway(&["--resume-window", "100ms"]).await;
     tokio::spawn(async move {
         loop {
             let (_, mut backend) = Frames::serve(&listener).await;
             tokio::spawn(async move {
-                // An echo, as large as the kernel's buffers take it.
+                // An echo with answers large enough to fill the kernel's buffers.
                 while let Ok((first, payload)) = backend.read().await {
                     backend.write(first, &payload.repeat(1000)).await;
                 }
@@ -299,6 +300,6 @@ async fn a_client_that_fills_every_queue_and_leaves_leaves_nothing_behind() {
     for resumable in [false, true, false, true] {
         fill_and_leave(&gateway, resumable).await;
     }
-    gateway.reaches("sessions", 0.0).await;
-    until("its links end", || gateway.metric("queue_bytes{leg=\"backend\"}") == 0.0).await;
+    gateway.wait_for_metric("sessions", 0.0).await;
+    until("all links have ended", || gateway.metric("queue_bytes{leg=\"backend\"}") == 0.0).await;
 }

@@ -1,15 +1,15 @@
-//! The real binary, as people, scripts and backends meet it.
+//! The real binary, with the clients and backends that use it.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod admin;
 mod bench;
-mod bounds;
 mod connect;
 mod flags;
 mod frames;
 mod handshake;
 mod hostile;
 mod http;
+mod limits;
 mod loss;
 mod losses;
 mod operate;
@@ -21,5 +21,5 @@ mod restart;
 mod resume;
 mod smuggling;
 mod support;
-mod trust;
+mod tls;
 mod upstream;

@@ -1,4 +1,4 @@
-//! The process as its operator meets it: its log, its signals, its environment.
+//! The process: its log, its signals, its environment.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,7 +12,7 @@ use crate::flags::check;
 use crate::frames::{CLOSE, Frames};
 use crate::support::{Gateway, mainstay, run, signal, until};
 
-/// `mainstay serve` with standard error going here, and where it listens.
+/// Starts `mainstay serve` with this standard error; returns its listen address too.
 fn serve(arguments: &[&str], stderr: Stdio) -> (Child, SocketAddr) {
     let arguments = [&["serve", "--listen", "127.0.0.1:0"], arguments].concat();
     let mut process = mainstay(&arguments).stderr(stderr).spawn().unwrap();
@@ -22,7 +22,7 @@ fn serve(arguments: &[&str], stderr: Stdio) -> (Child, SocketAddr) {
     (process, address)
 }
 
-/// The writing end of a pipe that is full already, and its reading end.
+/// The writing end of a full pipe, and its reading end.
 fn full_pipe() -> (Stdio, std::io::PipeReader) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
@@ -34,40 +34,40 @@ fn full_pipe() -> (Stdio, std::io::PipeReader) {
 }
 
 async fn is_drained_in_order(what: &str, mut process: Child, address: SocketAddr) {
-    let (_, mut visitor) = Frames::visit(address, "/echo", "").await;
+    let (_, mut client) = Frames::connect(address, "/echo", "").await;
     signal(&process, "TERM");
-    let close = visitor.read().await.unwrap();
+    let close = client.read().await.unwrap();
     assert_eq!((close.0, &close.1[..2]), (CLOSE, &1012_u16.to_be_bytes()[..]), "{what}");
-    drop(visitor);
+    drop(client);
     assert_eq!(process.wait().unwrap().code(), Some(0), "{what}");
 }
 
 #[tokio::test]
-async fn a_drain_is_in_order_whatever_becomes_of_the_log() {
+async fn a_drain_is_in_order_even_if_the_log_cannot_be_written() {
     let full_disk = File::options().write(true).open("/dev/full").unwrap();
     let (process, address) = serve(&[], full_disk.into());
-    is_drained_in_order("no room on the disk", process, address).await;
+    is_drained_in_order("the disk is full", process, address).await;
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let (process, address) = serve(&[], writer.into());
-    is_drained_in_order("nobody reads any more", process, address).await;
+    is_drained_in_order("the reader is gone", process, address).await;
     let (stderr, _stalled) = full_pipe();
     let (process, address) = serve(&[], stderr);
     is_drained_in_order("the reader stalls", process, address).await;
 }
 
 #[tokio::test]
-async fn who_does_not_read_the_banner_stops_nobody() {
+async fn a_banner_that_is_not_read_stops_no_client() {
     let (stdout, _stalled) = full_pipe();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let arguments = ["serve", "--listen", &free.to_string()];
     let process = mainstay(&arguments).stdout(stdout).spawn().unwrap();
-    until("it serves", || TcpStream::connect(free).is_ok()).await;
+    until("the gateway serves", || TcpStream::connect(free).is_ok()).await;
     is_drained_in_order("the banner is not read", process, free).await;
 }
 
 #[tokio::test]
-async fn lines_that_are_lost_are_counted_and_told_when_the_log_can_be_written_again() {
+async fn lost_log_lines_are_counted_and_reported_when_the_log_can_be_written_again() {
     let folder = std::env::temp_dir().join(format!("mainstay-log-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let fifo = folder.join("stderr");
@@ -81,32 +81,32 @@ async fn lines_that_are_lost_are_counted_and_told_when_the_log_can_be_written_ag
     let mut gateway = Gateway::with_log(&["--admin", "127.0.0.1:0"], stderr.into());
     drop(reader);
     gateway.signal("HUP");
-    gateway.reaches("log_lines_lost_total", 1.0).await;
+    gateway.wait_for_metric("log_lines_lost_total", 1.0).await;
     let mut reader = read();
     gateway.signal("HUP");
-    let said = std::cell::RefCell::new(String::new());
+    let log = std::cell::RefCell::new(String::new());
     let mut says = |words: &str| {
-        let _ = reader.read_to_string(&mut said.borrow_mut());
-        said.borrow().contains(words)
+        let _ = reader.read_to_string(&mut log.borrow_mut());
+        log.borrow().contains(words)
     };
     let says = std::cell::RefCell::new(&mut says);
-    until("it tells how many", || says.borrow_mut()("lines of the log were lost")).await;
-    assert!(said.borrow().contains("lines=1") && said.borrow().contains("SIGHUP"), "{}", said.borrow());
+    until("the count of lost lines is logged", || says.borrow_mut()("log lines were lost")).await;
+    assert!(log.borrow().contains("lines=1") && log.borrow().contains("SIGHUP"), "{}", log.borrow());
     assert!(gateway.is_up());
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[tokio::test]
-async fn signals_that_do_not_mean_the_end_do_not_end_it_and_are_answered_in_one_line() {
+async fn other_signals_do_not_end_the_process_and_are_logged_in_one_line() {
     let mut gateway = Gateway::start(&[]);
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/echo", "").await;
+    let (_, mut client) = Frames::connect(gateway.address(), "/echo", "").await;
     for name in ["HUP", "USR1", "USR2", "ALRM", "PIPE"] {
         gateway.signal(name);
-        visitor.write(crate::frames::TEXT, name.as_bytes()).await;
-        assert_eq!(visitor.text().await.as_deref(), Some(name));
+        client.write(crate::frames::TEXT, name.as_bytes()).await;
+        assert_eq!(client.text().await.as_deref(), Some(name));
     }
     let lines = |name: &str| {
-        let said = gateway.said();
+        let said = gateway.log();
         said.lines()
             .filter(|line| line.contains(&format!("SIG{name}")))
             .map(str::to_owned)
@@ -123,22 +123,22 @@ async fn signals_that_do_not_mean_the_end_do_not_end_it_and_are_answered_in_one_
 async fn the_first_signal_drains_and_the_second_ends_at_once_with_its_code() {
     for (first, second, code) in [("QUIT", "TERM", 143), ("TERM", "INT", 130), ("INT", "QUIT", 131)] {
         let (mut process, address) = serve(&["--drain", "1h"], Stdio::piped());
-        let mut visitors = Vec::new();
+        let mut clients = Vec::new();
         for _ in 0..2 {
-            visitors.push(Frames::visit(address, "/echo", "").await.1);
+            clients.push(Frames::connect(address, "/echo", "").await.1);
         }
         let mut said = BufReader::new(process.stderr.take().unwrap());
         signal(&process, first);
         let mut line = String::new();
         said.read_line(&mut line).unwrap();
-        assert!(line.contains("draining; once more to end at once"), "{line}");
+        assert!(line.contains("draining; send the signal again to end at once"), "{line}");
         signal(&process, second);
         assert_eq!(process.wait().unwrap().code(), Some(code), "{first}, {second}");
     }
 }
 
 #[test]
-fn the_log_is_json_where_that_is_asked_for_and_so_is_why_it_does_not_start() {
+fn with_log_format_json_every_line_is_json_and_so_is_a_startup_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(&["serve", "--listen", &address, "--log-format", "json"], b"");
@@ -163,7 +163,7 @@ fn with_variables(variables: &[(&str, &str)], arguments: &[&str]) -> (Option<i32
 }
 
 #[test]
-fn a_mistake_in_the_environment_gets_one_line_that_names_the_variable() {
+fn a_mistake_in_the_environment_is_one_line_that_names_the_variable() {
     for (name, value, words) in [
         ("MAINSTAY_UPSTREEM", "ws://127.0.0.1:3000", "MAINSTAY_UPSTREAM"),
         ("MAINSTAY_DRIAN", "5s", "MAINSTAY_DRAIN"),
@@ -181,10 +181,10 @@ fn a_mistake_in_the_environment_gets_one_line_that_names_the_variable() {
 }
 
 #[test]
-fn each_option_may_be_a_variable_and_what_kubernetes_injects_is_none() {
+fn each_option_has_a_variable_and_those_of_kubernetes_are_ignored() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    // It gets as far as listening, and no further.
+    // The process gets as far as listening on an address in use.
     let variables = [
         ("MAINSTAY_LISTEN", address.as_str()),
         ("MAINSTAY_UPSTREAM", "ws://127.0.0.1:1"),
@@ -200,11 +200,11 @@ fn each_option_may_be_a_variable_and_what_kubernetes_injects_is_none() {
     assert!(code == Some(1) && said.contains(&address) && said.lines().count() == 1, "{code:?} {said}");
     let (code, said) =
         with_variables(&[("MAINSTAY_DRAIN", "soon")], &["--listen", &address, "--drain", "1s"]);
-    assert!(code == Some(1) && said.contains(&address), "what is written wins: {code:?} {said}");
+    assert!(code == Some(1) && said.contains(&address), "the command line wins: {code:?} {said}");
 }
 
 #[test]
-fn what_is_said_of_a_backend_needs_one() {
+fn flags_about_the_backend_require_upstream() {
     for (flag, value) in [
         ("--session-cookie", "sid"),
         ("--session-header", "x-user"),

@@ -171,6 +171,8 @@ fn the_image_is_built_from_files_that_exist_by_the_promised_compiler_and_its_por
     let compiler = after(&manifest, "rust-version = \"");
     assert!(image.contains(&format!("FROM rust:{compiler}-")), "{compiler}");
     assert!(manifest.contains("[profile.dist]") && image.contains("--profile dist --package mainstay-cli"));
+    // The command is the one that the test run builds by.
+    assert!(file("xtask/src/release.rs").contains(r#""--profile", "dist", "--package", "mainstay-cli""#));
     let listens = after(&image, "ENV MAINSTAY_LISTEN=0.0.0.0:");
     assert_eq!(after(&image, "\nEXPOSE "), listens);
     let default = flags("serve").into_iter().find(|(flag, _)| flag == "--listen").unwrap().1;

@@ -1,4 +1,4 @@
-//! The page of the built-in backend, as a browser gets it.
+//! The page of the built-in backend, as a browser receives it.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,13 +9,13 @@ use sha2::{Digest, Sha256};
 
 use crate::support::Gateway;
 
-/// Status line and headers, and the body.
-fn ask(gateway: &Gateway, method: &str) -> (String, String) {
-    ask_for(gateway, method, "/", "")
+/// Requests the page; returns status line with headers, and body.
+fn request(gateway: &Gateway, method: &str) -> (String, String) {
+    request_for(gateway, method, "/", "")
 }
 
-/// The same for another target, with more header fields, each ending its line.
-fn ask_for(gateway: &Gateway, method: &str, target: &str, fields: &str) -> (String, String) {
+/// The same for another target, with additional header fields, each with its line end.
+fn request_for(gateway: &Gateway, method: &str, target: &str, fields: &str) -> (String, String) {
     let address: SocketAddr = gateway.url.trim_start_matches("ws://").parse().unwrap();
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "{method} {target} HTTP/1.1\r\nHost: {address}\r\n{fields}Connection: close\r\n\r\n")
@@ -30,7 +30,7 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
-/// What stands in the only element of this name.
+/// Returns the content of the only element of this name.
 fn inside<'a>(page: &'a str, element: &str) -> &'a str {
     let (_, rest) = page.split_once(&format!("<{element}>")).unwrap();
     rest.split_once(&format!("</{element}>")).unwrap().0
@@ -40,7 +40,7 @@ fn inside<'a>(page: &'a str, element: &str) -> &'a str {
 fn the_page_may_run_its_own_script_and_style_and_nothing_else_in_every_language() {
     let gateway = Gateway::start(&[]);
     for language in ["en", "zh-CN"] {
-        let (head, body) = ask_for(&gateway, "GET", "/", &format!("Accept-Language: {language}\r\n"));
+        let (head, body) = request_for(&gateway, "GET", "/", &format!("Accept-Language: {language}\r\n"));
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         for (name, value) in [
             ("content-type", "text/html; charset=utf-8"),
@@ -65,10 +65,10 @@ fn the_page_may_run_its_own_script_and_style_and_nothing_else_in_every_language(
 }
 
 #[test]
-fn the_page_speaks_the_language_of_its_browser_or_the_one_that_its_link_names() {
+fn the_page_is_in_the_language_of_the_browser_or_of_its_link() {
     let gateway = Gateway::start(&[]);
     let language = |target, fields| {
-        let (head, _) = ask_for(&gateway, "GET", target, fields);
+        let (head, _) = request_for(&gateway, "GET", target, fields);
         header(&head, "content-language").map(str::to_owned)
     };
     assert_eq!(language("/", "").as_deref(), Some("en"));
@@ -80,18 +80,18 @@ fn the_page_speaks_the_language_of_its_browser_or_the_one_that_its_link_names() 
 }
 
 #[test]
-fn the_page_is_asked_for_with_get_or_head() {
+fn the_page_is_served_for_get_and_head() {
     let gateway = Gateway::start(&[]);
-    let (head, body) = ask(&gateway, "HEAD");
+    let (head, body) = request(&gateway, "HEAD");
     assert!(head.starts_with("HTTP/1.1 200") && body.is_empty(), "{head}");
     assert!(header(&head, "content-security-policy").is_some());
-    let (head, body) = ask(&gateway, "POST");
+    let (head, body) = request(&gateway, "POST");
     assert!(head.starts_with("HTTP/1.1 405") && body.is_empty(), "{head}");
 }
 
 #[test]
-fn there_is_no_page_in_front_of_an_upstream() {
+fn with_an_upstream_the_page_is_not_served() {
     let gateway = Gateway::start(&["--upstream", "ws://127.0.0.1:1"]);
-    let (head, body) = ask(&gateway, "GET");
+    let (head, body) = request(&gateway, "GET");
     assert!(!head.starts_with("HTTP/1.1 200") && !body.contains("<script>"), "{head}");
 }

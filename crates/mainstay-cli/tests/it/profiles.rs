@@ -1,6 +1,6 @@
-//! What a profile does for its client when the backend's connection is lost, with backends that do what the test says.
+//! The effect of each profile on a client whose backend connection is lost. The test is the backend.
 //!
-//! The real clients and servers of each protocol are tried by `cargo xtask test ecosystems`.
+//! `cargo xtask test ecosystems` runs the real clients and servers of each protocol.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::flags::check;
 use crate::frames::{CLOSE, Frames, PING, PONG, TEXT};
 use crate::support::{Gateway, until};
 
-/// A gateway, and the listener behind it.
+/// A gateway, and the listener of its backend.
 async fn gateway(arguments: &[&str]) -> (Gateway, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let arguments = [&["--admin", "127.0.0.1:0"], arguments].concat();
@@ -25,14 +25,14 @@ async fn gateway(arguments: &[&str]) -> (Gateway, TcpListener) {
 /// A plain client and its connection to the backend.
 async fn join(gateway: &Gateway, listener: &TcpListener) -> (Frames, Frames) {
     let address = gateway.address();
-    let (visited, (_, served)) = tokio::join!(Frames::visit(address, "/", ""), Frames::serve(listener));
-    assert!(visited.0.starts_with("HTTP/1.1 101"), "{}", visited.0);
-    (visited.1, served)
+    let (connected, (_, served)) = tokio::join!(Frames::connect(address, "/", ""), Frames::serve(listener));
+    assert!(connected.0.starts_with("HTTP/1.1 101"), "{}", connected.0);
+    (connected.1, served)
 }
 
-/// What a test waits for comes at once, or never.
+/// Waits for something that happens at once or never.
 async fn soon<T>(coming: impl Future<Output = T>) -> T {
-    timeout(Duration::from_secs(30), coming).await.expect("it does not come")
+    timeout(Duration::from_secs(30), coming).await.expect("it does not happen")
 }
 
 /// The next connection to the backend.
@@ -40,16 +40,16 @@ async fn serve(listener: &TcpListener) -> Frames {
     soon(Frames::serve(listener)).await.1
 }
 
-async fn say(frames: &mut Frames, text: &str) {
+async fn send(frames: &mut Frames, text: &str) {
     frames.write(TEXT, text.as_bytes()).await;
 }
 
-/// The next text is this one.
-async fn hears(frames: &mut Frames, text: &str) {
+/// Checks that the next text is this one.
+async fn receives(frames: &mut Frames, text: &str) {
     assert_eq!(soon(frames.text()).await.as_deref(), Some(text));
 }
 
-/// The next frame but Pings is a Close; its code, 1005 if it has none.
+/// Checks that the next frame, apart from Pings, is a Close. Returns its code; 1005: no code.
 async fn closed(frames: &mut Frames) -> u16 {
     loop {
         match soon(frames.read()).await.unwrap() {
@@ -62,7 +62,7 @@ async fn closed(frames: &mut Frames) -> u16 {
     }
 }
 
-/// Answers Pings until one asks about the whole of what was read: from then on it is confirmed.
+/// Answers Pings up to the one that confirms message `last`.
 async fn confirm(backend: &mut Frames, last: u64) {
     loop {
         let (first, payload) = soon(backend.read()).await.unwrap();
@@ -74,179 +74,173 @@ async fn confirm(backend: &mut Frames, last: u64) {
     }
 }
 
-const LOGIN: [&str; 6] = [
-    "--on-backend-loss",
-    "keep",
-    "--prologue",
-    "match=^(login|join)",
-    "--prologue-swallow",
-    "match=^welcome",
-];
+const LOGIN: [&str; 6] =
+    ["--on-backend-loss", "keep", "--prologue", "match=^(login|join)", "--prologue-hide", "match=^welcome"];
 
 #[tokio::test]
-async fn a_new_backend_connection_is_told_what_it_must_know_before_anything_else() {
+async fn the_prologue_is_replayed_to_a_new_backend_connection_before_anything_else() {
     let (gateway, listener) = gateway(&LOGIN).await;
     let (mut client, mut backend) = join(&gateway, &listener).await;
-    say(&mut client, "login").await;
-    hears(&mut backend, "login").await;
-    say(&mut backend, "welcome").await;
-    hears(&mut client, "welcome").await;
-    say(&mut client, "join").await;
-    hears(&mut backend, "join").await;
+    send(&mut client, "login").await;
+    receives(&mut backend, "login").await;
+    send(&mut backend, "welcome").await;
+    receives(&mut client, "welcome").await;
+    send(&mut client, "join").await;
+    receives(&mut backend, "join").await;
     confirm(&mut backend, 2).await;
-    say(&mut client, "unconfirmed").await;
-    hears(&mut backend, "unconfirmed").await;
+    send(&mut client, "unconfirmed").await;
+    receives(&mut backend, "unconfirmed").await;
     drop(backend);
-    say(&mut client, "while away").await;
+    send(&mut client, "while away").await;
 
     let mut backend = serve(&listener).await;
-    hears(&mut backend, "login").await;
-    say(&mut backend, "news").await;
-    hears(&mut client, "news").await;
-    say(&mut backend, "welcome").await;
+    receives(&mut backend, "login").await;
+    send(&mut backend, "news").await;
+    receives(&mut client, "news").await;
+    send(&mut backend, "welcome").await;
     for expected in ["join", "unconfirmed", "while away"] {
-        hears(&mut backend, expected).await;
+        receives(&mut backend, expected).await;
     }
-    say(&mut backend, "flows").await;
-    hears(&mut client, "flows").await;
-    gateway.reaches("prologues_total{outcome=\"done\"}", 1.0).await;
+    send(&mut backend, "flows").await;
+    receives(&mut client, "flows").await;
+    gateway.wait_for_metric("prologues_total{outcome=\"done\"}", 1.0).await;
     assert_eq!(gateway.metric("prologues_total{outcome=\"failed\"}"), 0.0);
 }
 
 #[tokio::test]
-async fn what_is_recorded_and_what_the_link_keeps_are_each_written_once() {
+async fn recorded_frames_and_messages_that_the_link_keeps_are_written_once() {
     let (gateway, listener) = gateway(&[&LOGIN[..], &["--delivery", "at-most-once"]].concat()).await;
     let (mut client, mut backend) = join(&gateway, &listener).await;
-    say(&mut client, "login").await;
-    hears(&mut backend, "login").await;
-    say(&mut backend, "welcome").await;
-    hears(&mut client, "welcome").await;
-    say(&mut client, "order").await;
-    hears(&mut backend, "order").await;
+    send(&mut client, "login").await;
+    receives(&mut backend, "login").await;
+    send(&mut backend, "welcome").await;
+    receives(&mut client, "welcome").await;
+    send(&mut client, "order").await;
+    receives(&mut backend, "order").await;
     drop(backend);
-    say(&mut client, "join").await;
+    send(&mut client, "join").await;
     let mut backend = serve(&listener).await;
-    hears(&mut backend, "login").await;
-    say(&mut backend, "welcome").await;
-    // Recorded, and never written before: the link has it, and the replay has not.
-    hears(&mut backend, "join").await;
-    say(&mut client, "next").await;
-    hears(&mut backend, "next").await;
+    receives(&mut backend, "login").await;
+    send(&mut backend, "welcome").await;
+    // This frame was recorded and never written: the link writes it, not the replay.
+    receives(&mut backend, "join").await;
+    send(&mut client, "next").await;
+    receives(&mut backend, "next").await;
 }
 
 #[tokio::test]
-async fn a_session_is_told_of_the_replacement_in_its_place_and_not_answered_twice() {
+async fn a_session_receives_replaced_in_order_and_no_answer_twice() {
     let (gateway, listener) = gateway(&LOGIN).await;
     let mut client = Client::builder(&gateway.url).unwrap().connect();
     client.send(Message::text("login")).await.unwrap();
     let mut backend = serve(&listener).await;
-    hears(&mut backend, "login").await;
-    say(&mut backend, "welcome").await;
+    receives(&mut backend, "login").await;
+    send(&mut backend, "welcome").await;
     assert_eq!(soon(client.recv()).await, Some(Message::text("welcome")));
     confirm(&mut backend, 1).await;
     drop(backend);
     let mut backend = serve(&listener).await;
-    hears(&mut backend, "login").await;
-    say(&mut backend, "welcome").await;
-    say(&mut backend, "flows").await;
+    receives(&mut backend, "login").await;
+    send(&mut backend, "welcome").await;
+    send(&mut backend, "flows").await;
     assert_eq!(soon(client.recv()).await, Some(Message::text("flows")));
     loop {
         match soon(client.event()).await {
             Some(Event::Replaced { count }) => break assert_eq!(count, 1),
             Some(_) => {}
-            None => panic!("not told"),
+            None => panic!("the event does not arrive"),
         }
     }
 }
 
 #[tokio::test]
 async fn a_greeting_is_not_delivered_twice() {
-    let (gateway, listener) = gateway(&["--on-backend-loss", "keep", "--prologue-swallow", "first=1"]).await;
+    let (gateway, listener) = gateway(&["--on-backend-loss", "keep", "--prologue-hide", "first=1"]).await;
     let (mut client, mut backend) = join(&gateway, &listener).await;
-    say(&mut backend, "RFB 003.008").await;
-    hears(&mut client, "RFB 003.008").await;
+    send(&mut backend, "RFB 003.008").await;
+    receives(&mut client, "RFB 003.008").await;
     drop(backend);
-    say(&mut client, "while away").await;
+    send(&mut client, "while away").await;
     let mut backend = serve(&listener).await;
-    say(&mut backend, "RFB 003.008").await;
-    say(&mut backend, "next").await;
-    hears(&mut client, "next").await;
-    hears(&mut backend, "while away").await;
+    send(&mut backend, "RFB 003.008").await;
+    send(&mut backend, "next").await;
+    receives(&mut client, "next").await;
+    receives(&mut backend, "while away").await;
 }
 
 #[tokio::test]
-async fn a_backend_that_refuses_what_it_took_before_ends_a_client_as_renew_does() {
+async fn a_backend_that_refuses_a_replayed_frame_ends_the_client_as_renew_does() {
     let (gateway, listener) = gateway(&LOGIN).await;
     let (mut client, mut backend) = join(&gateway, &listener).await;
-    say(&mut client, "login").await;
-    hears(&mut backend, "login").await;
-    say(&mut backend, "welcome").await;
-    hears(&mut client, "welcome").await;
+    send(&mut client, "login").await;
+    receives(&mut backend, "login").await;
+    send(&mut backend, "welcome").await;
+    receives(&mut client, "welcome").await;
     confirm(&mut backend, 1).await;
     drop(backend);
     let mut backend = serve(&listener).await;
-    hears(&mut backend, "login").await;
+    receives(&mut backend, "login").await;
     backend.write(CLOSE, &[&4401_u16.to_be_bytes()[..], b"token expired"].concat()).await;
-    assert_eq!(closed(&mut client).await, 1012, "4401 answers nothing of what the client did");
-    gateway.reaches("prologues_total{outcome=\"failed\"}", 1.0).await;
-    until("it is told once", || gateway.said().matches("has to begin anew").count() == 1).await;
+    assert_eq!(closed(&mut client).await, 1012, "4401 does not answer a frame of the client");
+    gateway.wait_for_metric("prologues_total{outcome=\"failed\"}", 1.0).await;
+    until("the failure is logged once", || gateway.log().matches("has to start again").count() == 1).await;
 }
 
 #[tokio::test]
-async fn what_a_client_left_behind_goes_behind_the_prologue_and_ends_with_the_backend() {
+async fn messages_of_a_client_that_closed_follow_the_prologue_and_end_with_the_backend() {
     for refuses in [false, true] {
         let (gateway, listener) = gateway(&LOGIN).await;
         let (mut client, mut backend) = join(&gateway, &listener).await;
-        say(&mut client, "login").await;
-        hears(&mut backend, "login").await;
-        say(&mut backend, "welcome").await;
-        hears(&mut client, "welcome").await;
+        send(&mut client, "login").await;
+        receives(&mut backend, "login").await;
+        send(&mut backend, "welcome").await;
+        receives(&mut client, "welcome").await;
         confirm(&mut backend, 1).await;
         drop(backend);
-        // Or it would be written to the old connection.
-        gateway.reaches("links_lost_total", 1.0).await;
-        say(&mut client, "left behind").await;
+        // Otherwise the message could be written to the old connection.
+        gateway.wait_for_metric("links_lost_total", 1.0).await;
+        send(&mut client, "last message").await;
         client.write(CLOSE, &1000_u16.to_be_bytes()).await;
         let mut backend = serve(&listener).await;
-        hears(&mut backend, "login").await;
+        receives(&mut backend, "login").await;
         if refuses {
             backend.write(CLOSE, &4501_u16.to_be_bytes()).await;
         } else {
-            say(&mut backend, "welcome").await;
-            hears(&mut backend, "left behind").await;
+            send(&mut backend, "welcome").await;
+            receives(&mut backend, "last message").await;
             confirm(&mut backend, 2).await;
         }
-        gateway.reaches("queue_bytes{leg=\"backend\"}", 0.0).await;
+        gateway.wait_for_metric("queue_bytes{leg=\"backend\"}", 0.0).await;
         let lost = if refuses { 1.0 } else { 0.0 };
-        gateway.reaches("link_messages_total{fate=\"not_delivered\"}", lost).await;
+        gateway.wait_for_metric("link_messages_total{fate=\"not_delivered\"}", lost).await;
     }
 }
 
 #[tokio::test]
-async fn a_client_that_said_more_than_can_be_told_again_begins_anew() {
+async fn a_client_with_more_recorded_frames_than_the_limit_starts_again() {
     let (gateway, listener) = gateway(&["--on-backend-loss", "keep", "--prologue", "match=."]).await;
     let (mut client, mut backend) = join(&gateway, &listener).await;
     for number in 0..257 {
-        say(&mut client, &number.to_string()).await;
-        hears(&mut backend, &number.to_string()).await;
+        send(&mut client, &number.to_string()).await;
+        receives(&mut backend, &number.to_string()).await;
     }
     drop(backend);
     let _backend = serve(&listener).await;
     assert_eq!(closed(&mut client).await, 1012);
-    until("it is told", || gateway.said().contains("256 frames")).await;
-    gateway.reaches("queue_bytes{leg=\"backend\"}", 0.0).await;
+    until("the failure is logged", || gateway.log().contains("256 frames")).await;
+    gateway.wait_for_metric("queue_bytes{leg=\"backend\"}", 0.0).await;
 }
 
 #[tokio::test]
-async fn what_is_recorded_counts_as_kept() {
+async fn recorded_frames_count_as_kept() {
     let (gateway, listener) = gateway(&LOGIN).await;
     let (mut client, mut backend) = join(&gateway, &listener).await;
-    say(&mut client, "login").await;
-    hears(&mut backend, "login").await;
+    send(&mut client, "login").await;
+    receives(&mut backend, "login").await;
     confirm(&mut backend, 1).await;
-    gateway.reaches("queue_bytes{leg=\"backend\"}", 5.0).await;
+    gateway.wait_for_metric("queue_bytes{leg=\"backend\"}", 5.0).await;
     client.write(CLOSE, &1000_u16.to_be_bytes()).await;
-    gateway.reaches("queue_bytes{leg=\"backend\"}", 0.0).await;
+    gateway.wait_for_metric("queue_bytes{leg=\"backend\"}", 0.0).await;
 }
 
 const WELCOME: &str = r#"{"type":"welcome"}"#;
@@ -257,125 +251,125 @@ const PERFORM: &str = r#"{"command":"message","identifier":"{\"channel\":\"Room\
 /// A client of Action Cable that has subscribed.
 async fn subscribed(gateway: &Gateway, listener: &TcpListener) -> (Frames, Frames) {
     let (mut client, mut backend) = join(gateway, listener).await;
-    say(&mut backend, WELCOME).await;
-    hears(&mut client, WELCOME).await;
-    say(&mut client, SUBSCRIBE).await;
-    hears(&mut backend, SUBSCRIBE).await;
-    say(&mut backend, CONFIRM).await;
-    hears(&mut client, CONFIRM).await;
+    send(&mut backend, WELCOME).await;
+    receives(&mut client, WELCOME).await;
+    send(&mut client, SUBSCRIBE).await;
+    receives(&mut backend, SUBSCRIBE).await;
+    send(&mut backend, CONFIRM).await;
+    receives(&mut client, CONFIRM).await;
     (client, backend)
 }
 
-/// The next connection is subscribed, and the client hears of that once more.
+/// Accepts the next connection, on which the subscription is replayed and confirmed to the client again.
 async fn subscribed_again(client: &mut Frames, listener: &TcpListener) -> Frames {
     let mut backend = serve(listener).await;
-    say(&mut backend, WELCOME).await;
-    hears(&mut backend, SUBSCRIBE).await;
-    say(client, PERFORM).await;
-    say(&mut backend, CONFIRM).await;
-    hears(client, CONFIRM).await;
-    hears(&mut backend, PERFORM).await;
+    send(&mut backend, WELCOME).await;
+    receives(&mut backend, SUBSCRIBE).await;
+    send(client, PERFORM).await;
+    send(&mut backend, CONFIRM).await;
+    receives(client, CONFIRM).await;
+    receives(&mut backend, PERFORM).await;
     backend
 }
 
 #[tokio::test]
-async fn action_cable_is_subscribed_again_before_its_actions_and_its_client_hears_connected() {
+async fn action_cable_is_subscribed_again_before_its_actions_and_its_client_receives_the_confirmation() {
     let (gateway, listener) = gateway(&["--profile", "actioncable"]).await;
     let (mut client, mut backend) = subscribed(&gateway, &listener).await;
-    say(&mut client, PERFORM).await;
-    hears(&mut backend, PERFORM).await;
+    send(&mut client, PERFORM).await;
+    receives(&mut backend, PERFORM).await;
     // Lost while the action is not confirmed: it may have been carried out, and is not sent again.
     drop(backend);
     let mut backend = subscribed_again(&mut client, &listener).await;
-    say(&mut backend, "news").await;
-    hears(&mut client, "news").await;
+    send(&mut backend, "news").await;
+    receives(&mut client, "news").await;
 }
 
 #[tokio::test]
-async fn action_cable_that_restarts_in_order_keeps_its_clients_too() {
+async fn an_orderly_restart_of_action_cable_keeps_its_clients_too() {
     let (gateway, listener) = gateway(&["--profile", "actioncable"]).await;
     let (mut client, mut backend) = subscribed(&gateway, &listener).await;
     for code in [1000_u16, 1001, 1012] {
         if code == 1000 {
-            say(&mut backend, r#"{"type":"disconnect","reason":"server_restart","reconnect":true}"#).await;
+            send(&mut backend, r#"{"type":"disconnect","reason":"server_restart","reconnect":true}"#).await;
         }
         backend.write(CLOSE, &code.to_be_bytes()).await;
         backend = subscribed_again(&mut client, &listener).await;
     }
     let unauthorized = r#"{"type":"disconnect","reason":"unauthorized","reconnect":false}"#;
-    say(&mut backend, unauthorized).await;
+    send(&mut backend, unauthorized).await;
     backend.write(CLOSE, &1000_u16.to_be_bytes()).await;
-    hears(&mut client, unauthorized).await;
+    receives(&mut client, unauthorized).await;
     assert_eq!(closed(&mut client).await, 1000);
 }
 
 #[tokio::test]
-async fn action_cable_forgets_a_channel_that_was_left_or_rejected() {
+async fn action_cable_does_not_replay_a_channel_that_was_unsubscribed_or_rejected() {
     let (gateway, listener) = gateway(&["--profile", "actioncable"]).await;
     let (mut client, mut backend) = subscribed(&gateway, &listener).await;
-    say(&mut client, r#"{"command":"unsubscribe","identifier":"{\"channel\":\"Room\"}"}"#).await;
+    send(&mut client, r#"{"command":"unsubscribe","identifier":"{\"channel\":\"Room\"}"}"#).await;
     assert!(backend.text().await.is_some_and(|text| text.contains("unsubscribe")));
     let refused = r#"{"command":"subscribe","identifier":"refused"}"#;
-    say(&mut client, refused).await;
-    hears(&mut backend, refused).await;
+    send(&mut client, refused).await;
+    receives(&mut backend, refused).await;
     let rejection = r#"{"identifier":"refused","type":"reject_subscription"}"#;
-    say(&mut backend, rejection).await;
-    hears(&mut client, rejection).await;
+    send(&mut backend, rejection).await;
+    receives(&mut client, rejection).await;
     drop(backend);
-    gateway.reaches("links_lost_total", 1.0).await;
-    say(&mut client, "next").await;
+    gateway.wait_for_metric("links_lost_total", 1.0).await;
+    send(&mut client, "next").await;
     let mut backend = serve(&listener).await;
-    say(&mut backend, WELCOME).await;
-    hears(&mut backend, "next").await;
+    send(&mut backend, WELCOME).await;
+    receives(&mut backend, "next").await;
 }
 
 #[tokio::test]
-async fn what_the_backend_may_have_carried_out_is_unknown_to_a_session_and_not_sent_again() {
+async fn messages_that_the_backend_may_have_executed_are_unknown_to_a_session_and_not_sent_again() {
     for profile in ["mqtt", "signalr"] {
         let (gateway, listener) = gateway(&["--profile", profile]).await;
         let client = Client::builder(&gateway.url).unwrap().connect();
         client.send(Message::text("confirmed")).await.unwrap();
         let mut backend = serve(&listener).await;
-        hears(&mut backend, "confirmed").await;
+        receives(&mut backend, "confirmed").await;
         confirm(&mut backend, 1).await;
         client.send(Message::text("order")).await.unwrap();
-        hears(&mut backend, "order").await;
+        receives(&mut backend, "order").await;
         drop(backend);
         let mut backend = serve(&listener).await;
         let gap = loop {
             match soon(client.event()).await {
                 Some(Event::Gap(fate)) => break fate,
                 Some(_) => {}
-                None => panic!("not told"),
+                None => panic!("the event does not arrive"),
             }
         };
-        // pong+window does not take the last Pong's word for it.
+        // With pong+window the last Pong does not confirm the newest messages.
         let delivered = if profile == "signalr" { 0 } else { 1 };
         assert_eq!((gap.delivered, gap.unknown), (delivered, 2), "{profile}: {gap:?}");
         client.send(Message::text("next")).await.unwrap();
-        hears(&mut backend, "next").await;
+        receives(&mut backend, "next").await;
     }
 }
 
 #[tokio::test]
-async fn a_kept_session_whose_next_backend_connection_is_refused_begins_anew() {
+async fn a_kept_session_whose_next_backend_connection_is_refused_is_renewed() {
     let (gateway, listener) = gateway(&["--on-backend-loss", "keep"]).await;
     let mut client = Client::builder(&gateway.url).unwrap().connect();
     let mut backend = serve(&listener).await;
-    say(&mut backend, "hello").await;
+    send(&mut backend, "hello").await;
     assert_eq!(soon(client.recv()).await, Some(Message::text("hello")));
     backend.write(CLOSE, &1012_u16.to_be_bytes()).await;
     let (mut refused, _) = soon(listener.accept()).await.unwrap();
     refused.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     let mut backend = serve(&listener).await;
-    say(&mut backend, "hello again").await;
+    send(&mut backend, "hello again").await;
     assert_eq!(soon(client.recv()).await, Some(Message::text("hello again")));
     loop {
         match soon(client.event()).await {
             Some(Event::Gap(_)) => break,
             Some(Event::Ended(end)) => panic!("{:?} {end}", end.code),
             Some(_) => {}
-            None => panic!("not told"),
+            None => panic!("the event does not arrive"),
         }
     }
 }
@@ -383,14 +377,14 @@ async fn a_kept_session_whose_next_backend_connection_is_refused_begins_anew() {
 const MUTATION: &str = r#"{"id":"m","type":"subscribe","payload":{"query":"mutation { pay }"}}"#;
 
 #[tokio::test]
-async fn a_graphql_mutation_in_flight_is_answered_before_the_client_asks_again() {
+async fn a_graphql_mutation_in_flight_is_answered_before_the_client_is_closed() {
     let (gateway, listener) = gateway(&["--profile", "graphql-transport-ws"]).await;
     for close in [None, Some(1001_u16), Some(1011)] {
         let (mut client, mut backend) = join(&gateway, &listener).await;
         let ticks = r#"{"id":"t","type":"subscribe","payload":{"query":"subscription { ticks }"}}"#;
-        for said in [MUTATION, ticks] {
-            say(&mut client, said).await;
-            hears(&mut backend, said).await;
+        for message in [MUTATION, ticks] {
+            send(&mut client, message).await;
+            receives(&mut backend, message).await;
         }
         match close {
             Some(code) => backend.write(CLOSE, &code.to_be_bytes()).await,
@@ -408,7 +402,7 @@ async fn a_session_gets_the_answer_of_its_mutation_before_the_gap() {
     let mut client = Client::builder(&gateway.url).unwrap().connect();
     client.send(Message::text(MUTATION)).await.unwrap();
     let mut backend = serve(&listener).await;
-    hears(&mut backend, MUTATION).await;
+    receives(&mut backend, MUTATION).await;
     drop(backend);
     let answer = soon(client.recv()).await.unwrap();
     assert!(answer.as_text().unwrap().contains("OUTCOME_UNKNOWN"), "{answer:?}");
@@ -416,7 +410,7 @@ async fn a_session_gets_the_answer_of_its_mutation_before_the_gap() {
         match soon(client.event()).await {
             Some(Event::Gap(fate)) => break assert_eq!((fate.delivered, fate.unknown), (0, 1)),
             Some(_) => {}
-            None => panic!("not told"),
+            None => panic!("the event does not arrive"),
         }
     }
 }
@@ -434,25 +428,25 @@ async fn a_session_gets_the_codes_of_graphql_as_they_are() {
                 break assert_eq!((end.code, end.reason.as_str()), (code, "Unauthorized"));
             }
             Some(_) => {}
-            None => panic!("not told"),
+            None => panic!("the event does not arrive"),
         }
     }
 }
 
 #[tokio::test]
-async fn a_client_of_a_protocol_that_joins_again_by_itself_is_asked_to() {
+async fn a_client_whose_protocol_rejoins_by_itself_is_closed_with_1012() {
     for profile in ["graphql-transport-ws", "phoenix", "mqtt", "engine.io", "signalr", "jupyter", "yjs"] {
         let (gateway, listener) = gateway(&["--profile", profile]).await;
         let (mut client, mut backend) = join(&gateway, &listener).await;
-        say(&mut client, "join").await;
-        hears(&mut backend, "join").await;
+        send(&mut client, "join").await;
+        receives(&mut backend, "join").await;
         drop(backend);
         assert_eq!(closed(&mut client).await, 1012, "{profile}");
     }
 }
 
 #[test]
-fn rules_and_profiles_that_cannot_be_used_are_told() {
+fn invalid_rules_and_profiles_are_usage_errors() {
     let serve = |flags: &[&str], expected: &[&str]| {
         check(&[&["serve", "--upstream", "ws://127.0.0.1:1"], flags].concat(), expected);
     };
@@ -463,10 +457,7 @@ fn rules_and_profiles_that_cannot_be_used_are_told() {
     serve(&["--profile", "actioncable", "--prologue", "first=1"], &["--prologue", "actioncable"]);
     serve(&["--prologue", "first=1"], &["--prologue", "--on-backend-loss keep"]);
     serve(&["--on-backend-loss", "keep", "--prologue", "last=1"], &["--prologue", "first=N"]);
-    serve(
-        &["--on-backend-loss", "keep", "--prologue-swallow", "match=("],
-        &["--prologue-swallow", "expression"],
-    );
+    serve(&["--on-backend-loss", "keep", "--prologue-hide", "match=("], &["--prologue-hide", "expression"]);
     serve(&["--on-backend-loss", "keep", "--prologue-key", "id"], &["--prologue-key", "/type"]);
     serve(&["--on-backend-loss", "keep", "--prologue-forget", "json=/a"], &["--prologue-key"]);
     check(&["serve", "--profile", "mqtt"], &["--upstream"]);

@@ -1,4 +1,4 @@
-//! A process and its successor, on the same addresses.
+//! A process and its successor on the same addresses.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,8 +13,8 @@ fn free() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-/// The status of the answer to one newcomer; an error if it was refused, reset, or not answered.
-fn newcomer(address: SocketAddr) -> std::io::Result<String> {
+/// Connects a client; returns the status of the response, or an error if the connection was refused or reset.
+fn connect(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.write_all(
@@ -27,54 +27,55 @@ fn newcomer(address: SocketAddr) -> std::io::Result<String> {
 }
 
 #[tokio::test]
-async fn a_successor_gets_both_listeners_while_the_old_process_drains_and_nobody_is_refused_or_reset() {
+async fn a_successor_inherits_both_listeners_while_the_old_process_drains_and_no_client_is_refused_or_reset()
+{
     let (listen, admin) = (free(), free());
     let addresses = ["--listen", &listen, "--admin", &admin];
     let old = Gateway::at(&[&addresses[..], &["--drain", "40s"]].concat());
     let address = old.address();
-    // Two plain visitors: they are sent away one after the other, so it drains for some seconds at least.
-    let visitors = (Frames::visit(address, "/echo", "").await, Frames::visit(address, "/echo", "").await);
+    // Two plain clients, which are drained one after the other, so that the drain takes some seconds.
+    let clients = (Frames::connect(address, "/echo", "").await, Frames::connect(address, "/echo", "").await);
     let (done, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let newcomers = std::thread::spawn({
+    let clients_thread = std::thread::spawn({
         let (done, served) = (Arc::clone(&done), Arc::clone(&served));
         move || {
             while !done.load(Relaxed) {
-                let status = newcomer(address).unwrap();
+                let status = connect(address).unwrap();
                 assert!(status == "101" || status == "503", "{status}");
                 served.fetch_add(usize::from(status == "101"), Relaxed);
             }
         }
     });
-    until("newcomers are served", || served.load(Relaxed) > 3).await;
+    until("new clients are served", || served.load(Relaxed) > 3).await;
     old.signal("TERM");
-    until("it drains", || old.said().contains("draining")).await;
+    until("the old process drains", || old.log().contains("draining")).await;
     let new = Gateway::at(&addresses);
     let before = served.load(Relaxed);
-    until("newcomers are served again", || served.load(Relaxed) > before + 3).await;
+    until("new clients are served again", || served.load(Relaxed) > before + 3).await;
     done.store(true, Relaxed);
-    newcomers.join().unwrap();
-    // Each tells of itself.
+    clients_thread.join().unwrap();
+    // Each process serves its own metrics.
     assert_eq!((new.metric("draining"), new.admin), (0.0, old.admin));
-    let elsewhere = || old.said().lines().find_map(|line| line.split_once("address=")?.1.parse().ok());
-    until("it says where it is", || elsewhere().is_some()).await;
-    let moved = Gateway::ask_at(elsewhere().unwrap(), "/metrics", "");
+    let elsewhere = || old.log().lines().find_map(|line| line.split_once("address=")?.1.parse().ok());
+    until("the old process logs its new address", || elsewhere().is_some()).await;
+    let moved = Gateway::get_at(elsewhere().unwrap(), "/metrics", "");
     assert!(moved.contains("mainstay_draining 1\n"), "{moved}");
-    drop(visitors);
+    drop(clients);
 }
 
 #[test]
-fn a_successor_may_be_started_in_the_moment_of_the_signal() {
+fn a_successor_may_start_immediately_after_the_signal() {
     let listen = free();
     let old = Gateway::at(&["--listen", &listen]);
-    let visitors = [TcpStream::connect(old.address()).unwrap(), TcpStream::connect(old.address()).unwrap()];
+    let clients = [TcpStream::connect(old.address()).unwrap(), TcpStream::connect(old.address()).unwrap()];
     old.signal("TERM");
     let new = Gateway::at(&["--listen", &listen]);
-    assert_eq!(newcomer(new.address()).unwrap(), "101");
-    drop(visitors);
+    assert_eq!(connect(new.address()).unwrap(), "101");
+    drop(clients);
 }
 
 #[test]
-fn a_second_process_beside_one_that_runs_is_told_which_and_what_to_do() {
+fn a_second_process_on_the_same_address_exits_and_names_the_first() {
     let listen = free();
     let old = Gateway::at(&["--listen", &listen]);
     let output = mainstay(&["serve", "--listen", &listen]).output().unwrap();
@@ -83,5 +84,5 @@ fn a_second_process_beside_one_that_runs_is_told_which_and_what_to_do() {
     for words in [&listen, &format!("process {}", old.id()), "SIGTERM"] {
         assert!(said.contains(words), "{said}");
     }
-    assert_eq!(newcomer(old.address()).unwrap(), "101");
+    assert_eq!(connect(old.address()).unwrap(), "101");
 }

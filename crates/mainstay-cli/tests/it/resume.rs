@@ -1,36 +1,22 @@
-//! Who resumes a session: whoever has its token, and what the request that opened it was authenticated by.
-
-use std::time::Duration;
+//! A resume needs the session's token and the credentials of the request that opened it.
 
 use axum::Router;
 use axum::routing::any;
 use mainstay::SessionUpgrade;
-use mainstay_proto::session::message::{ClientKey, Hello, Instance, Resume, ResumeToken, Welcome};
-use mainstay_proto::session::{Control, Frame, Message, Window};
+use mainstay_proto::session::message::{Hello, Resume, ResumeToken, Welcome};
+use mainstay_proto::session::{Control, Frame, Message};
 use tokio::net::TcpListener;
 
-use crate::frames::{BINARY, Frames};
+use crate::frames::{BINARY, Frames, encoded, hello};
 use crate::support::{Gateway, backend};
 
-/// What a client is told that sends these headers (each with its line's end) and this token. `number`: another for each.
+/// The WELCOME of client `number`, which sends these headers (each with its line end) and this token.
 async fn welcome(gateway: &Gateway, headers: &str, number: u64, token: Option<ResumeToken>) -> Welcome {
     let headers = format!("Sec-WebSocket-Protocol: mainstay.v1\r\n{headers}");
-    let (_, mut visitor) = Frames::visit(gateway.address(), "/", &headers).await;
-    let mut key = [0; 16];
-    key[..8].copy_from_slice(&number.to_be_bytes());
-    let hello = Control::Hello(Box::new(Hello {
-        window: Window { messages: 16, bytes: 1 << 16 },
-        key: ClientKey(key),
-        key_age: Duration::ZERO,
-        instance: Instance(number.to_be_bytes()),
-        attempt: 1,
-        resume: token.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 }),
-        credentials: None,
-        resume_window: None,
-        max_message: None,
-    }));
-    visitor.write(BINARY, &hello.encode()).await;
-    let (_, payload) = visitor.read().await.unwrap();
+    let (_, mut client) = Frames::connect(gateway.address(), "/", &headers).await;
+    let resume = token.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
+    client.write(BINARY, &encoded(Hello { resume, ..hello(number) })).await;
+    let (_, payload) = client.read().await.unwrap();
     match Frame::decode(Message::Binary(payload.into())) {
         Ok(Frame::Control(Control::Welcome(welcome))) => *welcome,
         other => panic!("{other:?}"),
@@ -38,7 +24,7 @@ async fn welcome(gateway: &Gateway, headers: &str, number: u64, token: Option<Re
 }
 
 #[tokio::test]
-async fn a_stolen_token_with_other_credentials_opens_a_fresh_session() {
+async fn a_stolen_token_with_other_credentials_opens_a_new_session() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let app = Router::new().route(
@@ -58,9 +44,9 @@ async fn a_stolen_token_with_other_credentials_opens_a_fresh_session() {
         "Authorization: Bearer a\r\nCookie: sid=2\r\n",
         "Authorization: Bearer a\r\n",
     ]) {
-        let told = welcome(&gateway, thief, number, Some(token.clone())).await;
-        assert!(!told.resumed, "{thief}");
-        assert_eq!(told.account, None, "a thief is told nothing of it: {thief}");
+        let welcome = welcome(&gateway, thief, number, Some(token.clone())).await;
+        assert!(!welcome.resumed, "{thief}");
+        assert_eq!(welcome.account, None, "a thief learns nothing about the session: {thief}");
     }
     let back = "Authorization: Bearer a\r\nCookie: theme=light; sid=1\r\n";
     assert!(welcome(&gateway, back, 9, Some(token)).await.resumed);

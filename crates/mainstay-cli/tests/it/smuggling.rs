@@ -1,4 +1,4 @@
-//! Requests that two servers may read differently: the backend gets one request as the gateway read it, or none.
+//! Requests that two servers may read differently: the backend receives one request as the gateway read it, or none.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 use crate::http::{Stage, head};
 use crate::support::Gateway;
 
-/// Refused before the backend hears of it.
+/// Requests that are refused before the backend receives a byte.
 fn refused() -> Vec<(&'static str, &'static str)> {
     vec![
         ("two lengths", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
@@ -59,11 +59,11 @@ fn refused() -> Vec<(&'static str, &'static str)> {
     ]
 }
 
-/// What follows each of them in the same breath: it may have been meant for the inside of a body.
+/// The bytes after each request: an attacker may have meant them as part of a body.
 const NEXT: &str = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
 
 #[tokio::test]
-async fn a_request_that_can_be_read_in_two_ways_is_refused_and_what_follows_is_not_read() {
+async fn an_ambiguous_request_is_refused_and_nothing_after_it_is_read() {
     let stage = Stage::set(&[]).await;
     for (what, request) in refused() {
         let mut client = stage.client(&format!("{request}{NEXT}")).await;
@@ -82,7 +82,7 @@ async fn a_request_that_can_be_read_in_two_ways_is_refused_and_what_follows_is_n
     assert!(head(&mut client).await.starts_with("HTTP/1.1 200 "));
 }
 
-/// Both ways of saying how long a body is: one of them counts here, and the backend sees no other.
+/// A body with both kinds of length: the gateway uses one, and the backend receives only that one.
 #[tokio::test]
 async fn a_length_beside_chunks_does_not_reach_the_backend() {
     let stage = Stage::set(&[]).await;
@@ -101,9 +101,9 @@ async fn a_length_beside_chunks_does_not_reach_the_backend() {
     }
 }
 
-/// The same from the other side: an answer that the client could take for two.
+/// The same from the other side: a response that a client could read as two.
 #[tokio::test]
-async fn an_answers_length_beside_chunks_does_not_reach_the_client() {
+async fn a_responses_length_beside_chunks_does_not_reach_the_client() {
     let stage = Stage::set(&[]).await;
     let mut client = stage.client("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
     let mut backend = stage.accept().await;
@@ -119,9 +119,9 @@ async fn an_answers_length_beside_chunks_does_not_reach_the_client() {
     );
 }
 
-/// A second answer behind the first is nobody's: it must not become the next client's.
+/// A second response after the first must not become the next client's.
 #[tokio::test]
-async fn what_a_backend_says_unasked_is_no_answer_to_the_next_request() {
+async fn a_second_response_of_the_backend_does_not_answer_the_next_request() {
     let stage = Stage::set(&[]).await;
     let mut client = stage.client("GET /1 HTTP/1.1\r\nHost: x\r\n\r\n").await;
     let mut backend = stage.accept().await;
@@ -139,7 +139,7 @@ async fn what_a_backend_says_unasked_is_no_answer_to_the_next_request() {
 }
 
 #[tokio::test]
-async fn the_host_of_an_absolute_target_is_what_the_backend_gets() {
+async fn the_backend_receives_the_host_of_an_absolute_target() {
     let stage = Stage::set(&[]).await;
     let _client = stage.client("GET http://real.example/a?b HTTP/1.1\r\nHost: other.example\r\n\r\n").await;
     let asked = head(&mut stage.accept().await).await;

@@ -1,4 +1,4 @@
-//! The binary as a process, and a backend to put it in front of.
+//! The binary as a process, and backends for it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::Response;
 use mainstay::server::Config;
-use mainstay::{HeartbeatConfig, Server};
+use mainstay::{HeartbeatConfig, Server, SessionUpgrade};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-/// `mainstay` with these arguments, and nothing from the environment that would change them.
+/// `mainstay` with these arguments, and without any `MAINSTAY_*` variable.
 pub(crate) fn mainstay(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -25,7 +26,7 @@ pub(crate) fn mainstay(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs it with this input until it ends.
+/// Runs `mainstay` with this input until it ends.
 pub(crate) fn run(arguments: &[&str], input: &[u8]) -> Output {
     let mut child = mainstay(arguments).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -36,44 +37,44 @@ pub(crate) fn run(arguments: &[&str], input: &[u8]) -> Output {
     output
 }
 
-/// A gateway on a port of its own; killed when dropped.
+/// A running gateway on its own port; killed when dropped.
 pub(crate) struct Gateway {
     process: Child,
     pub(crate) url: String,
-    /// Where `--admin` listens.
+    /// The address of `--admin`.
     pub(crate) admin: Option<SocketAddr>,
-    /// What it wrote to standard error: read all the time, or a gateway that says much would wait for us.
-    said: Arc<Mutex<String>>,
+    /// Its standard error, read all the time: the pipe must not fill up.
+    log: Arc<Mutex<String>>,
 }
 
 impl Gateway {
-    /// `mainstay serve` with these arguments besides.
+    /// Runs `mainstay serve` on a free port with these arguments.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::at(&[&["--listen", "127.0.0.1:0"], arguments].concat())
     }
 
-    /// `mainstay serve` with these arguments alone.
+    /// Runs `mainstay serve` with these arguments alone.
     pub(crate) fn at(arguments: &[&str]) -> Self {
         Self::begin(mainstay(&[&["serve"], arguments].concat()))
     }
 
-    /// As [`start`](Self::start), with standard error going elsewhere.
+    /// As [`start`](Self::start), with another standard error.
     pub(crate) fn with_log(arguments: &[&str], stderr: Stdio) -> Self {
         let mut command = mainstay(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
         command.stderr(stderr);
         Self::begin(command)
     }
 
-    /// As this command says; its standard output and error are pipes, unless it says otherwise.
+    /// Runs this command; its standard output and error are pipes unless the command sets them.
     pub(crate) fn begin(mut command: Command) -> Self {
         let mut process = command.spawn().unwrap();
         let (mut url, mut admin) = (None, None);
         for line in BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap) {
             let mut words = line.split([' ', ',']);
-            if let Some((_, said)) = line.split_once("listening on ") {
-                url = Some(said.to_owned());
-            } else if let Some((_, said)) = line.split_once("admin on http://") {
-                admin = said.split(": ").next().map(|address| address.parse().unwrap());
+            if let Some((_, found)) = line.split_once("listening on ") {
+                url = Some(found.to_owned());
+            } else if let Some((_, found)) = line.split_once("admin on http://") {
+                admin = found.split(": ").next().map(|address| address.parse().unwrap());
             } else if words.any(|word| word == "try:") {
                 break;
             }
@@ -88,14 +89,14 @@ impl Gateway {
             errors.read_to_string(&mut why).unwrap();
             panic!("{why}");
         };
-        let said = Arc::new(Mutex::new(String::new()));
-        let saying = Arc::clone(&said);
+        let log = Arc::new(Mutex::new(String::new()));
+        let writing = Arc::clone(&log);
         std::thread::spawn(move || {
             for line in errors.lines().map_while(Result::ok) {
-                *saying.lock().unwrap() += &format!("{line}\n");
+                *writing.lock().unwrap() += &format!("{line}\n");
             }
         });
-        Self { process, url, admin, said }
+        Self { process, url, admin, log }
     }
 
     pub(crate) fn in_front_of(backend: SocketAddr, arguments: &[&str]) -> Self {
@@ -114,12 +115,12 @@ impl Gateway {
         self.url.trim_start_matches("ws://").parse().unwrap()
     }
 
-    /// All that it wrote to standard error so far.
-    pub(crate) fn said(&self) -> String {
-        self.said.lock().unwrap().clone()
+    /// Its standard error so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
-    /// Waits until it ended by itself, and says with which code.
+    /// Waits until the process ends by itself; returns its exit code.
     pub(crate) async fn ended(&mut self) -> Option<i32> {
         for _ in 0..1_500 {
             if let Some(status) = self.process.try_wait().unwrap() {
@@ -127,20 +128,20 @@ impl Gateway {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("it does not end: {}", self.said());
+        panic!("the process does not end: {}", self.log());
     }
 
     pub(crate) fn signal(&self, name: &str) {
         signal(&self.process, name);
     }
 
-    /// The answer of `--admin`, with further headers: status line, headers and body.
-    pub(crate) fn ask(&self, path: &str, headers: &str) -> String {
-        Self::ask_at(self.admin.unwrap(), path, headers)
+    /// Requests a path from the admin listener; returns status line, headers and body.
+    pub(crate) fn get(&self, path: &str, headers: &str) -> String {
+        Self::get_at(self.admin.unwrap(), path, headers)
     }
 
-    /// As [`ask`](Self::ask), of a listener that is elsewhere.
-    pub(crate) fn ask_at(admin: SocketAddr, path: &str, headers: &str) -> String {
+    /// As [`get`](Self::get), from a listener at another address.
+    pub(crate) fn get_at(admin: SocketAddr, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(admin).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n")
             .unwrap();
@@ -149,15 +150,15 @@ impl Gateway {
         answer
     }
 
-    /// A sample of the metrics, by its name and labels.
+    /// Returns a sample of the metrics, by name and labels.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        let metrics = self.ask("/metrics", "");
+        let metrics = self.get("/metrics", "");
         let sample = metrics.lines().find_map(|line| line.strip_prefix("mainstay_")?.strip_prefix(name));
         sample.unwrap_or_else(|| panic!("no {name} in {metrics}")).trim().parse().unwrap()
     }
 
     /// Waits until a metric has this value.
-    pub(crate) async fn reaches(&self, name: &str, value: f64) {
+    pub(crate) async fn wait_for_metric(&self, name: &str, value: f64) {
         until(name, || self.metric(name) == value).await;
     }
 }
@@ -169,12 +170,12 @@ impl Drop for Gateway {
     }
 }
 
-/// The number that a message of a test carries as its text.
+/// Returns the number in the text of a message.
 pub(crate) fn number(message: &mainstay::Message) -> u64 {
     std::str::from_utf8(message.payload()).unwrap().parse().unwrap()
 }
 
-/// Waits until `condition` holds; panics after half a minute, far longer than anything here takes.
+/// Waits until `condition` holds; panics after half a minute, far longer than any test needs.
 pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let waiting = async {
         while !condition() {
@@ -184,8 +185,19 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
-/// Serves `app`, which needs a [`Server`] as its state, in this process. It looks once an hour whether anybody is there:
-/// a gateway that a test stops for a while is not called dead by it.
+/// Returns each message of a session.
+pub(crate) async fn echo(upgrade: SessionUpgrade) -> Response {
+    upgrade.on_session(|mut session| async move {
+        while let Some(message) = session.recv().await {
+            if session.send(message).await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Serves `app` in this process, with a heartbeat of an hour: this backend never declares a gateway dead that a test stops
+/// for a while.
 pub(crate) async fn backend(listener: TcpListener, app: Router<Server>) {
     let heartbeat = HeartbeatConfig::every(Duration::from_secs(3600)).unwrap();
     let mainstay = Server::new(Config::new().heartbeat(heartbeat));
@@ -193,48 +205,49 @@ pub(crate) async fn backend(listener: TcpListener, app: Router<Server>) {
     tokio::spawn(async move { mainstay::serve(listener, app, &mainstay).await.unwrap() });
 }
 
-/// A way to the backend that can be shut: connections are dropped, and new ones as well.
-pub(crate) struct Door {
+/// A TCP proxy that can be cut: it drops its connections and refuses new ones.
+pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
-    open: Arc<AtomicBool>,
-    shut: Arc<Notify>,
+    is_up: Arc<AtomicBool>,
+    cut: Arc<Notify>,
 }
 
-impl Door {
+impl Proxy {
     pub(crate) async fn to(backend: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (open, shut) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
-        let door = Self { address, open: Arc::clone(&open), shut: Arc::clone(&shut) };
+        let (is_up, cut) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
+        let proxy = Self { address, is_up: Arc::clone(&is_up), cut: Arc::clone(&cut) };
         tokio::spawn(async move {
             loop {
                 let (mut down, _) = listener.accept().await.unwrap();
-                if !open.load(Relaxed) {
+                if !is_up.load(Relaxed) {
                     continue;
                 }
-                let shut = Arc::clone(&shut);
+                let cut = Arc::clone(&cut);
                 tokio::spawn(async move {
                     let mut up = tokio::net::TcpStream::connect(backend).await.unwrap();
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut down, &mut up) => {}
-                        () = shut.notified() => {}
+                        () = cut.notified() => {}
                     }
                 });
             }
         });
-        door
+        proxy
     }
 
-    pub(crate) fn shut(&self) {
-        self.open.store(false, Relaxed);
-        self.shut.notify_waiters();
+    pub(crate) fn cut(&self) {
+        self.is_up.store(false, Relaxed);
+        self.cut.notify_waiters();
     }
-    pub(crate) fn open(&self) {
-        self.open.store(true, Relaxed);
+
+    pub(crate) fn restore(&self) {
+        self.is_up.store(true, Relaxed);
     }
 }
 
-/// Sends a signal, by its name.
+/// Sends a signal to a process.
 pub(crate) fn signal(process: &Child, name: &str) {
     let id = process.id().to_string();
     assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());

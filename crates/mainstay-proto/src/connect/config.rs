@@ -1,4 +1,4 @@
-//! How a client behaves, and what ends it.
+//! The settings of a client, and what ends it.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -9,38 +9,39 @@ use crate::confirm::ConfirmConfig;
 use crate::heartbeat::HeartbeatConfig;
 use crate::session::{ClientConfig, Message};
 
-/// How a client behaves.
+/// The settings of a client.
 #[derive(Debug, Clone)]
 pub struct ConnectConfig {
-    /// The peer is known to speak plain WebSocket: no session is begun. Default: false.
+    /// The peer is known to speak plain WebSocket, so no session begins. Default: false.
     pub link: bool,
-    /// Towards peers that speak `mainstay.v1`.
+    /// The session with a peer that speaks `mainstay.v1`.
     pub session: ClientConfig,
-    /// Towards plain peers.
+    /// How messages to a plain peer are confirmed.
     pub confirm: ConfirmConfig,
-    /// Towards plain peers, which we must probe ourselves; a session's server announces its own.
+    /// The heartbeat towards a plain peer. A session's server drives the heartbeat itself, and announces it.
     pub heartbeat: HeartbeatConfig,
-    /// When to try again.
+    /// The waits between attempts.
     pub backoff: BackoffConfig,
-    /// Give up after the first connection is lost or refused. Default: false.
+    /// Ends after the first connection is lost or refused. Default: false.
     pub once: bool,
-    /// Give up after so many attempts in a row that brought no connection. Default: never. Range: at least 1.
+    /// Ends after this many attempts in a row that brought no connection. Default: never. Range: at least 1.
     pub max_attempts: Option<NonZeroU32>,
-    /// A connection that brought no message for so long is replaced by another. Default: none is.
+    /// Replaces a connection that brought no message for this long. Default: no connection is replaced for that.
     pub silence: Option<Silence>,
-    /// What ends a client of a plain peer, besides what ends every client. Default: nothing.
+    /// What ends a client of a plain peer, beside what ends every client. Default: nothing.
     pub ends_on: EndsOn,
-    /// Towards plain peers: every connection but the first is held back, see [`Client::send_ahead`](super::Client::send_ahead). Default: false.
+    /// Towards a plain peer: holds back the stream on every connection but the first; see
+    /// [`Client::send_ahead`](super::Client::send_ahead). Default: false.
     pub holds_replaced: bool,
-    /// A message by which a plain peer announces that it restarts: whatever the code of the Close behind it, that counts
-    /// as [`CloseCode::RESTART`](crate::ws::CloseCode::RESTART). Default: there is none.
+    /// Recognises the message by which a plain peer announces that it restarts: the Close behind it counts as
+    /// [`CloseCode::RESTART`](crate::ws::CloseCode::RESTART), whatever its code. Default: no message announces it.
     pub announces_restart: Option<fn(&Message) -> bool>,
-    /// Towards plain peers: what comes while the client is closing is handed over, for applications that confirm by it.
+    /// Towards a plain peer: delivers messages that come while the client is closing, for applications that confirm by them.
     /// Default: false.
     pub reads_while_closing: bool,
-    /// Towards plain peers: a message that stays unconfirmed is a reason to look whether the peer lives. Default: true.
+    /// Towards a plain peer: probes at once when a message stays unconfirmed. Default: true.
     pub probes_unconfirmed: bool,
-    /// From dialling to WELCOME, or to the answer of a plain peer; then the attempt is given up. Default: 10 s.
+    /// Limits the time of an attempt: from dialling to WELCOME, or to the response of a plain peer. Default: 10 s.
     pub opening_timeout: Duration,
 }
 
@@ -77,30 +78,32 @@ impl Default for ConnectConfig {
     }
 }
 
-/// What ends a client of a plain peer for good: what its application cannot go on after. Before there was a connection,
-/// each of these dials again and again. (A refused opening handshake, and a code that says stop, end every client.)
+/// What ends a client of a plain peer, because its application could not continue on another connection. Before the first
+/// connection a client dials again in any case. (A final refusal of the opening handshake, and a close code after which no
+/// client reconnects, end every client.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum EndsOn {
-    /// Nothing: a connection that ended is replaced.
+    /// Nothing: the client replaces a connection that ended.
     #[default]
     Nothing,
-    /// The peer's Close, unless its code is one of a restart ([`CloseCode::is_restart`](crate::ws::CloseCode::is_restart)); the fifth such Close in a
-    /// row on a connection that brought no message and no confirmation; and a message of the peer that is too big.
+    /// The peer's Close, unless its code is one of a restart
+    /// ([`CloseCode::is_restart`](crate::ws::CloseCode::is_restart)); the fifth Close of a restart in a row on connections that
+    /// brought no message and no confirmation; and a message of the peer that is too big.
     FinalClose,
     /// The peer's Close, whatever its code, and a message of the peer that is too big.
     Close,
-    /// The end of the connection, however it comes about.
+    /// Any end of the connection.
     Connection,
 }
 
-/// For how long a peer may bring no message, checked where it is made. Pings and Pongs are none: this is for a feed that
-/// has stopped behind a connection that lives.
+/// The time that a connection may bring no message, checked where it is made. Pings and Pongs do not count: this is for a
+/// feed that has stopped although the connection lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Silence(Duration);
 
 impl Silence {
-    /// Range: 100 ms to 1 week.
+    /// Sets the limit. Range: 100 ms to 1 week.
     ///
     /// # Errors
     /// It is out of range.

@@ -1,4 +1,4 @@
-//! How a server is reached: its name looked up, its addresses tried, TLS spoken where its URL asks for it.
+//! Opening a byte stream to a server: the look-up of its name, the attempts at its addresses, TLS.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -21,16 +21,27 @@ use super::stream::{ServerStream, one_kind};
 use super::{Failure, UrlError};
 use crate::clock::now;
 
-/// A Unix socket whose queue of connections is full is asked again after this.
+/// The pause before another attempt at a Unix socket whose queue of connections is full.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Opens byte streams to servers: TCP, a Unix socket, TLS over either. Cheap to clone.
 ///
-/// All addresses of a name are tried, IPv6 and IPv4 in turns, the next one 250 ms after the one before or at once when
-/// that refused; the first connection that comes about is taken. So an address that swallows everything costs a
-/// quarter of a second.
+/// It tries all addresses of a name, IPv6 and IPv4 in turns: the next one 250 ms after the one before, or at once when that
+/// refuses. The first connection that comes about is used. An address that never answers costs a quarter of a second.
 ///
-/// A [`Builder`](super::Builder) has one of its own; this is for requests beside it to the same server.
+/// A [`Builder`](super::Builder) has a connector of its own; this type is for other requests to the same server.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use mainstay::client::Connector;
+///
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let connector = Connector::default().timeout(Duration::from_secs(3))?;
+/// let stream = connector.connect(&"https://server.example/".parse()?).await?;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// Source: RFC 8305; `docs/DEFAULTS.md` "Reconnecting".
 #[derive(Clone)]
@@ -50,7 +61,7 @@ type Opener =
     Arc<dyn Fn(Uri) -> Pin<Box<dyn Future<Output = io::Result<ServerStream>> + Send>> + Send + Sync>;
 
 impl Default for Connector {
-    /// 10 s, TCP without a proxy, and as the system trusts.
+    /// 10 s, TCP without a proxy, and the certificates that the system trusts.
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(10),
@@ -66,8 +77,8 @@ impl Default for Connector {
 }
 
 impl Connector {
-    /// How long looking up the name, connecting and the TLS handshake may take together. Default: 10 s. Range: 1 ms to 1
-    /// hour.
+    /// Limits the time of the look-up of the name, of connecting and of the TLS handshake together. Default: 10 s. Range:
+    /// 1 ms to 1 hour.
     ///
     /// # Errors
     /// It is out of range.
@@ -76,22 +87,22 @@ impl Connector {
         Ok(Self { timeout, ..self })
     }
 
-    /// Connects to this Unix socket, whatever host and port a URL names. Default: TCP to the URL's host.
+    /// Connects to this Unix socket instead of the host and port of a URL. Default: TCP to the URL's host.
     #[must_use]
     pub fn unix(self, socket: impl Into<PathBuf>) -> Self {
         Self { socket: Some(Arc::from(socket.into())), ..self }
     }
 
-    /// Reaches servers through this proxy, where it does not [except](Proxy::except) them. A Unix socket is reached
-    /// directly. Default: none; the environment counts only with [`Proxy::from_environment`].
+    /// Reaches servers through this proxy, except those that the proxy [excepts](Proxy::except). A Unix socket is reached
+    /// directly. Default: no proxy; the environment counts only with [`Proxy::from_environment`].
     #[must_use]
     pub fn proxy(self, proxy: Proxy) -> Self {
         Self { proxy, ..self }
     }
 
-    /// Opens streams in the application's own way: SOCKS, a local address of its own, `tokio::io::duplex` in a test. TLS is
-    /// spoken on them where the URL asks for it, and the [timeout](Self::timeout) holds. Neither the proxy nor the Unix
-    /// socket counts then.
+    /// Opens streams by a function of the application: SOCKS, a local address, `tokio::io::duplex` in a test. The stream
+    /// carries TLS where the URL asks for it, and the [timeout](Self::timeout) holds. Neither the proxy nor the Unix socket
+    /// is used.
     ///
     /// ```no_run
     /// use mainstay::client::{Connector, UrlError};
@@ -128,11 +139,11 @@ impl Connector {
         Self { tls: Some(config), ..self }
     }
 
-    /// The name that the server's certificate must be for, and that the server is told (SNI), where it is not the
+    /// Sets the name that the server's certificate must be for and that the client sends to the server (SNI). Default: the
     /// host of the URL.
     ///
     /// # Errors
-    /// It is neither a name of DNS nor an IP address.
+    /// It is neither a DNS name nor an IP address.
     #[cfg(feature = "tls")]
     pub fn server_name(self, name: &str) -> Result<Self, UrlError> {
         let name = super::tls::server_name(name)?;
@@ -142,10 +153,10 @@ impl Connector {
     /// Opens a byte stream to the server of `url`: `ws`, `wss`, `http` or `https`.
     ///
     /// # Errors
-    /// It came to nothing within the [timeout](Self::timeout).
+    /// No stream came about within the [timeout](Self::timeout).
     ///
     /// # Cancel safety
-    /// Safe: nothing stays behind but the look-up of a name that the system was asked for.
+    /// Safe. A look-up of the name that the system has begun goes on.
     pub async fn connect(&self, url: &Uri) -> Result<ServerStream, ConnectFailure> {
         let server =
             self.check(url).map_err(|error| ConnectFailure::new(FailureKind::Other, error.into_failure()))?;
@@ -206,17 +217,17 @@ impl Connector {
         }
     }
 
-    /// How long [`connect`](Self::connect) takes at most.
+    /// The limit of the time of [`connect`](Self::connect).
     pub(super) fn limit(&self) -> Duration {
         self.timeout
     }
 
-    /// With the Unix socket of `other`, if it has none of its own.
+    /// The same connector, with the Unix socket of `other` if it has none.
     pub(super) fn or_unix(self, other: &Self) -> Self {
         Self { socket: self.socket.or_else(|| other.socket.clone()), ..self }
     }
 
-    /// Whether a stream to the server of `url` can come about at all.
+    /// Checks whether a stream to the server of `url` can be opened at all.
     pub(super) fn check(&self, url: &Uri) -> Result<Server, UrlError> {
         let server = Server::of(url)?;
         #[cfg(feature = "tls")]
@@ -256,7 +267,7 @@ impl Connector {
         let connecting = async {
             loop {
                 match UnixStream::connect(path).await {
-                    // Its queue of connections is full, and no event says when it is not.
+                    // Its queue of connections is full, and no event reports when there is room.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(FULL_QUEUE_PAUSE).await,
                     connected => return connected,
                 }
@@ -339,14 +350,14 @@ impl std::fmt::Debug for Connector {
     }
 }
 
-/// A time that an attempt may take.
+/// Checks a limit for the time of an attempt.
 pub(super) fn checked(field: &'static str, timeout: Duration) -> Result<Duration, ConfigError> {
     let range = Duration::from_millis(1)..=Duration::from_secs(3600);
     ConfigError::unless(range.contains(&timeout), field, "between 1 ms and 1 hour")?;
     Ok(timeout)
 }
 
-/// Connects to the addresses as they have their turns.
+/// Connects to the addresses in the order of `attempts`, and returns the first connection.
 async fn race(attempts: Attempts, deadline: Instant, timeout: Duration) -> Result<TcpStream, ConnectFailure> {
     let mut race = Race { attempts, connecting: Vec::new() };
     let mut alarm = pin!(sleep_until(deadline));
@@ -365,7 +376,7 @@ struct Race {
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
 impl Race {
-    /// The first connection that comes about; `None`: none will.
+    /// The first connection that comes about; `None`: every attempt failed.
     fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Poll<Option<TcpStream>> {
         loop {
             while let Some(address) = self.attempts.poll_attempt(now()) {
@@ -426,15 +437,15 @@ fn tcp_kind(error: &io::Error, address: SocketAddr) -> FailureKind {
 
 fn unix_kind(error: &io::Error) -> FailureKind {
     match error.kind() {
-        // No server listens there any more, or yet.
+        // No server listens there any more, or not yet.
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FailureKind::Refused,
         _ if is_out_of_descriptors(error) => FailureKind::NoDescriptor,
         _ => FailureKind::Other,
     }
 }
 
-/// Whether this machine has an address to reach that one from. The system has one error for "no local port is left" and
-/// for "no such family here"; ports of UDP are others than those of TCP, and nothing is sent by this.
+/// Whether this machine has an address from which to reach `address`. The system has one error for "no local port is left"
+/// and for "no such family here". UDP has ports of its own, and this sends nothing.
 fn has_source_for(address: SocketAddr) -> bool {
     let any = match address {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
@@ -455,8 +466,8 @@ mod tests {
 
     use super::*;
 
-    /// An address that swallows what is sent to it: its queue of connections is full.
-    async fn swallowing() -> (TcpListener, TcpStream) {
+    /// A listener that answers nothing: its queue of connections is full.
+    async fn unanswering() -> (TcpListener, TcpStream) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
         let listener = socket.listen(0).unwrap();
@@ -475,10 +486,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_says_nothing_keeps_nobody_from_the_next() {
-        let (swallows, _full) = swallowing().await;
+    async fn an_address_that_never_answers_does_not_keep_the_client_from_the_next() {
+        let (silent, _full) = unanswering().await;
         let lives = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (dead, alive) = (swallows.local_addr().unwrap(), lives.local_addr().unwrap());
+        let (dead, alive) = (silent.local_addr().unwrap(), lives.local_addr().unwrap());
         assert_eq!(outcome(vec![dead, closed().await, alive]).await, Ok(alive));
         assert_eq!(outcome(vec![closed().await, alive, dead]).await, Ok(alive));
         assert_eq!(outcome(vec![dead]).await, Err(FailureKind::TimedOut));
@@ -487,10 +498,10 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_local_ports_is_told_from_a_lack_of_the_family() {
+    fn a_lack_of_local_ports_is_distinguished_from_a_lack_of_the_address_family() {
         let unavailable = io::Error::from(io::ErrorKind::AddrNotAvailable);
         assert_eq!(tcp_kind(&unavailable, "127.0.0.1:9".parse().unwrap()), FailureKind::NoLocalPort);
-        // A documentation prefix, to which no machine has a way; or the machine has no IPv6 at all.
+        // A documentation prefix, to which no machine has a route; or the machine has no IPv6 at all.
         let nowhere = SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9));
         if !has_source_for(nowhere) {
             assert_eq!(tcp_kind(&unavailable, nowhere), FailureKind::NoRoute);
@@ -498,7 +509,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_unix_socket_with_a_full_queue_is_waited_for() {
+    async fn the_connector_waits_for_a_unix_socket_with_a_full_queue() {
         let path = std::env::temp_dir().join(format!("mainstay-{}-full.sock", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();

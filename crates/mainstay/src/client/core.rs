@@ -1,4 +1,4 @@
-//! What a client's task and its handles share.
+//! What the task of a client and its handles share.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -16,22 +16,23 @@ use tokio::sync::oneshot;
 
 use super::events::EventQueue;
 use super::{AuthenticateError, Rejection};
+use crate::SendError;
 use crate::budget::{Budget, Change, Charge, Holder};
 use crate::clock::now;
-use crate::receipt::Settle;
-use crate::worker::{self, Signal};
-use crate::{Outcome, Receipt, SendError};
+use crate::receipt::{Outcome, Receipt, Settle};
 
-/// When `recv` has been polled so often since an event came up that tells of a place between two messages, it returns what
-/// stands behind that place, event taken or not: in a `select!` a listener is polled between any two of these, in
-/// whatever order, and where there is none nothing waits.
+use crate::worker::{self, Signal};
+
+/// An event that reports a place between two messages should be taken before `recv` returns the message behind that place.
+/// After this many polls `recv` returns it nevertheless: in a `select!` a listener is polled between any two of them, and
+/// where there is no listener nothing waits.
 const POLLS_FOR_LISTENER: u8 = 3;
 
-/// What the task and the handle share.
+/// See the module.
 pub(crate) struct Core {
     /// Wakes the client's task. Dials are polled with the core itself as their waker.
     pub(crate) signal: Signal,
-    /// Its memory is needed elsewhere.
+    /// The memory of its connections is needed elsewhere.
     pub(super) gives_up: AtomicBool,
     inner: Mutex<Inner>,
 }
@@ -47,17 +48,17 @@ pub(crate) struct Inner {
     /// The application dropped the handle.
     pub(super) abandoned: bool,
     pub(super) finished: bool,
-    /// What [`settle`](Self::settle) found last, and whether those who wait are to be woken for it.
+    /// The number up to which [`settle`](Self::settle) found messages settled, and whether waiting tasks have to be woken.
     settled: u64,
     pub(super) has_news: bool,
-    /// Polls of `recv` that are left to listeners before it goes on.
+    /// Polls that `recv` still leaves to listeners before it goes on.
     polls_for_listener: u8,
-    /// A flush waits until everything has left.
+    /// A flush waits until every accepted message has left.
     flushing: bool,
     tracked: VecDeque<(u64, Settle)>,
     authenticating: Option<oneshot::Sender<Verdict>>,
     receiver: Option<Waker>,
-    /// Those who wait for events, for another state, for the end, or until everything has left.
+    /// Tasks that wait for events, for another state, for settled messages, for the end, or for a flush.
     waiting: Vec<Waker>,
     senders: Vec<Waker>,
     pub(super) budget: Option<Budget>,
@@ -96,7 +97,7 @@ impl Core {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what the task will look at, and asks it to.
+    /// Changes the shared state, and has the task look at it.
     pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
         let done = change(&mut self.lock());
         self.signal.ask();
@@ -122,7 +123,7 @@ impl Core {
 }
 
 impl Core {
-    /// Accepts the message in `sending`, or leaves it there and wakes the caller once there may be room.
+    /// Accepts the message in `sending`, or leaves it there and wakes the caller when there may be room.
     pub(super) fn poll_send(
         self: &Arc<Self>,
         sending: &mut Option<Message>,
@@ -131,14 +132,14 @@ impl Core {
         self.change(|inner| {
             let sent = inner.poll_send(sending, waker);
             if sent.is_pending() && inner.pressure().is_some() && self.wait_for_memory(inner).is_none() {
-                // It fell just now, and nobody else would say so.
+                // The pressure fell just now, and no other task would wake these.
                 inner.wake_senders();
             }
             sent
         })
     }
 
-    /// The client is woken when the level of its memory budget falls. Returns the pressure after that.
+    /// Has the client woken when the level of its memory budget falls. Returns the pressure after that.
     fn wait_for_memory(self: &Arc<Self>, inner: &mut Inner) -> Option<Pressure> {
         let budget = inner.budget.as_ref()?;
         if inner.charge.begin_to_wait() {
@@ -148,7 +149,7 @@ impl Core {
         budget.wait(holder)
     }
 
-    /// Whether nothing more may be read before the level of the memory budget falls. Then the client is woken.
+    /// Whether nothing more may be read before the level of the memory budget falls, at which the client is woken.
     pub(super) fn must_wait_for_memory(self: &Arc<Self>, inner: &mut Inner, assembling: u64) -> bool {
         let lets = |inner: &Inner, pressure: Option<Pressure>| {
             let Held { unread, kept } = inner.machine.held();
@@ -175,7 +176,7 @@ impl Holder for Core {
         self.lock().charge.bytes()
     }
 
-    /// The connection is dropped, and with it what is read of a message that is not complete.
+    /// Has the connection dropped, with the part of a message that it has read.
     fn give_up(self: Arc<Self>) {
         self.gives_up.store(true, Ordering::Relaxed);
         self.signal.ask();
@@ -201,7 +202,7 @@ impl Inner {
                 signal.ask();
             }
             if !matches!(incoming, Incoming::Message(_)) {
-                self.tell_before_messages();
+                self.report_before_messages();
             }
             return Poll::Ready(Some(incoming));
         }
@@ -212,14 +213,14 @@ impl Inner {
         Poll::Pending
     }
 
-    /// What was just handed over is told by an event, which is to be seen before the messages behind it.
-    fn tell_before_messages(&mut self) {
+    /// Wakes listeners: an event reports what was just delivered, and they should take it before the messages behind it.
+    fn report_before_messages(&mut self) {
         self.settle();
         self.polls_for_listener = POLLS_FOR_LISTENER;
         self.waiting.drain(..).for_each(Waker::wake);
     }
 
-    /// The next event for a listener. While more stand before the one that `recv` waits for, it goes on waiting.
+    /// Takes the next event. While other events stand before the one that `recv` waits for, `recv` goes on waiting.
     pub(super) fn take_event(&mut self) -> Option<Event> {
         let event = self.events.pop()?;
         if self.polls_for_listener > 0 {
@@ -228,9 +229,9 @@ impl Inner {
         Some(event)
     }
 
-    /// Whether `recv` is to let listeners be polled now.
+    /// Whether `recv` has to leave this poll to listeners.
     pub(super) fn waits_for_listener(&mut self) -> bool {
-        if self.polls_for_listener == 0 || !self.events.tells_of_a_place() {
+        if self.polls_for_listener == 0 || !self.events.reports_a_place() {
             self.polls_for_listener = 0;
             return false;
         }
@@ -238,7 +239,7 @@ impl Inner {
         self.polls_for_listener > 0
     }
 
-    /// Ready when nothing follows.
+    /// Ready when the client has ended and has written its last bytes.
     pub(super) fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.finished {
             return Poll::Ready(());
@@ -247,7 +248,7 @@ impl Inner {
         Poll::Pending
     }
 
-    /// Ready when everything that was accepted has left.
+    /// Ready when every message that was accepted has left.
     pub(super) fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         if self.machine.is_flushed() {
             return Poll::Ready(Ok(()));
@@ -257,21 +258,21 @@ impl Inner {
         Poll::Pending
     }
 
-    /// Whether somebody waited for a flush that is done now.
+    /// Whether a flush that a task waited for is done now.
     pub(super) fn has_flushed(&mut self) -> bool {
         let done = self.flushing && self.machine.is_flushed();
         self.flushing &= !done;
         done
     }
 
-    /// Wakes this task when anything happened.
+    /// Registers a task that is woken when anything happened.
     pub(super) fn wait(&mut self, waker: &Waker) {
         add(&mut self.waiting, waker);
     }
 
     /// Accepts a message and returns its number.
     pub(super) fn send(&mut self, message: Message) -> Result<u64, SendError> {
-        // Numbers belong to a session: what is known of the last one comes first.
+        // Numbers belong to a session: the fates of the one before are settled first.
         self.settle();
         if self.machine.is_ended() {
             return Err(SendError::Closed(message));
@@ -290,14 +291,14 @@ impl Inner {
         })
     }
 
-    /// Charges for what is kept now, with these bytes of connections.
+    /// Charges the budget for what is kept now and for these bytes of the connections.
     pub(super) fn account(&mut self, sockets: u64) -> Option<Change> {
         self.budget.as_ref()?;
         let Held { unread, kept } = self.machine.held();
         self.charge.set(unread + kept, sockets)
     }
 
-    /// What the memory budget asks for, if there is one.
+    /// The pressure of the memory budget, if there is a budget.
     fn pressure(&self) -> Option<Pressure> {
         self.budget.as_ref()?.pressure()
     }
@@ -306,7 +307,7 @@ impl Inner {
         self.senders.drain(..).for_each(Waker::wake);
     }
 
-    /// Settles when it is known what became of the message that was just given this number.
+    /// The receipt of the message that was just sent with this number.
     pub(super) fn track(&mut self, number: u64) -> Receipt {
         let (settle, receipt) = Receipt::new();
         self.tracked.push_back((number, settle));
@@ -334,7 +335,7 @@ impl Inner {
         &mut self,
         credentials: Bytes,
     ) -> Result<oneshot::Receiver<Verdict>, AuthenticateError> {
-        // A verdict that is known by now belongs to the credentials before these.
+        // A verdict that has come by now belongs to the credentials before these.
         self.settle();
         if self.machine.is_closing() {
             return Err(AuthenticateError::Closed);
@@ -352,12 +353,12 @@ impl Inner {
         add(&mut self.senders, waker);
     }
 
-    /// Nothing follows, and nothing is left to be taken.
+    /// Whether the client has ended and has written its last bytes.
     pub(super) fn is_finished(&self) -> bool {
         self.finished
     }
 
-    /// Takes what the machine has to say; settles what is known of tracked messages.
+    /// Takes the machine's events, and settles the receipts that they decide.
     pub(super) fn settle(&mut self) {
         while let Some(event) = self.machine.poll_event() {
             if let Some(verdict) = verdict(&event)
@@ -385,7 +386,7 @@ impl Inner {
             self.has_news = true;
         }
         let settled = self.machine.settled();
-        // A write may settle messages too, where nothing was read: a peer without Pongs has what has left.
+        // A write may settle messages, too: for a peer without Pongs a message is settled when it has left.
         self.has_news |= std::mem::replace(&mut self.settled, settled) != settled;
         while self.tracked.front().is_some_and(|(number, _)| *number <= settled) {
             if let Some((_, sender)) = self.tracked.pop_front() {
@@ -410,7 +411,7 @@ impl Inner {
         }
     }
 
-    /// What is before the range may still be under way.
+    /// Settles the receipts of these messages. Those before them may still be under way.
     fn settle_range(&mut self, range: &RangeInclusive<u64>, outcome: Outcome) {
         let from = self.tracked.partition_point(|(number, _)| number < range.start());
         let to = self.tracked.partition_point(|(number, _)| number <= range.end());
@@ -425,7 +426,7 @@ impl Inner {
     }
 }
 
-/// Adds a task to those that wait, once.
+/// Adds a task to those that wait, unless it waits already.
 fn add(waiting: &mut Vec<Waker>, waker: &Waker) {
     if !waiting.iter().any(|listed| listed.will_wake(waker)) {
         waiting.push(waker.clone());
@@ -434,7 +435,7 @@ fn add(waiting: &mut Vec<Waker>, waker: &Waker) {
 
 type Verdict = Result<(), AuthenticateError>;
 
-/// What an event says of credentials that wait for their verdict.
+/// The verdict on presented credentials that an event contains.
 fn verdict(event: &Event) -> Option<Verdict> {
     match event {
         Event::Authenticated { accepted: true } => Some(Ok(())),

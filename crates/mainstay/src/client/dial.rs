@@ -19,12 +19,12 @@ use super::rejection::{Head, Rejection, read_head};
 use super::stream::ServerStream;
 use crate::driver::Wire;
 
-/// What one attempt asks for.
+/// The parts of one attempt.
 pub(super) struct Attempt {
     pub(super) url: Uri,
     pub(super) headers: HeaderMap,
     pub(super) subprotocols: Vec<String>,
-    /// `mainstay.v1` is among them.
+    /// Whether `mainstay.v1` is among them.
     pub(super) resumable: bool,
     pub(super) credentials: Option<Bytes>,
     pub(super) deflate: bool,
@@ -35,30 +35,30 @@ pub(super) struct Attempt {
     pub(super) keeps_response: bool,
 }
 
-/// Whether a status of HTTP ends the client.
+/// Decides whether an HTTP status ends the client.
 pub(super) type GiveUp = Arc<dyn Fn(StatusCode) -> bool + Send + Sync>;
 
-/// Makes the first words to a plain peer.
+/// Makes the first messages to a plain peer.
 pub(super) type Greeting =
     Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Vec<Message>, BoxError>> + Send>> + Send + Sync>;
 
-/// What it came to.
+/// An attempt that brought a connection.
 pub(super) struct Opened {
     pub(super) wire: Wire,
     pub(super) mode: Mode,
-    /// The application's, as it was agreed on.
+    /// The subprotocol of the application that both agreed on.
     pub(super) subprotocol: Option<String>,
-    /// Of the attempt, for HELLO.
+    /// The credentials of the attempt, for HELLO.
     pub(super) credentials: Option<Bytes>,
-    /// Towards a plain peer: without an acknowledgement of TCP for so long its socket breaks.
+    /// Towards a plain peer: the system breaks the socket after this time without an acknowledgement of TCP.
     pub(super) guard: Option<Duration>,
-    /// The fields of the response, if they are kept.
+    /// The header fields of the response, if they are kept.
     pub(super) response: Option<Box<HeaderMap>>,
-    /// What a plain peer is told first.
+    /// The first messages to a plain peer.
     pub(super) greeting: Vec<Message>,
 }
 
-/// It came to nothing.
+/// An attempt that failed.
 pub(super) struct Failed {
     pub(super) why: Lost,
     /// The response, if it opened no WebSocket.
@@ -75,7 +75,7 @@ impl From<Lost> for Failed {
 pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Failed> {
     let protocols: Vec<&str> = attempt.subprotocols.iter().map(String::as_str).collect();
     let nonce = first_16(&crate::random_seed());
-    // What no attempt can be made with is said before anybody is dialled.
+    // What cannot be dialled is reported before anything is dialled.
     let offer = Offer::new(nonce, &protocols, attempt.deflate.then(DeflateParams::default))
         .map_err(|error| refused(error.to_string()))?;
     attempt.connector.check(&attempt.url).map_err(|error| refused(error.to_string()))?;
@@ -94,7 +94,7 @@ pub(super) async fn dial(attempt: Attempt) -> Result<Opened, Failed> {
     Ok(opened)
 }
 
-/// Makes the first words to a plain peer.
+/// Makes the first messages to a plain peer.
 pub(super) async fn greet(make: &Greeting) -> Result<Vec<Message>, Lost> {
     let failed = |error| Lost::NotOpened(Failure::from(error).context("the greeting could not be made"));
     make().await.map_err(failed)
@@ -114,7 +114,7 @@ async fn open(
     let mut headers = attempt.headers.clone();
     headers.extend(offer.headers());
     let broken = |failure: Failure| Lost::NotOpened(failure.context("opening handshake"));
-    // An answer may come before the request was taken, and instead of that.
+    // A response may come before the server has read the request.
     let written = stream.write_all(&request_head(&attempt.url, &headers)).await;
     let head = match (read_head(&mut stream).await, written) {
         (Ok(head), _) => head,
@@ -143,17 +143,16 @@ async fn rejected(
     Failed { why, rejection: Some(Box::new(Rejection::read(head, stream).await)) }
 }
 
-/// A connection whose opening handshake somebody else has done, for
-/// [`Builder::adopt`](super::Builder::adopt).
+/// A connection whose opening handshake is done, for [`Builder::adopt`](super::Builder::adopt).
 #[derive(Debug)]
 pub struct Upgraded {
-    /// What carries it.
+    /// The byte stream.
     pub stream: ServerStream,
-    /// What has come from the server behind its answer.
+    /// The bytes that came from the server behind its response.
     pub early: Bytes,
-    /// The subprotocol that was agreed on.
+    /// The subprotocol that both agreed on.
     pub subprotocol: Option<String>,
-    /// The compression that was agreed on.
+    /// The compression that both agreed on.
     pub deflate: Option<DeflateParams>,
 }
 
@@ -174,7 +173,7 @@ impl Upgraded {
     }
 }
 
-/// The application's name in that of a session's subprotocol; empty, where it has none.
+/// The application's part of a session's subprotocol; empty if there is none.
 fn of_session(name: &str) -> Option<&str> {
     let application = name.strip_prefix(super::builder::SUBPROTOCOL)?;
     if application.is_empty() { Some("") } else { application.strip_prefix('+') }
@@ -198,7 +197,7 @@ fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
     head
 }
 
-/// Writes a field's name as RFC 6455 and browsers spell it: some servers look for no other spelling.
+/// Writes the name of a field as RFC 6455 and browsers spell it: some servers accept no other spelling.
 fn spell(name: &HeaderName, out: &mut Vec<u8>) {
     for (at, word) in name.as_str().split('-').enumerate() {
         if at > 0 {
@@ -254,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sessions_subprotocol_is_known_by_its_whole_name() {
+    fn the_subprotocol_of_a_session_is_recognised_by_its_whole_name() {
         for (name, application) in [
             ("mainstay.v1", Some("")),
             ("mainstay.v1+chat", Some("chat")),

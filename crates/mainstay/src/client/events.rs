@@ -1,28 +1,28 @@
-//! Events that wait for their listener. Nobody has to listen, so their number is bounded, and so are the bytes that the
-//! peer may have kept there.
+//! Events that wait for their listener. An application need not listen, so the number of events is bounded, and so are the
+//! bytes of the volatile messages among them.
 
 use std::collections::VecDeque;
 
 use mainstay_proto::connect::{Event, Report};
 use mainstay_proto::session::Window;
 
-/// Events kept for a listener that is slow, or for none.
+/// Events that are kept for a slow listener.
 const EVENTS: usize = 1024;
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct EventQueue {
     events: VecDeque<Event>,
-    /// Of the messages outside the stream among them.
+    /// The number of volatile messages among them.
     messages: u64,
     bytes: u64,
 }
 
 impl EventQueue {
-    /// Appends. Of more than 1,024 the oldest goes that tells of no loss: what is lost is told, however slow the
-    /// listener. Of messages outside the stream the newest 64 (256 KiB) are kept, as everywhere.
+    /// Appends an event. Above 1,024 events drops the oldest that reports no loss, so that losses reach even a slow listener.
+    /// Of volatile messages the newest 64 (256 KiB) are kept, as everywhere.
     pub(super) fn push(&mut self, event: Event) {
-        if self.goes_on_with(&event) {
+        if self.joins_last(&event) {
             return;
         }
         if let Event::Volatile(message) = &event {
@@ -35,7 +35,7 @@ impl EventQueue {
             self.remove_first(|event| matches!(event, Event::Volatile(_)));
         }
         if self.events.len() > EVENTS {
-            self.remove_first(|event| !tells_of_loss(event));
+            self.remove_first(|event| !reports_loss(event));
         }
     }
 
@@ -43,15 +43,15 @@ impl EventQueue {
         self.remove_first(|_| true)
     }
 
-    /// Whether an event waits that stands for a place between two messages.
-    pub(super) fn tells_of_a_place(&self) -> bool {
+    /// Whether an event waits that reports a place between two messages.
+    pub(super) fn reports_a_place(&self) -> bool {
         use Event::{Dropped, FreshPeer, Gap, Replaced};
         self.events.iter().any(|event| matches!(event, Gap(_) | FreshPeer | Dropped { .. } | Replaced { .. }))
     }
 
-    /// A queue that drops its oldest does so for each message that comes: ranges that touch are one report, or they
-    /// would push everything else out.
-    fn goes_on_with(&mut self, event: &Event) -> bool {
+    /// Joins a report with the last one if their ranges touch. A link's queue that drops its oldest reports that for each new
+    /// message, and these reports would push every other event out.
+    fn joins_last(&mut self, event: &Event) -> bool {
         use Report::NotDelivered;
         match (self.events.back_mut(), event) {
             (Some(Event::Report(NotDelivered(before))), Event::Report(NotDelivered(range)))
@@ -64,7 +64,7 @@ impl EventQueue {
         }
     }
 
-    /// Takes the first that `is_meant`, or the first of all.
+    /// Removes the first event that `is_meant`, or the first of all.
     fn remove_first(&mut self, is_meant: impl Fn(&Event) -> bool) -> Option<Event> {
         let at = self.events.iter().position(is_meant).unwrap_or(0);
         let event = self.events.remove(at)?;
@@ -76,7 +76,7 @@ impl EventQueue {
     }
 }
 
-fn tells_of_loss(event: &Event) -> bool {
+fn reports_loss(event: &Event) -> bool {
     use Event::{Dropped, Ended, FreshPeer, Gap, Replaced, Report};
     matches!(event, Gap(_) | FreshPeer | Report(_) | Dropped { .. } | Replaced { .. } | Ended(_))
 }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_is_told_to_a_listener_however_slow() {
+    fn a_loss_reaches_even_a_slow_listener() {
         let mut queue = EventQueue::default();
         queue.push(attached(1));
         queue.push(Event::FreshPeer);
@@ -122,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn of_messages_outside_the_stream_the_newest_are_kept_by_number_and_by_bytes() {
+    fn the_newest_volatile_messages_are_kept_by_number_and_by_bytes() {
         for (size, kept) in [(1, 64), (64 * 1024, 4), (1024 * 1024, 1)] {
             let mut queue = EventQueue::default();
             queue.push(attached(1));
             (0..200).for_each(|_| queue.push(volatile(size)));
             assert_eq!(queue.events.len(), 1 + kept, "{size} bytes each");
-            assert_eq!(queue.pop(), Some(attached(1)), "no other event went for them");
+            assert_eq!(queue.pop(), Some(attached(1)), "no other event was dropped for them");
             while queue.pop().is_some() {}
             assert_eq!((queue.messages, queue.bytes), (0, 0));
         }

@@ -155,6 +155,37 @@ impl<P> ClientHandle<P> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
+    /// Receives the next message as [`recv`](Self::recv) does, and parses it as JSON, whether it is text or binary.
+    ///
+    /// # Errors
+    /// The message is not JSON, or not of this type. The message itself is gone: where it matters, use
+    /// [`Message::parse_json`] on what [`recv`](Self::recv) returns.
+    ///
+    /// # Cancel safety
+    /// Safe, as [`recv`](Self::recv).
+    ///
+    /// ```no_run
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Price {
+    ///     symbol: String,
+    ///     cents: u64,
+    /// }
+    ///
+    /// # async fn run(mut client: mainstay::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// client.send_json(&Price { symbol: "BTC".into(), cents: 100 }).await?;
+    /// while let Some(price) = client.recv_json::<Price>().await {
+    ///     println!("{}", price?.cents);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "json")]
+    pub async fn recv_json<T: serde::de::DeserializeOwned>(
+        &mut self,
+    ) -> Option<Result<T, serde_json::Error>> {
+        crate::json::parse(self.recv().await)
+    }
+
     /// Receives the next message, or what stands between two messages, in order; `None` once nothing follows.
     ///
     /// # Cancel safety

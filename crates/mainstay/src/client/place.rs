@@ -1,4 +1,4 @@
-//! Where a server is, as users write it.
+//! The address of a server, in the forms that users write.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,12 +7,12 @@ use http::Uri;
 
 use super::{Failure, UrlError, UrlErrorKind};
 
-/// Where a server is: a URL, and the Unix socket to reach it by, if it has one.
+/// The address of a server: a URL, and the Unix socket to connect to, if there is one.
 ///
-/// It is read from `ws://host:port/path` or `wss://...` (`http` and `https` mean the same), or with a Unix socket from
-/// `unix:/run/app.sock`, with the path of the request behind it as `unix:/run/app.sock:/path`. What nginx
-/// (`http://unix:/run/app.sock:/path`) and Node (`ws+unix:/run/app.sock:/path`) write for it is understood too; with
-/// `wss` or `https` in front TLS is spoken on the socket.
+/// It is parsed from `ws://host:port/path` or `wss://...` (`http` and `https` mean the same), or with a Unix socket from
+/// `unix:/run/app.sock`, with the path of the request behind it as `unix:/run/app.sock:/path`. The forms of nginx
+/// (`http://unix:/run/app.sock:/path`) and of Node (`ws+unix:/run/app.sock:/path`) are read, too; with `wss` or `https` in
+/// front the socket carries TLS.
 ///
 /// ```
 /// let place: mainstay::client::Place = "unix:/run/app.sock:/chat".parse()?;
@@ -22,7 +22,7 @@ use super::{Failure, UrlError, UrlErrorKind};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// What is asked for. Behind a Unix socket the host is `localhost`.
+    /// The URL of the request. With a Unix socket its host is `localhost`.
     pub url: Uri,
     /// The socket in the file system; `None`: TCP.
     pub socket: Option<PathBuf>,
@@ -49,7 +49,7 @@ impl FromStr for Place {
 }
 
 impl std::fmt::Display for Place {
-    /// As it can be read again.
+    /// Writes a form that can be parsed again.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Some(socket) = &self.socket else { return self.url.fmt(f) };
         let scheme = if self.url.scheme_str() == Some("wss") { "wss+unix" } else { "unix" };
@@ -85,12 +85,12 @@ impl Place {
     }
 }
 
-/// With the scheme in small letters, which is what capitals in it mean (RFC 3986 section 3.1).
+/// The same text with its scheme in lower case: schemes are case-insensitive (RFC 3986 section 3.1).
 fn with_small_scheme(text: &str) -> String {
     let end = text.find(':').filter(|end| text.get(..*end).is_some_and(is_scheme)).unwrap_or(0);
     let (scheme, rest) = text.split_at(end);
     let scheme = scheme.to_ascii_lowercase();
-    // `HTTP://UNIX:` names no host, but the socket behind it.
+    // `HTTP://UNIX:` does not name a host; the socket follows.
     match rest.get(..8) {
         Some(behind) if behind.eq_ignore_ascii_case("://unix:") => {
             format!("{scheme}://unix:{}", rest.get(8..).unwrap_or_default())
@@ -103,7 +103,7 @@ fn is_scheme(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
 }
 
-/// What follows `unix:`, and whether TLS is spoken there.
+/// The text behind `unix:`, and whether the socket carries TLS.
 fn unix(text: &str) -> Option<(bool, &str)> {
     const FORMS: [(&str, bool); 9] = [
         ("unix:", false),
@@ -128,12 +128,12 @@ fn unix(text: &str) -> Option<(bool, &str)> {
 pub(super) struct Server {
     pub(super) host: String,
     pub(super) port: u16,
-    /// It speaks TLS.
+    /// Whether it speaks TLS.
     pub(super) secure: bool,
 }
 
 impl Server {
-    /// Host and port, as CONNECT names them.
+    /// Host and port, in the form of CONNECT.
     pub(super) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
@@ -151,7 +151,7 @@ impl Server {
             );
             return Err(UrlError::new(UrlErrorKind::Credentials, words));
         }
-        // A `Uri` that somebody made keeps capitals, and they mean the same (RFC 3986 section 3.1).
+        // A `Uri` of the application may have capitals here, and they mean the same (RFC 3986 section 3.1).
         let scheme = url.scheme_str().map(str::to_ascii_lowercase);
         let (secure, usual) = match scheme.as_deref() {
             Some("ws" | "http") => (false, 80),
@@ -179,7 +179,7 @@ fn no_host(url: &dyn std::fmt::Display) -> UrlError {
     UrlError::new(UrlErrorKind::NoHost, format!("{url}: the URL names no host"))
 }
 
-/// As it is written: `Uri` takes any text there, and then knows of no port at all.
+/// The port as it is written. `Uri` accepts any text there, and then has no port at all.
 fn port_of(authority: &str) -> &str {
     let behind_ipv6 = authority.rsplit(']').next().unwrap_or_default();
     behind_ipv6.rsplit_once(':').map_or("", |(_, port)| port)
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_unix_socket_is_written_as_nginx_and_node_write_it() {
+    fn a_unix_socket_may_have_the_forms_of_nginx_and_node() {
         let check = |text: &str, url: &str| {
             let place: Place = text.parse().unwrap();
             assert_eq!(place.to_string().parse(), Ok(place.clone()), "{text}");
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_one_of_a_server_that_can_be_dialled() {
+    fn a_url_that_cannot_be_dialled_is_refused() {
         let server = |text: &str| text.parse::<Place>().map(|place| Server::of(&place.url).unwrap());
         let found = |host: &str, port, secure| Ok(Server { host: host.to_owned(), port, secure });
         assert_eq!(server("ws://example.com/a"), found("example.com", 80, false));

@@ -1,4 +1,4 @@
-//! Connections through a proxy: CONNECT, and when not to ask for it.
+//! Connections through a proxy by CONNECT, and which servers are reached directly.
 //!
 //! Source: RFC 9110 section 9.3.6; RFC 7617 (Basic); curl's rules for the environment.
 
@@ -15,8 +15,8 @@ use super::place::Server;
 use super::rejection::{Head, read_head};
 use super::{Failure, UrlError, UrlErrorKind};
 
-/// A proxy that servers are reached through, by CONNECT: for `ws://` as for `wss://`, so that nothing on the way takes a
-/// WebSocket apart.
+/// A proxy through which servers are reached, by CONNECT: for `ws://` as for `wss://`, so that no proxy parses the
+/// WebSocket.
 ///
 /// ```
 /// use mainstay::client::Proxy;
@@ -26,35 +26,35 @@ use super::{Failure, UrlError, UrlErrorKind};
 /// ```
 #[derive(Clone, Default)]
 pub struct Proxy {
-    /// For `wss://` and for `ws://`.
+    /// The proxy for `wss://`, and the one for `ws://`.
     secure: Option<Arc<At>>,
     plain: Option<Arc<At>>,
     except: Arc<[Except]>,
 }
 
-/// Where a proxy is, and what it is shown.
+/// The address of a proxy, and the credentials for it.
 pub(super) struct At {
     pub(super) server: Server,
     authorization: Option<String>,
 }
 
 impl Proxy {
-    /// The proxy at `http://host:port`, port 80 if there is none. User and password in front of the host are sent as
-    /// `Proxy-Authorization: Basic`; what is no letter or digit in them is written as `%40`.
+    /// The proxy at `http://host:port`; the default port is 80. User and password in front of the host are sent as
+    /// `Proxy-Authorization: Basic`; a character in them that is no letter or digit is written as `%40`.
     ///
     /// # Errors
-    /// The URL is not such a one. (A proxy that speaks TLS itself, `https://`, is not supported, nor is SOCKS.)
+    /// The URL has another form. (A proxy that speaks TLS itself, `https://`, is not supported, nor is SOCKS.)
     pub fn at(url: &str) -> Result<Self, UrlError> {
         let at = Arc::new(At::parse(url)?);
         Ok(Self { secure: Some(Arc::clone(&at)), plain: Some(at), except: Arc::default() })
     }
 
-    /// What the environment says now, by curl's rules: `https_proxy` for `wss://`, `http_proxy` for `ws://`, `all_proxy` for
-    /// both, and `no_proxy` for servers that are reached directly. Capitals count too, but for `HTTP_PROXY`, which a CGI
-    /// program has from its client. Nothing there: all servers are reached directly.
+    /// Reads the proxies from the environment, by curl's rules: `https_proxy` for `wss://`, `http_proxy` for `ws://`,
+    /// `all_proxy` for both, and `no_proxy` for servers that are reached directly. The names may be in capitals, except
+    /// `HTTP_PROXY`, which the client of a CGI program can set. Without any of them all servers are reached directly.
     ///
     /// # Errors
-    /// One of them is no URL as [`at`](Self::at) takes it.
+    /// One of them is not a URL that [`at`](Self::at) accepts.
     pub fn from_environment() -> Result<Self, UrlError> {
         Self::of(|name| std::env::var(name).ok())
     }
@@ -76,15 +76,15 @@ impl Proxy {
         })
     }
 
-    /// Servers that are reached directly, as `NO_PROXY` lists them, instead of those before: names, which stand for
-    /// everything below them too, addresses, networks as `10.0.0.0/8`, or `*` for all.
+    /// Lists servers that are reached directly, in the form of `NO_PROXY`, instead of those before: names, which include
+    /// every name below them, addresses, networks as `10.0.0.0/8`, or `*` for all.
     #[must_use]
     pub fn except(self, list: &str) -> Self {
         let words = list.split([',', ' ']).filter(|word| !word.is_empty());
         Self { except: words.map(Except::parse).collect(), ..self }
     }
 
-    /// The proxy for this server; `None`: it is reached directly.
+    /// The proxy for this server; `None`: the server is reached directly.
     pub(super) fn towards(&self, server: &Server) -> Option<&At> {
         let at = if server.secure { &self.secure } else { &self.plain };
         let is_direct = self.except.iter().any(|except| except.covers(&server.host));
@@ -93,7 +93,7 @@ impl Proxy {
 }
 
 impl std::fmt::Debug for Proxy {
-    /// Without the credentials.
+    /// Shows no credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let host = |at: &Option<Arc<At>>| at.as_ref().map(|at| at.server.authority());
         f.debug_struct("Proxy")
@@ -105,7 +105,7 @@ impl std::fmt::Debug for Proxy {
 
 impl At {
     fn parse(text: &str) -> Result<Self, UrlError> {
-        // Its credentials are a secret: no error repeats the text.
+        // The text may contain credentials: no error repeats it.
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         if !scheme.eq_ignore_ascii_case("http") {
             let known = scheme.chars().all(|letter| letter.is_ascii_alphanumeric());
@@ -126,7 +126,7 @@ impl At {
         Ok(Self { server: Server::of(&url)?, authorization })
     }
 
-    /// Asks for a tunnel to the server on a connection to this proxy.
+    /// Opens a tunnel to the server on a connection to this proxy.
     pub(super) async fn tunnel(
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
@@ -160,7 +160,7 @@ impl At {
     }
 }
 
-/// What stands for itself and for what `%` and two hexadecimal digits stand for.
+/// The text with `%` and two hexadecimal digits decoded.
 fn decoded(text: &str) -> Vec<u8> {
     let (mut out, mut rest) = (Vec::new(), text.as_bytes());
     while let [first, tail @ ..] = rest {
@@ -172,7 +172,7 @@ fn decoded(text: &str) -> Vec<u8> {
     out
 }
 
-/// A server, or many, that no proxy is asked for.
+/// Servers that are reached directly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Except {
     All,
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_is_reached_directly() {
+    fn a_server_that_is_listed_is_reached_directly() {
         let check = |list: &str, host: &str, direct: bool| {
             let proxy = Proxy::at("http://p:1").unwrap().except(list);
             assert_eq!(towards(&proxy, &format!("wss://{host}/")).is_none(), direct, "{list}: {host}");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tunnel_is_asked_for_with_the_credentials_of_the_url_and_a_refusal_is_told() {
+    async fn a_tunnel_is_requested_with_the_credentials_of_the_url_and_a_refusal_is_reported() {
         let ask = async |url: &str, to: &str, answer: &'static str| {
             let (mut ours, mut theirs) = tokio::io::duplex(4096);
             let answering = tokio::spawn(async move {
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_proxy_is_refused_where_it_is_made_and_no_secret_repeated() {
+    fn a_url_that_is_no_proxys_is_refused_and_its_secret_is_not_repeated() {
         for url in [
             "",
             "http://",

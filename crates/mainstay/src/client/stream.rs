@@ -10,12 +10,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::transport::{Stream, Transport};
 
-/// A byte stream to a server, as a [`Connector`](super::Connector) opens one: TCP, a Unix socket, TLS over either, or
-/// any other stream that somebody opened.
+/// A byte stream to a server, as a [`Connector`](super::Connector) opens one: TCP, a Unix socket, TLS over either, or any
+/// other stream.
 pub struct ServerStream(Kind);
 
 enum Kind {
-    /// A Unix socket too: to read, write and shut down the system has the same calls for both.
+    /// TCP or a Unix socket: the system calls to read, write and shut down are the same.
     Socket(TcpStream),
     #[cfg(feature = "tls")]
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
@@ -23,7 +23,7 @@ enum Kind {
 }
 
 impl ServerStream {
-    /// Any other stream.
+    /// Wraps any other stream.
     pub fn other(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         Self(Kind::Other(Box::new(stream)))
     }
@@ -33,8 +33,8 @@ impl ServerStream {
         Self(Kind::Tls(Box::new(stream)))
     }
 
-    /// Has the system break the connection when the peer's machine acknowledges nothing for the time that is returned.
-    /// So long a peer that answers no Ping need not be taken for a dead one. `None`: this stream cannot.
+    /// Has the system break the connection when the peer's machine acknowledges nothing for the returned time. With it a peer
+    /// that answers no Ping need not be called dead. `None`: this stream cannot do that.
     pub(super) fn guard(&self) -> Option<std::time::Duration> {
         match &self.0 {
             Kind::Socket(stream) => crate::transport::guard(stream),
@@ -75,7 +75,7 @@ impl TryFrom<UnixStream> for ServerStream {
     }
 }
 
-/// A Unix socket as the type that all sockets have here. It has no address; nothing here asks for one.
+/// A Unix socket in the type that all sockets have here. It has no address, and none is needed.
 pub(super) fn one_kind(stream: UnixStream) -> io::Result<TcpStream> {
     let descriptor = OwnedFd::from(stream.into_std()?);
     TcpStream::from_std(std::net::TcpStream::from(descriptor))

@@ -1,5 +1,5 @@
-//! The client's task: dials, reads, keeps time and writes, as its machine says. It has its turn at the
-//! [`worker`](crate::worker) that the client lives with.
+//! The client's task: it dials, reads, keeps time and writes, as the machine decides. The [`worker`](crate::worker) to which
+//! the client belongs polls it.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,12 +18,12 @@ use super::core::{Core, Inner};
 use super::dial::{Failed, Opened, dial, greet};
 use crate::budget::{Change, Part};
 use crate::clock::now;
-use crate::driver::{Abort, Arrived, Framing, Reading, Wire, Written};
+use crate::driver::{Abort, Arrived, Reading, Wire, Written};
 use crate::worker::{Signal, Task, TaskContext, TaskPoll};
 
-/// Why a connection ended whose memory was needed.
+/// Why a connection ended when its memory was needed.
 const NO_MEMORY: &str = "the memory budget is used up";
-/// Turns before others have theirs.
+/// Rounds of one poll before other tasks are polled.
 const ROUNDS: usize = 4;
 
 type Dialling = Pin<Box<dyn Future<Output = Result<Opened, Failed>> + Send>>;
@@ -39,22 +39,22 @@ pub(super) struct ClientTask {
 struct Open {
     connection: ConnectionId,
     wire: Wire,
-    framing: Framing,
-    /// What an ended session still has to say here.
-    last_words: VecDeque<Transmit>,
-    /// Its socket reports a peer whose machine acknowledges nothing: until the first Pong.
+    mode: Mode,
+    /// What the ended session still has to write here.
+    final_writes: VecDeque<Transmit>,
+    /// The system breaks the socket when the peer's machine acknowledges nothing. Until the first Pong.
     is_guarded: bool,
 }
 
 impl ClientTask {
-    /// From here on the client lives with its worker. A connection that is `ready` is the answer to the first dial.
+    /// Gives the client to its worker. A connection that is `ready` answers the first dial.
     pub(super) fn begin(core: Arc<Core>, target: Target, ready: Option<Opened>) {
         let mut task = Self { core: Arc::clone(&core), target, wires: Vec::new(), dials: Vec::new() };
         if let Some(opened) = ready {
             let mut inner = core.lock();
             inner.machine.handle_timeout(now());
             if let Some(Command::Dial(connection)) = inner.machine.poll_command() {
-                // The first connection's is the one that later ones have to agree on.
+                // Later connections have to agree on the first one's subprotocol.
                 let _ = inner.machine.check_subprotocol(opened.mode, opened.subprotocol.as_deref());
                 task.handle_opened(&mut inner, connection, opened);
                 inner.settle();
@@ -65,10 +65,9 @@ impl ClientTask {
 
     fn handle_opened(&mut self, inner: &mut Inner, connection: ConnectionId, opened: Opened) {
         let Opened { wire, mode, subprotocol, credentials, guard, response, greeting } = opened;
-        let framing = if mode == Mode::Session { Framing::Session } else { Framing::Plain };
         (inner.subprotocol, inner.rejection, inner.response) = (subprotocol, None, response);
         let is_guarded = guard.is_some();
-        self.wires.push(Open { connection, wire, framing, last_words: VecDeque::new(), is_guarded });
+        self.wires.push(Open { connection, wire, mode, final_writes: VecDeque::new(), is_guarded });
         if let Some(credentials) = credentials {
             inner.machine.set_credentials(credentials);
         }
@@ -89,26 +88,26 @@ impl Task for ClientTask {
         let this = self.get_mut();
         let waker = Waker::from(Arc::clone(&this.core));
         let cx = &mut Context::from_waker(&waker);
-        let mut stirred = this.arrive(context);
+        let mut progressed = this.register(context);
         for _ in 0..ROUNDS {
             if this.core.signal.take_wake() {
-                stirred |= this.poll_dials(cx, context);
+                progressed |= this.poll_dials(cx, context);
             }
-            let more = this.read(cx, &mut stirred);
+            let more = this.read(cx, &mut progressed);
             match this.keep_time() {
                 Some(true) => {
-                    // Before a verdict the socket says what it takes.
-                    stirred |= this.obey();
-                    stirred |= this.write(cx);
-                    this.finish(cx, stirred);
+                    // Before the verdict the socket shows whether it still accepts bytes.
+                    progressed |= this.run_commands();
+                    progressed |= this.write(cx);
+                    this.finish(cx, progressed);
                     return TaskPoll::Again;
                 }
-                acted => stirred |= acted.is_some(),
+                acted => progressed |= acted.is_some(),
             }
-            stirred |= this.obey();
+            progressed |= this.run_commands();
             this.core.signal.end_poll();
-            stirred |= this.write(cx);
-            if this.finish(cx, stirred) {
+            progressed |= this.write(cx);
+            if this.finish(cx, progressed) {
                 return TaskPoll::Done;
             }
             if !more {
@@ -120,8 +119,8 @@ impl Task for ClientTask {
 }
 
 impl ClientTask {
-    /// Hears what the worker says of the connections. `true`: one is lost by that.
-    fn arrive(&mut self, context: &TaskContext<'_>) -> bool {
+    /// Registers the connections with the worker that polls this task. `true`: a connection was lost by that.
+    fn register(&mut self, context: &TaskContext<'_>) -> bool {
         let mut lost = Vec::new();
         let gives_up = self.core.gives_up.load(Ordering::Relaxed);
         if gives_up {
@@ -140,13 +139,13 @@ impl ClientTask {
     fn lose(&mut self, lost: Vec<(ConnectionId, Lost)>) -> bool {
         let any = !lost.is_empty();
         for (connection, why) in lost {
-            self.let_go(connection);
+            self.detach(connection);
             self.core.lock().machine.handle_lost(now(), connection, why);
         }
         any
     }
 
-    /// When there is something to do again.
+    /// Until when the task has nothing to do.
     fn rest(&self) -> TaskPoll {
         if self.core.signal.is_woken() {
             return TaskPoll::Again;
@@ -154,7 +153,7 @@ impl ClientTask {
         TaskPoll::Until(self.core.lock().machine.poll_timeout())
     }
 
-    /// `true`: one came to something.
+    /// Polls the dials. `true`: one was completed.
     fn poll_dials(&mut self, cx: &mut Context<'_>, context: &TaskContext<'_>) -> bool {
         let mut done = Vec::new();
         self.dials.retain_mut(|(connection, dialling)| match poll_caught(dialling, cx) {
@@ -187,8 +186,8 @@ impl ClientTask {
         any
     }
 
-    /// Reads every connection once, and says in `stirred` whether anything came. `true`: there may be more.
-    fn read(&mut self, cx: &mut Context<'_>, stirred: &mut bool) -> bool {
+    /// Reads every connection once, and sets `progressed` if anything came. `true`: there may be more.
+    fn read(&mut self, cx: &mut Context<'_>, progressed: &mut bool) -> bool {
         let (now, mut more, mut lost) = (now(), false, Vec::new());
         for open in self.wires.iter_mut().filter(|open| open.wire.may_read()) {
             let connection = open.connection;
@@ -196,7 +195,7 @@ impl ClientTask {
             if !inner.machine.wants_input()
                 || self.core.must_wait_for_memory(&mut inner, open.wire.assembling())
             {
-                // What stands unread is our doing, and no evidence against the peer.
+                // This end leaves bytes unread, so their absence is no evidence against the peer.
                 inner.machine.handle_bytes(now, connection);
                 continue;
             }
@@ -208,7 +207,7 @@ impl ClientTask {
                             broken = Some(error);
                             return false;
                         }
-                        // A few compressed bytes may be many messages. What follows waits where it is.
+                        // A few compressed bytes may be many messages. The rest stays in the read buffer.
                         return inner.machine.wants_input();
                     }
                     Arrived::Pong(payload) => {
@@ -244,18 +243,18 @@ impl ClientTask {
                 (_, Some(closed)) => lost.push((connection, closed)),
                 (Reading::Ended(why), None) => lost.push((connection, why)),
                 (Reading::More, None) => {
-                    *stirred = true;
-                    // A short read took all there was, and another round would only find that out.
+                    *progressed = true;
+                    // After a short read the socket is empty, and another round would only find that out.
                     more |= open.wire.may_read();
                 }
                 (Reading::Idle, None) => {}
             }
         }
-        *stirred |= self.lose(lost);
+        *progressed |= self.lose(lost);
         more
     }
 
-    /// Does what is due, if anything is. `true`: this process was paused, read what is readable first.
+    /// Runs the machine's timer, if it is due. `true`: this process was paused, and what is readable has to be read first.
     fn keep_time(&mut self) -> Option<bool> {
         let now = now();
         let mut inner = self.core.lock();
@@ -263,8 +262,8 @@ impl ClientTask {
         is_due.then(|| inner.machine.handle_timeout(now))
     }
 
-    /// Does what the machine says to connections. `true`: a dial began.
-    fn obey(&mut self) -> bool {
+    /// Carries out the machine's commands. `true`: a dial began.
+    fn run_commands(&mut self) -> bool {
         let mut dialled = false;
         loop {
             let command = self.core.lock().machine.poll_command();
@@ -272,7 +271,7 @@ impl ClientTask {
                 None => return dialled,
                 Some(Command::Dial(connection)) => {
                     self.dials.push((connection, self.dial()));
-                    // Polled next, in this turn or another.
+                    // The dial is polled next, in this poll or the next one.
                     self.core.signal.wake();
                     dialled = true;
                 }
@@ -284,7 +283,7 @@ impl ClientTask {
                 }
                 Some(Command::Transmit(connection, transmit)) => {
                     if let Some(open) = self.wires.iter_mut().find(|open| open.connection == connection) {
-                        open.last_words.push_back(transmit);
+                        open.final_writes.push_back(transmit);
                     }
                 }
             }
@@ -307,15 +306,15 @@ impl ClientTask {
         })
     }
 
-    /// `true`: a connection is lost by that.
+    /// Writes to every connection. `true`: a connection was lost by that.
     fn write(&mut self, cx: &mut Context<'_>) -> bool {
         let (now, mut lost) = (now(), Vec::new());
         for open in &mut self.wires {
             let connection = open.connection;
             let mut inner = self.core.lock();
-            let last_words = &mut open.last_words;
-            let outcome = open.wire.poll_write(cx, open.framing, || {
-                last_words.pop_front().or_else(|| inner.machine.poll_transmit(now, connection))
+            let final_writes = &mut open.final_writes;
+            let outcome = open.wire.poll_write(cx, open.mode, || {
+                final_writes.pop_front().or_else(|| inner.machine.poll_transmit(now, connection))
             });
             match outcome {
                 Ok(Written::All) => {
@@ -333,7 +332,7 @@ impl ClientTask {
         }
         let any = !lost.is_empty();
         for (connection, why) in lost {
-            self.let_go(connection);
+            self.detach(connection);
             if let Some(why) = why {
                 self.core.lock().machine.handle_lost(now, connection, why);
             }
@@ -341,8 +340,8 @@ impl ClientTask {
         any
     }
 
-    /// The connection matters no more; a closing handshake under way is seen to its end.
-    fn let_go(&mut self, connection: ConnectionId) {
+    /// Removes a connection; a closing handshake under way goes on in a task of its own.
+    fn detach(&mut self, connection: ConnectionId) {
         if let Some(at) = self.wires.iter().position(|open| open.connection == connection) {
             let open = self.wires.swap_remove(at);
             if open.wire.is_closing() {
@@ -351,28 +350,27 @@ impl ClientTask {
         }
     }
 
-    /// Wakes the application, if there is anything to wake it for; `true` when the client has ended and said
-    /// all it had to.
-    fn finish(&mut self, cx: &mut Context<'_>, stirred: bool) -> bool {
+    /// Wakes the application, if anything happened. `true`: the client has ended and has written its last bytes.
+    fn finish(&mut self, cx: &mut Context<'_>, progressed: bool) -> bool {
         if self.core.lock().machine.is_ended() {
-            // What has just left may have been all that the end waited for: the Close follows.
-            self.obey();
+            // The end may have waited only for the bytes that have just left: the Close follows.
+            self.run_commands();
             self.write(cx);
         }
-        let sockets = self.wires.iter().map(|open| open.wire.held(open.framing)).sum();
+        let sockets = self.wires.iter().map(|open| open.wire.held(open.mode)).sum();
         let mut inner = self.core.lock();
         inner.settle();
         let change = inner.account(sockets);
         let ended = inner.machine.is_ended();
-        let said = self.wires.iter().all(|open| open.last_words.is_empty());
-        if ended && (said || inner.abandoned) {
+        let written = self.wires.iter().all(|open| open.final_writes.is_empty());
+        if ended && (written || inner.abandoned) {
             inner.finished = true;
         }
         if ended && inner.abandoned {
-            // The application has no handle to ask for it.
+            // The application has no handle to take them.
             drop(inner.machine.take_undelivered());
         }
-        if std::mem::take(&mut inner.has_news) || stirred || ended || inner.has_flushed() {
+        if std::mem::take(&mut inner.has_news) || progressed || ended || inner.has_flushed() {
             inner.wake_application();
         }
         let finished = inner.finished;
@@ -381,17 +379,17 @@ impl ClientTask {
     }
 }
 
-/// What an application gave to dial with may panic: its requests, its own way of checking certificates. That is an
-/// attempt that failed.
+/// Polls a dial. Code of the application in it may panic: its requests, its check of certificates. A panic is an attempt that
+/// failed.
 fn poll_caught(dialling: &mut Dialling, cx: &mut Context<'_>) -> Poll<Result<Opened, Failed>> {
     catch_unwind(AssertUnwindSafe(|| dialling.as_mut().poll(cx))).unwrap_or_else(|_| {
-        let why = "dialling panicked, in what the application gave for it; see the panic's own message";
+        let why = "dialling panicked, in code of the application; see the panic's own message";
         Poll::Ready(Err(Lost::NotOpened(why.into()).into()))
     })
 }
 
 impl Drop for ClientTask {
-    /// However it ends, with its runtime too: whoever waits is told.
+    /// Ends the client in any case, also when its runtime shuts down, and wakes every task that waits.
     fn drop(&mut self) {
         let mut inner = self.core.lock();
         inner
@@ -405,7 +403,7 @@ impl Drop for ClientTask {
     }
 }
 
-/// Applies what a charge changed by, once the lock is given back.
+/// Applies the change of a charge after the lock is released.
 fn charge(inner: MutexGuard<'_, Inner>, change: Option<Change>) {
     let Some(budget) = change.is_some().then(|| inner.budget.clone()).flatten() else { return };
     drop(inner);
@@ -422,7 +420,7 @@ mod tests {
     use crate::Outcome;
 
     #[tokio::test]
-    async fn what_was_dropped_says_nothing_of_what_is_under_way() {
+    async fn a_report_of_a_dropped_message_settles_no_receipt_of_a_message_under_way() {
         let confirm = ConfirmConfig::default().queue(2, 1024).unwrap().when_full(WhenFull::DropOldest);
         let config = ConnectConfig { confirm, link: true, ..ConnectConfig::default() };
         let start = now();

@@ -1,4 +1,4 @@
-//! TLS to a server, and why it failed, in the words of who has to mend it.
+//! TLS to a server, and why it failed, in words that help to fix it.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -12,7 +12,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Failure, UrlError, UrlErrorKind};
 
-/// A name that certificates can be for.
+/// The name that a certificate has to be for.
 pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, UrlError> {
     ServerName::try_from(name.to_owned()).map_err(|error| {
         let words =
@@ -21,7 +21,7 @@ pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, UrlError> {
     })
 }
 
-/// The TLS handshake with a server of this name. `config`: as the system trusts, if there is none.
+/// Performs the TLS handshake with a server of this name. Without a `config` it uses the certificates that the system trusts.
 pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     socket: S,
     name: &ServerName<'static>,
@@ -35,7 +35,7 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     connecting.await.map_err(|error| failure(error, &name.to_str()))
 }
 
-/// TLS 1.2 and 1.3, and what the system trusts.
+/// TLS 1.2 and 1.3, and the certificates that the system trusts.
 fn usual() -> Result<Arc<ClientConfig>, ConnectFailure> {
     static USUAL: OnceLock<Arc<ClientConfig>> = OnceLock::new();
     if let Some(config) = USUAL.get() {
@@ -43,7 +43,7 @@ fn usual() -> Result<Arc<ClientConfig>, ConnectFailure> {
     }
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    // Not `ClientConfig::builder`: it panics where another crate has brought a second provider into the program.
+    // Not `ClientConfig::builder`: it panics where another crate has added a second provider to the program.
     let provider = rustls::crypto::CryptoProvider::get_default().cloned();
     let provider = provider.unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
     let builder = ClientConfig::builder_with_provider(provider)
@@ -99,7 +99,7 @@ fn distrust(why: &CertificateError) -> String {
             format!("is not trusted: it is for another name: {}", names.join(", "))
         }
         E::Revoked => "is not trusted: it was revoked".to_owned(),
-        // As many self-signed ones are that `openssl req -x509` makes.
+        // Many self-signed certificates of `openssl req -x509` are like that.
         E::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             "is not trusted: it is an issuer's own (CA:TRUE), as self-signed ones often are, and not a server's".to_owned()
         }

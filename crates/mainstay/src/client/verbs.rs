@@ -45,6 +45,25 @@ macro_rules! shared_verbs {
                 $crate::client::verbs::send_tracked(&self.core, message.into())
             }
 
+            /// Sends `value` as JSON in a text message, as [`send`](Self::send) does.
+            ///
+            /// # Errors
+            /// The value has no form in JSON, or as [`send`](Self::send).
+            ///
+            /// # Cancel safety
+            /// Safe: a message is accepted only when this returns.
+            #[cfg(feature = "json")]
+            pub fn send_json<T: serde::Serialize + ?Sized>(
+                &self,
+                value: &T,
+            ) -> impl Future<Output = Result<(), $crate::SendJsonError>> + Send + '_ {
+                let message = mainstay_proto::session::Message::json(value);
+                async move {
+                    let message = message.map_err($crate::SendJsonError::Encode)?;
+                    Ok(self.send(message).await?)
+                }
+            }
+
             /// Sends a message, or returns it at once.
             ///
             /// # Errors

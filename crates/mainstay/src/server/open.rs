@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use mainstay_proto::connect::Mode;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
@@ -33,7 +34,7 @@ use super::stats::Counters;
 use super::task::SessionTask;
 use super::write_timeout::WriteTimeout;
 use crate::clock::now;
-use crate::driver::{Arrived, Framing, Reading, Wire};
+use crate::driver::{Arrived, Reading, Wire};
 use crate::transport::Transport;
 use crate::worker;
 
@@ -292,7 +293,7 @@ impl Wire {
     /// Writes one control message, best effort.
     async fn send_control(&mut self, control: &Control) {
         let mut message = Some(Transmit::Control(control.encode()));
-        let _ = poll_fn(|cx| Poll::Ready(self.poll_write(cx, Framing::Session, || message.take()))).await;
+        let _ = poll_fn(|cx| Poll::Ready(self.poll_write(cx, Mode::Session, || message.take()))).await;
     }
 
     /// Closes the connection and waits for its end.

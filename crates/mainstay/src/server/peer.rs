@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mainstay_proto::budget::{Held, Pressure};
-use mainstay_proto::connect::Lost;
+use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::message::{Delay, SessionId};
 use mainstay_proto::session::server::BACKEND_LOST;
@@ -17,7 +17,6 @@ use mainstay_proto::ws::CloseCode;
 
 use super::stats::Counters;
 use crate::SendError;
-use crate::driver::Framing;
 
 /// The machine of one session.
 pub(crate) enum Peer {
@@ -294,10 +293,10 @@ impl Peer {
 
 /// What the connection brings, and what is due.
 impl Peer {
-    pub(super) fn framing(&self) -> Framing {
+    pub(super) fn mode(&self) -> Mode {
         match self {
-            Self::Session(_) => Framing::Session,
-            Self::Plain(_) => Framing::Plain,
+            Self::Session(_) => Mode::Session,
+            Self::Plain(_) => Mode::Plain,
         }
     }
 

@@ -15,7 +15,7 @@ async fn serve() -> (SocketAddr, Server) {
     let mainstay = Server::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = mainstay::serve(listener, example::app(&mainstay), &mainstay);
+    let server = mainstay::serve(listener, example::app(), &mainstay);
     tokio::spawn(async move { server.await.unwrap() });
     (address, mainstay)
 }

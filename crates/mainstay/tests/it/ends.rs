@@ -134,8 +134,10 @@ async fn the_end_of_a_client_has_its_kind_and_the_attempt_that_failed_as_its_sou
 
     let nobody = Link::builder("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
     assert_eq!(nobody.cause(), Some(EndCause::Lost));
-    let failure = nobody.source().and_then(Error::source).unwrap().to_string();
-    assert!(failure.contains("127.0.0.1:1"), "{failure}");
+    let lost = nobody.source().unwrap();
+    assert!(lost.to_string().contains("127.0.0.1:1"), "{lost}");
+    let error = lost.source().and_then(|source| source.downcast_ref::<std::io::Error>()).unwrap();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! R12, R13, R15 and R17: what is kept and for how long, what an account says, and how a gateway begins and ends.
+//! R12, R13, R15 and R17: memory, fates of messages, limits of connections, start and shutdown.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -9,12 +9,12 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::any;
 use mainstay::client::Event;
-use mainstay::{Client, Message, Outcome, SessionUpgrade};
+use mainstay::{Client, CloseCode, Message, Outcome, SessionUpgrade};
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::{Dice, SECOND, attached, before_an_echo, comes_back};
-use crate::frames::{CLOSE, Frames, PING, PONG, TEXT};
-use crate::support::{Door, Gateway, backend};
+use crate::frames::{CLOSE, Frames, PING, PONG, TEXT, encoded, hello};
+use crate::support::{Gateway, Proxy, backend};
 
 #[tokio::test]
 async fn r12_slow_readers_stay_within_the_memory_budget_and_a_drain_ends_the_process_in_time_with_0() {
@@ -31,10 +31,10 @@ async fn r12_slow_readers_stay_within_the_memory_budget_and_a_drain_ends_the_pro
     let mut gateway = Gateway::in_front_of(address, &flags);
     let (mut slow, mut most) = (Vec::new(), 0.0_f64);
     for number in 0..40 {
-        // They are welcomed and read nothing more; those that come when it is nearly used up are put off.
-        let (_, mut visitor) = Frames::visit(gateway.address(), "/", super::SESSION).await;
-        visitor.write(crate::frames::BINARY, &super::hello(number, None, 1)).await;
-        slow.push(visitor);
+        // Each client reads nothing after its WELCOME; when the budget is nearly used up, new clients are refused.
+        let (_, mut client) = Frames::connect(gateway.address(), "/", super::SESSION).await;
+        client.write(crate::frames::BINARY, &encoded(hello(number))).await;
+        slow.push(client);
         tokio::time::sleep(SECOND / 20).await;
         let used: f64 = ["sessions", "links", "sockets"]
             .map(|kind| gateway.metric(&format!("budget_bytes{{kind=\"{kind}\"}}")))
@@ -44,11 +44,11 @@ async fn r12_slow_readers_stay_within_the_memory_budget_and_a_drain_ends_the_pro
     }
     assert!(most > 4.0 * MIB && most < 10.5 * MIB, "{most}");
     gateway.signal("TERM");
-    assert_eq!(gateway.ended().await, Some(0), "{}", gateway.said());
+    assert_eq!(gateway.ended().await, Some(0), "{}", gateway.log());
 }
 
-/// One run over random faults on both legs: what became of 150 messages by their receipts, what the backend received,
-/// and how many gaps the client was told of.
+/// One run over random faults on both legs. Returns the outcomes of 150 messages, the messages that the backend received,
+/// and the number of gaps that the client received.
 async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
     let mut dice = Dice(seed);
     let received: Arc<Mutex<Vec<u64>>> = Arc::default();
@@ -64,10 +64,10 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
         }))
     });
     backend(listener, Router::new().fallback(logging)).await;
-    let behind = Door::to(address).await;
-    // What may have reached the backend is not written again: nothing comes twice.
+    let behind = Proxy::to(address).await;
+    // A message that may have reached the backend is not written again, so none arrives twice.
     let gateway = Gateway::in_front_of(behind.address, &["--delivery", "at-most-once"]);
-    let front = Door::to(gateway.address()).await;
+    let front = Proxy::to(gateway.address()).await;
     let client = Client::builder(&format!("ws://{}/", front.address)).unwrap().connect();
     let events = client.events();
     let gaps = tokio::spawn(async move {
@@ -84,12 +84,12 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
         tokio::time::sleep(Duration::from_millis(dice.roll(10))).await;
         client.probe_now();
         match dice.roll(25) {
-            0 => front.shut(),
-            1 => behind.shut(),
+            0 => front.cut(),
+            1 => behind.cut(),
             _ => {}
         }
-        front.open();
-        behind.open();
+        front.restore();
+        behind.restore();
     }
     let mut outcomes = BTreeMap::new();
     for (n, mut receipt) in (0..).zip(receipts) {
@@ -108,38 +108,38 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
 }
 
 #[tokio::test]
-async fn r13_over_random_faults_of_both_legs_each_message_arrives_once_or_a_gap_says_that_it_is_unknown() {
+async fn r13_over_random_faults_of_both_legs_each_message_arrives_once_or_a_gap_reports_it_as_unknown() {
     let mut lost_sessions = 0;
     for seed in 0..3 {
         let (outcomes, mut received, gaps) = fuzz(seed).await;
-        // The backend's handlers are of several connections, and run side by side.
+        // Handlers of several connections run concurrently in the backend.
         received.sort_unstable();
         assert!(received.is_sorted_by(|a, b| a < b), "seed {seed}: twice: {received:?}");
         for (n, outcome) in &outcomes {
             let arrived = received.binary_search(n).is_ok();
             match outcome {
-                Outcome::Delivered => assert!(arrived, "seed {seed}: {n} was called delivered"),
-                Outcome::NotDelivered => assert!(!arrived, "seed {seed}: {n} was called lost"),
-                _ => assert!(gaps > 0, "seed {seed}: {n} is unknown, and no gap was told"),
+                Outcome::Delivered => assert!(arrived, "seed {seed}: {n} was reported delivered"),
+                Outcome::NotDelivered => assert!(!arrived, "seed {seed}: {n} was reported not delivered"),
+                _ => assert!(gaps > 0, "seed {seed}: {n} is unknown, and no gap was reported"),
             }
         }
         lost_sessions += gaps;
     }
-    assert!(lost_sessions > 0, "the backend was lost now and then");
+    assert!(lost_sessions > 0, "the backend was lost in some runs");
 }
 
-/// The code that a visitor is closed with which answers each Ping, and says something each time where it `talks`.
-async fn closed(visitor: &mut Frames, talks: bool) -> Option<u16> {
+/// Answers each Ping, and sends a message each time if `talks`. Returns the code that the client is closed with.
+async fn closed(client: &mut Frames, talks: bool) -> Option<u16> {
     loop {
-        match visitor.read().await.ok()? {
+        match client.read().await.ok()? {
             (PING, payload) => {
-                visitor.write(PONG, &payload).await;
+                client.write(PONG, &payload).await;
                 if talks {
-                    visitor.write(TEXT, b"x").await;
+                    client.write(TEXT, b"x").await;
                 }
             }
             (CLOSE, code) => {
-                visitor.write(CLOSE, &code).await;
+                client.write(CLOSE, &code).await;
                 return code.first_chunk().map(|code| u16::from_be_bytes(*code));
             }
             _ => {}
@@ -148,7 +148,7 @@ async fn closed(visitor: &mut Frames, talks: bool) -> Option<u16> {
 }
 
 #[tokio::test]
-async fn r15_visitors_that_are_idle_old_or_too_many_are_ended_or_refused_with_the_code_that_says_so() {
+async fn r15_clients_that_are_idle_old_or_too_many_are_closed_or_refused_with_the_code_of_the_reason() {
     let gateway = before_an_echo(&[
         "--heartbeat",
         "100ms",
@@ -162,9 +162,9 @@ async fn r15_visitors_that_are_idle_old_or_too_many_are_ended_or_refused_with_th
         "2",
     ])
     .await;
-    let (_, mut idle) = Frames::visit(gateway.address(), "/", "").await;
-    let (_, mut busy) = Frames::visit(gateway.address(), "/", "").await;
-    let (head, _) = Frames::visit(gateway.address(), "/", "").await;
+    let (_, mut idle) = Frames::connect(gateway.address(), "/", "").await;
+    let (_, mut busy) = Frames::connect(gateway.address(), "/", "").await;
+    let (head, _) = Frames::connect(gateway.address(), "/", "").await;
     assert!(head.starts_with("HTTP/1.1 503") && head.to_ascii_lowercase().contains("retry-after:"), "{head}");
     assert_eq!(gateway.metric("refused_total{reason=\"address\"}"), 1.0);
     let other = |host: &str| {
@@ -173,16 +173,16 @@ async fn r15_visitors_that_are_idle_old_or_too_many_are_ended_or_refused_with_th
         socket.connect(gateway.address())
     };
     let _third = other("127.0.0.2:0").await.unwrap();
-    let (head, _) = Frames::visit_over(other("127.0.0.3:0").await.unwrap(), "/", "").await;
+    let (head, _) = Frames::connect_over(other("127.0.0.3:0").await.unwrap(), "/", "").await;
     assert!(head.starts_with("HTTP/1.1 503"), "{head}");
     assert_eq!(gateway.metric("refused_total{reason=\"full\"}"), 1.0);
     let (idle, busy) = tokio::join!(closed(&mut idle, false), closed(&mut busy, true));
     assert_eq!((idle, busy), (Some(4500), Some(1012)));
-    assert_eq!(gateway.metric("sent_away_total{reason=\"idle\"}"), 1.0);
-    assert_eq!(gateway.metric("sent_away_total{reason=\"lifetime\"}"), 1.0);
+    assert_eq!(gateway.metric("connections_drained_total{reason=\"idle\"}"), 1.0);
+    assert_eq!(gateway.metric("connections_drained_total{reason=\"lifetime\"}"), 1.0);
 }
 
-/// As a backend has it that knows its visitors by a cookie.
+/// A backend that authenticates its clients by a cookie.
 async fn guarded(headers: axum::http::HeaderMap, upgrade: SessionUpgrade) -> axum::response::Response {
     match headers.get(header::COOKIE) {
         Some(cookie) if cookie == "sid=1" => upgrade.on_session(|mut session| async move {
@@ -195,13 +195,12 @@ async fn guarded(headers: axum::http::HeaderMap, upgrade: SessionUpgrade) -> axu
 }
 
 #[tokio::test]
-async fn r17_one_command_fronts_a_backend_unchanged_its_hooks_decide_first_and_a_shutdown_ends_all_in_order()
-{
+async fn r17_one_command_serves_an_unchanged_backend_whose_hooks_decide_first_and_a_shutdown_is_in_order() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     backend(listener, Router::new().fallback(any(guarded))).await;
     let mut gateway = Gateway::in_front_of(address, &["--drain", "2s"]);
-    let (head, _) = Frames::visit(gateway.address(), "/", "").await;
+    let (head, _) = Frames::connect(gateway.address(), "/", "").await;
     assert!(head.starts_with("HTTP/1.1 401"), "{head}");
     let stranger = Client::builder(&gateway.url).unwrap().connect();
     let code = loop {
@@ -211,15 +210,15 @@ async fn r17_one_command_fronts_a_backend_unchanged_its_hooks_decide_first_and_a
     };
     assert_eq!(
         code,
-        Some(mainstay::CloseCode::UNAUTHORIZED.into()),
-        "told in band, and it does not try again"
+        Some(CloseCode::UNAUTHORIZED.into()),
+        "the refusal arrives in band, and the client does not try again"
     );
     let mut client =
         Client::builder(&gateway.url).unwrap().header(header::COOKIE, "sid=1".parse().unwrap()).connect();
     attached(&client, 1).await;
     comes_back(&mut client, "hello").await;
-    let (_, mut plain) = Frames::visit(gateway.address(), "/", "Cookie: sid=1\r\n").await;
+    let (_, mut plain) = Frames::connect(gateway.address(), "/", "Cookie: sid=1\r\n").await;
     gateway.signal("TERM");
     assert_eq!(closed(&mut plain, false).await, Some(1012));
-    assert_eq!(gateway.ended().await, Some(0), "{}", gateway.said());
+    assert_eq!(gateway.ended().await, Some(0), "{}", gateway.log());
 }

@@ -1,4 +1,4 @@
-//! R6, R7, R9, R10, R11 and R14: how visitors and links come back, and what is left of those that do not.
+//! R6, R7, R9, R10, R11 and R14: reconnects of clients and links, and what is left of clients that end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -14,29 +14,29 @@ use tokio::time::Instant;
 
 use super::{Dice, SECOND, before_a_listener, before_an_echo, comes_back, echo_backend, of_process, session};
 use crate::frames::{CLOSE, Frames, TEXT};
-use crate::support::{Door, Gateway, backend, until};
+use crate::support::{Gateway, Proxy, backend, until};
 
 #[tokio::test]
-async fn r6_visitors_are_kept_and_links_come_back_apart_once_the_backend_is_there_again() {
+async fn r6_clients_are_kept_and_links_reconnect_at_different_times_once_the_backend_is_back() {
     let address = echo_backend().await;
-    let door = Door::to(address).await;
+    let proxy = Proxy::to(address).await;
     let keep = ["--on-backend-loss", "keep", "--admin", "127.0.0.1:0"];
-    let gateway = Gateway::in_front_of(door.address, &keep);
-    let mut visitors = Vec::new();
+    let gateway = Gateway::in_front_of(proxy.address, &keep);
+    let mut clients = Vec::new();
     for _ in 0..20 {
         let mut client = Client::builder(&gateway.url).unwrap().connect();
-        // What the backend confirmed is not written to the next connection once more.
+        // A message that the backend confirmed is not written to the next connection.
         let before = client.send_tracked(Message::text("before")).await.unwrap();
         assert_eq!((client.recv().await, before.await), (Some(Message::text("before")), Outcome::Delivered));
-        visitors.push(client);
+        clients.push(client);
     }
     assert_eq!(gateway.metric("links"), 20.0);
-    door.shut();
-    gateway.reaches("links", 0.0).await;
-    assert_eq!(gateway.metric("connections"), 20.0, "their visitors are kept");
-    door.open();
+    proxy.cut();
+    gateway.wait_for_metric("links", 0.0).await;
+    assert_eq!(gateway.metric("connections"), 20.0, "the clients stay connected");
+    proxy.restore();
     let mut back = JoinSet::new();
-    for mut client in visitors {
+    for mut client in clients {
         back.spawn(async move {
             comes_back(&mut client, "after").await;
             Instant::now()
@@ -44,40 +44,40 @@ async fn r6_visitors_are_kept_and_links_come_back_apart_once_the_backend_is_ther
     }
     let mut moments = back.join_all().await;
     moments.sort();
-    // Each of them within a second, drawn for each: 20 that come within a hundredth would be a stampede.
+    // Each link dials at a random time within a second: 20 links within a hundredth would be a stampede.
     assert!(moments[19] - moments[0] > SECOND / 100, "{:?}", moments[19] - moments[0]);
     assert_eq!(gateway.metric("links"), 20.0);
 }
 
-/// A session whose client is there: its number, its connection, and the token of its next one.
-type Here = (u64, Frames, ResumeToken);
+/// An attached session: its number, its connection, and the token for its resume.
+type Attached = (u64, Frames, ResumeToken);
 
-/// What the figures say must be what a model of states says, after every step of a random walk.
+/// After every step of a random walk the metrics agree with a model.
 #[tokio::test]
-async fn r7_the_figures_of_states_follow_every_step_that_visitors_take() {
+async fn r7_the_metrics_of_states_follow_every_step_of_the_clients() {
     let gateway = before_an_echo(&[]).await;
     let mut dice = Dice(7);
-    let (mut plain, mut here, mut away) = (Vec::new(), Vec::<Here>::new(), Vec::new());
+    let (mut plain, mut attached, mut parked) = (Vec::new(), Vec::<Attached>::new(), Vec::new());
     for step in 0..60 {
         match dice.roll(5) {
-            0 => plain.push(Frames::visit(gateway.address(), "/", "").await.1),
+            0 => plain.push(Frames::connect(gateway.address(), "/", "").await.1),
             1 => drop(plain.pop()),
             2 => {
                 let (frames, welcome) = session(&gateway, "/", step, None).await;
                 assert!(!welcome.resumed);
-                here.push((step, frames, welcome.token));
+                attached.push((step, frames, welcome.token));
             }
-            3 => away.extend(here.pop().map(|(number, _cut, token)| (number, token))),
+            3 => parked.extend(attached.pop().map(|(number, _cut, token)| (number, token))),
             _ => {
-                let Some((number, token)) = away.pop() else { continue };
+                let Some((number, token)) = parked.pop() else { continue };
                 let resume = Resume { token, acknowledged: 0, sent: 0, first_held: 1 };
                 let (frames, welcome) = session(&gateway, "/", number, Some(resume)).await;
                 assert!(welcome.resumed, "step {step}");
-                here.push((number, frames, welcome.token));
+                attached.push((number, frames, welcome.token));
             }
         }
-        let expected =
-            [plain.len() + here.len(), away.len(), plain.len() + here.len()].map(|count| count as f64);
+        let expected = [plain.len() + attached.len(), parked.len(), plain.len() + attached.len()]
+            .map(|count| count as f64);
         until(&format!("step {step}: {expected:?}"), || {
             let states = [
                 "sessions_by_state{state=\"attached\"}",
@@ -88,20 +88,20 @@ async fn r7_the_figures_of_states_follow_every_step_that_visitors_take() {
         })
         .await;
     }
-    assert!(!away.is_empty() || !here.is_empty());
+    assert!(!parked.is_empty() || !attached.is_empty());
 }
 
 #[tokio::test]
-async fn r9_a_session_has_one_connection_to_its_backend_at_a_time_and_dials_when_the_old_one_is_gone() {
+async fn r9_a_session_has_one_connection_to_its_backend_and_dials_when_the_old_one_is_gone() {
     let (gateway, listener) = before_a_listener(&["--on-backend-loss", "keep"]).await;
     let client = Client::builder(&gateway.url).unwrap().connect();
     for round in 0..5 {
         let (_, mut backend) = Frames::serve(&listener).await;
         client.send(Message::text(round.to_string())).await.unwrap();
         assert_eq!(backend.text().await, Some(round.to_string()));
-        // What its stack confirmed is not written again.
+        // A message that the backend confirmed is not written again.
         backend.pong().await;
-        // As long as it lives there is no other.
+        // There is no second connection while this one lives.
         let second = tokio::time::timeout(SECOND / 5, listener.accept()).await;
         assert!(second.is_err(), "a second connection beside one that lives");
         backend.write(CLOSE, &1012_u16.to_be_bytes()).await;
@@ -112,7 +112,7 @@ async fn r9_a_session_has_one_connection_to_its_backend_at_a_time_and_dials_when
 }
 
 #[tokio::test]
-async fn r10_a_thousand_reconnects_of_a_visitor_are_one_connection_and_one_handler_at_the_backend() {
+async fn r10_a_thousand_reconnects_of_a_client_are_one_connection_and_one_handler_at_the_backend() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let handlers = Arc::new(AtomicUsize::new(0));
@@ -127,20 +127,20 @@ async fn r10_a_thousand_reconnects_of_a_visitor_are_one_connection_and_one_handl
     });
     backend(listener, Router::new().fallback(counting)).await;
     let gateway = Gateway::in_front_of(address, &["--admin", "127.0.0.1:0"]);
-    let (mut visitor, welcome) = session(&gateway, "/", 1, None).await;
+    let (mut client, welcome) = session(&gateway, "/", 1, None).await;
     let (mut token, mut received) = (welcome.token, 0);
     for n in 0..1_000 {
         let text = n.to_string();
-        visitor.write(TEXT, text.as_bytes()).await;
-        assert_eq!(visitor.text().await, Some(text));
-        // Leaves without a word, and says again what the backend had not confirmed yet.
-        drop(visitor);
+        client.write(TEXT, text.as_bytes()).await;
+        assert_eq!(client.text().await, Some(text));
+        // Disconnects without a Close, and sends again what the backend had not confirmed.
+        drop(client);
         let resume = Resume { token, acknowledged: n + 1, sent: n + 1, first_held: received + 1 };
         let (back, welcome) = session(&gateway, "/", 1, Some(resume)).await;
         assert!(welcome.resumed, "{n}");
-        (visitor, token, received) = (back, welcome.token, welcome.acknowledged);
+        (client, token, received) = (back, welcome.token, welcome.acknowledged);
         for again in received..=n {
-            visitor.write(TEXT, again.to_string().as_bytes()).await;
+            client.write(TEXT, again.to_string().as_bytes()).await;
         }
     }
     assert_eq!((handlers.load(Relaxed), gateway.metric("links")), (1, 1.0));
@@ -148,34 +148,36 @@ async fn r10_a_thousand_reconnects_of_a_visitor_are_one_connection_and_one_handl
 }
 
 #[tokio::test]
-async fn r11_however_visitors_end_no_session_link_file_or_byte_is_left() {
+async fn r11_no_session_link_file_or_byte_is_left_however_clients_end() {
     let gateway = before_an_echo(&["--resume-window", "1s"]).await;
     let cycle = async |numbers: std::ops::Range<u64>| {
         for n in numbers {
             match n % 3 {
                 0 => {
-                    let (_, mut plain) = Frames::visit(gateway.address(), "/", "").await;
+                    let (_, mut plain) = Frames::connect(gateway.address(), "/", "").await;
                     plain.write(TEXT, b"x").await;
                     assert_eq!(plain.text().await.as_deref(), Some("x"));
                     plain.write(CLOSE, &1000_u16.to_be_bytes()).await;
                 }
                 // In the middle of a frame.
-                1 => Frames::visit(gateway.address(), "/", "").await.1.write_bytes(&[0x81, 0xfe, 0xff]).await,
+                1 => {
+                    Frames::connect(gateway.address(), "/", "").await.1.write_bytes(&[0x81, 0xfe, 0xff]).await
+                }
                 _ => drop(session(&gateway, "/", n, None).await),
             }
         }
         for gauge in ["connections", "sessions", "links"] {
-            gateway.reaches(gauge, 0.0).await;
+            gateway.wait_for_metric(gauge, 0.0).await;
         }
     };
     cycle(0..150).await;
     let (files, memory) = (of_process(&gateway, "open_fds"), of_process(&gateway, "resident_memory_bytes"));
     cycle(150..1_150).await;
-    until("its files are closed", || of_process(&gateway, "open_fds") <= files).await;
-    for leg in ["visitor", "backend"] {
+    until("all descriptors are closed", || of_process(&gateway, "open_fds") <= files).await;
+    for leg in ["client", "backend"] {
         assert_eq!(gateway.metric(&format!("queue_bytes{{leg=\"{leg}\"}}")), 0.0);
     }
-    // It goes up and down by a megabyte, however many come and go: a page that each left would be 4 MB.
+    // Memory varies by a megabyte, however many clients come and go: one page left by each would be 4 MB.
     let grown = of_process(&gateway, "resident_memory_bytes") - memory;
     assert!(grown < 2_500_000.0, "{grown} bytes more than after the first 150");
 }
@@ -183,11 +185,11 @@ async fn r11_however_visitors_end_no_session_link_file_or_byte_is_left() {
 #[tokio::test]
 async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
     let gateway = before_an_echo(&["--heartbeat", "100ms"]).await;
-    let door = Door::to(gateway.address()).await;
+    let proxy = Proxy::to(gateway.address()).await;
     let is_closed = Arc::new(AtomicBool::new(false));
     let (over, mut client) =
-        (Arc::clone(&is_closed), Client::builder(&format!("ws://{}/", door.address)).unwrap().connect());
-    let pressing = client.sender();
+        (Arc::clone(&is_closed), Client::builder(&format!("ws://{}/", proxy.address)).unwrap().connect());
+    let prober = client.sender();
     let application = tokio::spawn(async move {
         let mut count = 0;
         while !over.load(Relaxed) {
@@ -199,21 +201,21 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
     let messages = || gateway.metric("messages_total{direction=\"in\"}");
     for fault in 0..8 {
         let before = messages();
-        until("it goes on", || {
-            // The network is there again, as the machine would say.
-            pressing.probe_now();
+        until("messages flow again", || {
+            // As the operating system would report that the network is back.
+            prober.probe_now();
             messages() > before + 20.0
         })
         .await;
         match fault % 3 {
             0 => {
-                door.shut();
-                door.open();
+                proxy.cut();
+                proxy.restore();
             }
             1 => {
-                door.shut();
+                proxy.cut();
                 tokio::time::sleep(SECOND).await;
-                door.open();
+                proxy.restore();
             }
             _ => {
                 gateway.signal("STOP");
@@ -224,7 +226,7 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
     }
     is_closed.store(true, Relaxed);
     let count = application.await.unwrap();
-    // It asserts by itself that each came back once, and in order.
+    // The application itself checks that each message returns once and in order.
     assert!(count > 160, "{count}");
     assert_eq!(gateway.metric("attaches_total{outcome=\"new\"}"), 1.0);
     assert_eq!(gateway.metric("attaches_total{outcome=\"lost\"}"), 0.0);

@@ -33,6 +33,7 @@ fn storm(away: u64) -> Vec<u32> {
         machine.handle_opened(start, connection, Mode::Plain);
         let lost = start + 60 * SECOND;
         machine.handle_lost(lost, connection, Lost::Broken("cut".into()));
+        assert_eq!(dial(&mut machine), None, "the first wait comes before the first dial");
         due.insert((machine.poll_timeout().unwrap(), n), machine);
     }
     let healed = start + (60 + u32::try_from(away).unwrap()) * SECOND;
@@ -45,6 +46,7 @@ fn storm(away: u64) -> Vec<u32> {
                 continue;
             }
             machine.handle_lost(at, connection, Lost::NotOpened("refused".into()));
+            assert_eq!(dial(&mut machine), None, "each wait comes before its dial");
         }
         due.insert((machine.poll_timeout().unwrap(), n), machine);
     }
@@ -150,7 +152,7 @@ fn r7_no_sequence_of_events_leads_a_client_to_a_state_that_may_not_follow() {
                 (7, _) => now += Duration::from_millis(dice.roll(60_000)),
                 _ => now += Duration::from_millis(dice.roll(500)),
             }
-            while machine.poll_timeout().is_some_and(|due| due <= now) && machine.handle_timeout(now) {}
+            while machine.is_due(now) && machine.handle_timeout(now) {}
             while let Some(command) = machine.poll_command() {
                 if let Command::Dial(connection) = command {
                     dialled.push(connection);

@@ -1,10 +1,10 @@
-//! What the gateway remembers of one client's conversation with its backend, and what the link brings in its light.
+//! Inspects the messages between one client and its backend, for the prologue and for GraphQL mutations.
 //!
-//! Both arms of a relay take part: what the client sends is recorded, what the backend sends is looked at. A backend
-//! that needs neither a prologue nor answers for lost mutations has an empty conversation, which costs a comparison per
-//! message.
+//! Messages of the client are recorded; messages of the backend are matched, and some are withheld from the client. A
+//! backend that needs neither has an inactive filter, which costs one comparison per message.
 //!
-//! Here [`Prologue`] and [`Operations`] meet the link: a new connection is held back while the prologue is written to it.
+//! The filter connects [`Prologue`] and [`Mutations`] to the link: a new connection is held while the prologue is replayed
+//! to it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,51 +13,51 @@ use mainstay::client::Incoming;
 use mainstay::{Confirm, Kept, Link, Message};
 use tokio::time::{Instant, sleep_until};
 
-use crate::join::LinkConfig;
+use crate::graphql::Mutations;
+use crate::link_config::LinkConfig;
 use crate::links::Links;
-use crate::operations::Operations;
-use crate::prologue::{Failure, Prologue, Verdict};
+use crate::prologue::{Prologue, ReplayError, Verdict};
 
 /// See the module.
-pub(crate) struct Conversation {
-    /// Each answer of the backend confirms a message.
-    replies: bool,
+pub(crate) struct MessageFilter {
+    /// `--confirm reply`: each message of the backend confirms one of the client.
+    replies_confirm: bool,
     links: Links,
     memory: Option<Mutex<Memory>>,
 }
 
 struct Memory {
     prologue: Option<Prologue>,
-    operations: Option<Operations>,
-    /// Names the link's current connection.
+    operations: Option<Mutations>,
+    /// The number of the link's current connection.
     replacement: u64,
-    /// What is recorded, in the memory budget.
+    /// The recorded bytes in the memory budget.
     kept: Kept,
-    /// Counted with all that is kept for backends.
+    /// The recorded bytes in the figures of all links.
     counted_bytes: usize,
 }
 
-impl Conversation {
-    /// Nothing was said yet.
+impl MessageFilter {
+    /// Creates the filter before the first message.
     pub(crate) fn new(config: &LinkConfig) -> Self {
         let (settings, links) = (&config.settings, config.links.clone());
         let prologue = settings.prologue.clone().map(Prologue::new);
-        let operations = settings.answers_mutations.then(Operations::default);
-        let remembers = prologue.is_some() || operations.is_some();
-        let memory = remembers.then(|| {
-            let kept = config.mainstay.budget().keep();
+        let operations = settings.answers_mutations.then(Mutations::default);
+        let is_active = prologue.is_some() || operations.is_some();
+        let memory = is_active.then(|| {
+            let kept = config.server.budget().keep();
             Mutex::new(Memory { prologue, operations, replacement: 0, kept, counted_bytes: 0 })
         });
-        Self { replies: settings.confirm == Confirm::Reply, links, memory }
+        Self { replies_confirm: settings.confirm == Confirm::Reply, links, memory }
     }
 
-    /// Whether what the client sends is looked at.
-    pub(crate) fn listens(&self) -> bool {
+    /// Returns whether messages of the client are recorded.
+    pub(crate) fn is_active(&self) -> bool {
         self.memory.is_some()
     }
 
     /// The link accepted a message of the client as `number`.
-    pub(crate) fn note_client(&self, number: u64, message: &Message) {
+    pub(crate) fn handle_client(&self, number: u64, message: &Message) {
         let Some(mut memory) = self.memory() else { return };
         let admits = memory.kept.admits();
         if let Some(prologue) = &mut memory.prologue {
@@ -72,17 +72,18 @@ impl Conversation {
         memory.count(&self.links);
     }
 
-    /// The next of what the link brings for the client: what it had before is left out. `None`: the link has ended.
+    /// Returns the next message for the client; messages that the client must not receive again are withheld. `None`: the
+    /// link has ended.
     ///
     /// # Errors
-    /// The backend cannot be told again what it must know. The link is of no use any more.
+    /// The prologue cannot be replayed. The link must be abandoned.
     ///
     /// # Cancel safety
-    /// Safe: a message is taken only when it is returned.
-    pub(crate) async fn next(&self, link: &mut Link) -> Result<Option<Incoming>, Failure> {
+    /// Safe: a message leaves the link only when it is returned.
+    pub(crate) async fn next(&self, link: &mut Link) -> Result<Option<Incoming>, ReplayError> {
         loop {
             let Some(incoming) = self.receive(link).await? else {
-                return if self.is_replaying() { Err(Failure::Closed) } else { Ok(None) };
+                return if self.is_replaying() { Err(ReplayError::Closed) } else { Ok(None) };
             };
             if self.is_for_client(&incoming, link)? {
                 return Ok(Some(incoming));
@@ -90,39 +91,39 @@ impl Conversation {
         }
     }
 
-    /// Whether answers are awaited.
+    /// Returns whether a replay is in progress.
     pub(crate) fn is_replaying(&self) -> bool {
         self.memory().is_some_and(|memory| memory.is_replaying())
     }
 
-    /// The client took a message only after this time, in which no answer could be read.
+    /// The client accepted a message only after this time, in which no answer could be read: extends the deadline.
     pub(crate) fn postpone(&self, waited: Duration) {
         if let Some(prologue) = self.memory().as_mut().and_then(|memory| memory.prologue.as_mut()) {
             prologue.postpone(waited);
         }
     }
 
-    /// The backend is lost, and the client's connection ends: what the client is told before.
-    pub(crate) fn last_words(&self) -> Vec<Message> {
+    /// Returns the messages that the client receives before it is closed because the backend was lost.
+    pub(crate) fn final_messages(&self) -> Vec<Message> {
         let mut memory = self.memory();
         let operations = memory.as_mut().and_then(|memory| memory.operations.as_mut());
-        operations.map(Operations::handle_lost).unwrap_or_default()
+        operations.map(Mutations::handle_lost).unwrap_or_default()
     }
 
-    async fn receive(&self, link: &mut Link) -> Result<Option<Incoming>, Failure> {
+    async fn receive(&self, link: &mut Link) -> Result<Option<Incoming>, ReplayError> {
         let deadline = self.memory().and_then(|memory| memory.prologue.as_ref()?.poll_timeout());
         let Some(deadline) = deadline else { return Ok(link.recv_any().await) };
         tokio::select! {
-            biased; // what has arrived is looked at before it is said to be late
+            biased; // a message that has arrived counts, even if the deadline has passed
             incoming = link.recv_any() => Ok(incoming),
-            () = sleep_until(deadline.into()) => Err(Failure::NoAnswer),
+            () = sleep_until(deadline.into()) => Err(ReplayError::NoAnswer),
         }
     }
 
-    fn is_for_client(&self, incoming: &Incoming, link: &Link) -> Result<bool, Failure> {
+    fn is_for_client(&self, incoming: &Incoming, link: &Link) -> Result<bool, ReplayError> {
         let mut memory = self.memory();
         let Some(memory) = memory.as_mut() else {
-            if self.replies && matches!(incoming, Incoming::Message(_)) {
+            if self.replies_confirm && matches!(incoming, Incoming::Message(_)) {
                 link.confirm_reply();
             }
             return Ok(true);
@@ -132,7 +133,7 @@ impl Conversation {
                 let was_replaying = memory.is_replaying();
                 let verdict = memory.handle_backend(message);
                 memory.advance(link, &self.links);
-                if self.replies && !was_replaying && verdict == Verdict::Pass {
+                if self.replies_confirm && !was_replaying && verdict == Verdict::Pass {
                     link.confirm_reply();
                 }
                 Ok(verdict == Verdict::Pass)
@@ -167,7 +168,7 @@ impl Memory {
         self.prologue.as_mut().map_or(Verdict::Pass, |prologue| prologue.handle_backend(message))
     }
 
-    /// Writes what may be written now, and lets the stream flow behind the whole of it.
+    /// Writes the frames that may be written now, and releases the connection after the last of them.
     fn advance(&mut self, link: &Link, links: &Links) {
         let Some(prologue) = self.prologue.as_mut().filter(|prologue| prologue.is_replaying()) else {
             return;
@@ -193,7 +194,7 @@ impl Memory {
     }
 }
 
-impl Drop for Conversation {
+impl Drop for MessageFilter {
     fn drop(&mut self) {
         if let Some(memory) = self.memory() {
             self.links.recorded(memory.counted_bytes, 0);

@@ -1,7 +1,7 @@
-//! Rules by which the gateway picks out messages: what a flag may say of them, and one message as the rules see it.
+//! Rules that select messages, and their syntax on the command line.
 //!
-//! A message is read as JSON at most once, however many rules ask, and not at all if none does. One that is longer than
-//! a prologue may be ([`LARGEST`]) matches no pattern: nothing so large begins or answers a login.
+//! A message is parsed as JSON at most once, however many rules need it. A message above [`MAX_MATCHED`] matches no
+//! pattern: a login or its answer is never that large.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -10,44 +10,44 @@ use mainstay::Message;
 use regex::bytes::Regex;
 use serde_json::Value;
 
-/// Longer messages match no pattern.
-pub(crate) const LARGEST: usize = 256 * 1024;
-/// The most messages that `first=N` may name.
-const MOST_FIRST: u64 = 256;
+/// Larger messages match no pattern.
+pub(crate) const MAX_MATCHED: usize = 256 * 1024;
+/// Maximum of `first=N`.
+const MAX_FIRST: u64 = 256;
 
-/// Which messages of a connection are meant.
+/// Selects messages of a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum Rule {
-    /// The first so many.
+    /// The first messages, this many.
     First(u64),
-    /// All of them until one matches, and that one.
+    /// All messages up to the first match, and the match.
     Until(Pattern),
-    /// Each one that matches.
+    /// Each message that matches.
     Each(Pattern),
 }
 
-/// What a message must look like.
+/// Matches one message.
 #[derive(Debug, Clone)]
 pub(crate) enum Pattern {
-    /// The expression is found in the payload.
+    /// The expression matches somewhere in the payload.
     Regex(Regex),
-    /// The payload is JSON that has something at the pointer (RFC 6901), and this where a value is given.
+    /// The payload is JSON with a value at the pointer (RFC 6901); if `value` is set, with this value.
     Json { pointer: String, value: Option<String> },
 }
 
 impl Rule {
-    /// Reads `first=N`, `until=REGEX`, `match=REGEX` or `json=/pointer[=value]`.
+    /// Parses `first=N`, `until=REGEX`, `match=REGEX` or `json=/pointer[=value]`.
     ///
     /// # Errors
-    /// Which part cannot be used, and what to write.
+    /// Names the invalid part and the syntax.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let how =
             "write first=N, until=REGEX, match=REGEX or json=/POINTER[=VALUE], for example json=/type=hello";
         let (kind, rest) = text.split_once('=').ok_or(how)?;
         match kind {
             "first" => {
-                let count = rest.parse().ok().filter(|count| (1..=MOST_FIRST).contains(count));
-                count.map(Self::First).ok_or_else(|| format!("first={rest}: must be from 1 to {MOST_FIRST}"))
+                let count = rest.parse().ok().filter(|count| (1..=MAX_FIRST).contains(count));
+                count.map(Self::First).ok_or_else(|| format!("first={rest}: must be from 1 to {MAX_FIRST}"))
             }
             "until" => regex(rest).map(|regex| Self::Until(Pattern::Regex(regex))),
             "match" | "json" => Pattern::parse(text).map(Self::Each),
@@ -57,10 +57,10 @@ impl Rule {
 }
 
 impl Pattern {
-    /// Reads `match=REGEX` or `json=/pointer[=value]`.
+    /// Parses `match=REGEX` or `json=/pointer[=value]`.
     ///
     /// # Errors
-    /// Which part cannot be used, and what to write.
+    /// Names the invalid part and the syntax.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let how = "write match=REGEX or json=/POINTER[=VALUE], for example json=/type=goodbye";
         match text.split_once('=').ok_or(how)? {
@@ -73,28 +73,28 @@ impl Pattern {
         }
     }
 
-    /// Whether a message looks like this.
-    pub(crate) fn matches(&self, look: &Look<'_>) -> bool {
+    /// Returns whether a message matches.
+    pub(crate) fn matches(&self, view: &MessageView<'_>) -> bool {
         match self {
-            _ if look.message.len() > LARGEST => false,
-            Self::Regex(regex) => regex.is_match(look.message.payload()),
+            _ if view.message.len() > MAX_MATCHED => false,
+            Self::Regex(regex) => regex.is_match(view.message.payload()),
             Self::Json { pointer, value } => {
-                let found = look.at(pointer);
+                let found = view.at(pointer);
                 found.is_some_and(|found| value.as_ref().is_none_or(|value| shown(found) == *value))
             }
         }
     }
 }
 
-/// A JSON pointer as RFC 6901 writes it.
+/// Parses a JSON pointer (RFC 6901).
 ///
 /// # Errors
-/// It does not begin with a slash.
+/// The text does not begin with a slash.
 pub(crate) fn pointer(text: &str) -> Result<String, String> {
-    let right = text.starts_with('/');
-    right
+    let is_pointer = text.starts_with('/');
+    is_pointer
         .then(|| text.to_owned())
-        .ok_or_else(|| format!("{text:?} is no JSON pointer; write for example /type"))
+        .ok_or_else(|| format!("{text:?} is not a JSON pointer; write for example /type"))
 }
 
 fn regex(text: &str) -> Result<Regex, String> {
@@ -103,15 +103,15 @@ fn regex(text: &str) -> Result<Regex, String> {
             "an empty regular expression matches everything; write first=N or a longer one".to_owned()
         );
     }
-    // The error draws the expression over several lines, and says what is wrong in the last.
+    // The error has several lines; the last one says what is wrong.
     Regex::new(text).map_err(|error| {
         let error = error.to_string();
         let why = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-        format!("{text:?} is no regular expression: {why}")
+        format!("{text:?} is not a regular expression: {why}")
     })
 }
 
-/// Strings as they are, all else as JSON writes it.
+/// Returns a string as it is, and any other value as JSON.
 fn shown(found: &Value) -> Cow<'_, str> {
     match found {
         Value::String(text) => text.into(),
@@ -119,31 +119,31 @@ fn shown(found: &Value) -> Cow<'_, str> {
     }
 }
 
-/// One message, as the rules look at it.
-pub(crate) struct Look<'a> {
+/// One message, parsed as JSON when a rule first needs it.
+pub(crate) struct MessageView<'a> {
     message: &'a Message,
     json: OnceCell<Option<Value>>,
 }
 
-impl<'a> Look<'a> {
-    /// Nothing is read yet.
-    pub(crate) fn at_message(message: &'a Message) -> Self {
+impl<'a> MessageView<'a> {
+    /// Creates the view. The message is not parsed yet.
+    pub(crate) fn new(message: &'a Message) -> Self {
         Self { message, json: OnceCell::new() }
     }
 
-    /// What stands at a pointer.
+    /// Returns the value at a pointer.
     pub(crate) fn at(&self, pointer: &str) -> Option<&Value> {
         self.json()?.pointer(pointer)
     }
 
-    /// What stands at a pointer, as a key that two messages may share.
+    /// Returns the value at a pointer, as a key that two messages may share.
     pub(crate) fn key(&self, pointer: &str) -> Option<String> {
         Some(shown(self.at(pointer)?).into_owned())
     }
 
     fn json(&self) -> Option<&Value> {
         let payload = self.message.payload();
-        let read = || (payload.len() <= LARGEST).then(|| serde_json::from_slice(payload).ok()).flatten();
+        let read = || (payload.len() <= MAX_MATCHED).then(|| serde_json::from_slice(payload).ok()).flatten();
         self.json.get_or_init(read).as_ref()
     }
 }
@@ -154,11 +154,11 @@ mod tests {
 
     fn matches(rule: &str, payload: &str) -> bool {
         let pattern = Pattern::parse(rule).unwrap();
-        pattern.matches(&Look::at_message(&Message::text(payload)))
+        pattern.matches(&MessageView::new(&Message::text(payload)))
     }
 
     #[test]
-    fn a_message_matches_by_expression_or_by_what_stands_at_a_json_pointer() {
+    fn a_message_matches_by_expression_or_by_the_value_at_a_json_pointer() {
         for (rule, payload, expected) in [
             ("match=^CONNECT", "CONNECT\n", true),
             ("match=^CONNECT", "DISCONNECT\n", false),
@@ -177,21 +177,21 @@ mod tests {
     }
 
     #[test]
-    fn binary_messages_are_looked_at_as_bytes() {
+    fn binary_messages_are_matched_as_bytes() {
         let pattern = Pattern::parse("match=(?-u)^\\x10").unwrap();
-        assert!(pattern.matches(&Look::at_message(&Message::binary(&b"\x10\xff"[..]))));
-        assert!(!pattern.matches(&Look::at_message(&Message::binary(&b"\x30\xff"[..]))));
+        assert!(pattern.matches(&MessageView::new(&Message::binary(&b"\x10\xff"[..]))));
+        assert!(!pattern.matches(&MessageView::new(&Message::binary(&b"\x30\xff"[..]))));
     }
 
     #[test]
-    fn what_is_longer_than_a_prologue_matches_no_pattern() {
-        let long = format!(r#"{{"type":"hello","rest":"{}"}}"#, "x".repeat(LARGEST));
+    fn a_message_above_the_limit_matches_no_pattern() {
+        let long = format!(r#"{{"type":"hello","rest":"{}"}}"#, "x".repeat(MAX_MATCHED));
         assert!(!matches("json=/type=hello", &long) && !matches("match=hello", &long));
     }
 
     #[test]
-    fn a_rule_that_cannot_be_used_is_told_with_what_to_write() {
-        for (wrong, told) in [
+    fn the_error_of_an_invalid_rule_has_the_syntax() {
+        for (wrong, expected) in [
             ("", "write first=N"),
             ("first", "write first=N"),
             ("last=3", "write first=N"),
@@ -199,12 +199,12 @@ mod tests {
             ("first=-1", "from 1 to 256"),
             ("first=257", "from 1 to 256"),
             ("until=", "empty"),
-            ("match=(", "no regular expression"),
-            ("json=type", "no JSON pointer"),
-            ("json=", "no JSON pointer"),
+            ("match=(", "not a regular expression"),
+            ("json=type", "not a JSON pointer"),
+            ("json=", "not a JSON pointer"),
         ] {
             let error = Rule::parse(wrong).unwrap_err();
-            assert!(error.contains(told) && error.lines().count() == 1, "{wrong}: {error}");
+            assert!(error.contains(expected) && error.lines().count() == 1, "{wrong}: {error}");
         }
         for wrong in ["first=1", "until=x", "x"] {
             assert!(Pattern::parse(wrong).unwrap_err().contains("match=REGEX"), "{wrong}");

@@ -1,6 +1,7 @@
-//! Bodies on their way through: a frame is taken from one side when the other has room for it, and no sooner.
+//! A request's body on its way to the backend, with backpressure: a frame is read from the client only when the backend has
+//! room for it.
 //!
-//! A side that gives nothing for too long ends its body with an error, and so the exchange. Time in which the other side
+//! A client that sends nothing for too long ends the body, and so the exchange, with an error. Time in which the backend
 //! has no room does not count.
 
 use std::error::Error;
@@ -13,35 +14,33 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, timeout};
 
-use crate::upstream::Kept;
+use crate::idle_timeout::IdleTimeout;
 
-/// How long a client may give nothing of a body that it has begun.
+/// How long a client may pause within a body.
 const CLIENT_IDLE: Duration = Duration::from_secs(60);
-/// What is read of a body that the backend did not want, so that its client reads the answer before it learns that.
-/// As nginx: `lingering_timeout`, `lingering_time`.
+/// How long an unwanted body is read on, in all and between two frames, so that its client can read the response. As
+/// nginx's `lingering_time` and `lingering_timeout`.
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
 
-type Failed = Box<dyn Error + Send + Sync>;
-
-/// Why a request's body ended early. That is the client's fault.
+/// Why a request's body ended early. The client is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// The client gave nothing for [`CLIENT_IDLE`].
+    /// The client sent nothing for [`CLIENT_IDLE`].
     Stalled,
-    /// It is larger than it may be.
+    /// The body is larger than `--max-request-body`.
     TooLarge,
-    /// The client is gone, or broke HTTP.
+    /// The client is gone, or violated HTTP.
     Gone,
 }
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Stalled => "the client sent nothing of its request's body for 60 s",
+            Self::Stalled => "the client paused for 60 s within its request's body",
             Self::TooLarge => "the request's body is larger than --max-request-body",
             Self::Gone => "the client did not finish its request's body",
         })
@@ -50,13 +49,13 @@ impl fmt::Display for Broken {
 
 impl Error for Broken {}
 
-/// How far a request's body got, for whoever waits for the answer.
+/// The progress of a request's body, for the task that waits for the response.
 pub(crate) struct Progress {
     begun: Instant,
-    /// When a frame was last passed on, in milliseconds since `begun`.
+    /// When a frame was last forwarded, in milliseconds since `begun`.
     moved: AtomicU64,
     state: AtomicU8,
-    /// The backend has room, and the client gives nothing.
+    /// The backend has room, and the client sends nothing.
     is_waiting: AtomicBool,
 }
 
@@ -73,12 +72,12 @@ impl Progress {
         })
     }
 
-    /// When something was last passed on.
+    /// Returns when a frame was last forwarded.
     pub(crate) fn last(&self) -> Instant {
         self.begun + Duration::from_millis(self.moved.load(Relaxed))
     }
 
-    /// Whether it is the client's turn, which has a time of its own.
+    /// Returns whether the exchange waits for the client, which has its own timeout.
     pub(crate) fn waits_for_client(&self) -> bool {
         self.is_waiting.load(Relaxed)
     }
@@ -105,10 +104,10 @@ pub(crate) struct Upload(Option<Box<Uploading>>);
 struct Uploading {
     body: Body,
     progress: Arc<Progress>,
-    idle: Idle,
-    /// Bytes that it may still have.
+    idle: IdleTimeout,
+    /// Bytes left until the limit.
     left: u64,
-    /// Whether what the backend does not want is read all the same.
+    /// Whether the rest is read even if the backend does not want it.
     lingers: bool,
 }
 
@@ -126,7 +125,7 @@ impl Upload {
         let uploading = Uploading {
             body,
             progress: Arc::clone(&progress),
-            idle: Idle::new(CLIENT_IDLE),
+            idle: IdleTimeout::new(CLIENT_IDLE),
             left: most.unwrap_or(u64::MAX),
             lingers: !expects,
         };
@@ -180,7 +179,7 @@ impl HttpBody for Upload {
 }
 
 impl Drop for Upload {
-    /// A connection with bytes that nobody read is reset when it is closed, and the answer with it.
+    /// Reads on: closing a connection with unread bytes resets it, and the response is lost.
     fn drop(&mut self) {
         let Some(uploading) = self.0.take().filter(|uploading| uploading.lingers) else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -194,116 +193,13 @@ async fn linger(mut body: Body) {
     while matches!(timeout(LINGER_IDLE, next()).await, Ok(Some(Ok(_)))) {}
 }
 
-/// An answer's body. Once it has ended its connection is kept for the next request.
-pub(crate) struct Download {
-    body: Incoming,
-    idle: Idle,
-    connection: Option<Kept>,
-}
-
-impl Download {
-    /// `idle`: how long the backend may give nothing.
-    pub(crate) fn new(body: Incoming, connection: Kept, idle: Duration) -> Self {
-        Self { body, idle: Idle::new(idle), connection: Some(connection) }
-    }
-}
-
-impl HttpBody for Download {
-    type Data = Bytes;
-    type Error = Failed;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
-        let this = &mut *self;
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
-        let frame = match ready!(this.idle.watch(cx, polled)) {
-            Ok(frame) => frame,
-            Err(stalled) => {
-                this.fail("it sent nothing of its answer's body for too long");
-                return Poll::Ready(Some(Err(stalled.into())));
-            }
-        };
-        match frame {
-            Some(Err(error)) => {
-                this.fail(&error.to_string());
-                Poll::Ready(Some(Err(error.into())))
-            }
-            frame => {
-                if (frame.is_none() || this.body.is_end_stream())
-                    && let Some(connection) = this.connection.take()
-                {
-                    connection.keep();
-                }
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Download {
-    fn fail(&mut self, why: &str) {
-        if let Some(connection) = self.connection.take() {
-            connection.failed(why);
-        }
-    }
-}
-
-/// Ends a wait that lasts too long. Costs nothing while frames are there when they are asked for.
-struct Idle {
-    most: Duration,
-    since: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-#[derive(Debug)]
-struct Stalled;
-
-impl fmt::Display for Stalled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nothing came for too long")
-    }
-}
-
-impl Error for Stalled {}
-
-impl Idle {
-    fn new(most: Duration) -> Self {
-        Self { most, since: None, timer: None }
-    }
-
-    /// One timer serves many waits: it is set anew when it fires, not when a frame comes.
-    fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<T>) -> Poll<Result<T, Stalled>> {
-        if let Poll::Ready(ready) = polled {
-            self.since = None;
-            return Poll::Ready(Ok(ready));
-        }
-        let until = *self.since.get_or_insert_with(Instant::now) + self.most;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        while timer.as_mut().poll(cx).is_ready() {
-            if timer.deadline() >= until {
-                return Poll::Ready(Err(Stalled));
-            }
-            timer.as_mut().reset(until);
-        }
-        Poll::Pending
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::time::Sleep;
+
     use super::*;
 
-    /// A body that gives one byte every `pause`, or nothing more once it gave `count`.
+    /// A body that yields one byte every `pause`, and nothing after `count` bytes.
     struct Slow {
         pause: Duration,
         count: u32,
@@ -335,7 +231,7 @@ mod tests {
         (upload, progress.unwrap())
     }
 
-    /// Reads to the end; how many bytes there were, and how it ended.
+    /// Reads to the end. Returns the number of bytes and how the body ended.
     async fn read(mut upload: Upload) -> (u64, Option<Broken>) {
         let mut bytes = 0;
         loop {
@@ -348,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_may_be_slow_and_not_still() {
+    async fn a_slow_body_passes_and_one_that_stalls_ends() {
         let begun = Instant::now();
         let (upload, progress) = slow(Duration::from_secs(59), 10, None);
         assert_eq!(read(upload).await, (10, Some(Broken::Stalled)));
@@ -357,14 +253,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_is_still_is_the_clients_fault_and_not_the_backends() {
+    async fn a_stalled_body_is_the_clients_fault_and_not_the_backends() {
         let (upload, progress) = slow(Duration::from_secs(1), 2, None);
         let waited = crate::upstream::within(Duration::from_secs(10), Some(&progress), read(upload)).await;
         assert_eq!(waited, Some((2, Some(Broken::Stalled))));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_grows_too_large_ends() {
+    async fn a_body_above_the_limit_ends() {
         let (upload, progress) = slow(Duration::from_secs(1), 9, Some(3));
         assert_eq!(read(upload).await, (3, Some(Broken::TooLarge)));
         assert_eq!(progress.broken(), Some(Broken::TooLarge));

@@ -1,30 +1,30 @@
-//! The environment: every flag of `serve` as a variable, and variables that look like one and are none.
+//! Environment variables: one for every flag of `serve`, and a check for unknown ones.
 //!
-//! `--max-sessions` is `MAINSTAY_MAX_SESSIONS`. What was misspelt would be a default in silence, so a name within two
-//! edits of a known one is a mistake, and any other is warned of. Kubernetes injects names such as
-//! `MAINSTAY_SERVICE_HOST` and `MAINSTAY_PORT` where a service is called `mainstay`: these mean nothing here.
+//! `--max-sessions` is `MAINSTAY_MAX_SESSIONS`. A misspelt variable would silently leave a default in place, so a name within
+//! two edits of a known one is an error, and any other unknown name is a warning. Kubernetes injects names such as
+//! `MAINSTAY_SERVICE_HOST` and `MAINSTAY_PORT` for a service called `mainstay`; these are ignored.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 const PREFIX: &str = "MAINSTAY_";
-/// Variables that are no flag.
+/// Variables without a flag.
 const OTHERS: [&str; 1] = ["MAINSTAY_LOG"];
-/// Flags whose values hold no comma, and are parted by one in a variable. Others are parted by line breaks.
+/// Repeatable flags whose values contain no comma: their variable separates values by commas, others by line breaks.
 const LISTS: [&str; 5] = ["trusted_proxy", "session_cookie", "session_header", "allow_origin", "admin_host"];
-/// Flags that say something of the backend, by name or by how their name begins.
+/// Flags that require `--upstream`, by name or by prefix.
 const OF_BACKEND: [&str; 6] =
     ["delivery", "confirm", "trusted_proxy", "profile", "on_backend_loss", "route_heartbeat"];
-const OF_BACKEND_BEGIN: [&str; 4] = ["upstream_", "session_", "prologue", "backend_"];
+const OF_BACKEND_PREFIXES: [&str; 4] = ["upstream_", "session_", "prologue", "backend_"];
 
-/// The command with a variable for each flag.
+/// Adds a variable to each flag of the command.
 pub(crate) fn with_variables(command: Command) -> Command {
     command.mut_args(|argument| {
         let Some(variable) = variable_of(&argument) else { return argument };
         let (action, id) = (argument.get_action().clone(), argument.get_id().to_string());
         let argument = argument.env(variable).hide_env_values(true);
         match action {
-            // A variable is set to 1 as often as to true.
+            // Users set such a variable to 1 as often as to true.
             ArgAction::SetTrue => argument.value_parser(clap::builder::BoolishValueParser::new()),
             ArgAction::Append => {
                 argument.value_delimiter(if LISTS.contains(&id.as_str()) { ',' } else { '\n' })
@@ -34,7 +34,7 @@ pub(crate) fn with_variables(command: Command) -> Command {
     })
 }
 
-/// `None`: for what is no flag, such as `--help`.
+/// Returns the variable of an argument; `None` for arguments such as `--help`.
 fn variable_of(argument: &Arg) -> Option<String> {
     let takes_part = matches!(
         argument.get_action(),
@@ -43,39 +43,42 @@ fn variable_of(argument: &Arg) -> Option<String> {
     argument.get_long().filter(|_| takes_part).map(variable)
 }
 
-/// The variable of a flag.
+/// Returns the variable of a flag.
 pub(crate) fn variable(flag: &str) -> String {
     format!("{PREFIX}{}", flag.trim_start_matches('-').to_ascii_uppercase().replace('-', "_"))
 }
 
-/// A variable that is not one of ours.
+/// A variable with our prefix that is not known.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Stranger {
-    /// It was probably meant to be the second one.
+pub(crate) enum UnknownVariable {
+    /// The first name is probably a misspelling of the second.
     Misspelt(String, String),
-    Unknown(String),
+    Unrelated(String),
 }
 
-/// Those among `names` that look like ours, and are not.
-pub(crate) fn strangers(serve: &Command, names: impl Iterator<Item = String>) -> Vec<Stranger> {
+/// Returns the variables among `names` that have our prefix and are not known.
+pub(crate) fn unknown_variables(
+    serve: &Command,
+    names: impl Iterator<Item = String>,
+) -> Vec<UnknownVariable> {
     let flags = serve.get_arguments().filter_map(variable_of);
     let known: Vec<String> = flags.chain(OTHERS.map(str::to_owned)).collect();
-    let judge = |name: String| {
+    let classify = |name: String| {
         let upper = name.to_ascii_uppercase();
-        if !upper.starts_with(PREFIX) || known.contains(&name) || is_injected(&upper) {
+        if !upper.starts_with(PREFIX) || known.contains(&name) || is_injected_by_kubernetes(&upper) {
             return None;
         }
         let nearest = known.iter().min_by_key(|known| edits(known, &upper))?;
         Some(match edits(nearest, &upper) {
-            ..=2 => Stranger::Misspelt(name, nearest.clone()),
-            _ => Stranger::Unknown(name),
+            ..=2 => UnknownVariable::Misspelt(name, nearest.clone()),
+            _ => UnknownVariable::Unrelated(name),
         })
     };
-    names.filter_map(judge).collect()
+    names.filter_map(classify).collect()
 }
 
-/// By Kubernetes, for services called `mainstay` or `mainstay-something`.
-fn is_injected(name: &str) -> bool {
+/// Returns whether Kubernetes injects a name for services called `mainstay` or `mainstay-something`.
+fn is_injected_by_kubernetes(name: &str) -> bool {
     let rest = name.strip_prefix(PREFIX).unwrap_or_default();
     let of_port = |rest: &str| {
         let mut words = rest.split('_').skip_while(|word| *word != "PORT").skip(1);
@@ -92,7 +95,7 @@ fn is_injected(name: &str) -> bool {
         || of_port(rest)
 }
 
-/// Characters to put in, take out or replace to make one of the other.
+/// Returns the Levenshtein distance of two names.
 fn edits(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();
@@ -107,7 +110,8 @@ fn edits(from: &str, to: &str) -> usize {
     row.last().copied().unwrap_or_default()
 }
 
-/// A flag about the backend where there is none is a gateway without its backend, not a wish for the demonstration.
+/// Rejects flags about the backend without `--upstream`: the operator forgot the backend and does not want the
+/// demonstration.
 ///
 /// # Errors
 /// Names the flag, or the variable that it came from.
@@ -117,7 +121,7 @@ pub(crate) fn check_backend(serve: &ArgMatches) -> Result<(), String> {
         return Ok(());
     }
     let is_of_backend =
-        |id: &&str| OF_BACKEND.contains(id) || OF_BACKEND_BEGIN.iter().any(|begin| id.starts_with(begin));
+        |id: &&str| OF_BACKEND.contains(id) || OF_BACKEND_PREFIXES.iter().any(|begin| id.starts_with(begin));
     let ids: Vec<&str> = serve.ids().map(clap::Id::as_str).collect();
     for id in ids.into_iter().filter(is_of_backend) {
         let Some(source) = given(id) else { continue };
@@ -126,8 +130,8 @@ pub(crate) fn check_backend(serve: &ArgMatches) -> Result<(), String> {
             _ => format!("--{}", id.replace('_', "-")),
         };
         return Err(format!(
-            "{name} needs --upstream: without a backend it means nothing; \
-             add for example --upstream ws://127.0.0.1:3000, or leave {name} away"
+            "{name} needs --upstream: without a backend it has no effect; \
+             add for example --upstream ws://127.0.0.1:3000, or remove {name}"
         ));
     }
     Ok(())
@@ -143,12 +147,12 @@ mod tests {
         crate::Arguments::command().find_subcommand("serve").unwrap().clone()
     }
 
-    fn judged(names: &[&str]) -> Vec<Stranger> {
-        strangers(&serve(), names.iter().map(|name| (*name).to_owned()))
+    fn unknown(names: &[&str]) -> Vec<UnknownVariable> {
+        unknown_variables(&serve(), names.iter().map(|name| (*name).to_owned()))
     }
 
     #[test]
-    fn a_variable_that_is_almost_one_of_ours_is_a_mistake_that_names_both() {
+    fn a_misspelt_variable_is_an_error_that_names_both() {
         for (written, meant) in [
             ("MAINSTAY_UPSTREEM", "MAINSTAY_UPSTREAM"),
             ("MAINSTAY_UPSTREM", "MAINSTAY_UPSTREAM"),
@@ -159,13 +163,16 @@ mod tests {
             ("MAINSTAY_LOG_FORMATT", "MAINSTAY_LOG_FORMAT"),
             ("mainstay_upstream", "MAINSTAY_UPSTREAM"),
         ] {
-            assert_eq!(judged(&[written]), [Stranger::Misspelt(written.into(), meant.into())]);
+            assert_eq!(unknown(&[written]), [UnknownVariable::Misspelt(written.into(), meant.into())]);
         }
     }
 
     #[test]
-    fn other_strangers_are_named_and_what_kubernetes_injects_is_none() {
-        assert_eq!(judged(&["MAINSTAY_BACKUP_DIR"]), [Stranger::Unknown("MAINSTAY_BACKUP_DIR".into())]);
+    fn other_unknown_variables_are_reported_and_those_of_kubernetes_are_not() {
+        assert_eq!(
+            unknown(&["MAINSTAY_BACKUP_DIR"]),
+            [UnknownVariable::Unrelated("MAINSTAY_BACKUP_DIR".into())]
+        );
         let injected = [
             "MAINSTAY_SERVICE_HOST",
             "MAINSTAY_SERVICE_PORT",
@@ -177,16 +184,16 @@ mod tests {
             "MAINSTAY_ADMIN_PORT",
             "MAINSTAY_ADMIN_PORT_9090_TCP_PROTO",
         ];
-        assert_eq!(judged(&injected), []);
-        assert_eq!(judged(&["MAINSTAY_EXPORT"]), [Stranger::Unknown("MAINSTAY_EXPORT".into())]);
-        assert_eq!(judged(&["MAINSTAY", "PATH", "MAINSTAY_LOG", "MAINSTAY_LISTEN"]), []);
+        assert_eq!(unknown(&injected), []);
+        assert_eq!(unknown(&["MAINSTAY_EXPORT"]), [UnknownVariable::Unrelated("MAINSTAY_EXPORT".into())]);
+        assert_eq!(unknown(&["MAINSTAY", "PATH", "MAINSTAY_LOG", "MAINSTAY_LISTEN"]), []);
     }
 
     #[test]
     fn no_flag_has_a_variable_that_kubernetes_injects() {
         for argument in serve().get_arguments() {
             let variable = variable_of(argument);
-            assert!(!variable.as_deref().is_some_and(is_injected), "{variable:?}");
+            assert!(!variable.as_deref().is_some_and(is_injected_by_kubernetes), "{variable:?}");
         }
     }
 

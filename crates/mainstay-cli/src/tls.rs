@@ -1,4 +1,4 @@
-//! Whom TLS trusts and what it shows for itself, from files in PEM.
+//! TLS to a server: trusted certificates and the client certificate, from PEM files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,33 +20,33 @@ use mainstay::client::{Connector, Place};
 #[derive(clap::Args, Clone)]
 #[group(skip)]
 pub(crate) struct Arguments {
-    /// A file with the certificates (PEM) that vouch for a wss:// backend, its own among them if it is self-signed,
-    /// instead of those that the system trusts.
+    /// Trust the certificates in this file (PEM) for a wss:// backend instead of the system's: those of certificate
+    /// authorities, or the backend's own if it is self-signed.
     #[arg(long, value_name = "FILE", requires = "upstream")]
     upstream_ca: Option<PathBuf>,
-    /// A file with the certificate (PEM) that the backend is shown; those that vouch for it follow it there.
+    /// The client certificate to present to a wss:// backend, a file (PEM) with its chain.
     #[arg(long, value_name = "FILE", requires_all = ["upstream", "upstream_key"])]
     upstream_cert: Option<PathBuf>,
-    /// A file with the private key (PEM) of --upstream-cert.
+    /// The private key of --upstream-cert, a file (PEM).
     #[arg(long, value_name = "FILE", requires_all = ["upstream", "upstream_cert"])]
     upstream_key: Option<PathBuf>,
-    /// The name that the certificate of a wss:// backend is for, where it is not the host of --upstream.
+    /// The name to expect in the certificate of a wss:// backend. Default: the host of --upstream.
     #[arg(long, value_name = "NAME", requires = "upstream")]
     upstream_server_name: Option<String>,
 }
 
 impl Arguments {
-    /// How the backend at `place` is reached.
+    /// Builds the connector to the backend at `place`.
     pub(crate) fn connector(&self, place: &Place) -> Result<Connector, String> {
         let mut connector = Connector::default();
         if let Some(socket) = &place.socket {
             connector = connector.unix(socket);
         }
         let identity = self.upstream_cert.as_deref().zip(self.upstream_key.as_deref());
-        let is_asked =
+        let is_configured =
             self.upstream_ca.is_some() || identity.is_some() || self.upstream_server_name.is_some();
-        if is_asked && place.url.scheme_str() != Some("wss") {
-            return Err("--upstream-ca, --upstream-cert, --upstream-key and --upstream-server-name are for a backend \
+        if is_configured && place.url.scheme_str() != Some("wss") {
+            return Err("--upstream-ca, --upstream-cert, --upstream-key and --upstream-server-name require a backend \
                         that speaks TLS: write --upstream wss://..."
                 .to_owned());
         }
@@ -62,8 +62,8 @@ impl Arguments {
     }
 }
 
-/// Trusts what is in `ca`, or what the system trusts, and shows `identity`, a certificate and its key. An error begins with
-/// `ca`, `cert` or `key` and names the file.
+/// Builds a TLS configuration that trusts `ca`, or the system's certificates, and presents `identity`, a certificate and its
+/// key. An error begins with `ca`, `cert` or `key` and names the file.
 pub(crate) fn config(
     ca: Option<&Path>,
     identity: Option<(&Path, &Path)>,
@@ -79,9 +79,9 @@ pub(crate) fn config(
         Some((cert, key)) => {
             let chain = certificates("cert", cert)?;
             let key_der = PrivateKeyDer::from_pem_file(key)
-                .map_err(|error| format!("key {}: no private key: {error}", key.display()))?;
-            let fits = builder.with_client_auth_cert(chain, key_der);
-            fits.map_err(|error| format!("cert {}: {error}", cert.display()))?
+                .map_err(|error| format!("key {}: no private key found: {error}", key.display()))?;
+            let checked = builder.with_client_auth_cert(chain, key_der);
+            checked.map_err(|error| format!("cert {}: {error}", cert.display()))?
         }
     };
     Ok(Arc::new(config))
@@ -91,20 +91,17 @@ fn certificates(flag: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>,
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let found = read.map_err(|error| format!("{flag} {}: {error}", file.display()))?;
     if found.is_empty() {
-        return Err(format!(
-            "{flag} {}: there is no certificate in it (-----BEGIN CERTIFICATE-----)",
-            file.display()
-        ));
+        return Err(format!("{flag} {}: no certificate found (-----BEGIN CERTIFICATE-----)", file.display()));
     }
     Ok(found)
 }
 
-/// As rustls judges, and one thing more: a self-signed certificate that calls itself an issuer's (CA:TRUE), as
-/// `openssl req -x509` makes them, is trusted as a server's own where it is among those that are trusted. OpenSSL, and so
-/// nginx, does that too.
+/// Verifies as rustls does, with one exception: a trusted self-signed certificate that is marked as a certificate
+/// authority's (CA:TRUE), as `openssl req -x509` creates them, is accepted as a server's own. OpenSSL, and so nginx, accepts
+/// it too.
 #[derive(Debug)]
 struct Verifier {
-    usual: Arc<WebPkiServerVerifier>,
+    webpki: Arc<WebPkiServerVerifier>,
     trusted: Vec<CertificateDer<'static>>,
 }
 
@@ -125,8 +122,8 @@ impl Verifier {
                 trusted
             }
         };
-        let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        Ok(Self { usual: usual.map_err(|error| format!("ca: {error}"))?, trusted })
+        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        Ok(Self { webpki: webpki.map_err(|error| format!("ca: {error}"))?, trusted })
     }
 }
 
@@ -139,9 +136,10 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let usual = self.usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        match usual {
-            // Its validity was checked before.
+        let verified =
+            self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match verified {
+            // The validity period was checked before this error.
             Err(Error::InvalidCertificate(CertificateError::Other(why)))
                 if why.to_string().contains("CaUsedAsEndEntity") && self.trusted.contains(end_entity) =>
             {
@@ -149,7 +147,7 @@ impl ServerCertVerifier for Verifier {
                 mainstay::client::rustls::client::verify_server_name(&parsed, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
-            usual => usual,
+            verified => verified,
         }
     }
 
@@ -159,7 +157,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.usual.verify_tls12_signature(message, cert, dss)
+        self.webpki.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -168,10 +166,10 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.usual.verify_tls13_signature(message, cert, dss)
+        self.webpki.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.usual.supported_verify_schemes()
+        self.webpki.supported_verify_schemes()
     }
 }

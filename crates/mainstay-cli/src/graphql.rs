@@ -1,11 +1,11 @@
 //! GraphQL mutations in flight, over `graphql-transport-ws`.
 //!
-//! A client of that protocol that loses its connection sends every open operation again on the next one, mutations too:
-//! what the backend had carried out and not yet answered is carried out twice. So a mutation that is in flight when the
-//! backend's connection is lost is answered before the client's connection is closed: with `complete` where its result
-//! had arrived, else with an `error` that says that nobody knows whether it was carried out. Queries and subscriptions
-//! are left to the client, which asks again. So is an operation whose text is not in the message (a persisted one): it
-//! cannot be told what it does.
+//! A client of this protocol that loses its connection sends every open operation again on the next one, mutations
+//! included. A mutation that the backend had executed and not yet answered would run twice. The gateway therefore answers
+//! every mutation in flight before it closes the client: with `complete` if the result had arrived, otherwise with an
+//! `error` that states that the outcome is unknown. Queries and subscriptions are left to the client, which sends them
+//! again. So are persisted operations, whose text is not in the message: the gateway cannot see whether they are
+//! mutations.
 //!
 //! Source: the "GraphQL over WebSocket Protocol" of enisdenjo/graphql-ws; GraphQL (October 2021) sections 2.1 to 2.3.
 
@@ -13,15 +13,15 @@ use mainstay::Message;
 use serde::Deserialize;
 use serde_json::json;
 
-/// Mutations in flight that are known at a time. What is above is left to the client, as without a gateway.
-const MOST: usize = 256;
-/// Longer ids are not known either; clients use a few bytes.
-const LONGEST_ID: usize = 256;
+/// Maximum number of tracked mutations. Further ones are left to the client, as without a gateway.
+const MAX_MUTATIONS: usize = 256;
+/// Mutations with a longer id are not tracked; clients use a few bytes.
+const MAX_ID: usize = 256;
 
-/// What of one client is in flight. See the module.
+/// The mutations of one client that are in flight. See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Operations {
-    mutations: Vec<Mutation>,
+pub(crate) struct Mutations {
+    in_flight: Vec<Mutation>,
 }
 
 #[derive(Debug)]
@@ -30,17 +30,19 @@ struct Mutation {
     has_result: bool,
 }
 
-impl Operations {
+impl Mutations {
     /// The client sent a message to the backend.
     pub(crate) fn handle_client(&mut self, message: &Message) {
-        // Most messages are neither, and are not read as a whole.
+        // Most messages are neither, and are not parsed.
         if !contains(message, b"subscribe") && !contains(message, b"complete") {
             return;
         }
         let Ok(Frame { kind, id }) = serde_json::from_slice(message.payload()) else { return };
         match kind.as_str() {
-            "subscribe" if is_mutation(message) && self.mutations.len() < MOST && id.len() <= LONGEST_ID => {
-                self.mutations.push(Mutation { id, has_result: false });
+            "subscribe"
+                if is_mutation(message) && self.in_flight.len() < MAX_MUTATIONS && id.len() <= MAX_ID =>
+            {
+                self.in_flight.push(Mutation { id, has_result: false });
             }
             "complete" => self.forget(&id),
             _ => {}
@@ -49,13 +51,13 @@ impl Operations {
 
     /// The backend sent a message to the client.
     pub(crate) fn handle_backend(&mut self, message: &Message) {
-        if self.mutations.is_empty() {
+        if self.in_flight.is_empty() {
             return;
         }
         let Ok(Frame { kind, id }) = serde_json::from_slice(message.payload()) else { return };
         match kind.as_str() {
             "next" => {
-                let asked = self.mutations.iter_mut().filter(|mutation| mutation.id == id);
+                let asked = self.in_flight.iter_mut().filter(|mutation| mutation.id == id);
                 asked.for_each(|mutation| mutation.has_result = true);
             }
             "complete" | "error" => self.forget(&id),
@@ -63,13 +65,13 @@ impl Operations {
         }
     }
 
-    /// The backend's connection is lost: what the client is told of each mutation, in the order in which it was sent.
+    /// The backend's connection is lost. Returns an answer for each mutation, in the order in which they were sent.
     pub(crate) fn handle_lost(&mut self) -> Vec<Message> {
-        std::mem::take(&mut self.mutations).into_iter().map(answer).collect()
+        std::mem::take(&mut self.in_flight).into_iter().map(answer).collect()
     }
 
     fn forget(&mut self, id: &str) {
-        self.mutations.retain(|mutation| mutation.id != id);
+        self.in_flight.retain(|mutation| mutation.id != id);
     }
 }
 
@@ -78,7 +80,7 @@ fn answer(Mutation { id, has_result }: Mutation) -> Message {
         return Message::text(json!({ "id": id, "type": "complete" }).to_string());
     }
     let error = json!({
-        "message": "the connection to the server was lost: this mutation may or may not have been carried out",
+        "message": "the connection to the server was lost: this mutation may or may not have been executed",
         "extensions": { "code": "OUTCOME_UNKNOWN" },
     });
     Message::text(json!({ "id": id, "type": "error", "payload": [error] }).to_string())
@@ -88,7 +90,7 @@ fn contains(message: &Message, word: &[u8]) -> bool {
     message.payload().windows(word.len()).any(|window| window == word)
 }
 
-/// What every message about an operation has; the rest is passed over.
+/// The fields that every message about an operation has.
 #[derive(Deserialize)]
 struct Frame {
     #[serde(rename = "type")]
@@ -111,12 +113,12 @@ struct Payload {
 fn is_mutation(subscribe: &Message) -> bool {
     let Ok(Subscribe { payload }) = serde_json::from_slice(subscribe.payload()) else { return false };
     let chosen = payload.operation_name.as_deref().filter(|name| !name.is_empty());
-    // Without a name there is one operation; the backend refuses any other document.
+    // A document without a chosen name must have one operation; the backend refuses any other.
     let is_chosen = |name: Option<&str>| chosen.is_none() || name == chosen;
     definitions(&payload.query).any(|(kind, name)| kind == "mutation" && is_chosen(name))
 }
 
-/// The definitions of a document: keyword and name. Fragments are among them.
+/// Returns keyword and name of each definition in a document, fragments included.
 fn definitions(document: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
     let mut tokens = Tokens(document);
     std::iter::from_fn(move || {
@@ -147,7 +149,7 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
 }
 
-/// Names and brackets of a document, one by one; strings, comments and all else only separate them.
+/// Iterates over the names and brackets of a document. Everything else separates them.
 struct Tokens<'a>(&'a str);
 
 impl<'a> Iterator for Tokens<'a> {
@@ -174,7 +176,7 @@ impl<'a> Iterator for Tokens<'a> {
     }
 }
 
-/// How long the string is that the text begins with, its quotes included.
+/// Returns the length of the string at the start of `text`, its quotes included.
 fn string_length(text: &str) -> usize {
     let is_block = text.starts_with("\"\"\"");
     let (open, escape) = if is_block { ("\"\"\"", "\\\"\"\"") } else { ("\"", "\\") };
@@ -182,7 +184,7 @@ fn string_length(text: &str) -> usize {
     loop {
         let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) else { return text.len() };
         if rest.starts_with(escape) {
-            // Whatever is escaped, its first character is passed over.
+            // Skips the first character of any escape sequence.
             let escaped = if is_block { "" } else { rest.get(1..).unwrap_or_default() };
             at += escape.len() + escaped.chars().next().map_or(0, char::len_utf8);
         } else if rest.starts_with(open) {
@@ -207,15 +209,15 @@ mod tests {
         Message::text(json!({ "id": id, "type": kind, "payload": { "data": null } }).to_string())
     }
 
-    /// What the client is told of each id.
-    fn told(operations: &mut Operations) -> Vec<(String, String)> {
-        let told = operations.handle_lost();
+    /// The answer that the client gets for each id.
+    fn answers(operations: &mut Mutations) -> Vec<(String, String)> {
+        let answers = operations.handle_lost();
         let read = |message: &Message| serde_json::from_slice(message.payload()).unwrap();
-        told.iter().map(read).map(|Frame { kind, id }| (id, kind)).collect()
+        answers.iter().map(read).map(|Frame { kind, id }| (id, kind)).collect()
     }
 
     fn check(payload: Value, expected: bool) {
-        let mut operations = Operations::default();
+        let mut operations = Mutations::default();
         operations.handle_client(&subscribe("1", payload.clone()));
         assert_eq!(!operations.handle_lost().is_empty(), expected, "{payload}");
     }
@@ -255,8 +257,8 @@ mod tests {
     }
 
     #[test]
-    fn a_mutation_in_flight_is_answered_when_the_backend_is_lost_and_nothing_else_is() {
-        let mut operations = Operations::default();
+    fn a_mutation_in_flight_is_answered_when_the_backend_is_lost_and_no_other_operation_is() {
+        let mut operations = Mutations::default();
         let mutation = || json!({ "query": "mutation { pay }" });
         operations.handle_client(&Message::text(r#"{"type":"connection_init"}"#));
         for id in ["answered", "given up", "refused", "has its result", "in flight"] {
@@ -276,24 +278,23 @@ mod tests {
         }
         operations.handle_backend(&Message::text(r#"{"type":"ping"}"#));
         let expected = [("has its result", "complete"), ("in flight", "error")];
-        assert_eq!(told(&mut operations), expected.map(|(id, kind)| (id.to_owned(), kind.to_owned())));
-        assert_eq!(told(&mut operations), [], "and once");
+        assert_eq!(answers(&mut operations), expected.map(|(id, kind)| (id.to_owned(), kind.to_owned())));
+        assert_eq!(answers(&mut operations), [], "each mutation is answered once");
     }
 
     #[test]
-    fn what_a_client_can_make_the_gateway_keep_is_bounded() {
-        let mut operations = Operations::default();
-        for id in 0..MOST + 10 {
+    fn the_tracked_mutations_of_a_client_are_bounded() {
+        let mut operations = Mutations::default();
+        for id in 0..MAX_MUTATIONS + 10 {
             operations.handle_client(&subscribe(&id.to_string(), json!({ "query": "mutation { pay }" })));
         }
-        assert_eq!(operations.handle_lost().len(), MOST);
-        operations
-            .handle_client(&subscribe(&"x".repeat(LONGEST_ID + 1), json!({ "query": "mutation { a }" })));
+        assert_eq!(operations.handle_lost().len(), MAX_MUTATIONS);
+        operations.handle_client(&subscribe(&"x".repeat(MAX_ID + 1), json!({ "query": "mutation { a }" })));
         assert!(operations.handle_lost().is_empty());
     }
 
     #[test]
-    fn a_mutation_is_one_however_long_its_variables_are() {
+    fn a_mutation_is_recognised_however_long_its_variables_are() {
         check(json!({ "variables": { "file": "x".repeat(1 << 20) }, "query": "mutation { put }" }), true);
     }
 }

@@ -41,7 +41,7 @@ impl Drop for Files {
     }
 }
 
-/// A self-signed certificate, one that calls itself an issuer's if `is_ca`, and its key.
+/// A self-signed certificate with its key; marked as a certificate authority's if `is_ca`.
 fn self_signed(name: &str, is_ca: bool) -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
     if is_ca {
@@ -50,7 +50,7 @@ fn self_signed(name: &str, is_ca: bool) -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// Ends TLS with this certificate, and passes the bytes on. Asks for a certificate that `clients` vouches for.
+/// A TLS proxy with this certificate. Requires a client certificate issued by `clients`, if set.
 async fn tls_in_front_of(
     to: SocketAddr,
     own: &CertifiedIssuer<'static, KeyPair>,
@@ -76,31 +76,31 @@ async fn tls_in_front_of(
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 let Ok(down) = acceptor.accept(down).await else { return };
-                pass_on(down, to).await;
+                forward(down, to).await;
             });
         }
     });
     port
 }
 
-async fn pass_on(mut down: impl AsyncRead + AsyncWrite + Unpin, to: SocketAddr) {
+async fn forward(mut down: impl AsyncRead + AsyncWrite + Unpin, to: SocketAddr) {
     let mut up = TcpStream::connect(to).await.unwrap();
     let _ = tokio::io::copy_bidirectional(&mut down, &mut up).await;
 }
 
-/// Whether a visitor's message comes back from the backend.
+/// Returns whether the backend echoes a client's message.
 async fn serves(arguments: &[&str]) -> bool {
     let gateway = Gateway::start(arguments);
-    let mut visitor = match Link::builder(&format!("{}/echo", gateway.url)).unwrap().connect_once().await {
-        Ok(visitor) => visitor,
+    let mut client = match Link::builder(&format!("{}/echo", gateway.url)).unwrap().connect_once().await {
+        Ok(client) => client,
         Err(_) => return false,
     };
-    visitor.send(Message::text("x")).await.unwrap();
-    visitor.recv().await == Some(Message::text("x"))
+    client.send(Message::text("x")).await.unwrap();
+    client.recv().await == Some(Message::text("x"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backends_self_signed_certificate_is_trusted_where_a_flag_names_it() {
+async fn a_backends_self_signed_certificate_is_trusted_if_a_flag_names_it() {
     let echo = Gateway::start(&[]);
     let files = Files::new("trust");
     for is_ca in [false, true] {
@@ -125,7 +125,7 @@ async fn a_backends_self_signed_certificate_is_trusted_where_a_flag_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backends_certificate_is_for_another_name_if_a_flag_says_which() {
+async fn a_flag_sets_the_name_in_the_backends_certificate() {
     let echo = Gateway::start(&[]);
     let files = Files::new("name");
     for is_ca in [false, true] {
@@ -140,7 +140,7 @@ async fn a_backends_certificate_is_for_another_name_if_a_flag_says_which() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backend_that_asks_for_a_certificate_gets_the_one_that_flags_name() {
+async fn a_backend_that_requests_a_client_certificate_receives_the_one_of_the_flags() {
     let echo = Gateway::start(&[]);
     let files = Files::new("identity");
     let (own, client) = (self_signed("localhost", false), self_signed("gateway", true));
@@ -163,7 +163,7 @@ async fn a_backend_is_reached_by_its_unix_socket() {
     let listener = UnixListener::bind(files.path("app.sock")).unwrap();
     tokio::spawn(async move {
         loop {
-            tokio::spawn(pass_on(listener.accept().await.unwrap().0, to));
+            tokio::spawn(forward(listener.accept().await.unwrap().0, to));
         }
     });
     let socket = format!("unix:{}", files.path("app.sock"));

@@ -1,5 +1,5 @@
-//! Figures of the process itself, under the names that Prometheus' client libraries give them. Linux only: where the
-//! system does not tell one, it is left out.
+//! Metrics of the process, under the names that Prometheus' client libraries use. A metric that the system does not
+//! provide is left out; most exist on Linux only.
 
 use std::fmt::Write as _;
 use std::sync::OnceLock;
@@ -10,12 +10,12 @@ use rustix::time::{ClockId, clock_gettime};
 
 static STARTED: OnceLock<Duration> = OnceLock::new();
 
-/// Notes when the process started.
+/// Records the start time of the process.
 pub(crate) fn started() {
     let _ = STARTED.set(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
 }
 
-/// Appends the families.
+/// Appends the metric families.
 pub(crate) fn render(out: &mut String) {
     let mut family = |name: &str, kind: &str, help: &str, value: Option<f64>| {
         if let Some(value) = value {
@@ -38,7 +38,7 @@ pub(crate) fn render(out: &mut String) {
 
 fn open_files() -> Option<f64> {
     let files = std::fs::read_dir("/proc/self/fd").ok()?.count();
-    // One of them is open to count the others.
+    // One of them is the directory that is being read.
     Some(files.saturating_sub(1) as f64)
 }
 

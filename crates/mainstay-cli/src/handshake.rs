@@ -1,0 +1,152 @@
+//! Opening handshakes: the backend decides, and the client gets the backend's response.
+//!
+//! The handshake of a plain client is forwarded, not rebuilt: with its key, its subprotocols as written, and every field
+//! that is not hop-by-hop. The response is forwarded too, whatever its status. After a 101, which keeps the spelling of its
+//! fields, the connection to the backend becomes a link and the client's connection becomes a session. Extensions are
+//! negotiated on each leg.
+//!
+//! A client that speaks `mainstay.v1` is accepted before the backend responds. Its request does not say whether it opens a
+//! session or resumes one, and a backend that is asked for every resume would see connections come and go. WELCOME cannot
+//! wait for the backend either: a HELLO is handled in one step, or two attempts of one client could open two sessions. If
+//! the backend refuses, the client receives END.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Request};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderName};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use mainstay::client::Upgraded;
+use mainstay::{Server, SessionUpgrade};
+use mainstay_proto::ws::handshake::Offer;
+
+use crate::access_log::AccessEntry;
+use crate::client_request::ClientRequest;
+use crate::forward;
+use crate::http_proxy;
+use crate::link_config::LinkConfig;
+use crate::relay::relay;
+use crate::retry_after;
+use crate::session;
+use crate::upstream::UpstreamIo;
+use crate::upstream_error::UpstreamError;
+use crate::values;
+
+/// Responds to a request: accepts a WebSocket here, forwards anything else as plain HTTP.
+pub(crate) async fn respond(request: Request, server: &Server, config: Arc<LinkConfig>) -> Response {
+    if !lists(request.headers(), &header::UPGRADE, "websocket") {
+        return config.proxy.forward(request).await;
+    }
+    let (mut head, _) = request.into_parts();
+    let response = match SessionUpgrade::from_request_parts(&mut head, server).await {
+        // Boxed, or the future of every request would be as large as this one.
+        Ok(upgrade) => Box::pin(forward_handshake(upgrade, head, Arc::clone(&config))).await,
+        Err(rejection) => rejection.into_response(),
+    };
+    config.links.responded(response.status());
+    response
+}
+
+/// Forwards an opening handshake and relays between both ends if the backend accepts.
+async fn forward_handshake(
+    upgrade: SessionUpgrade,
+    mut head: http::request::Parts,
+    config: Arc<LinkConfig>,
+) -> Response {
+    let request = match ClientRequest::of(&head, &config) {
+        Ok(request) => request,
+        Err(reason) => return cannot_be_forwarded(&reason),
+    };
+    let upgrade = upgrade.heartbeat(config.heartbeats.for_path(&request.path));
+    if upgrade.is_resumable() {
+        let principal = config.principal.of(upgrade.headers());
+        return upgrade
+            .principal(principal)
+            .manual_ack()
+            .on_session(move |session| session::serve_session(session, request, config));
+    }
+    let Some(offer) = Offer::of_request(&head.headers, config.deflate_upstream) else {
+        return cannot_be_forwarded("the request has no valid Sec-WebSocket-Key");
+    };
+    // The client's spelling of its field names is in the extensions.
+    let spelling = std::mem::take(&mut head.extensions);
+    let asked = || request.handshake(&head.headers, spelling.clone(), &offer);
+    let upstream = &config.proxy.upstream;
+    let (response, connection) = match upstream.upgrade(config.upstream_wait, asked).await {
+        Ok(response) => response,
+        Err(error) if error.may_pass() => {
+            config.links.refused_unreachable();
+            return backend_unreachable();
+        }
+        Err(error) => return error.into_response(),
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        config.links.refused(response.status());
+        return http_proxy::relay_response(response, connection, upstream);
+    }
+    let (mut fields, extensions, upgraded) = match accept_response(response, &offer).await {
+        Ok(accepted) => accepted,
+        Err(wrong) => return upstream.fail(UpstreamError::BadResponse(wrong)).into_response(),
+    };
+    forward::switching_fields(&mut fields);
+    let agreed = upgraded.subprotocol.clone();
+    // A later connection offers the same subprotocols: some clients put a credential there.
+    let offered: Vec<String> = upgrade
+        .requested_subprotocols()
+        .filter(|name| values::token(name).is_ok())
+        .map(str::to_owned)
+        .collect();
+    let path = request.path.clone();
+    let link = match request.builder(&offered, &config, true) {
+        Ok(builder) => builder.adopt(upgraded),
+        Err(reason) => return cannot_be_forwarded(&reason),
+    };
+    let monitor = config.links.open(link.sender(), None);
+    upgrade.subprotocols(agreed).response_fields(fields, extensions).on_session(move |session| {
+        let entry = AccessEntry::new(&session, path);
+        relay(session, link, monitor, entry, config)
+    })
+}
+
+/// Checks a 101. Returns its fields, their spelling, and the upgraded connection.
+///
+/// # Errors
+/// The response does not match the offer.
+async fn accept_response(
+    mut response: http::Response<Incoming>,
+    offer: &Offer,
+) -> Result<(HeaderMap, http::Extensions, Upgraded), String> {
+    let upgrading = hyper::upgrade::on(&mut response);
+    let (head, _) = response.into_parts();
+    let agreed = offer.check_response(head.status, &head.headers).map_err(|error| error.to_string())?;
+    let parts = upgrading
+        .await
+        .map_err(|error| format!("the backend ended the connection after its 101: {error}"))?
+        .downcast::<TokioIo<UpstreamIo>>()
+        .map_err(|_| "the connection cannot be upgraded".to_owned())?;
+    let upgraded = Upgraded {
+        stream: parts.io.into_inner().into_inner(),
+        early: parts.read_buf,
+        subprotocol: agreed.protocol,
+        deflate: agreed.deflate,
+    };
+    Ok((head.headers, head.extensions, upgraded))
+}
+
+/// Returns whether a field lists this token.
+fn lists(fields: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let lines = fields.get_all(name).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    lines.map(<[u8]>::trim_ascii).any(|listed| listed.eq_ignore_ascii_case(token.as_bytes()))
+}
+
+fn cannot_be_forwarded(reason: &str) -> Response {
+    (StatusCode::BAD_REQUEST, format!("{reason}\n")).into_response()
+}
+
+fn backend_unreachable() -> Response {
+    let headers = [(header::RETRY_AFTER, retry_after::seconds())];
+    (StatusCode::SERVICE_UNAVAILABLE, headers, "the backend cannot be reached; try again later\n")
+        .into_response()
+}

@@ -1,0 +1,340 @@
+//! The metrics of `mainstay serve`, in Prometheus' text format, version 0.0.4.
+//!
+//! `docs/METRICS.md` says what each family is good for, in the order in which they are served here.
+
+use std::fmt::Write as _;
+
+use mainstay::server::{RTT_BUCKETS, Sessions, Stats};
+use mainstay::{Budget, Server};
+
+use crate::backend_health::Reason;
+use crate::links::{Figures, Links};
+use crate::{log, process_metrics};
+
+/// Everything that is served, at one moment.
+#[derive(Default)]
+struct Snapshot {
+    stats: Stats,
+    sessions: Sessions,
+    is_draining: bool,
+    budget: Budget,
+    links: Figures,
+    /// Payload bytes kept for clients. A message that one leg received and the other has not accepted counts for the
+    /// other, which it waits for.
+    kept_for_clients: u64,
+    kept_for_backend: u64,
+    log_lines_lost: u64,
+}
+
+/// Returns the text of `/metrics`.
+pub(crate) fn render(server: &Server, links: &Links) -> String {
+    let figures = links.figures();
+    Snapshot {
+        stats: server.stats(),
+        sessions: server.sessions(),
+        is_draining: !server.is_ready(),
+        budget: server.budget().clone(),
+        kept_for_clients: server.kept_bytes() + figures.unread_bytes,
+        kept_for_backend: server.unread_bytes() + figures.kept_bytes,
+        links: figures,
+        log_lines_lost: log::lines_lost(),
+    }
+    .render()
+}
+
+impl Snapshot {
+    fn render(&self) -> String {
+        let mut families = Families::default();
+        self.sessions_and_memory(&mut families);
+        self.admission(&mut families);
+        self.connections(&mut families);
+        self.messages(&mut families);
+        self.backend(&mut families);
+        self.process(&mut families);
+        families.round_trips(&self.stats);
+        process_metrics::render(&mut families.text);
+        families.text
+    }
+
+    fn sessions_and_memory(&self, to: &mut Families) {
+        let s = &self.stats;
+        to.gauge("connections", "Client connections open now.", s.connections);
+        to.gauge("sessions", "Sessions alive now, attached, parked or draining.", s.sessions);
+        to.family(
+            "sessions_by_state",
+            "gauge",
+            "Sessions alive now, by state; plain connections count as attached.",
+            &[
+                ("{state=\"attached\"}", self.sessions.attached),
+                ("{state=\"parked\"}", self.sessions.parked),
+                ("{state=\"draining\"}", self.sessions.draining),
+            ],
+        );
+        to.gauge("draining", "1 while the process drains, 0 before.", self.is_draining.into());
+        to.family(
+            "queue_bytes",
+            "gauge",
+            "Payload bytes kept for clients, and for the backend.",
+            &[("{leg=\"client\"}", self.kept_for_clients), ("{leg=\"backend\"}", self.kept_for_backend)],
+        );
+        let parts = self.budget.parts().map(|(kind, bytes)| (format!("{{kind=\"{kind}\"}}"), bytes));
+        let parts = parts.each_ref().map(|(labels, bytes)| (labels.as_str(), *bytes));
+        to.family("budget_bytes", "gauge", "Bytes counted in the memory budget, by owner.", &parts);
+        let limit = self.budget.limit().unwrap_or(0);
+        to.gauge("budget_limit_bytes", "Size of the memory budget in bytes; 0 is no limit.", limit);
+        let level = self.budget.level() as u64;
+        to.gauge("budget_level", "0 calm, 1 tight, 2 short, 3 full.", level);
+    }
+
+    fn admission(&self, to: &mut Families) {
+        let s = &self.stats;
+        to.counter("connections_opened_total", "Opening handshakes completed.", s.connections_opened);
+        to.counter(
+            "handshakes_failed_total",
+            "Opening handshakes refused or not completed in time.",
+            s.openings_failed,
+        );
+        let [redirected, denied, broken] = self.links.refused;
+        to.family(
+            "refused_total",
+            "counter",
+            "Clients refused, by reason: a limit of the gateway, or the backend.",
+            &[
+                ("{reason=\"full\"}", s.refused_full),
+                ("{reason=\"address\"}", s.refused_address),
+                ("{reason=\"origin\"}", s.refused_origin),
+                ("{reason=\"draining\"}", s.refused_draining),
+                ("{reason=\"unreachable\"}", self.links.unreached),
+                ("{reason=\"backend_3xx\"}", redirected),
+                ("{reason=\"backend_4xx\"}", denied),
+                ("{reason=\"backend_5xx\"}", broken),
+                ("{reason=\"memory\"}", s.refused_memory),
+            ],
+        );
+        to.family(
+            "connections_drained_total",
+            "counter",
+            "Connections drained because they were idle or old.",
+            &[("{reason=\"idle\"}", s.left_idle), ("{reason=\"lifetime\"}", s.left_old)],
+        );
+        to.family(
+            "attaches_total",
+            "counter",
+            "HELLOs, by outcome.",
+            &[
+                ("{outcome=\"new\"}", s.attached_new),
+                ("{outcome=\"resumed\"}", s.attached_resumed),
+                ("{outcome=\"lost\"}", s.attached_lost),
+                ("{outcome=\"refused\"}", s.attach_refused),
+            ],
+        );
+    }
+
+    fn connections(&self, to: &mut Families) {
+        let (s, links) = (&self.stats, &self.links);
+        to.family(
+            "dead_peers_total",
+            "counter",
+            "Peers that the heartbeat declared dead, by leg and evidence.",
+            &[
+                ("{leg=\"client\",evidence=\"silent\"}", s.dead_silent),
+                ("{leg=\"client\",evidence=\"frozen\"}", s.dead_frozen),
+                ("{leg=\"client\",evidence=\"stalled\"}", s.dead_stalled),
+                ("{leg=\"backend\",evidence=\"silent\"}", links.dead_silent),
+                ("{leg=\"backend\",evidence=\"frozen\"}", links.dead_frozen),
+                ("{leg=\"backend\",evidence=\"stalled\"}", links.dead_stalled),
+            ],
+        );
+        to.counter(
+            "peers_unresponsive_total",
+            "Times that a client sent bytes and answered no probe for 5 minutes.",
+            s.not_listening,
+        );
+        to.family(
+            "protocol_errors_total",
+            "counter",
+            "Client connections ended over a protocol violation, by layer.",
+            &[("{layer=\"websocket\"}", s.protocol_errors), ("{layer=\"session\"}", s.session_errors)],
+        );
+    }
+
+    fn messages(&self, to: &mut Families) {
+        let s = &self.stats;
+        to.family(
+            "messages_total",
+            "counter",
+            "Application messages from (in) and to (out) clients, replayed ones included.",
+            &[("{direction=\"in\"}", s.messages_in), ("{direction=\"out\"}", s.messages_out)],
+        );
+        to.family(
+            "message_bytes_total",
+            "counter",
+            "Payload bytes of application messages.",
+            &[("{direction=\"in\"}", s.bytes_in), ("{direction=\"out\"}", s.bytes_out)],
+        );
+        to.counter("replayed_total", "Messages written again after a resume.", s.replayed);
+        to.family(
+            "gaps_total",
+            "counter",
+            "Gaps reported: to clients whose session was lost, and by clients that dropped messages.",
+            &[("{cause=\"session\"}", s.attached_lost), ("{cause=\"client\"}", s.gaps)],
+        );
+        to.family(
+            "sessions_evicted_total",
+            "counter",
+            "Sessions evicted to free a resource, by resource.",
+            &[
+                ("{reason=\"full\"}", s.evicted),
+                ("{reason=\"ports\"}", s.evicted_resource),
+                ("{reason=\"memory\"}", s.evicted_memory),
+            ],
+        );
+        to.counter("sessions_expired_total", "Sessions whose resume window passed.", s.expired);
+    }
+
+    fn backend(&self, to: &mut Families) {
+        let links = &self.links;
+        to.gauge("backend_up", "1 if the latest attempt reached the backend, 0 if not.", links.up.into());
+        to.gauge("links", "Connections to the backend open now.", links.attached);
+        let labels = Reason::ALL.map(|reason| format!("{{reason=\"{}\"}}", reason.label()));
+        let failed: Vec<_> = labels.iter().map(String::as_str).zip(links.failed).collect();
+        let help =
+            "Attempts to reach the backend or to open a WebSocket that failed, probes included, by reason.";
+        to.family("link_attempts_failed_total", "counter", help, &failed);
+        to.counter("links_lost_total", "Connections to the backend that were lost.", links.lost);
+        to.family(
+            "link_messages_total",
+            "counter",
+            "Messages of clients that may not have reached the backend, by fate.",
+            &[
+                ("{fate=\"unknown\"}", links.unknown),
+                ("{fate=\"not_delivered\"}", links.not_delivered),
+                ("{fate=\"undeliverable\"}", links.undeliverable),
+            ],
+        );
+        let [informational, ok, redirected, refused, failed] = links.requests;
+        to.family(
+            "http_requests_total",
+            "counter",
+            "Responses to clients, by class of status.",
+            &[
+                ("{status=\"1xx\"}", informational),
+                ("{status=\"2xx\"}", ok),
+                ("{status=\"3xx\"}", redirected),
+                ("{status=\"4xx\"}", refused),
+                ("{status=\"5xx\"}", failed),
+            ],
+        );
+        let help = "Requests that got no complete response of the backend.";
+        to.counter("http_unanswered_total", help, links.unanswered);
+        let help = "Links that found that the backend answers no Ping.";
+        to.counter("links_pings_unanswered_total", help, links.pings_unanswered);
+    }
+
+    fn process(&self, to: &mut Families) {
+        let help = "Log lines that could not be written, or not fast enough.";
+        to.counter("log_lines_lost_total", help, self.log_lines_lost);
+        let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+        to.family("build_info", "gauge", "1; the label has the version.", &[(version, 1)]);
+        to.family(
+            "prologues_total",
+            "counter",
+            "Prologues replayed to new connections to the backend, by outcome.",
+            &[
+                ("{outcome=\"done\"}", self.links.prologues),
+                ("{outcome=\"failed\"}", self.links.prologues_failed),
+            ],
+        );
+    }
+}
+
+/// The text, one family after the other.
+#[derive(Default)]
+struct Families {
+    text: String,
+}
+
+impl Families {
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, "gauge", help, &[("", value)]);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, "counter", help, &[("", value)]);
+    }
+
+    fn family(&mut self, name: &str, kind: &str, help: &str, samples: &[(&str, u64)]) {
+        let _ = writeln!(self.text, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(self.text, "mainstay_{name}{labels} {value}");
+        }
+    }
+
+    fn round_trips(&mut self, stats: &Stats) {
+        let (name, out) = ("mainstay_heartbeat_rtt_seconds", &mut self.text);
+        let help = "Round-trip time of heartbeats to clients.";
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
+        let mut cumulated = 0;
+        for (bound, count) in RTT_BUCKETS.iter().zip(stats.rtt_buckets) {
+            cumulated += count;
+            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {cumulated}");
+        }
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {}", stats.rtt_count);
+        let _ = writeln!(out, "{name}_sum {}\n{name}_count {}", stats.rtt_sum.as_secs_f64(), stats.rtt_count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered() -> String {
+        process_metrics::started();
+        let mut stats = Stats::default();
+        (stats.attached_resumed, stats.rtt_count) = (7, 1);
+        let snapshot = Snapshot {
+            stats,
+            kept_for_clients: 5,
+            kept_for_backend: 6,
+            budget: Budget::new(1 << 20),
+            links: Figures { lost: 3, unknown: 2, ..Figures::default() },
+            ..Snapshot::default()
+        };
+        snapshot.render()
+    }
+
+    #[test]
+    fn metrics_are_prometheus_text_with_help_and_type_for_each_family() {
+        let text = rendered();
+        for sample in [
+            "mainstay_links_lost_total 3\n",
+            "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
+            "mainstay_queue_bytes{leg=\"client\"} 5\n",
+            "mainstay_queue_bytes{leg=\"backend\"} 6\n",
+            "mainstay_budget_bytes{kind=\"links\"} 0\n",
+            "mainstay_budget_limit_bytes 1048576\n",
+            "mainstay_budget_level 0\n",
+            "mainstay_attaches_total{outcome=\"resumed\"} 7\n",
+            "mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n",
+        ] {
+            assert!(text.contains(sample), "{sample}");
+        }
+        let families = text.lines().filter(|line| line.starts_with("# TYPE")).count();
+        assert_eq!(families, text.lines().filter(|line| line.starts_with("# HELP")).count());
+        let known = ["# ", "mainstay_", "process_"];
+        assert!(text.lines().all(|line| known.iter().any(|begin| line.starts_with(begin))));
+    }
+
+    #[test]
+    fn every_family_is_documented_and_no_other() {
+        let rendered = rendered();
+        let served: Vec<_> =
+            rendered.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let page = include_str!("../../../docs/METRICS.md");
+        let (gateways, _) = page.split_once("\n## The Fastify plugin\n").unwrap();
+        let rows = gateways.lines();
+        let documented: Vec<_> =
+            rows.filter_map(|row| row.strip_prefix("| `")?.split(['`', '{']).next()).collect();
+        assert_eq!(documented, served);
+    }
+}

@@ -1,0 +1,47 @@
+//! A `mainstay.v1` session and its link to the backend.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use mainstay::CloseCode;
+use mainstay::Session;
+use tokio::time::sleep;
+
+use crate::access_log::{AccessEntry, EndedBy};
+use crate::client_request::{BackendRefusal, ClientRequest, accepted};
+use crate::link_config::LinkConfig;
+use crate::relay::{FORWARD_TIMEOUT, relay};
+
+/// Opens a link for a session and relays. The backend must agree on the subprotocol that the client already received.
+/// Until it does, the client's messages wait in the session, unacknowledged.
+pub(crate) async fn serve_session(session: Session, request: ClientRequest, config: Arc<LinkConfig>) {
+    let subprotocol = session.peer().subprotocol.as_deref().map(str::to_owned);
+    let entry = AccessEntry::new(&session, request.path.clone());
+    let link = match request.link(subprotocol.as_slice(), &config) {
+        Ok(link) => link,
+        Err(reason) => return session.close(CloseCode::POLICY, &reason),
+    };
+    let mut monitor = config.links.open(link.sender(), session.id());
+    let to_client = session.sender();
+    let answered = tokio::select! {
+        answered = accepted(&link, &mut monitor, &config) => answered,
+        // A client that closed meanwhile may have sent messages: the backend has this long to accept them.
+        () = async { to_client.closed().await; sleep(FORWARD_TIMEOUT).await } => {
+            return entry.ended(EndedBy::Client, None, "closed before the backend responded");
+        }
+    };
+    match (answered, subprotocol) {
+        (Err(BackendRefusal { status, reason }), _) => {
+            let unauthorized = matches!(status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN));
+            let code = if unauthorized { CloseCode::UNAUTHORIZED } else { CloseCode::POLICY };
+            session.close(code, &format!("the backend refused: {reason}"));
+            entry.ended(EndedBy::Backend, Some(code), &reason);
+        }
+        (Ok(()), Some(name)) if link.subprotocol().as_ref() != Some(&name) => {
+            let reason = format!("the backend did not agree on the subprotocol {name}");
+            session.close(CloseCode::POLICY, &reason);
+            entry.ended(EndedBy::Gateway, Some(CloseCode::POLICY), &reason);
+        }
+        (Ok(()), _) => relay(session, link, monitor, entry, config).await,
+    }
+}
