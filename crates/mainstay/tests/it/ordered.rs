@@ -95,7 +95,7 @@ async fn an_event_that_stands_for_a_place_comes_before_the_messages_behind_it() 
 }
 
 #[tokio::test]
-async fn a_message_behind_a_gap_is_received_though_nobody_listens_to_events() {
+async fn a_message_behind_a_gap_is_received_also_without_a_listener_for_events() {
     let mut client = client_behind_a_gap().await;
     let _idle = client.events();
     let mut seen = Vec::new();
