@@ -16,8 +16,8 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::any;
-use mainstay::server::{Config, Sender, Session};
-use mainstay::{CloseCode, HeartbeatConfig, Message, SendError, Server, SessionUpgrade};
+use mainstay::server::{Config, Sender};
+use mainstay::{CloseCode, HeartbeatConfig, Message, SendError, Server, Session, SessionUpgrade};
 use tokio::net::TcpListener;
 
 #[tokio::main]

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::Router;
 use axum::routing::any;
 use bytes::Bytes;
-use mainstay::server::{AuthError, Session};
-use mainstay::{Server, SessionUpgrade};
+use mainstay::server::AuthError;
+use mainstay::{Server, Session, SessionUpgrade};
 use tokio::net::TcpListener;
 
 /// The highest number seen of each name.
