@@ -207,7 +207,7 @@ async fn a_listener_elsewhere_is_woken_for_what_the_one_stream_hands_over() {
     let events = link.events();
     let listening =
         tokio::spawn(async move { while !matches!(events.next().await, Some(Event::FreshPeer)) {} });
-    // It has taken what there is, and waits.
+    // The listener has received every event, and waits.
     tokio::time::sleep(Duration::from_millis(20)).await;
     while !matches!(link.recv_any().await, Some(Incoming::FreshPeer { .. })) {}
     listening.await.unwrap();
