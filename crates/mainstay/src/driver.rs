@@ -299,9 +299,10 @@ impl Wire {
     /// Completes a closing connection: writes what is queued, then shuts down both sides. Bounded in time, so that a peer
     /// that does neither keeps no resources.
     pub(crate) async fn finish(mut self) {
-        if self.transport.into_tokio().is_err() {
-            return;
-        }
+        self.transport = match self.transport.into_tokio() {
+            Ok(transport) => transport,
+            Err(_) => return,
+        };
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
         let linger = std::future::poll_fn(|cx| {
             loop {
