@@ -238,8 +238,7 @@ async fn close<P>(client: &ClientHandle<P>, events: &Events, mut summary: Summar
 
 #[cfg(test)]
 mod tests {
-    use mainstay::Report;
-    use mainstay::client::{End, EndCause, ReasonCode};
+    use mainstay::client::{End, EndCause, ReasonCode, Report};
 
     use super::*;
 

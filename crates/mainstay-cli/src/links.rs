@@ -342,8 +342,8 @@ impl Links {
 
 #[cfg(test)]
 mod tests {
-    use mainstay::client::{Event, FailureKind, Lost};
-    use mainstay::{Link, Message, Report};
+    use mainstay::client::{Event, FailureKind, Lost, Report};
+    use mainstay::{Link, Message};
 
     use super::*;
 

@@ -4,8 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use mainstay::client::{End, Event, Lost, Mode, ReasonCode};
-use mainstay::{CloseCode, Fate, Message, Report};
+use mainstay::client::{End, Event, Lost, Mode, ReasonCode, Report};
+use mainstay::{CloseCode, Fate, Message};
 use serde_json::{Value, json};
 
 use super::Arguments;

@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use mainstay::client::{Event, Lost, ReasonCode};
-use mainstay::{Report, SessionId};
+use mainstay::SessionId;
+use mainstay::client::{Event, Lost, ReasonCode, Report};
 
 use super::Links;
 use crate::access_log;
