@@ -125,7 +125,7 @@ async fn connect<P>(
 }
 
 fn fail(error: &impl std::fmt::Display, code: u8) -> ExitCode {
-    log::say(&escaped(&error.to_string(), |_| false));
+    log::write_line(&escaped(&error.to_string(), |_| false));
     ExitCode::from(code)
 }
 

@@ -165,7 +165,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let (token, settings) = match checked {
         Ok(checked) => checked,
         Err(line) => {
-            log::say(&line);
+            log::write_line(&line);
             return ExitCode::from(2);
         }
     };
@@ -173,14 +173,14 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     {
         Ok(connector) => connector,
         Err(line) => {
-            log::say(&line);
+            log::write_line(&line);
             return ExitCode::from(2);
         }
     };
     match serve(arguments, token, settings, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            log::say(&line);
+            log::write_line(&line);
             ExitCode::FAILURE
         }
     }

@@ -31,7 +31,9 @@ impl Output {
 
     pub(super) fn greet(&self, url: &str) {
         if self.interactive && !self.json {
-            log::say(&format!("connecting to {url}; each line is sent as a message; Ctrl-D or Ctrl-C ends"));
+            log::write_line(&format!(
+                "connecting to {url}; each line is sent as a message; Ctrl-D or Ctrl-C ends"
+            ));
         }
     }
 
@@ -54,7 +56,7 @@ impl Output {
             facts["detail"] = json!(detail);
             return json_line(&facts);
         }
-        log::say(&format!("{name}: {}", escaped(&detail, |_| false)));
+        log::write_line(&format!("{name}: {}", escaped(&detail, |_| false)));
         Ok(())
     }
 }
