@@ -87,7 +87,7 @@ for (const code of [undefined, 1012]) {
       else assert.ok(outcome === "unknown" && times <= 1, `${text} ${outcome} ${times}`);
     }
     const numbers = all.filter((message) => message !== "login").map((message) => Number(message.slice(6)));
-    assert.deepEqual(numbers, numbers.toSorted((a, b) => a - b), "in order, what was sent again too");
+    assert.deepEqual(numbers, numbers.toSorted((a, b) => a - b), "in order, also those sent again");
     assert.deepEqual([log[0], new Set(log)], ["open", new Set(["open", "gap replaced"])]);
     assert.equal(log.filter((entry) => entry === "open").length, log.filter((entry) => entry !== "open").length + 1);
   });

@@ -121,7 +121,7 @@ test("a mini-program dials at once when it is shown or the network is back, and 
     act();
     assert.equal(socket.status, "connecting");
   }
-  assert.match(reasons[0]!, /ECONNREFUSED/, "why is told");
+  assert.match(reasons[0]!, /ECONNREFUSED/, "the status has the reason");
   socket.close();
   await until(() => socket.status === "ended");
   assert.deepEqual([wx.listeners.show!.size, wx.listeners.network!.size], [0, 0]);
