@@ -503,7 +503,7 @@ test("a session's probe has four times as long after a connection is given up, u
     assert.equal(stage.machine.current, id, `${limit}`);
     stage.pass(1);
     assert.equal(stage.machine.current, 0, `${limit}`);
-    // The replacement, which was asked for when the probe was a second old, is there too late.
+    // The replacement, opened when the probe was a second old, comes too late.
     stage.open(stage.machine.dialled);
     stage.welcome(stage.machine.dialled, id + 1, true);
   };
@@ -727,7 +727,7 @@ test("a server that turned plain is accepted once it has forgotten the session, 
     let id = 2;
     const attempt = () => {
       while (stage.machine.dialled !== id) stage.pass(500);
-      // A browser fails a connection whose server answers no offer.
+      // A browser fails a connection whose server answers an offer with no subprotocol.
       if (isBrowser && stage.did.at(-1) === `dial ${id} offering`) stage.lose(id, 1006, "");
       else stage.open(id, "plain");
       id++;
@@ -841,7 +841,7 @@ test("a client gives up after the configured number of attempts in a row, with t
       while (stage.machine.dialled !== id) stage.pass(1000);
       stage.lose(id, 1006, `refused ${id}`);
     }
-    // Each time once with an offer and once without.
+    // Each retry is one attempt with an offer and one without.
     assert.deepEqual([stage.did.length, stage.last("close").code, stage.last("close").reason], [dials, 1006, `refused ${dials}`]);
   }
   const plain = new Stage({ maxRetries: 1 }, false);

@@ -119,7 +119,7 @@ function mount(t: TestContext) {
 async function serve(t: TestContext): Promise<{ url: string; connections: WebSocket[] }> {
   const connections: WebSocket[] = [];
   const server = new WebSocketServer({ host: "127.0.0.1", port: 0 });
-  // It takes the first protocol that is offered, which is the plain one.
+  // The server chooses the first protocol that is offered, which is the plain one.
   server.on("connection", (connection) => connections.push(connection));
   await once(server, "listening");
   t.after(() => server.close());

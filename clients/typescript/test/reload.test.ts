@@ -93,7 +93,7 @@ test("a page that may not store anything has a socket all the same, and starts a
     },
   });
   for (const isThere of [true, false]) {
-    // A document made by a server has none at all.
+    // A document made by a server has no `sessionStorage`.
     if (!isThere) for (const name of ["sessionStorage", "document"]) delete (globalThis as any)[name];
     const socket = new MainstaySocket(server.url, [], { WebSocket, persist: sessionStorageStore() });
     t.after(() => socket.suspend());

@@ -1,4 +1,4 @@
-/** A backend that knows its clients by their connection restarts behind a real gateway. */
+/** A backend that keeps state with each connection restarts behind a real gateway. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -32,7 +32,7 @@ class Backend {
     this.server = server;
   }
 
-  /** `code`: a Close in order; none: the process died. */
+  /** With `code` it closes in order; without, as if its process died. */
   async stop(code?: number): Promise<void> {
     for (const client of this.server?.clients ?? []) code ? client.close(code) : client.terminate();
     await new Promise((done) => this.server?.close(done) ?? done(0));

@@ -14,7 +14,7 @@ import { build } from "esbuild";
 const PLAIN = 5_380;
 const SESSION = 12_350;
 
-/** Between entry points that are bundled as one. */
+/** Separates entry points that are bundled as one. */
 const AND = "` and `";
 
 const README = new URL("../README.md", import.meta.url);
@@ -71,7 +71,7 @@ async function sizeOf(entry: string): Promise<[minified: number, zipped: number]
   return [contents.length, gzipSync(contents, { level: 9 }).length];
 }
 
-/** A Markdown table whose columns stand under one another, numbers to the right. */
+/** Returns a Markdown table with aligned columns, numbers to the right. */
 function align(rows: string[][]): string {
   const isNumber = (column: number) => /^\d/.test(rows[1]![column]!);
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));

@@ -17,7 +17,7 @@ import { SessionServer, WebSocket } from "./session-server.js";
 import { until } from "./support.js";
 
 const LIMIT = { timeout: 20_000 };
-/** Where nothing listens. */
+/** A port without a server. */
 const NOWHERE = "ws://127.0.0.1:9/";
 
 type Either = MainstaySocket | PlainSocket;
