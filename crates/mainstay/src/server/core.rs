@@ -478,7 +478,7 @@ mod tests {
     use mainstay_proto::ws::{Connection, Kind, Limits, Role};
 
     use super::*;
-    use crate::server::Server;
+    use crate::Server;
     use crate::transport::Transport;
 
     fn hello(attempt: u64, token: Option<ResumeToken>) -> Hello {

@@ -20,7 +20,7 @@ pub struct Sender {
     pub(super) core: CoreRef,
 }
 
-/// Defines the verbs of [`Session`](super::Session) and [`Sender`], once.
+/// Defines the verbs of [`Session`](crate::Session) and [`Sender`], once.
 macro_rules! shared_verbs {
     ($handle:ty) => {
         impl $handle {
@@ -155,14 +155,14 @@ macro_rules! shared_verbs {
             }
 
             /// How many messages were dropped because the client did not keep up; see
-            /// [`drop_oldest`](super::SessionUpgrade::drop_oldest).
+            /// [`drop_oldest`](crate::SessionUpgrade::drop_oldest).
             #[must_use]
             pub fn dropped(&self) -> u64 {
                 self.core.lock().peer.dropped()
             }
 
-            /// Acknowledges the `count` oldest messages that [`Session::recv`](super::Session::recv) has returned and that are not
-            /// acknowledged; see [`Session::ack`](super::Session::ack).
+            /// Acknowledges the `count` oldest messages that [`Session::recv`](crate::Session::recv) has returned and that are not
+            /// acknowledged; see [`Session::ack`](crate::Session::ack).
             pub fn ack_oldest(&self, count: u64) {
                 self.core.change(|peer| {
                     if let Some(session) = peer.session_mut() {

@@ -161,7 +161,7 @@ async fn with_successor() -> (SocketAddr, std::net::TcpListener, Arc<Notify>, St
 }
 
 #[tokio::test(start_paused = true)]
-async fn until_a_successor_accepts_newcomers_wait_and_then_they_are_its() {
+async fn new_connections_wait_until_a_successor_accepts_them() {
     let (address, copy, taken, stage) = with_successor().await;
     let _visitor = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
     let _other = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
@@ -177,7 +177,7 @@ async fn until_a_successor_accepts_newcomers_wait_and_then_they_are_its() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_no_successor_comes_newcomers_are_refused_with_503_to_the_end() {
+async fn without_a_successor_new_connections_are_refused_with_503_until_the_end() {
     let (address, copy, _taken, stage) = with_successor().await;
     drop(copy);
     let url = format!("ws://{address}/echo");
@@ -212,7 +212,7 @@ async fn a_drain_without_time_still_tells_sessions_and_waits_for_their_handlers(
 }
 
 #[tokio::test(start_paused = true)]
-async fn sessions_are_sent_away_and_waited_for_and_nobody_is_let_in() {
+async fn a_shutdown_drains_the_sessions_waits_for_them_and_accepts_no_other() {
     let mut stage = Stage::set(Duration::ZERO).await;
     let url = format!("ws://{}/echo", stage.address);
     let client = Client::builder(&url).unwrap().connect_once().await.unwrap();

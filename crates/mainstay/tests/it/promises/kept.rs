@@ -128,7 +128,7 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r13_over_random_faults_each_message_arrives_once_and_in_order_or_a_gap_says_that_it_is_unknown() {
+async fn r13_over_random_faults_each_message_arrives_once_and_in_order_or_a_gap_reports_it_as_unknown() {
     small_leaps(SECOND / 100);
     let mut lost_sessions = 0;
     for seed in 0..6 {
@@ -174,7 +174,7 @@ async fn closed(raw: &mut Raw, talks: bool) -> Option<u16> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r15_peers_that_are_idle_old_or_too_many_are_ended_or_refused_with_the_code_that_says_so() {
+async fn r15_idle_old_and_excess_peers_are_ended_or_refused_each_with_its_code() {
     small_leaps(SECOND / 100);
     let lifetime = LifetimeConfig::default();
     let lifetime =
@@ -227,7 +227,8 @@ async fn knows_its_visitors(request: Request<axum::body::Body>, next: Next) -> R
 }
 
 #[tokio::test]
-async fn r17_one_line_makes_a_route_hooks_run_before_the_upgrade_and_a_shutdown_ends_everybody_in_order() {
+async fn r17_one_line_makes_a_route_hooks_run_before_the_upgrade_and_a_shutdown_ends_every_session_in_order()
+{
     // The example that the README shows, whole.
     let example = include_str!("../../../examples/echo.rs");
     let lines = example.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("//"));

@@ -168,7 +168,7 @@ fn r7_no_sequence_of_events_leads_a_client_to_a_state_that_may_not_follow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r7_a_session_is_attached_or_parked_until_it_is_over_and_says_which() {
+async fn r7_a_session_is_attached_or_parked_until_it_is_over_and_reports_which() {
     let (came, mut handles) = mpsc::unbounded_channel();
     let (said, mut states) = mpsc::unbounded_channel();
     let (address, mainstay) = handled(Server::default(), move |mut session: Session| {
