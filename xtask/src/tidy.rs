@@ -42,7 +42,7 @@ pub(crate) fn check() -> Result<Outcome> {
         ends_with_newline(&text, &mut complain);
         names_no_place(path, &text, &local, &mut complain);
         unfinished(&text, &mut complain);
-        words.check(path, &text, &mut complain);
+        words.check(path, &text).into_iter().for_each(|(line, what)| complain(line, &what));
         if path.ends_with(".rs") {
             sides_stay_apart(path, &text, &mut complain);
             prints_nothing_that_may_panic(path, &text, &mut complain);
@@ -68,7 +68,7 @@ pub(crate) fn check() -> Result<Outcome> {
     Err(format!("{} complaints\n{}", complaints.len(), complaints.join("\n")).into())
 }
 
-pub(crate) type Complain<'a> = dyn FnMut(usize, &str) + 'a;
+type Complain<'a> = dyn FnMut(usize, &str) + 'a;
 
 fn ends_with_newline(text: &str, complain: &mut Complain) {
     if !text.is_empty() && !text.ends_with('\n') {
@@ -279,7 +279,7 @@ fn proto_without_runtime() -> Result<Option<String>> {
     Ok(runtime.map(|line| format!("mainstay-proto depends on {line}")))
 }
 
-pub(crate) fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
+fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
     (1..).zip(text.lines())
 }
 

@@ -222,8 +222,8 @@ impl Peer {
         self.send_with(message, pressure, ServerSession::send_within)
     }
 
-    /// As [`send`](Self::send); a full window drops its oldest message that was never written. A plain peer, which cannot
-    /// be told of a gap, may be full.
+    /// As [`send`](Self::send); a full window drops its oldest message that was never written. The window of a plain
+    /// peer, to which no gap can be reported, may be full.
     pub(super) fn send_dropping_oldest(
         &mut self,
         message: Message,

@@ -49,7 +49,7 @@ pub enum SlowMember {
     #[default]
     Disconnect,
     /// Drops the oldest of its messages that were never written, and reports the gap to the client in their place. A plain
-    /// client, which cannot be told of a gap, is disconnected.
+    /// client, to which no gap can be reported, is disconnected.
     DropOldest,
     /// Leaves the message out, and the client does not notice.
     Skip,

@@ -173,7 +173,7 @@ macro_rules! shared_verbs {
 
             /// Reports that the application replaced the state behind the session, and the session goes on: messages from
             /// there may be missing. A client that speaks `mainstay.v1` gets an event at this place of its stream
-            /// (`Event::Replaced`); a plain one cannot be told.
+            /// (`Event::Replaced`); a plain client gets no report.
             ///
             /// Source: `docs/PROTOCOL.md` "80 REPLACED".
             pub fn note_replaced(&self) {
@@ -195,8 +195,8 @@ impl Sender {
         Self { core: Arc::clone(core) }
     }
 
-    /// A full window drops its oldest message that was never written; a plain client, which cannot be told of a gap, may be
-    /// full.
+    /// A full window drops its oldest message that was never written; the window of a plain client,
+    /// to which no gap can be reported, may be full.
     pub(super) fn send_dropping_oldest(&self, message: Message) -> Result<(), SendError> {
         self.core.send_dropping_oldest(message)
     }

@@ -253,7 +253,7 @@ impl SessionUpgrade {
     /// may be the new one, and reports the gap to the client at its place in the order. For data that the slowness of one
     /// client must not hold up: a room, a feed. Default: `send` waits, and [`Session::try_send`] returns the message.
     ///
-    /// Towards a plain peer, which cannot be told of a gap, it changes nothing.
+    /// It changes nothing for a plain peer, to which no gap can be reported.
     pub fn drop_oldest(mut self) -> Self {
         self.options.drops_oldest = true;
         self

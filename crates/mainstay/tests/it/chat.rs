@@ -1,4 +1,4 @@
-//! The example of a chat does what its page says.
+//! The example of a chat does what its page describes.
 
 use std::net::SocketAddr;
 

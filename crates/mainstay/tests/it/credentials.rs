@@ -1,4 +1,4 @@
-//! Who may have a session.
+//! Credentials: which client gets which session.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use mainstay::{Client, CloseCode, Link, Message, Server};
 
 use crate::support::{Proxy, echo, server, until};
 
-/// An echo server that knows `alice:...` and `bob:...`, and the credentials that it was asked about.
+/// An echo server that accepts `alice:...` and `bob:...`, and the credentials that it judged.
 async fn guarded() -> (std::net::SocketAddr, Server, Arc<Mutex<Vec<Option<Bytes>>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);

@@ -1,4 +1,4 @@
-//! What the log says of a session, and what a handler's own lines stand in.
+//! The lines of the log about a session, and the span around the lines of its handler.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};

@@ -9,8 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::support::{Proxy, handled, until};
 
-/// A server whose sessions are members of a room and say in it what they receive; the messages of `quiet` members go
-/// nowhere. Their ends are reported.
+/// A server whose sessions are members of a room and send to it what they receive. Their ends are reported.
 async fn serve(room: &Room, keep: Window) -> (SocketAddr, Server, mpsc::UnboundedReceiver<EndCause>) {
     let (report, reports) = mpsc::unbounded_channel();
     let room = room.clone();
@@ -45,12 +44,12 @@ async fn a_message_reaches_all_members_in_one_order_also_those_that_are_away_mea
         let speaker = if n % 2 == 0 { &first } else { &second };
         speaker.send(format!("{n}")).await.unwrap();
     }
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     for _ in 0..20 {
-        heard.push(first.recv().await.unwrap());
+        received.push(first.recv().await.unwrap());
     }
     proxy.open();
-    for message in &heard {
+    for message in &received {
         assert_eq!(second.recv().await.as_ref(), Some(message));
         assert_eq!(away.recv().await.as_ref(), Some(message));
     }
@@ -87,7 +86,8 @@ async fn a_member_leaves_when_its_last_membership_is_dropped_and_a_message_may_e
     assert_eq!(clients[0].recv().await, Some(Message::text("all")));
 }
 
-/// Sends six messages to a member that is away, where four are kept; then what it receives, up to `last`, and is told.
+/// Sends six messages to a member that is away, where four are kept. Returns what it receives, up to `last`, its events, and
+/// the end of its session.
 async fn overfill(room: &Room, last: &str) -> (Vec<Message>, Events, Option<EndCause>) {
     let keep = Window { messages: 4, bytes: 1 << 20 };
     let (address, mainstay, mut reports) = serve(room, keep).await;

@@ -1,4 +1,4 @@
-//! What `serve` takes: listeners, applications, and how long connections wait for a next request.
+//! What `serve` accepts: listeners and applications; and how long connections wait for a next request.
 
 use std::sync::Arc;
 use std::time::Duration;

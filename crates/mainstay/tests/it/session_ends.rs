@@ -32,7 +32,7 @@ struct Seen {
 impl Seen {
     async fn handle(self, mut session: Session) {
         if self.has_begun() {
-            return; // A client that was sent away came back: another session.
+            return; // A client that was asked to leave has come back: another session.
         }
         *self.sender.lock().unwrap() = Some(session.sender());
         session.send("welcome").await.unwrap();
@@ -79,7 +79,7 @@ async fn nothing_is_received_after_a_close_however_long_the_client_reads_nothing
     // It never receives, and so acknowledges nothing.
     let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     client.send("before").await.unwrap();
-    until_quiet("it is heard", || seen.received() == 1).await;
+    until_quiet("it is received", || seen.received() == 1).await;
     let closed = Instant::now();
     seen.sender().close(KICKED, "kicked");
     until_quiet("the handler returns", || seen.end().is_some()).await;
@@ -97,9 +97,9 @@ async fn a_client_that_was_closed_accepts_nothing_more_though_it_did_not_read_wh
     let (address, _mainstay, seen) = serve(Config::default()).await;
     let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     client.send("before").await.unwrap();
-    until_quiet("it is heard", || seen.received() == 1).await;
+    until_quiet("it is received", || seen.received() == 1).await;
     seen.sender().close(KICKED, "kicked");
-    // One that waits for room is told, too: the server hears no more, and makes none.
+    // A `send` that waits for room fails, too: the server receives nothing more, and so makes no room.
     let outcome = tokio::time::timeout(Duration::from_secs(30), async {
         loop {
             if let Err(refused) = client.send("after").await {
@@ -116,7 +116,7 @@ async fn a_handler_receives_nothing_from_a_plain_client_that_it_has_closed() {
     let (address, mainstay, seen) = serve(Config::default()).await;
     let link = Link::builder(&format!("ws://{address}/echo")).unwrap().connect();
     link.send("before").await.unwrap();
-    until_quiet("it is heard", || seen.received() == 1).await;
+    until_quiet("it is received", || seen.received() == 1).await;
     seen.sender().close(KICKED, "kicked");
     link.send("after").await.ok();
     until_quiet("the handler returns", || seen.end().is_some()).await;
@@ -132,7 +132,7 @@ async fn an_abort_ends_a_session_at_once_and_the_client_gets_its_code() {
     let events = client.events();
     client.send("before").await.unwrap();
     assert_eq!(client.recv().await, Some("welcome".into()));
-    until_quiet("it is heard", || seen.received() == 1).await;
+    until_quiet("it is received", || seen.received() == 1).await;
     let aborted = Instant::now();
     seen.sender().abort(KICKED, "kicked");
     assert!(seen.sender().is_closed() && seen.sender().try_send("late").is_err());

@@ -24,7 +24,7 @@ use crate::support::{echo, until_quiet};
 
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// A server with sessions at `/echo` and a response at `/slow` that takes as long as it was told to.
+/// A server with sessions at `/echo` and a response at `/slow` that is as slow as the test asks for.
 struct Stage {
     address: SocketAddr,
     mainstay: Server,
@@ -45,7 +45,7 @@ impl Stage {
             done.store(true, Ordering::Relaxed);
             "slowly"
         };
-        // Nobody is to leave because of this one.
+        // No connection may end because of this deadline.
         let mainstay = Server::new(Config::new().opening_deadline(100 * WITHIN).unwrap());
         let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
         let app = Router::new().route("/slow", get(slowly)).route("/echo", sessions);
@@ -143,7 +143,7 @@ async fn requests_that_wait_in_the_queue_or_are_on_their_way_are_answered_and_no
     }
 }
 
-/// A server whose listener a successor may take, and what tells that it did.
+/// A server whose listener a successor may take over, and the signal that it did.
 async fn with_successor() -> (SocketAddr, std::net::TcpListener, Arc<Notify>, Stage) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

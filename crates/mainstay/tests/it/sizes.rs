@@ -1,5 +1,5 @@
-//! How large a message may be: the largest that the other end takes is known, one byte more is refused at once, and one
-//! message is never too large for a window.
+//! How large a message may be: each end announces the largest message that it accepts, the other end refuses one byte more at
+//! once, and a single message is never too large for a window.
 
 use mainstay::client::{Event, Report};
 use mainstay::server::{Config, Received};

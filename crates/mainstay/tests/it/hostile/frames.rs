@@ -1,4 +1,4 @@
-//! Frames that RFC 6455 does not allow, and frames that it allows and nobody needs.
+//! Frames that RFC 6455 does not allow, and frames that it allows and no application needs.
 
 use mainstay::server::Config;
 

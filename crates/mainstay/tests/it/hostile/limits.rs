@@ -28,7 +28,7 @@ async fn a_connection_over_the_limit_gets_503_and_a_time_to_wait() {
     assert!((1..=10).contains(&wait.parse::<u64>().unwrap()), "{answer}");
     assert_eq!(stage.mainstay.stats().refused_full, 1);
     last.echoes("x").await;
-    // Whoever leaves makes room.
+    // A connection that ends makes room.
     drop(last);
     let opened = async {
         loop {
@@ -167,7 +167,7 @@ async fn a_handler_that_panics_ends_only_its_own_session() {
     for _ in 0..8 {
         let mut raw = Raw::open(address, "").await;
         raw.write(&super::frame(0x81, b"panic")).await;
-        // Nobody promises a closing handshake here, only an end.
+        // A closing handshake is not promised here, only an end.
         raw.close_code().await;
     }
     // A session of `mainstay.v1` ends as well, and its client gets another one.

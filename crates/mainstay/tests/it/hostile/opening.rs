@@ -99,7 +99,7 @@ async fn a_request_that_opens_no_websocket_is_answered_with_its_status_and_close
         ("a Host of two words", good.replace("Host: x", "Host: x y"), "400"),
     ];
     for (what, request, status) in cases {
-        // A second request in the same breath: it may have been meant for somebody else.
+        // A second request in the same packet: a proxy may have meant it for another client.
         let answer = stage.answer((request + "GET /echo HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
         let line = answer.lines().next().unwrap_or_default();
         assert!(line.contains(&format!(" {status} ")), "{what}: {line:?} for {status}");

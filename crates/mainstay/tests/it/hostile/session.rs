@@ -51,7 +51,7 @@ fn token_in(answer: Control) -> ResumeToken {
     welcome.token
 }
 
-/// A connection that said `hello`, and the answer.
+/// A connection that sent `hello`, and the answer.
 async fn opened(stage: &Stage, hello: Hello) -> (Raw, Control) {
     let mut raw = Raw::open(stage.address, OFFER).await;
     raw.write(&control(&Control::Hello(Box::new(hello)))).await;
@@ -113,7 +113,7 @@ async fn a_client_that_reads_nothing_costs_no_more_memory_than_its_windows() {
     let mut stage = Stage::set(Config::default()).await;
     let (mut raw, _) = opened(&stage, hello(1)).await;
     raw.write(&control(&Control::Ack { acknowledged: 0, window: None })).await;
-    // The handler echoes until what it may keep is full; then it takes nothing, and the window is full too.
+    // The handler echoes until its `keep` is full; then it receives nothing, and the window is full, too.
     let message = frame(0x82, &[0; 60_000]);
     let mut written = 0;
     let flooding = async {

@@ -99,7 +99,7 @@ async fn r2_every_peer_gets_pings_of_at_most_125_bytes_and_one_that_speaks_mains
     let (address, _mainstay) = echo_server(Config::default()).await;
     let mut plain = Raw::open(address, "").await;
     for _ in 0..3 {
-        // Nothing but Pings: an idle plain peer is told nothing else.
+        // Only Pings: an idle plain peer gets nothing else.
         let (first, payload) = plain.frame().await.unwrap();
         assert_eq!(first, PING);
         assert!(payload.len() <= 125);
