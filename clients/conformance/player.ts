@@ -1,13 +1,13 @@
 /**
  * Plays the exchanges of `conformance/vectors/exchanges.json`, with the transcript as the peer of the end under test.
- * The format and the rules stand in `conformance/README.md`.
+ * `conformance/README.md` has the format and the rules.
  */
 
 import assert from "node:assert/strict";
 import { type Data, decode, type Delivery, type Frame } from "@mainstay/client/protocol";
 import { dataToJson, fromJson, inTranscript, onTheWire, toJson } from "./vectors.js";
 
-/** What an end put on a connection: a message, or a Close. */
+/** Something that an end wrote to a connection: a message, or a Close. */
 export type Written = [connection: number, output: Data | { code: number; reason: string }];
 
 /** The end under test. Connections are numbered from 1. */
@@ -16,9 +16,9 @@ export interface End {
   open(now: number, connection: number): void;
   read(now: number, connection: number, frame: Frame): void;
   lose(now: number, connection: number, close?: { code: number; reason: string }): void;
-  /** Time passes; what is due is done on the way. */
+  /** Lets time pass; the end does what becomes due.*/
   waitUntil(now: number): void;
-  /** What the application does. False: this end does not know the step. */
+  /** Does a step of the application. Returns false if this end does not have the step. */
   act(now: number, step: any): boolean;
   receive(now: number): Delivery | undefined;
   receiveVolatile?(): Data | undefined;
@@ -74,7 +74,7 @@ class Player {
     } else if (step.restart) {
       if (step.restart === end.name) end.restart?.(now);
     } else if (step.at === end.name) this.application(step);
-    else assert.ok(step.at, "nobody knows this step");
+    else assert.ok(step.at, "no end has this step");
   }
 
   collect(): void {
@@ -83,8 +83,8 @@ class Player {
 
   finish(): void {
     for (const [id, left] of this.written) assert.deepEqual(left, [], `${this.end.name} wrote more on ${id}`);
-    assert.equal(this.end.receive(this.now), undefined, "something is left to hand over");
-    assert.equal(this.end.receiveVolatile?.(), undefined, "something volatile is left");
+    assert.equal(this.end.receive(this.now), undefined, "a delivery is left");
+    assert.equal(this.end.receiveVolatile?.(), undefined, "a volatile message is left");
     assert.equal(this.end.event(), undefined, "an event is left");
   }
 
@@ -103,7 +103,7 @@ class Player {
     else assert.equal(step.fate, "lost");
   }
 
-  /** Something that the absent end wrote arrives. */
+  /** A message, or a Close, of the absent end arrives. */
   private arrive(id: number, step: any): void {
     if (step.closes) return this.end.lose(this.now, id, { code: step.closes, reason: this.names.fill("reason", step.reason) });
     const frame = fromJson(this.names.fill("", this.withDefaults(step.writes)));
@@ -120,7 +120,7 @@ class Player {
       const { data, first, count } = end.receive(now) ?? {};
       assert.deepEqual([data, first, count], [undefined, ...step.receives_gap]);
     } else if (step.receives_replaced) {
-      // This end does not say how often so far.
+      // This end does not report the count.
       const { data, count } = end.receive(now) ?? {};
       assert.deepEqual([data, count], [undefined, 0]);
     } else if ("receives_volatile" in step) {
@@ -146,11 +146,11 @@ class Player {
   }
 }
 
-/** Values that one end chose, by the names that the exchange gives them. */
+/** The values that one end chose, by their names in the exchange. */
 class Names {
   private known = new Map<string, any>();
 
-  /** Compares, and binds the names that are seen for the first time. */
+  /** Compares, and binds each name at its first use. */
   unify(expected: any, actual: any): void {
     if (typeof expected === "string" && expected.startsWith("$") && !expected.includes(" ")) {
       if (this.known.has(expected)) return assert.deepEqual(actual, this.known.get(expected), expected);
@@ -162,7 +162,7 @@ class Names {
     } else assert.deepEqual(actual, this.fill("", expected));
   }
 
-  /** Puts values in the place of names; one of the absent end gets a value made from its name. */
+  /** Replaces names by values. A name of the absent end gets a value made from the name. */
   fill(field: string, value: any): any {
     if (value && typeof value === "object" && !Array.isArray(value)) {
       return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, this.fill(name, inner)]));
@@ -182,5 +182,5 @@ function invent(field: string, name: string): unknown {
   return Buffer.concat(Array(length).fill(bytes)).subarray(0, length).toString("hex");
 }
 
-/** What a message is in a transcript, for error messages. */
+/** Returns a message as a transcript shows it, for error messages. */
 export const shown = (frame: Frame) => JSON.stringify(toJson(frame));

@@ -83,11 +83,11 @@ function valueFromJson(field: string, value: any, name: string): unknown {
   return typeof value === "string" && !TEXTS.includes(field) ? unhex(value) : value;
 }
 
-/** The WebSocket message that carries this. */
+/** Returns the WebSocket message that carries this frame. */
 export function onTheWire(frame: Frame): Data {
   if (!frame) throw new Error("reserved types are never sent");
   return frame.type ? encode(frame as Control) : encodeData((frame as { data: Data }).data);
 }
 
-/** A WebSocket message as a transcript shows it. */
+/** Returns a WebSocket message as a transcript shows it. */
 export const inTranscript = (message: Data) => toJson(decode(message));

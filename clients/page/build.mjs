@@ -1,4 +1,4 @@
-// Makes the live page: one file without a request of its own for each language, which `mainstay serve` carries.
+// Makes the live page: for each language one file, which needs no other and is part of `mainstay serve`.
 //
 //   node page/build.mjs        in clients/, after npm install
 
@@ -10,10 +10,10 @@ import { fileURLToPath } from "node:url";
 const source = (name) => fileURLToPath(new URL(name, import.meta.url));
 const target = (name) => source(`../../crates/mainstay-cli/src/${name}`);
 
-/** Where each language's page belongs. */
+/** The file of each language's page. */
 export const TARGETS = { en: target("page.html"), zh: target("page.zh.html") };
 
-/** The page, as it is to be in this language. */
+/** Returns the page in this language. */
 export async function page(language) {
   const words = JSON.parse(await readFile(source("words.json"), "utf8"))[language];
   const script = await build({
@@ -32,7 +32,7 @@ export async function page(language) {
     if (typeof words[name] !== "string") throw new Error(`words.json has no ${language}.${name}`);
     return words[name];
   });
-  // Functions, because a `$` in the code is no pattern.
+  // Functions, so that a `$` in the code is no pattern.
   return html
     .replace("<style></style>", () => `<style>${style.code.trim()}</style>`)
     .replace("<script></script>", () => `<script>${script.outputFiles[0].text.trim()}</script>`);

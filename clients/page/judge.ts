@@ -1,30 +1,27 @@
-/**
- * The page's own judgement of one lane: what was said and what arrived, by the numbers of the messages alone, whoever
- * claims what.
- */
+/** The page's own judgement of one lane: what was sent and what arrived, by the numbers of the messages alone. */
 
 import { Sequence } from "./sequence.js";
 
 export class Judge {
   sent = 0;
   answered = 0;
-  /** Sent and not answered, oldest first; with when. */
+  /** When each unanswered message was sent, the oldest first. */
   open = new Map<number, number>();
-  /** The server's own. */
+  /** The server's own messages. */
   ticks = new Sequence();
   #lost = new Set<number>();
   #twice = 0;
   #late = 0;
   #last = 0;
 
-  /** The page said a number, or would have: there was nothing to send it on. */
-  said(n: number, wasSent: boolean): void {
+  /** Notes a message of the page. `wasSent` is false if there was no connection for it. */
+  note(n: number, wasSent: boolean): void {
     this.sent++;
     if (wasSent) this.open.set(n, performance.now());
     else this.#lost.add(n);
   }
 
-  /** The server answered; how long it took, if this is the first answer. */
+  /** Notes an answer. Returns the round trip if it is the first answer to this message. */
   answer(n: number): number | undefined {
     const at = this.open.get(n);
     if (at === undefined && !this.#lost.delete(n)) {
@@ -35,12 +32,12 @@ export class Judge {
     this.answered++;
     if (n < this.#last) this.#late++;
     this.#last = Math.max(n, this.#last);
-    // Messages arrive in order: what is older and was not answered is not on its way any more.
+    // Messages arrive in order: an older one without an answer is not on its way any more.
     for (const older of this.open.keys()) if (older < n) this.lose(older);
     return at && performance.now() - at;
   }
 
-  /** What was open is lost: its connection is gone, and nobody kept it. */
+  /** The unanswered messages are lost: their connection is gone, and neither end kept them. */
   abandon(): void {
     for (const n of this.open.keys()) this.lose(n);
   }

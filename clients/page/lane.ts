@@ -6,18 +6,18 @@ import { fill, type Words } from "./words.js";
 
 const LOG_LINES = 200;
 
-/** What a visitor does to both. */
+/** What the user does to both lanes. */
 export type Wish = keyof Words["did"];
 
 export const element = <Kind extends HTMLElement = HTMLElement>(id: string) => document.getElementById(id) as Kind;
 
 export function show(id: string, text: string | number): void {
   const { firstChild } = element(id);
-  // Writing what is there already would make a screen reader say it again.
+  // Writing the same text again would make a screen reader repeat it.
   if (firstChild?.nodeValue !== `${text}`) element(id).textContent = `${text}`;
 }
 
-/** What a lane shows of itself. */
+/** What a lane shows. */
 export interface Seen {
   health: Health;
   state: string;
@@ -28,7 +28,7 @@ export interface Seen {
   under: number;
 }
 
-/** What both lanes have: numbers, a trace, and when they last changed. */
+/** The state of a lane: numbers, a trace, and when they last changed. */
 export class Lane {
   judge = new Judge();
   trace: Trace;
@@ -38,7 +38,7 @@ export class Lane {
   lostAt: number | undefined;
   wish: { what: Wish; at: number } | undefined;
 
-  /** `prefix`: of the ids of its elements. */
+  /** `prefix` is that of the ids of its elements. */
   constructor(
     readonly prefix: "" | "plain-",
     readonly name: string,
@@ -50,19 +50,19 @@ export class Lane {
     show(this.prefix + id, text);
   }
 
-  tell(what: string, how = ""): void {
+  report(what: string, how = ""): void {
     this.show("last", what);
     element(`${this.prefix}last`).className = `last ${how}`;
-    tell(this.name, what, how);
+    log(this.name, what, how);
   }
 
-  /** A message of the server's; the answer's round trip, if it is one. */
-  take(data: string): { n: number; trip: number } | undefined {
+  /** Reads a message of the server. Returns the number and the round trip if it is an answer. */
+  receive(data: string): { n: number; trip: number } | undefined {
     const { type, n, message } = JSON.parse(data) as { type: string; n: number; message: string };
     if (type === "tick") {
-      this.judge.ticks.take(n);
+      this.judge.ticks.receive(n);
       this.trace.beat();
-    } else if (type !== "pulse") this.tell(fill(WORDS.error, { why: message }), "bad");
+    } else if (type !== "pulse") this.report(fill(WORDS.error, { why: message }), "bad");
     else {
       const trip = this.judge.answer(n);
       if (trip === undefined) return undefined;
@@ -114,8 +114,8 @@ export class Lane {
   }
 }
 
-/** A line of the log, the newest first. */
-export function tell(who: string, what: string, how = ""): void {
+/** Adds a line to the log, the newest first. */
+export function log(who: string, what: string, how = ""): void {
   const parts = [
     Object.assign(document.createElement("time"), { textContent: new Date().toLocaleTimeString([], { hourCycle: "h23" }) }),
     Object.assign(document.createElement("b"), { textContent: who }),
@@ -123,7 +123,7 @@ export function tell(who: string, what: string, how = ""): void {
   ];
   const line = document.createElement("li");
   line.append(...parts);
-  const log = element("log");
-  log.prepend(line);
-  while (log.childElementCount > LOG_LINES) log.lastElementChild!.remove();
+  const list = element("log");
+  list.prepend(line);
+  while (list.childElementCount > LOG_LINES) list.lastElementChild!.remove();
 }

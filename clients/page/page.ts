@@ -7,45 +7,45 @@
 
 import { MainstaySocket } from "../typescript/src/index.js";
 import type { Judge } from "./judge.js";
-import { element, Lane, show, tell, type Wish } from "./lane.js";
+import { element, Lane, log, show, type Wish } from "./lane.js";
 import { Plain } from "./plain.js";
 import { fill, inSeconds, seconds, tenths } from "./words.js";
 
 const PULSE_EVERY = 1000;
-/** So long without an answer is worth a word. */
+/** After so long without an answer the page shows it. */
 const DOUBT_AFTER = 1500;
-/** And so long that what a plain WebSocket was given is taken for lost, until an answer comes all the same. */
+/** After so long the messages of a plain WebSocket count as lost, until an answer comes all the same. */
 const LOST_AFTER = 12_000;
-/** An answer that took longer says that the server was held. */
+/** An answer that took longer shows that the server was paused. */
 const LATE = 300;
 
 const url = new URL("pulse", location.href).href.replace(/^http/, "ws").replace(/[?#].*$/, "");
 const byHand = new Lane("plain-", WORDS.byHand);
 const ours = new Lane("", WORDS.ours);
-/** What was typed, by its number. */
+/** The typed texts, by the number of their message. */
 const typed = new Map<number, string>();
 let pulses = 0;
 
 // ---- by hand ----------------------------------------------------------------------------------------
 
-/** Nothing passes on the newest connection any more: the visitor pulled the cable. */
+/** No byte passes on the newest connection any more: the user cut the cable. */
 let isCableCut = false;
-/** Back on a new connection, and the first word of the server's is awaited: it tells how many are missing. */
+/** How long the reconnection took, until the first message of the server shows how many are missing. */
 let backAfter: number | undefined;
 
 const plain = new Plain(url, {
   open() {
     const now = performance.now();
     isCableCut = false;
-    if (byHand.lostAt === undefined) byHand.tell(WORDS.connected, "good");
+    if (byHand.lostAt === undefined) byHand.report(WORDS.connected, "good");
     else backAfter = now - byHand.lostAt;
     byHand.attachedAt = now;
     byHand.lostAt = byHand.wish = undefined;
     if (!pulses) pulse();
   },
   message(data) {
-    const answered = byHand.take(data);
-    if (backAfter !== undefined) byHand.tell(fill(WORDS.backPlain, { time: seconds(backAfter), n: byHand.judge.lost }), "bad");
+    const answered = byHand.receive(data);
+    if (backAfter !== undefined) byHand.report(fill(WORDS.backPlain, { time: seconds(backAfter), n: byHand.judge.lost }), "bad");
     backAfter = undefined;
     if (answered) wentOn(byHand, answered.trip);
     refresh();
@@ -55,17 +55,17 @@ const plain = new Plain(url, {
     byHand.lostAt = now;
     byHand.judge.abandon();
     const { wish } = byHand;
-    byHand.tell(wish ? fill(WORDS.closedNoticed, { time: seconds(now - wish.at) }) : WORDS.closed, "bad");
+    byHand.report(wish ? fill(WORDS.closedNoticed, { time: seconds(now - wish.at) }) : WORDS.closed, "bad");
     refresh();
   },
 });
 
-/** Lost for certain, and what nobody will send again on a connection that gives no answer. */
+/** The messages that are lost, and those under way. On a connection that answers nothing, those under way are lost too: no end sends them again. */
 function lostByHand(now: number): { lost: number; under: number } {
   const { lost, open, ticks } = byHand.judge;
   const isHopeless = isCableCut || !plain.isOpen || byHand.silence(now) > LOST_AFTER;
   if (!isHopeless || byHand.attachedAt === undefined) return { lost, under: open.size };
-  // What the server said meanwhile is what the other lane received.
+  // The other lane received what the server sent meanwhile.
   const meanwhile = ticks.newest && Math.max(0, ours.judge.ticks.newest - ticks.newest);
   return { lost: lost + open.size + meanwhile, under: 0 };
 }
@@ -89,50 +89,50 @@ function refreshByHand(now: number): void {
 
 const socket = new MainstaySocket(url);
 let gaps = 0;
-let retryAt: number | undefined;
-/** Attached anew, but not everything from before has been answered. */
+let nextAttemptAt: number | undefined;
+/** Set from a new attach until all earlier messages are answered. */
 let recovery: { at: number; upTo: number; words: string; values: { [name: string]: string | number } } | undefined;
 let replayed = 0;
 let doubtedAt: number | undefined;
 
 socket.on("message", ({ data }) => {
-  const answered = ours.take(data as string);
+  const answered = ours.receive(data as string);
   if (!answered) return;
   const { n, trip } = answered;
   doubtedAt = undefined;
   if (!recovery) wentOn(ours, trip);
   const words = typed.get(n);
-  if (words !== undefined) ours.tell(fill(WORDS.cameBack, { words, time: seconds(trip) }), "good");
+  if (words !== undefined) ours.report(fill(WORDS.cameBack, { words, time: seconds(trip) }), "good");
   typed.delete(n);
   refresh();
 });
 
 socket.on("status", ({ status, code, reason, nextAttemptInMs }) => {
-  retryAt = nextAttemptInMs === undefined ? undefined : performance.now() + nextAttemptInMs;
+  nextAttemptAt = nextAttemptInMs === undefined ? undefined : performance.now() + nextAttemptInMs;
   if (status === "attached") return;
-  if (status === "ended") ours.tell(fill(WORDS.ended, { why: reason || `${code}` }), "bad");
+  if (status === "ended") ours.report(fill(WORDS.ended, { why: reason || `${code}` }), "bad");
   else if (ours.lostAt === undefined && ours.attachedAt !== undefined) {
     ours.lostAt = performance.now();
-    ours.tell(ours.wish ? fill(WORDS.noticed, { time: seconds(ours.lostAt - ours.wish.at) }) : WORDS.wasLost, "bad");
+    ours.report(ours.wish ? fill(WORDS.noticed, { time: seconds(ours.lostAt - ours.wish.at) }) : WORDS.wasLost, "bad");
   }
   refresh();
 });
 
 socket.on("session", ({ mode, resumed, id }) => {
   const now = performance.now();
-  if (mode !== "session") ours.tell(WORDS.noSession, "doubtful");
-  else if (ours.attachedAt === undefined) ours.tell(fill(WORDS.connectedAs, { id: name(id) }), "good");
+  if (mode !== "session") ours.report(WORDS.noSession, "doubtful");
+  else if (ours.attachedAt === undefined) ours.report(fill(WORDS.connectedAs, { id: name(id) }), "good");
   if (ours.attachedAt !== undefined) recovery = { at: now, upTo: pulses, ...comeback(now, resumed) };
   if (!resumed) replayed = 0;
   ours.attachedAt = now;
-  ours.lostAt = retryAt = doubtedAt = ours.wish = undefined;
+  ours.lostAt = nextAttemptAt = doubtedAt = ours.wish = undefined;
   if (!pulses) pulse();
   refresh();
 });
 
 const name = (id: string) => id.slice(0, 8);
 
-/** What is said when all that was open has been answered. */
+/** The words of the report for when all open messages have been answered. */
 function comeback(now: number, resumed: boolean) {
   const n = socket.stats.connections;
   if (!resumed) return { words: WORDS.newSession, values: { n } };
@@ -143,22 +143,22 @@ function comeback(now: number, resumed: boolean) {
 
 socket.on("gap", ({ fate, dropped }) => {
   gaps++;
-  if (dropped) ours.tell(fill(WORDS.gapDropped, { n: dropped.count }), "bad");
-  else if (!fate) ours.tell(WORDS.gapOpen, "bad");
+  if (dropped) ours.report(fill(WORDS.gapDropped, { n: dropped.count }), "bad");
+  else if (!fate) ours.report(WORDS.gapOpen, "bad");
   else {
     const { delivered, unknown, last } = fate;
-    ours.tell(fill(WORDS.gap, { delivered, unknown: unknown - delivered, rest: last - unknown }), "bad");
+    ours.report(fill(WORDS.gap, { delivered, unknown: unknown - delivered, rest: last - unknown }), "bad");
   }
 });
 
-socket.on("error", ({ error }) => ours.tell(fill(WORDS.error, { why: error?.message ?? "?" }), "bad"));
+socket.on("error", ({ error }) => ours.report(fill(WORDS.error, { why: error?.message ?? "?" }), "bad"));
 
 function sendOurs(text: string): boolean {
   try {
     socket.send(text);
     return true;
   } catch {
-    ours.tell(WORDS.notAccepted, "bad");
+    ours.report(WORDS.notAccepted, "bad");
     return false;
   }
 }
@@ -189,11 +189,11 @@ function refreshOurs(now: number): void {
   show("replayed", stats.replayed);
   show("repeated", stats.repeatedAndDropped);
   show("gaps", gaps);
-  tellRecovery(now);
+  reportRecovery(now);
 }
 
-/** Once all that was open when it came back has been answered. */
-function tellRecovery(now: number): void {
+/** Reports a recovery once all messages that were open before it have been answered. */
+function reportRecovery(now: number): void {
   if (!recovery || now - recovery.at < 50) return;
   const { upTo, words, values } = recovery;
   const none = words === WORDS.newSession ? WORDS.noneSoFar : WORDS.nothingLost;
@@ -201,13 +201,13 @@ function tellRecovery(now: number): void {
   recovery = undefined;
   const again = socket.stats.replayed - replayed;
   replayed += again;
-  ours.tell(fill(words, { ...values, again, judgement: ours.judgement() || none }), ours.judge.lost ? "doubtful" : "good");
+  ours.report(fill(words, { ...values, again, judgement: ours.judgement() || none }), ours.judge.lost ? "doubtful" : "good");
 }
 
 function detail(now: number, isSilent: boolean): string {
   if (isSilent) return fill(WORDS.checking, { time: tenths(ours.silence(now)) });
   if (socket.status === "attached") return socket.sessionId ? fill(WORDS.session, { id: name(socket.sessionId) }) : WORDS.noSession;
-  const wait = retryAt === undefined ? 0 : Math.ceil((retryAt - now) / 1000);
+  const wait = nextAttemptAt === undefined ? 0 : Math.ceil((nextAttemptAt - now) / 1000);
   const { size } = ours.judge.open;
   return [wait > 0 ? fill(WORDS.reconnectsIn, { time: inSeconds(wait * 1000, 0) }) : "", size ? fill(WORDS.kept, { n: size }) : ""].filter(Boolean).join(", ");
 }
@@ -216,28 +216,28 @@ function detail(now: number, isSilent: boolean): string {
 
 function wentOn(lane: Lane, trip: number): void {
   if (lane.wish?.what !== "freeze" || trip < LATE) return;
-  lane.tell(fill(WORDS.wentOn, { time: seconds(trip) }), "good");
+  lane.report(fill(WORDS.wentOn, { time: seconds(trip) }), "good");
   lane.wish = undefined;
 }
 
 function pulse(words?: string): void {
-  // Both begin together, as nothing is lost before there is a connection.
+  // Both lanes begin together, as no message is lost before there is a connection.
   if (byHand.attachedAt === undefined || ours.attachedAt === undefined) return;
   const n = ++pulses;
   const text = JSON.stringify({ type: "pulse", n, ...(words === undefined ? {} : { text: words }) });
   if (words !== undefined) typed.set(n, words);
-  byHand.judge.said(n, plain.send(text));
-  ours.judge.said(n, sendOurs(text));
+  byHand.judge.note(n, plain.send(text));
+  ours.judge.note(n, sendOurs(text));
   refresh();
 }
 
-/** Breaks what is connected. */
+/** Breaks the live connections. */
 function make(what: Wish, message: object = {}, time = ""): void {
   const text = JSON.stringify({ type: what, ...message });
   const wish = { what, at: performance.now() };
   const [isOpen, isAttached] = [plain.isOpen, socket.status === "attached"];
-  if (!isOpen && !isAttached) return tell(WORDS.you, WORDS.nothingToBreak);
-  tell(WORDS.you, fill(WORDS.did[what], { time }));
+  if (!isOpen && !isAttached) return log(WORDS.you, WORDS.nothingToBreak);
+  log(WORDS.you, fill(WORDS.did[what], { time }));
   if (isOpen) {
     plain.send(text);
     byHand.wish = wish;
@@ -252,7 +252,7 @@ function refresh(): void {
   refreshOurs(now);
 }
 
-// ---- what a visitor does ----------------------------------------------------------------------------
+// ---- what the user does -------------------------------------------------------------------------------
 
 const ACTIONS: { [key: string]: [id: string, act: () => void] } = {
   c: ["silent", () => make("silent")],
@@ -281,7 +281,7 @@ element<HTMLFormElement>("say").onsubmit = (event) => {
   const words = field.value.trim();
   if (!words || !pulses) return;
   field.value = "";
-  tell(WORDS.you, fill(WORDS.said, { words }));
+  log(WORDS.you, fill(WORDS.said, { words }));
   pulse(words);
 };
 
@@ -295,12 +295,12 @@ element("copy").onclick = async () => {
   await navigator.clipboard.writeText(lines.join("\n"));
   show("copy", WORDS.copied);
 };
-// Only where the page may write there: over HTTPS, or on this machine.
+// A page may write to the clipboard only over HTTPS, or on this machine.
 element("copy").hidden = !navigator.clipboard;
 
 declare global {
   interface Window {
-    /** For tests, and for the curious at a console. */
+    /** For tests, and for users at the console. */
     pulse: { socket: MainstaySocket; judge: Judge; byHand: Judge };
   }
 }

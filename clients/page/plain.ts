@@ -1,10 +1,10 @@
-/** The usual recipe, as tutorials have it: connect again 3 s after `close`, send if it is open. */
+/** The usual recipe of tutorials: connect again 3 s after `close`, send if the socket is open. */
 
 const RECONNECT_AFTER = 3000;
 
 export class Plain {
   connections = 0;
-  /** When the next connection is tried, while there is none. */
+  /** When the next attempt is made, while there is no connection. */
   reconnectsAt: number | undefined;
   #url: string;
   #socket!: WebSocket;

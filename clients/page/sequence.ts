@@ -1,15 +1,15 @@
-/** Numbers that come one after the other: what is missing, comes twice or comes late shows in the numbers alone. */
+/** Numbers that come one after the other: they show which are missing, repeated or late. */
 export class Sequence {
-  /** How many different numbers came. */
+  /** The number of different numbers that came. */
   arrived = 0;
   twice = 0;
   late = 0;
-  /** The newest that came; 0: none came yet. The first one is where it begins. */
+  /** The newest number; 0: none came yet. The first one begins the sequence. */
   newest = 0;
   #missing = new Set<number>();
 
-  take(n: number): void {
-    // The first; or the server's clock was set.
+  receive(n: number): void {
+    // The first number; or the server's clock was set.
     if (!this.newest || n - this.newest > 100_000) this.newest = n - 1;
     if (n <= this.newest) {
       if (!this.#missing.delete(n)) {

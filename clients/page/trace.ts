@@ -1,6 +1,6 @@
 /**
- * The pulse, drawn: a beat where an answer came, taller the longer it took; a ripple where the server's own message
- * came; a flat line while nobody answers, and a faint one before anything happened. It moves, unless the visitor prefers that nothing does: then a line of the
+ * Draws the pulse: a beat for each answer, taller the longer it took; a ripple for each message of the server's own; a flat line
+ * while no answer comes, and a faint one before the first. The line moves, unless the user prefers reduced motion: then a line of the
  * last round trips stands still and is drawn anew once a second.
  */
 
@@ -8,13 +8,13 @@ export type Health = "none" | "well" | "silent" | "lost";
 
 interface Beat {
   at: number;
-  /** Milliseconds; undefined: a message of the server's own accord. */
+  /** Milliseconds; undefined for a message that the server sent by itself. */
   trip: number | undefined;
 }
 
-/** Seconds between two points of the line. They stand at multiples of it, so that a beat keeps its shape as it moves. */
+/** Seconds between two points of the line. Points are at multiples of it, so that a beat keeps its shape as it moves. */
 const STEP = 0.012;
-/** How many seconds a wide trace shows, and a narrow one. */
+/** The seconds that a wide trace shows, and a narrow one. */
 const PIXELS_PER_SECOND = 72;
 const AT_LEAST_SECONDS = 8;
 /** How far a beat reaches, before and after. */
@@ -44,7 +44,7 @@ export class Trace {
     requestAnimationFrame(frame);
   }
 
-  /** An answer came, after so many milliseconds; or a message without one. */
+  /** Notes an answer and its milliseconds, or a message of the server without them. */
   beat(trip?: number): void {
     this.#beats.push({ at: performance.now() / 1000, trip });
     if (this.#beats.length > 2000) this.#beats.splice(0, 1000);

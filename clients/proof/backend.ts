@@ -1,10 +1,10 @@
-/** The application behind the gateway: echoes, and remembers what it was handed. */
+/** The application behind the gateway: it echoes each message, and remembers it. */
 
 import net from "node:net";
 import { WebSocketServer } from "ws";
 
 export class Backend {
-  /** What each connection brought, as numbers of messages, in order. One connection is one session of the gateway's. */
+  /** The numbers of the messages of each connection, in order. One connection is one session of the gateway. */
   readonly seen: number[][] = [];
 
   private constructor(private server: WebSocketServer) {

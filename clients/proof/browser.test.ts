@@ -1,9 +1,8 @@
 /**
- * The client in a real browser, over the real gateway, through what networks, people and operators do to both.
+ * The client in a real browser, over the real gateway, under the faults that networks, people and operators cause.
  *
- * Every scenario sends numbered messages before, during and after its fault, and is judged by `judge.ts`: each came
- * back once and in order, or a gap says exactly which may not have. Waits are for conditions; time passes for its own
- * sake only where a scenario is about time.
+ * Every scenario sends numbered messages before, during and after its fault, and `judge.ts` checks it: each message came back once and
+ * in order, or a gap states exactly which may not have. Scenarios wait for conditions; only those about time wait for a duration.
  */
 
 import assert from "node:assert/strict";
@@ -19,7 +18,7 @@ import { advance, finish, logged, recordOf, Stage, until } from "./stage.js";
 
 declare const run: Run;
 
-/** The client calls a connection dead after two heartbeats, of a second here, and 5 s without a message. */
+/** The client gives a connection up after two heartbeats, of a second here, and 5 s without a message. */
 const VERDICT_MS = 7000;
 
 let site: Site;
@@ -130,11 +129,11 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     await advance(page);
     const { chapters } = await finish(page, backend.seen);
     const [{ fate, echoed }] = chapters as [Chapter];
-    const handedOver = backend.seen[0]!.length;
+    const delivered = backend.seen[0]!.length;
     assert.equal(chapters.length, 2);
     assert.equal(fate?.cause, "expired");
-    assert.deepEqual([fate.delivered, fate.unknown], [handedOver, handedOver]);
-    assert.equal(echoed + (fate.lost?.count ?? 0), handedOver, "each echo came or is counted as lost");
+    assert.deepEqual([fate.delivered, fate.unknown], [delivered, delivered]);
+    assert.equal(echoed + (fate.lost?.count ?? 0), delivered, "each echo came or is counted as lost");
   },
 
   "a gateway that drains serves a page that has nowhere to go until its time is up, and says so": async (stage) => {
@@ -151,7 +150,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
   },
 
   "a successor that is there when the gateway drains takes the page over without a pause": async (stage) => {
-    // As long as a browser on a busy machine may need to move.
+    // The longest time that a browser on a busy machine may need to move.
     const { page, backend, gateway } = await stage.set(["--drain", "10s"]);
     const drained = gateway.drain();
     await until("the drain to begin", async () => !(await gateway.isReady()));
@@ -319,8 +318,8 @@ const WITH_ONE_TIMER_A_MINUTE: { [name: string]: Scenario } = {
 };
 
 /**
- * A page is left, with messages that were never written; a second one goes on from a copy of what it stored; then
- * the first one comes back. It cannot know what the second wrote, and that is what it must say.
+ * The user leaves a page with messages that were never written; a second page goes on from a copy of its store; then the first page
+ * comes back. It cannot know what the second one wrote, and must report that.
  */
 async function inherit(stage: Stage, comeBack: (page: Page, address: string) => Promise<unknown>): Promise<void> {
   const { page, cable } = await stage.set([], { overReload: true });
@@ -341,11 +340,11 @@ async function inherit(stage: Stage, comeBack: (page: Page, address: string) => 
   const { chapters, record } = await finish(page);
   assert.deepEqual(attaches(inherited.record), [false, true]);
   assert.deepEqual(attaches(record), [false, false]);
-  assert.equal(chapters[0]!.fate?.unknown, stored.accepted, "the other may have written all that was stored");
+  assert.equal(chapters[0]!.fate?.unknown, stored.accepted, "the other page may have written all stored messages");
   await heir.close();
 }
 
-/** What a browser does when its user duplicates a tab: a page with a copy of this one's `sessionStorage`. */
+/** Duplicates a tab as a browser does: opens a page with a copy of this one's `sessionStorage`. */
 async function duplicateOf(page: Page, address: string): Promise<Page> {
   const opened = new Promise<Page | null>((resolve) => page.once("popup", resolve));
   await page.evaluate((url) => void window.open(url), address);

@@ -1,18 +1,18 @@
 /**
- * Real browsers, as their users have them: background tabs are throttled and pages can be frozen. A driver that is
- * made for tests of pages switches just that off.
+ * Real browsers, configured as their users have them: background tabs are throttled and pages can be frozen. Drivers made for tests of
+ * pages switch exactly that off.
  */
 
 import { existsSync } from "node:fs";
 import puppeteer, { type Browser, type Page } from "puppeteer-core";
 
-/** What puppeteer passes to Chromium so that pages behave alike whether they are seen or not. */
+/** The arguments by which puppeteer makes visible and hidden pages of Chromium behave alike. */
 const SWITCHED_OFF = ["--disable-background-timer-throttling", "--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding"];
 
 export interface Engine {
   name: "chromium" | "firefox";
   path: string;
-  /** How to get it. */
+  /** How to install it. */
   install: string;
 }
 
@@ -29,7 +29,7 @@ export const FIREFOX: Engine = {
 
 export const isThere = ({ path }: Engine) => existsSync(path);
 
-/** Chromium gives a page one timer a minute when it was hidden for five; with this, when it was for one second. */
+/** Chromium allows a page that was hidden for five minutes one timer a minute; with this, a page that was hidden for a second. */
 export const ONE_TIMER_A_MINUTE = ["--enable-features=IntensiveWakeUpThrottling:grace_period_seconds/1"];
 
 export function launch({ name, path, install }: Engine, more: string[] = []): Promise<Browser> {
@@ -51,15 +51,15 @@ export async function hidden(page: Page, during: () => Promise<void>): Promise<v
   await cover.close();
 }
 
-/** Freezes a hidden page, as Chromium does it with tabs that were long in the background. */
+/** Freezes a hidden page, as Chromium does with tabs that were long in the background. */
 export const freeze = (page: Page) => command(page, "Page.setWebLifecycleState", { state: "frozen" });
 
 export const thaw = (page: Page) => command(page, "Page.setWebLifecycleState", { state: "active" });
 
-/** Ends the page's process without a word to the page, as Chromium does it with frozen tabs when memory is short. */
+/** Ends the page's process without an event, as Chromium does with frozen tabs when memory is short. */
 export async function crash(page: Page): Promise<void> {
   const gone = new Promise((resolve) => page.once("error", resolve));
-  // Nobody is left to answer.
+  // No process is left to answer.
   void command(page, "Page.crash").catch(() => {});
   await gone;
 }

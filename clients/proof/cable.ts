@@ -1,4 +1,4 @@
-/** A cable between a client and a server that can be cut, silenced and narrowed: what a network does to TCP, in one process. */
+/** A cable between a client and a server that a test can cut, silence and narrow: the faults of a network, in one process. */
 
 import net from "node:net";
 
@@ -8,9 +8,9 @@ export class Cable {
   private isSilent = false;
   private isRefusing = false;
   private bytesPerSecond = Infinity;
-  /** When a narrow cable has room again, by the end that it reads from. */
+  /** When a narrow cable has room again, for each end that it reads from. */
   private freeAt = new WeakMap<net.Socket, number>();
-  /** Connections so far. */
+  /** The number of connections so far. */
   count = 0;
   port = 0;
 
@@ -34,7 +34,7 @@ export class Cable {
     }
   }
 
-  /** Nothing passes any more, in either direction, and nobody is told, not even of an end. New connections pass. */
+  /** Stops all bytes in both directions, also those of an end, without any notice. New connections pass. */
   silence(): void {
     for (const pair of this.pairs) {
       for (const end of pair) {
@@ -44,17 +44,17 @@ export class Cable {
     }
   }
 
-  /** Nobody gets in. */
+  /** Refuses new connections. */
   refuse(isRefusing: boolean): void {
     this.isRefusing = isRefusing;
   }
 
-  /** Nothing gets in either, without a word: connections are accepted and nothing follows. */
+  /** Silences new connections too: they are accepted, and no byte follows. */
   swallow(isSilent: boolean): void {
     this.isSilent = isSilent;
   }
 
-  /** So many bytes a second pass in each direction. */
+  /** Limits the bytes that pass in each direction each second. */
   narrow(bytesPerSecond: number): void {
     this.bytesPerSecond = bytesPerSecond;
   }
@@ -91,8 +91,8 @@ export class Cable {
       }
       return;
     }
-    // The clock says how much may pass, not the number of timers: they fire late on a busy machine, and a cable that
-    // became slower by that would be another one than the test asks for.
+    // The clock decides how much may pass, not the number of timers: timers fire late on a busy machine, and would make the cable
+    // slower than the test asks for.
     from.pause();
     const now = performance.now();
     const free = Math.max(this.freeAt.get(from) ?? now, now - LATEST_MS);
@@ -105,10 +105,10 @@ export class Cable {
   }
 }
 
-/** How late a timer may be and have its bytes made up for. */
+/** How late a timer may fire and have its bytes made up for. */
 const LATEST_MS = 1000;
 
-/** One that is being shut down is past resetting: Node 20 would leave it open, and never come to its own end. */
+/** Node 20 cannot reset a socket that is being shut down: it would leave it open, and never end. */
 function reset(socket: net.Socket): void {
   if (socket.writableEnded) socket.destroy();
   else socket.resetAndDestroy();

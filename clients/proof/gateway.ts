@@ -1,4 +1,4 @@
-/** The real binary, started and ended as an operator or a crash does it. */
+/** The real binary, started and ended as by an operator or a crash. */
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -14,7 +14,7 @@ export const MAINSTAY =
   ["debug", "release"].map((profile) => join(TARGET, profile, "mainstay")).find(existsSync) ??
   fail("no mainstay binary: run `cargo build -p mainstay-cli`, or name one in the environment variable MAINSTAY");
 
-/** The example that judges credentials, which cargo puts beside it. */
+/** The program that judges credentials, which cargo puts beside it. */
 export const CREDENTIALS_SERVER = join(dirname(MAINSTAY), "credentials_server");
 
 export class Server {
@@ -36,37 +36,37 @@ export class Server {
       port ??= /listening on ws:\/\/.*:(\d+)/.exec(line)?.[1];
       const admin = /admin on (\S+):/.exec(line)?.[1];
       if (!port || (!admin && args.includes("--admin"))) continue;
-      // What it says later is read by nobody; a pipe that is left unread keeps Node 20 from ending, now and then.
+      // No test reads later output; a pipe that is left unread sometimes keeps Node 20 from ending.
       setImmediate(() => child.stdout.resume());
       return new Server(child, Number(port), admin);
     }
     return fail(`${command} ${args.join(" ")}: ended before it listened`);
   }
 
-  /** The gateway in front of `upstream`, with a heartbeat of a second. Port 0: any. */
+  /** Starts the gateway in front of `upstream`, with a heartbeat of a second. Port 0: any. */
   static gateway(port: number, upstream: string, flags: string[]): Promise<Server> {
     const common = ["serve", "--listen", `127.0.0.1:${port}`, "--upstream", upstream, "--admin", "127.0.0.1:0", "--heartbeat", "1s"];
     return Server.start(MAINSTAY, [...common, ...flags]);
   }
 
-  /** As a crash ends it. */
+  /** Ends it as a crash does. */
   async kill(): Promise<void> {
     this.process.kill("SIGKILL");
     await this.gone();
   }
 
-  /** As an operator ends it. */
+  /** Ends it as an operator does. */
   async drain(): Promise<void> {
     this.process.kill("SIGTERM");
     await this.gone();
   }
 
-  /** Whether it takes visitors; false from the moment on in which it begins to drain. */
+  /** Whether it accepts clients; false as soon as it begins to drain. */
   async isReady(): Promise<boolean> {
     return (await fetch(`${this.admin}/readyz`)).ok;
   }
 
-  /** The sum of the samples of a metric. */
+  /** Returns the sum of the samples of a metric. */
   async metric(name: string): Promise<number> {
     const text = await (await fetch(`${this.admin}/metrics`)).text();
     const samples = text.split("\n").filter((line) => line.startsWith(`mainstay_${name}{`) || line.startsWith(`mainstay_${name} `));

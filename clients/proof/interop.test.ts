@@ -1,4 +1,4 @@
-/** Each client against each server, directly and through the gateway, and the examples of the README as they stand there. */
+/** Each client against each server, directly and through the gateway, and the examples of the README unchanged. */
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -19,7 +19,7 @@ const ends: (() => unknown)[] = [];
 after(async () => {
   for (const end of ends.splice(0).reverse()) await end();
 });
-// Of a run that is given up nothing stays either.
+// A run that is aborted leaves nothing behind either.
 process.on("SIGTERM", () => process.exit(1));
 process.on("exit", () => ends.forEach((end) => end()));
 
@@ -120,11 +120,11 @@ test("the TypeScript and the Rust client, against the README's axum server and i
   for (const readme of ["README.md", "README.zh-CN.md"]) await t.test(`the client of ${readme}`, () => shownClient(readme));
 });
 
-/** The README's client, as it stands there, against the README's axum server. */
+/** The README's client, unchanged, against the README's axum server. */
 async function shownClient(readme: string): Promise<void> {
   const shown = /```ts\n(import { MainstaySocket }[^]*?)```/.exec(readFileSync(inWorkspace(readme), "utf8"))?.[1];
   assert.ok(shown, readme);
-  // Node 20 has no WebSocket of its own unless it is asked for.
+  // Node 20 has no WebSocket of its own without a flag.
   const code = `${shown}\nsocket.close();`;
   const args = ["--experimental-websocket", "--input-type=module", "--eval", code];
   const child = spawn(process.execPath, args, { cwd: inWorkspace("clients/proof"), stdio: ["ignore", "pipe", "inherit"] });
@@ -134,7 +134,7 @@ async function shownClient(readme: string): Promise<void> {
   assert.deepEqual([printed.split("\n").sort(), status], [["", "delivered", "hello"], 0]);
 }
 
-test("the README shows the examples as they are run, in fifteen lines or so", () => {
+test("the README shows the examples as they run, in about fifteen lines", () => {
   const bare = (code: string) => code.replace(/^\/\/!.*\n/gm, "").replace(/\s+/g, "").replace(/,([)}])/g, "$1");
   for (const readme of ["README.md", "README.zh-CN.md"]) {
     const text = readFileSync(inWorkspace(readme), "utf8");

@@ -1,10 +1,10 @@
-/** The oracle: what a page sent must have come back, once and in order, except for exactly what a gap accounts for. */
+/** The oracle: each message that a page sent must have come back, once and in order, except exactly those that a gap reports. */
 
 import assert from "node:assert/strict";
 import type { Fate, Outcome } from "@mainstay/client";
 import type { Record } from "./page.js";
 
-/** One session of a page, told by the numbers that the page gave its messages. */
+/** One session of a page, in the numbers that the page gave its messages. */
 export interface Chapter {
   /** The session's number 1 is the message after this one. */
   offset: number;
@@ -17,8 +17,8 @@ export interface Chapter {
 }
 
 /**
- * Checks a record whose last message came back, and returns its sessions in order. `seen`: what the backend was
- * handed in each of them, where it was watched.
+ * Checks a record whose last message came back, and returns its sessions in order. `seen`: the messages that the backend received in
+ * each of them, if the test watched it.
  */
 export function judge(record: Record, seen?: number[][]): Chapter[] {
   const troubles = record.log.flatMap((entry) => (entry.is === "trouble" ? [entry.what] : []));
@@ -33,14 +33,14 @@ export function judge(record: Record, seen?: number[][]): Chapter[] {
   return chapters;
 }
 
-/** In every session messages come back one after the other from its first on: none missing, none twice. */
+/** In every session messages come back one after the other from its first on: none missing, none repeated. */
 function read({ log, sent }: Record): Chapter[] {
   const chapters: Chapter[] = [{ offset: 0, echoed: 0, fate: undefined, last: sent }];
   for (const entry of log) {
     const chapter = chapters.at(-1)!;
     if (entry.is === "echo") assert.equal(entry.number, ++chapter.echoed, "the next message that came back");
     if (entry.is !== "gap") continue;
-    assert.ok(entry.fate, "the gap of a session says what became of what was sent");
+    assert.ok(entry.fate, "the gap of a session has the fate of its messages");
     Object.assign(chapter, { fate: entry.fate, last: entry.accepted });
     const offset = chapter.offset + entry.fate.unknown;
     chapters.push({ offset, echoed: offset, fate: undefined, last: sent });
@@ -52,9 +52,9 @@ function checkFate({ offset, echoed, fate, last }: Chapter): void {
   if (!fate) return;
   assert.ok(fate.delivered <= fate.unknown && fate.unknown <= fate.last, "classes that do not overlap");
   assert.equal(offset + fate.last, last, "every message that was accepted is in a class");
-  assert.equal(fate.resent, fate.unknown < fate.last, "what was not delivered is sent again");
-  assert.ok(echoed - offset <= fate.unknown, "what came back is not called undelivered");
-  if (fate.lost) assert.equal(fate.lost.first, echoed - offset + 1, "what the server lost follows what came");
+  assert.equal(fate.resent, fate.unknown < fate.last, "undelivered messages are sent again");
+  assert.ok(echoed - offset <= fate.unknown, "no message that came back counts as undelivered");
+  if (fate.lost) assert.equal(fate.lost.first, echoed - offset + 1, "the server's lost messages follow those that came");
 }
 
 function outcomeOf(number: number, chapters: Chapter[]): Outcome {
@@ -65,12 +65,12 @@ function outcomeOf(number: number, chapters: Chapter[]): Outcome {
   return "not-delivered";
 }
 
-/** What is called delivered was handed over, and what is called not delivered was not. */
+/** The backend received every message that counts as delivered, and none that counts as not delivered. */
 function checkSeen(chapters: Chapter[], seen: number[][]): void {
   assert.equal(seen.length, chapters.length, "sessions that the backend saw");
   for (const [i, { offset, fate, last }] of chapters.entries()) {
     const numbers = seen[i]!;
-    assert.deepEqual(numbers, numbers.map((_, index) => offset + index + 1), "the backend was handed each message once, in order");
+    assert.deepEqual(numbers, numbers.map((_, index) => offset + index + 1), "the backend received each message once, in order");
     const from = fate ? fate.delivered : last - offset;
     const to = fate ? fate.unknown : last - offset;
     assert.ok(from <= numbers.length && numbers.length <= to, `${numbers.length} handed over, said to be ${from} to ${to}`);

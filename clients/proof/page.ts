@@ -1,14 +1,14 @@
 /**
- * What runs in the page: a socket, numbered messages at a steady rate, and a log of all that comes of them.
+ * The script of the page: a socket, numbered messages at a steady rate, and a log of the events.
  *
- * The page's query says where to connect and how, so that a reload starts again by itself. The log outlives a
- * reload in `sessionStorage`, in which it lies, like the socket's own state, only while the page is away.
+ * The page's query has the URL and the options, so that a reload starts again by itself. The log outlives a reload in
+ * `sessionStorage`, where it is, like the socket's own state, only while the page is away.
  */
 
 import { MainstaySocket, type Options, type Outcome, type SocketEvents } from "@mainstay/client";
 import { sessionStorageStore } from "@mainstay/client/reload";
 
-/** One thing that happened, in the order in which the application was told. */
+/** One event, in the order in which the application got them. */
 export type Entry =
   | { is: "echo"; number: number }
   | { is: "session"; resumed: boolean; epoch: number; id: string }
@@ -20,17 +20,17 @@ export type Entry =
   | { is: "trouble"; what: string };
 
 export interface Record {
-  /** Messages that were sent, and of these the accepted ones: some wait, as for the attach after a reload. */
+  /** The number of messages that were sent, and of those accepted: some wait, for example for the attach after a reload. */
   sent: number;
   accepted: number;
   log: Entry[];
-  /** What the socket said became of each message, by number. */
+  /** The outcome of each message, by number, as the socket reported it. */
   outcomes: { [number: number]: Outcome };
 }
 
 const KEY = "record";
 const EVERY_MS = 20;
-/** So many bytes or more are a filler that is compared, byte by byte, when it comes back. */
+/** A message of so many bytes or more is a filler that the page compares, byte by byte, when it comes back. */
 const BIG = 1000;
 
 export class Run {
@@ -73,7 +73,7 @@ export class Run {
     this.socket.authenticate(credentials);
   }
 
-  /** Credentials that were never used. */
+  /** Returns credentials that were never used. */
   private ticket(): string {
     return `${this.bearer}/${++this.tickets}`;
   }
@@ -127,7 +127,7 @@ function bodyOf(number: number, size: number): string | Uint8Array {
   return body;
 }
 
-/** 0: it is not what was sent. */
+/** Returns the number of a message; 0 if it is not one that was sent. */
 function numberOf(data: string | ArrayBuffer): number {
   if (typeof data === "string") return Number(data) % 2 ? Number(data) : 0;
   if (data.byteLength < BIG) return Number(new TextDecoder().decode(data)) || 0;

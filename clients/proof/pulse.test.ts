@@ -1,4 +1,4 @@
-/** The live page of `mainstay serve`, used as a visitor uses it. It makes the picture in the README. */
+/** The live page of `mainstay serve`, used as a person uses it. The test makes the picture in the README. */
 
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync } from "node:fs";
@@ -27,7 +27,7 @@ after(async () => {
   await server.kill();
 });
 
-/** The page, once both lanes had answers; what it complains of, and what it asks for elsewhere. */
+/** Opens the page and waits until both lanes have answers; collects its errors, and its requests to other servers. */
 async function open({ width = 1040, height = 775, language = "", where = browser } = {}): Promise<{ page: Page; complaints: string[] }> {
   const page = await where.newPage();
   await page.setViewport({ width, height });
@@ -63,7 +63,7 @@ async function connection(page: Page, least: number): Promise<void> {
   await page.waitForFunction(() => document.querySelector("#state")!.textContent === "connected", BOUND);
 }
 
-/** Waits until all that was sent in Mainstay's lane has come back, and reads the verdict. */
+/** Waits until all messages of Mainstay's lane have come back, and returns the verdict. */
 async function verdict(page: Page): Promise<string> {
   await page.waitForFunction(() => /^(\d+) sent, \1 answered;/.test(document.querySelector("#verdict")!.textContent!), BOUND);
   return text(page, "#verdict");
@@ -71,22 +71,22 @@ async function verdict(page: Page): Promise<string> {
 
 const log = (page: Page) => page.$$eval("#log li", (lines) => lines.map((line) => line.textContent).join("\n"));
 
-test("page.html is what page/build.mjs makes of its sources", async () => {
+test("page.html is up to date with its sources", async () => {
   for (const [language, path] of Object.entries(TARGETS)) {
     assert.equal(readFileSync(path, "utf8"), await built(language), "run `node page/build.mjs` in clients");
   }
 });
 
-test("every language has every word, with the same places for values", () => {
+test("every language has every word, with the same placeholders", () => {
   const { en, zh } = JSON.parse(readFileSync(inWorkspace("clients/page/words.json"), "utf8"));
   const shape = (words: object): unknown[] =>
     Object.entries(words).map(([name, word]) => [name, typeof word === "string" ? (word.match(/\{\w+\}/g) ?? []).sort() : shape(word)]);
   assert.deepEqual(shape(zh), shape(en));
 });
 
-test("before anything happened no lane looks broken, and nothing is lost", async () => {
+test("at first no lane looks broken, and no message is lost", async () => {
   const page = await browser.newPage();
-  // Without its script: what stands there in the first moment.
+  // Without its script: the page as it is in the first moment.
   await page.setJavaScriptEnabled(false);
   await page.goto(`http://127.0.0.1:${server.port}/`);
   for (const lane of ["#plain", "#ours"]) assert.equal(await page.$eval(lane, (element) => element.getAttribute("data-health")), "none");
@@ -95,7 +95,7 @@ test("before anything happened no lane looks broken, and nothing is lost", async
   await page.close();
 });
 
-test("a visitor drops the connection, moves, pauses the server and cuts the cable: by hand messages are lost, with Mainstay none", async () => {
+test("the user drops the connection, moves, pauses the server and cuts the cable: by hand messages are lost, with Mainstay none", async () => {
   const { page, complaints } = await open();
   for (const [button, least] of [["#cut", 2], ["#restart", 3]] as const) {
     await page.click(button);
@@ -114,15 +114,15 @@ test("a visitor drops the connection, moves, pauses the server and cuts the cabl
   assert.equal(await text(page, "#gaps"), "0");
   const lost = await count(page, "#plain-lost");
   assert.ok(lost >= 6, `${lost} lost by hand`);
-  assert.match(await text(page, "#plain-state"), /believes/, "it does not notice a cable that is cut");
+  assert.match(await text(page, "#plain-state"), /believes/, "a plain WebSocket does not notice a cut cable");
   assert.match(await text(page, "#last"), /nothing lost/);
   mkdirSync(inWorkspace("target/xtask"), { recursive: true });
   await page.screenshot({ path: PICTURE as `${string}.png` });
-  assert.deepEqual(complaints, [], "no request elsewhere, nothing that its policy forbids, no error");
+  assert.deepEqual(complaints, [], "no request to other servers, none that its policy forbids, no error");
   await page.close();
 });
 
-test("a session that the server forgets is reported as a gap, and the count says what is lost", async () => {
+test("a session that the server forgets is reported as a gap, and the count shows the loss", async () => {
   const { page } = await open();
   await page.click("#forget");
   await atLeast(page, "#gaps", 1);
@@ -134,7 +134,7 @@ test("a session that the server forgets is reported as a gap, and the count says
   await page.close();
 });
 
-test("the keys do what the buttons do, and words that are typed are not keys", async () => {
+test("keys work as the buttons do, and typed text is no key", async () => {
   const { page } = await open();
   await page.keyboard.press("d");
   await connection(page, 2);
@@ -147,7 +147,7 @@ test("the keys do what the buttons do, and words that are typed are not keys", a
   await page.close();
 });
 
-test("it speaks the language that the browser asks for", async () => {
+test("the page is in the language that the browser asks for", async () => {
   const { page, complaints } = await open({ language: "zh-CN,zh;q=0.9,en;q=0.8" });
   assert.equal(await page.$eval("html", (element) => element.lang), "zh-CN");
   assert.match(await text(page, "h1"), /断线不丢消息/);
@@ -160,7 +160,7 @@ test("it speaks the language that the browser asks for", async () => {
   await page.close();
 });
 
-test("axe finds nothing, in the light and in the dark, and the lists are lists", async () => {
+test("axe reports no violation, in the light and in the dark theme", async () => {
   const { page } = await open();
   await page.click("#cut");
   await connection(page, 2);
@@ -173,7 +173,7 @@ test("axe finds nothing, in the light and in the dark, and the lists are lists",
   await page.close();
 });
 
-test("it fits a phone, with what happened last in the lane's card; is read in the dark; stands still for those who ask for it", async () => {
+test("the page fits a phone, with the last event in each card, has a dark theme, and stands still with reduced motion", async () => {
   const { page } = await open({ width: 320, height: 640 });
   const width = await page.evaluate(() => document.documentElement.scrollWidth);
   assert.ok(width <= 320, `${width} px wide`);
@@ -188,7 +188,7 @@ test("it fits a phone, with what happened last in the lane's card; is read in th
   ]);
   assert.notEqual(await background(), light);
   await beats(page, 1);
-  // The trace is drawn once a second, not with every frame.
+  // The page draws the trace once a second, not with every frame.
   const drawn = await page.evaluate(async () => {
     const canvas = document.querySelector("canvas")!;
     const pictures = new Set<string>();

@@ -1,4 +1,4 @@
-/** A web server with one page, which runs the client as an application's bundler makes it. */
+/** A web server with one page, which runs the client as bundled by an application. */
 
 import http from "node:http";
 import net from "node:net";
@@ -25,12 +25,12 @@ export class Site {
     return new Site(server, `http://127.0.0.1:${(server.address() as net.AddressInfo).port}`);
   }
 
-  /** The page that connects to `socket`. `bearer`: presents its name and a new number at each attempt. */
+  /** Returns the URL of the page that connects to `socket`. `bearer`: the page presents its name and a new number at each attempt. */
   page(socket: string, options: object = {}, bearer = ""): string {
     return `${this.origin}/?${new URLSearchParams({ socket, options: JSON.stringify(options), bearer })}`;
   }
 
-  /** A page of the same origin that connects to nothing. */
+  /** Returns the URL of a page of the same origin that opens no connection. */
   get elsewhere(): string {
     return `${this.origin}/elsewhere`;
   }

@@ -1,4 +1,4 @@
-/** What every scenario stands on: all between a backend and a page, and how to wait for what the page was told. */
+/** The stage of every scenario: everything between a backend and a page, and waits for events of the page. */
 
 import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -12,9 +12,9 @@ import type { Site } from "./site.js";
 
 declare const run: Run;
 
-/** No wait for a condition takes longer, however slow the machine. */
+/** The longest wait for a condition, however slow the machine. */
 const BOUND_MS = 40_000;
-/** A page sends on through its longest wait for a next attempt, and ten megabytes at once. */
+/** The bound of kept messages: a page sends through its longest wait for an attempt, and ten megabytes at once. */
 const KEEP = [10_000, 16_000_000];
 
 /** A gateway with its backend, a cable to it, and a page at the other end. */
@@ -55,7 +55,7 @@ export class Stage {
   }
 }
 
-/** Waits until something is so. */
+/** Waits until a condition is true. */
 export async function until(what: string, isSo: () => boolean | Promise<boolean>): Promise<void> {
   const end = performance.now() + BOUND_MS;
   while (!(await isSo())) {
@@ -66,7 +66,7 @@ export async function until(what: string, isSo: () => boolean | Promise<boolean>
 
 export const recordOf = (page: Page): Promise<Record> => page.evaluate(() => run.record);
 
-/** Waits until twenty more messages came back. In front, as a hidden page sends one a second. */
+/** Brings the page to the front, as a hidden page sends one message a second, and waits until twenty more came back. */
 export async function advance(page: Page): Promise<void> {
   await until("a page that runs", () => page.evaluate(() => "run" in window));
   if (await page.evaluate(() => document.hidden)) await page.bringToFront();
@@ -79,7 +79,7 @@ export async function logged<Is extends Entry["is"]>(page: Page, is: Is, fits: (
   await until(`${is} in the log`, async () => (await recordOf(page)).log.some((entry) => entry.is === is && fits(entry as any)));
 }
 
-/** Stops sending, waits for what is on its way, and judges. */
+/** Stops sending, waits for the messages under way, and checks the record. */
 export async function finish(page: Page, seen?: number[][]): Promise<{ chapters: Chapter[]; record: Record }> {
   await page.evaluate(() => run.stop());
   await until("the last message to come back", () => page.evaluate(() => run.last === run.record.sent && run.record.sent in run.record.outcomes));

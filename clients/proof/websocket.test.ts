@@ -1,6 +1,6 @@
 /**
- * The client as the `WebSocket` of a page: what only a browser can judge, as it has the classes that Node lacks, a base
- * URL, and a `WebSocket` of its own to compare with. Every rule is asked of that first, and then of ours in its place.
+ * The client as the `WebSocket` of a page. These tests need a browser: it has the classes that Node lacks, a base URL, and a
+ * `WebSocket` of its own to compare with. Every rule is checked with that first, and then with ours in its place.
  */
 
 import assert from "node:assert/strict";
@@ -40,7 +40,7 @@ for (const engine of [CHROMIUM, FIREFOX]) {
       test(entry ? `may be the class of ${entry}` : "is what the browser has", { timeout: 60_000 }, async () => {
         const page = await browser.newPage();
         await page.goto(`${site}below/`);
-        // What the loader of these tests calls in every function.
+        // The loader of these tests calls this in every function.
         await page.evaluate("globalThis.__name = (named) => named");
         if (entry) await page.evaluate(await bundle(entry));
         assert.deepEqual(await seen(page), {
@@ -59,7 +59,7 @@ for (const engine of [CHROMIUM, FIREFOX]) {
   });
 }
 
-/** A script that puts the class where the browser's own was. */
+/** A script that replaces the browser's class by this one. */
 async function bundle(entry: string): Promise<string> {
   const contents = `import { MainstaySocket } from "${entry}"; globalThis.WebSocket = MainstaySocket;`;
   const { outputFiles } = await build({ stdin: { contents, resolveDir: import.meta.dirname }, bundle: true, format: "iife", write: false });

@@ -69,7 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     cargo("build --release --package mainstay-peers --bin bench_server")?;
     let wanted = Wanted { quick: options.quick, named: &options.servers };
     let (servers, missing) = field::prepare(&wanted)?;
-    let scale = Scale::of_this_machine(options.quick)?;
+    let scale = Scale::for_this_machine(options.quick)?;
     let mut results = Results { missing, ..Results::default() };
     let rounds = if options.quick { 1 } else { options.rounds };
     for round in 1..=rounds {
@@ -114,7 +114,7 @@ struct Scale {
 }
 
 impl Scale {
-    fn of_this_machine(quick: bool) -> Result<Self> {
+    fn for_this_machine(quick: bool) -> Result<Self> {
         let files = output(Command::new("sh").args(["-c", "ulimit -n"]))?;
         let files: u32 = files.trim().parse().unwrap_or(u32::MAX);
         let cores = std::thread::available_parallelism()?.get();
@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_rounds_the_median_counts_and_half_their_range() {
+    fn a_figure_is_the_median_of_its_rounds_and_half_their_range() {
         let server = field::ours().remove(0);
         let (scenario, figure) = (&SCENARIOS[1], &FIGURES[3]);
         let mut results = Results::default();

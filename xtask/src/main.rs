@@ -23,6 +23,7 @@ mod release;
 mod run;
 mod scale;
 mod tidy;
+mod words;
 
 use std::error::Error;
 use std::process::ExitCode;

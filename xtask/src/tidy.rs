@@ -8,6 +8,7 @@ use std::process::Command;
 
 use crate::markdown::Document;
 use crate::run::{output, tracked_files};
+use crate::words::Words;
 use crate::{Outcome, Result, circles, docs};
 
 /// Tags of code blocks in the documents that `docs` runs. `sh` is run by `docs`, `rust` is a documentation
@@ -34,12 +35,14 @@ pub(crate) fn check() -> Result<Outcome> {
     let files = tracked_files()?;
     let functions = functions(&files)?;
     let titles = titles(&files)?;
+    let words = Words::read()?;
     for path in &files {
         let Ok(text) = String::from_utf8(fs::read(path)?) else { continue }; // a picture, a font
         let mut complain = |line: usize, what: &str| complaints.push(format!("{path}:{line}: {what}"));
         ends_with_newline(&text, &mut complain);
         names_no_place(path, &text, &local, &mut complain);
         unfinished(&text, &mut complain);
+        words.check(path, &text).into_iter().for_each(|(line, what)| complain(line, &what));
         if path.ends_with(".rs") {
             sides_stay_apart(path, &text, &mut complain);
             prints_nothing_that_may_panic(path, &text, &mut complain);

@@ -5,8 +5,8 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use mainstay::server::{End, EndCause, Session};
-use mainstay::{CloseCode, SessionId};
+use mainstay::server::{End, EndCause};
+use mainstay::{CloseCode, Session, SessionId};
 
 /// A connected client. [`ended`](Self::ended) writes its line; dropping it does too.
 pub(crate) struct AccessEntry {

@@ -2,8 +2,8 @@
 //!
 //! This is a machine: the link's events go in, and a decision comes out.
 
-use mainstay::client::{Event, Lost, ReasonCode};
-use mainstay::{CloseCode, Report};
+use mainstay::CloseCode;
+use mainstay::client::{Event, Lost, ReasonCode, Report};
 
 use crate::profiles::{BackendLoss, Settings};
 use crate::prologue::ReplayError;

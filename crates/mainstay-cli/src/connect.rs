@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use mainstay::client::{Builder, ClientHandle, Event, Lost, Mode, ReasonCode, State};
-use mainstay::{Client, CloseCode, Fate, Limits, Link, Message, Report};
+use mainstay::client::{Builder, ClientHandle, Event, Lost, Mode, ReasonCode, Report, State};
+use mainstay::{Client, CloseCode, Fate, Limits, Link, Message};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 

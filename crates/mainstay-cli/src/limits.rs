@@ -11,7 +11,7 @@ use crate::values;
 pub(crate) struct Arguments {
     /// Maximum number of parked sessions (their client is away) of one address, which is one /64 in IPv6. A session above
     /// the limit replaces the one whose client has been away longest. Do not set it behind a proxy: all clients then
-    /// have the proxy's address, even if it is a --trusted-proxy. Default: no limit; when sessions, local ports or memory
+    /// have the proxy's address, even if it is trusted. Default: no limit. When sessions, local ports or memory
     /// run out, the address with the most parked sessions loses its oldest first. Range: 0 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     pub(crate) max_parked_per_ip: Option<usize>,

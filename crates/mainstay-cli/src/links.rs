@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{StatusCode, Uri};
-use mainstay::client::{Connector, Event, Lost, ReasonCode, Sender, State};
-use mainstay::{Evidence, Report, SessionId};
+use mainstay::client::{Connector, Event, Lost, ReasonCode, Report, Sender, State};
+use mainstay::{Evidence, SessionId};
 use slab::Slab;
 use tokio::sync::Notify;
 

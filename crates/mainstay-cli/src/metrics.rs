@@ -290,8 +290,10 @@ mod tests {
 
     fn rendered() -> String {
         process_metrics::started();
+        let mut stats = Stats::default();
+        (stats.attached_resumed, stats.rtt_count) = (7, 1);
         let snapshot = Snapshot {
-            stats: Stats { attached_resumed: 7, rtt_count: 1, ..Stats::default() },
+            stats,
             kept_for_clients: 5,
             kept_for_backend: 6,
             budget: Budget::new(1 << 20),

@@ -20,8 +20,8 @@ use crate::rules::{self, Pattern, Rule};
 /// Flags for the backend's protocol: `--profile`, or single settings.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(crate) struct ProfileFlags {
-    /// The protocol that the backend speaks. Sets the defaults of --on-backend-loss, --delivery, --confirm and the prologue;
-    /// docs/PROFILES.md has the values. Default: none.
+    /// The protocol that the backend speaks. Default: none. A profile sets the prologue, and what a lost backend connection,
+    /// delivery and confirmation mean; docs/PROFILES.md has the values.
     #[arg(long, value_enum)]
     profile: Option<Protocol>,
     /// What happens to a client whose backend connection is lost. Default: renew, or the profile's.

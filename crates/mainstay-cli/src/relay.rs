@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay::client::{Event, Events, Incoming};
-use mainstay::server::{Sender as ToClient, Session};
-use mainstay::{CloseCode, Link, PeerClose};
+use mainstay::server::Sender as ToClient;
+use mainstay::{CloseCode, Link, PeerClose, Session};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 

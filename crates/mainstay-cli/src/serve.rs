@@ -74,8 +74,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: SocketAddr,
     /// The backend to forward to, for example ws://127.0.0.1:3000, wss://app.internal/ws or unix:/run/app.sock. Its path is
-    /// put in front of the client's. Default: none; a built-in backend serves /echo and /broadcast, and / is a page that
-    /// shows a live connection and lets you break it.
+    /// put in front of the client's. Default: none. Without it a built-in backend serves /echo and /broadcast, and / is a
+    /// page that shows a live connection and lets you break it.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
     upstream: Option<Place>,
     #[command(flatten)]
@@ -107,7 +107,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
     /// Maximum number of open connections of one address, which is one /64 in IPv6. Do not set it behind a proxy: all
-    /// clients then have the proxy's address, even if it is a --trusted-proxy. Default: no limit. Range: 0 and above.
+    /// clients then have the proxy's address, even if it is trusted. Default: no limit. Range: 0 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
     /// Maximum number of sessions, parked ones included. Default: as many as the limit of open files and, with a backend,
@@ -122,12 +122,12 @@ pub(crate) struct Arguments {
     /// Ask clients to reconnect when a connection is this old, +-20 %. Sessions continue. Default: off.
     #[arg(long, value_name = "DURATION", value_parser = values::max_lifetime)]
     max_lifetime: Option<Duration>,
-    /// Accept WebSockets only from pages of this origin, for example https://example.com. May be repeated. Default: any
-    /// origin; the backend receives each client's Origin and can decide.
+    /// Accept WebSockets only from pages of this origin, for example https://example.com. May be repeated. Default: any.
+    /// The backend receives each client's Origin and can decide.
     #[arg(long, value_name = "ORIGIN", value_parser = values::origin)]
     allow_origin: Vec<String>,
     /// A proxy in front of the gateway, by address or network, whose X-Forwarded-*, Forwarded and X-Real-IP headers are
-    /// forwarded to the backend. May be repeated. Default: none; these headers are removed from every request, and
+    /// forwarded to the backend. May be repeated. Default: none. These headers are removed from every request, and
     /// X-Forwarded-For holds the address that connected.
     #[arg(long, value_name = "NETWORK", value_parser = values::network)]
     trusted_proxy: Vec<Network>,
@@ -138,7 +138,7 @@ pub(crate) struct Arguments {
     /// Its value must not change while a session lives. May be repeated.
     #[arg(long, value_name = "NAME")]
     session_header: Vec<HeaderName>,
-    /// Address to serve /healthz, /readyz and /metrics on. Default: none.
+    /// Address to serve /healthz, /readyz and /metrics on. Default: off.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, env = "MAINSTAY_ADMIN")]
     admin: Option<SocketAddr>,
     /// A file with the token that /metrics requires, as "Authorization: Bearer TOKEN": one line of 16 to 1024 characters.

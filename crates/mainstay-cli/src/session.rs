@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use mainstay::CloseCode;
-use mainstay::server::Session;
+use mainstay::Session;
 use tokio::time::sleep;
 
 use crate::access_log::{AccessEntry, EndedBy};

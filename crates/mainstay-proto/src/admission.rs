@@ -147,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_everybody_comes_in_and_nothing_is_remembered() {
+    fn without_limits_every_connection_is_admitted_and_nothing_is_remembered() {
         let mut admission = admission(None, None);
         assert!((0..10_000).all(|_| admission.arrive(ip("10.0.0.1")) == Admitted::Yes));
         assert!(admission.per_address.is_empty());
     }
 
     #[test]
-    fn whoever_leaves_makes_room_for_the_next() {
+    fn a_connection_that_leaves_makes_room_for_the_next() {
         let mut admission = admission(Some(2), None);
         assert_eq!(admission.arrive(ip("10.0.0.1")), Admitted::Yes);
         assert_eq!(admission.arrive(ip("10.0.0.2")), Admitted::Yes);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_take_an_eighth_of_the_places_at_most_and_a_few_in_any_case() {
+    fn refusals_use_at_most_an_eighth_of_the_places_and_a_few_in_any_case() {
         for (limit, refusing) in [(0, 8), (64, 8), (160, 20), (100_000, REFUSING)] {
             let mut admission = admission(Some(limit), None);
             let arrived = (0..limit + 2 * REFUSING).map(|_| admission.arrive(ip("10.0.0.1")));

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_server_parks_nobody_for_longer_than_ten_minutes() {
+    fn a_hostile_server_delays_a_client_by_at_most_ten_minutes() {
         let for_ever = Some(Advice { min: Duration::MAX, max: Duration::MAX });
         check_spread(&crowd(0, Scope::Shared, for_ever), 540 * SECOND, LONGEST_ADVICE);
         let upside_down = Some(Advice { min: Duration::MAX, max: Duration::ZERO });

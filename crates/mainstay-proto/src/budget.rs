@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn without_pressure_nobody_waits_and_with_it_who_keeps_less_than_a_share_does_not() {
+    fn without_pressure_no_holder_waits_and_with_it_none_below_its_share_does() {
         let room = |level, holders| Pressure::new(level, 100 << 20, holders).room(false);
         assert_eq!(room(Level::Calm, 1000), u64::MAX);
         assert_eq!((room(Level::Tight, 10), room(Level::Short, 75)), (7_864_320, 1 << 20));
@@ -281,13 +281,13 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_an_acknowledgement_is_read_until_all_is_used() {
+    fn a_holder_that_waits_for_an_acknowledgement_is_read_until_the_budget_is_exhausted() {
         let lets = |level| Pressure::new(level, 1 << 30, 1 << 20).lets_read(1 << 30, 0, 1);
         assert_eq!(Level::ALL.map(lets), [true, true, true, false]);
     }
 
     #[test]
-    fn at_the_floor_everybody_takes_something_in_at_any_level() {
+    fn at_the_floor_every_holder_reads_at_any_level() {
         for level in Level::ALL {
             assert!(Pressure::new(level, 1, 1 << 40).lets_read(FLOOR - 1, 0, 0), "{level:?}");
         }
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn the_source_that_keeps_most_gives_first_then_the_larger_then_who_is_away_for_longer() {
+    fn the_source_that_keeps_most_is_dropped_first_then_larger_then_longer_absent_holders() {
         let candidate = |address: &str, bytes, seconds, holder| Candidate {
             source: Some(Source::of(address.parse().unwrap())),
             bytes,

@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_followed_to_the_same_host_unless_told_otherwise() {
+    fn an_endpoint_is_followed_to_the_same_host_unless_configured_otherwise() {
         let own = "wss://example.com/chat";
         check(Follow::default(), own, "wss://example.com:8443/chat?node=7", true);
         check(Follow::SameHost, own, "wss://EXAMPLE.com/other", true);

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 /// How much older a call may be than the one before it.
 #[cfg(debug_assertions)]
-const SLACK: Duration = Duration::from_secs(30);
+pub(crate) const SLACK: Duration = Duration::from_secs(30);
 
 /// The newest time that a machine was given.
 #[derive(Debug, Clone, Copy, Default)]

@@ -1,8 +1,8 @@
-//! The byte budget that everything which keeps messages shares: sessions, links, connections that assemble.
+//! The byte budget that everything shares that keeps messages: sessions, links, connections with incomplete messages.
 //!
-//! Each *holder* is charged once a turn for what it keeps more or less than at its last turn, in whole KiB; nothing is
-//! done for each message. What a level means is decided by [`mainstay_proto::budget`]; here are the counters, the list
-//! of holders that wait until the level falls, and the task that takes memory back while it is short.
+//! Each *holder* is charged once for each poll, for the difference since its last poll, in whole KiB; a message costs
+//! nothing. [`mainstay_proto::budget`] decides what a level means; here are the counters, the list of holders that wait
+//! until the level falls, and the task that reclaims memory while it is short.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -16,36 +16,45 @@ pub use mainstay_proto::budget::Level;
 use crate::clock::now;
 use crate::memory;
 
-/// The default budget is one part in so many of the memory that the process may use.
+/// The default budget is this part of the memory that the process may use: one quarter.
 const PART_OF_MEMORY: u64 = 4;
-/// How often somebody has to give memory back while it is short.
+/// How often memory is reclaimed while it is short.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
-/// How many bytes all sessions and links that are given it may keep together. Cheap to clone; every clone is the same.
+/// Limits how many bytes all sessions and links that share it may keep together. Cheap to clone; every clone is the same
+/// budget.
 ///
-/// It covers what waits for an application, what is kept until a peer acknowledges or confirms it, what a socket did not
-/// take, and messages that are not complete. From 75 % of it on, connections that keep more than their fair share take
-/// in no more until the level falls; from 90 % new sessions are refused and those whose clients are away are given up,
-/// the largest first; when all is used nobody takes in more than 64 KiB. Each change of the level is logged.
+/// It covers messages that wait for an application, messages that are kept until a peer acknowledges or confirms them, bytes
+/// that a socket did not accept, and incomplete messages. From 75 % of it on, connections that keep more than their fair
+/// share read no more until the level falls; from 90 % new sessions are refused, and sessions whose clients are away are
+/// given up, the largest first; when all is used, no connection reads more than 64 KiB. Each change of the level is logged.
 ///
-/// The budget is no limit of the process's memory: the allocator, the sockets and the application have their own.
+/// The budget does not limit the memory of the process: the allocator, the sockets and the application need their own.
 ///
-/// Default: one for the whole process, a quarter of the memory that it may use: of its control group's limit, or of
-/// what the machine has.
+/// Default: one for the whole process, a quarter of the memory that it may use: of the limit of its control group, or of
+/// the memory of the machine.
+///
+/// ```
+/// use mainstay::{Budget, Server, server::Config};
+///
+/// let budget = Budget::new(256 << 20);
+/// let server = Server::new(Config::new().budget(budget.clone()));
+/// assert_eq!(server.budget().limit(), Some(256 << 20));
+/// ```
 #[derive(Clone)]
 pub struct Budget(Arc<Ledger>);
 
 struct Ledger {
-    /// `u64::MAX`: none.
+    /// `u64::MAX` without a limit.
     limit: u64,
     /// In KiB, by [`Part`].
     used: [AtomicU64; PARTS.len()],
-    /// Holders that are charged for anything.
+    /// The number of holders with a charge.
     holders: AtomicU64,
     level: AtomicU8,
-    /// Those that wait until the level falls.
+    /// Holders that wait until the level falls.
     waiting: Mutex<Vec<Weak<dyn Holder>>>,
-    /// A task is taking memory back.
+    /// Whether a task is reclaiming memory.
     reclaiming: AtomicBool,
     /// One for each server.
     reclaimers: Mutex<Vec<Reclaimer>>,
@@ -54,14 +63,14 @@ struct Ledger {
 /// See [`Budget::add_reclaimer`].
 type Reclaimer = Arc<dyn Fn(Duration, u64) -> Option<u64> + Send + Sync>;
 
-/// What is charged.
+/// The kind of a charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     /// Queues of sessions.
     Sessions,
     /// Queues of clients and links.
     Links,
-    /// Messages that are not complete, and what sockets did not take.
+    /// Incomplete messages, and bytes that sockets did not accept.
     Sockets,
 }
 
@@ -69,26 +78,26 @@ const PARTS: [&str; 3] = ["sessions", "links", "sockets"];
 
 /// Something that keeps messages.
 pub(crate) trait Holder: Send + Sync {
-    /// The level fell: it looks again whether it may take more in.
+    /// The level fell: the holder checks again whether it may keep more.
     fn go_on(self: Arc<Self>);
-    /// What it is charged for, in bytes.
+    /// The holder's charge in bytes.
     fn charged(&self) -> u64;
-    /// It is to give up what it keeps.
+    /// The holder must give up what it keeps.
     fn give_up(self: Arc<Self>);
 }
 
-/// What one holder is charged for, in KiB; under the holder's lock. Two words of 32 bits: every connection has them.
+/// The charge of one holder in KiB, under the holder's lock. Two words of 32 bits: every connection has them.
 #[derive(Debug, Default)]
 pub(crate) struct Charge {
     queues: u32,
-    /// With [`WAITS`] in its highest bit.
+    /// [`WAITS`] is its highest bit.
     sockets: u32,
 }
 
-/// The holder is in the list of those that wait.
+/// Set while the holder waits until the level falls.
 const WAITS: u32 = 1 << 31;
 
-/// What a charge changed by: to be applied once no holder's lock is held, as others may be woken by it.
+/// The difference of a charge. Apply it while no holder's lock is held, because it may wake other holders.
 #[must_use]
 pub(crate) struct Change {
     queues: i64,
@@ -97,7 +106,7 @@ pub(crate) struct Change {
 }
 
 impl Charge {
-    /// Charges for these bytes instead of those before. `None`: no change worth telling.
+    /// Replaces the charge. Returns `None` if it has not changed by a KiB.
     pub(crate) fn set(&mut self, queues: u64, sockets: u64) -> Option<Change> {
         let kib = |bytes: u64| u32::try_from(bytes >> 10).unwrap_or(u32::MAX).min(WAITS - 1);
         let (queues, sockets) = (kib(queues), kib(sockets));
@@ -115,19 +124,19 @@ impl Charge {
         Some(change)
     }
 
-    /// In bytes.
+    /// The charge in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         (u64::from(self.queues) + u64::from(self.sockets & !WAITS)) << 10
     }
 
-    /// Notes that the holder waits, and says whether it did before.
+    /// Notes that the holder waits. Returns whether it did before.
     pub(crate) fn begin_to_wait(&mut self) -> bool {
         let waited = self.sockets & WAITS != 0;
         self.sockets |= WAITS;
         waited
     }
 
-    /// It was woken.
+    /// Notes that the holder was woken.
     pub(crate) fn end_waiting(&mut self) {
         self.sockets &= !WAITS;
     }
@@ -141,13 +150,13 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// So many bytes are kept now. Below 1 KiB they do not count.
+    /// Sets how many bytes are kept now. Below 1 KiB they do not count.
     pub fn set(&mut self, bytes: u64) {
         let change = self.charge.set(bytes, 0);
         self.budget.apply(Part::Links, change);
     }
 
-    /// Whether more may be kept: the budget is not short.
+    /// Whether more may be kept: memory is not short.
     #[must_use]
     pub fn admits(&self) -> bool {
         self.budget.level().admits()
@@ -161,7 +170,7 @@ impl Drop for Kept {
 }
 
 impl Budget {
-    /// A budget of so many bytes. Range: any; with less than 64 KiB for each connection that is busy they go slowly.
+    /// Creates a budget of this many bytes. Range: any; with less than 64 KiB for each busy connection they are slow.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
         Self(Arc::new(Ledger {
@@ -175,53 +184,53 @@ impl Budget {
         }))
     }
 
-    /// What is kept is counted, and bounded by the windows of each connection alone.
+    /// Creates a budget without a limit: it counts, and only the windows of each connection bound what is kept.
     #[must_use]
     pub fn unlimited() -> Self {
         Self::new(u64::MAX)
     }
 
-    /// How many bytes it has; `None`: no limit.
+    /// The limit in bytes; `None` without one.
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
         (self.0.limit < u64::MAX).then_some(self.0.limit)
     }
 
-    /// How many bytes are used. Holders of less than 1 KiB do not count.
+    /// The used bytes. Holders of less than 1 KiB do not count.
     #[must_use]
     pub fn used(&self) -> u64 {
         self.parts().map(|(_, bytes)| bytes).iter().sum()
     }
 
-    /// What is used, in bytes: by queues of `sessions`, by queues of `links` (and clients), and by `sockets`, where
-    /// messages are not complete or were not taken.
+    /// The used bytes by kind: queues of `sessions`, queues of `links` (and clients), and `sockets` with incomplete messages
+    /// and bytes that were not accepted.
     #[must_use]
     pub fn parts(&self) -> [(&'static str, u64); 3] {
         std::array::from_fn(|part| (PARTS[part], self.0.used[part].load(Relaxed) << 10))
     }
 
-    /// How much of it is used.
+    /// The level: how short memory is.
     #[must_use]
     pub fn level(&self) -> Level {
         Level::ALL.into_iter().nth(self.0.level.load(Relaxed).into()).unwrap_or_default()
     }
 
-    /// For what an application keeps beside sessions and links: nothing yet.
+    /// Returns a charge of zero bytes, for memory that an application uses for one client beside sessions and links.
     #[must_use]
     pub fn keep(&self) -> Kept {
         Kept { budget: self.clone(), charge: Charge::default() }
     }
 
-    /// What holders are asked to bear; `None`: nothing.
+    /// What the level demands of holders; `None` while it demands nothing.
     pub(crate) fn pressure(&self) -> Option<Pressure> {
         let level = self.level();
         (level > Level::Calm).then(|| Pressure::new(level, self.0.limit, self.0.holders.load(Relaxed)))
     }
 
-    /// Applies what a holder's charge changed by. No holder's lock may be held.
+    /// Applies the difference of a holder's charge. No holder's lock may be held.
     pub(crate) fn apply(&self, part: Part, change: Option<Change>) {
         let Some(Change { queues, sockets, holders }) = change else { return };
-        // Sums of differences: what is added as a negative number wraps to what it was before.
+        // Sums of differences: a negative number wraps around, and back again.
         let add = |counter: &AtomicU64, amount: i64| {
             if amount != 0 {
                 counter.fetch_add(amount.cast_unsigned(), Relaxed);
@@ -233,7 +242,7 @@ impl Budget {
         self.look();
     }
 
-    /// Follows the level to where it is by now.
+    /// Updates the level, and acts on its change.
     fn look(&self) {
         if self.0.limit == u64::MAX {
             return;
@@ -258,7 +267,7 @@ impl Budget {
         }
     }
 
-    /// `holder` is to be woken when the level falls. Returns the pressure after that: it may have fallen just before.
+    /// Wakes `holder` when the level falls. Returns the pressure after the registration: the level may have fallen just before.
     pub(crate) fn wait(&self, holder: Weak<dyn Holder>) -> Option<Pressure> {
         self.waiting().push(holder);
         self.pressure()
@@ -268,15 +277,15 @@ impl Budget {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has memory taken back until it is short no more.
+    /// Starts a task that reclaims memory until it is no longer short.
     fn reclaim(&self) {
         let Ok(runtime) = Handle::try_current() else { return };
         if !self.0.reclaiming.swap(true, Relaxed) {
-            runtime.spawn(self.clone().take_back());
+            runtime.spawn(self.clone().reclaim_until_calm());
         }
     }
 
-    async fn take_back(self) {
+    async fn reclaim_until_calm(self) {
         let running = Reclaiming(&self.0.reclaiming);
         let mut reclaim = Reclaim::default();
         while let Some(victims) = reclaim.poll(now(), self.level(), self.used(), self.0.limit) {
@@ -286,7 +295,7 @@ impl Budget {
         }
         drop(running);
         if !self.level().admits() {
-            // It rose in between, and the turn that saw it left it to this task.
+            // The level rose in between, and the poll that saw it relied on this task.
             self.reclaim();
         }
     }
@@ -294,7 +303,7 @@ impl Budget {
     fn take_from(&self, victims: &Victims) {
         self.waiting().retain(|holder| holder.strong_count() > 0);
         let mut freed = 0;
-        // Called without the lock: what they give up changes this budget.
+        // Called without the lock, because a reclaimer changes this budget.
         let reclaimers = self.reclaimers().clone();
         for reclaimer in reclaimers {
             if freed < victims.bytes {
@@ -326,8 +335,8 @@ impl Budget {
         }
     }
 
-    /// Adds a function that gives up what has been away for at least a time, until so many bytes are free, and returns how
-    /// many are; `None`: its owner is gone.
+    /// Adds a function that gives up sessions whose clients have been away for a time, until a number of bytes is free, and
+    /// returns how many are. It returns `None` once its owner is gone.
     pub(crate) fn add_reclaimer(
         &self,
         reclaimer: impl Fn(Duration, u64) -> Option<u64> + Send + Sync + 'static,
@@ -342,7 +351,7 @@ impl Budget {
     }
 }
 
-/// Set while a task takes memory back; also a task that ends with its runtime makes way for another.
+/// Clears the flag when the task ends, also when it ends with its runtime: then another task may begin.
 struct Reclaiming<'a>(&'a AtomicBool);
 
 impl Drop for Reclaiming<'_> {
@@ -373,16 +382,16 @@ impl std::fmt::Debug for Budget {
 mod tests {
     use super::*;
 
-    /// Notes what it is told.
+    /// Records the calls that it gets.
     #[derive(Default)]
     struct Probe {
         charged: u64,
-        told: Mutex<Vec<&'static str>>,
+        calls: Mutex<Vec<&'static str>>,
     }
 
     impl Holder for Probe {
         fn go_on(self: Arc<Self>) {
-            self.told.lock().unwrap().push("go on");
+            self.calls.lock().unwrap().push("go on");
         }
 
         fn charged(&self) -> u64 {
@@ -390,7 +399,7 @@ mod tests {
         }
 
         fn give_up(self: Arc<Self>) {
-            self.told.lock().unwrap().push("give up");
+            self.calls.lock().unwrap().push("give up");
         }
     }
 
@@ -402,13 +411,13 @@ mod tests {
             probe
         }
 
-        fn told(&self) -> Vec<&'static str> {
-            self.told.lock().unwrap().clone()
+        fn calls(&self) -> Vec<&'static str> {
+            self.calls.lock().unwrap().clone()
         }
     }
 
     #[test]
-    fn a_holder_is_charged_for_what_changed_in_whole_kib() {
+    fn a_holder_is_charged_for_the_difference_in_whole_kib() {
         let (budget, mut charge) = (Budget::new(1 << 20), Charge::default());
         for (queues, sockets, parts, holders) in [
             (1023, 1023, [0, 0, 0], 0),
@@ -424,36 +433,36 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_goes_on_once_the_level_falls_and_is_told_once() {
+    fn a_waiting_holder_goes_on_once_when_the_level_falls() {
         let (budget, mut charge) = (Budget::new(100 << 10), Charge::default());
         budget.apply(Part::Sessions, charge.set(80 << 10, 0));
         assert_eq!(budget.level(), Level::Tight);
         let probe = Probe::waiting_at(&budget, 0);
         budget.apply(Part::Sessions, charge.set(66 << 10, 0));
-        assert!(probe.told().is_empty(), "ten percent below the mark, and not before");
+        assert!(probe.calls().is_empty(), "ten percent below the mark, and not before");
         budget.apply(Part::Sessions, charge.set(60 << 10, 0));
         budget.apply(Part::Sessions, charge.set(80 << 10, 0));
         budget.apply(Part::Sessions, charge.set(0, 0));
-        assert_eq!((probe.told(), budget.used()), (vec!["go on"], 0));
+        assert_eq!((probe.calls(), budget.used()), (vec!["go on"], 0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_largest_that_wait_are_given_up_when_all_is_used_for_ten_seconds() {
+    async fn the_largest_waiting_holders_are_given_up_when_all_is_used_for_ten_seconds() {
         let (budget, mut charge) = (Budget::new(100 << 10), Charge::default());
         budget.apply(Part::Sessions, charge.set(100 << 10, 0));
         let probes = [1 << 10, 64 << 10, 8 << 10].map(|charged| Probe::waiting_at(&budget, charged));
         tokio::time::sleep(Duration::from_millis(9_900)).await;
-        assert!(probes.iter().all(|probe| probe.told().is_empty()));
+        assert!(probes.iter().all(|probe| probe.calls().is_empty()));
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let told = probes.each_ref().map(|probe| probe.told());
-        assert_eq!(told, [vec![], vec!["give up"], vec![]], "11 KiB are to be freed");
+        let calls = probes.each_ref().map(|probe| probe.calls());
+        assert_eq!(calls, [vec![], vec!["give up"], vec![]], "11 KiB are to be freed");
         budget.apply(Part::Sessions, charge.set(0, 0));
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(!budget.0.reclaiming.load(Relaxed), "nothing runs while nothing is short");
     }
 
     #[test]
-    fn where_the_runtime_that_took_memory_back_has_ended_another_goes_on() {
+    fn another_runtime_reclaims_memory_when_the_one_that_did_has_ended() {
         let (budget, mut charge) = (Budget::new(100 << 10), Charge::default());
         for _ in 0..2 {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -469,14 +478,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_what_is_kept_is_counted_all_the_same() {
+    fn a_budget_without_a_limit_counts_all_the_same() {
         let (budget, mut charge) = (Budget::unlimited(), Charge::default());
         budget.apply(Part::Sessions, charge.set(1 << 40, 0));
         assert_eq!((budget.level(), budget.limit(), budget.used()), (Level::Calm, None, 1 << 40));
     }
 
     #[test]
-    fn what_an_application_keeps_is_charged_until_it_is_dropped() {
+    fn memory_of_an_application_is_charged_until_the_charge_is_dropped() {
         let budget = Budget::new(1 << 20);
         let (mut one, mut other) = (budget.keep(), budget.keep());
         one.set(950 << 10);

@@ -248,7 +248,7 @@ impl Wire {
         }
     }
 
-    /// From here on the peer speaks `mainstay.v1`, and its messages may be as large as `limits` says.
+    /// Begins `mainstay.v1` on this connection: messages may be as large as `limits` allows.
     pub(crate) fn begin_session(&mut self, limits: Limits) {
         self.codec.set_max_message(limits.max_message.saturating_add(BEFORE_PAYLOAD));
     }

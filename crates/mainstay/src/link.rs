@@ -24,7 +24,7 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Plain peers".
 //!
-//! [`Report`]: crate::Report
+//! [`Report`]: crate::client::Report
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
-//! How much memory this process may use: what its control groups allow, and at most what the machine has.
+//! How much memory this process may use: the limits of its control groups, and at most the memory of the machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// In bytes; `None` where the system does not say.
+/// Returns the limit in bytes; `None` where the system reports none.
 pub(crate) fn allowed() -> Option<u64> {
     allowed_under(Path::new("/"))
 }
@@ -15,15 +15,15 @@ fn allowed_under(root: &Path) -> Option<u64> {
     limits.chain(machine(root)).min()
 }
 
-/// Where the limits of a group stand, as a line of `/proc/self/cgroup` names it: its own and those of the groups that it
-/// is in. In a container the path may be the one outside of it; then there is the root alone.
+/// Returns the files with the limits of a group that a line of `/proc/self/cgroup` names, and with those of the groups around
+/// it. In a container the path may be the one outside of it; then only the root exists.
 fn limit_files(mounted: &Path, line: &str) -> Vec<PathBuf> {
     let mut fields = line.splitn(3, ':');
     let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
         return Vec::new();
     };
     let (mounted, file) = match controllers {
-        // "max" where there is none.
+        // "max" means no limit.
         "" => (mounted.to_owned(), "memory.max"),
         _ if controllers.split(',').any(|controller| controller == "memory") => {
             (mounted.join("memory"), "memory.limit_in_bytes")
@@ -45,7 +45,7 @@ fn machine(root: &Path) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// A system of these files, by name.
+    /// Returns the limit of a system with these files.
     fn allowed_with(name: &str, files: &[(&str, &str)]) -> Option<u64> {
         let root = std::env::temp_dir().join(format!("mainstay-memory-{}-{name}", std::process::id()));
         for (path, text) in files {
@@ -61,13 +61,13 @@ mod tests {
     const MACHINE: (&str, &str) = ("proc/meminfo", "MemFree: 1 kB\nMemTotal:       1000 kB\n");
 
     #[test]
-    fn without_control_groups_it_is_what_the_machine_has() {
+    fn without_control_groups_the_machines_memory_is_the_limit() {
         assert_eq!(allowed_with("none", &[]), None);
         assert_eq!(allowed_with("machine", &[MACHINE]), Some(1_024_000));
     }
 
     #[test]
-    fn of_a_group_and_those_around_it_the_least_counts() {
+    fn the_least_limit_of_a_group_and_those_around_it_counts() {
         let group = ("proc/self/cgroup", "0::/system.slice/mainstay.service\n");
         let own = ("sys/fs/cgroup/system.slice/mainstay.service/memory.max", "max\n");
         let around = ("sys/fs/cgroup/system.slice/memory.max", "5000\n");
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_container_the_root_of_what_is_mounted_counts() {
+    fn in_a_container_the_root_of_the_mounted_groups_counts() {
         let group = ("proc/self/cgroup", "0::/docker/0123\n");
         assert_eq!(
             allowed_with("container", &[MACHINE, group, ("sys/fs/cgroup/memory.max", "6000")]),

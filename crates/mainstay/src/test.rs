@@ -277,7 +277,7 @@ impl<P> Peer<P> {
         self.line.cut();
     }
 
-    /// Stalls the connection, as a route that drops all packets: no byte passes, and neither end is told. Lasts until
+    /// Stalls the connection, as a route that drops all packets: no byte passes, and neither end gets a report. Lasts until
     /// [`resume`](Self::resume); a connection that is opened meanwhile stalls, too.
     pub fn stall(&self) {
         self.line.stall();

@@ -38,24 +38,24 @@ const IDLE_PLAIN: Held = (3.1, 720.0 + if cfg!(debug_assertions) { 16.0 } else {
 const IDLE_SESSION: Held = (4.6, 1_400.0);
 const PARKED_SESSION: Held = (3.6, 1_190.0);
 
-/// The most bytes that are asked for to deliver a compressed message to one of 64, and to send one back to who sent
-/// it: one compressor asks for 400,000.
+/// The most bytes that are allocated to deliver a compressed message to one of 64 clients, and to return one to its sender:
+/// a compressor allocates 400,000.
 const PACKED_DELIVERY: f64 = 2_300.0;
 const PACKED_ECHO: f64 = 60_000.0;
-/// The most that one of many holds of compressed messages that its socket does not take, 36 KiB each and eight of
-/// them: its part of the one copy, and references.
+/// The most that one of many connections holds of eight compressed messages of 36 KiB each that its socket does not accept:
+/// its part of the one copy, and references.
 const SLOW_RECEIVER: Held = (4.5, 2_200.0);
 
-/// The most bytes that one leaves which came and went, of 1,000: nothing but what lists grew by, and a tombstone for each
-/// session, which is kept for a day and of which 100,000 are kept.
+/// The most bytes that one of 1,000 connections leaves behind: the growth of lists, and a tombstone for each session, which is
+/// kept for a day; the server keeps 100,000 tombstones.
 const LEFT_BEHIND_PLAIN: f64 = 4.0;
 const LEFT_BEHIND_SESSION: f64 = 400.0;
 
 /// Allocations, and the bytes that were asked for.
 type Held = (f64, f64);
 
-/// Connections that are open before counting begins. With those counted they are a power of two, so that lists
-/// which double are full; half of what they grew by would be nobody's.
+/// Connections that are open before counting begins. With the counted ones they are a power of two, so that lists which
+/// double are full; otherwise half of their growth would belong to no connection.
 const BEFORE: usize = 8;
 const COUNTED: usize = 248;
 
@@ -170,10 +170,10 @@ fn packed_bytes<P: 'static>(to: fn(&str) -> Result<Builder<P>, UrlError>) -> f64
 fn held_by_slow_receivers() -> Held {
     let bench = Bench::compressing();
     let slow = bench.counted(open_slow(bench.address)).0;
-    // The last to enter the room: when the messages are back, everyone else had a turn.
+    // The last member of the room: when it gets the messages back, every other member was polled.
     let mut sender = bench.counted(open(bench.url("broadcast"), Link::builder, 1)).0;
     bench.settle(COUNTED + 1);
-    // The compressor is the worker's, not theirs.
+    // The compressor belongs to the worker, not to the connections.
     let exchanged = bench.counted(async move {
         sender[0].send(Message::binary(compressible(1024))).await.unwrap();
         sender[0].recv().await.unwrap();
@@ -181,7 +181,7 @@ fn held_by_slow_receivers() -> Held {
     });
     let mut sender = exchanged.0;
     let (_sender, sent) = bench.counted(async move {
-        // More than the kernel takes for a peer that reads nothing.
+        // More than the kernel accepts for a peer that reads nothing.
         for _ in 0..8 {
             sender[0].send(Message::binary(compressible(48 * 1024))).await.unwrap();
         }

@@ -194,7 +194,7 @@ fn what_a_peer_may_have_answered_before_it_closed_is_unknown_and_not_written_aga
 }
 
 #[test]
-fn an_answer_stands_for_nothing_where_the_application_confirms_or_the_stack_reads_ahead() {
+fn an_answer_proves_nothing_if_the_application_confirms_or_the_stack_reads_ahead() {
     for confirm in [Confirm::PongWindow, Confirm::Reply] {
         let mut rig = Rig::new(confirm, Guarantee::AtLeastOnce, 2);
         rig.write();
@@ -358,7 +358,7 @@ fn messages_that_were_dropped_leave_nothing_behind() {
 }
 
 #[test]
-fn an_end_tells_what_is_unknown_and_what_was_never_written() {
+fn an_end_reports_unknown_and_never_written_messages() {
     let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 150);
     rig.write();
     rig.pong(64);
@@ -439,7 +439,7 @@ fn two_lost_connections_are_no_blame_once_the_third_makes_progress() {
 }
 
 #[test]
-fn a_connection_that_wrote_nothing_is_nobodys_fault() {
+fn a_connection_that_wrote_nothing_blames_no_message() {
     let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 1);
     for _ in 0..10 {
         assert_eq!(rig.reconnect(), None);
@@ -769,7 +769,7 @@ impl World {
 
 proptest! {
     #[test]
-    fn whatever_happens_every_message_is_taken_in_or_reported(
+    fn whatever_happens_every_message_is_received_or_reported(
         confirm in prop_oneof![Just(Confirm::Pong), Just(Confirm::PongWindow), Just(Confirm::Reply)],
         guarantee in prop_oneof![Just(Guarantee::AtLeastOnce), Just(Guarantee::AtMostOnce)],
         when_full in prop_oneof![Just(WhenFull::Wait), Just(WhenFull::DropOldest)],

@@ -88,7 +88,7 @@ fn first_beats_of_ten_thousand_connections_are_spread_over_the_interval() {
 }
 
 #[test]
-fn later_beats_come_every_interval_give_or_take_a_tenth() {
+fn later_beats_come_every_interval_plus_or_minus_a_tenth() {
     let (mut rig, mut nonce) = Rig::probed(INTERVAL);
     let mut tenths = [0_u32; 10];
     for _ in 0..1000 {
@@ -130,7 +130,7 @@ fn a_stale_or_unknown_pong_clears_nothing_newer() {
 }
 
 #[test]
-fn a_pong_confirms_every_probe_before_it() {
+fn a_pong_answers_every_probe_before_it() {
     let (mut rig, _) = Rig::probed(SECOND);
     let newest = (0..3).map(|_| rig.next_probe()).last().unwrap();
     assert_eq!(rig.beat.handle_pong(rig.now, newest), None, "when that one left is not known");
@@ -229,7 +229,7 @@ fn a_probe_that_cannot_leave_ends_in_a_verdict_too() {
 }
 
 #[test]
-fn a_peer_that_sends_and_takes_nothing_is_dead_after_24_deadlines() {
+fn a_peer_that_sends_and_accepts_no_bytes_is_dead_after_24_deadlines() {
     let mut rig = Rig::new(INTERVAL, 1);
     assert!(matches!(rig.next(), Action::Probe { .. }));
     let made = rig.now;
@@ -245,7 +245,7 @@ fn a_peer_that_sends_and_takes_nothing_is_dead_after_24_deadlines() {
 }
 
 #[test]
-fn a_peer_that_takes_a_little_now_and_then_is_not_dead_while_it_sends() {
+fn a_peer_that_accepts_a_few_bytes_now_and_then_is_not_dead_while_it_sends() {
     let mut rig = Rig::new(INTERVAL, 1);
     assert!(matches!(rig.next(), Action::Probe { .. }));
     for second in 1..1000 {
@@ -328,7 +328,7 @@ fn a_timer_is_late_from_a_quarter_interval_on() {
 }
 
 #[test]
-fn a_probe_that_is_asked_for_leaves_at_once_and_has_a_deadline_of_its_own() {
+fn a_requested_probe_leaves_at_once_and_has_its_own_deadline() {
     let mut rig = Rig::new(INTERVAL, 1);
     rig.beat.probe(rig.now);
     assert_eq!(rig.beat.poll_timeout(), rig.now);
@@ -561,7 +561,7 @@ fn a_client_that_slept_and_finds_bytes_on_waking_stays() {
 }
 
 #[test]
-fn a_client_probes_when_asked_and_asking_again_does_not_put_off_the_verdict() {
+fn a_client_probes_on_request_and_another_request_does_not_postpone_the_verdict() {
     let mut now = origin();
     let mut watch = Watch::new(now, INTERVAL);
     watch.probe();

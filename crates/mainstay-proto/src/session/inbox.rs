@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_handed_over_is_received_unless_the_application_confirms() {
+    fn a_delivery_acknowledges_except_in_manual_mode() {
         let now = start();
         let mut inbox = Inbox::new(Window::SERVER, false);
         inbox.receive(Message::text("a")).unwrap();
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_leaves_out_what_was_taken_before() {
+    fn a_gap_leaves_out_messages_that_were_received_before() {
         let now = start();
         let mut inbox = Inbox::new(Window::SERVER, false);
         inbox.receive(Message::text("a")).unwrap();

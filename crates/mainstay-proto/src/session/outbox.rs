@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_peer_does_not_take_is_refused_and_what_was_accepted_before_is_a_gap_in_its_place() {
+    fn a_message_above_the_peers_limit_is_refused_and_one_accepted_before_becomes_a_gap() {
         let mut outbox = outbox(100, 10_000);
         for length in [3, 11, 10, 12, 13] {
             outbox.push(Message::text("x".repeat(length))).unwrap();
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_announces_nothing_takes_everything() {
+    fn a_peer_that_announces_no_limit_accepts_every_message() {
         let mut outbox = outbox(100, 10);
         for largest in [None, Some(u64::from(u32::MAX)), Some(u64::MAX)] {
             assert!(outbox.set_largest(largest).is_empty());
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_that_takes_over_another_keeps_places_and_what_the_peer_takes() {
+    fn a_buffer_that_takes_over_another_keeps_places_and_the_limit_of_the_peer() {
         let mut old = outbox(100, 10_000);
         for length in [1, 2, 30, 4] {
             old.push(Message::text("x".repeat(length))).unwrap();

@@ -1,15 +1,15 @@
-//! Close codes: the RFC's, ours, and what a client does about each.
+//! Close codes: those of the RFC, those of Mainstay, and what a client does about each.
 //!
-//! Ours live in 4000-4999 (private use). The range carries the advice, so that old clients handle
-//! new codes: 4000-4499 come back, 4500-4999 do not. The meaning of a session's end is in END, GOAWAY
-//! and REFUSE; a close code only repeats it, SUPERSEDED excepted.
+//! Mainstay's codes lie in 4000-4999 (private use). The range carries the advice, so that an old client handles a new
+//! code: after 4000-4499 it comes back, after 4500-4999 it does not. END, GOAWAY and REFUSE carry the meaning of a
+//! session's end; a close code only repeats it, except for SUPERSEDED.
 //!
 //! Source: RFC 6455 section 7.4, `docs/PROTOCOL.md` "Closing".
 
 use std::fmt;
 use std::time::Duration;
 
-/// A close code as it stands in a Close frame.
+/// A close code of a Close frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CloseCode(u16);
 
@@ -27,21 +27,21 @@ impl CloseCode {
     pub const INTERNAL_ERROR: Self = Self(1011);
     pub const RESTART: Self = Self(1012);
     pub const TRY_AGAIN: Self = Self(1013);
-    /// A message that `mainstay.v1` does not allow. The session is kept: come back.
+    /// A message that `mainstay.v1` does not allow. The session is kept: the client comes back.
     pub const PROTOCOL_VIOLATION: Self = Self(4400);
     /// The peer was silent for too long.
     pub const HEARTBEAT_TIMEOUT: Self = Self(4408);
     /// A later attach has the session.
     pub const SUPERSEDED: Self = Self(4409);
-    /// A later attempt of the same client was there first.
+    /// A later attempt of the same client arrived first.
     pub const STALE_ATTEMPT: Self = Self(4410);
-    /// The client key cannot name a new session: take another.
+    /// The client key cannot name a new session: the client takes another.
     pub const KEY_REFUSED: Self = Self(4411);
     /// No HELLO within the opening deadline.
     pub const OPENING_TIMEOUT: Self = Self(4412);
     /// The server has no room now.
     pub const OVERLOADED: Self = Self(4413);
-    /// What stands behind the server cannot be reached now.
+    /// The backend behind the server cannot be reached now.
     pub const UPSTREAM_UNAVAILABLE: Self = Self(4414);
     /// The session was ended on purpose.
     pub const SESSION_ENDED: Self = Self(4500);
@@ -61,7 +61,7 @@ pub enum CloseAction {
 }
 
 impl CloseCode {
-    /// The code, if it may stand in a Close frame: 1000-1003, 1007-1014, 3000-4999.
+    /// Returns the code if it may stand in a Close frame: 1000-1003, 1007-1014, 3000-4999.
     #[must_use]
     pub const fn new(code: u16) -> Option<Self> {
         match code {
@@ -70,9 +70,9 @@ impl CloseCode {
         }
     }
 
-    /// Whether a server that closes with `code` expects its client to come back to a server that lost nothing but the
-    /// connection: a Close without a code (which frameworks write when they are deployed), 1001, 1011 to 1014, 4000 to
-    /// 4499. Every other code is the application's last word.
+    /// Whether a server that closes with `code` expects its client to come back, having lost only the connection: a
+    /// Close without a code (which frameworks write when they are deployed), 1001, 1011 to 1014, 4000 to 4499. Every
+    /// other code is the application's final decision.
     ///
     /// Source: `docs/PROTOCOL.md` "Plain peers".
     #[must_use]
@@ -81,14 +81,14 @@ impl CloseCode {
         matches!(code, 1001 | 1005 | 1011..=1014 | 4000..=4499)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn get(self) -> u16 {
         self.0
     }
 
-    /// When a server wants its client back: 1013 with a reason that begins with `retry_ms=` and a number of
-    /// milliseconds. For clients that cannot read the `Retry-After` of a refused handshake: those in browsers.
+    /// Returns when a server wants its client back: 1013 with a reason that begins with `retry_ms=` and a number of
+    /// milliseconds. This is for clients in browsers, which cannot read the `Retry-After` of a refused handshake.
     #[must_use]
     pub fn retry_after(self, reason: &str) -> Option<Duration> {
         let number = reason.strip_prefix("retry_ms=").filter(|_| self == Self::TRY_AGAIN)?;
@@ -96,20 +96,20 @@ impl CloseCode {
         number[..end].parse().ok().map(Duration::from_millis)
     }
 
-    /// What a client does about a connection that ended with `code`; `None` is a connection that was
-    /// lost without a Close frame (1006).
+    /// Returns what a client does about a connection that ended with `code`; `None` is a connection that was lost
+    /// without a Close frame (1006).
     #[must_use]
     pub const fn action(code: Option<Self>) -> CloseAction {
         let Some(Self(code)) = code else { return CloseAction::Reconnect };
         match code {
-            // Ended by a server that may just be restarting: 1000 is what developer tools produce, and
-            // only END says that a session is over.
+            // A server that is merely restarting may close so: 1000 is what developer tools produce, and only END
+            // states that a session is over.
             1000 | 1001 | 1005 | 1006 | 1011..=1014 => CloseAction::Reconnect,
-            // The same bytes would be refused again.
+            // The server would refuse the same bytes again.
             1002 | 1003 | 1007 | 1008 | 1009 | 1010 => CloseAction::ReconnectAlone,
             3000 | 3003 => CloseAction::Stop,
             3008 => CloseAction::ReconnectAlone,
-            // This client's own message was at fault, or this connection's.
+            // Only this client's message, or this connection, is affected.
             4400 | 4408..=4411 => CloseAction::ReconnectAlone,
             4500..=4999 => CloseAction::Stop,
             _ => CloseAction::Reconnect,
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_range_of_our_codes_says_whether_to_come_back() {
+    fn the_range_of_a_code_determines_whether_to_come_back() {
         for code in 4000..=4999 {
             let stop = CloseCode::action(CloseCode::new(code)) == CloseAction::Stop;
             assert_eq!(stop, code >= 4500, "{code}");
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_overloaded_may_say_when_to_come_back() {
+    fn an_overloaded_server_may_advise_when_to_come_back() {
         let at = |code: CloseCode, reason| code.retry_after(reason).map(|at| at.as_millis());
         assert_eq!(at(CloseCode::TRY_AGAIN, "retry_ms=1500"), Some(1500));
         assert_eq!(at(CloseCode::TRY_AGAIN, "retry_ms=20, the backend is away"), Some(20));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_of_a_server_that_is_deployed_is_no_last_word() {
+    fn a_close_of_a_server_that_restarts_is_not_final() {
         let restarts = |code| CloseCode::is_restart(CloseCode::new(code));
         assert!([1001, 1011, 1012, 1013, 1014, 4000, 4499].into_iter().all(restarts));
         assert!(

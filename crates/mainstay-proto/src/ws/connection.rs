@@ -14,15 +14,16 @@ use super::{
     queue::Head,
 };
 
-/// Longer messages go out in fragments of this size, so that a control frame never waits for more.
+/// A longer message is written in fragments of this size, so that a control frame never waits for more.
 const FRAGMENT: usize = 16 * 1024;
 
-/// What a peer may make this end keep.
+/// Limits on what a peer may make this end keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Longest message in bytes, after decompression. Default: 1 MiB.
+    /// The longest message in bytes, after decompression. Default: 1 MiB.
     pub max_message: usize,
-    /// Most frames of one message, empty ones too. This end writes 16 KiB in each. Default: 1,024. Range: from 1.
+    /// The maximum number of frames of one message, including empty ones. This end writes 16 KiB in each. Default:
+    /// 1,024. Range: from 1.
     pub max_fragments: u32,
 }
 
@@ -32,15 +33,15 @@ impl Default for Limits {
     }
 }
 
-/// How far the closing handshake is.
+/// The state of the closing handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
     /// No Close was sent or received.
     Open,
     /// One Close was sent or received, the other is outstanding.
     Closing,
-    /// Both were, or the connection was failed. Once the queue is written the server closes TCP; a
-    /// client waits for that.
+    /// Both Closes were sent or received, or the connection was failed. Once the queue is written the server closes
+    /// TCP; a client waits for that.
     Closed,
 }
 
@@ -78,7 +79,7 @@ pub struct Connection {
     masks: Option<Box<StdRng>>,
 }
 
-/// The payload of a Ping, in one thin box: the connection holds a word for it.
+/// The payload of a Ping, in one thin box: the connection has a word for it.
 struct Owed {
     len: u8,
     bytes: [u8; MAX_CONTROL],
@@ -103,19 +104,19 @@ impl Owed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Inbound {
     Open,
-    /// The peer sent its Close with this code and ours is outstanding.
+    /// The peer sent its Close with this code, and this end has not answered.
     CloseOwed(Option<CloseCode>),
-    /// The peer sent its Close, and ours was sent.
+    /// The peer sent its Close, and this end answered.
     Closed,
-    /// The peer broke the protocol: nothing more is read.
+    /// The peer violated the protocol: nothing more is read.
     Failed,
 }
 
 impl Connection {
-    /// A connection that has just finished its opening handshake.
+    /// Creates a connection that has just finished its opening handshake.
     ///
-    /// `deflate` is what the handshake agreed on. `mask_seed` must be unpredictable and new for each
-    /// connection (RFC 6455 section 5.3); only a client uses and keeps it.
+    /// `deflate` is the result of the handshake. `mask_seed` must be unpredictable and new for each connection (RFC
+    /// 6455 section 5.3); only a client uses and keeps it.
     pub fn new(role: Role, limits: Limits, deflate: Option<DeflateParams>, mask_seed: [u8; 32]) -> Self {
         Self {
             role,
@@ -130,19 +131,19 @@ impl Connection {
         }
     }
 
-    /// Takes messages of so many bytes from here on.
+    /// Sets the longest message from now on.
     pub fn set_max_message(&mut self, max_message: usize) {
         self.limits.max_message = max_message;
     }
 
-    /// Bytes that are kept of a message that is not complete.
+    /// Returns the bytes that are kept of an incomplete message.
     #[must_use]
     pub fn assembling(&self) -> usize {
         let message = self.partial.as_ref().and_then(|partial| partial.message.as_ref());
         message.map_or(0, |message| message.bytes.capacity())
     }
 
-    /// How far the closing handshake is.
+    /// Returns the state of the closing handshake.
     pub fn state(&self) -> State {
         match (self.close_sent, self.inbound) {
             (false, Inbound::Open) => State::Open,
@@ -151,8 +152,8 @@ impl Connection {
         }
     }
 
-    /// Whether this is a server whose closing handshake is done: once what it said is written it may end TCP at
-    /// once. A client waits for the server to do that, and a connection that was failed may have bytes under way.
+    /// Whether this is a server whose closing handshake is complete: once its bytes are written it may end TCP at
+    /// once. A client waits for the server to do that, and a connection that was failed may have bytes in transit.
     ///
     /// Source: RFC 6455 section 7.1.1.
     #[must_use]
@@ -160,35 +161,35 @@ impl Connection {
         self.role == Role::Server && self.close_sent && self.inbound == Inbound::Closed
     }
 
-    /// Whether the peer is in the middle of a frame, where it can send nothing else: no answer, no Close.
+    /// Whether the peer is in the middle of a frame, where it can send no answer and no Close.
     #[must_use]
     pub fn is_mid_frame(&self) -> bool {
         self.partial.as_ref().is_some_and(|partial| partial.frame.is_some())
     }
 
-    /// Whether [`pass_time`](Self::pass_time) has something to do: the peer sends much that carries nothing.
-    /// Look before each read; an honest peer never makes it true.
+    /// Whether [`pass_time`](Self::pass_time) has something to do: the peer sends many frames that carry nothing.
+    /// Check it before each read; an honest peer never makes it true.
     #[must_use]
     pub fn wants_time(&self) -> bool {
         self.flood.wants_time()
     }
 
-    /// Time passed: control frames and empty fragments are allowed again, 10 for each second.
+    /// Time passed: allows control frames and empty fragments again, 10 for each second.
     pub fn pass_time(&mut self, now: Instant) {
         self.flood.pass_time(now);
     }
 
-    /// Takes bytes from the front of `input`, unmasking them in place, until one item is complete, and
-    /// moves `input` past what was taken.
+    /// Consumes bytes from the front of `input` until one item is complete, unmasks them in place, and moves `input`
+    /// past them.
     ///
-    /// `Ok(None)`: all input was taken and more is needed. The item borrows from the input, not from
-    /// the connection, so that a caller may answer while it holds the item. Messages still arrive after our own
-    /// Close was sent; after the peer's Close all input is ignored.
+    /// `Ok(None)`: all input was consumed and more is needed. The item borrows from the input, not from the
+    /// connection, so that a caller may answer while it holds the item. Messages still arrive after this end sent its
+    /// Close; after the peer's Close all input is ignored.
     ///
     /// # Errors
     ///
-    /// The peer broke the protocol or a limit: call [`fail`](Self::fail) and write what it queued. All
-    /// further input is ignored.
+    /// The peer violated the protocol or a limit: call [`fail`](Self::fail) and write what it queued. All further
+    /// input is ignored.
     pub fn receive<'a>(&mut self, input: &mut &'a mut [u8]) -> Result<Option<Incoming<'a>>, ProtocolError> {
         if self.inbound != Inbound::Open {
             *input = &mut [];
@@ -205,15 +206,15 @@ impl Connection {
 
     /// Encodes one message whose payload is `head` followed by `body`. Does nothing once a Close was sent.
     ///
-    /// A large `body` is shared, if it need not be masked, and copied otherwise. A message above 16 KiB is
-    /// fragmented. If compression was agreed on and does not make the message smaller, it goes out as it is.
+    /// A large `body` is shared if it need not be masked, and copied otherwise. A message above 16 KiB is fragmented.
+    /// If compression was agreed on and does not make the message smaller, the message is sent uncompressed.
     pub fn send(&mut self, kind: Kind, head: &[u8], body: &Bytes, out: &mut SendQueue) {
         self.send_shared(kind, head, body, &mut Packed::new(), out);
     }
 
-    /// As [`send`](Self::send), where other connections send the same: what one of them compressed is what all of
-    /// them put out that agreed on the same, without context takeover. They are told by the same `shared`, and a
-    /// `body` that is a clone of theirs.
+    /// Like [`send`](Self::send), for a message that other connections send, too. The connections that agreed on the
+    /// same compression without context takeover share the compressed bytes. They find them by the same `shared` and
+    /// a `body` that is a clone of theirs.
     pub fn send_shared(
         &mut self,
         kind: Kind,
@@ -233,7 +234,7 @@ impl Connection {
 
     /// Encodes a Ping, whose payload is cut to 125 bytes. Does nothing once a Close was sent.
     ///
-    /// It follows what was encoded before it, so that its Pong proves that all of that was read.
+    /// It follows what was encoded before it, so that its Pong proves that the peer read all of that.
     pub fn ping(&mut self, payload: &[u8], out: &mut SendQueue) {
         if !self.close_sent {
             self.send_control(Opcode::Ping, &[], &payload[..payload.len().min(MAX_CONTROL)], out);
@@ -250,7 +251,7 @@ impl Connection {
         self.send_close(code, cut(reason, MAX_CONTROL - 2), out);
     }
 
-    /// Encodes the answers owed to the peer: the Pong for its last Ping, and the echo of its Close.
+    /// Encodes the answers that the peer expects: the Pong for its last Ping, and the echo of its Close.
     ///
     /// Called once per turn, after reading, it answers a burst of Pings with one Pong.
     ///
@@ -264,8 +265,8 @@ impl Connection {
         }
     }
 
-    /// Fails the connection: queues the Close that `error` names, unless one was sent, and ignores all
-    /// further input. TCP can be closed once that is written.
+    /// Fails the connection: queues the Close for `error`, unless one was sent, and ignores all further input. TCP
+    /// can be closed once that is written.
     ///
     /// Source: RFC 6455 section 7.1.7.
     pub fn fail(&mut self, error: &ProtocolError, out: &mut SendQueue) {
@@ -287,7 +288,7 @@ impl Connection {
             let item = match header.opcode {
                 Opcode::Text => self.receive_data(Kind::Text, header, payload)?,
                 Opcode::Binary => self.receive_data(Kind::Binary, header, payload)?,
-                // The kind is that of the message which is continued.
+                // The kind is that of the message which this frame continues.
                 Opcode::Continuation => self.receive_data(Kind::Binary, header, payload)?,
                 Opcode::Close | Opcode::Ping | Opcode::Pong => self.receive_control(header, payload)?,
             };
@@ -298,7 +299,7 @@ impl Connection {
         Ok(None)
     }
 
-    /// The frame that is being read, or the next one, once its header is complete and acceptable.
+    /// Returns the frame that is being read, or the next one, once its header is complete and acceptable.
     fn next_header(&mut self, input: &mut &mut [u8]) -> Result<Option<Header>, ProtocolError> {
         let (sender, deflate) = (self.role.peer(), self.deflate.is_some());
         let partial = self.partial.as_deref_mut();
@@ -318,7 +319,7 @@ impl Connection {
         Ok(header)
     }
 
-    /// Whether a frame may follow the ones before it, decided before any of its payload is kept.
+    /// Checks whether a frame may follow the ones before it, before any of its payload is kept.
     fn admit(&mut self, header: &Header) -> Result<(), ProtocolError> {
         match header.opcode {
             Opcode::Close => return Ok(()),
@@ -342,7 +343,7 @@ impl Connection {
             (Some(_), _) => return Err(ProtocolError::UnfinishedMessage),
         };
         let limit = self.limits.max_message;
-        // What cannot be compressed grows a little by the attempt.
+        // Data that cannot be compressed grows a little by the attempt.
         let limit_here = if compressed { limit.saturating_add(limit / 256 + 64) } else { limit };
         if header.len > limit_here.saturating_sub(so_far) as u64 {
             return Err(ProtocolError::MessageTooBig { limit });
@@ -512,7 +513,7 @@ fn finish_message(payload: Payload<'_>, checked: bool) -> Result<Incoming<'_>, P
     Ok(Incoming::Message(payload))
 }
 
-/// The start of `text`: at most `max` bytes, and whole characters.
+/// Returns the start of `text`: at most `max` bytes, and whole characters.
 fn cut(text: &str, max: usize) -> &str {
     let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {

@@ -1,8 +1,8 @@
-//! permessage-deflate: what can be agreed on, and the compression of whole messages.
+//! permessage-deflate: the negotiation, and the compression of whole messages.
 //!
-//! Both directions of a connection are independent. With *no context takeover* (what we ask for) a
-//! compressor is lent for one message (by [`Packed`]) and no connection holds one; with context takeover a
-//! direction keeps its window. That costs 250 to 370 KiB to send, by window, and 46 KiB to receive.
+//! Both directions of a connection are independent. With *no context takeover* (what Mainstay asks for) a compressor
+//! is lent for one message (by [`Packed`]) and no connection owns one; with context takeover a direction keeps its
+//! window. That costs 250 to 370 KiB to send, by window, and 46 KiB to receive.
 //!
 //! Source: RFC 7692.
 
@@ -18,19 +18,19 @@ const MAX_WINDOW: u8 = 15;
 /// The smallest window zlib can compress with.
 const MIN_COMPRESS_WINDOW: u8 = 9;
 
-/// The parameters of permessage-deflate: those agreed on, or those one end would like.
+/// The parameters of permessage-deflate: the negotiated ones, or those that one end prefers.
 ///
 /// Source: RFC 7692 section 7.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeflateParams {
-    /// The server compresses each message by itself and keeps nothing between two. Default: true.
+    /// The server compresses each message independently and keeps nothing between two. Default: true.
     pub server_no_context_takeover: bool,
-    /// The client compresses each message by itself and keeps nothing between two. Default: true.
+    /// The client compresses each message independently and keeps nothing between two. Default: true.
     pub client_no_context_takeover: bool,
     /// Window of the server's compressor: 2^n bytes. Default: 15. Range: 8-15, others are clamped.
     ///
-    /// zlib cannot compress with 8: where that is agreed on for our direction, we send uncompressed,
-    /// as any message may be (RFC 7692 section 6).
+    /// zlib cannot compress with 8: if 8 is negotiated for the sending direction, this end sends uncompressed, as it
+    /// may send any message (RFC 7692 section 6).
     pub server_max_window_bits: u8,
     /// Window of the client's compressor: 2^n bytes. Default: 15. Range: 8-15, as above.
     pub client_max_window_bits: u8,
@@ -48,7 +48,7 @@ impl Default for DeflateParams {
 }
 
 impl DeflateParams {
-    /// The first offer of a client that can be accepted, bent to what the server would like, and the answer.
+    /// Returns the first acceptable offer of a client, adjusted to what the server prefers, and the answer to it.
     ///
     /// An unknown, repeated or invalid parameter declines its offer.
     pub(super) fn accept<'a>(self, extensions: impl Iterator<Item = &'a str>) -> Option<(Self, String)> {
@@ -63,7 +63,7 @@ impl DeflateParams {
                 Some(bits) => bits.min(wish.server_max_window_bits),
                 None => wish.server_max_window_bits,
             },
-            // A client that did not offer to limit its window may not be asked to.
+            // A server must not limit the window of a client that did not offer it.
             client_max_window_bits: match offer.client_max_window_bits {
                 Some(bits) => bits.unwrap_or(MAX_WINDOW).min(wish.client_max_window_bits),
                 None => MAX_WINDOW,
@@ -76,7 +76,7 @@ impl DeflateParams {
         Some((agreed, answer))
     }
 
-    /// A client's offer.
+    /// Returns a client's offer.
     pub(super) fn offer(self) -> String {
         let wish = self.clamped();
         let mut offer = wish.to_header();
@@ -86,7 +86,7 @@ impl DeflateParams {
         offer
     }
 
-    /// What a server's answer to [`offer`](Self::offer) agrees on, if it is a valid answer to it.
+    /// Returns the parameters that a server's answer to [`offer`](Self::offer) agrees on, if the answer is valid.
     ///
     /// Source: RFC 7692 section 7.1 and its parts.
     pub(super) fn check_answer(self, extension: &str) -> Option<Self> {
@@ -133,7 +133,7 @@ impl DeflateParams {
     }
 }
 
-/// The parameters as one header element names them; `Some(None)` is a parameter without a value.
+/// The parameters as one header element states them; `Some(None)` is a parameter without a value.
 #[derive(Default)]
 struct Params {
     server_no_context_takeover: bool,
@@ -143,7 +143,7 @@ struct Params {
 }
 
 impl Params {
-    /// `None` if this is another extension, or has an unknown, repeated or invalid parameter.
+    /// Returns `None` if this is another extension, or has an unknown, repeated or invalid parameter.
     fn parse(extension: &str) -> Option<Self> {
         let mut parts = extension.split(';').map(str::trim);
         if !parts.next()?.eq_ignore_ascii_case(NAME) {
@@ -179,7 +179,7 @@ impl Params {
     }
 }
 
-/// `None` if invalid: a value is a number from 8 to 15 without leading zeros.
+/// Returns `None` if invalid: a value is a number from 8 to 15 without leading zeros.
 fn window_bits(value: Option<&str>) -> Option<Option<u8>> {
     let Some(value) = value else {
         return Some(None);

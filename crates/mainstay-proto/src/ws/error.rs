@@ -1,8 +1,8 @@
-//! What a peer can do wrong, and the close code each wrong is answered with.
+//! What a peer can do wrong, and the close code that answers it.
 
 use super::CloseCode;
 
-/// The peer broke the protocol or a limit: the connection has to be failed ([`Connection::fail`](super::Connection::fail)).
+/// The peer violated the protocol or a limit: fail the connection ([`Connection::fail`](super::Connection::fail)).
 ///
 /// A normal close is no error, but [`Incoming::Close`](super::Incoming::Close).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +56,7 @@ pub enum ProtocolError {
         /// The limit.
         limit: usize,
     },
-    /// Control frames and empty fragments without end, and nothing that carries anything between them.
+    /// Control frames and empty fragments without end, and nothing between them that carries data.
     #[error("a flood of control frames or empty fragments: more than 2,000 at once and 10 a second")]
     Flood,
     /// A message consists of more than [`Limits::max_fragments`](super::Limits::max_fragments) frames.
@@ -68,7 +68,7 @@ pub enum ProtocolError {
 }
 
 impl ProtocolError {
-    /// The code to fail the connection with: 1002, 1007, 1008 or 1009.
+    /// Returns the code to fail the connection with: 1002, 1007, 1008 or 1009.
     ///
     /// Source: RFC 6455 section 7.4.1.
     pub const fn close_code(self) -> CloseCode {

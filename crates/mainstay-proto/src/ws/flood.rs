@@ -1,34 +1,34 @@
-//! What a peer may send that carries nothing: Pings, Pongs, and fragments of no bytes.
+//! Limits on frames that carry nothing: Pings, Pongs, and fragments of no bytes.
 //!
-//! Messages need no such limit, however small: while their reader is not ready, their sender waits. What no
-//! reader ever sees holds nobody back, so it is counted here. Each such frame spends one of 2,000; a frame that
-//! carries something, and every tenth of a second, gives one back. So a peer that pings after every message,
-//! at any rate, spends nothing, and neither does one whose Pings piled up while this process was paused: what
-//! is refused is a stream of nothing else.
+//! Messages need no such limit, however small: while their reader is not ready, their sender waits. Frames that no
+//! reader ever receives hold no sender back, so they are counted here. Each of them spends one of 2,000; a frame that
+//! carries data, and every tenth of a second, returns one. So a peer that pings after every message, at any rate,
+//! spends nothing, and neither does one whose Pings piled up while this process was paused. Only a stream of nothing
+//! else is refused.
 //!
-//! An honest connection reads no clock for this and holds no time: that begins with the 64th frame.
+//! An honest connection reads no clock for this and stores no time: that begins with the 64th frame.
 
 use std::time::{Duration, Instant};
 
 use super::ProtocolError;
 
-/// Frames that may be spent at once: more than the fragments of one message.
+/// How many frames may be spent at once: more than the fragments of one message.
 const BURST: u16 = 2000;
-/// Gives one back.
+/// How long it takes to return one.
 const EARNS_ONE: Duration = Duration::from_millis(100);
-/// Up to here no clock is read.
+/// Up to this number no clock is read.
 const UNTIMED: u16 = 64;
 
-/// See the module.
+/// The count of one connection; the module describes it.
 #[derive(Debug, Default)]
 pub(super) struct Flood {
     spent: u16,
-    /// What time has given back is counted from here. Set only above [`UNTIMED`].
+    /// The time from which returned frames are counted. Set only above [`UNTIMED`].
     since: Option<Box<Instant>>,
 }
 
 impl Flood {
-    /// A frame came that carries nothing.
+    /// A frame arrived that carries nothing.
     pub(super) fn spend(&mut self) -> Result<(), ProtocolError> {
         if self.spent >= BURST {
             return Err(ProtocolError::Flood);
@@ -37,7 +37,7 @@ impl Flood {
         Ok(())
     }
 
-    /// A frame came that carries something.
+    /// A frame arrived that carries data.
     pub(super) fn earn(&mut self) {
         self.spent = self.spent.saturating_sub(1);
     }
@@ -47,7 +47,7 @@ impl Flood {
         self.spent > UNTIMED
     }
 
-    /// Gives back what the time since the last call is worth.
+    /// Returns the frames that the time since the last call is worth.
     pub(super) fn pass_time(&mut self, now: Instant) {
         if !self.wants_time() {
             return;
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
     use crate::origin;
 
-    /// Spends until it is refused, and says how much that was.
+    /// Spends until a frame is refused, and returns how many passed.
     fn spend_all(flood: &mut Flood) -> u32 {
         (0..).take_while(|_| flood.spend().is_ok()).count().try_into().unwrap()
     }

@@ -1,7 +1,7 @@
 //! One frame: its header, and its mask.
 //!
-//! Everything a header can get wrong by itself is refused here; what depends on the frames before it is
-//! the connection's business.
+//! An error that a header shows by itself is refused here. Errors that depend on the frames before it are left to the
+//! connection.
 
 use super::{ProtocolError, Role};
 
@@ -31,7 +31,7 @@ impl Opcode {
     }
 }
 
-/// A frame's header; while its payload is read, the header of what is still to come.
+/// A frame's header; while its payload is read, the header of the remaining part.
 ///
 /// ```text
 /// FIN RSV1 RSV2 RSV3 opcode(4) | MASK length(7) | length(16 or 64, big endian) | masking key(32)
@@ -50,7 +50,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// The header at the start of `bytes` and its length, or `None` if more bytes are needed.
+    /// Returns the header at the start of `bytes` and its length, or `None` if more bytes are needed.
     pub(super) fn parse(
         bytes: &[u8],
         sender: Role,
@@ -102,7 +102,7 @@ impl Header {
         Ok(Some((header, bytes.len() - rest.len())))
     }
 
-    /// The header of what remains after `count` bytes of the payload: shorter, and with the key rotated.
+    /// Returns the header of what remains after `count` bytes of the payload: shorter, and with the key rotated.
     pub(super) fn after(mut self, count: usize) -> Self {
         self.len -= count as u64;
         self.mask.rotate_left(count % 4);
@@ -110,7 +110,7 @@ impl Header {
     }
 }
 
-/// The payload length, and what follows it. Refuses every form but the shortest.
+/// Reads the payload length, and returns what follows it. Refuses every form but the shortest.
 fn parse_len(short: u8, rest: &[u8]) -> Result<Option<(u64, &[u8])>, ProtocolError> {
     let (len, smallest, rest) = match short {
         126 => match rest.split_first_chunk() {

@@ -1,8 +1,8 @@
-//! The opening handshake as rules over HTTP headers: whoever owns the socket parses and writes the HTTP.
+//! The opening handshake as rules over HTTP headers. The driver that owns the socket parses and writes the HTTP.
 //!
-//! A server gives a request's head to [`check_request`] and gets either an [`Accept`], which makes the
-//! headers of its 101 response, or a [`HandshakeError`], which says how to refuse. A client makes an
-//! [`Offer`], sends its headers, and gives it the response.
+//! A server passes a request's head to [`check_request`] and gets either an [`Accept`], which makes the headers of
+//! its 101 response, or a [`HandshakeError`], which states how to refuse. A client makes an [`Offer`], sends its
+//! headers, and passes it the response.
 //!
 //! Not here: limits on the head's size (the HTTP parser), origins ([`Origins`](super::Origins)), credentials (the
 //! server's hooks).
@@ -50,7 +50,7 @@ pub struct Accept {
 ///
 /// # Errors
 ///
-/// The request opens no WebSocket; the error says how to answer it.
+/// The request opens no WebSocket; the error states how to answer it.
 ///
 /// Source: RFC 6455 sections 4.1 and 4.2.1.
 pub fn check_request(
@@ -90,15 +90,15 @@ pub fn check_request(
 }
 
 impl Accept {
-    /// The offered subprotocols, the client's favourite first. Values that are not ASCII are left out.
+    /// Returns the offered subprotocols, the client's favourite first. Values that are not ASCII are left out.
     pub fn protocols(&self) -> impl Iterator<Item = &str> {
         elements(&self.protocols)
     }
 
-    /// The headers of the 101 response, and what they agree on.
+    /// Returns the headers of the 101 response, and what they agree on.
     ///
-    /// `protocol` is left out unless it was offered, as a client has to refuse one that was not.
-    /// `deflate` is what the server would like; `None` declines compression.
+    /// `protocol` is left out unless the client offered it, because a client must refuse one that it did not offer.
+    /// `deflate` is what the server prefers; `None` declines compression.
     pub fn response(&self, protocol: Option<&str>, deflate: Option<DeflateParams>) -> (HeaderMap, Agreed) {
         let mut headers = HeaderMap::from_iter([
             (CONNECTION, HeaderValue::from_static("Upgrade")),
@@ -122,7 +122,7 @@ impl Accept {
     }
 }
 
-/// A request that opens no WebSocket. Displays as one line that helps whoever sent it.
+/// A request that opens no WebSocket. Displays as one line that helps its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandshakeError {
@@ -156,7 +156,7 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
-    /// The status to answer with: 400, 403, 405 or 426.
+    /// Returns the status to answer with: 400, 403, 405 or 426.
     pub fn status(self) -> StatusCode {
         match self {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -166,10 +166,10 @@ impl HandshakeError {
         }
     }
 
-    /// The headers to answer with.
+    /// Returns the headers to answer with.
     ///
-    /// `Connection: close` is one of them: what follows a failed upgrade may be frames that a proxy let
-    /// through, and must not be read as requests.
+    /// They include `Connection: close`: what follows a failed upgrade may be frames that a proxy let through, and
+    /// must not be read as requests.
     pub fn headers(self) -> HeaderMap {
         let mut headers = HeaderMap::from_iter([(CONNECTION, HeaderValue::from_static("close"))]);
         match self.status() {
@@ -186,7 +186,7 @@ impl HandshakeError {
     }
 }
 
-/// The value of `Sec-WebSocket-Accept` that answers this `Sec-WebSocket-Key`.
+/// Returns the value of `Sec-WebSocket-Accept` that answers this `Sec-WebSocket-Key`.
 ///
 /// Source: RFC 6455 section 4.2.2, item 5.
 pub fn accept_key(key: &[u8]) -> String {
@@ -205,9 +205,9 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Offers these subprotocols, the favourite first, and compression as the client would like it.
+    /// Creates an offer of these subprotocols, the favourite first, and of compression as the client prefers it.
     ///
-    /// `key` has to be random.
+    /// `key` must be random.
     ///
     /// # Errors
     ///
@@ -222,21 +222,21 @@ impl Offer {
         Ok(Self { key: BASE64.encode(key), protocols, deflate })
     }
 
-    /// The offer that a request makes, for a gateway that passes the request on and has the answer to check: its key
-    /// and its subprotocols, also such as are not tokens. Extensions are of one hop: `deflate` is what the gateway
-    /// offers instead of the request's. `None`: it has not exactly one key.
+    /// Returns the offer that a request makes, for a gateway that passes the request on and must check the answer:
+    /// its key and its subprotocols, including those that are not tokens. Extensions belong to one hop: `deflate` is
+    /// what the gateway offers instead of the request's. `None` if the request does not have exactly one key.
     pub fn of_request(headers: &HeaderMap, deflate: Option<DeflateParams>) -> Option<Self> {
         let key = single(headers, &SEC_WEBSOCKET_KEY)?.to_str().ok()?.trim().to_owned();
         let values: Vec<_> = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect();
         Some(Self { key, protocols: elements(&values).map(str::to_owned).collect(), deflate })
     }
 
-    /// The value of `Sec-WebSocket-Extensions`, if any is offered.
+    /// Returns the value of `Sec-WebSocket-Extensions`, if any is offered.
     pub fn extensions(&self) -> Option<HeaderValue> {
         HeaderValue::try_from(self.deflate?.offer()).ok()
     }
 
-    /// The request's headers, apart from `Host` and what the application adds.
+    /// Returns the request's headers, without `Host` and what the application adds.
     pub fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::from_iter([
             (CONNECTION, HeaderValue::from_static("Upgrade")),
@@ -249,7 +249,7 @@ impl Offer {
             (SEC_WEBSOCKET_EXTENSIONS, self.deflate.map(DeflateParams::offer)),
         ];
         for (name, value) in own {
-            // Tokens, base64 and our own words: always valid.
+            // Tokens, base64 and constants: always valid.
             if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
                 headers.insert(name, value);
             }
@@ -261,7 +261,7 @@ impl Offer {
     ///
     /// # Errors
     ///
-    /// The server refused, or its answer does not fit the offer: TCP has to be closed.
+    /// The server refused, or its answer does not fit the offer: close TCP.
     ///
     /// Source: RFC 6455 section 4.1, after the second list.
     pub fn check_response(&self, status: StatusCode, headers: &HeaderMap) -> Result<Agreed, ResponseError> {
@@ -314,7 +314,7 @@ impl Offer {
 pub struct InvalidProtocol(String);
 
 impl InvalidProtocol {
-    /// Whether a subprotocol of this name can be offered.
+    /// Checks whether a subprotocol of this name can be offered.
     ///
     /// # Errors
     ///
@@ -339,8 +339,8 @@ pub enum ResponseError {
     /// Not an upgrade to WebSocket.
     #[error("the server switched to another protocol than WebSocket")]
     Upgrade,
-    /// `Sec-WebSocket-Accept` does not answer our key.
-    #[error("the server's Sec-WebSocket-Accept does not answer our key")]
+    /// `Sec-WebSocket-Accept` does not answer the client's key.
+    #[error("the server's Sec-WebSocket-Accept does not answer the client's key")]
     Accept,
     /// A subprotocol that was not offered, or several.
     #[error("the server chose a subprotocol that was not offered")]
@@ -351,8 +351,8 @@ pub enum ResponseError {
 }
 
 impl ResponseError {
-    /// Whether the same attempt may succeed later: 408, 425, 426, 429 and 5xx apart from 501 and 505. (A server of Node's
-    /// `ws` answers 426 to every upgrade while it closes.)
+    /// Whether the same attempt may succeed later: 408, 425, 426, 429 and 5xx, except 501 and 505. (A server of
+    /// Node's `ws` answers 426 to every upgrade while it closes.)
     pub fn is_retryable(self) -> bool {
         match self {
             Self::Refused { status, .. } => match status.as_u16() {

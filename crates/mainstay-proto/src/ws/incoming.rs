@@ -1,4 +1,4 @@
-//! What `receive` hands out.
+//! The items that `receive` returns.
 
 use std::{fmt, ops::Deref};
 
@@ -6,24 +6,24 @@ use bytes::Bytes;
 
 use super::{CloseFrame, Kind, Message, Utf8Bytes};
 
-/// What came from the peer.
+/// An item from the peer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
     /// A whole message; text is valid UTF-8.
     Message(Payload<'a>),
     /// A Ping. [`Connection::flush_replies`](super::Connection::flush_replies) answers it.
     Ping(Payload<'a>),
-    /// A Pong, asked for or not.
+    /// A Pong, solicited or not.
     Pong(Payload<'a>),
-    /// The peer's Close; nothing comes after it.
+    /// The peer's Close; no item follows it.
     /// [`Connection::flush_replies`](super::Connection::flush_replies) answers it.
     Close(Option<CloseFrame>),
 }
 
-/// Bytes in the caller's read buffer or, if they came in several reads or fragments, in their own memory.
+/// Bytes in the caller's read buffer or, if they arrived in several reads or fragments, in their own memory.
 ///
-/// Only the codec makes one, so text is UTF-8. Its `Debug` shows how long it is, never what is in it: payloads do not
-/// belong in logs.
+/// Only the codec makes one, so text is UTF-8. `Debug` shows the length, never the content: payloads do not belong in
+/// logs.
 pub struct Payload<'a> {
     kind: Kind,
     bytes: Lies<'a>,
@@ -48,7 +48,7 @@ impl<'a> Payload<'a> {
         Self { kind, bytes: Lies::Apart(bytes) }
     }
 
-    /// Text or binary; that of a control frame is binary.
+    /// Returns whether it is text or binary; a control frame's payload is binary.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
@@ -60,7 +60,7 @@ impl<'a> Payload<'a> {
         matches!(self.bytes, Lies::InBuffer(_))
     }
 
-    /// The bytes to keep; copies only what is borrowed.
+    /// Returns the bytes to keep; copies only borrowed ones.
     pub fn into_bytes(self) -> Bytes {
         match self.bytes {
             Lies::InBuffer(bytes) => Bytes::copy_from_slice(bytes),
@@ -68,7 +68,7 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// The message to keep; copies only what is borrowed.
+    /// Returns the message to keep; copies only borrowed bytes.
     pub fn into_message(self) -> Message {
         match self.kind {
             Kind::Text => Message::Text(Utf8Bytes::checked(self.into_bytes())),

@@ -1,20 +1,20 @@
 //! RFC 6455 and RFC 7692 without IO: bytes from the peer go in, messages come out, and the other way round.
 //!
-//! A [`handshake`] turns HTTP headers into an agreement. From then on a [`Connection`] is the whole
-//! WebSocket, for either [`Role`]:
+//! A [`handshake`] turns HTTP headers into an agreement. From then on a [`Connection`] is the whole WebSocket, for
+//! either [`Role`]:
 //!
 //! ```text
 //! bytes read ──> receive() ──> Incoming (messages, Ping, Pong, Close)
 //! send(), ping(), close(), flush_replies() ──> SendQueue ──> bytes to write
 //! ```
 //!
-//! A message that arrives whole is handed out where it lies in the caller's read buffer, unmasked in
-//! place, never copied. Only an incomplete item is kept between two reads, in memory that grows with the bytes
-//! that came, not with the length a peer declared, and is freed when the item completes. An idle
-//! connection holds no buffer at all.
+//! A message that arrives whole is returned where it lies in the caller's read buffer, unmasked in place, never
+//! copied. Only an incomplete item is kept between two reads, in memory that grows with the bytes that arrived, not
+//! with the length that a peer declared, and that is freed when the item completes. An idle connection owns no
+//! buffer.
 //!
-//! Not here: when to ping, when a peer is dead, how long a closing handshake may take (the driver), and
-//! what messages mean ([`session`](crate::session)).
+//! Not here: when to ping, when a peer is dead, how long a closing handshake may take (the driver), and what messages
+//! mean ([`session`](crate::session)).
 
 pub mod close;
 mod close_frame;
@@ -45,14 +45,14 @@ pub use origin::Origins;
 pub use packed::Packed;
 pub use queue::SendQueue;
 
-/// Which end of the connection this is: clients mask what they send, servers do not.
+/// The end of the connection: clients mask what they send, servers do not.
 ///
 /// Source: RFC 6455 section 5.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// The end that dialled.
+    /// The end that opened the connection.
     Client,
-    /// The end that accepted.
+    /// The end that accepted the connection.
     Server,
 }
 

@@ -1,9 +1,9 @@
 //! Which web pages may open a WebSocket here: the defence against cross-site WebSocket hijacking.
 //!
-//! A browser opens a WebSocket for any page, to any host, and adds the host's cookies. The one sign of whose page
-//! it was is `Origin`, which scripts cannot change. So a request with credentials that a browser adds by itself
-//! (`Cookie`, `Authorization`) is judged by its origin. One without `Origin` comes from no page: a program that
-//! sends a cookie owns it.
+//! A browser opens a WebSocket for any page, to any host, and adds the host's cookies. The only sign of the page is
+//! `Origin`, which scripts cannot change. So a request with credentials that a browser adds by itself (`Cookie`,
+//! `Authorization`) is judged by its origin. A request without `Origin` comes from no page: a program that sends a
+//! cookie owns it.
 //!
 //! Source: RFC 6455 section 10.2, RFC 6454 section 7.
 
@@ -15,22 +15,22 @@ use http::{
 
 use super::handshake::HandshakeError;
 
-/// Whose pages may open a WebSocket.
+/// Which pages may open a WebSocket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origins {
-    /// A request with credentials must come from a page of the host and port that it asks for, in `Host` or, as
-    /// a proxy in front may have replaced that, in `X-Forwarded-Host`. Others may come from anywhere. The default.
+    /// A request with credentials must come from a page of the host and port that it asks for, in `Host` or, because
+    /// a proxy may have replaced that, in `X-Forwarded-Host`. Other requests may come from anywhere. The default.
     #[default]
     SameHost,
-    /// Every page: whoever stands behind decides.
+    /// Every page: the backend decides.
     Any,
     /// A request with an `Origin` must have one of these: `https://example.com`, `http://localhost:3000`. Scheme,
     /// host and port must be the same; `null` is none of them.
     Only(Vec<String>),
 }
 
-/// A page cannot set it, so it may vouch for the page; a proxy may.
+/// A header that a page cannot set and a proxy may, so it may vouch for the page.
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 impl Origins {
@@ -76,7 +76,7 @@ fn is_same_host(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     })
 }
 
-/// Scheme, host and port of an origin; the port that the scheme implies where none is named.
+/// Scheme, host and port of an origin; the scheme's default port if none is named.
 fn split(origin: &str) -> Option<(String, String, u16)> {
     let (scheme, rest) = origin.split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();
@@ -84,7 +84,7 @@ fn split(origin: &str) -> Option<(String, String, u16)> {
     Some((scheme, host, port))
 }
 
-/// Host and port. A user's name, a path or anything else makes it none.
+/// Host and port. Returns `None` if there is a user name, a path or anything else.
 fn authority(scheme: &str, text: &str) -> Option<(String, u16)> {
     let authority: Authority = text.parse().ok()?;
     if authority.as_str().contains('@') || authority.host().is_empty() {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_replaces_the_host_may_say_what_it_was() {
+    fn a_proxy_that_replaces_the_host_may_state_the_original() {
         let proxied = [
             ("host", "127.0.0.1:8080"),
             ("x-forwarded-host", "example.com"),

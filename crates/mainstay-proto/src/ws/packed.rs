@@ -1,10 +1,10 @@
-//! What was compressed of late, so that one message to many is compressed once; and the compressor, so that it is
+//! A cache of compressed messages, so that one message to many is compressed once; and the compressor, so that it is
 //! set up once: some 300 KiB, which cost more than most messages.
 //!
-//! Two connections may put out the same compressed bytes where neither keeps context between messages and their
-//! windows are of one size: then what a compressor makes of a message depends on the message alone. A message is
-//! known by where its body lies, not by what it says: a fan-out shares the body, and two pointers are compared
-//! where a hash would read all of it. The body is held meanwhile, so nothing else can come to lie there.
+//! Two connections may send the same compressed bytes if neither keeps context between messages and their windows
+//! have one size: then the result of compression depends on the message alone. A message is identified by the address
+//! of its body, not by its content: a fan-out shares the body, and two pointers are compared where a hash would read
+//! all of it. The cache holds the body, so no other message can have that address meanwhile.
 //!
 //! Not here: how a message is compressed (`deflate`).
 
@@ -15,16 +15,16 @@ use flate2::Compress;
 
 use super::compress::{compressor, pack_alone};
 
-/// Most messages remembered: more than one receiver gets in a turn. All get the same in the same order, so that with
-/// fewer than that the oldest would be gone whenever the next receiver comes.
+/// Maximum number of remembered messages: more than one receiver gets in a turn. All receivers get the same messages
+/// in the same order; with fewer, the oldest would be gone whenever the next receiver comes.
 const MOST: usize = 256;
-/// Most bytes of them, compressed and not. The last message is remembered whatever its size.
+/// Maximum number of their bytes, compressed and not. The last message is remembered whatever its size.
 const MOST_BYTES: usize = 1024 * 1024;
 
-/// What was compressed of late, for the connections that are to send the same.
+/// Messages that were compressed recently, for the connections that send the same.
 ///
 /// A driver that serves many connections passes one to each [`send_shared`](super::Connection::send_shared), and
-/// calls [`forget_unused`](Self::forget_unused) whenever everyone had a turn. It holds up to 256 messages and
+/// calls [`forget_unused`](Self::forget_unused) after every connection had its turn. It holds up to 256 messages and
 /// 1 MiB of them, or one that is larger; and from the first message on a compressor, some 300 KiB.
 #[derive(Debug, Default)]
 pub struct Packed {
@@ -39,26 +39,26 @@ struct Kept {
     window_bits: u8,
     head: Vec<u8>,
     body: Bytes,
-    /// `None`: it does not get smaller.
+    /// `None`: compression does not make it smaller.
     packed: Option<Bytes>,
-    /// Since unused messages were forgotten.
+    /// Whether it was sent since unused messages were last forgotten.
     used: bool,
 }
 
 impl Packed {
-    /// Remembers nothing yet, without memory.
+    /// Creates an empty cache, without memory.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Forgets what no connection sent since the last call.
+    /// Forgets the messages that no connection sent since the last call.
     pub fn forget_unused(&mut self) {
         self.kept.retain_mut(|kept| std::mem::take(&mut kept.used));
         self.bytes = self.kept.iter().map(Kept::bytes).sum();
     }
 
-    /// This message compressed by itself in a window of this size; `None` if it does not get smaller. Either is
-    /// remembered from now on.
+    /// Returns this message compressed by itself in a window of this size; `None` if that does not make it smaller.
+    /// Remembers either result.
     pub(super) fn get_or_compress(&mut self, window_bits: u8, head: &[u8], body: &Bytes) -> Option<Bytes> {
         if let Some(kept) = self.kept.iter_mut().find(|kept| kept.is(window_bits, head, body)) {
             kept.used = true;
@@ -75,7 +75,7 @@ impl Packed {
         packed
     }
 
-    /// One that knows of no message before.
+    /// Returns a compressor without context.
     fn compressor(&mut self, window_bits: u8) -> &mut Compress {
         let fits = self.compressor.take_if(|(bits, _)| *bits == window_bits);
         let (_, compress) = self.compressor.insert(match fits {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_everyone_gets_in_one_turn_are_all_remembered() {
+    fn messages_that_every_connection_gets_in_one_turn_are_all_remembered() {
         let mut packed = Packed::new();
         let bodies: Vec<_> = (0..MOST).map(|_| Bytes::from(vec![0; 100])).collect();
         assert!(bodies.iter().all(|body| compresses(&mut packed, 15, b"", body)));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_forgotten_once_nobody_sent_it_for_a_whole_round() {
+    fn a_message_is_forgotten_once_no_connection_sent_it_for_a_whole_round() {
         let (mut packed, body) = (Packed::new(), Bytes::from(vec![0; 100]));
         assert!(compresses(&mut packed, 15, b"", &body));
         for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! What was read of an item that is not complete yet. An idle connection has none of this.
+//! The part of an incomplete item that was read. An idle connection has none.
 
 use std::mem;
 
@@ -12,7 +12,7 @@ use super::{
 pub(super) struct Partial {
     header: [u8; MAX_HEADER],
     header_len: usize,
-    /// The frame whose payload is being read: the header of what is still to come.
+    /// The frame whose payload is being read, as the header of the remaining part.
     pub(super) frame: Option<Header>,
     /// The beginning of a control frame's payload.
     pub(super) control: Vec<u8>,
@@ -26,7 +26,7 @@ impl Partial {
         self.header_len == 0 && self.frame.is_none() && self.message.is_none()
     }
 
-    /// Takes from `input` what a header lacks. `None`: all input was taken and more is needed.
+    /// Consumes from `input` what a header lacks. Returns `None` if all input was consumed and more is needed.
     pub(super) fn read_header(
         &mut self,
         input: &mut &mut [u8],
@@ -52,14 +52,14 @@ impl Partial {
     }
 }
 
-/// Moves `input` past its first `count` bytes, which are returned.
+/// Moves `input` past its first `count` bytes, and returns them.
 pub(super) fn advance<'a>(input: &mut &'a mut [u8], count: usize) -> &'a mut [u8] {
     let (taken, rest) = mem::take(input).split_at_mut(count);
     *input = rest;
     taken
 }
 
-/// A message in several fragments, or one that comes in several reads.
+/// A message in several fragments, or in several reads.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) kind: Kind,
@@ -70,7 +70,7 @@ pub(super) struct Message {
     valid: usize,
 }
 
-/// When memory runs out it grows by this, or by as much again as has come, if the frame is that long.
+/// When its memory is full it grows by this, or by as much again as has arrived, if the frame is that long.
 const GROW: usize = 16 * 1024;
 
 impl Message {
@@ -78,7 +78,7 @@ impl Message {
         Self { kind, compressed, fragments: 1, bytes: Vec::new(), valid: 0 }
     }
 
-    /// Appends what has come of a frame that is to bring `expected` more bytes, these included.
+    /// Appends the bytes that arrived of a frame with `expected` more bytes, including these.
     pub(super) fn append(&mut self, bytes: &[u8], expected: u64) -> Result<(), ProtocolError> {
         if self.bytes.capacity() - self.bytes.len() < bytes.len() {
             let ahead = GROW.max(self.bytes.len()).max(bytes.len());
@@ -93,7 +93,7 @@ impl Message {
         self.valid == self.bytes.len()
     }
 
-    /// Checks what came since the last time. Fails at the first byte that no continuation can mend.
+    /// Checks the bytes that arrived since the last check. Fails at the first byte that no continuation can repair.
     fn validate(&mut self) -> Result<(), ProtocolError> {
         match simdutf8::compat::from_utf8(&self.bytes[self.valid..]) {
             Ok(_) => self.valid = self.bytes.len(),

@@ -8,18 +8,17 @@ use super::frame::{self, Opcode};
 
 /// From this many bytes on, sharing a body is cheaper than copying it.
 const SHARE_FROM: usize = 4 * 1024;
-/// Memory that an emptied queue keeps for the next turn.
+/// How much memory an emptied queue keeps for the next turn.
 const KEEP: usize = 256 * 1024;
-/// Written bytes that a queue which never runs empty may still hold.
+/// How many written bytes a queue that is never empty may still hold.
 const KEEP_WRITTEN: usize = 16 * 1024;
 
-/// Encoded frames that await the socket, read through [`bytes::Buf`].
+/// Encoded frames that wait for the socket, read through [`bytes::Buf`].
 ///
-/// Small frames lie one behind the other in one buffer; a large unmasked body is not copied but shared.
-/// Either way everything produced in a turn leaves in one vectored write. A driver keeps one queue per
-/// worker and encodes every connection's output through it: after a write that took everything the
-/// queue keeps its memory for the next connection, and only a leftover moves out
-/// ([`take_rest`](Self::take_rest)).
+/// Small frames lie one behind the other in one buffer; a large unmasked body is shared, not copied. In either case
+/// the output of a turn leaves in one vectored write. A driver keeps one queue per worker and encodes every
+/// connection's output through it: after a write that accepted everything the queue keeps its memory for the next
+/// connection, and only a leftover moves out ([`take_rest`](Self::take_rest)).
 #[derive(Debug, Default)]
 pub struct SendQueue {
     /// Headers and copied payloads, of which the first `read` bytes are written.
@@ -32,12 +31,12 @@ pub struct SendQueue {
 
 #[derive(Debug)]
 struct Shared {
-    /// How much of `copied` comes before this body.
+    /// How much of `copied` precedes this body.
     at: usize,
     body: Bytes,
 }
 
-/// What the first bytes of a frame say, apart from its length.
+/// The first bytes of a frame, apart from its length.
 #[derive(Clone, Copy)]
 pub(super) struct Head {
     pub(super) opcode: Opcode,
@@ -47,28 +46,28 @@ pub(super) struct Head {
 }
 
 impl SendQueue {
-    /// An empty queue, without memory.
+    /// Creates an empty queue, without memory.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Bytes that await the socket.
+    /// Returns the bytes that wait for the socket.
     pub fn len(&self) -> usize {
         self.copied.len() - self.read + self.shared_len
     }
 
-    /// The bytes among these that are copied here, and shared with nobody.
+    /// Returns those of them that are copied here, and not shared.
     pub fn copied(&self) -> usize {
         self.copied.len() - self.read
     }
 
-    /// Whether nothing awaits the socket.
+    /// Whether no byte waits for the socket.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Moves what is left into a queue of its own, in memory that fits; this queue is empty then and
-    /// keeps its memory.
+    /// Moves the remaining bytes into a queue of their own, in memory that fits; this queue is empty then and keeps
+    /// its memory.
     pub fn take_rest(&mut self) -> SendQueue {
         let rest = SendQueue {
             copied: self.copied[self.read..].to_vec(),
@@ -107,7 +106,7 @@ impl SendQueue {
         self.shared.push_back(Shared { at: self.copied.len(), body: body.slice(part) });
     }
 
-    /// Copied bytes that come next, up to the first shared body.
+    /// Returns the copied bytes that come next, up to the first shared body.
     fn next_copied(&self) -> &[u8] {
         let end = self.shared.front().map_or(self.copied.len(), |shared| shared.at);
         &self.copied[self.read..end]
@@ -119,7 +118,7 @@ impl SendQueue {
             self.copied.shrink_to(KEEP);
             self.read = 0;
         } else if self.read > KEEP_WRITTEN && self.read > self.copied.len() / 2 {
-            // What moves is less than what was written since the last time: linear in all.
+            // What moves is less than what was written since the last time: linear in total.
             self.copied.drain(..self.read);
             for shared in &mut self.shared {
                 shared.at -= self.read;
@@ -244,7 +243,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_leave_in_order_however_they_are_taken(
+        fn bytes_leave_in_order_however_they_are_read(
             bodies in prop::collection::vec(prop_oneof![0usize..200, 1000usize..6000], 0..40),
             steps in prop::collection::vec((1usize..10_000, 1usize..6, prop::bool::weighted(0.1)), 1..40),
         ) {

@@ -32,7 +32,7 @@ fn verdicts(pair: &Pair) -> Vec<bool> {
 }
 
 #[test]
-fn a_hello_with_wrong_credentials_is_refused_for_good() {
+fn a_hello_with_wrong_credentials_is_refused_finally() {
     let mut pair = presenting("wrong");
     pair.client_sends("a");
     pair.connect();
@@ -131,7 +131,7 @@ fn while_detached_new_credentials_that_are_refused_end_the_client() {
 }
 
 #[test]
-fn a_verdict_that_is_lost_with_its_connection_is_asked_for_again_in_hello() {
+fn a_verdict_that_is_lost_with_its_connection_is_requested_again_in_hello() {
     let mut pair = presenting("alice/1");
     let first = pair.connect();
     pair.server.judges = false;

@@ -57,7 +57,7 @@ fn an_end_flushes_over_a_lost_connection() {
 }
 
 #[test]
-fn what_came_before_the_peers_end_is_still_handed_over() {
+fn messages_before_the_peers_end_are_still_delivered() {
     let mut pair = Pair::attached();
     pair.server.takes = false;
     pair.client_sends("a");
@@ -157,7 +157,7 @@ fn an_end_that_waits_for_its_client_is_given_to_it() {
 }
 
 #[test]
-fn a_server_that_has_sent_end_still_answers_who_asks_whether_it_is_there() {
+fn a_server_that_has_sent_end_still_answers_a_ping() {
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.server_closes(CloseCode::SESSION_ENDED, "over");
@@ -202,13 +202,13 @@ fn a_client_that_acknowledges_nothing_is_ended_within_ten_seconds() {
 }
 
 #[test]
-fn a_client_that_goes_on_acknowledging_has_time_for_all_of_it_and_no_longer_than_the_resume_window() {
+fn a_client_that_keeps_acknowledging_has_the_resume_window_for_all_messages_and_no_longer() {
     assert_eq!(second_of_end(&mut Pair::default(), 10, |second| (second / 4).min(10)), Some(40));
     assert_eq!(second_of_end(&mut Pair::default(), 100, |second| (second / 4).min(100)), Some(120));
 }
 
 #[test]
-fn nothing_that_comes_after_its_close_is_handed_over() {
+fn nothing_that_comes_after_its_close_is_delivered() {
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.server.takes = false;
@@ -273,7 +273,7 @@ fn an_abort_ends_at_once_and_what_was_not_acknowledged_comes_back() {
 }
 
 #[test]
-fn an_abort_of_a_parked_session_is_told_to_the_client_that_asks_for_it() {
+fn an_abort_of_a_parked_session_is_reported_to_the_client_that_comes_back() {
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.cut(first);
@@ -286,7 +286,7 @@ fn an_abort_of_a_parked_session_is_told_to_the_client_that_asks_for_it() {
 }
 
 #[test]
-fn an_end_says_who_ended_the_session() {
+fn an_end_reports_which_side_ended_the_session() {
     let cause = |end: fn(&mut Pair)| {
         let mut pair = Pair::attached();
         assert_eq!(pair.session().end(), None);
@@ -333,7 +333,7 @@ fn is_end(transmit: &Transmit, expected: u64) -> bool {
 }
 
 #[test]
-fn an_end_nobody_answers_leaves_the_rest_unknown() {
+fn an_end_without_an_answer_leaves_the_rest_unknown() {
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.client_sends("a");
@@ -346,7 +346,7 @@ fn an_end_nobody_answers_leaves_the_rest_unknown() {
 }
 
 #[test]
-fn a_servers_end_that_nobody_answers_is_over_after_ten_seconds() {
+fn a_servers_end_without_an_answer_is_over_after_ten_seconds() {
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.server_closes(CloseCode::SESSION_ENDED, "over");
@@ -363,7 +363,7 @@ fn a_servers_end_that_nobody_answers_is_over_after_ten_seconds() {
 }
 
 #[test]
-fn what_a_plain_peer_does_not_take_within_ten_seconds_of_the_close_is_dropped() {
+fn what_a_plain_peer_does_not_read_within_ten_seconds_of_the_close_is_dropped() {
     let now = start();
     let mut plain = PlainSession::new(now, Arc::new(server_config()), 1);
     plain.send(Message::text("a")).unwrap();
@@ -382,7 +382,7 @@ fn what_a_plain_peer_does_not_take_within_ten_seconds_of_the_close_is_dropped() 
 }
 
 #[test]
-fn a_plain_session_says_who_ended_it_and_what_no_connection_took() {
+fn a_plain_session_reports_which_end_ended_it_and_returns_unwritten_messages() {
     let now = start();
     let plain = || {
         let mut plain = PlainSession::new(now, Arc::new(server_config()), 1);
@@ -543,7 +543,7 @@ fn anything_but_an_answer_before_welcome_is_an_error() {
 }
 
 #[test]
-fn a_connection_that_was_asked_to_leave_and_stays_is_closed_at_the_time_that_was_announced() {
+fn a_connection_that_ignores_go_away_is_closed_at_the_announced_time() {
     let delay = Delay { min: Duration::ZERO, max: SECOND };
     let is_closed = |close_in, time, comes_back| {
         let mut pair = Pair::default();

@@ -107,7 +107,7 @@ fn name_of(error: SessionError) -> &'static str {
 }
 
 #[test]
-fn close_codes_tell_a_client_what_to_do() {
+fn close_codes_determine_what_a_client_does() {
     for vector in list(&vectors("close-codes")) {
         let code = CloseCode::new(u16::try_from(vector["code"].as_u64().unwrap()).unwrap());
         assert_eq!(json!(code.is_some()), vector["sendable"], "{vector}");

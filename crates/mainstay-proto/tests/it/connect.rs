@@ -281,7 +281,7 @@ fn the_servers_advice_wins_over_the_backoff() {
 }
 
 #[test]
-fn a_server_that_says_when_to_come_back_is_obeyed_and_its_crowd_spread() {
+fn clients_follow_a_servers_advice_and_are_spread() {
     let mut node = Node::default();
     let connection = node.dialled();
     let code = StatusCode::SERVICE_UNAVAILABLE.into();
@@ -355,7 +355,7 @@ fn go_away_replaces_the_connection_without_loss() {
 }
 
 #[test]
-fn a_connection_that_ends_before_its_replacement_is_due_says_when_that_is() {
+fn a_connection_that_ends_before_its_replacement_is_due_reports_the_wait() {
     let (mut node, first) = Node::attached();
     let delay = Delay { min: 60 * SECOND, max: 60 * SECOND };
     node.read(
@@ -402,7 +402,7 @@ fn a_silent_server_is_dead_after_two_intervals_and_five_seconds() {
 }
 
 #[test]
-fn a_replacement_that_is_refused_for_good_leaves_no_connection_open() {
+fn a_replacement_that_is_refused_finally_leaves_no_connection_open() {
     let (mut node, first) = Node::attached();
     let delay = Delay { min: SECOND, max: SECOND };
     node.read(
@@ -423,7 +423,7 @@ fn a_replacement_that_is_refused_for_good_leaves_no_connection_open() {
 }
 
 #[test]
-fn a_close_that_says_when_to_come_back_is_obeyed() {
+fn a_client_comes_back_when_the_close_advises() {
     let (mut node, first) = Node::attached();
     let reason = "retry_ms=40000, no room".to_owned();
     node.lose(first, Lost::Closed { code: Some(CloseCode::TRY_AGAIN), reason });
@@ -442,7 +442,7 @@ fn superseded_by_another_instance_ends_and_is_not_fought_over() {
 }
 
 #[test]
-fn the_state_says_what_the_client_is_doing() {
+fn the_state_reports_what_the_client_is_doing() {
     let mut node = Node::default();
     assert_eq!(node.client.state(), State::Connecting);
     let first = node.dialled();
@@ -477,7 +477,7 @@ fn a_servers_endpoint_is_named_until_an_attempt_fails_there() {
 }
 
 #[test]
-fn each_welcome_says_anew_where_to_resume() {
+fn each_welcome_announces_where_to_resume() {
     let mut node = Node::default();
     let first = node.dialled();
     node.open(first, Mode::Session);
@@ -652,7 +652,7 @@ fn a_pong_after_the_peers_close_confirms_nothing() {
 }
 
 #[test]
-fn a_peer_that_takes_nothing_keeps_no_client_from_its_end() {
+fn a_peer_that_accepts_no_bytes_keeps_no_client_from_its_end() {
     let (mut node, first) = plain(Guarantee::AtMostOnce, &[]);
     node.client.close(node.now, CloseCode::NORMAL, "done");
     assert_eq!(node.client.state(), State::Ended);
@@ -666,7 +666,7 @@ fn a_peer_that_takes_nothing_keeps_no_client_from_its_end() {
 }
 
 #[test]
-fn a_plain_close_that_times_out_tells_what_is_unknown_and_what_was_never_written() {
+fn a_plain_close_that_times_out_reports_unknown_and_never_written_messages() {
     let (mut node, first) = plain(Guarantee::AtLeastOnce, &["a", "b"]);
     node.lose(first, Lost::Broken("reset".into()));
     node.event();
@@ -723,7 +723,7 @@ fn a_link_uses_its_queue_before_its_first_connection_is_up() {
 }
 
 #[test]
-fn what_a_client_accepted_before_it_met_a_plain_peer_is_all_taken_over() {
+fn messages_that_a_client_accepted_before_it_met_a_plain_peer_are_all_sent() {
     let confirm = ConfirmConfig::default().queue(1, 1).unwrap();
     let mut node = Node::new(ConnectConfig { confirm, ..ConnectConfig::default() });
     let first = node.dialled();

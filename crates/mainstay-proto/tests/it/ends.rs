@@ -22,7 +22,7 @@ fn closed(code: u16) -> Lost {
 }
 
 #[test]
-fn an_abort_says_end_and_close_and_waits_for_nothing() {
+fn an_abort_sends_end_and_close_and_waits_for_nothing() {
     let (mut node, connection) = Node::attached();
     node.send("a");
     node.read(connection, &Control::Ack { acknowledged: 1, window: None });
@@ -44,7 +44,7 @@ fn an_abort_says_end_and_close_and_waits_for_nothing() {
 }
 
 #[test]
-fn an_abort_of_a_link_closes_and_tells_what_became_of_each_message() {
+fn an_abort_of_a_link_closes_and_reports_the_fate_of_each_message() {
     let (mut node, connection) = plain(Guarantee::AtLeastOnce, &["a"]);
     node.client.handle_message(node.now, connection, Message::text("unread")).unwrap();
     node.client.abort(node.now, CloseCode::new(4000).unwrap(), "kicked");
@@ -72,7 +72,7 @@ fn an_abort_without_a_connection_drops_the_attempt() {
 }
 
 #[test]
-fn after_close_nothing_is_handed_over() {
+fn after_close_nothing_is_delivered() {
     let (mut node, connection) = Node::attached();
     node.client.handle_message(node.now, connection, Message::text("before")).unwrap();
     node.send("a");
@@ -111,7 +111,7 @@ fn a_link_that_reads_while_closing_hands_over_until_its_end() {
 }
 
 #[test]
-fn each_kind_of_end_is_told_apart() {
+fn each_kind_of_end_is_distinguished() {
     let refused = || Lost::Refused { status: Some(http::StatusCode::FORBIDDEN), reason: "no".into() };
     let once = || ConnectConfig { once: true, ..ConnectConfig::default() };
     let check = |config: ConnectConfig, why: Lost, expected: EndCause| {
@@ -171,7 +171,7 @@ fn as_many_attempts_in_a_row_as_are_allowed_end_a_client_and_a_connection_clears
 }
 
 #[test]
-fn what_came_before_the_end_is_still_handed_over_where_the_peer_ended_it() {
+fn messages_before_the_peers_end_of_a_client_are_still_delivered() {
     let mut node = Node::new(ConnectConfig { once: true, ..ConnectConfig::default() });
     let connection = node.dialled();
     node.open(connection, Mode::Session);
@@ -184,7 +184,7 @@ fn what_came_before_the_end_is_still_handed_over_where_the_peer_ended_it() {
 }
 
 #[test]
-fn a_link_takes_back_what_was_written_and_what_was_not() {
+fn a_link_returns_messages_that_were_written_and_messages_that_were_not() {
     let (mut node, first) = plain(Guarantee::AtLeastOnce, &["a", "b"]);
     node.lose(first, Lost::Broken("reset".into()));
     node.send("c");

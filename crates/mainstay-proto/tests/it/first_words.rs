@@ -117,7 +117,7 @@ fn a_silence_out_of_range_is_named() {
 }
 
 #[test]
-fn another_connection_is_dialled_at_once_when_it_is_asked_for() {
+fn a_requested_reconnect_dials_at_once() {
     // A session goes on over it.
     let (mut node, first) = Node::attached();
     node.client.reconnect(node.now);

@@ -139,7 +139,7 @@ fn what_was_acknowledged_but_is_behind_the_position_is_still_written() {
 }
 
 #[test]
-fn only_what_the_application_confirmed_is_acknowledged_in_manual_mode() {
+fn in_manual_mode_only_the_application_acknowledges() {
     let mut pair = pair_accepting(100, 1000, true);
     pair.connect();
     for text in ["a", "b", "c"] {
@@ -155,7 +155,7 @@ fn only_what_the_application_confirmed_is_acknowledged_in_manual_mode() {
 }
 
 #[test]
-fn volatile_messages_wait_for_nobody() {
+fn volatile_messages_do_not_wait_for_a_client() {
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.session().send_volatile(Message::text("now"));
@@ -176,7 +176,7 @@ fn volatile_messages_wait_for_nobody() {
 }
 
 #[test]
-fn of_the_volatile_messages_that_wait_for_the_application_the_newest_are_kept() {
+fn the_newest_volatile_messages_that_wait_for_the_application_are_kept() {
     let queue = Window { messages: 2, bytes: 100 };
     let config = ServerConfig { volatile_queue: queue, ..server_config() };
     let mut pair = Pair::new(ClientConfig::default(), config, RegistryConfig::default());
@@ -239,7 +239,7 @@ fn a_server_without_room_puts_newcomers_off_and_lets_its_own_come_back() {
 }
 
 #[test]
-fn an_acknowledgement_that_the_connection_does_not_take_is_waited_for_without_a_clock() {
+fn an_acknowledgement_that_the_connection_does_not_accept_sets_no_timer() {
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.client_sends("a");
@@ -258,7 +258,7 @@ fn an_acknowledgement_that_the_connection_does_not_take_is_waited_for_without_a_
 }
 
 #[test]
-fn of_two_probes_that_wait_only_the_newer_leaves() {
+fn if_two_probes_wait_only_the_newer_leaves() {
     let mut pair = Pair::default();
     let first = pair.connect();
     let (mut now, session) = (pair.now, pair.session());
@@ -287,7 +287,7 @@ fn of_two_probes_that_wait_only_the_newer_leaves() {
 }
 
 #[test]
-fn a_newcomer_takes_the_place_of_who_has_been_away_for_the_longest() {
+fn a_new_session_evicts_the_one_whose_client_has_been_away_for_the_longest() {
     let registry = RegistryConfig { sessions: 3, ..RegistryConfig::default() };
     let mut pair = Pair::new(ClientConfig::default(), server_config(), registry);
     pair.client_sends("a");
@@ -409,7 +409,7 @@ fn burying_a_session_again_after_its_tombstone_is_forgotten_gives_no_place_away(
 }
 
 #[test]
-fn a_lost_session_waits_for_room_and_is_told_then_what_became_of_it() {
+fn a_lost_session_waits_for_room_and_then_receives_its_account() {
     let mut pair = Pair::with_room_for_one();
     pair.client_sends("a");
     pair.run();

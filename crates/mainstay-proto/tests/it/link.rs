@@ -111,7 +111,7 @@ fn ping(written: &[Transmit]) -> u64 {
 }
 
 #[test]
-fn a_healthy_link_that_is_asked_answers_a_ping_and_stays() {
+fn a_healthy_link_answers_a_requested_ping_and_stays() {
     let mut link = Link::new();
     link.client.probe_now(link.now);
     let nonce = ping(&link.turn());
@@ -124,7 +124,7 @@ fn a_healthy_link_that_is_asked_answers_a_ping_and_stays() {
 }
 
 #[test]
-fn a_link_that_is_asked_and_hears_nothing_is_replaced_after_a_second_and_dead_after_two() {
+fn a_probed_link_without_an_answer_is_replaced_after_a_second_and_dead_after_two() {
     let mut link = Link::new();
     let first = link.connection();
     link.client.probe_now(link.now);
@@ -333,7 +333,7 @@ fn a_peer_that_sends_and_answers_no_ping_is_written_to_after_the_deadline() {
 }
 
 #[test]
-fn a_peer_that_only_takes_is_known_to_live_by_its_transport() {
+fn a_peer_that_only_reads_is_known_to_live_by_its_transport() {
     let mut link = Link::stalled();
     link.client.handle_guarded(link.connection(), GUARD);
     assert_eq!(link.wait(GUARD), 0);
@@ -430,7 +430,7 @@ fn what_ends_a_link_is_its_users_choice() {
 }
 
 #[test]
-fn a_peer_that_closes_five_times_without_a_word_means_it() {
+fn the_fifth_close_in_a_row_without_a_message_is_final() {
     let config = ConnectConfig { link: true, ends_on: EndsOn::FinalClose, ..ConnectConfig::default() };
     let closed = || Lost::Closed { code: None, reason: String::new() };
     let mut link = Link::with(config.clone());

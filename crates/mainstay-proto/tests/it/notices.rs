@@ -133,7 +133,7 @@ fn bytes_that_come_are_a_sign_of_life_as_good_as_an_acknowledgement() {
 }
 
 #[test]
-fn what_a_full_socket_does_not_take_is_noticed_after_20_s_without_a_byte_either_way() {
+fn a_full_socket_is_noticed_after_20_s_without_a_byte_in_either_direction() {
     let (mut node, connection) = Node::attached();
     node.send("x");
     // The socket takes none of it: nothing is flushed.
@@ -241,7 +241,7 @@ fn a_link_that_sends_over_a_cut_cable_notices_after_8_s() {
 }
 
 #[test]
-fn a_link_is_not_probed_for_what_is_unconfirmed_where_that_is_switched_off() {
+fn a_link_is_not_probed_for_unconfirmed_messages_if_that_is_switched_off() {
     let (mut node, _) = link(ConnectConfig { probes_unconfirmed: false, ..ConnectConfig::default() });
     node.send("into the void");
     node.wait_flushing(15 * SECOND);
@@ -311,7 +311,7 @@ fn a_train_ride_does_not_add_up_to_long_waits() {
 }
 
 #[test]
-fn a_plain_peer_that_never_answered_a_ping_is_not_probed_for_what_it_does_not_confirm() {
+fn a_plain_peer_that_never_answered_a_ping_is_not_probed_for_unconfirmed_messages() {
     let heartbeat = HeartbeatConfig::every(3600 * SECOND).unwrap();
     let mut node = Node::new(ConnectConfig { heartbeat, link: true, ..ConnectConfig::default() });
     let connection = node.dialled();

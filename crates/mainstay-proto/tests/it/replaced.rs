@@ -18,7 +18,7 @@ fn delivered_four() -> Pair {
 }
 
 #[test]
-fn a_renewed_session_tells_its_client_the_exact_fate_of_each_message_and_a_new_one_begins() {
+fn a_renewed_session_reports_the_exact_fate_of_each_message_and_a_new_one_begins() {
     let mut pair = delivered_four();
     let (now, first) = (pair.now, pair.client.current().unwrap());
     pair.session().renew(now, 2);
@@ -69,7 +69,7 @@ fn a_client_that_is_away_gets_what_was_kept_for_it_before_its_session_is_renewed
 }
 
 #[test]
-fn a_renewed_session_waits_for_nobody() {
+fn a_renewed_session_does_not_wait_for_its_client() {
     // Nothing is kept for its client.
     let mut pair = Pair::attached();
     let (now, first) = (pair.now, pair.client.current().unwrap());
@@ -99,7 +99,7 @@ fn a_renewed_session_waits_for_nobody() {
 }
 
 #[test]
-fn a_replacement_is_told_once_in_its_place_over_any_number_of_connections() {
+fn a_replacement_is_reported_once_in_its_place_over_any_number_of_connections() {
     let mut pair = Pair::attached();
     pair.server_sends("x");
     pair.session().note_replaced();

@@ -161,7 +161,7 @@ fn a_replacement_that_fails_gives_the_old_connection_back() {
 // ---- tokens -------------------------------------------------------------------------------------
 
 #[test]
-fn a_token_works_until_its_epoch_is_confirmed_and_not_after() {
+fn a_token_works_until_its_epoch_is_established_and_not_after() {
     let mut pair = Pair::default();
     let first = pair.connect();
     pair.cut(first);
@@ -321,7 +321,7 @@ fn an_expired_session_gives_exactly_one_gap_with_truthful_classes_and_resends() 
 }
 
 #[test]
-fn what_was_handed_over_and_not_confirmed_is_unknown() {
+fn messages_that_were_delivered_and_not_acknowledged_are_unknown() {
     let mut config = server_config();
     config.flow.manual_ack = true;
     let mut pair = Pair::new(ClientConfig::default(), config, RegistryConfig::default());

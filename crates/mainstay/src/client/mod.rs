@@ -19,7 +19,7 @@
 //! # }
 //! ```
 //!
-//! [`Client`](crate::Client) and [`Link`](crate::Link) are one type, [`ClientHandle`], for two kinds of peers. A function
+//! [`Client`] and [`Link`](crate::Link) are one type, [`ClientHandle`], for two kinds of peers. A function
 //! that needs neither kind in particular is generic: `async fn run<P>(client: ClientHandle<P>)`.
 
 mod builder;
@@ -80,7 +80,7 @@ use self::core::Core;
 use self::verbs::shared_verbs;
 use crate::clock::now;
 
-/// The kind of peer that a [`Client`](crate::Client) expects: one that speaks `mainstay.v1`, or plain WebSocket if it does
+/// The kind of peer that a [`Client`] expects: one that speaks `mainstay.v1`, or plain WebSocket if it does
 /// not.
 #[derive(Debug)]
 pub enum Sessions {}
@@ -88,7 +88,7 @@ pub enum Sessions {}
 /// A connection that stays, to a server that is expected to speak `mainstay.v1`. See the [module](crate::client).
 pub type Client = ClientHandle<Sessions>;
 
-/// A connection that stays: what [`Client`](crate::Client) and [`Link`](crate::Link) are. `P` is the kind of peer.
+/// A connection that stays: what [`Client`] and [`Link`](crate::Link) are. `P` is the kind of peer.
 ///
 /// [`close`](Self::close) ends it in order; a drop does the same in the background.
 pub struct ClientHandle<P> {

@@ -10,7 +10,7 @@ use futures_core::Stream;
 use super::core::{Core, CoreRef};
 use super::peer::SessionState;
 
-/// Changes of a session's state, apart from the [`Session`](super::Session), so that one `select!` can wait for both. It is
+/// Changes of a session's state, apart from the [`Session`](crate::Session), so that one `select!` can wait for both. It is
 /// a [`Stream`], too. It does not keep the session open.
 pub struct Changes {
     core: CoreRef,

@@ -119,7 +119,7 @@ impl Config {
     }
 
     /// Sets the time from accept to HELLO and to the verdict on credentials; on a connection that was kept alive, and behind
-    /// other servers than [`serve`](super::serve), it begins with the request. The time that the application needs between
+    /// other servers than [`serve`](crate::serve), it begins with the request. The time that the application needs between
     /// the request and its answer is neither counted nor bounded. Default: 5 s. Range: up to a day; with 0 no client gets
     /// in.
     ///
@@ -132,7 +132,7 @@ impl Config {
     }
 
     /// Limits concurrent connections, altogether and from one address (one /64 of IPv6). A connection over a limit gets 503
-    /// and a time to wait. Only [`serve`](super::serve) counts. Default: no limits.
+    /// and a time to wait. Only [`serve`](crate::serve) counts. Default: no limits.
     pub fn admission(mut self, admission: AdmissionConfig) -> Self {
         self.admission = admission;
         self

@@ -117,7 +117,7 @@ impl Core {
         }
     }
 
-    /// A plain client, which cannot be told of a gap, may be full.
+    /// The window of a plain client, to which no gap can be reported, may be full.
     pub(super) fn send_dropping_oldest(&self, message: Message) -> Result<(), SendError> {
         let pressure = self.shared.config.budget.pressure();
         self.change(|peer| peer.send_dropping_oldest(message, pressure)).map(drop)
@@ -161,7 +161,7 @@ impl Core {
         Some(span)
     }
 
-    /// Gives the session the connection of a later attach, which replaces the one before; the client is told so there.
+    /// Gives the session the connection of a later attach, which replaces the one before and sends a Close there.
     ///
     /// The registry decides attaches one at a time, under its lock. They come here after it, in any order, and perhaps two
     /// before the session's task looks. The machine knows the connection that it is bound to. This returns the other one,
@@ -287,7 +287,7 @@ impl Shared {
             ..RegistryConfig::default()
         };
         let registry = Registry::new(now(), names, Arc::clone(&sessions), crate::random_seed());
-        // The waits that refused connections are told are no secret.
+        // The times in Retry-After are no secret.
         let gate = Gate::new(config.admission, u64::from(std::process::id()));
         let shared = Arc::new(Self {
             config,
@@ -478,7 +478,7 @@ mod tests {
     use mainstay_proto::ws::{Connection, Kind, Limits, Role};
 
     use super::*;
-    use crate::server::Server;
+    use crate::Server;
     use crate::transport::Transport;
 
     fn hello(attempt: u64, token: Option<ResumeToken>) -> Hello {
@@ -525,7 +525,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_later_of_two_racing_attaches_gets_the_session_in_any_order_of_arrival() {
-        // The order of events: `d` decides an attach, `t` takes it to the session.
+        // The order of events: `d` decides an attach, `t` brings it to the session.
         for schedule in ["d2 d3 t2 t3", "d2 d3 t3 t2", "d2 t2 d3 t3"] {
             let shared = Arc::clone(&Server::default().shared);
             let first = Hello { key_age: Duration::ZERO, ..hello(1, None) };

@@ -34,7 +34,7 @@ impl Sender {
     /// Asks the client to replace its connection after a time between the two of `delay`, as a server does that goes away
     /// (GOAWAY); nothing is lost. A connection that is still open after `close_in` is closed with 1012; with zero it is not.
     /// A plain peer cannot be asked: its connection is closed with 1012 at once, and its session is over. While no
-    /// connection is attached it does nothing. [`Server::drain`](super::Server::drain) asks every client.
+    /// connection is attached it does nothing. [`Server::drain`](crate::Server::drain) asks every client.
     ///
     /// Source: `docs/PROTOCOL.md` "GOAWAY".
     pub fn go_away(&self, reason: &str, delay: RangeInclusive<Duration>, close_in: Duration) {

@@ -7,8 +7,8 @@ use mainstay_proto::session::EndCause;
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::ws::CloseCode;
 
-use super::Server;
 use super::core::{Core, Shared};
+use super::handle::Server;
 use crate::clock::now;
 
 const REASON: &str = "the server is going away, come back";

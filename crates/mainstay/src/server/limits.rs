@@ -1,4 +1,4 @@
-//! Who may connect, over real connections: the machine is [`Admission`], the permits are values that are dropped.
+//! Limits on concurrent connections: the machine is [`Admission`], and a permit counts its connection until it is dropped.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -14,24 +14,24 @@ use crate::driver;
 
 /// The limits on connections of one server.
 pub(super) struct Gate {
-    /// `None` without limits: then nobody is counted.
+    /// `None` without limits: then no connection is counted.
     admission: Option<Mutex<Admission>>,
-    /// Whether it matters where a connection comes from.
+    /// Whether connections are counted by address.
     counts_addresses: bool,
-    /// One reference, beside this one, for each WebSocket where only their number is limited: nothing more is kept for it.
+    /// Where only the total is limited, each WebSocket counts by holding one more reference to this, and costs nothing else.
     tickets: Arc<driver::Permit>,
 }
 
-/// A connection that counts, until this is dropped.
+/// Counts a connection until it is dropped.
 pub(super) struct Permit {
     gate: Arc<Gate>,
     address: IpAddr,
     refused: Option<Refusal>,
-    /// It counts as a ticket.
+    /// Whether the connection counts as a ticket.
     is_ticket: AtomicBool,
 }
 
-/// What a connection that is one too many is told.
+/// The response to a connection over a limit.
 #[derive(Clone, Copy)]
 pub(super) struct Refusal {
     why: Refused,
@@ -48,7 +48,10 @@ impl Gate {
         })
     }
 
-    /// Counts a connection that was accepted. An error: drop it.
+    /// Counts a connection that was accepted.
+    ///
+    /// # Errors
+    /// The connection must be dropped.
     pub(super) fn arrive(self: &Arc<Self>, address: IpAddr, stats: &Counters) -> Result<Option<Permit>, ()> {
         let Some(mut admission) = self.admission() else { return Ok(None) };
         let tickets = Arc::strong_count(&self.tickets) - 1;
@@ -77,12 +80,12 @@ impl Gate {
 }
 
 impl Permit {
-    /// Set if the connection may only be told so.
+    /// Set if the connection only gets this response.
     pub(super) fn refused(&self) -> Option<Refusal> {
         self.refused
     }
 
-    /// What counts the connection from here on: it is a WebSocket now, and may stay for days.
+    /// Returns the permit of a connection that became a WebSocket: it may stay for days.
     pub(super) fn keep(self: Arc<Self>) -> Arc<driver::Permit> {
         let Some(mut admission) = self.gate.admission().filter(|_| !self.gate.counts_addresses) else {
             return Arc::new(driver::Permit { _held: Some(self) });
@@ -109,8 +112,8 @@ impl Drop for Permit {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let line = match self.why {
-            Refused::Full => "the server has as many connections as it may have, come back\n",
-            Refused::Address => "your address has as many connections as it may have, come back\n",
+            Refused::Full => "the server has too many connections, come back\n",
+            Refused::Address => "your address has too many connections, come back\n",
         };
         let headers = [
             (header::RETRY_AFTER, HeaderValue::from(self.wait.as_secs())),
@@ -133,14 +136,17 @@ mod tests {
             let http = arrive();
             let kept = Arc::clone(&http).keep();
             let second = arrive();
-            assert!(second.refused().is_none(), "the first counts once, though it is held twice");
+            assert!(second.refused().is_none(), "the first counts once, though two permits exist");
             drop(http);
             assert!(arrive().refused().is_some());
             drop(second);
             assert!(arrive().refused().is_none());
             drop(kept);
             let both = [arrive(), arrive()];
-            assert!(both.iter().all(|permit| permit.refused().is_none()), "none is left behind");
+            assert!(
+                both.iter().all(|permit| permit.refused().is_none()),
+                "no connection is counted any more"
+            );
         }
     }
 
@@ -150,7 +156,7 @@ mod tests {
         let held = Arc::clone(&gate);
         let panicked = std::thread::spawn(move || {
             let _guard = held.admission();
-            panic!("as the test asks for");
+            panic!("on purpose");
         });
         assert!(panicked.join().is_err());
         let (stats, address) = (Counters::default(), [127, 0, 0, 1].into());

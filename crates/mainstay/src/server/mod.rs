@@ -1,11 +1,13 @@
-//! The server: an axum extractor, a handler per session, and a shutdown that waits for both.
+//! The server: an axum extractor, a handler for each session, and a shutdown that waits for both.
 //!
-//! [`Server`] is the application's handle on all of it: every connection and session is counted
-//! there and can be drained. It is part of the router's state; [`SessionUpgrade`] takes it from there.
+//! [`Server`](crate::Server) is the application's handle on all of it: it counts and drains every connection and session.
+//! [`serve`](crate::serve) puts it into each request, where [`SessionUpgrade`](crate::SessionUpgrade) finds it.
 //!
 //! ```no_run
+//! use std::time::Duration;
 //! use axum::{Router, routing::any};
-//! use mainstay::{Server, SessionUpgrade};
+//! use mainstay::server::{Config, DRAIN_WITHIN};
+//! use mainstay::{HeartbeatConfig, Server, SessionUpgrade};
 //!
 //! async fn echo(upgrade: SessionUpgrade) -> axum::response::Response {
 //!     upgrade.on_session(|mut session| async move {
@@ -17,11 +19,13 @@
 //!     })
 //! }
 //!
-//! # async fn run() -> std::io::Result<()> {
-//! let mainstay = Server::default();
-//! let app = Router::new().route("/echo", any(echo)).with_state(mainstay.clone());
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = Config::new().heartbeat(HeartbeatConfig::every(Duration::from_secs(10))?);
+//! let app = Router::new().route("/echo", any(echo));
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
-//! mainstay::serve(listener, app, &mainstay).await
+//! let stop = async { drop(tokio::signal::ctrl_c().await) };
+//! mainstay::serve(listener, app, &Server::new(config)).with_graceful_shutdown(stop, DRAIN_WITHIN).await?;
+//! # Ok(())
 //! # }
 //! ```
 
@@ -33,23 +37,22 @@ mod core;
 mod disturb;
 mod drain;
 mod fault;
+pub(crate) mod handle;
 mod inner;
 mod limits;
 mod open;
 mod peer;
 mod room;
 mod sender;
-mod serve;
-mod session;
+pub(crate) mod serve;
+pub(crate) mod session;
 mod sink;
 mod spelling;
 mod stats;
 mod target;
 mod task;
-mod upgrade;
+pub(crate) mod upgrade;
 mod write_timeout;
-
-use std::sync::{Arc, Weak};
 
 pub use mainstay_proto::admission::AdmissionConfig;
 pub use mainstay_proto::session::{End, EndCause, LifetimeConfig};
@@ -59,145 +62,11 @@ pub use mainstay_proto::ws::handshake::HandshakeError;
 pub use self::auth::AuthError;
 pub use self::changes::Changes;
 pub use self::config::Config;
-use self::core::Shared;
-use self::peer::Peer;
+pub use self::handle::Sessions;
 pub use self::peer::{PeerInfo, SessionState};
 pub use self::room::{Membership, Room, SlowMember};
 pub use self::sender::Sender;
-pub use self::serve::{DRAIN_WITHIN, MakeService, Serve, serve};
-pub use self::session::{Received, Session};
+pub use self::serve::{DRAIN_WITHIN, MakeService, Serve};
+pub use self::session::Received;
 pub use self::stats::{RTT_BUCKETS, Stats};
-pub use self::upgrade::{SessionUpgrade, UpgradeRejection};
-use crate::Budget;
-
-/// A server: the owner of all its sessions. Cheap to clone; every clone is the same server.
-#[derive(Clone)]
-pub struct Server {
-    shared: Arc<Shared>,
-}
-
-impl Server {
-    /// Creates a server without sessions.
-    #[must_use]
-    pub fn new(config: Config) -> Self {
-        Self { shared: Shared::new(config) }
-    }
-
-    /// Returns a layer that gives this server to the requests of a router or a route, for [`SessionUpgrade`]. Only needed
-    /// behind another server than [`serve`], and for routes with a server of their own.
-    ///
-    /// ```no_run
-    /// # use axum::{Router, routing::any};
-    /// # use mainstay::{Server, SessionUpgrade};
-    /// # async fn chat(upgrade: SessionUpgrade) -> axum::response::Response { upgrade.on_session(|_| async {}) }
-    /// # async fn run(listener: tokio::net::TcpListener) -> std::io::Result<()> {
-    /// let server = Server::default();
-    /// let app = Router::new().route("/chat", any(chat)).layer(server.layer());
-    /// axum::serve(listener, app).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// What such a server lacks, in comparison with [`serve`]: a shutdown that waits for sessions (call
-    /// [`drain`](Self::drain) by hand), the limits of [`Config::admission`], a deadline for the head of a request and for a
-    /// response that its client does not read, limits of the head, and the client's address, unless
-    /// `into_make_service_with_connect_info` provides it. Sessions are the same.
-    #[must_use]
-    pub fn layer(&self) -> axum::Extension<Self> {
-        axum::Extension(self.clone())
-    }
-
-    /// The memory budget: its level, and how much of it is used.
-    #[must_use]
-    pub fn budget(&self) -> &Budget {
-        &self.shared.config.budget
-    }
-
-    /// Reads the figures since the start.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        self.shared.stats.snapshot()
-    }
-
-    /// Payload bytes that all sessions keep for their clients now. Walks the list of sessions.
-    #[must_use]
-    pub fn kept_bytes(&self) -> u64 {
-        self.sum(Peer::kept_bytes)
-    }
-
-    /// Payload bytes that came from clients and that no handler has received yet, over all sessions. Walks the list of
-    /// sessions.
-    #[must_use]
-    pub fn unread_bytes(&self) -> u64 {
-        self.sum(Peer::unread_bytes)
-    }
-
-    fn sum(&self, bytes: impl Fn(&Peer) -> u64) -> u64 {
-        let cores = self.shared.cores();
-        cores.iter().filter_map(Weak::upgrade).map(|core| bytes(&core.lock().peer)).sum()
-    }
-
-    /// Gives up one session whose client has been away for 10 s or more: of a sample, the one that has been away for the
-    /// longest, from the address that has most of those. For a resource that every session takes and the system has no
-    /// more of, for example local ports towards a backend. Returns `false` if there is no such session.
-    pub fn make_room(&self) -> bool {
-        self.shared.make_room()
-    }
-
-    /// Counts the sessions by state. Walks the list of sessions.
-    #[must_use]
-    pub fn sessions(&self) -> Sessions {
-        let mut sessions = Sessions::default();
-        for core in self.shared.cores().iter().filter_map(Weak::upgrade) {
-            *sessions.of(&core.lock().peer) += 1;
-        }
-        sessions
-    }
-
-    /// The handle of the session with this name.
-    #[cfg(feature = "test")]
-    pub(crate) fn find(&self, id: mainstay_proto::session::message::SessionId) -> Option<Sender> {
-        let mut cores = self.shared.cores().into_iter().filter_map(|core| core.upgrade());
-        cores.find(|core| core.lock().peer.id() == Some(id)).map(|core| Sender::new(&core))
-    }
-
-    /// Whether the server accepts new connections; `false` once draining began.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        !self.shared.is_draining()
-    }
-}
-
-/// Sessions by state. A plain connection counts as a session.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Sessions {
-    /// Sessions whose client is connected.
-    pub attached: u64,
-    /// Sessions whose client is away.
-    pub parked: u64,
-    /// Sessions that are ending, or whose client was asked to leave.
-    pub draining: u64,
-}
-
-impl Sessions {
-    fn of(&mut self, peer: &Peer) -> &mut u64 {
-        match peer.state() {
-            _ if !peer.stays() => &mut self.draining,
-            SessionState::Parked => &mut self.parked,
-            _ => &mut self.attached,
-        }
-    }
-}
-
-impl Default for Server {
-    fn default() -> Self {
-        Self::new(Config::default())
-    }
-}
-
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("config", &self.shared.config).finish_non_exhaustive()
-    }
-}
+pub use self::upgrade::UpgradeRejection;

@@ -1,6 +1,6 @@
-//! From 101 to a session: HELLO, who the client is, and which session it may have.
+//! From the 101 response to a session: HELLO, the identity of the client, and the session that it may have.
 //!
-//! An opening has a task of its own and the opening deadline; what comes out of it lives with a worker.
+//! An opening has a tokio task of its own and the opening deadline; the session that it returns is polled by a worker.
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching", "Credentials".
 
@@ -38,19 +38,19 @@ use crate::driver::{Arrived, Reading, Wire};
 use crate::transport::Transport;
 use crate::worker;
 
-/// What the opening handshake came to.
+/// The outcome of the opening handshake.
 pub(super) struct Opening {
     pub(super) on_upgrade: OnUpgrade,
     pub(super) permit: Option<Arc<Permit>>,
     pub(super) info: PeerInfo,
     pub(super) options: SessionOptions,
-    /// Of the opening deadline, what the peer took for its request.
+    /// The part of the opening deadline that the request used up.
     pub(super) head_duration: Duration,
 }
 
-/// What the request and the application said about the session before it begins.
+/// Options of a session that the request and the application set before it begins.
 pub(super) struct SessionOptions {
-    /// Where the session is opened, and may be resumed.
+    /// The path where the session is opened, and may be resumed.
     pub(super) path: Box<str>,
     pub(super) principal: Bytes,
     pub(super) authenticate: Option<Authenticate>,
@@ -72,7 +72,7 @@ type Bound = (ConnectionId, CoreRef, Wire);
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
-/// Begins a session with the handler, if this connection is the one that makes it.
+/// Begins a session with the handler, if this connection creates one.
 pub(super) async fn open<H, F>(shared: Arc<Shared>, opening: Opening, handler: H)
 where
     H: FnOnce(Session) -> F + Send + 'static,
@@ -84,7 +84,7 @@ where
     }
 }
 
-/// Binds a new connection to a session. `None`: to one that has its handler already, or to none.
+/// Binds a new connection to a session. Returns `None` if that session has its handler already, or if there is none.
 async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     let Opening { on_upgrade, permit, mut info, options, head_duration } = opening;
     let stats = &shared.stats;
@@ -98,7 +98,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     };
     let (transport, early) = raw(upgraded);
     let limits = shared.config.limits;
-    // Nothing is known of a client before its HELLO, and no budget counts what it makes us keep.
+    // Before its HELLO a client is unknown, and no budget counts the bytes that it makes this server keep.
     let most = if info.resumable { LARGEST_HELLO.min(limits.max_message) } else { limits.max_message };
     let first = Limits { max_message: most, ..limits };
     let codec = Connection::new(Role::Server, first, options.deflate, [0; 32]);
@@ -119,7 +119,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 Some((connection, core, wire))
             }
             Err(why) => {
-                // It had nothing to present but its request, and nothing is said to it but a Close.
+                // A plain client has presented its request, and gets a Close.
                 Counters::add(&stats.openings_failed, 1);
                 wire.close_and_finish(why.code(), "").await;
                 None
@@ -220,7 +220,7 @@ impl SessionOptions {
     }
 }
 
-/// HELLO, in time. An error was counted, and what is to be said about it is queued.
+/// Returns HELLO if it comes in time. An error was counted, and the Close for it is queued.
 async fn wait_for_hello(stats: &Counters, wire: &mut Wire, deadline: Instant) -> Result<Hello, ()> {
     let (counter, frame) = match timeout_at(deadline, read_hello(wire)).await {
         Ok(Ok(hello)) => return Ok(hello),
@@ -239,7 +239,7 @@ async fn wait_for_hello(stats: &Counters, wire: &mut Wire, deadline: Instant) ->
     Err(())
 }
 
-/// The first message, which must be HELLO. `None`: the connection ended first.
+/// Reads the first message, which must be HELLO. The error is `None` if the connection ended first.
 async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
     poll_fn(|cx| {
         let mut first = None;
@@ -273,7 +273,7 @@ async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
     .await
 }
 
-/// The stream under an upgraded connection, without hyper's state around it where that is possible.
+/// Returns the stream of an upgraded connection, without hyper's state around it where that is possible.
 fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
     let ours = upgraded.downcast::<TokioIo<WriteTimeout<TcpStream>>>();
     let tcp = ours.map(|parts| (parts.io.into_inner().into_inner(), parts.read_buf)).or_else(|upgraded| {
@@ -296,7 +296,7 @@ impl Wire {
         let _ = poll_fn(|cx| Poll::Ready(self.poll_write(cx, Mode::Session, || message.take()))).await;
     }
 
-    /// Closes and sees to the end of it.
+    /// Closes the connection and waits for its end.
     async fn close_and_finish(mut self, code: CloseCode, reason: &str) {
         self.close(&CloseFrame { code, reason: reason.to_owned() });
         self.finish().await;

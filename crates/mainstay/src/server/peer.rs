@@ -27,7 +27,7 @@ pub(crate) enum Peer {
 }
 
 /// Properties of a session's client. Small, because every session holds them; the request's headers belong to the upgrade
-/// ([`SessionUpgrade::headers`](super::SessionUpgrade::headers)).
+/// ([`SessionUpgrade::headers`](crate::SessionUpgrade::headers)).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PeerInfo {
@@ -37,8 +37,8 @@ pub struct PeerInfo {
     pub subprotocol: Option<Box<str>>,
     /// Whether it speaks `mainstay.v1`.
     pub resumable: bool,
-    /// Its identity, as given to [`SessionUpgrade::principal`](super::SessionUpgrade::principal) or returned by
-    /// [`SessionUpgrade::authenticate`](super::SessionUpgrade::authenticate). Empty: anonymous.
+    /// Its identity, as given to [`SessionUpgrade::principal`](crate::SessionUpgrade::principal) or returned by
+    /// [`SessionUpgrade::authenticate`](crate::SessionUpgrade::authenticate). Empty: anonymous.
     pub principal: Box<[u8]>,
 }
 
@@ -222,8 +222,8 @@ impl Peer {
         self.send_with(message, pressure, ServerSession::send_within)
     }
 
-    /// As [`send`](Self::send); a full window drops its oldest message that was never written. A plain peer, which cannot
-    /// be told of a gap, may be full.
+    /// As [`send`](Self::send); a full window drops its oldest message that was never written. The window of a plain
+    /// peer, to which no gap can be reported, may be full.
     pub(super) fn send_dropping_oldest(
         &mut self,
         message: Message,

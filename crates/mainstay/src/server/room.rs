@@ -1,4 +1,4 @@
-//! A room: what one says reaches all who are in it, in one order, and nobody waits for the slowest.
+//! A room: a message of one member reaches all members, in one order, and none of them waits for the slowest.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,8 +14,8 @@ use crate::SendError;
 
 /// Sessions that get the same messages. Cheap to clone; every clone is the same room.
 ///
-/// A message's payload is shared by all members, and what permessage-deflate makes of it, too. All members get the
-/// messages of a room in the same order. Members that are away get them when they are back.
+/// All members share the payload of a message, and its compressed form. All members get the messages of a room in the same
+/// order. A member that is away gets them when it is back. A member that does not keep up is a [`SlowMember`].
 ///
 /// ```no_run
 /// # use mainstay::{Session, server::Room};
@@ -34,78 +34,79 @@ pub struct Room {
 #[derive(Default)]
 struct Shared {
     slow: SlowMember,
-    /// How often each joined.
+    /// The members, and how often each joined.
     members: Mutex<HashMap<Sender, u32>>,
     skipped: AtomicU64,
     disconnected: AtomicU64,
 }
 
-/// What becomes of a member whose window ([`Config::keep`](super::Config::keep)) is full.
+/// What a room does with a member whose window ([`Config::keep`](super::Config::keep)) is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum SlowMember {
-    /// The oldest of its messages that were never written are dropped, and it is told of the gap in their place. A plain
-    /// client cannot be told, and is disconnected.
+    /// Ends its session: with 4413 for a client that speaks `mainstay.v1`, which comes back to a new session and learns the
+    /// fate of its messages, and with 1013 for a plain one. The default, as in the Fastify plugin: every client notices.
     #[default]
-    DropOldest,
-    /// Its session ends: 4413 for a client that speaks `mainstay.v1`, 1013 for a plain one.
     Disconnect,
-    /// The message is not sent to it, and it does not know.
+    /// Drops the oldest of its messages that were never written, and reports the gap to the client in their place. A plain
+    /// client, to which no gap can be reported, is disconnected.
+    DropOldest,
+    /// Leaves the message out, and the client does not notice.
     Skip,
 }
 
-/// A session's place in a [`Room`]; dropping it leaves.
-#[must_use = "dropping it leaves the room"]
+/// A session's membership of a [`Room`]. Its drop leaves the room.
+#[must_use = "its drop leaves the room"]
 pub struct Membership {
     room: Room,
     member: Sender,
 }
 
 impl Room {
-    /// An empty room that drops the oldest messages of slow members.
+    /// Creates an empty room that disconnects slow members.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty room that treats slow members so.
+    /// Creates an empty room with another treatment of slow members.
     #[must_use]
     pub fn with_slow_members(slow: SlowMember) -> Self {
         Self { shared: Arc::new(Shared { slow, ..Shared::default() }) }
     }
 
-    /// Lets a session in: `room.join(&session)`. One that is in already gets each message once all the same, and leaves
-    /// with the last of its memberships.
+    /// Adds a session: `room.join(&session)`. A session that joins twice gets each message once, and leaves with the last of
+    /// its memberships.
     pub fn join(&self, member: impl Into<Sender>) -> Membership {
         let member = member.into();
         *self.lock().entry(member.clone()).or_default() += 1;
         Membership { room: self.clone(), member }
     }
 
-    /// Sends a message to every member, and returns how many these are.
+    /// Sends a message to every member, and returns how many accepted it.
     pub fn send(&self, message: impl Into<Message>) -> usize {
         self.send_to(&message.into(), |_| true)
     }
 
-    /// As [`send`](Self::send), to every member but this one.
+    /// As [`send`](Self::send), to every member except this one.
     pub fn send_except(&self, except: impl Into<Sender>, message: impl Into<Message>) -> usize {
         let except = except.into();
         self.send_to(&message.into(), |member| *member != except)
     }
 
-    /// How many sessions are in the room.
+    /// The number of sessions in the room.
     #[must_use]
     pub fn len(&self) -> usize {
         self.lock().len()
     }
 
-    /// Whether nobody is in the room.
+    /// Whether the room has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Those who are in the room now, in no order.
+    /// The members, in no order.
     #[must_use]
     pub fn members(&self) -> Vec<Sender> {
         self.lock().keys().cloned().collect()
@@ -117,18 +118,18 @@ impl Room {
         self.shared.disconnected.load(Ordering::Relaxed)
     }
 
-    /// How many messages were not sent to a member because it was slow, or takes none that is as large.
+    /// How many messages were not sent to a member because it was slow, or because they are larger than it accepts.
     #[must_use]
     pub fn skipped(&self) -> u64 {
         self.shared.skipped.load(Ordering::Relaxed)
     }
 
-    /// Under the lock from the first member to the last, so that all see one order.
-    fn send_to(&self, message: &Message, is_meant: impl Fn(&Sender) -> bool) -> usize {
+    /// Holds the lock from the first member to the last, so that all members see one order.
+    fn send_to(&self, message: &Message, is_addressed: impl Fn(&Sender) -> bool) -> usize {
         let mut members = self.lock();
         let mut sent = 0;
         members.retain(|member, _| {
-            if !is_meant(member) {
+            if !is_addressed(member) {
                 return true;
             }
             let outcome = self.deliver(member, message.clone());
@@ -170,7 +171,7 @@ impl Room {
 }
 
 impl Membership {
-    /// Sends a message to every other member of the room, and returns how many these are.
+    /// Sends a message to every other member of the room, and returns how many accepted it.
     pub fn send_to_others(&self, message: impl Into<Message>) -> usize {
         self.room.send_except(&self.member, message)
     }

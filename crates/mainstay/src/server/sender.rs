@@ -20,7 +20,7 @@ pub struct Sender {
     pub(super) core: CoreRef,
 }
 
-/// Defines the verbs of [`Session`](super::Session) and [`Sender`], once.
+/// Defines the verbs of [`Session`](crate::Session) and [`Sender`], once.
 macro_rules! shared_verbs {
     ($handle:ty) => {
         impl $handle {
@@ -155,14 +155,14 @@ macro_rules! shared_verbs {
             }
 
             /// How many messages were dropped because the client did not keep up; see
-            /// [`drop_oldest`](super::SessionUpgrade::drop_oldest).
+            /// [`drop_oldest`](crate::SessionUpgrade::drop_oldest).
             #[must_use]
             pub fn dropped(&self) -> u64 {
                 self.core.lock().peer.dropped()
             }
 
-            /// Acknowledges the `count` oldest messages that [`Session::recv`](super::Session::recv) has returned and that are not
-            /// acknowledged; see [`Session::ack`](super::Session::ack).
+            /// Acknowledges the `count` oldest messages that [`Session::recv`](crate::Session::recv) has returned and that are not
+            /// acknowledged; see [`Session::ack`](crate::Session::ack).
             pub fn ack_oldest(&self, count: u64) {
                 self.core.change(|peer| {
                     if let Some(session) = peer.session_mut() {
@@ -173,7 +173,7 @@ macro_rules! shared_verbs {
 
             /// Reports that the application replaced the state behind the session, and the session goes on: messages from
             /// there may be missing. A client that speaks `mainstay.v1` gets an event at this place of its stream
-            /// (`Event::Replaced`); a plain one cannot be told.
+            /// (`Event::Replaced`); a plain client gets no report.
             ///
             /// Source: `docs/PROTOCOL.md` "80 REPLACED".
             pub fn note_replaced(&self) {
@@ -195,8 +195,8 @@ impl Sender {
         Self { core: Arc::clone(core) }
     }
 
-    /// A full window drops its oldest message that was never written; a plain client, which cannot be told of a gap, may be
-    /// full.
+    /// A full window drops its oldest message that was never written; the window of a plain client,
+    /// to which no gap can be reported, may be full.
     pub(super) fn send_dropping_oldest(&self, message: Message) -> Result<(), SendError> {
         self.core.send_dropping_oldest(message)
     }

@@ -1,9 +1,10 @@
 //! The server loop: what `axum::serve` does, and what it leaves out for WebSockets.
 //!
-//! A connection that says nothing, or too slowly, is dropped at the opening deadline, and so is one that takes
-//! nothing of its response. A request without a valid Host or target gets 400. A response whose body breaks off resets
-//! its connection, or a client of HTTP/1.0 would take it for whole. Shutdown waits for sessions and for HTTP responses, and
-//! resets no connection: what waits to be accepted is answered, or left to a successor that has the same listening socket.
+//! It drops a connection whose request does not come before the opening deadline, and one whose client does not read the
+//! response. It answers a request without a valid Host or target with 400. It resets the connection of a response whose body
+//! breaks off, because a client of HTTP/1.0 would take it for complete. Its shutdown waits for sessions and for HTTP
+//! responses, and resets no connection: it answers connections that wait to be accepted, or leaves them to a successor that
+//! has the same listening socket.
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -34,29 +35,32 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
+use super::handle::Server;
 use super::limits::Permit;
 use super::open::HeadDuration;
 use super::stats::Counters;
+use super::target;
 use super::write_timeout::WriteTimeout;
-use super::{Server, target};
 
-/// The head of a request may be this large, in this many fields.
+/// Limits on the head of a request, in bytes and in fields.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_FIELDS: usize = 64;
 
 /// Serves `app` on `listener`. Await it; it ends only after [`Serve::with_graceful_shutdown`]'s signal.
 ///
-/// `listener` is a `TcpListener`, a `UnixListener`, or any other that has axum's [`Listener`]: one of TLS, for example.
-/// `app` is a [`Router`], or what `into_make_service` and `into_make_service_with_connect_info` made of one or of a
-/// service around it (`NormalizePath`); see [`MakeService`]. Where the listener's addresses are those of IP, requests
-/// carry [`ConnectInfo<SocketAddr>`](ConnectInfo); all others count as one address where [`Config::admission`] limits
-/// those. A peer has [`Config::opening_deadline`] for the head of a
-/// request, and for what is left of it after 101 to present its session; what the application does between the two is
-/// its own, neither counted nor bounded. A peer that takes nothing of a response for 30 s is dropped.
+/// `listener` is a `TcpListener`, a `UnixListener`, or any other with axum's [`Listener`], for example one of TLS. `app` is a
+/// [`Router`], or the result of `into_make_service` or `into_make_service_with_connect_info` on a router or a service around
+/// it (`NormalizePath`); see [`MakeService`].
 ///
-/// `TcpListener::bind` lets 1,024 connections wait to be accepted. When thousands come back at once that is too few:
-/// the others wait for TCP to ask again, for seconds. Then bind with more, which the system bounds by a setting
-/// of its own (`net.core.somaxconn` on Linux):
+/// Every request carries the [`Server`] in its extensions, for [`SessionUpgrade`](crate::SessionUpgrade), and, where the
+/// listener has IP addresses, [`ConnectInfo<SocketAddr>`](ConnectInfo). All other listeners count as one address for
+/// [`Config::admission`]. A client has [`Config::opening_deadline`] for the head of its request, and what remains of it after
+/// the 101 response for its HELLO; the time that the application needs in between is neither counted nor bounded. A client
+/// that reads nothing of a response for 30 s is disconnected. [`Server::layer`] lists what other servers lack.
+///
+/// `TcpListener::bind` lets 1,024 connections wait to be accepted. When thousands of clients come back at once, that is too
+/// few: the others wait for a retransmission of TCP, for seconds. Then bind with a longer queue, which the system bounds by
+/// a setting (`net.core.somaxconn` on Linux):
 ///
 /// ```no_run
 /// # fn bind() -> std::io::Result<tokio::net::TcpListener> {
@@ -71,7 +75,7 @@ const MAX_FIELDS: usize = 64;
 /// [`Config::opening_deadline`]: super::Config::opening_deadline
 /// [`Config::admission`]: super::Config::admission
 #[must_use = "await it"]
-pub fn serve<L, M>(listener: L, app: M, mainstay: &Server) -> Serve<L, M>
+pub fn serve<L, M>(listener: L, app: M, server: &Server) -> Serve<L, M>
 where
     L: Listener<Addr: 'static>,
     M: MakeService<L::Addr>,
@@ -82,21 +86,21 @@ where
         .max_buf_size(MAX_HEAD)
         .max_header_size(MAX_HEAD)
         .max_headers(MAX_FIELDS);
-    let (mainstay, within) = (mainstay.clone(), DRAIN_WITHIN);
-    Serve { listener, app, mainstay, others: Vec::new(), http, shutdown: None, successor: None, within }
+    let (server, within) = (server.clone(), DRAIN_WITHIN);
+    Serve { listener, app, server, others: Vec::new(), http, shutdown: None, successor: None, within }
 }
 
-/// What gives each connection its service. Others than these can be had with `IntoMakeService`: axum's
-/// [`ServiceExt`](axum::ServiceExt) makes one of any service.
+/// Makes the service of each connection. For any other service, axum's [`ServiceExt`](axum::ServiceExt) makes an
+/// `IntoMakeService`.
 pub trait MakeService<A>: Clone + Send + Sync + 'static {
-    /// What answers the requests of one connection.
+    /// The service that answers the requests of one connection.
     type Service: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
         + Clone
         + Send
         + Sync
         + 'static;
 
-    /// The service for a connection from this address.
+    /// Returns the service for a connection from this address.
     fn make(self, address: A) -> impl Future<Output = Self::Service> + Send;
 }
 
@@ -155,29 +159,30 @@ where
     }
 }
 
-/// The usual time for [`Serve::with_graceful_shutdown`] and [`Server::drain`], closing included: what `mainstay serve`
-/// takes, too. A drain with nowhere to go only lengthens the outage.
+/// The usual time for [`Serve::with_graceful_shutdown`] and [`Server::drain`], closing included; the gateway's default, too.
+/// A drain without another server to go to only lengthens the outage.
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
 type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// After the signal for shutdown newcomers wait for this long for a successor, before they are refused.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// A connection that was accepted and said nothing yet has this long for its request, when the server goes away.
-const LAST_WORD: Duration = Duration::from_millis(500);
+/// How long new connections wait for a successor after the signal for shutdown, before they are refused.
+const SUCCESSOR_WAIT: Duration = Duration::from_secs(1);
+/// How long a connection that was accepted without a request yet has for it, when the server goes away.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
 
-/// For how long a connection waits for its next request, where [`Serve::keep_alive`] says nothing else: longer than
-/// proxies do (60 s of AWS ALB and nginx's upstreams), which would send a request where nobody reads any more.
+/// How long a connection may wait for its next request, unless [`Serve::keep_alive`] sets it: longer than proxies keep theirs
+/// (60 s of AWS ALB and nginx's upstreams), which would otherwise send a request to a closed connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// When a listener that is not TCP is closed, those who are accepted within this are answered.
+/// When a listener other than TCP is closed, connections that are accepted within this time are answered.
 const LAST_ACCEPT: Duration = Duration::from_millis(10);
 
-/// A server that is not running yet. See [`serve`].
+/// A server that does not run yet: await it. See [`serve`].
+#[must_use = "await it"]
 pub struct Serve<L = TcpListener, M = Router> {
     listener: L,
     app: M,
-    mainstay: Server,
-    /// Drained with it.
+    server: Server,
+    /// Servers that are drained, too.
     others: Vec<Server>,
     shutdown: Option<Signal>,
     successor: Option<Signal>,
@@ -190,11 +195,11 @@ where
     L: Listener<Addr: 'static>,
     M: MakeService<L::Addr>,
 {
-    /// When `signal` completes: stops accepting, sends everyone away, and waits for all sessions and for the responses
-    /// that are under way, at most for `within`, closing included. What waits to be accepted at that moment is
-    /// accepted and refused with 503, not reset. HTTP connections without a request end within half a second, the
-    /// others with their response. See [`Server::drain`]. A supervisor must wait longer than `within` before it
-    /// kills: 5 s are within the usual 10 s (Docker), 30 s (Kubernetes) and 90 s (systemd).
+    /// Sets a signal for shutdown. When it completes, the server stops accepting, drains the sessions, and waits for all of
+    /// them and for responses in progress, at most for `within`, closing included. Connections that wait to be accepted at
+    /// that moment are accepted and refused with 503, not reset. HTTP connections without a request end within half a second,
+    /// the others with their response. See [`Server::drain`]. A supervisor must wait longer than `within` before it kills
+    /// the process: 5 s are within the usual 10 s (Docker), 30 s (Kubernetes) and 90 s (systemd).
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
@@ -205,19 +210,19 @@ where
         self
     }
 
-    /// For restarts without a hole: another process may get the listening socket itself (by a copy of the descriptor).
-    /// When `taken_over` completes it has, and accepts: this server accepts nothing more and closes its copy.
+    /// Allows a restart without a gap: a successor process gets the listening socket itself, as a copy of the descriptor.
+    /// `taken_over` completes once the successor accepts: this server then accepts nothing more and closes its copy.
     ///
-    /// Until then the listener stays open during a shutdown, too. For one second after the signal newcomers wait for
-    /// the successor; after that they are accepted and refused with 503. `taken_over` is dropped before the listener
-    /// is closed, with whatever copy of it that future holds.
+    /// Until then the listener stays open, also during a shutdown. For one second after the signal new connections wait for
+    /// the successor; after that they are accepted and refused with 503. `taken_over` is dropped before the listener is
+    /// closed, with any copy of it that the future holds.
     pub fn with_successor(mut self, taken_over: impl Future<Output = ()> + Send + 'static) -> Self {
         self.successor = Some(Box::pin(taken_over));
         self
     }
 
-    /// How large the head of a request may be, and how many fields it may have; one that is larger gets 431. Default:
-    /// 16 KiB and 64. Range: at least 8 KiB, less counts as that.
+    /// Limits the head of a request, in bytes and fields; a larger one gets 431. Default: 16 KiB and 64. Range: at least
+    /// 8 KiB, less counts as that.
     pub fn head_limits(mut self, bytes: usize, fields: usize) -> Self {
         // Less makes hyper panic.
         let bytes = bytes.max(8 * 1024);
@@ -225,37 +230,37 @@ where
         self
     }
 
-    /// Drains this one, too, when the server goes away: for an application with several, such as two heartbeats.
+    /// Drains another server, too, at the shutdown: for an application with several.
     pub fn also_drain(mut self, other: &Server) -> Self {
         self.others.push(other.clone());
         self
     }
 
-    /// How long a connection may wait for its next request, that request's head included. Its first request has
-    /// [`Config::opening_deadline`](super::Config::opening_deadline). Default: 75 s, as a proxy in front must be the first
-    /// to close.
+    /// Sets how long a connection may wait for its next request, that request's head included. The first request has
+    /// [`Config::opening_deadline`](super::Config::opening_deadline). Default: 75 s, because a proxy in front must close
+    /// first.
     pub fn keep_alive(mut self, idle: Duration) -> Self {
         self.http.header_read_timeout(idle);
         self
     }
 
-    /// Remembers how each request's field names were spelled, in an extension of the request, for a proxy that sends
-    /// them on over hyper; a response that has that extension is spelled so, any other with capitals. Default: no, and
-    /// lower case; it costs a second map for each request.
+    /// Keeps the spelling of each request's field names in an extension of the request, for a proxy that passes them on over
+    /// hyper. A response with that extension is spelled the same way, any other with capitals. Default: no, and lower case;
+    /// it costs a second map for each request.
     pub fn preserve_header_case(mut self) -> Self {
         self.http.preserve_header_case(true).title_case_headers(true);
         self
     }
 
     async fn run(self) -> io::Result<()> {
-        let Self { listener, app, mainstay, others, http, shutdown, successor, within } = self;
+        let Self { listener, app, server, others, http, shutdown, successor, within } = self;
         let mut shutdown = shutdown.unwrap_or_else(|| Box::pin(std::future::pending()));
         let (connections, leave) = (TaskTracker::new(), CancellationToken::new());
         let mut acceptor = Acceptor {
             listener: Some(listener),
             successor,
             app,
-            mainstay,
+            server,
             http,
             connections,
             leave,
@@ -268,19 +273,19 @@ where
         }
         acceptor.leave.cancel();
         acceptor.connections.close();
-        let (mainstay, connections) = (acceptor.mainstay.clone(), acceptor.connections.clone());
+        let (server, connections) = (acceptor.server.clone(), acceptor.connections.clone());
         if acceptor.successor.is_none() {
             acceptor.close().await;
         }
         let others: Vec<_> =
             others.into_iter().map(|other| tokio::spawn(async move { other.drain(within).await })).collect();
         tokio::select! {
-            biased; // newcomers find it draining
-            () = mainstay.drain_after(connections.wait(), within) => {}
+            biased; // new connections find it draining
+            () = server.drain_after(connections.wait(), within) => {}
             never = acceptor.wait_for_successor() => match never {},
         }
         if acceptor.close().await > 0 {
-            let _ = tokio::time::timeout(2 * LAST_WORD, connections.wait()).await;
+            let _ = tokio::time::timeout(2 * LAST_REQUEST, connections.wait()).await;
         }
         for other in others {
             let _ = other.await;
@@ -289,17 +294,17 @@ where
     }
 }
 
-/// The listener, and what becomes of those who come in.
+/// Accepts connections and spawns a task for each.
 struct Acceptor<L, M> {
     /// `None` once it is closed or a successor has it.
     listener: Option<L>,
     successor: Option<Signal>,
     app: M,
-    mainstay: Server,
+    server: Server,
     http: http1::Builder,
     connections: TaskTracker,
     leave: CancellationToken,
-    /// Accepting fails, and that was logged.
+    /// Whether accepting fails, and that was logged.
     failing: bool,
 }
 
@@ -308,18 +313,18 @@ where
     L: Listener<Addr: 'static>,
     M: MakeService<L::Addr>,
 {
-    /// Serves everyone who comes in, until a successor does that.
+    /// Accepts until a successor takes over.
     async fn serve(&mut self) {
         while let Some(listener) = &mut self.listener {
             tokio::select! {
                 biased;
-                () = completes(&mut self.successor) => self.give_up(),
+                () = completes(&mut self.successor) => self.hand_off(),
                 accepted = accept(listener) => match accepted {
                     Ok((stream, address)) => {
                         self.failing = false;
-                        self.welcome(stream, address);
+                        self.spawn(stream, address);
                     }
-                    Err(error) if is_the_peers(&error) => {}
+                    Err(error) if is_caused_by_client(&error) => {}
                     // Out of descriptors, for example: that passes when connections end. Logged once.
                     Err(error) => {
                         if !std::mem::replace(&mut self.failing, true) {
@@ -332,11 +337,11 @@ where
         }
     }
 
-    fn welcome(&self, stream: L::Io, address: L::Addr) {
+    fn spawn(&self, stream: L::Io, address: L::Addr) {
         let peer = (&address as &dyn Any).downcast_ref::<SocketAddr>().copied();
         let ip = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
-        if let Ok(permit) = self.mainstay.shared.gate.arrive(ip, &self.mainstay.shared.stats) {
-            let connection = HttpConnection::new(peer, permit, self.mainstay.clone());
+        if let Ok(permit) = self.server.shared.gate.arrive(ip, &self.server.shared.stats) {
+            let connection = HttpConnection::new(peer, permit, self.server.clone());
             let (app, http, leave) = (self.app.clone(), self.http.clone(), self.leave.clone());
             // In a box, as tokio copies a task's future several times.
             self.connections.spawn(Box::pin(async move {
@@ -348,41 +353,41 @@ where
 
     async fn wait_for_successor(&mut self) -> Infallible {
         if self.listener.is_some()
-            && tokio::time::timeout(PATIENCE, completes(&mut self.successor)).await.is_ok()
+            && tokio::time::timeout(SUCCESSOR_WAIT, completes(&mut self.successor)).await.is_ok()
         {
-            self.give_up();
+            self.hand_off();
         }
         self.serve().await;
         std::future::pending().await
     }
 
-    /// The successor accepts from here on, also those who wait.
-    fn give_up(&mut self) {
+    /// Leaves the listener to the successor, with the connections that wait to be accepted.
+    fn hand_off(&mut self) {
         self.listener = None;
         self.successor = None;
     }
 
-    /// Accepts those who wait, and then nobody any more. Returns how many these were.
+    /// Accepts the connections that wait, and closes the listener. Returns how many there were.
     async fn close(&mut self) -> usize {
-        // The other copies of the socket first: as long as there is one, connections come in and wait.
+        // The other copies of the socket first: while there is one, connections come in and wait.
         self.successor = None;
         let Some(mut listener) = self.listener.take() else { return 0 };
         let mut accepted = 0;
         if !(&listener as &dyn Any).is::<TcpListener>() {
             while let Ok((stream, address)) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await {
-                self.welcome(stream, address);
+                self.spawn(stream, address);
                 accepted += 1;
             }
             return accepted;
         }
-        // Without the reactor: it may not have heard yet of the last ones.
+        // Without the reactor, which may not have seen the last ones yet.
         let Some(Ok(listener)) = same::<L, TcpListener>(listener).map(TcpListener::into_std) else {
             return 0;
         };
         while let Ok((stream, address)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Some((stream, address)) = stream.ok().and_then(same).zip(same(address)) {
-                self.welcome(stream, address);
+                self.spawn(stream, address);
                 accepted += 1;
             }
         }
@@ -390,7 +395,7 @@ where
     }
 }
 
-/// The next connection. What fails to be accepted on TCP is this server's to judge; other listeners do that themselves.
+/// Accepts the next connection. On TCP this server judges the errors; other listeners do that themselves.
 async fn accept<L: Listener<Addr: 'static>>(listener: &mut L) -> io::Result<(L::Io, L::Addr)> {
     let any: &mut (dyn Any + Send) = listener;
     if let Some(tcp) = any.downcast_mut::<TcpListener>() {
@@ -401,14 +406,14 @@ async fn accept<L: Listener<Addr: 'static>>(listener: &mut L) -> io::Result<(L::
     Ok(listener.accept().await)
 }
 
-/// The value, if both types are one.
+/// Returns the value if both types are the same.
 fn same<T: 'static, U: 'static>(value: T) -> Option<U> {
     let mut value = Some(value);
     let any: &mut dyn Any = &mut value;
     any.downcast_mut::<Option<U>>()?.take()
 }
 
-/// Waits for the successor, if there may be one.
+/// Waits for the successor; for ever without one.
 async fn completes(successor: &mut Option<Signal>) {
     match successor {
         Some(taken_over) => taken_over.await,
@@ -431,19 +436,19 @@ where
 
 /// One connection, for as long as it speaks HTTP.
 struct HttpConnection {
-    /// `None`: it does not come over IP.
+    /// `None` if it does not come over IP.
     address: Option<SocketAddr>,
     permit: Option<Arc<Permit>>,
-    mainstay: Server,
+    server: Server,
     accepted: Instant,
-    /// Whether there was a request.
-    spoke: AtomicBool,
+    /// Whether a request has come.
+    has_requested: AtomicBool,
 }
 
 impl HttpConnection {
-    fn new(address: Option<SocketAddr>, permit: Option<Permit>, mainstay: Server) -> Self {
+    fn new(address: Option<SocketAddr>, permit: Option<Permit>, server: Server) -> Self {
         let permit = permit.map(Arc::new);
-        Self { address, permit, mainstay, accepted: Instant::now(), spoke: AtomicBool::new(false) }
+        Self { address, permit, server, accepted: Instant::now(), has_requested: AtomicBool::new(false) }
     }
 
     async fn serve<I, S>(self, stream: I, app: S, http: http1::Builder, leave: CancellationToken)
@@ -451,22 +456,22 @@ impl HttpConnection {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request, Response: IntoResponse, Error = Infallible> + Clone,
     {
-        let shared = &self.mainstay.shared;
+        let shared = &self.server.shared;
         let deadline = shared.config.opening_deadline;
         let service = service_fn(|request| self.answer(app.clone(), request));
         let io = TokioIo::new(WriteTimeout::new(stream));
         let mut served = http.serve_connection(io, service).with_upgrades();
         let silent = async {
             tokio::time::sleep_until(self.accepted + deadline).await;
-            if self.spoke.load(Ordering::Relaxed) {
+            if self.has_requested.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
         };
         let leave = async {
             leave.cancelled().await;
-            if !self.spoke.load(Ordering::Relaxed) {
-                // Its request may be on its way, or here and not read: ended now, the peer would see a reset.
-                tokio::time::sleep(LAST_WORD).await;
+            if !self.has_requested.load(Ordering::Relaxed) {
+                // A request may be in flight, or here and not read: if the connection ended now, the client would see a reset.
+                tokio::time::sleep(LAST_REQUEST).await;
             }
         };
         let (mut silent, mut leave, mut leaving) = (pin!(silent), pin!(leave), false);
@@ -488,7 +493,7 @@ impl HttpConnection {
                 }
             }
         }
-        if !self.spoke.load(Ordering::Relaxed) {
+        if !self.has_requested.load(Ordering::Relaxed) {
             Counters::add(&shared.stats.openings_failed, 1);
             tracing::debug!(address = ?self.address, "no request within the opening deadline");
         }
@@ -498,13 +503,13 @@ impl HttpConnection {
     where
         S: Service<Request, Response: IntoResponse, Error = Infallible>,
     {
-        let is_first = !self.spoke.swap(true, Ordering::Relaxed);
+        let is_first = !self.has_requested.swap(true, Ordering::Relaxed);
         if let Some(refused) = self.permit.as_ref().and_then(|permit| permit.refused()) {
             return Ok(refused.into_response());
         }
         let (mut head, body) = request.into_parts();
         if let Err(line) = target::settle(&mut head) {
-            Counters::add(&self.mainstay.shared.stats.openings_failed, 1);
+            Counters::add(&self.server.shared.stats.openings_failed, 1);
             let headers = [(header::CONNECTION, HeaderValue::from_static("close"))];
             return Ok((StatusCode::BAD_REQUEST, headers, format!("{line}\n")).into_response());
         }
@@ -514,26 +519,26 @@ impl HttpConnection {
         if let Some(address) = self.address {
             extensions.insert(ConnectInfo(address));
         }
-        extensions.insert(self.mainstay.clone());
+        extensions.insert(self.server.clone());
         // On a kept-alive connection each request has the full deadline again.
         extensions.insert(HeadDuration(if is_first { self.accepted.elapsed() } else { Duration::ZERO }));
         if let Some(permit) = &self.permit {
-            // It goes with the connection, if that is upgraded.
+            // The permit follows the connection, if that is upgraded.
             extensions.insert(Arc::clone(permit));
         }
         poll_fn(|cx| app.poll_ready(cx)).await?;
         let mut response = app.call(request).await?.into_response();
         let is_refused_upgrade = is_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS;
-        if is_refused_upgrade || (!is_upgrade && self.mainstay.shared.is_draining()) {
-            // After a refused upgrade may come frames that a proxy let through; they must not be read as requests.
+        if is_refused_upgrade || (!is_upgrade && self.server.shared.is_draining()) {
+            // A proxy may pass frames after a refused upgrade; they must not be parsed as requests.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
     }
 }
 
-/// The peer was gone before it was accepted: no reason to wait.
-fn is_the_peers(error: &io::Error) -> bool {
+/// Whether the client was gone before it was accepted: no reason to wait.
+fn is_caused_by_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }

@@ -141,7 +141,7 @@ impl Session {
     }
 
     /// Acknowledges everything that [`recv`](Self::recv) has returned so far: from here on the client may forget it. Only
-    /// for a session with [`manual_ack`](super::SessionUpgrade::manual_ack); otherwise, and towards a plain peer, it does
+    /// for a session with [`manual_ack`](crate::SessionUpgrade::manual_ack); otherwise, and towards a plain peer, it does
     /// nothing.
     ///
     /// A message is returned once, acknowledged or not. The difference is what a client learns that loses its session: a
@@ -162,7 +162,7 @@ impl Session {
     ///
     /// `passed_on` is the number of returned and not [acknowledged](Self::ack_oldest) messages, the oldest first, that may
     /// have had an effect: their fate is unknown. The client sends the later ones again. Without
-    /// [`manual_ack`](super::SessionUpgrade::manual_ack) every returned message counts as delivered.
+    /// [`manual_ack`](crate::SessionUpgrade::manual_ack) every returned message counts as delivered.
     ///
     /// Source: `docs/PROTOCOL.md` "Closing".
     pub fn renew(&self, passed_on: u64) {

@@ -1,8 +1,8 @@
-//! The names of our 101's fields, spelled as RFC 6455 does.
+//! Spells the field names of the 101 response as RFC 6455 does.
 //!
-//! Names are case-insensitive, and clients exist that look for `Sec-WebSocket-Accept` all the same. hyper writes lower
-//! case, or `Sec-Websocket-Accept`; it keeps a spelling that it read, in an extension that only it can make. So it
-//! reads one message with our names, once.
+//! Names are case-insensitive, and some clients look for `Sec-WebSocket-Accept` all the same. hyper writes lower case, or
+//! `Sec-Websocket-Accept`; it keeps a spelling that it has read, in an extension that only it can make. So this module has
+//! hyper read one message with these names, once.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -26,7 +26,7 @@ const SPELLED: &[u8] = b"GET / HTTP/1.1\r\n\
     Sec-WebSocket-Extensions: x\r\n\
     Date: x\r\n\r\n";
 
-/// Extensions of a response that give its fields' names the RFC's spelling.
+/// Returns extensions that make hyper spell the fields of a response as the RFC does.
 pub(super) fn of_rfc_6455() -> Extensions {
     static READ: OnceLock<Extensions> = OnceLock::new();
     READ.get_or_init(read).clone()
@@ -44,7 +44,7 @@ fn read() -> Extensions {
     });
     let mut http = http1::Builder::new();
     let reading = http.preserve_header_case(true).serve_connection(TokioIo::new(ours), service);
-    // It has all that it waits for: one poll calls the service.
+    // The whole message is there: one poll calls the service.
     let _ = pin!(reading).poll(&mut cx);
     let mut found = found.take();
     found.remove::<hyper::upgrade::OnUpgrade>();

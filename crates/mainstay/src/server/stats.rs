@@ -1,4 +1,4 @@
-//! Figures of a server, kept in atomics and read as one snapshot.
+//! The figures of a server, kept in atomics.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -12,7 +12,7 @@ pub const RTT_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 macro_rules! figures {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Counters that every connection adds to.
+        /// The counters of a server; every connection adds to them.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: AtomicU64,)*
@@ -21,16 +21,22 @@ macro_rules! figures {
             rtt_count: AtomicU64,
         }
 
-        /// The figures at one moment.
+        /// The figures of a server at one moment, as [`Server::stats`](crate::Server::stats) returns them.
+        ///
+        /// ```
+        /// let server = mainstay::Server::default();
+        /// assert_eq!(server.stats().sessions, 0);
+        /// ```
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
         pub struct Stats {
             $($(#[$doc])* pub $name: u64,)*
-            /// Round trips of heartbeats at or below each of [`RTT_BUCKETS`], not cumulated. An answer to no probe
-            /// is none, and so is one to a probe whose time cannot be told.
+            /// Round trips of heartbeats at or below each of [`RTT_BUCKETS`], not cumulated. An answer without a probe
+            /// does not count, nor does an answer to a probe whose time is unknown.
             pub rtt_buckets: [u64; RTT_BUCKETS.len()],
             /// Sum of all round-trip times.
             pub rtt_sum: Duration,
-            /// Number of them.
+            /// Number of round trips.
             pub rtt_count: u64,
         }
 
@@ -60,15 +66,15 @@ figures! {
     attached_new,
     /// HELLOs that found their session.
     attached_resumed,
-    /// HELLOs that asked for a session and got a fresh one.
+    /// HELLOs that asked for a lost session and got a fresh one.
     attached_lost,
     /// HELLOs that were refused.
     attach_refused,
-    /// Openings that were refused or not finished in time.
+    /// Opening handshakes that were refused or not finished in time.
     openings_failed,
-    /// Connections that were refused because the server has as many as it may have.
+    /// Connections that were refused because the server has too many.
     refused_full,
-    /// Connections that were refused because their address has as many as it may have.
+    /// Connections that were refused because their address has too many.
     refused_address,
     /// Upgrades that were refused because pages of their origin may not open a WebSocket here.
     refused_origin,
@@ -76,19 +82,19 @@ figures! {
     refused_draining,
     /// Connections that were ended because no message passed for the idle timeout.
     left_idle,
-    /// Connections that were sent away because their lifetime was up.
+    /// Connections that were asked to leave because their lifetime was over.
     left_old,
-    /// Peers that were called dead because nothing came.
+    /// Peers that were called dead because no byte came from them.
     dead_silent,
-    /// Peers that were called dead because their kernel took bytes and none came back.
+    /// Peers that were called dead because their kernel accepted bytes and no byte came back.
     dead_frozen,
-    /// Peers that were called dead because nothing was taken off our hands.
+    /// Peers that were called dead because they accepted no bytes.
     dead_stalled,
-    /// Peers that sent bytes and answered nothing for the answer limit. Not dead.
+    /// Peers that sent bytes and answered no probe for the answer limit. They are not dead.
     not_listening,
-    /// Connections that ended over broken frames.
+    /// Connections that ended because of invalid frames.
     protocol_errors,
-    /// Connections that ended over broken session messages.
+    /// Connections that ended because of invalid session messages.
     session_errors,
     /// Application messages read.
     messages_in,
@@ -100,15 +106,15 @@ figures! {
     bytes_out,
     /// Application messages written again after a resume.
     replayed,
-    /// Gaps in the stream that a handler was told of.
+    /// Gaps in the stream that were reported to a handler.
     gaps,
     /// Sessions that expired.
     expired,
-    /// Sessions that gave up their place to a newcomer while their client was away.
+    /// Sessions that were evicted for a new one while their client was away.
     evicted,
-    /// Sessions that were given up for something else that every session takes, as a local port.
+    /// Sessions that were evicted for another resource that every session takes, such as a local port.
     evicted_resource,
-    /// Sessions that were given up for their memory.
+    /// Sessions that were evicted for their memory.
     evicted_memory,
     /// Plain connections that were refused because the memory budget is used up.
     refused_memory,

@@ -1,16 +1,16 @@
-//! Which resource a request is for: its target and its Host, as RFC 9112 section 3.2 has a server read them.
+//! The resource of a request: its target and its Host, by the rules of RFC 9112 section 3.2.
 //!
-//! A server that takes them loosely disagrees with a proxy in front of it, or with a backend behind it, about the host
-//! and the path; what one of them forbids the other then serves.
+//! A server that reads them loosely disagrees about host and path with a proxy in front of it or a backend behind it; then
+//! one of them serves what the other forbids.
 
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Version, request};
 
-/// Leaves a request with an origin-form target (or `*`, for OPTIONS), and one Host that is the target's.
+/// Normalises a request to an origin-form target (or `*`, for OPTIONS) and one Host, that of the target.
 ///
 /// # Errors
-/// The request must be answered with 400; this is the line for it.
+/// The request must be answered with 400; the error is the line for that response.
 ///
 /// Source: RFC 9112 sections 3.2 and 3.2.1 to 3.2.4.
 pub(super) fn settle(head: &mut request::Parts) -> Result<(), &'static str> {
@@ -34,7 +34,7 @@ pub(super) fn settle(head: &mut request::Parts) -> Result<(), &'static str> {
     }
 }
 
-/// The target's own host, which counts instead of the field's.
+/// Returns the target's own host, which overrides that of the field.
 fn host_of(authority: &Authority) -> Result<HeaderValue, &'static str> {
     let text = authority.as_str();
     let host = is_host(text.as_bytes()).then(|| HeaderValue::try_from(text).ok()).flatten();
@@ -96,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// The path and the Host that count, of a request with this target and these Host headers.
+    /// Returns the path and the Host of a request with this target and these Host headers.
     fn settled(
         method: Method,
         target: &str,
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_one_host_that_is_a_host() {
+    fn a_request_needs_exactly_one_valid_host() {
         for host in [
             "example.com",
             "example.com:8443",
@@ -161,14 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn only_http_1_0_may_come_without_a_host() {
+    fn only_a_request_of_http_1_0_may_have_no_host() {
         let old = |hosts| settled(Method::GET, "/x", Version::HTTP_10, hosts);
         assert_eq!(old(&[]), Ok(("/x".to_owned(), String::new())));
         assert!(old(&["a", "b"]).is_err() && old(&["a/b"]).is_err());
     }
 
     #[test]
-    fn the_host_of_an_absolute_target_counts_and_its_path_is_left() {
+    fn an_absolute_target_overrides_the_host_and_leaves_its_path() {
         let check = |target, path: &str, host: &str| {
             assert_eq!(get(target, &["other.example"]), Ok((path.to_owned(), host.to_owned())), "{target}");
         };
@@ -179,11 +179,11 @@ mod tests {
         for target in ["http://user@example.com/", "ftp://example.com/", "http://a:b/"] {
             assert!(get(target, &["example.com"]).is_err(), "{target}");
         }
-        assert!(get("http://example.com/", &[]).is_err(), "a Host is needed all the same");
+        assert!(get("http://example.com/", &[]).is_err(), "a Host is required all the same");
     }
 
     #[test]
-    fn what_is_no_path_is_refused() {
+    fn a_target_that_is_no_path_is_refused() {
         assert!(get("*", &["a"]).is_err() && get("example.com", &["a"]).is_err());
         assert!(get("example.com:80", &["a"]).is_err());
         let ask = |method, target| settled(method, target, Version::HTTP_11, &["a"]);

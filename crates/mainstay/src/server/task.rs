@@ -551,9 +551,10 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::Server;
+    use crate::server::PeerInfo;
     use crate::server::core::Core;
     use crate::server::peer::Peer;
-    use crate::server::{PeerInfo, Server};
     use crate::transport::Transport;
 
     async fn echo(mut session: crate::Session) {
@@ -601,7 +602,9 @@ mod tests {
     }
 
     /// A plain peer that begins a message of 1 MiB and stops half-way, at a server with this budget.
-    async fn half_a_message(budget: &crate::Budget) -> (Arc<crate::server::Shared>, tokio::io::DuplexStream) {
+    async fn half_a_message(
+        budget: &crate::Budget,
+    ) -> (Arc<crate::server::core::Shared>, tokio::io::DuplexStream) {
         use tokio::io::AsyncWriteExt;
         let config = crate::server::Config::new().budget(budget.clone());
         let shared = Arc::clone(&Server::new(config).shared);

@@ -18,8 +18,8 @@ use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::ws::DeflateParams;
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
 
-use super::Server;
 use super::auth::AuthError;
+use super::handle::Server;
 use super::limits::Permit;
 use super::open::{HeadDuration, Opening, SessionOptions, open};
 use super::peer::PeerInfo;
@@ -30,7 +30,7 @@ use crate::subprotocol;
 
 /// Extracts an upgrade request. Answers any other request with the status and one line that states the reason.
 ///
-/// The [`Server`] comes with the request: [`serve`](super::serve) puts it there, and so does [`Server::layer`] on a router
+/// The [`Server`] comes with the request: [`serve`](crate::serve) puts it there, and so does [`Server::layer`] on a router
 /// or a route, behind any other server. The router's state is the application's.
 ///
 /// ```no_run
@@ -95,7 +95,7 @@ pub enum UpgradeRejection {
     NoServer,
 }
 
-/// The server of a request: the router's state if that is one, otherwise what [`serve`](super::serve) or
+/// The server of a request: the router's state if that is one, otherwise what [`serve`](crate::serve) or
 /// [`Server::layer`] put into the request.
 fn server_of<S: 'static>(parts: &Parts, state: &S) -> Result<Server, UpgradeRejection> {
     let state = (state as &dyn Any).downcast_ref::<Server>();
@@ -253,7 +253,7 @@ impl SessionUpgrade {
     /// may be the new one, and reports the gap to the client at its place in the order. For data that the slowness of one
     /// client must not hold up: a room, a feed. Default: `send` waits, and [`Session::try_send`] returns the message.
     ///
-    /// Towards a plain peer, which cannot be told of a gap, it changes nothing.
+    /// It changes nothing for a plain peer, to which no gap can be reported.
     pub fn drop_oldest(mut self) -> Self {
         self.options.drops_oldest = true;
         self

@@ -1,7 +1,7 @@
-//! Writes that must get somewhere. A peer that asks and takes nothing of its response would hold the connection, and
-//! what waits for it, for ever: WebSockets have heartbeats, HTTP has nothing.
+//! A write-stall timeout for HTTP: without it a peer that never reads its response would hold the connection, and the tasks
+//! that wait for it, for ever. WebSockets have heartbeats; HTTP has nothing.
 //!
-//! Not held against a peer: that it reads slowly, as long as it reads.
+//! A peer may read slowly, as long as it reads.
 
 use std::any::Any;
 use std::io::{self, IoSlice};
@@ -15,28 +15,28 @@ use tokio::time::Sleep;
 
 use crate::transport::{Stream, keep_little_unsent};
 
-/// How long the peer may take nothing of what waits for it. The kernel is asked to hold little unsent and so tells of
-/// every 64 KiB that were taken (Linux): who reads 2 KiB a second is served.
+/// How long a peer may accept no byte of a response. The kernel holds little unsent data, and so reports progress for every
+/// 64 KiB (Linux): a peer that reads 2 KiB a second is served.
 const WRITE_STALL: Duration = Duration::from_secs(30);
 
-/// A stream whose writes fail once the peer has taken nothing for too long.
+/// A stream whose writes fail once the peer has accepted no byte for too long.
 pub(super) struct WriteTimeout<S> {
     stream: S,
-    /// Runs while the stream is full.
+    /// The timeout, while the stream is full.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// What is done to the stream then.
+    /// Called with the stream at the timeout.
     give_up: fn(&S),
 }
 
 impl<S: 'static> WriteTimeout<S> {
-    /// A TCP stream that is given up leaves nothing in the kernel either.
+    /// Wraps a stream. At the timeout, a TCP stream is reset, so that no unsent data stays in the kernel.
     pub(super) fn new(stream: S) -> Self {
         tcp(&stream).into_iter().for_each(keep_little_unsent);
         let give_up = |stream: &S| drop(tcp(stream).map(TcpStream::set_zero_linger));
         Self { stream, stalled: None, give_up }
     }
 
-    /// Ends the connection so that the peer cannot take what it got for all there was.
+    /// Resets the connection, so that the peer does not take a part of the response for the whole.
     pub(super) fn reset(self) {
         (self.give_up)(&self.stream);
     }
@@ -60,7 +60,7 @@ impl<S> WriteTimeout<S> {
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL)));
         std::task::ready!(stalled.as_mut().poll(cx));
         (self.give_up)(&self.stream);
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing of its response")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its response")))
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_of_which_nothing_is_taken_fails_after_30_s() {
+    async fn a_write_that_the_peer_does_not_read_fails_after_30_s() {
         let (mut stream, _peer) = with_timeout();
         let start = Instant::now();
         let error = stream.write_all(&[0; 100]).await.unwrap_err();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_that_is_taken_byte_by_byte_goes_on() {
+    async fn a_write_that_the_peer_reads_byte_by_byte_goes_on() {
         let (mut stream, mut peer) = with_timeout();
         let reading = tokio::spawn(async move {
             for _ in 0..100 {
@@ -132,7 +132,7 @@ mod tests {
             }
         });
         stream.write_all(&[0; 100]).await.unwrap();
-        // And nothing runs while there is nothing to write.
+        // No timeout runs while there is nothing to write.
         tokio::time::sleep(Duration::from_secs(3600)).await;
         reading.await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! The tokio task of a worker: it collects who has something to do, and polls those tasks.
+//! The tokio task of a worker: it collects the tasks that have something to do, and polls them.
 
 use std::future::Future;
 use std::io;
@@ -283,7 +283,7 @@ mod tests {
     use crate::transport::Transport;
     use crate::worker::Signal;
 
-    /// Appends its name to `turns` at every poll, and does what `act` says.
+    /// Appends its name to `turns` at every poll, and calls `act`.
     struct Probe<F> {
         signal: Arc<Signal>,
         name: char,

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use mainstay_proto::ws::{Packed, SendQueue};
 
-/// Bytes that one read takes at most: a connection's share before the others have theirs.
+/// The most bytes of one read: a connection's share before the others have theirs.
 const READ: usize = 64 * 1024;
 
 /// See the module.
@@ -25,7 +25,7 @@ pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     SCRATCH.with_borrow_mut(f)
 }
 
-/// Lends a worker's compression cache to the tasks that it polls on this thread, and takes it back after: its next pass
+/// Lends a worker's compression cache to the tasks that it polls on this thread, and returns it after: its next pass
 /// may run on another thread.
 pub(super) fn swap_packed(packed: &mut Packed) {
     SCRATCH.with_borrow_mut(|scratch| std::mem::swap(&mut scratch.packed, packed));

@@ -40,7 +40,7 @@ fn large(kib: usize) -> Message {
 }
 
 #[tokio::test]
-async fn what_waits_for_an_application_is_charged_and_given_back() {
+async fn messages_that_wait_for_an_application_are_charged_until_it_receives_them() {
     let budget = Budget::new(64 * 1024 * KIB);
     let (url, mainstay, gate) = gated(&budget).await;
     let client = Client::builder(&url).unwrap().connect();
@@ -58,7 +58,7 @@ async fn what_waits_for_an_application_is_charged_and_given_back() {
 }
 
 #[tokio::test]
-async fn a_session_that_ends_gives_back_what_it_kept() {
+async fn a_session_that_ends_frees_its_charge() {
     let budget = Budget::new(64 * 1024 * KIB);
     let config = Config::new().budget(budget.clone()).resume_window(Duration::from_millis(200)).unwrap();
     let (address, mainstay) = handled(Server::new(config), |mut session: Session| async move {
@@ -78,7 +78,7 @@ async fn a_session_that_ends_gives_back_what_it_kept() {
 }
 
 #[tokio::test]
-async fn while_memory_is_short_newcomers_are_refused_and_whoever_was_there_is_served_afterwards() {
+async fn while_memory_is_short_new_clients_are_refused_and_connected_ones_are_served_afterwards() {
     let budget = Budget::new(1024 * KIB);
     let (url, mainstay, gate) = gated(&budget).await;
     // Each goes on until it keeps its fair share, which gets less with each.
@@ -128,7 +128,7 @@ async fn while_memory_is_short_newcomers_are_refused_and_whoever_was_there_is_se
 }
 
 #[tokio::test]
-async fn where_all_is_used_a_session_whose_client_is_away_is_given_up() {
+async fn a_session_whose_client_is_away_is_given_up_when_all_memory_is_used() {
     let budget = Budget::new(512 * KIB);
     let config = Config::new().budget(budget.clone());
     let (address, mainstay) = handled(Server::new(config), |mut session: Session| async move {

@@ -1,4 +1,4 @@
-//! The example of a chat does what its page says.
+//! The example of a chat does what its page describes.
 
 use std::net::SocketAddr;
 
@@ -29,7 +29,7 @@ async fn reads(member: &mut Client, line: &str) {
 }
 
 #[tokio::test]
-async fn members_see_who_comes_speaks_is_away_and_leaves() {
+async fn members_see_other_members_come_speak_go_away_and_leave() {
     let (address, _mainstay) = serve().await;
     let proxy = Proxy::to(address).await;
     let mut ada = member(address, "ada");

@@ -1,4 +1,4 @@
-//! Who may have a session.
+//! Credentials: which client gets which session.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use mainstay::{Client, CloseCode, Link, Message, Server};
 
 use crate::support::{Proxy, echo, server, until};
 
-/// An echo server that knows `alice:...` and `bob:...`, and the credentials that it was asked about.
+/// An echo server that accepts `alice:...` and `bob:...`, and the credentials that it judged.
 async fn guarded() -> (std::net::SocketAddr, Server, Arc<Mutex<Vec<Option<Bytes>>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);
@@ -58,7 +58,7 @@ async fn attached(client: &Client) -> bool {
 }
 
 #[tokio::test]
-async fn a_session_belongs_to_whom_its_credentials_prove() {
+async fn a_session_belongs_to_the_principal_that_its_credentials_prove() {
     let (address, _mainstay, asked) = guarded().await;
     let mut alice = client(address, "alice:1");
     assert_eq!(alice.recv().await, Some(Message::binary("alice")));
@@ -209,7 +209,7 @@ async fn a_server_that_judges_nothing_accepts_any_hello_and_no_renewal() {
 }
 
 #[tokio::test]
-async fn a_full_server_puts_newcomers_off_until_somebody_leaves() {
+async fn a_full_server_asks_new_clients_to_come_back_until_a_session_ends() {
     let config = Config::new().max_sessions(1).unwrap();
     let (address, mainstay) = crate::support::echo_server(config).await;
     let proxy = Proxy::to(address).await;

@@ -47,7 +47,7 @@ fn messages() -> Vec<Message> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn everyone_gets_what_was_sent_to_all_whatever_they_agreed_on() {
+async fn every_member_gets_a_broadcast_compressed_or_not() {
     const RECEIVERS: usize = 32;
     let (room, mainstay) = (Room::default(), Server::new(Config::new().deflate(true)));
     let handler_room = Arc::clone(&room);

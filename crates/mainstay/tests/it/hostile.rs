@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 
 use crate::support::{echo_server, until};
 
-/// Far longer than anything here takes.
+/// Far longer than any step of these tests needs.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// An echo server, and an honest client of it.

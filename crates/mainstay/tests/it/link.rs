@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay::client::{Event, State};
+use mainstay::client::{Event, Report, State};
 use mainstay::server::Config;
-use mainstay::{CloseCode, HeartbeatConfig, Link, Message, Outcome, Report, SendError, WhenFull};
+use mainstay::{CloseCode, HeartbeatConfig, Link, Message, Outcome, SendError, WhenFull};
 
 use crate::support::{echo_server, silence};
 

@@ -1,4 +1,4 @@
-//! What the log says of a session, and what a handler's own lines stand in.
+//! The lines of the log about a session, and the span around the lines of its handler.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -40,7 +40,7 @@ impl Lines {
 }
 
 #[tokio::test]
-async fn each_turn_of_a_session_is_one_line_and_its_handler_runs_in_its_span() {
+async fn each_event_of_a_session_is_one_line_and_its_handler_runs_in_its_span() {
     // With one subscriber alone, a line that another test's thread reaches first would be off for all threads.
     let _second = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish());
     for log_principal in [false, true] {

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::support::{Proxy, server, until};
 
 #[tokio::test]
-async fn what_the_handler_confirmed_is_delivered_and_what_it_only_took_is_unknown() {
+async fn an_acknowledged_message_is_delivered_and_one_that_was_only_received_is_unknown() {
     let config = Config::new().resume_window(Duration::from_millis(1)).unwrap();
     let (took, mut taken) = mpsc::unbounded_channel();
     let (address, _mainstay) = server(config, move |upgrade| {
@@ -49,7 +49,7 @@ async fn what_the_handler_confirmed_is_delivered_and_what_it_only_took_is_unknow
 }
 
 #[tokio::test]
-async fn nothing_comes_twice_over_a_cut_whether_it_was_confirmed_or_not() {
+async fn no_message_comes_twice_over_a_cut_acknowledged_or_not() {
     let (took, mut taken) = mpsc::unbounded_channel();
     let (address, mainstay) = server(Config::default(), move |upgrade| {
         let took = took.clone();
@@ -78,7 +78,7 @@ async fn nothing_comes_twice_over_a_cut_whether_it_was_confirmed_or_not() {
 }
 
 #[tokio::test]
-async fn a_client_that_confirms_holds_the_server_back_until_it_does() {
+async fn a_client_with_manual_ack_holds_the_server_back_until_it_acknowledges() {
     let config = Config::new().keep(mainstay::Window { messages: 2, bytes: 1 << 20 }).unwrap();
     let (address, _mainstay) = server(config, |upgrade| {
         upgrade.on_session(|session| async move {
@@ -137,7 +137,7 @@ async fn a_client_asks_for_a_shorter_resume_window() {
 }
 
 #[tokio::test]
-async fn a_session_that_drops_the_oldest_never_waits_and_the_client_is_told_what_is_missing() {
+async fn a_session_that_drops_the_oldest_never_waits_and_reports_the_gap_to_its_client() {
     let config = Config::new().keep(mainstay::Window { messages: 3, bytes: 1 << 20 }).unwrap();
     let (dropped, mut told) = mpsc::unbounded_channel();
     let (address, _mainstay) = server(config, move |upgrade| {

@@ -1,4 +1,4 @@
-//! A gap keeps its place between two messages for every way of receiving; states and messages can be awaited in one `select!`.
+//! What stands between two messages stands there for every way of receiving, and state and messages go in one `select!`.
 
 use std::time::Duration;
 
@@ -34,13 +34,13 @@ async fn client_behind_a_gap() -> Client {
     let client = Client::builder(&format!("ws://{address}/echo")).unwrap().backoff(slow).connect();
     client.send("go").await.unwrap();
     until("it has resumed", || mainstay.stats().attached_resumed == 1).await;
-    // Everything has come: only an acknowledgement could follow.
+    // All of it has come: the next thing that would is an acknowledgement's.
     until("it is all there", || client.sender().kept_bytes() == 0).await;
     client
 }
 
 #[tokio::test]
-async fn recv_any_returns_a_gap_in_its_place() {
+async fn a_gap_stands_in_its_place_in_the_one_stream() {
     let mut client = client_behind_a_gap().await;
     let mut seen = Vec::new();
     while seen.last().is_none_or(|last| last != "9") {
@@ -55,7 +55,7 @@ async fn recv_any_returns_a_gap_in_its_place() {
     assert!(seen[gap + 1..].is_sorted() && seen.last().unwrap() == "9", "{seen:?}");
 }
 
-/// The events and messages in the order in which a `select!` returns them, whichever is polled first.
+/// What events and `recv` give together, whichever is polled first.
 async fn both<P>(client: &mut ClientHandle<P>, last: &str, events_first: bool) -> Vec<String> {
     let (events, mut seen) = (client.events(), Vec::new());
     let name = |event: Option<Event>| match event {
@@ -83,7 +83,7 @@ async fn both<P>(client: &mut ClientHandle<P>, last: &str, events_first: bool) -
 }
 
 #[tokio::test]
-async fn the_event_of_a_gap_comes_before_the_messages_behind_the_gap() {
+async fn an_event_that_stands_for_a_place_comes_before_the_messages_behind_it() {
     for events_first in [true, false] {
         let mut client = client_behind_a_gap().await;
         let seen = both(&mut client, "9", events_first).await;
@@ -95,7 +95,7 @@ async fn the_event_of_a_gap_comes_before_the_messages_behind_the_gap() {
 }
 
 #[tokio::test]
-async fn a_message_behind_a_gap_is_received_without_a_listener_for_events() {
+async fn a_message_behind_a_gap_is_received_also_without_a_listener_for_events() {
     let mut client = client_behind_a_gap().await;
     let _idle = client.events();
     let mut seen = Vec::new();
@@ -129,7 +129,7 @@ async fn link_behind_a_break() -> Link {
 }
 
 #[tokio::test]
-async fn recv_any_returns_a_fresh_peer_between_the_messages_of_two_connections() {
+async fn a_break_stands_between_the_messages_of_two_connections() {
     let expected = ["1.1", "1.2", "1.3", "gap", "2.1", "2.2", "2.3"];
     let mut link = link_behind_a_break().await;
     let mut seen = Vec::new();
@@ -148,7 +148,7 @@ async fn recv_any_returns_a_fresh_peer_between_the_messages_of_two_connections()
 }
 
 #[tokio::test]
-async fn recv_any_returns_a_lost_session_before_the_messages_of_the_new_one() {
+async fn a_lost_session_stands_before_the_messages_of_the_new_one() {
     let config = Config::new().resume_window(Duration::from_millis(1)).unwrap();
     let (address, _mainstay) = echo_server(config).await;
     let proxy = Proxy::to(address).await;
@@ -190,7 +190,7 @@ async fn messages_and_states_go_in_one_select() {
             }
         }
     }
-    // Each handle sees every change for itself, and ends.
+    // Each handle sees them for itself, and ends.
     assert!(others.next().await.is_some());
     client.abort(mainstay::CloseCode::NORMAL, "");
     let mut last = None;
@@ -202,12 +202,12 @@ async fn messages_and_states_go_in_one_select() {
 }
 
 #[tokio::test]
-async fn a_listener_in_another_task_is_woken_for_a_gap_that_recv_any_returned() {
+async fn a_listener_elsewhere_is_woken_for_what_the_one_stream_hands_over() {
     let mut link = link_behind_a_break().await;
     let events = link.events();
     let listening =
         tokio::spawn(async move { while !matches!(events.next().await, Some(Event::FreshPeer)) {} });
-    // It has taken every event, and waits.
+    // The listener has received every event, and waits.
     tokio::time::sleep(Duration::from_millis(20)).await;
     while !matches!(link.recv_any().await, Some(Incoming::FreshPeer { .. })) {}
     listening.await.unwrap();

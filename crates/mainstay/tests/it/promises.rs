@@ -1,4 +1,4 @@
-//! R1 to R17 for the library: an axum server and a client, over real sockets. `docs/GUARANTEES.md` "R1 to R17" says
+//! R1 to R17 for the library: an axum server and a client, over real sockets. `docs/GUARANTEES.md` "R1 to R17" states
 //! what each promises, and which tests show it for the gateway and the plugin.
 //!
 //! Time is tokio's, which leaps whenever nothing is left to do: an hour costs what happens in it.
@@ -50,7 +50,7 @@ async fn event<T>(client: &Client, mut is_meant: impl FnMut(&Event) -> Option<T>
     }
 }
 
-/// Waits for the attach with this epoch, and says whether it resumed the session.
+/// Waits for the attach with this epoch, and returns whether it resumed the session.
 async fn attached(client: &Client, meant: u64) -> bool {
     event(client, |event| match event {
         Event::Attached { epoch, resumed, .. } if *epoch == meant => Some(*resumed),

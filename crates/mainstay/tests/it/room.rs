@@ -1,4 +1,4 @@
-//! Rooms: one message to all, in one order, whoever is slow.
+//! Rooms: one message to all members, in one order, however slow one of them is.
 
 use std::net::SocketAddr;
 
@@ -9,8 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::support::{Proxy, handled, until};
 
-/// A server whose sessions are members of a room and say in it what they receive; the messages of `quiet` members go
-/// nowhere. Their ends are reported.
+/// A server whose sessions are members of a room and send to it what they receive. Their ends are reported.
 async fn serve(room: &Room, keep: Window) -> (SocketAddr, Server, mpsc::UnboundedReceiver<EndCause>) {
     let (report, reports) = mpsc::unbounded_channel();
     let room = room.clone();
@@ -34,7 +33,7 @@ fn client(address: SocketAddr) -> Client {
 }
 
 #[tokio::test]
-async fn what_one_says_reaches_all_in_one_order_also_those_who_are_away_meanwhile() {
+async fn a_message_reaches_all_members_in_one_order_also_those_that_are_away_meanwhile() {
     let room = Room::new();
     let (address, _mainstay, _reports) = serve(&room, Window::SERVER).await;
     let proxy = Proxy::to(address).await;
@@ -45,19 +44,19 @@ async fn what_one_says_reaches_all_in_one_order_also_those_who_are_away_meanwhil
         let speaker = if n % 2 == 0 { &first } else { &second };
         speaker.send(format!("{n}")).await.unwrap();
     }
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     for _ in 0..20 {
-        heard.push(first.recv().await.unwrap());
+        received.push(first.recv().await.unwrap());
     }
     proxy.open();
-    for message in &heard {
+    for message in &received {
         assert_eq!(second.recv().await.as_ref(), Some(message));
         assert_eq!(away.recv().await.as_ref(), Some(message));
     }
 }
 
 #[tokio::test]
-async fn a_member_leaves_when_its_membership_is_dropped_and_one_may_be_left_out() {
+async fn a_member_leaves_when_its_last_membership_is_dropped_and_a_message_may_except_one() {
     let room = Room::new();
     let (handed, mut sessions) = mpsc::unbounded_channel();
     let (address, _mainstay) = handled(Server::default(), move |session: Session| {
@@ -81,13 +80,14 @@ async fn a_member_leaves_when_its_membership_is_dropped_and_one_may_be_left_out(
     drop(twice);
     assert_eq!((room.len(), room.send("rest")), (1, 1));
     second.abort(CloseCode::NORMAL, "");
-    assert_eq!((room.send("nobody"), room.len()), (0, 0), "who is over is not sent to");
+    assert_eq!((room.send("nobody"), room.len()), (0, 0), "a session that is over gets nothing");
     drop(other);
     assert!(room.is_empty());
     assert_eq!(clients[0].recv().await, Some(Message::text("all")));
 }
 
-/// Sends six messages to a member that is away, where four are kept; then what it receives, up to `last`, and is told.
+/// Sends six messages to a member that is away, where four are kept. Returns what it receives, up to `last`, its events, and
+/// the end of its session.
 async fn overfill(room: &Room, last: &str) -> (Vec<Message>, Events, Option<EndCause>) {
     let keep = Window { messages: 4, bytes: 1 << 20 };
     let (address, mainstay, mut reports) = serve(room, keep).await;
@@ -117,8 +117,8 @@ fn texts(numbers: impl IntoIterator<Item = u32>) -> Vec<Message> {
 }
 
 #[tokio::test]
-async fn a_slow_member_loses_its_oldest_messages_and_is_told() {
-    let room = Room::new();
+async fn a_slow_member_may_lose_its_oldest_messages_and_is_told() {
+    let room = Room::with_slow_members(SlowMember::DropOldest);
     let (received, events, end) = overfill(&room, "6").await;
     assert_eq!((received, end), (texts(3..=6), None));
     while !matches!(events.next().await.unwrap(), Event::Dropped { count: 2, .. }) {}
@@ -133,8 +133,8 @@ async fn a_slow_member_may_be_skipped() {
 }
 
 #[tokio::test]
-async fn a_slow_member_may_be_disconnected_and_gets_what_came_before() {
-    let room = Room::with_slow_members(SlowMember::Disconnect);
+async fn a_slow_member_is_disconnected_by_default_and_gets_what_came_before() {
+    let room = Room::new();
     let (received, _, end) = overfill(&room, "4").await;
     assert_eq!((received, end, room.disconnected()), (texts(1..=4), Some(EndCause::Closed), 1));
     until("it is out", || room.is_empty()).await;

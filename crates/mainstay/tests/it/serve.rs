@@ -1,4 +1,4 @@
-//! What `serve` takes: listeners, applications, and how long connections wait for a next request.
+//! What `serve` accepts: listeners and applications; and how long connections wait for a next request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,7 +123,7 @@ async fn a_listener_may_be_another_than_tcp() {
 }
 
 #[tokio::test]
-async fn one_server_drains_all_that_it_was_told_of() {
+async fn one_server_drains_all_servers_that_were_added_to_it() {
     let (first, second) = (Server::default(), Server::default());
     let route = |mainstay: &Server| app(mainstay);
     let routes = Router::new().nest("/a", route(&first)).nest("/b", route(&second));
@@ -169,7 +169,7 @@ async fn a_connection_may_wait_for_its_next_request_longer_than_for_its_first() 
 }
 
 #[tokio::test]
-async fn a_handler_that_takes_its_time_after_the_end_is_waited_for_when_the_drain_is_zero() {
+async fn a_drain_of_zero_waits_for_a_handler_that_cleans_up_after_the_end() {
     let (address, mainstay) = crate::support::handled(Server::default(), |mut session: Session| async move {
         while session.recv().await.is_some() {}
         tokio::time::sleep(Duration::from_millis(200)).await;

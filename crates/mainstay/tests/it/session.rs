@@ -49,7 +49,7 @@ async fn nothing_is_lost_repeated_or_reordered_over_ten_cuts() {
 }
 
 #[tokio::test]
-async fn a_small_window_takes_what_a_client_writes_before_it_knows_of_it() {
+async fn a_small_window_accepts_what_a_client_writes_before_it_knows_the_window() {
     let accept = Window { messages: 1, bytes: 1 };
     let (address, mainstay) = echo_server(Config::new().accept(accept)).await;
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
@@ -113,7 +113,7 @@ async fn a_receipt_resolves_when_the_server_acknowledges_the_message() {
 }
 
 #[tokio::test]
-async fn a_plain_peer_is_served_by_the_same_handler_and_says_when_it_is_fresh() {
+async fn a_plain_peer_is_served_by_the_same_handler_and_a_link_reports_a_fresh_one() {
     let (address, _mainstay) = echo_server(Config::default()).await;
     let proxy = Proxy::to(address).await;
     let mut client = Link::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
@@ -149,7 +149,7 @@ async fn an_expired_session_is_one_gap_and_a_new_session() {
 }
 
 #[tokio::test]
-async fn a_draining_server_refuses_newcomers_and_tells_the_others() {
+async fn a_draining_server_refuses_new_clients_and_asks_the_others_to_leave() {
     let (address, mainstay) = echo_server(Config::default()).await;
     let mut plain = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
     let draining = mainstay.clone();
@@ -160,7 +160,7 @@ async fn a_draining_server_refuses_newcomers_and_tells_the_others() {
 }
 
 #[tokio::test]
-async fn a_drain_is_over_when_everybody_has_left() {
+async fn a_drain_is_over_when_every_session_has_ended() {
     let (address, mainstay) = echo_server(Config::default()).await;
     let proxy = Proxy::to(address).await;
     let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();
@@ -175,7 +175,7 @@ async fn a_drain_is_over_when_everybody_has_left() {
 }
 
 #[tokio::test]
-async fn a_drain_does_not_wait_for_whoever_is_cut_off_during_it() {
+async fn a_drain_does_not_wait_for_a_client_that_is_cut_off_during_it() {
     let (address, mainstay) = echo_server(Config::default()).await;
     let proxy = Proxy::to(address).await;
     let mut client = Client::builder(&format!("ws://{}/echo", proxy.address)).unwrap().connect();

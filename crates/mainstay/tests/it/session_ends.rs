@@ -32,7 +32,7 @@ struct Seen {
 impl Seen {
     async fn handle(self, mut session: Session) {
         if self.has_begun() {
-            return; // A client that was sent away came back: another session.
+            return; // A client that was asked to leave has come back: another session.
         }
         *self.sender.lock().unwrap() = Some(session.sender());
         session.send("welcome").await.unwrap();
@@ -79,7 +79,7 @@ async fn nothing_is_received_after_a_close_however_long_the_client_reads_nothing
     // It never receives, and so acknowledges nothing.
     let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     client.send("before").await.unwrap();
-    until_quiet("it is heard", || seen.received() == 1).await;
+    until_quiet("it is received", || seen.received() == 1).await;
     let closed = Instant::now();
     seen.sender().close(KICKED, "kicked");
     until_quiet("the handler returns", || seen.end().is_some()).await;
@@ -97,9 +97,9 @@ async fn a_client_that_was_closed_accepts_nothing_more_though_it_did_not_read_wh
     let (address, _mainstay, seen) = serve(Config::default()).await;
     let client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     client.send("before").await.unwrap();
-    until_quiet("it is heard", || seen.received() == 1).await;
+    until_quiet("it is received", || seen.received() == 1).await;
     seen.sender().close(KICKED, "kicked");
-    // One that waits for room is told, too: the server hears no more, and makes none.
+    // A `send` that waits for room fails, too: the server receives nothing more, and so makes no room.
     let outcome = tokio::time::timeout(Duration::from_secs(30), async {
         loop {
             if let Err(refused) = client.send("after").await {
@@ -112,11 +112,11 @@ async fn a_client_that_was_closed_accepts_nothing_more_though_it_did_not_read_wh
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_plain_client_that_is_closed_is_not_heard_any_more() {
+async fn a_handler_receives_nothing_from_a_plain_client_that_it_has_closed() {
     let (address, mainstay, seen) = serve(Config::default()).await;
     let link = Link::builder(&format!("ws://{address}/echo")).unwrap().connect();
     link.send("before").await.unwrap();
-    until_quiet("it is heard", || seen.received() == 1).await;
+    until_quiet("it is received", || seen.received() == 1).await;
     seen.sender().close(KICKED, "kicked");
     link.send("after").await.ok();
     until_quiet("the handler returns", || seen.end().is_some()).await;
@@ -126,13 +126,13 @@ async fn a_plain_client_that_is_closed_is_not_heard_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_abort_is_now_and_the_client_is_told() {
+async fn an_abort_ends_a_session_at_once_and_the_client_gets_its_code() {
     let (address, mainstay, seen) = serve(Config::default()).await;
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     let events = client.events();
     client.send("before").await.unwrap();
     assert_eq!(client.recv().await, Some("welcome".into()));
-    until_quiet("it is heard", || seen.received() == 1).await;
+    until_quiet("it is received", || seen.received() == 1).await;
     let aborted = Instant::now();
     seen.sender().abort(KICKED, "kicked");
     assert!(seen.sender().is_closed() && seen.sender().try_send("late").is_err());
@@ -148,7 +148,7 @@ async fn an_abort_is_now_and_the_client_is_told() {
 }
 
 #[tokio::test]
-async fn what_an_expired_client_never_got_comes_back() {
+async fn the_undelivered_messages_of_an_expired_session_are_returned() {
     let config = Config::new().resume_window(Duration::from_millis(200)).unwrap();
     let (address, mainstay, seen) = serve(config).await;
     let proxy = Proxy::to(address).await;
@@ -211,7 +211,7 @@ async fn a_handler_learns_that_the_server_drains_and_that_a_plain_connection_was
 }
 
 #[tokio::test]
-async fn a_senders_end_says_that_the_handler_panicked() {
+async fn the_end_of_a_session_names_a_panic_of_its_handler() {
     let sender = Arc::new(Mutex::new(None));
     let keep = Arc::clone(&sender);
     let (address, _mainstay) = handled(Server::default(), move |mut session: Session| {
@@ -233,7 +233,7 @@ async fn a_senders_end_says_that_the_handler_panicked() {
 }
 
 #[tokio::test]
-async fn messages_and_changes_of_state_are_waited_for_together() {
+async fn one_select_waits_for_messages_and_for_changes_of_state() {
     let (report, mut reports) = mpsc::unbounded_channel();
     let (address, _mainstay) = handled(Server::default(), move |mut session: Session| {
         let report = report.clone();
@@ -269,7 +269,7 @@ async fn messages_and_changes_of_state_are_waited_for_together() {
 }
 
 #[tokio::test]
-async fn senders_of_one_session_are_equal_and_know_it() {
+async fn senders_of_one_session_are_equal_and_report_its_id_and_state() {
     let (handed, mut sessions) = mpsc::unbounded_channel();
     let (address, _mainstay) = handled(Server::default(), move |session: Session| {
         let handed = handed.clone();

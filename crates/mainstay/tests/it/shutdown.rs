@@ -24,7 +24,7 @@ use crate::support::{echo, until_quiet};
 
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// A server with sessions at `/echo` and a response at `/slow` that takes as long as it was told to.
+/// A server with sessions at `/echo` and a response at `/slow` that is as slow as the test asks for.
 struct Stage {
     address: SocketAddr,
     mainstay: Server,
@@ -45,7 +45,7 @@ impl Stage {
             done.store(true, Ordering::Relaxed);
             "slowly"
         };
-        // Nobody is to leave because of this one.
+        // No connection may end because of this deadline.
         let mainstay = Server::new(Config::new().opening_deadline(100 * WITHIN).unwrap());
         let sessions = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
         let app = Router::new().route("/slow", get(slowly)).route("/echo", sessions);
@@ -143,7 +143,7 @@ async fn requests_that_wait_in_the_queue_or_are_on_their_way_are_answered_and_no
     }
 }
 
-/// A server whose listener a successor may take, and what tells that it did.
+/// A server whose listener a successor may take over, and the signal that it did.
 async fn with_successor() -> (SocketAddr, std::net::TcpListener, Arc<Notify>, Stage) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -161,7 +161,7 @@ async fn with_successor() -> (SocketAddr, std::net::TcpListener, Arc<Notify>, St
 }
 
 #[tokio::test(start_paused = true)]
-async fn until_a_successor_accepts_newcomers_wait_and_then_they_are_its() {
+async fn new_connections_wait_until_a_successor_accepts_them() {
     let (address, copy, taken, stage) = with_successor().await;
     let _visitor = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
     let _other = Link::builder(&format!("ws://{address}/echo")).unwrap().connect_once().await.unwrap();
@@ -177,7 +177,7 @@ async fn until_a_successor_accepts_newcomers_wait_and_then_they_are_its() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_no_successor_comes_newcomers_are_refused_with_503_to_the_end() {
+async fn without_a_successor_new_connections_are_refused_with_503_until_the_end() {
     let (address, copy, _taken, stage) = with_successor().await;
     drop(copy);
     let url = format!("ws://{address}/echo");
@@ -212,7 +212,7 @@ async fn a_drain_without_time_still_tells_sessions_and_waits_for_their_handlers(
 }
 
 #[tokio::test(start_paused = true)]
-async fn sessions_are_sent_away_and_waited_for_and_nobody_is_let_in() {
+async fn a_shutdown_drains_the_sessions_waits_for_them_and_accepts_no_other() {
     let mut stage = Stage::set(Duration::ZERO).await;
     let url = format!("ws://{}/echo", stage.address);
     let client = Client::builder(&url).unwrap().connect_once().await.unwrap();

@@ -1,11 +1,9 @@
-//! How large a message may be: the largest that the other end takes is known, one byte more is refused at once, and one
-//! message is never too large for a window.
+//! How large a message may be: each end announces the largest message that it accepts, the other end refuses one byte more at
+//! once, and a single message is never too large for a window.
 
-use mainstay::client::Event;
+use mainstay::client::{Event, Report};
 use mainstay::server::{Config, Received};
-use mainstay::{
-    Client, CloseCode, Limits, Link, Message, Outcome, Report, SendError, Server, Session, Window,
-};
+use mainstay::{Client, CloseCode, Limits, Link, Message, Outcome, SendError, Server, Session, Window};
 use tokio::net::TcpListener;
 
 use crate::support::{echo, handled, quick, until};
@@ -24,7 +22,7 @@ async fn attached(client: &Client) {
 }
 
 #[tokio::test]
-async fn the_largest_message_that_the_server_takes_passes_and_one_byte_more_comes_back() {
+async fn the_largest_message_that_the_server_accepts_passes_and_one_byte_more_is_returned() {
     for limit in [1000, 70_000] {
         let config = Config::new().limits(limits(limit)).unwrap();
         let (address, mainstay) = handled(Server::new(config), echo).await;
@@ -42,7 +40,7 @@ async fn the_largest_message_that_the_server_takes_passes_and_one_byte_more_come
 }
 
 #[tokio::test]
-async fn the_largest_message_that_the_client_takes_passes_and_one_byte_more_comes_back() {
+async fn the_largest_message_that_the_client_accepts_passes_and_one_byte_more_is_returned() {
     let handler = |mut session: Session| async move {
         while session.recv().await.is_some() {
             for (message, larger) in both(1000).into_iter().zip(both(1001)) {
@@ -64,7 +62,7 @@ async fn the_largest_message_that_the_client_takes_passes_and_one_byte_more_come
 }
 
 #[tokio::test]
-async fn what_was_accepted_before_the_limit_was_known_is_reported_and_the_rest_is_delivered() {
+async fn messages_accepted_before_the_limit_was_known_are_reported_and_the_rest_is_delivered() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
     let client = Client::builder(&url).unwrap().backoff(quick()).connect();

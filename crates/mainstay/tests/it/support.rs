@@ -17,7 +17,7 @@ pub(crate) async fn echo_server(config: Config) -> (SocketAddr, Server) {
     handled(Server::new(config), echo).await
 }
 
-/// A server whose sessions at `/echo` are handled by `handler`.
+/// A server that handles its sessions at `/echo` by `handler`.
 pub(crate) async fn handled<H, F>(mainstay: Server, handler: H) -> (SocketAddr, Server)
 where
     H: Fn(Session) -> F + Clone + Send + Sync + 'static,
@@ -26,7 +26,7 @@ where
     serve(mainstay, move |upgrade| upgrade.on_session(handler.clone())).await
 }
 
-/// A server at `/echo`, and at `/nested/echo`, whose sessions are made as `on_upgrade` says.
+/// A server at `/echo`, and at `/nested/echo`, whose sessions `on_upgrade` makes.
 pub(crate) async fn server<F>(config: Config, on_upgrade: F) -> (SocketAddr, Server)
 where
     F: Fn(SessionUpgrade) -> axum::response::Response + Clone + Send + Sync + 'static,
@@ -48,13 +48,13 @@ where
     (address, mainstay)
 }
 
-/// Waits that a test does not notice.
+/// A backoff so short that a test does not notice it.
 pub(crate) fn quick() -> BackoffConfig {
     let ms = Duration::from_millis;
     BackoffConfig::new(ms(20), ms(100)).and_then(|backoff| backoff.first(ms(20), ms(20))).unwrap()
 }
 
-/// An address that accepts connections and says nothing.
+/// An address that accepts connections and stays silent.
 pub(crate) async fn silence() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
@@ -75,8 +75,8 @@ pub(crate) fn number(message: &mainstay::Message) -> u64 {
     std::str::from_utf8(message.payload()).unwrap().parse().unwrap()
 }
 
-/// Forwards TCP to `to` until told to cut: then every connection is dropped, without a word of HTTP
-/// or WebSocket.
+/// Forwards TCP to `to` until a test cuts it: then every connection is dropped, without HTTP or
+/// WebSocket.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     cut: broadcast::Sender<()>,

@@ -16,8 +16,8 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::any;
-use mainstay::server::{Config, Sender, Session};
-use mainstay::{CloseCode, HeartbeatConfig, Message, SendError, Server, SessionUpgrade};
+use mainstay::server::{Config, Sender};
+use mainstay::{CloseCode, HeartbeatConfig, Message, SendError, Server, Session, SessionUpgrade};
 use tokio::net::TcpListener;
 
 #[tokio::main]
@@ -75,7 +75,7 @@ impl Room {
 
     fn say(&self, message: &Message) {
         for sender in self.0.lock().unwrap_or_else(PoisonError::into_inner).senders.values() {
-            // Nobody waits for the slowest, and nobody misses a message unawares.
+            // No member waits for the slowest one, and each member learns of what it misses.
             if let Err(SendError::Full(_)) = sender.try_send(message.clone()) {
                 sender.close(CloseCode::OVERLOADED, "too slow for this room");
             }

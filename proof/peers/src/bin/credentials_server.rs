@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::Router;
 use axum::routing::any;
 use bytes::Bytes;
-use mainstay::server::{AuthError, Session};
-use mainstay::{Server, SessionUpgrade};
+use mainstay::server::AuthError;
+use mainstay::{Server, Session, SessionUpgrade};
 use tokio::net::TcpListener;
 
 /// The highest number seen of each name.
@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Who presents these credentials. A client that sends none is refused like one whose are wrong.
+/// The principal of these credentials. A client without credentials is refused like one with wrong ones.
 fn judge(seen: &Seen, credentials: Option<Bytes>) -> Result<String, AuthError> {
     let credentials = credentials.ok_or(AuthError::Refused)?;
     let text = std::str::from_utf8(&credentials).map_err(|_| AuthError::Refused)?;

@@ -15,8 +15,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::any;
-use mainstay::server::Session;
-use mainstay::{CloseCode, Server, SessionUpgrade};
+use mainstay::{CloseCode, Server, Session, SessionUpgrade};
 use tokio::net::TcpSocket;
 
 /// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.

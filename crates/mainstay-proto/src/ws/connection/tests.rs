@@ -125,7 +125,7 @@ fn an_idle_connection_is_small_and_owns_nothing() {
 }
 
 #[test]
-fn a_message_that_arrives_whole_is_handed_out_where_it_lies() {
+fn a_message_that_arrives_whole_is_returned_where_it_lies() {
     let mut bytes = frame(FIN | TEXT, b"in place");
     let range = bytes.as_ptr_range();
     let mut input = bytes.as_mut_slice();
@@ -469,7 +469,7 @@ fn a_long_reason_is_cut_at_a_character() {
 }
 
 #[test]
-fn a_failed_connection_says_why_and_reads_no_more() {
+fn a_failed_connection_sends_its_reason_and_reads_no_more() {
     let (mut connection, mut queue) = (client(), SendQueue::new());
     let bytes = [frame(FIN | PING, b"1"), frame(FIN | 3, b"")].concat();
     let error = receive(&mut connection, &bytes, 1).1.unwrap_err();

@@ -245,7 +245,7 @@ fn fan_out(servers: &[DeflateParams], body: &Bytes) -> (Vec<Bytes>, usize) {
 }
 
 #[test]
-fn a_message_to_many_is_compressed_once_into_what_each_would_have_made_of_it() {
+fn a_message_to_many_is_compressed_once_into_the_bytes_that_each_would_produce() {
     let body = Bytes::from("one for many ".repeat(50));
     let (packed, times) = fan_out(&[DeflateParams::default(); 100], &body);
     assert_eq!(times, 1);
@@ -254,7 +254,7 @@ fn a_message_to_many_is_compressed_once_into_what_each_would_have_made_of_it() {
 }
 
 #[test]
-fn who_agreed_on_another_window_gets_what_fits_it() {
+fn a_connection_with_another_window_gets_bytes_that_fit_it() {
     // What repeats is further back than a window of 512 bytes reaches.
     let text: String = (0u32..500).map(|n| n.wrapping_mul(2_654_435_761).to_string()).collect();
     let body = Bytes::from(text.repeat(2));

@@ -78,7 +78,7 @@ fn a_request_with_a_body_is_refused() {
 }
 
 #[test]
-fn a_request_for_something_else_is_told_what_is_spoken_here() {
+fn a_request_for_another_protocol_is_answered_with_the_one_of_this_address() {
     for values in [&[][..], &["h2c"], &["websocketx"]] {
         assert_eq!(refusal(UPGRADE, values), (426, HandshakeError::Upgrade));
     }
@@ -98,7 +98,7 @@ fn tokens_are_found_in_lists_in_any_case() {
 }
 
 #[test]
-fn another_version_is_told_which_one_is_spoken_here() {
+fn another_version_is_answered_with_the_supported_one() {
     for values in [&[][..], &["12"], &["8"], &["13, 8"], &["13", "13"], &["013"]] {
         assert_eq!(refusal(SEC_WEBSOCKET_VERSION, values), (426, HandshakeError::WebSocketVersion));
     }
@@ -307,7 +307,7 @@ fn refusals_that_may_pass_are_retryable() {
 }
 
 #[test]
-fn a_refusal_says_when_to_come_back_if_the_server_did() {
+fn a_refusal_reports_the_advice_of_the_server() {
     for (value, expected) in [("7", Some(7)), ("x", None), ("99999999999999999999999", None)] {
         let mut headers = response();
         headers.insert(RETRY_AFTER, HeaderValue::from_static(value));

@@ -1,4 +1,4 @@
-//! Frames that RFC 6455 does not allow, and frames that it allows and nobody needs.
+//! Frames that RFC 6455 does not allow, and frames that it allows and no application needs.
 
 use mainstay::server::Config;
 
@@ -66,7 +66,7 @@ async fn text_that_is_no_utf_8_is_refused_wherever_it_is_cut() {
 }
 
 #[tokio::test]
-async fn what_the_rfc_allows_is_served_however_odd_it_is() {
+async fn frames_that_the_rfc_allows_are_served_however_odd_they_are() {
     let stage = Stage::set(Config::default()).await;
     let mut raw = stage.open().await;
     // As large as may be; `frame` masks with a key of zeros.
@@ -103,7 +103,7 @@ async fn nothing_after_a_close_is_looked_at() {
 }
 
 #[tokio::test]
-async fn a_flood_of_frames_that_carry_nothing_is_ended() {
+async fn a_flood_of_empty_frames_ends_the_connection() {
     let stage = Stage::set(Config::default()).await;
     for (what, bytes) in [
         ("pings", frame(0x89, b"?")),

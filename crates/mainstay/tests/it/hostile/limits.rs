@@ -18,7 +18,7 @@ async fn connect_from(local: &str, stage: &Stage) -> TcpStream {
 }
 
 #[tokio::test]
-async fn whoever_is_one_too_many_gets_503_and_a_time_to_wait() {
+async fn a_connection_over_the_limit_gets_503_and_a_time_to_wait() {
     let admission = AdmissionConfig { connections: Some(2), per_address: None };
     let stage = Stage::set(Config::new().admission(admission)).await;
     let mut last = stage.open().await;
@@ -28,7 +28,7 @@ async fn whoever_is_one_too_many_gets_503_and_a_time_to_wait() {
     assert!((1..=10).contains(&wait.parse::<u64>().unwrap()), "{answer}");
     assert_eq!(stage.mainstay.stats().refused_full, 1);
     last.echoes("x").await;
-    // Whoever leaves makes room.
+    // A connection that ends makes room.
     drop(last);
     let opened = async {
         loop {
@@ -50,7 +50,7 @@ async fn answer_is_101(mut stream: TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn one_address_that_opens_all_it_can_keeps_nobody_out() {
+async fn one_address_that_opens_many_connections_does_not_lock_others_out() {
     let admission = AdmissionConfig { connections: None, per_address: Some(50) };
     let stage = Stage::set(Config::new().admission(admission)).await;
     let mut idle = Vec::new();
@@ -82,7 +82,7 @@ fn lifetime(of: impl Fn(LifetimeConfig) -> Result<LifetimeConfig, mainstay::Conf
 }
 
 #[tokio::test]
-async fn who_says_nothing_for_the_idle_timeout_is_ended_with_4500() {
+async fn a_client_without_a_message_for_the_idle_timeout_is_ended_with_4500() {
     let config = lifetime(|config| config.idle_timeout(Duration::from_secs(1)));
     let (address, mainstay) = echo_server(config).await;
     let mut raw = Raw::open(address, "").await;
@@ -147,7 +147,7 @@ async fn a_handler_that_panics_when_it_is_called_leaves_no_session_behind() {
 
 /// A handler that panics, beside others on the same server.
 #[tokio::test]
-async fn a_handler_that_panics_takes_nobody_with_it() {
+async fn a_handler_that_panics_ends_only_its_own_session() {
     let mainstay = Server::default();
     let (address, mainstay) = crate::support::handled(mainstay, |mut session| async move {
         while let Some(message) = session.recv().await {
@@ -167,7 +167,7 @@ async fn a_handler_that_panics_takes_nobody_with_it() {
     for _ in 0..8 {
         let mut raw = Raw::open(address, "").await;
         raw.write(&super::frame(0x81, b"panic")).await;
-        // Nobody promises a closing handshake here, only an end.
+        // A closing handshake is not promised here, only an end.
         raw.close_code().await;
     }
     // A session of `mainstay.v1` ends as well, and its client gets another one.

@@ -19,7 +19,7 @@ fn impatient() -> Config {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_is_dropped_at_the_opening_deadline() {
+async fn a_silent_connection_is_dropped_at_the_opening_deadline() {
     let stage = Stage::set(impatient()).await;
     assert_eq!(stage.answer(b"").await, "");
     assert_eq!(stage.mainstay.stats().openings_failed, 1);
@@ -99,7 +99,7 @@ async fn a_request_that_opens_no_websocket_is_answered_with_its_status_and_close
         ("a Host of two words", good.replace("Host: x", "Host: x y"), "400"),
     ];
     for (what, request, status) in cases {
-        // A second request in the same breath: it may have been meant for somebody else.
+        // A second request in the same packet: a proxy may have meant it for another client.
         let answer = stage.answer((request + "GET /echo HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
         let line = answer.lines().next().unwrap_or_default();
         assert!(line.contains(&format!(" {status} ")), "{what}: {line:?} for {status}");
@@ -171,7 +171,7 @@ async fn extensions_that_are_unknown_or_contradict_themselves_are_declined() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_host_may_not_use_the_visitors_cookies() {
+async fn a_page_of_another_host_may_not_use_cookies() {
     let stage = Stage::set(Config::default()).await;
     for origin in ["https://evil.org", "https://evil-x", "http://x.evil.org", "null"] {
         let answer = stage.answer(upgrade(&format!("Origin: {origin}\r\nCookie: a=b\r\n")).as_bytes()).await;
@@ -185,7 +185,7 @@ async fn a_page_of_another_host_may_not_use_the_visitors_cookies() {
 }
 
 #[tokio::test]
-async fn only_pages_of_the_list_may_open_a_websocket() {
+async fn only_pages_on_the_list_may_open_a_websocket() {
     let origins = Origins::Only(vec!["https://example.com".to_owned()]);
     let stage = Stage::set(Config::new().origins(origins)).await;
     let answer = stage.answer(upgrade("Origin: http://x\r\n").as_bytes()).await;
@@ -222,7 +222,7 @@ async fn one_deadline_holds_from_accept_to_hello() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_was_kept_alive_has_the_whole_time_again() {
+async fn each_request_of_a_kept_alive_connection_has_the_full_deadline() {
     let stage = Stage::set(Config::default()).await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     for _ in 0..2 {
@@ -240,7 +240,7 @@ async fn a_connection_that_was_kept_alive_has_the_whole_time_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_that_an_application_takes_before_101_is_not_its_clients() {
+async fn the_time_of_the_application_before_101_does_not_count_against_the_client() {
     let mainstay = Server::default();
     let slowly = any(|upgrade: SessionUpgrade| async {
         tokio::time::sleep(Duration::from_secs(60)).await;

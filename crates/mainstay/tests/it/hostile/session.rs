@@ -51,7 +51,7 @@ fn token_in(answer: Control) -> ResumeToken {
     welcome.token
 }
 
-/// A connection that said `hello`, and the answer.
+/// A connection that sent `hello`, and the answer.
 async fn opened(stage: &Stage, hello: Hello) -> (Raw, Control) {
     let mut raw = Raw::open(stage.address, OFFER).await;
     raw.write(&control(&Control::Hello(Box::new(hello)))).await;
@@ -60,7 +60,7 @@ async fn opened(stage: &Stage, hello: Hello) -> (Raw, Control) {
 }
 
 #[tokio::test]
-async fn whatever_is_no_hello_ends_the_opening() {
+async fn a_first_message_other_than_hello_ends_the_opening() {
     let config = Config::new().opening_deadline(Duration::from_millis(200)).unwrap();
     let stage = Stage::set(config).await;
     for (what, bytes, code) in [
@@ -80,7 +80,7 @@ async fn whatever_is_no_hello_ends_the_opening() {
 }
 
 #[tokio::test]
-async fn what_an_attached_client_may_not_say_costs_its_connection_and_the_session_is_kept() {
+async fn an_invalid_message_ends_the_connection_and_the_session_is_kept() {
     let mut stage = Stage::set(Config::default()).await;
     let cases = [
         ("a second HELLO", control(&Control::Hello(Box::new(hello(99))))),
@@ -109,11 +109,11 @@ async fn what_an_attached_client_may_not_say_costs_its_connection_and_the_sessio
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_is_kept_no_more_than_the_windows_for() {
+async fn a_client_that_reads_nothing_costs_no_more_memory_than_its_windows() {
     let mut stage = Stage::set(Config::default()).await;
     let (mut raw, _) = opened(&stage, hello(1)).await;
     raw.write(&control(&Control::Ack { acknowledged: 0, window: None })).await;
-    // The handler echoes until what it may keep is full; then it takes nothing, and the window is full too.
+    // The handler echoes until its `keep` is full; then it receives nothing, and the window is full, too.
     let message = frame(0x82, &[0; 60_000]);
     let mut written = 0;
     let flooding = async {
@@ -129,7 +129,7 @@ async fn a_client_that_takes_nothing_is_kept_no_more_than_the_windows_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_attaches_that_race_one_has_the_session_and_the_others_are_told() {
+async fn one_of_racing_attaches_gets_the_session_and_the_others_a_close() {
     const RACERS: u64 = 4;
     let stage = Stage::set(Config::new().resume_window(Duration::from_secs(1)).unwrap()).await;
     let (first, answer) = opened(&stage, hello(1)).await;
@@ -222,7 +222,7 @@ async fn an_acknowledgement_that_goes_back_is_ignored() {
 }
 
 #[tokio::test]
-async fn a_guessed_token_gets_a_fresh_session_and_disturbs_nobody() {
+async fn a_guessed_token_gets_a_fresh_session_and_disturbs_no_other() {
     let stage = Stage::set(Config::new().resume_window(Duration::from_millis(50)).unwrap()).await;
     for guess in 0..300_u64 {
         let token = ResumeToken(guess.to_be_bytes().repeat(3).into());
@@ -237,7 +237,7 @@ async fn a_guessed_token_gets_a_fresh_session_and_disturbs_nobody() {
 }
 
 #[tokio::test]
-async fn a_token_opens_nothing_at_another_path_though_a_nested_router_sees_the_same_rest_of_it() {
+async fn a_token_is_worthless_at_another_path_even_if_a_nested_router_sees_the_same_rest() {
     let mut stage = Stage::set(Config::default()).await;
     let (raw, answer) = opened(&stage, hello(1)).await;
     drop(raw);

@@ -99,7 +99,7 @@ async fn r2_every_peer_gets_pings_of_at_most_125_bytes_and_one_that_speaks_mains
     let (address, _mainstay) = echo_server(Config::default()).await;
     let mut plain = Raw::open(address, "").await;
     for _ in 0..3 {
-        // Nothing but Pings: an idle plain peer is told nothing else.
+        // Only Pings: an idle plain peer gets nothing else.
         let (first, payload) = plain.frame().await.unwrap();
         assert_eq!(first, PING);
         assert!(payload.len() <= 125);
@@ -245,7 +245,7 @@ async fn r4_a_peer_that_moves_100_mb_at_1_mbit_a_second_is_never_called_dead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r5_the_verdict_ends_the_transport_at_once_and_says_one_reason_at_both_ends() {
+async fn r5_the_verdict_ends_the_transport_at_once_with_one_reason_at_both_ends() {
     small_leaps(SECOND / 200);
     let (came, mut ended) = mpsc::unbounded_channel();
     let (address, mainstay) = handled(Server::default(), move |mut session: Session| {
@@ -308,7 +308,7 @@ async fn r8_after_ten_minutes_of_suspension_a_client_looks_within_a_second_and_i
 
 /// The other way round: the pause was the server's, and no fault of its clients.
 #[tokio::test(start_paused = true)]
-async fn r8_after_ten_minutes_of_suspension_a_server_calls_nobody_dead_who_answers() {
+async fn r8_after_ten_minutes_of_suspension_a_server_calls_no_client_dead_that_answers() {
     small_leaps(SECOND / 200);
     let (address, mainstay) = echo_server(Config::default()).await;
     let mut plain = Raw::open(address, "").await;

@@ -1,4 +1,4 @@
-//! R12, R13, R15 and R17: what is kept and for how long, what an account says, and how a server begins and ends.
+//! R12, R13, R15 and R17: what is kept and for how long, what an account reports, and how a server begins and ends.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -70,8 +70,8 @@ async fn r12_slow_readers_stay_within_the_budget_others_are_served_and_a_drain_e
 /// What the server's handlers received, session by session.
 type Received = Arc<Mutex<Vec<u64>>>;
 
-/// One run over random faults: what became of 300 messages by their receipts, what was received, and how many gaps
-/// the client was told of.
+/// One run over random faults. Returns the outcome of 300 messages by their receipts, the received messages, and the number
+/// of gaps that were reported to the client.
 async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
     let mut dice = Dice(seed);
     let received: Received = Arc::default();
@@ -128,7 +128,7 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r13_over_random_faults_each_message_arrives_once_and_in_order_or_a_gap_says_that_it_is_unknown() {
+async fn r13_over_random_faults_each_message_arrives_once_and_in_order_or_a_gap_reports_it_as_unknown() {
     small_leaps(SECOND / 100);
     let mut lost_sessions = 0;
     for seed in 0..6 {
@@ -157,7 +157,7 @@ async fn status(stream: &mut TcpStream, request: &str) -> String {
     String::from_utf8_lossy(&line[9..]).into_owned()
 }
 
-/// The code that a peer is closed with which answers each Ping, and says something each time where it `talks`.
+/// Returns the code that closes a peer which answers each Ping, and sends a message each time where it `talks`.
 async fn closed(raw: &mut Raw, talks: bool) -> Option<u16> {
     loop {
         match raw.frame().await.ok()? {
@@ -174,7 +174,7 @@ async fn closed(raw: &mut Raw, talks: bool) -> Option<u16> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r15_peers_that_are_idle_old_or_too_many_are_ended_or_refused_with_the_code_that_says_so() {
+async fn r15_idle_old_and_excess_peers_are_ended_or_refused_each_with_its_code() {
     small_leaps(SECOND / 100);
     let lifetime = LifetimeConfig::default();
     let lifetime =
@@ -218,8 +218,8 @@ async fn r15_peers_that_are_idle_old_or_too_many_are_ended_or_refused_with_the_c
     assert_eq!((stats.left_idle, stats.left_old), (2, 1), "{stats:?}");
 }
 
-/// As an axum application has it: a hook in front of the upgrade that knows the visitors by a cookie.
-async fn knows_its_visitors(request: Request<axum::body::Body>, next: Next) -> Response {
+/// A hook of an axum application in front of the upgrade, which authenticates clients by a cookie.
+async fn checks_the_cookie(request: Request<axum::body::Body>, next: Next) -> Response {
     match request.headers().get(header::COOKIE) {
         Some(cookie) if cookie == "sid=1" => next.run(request).await,
         _ => StatusCode::UNAUTHORIZED.into_response(),
@@ -227,7 +227,8 @@ async fn knows_its_visitors(request: Request<axum::body::Body>, next: Next) -> R
 }
 
 #[tokio::test]
-async fn r17_one_line_makes_a_route_hooks_run_before_the_upgrade_and_a_shutdown_ends_everybody_in_order() {
+async fn r17_one_line_makes_a_route_hooks_run_before_the_upgrade_and_a_shutdown_ends_every_session_in_order()
+{
     // The example that the README shows, whole.
     let example = include_str!("../../../examples/echo.rs");
     let lines = example.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("//"));
@@ -236,7 +237,7 @@ async fn r17_one_line_makes_a_route_hooks_run_before_the_upgrade_and_a_shutdown_
 
     let mainstay = Server::default();
     let echoed = any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) });
-    let app = Router::new().route("/echo", echoed).layer(from_fn(knows_its_visitors));
+    let app = Router::new().route("/echo", echoed).layer(from_fn(checks_the_cookie));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (end, ended) = oneshot::channel::<()>();

@@ -53,7 +53,7 @@ fn storm(away: u64) -> Vec<u32> {
     dials
 }
 
-/// What the machine wants to open; what it says besides is of no interest here.
+/// Returns the connection that the machine wants to open, and ignores its other events.
 fn dial(machine: &mut Machine) -> Option<mainstay_proto::session::ConnectionId> {
     while let Some(told) = machine.poll_event() {
         assert!(!matches!(told, Told::Ended { .. }), "{told:?}");
@@ -168,7 +168,7 @@ fn r7_no_sequence_of_events_leads_a_client_to_a_state_that_may_not_follow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r7_a_session_is_attached_or_parked_until_it_is_over_and_says_which() {
+async fn r7_a_session_is_attached_or_parked_until_it_is_over_and_reports_which() {
     let (came, mut handles) = mpsc::unbounded_channel();
     let (said, mut states) = mpsc::unbounded_channel();
     let (address, mainstay) = handled(Server::default(), move |mut session: Session| {
@@ -227,7 +227,7 @@ async fn r9_each_attempt_has_its_own_url_and_deadline_and_no_two_connections_liv
     small_leaps(SECOND / 200);
     let (server, mainstay) = echo_server(Config::default()).await;
     let (good, most, cut) = counting(server).await;
-    // Accepts, and never says a word.
+    // Accepts, and stays silent.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoints = [silent.local_addr().unwrap(), good];
     let made = Arc::new(AtomicU32::new(0));
@@ -333,7 +333,7 @@ async fn r11_however_connections_end_no_task_session_or_byte_is_left() {
     assert_eq!((mainstay.kept_bytes(), mainstay.budget().used()), (0, 0));
 }
 
-/// An application that knows no connection: it sends, and takes what comes.
+/// An application that knows nothing of connections: it sends, and receives what comes.
 async fn application(mut client: Client, is_closed: Arc<AtomicBool>) -> u64 {
     for n in 0.. {
         if is_closed.load(Relaxed) {
@@ -370,7 +370,7 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
                 tokio::time::sleep(20 * SECOND).await;
                 proxy.open();
             }
-            // A cable that is cut: nothing passes, and nobody is told.
+            // A cut cable: no byte passes, and neither end is told.
             2 => handle.hold(HOUR),
             _ => handle.go_away("move", Duration::ZERO..=SECOND, 5 * SECOND),
         }

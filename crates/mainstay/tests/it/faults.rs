@@ -149,7 +149,7 @@ async fn a_hold_does_not_keep_the_connection_of_a_client_that_hung_up() {
 }
 
 #[tokio::test]
-async fn what_is_done_to_a_parked_session_does_not_await_its_next_connection() {
+async fn a_fault_on_a_parked_session_does_not_wait_for_its_next_connection() {
     let (mut client, handle, mainstay, proxy) = attached_through_a_proxy().await;
     proxy.close();
     until("the session is parked", || mainstay.stats().connections == 0).await;
@@ -162,7 +162,7 @@ async fn what_is_done_to_a_parked_session_does_not_await_its_next_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_sent_away_replaces_its_connection_without_losing_it() {
+async fn a_client_that_gets_goaway_replaces_its_connection_and_keeps_its_session() {
     let (mut client, handle, _mainstay) = attached().await;
     handle.go_away("restart", Duration::ZERO..=Duration::ZERO, HOUR);
     assert_eq!(client.event().await, Some(is_attached(2)), "attached to the next before it left the first");
@@ -170,7 +170,7 @@ async fn a_client_that_is_sent_away_replaces_its_connection_without_losing_it() 
 }
 
 #[tokio::test]
-async fn a_plain_session_ends_when_its_connection_is_cut_or_sent_away() {
+async fn a_plain_session_ends_when_its_connection_is_cut_or_asked_to_leave() {
     let (address, mainstay, mut handles) = echo_server_with_handles(Server::default()).await;
     let mut code = async |end: fn(&Sender)| {
         let url = format!("ws://{address}/echo");
