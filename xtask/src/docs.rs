@@ -28,6 +28,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The folder of the examples; their commands run in the workspace.
 const EXAMPLES: &str = "examples";
 
+/// An example has fewer lines of code than this.
+const LINES_OF_EXAMPLE: usize = 60;
+
 /// How to run a block, by the comment before it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -75,7 +78,7 @@ pub(crate) fn run_documents() -> Result<Outcome> {
 
 /// Runs the examples by their pages, each of which has the commands and what they print.
 pub(crate) fn run_examples() -> Result<Outcome> {
-    for path in tidy::tracked_files()?.iter().filter(|path| is_source_of_example(path)) {
+    for path in tracked_files()?.iter().filter(|path| is_source_of_example(path)) {
         let lines = lines_of_code(&fs::read_to_string(path)?);
         if lines >= LINES_OF_EXAMPLE {
             return Err(format!("{path}: {lines} lines of code, {LINES_OF_EXAMPLE} or more").into());
