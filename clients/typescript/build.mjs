@@ -7,7 +7,7 @@
 // declarations and without every name that the platform declares. A name that is kept needlessly costs bytes and nothing else. Names
 // with a capital are those of const enums, of which no name is left in any case.
 
-import { build } from "esbuild";
+import { build, transform } from "esbuild";
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
@@ -22,8 +22,8 @@ const WHOLE = ["protocol", "testing"];
 /** Words of the platform, or of the public declarations, that are internal wherever they name a member without quotes. */
 const OURS = ["written", "acknowledged", "queue", "ready", "items", "base", "replaced", "window", "accept", "outputs", "observe", "transmit"];
 
-/** How often the build tries to exchange two short names: for about ten seconds. */
-const SWAPS = 6000;
+/** How often the build tries to exchange two short names: for about fifteen seconds. */
+const SWAPS = 14_000;
 
 const at = (path) => fileURLToPath(new URL(path, import.meta.url));
 const read = (path) => readFile(at(path), "utf8");
@@ -73,14 +73,16 @@ const inCommon = { name: "in common", setup: (build) => build.onResolve({ filter
 
 /**
  * Returns the same short names in another order, which gzip compresses better. The function exchanges two names, keeps that if the two
- * bundles for browsers become smaller, and repeats: in the same way in every build.
+ * bundles for browsers become smaller, and repeats: in the same way in every build. It measures what a page gets, which the bundler
+ * of the page minifies again.
  */
 async function bestNames(given) {
   const longs = Object.keys(given).filter((long) => given[long]);
   const marks = Object.fromEntries(longs.map((long, number) => [long, `$${number}$`]));
   const bundle = { ...pages, ...mangled, mangleCache: marks, splitting: false, sourcemap: false, write: false, plugins: [inBrowsers] };
   const made = await Promise.all(["index", "plain"].map((name) => build({ ...bundle, entryPoints: [`src/${name}.ts`] })));
-  const texts = made.map(({ outputFiles }) => outputFiles[0].text.split(/\$(\d+)\$/));
+  const again = await Promise.all(made.map(({ outputFiles }) => transform(outputFiles[0].text, { format: "esm", target: "es2022", minify: true })));
+  const texts = again.map(({ code }) => code.split(/\$(\d+)\$/));
   const shorts = longs.map((long) => given[long]);
   const size = () => texts.reduce((sum, parts) => sum + gzipSync(parts.map((part, i) => (i % 2 ? shorts[part] : part)).join(""), { level: 9 }).length, 0);
   const used = [...new Set(texts.flatMap((parts) => parts.filter((_, i) => i % 2)))];

@@ -20,7 +20,7 @@ export class QueueFullError extends Error {
   declare data: unknown;
 
   constructor(data: unknown) {
-    super("too many messages wait to be sent");
+    super("too many messages wait");
     this.data = data;
   }
 }
@@ -49,7 +49,10 @@ const TICK = 5000;
 export const nativeWebSocket: WebSocketLike | undefined = globalThis.WebSocket;
 
 /** The drivers of all sockets. The sockets themselves have no member for it. */
-export const drivers = new WeakMap<object, any>();
+const drivers = new WeakMap<object, Driver>();
+
+/** Returns the driver of a socket. */
+export const driverOf = <D extends Driver>(socket: object): D => drivers.get(socket) as D;
 
 export abstract class Driver {
   /** The URL of the newest connection. */
@@ -169,10 +172,11 @@ export abstract class Driver {
    * inside this step.
    */
   proceed(act?: (machine: Machine) => unknown): void {
-    this.machine.nowMs = this.clock();
-    this.machine.isBusy = this.leaving;
-    this.machine.waiting = this.queued.length;
-    act?.(this.machine);
+    const before = this.machine;
+    before.nowMs = this.clock();
+    before.isBusy = this.leaving;
+    before.waiting = this.queued.length;
+    act?.(before);
     this.pollMachine();
     if (this.isStepping) return;
     this.isStepping = true;
@@ -209,10 +213,10 @@ export abstract class Driver {
   }
 
   private transmit(output: Transmit): void {
-    const { kind, id } = output;
-    if (kind === "dial") void this.dial(id, output.offers);
-    else if (kind === "write") this.write(id, output.data);
-    else if (kind === "close") this.byId[id]?.close(output.code, output.reason);
+    const { id } = output;
+    if (output.kind === "dial") void this.dial(id, output.offers);
+    else if (output.kind === "write") this.write(id, output.data);
+    else if (output.kind === "close") this.byId[id]?.close(output.code, output.reason);
     else this.forget(id, output.code, output.reason);
   }
 
@@ -243,19 +247,17 @@ export abstract class Driver {
     this.pollMachine();
     if (!this.farewell) this.queueStatus();
     else if (!events.length && !this.isHeld) {
-      const { farewell } = this;
+      this.queue(this.farewell);
       this.farewell = undefined;
-      this.queueStatus();
-      events.push(farewell);
     }
     return events.shift();
   }
 
-  protected dispatch({ ...fields }: QueuedEvent): void {
+  protected dispatch(fields: QueuedEvent): void {
     const { type } = fields;
     // A handler that left the connection meanwhile gets a greeting on the next.
     if (type === "open" && this.machine.beginning) for (const message of this.greetings) this.target.send(message);
-    if (fields.data != null) Object.assign(fields, { data: this.present(fields.data), origin: this.origin });
+    if (fields.data != null) fields = { ...fields, data: this.present(fields.data), origin: this.origin };
     if (type === "error" && !this.hasErrorListener && this.warned !== `${fields.error}`) console.warn((this.warned = `${fields.error}`));
     try {
       this.target.dispatchEvent(eventOf(type, fields));
@@ -353,11 +355,12 @@ export abstract class Driver {
   }
 
   private open(names: string[]): InstanceType<WebSocketLike> {
-    const { connectionClass: Connection, url } = this;
-    const connection = new Connection!(url, names);
-    if (!drivers.has(connection)) return connection;
+    const { url } = this;
+    const connection = new this.connectionClass!(url, names);
+    const driver: Driver | undefined = driverOf(connection);
+    if (!driver) return connection;
     // What is global makes sockets like this one.
-    drivers.get(connection).suspend();
+    driver.suspend();
     return new nativeWebSocket!(url, names);
   }
 
@@ -388,12 +391,11 @@ export abstract class Driver {
 
   /** Closes a connection, of which nothing is reported any more. */
   private forget(id: number, code: number, reason: string): void {
-    const connection: any = this.byId[id];
-    const isClosing = !On.Browser && connection?.readyState === 2;
+    const connection = this.byId[id];
     delete this.byId[id];
+    cutSoon(connection);
     // It does not matter when its closing handshake ends. A browser may send 1000 and 3000-4999 only.
     connection?.close(code > 2999 ? code : 1000, reason.slice(0, 40));
-    cutSoon(connection, isClosing);
   }
 
   /** The class of connections: the option, or the global one, or the one that was global before a class like this. */

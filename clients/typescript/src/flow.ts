@@ -21,7 +21,7 @@ export interface Lane {
  * A `count` of 0: the backend behind the peer was replaced before message `first`.
  */
 export interface Delivery {
-  data?: Data;
+  data?: Data | undefined;
   first: number;
   count: number;
 }
@@ -41,6 +41,9 @@ export class MessageTooLargeError extends RangeError {
   }
 }
 
+/** The window of a peer that has announced none. */
+export const INITIAL_WINDOW: Window = { messages: 16, bytes: 65_536 };
+
 /** Messages accepted and not yet acknowledged, kept so that an attach can write them again. */
 export class Outbox {
   /** The messages above `base`, one for each number; `end` is the sum of payload bytes up to and including it. */
@@ -53,7 +56,7 @@ export class Outbox {
   /** Messages above this number are not written yet: others may be inserted before them. */
   ready = Infinity;
   /** The window of the peer. */
-  peer: Window = { messages: 16, bytes: 65_536 };
+  peer = INITIAL_WINDOW;
   /** The bound of this buffer. */
   declare limit: Window;
 
@@ -94,7 +97,9 @@ export class Outbox {
 
   /** Removes and returns the messages that were never written. */
   takeUnwritten(): Data[] {
-    return this.items.splice(this.written - this.base).map((item) => item.data);
+    const unwritten = this.after(this.written);
+    this.items.length -= unwritten.length;
+    return unwritten;
   }
 
   /** The message after this position, if it is ready and fits into the peer's window. */
@@ -153,8 +158,14 @@ export class Inbox {
 
   receive(data: Data, bytes = bytesOf(data).length): void {
     this.checkWindow(bytes);
+    this.add(1, bytes, data);
+  }
+
+  /** Queues a delivery. */
+  private add(count: number, bytes = 0, data?: Data): void {
+    this.queue.push({ data, first: this.received + 1, count, bytes });
     this.openBytes += bytes;
-    this.queue.push({ data, first: ++this.received, count: 1, bytes });
+    this.received += count;
   }
 
   /** Receives from a peer that respects no window. A message that exceeds the window's bytes is dropped, and counted in its place. */
@@ -162,26 +173,23 @@ export class Inbox {
     // An empty message costs something too.
     const bytes = data.length + 64;
     const last = this.queue[this.queue.length - 1];
-    if (!last || this.openBytes + bytes <= this.window.bytes) {
-      this.openBytes += bytes;
-      this.queue.push({ data, first: ++this.received, count: 1, bytes });
-    } else if (last && last.data === undefined) {
+    if (!last || this.openBytes + bytes <= this.window.bytes) this.add(1, bytes, data);
+    else if (last.data === undefined) {
       last.count++;
       this.received++;
-    } else this.queue.push({ first: ++this.received, count: 1, bytes: 0 });
+    } else this.add(1);
   }
 
   /** Messages up to `last` never come. Those that were received before stay out of the gap. */
   receiveGap(last: number): void {
     if (last <= this.received) return;
     this.checkWindow(0);
-    this.queue.push({ first: this.received + 1, count: last - this.received, bytes: 0 });
-    this.received = last;
+    this.add(last - this.received);
   }
 
   /** The backend behind the peer was replaced at this position. Adjacent marks become one. */
   receiveReplaced(): void {
-    if (this.queue[this.queue.length - 1]?.count !== 0) this.queue.push({ first: this.received + 1, count: 0, bytes: 0 });
+    if (this.queue[this.queue.length - 1]?.count !== 0) this.add(0);
   }
 
   checkWindow(bytes: number): void {

@@ -16,4 +16,4 @@ export const makeEvent = (name: string, type: string, fields: any): any => new (
 /** Browsers always have the class. */
 export function needClass(_found: unknown): void {}
 
-export function cutSoon(_connection: unknown, _isClosing: boolean): void {}
+export function cutSoon(_connection: unknown): void {}

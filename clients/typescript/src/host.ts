@@ -32,10 +32,11 @@ export function needClass(found: unknown): void {
   if (typeof found !== "function") throw new TypeError('no WebSocket here: pass one as option, { WebSocket }, in Node 20 that of "ws"');
 }
 
-/** Cuts a closing connection of `ws`, which would wait half a minute for a peer that is gone, and keep the process for as long. `isClosing`: its closing handshake had begun before. */
-export function cutSoon(connection: any, isClosing: boolean): void {
+/** Cuts a connection of `ws` that is about to be closed. It would wait half a minute for a peer that is gone, and keep the process for as long. */
+export function cutSoon(connection: any): void {
   if (!(connection?.readyState < 3) || !connection.terminate) return;
-  const timer: any = setTimeout(() => connection.bufferedAmount || connection.terminate(), isClosing ? 0 : 1000);
+  // At once if its closing handshake began earlier.
+  const timer: any = setTimeout(() => connection.bufferedAmount || connection.terminate(), connection.readyState === 2 ? 0 : 1000);
   timer["unref"]?.();
   connection.onclose = () => clearTimeout(timer);
 }

@@ -9,7 +9,7 @@
  * socket.send("hello");
  */
 
-import { drivers } from "./driver.js";
+import { driverOf } from "./driver.js";
 import { On } from "./host.js";
 import type { Fresh, Options, Sendable, Sent } from "./options.js";
 import { SessionDriver } from "./session-driver.js";
@@ -24,8 +24,6 @@ export type { Fate } from "./session.js";
 export type { BaseOptions, Fresh, Options, Outcome, Sendable, Sent, SessionStore, WebSocketLike } from "./options.js";
 export type { SocketEvents } from "./socket.js";
 export { ProtocolError } from "./wire.js";
-
-const driverOf = (socket: MainstaySocket): SessionDriver => drivers.get(socket);
 
 /**
  * A `WebSocket` that stays. Towards a server that speaks `mainstay.v1` every message arrives exactly once and in order, over as
@@ -49,12 +47,12 @@ export class MainstaySocket extends BaseSocket {
 
   /** The session's public name; it is no secret. Empty before the first attach and towards plain peers. */
   get sessionId(): string {
-    return driverOf(this).machine.name ?? "";
+    return driverOf<SessionDriver>(this).machine.name ?? "";
   }
 
   /** Counts, for people to look at. Numbers are those of the current session. */
   get stats() {
-    const { machine, counts, session } = driverOf(this);
+    const { machine, counts, session } = driverOf<SessionDriver>(this);
     const { outbox, inbox, replayed, repeated } = session.flow;
     // In quotes, as `build.mjs` shortens the name elsewhere.
     return {
@@ -80,7 +78,7 @@ export class MainstaySocket extends BaseSocket {
    */
   send(payload: Sendable): Sent {
     if (!arguments.length) throw missing();
-    return driverOf(this).send(payload);
+    return driverOf<SessionDriver>(this).send(payload);
   }
 
   /**
@@ -88,12 +86,12 @@ export class MainstaySocket extends BaseSocket {
    * @throws {@link MessageTooLargeError}
    */
   sendVolatile(message: string | ArrayBuffer | ArrayBufferView): void {
-    driverOf(this).sendVolatile(message);
+    driverOf<SessionDriver>(this).sendVolatile(message);
   }
 
   /** Presents new credentials: on the live connection, or with the next attempt. See the event `authenticated`. */
   authenticate(credentials: string | Bytes): void {
-    driverOf(this).authenticate(credentials);
+    driverOf<SessionDriver>(this).authenticate(credentials);
   }
 
   /**
@@ -101,7 +99,7 @@ export class MainstaySocket extends BaseSocket {
    * `message` receive each message too, and are as slow as the slowest iterator.
    */
   [Symbol.asyncIterator](): AsyncGenerator<any, void, void> {
-    return driverOf(this).messages();
+    return driverOf<SessionDriver>(this).messages();
   }
 
   /** Closes in order and waits for the end. */

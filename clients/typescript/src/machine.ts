@@ -180,8 +180,7 @@ export class Machine {
       this.abandonStuck();
       if (this.hasFailed && !this.dialled) this.dialAt = Infinity;
     } else {
-      this.dialled = 0;
-      this.dialAt = Infinity;
+      this.stopDialling();
       this.hasFailed = true;
     }
     const isMeant = code === 1000 || (code > 2999 && code !== 4408);
@@ -249,11 +248,11 @@ export class Machine {
     this.closeWith = { code, reason };
     this.closeBy = this.nowMs + 10_000;
     if (this.current || this.keeps) this.probeNow();
-    else this.endNow(code, reason, undefined, false);
+    else this.endNow(code, reason, false);
   }
 
   /** Ends now. `wasClean`: the other end closed, or answered our closing. */
-  endNow(code: number, reason: string, fate?: Fate, wasClean = code !== 1006): void {
+  endNow(code: number, reason: string, wasClean = code !== 1006, fate?: Fate): void {
     if (this.isEnded) return;
     this.isEnded = true;
     this.loss = { code, reason };
@@ -269,7 +268,7 @@ export class Machine {
 
   /** Does what is due. */
   handleTimeout(): void {
-    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason, undefined, false);
+    if (this.closeBy <= this.nowMs) this.endNow(this.closeWith!.code, this.closeWith!.reason, false);
     else if (this.dialAt > this.nowMs) this.current && this.watch();
     else if (this.dialled) this.handleLost(this.dialled, 1006, NO_ANSWER);
     else this.dial();
@@ -301,13 +300,10 @@ export class Machine {
     this.probeAt = this.nowMs + (this.isBusy ? 250 : this.pace);
     if (!this.isBusy && this.deadlineAt === Infinity && this.writeProbe()) {
       this.probeSentAt = this.nowMs;
-      this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)) * this.patience ** 2, 20_000 * this.patience) + this.bulkMs;
+      // The time that an answer may wait behind other bytes, at a megabyte a second: those that are kept, and one message as large as the largest so far.
+      const bulkMs = Math.floor((this.bufferedAmount + this.largest) / 1000);
+      this.deadlineAt = this.nowMs + Math.min(Math.max(2000, 4 * (this.rtt ?? 0)) * this.patience ** 2, 20_000 * this.patience) + bulkMs;
     }
-  }
-
-  /** The time that an answer may wait behind other bytes, at a megabyte a second: those that are kept, and one message as large as the largest so far. */
-  private get bulkMs(): number {
-    return Math.floor((this.bufferedAmount + this.largest) / 1000);
   }
 
   /** When a message has been unanswered for so long that a probe is due: so the end that sends notices a cut first. */
@@ -381,8 +377,7 @@ export class Machine {
 
   protected attach(id: number, limit: number, slack: number, interval: number): void {
     this.current = id;
-    this.dialled = 0;
-    this.dialAt = Infinity;
+    this.stopDialling();
     this.pace = interval;
     this.probeAt = this.nowMs + interval;
     this.attachedAt = this.nowMs;
@@ -431,6 +426,10 @@ export class Machine {
     if (!this.dialled || this.stuckAt > this.nowMs) return;
     this.stuckMs *= 2;
     this.abandon(this.dialled);
+    this.stopDialling();
+  }
+
+  private stopDialling(): void {
     this.dialled = 0;
     this.dialAt = Infinity;
   }

@@ -9,7 +9,7 @@
  * });
  */
 
-import { Driver, drivers } from "./driver.js";
+import { Driver, driverOf } from "./driver.js";
 import { Machine } from "./machine.js";
 import type { BaseOptions, Fresh } from "./options.js";
 import { BaseSocket } from "./socket.js";
@@ -45,7 +45,7 @@ export class MainstaySocket extends BaseSocket {
    */
   send(payload: string | ArrayBufferLike | ArrayBufferView | Blob): void {
     if (!arguments.length) throw missing();
-    drivers.get(this).send(payload);
+    driverOf(this).send(payload);
   }
 }
 

@@ -39,12 +39,11 @@ export class SessionDriver extends Driver {
     super(target, url, protocols, options, new SessionMachine(Date.now(), options, Math.random, session));
     this.session = session;
     const { credentials } = options;
-    if (typeof credentials === "function") {
-      this.preparations.push(async () => {
-        const fresh = await credentials();
-        if (fresh) session.credentials = bytesOf(fresh);
-      });
-    } else if (credentials) session.credentials = bytesOf(credentials);
+    const set = (fresh?: string | Bytes) => {
+      if (fresh) session.credentials = bytesOf(fresh);
+    };
+    if (typeof credentials === "function") this.preparations.push(async () => set(await credentials()));
+    else set(credentials);
     if (options.persist) (options.persist as (driver: SessionDriver, protocols: unknown) => void)(this, protocols);
   }
 
@@ -69,8 +68,7 @@ export class SessionDriver extends Driver {
       return message;
     }
     const { blob, data } = message;
-    const error = this.tooLarge(blob ?? data!);
-    if (error) throw error;
+    this.checkSize(blob ?? data!);
     const { machine, queued } = this;
     if (machine.beginning && !blob && this.accept(message)) {
       this.proceed();
@@ -93,8 +91,7 @@ export class SessionDriver extends Driver {
   sendVolatile(payload: unknown): void {
     if (isBlob(payload)) throw new TypeError("a Blob is not volatile: send its arrayBuffer()");
     const data = dataOf(payload);
-    const error = this.tooLarge(data);
-    if (error) throw error;
+    this.checkSize(data);
     this.session.sendVolatile(data);
     this.proceed();
   }
@@ -108,8 +105,9 @@ export class SessionDriver extends Driver {
   private admit(): void {
     const { queued } = this;
     for (let first; !this.machine.beginning && (first = queued[0]) && first.data !== undefined; queued.shift()) {
-      const error = this.tooLarge(first.data);
-      if (error) {
+      try {
+        this.checkSize(first.data);
+      } catch (error) {
         first.settleAs("not-delivered");
         this.queue({ type: "error", error });
         continue;
@@ -133,11 +131,11 @@ export class SessionDriver extends Driver {
     return true;
   }
 
-  /** The error if the message is larger than the server accepts. A message that is surely small enough is not measured. */
-  private tooLarge(payload: Data | Blob): MessageTooLargeError | undefined {
+  /** Throws if the message is larger than the server accepts. A message that is surely small enough is not measured. */
+  private checkSize(payload: Data | Blob): void {
     const { limit } = this.session;
     const size = isBlob(payload) ? payload.size : payload.length > limit / 3 ? bytesOf(payload).length : 0;
-    return size > limit ? new MessageTooLargeError(size, limit) : undefined;
+    if (size > limit) throw new MessageTooLargeError(size, limit);
   }
 
   // ---- what became of them ------------------------------------------------------------------------

@@ -9,7 +9,7 @@
  * Source: `docs/PROTOCOL.md` "Attaching", "Closing".
  */
 
-import { type Delivery, Flow, Inbox, type Lane, MessageTooLargeError, Outbox } from "./flow.js";
+import { type Delivery, Flow, Inbox, INITIAL_WINDOW, type Lane, MessageTooLargeError, Outbox } from "./flow.js";
 import {
   type Account,
   type Bytes,
@@ -89,14 +89,23 @@ interface Connection extends Lane {
   judging?: Bytes | undefined;
 }
 
+/** How far a session is from its end. */
+const enum Stage {
+  Open,
+  Closing,
+  EndReceived,
+  EndSent,
+  Over,
+}
+
 type Life =
-  | { kind: "open" }
+  | { kind: Stage.Open }
   /** END leaves once everything before it is acknowledged. */
-  | { kind: "closing"; code: number; reason: string }
+  | { kind: Stage.Closing; code: number; reason: string }
   /** The peer's END came; messages received before it are still being delivered. */
-  | { kind: "end received"; end: End }
-  | { kind: "end sent"; code: number; reason: string }
-  | { kind: "over" };
+  | { kind: Stage.EndReceived; end: End }
+  | { kind: Stage.EndSent; code: number; reason: string }
+  | { kind: Stage.Over };
 
 /** The window that the client announces, and the default of `keep`. */
 const ACCEPT: Window = { messages: 1024, bytes: 4_194_304 };
@@ -114,7 +123,7 @@ export class ClientSession {
   limit = Infinity;
   /** Started from stored state and not attached yet: it numbers no new message. */
   isRestored = false;
-  private life: Life = { kind: "open" };
+  private life: Life = { kind: Stage.Open };
   declare token: Bytes | undefined;
   private attempt = 0;
   declare private clientKey: Bytes | undefined;
@@ -151,7 +160,7 @@ export class ClientSession {
   handleOpened(now: number, id: number): void {
     if (this.isEnding) return;
     const { token, fresh, flow: { outbox, inbox } } = this;
-    if (!token) outbox.peer = { messages: 16, bytes: 65_536 };
+    if (!token) outbox.peer = INITIAL_WINDOW;
     this.instanceId ??= this.randomBytes(8);
     this.clientKey ??= this.randomBytes(16);
     this.write(id, {
@@ -183,7 +192,7 @@ export class ClientSession {
     const isCurrent = this.current?.id === id;
     const [winner, acknowledged] = reason.split(" ");
     if (code === 4409 && (isPending || isCurrent) && winner && winner !== toHex(this.instanceId)) {
-      const fate = this.fate({ acknowledged: +acknowledged! || 0, delivered: Infinity, firstLost: 0, count: 0, cause: 0 });
+      const fate = this.fate({ acknowledged: +acknowledged! || 0, delivered: Infinity });
       return this.conclude(code, "another instance took the session", fate);
     }
     if (isPending) this.leavePending();
@@ -192,7 +201,7 @@ export class ClientSession {
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
       // The answer to END cannot come any more.
-      if (life.kind === "end sent") this.conclude(life.code, life.reason, this.fate(), false);
+      if (life.kind === Stage.EndSent) this.conclude(life.code, life.reason, this.fate(), false);
       else if (this.barren > 4) this.startOver();
     }
   }
@@ -201,7 +210,7 @@ export class ClientSession {
 
   /** Handles what a connection brought. @throws {@link ProtocolError}: fail this connection; the session goes on over the next. */
   handleFrame(id: number, frame: Frame): void {
-    const { current, opening, flow } = this;
+    const { current, opening } = this;
     if (!frame) return;
     if (opening?.id === id) {
       if (frame.type === Type.Welcome) this.welcome(opening, frame);
@@ -210,7 +219,7 @@ export class ClientSession {
     } else if (current?.id !== id) return;
     else if (frame.type) this.receiveControl(current, frame);
     else if (this.isEnding) current.read++;
-    else flow.readData(current, frame.data);
+    else this.flow.readData(current, frame.data);
     this.trimOutbox();
     this.advanceEnd();
   }
@@ -229,8 +238,8 @@ export class ClientSession {
     else if (frame.type === Type.Replaced) this.readReplaced(current, frame);
     else if (frame.type === Type.End) {
       outbox.acknowledge(frame.acknowledged);
-      if (!this.isEnding) this.life = { kind: "end received", end: frame };
-      else if (life.kind === "end sent") {
+      if (!this.isEnding) this.life = { kind: Stage.EndReceived, end: frame };
+      else if (life.kind === Stage.EndSent) {
         // The answer to ours: code and reason are those of our END.
         this.forget(current.id, 1000);
         this.conclude(life.code, life.reason, this.finalFate(frame));
@@ -309,12 +318,12 @@ export class ClientSession {
 
   /** Neither end has begun to end the session. */
   get isOpen(): boolean {
-    return this.life.kind === "open";
+    return this.life.kind === Stage.Open;
   }
 
   /** Nothing more is received: messages received before wait for the application. */
   get isEnding(): boolean {
-    return !this.isOpen && this.life.kind !== "closing";
+    return !this.isOpen && this.life.kind !== Stage.Closing;
   }
 
   /** Writes a message that is not numbered, kept or replayed. It is dropped while the session is detached. */
@@ -344,7 +353,7 @@ export class ClientSession {
   /** Ends the session in order: messages that were accepted before are delivered first, then END. */
   close(code: number, reason: string): void {
     if (!this.isOpen) return;
-    this.life = { kind: "closing", code, reason };
+    this.life = { kind: Stage.Closing, code, reason };
     this.advanceEnd();
   }
 
@@ -359,7 +368,7 @@ export class ClientSession {
   }
 
   /** What would become of the messages that were sent if the session were lost now. */
-  fate(account?: Account): Fate {
+  fate(account?: Partial<Account>): Fate {
     const { acknowledged, written, last } = this.flow.outbox;
     // A message that was never written exists only here, so the account does not matter.
     const delivered = Math.max(Math.min(account?.acknowledged ?? 0, written), acknowledged);
@@ -368,7 +377,7 @@ export class ClientSession {
       unknown: Math.max(Math.min(account?.delivered ?? written, written), delivered),
       last,
       resent: false,
-      lost: account?.count ? { first: account.firstLost, count: account.count } : undefined,
+      lost: account?.count ? { first: account.firstLost!, count: account.count } : undefined,
       cause: CAUSES[account?.cause ?? 0]!,
     };
   }
@@ -400,30 +409,30 @@ export class ClientSession {
   private advanceEnd(): void {
     const { life, current, flow: { outbox, inbox } } = this;
     // While an attempt is pending the current connection is not written, and WELCOME would drop its END.
-    if (life.kind === "closing" && current && !this.opening && outbox.acknowledged === outbox.last) {
+    if (life.kind === Stage.Closing && current && !this.opening && outbox.acknowledged === outbox.last) {
       this.sendEnd(life.code, life.reason);
-    } else if (life.kind === "end received" && !inbox.queue.length) {
-      const { code, reason } = life.end;
-      const fate = this.finalFate(life.end);
-      this.sendEnd(code, "");
+    } else if (life.kind === Stage.EndReceived && !inbox.queue.length) {
+      const { end } = life;
+      const fate = this.finalFate(end);
+      this.sendEnd(end.code, "");
       if (current) this.forget(current.id, 1000);
-      this.conclude(code, reason, fate);
+      this.conclude(end.code, end.reason, fate);
     }
   }
 
   private sendEnd(code: number, reason: string): void {
     const { acknowledged, delivered } = this.flow.inbox;
     this.flow.inbox.queue = [];
-    this.life = { kind: "end sent", code, reason };
+    this.life = { kind: Stage.EndSent, code, reason };
     if (this.current) this.write(this.current.id, { type: Type.End, code, reason, acknowledged, delivered });
   }
 
   private finalFate({ acknowledged, delivered }: End): Fate {
-    return this.fate({ acknowledged, delivered, firstLost: 0, count: 0, cause: 2 });
+    return this.fate({ acknowledged, delivered, cause: 2 });
   }
 
   private conclude(code: number, reason: string, fate: Fate, wasClean?: boolean): void {
-    this.life = { kind: "over" };
+    this.life = { kind: Stage.Over };
     this.flow.inbox.queue = [];
     this.opening = undefined;
     this.events.push({ type: "ended", code, reason, fate, wasClean });
@@ -510,10 +519,10 @@ export class ClientSession {
 
   /** Returns the next thing to do. From the HELLO of a pending connection on, messages of the streams go only to that. */
   pollTransmit(now: number): SessionTransmit | undefined {
-    const { opening, current, flow } = this;
-    const writer = opening ?? current;
+    const { opening, flow } = this;
+    const writer = opening ?? this.current;
     const output = this.outputs.shift();
-    if (output || !writer || this.life.kind === "end sent" || this.life.kind === "over") return output;
+    if (output || !writer || this.life.kind === Stage.EndSent || this.life.kind === Stage.Over) return output;
     const data = (opening ? undefined : flow.writeOwed(now, writer)) ?? flow.writeData(writer);
     if (data !== undefined) return { kind: "write", id: writer.id, data };
   }

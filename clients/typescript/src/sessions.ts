@@ -125,9 +125,9 @@ export class SessionMachine extends Machine {
     return this.clientSession.send(data, !!this.beginning);
   }
 
-  override endNow(code: number, reason: string, fate = this.clientSession.fate(), wasClean?: boolean): void {
+  override endNow(code: number, reason: string, wasClean?: boolean, fate = this.clientSession.fate()): void {
     this.forget(this.trial);
-    super.endNow(code, reason, fate, wasClean);
+    super.endNow(code, reason, wasClean, fate);
   }
 
   override pollEvent(): MachineEvent | undefined {
@@ -233,7 +233,7 @@ export class SessionMachine extends Machine {
     if (event.type === "attached") this.handleAttached(event.id, event.welcome);
     else if (event.type === "refused") this.handleRefused(event.code, event.delay);
     else if (event.type === "goAway") this.handleGoAway(event.delay, event.closeInMs);
-    else if (event.type === "ended") this.endNow(event.code, event.reason, event.fate, event.wasClean);
+    else if (event.type === "ended") this.endNow(event.code, event.reason, event.wasClean, event.fate);
     else this.events.push(event);
   }
 

@@ -5,7 +5,7 @@
  * `plain.ts` and `index.ts` make the two classes that are exported.
  */
 
-import { type Driver, drivers, nativeWebSocket } from "./driver.js";
+import { type Driver, driverOf, nativeWebSocket } from "./driver.js";
 import type { Mode, Status } from "./machine.js";
 import type { WebSocketLike } from "./options.js";
 import type { Fate } from "./session.js";
@@ -52,9 +52,6 @@ export interface BaseSocket {
   removeEventListener<Name extends keyof SocketEvents>(type: Name, listener: Listener<this, SocketEvents[Name]> | null, options?: Listening): void;
   removeEventListener(type: string, listener: Listener<this, Event> | null, options?: Listening): void;
 }
-
-/** The driver of a socket. */
-const driverOf = (socket: BaseSocket): Driver => drivers.get(socket)!;
 
 export abstract class BaseSocket extends EventTarget {
   declare static readonly CONNECTING: 0;

@@ -56,15 +56,6 @@ export function eventOf(type: string, fields: any = {}): Event {
   return event;
 }
 
-/** The `on...` attributes of each socket. */
-const handlers = new WeakMap<object, { [type: string]: unknown }>();
-
-/** The listener behind every handler. A handler that is an object and no function is kept and not called. */
-function handle(this: any, event: Event): void {
-  const handler = handlers.get(this)![event.type];
-  if (typeof handler === "function") handler.call(this, event);
-}
-
 const define = (target: object, name: string | symbol, member?: PropertyDescriptor) =>
   Object.defineProperty(target, name, { enumerable: true, configurable: true, ...member });
 
@@ -82,13 +73,19 @@ export function complete(Class: { prototype: object }, Base: { prototype: object
     for (const target of [Class, prototype]) define(target, name, { value, configurable: false });
   });
   for (const type of ["open", "message", "close", "error"]) {
+    /** The handlers of all sockets. One that is an object and no function is kept and not called. */
+    const handlers = new WeakMap<object, unknown>();
+    function handle(this: any, event: Event): void {
+      const handler = handlers.get(this);
+      if (typeof handler === "function") handler.call(this, event);
+    }
     define(prototype, `on${type}`, {
       get(this: any) {
-        return handlers.get(this)?.[type] ?? null;
+        return handlers.get(this) ?? null;
       },
       set(this: any, handler: unknown) {
         const isHandler = Object(handler) === handler;
-        handlers.set(this, { ...handlers.get(this), [type]: isHandler ? handler : null });
+        handlers.set(this, isHandler ? handler : null);
         this[isHandler ? "addEventListener" : "removeEventListener"](type, handle);
       },
     });

@@ -283,16 +283,14 @@ export function encode(message: Control): Bytes {
   const [fixed, optional] = SHAPES[type]!;
   const out: number[] = [type];
   write(out, fixed, message);
-  let number = 0;
-  for (const name in optional) {
+  Object.keys(optional ?? {}).forEach((name, index) => {
     const value = (message as any)[name];
-    number++;
-    if (value === undefined) continue;
+    if (value === undefined) return;
     const field: number[] = [];
-    write(field, optional[name]!, value);
-    out.push(number);
+    write(field, optional![name]!, value);
+    out.push(index + 1);
     write(out, Kind.Bytes, field);
-  }
+  });
   return Uint8Array.from(out);
 }
 
@@ -339,8 +337,7 @@ function readFields(bytes: Bytes, [fixed, optional]: Shape): any {
     if (kind === Kind.Flag) return !!integer(0, 1);
     if (kind === Kind.RestData) return read(integer(0, 1) ? Kind.RestBytes : Kind.RestText);
     const value = take(kind < Kind.RestBytes ? integer() : bytes.length - at);
-    const length = kind === Kind.Bytes8 ? 8 : kind === Kind.Bytes16 && 16;
-    if (length && value.length !== length) fail("BadValue");
+    if ((kind === Kind.Bytes8 && value.length !== 8) || (kind === Kind.Bytes16 && value.length !== 16)) fail("BadValue");
     if (kind !== Kind.Text && kind !== Kind.RestText) return value;
     try {
       return textOf(value);
@@ -366,7 +363,7 @@ function readFields(bytes: Bytes, [fixed, optional]: Shape): any {
 
 function write(out: number[], kind: Kind | Fields, value: any): void {
   if (typeof kind === "object") for (const name in kind) write(out, kind[name]!, value[name]);
-  else if (typeof value === "number" || typeof value === "boolean") {
+  else if (kind < Kind.Bytes) {
     // Whole, not below 0, not above 2^53-1, in the shortest form.
     const whole = Math.min(Math.max(Math.floor(+value), 0), MAX_INTEGER);
     const form = whole < 64 ? 0 : whole < 16384 ? 1 : whole < 2 ** 30 ? 2 : 3;

@@ -4,7 +4,7 @@
  */
 
 import { MainstaySocket as Base, type Options as BaseOptions } from "./index.js";
-import { ask, drivers } from "./driver.js";
+import { ask, driverOf } from "./driver.js";
 import type { SessionDriver } from "./session-driver.js";
 import type { Fresh } from "./options.js";
 import { pool } from "./platform.js";
@@ -57,7 +57,7 @@ export class MainstaySocket extends Base {
     /** The header of the next attempt. */
     let fields: { [name: string]: string } | undefined;
     super(url, protocols, { WebSocket: classOver(host, () => fields), ...options });
-    const driver: SessionDriver = drivers.get(this);
+    const driver = driverOf<SessionDriver>(this);
     driver.binaryType = "arraybuffer";
     driver.preparations.push(async () => (fields = await ask(header)), () => fill(host));
     const { onAppShow, offAppShow, onNetworkStatusChange, offNetworkStatusChange } = host;

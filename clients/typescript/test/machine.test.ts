@@ -1010,7 +1010,7 @@ test("a REPLACED costs no acknowledgement and no timer", () => {
   const stage = attached();
   stage.serverSends(1, { type: Type.Replaced, after: 0, count: 1 });
   const { clientSession } = stage.machine as SessionMachine;
-  assert.deepEqual(clientSession.deliver(stage.now), { first: 1, count: 0, bytes: 0 });
+  assert.deepEqual(clientSession.deliver(stage.now), { data: undefined, first: 1, count: 0, bytes: 0 });
   assert.deepEqual([clientSession.pollTimeout(), clientSession.flow.inbox.acknowledged, clientSession.flow.inbox.delivered], [Infinity, 0, 0]);
   stage.arrives(1, "x");
   assert.equal(clientSession.deliver(stage.now)?.first, 1);

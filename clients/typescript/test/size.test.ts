@@ -11,8 +11,8 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 /** Bytes of gzip, 1 % above the current sizes. The goals are 3600 without sessions and 9216 with them: correctness comes first. */
-const PLAIN = 5_380;
-const SESSION = 12_350;
+const PLAIN = 5_320;
+const SESSION = 12_170;
 
 /** Separates entry points that are bundled as one. */
 const AND = "` and `";

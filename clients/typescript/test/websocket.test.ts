@@ -362,7 +362,7 @@ each("an error without a listener is a warning, and one that repeats is one warn
   const received = new Socket(fails, [], { WebSocket });
   await event(received, "error");
   received.suspend();
-  assert.deepEqual(warned, ["Error: no token now", "QueueFullError: too many messages wait to be sent"]);
+  assert.deepEqual(warned, ["Error: no token now", "QueueFullError: too many messages wait"]);
 });
 
 test("listeners are typed as those of WebSocket, and each class may stand for it", () => {
