@@ -3,18 +3,18 @@
 //!
 //! The command serves people and scripts. [`AFTER_HELP`] has its exit codes.
 
-use std::io::{IsTerminal, Write};
-use std::ops::RangeInclusive;
+mod output;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use mainstay::client::{Builder, ClientHandle, Event, Lost, Mode, ReasonCode, Report, State};
+use mainstay::client::{Builder, ClientHandle, Event, Events, State};
 use mainstay::{Client, CloseCode, Fate, Limits, Link, Message};
-use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use self::output::{Output, escaped};
 use crate::signals::Stops;
 use crate::{log, tls, values};
 
@@ -125,7 +125,7 @@ async fn connect<P>(
 }
 
 fn fail(error: &impl std::fmt::Display, code: u8) -> ExitCode {
-    log::say(&escaped(&error.to_string(), |_| false));
+    log::write_line(&escaped(&error.to_string(), |_| false));
     ExitCode::from(code)
 }
 
@@ -220,218 +220,25 @@ async fn talk<P>(
         }
     }
     summary.missing |= waiting.is_some();
-    // Accepted messages are still delivered, and their fate is reported.
-    let end = async {
-        client.close(CloseCode::NORMAL, "").await;
-        while let Some(event) = events.next().await {
-            summary.observe(&event, true);
-            let _ = output.event(&event);
-        }
-        summary.exit_code()
-    };
     tokio::select! {
-        code = end => code,
+        code = close(&client, &events, summary, output) => code,
         stop = interrupts.next() => stop.exit_code(),
     }
 }
 
-struct Output {
-    json: bool,
-    /// A person types the input.
-    interactive: bool,
-    /// Control characters in messages are escaped.
-    escapes: bool,
-}
-
-impl Output {
-    fn new(arguments: &Arguments) -> Self {
-        Self {
-            json: arguments.json,
-            interactive: std::io::stdin().is_terminal(),
-            escapes: std::io::stdout().is_terminal() && !arguments.raw,
-        }
+/// Closes in order: accepted messages are still delivered, and their fate is reported. Returns the exit code.
+async fn close<P>(client: &ClientHandle<P>, events: &Events, mut summary: Summary, output: &Output) -> u8 {
+    client.close(CloseCode::NORMAL, "").await;
+    while let Some(event) = events.next().await {
+        summary.observe(&event, true);
+        let _ = output.event(&event);
     }
-
-    fn greet(&self, url: &str) {
-        if self.interactive && !self.json {
-            log::say(&format!("connecting to {url}; each line is sent as a message; Ctrl-D or Ctrl-C ends"));
-        }
-    }
-
-    fn message(&self, message: &Message) -> std::io::Result<()> {
-        match (self.json, message) {
-            (true, Message::Text(text)) => json_line(&json!({"message": text.as_str()})),
-            (true, Message::Binary(payload)) => json_line(&json!({"binary": hex(payload)})),
-            (false, Message::Text(text)) if self.escapes => {
-                line(&escaped(text, |c| matches!(c, '\n' | '\t')))
-            }
-            (false, Message::Text(text)) => line(text),
-            (false, Message::Binary(payload)) => line(&hex(payload)),
-        }
-    }
-
-    fn event(&self, event: &Event) -> std::io::Result<()> {
-        let (name, detail, mut facts) = describe(event);
-        if self.json {
-            facts["event"] = json!(name);
-            facts["detail"] = json!(detail);
-            return json_line(&facts);
-        }
-        log::say(&format!("{name}: {}", escaped(&detail, |_| false)));
-        Ok(())
-    }
-}
-
-fn line(what: &impl std::fmt::Display) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{what}")?;
-    out.flush()
-}
-
-/// Prints an object with every control character as `\u00XX`: JSON itself lets DEL and the C1 set pass.
-fn json_line(object: &Value) -> std::io::Result<()> {
-    let text = object.to_string();
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        match acts_on_terminal(character) {
-            true => out.push_str(&format!("\\u{:04x}", u32::from(character))),
-            false => out.push(character),
-        }
-    }
-    line(&out)
-}
-
-/// Returns an event's name, its description and its fields.
-fn describe(event: &Event) -> (&'static str, String, Value) {
-    match event {
-        Event::Attached { mode, resumed, epoch } => {
-            let (mode, how) = match mode {
-                Mode::Session if *resumed => ("session", "session resumed, nothing was lost"),
-                Mode::Session => ("session", "new session"),
-                // Plain, as far as there are two.
-                _ => ("plain", "plain WebSocket, nothing is resumed"),
-            };
-            let facts = json!({"mode": mode, "resumed": resumed, "epoch": epoch});
-            ("attached", format!("{how}; epoch {epoch}"), facts)
-        }
-        Event::Detached { why, next_attempt_in } => waiting("detached", why, *next_attempt_in),
-        Event::AttemptFailed { why, next_attempt_in } => waiting("waiting", why, *next_attempt_in),
-        Event::Gap(fate) => {
-            let lost = fate.lost.map(|lost| lost.count);
-            let detail = format!(
-                "sent {}: delivered {}, unknown {}, {} {}; lost from the server: {}",
-                fate.last,
-                fate.delivered,
-                fate.unknown - fate.delivered,
-                fate.last - fate.unknown,
-                if fate.resent { "sent again" } else { "not delivered" },
-                lost.map_or_else(|| "unknown".to_owned(), |count| count.to_string()),
-            );
-            ("gap", detail, json!({"sent": sent(fate), "lost": lost}))
-        }
-        Event::PingsUnanswered => (
-            "no pongs",
-            "the server answers no Ping: what is sent from here on may or may not arrive".to_owned(),
-            json!({}),
-        ),
-        Event::PingsAnswered => ("pongs", "the server answers Pings after all".to_owned(), json!({})),
-        Event::FreshPeer => ("fresh", "a plain server: what it sent meanwhile is lost".to_owned(), json!({})),
-        Event::Report(Report::Unknown(range)) => report("unknown", range, "may or may not have arrived"),
-        Event::Report(Report::NotDelivered(range)) => report("not delivered", range, "were not delivered"),
-        Event::Report(Report::Undeliverable { number, .. }) => {
-            report("undeliverable", &(*number..=*number), "ended three connections and are given up")
-        }
-        Event::Dropped { first, count, .. } => (
-            "dropped",
-            format!("{count} messages from number {first} on, by the server: it was full"),
-            json!({"first": first, "count": count}),
-        ),
-        Event::Replaced { count } => (
-            "replaced",
-            format!(
-                "the gateway's connection to its backend was replaced, {count} so far: what the backend sent meanwhile \
-                 may be missing"
-            ),
-            json!({"count": count}),
-        ),
-        Event::Authenticated { accepted } => {
-            ("authenticated", format!("accepted={accepted}"), json!({"accepted": accepted}))
-        }
-        Event::Volatile(message) => {
-            let text = message.as_text().map_or_else(|| hex(message.payload()), str::to_owned);
-            ("volatile", text.clone(), json!({"message": text}))
-        }
-        Event::Ended(end) => {
-            let (code, reason) = (end.code.map(ReasonCode::get), &end.reason);
-            let code_words = code.map(|code| format!("code {code}"));
-            let words: Vec<_> =
-                code_words.into_iter().chain((!reason.is_empty()).then(|| reason.clone())).collect();
-            let facts = json!({"code": code, "reason": reason, "sent": end.fate.as_ref().map(sent)});
-            ("ended", words.join(", "), facts)
-        }
-        other => ("other", format!("{other:?}"), json!({})),
-    }
-}
-
-fn sent(fate: &Fate) -> Value {
-    json!({
-        "delivered": fate.delivered,
-        "unknown": fate.unknown - fate.delivered,
-        "not_delivered": fate.last - fate.unknown,
-        "sent_again": fate.resent,
-    })
-}
-
-fn waiting(name: &'static str, why: &Lost, next_attempt_in: Duration) -> (&'static str, String, Value) {
-    let (why, code) = match why {
-        Lost::TooBig { limit } => {
-            (format!("a message of more than {limit} bytes came; --max-message allows larger ones"), None)
-        }
-        Lost::Closed { code, reason } => {
-            let words = code.map_or_else(|| "no code".to_owned(), |code| code.to_string());
-            (
-                format!("closed by the server: {words} {reason}").trim_end().to_owned(),
-                code.map(CloseCode::get),
-            )
-        }
-        other => (other.to_string(), None),
-    };
-    let facts = json!({"why": why, "code": code, "retry_in_ms": next_attempt_in.as_millis()});
-    (name, format!("{why}; next attempt in {next_attempt_in:.1?}"), facts)
-}
-
-fn report(fate: &str, range: &RangeInclusive<u64>, words: &str) -> (&'static str, String, Value) {
-    let (first, last) = (range.start(), range.end());
-    let facts = json!({"fate": fate, "first": first, "last": last});
-    ("report", format!("messages {first} to {last} {words}"), facts)
-}
-
-/// Escapes what a terminal would act on, except what `keeps` allows. A server controls the text.
-fn escaped(text: &str, keeps: impl Fn(char) -> bool) -> String {
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        match acts_on_terminal(character) && !keeps(character) {
-            true => out.extend(character.escape_default()),
-            false => out.push(character),
-        }
-    }
-    out
-}
-
-/// Returns whether a terminal may act on a character instead of showing it: controls (C0, DEL, C1) and those that change
-/// the direction of the text around them.
-fn acts_on_terminal(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    summary.exit_code()
 }
 
 #[cfg(test)]
 mod tests {
-    use mainstay::client::{End, EndCause};
+    use mainstay::client::{End, EndCause, ReasonCode, Report};
 
     use super::*;
 
@@ -439,15 +246,6 @@ mod tests {
         let mut fate = Fate::none_delivered(last);
         (fate.delivered, fate.unknown, fate.resent) = (delivered, unknown, resent);
         fate
-    }
-
-    #[test]
-    fn control_characters_are_shown_as_escapes() {
-        let visible = |text| escaped(text, |_| false);
-        assert_eq!(visible("bye \u{1b}[31m\r\n\u{9b}2J\u{7f}"), r"bye \u{1b}[31m\r\n\u{9b}2J\u{7f}");
-        assert_eq!(visible("a\u{202e}b"), r"a\u{202e}b");
-        assert_eq!(visible("再见, \"tschüß\""), "再见, \"tschüß\"");
-        assert_eq!(escaped("a\n\tb\u{7}", |c| c == '\n' || c == '\t'), "a\n\tb\\u{7}");
     }
 
     #[test]

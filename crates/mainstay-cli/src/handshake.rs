@@ -86,10 +86,20 @@ async fn forward_handshake(
         config.links.refused(response.status());
         return http_proxy::relay_response(response, connection, upstream);
     }
-    let (mut fields, extensions, upgraded) = match accept_response(response, &offer).await {
+    let accepted = match accept_response(response, &offer).await {
         Ok(accepted) => accepted,
         Err(wrong) => return upstream.fail(UpstreamError::BadResponse(wrong)).into_response(),
     };
+    accept_client(upgrade, request, accepted, config)
+}
+
+/// Accepts a plain client as the backend did, and relays.
+fn accept_client(
+    upgrade: SessionUpgrade,
+    request: ClientRequest,
+    (mut fields, spelling, upgraded): Accepted,
+    config: Arc<LinkConfig>,
+) -> Response {
     forward::switching_fields(&mut fields);
     let agreed = upgraded.subprotocol.clone();
     // A later connection offers the same subprotocols: some clients put a credential there.
@@ -104,20 +114,20 @@ async fn forward_handshake(
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let monitor = config.links.open(link.sender(), None);
-    upgrade.subprotocols(agreed).response_fields(fields, extensions).on_session(move |session| {
+    upgrade.subprotocols(agreed).response_fields(fields, spelling).on_session(move |session| {
         let entry = AccessEntry::new(&session, path);
         relay(session, link, monitor, entry, config)
     })
 }
 
-/// Checks a 101. Returns its fields, their spelling, and the upgraded connection.
+/// The fields of a 101, their spelling, and the upgraded connection.
+type Accepted = (HeaderMap, http::Extensions, Upgraded);
+
+/// Checks a 101 against the offer.
 ///
 /// # Errors
 /// The response does not match the offer.
-async fn accept_response(
-    mut response: http::Response<Incoming>,
-    offer: &Offer,
-) -> Result<(HeaderMap, http::Extensions, Upgraded), String> {
+async fn accept_response(mut response: http::Response<Incoming>, offer: &Offer) -> Result<Accepted, String> {
     let upgrading = hyper::upgrade::on(&mut response);
     let (head, _) = response.into_parts();
     let agreed = offer.check_response(head.status, &head.headers).map_err(|error| error.to_string())?;

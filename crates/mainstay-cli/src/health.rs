@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let answer = match ask(arguments.address) {
         Ok(answer) => answer,
         Err(error) => {
-            log::say(&format!("{}: {error}", arguments.address));
+            log::write_line(&format!("{}: {error}", arguments.address));
             return ExitCode::FAILURE;
         }
     };
@@ -45,7 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let first_line = |text: &str| text.lines().next().unwrap_or_default().escape_debug().to_string();
-    log::say(&format!("{}: {} {}", arguments.address, first_line(head), first_line(body)));
+    log::write_line(&format!("{}: {} {}", arguments.address, first_line(head), first_line(body)));
     ExitCode::FAILURE
 }
 

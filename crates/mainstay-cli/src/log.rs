@@ -115,14 +115,14 @@ fn filter(variable: Option<impl AsRef<str>>) -> Result<EnvFilter, String> {
 }
 
 /// Writes one line whatever `MAINSTAY_LOG` selects: why the program does not start, or how it ended.
-pub(crate) fn say(line: &str) {
+pub(crate) fn write_line(line: &str) {
     let Some(queue) = QUEUE.get() else { return };
     let json = queue.lock().json;
     queue.push(if json { in_json(line) } else { format!("mainstay: {line}\n").into_bytes() });
 }
 
 /// Writes text unchanged, for a terminal.
-pub(crate) fn show(text: String) {
+pub(crate) fn write_raw(text: String) {
     if let Some(queue) = QUEUE.get() {
         queue.push(text.into_bytes());
     }
@@ -210,7 +210,7 @@ impl Queue {
         let (mut reported, mut torn) = (0, false);
         loop {
             let line = self.next();
-            let written = write_line(&mut output, &line, &mut torn);
+            let written = write_one(&mut output, &line, &mut torn);
             let mut state = self.lock();
             state.is_writing = false;
             if written.is_err() {
@@ -248,7 +248,7 @@ impl Queue {
 
 /// Writes one line with one write call, unless the output accepts only part of it. `torn`: the previous line was cut
 /// short.
-fn write_line(output: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result<()> {
+fn write_one(output: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result<()> {
     if *torn {
         write_all(output, b"\n", &mut false)?;
         *torn = false;
@@ -317,11 +317,11 @@ mod tests {
     #[test]
     fn a_line_that_was_cut_short_does_not_run_into_the_next() {
         let (mut disk, mut torn) = (Disk { written: Vec::new(), room: 3 }, false);
-        assert!(write_line(&mut disk, b"first\n", &mut torn).is_err());
-        assert!(write_line(&mut disk, b"second\n", &mut torn).is_err());
+        assert!(write_one(&mut disk, b"first\n", &mut torn).is_err());
+        assert!(write_one(&mut disk, b"second\n", &mut torn).is_err());
         disk.room = 100;
-        write_line(&mut disk, b"third\n", &mut torn).unwrap();
-        write_line(&mut disk, b"fourth\n", &mut torn).unwrap();
+        write_one(&mut disk, b"third\n", &mut torn).unwrap();
+        write_one(&mut disk, b"fourth\n", &mut torn).unwrap();
         assert_eq!(String::from_utf8(disk.written).unwrap(), "fir\nthird\nfourth\n");
     }
 

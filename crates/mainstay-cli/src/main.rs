@@ -135,7 +135,7 @@ fn run() -> ExitCode {
         _ => log::Format::Text,
     };
     if let Err(line) = log::listen(format).and_then(|()| check(&command, &matches)) {
-        log::say(&line);
+        log::write_line(&line);
         return ExitCode::from(2);
     }
     match arguments.command {
@@ -151,7 +151,7 @@ fn run() -> ExitCode {
         Command::Man { folder } => match manual::write(command, &folder) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                log::say(&format!("{}: {error}", folder.display()));
+                log::write_line(&format!("{}: {error}", folder.display()));
                 ExitCode::FAILURE
             }
         },
@@ -183,7 +183,7 @@ pub(crate) fn print(bytes: &[u8]) -> ExitCode {
     let mut output = std::io::stdout().lock();
     match output.write_all(bytes).and_then(|()| output.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            log::say(&format!("standard output: {error}"));
+            log::write_line(&format!("standard output: {error}"));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
@@ -197,7 +197,7 @@ fn refuse(error: clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        log::show(error.render().to_string());
+        log::write_raw(error.render().to_string());
         return ExitCode::from(2);
     }
     let text = error.to_string();
@@ -206,7 +206,7 @@ fn refuse(error: clap::Error) -> ExitCode {
     let in_one_line = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
     let line = parts.map(in_one_line).collect::<Vec<_>>().join("; ");
     let source = variable_behind(&error).map(|variable| format!(" (from {variable})")).unwrap_or_default();
-    log::say(&format!("{}{source}; see --help", line.trim_start_matches("error: ")));
+    log::write_line(&format!("{}{source}; see --help", line.trim_start_matches("error: ")));
     ExitCode::from(2)
 }
 
@@ -245,7 +245,7 @@ fn in_runtime(run: impl Future<Output = ExitCode>) -> ExitCode {
             code
         }
         Err(error) => {
-            log::say(&format!("the runtime cannot be started: {error}"));
+            log::write_line(&format!("the runtime cannot be started: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -9,10 +9,11 @@
 //!
 //! Not here: the effect of a lost backend on the client (`backend_end`).
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay::client::{Event, Events, Incoming};
+use mainstay::client::{Event, Events, Incoming, Sender};
 use mainstay::server::Sender as ToClient;
 use mainstay::{CloseCode, Link, PeerClose, Session};
 use tokio::sync::Notify;
@@ -52,52 +53,21 @@ pub(crate) async fn relay(
     let is_plain = !session.peer().resumable;
     let (to_client, to_backend) = (session.sender(), link.sender());
     let (away, filter) = (Notify::new(), MessageFilter::new(&config));
-    let (mut sent, mut is_sending, mut confirmed) = (0, false, 0);
+    let (mut forwarded, mut confirmed) = (Forwarded::default(), 0);
     let wait = is_plain.then_some(config.upstream_wait);
     let watching = watch(link.events(), &config, &mut monitor, wait, &away);
-    let up = async {
-        let mut until = None;
-        while let Some(message) = session.recv().await {
-            is_sending = true;
-            let recorded = filter.is_active().then(|| message.clone());
-            tokio::select! {
-                biased; // while the link has room, the second branch is not polled
-                sent = to_backend.send(message) => {
-                    if sent.is_err() {
-                        // The link has ended; `watching` returns how.
-                        return std::future::pending().await;
-                    }
-                }
-                // The client is gone, and the backend does not accept its last messages.
-                () = forward_timeout(&to_client, &mut until) => return,
-            }
-            is_sending = false;
-            sent += 1;
-            if let Some(message) = recorded {
-                filter.handle_client(sent, &message);
-            }
-        }
-    };
-    let acknowledge = async {
-        if is_plain {
-            return std::future::pending::<()>().await;
-        }
-        loop {
-            let settled = to_backend.settled(confirmed).await;
-            to_client.ack_oldest(settled - confirmed);
-            confirmed = settled;
-        }
-    };
+    let up = forward(&mut session, &to_client, &to_backend, &filter, &mut forwarded);
+    let acknowledge = acknowledge(&to_client, &to_backend, is_plain, &mut confirmed);
     let end = tokio::select! {
         biased; // all branches are polled on every message, so a random order would cost time for nothing
         () = up => End::Client,
         (prologue, end) = async { tokio::join!(deliver(&mut link, &to_client, &filter), watching) } => {
             End::Backend(end.with(prologue))
         }
-        () = acknowledge => End::Client,
+        never = acknowledge => match never {},
         () = away.notified() => End::Away,
     };
-    monitor.not_delivered(is_sending.into());
+    monitor.not_delivered(forwarded.is_sending.into());
     match end {
         End::Client => {
             let close = session.peer_close();
@@ -111,7 +81,7 @@ pub(crate) async fn relay(
                 let _ = to_client.try_send(message);
             }
             entry.ended(EndedBy::Backend, end.close_code(), &end.cause());
-            end_session(&session, &end, &config, sent, confirmed);
+            end_session(&session, &end, &config, forwarded.sent, confirmed);
         }
         End::Away => {
             config.links.refused_unreachable();
@@ -119,6 +89,64 @@ pub(crate) async fn relay(
             session.close(CloseCode::TRY_AGAIN, &retry_after::close_reason());
             finish(link, None, &filter, &mut monitor).await;
         }
+    }
+}
+
+/// The client's messages on their way to the link.
+#[derive(Default)]
+struct Forwarded {
+    /// Messages that the link accepted.
+    sent: u64,
+    /// A message was received from the client and not accepted by the link yet.
+    is_sending: bool,
+}
+
+/// Sends every message of the client to the link. Completes when the client has ended and its messages are sent, or cannot be
+/// sent within [`FORWARD_TIMEOUT`].
+async fn forward(
+    session: &mut Session,
+    to_client: &ToClient,
+    to_backend: &Sender,
+    filter: &MessageFilter,
+    forwarded: &mut Forwarded,
+) {
+    let mut until = None;
+    while let Some(message) = session.recv().await {
+        forwarded.is_sending = true;
+        let recorded = filter.is_active().then(|| message.clone());
+        tokio::select! {
+            biased; // while the link has room, the second branch is not polled
+            sent = to_backend.send(message) => {
+                if sent.is_err() {
+                    // The link has ended; `watch` returns how.
+                    return std::future::pending().await;
+                }
+            }
+            // The client is gone, and the backend does not accept its last messages.
+            () = forward_timeout(to_client, &mut until) => return,
+        }
+        forwarded.is_sending = false;
+        forwarded.sent += 1;
+        if let Some(message) = recorded {
+            filter.handle_client(forwarded.sent, &message);
+        }
+    }
+}
+
+/// Acknowledges to a `mainstay.v1` client what the backend confirmed, for as long as it is polled.
+async fn acknowledge(
+    to_client: &ToClient,
+    to_backend: &Sender,
+    is_plain: bool,
+    confirmed: &mut u64,
+) -> Infallible {
+    if is_plain {
+        return std::future::pending().await;
+    }
+    loop {
+        let settled = to_backend.settled(*confirmed).await;
+        to_client.ack_oldest(settled - *confirmed);
+        *confirmed = settled;
     }
 }
 

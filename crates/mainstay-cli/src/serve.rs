@@ -165,7 +165,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let (token, settings) = match checked {
         Ok(checked) => checked,
         Err(line) => {
-            log::say(&line);
+            log::write_line(&line);
             return ExitCode::from(2);
         }
     };
@@ -173,14 +173,14 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     {
         Ok(connector) => connector,
         Err(line) => {
-            log::say(&line);
+            log::write_line(&line);
             return ExitCode::from(2);
         }
     };
     match serve(arguments, token, settings, connector).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            log::say(&line);
+            log::write_line(&line);
             ExitCode::FAILURE
         }
     }
@@ -199,7 +199,7 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
     }
 }
 
-/// The library's configuration for these arguments.
+/// Returns the configuration of the library.
 fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize) -> Result<Config, String> {
     let max_sessions = arguments.max_sessions.unwrap_or_else(|| {
         let over_tcp = arguments.upstream.as_ref().filter(|place| place.socket.is_none());
@@ -234,6 +234,7 @@ fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize
         .origins(origins))
 }
 
+/// Serves until the drain is over.
 async fn serve(
     arguments: Arguments,
     token: Option<Token>,
@@ -249,24 +250,7 @@ async fn serve(
         None => builtin::router(),
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default();
-            let link = LinkConfig {
-                proxy: arguments.proxy.proxy(&upstream.url, &connector, &arguments.trusted_proxy, &links),
-                connector,
-                upstream_wait: arguments.upstream_wait,
-                deflate_upstream: arguments.proxy.deflate(),
-                heartbeats: arguments.heartbeats.clone(),
-                limits,
-                settings,
-                principal: PrincipalSource {
-                    headers: arguments.session_header.clone(),
-                    cookies: arguments.session_cookie.clone(),
-                },
-                links: links.clone(),
-                server: mainstay.clone(),
-            };
-            let _ = link.proxy.upstream.server.set(mainstay.clone());
-            let gateway = Gateway { server: mainstay.clone(), link: Arc::new(link) };
-            Router::new().fallback(any(respond)).with_state(gateway)
+            gateway(&arguments, upstream, connector, settings, limits, &links, &mainstay)
         }
     };
     let (listener, predecessor) = bind(arguments.listen, "--listen")?;
@@ -299,6 +283,36 @@ async fn serve(
         .await;
     warn_about_unconfirmed(&links);
     served.map_err(|error| error.to_string())
+}
+
+/// Returns the routes that forward every request to the backend.
+fn gateway(
+    arguments: &Arguments,
+    upstream: &Place,
+    connector: Connector,
+    settings: Settings,
+    limits: Limits,
+    links: &Links,
+    server: &Server,
+) -> Router {
+    let link = LinkConfig {
+        proxy: arguments.proxy.proxy(&upstream.url, &connector, &arguments.trusted_proxy, links),
+        connector,
+        upstream_wait: arguments.upstream_wait,
+        deflate_upstream: arguments.proxy.deflate(),
+        heartbeats: arguments.heartbeats.clone(),
+        limits,
+        settings,
+        principal: PrincipalSource {
+            headers: arguments.session_header.clone(),
+            cookies: arguments.session_cookie.clone(),
+        },
+        links: links.clone(),
+        server: server.clone(),
+    };
+    let _ = link.proxy.upstream.server.set(server.clone());
+    let gateway = Gateway { server: server.clone(), link: Arc::new(link) };
+    Router::new().fallback(any(respond)).with_state(gateway)
 }
 
 /// How long a probe of the backend may take.

@@ -141,18 +141,18 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let plan = match Plan::new(load, options).and_then(|plan| Usage::of(&pids).map(|_| plan)) {
         Ok(plan) => Arc::new(plan),
         Err(line) => {
-            log::say(&line);
+            log::write_line(&line);
             return ExitCode::from(2);
         }
     };
     match measure(&plan, &pids) {
         Ok(report) => {
             let printed = print(if json { report.as_json() } else { report.as_table() }.as_bytes());
-            report.problems().for_each(log::say);
+            report.problems().for_each(log::write_line);
             if report.is_clean() { printed } else { ExitCode::FAILURE }
         }
         Err(line) => {
-            log::say(&line);
+            log::write_line(&line);
             ExitCode::FAILURE
         }
     }
@@ -274,14 +274,14 @@ impl Progress {
     fn show(&self, line: &str) {
         let recent = self.shown.get().is_some_and(|at| at.elapsed() < Duration::from_millis(100));
         if self.on_terminal && !recent {
-            log::show(format!("\r\x1b[K{line}"));
+            log::write_raw(format!("\r\x1b[K{line}"));
             self.shown.set(Some(Instant::now()));
         }
     }
 
     fn clear(&self) {
         if self.on_terminal {
-            log::show("\r\x1b[K".to_owned());
+            log::write_raw("\r\x1b[K".to_owned());
         }
     }
 }

@@ -113,7 +113,9 @@ impl Report {
         let own = 100.0 * own.cpu.as_secs_f64() / seconds;
         self.put("generator_cpu_percent", "generator, of one core", own, "%");
         if own > 90.0 * f64::from(self.threads) && !matches!(plan.load, Load::Idle) && plan.rate.is_none() {
-            log::say("the generator was busy throughout: a second may hold more than it could ask for");
+            log::write_line(
+                "the generator was busy throughout: a second may hold more than it could ask for",
+            );
         }
         self.check(&counts);
     }

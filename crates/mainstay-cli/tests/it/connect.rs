@@ -66,8 +66,8 @@ fn a_server_that_was_never_reached_exits_with_1() {
     for url in [format!("ws://{closed}/"), "unix:/nowhere/at.sock".to_owned()] {
         let output = run(&["connect", &url, "--linger", "100ms"], b"");
         assert_eq!(output.status.code(), Some(1), "{url}");
-        let said = text(&output.stderr);
-        assert!(said.contains("refused") || said.contains("No such file"), "{said}");
+        let stderr = text(&output.stderr);
+        assert!(stderr.contains("refused") || stderr.contains("No such file"), "{stderr}");
     }
 }
 

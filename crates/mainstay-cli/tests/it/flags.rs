@@ -4,11 +4,11 @@ use crate::support::run;
 
 pub(crate) fn check(arguments: &[&str], expected: &[&str]) {
     let output = run(arguments, b"");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-    assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
     for word in expected {
-        assert!(said.contains(word), "{arguments:?} lacks {word:?}: {said}");
+        assert!(stderr.contains(word), "{arguments:?} lacks {word:?}: {stderr}");
     }
     assert!(output.stdout.is_empty(), "{arguments:?}");
 }
@@ -83,9 +83,13 @@ fn a_password_in_a_url_is_refused_and_not_repeated() {
         for words in [&["serve", "--upstream"][..], &["connect"], &["bench", "echo"], &["connect", "ws://x/"]]
         {
             let output = run(&[words, &[url]].concat(), b"");
-            let said = String::from_utf8(output.stderr).unwrap();
-            assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{words:?} {url}: {said}");
-            assert!(!said.contains("secret") && !said.contains("ann"), "{words:?} {url}: {said}");
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(
+                (output.status.code(), stderr.lines().count()),
+                (Some(2), 1),
+                "{words:?} {url}: {stderr}"
+            );
+            assert!(!stderr.contains("secret") && !stderr.contains("ann"), "{words:?} {url}: {stderr}");
         }
     }
     check(&["serve", "--upstream", "ws://ann@127.0.0.1:1/"], &["--upstream", "header", "Authorization"]);
@@ -97,7 +101,10 @@ fn an_address_in_use_exits_with_1() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(&["serve", "--listen", &address], b"");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("--listen") && said.contains(&address) && said.lines().count() == 1, "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("--listen") && stderr.contains(&address) && stderr.lines().count() == 1,
+        "{stderr}"
+    );
 }

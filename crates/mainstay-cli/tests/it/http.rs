@@ -400,6 +400,6 @@ async fn requests_are_counted_and_a_backend_that_fails_is_one_line() {
         stage.gateway.log().contains("did not respond properly")
     })
     .await;
-    let said = stage.gateway.log();
-    assert_eq!(said.matches("did not respond properly").count(), 1, "{said}");
+    let stderr = stage.gateway.log();
+    assert_eq!(stderr.matches("did not respond properly").count(), 1, "{stderr}");
 }

@@ -106,8 +106,9 @@ async fn other_signals_do_not_end_the_process_and_are_logged_in_one_line() {
         assert_eq!(client.text().await.as_deref(), Some(name));
     }
     let lines = |name: &str| {
-        let said = gateway.log();
-        said.lines()
+        let stderr = gateway.log();
+        stderr
+            .lines()
             .filter(|line| line.contains(&format!("SIG{name}")))
             .map(str::to_owned)
             .collect::<Vec<_>>()
@@ -127,10 +128,10 @@ async fn the_first_signal_drains_and_the_second_ends_at_once_with_its_code() {
         for _ in 0..2 {
             clients.push(Frames::connect(address, "/echo", "").await.1);
         }
-        let mut said = BufReader::new(process.stderr.take().unwrap());
+        let mut stderr = BufReader::new(process.stderr.take().unwrap());
         signal(&process, first);
         let mut line = String::new();
-        said.read_line(&mut line).unwrap();
+        stderr.read_line(&mut line).unwrap();
         assert!(line.contains("draining; send the signal again to end at once"), "{line}");
         signal(&process, second);
         assert_eq!(process.wait().unwrap().code(), Some(code), "{first}, {second}");
@@ -149,9 +150,9 @@ fn with_log_format_json_every_line_is_json_and_so_is_a_startup_error() {
         .env("MAINSTAY_BACKUP", "x")
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    let first: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
-    assert_eq!((&first["level"], &first["name"]), (&"WARN".into(), &"MAINSTAY_BACKUP".into()), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let first: serde_json::Value = serde_json::from_str(stderr.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["level"], &first["name"]), (&"WARN".into(), &"MAINSTAY_BACKUP".into()), "{stderr}");
     check(&["serve", "--log-format", "xml"], &["--log-format", "text", "json"]);
 }
 
@@ -174,9 +175,9 @@ fn a_mistake_in_the_environment_is_one_line_that_names_the_variable() {
         ("MAINSTAY_TRUSTED_PROXY", "10.0.0.1,proxy.example", "10.0.0.0/8"),
         ("MAINSTAY_DEFLATE", "perhaps", "--deflate"),
     ] {
-        let (code, said) = with_variables(&[(name, value)], &["--listen", "127.0.0.1:0"]);
-        assert_eq!((code, said.lines().count()), (Some(2), 1), "{name}: {said}");
-        assert!(said.contains(name) && said.contains(words), "{name}: {said}");
+        let (code, stderr) = with_variables(&[(name, value)], &["--listen", "127.0.0.1:0"]);
+        assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{name}: {stderr}");
+        assert!(stderr.contains(name) && stderr.contains(words), "{name}: {stderr}");
     }
 }
 
@@ -196,11 +197,11 @@ fn each_option_has_a_variable_and_those_of_kubernetes_are_ignored() {
         ("MAINSTAY_PORT_8080_TCP_ADDR", "10.0.0.9"),
         ("MAINSTAY_SERVICE_HOST", "10.0.0.9"),
     ];
-    let (code, said) = with_variables(&variables, &[]);
-    assert!(code == Some(1) && said.contains(&address) && said.lines().count() == 1, "{code:?} {said}");
-    let (code, said) =
+    let (code, stderr) = with_variables(&variables, &[]);
+    assert!(code == Some(1) && stderr.contains(&address) && stderr.lines().count() == 1, "{code:?} {stderr}");
+    let (code, stderr) =
         with_variables(&[("MAINSTAY_DRAIN", "soon")], &["--listen", &address, "--drain", "1s"]);
-    assert!(code == Some(1) && said.contains(&address), "the command line wins: {code:?} {said}");
+    assert!(code == Some(1) && stderr.contains(&address), "the command line wins: {code:?} {stderr}");
 }
 
 #[test]
@@ -215,8 +216,8 @@ fn flags_about_the_backend_require_upstream() {
     ] {
         check(&["serve", flag, value], &[flag, "needs --upstream"]);
         let variable = format!("MAINSTAY_{}", flag[2..].to_uppercase().replace('-', "_"));
-        let (code, said) = with_variables(&[(&variable, value)], &[]);
-        assert_eq!((code, said.lines().count()), (Some(2), 1), "{said}");
-        assert!(said.contains(&variable) && said.contains("needs --upstream"), "{said}");
+        let (code, stderr) = with_variables(&[(&variable, value)], &[]);
+        assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");
+        assert!(stderr.contains(&variable) && stderr.contains("needs --upstream"), "{stderr}");
     }
 }

@@ -1,4 +1,4 @@
-//! What comes with the program: its defaults in the documents, its version, manual pages, and the files below `packaging`.
+//! The files and documents that belong to the program: its defaults, its version, its manual pages, and `packaging`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,13 +6,13 @@ use std::path::Path;
 
 use crate::support::{Gateway, run};
 
-/// A file of the repository.
+/// Reads a file of the repository.
 fn file(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The flags of a subcommand, each with its help in one line.
+/// Returns the flags of a subcommand, each with its help in one line.
 fn flags(command: &str) -> Vec<(String, String)> {
     let help = run(&[command, "--help"], b"");
     let mut found: Vec<(String, String)> = Vec::new();
@@ -29,7 +29,7 @@ fn flags(command: &str) -> Vec<(String, String)> {
     found
 }
 
-/// `16MiB` as the documents write it: `16 MiB`; `2m` as `2 minutes`.
+/// Returns a value as the documents write it: `16MiB` as `16 MiB`, `2m` as `2 minutes`.
 fn as_written(value: &str) -> String {
     let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
     let number =
@@ -43,7 +43,7 @@ fn as_written(value: &str) -> String {
 }
 
 #[test]
-fn each_flag_has_a_row_among_the_defaults_and_its_default_stands_there() {
+fn each_flag_has_a_row_with_its_default_in_the_defaults() {
     let document = file("docs/DEFAULTS.md");
     let rows: Vec<Vec<&str>> = document.lines().map(|line| line.split(" | ").collect()).collect();
     let mut complaints = Vec::new();
@@ -132,7 +132,7 @@ fn the_unit_the_image_and_the_compose_file_use_flags_and_variables_that_the_prog
             assert!(!word.starts_with("MAINSTAY_") || is_known, "{path}: {word}");
         }
     }
-    // The commands that start the program: `mainstay serve --flag value`, and the lists of the compose file.
+    // The commands that start the program: `mainstay serve --flag value` in the unit, and lists in the compose file.
     for path in ["packaging/mainstay.service", "packaging/compose.yaml"] {
         let text = file(path);
         let commands =
@@ -190,7 +190,7 @@ fn health_succeeds_while_the_gateway_is_ready_and_else_gives_the_reason_in_one_l
     let refused = run(&["health", &address], b"");
     assert_eq!(refused.status.code(), Some(1));
     assert_eq!(text(&refused.stderr).lines().count(), 1);
-    // A port where nothing listens.
+    // A port without a listener.
     let backend = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let waiting = Gateway::start(&["--admin", "127.0.0.1:0", "--upstream", &format!("ws://{backend}")]);
     let output = run(&["health", &waiting.admin.unwrap().to_string()], b"");

@@ -79,10 +79,10 @@ fn a_second_process_on_the_same_address_exits_and_names_the_first() {
     let listen = free();
     let old = Gateway::at(&["--listen", &listen]);
     let output = mainstay(&["serve", "--listen", &listen]).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
     for words in [&listen, &format!("process {}", old.id()), "SIGTERM"] {
-        assert!(said.contains(words), "{said}");
+        assert!(stderr.contains(words), "{stderr}");
     }
     assert_eq!(connect(old.address()).unwrap(), "101");
 }

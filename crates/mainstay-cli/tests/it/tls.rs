@@ -118,9 +118,9 @@ async fn a_backends_self_signed_certificate_is_trusted_if_a_flag_names_it() {
         let output = run(&["connect", &url, "--cacert", &ca], b"hello\n");
         assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"hello\n"[..]));
         let output = run(&["connect", &url, "--cacert", &other, "--once"], b"");
-        let said = String::from_utf8(output.stderr).unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1));
-        assert!(said.contains("TLS: the certificate of localhost is not trusted"), "{said}");
+        assert!(stderr.contains("TLS: the certificate of localhost is not trusted"), "{stderr}");
     }
 }
 

@@ -1,0 +1,147 @@
+//! The observation of one link.
+
+use std::ops::RangeInclusive;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use mainstay::SessionId;
+use mainstay::client::{Event, Lost, ReasonCode, Report};
+
+use super::Links;
+use crate::access_log;
+use crate::backend_health::Failure;
+
+/// Observes one link: counts the messages that may not have reached the backend, and logs them in one line when it is
+/// dropped. One line a link, so that a failing backend does not fill the log.
+pub(crate) struct LinkMonitor {
+    links: Links,
+    slot: usize,
+    session: Option<SessionId>,
+    is_attached: bool,
+    unknown: u64,
+    not_delivered: u64,
+    /// The numbers of undeliverable messages. A later report may cover them again.
+    undeliverable: Vec<u64>,
+}
+
+impl LinkMonitor {
+    /// Starts the observation. `slot`: the link's place in the list of links.
+    pub(super) fn new(links: Links, slot: usize, session: Option<SessionId>) -> Self {
+        Self {
+            links,
+            slot,
+            session,
+            is_attached: false,
+            unknown: 0,
+            not_delivered: 0,
+            undeliverable: Vec::new(),
+        }
+    }
+
+    /// Counts what an event of the link reports.
+    pub(crate) fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Attached { .. } => {
+                self.attached(true);
+                self.links.reached();
+            }
+            Event::AttemptFailed { why, .. } => self.attempt_failed(why),
+            Event::Detached { why, next_attempt_in } => {
+                self.attached(false);
+                let figures = &self.links.0.figures;
+                figures.lost.fetch_add(1, Relaxed);
+                if let Lost::Dead(evidence) = why {
+                    figures.dead(*evidence).fetch_add(1, Relaxed);
+                    if self.links.answers_pings() == Some(true) {
+                        // Another backend may be running there by now.
+                        self.links.note_pings(None);
+                    }
+                }
+                let why = format!("{why:?}");
+                let waits = !next_attempt_in.is_zero();
+                self.links.update(|health| health.handle_lost(Instant::now(), &why, waits));
+            }
+            Event::Ended(end) => {
+                self.attached(false);
+                if let Some(status) = end.code.and_then(ReasonCode::status) {
+                    self.links.refused(status);
+                }
+            }
+            Event::PingsUnanswered => self.links.note_pings(Some(false)),
+            Event::PingsAnswered => self.links.note_pings(Some(true)),
+            Event::Report(Report::Unknown(range)) => {
+                let count = self.newly_reported(range);
+                self.unknown += count;
+                self.links.0.figures.unknown.fetch_add(count, Relaxed);
+            }
+            Event::Report(Report::NotDelivered(range)) => {
+                self.not_delivered(self.newly_reported(range));
+            }
+            Event::Report(Report::Undeliverable { number, .. }) => {
+                self.undeliverable.push(*number);
+                self.links.0.figures.undeliverable.fetch_add(1, Relaxed);
+            }
+            _ => {}
+        }
+    }
+
+    fn attempt_failed(&self, why: &Lost) {
+        let Some(failure) = Failure::of(why) else { return };
+        let status = match why {
+            Lost::Unavailable { code, .. } => code.status(),
+            Lost::Refused { status, .. } => *status,
+            _ => None,
+        };
+        let answered = !failure.reason.is_down();
+        self.links.failed(failure);
+        match status {
+            Some(status) => self.links.refused(status),
+            None if answered => self.links.reached(),
+            None => {}
+        }
+    }
+
+    fn attached(&mut self, is_attached: bool) {
+        if std::mem::replace(&mut self.is_attached, is_attached) != is_attached {
+            let counter = &self.links.0.figures.attached;
+            if is_attached {
+                counter.fetch_add(1, Relaxed)
+            } else {
+                counter.fetch_sub(1, Relaxed)
+            };
+        }
+    }
+
+    /// Counts messages of the client that the link did not accept any more.
+    pub(crate) fn not_delivered(&mut self, count: u64) {
+        self.not_delivered += count;
+        self.links.0.figures.not_delivered.fetch_add(count, Relaxed);
+    }
+
+    fn newly_reported(&self, range: &RangeInclusive<u64>) -> u64 {
+        let before = self.undeliverable.iter().filter(|number| range.contains(number)).count();
+        (range.end() + 1 - range.start()).saturating_sub(before as u64)
+    }
+}
+
+impl Drop for LinkMonitor {
+    fn drop(&mut self) {
+        self.attached(false);
+        let sender = self.links.list().try_remove(self.slot);
+        if sender.is_some_and(|sender| sender.answers_pings() == Some(true)) {
+            self.links.note_pings(Some(true));
+        }
+        let (unknown, not_delivered) = (self.unknown, self.not_delivered);
+        let undeliverable = self.undeliverable.len();
+        if unknown + not_delivered > 0 || undeliverable > 0 {
+            let session = access_log::session_name(self.session);
+            tracing::warn!(
+                session,
+                unknown,
+                not_delivered,
+                undeliverable,
+                "messages of a client may not have reached the backend"
+            );
+        }
+    }
+}
