@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::markdown::Document;
 use crate::run::{output, tracked_files};
 use crate::words::Words;
-use crate::{Outcome, Result, circles, docs};
+use crate::{Outcome, Result, circles, docs, path};
 
 /// Tags of code blocks in the documents that `docs` runs. `sh` is run by `docs`, `rust` is a documentation
 /// test, `json` is parsed here; a block that is none of these languages is `text`.
@@ -60,6 +60,7 @@ pub(crate) fn check() -> Result<Outcome> {
     complaints.extend(
         circles.iter().map(|files| format!("{}: a circle of files that use each other", files.join(", "))),
     );
+    complaints.extend(path::check()?);
     complaints.extend(proto_without_runtime()?);
     if complaints.is_empty() {
         println!("{} files are tidy", files.len());
